@@ -1,0 +1,47 @@
+# make demo | make test    each sets up .venv first; at once when nothing changed.
+#   PYTHON=python3.11      which interpreter .venv is made from
+#   NOVENV=1               use that interpreter as it is: no .venv, nothing installed
+# make format              mend layout and what ruff can fix
+
+PYTHON ?= python3
+
+ifeq ($(filter-out 0,$(NOVENV)),)
+run := .venv/bin/python
+demo := .venv/bin/resid-theory demo
+set_up := "$(PYTHON)" bootstrap.py
+else
+run := PYTHONPATH="$(CURDIR)" "$(PYTHON)"
+demo := $(run) -m resid_theory.cli demo
+set_up := "$(PYTHON)" bootstrap.py --no-venv
+endif
+
+# $(call has,module): whether the interpreter could import it, without importing it
+has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
+skipped = echo "$(1) is not importable by $(PYTHON): skipped."
+
+.PHONY: demo test format set-up set-up-for-tests interpreter
+
+demo: set-up
+	@$(demo)
+
+# A failed lint does not stop the tests, so that one run shows everything; pytest speaks last.
+test: set-up-for-tests
+	@status=0; \
+	if $(call has,ruff); then $(run) -m ruff check . || status=1; else $(call skipped,ruff); fi; \
+	if $(call has,mypy); then $(run) -m mypy || status=1; else $(call skipped,mypy); fi; \
+	$(run) -m pytest || status=$$?; \
+	exit $$status
+
+format: set-up-for-tests
+	@$(run) -m ruff check --fix . ; $(run) -m ruff format .
+
+set-up: interpreter
+	@$(set_up)
+
+set-up-for-tests: interpreter
+	@$(set_up) --tests
+
+interpreter:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	echo "$(PYTHON) was not found: install Python 3.11 or newer, or name it, as in 'make test PYTHON=python3.11'." >&2; \
+	exit 1; }
