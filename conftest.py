@@ -1,0 +1,18 @@
+"""What doctests and tests share: names, and a plotting backend without a window."""
+
+import os
+
+import pytest
+
+# Before anything imports matplotlib; set, not defaulted, so that a user's choice opens no window.
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(autouse=True)
+def names_of_doctests(doctest_namespace):
+    """Give every doctest ``torch`` and ``rt``, as a reader's session would have them."""
+    import torch
+
+    import resid_theory as rt
+
+    doctest_namespace.update(torch=torch, rt=rt)
