@@ -1,0 +1,152 @@
+"""Checks shared by the rooms: each raises once, saying what was given and what is needed."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensor", "choose", "finite", "pair", "positive", "whole"]
+
+
+def choose(argument: str, given: str, choices: Sequence[str]) -> str:
+    """Return ``given`` if it is one of ``choices``.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: What the caller passed.
+        choices: The names that exist.
+
+    Returns:
+        ``given`` itself.
+
+    Raises:
+        ValueError: If ``given`` is not a choice; the message names the nearest one.
+    """
+    if isinstance(given, str) and given in choices:
+        return given
+    close = difflib.get_close_matches(str(given).lower(), choices, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    names = ", ".join(repr(name) for name in choices)
+    raise ValueError(f"{argument}: unknown name {given!r}; {hint}choose from {names}")
+
+
+def whole(argument: str, given: Any, minimum: int = 1) -> int:
+    """Return ``given`` as an int of at least ``minimum``.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: What the caller passed; NumPy integers are welcome, booleans and floats are not.
+        minimum: Smallest value allowed.
+
+    Returns:
+        The value as a Python int.
+
+    Raises:
+        ValueError: If it is not a whole number or too small.
+    """
+    if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
+        raise ValueError(f"{argument}: got {given!r}, needs a whole number of at least {minimum}")
+    if given < minimum:
+        raise ValueError(f"{argument}: got {given}, needs at least {minimum}")
+    return int(given)
+
+
+def positive(argument: str, given: Any) -> float:
+    """Return ``given`` as a finite float above zero.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: What the caller passed.
+
+    Returns:
+        The value as a Python float.
+
+    Raises:
+        ValueError: If it is not a finite number above zero.
+    """
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not (0.0 < value < float("inf")):
+        raise ValueError(f"{argument}: got {given!r}, needs a finite number above 0")
+    return value
+
+
+def as_tensor(argument: str, given: Any) -> Tensor:
+    """Return an array, nested list or tensor as a tensor, without changing its dtype.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: What the caller passed.
+
+    Returns:
+        The tensor; shares memory with the input where that is possible.
+
+    Raises:
+        ValueError: If it cannot be read as an array of numbers.
+    """
+    if isinstance(given, Tensor):
+        return given
+    try:
+        return torch.as_tensor(np.asarray(given))
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(given).__name__
+        raise ValueError(
+            f"{argument}: got {kind}, needs a tensor or an array of numbers"
+        ) from error
+
+
+def finite(argument: str, given: Tensor) -> Tensor:
+    """Return ``given`` if it holds no NaN and no infinity.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: Any tensor.
+
+    Returns:
+        ``given`` itself.
+
+    Raises:
+        ValueError: If an entry is not finite; the message gives the first one's position.
+    """
+    # One reduction decides the usual case; the mask is built only for the message.
+    if not given.is_floating_point() or bool(torch.isfinite(given.detach().sum())):
+        return given
+    bad = (~torch.isfinite(given)).nonzero()
+    if len(bad) == 0:  # the sum overflowed, the entries did not
+        return given
+    where = tuple(bad[0].tolist())
+    raise ValueError(
+        f"{argument}: entry {where} is {given[where].item()} "
+        f"({len(bad)} of {given.numel()} entries are not finite); needs finite numbers"
+    )
+
+
+def pair(item: Any) -> tuple[Tensor, Tensor]:
+    """Return a batch as tensors ``(x, y)`` with the same number of samples.
+
+    Args:
+        item: A sequence of two arrays or tensors, samples along the first axis.
+
+    Returns:
+        The two tensors.
+
+    Raises:
+        ValueError: If it is not a pair, is empty, or the sample counts differ.
+    """
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
+        raise ValueError(f"data: got a batch that is {kind}, needs a pair (x, y)")
+    x, y = as_tensor("data x", item[0]), as_tensor("data y", item[1])
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
+        raise ValueError(
+            f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; "
+            "needs the same number of samples along the first axis"
+        )
+    if len(x) == 0:
+        raise ValueError("data: got a batch without samples, needs at least one")
+    return finite("data x", x), finite("data y", y)

@@ -1,0 +1,158 @@
+"""Elementwise activations by name, and what they do next to zero."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resid_theory._check import choose
+
+__all__ = ["ACTIVATIONS", "Activation", "AtZero", "activation", "at_zero", "derivatives"]
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _shifted_softplus(z: Tensor) -> Tensor:
+    # softplus(0) = log 2 would move the zero point; the shift puts it back.
+    return F.softplus(z) - torch.log(torch.tensor(2.0, dtype=z.dtype, device=z.device))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "tanh": torch.tanh,
+    "sin": torch.sin,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "softplus": F.softplus,
+    "shifted_softplus": _shifted_softplus,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def activation(argument: str, given: str | Activation | None) -> Activation | None:
+    """The activation that ``given`` names.
+
+    Args:
+        argument: Name of the argument, for the message.
+        given: A key of ``ACTIVATIONS``, an elementwise callable, or ``None`` for no activation.
+
+    Returns:
+        The callable, or ``None``.
+
+    Raises:
+        ValueError: If the name is unknown, or a callable changes the shape of its input.
+    """
+    if given is None or given == "identity":
+        return None
+    if not callable(given):
+        return ACTIVATIONS[choose(argument, given, [*ACTIVATIONS, "identity"])]
+    probe = torch.zeros(2, 3, dtype=torch.float64)
+    shape = tuple(given(probe).shape)
+    if shape != (2, 3):
+        raise ValueError(
+            f"{argument}: the callable turns shape (2, 3) into {shape}, needs an elementwise one"
+        )
+    return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtZero:
+    """One-sided behaviour of an activation at zero; the two sides agree when it is smooth there.
+
+    Attributes:
+        value: s(0).
+        left: s'(0-).
+        right: s'(0+).
+        second_left: s''(0-).
+        second_right: s''(0+).
+    """
+
+    value: float
+    left: float
+    right: float
+    second_left: float
+    second_right: float
+
+    @property
+    def has_kink(self) -> bool:
+        """Whether the two slopes differ by more than round-off."""
+        return abs(self.left - self.right) > 1e-12 * max(abs(self.left), abs(self.right), 1e-300)
+
+    @property
+    def slope(self) -> float:
+        """s'(0); at a kink the slope of the least-squares line on [-e, e], (left + right) / 2."""
+        return 0.5 * (self.left + self.right)
+
+    @property
+    def second(self) -> float:
+        """s''(0); at a kink 0, the curvature of that line; nan where the two sides differ."""
+        if self.has_kink:
+            return 0.0
+        scale = max(abs(self.second_left), abs(self.second_right), 1.0)
+        if abs(self.second_left - self.second_right) > 1e-9 * scale:
+            return float("nan")
+        return 0.5 * (self.second_left + self.second_right)
+
+
+def at_zero(function: Activation | None) -> AtZero:
+    """Value, slopes and second derivatives of an activation at zero, from both sides.
+
+    Args:
+        function: An elementwise callable, or ``None`` for the identity.
+
+    Returns:
+        Numbers in float64.
+
+    Source:
+        Li et al., arXiv:1611.01186, Assumption 3 (derivatives at 0) and its remark on ReLU.
+
+    Example:
+        >>> at_zero(torch.relu).slope
+        0.5
+    """
+    if function is None:
+        return AtZero(value=0.0, left=1.0, right=1.0, second_left=0.0, second_right=0.0)
+    # Derivatives next to zero, not at it: autograd's value at a kink is a convention. At 1e-150
+    # the remaining distance to 0 changes nothing that float64 can hold.
+    points = torch.tensor([-1e-150, 0.0, 1e-150], dtype=torch.float64)
+    first, second = derivatives(function, points)
+    value = function(torch.zeros(1, dtype=torch.float64)).item()
+    return AtZero(
+        value=value,
+        left=first[0].item(),
+        right=first[2].item(),
+        second_left=second[0].item(),
+        second_right=second[2].item(),
+    )
+
+
+def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second derivative of an elementwise activation.
+
+    Args:
+        function: An elementwise callable, or ``None`` for the identity.
+        z: Where, any shape.
+
+    Returns:
+        s'(z) and s''(z), each of the shape of ``z``; s'' of a piecewise linear function is 0.
+    """
+    if function is None:
+        return torch.ones_like(z), torch.zeros_like(z)
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        first = _derivative(function(point), point, create_graph=True)
+        second = _derivative(first, point, create_graph=False)
+    return first.detach(), second.detach()
+
+
+def _derivative(value: Tensor, point: Tensor, *, create_graph: bool) -> Tensor:
+    if not value.requires_grad:  # constant slope: nothing left to differentiate
+        return torch.zeros_like(point)
+    (grad,) = torch.autograd.grad(
+        value.sum(), point, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return grad

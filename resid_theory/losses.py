@@ -1,0 +1,152 @@
+"""Losses by name, in the convention of the papers' theory: a mean over samples."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resid_theory._check import choose
+
+__all__ = ["LOSSES", "Loss", "check_target", "loss_function", "output_derivatives"]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def square(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared error, summed over outputs, mean over samples.
+
+    ``F.mse_loss`` is 2/k times it for k outputs.
+
+    Args:
+        output: (m, ...).
+        target: The same shape.
+
+    Returns:
+        A scalar.
+    """
+    return 0.5 * (output - target).square().flatten(1).sum(1).mean()
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the softmax, in nats, mean over samples.
+
+    Args:
+        output: Logits, (m, k).
+        target: Class indices (m,), or probabilities (m, k) such as one-hot rows.
+
+    Returns:
+        A scalar.
+    """
+    return F.cross_entropy(output, target)
+
+
+LOSSES: dict[str, Loss] = {"square": square, "cross_entropy": cross_entropy}
+
+
+def loss_function(loss: str | Loss) -> Loss:
+    """The loss that ``loss`` names.
+
+    Args:
+        loss: A key of ``LOSSES``, or a callable ``(output, target) -> scalar mean over samples``.
+
+    Returns:
+        The callable.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    return loss if callable(loss) else LOSSES[choose("loss", loss, list(LOSSES))]
+
+
+def check_target(loss: str | Loss, output: Tensor, target: Tensor) -> None:
+    """Refuse targets that do not fit the output, before broadcasting hides it.
+
+    Args:
+        loss: As in :func:`loss_function`; only the named losses are checked.
+        output: Network output, (m, ...).
+        target: Targets.
+
+    Raises:
+        ValueError: If shapes, dtypes or class indices do not fit.
+    """
+    if loss == "cross_entropy" and not target.is_floating_point():
+        _check_classes(output, target)
+    elif loss in ("square", "cross_entropy") and output.shape != target.shape:
+        raise ValueError(
+            f"data y: got shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}; "
+            f"the loss {loss!r} needs equal shapes"
+            + (" or class indices (m,) of an integer dtype" if loss == "cross_entropy" else "")
+        )
+    elif loss == "square" and not target.is_floating_point():
+        raise ValueError(f"data y: got dtype {target.dtype}, the square loss needs floating point")
+
+
+def _check_classes(output: Tensor, target: Tensor) -> None:
+    classes = output.shape[1] if output.dim() > 1 else 0
+    if target.dim() != 1:
+        raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"data y: got class labels from {low} to {high} for {classes} outputs, "
+            f"needs labels in 0..{classes - 1}"
+        )
+
+
+def output_derivatives(loss: str | Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Gradient and Hessian of every sample's loss with respect to its own output.
+
+    Args:
+        loss: As in :func:`loss_function`; it must be a mean over samples.
+        output: Network outputs, (m, k).
+        target: Targets, as the loss needs them.
+
+    Returns:
+        :math:`g_\mu = \nabla \ell_\mu`, (m, k), and :math:`H_\mu = \nabla^2 \ell_\mu`, (m, k, k),
+        without the 1/m of the mean.
+
+    Raises:
+        ValueError: If the targets do not fit, or the loss is not a mean over samples.
+    """
+    check_target(loss, output, target)
+    m, k = output.shape
+    if loss == "square":
+        eye = torch.eye(k, dtype=output.dtype, device=output.device)
+        return output - target, eye.expand(m, k, k)
+    function = loss_function(loss)
+    _check_mean(function, output, target)
+    with torch.enable_grad():
+        point = output.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(m * function(point, target), point, create_graph=True)
+        rows = [_column(grad[:, j].sum(), point) for j in range(k)]
+    return grad.detach(), torch.stack(rows, dim=1)
+
+
+def _column(value: Tensor, point: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(point)
+    (grad,) = torch.autograd.grad(
+        value, point, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return grad.detach()
+
+
+def _check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
+    # A sum over samples, or a loss that couples samples, would silently give wrong Hessians.
+    if len(output) < 2:
+        return
+    with torch.no_grad():
+        whole = float(function(output, target))
+        first = float(function(output[:1], target[:1]))
+        rest = float(function(output[1:], target[1:]))
+    mean = (first + (len(output) - 1) * rest) / len(output)
+    # Either side is a sum of m rounded terms; the square root of the precision leaves no doubt.
+    tolerance = torch.finfo(output.dtype).eps ** 0.5 * max(abs(whole), abs(mean), abs(first))
+    if abs(whole - mean) > tolerance:
+        raise ValueError(
+            f"loss: {whole:.6g} on all {len(output)} samples, but {mean:.6g} as the mean of "
+            "its parts; needs a mean over samples (a sum: divide it by the number of samples)"
+        )
+
+

@@ -1,0 +1,257 @@
+"""n-shortcut networks: the linear and nonlinear nets of "Demystifying ResNet", and where they start."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import choose, positive, whole
+from resid_theory.activations import Activation, activation
+
+__all__ = ["INITIALIZATIONS", "ShortcutNet", "draw_weights", "initialize"]
+
+INITIALIZATIONS = ("xavier", "orthogonal", "kaiming", "zero", "near_zero")
+
+
+class ShortcutNet(nn.Module):
+    r"""A stack of blocks of n weight matrices, each block under one identity shortcut.
+
+    Block r computes, with no activation on the shortcut path,
+
+    .. math:: z_r = z_{r-1} + \sigma_{post}(W^{r,n} \sigma_{mid}(\dots \sigma_{mid}(W^{r,1}
+        \sigma_{pre}(z_{r-1}) + b^r)))
+
+    and the output is the last z. Weights start at zero, the paper's zero initial point;
+    :func:`initialize` draws others. Samples and any leading axes broadcast: ``weights`` with leading
+    axes (..., blocks, n, d, d), through ``torch.func.functional_call``, is a batch of nets, with or
+    without ``vmap``.
+
+    Args:
+        width: Width d of input, trunk and output.
+        blocks: Number of blocks R, at least 1.
+        shortcut_depth: Weight matrices n under one shortcut, at least 1.
+        shortcut: False for the plain net: the same layers without the identity.
+        pre: Activation before the first matrix of a block: a name, an elementwise callable or None.
+        mid: Activation between two matrices of a block.
+        post: Activation after the last matrix of a block.
+        hidden: Width inside a block; ``width`` by default. Needs ``shortcut_depth`` >= 2.
+        bias: Whether the first matrix of a block has a bias, as in the paper's equation (3).
+        dtype: Of the parameters; theory is done in float64.
+        device: Of the parameters.
+
+    Attributes:
+        weights: (blocks, n, d, d), one parameter, when all matrices are square; otherwise a
+            ``ParameterList`` of blocks * n matrices (out, in), block by block, input to output.
+        bias: (blocks, hidden), or None.
+
+    Raises:
+        ValueError: If a count is below 1, a name is unknown or ``hidden`` does not apply.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Definitions 1 and 2.
+
+    Example:
+        >>> net = ShortcutNet(3, blocks=4, shortcut_depth=2)
+        >>> net(torch.ones(5, 3, dtype=torch.float64)).sum().item()
+        15.0
+    """
+
+    weights: nn.Parameter | nn.ParameterList
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        blocks: int,
+        shortcut_depth: int,
+        *,
+        shortcut: bool = True,
+        pre: str | Activation | None = None,
+        mid: str | Activation | None = None,
+        post: str | Activation | None = None,
+        hidden: int | None = None,
+        bias: bool = False,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.width = whole("width", width)
+        self.blocks = whole("blocks", blocks)
+        self.shortcut_depth = whole("shortcut_depth", shortcut_depth)
+        self.hidden = self.width if hidden is None else whole("hidden", hidden)
+        if self.shortcut_depth == 1 and self.hidden != self.width:
+            raise ValueError(
+                f"hidden: got {hidden} with shortcut_depth=1; a block of one matrix has no inside, "
+                "needs shortcut_depth >= 2"
+            )
+        self.shortcut = bool(shortcut)
+        self.pre = activation("pre", pre)
+        self.mid = activation("mid", mid)
+        self.post = activation("post", post)
+        factory = {"dtype": dtype, "device": device}
+        if self.hidden == self.width:
+            shape = (self.blocks, self.shortcut_depth, self.width, self.width)
+            self.weights = nn.Parameter(torch.zeros(shape, **factory))
+        else:
+            self.weights = nn.ParameterList(
+                torch.zeros(shape, **factory) for shape in self.shapes * self.blocks
+            )
+        self.bias = nn.Parameter(torch.zeros(blocks, self.hidden, **factory)) if bias else None
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Shapes (out, in) of one block's matrices, input to output."""
+        widths = [self.width] + [self.hidden] * (self.shortcut_depth - 1) + [self.width]
+        return [(rows, columns) for columns, rows in zip(widths, widths[1:], strict=False)]
+
+    @property
+    def depth(self) -> int:
+        """Number of weight layers, blocks times shortcut depth."""
+        return self.blocks * self.shortcut_depth
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether no activation is set; a bias keeps a net affine, not linear."""
+        return self.pre is None and self.mid is None and self.post is None and self.bias is None
+
+    def layers(self) -> list[Tensor]:
+        """All weight matrices, block by block, input to output; views into ``weights``."""
+        if isinstance(self.weights, Tensor):
+            return [w for block in self.weights.unbind(-4) for w in block.unbind(-3)]
+        return list(self.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The net's output.
+
+        Args:
+            x: Inputs, (..., samples, width).
+
+        Returns:
+            (..., samples, width).
+
+        Raises:
+            ValueError: If the last axis of ``x`` is not ``width``.
+        """
+        if x.shape[-1] != self.width:
+            raise ValueError(
+                f"x: got shape {tuple(x.shape)}, needs a last axis of the net's width {self.width}"
+            )
+        layers, n = self.layers(), self.shortcut_depth
+        for block in range(self.blocks):
+            offset = None if self.bias is None else self.bias[..., block, :]
+            branch = self._branch(layers[block * n : block * n + n], offset, x)
+            x = x + branch if self.shortcut else branch
+        return x
+
+    def _branch(self, layers: Sequence[Tensor], offset: Tensor | None, x: Tensor) -> Tensor:
+        x = x if self.pre is None else self.pre(x)
+        for position, weight in enumerate(layers):
+            if position and self.mid is not None:
+                x = self.mid(x)
+            x = x @ weight.mT
+            if position == 0 and offset is not None:
+                x = x + offset.unsqueeze(-2)
+        return x if self.post is None else self.post(x)
+
+    def extra_repr(self) -> str:
+        """The net's structure, for ``repr``."""
+        names = {
+            name: getattr(act, "__name__", repr(act))
+            for name in ("pre", "mid", "post")
+            if (act := getattr(self, name)) is not None
+        }
+        parts = [str(self.width), f"blocks={self.blocks}", f"shortcut_depth={self.shortcut_depth}"]
+        parts += [f"{name}={value}" for name, value in names.items()]
+        parts += [] if self.shortcut else ["shortcut=False"]
+        parts += [f"hidden={self.hidden}"] if self.hidden != self.width else []
+        return ", ".join(parts + (["bias=True"] if self.bias is not None else []))
+
+
+def draw_weights(
+    kind: str,
+    shape: Sequence[int],
+    *,
+    generator: torch.Generator,
+    scale: float = 0.01,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    r"""Initial weight matrices, any number at once.
+
+    ``xavier``: entries of variance 2 / (fan_in + fan_out). ``kaiming``: 2 / fan_in. ``orthogonal``:
+    uniform (Haar) on the orthogonal matrices; orthonormal rows or columns when rectangular.
+    ``near_zero``: ``scale`` times ``xavier``. ``zero``: zero. Normal entries throughout.
+
+    Args:
+        kind: One of ``INITIALIZATIONS``.
+        shape: (..., out, in).
+        generator: Source of randomness; its device is where the numbers are drawn.
+        scale: Factor of ``near_zero``. Default from the paper's Appendix B as recalled ("a small
+            constant"); its value is a choice of this toolkit.
+        dtype: Of the result; numbers are drawn in float64.
+
+    Returns:
+        (..., out, in), on the generator's device.
+
+    Raises:
+        ValueError: If the kind is unknown, the scale is not positive or the generator is missing.
+
+    Source:
+        Li et al., arXiv:1611.01186, Appendix B. Haar by QR with the signs of R's diagonal: Mezzadri
+        2007, "How to generate random matrices from the classical compact groups".
+    """
+    choose("kind", kind, INITIALIZATIONS)
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator: got {generator!r}, needs a torch.Generator, "
+            "e.g. torch.Generator().manual_seed(0)"
+        )
+    rows, columns = shape[-2:]
+    if kind == "zero":
+        return torch.zeros(*shape, dtype=dtype, device=generator.device)
+    normal = torch.randn(
+        *shape, generator=generator, dtype=torch.float64, device=generator.device
+    )
+    if kind == "orthogonal":
+        return _haar(normal).to(dtype)
+    variance = 2.0 / columns if kind == "kaiming" else 2.0 / (rows + columns)
+    factor = positive("scale", scale) if kind == "near_zero" else 1.0
+    return (factor * math.sqrt(variance) * normal).to(dtype)
+
+
+def _haar(normal: Tensor) -> Tensor:
+    wide = normal.shape[-2] < normal.shape[-1]
+    q, r = torch.linalg.qr(normal.mT if wide else normal)
+    # QR leaves the signs of R's diagonal to the library; fixing them makes the law Haar.
+    signs = r.diagonal(dim1=-2, dim2=-1).sign()
+    q = q * signs.unsqueeze(-2)
+    return q.mT if wide else q
+
+
+def initialize(
+    net: ShortcutNet, kind: str, *, generator: torch.Generator, scale: float = 0.01
+) -> ShortcutNet:
+    """Draw a net's weights in place; biases become zero.
+
+    Args:
+        net: The net.
+        kind: One of ``INITIALIZATIONS``; :func:`draw_weights` has their definitions.
+        generator: Source of randomness.
+        scale: Factor of ``near_zero``.
+
+    Returns:
+        The same net.
+
+    Raises:
+        ValueError: As for :func:`draw_weights`.
+
+    Source:
+        Li et al., arXiv:1611.01186, Appendix B.
+    """
+    with torch.no_grad():
+        targets = [net.weights] if isinstance(net.weights, Tensor) else list(net.weights)
+        for weight in targets:
+            weight.copy_(draw_weights(kind, weight.shape, generator=generator, scale=scale))
+        if net.bias is not None:
+            net.bias.zero_()
+    return net

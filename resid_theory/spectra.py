@@ -1,0 +1,404 @@
+"""Eigenvalues of a symmetric operator, and everything that is read off them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, finite
+
+__all__ = ["Readings", "Spectrum"]
+
+_EPS = torch.finfo(torch.float64).eps
+_EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
+
+
+class Readings(ABC):
+    """What is read off the eigenvalues of a symmetric operator, however they are known.
+
+    A list of eigenvalues (:class:`Spectrum`) and a structured matrix that can only count them
+    (``theory.toeplitz.BlockToeplitz``) answer five questions each; the rest follows here, so that the
+    same threshold stands behind the same word everywhere.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of eigenvalues P, multiplicities counted."""
+
+    @property
+    @abstractmethod
+    def largest(self) -> float:
+        """Largest eigenvalue (signed)."""
+
+    @property
+    @abstractmethod
+    def smallest(self) -> float:
+        """Smallest eigenvalue (signed); the most negative one where there is any."""
+
+    @abstractmethod
+    def magnitude(self, rank: int) -> float:
+        """The |λ| of a given rank, 0 for the smallest, P - 1 for the largest.
+
+        Args:
+            rank: In [0, P).
+
+        Returns:
+            The magnitude as computed: round-off is not replaced by zero.
+        """
+
+    @abstractmethod
+    def count_within(self, threshold: float) -> int:
+        """Number of eigenvalues with |λ| up to a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+
+    @abstractmethod
+    def count_below(self, threshold: float) -> int:
+        """Number of eigenvalues below a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+
+    @property
+    def max_magnitude(self) -> float:
+        """Largest |λ|."""
+        return max(abs(self.largest), abs(self.smallest))
+
+    @property
+    def min_magnitude(self) -> float:
+        """Smallest |λ|, as computed: round-off is not replaced by zero here."""
+        return self.magnitude(0)
+
+    @property
+    def zero_threshold(self) -> float:
+        """|λ| up to this counts as zero: P times float64's epsilon times the largest |λ|.
+
+        The backward error of a dense symmetric eigensolver; the rule of ``numpy.linalg.matrix_rank``.
+        """
+        return self.size * _EPS * self.max_magnitude
+
+    def magnitude_percentile(self, percent: float) -> float:
+        """A percentile of |λ|, linearly interpolated between neighbours.
+
+        The rule is that of ``numpy.percentile(..., method="linear")``. On a multiplicity boundary it
+        lies between two levels: at zero weights with d = 10 the 10th percentile does exactly that.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The percentile, in units of the eigenvalues.
+
+        Raises:
+            ValueError: If ``percent`` is outside [0, 100].
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent: got {percent}, needs a number in [0, 100]")
+        position = percent / 100 * (self.size - 1)
+        low = int(position)
+        below = self.magnitude(low)
+        if position == low:
+            return below
+        return below + (position - low) * (self.magnitude(low + 1) - below)
+
+    @property
+    def condition_number(self) -> float:
+        """max|λ| / min|λ|, dimensionless; inf when the rank is below P (``zero_threshold``)."""
+        return self._over(self.min_magnitude)
+
+    def percentile_condition_number(self, percent: float = 10.0) -> float:
+        """max|λ| over a percentile of |λ|, dimensionless; inf when that counts as zero.
+
+        Args:
+            percent: In [0, 100]; 10 is the choice of the paper's experiments.
+
+        Returns:
+            The ratio.
+
+        Source:
+            Li et al., arXiv:1611.01186, Appendix B.
+        """
+        return self._over(self.magnitude_percentile(percent))
+
+    @property
+    def nonzero_condition_number(self) -> float:
+        """max|λ| / smallest |λ| that does not count as zero; nan for a zero operator."""
+        if self.rank == 0:
+            return float("nan")
+        return self.max_magnitude / self.magnitude(self.nullity)
+
+    def _over(self, denominator: float) -> float:
+        if self.max_magnitude == 0.0:
+            return float("nan")
+        singular = denominator <= self.zero_threshold
+        return float("inf") if singular else self.max_magnitude / denominator
+
+    def count_negative(self, threshold: float = 1e-10) -> int:
+        """Number of eigenvalues below ``-threshold`` times the largest |λ|.
+
+        Args:
+            threshold: Relative; 1e-10 leaves round-off of a dense solver out.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return self.count_below(-threshold * self.max_magnitude)
+
+    @property
+    def index(self) -> float:
+        """Share of negative eigenvalues, in [0, 1]; negative: below -1e-10 times the largest |λ|.
+
+        Source:
+            Li et al., arXiv:1611.01186, Appendix B: "index" is a share there, not a count.
+        """
+        return self.count_negative() / self.size
+
+    @property
+    def nullity(self) -> int:
+        """Size of the null space: eigenvalues with |λ| up to ``zero_threshold``."""
+        return self.count_within(self.zero_threshold)
+
+    @property
+    def rank(self) -> int:
+        """Number of eigenvalues with |λ| above ``zero_threshold``."""
+        return self.size - self.nullity
+
+    def summary(self) -> dict[str, float | int]:
+        """The numbers of a report, by name; JSON-ready but for inf and nan.
+
+        Returns:
+            Size, extremes, condition numbers, index, rank and null space.
+        """
+        return {
+            "parameters": self.size,
+            "largest": self.largest,
+            "smallest": self.smallest,
+            "min_magnitude": self.min_magnitude,
+            "magnitude_percentile_10": self.magnitude_percentile(10),
+            "condition_number": self.condition_number,
+            "condition_number_10": self.percentile_condition_number(10),
+            "condition_number_nonzero": self.nonzero_condition_number,
+            "index": self.index,
+            "rank": self.rank,
+            "nullity": self.nullity,
+            "zero_threshold": self.zero_threshold,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spectrum(Readings):
+    r"""All eigenvalues of a symmetric operator, equal ones stored once with their multiplicity.
+
+    A closed form knows its multiplicities, so a spectrum of millions of eigenvalues can be ten
+    numbers here; a measured one has multiplicities of one. Everything below reads both alike.
+
+    Attributes:
+        levels: Eigenvalues, (k,), float64, ascending, on the CPU; in units of loss per weight².
+        multiplicities: How often each occurs, (k,), int64, at least 1.
+
+    Raises:
+        ValueError: If shapes differ, an eigenvalue is not finite or a multiplicity is below 1.
+
+    Example:
+        >>> spectrum = Spectrum.of([-2.0, 1.0, 4.0])
+        >>> spectrum.condition_number
+        4.0
+    """
+
+    levels: Tensor
+    multiplicities: Tensor
+
+    def __post_init__(self) -> None:
+        if self.levels.dim() != 1 or self.levels.shape != self.multiplicities.shape:
+            raise ValueError(
+                f"levels: got shape {tuple(self.levels.shape)} with multiplicities of shape "
+                f"{tuple(self.multiplicities.shape)}, needs two vectors of one length"
+            )
+        if len(self.levels) == 0 or int(self.multiplicities.min()) < 1:
+            raise ValueError("multiplicities: needs at least one level, each at least once")
+        finite("levels", self.levels)
+
+    @classmethod
+    def of(cls, eigenvalues: Any, multiplicities: Any = None) -> "Spectrum":
+        """A spectrum from eigenvalues in any order.
+
+        Args:
+            eigenvalues: (k,), numbers in any order.
+            multiplicities: (k,), whole numbers; once each by default, zeros are dropped.
+
+        Returns:
+            The spectrum, sorted.
+
+        Raises:
+            ValueError: As for the class.
+        """
+        levels = as_tensor("eigenvalues", eigenvalues).detach().to("cpu", torch.float64)
+        counts = (
+            torch.ones(levels.shape, dtype=torch.int64)
+            if multiplicities is None
+            else as_tensor("multiplicities", multiplicities).to("cpu", torch.int64)
+        )
+        if counts.shape == levels.shape:
+            levels, counts = levels[counts != 0], counts[counts != 0]
+            order = levels.argsort(stable=True)
+            levels, counts = levels[order], counts[order]
+        return cls(levels=levels, multiplicities=counts)
+
+    @property
+    def size(self) -> int:
+        """Number of eigenvalues P, multiplicities counted."""
+        return int(self.multiplicities.sum())
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, (P,), ascending, equal ones repeated.
+
+        Raises:
+            ValueError: If P is above 2^27 (1 GiB); ``levels`` and ``multiplicities`` hold the same.
+        """
+        if self.size > _EXPAND_LIMIT:
+            raise ValueError(
+                f"eigenvalues: {self.size} of them need {8 * self.size / 2**30:.1f} GiB; "
+                "use levels and multiplicities, which hold the same"
+            )
+        return self.levels.repeat_interleave(self.multiplicities)
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue (signed)."""
+        return self.levels[-1].item()
+
+    @property
+    def smallest(self) -> float:
+        """Smallest eigenvalue (signed); the most negative one where there is any."""
+        return self.levels[0].item()
+
+    @cached_property
+    def _magnitudes(self) -> tuple[Tensor, Tensor]:
+        """|λ| ascending and the number of eigenvalues up to and including each."""
+        magnitudes, order = self.levels.abs().sort()
+        return magnitudes, self.multiplicities[order].cumsum(0)
+
+    def magnitude(self, rank: int) -> float:
+        """The |λ| of a given rank, 0 for the smallest, P - 1 for the largest.
+
+        Args:
+            rank: In [0, P).
+
+        Returns:
+            The magnitude as computed: round-off is not replaced by zero.
+        """
+        magnitudes, counts = self._magnitudes
+        return magnitudes[torch.searchsorted(counts, rank, right=True)].item()
+
+    def count_within(self, threshold: float) -> int:
+        """Number of eigenvalues with |λ| up to a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return int(self.multiplicities[self.levels.abs() <= threshold].sum())
+
+    def count_below(self, threshold: float) -> int:
+        """Number of eigenvalues below a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return int(self.multiplicities[self.levels < threshold].sum())
+
+    @property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return (self.levels * self.multiplicities).sum().item()
+
+    @property
+    def frobenius_norm(self) -> float:
+        """Square root of the sum of squared eigenvalues."""
+        scale = self.max_magnitude or 1.0  # squares of a near-zero Hessian would underflow
+        squares = (self.levels / scale).square() * self.multiplicities
+        return scale * squares.sum().sqrt().item()
+
+    def distinct(self, tolerance: float = 1e-9) -> "Spectrum":
+        """Levels merged where neighbours differ by at most ``tolerance`` times the largest |λ|.
+
+        Args:
+            tolerance: Relative to the largest |λ|.
+
+        Returns:
+            One level a cluster, its mean, with the multiplicities added up.
+        """
+        gaps = self.levels.diff() > tolerance * self.max_magnitude
+        cluster = torch.cat([torch.zeros(1, dtype=torch.int64), gaps.cumsum(0)])
+        count = int(cluster[-1]) + 1
+        weights = self.multiplicities.to(torch.float64)
+        mass = torch.zeros(count, dtype=torch.float64).index_add_(0, cluster, weights)
+        total = torch.zeros(count, dtype=torch.float64).index_add_(
+            0, cluster, weights * self.levels
+        )
+        return Spectrum(levels=total / mass, multiplicities=mass.round().to(torch.int64))
+
+    def distance(self, other: "Spectrum") -> float:
+        """Largest difference between eigenvalues of equal rank, over the larger of the two max|λ|.
+
+        By Weyl's inequality it is at most the operator norm of the difference of the two operators,
+        over the same scale.
+
+        Args:
+            other: A spectrum of the same size P.
+
+        Returns:
+            A relative error, dimensionless; 0 for two zero operators.
+
+        Raises:
+            ValueError: If the sizes differ.
+        """
+        difference, _ = self._differences(other)
+        scale = max(self.max_magnitude, other.max_magnitude)
+        return difference.max().item() / scale if scale else 0.0
+
+    def wasserstein_distance(self, other: "Spectrum") -> float:
+        """Mean difference between eigenvalues of equal rank, in units of the eigenvalues.
+
+        Args:
+            other: A spectrum of the same size P.
+
+        Returns:
+            The 1-Wasserstein distance between the two eigenvalue distributions.
+
+        Raises:
+            ValueError: If the sizes differ.
+        """
+        difference, counts = self._differences(other)
+        return (difference * counts).sum().item() / self.size
+
+    def _differences(self, other: "Spectrum") -> tuple[Tensor, Tensor]:
+        """|λ_i - μ_i| on the runs of ranks where both are constant, and the runs' lengths."""
+        if self.size != other.size:
+            raise ValueError(
+                f"other: has {other.size} eigenvalues, this spectrum {self.size}; needs equal sizes"
+            )
+        mine, theirs = self.multiplicities.cumsum(0), other.multiplicities.cumsum(0)
+        ends = torch.cat([mine, theirs]).unique()
+        a = self.levels[torch.searchsorted(mine, ends)]
+        b = other.levels[torch.searchsorted(theirs, ends)]
+        return (a - b).abs(), ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))

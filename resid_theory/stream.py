@@ -1,0 +1,53 @@
+"""Data as a stream of batches: a pair (x, y), arrays or tensors, or a loader of such pairs."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from resid_theory._check import pair
+
+__all__ = ["batches"]
+
+
+def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of ``data`` as pairs of tensors.
+
+    Args:
+        data: An object with ``.x`` and ``.y``, a pair of tensors or arrays (one batch), or an
+            iterable of pairs such as a ``DataLoader``.
+
+    Yields:
+        ``(x, y)`` with samples along the first axis, dtypes as given.
+
+    Raises:
+        ValueError: If a batch is not a pair of equally long, finite arrays, or there is none.
+    """
+    if hasattr(data, "x") and hasattr(data, "y"):
+        yield pair((data.x, data.y))
+        return
+    if isinstance(data, (tuple, list)) and len(data) == 2 and not _is_pair(data[0]):
+        yield pair(data)
+        return
+    if not hasattr(data, "__iter__"):
+        raise ValueError(
+            f"data: got {type(data).__name__}, needs (x, y), an object with .x and .y, "
+            "or an iterable of such pairs"
+        )
+    empty = True
+    for item in data:
+        yield pair(item)
+        empty = False
+    if empty:
+        raise ValueError(
+            "data: got no batch, needs at least one; an exhausted iterator is the usual cause"
+        )
+
+
+def _is_pair(item: Any) -> bool:
+    # A list of two batches looks like a pair of arrays until one asks what its first entry is.
+    return (
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and all(isinstance(part, Tensor) or hasattr(part, "__array__") for part in item)
+    )

@@ -1,0 +1,298 @@
+r"""Symmetric block Toeplitz matrices with one diagonal and one lower block, at any depth.
+
+.. math:: H_{rr} = B, \qquad H_{rr'} = A \ (r > r'), \qquad H_{rr'} = A^T \ (r < r')
+
+This is the Hessian of a 1-shortcut net at zero weights. Its symbol is not summable (a pole at angle
+zero), so Toeplitz theory for summable symbols does not apply, and that pole is exactly why the largest
+eigenvalue grows in proportion to depth. Four facts replace it, each checked against dense matrices:
+
+* first differences :math:`\Delta H \Delta^T` are block tridiagonal, so Sylvester's law of inertia counts
+  the eigenvalues below any number at the cost of one pass over the blocks;
+* a matrix-vector product needs prefix sums only;
+* :math:`\lambda_{max} / R \to \kappa`, where with :math:`A_s, A_a` the symmetric and antisymmetric parts of A
+  and :math:`P = 2 |A_a|`, :math:`\kappa` solves :math:`\lambda_{min}[\tfrac P2 \cot \tfrac{P}{2\kappa} - A_s] = 0`;
+* the other eigenvalues are distributed as those of :math:`B - A_s + i \cot(\theta / 2) A_a`, with
+  :math:`\theta` uniform on the circle.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resid_theory.spectra import Readings, Spectrum
+
+__all__ = ["BlockToeplitz"]
+
+_EPS = torch.finfo(torch.float64).eps
+_SECTIONS = 32  # trial points counted together; the pass over the blocks costs little more than for one
+_ANGLES = 2048  # midpoint rule on half the circle for the bulk
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockToeplitz(Readings):
+    """The matrix described above.
+
+    Attributes:
+        diagonal: B, (b, b), symmetric, float64.
+        lower: A, (b, b), float64.
+        blocks: Number of diagonal blocks R.
+
+    Source:
+        Li et al., arXiv:1611.01186, equations (10), (27)-(32); the four facts are derived here.
+    """
+
+    diagonal: Tensor
+    lower: Tensor
+    blocks: int
+
+    @property
+    def block_size(self) -> int:
+        """Size b of a block."""
+        return len(self.diagonal)
+
+    @property
+    def size(self) -> int:
+        """Number of rows, blocks times block size."""
+        return self.blocks * self.block_size
+
+    def dense(self) -> Tensor:
+        """The matrix itself, (R b, R b), float64."""
+        r, b = self.blocks, self.block_size
+        matrix = self.diagonal.new_empty(r, b, r, b)
+        earlier = torch.ones(r, r, dtype=torch.bool, device=matrix.device).tril(-1)
+        matrix.permute(0, 2, 1, 3)[earlier] = self.lower
+        matrix.permute(0, 2, 1, 3)[earlier.mT] = self.lower.mT
+        matrix.permute(0, 2, 1, 3)[torch.eye(r, dtype=torch.bool, device=matrix.device)] = (
+            self.diagonal
+        )
+        return matrix.view(r * b, r * b)
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Product with a vector, in O(R b²) by prefix sums.
+
+        Args:
+            vector: (..., R b).
+
+        Returns:
+            (..., R b).
+        """
+        v = vector.unflatten(-1, (self.blocks, self.block_size))
+        earlier = v.cumsum(-2) - v
+        later = v.sum(-2, keepdim=True) - v - earlier
+        product = v @ self.diagonal.mT + earlier @ self.lower.mT + later @ self.lower
+        return product.flatten(-2)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """All eigenvalues by a dense solver; O((R b)³)."""
+        return Spectrum.of(torch.linalg.eigvalsh(self.dense()))
+
+    # -- inertia -----------------------------------------------------------------------------------
+
+    def counts_below(self, points: Tensor) -> Tensor:
+        """Number of eigenvalues below each point, exactly, at any depth.
+
+        Args:
+            points: (t,), float64. A point within round-off of an eigenvalue counts either way.
+
+        Returns:
+            (t,), int64.
+
+        Source:
+            Sylvester's law of inertia on the first differences; derived here from equation (10).
+        """
+        b = self.block_size
+        eye = torch.eye(b, dtype=torch.float64, device=self.diagonal.device)
+        shifted = self.diagonal - points[:, None, None] * eye
+        middle = 2 * shifted - (self.lower + self.lower.mT)
+        side = self.lower - shifted
+        schur, counts = shifted, torch.zeros(len(points), dtype=torch.int64)
+        tiny = _EPS * (self._norm_bound + points.abs().max().item()) + 1e-300
+        for block in range(self.blocks):
+            values, vectors = torch.linalg.eigh(schur)
+            counts += (values < 0).sum(-1).to("cpu")
+            if block + 1 == self.blocks:
+                break
+            # An exact zero pivot may be moved by round-off without changing the count's meaning.
+            safe = torch.where(values.abs() < tiny, torch.where(values < 0, -tiny, tiny), values)
+            half = side @ vectors
+            schur = middle - (half / safe.unsqueeze(-2)) @ half.mT
+            schur = 0.5 * (schur + schur.mT)
+        return counts
+
+    @cached_property
+    def _norm_bound(self) -> float:
+        """At least the largest |eigenvalue|: block rows summed."""
+        diagonal = torch.linalg.matrix_norm(self.diagonal, 2).item()
+        lower = torch.linalg.matrix_norm(self.lower, 2).item()
+        return diagonal + (self.blocks - 1) * lower
+
+    def eigenvalue(self, rank: int) -> float:
+        """The eigenvalue of a given rank, by inertia counts.
+
+        Args:
+            rank: 0 for the smallest, size - 1 for the largest.
+
+        Returns:
+            The eigenvalue, to round-off of the largest one.
+        """
+        bound = self._norm_bound
+        return _section(lambda t: self.counts_below(t) > rank, -bound, bound)
+
+    def magnitude(self, rank: int) -> float:
+        """The |eigenvalue| of a given rank, by inertia counts.
+
+        Args:
+            rank: 0 for the smallest |λ|, size - 1 for the largest.
+
+        Returns:
+            The magnitude, to round-off of the largest one.
+        """
+
+        def reached(t: Tensor) -> Tensor:
+            counts = self.counts_below(torch.cat([t, -t]))
+            return counts[: len(t)] - counts[len(t) :] > rank
+
+        return _section(reached, 0.0, self._norm_bound)
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest eigenvalue, by inertia counts."""
+        return self.eigenvalue(self.size - 1)
+
+    @cached_property
+    def smallest(self) -> float:
+        """Smallest eigenvalue (signed), by inertia counts."""
+        return self.eigenvalue(0)
+
+    def count_within(self, threshold: float) -> int:
+        """Number of eigenvalues with |λ| up to a threshold, by inertia counts.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        above = math.nextafter(threshold, math.inf)
+        high, low = self.counts_below(torch.tensor([above, -threshold], dtype=torch.float64))
+        return int(high - low)
+
+    def count_below(self, threshold: float) -> int:
+        """Number of eigenvalues below a threshold, by inertia counts.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return int(self.counts_below(torch.tensor([threshold], dtype=torch.float64)))
+
+    # -- growth and bulk ---------------------------------------------------------------------------
+
+    @cached_property
+    def growth_rate(self) -> float:
+        r"""Limit of :math:`\lambda_{max} / R` as the depth R grows; 0 if it does not grow.
+
+        Source:
+            Derived here: equation (10) tends to an integral operator, whose eigenfunctions are
+            exponentials of the antisymmetric part.
+        """
+        return _growth(self.lower)
+
+    @cached_property
+    def negative_growth_rate(self) -> float:
+        r"""Limit of :math:`-\lambda_{min} / R` as the depth R grows; 0 if it does not grow."""
+        return _growth(-self.lower)
+
+    @cached_property
+    def _bulk(self) -> Tensor:
+        """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
+        symmetric = 0.5 * (self.lower + self.lower.mT)
+        antisymmetric = 0.5 * (self.lower - self.lower.mT)
+        # θ and 2π - θ give complex conjugates, hence the same eigenvalues: half the circle is enough.
+        angles = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) * (math.pi / _ANGLES)
+        cotangents = (1 / torch.tan(angles / 2)).to(self.lower.device)
+        values = [
+            torch.linalg.eigvalsh(
+                (self.diagonal - symmetric) + 1j * cot[:, None, None] * antisymmetric
+            )
+            for cot in cotangents.split(max(1, (1 << 20) // self.block_size**2))
+        ]
+        return torch.cat(values).abs().reshape(-1).sort().values
+
+    def bulk_percentile(self, percent: float = 10.0) -> float:
+        """Percentile of |λ| in the limit of infinite depth.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The percentile, in units of the eigenvalues.
+
+        Source:
+            Derived here: in the limit the matrix is a skew-circulant plus a term of finite rank.
+        """
+        return float(np.percentile(self._bulk.cpu().numpy(), percent))
+
+    def predicted_condition_number(self, percent: float = 10.0) -> float:
+        r"""Asymptotic max|λ| / percentile: :math:`\max(\kappa, \kappa_-) R / b`.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The ratio, linear in the number of blocks; its relative error is O(1/R).
+        """
+        rate = max(self.growth_rate, self.negative_growth_rate)
+        return rate * self.blocks / self.bulk_percentile(percent)
+
+
+def _section(reached: Callable[[Tensor], Tensor], low: float, high: float) -> float:
+    """Smallest point at which ``reached`` turns true; it must be monotone and true at ``high``."""
+    scale = max(abs(low), abs(high))
+    while high - low > 4 * _EPS * max(scale, 1e-300):
+        points = torch.linspace(low, high, _SECTIONS + 2, dtype=torch.float64)[1:-1]
+        flags = reached(points)
+        first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else _SECTIONS
+        new_low = low if first == 0 else points[first - 1].item()
+        new_high = high if first == _SECTIONS else points[first].item()
+        if (new_low, new_high) == (low, high):
+            break
+        low, high = new_low, new_high
+    return 0.5 * (low + high)
+
+
+def _growth(lower: Tensor) -> float:
+    symmetric = 0.5 * (lower + lower.mT)
+    # P = |A - A^T|: with Z = A - A^T skew, P² = Z^T Z, and functions of P² commute with Z.
+    _, turns, rows = torch.linalg.svd(lower - lower.mT)
+    core = rows @ symmetric @ rows.mT
+    scale = torch.linalg.matrix_norm(lower, 2).item()
+    if scale == 0.0:
+        return 0.0
+    turns = torch.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
+    if float(turns.max()) == 0.0:
+        return max(0.0, torch.linalg.eigvalsh(symmetric)[-1].item())
+    # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least value.
+    low = turns.max().item() / (2 * math.pi) * (1 + 1e-12)
+    return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
+
+
+def _least(turns: Tensor, core: Tensor, k: float) -> float:
+    angle = turns / (2 * k)
+    # (p/2) cot(p/2k) -> k as p -> 0
+    values = torch.where(angle == 0, k, (turns / 2) / torch.tan(angle.clamp_min(1e-300)))
+    return torch.linalg.eigvalsh(torch.diag(values) - core)[0].item()
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq
+
+    return float(brentq(function, low, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
