@@ -1,0 +1,477 @@
+"""Whitened data: the laws of whitening, the rank policies, and files that are absent or damaged."""
+
+import gzip
+import hashlib
+import itertools
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from resid_theory import data
+from resid_theory.data import load_digits_raw, load_mnist, load_whitened, one_hot, whiten
+
+EPS = torch.finfo(torch.float64).eps
+NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+         "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]  # fmt: skip
+# Singular-value ratios of I - Syx found independently of this code, with the signs that LAPACK
+# happened to give; these are those signs, relative to the rule of `Whitening.directions`.
+KNOWN = {
+    "digits": (1.6013, [1, 1, -1, 1, -1, 1, 1, 1, -1, 1]),
+    "mnist": (1.4736, [-1, -1, -1, -1, -1, 1, 1, 1, -1, -1]),
+}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_whitened("digits", 10)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    skip_without_mnist()
+    return load_whitened("mnist", 10)
+
+
+@pytest.fixture
+def either(request):
+    """The data set named by the parameter, whitened to ten components."""
+    return request.param, request.getfixturevalue(request.param)
+
+
+both = pytest.mark.parametrize("either", ["digits", "mnist"], indirect=True)
+
+
+def skip_without_mnist():
+    given = os.environ.get("RESID_THEORY_DATA")
+    if not given:
+        pytest.skip("RESID_THEORY_DATA is not set, so MNIST is not read")
+    for name in NAMES:
+        if not any((Path(given) / sub / f"{name}.gz").is_file() for sub in ("mnist", ".")):
+            pytest.skip(f"RESID_THEORY_DATA has no {name}.gz")
+
+
+def digit_pixels():
+    return load_digits_raw()[0].flatten(1).double() / 16
+
+
+def round_off(whitening):
+    """Eigenvectors of a covariance are exact for one perturbed by p · eps · (largest eigenvalue).
+
+    Division by the scales then magnifies the perturbation by 1 / (smallest eigenvalue kept).
+    """
+    values = whitening.eigenvalues
+    return len(values) * EPS * float(values[0] / whitening.scales[-1] ** 2)
+
+
+# Whitening -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("components", [1, 10, 61])
+def test_second_moment_is_the_identity_to_round_off(components):
+    x, whitening = whiten(digit_pixels(), components)
+    tolerance = round_off(whitening)
+    assert_close(x.T @ x / len(x), torch.eye(components), atol=tolerance, rtol=0)
+    assert_close(x.mean(0), torch.zeros(components), atol=tolerance, rtol=0)
+
+
+def test_projections_agree_with_a_singular_value_decomposition():
+    pixels = digit_pixels().numpy()
+    u, s, vt = np.linalg.svd(pixels - pixels.mean(0), full_matrices=False)
+    signs = np.sign(vt[np.arange(10), np.abs(vt[:10]).argmax(1)])
+    x, whitening = whiten(torch.from_numpy(pixels), 10)
+    # Rotations inside near-degenerate pairs: round-off over the smallest relative gap.
+    gap = float((-whitening.eigenvalues[:11].diff() / whitening.eigenvalues[0]).min())
+    tolerance = round_off(whitening) / gap
+    assert_close(x.numpy(), signs * u[:, :10] * len(pixels) ** 0.5, atol=tolerance, rtol=0)
+    assert_close(whitening.directions.T.numpy(), signs[:, None] * vt[:10], atol=tolerance, rtol=0)
+    assert_close(whitening.eigenvalues.numpy(), s**2 / len(pixels), atol=tolerance, rtol=0)
+    assert_close(whitening.scales.numpy(), s[:10] / len(pixels) ** 0.5, atol=tolerance, rtol=0)
+
+
+def test_the_largest_entry_of_each_direction_is_positive():
+    directions = whiten(digit_pixels(), 61)[1].directions
+    largest = directions.abs().argmax(0)
+    assert bool((directions[largest, torch.arange(61)] > 0).all())
+
+
+def test_turned_inputs_give_the_same_directions():
+    # An eigensolver's own signs change when the features are permuted; ours may not.
+    pixels = digit_pixels()
+    x, _ = whiten(pixels, 10)
+    y, _ = whiten(pixels.flip(1), 10)
+    assert_close(y, x, atol=1e-10, rtol=0)  # round-off over the gaps between eigenvalues
+
+
+def test_directions_are_orthonormal():
+    _, whitening = whiten(digit_pixels(), 61)
+    gram = whitening.directions.T @ whitening.directions
+    assert_close(gram, torch.eye(61), atol=64 * EPS, rtol=0)
+
+
+def test_apply_is_the_map_that_was_fitted():
+    pixels = digit_pixels()
+    x, whitening = whiten(pixels, 5)
+    expected = (pixels - pixels.mean(0)) @ whitening.directions / whitening.scales
+    assert_close(whitening.apply(pixels), x, atol=0, rtol=0)
+    assert_close(x, expected, atol=64 * EPS * float(x.abs().max()), rtol=0)
+
+
+def test_chunks_change_nothing_but_round_off(monkeypatch):
+    whole, whitening = whiten(digit_pixels(), 10)
+    monkeypatch.setattr(data, "_ROWS", 100)  # ragged: 1797 = 17 * 100 + 97
+    chunked, _ = whiten(digit_pixels(), 10)
+    assert_close(chunked, whole, atol=1e3 * round_off(whitening), rtol=0)  # 1e3: eigenvalue gaps
+
+
+def test_large_offsets_do_not_cost_digits():
+    # One-pass covariance (moment minus mean squared) would lose all of these variances.
+    shifted = digit_pixels() + 2.0**26
+    x, _ = whiten(shifted, 10)
+    assert_close(x, whiten(digit_pixels(), 10)[0], atol=1e-6, rtol=0)  # the mean rounds at 2^-26
+
+
+# Rank ------------------------------------------------------------------------------------------
+
+
+def test_centred_digits_have_rank_61():
+    assert whiten(digit_pixels(), 1)[1].rank == 61
+
+
+def test_too_many_components_are_refused_with_the_rank():
+    with pytest.raises(ValueError, match=r"got 64.*1797.*64 features.*rank 61.*max\(m, p\)"):
+        load_whitened("digits", 64)
+
+
+def test_too_many_components_are_truncated_on_request():
+    x = load_whitened("digits", 64, rank="truncate").x
+    assert x.shape == (1797, 61)
+    assert_close(x, load_whitened("digits", 61).x, atol=0, rtol=0)
+
+
+def test_truncation_keeps_what_was_asked_where_it_can():
+    assert load_whitened("digits", 7, rank="truncate").x.shape == (1797, 7)
+
+
+@pytest.mark.parametrize("samples", [2, 5, 30])
+def test_few_samples_have_rank_one_less(samples):
+    assert whiten(digit_pixels()[:samples], 1)[1].rank == samples - 1
+
+
+@pytest.mark.parametrize("policy", ["error", "truncate"])
+def test_constant_features_have_no_component(policy):
+    with pytest.raises(ValueError, match="rank 0.*vary"):
+        whiten(torch.ones(8, 3), 1, rank=policy)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_pixels_are_refused_with_their_place(bad):
+    pixels = digit_pixels()
+    pixels[3, 5] = bad
+    with pytest.raises(ValueError, match=r"x: entry \(3, 5\)"):
+        whiten(pixels, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "mnits"}, "name.*'mnits'.*'mnist'"),
+        ({"name": "digits", "components": 0}, "components.*0.*1"),
+        ({"name": "digits", "components": 2.5}, "components.*2.5"),
+        ({"name": "digits", "samples": 0}, "samples.*0"),
+        ({"name": "digits", "samples": 1798}, "samples.*1798.*1797"),
+        ({"name": "digits", "rank": "trunc"}, "rank.*'trunc'.*'truncate'"),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_wrong_arguments_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        load_whitened(**given)
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 3), (2, 2, 2)])
+def test_what_is_no_matrix_is_refused(shape):
+    with pytest.raises(ValueError, match="x: got shape"):
+        whiten(torch.zeros(shape), 1)
+
+
+# Data sets -------------------------------------------------------------------------------------
+
+
+@both
+def test_whitened_data_have_the_promised_form(either):
+    name, got = either
+    count = {"digits": 1797, "mnist": 60_000}[name]
+    assert (got.x.shape, got.y.shape) == ((count, 10), (count, 10))
+    assert got.x.dtype == got.y.dtype == torch.float64
+    assert_close(got.y.sum(1), torch.ones(count), atol=0, rtol=0)
+    # 1e3 stands for the ratio of the largest eigenvalue to the tenth (below 10) with room.
+    assert_close(got.x.T @ got.x / count, torch.eye(10), atol=1e3 * 64 * EPS, rtol=0)
+
+
+@both
+def test_condition_number_of_the_theorem(either):
+    name, got = either
+    expected, signs = KNOWN[name]
+    cross = got.y.T @ (got.x * torch.tensor(signs)) / len(got.x)
+    s = torch.linalg.svdvals(torch.eye(10) - cross)
+    assert_close(float(s[0] / s[-1]), expected, atol=5e-5, rtol=0)  # the digits printed
+
+
+@both
+def test_least_loss_of_a_linear_map(either):
+    # Half of tr(Syy - Syx Syx^T), tr Syy = 1: no sign matters here.
+    name, got = either
+    cross = got.y.T @ got.x / len(got.x)
+    least = 0.5 * (1 - float((cross**2).sum()))
+    assert_close(least, {"digits": 0.276599, "mnist": 0.337141}[name], atol=5e-7, rtol=0)
+
+
+@both
+def test_class_priors_bound_the_condition_number_for_all_signs(either):
+    _, got = either
+    cross = got.y.T @ got.x / len(got.x)
+    prior = float(got.y.mean(0).max()) ** 0.5
+    signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=10)))
+    s = torch.linalg.svdvals(torch.eye(10) - cross * signs[:, None, :])
+    assert float(torch.linalg.matrix_norm(cross, 2)) <= prior
+    assert float((s[:, 0] / s[:, -1]).max()) <= (1 + prior) / (1 - prior)
+
+
+def test_mnist_class_prior(mnist):
+    assert float(mnist.y.mean(0).max()) == 6742 / 60_000
+
+
+def test_first_samples_are_taken_before_whitening():
+    got = load_whitened("digits", 10, samples=300)
+    x, _ = whiten(digit_pixels()[:300], 10)
+    assert_close(got.x, x, atol=0, rtol=0)
+    assert_close(got.y, one_hot(load_digits_raw()[1][:300], 10), atol=0, rtol=0)
+
+
+def test_pixels_are_scaled_to_one(monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "whiten", lambda x, *_, rank: seen.append(x) or whiten(x, 10))
+    load_whitened("digits", 10)
+    assert (float(seen[0].min()), float(seen[0].max())) == (0.0, 1.0)
+
+
+def test_two_calls_give_the_same_bits(digits):
+    again = load_whitened("digits", 10)
+    assert bool((again.x == digits.x).all()) and bool((again.y == digits.y).all())
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits_raw()
+    assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+    np.testing.assert_array_equal(images.numpy(), load_digits().images)
+    np.testing.assert_array_equal(labels.numpy(), load_digits().target)
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 60_000), ("test", 10_000)])
+def test_mnist_is_complete(split, count):
+    skip_without_mnist()
+    images, labels = load_mnist(split)
+    assert images.shape == (count, 28, 28) and images.dtype == torch.uint8
+    assert labels.shape == (count,) and labels.dtype == torch.int64
+    assert sorted(set(labels.tolist())) == list(range(10))
+    assert (int(images.min()), int(images.max())) == (0, 255)
+
+
+def test_mnist_begins_as_it_is_known_to():
+    skip_without_mnist()
+    images, labels = load_mnist("train")
+    assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert_close(float(images.double().mean() / 255), 0.1307, atol=5e-5, rtol=0)
+
+
+# One-hot ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[2, 0, 1], np.array([2.0, 0.0, 1.0]), torch.tensor([2, 0, 1], dtype=torch.uint8)],
+    ids=["list", "floats", "uint8"],
+)
+def test_one_hot_rows(labels):
+    expected = torch.tensor([[0.0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
+    assert_close(one_hot(labels, 4), expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 3], "label 3 at position 2.*1 of 3"),
+        ([0, -1, -2], "label -1 at position 1.*2 of 3"),
+        ([0.5], "label 0.5 at position 0"),
+        ([0.0, float("nan")], "label nan at position 1"),
+        ([0.0, float("inf")], "label inf at position 1"),
+        ([[0, 1]], r"shape \(1, 2\)"),
+        ([1j], "complex"),
+    ],
+    ids=str,
+)
+def test_one_hot_refuses_what_is_no_class(labels, message):
+    with pytest.raises(ValueError, match=f"labels.*{message}"):
+        one_hot(labels, 3)
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+def idx(array):
+    """An array of bytes in the IDX format, compressed."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes(), mtime=0)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Three tiny images under the official names in a mirror; no network, empty cache."""
+    images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    files = {NAMES[0]: idx(images), NAMES[1]: idx(np.array([7, 0, 9], dtype=np.uint8))}
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    for name, content in files.items():
+        (mirror / f"{name}.gz").write_bytes(content)
+        monkeypatch.setitem(data._MNIST, name, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(data, "_MIRRORS", (mirror.as_uri() + "/",))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESID_THEORY_DATA", raising=False)
+    return tmp_path
+
+
+def check_small(images, labels):
+    assert labels.tolist() == [7, 0, 9]
+    expected = torch.arange(3 * 28 * 28, dtype=torch.uint8).reshape(3, 28, 28)
+    assert_close(images, expected, atol=0, rtol=0)
+
+
+def no_mirrors(monkeypatch, folder):
+    monkeypatch.setattr(data, "_MIRRORS", ((folder / "nowhere").as_uri() + "/",))
+
+
+def test_a_missing_file_is_downloaded_once(small, monkeypatch):
+    check_small(*load_mnist("train", progress=False))
+    kept = sorted(p.name for p in (small / "cache" / "resid_theory" / "mnist").iterdir())
+    assert kept == [f"{NAMES[0]}.gz", f"{NAMES[1]}.gz"]
+    no_mirrors(monkeypatch, small)
+    check_small(*load_mnist("train", progress=False))
+
+
+@pytest.mark.parametrize("sub", ["mnist", "."])
+def test_the_named_folder_comes_first(small, monkeypatch, sub):
+    folder = small / "given" / sub
+    folder.mkdir(parents=True)
+    for file in (small / "mirror").iterdir():
+        file.rename(folder / file.name)
+    monkeypatch.setenv("RESID_THEORY_DATA", str(small / "given"))
+    check_small(*load_mnist("train", progress=False))
+    assert not (small / "cache").exists()
+
+
+def test_a_dead_mirror_is_passed_over(small, monkeypatch):
+    dead = (small / "nowhere").as_uri() + "/"
+    monkeypatch.setattr(data, "_MIRRORS", (dead, *data._MIRRORS))
+    check_small(*load_mnist("train", progress=False))
+
+
+def test_a_mirror_with_other_bytes_is_passed_over(small, monkeypatch):
+    (small / "spoiled").mkdir()
+    for name in NAMES[:2]:
+        (small / "spoiled" / f"{name}.gz").write_bytes(b"a login page")
+    spoiled = (small / "spoiled").as_uri() + "/"
+    monkeypatch.setattr(data, "_MIRRORS", (spoiled, *data._MIRRORS))
+    check_small(*load_mnist("train", progress=False))
+
+
+def test_without_network_the_error_says_what_to_set(small, monkeypatch):
+    monkeypatch.setenv("RESID_THEORY_DATA", str(small / "given"))
+    no_mirrors(monkeypatch, small)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_mnist("train", progress=False)
+    message = str(caught.value)
+    cache = small / "cache" / "resid_theory" / "mnist"
+    for part in (f"{NAMES[0]}.gz", small / "given" / "mnist", cache, "set RESID_THEORY_DATA"):
+        assert str(part) in message
+    assert not list(cache.iterdir())  # no half file stays behind
+
+
+@pytest.mark.parametrize("harm", ["flipped", "truncated", "empty"])
+def test_a_damaged_file_is_named_with_both_checksums(small, monkeypatch, harm):
+    load_mnist("train", progress=False)
+    path = small / "cache" / "resid_theory" / "mnist" / f"{NAMES[0]}.gz"
+    content = bytearray(path.read_bytes())
+    content[20] ^= 4
+    path.write_bytes({"flipped": content, "truncated": content[:50], "empty": b""}[harm])
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="delete the file") as caught:
+        load_mnist("train", progress=False)
+    for part in (str(path), found, data._MNIST[NAMES[0]]):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\0\0\x08\x01" + b"\0\0\0\x02" + b"ab", None),
+        (b"\0\0\x0d\x01" + b"\0\0\0\x02" + b"ab", "begins with"),
+        (b"\0\0\x08\x03" + b"\0\0\0\x02" + b"ab", "begins with"),
+        (b"\0\0\x08\x01" + b"\0\0\0\x03" + b"ab", r"holds 2 values.*\[3\]"),
+        (b"\0\0\x08\x01" + b"\0\0\0\x01" + b"ab", r"holds 2 values.*\[1\]"),
+        (b"\0\0\x08\x01", "holds"),
+    ],
+    ids=["good", "floats", "three_axes", "short", "long", "no_sizes"],
+)
+def test_idx_headers_are_checked(content, message):
+    path = Path("train-labels-idx1-ubyte.gz")
+    if message is None:
+        assert data._parse_idx(content, path).tolist() == [97, 98]
+        return
+    with pytest.raises(ValueError, match=f"train-labels.*{message}"):
+        data._parse_idx(content, path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "variable", "usual"),
+    [
+        ("linux", "XDG_CACHE_HOME", ".cache"),
+        ("darwin", "XDG_CACHE_HOME", "Library/Caches"),
+        ("win32", "LOCALAPPDATA", "AppData/Local"),
+    ],
+)
+def test_cache_folder(monkeypatch, tmp_path, platform, variable, usual):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert data._cache_folder(platform) == tmp_path / usual / "resid_theory"
+    monkeypatch.setenv(variable, str(tmp_path / "set"))
+    assert data._cache_folder(platform) == tmp_path / "set" / "resid_theory"
+
+
+def test_a_silent_network_is_not_waited_for(small, monkeypatch):
+    limits = []
+
+    def hang(*_):
+        limits.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", hang)
+    with data._time_limit(77.0):
+        with pytest.raises(FileNotFoundError, match="timed out"):
+            load_mnist("train", progress=False)
+        assert limits == [data._SECONDS] and socket.getdefaulttimeout() == 77.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_holds_the_official_checksums(name):
+    skip_without_mnist()
+    folder = next(f for f in data._folders() if (f / f"{name}.gz").is_file())
+    assert hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() == data._MNIST[name]
