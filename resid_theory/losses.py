@@ -148,5 +148,3 @@ def _check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
             f"loss: {whole:.6g} on all {len(output)} samples, but {mean:.6g} as the mean of "
             "its parts; needs a mean over samples (a sum: divide it by the number of samples)"
         )
-
-

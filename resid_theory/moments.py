@@ -54,8 +54,8 @@ class Moments:
         """Moments of a data set, in one pass.
 
         Args:
-            data: Moments (returned as they are), or a pair (x, y), arrays, or a loader with x (m, d)
-                and y (m, k); :func:`resid_theory.stream.batches` says what is accepted.
+            data: Moments (returned as they are), or a pair (x, y), arrays, or a loader with x (m,
+                d) and y (m, k); :func:`resid_theory.stream.batches` says what is accepted.
 
         Returns:
             The moments, accumulated in float64 on the data's device.

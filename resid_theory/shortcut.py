@@ -1,7 +1,8 @@
-"""n-shortcut networks: the linear and nonlinear nets of "Demystifying ResNet", and where they start."""
+"""n-shortcut networks, linear and nonlinear, and where they start."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,9 @@ class ShortcutNet(nn.Module):
         \sigma_{pre}(z_{r-1}) + b^r)))
 
     and the output is the last z. Weights start at zero, the paper's zero initial point;
-    :func:`initialize` draws others. Samples and any leading axes broadcast: ``weights`` with leading
-    axes (..., blocks, n, d, d), through ``torch.func.functional_call``, is a batch of nets, with or
-    without ``vmap``.
+    :func:`initialize` draws others. Samples and any leading axes broadcast: ``weights`` with
+    leading axes (..., blocks, n, d, d), through ``torch.func.functional_call``, is a batch of nets,
+    with or without ``vmap``.
 
     Args:
         width: Width d of input, trunk and output.
@@ -89,7 +90,7 @@ class ShortcutNet(nn.Module):
         self.pre = activation("pre", pre)
         self.mid = activation("mid", mid)
         self.post = activation("post", post)
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         if self.hidden == self.width:
             shape = (self.blocks, self.shortcut_depth, self.width, self.width)
             self.weights = nn.Parameter(torch.zeros(shape, **factory))
@@ -120,6 +121,43 @@ class ShortcutNet(nn.Module):
         if isinstance(self.weights, Tensor):
             return [w for block in self.weights.unbind(-4) for w in block.unbind(-3)]
         return list(self.weights)
+
+    def definition5_order(self) -> Tensor:
+        """Permutation from the parameter vector to the paper's order.
+
+        ``hessian[order][:, order]`` is in the order of Definition 5: block, layer, column, row; a
+        bias is the last column of its matrix.
+
+        Returns:
+            (P,), int64.
+
+        Source:
+            Li et al., arXiv:1611.01186, Definition 5.
+        """
+        return torch.cat([grid.mT.reshape(-1) for grid in self.positions()])
+
+    def positions(self) -> list[Tensor]:
+        """Where each matrix lies in the parameter vector.
+
+        Returns:
+            One grid of int64 positions a layer, (out, in), with a column for the bias where there
+            is one, in the order of :meth:`layers`.
+        """
+        starts, position = {}, 0
+        for parameter in self.parameters():
+            starts[parameter] = position
+            position += parameter.numel()
+        if isinstance(self.weights, Tensor):
+            whole_grid = torch.arange(self.weights.numel()).view(self.weights.shape)
+            grids = list((starts[self.weights] + whole_grid).flatten(0, 1))
+        else:
+            grids = [starts[w] + torch.arange(w.numel()).view(w.shape) for w in self.weights]
+        if self.bias is not None:
+            columns = (starts[self.bias] + torch.arange(self.bias.numel())).view(self.blocks, -1, 1)
+            for block, column in enumerate(columns):
+                first = block * self.shortcut_depth
+                grids[first] = torch.cat([grids[first], column], dim=1)
+        return grids
 
     def forward(self, x: Tensor) -> Tensor:
         """The net's output.
@@ -209,9 +247,7 @@ def draw_weights(
     rows, columns = shape[-2:]
     if kind == "zero":
         return torch.zeros(*shape, dtype=dtype, device=generator.device)
-    normal = torch.randn(
-        *shape, generator=generator, dtype=torch.float64, device=generator.device
-    )
+    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
     if kind == "orthogonal":
         return _haar(normal).to(dtype)
     variance = 2.0 / columns if kind == "kaiming" else 2.0 / (rows + columns)

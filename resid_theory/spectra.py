@@ -20,8 +20,8 @@ class Readings(ABC):
     """What is read off the eigenvalues of a symmetric operator, however they are known.
 
     A list of eigenvalues (:class:`Spectrum`) and a structured matrix that can only count them
-    (``theory.toeplitz.BlockToeplitz``) answer five questions each; the rest follows here, so that the
-    same threshold stands behind the same word everywhere.
+    (``theory.toeplitz.BlockToeplitz``) answer five questions each; the rest follows here, so that
+    the same threshold stands behind the same word everywhere.
     """
 
     @property
@@ -86,15 +86,17 @@ class Readings(ABC):
     def zero_threshold(self) -> float:
         """|λ| up to this counts as zero: P times float64's epsilon times the largest |λ|.
 
-        The backward error of a dense symmetric eigensolver; the rule of ``numpy.linalg.matrix_rank``.
+        The backward error of a dense symmetric eigensolver; the rule of
+        ``numpy.linalg.matrix_rank``.
         """
         return self.size * _EPS * self.max_magnitude
 
     def magnitude_percentile(self, percent: float) -> float:
         """A percentile of |λ|, linearly interpolated between neighbours.
 
-        The rule is that of ``numpy.percentile(..., method="linear")``. On a multiplicity boundary it
-        lies between two levels: at zero weights with d = 10 the 10th percentile does exactly that.
+        The rule is that of ``numpy.percentile(..., method="linear")``. On a multiplicity boundary
+        it lies between two levels: at zero weights with d = 10 the 10th percentile does exactly
+        that.
 
         Args:
             percent: In [0, 100].

@@ -1,12 +1,14 @@
 r"""Linear networks at any weights, from the moments of the data alone.
 
 A linear net is a list of units; unit r multiplies its layers and adds a fixed shortcut,
-:math:`T_r = S^r + W^{r,n} \cdots W^{r,1}`, and the whole map is :math:`W = T_R \cdots T_1`. For layer k
-let :math:`R_k` be the map from the input to the layer, :math:`L_k` the map from the layer to the
-output, and :math:`\Gamma = W \Sigma_{xx} - \Sigma_{yx}`. Everything here is a formula in these.
+:math:`T_r = S^r + W^{r,n} \cdots W^{r,1}`, and the whole map is :math:`W = T_R \cdots T_1`. For
+layer k let :math:`R_k` be the map from the input to the layer, :math:`L_k` the map from the layer
+to the output, and :math:`\Gamma = W \Sigma_{xx} - \Sigma_{yx}`. Everything here is a formula in
+these.
 
-Vectors of parameters follow ``torch.nn.utils.parameters_to_vector``: unit by unit, layer by layer from
-input to output, each matrix by rows. :func:`definition5_order` gives the paper's order, by columns.
+Vectors of parameters follow ``torch.nn.utils.parameters_to_vector``: unit by unit, layer by layer
+from input to output, each matrix by rows. :func:`definition5_order` gives the paper's order, by
+columns.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ __all__ = [
     "linear_hvp",
     "linear_loss",
     "linear_optimum",
+    "rotated_moments",
     "units_of",
 ]
 
@@ -52,7 +55,9 @@ class Unit:
         shapes = [tuple(w.shape[-2:]) for w in self.weights]
         chained = all(a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False))
         if not shapes or not chained:
-            raise ValueError(f"weights: got shapes {shapes}, needs (out, in) with in = previous out")
+            raise ValueError(
+                f"weights: got shapes {shapes}, needs (out, in) with in = previous out"
+            )
         around = (shapes[-1][0], shapes[0][1])
         if self.shortcut is not None and tuple(self.shortcut.shape) != around:
             raise ValueError(
@@ -169,7 +174,9 @@ def _residual(sweep: _Sweep, moments: Moments) -> Tensor:
 
 
 def linear_loss(net: Any, data: Any) -> Tensor:
-    r"""Square loss of a linear net, :math:`\tfrac12 tr(W S_{xx} W^T) - tr(W S_{yx}^T) + \tfrac12 tr S_{yy}`.
+    r"""Square loss of a linear net.
+
+    :math:`\tfrac12 tr(W S_{xx} W^T) - tr(W S_{yx}^T) + \tfrac12 tr S_{yy}`.
 
     Args:
         net: What :func:`units_of` takes.
@@ -190,7 +197,9 @@ def linear_loss(net: Any, data: Any) -> Tensor:
 
 
 def linear_optimum(data: Any) -> float:
-    r"""Smallest square loss of any linear map, :math:`\tfrac12 tr(S_{yy} - S_{yx} S_{xx}^+ S_{yx}^T)`.
+    r"""Smallest square loss of any linear map.
+
+    :math:`\tfrac12 tr(S_{yy} - S_{yx} S_{xx}^+ S_{yx}^T)`.
 
     Args:
         data: Moments, or data to take them of.
@@ -386,7 +395,10 @@ class _Layout:
 
     @classmethod
     def of(cls, layers: list[Tensor]) -> "_Layout":
-        inputs, outputs = _slices([w.shape[1] for w in layers]), _slices([w.shape[0] for w in layers])
+        inputs, outputs = (
+            _slices([w.shape[1] for w in layers]),
+            _slices([w.shape[0] for w in layers]),
+        )
         device = layers[0].device
         grids = [
             torch.meshgrid(
@@ -410,6 +422,55 @@ def _slices(sizes: list[int]) -> list[slice]:
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
+def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
+    r"""Moments with which a 1-shortcut net at zero has the spectrum of an orthogonal plain net.
+
+    A plain linear net of N orthogonal layers with product Q has, up to an orthogonal change of
+    parameters, the Hessian of the N-block 1-shortcut net at zero on targets :math:`Q^T y`. So its
+    whole spectrum is ``zero_point(rotated_moments(layers, data), blocks=N,
+    shortcut_depth=1).spectrum``.
+
+    Args:
+        layers: N orthogonal matrices (d, d), input to output.
+        data: Moments, or data to take them of, with as many targets as inputs.
+
+    Returns:
+        The moments of (x, Q^T y).
+
+    Raises:
+        ValueError: If a matrix is not orthogonal to 1e-10, or widths do not fit.
+
+    Source:
+        Derived here; explains the orthogonal curve of arXiv:1611.01186, Figure 4.
+    """
+    moments = Moments.of(data)
+    product = torch.eye(len(moments.sxx), dtype=torch.float64, device=moments.sxx.device)
+    for position, layer in enumerate(layers):
+        weight = layer.detach().to(torch.float64)
+        if weight.shape != product.shape:
+            raise ValueError(
+                f"layers: number {position} has shape {tuple(weight.shape)}, needs "
+                f"{tuple(product.shape)} for the data's width"
+            )
+        gap = (weight.mT @ weight - torch.eye(len(weight)).to(weight)).abs().max().item()
+        if gap > 1e-10:
+            raise ValueError(
+                f"layers: number {position} is {gap:.2g} from orthogonal, needs orthogonal matrices"
+            )
+        product = weight @ product
+    if moments.syx.shape != product.shape:
+        raise ValueError(
+            f"data: has {moments.syx.shape[0]} targets for {moments.syx.shape[1]} inputs, needs "
+            "equal numbers"
+        )
+    return Moments(
+        sxx=moments.sxx,
+        syx=product.mT @ moments.syx,
+        syy=product.mT @ moments.syy @ product,
+        count=moments.count,
+    )
+
+
 def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:
     """Permutation from torch's parameter order to the paper's.
 
@@ -417,7 +478,7 @@ def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:
 
     Args:
         shapes: (out, in) of every matrix, in the order of the parameter vector. Where the paper's
-            layer has a bias, it is the last column: see ``ShortcutNet.definition5_order``.
+            layer has a bias, ``ShortcutNet.definition5_order`` gives the order.
 
     Returns:
         (P,), int64: entry i of the paper's order is entry ``order[i]`` of torch's.

@@ -3,14 +3,16 @@ r"""Symmetric block Toeplitz matrices with one diagonal and one lower block, at 
 .. math:: H_{rr} = B, \qquad H_{rr'} = A \ (r > r'), \qquad H_{rr'} = A^T \ (r < r')
 
 This is the Hessian of a 1-shortcut net at zero weights. Its symbol is not summable (a pole at angle
-zero), so Toeplitz theory for summable symbols does not apply, and that pole is exactly why the largest
-eigenvalue grows in proportion to depth. Four facts replace it, each checked against dense matrices:
+zero), so Toeplitz theory for summable symbols does not apply, and that pole is exactly why the
+largest eigenvalue grows in proportion to depth. Four facts replace it, each checked against dense
+matrices:
 
-* first differences :math:`\Delta H \Delta^T` are block tridiagonal, so Sylvester's law of inertia counts
-  the eigenvalues below any number at the cost of one pass over the blocks;
+* first differences :math:`\Delta H \Delta^T` are block tridiagonal, so Sylvester's law of inertia
+  counts the eigenvalues below any number at the cost of one pass over the blocks;
 * a matrix-vector product needs prefix sums only;
-* :math:`\lambda_{max} / R \to \kappa`, where with :math:`A_s, A_a` the symmetric and antisymmetric parts of A
-  and :math:`P = 2 |A_a|`, :math:`\kappa` solves :math:`\lambda_{min}[\tfrac P2 \cot \tfrac{P}{2\kappa} - A_s] = 0`;
+* :math:`\lambda_{max} / R \to \kappa`, where with :math:`A_s, A_a` the symmetric and antisymmetric
+  parts of A and :math:`P = 2 |A_a|`, :math:`\kappa` solves
+  :math:`\lambda_{min}[\tfrac P2 \cot \tfrac{P}{2\kappa} - A_s] = 0`;
 * the other eigenvalues are distributed as those of :math:`B - A_s + i \cot(\theta / 2) A_a`, with
   :math:`\theta` uniform on the circle.
 """
@@ -29,7 +31,9 @@ from resid_theory.spectra import Readings, Spectrum
 __all__ = ["BlockToeplitz"]
 
 _EPS = torch.finfo(torch.float64).eps
-_SECTIONS = 32  # trial points counted together; the pass over the blocks costs little more than for one
+_SECTIONS = (
+    32  # trial points counted together; the pass over the blocks costs little more than for one
+)
 _ANGLES = 2048  # midpoint rule on half the circle for the bulk
 
 
@@ -216,7 +220,8 @@ class BlockToeplitz(Readings):
         """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
         symmetric = 0.5 * (self.lower + self.lower.mT)
         antisymmetric = 0.5 * (self.lower - self.lower.mT)
-        # θ and 2π - θ give complex conjugates, hence the same eigenvalues: half the circle is enough.
+        # θ and 2π - θ give complex conjugates, hence the same eigenvalues: half the circle is
+        # enough.
         angles = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) * (math.pi / _ANGLES)
         cotangents = (1 / torch.tan(angles / 2)).to(self.lower.device)
         values = [
@@ -280,7 +285,8 @@ def _growth(lower: Tensor) -> float:
     turns = torch.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
     if float(turns.max()) == 0.0:
         return max(0.0, torch.linalg.eigvalsh(symmetric)[-1].item())
-    # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least value.
+    # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least
+    # value.
     low = turns.max().item() / (2 * math.pi) * (1 + 1e-12)
     return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
 

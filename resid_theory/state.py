@@ -1,0 +1,58 @@
+"""Read-only measurement: whatever happens inside, the model comes out as it went in."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from resid_theory._check import choose
+
+__all__ = ["untouched"]
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@contextmanager
+def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
+    """Measure inside; buffers, train/eval flags and the RNG state are put back afterwards.
+
+    Parameters and ``.grad`` are never written by a measurement, so they need no copy.
+
+    Args:
+        net: The model; it is in eval mode inside.
+        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` those of each batch: BatchNorm
+            alone is then in train mode.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If ``batchnorm`` is neither.
+    """
+    choose("batchnorm", batchnorm, ("eval", "batch"))
+    flags = {module: module.training for module in net.modules()}
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
+    # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
+    with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
+        try:
+            net.eval()
+            if batchnorm == "batch":
+                for module in net.modules():
+                    if isinstance(module, _NORMS):
+                        module.train()
+            yield
+        finally:
+            _restore(net, flags, buffers)
+
+
+def _restore(
+    net: nn.Module, flags: dict[nn.Module, bool], buffers: dict[str, torch.Tensor]
+) -> None:
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            if not torch.equal(buffer, buffers[name]):
+                buffer.copy_(buffers[name])
+    for module, flag in flags.items():
+        module.training = flag  # not train(flag), which would reach into the children

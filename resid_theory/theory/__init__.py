@@ -1,0 +1,28 @@
+"""Closed forms: what the papers predict, computed without a measurement."""
+
+from resid_theory.theory.linear import (
+    Unit,
+    definition5_order,
+    linear_gradient,
+    linear_hessian,
+    linear_hvp,
+    linear_loss,
+    linear_optimum,
+    rotated_moments,
+)
+from resid_theory.theory.origin import ZeroPoint, zero_point
+from resid_theory.theory.toeplitz import BlockToeplitz
+
+__all__ = [
+    "BlockToeplitz",
+    "Unit",
+    "ZeroPoint",
+    "definition5_order",
+    "linear_gradient",
+    "linear_hessian",
+    "linear_hvp",
+    "linear_loss",
+    "linear_optimum",
+    "rotated_moments",
+    "zero_point",
+]

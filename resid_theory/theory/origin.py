@@ -1,0 +1,444 @@
+r"""The Hessian of n-shortcut networks at zero weights, in closed form ("Theorem 2").
+
+At zero weights every block passes its input through, so the output is x itself. Write
+:math:`g_\mu` and :math:`H_\mu` for the gradient and Hessian of a sample's loss there,
+:math:`s_\mu = \sigma_{pre}(x_\mu)`, and
+
+.. math:: M = \tfrac1m \sum_\mu g_\mu s_\mu^T \quad (\text{square loss, no } \sigma_{pre}:\; M =
+S_{xx} - S_{yx}),
+    \qquad c_n = \sigma_{mid}'(0)^{n-1} \sigma_{post}'(0).
+
+* n >= 3: all derivatives up to order n - 1 vanish; the loss moves by
+  :math:`c_n \sum_r \langle M, W^{r,n} \cdots W^{r,1} \rangle`.
+* n = 2: every block contributes the eigenvalues :math:`\pm |c_2| s_i(M)`, each as often as the
+  block is wide inside. Neither depth nor width nor activation changes their ratio.
+* n = 1: block Toeplitz, not stationary; the largest eigenvalue grows in proportion to depth.
+
+In the paper's order of parameters (Definition 5) the blocks are those of equations (8) and (10).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import whole
+from resid_theory.activations import Activation
+from resid_theory.losses import Loss
+from resid_theory.moments import Moments
+from resid_theory.spectra import Readings, Spectrum
+from resid_theory.theory.kinks import (
+    check_direction,
+    directed_hessian,
+    is_direction,
+    own_correlations,
+)
+from resid_theory.theory.local import (
+    Architecture,
+    FromMoments,
+    FromSamples,
+    Maps,
+    add_chain,
+    by_columns,
+)
+from resid_theory.theory.toeplitz import BlockToeplitz
+
+__all__ = ["ZeroPoint", "zero_point"]
+
+_DENSE_LIMIT = 1 << 33  # bytes of a dense Hessian built on request
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ZeroPoint:
+    """The Hessian at zero weights, predicted.
+
+    Attributes:
+        blocks: Number of blocks R.
+        shortcut_depth: Weight matrices n under one shortcut.
+        hidden: Width h inside a block.
+        correlation: M, (d, q), or (d, q + 1) with a bias: its last column is the mean of g. Exactly
+            zero where it is zero to 1e-12 of the mean |g| |s|.
+        slope: c_n, dimensionless.
+        readings: What the eigenvalues are read off: a ``Spectrum`` with multiplicities for n >= 2,
+            a ``BlockToeplitz`` for n = 1 (a ``Spectrum`` in the limit along given weights).
+        a_priori_bound: For n = 2, whitened inputs and the square loss: an upper bound of the
+            condition number from the second moment of the targets alone, (1 + √p) / (1 - √p) with p
+            its largest eigenvalue (one-hot targets: the largest class prior); inf where it does not
+            apply.
+        null_direction: Whether the loss ignores a shift of all outputs (softmax), which makes M
+            singular whatever the data are.
+        blocks_of_m: For a limit along given weights: every hidden unit's own M, (R, h, d, q);
+            otherwise None.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 2, equations (8),
+        (10), (23)-(32). Differs from the paper: "condition number" is max/min in the theorem and
+        max/10th percentile in the experiments, both are here; for n = 1 it grows in proportion to
+        depth, not exponentially; with a bias or cross-entropy the Hessian is singular.
+    """
+
+    blocks: int
+    shortcut_depth: int
+    hidden: int
+    correlation: Tensor
+    slope: float
+    readings: Readings
+    a_priori_bound: float
+    null_direction: bool
+    blocks_of_m: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of parameters P."""
+        return self.readings.size
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """All eigenvalues; for n = 1 by a dense solver.
+
+        Raises:
+            ValueError: If n = 1 and the dense matrix is above 8 GiB; ``readings`` needs no matrix.
+        """
+        if isinstance(self.readings, BlockToeplitz):
+            _check_dense(self.size)
+            return self.readings.spectrum
+        assert isinstance(self.readings, Spectrum)
+        return self.readings
+
+    @property
+    def condition_number(self) -> float:
+        """max|λ| / min|λ|; inf when singular."""
+        return self.readings.condition_number
+
+    @property
+    def nonzero_condition_number(self) -> float:
+        """max|λ| / smallest nonzero |λ|."""
+        return self.readings.nonzero_condition_number
+
+    def percentile_condition_number(self, percent: float = 10.0) -> float:
+        """max|λ| over a percentile of |λ|.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The ratio.
+        """
+        return self.readings.percentile_condition_number(percent)
+
+    @property
+    def index(self) -> float:
+        """Share of negative eigenvalues, in [0, 1]."""
+        return self.readings.index
+
+    @property
+    def growth_rate(self) -> float:
+        """Limit of the largest |λ| over the number of blocks: κ for n = 1, 0 for n >= 2."""
+        if not isinstance(self.readings, BlockToeplitz):
+            return 0.0
+        return max(self.readings.growth_rate, self.readings.negative_growth_rate)
+
+    @property
+    def order(self) -> int:
+        """How many orders of derivatives vanish (at least): 0 when not stationary, else n - 1."""
+        if self.slope == 0.0 or not bool(self.correlation.any()):
+            # The leading jet is gone; for n = 1 the gradient is zero but the Hessian need not be.
+            return 1 if self.shortcut_depth == 1 else self.shortcut_depth
+        return self.shortcut_depth - 1
+
+    @property
+    def verdict(self) -> str:
+        """What kind of point zero is.
+
+        ``not stationary``, ``strict saddle`` (a direction of negative curvature), ``degenerate
+        saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
+        leading derivative vanishes too). ``reason`` says why.
+        """
+        if self.slope == 0.0 or not bool(self.correlation.any()):
+            return "degenerate"
+        kinds = {1: "not stationary", 2: "strict saddle"}
+        return kinds.get(self.shortcut_depth, "degenerate saddle")
+
+    @property
+    def reason(self) -> str:
+        """The verdict explained in a sentence."""
+        n = self.shortcut_depth
+        if self.slope == 0.0:
+            return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
+        if not bool(self.correlation.any()):
+            return (
+                "M = 0: no gradient correlates with the features, the identity is optimal already"
+            )
+        if n == 1:
+            return "the gradient is c M in every block"
+        if n >= 3:
+            return f"derivatives up to order {n - 1} vanish, the one of order {n} takes both signs"
+        return "the smallest eigenvalue is -|c| s_1(M) < 0" + self._singularity()
+
+    def _singularity(self) -> str:
+        rank, (rows, columns) = self._rank, self.correlation.shape
+        causes = []
+        if self.null_direction:
+            causes.append("the loss ignores a shift of all outputs")
+        if rows != columns:
+            causes.append(f"M is {rows} x {columns}")
+        if rank < min(rows, columns) - int(self.null_direction):
+            causes.append(f"M has rank {rank}")
+        if not causes:
+            return ""
+        return (
+            f"; the Hessian is singular because {' and '.join(causes)}: compare nonzero eigenvalues"
+        )
+
+    @property
+    def _rank(self) -> int:
+        return int(torch.linalg.matrix_rank(self.correlation))
+
+    @property
+    def gradient(self) -> Tensor:
+        """Gradient of one block's first matrix, (d, q): c M for n = 1, zero for n >= 2."""
+        if self.shortcut_depth == 1:
+            return self.slope * self.correlation
+        return torch.zeros_like(self.correlation)
+
+    @property
+    def matrix_a(self) -> Tensor:
+        """The block A of equation (8) for n = 2, of equation (10) for n = 1.
+
+        Raises:
+            ValueError: If n >= 3, or the limit is taken along weights: its blocks all differ.
+        """
+        if isinstance(self.readings, BlockToeplitz):
+            return self.readings.lower
+        if self.shortcut_depth != 2 or self.blocks_of_m is not None:
+            raise ValueError("matrix_a: exists for n = 1 and n = 2, when all blocks are equal")
+        return _matrix_a(self.slope * self.correlation, self.hidden)
+
+    def hessian(self) -> Tensor:
+        """The whole matrix, (P, P), float64, in the paper's order (Definition 5).
+
+        ``net.definition5_order()`` brings a measured Hessian into the same order.
+
+        Returns:
+            A new tensor.
+
+        Raises:
+            ValueError: If it is above 8 GiB, or the limit is taken along weights.
+        """
+        _check_dense(self.size)
+        if isinstance(self.readings, BlockToeplitz):
+            return self.readings.dense()
+        if self.shortcut_depth > 2:
+            return torch.zeros(self.size, self.size, dtype=torch.float64)
+        a = self.matrix_a
+        first = len(a)
+        block = a.new_zeros(sum(a.shape), sum(a.shape))
+        block[:first, first:] = a
+        block[first:, :first] = a.mT
+        return torch.kron(torch.eye(self.blocks, dtype=a.dtype, device=a.device), block)
+
+    def leading_jet(self, weights: Any) -> Tensor:
+        r"""Leading change of the loss near zero.
+
+        :math:`c_n \sum_r \langle M, W^{r,n} \cdots W^{r,1} \rangle`.
+
+        Its error is of order n + 1 in the weights for n >= 2, of order 2 for n = 1.
+
+        Args:
+            weights: All matrices, block by block, input to output: a net's ``layers()``, or a
+                tensor (blocks, n, d, d).
+
+        Returns:
+            A float64 scalar, in units of the loss.
+
+        Raises:
+            ValueError: If the number of matrices is not blocks times n, or the net has a bias.
+        """
+        layers = list(weights.flatten(0, 1)) if isinstance(weights, Tensor) else list(weights)
+        n = self.shortcut_depth
+        if len(layers) != self.blocks * n:
+            raise ValueError(f"weights: got {len(layers)} matrices, needs {self.blocks * n}")
+        if self.correlation.shape[1] != layers[0].shape[1]:
+            raise ValueError("weights: the jet of a net with a bias needs the bias as a column")
+        total = self.correlation.new_zeros(())
+        for start in range(0, len(layers), n):
+            product = layers[start].detach().to(torch.float64)
+            for weight in layers[start + 1 : start + n]:
+                product = weight.detach().to(torch.float64) @ product
+            total = total + (self.correlation * product).sum()
+        return self.slope * total
+
+    def summary(self) -> dict[str, Any]:
+        """The prediction's numbers by name."""
+        numbers: dict[str, Any] = {
+            "blocks": self.blocks,
+            "shortcut_depth": self.shortcut_depth,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "order": self.order,
+            "slope": self.slope,
+            "a_priori_bound": self.a_priori_bound,
+            **self.readings.summary(),
+        }
+        if isinstance(self.readings, BlockToeplitz):
+            numbers["growth_rate"] = self.growth_rate
+            numbers["bulk_percentile_10"] = self.readings.bulk_percentile(10)
+        return numbers
+
+
+def _check_dense(size: int) -> None:
+    if 8 * size * size > _DENSE_LIMIT:
+        raise ValueError(
+            f"hessian: {size} parameters make a dense matrix of {8 * size**2 / 2**30:.1f} GiB, "
+            "the limit is 8 GiB; readings (condition numbers, percentiles, index) need no matrix"
+        )
+
+
+def zero_point(
+    data: Any,
+    *,
+    blocks: int,
+    shortcut_depth: int,
+    loss: str | Loss = "square",
+    pre: str | Activation | None = None,
+    mid: str | Activation | None = None,
+    post: str | Activation | None = None,
+    hidden: int | None = None,
+    bias: bool = False,
+    input_map: Any = None,
+    output_map: Any = None,
+    kink: Any = "line",
+) -> ZeroPoint:
+    r"""Hessian of an n-shortcut net at zero weights, predicted without differentiating a net.
+
+    Cost and memory do not depend on ``blocks`` for n >= 2; for n = 1 they do only when an exact
+    eigenvalue is asked for.
+
+    Args:
+        data: x (m, d) and y: a pair, a ``Regression``, a loader; ``Moments`` suffice for the square
+            loss without ``pre`` and ``bias``.
+        blocks: Number of blocks R, at least 1.
+        shortcut_depth: Weight matrices n under one shortcut, at least 1.
+        loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
+            samples.
+        pre: Activation before a block's first matrix; only its values (n = 1: also its slopes) at
+            the data enter.
+        mid: Activation between matrices; must vanish at zero.
+        post: Activation after a block's last matrix; must vanish at zero.
+        hidden: Width h inside a block, ``d`` by default.
+        bias: Whether the first matrix of a block has a bias (equation (3)).
+        input_map: Fixed map U in front of the trunk, (trunk width, d), None for the identity.
+        output_map: Fixed map V behind it, (outputs, trunk width), None for the identity.
+        kink: What stands for the derivatives of an activation with a kink at zero (ReLU):
+            ``"line"``, the least-squares line on [-e, e], slope (left + right) / 2 and no
+            curvature; ``"mean"``, the mean over symmetric random directions of the a.e. Hessian's
+            limit (differs from ``line`` only for n = 1 with ``post``); or a net, whose weights give
+            the direction along which zero is approached.
+
+    Returns:
+        The prediction.
+
+    Raises:
+        ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
+            zero, or its derivative is needed and does not exist.
+
+    Source:
+        Li et al., arXiv:1611.01186, Theorem 2 and Assumption 3. Bias, hidden width, cross-entropy,
+        fixed maps and the limits at kinks are derived here.
+
+    Example:
+        >>> data = rt.Moments(sxx=2 * torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=9)
+        >>> zero_point(data, blocks=100_000, shortcut_depth=2).condition_number
+        1.0
+    """
+    net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post)
+    directed = is_direction(kink)
+    maps = Maps.of(input_map, output_map)
+    if loss == "square" and net.pre is None and not (net.bias or net.is_curved or directed):
+        local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), maps)
+    elif isinstance(data, Moments):
+        raise ValueError(
+            "data: got Moments, which suffice for the square loss without pre, bias, a direction "
+            "or (for n = 1) a curved post; needs the samples (x, y) here"
+        )
+    else:
+        local = FromSamples.of(data, net, loss, maps)
+    h = local.width if hidden is None else whole("hidden", hidden)
+    if net.n == 1 and h != local.width:
+        raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
+    own = None
+    if directed:
+        assert isinstance(local, FromSamples)
+        check_direction(kink, net, h, local.width)
+        own = own_correlations(local, net, kink) if net.n == 2 else None
+    return ZeroPoint(
+        blocks=net.blocks,
+        shortcut_depth=net.n,
+        hidden=h,
+        correlation=local.correlation,
+        slope=net.slope,
+        readings=_readings(local, net, h, kink, own),
+        a_priori_bound=local.a_priori_bound if net.n == 2 else math.inf,
+        null_direction=loss == "cross_entropy" and maps.output is None,
+        blocks_of_m=own,
+    )
+
+
+def _readings(
+    local: FromMoments | FromSamples, net: Architecture, hidden: int, kink: Any, own: Tensor | None
+) -> Readings:
+    width, inputs = local.correlation.shape
+    if net.n >= 3:
+        size = hidden * inputs + (net.n - 2) * hidden**2 + width * hidden
+        return Spectrum.of([0.0], [net.blocks * size])
+    if net.n == 2:
+        blocks_of_m = local.correlation if own is None else own
+        copies = net.blocks * hidden if own is None else 1
+        factor = abs(net.slope) if own is None else 1.0
+        return _paired(factor * blocks_of_m, copies, net.blocks * hidden * (width + inputs))
+    if is_direction(kink):
+        assert isinstance(local, FromSamples)
+        _check_dense(net.blocks * width * inputs)
+        return Spectrum.of(torch.linalg.eigvalsh(directed_hessian(local, net, kink)))
+    return BlockToeplitz(blocks=net.blocks, **_toeplitz_blocks(local, net, kink))
+
+
+def _paired(matrices: Tensor, copies: int, size: int) -> Spectrum:
+    """Both signs of all singular values, each ``copies`` times, and zeros up to ``size``."""
+    values = torch.linalg.svdvals(matrices).reshape(-1)
+    # What an SVD cannot tell from zero is zero: a symmetry of the loss must not look like
+    # curvature.
+    threshold = 4 * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps * values.max()
+    values = torch.where(values <= threshold, 0.0, values)
+    counts = torch.full(values.shape, copies, dtype=torch.int64)
+    zeros = size - 2 * int(counts.sum())
+    levels = torch.cat([values, -values, values.new_zeros(1)])
+    return Spectrum.of(levels, torch.cat([counts, counts, torch.tensor([zeros])])).distinct(0.0)
+
+
+def _matrix_a(scaled: Tensor, hidden: int) -> Tensor:
+    """C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns."""
+    width, inputs = scaled.shape
+    eye = torch.eye(hidden, dtype=scaled.dtype, device=scaled.device)
+    entries = torch.einsum("pt,sq->qpts", eye, scaled)
+    return entries.reshape(inputs * hidden, hidden * width)
+
+
+def _toeplitz_blocks(
+    local: FromMoments | FromSamples, net: Architecture, kink: str
+) -> dict[str, Tensor]:
+    a, width = net.post.slope, local.width
+    like = local.correlation
+    squared = torch.full((width, width), a * a, dtype=like.dtype, device=like.device)
+    within = squared.clone()
+    if kink == "mean":  # the mask of a unit meets itself: its square's mean, not its mean's square
+        within.fill_diagonal_(0.5 * (net.post.left**2 + net.post.right**2))
+    diagonal, lower = local.pair_moment(within), local.pair_moment(squared)
+    if net.is_curved:
+        curved = net.post.second * local.gradient_moment()
+        diagonal.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
+    chain = a * a * local.chain_moment()
+    add_chain(lower, chain)
+    return {"diagonal": by_columns(diagonal), "lower": by_columns(lower)}
