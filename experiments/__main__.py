@@ -1,0 +1,252 @@
+"""The command line: python -m experiments list | run | check | report."""
+
+import argparse
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from experiments.claim import (
+    RECORDS,
+    ROOT,
+    SCALES,
+    Claim,
+    Record,
+    Standing,
+    cell,
+    faults,
+    load,
+    record,
+    record_path,
+    standing,
+)
+from experiments.registry import CLAIMS, select
+from resid_theory import store
+
+__all__ = ["all_faults", "main", "readme_with", "results_page", "table"]
+
+RESULTS = ROOT / "experiments" / "RESULTS.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+Claims = Mapping[str, Claim]
+
+
+# Checking ----------------------------------------------------------------------------------------
+
+
+def all_faults(claims: Claims, folder: Path) -> dict[str, list[str]]:
+    """What is wrong with each faulty record under a folder, by path."""
+    found = {path: _faults_of(claims, folder, path) for path in sorted(folder.rglob("*.json"))}
+    for arrays in sorted(folder.rglob("*.npz")):
+        if not arrays.with_suffix(".json").exists():
+            found[arrays] = ["has no .json beside it"]
+    return {str(path): wrong for path, wrong in found.items() if wrong}
+
+
+def _faults_of(claims: Claims, folder: Path, path: Path) -> list[str]:
+    claim_id, _, scale = path.relative_to(folder).with_suffix("").as_posix().rpartition(".")
+    if claim_id not in claims:
+        return [f"no claim is named {claim_id!r}"]
+    try:
+        return faults(claims[claim_id], load(claim_id, scale, folder=folder))
+    except ValueError as error:
+        return [str(error)]
+
+
+def _is_valid(claim: Claim, scale: str, folder: Path) -> bool:
+    try:
+        return not faults(claim, load(claim, scale, folder=folder))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+# Reporting ---------------------------------------------------------------------------------------
+
+
+def table(claims: Claims, folder: Path, *, base: str = "experiments/records") -> str:
+    """The table of claims in Markdown, a row a criterion; ``base`` leads links to the records."""
+    head = [
+        "| claim | source | criterion | expected | ours | verdict | scale, hardware |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = [row for claim in claims.values() for row in _rows(claim, folder, base)]
+    return "\n".join(head + rows)
+
+
+def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
+    stands = standing(claim, folder=folder)
+    if stands.record is None:
+        return [_row(claim.id, claim.source, claim.says, "", "", stands.word, "")]
+    link = f"[{claim.id}]({base}/{claim.id}.{stands.record.scale}.json)"
+    good = "scaled down" if stands.detail else "reproduced"
+    rows = [
+        (v.criterion, v.expected, v.measured, good if v.passed else "**not reproduced**")
+        for v in stands.record.verdicts
+    ]
+    first, *others = rows
+    return [_row(link, claim.source, *first, _where(stands))] + [
+        _row("", "", *row, "") for row in others
+    ]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell(text) for text in cells)} |"
+
+
+def _where(stands: Standing) -> str:
+    if stands.record is None:
+        return ""
+    run = stands.record.run
+    place = f"{run['threads']} threads" if run["device"] == "cpu" else str(run["device"])
+    note = f" ({stands.detail})" if stands.detail else ""
+    return f"{stands.record.scale}{note}, {run['hardware']}, {place}"
+
+
+def results_page(claims: Claims, folder: Path) -> str:
+    """RESULTS.md: the count of each verdict, then every claim with all its records."""
+    words = Counter(standing(claim, folder=folder).word for claim in claims.values())
+    order = ("reproduced", "not reproduced", "scaled down", "pending")
+    count = ", ".join(f"{words[word]} {word}" for word in order if words[word])
+    parts = [
+        "# Results",
+        "Written by `python -m experiments report` from the records; not to be edited.",
+        f"{len(claims)} claims: {count}.",
+        *(_section(claim, folder) for claim in claims.values()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(claim: Claim, folder: Path) -> str:
+    stands = standing(claim, folder=folder)
+    detail = f" ({stands.detail})" if stands.detail else ""
+    parts = [f"## {claim.id}: {stands.word}{detail}", f"{claim.says} ({claim.source})"]
+    for scale in reversed(SCALES):
+        if scale in claim.settings and record_path(claim.id, scale, folder).exists():
+            parts.append(_evidence(load(claim, scale, folder=folder)))
+    return "\n\n".join(parts)
+
+
+def _evidence(found: Record) -> str:
+    run = found.run
+    code = run["commit"][:12] if run["commit"] else "unknown commit"
+    changed = " with uncommitted changes" if run["dirty"] else ""
+    link = f"[record](records/{found.claim}.{found.scale}.json)"
+    lines = [
+        f"**{found.scale} scale**: {link}, {run['seconds']:.3g} s on {run['device']} "
+        f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}.",
+        "",
+        "| criterion | expected | ours | holds |",
+        "|---|---|---|---|",
+    ]
+    holds = ("**no**", "yes")
+    return "\n".join(
+        lines + [_row(v.criterion, v.expected, v.measured, holds[v.passed]) for v in found.verdicts]
+    )
+
+
+def readme_with(readme: str, claims_table: str) -> str:
+    """The README with the table between its two markers."""
+    if (
+        readme.count(BEGIN) != 1
+        or readme.count(END) != 1
+        or readme.index(BEGIN) > readme.index(END)
+    ):
+        raise ValueError(f"README.md: needs the lines {BEGIN} and {END}, once each, in this order")
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{claims_table}\n\n{END}{rest.split(END)[1]}"
+
+
+# Verbs -------------------------------------------------------------------------------------------
+
+
+def _list(options: argparse.Namespace) -> int:
+    for claim in select(options.claims):
+        stands = standing(claim, folder=options.records)
+        print(f"{claim.id:44} {stands.word:15} {', '.join(claim.settings):20} {claim.source}")
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run what is asked for; one claim that breaks does not stop the others."""
+    chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
+    if options.pending:
+        chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
+    broken, start = [], time.monotonic()
+    for number, claim in enumerate(chosen):
+        if options.minutes is not None and time.monotonic() - start >= 60 * options.minutes:
+            print(f"{options.minutes:g} minutes are over; {len(chosen) - number} claims not begun")
+            break
+        print(f"{claim.id} ({options.scale}) ...", flush=True)
+        try:
+            _show(record(claim, options.scale, folder=options.records, device=options.device))
+        except Exception:
+            traceback.print_exc()
+            broken.append(claim.id)
+    print(f"broken: {', '.join(broken)}" if broken else "done")
+    return int(bool(broken))
+
+
+def _show(found: Record) -> None:
+    for verdict in found.verdicts:
+        mark = "  ok  " if verdict.passed else "  FAIL"
+        print(f"{mark} {verdict.criterion}: {verdict.measured} (expected {verdict.expected})")
+    print(f"       {found.run['seconds']:.3g} s on {found.run['hardware']}", flush=True)
+
+
+def _check(options: argparse.Namespace) -> int:
+    wrong = all_faults(CLAIMS, options.records)
+    for path, reasons in wrong.items():
+        print(f"{path}: {'; '.join(reasons)}")
+    if not wrong:
+        print(f"{len(list(options.records.rglob('*.json')))} records hold")
+    return int(bool(wrong))
+
+
+def _report(options: argparse.Namespace) -> int:
+    if _check(options):
+        print("not reported: run these claims again, or delete their records")
+        return 1
+    store.write_bytes(RESULTS, results_page(CLAIMS, options.records).encode())
+    if README.exists():
+        text = readme_with(README.read_text(encoding="utf-8"), table(CLAIMS, options.records))
+        store.write_bytes(README, text.encode())
+    print(f"wrote {RESULTS.name}" + (f" and {README.name}" if README.exists() else ""))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
+    verbs = parser.add_subparsers(required=True, metavar="verb")
+    verb = verbs.add_parser("list", help="show every claim and where it stands")
+    verb.add_argument("claims", nargs="*", help="ids or their beginnings; all if none is given")
+    verb.set_defaults(call=_list)
+    verb = verbs.add_parser("run", help="compute, judge and record claims")
+    verb.add_argument("claims", nargs="*", help="ids or their beginnings; all if none is given")
+    verb.add_argument("--scale", choices=SCALES, default="quick")
+    verb.add_argument("--pending", action="store_true", help="only those without a valid record")
+    verb.add_argument("--minutes", type=float, help="begin no claim after this many minutes")
+    verb.add_argument("--device", default="cpu", help="for claims that can use another one")
+    verb.set_defaults(call=_run)
+    verb = verbs.add_parser("check", help="judge all records anew; fails if one does not hold")
+    verb.set_defaults(call=_check)
+    verb = verbs.add_parser("report", help="write RESULTS.md and the README's table")
+    verb.set_defaults(call=_report)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.call(options)
+    except ValueError as error:
+        parser.error(str(error))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

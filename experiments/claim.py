@@ -1,0 +1,384 @@
+"""A claim of a paper as data, and the record of what was measured for it."""
+
+import inspect
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from resid_theory import store
+from resid_theory._check import choose
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "RECORDS",
+    "SCALES",
+    "Claim",
+    "Record",
+    "Standing",
+    "Verdict",
+    "faults",
+    "live",
+    "load",
+    "measure",
+    "picture",
+    "record",
+    "record_path",
+    "standing",
+]
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = Path(__file__).resolve().parent / "records"
+SCALES = ("quick", "short", "paper")
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One criterion of a claim: what was expected, what was measured.
+
+    Attributes:
+        criterion: What is compared, in words or a formula.
+        expected: The threshold and where it comes from; a number is turned into text.
+        measured: The number found, with spread and count where there are several; likewise.
+        passed: Whether the criterion holds.
+    """
+
+    criterion: str
+    expected: str
+    measured: str
+    passed: bool
+
+    def __post_init__(self) -> None:
+        # Text, because a verdict is compared with its stored self and JSON has no infinity.
+        for name in ("expected", "measured"):
+            object.__setattr__(self, name, _text(getattr(self, name)))
+        object.__setattr__(self, "passed", bool(self.passed))
+
+
+def _text(value: object) -> str:
+    return f"{float(value):.6g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One figure, table or theorem of a paper.
+
+    Attributes:
+        id: ``"<paper>/<claim>"``, lower case with underscores.
+        source: Authors, version read, theorem, equation or figure.
+        says: What the paper asserts, in one sentence.
+        settings: Keyword arguments of ``compute`` by scale: ``"quick"`` (CPU, at most 4 s),
+            ``"short"`` (CPU, at most 1 h), ``"paper"``. The reserved key ``"scaled"`` is a sentence
+            saying how far a scale falls short of the paper; it is not passed on.
+        compute: Settings to named arrays; pure, seeds inside the settings. If it has a parameter
+            ``device``, it receives the device of the run.
+        judge: Arrays to verdicts.
+        draw: Fills an empty figure from the arrays; computes nothing.
+    """
+
+    id: str
+    source: str
+    says: str
+    settings: Mapping[str, Mapping[str, object]]
+    compute: Callable[..., Arrays]
+    judge: Callable[[Arrays], Sequence[Verdict]]
+    draw: Callable[["Figure", Arrays], None]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_]+", self.id):
+            raise ValueError(f"id: got {self.id!r}, needs '<paper>/<claim>' in lower case")
+        if not self.settings:
+            raise ValueError(f"settings: {self.id} has none, needs a scale among {SCALES}")
+        for scale in self.settings:
+            choose("scale", scale, SCALES)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """What was measured for a claim at one scale.
+
+    Attributes:
+        claim: Id of the claim.
+        scale: ``"quick"``, ``"short"`` or ``"paper"``.
+        settings: The settings of that scale at the time, as JSON gives them back.
+        arrays: What ``compute`` returned.
+        verdicts: What ``judge`` said at the time.
+        run: Commit, device, hardware, threads, versions, seconds.
+    """
+
+    claim: str
+    scale: str
+    settings: Mapping[str, object]
+    arrays: Arrays
+    verdicts: tuple[Verdict, ...]
+    run: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every criterion holds."""
+        return all(verdict.passed for verdict in self.verdicts)
+
+    def _repr_markdown_(self) -> str:
+        """The verdicts as a table, for notebooks."""
+        rows = [
+            f"| {cell(v.criterion)} | {cell(v.expected)} | {cell(v.measured)} "
+            f"| {'yes' if v.passed else '**no**'} |"
+            for v in self.verdicts
+        ]
+        head = ["| criterion | expected | measured | holds |", "|---|---|---|---|"]
+        return "\n".join([f"`{self.claim}`, {self.scale} scale", "", *head, *rows])
+
+
+def cell(text: str) -> str:
+    """Text made safe for a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+# Running -----------------------------------------------------------------------------------------
+
+
+def measure(claim: Claim, scale: str, *, device: str = "cpu") -> Record:
+    """Compute and judge a claim at one scale; nothing is written."""
+    given = dict(claim.settings[choose("scale", scale, list(claim.settings))])
+    settings = _as_json(given)
+    given.pop("scaled", None)
+    takes_device = "device" in inspect.signature(claim.compute).parameters
+    device = device if takes_device else "cpu"
+    start = time.perf_counter()
+    with _usual_dtype():
+        arrays = claim.compute(**given, **({"device": device} if takes_device else {}))
+    seconds = time.perf_counter() - start
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    return Record(
+        claim=claim.id,
+        scale=scale,
+        settings=settings,
+        arrays=arrays,
+        verdicts=_judged(claim, arrays),
+        run=_circumstances(device, seconds),
+    )
+
+
+def record(
+    claim: Claim, scale: str, *, folder: str | Path = RECORDS, device: str = "cpu"
+) -> Record:
+    """Compute and judge a claim at one scale and write what was found under ``folder``."""
+    found = measure(claim, scale, device=device)
+    path = record_path(claim.id, scale, folder)
+    arrays = path.with_suffix(".npz")
+    # Arrays first: a crash in between leaves a JSON whose checksum no longer fits. That is noticed.
+    sha256 = store.write_arrays(arrays, found.arrays)
+    content = {
+        "claim": claim.id,
+        "scale": scale,
+        "settings": found.settings,
+        "verdicts": [asdict(verdict) for verdict in found.verdicts],
+        "arrays": {"file": arrays.name, "sha256": sha256},
+        "run": found.run,
+    }
+    store.write_json(path, content)
+    return found
+
+
+def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None) -> Record:
+    """Measure now; if ``folder`` (or ``$RESID_THEORY_LIVE``) is set, once, and read it from there.
+
+    The folder lets the tests of one session and the notebooks they execute share their runs.
+    """
+    folder = folder or os.environ.get("RESID_THEORY_LIVE")
+    if not folder:
+        return measure(claim, scale)
+    if not record_path(claim.id, scale, folder).exists():
+        record(claim, scale, folder=folder)
+    return load(claim, scale, folder=folder)
+
+
+@contextmanager
+def _usual_dtype() -> Generator[None, None, None]:
+    # The same numbers from the command line as under a caller that works in float64, as tests do.
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _judged(claim: Claim, arrays: Arrays) -> tuple[Verdict, ...]:
+    verdicts = tuple(claim.judge(arrays))
+    if not verdicts or not all(isinstance(verdict, Verdict) for verdict in verdicts):
+        raise ValueError(f"judge: {claim.id} returned {verdicts!r}, needs at least one Verdict")
+    return verdicts
+
+
+def _as_json(settings: Mapping[str, object]) -> dict[str, Any]:
+    back: dict[str, Any] = json.loads(json.dumps(settings))
+    return back
+
+
+# Circumstances -----------------------------------------------------------------------------------
+
+
+def _circumstances(device: str, seconds: float) -> dict[str, Any]:
+    commit, dirty = _commit()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "device": device,
+        "hardware": _hardware(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The commit, and whether the code that computes differs from it; None where unknown.
+
+    ``RESID_THEORY_COMMIT`` (a hash, with "-dirty" behind it if so) speaks for copies without git.
+    """
+    head = _git("rev-parse", "HEAD")
+    if head is None:
+        given = os.environ.get("RESID_THEORY_COMMIT")
+        return (given.removesuffix("-dirty"), given.endswith("-dirty")) if given else (None, None)
+    # What a run itself writes does not make the code that ran another one.
+    code = ["resid_theory", "experiments", ":!experiments/records", ":!experiments/RESULTS.md"]
+    return head, bool(_git("status", "--porcelain", "--", *code))
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _hardware(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def record_path(claim_id: str, scale: str, folder: str | Path = RECORDS) -> Path:
+    """Where the JSON of a record lies; its arrays lie beside it as ``.npz``."""
+    return Path(folder) / f"{claim_id}.{scale}.json"
+
+
+def load(claim: Claim | str, scale: str, *, folder: str | Path = RECORDS) -> Record:
+    """Read a record and check the arrays against their checksum.
+
+    Raises FileNotFoundError where there is none, ValueError where a file is damaged.
+    """
+    claim_id = claim if isinstance(claim, str) else claim.id
+    path = record_path(claim_id, choose("scale", scale, SCALES), folder)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no {scale} record of {claim_id}; "
+            f"make one with: python -m experiments run {claim_id} --scale {scale}"
+        )
+    content = store.read_json(path)
+    try:
+        return Record(
+            claim=content["claim"],
+            scale=content["scale"],
+            settings=content["settings"],
+            arrays=store.read_arrays(
+                path.with_name(content["arrays"]["file"]), sha256=content["arrays"]["sha256"]
+            ),
+            verdicts=tuple(Verdict(**verdict) for verdict in content["verdicts"]),
+            run=content["run"],
+        )
+    except (KeyError, TypeError, FileNotFoundError) as error:
+        raise ValueError(f"{path}: not a whole record ({error!r}); run the claim again") from error
+
+
+def faults(claim: Claim, found: Record) -> list[str]:
+    """What is wrong with a record today: another claim's, other settings, other verdicts."""
+    wrong = []
+    if (found.claim, found.scale) not in [(claim.id, scale) for scale in claim.settings]:
+        return [f"is a record of {found.claim} at {found.scale} scale, which {claim.id} is not"]
+    if found.settings != _as_json(claim.settings[found.scale]):
+        wrong.append(f"settings were {found.settings}, are {claim.settings[found.scale]}")
+    today = _judged(claim, found.arrays)
+    if today != found.verdicts:
+        wrong.append(f"verdicts were {found.verdicts}, are {today}")
+    return wrong
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Standing:
+    """Where a claim stands.
+
+    Attributes:
+        word: ``"reproduced"``, ``"not reproduced"``, ``"scaled down"`` or ``"pending"``.
+        detail: How far scaled down; empty otherwise.
+        record: The record of the largest scale that was run; None where nothing was.
+    """
+
+    word: str
+    detail: str
+    record: Record | None
+
+
+def standing(claim: Claim, *, folder: str | Path = RECORDS) -> Standing:
+    """Where a claim stands, by the record of its largest scale."""
+    scales = [
+        s for s in SCALES if s in claim.settings and record_path(claim.id, s, folder).exists()
+    ]
+    if not scales:
+        return Standing(word="pending", detail="", record=None)
+    found = load(claim, scales[-1], folder=folder)
+    detail = _shortfall(claim, found)
+    if not found.passed:
+        return Standing(word="not reproduced", detail=detail, record=found)
+    return Standing(word="scaled down" if detail else "reproduced", detail=detail, record=found)
+
+
+def _shortfall(claim: Claim, found: Record) -> str:
+    parts = [str(found.settings["scaled"])] if "scaled" in found.settings else []
+    if found.scale != "paper":
+        parts.append(
+            "paper scale not run yet" if "paper" in claim.settings else f"{found.scale} scale only"
+        )
+    return "; ".join(parts)
+
+
+# Drawing -----------------------------------------------------------------------------------------
+
+
+def picture(claim: Claim, found: Record, *, width: float = 7.0, height: float = 4.5) -> "Figure":
+    """The claim's figure, drawn from a record; sizes in inches."""
+    from matplotlib import (
+        pyplot,
+    )  # a second of import that a run without pictures need not wait for
+
+    figure = pyplot.figure(figsize=(width, height), layout="constrained")
+    claim.draw(figure, found.arrays)
+    pyplot.close(figure)  # a notebook shows what a cell returns; left open, it would show it twice
+    return figure

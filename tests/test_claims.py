@@ -1,0 +1,485 @@
+"""Every record still says what it said; every claim runs at quick scale; the tables match."""
+
+import inspect
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.overrides import TorchFunctionMode
+
+from experiments import __main__ as command
+from experiments import claim as claims
+from experiments import registry
+from experiments.claim import Claim, Verdict, faults, live, load, measure, picture, record, standing
+from experiments.registry import CLAIMS, join, select, unlisted
+from resid_theory import store
+
+RECORDS = sorted(claims.RECORDS.rglob("*.json"))
+every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+QUICK_SECONDS = 180.0  # all quick scales together, on two cores
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory):
+    """A claim's quick record, computed once in this session; notebooks read the same folder."""
+    folder = tmp_path_factory.getbasetemp() / "live"
+
+    def run(claim):
+        if "quick" not in claim.settings:
+            pytest.skip(f"{claim.id} has no quick scale")
+        return live(claim, "quick", folder=folder)
+
+    return run
+
+
+class NoTorch(TorchFunctionMode):
+    """Any use of torch is an error."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        raise AssertionError(f"draw calls {func}")
+
+
+# The registry ------------------------------------------------------------------------------------
+
+
+@every_claim
+def test_settings_fit_compute(claim):
+    for scale, settings in claim.settings.items():
+        given = {name: value for name, value in settings.items() if name != "scaled"}
+        inspect.signature(claim.compute).bind(**given)
+        assert json.dumps(settings, allow_nan=False), scale
+
+
+@every_claim
+def test_quick_scale_holds_or_is_listed(claim, quick):
+    found = quick(claim)
+    assert not faults(claim, found)
+    assert not unlisted(found)
+
+
+@every_claim
+def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
+    arrays = {name: array.copy() for name, array in quick(claim).arrays.items()}
+    for array in arrays.values():
+        array.flags.writeable = False
+    for name in ("eig", "eigh", "eigvals", "eigvalsh", "svd", "solve"):
+        monkeypatch.delattr(np.linalg, name)
+    figure = Figure(layout="constrained")
+    with NoTorch():
+        claim.draw(figure, arrays)
+    figure.savefig(io.BytesIO(), format="png")
+    # Limits of the data, not has_data(): that is true of an empty line.
+    assert any(np.isfinite(axes.dataLim.get_points()).all() for axes in figure.axes)
+
+
+def test_quick_scales_are_quick(quick):
+    spent = [quick(c).run["seconds"] for c in CLAIMS.values() if "quick" in c.settings]
+    assert sum(spent) <= QUICK_SECONDS
+
+
+# Committed records -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", RECORDS, ids=lambda path: path.relative_to(claims.RECORDS).as_posix()
+)
+def test_record_holds_today(path):
+    assert not command._faults_of(CLAIMS, claims.RECORDS, path)
+
+
+def test_no_arrays_without_a_record():
+    assert not [path for path in command.all_faults(CLAIMS, claims.RECORDS) if "npz" in path]
+
+
+def test_results_page_matches_the_records():
+    if not command.RESULTS.exists():
+        pytest.skip("no RESULTS.md yet: python -m experiments report")
+    page = command.results_page(CLAIMS, claims.RECORDS)
+    assert command.RESULTS.read_text(encoding="utf-8") == page
+
+
+def test_readme_table_matches_the_records():
+    if not command.README.exists():
+        pytest.skip("no README.md yet")
+    readme = command.README.read_text(encoding="utf-8")
+    assert command.readme_with(readme, command.table(CLAIMS, claims.RECORDS)) == readme
+
+
+# The machinery, with a toy claim -----------------------------------------------------------------
+
+
+def roots(*, numbers, seed=0):
+    return {"numbers": np.array(numbers, dtype=float), "roots": np.sqrt(numbers)}
+
+
+def judge_roots(arrays):
+    worst = np.abs(arrays["roots"] ** 2 - arrays["numbers"]).max()
+    return [Verdict("worst |r² - x|", "< 1e-12", worst, worst < 1e-12)]
+
+
+def draw_roots(figure, arrays):
+    figure.subplots().plot(arrays["numbers"], arrays["roots"])
+
+
+def toy(**changes):
+    given = {
+        "id": "toy/roots",
+        "source": "Heron, Metrica I",
+        "says": "Squares of roots are the numbers.",
+        "settings": {
+            "quick": {"numbers": [1.0, 2.0], "scaled": "two numbers of five"},
+            "paper": {"numbers": [1.0, 2.0, 3.0, 4.0, 5.0]},
+        },
+        "compute": roots,
+        "judge": judge_roots,
+        "draw": draw_roots,
+    }
+    return Claim(**{**given, **changes})
+
+
+def failing(arrays):
+    return [*judge_roots(arrays), Verdict("a pipe | here", 0.5, np.float64(1 / 3), np.False_)]
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """A registry of two toy claims, with its own folder and pages; gives the folder of records."""
+    both = join([toy(), toy(id="toy/wrong", judge=failing)])
+    for module in (command, registry):
+        monkeypatch.setattr(module, "CLAIMS", both)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    return tmp_path / "records"
+
+
+def call(folder, *arguments):
+    return command.main(["--records", str(folder), *arguments])
+
+
+def edit(folder, change, name="toy/roots.quick"):
+    path = folder / f"{name}.json"
+    content = store.read_json(path)
+    change(content)
+    store.write_json(path, content)
+
+
+def test_a_record_comes_back(tmp_path):
+    made = record(toy(), "quick", folder=tmp_path)
+    back = load("toy/roots", "quick", folder=tmp_path)
+    assert (back.claim, back.scale) == ("toy/roots", "quick")
+    assert back.settings == toy().settings["quick"]
+    assert back.verdicts == made.verdicts and back.passed
+    assert back.run == made.run
+    np.testing.assert_array_equal(back.arrays["roots"], np.sqrt([1.0, 2.0]))
+    assert not faults(toy(), back)
+
+
+def test_a_record_knows_its_circumstances(tmp_path):
+    run = record(toy(), "quick", folder=tmp_path).run
+    assert (run["torch"], run["numpy"]) == (torch.__version__, np.__version__)
+    assert (run["device"], run["threads"]) == ("cpu", torch.get_num_threads())
+    assert run["hardware"] and run["seconds"] >= 0
+    assert run["commit"] is None or re.fullmatch("[0-9a-f]{40}", run["commit"])
+
+
+@pytest.mark.parametrize("given", ["abc", "abc-dirty", None])
+def test_a_copy_without_git_is_told_its_commit(monkeypatch, given):
+    monkeypatch.setattr(claims, "_git", lambda *_: None)
+    monkeypatch.delenv("RESID_THEORY_COMMIT", raising=False)
+    if given:
+        monkeypatch.setenv("RESID_THEORY_COMMIT", given)
+    expected = ("abc", given.endswith("dirty")) if given else (None, None)
+    assert claims._commit() == expected
+
+
+@pytest.mark.parametrize(("status", "dirty"), [("", False), (" M resid_theory/data.py", True)])
+def test_uncommitted_code_is_noted(monkeypatch, status, dirty):
+    answers = {"rev-parse": "abc", "status": status}
+    monkeypatch.setattr(claims, "_git", lambda verb, *_: answers[verb])
+    assert claims._commit() == ("abc", dirty)
+
+
+def test_only_what_asks_for_a_device_gets_one():
+    asked = toy(compute=lambda *, numbers, device: roots(numbers=[len(device)]))
+    found = measure(asked, "quick", device="meta")
+    assert found.run["device"] == "meta" and found.arrays["numbers"] == [4.0]
+    assert measure(toy(), "quick", device="meta").run["device"] == "cpu"
+
+
+def test_the_callers_default_dtype_changes_nothing():
+    torch_made = toy(
+        compute=lambda *, numbers: {"numbers": torch.ones(1), "roots": torch.ones(1)},
+    )
+    assert torch.get_default_dtype() == torch.float64  # by the tests' fixture
+    assert measure(torch_made, "quick").arrays["roots"].dtype == np.float32
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_arrays_changed_after_the_run_are_noticed(tmp_path):
+    record(toy(), "quick", folder=tmp_path)
+    store.write_arrays(tmp_path / "toy/roots.quick.npz", roots(numbers=[1.0, 3.0]))
+    with pytest.raises(ValueError, match=r"roots\.quick\.npz.*sha256"):
+        load("toy/roots", "quick", folder=tmp_path)
+
+
+@pytest.mark.parametrize("part", ["settings", "arrays", "verdicts", "run"])
+def test_a_record_with_a_part_missing_is_named(tmp_path, part):
+    record(toy(), "quick", folder=tmp_path)
+    edit(tmp_path, lambda content: content.pop(part))
+    with pytest.raises(ValueError, match=rf"roots\.quick\.json.*{part}"):
+        load("toy/roots", "quick", folder=tmp_path)
+
+
+def test_a_record_without_its_arrays_is_named(tmp_path):
+    record(toy(), "quick", folder=tmp_path)
+    (tmp_path / "toy/roots.quick.npz").unlink()
+    with pytest.raises(ValueError, match=r"roots\.quick\.json.*not a whole record"):
+        load("toy/roots", "quick", folder=tmp_path)
+
+
+def test_a_missing_record_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run toy/roots --scale paper"):
+        load("toy/roots", "paper", folder=tmp_path)
+
+
+def test_changed_settings_are_a_fault(tmp_path):
+    made = record(toy(), "quick", folder=tmp_path)
+    today = toy(settings={"quick": {"numbers": [1.0, 2.5], "scaled": "two numbers of five"}})
+    assert ["settings were" in fault for fault in faults(today, made)] == [True]
+
+
+def test_a_changed_judge_is_a_fault(tmp_path):
+    made = record(toy(), "quick", folder=tmp_path)
+    looser = toy(judge=lambda arrays: [Verdict("worst |r² - x|", "< 1", 0.0, True)])
+    assert ["verdicts were" in fault for fault in faults(looser, made)] == [True]
+
+
+def test_another_claims_record_is_a_fault(tmp_path):
+    made = record(toy(), "quick", folder=tmp_path)
+    assert faults(toy(id="toy/other"), made) and not faults(toy(), made)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scales", "word", "detail"),
+    [
+        ({}, [], "pending", ""),
+        ({}, ["paper"], "reproduced", ""),
+        ({}, ["quick", "paper"], "reproduced", ""),
+        ({}, ["quick"], "scaled down", "two numbers of five; paper scale not run yet"),
+        ({"settings": {"short": {"numbers": [1.0]}}}, ["short"], "scaled down", "short scale only"),
+        (
+            {"settings": {"paper": {"numbers": [1.0], "scaled": "one of five"}}},
+            ["paper"],
+            "scaled down",
+            "one of five",
+        ),
+        ({"judge": failing}, ["paper"], "not reproduced", ""),
+        (
+            {"judge": failing},
+            ["quick"],
+            "not reproduced",
+            "two numbers of five; paper scale not run yet",
+        ),
+    ],
+    ids=["none", "paper", "both", "quick", "short", "scaled", "failing", "failing_quick"],
+)
+def test_standing(tmp_path, changes, scales, word, detail):
+    claim = toy(**changes)
+    for scale in scales:
+        record(claim, scale, folder=tmp_path)
+    stands = standing(claim, folder=tmp_path)
+    assert (stands.word, stands.detail) == (word, detail)
+    assert (stands.record is None) == (not scales)
+    if scales:
+        assert stands.record.scale == scales[-1]
+
+
+def test_verdicts_are_text_and_a_plain_truth_value():
+    verdict = Verdict("c", np.float64(0.5), float("inf"), np.True_)
+    assert (verdict.expected, verdict.measured, verdict.passed) == ("0.5", "inf", True)
+    assert type(verdict.passed) is bool
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "Toy"}, "id: got 'Toy'"),
+        ({"settings": {}}, "settings: toy/roots"),
+        ({"settings": {"papers": {}}}, "scale.*'papers'.*'paper'"),
+    ],
+)
+def test_a_malformed_claim_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        toy(**changes)
+
+
+@pytest.mark.parametrize("answer", [[], [True]], ids=["none", "no_verdict"])
+def test_a_judge_must_return_verdicts(answer):
+    with pytest.raises(ValueError, match="judge: toy/roots"):
+        measure(toy(judge=lambda arrays: answer), "quick")
+
+
+def test_unknown_scale_is_refused():
+    with pytest.raises(ValueError, match="scale.*'short'.*'quick'"):
+        measure(toy(), "short")
+
+
+def test_live_computes_once_where_a_folder_is_set(tmp_path, monkeypatch):
+    calls = []
+    counted = toy(compute=lambda *, numbers: calls.append(1) or roots(numbers=numbers))
+    monkeypatch.setenv("RESID_THEORY_LIVE", str(tmp_path))
+    assert live(counted).verdicts == live(counted).verdicts and len(calls) == 1
+    monkeypatch.delenv("RESID_THEORY_LIVE")
+    assert live(counted).passed and len(calls) == 2
+
+
+def test_picture_draws_and_leaves_no_figure_open():
+    from matplotlib import pyplot
+
+    figure = picture(toy(), measure(toy(), "quick"), width=3.0)
+    assert figure.axes[0].has_data() and figure.get_figwidth() == 3.0
+    assert not pyplot.get_fignums()
+
+
+def test_a_notebook_shows_a_record_as_a_table():
+    shown = measure(toy(judge=failing), "quick")._repr_markdown_()
+    assert "| a pipe \\| here | 0.5 | 0.333333 | **no** |" in shown
+    assert "quick scale" in shown and "| yes |" in shown
+
+
+def test_two_claims_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="'toy/roots' is given to two"):
+        join([toy()], [toy()])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        ([], ["toy/roots", "toy/wrong"]),
+        (["toy"], ["toy/roots", "toy/wrong"]),
+        (["toy/wrong"], ["toy/wrong"]),
+        (["toy/w", "toy/r"], ["toy/roots", "toy/wrong"]),
+    ],
+)
+def test_selection(toys, wanted, ids):
+    assert [claim.id for claim in select(wanted)] == ids
+
+
+def test_a_misspelt_selection_is_told_the_nearest(toys):
+    with pytest.raises(ValueError, match="'toy/rots'.*'toy/roots'"):
+        select(["toy/rots"])
+
+
+def test_unlisted_names_failures_of_claims_that_stand(toys, monkeypatch):
+    wrong = measure(registry.CLAIMS["toy/wrong"], "quick")
+    assert unlisted(measure(toy(), "quick"), wrong) == ["toy/wrong: a pipe | here"]
+    record(registry.CLAIMS["toy/wrong"], "paper", folder=toys)
+    here = lambda claim: standing(claim, folder=toys)  # noqa: E731
+    monkeypatch.setattr(registry, "standing", here)
+    assert not unlisted(wrong)
+
+
+def test_run_check_report(toys):
+    command.README.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    assert call(toys, "run", "--scale", "paper") == 0
+    assert call(toys, "check") == 0
+    assert call(toys, "report") == 0
+    readme, results = command.README.read_text(), command.RESULTS.read_text()
+    assert readme.startswith("before\n") and readme.endswith(f"{command.END}\nafter\n")
+    assert "old" not in readme
+    assert "2 claims: 1 reproduced, 1 not reproduced." in results
+    assert re.search(r"\| < 1e-12 \| \S+ \| yes \|", results)
+    assert "| 0.5 | 0.333333 | **no** |" in results
+    link = "[toy/wrong](experiments/records/toy/wrong.paper.json)"
+    assert f"| {link} | Heron, Metrica I | worst \\|r² - x\\| |" in readme
+    assert "| a pipe \\| here | 0.5 | 0.333333 | **not reproduced** |" in readme
+
+
+def test_report_is_repeatable_and_lists_what_is_pending(toys):
+    command.README.write_text(f"{command.BEGIN}\n{command.END}\n")
+    call(toys, "run", "toy/roots")
+    assert call(toys, "report") == 0
+    first = command.README.read_text()
+    assert call(toys, "report") == 0 and command.README.read_text() == first
+    assert "| toy/wrong | Heron, Metrica I | Squares of roots are the numbers. " in first
+    assert "| pending |" in first and "| scaled down |" in first
+    assert "1 scaled down, 1 pending" in command.RESULTS.read_text()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("settings", "settings were"),
+        ("arrays", "sha256"),
+        ("orphan", "has no .json"),
+        ("unknown", "no claim is named 'toy/rots'"),
+        ("json", "not valid JSON"),
+    ],
+)
+def test_check_fails_and_report_refuses(toys, capsys, harm, message):
+    call(toys, "run")
+    if harm == "settings":
+        edit(toys, lambda content: content["settings"].update(numbers=[9.0]))
+    elif harm == "arrays":
+        (toys / "toy/roots.quick.npz").write_bytes(b"PK")
+    elif harm == "orphan":
+        (toys / "toy/roots.quick.json").unlink()
+    elif harm == "unknown":
+        (toys / "toy/roots.quick.json").rename(toys / "toy/rots.quick.json")
+    else:
+        (toys / "toy/roots.quick.json").write_text("{")
+    capsys.readouterr()
+    assert call(toys, "check") == 1
+    assert re.search(rf"toy/roo?ts\.quick.*: .*{message}", capsys.readouterr().out)
+    assert call(toys, "report") == 1 and not command.RESULTS.exists()
+
+
+def test_pending_runs_only_what_has_no_valid_record(toys, capsys):
+    call(toys, "run")
+    edit(toys, lambda content: content["settings"].update(numbers=[9.0]))
+    capsys.readouterr()
+    call(toys, "run", "--pending")
+    out = capsys.readouterr().out
+    assert "toy/roots (quick)" in out and "toy/wrong (quick)" not in out
+    assert call(toys, "check") == 0
+
+
+def test_no_claim_begins_after_the_time_is_over(toys, capsys):
+    assert call(toys, "run", "--minutes", "0") == 0
+    assert "2 claims not begun" in capsys.readouterr().out and not toys.exists()
+
+
+def test_a_claim_that_breaks_does_not_stop_the_others(toys, monkeypatch, capsys):
+    def breaks(**_):
+        raise RuntimeError("out of luck")
+
+    both = join([toy(compute=breaks), toy(id="toy/wrong", judge=failing)])
+    monkeypatch.setattr(registry, "CLAIMS", both)
+    assert call(toys, "run") == 1
+    captured = capsys.readouterr()
+    assert "broken: toy/roots" in captured.out and "out of luck" in captured.err
+    assert load("toy/wrong", "quick", folder=toys)
+
+
+def test_list_shows_where_claims_stand(toys, capsys):
+    call(toys, "run", "toy/wrong", "--scale", "paper")
+    capsys.readouterr()
+    assert call(toys, "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert ["pending" in lines[0], "not reproduced" in lines[1]] == [True, True]
+
+
+def test_a_wrong_name_ends_with_usage(toys, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call(toys, "run", "toy/rots")
+    assert caught.value.code == 2 and "'toy/roots'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{command.END}\n{command.BEGIN}"])
+def test_a_readme_without_its_markers_is_refused(text):
+    with pytest.raises(ValueError, match="claims:begin"):
+        command.readme_with(text, "table")
