@@ -1,0 +1,178 @@
+"""Notebooks are shop windows: they import, draw and assert; each runs from top to bottom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra 'notebooks'")
+nbclient = pytest.importorskip("nbclient", reason="needs the extra 'notebooks'")
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+LINES, BYTES = 8, 1_000_000
+HOUSE = {"experiments", "resid_theory"}
+MACHINERY = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.For,
+             ast.AsyncFor, ast.While)  # fmt: skip
+SECONDS = 600  # for one cell
+
+
+def broken_rules(path):
+    """What a notebook does that a shop window does not, in words."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    free = path.name.startswith("04_")  # shows a user's own code
+    wrong = [] if path.stat().st_size < BYTES else [f"has {BYTES} bytes or more"]
+    counts = [cell.execution_count for cell in cells]
+    if counts != list(range(1, len(cells) + 1)):
+        wrong.append(f"saved execution counts are {counts}")
+    for number, cell in enumerate(cells, start=1):
+        wrong += [f"cell {number}: {fault}" for fault in faults_of(cell, free)]
+    if not cells or not any(isinstance(node, ast.Assert) for node in ast.walk(parsed(cells[-1]))):
+        wrong.append("the last cell asserts nothing")
+    return wrong
+
+
+def faults_of(cell, free):
+    lines = cell.source.strip().splitlines()
+    if len(lines) > LINES:
+        yield f"{len(lines)} lines"
+    if any(output.output_type == "error" for output in cell.outputs):
+        yield "a saved error"
+    for node in ast.walk(parsed(cell)):
+        if isinstance(node, MACHINERY) and not free:
+            yield f"{type(node).__name__} in line {node.lineno}"
+        for name in imported(node) - HOUSE - ({"torch"} if free else set()):
+            yield f"imports {name}"
+
+
+def parsed(cell):
+    """The syntax tree of a cell; a line that begins with % is IPython's, not Python's."""
+    lines = cell.source.splitlines()
+    return ast.parse("\n".join("pass" if line.startswith("%") else line for line in lines))
+
+
+def imported(node):
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {(node.module or ".").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+
+
+def execute(path, folder):
+    """Run a fresh copy in a kernel of its own that starts in the repository."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    resources = {"metadata": {"path": str(ROOT)}}
+    client = nbclient.NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources=resources
+    )
+    try:
+        client.execute()
+    finally:
+        nbformat.write(notebook, folder / path.name)  # for a look at what failed
+    return notebook
+
+
+@pytest.fixture
+def kernel(monkeypatch, tmp_path_factory):
+    """What a kernel inherits: the checkout's packages, and this session's quick records."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("RESID_THEORY_LIVE", str(tmp_path_factory.getbasetemp() / "live"))
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger warns
+
+
+# The notebooks -----------------------------------------------------------------------------------
+
+
+@every_notebook
+def test_notebook_is_a_shop_window(path):
+    assert not broken_rules(path)
+
+
+@every_notebook
+def test_notebook_runs(path, tmp_path, kernel):
+    execute(path, tmp_path)
+
+
+# The rules themselves, on toy notebooks ----------------------------------------------------------
+
+
+def toy(folder, *sources, name="01_toy.ipynb", counts=None):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    for cell, count in zip(cells, counts or range(1, len(cells) + 1), strict=True):
+        cell.execution_count = count
+    path = folder / name
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+GOOD = ("%matplotlib inline\nimport resid_theory as rt\nfrom experiments import CLAIMS", "assert 1")
+
+
+def test_a_good_notebook_breaks_no_rule(tmp_path):
+    assert not broken_rules(toy(tmp_path, *GOOD))
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("def f(): pass", "FunctionDef"),
+        ("class A: pass", "ClassDef"),
+        ("f = lambda: 1", "Lambda"),
+        ("for i in []: pass", "For"),
+        ("while False: pass", "While"),
+        ("import torch", "imports torch"),
+        ("from torch import nn", "imports torch"),
+        ("import numpy as np", "imports numpy"),
+        ("import experiments, matplotlib.pyplot", "imports matplotlib"),
+        ("\n".join(["1"] * 9), "9 lines"),
+    ],
+)
+def test_each_rule_can_be_broken(tmp_path, source, fault):
+    assert broken_rules(toy(tmp_path, source, *GOOD)) == [
+        f"cell 1: {fault}" + (" in line 1" if fault[0].isupper() else "")
+    ]
+
+
+@pytest.mark.parametrize(
+    "source", ["def f(): pass", "class A: pass", "for i in []: pass", "import torch"]
+)
+def test_a_users_own_code_is_free(tmp_path, source):
+    assert not broken_rules(toy(tmp_path, source, *GOOD, name="04_your_own_model.ipynb"))
+
+
+@pytest.mark.parametrize("counts", [[2, 1], [1, 3], [None, None], [1, 1]], ids=str)
+def test_saved_counts_must_run_from_one(tmp_path, counts):
+    assert "saved execution counts" in broken_rules(toy(tmp_path, *GOOD, counts=counts))[0]
+
+
+def test_the_last_cell_must_assert(tmp_path):
+    assert broken_rules(toy(tmp_path, *GOOD, "1")) == ["the last cell asserts nothing"]
+
+
+def test_a_saved_error_is_noticed(tmp_path):
+    path = toy(tmp_path, *GOOD)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].outputs = [nbformat.v4.new_output("error", ename="E", evalue="v")]
+    nbformat.write(notebook, path)
+    assert broken_rules(path) == ["cell 1: a saved error"]
+
+
+def test_a_big_file_is_noticed(tmp_path):
+    path = toy(tmp_path, "#" + "x" * BYTES, *GOOD)
+    assert broken_rules(path) == [f"has {BYTES} bytes or more"]
+
+
+def test_execution_starts_in_the_repository_and_reports_errors(tmp_path, kernel):
+    (tmp_path / "out").mkdir()
+    good = toy(tmp_path, "import os, experiments, resid_theory", "print(os.getcwd())")
+    done = execute(good, tmp_path / "out")
+    assert done.cells[1].outputs[0].text.strip() == str(ROOT)
+    assert nbformat.read(good, as_version=4).cells[1].outputs == []  # the original is untouched
+    bad = toy(tmp_path, "assert 1 == 2, 'not equal'", name="02_bad.ipynb")
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="not equal"):
+        execute(bad, tmp_path / "out")
