@@ -27,8 +27,8 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "theory": [["linear", "toeplitz"], ["origin"]],
-    "curvature": [["dense"]],
+    "theory": [["linear", "local", "toeplitz"], ["kinks"], ["origin"]],
+    "curvature": [["chain"], ["dense"]],
     "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
 }
 
