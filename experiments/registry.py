@@ -22,13 +22,19 @@ CLAIMS = join()
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:
-    """The claims whose ids begin with one of the names wanted; all of them if none is."""
+    """The claims of these ids, or whose ids begin so; all of them if nothing is wanted."""
     claims = CLAIMS if claims is None else claims
-    papers = {name.split("/")[0] for name in claims}
-    for name in wanted:
-        if not any(claim_id.startswith(name) for claim_id in claims):
-            choose("claim", name, [*claims, *sorted(papers)])
-    return [c for c in claims.values() if not wanted or c.id.startswith(tuple(wanted))]
+    chosen = {claim_id for name in wanted for claim_id in _matches(name, claims)}
+    return [claim for claim in claims.values() if not wanted or claim.id in chosen]
+
+
+def _matches(name: str, claims: dict[str, Claim]) -> list[str]:
+    if name in claims:  # figure_1 is not figure_10
+        return [name]
+    found = [claim_id for claim_id in claims if claim_id.startswith(name)]
+    if not found:
+        choose("claim", name, [*claims, *sorted({claim_id.split("/")[0] for claim_id in claims})])
+    return found
 
 
 def unlisted(*records: Record) -> list[str]:

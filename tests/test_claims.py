@@ -369,6 +369,12 @@ def test_selection(toys, wanted, ids):
     assert [claim.id for claim in select(wanted)] == ids
 
 
+def test_a_whole_id_selects_one_claim():
+    numbered = join([toy(id="toy/figure_1"), toy(id="toy/figure_10")])
+    assert [claim.id for claim in select(["toy/figure_1"], numbered)] == ["toy/figure_1"]
+    assert len(select(["toy/figure_"], numbered)) == 2
+
+
 def test_a_misspelt_selection_is_told_the_nearest(toys):
     with pytest.raises(ValueError, match="'toy/rots'.*'toy/roots'"):
         select(["toy/rots"])
