@@ -61,7 +61,7 @@ def imported(node):
 
 
 def execute(path, folder):
-    """Run a copy, without its saved outputs, in a kernel of its own that starts in the repository."""
+    """Run a copy, its saved outputs cleared, in a kernel that starts in the repository."""
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
     client = nbclient.NotebookClient(
