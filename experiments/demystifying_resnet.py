@@ -1,0 +1,583 @@
+"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): its theorems and figures as
+claims.
+
+The paper's experiments: MNIST or another data set, whitened, 10 greatest principal components,
+one-hot targets, square loss. Not in the text that survives and chosen here: 2-shortcut nets start
+at 0.01 times Xavier; the percentile is NumPy's linear one; every principal component has its
+largest loading positive (the condition number at zero depends on these signs, the bound on it does
+not).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from resid_theory.samples import Regression
+from resid_theory.spectra import Readings
+
+PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
+WIDTH = 10
+EXACT = 1e-12  # closed forms against measured Hessians, relative to the largest eigenvalue
+
+# activations by name: for one matrix a block there is no mid position
+ONE_LAYER = {"linear": {}, "tanh": {"post": "tanh"}, "relu": {"pre": "relu"}}
+MORE_LAYERS = {"linear": {}, "tanh": {"mid": "tanh"}, "relu": {"mid": "relu"}}
+
+
+def _data(name: str, samples: int | None) -> Regression:
+    return rt.load_whitened(name, WIDTH, samples=samples, progress=False)
+
+
+def _generator(*parts: int) -> torch.Generator:
+    """A generator for one cell of a grid, whatever the order of work."""
+    seed = int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
+    return torch.Generator().manual_seed(seed)
+
+
+def _columns(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
+    """Dictionaries of numbers with equal keys as arrays by key."""
+    table = list(rows)
+    return {key: np.array([row[key] for row in table]) for key in table[0]}
+
+
+def _nested(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {f"{group}.{key}": v for group, table in groups.items() for key, v in table.items()}
+
+
+# -- Theorem 2 -------------------------------------------------------------------------------------
+
+
+def compute_theorem_2(
+    *, n: int, depths: Sequence[int], dataset: str, samples: int | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Predicted and measured Hessians at zero for every activation and number of blocks."""
+    data = _data(dataset, samples)
+    kinds = ONE_LAYER if n == 1 else MORE_LAYERS
+    return {
+        "blocks": np.array(depths),
+        **_nested(
+            {
+                kind: _columns(_theorem_2_row(data, n, blocks, acts, seed) for blocks in depths)
+                for kind, acts in kinds.items()
+            }
+        ),
+    }
+
+
+def _theorem_2_row(
+    data: Regression, n: int, blocks: int, acts: Mapping[str, str], seed: int
+) -> dict[str, float]:
+    net = rt.ShortcutNet(WIDTH, blocks, n, **acts)
+    predicted = in_mean = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n, **acts)
+    if acts.get("mid") == "relu" and n == 2:
+        # ReLU has no derivative at zero: the limit along a ray, measured 1e-7 from zero.
+        rt.initialize(net, "near_zero", generator=_generator(seed, n, blocks), scale=1e-7)
+        predicted = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n, kink=net, **acts)
+    measured = rt.hessian_spectrum(net, "square", data)
+    gradient = torch.autograd.grad((0.5 * (net(data.x) - data.y) ** 2).sum(1).mean(), net.weights)[
+        0
+    ]
+    return {
+        "distance": predicted.spectrum.distance(measured),
+        "max": measured.max_magnitude,
+        "condition_number": measured.condition_number,
+        "condition_number_10": measured.percentile_condition_number(10),
+        "predicted_condition_number": in_mean.spectrum.condition_number,
+        "bound": in_mean.a_priori_bound,
+        "index": measured.index,
+        "gradient": gradient.abs().max().item(),
+        "correlation": predicted.correlation.abs().max().item(),
+        "growth_rate": in_mean.growth_rate,
+        "jet_error": _jet_error(data, net, in_mean, _generator(seed, n, blocks, 1)) if n > 2 else 0,
+    }
+
+
+def _jet_error(
+    data: Regression,
+    net: rt.ShortcutNet,
+    point: rt.theory.ZeroPoint,
+    generator: torch.Generator,
+) -> float:
+    """Relative error of the leading jet at weights of size 0.01, over that size."""
+    size = 1e-2
+    rt.initialize(net, "near_zero", generator=generator, scale=size)
+    with torch.no_grad():
+        at = 0.5 * (net(data.x) - data.y).square().sum(1).mean()
+        origin = 0.5 * (data.x - data.y).square().sum(1).mean()
+    jet = point.leading_jet(net.layers())
+    return ((at - origin - jet) / jet).abs().item() / size
+
+
+def _agreement(a: Arrays, kinds: Iterable[str]) -> Verdict:
+    worst = max(float(a[f"{kind}.distance"].max()) for kind in kinds)
+    return Verdict(
+        "predicted spectrum = measured, all activations and depths",
+        f"≤ {EXACT:g} of the largest |λ| (exact formula, float64)",
+        f"{worst:.1e}",
+        worst <= EXACT,
+    )
+
+
+def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
+    """Depth-invariant condition number, strict saddle, index one half."""
+    smooth = ("linear", "tanh")
+    cond = np.concatenate([a[f"{kind}.condition_number"] for kind in smooth])
+    drift = float(cond.max() / cond.min() - 1)
+    bound = float(a["linear.bound"][0])
+    gradient = max(float(a[f"{kind}.gradient"].max()) for kind in smooth)
+    index = np.concatenate([a[f"{kind}.index"] for kind in MORE_LAYERS])
+    return [
+        _agreement(a, MORE_LAYERS),
+        Verdict(
+            "condition number (max/min) independent of depth and of tanh",
+            "equal at every depth to 1e-11 (Theorem 2; round-off times the number itself)",
+            f"{cond.min():.4f} to {cond.max():.4f}, relative spread {drift:.1e}",
+            drift <= 1e-11,
+        ),
+        Verdict(
+            "condition number below the a-priori bound of the class priors",
+            f"≤ {bound:.4f} ((1 + √p)/(1 - √p), Cauchy-Schwarz)",
+            f"{cond.max():.4f}",
+            bool(cond.max() <= bound),
+        ),
+        Verdict("zero is stationary", "gradient ≤ 1e-14", f"{gradient:.1e}", gradient <= 1e-14),
+        Verdict(
+            "strict saddle: half of all eigenvalues are negative",
+            "index = 1/2 (Theorem 2)",
+            f"{index.min():.4f} to {index.max():.4f}",
+            bool((index == 0.5).all()),
+        ),
+    ]
+
+
+def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
+    """Not stationary; the condition number grows, in proportion to depth."""
+    blocks = a["blocks"]
+    gap = max(
+        float(np.abs(a[f"{k}.gradient"] / a[f"{k}.correlation"] - 1).max())
+        for k in ("linear", "tanh")
+    )
+    last = {k: a[f"{k}.max"] / (a[f"{k}.growth_rate"] * blocks) for k in ONE_LAYER}
+    slopes = {k: _slope(blocks, a[f"{k}.condition_number_10"]) for k in ONE_LAYER}
+    off = max(abs(float(r[-1]) - 1) for r in last.values())
+    return [
+        _agreement(a, ONE_LAYER),
+        Verdict(
+            "zero is not stationary: the gradient is M in every block",
+            "equal to 1e-12",
+            f"{gap:.1e}",
+            gap <= 1e-12,
+        ),
+        Verdict(
+            "largest |λ| over depth tends to κ",
+            "within 10 % at the largest depth (O(1/R) convergence), closer than at the smallest",
+            ", ".join(f"{k} {r[-1]:.3f}" for k, r in last.items()),
+            off <= 0.1 and all(abs(r[-1] - 1) < abs(r[0] - 1) for r in last.values()),
+        ),
+        Verdict(
+            "condition number (max/10th percentile) explodes with depth",
+            "log-log slope in [0.8, 1.2]: in proportion to depth, not exponentially",
+            ", ".join(f"{k} {s:.2f}" for k, s in slopes.items()),
+            all(0.8 <= s <= 1.2 for s in slopes.values()),
+        ),
+    ]
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Slope of log y over log x on the upper half of the depths."""
+    upper = slice(len(x) // 2 - (len(x) <= 3), None)
+    return float(np.polyfit(np.log(x[upper]), np.log(y[upper]), 1)[0])
+
+
+def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
+    """All second derivatives vanish; the third order is the jet."""
+    largest = max(float(a[f"{k}.max"].max()) for k in MORE_LAYERS)
+    gradient = max(float(a[f"{k}.gradient"].max()) for k in MORE_LAYERS)
+    smooth = ("linear", "tanh")
+    jet = max(float(a[f"{k}.jet_error"].max()) for k in smooth)
+    return [
+        _agreement(a, MORE_LAYERS),
+        Verdict("the Hessian vanishes", "exactly 0 (Theorem 2)", f"{largest:g}", largest == 0.0),
+        Verdict("the gradient vanishes", "exactly 0", f"{gradient:g}", gradient == 0.0),
+        Verdict(
+            "the third-order jet c Σ <M, W3 W2 W1> leads (linear, tanh)",
+            "relative error at weights of size s is at most 10 s (remainder of the next order)",
+            f"{jet:.2f} s",
+            jet <= 10,
+        ),
+    ]
+
+
+def draw_theorem_2(figure: Figure, a: Arrays) -> None:
+    """Condition numbers and the gap between prediction and measurement, against blocks."""
+    kinds = [key.split(".")[0] for key in a if key.endswith(".distance")]
+    left, right = figure.subplots(1, 2)
+    vanishes = all(float(a[f"{k}.max"].max()) == 0.0 for k in kinds)
+    for marker, kind in zip("osD", kinds, strict=True):
+        value = a[f"{kind}.max"] if vanishes else a[f"{kind}.condition_number_10"]
+        left.plot(a["blocks"], value, marker + "-", label=kind, alpha=0.8)
+        right.plot(a["blocks"], a[f"{kind}.distance"] + 1e-18, marker + "-", label=kind, alpha=0.8)
+    left.set_ylabel(
+        "largest |λ| (loss / weight²)" if vanishes else "max |λ| / 10th percentile of |λ|"
+    )
+    right.axhline(EXACT, color="black", linestyle="--", label="criterion")
+    right.set_ylabel("distance of predicted and measured spectrum / max |λ|")
+    right.set_yscale("log")
+    for ax in (left, right):
+        ax.set_xlabel("blocks")
+        ax.legend()
+
+
+# -- Figure 4 --------------------------------------------------------------------------------------
+
+NETS = {
+    "xavier": dict(n=1, shortcut=False, kind="xavier"),
+    "orthogonal": dict(n=1, shortcut=False, kind="orthogonal"),
+    "one_shortcut": dict(n=1, shortcut=True, kind="near_zero"),
+    "two_shortcut": dict(n=2, shortcut=True, kind="near_zero"),
+    "three_shortcut": dict(n=3, shortcut=True, kind="near_zero"),
+}
+LABELS = {
+    "xavier": "plain, Xavier",
+    "orthogonal": "plain, orthogonal",
+    "one_shortcut": "1-shortcut, near zero",
+    "two_shortcut": "2-shortcut, near zero",
+    "three_shortcut": "3-shortcut, near zero",
+}
+
+
+def compute_figure_4(
+    *, dataset: str, samples: int | None, depths: Sequence[int], seeds: int, scale: float
+) -> dict[str, np.ndarray]:
+    """Spectra at initialization of linear nets over depth; (depths, seeds) arrays by net."""
+    data = _data(dataset, samples)
+    arrays: dict[str, np.ndarray] = {}
+    for number, (name, net) in enumerate(NETS.items()):
+        own = [depth for depth in depths if depth % net["n"] == 0]
+        arrays[f"{name}.depth"] = np.array(own)
+        cells = [
+            _columns(
+                _initial_spectrum(data, net, depth, scale, _generator(number, depth, seed))
+                for seed in range(seeds)
+            )
+            for depth in own
+        ]
+        arrays |= {f"{name}.{key}": np.stack([cell[key] for cell in cells]) for key in cells[0]}
+    two = rt.theory.zero_point(data, blocks=1, shortcut_depth=2)
+    one = rt.theory.zero_point(data, blocks=max(depths), shortcut_depth=1)
+    arrays["two_shortcut.predicted"] = np.array(
+        [two.percentile_condition_number(10), two.condition_number, two.a_priori_bound]
+    )
+    arrays["one_shortcut.predicted"] = np.array([one.growth_rate, one.readings.bulk_percentile(10)])
+    return arrays
+
+
+def _initial_spectrum(
+    data: Regression, net: Mapping, depth: int, scale: float, generator: torch.Generator
+) -> dict[str, float]:
+    model = rt.ShortcutNet(WIDTH, depth // net["n"], net["n"], shortcut=net["shortcut"])
+    rt.initialize(model, net["kind"], generator=generator, scale=scale)
+    numbers = _read(rt.hessian_spectrum(model, "square", data))
+    if net["kind"] == "orthogonal":
+        rotated = rt.theory.rotated_moments(model.layers(), data)
+        point = rt.theory.zero_point(rotated, blocks=depth, shortcut_depth=1)
+        numbers["growth_rate"] = point.growth_rate
+        numbers["bulk"] = point.readings.bulk_percentile(10)
+    return numbers
+
+
+def _read(spectrum: Readings) -> dict[str, float]:
+    return {
+        "max": spectrum.max_magnitude,
+        "p10": spectrum.magnitude_percentile(10),
+        "min": spectrum.min_magnitude,
+        "index": spectrum.index,
+    }
+
+
+def _cond10(a: Arrays, name: str) -> np.ndarray:
+    return a[f"{name}.max"] / a[f"{name}.p10"]
+
+
+def _at_least(a: Arrays, name: str, depth: int) -> np.ndarray:
+    return a[f"{name}.depth"] >= depth
+
+
+def judge_figure_4(a: Arrays) -> list[Verdict]:
+    """The criteria of Figure 4, taken over the depths of the record."""
+    return [*_judge_two_shortcut(a), *_judge_orthogonal(a), *_judge_others(a)]
+
+
+def _judge_two_shortcut(a: Arrays) -> list[Verdict]:
+    closed, _, bound = (float(v) for v in a["two_shortcut.predicted"])
+    cond = _cond10(a, "two_shortcut").mean(1)
+    flat = float(cond.max() / cond.min())
+    off = float(np.abs(cond / closed - 1).max())
+    most = float((a["two_shortcut.max"] / a["two_shortcut.min"]).max())
+    return [
+        Verdict(
+            "2-shortcut: condition number constant in depth",
+            "largest over smallest mean < 1.05 (paper: constant)",
+            f"{cond.min():.3f} to {cond.max():.3f}, ratio {flat:.4f}",
+            flat < 1.05,
+        ),
+        Verdict(
+            "2-shortcut: equal to the closed form at zero weights",
+            f"{closed:.4f} within 2 % (weights of 0.01, not zero)",
+            f"largest difference {100 * off:.2f} %",
+            off < 0.02,
+        ),
+        Verdict(
+            "2-shortcut: max/min below the a-priori bound",
+            f"≤ 1.03 × {bound:.4f} (exact at zero; 3 % for weights of 0.01)",
+            f"{most:.4f}",
+            most <= 1.03 * bound,
+        ),
+    ]
+
+
+def _judge_orthogonal(a: Arrays) -> list[Verdict]:
+    depth, cond = a["orthogonal.depth"], _cond10(a, "orthogonal")
+    pairs = [(n, 2 * n) for n in depth if 2 * n in depth]
+    low, high = pairs[-1]
+    doubled = float(cond[depth == high].mean() / cond[depth == low].mean())
+    late = _at_least(a, "orthogonal", 8)
+    predicted = a["orthogonal.growth_rate"] * depth[:, None] / a["orthogonal.bulk"]
+    off = np.abs(cond[late].mean(1) / predicted[late].mean(1) - 1)
+    rate = (a["orthogonal.max"] / depth[:, None] / a["orthogonal.growth_rate"]).mean(1)
+    return [
+        Verdict(
+            f"orthogonal: grows in proportion to depth, from {low} to {high} layers",
+            "ratio in [1.7, 2.5]",
+            f"{doubled:.3f}",
+            1.7 <= doubled <= 2.5,
+        ),
+        Verdict(
+            "orthogonal: κN/b of the equivalent 1-shortcut net, N ≥ 8",
+            "within 10 % (limit of infinite depth)",
+            f"largest difference {100 * off.max():.1f} %",
+            bool(off.max() <= 0.1),
+        ),
+        Verdict(
+            "orthogonal: largest |λ| / N increases to κ",
+            "mean over seeds of |λ|max / (κN) increasing with N",
+            " ".join(f"{r:.3f}" for r in rate),
+            bool((np.diff(rate) > 0).all()),
+        ),
+    ]
+
+
+def _judge_others(a: Arrays) -> list[Verdict]:
+    depth = a["xavier.depth"]
+    xavier, orthogonal, one = (
+        _cond10(a, name) for name in ("xavier", "orthogonal", "one_shortcut")
+    )
+    deep = depth >= 6
+    factor = xavier[deep].mean(1) / orthogonal[deep].mean(1)
+    fitted = depth >= 4
+    slope = float(np.polyfit(depth[fitted], np.log10(xavier[fitted]).mean(1), 1)[0])
+    off = np.abs(one[fitted].mean(1) / orthogonal[fitted].mean(1) - 1)
+    last = float(a["three_shortcut.max"][-1].mean() / a["two_shortcut.max"][-1].mean())
+    return [
+        Verdict(
+            "Xavier: above orthogonal for N ≥ 6",
+            "more than 100 times (paper: Xavier explodes, orthogonal slower)",
+            f"smallest factor {factor.min():.3g}",
+            bool((factor > 100).all()),
+        ),
+        Verdict(
+            "Xavier: exponential in depth from N = 4",
+            "slope of log10 > 0.25 a layer",
+            f"{slope:.3f}",
+            slope > 0.25,
+        ),
+        Verdict(
+            "1-shortcut: like orthogonal for N ≥ 4",
+            "means within 15 % (spectra of equivalent nets with rotated labels)",
+            f"largest difference {100 * off.max():.1f} %",
+            bool(off.max() <= 0.15),
+        ),
+        Verdict(
+            "3-shortcut: a flat start, not an ill-conditioned one",
+            "largest |λ| < 0.1 of the 2-shortcut's (vanishes with the weights)",
+            f"{last:.3g}; condition number {_cond10(a, 'three_shortcut')[-1].mean():.3g}",
+            last < 0.1,
+        ),
+    ]
+
+
+def draw_figure_4(figure: Figure, a: Arrays) -> None:
+    """Condition number and largest |λ| over depth, mean and standard deviation over seeds."""
+    left, right = figure.subplots(1, 2)
+    for marker, (name, label) in zip("osD^v", LABELS.items(), strict=True):
+        depth = a[f"{name}.depth"]
+        for ax, values in ((left, _cond10(a, name)), (right, a[f"{name}.max"])):
+            mean, std = values.mean(1), values.std(1, ddof=min(1, values.shape[1] - 1))
+            # on a logarithmic axis a bar may not reach zero
+            ax.errorbar(
+                depth, mean, [np.minimum(std, 0.9 * mean), std], fmt=marker + "-", label=label
+            )
+    depth = np.linspace(2, a["xavier.depth"].max())
+    rate, bulk = a["one_shortcut.predicted"]
+    closed = a["two_shortcut.predicted"][0]
+    left.plot(
+        depth, rate * depth / bulk, "k--", linewidth=1, label="predicted: κN/b and closed form"
+    )
+    left.plot(depth, np.full_like(depth, closed), "k--", linewidth=1)
+    right.plot(depth, rate * depth, "k--", linewidth=1)
+    left.set_ylabel("max |λ| / 10th percentile of |λ|")
+    right.set_ylabel("max |λ| (loss / weight²)")
+    for ax in (left, right):
+        ax.set_yscale("log")
+        ax.set_xlabel("weight layers N")
+    left.legend(fontsize="small")
+
+
+# -- Figure 11 -------------------------------------------------------------------------------------
+
+
+def compute_figure_11(*, dataset: str, samples: int | None, blocks: int) -> dict[str, np.ndarray]:
+    """Hessians at zero in the paper's order, measured without the closed form."""
+    data = _data(dataset, samples)
+    arrays = {"blocks": np.array(blocks)}
+    for n in (1, 2):
+        net = rt.ShortcutNet(WIDTH, blocks, n)
+        order = net.definition5_order()
+        measured = rt.hessian(net, "square", data, method="layer_pairs")[order][:, order]
+        point = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n)
+        arrays[f"n{n}.hessian"] = measured.numpy()
+        arrays[f"n{n}.matrix_a"] = point.matrix_a.numpy()
+    return arrays
+
+
+def judge_figure_11(a: Arrays) -> list[Verdict]:
+    """For n = 2 only A and its transpose are nonzero; for n = 1 A fills the lower triangle."""
+    blocks, verdicts = int(a["blocks"]), []
+    for n in (1, 2):
+        size = WIDTH * WIDTH
+        tiles = a[f"n{n}.hessian"].reshape(blocks * n, size, blocks * n, size).transpose(0, 2, 1, 3)
+        matrix, scale = a[f"n{n}.matrix_a"], np.abs(a[f"n{n}.matrix_a"]).max()
+        low = _a_tiles(blocks, n)
+        gap = max(np.abs(tiles[r, c] - matrix).max() for r, c in low) / scale
+        gap = max(gap, *(np.abs(tiles[c, r] - matrix.T).max() / scale for r, c in low))
+        verdicts.append(
+            Verdict(
+                f"n = {n}: blocks of equation {'(10)' if n == 1 else '(8)'} are A and A^T",
+                "equal to 1e-12 of the largest entry",
+                f"{gap:.1e}",
+                bool(gap <= EXACT),
+            )
+        )
+        if n == 2:
+            inside = {*low, *((c, r) for r, c in low)}
+            rest = [
+                tiles[r, c]
+                for r in range(2 * blocks)
+                for c in range(2 * blocks)
+                if (r, c) not in inside
+            ]
+            outside = float(max(np.abs(tile).max() for tile in rest))
+            verdicts.append(
+                Verdict("n = 2: outside the pattern", "exactly 0", f"{outside:g}", outside == 0.0)
+            )
+    return verdicts
+
+
+def _a_tiles(blocks: int, n: int) -> list[tuple[int, int]]:
+    """Positions of A: off the diagonal of each block for n = 2, below the diagonal for n = 1."""
+    if n == 2:
+        return [(2 * r, 2 * r + 1) for r in range(blocks)]
+    return [(r, c) for r in range(blocks) for c in range(r)]
+
+
+def draw_figure_11(figure: Figure, a: Arrays) -> None:
+    """Both patterns as signed heat maps."""
+    blocks = int(a["blocks"])
+    for n, ax in zip((2, 1), figure.subplots(1, 2), strict=True):
+        rt.plots.hessian_pattern(
+            torch.from_numpy(a[f"n{n}.hessian"]),
+            block=n * WIDTH * WIDTH,
+            ax=ax,
+            title=f"n = {n}, {blocks} blocks, equation {'(8)' if n == 2 else '(10)'}",
+        )
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+
+def _theorem_2(n: int, name: str, says: str, judge, depths: Mapping[str, Sequence[int]]) -> Claim:
+    data = {"quick": ("digits", None), "paper": ("mnist", None)}
+    return Claim(
+        id=f"demystifying_resnet/theorem_2_{name}",
+        source=f"{PAPER}, Theorem 2, n {'= ' + str(n) if n < 3 else '≥ 3'}",
+        says=says,
+        settings={
+            scale: dict(n=n, depths=list(depths[scale]), dataset=d, samples=m, seed=0)
+            for scale, (d, m) in data.items()
+        },
+        compute=compute_theorem_2,
+        judge=judge,
+        draw=draw_theorem_2,
+    )
+
+
+def _figure_4(dataset: str, quick: Mapping[str, object]) -> Claim:
+    full = dict(
+        dataset=dataset, samples=None, depths=[2, 4, 6, 8, 12, 16, 24], seeds=10, scale=0.01
+    )
+    return Claim(
+        id=f"demystifying_resnet/figure_4_{dataset}",
+        source=f"{PAPER}, Figure 4, on {dataset.replace('mnist', 'MNIST')}",
+        says="The condition number at initialization of 2-shortcut linear nets is constant in "
+        "depth, that of Xavier and orthogonal plain nets tends to infinity, orthogonal slower.",
+        settings={"quick": {**full, **quick}, "paper": full} if quick else {"paper": full},
+        compute=compute_figure_4,
+        judge=judge_figure_4,
+        draw=draw_figure_4,
+    )
+
+
+CLAIMS = [
+    _theorem_2(
+        1,
+        "one_shortcut",
+        "At zero weights a 1-shortcut net is not stationary and its condition number explodes with "
+        "depth.",
+        judge_theorem_2_one,
+        {"quick": [2, 4, 8, 16], "paper": [2, 4, 8, 16, 24]},
+    ),
+    _theorem_2(
+        2,
+        "two_shortcut",
+        "At zero weights a 2-shortcut net has a strict saddle whose condition number does not "
+        "depend on depth.",
+        judge_theorem_2_two,
+        {"quick": [1, 2, 4], "paper": [1, 2, 4, 8, 12]},
+    ),
+    _theorem_2(
+        3,
+        "three_shortcut",
+        "For n ≥ 3 zero is a stationary point of order n - 1: Hessian and gradient vanish.",
+        judge_theorem_2_three,
+        {"quick": [1, 2, 3], "paper": [1, 2, 4, 8]},
+    ),
+    _figure_4("digits", {"depths": [2, 4, 6, 8], "seeds": 2}),
+    _figure_4("mnist", {}),
+    Claim(
+        id="demystifying_resnet/figure_11",
+        source=f"{PAPER}, Figure 11 and equations (8), (10)",
+        says="For n = 2 only the two off-diagonal parts of every diagonal block of the Hessian are "
+        "nonzero, A and its transpose, equal for all blocks.",
+        settings={
+            "quick": dict(dataset="digits", samples=None, blocks=3),
+            "paper": dict(dataset="mnist", samples=None, blocks=3),
+        },
+        compute=compute_figure_11,
+        judge=judge_figure_11,
+        draw=draw_figure_11,
+    ),
+]
