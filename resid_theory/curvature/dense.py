@@ -307,7 +307,8 @@ def _refuse_if_too_large(needed: int, size: int, limit: int | None) -> None:
         raise MemoryError(
             f"hessian: P = {size} parameters need {_size(needed)}, {_size(available)} are "
             "available; use a narrower or shallower net, fewer trainable parameters "
-            "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, which needs no matrix"
+            "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, which "
+            "needs no matrix"
         )
 
 
