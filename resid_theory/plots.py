@@ -1,0 +1,252 @@
+"""Drawings of results: the only matplotlib in the library. Nothing is computed here but bins.
+
+Every function draws into ``ax`` and returns it; without one it opens a figure by pyplot, so that a
+notebook shows it. :func:`figure` and :func:`png` need no display and leave no window behind.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from resid_theory._check import whole
+from resid_theory.spectra import Spectrum
+
+__all__ = ["by_depth", "figure", "hessian_pattern", "png", "spectrum"]
+
+# Okabe and Ito's palette, told apart by colour-blind readers; Wong, Nature Methods 8, 441 (2011).
+_MEASURED, _PREDICTED = "#56B4E9", "#D55E00"
+_SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_UNIT = "loss / weight²"
+_PIXELS = 600  # of a drawn matrix along one side; a finer one would lose single entries
+_LABELLED = 12  # levels; the multiplicities of more would cover the curve
+
+
+def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8, 3.9)) -> Figure:
+    """An empty figure with a grid of axes, for files: it belongs to no window.
+
+    Args:
+        rows: Panels from top to bottom.
+        columns: Panels from left to right.
+        panel: Width and height of one panel, inches.
+
+    Returns:
+        The figure; ``figure.axes`` are its panels, row by row.
+    """
+    size = (panel[0] * whole("columns", columns), panel[1] * whole("rows", rows))
+    drawing = Figure(figsize=size, layout="constrained")
+    drawing.subplots(rows, columns)
+    return drawing
+
+
+def png(drawing: Figure, *, dpi: float = 150) -> bytes:
+    """A figure as the bytes of a PNG file, equal for equal drawings.
+
+    Args:
+        drawing: The figure.
+        dpi: Dots an inch.
+
+    Returns:
+        The file's content.
+    """
+    buffer = io.BytesIO()
+    # matplotlib would stamp its version into the file; the bytes should tell only the drawing.
+    drawing.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def spectrum(
+    measured: Spectrum,
+    *,
+    predicted: Spectrum | None = None,
+    label: str = "measured",
+    color: str = _MEASURED,
+    ax: Axes | None = None,
+) -> Axes:
+    """Eigenvalues in ascending order over their rank, a level of multiplicity k being k ranks wide.
+
+    The rank is a share of P, so that nets of different size compare. The axis of eigenvalues is
+    symmetric-logarithmic when half of those that are not zero are below 1 % of the largest.
+
+    Args:
+        measured: Drawn as a broad line.
+        predicted: Drawn as a thin line on top, its multiplicities in the legend, and beside the
+            levels where these are few.
+        label: Name of ``measured`` in the legend.
+        color: Colour of ``measured``.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    _stairs(ax, measured, color=color, linewidth=4, label=f"{label}, P = {measured.size}")
+    if predicted is not None:
+        _stairs(ax, predicted, color=_PREDICTED, linewidth=1.2, label=_counted(predicted))
+        _label_levels(ax, predicted)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlim=(0, 1), xlabel="rank, as a share of P", ylabel=f"eigenvalue ({_UNIT})")
+    _scale(ax, measured)
+    _headroom(ax, 0.1 * len(ax.get_legend_handles_labels()[1]))
+    ax.legend(loc="upper left", frameon=False)
+    return ax
+
+
+def hessian_pattern(
+    matrix: Tensor, *, block: int | None = None, ax: Axes | None = None, title: str | None = None
+) -> Axes:
+    """Signed heat map of a Hessian, with lines around its diagonal blocks.
+
+    A matrix with more rows than pixels is binned: a pixel shows its entry of largest magnitude, so
+    that a sparse pattern survives.
+
+    Args:
+        matrix: (P, P), in units of loss per weight².
+        block: Rows of a diagonal block, e.g. the parameters under one shortcut; lines are drawn
+            around each. None for no lines.
+        ax: Axes to draw into; new ones by default.
+        title: Title of the axes.
+
+    Returns:
+        The axes; the colour bar is beside them.
+
+    Raises:
+        ValueError: If the matrix is not square.
+
+    Source:
+        Li et al., arXiv:1611.01186, Figure 11 (there a schematic).
+    """
+    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, needs a square matrix (P, P)")
+    ax, size = _axes(ax), len(matrix)
+    values = _binned(matrix.detach())
+    top = float(np.abs(values).max()) or 1.0
+    image = ax.imshow(
+        values,
+        cmap="RdBu_r",
+        norm=Normalize(-top, top),
+        extent=(0, size, size, 0),
+        interpolation="nearest",
+    )
+    for edge in range(0, size + 1, whole("block", block)) if block else ():
+        ax.axhline(edge, color="0.4", linewidth=0.6)
+        ax.axvline(edge, color="0.4", linewidth=0.6)
+    ax.set(xlabel="parameter", ylabel="parameter", title=title or "")
+    ax.figure.colorbar(image, ax=ax, shrink=0.85, label=f"second derivative ({_UNIT})")
+    return ax
+
+
+def by_depth(
+    layers: Sequence[int],
+    measured: Mapping[str, Sequence[float]],
+    *,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    ylabel: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """One number of several nets against depth, both axes logarithmic.
+
+    Args:
+        layers: Weight layers of the nets, the same for all curves.
+        measured: Values above zero by net, drawn as markers; others are left out.
+        predicted: Values by net, drawn as lines in the colour of the net's markers.
+        ylabel: What the number is, with its unit.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax, lines = _axes(ax), predicted or {}
+    for number, (net, values) in enumerate(measured.items()):
+        color, marker = _SERIES[number % len(_SERIES)], _MARKERS[number % len(_MARKERS)]
+        ax.plot(layers, _drawable(values), marker, color=color, markersize=7, label=net)
+        ax.plot(layers, _drawable(lines.get(net, [math.nan] * len(layers))), color=color)
+    ax.set(xscale="log", yscale="log", xlabel="weight layers", ylabel=ylabel)
+    ax.set_xticks(list(layers), [str(count) for count in layers])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    _headroom(ax, 0.1 * (len(measured) + 1))
+    title = "markers measured, lines predicted" if lines else None
+    ax.legend(loc="upper left", frameon=False, title=title, alignment="left")
+    return ax
+
+
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        return ax
+    # Only here: pyplot chooses a backend for the whole process when it is imported.
+    from matplotlib import pyplot
+
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def _stairs(ax: Axes, spectrum: Spectrum, *, color: str, linewidth: float, label: str) -> None:
+    ends = spectrum.multiplicities.cumsum(0).to(torch.float64) / spectrum.size
+    edges = torch.cat([ends.new_zeros(1), ends]).numpy()
+    levels = spectrum.levels.numpy()
+    ax.stairs(levels, edges, baseline=None, color=color, linewidth=linewidth, label=label)
+
+
+def _counted(predicted: Spectrum) -> str:
+    """Legend of a prediction: how many levels, how often each."""
+    counts, levels = predicted.multiplicities, len(predicted.levels)
+    low, high = int(counts.min()), int(counts.max())
+    if high == 1:
+        return "predicted"
+    often = f"{low}" if low == high else f"{low} to {high}"
+    return f"predicted, {levels} level{'s' * (levels > 1)} × {often}"
+
+
+def _label_levels(ax: Axes, predicted: Spectrum) -> None:
+    """Write each multiplicity beside its level, while there are few and some occur repeatedly."""
+    counts = predicted.multiplicities
+    if len(counts) > _LABELLED or int(counts.max()) == 1:
+        return
+    ends = counts.cumsum(0)
+    for level, count, end in zip(
+        predicted.levels.tolist(), counts.tolist(), ends.tolist(), strict=True
+    ):
+        middle = (end - count / 2) / predicted.size
+        ax.annotate(f"× {count}", (middle, level), (0, 3), textcoords="offset points", ha="center")
+
+
+def _scale(ax: Axes, spectrum: Spectrum) -> None:
+    """A symmetric-logarithmic axis where a linear one would show a flat line and two spikes."""
+    top = spectrum.max_magnitude
+    if spectrum.rank and spectrum.magnitude(spectrum.size - 1 - spectrum.rank // 2) < 0.01 * top:
+        smallest = max(spectrum.magnitude_percentile(10), 1e-8 * top)
+        ax.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(smallest)))
+
+
+def _headroom(ax: Axes, share: float) -> None:
+    """Room for the legend above all data, whatever the scale of the axis."""
+    ax.autoscale(axis="y")  # anew: another curve may have been drawn, and given room, before
+    transform = ax.yaxis.get_transform()
+    low, high = transform.transform(np.array(ax.get_ylim()))
+    (top,) = transform.inverted().transform(np.array([high + share * (high - low)]))
+    ax.set_ylim(top=top)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Numbers with a place on a logarithmic axis; a gap for the others."""
+    return [value if 0 < value < math.inf else math.nan for value in values]
+
+
+def _binned(matrix: Tensor) -> np.ndarray:
+    """The matrix in at most ``_PIXELS`` rows and columns: in each bin the largest in magnitude."""
+    values = matrix.to("cpu", torch.float64)
+    step = -(-len(values) // _PIXELS)
+    if step == 1:
+        return values.numpy()
+    short = -len(values) % step
+    values = torch.nn.functional.pad(values, (0, short, 0, short))
+    bins = len(values) // step
+    tiles = values.view(bins, step, bins, step).transpose(1, 2).reshape(bins, bins, -1)
+    return tiles.gather(2, tiles.abs().argmax(2, keepdim=True)).squeeze(2).numpy()

@@ -1,0 +1,133 @@
+"""Figures: what is drawn is what was given."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import resid_theory as rt
+from resid_theory import plots
+
+matplotlib.use("agg")
+
+
+@pytest.fixture
+def ax():
+    return plots.figure().axes[0]
+
+
+def labels(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_a_level_is_as_wide_as_its_multiplicity(ax):
+    plots.spectrum(rt.Spectrum.of([-1.0, 2.0], [1, 3]), ax=ax)
+    values, edges, _ = ax.patches[0].get_data()
+    assert values.tolist() == [-1.0, 2.0]
+    assert edges.tolist() == [0.0, 0.25, 1.0]
+
+
+def test_millions_of_eigenvalues_are_drawn_by_level(ax):
+    plots.spectrum(rt.Spectrum.of([-1.0, 1.0], [10**12, 10**12]), ax=ax)
+    assert len(ax.patches[0].get_data().values) == 2
+
+
+def test_predicted_levels_name_their_multiplicity(ax):
+    predicted = rt.Spectrum.of([-1.0, 1.0], [2, 2])
+    plots.spectrum(rt.Spectrum.of([-1.1, -0.9, 1.0, 1.0]), predicted=predicted, ax=ax)
+    assert labels(ax) == ["measured, P = 4", "predicted, 2 levels × 2"]
+    assert [text.get_text() for text in ax.texts] == ["× 2", "× 2"]
+
+
+def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
+    simple = rt.Spectrum.of([-1.0, 1.0])
+    plots.spectrum(simple, predicted=simple, ax=ax)
+    assert labels(ax)[1] == "predicted"
+    assert not ax.texts
+
+
+@pytest.mark.parametrize(
+    ("levels", "scale"),
+    [([-1.0, 0.5, 1.0], "linear"), ([-1e-6, 1e-7, 1e-5, 1.0], "symlog"), ([0.0, 0.0], "linear")],
+    ids=["even", "spread", "zero"],
+)
+def test_axis_of_eigenvalues(ax, levels, scale):
+    plots.spectrum(rt.Spectrum.of(levels), ax=ax)
+    assert ax.get_yscale() == scale
+
+
+@pytest.mark.parametrize("levels", [[-1.0, 1.0], [-1e-6, 1e-7, 1e-5, 1.0]], ids=["even", "spread"])
+def test_the_legend_stands_above_the_data(levels):
+    figure = plots.figure()
+    (ax,) = figure.axes
+    for label in ("one", "two", "three"):
+        plots.spectrum(rt.Spectrum.of(levels), label=label, ax=ax)
+    figure.draw_without_rendering()
+    top = ax.transData.transform((0, max(levels)))[1]
+    assert ax.get_legend().get_window_extent().y0 > top
+
+
+def test_axes_have_units(ax):
+    plots.spectrum(rt.Spectrum.of([1.0]), ax=ax)
+    assert "loss / weight²" in ax.get_ylabel()
+
+
+def test_pattern_draws_the_matrix_with_blocks(ax):
+    matrix = torch.diag(torch.tensor([1.0, -3.0, 2.0, 0.0]))
+    plots.hessian_pattern(matrix, block=2, ax=ax, title="H")
+    image = ax.images[0]
+    np.testing.assert_array_equal(image.get_array(), matrix.numpy())
+    assert (image.norm.vmin, image.norm.vmax) == (-3.0, 3.0)
+    assert [line.get_ydata()[0] for line in ax.lines[::2]] == [0, 2, 4]
+    assert ax.get_title() == "H"
+
+
+def test_pattern_without_blocks_has_no_lines(ax):
+    plots.hessian_pattern(torch.zeros(4, 4), ax=ax)
+    assert not ax.lines
+
+
+def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
+    matrix = torch.full((1501, 1501), 0.1)
+    matrix[1500, 3] = -2.0
+    plots.hessian_pattern(matrix, ax=ax)
+    values = np.asarray(ax.images[0].get_array())
+    assert len(values) <= 600
+    assert values.min() == -2.0
+    assert np.argwhere(values == -2.0).tolist() == [[500, 1]]
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (4,)], ids=str)
+def test_pattern_refuses_what_is_not_square(shape, ax):
+    with pytest.raises(ValueError, match="matrix: got shape"):
+        plots.hessian_pattern(torch.zeros(shape), ax=ax)
+
+
+def test_curves_by_depth(ax):
+    measured = {"a": [1.0, math.inf], "b": [2.0, 3.0]}
+    plots.by_depth([2, 4], measured, predicted={"b": [2.5, 3.5]}, ylabel="number", ax=ax)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, math.nan])
+    assert ax.lines[3].get_ydata().tolist() == [2.5, 3.5]
+    assert ax.lines[2].get_color() == ax.lines[3].get_color()
+    assert labels(ax) == ["a", "b"]
+    assert ax.get_ylabel() == "number"
+
+
+def test_png_tells_only_the_drawing():
+    def drawn():
+        figure = plots.figure()
+        plots.spectrum(rt.Spectrum.of([-1.0, 1.0]), ax=figure.axes[0])
+        return plots.png(figure, dpi=50)
+
+    assert drawn().startswith(b"\x89PNG")
+    assert drawn() == drawn()
+
+
+def test_without_axes_a_new_figure_opens():
+    from matplotlib import pyplot
+
+    ax = plots.spectrum(rt.Spectrum.of([1.0]))
+    assert ax.figure is pyplot.gcf()
+    pyplot.close(ax.figure)
