@@ -1,0 +1,730 @@
+"""The command line: thin verbs over library calls, and errors of one line.
+
+Only typer is imported at the top: ``--help`` answers at once, torch waits for the work.
+"""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from resid_theory import Regression, ShortcutNet, Spectrum
+    from resid_theory.curvature import HessianCost
+    from resid_theory.spectra import Readings
+    from resid_theory.theory import ZeroPoint
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Hessians of shortcut networks: predicted by theory and measured exactly.",
+)
+
+_WORDS = {
+    "max_magnitude": "largest |λ|",
+    "largest": "largest λ",
+    "smallest": "smallest λ",
+    "magnitude_percentile_10": "10th percentile of |λ|",
+    "condition_number": "max |λ| / min |λ|",
+    "condition_number_10": "max |λ| / 10th percentile",
+    "condition_number_nonzero": "max |λ| / smallest nonzero |λ|",
+    "index": "index (share of λ < 0)",
+    "nullity": "zero eigenvalues",
+    "distance": "distance from prediction",
+    "growth_rate": "κ, limit of max |λ| / blocks",
+    "bulk_percentile_10": "limit of the 10th percentile",
+    "a_priori_bound": "a-priori bound on max / min",
+}
+_DENSE = 3000  # parameters whose eigenvalues take seconds; beyond, n = 1 answers by its limits
+_DENSE_EXACT = 8000  # on --exact a dense solver takes minutes up to here, inertia counts longer
+_ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
+
+Data = Annotated[str, typer.Option(help="Images to whiten: digits or mnist.")]
+Components = Annotated[int, typer.Option(help="Principal components kept, the net's width d.")]
+Blocks = Annotated[int, typer.Option(help="Number of blocks R.")]
+ShortcutDepth = Annotated[int, typer.Option(help="Weight layers n under one shortcut.")]
+Hidden = Annotated[int | None, typer.Option(help="Width inside a block; d by default.")]
+Bias = Annotated[bool, typer.Option("--bias", help="Give each block's first layer a bias.")]
+Pre = Annotated[str | None, typer.Option(help="Activation before a block: relu, tanh, ...")]
+Mid = Annotated[str | None, typer.Option(help="Activation between the layers of a block.")]
+Post = Annotated[str | None, typer.Option(help="Activation after a block's last layer.")]
+LossName = Annotated[str, typer.Option(help="square or cross_entropy; a mean over samples.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """A net, its start and its data, by the names of the options."""
+
+    data: str = "digits"
+    components: int = 10
+    blocks: int = 4
+    shortcut_depth: int = 2
+    plain: bool = False
+    hidden: int | None = None
+    bias: bool = False
+    pre: str | None = None
+    mid: str | None = None
+    post: str | None = None
+    init: str = "near_zero"
+    scale: float = 0.01
+    loss: str = "square"
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "_Setup":
+        """The setup that a verb's options describe; options of other meaning are left out."""
+        return cls(**{f.name: options[f.name] for f in fields(cls) if f.name in options})
+
+    def net(self, seed: int) -> "ShortcutNet":
+        """The net with weights drawn from a seed."""
+        import torch
+
+        import resid_theory as rt
+
+        net = rt.ShortcutNet(
+            self.components,
+            self.blocks,
+            self.shortcut_depth,
+            shortcut=not self.plain,
+            hidden=self.hidden,
+            bias=self.bias,
+            pre=self.pre,
+            mid=self.mid,
+            post=self.post,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        return rt.initialize(net, self.init, generator=generator, scale=self.scale)
+
+    def load(self, *, progress: bool) -> "Regression":
+        """The data, names and widths checked first: a download should not precede an error."""
+        import resid_theory as rt
+        from resid_theory._check import choose
+        from resid_theory.losses import LOSSES
+        from resid_theory.shortcut import INITIALIZATIONS
+
+        choose("data", self.data, ["digits", "mnist"])
+        choose("init", self.init, INITIALIZATIONS)
+        choose("loss", self.loss, list(LOSSES))
+        replace(self, blocks=min(self.blocks, 1)).net(0)
+        data = rt.load_whitened(self.data, self.components, progress=progress)
+        if data.y.shape[1] != self.components:
+            raise ValueError(
+                f"components: got {self.components}, needs {data.y.shape[1]}: the net has as many "
+                f"outputs as inputs, {self.data} has {data.y.shape[1]} targets"
+            )
+        return data
+
+    def zero_point(self, data: Any, **keywords: Any) -> "ZeroPoint":
+        """The prediction at zero weights."""
+        import resid_theory as rt
+
+        return rt.theory.zero_point(
+            data,
+            blocks=self.blocks,
+            shortcut_depth=self.shortcut_depth,
+            loss=self.loss,
+            hidden=self.hidden,
+            bias=self.bias,
+            pre=self.pre,
+            mid=self.mid,
+            post=self.post,
+            **keywords,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Run:
+    """One net measured beside its prediction."""
+
+    setup: _Setup
+    seed: int
+    measured: "Spectrum"
+    predicted: "Spectrum | None"
+    note: str
+    bound: float | None
+
+    @property
+    def distance(self) -> float | None:
+        """Relative distance of the two spectra, where there are two."""
+        return None if self.predicted is None else self.measured.distance(self.predicted)
+
+    @property
+    def layers(self) -> int:
+        """Weight layers of the net."""
+        return self.setup.blocks * self.setup.shortcut_depth
+
+    def content(self) -> dict[str, Any]:
+        """The run as it is stored."""
+        predicted = None if self.predicted is None else _numbers(self.predicted)
+        return {
+            "seed": self.seed,
+            "blocks": self.setup.blocks,
+            "layers": self.layers,
+            "a_priori_bound": self.bound,
+            "measured": _numbers(self.measured),
+            "predicted": predicted,
+            "distance": self.distance,
+        }
+
+
+def _bound(point: "ZeroPoint") -> float | None:
+    return None if math.isinf(point.a_priori_bound) else point.a_priori_bound
+
+
+def _numbers(readings: "Readings") -> dict[str, Any]:
+    return {"max_magnitude": readings.max_magnitude, **readings.summary()}
+
+
+def _measure(setup: _Setup, data: "Regression", seed: int, *, progress: bool = False) -> _Run:
+    import resid_theory as rt
+
+    net = setup.net(seed)
+    measured = rt.hessian_spectrum(net, setup.loss, data, progress=progress)
+    try:
+        point, note = _predict(setup, net, data)
+        predicted = None if point is None else point.spectrum
+    except ValueError as error:  # the net is fine, but theory does not reach it
+        point, predicted, note = None, None, f"No prediction: {error}."
+    bound = None if point is None else _bound(point)
+    return _Run(
+        setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
+    )
+
+
+def _predict(
+    setup: _Setup, net: "ShortcutNet", data: "Regression"
+) -> "tuple[ZeroPoint | None, str]":
+    """The closed form at hand for a net's initial weights, and what it rests on."""
+    import resid_theory as rt
+
+    if not setup.plain and setup.init in ("zero", "near_zero"):
+        along = {"kink": net} if setup.init == "near_zero" and _has_kinks(setup) else {}
+        point = setup.zero_point(data, **along)
+        where = "in the limit along the drawn weights" if along else "at zero weights"
+        return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
+    square = setup.hidden in (None, setup.components)
+    if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
+        if setup.loss == "square":
+            moments = rt.theory.rotated_moments(net.layers(), data)
+            point = rt.theory.zero_point(moments, blocks=net.depth, shortcut_depth=1)
+            return point, "Predicted: the 1-shortcut net at zero on rotated targets; exact."
+    return None, (
+        "No prediction: theory covers zero and near_zero with shortcuts, and orthogonal plain "
+        "linear nets with the square loss."
+    )
+
+
+def _has_kinks(setup: _Setup) -> bool:
+    from resid_theory.activations import activation, at_zero
+
+    inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
+    return any(at_zero(function).has_kink for function in inside)
+
+
+# -- verbs -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for figure and numbers.")] = Path(
+        "resid_theory_demo"
+    ),
+    blocks: Annotated[str, typer.Option(help="Numbers of blocks of two layers.")] = "2,4,8",
+    as_json: Json = False,
+) -> None:
+    """Predict the Hessian of 2-shortcut and plain nets on the embedded digits, then measure it."""
+    started, depths = time.perf_counter(), _whole_numbers("blocks", blocks, 1)
+    data = _Setup().load(progress=False)
+    _folder(out)
+    cases = [(net, replace(setup, blocks=r)) for net, setup in _DEMO.items() for r in depths]
+    runs: dict[str, list[_Run]] = {net: [] for net in _DEMO}
+    with _threads_for(0):
+        for net, setup in _bar(cases, as_json, "nets"):
+            runs[net].append(_measure(setup, data, 0))
+    content = {
+        "data": "digits",
+        "components": 10,
+        "nets": {net: [run.content() for run in found] for net, found in runs.items()},
+    }
+    paths = _write(out, "demo", content, _demo_figure(runs, data))
+    if as_json:
+        _print_json(content)
+        return
+    _demo_tables(runs)
+    _say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
+
+
+@app.command()
+def spectrum(
+    ctx: typer.Context,
+    data: Data = "digits",
+    components: Components = 10,
+    blocks: Blocks = 4,
+    shortcut_depth: ShortcutDepth = 2,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the shortcuts out.")] = False,
+    hidden: Hidden = None,
+    bias: Bias = False,
+    pre: Pre = None,
+    mid: Mid = None,
+    post: Post = None,
+    init: Annotated[
+        str, typer.Option(help="xavier, orthogonal, kaiming, zero or near_zero.")
+    ] = "near_zero",
+    scale: Annotated[float, typer.Option(help="Factor of near_zero on Xavier weights.")] = 0.01,
+    seeds: Annotated[str, typer.Option(help="How many (3), or which (0,1,2).")] = "1",
+    loss: LossName = "square",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure all eigenvalues of the Hessian, beside the prediction where there is one."""
+    _spectrum(_Setup.of(ctx.params), _seeds(seeds), out, as_json)
+
+
+@app.command()
+def zero_point(
+    ctx: typer.Context,
+    data: Data = "digits",
+    components: Components = 10,
+    blocks: Blocks = 4,
+    shortcut_depth: ShortcutDepth = 2,
+    hidden: Hidden = None,
+    bias: Bias = False,
+    pre: Pre = None,
+    mid: Mid = None,
+    post: Post = None,
+    loss: LossName = "square",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="n = 1: count eigenvalues at any depth; slow.")
+    ] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the Hessian at zero weights, at any depth; nothing is measured."""
+    _zero_point(_Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
+
+
+# -- demo ------------------------------------------------------------------------------------------
+
+_DEMO = {
+    "2-shortcut, at zero": _Setup(init="zero"),
+    "2-shortcut, near zero": _Setup(init="near_zero"),
+    "orthogonal, plain": _Setup(init="orthogonal", plain=True),
+    "Xavier, plain": _Setup(init="xavier", plain=True),
+}
+
+
+def _demo_tables(runs: Mapping[str, Sequence[_Run]]) -> None:
+    from rich.table import Table
+
+    _say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
+    for net, found in runs.items():
+        bound = found[0].bound
+        known = "" if bound is None else f"; a-priori bound on max/min: {bound:.3f}"
+        table = Table(title=net + known, title_justify="left", box=None, pad_edge=False)
+        for column in ("layers", "P", "", *_DEMO_COLUMNS, "distance"):
+            table.add_column(column, justify="left" if column == "" else "right")
+        for run in found:
+            if run.predicted is not None:
+                table.add_row("", "", "predicted", *_demo_cells(run.predicted), "")
+            far = "" if run.distance is None else f"{run.distance:.1e}"
+            size = [str(run.layers), str(run.measured.size)]
+            table.add_row(*size, "measured", *_demo_cells(run.measured), far)
+        _say("")
+        _say(table)
+    _say("\nλ in units of loss / weight²; distance: between the two spectra, over the largest |λ|.")
+
+
+_DEMO_COLUMNS = {
+    "max |λ|": "max_magnitude",
+    "10th pct": "magnitude_percentile_10",
+    "max/min": "condition_number",
+    "max/10th": "condition_number_10",
+    "index": "index",
+}
+
+
+def _demo_cells(spectrum: "Spectrum") -> list[str]:
+    numbers = _numbers(spectrum)
+    return [_number(numbers[key]) for key in _DEMO_COLUMNS.values()]
+
+
+def _demo_figure(runs: Mapping[str, Sequence[_Run]], data: "Regression") -> "Figure":
+    from resid_theory import plots
+
+    drawing = plots.figure(2, 3)
+    trends = {net: found for net, found in runs.items() if net != "2-shortcut, at zero"}
+    for ax, key in zip(drawing.axes[::3], ("condition_number_10", "max_magnitude"), strict=True):
+        _draw_trend(trends, key, ax)
+    for column, net in enumerate(("2-shortcut, near zero", "orthogonal, plain"), start=1):
+        run = runs[net][len(runs[net]) // 2]
+        title = f"{net}, {run.layers} layers"
+        plots.spectrum(run.measured, predicted=run.predicted, ax=drawing.axes[column])
+        drawing.axes[column].set_title(title)
+        _draw_pattern(run, data, drawing.axes[3 + column], f"Hessian: {title}")
+    return drawing
+
+
+def _draw_trend(runs: Mapping[str, Sequence[_Run]], key: str, ax: Any) -> None:
+    from resid_theory import plots
+
+    contents = {net: [run.content() for run in found] for net, found in runs.items()}
+    measured = {net: [run["measured"][key] for run in of] for net, of in contents.items()}
+    predicted = {
+        net: [run["predicted"][key] for run in of]
+        for net, of in contents.items()
+        if all(run["predicted"] for run in of)
+    }
+    layers = [run["layers"] for run in next(iter(contents.values()))]
+    unit = " (loss / weight²)" if key == "max_magnitude" else ""
+    plots.by_depth(layers, measured, predicted=predicted, ylabel=_WORDS[key] + unit, ax=ax)
+
+
+def _draw_pattern(run: _Run, data: "Regression", ax: Any, title: str) -> None:
+    import resid_theory as rt
+
+    net = run.setup.net(run.seed)
+    order = net.definition5_order()
+    matrix = rt.hessian(net, run.setup.loss, data)[order][:, order]
+    rt.plots.hessian_pattern(matrix, block=len(order) // net.blocks, title=title, ax=ax)
+
+
+# -- spectrum --------------------------------------------------------------------------------------
+
+
+def _spectrum(setup: _Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
+    import resid_theory as rt
+
+    shows = sys.stderr.isatty() and not as_json
+    data = setup.load(progress=shows)
+    if out is not None:
+        _folder(out)
+    cost = _cost(rt.hessian_cost(setup.net(seeds[0]), setup.loss, data))
+    if not as_json:
+        _say_cost(cost, len(seeds))
+    with _threads_for(cost["parameters"]):
+        bar = _bar(seeds, as_json, "seeds")
+        runs = [_measure(setup, data, seed, progress=shows) for seed in bar]
+    content = {"setup": asdict(setup), "cost": cost, **_summary(runs)}
+    paths = "" if out is None else _write(out, "spectrum", content, _spectrum_figure(runs))
+    if as_json:
+        _print_json(content)
+        return
+    _spectrum_table(content)
+    if paths:
+        _say(f"{paths} written.")
+
+
+def _cost(cost: "HessianCost") -> dict[str, Any]:
+    """The price of one seed, the eigenvalues included."""
+    import torch
+
+    probe, seconds = torch.eye(400, dtype=torch.float64) + 0.01, math.inf
+    with _threads_for(len(probe)):
+        for _ in range(4):  # the first call starts LAPACK, which takes longer than the work
+            started = time.perf_counter()
+            torch.linalg.eigvalsh(probe)
+            seconds = min(seconds, time.perf_counter() - started)
+    return {
+        "method": cost.method,
+        "parameters": cost.parameters,
+        # LAPACK works on a copy, and needs about as much again.
+        "bytes": max(cost.bytes, 24 * cost.parameters**2),
+        "seconds": cost.seconds + seconds * (cost.parameters / 400) ** 3,
+    }
+
+
+def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
+    memory = f"{cost['bytes'] / 2**20:,.1f} MiB"
+    seconds = f"about {cost['seconds']:.2g} s a seed, {seeds} seed{'s' * (seeds > 1)}"
+    _say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
+
+
+def _summary(runs: Sequence[_Run]) -> dict[str, Any]:
+    """What a list of runs comes to: each one, their mean and their spread."""
+    measured = [_numbers(run.measured) for run in runs]
+    predicted = [_numbers(run.predicted) for run in runs if run.predicted is not None]
+    if predicted:
+        measured = [n | {"distance": r.distance} for n, r in zip(measured, runs, strict=True)]
+    return {
+        "note": runs[0].note,
+        "runs": [run.content() for run in runs],
+        "mean": _over(fmean, measured),
+        "standard_deviation": _over(_spread, measured),
+        "predicted_mean": _over(fmean, predicted) if predicted else None,
+    }
+
+
+def _over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    return {key: reduce([row[key] for row in rows]) for key in rows[0]}
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation between seeds (n - 1); None for one seed or an infinite value."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
+def _spectrum_table(content: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "measured", "± sd", "predicted"):
+        table.add_column(column, justify="right" if column else "left")
+    mean, spread, predicted = (
+        content[key] or {} for key in ("mean", "standard_deviation", "predicted_mean")
+    )
+    for key, words in _WORDS.items():
+        if key in mean:
+            table.add_row(
+                words, *(_number(column.get(key)) for column in (mean, spread, predicted))
+            )
+    bound = content["runs"][0]["a_priori_bound"]
+    if bound is not None:
+        table.add_row(_WORDS["a_priori_bound"], "", "", _number(bound))
+    _say(table)
+    _say(content["note"])
+
+
+def _spectrum_figure(runs: Sequence[_Run]) -> "Figure":
+    from resid_theory import plots
+
+    drawing = plots.figure(panel=(6.4, 4.8))
+    (ax,) = drawing.axes
+    for number, run in enumerate(runs[1:]):
+        label = "_" if number else "other seeds"  # matplotlib's sign for no entry in the legend
+        plots.spectrum(run.measured, label=label, color="0.75", ax=ax)
+    first = runs[0]
+    label = f"measured, seed {first.seed}"
+    plots.spectrum(first.measured, predicted=first.predicted, label=label, ax=ax)
+    return drawing
+
+
+# -- zero-point ------------------------------------------------------------------------------------
+
+
+def _zero_point(setup: _Setup, exact: bool, out: Path | None, as_json: bool) -> None:
+    data = setup.load(progress=sys.stderr.isatty() and not as_json)
+    if out is not None:
+        _folder(out)
+    point = setup.zero_point(data)
+    # Limits and counts are many small problems, whatever the depth.
+    dense = point.size <= (_DENSE_EXACT if exact else _DENSE)
+    with _threads_for(point.size if dense else 0):
+        how, levels, numbers = _readings(point, dense, exact)
+    content = {
+        "setup": asdict(setup),
+        "method": how,
+        "verdict": point.verdict,
+        "reason": point.reason,
+        "order": point.order,
+        "slope": point.slope,
+        **numbers,
+    }
+    paths = ""
+    if out is not None:
+        paths = _write(out, "zero_point", content, _levels_figure(levels))
+    if as_json:
+        _print_json(content)
+        return
+    _zero_point_table(content)
+    if paths:
+        _say(f"{paths} written.")
+
+
+def _readings(
+    point: "ZeroPoint", dense: bool, exact: bool
+) -> "tuple[str, Spectrum | None, dict[str, Any]]":
+    """How the numbers are found, the eigenvalues where they are listed, and the numbers."""
+    from resid_theory import Spectrum
+    from resid_theory.theory import BlockToeplitz
+
+    matrix = point.readings
+    if isinstance(matrix, Spectrum):
+        return "closed form", matrix, {**_numbers(matrix), "a_priori_bound": _bound(point)}
+    assert isinstance(matrix, BlockToeplitz)
+    limits: dict[str, Any] = {"growth_rate": point.growth_rate}
+    if dense:
+        return "dense solver", point.spectrum, {**limits, **_numbers(point.spectrum)}
+    if exact:
+        return "inertia counts", None, {**limits, **_numbers(matrix)}
+    limits |= {
+        "parameters": point.size,
+        "max_magnitude": point.growth_rate * point.blocks,
+        "bulk_percentile_10": matrix.bulk_percentile(10),
+        "condition_number_10": matrix.predicted_condition_number(10),
+    }
+    return "limits of great depth, relative error O(1 / blocks); --exact counts", None, limits
+
+
+def _zero_point_table(content: Mapping[str, Any]) -> None:
+    from rich.table import Column, Table
+
+    _say(f"{content['verdict']}: {content['reason']}")
+    _say(f"P = {content['parameters']:,}, by {content['method']}")
+    table = Table("", Column(justify="right"), box=None, pad_edge=False, show_header=False)
+    for key, words in _WORDS.items():
+        if content.get(key) is not None:
+            table.add_row(words, _number(content[key]))
+    _say(table)
+
+
+def _levels_figure(levels: "Spectrum | None") -> "Figure | None":
+    from resid_theory import plots
+
+    if levels is None:
+        return None
+    drawing = plots.figure(panel=(6.4, 4.8))
+    plots.spectrum(levels, label="predicted", ax=drawing.axes[0])
+    return drawing
+
+
+# -- words and files -------------------------------------------------------------------------------
+
+
+def _whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
+    from resid_theory._check import whole
+
+    try:
+        numbers = [int(part) for part in text.rstrip(",").split(",")]
+    except ValueError:
+        raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
+    return [whole(argument, number, minimum) for number in numbers]
+
+
+def _seeds(text: str) -> list[int]:
+    """``3`` is three seeds, ``0,1,2`` are these, ``7,`` is the seed 7."""
+    if "," not in text:
+        return list(range(*_whole_numbers("seeds", text, 1)))
+    seeds = _whole_numbers("seeds", text, 0)
+    if max(seeds) >= 1 << 63:
+        raise ValueError(f"seeds: got {max(seeds)}, needs numbers below 2^63")
+    return seeds
+
+
+def _bar(items: Sequence[Any], as_json: bool, unit: str) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    hidden = as_json or len(items) == 1 or not sys.stderr.isatty()
+    return tqdm(items, unit=unit, leave=False, disable=hidden)
+
+
+@contextmanager
+def _threads_for(size: int) -> Iterator[None]:
+    """One thread for small eigenproblems: more gain nothing, and wait where others compute too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if size > _ONE_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _say(what: Any, style: str | None = None) -> None:
+    from rich.console import Console
+
+    # A file has no width; 100 columns keep a table's row on one line.
+    width = None if sys.stdout.isatty() else 100
+    Console(highlight=False, markup=False, width=width).print(what, style=style)
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _strict(content: Any) -> Any:
+    """JSON has no inf and nan: as strings, which ``float`` reads back."""
+    if isinstance(content, Mapping):
+        return {key: _strict(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_strict(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    return content
+
+
+def _folder(path: Path) -> None:
+    """Make the folder before the work: a mistyped one should not cost the result."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _write(out: Path, name: str, content: Any, drawing: "Figure | None") -> str:
+    """Write numbers and figure; returns their names for people."""
+    from resid_theory import plots, store
+
+    paths = [out / f"{name}.json"]
+    store.write_json(paths[0], _strict(content))
+    if drawing is not None:
+        paths.append(out / f"{name}.png")
+        store.write_bytes(paths[1], plots.png(drawing))
+    return " and ".join(map(str, paths))
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+# click's own, which typer either imports or, in later versions, carries inside.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; an error is one line on standard error.
+
+    Args:
+        arguments: Words after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0, 2 after an error, 130 after an interrupt.
+    """
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="resid-theory", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except _UsageError as error:
+        return _fail(error.format_message(), 2)
+    except (ValueError, OSError, MemoryError) as error:
+        return _fail(_named(str(error) or type(error).__name__), 2)
+    # Later versions of typer turn an interrupt into this code themselves.
+    return _fail("interrupted", code) if code == 130 else int(code or 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print("resid-theory: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _named(message: str) -> str:
+    """A message that begins with an argument's name, with the option's name instead."""
+    options = {f.name for f in fields(_Setup)} | {"seeds", "out"}
+    found = re.match(r"([a-z_]+): ", message)
+    if found is None or found[1] not in options:
+        return message
+    return f"--{found[1].replace('_', '-')}{message[found.end(1) :]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
