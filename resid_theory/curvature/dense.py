@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose
+from resid_theory._check import choose, finite
 from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
 from resid_theory.losses import Loss, check_target, loss_function
 from resid_theory.moments import Moments
@@ -103,7 +103,9 @@ def hessian(
     with untouched(net, batchnorm=batchnorm):
         _check_first_batch(net, loss, plan.batches)
         result = plan.run(progress)
-    if not bool(torch.isfinite(result.sum())):
+    # Reading a closed form back would cost as much as making it; its diagonal shows an overflow.
+    probe = result.diagonal() if plan.method == "closed_form" else result
+    if not bool(torch.isfinite(probe.sum())):
         raise ValueError(
             "net: its Hessian is not finite on these data; check weights and activations"
         )
@@ -269,6 +271,8 @@ def _are_matrices(parts: Batches) -> bool:
 
 
 def _check_inputs(net: nn.Module, parts: Batches) -> None:
+    for name, value in net.named_parameters():
+        finite(f"net {name}", value)
     parameter = _parameters(net)[0]
     for x, y in parts:
         for name, value in (("x", x), ("y", y)):
@@ -307,8 +311,8 @@ def _refuse_if_too_large(needed: int, size: int, limit: int | None) -> None:
         raise MemoryError(
             f"hessian: P = {size} parameters need {_size(needed)}, {_size(available)} are "
             "available; use a narrower or shallower net, fewer trainable parameters "
-            "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, which "
-            "needs no matrix"
+            "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, "
+            "which needs no matrix"
         )
 
 

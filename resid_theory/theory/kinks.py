@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resid_theory._check import choose
 from resid_theory.activations import AtZero, derivatives
 from resid_theory.theory.local import Architecture, FromSamples, add_chain, by_columns
 
@@ -20,8 +21,7 @@ __all__ = ["check_direction", "directed_hessian", "is_direction", "own_correlati
 def is_direction(kink: Any) -> bool:
     """Whether ``kink`` is a net that gives a direction, rather than the name of a rule."""
     if isinstance(kink, str):
-        if kink not in ("line", "mean"):
-            raise ValueError(f"kink: got {kink!r}, needs 'line', 'mean' or a net")
+        choose("kink", kink, ("line", "mean"))
         return False
     if not hasattr(kink, "layers"):
         raise ValueError(f"kink: got {type(kink).__name__}, needs 'line', 'mean' or a net")
@@ -41,7 +41,12 @@ def check_direction(kink: Any, net: Architecture, hidden: int, width: int) -> No
 
 def _one_sided(at: AtZero, z: Tensor) -> Tensor:
     """Slope at zero on the side that z approaches it from."""
-    return torch.where(z > 0, at.right, at.left).to(z.dtype)
+    return _by_side(z, at.left, at.right)
+
+
+def _by_side(z: Tensor, left: float, right: float) -> Tensor:
+    # Filled, not torch.where on two numbers: that gives torch's default dtype, usually float32.
+    return torch.full_like(z, left).masked_fill(z > 0, right)
 
 
 def _first_layers(local: FromSamples, net: Architecture, kink: Any) -> list[Tensor]:

@@ -52,9 +52,9 @@ class Unit:
     shortcut: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = [tuple(w.shape[-2:]) for w in self.weights]
-        chained = all(a[0] == b[1] for a, b in zip(shapes, shapes[1:], strict=False))
-        if not shapes or not chained:
+        shapes = [tuple(w.shape) for w in self.weights]
+        matrices = len(shapes) > 0 and all(len(shape) == 2 for shape in shapes)
+        if not matrices or any(a[0] != b[1] for a, b in zip(shapes, shapes[1:], strict=False)):
             raise ValueError(
                 f"weights: got shapes {shapes}, needs (out, in) with in = previous out"
             )

@@ -15,6 +15,7 @@ from resid_theory.samples import gather
 
 __all__ = ["Architecture", "FromMoments", "FromSamples", "Maps", "add_chain", "by_columns"]
 
+_EPS = torch.finfo(torch.float64).eps
 _ZERO = 1e-12  # M this small against |g||s| is round-off of the sums behind it
 
 
@@ -41,8 +42,14 @@ class Architecture:
             post=at_zero(activation("post", post)),
         )
         for name in ("mid", "post") if net.n > 1 else ("post",):
-            value = getattr(net, name).value
-            if value != 0.0:
+            at: AtZero = getattr(net, name)
+            value = at.value
+            if math.isnan(at.slope):
+                raise ValueError(
+                    f"{name}: the activation has no finite slope at zero, needs one on either side "
+                    "(Assumption 3)"
+                )
+            if not abs(value) <= 4 * _EPS:  # round-off of a function of order one
                 raise ValueError(
                     f"{name}: the activation is {value:.6g} at zero, needs 0 there (Assumption 3); "
                     "subtract the value, e.g. 'shifted_softplus' for 'softplus'"

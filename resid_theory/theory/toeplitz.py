@@ -19,7 +19,7 @@ matrices:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,9 +31,6 @@ from resid_theory.spectra import Readings, Spectrum
 __all__ = ["BlockToeplitz"]
 
 _EPS = torch.finfo(torch.float64).eps
-_SECTIONS = (
-    32  # trial points counted together; the pass over the blocks costs little more than for one
-)
 _DENSE = 3000  # rows up to which one dense solve beats counting
 _ANGLES = 512  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
 
@@ -100,7 +97,11 @@ class BlockToeplitz(Readings):
     # -- inertia -----------------------------------------------------------------------------------
 
     def counts_below(self, points: Tensor) -> Tensor:
-        """Number of eigenvalues below each point, exactly, at any depth.
+        """Number of eigenvalues below each point, in O(log R) small eigenproblems a point.
+
+        First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
+        inner blocks are all equal. Eliminating every second block leaves such a matrix of half the size,
+        and all eliminated pivots are equal too: one of them is counted for all.
 
         Args:
             points: (t,), float64. A point within round-off of an eigenvalue counts either way.
@@ -109,26 +110,25 @@ class BlockToeplitz(Readings):
             (t,), int64.
 
         Source:
-            Sylvester's law of inertia on the first differences; derived here from equation (10).
+            Sylvester's law of inertia and block cyclic reduction; derived here from equation (10).
         """
-        b = self.block_size
-        eye = torch.eye(b, dtype=torch.float64, device=self.diagonal.device)
-        shifted = self.diagonal - points[:, None, None] * eye
-        middle = 2 * shifted - (self.lower + self.lower.mT)
-        side = self.lower - shifted
-        schur, counts = shifted, torch.zeros(len(points), dtype=torch.int64)
-        tiny = _EPS * (self._norm_bound + points.abs().max().item()) + 1e-300
-        for block in range(self.blocks):
-            values, vectors = torch.linalg.eigh(schur)
-            counts += (values < 0).sum(-1).to("cpu")
-            if block + 1 == self.blocks:
-                break
-            # An exact zero pivot may be moved by round-off without changing the count's meaning.
-            safe = torch.where(values.abs() < tiny, torch.where(values < 0, -tiny, tiny), values)
-            half = side @ vectors
-            schur = middle - (half / safe.unsqueeze(-2)) @ half.mT
-            schur = 0.5 * (schur + schur.mT)
-        return counts
+        # NumPy, because its batched solver does not start threads for matrices this small.
+        at = points.detach().cpu().numpy()[:, None, None]
+        a = self.lower.cpu().numpy()
+        shifted = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
+        inner = 2 * shifted - (a + a.T)
+        half = _Tridiagonal(first=shifted, inner=inner, last=inner, side=a - shifted)
+        counts, blocks = np.zeros(len(at), dtype=np.int64), self.blocks
+        while blocks > 1:
+            half, negative = half.halved(blocks)
+            counts += negative
+            blocks = (blocks + 1) // 2
+        return torch.from_numpy(counts + (np.linalg.eigvalsh(half.first) < 0).sum(-1))
+
+    @cached_property
+    def _sections(self) -> int:
+        """Points counted together: many while a call costs most, few for large blocks."""
+        return max(1, min(32, 4096 // self.block_size**2))
 
     @cached_property
     def _norm_bound(self) -> float:
@@ -147,7 +147,7 @@ class BlockToeplitz(Readings):
             The eigenvalue, to round-off of the largest one.
         """
         bound = self._norm_bound
-        return _section(lambda t: self.counts_below(t) > rank, -bound, bound)
+        return _section(lambda t: self.counts_below(t) > rank, -bound, bound, self._sections)
 
     def magnitude(self, rank: int) -> float:
         """The |eigenvalue| of a given rank.
@@ -174,7 +174,7 @@ class BlockToeplitz(Readings):
             counts = self.counts_below(torch.cat([t, -t]))
             return counts[: len(t)] - counts[len(t) :] > rank
 
-        return _section(reached, 0.0, self._norm_bound)
+        return _section(reached, 0.0, self._norm_bound, self._sections)
 
     @cached_property
     def _small(self) -> Spectrum | None:
@@ -237,21 +237,15 @@ class BlockToeplitz(Readings):
         return _growth(-self.lower)
 
     @cached_property
-    def _bulk(self) -> Tensor:
+    def _bulk(self) -> np.ndarray:
         """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
         symmetric = 0.5 * (self.lower + self.lower.mT)
-        antisymmetric = 0.5 * (self.lower - self.lower.mT)
-        # θ and 2π - θ give complex conjugates, hence the same eigenvalues: half the circle is
-        # enough.
-        angles = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) * (math.pi / _ANGLES)
-        cotangents = (1 / torch.tan(angles / 2)).to(self.lower.device)
-        values = [
-            torch.linalg.eigvalsh(
-                (self.diagonal - symmetric) + 1j * cot[:, None, None] * antisymmetric
-            )
-            for cot in cotangents.split(max(1, (1 << 20) // self.block_size**2))
-        ]
-        return torch.cat(values).abs().reshape(-1).sort().values
+        antisymmetric = 0.5 * (self.lower - self.lower.mT).cpu().numpy()
+        # θ and 2π - θ give complex conjugates, hence equal eigenvalues: half the circle will do.
+        angles = (np.arange(_ANGLES) + 0.5) * (math.pi / _ANGLES)
+        at = (1j / np.tan(angles / 2))[:, None, None] * antisymmetric
+        values = np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at)
+        return np.sort(np.abs(values).reshape(-1))
 
     def bulk_percentile(self, percent: float = 10.0) -> float:
         """Percentile of |λ| in the limit of infinite depth.
@@ -265,7 +259,7 @@ class BlockToeplitz(Readings):
         Source:
             Derived here: in the limit the matrix is a skew-circulant plus a term of finite rank.
         """
-        return float(np.percentile(self._bulk.cpu().numpy(), percent))
+        return float(np.percentile(self._bulk, percent))
 
     def predicted_condition_number(self, percent: float = 10.0) -> float:
         r"""Asymptotic max|λ| / percentile: :math:`\max(\kappa, \kappa_-) R / b`.
@@ -280,15 +274,68 @@ class BlockToeplitz(Readings):
         return rate * self.blocks / self.bulk_percentile(percent)
 
 
-def _section(reached: Callable[[Tensor], Tensor], low: float, high: float) -> float:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Tridiagonal:
+    """Symmetric block tridiagonal matrices, equal inside: (t, b, b) arrays, ``side`` below."""
+
+    first: np.ndarray
+    inner: np.ndarray
+    last: np.ndarray
+    side: np.ndarray
+
+    def halved(self, blocks: int) -> tuple["_Tridiagonal", np.ndarray]:
+        """What is left without blocks 1, 3, 5, ..., and the negative pivots that went with them."""
+        if blocks == 2:
+            gone, negative = _inverse(self.last)
+            return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
+        gone, negative = _inverse(self.inner)
+        above, below = _up(self.side, gone), _down(self.side, gone)
+        if blocks % 2:
+            total, last = (blocks - 1) // 2 * negative, self.last - above
+        else:
+            end, of_end = _inverse(self.last)
+            total = (blocks // 2 - 1) * negative + of_end
+            last = self.inner - above - _down(self.side, end)
+        rest = _Tridiagonal(
+            first=_symmetric(self.first - below),
+            inner=_symmetric(self.inner - above - below),
+            last=_symmetric(last),
+            side=-self.side @ gone @ self.side,
+        )
+        return rest, total
+
+
+def _up(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    return side @ inverse @ side.swapaxes(-1, -2)
+
+
+def _down(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    return side.swapaxes(-1, -2) @ inverse @ side
+
+
+def _symmetric(matrices: np.ndarray) -> np.ndarray:
+    return 0.5 * (matrices + matrices.swapaxes(-1, -2))
+
+
+def _inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses and numbers of negative eigenvalues."""
+    values, vectors = np.linalg.eigh(pivots)
+    # A pivot that is zero to round-off may be moved by as much: the count then belongs to a point
+    # that far away.
+    tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
+    safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
+    return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)
+
+
+def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, sections: int) -> float:
     """Smallest point at which ``reached`` turns true; it must be monotone and true at ``high``."""
     scale = max(abs(low), abs(high))
     while high - low > 4 * _EPS * max(scale, 1e-300):
-        points = torch.linspace(low, high, _SECTIONS + 2, dtype=torch.float64)[1:-1]
+        points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
         flags = reached(points)
-        first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else _SECTIONS
+        first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
         new_low = low if first == 0 else points[first - 1].item()
-        new_high = high if first == _SECTIONS else points[first].item()
+        new_high = high if first == sections else points[first].item()
         if (new_low, new_high) == (low, high):
             break
         low, high = new_low, new_high

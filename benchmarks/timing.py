@@ -1,0 +1,31 @@
+"""Wall-clock times as medians of interleaved runs, so that a ratio survives a noisy machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+
+def medians(tasks: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each task; the tasks take turns, after one round that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for round_number in range(repeats + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            result = task()
+            elapsed = time.perf_counter() - start
+            del result  # its memory must be fresh for the next one
+            if round_number:
+                seconds[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def once(task: Callable[[], object]) -> float:
+    """Seconds of a single run."""
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def line(what: str, value: str, goal: str) -> None:
+    """One row of a report."""
+    print(f"{what:<64} {value:>16}   {goal}", flush=True)
