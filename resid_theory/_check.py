@@ -87,17 +87,26 @@ def as_tensor(argument: str, given: Any) -> Tensor:
         The tensor; shares memory with the input where that is possible.
 
     Raises:
-        ValueError: If it cannot be read as an array of numbers.
+        ValueError: If it cannot be read as an array of real numbers.
     """
-    if isinstance(given, Tensor):
-        return given
     try:
-        return torch.as_tensor(np.asarray(given))
+        tensor = given if isinstance(given, Tensor) else torch.as_tensor(_shareable(given))
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(given).__name__
         raise ValueError(
             f"{argument}: got {kind}, needs a tensor or an array of numbers"
         ) from error
+    if tensor.is_complex():  # a cast to float64 would drop the imaginary part
+        raise ValueError(f"{argument}: got dtype {tensor.dtype}, needs real numbers")
+    return tensor
+
+
+def _shareable(given: Any) -> np.ndarray[Any, Any]:
+    """As an array that torch can share: not read-only, no reversed axis, this machine's bytes."""
+    array = np.asarray(given)
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    native = array.dtype.newbyteorder("=")
+    return array if shared and array.dtype == native else array.astype(native)
 
 
 def finite(argument: str, given: Tensor) -> Tensor:

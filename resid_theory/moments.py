@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import finite
+from resid_theory._check import as_tensor, finite, whole
 from resid_theory.stream import batches
 
 __all__ = ["Moments"]
@@ -27,7 +27,8 @@ class Moments:
         count: Number of samples m.
 
     Raises:
-        ValueError: If shapes do not fit, an entry is not finite or the count is below 1.
+        ValueError: If shapes do not fit, an entry is not finite, sxx or syy is not symmetric or the
+            count is below 1.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, section 3.
@@ -39,15 +40,21 @@ class Moments:
     count: int
 
     def __post_init__(self) -> None:
-        shapes = [tuple(t.shape) for t in (self.sxx, self.syx, self.syy)]
-        d, k = self.syx.shape[-1], self.syx.shape[0]
-        if shapes != [(d, d), (k, d), (k, k)] or self.count < 1:
+        whole("count", self.count)
+        given = {name: as_tensor(name, getattr(self, name)) for name in ("sxx", "syx", "syy")}
+        for name, moment in given.items():
+            # Set, not refused: any array of real numbers is a moment, but all rooms read float64.
+            object.__setattr__(self, name, finite(name, moment).detach().to(torch.float64))
+        shapes = [tuple(moment.shape) for moment in given.values()]
+        d, k = (*shapes[1][::-1], 0, 0)[:2]
+        if shapes != [(d, d), (k, d), (k, k)]:
             raise ValueError(
-                f"moments: got sxx, syx, syy of shapes {shapes} and count {self.count}, "
-                "needs (d, d), (k, d), (k, k) and at least one sample"
+                f"moments: got sxx, syx, syy of shapes {shapes}, needs (d, d), (k, d), (k, k)"
             )
-        for name in ("sxx", "syx", "syy"):
-            finite(name, getattr(self, name))
+        for name, moment in (("sxx", self.sxx), ("syy", self.syy)):
+            gap = (moment - moment.mT).abs().max().item()
+            if gap > 1e-10 * moment.abs().max().item():  # far above round-off, far below a mistake
+                raise ValueError(f"{name}: differs from its transpose by {gap:.2g}, needs symmetry")
 
     @classmethod
     def of(cls, data: Any) -> "Moments":
@@ -83,6 +90,11 @@ class Moments:
 
     def __add__(self, other: "Moments") -> "Moments":
         """Moments of the two sample sets together."""
+        if self.syx.shape != other.syx.shape:
+            raise ValueError(
+                f"moments: cannot add widths (targets, inputs) {tuple(self.syx.shape)} and "
+                f"{tuple(other.syx.shape)}, needs equal ones"
+            )
         count = self.count + other.count
         share = self.count / count
         mixed = {
