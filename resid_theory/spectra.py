@@ -232,6 +232,8 @@ class Spectrum(Readings):
         if len(self.levels) == 0 or int(self.multiplicities.min()) < 1:
             raise ValueError("multiplicities: needs at least one level, each at least once")
         finite("levels", self.levels)
+        if bool((self.levels.diff() < 0).any()):
+            raise ValueError("levels: not in ascending order; Spectrum.of takes any order")
 
     @classmethod
     def of(cls, eigenvalues: Any, multiplicities: Any = None) -> "Spectrum":
@@ -248,11 +250,12 @@ class Spectrum(Readings):
             ValueError: As for the class.
         """
         levels = as_tensor("eigenvalues", eigenvalues).detach().to("cpu", torch.float64)
-        counts = (
-            torch.ones(levels.shape, dtype=torch.int64)
-            if multiplicities is None
-            else as_tensor("multiplicities", multiplicities).to("cpu", torch.int64)
-        )
+        counts = torch.ones(levels.shape, dtype=torch.int64)
+        if multiplicities is not None:
+            given = as_tensor("multiplicities", multiplicities).to("cpu")
+            counts = given.to(torch.int64)
+            if not torch.equal(counts.to(given.dtype), given):
+                raise ValueError(f"multiplicities: got {given.tolist()}, needs whole numbers")
         if counts.shape == levels.shape:
             levels, counts = levels[counts != 0], counts[counts != 0]
             order = levels.argsort(stable=True)
@@ -354,10 +357,14 @@ class Spectrum(Readings):
         count = int(cluster[-1]) + 1
         weights = self.multiplicities.to(torch.float64)
         mass = torch.zeros(count, dtype=torch.float64).index_add_(0, cluster, weights)
-        total = torch.zeros(count, dtype=torch.float64).index_add_(
-            0, cluster, weights * self.levels
+        # As first level plus mean offset: exact for equal levels, so that the order stays.
+        first = self.levels[torch.cat([torch.ones(1, dtype=torch.bool), gaps])]
+        offsets = torch.zeros(count, dtype=torch.float64).index_add_(
+            0, cluster, weights * (self.levels - first[cluster])
         )
-        return Spectrum(levels=total / mass, multiplicities=mass.round().to(torch.int64))
+        merged = torch.zeros(count, dtype=torch.int64)
+        merged.index_add_(0, cluster, self.multiplicities)
+        return Spectrum(levels=first + offsets / mass, multiplicities=merged)
 
     def distance(self, other: "Spectrum") -> float:
         """Largest difference between eigenvalues of equal rank, over the larger of the two max|λ|.
