@@ -8,7 +8,15 @@ from torch import Tensor
 
 from resid_theory._check import choose
 
-__all__ = ["LOSSES", "Loss", "check_target", "loss_function", "output_derivatives"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "check_mean",
+    "check_scalar",
+    "check_target",
+    "loss_function",
+    "output_derivatives",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,7 +33,8 @@ def square(output: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return 0.5 * (output - target).square().flatten(1).sum(1).mean()
+    # Not flatten(1): an output (m,) has no axis to flatten.
+    return 0.5 * (output - target).square().sum() / len(output)
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
@@ -38,7 +47,8 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return F.cross_entropy(output, target)
+    # torch takes int64 and uint8 labels only; NumPy often gives int32.
+    return F.cross_entropy(output, target if target.is_floating_point() else target.long())
 
 
 LOSSES: dict[str, Loss] = {"square": square, "cross_entropy": cross_entropy}
@@ -86,7 +96,8 @@ def _check_classes(output: Tensor, target: Tensor) -> None:
     classes = output.shape[1] if output.dim() > 1 else 0
     if target.dim() != 1:
         raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
-    low, high = int(target.min()), int(target.max())
+    labels = target.long()  # bool has no minimum
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
             f"data y: got class labels from {low} to {high} for {classes} outputs, "
@@ -115,10 +126,11 @@ def output_derivatives(loss: str | Loss, output: Tensor, target: Tensor) -> tupl
         eye = torch.eye(k, dtype=output.dtype, device=output.device)
         return output - target, eye.expand(m, k, k)
     function = loss_function(loss)
-    _check_mean(function, output, target)
-    with torch.enable_grad():
-        point = output.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(m * function(point, target), point, create_graph=True)
+    check_mean(function, output, target)
+    with torch.inference_mode(False), torch.enable_grad():
+        point = output.detach().clone().requires_grad_()
+        value = check_scalar(m * function(point, target))
+        (grad,) = torch.autograd.grad(value, point, create_graph=True)
         rows = [_column(grad[:, j].sum(), point) for j in range(k)]
     return grad.detach(), torch.stack(rows, dim=1)
 
@@ -132,12 +144,50 @@ def _column(value: Tensor, point: Tensor) -> Tensor:
     return grad.detach()
 
 
-def _check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
-    # A sum over samples, or a loss that couples samples, would silently give wrong Hessians.
+def check_scalar(value: Tensor) -> Tensor:
+    """Refuse what a loss returned if it cannot be differentiated.
+
+    Args:
+        value: The loss's value, from inputs that require a gradient.
+
+    Returns:
+        ``value`` itself.
+
+    Raises:
+        ValueError: If it is not a scalar tensor, or does not depend on the outputs.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
+        raise ValueError(f"loss: returned {kind}, needs a scalar tensor, the mean over samples")
+    if not value.requires_grad:
+        raise ValueError(
+            "loss: its value carries no gradient, needs one computed from the outputs by "
+            "differentiable operations (without detach or item)"
+        )
+    return value
+
+
+def check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
+    """Refuse a loss that is not a mean over samples.
+
+    A sum, or a loss that couples samples, would silently give wrong Hessians. One sample tells
+    nothing and is let through.
+
+    Args:
+        function: The loss.
+        output: Outputs, samples along the first axis.
+        target: Targets.
+
+    Raises:
+        ValueError: If the value on all samples is not the mean of the values on two parts.
+    """
     if len(output) < 2:
         return
     with torch.no_grad():
-        whole = float(function(output, target))
+        value = function(output, target)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            check_scalar(value)
+        whole = float(value)
         first = float(function(output[:1], target[:1]))
         rest = float(function(output[1:], target[1:]))
     mean = (first + (len(output) - 1) * rest) / len(output)

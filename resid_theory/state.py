@@ -20,7 +20,7 @@ def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     Parameters and ``.grad`` are never written by a measurement, so they need no copy.
 
     Args:
-        net: The model; it is in eval mode inside.
+        net: The model; it is in eval mode inside, and gradients are on.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` those of each batch: BatchNorm
             alone is then in train mode.
 
@@ -35,7 +35,12 @@ def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
-    with torch.random.fork_rng(devices=sorted(index or 0 for index in devices)):
+    # Gradients are on inside, wherever the caller stands: without them every derivative is zero.
+    with (
+        torch.random.fork_rng(devices=sorted(index or 0 for index in devices)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         try:
             net.eval()
             if batchnorm == "batch":

@@ -106,6 +106,9 @@ def chain_of(net: nn.Module) -> Chain | None:
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     if hooked or not all(p.requires_grad for p in net.parameters()):
         return None
+    every = [p for _, p in net.named_parameters(remove_duplicate=False)]
+    if len({id(p) for p in every}) != len(every):  # one tensor in two layers
+        return None
     if type(net) is ShortcutNet:
         return _shortcut_chain(net)
     flat = _flatten(net)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from resid_theory._check import choose, finite
 from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
-from resid_theory.losses import Loss, check_target, loss_function
+from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
 from resid_theory.moments import Moments
 from resid_theory.spectra import Spectrum
 from resid_theory.state import untouched
@@ -98,10 +98,12 @@ def hessian(
         >>> rt.hessian(net, "square", data).diagonal().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    plan = _plan(net, loss, data, method, batchnorm)
-    _refuse_if_too_large(plan.bytes, plan.size, memory_limit)
+    _check_net(net)
     with untouched(net, batchnorm=batchnorm):
-        _check_first_batch(net, loss, plan.batches)
+        # Inside, because a loader draws from the global RNG even when it does not shuffle.
+        plan = _plan(net, loss, data, method)
+        _refuse_if_too_large(plan.bytes, plan.size, memory_limit)
+        _check_batches(net, loss, plan.batches)
         result = plan.run(progress)
     # Reading a closed form back would cost as much as making it; its diagonal shows an overflow.
     probe = result.diagonal() if plan.method == "closed_form" else result
@@ -141,6 +143,7 @@ def hessian_spectrum(
         ValueError: As for :func:`hessian`.
         MemoryError: As for :func:`hessian`.
     """
+    _check_net(net)
     size = sum(p.numel() for p in _parameters(net))
     _refuse_if_too_large(3 * 8 * size * size, size, memory_limit)  # LAPACK works on a copy
     matrix = hessian(
@@ -178,8 +181,10 @@ def hessian_cost(
     Raises:
         ValueError: As for :func:`hessian`.
     """
-    plan = _plan(net, loss, data, method, batchnorm)
+    _check_net(net)
     with untouched(net, batchnorm=batchnorm):
+        plan = _plan(net, loss, data, method)
+        _check_batches(net, loss, plan.batches)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
@@ -196,13 +201,12 @@ class _Plan:
     seconds: Callable[[], float]
 
 
-def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str, batchnorm: str) -> _Plan:
+def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
     choose("method", method, METHODS)
-    choose("batchnorm", batchnorm, ("eval", "batch"))
     loss_function(loss)  # an unknown name is refused before anything else happens
     parts = list(batches(data))
     _check_inputs(net, parts)
-    chain = chain_of(net)
+    chain = chain_of(net) if _are_rows(net, parts) else None
     is_closed = chain is not None and chain.is_linear and loss == "square" and _are_matrices(parts)
     if chain is not None and is_closed and method in ("auto", "closed_form"):
         return _closed_plan(chain, parts)
@@ -216,7 +220,8 @@ def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str, batchnorm: s
     if method == "layer_pairs":
         raise ValueError(
             "method: 'layer_pairs' needs a ShortcutNet or a Sequential of Linear and elementwise "
-            f"activations, all parameters trainable; got {type(net).__name__}: use 'columns'"
+            "activations on samples that are vectors, all parameters trainable, none shared; got "
+            f"{type(net).__name__}: use 'columns'"
         )
     return _columns_plan(net, loss, parts)
 
@@ -266,13 +271,24 @@ def _parameters(net: nn.Module) -> list[Tensor]:
     return parameters
 
 
+def _check_net(net: nn.Module) -> None:
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"net: got {type(net).__name__}, needs a torch.nn.Module")
+
+
+def _are_rows(net: nn.Module, parts: Batches) -> bool:
+    """Whether every sample reaches the first layer as one vector."""
+    flattened = any(isinstance(module, nn.Flatten) for module in net.modules())
+    return all(x.dim() == 2 or (x.dim() > 2 and flattened) for x, _ in parts)
+
+
 def _are_matrices(parts: Batches) -> bool:
     return all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
 
 
 def _check_inputs(net: nn.Module, parts: Batches) -> None:
-    for name, value in net.named_parameters():
-        finite(f"net {name}", value)
+    for key, weight in net.named_parameters():
+        finite(f"net {key}", weight)
     parameter = _parameters(net)[0]
     for x, y in parts:
         for name, value in (("x", x), ("y", y)):
@@ -288,18 +304,37 @@ def _check_inputs(net: nn.Module, parts: Batches) -> None:
                 )
 
 
-def _check_first_batch(net: nn.Module, loss: str | Loss, parts: Batches) -> None:
-    x, y = parts[0]
+def _check_batches(net: nn.Module, loss: str | Loss, parts: Batches) -> None:
+    """Run two samples of every shape, and hold the loss against what comes out."""
+    outputs: dict[Any, Any] = {}
     with torch.no_grad():
-        try:
-            output = net(x[:2])
-        except RuntimeError as error:
-            raise ValueError(
-                f"data x: the net does not take a batch of shape {tuple(x.shape)} and dtype "
-                f"{x.dtype}: {error}"
-            ) from error
-    for _, target in parts:
-        check_target(loss, output[:1].expand(len(target), *output.shape[1:]), target)
+        for x, y in parts:
+            key = (x.shape[1:], x.dtype)
+            if key not in outputs:
+                outputs[key] = _output(net, loss, x[:2], y[:2])
+            if not callable(loss):
+                one = outputs[key][:1]
+                check_target(loss, one.expand(len(y), *one.shape[1:]), y)
+
+
+def _output(net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> Any:
+    try:
+        output = net(x.clone())  # cloned: a net that starts in place would overwrite the data
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"data x: the net does not take samples of shape {tuple(x.shape[1:])} and dtype "
+            f"{x.dtype}: {error}"
+        ) from error
+    if callable(loss):
+        if isinstance(output, Tensor) and len(output) == len(x):
+            check_mean(loss, output, y)
+    elif not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
+        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else repr(type(output))
+        raise ValueError(
+            f"net: gives {given} for {len(x)} samples; the loss {loss!r} needs a tensor with one "
+            "output a sample along its first axis"
+        )
+    return output
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -409,24 +444,29 @@ class _Columns:
     def of(cls, net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> "_Columns":
         saved = 0
 
-        def weigh(tensor: Tensor) -> Tensor:
+        def weigh(tensor: Tensor) -> tuple[Tensor, int]:
             nonlocal saved
             saved += tensor.numel() * tensor.element_size()
+            return tensor, tensor._version
+
+        def give(packed: tuple[Tensor, int]) -> Tensor:
+            tensor, version = packed
+            if tensor._version != version:  # torch's own check is off where hooks are on
+                raise ValueError("net: overwrites in place a value that its gradient needs")
             return tensor
 
         parameters = _parameters(net)
         with (
             torch.enable_grad(),
             torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(weigh, give),
         ):
-            value = loss_function(loss)(net(x), y)
-            _check_scalar(value)
+            value = check_scalar(loss_function(loss)(net(x.clone()), y))
             grads = torch.autograd.grad(
                 value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
             )
+            gradient = torch.cat([grad.reshape(-1) for grad in grads])
         step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, saved)))
-        gradient = torch.cat([grad.reshape(-1) for grad in grads])
         return cls(parameters=parameters, gradient=gradient, step=step)
 
     @property
@@ -471,11 +511,4 @@ class _Columns:
             retain_graph=True,
             allow_unused=True,
             materialize_grads=True,
-        )
-
-
-def _check_scalar(value: Tensor) -> None:
-    if value.dim() != 0:
-        raise ValueError(
-            f"loss: returned shape {tuple(value.shape)}, needs a scalar mean over samples"
         )
