@@ -44,19 +44,48 @@ def activation(argument: str, given: str | Activation | None) -> Activation | No
         The callable, or ``None``.
 
     Raises:
-        ValueError: If the name is unknown, or a callable changes the shape of its input.
+        ValueError: If the name is unknown, or a callable is not an elementwise function without
+            parameters that returns a new tensor.
     """
     if given is None or given == "identity":
         return None
     if not callable(given):
         return ACTIVATIONS[choose(argument, given, [*ACTIVATIONS, "identity"])]
-    probe = torch.zeros(2, 3, dtype=torch.float64)
-    shape = tuple(given(probe).shape)
+    if isinstance(given, torch.nn.Module) and any(True for _ in given.parameters()):
+        raise ValueError(
+            f"{argument}: {given} has parameters, which no block has a place for; needs an "
+            "activation without parameters"
+        )
+    _check_elementwise(argument, given)
+    return given
+
+
+def _check_elementwise(argument: str, given: Activation) -> None:
+    probe = torch.tensor([[-1.5, 0.0, 2.0], [0.5, -0.25, 1.0]], dtype=torch.float64)
+    point = probe.clone()
+    try:
+        value = given(point)
+        one_by_one = torch.cat([given(entry) for entry in probe.clone().reshape(-1, 1, 1)])
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{argument}: the callable fails on a float64 tensor of shape (2, 3): {error}"
+        ) from error
+    shape = tuple(getattr(value, "shape", ()))
     if shape != (2, 3):
         raise ValueError(
             f"{argument}: the callable turns shape (2, 3) into {shape}, needs an elementwise one"
         )
-    return given
+    if not torch.equal(point, probe):
+        raise ValueError(
+            f"{argument}: the callable overwrites its input, needs one that returns a new tensor "
+            "(inplace=False)"
+        )
+    # Round-off apart: a vectorized kernel may differ from the scalar one in the last bit.
+    if not torch.allclose(value.reshape(-1), one_by_one.reshape(-1), 1e-9, 1e-12, equal_nan=True):
+        raise ValueError(
+            f"{argument}: an entry of the callable's result depends on other entries (as softmax "
+            "does), or on chance; needs an elementwise function"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +134,7 @@ def at_zero(function: Activation | None) -> AtZero:
         function: An elementwise callable, or ``None`` for the identity.
 
     Returns:
-        Numbers in float64.
+        Numbers in float64; nan for a slope that does not settle on the way to zero.
 
     Source:
         Li et al., arXiv:1611.01186, Assumption 3 (derivatives at 0) and its remark on ReLU.
@@ -118,15 +147,18 @@ def at_zero(function: Activation | None) -> AtZero:
         return AtZero(value=0.0, left=1.0, right=1.0, second_left=0.0, second_right=0.0)
     # Derivatives next to zero, not at it: autograd's value at a kink is a convention. At 1e-150
     # the remaining distance to 0 changes nothing that float64 can hold.
-    points = torch.tensor([-1e-150, 0.0, 1e-150], dtype=torch.float64)
+    points = torch.tensor([-1e-150, 1e-150, -1e-100, 1e-100], dtype=torch.float64)
     first, second = derivatives(function, points)
     value = function(torch.zeros(1, dtype=torch.float64)).item()
+    # A root's slope is 1e75 at the one and 1e50 at the other: it has none at zero.
+    settled = torch.isclose(first[:2], first[2:], rtol=1e-9, atol=1e-90)
+    left, right = torch.where(settled, first[:2], torch.nan).tolist()
     return AtZero(
         value=value,
-        left=first[0].item(),
-        right=first[2].item(),
+        left=left,
+        right=right,
         second_left=second[0].item(),
-        second_right=second[2].item(),
+        second_right=second[1].item(),
     )
 
 
@@ -142,8 +174,8 @@ def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]
     """
     if function is None:
         return torch.ones_like(z), torch.zeros_like(z)
-    with torch.enable_grad():
-        point = z.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        point = z.detach().clone().requires_grad_()
         first = _derivative(function(point), point, create_graph=True)
         second = _derivative(first, point, create_graph=False)
     return first.detach(), second.detach()

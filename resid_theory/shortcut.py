@@ -47,7 +47,8 @@ class ShortcutNet(nn.Module):
         bias: (blocks, hidden), or None.
 
     Raises:
-        ValueError: If a count is below 1, a name is unknown or ``hidden`` does not apply.
+        ValueError: If a count is below 1, a name is unknown, ``hidden`` does not apply or the dtype
+            is not floating point.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Definitions 1 and 2.
@@ -90,6 +91,8 @@ class ShortcutNet(nn.Module):
         self.pre = activation("pre", pre)
         self.mid = activation("mid", mid)
         self.post = activation("post", post)
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype: got {dtype}, needs a floating-point dtype")
         factory: dict[str, Any] = {"dtype": dtype, "device": device}
         if self.hidden == self.width:
             shape = (self.blocks, self.shortcut_depth, self.width, self.width)
@@ -232,13 +235,16 @@ def draw_weights(
         (..., out, in), on the generator's device.
 
     Raises:
-        ValueError: If the kind is unknown, the scale is not positive or the generator is missing.
+        ValueError: If the kind is unknown, the shape has fewer than two axes, the scale is not
+            positive or the generator is missing.
 
     Source:
         Li et al., arXiv:1611.01186, Appendix B. Haar by QR with the signs of R's diagonal: Mezzadri
         2007, "How to generate random matrices from the classical compact groups".
     """
     choose("kind", kind, INITIALIZATIONS)
+    if len(shape) < 2:
+        raise ValueError(f"shape: got {tuple(shape)}, needs (..., out, in)")
     if not isinstance(generator, torch.Generator):
         raise ValueError(
             f"generator: got {generator!r}, needs a torch.Generator, "
@@ -279,11 +285,13 @@ def initialize(
         The same net.
 
     Raises:
-        ValueError: As for :func:`draw_weights`.
+        ValueError: If the net is not a ``ShortcutNet``, or as for :func:`draw_weights`.
 
     Source:
         Li et al., arXiv:1611.01186, Appendix B.
     """
+    if not isinstance(net, ShortcutNet):
+        raise ValueError(f"net: got {type(net).__name__}, needs a ShortcutNet")
     with torch.no_grad():
         targets = [net.weights] if isinstance(net.weights, Tensor) else list(net.weights)
         for weight in targets:

@@ -74,17 +74,26 @@ def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor
 
 def directed_hessian(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
     """The n = 1 Hessian with every block's own slopes, dense, in the paper's order."""
-    sides = [
-        _one_sided(net.post, local.features @ first.mT) for first in _first_layers(local, net, kink)
-    ]
+    firsts = _first_layers(local, net, kink)
+    sides = [_one_sided(net.post, local.features @ first.mT) for first in firsts]
     rows: list[list[Tensor]] = [[] for _ in sides]
     for later, own in enumerate(sides):
         for earlier in range(later + 1):
             entries = _directed_pair(local, own, sides[earlier], chained=earlier < later)
+            if earlier == later:
+                _add_bend(entries, local, net, firsts[later])
             rows[later].append(by_columns(entries))
     for row, later_rows in enumerate(rows):
         rows[row] = later_rows + [rows[k][row].mT for k in range(row + 1, len(rows))]
     return torch.cat([torch.cat(row, dim=1) for row in rows])
+
+
+def _add_bend(entries: Tensor, local: FromSamples, net: Architecture, first: Tensor) -> None:
+    """Add the mean of g[s] s_post''[s] s s^T, with the bend of the side each sample falls on."""
+    bends = _by_side(local.features @ first.mT, net.post.second_left, net.post.second_right)
+    if bool(bends.any()):
+        curved = replace(local, gradients=bends * local.gradients).gradient_moment()
+        entries.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
 
 
 def _directed_pair(local: FromSamples, later: Tensor, earlier: Tensor, *, chained: bool) -> Tensor:

@@ -12,6 +12,7 @@ columns.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ __all__ = [
     "units_of",
 ]
 
-_SLAB = 1 << 17  # entries written at a time, 1 MiB: both products meet in the processor's cache
+_SLAB = 1 << 15  # entries written at a time: torch runs so few on one thread, and they stay cached
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Unit:
     shortcut: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = [tuple(w.shape) for w in self.weights]
+        shapes = [tuple(w.shape[-2:]) for w in self.weights]
         matrices = len(shapes) > 0 and all(len(shape) == 2 for shape in shapes)
         if not matrices or any(a[0] != b[1] for a, b in zip(shapes, shapes[1:], strict=False)):
             raise ValueError(
@@ -321,31 +322,65 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     Source:
         Derived here for any weights; at zero weights it is Theorem 2 of arXiv:1611.01186.
     """
-    units, sweep, moments = _prepare(net, data)
-    gamma = _residual(sweep, moments)
-    before, after = torch.cat(sweep.before, -2), torch.cat(sweep.after, -1)
-    responses = _responses(units, before.shape[0], after.shape[1])
-    layout = _Layout.of(sweep.layers)
-    hessian = _new_matrix(layout.size, before.device)
-    start = 0
-    for k, weight in enumerate(sweep.layers):
-        rows, columns = layout.inputs[k], layout.outputs[k]
-        left, right = sweep.after[k].mT, sweep.before[k]
-        # Layers before k see the curvature term through their own C, layers after k through k's.
-        crossed = left @ gamma @ before.mT
-        crossed[:, rows.start :] = responses[rows.start :, columns].mT
-        reached = right @ gamma.mT @ after
-        reached[:, : columns.start] = responses[rows, : columns.start]
-        strip = hessian[start : start + weight.numel()].view(*weight.shape, layout.size)
+    factors = _Factors.of(*_prepare(net, data))
+    hessian = _new_matrix(factors.layout.size, factors.before.device)
+    # Threads of Python, each with operations too small for torch to split: threads inside every
+    # operation would meet some thousand times, and wait for each other on a busy machine.
+    workers = torch.get_num_threads() if hessian.device.type == "cpu" else 1
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(lambda layer: factors.write(layer, hessian), range(factors.count)):
+            pass
+    return hessian
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Factors:
+    """The factors of every pair of layers, all layers side by side."""
+
+    sweep: _Sweep
+    moments: Moments
+    gamma: Tensor
+    before: Tensor  # R_k one above the other, (all inputs, d)
+    after: Tensor  # L_k side by side, (k, all outputs)
+    responses: Tensor  # C, (all inputs, all outputs)
+    layout: "_Layout"
+
+    @classmethod
+    def of(cls, units: list[Unit], sweep: _Sweep, moments: Moments) -> "_Factors":
+        before, after = torch.cat(sweep.before, -2), torch.cat(sweep.after, -1)
+        return cls(
+            sweep=sweep,
+            moments=moments,
+            gamma=_residual(sweep, moments),
+            before=before,
+            after=after,
+            responses=_responses(units, before.shape[0], after.shape[1]),
+            layout=_Layout.of(sweep.layers),
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.sweep.layers)
+
+    def write(self, layer: int, hessian: Tensor) -> None:
+        """Write the rows of one layer."""
+        layout, shape = self.layout, self.sweep.layers[layer].shape
+        rows, columns = layout.inputs[layer], layout.outputs[layer]
+        left, right = self.sweep.after[layer].mT, self.sweep.before[layer]
+        # Layers before this one bring the curvature term through their own C, layers after it
+        # through this one's.
+        crossed = left @ self.gamma @ self.before.mT
+        crossed[:, rows.start :] = self.responses[rows.start :, columns].mT
+        reached = right @ self.gamma.mT @ self.after
+        reached[:, : columns.start] = self.responses[rows, : columns.start]
+        own = hessian[layout.parameters[layer]].view(*shape, layout.size)
         _write_strip(
-            strip,
-            (left @ after)[:, layout.output_of],
-            (right @ moments.sxx @ before.mT)[:, layout.input_of],
+            own,
+            (left @ self.after)[:, layout.output_of],
+            (right @ self.moments.sxx @ self.before.mT)[:, layout.input_of],
             crossed[:, layout.input_of],
             reached[:, layout.output_of],
         )
-        start += weight.numel()
-    return hessian
 
 
 def _new_matrix(size: int, device: torch.device) -> Tensor:
@@ -357,12 +392,13 @@ def _new_matrix(size: int, device: torch.device) -> Tensor:
 
 
 def _write_strip(strip: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """strip[i, j] = a[i] * b[j] + c[i] * d[j], vectors of length P, a slab at a time."""
-    step = max(1, _SLAB // (strip.shape[1] * strip.shape[2]))
-    for i in range(0, strip.shape[0], step):
-        slab = strip[i : i + step]
-        torch.mul(a[i : i + step, None], b, out=slab)
-        slab.addcmul_(c[i : i + step, None], d)
+    """strip[i, j] = a[i] * b[j] + c[i] * d[j], vectors of length P, a few rows at a time."""
+    step = max(1, _SLAB // strip.shape[2])
+    for i, rows in enumerate(strip):
+        for j in range(0, len(rows), step):
+            slab = rows[j : j + step]
+            torch.mul(a[i], b[j : j + step], out=slab)
+            slab.addcmul_(c[i], d[j : j + step])
 
 
 def _responses(units: list[Unit], inputs: int, outputs: int) -> Tensor:
@@ -388,6 +424,7 @@ class _Layout:
     """Where each parameter's row and column lie among all layers' outputs and inputs."""
 
     size: int
+    parameters: list[slice]
     inputs: list[slice]
     outputs: list[slice]
     input_of: Tensor
@@ -410,6 +447,7 @@ class _Layout:
         ]
         return cls(
             size=sum(w.numel() for w in layers),
+            parameters=_slices([w.numel() for w in layers]),
             inputs=inputs,
             outputs=outputs,
             input_of=torch.cat([grid[1].reshape(-1) for grid in grids]),

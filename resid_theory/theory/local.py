@@ -61,17 +61,19 @@ class Architecture:
         """c_n, the product of the slopes at zero along a block."""
         return self.mid.slope ** (self.n - 1) * self.post.slope
 
-    @property
-    def is_curved(self) -> bool:
-        """Whether the Hessian needs a third moment: for n = 1 sigma_post'' meets g with s s^T."""
-        if self.n > 1 or self.post.second == 0.0:
-            return False
+    def bend(self, rule: str) -> float:
+        """What stands for sigma_post''(0), which for n = 1 meets g with s s^T: a third moment."""
+        if self.n > 1:
+            return 0.0
+        left, right = self.post.second_left, self.post.second_right
+        if rule == "mean":  # every sample falls on either side equally often
+            return 0.5 * (left + right)
         if math.isnan(self.post.second):
             raise ValueError(
-                f"post: its second derivative jumps at zero from {self.post.second_left:.6g} to "
-                f"{self.post.second_right:.6g}; for shortcut_depth=1 it is needed there"
+                f"post: its second derivative jumps at zero from {left:.6g} to {right:.6g}; for "
+                "shortcut_depth=1 it is needed there: use kink='mean' or a net"
             )
-        return True
+        return self.post.second
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -356,7 +356,8 @@ def zero_point(
     net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post)
     directed = is_direction(kink)
     maps = Maps.of(input_map, output_map)
-    if loss == "square" and net.pre is None and not (net.bias or net.is_curved or directed):
+    bend = 0.0 if directed else net.bend(kink)
+    if loss == "square" and net.pre is None and not (net.bias or bend or directed):
         local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), maps)
     elif isinstance(data, Moments):
         raise ValueError(
@@ -436,8 +437,9 @@ def _toeplitz_blocks(
     if kink == "mean":  # the mask of a unit meets itself: its square's mean, not its mean's square
         within.fill_diagonal_(0.5 * (net.post.left**2 + net.post.right**2))
     diagonal, lower = local.pair_moment(within), local.pair_moment(squared)
-    if net.is_curved:
-        curved = net.post.second * local.gradient_moment()
+    bend = net.bend(kink)
+    if bend:
+        curved = bend * local.gradient_moment()
         diagonal.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
     chain = a * a * local.chain_moment()
     add_chain(lower, chain)
