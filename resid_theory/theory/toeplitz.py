@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resid_theory._check import finite, whole
 from resid_theory.spectra import Readings, Spectrum
 
 __all__ = ["BlockToeplitz"]
@@ -44,6 +45,10 @@ class BlockToeplitz(Readings):
         lower: A, (b, b), float64.
         blocks: Number of diagonal blocks R.
 
+    Raises:
+        ValueError: If shapes or dtypes do not fit, an entry is not finite, B is not symmetric or
+            the number of blocks is below 1.
+
     Source:
         Li et al., arXiv:1611.01186, equations (10), (27)-(32); the four facts are derived here.
     """
@@ -51,6 +56,23 @@ class BlockToeplitz(Readings):
     diagonal: Tensor
     lower: Tensor
     blocks: int
+
+    def __post_init__(self) -> None:
+        whole("blocks", self.blocks)
+        shapes = tuple(self.diagonal.shape), tuple(self.lower.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
+            raise ValueError(
+                f"diagonal, lower: got shapes {shapes[0]} and {shapes[1]}, needs (b, b)"
+            )
+        for name in ("diagonal", "lower"):
+            if getattr(self, name).dtype != torch.float64:
+                raise ValueError(f"{name}: got {getattr(self, name).dtype}, needs torch.float64")
+            finite(name, getattr(self, name))
+        gap = (self.diagonal - self.diagonal.mT).abs().max().item()
+        if (
+            gap > 1e-10 * self.diagonal.abs().max().item()
+        ):  # round-off of the sums behind it is less
+            raise ValueError(f"diagonal: differs from its transpose by {gap:.2g}, needs symmetry")
 
     @property
     def block_size(self) -> int:
@@ -100,8 +122,8 @@ class BlockToeplitz(Readings):
         """Number of eigenvalues below each point, in O(log R) small eigenproblems a point.
 
         First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
-        inner blocks are all equal. Eliminating every second block leaves such a matrix of half the size,
-        and all eliminated pivots are equal too: one of them is counted for all.
+        inner blocks are all equal. Eliminating every second block leaves such a matrix of half the
+        size, and all eliminated pivots are equal too: one of them is counted for all.
 
         Args:
             points: (t,), float64. A point within round-off of an eigenvalue counts either way.
@@ -268,10 +290,14 @@ class BlockToeplitz(Readings):
             percent: In [0, 100].
 
         Returns:
-            The ratio, linear in the number of blocks; its relative error is O(1/R).
+            The ratio, linear in the number of blocks; its relative error is O(1/R). inf for a bulk
+            of zeros.
         """
         rate = max(self.growth_rate, self.negative_growth_rate)
-        return rate * self.blocks / self.bulk_percentile(percent)
+        bulk = self.bulk_percentile(percent)
+        if bulk == 0.0:
+            return math.inf if rate else math.nan
+        return rate * self.blocks / bulk
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -356,6 +382,8 @@ def _growth(lower: Tensor) -> float:
     # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least
     # value.
     low = turns.max().item() / (2 * math.pi) * (1 + 1e-12)
+    if _least(turns, core, low) >= 0.0:  # the zero is closer to the pole than that
+        return low
     return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
 
 
