@@ -65,7 +65,7 @@ def _check_elementwise(argument: str, given: Activation) -> None:
     point = probe.clone()
     try:
         value = given(point)
-        one_by_one = torch.cat([given(entry) for entry in probe.clone().reshape(-1, 1, 1)])
+        one_by_one = torch.stack([given(entry) for entry in probe.clone().reshape(-1, 1, 1)])
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{argument}: the callable fails on a float64 tensor of shape (2, 3): {error}"
@@ -150,9 +150,11 @@ def at_zero(function: Activation | None) -> AtZero:
     points = torch.tensor([-1e-150, 1e-150, -1e-100, 1e-100], dtype=torch.float64)
     first, second = derivatives(function, points)
     value = function(torch.zeros(1, dtype=torch.float64)).item()
-    # A root's slope is 1e75 at the one and 1e50 at the other: it has none at zero.
-    settled = torch.isclose(first[:2], first[2:], rtol=1e-9, atol=1e-90)
-    left, right = torch.where(settled, first[:2], torch.nan).tolist()
+    # The slope of z² is 1e-150 there and is zero; a root's is 1e75, 1e50 at the farther pair, and
+    # it has none at zero.
+    flat = first.abs() < 1e-60
+    settled = torch.isclose(first[:2], first[2:], rtol=1e-9) | flat[:2]
+    left, right = first[:2].masked_fill(flat[:2], 0.0).masked_fill(~settled, torch.nan).tolist()
     return AtZero(
         value=value,
         left=left,
