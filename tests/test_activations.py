@@ -1,0 +1,136 @@
+"""Activations: their derivatives, what they do next to zero, and what is refused."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from close import round_off
+from torch import nn
+
+from resid_theory.activations import ACTIVATIONS, activation, at_zero, derivatives
+
+# s(0), s'(0-), s'(0+), s''(0-), s''(0+), by hand
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+AT_ZERO = {
+    "relu": (0.0, 0.0, 1.0, 0.0, 0.0),
+    "leaky_relu": (0.0, 0.01, 1.0, 0.0, 0.0),
+    "elu": (0.0, 1.0, 1.0, 1.0, 0.0),
+    "tanh": (0.0, 1.0, 1.0, 0.0, 0.0),
+    "sin": (0.0, 1.0, 1.0, 0.0, 0.0),
+    "silu": (0.0, 0.5, 0.5, 0.5, 0.5),
+    "gelu": (0.0, 0.5, 0.5, SQRT_2_OVER_PI, SQRT_2_OVER_PI),
+    "softplus": (math.log(2), 0.5, 0.5, 0.25, 0.25),
+    "shifted_softplus": (0.0, 0.5, 0.5, 0.25, 0.25),
+    "sigmoid": (0.5, 0.25, 0.25, 0.0, 0.0),
+}
+
+
+def numbers(at):
+    return (at.value, at.left, at.right, at.second_left, at.second_right)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_behaviour_at_zero(name):
+    # a handful of roundings in each derivative
+    assert numbers(at_zero(ACTIVATIONS[name])) == pytest.approx(
+        AT_ZERO[name], rel=round_off(10), abs=round_off(10)
+    )
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_derivatives_are_differences(name):
+    z = torch.tensor([-2.0, -0.7, 0.3, 1.9])
+    function, step = ACTIVATIONS[name], 1e-4
+    first, second = derivatives(function, z)
+    above, here, below = function(z + step), function(z), function(z - step)
+    # truncation: step² s'''/6 <= 1e-8; cancellation in the second difference: 4 eps / step² = 1e-7
+    torch.testing.assert_close(first, (above - below) / (2 * step), rtol=0, atol=1e-7)
+    torch.testing.assert_close(second, (above - 2 * here + below) / step**2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_default_dtype_does_not_matter(name, default):
+    expected = numbers(at_zero(ACTIVATIONS[name]))
+    torch.set_default_dtype(default)
+    assert numbers(at_zero(ACTIVATIONS[name])) == expected
+
+
+def test_the_identity_has_slope_one():
+    assert activation("pre", None) is activation("pre", "identity") is None
+    assert numbers(at_zero(None)) == (0.0, 1.0, 1.0, 0.0, 0.0)
+    z = torch.tensor([-1.0, 2.0])
+    assert [d.tolist() for d in derivatives(None, z)] == [[1.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("function", "slope", "second", "kink"),
+    [
+        pytest.param(torch.relu, 0.5, 0.0, True, id="relu"),
+        pytest.param(torch.abs, 0.0, 0.0, True, id="abs"),
+        # the least-squares line has no curvature, whatever bends on either side
+        pytest.param(lambda z: torch.where(z > 0, z + z * z, 0 * z), 0.5, 0.0, True, id="bent"),
+        pytest.param(torch.square, 0.0, 2.0, False, id="square"),
+        pytest.param(lambda z: z**3, 0.0, 0.0, False, id="cube"),
+        pytest.param(F.elu, 1.0, math.nan, False, id="elu"),
+        pytest.param(lambda z: 0 * z, 0.0, 0.0, False, id="flat"),
+    ],
+)
+def test_what_stands_for_the_derivatives(function, slope, second, kink):
+    at = at_zero(function)
+    assert at.slope == slope
+    assert at.second == pytest.approx(second, nan_ok=True)
+    assert at.has_kink is kink
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(torch.sqrt, id="sqrt"),
+        pytest.param(lambda z: z.sign() * z.abs().sqrt(), id="odd-root"),
+        pytest.param(lambda z: z * (z.abs() + 1e-300).log(), id="z-log-z"),
+    ],
+)
+def test_no_slope_at_zero(function):
+    assert math.isnan(at_zero(function).slope)
+
+
+def test_derivatives_outside_gradient_mode():
+    with torch.no_grad():
+        inside = derivatives(torch.tanh, torch.ones(1))
+    with torch.inference_mode():
+        inferred = derivatives(torch.tanh, torch.ones(1))
+    expected = derivatives(torch.tanh, torch.ones(1))
+    assert expected[0].item() == inside[0].item() == inferred[0].item() != 0.0
+    assert expected[1].item() == inside[1].item() == inferred[1].item() != 0.0
+
+
+@pytest.mark.parametrize(
+    "given", [torch.tanh, nn.Tanh(), nn.ReLU(), nn.Hardtanh(), lambda z: z**3, F.selu], ids=repr
+)
+def test_callables_are_taken_as_they_are(given):
+    assert activation("mid", given) is given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param("ReLU", "unknown name 'ReLU'; did you mean 'relu'", id="case"),
+        pytest.param("tahn", "unknown name 'tahn'; did you mean 'tanh'", id="typo"),
+        pytest.param(3, "unknown name 3", id="number"),
+        pytest.param(lambda z: z.sum(1), r"\(2, 3\) into \(2,\), needs an elementwise", id="sum"),
+        pytest.param(lambda z: z.sum(), r"into \(\), needs an elementwise", id="total"),
+        pytest.param(lambda z: 0.0, "fails on a float64 tensor", id="number-out"),
+        pytest.param(nn.Softmax(-1), "depends on other entries", id="softmax-rows"),
+        pytest.param(nn.Softmax(0), "depends on other entries", id="softmax-columns"),
+        pytest.param(lambda z: z - z.mean(), "depends on other entries", id="centred"),
+        pytest.param(nn.Linear(3, 3), "has parameters", id="linear"),
+        pytest.param(nn.PReLU(), "has parameters", id="prelu"),
+        pytest.param(nn.ReLU(inplace=True), "overwrites its input", id="in-place"),
+        pytest.param(lambda z: z @ z, "fails on a float64 tensor", id="product"),
+    ],
+)
+def test_refused(given, message):
+    with pytest.raises(ValueError, match=f"^mid: .*{message}"):
+        activation("mid", given)

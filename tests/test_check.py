@@ -1,0 +1,153 @@
+"""Checks: each message names the argument, what was given and what is needed."""
+
+import numpy as np
+import pytest
+import torch
+
+from resid_theory._check import as_tensor, choose, finite, pair, positive, whole
+
+NAMES = ("xavier", "orthogonal", "near_zero")
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [
+        ("xavie", "xavier"),
+        ("Xavier", "xavier"),
+        ("ORTHOGONAL", "orthogonal"),
+        ("orthgonal", "orthogonal"),
+        ("near-zero", "near_zero"),
+        ("nearzero", "near_zero"),
+    ],
+)
+def test_the_nearest_name_is_offered(given, nearest):
+    with pytest.raises(ValueError, match=f"kind: unknown name '{given}'; did you mean '{nearest}'"):
+        choose("kind", given, NAMES)
+
+
+@pytest.mark.parametrize("given", ["qqqq", "", None, 3], ids=repr)
+def test_far_names_list_the_choices_without_a_guess(given):
+    with pytest.raises(ValueError, match="kind: unknown name") as caught:
+        choose("kind", given, NAMES)
+    assert "did you mean" not in str(caught.value)
+    assert str(caught.value).endswith("choose from 'xavier', 'orthogonal', 'near_zero'")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_name_comes_back(name):
+    assert choose("kind", name, NAMES) == name
+
+
+@pytest.mark.parametrize("given", [1, 7, np.int32(7), np.uint8(7)], ids=repr)
+def test_whole_numbers(given):
+    result = whole("blocks", given)
+    assert type(result) is int
+    assert result == given
+
+
+@pytest.mark.parametrize("given", [True, 2.0, "2", None, np.float64(2), torch.tensor(2)], ids=repr)
+def test_not_whole_numbers(given):
+    with pytest.raises(ValueError, match=r"^blocks: got .*, needs a whole number of at least 1"):
+        whole("blocks", given)
+
+
+@pytest.mark.parametrize(("given", "minimum"), [(0, 1), (-3, 1), (2, 3)])
+def test_too_small(given, minimum):
+    with pytest.raises(ValueError, match=f"^blocks: got {given}, needs at least {minimum}$"):
+        whole("blocks", given, minimum)
+
+
+@pytest.mark.parametrize("given", [1e-300, 3, np.float32(0.5), torch.tensor(2.0)], ids=repr)
+def test_positive_numbers(given):
+    assert positive("scale", given) == float(given)
+
+
+@pytest.mark.parametrize("given", [0, -1, float("inf"), float("nan"), "a", None, []], ids=repr)
+def test_not_positive_numbers(given):
+    with pytest.raises(ValueError, match=r"^scale: got .*, needs a finite number above 0"):
+        positive("scale", given)
+
+
+read_only = np.arange(6.0).reshape(2, 3)
+read_only.setflags(write=False)
+ARRAYS = {
+    "list": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]],
+    "reversed": np.arange(6.0).reshape(2, 3)[::-1, ::-1][::-1, ::-1],
+    "read-only": read_only,
+    "broadcast": np.broadcast_to(np.arange(3.0), (2, 3)) + [[0], [3]],
+    "big-endian": np.arange(6.0).reshape(2, 3).astype(">f8"),
+    "transposed": np.arange(6.0).reshape(2, 3).T.copy().T,
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_become_tensors(kind):
+    assert torch.equal(as_tensor("x", ARRAYS[kind]), torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_reversed_view_keeps_its_order():
+    # a negative stride, which torch cannot share
+    assert as_tensor("x", np.arange(3.0)[::-1]).tolist() == [2.0, 1.0, 0.0]
+
+
+def test_memory_is_shared_where_possible():
+    array, tensor = np.zeros(3), torch.zeros(3)
+    assert as_tensor("x", tensor) is tensor
+    as_tensor("x", array)[1] = 7.0
+    assert array[1] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        pytest.param("digits", "needs a tensor or an array", id="string"),
+        pytest.param(None, "needs a tensor or an array", id="none"),
+        pytest.param([[1.0], [1.0, 2.0]], "needs a tensor or an array", id="ragged"),
+        pytest.param(np.ones(2) + 1j, "complex128, needs real numbers", id="complex-array"),
+        pytest.param(torch.ones(2) + 1j, "needs real numbers", id="complex-tensor"),
+    ],
+)
+def test_not_arrays_of_real_numbers(given, needed):
+    with pytest.raises(ValueError, match=f"^x: got .*{needed}"):
+        as_tensor("x", given)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_the_first_entry_that_is_not_finite_is_named(bad):
+    given = torch.zeros(4, 5)
+    given[2, 3] = given[3, 0] = bad
+    with pytest.raises(ValueError, match=rf"^x: entry \(2, 3\) is {bad} \(2 of 20 entries"):
+        finite("x", given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param(torch.full((9,), 1e308, dtype=torch.float64), id="sum-overflows"),
+        pytest.param(torch.full((9,), 6e4, dtype=torch.float16), id="half-sum-overflows"),
+        pytest.param(torch.arange(3), id="integers"),
+        pytest.param(torch.zeros(0), id="empty"),
+    ],
+)
+def test_finite_tensors_pass(given):
+    assert finite("x", given) is given
+
+
+BATCHES = {
+    "three-parts": ((1, 2, 3), "a batch that is tuple of 3, needs a pair"),
+    "string": ("xy", "a batch that is str of 2, needs a pair"),
+    "tensor": (torch.zeros(2, 3), "a batch that is Tensor of 2, needs a pair"),
+    "number": (5, "a batch that is 5, needs a pair"),
+    "lengths": ((torch.zeros(3, 2), torch.zeros(2, 2)), r"x has shape \(3, 2\) and y \(2, 2\)"),
+    "scalars": ((torch.tensor(1.0), torch.tensor(1.0)), "the same number of samples"),
+    "empty": ((torch.zeros(0, 2), torch.zeros(0, 2)), "without samples"),
+    "nan": ((torch.zeros(1, 2), torch.tensor([[0.0, float("nan")]])), r"data y: entry \(0, 1\)"),
+    "text": ((["a", "b"], [0, 1]), "data x: got list, needs a tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_not_a_pair(kind):
+    given, message = BATCHES[kind]
+    with pytest.raises(ValueError, match=message):
+        pair(given)
