@@ -256,7 +256,7 @@ class Spectrum(Readings):
             counts = given.to(torch.int64)
             if not torch.equal(counts.to(given.dtype), given):
                 raise ValueError(f"multiplicities: got {given.tolist()}, needs whole numbers")
-        if counts.shape == levels.shape:
+        if counts.shape == levels.shape and levels.dim() == 1:  # a mask would flatten a matrix
             levels, counts = levels[counts != 0], counts[counts != 0]
             order = levels.argsort(stable=True)
             levels, counts = levels[order], counts[order]
