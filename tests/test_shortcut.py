@@ -1,0 +1,296 @@
+"""n-shortcut nets: shapes, parameter orders, the laws of their initial weights, and copies."""
+
+import copy
+import math
+import pickle
+
+import oracles
+import pytest
+import scipy.stats
+import torch
+from close import round_off
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.shortcut import INITIALIZATIONS
+
+OPTIONS = {
+    "square": {},
+    "wide": {"hidden": 5},
+    "narrow": {"hidden": 2},
+    "bias": {"bias": True},
+    "wide-bias": {"hidden": 5, "bias": True},
+    "plain": {"shortcut": False},
+    "activations": {"pre": "relu", "mid": "tanh", "post": "sin"},
+    "modules": {"mid": nn.Tanh()},
+}
+
+
+def filled(options, generator, n=3, dtype=torch.float64):
+    net = rt.ShortcutNet(3, 2, n, dtype=dtype, **options)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def vector(net):
+    return nn.utils.parameters_to_vector(net.parameters()).detach()
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_parameter_for_all_square_matrices(n, bias):
+    net = rt.ShortcutNet(3, 5, n, bias=bias)
+    assert net.weights.shape == (5, n, 3, 3)
+    assert [name for name, _ in net.named_parameters()] == ["weights"] + ["bias"] * bias
+    assert net.depth == len(net.layers()) == 5 * n
+    assert net.shapes == [(3, 3)] * n
+
+
+def test_rectangular_matrices():
+    net = rt.ShortcutNet(3, 2, 3, hidden=5)
+    assert net.shapes == [(5, 3), (5, 5), (3, 5)]
+    assert [tuple(w.shape) for w in net.layers()] == net.shapes * 2
+    assert sum(p.numel() for p in net.parameters()) == 2 * (15 + 25 + 15)
+
+
+def test_layers_are_views():
+    net = rt.ShortcutNet(3, 2, 2)
+    with torch.no_grad():
+        net.layers()[2].fill_(7.0)
+    assert net.weights[1, 0].eq(7.0).all()
+    assert net.weights[0].eq(0.0).all()
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_zero_weights_are_the_identity_or_nothing(kind, generator):
+    net = rt.ShortcutNet(3, 4, 2, **OPTIONS[kind])
+    x = torch.randn(6, 3, generator=generator)
+    assert torch.equal(net(x), x if net.shortcut else torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("axes", [(), (1,), (4,), (2, 4)], ids=str)
+def test_any_leading_axes_of_samples(axes, generator):
+    net = filled({"mid": "tanh", "bias": True}, generator)
+    x = torch.randn(*axes, 6, 3, generator=generator)
+    one_by_one = torch.stack([net(part) for part in x.reshape(-1, 6, 3)]).view_as(x)
+    torch.testing.assert_close(net(x), one_by_one, rtol=1e-13, atol=1e-13)
+
+
+def test_definition5_order_by_hand():
+    # One block, two layers of 2 x 2: rows of (W1, W2) in torch, columns in the paper.
+    net = rt.ShortcutNet(2, 1, 2)
+    assert net.definition5_order().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_definition5_order_with_a_bias_by_hand():
+    # torch: W1 = [0 1; 2 3], W2 = [4 5; 6 7], b = [8 9]; the paper's first matrix is (W1 | b)
+    net = rt.ShortcutNet(2, 1, 2, bias=True)
+    assert net.definition5_order().tolist() == [0, 2, 1, 3, 8, 9, 4, 6, 5, 7]
+
+
+def test_definition5_order_of_a_rectangular_net_by_hand():
+    # torch lists the bias first there, because the matrices live in a list:
+    # b = [0], W1 = [1 2], W2 = [3; 4]
+    net = rt.ShortcutNet(2, 1, 2, hidden=1, bias=True)
+    assert [name for name, _ in net.named_parameters()] == ["bias", "weights.0", "weights.1"]
+    assert net.definition5_order().tolist() == [1, 2, 0, 3, 4]
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_positions_point_at_every_entry_once(kind, n, generator):
+    options = {key: v for key, v in OPTIONS[kind].items() if not (n == 1 and key == "hidden")}
+    net = filled(options, generator, n=n)
+    values, grids = vector(net), net.positions()
+    expected = net.layers()
+    if net.bias is not None:
+        columns = net.bias.unsqueeze(-1)
+        expected[::n] = [torch.cat(pair, 1) for pair in zip(expected[::n], columns, strict=True)]
+    for grid, matrix in zip(grids, expected, strict=True):
+        assert torch.equal(values[grid], matrix)
+    order = net.definition5_order()
+    assert torch.equal(order.sort().values, torch.arange(len(values)))
+    paper = torch.cat([matrix.T.reshape(-1) for matrix in expected])
+    assert torch.equal(values[order], paper)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda net: pickle.loads(pickle.dumps(net)),
+    "state_dict": lambda net: loaded(net),
+}
+
+
+def loaded(net):
+    other = rt.ShortcutNet(
+        3, 2, 3, shortcut=net.shortcut, hidden=net.hidden, bias=net.bias is not None,
+        pre=net.pre, mid=net.mid, post=net.post,
+    )  # fmt: skip
+    other.load_state_dict(net.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_copies(how, kind, generator):
+    net = filled(OPTIONS[kind], generator)
+    other = COPIES[how](net)
+    x = torch.randn(4, 3, generator=generator)
+    assert torch.equal(other(x), net(x))
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    assert not torch.equal(vector(other), vector(net))
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_float32_nets(kind, generator):
+    net = filled(OPTIONS[kind], generator, dtype=torch.float32)
+    x = torch.randn(4, 3, generator=generator)
+    output = net(x.to(torch.float32))
+    assert output.dtype == torch.float32
+    exact = copy.deepcopy(net).double()(x.to(torch.float32).double())
+    # 6 layers of sums of at most 6 products, each relative to sums of magnitudes that grow by
+    # a factor of some ten a block
+    assert (output - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("act", [None, "tanh"])
+def test_linear_means_neither_activation_nor_bias(bias, act):
+    assert rt.ShortcutNet(2, 1, 2, mid=act, bias=bias).is_linear is (act is None and not bias)
+
+
+def test_repr_says_what_differs_from_the_plain_case():
+    assert repr(rt.ShortcutNet(3, 2, 1)) == "ShortcutNet(3, blocks=2, shortcut_depth=1)"
+    text = repr(rt.ShortcutNet(3, 2, 2, mid="relu", shortcut=False, hidden=4, bias=True))
+    assert "3, blocks=2, shortcut_depth=2, mid=relu, shortcut=False, hidden=4, bias=True" in text
+
+
+# -- initial weights -------------------------------------------------------------------------------
+
+DRAWS = 4000
+VARIANCE = {"xavier": 2 / 12, "kaiming": 2 / 7, "near_zero": 0.01**2 * 2 / 12}
+
+
+@pytest.mark.parametrize("kind", VARIANCE)
+def test_entries_are_normal_with_the_stated_variance(kind, generator):
+    w = rt.draw_weights(kind, (DRAWS, 5, 7), generator=generator)
+    count, sigma = w.numel(), math.sqrt(VARIANCE[kind])
+    # four standard errors: of a mean sigma/sqrt(N), of a variance sigma² sqrt(2/N)
+    assert abs(w.mean().item()) <= 4 * sigma / math.sqrt(count)
+    assert abs(w.var().item() - sigma**2) <= 4 * sigma**2 * math.sqrt(2 / count)
+    assert scipy.stats.kstest(w.flatten().numpy() / sigma, "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 5), (5, 3), (1, 1)], ids=str)
+def test_orthonormal_rows_or_columns(shape, generator):
+    w = rt.draw_weights("orthogonal", (20, *shape), generator=generator)
+    gram = w @ w.mT if shape[0] <= shape[1] else w.mT @ w
+    assert (gram - torch.eye(min(shape))).abs().max() <= round_off(20)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_orthogonal_matrices_are_haar(size, generator):
+    # Haar: E tr(Q)^2 = 1 for every size, E tr(Q) = 0, and half of the determinants are -1.
+    # Without the signs, QR gives E tr(Q) < 0.
+    w = rt.draw_weights("orthogonal", (DRAWS, size, size), generator=generator)
+    traces = w.diagonal(dim1=1, dim2=2).sum(1)
+    squares = traces.square()
+    error = DRAWS**-0.5
+    assert abs(traces.mean()) <= 4 * traces.std() * error
+    assert abs(squares.mean() - 1) <= 4 * squares.std() * error
+    assert abs(torch.linalg.det(w).sign().mean()) <= 4 * error
+    # one entry of a uniform point on the sphere: its square is Beta(1/2, (d - 1)/2)
+    law = scipy.stats.beta(0.5, (size - 1) / 2)
+    assert scipy.stats.kstest(w[:, 0, 0].square().numpy(), law.cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kind", INITIALIZATIONS)
+@pytest.mark.parametrize("options", ["square", "wide-bias"])
+def test_a_seed_gives_the_same_net(kind, options):
+    nets = [filled(OPTIONS[options], torch.Generator().manual_seed(k)) for k in range(2)]
+    before = torch.get_rng_state()
+    for net in nets:
+        result = rt.initialize(net, kind, generator=torch.Generator().manual_seed(5))
+        assert result is net
+        assert net.bias is None or not net.bias.any()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(vector(nets[0]), vector(nets[1]))
+    rt.initialize(nets[1], kind, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(vector(nets[0]), vector(nets[1])) is (kind == "zero")
+
+
+@pytest.mark.parametrize("kind", INITIALIZATIONS)
+def test_float32_weights_are_float64_draws_rounded(kind):
+    one, other = (
+        rt.draw_weights(kind, (4, 3), generator=torch.Generator().manual_seed(1), dtype=dtype)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert torch.equal(one, other.to(torch.float32))
+
+
+def test_near_zero_scales_xavier():
+    small, large = (
+        rt.draw_weights(kind, (3, 3), generator=torch.Generator().manual_seed(1), scale=1e-3)
+        for kind in ("near_zero", "xavier")
+    )
+    torch.testing.assert_close(small, 1e-3 * large, rtol=round_off(3), atol=0)
+
+
+def test_output_equals_definition_2(generator):
+    net = filled(
+        {"hidden": 5, "bias": True, "pre": "sin", "mid": "tanh", "post": "silu"}, generator
+    )
+    x = torch.randn(6, 3, generator=generator)
+    expected = oracles.shortcut_net(
+        net.layers(), net.bias, x, n=3, shortcut=True,
+        pre=torch.sin, mid=torch.tanh, post=lambda z: z / (1 + (-z).exp()),
+    )  # fmt: skip
+    torch.testing.assert_close(net(x), expected, rtol=1e-13, atol=1e-13)
+
+
+REFUSED = {
+    "blocks": ((3, 0, 1), {}, "^blocks: got 0, needs at least 1"),
+    "depth": ((3, 1, -1), {}, "^shortcut_depth: got -1, needs at least 1"),
+    "width": ((2.5, 1, 1), {}, "^width: got 2.5, needs a whole number"),
+    "hidden": ((3, 1, 2), {"hidden": 0}, "^hidden: got 0"),
+    "no-inside": ((3, 1, 1), {"hidden": 4}, "^hidden: got 4 with shortcut_depth=1"),
+    "name": ((3, 1, 1), {"mid": "rleu"}, "^mid: unknown name 'rleu'; did you mean 'relu'"),
+    "dtype": ((3, 1, 1), {"dtype": torch.int64}, "^dtype: got torch.int64, needs a floating"),
+    "parameters": ((3, 1, 2), {"mid": nn.PReLU()}, "^mid: PReLU.* has parameters"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_not_a_net(kind):
+    arguments, options, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        rt.ShortcutNet(*arguments, **options)
+
+
+def test_inputs_of_another_width():
+    with pytest.raises(ValueError, match=r"^x: got shape \(4, 2\), .*the net's width 3"):
+        rt.ShortcutNet(3, 1, 1)(torch.zeros(4, 2))
+
+
+WEIGHTS = {
+    "name": ({"kind": "xaver"}, "^kind: unknown name 'xaver'; did you mean 'xavier'"),
+    "shape": ({"shape": (3,)}, r"^shape: got \(3,\), needs \(..., out, in\)"),
+    "generator": ({"generator": 0}, "^generator: got 0, needs a torch.Generator"),
+    "scale": ({"scale": -1.0}, "^scale: got -1.0, needs a finite number above 0"),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_that_cannot_be_drawn(kind):
+    options, message = WEIGHTS[kind]
+    given = {"kind": "near_zero", "shape": (2, 2), "generator": torch.Generator(), **options}
+    with pytest.raises(ValueError, match=message):
+        rt.draw_weights(given.pop("kind"), given.pop("shape"), **given)
+
+
+def test_only_shortcut_nets_are_initialized(generator):
+    with pytest.raises(ValueError, match="^net: got Linear, needs a ShortcutNet"):
+        rt.initialize(nn.Linear(2, 2), "xavier", generator=generator)

@@ -1,0 +1,222 @@
+"""Readings off eigenvalues, against numpy and scipy on the list written out in full."""
+
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from close import EPS, round_off
+
+from resid_theory.spectra import Spectrum
+
+# eigenvalues and multiplicities, in any order
+CASES = {
+    "one": ([3.0], [1]),
+    "negative": ([-3.0], [4]),
+    "mixed": ([-2.0, 0.5, 4.0, -0.25], [3, 1, 2, 5]),
+    "signs": ([1.5, -1.5, 0.3, -0.3], [4, 4, 4, 4]),
+    "zeros": ([0.0, 2.0, -1.0], [6, 3, 2]),
+    "nothing": ([0.0], [5]),
+    "tiny": ([1e-20, -3e-20, 2e-20], [2, 3, 4]),
+    "tenths": ([0.1 * k for k in range(1, 11)], [10] * 10),
+}
+
+
+@pytest.fixture(params=CASES)
+def both(request):
+    levels, counts = CASES[request.param]
+    return Spectrum.of(levels, counts), np.sort(np.repeat(levels, counts))
+
+
+def near(value):
+    return pytest.approx(value, rel=round_off(4), abs=0, nan_ok=True)
+
+
+@pytest.mark.parametrize("percent", [0, 0.1, 5, 10, 33.3, 50, 90, 99.9, 100])
+def test_percentiles(both, percent):
+    spectrum, expanded = both
+    expected = np.percentile(np.abs(expanded), percent)
+    assert spectrum.magnitude_percentile(percent) == near(expected)
+
+
+def test_the_percentile_on_a_multiplicity_boundary():
+    # d = 10 levels of one size: between the smallest and the next, never on either
+    spectrum = Spectrum.of(range(1, 11), [20] * 10)
+    assert spectrum.magnitude_percentile(10) == near(np.percentile(np.repeat(range(1, 11), 20), 10))
+    assert 1.0 < spectrum.magnitude_percentile(10) < 2.0
+
+
+def test_sizes_and_extremes(both):
+    spectrum, expanded = both
+    assert spectrum.size == len(expanded)
+    assert torch.equal(spectrum.eigenvalues, torch.from_numpy(expanded))
+    assert (spectrum.largest, spectrum.smallest) == (expanded.max(), expanded.min())
+    assert spectrum.max_magnitude == np.abs(expanded).max()
+    assert spectrum.min_magnitude == np.abs(expanded).min()
+    assert spectrum.trace == near(expanded.sum())
+    assert spectrum.frobenius_norm == near(np.linalg.norm(expanded))
+
+
+def test_every_rank(both):
+    spectrum, expanded = both
+    magnitudes = np.sort(np.abs(expanded))
+    assert [spectrum.magnitude(rank) for rank in range(len(expanded))] == list(magnitudes)
+
+
+def test_counts(both):
+    spectrum, expanded = both
+    points = [*expanded, 0.0, -10.0, 10.0]
+    assert [spectrum.count_below(p) for p in points] == [int((expanded < p).sum()) for p in points]
+    within = [int((np.abs(expanded) <= abs(p)).sum()) for p in points]
+    assert [spectrum.count_within(abs(p)) for p in points] == within
+    assert spectrum.index == near((expanded < 0).mean())
+
+
+def test_condition_numbers_and_rank(both):
+    spectrum, expanded = both
+    matrix = np.diag(expanded)
+    assert spectrum.rank == np.linalg.matrix_rank(matrix)
+    assert spectrum.nullity == len(expanded) - spectrum.rank
+    with np.errstate(divide="ignore", invalid="ignore"):
+        magnitudes = np.abs(expanded)
+        assert spectrum.condition_number == near(magnitudes.max() / magnitudes.min())
+        tenth = np.percentile(magnitudes, 10)
+        assert spectrum.percentile_condition_number() == near(magnitudes.max() / tenth)
+        nonzero = magnitudes[magnitudes > 0]
+        expected = magnitudes.max() / nonzero.min() if len(nonzero) else math.nan
+    assert spectrum.nonzero_condition_number == near(expected)
+
+
+@pytest.mark.parametrize(("factor", "singular"), [(0.9, True), (1.0, True), (1.1, False)])
+def test_the_rank_threshold(factor, singular):
+    # numpy's: the larger size times epsilon times the largest, and not above it counts as zero
+    spectrum = Spectrum.of([factor * 5 * EPS, 1.0], [2, 3])
+    assert spectrum.zero_threshold == 5 * EPS
+    assert (spectrum.rank == 3) is singular
+    assert math.isinf(spectrum.condition_number) is singular
+
+
+@pytest.mark.parametrize(
+    ("value", "index"), [(-1.1e-10, 0.5), (-0.9e-10, 0.0), (0.0, 0.0), (1.0, 0.0)]
+)
+def test_the_index_leaves_round_off_out(value, index):
+    assert Spectrum.of([value, 1.0]).index == index
+
+
+def test_a_zero_operator_has_no_condition_number():
+    nothing = Spectrum.of([0.0], [7])
+    assert math.isnan(nothing.condition_number)
+    assert math.isnan(nothing.percentile_condition_number())
+    assert math.isnan(nothing.nonzero_condition_number)
+    assert (nothing.rank, nothing.index, nothing.frobenius_norm) == (0, 0.0, 0.0)
+    assert nothing.distance(nothing) == 0.0
+
+
+def test_distinct_levels():
+    given = Spectrum.of([1.0, 1.0 + 1e-12, 3.0, -2.0, 3.0], [1, 3, 2, 1, 5])
+    merged = given.distinct()
+    assert merged.multiplicities.tolist() == [1, 4, 7]
+    # the mean of a cluster, weighted by multiplicity
+    assert merged.levels.tolist() == [-2.0, near(1.0 + 0.75e-12), 3.0]
+    assert given.distinct(1e-14).multiplicities.tolist() == [1, 1, 3, 7]
+    assert merged.size == given.size
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e300])
+def test_distinct_at_any_scale(scale):
+    merged = Spectrum.of([scale, scale, 0.1 * scale], [10**9, 3, 1]).distinct(0.0)
+    assert merged.levels.tolist() == [0.1 * scale, scale]
+    assert merged.multiplicities.tolist() == [1, 10**9 + 3]
+
+
+PAIRS = {
+    "one-to-one": (([1.0, 2.0, -3.0], None), ([1.5, 2.5, -1.0], None)),
+    "runs": (([1.0, 2.0], [5, 2]), ([0.0, 1.0, 4.0], [1, 3, 3])),
+    "equal": (([1.0, 2.0], [5, 2]), ([1.0, 1.0, 2.0], [2, 3, 2])),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_distances(case):
+    a, b = (Spectrum.of(*given) for given in PAIRS[case])
+    one, other = a.eigenvalues.numpy(), b.eigenvalues.numpy()
+    scale = max(np.abs(one).max(), np.abs(other).max())
+    assert a.distance(b) == b.distance(a) == near(np.abs(one - other).max() / scale)
+    transport = scipy.stats.wasserstein_distance(one, other)
+    assert a.wasserstein_distance(b) == b.wasserstein_distance(a) == near(transport)
+
+
+@pytest.mark.parametrize("name", ["distance", "wasserstein_distance"])
+def test_distances_need_equal_sizes(name):
+    with pytest.raises(ValueError, match="^other: has 3 eigenvalues, this spectrum 2; needs equal"):
+        getattr(Spectrum.of([1.0, 2.0]), name)(Spectrum.of([1.0, 2.0, 3.0]))
+
+
+def test_a_billion_eigenvalues_cost_no_more_than_two():
+    start = time.perf_counter()
+    spectrum = Spectrum.of([-1.0, 2.0, 4.0], [10**9, 10**9, 10**9])
+    summary = spectrum.summary()
+    spectrum.distance(Spectrum.of([-1.0, 3.0], [10**9, 2 * 10**9]))
+    # some 50 calls of torch on three numbers, each microseconds; a written list would take minutes
+    assert time.perf_counter() - start < 0.1
+    assert summary["parameters"] == 3 * 10**9
+    assert summary["condition_number"] == 4.0
+    assert summary["index"] == 1 / 3
+    assert spectrum.magnitude_percentile(50) == 2.0
+    with pytest.raises(ValueError, match="^eigenvalues: 3000000000 of them need 22.4 GiB; use lev"):
+        _ = spectrum.eigenvalues
+
+
+def test_summary_is_ready_for_json(both):
+    spectrum, _ = both
+    summary = spectrum.summary()
+    assert {type(value) for value in summary.values()} <= {int, float}
+    assert json.loads(json.dumps(summary)).keys() == summary.keys()
+
+
+def test_zero_multiplicities_are_dropped():
+    assert Spectrum.of([1.0, 5.0], [3, 0]).levels.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
+def test_any_real_dtype_becomes_float64(dtype):
+    levels = torch.tensor([2, 1], dtype=dtype)
+    assert torch.equal(Spectrum.of(levels).levels, torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("percent", [-1, 100.1, math.nan])
+def test_percent_out_of_range(percent):
+    with pytest.raises(ValueError, match=r"^percent: got .*, needs a number in \[0, 100\]"):
+        Spectrum.of([1.0]).magnitude_percentile(percent)
+
+
+REFUSED = {
+    "nan": (([1.0, math.nan], None), "^levels: entry .* is nan"),
+    "inf": (([1.0, math.inf], None), "^levels: entry .* is inf"),
+    "complex": (([1.0 + 1j], None), "^eigenvalues: .*needs real numbers"),
+    "none": (([], None), "^multiplicities: needs at least one level"),
+    "all-dropped": (([1.0], [0]), "^multiplicities: needs at least one level"),
+    "matrix": (([[1.0]], None), r"^levels: got shape \(1, 1\)"),
+    "lengths": (
+        ([1.0, 2.0], [1]),
+        r"^levels: got shape \(2,\) with multiplicities of shape \(1,\)",
+    ),
+    "negative": (([1.0, 2.0], [1, -1]), "^multiplicities: needs"),
+    "fraction": (([1.0, 2.0], [1, 1.5]), r"^multiplicities: got \[1.0, 1.5\], needs whole numbers"),
+    "text": (("ab", None), "^eigenvalues: got str"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_not_a_spectrum(kind):
+    given, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        Spectrum.of(*given)
+
+
+def test_levels_given_directly_must_ascend():
+    with pytest.raises(ValueError, match="^levels: not in ascending order; Spectrum.of takes any"):
+        Spectrum(levels=torch.tensor([2.0, 1.0]), multiplicities=torch.tensor([1, 1]))
