@@ -213,23 +213,35 @@ def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
 
 
 def draw_theorem_2(figure: Figure, a: Arrays) -> None:
-    """Condition numbers and the gap between prediction and measurement, against blocks."""
+    """Condition numbers, and the gap between prediction and measurement, against blocks."""
     kinds = [key.split(".")[0] for key in a if key.endswith(".distance")]
     left, right = figure.subplots(1, 2)
-    vanishes = all(float(a[f"{k}.max"].max()) == 0.0 for k in kinds)
     for marker, kind in zip("osD", kinds, strict=True):
-        value = a[f"{kind}.max"] if vanishes else a[f"{kind}.condition_number_10"]
-        left.plot(a["blocks"], value, marker + "-", label=kind, alpha=0.8)
-        right.plot(a["blocks"], a[f"{kind}.distance"] + 1e-18, marker + "-", label=kind, alpha=0.8)
-    left.set_ylabel(
-        "largest |λ| (loss / weight²)" if vanishes else "max |λ| / 10th percentile of |λ|"
-    )
+        left.plot(
+            a["blocks"], a[f"{kind}.condition_number_10"], marker + "-", label=kind, mfc="none"
+        )
+        right.plot(a["blocks"], a[f"{kind}.distance"], marker + "-", label=kind, mfc="none")
+    left.set(xlabel="blocks", ylabel="max |λ| / 10th percentile of |λ|", ylim=(0, None))
     right.axhline(EXACT, color="black", linestyle="--", label="criterion")
-    right.set_ylabel("distance of predicted and measured spectrum / max |λ|")
+    right.set(xlabel="blocks", ylabel="predicted against measured,\nlargest difference / max |λ|")
     right.set_yscale("log")
-    for ax in (left, right):
-        ax.set_xlabel("blocks")
-        ax.legend()
+    left.legend()
+    right.legend()
+
+
+def draw_theorem_2_three(figure: Figure, a: Arrays) -> None:
+    """How well the third-order jet describes the loss near zero; the Hessian itself is zero."""
+    ax = figure.subplots()
+    for marker, kind in zip("oD", ("linear", "tanh"), strict=True):
+        ax.plot(a["blocks"], a[f"{kind}.jet_error"], marker + "-", label=kind, mfc="none")
+    largest = max(float(a[f"{kind}.max"].max()) for kind in MORE_LAYERS)
+    ax.set_title(f"largest |λ| of the Hessian at zero, all depths and activations: {largest:g}")
+    ax.set(
+        xlabel="blocks",
+        ylabel="relative error of the third-order jet\nover the size of the weights",
+    )
+    ax.set_ylim(0, None)
+    ax.legend()
 
 
 # -- Figure 4 --------------------------------------------------------------------------------------
@@ -419,7 +431,12 @@ def draw_figure_4(figure: Figure, a: Arrays) -> None:
             mean, std = values.mean(1), values.std(1, ddof=min(1, values.shape[1] - 1))
             # on a logarithmic axis a bar may not reach zero
             ax.errorbar(
-                depth, mean, [np.minimum(std, 0.9 * mean), std], fmt=marker + "-", label=label
+                depth,
+                mean,
+                [np.minimum(std, 0.9 * mean), std],
+                fmt=marker + "-",
+                label=label,
+                mfc="none",
             )
     depth = np.linspace(2, a["xavier.depth"].max())
     rate, bulk = a["one_shortcut.predicted"]
@@ -509,7 +526,9 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
 # -- the claims ------------------------------------------------------------------------------------
 
 
-def _theorem_2(n: int, name: str, says: str, judge, depths: Mapping[str, Sequence[int]]) -> Claim:
+def _theorem_2(
+    n: int, name: str, says: str, judge, depths: Mapping[str, Sequence[int]], draw=draw_theorem_2
+) -> Claim:
     data = {"quick": ("digits", None), "paper": ("mnist", None)}
     return Claim(
         id=f"demystifying_resnet/theorem_2_{name}",
@@ -521,7 +540,7 @@ def _theorem_2(n: int, name: str, says: str, judge, depths: Mapping[str, Sequenc
         },
         compute=compute_theorem_2,
         judge=judge,
-        draw=draw_theorem_2,
+        draw=draw,
     )
 
 
@@ -564,6 +583,7 @@ CLAIMS = [
         "For n ≥ 3 zero is a stationary point of order n - 1: Hessian and gradient vanish.",
         judge_theorem_2_three,
         {"quick": [1, 2, 3], "paper": [1, 2, 4, 8]},
+        draw_theorem_2_three,
     ),
     _figure_4("digits", {"depths": [2, 4, 6, 8], "seeds": 2}),
     _figure_4("mnist", {}),

@@ -25,7 +25,7 @@ _MEASURED, _PREDICTED = "#56B4E9", "#D55E00"
 _SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _UNIT = "loss / weight²"
-_PIXELS = 600  # of a drawn matrix along one side; a finer one would lose single entries
+_PIXELS = 300  # of a drawn matrix along one side: what half a page shows without losing entries
 _LABELLED = 12  # levels; the multiplicities of more would cover the curve
 
 
