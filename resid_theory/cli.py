@@ -11,19 +11,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resid_theory.comparison import Run, Setup, bound_of, measure, numbers
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from resid_theory import Regression, ShortcutNet, Spectrum
+    from resid_theory import Regression, Spectrum
     from resid_theory.curvature import HessianCost
-    from resid_theory.spectra import Readings
     from resid_theory.theory import ZeroPoint
 
 __all__ = ["main"]
@@ -67,175 +68,6 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) an
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setup:
-    """A net, its start and its data, by the names of the options."""
-
-    data: str = "digits"
-    components: int = 10
-    blocks: int = 4
-    shortcut_depth: int = 2
-    plain: bool = False
-    hidden: int | None = None
-    bias: bool = False
-    pre: str | None = None
-    mid: str | None = None
-    post: str | None = None
-    init: str = "near_zero"
-    scale: float = 0.01
-    loss: str = "square"
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "_Setup":
-        """The setup that a verb's options describe; options of other meaning are left out."""
-        return cls(**{f.name: options[f.name] for f in fields(cls) if f.name in options})
-
-    def net(self, seed: int) -> "ShortcutNet":
-        """The net with weights drawn from a seed."""
-        import torch
-
-        import resid_theory as rt
-
-        net = rt.ShortcutNet(
-            self.components,
-            self.blocks,
-            self.shortcut_depth,
-            shortcut=not self.plain,
-            hidden=self.hidden,
-            bias=self.bias,
-            pre=self.pre,
-            mid=self.mid,
-            post=self.post,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        return rt.initialize(net, self.init, generator=generator, scale=self.scale)
-
-    def load(self, *, progress: bool) -> "Regression":
-        """The data, names and widths checked first: a download should not precede an error."""
-        import resid_theory as rt
-        from resid_theory._check import choose
-        from resid_theory.losses import LOSSES
-        from resid_theory.shortcut import INITIALIZATIONS
-
-        choose("data", self.data, ["digits", "mnist"])
-        choose("init", self.init, INITIALIZATIONS)
-        choose("loss", self.loss, list(LOSSES))
-        replace(self, blocks=min(self.blocks, 1)).net(0)
-        data = rt.load_whitened(self.data, self.components, progress=progress)
-        if data.y.shape[1] != self.components:
-            raise ValueError(
-                f"components: got {self.components}, needs {data.y.shape[1]}: the net has as many "
-                f"outputs as inputs, {self.data} has {data.y.shape[1]} targets"
-            )
-        return data
-
-    def zero_point(self, data: Any, **keywords: Any) -> "ZeroPoint":
-        """The prediction at zero weights."""
-        import resid_theory as rt
-
-        return rt.theory.zero_point(
-            data,
-            blocks=self.blocks,
-            shortcut_depth=self.shortcut_depth,
-            loss=self.loss,
-            hidden=self.hidden,
-            bias=self.bias,
-            pre=self.pre,
-            mid=self.mid,
-            post=self.post,
-            **keywords,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Run:
-    """One net measured beside its prediction."""
-
-    setup: _Setup
-    seed: int
-    measured: "Spectrum"
-    predicted: "Spectrum | None"
-    note: str
-    bound: float | None
-
-    @property
-    def distance(self) -> float | None:
-        """Relative distance of the two spectra, where there are two."""
-        return None if self.predicted is None else self.measured.distance(self.predicted)
-
-    @property
-    def layers(self) -> int:
-        """Weight layers of the net."""
-        return self.setup.blocks * self.setup.shortcut_depth
-
-    def content(self) -> dict[str, Any]:
-        """The run as it is stored."""
-        predicted = None if self.predicted is None else _numbers(self.predicted)
-        return {
-            "seed": self.seed,
-            "blocks": self.setup.blocks,
-            "layers": self.layers,
-            "a_priori_bound": self.bound,
-            "measured": _numbers(self.measured),
-            "predicted": predicted,
-            "distance": self.distance,
-        }
-
-
-def _bound(point: "ZeroPoint") -> float | None:
-    return None if math.isinf(point.a_priori_bound) else point.a_priori_bound
-
-
-def _numbers(readings: "Readings") -> dict[str, Any]:
-    return {"max_magnitude": readings.max_magnitude, **readings.summary()}
-
-
-def _measure(setup: _Setup, data: "Regression", seed: int, *, progress: bool = False) -> _Run:
-    import resid_theory as rt
-
-    net = setup.net(seed)
-    measured = rt.hessian_spectrum(net, setup.loss, data, progress=progress)
-    try:
-        point, note = _predict(setup, net, data)
-        predicted = None if point is None else point.spectrum
-    except ValueError as error:  # the net is fine, but theory does not reach it
-        point, predicted, note = None, None, f"No prediction: {error}."
-    bound = None if point is None else _bound(point)
-    return _Run(
-        setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
-    )
-
-
-def _predict(
-    setup: _Setup, net: "ShortcutNet", data: "Regression"
-) -> "tuple[ZeroPoint | None, str]":
-    """The closed form at hand for a net's initial weights, and what it rests on."""
-    import resid_theory as rt
-
-    if not setup.plain and setup.init in ("zero", "near_zero"):
-        along = {"kink": net} if setup.init == "near_zero" and _has_kinks(setup) else {}
-        point = setup.zero_point(data, **along)
-        where = "in the limit along the drawn weights" if along else "at zero weights"
-        return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
-    square = setup.hidden in (None, setup.components)
-    if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
-        if setup.loss == "square":
-            moments = rt.theory.rotated_moments(net.layers(), data)
-            point = rt.theory.zero_point(moments, blocks=net.depth, shortcut_depth=1)
-            return point, "Predicted: the 1-shortcut net at zero on rotated targets; exact."
-    return None, (
-        "No prediction: theory covers zero and near_zero with shortcuts, and orthogonal plain "
-        "linear nets with the square loss."
-    )
-
-
-def _has_kinks(setup: _Setup) -> bool:
-    from resid_theory.activations import activation, at_zero
-
-    inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
-    return any(at_zero(function).has_kink for function in inside)
-
-
 # -- verbs -----------------------------------------------------------------------------------------
 
 
@@ -249,13 +81,13 @@ def demo(
 ) -> None:
     """Predict the Hessian of 2-shortcut and plain nets on the embedded digits, then measure it."""
     started, depths = time.perf_counter(), _whole_numbers("blocks", blocks, 1)
-    data = _Setup().load(progress=False)
+    data = Setup().load(progress=False)
     _folder(out)
     cases = [(net, replace(setup, blocks=r)) for net, setup in _DEMO.items() for r in depths]
-    runs: dict[str, list[_Run]] = {net: [] for net in _DEMO}
+    runs: dict[str, list[Run]] = {net: [] for net in _DEMO}
     with _threads_for(0):
         for net, setup in _bar(cases, as_json, "nets"):
-            runs[net].append(_measure(setup, data, 0))
+            runs[net].append(measure(setup, data, 0))
     content = {
         "data": "digits",
         "components": 10,
@@ -292,7 +124,7 @@ def spectrum(
     as_json: Json = False,
 ) -> None:
     """Measure all eigenvalues of the Hessian, beside the prediction where there is one."""
-    _spectrum(_Setup.of(ctx.params), _seeds(seeds), out, as_json)
+    _spectrum(Setup.of(ctx.params), _seeds(seeds), out, as_json)
 
 
 @app.command()
@@ -315,20 +147,20 @@ def zero_point(
     as_json: Json = False,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth; nothing is measured."""
-    _zero_point(_Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
+    _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
 
 
 # -- demo ------------------------------------------------------------------------------------------
 
 _DEMO = {
-    "2-shortcut, at zero": _Setup(init="zero"),
-    "2-shortcut, near zero": _Setup(init="near_zero"),
-    "orthogonal, plain": _Setup(init="orthogonal", plain=True),
-    "Xavier, plain": _Setup(init="xavier", plain=True),
+    "2-shortcut, at zero": Setup(init="zero"),
+    "2-shortcut, near zero": Setup(init="near_zero"),
+    "orthogonal, plain": Setup(init="orthogonal", plain=True),
+    "Xavier, plain": Setup(init="xavier", plain=True),
 }
 
 
-def _demo_tables(runs: Mapping[str, Sequence[_Run]]) -> None:
+def _demo_tables(runs: Mapping[str, Sequence[Run]]) -> None:
     from rich.table import Table
 
     _say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
@@ -359,11 +191,11 @@ _DEMO_COLUMNS = {
 
 
 def _demo_cells(spectrum: "Spectrum") -> list[str]:
-    numbers = _numbers(spectrum)
-    return [_number(numbers[key]) for key in _DEMO_COLUMNS.values()]
+    found = numbers(spectrum)
+    return [_number(found[key]) for key in _DEMO_COLUMNS.values()]
 
 
-def _demo_figure(runs: Mapping[str, Sequence[_Run]], data: "Regression") -> "Figure":
+def _demo_figure(runs: Mapping[str, Sequence[Run]], data: "Regression") -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(2, 3)
@@ -379,7 +211,7 @@ def _demo_figure(runs: Mapping[str, Sequence[_Run]], data: "Regression") -> "Fig
     return drawing
 
 
-def _draw_trend(runs: Mapping[str, Sequence[_Run]], key: str, ax: Any) -> None:
+def _draw_trend(runs: Mapping[str, Sequence[Run]], key: str, ax: Any) -> None:
     from resid_theory import plots
 
     contents = {net: [run.content() for run in found] for net, found in runs.items()}
@@ -394,7 +226,7 @@ def _draw_trend(runs: Mapping[str, Sequence[_Run]], key: str, ax: Any) -> None:
     plots.by_depth(layers, measured, predicted=predicted, ylabel=_WORDS[key] + unit, ax=ax)
 
 
-def _draw_pattern(run: _Run, data: "Regression", ax: Any, title: str) -> None:
+def _draw_pattern(run: Run, data: "Regression", ax: Any, title: str) -> None:
     import resid_theory as rt
 
     net = run.setup.net(run.seed)
@@ -406,7 +238,7 @@ def _draw_pattern(run: _Run, data: "Regression", ax: Any, title: str) -> None:
 # -- spectrum --------------------------------------------------------------------------------------
 
 
-def _spectrum(setup: _Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
+def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
     import resid_theory as rt
 
     shows = sys.stderr.isatty() and not as_json
@@ -418,7 +250,7 @@ def _spectrum(setup: _Setup, seeds: Sequence[int], out: Path | None, as_json: bo
         _say_cost(cost, len(seeds))
     with _threads_for(cost["parameters"]):
         bar = _bar(seeds, as_json, "seeds")
-        runs = [_measure(setup, data, seed, progress=shows) for seed in bar]
+        runs = [measure(setup, data, seed, progress=shows) for seed in bar]
     content = {"setup": asdict(setup), "cost": cost, **_summary(runs)}
     paths = "" if out is None else _write(out, "spectrum", content, _spectrum_figure(runs))
     if as_json:
@@ -454,10 +286,10 @@ def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
     _say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
 
 
-def _summary(runs: Sequence[_Run]) -> dict[str, Any]:
+def _summary(runs: Sequence[Run]) -> dict[str, Any]:
     """What a list of runs comes to: each one, their mean and their spread."""
-    measured = [_numbers(run.measured) for run in runs]
-    predicted = [_numbers(run.predicted) for run in runs if run.predicted is not None]
+    measured = [numbers(run.measured) for run in runs]
+    predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
     if predicted:
         measured = [n | {"distance": r.distance} for n, r in zip(measured, runs, strict=True)]
     return {
@@ -499,7 +331,7 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     _say(content["note"])
 
 
-def _spectrum_figure(runs: Sequence[_Run]) -> "Figure":
+def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(panel=(6.4, 4.8))
@@ -516,7 +348,7 @@ def _spectrum_figure(runs: Sequence[_Run]) -> "Figure":
 # -- zero-point ------------------------------------------------------------------------------------
 
 
-def _zero_point(setup: _Setup, exact: bool, out: Path | None, as_json: bool) -> None:
+def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> None:
     data = setup.load(progress=sys.stderr.isatty() and not as_json)
     if out is not None:
         _folder(out)
@@ -554,13 +386,13 @@ def _readings(
 
     matrix = point.readings
     if isinstance(matrix, Spectrum):
-        return "closed form", matrix, {**_numbers(matrix), "a_priori_bound": _bound(point)}
+        return "closed form", matrix, {**numbers(matrix), "a_priori_bound": bound_of(point)}
     assert isinstance(matrix, BlockToeplitz)
     limits: dict[str, Any] = {"growth_rate": point.growth_rate}
     if dense:
-        return "dense solver", point.spectrum, {**limits, **_numbers(point.spectrum)}
+        return "dense solver", point.spectrum, {**limits, **numbers(point.spectrum)}
     if exact:
-        return "inertia counts", None, {**limits, **_numbers(matrix)}
+        return "inertia counts", None, {**limits, **numbers(matrix)}
     limits |= {
         "parameters": point.size,
         "max_magnitude": point.growth_rate * point.blocks,
@@ -719,7 +551,7 @@ def _fail(message: str, code: int) -> int:
 
 def _named(message: str) -> str:
     """A message that begins with an argument's name, with the option's name instead."""
-    options = {f.name for f in fields(_Setup)} | {"seeds", "out"}
+    options = {f.name for f in fields(Setup)} | {"seeds", "out"}
     found = re.match(r"([a-z_]+): ", message)
     if found is None or found[1] not in options:
         return message

@@ -22,6 +22,7 @@ FLOORS = [
     ["curvature"],
     ["plots"],
     ["resid_theory"],
+    ["comparison"],
     ["cli"],
     ["experiments"],
 ]
