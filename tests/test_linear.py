@@ -1,0 +1,180 @@
+"""Linear nets from moments: against autograd, least squares and each other."""
+
+import copy
+
+import oracles
+import pytest
+import torch
+from close import HESSIAN, relative_error, round_off
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.theory import (
+    Unit,
+    definition5_order,
+    linear_gradient,
+    linear_hessian,
+    linear_hvp,
+    linear_loss,
+    linear_optimum,
+    rotated_moments,
+)
+
+NETS = {
+    "plain-1": (1, 1, False),
+    "plain-6": (6, 1, False),
+    "one": (4, 1, True),
+    "two": (3, 2, True),
+    "three": (2, 3, True),
+}
+
+
+@pytest.fixture
+def data(generator):
+    return torch.randn(9, 3, generator=generator), torch.randn(9, 3, generator=generator)
+
+
+def make(name, generator):
+    blocks, n, shortcut = NETS[name]
+    net = rt.ShortcutNet(3, blocks, n, shortcut=shortcut)
+    return rt.initialize(net, "xavier", generator=generator)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_loss_and_derivatives_against_autograd(name, generator, data):
+    net = make(name, generator)
+    loss = oracles.square_loss(net(data[0]), data[1])
+    (gradient,) = torch.autograd.grad(loss, net.weights, create_graph=True)
+    exact = oracles.hessian_by_nested_gradients(loss, [net.weights])
+    vectors = torch.randn(2, 4, len(exact), generator=generator)
+    assert abs(linear_loss(net, data) - loss).item() <= round_off(20) * loss.item()
+    assert relative_error(linear_gradient(net, data), gradient.flatten().detach()) <= 1e-13
+    assert relative_error(linear_hessian(net, data), exact) <= HESSIAN
+    assert relative_error(linear_hvp(net, data, vectors), vectors @ exact) <= HESSIAN
+
+
+@pytest.mark.parametrize("form", ["net", "units", "matrices"])
+def test_every_form_of_a_plain_net(form, generator, data):
+    net = make("plain-6", generator)
+    layers = net.layers()
+    forms = {"net": net, "units": [Unit(tuple(layers[:2])), Unit(tuple(layers[2:]))]}
+    given = forms.get(form, layers)
+    assert torch.equal(linear_gradient(given, data), linear_gradient(net, data))
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_the_default_dtype_does_not_matter(default, generator, data):
+    net = make("two", generator)
+    expected = linear_hessian(net, data)
+    torch.set_default_dtype(default)
+    assert torch.equal(linear_hessian(net, data), expected)
+
+
+def test_a_float32_net_is_taken_exactly(generator, data):
+    net = make("two", generator).float()
+    double = copy.deepcopy(net).double()
+    assert torch.equal(linear_hessian(net, data), linear_hessian(double, data))
+
+
+@pytest.mark.parametrize("slab", [1, 7, 1 << 17])
+def test_the_hessian_does_not_depend_on_the_slab(slab, generator, data, monkeypatch):
+    net = make("three", generator)
+    expected = linear_hessian(net, data)
+    monkeypatch.setattr("resid_theory.theory.linear._SLAB", slab)
+    assert torch.equal(linear_hessian(net, data), expected)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_optimum_is_the_residual_of_least_squares(rank, generator, data):
+    x, y = data
+    x = x[:, :rank] @ torch.randn(rank, 3, generator=generator)
+    solution = torch.linalg.lstsq(x, y, driver="gelsd").solution
+    expected = oracles.square_loss(x @ solution, y).item()
+    # sums of squares cancel: relative to the loss of the zero map, not to the residual
+    scale = oracles.square_loss(torch.zeros_like(y), y).item()
+    assert abs(linear_optimum((x, y)) - expected) <= round_off(100) * scale
+
+
+def test_no_net_beats_the_optimum(generator, data):
+    net = make("one", generator)
+    assert linear_loss(net, data).item() > linear_optimum(data)
+    best = torch.linalg.lstsq(*data).solution.T
+    assert linear_loss([best], data).item() == pytest.approx(linear_optimum(data), rel=1e-12)
+
+
+def test_rotated_moments_are_those_of_rotated_targets(generator, data):
+    layers = rt.draw_weights("orthogonal", (3, 3, 3), generator=generator)
+    total = layers[2] @ layers[1] @ layers[0]
+    given = rotated_moments(list(layers), data)
+    exact = rt.Moments.of((data[0], data[1] @ total))
+    assert relative_error(given.sxx, exact.sxx) <= round_off(9)
+    assert relative_error(given.syx, exact.syx) <= round_off(30)
+    assert relative_error(given.syy, exact.syy) <= round_off(30)
+    assert given.count == 9
+
+
+@pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (4, 2), (1, 4)]], ids=str)
+def test_definition5_order_lists_columns(shapes, generator):
+    matrices = [torch.randn(*shape, generator=generator) for shape in shapes]
+    rows = torch.cat([m.reshape(-1) for m in matrices])
+    columns = torch.cat([m.T.reshape(-1) for m in matrices])
+    assert torch.equal(rows[definition5_order(shapes)], columns)
+
+
+E = torch.eye(3, dtype=torch.float64)
+W = torch.ones(2, 3, dtype=torch.float64)
+UNITS = {
+    "empty": (((), None), r"^weights: got shapes \[\]"),
+    "unchained": (((W, W), None), r"^weights: got shapes \[\(2, 3\), \(2, 3\)\]"),
+    "vector": (((E[0],), None), r"^weights: got shapes \[\(3,\)\]"),
+    "shortcut": (((W,), E), r"^shortcut: got shape \(3, 3\), needs \(2, 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_not_a_unit(kind):
+    given, message = UNITS[kind]
+    with pytest.raises(ValueError, match=message):
+        Unit(*given)
+
+
+REFUSED = {
+    "activation": (rt.ShortcutNet(3, 1, 2, mid="relu"), "^net: .* has activations or a bias"),
+    "bias": (rt.ShortcutNet(3, 1, 2, bias=True), "^net: .* has activations or a bias"),
+    "module": (nn.Linear(3, 3), "^net: got Linear, needs a ShortcutNet"),
+    "empty": ([], "^net: got list, needs"),
+    "arrays": ([E.numpy()], "^net: got list, needs"),
+    "units": ([Unit((W,)), Unit((W,))], "^net: a unit gives width 2, the next one takes 3"),
+    "width": (rt.ShortcutNet(2, 1, 2), "^data: has 3 targets and 3 inputs, the net maps 2 inputs"),
+}
+
+
+@pytest.mark.parametrize("function", [linear_loss, linear_gradient, linear_hessian])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_not_a_linear_net(kind, function, data):
+    net, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        function(net, data)
+
+
+def test_a_vector_of_another_length(data):
+    with pytest.raises(ValueError, match=r"^vector: got shape \(5,\), needs \(..., 18\)"):
+        linear_hvp(rt.ShortcutNet(3, 1, 2), data, torch.zeros(5))
+
+
+ROTATIONS = {
+    "not-orthogonal": ([E, 2 * E], "^layers: number 1 is 3 from orthogonal"),
+    "shape": ([W], r"^layers: number 0 has shape \(2, 3\), needs \(3, 3\)"),
+}
+
+
+@pytest.mark.parametrize("kind", ROTATIONS)
+def test_not_a_rotation(kind, data):
+    layers, message = ROTATIONS[kind]
+    with pytest.raises(ValueError, match=message):
+        rotated_moments(layers, data)
+
+
+def test_rotations_need_as_many_targets_as_inputs(data):
+    with pytest.raises(ValueError, match="^data: has 2 targets for 3 inputs"):
+        rotated_moments([E], (data[0], data[1][:, :2]))

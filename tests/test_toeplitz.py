@@ -1,0 +1,214 @@
+"""Block Toeplitz matrices: counts, extremes and limits against the dense matrix."""
+
+import math
+import time
+
+import oracles
+import pytest
+import torch
+from close import relative_error, round_off
+
+from resid_theory.theory import toeplitz, zero_point
+from resid_theory.theory.toeplitz import BlockToeplitz
+
+SIZES = [(1, 1), (1, 6), (2, 2), (3, 5), (4, 8), (4, 33)]
+LOWER = {
+    "general": lambda a: a,
+    "symmetric": lambda a: 0.5 * (a + a.T),
+    "antisymmetric": lambda a: 0.5 * (a - a.T),
+    "zero": torch.zeros_like,
+    "identity": lambda a: torch.eye(len(a)),
+}
+COUNTED = 1.5e-8
+"""Of the largest |λ|: the square root of epsilon, which small pivots leave of the precision."""
+
+
+def make(size, blocks, kind="general", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    root = torch.randn(size, size, generator=generator)
+    lower = LOWER[kind](torch.randn(size, size, generator=generator))
+    return BlockToeplitz(diagonal=root @ root.T / size, lower=lower, blocks=blocks)
+
+
+def eigenvalues(matrix):
+    return torch.linalg.eigvalsh(
+        oracles.block_toeplitz(matrix.diagonal, matrix.lower, matrix.blocks)
+    )
+
+
+cases = pytest.mark.parametrize("kind", LOWER)
+sizes = pytest.mark.parametrize(("size", "blocks"), SIZES)
+
+
+@cases
+@sizes
+def test_dense_and_products(size, blocks, kind, generator):
+    matrix = make(size, blocks, kind)
+    exact = oracles.block_toeplitz(matrix.diagonal, matrix.lower, blocks)
+    assert torch.equal(matrix.dense(), exact)
+    vectors = torch.randn(2, 3, len(exact), generator=generator)
+    # prefix sums of R blocks, products of b terms
+    tolerance = round_off(blocks + size) * len(exact)
+    assert relative_error(matrix.matvec(vectors), vectors @ exact) <= tolerance
+
+
+@cases
+@sizes
+def test_counts_between_eigenvalues(size, blocks, kind):
+    matrix = make(size, blocks, kind)
+    values = eigenvalues(matrix)
+    scale = values.abs().max()
+    apart = values.diff() > 2 * COUNTED * scale
+    points = torch.cat(
+        [values[:1] - scale, 0.5 * (values[1:] + values[:-1])[apart], values[-1:] + scale]
+    )
+    exact = (values < points[:, None]).sum(1)
+    assert torch.equal(matrix.counts_below(points), exact)
+
+
+@cases
+@sizes
+def test_eigenvalues_by_counts(size, blocks, kind):
+    matrix = make(size, blocks, kind)
+    values = eigenvalues(matrix)
+    magnitudes = values.abs().sort().values
+    ranks = sorted(
+        {0, 1, len(values) // 10, len(values) // 2, len(values) - 1} & set(range(len(values)))
+    )
+    counted = torch.tensor([matrix.eigenvalue(rank) for rank in ranks])
+    sizes = torch.tensor([matrix.magnitude_by_counts(rank) for rank in ranks])
+    scale = magnitudes[-1]
+    assert (counted - values[ranks]).abs().max() <= COUNTED * scale
+    assert (sizes - magnitudes[ranks]).abs().max() <= COUNTED * scale
+
+
+@pytest.mark.parametrize("kind", ["general", "identity"])
+@pytest.mark.parametrize("blocks", [1, 2, 9, 30])
+def test_reading_by_counts_equals_reading_densely(blocks, kind, monkeypatch):
+    dense = make(3, blocks, kind).summary()
+    monkeypatch.setattr(toeplitz, "_DENSE", 0)
+    counted = make(3, blocks, kind).summary()
+    whole = ["parameters", "rank", "nullity", "index"]
+    assert {k: counted[k] for k in whole} == {k: dense[k] for k in whole}
+    # relative to the largest: 30 blocks make a condition number of some hundreds
+    rest = {k: dense[k] for k in dense if k not in [*whole, "zero_threshold"]}
+    assert {k: counted[k] for k in rest} == pytest.approx(rest, rel=1e-7, nan_ok=True)
+
+
+@pytest.mark.parametrize("blocks", [200, 400])
+def test_null_spaces_are_counted_whole(blocks):
+    # cross-entropy: the diagonal block has rank 3 x 4 of 16, and H has blocks + 3 exact zeros
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 4, generator=generator)
+    y = torch.softmax(torch.randn(30, 4, generator=generator), 1)
+    point = zero_point((x, y), blocks=blocks, shortcut_depth=1, loss="cross_entropy")
+    assert point.size > toeplitz._DENSE
+    assert point.readings.nullity == blocks + 3
+    assert math.isinf(point.condition_number)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["general", "symmetric", "identity"])
+def test_growth_rate_is_reached_like_one_over_depth(kind, seed):
+    errors = []
+    for blocks in (64, 128):
+        matrix = make(3, blocks, kind, seed)
+        values = eigenvalues(matrix)
+        rates = torch.tensor([matrix.growth_rate, matrix.negative_growth_rate])
+        extremes = torch.stack([values[-1], -values[0]]) / blocks
+        # a rate of zero belongs to an extreme that stays bounded
+        errors.append((extremes - rates).abs().max().item() / rates.max().item())
+    assert errors[0] <= 3 / 64 * 3
+    # twice the depth, half the error, to its next order
+    assert errors[1] == pytest.approx(errors[0] / 2, rel=0.15)
+
+
+def test_growth_of_a_symmetric_block_is_its_largest_eigenvalue():
+    matrix = make(4, 10, "symmetric")
+    values = torch.linalg.eigvalsh(matrix.lower)
+    assert matrix.growth_rate == pytest.approx(values[-1].item(), rel=round_off(10))
+    assert matrix.negative_growth_rate == pytest.approx(-values[0].item(), rel=round_off(10))
+
+
+@pytest.mark.parametrize("skew", [10.0**-k for k in range(2, 17)], ids=str)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_growth_of_nearly_symmetric_blocks(skew, sign):
+    # A = ±I + skew J: eigenfunctions exp(J t) leave skew / 2π of growth on the other side
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    matrix = BlockToeplitz(diagonal=torch.eye(2), lower=sign * torch.eye(2) + skew * turn, blocks=5)
+    rates = (matrix.growth_rate, matrix.negative_growth_rate)[:: int(sign)]
+    assert rates[0] == pytest.approx(1.0, rel=skew**2 + 1e-14)
+    assert 0.0 <= rates[1] <= skew
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("blocks", [32, 128])
+def test_bulk_percentiles_are_reached(percent, seed, blocks):
+    matrix = make(3, blocks, seed=seed)
+    exact = matrix.spectrum.magnitude_percentile(percent)
+    # a few of the R eigenvalues of a branch leave the bulk or move to the next angle
+    assert matrix.bulk_percentile(percent) == pytest.approx(exact, rel=5 / blocks)
+
+
+def test_the_predicted_condition_number_grows_in_proportion():
+    predicted = make(3, 128).predicted_condition_number()
+    assert make(3, 1280).predicted_condition_number() == pytest.approx(10 * predicted)
+    exact = make(3, 128).percentile_condition_number()
+    assert predicted == pytest.approx(exact, rel=0.1)
+
+
+def test_degenerate_predictions():
+    # M = 0: A = B, rank b, every other eigenvalue is zero
+    equal = BlockToeplitz(diagonal=torch.eye(3), lower=torch.eye(3), blocks=4)
+    assert equal.rank == 3
+    assert equal.growth_rate == 1.0
+    assert math.isinf(equal.predicted_condition_number())
+    nothing = BlockToeplitz(diagonal=torch.zeros(2, 2), lower=torch.zeros(2, 2), blocks=4)
+    assert math.isnan(nothing.predicted_condition_number())
+    assert (nothing.growth_rate, nothing.index, nothing.rank) == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("mu", [-0.7, 0.3, 0.9])
+@pytest.mark.parametrize("d", [2, 3])
+def test_scaled_identity_in_closed_form(d, mu):
+    # Sxx = I, M = mu I: four levels with known multiplicities (section 3 of the derivation)
+    import resid_theory as rt
+
+    eye, blocks = torch.eye(d), 5
+    data = rt.Moments(sxx=eye, syx=(1 - mu) * eye, syy=eye, count=3)
+    spectrum = zero_point(data, blocks=blocks, shortcut_depth=1).spectrum
+    up, down = d * (d + 1) // 2, d * (d - 1) // 2
+    levels = [-mu, mu, blocks * (1 + mu) - mu, blocks * (1 - mu) + mu]
+    exact = rt.Spectrum.of(levels, [up * (blocks - 1), down * (blocks - 1), up, down])
+    assert spectrum.distance(exact) <= round_off(50)
+    assert spectrum.index == exact.index
+
+
+def test_depth_one_thousand_in_seconds():
+    matrix = make(9, 1000)
+    start = time.perf_counter()
+    largest, index = matrix.largest, matrix.index
+    tenth = matrix.magnitude_percentile(10)
+    assert time.perf_counter() - start < 20
+    assert largest / 1000 == pytest.approx(matrix.growth_rate, rel=0.02)
+    assert tenth == pytest.approx(matrix.bulk_percentile(10), rel=0.02)
+    assert index == pytest.approx(make(9, 100).index, abs=0.02)
+
+
+EYE = torch.eye(2, dtype=torch.float64)
+REFUSED = {
+    "blocks": ({"blocks": 0}, "^blocks: got 0, needs at least 1"),
+    "sizes": ({"lower": torch.eye(3, dtype=torch.float64)}, r"^diagonal, lower: got shapes \(2, 2"),
+    "vector": ({"diagonal": EYE[0], "lower": EYE[0]}, "^diagonal, lower: got shapes"),
+    "dtype": ({"lower": EYE.float()}, "^lower: got torch.float32, needs torch.float64"),
+    "nan": ({"lower": EYE * math.nan}, r"^lower: entry \(0, 0\) is nan"),
+    "asymmetric": ({"diagonal": EYE + EYE.roll(1, 0).triu()}, "^diagonal: differs from its trans"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_not_block_toeplitz(kind):
+    changes, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        BlockToeplitz(**{"diagonal": EYE, "lower": EYE, "blocks": 3, **changes})
