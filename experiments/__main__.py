@@ -66,7 +66,11 @@ def _is_valid(claim: Claim, scale: str, folder: Path) -> bool:
 
 
 def table(claims: Claims, folder: Path, *, base: str = "experiments/records") -> str:
-    """The table of claims in Markdown, a row a criterion; ``base`` leads links to the records."""
+    """The table of claims in Markdown; ``base`` leads links to the records.
+
+    A claim whose criteria all hold has one row, which shows its first criterion; otherwise every
+    criterion that fails has a row.
+    """
     head = [
         "| claim | source | criterion | expected | ours | verdict | scale, hardware |",
         "|---|---|---|---|---|---|---|",
@@ -80,14 +84,13 @@ def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
     if stands.record is None:
         return [_row(claim.id, claim.source, claim.says, "", "", stands.word, "")]
     link = f"[{claim.id}]({base}/{claim.id}.{stands.record.scale}.json)"
-    good = "scaled down" if stands.detail else "reproduced"
-    rows = [
-        (v.criterion, v.expected, v.measured, good if v.passed else "**not reproduced**")
-        for v in stands.record.verdicts
-    ]
-    first, *others = rows
-    return [_row(link, claim.source, *first, _where(stands))] + [
-        _row("", "", *row, "") for row in others
+    verdicts = stands.record.verdicts
+    failing = [v for v in verdicts if not v.passed]
+    held = f"{stands.word}, {len(verdicts) - len(failing)} of {len(verdicts)} criteria hold"
+    held = f"**{held}**" if failing else held
+    first, *others = [(v.criterion, v.expected, v.measured) for v in failing or verdicts[:1]]
+    return [_row(link, claim.source, *first, held, _where(stands))] + [
+        _row("", "", *row, "", "") for row in others
     ]
 
 

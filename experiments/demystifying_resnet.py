@@ -131,7 +131,6 @@ def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
     gradient = max(float(a[f"{kind}.gradient"].max()) for kind in smooth)
     index = np.concatenate([a[f"{kind}.index"] for kind in MORE_LAYERS])
     return [
-        _agreement(a, MORE_LAYERS),
         Verdict(
             "condition number (max/min) independent of depth and of tanh",
             "equal at every depth to 1e-11 (Theorem 2; round-off times the number itself)",
@@ -151,6 +150,7 @@ def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
             f"{index.min():.4f} to {index.max():.4f}",
             bool((index == 0.5).all()),
         ),
+        _agreement(a, MORE_LAYERS),
     ]
 
 
@@ -165,7 +165,12 @@ def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
     slopes = {k: _slope(blocks, a[f"{k}.condition_number_10"]) for k in ONE_LAYER}
     off = max(abs(float(r[-1]) - 1) for r in last.values())
     return [
-        _agreement(a, ONE_LAYER),
+        Verdict(
+            "condition number (max/10th percentile) explodes with depth",
+            "log-log slope in [0.8, 1.2]: in proportion to depth, not exponentially",
+            ", ".join(f"{k} {s:.2f}" for k, s in slopes.items()),
+            all(0.8 <= s <= 1.2 for s in slopes.values()),
+        ),
         Verdict(
             "zero is not stationary: the gradient is M in every block",
             "equal to 1e-12",
@@ -178,12 +183,7 @@ def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
             ", ".join(f"{k} {r[-1]:.3f}" for k, r in last.items()),
             off <= 0.1 and all(abs(r[-1] - 1) < abs(r[0] - 1) for r in last.values()),
         ),
-        Verdict(
-            "condition number (max/10th percentile) explodes with depth",
-            "log-log slope in [0.8, 1.2]: in proportion to depth, not exponentially",
-            ", ".join(f"{k} {s:.2f}" for k, s in slopes.items()),
-            all(0.8 <= s <= 1.2 for s in slopes.values()),
-        ),
+        _agreement(a, ONE_LAYER),
     ]
 
 
@@ -200,7 +200,6 @@ def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
     smooth = ("linear", "tanh")
     jet = max(float(a[f"{k}.jet_error"].max()) for k in smooth)
     return [
-        _agreement(a, MORE_LAYERS),
         Verdict("the Hessian vanishes", "exactly 0 (Theorem 2)", f"{largest:g}", largest == 0.0),
         Verdict("the gradient vanishes", "exactly 0", f"{gradient:g}", gradient == 0.0),
         Verdict(
@@ -209,6 +208,7 @@ def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
             f"{jet:.2f} s",
             jet <= 10,
         ),
+        _agreement(a, MORE_LAYERS),
     ]
 
 
@@ -516,7 +516,7 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
     blocks = int(a["blocks"])
     for n, ax in zip((2, 1), figure.subplots(1, 2), strict=True):
         rt.plots.hessian_pattern(
-            torch.from_numpy(a[f"n{n}.hessian"]),
+            torch.tensor(a[f"n{n}.hessian"]),
             block=n * WIDTH * WIDTH,
             ax=ax,
             title=f"n = {n}, {blocks} blocks, equation {'(8)' if n == 2 else '(10)'}",
