@@ -429,7 +429,20 @@ def _columns(net: nn.Module, loss: str | Loss, parts: Batches, progress: bool) -
                 rows = columns.rows(start)
                 total[start : start + len(rows)] += (len(x) / samples) * rows
                 bar.update(len(rows))
+    _check_symmetric(total, torch.finfo(_parameters(net)[0].dtype).eps)
     return 0.5 * (total + total.mT)
+
+
+def _check_symmetric(total: Tensor, eps: float) -> None:
+    low, high = torch.aminmax(total)
+    gap = (total - total.mT).max().item()
+    # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
+    if gap > eps**0.25 * max(-low.item(), high.item()):
+        raise ValueError(
+            f"net: its second derivatives are not symmetric (by {gap:.2g}), so they are those of "
+            "no function; the usual causes are a gradient written by hand and an operation that "
+            "torch differentiates only once right (torch.nn.utils weight_norm is one)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -485,7 +498,12 @@ class _Columns:
         parts = self._backward(units) if count > 1 else None
         if parts is None:
             parts = [torch.stack(p) for p in zip(*map(self._single, units), strict=True)]
-        return torch.cat([p.reshape(count, -1) for p in parts], dim=1).to(torch.float64)
+        # A parameter that the gradient does not reach has zeros without the group's axis.
+        flat = [
+            part.expand(count, *parameter.shape).reshape(count, -1)
+            for part, parameter in zip(parts, self.parameters, strict=True)
+        ]
+        return torch.cat(flat, dim=1).to(torch.float64)
 
     def _backward(self, units: Tensor) -> list[Tensor] | None:
         try:
