@@ -1,0 +1,600 @@
+"""Exact Hessians: routes, costs and refusals, whatever the module, the loss and the loader."""
+
+import re
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from close import HESSIAN, relative_error
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import resid_theory as rt
+from resid_theory.curvature import chain as chains
+from resid_theory.curvature import dense
+from resid_theory.curvature.chain import chain_of
+
+M, D, K = 7, 3, 2
+
+
+def fill(net, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def mlp(*, bias=True, act=nn.Tanh):
+    return fill(nn.Sequential(nn.Linear(D, 4, bias=bias), act(), nn.Linear(4, K, bias=bias)))
+
+
+@pytest.fixture
+def data(generator):
+    return torch.randn(M, D, generator=generator), torch.randn(M, K, generator=generator)
+
+
+def exact(net, data, loss=oracles.square_loss):
+    trainable = [p for p in net.parameters() if p.requires_grad]
+    return oracles.hessian_by_nested_gradients(loss(net(data[0].clone()), data[1]), trainable)
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+def test_mse_loss_is_two_over_k_times_the_square_loss(method, data):
+    ours = rt.hessian(mlp(), "square", data, method=method)
+    theirs = rt.hessian(mlp(), F.mse_loss, data, method=method)
+    assert relative_error(theirs, 2 / K * ours) <= HESSIAN
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
+def test_class_labels(method, dtype, data):
+    labels = torch.arange(M) % K
+    probabilities = F.one_hot(labels, K).to(torch.float64)
+    measured = rt.hessian(mlp(), "cross_entropy", (data[0], labels.to(dtype)), method=method)
+    expected = exact(mlp(), (data[0], probabilities), oracles.cross_entropy)
+    assert relative_error(measured, expected) <= HESSIAN
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize(
+    "loss", [nn.SmoothL1Loss(), nn.SoftMarginLoss(), lambda o, t: (o * t).sum(1).exp().mean()]
+)
+def test_any_loss_that_is_a_mean(method, loss, data):
+    data = data[0], data[1].sign()
+    measured = rt.hessian(mlp(), loss, [(data[0][:2], data[1][:2]), (data[0][2:], data[1][2:])],
+                          method=method)  # fmt: skip
+    assert relative_error(measured, exact(mlp(), data, loss)) <= HESSIAN
+
+
+@pytest.mark.parametrize("method", ["auto", "layer_pairs", "columns"])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_sum_over_samples_is_refused(method, batches, data):
+    parts = list(zip(data[0].chunk(batches), data[1].chunk(batches), strict=True))
+    with pytest.raises(ValueError, match=r"^loss: .* needs a mean over samples \(a sum: divide"):
+        rt.hessian(mlp(), nn.MSELoss(reduction="sum"), parts, method=method)
+
+
+LOSSES = {
+    "per-sample": (
+        nn.MSELoss(reduction="none"),
+        r"^loss: returned shape \(\d, 2\), needs a scalar",
+    ),
+    "number": (lambda o, t: 1.0, "^loss: returned <class 'float'>, needs a scalar tensor"),
+    "detached": (lambda o, t: F.mse_loss(o.detach(), t), "^loss: its value carries no gradient"),
+    "name": ("squre", "^loss: unknown name 'squre'; did you mean 'square'"),
+    "none": (None, "^loss: unknown name None"),
+}
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_not_a_loss(kind, method, data):
+    loss, message = LOSSES[kind]
+    with pytest.raises(ValueError, match=message):
+        rt.hessian(mlp(), loss, data, method=method)
+
+
+def test_a_loss_linear_in_every_parameter_has_no_curvature(data):
+    net = fill(nn.Linear(D, K))
+    measured = rt.hessian(net, lambda o, t: (o * t).sum(1).mean(), data, method="columns")
+    assert torch.equal(measured, torch.zeros(8, 8))
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+SPLITS = {"whole": [7], "ragged": [3, 3, 1], "singles": [1] * 7, "unequal": [1, 6]}
+
+
+@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_batches_are_weighted_by_their_size(split, method, data):
+    net = mlp(bias=False, act=nn.Identity)
+    x, y = (part.split(SPLITS[split]) for part in data)
+    once = zip(x, y, strict=True)  # an iterator that can be read only once
+    measured = rt.hessian(net, "square", once, method=method)
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_leaves_the_randomness_alone(shuffle, data):
+    net = mlp()
+    loader = DataLoader(TensorDataset(*data), batch_size=3, shuffle=shuffle)
+    before = torch.get_rng_state()
+    measured = rt.hessian(net, "square", loader)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+DATA = {
+    "empty": ("empty", "^data: got no batch"),
+    "x-dtype": (
+        "float",
+        "^data x: has dtype torch.float32, the net torch.float64; needs one dtype",
+    ),
+    "y-dtype": ("float-y", "^data y: has dtype torch.float32, the net torch.float64"),
+    "integers": (
+        "int",
+        r"^data x: the net does not take samples of shape \(3,\) and dtype torch.in",
+    ),
+    "width": ("width", r"^data x: the net does not take samples of shape \(2,\)"),
+    "late-width": ("late", r"^data x: the net does not take samples of shape \(2,\)"),
+    "targets": ("targets", r"^data y: got shape \(7, 1\) for outputs of shape \(7, 2\)"),
+    "late-targets": ("late-targets", r"^data y: got shape \(7, 1\) for outputs of shape \(7, 2\)"),
+    "vector": ("vector", r"^data y: got shape \(7,\) for outputs of shape \(7, 2\)"),
+    "nan": ("nan", r"^data x: entry \(0, 0\) is nan"),
+}
+
+
+def broken(kind, x, y):
+    return {
+        "empty": [],
+        "float": (x.float(), y),
+        "float-y": (x, y.float()),
+        "int": (x.long(), y),
+        "width": (x[:, :2], y),
+        "late": [(x, y), (x[:, :2], y)],
+        "targets": (x, y[:, :1]),
+        "late-targets": [(x, y), (x, y[:, :1])],
+        "vector": (x, y[:, 0]),
+        "nan": (x * torch.nan, y),
+    }[kind]
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize("kind", DATA)
+def test_data_that_do_not_fit(kind, method, data):
+    given, message = DATA[kind]
+    with pytest.raises(ValueError, match=message):
+        rt.hessian(mlp(), "square", broken(given, *data), method=method)
+
+
+@pytest.mark.gpu
+def test_devices_must_agree(data, device):
+    with pytest.raises(ValueError, match="^data x: is on cpu, the net on cuda:0; needs one device"):
+        rt.hessian(mlp().to(device), "square", data)
+
+
+@pytest.mark.parametrize("low_high", [(0, 2), (-1, 1)], ids=str)
+def test_labels_out_of_range(low_high, data):
+    labels = torch.tensor([0, 1, *low_high, 0, 1, 0])
+    message = f"^data y: got class labels from {min(labels)} to {max(labels)} for 2 outputs"
+    with pytest.raises(ValueError, match=message):
+        rt.hessian(mlp(), "cross_entropy", (data[0], labels))
+
+
+# -- modules ---------------------------------------------------------------------------------------
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+        self.body = nn.Linear(D, K)
+
+    def forward(self, x):
+        return torch.tanh(self.body(x))
+
+
+class Squeezed(nn.Module):
+    """One number a sample, without an axis of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(D, 1)
+
+    def forward(self, x):
+        return torch.sin(self.body(x)).squeeze(-1)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(D, K)
+
+    def forward(self, x):
+        return self.body(x), torch.tanh(self.body(x))
+
+
+def test_unused_parameters_have_rows_of_zeros(data):
+    net = fill(Unused())
+    measured = rt.hessian(net, "square", data)
+    assert measured.shape == (6 + 8, 6 + 8)
+    assert not measured[:6].any()
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+def test_frozen_parameters_have_no_rows(data):
+    net = mlp()
+    net[0].weight.requires_grad_(False)
+    measured = rt.hessian(net, "square", data)
+    assert len(measured) == 4 + 8 + 2
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+def test_one_output_a_sample_without_an_axis(data):
+    net, given = fill(Squeezed()), (data[0], data[1][:, 0])
+    assert relative_error(rt.hessian(net, "square", given), exact(net, given)) <= HESSIAN
+
+
+def test_outputs_of_any_structure_with_a_loss_that_knows_them(data):
+    net = fill(Pair())
+
+    def product(output, target):
+        return (output[0] * output[1] * target).sum(1).mean()
+
+    assert relative_error(rt.hessian(net, product, data), exact(net, data, product)) <= HESSIAN
+    with pytest.raises(ValueError, match="^net: gives <class 'tuple'> for 2 samples; .*'square'"):
+        rt.hessian(net, "square", data)
+
+
+def tied():
+    net = nn.Sequential(nn.Linear(D, D, bias=False), nn.Tanh(), nn.Linear(D, D, bias=False))
+    net[2].weight = net[0].weight
+    return fill(net)
+
+
+def repeated():
+    layer = nn.Linear(D, D)
+    return fill(nn.Sequential(layer, nn.Tanh(), layer))
+
+
+def hooked():
+    net = mlp()
+    net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return net
+
+
+def frozen():
+    net = mlp()
+    net[0].bias.requires_grad_(False)
+    return net
+
+
+def normed():
+    return fill(nn.Sequential(nn.Linear(D, K), nn.LayerNorm(K)))
+
+
+class Squared(nn.Module):
+    def forward(self, weight):
+        return weight.square()
+
+
+def parametrized():
+    net = mlp()
+    nn.utils.parametrize.register_parametrization(net[0], "weight", Squared())
+    return net
+
+
+NO_CHAIN = {
+    "tied": tied, "repeated": repeated, "hooked": hooked, "frozen": frozen, "normed": normed,
+    "parametrized": parametrized, "custom": lambda: fill(Unused()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_CHAIN)
+def test_no_chain_means_columns(kind, generator):
+    net = NO_CHAIN[kind]()
+    x = torch.randn(M, D, generator=generator)
+    y = torch.randn(M, net(x).shape[1], generator=generator)
+    assert chain_of(net) is None
+    assert rt.hessian_cost(net, "square", (x, y)).method == "columns"
+    assert relative_error(rt.hessian(net, "square", (x, y)), exact(net, (x, y))) <= HESSIAN
+    with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .*: use 'columns'"):
+        rt.hessian(net, "square", (x, y), method="layer_pairs")
+
+
+CHAINS = {
+    "mlp": mlp,
+    "linear": lambda: fill(nn.Linear(D, K)),
+    "nested": lambda: nn.Sequential(mlp()[:2], nn.Sequential(mlp()[2:], nn.Identity())),
+    "in-place": lambda: mlp(act=lambda: nn.ELU(inplace=True)),
+    "in-place-first": lambda: nn.Sequential(nn.ELU(inplace=True), mlp()),
+    "in-place-last": lambda: nn.Sequential(mlp(), nn.SiLU(inplace=True)),
+    "composed": lambda: mlp(act=lambda: nn.Sequential(nn.Tanh(), nn.Softplus())),
+    "dropout": lambda: mlp(act=lambda: nn.Dropout(0.5)),
+    "shared-act": lambda: nn.Sequential(act := nn.Tanh(), fill(nn.Linear(D, K)), act),
+    "activations-first": lambda: nn.Sequential(nn.Tanh(), fill(nn.Linear(D, K))),
+}
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_chains_are_recognized_and_data_are_left_alone(kind, data):
+    net = CHAINS[kind]()
+    net.train()
+    before = [part.clone() for part in data]
+    measured = [rt.hessian(net, "square", data, method=m) for m in ("layer_pairs", "columns")]
+    assert all(torch.equal(part, copy) for part, copy in zip(data, before, strict=True))
+    assert net.training
+    expected = exact(net.eval(), data)
+    assert relative_error(measured[0], expected) <= HESSIAN
+    assert relative_error(measured[1], expected) <= HESSIAN
+
+
+@pytest.mark.parametrize("axes", [(1,), (4,)], ids=str)
+def test_samples_that_are_no_vectors_go_by_columns(axes, generator):
+    net = mlp()
+    x = torch.randn(M, *axes, D, generator=generator)
+    y = torch.randn(M, *axes, K, generator=generator)
+    assert rt.hessian_cost(net, "square", (x, y)).method == "columns"
+    assert relative_error(rt.hessian(net, "square", (x, y)), exact(net, (x, y))) <= HESSIAN
+
+
+@pytest.mark.parametrize("axes", [(1, 3), (3, 1)], ids=str)
+def test_flattened_samples_go_by_layer_pairs(axes, data):
+    net, images = nn.Sequential(nn.Flatten(), mlp()), (data[0].view(M, *axes), data[1])
+    assert rt.hessian_cost(net, "square", images).method == "layer_pairs"
+    assert relative_error(rt.hessian(net, "square", images), exact(net, images)) <= HESSIAN
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])
+def test_gradient_mode_of_the_caller_does_not_matter(method, mode, data):
+    net = mlp()
+    expected = rt.hessian(net, "square", data, method=method)
+    with mode():
+        measured = rt.hessian(net, "square", data, method=method)
+    assert torch.equal(measured, expected)
+
+
+@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+def test_the_default_dtype_does_not_matter(method, default, data):
+    net = rt.initialize(rt.ShortcutNet(D, 2, 2), "xavier", generator=torch.Generator())
+    given = data[0], data[0].flip(0)
+    expected = rt.hessian(net, "square", given, method=method)
+    torch.set_default_dtype(default)
+    assert torch.equal(rt.hessian(net, "square", given, method=method), expected)
+
+
+# what float32 gradients leave of a product of two layers, relative to the largest entry
+@pytest.mark.parametrize(("method", "tolerance"), [("layer_pairs", 1e-12), ("columns", 1e-5)])
+def test_float32_nets(method, tolerance, data):
+    net, given = mlp().float(), tuple(part.float() for part in data)
+    measured = rt.hessian(net, "square", given, method=method)
+    assert measured.dtype == torch.float64
+    assert net[0].weight.dtype == torch.float32
+    double = mlp().float().double(), tuple(part.double() for part in given)
+    assert relative_error(measured, exact(*double)) <= tolerance
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear", "custom"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_nets_that_are_not_finite(kind, value, data):
+    net = {"mlp": mlp, "custom": lambda: fill(Unused())}.get(kind, lambda: mlp(act=nn.Identity))()
+    with torch.no_grad():
+        next(net.parameters())[0, 0] = value
+    with pytest.raises(ValueError, match=rf"^net .*: entry \(0, 0\) is {value}"):
+        rt.hessian(net, "square", data)
+
+
+@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
+def test_a_hessian_that_overflows(method, data):
+    net = mlp(bias=False, act=nn.Identity)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1e200)
+    with pytest.raises(ValueError, match="^net: its Hessian is not finite on these data"):
+        rt.hessian(net, "square", data, method=method)
+
+
+class Overwriting(nn.Module):
+    """Changes a value that its gradient needs: torch refuses to train it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(D, K)
+
+    def forward(self, x):
+        z = torch.tanh(self.body(x))
+        doubled = 2 * z
+        z.add_(1.0)
+        return z + doubled
+
+
+def test_a_net_that_cannot_be_trained_is_refused(data):
+    with pytest.raises(ValueError, match="^net: overwrites in place a value that its gradient"):
+        rt.hessian(Overwriting(), "square", data)
+
+
+class Backwards(torch.autograd.Function):
+    """The identity, with a gradient that is none of any function."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return grad * z.roll(1, -1)
+
+
+class Invented(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(D, K)
+
+    def forward(self, x):
+        return Backwards.apply(self.body(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_second_derivatives_of_no_function_are_refused(dtype, data):
+    given = tuple(part.to(dtype) for part in data)
+    with pytest.raises(ValueError, match="^net: its second derivatives are not symmetric"):
+        rt.hessian(fill(Invented()).to(dtype), "square", given)
+
+
+NOT_NETS = {
+    "function": (torch.tanh, "^net: got builtin_function_or_method, needs a torch.nn.Module"),
+    "frozen": (nn.Linear(D, K).requires_grad_(False), "^net: has no trainable parameters"),
+    "empty": (nn.Tanh(), "^net: has no trainable parameters"),
+}
+
+
+@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.hessian_cost])
+@pytest.mark.parametrize("kind", NOT_NETS)
+def test_not_a_net(kind, function, data):
+    net, message = NOT_NETS[kind]
+    with pytest.raises(ValueError, match=message):
+        function(net, "square", data)
+
+
+# -- methods, memory, chunks -----------------------------------------------------------------------
+
+METHODS = {
+    "typo": (mlp, "square", "colums", "^method: unknown name 'colums'; did you mean 'columns'"),
+    "not-linear": (mlp, "square", "closed_form", "^method: 'closed_form' needs a linear net"),
+    "not-square": (
+        lambda: mlp(bias=False, act=nn.Identity), F.mse_loss, "closed_form",
+        "^method: 'closed_form' .*the square loss",
+    ),
+    "affine": (lambda: mlp(act=nn.Identity), "square", "closed_form", "without biases"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.hessian_cost])
+@pytest.mark.parametrize("kind", METHODS)
+def test_methods_that_do_not_apply(kind, function, data):
+    make, loss, method, message = METHODS[kind]
+    with pytest.raises(ValueError, match=message):
+        function(make(), loss, data, method=method)
+
+
+def test_an_unknown_batchnorm_policy(data):
+    with pytest.raises(ValueError, match="^batchnorm: unknown name 'train'"):
+        rt.hessian(mlp(), "square", data, batchnorm="train")
+
+
+@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum])
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+def test_too_much_memory_is_refused_before_the_work(function, method, data):
+    net = mlp()
+    with pytest.raises(MemoryError) as caught:
+        function(net, "square", data, method=method, memory_limit=1000)
+    message = str(caught.value)
+    assert re.match(
+        r"hessian: P = 26 parameters need [\d.]+ [MG]iB, 0.0 MiB are available", message
+    )
+    assert "requires_grad_(False)" in message
+    assert "rt.theory.zero_point" in message
+
+
+def test_the_machine_sets_the_limit(data, monkeypatch):
+    monkeypatch.setattr(dense, "_available_bytes", lambda: 0)
+    with pytest.raises(MemoryError, match="P = 26"):
+        rt.hessian(mlp(), "square", data)
+    rt.hessian(mlp(), "square", data, memory_limit=1 << 40)
+
+
+def test_available_memory_is_within_the_machine():
+    available = dense._available_bytes()
+    assert 0 < available < 1 << 50
+
+
+COSTS = {
+    "closed_form": lambda: mlp(bias=False, act=nn.Identity),
+    "layer_pairs": mlp,
+    "columns": lambda: fill(Unused()),
+}
+
+
+@pytest.mark.parametrize("method", COSTS)
+def test_costs(method, data):
+    net = COSTS[method]()
+    cost = rt.hessian_cost(net, "square", data)
+    size = sum(p.numel() for p in net.parameters())
+    assert (cost.method, cost.parameters) == (method, size)
+    assert cost.bytes >= 8 * size**2
+    assert 0.0 < cost.seconds < 10.0
+    assert str(cost).startswith(f"{method}: P = {size}, ")
+    # what it says it needs is what it is granted
+    rt.hessian(net, "square", data, memory_limit=cost.bytes)
+    with pytest.raises(MemoryError):
+        rt.hessian(net, "square", data, memory_limit=cost.bytes - 1)
+
+
+@pytest.mark.parametrize("workspace", [1, 2000, 1 << 28])
+@pytest.mark.parametrize("most", [1, 5, 64])
+def test_columns_do_not_depend_on_chunks(workspace, most, data, monkeypatch):
+    net = mlp()
+    monkeypatch.setattr(dense, "_WORKSPACE", workspace)
+    monkeypatch.setattr(dense, "_MOST_COLUMNS", most)
+    measured = rt.hessian(net, "square", data, method="columns")
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+@pytest.mark.parametrize("workspace", [1, 2000, 1 << 28])
+@pytest.mark.parametrize("kind", ["mlp", "shortcut"])
+def test_layer_pairs_do_not_depend_on_chunks(workspace, kind, data, monkeypatch):
+    net = mlp()
+    if kind == "shortcut":
+        net = nn_shortcut()
+        data = data[0], data[0].flip(0)
+    monkeypatch.setattr(chains, "_WORKSPACE", workspace)
+    measured = rt.hessian(net, "square", data, method="layer_pairs")
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+def nn_shortcut():
+    return fill(rt.ShortcutNet(D, 2, 2, mid="tanh", post="silu", hidden=4, bias=True))
+
+
+def test_operations_without_a_batching_rule_go_one_by_one(data, monkeypatch):
+    net = mlp()
+    monkeypatch.setattr(dense._Columns, "_backward", lambda self, units: None)
+    measured = rt.hessian(net, "square", data, method="columns")
+    assert relative_error(measured, exact(net, data)) <= HESSIAN
+
+
+@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
+def test_hessians_are_symmetric_to_the_bit(method, data):
+    measured = rt.hessian(mlp(bias=False, act=nn.Identity), "square", data, method=method)
+    # the closed form writes both halves on their own
+    tolerance = 1e-14 if method == "closed_form" else 0.0
+    assert relative_error(measured, measured.T) <= tolerance
+
+
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+def test_no_progress_bar_unless_asked(method, data, capsys):
+    rt.hessian(mlp(), "square", data, method=method)
+    assert capsys.readouterr() == ("", "")
+    rt.hessian(mlp(), "square", data, method=method, progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "Hessian" in shown.err
+    assert "100%" in shown.err
+
+
+def test_the_spectrum_is_that_of_the_hessian(data):
+    net = mlp()
+    values = torch.linalg.eigvalsh(exact(net, data))
+    spectrum = rt.hessian_spectrum(net, "square", data)
+    assert spectrum.size == len(values)
+    assert spectrum.distance(rt.Spectrum.of(values)) <= HESSIAN
