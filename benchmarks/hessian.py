@@ -11,7 +11,7 @@ import torch
 from timing import line, medians, once
 
 import resid_theory as rt
-from resid_theory.curvature.dense import _Columns
+from resid_theory.curvature.columns import Columns
 from resid_theory.losses import square
 
 
@@ -64,36 +64,35 @@ def closed_form() -> None:
     )
 
 
-def layer_pairs() -> None:
+def layer_pairs(act: str) -> None:
     """Products of layer pairs against retained-graph columns."""
     generator = torch.Generator().manual_seed(0)
-    for act in ("relu", "tanh"):
-        net = rt.initialize(rt.ShortcutNet(10, 10, 2, mid=act), "xavier", generator=generator)
-        x, y = torch.randn(2, 2000, 10, generator=generator, dtype=torch.float64)
-        data = rt.Regression(x, y)
-        times = medians(
-            {
-                "pairs": lambda: rt.hessian(net, "square", data, method="layer_pairs"),
-                "columns": lambda: rt.hessian(net, "square", data, method="columns"),
-            },
-            3,
-        )
-        single = once(lambda: one_at_a_time(net, data, 100)) * net.weights.numel() / 100
-        line(
-            f"{act}, 20 layers: retained-graph columns / layer pairs",
-            f"{single / times['pairs']:.1f}",
-            f">= 10 (layer pairs: {times['pairs']:.2f} s)",
-        )
-        line(
-            f"{act}, 20 layers: columns in vmapped groups / layer pairs",
-            f"{times['columns'] / times['pairs']:.1f}",
-            "the library's own fallback",
-        )
+    net = rt.initialize(rt.ShortcutNet(10, 10, 2, mid=act), "xavier", generator=generator)
+    x, y = torch.randn(2, 2000, 10, generator=generator, dtype=torch.float64)
+    data = rt.Regression(x, y)
+    times = medians(
+        {
+            "pairs": lambda: rt.hessian(net, "square", data, method="layer_pairs"),
+            "columns": lambda: rt.hessian(net, "square", data, method="columns"),
+        },
+        3,
+    )
+    single = once(lambda: one_at_a_time(net, data, 100)) * net.weights.numel() / 100
+    line(
+        f"{act}, 20 layers: retained-graph columns / layer pairs",
+        f"{single / times['pairs']:.1f}",
+        f">= 10 (layer pairs: {times['pairs']:.2f} s)",
+    )
+    line(
+        f"{act}, 20 layers: columns in vmapped groups / layer pairs",
+        f"{times['columns'] / times['pairs']:.1f}",
+        "the library's own fallback",
+    )
 
 
 def one_at_a_time(net: rt.ShortcutNet, data: rt.Regression, count: int) -> None:
     """The first columns, one backward pass each on a retained graph."""
-    columns = _Columns.of(net, "square", data.x, data.y)
+    columns = Columns.of(net, "square", data.x, data.y)
     units = torch.eye(columns.size, dtype=torch.float64)
     for unit in units[:count]:
         columns._single(unit)
@@ -102,9 +101,7 @@ def one_at_a_time(net: rt.ShortcutNet, data: rt.Regression, count: int) -> None:
 def eigenvalues() -> None:
     """What all eigenvalues cost beyond the solver."""
     net, data = linear_problem()
-    matrix = rt.hessian(net, "square", data)
-    solver = once(lambda: torch.linalg.eigvalsh(matrix))
-    del matrix
+    solver = once(lambda matrix=rt.hessian(net, "square", data): torch.linalg.eigvalsh(matrix))
     whole = once(lambda: rt.hessian_spectrum(net, "square", data))
     line(
         "rt.hessian_spectrum / torch.linalg.eigvalsh, P = 10,000",
@@ -119,6 +116,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     closed_form()
-    layer_pairs()
+    layer_pairs("relu")
+    layer_pairs("tanh")
     if arguments.eigenvalues:
         eigenvalues()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature import chain as chains
-from resid_theory.curvature import dense
+from resid_theory.curvature import columns, dense
 from resid_theory.curvature.chain import chain_of
 
 M, D, K = 7, 3, 2
@@ -507,14 +507,14 @@ def test_too_much_memory_is_refused_before_the_work(function, method, data):
 
 
 def test_the_machine_sets_the_limit(data, monkeypatch):
-    monkeypatch.setattr(dense, "_available_bytes", lambda: 0)
+    monkeypatch.setattr(dense, "available_bytes", lambda: 0)
     with pytest.raises(MemoryError, match="P = 26"):
         rt.hessian(mlp(), "square", data)
     rt.hessian(mlp(), "square", data, memory_limit=1 << 40)
 
 
 def test_available_memory_is_within_the_machine():
-    available = dense._available_bytes()
+    available = dense.available_bytes()
     assert 0 < available < 1 << 50
 
 
@@ -544,8 +544,8 @@ def test_costs(method, data):
 @pytest.mark.parametrize("most", [1, 5, 64])
 def test_columns_do_not_depend_on_chunks(workspace, most, data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(dense, "_WORKSPACE", workspace)
-    monkeypatch.setattr(dense, "_MOST_COLUMNS", most)
+    monkeypatch.setattr(columns, "_WORKSPACE", workspace)
+    monkeypatch.setattr(columns, "_MOST_COLUMNS", most)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 
@@ -568,7 +568,7 @@ def nn_shortcut():
 
 def test_operations_without_a_batching_rule_go_one_by_one(data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(dense._Columns, "_backward", lambda self, units: None)
+    monkeypatch.setattr(columns.Columns, "_backward", lambda self, units: None)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 

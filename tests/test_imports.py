@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bottom up. Rooms on one floor do not import one another. "resid_theory" is the public face.
 FLOORS = [
     ["_check"],
-    ["activations", "losses", "spectra", "state", "store", "stream"],
+    ["activations", "losses", "machine", "spectra", "state", "store", "stream"],
     ["moments"],
     ["samples"],
     ["data", "theory"],
@@ -29,7 +29,7 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["kinks"], ["origin"]],
-    "curvature": [["chain"], ["dense"]],
+    "curvature": [["chain", "columns"], ["dense"]],
     "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
 }
 

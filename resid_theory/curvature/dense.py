@@ -1,10 +1,7 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
-import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +10,9 @@ from tqdm import tqdm
 
 from resid_theory._check import choose, finite
 from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
-from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
+from resid_theory.curvature.columns import Batches, column_hessian, column_seconds, trainable
+from resid_theory.losses import Loss, check_mean, check_target, loss_function
+from resid_theory.machine import available_bytes, matmul_rate, readable_bytes
 from resid_theory.moments import Moments
 from resid_theory.spectra import Spectrum
 from resid_theory.state import untouched
@@ -23,11 +22,8 @@ from resid_theory.theory.linear import Unit, linear_hessian
 __all__ = ["METHODS", "HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
 
 METHODS = ("auto", "closed_form", "layer_pairs", "columns")
-_WORKSPACE = 1 << 28  # bytes of activations that a group of columns may hold
-_MOST_COLUMNS = 64  # differentiated together; more gains nothing once the processor is busy
+_WORKSPACE = 1 << 28  # bytes that a route holds beside the matrix
 _BANDWIDTH = 2e9  # bytes per second of writing new memory, for estimates only
-
-Batches = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +45,8 @@ class HessianCost:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"{self.method}: P = {self.parameters}, {_size(self.bytes)}, about {self.seconds:.2g} s"
+            f"{self.method}: P = {self.parameters}, {readable_bytes(self.bytes)}, "
+            f"about {self.seconds:.2g} s"
         )
 
 
@@ -144,7 +141,7 @@ def hessian_spectrum(
         MemoryError: As for :func:`hessian`.
     """
     _check_net(net)
-    size = sum(p.numel() for p in _parameters(net))
+    size = sum(p.numel() for p in trainable(net))
     _refuse_if_too_large(3 * 8 * size * size, size, memory_limit)  # LAPACK works on a copy
     matrix = hessian(
         net,
@@ -248,27 +245,20 @@ def _pairs_plan(chain: Chain, loss: str | Loss, parts: Batches) -> _Plan:
         bytes=copies * 8 * size**2 + 2 * _WORKSPACE,
         batches=parts,
         run=lambda progress: _layer_pairs(chain, loss, parts, progress),
-        seconds=lambda: 4 * samples * size**2 / _matmul_rate() + 8 * size**2 / _BANDWIDTH,
+        seconds=lambda: 4 * samples * size**2 / matmul_rate() + 8 * size**2 / _BANDWIDTH,
     )
 
 
 def _columns_plan(net: nn.Module, loss: str | Loss, parts: Batches) -> _Plan:
-    size = sum(p.numel() for p in _parameters(net))
+    size = sum(p.numel() for p in trainable(net))
     return _Plan(
         method="columns",
         size=size,
         bytes=2 * 8 * size**2 + 2 * _WORKSPACE,
         batches=parts,
-        run=lambda progress: _columns(net, loss, parts, progress),
-        seconds=lambda: _column_seconds(net, loss, parts) + 2 * 8 * size**2 / _BANDWIDTH,
+        run=lambda progress: column_hessian(net, loss, parts, progress),
+        seconds=lambda: column_seconds(net, loss, parts) + 2 * 8 * size**2 / _BANDWIDTH,
     )
-
-
-def _parameters(net: nn.Module) -> list[Tensor]:
-    parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
-    return parameters
 
 
 def _check_net(net: nn.Module) -> None:
@@ -289,7 +279,7 @@ def _are_matrices(parts: Batches) -> bool:
 def _check_inputs(net: nn.Module, parts: Batches) -> None:
     for key, weight in net.named_parameters():
         finite(f"net {key}", weight)
-    parameter = _parameters(net)[0]
+    parameter = trainable(net)[0]
     for x, y in parts:
         for name, value in (("x", x), ("y", y)):
             if value.is_floating_point() and value.dtype != parameter.dtype:
@@ -337,65 +327,16 @@ def _output(net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> Any:
     return output
 
 
-# -- memory ----------------------------------------------------------------------------------------
-
-
 def _refuse_if_too_large(needed: int, size: int, limit: int | None) -> None:
-    available = _available_bytes() if limit is None else limit
+    available = available_bytes() if limit is None else limit
     if needed > available:
         raise MemoryError(
-            f"hessian: P = {size} parameters need {_size(needed)}, {_size(available)} are "
-            "available; use a narrower or shallower net, fewer trainable parameters "
+            f"hessian: P = {size} parameters need {readable_bytes(needed)}, "
+            f"{readable_bytes(available)} are available; use a narrower or shallower net, fewer "
+            "trainable parameters "
             "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, "
             "which needs no matrix"
         )
-
-
-def _available_bytes() -> int:
-    """Free memory of the machine, or of the container where that is less."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        free.append(1024 * int(lines["MemAvailable"].split()[0]))
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            most = file.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
-            free.append(int(most) - int(file.read()) if most != "max" else free[0])
-    except (OSError, KeyError, ValueError):
-        pass  # not Linux, or no such limit: the smallest of what is known decides
-    return max(0, min(free))
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 1 << 28 else f"{count / 2**20:.1f} MiB"
-
-
-# -- time ------------------------------------------------------------------------------------------
-
-
-@cache
-def _matmul_rate() -> float:
-    """Floating-point operations per second of a float64 matrix product, measured once."""
-    a = torch.ones(400, 400, dtype=torch.float64)
-    a @ a
-    start = time.perf_counter()
-    for _ in range(5):
-        a @ a
-    return 5 * 2 * 400**3 / (time.perf_counter() - start)
-
-
-def _column_seconds(net: nn.Module, loss: str | Loss, parts: Batches) -> float:
-    """Time of all columns, from one group on the first batch."""
-    x, y = parts[0]
-    start = time.perf_counter()
-    columns = _Columns.of(net, loss, x, y)
-    ready = time.perf_counter()
-    columns.rows(0)
-    once, group = ready - start, time.perf_counter() - ready
-    groups = -(-columns.size // columns.step)
-    samples = sum(len(x) for x, _ in parts)
-    return (once + group * groups) * samples / len(x)
 
 
 # -- the three routes ------------------------------------------------------------------------------
@@ -415,118 +356,3 @@ def _layer_pairs(chain: Chain, loss: str | Loss, parts: Batches, progress: bool)
     total = sum(len(x) for x, _ in parts)
     with tqdm(total=total, disable=not progress, desc="Hessian", unit="sample") as bar:
         return chain_hessian(chain, loss, parts, report=bar.update)
-
-
-def _columns(net: nn.Module, loss: str | Loss, parts: Batches, progress: bool) -> Tensor:
-    size = sum(p.numel() for p in _parameters(net))
-    device = _parameters(net)[0].device
-    total = torch.zeros(size, size, dtype=torch.float64, device=device)
-    samples = sum(len(x) for x, _ in parts)
-    with tqdm(total=size * len(parts), disable=not progress, desc="Hessian", unit="column") as bar:
-        for x, y in parts:
-            columns = _Columns.of(net, loss, x, y)
-            for start in range(0, size, columns.step):
-                rows = columns.rows(start)
-                total[start : start + len(rows)] += (len(x) / samples) * rows
-                bar.update(len(rows))
-    _check_symmetric(total, torch.finfo(_parameters(net)[0].dtype).eps)
-    return 0.5 * (total + total.mT)
-
-
-def _check_symmetric(total: Tensor, eps: float) -> None:
-    low, high = torch.aminmax(total)
-    gap = (total - total.mT).max().item()
-    # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
-    if gap > eps**0.25 * max(-low.item(), high.item()):
-        raise ValueError(
-            f"net: its second derivatives are not symmetric (by {gap:.2g}), so they are those of "
-            "no function; the usual causes are a gradient written by hand and an operation that "
-            "torch differentiates only once right (torch.nn.utils weight_norm is one)"
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Columns:
-    """The gradient of one batch's loss with its graph, to draw columns from in groups."""
-
-    parameters: list[Tensor]
-    gradient: Tensor
-    step: int
-
-    @classmethod
-    def of(cls, net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> "_Columns":
-        saved = 0
-
-        def weigh(tensor: Tensor) -> tuple[Tensor, int]:
-            nonlocal saved
-            saved += tensor.numel() * tensor.element_size()
-            return tensor, tensor._version
-
-        def give(packed: tuple[Tensor, int]) -> Tensor:
-            tensor, version = packed
-            if tensor._version != version:  # torch's own check is off where hooks are on
-                raise ValueError("net: overwrites in place a value that its gradient needs")
-            return tensor
-
-        parameters = _parameters(net)
-        with (
-            torch.enable_grad(),
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            torch.autograd.graph.saved_tensors_hooks(weigh, give),
-        ):
-            value = check_scalar(loss_function(loss)(net(x.clone()), y))
-            grads = torch.autograd.grad(
-                value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            gradient = torch.cat([grad.reshape(-1) for grad in grads])
-        step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, saved)))
-        return cls(parameters=parameters, gradient=gradient, step=step)
-
-    @property
-    def size(self) -> int:
-        return len(self.gradient)
-
-    def rows(self, start: int) -> Tensor:
-        """Rows of the Hessian from ``start`` on, at most ``step``, float64."""
-        count = min(self.step, self.size - start)
-        if not self.gradient.requires_grad:  # the loss is linear in every parameter
-            return torch.zeros(count, self.size, dtype=torch.float64, device=self.gradient.device)
-        units = torch.zeros(
-            count, self.size, dtype=self.gradient.dtype, device=self.gradient.device
-        )
-        units[torch.arange(count), start + torch.arange(count)] = 1.0
-        parts = self._backward(units) if count > 1 else None
-        if parts is None:
-            parts = [torch.stack(p) for p in zip(*map(self._single, units), strict=True)]
-        # A parameter that the gradient does not reach has zeros without the group's axis.
-        flat = [
-            part.expand(count, *parameter.shape).reshape(count, -1)
-            for part, parameter in zip(parts, self.parameters, strict=True)
-        ]
-        return torch.cat(flat, dim=1).to(torch.float64)
-
-    def _backward(self, units: Tensor) -> list[Tensor] | None:
-        try:
-            return list(
-                torch.autograd.grad(
-                    self.gradient,
-                    self.parameters,
-                    grad_outputs=units,
-                    is_grads_batched=True,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        except RuntimeError:
-            return None  # an operation without a batching rule: one column at a time gives the same
-
-    def _single(self, unit: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            self.gradient,
-            self.parameters,
-            grad_outputs=unit,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )

@@ -1,0 +1,169 @@
+"""Hessians of any module, columns at a time on a retained graph of the gradient."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resid_theory.losses import Loss, check_scalar, loss_function
+
+__all__ = ["Columns", "column_hessian", "column_seconds", "trainable"]
+
+_WORKSPACE = 1 << 28  # bytes of activations that a group of columns may hold
+_MOST_COLUMNS = 64  # differentiated together; more gains nothing once the processor is busy
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def trainable(net: nn.Module) -> list[Tensor]:
+    """The parameters that a Hessian has rows for; ValueError if there is none."""
+    parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
+    return parameters
+
+
+def column_seconds(net: nn.Module, loss: str | Loss, parts: Batches) -> float:
+    """Time of all columns, from one group on the first batch."""
+    x, y = parts[0]
+    start = time.perf_counter()
+    columns = Columns.of(net, loss, x, y)
+    ready = time.perf_counter()
+    columns.rows(0)
+    once, group = ready - start, time.perf_counter() - ready
+    groups = -(-columns.size // columns.step)
+    samples = sum(len(x) for x, _ in parts)
+    return (once + group * groups) * samples / len(x)
+
+
+def column_hessian(net: nn.Module, loss: str | Loss, parts: Batches, progress: bool) -> Tensor:
+    """Exact Hessian of the mean loss of any module.
+
+    Args:
+        net: The module, in the mode that it is to be measured in.
+        loss: As in ``losses.loss_function``.
+        parts: Batches (x, y); ragged ones are weighted by their size.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        (P, P), float64, in the order of ``parameters_to_vector``.
+
+    Raises:
+        ValueError: If the second derivatives found are not symmetric, hence wrong.
+    """
+    size = sum(p.numel() for p in trainable(net))
+    device = trainable(net)[0].device
+    total = torch.zeros(size, size, dtype=torch.float64, device=device)
+    samples = sum(len(x) for x, _ in parts)
+    with tqdm(total=size * len(parts), disable=not progress, desc="Hessian", unit="column") as bar:
+        for x, y in parts:
+            columns = Columns.of(net, loss, x, y)
+            for start in range(0, size, columns.step):
+                rows = columns.rows(start)
+                total[start : start + len(rows)] += (len(x) / samples) * rows
+                bar.update(len(rows))
+    _check_symmetric(total, torch.finfo(trainable(net)[0].dtype).eps)
+    return 0.5 * (total + total.mT)
+
+
+def _check_symmetric(total: Tensor, eps: float) -> None:
+    low, high = torch.aminmax(total)
+    gap = (total - total.mT).max().item()
+    # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
+    if gap > eps**0.25 * max(-low.item(), high.item()):
+        raise ValueError(
+            f"net: its second derivatives are not symmetric (by {gap:.2g}), so they are those of "
+            "no function; the usual causes are a gradient written by hand and an operation that "
+            "torch differentiates only once right (torch.nn.utils weight_norm is one)"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Columns:
+    """The gradient of one batch's loss with its graph, to draw columns from in groups."""
+
+    parameters: list[Tensor]
+    gradient: Tensor
+    step: int
+
+    @classmethod
+    def of(cls, net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> "Columns":
+        """Differentiate once, and choose the group by what the graph holds in memory."""
+        saved = 0
+
+        def weigh(tensor: Tensor) -> tuple[Tensor, int]:
+            nonlocal saved
+            saved += tensor.numel() * tensor.element_size()
+            return tensor, tensor._version
+
+        def give(packed: tuple[Tensor, int]) -> Tensor:
+            tensor, version = packed
+            if tensor._version != version:  # torch's own check is off where hooks are on
+                raise ValueError("net: overwrites in place a value that its gradient needs")
+            return tensor
+
+        parameters = trainable(net)
+        with (
+            torch.enable_grad(),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            torch.autograd.graph.saved_tensors_hooks(weigh, give),
+        ):
+            value = check_scalar(loss_function(loss)(net(x.clone()), y))
+            grads = torch.autograd.grad(
+                value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            gradient = torch.cat([grad.reshape(-1) for grad in grads])
+        step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, saved)))
+        return cls(parameters=parameters, gradient=gradient, step=step)
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return len(self.gradient)
+
+    def rows(self, start: int) -> Tensor:
+        """Rows of the Hessian from ``start`` on, at most ``step``, float64."""
+        count = min(self.step, self.size - start)
+        if not self.gradient.requires_grad:  # the loss is linear in every parameter
+            return torch.zeros(count, self.size, dtype=torch.float64, device=self.gradient.device)
+        units = torch.zeros(
+            count, self.size, dtype=self.gradient.dtype, device=self.gradient.device
+        )
+        units[torch.arange(count), start + torch.arange(count)] = 1.0
+        parts = self._backward(units) if count > 1 else None
+        if parts is None:
+            parts = [torch.stack(p) for p in zip(*map(self._single, units), strict=True)]
+        # A parameter that the gradient does not reach has zeros without the group's axis.
+        flat = [
+            part.expand(count, *parameter.shape).reshape(count, -1)
+            for part, parameter in zip(parts, self.parameters, strict=True)
+        ]
+        return torch.cat(flat, dim=1).to(torch.float64)
+
+    def _backward(self, units: Tensor) -> list[Tensor] | None:
+        try:
+            return list(
+                torch.autograd.grad(
+                    self.gradient,
+                    self.parameters,
+                    grad_outputs=units,
+                    is_grads_batched=True,
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+        except RuntimeError:
+            return None  # an operation without a batching rule: one column at a time gives the same
+
+    def _single(self, unit: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            self.gradient,
+            self.parameters,
+            grad_outputs=unit,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )

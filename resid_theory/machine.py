@@ -1,0 +1,41 @@
+"""What the machine has to offer: free memory, and its rate of matrix products."""
+
+import os
+import time
+from functools import cache
+
+import torch
+
+__all__ = ["available_bytes", "matmul_rate", "readable_bytes"]
+
+
+def available_bytes() -> int:
+    """Free memory of the machine, or of the container where that is less."""
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        free.append(1024 * int(lines["MemAvailable"].split()[0]))
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            most = file.read().strip()
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as file:
+            free.append(int(most) - int(file.read()) if most != "max" else free[0])
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux, or no such limit: the smallest of what is known decides
+    return max(0, min(free))
+
+
+def readable_bytes(count: int) -> str:
+    """A number of bytes as people read it."""
+    return f"{count / 2**30:.1f} GiB" if count >= 1 << 28 else f"{count / 2**20:.1f} MiB"
+
+
+@cache
+def matmul_rate() -> float:
+    """Floating-point operations per second of a float64 matrix product, measured once."""
+    a = torch.ones(400, 400, dtype=torch.float64)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    return 5 * 2 * 400**3 / (time.perf_counter() - start)
