@@ -98,10 +98,16 @@ def one_at_a_time(net: rt.ShortcutNet, data: rt.Regression, count: int) -> None:
         columns._single(unit)
 
 
+def solver_seconds(net: rt.ShortcutNet, data: rt.Regression) -> float:
+    """Of LAPACK alone; the matrix is gone when this returns."""
+    matrix = rt.hessian(net, "square", data)
+    return once(lambda: torch.linalg.eigvalsh(matrix))
+
+
 def eigenvalues() -> None:
     """What all eigenvalues cost beyond the solver."""
     net, data = linear_problem()
-    solver = once(lambda matrix=rt.hessian(net, "square", data): torch.linalg.eigvalsh(matrix))
+    solver = solver_seconds(net, data)
     whole = once(lambda: rt.hessian_spectrum(net, "square", data))
     line(
         "rt.hessian_spectrum / torch.linalg.eigvalsh, P = 10,000",
