@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     from resid_theory.curvature import hessian_cost as hessian_cost
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
     from resid_theory.data import load_whitened as load_whitened
+    from resid_theory.equivalence import check_equivalence as check_equivalence
+    from resid_theory.equivalence import fold as fold
+    from resid_theory.equivalence import to_plain as to_plain
+    from resid_theory.equivalence import to_residual as to_residual
+    from resid_theory.identity import IdDecay as IdDecay
+    from resid_theory.identity import id_mask as id_mask
     from resid_theory.moments import Moments as Moments
+    from resid_theory.networks import diracnet as diracnet
+    from resid_theory.networks import diracnet_imagenet as diracnet_imagenet
+    from resid_theory.networks import full_net as full_net
+    from resid_theory.networks import preresnet as preresnet
+    from resid_theory.networks import simplified_net as simplified_net
     from resid_theory.samples import Regression as Regression
     from resid_theory.shortcut import ShortcutNet as ShortcutNet
     from resid_theory.shortcut import draw_weights as draw_weights
@@ -25,34 +36,56 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "IdDecay": "identity",
     "Moments": "moments",
     "Regression": "samples",
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
+    "check_equivalence": "equivalence",
+    "diracnet": "networks",
+    "diracnet_imagenet": "networks",
     "draw_weights": "shortcut",
+    "fold": "equivalence",
+    "full_net": "networks",
     "hessian": "curvature",
     "hessian_cost": "curvature",
     "hessian_spectrum": "curvature",
+    "id_mask": "identity",
     "initialize": "shortcut",
     "load_whitened": "data",
+    "preresnet": "networks",
+    "simplified_net": "networks",
+    "to_plain": "equivalence",
+    "to_residual": "equivalence",
 }
 _ROOMS = ("curvature", "data", "plots", "theory")
 
 __all__ = [
+    "IdDecay",
     "Moments",
     "Regression",
     "ShortcutNet",
     "Spectrum",
+    "check_equivalence",
     "curvature",
     "data",
+    "diracnet",
+    "diracnet_imagenet",
     "draw_weights",
+    "fold",
+    "full_net",
     "hessian",
     "hessian_cost",
     "hessian_spectrum",
+    "id_mask",
     "initialize",
     "load_whitened",
     "plots",
+    "preresnet",
+    "simplified_net",
     "theory",
+    "to_plain",
+    "to_residual",
 ]
 
 

@@ -16,8 +16,8 @@ FLOORS = [
     ["activations", "losses", "machine", "spectra", "state", "store", "stream"],
     ["moments"],
     ["samples"],
-    ["data", "theory"],
-    ["shortcut"],
+    ["data", "identity", "theory"],
+    ["networks", "shortcut"],
     ["equivalence"],
     ["curvature"],
     ["plots"],
@@ -30,6 +30,9 @@ FLOORS = [
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["kinks"], ["origin"]],
     "curvature": [["chain", "columns"], ["dense"]],
+    "identity": [["entries"], ["weights"], ["decay", "draws"]],
+    "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
+    "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
     "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
 }
 

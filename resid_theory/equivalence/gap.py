@@ -1,0 +1,197 @@
+"""How far two nets are from being the same: outputs, gradients, steps of training."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import as_tensor, whole
+from resid_theory.identity import AddIdentity, IdDecay, shifted
+from resid_theory.losses import Loss, check_target, loss_function
+
+__all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gap:
+    """Measured differences between two nets; all relative, 0 for the same net.
+
+    Attributes:
+        outputs: Largest difference of outputs over the largest output of the first net.
+        input_gradient: The same for the loss's gradient at the input.
+        gradients: The same for each parameter's gradient, the worst of them; None when the
+            parameters do not correspond one to one, as in a folded net.
+        steps: Largest difference of effective weights over the largest weight of the first net,
+            after each step of training, (steps,), float64.
+    """
+
+    outputs: float
+    input_gradient: float
+    gradients: float | None
+    steps: Tensor
+
+    @property
+    def largest(self) -> float:
+        """The worst of all that was measured."""
+        return max(self.outputs, self.input_gradient, self.gradients or 0.0, *self.steps.tolist())
+
+
+def check_equivalence(
+    net_a: nn.Module,
+    net_b: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    *,
+    loss: str | Loss = "square",
+    steps: int = 0,
+    optimizer: OptimizerFactory | None = None,
+    correct: bool = True,
+) -> Gap:
+    """Measure whether two nets are the same net, with the same gradients and the same training.
+
+    Both are copied and measured in the mode they are in. Parameters correspond when their layers
+    have the same names and shapes; V is compared after adding I.
+
+    Args:
+        net_a: A net.
+        net_b: Another one.
+        x: Inputs, (batch, ...), of the nets' dtype and device. Round-off is amplified by ReLUs that
+            switch, so differences far above the dtype's precision need float64 to be told apart.
+        y: Targets of the loss; zeros of the output's shape if None.
+        loss: As everywhere: a name or a callable ``(output, target) -> scalar mean``.
+        steps: Steps of training on (x, y), all on the same batch.
+        optimizer: Makes an optimizer from parameters, such as
+            ``lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=1e-4)``. Needed for ``steps`` > 0.
+        correct: Whether decay of residual weights is corrected (:class:`identity.IdDecay`), without
+            which the nets drift apart under weight decay.
+
+    Returns:
+        The gap. The nets are left as they are.
+
+    Raises:
+        ValueError: If the outputs' shapes differ, ``steps`` is given without ``optimizer``, or
+            training cannot be compared because the parameters do not correspond.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 3.1 and Appendix B.
+
+    Example:
+        >>> net = rt.simplified_net(20, identity="residual").double()
+        >>> x = torch.ones(1, 3, 32, 32, dtype=torch.float64)
+        >>> check_equivalence(net, rt.to_plain(net), x).largest < 1e-12
+        True
+    """
+    x, steps = as_tensor("x", x), whole("steps", steps, minimum=0)
+    if steps and optimizer is None:
+        raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
+    nets = copy.deepcopy(net_a), copy.deepcopy(net_b)
+    target, function = y, loss_function(loss)
+    measured: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+    for net in nets:
+        at = x.detach().clone().requires_grad_(x.is_floating_point())
+        output = net(at)
+        if measured and output.shape != measured[0][0].shape:
+            raise ValueError(
+                f"net_b: gives outputs of shape {tuple(output.shape)}, needs those of net_a, "
+                f"{tuple(measured[0][0].shape)}"
+            )
+        target = torch.zeros_like(output) if target is None else target
+        check_target(loss, output, target)
+        measured.append((output.detach(), *_gradients(net, at, function(output, target))))
+    (out_a, in_a, grads_a), (out_b, in_b, grads_b) = measured
+    same = _correspond(grads_a, grads_b)
+    if steps and not same:
+        odd = sorted(set(_shapes(grads_a)) ^ set(_shapes(grads_b)))[0]
+        raise ValueError(
+            f"steps: got {steps}, but the nets' parameters do not correspond, {odd[0]!r} of shape "
+            f"{odd[1]} is in one only; needs steps=0"
+        )
+    drift: list[float] = []
+    if steps and optimizer is not None:
+        drift = _train(nets, x, target, function, steps, optimizer, correct)
+    return Gap(
+        outputs=_relative(out_a, out_b),
+        input_gradient=_relative(in_a, in_b),
+        gradients=max(_relative(grads_a[n], grads_b[n]) for n in grads_a) if same else None,
+        steps=torch.tensor(drift, dtype=torch.float64),
+    )
+
+
+def _gradients(net: nn.Module, x: Tensor, value: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    named = {name: p for name, p in _parameters(net).items() if p.requires_grad}
+    inputs = ([x] if x.requires_grad else []) + list(named.values())
+    grads = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+    at_input = grads[0] if x.requires_grad else x.new_zeros(1)
+    return at_input, dict(zip(named, grads[-len(named) :], strict=True)) if named else {}
+
+
+def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by the name that they would have in the plain net."""
+    wrapped = [name for name, module in net.named_modules() if isinstance(module, AddIdentity)]
+    named = {}
+    for name, parameter in net.named_parameters():
+        for prefix in wrapped:
+            inner = f"{prefix}.layer." if prefix else "layer."
+            if name.startswith(inner):
+                name = inner.removesuffix("layer.") + name.removeprefix(inner)
+        named[name.replace("parametrizations.weight.original", "weight")] = parameter
+    return named
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    """Effective parameters: V with the identity added."""
+    masks: dict[Tensor, Tensor] = dict(shifted(net))
+    return {
+        name: p.detach() + masks[p] if p in masks else p.detach()
+        for name, p in _parameters(net).items()
+    }
+
+
+def _shapes(tensors: dict[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
+
+
+def _correspond(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return bool(a) and sorted(_shapes(a)) == sorted(_shapes(b))
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    difference, scale = float((a - b).abs().max()), float(a.abs().max())
+    if not math.isfinite(difference):  # max() would pass over a NaN
+        return math.inf
+    if difference == 0.0:
+        return 0.0
+    return difference / scale if scale else math.inf
+
+
+def _train(
+    nets: tuple[nn.Module, nn.Module],
+    x: Tensor,
+    y: Tensor | None,
+    loss: Loss,
+    steps: int,
+    optimizer: OptimizerFactory,
+    correct: bool,
+) -> list[float]:
+    """Drift of effective weights after each step."""
+    assert y is not None
+    optimizers = [optimizer(_parameters(net).values()) for net in nets]
+    if correct:
+        for net, each in zip(nets, optimizers, strict=True):
+            IdDecay(each, net)
+    drift = []
+    for _ in range(steps):
+        for net, each in zip(nets, optimizers, strict=True):
+            each.zero_grad()
+            loss(net(x), y).backward()
+            each.step()
+        a, b = (_weights(net) for net in nets)
+        b = {name: b[name] for name in a}  # the two nets may list them in another order
+        flat = [torch.cat([w.flatten() for w in weights.values()]) for weights in (a, b)]
+        drift.append(_relative(*flat))
+    return drift

@@ -1,0 +1,51 @@
+r"""Where the identity sits in a weight: ID entries, parametrizations, first draws, decay.
+
+A layer's effective weight is :math:`\hat W = a I + R`: plain a = 0, residual a = 1, Dirac a learned
+and R of learned norm. Everything here follows from the kernel I, whose ones are the ID entries.
+"""
+
+from resid_theory.identity.decay import IdDecay, id_mask, shifted, undecayed
+from resid_theory.identity.draws import DRAWS, as_generator, draw_kernel, initialize_layer
+from resid_theory.identity.entries import (
+    RULES,
+    id_entries,
+    id_rule,
+    identity_kernel,
+    identity_map,
+    identity_of,
+    mark,
+)
+from resid_theory.identity.weights import (
+    AddIdentity,
+    DiracWeight,
+    DominantWeight,
+    ResidualWeight,
+    identity_removed,
+    layer_identity,
+    with_identity,
+)
+
+__all__ = [
+    "DRAWS",
+    "RULES",
+    "AddIdentity",
+    "DiracWeight",
+    "DominantWeight",
+    "IdDecay",
+    "ResidualWeight",
+    "as_generator",
+    "draw_kernel",
+    "id_entries",
+    "id_mask",
+    "id_rule",
+    "identity_kernel",
+    "identity_map",
+    "identity_of",
+    "identity_removed",
+    "initialize_layer",
+    "layer_identity",
+    "mark",
+    "shifted",
+    "undecayed",
+    "with_identity",
+]

@@ -1,0 +1,247 @@
+"""The ID entries of a whole net, and weight decay that leaves the identity alone."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory.identity.entries import id_rule, identity_of
+from resid_theory.identity.weights import AddIdentity, DiracWeight, layer_identity
+
+__all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
+
+
+def id_mask(net: nn.Module) -> dict[str, Tensor]:
+    """Where the ID entries lie in a net's parameters, by name.
+
+    In a plain net these are the entries that a residual net of the same design would have, as its
+    maker marked them: the nets of this toolkit, and what ``to_plain`` returns.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        Booleans of the parameter's shape, for the parameters that hold ID entries only.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendix C.
+
+    Example:
+        >>> sum(int(mask.sum()) for mask in id_mask(rt.simplified_net(20)).values())
+        672
+    """
+    masks = {}
+    for name, layer in net.named_modules():
+        prefix = f"{name}." if name else ""
+        inside, rule = layer_identity(layer), id_rule(layer)
+        if inside is not None:
+            masks[f"{prefix}parametrizations.weight.original"] = inside.mask()
+        elif rule is not None:
+            masks[f"{prefix}weight"] = identity_of(layer, rule) != 0
+    return masks
+
+
+def shifted(net: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The parameters to which the net adds 1 at their ID entries, each with its mask.
+
+    Args:
+        net: Any module.
+
+    Yields:
+        Parameter and mask: every V beside a fixed identity. Plain and Dirac layers have none.
+    """
+    for layer in net.modules():
+        inside = layer_identity(layer)
+        if inside is not None and not isinstance(inside, DiracWeight):
+            yield layer.get_parameter("parametrizations.weight.original"), inside.mask()
+        elif isinstance(layer, AddIdentity):
+            yield layer.layer.get_parameter("weight"), identity_of(layer.layer, layer.rule) != 0
+
+
+def undecayed(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that weight decay must leave alone: a and b of every Dirac layer.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        The parameters, in the net's order; empty for nets without Dirac layers.
+
+    Source:
+        Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2: decay on a and b "would lead to
+        degenerate solutions". The authors' code leaves every tensor of one axis free of decay.
+    """
+    scales = [(m.a, m.b) for m in net.modules() if isinstance(m, DiracWeight)]
+    return [scale for both in scales for scale in both if scale is not None]
+
+
+_COUPLED = (
+    torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam,
+    torch.optim.LBFGS, torch.optim.AdamW,
+)  # fmt: skip
+
+
+class IdDecay:
+    r"""Make weight decay of a residual net that of its plain net: towards 0, not the identity.
+
+    While attached, every ``optimizer.step()`` decays V + I instead of V, so that the residual and
+    the plain net stay the same net, step for step. Coupled decay: :math:`\lambda e` joins the
+    gradient during the step, and ``.grad`` is put back after it. Decoupled decay:
+    :math:`\eta\lambda e` leaves the weights after the step, with that step's :math:`\eta`. The
+    weight decay is read from each parameter group at each step. Plain and Dirac layers are left
+    alone, so a trainer may use it on any net.
+
+    Args:
+        optimizer: SGD (momentum, Nesterov, dampening), Adam, AdamW, RMSprop, Adagrad, Adadelta,
+            Adamax, NAdam, RAdam or L-BFGS. Clip gradients of the two nets alike only if the clipped
+            total includes :math:`\lambda e`.
+        net: The net whose parameters it steps.
+        decoupled: Whether decay is decoupled, for optimizers of other classes; they must move the
+            same wherever the weights are (no trust ratios, no norm-based clipping).
+
+    Raises:
+        ValueError: If the optimizer holds none of the net's shifted parameters, or is of a class
+            not known to move the same wherever the weights are and ``decoupled`` is not given.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 3.1, for SGD; other optimizers derived here.
+
+    Example:
+        >>> net = rt.simplified_net(20, identity="residual")
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=1e-4)
+        >>> with IdDecay(optimizer, net):
+        ...     _ = optimizer.step()
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, net: nn.Module, *, decoupled: bool | None = None
+    ) -> None:
+        self._attach(optimizer, dict(shifted(net)), decoupled)
+
+    @classmethod
+    def from_masks(
+        cls,
+        optimizer: torch.optim.Optimizer,
+        masks: Mapping[Tensor, Tensor],
+        *,
+        decoupled: bool | None = None,
+    ) -> "IdDecay":
+        """The same for parameters that no net holds, such as those of several nets in one stack.
+
+        Args:
+            optimizer: As for the class.
+            masks: Booleans of the parameter's shape, for each shifted parameter.
+            decoupled: As for the class.
+
+        Returns:
+            The attached correction.
+
+        Raises:
+            ValueError: As for the class, or if a mask has another shape than its parameter.
+        """
+        for parameter, mask in masks.items():
+            if parameter.shape != mask.shape:
+                raise ValueError(
+                    f"masks: got shape {tuple(mask.shape)} for a parameter of shape "
+                    f"{tuple(parameter.shape)}, needs the same"
+                )
+        made = cls.__new__(cls)
+        made._attach(optimizer, masks, decoupled)
+        return made
+
+    def _attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        masks: Mapping[Tensor, Tensor],
+        decoupled: bool | None,
+    ) -> None:
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        if masks and held.isdisjoint(masks):
+            raise ValueError("optimizer: holds none of the net's parameters, needs this net's own")
+        if masks and decoupled is None and not isinstance(optimizer, _COUPLED):
+            names = ", ".join(kind.__name__ for kind in _COUPLED)
+            raise ValueError(
+                f"optimizer: got {type(optimizer).__name__}, whose steps may depend on where the "
+                f"weights are; needs one of {names}, or decoupled=True or False if they do not"
+            )
+        self.optimizer = optimizer
+        self._decoupled = decoupled
+        self._entries = {p: mask.nonzero(as_tuple=True) for p, mask in masks.items()}
+        self._before: list[tuple[Tensor, tuple[Tensor, ...], Tensor]] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre),
+            optimizer.register_step_post_hook(self._post),
+        ]
+
+    def remove(self) -> None:
+        """Detach from the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __enter__(self) -> "IdDecay":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+    def _is_decoupled(self, group: dict[str, Any]) -> bool:
+        if self._decoupled is not None:
+            return self._decoupled
+        is_adamw = isinstance(self.optimizer, torch.optim.AdamW)
+        return bool(group.get("decoupled_weight_decay", is_adamw))
+
+    def _decayed(
+        self, *, decoupled: bool
+    ) -> Iterator[tuple[dict[str, Any], Tensor, tuple[Tensor, ...]]]:
+        for group in self.optimizer.param_groups:
+            if group.get("weight_decay", 0.0) and self._is_decoupled(group) == decoupled:
+                for p in group["params"]:
+                    if p in self._entries and p.grad is not None:
+                        yield group, p, self._entries[p]
+
+    def _pre(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._entries and getattr(optimizer, "grad_scale", None) is not None:
+            raise ValueError("optimizer: its gradients are scaled; call scaler.unscale_ before")
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._add()
+            return None
+        # The closure computes the gradients anew, so the correction has to come after it.
+        return args[:1], {**kwargs, "closure": self._after(closure)}
+
+    def _after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def corrected() -> Any:
+            self._put_back()
+            value = closure()
+            self._add()
+            return value
+
+        return corrected
+
+    @torch.no_grad()
+    def _add(self) -> None:
+        for group, p, entries in self._decayed(decoupled=False):
+            assert p.grad is not None
+            self._before.append((p.grad, entries, p.grad[entries]))
+            # maximize negates the gradient, not the decay
+            sign = -1 if group.get("maximize") else 1
+            p.grad[entries] += sign * group["weight_decay"]
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        for grad, entries, values in self._before:
+            grad[entries] = values
+        self._before.clear()
+
+    @torch.no_grad()
+    def _post(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._put_back()
+        # After the step: before it, decay would shrink the correction too.
+        for group, p, entries in self._decayed(decoupled=True):
+            p[entries] -= group["lr"] * group["weight_decay"]

@@ -1,0 +1,75 @@
+"""Trunks of one convolution a block, without BatchNorm: the identity's place is all that differs.
+
+The nets of "Identity Connections in Residual Nets Improve Noise Stability", Appendix A.
+"""
+
+import torch
+from torch import nn
+
+from resid_theory._check import choose
+from resid_theory.identity import DRAWS, AddIdentity, with_identity
+from resid_theory.networks.parts import conv, draw_net, head, sequence, units
+
+__all__ = ["simplified_net"]
+
+_WIDTHS = (16, 32, 64)
+
+
+def simplified_net(
+    depth: int,
+    *,
+    identity: str = "plain",
+    classes: int = 10,
+    draw: str | None = None,
+    generator: torch.Generator | int = 0,
+) -> nn.Sequential:
+    """A simplified plain or residual net: convolution and ReLU, depth 3n + 2, no BatchNorm.
+
+    A stem to 16 channels, three groups of n convolutions (3x3, with bias) of 16, 32 and 64
+    channels, the first of groups 2 and 3 of stride 2; average pool; ``nn.Linear``. The identity
+    goes around every convolution of the groups, doubling ones too (rule ``"repeat"``), not around
+    the stem. Layers are named conv0, relu0, conv1, ..., pool, flatten, fc.
+
+    Args:
+        depth: 3n + 2; the paper has 20, 32 and 44.
+        identity: ``"plain"``; ``"residual"``, W = V + I as one weight; ``"explicit"``, the same net
+            with Id(x) added to each convolution's output; ``"dominant"``, residual with V zero off
+            the dominant paths.
+        classes: Outputs.
+        draw: First convolutions: ``"kaiming"`` (KWI) or ``"hardt_ma"`` (HMWI); by default KWI for
+            plain nets and HMWI for the others, as in the paper. The classifier follows torch's
+            uniform law.
+        generator: Source of randomness, or a seed. Equal seeds give plain, residual and explicit
+            nets the same draw, up to its scale.
+
+    Returns:
+        An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes).
+
+    Raises:
+        ValueError: If no n fits the depth (the nearest two are named) or a name is unknown.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendices A and D.3.
+
+    Example:
+        >>> net = simplified_net(20, identity="residual")
+        >>> sum(p.numel() for p in net.parameters()), net[2:4](torch.zeros(1, 16, 32, 32)).shape
+        (269034, torch.Size([1, 16, 32, 32]))
+    """
+    choose("identity", identity, ("plain", "residual", "explicit", "dominant"))
+    if draw is None:
+        draw = "kaiming" if identity == "plain" else "hardt_ma"
+    choose("draw", draw, DRAWS[:2])
+    n = units(depth, 3, 2)
+    parts: list[tuple[str, nn.Module]] = [("conv0", conv(3, 16, bias=True)), ("relu0", nn.ReLU())]
+    inputs = 16
+    for layer in range(1, 3 * n + 1):
+        outputs = _WIDTHS[(layer - 1) // n]
+        block = conv(inputs, outputs, stride=outputs // inputs, bias=True)
+        parts += [(f"conv{layer}", _placed(block, identity)), (f"relu{layer}", nn.ReLU())]
+        inputs = outputs
+    return draw_net(sequence(parts + head(inputs, classes)), draw, generator)
+
+
+def _placed(layer: nn.Conv2d, identity: str) -> nn.Module:
+    return AddIdentity(layer) if identity == "explicit" else with_identity(layer, identity)
