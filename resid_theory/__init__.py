@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resid_theory import data as data
     from resid_theory import plots as plots
     from resid_theory import theory as theory
+    from resid_theory import training as training
     from resid_theory.curvature import hessian as hessian
     from resid_theory.curvature import hessian_cost as hessian_cost
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from resid_theory.equivalence import to_residual as to_residual
     from resid_theory.identity import IdDecay as IdDecay
     from resid_theory.identity import id_mask as id_mask
+    from resid_theory.images import Images as Images
+    from resid_theory.images import load_image_folder as load_image_folder
+    from resid_theory.images import load_images as load_images
     from resid_theory.moments import Moments as Moments
     from resid_theory.networks import diracnet as diracnet
     from resid_theory.networks import diracnet_imagenet as diracnet_imagenet
@@ -32,15 +36,26 @@ if TYPE_CHECKING:
     from resid_theory.shortcut import draw_weights as draw_weights
     from resid_theory.shortcut import initialize as initialize
     from resid_theory.spectra import Spectrum as Spectrum
+    from resid_theory.training import Recipe as Recipe
+    from resid_theory.training import Run as Run
+    from resid_theory.training import build_net as build_net
+    from resid_theory.training import load_checkpoint as load_checkpoint
+    from resid_theory.training import resume as resume
+    from resid_theory.training import save_checkpoint as save_checkpoint
+    from resid_theory.training import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "IdDecay": "identity",
+    "Images": "images",
     "Moments": "moments",
+    "Recipe": "training",
     "Regression": "samples",
+    "Run": "training",
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
+    "build_net": "training",
     "check_equivalence": "equivalence",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
@@ -52,20 +67,30 @@ _HOMES = {
     "hessian_spectrum": "curvature",
     "id_mask": "identity",
     "initialize": "shortcut",
+    "load_checkpoint": "training",
+    "load_image_folder": "images",
+    "load_images": "images",
     "load_whitened": "data",
     "preresnet": "networks",
+    "resume": "training",
+    "save_checkpoint": "training",
     "simplified_net": "networks",
     "to_plain": "equivalence",
     "to_residual": "equivalence",
+    "train": "training",
 }
-_ROOMS = ("curvature", "data", "plots", "theory")
+_ROOMS = ("curvature", "data", "plots", "theory", "training")
 
 __all__ = [
     "IdDecay",
+    "Images",
     "Moments",
+    "Recipe",
     "Regression",
+    "Run",
     "ShortcutNet",
     "Spectrum",
+    "build_net",
     "check_equivalence",
     "curvature",
     "data",
@@ -79,13 +104,20 @@ __all__ = [
     "hessian_spectrum",
     "id_mask",
     "initialize",
+    "load_checkpoint",
+    "load_image_folder",
+    "load_images",
     "load_whitened",
     "plots",
     "preresnet",
+    "resume",
+    "save_checkpoint",
     "simplified_net",
     "theory",
     "to_plain",
     "to_residual",
+    "train",
+    "training",
 ]
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -19,7 +19,16 @@ from resid_theory import store
 from resid_theory._check import as_tensor, choose, finite, whole
 from resid_theory.samples import Regression
 
-__all__ = ["Whitening", "load_digits_raw", "load_mnist", "load_whitened", "one_hot", "whiten"]
+__all__ = [
+    "Whitening",
+    "download",
+    "load_digits_raw",
+    "load_mnist",
+    "load_whitened",
+    "one_hot",
+    "places",
+    "whiten",
+]
 
 # The official files: name (without .gz) and sha256 of the compressed bytes.
 _MNIST = {
@@ -274,10 +283,10 @@ _SETS: dict[str, tuple[_Loader, float]] = {
 
 
 def _mnist_array(name: str, progress: bool) -> Tensor:
-    places = [folder / f"{name}.gz" for folder in _folders()]
-    path = next((place for place in places if place.is_file()), None)
+    looked = [folder / f"{name}.gz" for folder in _folders()]
+    path = next((place for place in looked if place.is_file()), None)
     if path is None:
-        path = _download(name, places, progress)
+        path = _download(name, looked, progress)
     remedy = "delete the file and load again, which downloads a new one, or copy it anew"
     packed = store.read_bytes(path, sha256=_MNIST[name], remedy=remedy)
     return _parse_idx(gzip.decompress(packed), path)
@@ -299,10 +308,22 @@ def _parse_idx(content: bytes, path: Path) -> Tensor:
 
 
 def _folders() -> list[Path]:
-    # The last one is the one that a download writes to.
+    return places("mnist")
+
+
+def places(name: str) -> list[Path]:
+    """Where the files of a data set may lie, in the order of looking.
+
+    Args:
+        name: Folder of the data set, such as ``"mnist"``.
+
+    Returns:
+        ``$RESID_THEORY_DATA/name`` and ``$RESID_THEORY_DATA`` if that is set, and the folder of the
+        platform's cache, which a download writes to.
+    """
     given = os.environ.get("RESID_THEORY_DATA")
-    named = [Path(given).expanduser() / "mnist", Path(given).expanduser()] if given else []
-    return [*named, _cache_folder() / "mnist"]
+    named = [Path(given).expanduser() / name, Path(given).expanduser()] if given else []
+    return [*named, _cache_folder() / name]
 
 
 def _cache_folder(platform: str = sys.platform) -> Path:
@@ -314,22 +335,48 @@ def _cache_folder(platform: str = sys.platform) -> Path:
     return Path(os.environ.get(variable) or usual) / "resid_theory"
 
 
-def _download(name: str, places: list[Path], progress: bool) -> Path:
-    path, faults = places[-1], []
-    for mirror in _MIRRORS:
+def _download(name: str, looked: list[Path], progress: bool) -> Path:
+    return download(looked, _MIRRORS, _MNIST[name], what="MNIST", folder="mnist", progress=progress)
+
+
+def download(
+    looked: Sequence[Path],
+    mirrors: Sequence[str],
+    sha256: str,
+    *,
+    what: str,
+    folder: str,
+    progress: bool,
+) -> Path:
+    """Fetch a file from the first mirror that delivers it undamaged.
+
+    Args:
+        looked: Where it was looked for, as full paths; the last one is written.
+        mirrors: Addresses that the file's name is appended to, in the order of trying.
+        sha256: Of the file.
+        what: Name of the data set, for the message.
+        folder: Its folder in ``$RESID_THEORY_DATA``, for the message.
+        progress: Whether a bar shows on stderr.
+
+    Returns:
+        Where the file is now.
+
+    Raises:
+        FileNotFoundError: If no mirror delivers it; names every place and every mirror's fault.
+    """
+    path, faults = looked[-1], []
+    for mirror in mirrors:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _time_limit(_SECONDS):
-                torch.hub.download_url_to_file(
-                    mirror + path.name, str(path), _MNIST[name], progress
-                )
+                torch.hub.download_url_to_file(mirror + path.name, str(path), sha256, progress)
             return path
         except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: the sha256 differs
             faults.append(f"{mirror}: {error}")
     raise FileNotFoundError(
-        f"MNIST file {path.name} was not found ({', '.join(map(str, places))}) and not downloaded "
+        f"{what} file {path.name} was not found ({', '.join(map(str, looked))}) and not downloaded "
         f"({'; '.join(faults)}): set RESID_THEORY_DATA to a folder that holds it, "
-        "directly or in a subfolder mnist"
+        f"directly or in a subfolder {folder}"
     )
 
 

@@ -1,5 +1,6 @@
-"""Files that survive a crash and notice damage: atomic writes, sha256, arrays with fixed bytes."""
+"""Files that survive a crash and notice damage: atomic writes, sha256, arrays and checkpoints."""
 
+import glob
 import hashlib
 import io
 import json
@@ -9,17 +10,22 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor  # a second of import that readers of JSON need not wait for
 
 __all__ = [
     "digest",
     "read_arrays",
     "read_bytes",
+    "read_checkpoint",
     "read_json",
     "write_arrays",
     "write_bytes",
+    "write_checkpoint",
     "write_json",
 ]
 
@@ -121,6 +127,10 @@ def write_json(path: str | Path, content: Any) -> str:
     Raises:
         ValueError: If a part has no JSON form, NaN and infinity included.
     """
+    return write_bytes(path, _as_json(path, content))
+
+
+def _as_json(path: str | Path, content: Any) -> bytes:
     try:
         text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -128,7 +138,7 @@ def write_json(path: str | Path, content: Any) -> str:
             f"content: cannot be written to {path} as JSON ({error}); needs dicts, lists, strings, "
             "finite numbers, booleans or None; arrays go to write_arrays"
         ) from error
-    return write_bytes(path, (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:
@@ -199,3 +209,113 @@ def read_arrays(path: str | Path, *, sha256: str | None = None) -> dict[str, np.
             return {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not an archive of plain arrays ({error})") from error
+
+
+_DIGITS = "[0-9a-f]" * 16
+
+
+def write_checkpoint(path: str | Path, tensors: "Mapping[str, Tensor]", about: Any) -> Path:
+    """Write named tensors with what is to be known about them: both are replaced, or neither.
+
+    The tensors go to ``<name>.<digits of their sha256>.safetensors``, then the manifest
+    ``<name>.json``, which names that file and both sums, is renamed into place. This rename is the
+    moment of the change: until then the old manifest stands beside the old tensors. Files that no
+    manifest names any more are removed.
+
+    Args:
+        path: The manifest; must end in ``.json``.
+        tensors: Any dtype, shape and device; strides are not kept.
+        about: What JSON can hold: dicts, lists, strings, finite numbers, booleans, None.
+
+    Returns:
+        The file of the tensors.
+
+    Raises:
+        ValueError: If ``about`` has no JSON form or the path does not end in ``.json``.
+        OSError: If it cannot be written, for example for lack of space; the message says so, and
+            what stood there before is intact.
+    """
+    path = _manifest(path)
+    _as_json(path, about)  # refused before anything is written
+    try:
+        data = _as_safetensors(tensors)
+        sha256 = digest(data)
+        file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
+        write_bytes(file, data)
+        body = {"file": file.name, "bytes": len(data), "sha256": sha256, "about": about}
+        sealed = {"manifest": body, "manifest_sha256": digest(_as_json(path, body))}
+        write_bytes(path, _as_json(path, sealed))
+    except OSError as error:
+        kept = "the previous checkpoint is intact" if path.exists() else "there was none before"
+        raise OSError(
+            error.errno,
+            f"{path}: the checkpoint was not written ({error.strerror or error}); {kept}; make "
+            "room or choose another folder, then run again to continue",
+        ) from error
+    _sweep(path, file)
+    return file
+
+
+def _manifest(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix != ".json":
+        raise ValueError(f"path: got {str(path)!r}, needs a manifest whose name ends in .json")
+    return path
+
+
+def _as_safetensors(tensors: "Mapping[str, Tensor]") -> bytes:
+    from safetensors.torch import save
+
+    # Clones: two names may share memory, which the format refuses.
+    named = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
+    return save(named)
+
+
+def _sweep(path: Path, keep: Path) -> None:
+    """Remove earlier tensors and what a killed writer left half done."""
+    manifest, tensors = glob.escape(path.name), f"{glob.escape(path.stem)}.{_DIGITS}.safetensors"
+    for pattern in (tensors, f".{tensors}.*.partial", f".{manifest}.*.partial"):
+        for old in path.parent.glob(pattern):
+            if old != keep:
+                old.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> "tuple[dict[str, Tensor], Any]":
+    """Read what :func:`write_checkpoint` wrote, every byte of it checked.
+
+    Args:
+        path: The manifest.
+
+    Returns:
+        The tensors, on the CPU, and what is known about them.
+
+    Raises:
+        FileNotFoundError: If the manifest or its tensors are not there.
+        ValueError: If one of the two files is damaged: a flipped bit or a cut end; names it.
+    """
+    from safetensors.torch import load
+
+    path = _manifest(path)
+    body = _unsealed(path)
+    file = path.with_name(body["file"])
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: is not there, but {path} names it; copy both files")
+    return load(read_bytes(file, sha256=body["sha256"])), body["about"]
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    try:
+        sealed = json.loads(data)
+        body = sealed["manifest"]
+        # The bytes as well as the sum: spaces, too, are as they were written.
+        whole = sealed["manifest_sha256"] == digest(_as_json(path, body))
+        whole = whole and _as_json(path, sealed) == data
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{path}: the manifest is damaged or not a manifest ({len(data)} bytes): its sha256 is "
+            "not the one written in it; restore the file from its source, or make it again"
+        )
+    return dict(body)

@@ -17,9 +17,9 @@ FLOORS = [
     ["moments"],
     ["samples"],
     ["data", "identity", "theory"],
-    ["networks", "shortcut"],
-    ["equivalence"],
-    ["curvature"],
+    ["cifar", "networks", "shortcut"],
+    ["equivalence", "images"],
+    ["curvature", "training"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -33,6 +33,14 @@ INSIDE = {
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
+    "training": [
+        ["nets", "recipe"],
+        ["steps"],
+        ["faults", "snapshot"],
+        ["results", "samples"],
+        ["loop"],
+        ["calls"],
+    ],
     "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
 }
 

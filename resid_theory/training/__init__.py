@@ -1,0 +1,29 @@
+"""Training of one net or of several at once, which loses nothing when it is killed."""
+
+from resid_theory.training.calls import resume, train
+from resid_theory.training.faults import DivergenceError
+from resid_theory.training.nets import build_net, load_checkpoint, save_checkpoint
+from resid_theory.training.recipe import (
+    DIRACNETS,
+    DIRACNETS_IMAGENET,
+    NOISE_STABILITY,
+    NOISE_STABILITY_BN,
+    Recipe,
+)
+from resid_theory.training.results import Moment, Run
+
+__all__ = [
+    "DIRACNETS",
+    "DIRACNETS_IMAGENET",
+    "NOISE_STABILITY",
+    "NOISE_STABILITY_BN",
+    "DivergenceError",
+    "Moment",
+    "Recipe",
+    "Run",
+    "build_net",
+    "load_checkpoint",
+    "resume",
+    "save_checkpoint",
+    "train",
+]

@@ -1,0 +1,170 @@
+"""Nets on the disk: weights, and the call that builds the net around them. Nothing is unpickled."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory import store
+
+__all__ = [
+    "architecture_of",
+    "build_net",
+    "first_difference",
+    "load_checkpoint",
+    "save_checkpoint",
+]
+
+_CHECKOUT = Path(__file__).resolve().parents[2] / "experiments" / "checkpoints"
+
+
+def save_checkpoint(
+    path: str | Path,
+    net: nn.Module,
+    *,
+    architecture: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a net so that :func:`load_checkpoint` gives it back.
+
+    Args:
+        path: The manifest, ``<name>.json``; the weights go beside it.
+        net: Any module; its state dict is written, on whatever device it is.
+        architecture: ``{"builder": name, "arguments": {...}}``: the public function or class of
+            ``resid_theory`` that builds the net, and its keyword arguments. None takes
+            ``net.architecture`` if there is one; a net that such a call does not build, such as a
+            converted one, is written without.
+        about: What else to keep: recipe, seed, accuracy; anything JSON can hold.
+
+    Returns:
+        The file of the weights.
+
+    Raises:
+        ValueError: If ``architecture`` is given and builds a net with other tensors, or ``about``
+            has no JSON form.
+        OSError: If it cannot be written; what stood there before is intact.
+    """
+    if architecture is not None:
+        fault = first_difference(build_net(architecture).state_dict(), net.state_dict())
+        if fault:
+            raise ValueError(f"architecture: {architecture} builds another net: {fault}")
+    record = architecture_of(net) if architecture is None else dict(architecture)
+    content = {"kind": "net", "architecture": record, "about": dict(about or {})}
+    return store.write_checkpoint(path, net.state_dict(), content)
+
+
+def architecture_of(net: nn.Module) -> dict[str, Any] | None:
+    """The record of the call that builds a net.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        ``net.architecture``, or None where the net has none or has been changed since, so that the
+        call gives a net with other tensors.
+    """
+    record = getattr(net, "architecture", None)
+    if not isinstance(record, Mapping):
+        return None
+    same = not first_difference(build_net(record).state_dict(), net.state_dict())
+    return dict(record) if same else None
+
+
+def build_net(architecture: Mapping[str, Any]) -> nn.Module:
+    """The net that a public name of the library builds, with the record of how.
+
+    Args:
+        architecture: ``{"builder": public name of resid_theory, "arguments": keyword arguments}``;
+            anything JSON can hold, so a seed rather than a generator.
+
+    Returns:
+        A new module that carries the record as ``net.architecture``, which checkpoints keep. The
+        state of torch's random generator is as before.
+
+    Raises:
+        ValueError: If the builder is no public name or does not build a module.
+    """
+    library = importlib.import_module("resid_theory")  # the public face: names, not this floor
+    name = str(architecture.get("builder"))
+    if name not in library.__all__:
+        raise ValueError(f"architecture: builder {name!r} is no public name of resid_theory")
+    with torch.random.fork_rng(devices=[]):
+        net = getattr(library, name)(**architecture.get("arguments", {}))
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"architecture: {name} gives {type(net).__name__}, needs a module")
+    net.architecture = dict(architecture)  # type: ignore[assignment]
+    return net
+
+
+def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Module:
+    """A trained net, by path or by name.
+
+    Args:
+        name: A manifest, with or without ``.json``, or a folder of a finished training; otherwise a
+            name that is looked up in ``$RESID_THEORY_CHECKPOINTS``, then in
+            ``experiments/checkpoints`` of the checkout.
+        net: A module of the same architecture that takes the weights, for nets that no public call
+            builds; None builds the net from the record in the manifest.
+
+    Returns:
+        The net, in eval mode, on the CPU unless ``net`` was given.
+
+    Raises:
+        FileNotFoundError: If it is in none of these places; names them.
+        ValueError: If a file is damaged, the manifest has no architecture and ``net`` is None, or
+            the weights do not fit: names the first differing tensor and both shapes.
+    """
+    path = _find(name)
+    tensors, content = store.read_checkpoint(path)
+    if content.get("kind") != "net":
+        raise ValueError(f"{path}: is not the checkpoint of a net but a {content.get('kind')}")
+    if net is None:
+        if content["architecture"] is None:
+            raise ValueError(f"{path}: has no architecture record; pass the module as net=")
+        net = build_net(content["architecture"])
+    fault = first_difference(net.state_dict(), tensors)
+    if fault:
+        raise ValueError(f"{path}: does not fit the net: {fault}")
+    # The type of the weights is the file's, also where the default type is another.
+    wanted = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
+    net.to(dtype=wanted).load_state_dict(tensors)
+    return net.eval()
+
+
+def _find(name: str | Path) -> Path:
+    given = os.environ.get("RESID_THEORY_CHECKPOINTS")
+    folders = [Path(given).expanduser()] if given else []
+    bases = [Path(name), *(folder / name for folder in (*folders, _CHECKOUT))]
+    for base in bases:
+        for path in (base, base.with_name(f"{base.name}.json"), base / "net.json"):
+            if path.is_file():
+                return path
+    first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
+    raise FileNotFoundError(
+        f"name: no checkpoint {str(name)!r}: it is no path here, and there is no {name}.json in "
+        f"{first} nor in {_CHECKOUT}"
+    )
+
+
+def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """The first tensor in which two sets of named tensors do not fit.
+
+    Args:
+        wanted: What the net has, in its order.
+        found: What there is for it.
+
+    Returns:
+        A clause for a message, with the name and both shapes; None if all names and shapes agree.
+    """
+    for name, tensor in wanted.items():
+        if name not in found:
+            return f"{name!r} {tuple(tensor.shape)} is missing"
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, needs {tuple(tensor.shape)}"
+            return f"{name!r} has shape {shapes}"
+    extra = next((name for name in found if name not in wanted), None)
+    return extra and f"{extra!r} {tuple(found[extra].shape)} has no place in the net"

@@ -1,0 +1,177 @@
+"""What a training does, as data; the recipes of the papers."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from resid_theory._check import choose, positive, whole
+from resid_theory.losses import LOSSES
+
+__all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
+
+_CHOICES = {
+    "decay": ("all", "multi_axis"),
+    "augmentation": ("none", "crop_flip"),
+    "padding": ("zeros", "reflect"),
+    "precision": ("float64", "float32", "bf16"),
+    "compile": ("none", "default", "reduce-overhead", "max-autotune"),
+    "loss": tuple(LOSSES),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Stochastic gradient descent and all that it depends on, except net, data and seed.
+
+    Attributes:
+        epochs: Passes over the data, at least 1.
+        batch: Samples a step; the last step of an epoch takes what is left.
+        lr: Learning rate of the first epochs.
+        momentum: In [0, 1); 0 for plain gradient descent.
+        nesterov: Whether the momentum looks ahead.
+        weight_decay: λ: each step adds λθ to the gradient of θ, the gradient of ½λ‖θ‖².
+        decay: Which tensors decay: ``"all"``, or ``"multi_axis"``: those with two axes or more.
+        milestones: Epochs, ascending, after which the rate is multiplied by ``factor``.
+        factor: In (0, 1].
+        warmup: Epochs in which the rate rises linearly, step by step.
+        augmentation: ``"none"``, or ``"crop_flip"``: pad, cut at random, mirror every other image.
+        pad: Pixels of padding on each side.
+        padding: ``"zeros"`` or ``"reflect"``.
+        precision: ``"float64"``, ``"float32"``, or ``"bf16"``: float32 weights, with bfloat16 in
+            the operations that autocast chooses.
+        channels_last: Whether images and kernels are stored with the channels innermost.
+        compile: ``"none"``, or a mode of ``torch.compile``; ``"reduce-overhead"`` replays the
+            forward and backward pass of a step as CUDA graphs.
+        loss: ``"cross_entropy"`` of labels, or ``"square"``: ½‖f(x) − y‖² summed over outputs;
+            labels become one-hot rows. Both are means over the batch.
+
+    Raises:
+        ValueError: If a name is no field (names the nearest), or a value is out of range (names the
+            field, what was given and what is needed).
+
+    Example:
+        >>> Recipe(epochs=10, lr=0.02, milestones=(5, 8)).rate(step=600, steps=100)
+        0.002
+    """
+
+    epochs: int = 200
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay: str = "all"
+    milestones: tuple[int, ...] = (100, 150)
+    factor: float = 0.1
+    warmup: int = 0
+    augmentation: str = "crop_flip"
+    pad: int = 4
+    padding: str = "zeros"
+    precision: str = "float32"
+    channels_last: bool = False
+    compile: str = "none"
+    loss: str = "cross_entropy"
+
+    def __new__(cls, **settings: Any) -> "Recipe":
+        """Refuse unknown fields by the nearest name, which Python's own TypeError does not give."""
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                choose("recipe", name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            choose(name, getattr(self, name), choices)
+        for name, least in (("epochs", 1), ("batch", 1), ("warmup", 0), ("pad", 0)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        for name in ("nesterov", "channels_last"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, needs True or False")
+        object.__setattr__(self, "lr", positive("lr", self.lr))
+        _check_share(
+            "momentum", self.momentum, self.momentum == 0 or 0 < self.momentum < 1, "[0, 1)"
+        )
+        _check_share("factor", self.factor, 0 < self.factor <= 1, "(0, 1]")
+        if self.weight_decay != 0:
+            positive("weight_decay", self.weight_decay)
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
+        object.__setattr__(self, "milestones", _ascending(self.milestones))
+
+    def change(self, **settings: Any) -> "Recipe":
+        """The same recipe with some fields changed.
+
+        Args:
+            **settings: Fields by name.
+
+        Returns:
+            A new recipe.
+
+        Raises:
+            ValueError: If a name is no field, with the nearest one; or a value is out of range.
+        """
+        return Recipe(**{**asdict(self), **settings})
+
+    def scaled(self, epochs: int) -> "Recipe":
+        """The same schedule in more or fewer epochs: milestones and warm-up keep their shares.
+
+        Args:
+            epochs: Of the new recipe.
+
+        Returns:
+            A new recipe; milestones that fall together are kept together.
+        """
+        share = whole("epochs", epochs) / self.epochs
+        milestones = tuple(max(1, round(at * share)) for at in self.milestones)
+        return replace(
+            self, epochs=epochs, milestones=milestones, warmup=round(self.warmup * share)
+        )
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of one step.
+
+        Args:
+            step: Steps done before it, from 0.
+            steps: Steps in an epoch.
+
+        Returns:
+            The rate: constant within an epoch, except in the warm-up.
+        """
+        drops = sum(step >= at * steps for at in self.milestones)
+        # Divided, not multiplied: 0.02 falls to 0.002, not to 0.0020000000000000005.
+        rate = self.lr / (1 / self.factor) ** drops
+        return rate * min(1.0, (step + 1) / (self.warmup * steps)) if self.warmup else rate
+
+
+def _check_share(name: str, given: float, fits: bool, interval: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}: got {given!r}, needs a number in {interval}")
+
+
+def _ascending(given: Any) -> tuple[int, ...]:
+    milestones = tuple(whole("milestones", at) for at in given)
+    if list(milestones) != sorted(milestones):
+        raise ValueError(f"milestones: got {given!r}, needs ascending epochs")
+    return milestones
+
+
+NOISE_STABILITY = Recipe(lr=0.02)
+"""Nets without BatchNorm. Source: "Identity connections in residual nets improve noise stability",
+section 5: CIFAR-10, 200 epochs, batch 128, λ = 1e-4. Rate, momentum, schedule and augmentation
+are not given there: ours are 0.02 (these nets stall or diverge from 0.05 on), 0.9, x 0.1 after a
+half and three quarters, flips and crops."""
+NOISE_STABILITY_BN = NOISE_STABILITY.change(lr=0.1)
+"""The same for fully-fledged nets, whose BatchNorm bears the usual rate."""
+DIRACNETS = Recipe(
+    weight_decay=5e-4,
+    decay="multi_axis",
+    milestones=(60, 120, 160),
+    factor=0.2,
+    padding="reflect",
+)
+"""Source: Zagoruyko & Komodakis, "DiracNets", arXiv:1706.00388v2, section 3, and the authors' code
+(which tensors decay, reflection)."""
+DIRACNETS_IMAGENET = DIRACNETS.change(
+    epochs=100, batch=256, weight_decay=1e-4, milestones=(30, 60, 90), factor=0.1
+)
+"""Same source, ImageNet."""
