@@ -63,3 +63,83 @@ def block_toeplitz(diagonal: Tensor, lower: Tensor, blocks: int) -> Tensor:
             row.append(diagonal if r == c else lower if r > c else lower.T)
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows)
+
+
+def identity_kernel_by_loops(shape, *, rule, taps, groups=1):
+    """A one where output o reads its own input at the given tap; groups are nets of their own."""
+    kernel = torch.zeros(*shape)
+    outputs, inputs = shape[0] // groups, shape[1]
+    for group in range(groups):
+        for o in range(outputs):
+            for i in range(inputs):
+                if o == i or (rule == "repeat" and o % inputs == i):
+                    kernel[(group * outputs + o, i, *taps)] = 1.0
+    return kernel
+
+
+def identity_shortcut(x, channels, stride=1, groups=1):
+    """Id(x) as the residual paper draws it: every stride-th position, channels again and again."""
+    for axis in range(2, x.dim()):
+        keep = torch.arange(0, x.shape[axis], stride, device=x.device)
+        x = x.index_select(axis, keep)
+    parts = []
+    for chunk in x.chunk(groups, dim=1):
+        parts += [chunk] * (channels // x.shape[1])
+    return torch.cat(parts, dim=1)
+
+
+def residual_layer(x, kernel, bias, *, stride=1, padding=0, dilation=1, groups=1):
+    """conv(x, K) + b + Id(x), three terms; a matrix where the kernel has no axes."""
+    if kernel.dim() == 2:
+        return x @ kernel.T + bias + torch.cat([x] * (kernel.shape[0] // x.shape[1]), dim=1)
+    convolve = [torch.conv1d, torch.conv2d, torch.conv3d][kernel.dim() - 3]
+    out = convolve(x, kernel, None, stride, padding, dilation, groups)
+    out = out + bias.view(-1, *[1] * (kernel.dim() - 2))
+    shortcut = identity_shortcut(x, kernel.shape[0], stride, groups)
+    for axis in range(2, x.dim()):
+        shortcut = shortcut.narrow(axis, 0, out.shape[axis])
+    return out + shortcut
+
+
+def simplified_residual_net(x, stem, blocks, classifier):
+    """The simplified residual net, block by block; every argument a (weight, bias) or a list."""
+    z = torch.relu(torch.conv2d(x, *stem, padding=1))
+    for kernel, bias in blocks:
+        stride = kernel.shape[0] // kernel.shape[1]
+        z = torch.relu(residual_layer(z, kernel, bias, stride=stride, padding=1))
+    weight, bias = classifier
+    return z.mean((2, 3)) @ weight.T + bias
+
+
+def dirac_weight(v, a, b):
+    """Equation (5), filter by filter; equation (4) where b is None."""
+    filters = []
+    for o in range(v.shape[0]):
+        identity = torch.zeros_like(v[o])
+        if o < v.shape[1]:
+            identity[(o, *[side // 2 for side in v.shape[2:]])] = 1.0
+        removed = v[o] if b is None else b[o] * v[o] / (v[o] ** 2).sum().sqrt()
+        filters.append(a[o] * identity + removed)
+    return torch.stack(filters)
+
+
+def batch_norm(x, scale, shift, mean, variance):
+    """BatchNorm in eval mode from its definition."""
+    columns = [t[None, :, None, None] for t in (scale, shift, mean, variance)]
+    return columns[0] * (x - columns[2]) / (columns[3] + 1e-5).sqrt() + columns[1]
+
+
+def diracnet(x, stem, groups, classifier, *, imagenet=False):
+    """A DiracNet in eval mode: stem (kernel, norm), groups of (v, a, b, norm), (weight, bias)."""
+    kernel, norm = stem
+    stride = 2 if imagenet else 1
+    z = batch_norm(torch.conv2d(x, kernel, None, stride, kernel.shape[-1] // 2), *norm)
+    z = torch.max_pool2d(z, 3, 2, 1) if imagenet else torch.relu(z)
+    for number, group in enumerate(groups):
+        if number > 0:
+            z = torch.max_pool2d(z, 2)
+        for v, a, b, norm in group:
+            weight = v if a is None else dirac_weight(v, a, b)
+            z = batch_norm(torch.conv2d(torch.relu(z), weight, padding=1), *norm)
+    weight, bias = classifier
+    return torch.relu(z).mean((2, 3)) @ weight.T + bias

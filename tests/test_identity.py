@@ -1,0 +1,474 @@
+"""ID entries, parametrizations, first draws, and weight decay that leaves the identity alone."""
+
+import math
+
+import oracles
+import pytest
+import torch
+from close import round_off
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.identity import (
+    AddIdentity,
+    DiracWeight,
+    IdDecay,
+    as_generator,
+    draw_kernel,
+    id_entries,
+    id_mask,
+    identity_kernel,
+    identity_map,
+    identity_of,
+    identity_removed,
+    initialize_layer,
+    shifted,
+    undecayed,
+    with_identity,
+)
+
+KINDS = ("residual", "dirac", "dominant")
+
+
+def layer(kind="conv2d", inputs=3, outputs=3, **settings):
+    """A layer drawn from a seed of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        if kind == "linear":
+            return nn.Linear(inputs, outputs)
+        cls = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}[kind]
+        return cls(inputs, outputs, **{"kernel_size": 3, "padding": 1, **settings})
+
+
+# --- kernels
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry", "taps"),
+    [
+        pytest.param((4, 4), {}, (), id="matrix"),
+        pytest.param((6, 3), {}, (), id="tall matrix"),
+        pytest.param((4, 2, 3), {}, (1,), id="conv1d"),
+        pytest.param((4, 4, 3, 5), {}, (1, 2), id="oblong"),
+        pytest.param((4, 4, 3, 5), {"padding": (0, 4), "dilation": (1, 2)}, (0, 2), id="each axis"),
+        pytest.param((6, 2, 3, 3), {"padding": 2, "dilation": 2}, (1, 1), id="dilated"),
+        pytest.param((3, 3, 5), {"padding": 1}, (1,), id="off centre"),
+        pytest.param((3, 3, 5), {"padding": "valid"}, (0,), id="valid"),
+        pytest.param((2, 2, 1, 1), {"padding": 0}, (0, 0), id="1x1"),
+        pytest.param((2, 2, 3, 3, 3), {}, (1, 1, 1), id="conv3d"),
+        pytest.param((8, 2, 3), {"groups": 2}, (1,), id="groups"),
+        pytest.param((6, 1, 3), {"groups": 6}, (1,), id="depthwise"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["repeat", "truncate"])
+def test_kernel_by_three_loops(shape, geometry, taps, rule):
+    groups = geometry.get("groups", 1)
+    expected = oracles.identity_kernel_by_loops(shape, rule=rule, taps=taps, groups=groups)
+    torch.testing.assert_close(
+        identity_kernel(shape, rule=rule, **geometry), expected, rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3), (5, 3, 3, 3), (4, 4, 5), (2, 7, 1, 3, 3)], ids=str)
+def test_truncate_is_dirac_of_torch(shape):
+    torch.testing.assert_close(
+        identity_kernel(shape, rule="truncate"), nn.init.dirac_(torch.empty(shape)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("outputs", [3, 6, 9])
+def test_the_kernel_s_convolution_is_the_shortcut(generator, stride, outputs):
+    x = torch.randn(2, 3, 7, 8, generator=generator)
+    kernel = identity_kernel((outputs, 3, 3, 3))
+    expected = oracles.identity_shortcut(x, outputs, stride)
+    found = torch.conv2d(x, kernel, stride=stride, padding=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(identity_map(x, outputs, stride=stride), expected, rtol=0, atol=0)
+
+
+def test_option_a_pads_and_cuts_channels():
+    x = torch.arange(1.0, 9.0).view(1, 2, 4)
+    wide = identity_map(x, 3, stride=2, rule="truncate")
+    assert wide.tolist() == [[[1.0, 3.0], [5.0, 7.0], [0.0, 0.0]]]
+    assert identity_map(x, 1, rule="truncate").tolist() == [[[1.0, 2.0, 3.0, 4.0]]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry", "says"),
+    [
+        pytest.param((3, 3, 2, 3), {}, "kernel side of 2", id="even"),
+        pytest.param((3, 3, 3), {"padding": 1, "dilation": 2}, "as padding=2", id="off the grid"),
+        pytest.param((3, 3, 3), {"padding": 3}, "needs a multiple", id="beyond the kernel"),
+        pytest.param((5, 3, 3), {}, "5 outputs for 3 inputs; rule='repeat'", id="channels"),
+        pytest.param((6, 2, 3), {"groups": 4}, "does not divide 6", id="groups"),
+        pytest.param((3, 3, 3), {"padding": "sam"}, "did you mean 'same'", id="padding's name"),
+        pytest.param((3, 3, 3), {"padding": (1, 1)}, "each of 1 axes", id="axes"),
+        pytest.param((3,), {}, "needs \\(out, in", id="vector"),
+        pytest.param((3, 3), {"rule": "repaet"}, "did you mean 'repeat'", id="rule"),
+    ],
+)
+def test_kernels_without_an_identity(shape, geometry, says):
+    with pytest.raises(ValueError, match=says):
+        id_entries(shape, **geometry)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        pytest.param(nn.ReLU(), "got ReLU, needs nn.Linear", id="relu"),
+        pytest.param(nn.ConvTranspose2d(3, 3, 3), "got ConvTranspose2d", id="transposed"),
+        pytest.param(nn.LazyConv2d(3, 3), "lazy layer", id="lazy"),
+        pytest.param(layer(padding=3), "padding: got 3", id="padding"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_layers_without_an_identity(given, says):
+    with pytest.raises(ValueError, match=says):
+        identity_of(given)
+
+
+# --- parametrizations
+
+
+@pytest.mark.parametrize("where", ["linear", "conv1d", "conv2d", "conv3d"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_effective_weight_stays(where, kind):
+    one = layer(where)
+    if kind == "dominant":  # refused where its zeros are not
+        with torch.no_grad():
+            one.weight *= torch.eye(3).view(3, 3, *[1] * (one.weight.dim() - 2))
+    before = one.weight.detach().clone()
+    with_identity(one, kind)
+    # I removed and added again, and a normalization: a few roundings of numbers up to 2
+    torch.testing.assert_close(one.weight.detach(), before, rtol=0, atol=round_off(4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_right_inverse_is_the_inverse(kind):
+    weights = with_identity(nn.utils.skip_init(nn.Linear, 4, 4), "plain")
+    nn.init.eye_(weights.weight)
+    with_identity(weights, kind)
+    inside = weights.parametrizations.weight[0]
+    wanted = 1.5 * torch.eye(4) + (0 if kind == "dominant" else 0.1)
+    torch.testing.assert_close(
+        inside(inside.right_inverse(wanted)), wanted, rtol=0, atol=round_off(4)
+    )
+
+
+def test_residual_adds_one_at_the_id_entries():
+    one = with_identity(layer(outputs=6), "residual")
+    v = one.parametrizations.weight.original
+    expected = v + oracles.identity_kernel_by_loops((6, 3, 3, 3), rule="repeat", taps=(1, 1))
+    torch.testing.assert_close(one.weight, expected, rtol=0, atol=0)
+    torch.testing.assert_close(identity_removed(one), v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("normalize", [True, False], ids=["eq5", "eq4"])
+@pytest.mark.parametrize("channels", [(3, 3), (3, 5), (5, 3)], ids=str)
+def test_dirac_weight_filter_by_filter(generator, normalize, channels):
+    one = layer(inputs=channels[0], outputs=channels[1])
+    with_identity(one, "dirac", rule="truncate", normalize=normalize)
+    inside = one.parametrizations.weight[0]
+    with torch.no_grad():
+        for p in inside.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    v = one.parametrizations.weight.original
+    expected = oracles.dirac_weight(v, inside.a, inside.b)
+    torch.testing.assert_close(one.weight, expected, rtol=round_off(30), atol=round_off(4))
+    removed = expected - inside.a.view(-1, 1, 1, 1) * inside.identity
+    torch.testing.assert_close(identity_removed(one), removed, rtol=0, atol=round_off(10))
+    assert (inside.b is None) is not normalize
+
+
+def test_a_filter_of_zeros_has_no_direction():
+    one = with_identity(nn.Linear(2, 2), "dirac")
+    with torch.no_grad():
+        one.parametrizations.weight.original.zero_()
+    assert one.weight.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_dominant_paths_only():
+    one = layer(inputs=2, outputs=4)
+    nn.init.zeros_(one.weight)
+    with_identity(one, "dominant")
+    v = one.parametrizations.weight.original
+    nn.init.constant_(v, 0.5)
+    assert v.shape == (4, 1, 3, 3)
+    off = one.weight[torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 1, 0])]
+    assert off.abs().max() == 0
+    assert one.weight[3, 1, 1, 1] == 1.5 and one.weight[2, 0, 0, 0] == 0.5
+
+
+def test_dominant_refuses_other_weights():
+    with pytest.raises(ValueError, match="not zero off the dominant paths"):
+        with_identity(layer(), "dominant")
+    with pytest.raises(ValueError, match="output without an entry"):
+        with_identity(layer(outputs=4), "dominant", rule="truncate")
+
+
+def test_the_identity_goes_in_once():
+    one = with_identity(layer(), "residual")
+    with pytest.raises(ValueError, match="parametrized already"):
+        with_identity(one, "dirac")
+    with pytest.raises(ValueError, match="did you mean 'dirac'"):
+        with_identity(layer(), "diract")
+
+
+def test_state_dicts_hold_what_is_trained():
+    names = set(with_identity(layer(), "dirac").state_dict())
+    inner = "parametrizations.weight"
+    assert names == {"bias", f"{inner}.original", f"{inner}.0.a", f"{inner}.0.b"}
+
+
+def test_identity_moves_with_the_layer():
+    one = with_identity(layer(), "residual").to(torch.float32)
+    assert one.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("where", ["linear", "conv1d", "conv3d"])
+def test_add_identity_is_three_terms(generator, where):
+    inner = layer(where, 2, 4, **({} if where == "linear" else {"stride": 2}))
+    axes = {"linear": 0, "conv1d": 1, "conv3d": 3}[where]
+    x = torch.randn(3, 2, *[5] * axes, generator=generator)
+    geometry = {} if where == "linear" else {"stride": 2, "padding": 1}
+    expected = oracles.residual_layer(x, inner.weight, inner.bias, **geometry)
+    torch.testing.assert_close(AddIdentity(inner)(x), expected, rtol=0, atol=round_off(60))
+
+
+def test_add_identity_to_many_tokens():
+    inner = nn.Linear(2, 4)
+    x = torch.randn(3, 5, 2)
+    expected = inner(x) + torch.cat([x, x], dim=-1)
+    torch.testing.assert_close(AddIdentity(inner)(x), expected, rtol=0, atol=round_off(10))
+
+
+# --- draws
+
+
+@pytest.mark.parametrize(
+    ("kind", "std"),
+    [
+        pytest.param("kaiming", math.sqrt(2 / (20 * 9)), id="kaiming"),
+        pytest.param("hardt_ma", 1 / (9 * 40), id="hardt_ma"),
+        pytest.param("normal", 0.3, id="normal"),
+    ],
+)
+def test_draws_have_their_deviation(generator, kind, std):
+    drawn = draw_kernel(kind, (40, 20, 3, 3), generator=generator, std=0.3)
+    # a sample deviation of n normals has standard error std / sqrt(2n); four of them
+    assert abs(float(drawn.std()) - std) < 4 * std / math.sqrt(2 * drawn.numel())
+    assert abs(float(drawn.mean())) < 4 * std / math.sqrt(drawn.numel())
+
+
+@pytest.mark.parametrize("kind", ["plain", *KINDS])
+def test_a_layer_is_drawn_where_it_is_trained(generator, kind):
+    one = layer()
+    nn.init.zeros_(one.weight)
+    with_identity(one, kind)
+    initialize_layer(one, "hardt_ma", generator=generator)
+    trained = one.weight if kind == "plain" else one.parametrizations.weight.original
+    same = torch.Generator().manual_seed(0)
+    expected = torch.randn(trained.shape, generator=same) / (9 * 3)
+    torch.testing.assert_close(trained.detach(), expected, rtol=round_off(1), atol=0)
+    assert one.bias.abs().max() == 0
+    if kind == "dirac":
+        inside = one.parametrizations.weight[0]
+        assert inside.a.tolist() == [1.0] * 3 and inside.b.tolist() == [0.1] * 3
+
+
+def test_dominant_fan_in_is_the_effective_weight_s(generator):
+    one = layer()
+    nn.init.zeros_(one.weight)
+    initialize_layer(with_identity(one, "dominant"), "kaiming", generator=generator)
+    same = torch.Generator().manual_seed(0)
+    expected = math.sqrt(2 / 27) * torch.randn(3, 1, 3, 3, generator=same)
+    found = one.parametrizations.weight.original.detach()
+    torch.testing.assert_close(found, expected, rtol=round_off(1), atol=0)
+
+
+def test_bad_draws(generator):
+    with pytest.raises(ValueError, match="did you mean 'kaiming'"):
+        draw_kernel("kaimng", (2, 2), generator=generator)
+    with pytest.raises(ValueError, match="std: got -1"):
+        draw_kernel("normal", (2, 2), generator=generator, std=-1)
+    with pytest.raises(ValueError, match="generator: got 'a'"):
+        as_generator("a")
+
+
+# --- masks
+
+
+def test_masks_of_every_form_lie_in_the_same_place():
+    forms = ("plain", "residual", "explicit")
+    masks = [id_mask(rt.simplified_net(8, identity=form)) for form in forms]
+    for one, other in zip(masks, masks[1:], strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+    assert [next(iter(mask)) for mask in masks] == [
+        "conv1.weight", "conv1.parametrizations.weight.original", "conv1.layer.weight",
+    ]  # fmt: skip
+
+
+def test_only_fixed_identities_are_shifted():
+    counts = {
+        form: sum(int(mask.sum()) for _, mask in shifted(rt.simplified_net(8, identity=form)))
+        for form in ("plain", "residual", "explicit", "dominant")
+    }
+    assert counts == {"plain": 0, "residual": 224, "explicit": 224, "dominant": 224}
+    assert list(shifted(rt.diracnet(10))) == []
+
+
+def test_a_and_b_are_found():
+    net = rt.diracnet(10)
+    found = undecayed(net)
+    # 2N layers a group of 16, 32 and 64 channels; one a and one b a channel
+    assert sum(p.numel() for p in found) == 2 * 2 * (16 + 32 + 64)
+    assert all(name.endswith((".a", ".b")) for name, p in net.named_parameters()
+               if any(p is q for q in found))  # fmt: skip
+    assert len(undecayed(rt.diracnet(10, normalize=False))) == 6
+    assert undecayed(rt.diracnet(10, identity="plain")) == []
+
+
+# --- decay
+
+
+def residual_linear():
+    one = with_identity(layer("linear"), "residual")
+    return one, one.parametrizations.weight.original
+
+
+@pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
+def test_one_step_of_sgd_by_hand(maximize):
+    one, v = residual_linear()
+    start, grad = v.detach().clone(), torch.full((3, 3), 0.25)
+    v.grad = grad.clone()
+    optimizer = torch.optim.SGD([v], lr=0.5, weight_decay=0.1, maximize=maximize)
+    with IdDecay(optimizer, one):
+        optimizer.step()
+    sign = -1 if maximize else 1
+    expected = start - 0.5 * (sign * grad + 0.1 * (start + torch.eye(3)))
+    torch.testing.assert_close(v.detach(), expected, rtol=0, atol=round_off(5))
+    torch.testing.assert_close(v.grad, grad, rtol=0, atol=0)
+
+
+def test_decoupled_decay_uses_the_step_s_learning_rate():
+    one, v = residual_linear()
+    start = v.detach().clone()
+    v.grad = torch.zeros(3, 3)
+    optimizer = torch.optim.AdamW([v], lr=0.5, weight_decay=0.1)
+    IdDecay(optimizer, one)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 9.0
+    expected = start - 0.05 * (start + torch.eye(3))
+    torch.testing.assert_close(v.detach(), expected, rtol=0, atol=round_off(5))
+
+
+def test_each_group_has_its_own_decay():
+    net = nn.Sequential(*[with_identity(layer("linear"), "residual") for _ in range(2)])
+    first, second = (one.parametrizations.weight.original for one in net)
+    before = [p.detach().clone() for p in (first, second)]
+    first.grad, second.grad = torch.zeros(3, 3), torch.zeros(3, 3)
+    groups = [{"params": [first], "weight_decay": 0.2}, {"params": [second], "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    IdDecay(optimizer, net)
+    optimizer.step()
+    expected = before[0] - 0.2 * (before[0] + torch.eye(3))
+    torch.testing.assert_close(first.detach(), expected, rtol=0, atol=round_off(5))
+    torch.testing.assert_close(second.detach(), before[1], rtol=0, atol=0)
+
+
+def test_a_closure_is_corrected_after_it_ran():
+    one, v = residual_linear()
+    start = v.detach().clone()
+    optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
+    IdDecay(optimizer, one)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.5 * (one.weight**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) > 0
+    expected = start - (1.1 * (start + torch.eye(3)))
+    torch.testing.assert_close(v.detach(), expected, rtol=0, atol=round_off(5))
+
+
+def test_lbfgs_is_stepped_with_a_closure():
+    one, v = residual_linear()
+    optimizer = torch.optim.LBFGS([v])
+    IdDecay(optimizer, one)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (one.weight**2).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert one.weight.abs().max() < 1e-6  # the minimum, up to L-BFGS's own tolerance on changes
+
+
+def test_a_removed_correction_corrects_nothing():
+    one, v = residual_linear()
+    v.grad = torch.zeros(3, 3)
+    optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
+    with IdDecay(optimizer, one):
+        pass
+    start = v.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(v.detach(), 0.9 * start, rtol=round_off(2), atol=0)
+
+
+@pytest.mark.parametrize("net", [nn.Linear(2, 2), with_identity(nn.Linear(2, 2), "dirac")],
+                         ids=["plain", "dirac"])  # fmt: skip
+def test_other_nets_are_left_alone(net):
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    twin = [p.detach().clone() for p in net.parameters()]
+    optimizer = torch.optim.ASGD(net.parameters(), lr=0.5, lambd=0.0, weight_decay=0.1)
+    IdDecay(optimizer, net)
+    optimizer.step()
+    for p, before in zip(net.parameters(), twin, strict=True):
+        expected = before - 0.5 * (1 + 0.1 * before)
+        torch.testing.assert_close(p.detach(), expected, rtol=0, atol=round_off(5))
+
+
+def test_masks_of_a_stack_of_nets():
+    stack = nn.Parameter(torch.zeros(2, 3, 3))
+    stack.grad = torch.zeros(2, 3, 3)
+    masks = {stack: torch.stack([torch.eye(3), torch.zeros(3, 3)]) != 0}  # residual, plain
+    optimizer = torch.optim.SGD([stack], lr=1.0, weight_decay=0.1)
+    IdDecay.from_masks(optimizer, masks)
+    optimizer.step()
+    assert stack[0].tolist() == (-0.1 * torch.eye(3)).tolist()
+    assert stack[1].abs().max() == 0
+    with pytest.raises(ValueError, match="masks: got shape"):
+        IdDecay.from_masks(optimizer, {stack: torch.eye(3) != 0})
+
+
+def test_optimizers_that_are_refused():
+    one, v = residual_linear()
+    with pytest.raises(ValueError, match="got ASGD, whose steps may depend on where the weights"):
+        IdDecay(torch.optim.ASGD([v]), one)
+    with pytest.raises(ValueError, match="holds none of the net's parameters"):
+        IdDecay(torch.optim.SGD(nn.Linear(1, 1).parameters()), one)
+    IdDecay(torch.optim.ASGD([v]), one, decoupled=False)
+
+
+def test_scaled_gradients_are_refused():
+    one, v = residual_linear()
+    v.grad = torch.zeros(3, 3)
+    optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
+    IdDecay(optimizer, one)
+    optimizer.grad_scale = torch.tensor(2.0)
+    with pytest.raises(ValueError, match="scaler.unscale_"):
+        optimizer.step()
+
+
+def test_dirac_scales_are_trained():
+    one = with_identity(nn.Linear(2, 2), "dirac")
+    one(torch.ones(1, 2)).sum().backward()
+    inside = one.parametrizations.weight[0]
+    assert isinstance(inside, DiracWeight)
+    assert inside.a.grad.tolist() == [1.0, 1.0]
