@@ -23,6 +23,7 @@ __all__ = [
     "read_bytes",
     "read_checkpoint",
     "read_json",
+    "tidy_checkpoint",
     "write_arrays",
     "write_bytes",
     "write_checkpoint",
@@ -278,6 +279,21 @@ def _sweep(path: Path, keep: Path) -> None:
         for old in path.parent.glob(pattern):
             if old != keep:
                 old.unlink(missing_ok=True)
+
+
+def tidy_checkpoint(path: str | Path) -> None:
+    """Remove what a writer left that was killed: tensors that the manifest does not name.
+
+    Nobody may be writing this checkpoint meanwhile.
+
+    Args:
+        path: The manifest.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    path = _manifest(path)
+    _sweep(path, path.with_name(_unsealed(path)["file"]))
 
 
 def read_checkpoint(path: str | Path) -> "tuple[dict[str, Tensor], Any]":

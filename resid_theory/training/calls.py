@@ -34,6 +34,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     every: int | None = None,
     correction: Correction | None = None,
+    stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
 ) -> Run:
@@ -49,8 +50,8 @@ def train(
     torch's generator, which is seeded with the first seed and left as it was found.
 
     Args:
-        net: A module whose outputs are (batch, classes), or a list of modules. Nets of one
-            architecture are stacked and take each step as one; others take turns.
+        net: A module whose outputs are (batch, classes), or a list of modules, which go through
+            the epochs together.
         data: :class:`Images`, or (x, y) with x (m, ...) and y class numbers (m,) or targets (m, k).
         recipe: How to train.
         seed: Of the order and the augmentation; a list gives each net its own.
@@ -64,6 +65,9 @@ def train(
         every: Call them after every so many steps as well; these lines hold nothing else.
         correction: Called once for each net as ``correction(optimizer, net)``, such as
             ``IdDecay``; it may hook the optimizer. Several nets then take turns.
+        stacked: Whether each step of several nets of one architecture is one operation a layer;
+            the same training to round-off. None: on a GPU, where that is several times faster.
+            Where it cannot be, nets take turns, and the result says why.
         save_seconds: Least time between two checkpoints; 0 saves after every step.
         progress: Whether a bar shows on stderr.
 
@@ -88,7 +92,7 @@ def train(
     """
     nets = _as_nets(net)
     seeds = _as_seeds(seed, len(nets))
-    settings = _settings(device, out, callbacks, every, correction, save_seconds, progress)
+    settings = _settings(device, out, callbacks, every, correction, stacked, save_seconds, progress)
     return _train(nets, data, test, recipe, seeds, settings, {})
 
 
@@ -102,6 +106,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     every: int | None = None,
     correction: Correction | None = None,
+    stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
 ) -> Run:
@@ -116,6 +121,7 @@ def resume(
         callbacks: As for :func:`train`.
         every: As for :func:`train`.
         correction: As for :func:`train`.
+        stacked: As for :func:`train`.
         save_seconds: As for :func:`train`.
         progress: As for :func:`train`.
 
@@ -132,7 +138,7 @@ def resume(
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
     nets = _from_records(about["architectures"]) if net is None else _as_nets(net)
-    settings = _settings(device, out, callbacks, every, correction, save_seconds, progress)
+    settings = _settings(device, out, callbacks, every, correction, stacked, save_seconds, progress)
     recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
     return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
 
@@ -168,6 +174,7 @@ def _settings(
     callbacks: Sequence[Callback],
     every: int | None,
     correction: Correction | None,
+    stacked: bool | None,
     save_seconds: float,
     progress: bool,
 ) -> Settings:
@@ -179,6 +186,7 @@ def _settings(
         callbacks=tuple(callbacks),
         every=None if every is None else whole("every", every),
         correction=correction,
+        stacked=stacked,
         save_seconds=save_seconds,
         progress=progress,
     )

@@ -48,7 +48,8 @@ class Run:
             ``test_error`` in eval mode, and what callbacks returned. A number that is not finite
             is None.
         seconds: Of training, over all resumed parts; measurements included.
-        unstacked: Why several nets took turns in each step; None if they were stacked, or one.
+        unstacked: Why several nets took turns in each step; None if they were stacked, or that was
+            asked for, or there is one.
         out: The folder of the checkpoint, or None.
     """
 
@@ -88,5 +89,6 @@ class Settings:
     callbacks: tuple[Callback, ...]
     every: int | None
     correction: Correction | None
+    stacked: bool | None
     save_seconds: float
     progress: bool

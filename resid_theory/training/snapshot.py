@@ -96,7 +96,7 @@ class Folder:
         return tensors, about
 
     def rewind(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Cut the metrics to what the checkpoint knows.
+        """Cut the metrics to what the checkpoint knows, and remove what a kill left beside it.
 
         Args:
             about: Of the checkpoint.
@@ -114,6 +114,7 @@ class Folder:
                 f"{self.metrics}: damaged: its first {length} bytes are not those that "
                 f"{self.checkpoint} records; restore it from its source, or train anew elsewhere"
             )
+        store.tidy_checkpoint(self.checkpoint)
         if self.metrics.exists() and self.metrics.stat().st_size > length:
             os.truncate(self.metrics, length)
         return [json.loads(line) for line in data.splitlines()]
@@ -234,6 +235,7 @@ def digest(tensors: Iterable[Tensor]) -> str:
 _WORDS = {
     "seeds": "seed",
     "correction": "correction",
+    "stacked": "whether nets are stacked",
     "data": "data (by their sha256)",
     "test": "test data (by their sha256)",
     "initial": "the initial weights (by their sha256)",

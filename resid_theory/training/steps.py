@@ -206,18 +206,16 @@ def stack(
     """Stack nets where that gives the same training as taking turns.
 
     Args:
-        nets: One or more modules, on the device, in train mode.
+        nets: Two or more modules, on the device, in train mode.
         batch: A few samples to try it on.
         recipe: How they are trained.
         device: Where.
 
     Returns:
-        The nets as they will be trained, and why they are not stacked; None if they are, or if
-        there is but one.
+        The nets as they will be trained, and why they are not stacked; None if they are.
     """
-    reason = _why_not(nets, batch, recipe, device) if len(nets) > 1 else None
-    together = len(nets) > 1 and reason is None
-    return (Stacked if together else Separate)(nets, recipe, device), reason
+    reason = _why_not(nets, batch, recipe, device)
+    return (Separate if reason else Stacked)(nets, recipe, device), reason
 
 
 def _why_not(

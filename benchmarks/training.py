@@ -1,0 +1,120 @@
+"""What the trainer costs: python benchmarks/training.py [--device cuda]; ratios of one run.
+
+The bare loop is zero_grad, forward, backward and step on batches that lie ready as floats. The
+trainer's step adds gathering, crops, flips, normalization, schedule, sums and the watch for NaN.
+"""
+
+import argparse
+import copy
+
+import torch
+import torch.nn.functional as F
+from timing import line, medians
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.training.loop import Session
+from resid_theory.training.results import Settings
+from resid_theory.training.samples import Samples
+
+BATCH = 128
+
+
+def images(samples: int = 8 * BATCH) -> rt.Images:
+    """Random bytes in the shape of CIFAR-10: time does not depend on what they show."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (samples, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (samples,), generator=generator)
+    return rt.Images(pixels=pixels, labels=labels, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> Session:
+    """A training under way, to be stepped by hand."""
+    settings = Settings(
+        device=device, folder=None, callbacks=(), every=None, correction=None, stacked=True,
+        save_seconds=1e9, progress=False,
+    )  # fmt: skip
+    for net in nets:
+        net.to(device)
+    samples = Samples("data", images(), nets[0], recipe, device)
+    return Session(nets, samples, None, recipe, tuple(range(len(nets))), settings)
+
+
+def trainer_step(running: Session):
+    """One step of the trainer; positions go round."""
+    plans = {seed: running._plan(seed, 0) for seed in running.seeds}
+    wait = torch.cuda.synchronize if running.settings.device.type == "cuda" else lambda: None
+
+    def step() -> None:
+        running._advance(plans, running.step % running.steps)
+        wait()
+
+    return step
+
+
+def bare_step(net: nn.Module, recipe: rt.Recipe, device: torch.device):
+    """One step of the loop that everybody writes."""
+    net = net.to(device).train()
+    data = images()
+    x = data.inputs(data.pixels, torch.float32).to(device)
+    y = data.labels.to(device)
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    at = 0
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def step() -> None:
+        nonlocal at
+        rows = slice(at, at + BATCH)
+        at = (at + BATCH) % len(x)
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimizer.step()
+        wait()
+
+    return step
+
+
+def overhead(device: torch.device, rounds: int) -> None:
+    """Trainer over bare loop, step by step in turns."""
+    net = rt.simplified_net(20).float()
+    recipe = rt.Recipe(batch=BATCH, lr=1e-3)
+    plain = recipe.change(augmentation="none")
+    reflect = recipe.change(padding="reflect")
+    tasks = {"bare": bare_step(copy.deepcopy(net), recipe, device)}
+    for name, other in (("none", plain), ("zeros", recipe), ("reflect", reflect)):
+        tasks[name] = trainer_step(session([copy.deepcopy(net)], other, device))
+    times = medians(tasks, rounds)
+    line("simplified_net(20), batch 128, bare step, s", f"{times['bare']:.4f}", "")
+    for name in ("none", "zeros", "reflect"):
+        ratio = times[name] / times["bare"]
+        line(f"    trainer's step / bare step, padding {name}", f"{ratio:.3f}", "<= 1.05 on a CPU")
+
+
+def stacking(device: torch.device, rounds: int, count: int = 8) -> None:
+    """Eight nets in one stacked step over eight nets one after the other."""
+    recipe = rt.Recipe(batch=BATCH, lr=1e-3)
+    nets = [rt.simplified_net(20, generator=seed).float() for seed in range(count)]
+    alone = [trainer_step(session([copy.deepcopy(net)], recipe, device)) for net in nets]
+    together = session(nets, recipe, device)
+    assert together.unstacked is None, together.unstacked
+
+    def in_turn() -> None:
+        for step in alone:
+            step()
+
+    times = medians({"turns": in_turn, "stack": trainer_step(together)}, rounds)
+    ratio = times["turns"] / times["stack"]
+    line(f"{count} nets one after the other / stacked", f"{ratio:.2f}", ">= 3 on a GPU")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    chosen = torch.device(arguments.device)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {chosen}")
+    overhead(chosen, arguments.rounds)
+    stacking(chosen, max(1, arguments.rounds // 5))

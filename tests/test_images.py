@@ -1,0 +1,356 @@
+"""Image sets: what is decoded, where it is looked for, and crops that are what they say."""
+
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import resid_theory as rt
+from resid_theory import cifar
+from resid_theory.images import Crops, Images, _fit, augment, draw_crops
+
+COUNT = 20  # images of a batch in the small CIFAR-10 below
+
+
+def encoded(pixels):
+    """The lossless transform, inverted by the loader: differences to green, columns, rows."""
+    x = pixels.astype(np.int64)
+    x[:, 0] -= x[:, 1]
+    x[:, 2] -= x[:, 1]
+    x[..., 1:] = np.diff(x, axis=3)
+    x[:, :, 1:] = np.diff(x, axis=2)
+    signed = (x + 128) % 256 - 128
+    return np.where(signed >= 0, 2 * signed, -2 * signed - 1).astype(np.uint8)
+
+
+def records(labels, pixels):
+    return np.concatenate([labels[:, None], pixels.reshape(len(labels), -1)], 1)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A CIFAR-10 of 20 images a batch, as pieces and as an archive, with sums to match."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "cifar10"
+    folder.mkdir()
+    table, everything = {}, []
+    archive = tarfile.open(tmp_path / cifar._ARCHIVE, "w:gz")
+    for name, (batch, _, _) in cifar._BATCHES.items():
+        pixels = rng.integers(256, size=(COUNT, 3, 32, 32), dtype=np.uint8)
+        labels = rng.integers(10, size=COUNT, dtype=np.uint8)
+        content = records(labels, pixels).tobytes()
+        np.savez(folder / f"{name}.npz", residual=encoded(pixels), labels=labels)
+        member = tarfile.TarInfo(f"cifar-10-batches-bin/{batch}")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+        sha256 = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()
+        table[name] = (batch, hashlib.md5(content).hexdigest(), sha256)
+        everything.append((pixels, labels))
+    archive.close()
+    packed = hashlib.sha256((tmp_path / cifar._ARCHIVE).read_bytes()).hexdigest()
+    monkeypatch.setattr(cifar, "_BATCHES", table)
+    monkeypatch.setattr(cifar, "_ARCHIVE_SHA256", packed)
+    monkeypatch.setattr(cifar, "_MIRRORS", ((tmp_path / "nowhere").as_uri() + "/",))
+    monkeypatch.setenv("RESID_THEORY_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "cache"))
+    return tmp_path, everything
+
+
+def use(small, form):
+    """Leave one form of the data only."""
+    folder, everything = small
+    if form == "archive":
+        for piece in (folder / "cifar10").iterdir():
+            piece.unlink()
+    else:
+        (folder / cifar._ARCHIVE).unlink()
+    return folder, everything
+
+
+forms = pytest.mark.parametrize("form", ["pieces", "archive"])
+
+
+@forms
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_form_gives_the_official_order(small, form, split):
+    _, everything = use(small, form)
+    parts = everything[:5] if split == "train" else everything[5:]
+    pixels, labels = cifar.load_cifar10(split)
+    np.testing.assert_array_equal(pixels, np.concatenate([p for p, _ in parts]))
+    np.testing.assert_array_equal(labels, np.concatenate([y for _, y in parts]))
+    assert (pixels.dtype, labels.dtype) == (torch.uint8, torch.int64)
+
+
+@forms
+def test_a_flipped_bit_names_the_file(small, form):
+    folder, _ = use(small, form)
+    path = folder / (cifar._ARCHIVE if form == "archive" else "cifar10/train_3.npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name}.*sha256"):
+        cifar.load_cifar10()
+
+
+@forms
+def test_other_images_than_the_official_ones_are_refused(small, form, monkeypatch):
+    use(small, form)
+    name = "train_2"
+    monkeypatch.setitem(cifar._BATCHES, name, (*cifar._BATCHES[name][:1], "0" * 32,
+                                               cifar._BATCHES[name][2]))  # fmt: skip
+    with pytest.raises(ValueError, match="md5 .* expected 0000"):
+        cifar.load_cifar10()
+
+
+def test_what_is_no_piece_is_named(small, monkeypatch):
+    folder, _ = use(small, "pieces")
+    path = folder / "cifar10" / "test.npz"
+    path.write_bytes(b"PK\x03\x04 cut")
+    batch, md5, _ = cifar._BATCHES["test"]
+    row = (batch, md5, hashlib.sha256(path.read_bytes()).hexdigest())
+    monkeypatch.setitem(cifar._BATCHES, "test", row)
+    with pytest.raises(ValueError, match=r"test\.npz: not a piece of CIFAR-10"):
+        cifar.load_cifar10("test")
+
+
+def test_a_missing_archive_is_fetched_once(small, monkeypatch):
+    folder, everything = use(small, "archive")
+    mirror = folder / "mirror"
+    mirror.mkdir()
+    (folder / cifar._ARCHIVE).rename(mirror / cifar._ARCHIVE)
+    monkeypatch.setattr(cifar, "_MIRRORS", (*cifar._MIRRORS, mirror.as_uri() + "/"))
+    for _ in range(2):
+        pixels, _ = cifar.load_cifar10("test", progress=False)
+        np.testing.assert_array_equal(pixels, everything[5][0])
+        (mirror / cifar._ARCHIVE).unlink(missing_ok=True)
+
+
+def test_without_any_source_places_and_mirrors_are_named(small):
+    folder, _ = use(small, "archive")
+    (folder / cifar._ARCHIVE).unlink()
+    with pytest.raises(FileNotFoundError, match="CIFAR-10") as caught:
+        cifar.load_cifar10("test", progress=False)
+    for part in (str(folder / "cifar10" / cifar._ARCHIVE), "nowhere", "RESID_THEORY_DATA"):
+        assert part in str(caught.value)
+
+
+def test_few_images_need_one_batch_only(small):
+    folder, everything = use(small, "pieces")
+    (folder / "cifar10" / "train_5.npz").unlink()
+    images = rt.load_images("cifar10", samples=COUNT)
+    np.testing.assert_array_equal(images.pixels, everything[0][0])
+
+
+def official(name):
+    try:
+        return rt.load_images(name, "test", progress=False)
+    except FileNotFoundError:
+        pytest.skip(f"{name} is not on this machine")
+
+
+def test_the_real_cifar_is_checked_against_the_official_sums(monkeypatch):
+    from resid_theory.data import places
+
+    if not any((place / "test.npz").is_file() for place in places("cifar10")):
+        pytest.skip("RESID_THEORY_DATA has no CIFAR-10")
+    images = official("cifar10")
+    assert images.pixels.shape == (10_000, 3, 32, 32)
+    assert torch.bincount(images.labels).tolist() == [1000] * 10
+    mean = images.inputs(images.pixels, torch.float64).mean((0, 2, 3))
+    assert float(mean.abs().max()) < 0.03  # the constants are those of the training images
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 1437), ("test", 360)])
+def test_digits_split(split, count):
+    images = rt.load_images("digits", split)
+    assert images.pixels.shape == (count, 3, 32, 32)
+    assert images.classes == tuple("0123456789")
+
+
+def test_digits_parts_are_the_whole():
+    from resid_theory.data import load_digits_raw
+
+    parts = [rt.load_images("digits", s, size=None, channels=None) for s in ("train", "test")]
+    pixels, labels = load_digits_raw()
+    assert_close(torch.cat([part.pixels for part in parts])[:, 0], pixels)
+    assert_close(torch.cat([part.labels for part in parts]), labels)
+
+
+def test_constants_of_the_digits_are_those_of_the_pixels():
+    images = rt.load_images("digits", size=None, channels=None)
+    x = images.inputs(images.pixels, torch.float64)
+    # Four digits are written down.
+    assert abs(float(x.mean())) < 2e-4
+    assert abs(float(x.std(correction=0)) - 1) < 2e-4
+
+
+@pytest.mark.parametrize(("old", "new", "border"), [(8, 32, 0), (28, 32, 2), (5, 12, 1)])
+def test_small_images_are_enlarged_then_padded(generator, old, new, border):
+    pixels = torch.randint(1, 256, (2, 1, old, old), generator=generator, dtype=torch.uint8)
+    fitted = _fit(pixels, new, 3)
+    factor = new // old
+    inner = fitted[:, :, border : new - border, border : new - border]
+    assert fitted.shape == (2, 3, new, new)
+    assert_close(inner[:, 1, ::factor, ::factor], pixels[:, 0])
+    assert int((fitted != 0).sum()) == 2 * 3 * (old * factor) ** 2
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rt.load_images("cifar"), "did you mean 'cifar10'"),
+        (lambda: rt.load_images("digits", "tset"), "did you mean 'test'"),
+        (lambda: rt.load_images("digits", samples=5000), "the set has 1437 images"),
+        (lambda: rt.load_images("digits", size=4), "have 8 x 8 pixels"),
+        (lambda: _fit(torch.zeros(1, 3, 4, 4), None, 1), "only grey"),
+    ],
+    ids=["name", "split", "samples", "size", "channels"],
+)
+def test_what_there_is_not_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_inputs_are_centred_and_scaled():
+    pixels = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8).view(1, 2, 1, 2)
+    images = Images(pixels=pixels, labels=torch.zeros(1).long(), mean=(0.5, 0.2), std=(0.5, 0.1))
+    expected = torch.tensor([[-1.0, 1.0], [0.0, 2.0]]).view(1, 2, 1, 2)
+    assert_close(images.inputs(pixels, torch.float64), expected, atol=1e-15, rtol=0)
+    assert images.inputs(pixels, torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((torch.zeros(3, 2), torch.zeros(2)), "same number of samples"),
+        ((torch.zeros(0, 2), torch.zeros(0)), "without samples"),
+        (Images(pixels=torch.zeros(3, 2), labels=torch.zeros(2)), "same number of samples"),
+        (torch.zeros(3), "needs a pair"),
+        ((torch.full((2, 2), torch.nan), torch.zeros(2)), "not finite"),
+    ],
+    ids=["ragged", "empty", "images", "single", "nan"],
+)
+def test_data_that_are_none_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        Images.of(data)
+
+
+def cut_by_hand(pixels, crops, pad, mode):
+    out = np.empty_like(pixels)
+    height, width = pixels.shape[2:]
+    for i, image in enumerate(pixels):
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), mode=mode)
+        top, left = int(crops.top[i]), int(crops.left[i])
+        window = padded[:, top : top + height, left : left + width]
+        out[i] = window[:, :, ::-1] if crops.flip[i] else window
+    return out
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("zeros", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64], ids=str)
+def test_augmentation_is_pad_cut_and_mirror(generator, device, padding, mode, dtype):
+    pixels = torch.randint(256, (40, 3, 7, 9), generator=generator).to(dtype)
+    crops = draw_crops(40, pad=3, generator=generator)
+    mine = augment(pixels.to(device), crops.to(device), pad=3, padding=padding)
+    np.testing.assert_array_equal(mine.cpu(), cut_by_hand(pixels.numpy(), crops, 3, mode))
+    assert mine.dtype == dtype
+
+
+def test_the_middle_crop_is_the_image(generator):
+    pixels = torch.randint(256, (5, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    middle = torch.full((5,), 4)
+    crops = Crops(top=middle, left=middle, flip=torch.zeros(5, dtype=torch.bool))
+    assert_close(augment(pixels, crops), pixels)
+
+
+def test_crops_are_uniform_and_every_other_image_is_mirrored(generator):
+    count = 81_000
+    crops = draw_crops(count, generator=generator)
+    seen = torch.bincount(crops.top * 9 + crops.left, minlength=81)
+    chi_square = float(((seen - count / 81) ** 2 / (count / 81)).sum())
+    assert abs(chi_square - 80) < 4 * (2 * 80) ** 0.5  # four standard errors of its law
+    assert abs(float(crops.flip.double().mean()) - 0.5) < 4 * 0.5 / count**0.5
+
+
+def test_mirroring_does_not_depend_on_the_cut(generator):
+    crops = draw_crops(40_000, generator=generator)
+    together = torch.stack([crops.top.double(), crops.left.double(), crops.flip.double()])
+    assert float((torch.corrcoef(together) - torch.eye(3)).abs().max()) < 4 / 40_000**0.5
+
+
+def test_equal_seeds_cut_alike():
+    first, second = (draw_crops(50, generator=torch.Generator().manual_seed(3)) for _ in "ab")
+    other = draw_crops(50, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first.top, second.top) and torch.equal(first.flip, second.flip)
+    assert not torch.equal(first.top, other.top)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"padding": "reflected"}, "did you mean 'reflect'"),
+     ({"padding": "reflect", "pad": 8}, "less than the shorter side")],
+    ids=["name", "width"],
+)  # fmt: skip
+def test_padding_that_cannot_be_is_refused(generator, settings, message):
+    crops = draw_crops(1, pad=8, generator=generator)
+    with pytest.raises(ValueError, match=message):
+        augment(torch.zeros(1, 3, 8, 8), crops, **settings)
+
+
+@pytest.fixture
+def tree(tmp_path, generator):
+    """Two classes, one image deeper, three formats without loss."""
+    image = pytest.importorskip("PIL.Image")
+    names = ["b/1.png", "b/2.bmp", "a/deep/3.png", "a/note.txt"]
+    pixels = torch.randint(256, (3, 6, 5, 3), generator=generator, dtype=torch.uint8).numpy()
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pixels, strict=False):
+        image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "a/note.txt").write_text("not an image")
+    return tmp_path, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def test_a_folder_a_class(tree):
+    folder, pixels = tree
+    images = rt.load_image_folder(folder)
+    assert images.classes == ("a", "b")
+    assert images.labels.tolist() == [0, 1, 1]
+    assert_close(images.pixels, pixels[[2, 0, 1]])
+    x = images.inputs(images.pixels, torch.float64)
+    assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-13, rtol=0)
+    assert_close(x.var((0, 2, 3), correction=0), torch.ones(3), atol=1e-12, rtol=0)
+
+
+def test_a_folder_cut_to_one_size(tree):
+    folder, _ = tree
+    assert rt.load_image_folder(folder, size=4).pixels.shape == (3, 3, 4, 4)
+
+
+def test_images_of_two_sizes_name_the_other_one(tree):
+    from PIL import Image
+
+    folder, _ = tree
+    Image.new("L", (7, 7)).save(folder / "b" / "9.png")
+    with pytest.raises(ValueError, match=r"9\.png: has \(7, 7\) pixels"):
+        rt.load_image_folder(folder)
+    assert len(rt.load_image_folder(folder, size=5)) == 4
+
+
+def test_a_file_that_is_no_image_is_named(tree):
+    folder, _ = tree
+    (folder / "a" / "0.png").write_bytes(b"\x89PNG cut")
+    with pytest.raises(ValueError, match=r"0\.png: not an image"):
+        rt.load_image_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["nothing", "."])
+def test_a_folder_without_images_is_named(tmp_path, name):
+    (tmp_path / "class").mkdir()
+    with pytest.raises(FileNotFoundError, match="one folder a class"):
+        rt.load_image_folder(tmp_path / name)
