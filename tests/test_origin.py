@@ -63,7 +63,10 @@ def test_verdicts(case):
 def test_an_optimal_identity_from_samples_is_exact(generator):
     # round-off of the sums must not look like a gradient
     x = torch.randn(1000, 5, generator=generator)
-    point = zero_point((x, x.clone()), blocks=3, shortcut_depth=2)
+    turn = rt.draw_weights("orthogonal", (5, 5), generator=generator)
+    targets = x @ turn @ turn.T
+    assert not torch.equal(targets, x)
+    point = zero_point((x, targets), blocks=3, shortcut_depth=2)
     assert not point.correlation.any()
     assert point.spectrum.levels.tolist() == [0.0]
     assert math.isnan(point.condition_number)
