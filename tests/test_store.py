@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from resid_theory import store
 
@@ -146,3 +147,131 @@ def test_what_is_no_archive_is_named(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.npz: not an archive"):
         store.read_arrays(tmp_path / "a.npz")
+
+
+def tensors():
+    half = torch.arange(6.0).view(2, 3)
+    return {
+        "transposed": half.T,
+        "shared": half,
+        "bf16": torch.tensor([1.5], dtype=torch.bfloat16),
+        "bytes": torch.arange(3, dtype=torch.uint8),
+        "scalar": torch.tensor(2),
+        "empty": torch.zeros(0, 2),
+    }
+
+
+ABOUT = {"step": 3, "rate": 0.1, "name": "λ", "none": None, "list": [1, [2.5, True]]}
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    file = store.write_checkpoint(tmp_path / "new" / "a.json", tensors(), ABOUT)
+    found, about = store.read_checkpoint(tmp_path / "new" / "a.json")
+    same(found, tensors())
+    assert about == ABOUT
+    assert sorted(p.name for p in file.parent.iterdir()) == sorted(["a.json", file.name])
+
+
+def test_equal_tensors_give_equal_files(tmp_path):
+    first = store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+    second = store.write_checkpoint(tmp_path / "b.json", dict(reversed(tensors().items())), ABOUT)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_new_checkpoint_leaves_nothing_of_the_old_one(tmp_path):
+    neighbour = store.write_checkpoint(tmp_path / "ab.json", tensors(), ABOUT)
+    old = store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+    stale = tmp_path / f".{old.name}.0123.partial"
+    stale.write_bytes(b"half")
+    new = store.write_checkpoint(tmp_path / "a.json", {"x": torch.zeros(2)}, ABOUT)
+    files = {p.name for p in tmp_path.iterdir()}
+    assert files == {"a.json", new.name, "ab.json", neighbour.name}
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+def test_a_write_that_fails_anywhere_leaves_the_old_checkpoint(tmp_path, monkeypatch, call, step):
+    path = tmp_path / "a.json"
+    store.write_checkpoint(path, tensors(), ABOUT)
+    calls, original = [], getattr(os, call)
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == step + 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    monkeypatch.setattr(store.os, call, failing)
+    new = {"x": torch.ones(3)}
+    try:
+        store.write_checkpoint(path, new, {"step": 4})
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        assert "No space left" in str(error) and "previous checkpoint is intact" in str(error)
+    monkeypatch.undo()
+    found, about = store.read_checkpoint(path)
+    # Old or new, whole; the rename of the manifest decides.
+    same(found, new if about == {"step": 4} else tensors())
+    if len(calls) <= step:
+        assert about == {"step": 4}
+    store.tidy_checkpoint(path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_first_checkpoint_that_fails_says_that_there_was_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(store.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="there was none before"):
+        store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path):
+    path = tmp_path / "a.json"
+    store.write_checkpoint(path, {}, {"a": 1})
+    content = path.read_bytes()
+    unnoticed = []
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            store.read_checkpoint(path)
+            unnoticed.append(bit)
+        except ValueError as error:
+            assert "a.json: the manifest is damaged" in str(error)
+    assert not unnoticed
+
+
+@pytest.mark.parametrize("place", [0, 10, -1])
+def test_a_flipped_bit_of_the_tensors_names_their_file(tmp_path, place):
+    file = store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+    content = bytearray(file.read_bytes())
+    content[place] ^= 16
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{file.name}: .*sha256"):
+        store.read_checkpoint(tmp_path / "a.json")
+
+
+def test_tensors_that_are_gone_are_named(tmp_path):
+    file = store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{file.name}: is not there"):
+        store.read_checkpoint(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "message"),
+    [("a.pt", {}, "ends in .json"), ("a.json", {"x": float("nan")}, "as JSON")],
+    ids=["name", "nan"],
+)
+def test_a_checkpoint_that_cannot_be_is_refused_before_it_is_written(
+    tmp_path, name, about, message
+):
+    with pytest.raises(ValueError, match=message):
+        store.write_checkpoint(tmp_path / name, tensors(), about)
+    assert not list(tmp_path.iterdir())

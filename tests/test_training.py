@@ -1,0 +1,766 @@
+"""Training: the papers' descent step by step, several nets at once, kills, and clear refusals."""
+
+import errno
+import json
+import os
+import random
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+import resid_theory as rt
+from benchmarks import crash
+from resid_theory import store, training
+from resid_theory.training import DivergenceError, Recipe, faults, loop, train
+from resid_theory.training.nets import first_difference
+
+RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
+STEPS = 4  # in an epoch of the samples below, the last one smaller
+
+
+def images(samples=100, classes=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    return rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.3,))
+
+
+def conv_net(seed=0, norm=True, noise=0.0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=not norm),
+        *([nn.BatchNorm2d(6)] if norm else []),
+        nn.ReLU(),
+        *([nn.Dropout(noise)] if noise else []),
+        nn.Flatten(),
+        nn.Linear(6 * 64, 10),
+    )
+
+
+def fit(net, data=None, recipe=RECIPE, *, seed=0, **settings):
+    settings = {"progress": False, "device": "cpu", **settings}
+    return train(net, images() if data is None else data, recipe, seed=seed, **settings)
+
+
+def weights(net):
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def difference(first, second):
+    """Largest difference over the largest weight; running statistics included."""
+    first, second = first.state_dict(), second.state_dict()
+    scale = max(float(t.double().abs().max()) for t in first.values())
+    return max(float((first[k] - second[k]).double().abs().max()) for k in first) / scale
+
+
+def by_hand(net, recipe, seed, data):
+    """The papers' descent from its formula: v := μv + g + λθ, θ := θ − ηv (Nesterov: η(g + μv))."""
+    # The loop's own batches, taken before training: what is tested is what is done with them.
+    running = make_session(net, recipe, seed, data)
+    velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for step in range(recipe.epochs * running.steps):
+        epoch, position = divmod(step, running.steps)
+        rows = slice(position * recipe.batch, (position + 1) * recipe.batch)
+        x, y, _ = running._batch(running._plan(seed, epoch), rows)
+        loss = nn.functional.cross_entropy(net(x), y)
+        gradients = torch.autograd.grad(loss, list(net.parameters()))
+        rate = recipe.lr * recipe.factor ** sum(epoch >= at for at in recipe.milestones)
+        if step < recipe.warmup * running.steps:
+            rate *= (step + 1) / (recipe.warmup * running.steps)
+        with torch.no_grad():
+            for (name, p), g in zip(net.named_parameters(), gradients, strict=True):
+                decays = recipe.decay == "all" or p.dim() > 1
+                g = g + recipe.weight_decay * p * decays
+                velocity[name] = recipe.momentum * velocity[name] + g
+                v = velocity[name]
+                p -= rate * (g + recipe.momentum * v if recipe.nesterov else v)
+    return net
+
+
+def make_session(net, recipe, seed, data):
+    device = torch.device("cpu")
+    settings = training.results.Settings(
+        device=device, folder=None, callbacks=(), every=None, correction=None, stacked=None,
+        save_seconds=60.0, progress=False,
+    )  # fmt: skip
+    samples = training.samples.Samples("data", data, net, recipe, device)
+    return loop.Session([net], samples, None, recipe, (seed,), settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"momentum": 0.0}, {"nesterov": True}, {"weight_decay": 0.1},
+     {"weight_decay": 0.1, "decay": "multi_axis"}, {"augmentation": "none"},
+     {"padding": "reflect", "factor": 0.2, "milestones": (1, 2), "warmup": 0}],
+    ids=["momentum", "plain", "nesterov", "decay", "multi_axis", "as_is", "dirac"],
+)  # fmt: skip
+def test_training_is_the_descent_of_its_formula(settings):
+    recipe = RECIPE.change(**settings)
+    trained = fit(conv_net(), recipe=recipe, seed=5).net
+    assert difference(trained, by_hand(conv_net(), recipe, 5, images())) < 1e-13
+
+
+def test_every_image_is_seen_once_an_epoch_and_orders_differ():
+    running = make_session(conv_net(), RECIPE, 0, images())
+    orders = [running._plan(seed, epoch)[0] for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]]
+    assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
+    assert torch.equal(orders[0], orders[3])
+    assert len({tuple(order.tolist()) for order in orders}) == 3
+
+
+def test_the_order_does_not_depend_on_the_augmentation():
+    orders = [
+        make_session(conv_net(), RECIPE.change(augmentation=a), 0, images())._plan(0, 0)[0]
+        for a in ("none", "crop_flip")
+    ]
+    assert torch.equal(*orders)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "step", "expected"),
+    [(training.NOISE_STABILITY, 99, 0.02), (training.NOISE_STABILITY, 100, 0.002),
+     (training.NOISE_STABILITY_BN, 150, 0.001), (training.DIRACNETS, 59, 0.1),
+     (training.DIRACNETS, 60, 0.02), (training.DIRACNETS, 160, 0.0008),
+     (training.DIRACNETS_IMAGENET, 90, 1e-4), (RECIPE, 0, 0.05)],
+    ids=str,
+)  # fmt: skip
+def test_rates_of_the_papers(recipe, step, expected):
+    assert recipe.rate(step, 1) == pytest.approx(expected, rel=1e-15)
+
+
+def test_a_scaled_schedule_keeps_its_shares():
+    scaled = training.DIRACNETS.scaled(20)
+    assert (scaled.epochs, scaled.milestones) == (20, (6, 12, 16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"learning_rate": 3}, "unknown name 'learning_rate'"),
+        ({"epochs": 0}, "epochs: got 0, needs at least 1"),
+        ({"batch": 1.5}, "batch: got 1.5, needs a whole number"),
+        ({"lr": 0}, "lr: got 0, needs a finite number above 0"),
+        ({"momentum": 1.0}, r"momentum: got 1.0, needs a number in \[0, 1\)"),
+        ({"nesterov": 1}, "nesterov: got 1, needs True or False"),
+        ({"nesterov": True, "momentum": 0}, "needs momentum above 0"),
+        ({"weight_decay": -1}, "weight_decay: got -1"),
+        ({"decay": "multi-axis"}, "did you mean 'multi_axis'"),
+        ({"milestones": (3, 2)}, "needs ascending epochs"),
+        ({"factor": 2}, r"factor: got 2, needs a number in \(0, 1\]"),
+        ({"precision": "float16"}, "did you mean 'float"),
+        ({"augmentation": "flip"}, "did you mean 'crop_flip'"),
+        ({"compile": "yes"}, "compile: unknown name 'yes'"),
+        ({"loss": "entropy"}, "did you mean 'cross_entropy'"),
+        ({"pad": -1}, "pad: got -1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_recipes_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+def bad_calls():
+    net, data, vectors = conv_net(), images(), (torch.randn(40, 5), torch.zeros(40).long())
+    flat = nn.Linear(5, 3)
+    small = RECIPE.change(augmentation="none")
+    return {
+        "recipe": (lambda: fit(net, recipe={"epochs": 2}), "recipe: got dict, needs a Recipe"),
+        "no_net": (lambda: fit([]), "needs a module, or a list"),
+        "twice": (lambda: fit([net, net]), "not the same"),
+        "frozen": (lambda: fit(nn.Flatten()), "no parameter that requires a gradient"),
+        "seed": (lambda: fit(net, seed=-1), "seed: got -1"),
+        "seeds": (lambda: fit([net, conv_net()], seed=[1]), "got 1 seeds for 2 nets"),
+        "device": (lambda: fit(net, device="cuda:99"), "device: 'cuda:99' is not there"),
+        "no_device": (lambda: fit(net, device="gpu"), "device: 'gpu' is not there"),
+        "empty": (lambda: fit(net, (torch.zeros(0, 1, 8, 8), torch.zeros(0))), "without samples"),
+        "ragged": (lambda: fit(net, (torch.zeros(9, 1, 8, 8), torch.zeros(8))), "same number"),
+        "batch": (lambda: fit(net, recipe=RECIPE.change(batch=101)), "batch: got 101 for 100"),
+        "channels": (lambda: fit(net, rt.load_images("digits")), "does not take inputs of shape"),
+        "labels": (lambda: fit(net, images(classes=12)), "class labels from 0 to 11 for 10"),
+        "vectors": (lambda: fit(flat, vectors), "needs images"),
+        "reflect": (lambda: fit(net, recipe=RECIPE.change(pad=8, padding="reflect")), "reflected"),
+        "maps": (lambda: fit(net[:2], data), "net: gives .* needs \\(batch, classes\\)"),
+        "targets": (lambda: fit(flat, (vectors[0], torch.randn(40, 2)), small), "shape"),
+        "test": (lambda: fit(net, test=images(classes=12)), "class labels from 0 to 11"),
+        "every": (lambda: fit(net, every=0), "every: got 0"),
+        "save": (lambda: fit(net, save_seconds=-1), "save_seconds: got -1"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_calls())
+def test_one_clear_error_before_any_training(name):
+    call, message = bad_calls()[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_metrics_are_means_over_the_epoch():
+    recipe = RECIPE.change(epochs=1, augmentation="none", lr=1e-12, momentum=0.0, milestones=())
+    net = conv_net(norm=False)
+    run = fit(net, recipe=recipe, test=images())
+    x, y = images().inputs(images().pixels, torch.float64), images().labels
+    output = net(x).detach()
+    (first, last) = run.metrics
+    assert "loss" not in first and first["test_loss"] == pytest.approx(last["test_loss"], rel=1e-9)
+    for name in ("loss", "test_loss"):
+        assert last[name] == pytest.approx(float(nn.functional.cross_entropy(output, y)), rel=1e-9)
+    for name in ("error", "test_error"):
+        assert last[name] == float((output.argmax(1) != y).double().mean())
+    penalty = 0.5 * 1e-4 * sum(float(p.detach().square().sum()) for p in net.parameters())
+    assert last["penalty"] == pytest.approx(penalty, rel=1e-12)
+
+
+def test_the_square_loss_of_labels_is_that_of_one_hot_rows():
+    recipe = RECIPE.change(loss="square", augmentation="none")
+    data = images()
+    rows = nn.functional.one_hot(data.labels, 10).double()
+    first, second = conv_net(), conv_net()
+    with_labels = fit(first, data, recipe)
+    fit(second, replace(data, labels=rows), recipe)
+    assert difference(first, second) == 0
+    assert "error" in with_labels.metrics[-1]
+
+
+def test_regression_needs_no_images(generator):
+    x, y = torch.randn(2, 64, 5, generator=generator)
+    recipe = RECIPE.change(loss="square", augmentation="none", epochs=30, milestones=())
+    run = fit(nn.Linear(5, 5), (x, y), recipe)
+    assert "error" not in run.metrics[-1]
+    assert run.column("loss")[-1] < 0.8 * run.column("loss")[0]
+
+
+def test_what_is_learnt_is_what_the_labels_say():
+    data = rt.load_images("digits", size=None, channels=None)
+    test = rt.load_images("digits", "test", size=None, channels=None)
+    recipe = RECIPE.change(epochs=8, milestones=(6,), augmentation="none", precision="float32")
+    run = fit(conv_net(), data, recipe, test=test)
+    assert run.column("test_error")[-1] < 0.12
+    assert run.column("epoch") == list(range(9))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["plain", "channels_last"])
+def test_precisions_follow_float64(precision, channels_last):
+    exact, rough = conv_net(), conv_net()
+    fit(exact)
+    fit(rough, recipe=RECIPE.change(precision=precision, channels_last=channels_last))
+    assert next(rough.parameters()).dtype == torch.float32
+    # bf16 keeps eight binary digits; the steps add up some of their errors.
+    assert 0 < difference(exact, rough.double()) < {"float32": 1e-5, "bf16": 2e-2}[precision]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "stacked"])
+def test_a_step_is_compiled_if_asked_for(monkeypatch, several):
+    modes = []
+
+    def compiled(function, mode):
+        modes.append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    recipe = RECIPE.change(compile="reduce-overhead")
+    net, other = conv_net(), conv_net()
+    fit([net, conv_net(1)] if several else net, recipe=recipe, stacked=True)
+    assert set(modes) == {"reduce-overhead"}
+    fit(other)
+    assert difference(net, other) < 1e-13
+
+
+SEEDS = {"shared": (3, 3, 3), "own": (3, 4, 5), "two": (3, 4, 3)}
+
+
+@pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
+@pytest.mark.parametrize("norm", [True, False], ids=["batchnorm", "bare"])
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
+def test_several_nets_train_as_each_alone(device, seeds, norm, stacked):
+    recipe = RECIPE.change(weight_decay=0.01, decay="multi_axis")
+    together = [conv_net(i, norm) for i in range(3)]
+    run = fit(together, recipe=recipe, seed=seeds, stacked=stacked, test=images(30), device=device)
+    assert run.unstacked is None
+    for i, seed in enumerate(seeds):
+        alone = conv_net(i, norm)
+        single = fit(alone, recipe=recipe, seed=seed, test=images(30), device=device)
+        assert difference(alone, together[i]) < 1e-13
+        for name in ("loss", "error", "penalty", "test_loss", "test_error"):
+            assert run.column(name, i) == pytest.approx(single.column(name), rel=1e-12)
+
+
+def test_residual_nets_stack_too():
+    def nets():
+        return [rt.simplified_net(8, identity="residual", generator=seed) for seed in (0, 1)]
+
+    data = rt.load_images("digits", samples=48)
+    recipe = RECIPE.change(epochs=1, batch=16, milestones=())
+    together, alone = nets(), nets()
+    assert fit(together, data, recipe, stacked=True).unstacked is None
+    for net in alone:
+        fit(net, data, recipe)
+    assert max(map(difference, alone, together)) < 1e-13
+
+
+class Branching(nn.Module):
+    """Data decide what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        y = self.layer(x.flatten(1))
+        return y if float(y.detach().sum()) > -1e9 else -y
+
+
+class Scaled(nn.Module):
+    """What it computes shows neither in its tensors nor in its repr."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(64, 10), scale
+
+    def forward(self, x):
+        return self.scale * self.layer(x.flatten(1))
+
+
+UNSTACKABLE = {
+    "tensors": (lambda: [conv_net(0), conv_net(1, norm=False)], "net 1 .* '1.weight' .* missing"),
+    "layers": (lambda: [nn.Sequential(nn.Flatten(), nn.Linear(64, 10), act) for act in
+                        (nn.ReLU(), nn.Tanh())], "in its layers"),
+    "attributes": (lambda: [Scaled(1.0), Scaled(2.0)], "computes something else"),
+    "branches": (lambda: [Branching(), Branching()], "RuntimeError in a stacked step"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSTACKABLE)
+def test_nets_that_do_not_stack_take_turns_and_say_why(name):
+    make, reason = UNSTACKABLE[name]
+    torch.manual_seed(0)
+    nets = make()
+    torch.manual_seed(0)
+    alone = make()
+    run = fit(nets, stacked=True)
+    assert re.search(reason, run.unstacked), run.unstacked
+    for net in alone:
+        fit(net)
+    assert max(map(difference, alone, nets)) == 0
+
+
+def test_on_a_cpu_turns_are_taken_unless_asked():
+    run = fit([conv_net(0), conv_net(1)])
+    assert "on a CPU turns are faster" in run.unstacked
+
+
+def test_callbacks_see_nets_that_are_up_to_date_and_leave_no_trace():
+    seen = []
+
+    def measure(net, moment):
+        torch.rand(3)  # draws, and moves the running statistics
+        net.train()(torch.randn(4, 1, 8, 8))
+        seen.append(moment.step)
+        return {"norm": net[0].weight.detach().norm(), "bad": float("nan")}
+
+    watched, alone = conv_net(noise=0.5), conv_net(noise=0.5)
+    run = fit([watched, conv_net(1, noise=0.5)], callbacks=[measure], every=3)
+    fit([alone, conv_net(1, noise=0.5)])
+    assert difference(watched, alone) == 0
+    assert seen[::2] == [0, 3, 4, 6, 8, 9, 12]
+    last = run.metrics[-2]
+    assert last["norm"] == float(watched[0].weight.detach().norm())
+    assert last["bad"] is None
+    assert [line["step"] for line in run.metrics if "epoch" not in line][::2] == [3, 6, 9]
+
+
+def test_the_random_state_and_the_kernels_settings_are_left_as_found():
+    state, cudnn = torch.get_rng_state(), torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    net = conv_net(noise=0.3)
+    torch.set_rng_state(state)
+    fit(net)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (cudnn.deterministic, cudnn.benchmark) == before
+
+
+@pytest.mark.parametrize("several", [1, 2], ids=["one", "two"])
+def test_a_correction_of_the_decay_acts_on_every_net(several):
+    recipe = RECIPE.change(weight_decay=0.1, epochs=1, batch=16, milestones=())
+    data = rt.load_images("digits", samples=32)
+
+    def nets(identity):
+        return [
+            rt.simplified_net(8, identity=identity, draw="hardt_ma", generator=seed)
+            for seed in range(several)
+        ]
+
+    plain, residual = [rt.to_plain(net) for net in nets("residual")], nets("residual")
+    fit(plain, data, recipe)
+    run = fit(residual, data, recipe, correction=rt.IdDecay)
+    assert (run.unstacked is None) == (several == 1)
+    for one, other in zip(plain, residual, strict=True):
+        assert difference(one, rt.to_plain(other)) < 1e-12
+
+
+class Interrupted(Exception):
+    """What a test throws into a training."""
+
+
+def interrupt_at(step):
+    def callback(net, moment):
+        if moment.step == step:
+            raise Interrupted
+
+    return callback
+
+
+def left(folder):
+    about = json.loads((folder / "checkpoint.json").read_text())["manifest"]
+    about["about"].pop("seconds")
+    files = {p.name: store.digest(p) for p in folder.iterdir() if p.suffix == ".safetensors"}
+    return about, files, (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("stops", [(1,), (4,), (5, 6), (3, 4, 8, 11)], ids=str)
+@pytest.mark.parametrize("save_seconds", [0.0, 1e9], ids=["every_step", "never"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
+    # The interrupted ones have one callback more: it must not show in what is left.
+    def go(name, *callbacks):
+        nets = [conv_net(i, noise=0.2) for i in range(count)]
+        return fit(
+            nets, recipe=RECIPE.change(nesterov=True), out=tmp_path / name, every=1, stacked=True,
+            callbacks=callbacks, save_seconds=save_seconds, test=images(20), seed=range(count),
+        )  # fmt: skip
+
+    straight = go("straight", lambda net, moment: None)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            go("stopped", interrupt_at(stop))
+    stopped = go("stopped", lambda net, moment: None)
+    assert left(tmp_path / "stopped") == left(tmp_path / "straight")
+    assert stopped.metrics == straight.metrics
+    assert max(map(difference, stopped.nets, straight.nets)) == 0
+
+
+@pytest.mark.parametrize(("nets", "trials"), [(1, 3), (2, 2)], ids=["one", "stacked"])
+def test_killed_is_bit_identical(tmp_path, nets, trials):
+    if os.name != "posix":
+        pytest.skip("there is no SIGKILL here")
+    context = crash.server()
+    reference, seconds = crash.undisturbed(context, tmp_path, nets)
+    draw = random.Random(nets)
+    assert all(crash.trial(context, reference, seconds, draw, nets) for _ in range(trials))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished training, to be read and damaged."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    folder = tmp_path_factory.mktemp("finished")
+    fit(conv_net(), out=folder)
+    torch.set_default_dtype(before)
+    return folder
+
+
+def test_a_finished_training_returns_at_once(finished, monkeypatch):
+    monkeypatch.setattr(loop.Session, "_advance", None)
+    monkeypatch.setattr(loop.Session, "_save", None)
+    net = conv_net()
+    run = fit(net, out=finished)
+    assert len(run.metrics) == 4 and run.out == finished
+    saved = rt.load_checkpoint(finished, net=conv_net(7))
+    assert difference(net, saved) == 0
+
+
+OTHER = {
+    "recipe": ({"recipe": RECIPE.change(lr=0.06)}, "recipe.lr is 0.05 there, 0.06 here"),
+    "seed": ({"seed": 1}, "seed is .0. there, .1. here"),
+    "data": ({"data": images(seed=1)}, "data .* is"),
+    "test": ({"test": images()}, "test data"),
+    "weights": ({"net": conv_net(1)}, "initial weights"),
+    "correction": ({"correction": lambda optimizer, net: None}, "correction is None there"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_folder_of_another_training_is_refused(finished, name):
+    change, message = OTHER[name]
+    with pytest.raises(ValueError, match=f"holds another training: .*{message}"):
+        fit(**{"net": conv_net(), "out": finished, **change})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_bit_is_found_and_named(finished, seed):
+    draw = random.Random(seed)
+    files = sorted(path for path in finished.iterdir() if path.stat().st_size)
+    assert len(files) == 5
+    assert all(crash.flip(finished, file, draw) for file in files for _ in range(4))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint.*.safetensors", "metrics.jsonl"])
+def test_a_cut_file_is_named(finished, name):
+    (path,) = finished.glob(name)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=path.name):
+        fit(conv_net(), out=finished)
+    path.write_bytes(content)
+
+
+def test_metrics_that_were_written_too_far_are_cut(finished):
+    metrics = finished / "metrics.jsonl"
+    content = metrics.read_bytes()
+    metrics.write_bytes(content + b'{"half": ')
+    fit(conv_net(), out=finished)
+    assert metrics.read_bytes() == content
+
+
+def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        fit(conv_net(), out=tmp_path, every=1, save_seconds=0, callbacks=[interrupt_at(3)])
+    before = left(tmp_path)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left.*previous checkpoint is intact"):
+            fit(conv_net(), out=tmp_path, save_seconds=0)
+    assert left(tmp_path)[:2] == before[:2]
+    fit(conv_net(), out=tmp_path)
+    straight = conv_net()
+    fit(straight)
+    assert difference(straight, rt.load_checkpoint(tmp_path, net=conv_net(1))) == 0
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    if os.name != "posix":
+        pytest.skip("nothing is locked here")
+    with (
+        training.snapshot.Folder(tmp_path).locked(),
+        pytest.raises(ValueError, match="another process trains in"),
+    ):
+        fit(conv_net(), out=tmp_path)
+
+
+RECORD = {"builder": "simplified_net", "arguments": {"depth": 8, "generator": 3}}
+
+
+def test_resume_needs_the_folder_alone(tmp_path):
+    data = rt.load_images("digits", samples=32)
+    recipe = RECIPE.change(batch=16)
+    with pytest.raises(Interrupted):
+        fit(
+            rt.build_net(RECORD), data, recipe, out=tmp_path, seed=2, every=1, save_seconds=0,
+            callbacks=[interrupt_at(3)],
+        )  # fmt: skip
+    run = rt.resume(tmp_path, data, device="cpu", progress=False)
+    straight = rt.build_net(RECORD)
+    fit(straight, data, recipe, seed=2)
+    assert run.recipe == recipe and run.seeds == (2,)
+    assert difference(straight, run.net) == 0
+    assert difference(straight, rt.load_checkpoint(tmp_path)) == 0
+
+
+def test_resume_of_nothing_says_what_to_call(tmp_path):
+    with pytest.raises(FileNotFoundError, match="start with train"):
+        rt.resume(tmp_path, images())
+
+
+def test_resume_without_a_record_asks_for_the_net(finished):
+    with pytest.raises(ValueError, match="no architecture record; pass the module as net="):
+        rt.resume(finished, images(), device="cpu")
+    assert rt.resume(finished, images(), net=conv_net(3), device="cpu", progress=False).seeds == (
+        0,
+    )
+
+
+@pytest.mark.parametrize("where", ["path", "manifest", "folder", "variable", "checkout"])
+def test_a_net_comes_back_by_path_or_name(tmp_path, monkeypatch, where):
+    net = rt.build_net(RECORD)
+    rt.save_checkpoint(tmp_path / "small.json", net, about={"seed": 1})
+    rt.save_checkpoint(tmp_path / "run" / "net.json", net)
+    monkeypatch.delenv("RESID_THEORY_CHECKPOINTS", raising=False)
+    if where == "variable":
+        monkeypatch.setenv("RESID_THEORY_CHECKPOINTS", str(tmp_path))
+    if where == "checkout":
+        monkeypatch.setattr(training.nets, "_CHECKOUT", tmp_path)
+    name = {"path": tmp_path / "small", "manifest": tmp_path / "small.json",
+            "folder": tmp_path / "run"}.get(where, "small")  # fmt: skip
+    loaded = rt.load_checkpoint(name)
+    assert not loaded.training and type(loaded) is type(net)
+    for key, tensor in weights(net).items():
+        assert torch.equal(loaded.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("given", [None, "somewhere"], ids=["unset", "set"])
+def test_a_checkpoint_that_is_nowhere_names_both_places(tmp_path, monkeypatch, given):
+    monkeypatch.delenv("RESID_THEORY_CHECKPOINTS", raising=False)
+    if given:
+        monkeypatch.setenv("RESID_THEORY_CHECKPOINTS", str(tmp_path / given))
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'plain_20'") as caught:
+        rt.load_checkpoint("plain_20")
+    for part in (given or "RESID_THEORY_CHECKPOINTS", "experiments"):
+        assert part in str(caught.value)
+
+
+def test_the_type_of_a_loaded_net_is_that_of_the_file(tmp_path):
+    rt.save_checkpoint(tmp_path / "a.json", rt.build_net(RECORD).float())
+    assert next(rt.load_checkpoint(tmp_path / "a").parameters()).dtype == torch.float32
+
+
+def test_a_net_that_does_not_fit_names_the_first_tensor(finished):
+    with pytest.raises(ValueError, match=r"'0\.bias' \(6,\) is missing"):
+        rt.load_checkpoint(finished, net=conv_net(norm=False))
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [({"a": (2,), "b": (3,)}, None), ({"b": (3,)}, r"'a' (2,) is missing"),
+     ({"a": (2,), "b": (1, 3)}, r"'b' has shape (1, 3), needs (3,)"),
+     ({"a": (2,), "b": (3,), "c": ()}, r"'c' () has no place in the net")],
+    ids=["same", "missing", "shape", "extra"],
+)  # fmt: skip
+def test_the_first_difference(found, message):
+    wanted = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    assert (
+        first_difference(wanted, {k: torch.zeros(shape) for k, shape in found.items()}) == message
+    )
+
+
+def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):
+    net = rt.build_net(RECORD)
+    converted = rt.to_residual(net)
+    converted.architecture = net.architecture
+    rt.save_checkpoint(tmp_path / "a.json", converted)
+    with pytest.raises(ValueError, match="no architecture record"):
+        rt.load_checkpoint(tmp_path / "a")
+    assert difference(converted, rt.load_checkpoint(tmp_path / "a", net=rt.to_residual(net))) == 0
+    with pytest.raises(ValueError, match="builds another net"):
+        rt.save_checkpoint(tmp_path / "a.json", converted, architecture=RECORD)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [({"builder": "os.system"}, "no public name"), ({"builder": "Recipe"}, "needs a module")],
+    ids=["private", "no_net"],
+)
+def test_builders_are_public_names_that_build_nets(record, message):
+    with pytest.raises(ValueError, match=message):
+        rt.build_net(record)
+
+
+def test_the_checkpoint_of_a_training_is_not_a_net(finished):
+    with pytest.raises(ValueError, match="not the checkpoint of a net but a training"):
+        rt.load_checkpoint(finished / "checkpoint.json")
+
+
+class Poison(nn.Module):
+    """Adds a constant to its input in the forward or the backward pass of one step."""
+
+    def __init__(self, value, at, *, backward=False):
+        super().__init__()
+        self.value, self.at, self.backward, self.calls = value, at, backward, 0
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        if self.calls < self.at or not self.training:
+            return x
+        if self.backward:
+            x = x + 0
+            x.register_hook(lambda gradient: gradient + self.value)
+            return x
+        return x + self.value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+@pytest.mark.parametrize(
+    ("backward", "tensor"),
+    [(False, "the output of layer '1'"), (True, "the gradient of '0.weight'")],
+    ids=["forward", "backward"],
+)
+def test_nan_stops_and_names_step_and_tensor(tmp_path, value, backward, tensor):
+    layers = [nn.Conv2d(1, 4, 3), Poison(value, 6, backward=backward), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(4 * 36, 10))
+    with pytest.raises(DivergenceError, match="learning rate") as caught:
+        fit(net, out=tmp_path, save_seconds=0)
+    assert (caught.value.step, caught.value.net, caught.value.tensor) == (6, 0, tensor)
+    saved, about = store.read_checkpoint(tmp_path / "checkpoint.json")
+    assert about["step"] == 5
+    assert all(bool(torch.isfinite(t).all()) for t in saved.values() if t.is_floating_point())
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
+def test_nan_names_the_net(stacked):
+    nets = [conv_net(i, norm=False) for i in range(3)]
+    with torch.no_grad():
+        nets[1][0].bias[2] = torch.nan
+    with pytest.raises(DivergenceError) as caught:
+        fit(nets, stacked=stacked)
+    error = caught.value
+    assert (error.step, error.net, error.tensor) == (1, 1, "the parameter '0.bias'")
+
+
+def test_on_a_gpu_the_step_is_found_later(monkeypatch):
+    # The same code, told that questions are dear: it looks at 50 steps at once.
+    monkeypatch.setattr(loop, "Watch", lambda group, _: faults.Watch(group, torch.device("cuda")))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Poison(torch.nan, 6))
+    with pytest.raises(DivergenceError) as caught:
+        fit(net)
+    assert (caught.value.step, caught.value.tensor) == (6, "the loss")
+
+
+class Greedy(nn.Module):
+    """Runs out of memory where a batch is too large."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.layer, self.most, self.error = nn.Linear(64, 10), most, error
+
+    def forward(self, x):
+        if self.training and len(x) > self.most:
+            raise self.error
+        return self.layer(x.flatten(1))
+
+
+LACKS = {
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory: 9 bytes"),
+    "python": MemoryError("no memory"),
+}
+
+
+@pytest.mark.parametrize("error", LACKS.values(), ids=LACKS)
+@pytest.mark.parametrize(("most", "advice"), [(10, "a batch of 8 fits"), (0, "not even a batch")])
+def test_out_of_memory_names_the_batch_that_would_fit(error, most, advice):
+    with pytest.raises(MemoryError, match=f"batch: a step with 32 samples .*{advice}"):
+        fit(Greedy(most, error))
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="my own"):
+        fit(Greedy(10, RuntimeError("my own")))
+
+
+def test_real_lack_of_memory_is_recognised():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 56)
+    assert faults.is_out_of_memory(caught.value)
+
+
+def test_progress_shows_if_asked(capsys):
+    fit(conv_net(), progress=True)
+    assert "12/12" in capsys.readouterr().err
+
+
+def test_the_only_net_of_several_is_refused():
+    run = fit([conv_net(0), conv_net(1)])
+    with pytest.raises(ValueError, match="too many values"):
+        _ = run.net
+    assert_close(torch.tensor(run.column("epoch", 1)), torch.arange(4))
