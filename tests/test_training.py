@@ -375,13 +375,25 @@ def test_callbacks_see_nets_that_are_up_to_date_and_leave_no_trace():
     assert [line["step"] for line in run.metrics if "epoch" not in line][::2] == [3, 6, 9]
 
 
-def test_the_random_state_and_the_kernels_settings_are_left_as_found():
-    state, cudnn = torch.get_rng_state(), torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    net = conv_net(noise=0.3)
+def test_the_random_state_is_left_as_found():
+    state, net = torch.get_rng_state(), conv_net(noise=0.3)
     torch.set_rng_state(state)
     fit(net)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("before", [(False, True), (True, False)], ids=str)
+def test_kernels_repeat_during_training_only(monkeypatch, before):
+    cudnn = torch.backends.cudnn
+    seen = []
+
+    def note(net, moment):
+        seen.append((cudnn.deterministic, cudnn.benchmark))
+
+    monkeypatch.setattr(cudnn, "deterministic", before[0])
+    monkeypatch.setattr(cudnn, "benchmark", before[1])
+    fit(conv_net(), callbacks=[note])
+    assert set(seen) == {(True, False)}
     assert (cudnn.deterministic, cudnn.benchmark) == before
 
 
@@ -511,12 +523,14 @@ def test_a_cut_file_is_named(finished, name):
     path.write_bytes(content)
 
 
-def test_metrics_that_were_written_too_far_are_cut(finished):
+def test_what_a_kill_left_half_done_is_removed(finished):
     metrics = finished / "metrics.jsonl"
-    content = metrics.read_bytes()
+    content, names = metrics.read_bytes(), sorted(path.name for path in finished.iterdir())
     metrics.write_bytes(content + b'{"half": ')
+    (finished / f"checkpoint.{'0' * 16}.safetensors").write_bytes(b"never named")
     fit(conv_net(), out=finished)
     assert metrics.read_bytes() == content
+    assert sorted(path.name for path in finished.iterdir()) == names
 
 
 def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
@@ -707,13 +721,16 @@ def test_nan_names_the_net(stacked):
     assert (error.step, error.net, error.tensor) == (1, 1, "the parameter '0.bias'")
 
 
-def test_on_a_gpu_the_step_is_found_later(monkeypatch):
-    # The same code, told that questions are dear: it looks at 50 steps at once.
+@pytest.mark.parametrize(("save_seconds", "saved"), [(0, 5), (1e9, 0)], ids=["often", "rarely"])
+def test_on_a_gpu_the_step_is_found_later(tmp_path, monkeypatch, save_seconds, saved):
+    # The same code, told that questions are dear: it looks at 50 steps at once, or before it saves.
     monkeypatch.setattr(loop, "Watch", lambda group, _: faults.Watch(group, torch.device("cuda")))
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Poison(torch.nan, 6))
     with pytest.raises(DivergenceError) as caught:
-        fit(net)
+        fit(net, out=tmp_path, save_seconds=save_seconds)
     assert (caught.value.step, caught.value.tensor) == (6, "the loss")
+    about = store.read_checkpoint(tmp_path / "checkpoint.json")[1]
+    assert about["step"] == saved
 
 
 class Greedy(nn.Module):
@@ -761,6 +778,6 @@ def test_progress_shows_if_asked(capsys):
 
 def test_the_only_net_of_several_is_refused():
     run = fit([conv_net(0), conv_net(1)])
-    with pytest.raises(ValueError, match="too many values"):
+    with pytest.raises(ValueError, match="2 nets were trained"):
         _ = run.net
     assert_close(torch.tensor(run.column("epoch", 1)), torch.arange(4))

@@ -243,7 +243,7 @@ class Session:
         """Write a line for each net: at the end of an epoch a full one, else of callbacks only."""
         self.watch.settle()
         self.group.write_back()
-        penalties = self._penalties()
+        penalties = [] if epoch is None else self._penalties()
         for i, net in enumerate(self.group.nets):
             line: dict[str, Any] = {"step": self.step, "net": i}
             if epoch is not None:

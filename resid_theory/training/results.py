@@ -64,8 +64,9 @@ class Run:
     @property
     def net(self) -> nn.Module:
         """The only net; a ValueError where there are several."""
-        (net,) = self.nets
-        return net
+        if len(self.nets) > 1:
+            raise ValueError(f"net: {len(self.nets)} nets were trained, needs one; see nets")
+        return self.nets[0]
 
     def column(self, name: str, net: int = 0) -> list[Any]:
         """One number along training.
