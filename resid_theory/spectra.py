@@ -210,6 +210,8 @@ class Spectrum(Readings):
     Attributes:
         levels: Eigenvalues, (k,), float64, ascending, on the CPU; in units of loss per weight².
         multiplicities: How often each occurs, (k,), int64, at least 1.
+        resolution: |λ| up to this share of the largest counts as zero. None: P times float64's
+            epsilon, the error of a dense solver; a closed form knows its levels better.
 
     Raises:
         ValueError: If shapes differ, an eigenvalue is not finite or a multiplicity is below 1.
@@ -222,6 +224,7 @@ class Spectrum(Readings):
 
     levels: Tensor
     multiplicities: Tensor
+    resolution: float | None = None
 
     def __post_init__(self) -> None:
         if self.levels.dim() != 1 or self.levels.shape != self.multiplicities.shape:
@@ -236,12 +239,15 @@ class Spectrum(Readings):
             raise ValueError("levels: not in ascending order; Spectrum.of takes any order")
 
     @classmethod
-    def of(cls, eigenvalues: Any, multiplicities: Any = None) -> "Spectrum":
+    def of(
+        cls, eigenvalues: Any, multiplicities: Any = None, *, resolution: float | None = None
+    ) -> "Spectrum":
         """A spectrum from eigenvalues in any order.
 
         Args:
             eigenvalues: (k,), numbers in any order.
             multiplicities: (k,), whole numbers; once each by default, zeros are dropped.
+            resolution: As the attribute.
 
         Returns:
             The spectrum, sorted.
@@ -260,7 +266,7 @@ class Spectrum(Readings):
             levels, counts = levels[counts != 0], counts[counts != 0]
             order = levels.argsort(stable=True)
             levels, counts = levels[order], counts[order]
-        return cls(levels=levels, multiplicities=counts)
+        return cls(levels=levels, multiplicities=counts, resolution=resolution)
 
     @property
     def size(self) -> int:
@@ -290,6 +296,13 @@ class Spectrum(Readings):
     def smallest(self) -> float:
         """Smallest eigenvalue (signed); the most negative one where there is any."""
         return self.levels[0].item()
+
+    @property
+    def zero_threshold(self) -> float:
+        """|λ| up to this counts as zero: ``resolution`` times the largest |λ|."""
+        if self.resolution is None:
+            return super().zero_threshold
+        return self.resolution * self.max_magnitude
 
     @cached_property
     def _magnitudes(self) -> tuple[Tensor, Tensor]:
@@ -364,7 +377,9 @@ class Spectrum(Readings):
         )
         merged = torch.zeros(count, dtype=torch.int64)
         merged.index_add_(0, cluster, self.multiplicities)
-        return Spectrum(levels=first + offsets / mass, multiplicities=merged)
+        return Spectrum(
+            levels=first + offsets / mass, multiplicities=merged, resolution=self.resolution
+        )
 
     def distance(self, other: "Spectrum") -> float:
         """Largest difference between eigenvalues of equal rank, over the larger of the two max|λ|.

@@ -395,3 +395,16 @@ def test_a_direction_and_its_opposite_add_up_to_m(generator):
             net.weights.neg_()
     total = points[0].blocks_of_m + points[1].blocks_of_m
     assert relative_error(total, points[0].correlation.expand_as(total)) <= HESSIAN
+
+
+@pytest.mark.parametrize("blocks", [1, 100_000])
+def test_depth_does_not_make_a_small_singular_value_zero(blocks):
+    # P times epsilon would: 4e-9 at 100,000 blocks of width 10.
+    scales = torch.linspace(1.0, 1e-9, 10)
+    moments = rt.Moments(
+        sxx=torch.eye(10), syx=torch.eye(10) - torch.diag(scales), syy=torch.eye(10), count=1
+    )
+    point = rt.theory.zero_point(moments, blocks=blocks, shortcut_depth=2)
+    # 1 - (1 - 1e-9) keeps nine digits of 1e-9
+    assert point.condition_number == pytest.approx(1e9, rel=1e-6)
+    assert point.readings.nullity == 0

@@ -194,7 +194,8 @@ class ZeroPoint:
 
     @property
     def _rank(self) -> int:
-        return int(torch.linalg.matrix_rank(self.correlation))
+        resolution = _resolution(self.correlation)  # the one that the spectrum's zeros rest on
+        return int(torch.linalg.matrix_rank(self.correlation, rtol=resolution))
 
     @property
     def gradient(self) -> Tensor:
@@ -411,12 +412,18 @@ def _paired(matrices: Tensor, copies: int, size: int) -> Spectrum:
     values = torch.linalg.svdvals(matrices).reshape(-1)
     # What an SVD cannot tell from zero is zero: a symmetry of the loss must not look like
     # curvature.
-    threshold = 4 * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps * values.max()
-    values = torch.where(values <= threshold, 0.0, values)
+    resolution = _resolution(matrices)
+    values = torch.where(values <= resolution * values.max(), 0.0, values)
     counts = torch.full(values.shape, copies, dtype=torch.int64)
     zeros = size - 2 * int(counts.sum())
     levels = torch.cat([values, -values, values.new_zeros(1)])
-    return Spectrum.of(levels, torch.cat([counts, counts, torch.tensor([zeros])])).distinct(0.0)
+    counts = torch.cat([counts, counts, torch.tensor([zeros])])
+    return Spectrum.of(levels, counts, resolution=resolution).distinct(0.0)
+
+
+def _resolution(matrices: Tensor) -> float:
+    """What an SVD tells from zero, over the largest singular value."""
+    return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
 
 
 def _matrix_a(scaled: Tensor, hidden: int) -> Tensor:
