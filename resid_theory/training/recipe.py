@@ -88,12 +88,11 @@ class Recipe:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, needs True or False")
         object.__setattr__(self, "lr", positive("lr", self.lr))
-        _check_share(
-            "momentum", self.momentum, self.momentum == 0 or 0 < self.momentum < 1, "[0, 1)"
-        )
-        _check_share("factor", self.factor, 0 < self.factor <= 1, "(0, 1]")
-        if self.weight_decay != 0:
-            positive("weight_decay", self.weight_decay)
+        object.__setattr__(self, "momentum", _share("momentum", self.momentum, zero=True))
+        object.__setattr__(self, "factor", _share("factor", self.factor, zero=False))
+        decays = not isinstance(self.weight_decay, (int, float)) or self.weight_decay != 0
+        decay = positive("weight_decay", self.weight_decay) if decays else 0.0
+        object.__setattr__(self, "weight_decay", decay)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
         object.__setattr__(self, "milestones", _ascending(self.milestones))
@@ -143,13 +142,24 @@ class Recipe:
         return rate * min(1.0, (step + 1) / (self.warmup * steps)) if self.warmup else rate
 
 
-def _check_share(name: str, given: float, fits: bool, interval: str) -> None:
-    if not fits:
+def _share(name: str, given: Any, *, zero: bool) -> float:
+    """A number in [0, 1) if zero may be, else in (0, 1]."""
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not (0 <= value < 1 if zero else 0 < value <= 1):
+        interval = "[0, 1)" if zero else "(0, 1]"
         raise ValueError(f"{name}: got {given!r}, needs a number in {interval}")
+    return value
 
 
 def _ascending(given: Any) -> tuple[int, ...]:
-    milestones = tuple(whole("milestones", at) for at in given)
+    try:
+        milestones = tuple(given)
+    except TypeError as error:
+        raise ValueError(f"milestones: got {given!r}, needs ascending epochs") from error
+    milestones = tuple(whole("milestones", at) for at in milestones)
     if list(milestones) != sorted(milestones):
         raise ValueError(f"milestones: got {given!r}, needs ascending epochs")
     return milestones
