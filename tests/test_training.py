@@ -757,7 +757,7 @@ LACKS = {
 
 
 @pytest.mark.parametrize("error", LACKS.values(), ids=LACKS)
-@pytest.mark.parametrize(("most", "advice"), [(10, "a batch of 8 fits"), (0, "not even a batch")])
+@pytest.mark.parametrize(("most", "advice"), [(17, "a batch of 16 fits"), (0, "not even a batch")])
 def test_out_of_memory_names_the_batch_that_would_fit(error, most, advice):
     with pytest.raises(MemoryError, match=f"batch: a step with 32 samples .*{advice}"):
         fit(Greedy(most, error))
