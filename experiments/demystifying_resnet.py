@@ -516,7 +516,7 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
     blocks = int(a["blocks"])
     for n, ax in zip((2, 1), figure.subplots(1, 2), strict=True):
         rt.plots.hessian_pattern(
-            torch.tensor(a[f"n{n}.hessian"]),
+            a[f"n{n}.hessian"],
             block=n * WIDTH * WIDTH,
             ax=ax,
             title=f"n = {n}, {blocks} blocks, equation {'(8)' if n == 2 else '(10)'}",

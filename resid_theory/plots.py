@@ -100,7 +100,11 @@ def spectrum(
 
 
 def hessian_pattern(
-    matrix: Tensor, *, block: int | None = None, ax: Axes | None = None, title: str | None = None
+    matrix: Tensor | np.ndarray,
+    *,
+    block: int | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Signed heat map of a Hessian, with lines around its diagonal blocks.
 
@@ -123,10 +127,11 @@ def hessian_pattern(
     Source:
         Li et al., arXiv:1611.01186, Figure 11 (there a schematic).
     """
-    if matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+    matrix = matrix.detach().cpu().numpy() if isinstance(matrix, Tensor) else np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, needs a square matrix (P, P)")
     ax, size = _axes(ax), len(matrix)
-    values = _binned(matrix.detach())
+    values = _binned(matrix)
     top = float(np.abs(values).max()) or 1.0
     image = ax.imshow(
         values,
@@ -239,14 +244,13 @@ def _drawable(values: Sequence[float]) -> list[float]:
     return [value if 0 < value < math.inf else math.nan for value in values]
 
 
-def _binned(matrix: Tensor) -> np.ndarray:
+def _binned(values: np.ndarray) -> np.ndarray:
     """The matrix in at most ``_PIXELS`` rows and columns: in each bin the largest in magnitude."""
-    values = matrix.to("cpu", torch.float64)
     step = -(-len(values) // _PIXELS)
     if step == 1:
-        return values.numpy()
-    short = -len(values) % step
-    values = torch.nn.functional.pad(values, (0, short, 0, short))
-    bins = len(values) // step
-    tiles = values.view(bins, step, bins, step).transpose(1, 2).reshape(bins, bins, -1)
-    return tiles.gather(2, tiles.abs().argmax(2, keepdim=True)).squeeze(2).numpy()
+        return values
+    padded = np.pad(values, (0, -len(values) % step))
+    bins = len(padded) // step
+    tiles = padded.reshape(bins, step, bins, step).swapaxes(1, 2).reshape(bins, bins, -1)
+    largest = np.abs(tiles).argmax(2, keepdims=True)
+    return np.take_along_axis(tiles, largest, 2).squeeze(2)
