@@ -80,7 +80,7 @@ def test_a_float32_net_is_taken_exactly(generator, data):
 def test_the_hessian_does_not_depend_on_the_slab(slab, generator, data, monkeypatch):
     net = make("three", generator)
     expected = linear_hessian(net, data)
-    monkeypatch.setattr("resid_theory.theory.linear._SLAB", slab)
+    monkeypatch.setattr("resid_theory.theory.assembly._SLAB", slab)
     assert torch.equal(linear_hessian(net, data), expected)
 
 

@@ -17,7 +17,8 @@ from resid_theory.moments import Moments
 from resid_theory.spectra import Spectrum
 from resid_theory.state import untouched
 from resid_theory.stream import batches
-from resid_theory.theory.linear import Unit, linear_hessian
+from resid_theory.theory.assembly import linear_hessian
+from resid_theory.theory.linear import Unit
 
 __all__ = ["METHODS", "HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
 

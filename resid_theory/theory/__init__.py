@@ -1,10 +1,10 @@
 """Closed forms: what the papers predict, computed without a measurement."""
 
+from resid_theory.theory.assembly import linear_hessian
 from resid_theory.theory.linear import (
     Unit,
     definition5_order,
     linear_gradient,
-    linear_hessian,
     linear_hvp,
     linear_loss,
     linear_optimum,

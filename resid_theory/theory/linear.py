@@ -12,29 +12,27 @@ columns.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from resid_theory.moments import Moments
 
 __all__ = [
+    "Sweep",
     "Unit",
     "definition5_order",
     "linear_gradient",
-    "linear_hessian",
     "linear_hvp",
     "linear_loss",
     "linear_optimum",
+    "prepare",
+    "residual",
     "rotated_moments",
     "units_of",
 ]
-
-_SLAB = 1 << 15  # entries written at a time: torch runs so few on one thread, and they stay cached
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +122,7 @@ def _chained(units: list[Unit]) -> list[Unit]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Sweep:
+class Sweep:
     """Both products around every layer: ``before`` is R_k (in, d), ``after`` is L_k (k, out)."""
 
     layers: list[Tensor]
@@ -133,7 +131,7 @@ class _Sweep:
     total: Tensor
 
 
-def _sweep(units: list[Unit]) -> _Sweep:
+def sweep_of(units: list[Unit]) -> Sweep:
     layers = [w for unit in units for w in unit.weights]
     before: list[Tensor] = []
     after: list[Tensor] = []
@@ -151,16 +149,17 @@ def _sweep(units: list[Unit]) -> _Sweep:
             after.append(inner)
             inner = inner @ weight
         head = inner if unit.shortcut is None else inner + head @ unit.shortcut
-    return _Sweep(layers=layers, before=before, after=after[::-1], total=trunk)
+    return Sweep(layers=layers, before=before, after=after[::-1], total=trunk)
 
 
 def _eye(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
-def _prepare(net: Any, data: Any) -> tuple[list[Unit], _Sweep, Moments]:
+def prepare(net: Any, data: Any) -> tuple[list[Unit], Sweep, Moments]:
+    """Units, products and moments of a net and its data, widths checked."""
     units, moments = units_of(net), Moments.of(data)
-    sweep = _sweep(units)
+    sweep = sweep_of(units)
     shape, needed = tuple(moments.syx.shape), tuple(sweep.total.shape[-2:])
     if shape != needed:
         raise ValueError(
@@ -170,7 +169,8 @@ def _prepare(net: Any, data: Any) -> tuple[list[Unit], _Sweep, Moments]:
     return units, sweep, moments
 
 
-def _residual(sweep: _Sweep, moments: Moments) -> Tensor:
+def residual(sweep: Sweep, moments: Moments) -> Tensor:
+    """Γ = W Sxx - Syx, (k, d): the gradient with respect to the whole map."""
     return sweep.total @ moments.sxx - moments.syx
 
 
@@ -192,7 +192,7 @@ def linear_loss(net: Any, data: Any) -> Tensor:
     Source:
         Li et al., arXiv:1611.01186, section 3.
     """
-    _, sweep, moments = _prepare(net, data)
+    _, sweep, moments = prepare(net, data)
     quadratic = 0.5 * (sweep.total @ moments.sxx * sweep.total).sum((-2, -1))
     return quadratic - (sweep.total * moments.syx).sum((-2, -1)) + 0.5 * moments.syy.trace()
 
@@ -229,8 +229,8 @@ def linear_gradient(net: Any, data: Any) -> Tensor:
     Source:
         Derived from Li et al., arXiv:1611.01186, section 3, for any weights.
     """
-    _, sweep, moments = _prepare(net, data)
-    gamma = _residual(sweep, moments)
+    _, sweep, moments = prepare(net, data)
+    gamma = residual(sweep, moments)
     pairs = zip(sweep.after, sweep.before, strict=True)
     return torch.cat([(after.mT @ gamma @ before.mT).flatten(-2) for after, before in pairs], -1)
 
@@ -249,7 +249,7 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
     Raises:
         ValueError: If the vector's last axis is not P, or as for :func:`linear_loss`.
     """
-    units, sweep, moments = _prepare(net, data)
+    units, sweep, moments = prepare(net, data)
     sizes = [w.numel() for w in sweep.layers]
     if vector.shape[-1] != sum(sizes):
         raise ValueError(f"vector: got shape {tuple(vector.shape)}, needs (..., {sum(sizes)})")
@@ -257,7 +257,7 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
     moves = [v.unflatten(-1, w.shape) for v, w in zip(parts, sweep.layers, strict=True)]
     d_before, d_total = _tangents_forward(units, sweep, moves)
     d_after = _tangents_backward(units, sweep, moves)
-    gamma, d_gamma = _residual(sweep, moments), d_total @ moments.sxx
+    gamma, d_gamma = residual(sweep, moments), d_total @ moments.sxx
     rows = [
         da.mT @ gamma @ b.mT + a.mT @ d_gamma @ b.mT + a.mT @ gamma @ db.mT
         for a, b, da, db in zip(sweep.after, sweep.before, d_after, d_before, strict=True)
@@ -266,7 +266,7 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
 
 
 def _tangents_forward(
-    units: list[Unit], sweep: _Sweep, moves: list[Tensor]
+    units: list[Unit], sweep: Sweep, moves: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     """Change of every ``before`` and of the whole map when the layers move."""
     changes: list[Tensor] = []
@@ -282,7 +282,7 @@ def _tangents_forward(
     return changes, trunk
 
 
-def _tangents_backward(units: list[Unit], sweep: _Sweep, moves: list[Tensor]) -> list[Tensor]:
+def _tangents_backward(units: list[Unit], sweep: Sweep, moves: list[Tensor]) -> list[Tensor]:
     """Change of every ``after`` when the layers move."""
     changes: list[Tensor] = []
     head = torch.zeros_like(sweep.after[-1])
@@ -295,169 +295,6 @@ def _tangents_backward(units: list[Unit], sweep: _Sweep, moves: list[Tensor]) ->
             layer -= 1
         head = inner if unit.shortcut is None else inner + head @ unit.shortcut
     return changes[::-1]
-
-
-def linear_hessian(net: Any, data: Any) -> Tensor:
-    r"""Exact Hessian of :func:`linear_loss` at any weights, in closed form.
-
-    With :math:`C_{k'k}` the map from the output of layer k to the input of a later layer k', entry
-    (i, j) of layer k' against entry (p, q) of layer k is
-
-    .. math:: (L_{k'}^T L_k)_{ip} (R_{k'} S_{xx} R_k^T)_{jq}
-        + (L_{k'}^T \Gamma R_k^T)_{iq} (C_{k'k})_{jp},
-
-    the second term for k earlier than k' and mirrored otherwise. The cost is that of writing the
-    matrix: for every row of weights two products of vectors of length P.
-
-    Args:
-        net: What :func:`units_of` takes, e.g. a linear ``ShortcutNet``.
-        data: Moments, or data to take them of.
-
-    Returns:
-        (P, P), float64, in the order of ``parameters_to_vector``.
-
-    Raises:
-        ValueError: If the net is not linear or the widths do not fit.
-
-    Source:
-        Derived here for any weights; at zero weights it is Theorem 2 of arXiv:1611.01186.
-    """
-    factors = _Factors.of(*_prepare(net, data))
-    hessian = _new_matrix(factors.layout.size, factors.before.device)
-    # Threads of Python, each with operations too small for torch to split: threads inside every
-    # operation would meet some thousand times, and wait for each other on a busy machine.
-    workers = torch.get_num_threads() if hessian.device.type == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
-        for _ in pool.map(lambda layer: factors.write(layer, hessian), range(factors.count)):
-            pass
-    return hessian
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Factors:
-    """The factors of every pair of layers, all layers side by side."""
-
-    sweep: _Sweep
-    moments: Moments
-    gamma: Tensor
-    before: Tensor  # R_k one above the other, (all inputs, d)
-    after: Tensor  # L_k side by side, (k, all outputs)
-    responses: Tensor  # C, (all inputs, all outputs)
-    layout: "_Layout"
-
-    @classmethod
-    def of(cls, units: list[Unit], sweep: _Sweep, moments: Moments) -> "_Factors":
-        before, after = torch.cat(sweep.before, -2), torch.cat(sweep.after, -1)
-        return cls(
-            sweep=sweep,
-            moments=moments,
-            gamma=_residual(sweep, moments),
-            before=before,
-            after=after,
-            responses=_responses(units, before.shape[0], after.shape[1]),
-            layout=_Layout.of(sweep.layers),
-        )
-
-    @property
-    def count(self) -> int:
-        return len(self.sweep.layers)
-
-    def write(self, layer: int, hessian: Tensor) -> None:
-        """Write the rows of one layer."""
-        layout, shape = self.layout, self.sweep.layers[layer].shape
-        rows, columns = layout.inputs[layer], layout.outputs[layer]
-        left, right = self.sweep.after[layer].mT, self.sweep.before[layer]
-        # Layers before this one bring the curvature term through their own C, layers after it
-        # through this one's.
-        crossed = left @ self.gamma @ self.before.mT
-        crossed[:, rows.start :] = self.responses[rows.start :, columns].mT
-        reached = right @ self.gamma.mT @ self.after
-        reached[:, : columns.start] = self.responses[rows, : columns.start]
-        own = hessian[layout.parameters[layer]].view(*shape, layout.size)
-        _write_strip(
-            own,
-            (left @ self.after)[:, layout.output_of],
-            (right @ self.moments.sxx @ self.before.mT)[:, layout.input_of],
-            crossed[:, layout.input_of],
-            reached[:, layout.output_of],
-        )
-
-
-def _new_matrix(size: int, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.empty(size, size, dtype=torch.float64, device=device)
-    # NumPy asks the kernel for huge pages and torch does not: touching new memory, which is most
-    # of the cost here, is then three times faster.
-    return torch.from_numpy(np.empty((size, size)))
-
-
-def _write_strip(strip: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """strip[i, j] = a[i] * b[j] + c[i] * d[j], vectors of length P, a few rows at a time."""
-    step = max(1, _SLAB // strip.shape[2])
-    for i, rows in enumerate(strip):
-        for j in range(0, len(rows), step):
-            slab = rows[j : j + step]
-            torch.mul(a[i], b[j : j + step], out=slab)
-            slab.addcmul_(c[i], d[j : j + step])
-
-
-def _responses(units: list[Unit], inputs: int, outputs: int) -> Tensor:
-    """C of every pair of layers, (all inputs, all outputs): zero unless the column's is earlier."""
-    like = units[0].weights[0]
-    responses = like.new_zeros(inputs, outputs)
-    trunk = like.new_zeros(like.shape[-1], outputs)
-    row = column = 0
-    for unit in units:
-        inner = trunk
-        for weight in unit.weights:
-            out, width = weight.shape
-            responses[row : row + width] = inner
-            inner = weight @ inner
-            inner[:, column : column + out].diagonal().add_(1.0)
-            row, column = row + width, column + out
-        trunk = inner if unit.shortcut is None else inner + unit.shortcut @ trunk
-    return responses
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Layout:
-    """Where each parameter's row and column lie among all layers' outputs and inputs."""
-
-    size: int
-    parameters: list[slice]
-    inputs: list[slice]
-    outputs: list[slice]
-    input_of: Tensor
-    output_of: Tensor
-
-    @classmethod
-    def of(cls, layers: list[Tensor]) -> "_Layout":
-        inputs, outputs = (
-            _slices([w.shape[1] for w in layers]),
-            _slices([w.shape[0] for w in layers]),
-        )
-        device = layers[0].device
-        grids = [
-            torch.meshgrid(
-                torch.arange(o.start, o.stop, device=device),
-                torch.arange(i.start, i.stop, device=device),
-                indexing="ij",
-            )
-            for o, i in zip(outputs, inputs, strict=True)
-        ]
-        return cls(
-            size=sum(w.numel() for w in layers),
-            parameters=_slices([w.numel() for w in layers]),
-            inputs=inputs,
-            outputs=outputs,
-            input_of=torch.cat([grid[1].reshape(-1) for grid in grids]),
-            output_of=torch.cat([grid[0].reshape(-1) for grid in grids]),
-        )
-
-
-def _slices(sizes: list[int]) -> list[slice]:
-    ends = torch.tensor(sizes).cumsum(0).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
