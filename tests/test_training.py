@@ -258,6 +258,21 @@ def test_precisions_follow_float64(precision, channels_last):
     assert 0 < difference(exact, rough.double()) < {"float32": 1e-5, "bf16": 2e-2}[precision]
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_channels_come_last_if_asked_for(channels_last):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
+    seen = []
+
+    def note(module, inputs):
+        tensors = (*inputs, module.weight)
+        seen.extend(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+
+    net[0].register_forward_pre_hook(note)
+    recipe = RECIPE.change(channels_last=channels_last, epochs=1)
+    fit(net, rt.load_images("digits", samples=64), recipe)
+    assert set(seen) == {channels_last}
+
+
 @pytest.mark.parametrize("several", [False, True], ids=["one", "stacked"])
 def test_a_step_is_compiled_if_asked_for(monkeypatch, several):
     modes = []
