@@ -275,3 +275,16 @@ def test_a_checkpoint_that_cannot_be_is_refused_before_it_is_written(
     with pytest.raises(ValueError, match=message):
         store.write_checkpoint(tmp_path / name, tensors(), about)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda content: content[:-1], lambda content: content.replace(b"\n", b"\r\n")],
+    ids=["cut", "line_ends"],
+)
+def test_a_manifest_is_whole_to_the_byte(tmp_path, change):
+    path = tmp_path / "a.json"
+    store.write_checkpoint(path, {}, ABOUT)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a\.json: the manifest is damaged"):
+        store.read_checkpoint(path)
