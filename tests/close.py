@@ -20,4 +20,4 @@ def round_off(operations: int) -> float:
 
 
 HESSIAN = 1e-12
-"""What exact Hessians promise, relative to the largest entry: some 1e3 roundings, none amplified."""
+"""What exact Hessians promise, relative to the largest entry: 1e3 roundings, none amplified."""

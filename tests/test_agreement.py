@@ -1,4 +1,4 @@
-"""Theory against measurement, and measurement against nested gradients: the heart of the project."""
+"""Theory against measurement, and measurement against nested gradients: the project's heart."""
 
 import itertools
 
