@@ -31,7 +31,7 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
         return generator
     if isinstance(generator, bool) or not isinstance(generator, int):
         raise ValueError(f"generator: got {generator!r}, needs a torch.Generator or a seed")
-    return torch.Generator().manual_seed(generator)
+    return torch.Generator("cpu").manual_seed(generator)
 
 
 def draw_kernel(

@@ -89,10 +89,11 @@ def _channels(shape: Sequence[int], rule: str, groups: int) -> tuple[Tensor, Ten
             f"shape: got {rows} outputs for {columns} inputs{each}; rule='repeat' needs outputs "
             "that are a multiple of the inputs, rule='truncate' takes any"
         )
-    outputs = torch.arange(shape[0])
-    local = outputs % rows
-    kept = local < (rows if rule == "repeat" else min(rows, columns))
-    return outputs[kept], (local % columns)[kept]
+    kept = rows if rule == "repeat" else min(rows, columns)
+    outputs = [group * rows + local for group in range(groups) for local in range(kept)]
+    inputs = [o % rows % columns for o in outputs]
+    # On the CPU whatever the default device: "meta" has no positions.
+    return torch.tensor(outputs, device="cpu"), torch.tensor(inputs, device="cpu")
 
 
 def per_axis(argument: str, given: Any, axes: int) -> list[Any]:
@@ -157,9 +158,9 @@ def identity_kernel(
         3.0
     """
     entries = id_entries(shape, rule=rule, padding=padding, dilation=dilation, groups=groups)
-    kernel = torch.zeros(*shape, dtype=dtype)
+    kernel = torch.zeros(*shape, dtype=dtype, device="cpu")
     kernel[entries] = 1
-    return kernel.to(device) if device is not None else kernel
+    return kernel.to(device or torch.get_default_device())
 
 
 def identity_of(layer: nn.Module, rule: str = "repeat") -> Tensor:

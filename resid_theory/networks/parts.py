@@ -101,8 +101,9 @@ def conv(
 ) -> nn.Conv2d:
     """A convolution of odd kernel with 'same' padding, all zero: nothing is drawn here."""
     layer: nn.Conv2d = nn.utils.skip_init(
-        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias
-    )
+        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=bias,
+        device=torch.get_default_device(),
+    )  # fmt: skip
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -115,7 +116,9 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 def head(features: int, classes: int) -> list[tuple[str, nn.Module]]:
     """Global average pool and classifier, named."""
-    linear = nn.utils.skip_init(nn.Linear, features, whole("classes", classes))
+    linear = nn.utils.skip_init(
+        nn.Linear, features, whole("classes", classes), device=torch.get_default_device()
+    )
     return [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", linear)]
 
 
@@ -189,6 +192,8 @@ def draw_net(
     """
     choose("bn_init", bn_init, BN_INITS)
     source = as_generator(generator)
+    if any(p.is_meta for p in net.parameters()):
+        return net  # shapes only, as under torch.device("meta"): nowhere to put a draw
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             has_identity = nn.utils.parametrize.is_parametrized(module, "weight")

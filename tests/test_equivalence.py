@@ -1,0 +1,571 @@
+"""One net in several forms: outputs, gradients and training against the explicit shortcut."""
+
+import copy
+
+import oracles
+import pytest
+import torch
+from close import EPS, relative_error
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.equivalence import Gap
+from resid_theory.identity import AddIdentity, id_mask, identity_removed, with_identity
+from resid_theory.networks import Block, IdentityShortcut
+
+SAME = 1e-12
+"""What equivalent nets promise in float64: some 1e3 roundings a layer and path, none amplified."""
+
+FLOAT32 = 1e-4
+"""The same in float32 at depth 100, where 1e-12 is below one rounding."""
+
+APART = 1e-6
+"""Clearly not round-off."""
+
+
+def scatter_statistics(net, generator, size=16):
+    """BatchNorm whose statistics are those of noise, with weights that differ by channel."""
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        with torch.no_grad():
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.normal_(0, 0.3, generator=generator)
+    dtype = next(net.parameters()).dtype
+    with torch.no_grad():
+        net.train()(torch.randn(8, 3, size, size, generator=generator, dtype=dtype))
+    return net.eval()
+
+
+def images(generator, batch=2, size=16):
+    return torch.randn(batch, 3, size, size, generator=generator)
+
+
+# --- plain against the explicit residual net
+
+
+def pick(choices, generator):
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def random_layer(axes, inputs, generator):
+    """A layer with an identity kernel, its geometry for the oracle, and its activation."""
+    groups = pick([g for g in (1, 1, 2, 3) if inputs % g == 0], generator)
+    outputs = inputs * pick([1, 1, 2], generator)
+    if axes == 0:
+        return nn.utils.skip_init(nn.Linear, inputs, outputs), {}
+    geometry = {
+        "stride": pick([1, 1, 2], generator),
+        "dilation": pick([1, 2], generator),
+        "groups": groups,
+    }
+    side = pick([1, 3, 5], generator)
+    tap = pick(sorted({0, side // 2}), generator)  # also off the centre: outputs are cropped
+    geometry["padding"] = tap * geometry["dilation"]
+    conv = [nn.Conv1d, nn.Conv2d, nn.Conv3d][axes - 1]
+    return nn.utils.skip_init(conv, inputs, outputs, side, **geometry), geometry
+
+
+def survives(layer, size, parts):
+    """Whether the layers before leave enough of the inputs for this kernel."""
+    for part in [*parts[::2], layer]:
+        reach = part.dilation[0] * (part.kernel_size[0] - 1) + 1
+        size = (size + 2 * part.padding[0] - reach) // part.stride[0] + 1
+        if size < 1:
+            return False
+    return True
+
+
+def random_net(seed):
+    """A residual net, the oracle's arguments for it, and inputs that survive its cropping."""
+    generator = torch.Generator().manual_seed(seed)
+    axes, width = seed % 4, pick([1, 2, 3], generator)
+    x = torch.randn(3, width, *[{1: 40, 2: 30, 3: 27}.get(axes, 0)] * axes, generator=generator)
+    parts, geometries = [], []
+    for _ in range(pick([1, 2, 3], generator)):
+        layer, geometry = random_layer(axes, width, generator)
+        if axes and not survives(layer, x.shape[2], parts):
+            break
+        for p in layer.parameters():
+            nn.init.normal_(p, std=0.3, generator=generator)
+        width = layer.weight.shape[0]
+        parts += [with_identity(layer, "residual"), pick([nn.ReLU(), nn.Tanh()], generator)]
+        geometries.append(geometry)
+    return nn.Sequential(*parts), geometries, x
+
+
+def explicit(net, geometries, tensors, x):
+    """conv(x, V) + b + Id(x) and the activation, layer by layer."""
+    for number, geometry in enumerate(geometries):
+        x = net[2 * number + 1](oracles.residual_layer(x, *tensors[number], **geometry))
+    return x
+
+
+def differentiate(output, inputs):
+    cotangent = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return torch.autograd.grad(output, inputs, cotangent)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_plain_nets_against_three_terms(seed):
+    net, geometries, x = random_net(seed)
+    tensors = [
+        (identity_removed(layer).detach().clone(), layer.bias.detach().clone())
+        for layer in net[::2]
+    ]  # fmt: skip
+    leaves = [t.requires_grad_() for pair in tensors for t in pair]
+    x.requires_grad_()
+    expected = explicit(net, geometries, tensors, x)
+    plain = rt.to_plain(net)
+    assert not any(hasattr(layer, "parametrizations") for layer in plain)
+    found = plain(x)
+    assert relative_error(found.detach(), expected.detach()) < SAME
+    order = [p for layer in plain[::2] for p in (layer.weight, layer.bias)]
+    exacts = differentiate(expected, [x, *leaves])
+    # Gradients are sums that may cancel: their round-off is relative to the net's largest one.
+    scale = max(float(exact.abs().max()) for exact in exacts)
+    for measured, exact in zip(differentiate(found, [x, *order]), exacts, strict=True):
+        assert measured.shape == exact.shape
+        assert float((measured - exact).abs().max()) <= SAME * scale
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44])
+def test_simplified_nets_against_three_terms(generator, depth):
+    residual = rt.simplified_net(depth, identity="residual")
+    layers = [m for m in residual if isinstance(m, nn.Conv2d)][1:]
+    tensors = [(identity_removed(m).detach().clone(), m.bias.detach().clone()) for m in layers]
+    leaves = [t.requires_grad_() for pair in tensors for t in pair]
+    ends = [(m.weight.detach(), m.bias.detach()) for m in (residual.conv0, residual.fc)]
+    x = images(generator, size=32).requires_grad_()
+    expected = oracles.simplified_residual_net(x, ends[0], tensors, ends[1])
+    plain = rt.to_plain(residual)
+    found = plain(x)
+    assert relative_error(found.detach(), expected.detach()) < SAME
+    order = [p for n in range(1, depth - 1) for p in plain.get_submodule(f"conv{n}").parameters()]
+    exacts = differentiate(expected, [x, *leaves])
+    # Gradients are sums that may cancel: their round-off is relative to the net's largest one.
+    scale = max(float(exact.abs().max()) for exact in exacts)
+    for measured, exact in zip(differentiate(found, [x, *order]), exacts, strict=True):
+        assert measured.shape == exact.shape
+        assert float((measured - exact).abs().max()) <= SAME * scale
+
+
+@pytest.mark.parametrize("identity", ["residual", "explicit", "dominant"])
+def test_gap_of_forms(generator, identity):
+    net = rt.simplified_net(20, identity=identity)
+    gap = rt.check_equivalence(net, rt.to_plain(net), images(generator))
+    assert 0 <= gap.largest < SAME
+    # V of a dominant layer has fewer entries than the plain weight
+    assert (gap.gradients is None) is (identity == "dominant")
+
+
+def test_gap_sees_a_changed_weight(generator):
+    net = rt.simplified_net(8)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.conv3.weight[0, 0, 1, 1] += 1e-3
+    gap = rt.check_equivalence(net, other, images(generator))
+    assert min(gap.outputs, gap.gradients, gap.input_gradient) > APART
+
+
+# --- back and forth
+
+
+@pytest.mark.parametrize("depth", [8, 20])
+def test_there_and_back(depth):
+    plain = rt.simplified_net(depth)
+    residual = rt.to_residual(plain)
+    again = rt.to_plain(residual)
+    # 1 removed and added: one rounding of a number up to 2 each
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), p, rtol=0, atol=2 * EPS)
+    back = rt.to_residual(again)
+    masks = id_mask(residual)
+    for (name, a), (_, b) in zip(residual.named_parameters(), back.named_parameters(), strict=True):
+        entries = masks.get(name, torch.zeros(a.shape, dtype=torch.bool))
+        assert torch.equal(a[~entries], b[~entries])
+        assert not entries.any() or float((a - b).detach()[entries].abs().max()) <= 1.2e-16
+
+
+def test_residual_from_initialization_comes_back():
+    residual = rt.simplified_net(20, identity="residual")
+    back = rt.to_residual(rt.to_plain(residual))
+    for a, b in zip(residual.parameters(), back.parameters(), strict=True):
+        assert float((a - b).detach().abs().max()) <= 1.2e-16
+
+
+def test_explicit_and_residual_share_v():
+    explicit_net = rt.simplified_net(8, identity="explicit")
+    residual = rt.to_residual(explicit_net)
+    back = rt.to_residual(residual, explicit=True)
+    for a, b in zip(explicit_net.parameters(), back.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert sum(p.numel() for p in residual.parameters()) == sum(
+        p.numel() for p in explicit_net.parameters()
+    )
+    for number in range(1, 7):
+        v = residual.get_submodule(f"conv{number}").parametrizations.weight.original
+        assert torch.equal(v, explicit_net.get_submodule(f"conv{number}").layer.weight)
+
+
+@pytest.mark.parametrize(
+    "convert", [rt.to_plain, rt.to_residual, rt.fold], ids=lambda f: f.__name__
+)
+def test_the_original_is_untouched(generator, convert):
+    net = rt.simplified_net(8, identity="residual").eval()
+    x = images(generator)
+    state, before = copy.deepcopy(net.state_dict()), net(x).detach()
+    classes = [type(m) for m in net]
+    rng = torch.get_rng_state()
+    new = convert(net)
+    with torch.no_grad():
+        for p in new.parameters():
+            p.zero_()
+    assert [type(m) for m in net] == classes
+    assert all(
+        torch.equal(a, b) for a, b in zip(state.values(), net.state_dict().values(), strict=True)
+    )
+    assert torch.equal(net(x).detach(), before)
+    assert torch.equal(torch.get_rng_state(), rng)
+    net.conv1.weight.sum().backward()  # still parametrized and trained
+
+
+def test_conversions_keep_modes_and_frozen_weights():
+    net = rt.simplified_net(8, identity="residual").eval()
+    for p in net.conv2.parameters():
+        p.requires_grad_(False)
+    plain = rt.to_plain(net)
+    assert not plain.training and not plain.conv1.training
+    assert not plain.conv2.weight.requires_grad and plain.conv1.weight.requires_grad
+
+
+def test_a_converted_net_can_be_pickled(tmp_path):
+    plain = rt.to_plain(rt.simplified_net(5, identity="residual"))
+    torch.save(plain, tmp_path / "net.pt")
+    assert len(torch.load(tmp_path / "net.pt", weights_only=False)) == len(plain)
+
+
+def test_a_layer_used_twice_stays_one_layer(generator):
+    one = with_identity(nn.Linear(3, 3), "residual")
+    net = nn.Sequential(one, nn.ReLU(), one)
+    plain = rt.to_plain(net)
+    assert plain[0] is plain[2]
+    x = torch.randn(4, 3, generator=generator)
+    assert rt.check_equivalence(net, plain, x).largest < SAME
+    back = rt.to_residual(plain, ["0"])
+    assert back[0] is back[2]
+    assert rt.check_equivalence(net, back, x).largest < SAME
+
+
+def test_your_own_net_gets_its_inner_layers():
+    net = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    residual = rt.to_residual(net)
+    assert list(id_mask(residual)) == ["2.parametrizations.weight.original"]
+    assert rt.check_equivalence(net, residual, torch.ones(2, 5)).largest < SAME
+
+
+# --- training
+
+
+TINY = 4  # channels; two layers, one of them doubling
+
+
+def tiny_residual():
+    generator = torch.Generator().manual_seed(3)
+    first, second = nn.Conv2d(TINY, TINY, 3, padding=1), nn.Conv2d(TINY, 2 * TINY, 3, 2, 1)
+    net = nn.Sequential(
+        with_identity(first, "residual"), nn.ReLU(), with_identity(second, "residual"), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * TINY, 3),
+    )  # fmt: skip
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.1, generator=generator)
+    x = torch.randn(16, TINY, 6, 6, generator=generator)
+    return net, x, torch.randint(3, (16,), generator=generator)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.05),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.05),
+    "dampening": lambda p: torch.optim.SGD(
+        p, lr=0.05, momentum=0.9, dampening=0.5, weight_decay=0.05
+    ),
+    "nesterov": lambda p: torch.optim.SGD(
+        p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.05
+    ),
+    "maximize": lambda p: torch.optim.SGD(p, lr=0.001, maximize=True, weight_decay=0.05),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.005, weight_decay=0.05),
+    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.005, amsgrad=True, weight_decay=0.05),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.005, weight_decay=0.05),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.002, weight_decay=0.05),
+    "rmsprop-momentum": lambda p: torch.optim.RMSprop(
+        p, lr=0.001, momentum=0.9, centered=True, weight_decay=0.05
+    ),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, weight_decay=0.05),
+    "nadam-decoupled": lambda p: torch.optim.NAdam(
+        p, lr=0.005, weight_decay=0.05, decoupled_weight_decay=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_100_steps_of_training(name):
+    net, x, y = tiny_residual()
+    pair, settings = (net, rt.to_plain(net)), {"loss": "cross_entropy", "steps": 100}
+    corrected = rt.check_equivalence(*pair, x, y, optimizer=OPTIMIZERS[name], **settings)
+    assert corrected.steps.shape == (100,)
+    assert corrected.largest < SAME
+    free = rt.check_equivalence(*pair, x, y, optimizer=OPTIMIZERS[name], correct=False, **settings)
+    assert free.steps[-1] > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_training_of_three_terms_with_the_penalty_in_the_cost(name):
+    """The paper's cost, R + (lambda/2) |tau(theta)|^2, written out and decayed by nobody else."""
+    net, x, y = tiny_residual()
+    plain = rt.to_plain(net)
+    layers = [net[0], net[2]]
+    tensors = [[identity_removed(m).detach().clone(), m.bias.detach().clone()] for m in layers]
+    head = [p.detach().clone() for p in net[6].parameters()]
+    leaves = [t.requires_grad_() for group in (*tensors, head) for t in group]
+    kernels = [
+        oracles.identity_kernel_by_loops(v.shape, rule="repeat", taps=(1, 1)) for v, _ in tensors
+    ]
+    ours, theirs = OPTIMIZERS[name](plain.parameters()), OPTIMIZERS[name](leaves)
+    decay = theirs.param_groups[0]["weight_decay"]
+    theirs.param_groups[0]["weight_decay"] = 0.0
+    for _ in range(100):
+        z = torch.relu(oracles.residual_layer(x, *tensors[0], padding=1))
+        z = torch.relu(oracles.residual_layer(z, *tensors[1], stride=2, padding=1))
+        risk = nn.functional.cross_entropy(z.mean((2, 3)) @ head[0].T + head[1], y)
+        moved = [v + e for (v, _), e in zip(tensors, kernels, strict=True)]
+        rest = [tensors[0][1], tensors[1][1], *head]
+        cost = risk + decay / 2 * sum((t**2).sum() for t in (*moved, *rest))
+        theirs.zero_grad()
+        cost.backward()
+        theirs.step()
+        ours.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        ours.step()
+    for layer, (v, bias), e in zip((plain[0], plain[2]), tensors, kernels, strict=True):
+        assert relative_error(layer.weight.detach(), (v + e).detach()) < SAME
+        assert relative_error(layer.bias.detach(), bias.detach()) < SAME
+
+
+def test_training_leaves_the_nets_alone():
+    net, x, y = tiny_residual()
+    before = copy.deepcopy(net.state_dict())
+    rt.check_equivalence(net, net, x, y, loss="cross_entropy", steps=2, optimizer=OPTIMIZERS["sgd"])
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True)
+    )
+    assert all(p.grad is None for p in net.parameters())
+
+
+# --- folding
+
+
+FOLDABLE = {
+    "dirac": lambda: rt.diracnet(16),
+    "dirac-eq4": lambda: rt.diracnet(16, normalize=False, draw="kaiming"),
+    "dirac-uniform": lambda: rt.diracnet(10, bn_init="uniform"),
+    "dirac-plain": lambda: rt.diracnet(16, identity="plain"),
+    "dirac-wide": lambda: rt.diracnet(10, width=2),
+    "full-plain": lambda: rt.full_net(14, shortcut=False),
+    "simplified": lambda: rt.simplified_net(8, identity="residual"),
+}
+CHAIN = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+
+
+@pytest.mark.parametrize("name", FOLDABLE)
+def test_folded_nets(generator, name):
+    net = scatter_statistics(FOLDABLE[name](), generator)
+    folded = rt.fold(net)
+    leaves = [m for m in folded.modules() if not list(m.children())]
+    assert {type(m) for m in leaves} <= set(CHAIN)
+    assert not any("parametrizations" in key for key in folded.state_dict())
+    gap = rt.check_equivalence(net, folded, images(generator))
+    assert gap.outputs > 0 or name == "simplified"
+    assert gap.largest < SAME
+
+
+def test_folding_depth_100_in_float32(generator):
+    torch.set_default_dtype(torch.float32)
+    net = scatter_statistics(rt.diracnet(100), generator)
+    gap = rt.check_equivalence(net, rt.fold(net), images(generator))
+    assert 0 < gap.outputs < FLOAT32
+
+
+def test_an_imagenet_net_folds(generator):
+    net = scatter_statistics(rt.diracnet_imagenet(18, classes=4), generator, size=64)
+    assert rt.check_equivalence(net, rt.fold(net), images(generator, size=64)).largest < SAME
+
+
+def test_blocks_fold_inside(generator):
+    net = scatter_statistics(rt.full_net(8, doubling="proj"), generator)
+    folded = rt.fold(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert sum(isinstance(m, Block) for m in folded) == 3
+    assert rt.check_equivalence(net, folded, images(generator)).largest < SAME
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: (nn.Linear(3, 4), nn.BatchNorm1d(4)), id="linear"),
+        pytest.param(lambda: (nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)), id="not affine"),
+        pytest.param(lambda: (nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)), id="no bias"),
+    ],
+)
+def test_other_layers_fold(generator, make):
+    linear, norm = make()
+    norm.running_mean.normal_(generator=generator)
+    norm.running_var.uniform_(0.5, 2, generator=generator)
+    net = nn.Sequential(linear, norm).eval()
+    folded = rt.fold(net)
+    assert [type(m) for m in folded] == [nn.Linear]
+    gap = rt.check_equivalence(net, folded, torch.randn(5, 3, generator=generator))
+    # not gap.gradients: a folded weight is another function of the parameters
+    assert max(gap.outputs, gap.input_gradient) < SAME
+
+
+# --- blocks of several convolutions, and conv-BN
+
+
+@pytest.mark.parametrize("doubling", ["pad", "dup", "proj"])
+def test_two_conv_blocks_widen(generator, doubling):
+    net = scatter_statistics(rt.full_net(14, doubling=doubling), generator)
+    plain = rt.to_plain(net)
+    assert len(plain) == len(net) and not any(isinstance(m, Block) for m in plain.modules())
+    assert plain.block1.conv1.out_channels == 16 + 16  # C_mid + C
+    assert plain.block3.conv2.in_channels == 32 + 16
+    assert rt.check_equivalence(net, plain, images(generator)).largest < SAME
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_blocks_of_any_number_of_convolutions(generator, count):
+    branch = [nn.Conv2d(2, 4, 3, stride=2, padding=1)]
+    for _ in range(count - 1):
+        branch += [nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False)]
+    block = Block(nn.Sequential(*branch), IdentityShortcut(4, 2, "repeat"), after=nn.ReLU())
+    net = nn.Sequential(nn.ReLU(), block)
+    x = torch.randn(2, 2, 8, 8, generator=generator)
+    plain = rt.to_plain(net)
+    assert len(plain[1]) == 2 * count
+    assert rt.check_equivalence(net, plain, x).largest < SAME
+    twice = torch.cat([torch.relu(x)[:, :, ::2, ::2]] * 2, dim=1)
+    expected = torch.relu(nn.Sequential(*branch)(torch.relu(x)) + twice)
+    assert relative_error(plain(x).detach(), expected.detach()) < SAME
+
+
+def test_conv_bn_under_a_shortcut_is_one_convolution(generator):
+    branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
+    net = scatter_statistics(nn.Sequential(Block(branch)), generator)
+    plain = rt.to_plain(net)
+    assert [type(m) for m in plain[0]] == [nn.Conv2d]
+    x = images(generator)  # of both signs: nothing inside cuts the identity
+    assert relative_error(plain(x).detach(), (x + branch(x)).detach()) < SAME
+
+
+def test_sigma_over_gamma_on_the_id_entries(generator):
+    """x + BN(K x) is BN of a convolution with sigma / gamma added on the ID entries."""
+    conv, norm = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+    scatter_statistics(nn.Sequential(conv, norm), generator)
+    other = copy.deepcopy(conv)
+    entries = oracles.identity_kernel_by_loops((3, 3, 3, 3), rule="repeat", taps=(1, 1))
+    sigma = (norm.running_var + norm.eps).sqrt() / norm.weight
+    with torch.no_grad():
+        other.weight += sigma.view(-1, 1, 1, 1) * entries
+    block = nn.Sequential(Block(nn.Sequential(conv, norm))).eval()
+    gap = rt.check_equivalence(
+        rt.to_plain(block), rt.fold(nn.Sequential(other, norm)), images(generator)
+    )
+    assert gap.largest < SAME
+
+
+# --- what cannot be converted
+
+
+def other_parametrization():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def tied():
+    net = nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
+    net[2].weight = net[1].weight
+    return net
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: rt.fold(rt.diracnet(10)), "'bn0' uses the statistics of each batch; call net"),
+        (lambda: rt.fold(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(
+            1, track_running_stats=False)).eval()), "it keeps no others"),
+        (lambda: rt.fold(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.BatchNorm2d(1)).eval()),
+         "'2' follows '1', a ReLU; only a BatchNorm directly behind"),
+        (lambda: rt.fold(nn.Sequential(nn.BatchNorm2d(1)).eval()), "behind no layer"),
+        (lambda: rt.fold(rt.preresnet(10).eval()), "'block1.branch.bn1' is a BatchNorm behind no"),
+        (lambda: rt.fold(nn.ModuleList([nn.BatchNorm2d(1)])), "order of layers is unknown"),
+        (lambda: rt.fold(other_parametrization()), "parametrizations other than one identity"),
+        (lambda: rt.fold("net"), "got str, needs an nn.Module"),
+        (lambda: rt.to_plain(other_parametrization()), "layer '0' has parametrizations other"),
+        (lambda: rt.to_plain(nn.Sequential(Scaled(2, 2))), "layer '0' is a Scaled"),
+        (lambda: rt.to_plain(rt.full_net(8)), "block1.branch.bn1' uses the statistics"),
+        (lambda: rt.to_plain(rt.full_net(8).eval()[3:]), "input that may be negative"),
+        (lambda: rt.to_plain(rt.preresnet(10).eval()[:2]), "BatchNorm behind no layer"),
+        (lambda: rt.to_plain(nn.Sequential(Block(nn.Sequential(nn.ReLU(), nn.Conv2d(
+            1, 1, 1))))), "a pre-activation block has none"),
+        (lambda: rt.to_plain(nn.Sequential(Block(nn.Conv2d(1, 1, 3, stride=2, padding=1)))),
+         "stride \\(1, 1\\) on the shortcut and \\(2, 2\\)"),
+        (lambda: rt.to_plain(nn.Sequential(Block(nn.Conv2d(1, 1, 1), nn.Conv2d(
+            1, 1, 3, padding=1)))), "no 1x1 convolution"),
+        (lambda: rt.to_plain(nn.Sequential(Block(nn.Conv2d(2, 2, 1, groups=2)))), "without groups"),
+        (lambda: rt.to_residual(rt.diracnet(10)), "has a DiracWeight, .* to_plain first"),
+        (lambda: rt.to_residual(rt.simplified_net(8, identity="dominant")), "has a DominantWeight"),
+        (lambda: rt.to_residual(rt.simplified_net(8), ["conv11"]), "did you mean 'conv1'"),
+        (lambda: rt.to_residual(rt.simplified_net(8), ["conv0"]),
+         "'conv0' has no identity kernel; shape: got 16 outputs for 3 inputs"),
+        (lambda: rt.to_residual(rt.simplified_net(8), rule="repeet"), "did you mean 'repeat'"),
+        (lambda: rt.to_residual(nn.Sequential(nn.Linear(2, 2))), "layers: got none"),
+        (lambda: rt.to_residual(tied()), "layers '1' and '2' share a parameter"),
+        (lambda: rt.to_residual(None), "got NoneType"),
+        (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 3), torch.ones(1, 2)),
+         "net_b: gives outputs of shape \\(1, 3\\)"),
+        (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), steps=1),
+         "optimizer: got None"),
+        (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2, bias=False),
+         torch.ones(1, 2), steps=1, optimizer=OPTIMIZERS["sgd"]), "'bias' of shape \\(2,\\)"),
+        (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 2), torch.ones(1, 2), steps=-1),
+         "steps: got -1"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_refusals(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_a_gap_hides_no_nan():
+    net = nn.Linear(2, 2)
+    broken = copy.deepcopy(net)
+    with torch.no_grad():
+        broken.bias[0] = torch.nan
+    assert rt.check_equivalence(net, broken, torch.ones(1, 2)).largest == float("inf")
+
+
+def test_the_largest_of_a_gap():
+    gap = Gap(outputs=1.0, input_gradient=2.0, gradients=None, steps=torch.tensor([0.5, 3.0]))
+    assert gap.largest == 3.0
+
+
+def test_add_identity_becomes_plain(generator):
+    net = nn.Sequential(AddIdentity(nn.Linear(2, 4)), nn.ReLU())
+    x = torch.randn(3, 2, generator=generator)
+    plain = rt.to_plain(net)
+    assert type(plain[0]) is nn.Linear
+    assert rt.check_equivalence(net, plain, x).largest < SAME

@@ -1,0 +1,426 @@
+"""The papers' trunks: counts, shapes and outputs against independent implementations."""
+
+import math
+
+import close
+import oracles
+import pytest
+import torch
+from close import round_off
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.identity import id_mask, identity_removed
+from resid_theory.networks import Block, IdentityShortcut, resnet_imagenet
+
+# A deep net's outputs: some thousand rounded terms a layer, passed through at most 34 layers whose
+# sensitivities stay near 1.
+NET = round_off(1000)
+
+
+def relative_error(measured, exact):
+    return close.relative_error(measured.detach(), exact.detach())
+
+
+def count(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+def images(generator, size=32, batch=2):
+    return torch.randn(batch, 3, size, size, generator=generator)
+
+
+def scatter_statistics(net, generator):
+    """BatchNorm with statistics, weights and biases that differ from channel to channel."""
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.3, generator=generator)
+        norm.running_var.uniform_(0.5, 2.0, generator=generator)
+        with torch.no_grad():
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.normal_(0, 0.3, generator=generator)
+    return net.eval()
+
+
+# --- counts, from the papers' tables and the authors' code
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters", "entries", "dominant"),
+    [
+        pytest.param(20, 269034, 672, 7818, id="20"),
+        pytest.param(32, 463018, 1120, 12298, id="32"),
+        pytest.param(44, 657002, 1568, 16778, id="44"),
+    ],
+)
+@pytest.mark.parametrize("identity", ["plain", "residual", "explicit", "dominant"])
+def test_simplified_counts(depth, parameters, entries, dominant, identity):
+    net = rt.simplified_net(depth, identity=identity)
+    assert count(net) == (dominant if identity == "dominant" else parameters)
+    assert sum(int(mask.sum()) for mask in id_mask(net).values()) == entries
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        ({"depth": 10}, 75738),
+        ({"depth": 16}, 173402),
+        ({"depth": 22}, 271066),
+        ({"depth": 28}, 368730),
+        ({"depth": 34}, 466394),
+        ({"depth": 40}, 564058),
+        ({"depth": 52}, 759386),
+        ({"depth": 100}, 1540698),
+        ({"depth": 34, "width": 2}, 1854378),
+        ({"depth": 28, "width": 5}, 9124250),
+        ({"depth": 28, "width": 10}, 36450090),
+        ({"depth": 28, "width": 10, "classes": 100}, 36507780),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else "-".join(map(str, value.values())),
+)
+def test_dirac_counts(settings, parameters):
+    with torch.device("meta"):  # shapes without draws: the widest net has 36 million weights
+        net = rt.diracnet(**settings)
+    assert count(net) == parameters
+
+
+@pytest.mark.parametrize(
+    ("make", "parameters"),
+    [
+        pytest.param(lambda: rt.diracnet_imagenet(18), 11523368, id="dirac-18"),
+        pytest.param(lambda: rt.diracnet_imagenet(34), 21638952, id="dirac-34"),
+        # He et al.'s nets as torchvision builds them; WRN-28-10 as its authors print it, 36.5M
+        pytest.param(lambda: resnet_imagenet(18), 11689512, id="resnet-18"),
+        pytest.param(lambda: resnet_imagenet(34), 21797672, id="resnet-34"),
+        pytest.param(lambda: rt.preresnet(28, width=10), 36479194, id="wrn-28-10"),
+        pytest.param(lambda: rt.full_net(20), 269722, id="full-20"),
+        pytest.param(lambda: rt.full_net(20, shortcut=False), 269722, id="full-plain-20"),
+        pytest.param(lambda: rt.full_net(20, doubling="dup"), 269722, id="full-dup-20"),
+        # two 1x1 convolutions with BatchNorm more: 16*32 + 2*32 + 32*64 + 2*64
+        pytest.param(lambda: rt.full_net(20, doubling="proj"), 272474, id="full-proj-20"),
+        # no a and b: 2 * 4 * 2 * (16 + 32 + 64) fewer than 368 730
+        pytest.param(lambda: rt.diracnet(28, identity="plain"), 366938, id="plain-28"),
+        pytest.param(lambda: rt.diracnet(28, normalize=False), 367834, id="eq4-28"),
+    ],
+)
+def test_counts_of_other_nets(make, parameters):
+    with torch.device("meta"):
+        assert count(make()) == parameters
+
+
+@pytest.mark.parametrize("identity", ["plain", "residual"])
+@pytest.mark.parametrize("width", [1, 2])
+def test_shortcut_depth_costs_no_parameters(identity, width):
+    with torch.device("meta"):
+        nets = [
+            rt.preresnet(28, width=width, shortcut_depth=n, identity=identity) for n in (1, 2, 4, 8)
+        ]
+    assert len({count(net) for net in nets}) == 1
+    assert [sum(isinstance(m, Block) for m in net) for net in nets] == [24, 12, 6, 3]
+
+
+# --- shapes
+
+
+CIFAR_NETS = {
+    "plain": lambda: rt.simplified_net(8),
+    "residual": lambda: rt.simplified_net(8, identity="residual"),
+    "explicit": lambda: rt.simplified_net(8, identity="explicit"),
+    "dominant": lambda: rt.simplified_net(8, identity="dominant"),
+    "full": lambda: rt.full_net(8),
+    "full-dup": lambda: rt.full_net(8, doubling="dup"),
+    "full-proj": lambda: rt.full_net(8, doubling="proj"),
+    "full-plain": lambda: rt.full_net(8, shortcut=False),
+    "dirac": lambda: rt.diracnet(10),
+    "dirac-eq4": lambda: rt.diracnet(10, normalize=False, draw="kaiming"),
+    "dirac-plain": lambda: rt.diracnet(10, identity="plain"),
+    "dirac-wide": lambda: rt.diracnet(10, width=2),
+    "preresnet": lambda: rt.preresnet(10),
+    "preresnet-1": lambda: rt.preresnet(10, shortcut_depth=1),
+    "preresnet-wide": lambda: rt.preresnet(10, width=2),
+    "preresnet-residual": lambda: rt.preresnet(10, identity="residual"),
+    "preresnet-dirac": lambda: rt.preresnet(10, identity="dirac"),
+}
+
+
+def trunk(net, x):
+    """Shapes (channels, side) along the net, each once in a row."""
+    shapes = []
+    for module in net:
+        x = module(x)
+        if x.dim() == 4 and (not shapes or shapes[-1] != (x.shape[1], x.shape[3])):
+            shapes.append((x.shape[1], x.shape[3]))
+    return shapes
+
+
+@pytest.mark.parametrize("name", CIFAR_NETS)
+def test_resolutions_of_cifar_nets(generator, name):
+    wide = 2 if "wide" in name else 1
+    shapes = trunk(CIFAR_NETS[name](), images(generator))
+    stages = [(16 * wide, 32), (32 * wide, 16), (64 * wide, 8)]
+    stem = [(16, 32)] if name == "preresnet-wide" else []
+    # a DiracNet halves by a pool before it doubles
+    halves = {(16 * wide, 16), (32 * wide, 8)} if "dirac" in name and "pre" not in name else set()
+    assert [shape for shape in shapes if shape not in halves] == [*stem, *stages, (64 * wide, 1)]
+    assert halves <= set(shapes)
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_resolutions_of_imagenet_nets(depth):
+    with torch.device("meta"):
+        dirac, residual = rt.diracnet_imagenet(depth), resnet_imagenet(depth)
+        x = torch.zeros(1, 3, 224, 224)
+        stages = [(64, 56), (128, 28), (256, 14), (512, 7)]
+        assert trunk(residual, x) == [(64, 112), *stages, (512, 1)]
+        assert [s for s in trunk(dirac, x) if s[0] * s[1] == 3584] == stages
+        assert dirac(x).shape == residual(x).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", CIFAR_NETS)
+def test_a_slice_is_the_map_between_layers(generator, name):
+    net = CIFAR_NETS[name]().eval()
+    x = images(generator)
+    for cut in (1, len(net) // 2, len(net) - 1):
+        parts = net[cut:](net[:cut](x))
+        torch.testing.assert_close(parts, net(x), rtol=0, atol=0)
+    assert net(x).shape == (2, 10)
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_classes(generator, classes):
+    nets = [
+        rt.simplified_net(5, classes=classes), rt.full_net(8, classes=classes),
+        rt.diracnet(10, classes=classes), rt.preresnet(10, classes=classes),
+    ]  # fmt: skip
+    assert {net(images(generator)).shape for net in nets} == {(2, classes)}
+
+
+# --- first weights
+
+
+@pytest.mark.parametrize("name", CIFAR_NETS)
+def test_a_net_draws_from_its_seed_only(name):
+    state = torch.get_rng_state()
+    one, other = CIFAR_NETS[name](), CIFAR_NETS[name]()
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b) and bool(torch.isfinite(a).all())
+
+
+def test_seeds_differ_and_generators_move_on(generator):
+    first = rt.simplified_net(5, generator=generator)
+    second = rt.simplified_net(5, generator=generator)
+    assert torch.equal(first.conv1.weight, rt.simplified_net(5, generator=0).conv1.weight)
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
+    assert not torch.equal(first.conv1.weight, rt.simplified_net(5, generator=1).conv1.weight)
+
+
+def test_plain_and_residual_nets_differ_in_scale_only():
+    plain, residual = rt.simplified_net(8), rt.simplified_net(8, identity="residual")
+    for name in ("conv1", "conv3", "conv6"):
+        v = identity_removed(getattr(residual, name)).detach()
+        w = getattr(plain, name).weight.detach()
+        # KWI / HMWI = sqrt(2 / (9 c_in)) * 9 c_out
+        factor = math.sqrt(2 / (9 * w.shape[1])) * 9 * w.shape[0]
+        torch.testing.assert_close(w, factor * v, rtol=round_off(4), atol=0)
+        assert getattr(plain, name).bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "penalty"), [(20, 5.388e-4), (32, 8.888e-4), (44, 1.2388e-3)], ids=str
+)
+def test_penalty_of_plain_nets_before_training(depth, penalty):
+    net = rt.simplified_net(depth)
+    squares = sum(float((p.detach() ** 2).sum()) for p in net.parameters())
+    # relative spread of a sum of n squares is sqrt(2/n) = 0.3 % at the smallest; four of them
+    assert 1e-4 / 2 / 128 * squares == pytest.approx(penalty, rel=0.012)
+
+
+def test_penalty_of_residual_nets_before_training():
+    plain, residual = rt.simplified_net(20), rt.simplified_net(20, identity="residual")
+    sums = [
+        sum(float((p.detach() ** 2).sum()) for p in net.parameters()) for net in (plain, residual)
+    ]
+    assert 240 < sums[0] / sums[1] < 290  # Table 4: 268
+
+
+def test_batchnorm_weights():
+    ones, uniform = rt.diracnet(10), rt.diracnet(10, bn_init="uniform")
+    assert set(ones.bn1.weight.tolist()) == {1.0}
+    drawn = torch.cat([m.weight for m in uniform if isinstance(m, nn.BatchNorm2d)]).detach()
+    assert 0 <= drawn.min() and drawn.max() <= 1
+    # 240 draws of variance 1/12: four standard errors of the mean
+    assert abs(float(drawn.mean()) - 0.5) < 4 / math.sqrt(12 * len(drawn))
+
+
+def test_classifier_follows_torch_s_law():
+    fc = rt.simplified_net(5).fc
+    assert 0.9 / 8 < float(fc.weight.detach().abs().max()) <= 1 / 8
+    assert 0 < float(fc.bias.detach().abs().max()) <= 1 / 8
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-8, 1.0], ids=str)
+def test_resnet_28_with_identity_weights(std):
+    net = rt.preresnet(28, identity="residual", std=std)
+    convs = [m for b in net if isinstance(b, Block) for m in b.branch if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 24
+    v = torch.cat([identity_removed(conv).flatten() for conv in convs]).detach()
+    assert abs(float(v.std()) - std) <= 4 * std / math.sqrt(2 * len(v))
+    assert abs(float(convs[0].weight[3, 3, 1, 1].detach()) - 1) <= 5 * std
+
+
+# --- outputs
+
+
+@pytest.mark.parametrize("identity", ["residual", "explicit"])
+@pytest.mark.parametrize("depth", [8, 20])
+def test_simplified_residual_nets_block_by_block(generator, depth, identity):
+    net = rt.simplified_net(depth, identity=identity, draw="kaiming")
+    pairs = []
+    for number in range(1, depth - 1):
+        layer = net.get_submodule(f"conv{number}")
+        plain = layer.layer if identity == "explicit" else layer
+        nn.init.normal_(plain.bias, std=0.1, generator=generator)
+        pairs.append((identity_removed(plain), plain.bias))
+    x = images(generator)
+    expected = oracles.simplified_residual_net(
+        x, (net.conv0.weight, net.conv0.bias), pairs, (net.fc.weight, net.fc.bias)
+    )
+    assert relative_error(net(x), expected) < NET
+
+
+def norm_tensors(norm):
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+def dirac_groups(net, sizes):
+    groups, number = [], 0
+    for size in sizes:
+        group = []
+        for _ in range(size):
+            number += 1
+            conv, norm = net.get_submodule(f"conv{number}"), net.get_submodule(f"bn{number}")
+            if hasattr(conv, "parametrizations"):
+                inside = conv.parametrizations.weight
+                parts = (inside.original, inside[0].a, inside[0].b)
+            else:
+                parts = (conv.weight, None, None)
+            group.append((*parts, norm_tensors(norm)))
+        groups.append(group)
+    return groups
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="eq5"),
+        pytest.param({"normalize": False, "draw": "kaiming"}, id="eq4"),
+        pytest.param({"identity": "plain"}, id="plain"),
+        pytest.param({"width": 2}, id="wide"),
+    ],
+)
+@pytest.mark.parametrize("depth", [10, 16])
+def test_diracnets_filter_by_filter(generator, depth, settings):
+    net = scatter_statistics(rt.diracnet(depth, **settings), generator)
+    for p in (p for name, p in net.named_parameters() if name.endswith((".a", ".b"))):
+        nn.init.uniform_(p, 0.2, 1.2, generator=generator)
+    x = images(generator, size=16)
+    expected = oracles.diracnet(
+        x, (net.conv0.weight, norm_tensors(net.bn0)), dirac_groups(net, [(depth - 4) // 3] * 3),
+        (net.fc.weight, net.fc.bias),
+    )  # fmt: skip
+    assert relative_error(net(x), expected) < NET
+
+
+def test_an_imagenet_diracnet_filter_by_filter(generator):
+    net = scatter_statistics(rt.diracnet_imagenet(18, classes=5), generator)
+    x = images(generator, size=64, batch=1)
+    expected = oracles.diracnet(
+        x, (net.conv0.weight, norm_tensors(net.bn0)), dirac_groups(net, [4, 4, 4, 4]),
+        (net.fc.weight, net.fc.bias), imagenet=True,
+    )  # fmt: skip
+    assert relative_error(net(x), expected) < NET
+
+
+@pytest.mark.parametrize("doubling", ["pad", "dup", "proj"])
+def test_a_full_block(generator, doubling):
+    net = scatter_statistics(rt.full_net(8, doubling=doubling), generator)
+    block = net.block2
+    x = torch.relu(torch.randn(2, 16, 8, 8, generator=generator))
+    inner = oracles.batch_norm(
+        torch.conv2d(x, block.branch.conv1.weight, stride=2, padding=1),
+        *norm_tensors(block.branch.bn1),
+    )
+    inner = torch.conv2d(torch.relu(inner), block.branch.conv2.weight, padding=1)
+    inner = oracles.batch_norm(inner, *norm_tensors(block.branch.bn2))
+    if doubling == "proj":
+        shortcut = torch.conv2d(x, block.shortcut.conv.weight, stride=2)
+        shortcut = oracles.batch_norm(shortcut, *norm_tensors(block.shortcut.bn))
+    else:
+        small = x[:, :, ::2, ::2]
+        shortcut = torch.cat([small, small if doubling == "dup" else 0 * small], dim=1)
+    assert relative_error(block(x), torch.relu(inner + shortcut)) < NET
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["identity", "projection"])
+def test_a_pre_activation_block(generator, number):
+    net = scatter_statistics(rt.preresnet(10), generator)
+    block = net.get_submodule(f"block{number}")
+    x = torch.randn(2, 16, 8, 8, generator=generator)
+    first = block.branch.bn1 if number == 1 else block.before.bn1
+    active = torch.relu(oracles.batch_norm(x, *norm_tensors(first)))
+    inner = torch.conv2d(active, block.branch.conv1.weight, stride=number, padding=1)
+    inner = torch.relu(oracles.batch_norm(inner, *norm_tensors(block.branch.bn2)))
+    inner = torch.conv2d(inner, block.branch.conv2.weight, padding=1)
+    shortcut = x if number == 1 else torch.conv2d(active, block.shortcut.weight, stride=2)
+    assert relative_error(block(x), inner + shortcut) < NET
+
+
+def test_off_dominant_paths_nothing_flows(generator):
+    net = rt.simplified_net(8, identity="dominant")
+    x = torch.rand(1, 16, 8, 8, generator=generator).requires_grad_()
+    middle = net[2:14](x)  # conv1 to relu6
+    for channel in (0, 17, 63):
+        (grad,) = torch.autograd.grad(middle[:, channel].sum(), x, retain_graph=True)
+        reached = grad.abs().sum((0, 2, 3)) > 0
+        assert reached.nonzero().flatten().tolist() == [channel % 16]
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: rt.simplified_net(21), "3n \\+ 2 with n >= 1; the nearest are 20 and 23"),
+        (lambda: rt.simplified_net(2), "the nearest are 5 and 8"),
+        (lambda: rt.simplified_net(-4), "needs at least 1"),
+        (lambda: rt.simplified_net(20.0), "needs a whole number"),
+        (lambda: rt.full_net(18), "the nearest are 14 and 20"),
+        (lambda: rt.diracnet(30), "the nearest are 28 and 34"),
+        (lambda: rt.preresnet(50), "the nearest are 46 and 52"),
+        (lambda: rt.diracnet_imagenet(50), "depth: got 50, .*18 and 34"),
+        (lambda: rt.preresnet(28, shortcut_depth=3), "needs one of 1, 2, 4, 8"),
+        (lambda: rt.preresnet(28, shortcut_depth=0), "shortcut_depth: got 0"),
+        (lambda: rt.preresnet(10, identity="residual", std=-1.0), "std: got -1"),
+        (lambda: rt.simplified_net(20, identity="residal"), "did you mean 'residual'"),
+        (lambda: rt.simplified_net(20, draw="normal"), "draw: unknown name 'normal'"),
+        (lambda: rt.full_net(20, doubling="padd"), "did you mean 'pad'"),
+        (lambda: rt.diracnet(28, identity="driac"), "did you mean 'dirac'"),
+        (lambda: rt.diracnet(28, draw="norml"), "did you mean 'normal'"),
+        (lambda: rt.diracnet(28, bn_init="one"), "did you mean 'ones'"),
+        (lambda: rt.diracnet(28, width=0), "width: got 0"),
+        (lambda: rt.preresnet(10, identity="plane"), "did you mean 'plain'"),
+        (lambda: rt.simplified_net(20, classes=0), "classes: got 0"),
+        (lambda: rt.simplified_net(20, generator=None), "generator: got None"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_layers_show_their_settings():
+    assert (
+        repr(IdentityShortcut(32, 2, "repeat")) == "IdentityShortcut(32, stride=2, rule='repeat')"
+    )
