@@ -378,29 +378,30 @@ def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, secti
 
 
 def _growth(lower: Tensor) -> float:
-    symmetric = 0.5 * (lower + lower.mT)
+    a = lower.cpu().numpy()  # NumPy again: dozens of small eigenproblems, one after the other
+    symmetric = 0.5 * (a + a.T)
     # P = |A - A^T|: with Z = A - A^T skew, P² = Z^T Z, and functions of P² commute with Z.
-    _, turns, rows = torch.linalg.svd(lower - lower.mT)
-    core = rows @ symmetric @ rows.mT
-    scale = torch.linalg.matrix_norm(lower, 2).item()
+    _, turns, rows = np.linalg.svd(a - a.T)
+    core = rows @ symmetric @ rows.T
+    scale = float(np.linalg.norm(a, 2))
     if scale == 0.0:
         return 0.0
-    turns = torch.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
-    if float(turns.max()) == 0.0:
-        return max(0.0, torch.linalg.eigvalsh(symmetric)[-1].item())
+    turns = np.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
+    if turns.max() == 0.0:
+        return max(0.0, float(np.linalg.eigvalsh(symmetric)[-1]))
     # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least
     # value.
-    low = turns.max().item() / (2 * math.pi) * (1 + 1e-12)
+    low = float(turns.max()) / (2 * math.pi) * (1 + 1e-12)
     if _least(turns, core, low) >= 0.0:  # the zero is closer to the pole than that
         return low
     return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
 
 
-def _least(turns: Tensor, core: Tensor, k: float) -> float:
+def _least(turns: np.ndarray, core: np.ndarray, k: float) -> float:
     angle = turns / (2 * k)
     # (p/2) cot(p/2k) -> k as p -> 0
-    values = torch.where(angle == 0, k, (turns / 2) / torch.tan(angle.clamp_min(1e-300)))
-    return torch.linalg.eigvalsh(torch.diag(values) - core)[0].item()
+    values = np.where(angle == 0, k, (turns / 2) / np.tan(np.maximum(angle, 1e-300)))
+    return float(np.linalg.eigvalsh(np.diag(values) - core)[0])
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
