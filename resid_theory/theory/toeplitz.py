@@ -36,7 +36,7 @@ _EPS = torch.finfo(torch.float64).eps
 # and S s⁻¹ S carries errors of eps |S|² / s: counts are sure of no more than s = √eps |S|.
 _RESOLUTION = _EPS**0.5
 _DENSE = 3000  # rows up to which one dense solve beats counting
-_ANGLES = 512  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
+_ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
