@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from resid_theory.networks import diracnet_imagenet as diracnet_imagenet
     from resid_theory.networks import full_net as full_net
     from resid_theory.networks import preresnet as preresnet
+    from resid_theory.networks import resnet_imagenet as resnet_imagenet
     from resid_theory.networks import simplified_net as simplified_net
     from resid_theory.samples import Regression as Regression
     from resid_theory.shortcut import ShortcutNet as ShortcutNet
@@ -72,6 +73,7 @@ _HOMES = {
     "load_images": "images",
     "load_whitened": "data",
     "preresnet": "networks",
+    "resnet_imagenet": "networks",
     "resume": "training",
     "save_checkpoint": "training",
     "simplified_net": "networks",
@@ -110,6 +112,7 @@ __all__ = [
     "load_whitened",
     "plots",
     "preresnet",
+    "resnet_imagenet",
     "resume",
     "save_checkpoint",
     "simplified_net",

@@ -45,6 +45,8 @@ class ShortcutNet(nn.Module):
         weights: (blocks, n, d, d), one parameter, when all matrices are square; otherwise a
             ``ParameterList`` of blocks * n matrices (out, in), block by block, input to output.
         bias: (blocks, hidden), or None.
+        architecture: The call that built the net, which its checkpoint keeps; not there where an
+            activation is a callable.
 
     Raises:
         ValueError: If a count is below 1, a name is unknown, ``hidden`` does not apply or the dtype
@@ -88,6 +90,12 @@ class ShortcutNet(nn.Module):
                 "needs shortcut_depth >= 2"
             )
         self.shortcut = bool(shortcut)
+        named = {"pre": pre, "mid": mid, "post": post}
+        if not any(callable(given) for given in named.values()):  # a function has no JSON form
+            sizes = {"width": width, "blocks": blocks, "shortcut_depth": shortcut_depth}
+            rest = {"shortcut": self.shortcut, "hidden": hidden, "bias": bool(bias)}
+            record = {"builder": "ShortcutNet", "arguments": {**sizes, **named, **rest}}
+            self.architecture: dict[str, Any] = record
         self.pre = activation("pre", pre)
         self.mid = activation("mid", mid)
         self.post = activation("post", post)

@@ -424,3 +424,40 @@ def test_layers_show_their_settings():
     assert (
         repr(IdentityShortcut(32, 2, "repeat")) == "IdentityShortcut(32, stride=2, rule='repeat')"
     )
+
+
+BUILDERS = {
+    "simplified_net": {"depth": 8, "identity": "residual", "generator": 3},
+    "full_net": {"depth": 8, "shortcut": False, "generator": 3},
+    "diracnet": {"depth": 10, "normalize": False, "generator": 3},
+    "diracnet_imagenet": {"depth": 18, "classes": 4},
+    "resnet_imagenet": {"depth": 18, "classes": 4},
+    "preresnet": {"depth": 10, "shortcut_depth": 1, "generator": 3},
+    "ShortcutNet": {"width": 3, "blocks": 2, "shortcut_depth": 2, "mid": "tanh", "hidden": 4},
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_net_carries_the_call_that_builds_it(name):
+    net = getattr(rt, name)(**BUILDERS[name])
+    again = rt.build_net(net.architecture)
+    assert net.architecture["builder"] == name and str(again) == str(net)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+
+
+def test_a_generator_is_no_part_of_the_record(generator):
+    net = rt.full_net(8, generator=generator)
+    assert set(net.architecture["arguments"]) == {"depth", "shortcut", "doubling", "classes"}
+
+
+def test_a_net_that_was_changed_is_saved_without_its_record(tmp_path):
+    net = rt.simplified_net(8)
+    net[1] = torch.nn.Tanh()
+    rt.save_checkpoint(tmp_path / "a.json", net)
+    with pytest.raises(ValueError, match="no architecture record"):
+        rt.load_checkpoint(tmp_path / "a")
+
+
+def test_a_slice_of_a_net_does_not_pass_for_the_whole():
+    assert not hasattr(rt.simplified_net(8)[:4], "architecture")

@@ -7,7 +7,16 @@ from torch import nn
 
 from resid_theory._check import choose, whole
 from resid_theory.identity import with_identity
-from resid_theory.networks.parts import conv, draw_net, head, layers_of, norm, sequence, units
+from resid_theory.networks.parts import (
+    conv,
+    draw_net,
+    head,
+    layers_of,
+    norm,
+    recorded,
+    sequence,
+    units,
+)
 
 __all__ = ["diracnet", "diracnet_imagenet"]
 
@@ -15,6 +24,7 @@ Parts = list[tuple[str, nn.Module]]
 _DRAWS = ("normal", "kaiming")
 
 
+@recorded
 def diracnet(
     depth: int,
     *,
@@ -73,6 +83,7 @@ def diracnet(
     return _drawn(net, draw, bn_init, generator)
 
 
+@recorded
 def diracnet_imagenet(
     depth: int,
     *,

@@ -12,6 +12,7 @@ from resid_theory.networks.parts import (
     head,
     layers_of,
     norm,
+    recorded,
     sequence,
     units,
 )
@@ -21,6 +22,7 @@ __all__ = ["full_net", "resnet_imagenet"]
 DOUBLINGS = ("pad", "dup", "proj")
 
 
+@recorded
 def full_net(
     depth: int,
     *,
@@ -92,6 +94,7 @@ def _shortcut(inputs: int, outputs: int, doubling: str) -> nn.Module:
     return IdentityShortcut(outputs, stride, "truncate" if doubling == "pad" else "repeat")
 
 
+@recorded
 def resnet_imagenet(
     depth: int, *, classes: int = 1000, generator: torch.Generator | int = 0
 ) -> nn.Sequential:

@@ -1,7 +1,10 @@
 """What the trunks are made of: layers without a draw, blocks, depths, first weights."""
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +21,42 @@ __all__ = [
     "head",
     "layers_of",
     "norm",
+    "recorded",
     "sequence",
     "units",
 ]
 
 BN_INITS = ("ones", "uniform")
+_Arguments = ParamSpec("_Arguments")
+
+
+def recorded(build: Callable[_Arguments, nn.Sequential]) -> Callable[_Arguments, nn.Sequential]:
+    """A builder whose nets carry the call that built them, which their checkpoints keep.
+
+    Args:
+        build: A public function of the library that returns a net.
+
+    Returns:
+        The same function; its nets have ``net.architecture``, with every argument but a
+        ``torch.Generator``, which has no JSON form and decides nothing but the first weights.
+    """
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def builder(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> nn.Sequential:
+        net = build(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        arguments = {
+            name: value
+            for name, value in given.arguments.items()
+            if not isinstance(value, torch.Generator)
+        }
+        record = {"builder": build.__name__, "arguments": arguments}
+        net.architecture = record  # type: ignore[assignment]
+        return net
+
+    return builder
 
 
 class IdentityShortcut(nn.Module):

@@ -5,13 +5,14 @@ from torch import nn
 
 from resid_theory._check import choose, whole
 from resid_theory.identity import with_identity
-from resid_theory.networks.parts import Block, conv, draw_net, head, norm, sequence, units
+from resid_theory.networks.parts import Block, conv, draw_net, head, norm, recorded, sequence, units
 
 __all__ = ["preresnet"]
 
 Parts = list[tuple[str, nn.Module]]
 
 
+@recorded
 def preresnet(
     depth: int,
     *,

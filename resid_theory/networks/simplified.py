@@ -8,13 +8,14 @@ from torch import nn
 
 from resid_theory._check import choose
 from resid_theory.identity import DRAWS, AddIdentity, with_identity
-from resid_theory.networks.parts import conv, draw_net, head, sequence, units
+from resid_theory.networks.parts import conv, draw_net, head, recorded, sequence, units
 
 __all__ = ["simplified_net"]
 
 _WIDTHS = (16, 32, 64)
 
 
+@recorded
 def simplified_net(
     depth: int,
     *,

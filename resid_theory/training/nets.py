@@ -65,12 +65,14 @@ def architecture_of(net: nn.Module) -> dict[str, Any] | None:
 
     Returns:
         ``net.architecture``, or None where the net has none or has been changed since, so that the
-        call gives a net with other tensors.
+        call gives a net with other tensors or other layers.
     """
     record = getattr(net, "architecture", None)
     if not isinstance(record, Mapping):
         return None
-    same = not first_difference(build_net(record).state_dict(), net.state_dict())
+    built = build_net(record)
+    # Names and shapes alone would not see a ReLU replaced by a tanh.
+    same = str(built) == str(net) and not first_difference(built.state_dict(), net.state_dict())
     return dict(record) if same else None
 
 
