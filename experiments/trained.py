@@ -4,6 +4,7 @@ A training that is killed goes on from its last checkpoint when it is called aga
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import resid_theory as rt
-from experiments.claim import ROOT
+from experiments.trainings import TRAININGS, mean_scores
 from resid_theory import store, training
 from resid_theory._check import choose
 
-__all__ = ["CHECKPOINTS", "NETS", "Trained", "main", "train_shipped"]
+__all__ = ["CHECKPOINTS", "NETS", "Shipped", "Trained", "main", "shipped", "train_shipped"]
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
-TRAININGS = ROOT / "out" / "trainings"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +73,71 @@ NETS = {
 """The nets of the noise-stability and DiracNets papers that ship."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shipped:
+    """A shipped net.
+
+    Attributes:
+        net: The trained net, in eval mode.
+        initial: The same net before training.
+        about: Recipe, seed, device; ``train``: loss and error of the final weights on the training
+            images without augmentation.
+        lines: Its log, epoch by epoch.
+    """
+
+    net: nn.Module
+    initial: nn.Module
+    about: Mapping[str, Any]
+    lines: list[dict[str, Any]]
+
+
+def shipped(name: str) -> Shipped:
+    """A shipped net with its log; a FileNotFoundError says how to train it."""
+    path = CHECKPOINTS / f"{choose('name', name, list(NETS))}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: is not there; python -m experiments.trained {name}")
+    _, content = store.read_checkpoint(path)
+    about = content["about"]
+    log = store.read_bytes(CHECKPOINTS / f"{name}.metrics.jsonl", sha256=about["log_sha256"])
+    return Shipped(
+        net=rt.load_checkpoint(path),
+        initial=training.build_net(content["architecture"]),
+        about=about,
+        lines=[json.loads(line) for line in log.splitlines()],
+    )
+
+
 def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
     """Train a shipped net on all of CIFAR-10 and put it into ``checkpoints/`` with its log."""
     made = NETS[choose("name", name, list(NETS))]
-    recipe = made.recipe.scaled(epochs)
+    recipe, data = made.recipe.scaled(epochs), rt.load_images("cifar10")
+    folder = TRAININGS / f"{name}.{epochs}"
     run = rt.train(
         training.build_net(made.architecture),
-        rt.load_images("cifar10"),
+        data,
         recipe,
         seed=made.seed,
         test=rt.load_images("cifar10", "test"),
         device=device,
-        out=TRAININGS / f"{name}.{epochs}",
+        out=folder,
     )
+    # No augmentation here, so this is another loss than that of the log.
+    loss, error = mean_scores(run.net, data)
+    log = (folder / "metrics.jsonl").read_bytes()
     last = [line for line in run.metrics if "epoch" in line][-1]
     about = {
         "recipe": vars(recipe),
         "seed": made.seed,
         "data": "cifar10, all 50,000 training images",
+        "train": {"loss": loss, "error": error},
         "last": last,
+        "log_sha256": store.digest(log),
         "seconds": round(run.seconds),
         "device": device,
         "torch": torch.__version__,
     }
     path = CHECKPOINTS / f"{name}.json"
     rt.save_checkpoint(path, run.net, architecture=made.architecture, about=about)
-    log = (TRAININGS / f"{name}.{epochs}" / "metrics.jsonl").read_bytes()
     store.write_bytes(CHECKPOINTS / f"{name}.metrics.jsonl", log)
     return path
 

@@ -41,7 +41,14 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
-    "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
+    "experiments": [
+        ["claim"],
+        ["trainings"],
+        ["trained"],
+        ["demystifying_resnet", "noise_stability"],
+        ["registry"],
+        ["__main__"],
+    ],
 }
 
 
