@@ -1,11 +1,13 @@
 """The command line: python -m experiments list | run | check | report."""
 
 import argparse
+import signal
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from experiments.claim import (
@@ -183,12 +185,40 @@ def _run(options: argparse.Namespace) -> int:
             break
         print(f"{claim.id} ({options.scale}) ...", flush=True)
         try:
-            _show(record(claim, options.scale, folder=options.records, device=options.device))
+            with _at_most(options.minutes, start):
+                _show(record(claim, options.scale, folder=options.records, device=options.device))
         except Exception:
             traceback.print_exc()
             broken.append(claim.id)
+        except _TimeIsOverError:
+            print(f"{options.minutes:g} minutes are over within {claim.id}, which has no record")
+            print("its trainings go on from their last checkpoints when it is run again")
+            break
     print(f"broken: {', '.join(broken)}" if broken else "done")
     return int(bool(broken))
+
+
+class _TimeIsOverError(BaseException):
+    """Not an Exception, so that nothing on the way takes it for a fault of the claim."""
+
+
+@contextmanager
+def _at_most(minutes: float | None, start: float) -> Generator[None, None, None]:
+    """Stop what runs inside once the minutes since ``start`` are over, where signals exist."""
+    if minutes is None or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeIsOverError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(60 * minutes - (time.monotonic() - start), 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _show(found: Record) -> None:
@@ -230,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("claims", nargs="*", help="ids or their beginnings; all if none is given")
     verb.add_argument("--scale", choices=SCALES, default="quick")
     verb.add_argument("--pending", action="store_true", help="only those without a valid record")
-    verb.add_argument("--minutes", type=float, help="begin no claim after this many minutes")
+    verb.add_argument("--minutes", type=float, help="stop after this many minutes")
     verb.add_argument("--device", default="cpu", help="for claims that can use another one")
     verb.set_defaults(call=_run)
     verb = verbs.add_parser("check", help="judge all records anew; fails if one does not hold")
