@@ -109,6 +109,23 @@ def stacking(device: torch.device, rounds: int, count: int = 8) -> None:
     line(f"{count} nets one after the other / stacked", f"{ratio:.2f}", ">= 3 on a GPU")
 
 
+def parametrization(device: torch.device, rounds: int, depth: int = 28) -> None:
+    """A step of a residual or Dirac net over one of the plain net of its shape."""
+    recipe = rt.training.DIRACNETS
+    for width in (1, 2) if device.type == "cpu" else (1, 4):
+        kinds = {k: rt.diracnet(depth, width=width, identity=k).float() for k in ("plain", "dirac")}
+        times = medians(
+            {k: trainer_step(session([net], recipe, device)) for k, net in kinds.items()}, rounds
+        )
+        ratio = times["dirac"] / times["plain"]
+        goal = "" if width < 4 else "<= 1.10 on a GPU"
+        line(f"Dirac / plain, a step of depth {depth}, width {width}", f"{ratio:.3f}", goal)
+    both = {k: rt.simplified_net(20, identity=k).float() for k in ("plain", "residual")}
+    tasks = {k: trainer_step(session([net], rt.Recipe(lr=1e-3), device)) for k, net in both.items()}
+    times = medians(tasks, rounds)
+    line("residual / plain, a step of depth 20", f"{times['residual'] / times['plain']:.3f}", "")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
@@ -117,4 +134,5 @@ if __name__ == "__main__":
     chosen = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {chosen}")
     overhead(chosen, arguments.rounds)
+    parametrization(chosen, max(3, arguments.rounds // 3))
     stacking(chosen, max(1, arguments.rounds // 5))
