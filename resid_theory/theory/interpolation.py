@@ -16,7 +16,6 @@ at least: one-hot targets can be met exactly by no net with small weights. They 
 (``mode="perturbed"``), or met up to a tolerance at logarithmic cost (``mode="merge"``).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +23,19 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, choose, positive, whole
-from resid_theory.theory.columns import DIRECTIONS, Itinerary
+from resid_theory.theory.bracing import BRACING, with_braces
+from resid_theory.theory.columns import Steps
+from resid_theory.theory.itineraries import DIRECTIONS, Itinerary
 from resid_theory.theory.planning import Plan, Samples
-from resid_theory.theory.separation import least_norm, merged_norm_bound, norm_bound
+from resid_theory.theory.separation import least_norm
 from resid_theory.theory.sphere import PathChart, chart
 
 __all__ = ["ALLOCATIONS", "MODES", "Interpolation", "InterpolationNet", "interpolate"]
 
 MODES = ("exact", "perturbed", "merge")
 ALLOCATIONS = ("greedy", "uniform")
+BRACES = ("auto", "always", "never")
+_ROUNDED = 1e-12  # an output off by more has been amplified: a unit's own rounding is 1e-16
 _DRAWN = 1024  # points of a drawn path
 
 
@@ -113,7 +116,8 @@ class Interpolation:
         mode: One of ``MODES``.
         tolerance: Distance of ``targets`` from ``y`` allowed in ``"merge"`` mode, otherwise 0.
         separation: rho, the smallest distance of two points that are kept apart; at most 2.
-        clearance: Share of each unit's gap by which the resting columns stay below its threshold.
+        upper_bound: What the theorem promises ``largest_norm`` to stay below; inf for too few
+            units.
         movers: The sample that each unit moves, (L,); of equal samples the first; -1 for a unit
             that is not needed, whose weights are zero.
         positions: Where each unit leaves the column that it moves, (L, d).
@@ -131,7 +135,7 @@ class Interpolation:
     mode: str
     tolerance: float
     separation: float
-    clearance: float
+    upper_bound: float
     movers: Tensor
     positions: Tensor
     first: Tensor
@@ -167,25 +171,6 @@ class Interpolation:
     def largest_norm(self) -> float:
         """Largest Frobenius norm of a weight matrix."""
         return float(self.net.norms.max())
-
-    @property
-    def upper_bound(self) -> float:
-        """What the theorem promises ``largest_norm`` to stay below; inf for too few units."""
-        if not self.columns:
-            return 0.0
-        if self.mode != "merge":
-            return norm_bound(
-                self.columns, self.units, self.separation, clearance=self.clearance
-            )
-        _, counts = torch.unique(self.y[self.first.unique()], dim=0, return_counts=True)
-        return merged_norm_bound(
-            self.columns,
-            self.units,
-            self.separation,
-            self.tolerance,
-            int(counts.max()),
-            clearance=self.clearance,
-        )
 
     @property
     def lower_bound(self) -> float:
@@ -247,6 +232,7 @@ def interpolate(
     mode: str = "exact",
     direction: str = "column",
     allocation: str = "greedy",
+    braces: str = "auto",
     clearance: float = 1e-3,
     tolerance: float | None = None,
     noise: float | None = None,
@@ -271,6 +257,10 @@ def interpolate(
             gap, which makes smaller norms and takes longer to find.
         allocation: ``"greedy"``: steps in proportion to the gap, which makes all norms nearly
             equal; ``"uniform"``: steps of equal length, the paper's. Not for ``"merge"``.
+        braces: Whether units get two more rows that make them translate the column and nothing
+            else. Without, errors grow along the path, in a crowd from rounding to any size; with,
+            norms grow by half. ``"auto"``: if rounding moves an output of the net without braces by
+            more than 1e-12; ``"always"``, as far as the bound allows; ``"never"``, the paper's.
         clearance: In (0, 1): the resting columns stay this share of the gap below the threshold, so
             that rounding does not move them; norms grow by 1 / sqrt(1 - clearance).
         tolerance: For ``"merge"``; 1e-3 by default, an eighth of the separation at most.
@@ -304,6 +294,7 @@ def interpolate(
     choose("mode", mode, MODES)
     choose("direction", direction, DIRECTIONS)
     choose("allocation", allocation, ALLOCATIONS)
+    choose("braces", braces, BRACES)
     if mode == "merge" and allocation != "greedy":
         raise ValueError(f"allocation: got {allocation!r}, needs 'greedy' for mode 'merge'")
     if positive("clearance", clearance) >= 1:
@@ -317,13 +308,31 @@ def interpolate(
         )
     elif generator is not None:
         raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
-    how = {"direction": direction, "clearance": clearance}
     plan = (
-        Plan.merging(samples, tolerance=tolerance, **how)
+        Plan.merging(samples, direction=direction, clearance=clearance, tolerance=tolerance)
         if mode == "merge"
-        else Plan.exact(samples, **how)
+        else Plan.exact(samples, direction=direction, clearance=clearance)
     )
-    return _built(plan, wanted, mode, whole("units", units), allocation, clearance, _device(x))
+    steps = _steps(plan, whole("units", units), allocation)
+    net = _net(plan, steps, units, braces)
+    place = torch.searchsorted(wanted.numbers, wanted.first)
+    used, device = len(steps.rows), as_tensor("x", x).device
+    movers, positions = torch.full((units,), -1), torch.zeros(units, wanted.x.shape[1]).double()
+    movers[:used], positions[:used] = wanted.numbers[steps.rows], steps.ends
+    return Interpolation(
+        net=net.to(device),
+        x=wanted.x[place].to(device),
+        y=wanted.y[place].to(device),
+        targets=plan.itinerary.ends[place].to(device),
+        mode=mode,
+        tolerance=plan.tolerance,
+        separation=plan.separation,
+        upper_bound=plan.norm_bound(units),
+        movers=movers,
+        positions=positions.to(device),
+        first=wanted.first,
+        itinerary=plan.itinerary,
+    )
 
 
 def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner: str) -> float:
@@ -344,51 +353,38 @@ def _generator(given: Any) -> torch.Generator:
     return given
 
 
-def _device(x: Any) -> torch.device:
-    return as_tensor("x", x).device
-
-
-def _built(
-    plan: Plan,
-    wanted: Samples,
-    mode: str,
-    units: int,
-    allocation: str,
-    clearance: float,
-    device: torch.device,
-) -> Interpolation:
-    """The net of a plan, and what is known about it."""
-    itinerary, numbers, width = plan.itinerary, wanted.numbers, wanted.x.shape[1]
-    moving = len(itinerary.moving)
+def _steps(plan: Plan, units: int, allocation: str) -> Steps:
+    moving = len(plan.itinerary.moving)
     if units < moving:
         raise ValueError(
             f"units: got {units}, needs at least {moving}, one for each distinct sample that moves"
         )
-    weights = torch.zeros(units, 2, width, width, dtype=torch.float64)
-    bias = torch.zeros(units, width, dtype=torch.float64)
-    movers = torch.full((units,), -1)
-    positions = torch.zeros(units, width, dtype=torch.float64)
-    if moving:
-        steps = (
-            itinerary.greedy_steps(units)
-            if allocation == "greedy"
-            else itinerary.equal_steps(units)
-        )
-        used = len(steps.rows)
-        weights[:used], bias[:used] = steps.units(clearance=clearance)
-        movers[:used], positions[:used] = numbers[steps.rows], steps.ends
-    place = torch.searchsorted(numbers, wanted.first)
-    return Interpolation(
-        net=InterpolationNet(weights, bias).to(device),
-        x=wanted.x[place].to(device),
-        y=wanted.y[place].to(device),
-        targets=itinerary.ends[place].to(device),
-        mode=mode,
-        tolerance=plan.tolerance,
-        separation=plan.separation,
-        clearance=clearance,
-        movers=movers,
-        positions=positions.to(device),
-        first=wanted.first,
-        itinerary=itinerary,
+    if not moving:
+        return Steps.none(plan.itinerary.starts)
+    if allocation == "uniform":
+        return plan.itinerary.equal_steps(units)
+    return plan.itinerary.greedy_steps(units)
+
+
+def _net(plan: Plan, steps: Steps, units: int, braces: str) -> InterpolationNet:
+    """The net, braced if asked for, or if rounding moves the outputs of the plain one."""
+    net = _of_steps(steps, units, plan.clearance)
+    if braces == "never" or not len(steps.rows):
+        return net
+    if braces == "auto":
+        with torch.no_grad():
+            error = (net(plan.itinerary.starts) - plan.itinerary.ends).abs().max()
+        if error <= _ROUNDED:  # not >, which an overflow to nan would pass
+            return net
+    budget = min(
+        BRACING * float(steps.ratios.max()), (1 - plan.clearance) * plan.norm_bound(units) ** 2
     )
+    return _of_steps(with_braces(plan.itinerary, steps, budget), units, plan.clearance)
+
+
+def _of_steps(steps: Steps, units: int, clearance: float) -> InterpolationNet:
+    used, width = steps.starts.shape
+    weights, bias = torch.zeros(units, 2, width, width), torch.zeros(units, width)
+    weights, bias = weights.to(steps.starts), bias.to(steps.starts)
+    weights[:used], bias[:used] = steps.units(clearance=clearance)
+    return InterpolationNet(weights, bias)

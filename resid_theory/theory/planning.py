@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, finite
-from resid_theory.theory.columns import Itinerary
+from resid_theory.theory.itineraries import Itinerary
 from resid_theory.theory.separation import (
     Nearest,
-    distances,
+    merged_norm_bound,
     nearest_of_paths,
     nearest_of_points,
+    norm_bound,
     perturbed,
 )
 from resid_theory.theory.sphere import Paths, Piece, great_arc, path_around, segment
@@ -111,12 +112,39 @@ class Plan:
     Attributes:
         itinerary: Of the distinct samples.
         separation: rho.
-        tolerance: Distance of the ends from the targets.
+        tolerance: Largest distance of the ends from the targets; 0 unless columns merge.
+        together: Largest number of columns with one target.
+        clearance: Share of each gap left free.
     """
 
     itinerary: Itinerary
     separation: float
-    tolerance: float = 0.0
+    tolerance: float
+    together: int
+    clearance: float
+
+    def norm_bound(self, units: int) -> float:
+        """What all norms stay below with so many units.
+
+        Args:
+            units: Number of units L.
+
+        Returns:
+            The bound; inf for too few units.
+        """
+        columns = len(self.itinerary.moving)
+        if not columns:
+            return 0.0
+        if not self.tolerance:
+            return norm_bound(columns, units, self.separation, clearance=self.clearance)
+        return merged_norm_bound(
+            columns,
+            units,
+            self.separation,
+            self.tolerance,
+            self.together,
+            clearance=self.clearance,
+        )
 
     @classmethod
     def exact(cls, samples: Samples, *, direction: str, clearance: float) -> "Plan":
@@ -151,7 +179,13 @@ class Plan:
             fixed=x,
             direction=direction,
         )
-        return cls(itinerary=itinerary, separation=nearest[0])
+        return cls(
+            itinerary=itinerary,
+            separation=nearest[0],
+            tolerance=0.0,
+            together=1,
+            clearance=clearance,
+        )
 
     @classmethod
     def merging(
@@ -181,8 +215,8 @@ class Plan:
         separation = nearest[0]
         tolerance = min(tolerance, separation / 8)
         label = _first_equal(y)
-        ranks = (label.unsqueeze(1) == label).tril().sum(1)
-        stops = tolerance * ranks / (label.unsqueeze(1) == label).sum(1)
+        mates = label.unsqueeze(1) == label
+        stops = tolerance * mates.tril().sum(1) / mates.sum(1)
         routes = [
             _merging_path(row, samples, label, separation, float(stops[row]))
             for row in range(len(x))
@@ -194,11 +228,17 @@ class Plan:
             moving=torch.arange(len(x)),
             approaches=x.new_tensor([sum(p.length for p in pieces[:-1]) for pieces in routes]),
             fixed=torch.stack(
-                [_approach(pieces[-1].center, y[row], separation) for row, pieces in enumerate(routes)]
+                [_approach(p[-1].center, y[row], separation) for row, p in enumerate(routes)]
             ),
             direction=direction,
         )
-        return cls(itinerary=itinerary, separation=separation, tolerance=tolerance)
+        return cls(
+            itinerary=itinerary,
+            separation=separation,
+            tolerance=tolerance,
+            together=int(mates.sum(1).max()),
+            clearance=clearance,
+        )
 
 
 def _merging_path(
@@ -215,11 +255,9 @@ def _merging_path(
 
 
 def _approach(gate: Tensor, target: Tensor, separation: float) -> Tensor:
-    """The direction in which only columns near the target are beyond it.
-
-    Of a point at chord c from the target the product with this direction is at most that of the
-    target itself if the slope is at least 2 / c; foreign columns are at c = 3/4 of the separation.
-    """
+    """The direction in which only columns near the target are beyond it."""
+    # A point of the sphere at chord c from the target is not beyond it if the slope is at least
+    # 2 / c; columns at other targets, and what they carry there, are at 3/4 of the separation.
     return _unit(great_arc(target, gate).tangent + 8 / (3 * separation) * _unit(target))
 
 

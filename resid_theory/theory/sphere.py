@@ -73,7 +73,7 @@ def _unit(v: Tensor) -> Tensor:
 
 
 def _normal_to(*orthonormal: Tensor) -> Tensor:
-    """A unit vector orthogonal to orthonormal ones: the axis farthest from their span, projected."""
+    """A unit vector orthogonal to orthonormal ones: the projected axis farthest from them."""
     basis = torch.stack(orthonormal)
     axis = int(basis.square().sum(0).argmin())
     normal = -basis.mT @ basis[:, axis]
@@ -175,9 +175,7 @@ def _part(arc: Piece, begin: float, end: float) -> Piece:
     """The part of a great arc between two lengths."""
     tangent = math.cos(begin) * arc.tangent - math.sin(begin) * arc.cosine
     length = max(0.0, end - begin)
-    return Piece(
-        center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length
-    )
+    return Piece(center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
