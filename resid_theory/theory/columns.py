@@ -45,7 +45,7 @@ def move_column(
     Example:
         >>> a = torch.eye(3, dtype=torch.float64)
         >>> w1, b, w2 = rt.theory.move_column(a, 0, torch.tensor([1.0, 0.5, 0.0]).double())
-        >>> (a + (a @ w1.mT + b).relu() @ w2.mT).tolist()
+        >>> (a + (a @ w1.mT + b).relu() @ w2.mT).round(decimals=12).tolist()
         [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
         >>> round(float(w1.norm() ** 2), 12)  # the step's length over the gap, 1
         0.5

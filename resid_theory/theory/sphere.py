@@ -147,14 +147,14 @@ def path_around(
         which the way around one obstacle may lead through another; half of it is enough.
 
     Example:
-        >>> x, y, p = torch.eye(3)[0], torch.eye(3)[1], torch.tensor([[0.5, 0.5, 0.0]]) * 2**0.5
-        >>> pieces = path_around(x, y, p, 0.3)
+        >>> x, y, p = torch.eye(3).double()[0], torch.eye(3)[1], torch.ones(1, 3).double() / 3**0.5
+        >>> pieces = path_around(x, y, p, 0.8)
         >>> len(pieces), sum(piece.length for piece in pieces) > torch.pi / 2
         (3, True)
         >>> round(float((pieces[1].at(0.1) - p).norm()), 12)
-        0.3
+        0.8
     """
-    obstacles = obstacles.to(torch.float64)
+    obstacles = _unit(obstacles.to(torch.float64))
     arc, angle = great_arc(start, end), 2 * math.asin(radius / 2)
     length = arc.length - 2 * math.asin(short_of / 2)
     cos, sin = obstacles @ arc.cosine, obstacles @ arc.tangent
