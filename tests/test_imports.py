@@ -47,7 +47,12 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
-    "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
+    "experiments": [
+        ["claim"],
+        ["demystifying_interpolation", "demystifying_resnet"],
+        ["registry"],
+        ["__main__"],
+    ],
 }
 
 

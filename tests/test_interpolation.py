@@ -349,7 +349,7 @@ def test_columns_from_one_side_merge_because_they_stop_in_turn():
     # Stopping all alike: the gap to a mate at the same place is nothing.
     plan = Plan.merging(Samples.of(x, y), direction="column", clearance=1e-3, tolerance=1e-4)
     looking = plan.itinerary.fixed
-    ends = 1e-4 * (found.targets - y) / left.unsqueeze(1)
+    ends = 1e-4 * (found.targets - y) / (found.targets - y).norm(dim=1, keepdim=True)
     assert ((ends @ looking[3]) - (ends[3] @ looking[3])).abs().max() <= 1e-14
 
 

@@ -14,7 +14,7 @@ from resid_theory.theory.linear import (
 )
 from resid_theory.theory.origin import ZeroPoint, zero_point
 from resid_theory.theory.separation import least_norm
-from resid_theory.theory.sphere import PathChart, path_around
+from resid_theory.theory.sphere import PathChart, great_arc, path_around
 from resid_theory.theory.toeplitz import BlockToeplitz
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Unit",
     "ZeroPoint",
     "definition5_order",
+    "great_arc",
     "interpolate",
     "least_norm",
     "linear_gradient",
