@@ -13,6 +13,7 @@ __all__ = ["DIRECTIONS", "Itinerary"]
 
 DIRECTIONS = ("column", "margin")
 _SCORES = 1 << 22  # products u·a_j held at a time
+_STATIONS = 64  # of a path, where its cost is estimated
 _TRIALS = 24  # of the search for the smallest share; each takes as long as the steps themselves
 _CLOSE = 1e-3  # share of the units left idle, or of the step size, at which it ends
 
@@ -105,7 +106,7 @@ class Itinerary:
         high, low, half = self._one_step_share(), 0.0, len(self.moving) / 2
         best = self.march(high, units)
         assert best is not None
-        share = high * len(best.rows) / units
+        share = min(0.9 * high, self._cost() / (units - half))
         for _ in range(_TRIALS):
             if len(best.rows) >= units * (1 - _CLOSE) or high <= low * (1 + _CLOSE):
                 break
@@ -121,6 +122,18 @@ class Itinerary:
             if not low < share < high:
                 share = (low * high) ** 0.5 if low else high / 2
         return best
+
+    def _cost(self) -> float:
+        """Integral of 1 / gap over all paths, by the midpoint rule."""
+        number = (torch.arange(_STATIONS, dtype=torch.float64) + 0.5) / _STATIONS
+        rows = self.moving.repeat_interleave(_STATIONS)
+        s = number.repeat(len(self.moving)) * self.paths.lengths[rows]
+        points = self.paths.at(rows, s)
+        looking = points / points.norm(dim=1, keepdim=True)
+        if self.approaches.isfinite().any():
+            looking = self.look(rows, s, points)
+        gaps = (looking * points).sum(1) - self.highest(rows, looking)
+        return float((self.paths.lengths[rows] / gaps).sum()) / _STATIONS
 
     def _one_step_share(self) -> float:
         """A share with which every column arrives in one step."""
