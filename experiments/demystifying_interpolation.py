@@ -397,7 +397,9 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
         color = {"p": "#E69F00", "m": "#E69F00", "$W": "#56B4E9"}.get(
             label[:2] if label[:2] == "$W" else label[0], "white"
         )
-        box = FancyBboxPatch((place - 0.3, -0.2), 0.6, 0.4, boxstyle="round", facecolor=color)
+        box = FancyBboxPatch(
+            (place - 0.3, -0.2), 0.6, 0.4, boxstyle="round,pad=0.02", facecolor=color
+        )
         ax.add_patch(box)
         ax.text(place, 0, label, ha="center", va="center")
         if place:
@@ -473,7 +475,7 @@ CLAIMS = [
         "path shorter than 2π.",
         settings={
             "quick": dict(width=3, samples=12, units=240, points=1000, seed=0),
-            "paper": dict(width=3, samples=30, units=3000, points=10_000, seed=0),
+            "paper": dict(width=3, samples=10, units=300, points=10_000, seed=0),
         },
         compute=compute_figure_10,
         judge=judge_figure_10,

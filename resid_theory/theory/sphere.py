@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = ["PathChart", "Paths", "Piece", "chart", "great_arc", "path_around", "segment"]
 
 _TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
+_BESIDE = 0.5  # radians around the great arc that a map shows
 _ROUND = 96  # points of a drawn circle
 
 
@@ -304,13 +305,21 @@ def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> Path
     half = arc.length / 2
     frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), _leaving(path, arc)])
     drawn = [_section(p, radius) for p in obstacles @ frame.mT]
-    circles = [_map(circle, half) for circle in drawn if circle is not None]
+    mapped = [_map(circle, half) for circle in drawn if circle is not None]
+    circles = [circle for circle in mapped if _near(circle, arc.length)]
     return PathChart(
         arc=_map(straight @ frame.mT, half),
         path=_map(path @ frame.mT, half),
         steps=_map(steps @ frame.mT, half),
         circles=torch.stack(circles) if circles else path.new_zeros(0, _ROUND, 2),
     )
+
+
+def _near(circle: Tensor, length: float) -> bool:
+    """Whether a circle lies beside an arc of a length, in one piece of the map."""
+    low, high = circle.amin(0).tolist(), circle.amax(0).tolist()
+    beside = low[0] < length + _BESIDE and high[0] > -_BESIDE
+    return beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi
 
 
 def _leaving(path: Tensor, arc: Piece) -> Tensor:
