@@ -28,7 +28,13 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
+    "theory": [
+        ["linear", "local", "separation", "sphere", "toeplitz"],
+        ["assembly", "columns", "kinks"],
+        ["itineraries", "origin"],
+        ["bracing", "planning"],
+        ["interpolation"],
+    ],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
@@ -45,7 +51,7 @@ INSIDE = {
         ["claim"],
         ["trainings"],
         ["trained"],
-        ["demystifying_resnet", "noise_stability"],
+        ["demystifying_interpolation", "demystifying_resnet", "noise_stability"],
         ["registry"],
         ["__main__"],
     ],

@@ -1,0 +1,189 @@
+r"""One column moved by one small unit (the paper's "Lemma 1").
+
+A unit :math:`z \mapsto z + W_2 \mathrm{ReLU}(W_1 z + b)` whose only nonzero row is along u acts on
+the half space beyond a threshold. With nothing but :math:`a_i` there, by
+
+.. math:: \mathrm{gap} = u \cdot a_i - \max_{j \ne i} u \cdot a_j > 0,
+
+it carries :math:`a_i` to any :math:`a'` and leaves the other columns as they are, with weights of
+norm :math:`\sqrt{\|a' - a_i\| / \mathrm{gap}}`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Steps", "move_column", "widest_margin"]
+
+
+def move_column(
+    columns: Tensor, index: int, target: Tensor, *, direction: str = "column"
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The smallest unit that moves one column along a direction and leaves all others.
+
+    Args:
+        columns: Points, (m, d).
+        index: Which one to move.
+        target: Where to, (d,).
+        direction: ``"column"``: along the column itself, the paper's choice, for points of the
+            sphere; ``"margin"``: along the direction of largest gap, which works for any
+            column outside the convex hull of the others.
+
+    Returns:
+        ``(W1, b, W2)``, (d, d), (d,), (d, d), with equal Frobenius norms of W1 and W2; one row and
+        one column of them are not zero.
+
+    Raises:
+        ValueError: If the gap is not positive, so that no such unit exists along the direction.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Lemma 1, equations
+        (11)-(14); constants re-derived.
+
+    Example:
+        >>> a = torch.eye(3, dtype=torch.float64)
+        >>> w1, b, w2 = rt.theory.move_column(a, 0, torch.tensor([1.0, 0.5, 0.0]).double())
+        >>> (a + (a @ w1.mT + b).relu() @ w2.mT).round(decimals=12).tolist()
+        [[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        >>> round(float(w1.norm() ** 2), 12)  # the step's length over the gap, 1
+        0.5
+    """
+    columns, target = columns.to(torch.float64), target.to(torch.float64)
+    others = torch.cat([columns[:index], columns[index + 1 :]])
+    column = columns[index]
+    looking = widest_margin(column, others) if direction == "margin" else column / column.norm()
+    highest = (others @ looking).max() if len(others) else -column.norm()
+    steps = Steps(
+        rows=torch.zeros(1, dtype=torch.long),
+        starts=column.unsqueeze(0),
+        ends=target.unsqueeze(0),
+        directions=looking.unsqueeze(0),
+        highest=highest.unsqueeze(0),
+    )
+    if not float(steps.gaps) > 0:
+        raise ValueError(
+            f"direction: along {direction!r} column {index} does not stand out (gap "
+            f"{float(steps.gaps):.3g}), needs a gap above 0; 'margin' finds one where it exists"
+        )
+    weights, bias = steps.units(clearance=0.0)
+    return weights[0, 0], bias[0], weights[0, 1]
+
+
+def widest_margin(point: Tensor, others: Tensor) -> Tensor:
+    """The direction in which a point stands out most from others.
+
+    Args:
+        point: (d,).
+        others: (k, d).
+
+    Returns:
+        Unit vector, (d,), from the nearest point of the others' convex hull to ``point``: the gap
+        along it is the distance from the hull. Without others, or inside the hull: the point's own
+        direction.
+
+    Source:
+        Nearest point by nonnegative least squares: the solution of min |P w|² + (sum w - 1)²,
+        w >= 0, is proportional to the hull's weights (Lawson & Hanson 1974, chapter 23).
+    """
+    from scipy.optimize import nnls  # a third of a second to import
+
+    if len(others):
+        offsets = (others - point).numpy()
+        system = np.vstack([offsets.T, np.ones(len(offsets))])
+        wanted = np.zeros(len(system))
+        wanted[-1] = 1.0
+        weights, _ = nnls(system, wanted)
+        away = -torch.from_numpy(offsets.T @ weights) / weights.sum()
+        size = float(away.norm())
+        if size > 64 * torch.finfo(torch.float64).eps:
+            return away / size
+    return point / point.norm()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Steps:
+    """Moves of single columns, one unit each, in the order of the units.
+
+    Attributes:
+        rows: Which column each moves, (n,).
+        starts: From where, (n, d).
+        ends: To where, (n, d).
+        directions: Unit vectors u along which the column stands out, (n, d).
+        highest: Largest product of u with another column, (n,).
+        braces: Two more directions of each unit, or none, (n, 2, d); not unit vectors.
+        braced: Largest product of these with another column, (n, 2).
+        shares: With which share each brace takes back what u reads, (n, 2); 0 for no brace.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    ends: Tensor
+    directions: Tensor
+    highest: Tensor
+    braces: Tensor | None = None
+    braced: Tensor | None = None
+    shares: Tensor | None = None
+
+    @classmethod
+    def none(cls, like: Tensor) -> "Steps":
+        """No moves, of columns such as these.
+
+        Args:
+            like: (m, d).
+
+        Returns:
+            Steps of length 0.
+        """
+        nothing, rows = like[:0], torch.zeros(0, dtype=torch.long)
+        return cls(
+            rows=rows, starts=nothing, ends=nothing, directions=nothing, highest=nothing[:, 0]
+        )
+
+    @property
+    def gaps(self) -> Tensor:
+        """How far each column stands out, (n,)."""
+        return (self.directions * self.starts).sum(1) - self.highest
+
+    @property
+    def ratios(self) -> Tensor:
+        """Length of each step over its gap, (n,): the squared norms without braces."""
+        return (self.ends - self.starts).norm(dim=1) / self.gaps
+
+    def units(self, *, clearance: float) -> tuple[Tensor, Tensor]:
+        """Weights that make the moves.
+
+        Args:
+            clearance: Share of each gap by which the other columns stay below the threshold; the
+                norms grow by 1 / sqrt(1 - clearance).
+
+        Returns:
+            Matrices (n, 2, d, d) and biases (n, d).
+        """
+        looking, highest, shares = self._all_rows()
+        count, used, width = looking.shape
+        gaps = (looking * self.starts.unsqueeze(1)).sum(2) - highest
+        moves = self.ends - self.starts
+        strength = 1 / ((1 - clearance) * (shares * gaps).sum(1, keepdim=True))
+        # Row and column of a ReLU share its strength so that both matrices have one norm.
+        length, size = looking.norm(dim=2), moves.norm(dim=1, keepdim=True)
+        scale = (shares.abs() * strength * size / length).sqrt()
+        out = (shares.abs() * strength * length / size.clamp_min(1e-300)).sqrt() * shares.sign()
+        weights, bias = moves.new_zeros(count, 2, width, width), moves.new_zeros(count, width)
+        weights[:, 0, :used] = scale.unsqueeze(2) * looking
+        weights[:, 1, :, :used] = moves.unsqueeze(2) * out.unsqueeze(1)
+        bias[:, :used] = -scale * (highest + clearance * gaps)
+        return weights, bias
+
+    def _all_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions (n, r, d), their highest products and their shares (n, r)."""
+        looking, highest = self.directions.unsqueeze(1), self.highest.unsqueeze(1)
+        ones = torch.ones_like(highest)
+        if self.braces is None or self.braced is None or self.shares is None:
+            return looking, highest, ones
+        return (
+            torch.cat([looking, self.braces], 1),
+            torch.cat([highest, self.braced], 1),
+            torch.cat([ones, -self.shares], 1),
+        )

@@ -1,0 +1,233 @@
+r"""How near points come to one another, and what that says about the norms of an interpolation."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, finite, positive, whole
+
+__all__ = [
+    "Nearest",
+    "distances",
+    "least_norm",
+    "merged_norm_bound",
+    "nearest_of_paths",
+    "nearest_of_points",
+    "norm_bound",
+    "perturbed",
+]
+
+Nearest = tuple[float, str]
+"""A distance, at most 2, and the two points in words."""
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of all pairs, without the cancellation of a matrix product.
+
+    Args:
+        a: (m, d).
+        b: (k, d).
+
+    Returns:
+        (m, k).
+    """
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _smallest(values: Tensor, first: str, second: str) -> Nearest:
+    """The smallest of the entries above the diagonal, [i, j] with i < j."""
+    count = len(values)
+    keep = torch.ones(count, count, dtype=torch.bool, device=values.device).triu(1)
+    flat = values.masked_fill(~keep, math.inf).flatten()
+    index = int(flat.argmin())
+    return float(flat[index]), f"{first}[{index // count}] and {second}[{index % count}]"
+
+
+def nearest_of_paths(x: Tensor, y: Tensor) -> Nearest:
+    """The nearest two points that columns moved in order must keep apart.
+
+    Inputs from inputs, targets from targets, and an input from the targets of the samples before
+    it: only these can meet. Assumption 2 of the paper asks it of all pairs.
+
+    Args:
+        x: (m, d).
+        y: (m, d).
+
+    Returns:
+        Their distance and their names.
+    """
+    found = [
+        (2.0, "antipodes"),
+        _smallest(distances(x, x), "x", "x"),
+        _smallest(distances(y, y), "y", "y"),
+        _smallest(distances(y, x), "y", "x"),
+    ]
+    return min(found, key=lambda pair: pair[0])
+
+
+def nearest_of_points(x: Tensor, y: Tensor) -> Nearest:
+    """The nearest two of all inputs and distinct targets: Assumption 2, but for equal targets.
+
+    Args:
+        x: (m, d).
+        y: (m, d).
+
+    Returns:
+        Their distance and their names.
+    """
+    own = distances(y, y)
+    between = distances(y, x)
+    index = int(between.argmin())
+    found = [
+        (2.0, "antipodes"),
+        _smallest(distances(x, x), "x", "x"),
+        _smallest(own.masked_fill(own == 0, math.inf), "y", "y"),
+        (float(between.min()), f"y[{index // len(x)}] and x[{index % len(x)}]"),
+    ]
+    return min(found, key=lambda pair: pair[0])
+
+
+def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> float:
+    r"""A norm that no net of these units goes below: the lower bound of "Theorem 1".
+
+    With all norms at most w < 1 a unit changes a distance by a factor between 1 - w² and 1 + w², so
+    for every pair :math:`(1 - w^2)^L \le \|y_i - y_j\| / \|x_i - x_j\| \le (1 + w^2)^L`.
+
+    Args:
+        x: Inputs, (m, d).
+        y: Targets, (m, d).
+        units: Number of units L.
+        tolerance: Distance up to which a target counts as met.
+
+    Returns:
+        The bound; 1 where two inputs have one target, 0 for a single sample. inf where two equal
+        inputs have targets further apart than the tolerance allows.
+
+    Raises:
+        ValueError: If the shapes differ or a number is out of range.
+
+    Source:
+        Derived here; it shows that the rate of arXiv:1611.01186, Theorem 1, is the best possible,
+        and that its Assumption 2 excludes one-hot targets for a reason.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+        >>> rt.theory.least_norm(x, torch.tensor([[0.0, 0, 1], [0, 0, 1]]), units=10**6)
+        1.0
+    """
+    whole("units", units)
+    x, y = (
+        as_tensor(name, given).detach().to("cpu", torch.float64)
+        for name, given in (("x", x), ("y", y))
+    )
+    if x.shape != y.shape or x.dim() != 2:
+        raise ValueError(f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, needs (m, d)")
+    if tolerance:
+        positive("tolerance", tolerance)
+    first, second = torch.triu_indices(len(x), len(x), 1).unbind()
+    before = (finite("x", x)[first] - x[second]).norm(dim=1)
+    after = (finite("y", y)[first] - y[second]).norm(dim=1)
+    if not len(before):
+        return 0.0
+    # A quotient of 0 over 0 asks nothing.
+    longest = ((after - 2 * tolerance).clamp_min(0.0) / before).nan_to_num(nan=1.0).max()
+    shortest = ((after + 2 * tolerance) / before).nan_to_num(nan=1.0).min()
+    # expm1 and log: the quotients' L-th roots are near 1.
+    growth = math.expm1(math.log(max(float(longest), 1.0)) / units)
+    shrinkage = -math.expm1(_log(min(float(shortest), 1.0)) / units)
+    return math.sqrt(max(growth, shrinkage))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf
+
+
+def norm_bound(columns: int, units: int, separation: float, *, clearance: float = 0.0) -> float:
+    r"""The norms that "Theorem 1" promises: :math:`(2 \pi / \rho) \sqrt{m / (L - m)}`.
+
+    Paths are at most pi²/2 long, and on them the gap is at least rho²/8.
+
+    Args:
+        columns: How many columns m move.
+        units: Number of units L.
+        separation: rho.
+        clearance: Share of the gap left free; it divides L - m by 1 / (1 - clearance).
+
+    Returns:
+        The bound; inf for L = m.
+
+    Source:
+        Li et al., arXiv:1611.01186, Theorem 1, equations (6) and (7), with constants derived here.
+    """
+    spare = (units - columns) * (1 - clearance)
+    return 2 * math.pi / separation * math.sqrt(columns / spare) if spare else math.inf
+
+
+def merged_norm_bound(
+    columns: int,
+    units: int,
+    separation: float,
+    tolerance: float,
+    together: int,
+    *,
+    clearance: float = 0.0,
+) -> float:
+    r"""The norms with which targets are met up to a tolerance, equal targets included.
+
+    .. math:: w^2 (L - 3m) \le m \Big(\frac{8 \pi^2}{\rho^2} +
+        \frac{19 + 5.3 \log(K \rho / 4 \varepsilon)}{\rho}\Big)
+
+    for K samples with one target. On the sphere the gap is at least rho²/16, and rho²/64 on the
+    last arc, of length below 0.29 rho; on the straight rest the distance shrinks geometrically, by
+    a factor 1 - w² rho / 5.3 or better a unit.
+
+    Args:
+        columns: How many columns m move.
+        units: Number of units L.
+        separation: rho.
+        tolerance: epsilon, at most rho / 8.
+        together: Largest number K of samples with one target.
+        clearance: Share of the gap left free.
+
+    Returns:
+        The bound; inf for L <= 3m.
+
+    Source:
+        Derived here.
+    """
+    spare = (units - 3 * columns) * (1 - clearance)
+    shrinking = 19 + 5.3 * math.log(together * separation / (4 * tolerance))
+    cost = 8 * math.pi**2 / separation**2 + shrinking / separation
+    return math.sqrt(columns * cost / spare) if spare > 0 else math.inf
+
+
+def perturbed(
+    x: Tensor, y: Tensor, *, noise: float, draws: int, generator: torch.Generator
+) -> Tensor:
+    """Targets moved a little on the sphere, so that no two are equal.
+
+    Args:
+        x: Inputs, (m, d).
+        y: Targets, (m, d).
+        noise: Typical length of the normal vector added to a target.
+        draws: How often to draw; the draw with the largest separation is kept.
+        generator: Source of randomness.
+
+    Returns:
+        Unit vectors, (m, d).
+
+    Source:
+        Li et al., arXiv:1611.01186, Section 3: "add small noise", after Hardt & Ma 2016.
+    """
+    size = noise / math.sqrt(y.shape[1])
+    best, widest = y, -1.0
+    for _ in range(draws):
+        drawn = torch.randn(
+            y.shape, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        moved = y + size * drawn.cpu()
+        moved = moved / moved.norm(dim=1, keepdim=True)
+        apart = nearest_of_paths(x, moved)[0]
+        best, widest = (moved, apart) if apart > widest else (best, widest)
+    return best

@@ -1,0 +1,350 @@
+r"""Paths on the unit sphere that keep their distance from obstacles (the paper's "Lemma 2").
+
+From ``start`` to ``end`` along the shorter great arc; where the arc comes nearer than ``radius`` to
+an obstacle, along the circle of that chordal radius around it. With obstacles at least twice
+the radius apart the circles do not interact, and the path is at most :math:`\pi^2/2` long.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["PathChart", "Paths", "Piece", "chart", "great_arc", "path_around", "segment"]
+
+_TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
+_BESIDE = 0.5  # radians around the great arc that a map shows
+_ROUND = 96  # points of a drawn circle
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    r"""An arc of a circle, or a straight line, run through at unit speed.
+
+    At length s: ``center`` + ``cosine`` cos(rate s) + ``tangent`` sin(rate s) / rate.
+
+    Attributes:
+        center: (d,).
+        cosine: From the center to the piece's start, (d,); zero for a straight line.
+        tangent: Unit vector along which the piece starts, (d,).
+        rate: One over the circle's radius; 0 for a straight line, which starts at ``center``.
+        length: Of the piece.
+    """
+
+    center: Tensor
+    cosine: Tensor
+    tangent: Tensor
+    rate: float
+    length: float
+
+    def at(self, s: float) -> Tensor:
+        """The point at a length.
+
+        Args:
+            s: In [0, length].
+
+        Returns:
+            (d,).
+        """
+        along = math.sin(self.rate * s) / self.rate if self.rate else s
+        return self.center + math.cos(self.rate * s) * self.cosine + along * self.tangent
+
+
+def segment(start: Tensor, end: Tensor) -> Piece:
+    """The straight line between two points.
+
+    Args:
+        start: (d,).
+        end: (d,).
+
+    Returns:
+        The line.
+    """
+    length = float((end - start).norm())
+    tangent = (end - start) / (length or 1.0)
+    return Piece(
+        center=start, cosine=torch.zeros_like(start), tangent=tangent, rate=0.0, length=length
+    )
+
+
+def _unit(v: Tensor) -> Tensor:
+    return v / v.norm(dim=-1, keepdim=True)
+
+
+def _normal_to(*orthonormal: Tensor) -> Tensor:
+    """A unit vector orthogonal to orthonormal ones: the projected axis farthest from them."""
+    basis = torch.stack(orthonormal)
+    axis = int(basis.square().sum(0).argmin())
+    normal = -basis.mT @ basis[:, axis]
+    normal[axis] += 1.0
+    return _unit(normal)
+
+
+def great_arc(start: Tensor, end: Tensor) -> Piece:
+    """The shorter great arc between two points of the sphere; antipodes: one of them.
+
+    Args:
+        start: Unit vector, (d,).
+        end: Unit vector, (d,).
+
+    Returns:
+        The arc, of length at most pi.
+
+    Example:
+        >>> arc = great_arc(torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0]))
+        >>> round(arc.length / torch.pi, 12)
+        0.5
+    """
+    start, end = _unit(start.to(torch.float64)), _unit(end.to(torch.float64))
+    across = end - (start @ end) * start
+    angle = math.atan2(float(across.norm()), float(start @ end))
+    usable = float(across.norm()) > _TINY
+    tangent = _unit(across) if usable else _normal_to(start)
+    return Piece(
+        center=torch.zeros_like(start), cosine=start, tangent=tangent, rate=1.0, length=angle
+    )
+
+
+def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Piece:
+    """The shorter way along the circle at an angle around an obstacle."""
+    first = _unit(enter - (obstacle @ enter) * obstacle)
+    last = _unit(leave - (obstacle @ leave) * obstacle)
+    turn = 2 * math.atan2(float((last - first).norm()), float((last + first).norm()))
+    sideways = last - (first @ last) * first
+    # Through the obstacle's middle both ways are equally long. A third dimension is needed here.
+    usable = float(sideways.norm()) > _TINY
+    tangent = _unit(sideways) if usable else _normal_to(obstacle, first)
+    radius = math.sin(angle)
+    return Piece(
+        center=math.cos(angle) * obstacle,
+        cosine=radius * first,
+        tangent=tangent,
+        rate=1.0 / radius,
+        length=radius * turn,
+    )
+
+
+def path_around(
+    start: Tensor, end: Tensor, obstacles: Tensor, radius: float, *, short_of: float = 0.0
+) -> list[Piece]:
+    r"""A path on the sphere whose every point is at least ``radius`` from all obstacles.
+
+    Args:
+        start: Unit vector, (d,), d at least 3.
+        end: Unit vector, (d,).
+        obstacles: Unit vectors, (k, d), at least ``2 * radius`` from each other and at least
+            ``radius`` from both ends.
+        radius: Chordal distance to keep, below sqrt(2).
+        short_of: Chordal distance from ``end`` at which the path stops.
+
+    Returns:
+        Arcs, end to end.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, proof of Theorem 1.
+        Differs from the paper: it suggests the smallest distance of two points as radius, with
+        which the way around one obstacle may lead through another; half of it is enough.
+
+    Example:
+        >>> x, y, p = torch.eye(3).double()[0], torch.eye(3)[1], torch.ones(1, 3).double() / 3**0.5
+        >>> pieces = path_around(x, y, p, 0.8)
+        >>> len(pieces), sum(piece.length for piece in pieces) > torch.pi / 2
+        (3, True)
+        >>> round(float((pieces[1].at(0.1) - p).norm()), 12)
+        0.8
+    """
+    obstacles = _unit(obstacles.to(torch.float64))
+    arc, angle = great_arc(start, end), 2 * math.asin(radius / 2)
+    length = arc.length - 2 * math.asin(short_of / 2)
+    cos, sin = obstacles @ arc.cosine, obstacles @ arc.tangent
+    height, middle = torch.hypot(cos, sin), torch.atan2(sin, cos)
+    # Both ends are outside the forbidden caps: a cap cuts the arc all inside it or not at all.
+    blocked = ((height > math.cos(angle)) & (middle > 0) & (middle < length)).nonzero().squeeze(1)
+    pieces, done = [], 0.0
+    for index in blocked[middle[blocked].argsort()].tolist():
+        half = math.acos(math.cos(angle) / float(height[index]))
+        enter, leave = float(middle[index]) - half, float(middle[index]) + half
+        pieces.append(_part(arc, done, enter))
+        pieces.append(_detour(obstacles[index], arc.at(enter), arc.at(leave), angle))
+        done = leave
+    return [*pieces, _part(arc, done, length)]
+
+
+def _part(arc: Piece, begin: float, end: float) -> Piece:
+    """The part of a great arc between two lengths."""
+    tangent = math.cos(begin) * arc.tangent - math.sin(begin) * arc.cosine
+    length = max(0.0, end - begin)
+    return Piece(center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paths:
+    """Several paths side by side, each a sequence of pieces.
+
+    Attributes:
+        centers: (paths, pieces, d); shorter paths are padded with pieces that are never reached.
+        cosines: (paths, pieces, d).
+        tangents: (paths, pieces, d).
+        rates: (paths, pieces).
+        begins: Length at which each piece begins, (paths, pieces), inf for padding.
+        lengths: Of the whole paths, (paths,).
+    """
+
+    centers: Tensor
+    cosines: Tensor
+    tangents: Tensor
+    rates: Tensor
+    begins: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def of(cls, paths: Sequence[Sequence[Piece]]) -> "Paths":
+        """Paths from their pieces.
+
+        Args:
+            paths: At least one path, each of at least one piece.
+
+        Returns:
+            The paths.
+        """
+        like, most = paths[0][0].center, max(len(path) for path in paths)
+        rates = like.new_zeros(len(paths), most)
+        begins = like.new_full((len(paths), most), math.inf)
+        vectors = like.new_zeros(3, len(paths), most, len(like))
+        for row, path in enumerate(paths):
+            size, lengths = len(path), like.new_tensor([0.0, *(piece.length for piece in path)])
+            rates[row, :size] = like.new_tensor([piece.rate for piece in path])
+            begins[row, :size] = lengths[:-1].cumsum(0)
+            for number, name in enumerate(("center", "cosine", "tangent")):
+                vectors[number, row, :size] = torch.stack([getattr(p, name) for p in path])
+        totals = like.new_tensor([sum(piece.length for piece in path) for path in paths])
+        centers, cosines, tangents = vectors
+        return cls(
+            centers=centers,
+            cosines=cosines,
+            tangents=tangents,
+            rates=rates,
+            begins=begins,
+            lengths=totals,
+        )
+
+    def at(self, rows: Tensor, s: Tensor) -> Tensor:
+        """Points of paths.
+
+        Args:
+            rows: Which path, (n,).
+            s: Length along it, (n,).
+
+        Returns:
+            (n, d).
+        """
+        begins = self.begins[rows]
+        piece = (begins <= s.unsqueeze(1)).sum(1) - 1
+        rate = self.rates[rows, piece].unsqueeze(1)
+        along = (s - begins.gather(1, piece.unsqueeze(1)).squeeze(1)).unsqueeze(1)
+        turned = rate * along
+        return (
+            self.centers[rows, piece]
+            + turned.cos() * self.cosines[rows, piece]
+            # sin(rate s) / rate, also for rate 0
+            + along * torch.special.sinc(turned / math.pi) * self.tangents[rows, piece]
+        )
+
+    def trace(self, row: int, count: int) -> Tensor:
+        """Equidistant points of one path.
+
+        Args:
+            row: Which path.
+            count: How many points, both ends among them.
+
+        Returns:
+            (count, d).
+        """
+        s = torch.linspace(0.0, 1.0, count, dtype=self.lengths.dtype) * self.lengths[row]
+        return self.at(torch.full((count,), row), s)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PathChart:
+    """A map of the sphere around one path, in radians: along the great arc, and away from it.
+
+    Beyond three dimensions it shows the section by the great arc and the direction in which the
+    path leaves it most; other points are projected on it.
+
+    Attributes:
+        arc: The great arc from start to end, (k, 2).
+        path: The path, (k, 2).
+        steps: Where the units leave the column, (steps + 1, 2).
+        circles: Around each obstacle near the path, where it may not go, (obstacles, k, 2).
+    """
+
+    arc: Tensor
+    path: Tensor
+    steps: Tensor
+    circles: Tensor
+
+
+def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> PathChart:
+    """A map around a path.
+
+    Args:
+        path: Dense points of the path, (k, d).
+        steps: Positions to mark, (n, d).
+        obstacles: Unit vectors, (j, d).
+        radius: Chordal radius kept around them.
+
+    Returns:
+        The map.
+    """
+    arc = great_arc(path[0], path[-1])
+    s = torch.linspace(0.0, arc.length, len(path), dtype=path.dtype).unsqueeze(1)
+    straight = s.cos() * arc.cosine + s.sin() * arc.tangent
+    # Longitudes are counted from the arc's middle, so that they do not jump near its ends.
+    half = arc.length / 2
+    frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), _leaving(path, arc)])
+    drawn = [_section(p, radius) for p in obstacles @ frame.mT]
+    mapped = [_map(circle, half) for circle in drawn if circle is not None]
+    circles = [circle for circle in mapped if _near(circle, arc.length)]
+    return PathChart(
+        arc=_map(straight @ frame.mT, half),
+        path=_map(path @ frame.mT, half),
+        steps=_map(steps @ frame.mT, half),
+        circles=torch.stack(circles) if circles else path.new_zeros(0, _ROUND, 2),
+    )
+
+
+def _near(circle: Tensor, length: float) -> bool:
+    """Whether a circle lies beside an arc of a length, in one piece of the map."""
+    low, high = circle.amin(0).tolist(), circle.amax(0).tolist()
+    beside = low[0] < length + _BESIDE and high[0] > -_BESIDE
+    return beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi
+
+
+def _leaving(path: Tensor, arc: Piece) -> Tensor:
+    """Unit vector orthogonal to the arc's plane, along which the path leaves it most."""
+    plane = torch.stack([arc.cosine, arc.tangent])
+    off = path - path @ plane.mT @ plane
+    farthest = off[int(off.norm(dim=1).argmax())]
+    usable = float(farthest.norm()) > _TINY
+    return _unit(farthest) if usable else _normal_to(arc.cosine, arc.tangent)
+
+
+def _map(points: Tensor, middle: float) -> Tensor:
+    """Longitude and latitude; ``middle`` is the longitude of the first axis."""
+    x, y, z = points.unbind(1)
+    return torch.stack([torch.atan2(y, x) + middle, torch.atan2(z, torch.hypot(x, y))], 1)
+
+
+def _section(obstacle: Tensor, radius: float) -> Tensor | None:
+    """The cap around an obstacle where it meets the map's sphere; None where it does not."""
+    height = float(obstacle.norm())
+    cos = (1 - radius**2 / 2) / height if height else math.inf
+    if cos >= 1:
+        return None
+    middle = obstacle / height
+    first = _normal_to(middle)
+    turn = torch.linspace(0, 2 * math.pi, _ROUND, dtype=obstacle.dtype).unsqueeze(1)
+    around = turn.cos() * first + turn.sin() * torch.linalg.cross(middle, first)
+    return cos * middle + math.sqrt(1 - cos * cos) * around

@@ -1,0 +1,452 @@
+"""Nets built by hand: the lemmas, the theorem's bounds, and what rounding does to them."""
+
+import math
+
+import pytest
+import torch
+from close import EPS
+
+import resid_theory as rt
+from resid_theory.theory.columns import widest_margin
+from resid_theory.theory.planning import Plan, Samples
+from resid_theory.theory.separation import nearest_of_paths, nearest_of_points
+from resid_theory.theory.sphere import Paths, great_arc, path_around
+
+INTERPOLATION = 1e-9  # what is promised
+ROUNDED = 1e-12  # rounding of a thousand units that do not amplify one another's
+
+
+def sphere(generator, count, width):
+    points = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    return points / points.norm(dim=1, keepdim=True)
+
+
+def classes(count, width):
+    return torch.eye(width, dtype=torch.float64)[torch.arange(count) % width]
+
+
+def unit(*entries):
+    v = torch.tensor(entries, dtype=torch.float64)
+    return v / v.norm()
+
+
+# Lemma 1 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", ["column", "margin"])
+@pytest.mark.parametrize("width", [3, 10])
+def test_one_unit_moves_one_column(generator, direction, width):
+    a, target = sphere(generator, 7, width), sphere(generator, 1, width)[0]
+    w1, b, w2 = rt.theory.move_column(a, 3, target, direction=direction)
+    moved = a + (a @ w1.mT + b).relu() @ w2.mT
+    a[3] = target
+    assert (moved - a).abs().max() <= ROUNDED
+    assert (w1.norm() / w2.norm() - 1).abs() <= 4 * EPS
+    assert torch.linalg.matrix_rank(w1) == 1 and torch.linalg.matrix_rank(w2) == 1
+
+
+def test_norms_of_lemma_1(generator):
+    """sqrt(2 step) / distance to the nearest column at most, as equation (14) has it."""
+    a, target = sphere(generator, 9, 5), sphere(generator, 1, 5)[0]
+    w1, _, _ = rt.theory.move_column(a, 2, target)
+    nearest = min(float((a[2] - a[j]).norm()) for j in range(9) if j != 2)
+    step = float((target - a[2]).norm())
+    assert w1.norm() == pytest.approx(math.sqrt(2 * step) / nearest, rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [3, 6])
+def test_the_widest_margin_is_the_distance_from_the_hull(generator, width):
+    a = sphere(generator, 12, width)
+    looking = widest_margin(a[0], a[1:])
+    gap = float(((a[0] - a[1:]) @ looking).min())
+    own = float(((a[0] - a[1:]) @ a[0]).min())
+    assert gap >= own
+    # Weak duality: no point of the hull is nearer than the gap; the nearest one found attains it.
+    weights = torch.rand(2000, 11, generator=generator, dtype=torch.float64).log().abs()
+    weights = weights / weights.sum(1, keepdim=True)
+    assert (a[0] - weights @ a[1:]).norm(dim=1).min() >= gap
+    assert any(
+        float(((a[0] - a[1:]) @ (d / d.norm())).min()) <= gap * (1 + 1e-9)
+        for d in looking + 0.01 * sphere(generator, 50, width)
+    )
+
+
+def test_a_column_inside_the_hull_cannot_be_moved():
+    a = torch.tensor([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
+    with pytest.raises(ValueError, match="direction: along 'margin' column 0 does not stand out"):
+        rt.theory.move_column(a + torch.tensor([0, 0.1, 0]), 0, a[1], direction="margin")
+
+
+# Lemma 2 -----------------------------------------------------------------------------------------
+
+
+def separated(generator, width, count):
+    """Two ends and obstacles at least 0.25 from one another."""
+    kept = sphere(generator, 1, width)
+    while len(kept) < count:
+        new = sphere(generator, 1, width)
+        if (kept - new).norm(dim=1).min() > 0.25:
+            kept = torch.cat([kept, new])
+    return kept[0], kept[1], kept[2:]
+
+
+@pytest.mark.parametrize("width", [3, 4, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_path_keeps_its_distance(width, seed):
+    x, y, obstacles = separated(torch.Generator().manual_seed(seed), width, 40)
+    pieces = path_around(x, y, obstacles, 0.125)
+    paths = Paths.of([pieces, pieces[:1]])
+    points = paths.trace(0, 20_000)
+    assert (points.norm(dim=1) - 1).abs().max() <= 1e-13
+    assert torch.cdist(points, obstacles).min() >= 0.125 - 1e-7  # cdist's cancellation
+    assert (points[0] - x).norm() <= 1e-13 and (points[-1] - y).norm() <= 1e-13
+    length = float(paths.lengths[0])
+    assert (points[1:] - points[:-1]).norm(dim=1).sum() == pytest.approx(length, rel=1e-5)
+    arc = great_arc(x, y).length
+    assert arc <= length <= math.pi / 2 * arc + 1e-12
+
+
+def test_through_the_middle_of_an_obstacle():
+    """Both ways round are equally long; any third dimension will do."""
+    x, y = unit(1, 0, 0, 0), unit(0, 1, 0, 0)
+    p = unit(1, 1, 0, 0)
+    pieces = path_around(x, y, p.unsqueeze(0), 0.2)
+    angle = 2 * math.asin(0.1)
+    assert pieces[1].length == pytest.approx(math.pi * math.sin(angle), rel=1e-12)
+    assert (Paths.of([pieces]).trace(0, 999) - p).norm(dim=1).min() >= 0.2 - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(unit(1, 0, 0), unit(-1, 0, 0)), (unit(1, 2, 3), -unit(1, 2, 3))]
+)
+def test_antipodes_have_a_path(x, y):
+    pieces = path_around(x, y, torch.zeros(0, 3, dtype=torch.float64), 0.1)
+    assert pieces[0].length == pytest.approx(math.pi) and len(pieces) == 1
+    assert (pieces[0].at(math.pi) - y).norm() <= 1e-15
+
+
+def test_detours_of_the_whole_separation_can_meet_another_obstacle():
+    """The paper's radius: with the smallest distance itself, one way round leads through another.
+
+    Half of it keeps half of it from both.
+    """
+    rho = 0.3
+    angle = 2 * math.asin(rho / 2)
+    p, q = unit(1, 0, 0), unit(math.cos(angle), 0, math.sin(angle))
+    assert (p - q).norm() == pytest.approx(rho)
+    x, y = unit(math.cos(0.6), -math.sin(0.6), 0.02), unit(math.cos(0.6), math.sin(0.6), 0.02)
+    everything = torch.stack([p, q, x, y])
+    assert nearest_of_points(everything[:2], everything[2:])[0] == pytest.approx(rho)
+    wide = Paths.of([path_around(x, y, p.unsqueeze(0), rho)]).trace(0, 4001)
+    half = Paths.of([path_around(x, y, torch.stack([p, q]), rho / 2)]).trace(0, 4001)
+    assert (wide - q).norm(dim=1).min() < 1e-3
+    assert torch.cdist(half, everything[:2]).min() >= rho / 2 - 1e-9
+
+
+# Theorem 1 ---------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "greedy": {},
+    "uniform": {"allocation": "uniform"},
+    "margin": {"direction": "margin"},
+    "braced": {"braces": "always"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("width", "count", "each"), [(3, 5, 2), (3, 12, 24), (5, 10, 4), (10, 8, 40)]
+)
+def test_inputs_reach_their_targets_within_both_bounds(device, variant, width, count, each):
+    generator = torch.Generator().manual_seed(width * count)
+    x, y = (sphere(generator, count, width).to(device) for _ in range(2))
+    found = rt.theory.interpolate(x, y, units=each * count, **VARIANTS[variant])
+    assert found.net(x).device == x.device and found.units == each * count
+    assert (found.net(x) - y).norm(dim=1).max() <= INTERPOLATION
+    assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    rho, _ = nearest_of_paths(x.cpu(), y.cpu())
+    assert found.separation == rho
+    spare = (each * count - count) * (1 - 1e-3)
+    assert found.upper_bound == pytest.approx(2 * math.pi / rho * math.sqrt(count / spare))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_states_follow_the_planned_paths_and_others_rest(generator, variant):
+    x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
+    found = rt.theory.interpolate(x, y, units=60, **VARIANTS[variant])
+    states = found.net.states(x)
+    assert torch.equal(states[-1], found.net(x))
+    for sample in range(6):
+        own = (found.movers == sample).nonzero().flatten() + 1
+        assert (states[own, sample] - found.path(sample)[1:]).abs().max() <= ROUNDED
+        others = [k for k in range(1, 61) if k not in own.tolist()]
+        still = states[others, sample] == states[[k - 1 for k in others], sample]
+        assert still.all()
+
+
+def test_norms_are_balanced_and_those_of_the_net(generator):
+    x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
+    for braces in ("never", "always"):
+        found = rt.theory.interpolate(x, y, units=50, braces=braces)
+        norms = found.net.norms[found.movers >= 0]
+        assert (norms[:, 0] / norms[:, 1] - 1).abs().max() <= 1e-12
+        assert found.largest_norm == found.net.weights.flatten(2).norm(dim=2).max()
+
+
+@pytest.mark.parametrize("allocation", ["greedy", "uniform"])
+def test_norms_fall_like_the_root_of_the_units(generator, allocation):
+    x, y = sphere(generator, 8, 5), sphere(generator, 8, 5)
+    scaled = [
+        rt.theory.interpolate(x, y, units=u, allocation=allocation, braces="never").largest_norm
+        * math.sqrt(u)
+        for u in (24 * 8, 96 * 8)
+    ]
+    assert scaled[1] == pytest.approx(scaled[0], rel=0.05)
+
+
+def test_greedy_steps_and_margins_make_smaller_norms(generator):
+    x, y = sphere(generator, 10, 4), sphere(generator, 10, 4)
+    norms = [
+        rt.theory.interpolate(x, y, units=240, braces="never", **VARIANTS[v]).largest_norm
+        for v in ("uniform", "greedy", "margin")
+    ]
+    assert norms[0] > norms[1] > norms[2]
+
+
+def test_greedy_uses_the_units(generator):
+    x, y = sphere(generator, 10, 4), sphere(generator, 10, 4)
+    found = rt.theory.interpolate(x, y, units=1000)
+    assert (found.movers >= 0).sum() >= 990
+
+
+def test_rounding_grows_in_a_crowd_and_braces_stop_it():
+    """Exact in exact arithmetic, the paper's unit loses all digits among 24 columns on S²."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = sphere(generator, 24, 3), sphere(generator, 24, 3)
+    plain, braced = (
+        rt.theory.interpolate(x, y, units=24 * 24, braces=b) for b in ("never", "auto")
+    )
+    assert plain.error > 1e3 * ROUNDED
+    assert braced.error <= ROUNDED
+    assert braced.largest_norm <= math.sqrt(2.5) * plain.largest_norm * (1 + 1e-12)
+    nudged = x + 1e-9 * sphere(generator, 24, 3)
+    assert (braced.net(nudged) - y).norm(dim=1).max() <= 1e-8
+
+
+@pytest.mark.parametrize("units", [5, 7])
+def test_as_many_units_as_samples_are_enough(generator, units):
+    x, y = sphere(generator, 5, 6), sphere(generator, 5, 6)
+    found = rt.theory.interpolate(x, y, units=units)
+    assert found.error <= ROUNDED
+    assert math.isinf(found.upper_bound) == (units == 5)
+
+
+def test_a_single_sample_and_its_antipode():
+    x = unit(1, 2, 2).unsqueeze(0)
+    found = rt.theory.interpolate(x, -x, units=20)
+    assert found.error <= ROUNDED and found.lower_bound == 0.0
+    assert found.largest_norm <= found.upper_bound
+
+
+def test_samples_that_stay_and_samples_that_repeat(generator):
+    x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
+    y[2] = x[2]
+    twice = rt.theory.interpolate(torch.cat([x, x[:2]]), torch.cat([y, y[:2]]), units=30)
+    assert twice.columns == 5 and twice.error <= ROUNDED
+    assert torch.equal(twice.path(6), twice.path(0)) and len(twice.path(2)) == 1
+    nothing = rt.theory.interpolate(x, x, units=3)
+    assert nothing.largest_norm == 0.0 and torch.equal(nothing.output, x)
+
+
+def test_inputs_are_left_alone_and_float32_is_read(generator):
+    x, y = sphere(generator, 5, 4).float(), sphere(generator, 5, 4).float()
+    before = x.clone()
+    found = rt.theory.interpolate(x, y, units=40)
+    assert torch.equal(x, before) and found.x.dtype == torch.float64
+    assert (found.output - y.double()).norm(dim=1).max() <= ROUNDED
+
+
+# Lower bound -------------------------------------------------------------------------------------
+
+
+def test_lower_bound_by_its_definition(generator):
+    x, y, units = sphere(generator, 6, 4), sphere(generator, 6, 4), 30
+    w = rt.theory.least_norm(x, y, units=units)
+    ratios = [
+        float((y[i] - y[j]).norm() / (x[i] - x[j]).norm()) for i in range(6) for j in range(i)
+    ]
+    fits = lambda w: all((1 - w * w) ** units <= q <= (1 + w * w) ** units for q in ratios)  # noqa: E731
+    assert fits(w * (1 + 1e-9)) and not fits(w * (1 - 1e-9))
+
+
+def test_equal_targets_need_a_unit_of_norm_one(generator):
+    x = sphere(generator, 2, 4)
+    y = x[:1].repeat(2, 1)
+    assert rt.theory.least_norm(x, y, units=10**9) == 1.0
+    near = rt.theory.least_norm(x, y, units=1000, tolerance=1e-3)
+    assert 0 < near < 1
+
+
+def test_units_change_distances_within_the_lower_bounds_factors(generator):
+    """The inequality behind the bound, for random units."""
+    x, w = sphere(generator, 2, 5), 0.6
+    weights = torch.randn(40, 2, 5, 5, generator=generator)
+    weights *= w / weights.flatten(2).norm(dim=2)[..., None, None]
+    states = rt.theory.InterpolationNet(weights, torch.zeros(40, 5)).states(x)
+    apart = (states[:, 0] - states[:, 1]).norm(dim=1)
+    ratios = apart[1:] / apart[:-1]
+    assert ratios.min() >= 1 - w * w and ratios.max() <= 1 + w * w
+
+
+# Perturbed and merged targets --------------------------------------------------------------------
+
+
+def test_perturbed_targets(generator):
+    x, y = sphere(generator, 9, 4), classes(9, 4)
+    found = rt.theory.interpolate(x, y, units=400, mode="perturbed", noise=0.2, generator=generator)
+    assert (found.output - found.targets).norm(dim=1).max() <= INTERPOLATION
+    assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    expected = 0.5 * (found.targets - y).square().sum(1).mean()
+    assert found.loss == pytest.approx(float(expected), rel=1e-9)
+    assert 0 < found.loss < 0.2**2
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("direction", ["column", "margin"])
+@pytest.mark.parametrize("width", [3, 6])
+def test_merged_targets(generator, tolerance, direction, width):
+    x, y = sphere(generator, 12, width), classes(12, width)
+    found = rt.theory.interpolate(
+        x, y, units=240, mode="merge", tolerance=tolerance, direction=direction
+    )
+    assert (found.output - y).norm(dim=1).max() <= tolerance + ROUNDED
+    assert found.error <= INTERPOLATION
+    assert found.lower_bound <= found.largest_norm <= found.upper_bound
+
+
+def test_merging_costs_the_logarithm_of_the_tolerance(generator):
+    x, y = sphere(generator, 8, 6), classes(8, 6)
+    costs = [
+        rt.theory.interpolate(
+            x, y, units=600, mode="merge", tolerance=tolerance, braces="never"
+        ).largest_norm
+        ** 2
+        for tolerance in (1e-2, 1e-4, 1e-6)
+    ]
+    first, second = costs[1] - costs[0], costs[2] - costs[1]
+    assert second == pytest.approx(first, rel=0.2)
+
+
+def test_columns_from_one_side_merge_because_they_stop_in_turn():
+    """Twelve columns of one class on one great circle: stopping all alike would leave no gaps."""
+    angle = torch.linspace(0.6, 1.7, 12, dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin(), 0 * angle], 1)
+    y = classes(1, 3).repeat(12, 1)
+    found = rt.theory.interpolate(x, y, units=900, mode="merge", tolerance=1e-4)
+    left = (found.output - y).norm(dim=1)
+    assert (left / 1e-4 * 12 - torch.arange(1, 13)).abs().max() <= 1e-6
+    assert found.largest_norm <= found.upper_bound
+    # Stopping all alike: the gap to a mate at the same place is nothing.
+    plan = Plan.merging(Samples.of(x, y), direction="column", clearance=1e-3, tolerance=1e-4)
+    looking = plan.itinerary.fixed
+    ends = 1e-4 * (found.targets - y) / (found.targets - y).norm(dim=1, keepdim=True)
+    assert ((ends @ looking[3]) - (ends[3] @ looking[3])).abs().max() <= 1e-14
+
+
+def test_the_direction_of_an_approach_must_allow_for_what_other_targets_gathered():
+    """Slope 2/rho is enough for points of the sphere at rho, not for columns on their way there."""
+    rho = 0.4
+    angle = 2 * math.asin(rho / 2)
+    y, other = unit(1, 0, 0), unit(math.cos(angle), math.sin(angle), 0)
+    gate = angle - 2 * math.asin(rho / 8)
+    carried = torch.tensor([math.cos(gate), math.sin(gate), 0.0], dtype=torch.float64)
+    stopped = 0.5 * (other + carried)  # a quarter of rho away, half of it left: an eighth
+    tangent = unit(0, 1, 0)
+    beyond = [float((stopped - y) @ (tangent + slope * y)) for slope in (2 / rho, 8 / 3 / rho)]
+    assert beyond[0] > 0 > beyond[1]
+
+
+# The module --------------------------------------------------------------------------------------
+
+
+def test_the_net_is_a_shortcut_net(generator):
+    x, y = sphere(generator, 5, 4), sphere(generator, 5, 4)
+    found = rt.theory.interpolate(x, y, units=30)
+    same = rt.ShortcutNet(4, 30, 2, mid="relu", bias=True, dtype=torch.float64)
+    same.load_state_dict(found.net.state_dict())
+    assert (same(x) - found.net(x)).abs().max() <= ROUNDED
+
+
+def test_training_goes_on(generator):
+    x, y = sphere(generator, 5, 4), classes(5, 4)
+    found = rt.theory.interpolate(x, y, units=60, mode="perturbed", generator=generator)
+    before = found.loss
+    for _ in range(5):
+        loss = 0.5 * (found.net(x) - y).square().sum(1).mean()
+        steps = torch.autograd.grad(loss, list(found.net.parameters()))
+        with torch.no_grad():
+            for parameter, step in zip(found.net.parameters(), steps, strict=True):
+                parameter -= 1e-3 * step
+    assert 0 < found.loss < before
+
+
+def test_a_path_is_drawn(generator):
+    x, y, obstacles = separated(generator, 3, 30)
+    found = rt.theory.interpolate(
+        torch.cat([x.unsqueeze(0), obstacles]), torch.cat([y.unsqueeze(0), obstacles]), units=30
+    )
+    chart = found.chart(0)
+    assert (chart.arc[:, 1]).abs().max() <= 1e-12 and chart.arc[0].norm() <= 1e-12
+    assert chart.steps.shape == (31, 2) and chart.circles.shape[2] == 2
+    ax = rt.plots.interpolation_path(chart, ax=rt.plots.figure().axes[0], title="column 0")
+    assert ax.get_title() == "column 0"
+    assert ax.lines[-1].get_xydata().tolist() == chart.steps.tolist()
+
+
+# Bad input ---------------------------------------------------------------------------------------
+
+X = torch.eye(4, dtype=torch.float64)[:3]
+Y = torch.eye(4, dtype=torch.float64)[[1, 2, 3]]
+Z = torch.stack([unit(1, 1, 1, 1), unit(1, -1, 1, 1), unit(1, 1, -1, 1)])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "keywords", "message"),
+    [
+        (X, 2 * Z, {}, "y: sample 0 has norm 2, needs 1"),
+        (X[:, :2], X[:, :2], {}, r"x: got shape \(3, 2\), needs \(m, d\).*d >= 3"),
+        (X, Z[:2], {}, r"y: got shape \(2, 4\), needs that of x, \(3, 4\)"),
+        (X * math.nan, Z, {}, "x: entry.*finite"),
+        (X[[0, 1, 0]], Z, {}, "x: samples 0 and 2 are equal and have different targets"),
+        (X, Z[[0, 1, 1]], {}, "y: samples 1 and 2 have one target.*'merge'"),
+        (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 2e-05"),
+        (X, Z, {"units": 2}, "units: got 2, needs at least 3"),
+        (X, Z, {"units": 2.5}, "units: got 2.5, needs a whole number"),
+        (X, Z, {"mode": "merged"}, "mode: unknown name 'merged'; did you mean 'merge'"),
+        (X, Z, {"direction": "row"}, "direction: unknown name"),
+        (X, Z, {"allocation": "even"}, "allocation: unknown name"),
+        (X, Z, {"braces": "yes"}, "braces: unknown name"),
+        (X, Z, {"clearance": 1.5}, "clearance: got 1.5, needs a share"),
+        (X, Z, {"tolerance": 0.1}, "tolerance: got 0.1, needs mode 'merge'"),
+        (X, Z, {"noise": 0.1}, "noise: got 0.1, needs mode 'perturbed'"),
+        (X, Z, {"mode": "perturbed"}, "generator: got None, needs a torch.Generator"),
+        (X, Z, {"generator": torch.Generator()}, "generator: got one, needs mode 'perturbed'"),
+        (X, Z, {"mode": "merge", "allocation": "uniform"}, "allocation: got 'uniform'"),
+    ],
+)
+def test_bad_input_is_named(x, y, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        rt.theory.interpolate(x, y, **{"units": 12, **keywords})
+
+
+@pytest.mark.parametrize("call", ["path", "chart"])
+def test_a_sample_that_is_not_there(call):
+    found = rt.theory.interpolate(X, Z, units=6)
+    with pytest.raises(ValueError, match="sample: got 3, needs a number below 3"):
+        getattr(found, call)(3)
+
+
+def test_a_resting_sample_has_no_chart():
+    found = rt.theory.interpolate(X, torch.cat([X[:1], Z[1:]]), units=6)
+    with pytest.raises(ValueError, match="sample: got 0, needs one that moves"):
+        found.chart(0)
