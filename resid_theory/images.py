@@ -232,7 +232,9 @@ def load_images(
         split: ``"train"`` or ``"test"``.
         samples: Keep the first so many; None for all.
         size: Height and width of the result: smaller images are enlarged by the greatest whole
-            factor that fits, each pixel repeated, then padded with black. None keeps the size.
+            factor that fits, each pixel repeated, then padded with black; larger ones are shrunk by
+            the smallest that fits, each square of pixels averaged and rounded to the nearest whole
+            number, halves up, then padded likewise. None keeps the size.
         channels: Grey images are repeated so often. None keeps the channels.
         progress: Whether a download shows its progress on stderr.
 
@@ -242,8 +244,8 @@ def load_images(
         training pixels.
 
     Raises:
-        ValueError: If a name is unknown, the set is smaller than ``samples``, the images are larger
-            than ``size``, or a file is damaged.
+        ValueError: If a name is unknown, the set is smaller than ``samples``, the factor that
+            larger images are shrunk by does not divide their sides, or a file is damaged.
         FileNotFoundError: If the data are in no folder and no mirror delivers them.
 
     Example:
@@ -261,9 +263,10 @@ def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
     height, width = pixels.shape[2:]
     if size is not None and (height, width) != (size, size):
         if max(height, width) > whole("size", size):
-            raise ValueError(f"size: got {size}, the images have {height} x {width} pixels")
-        factor = size // max(height, width)
-        pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+            pixels = _shrunk(pixels, size)
+        else:
+            factor = size // max(height, width)
+            pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         above, left = (size - pixels.shape[2]) // 2, (size - pixels.shape[3]) // 2
         below, right = size - pixels.shape[2] - above, size - pixels.shape[3] - left
         pixels = F.pad(pixels, (left, right, above, below))
@@ -274,6 +277,20 @@ def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
             )
         pixels = pixels.repeat(1, whole("channels", channels), 1, 1)
     return pixels
+
+
+def _shrunk(pixels: Tensor, size: int) -> Tensor:
+    """Averages over squares, by integers: a mean in floating point could round either way."""
+    count, channels, height, width = pixels.shape
+    factor = -(-max(height, width) // size)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"size: got {size} for images of {height} x {width} pixels, which would be shrunk by "
+            f"{factor}; needs a factor that divides both sides"
+        )
+    squares = pixels.reshape(count, channels, height // factor, factor, width // factor, factor)
+    total = squares.sum((3, 5), dtype=torch.int32)
+    return ((total + factor**2 // 2) // factor**2).to(pixels.dtype)
 
 
 def _digits(split: str, samples: int | None, progress: bool) -> Images:

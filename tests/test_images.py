@@ -200,13 +200,31 @@ def test_small_images_are_enlarged_then_padded(generator, old, new, border):
     assert int((fitted != 0).sum()) == 2 * 3 * (old * factor) ** 2
 
 
+@pytest.mark.parametrize(("old", "new", "border"), [(32, 16, 0), (28, 16, 1), (9, 3, 0)])
+def test_large_images_are_shrunk_then_padded(generator, old, new, border):
+    pixels = torch.randint(1, 256, (2, 3, old, old), generator=generator, dtype=torch.uint8)
+    factor = -(-old // new)
+    means = torch.nn.functional.avg_pool2d(pixels.double(), factor)
+    fitted = _fit(pixels, new, 3)
+    assert fitted.shape == (2, 3, new, new) and fitted.dtype == torch.uint8
+    inner = fitted[:, :, border : new - border, border : new - border]
+    assert float((inner.double() - means).abs().max()) <= 0.5
+    assert int((fitted != 0).sum()) == inner.numel()
+
+
+def test_halves_are_rounded_up_when_images_shrink():
+    pixels = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
+    assert _fit(pixels, 1, 1).item() == 1
+    assert _fit(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), 1, 1).item() == 255
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: rt.load_images("cifar"), "did you mean 'cifar10'"),
         (lambda: rt.load_images("digits", "tset"), "did you mean 'test'"),
         (lambda: rt.load_images("digits", samples=5000), "the set has 1437 images"),
-        (lambda: rt.load_images("digits", size=4), "have 8 x 8 pixels"),
+        (lambda: rt.load_images("digits", size=3), "8 x 8 pixels, which would be shrunk by 3"),
         (lambda: _fit(torch.zeros(1, 3, 4, 4), None, 1), "only grey"),
     ],
     ids=["name", "split", "samples", "size", "channels"],
