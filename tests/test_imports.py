@@ -41,7 +41,13 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
-    "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
+    "experiments": [
+        ["claim"],
+        ["trained", "trainings"],
+        ["demystifying_resnet", "noise_stability_flows"],
+        ["registry"],
+        ["__main__"],
+    ],
 }
 
 
