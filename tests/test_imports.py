@@ -28,7 +28,11 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
+    "theory": [
+        ["gaussian", "linear", "local", "toeplitz"],
+        ["assembly", "flow", "kinks"],
+        ["origin"],
+    ],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
