@@ -203,7 +203,7 @@ def _dominant_share(flow: Tensor) -> Tensor:
 
 
 def _chance(own: Tensor, others: Tensor) -> Tensor:
-    """exceedance from two mean squares; certain where the other is zero, never where both are."""
+    """Exceedance from two mean squares; certain where the other is zero, never where both are."""
     ratio = (own / others).sqrt()
     return exceedance(torch.where(own > 0, ratio, torch.zeros_like(ratio)))
 

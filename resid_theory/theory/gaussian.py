@@ -1,4 +1,4 @@
-r"""How likely one centred normal number exceeds another in magnitude, exactly and as the paper has it.
+r"""How likely one centred normal number exceeds another in magnitude: exactly, and in the paper.
 
 For X and Y of standard deviations sx and sy everything depends on the ratio sx / sy.
 """
