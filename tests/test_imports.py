@@ -19,7 +19,7 @@ FLOORS = [
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
-    ["curvature", "training"],
+    ["curvature", "stability", "training"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -35,6 +35,7 @@ INSIDE = {
     ],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
+    "stability": [["paths"], ["flows"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
     "training": [
