@@ -35,7 +35,7 @@ INSIDE = {
     ],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
-    "stability": [["paths"], ["flows"]],
+    "stability": [["dominance", "paths"], ["flows"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
     "training": [

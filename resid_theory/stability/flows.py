@@ -1,7 +1,7 @@
 r"""Dominant gradient flows: does the gradient along a path outweigh all that arrives from others?
 
-:math:`G_l[j,k] = g_k\, \partial a_L[k] / \partial a_l[j]` is the flow into channel j of layer l from
-final feature k, where g is the gradient of the loss in the features a_L; the sum over k is the
+:math:`G_l[j,k] = g_k\, \partial a_L[k] / \partial a_l[j]` is the flow into channel j of layer l
+from final feature k, where g is the gradient of the loss in the features a_L; the sum over k is the
 gradient in a_l. Path k is dominant in layer l where its own flow exceeds the sum of the others.
 """
 
@@ -16,14 +16,13 @@ from tqdm import tqdm
 from resid_theory._check import choose, whole
 from resid_theory.images import Images
 from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
-from resid_theory.stability.paths import Paths, subactivation_paths
+from resid_theory.stability.dominance import MODES, STATISTICS, Sums
+from resid_theory.stability.paths import Paths, final_features, subactivation_paths
 from resid_theory.state import untouched
 from resid_theory.stream import batches
 
-__all__ = ["MODES", "STATISTICS", "Flows", "dominant_flows"]
+__all__ = ["Flows", "dominant_flows", "feature_gradients"]
 
-MODES = ("sap", "first", "sub")
-STATISTICS = ("mean", "ratio_of_means", "median")
 _WORKSPACE = 1 << 28  # bytes that the flows of one layer may take
 
 
@@ -163,6 +162,51 @@ def dominant_flows(
     )
 
 
+def feature_gradients(
+    net: nn.Module, data: Any, *, loss: str | Loss = "cross_entropy", batch: int = 256
+) -> Tensor:
+    r"""g, gradient of each sample's own loss in the net's final features a_L.
+
+    Args:
+        net: A net of this library, see :func:`subactivation_paths`.
+        data: As for :func:`dominant_flows`.
+        loss: Likewise.
+        batch: Samples taken together.
+
+    Returns:
+        (samples, K), in units of loss per feature.
+
+    Raises:
+        ValueError: If the net has no final features that are pooled channels, or data and loss do
+            not fit it.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Figure 10.
+    """
+    top, _ = final_features(net)
+    assert isinstance(net, nn.Sequential)
+    step = whole("batch", batch)
+    parts = []
+    with untouched(net):
+        for x, y in _samples(net, data):
+            for some, target in zip(x.split(step), y.split(step), strict=True):
+                with torch.no_grad():
+                    features = net[:top](some)
+                parts.append(_gradients(net[top:], features, target, loss))
+    return torch.cat(parts)
+
+
+def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: str | Loss) -> Tensor:
+    """Gradient of each sample's own loss, not of the mean, in the final features."""
+    features = features.detach().requires_grad_()
+    output = head(features)
+    check_target(loss, output, target)
+    function = loss_function(loss)
+    check_mean(function, output, target)
+    value = check_scalar(len(target) * function(output, target))
+    return torch.autograd.grad(value, features)[0]
+
+
 def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as they come, on the device and in the type of the weights."""
     like = next(net.parameters())
@@ -193,7 +237,7 @@ def _measured(
             if step > 1:
                 continue
         target = y[start : start + step]
-        gradients = ladder.feature_gradients(net[paths.top :], target, loss)
+        gradients = _gradients(net[paths.top :], ladder.upper[-1], target, loss)
         parts.append((*_read(ladder, gradients, paths), gradients))
         bar.update(len(target))
         start += step
@@ -230,16 +274,6 @@ class _Ladder:
         features = self.upper[-1].shape[1]
         return features * max(a.numel() * a.element_size() for a in self.lower)
 
-    def feature_gradients(self, head: nn.Module, target: Tensor, loss: str | Loss) -> Tensor:
-        """Gradient of each sample's own loss, not of the mean, in the final features."""
-        features = self.upper[-1].detach().requires_grad_()
-        output = head(features)
-        check_target(loss, output, target)
-        function = loss_function(loss)
-        check_mean(function, output, target)
-        value = check_scalar(len(target) * function(output, target))
-        return torch.autograd.grad(value, features)[0]
-
     def flows(self, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Flows from some features into every layer, from the top: (features, batch, C, M)."""
         flow = gradients.new_zeros(len(chosen), *gradients.shape)
@@ -261,7 +295,7 @@ def _read(ladder: _Ladder, gradients: Tensor, paths: Paths) -> tuple[Tensor, Ten
     features = torch.arange(gradients.shape[1], device=gradients.device)
     group = max(1, _WORKSPACE * len(features) // (6 * ladder.largest))
     sums = [
-        _Sums.zero(activation, channels.to(gradients.device))
+        Sums.zero(activation, channels.to(gradients.device))
         for activation, channels in zip(ladder.lower, paths.channels, strict=True)
     ]
     for chosen in features.split(group):
@@ -269,70 +303,3 @@ def _read(ladder: _Ladder, gradients: Tensor, paths: Paths) -> tuple[Tensor, Ten
             sums[layer].add(flow, chosen)
     readings = torch.stack([total.readings() for total in sums], dim=1)
     return readings, torch.stack([total.off_path() for total in sums], dim=1)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Sums:
-    """What the ratios of one layer need; no sum contains what it shall not, so zeros are exact.
-
-    Attributes:
-        channels: Channel of each path, (K,); -1 where it has ended.
-        own: Flow of each path into its own channel, (K, batch, M).
-        rest: Flow into each channel from features whose path is elsewhere, (batch, C, M).
-        mass: Sums of absolute flow, all and off the paths, (2, batch), float64.
-    """
-
-    channels: Tensor
-    own: Tensor
-    rest: Tensor
-    mass: Tensor
-
-    @classmethod
-    def zero(cls, activation: Tensor, channels: Tensor) -> "_Sums":
-        flat = activation.detach().flatten(2)
-        return cls(
-            channels=channels,
-            own=flat.new_zeros(len(channels), len(flat), flat.shape[2]),
-            rest=torch.zeros_like(flat),
-            mass=flat.new_zeros(2, len(flat), dtype=torch.float64),
-        )
-
-    def add(self, flow: Tensor, chosen: Tensor) -> None:
-        """Add flows (features, batch, C, M) from some features."""
-        alive = (self.channels[chosen] >= 0).nonzero().squeeze(1)
-        places = alive, slice(None), self.channels[chosen][alive]
-        self.own[chosen[alive]] = own = flow[places]
-        # Taken out for the sums and put back: a difference of sums would not be exactly zero.
-        flow[places] = 0
-        off = torch.linalg.vector_norm(flow, 1, (0, 2, 3), dtype=torch.float64)
-        self.mass[1] += off
-        self.mass[0] += off + torch.linalg.vector_norm(own, 1, (0, 2), dtype=torch.float64)
-        self.rest.add_(flow.sum(0))
-        flow[places] = own
-
-    def off_path(self) -> Tensor:
-        """Share of the absolute flow off the paths, (batch,); 0 where nothing flows."""
-        return torch.where(self.mass[0] > 0, self.mass[1] / self.mass[0], 0.0)
-
-    def readings(self) -> Tensor:
-        """f by every mode and statistic, (batch, 3, 3), float64."""
-        alive = (self.channels >= 0).nonzero().squeeze(1)
-        at, own = self.channels[alive], self.own[alive]
-        rest = self.rest.movedim(1, 0)
-        same = at[:, None] == at
-        # Features that share the channel are among the others of each path.
-        sharing = same.fill_diagonal_(False).to(own.dtype)
-        among = torch.einsum("kp,pbm->kbm", sharing, own)
-        by_path = _dominant(own.abs(), (rest[at] + among).abs())
-        member = torch.arange(len(rest), device=at.device)[:, None] == at
-        together = torch.einsum("cp,pbm->cbm", member.to(own.dtype), own)
-        by_channel = _dominant(together.abs(), rest.abs())
-        first = by_path[alive < len(rest)]
-        return torch.stack([part.mean(0) for part in (by_path, first, by_channel)], dim=1)
-
-
-def _dominant(own: Tensor, others: Tensor) -> Tensor:
-    """Whether the own flow outweighs the others by each statistic: (paths, batch, 3), 0 or 1."""
-    ratio = torch.where(own > 0, own / others, 0.0).mean(2)  # 0 / 0 is 0, x / 0 is infinity
-    found = [ratio > 1, own.mean(2) > others.mean(2), (own > others).double().mean(2) > 0.5]
-    return torch.stack(found, dim=2).to(torch.float64)

@@ -11,7 +11,7 @@ from resid_theory.identity import AddIdentity, id_entries, id_rule
 from resid_theory.identity.entries import RULES
 from resid_theory.networks import Block, IdentityShortcut
 
-__all__ = ["Paths", "subactivation_paths"]
+__all__ = ["Paths", "final_features", "subactivation_paths"]
 
 # Each channel of the output comes from the same channel of the input alone.
 _CHANNELWISE = (
@@ -74,7 +74,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
     """
     if rule is not None:
         choose("rule", rule, RULES)
-    top, features = _head(net)
+    top, features = final_features(net)
     assert isinstance(net, nn.Sequential)
     modules = list(net.named_children())
     points = [i for i in range(top) if isinstance(modules[i][1], (nn.ReLU, Block, nn.Sequential))]
@@ -100,8 +100,18 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
     return Paths(names=names, ends=ends, top=top, channels=channels, unmeasured=unmeasured)
 
 
-def _head(net: nn.Module) -> tuple[int, int]:
-    """Where the features are, and how many."""
+def final_features(net: nn.Module) -> tuple[int, int]:
+    """Where the final features are: pooled channels, before the classifier.
+
+    Args:
+        net: A net of this library.
+
+    Returns:
+        The number of modules that lead to them, and how many features there are.
+
+    Raises:
+        ValueError: If the net does not end in average pool, flatten, linear.
+    """
     modules = list(net.children()) if isinstance(net, nn.Sequential) else []
     last = modules[-3:]
     kinds = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
