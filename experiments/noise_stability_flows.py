@@ -1,172 +1,341 @@
 """Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-dominant gradient flows, Appendices D and E.
+dominant gradient flows in nets, Appendix D. Their theory is in ``noise_stability_gaussian``.
 
-Lost from the text that survives and chosen here: rate, momentum and schedule of training
-(``training.NOISE_STABILITY``), the base values of Figure 11, the depth of Figure 12.
+Lost from the text that survives and chosen here: the depth of Figure 12 and the paths of nets with
+BatchNorm. The net "after the first iteration" is the net at its initial weights.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.trainings import evaluated, trained
+from experiments.trained import NETS
+from experiments.trainings import trained
 from resid_theory import training
+from resid_theory.images import Images
+from resid_theory.stability import STATISTICS, feature_gradients
 
 PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
-
-
-# -- Table 5 ---------------------------------------------------------------------------------------
-
-KINDS = {"residual": "residual", "dominant": "dominant paths only"}
 FULL_EPOCHS = 200
 
 
-def compute_table_5(
+# -- trained nets and their initial weights --------------------------------------------------------
+
+
+def _net(name: str, state: str, epochs: int | None, device: str) -> torch.nn.Module:
+    """A listed net at its initial weights, from its checkpoint, or trained for so many epochs."""
+    made = NETS[name]
+    if state == "initial":
+        return training.build_net(made.architecture).to(device)
+    if epochs is None:
+        return rt.load_checkpoint(name).to(device)
+    return trained(made.architecture, made.recipe.scaled(epochs), made.seed, device=device).net
+
+
+def _images(dataset: str, split: str, samples: int, size: int) -> Images:
+    return rt.load_images(dataset, split, samples=samples, size=size, progress=False)
+
+
+# -- Figure 10 -------------------------------------------------------------------------------------
+
+
+def compute_figure_10(
     *,
+    nets: Sequence[str],
+    states: Sequence[str],
     dataset: str,
-    samples: int | None,
-    pooled: int,
-    depths: Sequence[int],
-    seeds: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    augmentation: str,
-    keep: bool = True,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Train residual and dominant-path nets; arrays (depths, seeds), curves with epochs behind."""
-    recipe = training.NOISE_STABILITY.scaled(epochs)
-    recipe = recipe.change(batch=batch, lr=lr, augmentation=augmentation, channels_last=True)
-    recipe = recipe.change(pad=pooled // 8)  # of 32 pixels the usual 4
-    sets = [
-        rt.load_images(dataset, split, size=pooled, samples=count, progress=False)
-        for split, count in (("train", samples), ("test", None))
-    ]
-    arrays = {"depth": np.array(depths), "epochs": np.array(epochs)}
-    for kind in KINDS:
-        cells = np.empty((len(depths), seeds, 3))
-        curves = np.empty((len(depths), seeds, epochs))
-        for row, depth in enumerate(depths):
-            for seed in range(seeds):
-                arguments = {"depth": depth, "identity": kind, "generator": seed}
-                run = trained(
-                    {"builder": "simplified_net", "arguments": arguments},
-                    recipe,
-                    seed,
-                    data=dataset,
-                    samples=samples,
-                    pooled=pooled,
-                    device=device,
-                    keep=keep,
-                )
-                (loss, _), (_, error) = (evaluated(run.net, images) for images in sets)
-                size = sum(p.numel() for p in run.net.parameters())
-                cells[row, seed] = loss, error, size
-                curves[row, seed] = run.column("loss")
-        arrays |= {f"{kind}.{key}": cells[..., i] for i, key in enumerate(("loss", "error"))}
-        arrays |= {f"{kind}.curve": curves, f"{kind}.parameters": cells[:, 0, 2]}
+    """Moments and histogram of the loss gradient in the final features."""
+    data = _images(dataset, "train", samples, size)
+    arrays = {"samples": np.array(samples)}
+    for name in nets:
+        for state in states:
+            g = feature_gradients(_net(name, state, epochs, device), data).double().cpu().numpy()
+            spread = g.std()
+            counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
+            moments = [g.mean() / spread, ((g - g.mean()) ** 4).mean() / spread**4, spread]
+            key = f"{name}.{state}"
+            arrays |= {f"{key}.moments": np.array(moments), f"{key}.counts": counts}
+            arrays["edges"] = edges
     return arrays
 
 
-def judge_table_5(a: Arrays) -> list[Verdict]:
-    """Dominant paths alone keep most of the accuracy and do not degrade with depth."""
-    depth, full = a["depth"], int(a["epochs"]) >= FULL_EPOCHS
-    accuracy = {kind: 1 - a[f"{kind}.error"] for kind in KINDS}
-    kept = accuracy["dominant"].mean(1) / accuracy["residual"].mean(1)
-    loss, error = a["dominant.loss"].mean(1), a["dominant.error"].mean(1)
-    ratio, rise = float(loss[-1] / loss[0]), float(error[-1] - error[0])
-    sizes = a["dominant.parameters"] / a["residual.parameters"]
-    depths = f"depth {depth[0]} to {depth[-1]}"
-    low = "in [0.9, 1.1]" if full else "≤ 1.1 (of the paper's band 0.9 to 1.1 the upper end)"
-    verdicts = [
+def _keys(a: Arrays, ending: str) -> list[str]:
+    return [key.removesuffix(ending) for key in a if key.endswith(ending)]
+
+
+def judge_figure_10(a: Arrays) -> list[Verdict]:
+    """Centred; how far from normal is reported with it."""
+    return [
         Verdict(
-            "accuracy of dominant-path nets over that of residual nets, every depth",
-            "> 0.7 (paper: 0.77)",
-            f"{', '.join(f'{k:.3f}' for k in kept)} with {100 * sizes.max():.1f} % of the "
-            f"parameters or fewer; test errors {_spread(a['dominant.error'])} against "
-            f"{_spread(a['residual.error'])}",
-            bool((kept > 0.7).all()),
+            f"mean over standard deviation of dR/da_L, {key.replace('.', ', ')}",
+            "|mean/std| < 0.1 (the paper's histogram is centred)",
+            f"{a[f'{key}.moments'][0]:+.4f}, kurtosis {a[f'{key}.moments'][1]:.2f} "
+            f"(normal: 3), {int(a['samples'])} samples",
+            abs(float(a[f"{key}.moments"][0])) < 0.1,
+        )
+        for key in _keys(a, ".moments")
+    ]
+
+
+def draw_figure_10(figure: Figure, a: Arrays) -> None:
+    """Histograms in units of the standard deviation, beside the normal density."""
+    ax = figure.subplots()
+    middle = (a["edges"][1:] + a["edges"][:-1]) / 2
+    width = float(a["edges"][1] - a["edges"][0])
+    for key in _keys(a, ".moments"):
+        counts = a[f"{key}.counts"]
+        ax.plot(middle, counts / (counts.sum() * width), drawstyle="steps-mid", label=key)
+    ax.plot(middle, np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi), "k--", label="normal")
+    ax.set(xlabel="dR/da_L, in its standard deviations", ylabel="density")
+    ax.legend(fontsize="small")
+
+
+# -- Figure 12 -------------------------------------------------------------------------------------
+
+PAIRS = {  # (with identity, without), and the rule of the paths where the design leaves it open
+    "simplified": ("simplified_residual_20", "simplified_plain_20", None),
+    "full": ("full_residual_20", "full_plain_20", "truncate"),
+    "dirac": ("diracnet_28_1", "plain_28_1", None),
+}
+
+
+def compute_figure_12(
+    *,
+    pair: str,
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """f_l of both nets of a pair; (layers, statistics) means and standard errors over samples."""
+    data = _images(dataset, "train", samples, size)
+    *names, rule = PAIRS[pair]
+    arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
+    for kind, name in zip(("identity", "plain"), names, strict=True):
+        for state in states:
+            net = _net(name, state, epochs, device)
+            flows = rt.dominant_flows(net, data, rule=rule)
+            views = [flows.read(mode="sap", statistic=statistic) for statistic in STATISTICS]
+            key = f"{kind}.{state}"
+            arrays[f"{key}.mean"] = np.stack([v.mean.cpu() for v in views], 1)
+            arrays[f"{key}.error"] = np.stack([v.standard_error.cpu() for v in views], 1)
+            arrays[f"{key}.off_path"] = flows.off_path.mean(0).cpu().numpy()
+    return arrays
+
+
+def _curves(a: Arrays, state: str) -> tuple[np.ndarray, np.ndarray]:
+    """f_l by the paper's statistic: net with identities, plain net."""
+    return a[f"identity.{state}.mean"][:, 0], a[f"plain.{state}.mean"][:, 0]
+
+
+def _states(a: Arrays) -> list[str]:
+    return [key.split(".")[1] for key in _keys(a, ".mean") if key.startswith("identity")]
+
+
+def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
+    """Residual above plain, most in deep layers; training lowers both."""
+    return [
+        *(verdict for state in _states(a) for verdict in _judge_above(a, state)),
+        *_judge_most_layers(a),
+        *_judge_training(a),
+    ]
+
+
+def _judge_above(a: Arrays, state: str) -> list[Verdict]:
+    own, plain = _curves(a, state)
+    count = f"{int(a['samples'])} samples"
+    return [
+        Verdict(
+            f"{state}: mean of f over the layers, residual against plain",
+            "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
+            f"{own.mean():.3f} against {plain.mean():.3f}, {count}; ratio of the halves "
+            f"{_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
+            own.mean() > plain.mean(),
         ),
         Verdict(
-            f"dominant-path nets: training loss, ratio from {depths}",
-            low,
-            f"{ratio:.3f} ({_spread(a['dominant.loss'])})",
-            (ratio >= 0.9 or not full) and ratio <= 1.1,
-        ),
-        Verdict(
-            f"dominant-path nets: rise of the test error from {depths}",
-            "< 0.02 (as residual nets in Table 1; paper: 0.003)",
-            f"{rise:+.4f}",
-            rise < 0.02,
+            f"{state}: residual, last three layers against the first three",
+            "greater (increases with the layer)",
+            f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
+            own[-3:].mean() > own[:3].mean(),
         ),
     ]
-    if full:
+
+
+def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
+    """Mean over a part of the layers, over the plain net's."""
+    chosen = np.array_split(np.arange(len(own)), parts)[part]
+    return float(own[chosen].mean() / plain[chosen].mean())
+
+
+def _judge_most_layers(a: Arrays) -> list[Verdict]:
+    if "initial" not in _states(a):
+        return []
+    own, plain = _curves(a, "initial")
+    return [
+        Verdict(
+            "initial: layers in which residual is above plain",
+            "≥ 80 %",
+            f"{int((own > plain).sum())} of {len(own)}",
+            bool((own > plain).mean() >= 0.8),
+        )
+    ]
+
+
+def _judge_training(a: Arrays) -> list[Verdict]:
+    if len(_states(a)) < 2:
+        return []
+    pairs = [[_curves(a, state)[side].mean() for state in _states(a)] for side in (0, 1)]
+    return [
+        Verdict(
+            "mean of f over the layers decreases with training",
+            "trained < initial, both nets",
+            ", ".join(f"{n} {before:.3f} to {after:.3f}" for n, (before, after) in
+                      zip(("residual", "plain"), pairs, strict=True)),
+            all(after < before for before, after in pairs),
+        )
+    ]  # fmt: skip
+
+
+def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
+    """With BatchNorm only deep layers differ."""
+    verdicts = []
+    for state in _states(a):
+        own, plain = _curves(a, state)
+        early, late = _ratio(own, plain, 0, 3), _ratio(own, plain, 2, 3)
         verdicts.append(
             Verdict(
-                "test error of dominant-path nets, every depth",
-                "< 0.5 (paper: 0.312 to 0.318)",
-                _spread(a["dominant.error"]),
-                bool((error < 0.5).all()),
+                f"{state}: f with identities over f without, last third of the layers",
+                "> 1, and more than in the first third (paper: 0.99 early, 3.07 deep)",
+                f"{late:.2f}; first third {early:.2f}; {int(a['samples'])} samples",
+                late > 1 and late > early,
             )
         )
     return verdicts
 
 
-def _spread(cells: np.ndarray) -> str:
-    """Mean and standard deviation over seeds, row by row."""
-    count = cells.shape[1]
-    rows = [f"{c.mean():.3f}" + (f" ± {c.std(ddof=1):.3f}" if count > 1 else "") for c in cells]
-    return f"{', '.join(rows)} (n = {count})"
+def judge_figure_12_dirac(a: Arrays) -> list[Verdict]:
+    """The identity inside a normalized weight does what a shortcut does."""
+    verdicts = []
+    for state in _states(a):
+        own, plain = _curves(a, state)
+        verdicts.append(
+            Verdict(
+                f"{state}: mean of f over the layers, DiracNet against plain",
+                "DiracNet > plain (ours: a crossing of two papers)",
+                f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
+                f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
+                own.mean() > plain.mean(),
+            )
+        )
+    return verdicts
 
 
-def draw_table_5(figure: Figure, a: Arrays) -> None:
-    """Training loss along training, test error over depth; every seed."""
-    left, right = figure.subplots(1, 2)
-    for color, (kind, label) in zip(("C0", "C1"), KINDS.items(), strict=True):
-        for row, (depth, style) in enumerate(zip(a["depth"], ("-", "--", ":"), strict=False)):
-            curves = a[f"{kind}.curve"][row]
-            epochs = np.arange(1, curves.shape[1] + 1)
-            left.plot(epochs, curves.mean(0), color + style, label=f"{label}, depth {depth}")
-            left.fill_between(epochs, curves.min(0), curves.max(0), color=color, alpha=0.15)
-        error = a[f"{kind}.error"]
-        right.plot(a["depth"], error.mean(1), color + "-", label=label)
-        right.plot(a["depth"], error, color + "o", mfc="none")
-    left.set(xlabel="epoch", ylabel="training loss (nats, augmented images)")
-    right.set(xlabel="depth", ylabel="test error", xticks=a["depth"], ylim=(0, None))
-    left.legend(fontsize="small")
-    right.legend(fontsize="small")
+def draw_figure_12(figure: Figure, a: Arrays) -> None:
+    """f_l by layer: by the paper's statistic, and by the ratio of means beside it."""
+    states = _states(a)
+    panels = figure.subplots(len(states), 2, squeeze=False)
+    labels = {"identity": "with identities", "plain": "plain"}
+    for row, state in zip(panels, states, strict=True):
+        for column, (panel, title) in enumerate(
+            zip(row, ("mean of ratios (paper)", "ratio of means"), strict=True)
+        ):
+            rt.plots.flow_curve(
+                np.arange(len(a[f"plain.{state}.mean"])),
+                {label: a[f"{net}.{state}.mean"][:, column] for net, label in labels.items()},
+                errors={
+                    label: a[f"{net}.{state}.error"][:, column] for net, label in labels.items()
+                },
+                xlabel="layer or block",
+                ax=panel,
+            )
+            panel.set_title(f"{state}, {title}", fontsize="medium")
 
 
 # -- the claims ------------------------------------------------------------------------------------
 
+_SCALED = "nets trained for 15 epochs"
+_QUICK_FLOWS = dict(
+    states=["initial"], dataset="digits", samples=4, size=16,
+    scaled="initial weights only, four digits of 16 x 16 pixels",
+)  # fmt: skip
+
+
+def _figure_12(pair: str, name: str, source: str, says: str, judge) -> Claim:
+    both = dict(pair=pair, states=["initial", "trained"], dataset="cifar10", size=32)
+    return Claim(
+        id=f"noise_stability/{name}",
+        source=source,
+        says=says,
+        settings={
+            "quick": dict(pair=pair, **_QUICK_FLOWS),
+            "short": dict(**both, samples=64, scaled=_SCALED),
+            "paper": dict(**both, samples=128, epochs=FULL_EPOCHS),
+        },
+        compute=compute_figure_12,
+        judge=judge,
+        draw=draw_figure_12,
+    )
+
+
 CLAIMS = [
     Claim(
-        id="noise_stability/table_5",
-        source=f"{PAPER}, Table 5 and Appendix D.3",
-        says="Nets with nothing but their dominant paths, a few per cent of the weights, keep most "
-        "of the accuracy of residual nets and do not degrade with depth.",
+        id="noise_stability/figure_10",
+        source=f"{PAPER}, Figure 10",
+        says="The loss gradient in the final features is centred, roughly normal.",
         settings={
             "quick": dict(
-                dataset="digits", samples=400, pooled=8, depths=[5, 8], seeds=1, epochs=8,
-                batch=20, lr=0.02, augmentation="none", keep=False,
-                scaled="400 digits of 8 x 8 pixels, depths 5 and 8, one seed",
+                nets=["simplified_residual_20", "simplified_plain_20"], states=["initial"],
+                dataset="digits", samples=100, size=16,
+                scaled="initial weights only, 100 digits of 16 x 16 pixels",
             ),
             "short": dict(
-                dataset="cifar10", samples=6000, pooled=16, depths=[20, 44], seeds=3, epochs=14,
-                batch=128, lr=0.02, augmentation="crop_flip",
-                scaled="6,000 images pooled to 16 x 16, 14 epochs, depths 20 and 44",
+                nets=["simplified_residual_20", "simplified_plain_20"],
+                states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
+                scaled=_SCALED,
             ),
             "paper": dict(
-                dataset="cifar10", samples=None, pooled=32, depths=[20, 32, 44], seeds=3,
-                epochs=FULL_EPOCHS, batch=128, lr=0.02, augmentation="crop_flip",
+                nets=["simplified_residual_20", "simplified_plain_20"],
+                states=["initial", "trained"], dataset="cifar10", samples=10_000, size=32,
+                epochs=FULL_EPOCHS,
             ),
         },
-        compute=compute_table_5,
-        judge=judge_table_5,
-        draw=draw_table_5,
+        compute=compute_figure_10,
+        judge=judge_figure_10,
+        draw=draw_figure_10,
+    ),
+    _figure_12(
+        "simplified",
+        "figure_12_simplified",
+        f"{PAPER}, Figure 12 (a)",
+        "In simplified nets residual connections make more gradient flows dominant, most in deep "
+        "layers, and training makes fewer.",
+        judge_figure_12_simplified,
+    ),
+    _figure_12(
+        "full",
+        "figure_12_full",
+        f"{PAPER}, Figure 12 (b)",
+        "In nets with BatchNorm and two convolutions a block only deep layers have more dominant "
+        "flows than plain nets.",
+        judge_figure_12_deep,
+    ),
+    _figure_12(
+        "dirac",
+        "figure_12_dirac",
+        "a crossing: Figure 12 of arXiv:1905.10944 for the nets of arXiv:1706.00388",
+        "DiracNets, whose identity is inside the weights, have more dominant flows than plain nets "
+        "of their shape.",
+        judge_figure_12_dirac,
     ),
 ]  # fmt: skip

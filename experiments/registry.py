@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import demystifying_resnet, noise_stability_flows
+from experiments import (
+    demystifying_resnet,
+    noise_stability_dominant,
+    noise_stability_flows,
+    noise_stability_gaussian,
+)
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -19,7 +24,12 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
     return claims
 
 
-CLAIMS = join(demystifying_resnet.CLAIMS, noise_stability_flows.CLAIMS)
+CLAIMS = join(
+    demystifying_resnet.CLAIMS,
+    noise_stability_flows.CLAIMS,
+    noise_stability_gaussian.CLAIMS,
+    noise_stability_dominant.CLAIMS,
+)
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:

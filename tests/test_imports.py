@@ -49,7 +49,12 @@ INSIDE = {
     "experiments": [
         ["claim"],
         ["trained", "trainings"],
-        ["demystifying_resnet", "noise_stability_flows"],
+        [
+            "demystifying_resnet",
+            "noise_stability_dominant",
+            "noise_stability_flows",
+            "noise_stability_gaussian",
+        ],
         ["registry"],
         ["__main__"],
     ],
