@@ -147,8 +147,8 @@ CLAIMS = [
         "of the accuracy of residual nets and do not degrade with depth.",
         settings={
             "quick": dict(
-                dataset="digits", samples=400, pooled=8, depths=[5, 8], seeds=1, epochs=10,
-                batch=20, lr=0.02, augmentation="none", keep=False,
+                dataset="digits", samples=400, pooled=8, depths=[5, 8], seeds=1, epochs=8,
+                batch=32, lr=0.05, augmentation="none", keep=False,
                 scaled="400 digits of 8 x 8 pixels, depths 5 and 8, one seed",
             ),
             "short": dict(

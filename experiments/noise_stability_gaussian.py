@@ -6,7 +6,6 @@ and (c) vary, the exponent of eq. (15).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -101,7 +100,8 @@ SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
     "e": ("share p of open units", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1]),
 }
 FIELDS = {"a": "channels", "c": "deviation", "d": "signal", "e": "open_share"}
-GRID = dict(above=[2, 6, 18], deviation=[0.003, 0.03, 0.1], open_share=[0.3, 0.5, 0.7, 0.9, 1])
+COLUMNS = ("mean", "error", "approximation", "refined", "first_order")
+ABOVE, DEVIATIONS, SHARES = [2, 6, 18], [0.003, 0.03, 0.1], [0.3, 0.5, 0.7, 0.9, 1]  # of the map
 
 
 def compute_figure_11(
@@ -112,49 +112,57 @@ def compute_figure_11(
     arrays: dict[str, np.ndarray] = {}
     for sweep, (_, values) in SWEEPS.items():
         arrays[f"{sweep}.x"] = np.array(values, dtype=float)
-        above = np.array([20 - v if sweep == "b" else 20 - LAYER for v in values])
-        scale = [_changed(sweep, v) for v in values]
-        arrays[f"{sweep}.first_order"] = above * [c.channels * c.deviation**2 for c in scale]
         for net, identity in (("residual", True), ("plain", False)):
-            cases = [replace(case, identity=identity, layers=int(m)) for case, m in
-                     zip(scale, above, strict=True)]  # fmt: skip
-            table = np.array([_flow_row(case, draws, generator) for case in cases])
-            keys = ("mean", "error", "approximation", "refined")
-            arrays |= {f"{sweep}.{net}.{key}": table[:, i] for i, key in enumerate(keys)}
+            if sweep == "b":  # all layers of the same nets
+                case = TrivialFlow(**BASE, identity=identity)
+                table = _flow_table(case, draws, generator)[BASE["layers"] - np.array(values)]
+            else:
+                table = np.stack(
+                    [
+                        _flow_table(_changed(sweep, value, identity), draws, generator)[-1]
+                        for value in values
+                    ]
+                )
+            arrays |= {f"{sweep}.{net}.{key}": table[:, i] for i, key in enumerate(COLUMNS)}
     return arrays | _flow_map(map_channels, map_draws, generator)
 
 
-def _changed(sweep: str, value: float) -> TrivialFlow:
-    changes = {FIELDS[sweep]: int(value) if sweep == "a" else value} if sweep in FIELDS else {}
-    return TrivialFlow(**{**BASE, **changes})
+def _changed(sweep: str, value: float, identity: bool) -> TrivialFlow:
+    changed = {FIELDS[sweep]: int(value) if sweep == "a" else value}
+    above = BASE["layers"] - LAYER
+    return TrivialFlow(**{**BASE, "layers": above, **changed}, identity=identity)
 
 
-def _flow_row(case: TrivialFlow, draws: int, generator: torch.Generator) -> tuple[float, ...]:
-    """Simulated mean and standard error, the paper's formula and the recursion, in layer 0.
+def _flow_table(case: TrivialFlow, draws: int, generator: torch.Generator) -> np.ndarray:
+    """For every m, (L + 1, 5): the columns below.
 
     Nets with fewer channels than the base are drawn more often: equally many channels in all.
     """
     draws = max(draws, draws * BASE["channels"] // case.channels)
-    shares = case.simulate(draws=draws, generator=generator)[:, -1]
-    error = shares.std() / draws**0.5
-    found = shares.mean(), error, case.approximation()[-1], case.refined()[-1]
-    return tuple(float(number) for number in found)
+    shares = case.simulate(draws=draws, generator=generator)
+    error = shares.std(0) / draws**0.5
+    above = torch.arange(case.layers + 1)
+    columns = [shares.mean(0), error, case.approximation(), case.refined()]
+    columns.append(above * case.channels * case.deviation**2)
+    return torch.stack(columns, dim=1).numpy()
 
 
 def _flow_map(
     channels: Sequence[int], draws: int, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
-    shape = (len(channels), *(len(values) for values in GRID.values()), 4)
-    table = np.empty(shape)
-    for i, n in enumerate(channels):
-        for j, above in enumerate(GRID["above"]):
-            for k, deviation in enumerate(GRID["deviation"]):
-                for o, share in enumerate(GRID["open_share"]):
-                    case = TrivialFlow(
-                        channels=n, layers=int(above), deviation=deviation, open_share=share
-                    )
-                    table[i, j, k, o] = _flow_row(case, draws, generator)
-    return {"map.channels": np.array(channels), "map.rows": table}
+    """Columns by channels, σ, p and m, which comes before the columns."""
+    rows = [
+        _flow_table(
+            TrivialFlow(channels=n, layers=max(ABOVE), deviation=deviation, open_share=p),
+            draws,
+            generator,
+        )[ABOVE]
+        for n in channels
+        for deviation in DEVIATIONS
+        for p in SHARES
+    ]
+    shape = (len(channels), len(DEVIATIONS), len(SHARES), len(ABOVE), len(COLUMNS))
+    return {"map.channels": np.array(channels), "map.rows": np.stack(rows).reshape(shape)}
 
 
 def judge_figure_11(a: Arrays) -> list[Verdict]:
@@ -165,7 +173,7 @@ def judge_figure_11(a: Arrays) -> list[Verdict]:
 def _judge_formulas(a: Arrays) -> list[Verdict]:
     gaps, allowed, worst = [], [], []
     for sweep in SWEEPS:
-        mean, small = a[f"{sweep}.residual.mean"], a[f"{sweep}.first_order"] < 0.1
+        mean, small = a[f"{sweep}.residual.mean"], a[f"{sweep}.residual.first_order"] < 0.1
         gaps.append(np.abs(mean - a[f"{sweep}.residual.approximation"])[small].max(initial=0))
         worst.append(np.abs(mean - a[f"{sweep}.residual.refined"]))
         allowed.append(0.02 + 3 * a[f"{sweep}.residual.error"])
@@ -237,7 +245,7 @@ def _judge_map(a: Arrays) -> Verdict:
     largest = error.max((1, 2, 3))
     each = {f"n = {n}:": e for n, e in zip(a["map.channels"], largest, strict=True)}
     # n = 4, 18 layers above, σ = 0.003, p = 0.7
-    at = rows[0, -1, 0, 2]
+    at = rows[0, 0, 2, -1]
     return Verdict(
         "limits of the recursion, off the sweeps: n = 4, 18 layers above, σ = 0.003, p = 0.7",
         "fails by more than 0.1: few channels share the chance that one stays open",
@@ -266,10 +274,10 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
             panel.get_legend().remove()
     last = figure.axes[5]
     rows = a["map.rows"]
-    error = np.abs(rows[..., 0] - rows[..., 3]).max((1, 2))
+    error = np.abs(rows[..., 0] - rows[..., 3]).max((1, 3))
     image = last.imshow(error, vmin=0, cmap="viridis", aspect="auto")
     last.set(xlabel="share p of open units", ylabel="channels n")
-    last.set_xticks(range(error.shape[1]), [f"{p:g}" for p in GRID["open_share"]])
+    last.set_xticks(range(error.shape[1]), [f"{p:g}" for p in SHARES])
     last.set_yticks(range(error.shape[0]), [str(n) for n in a["map.channels"]])
     figure.colorbar(image, ax=last, label="largest error of the recursion")
 
