@@ -205,9 +205,7 @@ def test_zero_point_equals_the_measured_hessian(n, blocks, acts, shape, loss, ge
     x = torch.randn(9, 4, generator=generator)
     y = probabilities(9, 4, generator)
     exact = oracles.hessian_by_nested_gradients(LOSSES[loss](net(x), y), list(net.parameters()))
-    predicted = rt.theory.zero_point(
-        (x, y), blocks=blocks, shortcut_depth=n, loss=loss, **options
-    )
+    predicted = rt.theory.zero_point((x, y), blocks=blocks, shortcut_depth=n, loss=loss, **options)
     order = net.definition5_order()
     assert relative_error(predicted.hessian(), exact[order][:, order]) <= HESSIAN
     measured = rt.hessian_spectrum(net, loss, (x, y))
@@ -222,9 +220,7 @@ def test_gradient_at_zero(n, acts, generator):
     net = rt.ShortcutNet(4, 3, n, pre=pre, mid=mid, post=post)
     x, y = torch.randn(9, 4, generator=generator), torch.randn(9, 4, generator=generator)
     (gradient,) = torch.autograd.grad(oracles.square_loss(net(x), y), net.weights)
-    point = rt.theory.zero_point(
-        (x, y), blocks=3, shortcut_depth=n, pre=pre, mid=mid, post=post
-    )
+    point = rt.theory.zero_point((x, y), blocks=3, shortcut_depth=n, pre=pre, mid=mid, post=post)
     scale = float(point.correlation.abs().max())
     assert float((gradient[:, 0] - point.gradient).abs().max()) <= 1e-14 * scale
 
@@ -328,9 +324,7 @@ def test_leading_jet(n, generator):
     net = rt.initialize(
         rt.ShortcutNet(3, 2, n, pre="sigmoid", mid="silu"), "xavier", generator=generator
     )
-    point = rt.theory.zero_point(
-        (x, y), blocks=2, shortcut_depth=n, pre="sigmoid", mid="silu"
-    )
+    point = rt.theory.zero_point((x, y), blocks=2, shortcut_depth=n, pre="sigmoid", mid="silu")
     direction = net.weights.detach().clone()
     at_zero = oracles.square_loss(x, y)
     errors = []
