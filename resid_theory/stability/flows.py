@@ -210,11 +210,15 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: str | Lo
 def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as they come, on the device and in the type of the weights."""
     like = next(net.parameters())
-    if isinstance(data, Images):
-        data = (data.inputs(data.pixels, like.dtype), data.labels)
-    for x, y in batches(data):
+    for x, y in batches(_as_inputs(data, like.dtype) if isinstance(data, Images) else data):
         target = y.to(like.dtype) if y.is_floating_point() else y
         yield x.to(like.device, like.dtype), target.to(like.device)
+
+
+def _as_inputs(images: Images, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    # A part at a time: as floating-point numbers the set is four or eight times as large.
+    for pixels, labels in zip(images.pixels.split(512), images.labels.split(512), strict=True):
+        yield images.inputs(pixels, dtype), labels
 
 
 def _measured(
