@@ -69,7 +69,8 @@ def compute_figure_10(
 
 
 def _keys(a: Arrays, ending: str) -> list[str]:
-    return [key.removesuffix(ending) for key in a if key.endswith(ending)]
+    # Sorted: a record that was read back has its arrays in another order.
+    return sorted(key.removesuffix(ending) for key in a if key.endswith(ending))
 
 
 def judge_figure_10(a: Arrays) -> list[Verdict]:
