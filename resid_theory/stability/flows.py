@@ -111,7 +111,9 @@ def dominant_flows(
     on the size of the map: of flows half as strong as the rest, 30 % are dominant at M = 1 and
     nearly all at M = 256. Compare nets, or layers of equal maps, and look at the other statistics.
 
-    BatchNorm uses its running statistics: samples do not mix. Nothing of the net changes.
+    BatchNorm uses its running statistics: samples do not mix. Nothing of the net changes. The cost
+    is one backward pass down to the first layer for each final feature: with 64 of them about 50
+    times that of one training step on the same samples.
 
     Args:
         net: A net of this library, see :func:`subactivation_paths`, in any precision; float64 is

@@ -78,7 +78,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
     assert isinstance(net, nn.Sequential)
     modules = list(net.named_children())
     points = [i for i in range(top) if isinstance(modules[i][1], (nn.ReLU, Block, nn.Sequential))]
-    at = torch.arange(features)
+    at = torch.arange(features, device="cpu")
     mixed, reason = False, None
     found: list[tuple[str, int, Tensor]] = []
     unmeasured: dict[str, str] = {}
@@ -175,6 +175,7 @@ def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
 
 
 def _followed(entries: tuple[Tensor, ...], outputs: int, at: Tensor) -> Tensor:
-    below = torch.full((outputs + 1,), -1)  # the last entry, at -1, keeps ended paths ended
+    # One entry more, the last, keeps at -1 what is at -1: paths that have ended.
+    below = torch.full((outputs + 1,), -1, device="cpu")
     below[entries[0]] = entries[1]
     return below[at]
