@@ -20,7 +20,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.trained import shipped
-from experiments.trainings import mean_scores, trained
+from experiments.trainings import evaluated, trained_together
 from resid_theory.equivalence import to_plain
 from resid_theory.identity import id_mask, shifted
 from resid_theory.training import NOISE_STABILITY
@@ -103,20 +103,19 @@ def _train(
     # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
     kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
     recipe = NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept)
-    run = trained(
-        f"simplified_{kind}_{depth}",
+    run = trained_together(
         [_net(kind, depth, seed) for seed in seeds],
         recipe,
-        seeds=seeds,
+        seeds,
+        name={"net": f"simplified_{kind}_{depth}", "data": [name, samples, size]},
         data=data,
         test=test,
         device=device,
         keep=name != "digits",  # seconds need no folder, and are to be lived through each time
-        progress=False,
     )
     fits = []
     for number, (net, seed) in enumerate(zip(run.nets, seeds, strict=True)):
-        loss, error = mean_scores(net, data)
+        loss, error = evaluated(net, data)
         lines = [line for line in run.metrics if line["net"] == number]
         start = _net(kind, depth, seed)
         fits.append(Fit(net=net.cpu(), initial=start, lines=lines, loss=loss, error=error))

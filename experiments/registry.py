@@ -2,7 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import demystifying_interpolation, demystifying_resnet, noise_stability
+from experiments import (
+    demystifying_interpolation,
+    demystifying_resnet,
+    noise_stability,
+    noise_stability_dominant,
+    noise_stability_flows,
+    noise_stability_gaussian,
+)
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -23,6 +30,9 @@ CLAIMS = join(
     demystifying_resnet.CLAIMS,
     demystifying_interpolation.CLAIMS,
     noise_stability.CLAIMS,
+    noise_stability_flows.CLAIMS,
+    noise_stability_gaussian.CLAIMS,
+    noise_stability_dominant.CLAIMS,
 )
 
 

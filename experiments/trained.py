@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.trainings import TRAININGS, mean_scores
+from experiments.trainings import TRAININGS, evaluated
 from resid_theory import store, training
 from resid_theory._check import choose
 
@@ -122,7 +122,7 @@ def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
         out=folder,
     )
     # No augmentation here, so this is another loss than that of the log.
-    loss, error = mean_scores(run.net, data)
+    loss, error = evaluated(run.net, data)
     log = (folder / "metrics.jsonl").read_bytes()
     last = [line for line in run.metrics if "epoch" in line][-1]
     about = {

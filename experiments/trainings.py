@@ -1,7 +1,7 @@
 """Trainings of claims, each in a folder of its own: a claim that is killed goes on there."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,33 +10,63 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import ROOT
-from resid_theory import store
+from resid_theory import store, training
+from resid_theory.losses import cross_entropy
 
-__all__ = ["TRAININGS", "mean_scores", "trained"]
+__all__ = ["TRAININGS", "evaluated", "trained", "trained_together"]
 
 TRAININGS = ROOT / "out" / "trainings"
 
 
 def trained(
-    name: str,
+    architecture: Mapping[str, Any],
+    recipe: rt.Recipe,
+    seed: int,
+    *,
+    data: str = "cifar10",
+    samples: int | None = None,
+    pooled: int | None = None,
+    device: str = "cpu",
+    keep: bool = True,
+) -> rt.Run:
+    """Train the net of an architecture record, or take up what an earlier call left.
+
+    ``seed`` is that of the order and the augmentation; the record's ``generator`` that of the
+    initial weights. ``samples`` keeps the first images of the training set, ``pooled`` averages
+    them down to so many pixels a side. ``keep=False`` writes nothing.
+    """
+    images = rt.load_images(data, samples=samples, size=pooled or 32, progress=False)
+    return trained_together(
+        [training.build_net(architecture)],
+        recipe,
+        [seed],
+        name={"architecture": dict(architecture), "data": [data, samples, pooled]},
+        data=images,
+        device=device,
+        keep=keep,
+    )
+
+
+def trained_together(
     nets: Sequence[nn.Module],
     recipe: rt.Recipe,
-    *,
     seeds: Sequence[int],
+    *,
+    name: Any,
     data: rt.Images,
     test: rt.Images | None = None,
     device: str = "cpu",
     keep: bool = True,
-    **more: Any,
 ) -> rt.Run:
-    """Train nets together, or take up such a training where it stopped if it is to be kept.
+    """Train nets through the same epochs, or take up what an earlier call left.
 
-    The folder's name holds what shall be trained; ``train`` itself refuses a folder of another
-    training, such as one with other data or other first weights.
+    ``name``, anything JSON can hold, tells this training from others of equal recipe, seeds,
+    device and versions. The folder's name is a digest of all of these; code is not part of it, so
+    delete the folder when training itself changes.
     """
-    about = [asdict(recipe), list(seeds), len(data), list(data.pixels.shape[1:]), device]
-    key = store.digest(json.dumps(about).encode())[:12]
-    folder = TRAININGS / f"{name}.{key}"
+    versions = [rt.__version__, torch.__version__]
+    made = [name, asdict(recipe), list(seeds), device, versions]
+    folder = store.digest(json.dumps(made, sort_keys=True).encode())[:20]
     return rt.train(
         list(nets),
         data,
@@ -44,24 +74,23 @@ def trained(
         seed=list(seeds),
         test=test,
         device=device,
-        out=folder if keep else None,
+        out=TRAININGS / folder if keep else None,
         save_seconds=20.0,
-        **more,
+        progress=False,
     )
 
 
 @torch.no_grad()
-def mean_scores(net: nn.Module, data: rt.Images, *, batch: int = 500) -> tuple[float, float]:
-    """Mean cross-entropy and share of errors of a net in eval mode, no augmentation."""
+def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[float, float]:
+    """Mean cross-entropy in nats and share of errors of a net in eval mode, on images as stored."""
+    first = next(net.parameters())
     net.eval()
-    parameter = next(net.parameters())
-    data = data.to(parameter.device)
-    loss, wrong = 0.0, 0
-    for start in range(0, len(data), batch):
-        rows = slice(start, start + batch)
-        inputs = data.inputs(data.pixels[rows], parameter.dtype)
-        output = net(inputs.contiguous(memory_format=torch.channels_last))
-        labels = data.labels[rows]
-        loss += float(nn.functional.cross_entropy(output.double(), labels, reduction="sum"))
-        wrong += int((output.argmax(1) != labels).sum())
-    return loss / len(data), wrong / len(data)
+    loss = wrong = 0.0
+    for start in range(0, len(images), batch):
+        pixels = images.pixels[start : start + batch].to(first.device)
+        labels = images.labels[start : start + batch].to(first.device)
+        inputs = images.inputs(pixels, first.dtype).contiguous(memory_format=torch.channels_last)
+        output = net(inputs)
+        loss += len(labels) * float(cross_entropy(output, labels))
+        wrong += float((output.argmax(1) != labels).sum())
+    return loss / len(images), wrong / len(images)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from resid_theory import curvature as curvature
     from resid_theory import data as data
     from resid_theory import plots as plots
+    from resid_theory import stability as stability
     from resid_theory import theory as theory
     from resid_theory import training as training
     from resid_theory.curvature import hessian as hessian
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from resid_theory.shortcut import draw_weights as draw_weights
     from resid_theory.shortcut import initialize as initialize
     from resid_theory.spectra import Spectrum as Spectrum
+    from resid_theory.stability import dominant_flows as dominant_flows
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
@@ -60,6 +62,7 @@ _HOMES = {
     "check_equivalence": "equivalence",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
+    "dominant_flows": "stability",
     "draw_weights": "shortcut",
     "fold": "equivalence",
     "full_net": "networks",
@@ -81,7 +84,7 @@ _HOMES = {
     "to_residual": "equivalence",
     "train": "training",
 }
-_ROOMS = ("curvature", "data", "plots", "theory", "training")
+_ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
 
 __all__ = [
     "IdDecay",
@@ -98,6 +101,7 @@ __all__ = [
     "data",
     "diracnet",
     "diracnet_imagenet",
+    "dominant_flows",
     "draw_weights",
     "fold",
     "full_net",
@@ -116,6 +120,7 @@ __all__ = [
     "resume",
     "save_checkpoint",
     "simplified_net",
+    "stability",
     "theory",
     "to_plain",
     "to_residual",

@@ -19,7 +19,15 @@ from resid_theory._check import whole
 from resid_theory.spectra import Spectrum
 from resid_theory.theory.sphere import PathChart
 
-__all__ = ["by_depth", "figure", "hessian_pattern", "interpolation_path", "png", "spectrum"]
+__all__ = [
+    "by_depth",
+    "figure",
+    "flow_curve",
+    "hessian_pattern",
+    "interpolation_path",
+    "png",
+    "spectrum",
+]
 
 # Okabe and Ito's palette, told apart by colour-blind readers; Wong, Nature Methods 8, 441 (2011).
 _MEASURED, _PREDICTED = "#56B4E9", "#D55E00"
@@ -181,6 +189,46 @@ def by_depth(
     _headroom(ax, 0.1 * (len(measured) + 1))
     title = "markers measured, lines predicted" if lines else None
     ax.legend(loc="upper left", frameon=False, title=title, alignment="left")
+    return ax
+
+
+def flow_curve(
+    positions: Sequence[float],
+    shares: Mapping[str, Sequence[float]],
+    *,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    xlabel: str = "layer",
+    ax: Axes | None = None,
+) -> Axes:
+    """Shares of dominant flows over layers, or over another quantity that is varied.
+
+    Args:
+        positions: Of all curves, along the horizontal axis.
+        shares: Shares in [0, 1] by net, drawn as markers.
+        errors: Standard errors by net, drawn as bars of one each way.
+        predicted: Shares by net, drawn as lines in the colour of the net's markers; without it
+            lines join the markers.
+        xlabel: What the positions are, with their unit.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Figures 11 and 12.
+    """
+    ax, lines = _axes(ax), predicted or {}
+    for number, (net, values) in enumerate(shares.items()):
+        color, marker = _SERIES[number % len(_SERIES)], _MARKERS[number % len(_MARKERS)]
+        bars = (errors or {}).get(net)
+        style = marker if net in lines else marker + "-"
+        ax.errorbar(positions, values, bars, fmt=style, color=color, mfc="none", label=net)
+        if net in lines:
+            ax.plot(positions, lines[net], color=color)
+    ax.set(xlabel=xlabel, ylabel="share of dominant flows", ylim=(-0.03, 1.03))
+    title = "markers measured, lines predicted" if lines else None
+    ax.legend(frameon=False, fontsize="small", title=title, alignment="left")
     return ax
 
 

@@ -19,7 +19,7 @@ FLOORS = [
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
-    ["curvature", "training"],
+    ["curvature", "stability", "training"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -29,14 +29,15 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [
-        ["linear", "local", "separation", "sphere", "toeplitz"],
-        ["assembly", "columns", "kinks"],
+        ["gaussian", "linear", "local", "separation", "sphere", "toeplitz"],
+        ["assembly", "columns", "flow", "kinks"],
         ["itineraries", "origin"],
         ["bracing", "planning"],
         ["interpolation"],
     ],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
+    "stability": [["dominance", "paths"], ["flows"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
     "training": [
@@ -51,7 +52,14 @@ INSIDE = {
         ["claim"],
         ["trainings"],
         ["trained"],
-        ["demystifying_interpolation", "demystifying_resnet", "noise_stability"],
+        [
+            "demystifying_interpolation",
+            "demystifying_resnet",
+            "noise_stability",
+            "noise_stability_dominant",
+            "noise_stability_flows",
+            "noise_stability_gaussian",
+        ],
         ["registry"],
         ["__main__"],
     ],

@@ -115,6 +115,20 @@ def test_curves_by_depth(ax):
     assert ax.get_ylabel() == "number"
 
 
+def test_flow_curves_have_bars_and_lines(ax):
+    shares = {"a": [0.1, 0.9], "b": [0.2, 0.3]}
+    bars, lines = {"a": [0.01, 0.02]}, {"b": [0.25, 0.35]}
+    plots.flow_curve([0, 1], shares, errors=bars, predicted=lines, xlabel="layer", ax=ax)
+    joined, loose, line = ax.lines
+    assert joined.get_ydata().tolist() == [0.1, 0.9] and joined.get_linestyle() == "-"
+    assert loose.get_ydata().tolist() == [0.2, 0.3] and loose.get_linestyle() == "None"
+    assert line.get_ydata().tolist() == [0.25, 0.35] and line.get_color() == loose.get_color()
+    spans = ax.collections[0].get_segments()
+    np.testing.assert_allclose([span[:, 1] for span in spans], [[0.09, 0.11], [0.88, 0.92]])
+    assert labels(ax) == ["a", "b"]
+    assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= 1
+
+
 def test_png_tells_only_the_drawing():
     def drawn():
         figure = plots.figure()

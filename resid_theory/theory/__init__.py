@@ -2,6 +2,8 @@
 
 from resid_theory.theory.assembly import linear_hessian
 from resid_theory.theory.columns import move_column, widest_margin
+from resid_theory.theory.flow import TrivialFlow
+from resid_theory.theory.gaussian import exceedance, exceedance_integral, logistic
 from resid_theory.theory.interpolation import Interpolation, InterpolationNet, interpolate
 from resid_theory.theory.linear import (
     Unit,
@@ -28,6 +30,9 @@ __all__ = [
     "great_arc",
     "interpolate",
     "least_norm",
+    "TrivialFlow",
+    "exceedance",
+    "exceedance_integral",
     "linear_gradient",
     "linear_hessian",
     "linear_hvp",
@@ -35,6 +40,7 @@ __all__ = [
     "linear_optimum",
     "move_column",
     "path_around",
+    "logistic",
     "rotated_moments",
     "widest_margin",
     "zero_point",

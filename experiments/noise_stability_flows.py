@@ -1,0 +1,342 @@
+"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
+dominant gradient flows in nets, Appendix D. Their theory is in ``noise_stability_gaussian``.
+
+Lost from the text that survives and chosen here: the depth of Figure 12 and the paths of nets with
+BatchNorm. The net "after the first iteration" is the net at its initial weights.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.trained import NETS
+from experiments.trainings import trained
+from resid_theory import training
+from resid_theory.images import Images
+from resid_theory.stability import STATISTICS, feature_gradients
+
+PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
+FULL_EPOCHS = 200
+
+
+# -- trained nets and their initial weights --------------------------------------------------------
+
+
+def _net(name: str, state: str, epochs: int | None, device: str) -> torch.nn.Module:
+    """A listed net at its initial weights, from its checkpoint, or trained for so many epochs."""
+    made = NETS[name]
+    if state == "initial":
+        return training.build_net(made.architecture).to(device)
+    if epochs is None:
+        return rt.load_checkpoint(name).to(device)
+    return trained(made.architecture, made.recipe.scaled(epochs), made.seed, device=device).net
+
+
+def _images(dataset: str, split: str, samples: int, size: int) -> Images:
+    return rt.load_images(dataset, split, samples=samples, size=size, progress=False)
+
+
+# -- Figure 10 -------------------------------------------------------------------------------------
+
+
+def compute_figure_10(
+    *,
+    nets: Sequence[str],
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Moments and histogram of the loss gradient in the final features."""
+    data = _images(dataset, "train", samples, size)
+    arrays = {"samples": np.array(samples)}
+    for name in nets:
+        for state in states:
+            g = feature_gradients(_net(name, state, epochs, device), data).double().cpu().numpy()
+            spread = g.std()
+            counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
+            moments = [g.mean() / spread, ((g - g.mean()) ** 4).mean() / spread**4, spread]
+            key = f"{name}.{state}"
+            arrays |= {f"{key}.moments": np.array(moments), f"{key}.counts": counts}
+            arrays["edges"] = edges
+    return arrays
+
+
+def _keys(a: Arrays, ending: str) -> list[str]:
+    # Sorted: a record that was read back has its arrays in another order.
+    return sorted(key.removesuffix(ending) for key in a if key.endswith(ending))
+
+
+def judge_figure_10(a: Arrays) -> list[Verdict]:
+    """Centred; how far from normal is reported with it."""
+    return [
+        Verdict(
+            f"mean over standard deviation of dR/da_L, {key.replace('.', ', ')}",
+            "|mean/std| < 0.1 (the paper's histogram is centred)",
+            f"{a[f'{key}.moments'][0]:+.4f}, kurtosis {a[f'{key}.moments'][1]:.2f} "
+            f"(normal: 3), {int(a['samples'])} samples",
+            abs(float(a[f"{key}.moments"][0])) < 0.1,
+        )
+        for key in _keys(a, ".moments")
+    ]
+
+
+def draw_figure_10(figure: Figure, a: Arrays) -> None:
+    """Histograms in units of the standard deviation, beside the normal density."""
+    ax = figure.subplots()
+    middle = (a["edges"][1:] + a["edges"][:-1]) / 2
+    width = float(a["edges"][1] - a["edges"][0])
+    for key in _keys(a, ".moments"):
+        counts = a[f"{key}.counts"]
+        ax.plot(middle, counts / (counts.sum() * width), drawstyle="steps-mid", label=key)
+    ax.plot(middle, np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi), "k--", label="normal")
+    ax.set(xlabel="dR/da_L, in its standard deviations", ylabel="density")
+    ax.legend(fontsize="small")
+
+
+# -- Figure 12 -------------------------------------------------------------------------------------
+
+PAIRS = {  # (with identity, without), and the rule of the paths where the design leaves it open
+    "simplified": ("simplified_residual_20", "simplified_plain_20", None),
+    "full": ("full_residual_20", "full_plain_20", "truncate"),
+    "dirac": ("diracnet_28_1", "plain_28_1", None),
+}
+
+
+def compute_figure_12(
+    *,
+    pair: str,
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """f_l of both nets of a pair; (layers, statistics) means and standard errors over samples."""
+    data = _images(dataset, "train", samples, size)
+    *names, rule = PAIRS[pair]
+    arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
+    for kind, name in zip(("identity", "plain"), names, strict=True):
+        for state in states:
+            net = _net(name, state, epochs, device)
+            flows = rt.dominant_flows(net, data, rule=rule)
+            views = [flows.read(mode="sap", statistic=statistic) for statistic in STATISTICS]
+            key = f"{kind}.{state}"
+            arrays[f"{key}.mean"] = np.stack([v.mean.cpu() for v in views], 1)
+            arrays[f"{key}.error"] = np.stack([v.standard_error.cpu() for v in views], 1)
+            arrays[f"{key}.off_path"] = flows.off_path.mean(0).cpu().numpy()
+    return arrays
+
+
+def _curves(a: Arrays, state: str) -> tuple[np.ndarray, np.ndarray]:
+    """f_l by the paper's statistic: net with identities, plain net."""
+    return a[f"identity.{state}.mean"][:, 0], a[f"plain.{state}.mean"][:, 0]
+
+
+def _states(a: Arrays) -> list[str]:
+    return [key.split(".")[1] for key in _keys(a, ".mean") if key.startswith("identity")]
+
+
+def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
+    """Residual above plain, most in deep layers; training lowers both."""
+    return [
+        *(verdict for state in _states(a) for verdict in _judge_above(a, state)),
+        *_judge_most_layers(a),
+        *_judge_training(a),
+    ]
+
+
+def _judge_above(a: Arrays, state: str) -> list[Verdict]:
+    own, plain = _curves(a, state)
+    count = f"{int(a['samples'])} samples"
+    return [
+        Verdict(
+            f"{state}: mean of f over the layers, residual against plain",
+            "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
+            f"{own.mean():.3f} against {plain.mean():.3f}, {count}; ratio of the halves "
+            f"{_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
+            own.mean() > plain.mean(),
+        ),
+        Verdict(
+            f"{state}: residual, last three layers against the first three",
+            "greater (increases with the layer)",
+            f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
+            own[-3:].mean() > own[:3].mean(),
+        ),
+    ]
+
+
+def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
+    """Mean over a part of the layers, over the plain net's."""
+    chosen = np.array_split(np.arange(len(own)), parts)[part]
+    return float(own[chosen].mean() / plain[chosen].mean())
+
+
+def _judge_most_layers(a: Arrays) -> list[Verdict]:
+    if "initial" not in _states(a):
+        return []
+    own, plain = _curves(a, "initial")
+    return [
+        Verdict(
+            "initial: layers in which residual is above plain",
+            "≥ 80 %",
+            f"{int((own > plain).sum())} of {len(own)}",
+            bool((own > plain).mean() >= 0.8),
+        )
+    ]
+
+
+def _judge_training(a: Arrays) -> list[Verdict]:
+    if len(_states(a)) < 2:
+        return []
+    pairs = [[_curves(a, state)[side].mean() for state in _states(a)] for side in (0, 1)]
+    return [
+        Verdict(
+            "mean of f over the layers decreases with training",
+            "trained < initial, both nets",
+            ", ".join(f"{n} {before:.3f} to {after:.3f}" for n, (before, after) in
+                      zip(("residual", "plain"), pairs, strict=True)),
+            all(after < before for before, after in pairs),
+        )
+    ]  # fmt: skip
+
+
+def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
+    """With BatchNorm only deep layers differ."""
+    verdicts = []
+    for state in _states(a):
+        own, plain = _curves(a, state)
+        early, late = _ratio(own, plain, 0, 3), _ratio(own, plain, 2, 3)
+        verdicts.append(
+            Verdict(
+                f"{state}: f with identities over f without, last third of the layers",
+                "> 1, and more than in the first third (paper: 0.99 early, 3.07 deep)",
+                f"{late:.2f}; first third {early:.2f}; {int(a['samples'])} samples",
+                late > 1 and late > early,
+            )
+        )
+    return verdicts
+
+
+def judge_figure_12_dirac(a: Arrays) -> list[Verdict]:
+    """The identity inside a normalized weight does what a shortcut does."""
+    verdicts = []
+    for state in _states(a):
+        own, plain = _curves(a, state)
+        verdicts.append(
+            Verdict(
+                f"{state}: mean of f over the layers, DiracNet against plain",
+                "DiracNet > plain (ours: a crossing of two papers)",
+                f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
+                f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
+                own.mean() > plain.mean(),
+            )
+        )
+    return verdicts
+
+
+def draw_figure_12(figure: Figure, a: Arrays) -> None:
+    """f_l by layer: by the paper's statistic, and by the ratio of means beside it."""
+    states = _states(a)
+    panels = figure.subplots(len(states), 2, squeeze=False)
+    labels = {"identity": "with identities", "plain": "plain"}
+    for row, state in zip(panels, states, strict=True):
+        for column, (panel, title) in enumerate(
+            zip(row, ("mean of ratios (paper)", "ratio of means"), strict=True)
+        ):
+            rt.plots.flow_curve(
+                np.arange(len(a[f"plain.{state}.mean"])),
+                {label: a[f"{net}.{state}.mean"][:, column] for net, label in labels.items()},
+                errors={
+                    label: a[f"{net}.{state}.error"][:, column] for net, label in labels.items()
+                },
+                xlabel="layer or block",
+                ax=panel,
+            )
+            panel.set_title(f"{state}, {title}", fontsize="medium")
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+_SCALED = "nets trained for 15 epochs"
+_QUICK_FLOWS = dict(
+    states=["initial"], dataset="digits", samples=4, size=16,
+    scaled="initial weights only, four digits of 16 x 16 pixels",
+)  # fmt: skip
+
+
+def _figure_12(pair: str, name: str, source: str, says: str, judge) -> Claim:
+    both = dict(pair=pair, states=["initial", "trained"], dataset="cifar10", size=32)
+    return Claim(
+        id=f"noise_stability/{name}",
+        source=source,
+        says=says,
+        settings={
+            "quick": dict(pair=pair, **_QUICK_FLOWS),
+            "short": dict(**both, samples=64, scaled=_SCALED),
+            "paper": dict(**both, samples=128, epochs=FULL_EPOCHS),
+        },
+        compute=compute_figure_12,
+        judge=judge,
+        draw=draw_figure_12,
+    )
+
+
+CLAIMS = [
+    Claim(
+        id="noise_stability/figure_10",
+        source=f"{PAPER}, Figure 10",
+        says="The loss gradient in the final features is centred, roughly normal.",
+        settings={
+            "quick": dict(
+                nets=["simplified_residual_20", "simplified_plain_20"], states=["initial"],
+                dataset="digits", samples=100, size=16,
+                scaled="initial weights only, 100 digits of 16 x 16 pixels",
+            ),
+            "short": dict(
+                nets=["simplified_residual_20", "simplified_plain_20"],
+                states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
+                scaled=_SCALED,
+            ),
+            "paper": dict(
+                nets=["simplified_residual_20", "simplified_plain_20"],
+                states=["initial", "trained"], dataset="cifar10", samples=10_000, size=32,
+                epochs=FULL_EPOCHS,
+            ),
+        },
+        compute=compute_figure_10,
+        judge=judge_figure_10,
+        draw=draw_figure_10,
+    ),
+    _figure_12(
+        "simplified",
+        "figure_12_simplified",
+        f"{PAPER}, Figure 12 (a)",
+        "In simplified nets residual connections make more gradient flows dominant, most in deep "
+        "layers, and training makes fewer.",
+        judge_figure_12_simplified,
+    ),
+    _figure_12(
+        "full",
+        "figure_12_full",
+        f"{PAPER}, Figure 12 (b)",
+        "In nets with BatchNorm and two convolutions a block only deep layers have more dominant "
+        "flows than plain nets.",
+        judge_figure_12_deep,
+    ),
+    _figure_12(
+        "dirac",
+        "figure_12_dirac",
+        "a crossing: Figure 12 of arXiv:1905.10944 for the nets of arXiv:1706.00388",
+        "DiracNets, whose identity is inside the weights, have more dominant flows than plain nets "
+        "of their shape.",
+        judge_figure_12_dirac,
+    ),
+]  # fmt: skip

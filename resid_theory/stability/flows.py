@@ -1,0 +1,311 @@
+r"""Dominant gradient flows: does the gradient along a path outweigh all that arrives from others?
+
+:math:`G_l[j,k] = g_k\, \partial a_L[k] / \partial a_l[j]` is the flow into channel j of layer l
+from final feature k, where g is the gradient of the loss in the features a_L; the sum over k is the
+gradient in a_l. Path k is dominant in layer l where its own flow exceeds the sum of the others.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resid_theory._check import choose, whole
+from resid_theory.images import Images
+from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
+from resid_theory.stability.dominance import MODES, STATISTICS, Sums
+from resid_theory.stability.paths import Paths, final_features, subactivation_paths
+from resid_theory.state import untouched
+from resid_theory.stream import batches
+
+__all__ = ["Flows", "dominant_flows", "feature_gradients"]
+
+_WORKSPACE = 1 << 28  # bytes that the flows of one layer may take
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Flows:
+    """Shares of dominant paths in the layers of a net, sample by sample.
+
+    Attributes:
+        layers: Names of the layers, from input to output.
+        readings: f_l of each sample by each mode and statistic, (samples, layers, 3, 3), float64,
+            in [0, 1]; in the order of ``MODES`` and ``STATISTICS``.
+        off_path: Share of the absolute flow into each layer that arrives in channels off its own
+            path, (samples, layers), float64, in [0, 1]; exactly 0 in dominant-path nets.
+        gradients: g, gradient of each sample's own loss in the final features, (samples, K), in
+            units of loss per feature.
+        mode: Which reading ``shares`` shows.
+        statistic: Likewise.
+        unmeasured: Layers without a path, with the reason.
+    """
+
+    layers: tuple[str, ...]
+    readings: Tensor
+    off_path: Tensor
+    gradients: Tensor
+    mode: str
+    statistic: str
+    unmeasured: Mapping[str, str]
+
+    def read(self, *, mode: str, statistic: str) -> "Flows":
+        """The same flows, counted otherwise.
+
+        Args:
+            mode: Of ``MODES``.
+            statistic: Of ``STATISTICS``.
+
+        Returns:
+            A result whose ``shares`` are of that kind.
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        choose("mode", mode, MODES)
+        choose("statistic", statistic, STATISTICS)
+        return replace(self, mode=mode, statistic=statistic)
+
+    @property
+    def shares(self) -> Tensor:
+        """f_l of each sample, (samples, layers), in [0, 1]."""
+        return self.readings[:, :, MODES.index(self.mode), STATISTICS.index(self.statistic)]
+
+    @property
+    def mean(self) -> Tensor:
+        """f_l, mean over the samples, (layers,), in [0, 1]."""
+        return self.shares.mean(0)
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Of that mean, (layers,): over samples, not over nets; NaN for one sample."""
+        return self.shares.std(0) / len(self.shares) ** 0.5
+
+
+def dominant_flows(
+    net: nn.Module,
+    data: Any,
+    *,
+    loss: str | Loss = "cross_entropy",
+    mode: str = "sap",
+    statistic: str = "mean",
+    rule: str | None = None,
+    batch: int | None = None,
+    progress: bool = False,
+) -> Flows:
+    r"""The share f_l of dominant paths in each layer of a net.
+
+    Path k is dominant in layer l, for one sample, if r > 1, where r compares its own flow into its
+    channel j with what arrives there from all other features, position m by position:
+    ``"mean"``, the paper's, is
+    :math:`\frac{1}{M} \sum_m |G[j,k][m]| \,/\, |\sum_{k' \neq k} G[j,k'][m]|` with 0/0 = 0 and
+    x/0 infinite; ``"ratio_of_means"`` divides the means of numerator and denominator; ``"median"``
+    asks for more than half of the positions. f_l is the share of dominant ones among: all paths
+    (``"sap"``); those of the first C_l features (``"first"``); or the C_l channels, all their own
+    paths together against the rest (``"sub"``).
+
+    Beware of the mean: the ratio of two centred normal numbers is Cauchy, its mean over M positions
+    does not converge but grows as :math:`\tfrac{2}{\pi} \rho \ln M`. So f_l by ``"mean"`` depends
+    on the size of the map: of flows half as strong as the rest, 30 % are dominant at M = 1 and
+    nearly all at M = 256. Compare nets, or layers of equal maps, and look at the other statistics.
+
+    BatchNorm uses its running statistics: samples do not mix. Nothing of the net changes. The cost
+    is one backward pass down to the first layer for each final feature: with 64 of them about 50
+    times that of one training step on the same samples.
+
+    Args:
+        net: A net of this library, see :func:`subactivation_paths`, in any precision; float64 is
+            not needed to compare magnitudes.
+        data: Images, (x, y), an object with ``.x`` and ``.y``, or a loader; x is cast to the type
+            of the weights.
+        loss: A mean over samples, as in ``losses.loss_function``.
+        mode: ``"sap"``, ``"first"`` or ``"sub"``. The paper's counting is not certain: its flat
+            curves for plain nets fit ``"sap"`` and ``"first"``.
+        statistic: ``"mean"``, ``"ratio_of_means"`` or ``"median"``.
+        rule: As for :func:`subactivation_paths`.
+        batch: Samples taken together; None chooses by memory.
+        progress: Whether a bar shows on stderr.
+
+    Returns:
+        The shares by the mode and statistic that were asked for, and all others beside them.
+
+    Raises:
+        ValueError: If a name is unknown, the net has no paths (says why), or data and loss do not
+            fit it.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Appendix D, inequality (5) and eq. (13).
+
+    Example:
+        >>> net = rt.simplified_net(5, identity="dominant")
+        >>> flows = dominant_flows(net, rt.load_images("digits", samples=2, size=8))
+        >>> flows.layers, flows.off_path.max().item()
+        (('relu0', 'relu1', 'relu2'), 0.0)
+    """
+    choose("mode", mode, MODES)
+    choose("statistic", statistic, STATISTICS)
+    step = None if batch is None else whole("batch", batch)
+    paths = subactivation_paths(net, rule=rule)
+    parts = []
+    with untouched(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
+        for x, y in _samples(net, data):
+            parts += _measured(net, x, y, loss, paths, step, bar)
+    readings, off_path, gradients = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return Flows(
+        layers=paths.names,
+        readings=readings,
+        off_path=off_path,
+        gradients=gradients,
+        mode=mode,
+        statistic=statistic,
+        unmeasured=paths.unmeasured,
+    )
+
+
+def feature_gradients(
+    net: nn.Module, data: Any, *, loss: str | Loss = "cross_entropy", batch: int = 256
+) -> Tensor:
+    r"""g, gradient of each sample's own loss in the net's final features a_L.
+
+    Args:
+        net: A net of this library, see :func:`subactivation_paths`.
+        data: As for :func:`dominant_flows`.
+        loss: Likewise.
+        batch: Samples taken together.
+
+    Returns:
+        (samples, K), in units of loss per feature.
+
+    Raises:
+        ValueError: If the net has no final features that are pooled channels, or data and loss do
+            not fit it.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Figure 10.
+    """
+    top, _ = final_features(net)
+    assert isinstance(net, nn.Sequential)
+    step = whole("batch", batch)
+    parts = []
+    with untouched(net):
+        for x, y in _samples(net, data):
+            for some, target in zip(x.split(step), y.split(step), strict=True):
+                with torch.no_grad():
+                    features = net[:top](some)
+                parts.append(_gradients(net[top:], features, target, loss))
+    return torch.cat(parts)
+
+
+def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: str | Loss) -> Tensor:
+    """Gradient of each sample's own loss, not of the mean, in the final features."""
+    features = features.detach().requires_grad_()
+    output = head(features)
+    check_target(loss, output, target)
+    function = loss_function(loss)
+    check_mean(function, output, target)
+    value = check_scalar(len(target) * function(output, target))
+    return torch.autograd.grad(value, features)[0]
+
+
+def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches as they come, on the device and in the type of the weights."""
+    like = next(net.parameters())
+    for x, y in batches(_as_inputs(data, like.dtype) if isinstance(data, Images) else data):
+        target = y.to(like.dtype) if y.is_floating_point() else y
+        yield x.to(like.device, like.dtype), target.to(like.device)
+
+
+def _as_inputs(images: Images, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    # A part at a time: as floating-point numbers the set is four or eight times as large.
+    for pixels, labels in zip(images.pixels.split(512), images.labels.split(512), strict=True):
+        yield images.inputs(pixels, dtype), labels
+
+
+def _measured(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: str | Loss,
+    paths: Paths,
+    step: int | None,
+    bar: "tqdm[Any]",
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    assert isinstance(net, nn.Sequential)
+    parts = []
+    start = 0
+    while start < len(x):
+        ladder = _Ladder.of(net, x[start : start + (step or 1)], paths)
+        if step is None:
+            # One sample has shown how large the flows are.
+            step = max(1, min(len(x), _WORKSPACE // (6 * ladder.largest)))
+            if step > 1:
+                continue
+        target = y[start : start + step]
+        gradients = _gradients(net[paths.top :], ladder.upper[-1], target, loss)
+        parts.append((*_read(ladder, gradients, paths), gradients))
+        bar.update(len(target))
+        start += step
+    return parts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ladder:
+    """Activations of the layers, each with the graph of the net's part that leads up to the next.
+
+    Attributes:
+        lower: Activations without a history, one for each layer.
+        upper: The same numbers with the history that starts at the layer below; the last are the
+            final features.
+    """
+
+    lower: list[Tensor]
+    upper: list[Tensor]
+
+    @classmethod
+    def of(cls, net: nn.Sequential, x: Tensor, paths: Paths) -> "_Ladder":
+        with torch.no_grad():
+            below = net[: paths.ends[0]](x)
+        lower, upper = [], []
+        for start, end in zip(paths.ends, (*paths.ends[1:], paths.top), strict=True):
+            lower.append(below.detach().requires_grad_())
+            below = net[start:end](lower[-1])
+            upper.append(below)
+        return cls(lower=lower, upper=upper)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the flows into the largest layer, from all features."""
+        features = self.upper[-1].shape[1]
+        return features * max(a.numel() * a.element_size() for a in self.lower)
+
+    def flows(self, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Flows from some features into every layer, from the top: (features, batch, C, M)."""
+        flow = gradients.new_zeros(len(chosen), *gradients.shape)
+        rows = torch.arange(len(chosen), device=chosen.device)
+        flow[rows, :, chosen] = gradients[:, chosen].mT
+        for layer in reversed(range(len(self.lower))):
+            (flow,) = torch.autograd.grad(
+                self.upper[layer],
+                self.lower[layer],
+                flow,
+                retain_graph=True,
+                is_grads_batched=True,
+            )
+            yield layer, flow.flatten(3)
+
+
+def _read(ladder: _Ladder, gradients: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+    """All readings of one batch and the share off the paths, sample by sample."""
+    features = torch.arange(gradients.shape[1], device=gradients.device)
+    group = max(1, _WORKSPACE * len(features) // (6 * ladder.largest))
+    sums = [
+        Sums.zero(activation, channels.to(gradients.device))
+        for activation, channels in zip(ladder.lower, paths.channels, strict=True)
+    ]
+    for chosen in features.split(group):
+        for layer, flow in ladder.flows(gradients, chosen):
+            sums[layer].add(flow, chosen)
+    readings = torch.stack([total.readings() for total in sums], dim=1)
+    return readings, torch.stack([total.off_path() for total in sums], dim=1)

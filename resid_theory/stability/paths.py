@@ -1,0 +1,181 @@
+"""Sub-activation paths: which channel of each layer the identity connects with a final feature."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import choose
+from resid_theory.identity import AddIdentity, id_entries, id_rule
+from resid_theory.identity.entries import RULES
+from resid_theory.networks import Block, IdentityShortcut
+
+__all__ = ["Paths", "final_features", "subactivation_paths"]
+
+# Each channel of the output comes from the same channel of the input alone.
+_CHANNELWISE = (
+    nn.ReLU, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten,
+    nn.Identity,
+)  # fmt: skip
+
+
+class _Ends(Exception):
+    """No channel goes on through a module; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paths:
+    """The sub-activation paths (SAPs) of a net of K final features; path k ends in feature k.
+
+    Attributes:
+        names: Layers with paths whose flow is mixed on the way up, from input to output.
+        ends: ``net[: ends[i]]`` is the map from the net's input to layer i's activation.
+        top: ``net[:top]`` gives the final features, (batch, K).
+        channels: For each layer the channel of every path, (K,), int64; -1 where it has ended.
+        unmeasured: Layers without a path, with the reason.
+    """
+
+    names: tuple[str, ...]
+    ends: tuple[int, ...]
+    top: int
+    channels: tuple[Tensor, ...]
+    unmeasured: Mapping[str, str]
+
+
+def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
+    """Follow each final feature down the identity of every layer, as far as there is one.
+
+    Layers are the outputs of ReLUs and of blocks. Those from which only channel-wise operations
+    lead to the features are left out: nothing is mixed there, and their flow is dominant by
+    definition.
+
+    Args:
+        net: A net of this library: an ``nn.Sequential`` whose convolutions are marked with the rule
+            of their identity or lie in blocks, and which ends in average pool, flatten, linear.
+        rule: For convolutions whose design has no identity, such as those of plain blocks:
+            ``"repeat"`` or ``"truncate"`` gives them the paths of a net that has one there. None:
+            paths end there.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ValueError: If the net has another form, or no layer with a path; says why.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Appendix D.1; for nets other than the simplified ones, where
+        the paper has none: the paths of their own identity.
+
+    Example:
+        >>> paths = subactivation_paths(rt.simplified_net(8, identity="residual"))
+        >>> paths.names[0], paths.channels[0].tolist()[14:18]
+        ('relu0', [14, 15, 0, 1])
+    """
+    if rule is not None:
+        choose("rule", rule, RULES)
+    top, features = final_features(net)
+    assert isinstance(net, nn.Sequential)
+    modules = list(net.named_children())
+    points = [i for i in range(top) if isinstance(modules[i][1], (nn.ReLU, Block, nn.Sequential))]
+    at = torch.arange(features, device="cpu")
+    mixed, reason = False, None
+    found: list[tuple[str, int, Tensor]] = []
+    unmeasured: dict[str, str] = {}
+    for i in range(top - 1, points[0] - 1 if points else -1, -1):
+        name, module = modules[i]
+        if i in points and mixed:
+            if reason is None:
+                found.append((name, i + 1, at))
+            else:
+                unmeasured[name] = reason
+        if reason is None:
+            try:
+                at, mixed = _below(module, at, rule), mixed or not isinstance(module, _CHANNELWISE)
+            except _Ends as end:
+                reason, mixed = f"the paths end above it, at {name}: {end}", True
+    if not found:
+        raise ValueError(f"net: no layer has a sub-activation path; {reason or 'nothing is mixed'}")
+    names, ends, channels = zip(*reversed(found), strict=True)
+    return Paths(names=names, ends=ends, top=top, channels=channels, unmeasured=unmeasured)
+
+
+def final_features(net: nn.Module) -> tuple[int, int]:
+    """Where the final features are: pooled channels, before the classifier.
+
+    Args:
+        net: A net of this library.
+
+    Returns:
+        The number of modules that lead to them, and how many features there are.
+
+    Raises:
+        ValueError: If the net does not end in average pool, flatten, linear.
+    """
+    modules = list(net.children()) if isinstance(net, nn.Sequential) else []
+    last = modules[-3:]
+    kinds = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+    if len(last) < 3 or not all(isinstance(m, kind) for m, kind in zip(last, kinds, strict=True)):
+        raise ValueError(
+            f"net: got {type(net).__name__}, needs an nn.Sequential that ends in "
+            "AdaptiveAvgPool2d(1), Flatten, Linear, as the nets of this library do: only there is "
+            "every final feature the average of one channel"
+        )
+    pool, _, linear = last
+    if pool.output_size not in (1, (1, 1)):
+        raise ValueError(f"net: pools to {pool.output_size}, needs one feature for each channel")
+    assert isinstance(linear, nn.Linear)
+    return len(modules) - 1, linear.in_features
+
+
+def _below(module: nn.Module, at: Tensor, rule: str | None) -> Tensor:
+    """Channels of the paths in a module's input, from those in its output."""
+    if isinstance(module, _CHANNELWISE):
+        return at
+    if isinstance(module, AddIdentity):
+        return _through(module.layer, at, module.rule)
+    if isinstance(module, nn.Conv2d):
+        own = id_rule(module) or rule
+        if own is None:
+            raise _Ends(
+                "a convolution whose design has no identity; rule='repeat' or 'truncate' follows "
+                "the identity that it might have"
+            )
+        return _through(module, at, own)
+    if isinstance(module, Block):
+        return _below(module.before, _below_shortcut(module, _below(module.after, at, rule)), rule)
+    if isinstance(module, nn.Sequential):
+        for inner in reversed(module):
+            at = _below(inner, at, rule)
+        return at
+    raise _Ends(f"{type(module).__name__} is no layer whose channels are followed here")
+
+
+def _below_shortcut(block: Block, at: Tensor) -> Tensor:
+    shortcut = block.shortcut
+    if isinstance(shortcut, nn.Identity):
+        return at
+    if not isinstance(shortcut, IdentityShortcut):
+        raise _Ends("its shortcut is a projection, which mixes all channels")
+    first = next(m for m in block.branch.modules() if isinstance(m, nn.Conv2d))
+    shape = (shortcut.channels, first.in_channels)
+    return _followed(id_entries(shape, rule=shortcut.rule), shape[0], at)
+
+
+def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
+    assert isinstance(layer, nn.Conv2d)
+    entries = id_entries(
+        layer.weight.shape,
+        rule=rule,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+    return _followed(entries, layer.out_channels, at)
+
+
+def _followed(entries: tuple[Tensor, ...], outputs: int, at: Tensor) -> Tensor:
+    # One entry more, the last, keeps at -1 what is at -1: paths that have ended.
+    below = torch.full((outputs + 1,), -1, device="cpu")
+    below[entries[0]] = entries[1]
+    return below[at]

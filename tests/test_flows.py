@@ -1,0 +1,452 @@
+"""Dominant flows of real nets: against single gradients, an explicit recursion, the definition."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from close import round_off
+from torch import nn
+from torch.testing import assert_close
+
+import resid_theory as rt
+from resid_theory.stability import MODES, STATISTICS, feature_gradients, subactivation_paths
+from resid_theory.stability import flows as room
+from resid_theory.stability.dominance import Sums
+
+FLOW = 1e-14
+"""What a flow promises, relative to the largest: products of a few dozen rounded sums."""
+
+
+def build(name, generator):
+    """A small net with weights far enough from their draw that everything flows."""
+    net = {
+        "plain": lambda: rt.simplified_net(8),
+        "residual": lambda: rt.simplified_net(8, identity="residual"),
+        "explicit": lambda: rt.simplified_net(8, identity="explicit"),
+        "dominant": lambda: rt.simplified_net(8, identity="dominant"),
+        "dirac": lambda: rt.diracnet(10),
+        "plain dirac": lambda: rt.diracnet(10, identity="plain"),
+        "full": lambda: rt.full_net(8),
+        "full, repeated": lambda: rt.full_net(8, doubling="dup"),
+        "full, projected": lambda: rt.full_net(14, doubling="proj"),
+        "full, plain": lambda: rt.full_net(8, shortcut=False),
+        "pre-activation": lambda: rt.preresnet(16),
+        "pre-activation, one": lambda: rt.preresnet(10, shortcut_depth=1, identity="residual"),
+    }[name]()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
+RULES = {"full, plain": "truncate"}
+NAMES = (
+    "plain", "residual", "explicit", "dominant", "dirac", "plain dirac", "full", "full, repeated",
+    "full, projected", "full, plain", "pre-activation", "pre-activation, one",
+)  # fmt: skip
+every_net = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture
+def data(generator, device):
+    x = torch.randn(2, 3, 8, 8, generator=generator)
+    return x.to(device), torch.tensor([3, 7], device=device)
+
+
+def flow_by_single_gradients(net, x, y, end, top, k, channel):
+    """G[j,k][m] of one sample: g_k times the gradient of one feature in one channel."""
+    features = net[:top](x).detach().requires_grad_()
+    loss = F.cross_entropy(net[top:](features), y)
+    (g,) = torch.autograd.grad(loss, features)
+    below = net[:end](x).detach().requires_grad_()
+    feature = net[end:top](below)[0, k]
+    (slope,) = torch.autograd.grad(feature, below)
+    return g[0, k] * slope[0, channel].flatten()
+
+
+def shares_by_the_definition(flows, channels, mode, statistic):
+    """f_l from all flows of one sample, (K, C, M): three loops and the words of the paper."""
+    features, width = flows.shape[:2]
+    path = channels.tolist()
+    if mode == "sub":
+        pairs = [(j, [k for k in range(features) if path[k] == j]) for j in range(width)]
+    else:
+        last = width if mode == "first" else features
+        pairs = [(path[k], [k]) for k in range(last) if path[k] >= 0]
+    dominant = 0
+    for j, own in pairs:
+        mine = sum((flows[k, j] for k in own), torch.zeros(flows.shape[2]))
+        others = sum(
+            (flows[k, j] for k in range(features) if k not in own), torch.zeros(flows.shape[2])
+        )
+        a, b = mine.abs().tolist(), others.abs().tolist()
+        ratios = [
+            0.0 if p == 0 else math.inf if q == 0 else p / q for p, q in zip(a, b, strict=True)
+        ]
+        dominant += {
+            "mean": sum(ratios) / len(ratios) > 1,
+            "ratio_of_means": sum(a) > sum(b),
+            "median": sum(r > 1 for r in ratios) > len(ratios) / 2,
+        }[statistic]
+    return dominant / len(pairs)
+
+
+# Readings ----------------------------------------------------------------------------------------
+
+
+@every_net
+def test_readings_are_those_of_single_gradients(name, generator, device, data):
+    net = build(name, generator).to(device).eval()
+    rule = RULES.get(name)
+    flows = rt.dominant_flows(net, data, rule=rule)
+    paths = subactivation_paths(net, rule=rule)
+    x, y = data
+    layer = len(paths.names) // 2
+    end, channels = paths.ends[layer], paths.channels[layer]
+    below = net[:end](x[:1]).detach().requires_grad_()
+    features = net[: paths.top](x[:1]).detach().requires_grad_()
+    (g,) = torch.autograd.grad(F.cross_entropy(net[paths.top :](features), y[:1]), features)
+    above = net[end : paths.top](below)[0]
+    table = torch.stack(
+        [
+            g[0, k] * torch.autograd.grad(above[k], below, retain_graph=True)[0][0].flatten(1)
+            for k in range(len(above))
+        ]
+    ).cpu()
+    for row, mode in enumerate(MODES):
+        for column, statistic in enumerate(STATISTICS):
+            exact = shares_by_the_definition(table, channels, mode, statistic)
+            assert abs(float(flows.readings[0, layer, row, column]) - exact) < round_off(64)
+
+
+@pytest.mark.parametrize(("k", "channel"), [(0, 0), (63, 0), (17, 1), (40, 8)])
+def test_one_channel_at_a_time_gives_the_same(generator, data, k, channel):
+    net = build("residual", generator).eval()
+    x, y = data
+    paths = subactivation_paths(net)
+    layer = 2
+    exact = flow_by_single_gradients(net, x[:1], y[:1], paths.ends[layer], paths.top, k, channel)
+    ladder = room._Ladder.of(net, x, paths)
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    flow = dict(ladder.flows(g, torch.arange(64)))[layer]
+    scale = float(flow.abs().max())
+    assert_close(flow[k, 0, channel], exact, rtol=0, atol=FLOW * scale)
+
+
+@torch.no_grad()
+def transposed(convolution, flow, below):
+    """The flow in a convolution's input, from that in the ReLU's output behind it."""
+    masked = (flow * (convolution(below) > 0)).flatten(0, 1)
+    stride = convolution.stride[0]
+    spare = below.shape[2] - (masked.shape[2] - 1) * stride - 1
+    back = F.conv_transpose2d(
+        masked, convolution.weight, stride=stride, padding=1, output_padding=spare
+    )
+    return back.view(len(flow), *below.shape)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "dominant"])
+def test_flows_follow_the_recursion(name, generator, data):
+    """G of layer l - 1 is the transposed convolution, with tau(K), of the masked G of layer l."""
+    net = build(name, generator).eval()
+    x, y = data
+    paths = subactivation_paths(net)
+    ladder = room._Ladder.of(net, x, paths)
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    found = dict(ladder.flows(g, torch.arange(64)))
+    convolutions = [m for m in net if isinstance(m, nn.Conv2d)][1:]
+    last = net[:-3](x).detach()
+    flow = torch.diag_embed(g).movedim(1, 0)[..., None, None] / last[0, 0].numel()
+    flow = flow.expand(64, *last.shape)
+    for layer in range(len(convolutions) - 1, -1, -1):
+        flow = transposed(convolutions[layer], flow, ladder.lower[layer])
+        scale = float(flow.abs().max())
+        assert_close(found[layer], flow.flatten(3), rtol=0, atol=FLOW * scale)
+
+
+@every_net
+def test_flows_of_all_features_are_the_gradient(name, generator, device, data):
+    net = build(name, generator).to(device).eval()
+    x, y = data
+    paths = subactivation_paths(net, rule=RULES.get(name))
+    ladder = room._Ladder.of(net, x, paths)
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    for layer, flow in ladder.flows(g, torch.arange(g.shape[1], device=device)):
+        below = ladder.lower[layer].detach().requires_grad_()
+        loss = len(x) * F.cross_entropy(net[paths.ends[layer] :](below), y)
+        (exact,) = torch.autograd.grad(loss, below)
+        scale = float(exact.abs().max())
+        assert_close(flow.sum(0), exact.flatten(2), rtol=0, atol=10 * FLOW * scale)
+
+
+def test_off_path_flow_of_dominant_path_nets_is_exactly_zero(generator, data):
+    net = build("dominant", generator)
+    flows = rt.dominant_flows(net, data)
+    assert bool((flows.off_path == 0).all())
+    # Against nothing at all every flow is dominant.
+    assert bool((flows.read(mode="sub", statistic="mean").shares > 0.5).all())
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "dirac", "full"])
+def test_other_nets_flow_off_their_paths(name, generator, data):
+    off = rt.dominant_flows(build(name, generator), data).off_path
+    assert bool((off > 0).all()) and bool((off < 1).all())
+
+
+def test_one_dense_kernel_lets_flow_off_the_paths_below_it(generator, data):
+    net = build("dominant", generator)
+    torch.nn.utils.parametrize.remove_parametrizations(net.conv4, "weight")
+    with torch.no_grad():
+        net.conv4.weight += 0.01 * torch.randn(net.conv4.weight.shape, generator=generator)
+    off = rt.dominant_flows(net, data).off_path
+    assert bool((off[:, :4] > 0).all()) and bool((off[:, 4:] == 0).all())
+
+
+# Counting ----------------------------------------------------------------------------------------
+
+
+def counted(flow, channels):
+    """Readings of hand-made flows (K, 1, C, M)."""
+    sums = Sums.zero(flow[0], torch.tensor(channels))
+    sums.add(flow, torch.arange(len(flow)))
+    return sums.readings()[0]
+
+
+def test_zeros_count_as_the_paper_says():
+    # Two features, two channels, one position: 1/0, then 0/0.
+    flow = torch.tensor([[[[1.0], [0.0]]], [[[0.0], [0.0]]]])
+    assert counted(flow, [0, 1])[0].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_statistics_differ_where_one_position_stands_out():
+    # Ratios 10, 0.1, 0.1: their mean is 3.4, the ratio of means 0.57, the median 0.1.
+    own, others = torch.tensor([1.0, 0.1, 0.1]), torch.tensor([0.1, 1.0, 1.0])
+    flow = torch.stack([torch.stack([own, own]), torch.stack([others, 0 * own])]).unsqueeze(1)
+    assert counted(flow, [0, -1])[0].tolist() == [1.0, 0.0, 0.0]
+
+
+def test_paths_that_share_a_channel_are_rivals_by_path_and_allies_by_channel():
+    # One channel, features 2, 2 and 3: no path outweighs the others, both own together do.
+    flow = torch.tensor([2.0, 2.0, 3.0]).view(3, 1, 1, 1)
+    readings = counted(flow, [0, 0, -1])
+    assert readings[:, 0].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_ratio_of_normal_numbers_grows_with_the_map(generator):
+    """The caution of the docstring: equal laws in every position, other shares."""
+    shares = []
+    for positions in (1, 256):
+        own = 0.5 * torch.randn(1, 2000, 1, positions, generator=generator)
+        others = torch.randn(1, 2000, 1, positions, generator=generator)
+        sums = Sums.zero(own[0], torch.tensor([0, -1]))  # 2,000 samples of one channel
+        sums.add(torch.cat([own, others]), torch.arange(2))
+        shares.append(float(sums.readings()[:, 0, 0].mean()))
+    exact = rt.theory.exceedance(0.5).item()
+    assert abs(shares[0] - exact) < 4 * math.sqrt(exact * (1 - exact) / 2000)
+    assert shares[1] > 0.95
+
+
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_batches_do_not_matter(generator, data, batch):
+    net = build("residual", generator)
+    whole = rt.dominant_flows(net, data, batch=2)
+    loader = [(data[0][:1], data[1][:1]), (data[0][1:], data[1][1:])]
+    parts = rt.dominant_flows(net, loader, batch=batch)
+    assert torch.equal(whole.readings, parts.readings)
+    assert_close(whole.gradients, parts.gradients)
+
+
+def test_features_in_groups_give_the_same(generator, data, monkeypatch):
+    net = build("full, repeated", generator)
+    whole = rt.dominant_flows(net, data, batch=2)
+    monkeypatch.setattr(room, "_WORKSPACE", 1 << 16)
+    parts = rt.dominant_flows(net, data, batch=2)
+    assert torch.equal(whole.readings, parts.readings)
+    assert_close(whole.off_path, parts.off_path, rtol=round_off(64), atol=0)
+
+
+def test_scale_of_the_loss_does_not_matter(generator, data):
+    net = build("residual", generator)
+    tenfold = rt.dominant_flows(net, data, loss=lambda out, y: 10 * F.cross_entropy(out, y))
+    assert torch.equal(tenfold.readings, rt.dominant_flows(net, data).readings)
+
+
+def test_explicit_identities_give_the_flows_of_residual_weights(data):
+    nets = [rt.simplified_net(8, identity=kind) for kind in ("residual", "explicit")]
+    one, other = (rt.dominant_flows(net, data) for net in nets)
+    assert_close(one.off_path, other.off_path)
+    assert_close(one.readings, other.readings)
+
+
+# The result --------------------------------------------------------------------------------------
+
+
+def test_error_bars_are_over_samples(generator, data):
+    flows = rt.dominant_flows(build("plain", generator), data, mode="sub", statistic="median")
+    assert torch.equal(flows.shares, flows.readings[:, :, 2, 2])
+    assert_close(flows.mean, flows.shares.mean(0))
+    half = (flows.shares[0] - flows.shares[1]).abs() / 2  # of two samples
+    assert_close(flows.standard_error, half)
+
+
+def test_feature_gradients_are_those_of_each_samples_own_loss(generator, data):
+    net = build("residual", generator).eval()
+    x, y = data
+    features = net[:-1](x)
+    chance = net[-1](features).softmax(1) - F.one_hot(y, 10)
+    exact = chance @ net[-1].weight
+    assert_close(feature_gradients(net, data), exact)
+    assert_close(feature_gradients(net, data, batch=1), exact)
+    assert_close(rt.dominant_flows(net, data).gradients, exact)
+
+
+def test_images_are_scaled_like_in_training(generator):
+    net = build("residual", generator)
+    pixels = torch.randint(256, (2, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    constants = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.2)}
+    images = rt.Images(pixels=pixels, labels=torch.tensor([3, 7]), **constants)
+    x = images.inputs(images.pixels, torch.float64)
+    same = rt.dominant_flows(net, (x, images.labels))
+    assert torch.equal(rt.dominant_flows(net, images).readings, same.readings)
+
+
+@pytest.mark.parametrize("name", ["residual", "full", "dirac"])
+def test_nothing_of_the_net_changes(name, generator, data):
+    net = build(name, generator).train()
+    net.get_submodule("conv0").eval()
+    next(net.parameters()).grad = torch.ones_like(next(net.parameters()))
+    flags = [m.training for m in net.modules()]
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    random = torch.get_rng_state()
+    rt.dominant_flows(net, data)
+    feature_gradients(net, data)
+    assert [m.training for m in net.modules()] == flags
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert [p.grad is None for p in net.parameters()].count(False) == 1
+    assert bool((next(net.parameters()).grad == 1).all())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_flows_without_gradients_around(generator, data):
+    net = build("residual", generator)
+    with torch.no_grad():
+        inside = rt.dominant_flows(net, data)
+    assert torch.equal(inside.readings, rt.dominant_flows(net, data).readings)
+
+
+# Paths -------------------------------------------------------------------------------------------
+
+
+def test_paths_of_the_paper():
+    """SAP k runs through channel k mod C_l; the last layer, where nothing is mixed, is left out."""
+    paths = subactivation_paths(rt.simplified_net(20))
+    assert paths.names == tuple(f"relu{layer}" for layer in range(18))
+    for layer, channels in enumerate(paths.channels):
+        width = (16, 32, 64)[max(0, layer - 1) // 6]
+        assert channels.tolist() == [k % width for k in range(64)]
+
+
+def test_paths_of_diracnets_end_where_their_identity_does():
+    paths = subactivation_paths(rt.diracnet(10))
+    widths = [16, 16, 16, 32, 32, 64]
+    for width, channels in zip(widths, paths.channels, strict=True):
+        assert channels.tolist() == [k if k < width else -1 for k in range(64)]
+
+
+@pytest.mark.parametrize(
+    ("doubling", "upper", "first"),
+    [("pad", [-1] * 32, [-1] * 16), ("dup", list(range(32)), list(range(16)))],
+)
+def test_paths_of_blocks_follow_their_shortcut(doubling, upper, first):
+    paths = subactivation_paths(rt.full_net(8, doubling=doubling))
+    assert paths.names == ("relu0", "block1", "block2")
+    assert paths.channels[2].tolist() == [*range(32), *upper]
+    assert paths.channels[0].tolist()[:32] == [*range(16), *first]
+
+
+def test_a_rule_stands_in_where_the_design_has_no_identity():
+    twin = subactivation_paths(rt.full_net(8))
+    plain = subactivation_paths(rt.full_net(8, shortcut=False), rule="truncate")
+    assert plain.names == twin.names
+    assert all(torch.equal(a, b) for a, b in zip(plain.channels, twin.channels, strict=True))
+
+
+def test_layers_without_a_path_are_listed():
+    paths = subactivation_paths(rt.full_net(20, doubling="proj"))
+    assert paths.names == ("block7", "block8")
+    assert set(paths.unmeasured) == {"relu0", *(f"block{i}" for i in range(1, 7))}
+    assert "at block7: its shortcut is a projection" in paths.unmeasured["block3"]
+
+
+class Renamed(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def with_a_stranger():
+    net = rt.simplified_net(5)
+    return nn.Sequential(*net[:3], Renamed(), *net[3:])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Linear(4, 4), "needs an nn.Sequential that ends in"),
+        (lambda: rt.simplified_net(5)[:-1], "needs an nn.Sequential that ends in"),
+        (lambda: rt.full_net(8, shortcut=False), "rule='repeat' or 'truncate' follows"),
+        (lambda: rt.full_net(8, doubling="proj"), "its shortcut is a projection"),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(3, 4, 3),
+                nn.ReLU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(4, 2),
+            ),
+            "nothing is mixed",
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2)
+            ),
+            "pools to 2",
+        ),
+    ],
+    ids=["linear", "no classifier", "no identity", "projection", "one layer", "wide pool"],
+)
+def test_nets_without_paths_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        subactivation_paths(make())
+
+
+def test_a_stranger_ends_the_paths():
+    paths = subactivation_paths(with_a_stranger())
+    assert paths.names == ("4", "6")
+    assert "Renamed is no layer whose channels are followed" in paths.unmeasured["1"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"mode": "saps"}, "mode: unknown name 'saps'"),
+        ({"statistic": "medium"}, "did you mean 'median'"),
+        ({"rule": "repeats"}, "did you mean 'repeat'"),
+        ({"batch": 0}, "batch: got 0"),
+        ({"loss": "entropy"}, "loss: unknown name"),
+        ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="sum")}, "needs a mean"),
+    ],
+    ids=["mode", "statistic", "rule", "batch", "loss", "sum"],
+)
+def test_wrong_arguments_are_refused(keywords, message, data):
+    with pytest.raises(ValueError, match=message):
+        rt.dominant_flows(rt.simplified_net(5), data, **keywords)
+
+
+def test_labels_that_do_not_fit_are_refused(data):
+    with pytest.raises(ValueError, match="class labels from 3 to 70"):
+        rt.dominant_flows(rt.simplified_net(5), (data[0], torch.tensor([3, 70])))

@@ -1,0 +1,270 @@
+"""Which of two normal numbers is greater, and the trivial case of dominant flows built on it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from close import round_off
+from torch.testing import assert_close
+
+from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
+from resid_theory.theory.gaussian import EXPONENTS, half_normal_mean
+
+DRAWS = 1_000_000
+RATIOS = torch.logspace(-8, 8, 161, dtype=torch.float64)
+
+
+def arcsine(ratio, r):
+    """The correlated case as it is usually written; it loses digits at small ratios."""
+    square = ratio**2
+    inside = (square - 1) / ((square + 1) ** 2 - 4 * r**2 * square).sqrt()
+    return 0.5 + inside.asin() / math.pi
+
+
+# exceedance --------------------------------------------------------------------------------------
+
+
+def test_exceedance_is_an_arctangent(device):
+    ratio = RATIOS.to(device)
+    assert_close(exceedance(ratio), 2 / math.pi * ratio.atan(), rtol=round_off(4), atol=0)
+
+
+def test_exceedance_is_the_papers_integral(device):
+    ratio = RATIOS.to(device)
+    # To relative accuracy even where the probability is 1e-8.
+    assert_close(exceedance_integral(ratio), exceedance(ratio), rtol=round_off(16), atol=0)
+
+
+@pytest.mark.parametrize("r", [-0.9, 0.0, 0.3, 0.99])
+def test_exceedance_of_correlated_numbers_is_an_arcsine(r):
+    ratio = torch.logspace(-1, 1, 21)
+    found = exceedance(ratio, correlation=r)
+    assert_close(found, arcsine(ratio, r), rtol=0, atol=1e-14)  # asin is steep at its ends
+
+
+@pytest.mark.parametrize("r", [0.0, 0.6, -0.95])
+def test_exceedance_is_how_often_it_happens(generator, r):
+    x, z = torch.randn(2, DRAWS, generator=generator)
+    y = r * x + math.sqrt(1 - r * r) * z
+    for ratio in (0.05, 0.7, 3.0):
+        exact = exceedance(ratio, correlation=r).item()
+        share = (ratio * x.abs() > y.abs()).double().mean().item()
+        assert abs(share - exact) <= 4 * math.sqrt(exact * (1 - exact) / DRAWS)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.5])
+def test_what_does_not_exceed_is_exceeded(r):
+    both = exceedance(RATIOS, correlation=r) + exceedance(1 / RATIOS, correlation=r)
+    assert_close(both, torch.ones_like(RATIOS), rtol=0, atol=round_off(1))
+
+
+def test_ends_of_the_exceedance():
+    assert exceedance([0.0, 1.0, math.inf]).tolist() == [0.0, 0.5, 1.0]
+    assert exceedance([0.5, 2.0], correlation=1.0).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "gap"), [("slope", 0.0130), ("least_squares", 0.0071), ("minimax", 0.0063)]
+)
+def test_gap_of_the_logistic(name, gap):
+    ratio = torch.logspace(-2, 2, 4001)
+    found = (logistic(ratio, name) - exceedance(ratio)).abs().max().item()
+    assert round(found, 4) == gap
+
+
+def test_no_exponent_does_better_than_minimax():
+    ratio = torch.logspace(-2, 2, 4001)
+    exact = exceedance(ratio)
+    gaps = [
+        (logistic(ratio, EXPONENTS["minimax"] + by) - exact).abs().max() for by in (-1e-3, 0, 1e-3)
+    ]
+    assert gaps[1] < min(gaps[0], gaps[2])
+
+
+def test_slope_exponent_has_the_slope_at_one():
+    step = 1e-4
+    around = torch.tensor([math.exp(-step), math.exp(step)])
+    exact, found = (
+        f(around).diff().item() / (2 * step) for f in (exceedance, lambda x: logistic(x, "slope"))
+    )
+    assert abs(exact - found) < step**2
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 4])
+def test_moments_of_the_half_normal(power):
+    exact = 2 ** (power / 2) * math.gamma((power + 1) / 2) / math.sqrt(math.pi)
+    found = half_normal_mean(lambda v: v**power).item()
+    assert abs(found / exact - 1) <= round_off(300)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: exceedance([-1.0]), "ratio: got -1.0"),
+        (lambda: exceedance([math.nan]), "ratio: got nan"),
+        (lambda: exceedance(1.0, correlation=1.5), "correlation: got 1.5"),
+        (lambda: exceedance_integral([math.inf]), "exceedance takes infinity"),
+        (lambda: logistic([0.009]), "use exceedance, which is exact"),
+        (lambda: logistic([1.0], "minmax"), "did you mean 'minimax'"),
+        (lambda: logistic([1.0], 0.0), "exponent: got 0.0"),
+    ],
+    ids=["negative", "nan", "correlation", "infinity", "tail", "name", "exponent"],
+)
+def test_what_has_no_probability_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# The trivial case --------------------------------------------------------------------------------
+
+BASE = TrivialFlow(channels=32, layers=12, deviation=0.02, open_share=0.9)
+
+
+def by_the_definition(case, draws, generator):
+    """Eq. (6), channel by channel; one net at a time."""
+    n = case.channels
+    shares = []
+    for _ in range(draws):
+        flow = [[0.0] * n for _ in range(n)]
+        for j, signal in enumerate(torch.randn(n, generator=generator).tolist()):
+            flow[j][j] = signal
+        for _ in range(case.layers):
+            delta = (case.deviation * torch.randn(n, n, generator=generator)).tolist()
+            opened = (torch.rand(n, generator=generator) < case.open_share).tolist()
+            flow = [
+                [
+                    sum(
+                        (delta[i][j] + (i == j) * case.identity) * opened[i] * flow[i][k]
+                        for i in range(n)
+                    )
+                    for k in range(n)
+                ]
+                for j in range(n)
+            ]
+        dominant = [
+            abs(flow[j][j]) > abs(sum(flow[j][k] for k in range(n) if k != j)) for j in range(n)
+        ]
+        shares.append(sum(dominant) / n)
+    return torch.tensor(shares)
+
+
+@pytest.mark.parametrize("identity", [True, False], ids=["residual", "plain"])
+def test_simulation_is_the_definition(generator, identity):
+    case = TrivialFlow(
+        channels=5, layers=3, deviation=0.4, open_share=0.7, signal=3.0, identity=identity
+    )
+    slow = by_the_definition(case, 400, generator)
+    fast = case.simulate(draws=4000, generator=generator)[:, -1]
+    error = math.hypot(float(slow.std()) / 20, float(fast.std()) / 4000**0.5)
+    assert abs(float(slow.mean() - fast.mean())) <= 4 * error
+
+
+CASES = {
+    "base": {},
+    "all open": {"open_share": 1.0},
+    "shut": {"open_share": 0.0},
+    "wide": {"channels": 100},
+    "plain": {"identity": False},
+    "persistent": {"persistent": True, "open_share": 0.5},
+    "persistent, plain": {"persistent": True, "identity": False},
+    "large weights": {"deviation": 0.1},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=list(CASES))
+def test_refined_recursion_is_near_the_simulation(device, changes):
+    case = replace(BASE, **changes)
+    source = torch.Generator(device).manual_seed(0)
+    shares = case.simulate(draws=200, generator=source).cpu()
+    error = shares.std(0) / 200**0.5
+    # 0.02 is what the recursion promises about n = 64; the rest is the simulation's error.
+    assert bool(((shares.mean(0) - case.refined()).abs() <= 0.02 + 3 * error).all())
+
+
+def test_known_failure_of_both_formulas(generator):
+    case = TrivialFlow(channels=4, layers=18, deviation=0.003, open_share=0.7)
+    simulated = float(case.simulate(draws=2000, generator=generator)[:, -1].mean())
+    assert abs(simulated - 0.218) < 0.02
+    assert [round(float(f[-1]), 3) for f in (case.refined(), case.approximation())] == [
+        0.006,
+        0.002,
+    ]
+
+
+def test_recursion_is_exact_in_its_second_moments(generator):
+    case = TrivialFlow(channels=3, layers=4, deviation=0.5, open_share=0.6)
+    n, draws = 3, 200_000
+    product = torch.eye(n).expand(draws, n, n)
+    for _ in range(case.layers):
+        opened = (torch.rand(draws, n, 1, generator=generator) < case.open_share).double()
+        weights = torch.eye(n) + case.deviation * torch.randn(draws, n, n, generator=generator)
+        product = weights @ (opened * product)
+    squares = product.square()
+    own, others = case._moments(torch.tensor([3.0]), 0.6, 0.6)[:, 0, -1]
+    for entries, exact in ((squares[:, 0, 0], own), (squares[:, 0, 1], others)):
+        error = float(entries.std()) / draws**0.5
+        assert abs(float(entries.mean() - exact)) <= 4 * error
+
+
+def test_without_masks_the_approximation_is_eq_14():
+    case = replace(BASE, open_share=1.0)
+    m, variance = 5, BASE.deviation**2
+    ratio = math.sqrt((1 + m * variance) / ((BASE.channels - 1) * m * variance))
+    assert_close(case.approximation()[m], exceedance(ratio), rtol=round_off(20), atol=0)
+
+
+def test_formulas_agree_to_first_order():
+    case = replace(BASE, deviation=1e-5)
+    assert_close(case.approximation(), case.refined(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("route", ["approximation", "refined"])
+def test_formulas_do_not_know_the_signal(route):
+    loud = replace(BASE, signal=100.0)
+    assert torch.equal(getattr(loud, route)(), getattr(BASE, route)())
+
+
+@pytest.mark.parametrize("route", ["approximation", "refined"])
+@pytest.mark.parametrize("identity", [True, False], ids=["residual", "plain"])
+def test_the_top_layer_is_all_dominant(route, identity):
+    shares = getattr(replace(BASE, identity=identity), route)()
+    assert shares[0] == 1 and bool((shares[1:] < 1).all())
+    if identity:
+        assert bool((shares.diff() < 0).all())
+
+
+def test_plain_formula_for_many_channels():
+    case = TrivialFlow(channels=10_000, layers=1, deviation=1.0, open_share=0.8, identity=False)
+    closed = math.sqrt(0.8) * (2 / math.pi) ** 1.5 / math.sqrt(9999)
+    assert abs(case.refined()[1].item() / closed - 1) < 1e-3  # the next order is 1 / n
+
+
+def test_normal_flow_in_plain_nets_misses_the_simulation(generator):
+    case = TrivialFlow(channels=64, layers=6, deviation=0.01, open_share=0.97, identity=False)
+    shares = case.simulate(draws=300, generator=generator)[:, -1]
+    error = float(shares.std()) / 300**0.5
+    assert round(float(case.approximation()[-1]), 4) == 0.0786
+    assert abs(float(shares.mean() - case.refined()[-1])) <= 4 * error
+    assert float(case.approximation()[-1] - shares.mean()) > 4 * error
+
+
+def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
+    monkeypatch.setattr("resid_theory.theory.flow._WORKSPACE", 8 * 32**2 * 7)
+    assert BASE.simulate(draws=16, generator=generator).shape == (16, 13)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channels": 1}, "channels: got 1, needs at least 2"),
+        ({"layers": 0}, "layers: got 0"),
+        ({"deviation": 0.0}, "deviation: got 0.0"),
+        ({"signal": -1.0}, "signal: got -1.0"),
+        ({"open_share": 1.1}, "open_share: got 1.1"),
+    ],
+    ids=["channels", "layers", "deviation", "signal", "open_share"],
+)
+def test_impossible_cases_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(BASE, **changes)
