@@ -29,7 +29,7 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
-    "curvature": [["chain", "columns"], ["dense"]],
+    "curvature": [["chain", "twice"], ["graphs"], ["columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
