@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature import chain as chains
-from resid_theory.curvature import dense, graphs
+from resid_theory.curvature import columns, dense, graphs
 from resid_theory.curvature.chain import chain_of
 
 M, D, K = 7, 3, 2

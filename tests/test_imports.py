@@ -29,7 +29,13 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
-    "curvature": [["chain", "twice"], ["graphs"], ["columns"], ["dense"]],
+    "curvature": [
+        ["chain", "inputs", "ranks", "selection", "twice"],
+        ["graphs", "passes"],
+        ["columns", "problem"],
+        ["dense", "products"],
+        ["operator"],
+    ],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],

@@ -8,22 +8,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory.curvature.graphs import Graph, Hessian, recorded
+from resid_theory.curvature.inputs import trainable
 from resid_theory.losses import Loss, loss_function
 
-__all__ = ["Columns", "column_hessian", "column_seconds", "trainable"]
+__all__ = ["Columns", "column_hessian", "column_seconds"]
 
 _WORKSPACE = 1 << 28  # bytes of activations that a group of columns may hold
 _MOST_COLUMNS = 64  # differentiated together; more gains nothing once the processor is busy
 
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def trainable(net: nn.Module) -> list[Tensor]:
-    """The parameters that a Hessian has rows for; ValueError if there is none."""
-    parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
-    return parameters
 
 
 def column_seconds(net: nn.Module, loss: str | Loss, parts: Batches) -> float:

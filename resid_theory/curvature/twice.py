@@ -149,8 +149,9 @@ class _ConvolutionBack(torch.autograd.Function):
             out = through if out is None else out + through
         # The form is linear in each argument: the same call with the other factors put in.
         wanted = (at_weight is not None and ctx.needs_input_grad[1], at_input is not None)
-        new = x if at_input is None else at_input, weight if at_weight is None else at_weight
-        return out, *_back(grad, *new, ctx.plan, wanted), None, None
+        left = x if at_input is None else at_input
+        right = weight if at_weight is None else at_weight
+        return out, *_back(grad, left, right, ctx.plan, wanted), None, None
 
 
 def _batch_norm(
