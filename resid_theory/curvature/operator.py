@@ -93,9 +93,10 @@ class CurvatureBlock:
                 f"V: got shape {tuple(given.shape)} for an operator of shape {self.shape}; needs "
                 f"({self.shape[1]},) or ({self.shape[1]}, b)"
             )
-        columns = given.to(self.device, torch.float64).view(len(given), -1)
+        columns = given.to(self.device, torch.float64)
+        columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
         result = self._ranks.add_product(self._local(columns), columns) / self._samples
-        return result.to(self._dtype).view(-1, *given.shape[1:])
+        return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
 
     def _local(self, columns: Tensor) -> Tensor:
         """Sum over this process's samples, (rows, b)."""

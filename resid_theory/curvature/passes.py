@@ -180,6 +180,14 @@ class Passes:
         else:
             self._compare(self._first.difference(seen))
 
+    def example(self) -> Batch:
+        """The first batch of a pass that is not counted.
+
+        Returns:
+            The batch.
+        """
+        return next(self._read())
+
     def _read(self) -> Iterator[Batch]:
         if isinstance(self._data, Images):
             yield Batch(content=self._data, size=len(self._data))

@@ -66,15 +66,14 @@ class Products:
         with untouched(problem.net, batchnorm=problem.batchnorm):
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             self.samples = problem.look(passes)
-            self._probe(next(iter(passes._read())))
-        self._versions = [p._version for p in problem.net.parameters()]
-        limit = available_bytes(self._device) // 2 if limit is None else limit
-        needed = self.sample_bytes * (self.samples + self._chunk_size(self.samples))
-        self.engine = engine if self._fixed else "retained" if needed <= limit else "rebuilt"
-        if engine == "retained" and needed > limit:
-            raise MemoryError(_too_large(needed, limit))
-        if self.engine == "retained":
-            self._retain()
+            self._probe(passes.example())
+            self._versions = [p._version for p in problem.net.parameters()]
+            self.engine = self._fitting(engine, limit)
+            if self.engine == "retained":
+                self._retain()
+            if self.engine == "rebuilt" and not passes.in_memory:
+                for _ in passes:  # a second time, to see whether the same samples come again
+                    pass
 
     # -- before the first product --
 
@@ -105,13 +104,21 @@ class Products:
         self.retained_seconds = product * self.samples / count
         self.rebuilt_seconds = (product + built - start) * self.samples / count
 
+    def _fitting(self, engine: str, limit: int | None) -> str:
+        """The engine that the graphs' memory allows."""
+        limit = available_bytes(self._device) // 2 if limit is None else limit
+        # Beside the kept graphs, a product holds about as much as the graph it is drawn from.
+        needed = self.sample_bytes * (self.samples + self._chunk_size(self.samples))
+        if engine == "retained" and needed > limit:
+            raise MemoryError(_too_large(needed, limit))
+        return engine if engine != "auto" else "retained" if needed <= limit else "rebuilt"
+
     def _retain(self) -> None:
         try:
-            with untouched(self._problem.net, batchnorm=self._problem.batchnorm):
-                for batch in self._passes:
-                    for start in range(0, batch.size, self._chunk_size(batch.size)):
-                        count = min(self._chunk_size(batch.size), batch.size - start)
-                        self._graphs.append((count, self._graph(batch, start, count)))
+            for batch in self._passes:
+                for start in range(0, batch.size, self._chunk_size(batch.size)):
+                    count = min(self._chunk_size(batch.size), batch.size - start)
+                    self._graphs.append((count, self._graph(batch, start, count)))
             return
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -66,8 +66,12 @@ def _meant(argument: str, part: Any, known: Mapping[str, Tensor]) -> list[str]:
         )
     if not isinstance(part, str):
         raise ValueError(f"{argument}: got {type(part).__name__}, needs a name or a parameter")
-    names = [n for n in known if n == part or fnmatch.fnmatchcase(n, part)]
-    names = names or [n for n in known if fnmatch.fnmatchcase(_short(n), part)]
+    names = [
+        name
+        for name in known
+        if part in (name, _short(name))
+        or any(fnmatch.fnmatchcase(alias, part) for alias in (name, _short(name)))
+    ]
     if names:
         return names
     aliases = {alias: None for n in known for alias in (n, _short(n))}

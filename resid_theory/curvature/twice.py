@@ -2,8 +2,9 @@
 
 torch differentiates a convolution's gradient by a convolution with kernels as large as the images,
 and BatchNorm in eval mode by some twenty elementwise operations. Inside :class:`Twice` both are
-replaced by functions with the same value and the same derivatives, whose second backward pass calls
-the operations that the first one calls.
+replaced by functions with the same value and the same derivatives, whose second backward pass
+calls the operations that the first one calls. On batch statistics, BatchNorm leaves the running
+ones alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,7 +124,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         # In the second pass vmap may be on, which takes plain operations only.
         back = _ConvolutionBack.apply if torch.is_grad_enabled() else _back
-        return (*back(grad, *ctx.saved_tensors, ctx.plan, ctx.needs_input_grad[:2]), None)
+        x, weight = ctx.saved_tensors
+        return (*back(grad, x, weight, ctx.plan, ctx.needs_input_grad[:2]), None)
 
 
 class _ConvolutionBack(torch.autograd.Function):
@@ -151,7 +153,8 @@ class _ConvolutionBack(torch.autograd.Function):
         wanted = (at_weight is not None and ctx.needs_input_grad[1], at_input is not None)
         left = x if at_input is None else at_input
         right = weight if at_weight is None else at_weight
-        return out, *_back(grad, left, right, ctx.plan, wanted), None, None
+        at_x, at_kernel = _back(grad, left, right, ctx.plan, wanted)
+        return out, at_x, at_kernel, None, None
 
 
 def _batch_norm(
@@ -164,6 +167,9 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
+    if training and running_mean is not None:
+        # Running statistics would be written, and put back under a graph that has noted them.
+        return F.batch_norm(input, None, None, weight, bias, True, momentum, eps)
     if training or running_mean is None or running_var is None or not _plain(input):
         return None
     scale = torch.rsqrt(running_var + eps)
