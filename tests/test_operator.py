@@ -129,13 +129,12 @@ def test_products_equal_the_dense_hessian(kind, loss, batchnorm, seed, device):
     vectors = torch.randn(len(exact), 3, generator=generator)
     chunk = (None, 1, 2, 5)[seed % 4] if batchnorm == "eval" else None
     net, parts = net.to(device), [(x.to(device), y.to(device)) for x, y in parts]
-    for engine in ("retained", "rebuilt"):
-        measured = rt.curvature_operator(
-            net, GIVEN[loss], parts, batchnorm=batchnorm, chunk=chunk, engine=engine
-        )
-        assert measured.engine == engine
-        assert relative_error((measured @ vectors).cpu(), exact @ vectors) <= HESSIAN
-        assert relative_error((measured @ vectors[:, 0]).cpu(), exact @ vectors[:, 0]) <= HESSIAN
+    engine = ("retained", "rebuilt")[seed // 2 % 2]
+    measured = rt.curvature_operator(
+        net, GIVEN[loss], parts, batchnorm=batchnorm, chunk=chunk, engine=engine
+    )
+    assert measured.engine == engine
+    assert relative_error((measured @ vectors).cpu(), exact @ vectors) <= HESSIAN
 
 
 # -- Gauss-Newton and Fisher -----------------------------------------------------------------------
@@ -143,8 +142,8 @@ def test_products_equal_the_dense_hessian(kind, loss, batchnorm, seed, device):
 
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("loss", GIVEN)
-@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
-def test_gauss_newton_equals_jacobians(kind, loss, engine, generator):
+def test_gauss_newton_equals_jacobians(kind, loss, generator):
+    engine = "rebuilt" if loss == "mse" else "retained"
     net, x, y, _ = filled(kind, 3)
     net.eval()
     exact = oracles.gauss_newton_by_jacobians(
