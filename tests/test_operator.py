@@ -271,6 +271,28 @@ def test_a_parametrized_weight_goes_by_its_own_name():
     assert measured.block("0.weight").shape == (16, 16)
 
 
+def test_images_are_made_into_inputs_chunk_by_chunk(generator):
+    net, _, _, _ = filled("conv", 1)
+    pixels = torch.randint(256, (M, 4), generator=generator, dtype=torch.uint8).view(M, 4, 1, 1)
+    labels = torch.arange(M) % K
+    images = rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.2,))
+    net = nn.Sequential(nn.Flatten(), net)
+    x = (pixels.double() / 255 - 0.5) / 0.2
+    exact = rt.curvature_operator(net, "cross_entropy", (x, labels)).dense()
+    for engine in ("retained", "rebuilt"):
+        measured = rt.curvature_operator(net, "cross_entropy", images, engine=engine, chunk=3)
+        assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+def test_tuples_of_batches_and_regressions_are_data_too():
+    net, x, y, exact, _ = problem()
+    parts = tuple(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
+    assert relative_error(rt.curvature_operator(net, "square", parts).dense(), exact) <= HESSIAN
+    assert relative_error(
+        rt.curvature_operator(net, "square", rt.Regression(x, y)).dense(), exact
+    ) <= HESSIAN  # fmt: skip
+
+
 def test_single_precision(generator):
     net, x, y, exact, _ = problem()
     vectors = torch.randn(len(exact), 2, generator=generator)

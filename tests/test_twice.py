@@ -52,8 +52,9 @@ def derivatives(call, given, together):
     options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
     if together:
         seconds = torch.autograd.grad(flat, given, vectors, is_grads_batched=True, **options)
-        return value, flat, torch.cat([s.expand(3, *g.shape).reshape(3, -1)
-                                       for s, g in zip(seconds, given, strict=True)], 1)  # fmt: skip
+        pairs = zip(seconds, given, strict=True)  # zeros come without the leading axis
+        rows = [second.expand(3, *g.shape).reshape(3, -1) for second, g in pairs]
+        return value, flat, torch.cat(rows, dim=1)
     rows = []
     for vector in vectors:
         parts = torch.autograd.grad(flat, given, vector, create_graph=True, **options)
