@@ -264,6 +264,13 @@ def test_a_subset_is_a_block_of_the_whole():
     assert torch.equal(by_name.dense(), by_tensor.dense())
 
 
+def test_rows_keep_the_order_of_the_net():
+    net, x, y, exact, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y), parameters=["4.*", "2.*", "0.*"])
+    assert measured.names == [name for name, _ in net.named_parameters()]
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
 def test_a_parametrized_weight_goes_by_its_own_name():
     net, x, y, _ = filled("dirac", 0)
     measured = rt.curvature_operator(net, "square", (x, y), parameters="*.weight")
