@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from resid_theory import stability as stability
     from resid_theory import theory as theory
     from resid_theory import training as training
+    from resid_theory.curvature import CurvatureOperator as CurvatureOperator
+    from resid_theory.curvature import curvature_operator as curvature_operator
     from resid_theory.curvature import hessian as hessian
     from resid_theory.curvature import hessian_cost as hessian_cost
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CurvatureOperator": "curvature",
     "IdDecay": "identity",
     "Images": "images",
     "Moments": "moments",
@@ -60,6 +63,7 @@ _HOMES = {
     "Spectrum": "spectra",
     "build_net": "training",
     "check_equivalence": "equivalence",
+    "curvature_operator": "curvature",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
     "dominant_flows": "stability",
@@ -87,6 +91,7 @@ _HOMES = {
 _ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
 
 __all__ = [
+    "CurvatureOperator",
     "IdDecay",
     "Images",
     "Moments",
@@ -98,6 +103,7 @@ __all__ = [
     "build_net",
     "check_equivalence",
     "curvature",
+    "curvature_operator",
     "data",
     "diracnet",
     "diracnet_imagenet",

@@ -6,11 +6,21 @@ from functools import cache
 
 import torch
 
-__all__ = ["available_bytes", "matmul_rate", "readable_bytes"]
+__all__ = ["available_bytes", "is_out_of_memory", "matmul_rate", "readable_bytes"]
 
 
-def available_bytes() -> int:
-    """Free memory of the machine, or of the container where that is less."""
+def available_bytes(device: torch.device | None = None) -> int:
+    """Free memory of the machine, or of the container where that is less; or of a GPU.
+
+    Args:
+        device: A GPU, to ask for its memory instead; what torch keeps for reuse counts as free.
+
+    Returns:
+        Bytes.
+    """
+    if device is not None and device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -28,6 +38,20 @@ def available_bytes() -> int:
 def readable_bytes(count: int) -> str:
     """A number of bytes as people read it."""
     return f"{count / 2**30:.1f} GiB" if count >= 1 << 28 else f"{count / 2**20:.1f} MiB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was what an operation lacked.
+
+    Args:
+        error: What it raised.
+
+    Returns:
+        True also for the CPU allocator's RuntimeError, which has no class of its own.
+    """
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 @cache

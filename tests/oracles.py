@@ -143,3 +143,29 @@ def diracnet(x, stem, groups, classifier, *, imagenet=False):
             z = batch_norm(torch.conv2d(torch.relu(z), weight, padding=1), *norm)
     weight, bias = classifier
     return torch.relu(z).mean((2, 3)) @ weight.T + bias
+
+
+def gauss_newton_by_jacobians(output, loss, parameters):
+    """J^T C J with both factors written out; ``loss`` takes the outputs."""
+    rows = []
+    for entry in output.reshape(-1):
+        parts = torch.autograd.grad(
+            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    jacobian = torch.stack(rows)
+    point = output.detach().clone().requires_grad_()
+    return jacobian.T @ hessian_by_nested_gradients(loss(point), [point]) @ jacobian
+
+
+def fisher_by_samples(losses, parameters):
+    """Mean of g g^T over samples' gradients, one backward pass each."""
+    size = sum(p.numel() for p in parameters)
+    total = torch.zeros(size, size, dtype=parameters[0].dtype)
+    for loss in losses:
+        parts = torch.autograd.grad(
+            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        gradient = torch.cat([part.reshape(-1) for part in parts])
+        total += torch.outer(gradient, gradient)
+    return total / len(losses)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature import chain as chains
-from resid_theory.curvature import columns, dense
+from resid_theory.curvature import columns, dense, graphs
 from resid_theory.curvature.chain import chain_of
 
 M, D, K = 7, 3, 2
@@ -568,7 +568,7 @@ def nn_shortcut():
 
 def test_operations_without_a_batching_rule_go_one_by_one(data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(columns.Columns, "_backward", lambda self, units: None)
+    monkeypatch.setattr(graphs.Graph, "_together", lambda self, *given: None)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 import resid_theory as rt
 from benchmarks import crash
-from resid_theory import store, training
+from resid_theory import machine, store, training
 from resid_theory.training import DivergenceError, Recipe, faults, loop, train
 from resid_theory.training.nets import first_difference
 
@@ -786,7 +786,7 @@ def test_other_errors_pass_through():
 def test_real_lack_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 56)
-    assert faults.is_out_of_memory(caught.value)
+    assert machine.is_out_of_memory(caught.value)
 
 
 def test_progress_shows_if_asked(capsys):

@@ -6,5 +6,18 @@ from resid_theory.curvature.dense import (
     hessian_cost,
     hessian_spectrum,
 )
+from resid_theory.curvature.operator import (
+    CurvatureBlock,
+    CurvatureOperator,
+    curvature_operator,
+)
 
-__all__ = ["HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
+__all__ = [
+    "CurvatureBlock",
+    "CurvatureOperator",
+    "HessianCost",
+    "curvature_operator",
+    "hessian",
+    "hessian_cost",
+    "hessian_spectrum",
+]

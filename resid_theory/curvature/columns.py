@@ -7,22 +7,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory.losses import Loss, check_scalar, loss_function
+from resid_theory.curvature.graphs import Graph, Hessian, recorded
+from resid_theory.curvature.inputs import trainable
+from resid_theory.losses import Loss, loss_function
 
-__all__ = ["Columns", "column_hessian", "column_seconds", "trainable"]
+__all__ = ["Columns", "column_hessian", "column_seconds"]
 
 _WORKSPACE = 1 << 28  # bytes of activations that a group of columns may hold
 _MOST_COLUMNS = 64  # differentiated together; more gains nothing once the processor is busy
 
 Batches = list[tuple[Tensor, Tensor]]
-
-
-def trainable(net: nn.Module) -> list[Tensor]:
-    """The parameters that a Hessian has rows for; ValueError if there is none."""
-    parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
-    return parameters
 
 
 def column_seconds(net: nn.Module, loss: str | Loss, parts: Batches) -> float:
@@ -84,86 +78,25 @@ def _check_symmetric(total: Tensor, eps: float) -> None:
 class Columns:
     """The gradient of one batch's loss with its graph, to draw columns from in groups."""
 
-    parameters: list[Tensor]
-    gradient: Tensor
+    graph: Graph
+    size: int
     step: int
 
     @classmethod
     def of(cls, net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> "Columns":
         """Differentiate once, and choose the group by what the graph holds in memory."""
-        saved = 0
-
-        def weigh(tensor: Tensor) -> tuple[Tensor, int]:
-            nonlocal saved
-            saved += tensor.numel() * tensor.element_size()
-            return tensor, tensor._version
-
-        def give(packed: tuple[Tensor, int]) -> Tensor:
-            tensor, version = packed
-            if tensor._version != version:  # torch's own check is off where hooks are on
-                raise ValueError("net: overwrites in place a value that its gradient needs")
-            return tensor
-
         parameters = trainable(net)
-        with (
-            torch.enable_grad(),
-            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-            torch.autograd.graph.saved_tensors_hooks(weigh, give),
-        ):
-            value = check_scalar(loss_function(loss)(net(x.clone()), y))
-            grads = torch.autograd.grad(
-                value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-            gradient = torch.cat([grad.reshape(-1) for grad in grads])
-        step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, saved)))
-        return cls(parameters=parameters, gradient=gradient, step=step)
-
-    @property
-    def size(self) -> int:
-        """Number of columns."""
-        return len(self.gradient)
+        function = loss_function(loss)
+        graph = recorded(lambda: Hessian(function(net(x.clone()), y), parameters), weigh=True)
+        step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, graph.saved)))
+        return cls(graph=graph, size=sum(p.numel() for p in parameters), step=step)
 
     def rows(self, start: int) -> Tensor:
         """Rows of the Hessian from ``start`` on, at most ``step``, float64."""
         count = min(self.step, self.size - start)
-        if not self.gradient.requires_grad:  # the loss is linear in every parameter
-            return torch.zeros(count, self.size, dtype=torch.float64, device=self.gradient.device)
-        units = torch.zeros(
-            count, self.size, dtype=self.gradient.dtype, device=self.gradient.device
-        )
+        example = self.graph.parameters[0]
+        units = torch.zeros(count, self.size, dtype=example.dtype, device=example.device)
         units[torch.arange(count), start + torch.arange(count)] = 1.0
-        parts = self._backward(units) if count > 1 else None
-        if parts is None:
-            parts = [torch.stack(p) for p in zip(*map(self._single, units), strict=True)]
-        # A parameter that the gradient does not reach has zeros without the group's axis.
-        flat = [
-            part.expand(count, *parameter.shape).reshape(count, -1)
-            for part, parameter in zip(parts, self.parameters, strict=True)
-        ]
-        return torch.cat(flat, dim=1).to(torch.float64)
-
-    def _backward(self, units: Tensor) -> list[Tensor] | None:
-        try:
-            return list(
-                torch.autograd.grad(
-                    self.gradient,
-                    self.parameters,
-                    grad_outputs=units,
-                    is_grads_batched=True,
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        except RuntimeError:
-            return None  # an operation without a batching rule: one column at a time gives the same
-
-    def _single(self, unit: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            self.gradient,
-            self.parameters,
-            grad_outputs=unit,
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        every = range(len(self.graph.parameters))
+        found = self.graph.product(units, rows=every, columns=every, step=self.step)
+        return found.to(torch.float64)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose, finite
+from resid_theory._check import choose
 from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
-from resid_theory.curvature.columns import Batches, column_hessian, column_seconds, trainable
-from resid_theory.losses import Loss, check_mean, check_target, loss_function
+from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
+from resid_theory.curvature.inputs import check_batches, check_inputs, check_net, trainable
+from resid_theory.losses import Loss, loss_function
 from resid_theory.machine import available_bytes, matmul_rate, readable_bytes
 from resid_theory.moments import Moments
 from resid_theory.spectra import Spectrum
@@ -96,12 +97,12 @@ def hessian(
         >>> rt.hessian(net, "square", data).diagonal().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    _check_net(net)
+    check_net(net)
     with untouched(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         plan = _plan(net, loss, data, method)
         _refuse_if_too_large(plan.bytes, plan.size, memory_limit)
-        _check_batches(net, loss, plan.batches)
+        check_batches(net, loss, plan.batches)
         result = plan.run(progress)
     # Reading a closed form back would cost as much as making it; its diagonal shows an overflow.
     probe = result.diagonal() if plan.method == "closed_form" else result
@@ -141,7 +142,7 @@ def hessian_spectrum(
         ValueError: As for :func:`hessian`.
         MemoryError: As for :func:`hessian`.
     """
-    _check_net(net)
+    check_net(net)
     size = sum(p.numel() for p in trainable(net))
     _refuse_if_too_large(3 * 8 * size * size, size, memory_limit)  # LAPACK works on a copy
     matrix = hessian(
@@ -179,10 +180,10 @@ def hessian_cost(
     Raises:
         ValueError: As for :func:`hessian`.
     """
-    _check_net(net)
+    check_net(net)
     with untouched(net, batchnorm=batchnorm):
         plan = _plan(net, loss, data, method)
-        _check_batches(net, loss, plan.batches)
+        check_batches(net, loss, plan.batches)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
@@ -203,7 +204,7 @@ def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
     choose("method", method, METHODS)
     loss_function(loss)  # an unknown name is refused before anything else happens
     parts = list(batches(data))
-    _check_inputs(net, parts)
+    check_inputs(net, parts)
     chain = chain_of(net) if _are_rows(net, parts) else None
     is_closed = chain is not None and chain.is_linear and loss == "square" and _are_matrices(parts)
     if chain is not None and is_closed and method in ("auto", "closed_form"):
@@ -262,11 +263,6 @@ def _columns_plan(net: nn.Module, loss: str | Loss, parts: Batches) -> _Plan:
     )
 
 
-def _check_net(net: nn.Module) -> None:
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"net: got {type(net).__name__}, needs a torch.nn.Module")
-
-
 def _are_rows(net: nn.Module, parts: Batches) -> bool:
     """Whether every sample reaches the first layer as one vector."""
     flattened = any(isinstance(module, nn.Flatten) for module in net.modules())
@@ -275,57 +271,6 @@ def _are_rows(net: nn.Module, parts: Batches) -> bool:
 
 def _are_matrices(parts: Batches) -> bool:
     return all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
-
-
-def _check_inputs(net: nn.Module, parts: Batches) -> None:
-    for key, weight in net.named_parameters():
-        finite(f"net {key}", weight)
-    parameter = trainable(net)[0]
-    for x, y in parts:
-        for name, value in (("x", x), ("y", y)):
-            if value.is_floating_point() and value.dtype != parameter.dtype:
-                raise ValueError(
-                    f"data {name}: has dtype {value.dtype}, the net {parameter.dtype}; needs one "
-                    f"dtype, e.g. {name}.to({parameter.dtype}) or net.to({value.dtype})"
-                )
-            if value.device != parameter.device:
-                raise ValueError(
-                    f"data {name}: is on {value.device}, the net on {parameter.device}; needs one "
-                    f"device, e.g. {name}.to({str(parameter.device)!r})"
-                )
-
-
-def _check_batches(net: nn.Module, loss: str | Loss, parts: Batches) -> None:
-    """Run two samples of every shape, and hold the loss against what comes out."""
-    outputs: dict[Any, Any] = {}
-    with torch.no_grad():
-        for x, y in parts:
-            key = (x.shape[1:], x.dtype)
-            if key not in outputs:
-                outputs[key] = _output(net, loss, x[:2], y[:2])
-            if not callable(loss):
-                one = outputs[key][:1]
-                check_target(loss, one.expand(len(y), *one.shape[1:]), y)
-
-
-def _output(net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> Any:
-    try:
-        output = net(x.clone())  # cloned: a net that starts in place would overwrite the data
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise ValueError(
-            f"data x: the net does not take samples of shape {tuple(x.shape[1:])} and dtype "
-            f"{x.dtype}: {error}"
-        ) from error
-    if callable(loss):
-        if isinstance(output, Tensor) and len(output) == len(x):
-            check_mean(loss, output, y)
-    elif not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(x):
-        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else repr(type(output))
-        raise ValueError(
-            f"net: gives {given} for {len(x)} samples; the loss {loss!r} needs a tensor with one "
-            "output a sample along its first axis"
-        )
-    return output
 
 
 def _refuse_if_too_large(needed: int, size: int, limit: int | None) -> None:

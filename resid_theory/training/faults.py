@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resid_theory.machine import is_out_of_memory
 from resid_theory.training.steps import Batch, Separate, Stacked
 
-__all__ = ["DivergenceError", "Watch", "fitting_batch", "is_out_of_memory"]
+__all__ = ["DivergenceError", "Watch", "fitting_batch"]
 
 
 class DivergenceError(ArithmeticError):
@@ -123,20 +124,6 @@ def _first_bad(net: nn.Module, x: Tensor) -> str:
                 hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         net(x)
     return f"the output of layer {bad[0]!r}" if bad else "the loss"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was what an operation lacked.
-
-    Args:
-        error: What it raised.
-
-    Returns:
-        True also for the CPU allocator's RuntimeError, which has no class of its own.
-    """
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def fitting_batch(step: Callable[[int], object], batch: int) -> int:

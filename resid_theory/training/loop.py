@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory.images import Crops, augment, draw_crops
+from resid_theory.machine import is_out_of_memory
 from resid_theory.state import untouched
-from resid_theory.training.faults import Watch, fitting_batch, is_out_of_memory
+from resid_theory.training.faults import Watch, fitting_batch
 from resid_theory.training.nets import architecture_of, save_checkpoint
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.results import Moment, Run, Settings

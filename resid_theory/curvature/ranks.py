@@ -1,0 +1,132 @@
+"""Sums over the processes of torch.distributed, each of which holds a shard of the data."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["Ranks"]
+
+
+class Ranks:
+    """The processes that a data set is shared among; without a group, this one alone.
+
+    Args:
+        group: None, ``"world"`` for all processes, or a process group.
+
+    Attributes:
+        count: Number of processes.
+
+    Raises:
+        ValueError: If torch.distributed is not initialized, or this is no group.
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self._group = group
+        self.count = 1
+        if group is None:
+            return
+        if not dist.is_available() or not dist.is_initialized():
+            raise ValueError(
+                f"ranks: got {group!r}, but torch.distributed is not initialized; call "
+                "torch.distributed.init_process_group in every process first"
+            )
+        if isinstance(group, str):
+            if group != "world":
+                raise ValueError(f"ranks: got {group!r}, needs None, 'world' or a process group")
+            self._group = dist.group.WORLD
+        self.count = dist.get_world_size(self._group)
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place; every process must call.
+
+        Args:
+            tensor: float64, of one shape everywhere.
+
+        Returns:
+            ``tensor`` itself.
+        """
+        if self._group is not None:
+            dist.all_reduce(tensor, group=self._group)
+        return tensor
+
+    def add_product(self, total: Tensor, vectors: Tensor) -> Tensor:
+        """The sum of products by vectors that have to be the same everywhere, in one reduction.
+
+        Args:
+            total: This process's products, (rows, b).
+            vectors: What was multiplied, (columns, b), float64.
+
+        Returns:
+            The sum, (rows, b), float64.
+
+        Raises:
+            ValueError: If the vectors differ between processes by more than round-off.
+        """
+        if self._group is None:
+            return total
+        places = torch.arange(len(vectors), device=vectors.device, dtype=torch.float64)
+        sketch = torch.cos(places) @ vectors.sum(1)
+        extra = torch.stack([sketch, sketch.square(), vectors.square().sum()])
+        everything = self.add(torch.cat([total.double().reshape(-1), extra]))
+        one, squares, norms = everything[-3:].tolist()
+        # The spread of equal numbers is round-off; that of unrelated vectors is of order |V|^2.
+        if not self.count * squares - one**2 <= 1e-8 * self.count * norms:
+            raise ValueError(
+                "V: the vectors differ between ranks, needs the same ones everywhere: draw them "
+                "with generators of one seed"
+            )
+        return everything[:-3].view(total.shape)
+
+    def together(self, failure: BaseException | None, device: torch.device) -> None:
+        """Go on only if no process failed, so that none waits for one that is gone.
+
+        Args:
+            failure: What happened here.
+            device: Where the processes exchange tensors.
+
+        Raises:
+            RuntimeError: If another process failed and this one did not.
+        """
+        failed = torch.tensor([float(failure is not None)], dtype=torch.float64, device=device)
+        count = int(self.add(failed).item())
+        if failure is not None:
+            raise failure
+        if count:
+            raise RuntimeError(f"ranks: {count} other ranks failed, each with its own error")
+
+    def check_same(self, tensors: list[Tensor], settings: str) -> None:
+        """Refuse weights or settings that are not the same in all processes.
+
+        Args:
+            tensors: The net's parameters.
+            settings: What else has to agree.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        if self._group is None:
+            return
+        marks = [_mark(tensor) for tensor in tensors]
+        text = torch.tensor(list(settings.encode()), dtype=torch.float64).sum()
+        own = torch.stack([*marks, text.to(marks[0].device)])
+        sums = self.add(torch.stack([own, own.square()]))
+        # Whole numbers below 2^20: the sums are exact, and equal ones have no spread at all.
+        apart = self.count * sums[1] != sums[0].square()
+        if bool(apart.any()):
+            first = int(apart.nonzero()[0, 0])
+            what = f"parameter {first}" if first < len(tensors) else "the arguments"
+            raise ValueError(
+                f"net: {what} differs between ranks, needs the same net and arguments everywhere: "
+                "load one checkpoint, or broadcast the parameters from rank 0"
+            )
+
+
+def _mark(tensor: Tensor) -> Tensor:
+    """A checksum below 2^20, exact in float64 even when squared and summed."""
+    flat = tensor.detach().reshape(-1).double().view(torch.int64)
+    odd = 2 * torch.arange(len(flat), device=flat.device) + 1
+    mixed = (flat ^ (flat >> 29)) * odd
+    total = mixed.sum()
+    return ((total ^ (total >> 20) ^ (total >> 40)) & ((1 << 20) - 1)).double()

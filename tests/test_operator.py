@@ -1,0 +1,629 @@
+"""Curvature operators: every product against a matrix written out, whatever net, loss and data."""
+
+import itertools
+import warnings
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from close import HESSIAN, relative_error
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import resid_theory as rt
+from resid_theory.curvature.problem import Problem
+from resid_theory.identity import with_identity
+
+M, K = 7, 2
+SQUARE = {"square": oracles.square_loss, "mse": F.mse_loss, "cross_entropy": oracles.cross_entropy}
+GIVEN = {"square": "square", "mse": F.mse_loss, "cross_entropy": "cross_entropy"}
+
+
+# -- generated nets: products against the dense Hessian -------------------------------------------
+
+
+class Attention(nn.Module):
+    """Self-attention over two tokens, under a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 2, batch_first=True)
+        self.head = nn.Linear(2, K)
+
+    def forward(self, x):
+        z = x.unflatten(1, (2, 2))
+        z = z + self.attention(z, z, z, need_weights=False)[0]
+        return self.head(torch.tanh(z)).mean(1)
+
+
+def dense_net(act):
+    return nn.Sequential(nn.Linear(4, 3), act(), nn.Linear(3, 3, bias=False), act(),
+                         nn.Linear(3, K))  # fmt: skip
+
+
+def conv_net(norm=nn.Identity, act=nn.Tanh, stride=1, groups=1):
+    return nn.Sequential(
+        nn.Unflatten(1, (2, 2, 1)), nn.Conv2d(2, 4, (2, 1), padding=(1, 0)), norm(4), act(),
+        nn.Conv2d(4, 2, 1, stride=stride, groups=groups, bias=False), nn.Flatten(),
+        nn.LazyLinear(K),
+    )  # fmt: skip
+
+
+def identity_net(kind):
+    first, second = nn.Linear(4, 4), nn.Conv1d(2, 2, 3, padding=1)
+    return nn.Sequential(
+        with_identity(first, kind), nn.ReLU(), nn.Unflatten(1, (2, 2)),
+        with_identity(second, kind), nn.Tanh(), nn.Flatten(), nn.Linear(4, K),
+    )  # fmt: skip
+
+
+NETS = {
+    "linear": lambda: dense_net(nn.Identity),
+    "tanh": lambda: dense_net(nn.Tanh),
+    "relu": lambda: dense_net(nn.ReLU),
+    "shortcut": lambda: nn.Sequential(rt.ShortcutNet(4, 2, 2, mid="tanh"), nn.Linear(4, K)),
+    "conv": conv_net,
+    "conv-strided-groups": lambda: conv_net(stride=(2, 1), groups=2, act=nn.ReLU),
+    "batchnorm": lambda: conv_net(nn.BatchNorm2d),
+    "batchnorm-relu": lambda: conv_net(nn.BatchNorm2d, act=lambda: nn.ReLU(inplace=True)),
+    "attention": Attention,
+    "dirac": lambda: identity_net("dirac"),
+    "residual": lambda: identity_net("residual"),
+}
+
+
+def filled(kind, seed):
+    """A net with random weights and statistics, and its data."""
+    generator = torch.Generator().manual_seed(seed)
+    net = NETS[kind]()
+    net(torch.zeros(2, 4))
+    net.train(seed % 2 == 0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.7 * torch.randn(p.shape, generator=generator))
+        for name, buffer in net.named_buffers():
+            if "running" in name:
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    x = torch.randn(M, 4, generator=generator)
+    y = torch.softmax(torch.randn(M, K, generator=generator), dim=1)
+    return net, x, y, generator
+
+
+def exact_hessian(net, loss, parts, batchnorm):
+    """Of the mean over ragged batches, by nested gradients in torch's own layers."""
+    net.eval()
+    for module in net.modules():
+        if batchnorm == "batch" and isinstance(module, nn.BatchNorm2d):
+            module.train()
+    kept = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        value = sum(len(x) * SQUARE[loss](net(x.clone()), y) for x, y in parts)
+    value = value / sum(len(x) for x, _ in parts)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    with torch.no_grad():
+        for name, buffer in net.named_buffers():
+            buffer.copy_(kept[name])
+    return exact
+
+
+SPLITS = ([7], [3, 4], [4, 2, 1], [2, 2, 3])
+SWEEP = [
+    pytest.param(kind, loss, batchnorm, 10 * number + seed, id=f"{kind}-{loss}-{batchnorm}-{seed}")
+    for number, (kind, loss) in enumerate(itertools.product(NETS, GIVEN))
+    for batchnorm in (("eval", "batch") if "norm" in kind else ("eval",))
+    for seed in range(6)
+]
+
+
+def test_the_sweep_is_as_wide_as_it_promises():
+    assert len(SWEEP) >= 200
+
+
+@pytest.mark.parametrize(("kind", "loss", "batchnorm", "seed"), SWEEP)
+def test_products_equal_the_dense_hessian(kind, loss, batchnorm, seed, device):
+    net, x, y, generator = filled(kind, seed)
+    sizes = SPLITS[seed % 4] if batchnorm == "eval" else ([7], [3, 4])[seed % 2]
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    exact = exact_hessian(net, loss, parts, batchnorm)
+    vectors = torch.randn(len(exact), 3, generator=generator)
+    chunk = (None, 1, 2, 5)[seed % 4] if batchnorm == "eval" else None
+    net, parts = net.to(device), [(x.to(device), y.to(device)) for x, y in parts]
+    engine = ("retained", "rebuilt")[seed // 2 % 2]
+    measured = rt.curvature_operator(
+        net, GIVEN[loss], parts, batchnorm=batchnorm, chunk=chunk, engine=engine
+    )
+    assert measured.engine == engine
+    assert relative_error((measured @ vectors).cpu(), exact @ vectors) <= HESSIAN
+
+
+# -- Gauss-Newton and Fisher -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("loss", GIVEN)
+def test_gauss_newton_equals_jacobians(kind, loss, generator):
+    engine = "rebuilt" if loss == "mse" else "retained"
+    net, x, y, _ = filled(kind, 3)
+    net.eval()
+    exact = oracles.gauss_newton_by_jacobians(
+        net(x.clone()), lambda z: SQUARE[loss](z, y), list(net.parameters())
+    )
+    parts = list(zip(x.split([4, 3]), y.split([4, 3]), strict=True))
+    measured = rt.curvature_operator(net, GIVEN[loss], parts, matrix="gauss_newton", engine=engine,
+                                     chunk=3)  # fmt: skip
+    vectors = torch.randn(len(exact), 2, generator=generator)
+    assert relative_error(measured @ vectors, exact @ vectors) <= HESSIAN
+    assert relative_error(measured @ vectors[:, 1], exact @ vectors[:, 1]) <= HESSIAN
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("loss", GIVEN)
+def test_fisher_equals_samples(kind, loss, generator):
+    net, x, y, _ = filled(kind, 4)
+    net.eval()
+    losses = [SQUARE[loss](net(x[i : i + 1].clone()), y[i : i + 1]) for i in range(M)]
+    exact = oracles.fisher_by_samples(losses, list(net.parameters()))
+    parts = list(zip(x.split([4, 3]), y.split([4, 3]), strict=True))
+    measured = rt.curvature_operator(net, GIVEN[loss], parts, matrix="fisher", chunk=2)
+    vectors = torch.randn(len(exact), 2, generator=generator)
+    assert relative_error(measured @ vectors, exact @ vectors) <= HESSIAN
+
+
+def test_gauss_newton_with_batch_statistics(generator):
+    net, x, y, _ = filled("batchnorm", 5)
+    net.train()
+    exact = oracles.gauss_newton_by_jacobians(
+        net(x), lambda z: oracles.square_loss(z, y), list(net.parameters())
+    )
+    measured = rt.curvature_operator(
+        net, "square", (x, y), matrix="gauss_newton", batchnorm="batch"
+    )
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+def test_gauss_newton_of_a_linear_loss_is_zero():
+    net, x, y, _ = filled("tanh", 1)
+    measured = rt.curvature_operator(
+        net, lambda o, t: (o * t).sum(1).mean(), (x, y), matrix="gauss_newton"
+    )
+    assert not measured.dense().any()
+
+
+def test_matrices_of_a_net_with_one_output_a_sample(generator):
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1), nn.Flatten(0))
+    x, y = torch.randn(M, 4, generator=generator), torch.randn(M, generator=generator)
+    losses = [0.5 * (net(x[i : i + 1]) - y[i]).square().sum() for i in range(M)]
+    exact = oracles.fisher_by_samples(losses, list(net.parameters()))
+    measured = rt.curvature_operator(net, "square", (x, y), matrix="fisher")
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+# -- the operator ----------------------------------------------------------------------------------
+
+
+def problem(kind="tanh", seed=0):
+    net, x, y, generator = filled(kind, seed)
+    parts = list(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
+    exact = exact_hessian(net, "square", parts, "eval")
+    return net, x, y, exact, generator
+
+
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_loss_and_gradient(engine):
+    net, x, y, _, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y), engine=engine, chunk=2)
+    value = oracles.square_loss(net(x), y)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, net.parameters())])
+    assert measured.loss == pytest.approx(value.item(), rel=1e-14)
+    assert relative_error(measured.gradient, gradient) <= 1e-13
+
+
+def test_scipy_sees_the_same_matrix():
+    net, x, y, exact, generator = problem()
+    block = rt.curvature_operator(net, "square", (x, y)).block("0.*", "2.*")
+    there = block.to_scipy()
+    vectors = torch.randn(block.shape[0], 2, generator=generator).numpy()
+    assert there.shape == block.shape == (15, 9)
+    assert relative_error(
+        torch.from_numpy(there.T @ vectors), exact[:15, 15:24].T @ torch.from_numpy(vectors)
+    ) <= HESSIAN  # fmt: skip
+
+
+BLOCKS = {
+    "diagonal": ("0.*", None, range(15), range(15)),
+    "cross": ("4.*", "0.weight", range(24, 32), range(12)),
+    "several": (["2.weight", "4.bias"], "2.*", [*range(15, 24), 30, 31], range(15, 24)),
+    "order": (["4.bias", "0.bias"], None, [12, 13, 14, 30, 31], [12, 13, 14, 30, 31]),
+}
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_blocks(matrix, name, engine):
+    net, x, y, exact, _ = problem()
+    rows, columns, lower, across = BLOCKS[name]
+    if matrix == "gauss_newton":
+        exact = oracles.gauss_newton_by_jacobians(
+            net(x), lambda z: oracles.square_loss(z, y), list(net.parameters())
+        )
+    whole = rt.curvature_operator(net, "square", (x, y), matrix=matrix, engine=engine)
+    expected = exact[list(lower)][:, list(across)]
+    assert relative_error(whole.block(rows, columns).dense(), expected) <= HESSIAN
+
+
+def test_a_subset_is_a_block_of_the_whole():
+    net, x, y, exact, _ = problem()
+    by_name = rt.curvature_operator(net, "square", (x, y), parameters=["4.bias", "0.w*"])
+    chosen = [net[0].weight, net[4].bias]
+    by_tensor = rt.curvature_operator(net, "square", (x, y), parameters=chosen)
+    places = [*range(12), 30, 31]
+    assert by_name.names == by_tensor.names == ["0.weight", "4.bias"]
+    assert relative_error(by_name.dense(), exact[places][:, places]) <= HESSIAN
+    assert torch.equal(by_name.dense(), by_tensor.dense())
+
+
+def test_rows_keep_the_order_of_the_net():
+    net, x, y, exact, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y), parameters=["4.*", "2.*", "0.*"])
+    assert measured.names == [name for name, _ in net.named_parameters()]
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+def test_a_parametrized_weight_goes_by_its_own_name():
+    net, x, y, _ = filled("dirac", 0)
+    measured = rt.curvature_operator(net, "square", (x, y), parameters="*.weight")
+    assert "0.parametrizations.weight.original" in measured.names
+    assert measured.block("0.weight").shape == (16, 16)
+
+
+def test_images_are_made_into_inputs_chunk_by_chunk(generator):
+    net, _, _, _ = filled("conv", 1)
+    pixels = torch.randint(256, (M, 4), generator=generator, dtype=torch.uint8).view(M, 4, 1, 1)
+    labels = torch.arange(M) % K
+    images = rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.2,))
+    net = nn.Sequential(nn.Flatten(), net)
+    x = (pixels.double() / 255 - 0.5) / 0.2
+    exact = rt.curvature_operator(net, "cross_entropy", (x, labels)).dense()
+    for engine in ("retained", "rebuilt"):
+        measured = rt.curvature_operator(net, "cross_entropy", images, engine=engine, chunk=3)
+        assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+def test_tuples_of_batches_and_regressions_are_data_too():
+    net, x, y, exact, _ = problem()
+    parts = tuple(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
+    assert relative_error(rt.curvature_operator(net, "square", parts).dense(), exact) <= HESSIAN
+    assert relative_error(
+        rt.curvature_operator(net, "square", rt.Regression(x, y)).dense(), exact
+    ) <= HESSIAN  # fmt: skip
+
+
+def test_single_precision(generator):
+    net, x, y, exact, _ = problem()
+    vectors = torch.randn(len(exact), 2, generator=generator)
+    net, x, y = net.float(), x.float(), y.float()
+    double = rt.curvature_operator(net, "square", (x, y), chunk=2)
+    single = rt.curvature_operator(net, "square", (x, y), chunk=2, accumulate="float32")
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
+    for measured in (double, single):
+        # 1e3 roundings of single precision, none amplified
+        assert relative_error((measured @ vectors).double(), exact @ vectors) <= 1e3 * 6e-8
+    # far outside of single precision's range: the vectors are scaled by powers of two
+    tiny = 2.0**-200
+    assert torch.equal(double @ (tiny * vectors), tiny * (double @ vectors))
+
+
+@pytest.mark.parametrize("kind", ["tanh", "conv", "attention"])
+def test_vectors_drawn_together_or_one_by_one(kind, monkeypatch):
+    net, x, y, exact, generator = problem(kind)
+    vectors = torch.randn(len(exact), 5, generator=generator)
+    for small in (0, 1 << 40):
+        monkeypatch.setattr("resid_theory.curvature.products._SMALL", small)
+        measured = rt.curvature_operator(net, "square", (x, y)) @ vectors
+        assert relative_error(measured, exact @ vectors) <= HESSIAN
+
+
+@pytest.mark.parametrize("width", [0, 1])
+def test_widths_of_blocks(width):
+    net, x, y, exact, generator = problem()
+    vectors = torch.randn(len(exact), width, generator=generator)
+    measured = rt.curvature_operator(net, "square", (x, y)) @ vectors
+    assert measured.shape == (len(exact), width)
+
+
+def test_it_says_what_it_is():
+    net, x, y, exact, _ = problem()
+    text = str(rt.curvature_operator(net, "square", (x, y), engine="rebuilt", chunk=3))
+    for part in ("Hessian, P = 32, mean over 7", "BatchNorm: eval", "engine: rebuilt",
+                 "chunks of 3", "float64"):  # fmt: skip
+        assert part in text
+
+
+def test_progress_only_if_asked(capsys):
+    net, x, y, exact, _ = problem()
+    for progress in (False, True):
+        measured = rt.curvature_operator(net, "square", (x, y), progress=progress)
+        measured @ exact[0]
+    shown = capsys.readouterr()
+    assert shown.out == "" and "Product" in shown.err
+
+
+# -- losses of (net, batch) ------------------------------------------------------------------------
+
+
+def energy(net, batch):
+    """Mean squared derivative of the net: there is no target."""
+    points = batch["points"].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net(points).sum(), points, create_graph=True)
+    return slope.square().sum(1).mean()
+
+
+def test_a_closure_needs_no_targets(generator):
+    net, x, _, _, _ = problem()
+    exact = oracles.hessian_by_nested_gradients(energy(net, {"points": x}), list(net.parameters()))
+    batches = [{"points": part} for part in x.split([4, 3])]
+    for engine in ("retained", "rebuilt"):
+        measured = rt.curvature_operator(net, energy, batches, engine=engine)
+        assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+def test_a_closure_may_differentiate_convolutions():
+    net, x, _, _ = filled("batchnorm", 2)
+    net.eval()
+    exact = oracles.hessian_by_nested_gradients(energy(net, {"points": x}), list(net.parameters()))
+    measured = rt.curvature_operator(net, energy, [{"points": x}])
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+# -- nothing is touched ----------------------------------------------------------------------------
+
+
+def everything(net):
+    """Bits of all that a measurement must leave."""
+    tensors = [*net.state_dict().values(), *[p.grad for p in net.parameters()]]
+    kept = [None if t is None else (t.clone(), t._version) for t in tensors]
+    flags = [module.training for module in net.modules()]
+    return kept, flags, torch.get_rng_state(), [p.requires_grad for p in net.parameters()]
+
+
+def assert_same(before, after):
+    for one, other in zip(before[0], after[0], strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one[0], other[0])
+    assert before[1] == after[1] and before[3] == after[3] and torch.equal(before[2], after[2])
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+@pytest.mark.parametrize("batchnorm", ["eval", "batch"])
+def test_the_model_stays_as_it_was(matrix, engine, batchnorm):
+    if (matrix, batchnorm) == ("fisher", "batch"):
+        pytest.skip("not defined: refused")
+    net, x, y, generator = filled("batchnorm", 0)
+    net.train()
+    net[2].eval()
+    net[1].weight.grad = torch.ones_like(net[1].weight)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    before = everything(net)
+    measured = rt.curvature_operator(
+        net, "square", loader, matrix=matrix, engine=engine, batchnorm=batchnorm
+    )
+    assert_same(before, everything(net))
+    with torch.no_grad():
+        measured @ torch.randn(measured.shape[0], 2, generator=generator)
+    assert_same(before, everything(net))
+
+
+def test_changed_parameters_are_noticed():
+    net, x, y, exact, _ = problem()
+    for engine in ("retained", "rebuilt"):
+        measured = rt.curvature_operator(net, "square", (x, y), engine=engine)
+        with torch.no_grad():
+            net[0].bias.add_(1.0)
+        with pytest.raises(ValueError, match="^net: its parameters changed after"):
+            measured @ exact[0]
+
+
+# -- data that change ------------------------------------------------------------------------------
+
+
+def shuffled(x, y):
+    return DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True)
+
+
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_a_shuffling_loader_is_named_where_it_is_harmless(engine, generator):
+    net, x, y, exact, _ = problem()
+    with pytest.warns(UserWarning, match="^data: DataLoader shuffles between passes"):
+        measured = rt.curvature_operator(net, "square", shuffled(x, y), engine=engine)
+    vectors = torch.randn(len(exact), 2, generator=generator)
+    assert relative_error(measured @ vectors, exact @ vectors) <= HESSIAN
+    assert "shuffles" in measured.describe()
+
+
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_a_shuffling_loader_is_refused_where_batches_matter(engine):
+    net, x, y, _ = filled("batchnorm", 0)
+    with pytest.raises(ValueError, match="^data: DataLoader shuffles between passes, and here"):
+        rt.curvature_operator(net, "square", shuffled(x, y), engine=engine, batchnorm="batch")
+
+
+class Augmented:
+    """Adds noise, other in every pass."""
+
+    def __init__(self, x, y):
+        self.x_, self.y_ = x, y
+
+    def __iter__(self):
+        yield self.x_ + torch.randn_like(self.x_), self.y_
+
+
+@pytest.mark.parametrize("engine", ["retained", "rebuilt"])
+def test_other_samples_in_every_pass_are_refused(engine):
+    net, x, y, _, _ = problem()
+    with pytest.raises(ValueError, match="^data: Augmented gives other samples in every pass"):
+        rt.curvature_operator(net, "square", Augmented(x, y), engine=engine)
+
+
+def test_data_may_change_after_the_graphs_are_kept_only():
+    net, x, y, exact, _ = problem()
+    parts = [[x.clone(), y.clone()]]
+    rebuilt = rt.curvature_operator(net, "square", parts, engine="rebuilt")
+    parts[0][0][0, 0] += 1.0
+    with pytest.raises(ValueError, match="^data: list gives other samples"):
+        rebuilt @ exact[0]
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def lacking(monkeypatch, most):
+    """Graphs of more samples than that run out of memory."""
+    build = Problem.graph
+
+    def graph(self, part, *, weigh=False):
+        if len(part[0]) > most and not weigh:
+            raise torch.OutOfMemoryError("out of memory")
+        return build(self, part, weigh=weigh)
+
+    monkeypatch.setattr(Problem, "graph", graph)
+
+
+def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
+    net, x, y, exact, _ = problem()
+    lacking(monkeypatch, 2)
+    vectors = torch.randn(len(exact), 2, generator=generator)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        measured = rt.curvature_operator(net, "square", (x, y))
+        assert relative_error(measured @ vectors, exact @ vectors) <= HESSIAN
+    texts = [str(warning.message) for warning in caught]
+    assert texts[0].startswith("engine: out of memory with retained graphs")
+    assert texts[1] == "chunk: out of memory with 7 samples; going on with 3"
+    assert texts[2] == "chunk: out of memory with 3 samples; going on with 1"
+    assert (measured.engine, measured.chunk) == ("rebuilt", 1)
+
+
+def test_memory_that_does_not_suffice_for_one_sample(monkeypatch):
+    net, x, y, _, _ = problem()
+    lacking(monkeypatch, 0)
+    with pytest.raises(MemoryError, match="^chunk: out of memory with a single"):
+        rt.curvature_operator(net, "square", (x, y), engine="rebuilt", chunk=1)
+    with pytest.raises(MemoryError, match="^engine: 'retained' needs about"):
+        rt.curvature_operator(net, "square", (x, y), engine="retained")
+
+
+def test_kept_graphs_give_way_when_a_product_runs_out(monkeypatch, generator):
+    net, x, y, exact, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y))
+    assert measured.engine == "retained"
+    graph = type(measured._engine._graphs[0][1])
+    pull, calls = graph.pull, []
+
+    def once(self, *given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return pull(self, *given)
+
+    monkeypatch.setattr(graph, "pull", once)
+    with pytest.warns(UserWarning, match="^engine: out of memory with retained"):
+        product = measured @ exact[0]
+    assert measured.engine == "rebuilt"
+    assert relative_error(product, exact @ exact[0]) <= HESSIAN
+
+
+def test_the_engine_follows_the_memory():
+    net, x, y, exact, _ = problem()
+    roomy = rt.curvature_operator(net, "square", (x, y), memory_limit=1 << 30)
+    tight = rt.curvature_operator(net, "square", (x, y), memory_limit=1)
+    assert (roomy.engine, tight.engine) == ("retained", "rebuilt")
+    with pytest.raises(MemoryError, match="^engine: 'retained' needs about .* may be used"):
+        rt.curvature_operator(net, "square", (x, y), memory_limit=1, engine="retained")
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+def generator_of_batches(x, y):
+    yield x, y
+
+
+class Crossed(nn.Linear):
+    """Subtracts the mean over samples, so that every output depends on all."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - z.mean(0)
+
+
+REFUSED = {
+    "once": ({"data": "once"}, "^data: got generator, which can be read only once, but every"),
+    "matrix": ({"matrix": "hesian"}, "^matrix: unknown name 'hesian'; did you mean 'hessian'"),
+    "engine": ({"engine": "kept"}, "^engine: unknown name 'kept'"),
+    "accumulate": ({"accumulate": "float16"}, "^accumulate: unknown name 'float16'"),
+    "batchnorm": ({"batchnorm": "train"}, "^batchnorm: unknown name 'train'"),
+    "chunk": ({"chunk": 0}, "^chunk: got 0, needs at least 1"),
+    "name": ({"parameters": "0.weigth"}, "^parameters: .* '0.weigth'; the nearest is '0.weight'"),
+    "tensor": ({"parameters": [torch.ones(2)]}, r"^parameters: a tensor of shape \(2,\) is no"),
+    "number": ({"parameters": [3]}, "^parameters: got int, needs a name or a parameter"),
+    "none": ({"parameters": []}, r"^parameters: got \[\], needs names"),
+    "loss": ({"loss": "squar"}, "^loss: unknown name 'squar'; did you mean 'square'"),
+    "sum": ({"loss": nn.MSELoss(reduction="sum")}, "^loss: .* needs a mean over samples"),
+    "closure": (
+        {"loss": energy, "matrix": "fisher", "data": [{"points": torch.ones(2, 4)}]},
+        r"^matrix: 'fisher' needs the net's outputs, which a loss of \(net, batch\) hides",
+    ),
+    "closure-chunk": (
+        {"loss": energy, "chunk": 2, "data": [{"points": torch.ones(2, 4)}]},
+        "^chunk: got 2, but batches cannot be split",
+    ),
+    "closure-batch": (
+        {"loss": energy, "data": ["points"]},
+        "^data: got a batch that is str without a tensor",
+    ),
+    "ranks": ({"ranks": "world"}, "^ranks: got 'world', but torch.distributed is not initialized"),
+    "mixing": (
+        {"net": nn.Sequential(Crossed(4, 2)), "matrix": "fisher"},
+        "^matrix: 'fisher' needs a net that treats every sample alone",
+    ),
+    "weight-norm": (
+        {"net": nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))},
+        "^net: its second derivatives are not symmetric",
+    ),
+    "not-a-net": ({"net": "resnet"}, "^net: got str, needs a torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name):
+    change, message = REFUSED[name]
+    net, x, y, _, _ = problem()
+    given = {"net": net, "loss": "square", "data": (x, y), **change}
+    if given["data"] == "once":
+        given["data"] = generator_of_batches(x, y)
+    if isinstance(given["net"], nn.Module):
+        given["net"].double()
+    with pytest.raises(ValueError, match=message):
+        rt.curvature_operator(given.pop("net"), given.pop("loss"), given.pop("data"), **given)
+
+
+def test_fisher_is_refused_with_batch_statistics():
+    net, x, y, _ = filled("batchnorm", 0)
+    with pytest.raises(ValueError, match="^matrix: 'fisher' needs a gradient for every sample"):
+        rt.curvature_operator(net, "square", (x, y), matrix="fisher", batchnorm="batch")
+
+
+def test_vectors_of_another_length_are_refused():
+    net, x, y, _, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y))
+    with pytest.raises(ValueError, match=r"^V: got shape \(31,\) for an operator of shape"):
+        measured @ torch.ones(31)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    net, x, y, _, _ = problem()
+    with pytest.raises(ValueError, match="^net: its loss or gradient is not finite"):
+        rt.curvature_operator(net, lambda o, t: (o * torch.inf).mean(), (x, y))
