@@ -65,9 +65,7 @@ def unequal(group, rank):
 
 def work(rank, folder):
     """What one of three processes does; the first so many of them are the smaller worlds."""
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3
-    )
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     groups = {count: dist.new_group(list(range(count))) for count in (1, 2)}
     groups[3] = "world"
     found = {}
