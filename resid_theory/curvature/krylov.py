@@ -1,0 +1,263 @@
+"""One block Krylov space in the complement of locked vectors, and its Rayleigh-Ritz values."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from resid_theory.curvature.orthogonal import deflate, draw, orthonormal, rotate
+from resid_theory.curvature.products import Products
+
+__all__ = ["Krylov", "Locked", "Ritz", "rank_threshold"]
+
+
+def rank_threshold(dtype: torch.dtype, size: int) -> float:
+    """What is left of a product after orthogonalization and counts as rounding, relative.
+
+    Sums of P rounded terms, as they usually add up; a false alarm would end a Krylov space early,
+    a miss merely continues it with a vector that is as good as a random one.
+    """
+    return torch.finfo(dtype).eps * (10 + min(size, 10_000) ** 0.5)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Locked:
+    """Orthonormal vectors U set aside, with A U = U diag(values) + D.
+
+    Attributes:
+        vectors: U, (P, l).
+        values: (l,), float64, on the CPU.
+        gram: An upper bound on Dᵀ D as a quadratic form, (l, l), float64, on the CPU.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    gram: Tensor
+
+    @classmethod
+    def nothing(cls, products: Products) -> "Locked":
+        """No vector at all."""
+        return cls(
+            vectors=torch.empty(products.size, 0, dtype=products.dtype, device=products.device),
+            values=torch.empty(0, dtype=torch.float64),
+            gram=torch.empty(0, 0, dtype=torch.float64),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ritz:
+    """Rayleigh-Ritz on the locked vectors U and the Krylov vectors V together.
+
+    Attributes:
+        values: Ascending, (l + m,), float64.
+        weights: Ritz vectors as columns of coefficients on [U, V], (l + m, l + m).
+        gram: Of what U leaves outside [U, V], (l, l), an upper bound.
+        outside: What V leaves outside [U, V], rows of coefficients on orthonormal vectors, (., m).
+        noise: Part of every residual that is rounding or asymmetry dropped on the way.
+    """
+
+    values: Tensor
+    weights: Tensor
+    gram: Tensor
+    outside: Tensor
+    noise: float
+
+    def residual_gram(self, columns: Tensor) -> Tensor:
+        """An upper bound, as a quadratic form, on Eᵀ E for the residuals E of some Ritz vectors."""
+        chosen = self.weights[:, columns]
+        locked, krylov = chosen[: len(self.gram)], self.outside @ chosen[len(self.gram) :]
+        first, second = locked.T @ self.gram @ locked, krylov.T @ krylov
+        a, b = _top(first) ** 0.5, _top(second) ** 0.5
+        if a == 0 or b == 0:
+            return first + second
+        # The two parts need not be orthogonal: |x + y|² <= (1 + b/a)|x|² + (1 + a/b)|y|².
+        return (1 + b / a) * first + (1 + a / b) * second
+
+    def residual_norm(self, columns: Tensor) -> float:
+        """Largest singular value of the residuals of some Ritz vectors."""
+        return _top(self.residual_gram(columns)) ** 0.5 + self.noise
+
+    @cached_property
+    def residuals(self) -> Tensor:
+        """Norm of A u - θ u for each Ritz vector u, (l + m,)."""
+        count = len(self.gram)
+        locked, krylov = self.weights[:count], self.outside @ self.weights[count:]
+        squares = (locked * (self.gram @ locked)).sum(0).clamp_min(0)
+        return squares.sqrt() + krylov.norm(dim=0) + self.noise
+
+
+def _top(gram: Tensor) -> float:
+    if gram.numel() == 0:
+        return 0.0
+    # Scaled, because the squares of a near-zero Hessian would be lost to underflow.
+    scale = float(gram.abs().max()) or 1.0
+    return scale * max(0.0, float(torch.linalg.eigvalsh(gram / scale)[-1]))
+
+
+class Krylov:
+    """A block Krylov space, grown by one block of products at a time, with thick restarts.
+
+    The columns are [U, V, Q]: locked, multiplied, waiting to be. Every product is made orthogonal
+    to all of them, twice, and all its coefficients are kept, in float64. So A V = [U, V, Q] H holds
+    to rounding whatever happened before, and a residual needs no further product. An operator that
+    is not symmetric, or noisy, shows in the coefficients and counts in the residuals.
+
+    Args:
+        products: The operator.
+        locked: Vectors to stay orthogonal to.
+        width: Random vectors to start from.
+        capacity: Columns of V and Q together that may be held.
+        generator: Of the start.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        locked: Locked,
+        *,
+        width: int,
+        capacity: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.products, self.locked = products, locked
+        self.offset = locked.vectors.shape[1]
+        total = self.offset + min(capacity, products.size - self.offset)
+        self._columns = locked.vectors.new_empty(products.size, total)
+        self._columns[:, : self.offset] = locked.vectors
+        self._matrix = torch.zeros(total, total, dtype=torch.float64)
+        start = draw(products.size, min(width, total - self.offset), locked.vectors, generator)
+        self.width = self.waiting = start.shape[1]
+        self.multiplied = 0
+        self._columns[:, self.offset : self.offset + self.waiting] = start
+        self.scale = float(locked.values.abs().max()) if self.offset else 0.0
+        self.steps, self.restarts, self._dropped = 0, 0, 0.0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next block of products may find no room."""
+        filled = self.offset + self.multiplied + 2 * self.waiting
+        room = self._columns.shape[1]
+        return filled > room and room < self.products.size
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether the operator maps the space, beside the locked vectors, into itself."""
+        return self.waiting == 0
+
+    def extend(self) -> None:
+        """Multiply the waiting block and orthogonalize what comes out."""
+        begin = self.offset + self.multiplied
+        end = begin + self.waiting
+        block = self.products @ self._columns[:, begin:end]
+        basis = self._columns[:, :end]
+        first = deflate(block, basis)
+        coefficients = (first + deflate(block, basis)).cpu()
+        norms = (coefficients.square().sum(0) + block.double().square().sum(0).cpu()).sqrt()
+        self.scale = max(self.scale, float(norms.max()))
+        self._matrix[:end, begin:end] = coefficients
+        self.multiplied, self.waiting = end - self.offset, 0
+        self.steps += 1
+        self._append(block, basis, slice(begin, end))
+
+    def _append(self, block: Tensor, basis: Tensor, owners: slice) -> None:
+        end = basis.shape[1]
+        threshold = rank_threshold(self._columns.dtype, self.products.size) * self.scale
+        fresh, links = orthonormal(block, threshold)
+        count = min(fresh.shape[1], self._columns.shape[1] - end)
+        if count == 0:
+            return
+        # What the two passes left is small beside the product, not beside a small remainder.
+        deflate(fresh, basis)
+        fresh, turn = torch.linalg.qr(fresh)
+        self._columns[:, end : end + count] = fresh[:, :count]
+        self._matrix[end : end + count, owners] = (turn.double() @ links)[:count].cpu()
+        self.waiting = count
+
+    def restart(self, keep: Tensor) -> None:
+        """Replace V by some of its Ritz vectors; the waiting block stays.
+
+        Args:
+            keep: Positions among the Ritz values of V alone, ascending.
+        """
+        old = slice(self.offset, self.offset + self.multiplied)
+        full = self._matrix[old, old]
+        chosen = torch.linalg.eigh(full + full.T).eigenvectors[:, keep]
+        kept = chosen.T @ full @ chosen
+        lost = full @ chosen - chosen @ kept
+        self._dropped = (self._dropped**2 + float(lost.square().sum())) ** 0.5
+        count = len(keep)
+        tail = slice(old.stop, old.stop + self.waiting)
+        new = slice(self.offset, self.offset + count)
+        new_tail = slice(new.stop, new.stop + self.waiting)
+        rotate(self._columns[:, old], chosen.to(self._columns.device))
+        self._columns[:, new_tail] = self._columns[:, tail].clone()
+        matrix = torch.zeros_like(self._matrix)
+        matrix[: self.offset, new] = self._matrix[: self.offset, old] @ chosen
+        matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen
+        self._matrix, self.multiplied = matrix, count
+        self.restarts += 1
+
+    # -- what the space knows ----------------------------------------------------------------------
+
+    @property
+    def _own(self) -> Tensor:
+        """Vᵀ A V as it was computed, (m, m)."""
+        own = slice(self.offset, self.offset + self.multiplied)
+        return self._matrix[own, own]
+
+    @property
+    def links(self) -> Tensor:
+        """Coefficients of A V on the waiting block, (w, m)."""
+        start = self.offset + self.multiplied
+        return self._matrix[start : start + self.waiting, self.offset : start]
+
+    @property
+    def own_values(self) -> Tensor:
+        """Ritz values of V alone, ascending: of the operator compressed to the complement of U."""
+        return torch.linalg.eigvalsh((self._own + self._own.T) / 2)
+
+    @property
+    def asymmetry(self) -> float:
+        """Norm of the antisymmetric part of Vᵀ A V: zero but for rounding, if A is symmetric."""
+        return float((self._own - self._own.T).norm()) / 2
+
+    @property
+    def round_off(self) -> float:
+        """What rounding may add to every residual, in units of the eigenvalues."""
+        return rank_threshold(self._columns.dtype, self.products.size) * self.scale
+
+    def ritz(self) -> Ritz:
+        """Rayleigh-Ritz on [U, V].
+
+        Returns:
+            Values, coefficients and residuals.
+        """
+        own, count = self._own, self.offset
+        coupling = self._matrix[:count, count : count + self.multiplied]
+        symmetric = (own + own.T) / 2
+        joint = torch.cat(
+            [
+                torch.cat([torch.diag(self.locked.values), coupling], 1),
+                torch.cat([coupling.T, symmetric], 1),
+            ]
+        )
+        values, weights = torch.linalg.eigh(joint)
+        return Ritz(
+            values=values,
+            weights=weights,
+            gram=self.locked.gram - coupling @ coupling.T,
+            outside=torch.cat([self.links, own - symmetric]),
+            noise=self.round_off + self._dropped,
+        )
+
+    def lock(self, ritz: Ritz, columns: Tensor) -> Locked:
+        """Some Ritz vectors, set aside."""
+        held = self._columns[:, : self.offset + self.multiplied]
+        gram = ritz.residual_gram(columns)
+        floor = ritz.noise**2 * torch.eye(len(columns), dtype=torch.float64)
+        return Locked(
+            vectors=held @ ritz.weights[:, columns].to(held),
+            values=ritz.values[columns],
+            gram=2 * gram + 2 * floor if self._dropped else gram,
+        )

@@ -1,0 +1,409 @@
+"""Extreme eigenpairs of a symmetric operator by block Lanczos, with bounds and multiplicities."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import choose, positive, whole
+from resid_theory.curvature.certificate import Certificate
+from resid_theory.curvature.krylov import Krylov, Locked, Ritz
+from resid_theory.curvature.products import Operator, OutOfProducts, Products
+from resid_theory.estimates import Eigenpairs, clusters
+
+__all__ = ["ENDS", "eigenpairs", "search"]
+
+ENDS = ("largest", "smallest", "both", "magnitude")
+_DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
+_ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
+_MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
+_MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
+_WIDEST = 4  # of later runs' starts
+
+
+def eigenpairs(
+    A: Operator,
+    k: int = 5,
+    *,
+    which: str = "largest",
+    block: int = 1,
+    tolerance: float = 1e-3,
+    generator: torch.Generator | None = None,
+    max_products: int | None = None,
+    capacity: int | None = None,
+    verify: bool = True,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Eigenpairs:
+    """Extreme eigenvalues and eigenvectors of a symmetric operator, none missed, none twice.
+
+    Block Lanczos with two Gram-Schmidt passes against all vectors and thick restarts. When the k
+    pairs meet the tolerance they are set aside, and a run from a fresh random vector in their
+    complement looks for more: a Krylov space holds at most as many copies of a multiple eigenvalue
+    as its start has vectors. Runs follow until one finds nothing beyond the k-th pair, with a
+    stated probability of having missed something. Where a gap follows the k-th eigenvalue that
+    costs a few products.
+
+    Args:
+        A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
+            shape, a dtype and a device. float32 products are orthogonalized with float64 sums.
+        k: Pairs to find; at both ends each for ``which="both"``.
+        which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
+        block: Random vectors that the first run starts from. One needs the fewest products.
+        tolerance: Error bound of each eigenvalue relative to its magnitude, or to the square root
+            of the dtype's epsilon times the largest magnitude, if that is more; never below what
+            rounding allows.
+        generator: Of the random starts; by default one with seed 0.
+        max_products: Products with one vector to spend at most; pairs that did not converge by then
+            say so.
+        capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
+        verify: Whether to look for missed pairs and copies. It spends at most as many products
+            again as the first run; without it, values may be missing and no multiplicity is known.
+        folder: Where to keep the products, so that a killed call continues when it is made again,
+            with bit-identical results; one file a product. None for nowhere.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The pairs. Fewer than k where P is smaller.
+
+    Raises:
+        ValueError: If A is no symmetric operator, an argument is out of range, or the folder holds
+            another run.
+
+    Source:
+        Wu & Simon 2000, "Thick-restart Lanczos method for large symmetric eigenvalue problems";
+        Golub & Underwood 1977, "The block Lanczos method for computing eigenvalues".
+
+    Example:
+        >>> A = torch.diag(torch.tensor([7.0, 7.0, 7.0, 2.0, 1.0, -9.0]))
+        >>> found = rt.eigenpairs(A, k=3, tolerance=1e-9)
+        >>> found.values.round(decimals=6).tolist()
+        [7.0, 7.0, 7.0]
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    if max_products is not None:
+        whole("max_products", max_products)
+    with Products(A, folder=folder, limit=max_products, progress=progress) as products:
+        found, _ = search(
+            products,
+            Wanted(choose("which", which, ENDS), whole("k", k)),
+            block=whole("block", block),
+            tolerance=positive("tolerance", tolerance),
+            generator=generator,
+            capacity=capacity,
+            verify=verify,
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which of a sorted list of Ritz values are asked for."""
+
+    which: str
+    k: int
+
+    @property
+    def total(self) -> int:
+        """How many."""
+        return 2 * self.k if self.which == "both" else self.k
+
+    @property
+    def signs(self) -> tuple[int, ...]:
+        """The ends concerned: 1 above, -1 below."""
+        return {"largest": (1,), "smallest": (-1,)}.get(self.which, (1, -1))
+
+    def columns(self, values: Tensor) -> Tensor:
+        """Positions in an ascending list, in the order of the result."""
+        count = len(values)
+        descending = torch.arange(count - 1, -1, -1)
+        if self.which == "largest" or self.total >= count and self.which == "both":
+            return descending[: self.total]
+        if self.which == "smallest":
+            return torch.arange(min(self.k, count))
+        if self.which == "both":
+            return torch.cat([descending[: self.k], descending[-self.k :]])
+        return descending[values[descending].abs().argsort(descending=True, stable=True)][: self.k]
+
+    def edge(self, values: Tensor, sign: int) -> int:
+        """Position, in the values of the result, of the one that is last on an end."""
+        if self.which == "both":
+            return min(self.k, len(values)) - 1 if sign > 0 else max(0, len(values) - self.k)
+        return len(values) - 1
+
+
+@dataclass(kw_only=True)
+class _State:
+    """What the search knows between two steps."""
+
+    wanted: Wanted
+    tolerance: float
+    ritz: Ritz | None = None
+    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    bounds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    edges: dict[int, float] = field(default_factory=dict)
+    certificate: Certificate | None = None
+    found: int = 0
+    allowance: float = math.inf
+
+    def read(self, krylov: Krylov) -> None:
+        """Take in what the last product told."""
+        ritz = krylov.ritz()
+        self.ritz, self.columns = ritz, self.wanted.columns(ritz.values)
+        self.bounds = _bounds(ritz, self.wanted)[self.columns]
+        values = ritz.values[self.columns].abs()
+        eps = torch.finfo(krylov.products.dtype).eps
+        floor = 3 * ritz.noise + 2 * krylov.asymmetry
+        relative = values.clamp_min(eps**0.5 * krylov.scale)
+        self.targets = (self.tolerance * relative).clamp_min(floor)
+        own = krylov.own_values
+        self.found = sum(
+            int((sign * own > sign * edge).sum()) for sign, edge in self.edges.items()
+        ) if self.edges else len(own)
+        if krylov.restarts == 0:
+            self.certificate = _certificate(krylov, own)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether as many as are wanted meet the tolerance."""
+        enough = len(self.columns) >= self.wanted.total
+        return enough and bool((self.bounds <= self.targets).all())
+
+    @property
+    def missed(self) -> float:
+        """Probability that the last run missed an eigenvalue beyond the edges."""
+        if self.found or not self.edges or self.certificate is None:
+            return 1.0
+        chances = [self.certificate.missed(edge, sign) for sign, edge in self.edges.items()]
+        return min(1.0, sum(chances))
+
+    def set_edges(self) -> None:
+        """Beyond which values the next run looks for more."""
+        assert self.ritz is not None
+        if len(self.columns) < self.wanted.total:
+            self.edges = {}
+            return
+        values = self.ritz.values[self.columns]
+        slack = torch.maximum(self.bounds, self.targets)
+        for sign in self.wanted.signs:
+            position = self.wanted.edge(values, sign)
+            last = values[position].item()
+            outermost = abs(last) if self.wanted.which == "magnitude" else sign * last
+            self.edges[sign] = sign * (outermost + slack[position].item())
+
+
+def search(
+    products: Products,
+    wanted: Wanted,
+    *,
+    block: int,
+    tolerance: float,
+    generator: torch.Generator,
+    capacity: int | None = None,
+    verify: bool = True,
+) -> tuple[Eigenpairs, Locked]:
+    """Runs of block Lanczos until one finds nothing new.
+
+    Args:
+        products: The operator; its count goes on.
+        wanted: Which pairs.
+        block: Width of the first start.
+        tolerance: As in :func:`eigenpairs`.
+        generator: Of the starts.
+        capacity: As in :func:`eigenpairs`.
+        verify: As in :func:`eigenpairs`.
+
+    Returns:
+        The pairs, and the same as locked vectors for further runs in their complement.
+    """
+    state = _State(wanted=wanted, tolerance=tolerance)
+    locked, width, size = Locked.nothing(products), min(block, products.size), products.size
+    room = _capacity(products, wanted, block, capacity)
+    while True:
+        krylov = Krylov(products, locked, width=width, capacity=room, generator=generator)
+        before = products.count
+        in_budget = _run(krylov, state)
+        _check_symmetric(krylov)
+        assert state.ritz is not None
+        complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
+        if not in_budget or complete or not state.found or (state.is_settled and not verify):
+            break
+        locked = krylov.lock(state.ritz, state.columns)
+        state.set_edges()
+        state.allowance = max(10.0, min(state.allowance, float(products.count)))
+        first = before == 0
+        missing = wanted.total - len(state.columns)
+        width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
+        width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
+    missed = 0.0 if complete else state.missed
+    return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.columns)
+
+
+def _run(krylov: Krylov, state: _State) -> bool:
+    """Grow one Krylov space until it has answered; False when the products ran out."""
+    before, checking = krylov.products.count, bool(state.edges)
+    try:
+        while True:
+            if krylov.is_full:
+                krylov.restart(_kept(krylov, state.wanted))
+            krylov.extend()
+            state.read(krylov)
+            if krylov.is_invariant:
+                return True
+            if state.is_settled and (
+                not checking
+                or state.found
+                or state.missed <= _DOUBT
+                or krylov.products.count - before >= state.allowance
+            ):
+                return True
+    except OutOfProducts:
+        if state.ritz is None:
+            limit = krylov.products.limit
+            raise ValueError(f"max_products: got {limit}, needs at least the block") from None
+        if krylov.multiplied == 0:
+            state.found = 0
+            state.certificate = None
+            state.ritz = krylov.ritz()
+            state.columns = state.wanted.columns(state.ritz.values)
+        return False
+
+
+def _capacity(products: Products, wanted: Wanted, block: int, given: int | None) -> int:
+    least = wanted.total + 3 * max(block, _WIDEST) + 8
+    if given is not None:
+        if whole("capacity", given) < min(least, products.size):
+            raise ValueError(f"capacity: got {given}, needs at least {least} for these k and block")
+        return given
+    affordable = _MEMORY // (products.size * torch.finfo(products.dtype).bits // 8)
+    return max(least, min(affordable, max(_MOST, 3 * least)))
+
+
+def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
+    """Ritz vectors to restart with: the wanted ones and half of the others, from the ends asked."""
+    count = krylov.multiplied
+    keep = min((count + wanted.total) // 2, count - 2 * krylov.waiting - 1)
+    if wanted.which == "largest":
+        return torch.arange(count - keep, count)
+    if wanted.which == "smallest":
+        return torch.arange(keep)
+    low = keep // 2
+    return torch.cat([torch.arange(low), torch.arange(count - (keep - low), count)])
+
+
+def _certificate(krylov: Krylov, own: Tensor) -> Certificate:
+    links = krylov.links
+    return Certificate(
+        dimension=krylov.products.size - krylov.offset,
+        degree=krylov.steps - 1,
+        draws=krylov.width,
+        low=own[0].item(),
+        high=own[-1].item(),
+        margin=float(torch.linalg.matrix_norm(links, 2)) if links.numel() else 0.0,
+        is_complete=krylov.is_invariant,
+    )
+
+
+def _check_symmetric(krylov: Krylov) -> None:
+    limit = _ASYMMETRY[krylov.products.dtype] * krylov.scale
+    if krylov.asymmetry > limit:
+        raise ValueError(
+            f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "
+            f"A has norm {krylov.scale:.2g}; a product that changes from call to call "
+            "(shuffled data, dropout, TF32) is the usual cause"
+        )
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+def _bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
+    """Error bound of every Ritz value, rounding included; sharp only for those asked for."""
+    best = ritz.residuals.clone()
+    for sign in wanted.signs:
+        best = torch.minimum(best, _from_one_end(ritz, wanted.k, sign))
+    return best
+
+
+def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
+    r"""Li and Li's bound with the j outermost values against all others, for every useful j.
+
+    For eigenvalues of a symmetric matrix with blocks H₁, E, Eᵀ, H₂ and those of its diagonal blocks
+    |λ_i - θ_i| <= 2 |E|² / (η_i + sqrt(η_i² + 4 |E|²)), where η_i is the distance from θ_i to the
+    eigenvalues of H₂. These lie up to the next Ritz value plus its residual, if none is missed.
+    """
+    total = len(ritz.values)
+    order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
+    ordered, best = sign * ritz.values[order], torch.full_like(ritz.values, math.inf)
+    for j in range(1, min(count + 3, total)):
+        lead = order[:j]
+        error = ritz.residual_norm(lead)
+        gap = ordered[:j] - (ordered[j] + ritz.residuals[order[j]])
+        sharp = 2 * error**2 / (gap + (gap**2 + 4 * error**2).sqrt())
+        if error == 0:
+            sharp = torch.zeros_like(gap)
+        sharp = torch.where(gap > 0, sharp + ritz.noise, math.inf)
+        best[lead] = torch.minimum(best[lead], sharp)
+    return best
+
+
+def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eigenpairs:
+    assert state.ritz is not None
+    ritz, columns = state.ritz, state.columns
+    values, bounds = ritz.values[columns], _bounds(ritz, state.wanted)[columns]
+    order = values.argsort(stable=True)
+    numbers = torch.empty(len(order), dtype=torch.int64)
+    numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
+    counts = torch.bincount(numbers)
+    open_ended = torch.zeros(len(counts), dtype=torch.bool)
+    for sign in () if complete else state.wanted.signs:
+        open_ended |= _open_clusters(state, sign, values, bounds + ritz.noise, numbers)
+    return Eigenpairs(
+        which=state.wanted.which,
+        values=values,
+        vectors=krylov.lock(ritz, columns).vectors,
+        residuals=ritz.residuals[columns],
+        bounds=bounds,
+        multiplicities=counts[numbers],
+        at_least=open_ended[numbers],
+        converged=bounds <= state.targets if len(state.targets) == len(bounds) else bounds < 0,
+        missed_probability=missed,
+        limits=_limits(state, complete),
+        round_off=ritz.noise,
+        products=krylov.products.count,
+    )
+
+
+def _limits(state: _State, complete: bool) -> tuple[float, float]:
+    assert state.ritz is not None
+    if complete:
+        return state.ritz.values[0].item(), state.ritz.values[-1].item()
+    low, high = -math.inf, math.inf
+    if state.certificate is not None and state.edges and not state.found:
+        high = state.certificate.limit(1, _DOUBT)
+        low = state.certificate.limit(-1, _DOUBT)
+    return low, high
+
+
+def _open_clusters(
+    state: _State, sign: int, values: Tensor, bounds: Tensor, numbers: Tensor
+) -> Tensor:
+    """Clusters that reach the end of the list on one side, and may go on behind it."""
+    position = state.wanted.edge(values, sign)
+    edge = abs(values[position]) if state.wanted.which == "magnitude" else sign * values[position]
+    touching = sign * values <= edge + bounds + bounds[position]
+    if state.wanted.which == "both":
+        touching &= torch.arange(len(values)).le(position) == (sign > 0)
+    elif state.wanted.which == "magnitude":
+        touching &= sign * values > 0
+    result = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool)
+    inner = sign * (float(edge) - 2 * float(bounds[position]))
+    seen = state.certificate is not None and state.found == 0 and bool(state.edges)
+    if not (seen and state.certificate is not None) or (
+        state.certificate.missed(inner, sign) > _DOUBT
+    ):
+        result[numbers[touching]] = True
+    return result
