@@ -1,12 +1,12 @@
 """One block Krylov space in the complement of locked vectors, and its Rayleigh-Ritz values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.orthogonal import deflate, draw, orthonormal, rotate
+from resid_theory.curvature.orthogonal import deflate, dots, draw, orthonormal, rotate, slices
 from resid_theory.curvature.products import Products
 
 __all__ = ["Krylov", "Locked", "Ritz", "rank_threshold"]
@@ -28,21 +28,21 @@ class Locked:
     Attributes:
         vectors: U, (P, l).
         values: (l,), float64, on the CPU.
-        gram: An upper bound on Dᵀ D as a quadratic form, (l, l), float64, on the CPU.
+        errors: D, (P, l), orthogonal to U.
+        noise: Norm of what D may lack: rounding, and what restarts dropped.
     """
 
     vectors: Tensor
     values: Tensor
-    gram: Tensor
+    errors: Tensor
+    noise: float
 
     @classmethod
     def nothing(cls, products: Products) -> "Locked":
         """No vector at all."""
-        return cls(
-            vectors=torch.empty(products.size, 0, dtype=products.dtype, device=products.device),
-            values=torch.empty(0, dtype=torch.float64),
-            gram=torch.empty(0, 0, dtype=torch.float64),
-        )
+        empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
+        values = torch.empty(0, dtype=torch.float64)
+        return cls(vectors=empty, values=values, errors=empty, noise=0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +55,7 @@ class Ritz:
         gram: Of what U leaves outside [U, V], (l, l), an upper bound.
         outside: What V leaves outside [U, V], rows of coefficients on orthonormal vectors, (., m).
         noise: Part of every residual that is rounding or asymmetry dropped on the way.
+        measured: Positions whose residuals E were computed, and Eᵀ E; none while a space grows.
     """
 
     values: Tensor
@@ -62,9 +63,14 @@ class Ritz:
     gram: Tensor
     outside: Tensor
     noise: float
+    measured: tuple[Tensor, Tensor] | None = None
 
     def residual_gram(self, columns: Tensor) -> Tensor:
         """An upper bound, as a quadratic form, on Eᵀ E for the residuals E of some Ritz vectors."""
+        if self.measured is not None:
+            positions, gram = self.measured
+            at = (columns[:, None] == positions).int().argmax(1)
+            return gram[at][:, at]
         chosen = self.weights[:, columns]
         locked, krylov = chosen[: len(self.gram)], self.outside @ chosen[len(self.gram) :]
         first, second = locked.T @ self.gram @ locked, krylov.T @ krylov
@@ -84,7 +90,10 @@ class Ritz:
         count = len(self.gram)
         locked, krylov = self.weights[:count], self.outside @ self.weights[count:]
         squares = (locked * (self.gram @ locked)).sum(0).clamp_min(0)
-        return squares.sqrt() + krylov.norm(dim=0) + self.noise
+        norms = squares.sqrt() + krylov.norm(dim=0)
+        if self.measured is not None:
+            norms[self.measured[0]] = self.measured[1].diagonal().clamp_min(0).sqrt()
+        return norms + self.noise
 
 
 def _top(gram: Tensor) -> float:
@@ -131,7 +140,8 @@ class Krylov:
         self.multiplied = 0
         self._columns[:, self.offset : self.offset + self.waiting] = start
         self.scale = float(locked.values.abs().max()) if self.offset else 0.0
-        self.steps, self.restarts, self._dropped = 0, 0, 0.0
+        self.steps, self.restarts, self._dropped = 0, 0, locked.noise
+        self._gram = dots(locked.errors, locked.errors).cpu()
 
     @property
     def is_full(self) -> bool:
@@ -246,18 +256,59 @@ class Krylov:
         return Ritz(
             values=values,
             weights=weights,
-            gram=self.locked.gram - coupling @ coupling.T,
+            gram=self._gram - coupling @ coupling.T + self._cancelled(),
             outside=torch.cat([self.links, own - symmetric]),
             noise=self.round_off + self._dropped,
         )
 
+    def _cancelled(self) -> Tensor:
+        """What the difference of two Gram matrices may have lost to rounding."""
+        count = self.offset + self.multiplied
+        lost = count * torch.finfo(torch.float64).eps * self._gram.trace()
+        return lost * torch.eye(self.offset, dtype=torch.float64)
+
     def lock(self, ritz: Ritz, columns: Tensor) -> Locked:
-        """Some Ritz vectors, set aside."""
-        held = self._columns[:, : self.offset + self.multiplied]
-        gram = ritz.residual_gram(columns)
-        floor = ritz.noise**2 * torch.eye(len(columns), dtype=torch.float64)
-        return Locked(
-            vectors=held @ ritz.weights[:, columns].to(held),
-            values=ritz.values[columns],
-            gram=2 * gram + 2 * floor if self._dropped else gram,
-        )
+        """Some Ritz vectors, set aside, with their errors.
+
+        Args:
+            ritz: What :meth:`ritz` gave last.
+            columns: Positions among its values.
+
+        Returns:
+            The vectors, as orthonormal as the basis.
+        """
+        vectors = torch.empty_like(self._columns[:, : len(columns)])
+        errors = torch.empty_like(vectors)
+        for rows in slices(len(vectors)):
+            vectors[rows], errors[rows] = self._combined(ritz, columns, rows)
+        values = ritz.values[columns]
+        return Locked(vectors=vectors, values=values, errors=errors, noise=ritz.noise)
+
+    def measure(self, ritz: Ritz, columns: Tensor) -> Ritz:
+        """The same with the residuals of some Ritz vectors computed instead of bounded.
+
+        Args:
+            ritz: What :meth:`ritz` gave last.
+            columns: Positions among its values.
+
+        Returns:
+            A copy that knows them.
+        """
+        total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+        for rows in slices(self.products.size):
+            errors = self._combined(ritz, columns, rows)[1]
+            total += (errors.T @ errors).cpu()
+        return replace(ritz, measured=(columns, total))
+
+    def _combined(self, ritz: Ritz, columns: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some rows of Ritz vectors u and of A u - θ u, float64."""
+        end = self.offset + self.multiplied
+        weights = ritz.weights[:, columns]
+        image = torch.zeros(end + self.waiting, len(columns), dtype=torch.float64)
+        image[: self.offset] = self.locked.values[:, None] * weights[: self.offset]
+        image += self._matrix[: len(image), self.offset : end] @ weights[self.offset :]
+        image[:end] -= weights * ritz.values[columns]
+        held, device = self._columns[rows, : len(image)].double(), self._columns.device
+        errors = held @ image.to(device)
+        errors += self.locked.errors[rows].double() @ weights[: self.offset].to(device)
+        return held[:, :end] @ weights.to(device), errors

@@ -20,6 +20,8 @@ _DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one end
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
+_MARGIN = 10  # steps more than the first run took, before a later one gives up to be sure
+_BEYOND = 3  # values beyond those asked for that may show a gap
 _WIDEST = 4  # of later runs' starts
 
 
@@ -59,8 +61,8 @@ def eigenpairs(
         max_products: Products with one vector to spend at most; pairs that did not converge by then
             say so.
         capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
-        verify: Whether to look for missed pairs and copies. It spends at most as many products
-            again as the first run; without it, values may be missing and no multiplicity is known.
+        verify: Whether to look for missed pairs and copies. A run that looks
+            takes at most ten steps more than the first one; without it, values may be missing and no multiplicity is known.
         folder: Where to keep the products, so that a killed call continues when it is made again,
             with bit-identical results; one file a product. None for nowhere.
         progress: Whether to show a progress bar on standard error.
@@ -127,6 +129,14 @@ class Wanted:
             return torch.cat([descending[: self.k], descending[-self.k :]])
         return descending[values[descending].abs().argsort(descending=True, stable=True)][: self.k]
 
+    def useful(self, values: Tensor) -> Tensor:
+        """Positions of the values that the bounds of those asked for rest on."""
+        count = len(values)
+        most = min(self.k + _BEYOND, count)
+        ends = [torch.arange(count - most, count) if s > 0 else torch.arange(most)
+                for s in self.signs]
+        return torch.cat(ends).unique()
+
     def edge(self, values: Tensor, sign: int) -> int:
         """Position, in the values of the result, of the one that is last on an end."""
         if self.which == "both":
@@ -147,7 +157,7 @@ class _State:
     edges: dict[int, float] = field(default_factory=dict)
     certificate: Certificate | None = None
     found: int = 0
-    allowance: float = math.inf
+    allowance: int = 0
 
     def read(self, krylov: Krylov) -> None:
         """Take in what the last product told."""
@@ -233,8 +243,9 @@ def search(
             break
         locked = krylov.lock(state.ritz, state.columns)
         state.set_edges()
-        state.allowance = max(10.0, min(state.allowance, float(products.count)))
         first = before == 0
+        if first:
+            state.allowance = krylov.steps + _MARGIN
         missing = wanted.total - len(state.columns)
         width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
         width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
@@ -244,7 +255,7 @@ def search(
 
 def _run(krylov: Krylov, state: _State) -> bool:
     """Grow one Krylov space until it has answered; False when the products ran out."""
-    before, checking = krylov.products.count, bool(state.edges)
+    checking = bool(state.edges)
     try:
         while True:
             if krylov.is_full:
@@ -257,7 +268,7 @@ def _run(krylov: Krylov, state: _State) -> bool:
                 not checking
                 or state.found
                 or state.missed <= _DOUBT
-                or krylov.products.count - before >= state.allowance
+                or krylov.steps >= state.allowance
             ):
                 return True
     except OutOfProducts:
@@ -338,7 +349,7 @@ def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
     total = len(ritz.values)
     order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
     ordered, best = sign * ritz.values[order], torch.full_like(ritz.values, math.inf)
-    for j in range(1, min(count + 3, total)):
+    for j in range(1, min(count + _BEYOND, total)):
         lead = order[:j]
         error = ritz.residual_norm(lead)
         gap = ordered[:j] - (ordered[j] + ritz.residuals[order[j]])
@@ -352,7 +363,7 @@ def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
 
 def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eigenpairs:
     assert state.ritz is not None
-    ritz, columns = state.ritz, state.columns
+    ritz, columns = krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)), state.columns
     values, bounds = ritz.values[columns], _bounds(ritz, state.wanted)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["deflate", "dots", "draw", "orthonormal", "rotate"]
+__all__ = ["deflate", "dots", "draw", "orthonormal", "rotate", "slices"]
 
 _ROWS = 1 << 16  # of a long vector, converted to float64 at a time
 
 
-def _slices(size: int) -> Iterator[slice]:
+def slices(size: int) -> Iterator[slice]:
+    """Rows of a long vector, so many at a time that a copy in float64 is small."""
     return (slice(start, start + _ROWS) for start in range(0, size, _ROWS))
 
 
@@ -29,7 +30,7 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     total = torch.zeros(
         left.shape[1], right.shape[1], dtype=torch.float64, device=left.device
     )
-    for rows in _slices(len(left)):
+    for rows in slices(len(left)):
         total += left[rows].double().T @ right[rows].double()
     return total
 
@@ -60,7 +61,7 @@ def rotate(vectors: Tensor, matrix: Tensor) -> Tensor:
         The first p columns, now the product.
     """
     small = matrix.to(vectors)
-    for rows in _slices(len(vectors)):
+    for rows in slices(len(vectors)):
         vectors[rows, : matrix.shape[1]] = vectors[rows] @ small
     return vectors[:, : matrix.shape[1]]
 
