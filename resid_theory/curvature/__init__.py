@@ -6,5 +6,22 @@ from resid_theory.curvature.dense import (
     hessian_cost,
     hessian_spectrum,
 )
+from resid_theory.curvature.lanczos import eigenpairs
+from resid_theory.curvature.products import Operator
+from resid_theory.curvature.quadrature import spectral_density
+from resid_theory.curvature.report import SpectrumReport, spectral_estimates
+from resid_theory.curvature.traces import frobenius_norm, trace
 
-__all__ = ["HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
+__all__ = [
+    "HessianCost",
+    "Operator",
+    "SpectrumReport",
+    "spectral_density",
+    "eigenpairs",
+    "frobenius_norm",
+    "hessian",
+    "hessian_cost",
+    "hessian_spectrum",
+    "spectral_estimates",
+    "trace",
+]

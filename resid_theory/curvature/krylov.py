@@ -6,18 +6,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.orthogonal import deflate, dots, draw, orthonormal, rotate, slices
+from resid_theory.curvature.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
 from resid_theory.curvature.products import Products
 
 __all__ = ["Krylov", "Locked", "Ritz", "rank_threshold"]
 
 
 def rank_threshold(dtype: torch.dtype, size: int) -> float:
-    """What is left of a product after orthogonalization and counts as rounding, relative.
-
-    Sums of P rounded terms, as they usually add up; a false alarm would end a Krylov space early,
-    a miss merely continues it with a vector that is as good as a random one.
-    """
+    """What is left of a product after orthogonalization and counts as rounding, relative."""
+    # Sums of P rounded terms, as they usually add up. A false alarm would end a space early, a miss
+    # merely continues it with a vector that is as good as a random one.
     return torch.finfo(dtype).eps * (10 + min(size, 10_000) ** 0.5)
 
 
@@ -65,24 +63,17 @@ class Ritz:
     noise: float
     measured: tuple[Tensor, Tensor] | None = None
 
-    def residual_gram(self, columns: Tensor) -> Tensor:
-        """An upper bound, as a quadratic form, on Eᵀ E for the residuals E of some Ritz vectors."""
+    def leading_norms(self, order: Tensor) -> Tensor:
+        """Norms |E| of the residuals of the first 1, 2, ... Ritz vectors of a list of positions."""
         if self.measured is not None:
             positions, gram = self.measured
-            at = (columns[:, None] == positions).int().argmax(1)
-            return gram[at][:, at]
-        chosen = self.weights[:, columns]
+            at = (order[:, None] == positions).int().argmax(1)
+            return _leading(gram[at][:, at]) + self.noise
+        chosen = self.weights[:, order]
         locked, krylov = chosen[: len(self.gram)], self.outside @ chosen[len(self.gram) :]
-        first, second = locked.T @ self.gram @ locked, krylov.T @ krylov
-        a, b = _top(first) ** 0.5, _top(second) ** 0.5
-        if a == 0 or b == 0:
-            return first + second
-        # The two parts need not be orthogonal: |x + y|² <= (1 + b/a)|x|² + (1 + a/b)|y|².
-        return (1 + b / a) * first + (1 + a / b) * second
-
-    def residual_norm(self, columns: Tensor) -> float:
-        """Largest singular value of the residuals of some Ritz vectors."""
-        return _top(self.residual_gram(columns)) ** 0.5 + self.noise
+        # The two parts need not be orthogonal, so their norms add up.
+        parts = [krylov.T @ krylov] + [locked.T @ self.gram @ locked] * bool(len(self.gram))
+        return sum((_leading(part) for part in parts), torch.tensor(self.noise))
 
     @cached_property
     def residuals(self) -> Tensor:
@@ -96,12 +87,14 @@ class Ritz:
         return norms + self.noise
 
 
-def _top(gram: Tensor) -> float:
-    if gram.numel() == 0:
-        return 0.0
+def _leading(gram: Tensor) -> Tensor:
+    """Square roots of the largest eigenvalues of all leading blocks of a Gram matrix."""
+    count = len(gram)
+    inside = torch.ones(count, count, dtype=torch.bool).tril()
     # Scaled, because the squares of a near-zero Hessian would be lost to underflow.
     scale = float(gram.abs().max()) or 1.0
-    return scale * max(0.0, float(torch.linalg.eigvalsh(gram / scale)[-1]))
+    blocks = torch.where(inside[:, :, None] & inside[:, None, :], gram / scale, 0.0)
+    return (scale * torch.linalg.eigvalsh(blocks)[:, -1].clamp_min(0)).sqrt()
 
 
 class Krylov:
@@ -132,7 +125,7 @@ class Krylov:
         self.products, self.locked = products, locked
         self.offset = locked.vectors.shape[1]
         total = self.offset + min(capacity, products.size - self.offset)
-        self._columns = locked.vectors.new_empty(products.size, total)
+        self._columns = locked.vectors.new_empty(total, products.size).T  # a vector is contiguous
         self._columns[:, : self.offset] = locked.vectors
         self._matrix = torch.zeros(total, total, dtype=torch.float64)
         start = draw(products.size, min(width, total - self.offset), locked.vectors, generator)
@@ -161,8 +154,8 @@ class Krylov:
         end = begin + self.waiting
         block = self.products @ self._columns[:, begin:end]
         basis = self._columns[:, :end]
-        first = deflate(block, basis)
-        coefficients = (first + deflate(block, basis)).cpu()
+        first = project_out(block, basis)
+        coefficients = (first + project_out(block, basis)).cpu()
         norms = (coefficients.square().sum(0) + block.double().square().sum(0).cpu()).sqrt()
         self.scale = max(self.scale, float(norms.max()))
         self._matrix[:end, begin:end] = coefficients
@@ -178,7 +171,7 @@ class Krylov:
         if count == 0:
             return
         # What the two passes left is small beside the product, not beside a small remainder.
-        deflate(fresh, basis)
+        project_out(fresh, basis)
         fresh, turn = torch.linalg.qr(fresh)
         self._columns[:, end : end + count] = fresh[:, :count]
         self._matrix[end : end + count, owners] = (turn.double() @ links)[:count].cpu()

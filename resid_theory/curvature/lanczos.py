@@ -21,6 +21,8 @@ _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
 _MARGIN = 10  # steps more than the first run took, before a later one gives up to be sure
+_TINY = torch.finfo(torch.float64).tiny  # a denominator where nothing is left to divide
+_SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _BEYOND = 3  # values beyond those asked for that may show a gap
 _WIDEST = 4  # of later runs' starts
 
@@ -54,15 +56,15 @@ def eigenpairs(
         k: Pairs to find; at both ends each for ``which="both"``.
         which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
         block: Random vectors that the first run starts from. One needs the fewest products.
-        tolerance: Error bound of each eigenvalue relative to its magnitude, or to the square root
-            of the dtype's epsilon times the largest magnitude, if that is more; never below what
-            rounding allows.
+        tolerance: Error bound of each eigenvalue relative to its magnitude, or to a hundredth of
+            the largest magnitude where that is more; never below what rounding allows.
         generator: Of the random starts; by default one with seed 0.
         max_products: Products with one vector to spend at most; pairs that did not converge by then
             say so.
         capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
-        verify: Whether to look for missed pairs and copies. A run that looks
-            takes at most ten steps more than the first one; without it, values may be missing and no multiplicity is known.
+        verify: Whether to look for missed pairs and copies. A run that looks takes at
+            most ten steps more than the first one; without it values may be missing, and no
+            multiplicity is known.
         folder: Where to keep the products, so that a killed call continues when it is made again,
             with bit-identical results; one file a product. None for nowhere.
         progress: Whether to show a progress bar on standard error.
@@ -133,8 +135,9 @@ class Wanted:
         """Positions of the values that the bounds of those asked for rest on."""
         count = len(values)
         most = min(self.k + _BEYOND, count)
-        ends = [torch.arange(count - most, count) if s > 0 else torch.arange(most)
-                for s in self.signs]
+        ends = [
+            torch.arange(count - most, count) if s > 0 else torch.arange(most) for s in self.signs
+        ]
         return torch.cat(ends).unique()
 
     def edge(self, values: Tensor, sign: int) -> int:
@@ -165,16 +168,16 @@ class _State:
         self.ritz, self.columns = ritz, self.wanted.columns(ritz.values)
         self.bounds = _bounds(ritz, self.wanted)[self.columns]
         values = ritz.values[self.columns].abs()
-        eps = torch.finfo(krylov.products.dtype).eps
         floor = 3 * ritz.noise + 2 * krylov.asymmetry
-        relative = values.clamp_min(eps**0.5 * krylov.scale)
+        relative = values.clamp_min(_SMALL * krylov.scale)
         self.targets = (self.tolerance * relative).clamp_min(floor)
-        own = krylov.own_values
-        self.found = sum(
-            int((sign * own > sign * edge).sum()) for sign, edge in self.edges.items()
-        ) if self.edges else len(own)
-        if krylov.restarts == 0:
-            self.certificate = _certificate(krylov, own)
+        self.found = krylov.multiplied
+        if self.edges:
+            own = krylov.own_values
+            beyond = ((sign * own > sign * edge).sum() for sign, edge in self.edges.items())
+            self.found = int(sum(beyond))
+            if krylov.restarts == 0:
+                self.certificate = _certificate(krylov, own)
 
     @property
     def is_settled(self) -> bool:
@@ -340,30 +343,31 @@ def _bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
 
 
 def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
-    r"""Li and Li's bound with the j outermost values against all others, for every useful j.
-
-    For eigenvalues of a symmetric matrix with blocks H₁, E, Eᵀ, H₂ and those of its diagonal blocks
-    |λ_i - θ_i| <= 2 |E|² / (η_i + sqrt(η_i² + 4 |E|²)), where η_i is the distance from θ_i to the
-    eigenvalues of H₂. These lie up to the next Ritz value plus its residual, if none is missed.
-    """
-    total = len(ritz.values)
+    """Li and Li's bound with the j outermost values against all others, for every useful j."""
+    # For eigenvalues of a symmetric matrix with blocks H₁, E, Eᵀ, H₂ and those of its diagonal
+    # blocks |λ_i - θ_i| <= 2 |E|² / (η_i + sqrt(η_i² + 4 |E|²)), η_i the distance from θ_i to the
+    # eigenvalues of H₂. These lie up to the next Ritz value plus its residual, if none is missed.
+    total, best = len(ritz.values), torch.full_like(ritz.values, math.inf)
     order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
-    ordered, best = sign * ritz.values[order], torch.full_like(ritz.values, math.inf)
-    for j in range(1, min(count + _BEYOND, total)):
-        lead = order[:j]
-        error = ritz.residual_norm(lead)
-        gap = ordered[:j] - (ordered[j] + ritz.residuals[order[j]])
-        sharp = 2 * error**2 / (gap + (gap**2 + 4 * error**2).sqrt())
-        if error == 0:
-            sharp = torch.zeros_like(gap)
-        sharp = torch.where(gap > 0, sharp + ritz.noise, math.inf)
-        best[lead] = torch.minimum(best[lead], sharp)
+    most = min(count + _BEYOND, total) - 1
+    if most < 1:
+        return best
+    ordered, lead = sign * ritz.values[order], order[:most]
+    errors = ritz.leading_norms(lead)[:, None]  # of the first 1, 2, ... values: a row for each j
+    beyond = ordered[1 : most + 1] + ritz.residuals[order[1 : most + 1]]
+    gaps = ordered[:most] - beyond[:, None]
+    sharp = 2 * errors**2 / (gaps + (gaps**2 + 4 * errors**2).sqrt()).clamp_min(_TINY)
+    valid = (gaps > 0) & torch.ones(most, most, dtype=torch.bool).tril()
+    best[lead] = torch.where(valid, sharp + ritz.noise, math.inf).amin(0)
     return best
 
 
 def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eigenpairs:
     assert state.ritz is not None
-    ritz, columns = krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)), state.columns
+    ritz, columns = (
+        krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),
+        state.columns,
+    )
     values, bounds = ritz.values[columns], _bounds(ritz, state.wanted)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)

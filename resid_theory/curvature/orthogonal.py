@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["deflate", "dots", "draw", "orthonormal", "rotate", "slices"]
+__all__ = ["dots", "draw", "orthonormal", "project_out", "rotate", "slices"]
 
 _ROWS = 1 << 16  # of a long vector, converted to float64 at a time
 
@@ -27,15 +27,13 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     """
     if left.dtype == torch.float64:
         return left.T @ right
-    total = torch.zeros(
-        left.shape[1], right.shape[1], dtype=torch.float64, device=left.device
-    )
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     for rows in slices(len(left)):
         total += left[rows].double().T @ right[rows].double()
     return total
 
 
-def deflate(vectors: Tensor, basis: Tensor) -> Tensor:
+def project_out(vectors: Tensor, basis: Tensor) -> Tensor:
     """Take the components along an orthonormal basis out of vectors, in place, once.
 
     Args:
@@ -105,7 +103,7 @@ def draw(size: int, count: int, basis: Tensor, generator: torch.Generator) -> Te
     )
     block = drawn.to(basis)
     for _ in range(2):  # again after normalizing: in a small complement little is left at first
-        deflate(block, basis)
-        deflate(block, basis)
+        project_out(block, basis)
+        project_out(block, basis)
         block, _ = torch.linalg.qr(block)
     return block

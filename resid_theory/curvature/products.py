@@ -53,6 +53,7 @@ class Products:
         limit: Products with one vector that may be used; None for any number.
         progress: Whether to show a progress bar on standard error.
         label: What the bar is called.
+        expected: Products that the bar should reach, where that is known.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Products:
         limit: int | None = None,
         progress: bool = False,
         label: str = "Lanczos",
+        expected: int | None = None,
     ) -> None:
         shape = tuple(matrix.shape)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
@@ -74,7 +76,8 @@ class Products:
         self.count, self.limit = 0, limit
         self._folder = None if folder is None else Path(folder)
         self._calls = 0
-        self._bar = tqdm(disable=not progress, desc=label, unit="product", total=limit)
+        total = expected or limit
+        self._bar = tqdm(disable=not progress, desc=label, unit="product", total=total)
 
     def __enter__(self) -> "Products":
         return self
@@ -160,4 +163,4 @@ class Products:
 
 def _digest(vectors: Tensor) -> str:
     content = vectors.detach().cpu().contiguous().numpy()
-    return hashlib.sha256(memoryview(content).cast("B")).hexdigest()
+    return hashlib.sha256(content.data).hexdigest()
