@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bottom up. Rooms on one floor do not import one another. "resid_theory" is the public face.
 FLOORS = [
     ["_check"],
-    ["activations", "losses", "machine", "spectra", "state", "store", "stream"],
-    ["moments"],
+    ["activations", "estimates", "losses", "machine", "spectra", "state", "store", "stream"],
+    ["densities", "moments"],
     ["samples"],
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
@@ -29,7 +29,12 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
-    "curvature": [["chain", "columns"], ["dense"]],
+    "curvature": [
+        ["certificate", "chain", "columns", "orthogonal", "products"],
+        ["dense", "krylov"],
+        ["lanczos", "quadrature", "traces"],
+        ["report"],
+    ],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],

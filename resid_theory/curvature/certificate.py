@@ -59,10 +59,10 @@ class Certificate:
         """
         top, bottom = (self.high, self.low) if sign > 0 else (-self.low, -self.high)
         gap, spread = sign * edge - top, top - bottom + self.margin
+        if self.is_complete and gap >= 0:
+            return 0.0
         if gap <= 0:
             return 1.0
-        if self.is_complete:
-            return 0.0
         if spread == 0:
             return 1.0
         angle = math.acosh(1 + 2 * gap / spread)

@@ -374,8 +374,9 @@ def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eig
     numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
     counts = torch.bincount(numbers)
     open_ended = torch.zeros(len(counts), dtype=torch.bool)
-    for sign in () if complete else state.wanted.signs:
-        open_ended |= _open_clusters(state, sign, values, bounds + ritz.noise, numbers)
+    if not complete:
+        chances = _overlooked(state, values, bounds + ritz.noise)
+        open_ended[numbers[chances > _DOUBT]] = True
     return Eigenpairs(
         which=state.wanted.which,
         values=values,
@@ -403,22 +404,15 @@ def _limits(state: _State, complete: bool) -> tuple[float, float]:
     return low, high
 
 
-def _open_clusters(
-    state: _State, sign: int, values: Tensor, bounds: Tensor, numbers: Tensor
-) -> Tensor:
-    """Clusters that reach the end of the list on one side, and may go on behind it."""
-    position = state.wanted.edge(values, sign)
-    edge = abs(values[position]) if state.wanted.which == "magnitude" else sign * values[position]
-    touching = sign * values <= edge + bounds + bounds[position]
-    if state.wanted.which == "both":
-        touching &= torch.arange(len(values)).le(position) == (sign > 0)
-    elif state.wanted.which == "magnitude":
-        touching &= sign * values > 0
-    result = torch.zeros(int(numbers.max()) + 1, dtype=torch.bool)
-    inner = sign * (float(edge) - 2 * float(bounds[position]))
-    seen = state.certificate is not None and state.found == 0 and bool(state.edges)
-    if not (seen and state.certificate is not None) or (
-        state.certificate.missed(inner, sign) > _DOUBT
-    ):
-        result[numbers[touching]] = True
-    return result
+def _overlooked(state: _State, values: Tensor, bounds: Tensor) -> Tensor:
+    """Probability, for each value, that the last run missed a further copy of it."""
+    checked = state.certificate is not None and bool(state.edges) and state.found == 0
+    chances = torch.ones(len(values), dtype=torch.float64)
+    if not checked or state.certificate is None:
+        return chances
+    for position, (value, bound) in enumerate(zip(values.tolist(), bounds.tolist(), strict=True)):
+        sign = 1 if position <= state.wanted.edge(values, 1) else -1
+        if state.wanted.which in ("smallest", "magnitude"):
+            sign = -1 if state.wanted.which == "smallest" or value < 0 else 1
+        chances[position] = state.certificate.missed(value - 2 * sign * bound, sign)
+    return chances
