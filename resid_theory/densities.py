@@ -47,7 +47,9 @@ class Density:
         nodes: (probes, m), ascending in each row, float64; in units of the eigenvalues.
         weights: (probes, m), each row sums to one; zero where a probe needed fewer nodes.
         complete: (probes,), whether a probe's Krylov space was invariant: its quadrature is exact.
-        known: (l,), eigenvalues that were found exactly and deflated.
+        known: (l,), eigenvalues that were found and deflated.
+        known_error: What their residuals may add to a Wasserstein distance: twice the nuclear norm
+            of the residuals over P (Mirsky's inequality), in units of the eigenvalues.
         round_off: What counts as zero, in units of the eigenvalues.
         products: Products with one vector that were used.
 
@@ -62,6 +64,7 @@ class Density:
     weights: Tensor
     complete: Tensor
     known: Tensor
+    known_error: float
     round_off: float
     products: int
 
@@ -263,15 +266,16 @@ class Density:
     def wasserstein_error(self) -> float:
         """Upper end of the 95 % interval of the distance to the truth, in units of the eigenvalues.
 
-        Sampling: the integral of the cumulative share's half-width. Quadrature: zero where exact,
-        else the inequalities of Chebyshev, Markov and Stieltjes, by which a Gauss quadrature's
-        cumulative share differs from the truth between two nodes at most by the weight of either.
+        Deflation: ``known_error``. Sampling: the integral of the cumulative share's half-width.
+        Quadrature: zero where exact, else the inequalities of Chebyshev, Markov and Stieltjes, by
+        which a Gauss quadrature's cumulative share differs from the truth between two nodes at most
+        by the weight of either.
 
         Source:
             Chen, Trogdon & Ubaru 2021, "Analysis of stochastic Lanczos quadrature for spectrum
             approximation", Section 3.
         """
-        return self.sampling_error + self.quadrature_error
+        return self.sampling_error + self.quadrature_error + self.known_error
 
     @cached_property
     def sampling_error(self) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Eigenpairs", "Estimate", "mean_estimate", "student"]
+__all__ = ["Eigenpairs", "Estimate", "clusters", "mean_estimate", "positive_mean", "student"]
 
 
 def student(degrees: float, confidence: float = 0.95) -> float:
@@ -103,6 +103,33 @@ def mean_estimate(
     error = abs(scale) * draws.std().item() / math.sqrt(count)
     half = student(count - 1) * error + bound
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
+
+
+def positive_mean(draws: Tensor, *, scale: float, offset: float) -> Estimate:
+    """As :func:`mean_estimate` for draws above zero, with an interval even on a logarithmic axis.
+
+    Squares are skewed: a mean that came out low has a spread that came out low, so that an even
+    interval misses the truth above it too often.
+
+    Args:
+        draws: (draws,), none negative.
+        scale: Factor of the mean, not negative.
+        offset: What is known without drawing.
+
+    Returns:
+        The estimate.
+    """
+    even = mean_estimate(draws, scale=scale, offset=offset)
+    mean = even.value - offset
+    if mean <= 0 or math.isinf(even.standard_error):
+        return even
+    ratio = math.exp(min(700.0, (even.high - even.value) / mean))
+    return Estimate(
+        value=even.value,
+        standard_error=even.standard_error,
+        low=offset + mean / ratio,
+        high=offset + mean * ratio,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -318,7 +318,7 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("kill_after", [0, 1, 5, 20])
+@pytest.mark.parametrize("kill_after", [0, 1, 5, 9])
 def test_a_killed_run_continues_bit_for_bit(kill_after, generator, tmp_path):
     matrix = rotated(repeated(40, generator), generator)
     whole = rt.eigenpairs(matrix, 3)

@@ -24,6 +24,7 @@ _MARGIN = 10  # steps more than the first run took, before a later one gives up 
 _TINY = torch.finfo(torch.float64).tiny  # a denominator where nothing is left to divide
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _BEYOND = 3  # values beyond those asked for that may show a gap
+_MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 _WIDEST = 4  # of later runs' starts
 
 
@@ -161,6 +162,7 @@ class _State:
     certificate: Certificate | None = None
     found: int = 0
     allowance: int = 0
+    slack: float = math.inf
 
     def read(self, krylov: Krylov) -> None:
         """Take in what the last product told."""
@@ -193,19 +195,41 @@ class _State:
         chances = [self.certificate.missed(edge, sign) for sign, edge in self.edges.items()]
         return min(1.0, sum(chances))
 
+    @property
+    def others(self) -> Tensor:
+        """Positions of the Ritz values that were not asked for."""
+        assert self.ritz is not None
+        rest = torch.ones(len(self.ritz.values), dtype=torch.bool)
+        rest[self.columns] = False
+        return rest.nonzero()[:, 0]
+
+    @property
+    def locked(self) -> Tensor:
+        """Positions to set aside: those asked for, and others that do not move the edges."""
+        assert self.ritz is not None
+        if not self.edges:
+            return self.columns
+        others = self.others
+        residuals = self.ritz.residuals[others]
+        # By Weyl's inequality their coupling moves no eigenvalue further than the edges allow for.
+        close = others[residuals <= self.slack / _MOST_EXTRA**0.5]
+        outermost = self.ritz.values[close].abs().argsort(descending=True, stable=True)
+        return torch.cat([self.columns, close[outermost][:_MOST_EXTRA]])
+
     def set_edges(self) -> None:
         """Beyond which values the next run looks for more."""
         assert self.ritz is not None
         if len(self.columns) < self.wanted.total:
             self.edges = {}
             return
-        values = self.ritz.values[self.columns]
+        values, self.slack = self.ritz.values[self.columns], math.inf
         slack = torch.maximum(self.bounds, self.targets)
         for sign in self.wanted.signs:
             position = self.wanted.edge(values, sign)
             last = values[position].item()
             outermost = abs(last) if self.wanted.which == "magnitude" else sign * last
             self.edges[sign] = sign * (outermost + slack[position].item())
+            self.slack = min(self.slack, slack[position].item())
 
 
 def search(
@@ -230,7 +254,8 @@ def search(
         verify: As in :func:`eigenpairs`.
 
     Returns:
-        The pairs, and the same as locked vectors for further runs in their complement.
+        The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
+        by those of others that converged on the way.
     """
     state = _State(wanted=wanted, tolerance=tolerance)
     locked, width, size = Locked.nothing(products), min(block, products.size), products.size
@@ -244,8 +269,8 @@ def search(
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
         if not in_budget or complete or not state.found or (state.is_settled and not verify):
             break
-        locked = krylov.lock(state.ritz, state.columns)
         state.set_edges()
+        locked = krylov.lock(state.ritz, state.locked)
         first = before == 0
         if first:
             state.allowance = krylov.steps + _MARGIN
@@ -253,7 +278,7 @@ def search(
         width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
         width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
     missed = 0.0 if complete else state.missed
-    return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.columns)
+    return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
 
 
 def _run(krylov: Krylov, state: _State) -> bool:
@@ -399,8 +424,11 @@ def _limits(state: _State, complete: bool) -> tuple[float, float]:
         return state.ritz.values[0].item(), state.ritz.values[-1].item()
     low, high = -math.inf, math.inf
     if state.certificate is not None and state.edges and not state.found:
-        high = state.certificate.limit(1, _DOUBT)
-        low = state.certificate.limit(-1, _DOUBT)
+        others = state.others
+        above = state.ritz.values[others] + state.ritz.residuals[others]
+        below = state.ritz.values[others] - state.ritz.residuals[others]
+        high = max(state.certificate.limit(1, _DOUBT), above.max().item())
+        low = min(state.certificate.limit(-1, _DOUBT), below.min().item())
     return low, high
 
 
@@ -410,7 +438,12 @@ def _overlooked(state: _State, values: Tensor, bounds: Tensor) -> Tensor:
     chances = torch.ones(len(values), dtype=torch.float64)
     if not checked or state.certificate is None:
         return chances
+    assert state.ritz is not None
+    others = state.others
+    seen, reach = state.ritz.values[others], state.ritz.residuals[others]
     for position, (value, bound) in enumerate(zip(values.tolist(), bounds.tolist(), strict=True)):
+        if bool(((seen - value).abs() <= reach + bound).any()):
+            continue  # the list ends within a cluster
         sign = 1 if position <= state.wanted.edge(values, 1) else -1
         if state.wanted.which in ("smallest", "magnitude"):
             sign = -1 if state.wanted.which == "smallest" or value < 0 else 1

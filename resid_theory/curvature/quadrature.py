@@ -109,30 +109,33 @@ def spectral_density(
     total = whole("probes", probes) * whole("steps", steps)
     label = "Lanczos quadrature"
     with Products(A, folder=folder, progress=progress, label=label, expected=total) as products:
-        known = _known(products, deflate)
-        found = quadrature(products, known[0], probes=probes, steps=steps, generator=generator)
-        return distribution(products, found, known[1])
+        vectors, values, error = _known(products, deflate)
+        found = quadrature(products, vectors, probes=probes, steps=steps, generator=generator)
+        return distribution(products, found, values, error)
 
 
-def _known(products: Products, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor]:
-    """Vectors and values to deflate; all of a space leave nothing to probe."""
+def _known(products: Products, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor, float]:
+    """Vectors and values to deflate, with their error; all of a space leave nothing to probe."""
     if pairs is None or len(pairs) == products.size:
         empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
-        return empty, torch.empty(0, dtype=torch.float64)
+        return empty, torch.empty(0, dtype=torch.float64), 0.0
     if pairs.vectors.shape[0] != products.size:
         raise ValueError(
             f"deflate: has vectors of {pairs.vectors.shape[0]} entries, A has {products.size}"
         )
-    return pairs.vectors.to(products.device, products.dtype), pairs.values
+    # The nuclear norm is at most the sum of the columns' norms.
+    error = 2 * pairs.residuals.sum().item() / products.size
+    return pairs.vectors.to(products.device, products.dtype), pairs.values, error
 
 
-def distribution(products: Products, found: Quadrature, known: Tensor) -> Density:
+def distribution(products: Products, found: Quadrature, known: Tensor, error: float) -> Density:
     """The density that a quadrature and known eigenvalues make up.
 
     Args:
         products: The operator.
         found: The quadrature in the complement.
         known: (l,), eigenvalues.
+        error: Of these, as the attribute of the density.
 
     Returns:
         The density.
@@ -143,6 +146,7 @@ def distribution(products: Products, found: Quadrature, known: Tensor) -> Densit
         weights=found.weights,
         complete=found.complete,
         known=known,
+        known_error=error,
         round_off=products.size**0.5 * rank_threshold(products.dtype, products.size) * found.scale,
         products=products.count,
     )

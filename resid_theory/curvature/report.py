@@ -1,7 +1,7 @@
 """What is known of a spectrum, every number with its error bar: dense or matrix-free."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +9,12 @@ import torch
 
 from resid_theory._check import positive, whole
 from resid_theory.curvature.lanczos import Wanted, search
+from resid_theory.curvature.orthogonal import dots
 from resid_theory.curvature.products import Operator, Products
 from resid_theory.curvature.quadrature import Quadrature, distribution, quadrature
 from resid_theory.curvature.traces import root
 from resid_theory.densities import Density
-from resid_theory.estimates import Eigenpairs, Estimate, mean_estimate
+from resid_theory.estimates import Eigenpairs, Estimate, mean_estimate, positive_mean
 from resid_theory.spectra import Spectrum
 
 if TYPE_CHECKING:
@@ -259,8 +260,8 @@ def spectral_estimates(
             generator=generator,
             capacity=capacity,
         )
-        if len(pairs) == products.size:
-            report = SpectrumReport.of(Spectrum.of(pairs.values), k, percentile=percentile)
+        if len(locked.values) == products.size:
+            report = SpectrumReport.of(Spectrum.of(locked.values), k, percentile=percentile)
             return _renamed(report, pairs, matrix, samples)
         found = quadrature(
             products,
@@ -269,11 +270,13 @@ def spectral_estimates(
             steps=steps,
             generator=generator,
         )
-        seen = distribution(products, found, pairs.values) if density else None
-    pairs, notes = _confirmed(pairs, found)
-    rest, residuals = products.size - len(pairs), locked.errors.double().square().sum().item()
-    inside = pairs.values.square().sum().item() + residuals
-    squares = mean_estimate(found.squares, scale=rest, offset=inside)
+        residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
+        known_error = 2 * residuals.sum().item() / products.size
+        seen = distribution(products, found, locked.values, known_error) if density else None
+    pairs, notes = _confirmed(pairs, found, len(locked.values))
+    rest = products.size - len(locked.values)
+    inside = locked.values.square().sum().item() + residuals.square().sum().item()
+    squares = positive_mean(found.squares, scale=rest, offset=inside)
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
@@ -282,7 +285,7 @@ def spectral_estimates(
         samples=samples,
         largest=_bounded(pairs, k, 1),
         smallest=_bounded(pairs, k, -1),
-        trace=mean_estimate(found.first, scale=rest, offset=pairs.values.sum().item()),
+        trace=mean_estimate(found.first, scale=rest, offset=locked.values.sum().item()),
         frobenius_norm=root(squares),
         index=None if seen is None else seen.negative_share,
         index_threshold=0.0 if seen is None else seen.resolution,
@@ -299,8 +302,6 @@ def spectral_estimates(
 def _renamed(
     report: SpectrumReport, pairs: Eigenpairs, matrix: str, samples: int | None
 ) -> SpectrumReport:
-    from dataclasses import replace
-
     return replace(
         report,
         reason="the Lanczos vectors span everything",
@@ -343,15 +344,15 @@ def condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Est
     return Estimate(value=value, standard_error=error, low=least, high=high)
 
 
-def _confirmed(pairs: Eigenpairs, found: Quadrature) -> tuple[Eigenpairs, tuple[str, ...]]:
+def _confirmed(
+    pairs: Eigenpairs, found: Quadrature, locked: int
+) -> tuple[Eigenpairs, tuple[str, ...]]:
     """The pairs with what the probes add to their certificate, and what went wrong."""
-    from dataclasses import replace
-
     notes = []
     k = len(pairs) // 2
     top, bottom = pairs.values[:k].min().item(), pairs.values[-k:].max().item()
     slack = float(pairs.bounds.max())
-    runs = found.certificates(len(pairs.vectors) - len(pairs))
+    runs = found.certificates(len(pairs.vectors) - locked)
     chances = []
     for sign, end in ((1, top), (-1, bottom)):
         edge = end + sign * max(slack, 1e-3 * abs(end))

@@ -11,7 +11,7 @@ from resid_theory._check import whole
 from resid_theory.curvature.krylov import rank_threshold
 from resid_theory.curvature.orthogonal import dots, draw, orthonormal
 from resid_theory.curvature.products import Operator, Products
-from resid_theory.estimates import Estimate, mean_estimate
+from resid_theory.estimates import Estimate, mean_estimate, positive_mean
 
 __all__ = ["frobenius_norm", "root", "trace"]
 
@@ -138,7 +138,7 @@ def _sketch(
         images = products @ probes
         return _Sketched(
             trace=mean_estimate(_inner(probes, images), scale=rest, offset=known[0]),
-            squared_norm=mean_estimate(_squares(images), scale=rest, offset=known[1]),
+            squared_norm=positive_mean(_squares(images), scale=rest, offset=known[1]),
         )
 
 
