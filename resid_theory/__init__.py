@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
     from resid_theory.curvature import spectral_density as spectral_density
     from resid_theory.curvature import spectral_estimates as spectral_estimates
+    from resid_theory.curvature import spectrum as spectrum
     from resid_theory.curvature import trace as trace
     from resid_theory.data import load_whitened as load_whitened
     from resid_theory.densities import Density as Density
@@ -92,6 +93,7 @@ _HOMES = {
     "simplified_net": "networks",
     "spectral_density": "curvature",
     "spectral_estimates": "curvature",
+    "spectrum": "curvature",
     "to_plain": "equivalence",
     "to_residual": "equivalence",
     "trace": "curvature",
@@ -139,6 +141,7 @@ __all__ = [
     "simplified_net",
     "spectral_density",
     "spectral_estimates",
+    "spectrum",
     "theory",
     "to_plain",
     "to_residual",

@@ -30,10 +30,11 @@ FLOORS = [
 INSIDE = {
     "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
     "curvature": [
-        ["certificate", "chain", "columns", "orthogonal", "products"],
+        ["certificate", "chain", "columns", "orthogonal", "recorded"],
         ["dense", "krylov"],
-        ["lanczos", "quadrature", "traces"],
+        ["lanczos", "operator", "quadrature", "traces"],
         ["report"],
+        ["measured"],
     ],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],

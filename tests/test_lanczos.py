@@ -9,7 +9,7 @@ from close import EPS
 import resid_theory as rt
 from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.krylov import Krylov, Locked
-from resid_theory.curvature.products import Products
+from resid_theory.curvature.recorded import Products
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
 

@@ -7,8 +7,9 @@ from resid_theory.curvature.dense import (
     hessian_spectrum,
 )
 from resid_theory.curvature.lanczos import eigenpairs
-from resid_theory.curvature.products import Operator
+from resid_theory.curvature.measured import spectrum
 from resid_theory.curvature.quadrature import spectral_density
+from resid_theory.curvature.recorded import Operator
 from resid_theory.curvature.report import SpectrumReport, spectral_estimates
 from resid_theory.curvature.traces import frobenius_norm, trace
 
@@ -23,5 +24,6 @@ __all__ = [
     "hessian_cost",
     "hessian_spectrum",
     "spectral_estimates",
+    "spectrum",
     "trace",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.curvature.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
-from resid_theory.curvature.products import Products
+from resid_theory.curvature.recorded import Products
 
 __all__ = ["Krylov", "Locked", "Ritz", "rank_threshold"]
 
@@ -165,7 +165,7 @@ class Krylov:
 
     def _append(self, block: Tensor, basis: Tensor, owners: slice) -> None:
         end = basis.shape[1]
-        threshold = rank_threshold(self._columns.dtype, self.products.size) * self.scale
+        threshold = rank_threshold(self.products.precision, self.products.size) * self.scale
         fresh, links = orthonormal(block, threshold)
         count = min(fresh.shape[1], self._columns.shape[1] - end)
         if count == 0:
@@ -228,7 +228,7 @@ class Krylov:
     @property
     def round_off(self) -> float:
         """What rounding may add to every residual, in units of the eigenvalues."""
-        return rank_threshold(self._columns.dtype, self.products.size) * self.scale
+        return rank_threshold(self.products.precision, self.products.size) * self.scale
 
     def ritz(self) -> Ritz:
         """Rayleigh-Ritz on [U, V].

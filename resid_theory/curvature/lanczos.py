@@ -10,7 +10,7 @@ from torch import Tensor
 from resid_theory._check import choose, positive, whole
 from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.krylov import Krylov, Locked, Ritz
-from resid_theory.curvature.products import Operator, OutOfProducts, Products
+from resid_theory.curvature.recorded import Operator, OutOfProducts, Products
 from resid_theory.estimates import Eigenpairs, clusters
 
 __all__ = ["ENDS", "eigenpairs", "search"]
@@ -39,6 +39,7 @@ def eigenpairs(
     max_products: int | None = None,
     capacity: int | None = None,
     verify: bool = True,
+    precision: torch.dtype | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Eigenpairs:
@@ -66,6 +67,8 @@ def eigenpairs(
         verify: Whether to look for missed pairs and copies. A run that looks takes at
             most ten steps more than the first one; without it values may be missing, and no
             multiplicity is known.
+        precision: In which A computes its products, where that is less than its dtype: that of a
+            float32 net whose products are added up in float64. Bounds allow for its rounding.
         folder: Where to keep the products, so that a killed call continues when it is made again,
             with bit-identical results; one file a product. None for nowhere.
         progress: Whether to show a progress bar on standard error.
@@ -90,7 +93,9 @@ def eigenpairs(
     generator = generator or torch.Generator().manual_seed(0)
     if max_products is not None:
         whole("max_products", max_products)
-    with Products(A, folder=folder, limit=max_products, progress=progress) as products:
+    with Products(
+        A, folder=folder, limit=max_products, progress=progress, precision=precision
+    ) as products:
         found, _ = search(
             products,
             Wanted(choose("which", which, ENDS), whole("k", k)),
@@ -347,7 +352,7 @@ def _certificate(krylov: Krylov, own: Tensor) -> Certificate:
 
 
 def _check_symmetric(krylov: Krylov) -> None:
-    limit = _ASYMMETRY[krylov.products.dtype] * krylov.scale
+    limit = _ASYMMETRY[krylov.products.precision] * krylov.scale
     if krylov.asymmetry > limit:
         raise ValueError(
             f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "

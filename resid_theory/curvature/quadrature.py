@@ -10,7 +10,7 @@ from resid_theory._check import whole
 from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.krylov import rank_threshold
 from resid_theory.curvature.orthogonal import dots, draw, project_out
-from resid_theory.curvature.products import Operator, Products
+from resid_theory.curvature.recorded import Operator, Products
 from resid_theory.densities import Density
 from resid_theory.estimates import Eigenpairs
 from resid_theory.machine import available_bytes, readable_bytes
@@ -74,6 +74,7 @@ def spectral_density(
     steps: int = 100,
     deflate: Eigenpairs | None = None,
     generator: torch.Generator | None = None,
+    precision: torch.dtype | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Density:
@@ -89,6 +90,7 @@ def spectral_density(
         deflate: Eigenpairs that are known, e.g. the outliers: they are counted exactly and the
             probes stay in their complement.
         generator: Of the probes; by default one with seed 0.
+        precision: As in :func:`eigenpairs`.
         folder: As in :func:`eigenpairs`.
         progress: Whether to show a progress bar on standard error.
 
@@ -108,7 +110,9 @@ def spectral_density(
     generator = generator or torch.Generator().manual_seed(0)
     total = whole("probes", probes) * whole("steps", steps)
     label = "Lanczos quadrature"
-    with Products(A, folder=folder, progress=progress, label=label, expected=total) as products:
+    with Products(
+        A, folder=folder, progress=progress, label=label, expected=total, precision=precision
+    ) as products:
         vectors, values, error = _known(products, deflate)
         found = quadrature(products, vectors, probes=probes, steps=steps, generator=generator)
         return distribution(products, found, values, error)
@@ -147,7 +151,9 @@ def distribution(products: Products, found: Quadrature, known: Tensor, error: fl
         complete=found.complete,
         known=known,
         known_error=error,
-        round_off=products.size**0.5 * rank_threshold(products.dtype, products.size) * found.scale,
+        round_off=products.size**0.5
+        * rank_threshold(products.precision, products.size)
+        * found.scale,
         products=products.count,
     )
 
@@ -234,7 +240,7 @@ class _Run:
 
 
 def _advance(products: Products, runs: list[_Run], vectors: Tensor, steps: int) -> None:
-    threshold = rank_threshold(products.dtype, products.size)
+    threshold = rank_threshold(products.precision, products.size)
     active = list(runs)
     for step in range(steps):
         current = [run.basis[:, step] for run in active if run.basis is not None]

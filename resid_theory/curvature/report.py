@@ -10,8 +10,8 @@ import torch
 from resid_theory._check import positive, whole
 from resid_theory.curvature.lanczos import Wanted, search
 from resid_theory.curvature.orthogonal import dots
-from resid_theory.curvature.products import Operator, Products
 from resid_theory.curvature.quadrature import Quadrature, distribution, quadrature
+from resid_theory.curvature.recorded import Operator, Products
 from resid_theory.curvature.traces import root
 from resid_theory.densities import Density
 from resid_theory.estimates import Eigenpairs, Estimate, mean_estimate, positive_mean
@@ -79,6 +79,7 @@ class SpectrumReport:
         matrix: str = "hessian",
         samples: int | None = None,
         reason: str = "all eigenvalues are known",
+        pairs: Eigenpairs | None = None,
     ) -> "SpectrumReport":
         """The report of a spectrum that is known exactly.
 
@@ -89,6 +90,7 @@ class SpectrumReport:
             matrix: As the attribute.
             samples: As the attribute.
             reason: As the attribute.
+            pairs: Extreme eigenpairs, where their vectors are known.
 
         Returns:
             A report whose bounds are those of a dense eigensolver, ``spectrum.zero_threshold``.
@@ -115,8 +117,8 @@ class SpectrumReport:
             percentile=percentile,
             spectrum=spectrum,
             density=None,
-            pairs=None,
-            products=0,
+            pairs=pairs,
+            products=0 if pairs is None else pairs.products,
         )
 
     # -- for people --------------------------------------------------------------------------------
@@ -205,6 +207,7 @@ def spectral_estimates(
     steps: int = 100,
     generator: torch.Generator | None = None,
     capacity: int | None = None,
+    precision: torch.dtype | None = None,
     matrix: str = "operator",
     samples: int | None = None,
     reason: str = "asked for",
@@ -229,6 +232,7 @@ def spectral_estimates(
         steps: As in :func:`spectral_density`.
         generator: Of all draws; by default one with seed 0.
         capacity: As in :func:`eigenpairs`.
+        precision: As in :func:`eigenpairs`.
         matrix: As the attribute of the report.
         samples: As the attribute of the report.
         reason: As the attribute of the report.
@@ -251,7 +255,9 @@ def spectral_estimates(
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, needs a number in [0, 100]")
     steps = whole("steps", steps) if density else 1
-    with Products(A, folder=folder, progress=progress, label="spectrum") as products:
+    with Products(
+        A, folder=folder, progress=progress, label="spectrum", precision=precision
+    ) as products:
         pairs, locked = search(
             products,
             Wanted("both", whole("k", k)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from resid_theory._check import whole
 from resid_theory.curvature.krylov import rank_threshold
 from resid_theory.curvature.orthogonal import dots, draw, orthonormal
-from resid_theory.curvature.products import Operator, Products
+from resid_theory.curvature.recorded import Operator, Products
 from resid_theory.estimates import Estimate, mean_estimate, positive_mean
 
 __all__ = ["frobenius_norm", "root", "trace"]
@@ -126,7 +126,7 @@ def _sketch(
         nothing = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
         image = products @ draw(products.size, width, nothing, generator)
         scale = float(dots(image, image).diagonal().max().sqrt())
-        threshold = rank_threshold(products.dtype, products.size) * scale
+        threshold = rank_threshold(products.precision, products.size) * scale
         basis, _ = orthonormal(image, threshold)
         onto = products @ basis if basis.shape[1] else basis
         rest = products.size - basis.shape[1]

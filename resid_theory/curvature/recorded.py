@@ -54,6 +54,7 @@ class Products:
         progress: Whether to show a progress bar on standard error.
         label: What the bar is called.
         expected: Products that the bar should reach, where that is known.
+        precision: In which products are computed, where that is less than their dtype.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Products:
         progress: bool = False,
         label: str = "Lanczos",
         expected: int | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         shape = tuple(matrix.shape)
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
@@ -73,6 +75,9 @@ class Products:
             raise ValueError(f"A: got dtype {matrix.dtype}, needs float32 or float64")
         self.matrix, self.size = matrix, int(shape[0])
         self.dtype, self.device = matrix.dtype, torch.device(matrix.device)
+        self.precision = self.dtype if precision is None else precision
+        if self.precision not in (torch.float32, torch.float64):
+            raise ValueError(f"precision: got {precision!r}, needs torch.float32 or torch.float64")
         self.count, self.limit = 0, limit
         self._folder = None if folder is None else Path(folder)
         self._calls = 0
@@ -153,7 +158,7 @@ class Products:
     def _check_same(self, vectors: Tensor, answer: Tensor) -> None:
         again = self._fresh(vectors)
         # Half the digits: a product may round differently after a restart, a wrong net may not.
-        loose = torch.finfo(self.dtype).eps ** 0.5
+        loose = torch.finfo(self.precision).eps ** 0.5
         if float((again - answer).norm()) > loose * float(answer.norm()):
             raise ValueError(
                 f"folder: {self._path(self._folder or Path())} was recorded with another operator: "
