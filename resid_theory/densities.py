@@ -1,6 +1,7 @@
 """The distribution of eigenvalues as random probes see it, with error bars over the probes."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,6 +47,8 @@ class Density:
         size: Number of eigenvalues P.
         nodes: (probes, m), ascending in each row, float64; in units of the eigenvalues.
         weights: (probes, m), each row sums to one; zero where a probe needed fewer nodes.
+        diagonals: (probes, m), of the Jacobi matrices whose eigenvalues the nodes are.
+        links: (probes, m), beside the diagonals; the last one leads out of the Krylov space.
         complete: (probes,), whether a probe's Krylov space was invariant: its quadrature is exact.
         known: (l,), eigenvalues that were found and deflated.
         known_error: What their residuals may add to a Wasserstein distance: twice the nuclear norm
@@ -62,6 +65,8 @@ class Density:
     size: int
     nodes: Tensor
     weights: Tensor
+    diagonals: Tensor
+    links: Tensor
     complete: Tensor
     known: Tensor
     known_error: float
@@ -83,13 +88,6 @@ class Density:
         """Smallest (most negative) eigenvalue seen."""
         return self._seen.min().item()
 
-    @property
-    def magnitudes(self) -> "Density":
-        """The distribution of |λ|."""
-        nodes, order = self.nodes.abs().sort(dim=1)
-        weights = self.weights.gather(1, order)
-        return replace(self, nodes=nodes, weights=weights, known=self.known.abs())
-
     @cached_property
     def _seen(self) -> Tensor:
         return torch.cat([self.nodes[self.weights > 0], self.known])
@@ -106,6 +104,12 @@ class Density:
         weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
         places, order = torch.cat([self.nodes.reshape(-1), self.known]).sort(stable=True)
         return places, weights[order]
+
+    @cached_property
+    def _magnitude_atoms(self) -> tuple[Tensor, Tensor]:
+        """The same for |λ|."""
+        places, order = self._atoms[0].abs().sort(stable=True)
+        return places, self._atoms[1][order]
 
     def _by_probe(self, places: Tensor) -> Tensor:
         """Share of a probe's own measure up to and including each place, (probes, n)."""
@@ -167,13 +171,32 @@ class Density:
             threshold: In units of the eigenvalues.
 
         Returns:
-            The share; its interval speaks of the sampling, not of the quadrature's resolution.
+            The share. Where a probe's quadrature is not exact, its rule with a node at the
+            threshold (Gauss-Radau) bounds the share from both sides: the value is the middle, and
+            the interval holds both bounds.
+
+        Source:
+            Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Section 6.2,
+            for the rule; the inequalities of Chebyshev, Markov and Stieltjes for the bounds.
         """
-        draws = self._by_probe(torch.tensor([threshold], dtype=torch.float64))[:, 0]
+        least, most = self._brackets(threshold)
         known = int((self.known <= threshold).sum()) / self.size
-        found = mean_estimate(draws, scale=self._share, offset=known)
-        low = max(known, min(found.low, 1.0))
-        return replace(found, low=low, high=min(known + self._share, found.high))
+        low, high = (mean_estimate(ends, scale=self._share, offset=known) for ends in (least, most))
+        middle = mean_estimate((least + most) / 2, scale=self._share, offset=known)
+        return replace(
+            middle, low=max(known, min(low.low, 1.0)), high=min(known + self._share, high.high)
+        )
+
+    def _brackets(self, place: float) -> tuple[Tensor, Tensor]:
+        """Bounds on the share of each probe's measure up to and including a place, (probes,)."""
+        exact = self._by_probe(torch.tensor([place], dtype=torch.float64))[:, 0]
+        least, most = exact.clone(), exact.clone()
+        for number in (~self.complete).nonzero()[:, 0].tolist():
+            nodes, weights = _radau(self.diagonals[number], self.links[number], place)
+            here = int((nodes - place).abs().argmin())
+            least[number] = weights[:here].sum()
+            most[number] = weights[: here + 1].sum()
+        return least, most
 
     @property
     def negative_share(self) -> Estimate:
@@ -206,8 +229,7 @@ class Density:
         """The eigenvalue below which a share of all lies.
 
         The interval inverts that of the cumulative share (Woodruff 1952, "Confidence intervals for
-        medians and other position measures"), and allows for the distance between nodes where the
-        quadrature is not exact.
+        medians and other position measures"), with the quadrature's bounds where it is not exact.
 
         Args:
             share: In [0, 1].
@@ -218,26 +240,45 @@ class Density:
         Raises:
             ValueError: If the share is outside [0, 1].
         """
+        return self._inverted(share, self._atoms, self._brackets)
+
+    def magnitude_quantile(self, share: float) -> Estimate:
+        """The |λ| below which a share of all lies; else as :meth:`quantile`.
+
+        Args:
+            share: In [0, 1].
+
+        Returns:
+            The smallest |λ| whose cumulative share reaches it.
+
+        Raises:
+            ValueError: If the share is outside [0, 1].
+        """
+
+        def brackets(place: float) -> tuple[Tensor, Tensor]:
+            above, below = self._brackets(place), self._brackets(math.nextafter(-place, -math.inf))
+            return above[0] - below[1], above[1] - below[0]
+
+        return self._inverted(share, self._magnitude_atoms, brackets)
+
+    def _inverted(
+        self,
+        share: float,
+        atoms: tuple[Tensor, Tensor],
+        brackets: Callable[[float], tuple[Tensor, Tensor]],
+    ) -> Estimate:
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}, needs a number in [0, 1]")
-        value = self._place(share)
-        spread = self._share * self._by_probe(torch.tensor([value], dtype=torch.float64))[:, 0]
+        value = _place(atoms, share)
         if self.probes < 2:
-            return Estimate(
-                value=value, standard_error=math.inf, low=self.smallest, high=self.largest
-            )
-        half = student(self.probes - 1) * spread.std().item() / math.sqrt(self.probes)
-        blur = 0.0 if bool(self.complete.all()) else self._spacing(value)
-        low, high = self._place(share - half) - blur, self._place(share + half) + blur
+            low, high = atoms[0][0].item(), atoms[0][-1].item()
+            return Estimate(value=value, standard_error=math.inf, low=low, high=high)
+        least, most = brackets(value)
+        deviation = self._share * ((least + most) / 2).std().item() / math.sqrt(self.probes)
+        half = student(self.probes - 1) * deviation + self._share * (most - least).mean().item()
+        low, high = _place(atoms, share - half), _place(atoms, share + half)
         error = (high - low) / (2 * student(self.probes - 1))
         return Estimate(value=value, standard_error=error, low=low, high=high)
-
-    def _place(self, share: float) -> float:
-        places, weights = self._atoms
-        totals = weights.cumsum(0)
-        # Rounding of the sums must not move a share that falls on the edge of an atom.
-        reached = totals >= share - 4 * len(totals) * torch.finfo(torch.float64).eps
-        return places[int(reached.int().argmax()) if bool(reached.any()) else -1].item()
 
     # -- against the truth -------------------------------------------------------------------------
 
@@ -292,6 +333,30 @@ class Density:
         heavier = torch.maximum(self.weights[:, 1:], self.weights[:, :-1])
         bounds = (heavier * self.nodes.diff(dim=1)).sum(1)
         return self._share * torch.where(self.complete, 0.0, bounds).mean().item()
+
+
+def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:
+    """The first of sorted atoms at which their weights add up to a share."""
+    totals = atoms[1].cumsum(0)
+    # Rounding of the sums must not move a share that falls on the edge of an atom.
+    reached = totals >= share - 4 * len(totals) * torch.finfo(torch.float64).eps
+    return atoms[0][int(reached.int().argmax()) if bool(reached.any()) else -1].item()
+
+
+def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the quadrature with one more node, at a given place."""
+    matrix = torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    distances = nodes - place
+    if bool((distances == 0).any()):
+        return nodes, vectors[0].square()
+    # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
+    last = place + links[-1] ** 2 * (vectors[-1].square() / distances).sum()
+    extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
+    extended[:-1, :-1], extended[-1, -1] = matrix, last
+    extended[-1, -2] = extended[-2, -1] = links[-1]
+    nodes, vectors = torch.linalg.eigh(extended)
+    return nodes, vectors[0].square()
 
 
 def _kernel(grid: Tensor, places: Tensor, width: float) -> Tensor:

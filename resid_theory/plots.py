@@ -231,7 +231,8 @@ def spectral_density(
         ax.set_xscale("symlog", linthresh=near)
     ax.set(yscale="log", xlabel=f"eigenvalue ({_UNIT})", ylabel="density (1 / eigenvalue)")
     size = density.size if density is not None else exact.size if exact is not None else 0
-    ax.set_ylim(bottom=0.1 / (size * (high - low or abs(high) or 1.0)))
+    bottom = 0.1 / (size * (high - low or abs(high) or 1.0))
+    ax.set_ylim(bottom, 10 * ax.get_ylim()[1])  # room for the legend
     ax.legend(loc="upper right", frameon=False, title=f"P = {size}")
     return ax
 

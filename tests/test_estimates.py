@@ -183,6 +183,8 @@ def test_wasserstein_distance_is_that_of_sorted_lists(generator):
         size=30,
         nodes=a.sort().values[None],
         weights=torch.full((1, 30), 1 / 30),
+        diagonals=torch.zeros(1, 30),
+        links=torch.zeros(1, 30),
         complete=torch.tensor([True]),
         known=torch.empty(0),
         known_error=0.0,
@@ -193,6 +195,35 @@ def test_wasserstein_distance_is_that_of_sorted_lists(generator):
     assert density.wasserstein_distance(rt.Spectrum.of(b)) == pytest.approx(exact)
     with pytest.raises(ValueError, match="exact: has 2 eigenvalues"):
         density.wasserstein_distance(rt.Spectrum.of([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("place", [-2.0, -0.3, 0.0, 0.1, 1.4, 8.0])
+def test_shares_are_bracketed_by_every_probe(place, generator):
+    """Each probe's own measure is known here: its share is between the two Radau sums."""
+    found = rt.spectral_density(
+        torch.diag(LEVELS), probes=1, steps=9, generator=torch.Generator().manual_seed(7)
+    )
+    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    exact = (start.square() / start.square().sum())[place >= LEVELS].sum()
+    least, most = found._brackets(place)
+    assert least[0] - 1e-12 <= exact <= most[0] + 1e-12
+    assert most[0] - least[0] < 0.5
+
+
+@pytest.mark.parametrize("steps", [15, 30])
+def test_coarse_quadrature_widens_the_index(steps, generator):
+    """A spike at zero that few steps cannot resolve."""
+    levels = torch.randn(600, generator=generator) * torch.rand(600, generator=generator) ** 6
+    hits = []
+    for seed in range(12):
+        found = rt.spectral_density(
+            torch.diag(levels), steps=steps, generator=torch.Generator().manual_seed(seed)
+        )
+        exact = (levels < -found.resolution).double().mean().item()
+        hits.append(found.negative_share.covers(exact))
+        size = levels.abs().sort().values[round(0.6 * 599)].item()
+        hits.append(found.magnitude_quantile(0.6).covers(size))
+    assert sum(hits) >= expected(len(hits))[0]
 
 
 def test_smoothed_density_integrates_to_one(generator):

@@ -27,20 +27,22 @@ class Quadrature:
     Attributes:
         nodes: As in :class:`Density`.
         weights: As in :class:`Density`.
+        diagonals: As in :class:`Density`.
+        links: As in :class:`Density`.
         complete: As in :class:`Density`.
         first: zᵀ A z for each unit probe z, (probes,).
         squares: |A z|² for each unit probe, (probes,), the part along U included.
         scale: Largest |A v| that occurred, for vectors of length one.
-        margins: Norm of each run's last link, (probes,).
     """
 
     nodes: Tensor
     weights: Tensor
+    diagonals: Tensor
+    links: Tensor
     complete: Tensor
     first: Tensor
     squares: Tensor
     scale: float
-    margins: Tensor
 
     def certificates(self, dimension: int) -> list[Certificate]:
         """What each run tells about the ends of the spectrum in the complement.
@@ -51,6 +53,7 @@ class Quadrature:
         Returns:
             One a probe; the probes are independent.
         """
+        runs = zip(self.nodes, self.weights, self.complete, self.links[:, -1], strict=True)
         return [
             Certificate(
                 dimension=dimension,
@@ -58,12 +61,10 @@ class Quadrature:
                 draws=1,
                 low=nodes[0].item(),
                 high=nodes[weights > 0][-1].item(),
-                margin=margin.item(),
+                margin=link.item(),
                 is_complete=bool(complete),
             )
-            for nodes, weights, complete, margin in zip(
-                self.nodes, self.weights, self.complete, self.margins, strict=True
-            )
+            for nodes, weights, complete, link in runs
         ]
 
 
@@ -148,6 +149,8 @@ def distribution(products: Products, found: Quadrature, known: Tensor, error: fl
         size=products.size,
         nodes=found.nodes,
         weights=found.weights,
+        diagonals=found.diagonals,
+        links=found.links,
         complete=found.complete,
         known=known,
         known_error=error,
@@ -259,18 +262,21 @@ def _advance(products: Products, runs: list[_Run], vectors: Tensor, steps: int) 
 def _collect(runs: list[_Run], steps: int) -> Quadrature:
     most = max(len(run.diagonal) for run in runs)
     nodes = torch.zeros(len(runs), most, dtype=torch.float64)
-    weights = torch.zeros_like(nodes)
+    weights, diagonals, links = (torch.zeros_like(nodes) for _ in range(3))
     for number, run in enumerate(runs):
         places, shares = run.rule()
         nodes[number] = places[-1]  # the rest has no weight
         nodes[number, : len(places)] = places
+        diagonals[number, : len(places)] = torch.tensor(run.diagonal, dtype=torch.float64)
+        links[number, : len(places)] = torch.tensor(run.links, dtype=torch.float64)
         weights[number, : len(places)] = shares / shares.sum()
     return Quadrature(
         nodes=nodes,
         weights=weights,
+        diagonals=diagonals,
+        links=links,
         complete=torch.tensor([run.complete for run in runs]),
         first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
         squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
         scale=max(run.scale for run in runs),
-        margins=torch.tensor([run.links[-1] for run in runs], dtype=torch.float64),
     )

@@ -339,7 +339,7 @@ def condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Est
     top, slack = pairs.values[outermost].abs().item(), pairs.bounds[outermost].item()
     if top == 0:
         return Estimate.exact(math.nan)
-    bottom = seen.magnitudes.quantile(percentile / 100)
+    bottom = seen.magnitude_quantile(percentile / 100)
     floor = seen.resolution
     least = (top - slack) / max(bottom.high, floor)
     if bottom.value <= floor:
