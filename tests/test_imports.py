@@ -32,6 +32,7 @@ INSIDE = {
     "curvature": [
         ["certificate", "chain", "columns", "orthogonal", "recorded"],
         ["dense", "krylov"],
+        ["ends"],
         ["lanczos", "operator", "quadrature", "traces"],
         ["report"],
         ["measured"],

@@ -233,6 +233,18 @@ def test_products_that_run_out_say_so(generator):
     assert bool((nearest <= found.residuals).all())
 
 
+@pytest.mark.parametrize("budget", range(1, 20))
+def test_every_budget_is_honest(budget, generator):
+    levels = torch.tensor([5.0] * 4 + [2.0, 1.0, 0.5] * 8)
+    matrix = rotated(levels, generator)
+    found = rt.eigenpairs(matrix, 3, max_products=budget, generator=generator)
+    assert found.products <= budget and len(found) <= 3
+    actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert bool((actual <= found.residuals + 1e-13).all())
+    if found.missed_probability <= 1e-3 and len(found) == 3:
+        torch.testing.assert_close(found.values, torch.full((3,), 5.0))
+
+
 def test_without_verification_nothing_is_promised(generator):
     matrix = torch.diag(torch.tensor([9.0, 9.0, 5.0] + [0.1] * 97))
     found = rt.eigenpairs(matrix, 2, verify=False, generator=generator)

@@ -9,21 +9,19 @@ from torch import Tensor
 
 from resid_theory._check import choose, positive, whole
 from resid_theory.curvature.certificate import Certificate
+from resid_theory.curvature.ends import ENDS, Wanted, error_bounds
 from resid_theory.curvature.krylov import Krylov, Locked, Ritz
 from resid_theory.curvature.recorded import Operator, OutOfProducts, Products
 from resid_theory.estimates import Eigenpairs, clusters
 
-__all__ = ["ENDS", "eigenpairs", "search"]
+__all__ = ["eigenpairs", "search"]
 
-ENDS = ("largest", "smallest", "both", "magnitude")
 _DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
 _MARGIN = 10  # steps more than the first run took, before a later one gives up to be sure
-_TINY = torch.finfo(torch.float64).tiny  # a denominator where nothing is left to divide
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
-_BEYOND = 3  # values beyond those asked for that may show a gap
 _MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 _WIDEST = 4  # of later runs' starts
 
@@ -108,51 +106,6 @@ def eigenpairs(
     return found
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which of a sorted list of Ritz values are asked for."""
-
-    which: str
-    k: int
-
-    @property
-    def total(self) -> int:
-        """How many."""
-        return 2 * self.k if self.which == "both" else self.k
-
-    @property
-    def signs(self) -> tuple[int, ...]:
-        """The ends concerned: 1 above, -1 below."""
-        return {"largest": (1,), "smallest": (-1,)}.get(self.which, (1, -1))
-
-    def columns(self, values: Tensor) -> Tensor:
-        """Positions in an ascending list, in the order of the result."""
-        count = len(values)
-        descending = torch.arange(count - 1, -1, -1)
-        if self.which == "largest" or self.total >= count and self.which == "both":
-            return descending[: self.total]
-        if self.which == "smallest":
-            return torch.arange(min(self.k, count))
-        if self.which == "both":
-            return torch.cat([descending[: self.k], descending[-self.k :]])
-        return descending[values[descending].abs().argsort(descending=True, stable=True)][: self.k]
-
-    def useful(self, values: Tensor) -> Tensor:
-        """Positions of the values that the bounds of those asked for rest on."""
-        count = len(values)
-        most = min(self.k + _BEYOND, count)
-        ends = [
-            torch.arange(count - most, count) if s > 0 else torch.arange(most) for s in self.signs
-        ]
-        return torch.cat(ends).unique()
-
-    def edge(self, values: Tensor, sign: int) -> int:
-        """Position, in the values of the result, of the one that is last on an end."""
-        if self.which == "both":
-            return min(self.k, len(values)) - 1 if sign > 0 else max(0, len(values) - self.k)
-        return len(values) - 1
-
-
 @dataclass(kw_only=True)
 class _State:
     """What the search knows between two steps."""
@@ -173,7 +126,7 @@ class _State:
         """Take in what the last product told."""
         ritz = krylov.ritz()
         self.ritz, self.columns = ritz, self.wanted.columns(ritz.values)
-        self.bounds = _bounds(ritz, self.wanted)[self.columns]
+        self.bounds = error_bounds(ritz, self.wanted)[self.columns]
         values = ritz.values[self.columns].abs()
         floor = 3 * ritz.noise + 2 * krylov.asymmetry
         relative = values.clamp_min(_SMALL * krylov.scale)
@@ -361,44 +314,13 @@ def _check_symmetric(krylov: Krylov) -> None:
         )
 
 
-# -- bounds ----------------------------------------------------------------------------------------
-
-
-def _bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
-    """Error bound of every Ritz value, rounding included; sharp only for those asked for."""
-    best = ritz.residuals.clone()
-    for sign in wanted.signs:
-        best = torch.minimum(best, _from_one_end(ritz, wanted.k, sign))
-    return best
-
-
-def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
-    """Li and Li's bound with the j outermost values against all others, for every useful j."""
-    # For eigenvalues of a symmetric matrix with blocks H₁, E, Eᵀ, H₂ and those of its diagonal
-    # blocks |λ_i - θ_i| <= 2 |E|² / (η_i + sqrt(η_i² + 4 |E|²)), η_i the distance from θ_i to the
-    # eigenvalues of H₂. These lie up to the next Ritz value plus its residual, if none is missed.
-    total, best = len(ritz.values), torch.full_like(ritz.values, math.inf)
-    order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
-    most = min(count + _BEYOND, total) - 1
-    if most < 1:
-        return best
-    ordered, lead = sign * ritz.values[order], order[:most]
-    errors = ritz.leading_norms(lead)[:, None]  # of the first 1, 2, ... values: a row for each j
-    beyond = ordered[1 : most + 1] + ritz.residuals[order[1 : most + 1]]
-    gaps = ordered[:most] - beyond[:, None]
-    sharp = 2 * errors**2 / (gaps + (gaps**2 + 4 * errors**2).sqrt()).clamp_min(_TINY)
-    valid = (gaps > 0) & torch.ones(most, most, dtype=torch.bool).tril()
-    best[lead] = torch.where(valid, sharp + ritz.noise, math.inf).amin(0)
-    return best
-
-
 def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eigenpairs:
     assert state.ritz is not None
     ritz, columns = (
         krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),
         state.columns,
     )
-    values, bounds = ritz.values[columns], _bounds(ritz, state.wanted)[columns]
+    values, bounds = ritz.values[columns], error_bounds(ritz, state.wanted)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)
     numbers[order] = clusters(values[order], bounds[order] + ritz.noise)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from resid_theory._check import positive, whole
-from resid_theory.curvature.lanczos import Wanted, search
+from resid_theory.curvature.ends import Wanted
+from resid_theory.curvature.lanczos import search
 from resid_theory.curvature.orthogonal import dots
 from resid_theory.curvature.quadrature import Quadrature, distribution, quadrature
 from resid_theory.curvature.recorded import Operator, Products
