@@ -85,8 +85,9 @@ def test_a_singular_operator_has_no_finite_condition_number(generator):
     report = rt.spectral_estimates(rotated(levels, generator), 2, steps=40)
     condition = report.condition_number
     assert math.isinf(condition.value) and math.isinf(condition.high)
-    assert condition.low > 1
-    assert report.index.covers((levels < 0).double().mean().item())
+    assert condition.low > 1 - 1e-9  # max over max: nothing is known of a percentile in a spike
+    below = (levels < -report.index_threshold).double().mean().item()
+    assert report.index.covers(below)
 
 
 def test_a_space_that_spans_everything_is_exact(generator):
