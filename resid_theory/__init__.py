@@ -14,15 +14,25 @@ if TYPE_CHECKING:
     from resid_theory import theory as theory
     from resid_theory import training as training
     from resid_theory.curvature import CurvatureOperator as CurvatureOperator
+    from resid_theory.curvature import SpectrumReport as SpectrumReport
     from resid_theory.curvature import curvature_operator as curvature_operator
+    from resid_theory.curvature import eigenpairs as eigenpairs
+    from resid_theory.curvature import frobenius_norm as frobenius_norm
     from resid_theory.curvature import hessian as hessian
     from resid_theory.curvature import hessian_cost as hessian_cost
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
+    from resid_theory.curvature import spectral_density as spectral_density
+    from resid_theory.curvature import spectral_estimates as spectral_estimates
+    from resid_theory.curvature import spectrum as spectrum
+    from resid_theory.curvature import trace as trace
     from resid_theory.data import load_whitened as load_whitened
+    from resid_theory.densities import Density as Density
     from resid_theory.equivalence import check_equivalence as check_equivalence
     from resid_theory.equivalence import fold as fold
     from resid_theory.equivalence import to_plain as to_plain
     from resid_theory.equivalence import to_residual as to_residual
+    from resid_theory.estimates import Eigenpairs as Eigenpairs
+    from resid_theory.estimates import Estimate as Estimate
     from resid_theory.identity import IdDecay as IdDecay
     from resid_theory.identity import id_mask as id_mask
     from resid_theory.images import Images as Images
@@ -53,6 +63,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CurvatureOperator": "curvature",
+    "Density": "densities",
+    "Eigenpairs": "estimates",
+    "Estimate": "estimates",
     "IdDecay": "identity",
     "Images": "images",
     "Moments": "moments",
@@ -61,6 +74,7 @@ _HOMES = {
     "Run": "training",
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
+    "SpectrumReport": "curvature",
     "build_net": "training",
     "check_equivalence": "equivalence",
     "curvature_operator": "curvature",
@@ -68,7 +82,9 @@ _HOMES = {
     "diracnet_imagenet": "networks",
     "dominant_flows": "stability",
     "draw_weights": "shortcut",
+    "eigenpairs": "curvature",
     "fold": "equivalence",
+    "frobenius_norm": "curvature",
     "full_net": "networks",
     "hessian": "curvature",
     "hessian_cost": "curvature",
@@ -84,14 +100,21 @@ _HOMES = {
     "resume": "training",
     "save_checkpoint": "training",
     "simplified_net": "networks",
+    "spectral_density": "curvature",
+    "spectral_estimates": "curvature",
+    "spectrum": "curvature",
     "to_plain": "equivalence",
     "to_residual": "equivalence",
+    "trace": "curvature",
     "train": "training",
 }
 _ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
 
 __all__ = [
     "CurvatureOperator",
+    "Density",
+    "Eigenpairs",
+    "Estimate",
     "IdDecay",
     "Images",
     "Moments",
@@ -100,6 +123,7 @@ __all__ = [
     "Run",
     "ShortcutNet",
     "Spectrum",
+    "SpectrumReport",
     "build_net",
     "check_equivalence",
     "curvature",
@@ -109,7 +133,9 @@ __all__ = [
     "diracnet_imagenet",
     "dominant_flows",
     "draw_weights",
+    "eigenpairs",
     "fold",
+    "frobenius_norm",
     "full_net",
     "hessian",
     "hessian_cost",
@@ -127,9 +153,13 @@ __all__ = [
     "save_checkpoint",
     "simplified_net",
     "stability",
+    "spectral_density",
+    "spectral_estimates",
+    "spectrum",
     "theory",
     "to_plain",
     "to_residual",
+    "trace",
     "train",
     "training",
 ]

@@ -169,3 +169,40 @@ def fisher_by_samples(losses, parameters):
         gradient = torch.cat([part.reshape(-1) for part in parts])
         total += torch.outer(gradient, gradient)
     return total / len(losses)
+
+
+def lanczos_quadrature(matrix, start, steps):
+    """Nodes and weights of the Gauss quadrature of one probe: textbook Lanczos, twice reorthogonal.
+
+    Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Chapter 4.
+    """
+    basis, alphas, betas = [start / start.norm()], [], []
+    for _ in range(steps):
+        w = matrix @ basis[-1]
+        alphas.append(torch.dot(basis[-1], w))
+        for _ in range(2):
+            for q in basis:
+                w = w - torch.dot(q, w) * q
+        betas.append(w.norm())
+        basis.append(w / w.norm())
+    tridiagonal = torch.diag(torch.stack(alphas))
+    for i, beta in enumerate(betas[:-1]):
+        tridiagonal[i, i + 1] = tridiagonal[i + 1, i] = beta
+    nodes, vectors = torch.linalg.eigh(tridiagonal)
+    return nodes, vectors[0] ** 2
+
+
+def hutch_plus_plus(matrix, sketch, probes):
+    """Algorithm 1 of Meyer, Musco, Musco & Woodruff 2021, line by line, for given random draws.
+
+    Probes are projected on the complement of the sketch's range and scaled to its dimension.
+    """
+    q, _ = torch.linalg.qr(matrix @ sketch)
+    total = torch.trace(q.T @ matrix @ q)
+    terms = []
+    for g in probes.T:
+        g = g - q @ (q.T @ g)
+        g = g - q @ (q.T @ g)
+        g = g / g.norm() * (len(matrix) - q.shape[1]) ** 0.5
+        terms.append(torch.dot(g, matrix @ g))
+    return total + torch.stack(terms).mean()

@@ -11,7 +11,13 @@ from tqdm import tqdm
 from resid_theory._check import choose
 from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
 from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
-from resid_theory.curvature.inputs import check_batches, check_inputs, check_net, trainable
+from resid_theory.curvature.inputs import (
+    check_batches,
+    check_inputs,
+    check_net,
+    pixels_as_inputs,
+    trainable,
+)
 from resid_theory.losses import Loss, loss_function
 from resid_theory.machine import available_bytes, matmul_rate, readable_bytes
 from resid_theory.moments import Moments
@@ -72,7 +78,7 @@ def hessian(
         net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
         loss: ``"square"`` (half the squared error, summed over outputs, mean over samples),
             ``"cross_entropy"``, or a callable (output, target) -> mean over samples.
-        data: A pair (x, y), an object with ``.x`` and ``.y``, or a loader; ragged batches are
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; ragged batches are
             weighted by their size.
         method: One of ``METHODS``; ``auto`` takes the first that applies.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
@@ -100,7 +106,7 @@ def hessian(
     check_net(net)
     with untouched(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        plan = _plan(net, loss, data, method)
+        plan = _plan(net, loss, pixels_as_inputs(data, net), method)
         _refuse_if_too_large(plan.bytes, plan.size, memory_limit)
         check_batches(net, loss, plan.batches)
         result = plan.run(progress)
@@ -182,7 +188,7 @@ def hessian_cost(
     """
     check_net(net)
     with untouched(net, batchnorm=batchnorm):
-        plan = _plan(net, loss, data, method)
+        plan = _plan(net, loss, pixels_as_inputs(data, net), method)
         check_batches(net, loss, plan.batches)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)

@@ -7,9 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import finite
+from resid_theory.images import Images
 from resid_theory.losses import Loss, check_mean, check_target
 
-__all__ = ["check_batches", "check_inputs", "check_net", "check_output", "trainable"]
+__all__ = [
+    "check_batches",
+    "check_inputs",
+    "check_net",
+    "check_output",
+    "pixels_as_inputs",
+    "trainable",
+]
 
 
 def check_net(net: nn.Module) -> None:
@@ -124,3 +132,20 @@ def trainable(net: nn.Module) -> list[Tensor]:
     if not parameters:
         raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
     return parameters
+
+
+def pixels_as_inputs(data: Any, net: nn.Module) -> Any:
+    """Images as the pair (x, y) that a dense Hessian reads; other data as they are.
+
+    Args:
+        data: What the caller passed.
+        net: Whose dtype and device the inputs take.
+
+    Returns:
+        (inputs, labels) for :class:`Images`, which are normalized at once; else ``data``.
+    """
+    if not isinstance(data, Images):
+        return data
+    like = next(net.parameters())
+    labels = data.labels.to(like.device)
+    return data.inputs(data.pixels.to(like.device), like.dtype), labels

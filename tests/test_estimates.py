@@ -1,0 +1,290 @@
+"""Estimates with error bars: exact where they must be, inside as often as they say."""
+
+import math
+
+import oracles
+import pytest
+import torch
+from close import relative_error, round_off
+from test_lanczos import Wrapped, rotated
+
+import resid_theory as rt
+from resid_theory.densities import Density
+from resid_theory.estimates import mean_estimate, student
+
+LEVELS = torch.cat([torch.linspace(-1.0, 2.0, 56), torch.tensor([9.0, 7.0, 5.0, -6.0])]).double()
+
+
+def trials(count, estimate, truth):
+    """How many of so many seeded 95 % intervals hold the truth."""
+    return sum(estimate(torch.Generator().manual_seed(s)).covers(truth) for s in range(count))
+
+
+def expected(count, share=0.95):
+    """Four binomial standard deviations around the expected count."""
+    spread = 4 * math.sqrt(count * share * (1 - share))
+    return count * share - spread, min(count, count * share + spread)
+
+
+# -- Estimate --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("degrees", "half"), [(1, 12.706), (9, 2.262), (math.inf, 1.960), (0, math.inf)]
+)
+def test_student(degrees, half):
+    assert student(degrees) == pytest.approx(half, abs=5e-4)
+
+
+def test_mean_of_draws_is_the_textbook_interval():
+    draws = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    found = mean_estimate(draws, scale=-2.0, offset=10.0, bound=0.5)
+    error = 2 * draws.std().item() / 2
+    assert found.value == 4.0
+    assert found.standard_error == pytest.approx(error)
+    assert found.high - found.value == pytest.approx(student(3) * error + 0.5)
+
+
+def test_a_single_draw_has_no_interval():
+    found = mean_estimate(torch.tensor([1.0]))
+    assert found.value == 1.0 and found.covers(1e300) and math.isinf(found.standard_error)
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (rt.Estimate.exact(2.5), "2.5 (exact)"),
+        (rt.Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
+        (rt.Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
+        (
+            rt.Estimate(value=math.inf, standard_error=math.inf, low=20.0, high=math.inf),
+            "inf in [20, inf]",
+        ),
+    ],
+    ids=["exact", "bound", "lopsided", "unbounded"],
+)
+def test_estimates_print(estimate, text):
+    assert str(estimate) == text
+
+
+# -- trace and Frobenius norm ----------------------------------------------------------------------
+
+
+def test_trace_is_the_naive_algorithm(generator):
+    matrix = rotated(LEVELS, generator)
+    found = rt.trace(matrix, budget=30, generator=torch.Generator().manual_seed(4))
+    g = torch.Generator().manual_seed(4)
+    sketch = torch.randn(60, 10, generator=g)
+    probes = torch.cat([torch.randn(60, 1, generator=g) for _ in range(10)], 1)
+    naive = oracles.hutch_plus_plus(matrix, sketch, probes).item()
+    assert found.value == pytest.approx(naive, rel=1e-11)
+
+
+@pytest.mark.parametrize("function", [rt.trace, rt.frobenius_norm], ids=["trace", "norm"])
+@pytest.mark.parametrize("rank", [0, 3, 20])
+def test_a_sketch_that_holds_the_range_is_exact(function, rank, generator):
+    levels = torch.zeros(80)
+    levels[:rank] = torch.linspace(-1, 3, rank) if rank else 0.0
+    truth = levels.sum() if function is rt.trace else levels.norm()
+    found = function(rotated(levels, generator), budget=90, generator=generator)
+    assert found.value == pytest.approx(truth.item(), abs=round_off(80**2) * 3)
+    assert found.standard_error <= 1e-6  # the norm of what is left is the root of a rounding
+
+
+def test_all_products_give_the_exact_trace(generator):
+    matrix = rotated(LEVELS, generator)
+    operator = Wrapped(matrix)
+    found = rt.trace(operator, budget=180, generator=generator)
+    assert found.low == found.high == pytest.approx(LEVELS.sum().item())
+
+
+@pytest.mark.parametrize(
+    ("function", "truth"),
+    [(rt.trace, LEVELS.sum().item()), (rt.frobenius_norm, LEVELS.norm().item())],
+    ids=["trace", "norm"],
+)
+def test_sketched_intervals_hold_as_often_as_they_say(function, truth):
+    matrix = torch.diag(LEVELS)
+    low, high = expected(400)
+    assert low <= trials(400, lambda g: function(matrix, budget=30, generator=g), truth) <= high
+
+
+def test_a_budget_too_small_is_refused():
+    with pytest.raises(ValueError, match="budget: got 5, needs at least 6"):
+        rt.trace(torch.eye(3), budget=5)
+
+
+# -- density ---------------------------------------------------------------------------------------
+
+
+def test_quadrature_is_textbook_lanczos(generator):
+    matrix = rotated(LEVELS, generator)
+    found = rt.spectral_density(
+        matrix, probes=2, steps=12, generator=torch.Generator().manual_seed(7)
+    )
+    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    nodes, weights = oracles.lanczos_quadrature(matrix, start, 12)
+    assert relative_error(found.nodes[0], nodes) < 1e-12
+    assert relative_error(found.weights[0], weights) < 1e-10
+
+
+def test_quadrature_reproduces_moments(generator):
+    """Gauss: with m nodes, every polynomial up to degree 2 m - 1 is integrated exactly."""
+    matrix = rotated(LEVELS / 9, generator)
+    found = rt.spectral_density(
+        matrix, probes=1, steps=6, generator=torch.Generator().manual_seed(7)
+    )
+    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    start = start / start.norm()
+    for degree in range(12):
+        moment = (start @ torch.linalg.matrix_power(matrix, degree) @ start).item()
+        quadrature = (found.weights[0] * found.nodes[0] ** degree).sum().item()
+        assert quadrature == pytest.approx(moment, rel=1e-11, abs=1e-13)
+
+
+@pytest.mark.parametrize("deflate", [0, 4], ids=["plain", "deflated"])
+def test_full_krylov_spaces_find_every_level(deflate, generator):
+    levels = torch.tensor([-3.0, -1.0, 0.0, 2.0, 8.0]).repeat_interleave(
+        torch.tensor([1, 9, 20, 9, 1])
+    )
+    matrix = rotated(levels, generator)
+    pairs = rt.eigenpairs(matrix, 1, which="both", tolerance=1e-10) if deflate else None
+    found = rt.spectral_density(matrix, probes=3, deflate=pairs, generator=generator)
+    assert found.complete.all()
+    distances = (found._seen[:, None] - levels.unique()).abs()
+    assert float(distances.min(1).values.max()) < 1e-12
+    assert found.quadrature_error == 0.0
+
+
+def test_no_ghost_in_a_long_run(generator):
+    levels = torch.cat([0.1 * torch.randn(500, generator=generator), torch.tensor([30.0, 20.0])])
+    found = rt.spectral_density(torch.diag(levels), probes=2, steps=300, generator=generator)
+    assert (found.nodes > 1).sum(1).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("steps", [20, 60, 400])
+@pytest.mark.parametrize("kind", ["bulk", "outliers", "degenerate"])
+def test_wasserstein_distance_is_in_its_error_bar(kind, steps, generator):
+    levels = torch.randn(400, generator=generator) * torch.rand(400, generator=generator) ** 2
+    if kind == "outliers":
+        levels[:5] = torch.tensor([20.0, 15.0, 9.0, 7.0, -5.0])
+    if kind == "degenerate":
+        levels = levels.sort().values[::40].repeat_interleave(40)
+    exact, matrix = rt.Spectrum.of(levels), torch.diag(levels)
+    pairs = rt.eigenpairs(matrix, 2, which="both", tolerance=1e-6) if kind == "outliers" else None
+    found = rt.spectral_density(matrix, probes=8, steps=steps, deflate=pairs, generator=generator)
+    distance = found.wasserstein_distance(exact)
+    assert 0 < distance <= found.wasserstein_error
+
+
+def test_wasserstein_distance_is_that_of_sorted_lists(generator):
+    a, b = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    density = Density(
+        size=30,
+        nodes=a.sort().values[None],
+        weights=torch.full((1, 30), 1 / 30),
+        diagonals=torch.zeros(1, 30),
+        links=torch.zeros(1, 30),
+        complete=torch.tensor([True]),
+        known=torch.empty(0),
+        known_error=0.0,
+        round_off=0.0,
+        products=30,
+    )
+    exact = (a.sort().values - b.sort().values).abs().mean().item()
+    assert density.wasserstein_distance(rt.Spectrum.of(b)) == pytest.approx(exact)
+    with pytest.raises(ValueError, match="exact: has 2 eigenvalues"):
+        density.wasserstein_distance(rt.Spectrum.of([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("place", [-2.0, -0.3, 0.0, 0.1, 1.4, 8.0])
+def test_shares_are_bracketed_by_every_probe(place, generator):
+    """Each probe's own measure is known here: its share is between the two Radau sums."""
+    found = rt.spectral_density(
+        torch.diag(LEVELS), probes=1, steps=9, generator=torch.Generator().manual_seed(7)
+    )
+    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    exact = (start.square() / start.square().sum())[place >= LEVELS].sum()
+    least, most = found._brackets(place)
+    assert least[0] - 1e-12 <= exact <= most[0] + 1e-12
+    assert most[0] - least[0] < 0.5
+
+
+@pytest.mark.parametrize("steps", [15, 30])
+def test_coarse_quadrature_widens_the_index(steps, generator):
+    """A spike at zero that few steps cannot resolve."""
+    levels = torch.randn(600, generator=generator) * torch.rand(600, generator=generator) ** 6
+    hits = []
+    for seed in range(12):
+        found = rt.spectral_density(
+            torch.diag(levels), steps=steps, generator=torch.Generator().manual_seed(seed)
+        )
+        exact = (levels < -found.resolution).double().mean().item()
+        hits.append(found.negative_share.covers(exact))
+        size = levels.abs().sort().values[round(0.6 * 599)].item()
+        hits.append(found.magnitude_quantile(0.6).covers(size))
+    assert sum(hits) >= expected(len(hits))[0]
+
+
+def test_smoothed_density_integrates_to_one(generator):
+    found = rt.spectral_density(torch.diag(LEVELS), probes=5, steps=20, generator=generator)
+    curve = found.smoothed(width=0.3)
+    area = torch.trapezoid(curve.values, curve.grid).item()
+    assert area == pytest.approx(1.0, abs=0.01)  # three widths beyond the ends hold 99.7 %
+    assert curve.width == 0.3 and bool((curve.standard_errors >= 0).all())
+
+
+def test_cumulative_share_ends_at_one(generator):
+    pairs = rt.eigenpairs(torch.diag(LEVELS), 2)
+    found = rt.spectral_density(
+        torch.diag(LEVELS), probes=5, steps=20, deflate=pairs, generator=generator
+    )
+    curve = found.cumulative(torch.tensor([-100.0, 8.0, 100.0]))
+    assert curve.values.tolist() == pytest.approx([0.0, 59 / 60, 1.0], abs=1e-12)
+    assert found.quantile(1.0).value == pytest.approx(9.0, abs=1e-3)
+
+
+def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
+    matrix = rotated(LEVELS, generator)
+    together = rt.spectral_density(matrix, probes=5, steps=10)
+    monkeypatch.setattr("resid_theory.curvature.quadrature._MEMORY", 1)
+    alone = rt.spectral_density(matrix, probes=5, steps=10)
+    assert relative_error(alone.nodes, together.nodes) < 1e-11
+
+
+def test_a_killed_density_continues_bit_for_bit(generator, tmp_path):
+    matrix = rotated(LEVELS, generator)
+    whole = rt.spectral_density(matrix, probes=3, steps=10)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            rt.spectral_density(Wrapped(matrix, 4), probes=3, steps=10, folder=tmp_path)
+    resumed = rt.spectral_density(matrix, probes=3, steps=10, folder=tmp_path)
+    assert torch.equal(whole.nodes, resumed.nodes) and torch.equal(whole.weights, resumed.weights)
+
+
+def test_float32_density(generator, device):
+    matrix = rotated(LEVELS, generator).float().to(device)
+    found = rt.spectral_density(matrix, probes=8, steps=60, generator=generator)
+    exact = rt.Spectrum.of(torch.linalg.eigvalsh(matrix.double()))
+    assert found.wasserstein_distance(exact) <= found.wasserstein_error
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [({"probes": 0}, "probes: got 0"), ({"steps": 0}, "steps: got 0")],
+    ids=["probes", "steps"],
+)
+def test_density_refuses_counts_below_one(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        rt.spectral_density(torch.eye(3), **keywords)
+
+
+def test_deflating_other_vectors_is_refused():
+    pairs = rt.eigenpairs(torch.eye(5), 2)
+    with pytest.raises(ValueError, match="deflate: has vectors of 5 entries, A has 6"):
+        rt.spectral_density(torch.eye(6), deflate=pairs)
+
+
+def test_a_share_outside_is_refused():
+    with pytest.raises(ValueError, match="share: got 1.5"):
+        rt.spectral_density(torch.eye(5)).quantile(1.5)

@@ -1,0 +1,420 @@
+"""Extreme eigenpairs: against LAPACK on degenerate spectra, with bounds, certificates, resumes."""
+
+import math
+
+import pytest
+import torch
+from close import EPS
+
+import resid_theory as rt
+from resid_theory.curvature.certificate import Certificate
+from resid_theory.curvature.krylov import Krylov, Locked
+from resid_theory.curvature.recorded import Products
+
+WHICH = ["largest", "smallest", "both", "magnitude"]
+
+
+class Wrapped:
+    """An operator that is nothing but its products, and can be killed after some."""
+
+    def __init__(self, matrix, kill_after=None):
+        self.matrix, self.kill_after, self.calls = matrix, kill_after, 0
+        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
+
+    def __matmul__(self, vectors):
+        if self.kill_after is not None and self.calls >= self.kill_after:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return self.matrix @ vectors
+
+
+def rotated(levels, generator):
+    """A symmetric matrix with these eigenvalues, exact to rounding."""
+    size = len(levels)
+    basis, _ = torch.linalg.qr(torch.randn(size, size, generator=generator))
+    matrix = (basis * levels) @ basis.T
+    return (matrix + matrix.T) / 2
+
+
+def simple(size, g):
+    return torch.randn(size, generator=g)
+
+
+def repeated(size, g):
+    """About ten copies of each level."""
+    levels = torch.randn(max(1, size // 10), generator=g)
+    return levels[torch.randint(len(levels), (size,), generator=g)]
+
+
+def both_signs(size, g):
+    """The Hessian of 2-shortcut nets at zero: few levels, each with both signs, P/2 times or so."""
+    half = torch.rand(max(1, size // 12), generator=g).repeat(size)[: size // 2]
+    return torch.cat([half, -half, torch.zeros(size - 2 * len(half))])
+
+
+def low_rank(size, g):
+    levels = torch.zeros(size)
+    levels[: size // 8] = torch.randn(size // 8, generator=g).round(decimals=1)
+    return levels
+
+
+def half_at_the_top(size, g):
+    levels = 0.01 * torch.randn(size, generator=g)
+    levels[: max(1, size // 2)] = 3.0
+    return levels
+
+
+FAMILIES = [simple, repeated, both_signs, low_rank, half_at_the_top]
+
+
+def exact_values(matrix, k, which):
+    """The oracle: all eigenvalues by LAPACK, then those asked for."""
+    values = torch.linalg.eigvalsh(matrix).flip(0)
+    if which == "smallest":
+        return values.flip(0)[:k]
+    if which == "magnitude":
+        return values[values.abs().argsort(descending=True, stable=True)][:k]
+    if which == "both" and 2 * k < len(values):
+        return torch.cat([values[:k], values[-k:]])
+    return values if which == "both" else values[:k]
+
+
+def assert_right(matrix, found, which, k, tolerance):
+    """The whole contract: the right set, each within its bound, vectors that fit the residuals."""
+    exact = exact_values(matrix, k, which)
+    scale = float(torch.linalg.matrix_norm(matrix, 2))
+    lapack = len(matrix) * EPS * scale
+    assert found.values.shape == exact.shape
+    order = found.values.argsort(stable=True)
+    if which == "magnitude":  # of two signs of one magnitude either may be first
+        error = (found.values.abs() - exact.abs()).abs()
+    else:
+        error = (found.values[order] - exact.sort().values).abs()[order.argsort()]
+    assert bool((error <= found.bounds + lapack).all())
+    assert bool(found.converged.all())
+    floor = (tolerance * found.values.abs().clamp_min(0.01 * scale)).clamp_min(100 * lapack)
+    assert bool((found.bounds <= floor).all())
+    residuals = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert bool((residuals <= found.residuals * (1 + 1e-6) + lapack).all())
+    products = found.vectors.T @ found.vectors
+    assert float((products - torch.eye(len(found))).abs().max()) < 1e-12
+
+
+# 125 matrices of each of four kinds of question: 500 in all, multiplicities up to P / 2.
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("seed", range(25))
+def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
+    g = torch.Generator().manual_seed(1000 * seed + WHICH.index(which))
+    size = int(torch.randint(2, 41, (1,), generator=g))
+    k = int(torch.randint(1, 6, (1,), generator=g))
+    tolerance, scale = (1e-3, 1e-8)[seed % 2], (1.0, 1e8, 1e-8)[seed % 3]
+    matrix = scale * rotated(family(size, g), g)
+    found = rt.eigenpairs(Wrapped(matrix), k, which=which, tolerance=tolerance, generator=g)
+    assert_right(matrix, found, which, k, tolerance)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("init", ["zero", "near_zero"])
+@pytest.mark.parametrize("shortcut_depth", [1, 2])
+def test_hessians_of_nets_at_zero(depth, init, shortcut_depth, generator):
+    net = rt.ShortcutNet(4, blocks=depth, shortcut_depth=shortcut_depth)
+    rt.initialize(net, init, generator=generator)
+    x = torch.randn(20, 4, generator=generator)
+    hessian = rt.hessian(net, "square", (x, torch.tanh(x)))
+    found = rt.eigenpairs(hessian, 5, which="both", tolerance=1e-6)
+    assert_right(hessian, found, "both", 5, 1e-6)
+
+
+def test_larger_with_a_bulk(generator, device):
+    levels = 0.1 * torch.randn(1500, generator=generator)
+    levels[:6] = torch.tensor([30.0, 20.0, 20.0, 12.0, 10.0, 8.0])
+    matrix = rotated(levels, generator)
+    found = rt.eigenpairs(matrix.to(device), 5, generator=generator)
+    assert found.values.device.type == "cpu" and found.vectors.device.type == device.type
+    exact = exact_values(matrix, 5, "largest")
+    assert bool(((found.values - exact).abs() <= found.bounds).all())
+    assert found.multiplicities.tolist() == [1, 2, 2, 1, 1]
+    assert not found.at_least.any()
+    assert found.missed_probability <= 1e-3
+    assert found.products < 40
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_thick_restart(which, generator):
+    levels = torch.cat([torch.linspace(-1, 1, 396), torch.tensor([1.1, 1.2, -1.1, -1.3])])
+    matrix = rotated(levels, generator)
+    found = rt.eigenpairs(matrix, 2, which=which, capacity=24, tolerance=1e-7, generator=generator)
+    assert found.products > 24
+    assert_right(matrix, found, which, 2, 1e-7)
+
+
+def test_a_multiplicity_that_k_splits_is_at_least(generator):
+    levels = torch.cat([torch.full((100,), 4.0), torch.linspace(-1, 1, 100)])
+    found = rt.eigenpairs(rotated(levels, generator), 5, generator=generator)
+    torch.testing.assert_close(found.values, torch.full((5,), 4.0))
+    assert found.multiplicities.tolist() == [5] * 5
+    assert found.at_least.all()
+    assert "≥ 5" in str(found)
+
+
+def test_both_ends_of_two_levels_split_both(generator):
+    levels = torch.tensor([1.0] * 30 + [-1.0] * 30)
+    found = rt.eigenpairs(rotated(levels, generator), 3, which="both", generator=generator)
+    torch.testing.assert_close(found.values, torch.tensor([1.0] * 3 + [-1.0] * 3))
+    assert found.multiplicities.tolist() == [3] * 6 and found.at_least.all()
+
+
+@pytest.mark.parametrize(
+    ("matrix", "k", "expected"),
+    [
+        (torch.zeros(7, 7), 3, [0.0] * 3),
+        (torch.zeros(200, 200), 3, [0.0] * 3),
+        (torch.eye(300), 5, [1.0] * 5),
+        (torch.ones(6, 6), 3, [6.0, 0.0, 0.0]),
+        (torch.full((1, 1), -2.0), 5, [-2.0]),
+        (torch.diag(torch.tensor([3.0, 1.0])), 5, [3.0, 1.0]),
+    ],
+    ids=["zero", "large zero", "identity", "rank one", "one parameter", "fewer than k"],
+)
+@pytest.mark.parametrize("block", [1, 4])
+def test_spaces_that_end_early(matrix, k, expected, block):
+    matrix = matrix.double()
+    found = rt.eigenpairs(matrix, k, block=block, tolerance=1e-10)
+    expected = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-13)
+    assert found.converged.all()
+    assert found.missed_probability == 0.0
+    assert found.products <= 5 * k * block
+
+
+def test_no_ghost_in_300_steps(generator):
+    levels = torch.cat([1e-5 * torch.randn(1000, generator=generator), torch.tensor([30.0, 20.0])])
+    with Products(torch.diag(levels)) as products:
+        krylov = Krylov(
+            products, Locked.nothing(products), width=1, capacity=310, generator=generator
+        )
+        for _ in range(300):
+            krylov.extend()
+    values = krylov.ritz().values
+    assert int((values > 1).sum()) == 2
+    columns = krylov._columns[:, :301]
+    assert float((columns.T @ columns - torch.eye(301)).abs().max()) < 1e-13
+
+
+@pytest.mark.parametrize("factor", [2.0**27, 2.0**-27, 2.0**-100], ids=["1e8", "1e-8", "1e-30"])
+def test_scaling_scales_every_bit(factor, generator):
+    matrix = rotated(both_signs(60, generator), generator)
+    plain = rt.eigenpairs(matrix, 4, which="both")
+    scaled = rt.eigenpairs(factor * matrix, 4, which="both")
+    assert torch.equal(factor * plain.values, scaled.values)
+    torch.testing.assert_close(factor * plain.bounds, scaled.bounds, rtol=1e-12, atol=0.0)
+    assert plain.products == scaled.products
+
+
+def test_float32_products(generator, device):
+    levels = 0.1 * torch.randn(400, generator=generator)
+    levels[:4] = torch.tensor([5.0, 5.0, 4.0, -6.0])
+    matrix = rotated(levels, generator).float()
+    found = rt.eigenpairs(matrix.to(device), 3, generator=generator)
+    assert found.vectors.dtype == torch.float32 and found.values.dtype == torch.float64
+    exact = torch.linalg.eigvalsh(matrix.double()).flip(0)[:3]
+    assert bool(((found.values - exact).abs() <= found.bounds).all())
+    assert found.multiplicities.tolist() == [2, 2, 1]
+
+
+def test_products_that_run_out_say_so(generator):
+    matrix = torch.diag(torch.linspace(-1, 1, 500))
+    found = rt.eigenpairs(matrix, 4, max_products=12, generator=generator)
+    assert found.products == 12
+    assert not found.converged.any()
+    assert "not converged" in str(found)
+    nearest = (found.values[:, None] - torch.linspace(-1, 1, 500)).abs().min(1).values
+    assert bool((nearest <= found.residuals).all())
+
+
+@pytest.mark.parametrize("budget", range(1, 20))
+def test_every_budget_is_honest(budget, generator):
+    levels = torch.tensor([5.0] * 4 + [2.0, 1.0, 0.5] * 8)
+    matrix = rotated(levels, generator)
+    found = rt.eigenpairs(matrix, 3, max_products=budget, generator=generator)
+    assert found.products <= budget and len(found) <= 3
+    actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert bool((actual <= found.residuals + 1e-13).all())
+    if found.missed_probability <= 1e-3 and len(found) == 3:
+        torch.testing.assert_close(found.values, torch.full((3,), 5.0))
+
+
+def test_without_verification_nothing_is_promised(generator):
+    matrix = torch.diag(torch.tensor([9.0, 9.0, 5.0] + [0.1] * 97))
+    found = rt.eigenpairs(matrix, 2, verify=False, generator=generator)
+    assert found.missed_probability == 1.0 and found.at_least.all()
+    assert found.limits == (-math.inf, math.inf)
+
+
+def test_sparse_random_starts_come_from_the_generator_alone(generator):
+    before = torch.get_rng_state()
+    matrix = rotated(simple(30, generator), generator)
+    first, second = (
+        rt.eigenpairs(matrix, 2, generator=torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert torch.equal(first.vectors, second.vectors)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+# -- the certificate -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7])
+def test_certificate_is_right_as_often_as_it_says(steps):
+    levels = torch.linspace(-1, 1, 300)
+    levels[-1] = 2.0
+    matrix, doubt, trials, wrong = torch.diag(levels), 0.2, 300, 0
+    for seed in range(trials):
+        with Products(matrix) as products:
+            krylov = Krylov(
+                products,
+                Locked.nothing(products),
+                width=1,
+                capacity=20,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for _ in range(steps):
+                krylov.extend()
+            own = krylov.own_values
+            run = Certificate(
+                dimension=300,
+                degree=steps - 1,
+                draws=1,
+                low=own[0].item(),
+                high=own[-1].item(),
+                margin=float(krylov.links.norm()),
+                is_complete=False,
+            )
+        wrong += run.missed(1.999, 1) <= doubt  # it is there, and the run says it is not
+    assert wrong / trials <= doubt + 4 * math.sqrt(doubt * (1 - doubt) / trials)
+
+
+def test_certificate_shrinks_geometrically():
+    chances = [
+        Certificate(
+            dimension=10**6, degree=d, draws=1, low=-1, high=1, margin=0, is_complete=False
+        ).missed(4.0, 1)
+        for d in (6, 8, 10)
+    ]
+    rate = math.exp(-2 * math.acosh(4.0))  # of two more products
+    assert chances[1] / chances[0] == pytest.approx(rate, rel=1e-6)
+    assert chances[2] / chances[1] == pytest.approx(rate, rel=1e-6)
+
+
+def test_certificate_has_two_mirrored_ends():
+    run = Certificate(
+        dimension=1000, degree=8, draws=1, low=-1.0, high=3.0, margin=0.1, is_complete=False
+    )
+    mirrored = Certificate(
+        dimension=1000, degree=8, draws=1, low=-3.0, high=1.0, margin=0.1, is_complete=False
+    )
+    assert run.missed(5.0, 1) == mirrored.missed(-5.0, -1)
+    limit = run.limit(1, 1e-3)
+    assert run.missed(limit, 1) <= 1e-3 < run.missed(3 + 0.99 * (limit - 3), 1)
+    assert run.limit(-1, 1e-3) < -1
+
+
+# -- killed and called again -----------------------------------------------------------------------
+
+
+def same(a, b):
+    return all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for name in ("values", "vectors", "residuals", "bounds", "multiplicities")
+    )
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 5, 9])
+def test_a_killed_run_continues_bit_for_bit(kill_after, generator, tmp_path):
+    matrix = rotated(repeated(40, generator), generator)
+    whole = rt.eigenpairs(matrix, 3)
+    with pytest.raises(KeyboardInterrupt):
+        rt.eigenpairs(Wrapped(matrix, kill_after), 3, folder=tmp_path)
+    with pytest.raises(KeyboardInterrupt):  # a resumed run is killed, too
+        rt.eigenpairs(Wrapped(matrix, 3), 3, folder=tmp_path)
+    operator = Wrapped(matrix)
+    resumed = rt.eigenpairs(operator, 3, folder=tmp_path)
+    assert same(whole, resumed) and resumed.products == whole.products
+    again = Wrapped(matrix)
+    assert same(whole, rt.eigenpairs(again, 3, folder=tmp_path))
+    assert again.calls == 1  # the check that it is the same operator
+
+
+def test_a_folder_of_another_operator_is_refused(generator, tmp_path):
+    matrix = rotated(simple(20, generator), generator)
+    rt.eigenpairs(matrix, 2, folder=tmp_path)
+    with pytest.raises(ValueError, match="another operator"):
+        rt.eigenpairs(1.1 * matrix, 2, folder=tmp_path)
+
+
+def test_a_folder_of_another_seed_is_refused(generator, tmp_path):
+    matrix = rotated(simple(20, generator), generator)
+    rt.eigenpairs(matrix, 2, folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        rt.eigenpairs(matrix, 2, folder=tmp_path, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_damaged_product_is_noticed(generator, tmp_path):
+    matrix = rotated(simple(20, generator), generator)
+    rt.eigenpairs(matrix, 2, folder=tmp_path)
+    file = sorted(tmp_path.glob("*.safetensors"))[2]
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="damaged"):
+        rt.eigenpairs(matrix, 2, folder=tmp_path)
+
+
+def test_progress_is_shown_on_standard_error(generator, capsys):
+    rt.eigenpairs(rotated(simple(20, generator), generator), 2, progress=True)
+    shown = capsys.readouterr()
+    assert "product" in shown.err and shown.out == ""
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+class Wrong(Wrapped):
+    def __matmul__(self, vectors):
+        return (self.matrix @ vectors)[:-1]
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (torch.zeros(3, 4), r"A: got shape \(3, 4\)"),
+        (torch.zeros(0, 0), "A: got shape"),
+        (torch.zeros(3, 3, dtype=torch.float16), "A: got dtype torch.float16"),
+        (Wrong(torch.eye(4)), "A: gives shape"),
+        (torch.full((3, 3), math.nan), "needs finite numbers"),
+        (torch.eye(30) + torch.ones(30, 30).triu(), "A: is not symmetric"),
+    ],
+    ids=["oblong", "empty", "float16", "wrong shape", "not finite", "not symmetric"],
+)
+def test_operators_that_are_none(operator, message):
+    with pytest.raises(ValueError, match=message):
+        rt.eigenpairs(operator, 2)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"k": 0}, "k: got 0"),
+        ({"which": "biggest"}, "which: unknown name 'biggest'"),
+        ({"tolerance": 0.0}, "tolerance: got 0.0"),
+        ({"block": 0}, "block: got 0"),
+        ({"capacity": 3}, "capacity: got 3, needs at least"),
+        ({"max_products": 0}, "max_products: got 0"),
+        ({"max_products": 2, "block": 3}, "max_products: got 2"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_arguments_out_of_range(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        rt.eigenpairs(torch.eye(100), **keywords)

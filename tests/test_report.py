@@ -1,0 +1,202 @@
+"""The report: shared runs, the exact path, what it prints and draws."""
+
+import math
+
+import pytest
+import torch
+from test_estimates import LEVELS, expected
+from test_lanczos import Wrapped, rotated
+
+import resid_theory as rt
+from resid_theory import plots
+
+EXACT = rt.Spectrum.of(LEVELS)
+TRUTHS = {
+    "trace": EXACT.trace,
+    "frobenius_norm": EXACT.frobenius_norm,
+    "index": EXACT.index,
+    "condition_number": EXACT.percentile_condition_number(10),
+}
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """Many seeded reports of one exact case."""
+    matrix = torch.diag(LEVELS)
+    return [
+        rt.spectral_estimates(
+            matrix, 2, steps=60, probes=8, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in range(24)
+    ]
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_intervals_hold_as_often_as_they_say(name, reports):
+    hits = sum(getattr(report, name).covers(TRUTHS[name]) for report in reports)
+    assert hits >= expected(len(reports))[0]
+
+
+def test_extremes_are_within_their_bounds(reports):
+    exact = LEVELS.sort().values
+    for report in reports:
+        found = torch.tensor([end.value for end in (*report.smallest, *reversed(report.largest))])
+        bounds = torch.tensor(
+            [e.high - e.value for e in (*report.smallest, *reversed(report.largest))]
+        )
+        assert bool(((found - exact[[0, 1, -2, -1]]).abs() <= bounds + 1e-13).all())
+
+
+def test_wasserstein_distance_is_within_its_bar(reports):
+    inside = [r.density.wasserstein_distance(EXACT) <= r.density.wasserstein_error for r in reports]
+    assert sum(inside) >= expected(len(reports))[0]
+
+
+def test_products_are_counted_once(generator):
+    class Counted(Wrapped):
+        columns = 0
+
+        def __matmul__(self, vectors):
+            self.columns += vectors.shape[1]
+            return super().__matmul__(vectors)
+
+    operator = Counted(rotated(LEVELS, generator))
+    report = rt.spectral_estimates(operator, 2, probes=4, steps=10)
+    assert report.products == operator.columns == report.pairs.products + 4 * 10
+
+
+def test_without_density_one_product_a_probe(generator):
+    report = rt.spectral_estimates(rotated(LEVELS, generator), 2, probes=6, density=False)
+    assert report.products == report.pairs.products + 6
+    assert report.density is report.index is report.condition_number is None
+    assert report.trace.covers(EXACT.trace)
+    assert "index" not in str(report)
+
+
+def test_probes_raise_the_certainty_of_the_extremes(generator):
+    matrix = rotated(LEVELS, generator)
+    alone = rt.eigenpairs(matrix, 2, which="both")
+    shared = rt.spectral_estimates(matrix, 2, steps=30)
+    assert shared.pairs.missed_probability < alone.missed_probability
+
+
+def test_a_singular_operator_has_no_finite_condition_number(generator):
+    levels = torch.cat([torch.zeros(300), torch.randn(60, generator=generator)])
+    report = rt.spectral_estimates(rotated(levels, generator), 2, steps=40)
+    condition = report.condition_number
+    assert math.isinf(condition.value) and math.isinf(condition.high)
+    assert condition.low > 1 - 1e-9  # max over max: nothing is known of a percentile in a spike
+    below = (levels < -report.index_threshold).double().mean().item()
+    assert report.index.covers(below)
+
+
+def test_a_space_that_spans_everything_is_exact(generator):
+    report = rt.spectral_estimates(rotated(LEVELS[:6], generator), 3)
+    assert report.method == "dense" and report.products >= 6
+    assert report.trace.value == pytest.approx(LEVELS[:6].sum().item())
+
+
+@pytest.mark.parametrize("matrix", [torch.zeros(50, 50), torch.eye(50)], ids=["zero", "identity"])
+def test_degenerate_operators(matrix):
+    report = rt.spectral_estimates(matrix.double(), 2)
+    top = matrix[0, 0].item()
+    assert [end.value for end in report.largest] == pytest.approx([top, top])
+    assert report.trace.value == pytest.approx(50 * top)
+    assert report.index.value == 0.0
+
+
+def test_a_killed_report_continues_bit_for_bit(generator, tmp_path):
+    matrix = rotated(LEVELS, generator)
+    whole = rt.spectral_estimates(matrix, 2, probes=3, steps=8)
+    for count in (5, 5):
+        with pytest.raises(KeyboardInterrupt):
+            rt.spectral_estimates(Wrapped(matrix, count), 2, probes=3, steps=8, folder=tmp_path)
+    resumed = rt.spectral_estimates(matrix, 2, probes=3, steps=8, folder=tmp_path)
+    assert str(whole) == str(resumed)
+    assert torch.equal(whole.density.nodes, resumed.density.nodes)
+    assert whole.trace == resumed.trace
+
+
+def test_scaling_scales_the_report(generator):
+    matrix = rotated(LEVELS, generator)
+    plain = rt.spectral_estimates(matrix, 2, probes=3, steps=10)
+    scaled = rt.spectral_estimates(2.0**-40 * matrix, 2, probes=3, steps=10)
+    assert scaled.trace.value == pytest.approx(2.0**-40 * plain.trace.value, rel=1e-12)
+    assert scaled.index == plain.index
+    assert scaled.condition_number.value == pytest.approx(plain.condition_number.value, rel=1e-12)
+
+
+# -- the exact path --------------------------------------------------------------------------------
+
+
+def test_a_known_spectrum_makes_an_exact_report():
+    report = rt.SpectrumReport.of(EXACT, 3, samples=7)
+    assert [end.value for end in report.largest] == [9.0, 7.0, 5.0]
+    assert report.smallest[0].value == -6.0
+    for name, truth in TRUTHS.items():
+        assert getattr(report, name).value == truth
+        assert getattr(report, name).standard_error == 0.0
+    assert "7 samples" in str(report) and "dense" in str(report)
+
+
+def test_levels_of_a_closed_form_are_repeated():
+    report = rt.SpectrumReport.of(rt.Spectrum.of([-1.0, 4.0], [10**12, 2]), 3)
+    assert [end.value for end in report.largest] == [4.0, 4.0, -1.0]
+
+
+# -- shown -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report(generator):
+    return rt.spectral_estimates(
+        rotated(LEVELS, generator), 2, probes=4, steps=20, matrix="hessian"
+    )
+
+
+def test_a_report_prints_every_number_with_its_error(report):
+    text = str(report)
+    assert text.startswith(f"hessian, P = 60: matrix-free, {report.products} products")
+    for name, number in report.rows():
+        assert name in text and str(number) in text
+    assert f"| trace | {report.trace} |" in report._repr_markdown_()
+
+
+def test_a_report_is_a_data_frame(report):
+    frame = report.frame().set_index("quantity")
+    assert frame.loc["trace", "value"] == report.trace.value
+    assert frame.loc["largest 1", "high"] == report.largest[0].high
+    assert set(frame["method"]) == {"matrix-free"} and len(frame) == len(report.rows())
+
+
+@pytest.mark.parametrize("scale", ["linear", "symlog"])
+def test_densities_are_drawn_over_the_exact_eigenvalues(report, scale):
+    ax = plots.figure().axes[0]
+    plots.spectral_density(report, exact=EXACT, scale=scale, ax=ax)
+    heights, edges, _ = ax.patches[0].get_data()
+    assert (heights * (edges[1:] - edges[:-1])).sum() == pytest.approx(1.0)
+    assert ax.get_xscale() == scale
+    (line,) = (one for one in ax.lines if len(one.get_xdata()) > 2)
+    assert (line.get_ydata() >= 0).all()
+    assert plots.png(ax.figure)
+
+
+def test_a_dense_report_is_drawn_as_its_histogram():
+    ax = plots.figure().axes[0]
+    plots.spectral_density(rt.SpectrumReport.of(EXACT), ax=ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact"]
+
+
+def test_nothing_to_draw_is_said(generator):
+    report = rt.spectral_estimates(rotated(LEVELS, generator), 2, density=False)
+    with pytest.raises(ValueError, match="ask for it by density=True"):
+        plots.spectral_density(report)
+    with pytest.raises(ValueError, match="estimate: got Spectrum"):
+        plots.spectral_density(EXACT)
+    with pytest.raises(ValueError, match="scale: unknown name"):
+        plots.spectral_density(report, scale="log")
+
+
+def test_a_percentile_outside_is_refused():
+    with pytest.raises(ValueError, match="percentile: got 101"):
+        rt.spectral_estimates(torch.eye(3), percentile=101)
