@@ -78,7 +78,7 @@ def hessian(
         net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
         loss: ``"square"`` (half the squared error, summed over outputs, mean over samples),
             ``"cross_entropy"``, or a callable (output, target) -> mean over samples.
-        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; ragged batches are
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; batches are
             weighted by their size.
         method: One of ``METHODS``; ``auto`` takes the first that applies.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
