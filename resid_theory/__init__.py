@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from resid_theory import curvature as curvature
     from resid_theory import data as data
     from resid_theory import plots as plots
+    from resid_theory import stability as stability
     from resid_theory import theory as theory
     from resid_theory import training as training
     from resid_theory.curvature import hessian as hessian
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from resid_theory.shortcut import draw_weights as draw_weights
     from resid_theory.shortcut import initialize as initialize
     from resid_theory.spectra import Spectrum as Spectrum
+    from resid_theory.stability import Cushions as Cushions
+    from resid_theory.stability import layer_cushions as layer_cushions
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Cushions": "stability",
     "IdDecay": "identity",
     "Images": "images",
     "Moments": "moments",
@@ -67,6 +71,7 @@ _HOMES = {
     "hessian_spectrum": "curvature",
     "id_mask": "identity",
     "initialize": "shortcut",
+    "layer_cushions": "stability",
     "load_checkpoint": "training",
     "load_image_folder": "images",
     "load_images": "images",
@@ -79,9 +84,10 @@ _HOMES = {
     "to_residual": "equivalence",
     "train": "training",
 }
-_ROOMS = ("curvature", "data", "plots", "theory", "training")
+_ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
 
 __all__ = [
+    "Cushions",
     "IdDecay",
     "Images",
     "Moments",
@@ -104,6 +110,7 @@ __all__ = [
     "hessian_spectrum",
     "id_mask",
     "initialize",
+    "layer_cushions",
     "load_checkpoint",
     "load_image_folder",
     "load_images",
@@ -113,6 +120,7 @@ __all__ = [
     "resume",
     "save_checkpoint",
     "simplified_net",
+    "stability",
     "theory",
     "to_plain",
     "to_residual",

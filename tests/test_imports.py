@@ -19,7 +19,7 @@ FLOORS = [
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
-    ["curvature", "training"],
+    ["curvature", "stability", "training"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -33,6 +33,11 @@ INSIDE = {
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
+    "stability": [
+        ["inputs", "layers", "summaries"],
+        ["calls", "norms"],
+        ["cushions"],
+    ],
     "training": [
         ["nets", "recipe"],
         ["steps"],
