@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from resid_theory.shortcut import initialize as initialize
     from resid_theory.spectra import Spectrum as Spectrum
     from resid_theory.stability import Cushions as Cushions
+    from resid_theory.stability import InterlayerCushions as InterlayerCushions
+    from resid_theory.stability import block_cushions as block_cushions
+    from resid_theory.stability import interlayer_cushions as interlayer_cushions
     from resid_theory.stability import layer_cushions as layer_cushions
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
@@ -53,12 +56,14 @@ _HOMES = {
     "Cushions": "stability",
     "IdDecay": "identity",
     "Images": "images",
+    "InterlayerCushions": "stability",
     "Moments": "moments",
     "Recipe": "training",
     "Regression": "samples",
     "Run": "training",
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
+    "block_cushions": "stability",
     "build_net": "training",
     "check_equivalence": "equivalence",
     "diracnet": "networks",
@@ -71,6 +76,7 @@ _HOMES = {
     "hessian_spectrum": "curvature",
     "id_mask": "identity",
     "initialize": "shortcut",
+    "interlayer_cushions": "stability",
     "layer_cushions": "stability",
     "load_checkpoint": "training",
     "load_image_folder": "images",
@@ -90,12 +96,14 @@ __all__ = [
     "Cushions",
     "IdDecay",
     "Images",
+    "InterlayerCushions",
     "Moments",
     "Recipe",
     "Regression",
     "Run",
     "ShortcutNet",
     "Spectrum",
+    "block_cushions",
     "build_net",
     "check_equivalence",
     "curvature",
@@ -110,6 +118,7 @@ __all__ = [
     "hessian_spectrum",
     "id_mask",
     "initialize",
+    "interlayer_cushions",
     "layer_cushions",
     "load_checkpoint",
     "load_image_folder",

@@ -36,7 +36,9 @@ INSIDE = {
     "stability": [
         ["inputs", "layers", "summaries"],
         ["calls", "norms"],
-        ["cushions"],
+        ["jacobian"],
+        ["segments"],
+        ["cushions", "interlayer"],
     ],
     "training": [
         ["nets", "recipe"],

@@ -1,5 +1,6 @@
 """Calls of linear maps during a forward pass, with the axis along which the samples lie."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ def layouts(
         runs.append(inputs)
     found: dict[tuple[str, int], Layout] = {}
     reasons: dict[str, str] = {}
+    coupled: list[str] = []
     for linear in maps:
         keys = [key for key in runs[0] if key[0] == linear.name]
         if not keys:
@@ -186,8 +188,17 @@ def layouts(
                 layout = _layout(runs[0][key], runs[1][key], linear.is_convolution)
                 if isinstance(layout, Layout):
                     found[key] = layout
+                    if not _same_samples(layout, runs[0][key], runs[1][key]):
+                        coupled.append(linear.name)
                 else:
                     reasons[linear.name] = layout
+    if coupled:
+        warnings.warn(
+            f"the input of {coupled[0]!r} and {len(coupled) - 1} more layers for one sample "
+            "depends on the other samples of its batch: BatchNorm without running statistics, "
+            "noise, or a net that wants the samples along another axis than the first",
+            stacklevel=3,
+        )
     return {key: layout for key, layout in found.items() if key[0] not in reasons}, reasons
 
 
@@ -201,17 +212,16 @@ def _layout(two: Tensor, three: Tensor, is_convolution: bool) -> Layout | str:
         return f"its input has no axis of samples: {shapes}"
     if axis and (is_convolution or axis == two.dim() - 1):
         return f"its input has the samples along axis {axis}, which the layer mixes: {shapes}"
-    count = two.shape[axis] // 2
-    if count == 1:
-        return Layout(axis=axis)
-    short, long = two.movedim(axis, 0), three.movedim(axis, 0)
-    if torch.allclose(short, long[: len(short)], rtol=1e-3, atol=1e-3 * float(short.abs().max())):
-        return Layout(axis=axis)
-    if torch.allclose(
-        short.unflatten(0, (count, 2)),
-        long.unflatten(0, (count, 3))[:, :2],
-        rtol=1e-3,
-        atol=1e-3 * float(short.abs().max()),
-    ):
-        return Layout(axis=axis, sample_major=False)
+    by_sample, by_row = (Layout(axis=axis, sample_major=major) for major in (True, False))
+    if two.shape[axis] == 2 or _same_samples(by_sample, two, three):
+        return by_sample
+    if _same_samples(by_row, two, three):
+        return by_row
     return f"its input has rows of which nobody knows the sample: {shapes}"
+
+
+def _same_samples(layout: Layout, two: Tensor, three: Tensor) -> bool:
+    """Whether the first two samples are the same in both runs, up to rounding."""
+    short, long = layout.rows(two, 2), layout.rows(three, 3)[:2]
+    tolerance = torch.finfo(short.dtype).eps ** 0.5 * float(short.abs().max())
+    return float((short - long).abs().max()) <= tolerance

@@ -172,13 +172,16 @@ def layer_cushions(
             parts = _chain(opening, parts)
         maps, others = linear_maps(net)
         wanted = chosen(maps, layers)
-        with untouched(net):
+        with untouched(net), torch.no_grad():  # in eval mode whatever the statistics
             found, reasons = layouts(net, wanted, first)
         covered = [linear for linear in wanted if linear.name not in reasons]
         if not covered:
             raise ValueError(
                 f"net: {type(net).__name__} has no linear layer to measure; "
-                + ("; ".join(f"{k}: {v}" for k, v in {**reasons, **others}.items()) or "none at all")
+                + (
+                    "; ".join(f"{k}: {v}" for k, v in {**reasons, **others}.items())
+                    or "none at all"
+                )
             )
         meter = _Meter(layouts=found, norm=norm, include_bias=include_bias)
         total = None if iter_once(data) else count_batches(data, batch)

@@ -128,9 +128,7 @@ def chosen(maps: Sequence[LinearMap], layers: Sequence[str] | None) -> list[Line
     return [linear for linear in maps if linear.name in layers]
 
 
-def _visited(
-    module: nn.Module, name: str, seen: set[nn.Module]
-) -> Iterator[tuple[str, nn.Module]]:
+def _visited(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Modules once each, parents first, without what lies inside a map."""
     if module in seen:
         return

@@ -36,7 +36,7 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
 
     Example:
         >>> layer = torch.nn.Conv1d(1, 1, 3, padding=1)
-        >>> operator_frobenius(layer, torch.ones(1, 1, 3), [4]).square().item()
+        >>> round(operator_frobenius(layer, torch.ones(1, 1, 3), [4]).item() ** 2, 12)
         10.0
     """
     weight = weight.detach().to(torch.float64)

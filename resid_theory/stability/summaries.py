@@ -137,9 +137,7 @@ class Summaries(ABC):
         widths = {key: max(map(len, [key, *cells])) for key, cells in columns.items()}
         lines = [title, "  ".join(key.ljust(widths[key]) for key in columns).rstrip()]
         for cells in zip(*columns.values(), strict=True):
-            padded = (
-                cell.ljust(width) for cell, width in zip(cells, widths.values(), strict=True)
-            )
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths.values(), strict=True))
             lines.append("  ".join(padded).rstrip())
         return "\n".join(lines)
 
