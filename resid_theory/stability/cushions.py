@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose
+from resid_theory._check import choose, whole
 from resid_theory.stability.calls import Call, Layout, layouts, listening
 from resid_theory.stability.inputs import (
     checked_net,
@@ -162,6 +162,7 @@ def layer_cushions(
     """
     choose("norm", norm, NORMS)
     choose("frobenius", frobenius, FROBENIUS)
+    whole("batch", batch)
     net = placed(checked_net(net), device)
     with untouched(net, batchnorm=batchnorm), torch.no_grad():
         parts = input_batches(data, batch, net)

@@ -110,7 +110,7 @@ def count_batches(data: Any, batch: int) -> int | None:
     """How many batches there will be, for a progress bar; None if nobody knows."""
     x = _whole_set(data)
     if x is not None:
-        return -(-len(x) // batch)
+        return -(-len(x) // whole("batch", batch))
     return len(data) if hasattr(data, "__len__") else None
 
 

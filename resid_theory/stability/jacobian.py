@@ -1,8 +1,10 @@
 """Jacobians of a map between layers, sample by sample: products, and the Frobenius norm."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -92,6 +94,7 @@ def jacobian_product(function: Function, z: Tensor, tangent: Tensor) -> tuple[Te
     Returns:
         f(z) and J v, both (b, ...).
     """
+    _load_forward_rules()
     try:
         with torch.no_grad(), forward_ad.dual_level():
             # Cloned: a map that starts in place would overwrite z.
@@ -100,6 +103,14 @@ def jacobian_product(function: Function, z: Tensor, tangent: Tensor) -> tuple[Te
             return value, torch.zeros_like(value) if product is None else product
     except NotImplementedError:  # an operation without a forward derivative: two backward ones
         return _by_two_gradients(function, z, tangent)
+
+
+@cache
+def _load_forward_rules() -> None:
+    """Make torch read its rules once; it scripts them, by its own deprecated function."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.ones(1))
 
 
 def _by_two_gradients(function: Function, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
     """
     weight = weight.detach().to(torch.float64)
     if not isinstance(layer, CONVOLUTIONS):
-        return weight.norm()
+        return row_norms(weight.reshape(1, -1))[0]
     tables = [_table(layer, axis, length) for axis, length in enumerate(size)]
     scale = weight.abs().max()
     if scale == 0:
