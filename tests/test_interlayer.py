@@ -6,7 +6,12 @@ from close import relative_error
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.stability.jacobian import _by_two_gradients, jacobian_product, squared_norm
+from resid_theory.stability.jacobian import (
+    _by_two_gradients,
+    differentiable,
+    jacobian_product,
+    squared_norm,
+)
 
 EXACT = 1e-12  # what exact paths promise
 
@@ -19,7 +24,8 @@ def oracle(function, z, kappa):
     """The definition, with the whole Jacobian of one sample after another."""
     values = []
     for one in z:
-        jacobian = torch.func.jacrev(lambda x: function(x[None])[0])(one)
+        # Cloned: a map may work in place.
+        jacobian = torch.func.jacrev(lambda x: function(x.clone()[None])[0])(one)
         matrix = jacobian.reshape(-1, one.numel())
         ratio = (matrix @ one.flatten()).norm() / matrix.norm() / one.norm()
         factor = {"none": 1, "total": one.numel(), "spatial": one.shape[1:].numel()}[kappa]
@@ -135,14 +141,14 @@ def test_a_diagonal_gram_matrix_needs_one_side_and_has_no_error():
 
 
 def test_intervals_cover_the_exact_value():
-    """95 % intervals over 200 seeds and 4 samples, 20 probes: 93 to 97 % up to chance."""
-    net, x = rt.simplified_net(8), noise(4, 3, 8, 8)
+    """95 % intervals over 100 seeds and 4 samples, 20 probes: 93 to 97 % up to chance."""
+    net, x = rt.simplified_net(8), noise(4, 3, 4, 4)
     cut = {"start": "conv1", "stop": "conv3"}
     exact = rt.interlayer_cushions(net, x, **cut, method="exact").values
     inside = 0
     for seed in range(100):
         found = rt.interlayer_cushions(
-            net, x, **cut, method="probes", probes=20, generator=seed, batch=96
+            net, x, **cut, method="probes", probes=20, generator=seed, batch=80
         )
         low, high = found.intervals().unbind(2)
         inside += int(((low <= exact) & (exact <= high)).sum())
@@ -193,6 +199,7 @@ def test_the_identity_has_the_cushion_of_one_channel():
 
 @pytest.mark.parametrize("module", [nn.Softplus(), nn.Sequential(nn.Linear(4, 3), nn.Tanh())])
 def test_the_way_around_a_missing_forward_rule(module):
+    module.double()
     z, v = noise(3, 4), noise(3, 4, seed=1)
     for one, other in zip(
         jacobian_product(module, z, v), _by_two_gradients(module, z, v), strict=True
@@ -204,7 +211,8 @@ def test_attention_has_a_jacobian():
     net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
     z = noise(2, 3, 4)
     found = rt.interlayer_cushions(nn.Sequential(net), z, start=0, method="exact", kappa="total")
-    assert relative_error(found.values[0], oracle(net, z, "total")) < EXACT
+    with differentiable():
+        assert relative_error(found.values[0], oracle(net, z, "total")) < EXACT
 
 
 def test_inputs_of_zero_have_no_cushion():
@@ -222,13 +230,14 @@ def test_own_statistics_are_those_of_a_batch_of_one():
     net = small_net().train()
     net[1].weight.data.uniform_(0.5, 2)
     net[1].bias.data.normal_()
+    net[1].eps = 0.1  # all that keeps J x from vanishing: too small, and J x is round-off
     x = noise(3, 2, 5, 5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     found = rt.interlayer_cushions(net, x, start=0, stop=4, method="exact", batchnorm="batch")
     after = net.state_dict()
     assert all(torch.equal(after[k], v) for k, v in before.items()) and net[1].training
     assert found.batchnorm == "batch"
-    own = nn.Sequential(net[0], nn.InstanceNorm2d(3, affine=True), net[2], net[3]).eval()
+    own = nn.Sequential(net[0], nn.InstanceNorm2d(3, eps=0.1, affine=True), net[2], net[3]).eval()
     own[1].load_state_dict({"weight": net[1].weight, "bias": net[1].bias})
     assert relative_error(found.values[0], oracle(own, x, "spatial")) < EXACT
 
@@ -240,7 +249,7 @@ def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
         rt.block_cushions(rt.full_net(8, shortcut=kind), x, batchnorm="batch", probes=4).median
         for kind in (False, True)
     )
-    assert float(plain.max()) < 1e-3 < 0.05 < float(residual.min())
+    assert float(plain.max()) < 1e-3 and float(residual.min()) > 30 * float(plain.max())
 
 
 def test_a_net_in_train_mode_is_measured_in_eval_mode_unless_told():

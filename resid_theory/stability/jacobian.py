@@ -97,8 +97,9 @@ def jacobian_product(function: Function, z: Tensor, tangent: Tensor) -> tuple[Te
     _load_forward_rules()
     try:
         with torch.no_grad(), forward_ad.dual_level():
-            # Cloned: a map that starts in place would overwrite z.
-            pair = forward_ad.unpack_dual(function(forward_ad.make_dual(z.clone(), tangent)))
+            # Cloned: a map that starts in place would overwrite both.
+            dual = forward_ad.make_dual(z.clone(), tangent.clone())
+            pair = forward_ad.unpack_dual(function(dual))
             value, product = pair.primal, pair.tangent
             return value, torch.zeros_like(value) if product is None else product
     except NotImplementedError:  # an operation without a forward derivative: two backward ones
