@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from resid_theory.stability import Cushions as Cushions
     from resid_theory.stability import InterlayerCushions as InterlayerCushions
     from resid_theory.stability import block_cushions as block_cushions
+    from resid_theory.stability import compare_cushions as compare_cushions
     from resid_theory.stability import interlayer_cushions as interlayer_cushions
     from resid_theory.stability import layer_cushions as layer_cushions
     from resid_theory.training import Recipe as Recipe
@@ -66,6 +67,7 @@ _HOMES = {
     "block_cushions": "stability",
     "build_net": "training",
     "check_equivalence": "equivalence",
+    "compare_cushions": "stability",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
     "draw_weights": "shortcut",
@@ -106,6 +108,7 @@ __all__ = [
     "block_cushions",
     "build_net",
     "check_equivalence",
+    "compare_cushions",
     "curvature",
     "data",
     "diracnet",

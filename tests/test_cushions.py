@@ -219,7 +219,9 @@ def test_expectations_at_random_weights():
 def test_residual_nets_start_near_three_with_the_identity_removed():
     """||K + E|| / ||K|| is about 3 at the Hardt-Ma start, with k = 3, for square and doubling."""
     net = rt.simplified_net(20, identity="residual")
-    cushions = rt.layer_cushions(net, noise(8, 3, 32, 32), layers=[f"conv{i}" for i in range(1, 19)])
+    cushions = rt.layer_cushions(
+        net, noise(8, 3, 32, 32), layers=[f"conv{i}" for i in range(1, 19)]
+    )
     assert ((cushions.median > 2.6) & (cushions.median < 3.2)).all()
     widths = torch.tensor([16] * 7 + [32] * 6 + [64] * 5).sqrt()
     widths[[6, 12]] *= 2  # doubling layers have stride 2 and twice the outputs: 1 / (2 sqrt(c))
@@ -398,7 +400,7 @@ def by_single_samples(net, x):
         for name, module in net.named_modules():
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
 
-                def keep(module, args, kwargs, name=name):
+                def keep(module, args, kwargs, name=name, found=found):
                     z = (args[0] if args else kwargs["input"]).clone()
                     found.setdefault(name, []).append(z)
 
@@ -440,9 +442,7 @@ def test_no_layer_of_a_foreign_module_is_skipped(net, shape):
         if name in cushions.not_covered:
             continue
         row = cushions.layers.index(name if name in cushions.layers else f"{name}#{number}")
-        torch.testing.assert_close(
-            cushions.values[row], values, rtol=1e-9, atol=0, equal_nan=True
-        )
+        torch.testing.assert_close(cushions.values[row], values, rtol=1e-9, atol=0, equal_nan=True)
 
 
 def inside(net, name):

@@ -35,7 +35,7 @@ INSIDE = {
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
     "stability": [
         ["inputs", "layers", "summaries"],
-        ["calls", "norms"],
+        ["calls", "compare", "norms"],
         ["jacobian"],
         ["segments"],
         ["cushions", "interlayer"],
