@@ -36,9 +36,10 @@ INSIDE = {
     "stability": [
         ["inputs", "layers", "summaries"],
         ["calls", "compare", "norms"],
-        ["jacobian"],
-        ["segments"],
-        ["cushions", "interlayer"],
+        ["baselines", "cushions", "jacobian", "sharpness"],
+        ["onward", "segments"],
+        ["interlayer", "noise", "smoothness"],
+        ["bound"],
     ],
     "training": [
         ["nets", "recipe"],

@@ -1,5 +1,17 @@
 """Noise stability: cushions, injected noise, what bounds are made of, two nets side by side."""
 
+from resid_theory.stability.baselines import (
+    LayerNorms,
+    layer_norms,
+    path_norm,
+    spectral_norm,
+)
+from resid_theory.stability.bound import (
+    CompressionBound,
+    compression_bound,
+    margin_loss,
+    matrix_project,
+)
 from resid_theory.stability.compare import Comparison, compare_cushions
 from resid_theory.stability.cushions import Cushions, layer_cushions
 from resid_theory.stability.interlayer import (
@@ -7,13 +19,35 @@ from resid_theory.stability.interlayer import (
     block_cushions,
     interlayer_cushions,
 )
+from resid_theory.stability.noise import NoiseCurves, activation_noise, weight_noise
+from resid_theory.stability.sharpness import pac_bayes_sharpness
+from resid_theory.stability.smoothness import (
+    Smoothness,
+    activation_contraction,
+    interlayer_smoothness,
+)
 
 __all__ = [
     "Comparison",
+    "CompressionBound",
     "Cushions",
     "InterlayerCushions",
+    "LayerNorms",
+    "NoiseCurves",
+    "Smoothness",
+    "activation_contraction",
+    "activation_noise",
     "block_cushions",
     "compare_cushions",
+    "compression_bound",
     "interlayer_cushions",
+    "interlayer_smoothness",
     "layer_cushions",
+    "layer_norms",
+    "margin_loss",
+    "matrix_project",
+    "pac_bayes_sharpness",
+    "path_norm",
+    "spectral_norm",
+    "weight_noise",
 ]
