@@ -12,6 +12,8 @@ from resid_theory.stability.norms import row_norms
 
 __all__ = ["Chain", "OnwardNorms", "chain_of_layers", "onward_norms"]
 
+_ROWS = 256  # that a product is taken of at once
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Chain:
@@ -154,12 +156,14 @@ def onward_norms(
     shapes = chain.shapes(z, start, places)
     sizes = [shape.numel() for shape in shapes]
     squares = [torch.zeros(len(z), shape[1:].numel() or 1, dtype=torch.float64) for shape in shapes]
-    for _ in range(probes):
-        signs = torch.randint(2, z.shape, generator=generator, dtype=torch.int8)
-        _, pushed = jacobian_product(function, z, (2 * signs - 1).to(z))
+    at_once = min(probes, max(1, _ROWS // len(z)))  # copies of the batch, each with its signs
+    for first in range(0, probes, at_once):
+        many = z.repeat(min(at_once, probes - first), *[1] * (z.dim() - 1))
+        signs = torch.randint(2, many.shape, generator=generator, dtype=torch.int8)
+        _, pushed = jacobian_product(function, many, (2 * signs - 1).to(z))
         for total, part, shape in zip(squares, pushed.split(sizes, 1), shapes, strict=True):
-            by_place = part.double().square().view(len(z), shape[0], -1).sum(1)
-            total += by_place.cpu() / probes
+            by_place = part.double().square().view(-1, len(z), shape[0], total.shape[1])
+            total += by_place.sum((0, 2)).cpu() / probes
     sums = [total.sum(1) for total in squares]
     return OnwardNorms(
         products=torch.stack([row_norms(part).cpu() for part in product.split(sizes, 1)]),
