@@ -110,14 +110,14 @@ def coverage() -> None:
         "a block of full_net(8)": (rt.full_net(8), (3, 4, 4), "block2", "block3"),
     }
     for name, (net, shape, start, stop) in cases.items():
-        x = torch.randn(4, *shape, generator=source)
+        x = torch.randn(8, *shape, generator=source)
         cut = {"start": start, "stop": stop}
         exact = rt.interlayer_cushions(net, x, **cut, method="exact").values[0]
-        for probes in (5, 10, 30):
-            inside = torch.zeros(4)
-            for trial in range(250):
+        for probes in (10, 30):
+            inside = torch.zeros(8)
+            for trial in range(125):
                 found = rt.interlayer_cushions(
-                    net, x, **cut, method="probes", probes=probes, generator=trial, batch=4 * probes
+                    net, x, **cut, method="probes", probes=probes, generator=trial, batch=8 * probes
                 )
                 low, high = found.intervals()[0].unbind(1)
                 inside += (low <= exact) & (exact <= high)

@@ -112,10 +112,13 @@ def test_scaling_the_input_changes_nothing(scale):
     assert relative_error(other, one) < EXACT
 
 
-def test_inputs_of_zero_have_no_cushion_and_are_counted():
-    x = noise(4, 3)
+@pytest.mark.parametrize(
+    "layer, shape", [(nn.Linear(3, 2), (3,)), (nn.Conv2d(3, 7, 3, padding=1), (3, 5, 5))], ids=str
+)
+def test_inputs_of_zero_have_no_cushion_and_are_counted(layer, shape):
+    x = noise(4, *shape)
     x[1] = 0
-    cushions = rt.layer_cushions(nn.Sequential(nn.Linear(3, 2)), x)
+    cushions = rt.layer_cushions(nn.Sequential(layer.double()), x)
     assert cushions.zero_inputs.tolist() == cushions.undefined.tolist() == [1]
     assert cushions.values.isnan().tolist() == [[False, True, False, False]]
     known = cushions.values[0, [0, 2, 3]]

@@ -145,14 +145,20 @@ def test_intervals_cover_the_exact_value():
     net, x = rt.simplified_net(8), noise(4, 3, 4, 4)
     cut = {"start": "conv1", "stop": "conv3"}
     exact = rt.interlayer_cushions(net, x, **cut, method="exact").values
-    inside = 0
+    inside, values, errors = 0, [], []
     for seed in range(100):
         found = rt.interlayer_cushions(
             net, x, **cut, method="probes", probes=20, generator=seed, batch=80
         )
         low, high = found.intervals().unbind(2)
         inside += int(((low <= exact) & (exact <= high)).sum())
+        values.append(found.values)
+        errors.append(found.standard_errors)
     assert abs(inside / 400 - 0.95) < 0.02 + 4 * (0.95 * 0.05 / 400) ** 0.5
+    # The errors are those that the values make; four samples share no probe.
+    made = torch.stack(values).var(0).mean().sqrt()
+    told = torch.stack(errors).square().mean().sqrt()
+    assert told.item() == pytest.approx(made.item(), rel=4 / (2 * 4 * 99) ** 0.5)
 
 
 def test_seeds_are_all_the_randomness_there_is():

@@ -29,7 +29,7 @@ __all__ = ["FROBENIUS", "NORMS", "Cushions", "layer_cushions"]
 
 NORMS = ("kernel", "operator")
 FROBENIUS = ("identity_removed", "effective")
-_CANCELLATION = 100.0  # a bias that much larger than the rest of the output costs two digits
+_CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -226,7 +226,7 @@ class _Meter:
         if not bool(below.isfinite().all()):
             raise ValueError(f"net: the input of layer {linear.name!r} is not finite on these data")
         above = self._above(linear, layout, x, output, below)
-        self.gains[call.key].append((above / below).cpu())
+        self.gains[call.key].append(torch.where(below > 0, above / below, torch.nan).cpu())
         places = inputs.shape[1] // _entries(linear, x)
         pair = self._norms(linear, tuple(x.shape[2:]) if linear.is_convolution else (), places)
         self.norms[call.key].append(torch.stack(pair)[:, None].expand(2, self.samples))
@@ -243,14 +243,17 @@ class _Meter:
             return row_norms(layout.rows(output, self.samples))
         if bias is None or self.include_bias:
             return row_norms(layout.rows(output, self.samples))
-        spread = bias.view(-1, *[1] * (x.dim() - 2)) if linear.is_convolution else bias
-        rows = layout.rows(output - spread, self.samples)
-        above = row_norms(rows)
-        # Where the bias is all that one sees, its difference has lost the digits that count.
-        most = bias.double().norm() * (rows.shape[1] / len(bias)) ** 0.5
-        if bool(((above * _CANCELLATION < most) & (below > 0)).any()):
+        # ||y - b||^2 from sums that cost one reading of y: no copy of it, no second convolution.
+        seen = output.flatten(2).sum(2) @ bias if linear.is_convolution else output @ bias
+        rows = layout.rows(output, self.samples)
+        full = row_norms(rows).square()
+        places = rows.shape[1] / len(bias)
+        offset = places * bias.double().square().sum()
+        square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
+        # Where the bias is most of what one sees, the difference has lost the digits that count.
+        if bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
             return row_norms(layout.rows(linear.apply(x), self.samples))
-        return above
+        return square.clamp(min=0).sqrt()
 
     def _norms(
         self, linear: LinearMap, size: tuple[int, ...], places: int
