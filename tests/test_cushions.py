@@ -470,6 +470,13 @@ def test_a_layer_that_sees_no_samples_is_listed():
     assert "norm" in missing
 
 
+@pytest.mark.parametrize("layout", ["first", "second", "merged", "token-major"])
+def test_wherever_the_samples_lie_all_layers_have_rows(layout):
+    cushions = rt.layer_cushions(Tokens(layout), noise(4, 4, 5))
+    assert set(cushions.not_covered) == {"", "norm", "memory"}
+    assert {"embed", "mlp.0", "mlp.2", "attention.out_proj"} < set(cushions.layers)
+
+
 def test_subclasses_with_a_forward_of_their_own_are_listed():
     class Odd(nn.Linear):
         def forward(self, x):
