@@ -1,6 +1,6 @@
 """What cushions cost, in forward passes, and whether error bars tell the truth.
 
-python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Ratios hold in one run only.
+python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Ratios hold in a run.
 """
 
 import subprocess
