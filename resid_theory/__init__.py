@@ -50,7 +50,13 @@ if TYPE_CHECKING:
     from resid_theory.shortcut import draw_weights as draw_weights
     from resid_theory.shortcut import initialize as initialize
     from resid_theory.spectra import Spectrum as Spectrum
+    from resid_theory.stability import Cushions as Cushions
+    from resid_theory.stability import InterlayerCushions as InterlayerCushions
+    from resid_theory.stability import block_cushions as block_cushions
+    from resid_theory.stability import compare_cushions as compare_cushions
     from resid_theory.stability import dominant_flows as dominant_flows
+    from resid_theory.stability import interlayer_cushions as interlayer_cushions
+    from resid_theory.stability import layer_cushions as layer_cushions
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
@@ -63,11 +69,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CurvatureOperator": "curvature",
+    "Cushions": "stability",
     "Density": "densities",
     "Eigenpairs": "estimates",
     "Estimate": "estimates",
     "IdDecay": "identity",
     "Images": "images",
+    "InterlayerCushions": "stability",
     "Moments": "moments",
     "Recipe": "training",
     "Regression": "samples",
@@ -75,8 +83,10 @@ _HOMES = {
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
     "SpectrumReport": "curvature",
+    "block_cushions": "stability",
     "build_net": "training",
     "check_equivalence": "equivalence",
+    "compare_cushions": "stability",
     "curvature_operator": "curvature",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
@@ -91,6 +101,8 @@ _HOMES = {
     "hessian_spectrum": "curvature",
     "id_mask": "identity",
     "initialize": "shortcut",
+    "interlayer_cushions": "stability",
+    "layer_cushions": "stability",
     "load_checkpoint": "training",
     "load_image_folder": "images",
     "load_images": "images",
@@ -112,11 +124,13 @@ _ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
 
 __all__ = [
     "CurvatureOperator",
+    "Cushions",
     "Density",
     "Eigenpairs",
     "Estimate",
     "IdDecay",
     "Images",
+    "InterlayerCushions",
     "Moments",
     "Recipe",
     "Regression",
@@ -124,8 +138,10 @@ __all__ = [
     "ShortcutNet",
     "Spectrum",
     "SpectrumReport",
+    "block_cushions",
     "build_net",
     "check_equivalence",
+    "compare_cushions",
     "curvature",
     "curvature_operator",
     "data",
@@ -142,6 +158,8 @@ __all__ = [
     "hessian_spectrum",
     "id_mask",
     "initialize",
+    "interlayer_cushions",
+    "layer_cushions",
     "load_checkpoint",
     "load_image_folder",
     "load_images",
@@ -152,10 +170,10 @@ __all__ = [
     "resume",
     "save_checkpoint",
     "simplified_net",
-    "stability",
     "spectral_density",
     "spectral_estimates",
     "spectrum",
+    "stability",
     "theory",
     "to_plain",
     "to_residual",

@@ -53,9 +53,16 @@ INSIDE = {
         ["measured"],
     ],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
-    "stability": [["dominance", "paths"], ["flows"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
+    "stability": [
+        ["dominance", "inputs", "layers", "paths", "summaries"],
+        ["calls", "compare", "flows", "norms"],
+        ["baselines", "cushions", "jacobian", "sharpness"],
+        ["onward", "segments"],
+        ["interlayer", "noise", "smoothness"],
+        ["bound"],
+    ],
     "training": [
         ["nets", "recipe"],
         ["steps"],

@@ -9,6 +9,7 @@ import torch
 
 import resid_theory as rt
 from resid_theory import plots
+from resid_theory.stability.summaries import Summaries
 
 matplotlib.use("agg")
 
@@ -145,3 +146,46 @@ def test_without_axes_a_new_figure_opens():
     ax = plots.spectrum(rt.Spectrum.of([1.0]))
     assert ax.figure is pyplot.gcf()
     pyplot.close(ax.figure)
+
+
+class Rows(Summaries):
+    """Given numbers as cushions."""
+
+    def __init__(self, **rows):
+        self.names, self.numbers = tuple(rows), torch.tensor(list(rows.values()))
+
+    rows = property(lambda self: self.names)
+    values = property(lambda self: self.numbers)
+
+
+def test_histograms_share_their_bins_and_name_their_medians(ax):
+    nets = {"a": Rows(x=[1.0, 2.0, 3.0, math.nan]), "b": Rows(x=[2.0, 4.0, 5.0, 6.0])}
+    plots.cushion_histogram(nets, "x", bins=5, ax=ax)
+    assert labels(ax) == ["a, median 2, |S| = 3", "b, median 4.5, |S| = 4"]
+    heights = [patch.get_height() for patch in ax.patches]
+    assert len(heights) == 10 and sum(heights[:5]) == 3 and sum(heights[5:]) == 4
+    assert ax.get_xscale() == "linear"
+
+
+@pytest.mark.parametrize("values", [[1.0, 100.0], [1.0, 1.0], [0.0, 0.0]], ids=str)
+def test_histograms_of_any_range(ax, values):
+    plots.cushion_histogram({"a": Rows(x=values)}, "x", ax=ax)
+    assert ax.get_xscale() == ("log" if values[1] == 100 else "linear")
+    assert sum(patch.get_height() for patch in ax.patches) == 2
+
+
+def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
+    nets = {"a": Rows(x=[1.0, 2.0], y=[3.0, 5.0]), "b": Rows(y=[3.0, 4.0], z=[1.0, 2.0])}
+    plots.cushion_violins(nets, ax=ax)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
+    assert labels(ax) == ["a, |S| = 2", "b, |S| = 2"]
+    assert len(ax.collections) == 5  # three bodies, and the medians of each net
+
+
+def test_cushions_that_are_not_there_are_refused(ax):
+    with pytest.raises(ValueError, match="^layer: a has no 'y', it has x"):
+        plots.cushion_histogram({"a": Rows(x=[1.0])}, "y", ax=ax)
+    with pytest.raises(ValueError, match="^layer: a has no finite cushion in 'x'"):
+        plots.cushion_histogram({"a": Rows(x=[math.nan])}, "x", ax=ax)
+    with pytest.raises(ValueError, match="^measured: got no net"):
+        plots.cushion_violins({}, ax=ax)

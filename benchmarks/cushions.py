@@ -1,0 +1,143 @@
+"""What cushions cost, in forward passes, and whether error bars tell the truth.
+
+python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Ratios hold in a run.
+"""
+
+import subprocess
+import sys
+
+import torch
+from timing import line, medians
+
+import resid_theory as rt
+
+BATCH = 256
+
+
+def nets() -> dict[str, torch.nn.Module]:
+    """Trunks of depth 20 at CIFAR-10's size."""
+    return {
+        "simplified_net(20, residual)": rt.simplified_net(20, identity="residual").eval(),
+        "full_net(20)": rt.full_net(20).eval(),
+    }
+
+
+def forward(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """One pass without a graph."""
+    with torch.no_grad():
+        return net(x)
+
+
+def layer_cost() -> None:
+    """All layers' cushions over one forward pass."""
+    x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for name, net in nets().items():
+        times = medians(
+            {
+                "forward": lambda net=net: forward(net, x),
+                "kernel": lambda net=net: rt.layer_cushions(net, x),
+                "operator": lambda net=net: rt.layer_cushions(net, x, norm="operator"),
+            },
+            5,
+        )
+        line(f"{name}, batch {BATCH}: a forward pass, s", f"{times['forward']:.3f}", "")
+        for norm in ("kernel", "operator"):
+            ratio = times[norm] / times["forward"]
+            line(f"    all layer cushions, {norm} norm, over it", f"{ratio:.2f}", "<= 1.3")
+
+
+PEAK = """
+import resource, sys, torch, resid_theory as rt
+net = getattr(rt, sys.argv[2])(20).eval()
+x = torch.randn(256, 3, 32, 32)
+with torch.no_grad():
+    net(x[:2])
+rt.layer_cushions(net, x[:4])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "forward":
+    with torch.no_grad():
+        net(x)
+else:
+    rt.layer_cushions(net, x)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def memory_cost() -> None:
+    """Peak of resident memory above that before, each in a process of its own."""
+    for name in ("simplified_net", "full_net"):
+        peaks = {}
+        for task in ("forward", "cushions"):
+            done = subprocess.run(
+                [sys.executable, "-c", PEAK, task, name], capture_output=True, text=True, check=True
+            )
+            peaks[task] = int(done.stdout) / 1024
+        line(f"{name}(20): peak of a forward pass, MiB", f"{peaks['forward']:.0f}", "")
+        ratio = peaks["cushions"] / peaks["forward"]
+        line("    of all layer cushions over it", f"{ratio:.2f}", "<= 2")
+
+
+def interlayer_cost() -> None:
+    """Interlayer cushions of every block, in forward passes of the net on the same samples."""
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    net = rt.full_net(20).eval()
+    times = medians(
+        {
+            "forward": lambda: forward(net, x),
+            "blocks": lambda: rt.block_cushions(net, x, probes=10, method="probes", batch=64),
+        },
+        2,
+    )
+    passes = times["blocks"] / times["forward"]
+    line("full_net(20): nine blocks, 10 probes each, in forward passes", f"{passes:.0f}", "")
+    found = rt.block_cushions(net, x[:8], probes=10, method="probes")
+    relative = (found.standard_errors / found.values).mean()
+    line("    relative standard error of one sample's cushion", f"{float(relative):.4f}", "")
+
+
+def coverage() -> None:
+    """Shares of 1,000 trials in which the 95 % interval holds the exact cushion."""
+    torch.set_default_dtype(torch.float64)
+    source = torch.Generator().manual_seed(0)
+    cases = {
+        "simplified_net(8), conv1 to conv3": (rt.simplified_net(8), (3, 4, 4), "conv1", "conv3"),
+        "residual, conv2 to fc": (
+            rt.simplified_net(8, identity="residual"),
+            (3, 4, 4),
+            "conv2",
+            "fc",
+        ),
+        "a block of full_net(8)": (rt.full_net(8), (3, 4, 4), "block2", "block3"),
+    }
+    for name, (net, shape, start, stop) in cases.items():
+        x = torch.randn(8, *shape, generator=source)
+        cut = {"start": start, "stop": stop}
+        exact = rt.interlayer_cushions(net, x, **cut, method="exact").values[0]
+        for probes in (10, 30):
+            inside = torch.zeros(8)
+            for trial in range(125):
+                found = rt.interlayer_cushions(
+                    net, x, **cut, method="probes", probes=probes, generator=trial, batch=8 * probes
+                )
+                low, high = found.intervals()[0].unbind(1)
+                inside += (low <= exact) & (exact <= high)
+            share = float(inside.sum()) / 1000
+            line(f"{name}, {probes} probes: covered", f"{share:.3f}", ".93 to .97")
+
+
+PARTS = {
+    "layers": layer_cost,
+    "memory": memory_cost,
+    "interlayer": interlayer_cost,
+    "coverage": coverage,
+}
+
+
+def main() -> None:
+    """Print the report; with words, those parts only."""
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Layer cushions: how much of a layer's weight each sample's input sees."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resid_theory._check import choose, whole
+from resid_theory.stability.calls import Call, Layout, layouts, listening
+from resid_theory.stability.inputs import (
+    checked_net,
+    count_batches,
+    first_inputs,
+    input_batches,
+    iter_once,
+    placed,
+    three,
+)
+from resid_theory.stability.layers import LinearMap, chosen, linear_maps
+from resid_theory.stability.norms import operator_frobenius, row_norms
+from resid_theory.stability.summaries import Summaries
+from resid_theory.state import untouched
+
+__all__ = ["FROBENIUS", "NORMS", "Cushions", "layer_cushions"]
+
+NORMS = ("kernel", "operator")
+FROBENIUS = ("identity_removed", "effective")
+_CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cushions(Summaries):
+    r"""Layer cushions of samples, under both conventions for a weight with an identity inside.
+
+    Attributes:
+        layers: Names of the rows; a layer that is called several times has a row each, ``name#1``,
+            ``name#2``.
+        identity_removed: :math:`\|\hat A \phi\| / (\|R\|_F \|\phi\|)` with R the weight less its
+            identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
+            ``effective`` where there is no identity.
+        effective: The same over :math:`\|\hat A\|_F`.
+        frobenius: Which of the two ``values`` and all summaries are, one of ``FROBENIUS``.
+        norm: ``"kernel"`` or ``"operator"``, what :math:`\|\cdot\|_F` is for convolutions.
+        include_bias: Whether the numerator has the bias.
+        batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
+        zero_inputs: Samples with an input of zero, by layer, (layers,), int64.
+        not_covered: Reasons, by name, of modules with parameters that have no row.
+    """
+
+    layers: tuple[str, ...]
+    identity_removed: Tensor
+    effective: Tensor
+    frobenius: str
+    norm: str
+    include_bias: bool
+    batchnorm: str
+    zero_inputs: Tensor
+    not_covered: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        choose("frobenius", self.frobenius, FROBENIUS)
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return self.layers
+
+    @property
+    def values(self) -> Tensor:
+        """The cushions by the chosen convention, (layers, samples)."""
+        return self.identity_removed if self.frobenius == "identity_removed" else self.effective
+
+    def under(self, frobenius: str) -> "Cushions":
+        """The same measurement, summarized by the other convention.
+
+        Args:
+            frobenius: One of ``FROBENIUS``.
+
+        Returns:
+            A new result that shares memory with this one.
+
+        Raises:
+            ValueError: If the name is unknown.
+        """
+        return replace(self, frobenius=frobenius)
+
+    def __str__(self) -> str:
+        """A table: summaries of ``values``, the other convention's median, what is not covered."""
+        other = FROBENIUS[self.frobenius == FROBENIUS[0]]
+        medians = [f"{value:.4g}" for value in self.under(other).median.tolist()]
+        title = (
+            f"layer cushions of {self.samples} samples: {self.norm} norm, {self.frobenius}, "
+            f"BatchNorm {self.batchnorm}" + (", with bias" if self.include_bias else "")
+        )
+        return "\n".join([self._table(title, {f"median ({other})": medians}), *self._missing()])
+
+    def _missing(self) -> list[str]:
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for name, reason in self.not_covered.items():
+            reasons[reason].append(name or "the net itself")
+        return [f"not covered: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+
+
+def layer_cushions(
+    net: nn.Module,
+    data: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    norm: str = "kernel",
+    frobenius: str = "identity_removed",
+    include_bias: bool = False,
+    batchnorm: str = "eval",
+    batch: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Cushions:
+    r"""Layer cushions of every linear layer and sample, in one forward pass.
+
+    .. math:: \mu_i(x) = \frac{\|A_i \phi(x_{i-1})\|_2}{\|A_i\|_F \|\phi(x_{i-1})\|_2}
+
+    The numerator is the layer's output without its bias, the identity included. Samples are the
+    axis of a layer's input whose length follows the batch; tokens and positions are part of a
+    sample. Every call of ``nn.Linear``, ``nn.Conv1d``, ``2d``, ``3d`` and of the four projections
+    of ``nn.MultiheadAttention`` is measured; every other module with parameters is listed in
+    ``not_covered`` with the reason.
+
+    Args:
+        net: Any module; it is measured in eval mode and left as it was.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        layers: Names of the layers to measure; all of them if None.
+        norm: ``"kernel"``: Frobenius norm of the array of weights. ``"operator"``: that of the
+            dense linear map, which counts a weight once for every place where it is used: positions
+            of a convolution, tokens of ``nn.Linear``; exact for every padding mode.
+        frobenius: The convention of ``values``: ``"identity_removed"`` as in the paper's Figure 3,
+            or ``"effective"``. The result has both.
+        include_bias: Whether the numerator has the bias.
+        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        batch: Samples taken at once; a loader's batches stay as they are.
+        device: Where to measure; another device than the net's takes a copy of the net there.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The cushions.
+
+    Raises:
+        ValueError: If data do not fit the net, a name is unknown, a layer's input is not finite, or
+            nothing in the net can be measured.
+
+    Source:
+        Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, Definition 4; Yu & Tomasi, arXiv:1905.10944,
+        section 5 and Figure 3 ("with 1 removed from the ID entries").
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+        >>> _ = torch.nn.init.eye_(net[0].weight)
+        >>> rt.layer_cushions(net, torch.randn(3, 4)).values.tolist()
+        [[0.5, 0.5, 0.5]]
+    """
+    choose("norm", norm, NORMS)
+    choose("frobenius", frobenius, FROBENIUS)
+    whole("batch", batch)
+    net = placed(checked_net(net), device)
+    with untouched(net, batchnorm=batchnorm), torch.no_grad():
+        parts = input_batches(data, batch, net)
+        first = first_inputs(data, net)
+        if first is None:  # an iterator: its first batch is looked at, then measured
+            opening = next(parts)
+            first = three(opening)
+            parts = _chain(opening, parts)
+        maps, others = linear_maps(net)
+        wanted = chosen(maps, layers)
+        with untouched(net), torch.no_grad():  # in eval mode whatever the statistics
+            found, reasons = layouts(net, wanted, first)
+        covered = [linear for linear in wanted if linear.name not in reasons]
+        if not covered:
+            raise ValueError(
+                f"net: {type(net).__name__} has no linear layer to measure; "
+                + (
+                    "; ".join(f"{k}: {v}" for k, v in {**reasons, **others}.items())
+                    or "none at all"
+                )
+            )
+        meter = _Meter(layouts=found, norm=norm, include_bias=include_bias)
+        total = None if iter_once(data) else count_batches(data, batch)
+        with listening(covered, meter.take) as seen:
+            for x in tqdm(parts, total=total, disable=not progress, desc="cushions"):
+                meter.samples = len(x)
+                seen.clear()
+                net(x)
+                meter.close(len(x))
+    return meter.result(covered, {**others, **reasons}, frobenius=frobenius, batchnorm=batchnorm)
+
+
+def _chain(first: Tensor, rest: Any) -> Any:
+    yield first
+    yield from rest
+
+
+@dataclass
+class _Meter:
+    """Ratios and norms of every call, batch after batch."""
+
+    layouts: dict[tuple[str, int], Layout]
+    norm: str
+    include_bias: bool
+    samples: int = 0
+    measured: int = 0
+    gains: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    norms: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    known: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    uneven: set[str] = field(default_factory=set)
+
+    def take(self, call: Call, x: Tensor, output: Tensor | None) -> None:
+        """Measure one call."""
+        layout = self.layouts.get(call.key)
+        if layout is None:
+            self.uneven.add(call.linear.name)
+            return
+        linear = call.linear
+        inputs = layout.rows(x, self.samples)
+        below = row_norms(inputs)
+        if not bool(below.isfinite().all()):
+            raise ValueError(f"net: the input of layer {linear.name!r} is not finite on these data")
+        above = self._above(linear, layout, x, output, below)
+        self.gains[call.key].append(torch.where(below > 0, above / below, torch.nan).cpu())
+        places = inputs.shape[1] // _entries(linear, x)
+        pair = self._norms(linear, tuple(x.shape[2:]) if linear.is_convolution else (), places)
+        self.norms[call.key].append(torch.stack(pair)[:, None].expand(2, self.samples))
+
+    def _above(
+        self, linear: LinearMap, layout: Layout, x: Tensor, output: Tensor | None, below: Tensor
+    ) -> Tensor:
+        """Norm of each sample's output, with or without the bias."""
+        bias = linear.bias
+        if output is None:
+            output = linear.apply(x)
+            if bias is not None and self.include_bias:
+                output = output + bias
+            return row_norms(layout.rows(output, self.samples))
+        if bias is None or self.include_bias:
+            return row_norms(layout.rows(output, self.samples))
+        # ||y - b||^2 from sums that cost one reading of y: no copy of it, no second convolution.
+        seen = output.flatten(2).sum(2) @ bias if linear.is_convolution else output @ bias
+        rows = layout.rows(output, self.samples)
+        full = row_norms(rows).square()
+        places = rows.shape[1] / len(bias)
+        offset = places * bias.double().square().sum()
+        square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
+        # Where the bias is most of what one sees, the difference has lost the digits that count.
+        if bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
+            return row_norms(layout.rows(linear.apply(x), self.samples))
+        return square.clamp(min=0).sqrt()
+
+    def _norms(
+        self, linear: LinearMap, size: tuple[int, ...], places: int
+    ) -> tuple[Tensor, Tensor]:
+        """Norms of R and of the effective weight, computed once for each size of input."""
+        key = (linear.name, size, places) if self.norm == "operator" else linear.name
+        if key not in self.known:
+            both = [linear.removed.double().cpu(), linear.weight.double().cpu()]
+            if self.norm == "kernel":
+                pair = [row_norms(weight.reshape(1, -1))[0] for weight in both]
+            else:
+                pair = [
+                    places**0.5 * operator_frobenius(linear.layer, weight, size) for weight in both
+                ]
+            self.known[key] = (pair[0], pair[1])
+        return self.known[key]
+
+    def close(self, samples: int) -> None:
+        """End a batch: a call that it did not make has no values for its samples."""
+        self.measured += samples
+        for key in self.layouts:
+            if sum(map(len, self.gains[key])) != self.measured:
+                self.uneven.add(key[0])
+
+    def result(
+        self, maps: Sequence[LinearMap], others: dict[str, str], *, frobenius: str, batchnorm: str
+    ) -> Cushions:
+        """All that was measured."""
+        others = others | dict.fromkeys(
+            sorted(self.uneven), "is called more or less often, depending on the samples"
+        )
+        keys = [key for linear in maps for key in self.layouts
+                if key[0] == linear.name and key[0] not in self.uneven]  # fmt: skip
+        if not keys:
+            raise ValueError(f"net: no layer could be measured: {others}")
+        calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
+        gains = torch.stack([torch.cat(self.gains[key]) for key in keys])
+        norms = torch.stack([torch.cat(self.norms[key], dim=1) for key in keys])
+        return Cushions(
+            layers=tuple(f"{n}#{i}" if calls[n] > 1 else n for n, i in keys),
+            identity_removed=gains / norms[:, 0],
+            effective=gains / norms[:, 1],
+            frobenius=frobenius,
+            norm=self.norm,
+            include_bias=self.include_bias,
+            batchnorm=batchnorm,
+            zero_inputs=gains.isnan().sum(1),
+            not_covered=others,
+        )
+
+
+def _entries(linear: LinearMap, x: Tensor) -> int:
+    """Entries of the input to which the map is applied at once: an image, a token."""
+    return x[0].numel() if linear.is_convolution else x.shape[-1]

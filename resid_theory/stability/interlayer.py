@@ -1,0 +1,372 @@
+"""Interlayer cushions: how much of a Jacobian between layers each sample sees."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resid_theory._check import choose, whole
+from resid_theory.identity import as_generator
+from resid_theory.stability.inputs import (
+    checked_net,
+    count_batches,
+    input_batches,
+    iter_once,
+    placed,
+)
+from resid_theory.stability.jacobian import (
+    Function,
+    better_side,
+    differentiable,
+    each_sample_a_batch,
+    jacobian_product,
+    squared_norm,
+)
+from resid_theory.stability.norms import row_norms
+from resid_theory.stability.segments import Piece, block_pieces, net_pieces
+from resid_theory.stability.summaries import Summaries
+from resid_theory.state import untouched
+
+__all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
+
+KAPPAS = ("spatial", "none", "total")
+METHODS = ("auto", "exact", "probes")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InterlayerCushions(Summaries):
+    r"""Interlayer cushions of samples.
+
+    Attributes:
+        pieces: Names of the rows: the maps between two layers.
+        cushions: :math:`\kappa \|J x\| / (\|J\|_F \|x\|)`, (pieces, samples), float64, on the
+            CPU; nan where x is zero.
+        standard_errors: Of each value over the probes; zero where the norm is exact.
+        probes: Of each piece, 0 where the norm is exact.
+        sides: Of each piece: ``"in"``, products J v; ``"out"``, products u J.
+        kappa: One of ``KAPPAS``.
+        batchnorm: ``"eval"``, running statistics, or ``"batch"``, each sample's own.
+    """
+
+    pieces: tuple[str, ...]
+    cushions: Tensor
+    standard_errors: Tensor
+    probes: tuple[int, ...]
+    sides: tuple[str, ...]
+    kappa: str
+    batchnorm: str
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows."""
+        return self.pieces
+
+    @property
+    def values(self) -> Tensor:
+        """The cushions, (pieces, samples)."""
+        return self.cushions
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the samples that have a value, (pieces,)."""
+        return self.values.nanmean(1)
+
+    @property
+    def sampling_error(self) -> Tensor:
+        """Standard error of the mean that comes from the choice of samples, (pieces,)."""
+        return torch.stack([row[~row.isnan()].std() / (~row.isnan()).sum() ** 0.5
+                            for row in self.values])  # fmt: skip
+
+    @property
+    def probe_error(self) -> Tensor:
+        """Standard error of the mean that comes from the probes, (pieces,)."""
+        count = (~self.values.isnan()).sum(1)
+        return self.standard_errors.nan_to_num(0.0).square().sum(1).sqrt() / count
+
+    def intervals(self, confidence: float = 0.95) -> Tensor:
+        """Confidence interval of every value over the probes, by Student's t with k - 1 degrees.
+
+        Args:
+            confidence: In (0, 1).
+
+        Returns:
+            (pieces, samples, 2); both ends the value itself where the norm is exact.
+
+        Raises:
+            ValueError: If ``confidence`` is outside (0, 1).
+        """
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
+        widths = [stats.t.ppf((1 + confidence) / 2, k - 1) if k else 0.0 for k in self.probes]
+        half = torch.tensor(widths, dtype=torch.float64)[:, None] * self.standard_errors
+        return torch.stack([self.values - half, self.values + half], dim=2)
+
+    def __str__(self) -> str:
+        """A table with the mean and its two errors."""
+        title = (
+            f"interlayer cushions of {self.samples} samples: kappa {self.kappa}, "
+            f"BatchNorm {self.batchnorm}"
+        )
+        how = [f"{k} probes ({side})" if k else f"exact ({side})"
+               for k, side in zip(self.probes, self.sides, strict=True)]  # fmt: skip
+        numbers = {
+            "mean": self.mean,
+            "± sampling": self.sampling_error,
+            "± probes": self.probe_error,
+        }
+        extra = {key: [f"{v:.4g}" for v in column.tolist()] for key, column in numbers.items()}
+        return self._table(title, {**extra, "norm": how})
+
+
+def interlayer_cushions(
+    net: nn.Module,
+    data: Any,
+    *,
+    start: int | str,
+    stop: int | str | None = None,
+    kappa: str = "spatial",
+    method: str = "auto",
+    probes: int = 30,
+    generator: torch.Generator | int = 0,
+    batchnorm: str = "eval",
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> InterlayerCushions:
+    r"""Interlayer cushions of every sample between two places of a net.
+
+    .. math:: \mu(x) = \kappa \frac{\|J z\|_2}{\|J\|_F \|z\|_2}
+
+    J is the Jacobian of the map from the input z of ``start`` to the input of ``stop``. The
+    numerator is one exact product.
+
+    Args:
+        net: Any module. Of an ``nn.Sequential`` the map is ``net[start:stop]``. Of any other the
+            whole net is run with another z put in the place of ``start``'s input, so that what goes
+            around ``start`` stays fixed.
+        data: As in :func:`layer_cushions`.
+        start: Index in an ``nn.Sequential``, or a module's name, dotted if it lies deeper.
+        stop: The same; its own layer does not belong to the map. None: to the net's output.
+        kappa: ``"spatial"``, √(positions of z), the reading of the paper's √n that its numbers fit;
+            ``"none"``, 1 (fully connected); ``"total"``, √(entries of z), with which the cushion
+            tells the response to small noise. Axes behind the second are positions.
+        method: ``"exact"``: as many products as the shorter side of J is long. ``"probes"``: random
+            signs on the side where they vary less. ``"auto"``: the cheaper one.
+        probes: How many; the relative error of a cushion is about √(1 / (2 probes r)) with r the
+            effective rank of JᵀJ.
+        generator: Source of the signs, on the CPU, or a seed.
+        batchnorm: ``"eval"``: running statistics. ``"batch"``: each sample is a batch of its own;
+            then the map does not see the scale of z, J z is almost zero in a plain net, and only
+            shortcuts are left. A net in train mode is measured in the mode given here.
+        batch: Rows that the map is run on at once, samples times probes.
+        device: As in :func:`layer_cushions`.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The cushions, one row.
+
+    Raises:
+        ValueError: If there is no such module, the map's samples depend on one another, a name is
+            unknown, or the data do not fit the net.
+
+    Source:
+        Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, Definitions 5 and 8; Yu & Tomasi,
+        arXiv:1905.10944, section 5.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.ReLU())
+        >>> _ = torch.nn.init.eye_(net[0].weight)
+        >>> rt.interlayer_cushions(net, torch.ones(1, 4), start=0, kappa="total").values.tolist()
+        [[1.0]]
+    """
+    return _measure(
+        net, data, lambda net, x: net_pieces(net, x, start, stop), kappa=kappa, method=method,
+        probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
+        progress=progress,
+    )  # fmt: skip
+
+
+def block_cushions(
+    net: nn.Module,
+    data: Any,
+    *,
+    blocks: Sequence[str] | None = None,
+    kappa: str = "spatial",
+    method: str = "auto",
+    probes: int = 30,
+    generator: torch.Generator | int = 0,
+    batchnorm: str = "eval",
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> InterlayerCushions:
+    """Interlayer cushions of whole modules, each from its input to its output.
+
+    Args:
+        net: Any module.
+        data: As in :func:`interlayer_cushions`.
+        blocks: Names of modules, dotted if they lie deeper; None for the modules ``block1``,
+            ``block2``, ... of this library's trunks.
+        kappa: As in :func:`interlayer_cushions`.
+        method: As in :func:`interlayer_cushions`.
+        probes: As in :func:`interlayer_cushions`.
+        generator: As in :func:`interlayer_cushions`.
+        batchnorm: As in :func:`interlayer_cushions`.
+        batch: As in :func:`interlayer_cushions`.
+        device: As in :func:`interlayer_cushions`.
+        progress: As in :func:`interlayer_cushions`.
+
+    Returns:
+        The cushions, a row for each block.
+
+    Raises:
+        ValueError: As for :func:`interlayer_cushions`, or if the net has no such blocks.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 5: the nine blocks of a net of depth 20.
+    """
+    return _measure(
+        net, data, lambda net, x: block_pieces(net, x, blocks), kappa=kappa, method=method,
+        probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
+        progress=progress,
+    )  # fmt: skip
+
+
+@contextmanager
+def _mode(net: nn.Module, batchnorm: str) -> Iterator[None]:
+    """The net as it is measured: read-only, differentiable, every sample by itself."""
+    choose("batchnorm", batchnorm, ("eval", "batch"))
+    with ExitStack() as stack:
+        stack.enter_context(untouched(net))
+        stack.enter_context(differentiable())
+        if batchnorm == "batch":
+            stack.enter_context(each_sample_a_batch(net))
+        yield
+
+
+def _measure(
+    net: nn.Module,
+    data: Any,
+    cut: Callable[[nn.Module, Tensor], list[Piece]],
+    *,
+    kappa: str,
+    method: str,
+    probes: int,
+    generator: torch.Generator | int,
+    batchnorm: str,
+    batch: int,
+    device: torch.device | str | None,
+    progress: bool,
+) -> InterlayerCushions:
+    choose("kappa", kappa, KAPPAS)
+    choose("method", method, METHODS)
+    whole("probes", probes, minimum=2)
+    source = as_generator(generator)
+    net = placed(checked_net(net), device)
+    rows: dict[str, list[Tensor]] = {}
+    plans: dict[str, tuple[int | None, str | None]] = {}
+    with _mode(net, batchnorm):
+        total = None if iter_once(data) else count_batches(data, batch)
+        parts = input_batches(data, batch, net)
+        for x in tqdm(parts, total=total, disable=not progress, desc="interlayer cushions"):
+            for piece in cut(net, x):
+                function = piece.function
+                if piece.name not in plans:
+                    _check_independent(piece)
+                    plans[piece.name] = _plan(
+                        function,
+                        piece.z,
+                        method=method,
+                        probes=probes,
+                        generator=source,
+                        rows=batch,
+                    )
+                count, side = plans[piece.name]
+                found = _cushions(piece, kappa, count, side, source, batch)
+                rows.setdefault(piece.name, []).append(found)
+    return _result(rows, plans, kappa=kappa, batchnorm=batchnorm)
+
+
+def _result(
+    rows: Mapping[str, list[Tensor]],
+    plans: Mapping[str, tuple[int | None, str | None]],
+    *,
+    kappa: str,
+    batchnorm: str,
+) -> InterlayerCushions:
+    measured = torch.stack([torch.cat(parts, dim=1) for parts in rows.values()])
+    return InterlayerCushions(
+        pieces=tuple(rows),
+        cushions=measured[:, 0],
+        standard_errors=measured[:, 1],
+        probes=tuple(plans[name][0] or 0 for name in rows),
+        sides=tuple(str(plans[name][1]) for name in rows),
+        kappa=kappa,
+        batchnorm=batchnorm,
+    )
+
+
+def _plan(
+    function: Function,
+    z: Tensor,
+    *,
+    method: str,
+    probes: int,
+    generator: torch.Generator,
+    rows: int,
+) -> tuple[int | None, str]:
+    """Number of probes, None for the exact norm, and the side."""
+    with torch.no_grad():
+        inputs, outputs = z[0].numel(), function(z[:1].clone())[0].numel()
+    if method == "exact" or (method == "auto" and min(inputs, outputs) <= probes):
+        return None, "out" if outputs <= inputs else "in"
+    return probes, better_side(function, z, generator=generator, rows=rows)
+
+
+def _cushions(
+    piece: Piece,
+    kappa: str,
+    probes: int | None,
+    side: str | None,
+    generator: torch.Generator,
+    rows: int,
+) -> Tensor:
+    """Values and their standard errors, (2, b)."""
+    z = piece.z
+    _, product = jacobian_product(piece.function, z, z)
+    above, below = (row_norms(t.reshape(len(z), -1)).cpu() for t in (product, z))
+    norm = squared_norm(piece.function, z, probes=probes, generator=generator, rows=rows, side=side)
+    values = _factor(z, kappa) * above / below / norm.mean.sqrt()
+    # By the delta method; the numerator is exact.
+    return torch.stack([values, values * norm.standard_error / (2 * norm.mean)])
+
+
+def _factor(z: Tensor, kappa: str) -> float:
+    if kappa == "none":
+        return 1.0
+    return math.sqrt(z[0].numel() if kappa == "total" else z.shape[2:].numel())
+
+
+def _check_independent(piece: Piece) -> None:
+    """Refuse a map in which one sample changes another one's output."""
+    with torch.no_grad():
+        together, alone = piece.function(piece.z.clone()), piece.function(piece.z[:1].clone())
+    if together.shape[0] != len(piece.z):
+        raise ValueError(
+            f"net: {piece.name} gives {tuple(together.shape)} for {len(piece.z)} samples; needs "
+            "the samples along the first axis"
+        )
+    # Other sizes of a batch round differently, by much less than the root of the precision.
+    tolerance = torch.finfo(together.dtype).eps ** 0.5 * float(together.abs().max())
+    if float((together[:1] - alone).abs().max()) > tolerance:
+        raise ValueError(
+            f"net: in {piece.name} the samples of a batch depend on one another, e.g. by BatchNorm "
+            "without running statistics or by noise; a Jacobian of one sample does not exist "
+            "(batchnorm='batch' takes each sample as a batch of its own)"
+        )

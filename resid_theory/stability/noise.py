@@ -1,0 +1,355 @@
+"""Noise put into activations and weights, with the law that predicts what becomes of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from resid_theory._check import whole
+from resid_theory.identity import as_generator
+from resid_theory.stability.calls import Call, Layout, layouts, listening
+from resid_theory.stability.inputs import checked_net, first_inputs, input_batches, placed
+from resid_theory.stability.jacobian import differentiable
+from resid_theory.stability.layers import LinearMap, chosen, linear_maps
+from resid_theory.stability.norms import row_norms
+from resid_theory.stability.onward import chain_of_layers, onward_norms
+from resid_theory.state import untouched
+
+__all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NoiseCurves:
+    """Relative errors that noise causes, measured and predicted.
+
+    Attributes:
+        places: Names of the layers at whose outputs errors are measured (noise in activations), or
+            into whose weights noise is put (noise in weights).
+        levels: How strong the noise is, (levels,), float64.
+        relative: Whether a level is relative to the norm of what the noise is added to.
+        measured: Error of the layer's output over the output's norm, root mean square over the
+            draws, (levels, places, samples), float64, on the CPU.
+        predicted: The law for ``measured``, same shape.
+        at_output: The same error at the net's output, same shape.
+        draws: Noise vectors for each sample and level.
+    """
+
+    places: tuple[str, ...]
+    levels: Tensor
+    relative: bool
+    measured: Tensor
+    predicted: Tensor
+    at_output: Tensor
+    draws: int
+
+    @property
+    def median(self) -> Tensor:
+        """Median over the samples of ``measured``, (levels, places)."""
+        return self.measured.nanquantile(0.5, dim=2)
+
+    @property
+    def predicted_median(self) -> Tensor:
+        """Median over the samples of ``predicted``, (levels, places)."""
+        return self.predicted.nanquantile(0.5, dim=2)
+
+    @property
+    def output_median(self) -> Tensor:
+        """Median over the samples of ``at_output``, (levels, places)."""
+        return self.at_output.nanquantile(0.5, dim=2)
+
+    def __str__(self) -> str:
+        """Medians over the samples, a line for each level and place."""
+        kind = "relative" if self.relative else "absolute"
+        lines = [f"noise, {kind}, {self.draws} draws: measured (predicted), at the output"]
+        for level, row, law, out in zip(
+            self.levels.tolist(), self.median, self.predicted_median, self.output_median,
+            strict=True,
+        ):  # fmt: skip
+            lines += [
+                f"{level:<8.3g} {place:<20} {a:.4g} ({b:.4g})  {c:.4g}"
+                for place, a, b, c in zip(
+                    self.places, row.tolist(), law.tolist(), out.tolist(), strict=True
+                )
+            ]
+        return "\n".join(lines)
+
+
+def activation_noise(
+    net: nn.Module,
+    data: Any,
+    *,
+    start: int = 0,
+    levels: Sequence[float] = (0.001, 0.01, 0.1, 1.0),
+    draws: int = 10,
+    probes: int = 30,
+    generator: torch.Generator | int = 0,
+    batch: int = 64,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> NoiseCurves:
+    r"""Noise at one layer's input, and the relative error at every later linear layer.
+
+    The noise is :math:`\eta \sim N(0, (\epsilon \|z\|)^2 I / n)` for a sample's input z with n
+    entries. While the net is linear over its reach, the error at layer j is
+    :math:`\epsilon \|J\|_F / (\sqrt{n} \|x_j\|)`; without biases that is
+    :math:`\epsilon / \mu^{total}`, the interlayer cushion with kappa ``"total"``.
+
+    Args:
+        net: An ``nn.Sequential`` whose layers are one chain.
+        data: As in :func:`layer_cushions`.
+        start: Position of the module at whose input the noise is added, counted in the net with
+            nested ``nn.Sequential`` taken apart.
+        levels: ε, relative to the norm of the input.
+        draws: Noise vectors for each sample and level; the levels share them.
+        probes: Random signs for the predicted law.
+        generator: Source of all randomness, on the CPU, or a seed.
+        batch: Samples taken at once.
+        device: As in :func:`layer_cushions`.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The curves, at the output of every linear layer from ``start`` on.
+
+    Raises:
+        ValueError: If the net is no chain, or there is no layer behind ``start``.
+
+    Source:
+        Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, section 3 and Figure 1; the law for small
+        noise is derived from their Definition 5.
+    """
+    net, source = placed(checked_net(net), device), as_generator(generator)
+    strengths = _levels(levels)
+    whole("draws", draws)
+    chain = chain_of_layers(net)
+    places = [position for position in chain.layers if position >= whole("start", start, 0)]
+    if not places:
+        raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
+    end = len(chain.modules) - 1
+    both = places if places[-1] == end else [*places, end]
+    measured, predicted, output = [], [], []
+    with untouched(net), differentiable(), torch.no_grad():
+        for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="noise"):
+            z = chain.run(x, 0, start)
+            norms = onward_norms(chain, z, start, places, probes=probes, generator=source)
+            law = norms.frobenius / z[0].numel() ** 0.5 * norms.inputs / norms.outputs
+            predicted.append(strengths[:, None, None] * law)
+
+            def outputs(at: Tensor) -> Tensor:
+                return chain.outputs(at.clone(), start, both)
+
+            sizes = [shape.numel() for shape in chain.shapes(z, start, both)]
+            errors = _errors(outputs, z, sizes, strengths, draws, source)
+            measured.append(errors[:, : len(places)])
+            output.append(errors[:, -1:].expand(-1, len(places), -1))
+    return NoiseCurves(
+        places=tuple(chain.names[position] for position in places),
+        levels=strengths,
+        relative=True,
+        measured=torch.cat(measured, 2),
+        predicted=torch.cat(predicted, 2),
+        at_output=torch.cat(output, 2),
+        draws=draws,
+    )
+
+
+def _errors(
+    function: Callable[[Tensor], Tensor],
+    z: Tensor,
+    sizes: list[int],
+    levels: Tensor,
+    draws: int,
+    source: torch.Generator,
+) -> Tensor:
+    """Relative errors at every place, (levels, places, b)."""
+    clean = function(z)
+    below = torch.stack([row_norms(part).cpu() for part in clean.split(sizes, 1)])
+    scale = row_norms(z.reshape(len(z), -1)) / z[0].numel() ** 0.5
+    scale = scale.to(z).view(-1, *[1] * (z.dim() - 1))
+    squares = torch.zeros(len(levels), len(sizes), len(z), dtype=torch.float64)
+    for _ in range(draws):
+        noise = scale * _normal(z.shape, source, z)
+        for number, level in enumerate(levels.tolist()):
+            change = function(z + level * noise) - clean
+            norms = torch.stack([row_norms(part).cpu() for part in change.split(sizes, 1)])
+            squares[number] += (norms / below).square() / draws
+    return squares.sqrt()
+
+
+def weight_noise(
+    net: nn.Module,
+    data: Any,
+    *,
+    layers: Sequence[str] | None = None,
+    levels: Sequence[float] = (0.01, 0.05, 0.1),
+    relative: bool = False,
+    draws: int = 5,
+    generator: torch.Generator | int = 0,
+    batch: int = 256,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> NoiseCurves:
+    r"""Noise in one layer's weights at a time: its effect on that layer, and on the net's output.
+
+    Weights become :math:`\hat W + s N` with N normal. The layer's output changes by
+    :math:`s \sqrt{\sum_{o,p} \|patch_{op}\|^2}` in root mean square, exactly: for a linear layer
+    :math:`s \sqrt{n_{out}} \|x\|`. Relative noise,
+    :math:`s = \epsilon \|\hat W\|_F / \sqrt{\#W}`, therefore measures the layer cushion; noise of
+    the same s for all nets, the paper's "same amount of noise", depends on
+    :math:`\|\hat W x\| / \|x\|` alone.
+
+    Args:
+        net: Any module; its weights are not written to.
+        data: As in :func:`layer_cushions`.
+        layers: Names of the layers; all if None. A layer that is called several times has the same
+            noise in each; its error is that of the first call.
+        levels: s, or ε where ``relative``.
+        relative: Whether a level is relative to the root mean square of the effective weight.
+        draws: Noise arrays for each layer; the levels share them.
+        generator: Source of the noise, on the CPU, or a seed.
+        batch: Samples taken at once.
+        device: As in :func:`layer_cushions`.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        The curves.
+
+    Raises:
+        ValueError: If data do not fit the net, a name is unknown, or a layer cannot be measured.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 5; Arora et al., arXiv:1802.05296, section 3.
+    """
+    net, source = placed(checked_net(net), device), as_generator(generator)
+    strengths = _levels(levels)
+    whole("draws", draws)
+    with untouched(net), torch.no_grad():
+        first = first_inputs(data, net)
+        if first is None:
+            raise ValueError("data: got an iterator that is read only once, needs it once a layer")
+        maps = [linear for linear in chosen(linear_maps(net)[0], layers) if not linear.role]
+        found, reasons = layouts(net, maps, first)
+        if layers is not None and reasons:
+            raise ValueError(f"layers: {reasons}")
+        maps = [linear for linear in maps if linear.name not in reasons]
+        if not maps:
+            raise ValueError("net: has no layer into whose weights noise could be put")
+        rows = [
+            _one_layer(net, data, linear, found[linear.name, 1], strengths, relative, draws,
+                       source, batch)
+            for linear in tqdm(maps, disable=not progress, desc="weight noise")
+        ]  # fmt: skip
+    measured, predicted, output = (torch.stack(part, 1) for part in zip(*rows, strict=True))
+    return NoiseCurves(
+        places=tuple(linear.name for linear in maps),
+        levels=strengths,
+        relative=relative,
+        measured=measured,
+        predicted=predicted,
+        at_output=output,
+        draws=draws,
+    )
+
+
+def _one_layer(
+    net: nn.Module,
+    data: Any,
+    linear: LinearMap,
+    layout: Layout,
+    levels: Tensor,
+    relative: bool,
+    draws: int,
+    source: torch.Generator,
+    batch: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measured, predicted and at the output, each (levels, samples)."""
+    weight = linear.weight
+    size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
+    strengths = levels * (size if relative else 1.0)
+    noises = [_normal(weight.shape, source, weight) for _ in range(draws)]
+    parts = [
+        _one_batch(net, x, linear, layout, strengths, noises)
+        for x in input_batches(data, batch, net)
+    ]
+    measured, predicted, output = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    return measured, predicted, output
+
+
+def _one_batch(
+    net: nn.Module,
+    x: Tensor,
+    linear: LinearMap,
+    layout: Layout,
+    levels: Tensor,
+    noises: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs: list[Tensor] = []
+    with listening([linear], lambda call, z, _: _keep_first(inputs, call, z)):
+        clean = _output(net, x)
+    z = inputs[0]
+
+    def norms(value: Tensor) -> Tensor:
+        return row_norms(layout.rows(value, len(x))).cpu()
+
+    below = norms(linear.apply(z))
+    patches = layout.rows(linear.apply(z.double().square(), _ones(linear)), len(x)).sum(1).cpu()
+    predicted = levels[:, None] * (patches.sqrt() / below)
+    measured = torch.zeros(len(levels), len(x), dtype=torch.float64)
+    output = torch.zeros_like(measured)
+    scale = row_norms(clean).cpu()
+    for noise in noises:
+        change = norms(linear.apply(z, noise)) / below
+        for number, level in enumerate(levels.tolist()):
+            measured[number] += (level * change).square() / len(noises)
+            with _added(linear, level * noise):
+                moved = row_norms(_output(net, x) - clean).cpu()
+            output[number] += (moved / scale).square() / len(noises)
+    return measured.sqrt(), predicted, output.sqrt()
+
+
+def _ones(linear: LinearMap) -> Tensor:
+    return torch.ones_like(linear.weight, dtype=torch.float64)
+
+
+def _keep_first(inputs: list[Tensor], call: Call, z: Tensor) -> None:
+    if call.number == 1:
+        inputs.append(z.clone())
+
+
+def _output(net: nn.Module, x: Tensor) -> Tensor:
+    output = net(x.clone())
+    if not isinstance(output, Tensor) or len(output) != len(x):
+        raise ValueError(
+            f"net: gives {type(output).__name__}, needs a tensor with the samples along its first "
+            "axis"
+        )
+    return output.reshape(len(x), -1)
+
+
+@contextmanager
+def _added(linear: LinearMap, noise: Tensor) -> Iterator[None]:
+    """Inside, the layer's weight has noise added; it is its output that is changed."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        z = args[0] if args else next(iter(kwargs.values()))
+        return output + linear.apply(z, noise)
+
+    handle = linear.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _normal(shape: torch.Size, source: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=source, dtype=torch.float64).to(like)
+
+
+def _levels(levels: Sequence[float]) -> Tensor:
+    found = torch.as_tensor(levels, dtype=torch.float64)
+    if found.dim() != 1 or len(found) == 0 or not bool(((found > 0) & found.isfinite()).all()):
+        raise ValueError(f"levels: got {levels!r}, needs a list of finite numbers above 0")
+    return found

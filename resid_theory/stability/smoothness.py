@@ -1,0 +1,200 @@
+"""How far a net is from linear where noise acts: contraction by activations, smoothness."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import positive, whole
+from resid_theory.identity import as_generator
+from resid_theory.stability.inputs import checked_net, input_batches, placed
+from resid_theory.stability.jacobian import differentiable, jacobian_product
+from resid_theory.stability.norms import row_norms
+from resid_theory.stability.onward import Chain, chain_of_layers
+from resid_theory.state import untouched
+
+__all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
+
+
+def activation_contraction(
+    net: nn.Module,
+    data: Any,
+    *,
+    batch: int = 256,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    r"""How much the activations of each layer shrink a norm, at most over the samples.
+
+    .. math:: c_i = \max_x \|x_i\| / \|\phi(x_i)\|
+
+    Args:
+        net: Any module; its activations are the modules of ``torch.nn.modules.activation`` that
+            have one input and no matrix.
+        data: As in :func:`layer_cushions`.
+        batch: Samples taken at once.
+        device: As in :func:`layer_cushions`.
+
+    Returns:
+        c by the activation's name, at least 1 for ReLU; inf where an output is zero and its input
+        is not. The bound takes the largest. A module called several times has its largest.
+
+    Raises:
+        ValueError: If the net has no such module.
+
+    Source:
+        Arora et al., arXiv:1802.05296, Definition 6.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.ReLU())
+        >>> activation_contraction(net, torch.tensor([[3.0, -4.0]]))["0"]
+        1.6666666666666667
+    """
+    net = placed(checked_net(net), device)
+    activations = {name: m for name, m in net.named_modules() if _is_activation(m)}
+    if not activations:
+        raise ValueError("net: has no activation module; functions such as F.relu are not seen")
+    before: dict[str, Tensor] = {}
+    largest = dict.fromkeys(activations, 0.0)
+
+    def enter(name: str, x: Tensor) -> None:
+        before[name] = row_norms(x.reshape(len(x), -1))  # now: the module may work in place
+
+    def leave(name: str, y: Tensor) -> None:
+        ratio = before[name] / row_norms(y.reshape(len(y), -1))
+        known = ratio[~ratio.isnan()]
+        if len(known):
+            largest[name] = max(largest[name], float(known.max()))
+
+    handles = []
+    for name, module in activations.items():
+        handles.append(module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])))
+        handles.append(
+            module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True)
+        )
+    try:
+        with untouched(net), torch.no_grad():
+            for x in input_batches(data, batch, net):
+                net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return largest
+
+
+def _is_activation(module: nn.Module) -> bool:
+    home = type(module).__module__ == "torch.nn.modules.activation"
+    return home and not isinstance(module, (nn.MultiheadAttention, nn.GLU))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Smoothness:
+    r"""How well a Jacobian predicts the effect of noise.
+
+    Attributes:
+        ratios: :math:`\|\eta\| \|x_j\| / (\|x_i\| \cdot deviation)` for every draw and sample,
+            (draws, samples), float64; the deviation is that of the output from its linearization.
+            inf where there is none.
+    """
+
+    ratios: Tensor
+
+    def rho(self, delta: float = 0.05) -> float:
+        """Interlayer smoothness: the largest ρ that a share 1 - δ of all draws reaches.
+
+        Args:
+            delta: In (0, 1).
+
+        Returns:
+            The δ-quantile of the ratios, the order statistic below it.
+
+        Raises:
+            ValueError: If ``delta`` is outside (0, 1).
+
+        Source:
+            Arora et al., arXiv:1802.05296, Definition 7.
+        """
+        if not 0 < delta < 1:
+            raise ValueError(f"delta: got {delta}, needs a number in (0, 1)")
+        ordered = self.ratios.flatten().sort().values
+        return float(ordered[int(delta * (len(ordered) - 1))])
+
+
+def interlayer_smoothness(
+    net: nn.Module,
+    data: Any,
+    *,
+    start: int = 0,
+    epsilon: float = 0.1,
+    draws: int = 10,
+    generator: torch.Generator | int = 0,
+    batch: int = 64,
+    device: torch.device | str | None = None,
+) -> Smoothness:
+    """Interlayer smoothness from one layer on, at the worst of all later linear layers.
+
+    The noise is normal, :math:`N(0, (ε‖z‖)² I / n)`. The bound's own noise is that of compressing
+    the layers before, of which this is the usual stand-in.
+
+    Args:
+        net: An ``nn.Sequential`` whose layers are one chain.
+        data: As in :func:`layer_cushions`.
+        start: Position of the module at whose input the noise is added, counted in the net with
+            nested ``nn.Sequential`` taken apart.
+        epsilon: Norm of the noise over that of the input, in root mean square.
+        draws: Noise vectors for each sample.
+        generator: Source of the noise, on the CPU, or a seed.
+        batch: Samples taken at once.
+        device: As in :func:`layer_cushions`.
+
+    Returns:
+        The ratios, of each draw and sample the smallest over the layers.
+
+    Raises:
+        ValueError: If the net is no chain, there is no layer behind ``start``, or ε is not above 0.
+
+    Source:
+        Arora et al., arXiv:1802.05296, Definition 7; with biases the linearization is x_j + J η.
+    """
+    net, source = placed(checked_net(net), device), as_generator(generator)
+    positive("epsilon", epsilon)
+    chain = chain_of_layers(net)
+    places = [p for p in chain.layers if p >= whole("start", start, 0)]
+    if not places:
+        raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
+    found = []
+    with untouched(net), differentiable(), torch.no_grad():
+        for x in input_batches(data, batch, net):
+            z = chain.run(x, 0, start)
+            found.append(_ratios(chain, z, start, places, epsilon, whole("draws", draws), source))
+    return Smoothness(ratios=torch.cat(found, 1))
+
+
+def _ratios(
+    chain: Chain,
+    z: Tensor,
+    start: int,
+    places: list[int],
+    epsilon: float,
+    draws: int,
+    source: torch.Generator,
+) -> Tensor:
+    """Smallest ratio over the places, (draws, b)."""
+    sizes = [shape.numel() for shape in chain.shapes(z, start, places)]
+    norm = row_norms(z.reshape(len(z), -1)).cpu()
+    scale = (norm / z[0].numel() ** 0.5).to(z).view(-1, *[1] * (z.dim() - 1))
+
+    def function(at: Tensor) -> Tensor:
+        return chain.outputs(at, start, places)
+
+    rows = []
+    for _ in range(draws):
+        drawn = torch.randn(z.shape, generator=source, dtype=torch.float64)
+        noise = epsilon * scale * drawn.to(z)
+        value, linear = jacobian_product(function, z, noise)
+        change = function(z + noise) - value - linear
+        below = torch.stack([row_norms(part).cpu() for part in change.split(sizes, 1)])
+        above = torch.stack([row_norms(part).cpu() for part in value.split(sizes, 1)])
+        relative = row_norms(noise.reshape(len(z), -1)).cpu() / norm
+        rows.append((relative * above / below).amin(0))
+    return torch.stack(rows)

@@ -1,0 +1,153 @@
+"""What is read off numbers that every sample has one of: minimum, quantiles, their intervals."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from resid_theory._check import positive
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Summaries"]
+
+
+class Summaries(ABC):
+    """Rows of numbers, one a sample, and their summaries.
+
+    The smallest value falls as samples are added, so every summary stands beside their number. A
+    sample without a value (nan) is left out and counted.
+    """
+
+    @property
+    @abstractmethod
+    def rows(self) -> tuple[str, ...]:
+        """Names of the rows."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor:
+        """(rows, samples), float64, on the CPU; nan where a sample has no value."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples, |S|."""
+        return self.values.shape[1]
+
+    @property
+    def undefined(self) -> Tensor:
+        """Samples without a value, (rows,), int64."""
+        return self.values.isnan().sum(1)
+
+    @property
+    def minimum(self) -> Tensor:
+        """Smallest value over the samples, (rows,); nan where no sample has one."""
+        lowest = self.values.nan_to_num(torch.inf, posinf=torch.inf).amin(1)
+        return torch.where(self.undefined == self.samples, torch.nan, lowest)
+
+    @property
+    def median(self) -> Tensor:
+        """Median over the samples, (rows,)."""
+        return self.quantile(0.5)
+
+    def quantile(self, level: float) -> Tensor:
+        """A quantile over the samples, linearly interpolated between order statistics.
+
+        Args:
+            level: In [0, 1].
+
+        Returns:
+            (rows,).
+
+        Raises:
+            ValueError: If ``level`` is outside [0, 1].
+        """
+        if not 0 <= level <= 1:
+            raise ValueError(f"level: got {level}, needs a number in [0, 1]")
+        return torch.stack([_quantile(row, level) for row in self.values])
+
+    def quantile_interval(self, level: float, confidence: float = 0.95) -> Tensor:
+        """Confidence interval of a quantile, between two order statistics; no law is assumed.
+
+        Args:
+            level: In (0, 1).
+            confidence: Probability of covering the quantile, at least; in (0, 1).
+
+        Returns:
+            (rows, 2); 0 or inf where too few samples lie on that side.
+
+        Raises:
+            ValueError: If a probability is outside (0, 1).
+
+        Source:
+            Conover, "Practical Nonparametric Statistics", section 3.2, as in
+            ``scipy.stats.quantile_test``.
+        """
+        for name, given in (("level", level), ("confidence", confidence)):
+            if positive(name, given) >= 1:
+                raise ValueError(f"{name}: got {given}, needs a number in (0, 1)")
+        ends = torch.full((len(self.rows), 2), torch.nan, dtype=torch.float64)
+        for row, end in zip(self.values, ends, strict=True):
+            known = row[~row.isnan()]
+            if len(known):
+                test = stats.quantile_test(known.numpy(), p=level)
+                interval = test.confidence_interval(confidence)
+                end[0] = 0.0 if interval.low != interval.low else interval.low
+                end[1] = torch.inf if interval.high != interval.high else interval.high
+        return ends
+
+    def frame(self) -> "pandas.DataFrame":
+        """The summaries as a table.
+
+        Returns:
+            One row a layer: samples, samples without a value, minimum, 1 % and 5 % quantile with
+            the ends of their 95 % intervals, median, largest.
+        """
+        import pandas
+
+        columns = {
+            "samples": [self.samples] * len(self.rows),
+            "undefined": self.undefined.tolist(),
+            "minimum": self.minimum.tolist(),
+        }
+        for level, name in ((0.01, "q01"), (0.05, "q05")):
+            interval = self.quantile_interval(level)
+            columns[name] = self.quantile(level).tolist()
+            columns[f"{name}_low"] = interval[:, 0].tolist()
+            columns[f"{name}_high"] = interval[:, 1].tolist()
+        columns["median"] = self.median.tolist()
+        columns["maximum"] = self.quantile(1.0).tolist()
+        return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="layer"))
+
+    def _table(self, title: str, extra: dict[str, list[str]]) -> str:
+        """A table of text: names, then numbers in columns."""
+        columns = {
+            "layer": list(self.rows),
+            "minimum": [f"{value:.4g}" for value in self.minimum.tolist()],
+            "q01": [f"{value:.4g}" for value in self.quantile(0.01).tolist()],
+            "q05": [f"{value:.4g}" for value in self.quantile(0.05).tolist()],
+            "median": [f"{value:.4g}" for value in self.median.tolist()],
+            **extra,
+        }
+        if bool(self.undefined.any()):
+            columns["undefined"] = [str(count) for count in self.undefined.tolist()]
+        widths = {key: max(map(len, [key, *cells])) for key, cells in columns.items()}
+        lines = [title, "  ".join(key.ljust(widths[key]) for key in columns).rstrip()]
+        for cells in zip(*columns.values(), strict=True):
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths.values(), strict=True))
+            lines.append("  ".join(padded).rstrip())
+        return "\n".join(lines)
+
+
+def _quantile(row: Tensor, level: float) -> Tensor:
+    known = row[~row.isnan()].sort().values
+    if len(known) == 0:
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    position = level * (len(known) - 1)
+    low = int(position)
+    if position == low or known[low] == known[low + 1]:  # inf - inf is no number
+        return known[low]
+    return known[low] + (position - low) * (known[low + 1] - known[low])

@@ -1,0 +1,139 @@
+"""Two nets side by side: effect sizes from their definitions, intervals that cover."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+import resid_theory as rt
+from resid_theory.stability import Cushions
+from resid_theory.stability.compare import holm
+
+
+def cushions(values, layers=("one", "two"), **settings):
+    values = torch.as_tensor(values, dtype=torch.float64)
+    known = {
+        "frobenius": "effective", "norm": "kernel", "include_bias": False, "batchnorm": "eval",
+        "zero_inputs": torch.zeros(len(values), dtype=torch.int64), "not_covered": {},
+    } | settings  # fmt: skip
+    return Cushions(layers=layers, identity_removed=values, effective=values, **known)
+
+
+def draws(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_effect_sizes_from_their_definitions():
+    x, y = draws(2, 30, seed=0), draws(2, 20, seed=1) + torch.tensor([[0.0], [5.0]])
+    found = rt.compare_cushions(cushions(x), cushions(y))
+    for row in range(2):
+        signs = (x[row][:, None] - y[row][None]).sign()
+        assert found.cliffs_delta[row].item() == pytest.approx(signs.mean().item(), abs=1e-15)
+        expected = torch.quantile(x[row], 0.5) - torch.quantile(y[row], 0.5)
+        assert found.difference[row].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert found.units == (30, 20) and found.unit == "sample"
+    assert found.p_values[1] < 1e-6 < found.p_values[0]
+    assert found.layers_where_a_is_larger == int((found.difference > 0).sum())
+
+
+def test_interval_of_the_median_difference_covers_it():
+    """Of 200 pairs of draws, 95 % intervals cover the true difference about 95 % of the time."""
+    pairs, covered = 200, 0
+    x, y = draws(pairs, 60, seed=0), draws(pairs, 80, seed=1) - 1.0
+    names = tuple(str(number) for number in range(pairs))
+    found = rt.compare_cushions(cushions(x, names), cushions(y, names), resamples=500)
+    low, high = found.intervals.unbind(1)
+    covered = float(((low <= 1.0) & (1.0 <= high)).double().mean())
+    # The percentile interval of a median is a little conservative; chance is 1.5 % here.
+    assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / pairs) < covered <= 1
+
+
+def test_equal_nets_do_not_differ():
+    same = cushions(draws(2, 40, seed=0))
+    found = rt.compare_cushions(same, same)
+    assert not found.difference.any() and not found.cliffs_delta.any()
+    low, high = found.intervals.unbind(1)
+    assert (low <= 0).all() and (high >= 0).all() and (found.adjusted_p_values == 1).all()
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    p = torch.rand(15, generator=torch.Generator().manual_seed(0)) ** 3
+    adjusted = holm(p)
+    for level in (0.01, 0.05, 0.2):
+        rejected = set()
+        for step, index in enumerate(p.argsort().tolist()):
+            if p[index] > level / (len(p) - step):
+                break
+            rejected.add(index)
+        assert rejected == set((adjusted <= level).nonzero().flatten().tolist())
+
+
+def test_seeds_are_units_with_the_median_of_their_samples():
+    nets = [cushions(draws(2, 51, seed=seed) + seed) for seed in range(5)]
+    others = [cushions(draws(2, 33, seed=10 + seed) + seed + 0.5) for seed in range(4)]
+    found = rt.compare_cushions(nets, others)
+    assert found.unit == "seed" and found.units == (5, 4)
+    x, y = (torch.stack([net.values.median(1).values for net in side]) for side in (nets, others))
+    assert found.medians[0].tolist() == pytest.approx(
+        [torch.quantile(side[:, 0], 0.5).item() for side in (x, y)], rel=1e-12
+    )
+    expected = stats.mannwhitneyu(x[:, 1].numpy(), y[:, 1].numpy()).pvalue
+    assert found.p_values[1].item() == pytest.approx(expected, rel=1e-12)
+    # Far more samples than seeds: taking them for units would feign certainty.
+    assert float(found.p_values.min()) >= 2 / math.comb(9, 4) - 1e-12
+
+
+def test_samples_without_a_value_are_left_out():
+    x = draws(2, 10, seed=0)
+    with_gap = x.clone()
+    with_gap[0, 3] = torch.nan
+    found = rt.compare_cushions(cushions(with_gap), cushions(x))
+    assert not found.medians.isnan().any() and not found.cliffs_delta.isnan().any()
+
+
+def test_layers_that_one_side_lacks_are_named():
+    a, b = cushions(draws(2, 9, seed=0)), cushions(draws(2, 9, seed=1), ("two", "three"))
+    found = rt.compare_cushions(a, b)
+    assert (found.layers, found.only_in_a, found.only_in_b) == (("two",), ("one",), ("three",))
+    assert "only in b: three" in str(found)
+
+
+def test_equal_seeds_give_equal_intervals():
+    a, b = cushions(draws(2, 40, seed=0)), cushions(draws(2, 40, seed=1))
+    one, two, other = (rt.compare_cushions(a, b, generator=s).intervals for s in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def test_plain_and_residual_nets_differ_by_the_convention():
+    """The identity removed, every residual layer's cushion is larger; effective ones are alike."""
+    x = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain, residual = (
+        rt.layer_cushions(rt.simplified_net(20, identity=kind), x) for kind in ("plain", "residual")
+    )
+    removed = rt.compare_cushions(residual, plain)
+    assert removed.layers_where_a_is_larger >= 18
+    assert (removed.cliffs_delta[1:-1] == 1).all()
+    effective = rt.compare_cushions(residual.under("effective"), plain.under("effective"))
+    assert float(effective.difference[1:-1].abs().max()) < 0.1
+    assert list(removed.frame().index) == list(plain.layers)
+
+
+@pytest.mark.parametrize(
+    ("b", "message"),
+    [
+        (
+            lambda a: cushions(a.values, norm="operator"),
+            "b: measured with norm kernel and operator",
+        ),
+        (lambda a: a.under("identity_removed"), "b: measured with frobenius"),
+        (lambda a: [a, a], "b: a and b must both be"),
+        (lambda a: [a], "b: got list of 1, needs the cushions of a net"),
+        (lambda a: cushions(a.values, ("x", "y")), "b: has layers"),
+    ],
+    ids=["norm", "convention", "mixed", "one", "names"],
+)
+def test_refusals(b, message):
+    a = cushions(draws(2, 5, seed=0))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rt.compare_cushions(a, b(a))

@@ -1,0 +1,702 @@
+"""Layer cushions against explicit matrices, on our nets and on anybody's."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from close import relative_error, round_off
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.identity import AddIdentity, with_identity
+from resid_theory.stability.layers import linear_maps
+from resid_theory.stability.norms import operator_frobenius, row_norms
+
+EXACT = 1e-12  # what exact paths promise
+
+# torch's word on 'same' padding of even kernels: it copies its input
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+def noise(*shape, seed=0, device=None):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def matrix(layer, x):
+    """The dense linear map of a layer on inputs of x's size, column by column."""
+    zero = torch.zeros_like(x[:1])
+    offset = layer(zero).flatten()
+    columns = []
+    for entry in range(zero.numel()):
+        unit = zero.clone().flatten()
+        unit[entry] = 1
+        columns.append(layer(unit.view_as(zero)).flatten() - offset)
+    return torch.stack(columns, dim=1).detach()
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(5, 3), (5,)),
+    "tokens": (lambda: nn.Linear(4, 3), (2, 4)),
+    "conv1d": (lambda: nn.Conv1d(2, 4, 3, padding=1), (2, 5)),
+    "even side": (lambda: nn.Conv1d(2, 3, 4, padding="same"), (2, 6)),
+    "conv2d": (lambda: nn.Conv2d(2, 3, 3, padding=1), (2, 4, 5)),
+    "valid": (lambda: nn.Conv2d(2, 3, 3), (2, 5, 4)),
+    "strided": (lambda: nn.Conv2d(2, 4, 3, stride=2, padding=1), (2, 5, 6)),
+    "groups": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, bias=False), (4, 3, 3)),
+    "depthwise": (lambda: nn.Conv2d(3, 3, (3, 1), padding=(1, 0), groups=3), (3, 4, 2)),
+    "dilated": (lambda: nn.Conv2d(2, 2, 3, padding=2, dilation=2), (2, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 2, (3, 1, 3), padding=(1, 0, 1)), (2, 3, 2, 3)),
+    **{
+        f"{mode} {stride}": (
+            lambda mode=mode, stride=stride: nn.Conv2d(
+                2, 3, 3, stride=stride, padding=2, dilation=2, padding_mode=mode
+            ),
+            (2, 4, 3),
+        )
+        for mode, stride in itertools.product(("circular", "reflect", "replicate"), (1, 2))
+    },
+}
+
+
+@pytest.mark.parametrize("make, shape", LAYERS.values(), ids=LAYERS)
+def test_cushions_are_those_of_the_dense_matrix(make, shape, device):
+    layer = make().to(device)
+    x = noise(3, *shape, device=device)
+    dense = matrix(layer, x)
+    above = (x.flatten(1) @ dense.T).norm(dim=1)
+    for norm, size in (("operator", dense.norm()), ("kernel", layer.weight.norm())):
+        cushions = rt.layer_cushions(nn.Sequential(layer), x, norm=norm)
+        expected = (above / size / x.flatten(1).norm(dim=1)).detach().cpu()
+        assert cushions.layers == ("0",)
+        assert relative_error(cushions.values[0], expected) < EXACT
+
+
+@pytest.mark.parametrize("make, shape", LAYERS.values(), ids=LAYERS)
+def test_the_operator_norm_needs_no_matrix(make, shape):
+    layer = make()
+    if isinstance(layer, nn.Linear):
+        shape = shape[-1:]
+    norm = operator_frobenius(layer, layer.weight, shape[1:])
+    assert abs(norm - matrix(layer, noise(1, *shape)).norm()) < EXACT * norm
+    tiny = operator_frobenius(layer, 1e-200 * layer.weight, shape[1:])
+    assert abs(1e200 * tiny - norm) < EXACT * norm
+
+
+def test_bias_is_left_out_unless_asked_for():
+    layer = nn.Linear(4, 3)
+    x = noise(5, 4)
+    size = layer.weight.norm() * x.norm(dim=1)
+    without, with_bias = (
+        rt.layer_cushions(nn.Sequential(layer), x, include_bias=given).values[0]
+        for given in (False, True)
+    )
+    assert relative_error(without, ((x @ layer.weight.T).norm(dim=1) / size).detach()) < EXACT
+    assert relative_error(with_bias, (layer(x).norm(dim=1) / size).detach()) < EXACT
+
+
+def test_a_bias_that_hides_the_output_costs_no_digits():
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    x = noise(4, 2, 5, 5)
+    expected = rt.layer_cushions(nn.Sequential(layer), x).values
+    nn.init.constant_(layer.bias, 1e12)
+    assert relative_error(rt.layer_cushions(nn.Sequential(layer), x).values, expected) < EXACT
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-3, 1e250], ids=str)
+def test_scaling_the_input_changes_nothing(scale):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(48, 5, bias=False))  # fmt: skip
+    x = noise(4, 2, 4, 4)
+    one, other = rt.layer_cushions(net, x).values, rt.layer_cushions(net, scale * x).values
+    assert relative_error(other, one) < EXACT
+
+
+@pytest.mark.parametrize(
+    "layer, shape", [(nn.Linear(3, 2), (3,)), (nn.Conv2d(3, 7, 3, padding=1), (3, 5, 5))], ids=str
+)
+def test_inputs_of_zero_have_no_cushion_and_are_counted(layer, shape):
+    x = noise(4, *shape)
+    x[1] = 0
+    cushions = rt.layer_cushions(nn.Sequential(layer.double()), x)
+    assert cushions.zero_inputs.tolist() == cushions.undefined.tolist() == [1]
+    assert cushions.values.isnan().tolist() == [[False, True, False, False]]
+    known = cushions.values[0, [0, 2, 3]]
+    assert cushions.minimum.item() == known.min()
+    assert cushions.median.item() == known.median()
+    assert "undefined" in str(cushions)
+
+
+# -- the identity ----------------------------------------------------------------------------------
+
+
+def identities():
+    conv = lambda: nn.Conv2d(2, 4, 3, padding=1, stride=2)  # noqa: E731
+    yield "residual", with_identity(conv(), "residual")
+    yield "dirac", with_identity(nn.Conv2d(3, 3, 3, padding=1), "dirac")
+    yield "added", AddIdentity(conv())
+    yield "added to linear", AddIdentity(nn.Linear(3, 6))
+    yield "linear", with_identity(nn.Linear(3, 6), "residual")
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+@pytest.mark.parametrize("layer", [pytest.param(m, id=name) for name, m in identities()])
+def test_numerator_has_the_identity_and_both_norms_are_reported(layer, norm):
+    layer.double()
+    inner = layer.layer if isinstance(layer, AddIdentity) else layer
+    shape = (3,) if isinstance(inner, nn.Linear) else (inner.in_channels, 5, 5)
+    x = noise(3, *shape)
+    dense = matrix(layer, x)
+    removed = dense - matrix(lambda z: identity_part(layer, inner, z), x)
+    cushions = rt.layer_cushions(nn.Sequential(layer), x, norm=norm)
+    above = (x.flatten(1) @ dense.T).norm(dim=1) / x.flatten(1).norm(dim=1)
+    sizes = removed.norm(), dense.norm()
+    if norm == "kernel":
+        sizes = free_norm(layer), with_ones(layer, inner).norm()
+    for values, size in zip((cushions.identity_removed, cushions.effective), sizes, strict=True):
+        assert relative_error(values[0], (above / size).detach()) < EXACT
+    assert torch.equal(cushions.under("effective").values, cushions.effective)
+    assert cushions.layers == ("0",)
+
+
+def free_norm(layer):
+    """||R||: of V, or of b where V is normalized."""
+    if isinstance(layer, AddIdentity):
+        return layer.layer.weight.norm()
+    inside = layer.parametrizations.weight
+    return inside[0].b.norm() if hasattr(inside[0], "b") else inside.original.norm()
+
+
+def with_ones(layer, inner):
+    """The effective kernel, entry by entry."""
+    weight = inner.weight.detach().clone()
+    if isinstance(layer, AddIdentity):
+        for o in range(len(weight)):
+            weight[(o, o % weight.shape[1], *[1] * (weight.dim() - 2))] += 1
+    return weight
+
+
+def identity_part(layer, inner, z):
+    """a Id(x), from the shortcut's definition."""
+    outputs = inner.weight.shape[0]
+    stride = 1 if isinstance(inner, nn.Linear) else inner.stride[0]
+    shortcut = torch.cat([z[(..., *[slice(None, None, stride)] * (z.dim() - 2))]] * 8, dim=1)
+    shortcut = shortcut[:, :outputs]
+    parametrized = getattr(layer, "parametrizations", None)
+    a = getattr(parametrized.weight[0], "a", None) if parametrized else None
+    return shortcut if a is None else shortcut * a.view(1, -1, 1, 1)
+
+
+def test_the_residual_net_and_its_explicit_form_have_the_same_cushions():
+    x = noise(4, 3, 16, 16)
+    one, other = (
+        rt.layer_cushions(rt.simplified_net(8, identity=kind), x)
+        for kind in ("residual", "explicit")
+    )
+    assert one.layers == other.layers
+    assert relative_error(one.identity_removed, other.identity_removed) < EXACT
+    assert relative_error(one.effective, other.effective) < EXACT
+
+
+def test_plain_nets_have_one_convention_only():
+    cushions = rt.layer_cushions(rt.simplified_net(8), noise(4, 3, 16, 16))
+    assert torch.equal(cushions.identity_removed, cushions.effective)
+
+
+def test_expectations_at_random_weights():
+    """E mu^2 of the interior is known: 1 / (s^2 c_in) for kernels, 1 / n for linear layers."""
+    x = noise(16, 16, 24, 24)
+    source = torch.Generator().manual_seed(1)
+    for stride, outputs in ((1, 64), (2, 64)):
+        layer = nn.Conv2d(16, outputs, 3, stride=stride, bias=False)
+        layer.weight.data.normal_(generator=source)
+        square = rt.layer_cushions(nn.Sequential(layer), x).values.square().mean().item()
+        places = (22 // stride) ** 2 * 9 / (9 * 24**2)  # each input is seen by that many taps
+        assert square == pytest.approx(places / 16, rel=4 * (2 / (16 * 9 * outputs)) ** 0.5)
+    layer = nn.Linear(100, 400, bias=False)
+    layer.weight.data.normal_(generator=source)
+    square = rt.layer_cushions(nn.Sequential(layer), noise(50, 100)).values.square().mean().item()
+    assert square == pytest.approx(1 / 100, rel=4 * (2 / 400) ** 0.5)
+
+
+def test_residual_nets_start_near_three_with_the_identity_removed():
+    """||K + E|| / ||K|| is about 3 at the Hardt-Ma start, with k = 3, for square and doubling."""
+    net = rt.simplified_net(20, identity="residual")
+    cushions = rt.layer_cushions(
+        net, noise(8, 3, 32, 32), layers=[f"conv{i}" for i in range(1, 19)]
+    )
+    assert ((cushions.median > 2.6) & (cushions.median < 3.2)).all()
+    widths = torch.tensor([16] * 7 + [32] * 6 + [64] * 5).sqrt()
+    widths[[6, 12]] *= 2  # doubling layers have stride 2 and twice the outputs: 1 / (2 sqrt(c))
+    widths[[6, 12]] = torch.tensor([2 * 4, 2 * 32**0.5])
+    effective = cushions.under("effective").median * widths
+    assert ((effective > 0.9) & (effective < 1.1)).all()
+
+
+# -- other people's modules ------------------------------------------------------------------------
+
+
+class Reused(nn.Module):
+    """One layer three times, an in-place activation on each side of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        for _ in range(3):
+            x = self.inner(self.act(x))
+            x.mul_(2.0)
+        return self.act(x)
+
+
+class Tokens(nn.Module):
+    """Attention between transposes or merged axes, a class token, an embedding of positions."""
+
+    def __init__(self, layout, heads=2):
+        super().__init__()
+        self.layout = layout
+        self.embed = nn.Linear(5, 8)
+        self.position = nn.Parameter(torch.randn(4, 8))
+        self.attention = nn.MultiheadAttention(8, heads, batch_first=layout != "second")
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+        self.query = nn.Parameter(torch.randn(3, 8))
+        self.memory = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.embed(x) + self.position
+        memory = self.memory(self.query)  # the same for all samples
+        if self.layout == "second":
+            x = x.transpose(0, 1)
+        x = x + self.attention(x, x, value=self.norm(x), need_weights=False)[0]
+        if self.layout == "merged":
+            x = self.mlp(x.flatten(0, 1)).unflatten(0, (-1, 4))
+        elif self.layout == "token-major":
+            x = self.mlp(x.transpose(0, 1).flatten(0, 1)).unflatten(0, (4, -1)).transpose(0, 1)
+        else:
+            x = self.mlp(x)
+        return x.mean(0 if self.layout == "second" else 1) + memory.mean(0)
+
+
+class Functional(nn.Module):
+    """Uses one layer's weight by hand, never calls another, has a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.by_hand, self.idle, self.called = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.own = nn.Parameter(torch.randn(4, 4))
+        self.table = nn.Embedding(3, 4)
+        self.up = nn.ConvTranspose1d(4, 4, 3, padding=1)
+        self.recurrent = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x):
+        x = F.linear(x, self.by_hand.weight) @ self.own + self.table.weight.sum(0)
+        x = self.up(self.called(x)[..., None]).squeeze(-1)
+        return self.recurrent(x[:, None])[0]
+
+
+def cnn(source, dimension):
+    """A small CNN drawn at random: kernels, groups, padding modes, in-place activations, pools."""
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimension - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimension - 1]
+
+    def pick(*options):
+        return options[int(torch.randint(len(options), (), generator=source))]
+
+    parts, channels = [], 2
+    for _ in range(pick(1, 2, 3)):
+        outputs, dilation = pick(2, 4, 6), pick(1, 2)
+        mode = pick("zeros", "circular", "reflect", "replicate")
+        if dimension == 3 and mode == "reflect":
+            mode = "zeros"
+        parts.append(convolution(channels, outputs, 3, stride=pick(1, 2), padding=dilation,
+                                 dilation=dilation, groups=pick(1, 2), bias=pick(True, False),
+                                 padding_mode=mode))  # fmt: skip
+        if pick(True, False):
+            parts.append(norm(outputs))
+        parts.append(pick(nn.ReLU(inplace=True), nn.ReLU(), nn.Tanh(), nn.SiLU(inplace=True)))
+        channels = outputs
+    parts += [nn.Flatten(), nn.LazyLinear(3)]
+    return nn.Sequential(*parts), (2, *[8] * dimension)
+
+
+def mlp(source):
+    widths = torch.randint(2, 9, (4,), generator=source).tolist()
+    parts = []
+    for inputs, outputs in itertools.pairwise(widths):
+        parts += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(0.5)]
+    return nn.Sequential(*parts, Functional4(widths[-1])), (widths[0],)
+
+
+class Functional4(nn.Module):
+    """A scale of its own behind a layer."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def foreign():
+    source = torch.Generator().manual_seed(0)
+    for number in range(6):
+        for dimension in (1, 2, 3):
+            yield f"cnn{dimension}d-{number}", *cnn(source, dimension)
+    for number in range(8):
+        yield f"mlp-{number}", *mlp(source)
+    for layout in ("first", "second", "merged", "token-major"):
+        yield f"attention-{layout}", Tokens(layout), (4, 5)
+        yield f"attention-{layout}-4", Tokens(layout, heads=4), (4, 5)
+    yield "reused", Reused(), (6,)
+    yield "reused-deeper", nn.Sequential(nn.Linear(3, 6), Reused(), Reused()), (3,)
+    yield "functional", Functional(), (4,)
+    shared = nn.Linear(4, 4)
+    yield "shared", nn.Sequential(shared, nn.ReLU(inplace=True), shared), (4,)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    yield "encoder", nn.TransformerEncoder(layer, 2), (4, 8)
+    yield "decoder", Decoder(), (4, 8)
+
+
+class Decoder(nn.Module):
+    """Cross attention with keys and values of other widths, called by keywords."""
+
+    def __init__(self):
+        super().__init__()
+        self.memory = nn.Conv1d(4, 4, 3, padding=1)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=8, vdim=5, batch_first=True, bias=False)
+
+    def forward(self, x):
+        memory = self.memory(input=x)
+        return self.cross(query=x, key=memory, value=memory[..., :5], average_attn_weights=False)[0]
+
+
+FOREIGN = list(foreign())
+
+
+def state(net):
+    tensors = {k: v.clone() for k, v in net.state_dict().items()}
+    flags = [module.training for module in net.modules()]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    return tensors, flags, hooks, grads, torch.get_rng_state()
+
+
+def assert_same_state(net, before):
+    tensors, flags, hooks, grads, rng = before
+    after = state(net)
+    assert all(torch.equal(tensors[k], after[0][k]) for k in tensors)
+    assert after[1:3] == (flags, hooks)
+    assert all(a is b or torch.equal(a, b) for a, b in zip(grads, after[3], strict=True))
+    assert torch.equal(after[4], rng)
+
+
+def by_single_samples(net, x):
+    """Cushions of each call, from hooks that clone, one sample a pass: no axis to be found."""
+    rows = {}
+    for sample in x:
+        found = {}
+        handles = []
+        for name, module in net.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+
+                def keep(module, args, kwargs, name=name, found=found):
+                    z = (args[0] if args else kwargs["input"]).clone()
+                    found.setdefault(name, []).append(z)
+
+                handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
+        with torch.no_grad():
+            net.eval()
+            net(sample[None].clone())
+        for handle in handles:
+            handle.remove()
+        for name, inputs in found.items():
+            layer = net.get_submodule(name)
+            for number, z in enumerate(inputs, start=1):
+                above = (layer(z) - layer(torch.zeros_like(z))).norm()
+                value = above / layer.weight.norm() / z.norm()
+                rows.setdefault((name, number), []).append(value.detach())
+    return {key: torch.stack(values) for key, values in rows.items()}
+
+
+def test_there_are_forty():
+    assert len(FOREIGN) == 40
+
+
+@pytest.mark.parametrize(
+    "net, shape", [pytest.param(net, shape, id=name) for name, net, shape in FOREIGN]
+)
+def test_no_layer_of_a_foreign_module_is_skipped(net, shape):
+    net.double()
+    x = noise(5, *shape, seed=3)
+    net(x.clone())  # lazy layers take their shape
+    before = state(net)
+    cushions = rt.layer_cushions(net, x, batch=3)
+    assert_same_state(net, before)
+    names = {row.partition("#")[0] for row in cushions.layers}
+    for name, module in net.named_modules():
+        if any(p is not None for p in module._parameters.values()):
+            roles = {f"{name}.{role}" for role in ("q_proj", "k_proj", "v_proj", "out_proj")}
+            assert name in names | set(cushions.not_covered) or roles <= names or inside(net, name)
+    for (name, number), values in by_single_samples(net, x).items():
+        if name in cushions.not_covered:
+            continue
+        row = cushions.layers.index(name if name in cushions.layers else f"{name}#{number}")
+        torch.testing.assert_close(cushions.values[row], values, rtol=1e-9, atol=0, equal_nan=True)
+
+
+def inside(net, name):
+    """Whether a module is the last projection of an attention, which has a row by another name."""
+    return name.endswith("out_proj") and isinstance(
+        net.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention
+    )
+
+
+def test_reasons_of_what_is_not_covered():
+    missing = rt.layer_cushions(Functional(), noise(4, 4)).not_covered
+    assert set(missing) == {"", "by_hand", "idle", "table", "up", "recurrent"}
+    assert "own (own)" in missing[""]
+    assert "F.linear" in missing["by_hand"] and "F.linear" in missing["idle"]
+    assert "rows of a table" in missing["table"] and "transposed" in missing["up"]
+    assert "recurrence" in missing["recurrent"]
+
+
+def test_a_layer_that_sees_no_samples_is_listed():
+    missing = rt.layer_cushions(Tokens("first"), noise(4, 4, 5)).not_covered
+    assert "for any number of samples" in missing["memory"]
+    assert "norm" in missing
+
+
+@pytest.mark.parametrize("layout", ["first", "second", "merged", "token-major"])
+def test_wherever_the_samples_lie_all_layers_have_rows(layout):
+    cushions = rt.layer_cushions(Tokens(layout), noise(4, 4, 5))
+    assert set(cushions.not_covered) == {"", "norm", "memory"}
+    assert {"embed", "mlp.0", "mlp.2", "attention.out_proj"} < set(cushions.layers)
+
+
+def test_subclasses_with_a_forward_of_their_own_are_listed():
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).square()
+
+    class Same(nn.Linear):
+        pass
+
+    net = nn.Sequential(Odd(3, 3), Same(3, 3))
+    cushions = rt.layer_cushions(net, noise(2, 3))
+    assert cushions.layers == ("1",) and "subclass" in cushions.not_covered["0"]
+
+
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch-first", "batch-second"])
+@pytest.mark.parametrize("mask", [None, "causal"], ids=["all", "causal"])
+def test_projections_of_attention(batch_first, mask):
+    attention = nn.MultiheadAttention(6, 2, batch_first=batch_first)
+    attention.in_proj_bias.data.normal_()
+    attention.out_proj.bias.data.normal_()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            z = x if batch_first else x.transpose(0, 1)
+            allowed = None if mask is None else nn.Transformer.generate_square_subsequent_mask(4)
+            out = self.attention(z, z, z, attn_mask=allowed)[0]
+            return out if batch_first else out.transpose(0, 1)
+
+    x = noise(3, 4, 6)
+    cushions = rt.layer_cushions(Net(), x)
+    weights = attention.in_proj_weight.chunk(3)
+    biases = attention.in_proj_bias.chunk(3)
+    q, k, v = (F.linear(x, w, b).unflatten(2, (2, 3)).transpose(1, 2)
+               for w, b in zip(weights, biases, strict=True))  # fmt: skip
+    scores = q @ k.mT / 3**0.5
+    if mask:
+        scores = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    context = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    expected = [(x, w) for w in weights] + [(context, attention.out_proj.weight)]
+    assert [n.split(".")[1] for n in cushions.layers] == ["q_proj", "k_proj", "v_proj", "out_proj"]
+    for row, (z, w) in zip(cushions.values, expected, strict=True):
+        above = (z @ w.T).flatten(1).norm(dim=1)
+        assert relative_error(row, (above / w.norm() / z.flatten(1).norm(dim=1)).detach()) < EXACT
+
+
+def test_the_fused_path_of_attention_is_off_only_inside():
+    assert torch.backends.mha.get_fastpath_enabled()
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    assert "self_attn.out_proj" in rt.layer_cushions(net, noise(2, 3, 8)).layers
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_samples_that_depend_on_one_another_are_met_with_a_warning():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False),
+                        nn.Linear(4, 2))  # fmt: skip
+    with pytest.warns(UserWarning, match="'2' and 0 more layers .* on the other samples"):
+        rt.layer_cushions(net, noise(5, 3))
+
+
+def test_a_layer_called_for_some_batches_only_is_listed():
+    class Sometimes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.second(x) if len(x) < 5 else x
+
+    cushions = rt.layer_cushions(Sometimes(), noise(8, 3), batch=5)
+    assert cushions.layers == ("first",) and "more or less often" in cushions.not_covered["second"]
+
+
+def test_no_maps_at_all():
+    with pytest.raises(ValueError, match="^net: LayerNorm has no linear layer to measure"):
+        rt.layer_cushions(nn.LayerNorm(3), noise(2, 3))
+
+
+def test_maps_of_a_module_that_is_one_layer():
+    maps, others = linear_maps(nn.Linear(2, 2))
+    assert [linear.name for linear in maps] == [""] and not others
+
+
+# -- data, devices, policies -----------------------------------------------------------------------
+
+
+def test_data_in_any_form_and_batches_of_any_size(device):
+    net = rt.simplified_net(8).to(device)
+    x, y = noise(7, 3, 16, 16), torch.zeros(7)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3)
+    expected = rt.layer_cushions(net, x).values
+    assert expected.shape == (8, 7)
+    for data in ((x, y), x.numpy(), loader, iter(loader), [x[:2], x[2:4], x[4:]]):
+        assert relative_error(rt.layer_cushions(net, data, batch=2).values, expected) < EXACT
+
+
+def test_images():
+    images = rt.load_images("digits", samples=5, size=16)
+    net = rt.simplified_net(8)
+    x = images.inputs(images.pixels, torch.float64)
+    expected = rt.layer_cushions(net, x).values
+    assert relative_error(rt.layer_cushions(net, images, batch=2).values, expected) < EXACT
+
+
+def test_data_are_not_overwritten_by_a_net_that_starts_in_place():
+    x = noise(4, 3)
+    kept = x.clone()
+    rt.layer_cushions(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), x)
+    assert torch.equal(x, kept)
+
+
+def test_batch_statistics_are_recorded_and_leave_no_trace():
+    net = rt.full_net(8)
+    before = state(net)
+    x = noise(6, 3, 16, 16)
+    one, other = (rt.layer_cushions(net, x, batchnorm=mode) for mode in ("eval", "batch"))
+    assert (one.batchnorm, other.batchnorm) == ("eval", "batch")
+    assert not torch.allclose(one.values, other.values)
+    assert_same_state(net, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lower_precision_is_measured_in_float64(dtype):
+    net = rt.simplified_net(8)
+    x = noise(3, 3, 16, 16)
+    expected = rt.layer_cushions(net, x)
+    measured = rt.layer_cushions(net.to(dtype), x.to(dtype))
+    assert measured.values.dtype == torch.float64
+    assert relative_error(measured.values, expected.values) < 20 * torch.finfo(dtype).eps
+
+
+def test_another_device_takes_a_copy():
+    net = rt.simplified_net(8)
+    x = noise(2, 3, 16, 16)
+    measured = rt.layer_cushions(net, x, device="cpu")
+    assert torch.equal(measured.values, rt.layer_cushions(net, x).values)
+
+
+@pytest.mark.gpu
+def test_cpu_and_gpu_agree():
+    net, x = rt.simplified_net(8, identity="residual"), noise(4, 3, 16, 16)
+    one, other = rt.layer_cushions(net, x), rt.layer_cushions(net, x, device="cuda")
+    assert relative_error(other.values, one.values) < EXACT
+    assert next(net.parameters()).device.type == "cpu"
+
+
+def test_layers_by_name_in_the_order_of_the_net():
+    net = rt.simplified_net(8)
+    cushions = rt.layer_cushions(net, noise(2, 3, 16, 16), layers=["fc", "conv0"])
+    assert cushions.layers == ("conv0", "fc")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "kernels"}, "norm: unknown name 'kernels'; did you mean 'kernel'"),
+        ({"frobenius": "removed"}, "frobenius: unknown name"),
+        ({"layers": ["conv9"]}, "layers: unknown name 'conv9'"),
+        ({"batch": 0}, "batch: got 0"),
+        ({"data": torch.zeros(0, 3, 16, 16)}, "data: got no sample"),
+        ({"data": torch.full((2, 3, 16, 16), torch.nan).double()}, "data x: entry"),
+        ({"data": torch.zeros(2, 3, 16, 16).float()}, "data x: has dtype torch.float32"),
+        ({"data": 3}, "data: got int"),
+        ({"net": 3}, "net: got int, needs a torch.nn.Module"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:14],
+)
+def test_refusals(arguments, message):
+    settings = {"net": rt.simplified_net(8), "data": noise(2, 3, 16, 16)} | arguments
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rt.layer_cushions(settings.pop("net"), settings.pop("data"), **settings)
+
+
+def test_an_overflow_inside_the_net_names_the_layer():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[0].weight.data.fill_(1e308)
+    with pytest.raises(ValueError, match="^net: the input of layer '1' is not finite"):
+        rt.layer_cushions(net, torch.full((2, 3), 1e10))
+
+
+# -- summaries -------------------------------------------------------------------------------------
+
+
+def test_quantiles_are_those_of_numpy_and_intervals_cover_them():
+    """An interval of order statistics covers the true quantile in at least 95 % of all draws."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    covered, trials = 0, 200
+    for seed in range(trials):
+        x = noise(400, 2, seed=seed).abs()  # the ratio of the two entries is what varies
+        net = nn.Sequential(nn.Linear(2, 1, bias=False))
+        net[0].weight.data.copy_(torch.tensor([[1.0, 0.0]]))
+        cushions = rt.layer_cushions(net, x, batch=400)
+        low, high = cushions.quantile_interval(0.05)[0].tolist()
+        truth = torch.sin(torch.tensor(0.05 * torch.pi / 2)).item()  # |cos| of a uniform angle
+        covered += low <= truth <= high
+        if seed == 0:
+            expected = torch.quantile(cushions.values[0], 0.05)
+            assert cushions.quantile(0.05).item() == pytest.approx(expected.item(), rel=1e-12)
+    # Binomial(200, .95) stays above this with probability 1 - 1e-4.
+    assert covered / trials > 0.95 - 4 * (0.95 * 0.05 / trials) ** 0.5
+
+
+def test_too_few_samples_leave_an_end_open():
+    cushions = rt.layer_cushions(nn.Sequential(nn.Linear(3, 2)), noise(4, 3))
+    assert cushions.quantile_interval(0.01)[0, 0] == 0
+    assert cushions.quantile_interval(0.99)[0, 1] == torch.inf
+
+
+def test_frame_has_a_row_for_each_layer():
+    frame = rt.layer_cushions(rt.simplified_net(8), noise(5, 3, 16, 16)).frame()
+    assert list(frame.index) == [*(f"conv{i}" for i in range(7)), "fc"]
+    assert (frame["minimum"] <= frame["q01"]).all() and (frame["q05"] <= frame["median"]).all()
+    assert (frame["samples"] == 5).all()
+
+
+def test_rows_of_tiny_and_huge_numbers_have_norms():
+    x = torch.tensor([[3e-200, 4e-200], [3e200, 4e200], [0.0, 0.0], [3.0, 4.0]])
+    expected = torch.tensor([5e-200, 5e200, 0.0, 5.0])
+    assert torch.allclose(row_norms(x), expected, rtol=round_off(2), atol=0)

@@ -1,0 +1,309 @@
+"""Interlayer cushions against full Jacobians; probes against their own error bars."""
+
+import pytest
+import torch
+from close import relative_error
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.stability.jacobian import (
+    _by_two_gradients,
+    differentiable,
+    jacobian_product,
+    squared_norm,
+)
+
+EXACT = 1e-12  # what exact paths promise
+
+
+def noise(*shape, seed=0, device=None):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def oracle(function, z, kappa):
+    """The definition, with the whole Jacobian of one sample after another."""
+    values = []
+    for one in z:
+        # Cloned: a map may work in place.
+        jacobian = torch.func.jacrev(lambda x: function(x.clone()[None])[0])(one)
+        matrix = jacobian.reshape(-1, one.numel())
+        ratio = (matrix @ one.flatten()).norm() / matrix.norm() / one.norm()
+        factor = {"none": 1, "total": one.numel(), "spatial": one.shape[1:].numel()}[kappa]
+        values.append(ratio.detach() * factor**0.5)
+    return torch.stack(values).cpu()
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()
+
+
+class Wrapped(nn.Module):
+    """The same net, not sequential, with a shortcut around its middle."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.shortcut = nn.Linear(50, 5)
+
+    def forward(self, x):
+        return self.net(x) + self.shortcut(x.flatten(1))
+
+
+@pytest.mark.parametrize("kappa", ["none", "spatial", "total"])
+@pytest.mark.parametrize(
+    "start, stop", [(0, 1), (1, 4), (2, 3), (2, None), (6, None), (-3, None)], ids=str
+)
+def test_exact_cushions_are_those_of_the_jacobian(start, stop, kappa, device):
+    net = small_net().to(device)
+    x = noise(3, 2, 5, 5, device=device)
+    found = rt.interlayer_cushions(
+        net, x, start=start, stop=stop, kappa=kappa, method="exact", batch=7
+    )
+    expected = oracle(net[start:stop], net[:start](x), kappa)
+    assert relative_error(found.values[0], expected) < EXACT
+    assert not found.standard_errors.any() and found.probes == (0,)
+
+
+@pytest.mark.parametrize("start, stop", [("net.1", "net.4"), ("net.2", None), ("net.5", "net.6")])
+def test_any_module_with_what_goes_around_it_held_fixed(start, stop):
+    net = small_net()
+    x = noise(3, 2, 5, 5)
+    first, last = int(start[-1]), stop and int(stop[-1])
+    around = Wrapped(net).shortcut
+    wrapped = Wrapped(net)
+    wrapped.shortcut = around
+    found = rt.interlayer_cushions(wrapped, x, start=start, stop=stop, method="exact", batch=8)
+    expected = oracle(net[first:last], net[:first](x), "spatial")
+    assert relative_error(found.values[0], expected) < EXACT
+
+
+def test_names_and_numbers_mean_the_same():
+    net, x = rt.full_net(8), noise(2, 3, 8, 8)
+    named = rt.interlayer_cushions(net, x, start="block1", stop="block3", probes=4)
+    numbered = rt.interlayer_cushions(net, x, start=3, stop=5, probes=4)
+    assert torch.equal(named.values, numbered.values)
+    assert named.pieces == ("block1:block3",)
+
+
+def test_blocks_of_a_net_by_one_call():
+    net = rt.full_net(8, generator=1)
+    x = noise(2, 3, 8, 8)
+    found = rt.block_cushions(net, x, method="exact")
+    assert found.pieces == ("block1", "block2", "block3")
+    for number, values in enumerate(found.values):
+        expected = oracle(net.eval()[3 + number], net[: 3 + number](x), "spatial")
+        assert relative_error(values, expected) < EXACT
+    one = rt.block_cushions(net, x, blocks=["block2.branch"], method="exact")
+    branch = oracle(net[4].branch, net[:4](x), "spatial")
+    assert relative_error(one.values[0], branch) < EXACT
+
+
+@pytest.mark.parametrize("probes", [2, 8, 64])
+def test_auto_takes_the_cheaper_way(probes):
+    net, x = small_net(), noise(2, 2, 5, 5)
+    found = rt.interlayer_cushions(net, x, start=3, probes=probes)
+    assert found.probes == ((0,) if probes >= 5 else (probes,))
+    assert not probes >= 5 or found.sides == ("out",)
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_probes_are_unbiased_with_the_variance_of_random_signs(side):
+    net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 8))
+    z = noise(2, 6)
+    found = squared_norm(net, z, probes=4000, generator=torch.Generator(), rows=1000, side=side)
+    for number in range(2):
+        jacobian = torch.func.jacrev(lambda x: net(x))(z[number]).detach()
+        gram = jacobian.T @ jacobian if side == "in" else jacobian @ jacobian.T
+        variance = 2 * (gram.square().sum() - gram.diagonal().square().sum())
+        error = (variance / 4000) ** 0.5
+        assert abs(found.mean[number] - jacobian.square().sum()) < 4 * error
+        # The standard deviation of a sample standard deviation is a few percent here.
+        assert found.standard_error[number] == pytest.approx(error.item(), rel=0.15)
+
+
+def test_a_diagonal_gram_matrix_needs_one_side_and_has_no_error():
+    layer = nn.Linear(6, 3, bias=False)
+    nn.init.orthogonal_(layer.weight)
+    layer.weight.data *= torch.tensor([[1.0], [2.0], [3.0]])  # J Jᵀ diagonal, JᵀJ not
+    found = rt.interlayer_cushions(
+        nn.Sequential(layer), noise(3, 6), start=0, method="probes", probes=2
+    )
+    assert found.sides == ("out",)
+    assert float((found.standard_errors / found.values).max()) < EXACT
+
+
+def test_intervals_cover_the_exact_value():
+    """95 % intervals over 100 seeds and 4 samples, 20 probes: 93 to 97 % up to chance."""
+    net, x = rt.simplified_net(8), noise(4, 3, 4, 4)
+    cut = {"start": "conv1", "stop": "conv3"}
+    exact = rt.interlayer_cushions(net, x, **cut, method="exact").values
+    inside, values, errors = 0, [], []
+    for seed in range(100):
+        found = rt.interlayer_cushions(
+            net, x, **cut, method="probes", probes=20, generator=seed, batch=80
+        )
+        low, high = found.intervals().unbind(2)
+        inside += int(((low <= exact) & (exact <= high)).sum())
+        values.append(found.values)
+        errors.append(found.standard_errors)
+    assert abs(inside / 400 - 0.95) < 0.02 + 4 * (0.95 * 0.05 / 400) ** 0.5
+    # The errors are those that the values make; four samples share no probe.
+    made = torch.stack(values).var(0).mean().sqrt()
+    told = torch.stack(errors).square().mean().sqrt()
+    assert told.item() == pytest.approx(made.item(), rel=4 / (2 * 4 * 99) ** 0.5)
+
+
+def test_seeds_are_all_the_randomness_there_is():
+    net, x = rt.simplified_net(8), noise(2, 3, 8, 8)
+    runs = [
+        rt.interlayer_cushions(net, x, start=2, stop=6, probes=5, generator=seed).values
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+def test_both_errors_of_the_mean_are_told_apart():
+    net, x = rt.simplified_net(8), noise(6, 3, 8, 8)
+    found = rt.interlayer_cushions(net, x, start=2, stop=6, probes=10)
+    row = found.values[0]
+    assert found.mean.item() == pytest.approx(row.mean().item(), rel=1e-12)
+    assert found.sampling_error.item() == pytest.approx((row.std() / 6**0.5).item(), rel=1e-12)
+    errors = found.standard_errors[0]
+    assert found.probe_error.item() == pytest.approx(errors.norm().item() / 6, rel=1e-12)
+    assert "± probes" in str(found) and "10 probes" in str(found)
+
+
+# -- laws ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("identity", ["plain", "residual"])
+def test_nets_without_bias_hand_on_their_input_exactly(identity):
+    """J x is the output where every layer is linear or ReLU without bias."""
+    net = rt.simplified_net(8, identity=identity)[:-1]  # their biases start at zero
+    z = noise(2, 3, 8, 8)
+    value, product = jacobian_product(net, z, z)
+    assert relative_error(product, value.detach()) < EXACT
+
+
+def test_the_identity_has_the_cushion_of_one_channel():
+    """J = I gives 1 / sqrt(channels) in the spatial reading, 1 in the total one."""
+    x = noise(3, 4, 5, 5)
+    for kappa, value in (("spatial", 0.5), ("total", 1.0), ("none", 0.1)):
+        found = rt.interlayer_cushions(
+            nn.Sequential(nn.Identity()), x, start=0, kappa=kappa, method="exact"
+        )
+        assert found.values[0].tolist() == pytest.approx([value] * 3, rel=EXACT)
+
+
+@pytest.mark.parametrize("module", [nn.Softplus(), nn.Sequential(nn.Linear(4, 3), nn.Tanh())])
+def test_the_way_around_a_missing_forward_rule(module):
+    module.double()
+    z, v = noise(3, 4), noise(3, 4, seed=1)
+    for one, other in zip(
+        jacobian_product(module, z, v), _by_two_gradients(module, z, v), strict=True
+    ):
+        assert relative_error(other.detach(), one.detach()) < EXACT
+
+
+def test_attention_has_a_jacobian():
+    net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    z = noise(2, 3, 4)
+    found = rt.interlayer_cushions(nn.Sequential(net), z, start=0, method="exact", kappa="total")
+    with differentiable():
+        assert relative_error(found.values[0], oracle(net, z, "total")) < EXACT
+
+
+def test_inputs_of_zero_have_no_cushion():
+    x = noise(3, 4)
+    x[1] = 0
+    found = rt.interlayer_cushions(nn.Sequential(nn.Linear(4, 3)), x, start=0)
+    assert found.values.isnan().tolist() == [[False, True, False]]
+    assert found.undefined.tolist() == [1] and not found.mean.isnan().any()
+
+
+# -- BatchNorm -------------------------------------------------------------------------------------
+
+
+def test_own_statistics_are_those_of_a_batch_of_one():
+    net = small_net().train()
+    net[1].weight.data.uniform_(0.5, 2)
+    net[1].bias.data.normal_()
+    net[1].eps = 0.1  # all that keeps J x from vanishing: too small, and J x is round-off
+    x = noise(3, 2, 5, 5)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = rt.interlayer_cushions(net, x, start=0, stop=4, method="exact", batchnorm="batch")
+    after = net.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items()) and net[1].training
+    assert found.batchnorm == "batch"
+    own = nn.Sequential(net[0], nn.InstanceNorm2d(3, eps=0.1, affine=True), net[2], net[3]).eval()
+    own[1].load_state_dict({"weight": net[1].weight, "bias": net[1].bias})
+    assert relative_error(found.values[0], oracle(own, x, "spatial")) < EXACT
+
+
+def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
+    """f(ax) = f(x), so J x = 0 but for eps; the identity alone is left of a residual block."""
+    x = noise(2, 3, 8, 8)
+    plain, residual = (
+        rt.block_cushions(rt.full_net(8, shortcut=kind), x, batchnorm="batch", probes=4).median
+        for kind in (False, True)
+    )
+    assert float(plain.max()) < 1e-3 and float(residual.min()) > 30 * float(plain.max())
+
+
+def test_a_net_in_train_mode_is_measured_in_eval_mode_unless_told():
+    net, x = rt.full_net(8).train(), noise(2, 3, 8, 8)
+    found = rt.block_cushions(net, x, probes=3)
+    assert found.batchnorm == "eval" and net.training
+    assert torch.equal(found.values, rt.block_cushions(net.eval(), x, probes=3).values)
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("net", "arguments", "message"),
+    [
+        (small_net, {"start": 9}, "start: got 9, the net has 7 layers"),
+        (small_net, {"start": 3, "stop": 3}, "stop: got 3 for start=3, needs a later layer"),
+        (small_net, {"start": "conv"}, "start: unknown name 'conv'"),
+        (lambda: Wrapped(small_net()), {"start": 2}, "start: got 2 for Wrapped; needs the name"),
+        (small_net, {"start": 0, "kappa": "all"}, "kappa: unknown name"),
+        (small_net, {"start": 0, "method": "fast"}, "method: unknown name"),
+        (small_net, {"start": 0, "probes": 1}, "probes: got 1, needs at least 2"),
+        (small_net, {"start": 0, "batchnorm": "train"}, "batchnorm: unknown name"),
+        (small_net, {"start": 5, "batchnorm": "batch"}, None),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)),
+            {"start": 0},
+            "net: in 0: the samples of a batch depend on one another",
+        ),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.BatchNorm1d(4)),
+            {"start": 1, "batchnorm": "batch"},
+            "batchnorm: 'batch' takes the statistics of one sample",
+        ),
+    ],
+    ids=lambda value: "" if value is None or callable(value) else str(value)[:24],
+)
+def test_refusals(net, arguments, message):
+    x = noise(3, 2, 5, 5)
+    if message is None:
+        rt.interlayer_cushions(net(), x, **arguments)
+        return
+    with pytest.raises(ValueError, match=f"^{message}"):
+        rt.interlayer_cushions(net(), x, **arguments)
+
+
+def test_blocks_need_names_that_exist():
+    with pytest.raises(ValueError, match="^blocks: Sequential has no children named block1"):
+        rt.block_cushions(small_net(), noise(2, 2, 5, 5))
+    with pytest.raises(ValueError, match="^blocks: unknown name 'block9'"):
+        rt.block_cushions(rt.full_net(8), noise(2, 3, 8, 8), blocks=["block9"])

@@ -1,0 +1,273 @@
+"""Injected noise against its laws; the bound's ingredients from their definitions."""
+
+import math
+
+import pytest
+import torch
+from close import relative_error
+from torch import nn
+
+import resid_theory as rt
+from resid_theory import stability
+
+EXACT = 1e-12  # what exact paths promise
+
+
+def draw(*shape, seed=0, device=None):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def conv_net(bias=False):
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1, bias=bias),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(3, 4, 3, stride=2, bias=bias),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 5, bias=bias),
+    )
+
+
+def within(measured, predicted, draws, entries):
+    """Whether a mean square over draws agrees with its expectation, within four errors.
+
+    A squared norm of normal noise through a matrix varies by √(2 / effective rank), at most √2.
+    """
+    relative = (measured.square() / predicted.square()).mean()
+    return abs(float(relative) - 1) < 4 * math.sqrt(2 / (draws * entries))
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+def test_noise_through_one_linear_layer_follows_the_cushion(device):
+    """E ||A eta||^2 / ||A x||^2 = eps^2 / (n mu^2) with the operator cushion mu."""
+    net = nn.Sequential(nn.Linear(6, 4, bias=False)).to(device)
+    x = draw(5, 6, device=device)
+    found = stability.activation_noise(net, x, levels=[0.01, 2.0], draws=400, probes=300)
+    cushion = rt.layer_cushions(net, x, norm="operator").values[0]
+    law = torch.tensor([0.01, 2.0])[:, None, None] / (6**0.5 * cushion)
+    assert within(found.measured, law, draws=400, entries=1)
+    assert float((found.predicted / law - 1).abs().max()) < 0.2  # 300 probes
+    assert found.places == ("0",) and found.relative
+
+
+def test_small_noise_follows_the_interlayer_cushion():
+    net, x = conv_net(), draw(4, 2, 5, 5)
+    found = stability.activation_noise(net, x, levels=[1e-6], draws=200, probes=400, batch=3)
+    assert found.places == ("0", "2", "5")
+    for number, stop in enumerate((1, 3, 6)):
+        exact = rt.interlayer_cushions(
+            net, x, start=0, stop=stop, kappa="total", method="exact"
+        ).values
+        law = 1e-6 / exact
+        assert float((found.predicted[:, number] / law - 1).abs().max()) < 0.15  # 400 probes
+        assert within(found.measured[:, number], law, draws=200, entries=2)
+    assert torch.equal(found.at_output[:, 0], found.measured[:, -1])
+
+
+def test_biases_change_the_law_as_they_change_the_output():
+    net, x = conv_net(bias=True), draw(3, 2, 5, 5)
+    found = stability.activation_noise(net, x, start=2, levels=[1e-6], draws=200, probes=400)
+    z = net[:2](x).detach()
+    for row, sample in enumerate(z):
+        jacobian = torch.func.jacrev(lambda a: net[2:](a[None])[0])(sample).reshape(5, -1)
+        law = (
+            1e-6 * jacobian.norm() / sample.numel() ** 0.5 * sample.norm() / net[2:](z)[row].norm()
+        )
+        assert abs(found.predicted[0, -1, row] / law - 1) < 0.15  # 400 probes
+        assert abs(found.measured[0, -1, row] / law - 1) < 4 * math.sqrt(0.5 / 200)
+
+
+def test_levels_share_their_noise():
+    """In a linear net the error is proportional to the level, exactly."""
+    net = nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 3)))
+    found = stability.activation_noise(net, draw(2, 5), levels=[0.1, 0.2], draws=2, probes=2)
+    assert relative_error(found.measured[1], 2 * found.measured[0]) < 1e-9
+    assert found.places == ("0", "1.0") and found.measured.shape == (2, 2, 2)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+KINDS = {
+    "linear": (lambda: nn.Linear(5, 4), (5,)),
+    "tokens": (lambda: nn.Linear(4, 3), (2, 4)),
+    "conv": (lambda: nn.Conv2d(2, 6, 3, padding=1), (2, 4, 4)),
+    "strided": (lambda: nn.Conv2d(2, 6, 3, stride=2), (2, 5, 5)),
+    "circular groups": (
+        lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="circular"),
+        (4, 4, 4),
+    ),
+    "residual": (
+        lambda: rt.simplified_net(8, identity="residual")[2],
+        (16, 4, 4),
+    ),
+    "explicit": (
+        lambda: rt.simplified_net(8, identity="explicit")[2],
+        (16, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("make, shape", KINDS.values(), ids=KINDS)
+def test_noise_in_weights_follows_the_law(make, shape):
+    net, x = nn.Sequential(make()), draw(3, *shape)
+    found = stability.weight_noise(net, x, levels=[0.1, 0.2], draws=300)
+    assert within(found.measured, found.predicted, draws=300, entries=1)
+    assert relative_error(found.measured[1], 2 * found.measured[0]) < EXACT
+
+
+def test_the_law_is_the_sum_of_squared_patches():
+    layer, x = nn.Conv2d(2, 3, 3, stride=2, padding=1), draw(2, 2, 5, 5)
+    found = stability.weight_noise(nn.Sequential(layer), x, levels=[0.5], draws=1)
+    patches = nn.functional.unfold(x, 3, stride=2, padding=1)
+    above = 0.5 * (3 * patches.square().sum((1, 2))).sqrt()
+    linear = nn.functional.conv2d(x, layer.weight, None, 2, 1).flatten(1).norm(dim=1)
+    assert relative_error(found.predicted[0, 0], (above / linear).detach()) < EXACT
+
+
+def test_relative_noise_in_a_linear_layer_measures_its_cushion():
+    """s = eps ||W|| / sqrt(n_in n_out) gives eps / (sqrt(n_in) mu)."""
+    layer, x = nn.Linear(7, 4), draw(5, 7)
+    net = nn.Sequential(layer)
+    found = stability.weight_noise(net, x, levels=[0.3], relative=True, draws=1)
+    cushion = rt.layer_cushions(net, x).values
+    assert relative_error(found.predicted[0], 0.3 / (7**0.5 * cushion)) < EXACT
+
+
+def test_error_at_the_output_is_that_of_a_net_with_other_weights():
+    net, x = conv_net(bias=True), draw(4, 2, 5, 5)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = stability.weight_noise(net, x, layers=["2"], levels=[0.1], draws=1, generator=3)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    clean = net(x).detach()
+    noise = torch.randn(net[2].weight.shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        net[2].weight += 0.1 * noise
+    error = ((net(x) - clean).norm(dim=1) / clean.norm(dim=1)).detach()
+    assert relative_error(found.at_output[0, 0], error) < 1e-10
+
+
+def test_every_layer_of_a_branching_net_is_taken():
+    net, x = rt.full_net(8), draw(2, 3, 8, 8)
+    found = stability.weight_noise(net, x, levels=[0.1], draws=1)
+    assert found.places == rt.layer_cushions(net, x).layers
+    assert "block1.branch.conv1" in str(found)
+
+
+# -- the bound -------------------------------------------------------------------------------------
+
+
+def test_contraction_is_the_largest_ratio_of_norms():
+    net, x = conv_net(), draw(6, 2, 5, 5)
+    found = stability.activation_contraction(net, x, batch=4)
+    first = net[0](x)
+    expected = (first.flatten(1).norm(dim=1) / first.relu().flatten(1).norm(dim=1)).max()
+    assert found["1"] == pytest.approx(expected.item(), rel=1e-12)
+    assert set(found) == {"1", "3"} and min(found.values()) >= 1
+
+
+def test_smoothness_is_infinite_in_a_linear_net_and_finite_behind_kinks():
+    x = draw(3, 2, 5, 5)
+    linear = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3))
+    found = stability.interlayer_smoothness(linear, x, draws=4)
+    assert found.rho() > 1e9  # round-off is all that is left
+    kinked = stability.interlayer_smoothness(conv_net(), x, epsilon=0.5, draws=50)
+    assert 0.1 < kinked.rho(0.05) <= kinked.rho(0.5) < 1e3
+    assert kinked.ratios.shape == (50, 3)
+
+
+def test_smoothness_from_its_definition():
+    net, x = conv_net(), draw(1, 2, 5, 5)
+    found = stability.interlayer_smoothness(net, x, epsilon=0.5, draws=3, generator=1)
+    source = torch.Generator().manual_seed(1)
+    for ratio in found.ratios:
+        eta = 0.5 * x.norm() / 50**0.5 * torch.randn(x.shape, generator=source)
+        worst = []
+        for stop in (1, 3, 6):
+            linear = torch.func.jvp(lambda z, k=stop: net[:k](z.clone()), (x,), (x + eta,))[1]
+            deviation = (net[:stop]((x + eta).clone()) - linear).norm()
+            if stop > 1:  # the first layer is linear
+                worst.append(eta.norm() * net[:stop](x.clone()).norm() / x.norm() / deviation)
+        assert ratio.item() == pytest.approx(min(worst).item(), rel=1e-9)
+
+
+def test_bound_of_a_small_net_from_full_jacobians():
+    """mu_i, mu_{i->}, c, ||f|| from their definitions; probes agree within a few percent."""
+    net, x = conv_net(), draw(3, 2, 5, 5)
+    found = stability.compression_bound(net, x, margin=2.0, probes=500)
+    cushions = rt.layer_cushions(net, x)
+    assert found.layers == ("0", "2", "5") and found.samples == 3
+    assert relative_error(found.layer_cushions, cushions.minimum) < EXACT
+    least = []
+    for start in (1, 3, 6):
+        shape = net[:start](x).shape[1:]
+        values = [shape[1:].numel() ** 0.5 / shape.numel() ** 0.5]
+        for stop in (3, 6):
+            if stop > start:
+                exact = rt.interlayer_cushions(net, x, start=start, stop=stop, method="exact")
+                values.append(exact.minimum.item())
+        least.append(min(values))
+    assert found.interlayer.tolist() == pytest.approx(least, rel=0.1)  # 500 probes
+    assert found.overlap.tolist() == [3, 2, 1]
+    assert found.contraction == max(stability.activation_contraction(net, x).values())
+    assert found.output_norm == pytest.approx(net(x).norm(dim=1).max().item(), rel=1e-12)
+    terms = (found.spread * found.overlap / (found.layer_cushions * found.interlayer)) ** 2
+    expected = (found.contraction * 3 * found.output_norm / 2) ** 2 * terms.sum().item()
+    assert found.effective_parameters == pytest.approx(expected, rel=1e-12)
+
+
+def test_spread_is_one_where_all_positions_are_alike():
+    net = nn.Sequential(
+        nn.Conv1d(2, 2, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular", bias=False),
+    )
+    x = draw(1, 2, 1).abs().expand(1, 2, 6).clone()
+    net[0].weight.data.abs_()
+    found = stability.compression_bound(net, x, margin=1.0, probes=1000)
+    assert found.spread[0].item() == pytest.approx(1, abs=0.15)
+
+
+def test_matrix_project_is_unbiased_and_rarely_fails():
+    a = draw(6, 8)
+    eta, epsilon = 0.05, 0.5
+    count = math.ceil(8 * math.log(1 / eta) / epsilon**2)
+    u, v = draw(6, seed=1), draw(8, seed=2)
+    fails, mean = 0, torch.zeros_like(a)
+    for seed in range(200):
+        projected = stability.matrix_project(a, projections=count, generator=seed)
+        mean += projected / 200
+        fails += abs(u @ (projected - a) @ v) > epsilon * a.norm() * u.norm() * v.norm()
+    assert fails <= eta * 200
+    # Each entry has variance (||A||^2 - A_ij^2) / (200 k).
+    assert float((mean - a).abs().max()) < 5 * a.norm() / math.sqrt(200 * count)
+
+
+def test_margin_loss():
+    output = torch.tensor([[3.0, 1.0, 0.0], [0.0, 1.0, 3.0], [1.0, 1.5, 0.0]])
+    labels = torch.tensor([0, 2, 1])
+    shares = [stability.margin_loss(output, labels, margin) for margin in (0.0, 1.0, 2.0, 9.0)]
+    assert shares == pytest.approx([0, 1 / 3, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: stability.activation_noise(conv_net(), x, start=6), "start: got 6, the last"),
+        (lambda x: stability.activation_noise(conv_net(), x, levels=[0.0]), "levels: got"),
+        (lambda x: stability.activation_noise(rt.full_net(8), draw(1, 3, 8, 8)),
+         "net: block1 is a Block with layers of its own"),
+        (lambda x: stability.activation_noise(nn.Linear(2, 2), x), "net: got Linear, needs"),
+        (lambda x: stability.weight_noise(conv_net(), iter([x])), "data: got an iterator"),
+        (lambda x: stability.weight_noise(conv_net(), x, layers=["7"]), "layers: unknown name"),
+        (lambda x: stability.compression_bound(conv_net(), x, margin=0), "margin: got 0"),
+        (lambda x: stability.activation_contraction(nn.Linear(2, 2), x), "net: has no activation"),
+        (lambda x: stability.interlayer_smoothness(conv_net(), x).rho(1.0), "delta: got 1.0"),
+        (lambda x: stability.margin_loss(x, x), "labels: got shape"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(draw(2, 2, 5, 5))
