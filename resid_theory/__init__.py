@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resid_theory import curvature as curvature
     from resid_theory import data as data
+    from resid_theory import descent as descent
     from resid_theory import plots as plots
     from resid_theory import theory as theory
     from resid_theory import training as training
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from resid_theory.curvature import hessian_cost as hessian_cost
     from resid_theory.curvature import hessian_spectrum as hessian_spectrum
     from resid_theory.data import load_whitened as load_whitened
+    from resid_theory.descent import gradient_descent as gradient_descent
     from resid_theory.equivalence import check_equivalence as check_equivalence
     from resid_theory.equivalence import fold as fold
     from resid_theory.equivalence import to_plain as to_plain
@@ -62,6 +64,7 @@ _HOMES = {
     "draw_weights": "shortcut",
     "fold": "equivalence",
     "full_net": "networks",
+    "gradient_descent": "descent",
     "hessian": "curvature",
     "hessian_cost": "curvature",
     "hessian_spectrum": "curvature",
@@ -79,7 +82,7 @@ _HOMES = {
     "to_residual": "equivalence",
     "train": "training",
 }
-_ROOMS = ("curvature", "data", "plots", "theory", "training")
+_ROOMS = ("curvature", "data", "descent", "plots", "theory", "training")
 
 __all__ = [
     "IdDecay",
@@ -94,11 +97,13 @@ __all__ = [
     "check_equivalence",
     "curvature",
     "data",
+    "descent",
     "diracnet",
     "diracnet_imagenet",
     "draw_weights",
     "fold",
     "full_net",
+    "gradient_descent",
     "hessian",
     "hessian_cost",
     "hessian_spectrum",

@@ -20,6 +20,7 @@ FLOORS = [
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
     ["curvature", "training"],
+    ["descent"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -28,7 +29,8 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "theory": [["linear", "local", "toeplitz"], ["assembly", "kinks"], ["origin"]],
+    "theory": [["linear", "local", "stacked", "toeplitz"], ["assembly", "kinks"], ["origin"]],
+    "descent": [["path", "problems"], ["steps"]],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],

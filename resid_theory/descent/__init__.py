@@ -1,0 +1,6 @@
+"""Full-batch gradient descent of many n-shortcut nets at once, and the curvature along it."""
+
+from resid_theory.descent.path import Descent
+from resid_theory.descent.steps import gradient_descent
+
+__all__ = ["Descent", "gradient_descent"]
