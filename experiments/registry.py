@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import demystifying_resnet
+from experiments import demystifying_dynamics, demystifying_resnet
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -19,7 +19,7 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
     return claims
 
 
-CLAIMS = join(demystifying_resnet.CLAIMS)
+CLAIMS = join(demystifying_resnet.CLAIMS, demystifying_dynamics.CLAIMS)
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:

@@ -229,8 +229,13 @@ WRONG = [
     pytest.param(rt.ShortcutNet(3, 2, 2, bias=True), {}, "has a bias", id="bias"),
     pytest.param(rt.ShortcutNet(3, 2, 2, mid="relu"), {}, "data: got Moments", id="moments"),
     pytest.param(torch.nn.Linear(3, 3), {}, "net: got Linear", id="net"),
-    pytest.param(rt.ShortcutNet(4, 2, 2), dict(weights=torch.zeros(2, 2, 4, 4, dtype=torch.float64)), "data: has 3", id="width"),
-]  # fmt: skip
+    pytest.param(
+        rt.ShortcutNet(4, 2, 2),
+        dict(weights=torch.zeros(2, 2, 4, 4, dtype=torch.float64)),
+        "data: has 3",
+        id="width",
+    ),
+]
 
 
 @pytest.mark.parametrize(("net", "change", "message"), WRONG)

@@ -43,7 +43,13 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
-    "experiments": [["claim"], ["demystifying_resnet"], ["registry"], ["__main__"]],
+    "experiments": [
+        ["claim"],
+        ["demystifying_resnet"],
+        ["demystifying_dynamics"],
+        ["registry"],
+        ["__main__"],
+    ],
 }
 
 
