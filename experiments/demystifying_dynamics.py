@@ -480,4 +480,72 @@ CLAIMS = [
         judge=judge_figure_7,
         draw=draw_figure_7,
     ),
+    Claim(
+        id="demystifying_resnet/figure_3_relu",
+        source=f"{PAPER}, Figure 3, right",
+        says="The same with ReLUs in mid positions.",
+        settings={
+            "quick": {
+                **_FIGURE_3,
+                **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=200, mid="relu"),
+            },
+            "short": dict(
+                **_FIGURE_3,
+                dataset="mnist",
+                samples=600,
+                depths=[4, 8, 16, 32, 64, 96],
+                mid="relu",
+                scaled="600 of the 60,000 samples",
+            ),
+            "paper": dict(
+                **_FIGURE_3,
+                dataset="mnist",
+                samples=None,
+                depths=[4, 8, 16, 32, 64, 96],
+                mid="relu",
+            ),
+        },
+        compute=compute_figure_3,
+        judge=judge_figure_3,
+        draw=draw_figure_3,
+    ),
+    Claim(
+        id="demystifying_resnet/figure_8",
+        source=f"{PAPER}, Figure 8",
+        says="With ReLUs in mid positions 2-shortcut nets find better optima, the deeper the "
+        "better; plain nets get worse with depth.",
+        settings={
+            "short": dict(
+                **_FIGURE_8,
+                samples=600,
+                seeds=1,
+                epochs=600,
+                scaled="600 of the 60,000 samples, 600 of 1,000 epochs, 1 of 10 runs",
+            ),
+            "paper": dict(**_FIGURE_8, samples=None, seeds=10, epochs=1000),
+        },
+        compute=compute_figure_8,
+        judge=judge_figure_8,
+        draw=draw_figure_8,
+    ),
+    *(
+        Claim(
+            id=f"demystifying_resnet/figure_9_surrogate_{dataset}",
+            source=f"{PAPER}, Figure 9, on {dataset.replace('mnist', 'MNIST')}",
+            says="Of shortcut depths 1 to 4 only 2 gains from great depth; 4 does not train.",
+            settings={
+                "short": dict(
+                    **_FIGURE_9,
+                    dataset=dataset,
+                    samples=500,
+                    scaled="fully connected nets of width 10 on 500 samples in place of "
+                    "convolutional ones on CIFAR-10, 5 of 10 runs",
+                )
+            },
+            compute=compute_figure_9,
+            judge=judge_figure_9,
+            draw=draw_figure_9,
+        )
+        for dataset in ("digits", "mnist")
+    ),
 ]

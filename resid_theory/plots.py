@@ -17,8 +17,9 @@ from torch import Tensor
 
 from resid_theory._check import whole
 from resid_theory.spectra import Spectrum
+from resid_theory.theory import ZeroPointReport
 
-__all__ = ["by_depth", "figure", "hessian_pattern", "png", "spectrum"]
+__all__ = ["by_depth", "figure", "hessian_pattern", "png", "spectrum", "zero_point"]
 
 # Okabe and Ito's palette, told apart by colour-blind readers; Wong, Nature Methods 8, 441 (2011).
 _MEASURED, _PREDICTED = "#56B4E9", "#D55E00"
@@ -181,6 +182,30 @@ def by_depth(
     title = "markers measured, lines predicted" if lines else None
     ax.legend(loc="upper left", frameon=False, title=title, alignment="left")
     return ax
+
+
+def zero_point(report: ZeroPointReport, *, drawing: Figure | None = None) -> Figure:
+    """A report of the zero point: singular values of M beside the predicted eigenvalues.
+
+    Args:
+        report: The report. Where its eigenvalues are not listed (n = 1 at great depth), only the
+            singular values are drawn.
+        drawing: Empty figure to fill; a new one by default, for files.
+
+    Returns:
+        The figure.
+    """
+    levels = report.spectrum
+    panels = 1 if levels is None else 2
+    drawing = figure(1, panels) if drawing is None else drawing
+    axes = drawing.axes or list(np.atleast_1d(drawing.subplots(1, panels)))
+    values = report.singular_values
+    axes[0].bar(range(1, len(values) + 1), values, color=_MEASURED)
+    axes[0].set(xlabel="rank", ylabel="singular value of M", title=report.point.verdict)
+    if levels is not None:
+        spectrum(levels, label="predicted", color=_PREDICTED, ax=axes[1])
+        _label_levels(axes[1], levels)
+    return drawing
 
 
 def _axes(ax: Axes | None) -> Axes:

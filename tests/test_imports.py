@@ -29,7 +29,13 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "theory": [["linear", "local", "stacked", "toeplitz"], ["assembly", "kinks"], ["origin"]],
+    "theory": [
+        ["initial", "linear", "local", "stacked", "toeplitz"],
+        ["assembly", "kinks"],
+        ["origin"],
+        ["escape"],
+        ["report"],
+    ],
     "descent": [["path", "problems"], ["steps"]],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
