@@ -1,11 +1,13 @@
 """Stacked gradient descent: against autograd one net at a time, against its laws, row by row."""
 
+import numpy as np
 import pytest
 import torch
 from close import EPS, relative_error, round_off
 from oracles import shortcut_net, square_loss
 
 import resid_theory as rt
+from resid_theory.descent import spectra_along
 from resid_theory.losses import square
 from resid_theory.theory.stacked import StackedChains
 
@@ -210,6 +212,77 @@ def test_nothing_of_the_caller_is_changed(generator, device):
     assert torch.equal(start, copy) and torch.equal(net.weights, before)
     assert net.weights.grad is None and torch.equal(torch.get_rng_state(), state)
 
+
+# -- curvature along the way -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(generator, device):
+    """A net, its data and a descent of two rows that kept weights."""
+    net = rt.ShortcutNet(3, 2, 2, device=device)
+    data = problem(3, 30, device, generator)
+    starts = drawn("near_zero", (2,), net, generator, device)
+    given = dict(weights=starts, learning_rate=0.1, epochs=30, keep=[0, 3, 10, 30])
+    return net, data, rt.gradient_descent(net, "square", data, **given)
+
+
+def test_spectra_along_are_those_of_the_weights(kept):
+    net, data, path = kept
+    found = spectra_along(net, "square", data, path, row=(1,))
+    assert found.epochs.tolist() == [0, 3, 10, 30]
+    for i, epoch in enumerate(path.kept.tolist()):
+        with torch.no_grad():
+            net.weights.copy_(path.kept_weights[i, 1])
+        own = rt.hessian_spectrum(net, "square", data)
+        assert found.spectra[i].distance(own) <= round_off(1000)
+        assert found.read("max_magnitude")[i] == found.spectra[i].max_magnitude
+        ratio = found.spectra[i].percentile_condition_number(10)
+        assert found.read("condition_number_10")[i] == ratio
+        assert found.read("index")[i] == found.spectra[i].index
+        assert found.loss[i] == path.loss[epoch, 1]
+        assert found.read("gradient_norm")[i] == path.gradient_norm[epoch, 1]
+
+
+def test_readings_are_interpolated_at_the_first_crossing(kept):
+    net, data, path = kept
+    found = spectra_along(net, "square", data, path, row=(0,))
+    for what in ("max_magnitude", "magnitude_percentile_10", "index", "gradient_norm"):
+        exact = found.at_loss(what, found.loss)
+        np.testing.assert_allclose(exact, found.read(what), rtol=round_off(100))
+    middle = float(np.sqrt(found.loss[0] * found.loss[1]))
+    between = found.at_loss("max_magnitude", [middle])
+    np.testing.assert_allclose(between**2, np.prod(found.read("max_magnitude")[:2]))
+    outside = found.at_loss("index", [2 * found.loss[0], 0.5 * found.loss[-1]])
+    assert np.isnan(outside).all()
+
+
+def test_spectra_along_stop_where_a_row_diverged(generator, device):
+    net = rt.ShortcutNet(3, 2, 2)
+    data = problem(3, 30, device, generator)
+    start = drawn("near_zero", (), net, generator, device)
+    path = rt.gradient_descent(
+        net, "square", data, weights=start, learning_rate=1e4, epochs=9, keep=[0, 9]
+    )
+    assert spectra_along(net, "square", data, path).epochs.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "message"),
+    [
+        (dict(keep=[]), (), "kept no weights"),
+        (dict(keep=[1]), (0,), "row: got"),
+        (dict(keep=[1], record_every=2), (), "not on record"),
+    ],
+    ids=["kept", "row", "record"],
+)
+def test_spectra_along_name_what_is_wrong(change, row, message):
+    moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
+    path = rt.gradient_descent(NET, "square", moments, **{**GOOD, "epochs": 2, **change})
+    with pytest.raises(ValueError, match=message):
+        spectra_along(NET, "square", moments, path, row=row)
+
+
+# -- errors ----------------------------------------------------------------------------------------
 
 NET = rt.ShortcutNet(3, 2, 2)
 GOOD = dict(weights=torch.zeros(2, 2, 3, 3, dtype=torch.float64), learning_rate=0.1, epochs=1)

@@ -36,7 +36,7 @@ INSIDE = {
         ["escape"],
         ["report"],
     ],
-    "descent": [["path", "problems"], ["steps"]],
+    "descent": [["path", "problems"], ["along", "steps"]],
     "curvature": [["chain", "columns"], ["dense"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
