@@ -2,7 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import demystifying_dynamics, demystifying_resnet
+from experiments import (
+    demystifying_curvature,
+    demystifying_dynamics,
+    demystifying_escape,
+    demystifying_resnet,
+)
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -19,7 +24,12 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
     return claims
 
 
-CLAIMS = join(demystifying_resnet.CLAIMS, demystifying_dynamics.CLAIMS)
+CLAIMS = join(
+    demystifying_resnet.CLAIMS,
+    demystifying_dynamics.CLAIMS,
+    demystifying_curvature.CLAIMS,
+    demystifying_escape.CLAIMS,
+)
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:

@@ -53,6 +53,7 @@ INSIDE = {
         ["claim"],
         ["demystifying_resnet"],
         ["demystifying_dynamics"],
+        ["demystifying_curvature", "demystifying_escape"],
         ["registry"],
         ["__main__"],
     ],
