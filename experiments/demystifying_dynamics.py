@@ -513,6 +513,11 @@ CLAIMS = [
         says="With ReLUs in mid positions 2-shortcut nets find better optima, the deeper the "
         "better; plain nets get worse with depth.",
         settings={
+            "quick": {
+                **_FIGURE_8,
+                **dict(dataset="digits", depths=[8, 32], rates=[-0.5, 0.0, 0.5]),
+                **dict(samples=100, seeds=1, epochs=120),
+            },
             "short": dict(
                 **_FIGURE_8,
                 samples=600,
