@@ -338,7 +338,7 @@ def draw_lemmas(figure: Figure, a: Arrays) -> None:
         )
     right.set(xlabel="order", ylabel="largest partial derivative at zero", title="Lemma 3")
     right.set_xticks([1, 2, 3])
-    right.legend(fontsize="small")
+    right.legend(fontsize="small", loc="center")
 
 
 # -- the claims ------------------------------------------------------------------------------------
