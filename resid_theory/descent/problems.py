@@ -20,18 +20,38 @@ Problem = Callable[[Tensor], tuple[Tensor, Tensor]]
 _CHUNK = 1 << 26  # bytes of activations at a time on a CPU: more leave its caches, and gain nothing
 
 
-def problem_of(net: ShortcutNet, loss: str | Loss, data: Any, dtype: torch.dtype) -> Problem:
-    """The cheapest way to evaluate stacked copies of a net: moments where they say everything."""
+def problem_of(net: ShortcutNet, loss: str | Loss, data: Any, like: Tensor) -> Problem:
+    """The cheapest way to evaluate stacked copies of a net: moments where they say everything.
+
+    Args:
+        net: The architecture.
+        loss: As in ``losses.loss_function``.
+        data: Moments where they suffice, otherwise samples.
+        like: A tensor of the dtype and on the device to compute with.
+
+    Returns:
+        The evaluation of stacked weights.
+
+    Raises:
+        ValueError: If moments do not suffice, or widths do not fit.
+    """
+    dtype, device = like.dtype, like.device
     if net.is_linear and loss == "square" and dtype == torch.float64:
         moments = Moments.of(data)
         _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
-        return StackedChains(moments, net.shortcut_depth, shortcut=net.shortcut)
+        there = Moments(
+            sxx=moments.sxx.to(device),
+            syx=moments.syx.to(device),
+            syy=moments.syy.to(device),
+            count=moments.count,
+        )
+        return StackedChains(there, net.shortcut_depth, shortcut=net.shortcut)
     if isinstance(data, Moments):
         raise ValueError(
             f"data: got Moments, which suffice for linear nets with the square loss in float64; "
             f"{net} with the loss {loss!r} in {dtype} needs the samples (x, y)"
         )
-    samples = gather(data).to(dtype)
+    samples = gather(data).to(device, dtype)
     _check_widths(net, samples.x.shape[1], samples.y.shape[1])
     return SampledNets(net, loss, samples)
 

@@ -44,7 +44,8 @@ def gradient_descent(
         data: x (m, d) and y (m, d): a pair, a ``Regression``, a loader; ``Moments`` suffice for
             linear nets with the square loss.
         weights: Starts, (..., blocks, n, d, d), as :func:`~resid_theory.draw_weights` gives them.
-            Their leading axes broadcast with those of ``learning_rate``; that makes the rows.
+            Their leading axes broadcast with those of ``learning_rate``; that makes the rows. Their
+            dtype and device are those of the computation.
         learning_rate: A number or an array; e.g. (rates, 1) against weights of (seeds, blocks, n,
             d, d) makes rates x seeds rows.
         epochs: Steps to take.
@@ -77,7 +78,7 @@ def gradient_descent(
     """
     starts, rates = _rows(net, weights, learning_rate)
     shape = starts.shape[:-4]
-    problem = problem_of(net, loss, data, starts.dtype)
+    problem = problem_of(net, loss, data, starts)
     count = whole("epochs", epochs, 0)
     run = _Run(
         _stacked(starts), rates.reshape(-1), None if limit is None else positive("limit", limit)
