@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from experiments import (
+    demystifying_curvature,
+    demystifying_dynamics,
+    demystifying_escape,
     demystifying_interpolation,
     demystifying_resnet,
     noise_stability,
@@ -28,6 +31,9 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
 
 CLAIMS = join(
     demystifying_resnet.CLAIMS,
+    demystifying_dynamics.CLAIMS,
+    demystifying_curvature.CLAIMS,
+    demystifying_escape.CLAIMS,
     demystifying_interpolation.CLAIMS,
     noise_stability.CLAIMS,
     noise_stability_flows.CLAIMS,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resid_theory import curvature as curvature
     from resid_theory import data as data
+    from resid_theory import descent as descent
     from resid_theory import plots as plots
     from resid_theory import stability as stability
     from resid_theory import theory as theory
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from resid_theory.curvature import trace as trace
     from resid_theory.data import load_whitened as load_whitened
     from resid_theory.densities import Density as Density
+    from resid_theory.descent import gradient_descent as gradient_descent
     from resid_theory.equivalence import check_equivalence as check_equivalence
     from resid_theory.equivalence import fold as fold
     from resid_theory.equivalence import to_plain as to_plain
@@ -96,6 +98,7 @@ _HOMES = {
     "fold": "equivalence",
     "frobenius_norm": "curvature",
     "full_net": "networks",
+    "gradient_descent": "descent",
     "hessian": "curvature",
     "hessian_cost": "curvature",
     "hessian_spectrum": "curvature",
@@ -120,7 +123,7 @@ _HOMES = {
     "trace": "curvature",
     "train": "training",
 }
-_ROOMS = ("curvature", "data", "plots", "stability", "theory", "training")
+_ROOMS = ("curvature", "data", "descent", "plots", "stability", "theory", "training")
 
 __all__ = [
     "CurvatureOperator",
@@ -145,6 +148,7 @@ __all__ = [
     "curvature",
     "curvature_operator",
     "data",
+    "descent",
     "diracnet",
     "diracnet_imagenet",
     "dominant_flows",
@@ -153,6 +157,7 @@ __all__ = [
     "fold",
     "frobenius_norm",
     "full_net",
+    "gradient_descent",
     "hessian",
     "hessian_cost",
     "hessian_spectrum",

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.comparison import Run, Setup, bound_of, measure, numbers
+from resid_theory.comparison import Run, Setup, measure, numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory import Regression, Spectrum
     from resid_theory.curvature import HessianCost
-    from resid_theory.theory import ZeroPoint
+    from resid_theory.theory import ZeroPointReport
 
 __all__ = ["main"]
 
@@ -49,12 +49,13 @@ _WORDS = {
     "growth_rate": "κ, limit of max |λ| / blocks",
     "bulk_percentile_10": "limit of the 10th percentile",
     "a_priori_bound": "a-priori bound on max / min",
+    "learning_rate_scale": "learning-rate scale, 1 / max |λ|",
+    "escape_time": "weights of 0.01 grow to 0.1 in lr × steps",
+    "escape_steps": "the same in steps at that learning rate",
 }
-_DENSE = 3000  # parameters whose eigenvalues take seconds; beyond, n = 1 answers by its limits
-_DENSE_EXACT = 8000  # on --exact a dense solver takes minutes up to here, inertia counts longer
 _ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
 
-Data = Annotated[str, typer.Option(help="Images to whiten: digits or mnist.")]
+Data = Annotated[str, typer.Option(help="To whiten: digits, mnist, or an .npz of arrays x, y.")]
 Components = Annotated[int, typer.Option(help="Principal components kept, the net's width d.")]
 Blocks = Annotated[int, typer.Option(help="Number of blocks R.")]
 ShortcutDepth = Annotated[int, typer.Option(help="Weight layers n under one shortcut.")]
@@ -146,7 +147,7 @@ def zero_point(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the Hessian at zero weights, at any depth; nothing is measured."""
+    """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
     _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
 
 
@@ -352,54 +353,19 @@ def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> N
     data = setup.load(progress=sys.stderr.isatty() and not as_json)
     if out is not None:
         _folder(out)
-    point = setup.zero_point(data)
+    from resid_theory.theory import ZeroPointReport
+
+    report = ZeroPointReport(point=setup.zero_point(data), exact=exact)
     # Limits and counts are many small problems, whatever the depth.
-    dense = point.size <= (_DENSE_EXACT if exact else _DENSE)
-    with _threads_for(point.size if dense else 0):
-        how, levels, numbers = _readings(point, dense, exact)
-    content = {
-        "setup": asdict(setup),
-        "method": how,
-        "verdict": point.verdict,
-        "reason": point.reason,
-        "order": point.order,
-        "slope": point.slope,
-        **numbers,
-    }
-    paths = ""
-    if out is not None:
-        paths = _write(out, "zero_point", content, _levels_figure(levels))
+    with _threads_for(report.point.size if report.is_dense else 0):
+        content = {"setup": asdict(setup), **report.summary()}
+        paths = "" if out is None else _write(out, "zero_point", content, _report_figure(report))
     if as_json:
         _print_json(content)
         return
     _zero_point_table(content)
     if paths:
         _say(f"{paths} written.")
-
-
-def _readings(
-    point: "ZeroPoint", dense: bool, exact: bool
-) -> "tuple[str, Spectrum | None, dict[str, Any]]":
-    """How the numbers are found, the eigenvalues where they are listed, and the numbers."""
-    from resid_theory import Spectrum
-    from resid_theory.theory import BlockToeplitz
-
-    matrix = point.readings
-    if isinstance(matrix, Spectrum):
-        return "closed form", matrix, {**numbers(matrix), "a_priori_bound": bound_of(point)}
-    assert isinstance(matrix, BlockToeplitz)
-    limits: dict[str, Any] = {"growth_rate": point.growth_rate}
-    if dense:
-        return "dense solver", point.spectrum, {**limits, **numbers(point.spectrum)}
-    if exact:
-        return "inertia counts", None, {**limits, **numbers(matrix)}
-    limits |= {
-        "parameters": point.size,
-        "max_magnitude": point.growth_rate * point.blocks,
-        "bulk_percentile_10": matrix.bulk_percentile(10),
-        "condition_number_10": matrix.predicted_condition_number(10),
-    }
-    return "limits of great depth, relative error O(1 / blocks); --exact counts", None, limits
 
 
 def _zero_point_table(content: Mapping[str, Any]) -> None:
@@ -414,14 +380,10 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
     _say(table)
 
 
-def _levels_figure(levels: "Spectrum | None") -> "Figure | None":
+def _report_figure(report: "ZeroPointReport") -> "Figure | None":
     from resid_theory import plots
 
-    if levels is None:
-        return None
-    drawing = plots.figure(panel=(6.4, 4.8))
-    plots.spectrum(levels, label="predicted", ax=drawing.axes[0])
-    return drawing
+    return None if report.spectrum is None else plots.zero_point(report)
 
 
 # -- words and files -------------------------------------------------------------------------------

@@ -66,11 +66,15 @@ class Setup:
         from resid_theory.losses import LOSSES
         from resid_theory.shortcut import INITIALIZATIONS
 
-        choose("data", self.data, ["digits", "mnist"])
+        own = self.data.endswith(".npz")
+        own or choose("data", self.data, ["digits", "mnist"])
         choose("init", self.init, INITIALIZATIONS)
         choose("loss", self.loss, list(LOSSES))
         replace(self, blocks=min(self.blocks, 1)).net(0)
-        data = rt.load_whitened(self.data, self.components, progress=progress)
+        if own:
+            data = _own_data(self.data, self.components)
+        else:
+            data = rt.load_whitened(self.data, self.components, progress=progress)
         if data.y.shape[1] != self.components:
             raise ValueError(
                 f"components: got {self.components}, needs {data.y.shape[1]}: the net has as many "
@@ -94,6 +98,23 @@ class Setup:
             post=self.post,
             **keywords,
         )
+
+
+def _own_data(path: str, components: int) -> "Regression":
+    """Arrays x (m, ...) and y, labels (m,) or targets (m, k), of a file; x whitened."""
+    import numpy as np
+    import torch
+
+    import resid_theory as rt
+    from resid_theory.data import one_hot, whiten
+
+    with np.load(path, allow_pickle=False) as file:
+        if not {"x", "y"} <= set(file.files):
+            raise ValueError(f"data: {path} has arrays {sorted(file.files)}, needs x and y")
+        x, y = (torch.as_tensor(file[name]) for name in ("x", "y"))
+    targets = one_hot(y, int(y.max()) + 1) if y.dim() == 1 else y.to(torch.float64)
+    whitened, _ = whiten(x.flatten(1), components)
+    return rt.Regression(whitened, targets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

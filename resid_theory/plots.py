@@ -20,6 +20,7 @@ from resid_theory.curvature.report import SpectrumReport
 from resid_theory.densities import Density
 from resid_theory.spectra import Spectrum
 from resid_theory.stability.summaries import Summaries
+from resid_theory.theory import ZeroPointReport
 from resid_theory.theory.sphere import PathChart
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "png",
     "spectral_density",
     "spectrum",
+    "zero_point",
 ]
 
 # Okabe and Ito's palette, told apart by colour-blind readers; Wong, Nature Methods 8, 441 (2011).
@@ -470,6 +472,30 @@ def _finite_row(net: str, found: Summaries, layer: str) -> np.ndarray:
     if len(values) == 0:
         raise ValueError(f"layer: {net} has no finite cushion in {layer!r}")
     return values
+
+
+def zero_point(report: ZeroPointReport, *, drawing: Figure | None = None) -> Figure:
+    """A report of the zero point: singular values of M beside the predicted eigenvalues.
+
+    Args:
+        report: The report. Where its eigenvalues are not listed (n = 1 at great depth), only the
+            singular values are drawn.
+        drawing: Empty figure to fill; a new one by default, for files.
+
+    Returns:
+        The figure.
+    """
+    levels = report.spectrum
+    panels = 1 if levels is None else 2
+    drawing = figure(1, panels) if drawing is None else drawing
+    axes = drawing.axes or list(np.atleast_1d(drawing.subplots(1, panels)))
+    values = report.singular_values
+    axes[0].bar(range(1, len(values) + 1), values, color=_MEASURED)
+    axes[0].set(xlabel="rank", ylabel="singular value of M", title=report.point.verdict)
+    if levels is not None:
+        spectrum(levels, label="predicted", color=_PREDICTED, ax=axes[1])
+        _label_levels(axes[1], levels)
+    return drawing
 
 
 def _axes(ax: Axes | None) -> Axes:

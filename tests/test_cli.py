@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -203,11 +204,26 @@ def test_zero_point_of_one_layer_gives_limits_when_large(capsys, digits):
 
 
 def test_zero_point_counts_when_asked(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_DENSE_EXACT", 0)
+    monkeypatch.setattr("resid_theory.theory.report._DENSE_EXACT", 0)
     monkeypatch.setattr(rt.theory.BlockToeplitz, "summary", lambda self: {"parameters": self.size})
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
     assert (found["method"], found["max_magnitude"]) == ("inertia counts", 7.0)
+
+
+def test_zero_point_of_a_file_of_ones_own(capsys, tmp_path, generator):
+    x = torch.randn(60, 2, 4, generator=generator)
+    labels = x.flatten(1)[:, :3].argmax(1)
+    np.savez(tmp_path / "own.npz", x=x.numpy(), y=labels.numpy())
+    words = ["zero-point", "--data", str(tmp_path / "own.npz"), "--components", "3"]
+    found = content(capsys, *words)
+    whitened, _ = rt.data.whiten(x.flatten(1), 3)
+    report = rt.theory.zero_point_report(whitened, labels, blocks=4)
+    assert found["singular_values"] == report.singular_values
+    assert found["escape_time"] == report.escape_time
+    np.savez(tmp_path / "own.npz", images=x.numpy())
+    code, _, error = run(capsys, *words)
+    assert code == 2 and "has arrays ['images'], needs x and y" in error
 
 
 def test_zero_point_without_curvature_is_valid_json(capsys):

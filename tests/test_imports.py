@@ -20,6 +20,7 @@ FLOORS = [
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
     ["curvature", "stability", "training"],
+    ["descent"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
@@ -29,11 +30,11 @@ FLOORS = [
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
     "theory": [
-        ["gaussian", "linear", "local", "separation", "sphere", "toeplitz"],
+        ["gaussian", "initial", "linear", "local", "separation", "sphere", "stacked", "toeplitz"],
         ["assembly", "columns", "flow", "kinks"],
         ["itineraries", "origin"],
-        ["bracing", "planning"],
-        ["interpolation"],
+        ["bracing", "escape", "planning"],
+        ["interpolation", "report"],
     ],
     "curvature": [
         [
@@ -52,6 +53,7 @@ INSIDE = {
         ["operator", "report"],
         ["measured"],
     ],
+    "descent": [["path", "problems"], ["along", "steps"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
@@ -83,6 +85,8 @@ INSIDE = {
             "noise_stability_flows",
             "noise_stability_gaussian",
         ],
+        ["demystifying_dynamics"],
+        ["demystifying_curvature", "demystifying_escape"],
         ["registry"],
         ["__main__"],
     ],

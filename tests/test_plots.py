@@ -130,6 +130,18 @@ def test_flow_curves_have_bars_and_lines(ax):
     assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= 1
 
 
+@pytest.mark.parametrize(("n", "panels"), [(1, 1), (2, 2), (3, 2)], ids=["n=1", "n=2", "n=3"])
+def test_zero_point_draws_what_is_listed(n, panels):
+    eye = torch.eye(2)
+    data = rt.Moments(sxx=2 * eye, syx=torch.diag(torch.tensor([0.5, 1.0])), syy=eye, count=5)
+    point = rt.theory.zero_point(data, blocks=1000, shortcut_depth=n)
+    report = rt.theory.ZeroPointReport(point=point)
+    drawing = plots.zero_point(report)
+    assert len(drawing.axes) == panels
+    heights = [bar.get_height() for bar in drawing.axes[0].patches]
+    np.testing.assert_allclose(heights, report.singular_values)
+
+
 def test_png_tells_only_the_drawing():
     def drawn():
         figure = plots.figure()

@@ -2,8 +2,16 @@
 
 from resid_theory.theory.assembly import linear_hessian
 from resid_theory.theory.columns import move_column, widest_margin
+from resid_theory.theory.escape import (
+    escape_start,
+    escape_steps,
+    escape_time,
+    learning_rate_scale,
+    linear_escape,
+)
 from resid_theory.theory.flow import TrivialFlow
 from resid_theory.theory.gaussian import exceedance, exceedance_integral, logistic
+from resid_theory.theory.initial import isometry_edges, lyapunov_exponents, output_growth
 from resid_theory.theory.interpolation import Interpolation, InterpolationNet, interpolate
 from resid_theory.theory.linear import (
     Unit,
@@ -15,6 +23,7 @@ from resid_theory.theory.linear import (
     rotated_moments,
 )
 from resid_theory.theory.origin import ZeroPoint, zero_point
+from resid_theory.theory.report import ZeroPointReport, zero_point_report
 from resid_theory.theory.separation import least_norm
 from resid_theory.theory.sphere import PathChart, great_arc, path_around
 from resid_theory.theory.toeplitz import BlockToeplitz
@@ -24,24 +33,34 @@ __all__ = [
     "Interpolation",
     "InterpolationNet",
     "PathChart",
+    "TrivialFlow",
     "Unit",
     "ZeroPoint",
+    "ZeroPointReport",
     "definition5_order",
-    "great_arc",
-    "interpolate",
-    "least_norm",
-    "TrivialFlow",
+    "escape_start",
+    "escape_steps",
+    "escape_time",
     "exceedance",
     "exceedance_integral",
+    "great_arc",
+    "interpolate",
+    "isometry_edges",
+    "learning_rate_scale",
+    "least_norm",
+    "linear_escape",
     "linear_gradient",
     "linear_hessian",
     "linear_hvp",
     "linear_loss",
     "linear_optimum",
-    "move_column",
-    "path_around",
     "logistic",
+    "lyapunov_exponents",
+    "move_column",
+    "output_growth",
+    "path_around",
     "rotated_moments",
     "widest_margin",
     "zero_point",
+    "zero_point_report",
 ]

@@ -1,0 +1,240 @@
+"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): Hessians along training.
+
+Figures 5 and 6. Percentiles are NumPy's linear ones; negative eigenvalues are those below -1e-10 of
+the largest magnitude; between epochs, numbers are interpolated in the logarithm of the loss.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.demystifying_dynamics import LABELS, LIMIT, MARKERS, PLAIN_AND_TWO, _net, _starts
+from experiments.demystifying_resnet import PAPER, _data
+
+
+def compute_curvature(
+    *,
+    dataset: str,
+    samples: int | None,
+    depth: int,
+    rates: Mapping[str, float],
+    epochs: int,
+    checkpoints: int,
+    early: int,
+    scale: float,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Exact Hessians of each net at epochs even in their logarithm, and even in that of the loss.
+
+    The 2-shortcut net's are taken at every one of the first ``early`` epochs too.
+    """
+    moments = _data(dataset, samples).moments
+    optimum = rt.theory.linear_optimum(moments)
+    arrays = {"optimum": np.array(optimum)}
+    spaced = np.geomspace(1, epochs, checkpoints - 1).round().astype(int).tolist()
+    for number, (name, net) in enumerate(PLAIN_AND_TWO.items()):
+        model = _net(depth, net)
+        (start,) = _starts(model, net["kind"], 1, scale, number, depth, seed)
+        descend = functools.partial(
+            rt.gradient_descent,
+            model,
+            "square",
+            moments,
+            weights=start,
+            learning_rate=rates[name],
+            epochs=epochs,
+            limit=LIMIT,
+        )
+        by_loss = _even_in_loss(descend().loss.numpy() - optimum, checkpoints)
+        every = range(early) if name == "two_shortcut" else ()
+        path = descend(keep={0, *spaced, *by_loss, *every})
+        found = rt.descent.spectra_along(model, "square", moments, path)
+        arrays |= {
+            f"{name}.epoch": found.epochs,
+            f"{name}.loss": found.loss,
+            f"{name}.max": found.read("max_magnitude"),
+            f"{name}.p10": found.read("magnitude_percentile_10"),
+            f"{name}.index": found.read("index"),
+            f"{name}.gradient": path.gradient_norm.numpy(),
+        }
+    return arrays
+
+
+def _even_in_loss(excess: np.ndarray, count: int) -> list[int]:
+    """Epochs at which a loss first passes levels that are even in its logarithm."""
+    levels = np.geomspace(excess[0], excess[-1], count)
+    passed = [np.flatnonzero(excess <= level) for level in levels]
+    return [int(epochs[0]) for epochs in passed if len(epochs)]
+
+
+def _levels(a: Arrays, *names: str, low: float, high: float = np.inf) -> np.ndarray:
+    """Losses that all these nets pass, within bounds; at most 200, even in their logarithm."""
+    bottom = max(low, *(a[f"{name}.loss"].min() for name in names))
+    top = min(high, *(a[f"{name}.loss"][0] for name in names))
+    return np.geomspace(bottom, top, 200) if bottom < top else np.empty(0)
+
+
+def _cond10_at(a: Arrays, name: str, levels: np.ndarray) -> np.ndarray:
+    return rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.max"] / a[f"{name}.p10"], levels)
+
+
+def _condition_ratio(a: Arrays, other: str, low: float, high: float = np.inf) -> np.ndarray:
+    """Condition number of the 2-shortcut net over another's, at their common losses."""
+    levels = _levels(a, "two_shortcut", other, low=low, high=high)
+    return _cond10_at(a, "two_shortcut", levels) / _cond10_at(a, other, levels)
+
+
+def judge_figure_5(a: Arrays) -> list[Verdict]:
+    """The criteria of Figure 5: condition numbers (max/10th percentile) at equal loss."""
+    optimum = float(a["optimum"])
+    rows = [
+        ("orthogonal", "at every common loss ≥ 1", 1.0, np.inf, "< 1/5", 0.0, 0.2),
+        ("orthogonal", "at every common loss ≥ optimum + 0.1", optimum + 0.1, np.inf, "< 1", 0, 1),
+        (
+            "xavier",
+            "at every common loss ≥ optimum + 0.05",
+            optimum + 0.05,
+            np.inf,
+            "< 1e-3",
+            0,
+            1e-3,
+        ),
+        (
+            "orthogonal",
+            "near the end, optimum + 0.005 to + 0.05",
+            optimum + 0.005,
+            optimum + 0.05,
+            "in [1/30, 30] (paper: roughly the same)",
+            1 / 30,
+            30.0,
+        ),
+    ]
+    verdicts = []
+    for other, where, low, high, expected, least, most in rows:
+        ratio = _condition_ratio(a, other, low, high)
+        measured = f"{ratio.min():.3g} to {ratio.max():.3g}" if len(ratio) else "no common loss"
+        holds = len(ratio) > 0 and bool(((ratio > least) & (ratio < most)).all())
+        verdicts.append(
+            Verdict(f"2-shortcut over {LABELS[other]}, {where}", expected, measured, holds)
+        )
+    return verdicts
+
+
+def draw_figure_5(figure: Figure, a: Arrays) -> None:
+    """Largest |λ| and its 10th percentile against the loss above the optimum."""
+    ax, optimum = figure.subplots(), float(a["optimum"])
+    for name in PLAIN_AND_TWO:
+        excess = a[f"{name}.loss"] - optimum
+        (line,) = ax.plot(excess, a[f"{name}.max"], MARKERS[name] + "-", label=LABELS[name])
+        ax.plot(excess, a[f"{name}.p10"], MARKERS[name] + "--", color=line.get_color(), mfc="none")
+    ax.set(xscale="log", yscale="log", xlabel="loss - optimum (training goes to the right)")
+    ax.set_ylabel("max |λ| (filled), 10th percentile of |λ| (open)")
+    ax.invert_xaxis()
+    ax.legend()
+
+
+def judge_figure_6(a: Arrays) -> list[Verdict]:
+    """The criteria of Figure 6: the share of negative eigenvalues."""
+    optimum = float(a["optimum"])
+    start = float(a["two_shortcut.index"][0])
+    first = min(a[f"{name}.loss"][0] for name in ("two_shortcut", "orthogonal"))
+    levels = _levels(a, "two_shortcut", "orthogonal", low=optimum + 0.01, high=0.9 * first)
+    two, orthogonal = (
+        rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False)
+        for name in ("two_shortcut", "orthogonal")
+    )
+    steepest = int(a["two_shortcut.gradient"].argmax())
+    around = np.abs(a["two_shortcut.epoch"] - steepest) <= 5
+    index = a["two_shortcut.index"][around]
+    drop = float(index[0] - index[-1])
+    return [
+        Verdict(
+            "2-shortcut: index at the start",
+            "1/2 ± 0.005 (Theorem 2)",
+            start,
+            abs(start - 0.5) <= 0.005,
+        ),
+        Verdict(
+            "2-shortcut: index below orthogonal's at equal loss",
+            "from optimum + 0.01 to 0.9 of the first loss (paper: always smaller)",
+            f"at {100 * (two < orthogonal).mean():.0f} % of the losses, difference "
+            f"{(two - orthogonal).min():.3f} to {(two - orthogonal).max():.3f}",
+            bool((two < orthogonal).all()),
+        ),
+        Verdict(
+            f"2-shortcut: index drops where the gradient is largest (epoch {steepest} ± 5)",
+            "by 0.02 or more",
+            f"{drop:.3f}",
+            drop >= 0.02,
+        ),
+    ]
+
+
+def draw_figure_6(figure: Figure, a: Arrays) -> None:
+    """Index against the loss; index and gradient norm of the 2-shortcut net over epochs."""
+    left, right = figure.subplots(1, 2)
+    optimum = float(a["optimum"])
+    for name in PLAIN_AND_TWO:
+        excess = a[f"{name}.loss"] - optimum
+        left.plot(excess, a[f"{name}.index"], MARKERS[name] + "-", label=LABELS[name], mfc="none")
+    left.set(xscale="log", xlabel="loss - optimum", ylabel="index (share of negative λ)")
+    left.invert_xaxis()
+    left.legend()
+    early = a["two_shortcut.epoch"] <= 60
+    right.plot(a["two_shortcut.epoch"][early], a["two_shortcut.index"][early], "k.-")
+    right.set(xlabel="epoch", ylabel="index, 2-shortcut (black)")
+    twin = right.twinx()
+    twin.plot(a["two_shortcut.gradient"][:61], color="#D55E00")
+    twin.set_ylabel("gradient norm (red)")
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+_SAYS = {
+    "5": "At equal loss the condition number of a 2-shortcut net is always smaller than those of "
+    "plain nets, especially when the loss is large; orthogonal and 2-shortcut nets end alike.",
+    "6": "A 2-shortcut net has fewer negative eigenvalues than plain nets at every loss; their "
+    "share drops dramatically at the beginning, where the gradient is largest.",
+}
+_CURVATURE = dict(
+    samples=None,
+    depth=16,
+    rates={"two_shortcut": 0.3, "orthogonal": 0.1, "xavier": 0.01},
+    epochs=1000,
+    checkpoints=24,
+    scale=0.01,
+    seed=0,
+)
+
+
+_SMALL = dict(depth=4, checkpoints=5, epochs=300, early=22)
+
+
+def _curvature(figure: str, judge, draw, small: Mapping[str, int] | None = None) -> list[Claim]:
+    """Both figures read the same computation: equal settings at paper scale."""
+    return [
+        Claim(
+            id=f"demystifying_resnet/figure_{figure}_{dataset}",
+            source=f"{PAPER}, Figure {figure}, on {dataset.replace('mnist', 'MNIST')}",
+            says=_SAYS[figure],
+            settings={
+                **({"quick": {**_CURVATURE, "dataset": dataset, **small}} if small else {}),
+                "paper": dict(**_CURVATURE, dataset=dataset, early=0),
+            },
+            compute=compute_curvature,
+            judge=judge,
+            draw=draw,
+        )
+        for dataset, small in (("digits", small), ("mnist", None))
+    ]
+
+
+CLAIMS = [
+    # Figure 5's criteria are about deep nets, whose Hessians take longer than a quick run may.
+    *_curvature("5", judge_figure_5, draw_figure_5),
+    *_curvature("6", judge_figure_6, draw_figure_6, small=_SMALL),
+]

@@ -1,0 +1,407 @@
+"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): near zero weights, as claims.
+
+What the paper's theory implies and its text leaves to the reader: how long gradient descent stays
+at the saddle, what initial weights do to signals (section 4.1), and lemmas 3 and 4 on generated
+nets.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.demystifying_dynamics import LABELS, MARKERS, NETS, _net, _starts
+from experiments.demystifying_resnet import EXACT, PAPER, WIDTH, _data, _generator
+
+# -- escape ----------------------------------------------------------------------------------------
+
+# size at the start, size at the end, learning rate
+ESCAPES = {2: (1e-3, 0.03, 0.02), 3: (0.02, 0.08, 0.05), 4: (0.06, 0.15, 0.1)}
+
+
+def compute_escape(*, dataset: str, samples: int | None, blocks: int) -> dict[str, np.ndarray]:
+    """Size of the weights over epochs from a balanced start, n = 2, 3, 4, and the predictions."""
+    moments = _data(dataset, samples).moments
+    arrays = {"n": np.array(list(ESCAPES))}
+    for n, (start, stop, rate) in ESCAPES.items():
+        point = rt.theory.zero_point(moments, blocks=blocks, shortcut_depth=n)
+        steps = rt.theory.escape_steps(point, start=start, stop=stop, learning_rate=rate)
+        block = torch.stack(rt.theory.escape_start(point, start))
+        path = rt.gradient_descent(
+            rt.ShortcutNet(WIDTH, blocks, n),
+            "square",
+            moments,
+            weights=block.expand(blocks, *block.shape),
+            learning_rate=rate,
+            epochs=math.ceil(1.1 * steps),
+        )
+        arrays |= {
+            f"n{n}.size": path.mean_weight_norm.numpy(),
+            f"n{n}.settings": np.array([start, stop, rate]),
+            f"n{n}.predicted": np.array(steps),
+        }
+    return arrays
+
+
+def _crossing(size: np.ndarray, level: float) -> float:
+    """Epoch at which a growing size passes a level; its logarithm is linear between epochs."""
+    after = int(np.flatnonzero(size >= level)[0])
+    low, high = np.log(size[after - 1 : after + 1])
+    return float(after - 1 + (np.log(level) - low) / (high - low))
+
+
+def judge_escape(a: Arrays) -> list[Verdict]:
+    """Measured over predicted steps."""
+    verdicts = []
+    for n in a["n"]:
+        start, stop, _ = a[f"n{n}.settings"]
+        measured, predicted = _crossing(a[f"n{n}.size"], stop), float(a[f"n{n}.predicted"])
+        formula = "log(δ/w) / log(1 + ηs)" if n == 2 else f"(w^{2 - n} - δ^{2 - n}) / ({n - 2}sη)"
+        verdicts.append(
+            Verdict(
+                f"n = {n}: steps of gradient descent from {start:g} to {stop:g}",
+                f"{formula} = {predicted:.1f} within 1 %",
+                f"{measured:.1f}, {100 * (measured / predicted - 1):+.2f} %",
+                abs(measured / predicted - 1) <= 0.01,
+            )
+        )
+    return verdicts
+
+
+def draw_escape(figure: Figure, a: Arrays) -> None:
+    """Sizes over the predicted number of steps."""
+    ax = figure.subplots()
+    for n, marker in zip(a["n"], "osD", strict=True):
+        size, (start, stop, _) = a[f"n{n}.size"], a[f"n{n}.settings"]
+        epochs = np.arange(len(size)) / float(a[f"n{n}.predicted"])
+        step = max(1, len(size) // 25)
+        growth = np.log(size / start) / np.log(stop / start)
+        ax.plot(epochs[::step], growth[::step], marker, label=f"n = {n}", mfc="none")
+    ax.plot([1], [1], "k+", markersize=14, label="predicted")
+    ax.set(xlabel="steps / predicted steps", ylabel="log(size / start) / log(stop / start)")
+    ax.legend()
+
+
+# -- Jacobians and output variance -----------------------------------------------------------------
+
+
+JACOBIANS = ("xavier", "orthogonal", "two_shortcut")
+
+
+def compute_isometry(*, depths: Sequence[int], draws: int, scale: float) -> dict[str, np.ndarray]:
+    """Extreme singular values of the input-output Jacobian of linear nets, (depths, draws)."""
+    arrays = {
+        "depth": np.array(depths),
+        "exponents": rt.theory.lyapunov_exponents(WIDTH).numpy(),
+        "edges": np.array(
+            [rt.theory.isometry_edges(depth // 2, 2, scale=scale) for depth in depths]
+        ),
+    }
+    for number, name in enumerate(JACOBIANS):
+        values = []
+        for depth in depths:
+            model = _net(depth, NETS[name])
+            weights = _starts(model, NETS[name]["kind"], draws, scale, number, depth, 11)
+            eye = torch.eye(WIDTH, dtype=torch.float64)
+            with torch.no_grad():
+                jacobian = torch.func.functional_call(model, {"weights": weights}, (eye,))
+            values.append(torch.linalg.svdvals(jacobian).numpy())
+        arrays[f"{name}.max"] = np.stack([found[:, 0] for found in values])
+        arrays[f"{name}.min"] = np.stack([found[:, -1] for found in values])
+    return arrays
+
+
+def judge_isometry(a: Arrays) -> list[Verdict]:
+    """Each initialization against its closed form."""
+    off = max(float(np.abs(a[f"orthogonal.{end}"] - 1).max()) for end in ("min", "max"))
+    low, high = a["edges"][-1]
+    ends = np.array([a[f"two_shortcut.{end}"][-1].mean() for end in ("min", "max")])
+    miss = float(np.abs(ends - [low, high]).max() / (high - 1))
+    logs = np.log(a["xavier.max"] / a["xavier.min"]).mean(-1)
+    slope = float(np.polyfit(a["depth"], logs, 1)[0])
+    rate = float(a["exponents"][0] - a["exponents"][-1])
+    return [
+        Verdict("orthogonal: all singular values are 1", "to 1e-12", f"{off:.1e}", off <= EXACT),
+        Verdict(
+            f"2-shortcut near zero, {a['depth'][-1]} layers: extreme singular values",
+            f"{low:.3f} and {high:.3f}, 1 ± ε²√(2R), within a quarter of the spread (width 10)",
+            f"{ends[0]:.3f} and {ends[1]:.3f}, off by {miss:.2f} of it",
+            miss <= 0.25,
+        ),
+        Verdict(
+            "Xavier: log of the Jacobian's condition number grows with depth",
+            f"{rate:.3f} nats a layer (Lyapunov exponents) within 10 %",
+            f"{slope:.3f}",
+            abs(slope / rate - 1) <= 0.1,
+        ),
+    ]
+
+
+def draw_isometry(figure: Figure, a: Arrays) -> None:
+    """Largest and smallest singular value over depth."""
+    left, right = figure.subplots(1, 2)
+    for ax, names in ((left, JACOBIANS), (right, JACOBIANS[-1:])):
+        for name in names:
+            top, bottom = (a[f"{name}.{end}"].mean(-1) for end in ("max", "min"))
+            (line,) = ax.plot(a["depth"], top, MARKERS[name] + "-", label=LABELS[name])
+            ax.plot(a["depth"], bottom, MARKERS[name] + "-", color=line.get_color())
+    right.plot(a["depth"], a["edges"], "k--", label="1 ± ε²√(2R)")
+    left.set(yscale="log", ylabel="extreme singular values of the Jacobian")
+    for ax in (left, right):
+        ax.set_xlabel("weight layers N")
+        ax.legend(fontsize="small")
+
+
+OUTPUTS: dict[str, dict] = {
+    "kaiming.linear": dict(kind="kaiming", mid=None),
+    "kaiming.relu": dict(kind="kaiming", mid="relu"),
+    "near_zero.linear": dict(kind="near_zero", mid=None),
+    "zero.linear": dict(kind="zero", mid=None),
+}
+
+
+def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[str, np.ndarray]:
+    """Mean square of the signal after every block of residual nets, over that of the input."""
+    arrays = {"blocks": np.arange(blocks + 1)}
+    for number, (name, net) in enumerate(OUTPUTS.items()):
+        generator = _generator(13, number)
+        z = torch.randn(draws, 1, WIDTH, generator=generator, dtype=torch.float64)
+        block = rt.ShortcutNet(WIDTH, 1, 2, mid=net["mid"])
+        squares = [z.square().sum((-2, -1))]
+        for _ in range(blocks):
+            shape = (draws, 1, 2, WIDTH, WIDTH)
+            weights = rt.draw_weights(net["kind"], shape, generator=generator, scale=scale)
+            with torch.no_grad():
+                z = torch.func.functional_call(block, {"weights": weights}, (z,))
+            squares.append(z.square().sum((-2, -1)))
+        ratios = torch.stack([after / before for before, after in itertools.pairwise(squares)])
+        arrays |= {
+            f"{name}.mean": torch.stack(squares).mean(1).numpy() / squares[0].mean().item(),
+            f"{name}.ratio": np.array(
+                [ratios.mean().item(), ratios.std().item() / ratios.numel() ** 0.5]
+            ),
+            f"{name}.predicted": np.array(
+                rt.theory.output_growth(net["kind"], 2, mid=net["mid"], scale=scale)
+            ),
+        }
+    return arrays
+
+
+def judge_output_variance(a: Arrays) -> list[Verdict]:
+    """Growth a block against the closed form, and what it comes to at the end."""
+    verdicts, last = [], int(a["blocks"][-1])
+    for name in OUTPUTS:
+        kind, activation = name.split(".")
+        (ratio, error), predicted = a[f"{name}.ratio"], float(a[f"{name}.predicted"])
+        verdicts.append(
+            Verdict(
+                f"{kind}, {activation}: growth of the mean square a block",
+                f"{predicted:.8g} within 4 standard errors",
+                f"{ratio:.8g} ± {error:.1g}",
+                abs(ratio - predicted) <= 4 * error + 1e-12,
+            )
+        )
+    for kind, expected, holds in (
+        ("kaiming", "more than 1e6 (paper: explodes)", lambda value: value > 1e6),
+        ("near_zero", "within 1 % of 1 (paper: stays)", lambda value: abs(value - 1) <= 0.01),
+    ):
+        value = float(a[f"{kind}.linear.mean"][-1])
+        verdicts.append(
+            Verdict(f"{kind}: output over input after {last} blocks", expected, value, holds(value))
+        )
+    return verdicts
+
+
+def draw_output_variance(figure: Figure, a: Arrays) -> None:
+    """Mean square over blocks, measured and predicted."""
+    ax = figure.subplots()
+    for name, marker in zip(OUTPUTS, "osDv", strict=True):
+        label = name.replace("kaiming", "MSRA").replace("_", " ").replace(".", ", ")
+        (line,) = ax.plot(a["blocks"], a[f"{name}.mean"], marker, label=label, mfc="none")
+        ax.plot(a["blocks"], a[f"{name}.predicted"] ** a["blocks"], color=line.get_color())
+    ax.set(yscale="log", xlabel="blocks of two layers", ylabel="output variance / input variance")
+    ax.legend(title="markers measured, lines predicted")
+
+
+# -- lemmas 3 and 4 --------------------------------------------------------------------------------
+
+
+def compute_lemmas(*, width: int, blocks: int, seed: int) -> dict[str, np.ndarray]:
+    """Derivatives up to order three at zero of nets whose activation has all derivatives."""
+    generator = _generator(17, seed)
+    x, y = torch.randn(2, 20, width, generator=generator, dtype=torch.float64)
+    arrays = {}
+    for n in (2, 3):
+        net = rt.ShortcutNet(width, 2, n, mid=torch.expm1, post=torch.expm1)
+        for order, derivative in enumerate(_derivatives(net, x, y, 3), start=1):
+            whole = _holds_whole_unit(net, order)
+            inside = derivative[whole].abs()
+            outside = derivative[~whole].abs()
+            arrays[f"lemma3.n{n}.order{order}"] = np.array(
+                [
+                    outside.max().item() if len(outside) else 0.0,
+                    inside.max().item() if len(inside) else 0.0,
+                ]
+            )
+    net = rt.ShortcutNet(width, blocks, 1, post=torch.expm1)
+    _, hessian = _derivatives(net, x, y, 2)
+    arrays["lemma4.hessian"] = hessian.numpy()
+    arrays["lemma4.blocks"] = np.array(blocks)
+    return arrays
+
+
+def _derivatives(net: rt.ShortcutNet, x: torch.Tensor, y: torch.Tensor, orders: int) -> list:
+    """All derivatives of the loss at zero weights, one differentiated to give the next."""
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        weights = flat.view(net.weights.shape)
+        output = torch.func.functional_call(net, {"weights": weights}, (x,))
+        return 0.5 * (output - y).square().sum() / len(x)
+
+    point = torch.zeros(net.weights.numel(), dtype=torch.float64)
+    found, derivative = [], loss
+    for _ in range(orders):
+        derivative = torch.func.jacrev(derivative)
+        found.append(derivative(point).detach())
+    return found
+
+
+def _holds_whole_unit(net: rt.ShortcutNet, order: int) -> torch.Tensor:
+    """Whether the variables of each partial derivative contain all n matrices of some unit."""
+    n, entries = net.shortcut_depth, net.width**2
+    size = net.blocks * n * entries
+    layer = torch.arange(size) // entries
+    held = torch.zeros([size] * order, dtype=torch.bool)
+    for block in range(net.blocks):
+        every = torch.ones_like(held)
+        for matrix in range(block * n, block * n + n):
+            some = torch.zeros_like(held)
+            for axis in range(order):
+                shape = [1] * order
+                shape[axis] = size
+                some |= (layer == matrix).view(shape)
+            every &= some
+        held |= every
+    return held
+
+
+def judge_lemmas(a: Arrays) -> list[Verdict]:
+    """Lemma 3 for every order computed, Lemma 4 for every pair of units."""
+    verdicts = []
+    for n in (2, 3):
+        pairs = [a[f"lemma3.n{n}.order{order}"] for order in (1, 2, 3)]
+        outside = max(float(pair[0]) for pair in pairs)
+        inside = float(pairs[n - 1][1])
+        verdicts.append(
+            Verdict(
+                f"Lemma 3, n = {n}, orders 1 to 3: partials without a whole unit",
+                "exactly 0, while one of order n with it is not",
+                f"{outside:g}; largest with it {inside:.3g}",
+                outside == 0.0 and inside > 0.0,
+            )
+        )
+    blocks = int(a["lemma4.blocks"])
+    size = len(a["lemma4.hessian"]) // blocks
+    tiles = a["lemma4.hessian"].reshape(blocks, size, blocks, size).transpose(0, 2, 1, 3)
+    scale = np.abs(tiles).max()
+    later = [tiles[r, c] for r in range(blocks) for c in range(r)]
+    gap = max(np.abs(tile - later[0]).max() for tile in later) / scale
+    gap = max(gap, *(np.abs(tiles[r, r] - tiles[0, 0]).max() / scale for r in range(blocks)))
+    apart = float(np.abs(later[0] - later[0].T).max() / scale)
+    verdicts.append(
+        Verdict(
+            f"Lemma 4, n = 1, {blocks} units: second derivatives of all pairs in one order",
+            "equal to 1e-12 of the largest, the two orders being different",
+            f"{gap:.1e}; orders differ by {apart:.2g}",
+            bool(gap <= EXACT and apart > EXACT),
+        )
+    )
+    return verdicts
+
+
+def draw_lemmas(figure: Figure, a: Arrays) -> None:
+    """The Hessian of the 1-shortcut net, and the sizes of partial derivatives by order."""
+    left, right = figure.subplots(1, 2)
+    hessian = a["lemma4.hessian"]
+    block = len(hessian) // int(a["lemma4.blocks"])
+    rt.plots.hessian_pattern(hessian, block=block, ax=left, title="Lemma 4")
+    for n, marker in ((2, "o"), (3, "D")):
+        pairs = np.array([a[f"lemma3.n{n}.order{order}"] for order in (1, 2, 3)])
+        (line,) = right.plot([1, 2, 3], pairs[:, 1], marker, label=f"n = {n}, with a whole unit")
+        right.plot(
+            [1, 2, 3], pairs[:, 0], marker, color=line.get_color(), mfc="none", label="without"
+        )
+    right.set(xlabel="order", ylabel="largest partial derivative at zero", title="Lemma 3")
+    right.set_xticks([1, 2, 3])
+    right.legend(fontsize="small", loc="center")
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+
+def _claim(
+    name: str, where: str, says: str, settings: dict[str, dict], functions: tuple[Callable, ...]
+) -> Claim:
+    compute, judge, draw = functions
+    return Claim(
+        id=f"demystifying_resnet/{name}",
+        source=f"{PAPER}, {where}",
+        says=says,
+        settings=settings,
+        compute=compute,
+        judge=judge,
+        draw=draw,
+    )
+
+
+CLAIMS = [
+    _claim(
+        "escape",
+        "implied by Theorem 2",
+        "Near zero the leading jet alone decides how long gradient descent stays: exponential "
+        "growth for 2-shortcut nets, a plateau for n ≥ 3, at any depth.",
+        {
+            "quick": dict(dataset="digits", samples=None, blocks=2),
+            "paper": dict(dataset="mnist", samples=None, blocks=8),
+        },
+        (compute_escape, judge_escape, draw_escape),
+    ),
+    _claim(
+        "isometry",
+        "sections 4 and 5 (initializations)",
+        "At initialization orthogonal and near-zero 2-shortcut nets are (nearly) isometries; the "
+        "Jacobian of a Xavier net becomes singular exponentially fast with depth.",
+        {
+            "quick": dict(depths=[4, 8, 12], draws=200, scale=0.1),
+            "paper": dict(depths=[4, 8, 12, 16], draws=500, scale=0.1),
+        },
+        (compute_isometry, judge_isometry, draw_isometry),
+    ),
+    _claim(
+        "output_variance",
+        "section 4.1",
+        "Under MSRA initialization the output variance of a residual net explodes with depth; from "
+        "zero or near zero it stays.",
+        {
+            "quick": dict(blocks=16, draws=500, scale=0.01),
+            "paper": dict(blocks=48, draws=5000, scale=0.01),
+        },
+        (compute_output_variance, judge_output_variance, draw_output_variance),
+    ),
+    _claim(
+        "lemmas_3_and_4",
+        "Lemmas 3 and 4",
+        "At zero a partial derivative is nonzero only if its variables contain all n matrices of a "
+        "unit; second derivatives between two units depend on their order, not on their positions.",
+        {
+            "quick": dict(width=2, blocks=4, seed=0),
+            "paper": dict(width=2, blocks=8, seed=1),
+        },
+        (compute_lemmas, judge_lemmas, draw_lemmas),
+    ),
+]

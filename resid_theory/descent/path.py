@@ -1,0 +1,65 @@
+"""What a descent leaves behind: one row for every start and learning rate."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Descent"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Descent:
+    """Full-batch gradient descent of many nets; ``rows`` stands for the leading axes.
+
+    Attributes:
+        epochs: Recorded epochs, (t,), int64; epoch e is after e steps, 0 is the start.
+        loss: At these epochs, (t, *rows), float64; inf from the epoch on at which a row diverged.
+        gradient_norm: Euclidean norm over all weights, (t, *rows); nan likewise.
+        weight_norms: Frobenius norm of every layer, (t, *rows, layers), input to output; likewise.
+        learning_rate: Of each row, (*rows).
+        diverged_at: Epoch at which a row's loss passed the limit or was not a number, (*rows),
+            int64; -1 where it never did.
+        weights: At the end, (*rows, blocks, n, d, d); of a diverged row those it diverged with,
+            which need not be finite.
+        kept: Epochs whose weights were kept, (c,), int64.
+        kept_weights: Those, (c, *rows, blocks, n, d, d); nan from a row's divergence on.
+    """
+
+    epochs: Tensor
+    loss: Tensor
+    gradient_norm: Tensor
+    weight_norms: Tensor
+    learning_rate: Tensor
+    diverged_at: Tensor
+    weights: Tensor
+    kept: Tensor
+    kept_weights: Tensor
+
+    @property
+    def final_loss(self) -> Tensor:
+        """Loss after the last step, (*rows); inf where the row diverged."""
+        return self.loss[-1]
+
+    @property
+    def diverged(self) -> Tensor:
+        """Whether a row diverged, (*rows)."""
+        return self.diverged_at >= 0
+
+    @property
+    def mean_weight_norm(self) -> Tensor:
+        """Mean over layers of the Frobenius norm, (t, *rows)."""
+        return self.weight_norms.mean(-1)
+
+    def reached(self, level: float) -> Tensor:
+        """Recorded epoch at which the loss is first at most ``level``.
+
+        Args:
+            level: In units of the loss.
+
+        Returns:
+            (*rows), int64; -1 where no recorded loss is.
+        """
+        below = self.loss <= level
+        first = self.epochs.to(below.device)[below.to(torch.int8).argmax(0)]
+        return torch.where(below.any(0), first, -1)

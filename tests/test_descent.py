@@ -1,0 +1,318 @@
+"""Stacked gradient descent: against autograd one net at a time, against its laws, row by row."""
+
+import numpy as np
+import pytest
+import torch
+from close import EPS, relative_error, round_off
+from oracles import shortcut_net, square_loss
+
+import resid_theory as rt
+from resid_theory.descent import spectra_along
+from resid_theory.losses import square
+from resid_theory.theory.stacked import StackedChains
+
+AFTER_200_EPOCHS = 1e-11  # round-off of 200 steps, of sums over samples in another order
+NETS = [
+    pytest.param(dict(blocks=6, n=1, shortcut=False), "orthogonal", id="plain"),
+    pytest.param(dict(blocks=5, n=1, shortcut=True), "near_zero", id="1-shortcut"),
+    pytest.param(dict(blocks=3, n=2, shortcut=True), "near_zero", id="2-shortcut"),
+    pytest.param(dict(blocks=2, n=3, shortcut=True), "xavier", id="3-shortcut"),
+]
+
+
+def identity(z):
+    return z
+
+
+def problem(width, samples, device, generator):
+    """Correlated inputs and targets, neither whitened nor centred."""
+    mix = torch.randn(width, width, generator=generator) / width**0.5 + torch.eye(width)
+    x = torch.randn(samples, width, generator=generator) @ mix + 0.1
+    y = torch.randn(samples, width, generator=generator) + 0.5 * x
+    return x.to(device), y.to(device)
+
+
+def drawn(kind, rows, net, generator, device, scale=0.1):
+    shape = (*rows, net.blocks, net.shortcut_depth, net.width, net.width)
+    return rt.draw_weights(kind, shape, generator=generator, scale=scale).to(device)
+
+
+def descend_by_autograd(net, x, y, weights, rate, epochs, mid=identity):
+    """One net, one step at a time, on the samples: losses and weights."""
+    point, losses = weights.clone(), []
+    for epoch in range(epochs + 1):
+        point.requires_grad_()
+        output = shortcut_net(
+            list(point.flatten(0, 1)), None, x, n=net.shortcut_depth, shortcut=net.shortcut,
+            pre=identity, mid=mid, post=identity,
+        )  # fmt: skip
+        loss = square_loss(output, y) if len(x) < 30 else 0.5 * (output - y).square().sum() / len(x)
+        (gradient,) = torch.autograd.grad(loss, point)
+        losses.append(loss.item())
+        point = point.detach() - rate * gradient if epoch < epochs else point.detach()
+    return losses, point, gradient
+
+
+@pytest.mark.parametrize(("shape", "kind"), NETS)
+def test_closed_form_descent_equals_autograd_on_the_data(shape, kind, generator, device):
+    net = rt.ShortcutNet(4, shape["blocks"], shape["n"], shortcut=shape["shortcut"])
+    x, y = problem(4, 300, device, generator)
+    starts = drawn(kind, (3,), net, generator, device)
+    rates = torch.tensor([0.01, 0.03])
+    path = rt.gradient_descent(
+        net, "square", (x, y), weights=starts, learning_rate=rates[:, None], epochs=200
+    )
+    for i, rate in enumerate(rates.tolist()):
+        losses, weights, gradient = descend_by_autograd(net, x, y, starts[i], rate, 200)
+        assert relative_error(path.weights[i, i], weights) <= AFTER_200_EPOCHS
+        measured = path.loss[:, i, i].cpu()
+        assert relative_error(measured, torch.tensor(losses)) <= AFTER_200_EPOCHS
+        norms = torch.linalg.matrix_norm(weights).flatten()
+        assert relative_error(path.weight_norms[-1, i, i], norms) <= AFTER_200_EPOCHS
+        assert path.gradient_norm[-1, i, i].item() == pytest.approx(gradient.norm().item(), 1e-9)
+
+
+def test_nonlinear_rows_equal_autograd_one_net_at_a_time(generator, device):
+    net = rt.ShortcutNet(4, 3, 2, mid="tanh")
+    x, y = problem(4, 20, device, generator)
+    starts = drawn("near_zero", (2, 1), net, generator, device, scale=0.5)
+    path = rt.gradient_descent(
+        net, "square", (x, y), weights=starts, learning_rate=[0.05, 0.1], epochs=30
+    )
+    assert path.final_loss.shape == (2, 2)
+    for seed in range(2):
+        for column, rate in enumerate((0.05, 0.1)):
+            losses, weights, _ = descend_by_autograd(
+                net, x, y, starts[seed, 0], rate, 30, mid=torch.tanh
+            )
+            assert relative_error(path.weights[seed, column], weights) <= AFTER_200_EPOCHS
+            measured = path.loss[:, seed, column].cpu()
+            assert relative_error(measured, torch.tensor(losses)) <= AFTER_200_EPOCHS
+
+
+def test_both_routes_agree_on_a_linear_net(generator, device):
+    net = rt.ShortcutNet(3, 2, 2)
+    data = problem(3, 40, device, generator)
+    starts = drawn("near_zero", (4,), net, generator, device)
+    given = dict(weights=starts, learning_rate=0.05, epochs=50)
+    closed = rt.gradient_descent(net, "square", data, **given)
+    sampled = rt.gradient_descent(net, lambda out, y: square(out, y), data, **given)
+    assert relative_error(sampled.weights, closed.weights) <= AFTER_200_EPOCHS
+
+
+def test_cross_entropy_descends_to_a_smaller_loss(generator, device):
+    net = rt.ShortcutNet(3, 2, 2, mid="relu")
+    x = torch.randn(50, 3, generator=generator).to(device)
+    y = torch.eye(3, device=device)[x.argmax(1)]
+    starts = drawn("near_zero", (2,), net, generator, device)
+    path = rt.gradient_descent(
+        net, "cross_entropy", (x, y), weights=starts, learning_rate=0.1, epochs=40
+    )
+    by_hand = torch.nn.functional.cross_entropy(
+        torch.func.functional_call(net, {"weights": path.weights[1]}, (x,)), y
+    )
+    assert path.final_loss[1].item() == pytest.approx(by_hand.item(), rel=round_off(1000))
+    assert bool((path.loss.diff(dim=0) < 0).all())
+
+
+@pytest.mark.parametrize(("shape", "kind"), NETS)
+def test_stacked_loss_and_gradient_equal_the_one_net_formula(shape, kind, generator, device):
+    net = rt.ShortcutNet(5, shape["blocks"], shape["n"], shortcut=shape["shortcut"], device=device)
+    moments = rt.Moments.of(problem(5, 50, device, generator))
+    rows = drawn(kind, (4,), net, generator, device)
+    chains = StackedChains(moments, net.shortcut_depth, shortcut=net.shortcut)
+    loss, gradient = chains(rows.flatten(1, 2).transpose(0, 1).contiguous())
+    for row in range(4):
+        with torch.no_grad():
+            net.weights.copy_(rows[row])
+        exact = rt.theory.linear_loss(net, moments)
+        assert abs(loss[row] - exact) <= round_off(1000) * abs(exact)
+        own = gradient[:, row].reshape(-1)
+        assert relative_error(own, rt.theory.linear_gradient(net, moments)) <= round_off(1000)
+
+
+def test_a_diverging_row_is_frozen_and_the_others_are_as_without_it(generator, device):
+    net = rt.ShortcutNet(4, 3, 2)
+    data = problem(4, 60, device, generator)
+    starts = drawn("near_zero", (2,), net, generator, device)
+    rates = torch.tensor([0.02, 1e6, 0.05, 3.0])
+    given = dict(weights=starts, epochs=60, keep=[0, 60])
+    mixed = rt.gradient_descent(net, "square", data, learning_rate=rates[:, None], **given)
+    sane = rt.gradient_descent(net, "square", data, learning_rate=rates[[0, 2], None], **given)
+    assert mixed.diverged.any(1).tolist() == [False, True, False, True]
+    assert relative_error(mixed.weights[[0, 2]], sane.weights) <= round_off(1000)
+    assert relative_error(mixed.loss[:, [0, 2]], sane.loss) <= round_off(1000)
+    for row, seed in ((1, 0), (1, 1), (3, 0), (3, 1)):
+        own, start = mixed.loss[:, row, seed], mixed.loss[0, row, seed]
+        (losses, _, _) = descend_by_autograd(net, *data, starts[seed], rates[row].item(), 60)
+        passed = next(e for e, value in enumerate(losses) if not value <= 1e3 * start.item())
+        assert mixed.diverged_at[row, seed] == passed
+        assert bool(own[passed:].isinf().all()) and bool(own[:passed].isfinite().all())
+    assert bool(mixed.kept_weights[1, 1].isnan().all())
+    assert not bool(mixed.kept_weights[:, [0, 2]].isnan().any())
+
+
+def test_a_limit_is_absolute(generator, device):
+    net = rt.ShortcutNet(3, 2, 2)
+    data = problem(3, 30, device, generator)
+    starts = drawn("near_zero", (), net, generator, device)
+    path = rt.gradient_descent(
+        net, "square", data, weights=starts, learning_rate=0.01, epochs=3, limit=1e-3
+    )
+    assert path.diverged_at.tolist() == 0
+    assert path.loss.isinf().all()
+
+
+def test_balance_inside_a_block_changes_only_to_second_order(generator, device):
+    """W'W'^T of neighbours: the first-order terms of a step cancel exactly."""
+    net = rt.ShortcutNet(4, 2, 3)
+    data = problem(4, 60, device, generator)
+    start = drawn("near_zero", (), net, generator, device, scale=0.7)
+    rate = 0.05
+    step = rt.gradient_descent(net, "square", data, weights=start, learning_rate=rate, epochs=1)
+    gradient = (start - step.weights) / rate
+
+    def balance(w):
+        return w[:, 1:].mT @ w[:, 1:] - w[:, :-1] @ w[:, :-1].mT
+
+    change = balance(step.weights) - balance(start)
+    assert relative_error(change, rate**2 * balance(gradient)) <= 1e4 * EPS / rate**2
+
+
+def test_records_and_kept_weights_are_of_the_epochs_asked_for(generator, device):
+    net = rt.ShortcutNet(3, 2, 2)
+    data = problem(3, 30, device, generator)
+    start = drawn("near_zero", (), net, generator, device)
+    given = dict(weights=start, learning_rate=0.05)
+    path = rt.gradient_descent(
+        net, "square", data, epochs=25, record_every=10, keep=[7, 0, 25], **given
+    )
+    every = rt.gradient_descent(net, "square", data, epochs=25, keep=range(26), **given)
+    assert path.epochs.tolist() == [0, 10, 20, 25]
+    assert path.kept.tolist() == [0, 7, 25]
+    assert torch.equal(path.loss, every.loss[path.epochs])
+    assert torch.equal(path.kept_weights, every.kept_weights[path.kept])
+    assert torch.equal(path.kept_weights[-1], path.weights)
+    norms = torch.linalg.matrix_norm(every.kept_weights).flatten(-2)
+    assert torch.equal(every.weight_norms, norms)
+    assert every.mean_weight_norm.shape == (26,)
+    level = every.loss[13].item()
+    assert every.reached(level) == 13 and path.reached(level) == 20
+    assert every.reached(-1.0) == -1
+
+
+def test_nothing_of_the_caller_is_changed(generator, device):
+    net = rt.initialize(rt.ShortcutNet(3, 2, 2, mid="relu"), "xavier", generator=generator)
+    before = net.weights.detach().clone()
+    data = problem(3, 30, device, generator)
+    start = drawn("near_zero", (2,), net, generator, device)
+    copy, state = start.clone(), torch.get_rng_state()
+    with torch.no_grad():
+        rt.gradient_descent(net, "square", data, weights=start, learning_rate=0.05, epochs=5)
+    assert torch.equal(start, copy) and torch.equal(net.weights, before)
+    assert net.weights.grad is None and torch.equal(torch.get_rng_state(), state)
+
+
+# -- curvature along the way -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(generator, device):
+    """A net, its data and a descent of two rows that kept weights."""
+    net = rt.ShortcutNet(3, 2, 2, device=device)
+    data = problem(3, 30, device, generator)
+    starts = drawn("near_zero", (2,), net, generator, device)
+    given = dict(weights=starts, learning_rate=0.1, epochs=30, keep=[0, 3, 10, 30])
+    return net, data, rt.gradient_descent(net, "square", data, **given)
+
+
+def test_spectra_along_are_those_of_the_weights(kept):
+    net, data, path = kept
+    found = spectra_along(net, "square", data, path, row=(1,))
+    assert found.epochs.tolist() == [0, 3, 10, 30]
+    for i, epoch in enumerate(path.kept.tolist()):
+        with torch.no_grad():
+            net.weights.copy_(path.kept_weights[i, 1])
+        own = rt.hessian_spectrum(net, "square", data)
+        assert found.spectra[i].distance(own) <= round_off(1000)
+        assert found.read("max_magnitude")[i] == found.spectra[i].max_magnitude
+        ratio = found.spectra[i].percentile_condition_number(10)
+        assert found.read("condition_number_10")[i] == ratio
+        assert found.read("index")[i] == found.spectra[i].index
+        assert found.loss[i] == path.loss[epoch, 1]
+        assert found.read("gradient_norm")[i] == path.gradient_norm[epoch, 1]
+
+
+def test_readings_are_interpolated_at_the_first_crossing(kept):
+    net, data, path = kept
+    found = spectra_along(net, "square", data, path, row=(0,))
+    for what in ("max_magnitude", "magnitude_percentile_10", "index", "gradient_norm"):
+        exact = found.at_loss(what, found.loss)
+        np.testing.assert_allclose(exact, found.read(what), rtol=round_off(100))
+    middle = float(np.sqrt(found.loss[0] * found.loss[1]))
+    between = found.at_loss("max_magnitude", [middle])
+    np.testing.assert_allclose(between**2, np.prod(found.read("max_magnitude")[:2]))
+    outside = found.at_loss("index", [2 * found.loss[0], 0.5 * found.loss[-1]])
+    assert np.isnan(outside).all()
+
+
+def test_spectra_along_stop_where_a_row_diverged(generator, device):
+    net = rt.ShortcutNet(3, 2, 2)
+    data = problem(3, 30, device, generator)
+    start = drawn("near_zero", (), net, generator, device)
+    path = rt.gradient_descent(
+        net, "square", data, weights=start, learning_rate=1e4, epochs=9, keep=[0, 9]
+    )
+    assert spectra_along(net, "square", data, path).epochs.tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "row", "message"),
+    [
+        (dict(keep=[]), (), "kept no weights"),
+        (dict(keep=[1]), (0,), "row: got"),
+        (dict(keep=[1], record_every=2), (), "not on record"),
+    ],
+    ids=["kept", "row", "record"],
+)
+def test_spectra_along_name_what_is_wrong(change, row, message):
+    moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
+    path = rt.gradient_descent(NET, "square", moments, **{**GOOD, "epochs": 2, **change})
+    with pytest.raises(ValueError, match=message):
+        spectra_along(NET, "square", moments, path, row=row)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+NET = rt.ShortcutNet(3, 2, 2)
+GOOD = dict(weights=torch.zeros(2, 2, 3, 3, dtype=torch.float64), learning_rate=0.1, epochs=1)
+WRONG = [
+    pytest.param(NET, dict(weights=torch.zeros(2, 3, 3)), "weights: got shape", id="weights"),
+    pytest.param(NET, dict(learning_rate=[0.1, -1.0]), "learning_rate: got -1", id="rate"),
+    pytest.param(
+        NET,
+        dict(weights=torch.zeros(3, 2, 2, 3, 3), learning_rate=[0.1, 0.2]),
+        "does not broadcast",
+        id="broadcast",
+    ),
+    pytest.param(NET, dict(epochs=-1), "epochs: got -1", id="epochs"),
+    pytest.param(NET, dict(keep=[2]), "keep: got epoch 2", id="keep"),
+    pytest.param(NET, dict(limit=0.0), "limit: got 0.0", id="limit"),
+    pytest.param(NET, dict(record_every=0), "record_every: got 0", id="record"),
+    pytest.param(rt.ShortcutNet(3, 2, 2, bias=True), {}, "has a bias", id="bias"),
+    pytest.param(rt.ShortcutNet(3, 2, 2, mid="relu"), {}, "data: got Moments", id="moments"),
+    pytest.param(torch.nn.Linear(3, 3), {}, "net: got Linear", id="net"),
+    pytest.param(
+        rt.ShortcutNet(4, 2, 2),
+        dict(weights=torch.zeros(2, 2, 4, 4, dtype=torch.float64)),
+        "data: has 3",
+        id="width",
+    ),
+]
+
+
+@pytest.mark.parametrize(("net", "change", "message"), WRONG)
+def test_wrong_input_is_named(net, change, message):
+    moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
+    with pytest.raises(ValueError, match=message):
+        rt.gradient_descent(net, "square", moments, **{**GOOD, **change})

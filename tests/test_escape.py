@@ -1,0 +1,215 @@
+"""The escape from zero and signals through initial weights: closed forms against measured paths."""
+
+import math
+
+import pytest
+import torch
+from close import relative_error, round_off
+
+import resid_theory as rt
+from resid_theory import theory
+
+WITHIN = 0.01  # the jet's next order, |W|^n / s_1, and a step of gradient descent
+
+
+def problem(width, device, generator):
+    x = torch.randn(200, width, generator=generator)
+    y = torch.randn(200, width, generator=generator) - x
+    return rt.Moments.of((x.to(device), y.to(device)))
+
+
+def path_from(net, moments, weights, rate, epochs):
+    return rt.gradient_descent(
+        net, "square", moments, weights=weights, learning_rate=rate, epochs=epochs
+    )
+
+
+def crossing(norms, level):
+    """Fractional epoch at which a growing norm reaches a level, linear in its logarithm."""
+    after = int((norms < level).sum())
+    low, high = norms[after - 1].log(), norms[after].log()
+    return after - 1 + ((math.log(level) - low) / (high - low)).item()
+
+
+@pytest.mark.parametrize(
+    ("n", "start", "stop", "rate"),
+    [(2, 1e-4, 0.03, 0.01), (3, 0.01, 0.08, 0.02), (4, 0.05, 0.15, 0.05)],
+    ids=lambda value: str(value),
+)
+def test_predicted_escape_is_measured(n, start, stop, rate, generator, device):
+    moments = problem(5, device, generator)
+    net = rt.ShortcutNet(5, 3, n)
+    point = theory.zero_point(moments, blocks=3, shortcut_depth=n)
+    block = torch.stack(theory.escape_start(point, start))
+    weights = block.expand(3, n, 5, 5)
+    time = theory.escape_time(point, start=start, stop=stop)
+    steps = theory.escape_steps(point, start=start, stop=stop, learning_rate=rate)
+    path = path_from(net, moments, weights, rate, math.ceil(1.2 * steps))
+    measured = crossing(path.weight_norms[:, 0].cpu(), stop)
+    assert measured == pytest.approx(steps, rel=WITHIN)
+    # a step of gradient descent for n = 2 falls behind gradient flow by half the growth it makes
+    slack = 0.5 * rate * torch.linalg.matrix_norm(point.correlation, 2).item() if n == 2 else 0.0
+    assert rate * measured == pytest.approx(time, rel=WITHIN + slack)
+    spread = path.weight_norms[: int(measured)].cpu()
+    assert relative_error(spread, spread[:, :1].expand_as(spread)) <= WITHIN  # still balanced
+
+
+def test_the_start_is_the_steepest_balanced_one(generator):
+    moments = problem(4, "cpu", generator)
+    for n in (2, 3):
+        point = theory.zero_point(moments, blocks=1, shortcut_depth=n)
+        best = theory.escape_start(point, 0.1)
+        assert all(abs(w.norm().item() - 0.1) < 1e-14 for w in best)
+        top = torch.linalg.matrix_norm(point.correlation, 2).item()
+        assert point.leading_jet(best).item() == pytest.approx(-(0.1**n) * top, rel=1e-12)
+        for _ in range(20):
+            other = [torch.randn(4, 4, generator=generator) for _ in range(n)]
+            other = [0.1 * w / w.norm() for w in other]
+            assert point.leading_jet(other) >= point.leading_jet(best)
+
+
+def test_a_negative_slope_turns_the_start(generator):
+    moments = problem(3, "cpu", generator)
+    data = (torch.randn(50, 3, generator=generator), torch.randn(50, 3, generator=generator))
+    down = theory.zero_point(data, blocks=1, shortcut_depth=2, mid=lambda z: -z)
+    up = theory.zero_point(data, blocks=1, shortcut_depth=2)
+    assert torch.equal(theory.escape_start(down, 1.0)[1], -theory.escape_start(up, 1.0)[1])
+    times = [theory.escape_time(p, start=0.1, stop=0.2) for p in (up, down)]
+    assert times[0] == pytest.approx(times[1], rel=1e-12)
+    assert theory.escape_time(
+        theory.zero_point(moments, blocks=1, shortcut_depth=2), start=0.1, stop=0.1
+    ) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("hidden", [2, 4, 6], ids=lambda h: f"hidden {h}")
+def test_linear_escape_solves_its_equation(hidden, generator, device):
+    """Against the matrix exponential of the whole linear system."""
+    point = theory.zero_point(
+        problem(4, device, generator), blocks=1, shortcut_depth=2, hidden=hidden
+    )
+    matrix = point.slope * point.correlation
+    first = torch.randn(hidden, 4, generator=generator).to(device)
+    second = torch.randn(4, hidden, generator=generator).to(device)
+    size = first.numel()
+
+    def field(state):
+        w1, w2 = state[:size].view(hidden, 4), state[size:].view(4, hidden)
+        return torch.cat([(-w2.mT @ matrix).flatten(), (-matrix @ w1.mT).flatten()])
+
+    system = torch.stack([field(e) for e in torch.eye(2 * size, device=device)], 1)
+    start = torch.cat([first.flatten(), second.flatten()])
+    flow = torch.matrix_exp(0.7 * system) @ start
+    ours = torch.cat([w.flatten() for w in theory.linear_escape(point, first, second, time=0.7)])
+    assert relative_error(ours, flow) <= round_off(1000)
+    stepped = torch.linalg.matrix_power(torch.eye(2 * size, device=device) + 0.1 * system, 7)
+    ours = torch.cat(
+        [w.flatten() for w in theory.linear_escape(point, first, second, time=0.7, step=0.1)]
+    )
+    assert relative_error(ours, stepped @ start) <= round_off(1000)
+
+
+def test_linear_escape_is_what_small_weights_do(generator, device):
+    moments, size = problem(4, device, generator), 1e-5
+    point = theory.zero_point(moments, blocks=1, shortcut_depth=2)
+    start = size * torch.randn(1, 2, 4, 4, generator=generator).to(device)
+    path = path_from(rt.ShortcutNet(4, 1, 2), moments, start, 0.05, 60)
+    predicted = theory.linear_escape(point, *start[0], time=3.0, step=0.05)
+    error = relative_error(path.weights[0], torch.stack(predicted))
+    assert error <= 100 * path.weights.norm().item() ** 2  # third order in the weights
+
+
+def test_the_learning_rate_scale_follows_depth(generator):
+    moments = problem(4, "cpu", generator)
+    at = {
+        (n, blocks): theory.learning_rate_scale(
+            theory.zero_point(moments, blocks=blocks, shortcut_depth=n)
+        )
+        for n in (1, 2, 3)
+        for blocks in (50, 100)
+    }
+    assert at[2, 50] == at[2, 100]
+    assert at[1, 50] == pytest.approx(2 * at[1, 100], rel=1e-12)
+    assert at[3, 50] == math.inf
+    deep = theory.zero_point(moments, blocks=100, shortcut_depth=1)
+    assert at[1, 100] == pytest.approx(1 / deep.readings.largest, rel=0.05)  # O(1 / blocks)
+
+
+def test_a_flat_zero_point_is_never_left():
+    eye = torch.eye(3)
+    data = rt.Moments(sxx=eye, syx=eye, syy=eye, count=1)
+    point = theory.zero_point(data, blocks=2, shortcut_depth=2)
+    assert theory.escape_time(point, start=0.1, stop=1.0) == math.inf
+    assert theory.escape_steps(point, start=0.1, stop=1.0, learning_rate=0.1) == math.inf
+    assert theory.learning_rate_scale(point) == math.inf
+
+
+def test_wrong_input_is_named(generator):
+    moments = problem(3, "cpu", generator)
+    one, two, three = (theory.zero_point(moments, blocks=1, shortcut_depth=n) for n in (1, 2, 3))
+    with pytest.raises(ValueError, match="not stationary"):
+        theory.escape_time(one, start=0.1, stop=1.0)
+    with pytest.raises(ValueError, match="stop: got 0.1, needs at least start = 1.0"):
+        theory.escape_time(two, start=1.0, stop=0.1)
+    with pytest.raises(ValueError, match="linear for n = 2"):
+        theory.linear_escape(three, torch.eye(3), torch.eye(3), time=1.0)
+    with pytest.raises(ValueError, match="first, second: got shapes"):
+        theory.linear_escape(two, torch.eye(2), torch.eye(3), time=1.0)
+    with pytest.raises(ValueError, match="kind: unknown name 'msra'"):
+        theory.output_growth("msra", 2)
+    with pytest.raises(ValueError, match="blocks: got 0"):
+        theory.isometry_edges(0, 2, scale=0.1)
+
+
+# -- signals through initial weights ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mid", [None, "relu"], ids=["linear", "relu"])
+@pytest.mark.parametrize("shortcut", [True, False], ids=["shortcut", "plain"])
+@pytest.mark.parametrize("kind", ["xavier", "kaiming", "orthogonal", "near_zero"])
+def test_output_growth_is_measured_within_its_error_bar(kind, shortcut, mid, generator, device):
+    blocks, n, draws, scale = 3, 2, 20_000, 0.7
+    weights = rt.draw_weights(kind, (draws, blocks, n, 4, 4), generator=generator, scale=scale)
+    x = torch.eye(4)[:1].expand(draws, 1, 4).to(device)
+    net = rt.ShortcutNet(4, blocks, n, shortcut=shortcut, mid=mid, device=device)
+    with torch.no_grad():
+        output = torch.func.functional_call(net, {"weights": weights.to(device)}, (x,))
+    squares = output.square().sum((-2, -1))
+    expected = theory.output_growth(kind, n, shortcut=shortcut, mid=mid, scale=scale) ** blocks
+    error = squares.std().item() / draws**0.5
+    assert abs(squares.mean().item() - expected) <= 4 * error + round_off(100) * expected
+
+
+def test_zero_weights_pass_signals_unchanged():
+    assert theory.output_growth("zero", 2) == 1.0
+    assert theory.output_growth("zero", 2, shortcut=False) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["xavier", "kaiming", "near_zero", "orthogonal"])
+def test_lyapunov_exponents_are_measured_by_qr(kind, generator, device):
+    d, layers, chains, scale = 5, 300, 64, 0.3
+    frame = torch.eye(d, device=device).expand(chains, d, d)
+    logs = []
+    for _ in range(layers):
+        w = rt.draw_weights(kind, (chains, d, d), generator=generator, scale=scale).to(device)
+        frame, upper = torch.linalg.qr(w @ frame)
+        logs.append(upper.diagonal(dim1=-2, dim2=-1).abs().log())
+    logs = torch.stack(logs).flatten(0, 1).cpu()
+    error = logs.std(0) / len(logs) ** 0.5
+    exact = theory.lyapunov_exponents(d, kind=kind, scale=scale)
+    assert bool(((logs.mean(0) - exact).abs() <= 4 * error + round_off(100)).all())
+
+
+def test_jacobians_near_zero_are_nearly_isometries(generator, device):
+    """Against the semicircle's edge: at width 40 within the fluctuation d^(-2/3) of an edge."""
+    width, blocks, scale = 40, 30, 0.1
+    weights = rt.draw_weights(
+        "near_zero", (10, blocks, 2, width, width), generator=generator, scale=scale
+    ).to(device)
+    total = torch.eye(width, device=device).expand(10, width, width)
+    for block in weights.unbind(1):
+        total = total + block[:, 1] @ block[:, 0] @ total
+    values = torch.linalg.svdvals(total)
+    low, high = theory.isometry_edges(blocks, 2, scale=scale)
+    edge = 2 * width ** (-2 / 3) * (high - 1)
+    assert abs(values.max(-1).values.mean().item() - high) <= edge
+    assert abs(values.min(-1).values.mean().item() - low) <= edge
