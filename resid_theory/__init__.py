@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from resid_theory.equivalence import fold as fold
     from resid_theory.equivalence import to_plain as to_plain
     from resid_theory.equivalence import to_residual as to_residual
+    from resid_theory.exchange import load_dirac_file as load_dirac_file
+    from resid_theory.exchange import save_dirac_file as save_dirac_file
     from resid_theory.identity import IdDecay as IdDecay
     from resid_theory.identity import id_mask as id_mask
     from resid_theory.images import Images as Images
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
+    from resid_theory.training import evaluate as evaluate
     from resid_theory.training import load_checkpoint as load_checkpoint
     from resid_theory.training import resume as resume
     from resid_theory.training import save_checkpoint as save_checkpoint
@@ -61,6 +64,7 @@ _HOMES = {
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
     "draw_weights": "shortcut",
+    "evaluate": "training",
     "fold": "equivalence",
     "full_net": "networks",
     "hessian": "curvature",
@@ -69,6 +73,7 @@ _HOMES = {
     "id_mask": "identity",
     "initialize": "shortcut",
     "load_checkpoint": "training",
+    "load_dirac_file": "exchange",
     "load_image_folder": "images",
     "load_images": "images",
     "load_whitened": "data",
@@ -76,6 +81,7 @@ _HOMES = {
     "resnet_imagenet": "networks",
     "resume": "training",
     "save_checkpoint": "training",
+    "save_dirac_file": "exchange",
     "simplified_net": "networks",
     "to_plain": "equivalence",
     "to_residual": "equivalence",
@@ -99,6 +105,7 @@ __all__ = [
     "diracnet",
     "diracnet_imagenet",
     "draw_weights",
+    "evaluate",
     "fold",
     "full_net",
     "hessian",
@@ -107,6 +114,7 @@ __all__ = [
     "id_mask",
     "initialize",
     "load_checkpoint",
+    "load_dirac_file",
     "load_image_folder",
     "load_images",
     "load_whitened",
@@ -115,6 +123,7 @@ __all__ = [
     "resnet_imagenet",
     "resume",
     "save_checkpoint",
+    "save_dirac_file",
     "simplified_net",
     "theory",
     "to_plain",

@@ -19,10 +19,11 @@ FLOORS = [
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
     ["equivalence", "images"],
-    ["curvature", "training"],
+    ["curvature", "exchange", "training"],
     ["plots"],
     ["resid_theory"],
     ["comparison"],
+    ["cli_dirac"],
     ["cli"],
     ["experiments"],
 ]
@@ -33,8 +34,9 @@ INSIDE = {
     "identity": [["entries"], ["weights"], ["decay", "draws"]],
     "networks": [["parts"], ["dirac", "full", "preactivation", "simplified"]],
     "equivalence": [["layers"], ["folding", "gap"], ["mapping"]],
+    "exchange": [["layouts", "opening"], ["authors"]],
     "training": [
-        ["nets", "recipe"],
+        ["evaluation", "nets", "recipe"],
         ["steps"],
         ["faults", "snapshot"],
         ["results", "samples"],
