@@ -160,12 +160,14 @@ def _form(stem: Tensor, layers: tuple[int, ...], classes: int, folded: bool) -> 
     channels, sides = int(stem.shape[0]), tuple(stem.shape[2:])
     if sides == (7, 7):
         if layers not in _IMAGENET:
-            raise ValueError(f"has groups of {layers} layers; for ImageNet needs {[*_IMAGENET]}")
+            raise ValueError(
+                f"has groups of {layers!s:.60} layers; for ImageNet needs {[*_IMAGENET]}"
+            )
         return Form(imagenet=True, layers=layers, width=1, classes=classes, folded=folded)
     if sides != (3, 3):
         raise ValueError(f"has a stem of {sides}, needs (3, 3) for CIFAR or (7, 7) for ImageNet")
     if len(layers) != 3 or len(set(layers)) > 1 or layers[0] % 2 or layers[0] == 0:
-        raise ValueError(f"has groups of {layers} layers; for CIFAR needs three times 2N")
+        raise ValueError(f"has groups of {layers!s:.60} layers; for CIFAR needs three times 2N")
     if channels % 16 or channels == 0:
         raise ValueError(f"has a stem of {channels} channels, needs 16 times a whole width")
     width = channels // 16

@@ -70,7 +70,7 @@ def _check_archive(path: Path) -> None:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    wanted = re.search(r"(?:GLOBAL|class|Unsupported global:) ([\w.]+\.\w+)", text)
+    wanted = re.search(r"GLOBAL (\S+)", text)
     if wanted:
         return (
             f"asks for {wanted[1]}, which no file of plain tensors does; refused, and nothing of "
