@@ -67,7 +67,7 @@ def evaluate(
         ValueError: If labels or ``top`` do not fit the net's outputs, or the data have no labels.
 
     Example:
-        >>> x, y = torch.eye(3), torch.tensor([0, 2, 1])
+        >>> x, y = torch.tensor([[3.0, 2.0, 1.0]] * 3), torch.tensor([0, 1, 2])
         >>> evaluate(torch.nn.Identity(), (x, y), top=(1, 2)).wrong
         {1: 2, 2: 1}
     """
