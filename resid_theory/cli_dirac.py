@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 _AUTHORS = (".pt", ".pt7", ".pth")
+_SAME = ("batch", "constants", "samples", "shorter", "size", "split", "top")
 _CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 Checkpoint = Annotated[
@@ -86,12 +87,12 @@ def evaluate(
 
     ranks = _ranks(top)
     net = _net(checkpoint)
-    if Path(data).is_dir():
-        images = _folder(data, size, size * 8 // 7 if shorter is None else shorter, constants)
-    else:
-        with _named("name", "--data"):
+    with _options("--data"):
+        if Path(data).is_dir():
+            images = _folder(data, size, size * 8 // 7 if shorter is None else shorter, constants)
+        else:
             images = rt.load_images(data, split, samples=samples, progress=not as_json)
-    found = rt.evaluate(net, images, top=ranks, batch=batch)
+        found = rt.evaluate(net, images, top=ranks, batch=batch)
     errors = {f"top_{k}_error": found.error(k) for k in ranks}
     content = {"checkpoint": checkpoint, "data": data, "samples": found.samples}
     words = ", ".join(f"top-{k} error {100 * found.error(k):.2f} %" for k in ranks)
@@ -104,7 +105,7 @@ def _net(checkpoint: str) -> "nn.Module":
 
     if Path(checkpoint).suffix in _AUTHORS:
         return rt.load_dirac_file(checkpoint)
-    with _named("name", "--checkpoint"):
+    with _options("--checkpoint"):
         return rt.load_checkpoint(checkpoint)
 
 
@@ -112,7 +113,7 @@ def _folder(data: str, size: int, shorter: int, constants: str) -> "Images":
     import resid_theory as rt
     from resid_theory._check import choose
 
-    choose("--constants", constants, ("own", *_CONSTANTS))
+    choose("constants", constants, ("own", *_CONSTANTS))
     images = rt.load_image_folder(data, size=size, shorter=shorter)
     if constants == "own":
         return images
@@ -128,15 +129,16 @@ def _ranks(text: str) -> list[int]:
 
 
 @contextmanager
-def _named(argument: str, option: str) -> Iterator[None]:
-    """An error that names the library's argument, with the option's name instead."""
+def _options(name: str) -> Iterator[None]:
+    """Errors that name an argument of the library, with the option's name instead."""
+    words = {"name": name, "path": name} | {word: f"--{word}" for word in _SAME}
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
-        message = str(error)
-        if not message.startswith(f"{argument}: "):
+        argument, colon, message = str(error).partition(": ")
+        if argument not in words:
             raise
-        raise type(error)(option + message.removeprefix(argument)) from error
+        raise type(error)(words[argument] + colon + message) from error
 
 
 def _print(content: dict[str, Any], words: str, as_json: bool) -> None:

@@ -102,19 +102,16 @@ def tree(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda: rt.diracnet_imagenet(18, classes=6), lambda: rt.resnet_imagenet(18, classes=6)],
-    ids=["dirac", "resnet"],
-)
-def test_imagenet_nets_train_on_a_folder_and_are_evaluated(tree, make):
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("make", [rt.diracnet_imagenet, rt.resnet_imagenet])
+def test_imagenet_nets_train_on_a_folder_and_are_evaluated(tree, device, make, depth):
     images = rt.load_image_folder(tree, size=64)
     recipe = rt.training.DIRACNETS_IMAGENET.change(epochs=1, batch=3, lr=0.01, milestones=())
-    net = make()
+    net = make(depth, classes=6).float()
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    run = rt.train(net, images, recipe, seed=0, device="cpu", progress=False)
+    run = rt.train(net, images, recipe, seed=0, device=device, progress=False)
     assert run.column("step") == [0, 2]
-    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name].float())}
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p.cpu(), before[name])}
     assert moved == set(before)
     found = rt.evaluate(net, images)
     assert found.samples == 6 and 0 <= found.error(5) <= found.error(1) <= 1
@@ -189,6 +186,9 @@ def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
         ("fold --checkpoint nothing.pt7 --out a.json", "nothing.pt7: is no file"),
         ("evaluate --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
         ("evaluate --checkpoint {net} --data digits --top x", "--top: got 'x'"),
+        ("evaluate --checkpoint {net} --data digits --top 1,11", "--top: got 11 for 10 classes"),
+        ("evaluate --checkpoint {net} --data digits --split tset", "--split: unknown name 'tset'"),
+        ("evaluate --checkpoint {net} --data {tree} --shorter 9", "--shorter: got 9"),
         ("evaluate --checkpoint {net} --data {tree} --constants x", "--constants: unknown name"),
         ("evaluate --checkpoint {net}", "Missing option"),
     ],
