@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from resid_theory._check import whole
+from resid_theory._check import positive, whole
 from resid_theory.spectra import Spectrum
 
 __all__ = ["by_depth", "figure", "folded_filters", "hessian_pattern", "png", "spectrum"]
@@ -149,7 +149,11 @@ def hessian_pattern(
 
 
 def folded_filters(
-    layer: nn.Module | Tensor, *, ax: Axes | None = None, title: str | None = None
+    layer: nn.Module | Tensor,
+    *,
+    limit: float | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """A kernel as the matrices w[:, :, i, j] between channels, one for each tap, side by side.
 
@@ -160,6 +164,8 @@ def folded_filters(
     Args:
         layer: A module with a weight (out, in, height, width), such as a layer of ``rt.fold(net)``
             or one with an identity inside, of which the effective weight is drawn; or the weight.
+        limit: Magnitude at which the colours end; the largest weight's by default. A smaller one
+            shows the weights beside a strong identity.
         ax: Axes to draw into; new ones by default.
         title: Title of the axes.
 
@@ -167,7 +173,7 @@ def folded_filters(
         The axes; the colour bar is beside them.
 
     Raises:
-        ValueError: If there is no weight of four axes.
+        ValueError: If there is no weight of four axes, or the limit is not above 0.
 
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2: folded, the net is a chain of
@@ -181,7 +187,8 @@ def folded_filters(
     outputs, inputs, height, width = values.shape
     step = -(-max(outputs * height, inputs * width) // (2 * _PIXELS))
     planes = [[_largest(values[:, :, i, j], step) for j in range(width)] for i in range(height)]
-    ax, top = _axes(ax), float(np.abs(values).max()) or 1.0
+    largest = float(np.abs(values).max()) or 1.0
+    ax, top = _axes(ax), largest if limit is None else positive("limit", limit)
     image = ax.imshow(
         np.block(planes),
         cmap="RdBu_r",
@@ -201,7 +208,9 @@ def folded_filters(
         ylabel=f"row of the tap; in each, {outputs} outputs",
         title=title or "",
     )
-    ax.figure.colorbar(image, ax=ax, shrink=0.85, label="weight")
+    ax.figure.colorbar(
+        image, ax=ax, shrink=0.85, label="weight", extend="both" if largest > top else "neither"
+    )
     return ax
 
 

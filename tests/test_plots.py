@@ -113,6 +113,14 @@ def test_filters_show_each_tap_in_its_place(ax):
     for row in range(3):
         np.testing.assert_array_equal(drawn[2 * row : 2 * row + 2], weight[:, :, row, 0].numpy())
     assert ax.get_title() == "conv1"
+    assert ax.images[0].norm.vmax == float(weight.abs().max())
+
+
+def test_colours_of_filters_end_where_they_are_told(ax):
+    plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0.1, ax=ax)
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-0.1, 0.1)
+    with pytest.raises(ValueError, match="limit: got 0"):
+        plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0, ax=ax)
 
 
 @pytest.mark.parametrize("channels", [16, 400], ids=["entries", "binned"])
