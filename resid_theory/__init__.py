@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from resid_theory.equivalence import to_residual as to_residual
     from resid_theory.estimates import Eigenpairs as Eigenpairs
     from resid_theory.estimates import Estimate as Estimate
+    from resid_theory.exchange import load_dirac_file as load_dirac_file
+    from resid_theory.exchange import save_dirac_file as save_dirac_file
     from resid_theory.identity import IdDecay as IdDecay
     from resid_theory.identity import id_mask as id_mask
     from resid_theory.images import Images as Images
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
+    from resid_theory.training import evaluate as evaluate
     from resid_theory.training import load_checkpoint as load_checkpoint
     from resid_theory.training import resume as resume
     from resid_theory.training import save_checkpoint as save_checkpoint
@@ -95,6 +98,7 @@ _HOMES = {
     "dominant_flows": "stability",
     "draw_weights": "shortcut",
     "eigenpairs": "curvature",
+    "evaluate": "training",
     "fold": "equivalence",
     "frobenius_norm": "curvature",
     "full_net": "networks",
@@ -107,6 +111,7 @@ _HOMES = {
     "interlayer_cushions": "stability",
     "layer_cushions": "stability",
     "load_checkpoint": "training",
+    "load_dirac_file": "exchange",
     "load_image_folder": "images",
     "load_images": "images",
     "load_whitened": "data",
@@ -114,6 +119,7 @@ _HOMES = {
     "resnet_imagenet": "networks",
     "resume": "training",
     "save_checkpoint": "training",
+    "save_dirac_file": "exchange",
     "simplified_net": "networks",
     "spectral_density": "curvature",
     "spectral_estimates": "curvature",
@@ -154,6 +160,7 @@ __all__ = [
     "dominant_flows",
     "draw_weights",
     "eigenpairs",
+    "evaluate",
     "fold",
     "frobenius_norm",
     "full_net",
@@ -166,6 +173,7 @@ __all__ = [
     "interlayer_cushions",
     "layer_cushions",
     "load_checkpoint",
+    "load_dirac_file",
     "load_image_folder",
     "load_images",
     "load_whitened",
@@ -174,6 +182,7 @@ __all__ = [
     "resnet_imagenet",
     "resume",
     "save_checkpoint",
+    "save_dirac_file",
     "simplified_net",
     "spectral_density",
     "spectral_estimates",

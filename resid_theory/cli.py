@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resid_theory import cli_dirac
 from resid_theory.comparison import Run, Setup, measure, numbers
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ def zero_point(
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
     _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
 
+
+cli_dirac.register(app)
 
 # -- demo ------------------------------------------------------------------------------------------
 

@@ -333,7 +333,9 @@ _SETS: dict[str, Callable[[str, int | None, bool], Images]] = {
 }
 
 
-def load_image_folder(path: str | Path, *, size: int | None = None) -> Images:
+def load_image_folder(
+    path: str | Path, *, size: int | None = None, shorter: int | None = None
+) -> Images:
     """Images in one folder a class, as ImageNet and many others come.
 
     The whole set is held in memory as bytes: 3·size² of them an image.
@@ -342,6 +344,8 @@ def load_image_folder(path: str | Path, *, size: int | None = None) -> Images:
         path: Folder whose subfolders are the classes, sorted by name; images may lie deeper.
         size: The shorter side is scaled to so many pixels and the middle square is cut out;
             None takes images as they are, which must then have one size.
+        shorter: Scales the shorter side to so many pixels instead, at least ``size``, before the
+            square of ``size`` is cut; 256 with size 224 is ImageNet's single crop.
 
     Returns:
         Pixels (m, 3, height, width), uint8, red-green-blue, sorted by class and name, with the
@@ -350,7 +354,8 @@ def load_image_folder(path: str | Path, *, size: int | None = None) -> Images:
     Raises:
         FileNotFoundError: If the folder has no subfolder with an image.
         ImportError: If Pillow is not installed.
-        ValueError: If an image cannot be read, or without ``size`` has another size than the first.
+        ValueError: If an image cannot be read, or without ``size`` has another size than the first;
+            or if ``shorter`` is given without ``size`` or is less.
     """
     path = Path(path)
     classes = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
@@ -362,7 +367,10 @@ def load_image_folder(path: str | Path, *, size: int | None = None) -> Images:
         )
     if size is not None:
         whole("size", size)
-    pictures = [_picture(file, size) for file, _ in found]
+    if shorter is not None and (size is None or whole("shorter", shorter) < size):
+        raise ValueError(f"shorter: got {shorter} with size {size}, needs a size, and not more")
+    margin = 0.0 if shorter is None or size is None else (1 - size / shorter) / 2
+    pictures = [_picture(file, size, margin) for file, _ in found]
     for (file, _), picture in zip(found, pictures, strict=True):
         if picture.shape != pictures[0].shape:
             raise ValueError(
@@ -379,7 +387,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _ENDINGS)
 
 
-def _picture(file: Path, size: int | None) -> Tensor:
+def _picture(file: Path, size: int | None, margin: float) -> Tensor:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
@@ -390,7 +398,7 @@ def _picture(file: Path, size: int | None) -> Tensor:
     except OSError as error:
         raise ValueError(f"{file}: not an image that Pillow reads ({error})") from error
     if size is not None:
-        colours = ImageOps.fit(colours, (size, size))
+        colours = ImageOps.fit(colours, (size, size), bleed=margin)
     width, height = colours.size
     flat = torch.frombuffer(bytearray(colours.tobytes()), dtype=torch.uint8)
     return flat.view(height, width, 3).permute(2, 0, 1).contiguous()

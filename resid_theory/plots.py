@@ -13,9 +13,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import choose, positive, whole
 from resid_theory.curvature.report import SpectrumReport
 from resid_theory.densities import Density
 from resid_theory.spectra import Spectrum
@@ -29,6 +29,7 @@ __all__ = [
     "cushion_violins",
     "figure",
     "flow_curve",
+    "folded_filters",
     "hessian_pattern",
     "interpolation_path",
     "png",
@@ -498,6 +499,83 @@ def zero_point(report: ZeroPointReport, *, drawing: Figure | None = None) -> Fig
     return drawing
 
 
+def folded_filters(
+    layer: nn.Module | Tensor,
+    *,
+    limit: float | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
+) -> Axes:
+    """A kernel as the matrices w[:, :, i, j] between channels, one for each tap, side by side.
+
+    They stand where their taps are in the kernel, so an identity in the weight shows as a diagonal
+    in the middle one. Kernels with more channels than pixels are binned: a pixel shows its entry of
+    largest magnitude, so that the diagonal survives.
+
+    Args:
+        layer: A module with a weight (out, in, height, width), such as a layer of ``rt.fold(net)``
+            or one with an identity inside, of which the effective weight is drawn; or the weight.
+        limit: Magnitude at which the colours end; the largest weight's by default. A smaller one
+            shows the weights beside a strong identity.
+        ax: Axes to draw into; new ones by default.
+        title: Title of the axes.
+
+    Returns:
+        The axes; the colour bar is beside them.
+
+    Raises:
+        ValueError: If there is no weight of four axes, or the limit is not above 0.
+
+    Source:
+        Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2: folded, the net is a chain of
+        convolution and ReLU; drawn as in the authors' notebook.
+    """
+    weight = layer if isinstance(layer, Tensor) else getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 4:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(layer).__name__
+        raise ValueError(f"layer: got {got}, needs a weight (out, in, height, width)")
+    values = weight.detach().cpu().numpy()
+    outputs, inputs, height, width = values.shape
+    step = -(-max(outputs * height, inputs * width) // (2 * _PIXELS))
+    planes = [[_largest(values[:, :, i, j], step) for j in range(width)] for i in range(height)]
+    largest = float(np.abs(values).max()) or 1.0
+    ax, top = _axes(ax), largest if limit is None else positive("limit", limit)
+    image = ax.imshow(
+        np.block(planes),
+        cmap="RdBu_r",
+        norm=Normalize(-top, top),
+        extent=(0, width, height, 0),
+        interpolation="nearest",
+        aspect=outputs / inputs,
+    )
+    for edge in range(1, height):
+        ax.axhline(edge, color="0.4", linewidth=0.6)
+    for edge in range(1, width):
+        ax.axvline(edge, color="0.4", linewidth=0.6)
+    ax.set_xticks([j + 0.5 for j in range(width)], [str(j) for j in range(width)])
+    ax.set_yticks([i + 0.5 for i in range(height)], [str(i) for i in range(height)])
+    ax.set(
+        xlabel=f"column of the tap; in each, {inputs} inputs",
+        ylabel=f"row of the tap; in each, {outputs} outputs",
+        title=title or "",
+    )
+    ax.figure.colorbar(
+        image, ax=ax, shrink=0.85, label="weight", extend="both" if largest > top else "neither"
+    )
+    return ax
+
+
+def _largest(values: np.ndarray, step: int) -> np.ndarray:
+    """A matrix in tiles of ``step`` rows and columns: of each the entry largest in magnitude."""
+    if step == 1:
+        return values
+    padded = np.pad(values, [(0, -side % step) for side in values.shape])
+    rows, columns = (side // step for side in padded.shape)
+    tiles = padded.reshape(rows, step, columns, step).swapaxes(1, 2).reshape(rows, columns, -1)
+    largest = np.abs(tiles).argmax(2, keepdims=True)
+    return np.take_along_axis(tiles, largest, 2).squeeze(2)
+
+
 def _axes(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
@@ -560,12 +638,5 @@ def _drawable(values: Sequence[float]) -> list[float]:
 
 
 def _binned(values: np.ndarray) -> np.ndarray:
-    """The matrix in at most ``_PIXELS`` rows and columns: in each bin the largest in magnitude."""
-    step = -(-len(values) // _PIXELS)
-    if step == 1:
-        return values
-    padded = np.pad(values, (0, -len(values) % step))
-    bins = len(padded) // step
-    tiles = padded.reshape(bins, step, bins, step).swapaxes(1, 2).reshape(bins, bins, -1)
-    largest = np.abs(tiles).argmax(2, keepdims=True)
-    return np.take_along_axis(tiles, largest, 2).squeeze(2)
+    """A square matrix in at most ``_PIXELS`` rows and columns."""
+    return _largest(values, -(-len(values) // _PIXELS))

@@ -206,3 +206,91 @@ def hutch_plus_plus(matrix, sketch, probes):
         g = g / g.norm() * (len(matrix) - q.shape[1]) ** 0.5
         terms.append(torch.dot(g, matrix @ g))
     return total + torch.stack(terms).mean()
+
+
+def dirac_params(layers, *, width=1, classes=10, imagenet=False, generator=None, dtype=None):
+    """A flat dict under the names of the DiracNet authors, random numbers inside."""
+    channels = [64, 128, 256, 512] if imagenet else [16 * width, 32 * width, 64 * width]
+    side = 7 if imagenet else 3
+
+    def normal(*shape):
+        scale = (2 / (shape[1] * shape[-1] ** 2)) ** 0.5 if len(shape) == 4 else 0.1
+        return scale * torch.randn(*shape, generator=generator, dtype=dtype)
+
+    def uniform(low, high, *shape):
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=dtype)
+
+    def norm(base, count):
+        return {
+            f"{base}.weight": uniform(0.5, 1.5, count),
+            f"{base}.bias": normal(count),
+            f"{base}.running_mean": normal(count),
+            f"{base}.running_var": uniform(0.5, 2, count),
+        }
+
+    params = {"conv": normal(channels[0], 3, side, side), **norm("bn", channels[0])}
+    inputs = channels[0]
+    for number, (outputs, count) in enumerate(zip(channels, layers, strict=True)):
+        for position in range(count):
+            base = f"group{number}.block{position}"
+            params[f"{base}.conv"] = normal(outputs, inputs, 3, 3)
+            params[f"{base}.alpha"] = uniform(0.5, 1.5, outputs)
+            params[f"{base}.beta"] = uniform(0.05, 0.5, outputs)
+            params |= norm(f"{base}.bn", outputs)
+            eye = torch.zeros(outputs, inputs, 3, 3, dtype=dtype)
+            for channel in range(min(outputs, inputs)):
+                eye[channel, channel, 1, 1] = 1.0
+            params[f"eye{outputs}_{inputs}_3_3"] = eye
+            inputs = outputs
+    params["fc.weight"] = normal(classes, inputs)
+    params["fc.bias"] = normal(classes)
+    return params
+
+
+def dirac_function(x, params):
+    """The authors' function of such a dict, from the paper: one line a layer, eq. (5) inside."""
+
+    def normed(z, base):
+        parts = ("weight", "bias", "running_mean", "running_var")
+        return batch_norm(z, *(params[f"{base}.{part}"] for part in parts))
+
+    imagenet = params["conv"].shape[-1] == 7
+    z = torch.conv2d(x, params["conv"], None, 2 if imagenet else 1, 3 if imagenet else 1)
+    z = normed(z, "bn")
+    z = torch.max_pool2d(z, 3, 2, 1) if imagenet else torch.relu(z)
+    group = 0
+    while f"group{group}.block0.conv" in params:
+        z = z if group == 0 else torch.max_pool2d(z, 2)
+        block = 0
+        while f"group{group}.block{block}.conv" in params:
+            base = f"group{group}.block{block}"
+            v = params[f"{base}.conv"]
+            a, b = (params[f"{base}.{name}"][:, None, None, None] for name in ("alpha", "beta"))
+            length = (v**2).sum((1, 2, 3), keepdim=True).sqrt()
+            eye = params["eye" + "_".join(str(side) for side in v.shape)]
+            weight = a * eye + b * v / length
+            z = normed(torch.conv2d(torch.relu(z), weight, padding=1), f"{base}.bn")
+            block += 1
+        group += 1
+    return torch.relu(z).mean((2, 3)) @ params["fc.weight"].T + params["fc.bias"]
+
+
+def folded_dirac_function(x, tensors):
+    """The authors' folded net from its file: convolutions with bias, ReLU before each but one."""
+
+    def convolve(z, base, **geometry):
+        base = f"features.{base}conv"
+        return torch.conv2d(z, tensors[f"{base}.weight"], tensors[f"{base}.bias"], **geometry)
+
+    imagenet = tensors["features.conv.weight"].shape[-1] == 7
+    z = convolve(x, "", stride=2, padding=3) if imagenet else convolve(x, "", padding=1)
+    z = torch.max_pool2d(z, 3, 2, 1) if imagenet else z
+    group = 0
+    while f"features.group{group}.block0.conv.weight" in tensors:
+        z = z if group == 0 else torch.max_pool2d(z, 2)
+        block = 0
+        while f"features.group{group}.block{block}.conv.weight" in tensors:
+            z = convolve(torch.relu(z), f"group{group}.block{block}.", padding=1)
+            block += 1
+        group += 1
+    return torch.relu(z).mean((2, 3)) @ tensors["fc.weight"].T + tensors["fc.bias"]

@@ -106,6 +106,43 @@ def test_pattern_refuses_what_is_not_square(shape, ax):
         plots.hessian_pattern(torch.zeros(shape), ax=ax)
 
 
+def test_filters_show_each_tap_in_its_place(ax):
+    weight = torch.randn(2, 3, 3, 1)
+    plots.folded_filters(weight, ax=ax, title="conv1")
+    drawn = np.asarray(ax.images[0].get_array())
+    assert drawn.shape == (6, 3)
+    for row in range(3):
+        np.testing.assert_array_equal(drawn[2 * row : 2 * row + 2], weight[:, :, row, 0].numpy())
+    assert ax.get_title() == "conv1"
+    assert ax.images[0].norm.vmax == float(weight.abs().max())
+
+
+def test_colours_of_filters_end_where_they_are_told(ax):
+    plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0.1, ax=ax)
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-0.1, 0.1)
+    with pytest.raises(ValueError, match="limit: got 0"):
+        plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0, ax=ax)
+
+
+@pytest.mark.parametrize("channels", [16, 400], ids=["entries", "binned"])
+def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
+    layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    torch.nn.init.dirac_(layer.weight)
+    plots.folded_filters(layer, ax=ax)
+    drawn = np.asarray(ax.images[0].get_array())
+    side = len(drawn) // 3
+    assert len(drawn) <= 2 * plots._PIXELS
+    expected = np.zeros((3 * side, 3 * side))
+    expected[side : 2 * side, side : 2 * side] = np.eye(side)
+    np.testing.assert_array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("layer", [torch.zeros(3, 3), torch.nn.ReLU()], ids=["matrix", "none"])
+def test_filters_refuse_what_is_no_kernel(layer, ax):
+    with pytest.raises(ValueError, match="layer: got"):
+        plots.folded_filters(layer, ax=ax)
+
+
 def test_curves_by_depth(ax):
     measured = {"a": [1.0, math.inf], "b": [2.0, 3.0]}
     plots.by_depth([2, 4], measured, predicted={"b": [2.5, 3.5]}, ylabel="number", ax=ax)

@@ -1,7 +1,7 @@
 """BatchNorm and parametrizations folded into convolutions: the same net at no cost."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -24,7 +24,9 @@ def fold(net: nn.Module) -> nn.Module:
             any layers.
 
     Returns:
-        A new net; the original is left as it is.
+        A new net; the original is left as it is. A record of how the original was built
+        (``net.architecture``) goes on with ``"then": ["fold"]``, so that checkpoints of folded nets
+        load.
 
     Raises:
         ValueError: If a BatchNorm is in train mode or keeps no statistics, if one is not directly
@@ -41,7 +43,12 @@ def fold(net: nn.Module) -> nn.Module:
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
-    return fold_part(copy.deepcopy(net), "")
+    new = fold_part(copy.deepcopy(net), "")
+    record = getattr(net, "architecture", None)
+    if isinstance(record, Mapping):
+        then = [*record.get("then", ()), "fold"]
+        new.architecture = {**record, "then": then}  # type: ignore[assignment]
+    return new
 
 
 def fold_part(module: nn.Module, name: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """Training of one net or of several at once, which loses nothing when it is killed."""
 
 from resid_theory.training.calls import resume, train
+from resid_theory.training.evaluation import Evaluation, evaluate
 from resid_theory.training.faults import DivergenceError
 from resid_theory.training.nets import build_net, load_checkpoint, save_checkpoint
 from resid_theory.training.recipe import (
@@ -18,10 +19,12 @@ __all__ = [
     "NOISE_STABILITY",
     "NOISE_STABILITY_BN",
     "DivergenceError",
+    "Evaluation",
     "Moment",
     "Recipe",
     "Run",
     "build_net",
+    "evaluate",
     "load_checkpoint",
     "resume",
     "save_checkpoint",

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory import store
+from resid_theory._check import choose
+from resid_theory.equivalence import fold
 
 __all__ = [
     "architecture_of",
@@ -19,6 +21,8 @@ __all__ = [
     "save_checkpoint",
 ]
 
+# Conversions that record themselves in their result; their names come from files.
+_CONVERSIONS = {"fold": fold}
 _CHECKOUT = Path(__file__).resolve().parents[2] / "experiments" / "checkpoints"
 
 
@@ -35,9 +39,9 @@ def save_checkpoint(
         path: The manifest, ``<name>.json``; the weights go beside it.
         net: Any module; its state dict is written, on whatever device it is.
         architecture: ``{"builder": name, "arguments": {...}}``: the public function or class of
-            ``resid_theory`` that builds the net, and its keyword arguments. None takes
-            ``net.architecture`` if there is one; a net that such a call does not build, such as a
-            converted one, is written without.
+            ``resid_theory`` that builds the net, and its keyword arguments; see :func:`build_net`.
+            None takes ``net.architecture`` if there is one, as nets of the library's builders and
+            their folds have; a net that such a call does not build is written without.
         about: What else to keep: recipe, seed, accuracy; anything JSON can hold.
 
     Returns:
@@ -81,14 +85,16 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
 
     Args:
         architecture: ``{"builder": public name of resid_theory, "arguments": keyword arguments}``;
-            anything JSON can hold, so a seed rather than a generator.
+            anything JSON can hold, so a seed rather than a generator. ``"then"``, if it is there,
+            lists conversions of the net in eval mode, by name: ``"fold"``.
 
     Returns:
         A new module that carries the record as ``net.architecture``, which checkpoints keep. The
         state of torch's random generator is as before.
 
     Raises:
-        ValueError: If the builder is no public name or does not build a module.
+        ValueError: If the builder is no public name or does not build a module, or a conversion is
+            unknown.
     """
     library = importlib.import_module("resid_theory")  # the public face: names, not this floor
     name = str(architecture.get("builder"))
@@ -98,6 +104,8 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
         net = getattr(library, name)(**architecture.get("arguments", {}))
     if not isinstance(net, nn.Module):
         raise ValueError(f"architecture: {name} gives {type(net).__name__}, needs a module")
+    for step in architecture.get("then", ()):
+        net = _CONVERSIONS[choose("architecture", step, list(_CONVERSIONS))](net.eval())
     net.architecture = dict(architecture)  # type: ignore[assignment]
     return net
 

@@ -1,0 +1,109 @@
+"""How well a net does on a data set: loss and top-k errors of single crops."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import whole
+from resid_theory.images import Images
+from resid_theory.losses import check_target, cross_entropy
+from resid_theory.state import untouched
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """A net measured on labelled samples.
+
+    Attributes:
+        samples: How many.
+        loss: Cross-entropy in nats, mean over samples.
+        wrong: For each k, the samples whose label is not among the k largest outputs.
+    """
+
+    samples: int
+    loss: float
+    wrong: Mapping[int, int]
+
+    def error(self, k: int = 1) -> float:
+        """The top-k error.
+
+        Args:
+            k: One of those that were measured.
+
+        Returns:
+            Share in [0, 1].
+
+        Raises:
+            ValueError: If this k was not measured.
+        """
+        if k not in self.wrong:
+            raise ValueError(f"k: got {k}, was measured for {sorted(self.wrong)}")
+        return self.wrong[k] / self.samples
+
+
+def evaluate(
+    net: nn.Module, data: Any, *, top: Sequence[int] = (1, 5), batch: int = 256
+) -> Evaluation:
+    """Loss and top-k errors of a net, in eval mode, each image taken once as it is.
+
+    Of equal outputs the earlier class counts as the larger, as in ``argmax``; an output that is not
+    a number never counts as right.
+
+    Args:
+        net: Gives (batch, classes); it is left as it is, on its device.
+        data: :class:`Images`, an object with ``.x`` and ``.y``, or (x, y); class numbers (m,).
+        top: Values of k, each at most the number of classes.
+        batch: Images at a time; with other numbers the last digits may differ.
+
+    Returns:
+        Counts and the mean loss.
+
+    Raises:
+        ValueError: If labels or ``top`` do not fit the net's outputs, or the data have no labels.
+
+    Example:
+        >>> x, y = torch.tensor([[3.0, 2.0, 1.0]] * 3), torch.tensor([0, 1, 2])
+        >>> evaluate(torch.nn.Identity(), (x, y), top=(1, 2)).wrong
+        {1: 2, 2: 1}
+    """
+    images, size = Images.of(data), whole("batch", batch)
+    ranks = sorted({whole("top", k) for k in top})
+    if images.labels.is_floating_point():
+        raise ValueError("data y: got targets of floating point, needs class numbers (m,)")
+    like = next(net.parameters(), images.pixels)
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    wrong, loss = dict.fromkeys(ranks, 0), 0.0
+    with untouched(net), torch.no_grad():
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))
+            logits = net(images.inputs(pixels, dtype))
+            _check_outputs(logits, labels, ranks)
+            loss += float(cross_entropy(logits.double(), labels)) * len(labels)
+            rank = _rank(logits, labels)
+            for k in ranks:
+                wrong[k] += int((rank >= k).sum())
+    return Evaluation(samples=len(images), loss=loss / len(images), wrong=wrong)
+
+
+def _check_outputs(logits: Any, labels: Tensor, ranks: Sequence[int]) -> None:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"net: gives {got} for {len(labels)} samples, needs (batch, classes)")
+    check_target("cross_entropy", logits, labels)
+    if ranks and ranks[-1] > logits.shape[1]:
+        raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")
+
+
+def _rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the label's own, (b,)."""
+    own = logits.gather(1, labels[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    # Not >, which is false for NaN.
+    ahead = ~(logits <= own) | ((logits == own) & before)
+    return ahead.sum(1)

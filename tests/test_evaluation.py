@@ -1,0 +1,201 @@
+"""Errors and loss of single crops, on tensors and image folders; the verbs on trained nets."""
+
+import json
+
+import oracles
+import pytest
+import torch
+
+import resid_theory as rt
+from resid_theory import cli
+
+
+def constant(logits):
+    """A net that gives the same outputs whatever it sees."""
+    net = torch.nn.Linear(1, len(logits))
+    torch.nn.init.zeros_(net.weight)
+    with torch.no_grad():
+        net.bias.copy_(torch.tensor(logits))
+    return net
+
+
+# -- evaluate --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100], ids=str)
+def test_errors_and_loss_from_their_definitions(generator, device, batch):
+    logits = torch.randn(10, 6, generator=generator)
+    labels = torch.randint(6, (10,), generator=generator)
+    found = rt.evaluate(torch.nn.Identity().to(device), (logits, labels), top=(1, 3), batch=batch)
+    order = logits.argsort(dim=1, descending=True).tolist()
+    for k in (1, 3):
+        wrong = sum(label not in row[:k] for row, label in zip(order, labels.tolist(), strict=True))
+        assert (found.wrong[k], found.error(k)) == (wrong, wrong / 10)
+    expected = oracles.cross_entropy(logits, torch.eye(6)[labels])
+    assert found.loss == pytest.approx(float(expected), rel=1e-12)
+    assert found.samples == 10
+
+
+@pytest.mark.parametrize(
+    ("logits", "wrong"),
+    [([1.0, 1.0, 0.0], {1: 2, 2: 1}), ([float("nan"), 2.0, 1.0], {1: 3, 2: 2})],
+    ids=["ties go to the earlier class", "nan is never right"],
+)
+def test_outputs_that_argmax_finds_hard(logits, wrong):
+    found = rt.evaluate(constant(logits), (torch.zeros(3, 1), torch.arange(3)), top=(1, 2))
+    assert dict(found.wrong) == wrong
+
+
+def test_a_net_is_left_as_it_was(generator):
+    net = rt.diracnet(10).train()
+    net.conv0.weight.grad = torch.ones_like(net.conv0.weight)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    random = torch.get_rng_state()
+    x = torch.randn(4, 3, 16, 16, generator=generator)
+    rt.evaluate(net, (x, torch.arange(4)))
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    assert all(module.training for module in net.modules())
+    assert bool((net.conv0.weight.grad == 1).all()) and torch.equal(torch.get_rng_state(), random)
+
+
+def test_running_statistics_are_used(generator):
+    net = rt.diracnet(10)
+    x, y = torch.randn(4, 3, 16, 16, generator=generator), torch.arange(4)
+    expected = torch.nn.functional.cross_entropy(net.eval()(x), y).detach()
+    assert rt.evaluate(net.train(), (x, y)).loss == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("labels", "top", "says"),
+    [
+        ([0, 3], (1,), "class labels from 0 to 3 for 3 outputs"),
+        ([0, 1], (1, 5), "top: got 5 for 3 classes"),
+        ([0, 1], (0,), "top: got 0"),
+        ([0.5, 1.0], (1,), "got targets of floating point"),
+    ],
+    ids=["label", "top", "zero", "targets"],
+)
+def test_refusals(labels, top, says):
+    with pytest.raises(ValueError, match=says):
+        rt.evaluate(constant([0.0, 1.0, 2.0]), (torch.zeros(2, 1), torch.tensor(labels)), top=top)
+
+
+def test_errors_of_another_k_were_not_measured():
+    found = rt.evaluate(constant([0.0, 1.0]), (torch.zeros(1, 1), torch.tensor([0])), top=(1,))
+    with pytest.raises(ValueError, match=r"k: got 5, was measured for \[1\]"):
+        found.error(5)
+
+
+# -- a folder of images ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Six classes of one image each, of several sizes, as ImageNet's folders are."""
+    pil = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    root, generator = tmp_path_factory.mktemp("tree"), torch.Generator().manual_seed(0)
+    for number, size in enumerate([(80, 64), (64, 90), (64, 64), (70, 75), (100, 80), (64, 65)]):
+        folder = root / f"n{number:04d}"
+        folder.mkdir()
+        data = torch.randint(256, (*size, 3), generator=generator, dtype=torch.uint8)
+        pil.fromarray(data.numpy()).save(folder / "image.png")
+    return root
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("make", [rt.diracnet_imagenet, rt.resnet_imagenet])
+def test_imagenet_nets_train_on_a_folder_and_are_evaluated(tree, device, make, depth):
+    images = rt.load_image_folder(tree, size=64)
+    recipe = rt.training.DIRACNETS_IMAGENET.change(epochs=1, batch=3, lr=0.01, milestones=())
+    net = make(depth, classes=6).float()
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    run = rt.train(net, images, recipe, seed=0, device=device, progress=False)
+    assert run.column("step") == [0, 2]
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p.cpu(), before[name])}
+    assert moved == set(before)
+    found = rt.evaluate(net, images)
+    assert found.samples == 6 and 0 <= found.error(5) <= found.error(1) <= 1
+
+
+def test_the_single_crop_is_the_middle_of_the_scaled_image(tmp_path):
+    pil = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    (tmp_path / "a").mkdir()
+    pixels = torch.zeros(64, 96, 3, dtype=torch.uint8)
+    pixels[4:60, 20:76] = 200  # the middle 56 x 56
+    pil.fromarray(pixels.numpy()).save(tmp_path / "a" / "x.png")
+    inside = rt.load_image_folder(tmp_path, size=56, shorter=64).pixels
+    assert inside.shape == (1, 3, 56, 56) and bool((inside == 200).all())
+    assert not bool((rt.load_image_folder(tmp_path, size=56).pixels == 200).all())
+
+
+@pytest.mark.parametrize("size", [None, 64], ids=["no size", "larger size"])
+def test_a_shorter_side_below_the_crop_is_refused(tree, size):
+    with pytest.raises(ValueError, match="shorter: got 60"):
+        rt.load_image_folder(tree, size=size, shorter=60)
+
+
+# -- verbs -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nets") / "net.json"
+    rt.save_checkpoint(path, rt.diracnet(10))
+    return path
+
+
+def content(capsys, *words):
+    assert cli.main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["folded.json", "folded.pth"])
+def test_fold_writes_what_evaluates_alike(capsys, tmp_path, checkpoint, name):
+    out = tmp_path / name
+    found = content(capsys, "fold", "--checkpoint", checkpoint, "--out", out)
+    assert (found["norms"], found["parameters"]) == (7, [75_738, 75_050])
+    options = ("--data", "digits", "--samples", "20", "--top", "1,5")
+    before = content(capsys, "evaluate", "--checkpoint", checkpoint, *options)
+    after = content(capsys, "evaluate", "--checkpoint", out, *options)
+    assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    for key in ("top_1_error", "top_5_error", "samples", "data"):
+        assert after[key] == before[key]
+
+
+def test_evaluate_on_a_folder(capsys, checkpoint, tree):
+    words = ("evaluate", "--checkpoint", checkpoint, "--data", tree, "--size", "16")
+    own, imagenet = (content(capsys, *words, "--constants", name) for name in ("own", "imagenet"))
+    images = rt.load_image_folder(tree, size=16, shorter=18)
+    found = rt.evaluate(rt.load_checkpoint(checkpoint), images)
+    assert own["loss"] == found.loss and own["top_5_error"] == found.error(5)
+    assert imagenet["loss"] != own["loss"]
+
+
+def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
+    words = ["evaluate", "--checkpoint", str(checkpoint), "--data", "digits", "--samples", "5"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("top-1 error ") and said.endswith("nats; 5 images, one crop each.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("fold --checkpoint {net} --out a.txt", "--out: got 'a.txt'"),
+        ("fold --checkpoint nothing --out a.json", "--checkpoint: no checkpoint 'nothing'"),
+        ("fold --checkpoint nothing.pt7 --out a.json", "nothing.pt7: is no file"),
+        ("evaluate --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
+        ("evaluate --checkpoint {net} --data digits --top x", "--top: got 'x'"),
+        ("evaluate --checkpoint {net} --data digits --top 1,11", "--top: got 11 for 10 classes"),
+        ("evaluate --checkpoint {net} --data digits --split tset", "--split: unknown name 'tset'"),
+        ("evaluate --checkpoint {net} --data {tree} --shorter 9", "--shorter: got 9"),
+        ("evaluate --checkpoint {net} --data {tree} --constants x", "--constants: unknown name"),
+        ("evaluate --checkpoint {net}", "Missing option"),
+    ],
+    ids=str,
+)
+def test_errors_are_one_line(capsys, checkpoint, tree, words, says):
+    assert cli.main(words.format(net=checkpoint, tree=tree).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
+    assert says in captured.err and captured.out == ""
