@@ -83,6 +83,7 @@ INSIDE = {
             "demystifying_interpolation",
             "demystifying_resnet",
             "noise_stability",
+            "noise_stability_cushions",
             "noise_stability_dominant",
             "noise_stability_flows",
             "noise_stability_gaussian",
