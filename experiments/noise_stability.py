@@ -638,7 +638,7 @@ def _error_at(loss: np.ndarray, risk: np.ndarray, error: np.ndarray) -> np.ndarr
 def judge_figure_8(a: Arrays) -> list[Verdict]:
     """Residual nets fit as fast or faster, and test no worse at equal training loss."""
     times = np.array([[[_epochs_to(v, r) for v in LEVELS] for r in rows] for rows in a["risk"]])
-    reached = np.isfinite(times[0])  # what the plain net never reaches says nothing against it
+    reached = np.isfinite(times).any(0)  # a level that neither reaches says nothing
     shown = "; ".join(
         f"depth {d}: " + ", ".join(f"{v:g} after {p:g} against {r:g}" for v, p, r in row)
         for d, row in zip(
@@ -658,7 +658,7 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
     return [
         Verdict(
             "epochs to training risk 1, .5, .2: residual no later than plain",
-            "shape only, at every level that the plain net reaches (Figure 8 a)",
+            "shape only, at every level that one of them reaches (Figure 8 a)",
             shown,
             bool((times[1] <= times[0])[reached].all() and reached.any()),
         ),
