@@ -748,7 +748,7 @@ def draw_figure_9(figure: Figure, a: Arrays) -> None:
 
 # -- the claims ------------------------------------------------------------------------------------
 
-DIGITS = {"seeds": [0], "epochs": 8, "batch": 16, "name": "digits", "samples": 720, "size": 8}
+DIGITS = {"seeds": [0], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
 GPU = {"seeds": [0, 1, 2], "epochs": 200}
 EVERY_DEPTH = [20, 32, 44]
 
@@ -762,7 +762,7 @@ CLAIMS = [
             "quick": {
                 "depths": [14, 20],
                 "training": DIGITS,
-                "scaled": "720 digits at 8 x 8, depth 14 and 20, 8 epochs, one seed",
+                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
             },
             "short": {"depths": [20], "scaled": f"{SHORT}, depth 20 only"},
             "paper": {"depths": EVERY_DEPTH, "training": GPU},
@@ -850,7 +850,7 @@ CLAIMS = [
             "quick": {
                 "depths": [14, 20],
                 "training": DIGITS,
-                "scaled": "720 digits at 8 x 8, depth 14 and 20, 8 epochs, one seed",
+                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
             },
             "short": {"depths": [20], "scaled": f"{SHORT}, depth 20 only"},
             "paper": {"depths": EVERY_DEPTH, "training": GPU},
@@ -866,9 +866,9 @@ CLAIMS = [
         "the first epochs on and more so at greater depth.",
         settings={
             "quick": {
-                "depths": [11, 14],
+                "depths": [14, 20],
                 "training": DIGITS,
-                "scaled": "720 digits at 8 x 8, depth 11 and 14, 8 epochs, one seed",
+                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
             },
             "short": {
                 "depths": [32, 44],
