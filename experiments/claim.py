@@ -131,6 +131,11 @@ class Record:
         """Whether every criterion holds."""
         return all(verdict.passed for verdict in self.verdicts)
 
+    def __repr__(self) -> str:
+        """One line; the arrays may be large."""
+        held = sum(verdict.passed for verdict in self.verdicts)
+        return f"Record({self.claim!r}, {self.scale!r}: {held} of {len(self.verdicts)} hold)"
+
     def _repr_markdown_(self) -> str:
         """The verdicts as a table, for notebooks."""
         rows = [
