@@ -75,6 +75,10 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
+    "plots": [
+        ["canvas"],
+        ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
+    ],
     "experiments": [
         ["claim"],
         ["trainings"],
