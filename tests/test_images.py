@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 import resid_theory as rt
 from resid_theory import cifar
-from resid_theory.images import Crops, Images, _fit, augment, draw_crops
+from resid_theory.images import Crops, Images, augment, draw_crops
+from resid_theory.images.named import _fit
 
 COUNT = 20  # images of a batch in the small CIFAR-10 below
 

@@ -75,6 +75,11 @@ INSIDE = {
         ["loop"],
         ["calls"],
     ],
+    "images": [["augmentation", "stored"], ["folders", "named"]],
+    "plots": [
+        ["canvas"],
+        ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
+    ],
     "experiments": [
         ["claim"],
         ["trainings"],

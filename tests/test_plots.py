@@ -9,6 +9,7 @@ import torch
 
 import resid_theory as rt
 from resid_theory import plots
+from resid_theory.plots import matrices
 from resid_theory.stability.summaries import Summaries
 
 matplotlib.use("agg")
@@ -95,7 +96,7 @@ def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
     matrix[1500, 3] = -2.0
     plots.hessian_pattern(matrix, ax=ax)
     values = np.asarray(ax.images[0].get_array())
-    assert len(values) <= plots._PIXELS
+    assert len(values) <= matrices._PIXELS
     assert values.min() == -2.0
     assert np.argwhere(values == -2.0).tolist() == [[250, 0]]
 
@@ -131,7 +132,7 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     plots.folded_filters(layer, ax=ax)
     drawn = np.asarray(ax.images[0].get_array())
     side = len(drawn) // 3
-    assert len(drawn) <= 2 * plots._PIXELS
+    assert len(drawn) <= 2 * matrices._PIXELS
     expected = np.zeros((3 * side, 3 * side))
     expected[side : 2 * side, side : 2 * side] = np.eye(side)
     np.testing.assert_array_equal(drawn, expected)

@@ -1,0 +1,114 @@
+"""An image data set as it is stored: whole, as bytes on the device."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import pair, whole
+
+__all__ = ["Images"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """A data set as it is stored, and how its pixels become inputs.
+
+    Attributes:
+        pixels: (m, channels, height, width), uint8; or inputs of any shape (m, ...), floating
+            point, which are taken as they are.
+        labels: Class numbers, (m,), int64; or targets, (m, k), floating point.
+        mean: Subtracted from each channel, in units of ``brightest``.
+        std: Divides each channel after that, same units.
+        brightest: Pixel value of full brightness.
+        classes: Names of the classes; empty if unknown.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    brightest: float = 255.0
+    classes: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(data: Any) -> "Images":
+        """Data in any form that training takes.
+
+        Args:
+            data: Images, an object with ``.x`` and ``.y``, or a pair (x, y).
+
+        Returns:
+            The same data; floating-point inputs stay as they are.
+
+        Raises:
+            ValueError: If it is none of these, is empty, or the numbers of samples differ.
+        """
+        if isinstance(data, Images):
+            pair((data.pixels, data.labels))
+            return data
+        x, y = pair((data.x, data.y) if hasattr(data, "x") and hasattr(data, "y") else data)
+        return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same set on another device.
+
+        Args:
+            device: Where all pixels and labels shall lie.
+
+        Returns:
+            A new set.
+        """
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def first(self, samples: int) -> "Images":
+        """The first images of the set.
+
+        Args:
+            samples: How many.
+
+        Returns:
+            A new set that shares memory with this one.
+
+        Raises:
+            ValueError: If there are not so many.
+        """
+        if whole("samples", samples) > len(self):
+            raise ValueError(f"samples: got {samples}, the set has {len(self)} images")
+        return replace(self, pixels=self.pixels[:samples], labels=self.labels[:samples])
+
+    def inputs(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Pixels as inputs of a net: in units of the brightest, centred and scaled.
+
+        Args:
+            pixels: Some of the set's pixels, (b, channels, height, width), cropped or not.
+            dtype: Of the result.
+
+        Returns:
+            (b, channels, height, width), dimensionless; floating-point pixels unchanged.
+        """
+        if pixels.is_floating_point():
+            return pixels.to(dtype)
+        mean, std = _constants(self.mean, self.std, dtype, pixels.device, pixels.dim() - 2)
+        return (pixels.to(dtype) / self.brightest).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=32)
+def _constants(
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    axes: int,
+) -> tuple[Tensor, Tensor]:
+    # Kept: a copy from the host in every step would stop a GPU each time.
+    shape = (1, -1) + (1,) * axes
+    return (
+        torch.tensor(mean, dtype=dtype, device=device).view(shape),
+        torch.tensor(std, dtype=dtype, device=device).view(shape),
+    )

@@ -1,0 +1,90 @@
+"""One number of several nets as curves: against depth, or over layers."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+
+from resid_theory.plots.canvas import MARKERS, SERIES, headroom, open_axes
+
+__all__ = ["by_depth", "flow_curve"]
+
+
+def by_depth(
+    layers: Sequence[int],
+    measured: Mapping[str, Sequence[float]],
+    *,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    ylabel: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """One number of several nets against depth, both axes logarithmic.
+
+    Args:
+        layers: Weight layers of the nets, the same for all curves.
+        measured: Values above zero by net, drawn as markers; others are left out.
+        predicted: Values by net, drawn as lines in the colour of the net's markers.
+        ylabel: What the number is, with its unit.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax, lines = open_axes(ax), predicted or {}
+    for number, (net, values) in enumerate(measured.items()):
+        color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+        ax.plot(layers, _drawable(values), marker, color=color, markersize=7, label=net)
+        ax.plot(layers, _drawable(lines.get(net, [math.nan] * len(layers))), color=color)
+    ax.set(xscale="log", yscale="log", xlabel="weight layers", ylabel=ylabel)
+    ax.set_xticks(list(layers), [str(count) for count in layers])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    headroom(ax, 0.1 * (len(measured) + 1))
+    title = "markers measured, lines predicted" if lines else None
+    ax.legend(loc="upper left", frameon=False, title=title, alignment="left")
+    return ax
+
+
+def flow_curve(
+    positions: Sequence[float],
+    shares: Mapping[str, Sequence[float]],
+    *,
+    errors: Mapping[str, Sequence[float]] | None = None,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    xlabel: str = "layer",
+    ax: Axes | None = None,
+) -> Axes:
+    """Shares of dominant flows over layers, or over another quantity that is varied.
+
+    Args:
+        positions: Of all curves, along the horizontal axis.
+        shares: Shares in [0, 1] by net, drawn as markers.
+        errors: Standard errors by net, drawn as bars of one each way.
+        predicted: Shares by net, drawn as lines in the colour of the net's markers; without it
+            lines join the markers.
+        xlabel: What the positions are, with their unit.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Figures 11 and 12.
+    """
+    ax, lines = open_axes(ax), predicted or {}
+    for number, (net, values) in enumerate(shares.items()):
+        color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+        bars = (errors or {}).get(net)
+        style = marker if net in lines else marker + "-"
+        ax.errorbar(positions, values, bars, fmt=style, color=color, mfc="none", label=net)
+        if net in lines:
+            ax.plot(positions, lines[net], color=color)
+    ax.set(xlabel=xlabel, ylabel="share of dominant flows", ylim=(-0.03, 1.03))
+    title = "markers measured, lines predicted" if lines else None
+    ax.legend(frameon=False, fontsize="small", title=title, alignment="left")
+    return ax
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """Numbers with a place on a logarithmic axis; a gap for the others."""
+    return [value if 0 < value < math.inf else math.nan for value in values]

@@ -1,0 +1,115 @@
+"""Eigenvalues level by level: a spectrum over its rank, a report of the zero point."""
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, headroom, open_axes
+from resid_theory.spectra import Spectrum
+from resid_theory.theory import ZeroPointReport
+
+__all__ = ["spectrum", "zero_point"]
+
+_LABELLED = 12  # levels; the multiplicities of more would cover the curve
+
+
+def spectrum(
+    measured: Spectrum,
+    *,
+    predicted: Spectrum | None = None,
+    label: str = "measured",
+    color: str = MEASURED,
+    ax: Axes | None = None,
+) -> Axes:
+    """Eigenvalues in ascending order over their rank, a level of multiplicity k being k ranks wide.
+
+    The rank is a share of P, so that nets of different size compare. The axis of eigenvalues is
+    symmetric-logarithmic when half of those that are not zero are below 1 % of the largest.
+
+    Args:
+        measured: Drawn as a broad line.
+        predicted: Drawn as a thin line on top, its multiplicities in the legend, and beside the
+            levels where these are few.
+        label: Name of ``measured`` in the legend.
+        color: Colour of ``measured``.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes.
+    """
+    ax = open_axes(ax)
+    _stairs(ax, measured, color=color, linewidth=4, label=f"{label}, P = {measured.size}")
+    if predicted is not None:
+        _stairs(ax, predicted, color=PREDICTED, linewidth=1.2, label=_counted(predicted))
+        _label_levels(ax, predicted)
+    ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(xlim=(0, 1), xlabel="rank, as a share of P", ylabel=f"eigenvalue ({UNIT})")
+    _scale(ax, measured)
+    headroom(ax, 0.1 * len(ax.get_legend_handles_labels()[1]))
+    ax.legend(loc="upper left", frameon=False)
+    return ax
+
+
+def zero_point(report: ZeroPointReport, *, drawing: Figure | None = None) -> Figure:
+    """A report of the zero point: singular values of M beside the predicted eigenvalues.
+
+    Args:
+        report: The report. Where its eigenvalues are not listed (n = 1 at great depth), only the
+            singular values are drawn.
+        drawing: Empty figure to fill; a new one by default, for files.
+
+    Returns:
+        The figure.
+    """
+    levels = report.spectrum
+    panels = 1 if levels is None else 2
+    drawing = figure(1, panels) if drawing is None else drawing
+    axes = drawing.axes or list(np.atleast_1d(drawing.subplots(1, panels)))
+    values = report.singular_values
+    axes[0].bar(range(1, len(values) + 1), values, color=MEASURED)
+    axes[0].set(xlabel="rank", ylabel="singular value of M", title=report.point.verdict)
+    if levels is not None:
+        spectrum(levels, label="predicted", color=PREDICTED, ax=axes[1])
+        _label_levels(axes[1], levels)
+    return drawing
+
+
+def _stairs(ax: Axes, spectrum: Spectrum, *, color: str, linewidth: float, label: str) -> None:
+    ends = spectrum.multiplicities.cumsum(0).to(torch.float64) / spectrum.size
+    edges = torch.cat([ends.new_zeros(1), ends]).numpy()
+    levels = spectrum.levels.numpy()
+    ax.stairs(levels, edges, baseline=None, color=color, linewidth=linewidth, label=label)
+
+
+def _counted(predicted: Spectrum) -> str:
+    """Legend of a prediction: how many levels, how often each."""
+    counts, levels = predicted.multiplicities, len(predicted.levels)
+    low, high = int(counts.min()), int(counts.max())
+    if high == 1:
+        return "predicted"
+    often = f"{low}" if low == high else f"{low} to {high}"
+    return f"predicted, {levels} level{'s' * (levels > 1)} × {often}"
+
+
+def _label_levels(ax: Axes, predicted: Spectrum) -> None:
+    """Write each multiplicity beside its level, while there are few and some occur repeatedly."""
+    counts = predicted.multiplicities
+    if len(counts) > _LABELLED or int(counts.max()) == 1:
+        return
+    ends = counts.cumsum(0)
+    for level, count, end in zip(
+        predicted.levels.tolist(), counts.tolist(), ends.tolist(), strict=True
+    ):
+        middle = (end - count / 2) / predicted.size
+        ax.annotate(f"× {count}", (middle, level), (0, 3), textcoords="offset points", ha="center")
+
+
+def _scale(ax: Axes, spectrum: Spectrum) -> None:
+    """A symmetric-logarithmic axis where a linear one would show a flat line and two spikes."""
+    top = spectrum.max_magnitude
+    if spectrum.rank and spectrum.magnitude(spectrum.size - 1 - spectrum.rank // 2) < 0.01 * top:
+        smallest = max(spectrum.magnitude_percentile(10), 1e-8 * top)
+        ax.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(smallest)))
