@@ -356,11 +356,14 @@ class _Files:
         from resid_theory import plots, store
 
         written = []
-        if self.plot is not None and drawing is not None:
-            store.write_bytes(self.plot, plots.png(drawing))
-            written.append(str(self.plot))
         if self.out is not None:
-            written.append(write(self.out, self.name, content, drawing))
+            written.append(write(self.out, self.name, content, None))
+        if drawing is not None:
+            picture = plots.png(drawing)  # once: a layout settles by drawing, and moves a little
+            beside = self.out and self.out / f"{self.name}.png"
+            for place in filter(None, (beside, self.plot)):
+                store.write_bytes(place, picture)
+                written.append(str(place))
         return " and ".join(written)
 
 
