@@ -73,10 +73,12 @@ def digits(channels=3):
 
 
 def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
-    found = content(capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1)
+    found = content(
+        capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1, "--matrix", "fisher"
+    )
     generator = torch.Generator().manual_seed(0)
     net = rt.load_checkpoint(checkpoints[0])
-    report = rt.spectrum(net, "cross_entropy", digits(), k=1, generator=generator)
+    report = rt.spectrum(net, "cross_entropy", digits(), k=1, matrix="fisher", generator=generator)
     assert (found["method"], found["parameters"]) == (report.method, report.parameters)
     assert found["largest"][0]["value"] == report.largest[0].value
     assert found["trace"]["high"] == report.trace.high
