@@ -191,7 +191,7 @@ def _density_content(report: "SpectrumReport") -> dict[str, Any] | None:
 def _density_figure(report: "SpectrumReport") -> "Figure":
     from resid_theory import plots
 
-    drawing = plots.figure(1, 2)
+    drawing = plots.figure(1, 2, panel=(6.4, 3.9))
     for ax, scale in zip(drawing.axes, ("linear", "symlog"), strict=True):
         plots.spectral_density(report, scale=scale, ax=ax)
     return drawing
