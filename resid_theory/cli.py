@@ -3,7 +3,6 @@
 Only typer is imported at the top: ``--help`` answers at once, torch waits for the work.
 """
 
-import json
 import math
 import os
 import re
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory import cli_dirac
+from resid_theory import cli_dirac, cli_nets
+from resid_theory.cli_output import Json, folder, number, print_json, say, shows_progress, write
 from resid_theory.comparison import Run, Setup, measure, numbers
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 app = typer.Typer(
+    cls=cli_nets.Verbs,
     add_completion=False,
     no_args_is_help=True,
     help="Hessians of shortcut networks: predicted by theory and measured exactly.",
@@ -67,7 +68,6 @@ Mid = Annotated[str | None, typer.Option(help="Activation between the layers of 
 Post = Annotated[str | None, typer.Option(help="Activation after a block's last layer.")]
 LossName = Annotated[str, typer.Option(help="square or cross_entropy; a mean over samples.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 # -- verbs -----------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def demo(
     """Predict the Hessian of 2-shortcut and plain nets on the embedded digits, then measure it."""
     started, depths = time.perf_counter(), _whole_numbers("blocks", blocks, 1)
     data = Setup().load(progress=False)
-    _folder(out)
+    folder(out)
     cases = [(net, replace(setup, blocks=r)) for net, setup in _DEMO.items() for r in depths]
     runs: dict[str, list[Run]] = {net: [] for net in _DEMO}
     with _threads_for(0):
@@ -95,12 +95,12 @@ def demo(
         "components": 10,
         "nets": {net: [run.content() for run in found] for net, found in runs.items()},
     }
-    paths = _write(out, "demo", content, _demo_figure(runs, data))
+    paths = write(out, "demo", content, _demo_figure(runs, data))
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     _demo_tables(runs)
-    _say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
+    say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
 
 
 @app.command()
@@ -125,7 +125,10 @@ def spectrum(
     out: Out = None,
     as_json: Json = False,
 ) -> None:
-    """Measure all eigenvalues of the Hessian, beside the prediction where there is one."""
+    """Measure all eigenvalues of the Hessian, beside the prediction where there is one.
+
+    With --checkpoint or --model: of a trained net or one of your own; options: curvature --help.
+    """
     _spectrum(Setup.of(ctx.params), _seeds(seeds), out, as_json)
 
 
@@ -153,6 +156,7 @@ def zero_point(
 
 
 cli_dirac.register(app)
+cli_nets.register(app)
 
 # -- demo ------------------------------------------------------------------------------------------
 
@@ -167,7 +171,7 @@ _DEMO = {
 def _demo_tables(runs: Mapping[str, Sequence[Run]]) -> None:
     from rich.table import Table
 
-    _say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
+    say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
     for net, found in runs.items():
         bound = found[0].bound
         known = "" if bound is None else f"; a-priori bound on max/min: {bound:.3f}"
@@ -180,9 +184,9 @@ def _demo_tables(runs: Mapping[str, Sequence[Run]]) -> None:
             far = "" if run.distance is None else f"{run.distance:.1e}"
             size = [str(run.layers), str(run.measured.size)]
             table.add_row(*size, "measured", *_demo_cells(run.measured), far)
-        _say("")
-        _say(table)
-    _say("\nλ in units of loss / weight²; distance: between the two spectra, over the largest |λ|.")
+        say("")
+        say(table)
+    say("\nλ in units of loss / weight²; distance: between the two spectra, over the largest |λ|.")
 
 
 _DEMO_COLUMNS = {
@@ -196,7 +200,7 @@ _DEMO_COLUMNS = {
 
 def _demo_cells(spectrum: "Spectrum") -> list[str]:
     found = numbers(spectrum)
-    return [_number(found[key]) for key in _DEMO_COLUMNS.values()]
+    return [number(found[key]) for key in _DEMO_COLUMNS.values()]
 
 
 def _demo_figure(runs: Mapping[str, Sequence[Run]], data: "Regression") -> "Figure":
@@ -245,10 +249,10 @@ def _draw_pattern(run: Run, data: "Regression", ax: Any, title: str) -> None:
 def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
     import resid_theory as rt
 
-    shows = sys.stderr.isatty() and not as_json
+    shows = shows_progress(as_json)
     data = setup.load(progress=shows)
     if out is not None:
-        _folder(out)
+        folder(out)
     cost = _cost(rt.hessian_cost(setup.net(seeds[0]), setup.loss, data))
     if not as_json:
         _say_cost(cost, len(seeds))
@@ -256,13 +260,13 @@ def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: boo
         bar = _bar(seeds, as_json, "seeds")
         runs = [measure(setup, data, seed, progress=shows) for seed in bar]
     content = {"setup": asdict(setup), "cost": cost, **_summary(runs)}
-    paths = "" if out is None else _write(out, "spectrum", content, _spectrum_figure(runs))
+    paths = "" if out is None else write(out, "spectrum", content, _spectrum_figure(runs))
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     _spectrum_table(content)
     if paths:
-        _say(f"{paths} written.")
+        say(f"{paths} written.")
 
 
 def _cost(cost: "HessianCost") -> dict[str, Any]:
@@ -287,7 +291,7 @@ def _cost(cost: "HessianCost") -> dict[str, Any]:
 def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
     memory = f"{cost['bytes'] / 2**20:,.1f} MiB"
     seconds = f"about {cost['seconds']:.2g} s a seed, {seeds} seed{'s' * (seeds > 1)}"
-    _say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
+    say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
@@ -325,14 +329,12 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     )
     for key, words in _WORDS.items():
         if key in mean:
-            table.add_row(
-                words, *(_number(column.get(key)) for column in (mean, spread, predicted))
-            )
+            table.add_row(words, *(number(column.get(key)) for column in (mean, spread, predicted)))
     bound = content["runs"][0]["a_priori_bound"]
     if bound is not None:
-        table.add_row(_WORDS["a_priori_bound"], "", "", _number(bound))
-    _say(table)
-    _say(content["note"])
+        table.add_row(_WORDS["a_priori_bound"], "", "", number(bound))
+    say(table)
+    say(content["note"])
 
 
 def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
@@ -340,8 +342,8 @@ def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
 
     drawing = plots.figure(panel=(6.4, 4.8))
     (ax,) = drawing.axes
-    for number, run in enumerate(runs[1:]):
-        label = "_" if number else "other seeds"  # matplotlib's sign for no entry in the legend
+    for place, run in enumerate(runs[1:]):
+        label = "_" if place else "other seeds"  # matplotlib's sign for no entry in the legend
         plots.spectrum(run.measured, label=label, color="0.75", ax=ax)
     first = runs[0]
     label = f"measured, seed {first.seed}"
@@ -353,34 +355,34 @@ def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
 
 
 def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> None:
-    data = setup.load(progress=sys.stderr.isatty() and not as_json)
+    data = setup.load(progress=shows_progress(as_json))
     if out is not None:
-        _folder(out)
+        folder(out)
     from resid_theory.theory import ZeroPointReport
 
     report = ZeroPointReport(point=setup.zero_point(data), exact=exact)
     # Limits and counts are many small problems, whatever the depth.
     with _threads_for(report.point.size if report.is_dense else 0):
         content = {"setup": asdict(setup), **report.summary()}
-        paths = "" if out is None else _write(out, "zero_point", content, _report_figure(report))
+        paths = "" if out is None else write(out, "zero_point", content, _report_figure(report))
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     _zero_point_table(content)
     if paths:
-        _say(f"{paths} written.")
+        say(f"{paths} written.")
 
 
 def _zero_point_table(content: Mapping[str, Any]) -> None:
     from rich.table import Column, Table
 
-    _say(f"{content['verdict']}: {content['reason']}")
-    _say(f"P = {content['parameters']:,}, by {content['method']}")
+    say(f"{content['verdict']}: {content['reason']}")
+    say(f"P = {content['parameters']:,}, by {content['method']}")
     table = Table("", Column(justify="right"), box=None, pad_edge=False, show_header=False)
     for key, words in _WORDS.items():
         if content.get(key) is not None:
-            table.add_row(words, _number(content[key]))
-    _say(table)
+            table.add_row(words, number(content[key]))
+    say(table)
 
 
 def _report_figure(report: "ZeroPointReport") -> "Figure | None":
@@ -389,17 +391,17 @@ def _report_figure(report: "ZeroPointReport") -> "Figure | None":
     return None if report.spectrum is None else plots.zero_point(report)
 
 
-# -- words and files -------------------------------------------------------------------------------
+# -- words -----------------------------------------------------------------------------------------
 
 
 def _whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
     from resid_theory._check import whole
 
     try:
-        numbers = [int(part) for part in text.rstrip(",").split(",")]
+        found = [int(part) for part in text.rstrip(",").split(",")]
     except ValueError:
         raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
-    return [whole(argument, number, minimum) for number in numbers]
+    return [whole(argument, value, minimum) for value in found]
 
 
 def _seeds(text: str) -> list[int]:
@@ -430,52 +432,6 @@ def _threads_for(size: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _say(what: Any, style: str | None = None) -> None:
-    from rich.console import Console
-
-    # A file has no width; 100 columns keep a table's row on one line.
-    width = None if sys.stdout.isatty() else 100
-    Console(highlight=False, markup=False, width=width).print(what, style=style)
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _strict(content: Any) -> Any:
-    """JSON has no inf and nan: as strings, which ``float`` reads back."""
-    if isinstance(content, Mapping):
-        return {key: _strict(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_strict(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
-        return str(content)
-    return content
-
-
-def _folder(path: Path) -> None:
-    """Make the folder before the work: a mistyped one should not cost the result."""
-    path.mkdir(parents=True, exist_ok=True)
-
-
-def _write(out: Path, name: str, content: Any, drawing: "Figure | None") -> str:
-    """Write numbers and figure; returns their names for people."""
-    from resid_theory import plots, store
-
-    paths = [out / f"{name}.json"]
-    store.write_json(paths[0], _strict(content))
-    if drawing is not None:
-        paths.append(out / f"{name}.png")
-        store.write_bytes(paths[1], plots.png(drawing))
-    return " and ".join(map(str, paths))
 
 
 # -- errors ----------------------------------------------------------------------------------------

@@ -1,24 +1,14 @@
 """Verbs on trained nets: ``fold`` and ``evaluate``; checkpoints or the DiracNet authors' files."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from resid_theory import Images
+from resid_theory.cli_output import Json, print_json
+from resid_theory.cli_sources import AUTHORS, checkpoint_net, images, options
 
 __all__ = ["register"]
-
-_AUTHORS = (".pt", ".pt7", ".pth")
-_SAME = ("batch", "constants", "samples", "shorter", "size", "split", "top")
-_CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 
 Checkpoint = Annotated[
     str,
@@ -26,7 +16,6 @@ Checkpoint = Annotated[
         help="Name or path of a checkpoint, or a file of the DiracNet authors (.pt7, .pth)."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,9 +38,9 @@ def fold(
     """Fold identities and BatchNorm into the kernels, and write the folded net."""
     import resid_theory as rt
 
-    if out.suffix not in (".json", *_AUTHORS):
+    if out.suffix not in (".json", *AUTHORS):
         raise ValueError(f"--out: got {str(out)!r}, needs a name ending in .json, .pt7 or .pth")
-    net = _net(checkpoint)
+    net = checkpoint_net(checkpoint)
     folded = rt.fold(net)
     if out.suffix == ".json":
         rt.save_checkpoint(out, folded, about={"folded_from": checkpoint})
@@ -70,8 +59,10 @@ def evaluate(
         str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder a class.")
     ],
     split: Annotated[str, typer.Option(help="test or train; of a named set.")] = "test",
-    samples: Annotated[int | None, typer.Option(help="The first so many; of a named set.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the middle crop; of a folder.")] = 224,
+    samples: Annotated[int | None, typer.Option(help="The first; of a folder, drawn.")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the images; 32, of a folder 224 by default.")
+    ] = None,
     shorter: Annotated[
         int | None, typer.Option(help="Shorter side before the crop; 8/7 of --size by default.")
     ] = None,
@@ -86,39 +77,23 @@ def evaluate(
     import resid_theory as rt
 
     ranks = _ranks(top)
-    net = _net(checkpoint)
-    with _options("--data"):
-        if Path(data).is_dir():
-            images = _folder(data, size, size * 8 // 7 if shorter is None else shorter, constants)
-        else:
-            images = rt.load_images(data, split, samples=samples, progress=not as_json)
-        found = rt.evaluate(net, images, top=ranks, batch=batch)
-    errors = {f"top_{k}_error": found.error(k) for k in ranks}
-    content = {"checkpoint": checkpoint, "data": data, "samples": found.samples}
-    words = ", ".join(f"top-{k} error {100 * found.error(k):.2f} %" for k in ranks)
-    said = f"{words}, loss {found.loss:.4f} nats; {found.samples:,} images, one crop each."
-    _print({**content, "loss": found.loss, **errors}, said, as_json)
-
-
-def _net(checkpoint: str) -> "nn.Module":
-    import resid_theory as rt
-
-    if Path(checkpoint).suffix in _AUTHORS:
-        return rt.load_dirac_file(checkpoint)
-    with _options("--checkpoint"):
-        return rt.load_checkpoint(checkpoint)
-
-
-def _folder(data: str, size: int, shorter: int, constants: str) -> "Images":
-    import resid_theory as rt
-    from resid_theory._check import choose
-
-    choose("constants", constants, ("own", *_CONSTANTS))
-    images = rt.load_image_folder(data, size=size, shorter=shorter)
-    if constants == "own":
-        return images
-    mean, std = _CONSTANTS[constants]
-    return replace(images, mean=mean, std=std)
+    net = checkpoint_net(checkpoint)
+    found = images(
+        data,
+        split=split,
+        samples=samples,
+        size=size,
+        shorter=shorter,
+        constants=constants,
+        progress=not as_json,
+    )
+    with options(("batch", "top")):
+        scores = rt.evaluate(net, found, top=ranks, batch=batch)
+    errors = {f"top_{k}_error": scores.error(k) for k in ranks}
+    content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}
+    words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in ranks)
+    said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."
+    _print({**content, "loss": scores.loss, **errors}, said, as_json)
 
 
 def _ranks(text: str) -> list[int]:
@@ -128,18 +103,8 @@ def _ranks(text: str) -> list[int]:
         raise ValueError(f"--top: got {text!r}, needs whole numbers such as 1,5") from None
 
 
-@contextmanager
-def _options(name: str) -> Iterator[None]:
-    """Errors that name an argument of the library, with the option's name instead."""
-    words = {"name": name, "path": name} | {word: f"--{word}" for word in _SAME}
-    try:
-        yield
-    except (FileNotFoundError, ValueError) as error:
-        argument, colon, message = str(error).partition(": ")
-        if argument not in words:
-            raise
-        raise type(error)(words[argument] + colon + message) from error
-
-
 def _print(content: dict[str, Any], words: str, as_json: bool) -> None:
-    print(json.dumps(content, indent=2) if as_json else words)
+    if as_json:
+        print_json(content)
+    else:
+        print(words)

@@ -23,8 +23,8 @@ FLOORS = [
     ["descent"],
     ["plots"],
     ["resid_theory"],
-    ["comparison"],
-    ["cli_dirac"],
+    ["cli_output", "cli_sources", "comparison"],
+    ["cli_dirac", "cli_nets"],
     ["cli"],
     ["experiments"],
 ]

@@ -1,0 +1,265 @@
+"""The nets and images that options name; torch waits until one is asked for."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from resid_theory import Images
+
+__all__ = ["AUTHORS", "checkpoint_net", "device_of", "images", "model_net", "options", "run_once"]
+
+AUTHORS = (".pt", ".pt7", ".pth")
+_CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+_SIDES = 32, 224  # of the images of a named set, of a folder
+
+
+@contextmanager
+def options(words: Iterable[str], **others: str) -> Iterator[None]:
+    """Errors that name an argument of the library, with the option's name instead.
+
+    Args:
+        words: Arguments whose options have the same name.
+        others: Options by name of the argument, where they differ.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        FileNotFoundError: As it came, with the option's name.
+        ValueError: As it came, with the option's name.
+    """
+    names = {word: f"--{word}" for word in words} | others
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        argument, colon, message = str(error).partition(": ")
+        known = names.get(argument) or names.get(argument.partition(" ")[0])
+        if known is None or not colon:
+            raise
+        raise type(error)(known + colon + message) from error
+
+
+# -- nets ------------------------------------------------------------------------------------------
+
+
+def checkpoint_net(checkpoint: str) -> "nn.Module":
+    """A net from a checkpoint, or from a file of the DiracNet authors.
+
+    Args:
+        checkpoint: Name or path; ``.pt``, ``.pt7`` and ``.pth`` are the authors' files.
+
+    Returns:
+        The net, in eval mode, on the CPU.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged or has no record of its architecture.
+    """
+    import resid_theory as rt
+
+    with options((), name="--checkpoint", path="--checkpoint"):
+        if Path(checkpoint).suffix in AUTHORS:
+            return rt.load_dirac_file(checkpoint)
+        return rt.load_checkpoint(checkpoint)
+
+
+def model_net(model: str, seed: int) -> "nn.Module":
+    """A net that a user's own code makes; the code is run.
+
+    Args:
+        model: ``module:callable``, the module searched in the current directory first; without
+            arguments the callable returns an ``nn.Module``. A module that is there already is
+            taken as it is.
+        seed: Of torch's generator while the code runs, so that weights drawn there come again.
+
+    Returns:
+        The net.
+
+    Raises:
+        ValueError: If there is no such module or callable, the code raises an error, or what it
+            returns is no net.
+    """
+    import torch
+    from torch import nn
+
+    name, colon, attribute = model.partition(":")
+    if not (name and colon and attribute.isidentifier()):
+        raise ValueError(f"--model: got {model!r}, needs module:callable, such as mynet:build")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        make = _attribute(model, _module(model, name), attribute)
+        net = make if isinstance(make, nn.Module) else _called(model, make)
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"--model: {model} returns {type(net).__name__}, needs a torch.nn.Module")
+    return net
+
+
+def _module(model: str, name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return _called(model, lambda: importlib.import_module(name), ModuleNotFoundError)
+    except ModuleNotFoundError as error:
+        # Its own absence is the caller's slip; that of a module it imports is a fault inside.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise ValueError(_fault(model, error)) from error
+        raise ValueError(
+            f"--model: got {model!r}, no module {error.name!r} in {here} nor among the installed"
+        ) from error
+
+
+def _attribute(model: str, module: Any, attribute: str) -> Callable[[], Any]:
+    from resid_theory._check import choose
+
+    found = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    if not callable(getattr(module, attribute, None)):
+        choose(f"--model: in {module.__name__}", attribute, found)
+    return getattr(module, attribute)
+
+
+def _called(model: str, call: Callable[[], Any], *passed: type[Exception]) -> Any:
+    """What a user's code gives; its errors in one line, with the place where they arose."""
+    try:
+        return call()
+    except passed:
+        raise
+    except Exception as error:
+        raise ValueError(_fault(model, error)) from error
+
+
+def _fault(model: str, error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"--model: {model} raised {type(error).__name__}: {error} ({where})"
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def images(
+    data: str,
+    *,
+    split: str = "test",
+    samples: int | None = None,
+    size: int | None = None,
+    shorter: int | None = None,
+    constants: str = "own",
+    channels: int = 3,
+    seed: int = 0,
+    progress: bool = False,
+) -> "Images":
+    """Images of a named set or of a folder.
+
+    Args:
+        data: ``cifar10``, ``mnist``, ``digits``, or a folder with one folder a class.
+        split: ``train`` or ``test``, of a named set.
+        samples: How many, the first of a named set; None for all.
+        size: Side of the images; by default 32 of a named set, 224 of a folder.
+        shorter: Shorter side before the crop, of a folder; 8/7 of the size by default.
+        constants: Normalization of a folder's images: ``own`` or ``imagenet``.
+        channels: Of a named set; grey images are repeated.
+        seed: Of the draw of samples from a folder, whose images are sorted by class.
+        progress: Whether a download shows its progress.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If a name is unknown or there are fewer images.
+    """
+    import resid_theory as rt
+
+    names = ("constants", "samples", "channels", "shorter", "size", "split")
+    with options(names, name="--data", path="--data"):
+        if not Path(data).is_dir():
+            side = _SIDES[0] if size is None else size
+            keywords: dict[str, Any] = {"samples": samples, "size": side, "channels": channels}
+            return rt.load_images(data, split, progress=progress, **keywords)
+        found = _folder(data, _SIDES[1] if size is None else size, shorter, constants)
+        return found if samples is None else _drawn(found, samples, seed)
+
+
+def _folder(data: str, size: int, shorter: int | None, constants: str) -> "Images":
+    import resid_theory as rt
+    from resid_theory._check import choose
+
+    choose("constants", constants, ("own", *_CONSTANTS))
+    shorter = size * 8 // 7 if shorter is None else shorter
+    found = rt.load_image_folder(data, size=size, shorter=shorter)
+    if constants == "own":
+        return found
+    mean, std = _CONSTANTS[constants]
+    return replace(found, mean=mean, std=std)
+
+
+def _drawn(found: "Images", samples: int, seed: int) -> "Images":
+    """Some of the images, in their order; the first ones would all be of one class."""
+    import torch
+
+    found.first(samples)  # raises if there are fewer
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(found), generator=generator)[:samples].sort().values
+    return replace(found, pixels=found.pixels[rows], labels=found.labels[rows])
+
+
+# -- both ------------------------------------------------------------------------------------------
+
+
+def device_of(name: str) -> "torch.device":
+    """A device that can be used.
+
+    Args:
+        name: As torch calls it: ``cpu``, ``cuda``, ``cuda:1``, ...
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If torch does not know the name, or this machine lacks the device.
+    """
+    import torch
+
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device: got {name!r}, which torch cannot use: {reason}") from error
+
+
+def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":
+    """Run two samples, before the work starts.
+
+    Args:
+        net: The net; it is left as it was.
+        found: The images.
+
+    Returns:
+        What the net gives.
+
+    Raises:
+        ValueError: If the net does not take such images.
+    """
+    import torch
+
+    from resid_theory.state import untouched
+
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    x = found.inputs(found.pixels[:2].to(like.device), like.dtype)
+    try:
+        with untouched(net), torch.no_grad():
+            return net(x.clone())
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        shape = " x ".join(map(str, x.shape[1:]))
+        raise ValueError(
+            f"--data: the net does not take images of {shape} (see --channels, --size): {error}"
+        ) from error

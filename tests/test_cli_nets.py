@@ -1,0 +1,228 @@
+"""Verbs on trained nets and on a user's own model: they say what the library measures."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import resid_theory as rt
+from resid_theory import cli, cli_sources
+
+SMALL = "--data digits --samples 6 --size 8".split()
+OWN = [*SMALL, "--channels", "1", "--model"]
+SOURCE = """
+import torch
+from torch import nn
+
+net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 10)
+    )
+
+def number():
+    return 3
+
+def broken():
+    raise KeyError("no\\nkey")
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A residual net and a plain one, too small to be good at anything."""
+    folder, paths = tmp_path_factory.mktemp("nets"), []
+    for identity in ("residual", "plain"):
+        paths.append(folder / f"{identity}.json")
+        rt.save_checkpoint(paths[-1], rt.simplified_net(5, identity=identity, generator=0))
+    return paths
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a user's file, current while the test runs."""
+    (tmp_path / "own_net.py").write_text(SOURCE)
+    (tmp_path / "wanting.py").write_text("import a_library_that_is_not_there\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield tmp_path
+    for name in ("own_net", "wanting"):
+        sys.modules.pop(name, None)
+
+
+def words_of(capsys, *words):
+    assert cli.main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def content(capsys, *words):
+    """The JSON a verb prints; nothing else may be printed."""
+    return json.loads(
+        words_of(capsys, *words, "--json"),
+        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
+    )
+
+
+def digits(channels=3):
+    return rt.load_images("digits", samples=6, size=8, channels=channels)
+
+
+# -- curvature -------------------------------------------------------------------------------------
+
+
+def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
+    found = content(
+        capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1, "--matrix", "fisher"
+    )
+    generator = torch.Generator().manual_seed(0)
+    net = rt.load_checkpoint(checkpoints[0])
+    report = rt.spectrum(net, "cross_entropy", digits(), k=1, matrix="fisher", generator=generator)
+    assert (found["method"], found["parameters"]) == (report.method, report.parameters)
+    assert found["largest"][0]["value"] == report.largest[0].value
+    assert found["trace"]["high"] == report.trace.high
+    assert (found["index"], found["density"]) == (None, None)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "square"])
+def test_spectrum_of_ones_own_model_is_exact(capsys, own, loss):
+    found = content(capsys, "spectrum", *OWN, "own_net:build", "--seed", 3, "--loss", loss)
+    torch.manual_seed(3)
+    scope = {}
+    exec(SOURCE, scope)
+    x, y = digits(1).inputs(digits(1).pixels, torch.get_default_dtype()), digits(1).labels
+    if loss == "square":
+        y = torch.eye(10)[y]
+    measured = rt.hessian_spectrum(scope["build"](), loss, (x, y))
+    assert found["method"] == "dense"
+    assert found["largest"][0]["value"] == pytest.approx(measured.largest, rel=1e-5)
+    assert found["trace"]["value"] == pytest.approx(measured.trace, rel=1e-5)
+
+
+def test_a_net_that_is_there_already_is_taken(capsys, own):
+    assert content(capsys, "spectrum", *OWN, "own_net:net")["parameters"] == 650
+
+
+def test_the_rng_is_left_as_it_was(capsys, own):
+    before = torch.get_rng_state()
+    content(capsys, "spectrum", *OWN, "own_net:build")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_spectrum_prints_and_draws(capsys, own):
+    said = words_of(capsys, "spectrum", *OWN, "own_net:build", "--plot", "new/a.png", "--out", "b")
+    assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said
+    assert (own / "new" / "a.png").read_bytes() == (own / "b" / "spectrum.png").read_bytes()
+    assert json.loads((own / "b" / "spectrum.json").read_text())["net"] == "own_net:build"
+
+
+def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch):
+    asked = []
+
+    def measure(*_, density, **__):
+        asked.append(density)
+        raise ValueError("k: enough")
+
+    monkeypatch.setattr(rt, "spectrum", measure)
+    for verb, *more in (["curvature"], ["spectrum", "--plot", tmp_path / "a.png"]):
+        words = [verb, "--checkpoint", checkpoints[0], *SMALL, *more]
+        assert cli.main([str(word) for word in words]) == 2
+        assert capsys.readouterr().err == "resid-theory: --k: enough\n"
+    assert asked == [False, True]
+
+
+def test_spectrum_of_shortcut_nets_is_what_it_was(capsys):
+    assert content(capsys, "spectrum", "--blocks", 1)["setup"]["blocks"] == 1
+
+
+# -- cushions --------------------------------------------------------------------------------------
+
+
+def test_cushions_of_checkpoints_are_the_librarys(capsys, checkpoints):
+    nets = [word for path in checkpoints for word in ("--checkpoint", path)]
+    found = content(capsys, "cushions", *nets, *SMALL)["nets"]
+    assert list(found) == [str(path) for path in checkpoints]
+    measured = rt.layer_cushions(rt.load_checkpoint(checkpoints[0]), digits())
+    for row, layer in enumerate(measured.rows):
+        one = found[str(checkpoints[0])]["layers"][layer]
+        assert one["effective"]["median"] == float(measured.under("effective").median[row])
+        assert one["identity_removed"]["minimum"] == float(measured.minimum[row])
+    assert found[str(checkpoints[0])]["not_covered"] == dict(measured.not_covered)
+
+
+def test_interlayer_cushions_of_blocks(capsys, checkpoints):
+    words = ["cushions", "--checkpoint", checkpoints[0], *SMALL, "--seed", 1, "--blocks"]
+    found = content(capsys, *words, "conv1,relu2")["nets"][str(checkpoints[0])]["layers"]
+    net = rt.load_checkpoint(checkpoints[0])
+    measured = rt.block_cushions(net, digits(), blocks=["conv1", "relu2"], generator=1)
+    assert [found[name]["median"] for name in measured.rows] == measured.median.tolist()
+
+
+def test_cushions_of_ones_own_model_print_and_draw(capsys, own):
+    words = [*OWN, "own_net:build", "--norm", "operator", "--plot", "a.png", "--out", "b"]
+    said = words_of(capsys, "cushions", *words)
+    assert "own_net:build on digits: layer cushions of 6 samples: operator norm" in said
+    assert (own / "a.png").read_bytes() == (own / "b" / "cushions.png").read_bytes()
+    assert list(json.loads((own / "b" / "cushions.json").read_text())["nets"]["own_net:build"][
+        "layers"]) == ["0", "3"]  # fmt: skip
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def test_images_of_a_folder_are_drawn(tmp_path):
+    pil = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for shade in range(20):
+            pil.new("L", (4, 4), shade).save(tmp_path / label / f"{shade:02}.png")
+    some = cli_sources.images(str(tmp_path), samples=12, size=4, seed=0)
+    again, others = (
+        cli_sources.images(str(tmp_path), samples=12, size=4, seed=seed) for seed in (0, 1)
+    )
+    assert len(some) == 12 and set(some.labels.tolist()) == {0, 1}
+    assert torch.equal(some.pixels, again.pixels) and not torch.equal(some.pixels, others.pixels)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("spectrum --checkpoint nowhere --data digits", "--checkpoint: no checkpoint 'nowhere'"),
+        ("spectrum --checkpoint {net} --data digits --blocks 3", "No such option: --blocks"),
+        ("spectrum --checkpoint {net}", "Missing option '--data'"),
+        ("curvature --data digits", "--checkpoint, --model: got neither, needs one of them"),
+        ("curvature --data digits --checkpoint {net} --model a:b", "--model: got both"),
+        ("cushions --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
+        ("cushions --checkpoint {net} --data digits --samples 9999", "--samples: got 9999"),
+        ("cushions --checkpoint {net} {small} --channels 1", "--data: the net does not take"),
+        ("cushions --checkpoint {net} {small} --norm kernl", "--norm: unknown name 'kernl'"),
+        ("cushions --checkpoint {net} {small} --blocks blok1", "--blocks: unknown name 'blok1'"),
+        ("cushions --checkpoint {net} {small} --plot a.jpg", "--plot: got 'a.jpg', needs a name"),
+        ("spectrum --checkpoint {net} {small} --device cud", "--device: got 'cud'"),
+        ("spectrum --checkpoint {net} {small} --k 0", "--k: got 0, needs at least 1"),
+        ("spectrum --checkpoint {net} {small} --matrix hesian", "--matrix: unknown name"),
+        ("spectrum --checkpoint {net} {small} --loss squar", "--loss: unknown name 'squar'"),
+        ("spectrum {small} --model own_net", "--model: got 'own_net', needs module:callable"),
+        ("spectrum {small} --model no_such:net", "--model: got 'no_such:net', no module 'no_such'"),
+        ("spectrum {small} --model own_net:bild", "unknown name 'bild'; did you mean 'build'?"),
+        ("spectrum {small} --model own_net:number", "own_net:number returns int, needs a torch"),
+        ("spectrum {small} --model own_net:broken", "KeyError: 'no\\nkey' (own_net.py, line 16)"),
+        ("spectrum {small} --model wanting:net", "raised ModuleNotFoundError: No module named"),
+    ],
+    ids=lambda value: value if "--" in value and "{" in value else None,
+)
+def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, words, says):
+    small = " ".join(SMALL)
+    assert cli.main(words.format(net=checkpoints[0], small=small).split()) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
+    assert says in captured.err and captured.out == ""
+
+
+def test_help_says_that_code_is_run(capsys):
+    said = " ".join(words_of(capsys, "spectrum", "--model", "x:y", "--help").split())
+    assert "runs the code" in said.replace("│ │ ", "")
