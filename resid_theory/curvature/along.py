@@ -97,7 +97,7 @@ def curvature_callback(
 
     Raises:
         ValueError: If a name is unknown, a number out of range, or parameters are given as tensors,
-            which would be those of one net.
+            which would be those of one net, or data can be read only once.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Figures 5 and 6, which
@@ -124,6 +124,13 @@ def curvature_callback(
     listed = parameters if isinstance(parameters, (list, tuple)) else [parameters]
     if any(isinstance(given, Tensor) for given in listed):
         raise ValueError("parameters: got a tensor, which is that of one net; needs names")
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix: got {prefix!r}, needs a string")
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"data: got {type(data).__name__}, which can be read only once, but every measurement "
+            "reads the data; pass list(data), a DataLoader or the tensors themselves"
+        )
     return _Curvature(
         loss=loss,
         data=data,
@@ -174,7 +181,7 @@ class _Curvature:
         generator = torch.Generator().manual_seed(_mixed(self.seed, moment.step))
         with untouched(net):
             # A loader that shuffles takes its order from here, whatever was drawn before.
-            torch.random.default_generator.manual_seed(_mixed(self.seed, moment.step))
+            torch.default_generator.manual_seed(_mixed(self.seed, moment.step))
             known = named(net)
             names = chosen("parameters", self.parameters, known)
             if sum(known[name].numel() for name in names) <= self.dense:
@@ -251,18 +258,16 @@ def _mixed(seed: int, step: int) -> int:
 
 def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
     """Data whose floating tensors have a dtype; what is in memory stays there."""
-    # Images follow the net, and an iterator is refused by name further down.
-    if isinstance(data, (Images, Iterator)) or not (
-        hasattr(data, "x") or hasattr(data, "__iter__")
-    ):
+    # Images follow the net; what cannot be read is refused by name further down.
+    if isinstance(data, Images) or not (hasattr(data, "x") or hasattr(data, "__iter__")):
         return data
     if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):
-        return _Cast(data, dtype, closure)
+        return CastLoader(data, dtype, closure)
     parts = [_cast(part, dtype) for part in batches(data)]
     return parts[0] if len(parts) == 1 else parts
 
 
-class _Cast:
+class CastLoader:
     """Batches of a loader, cast as they come."""
 
     def __init__(self, data: Any, dtype: torch.dtype, closure: bool) -> None:
