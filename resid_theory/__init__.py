@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from resid_theory import training as training
     from resid_theory.curvature import CurvatureOperator as CurvatureOperator
     from resid_theory.curvature import SpectrumReport as SpectrumReport
+    from resid_theory.curvature import curvature_callback as curvature_callback
     from resid_theory.curvature import curvature_operator as curvature_operator
     from resid_theory.curvature import eigenpairs as eigenpairs
     from resid_theory.curvature import frobenius_norm as frobenius_norm
@@ -92,6 +93,7 @@ _HOMES = {
     "build_net": "training",
     "check_equivalence": "equivalence",
     "compare_cushions": "stability",
+    "curvature_callback": "curvature",
     "curvature_operator": "curvature",
     "diracnet": "networks",
     "diracnet_imagenet": "networks",
@@ -152,6 +154,7 @@ __all__ = [
     "check_equivalence",
     "compare_cushions",
     "curvature",
+    "curvature_callback",
     "curvature_operator",
     "data",
     "descent",

@@ -53,6 +53,7 @@ INSIDE = {
         ["dense", "lanczos", "products", "quadrature", "traces"],
         ["operator", "report"],
         ["measured"],
+        ["along"],
     ],
     "descent": [["path", "problems"], ["along", "steps"]],
     "identity": [["entries"], ["weights"], ["decay", "draws"]],

@@ -200,3 +200,13 @@ def test_nothing_to_draw_is_said(generator):
 def test_a_percentile_outside_is_refused():
     with pytest.raises(ValueError, match="percentile: got 101"):
         rt.spectral_estimates(torch.eye(3), percentile=101)
+
+
+def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator):
+    levels = torch.tensor([5.0, 4.0, -3.0, -2.0] + [0.0] * 13)
+    basis = torch.linalg.qr(torch.randn(17, 17, generator=generator))[0]
+    for seed in range(5):
+        report = rt.spectral_estimates(
+            (basis * levels) @ basis.T, 2, generator=torch.Generator().manual_seed(seed)
+        )
+        assert report.index.covers(2 / 17) and report.index_threshold < 1e-10

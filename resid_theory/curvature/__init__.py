@@ -1,5 +1,6 @@
 """Measured curvature, for any module and any loss."""
 
+from resid_theory.curvature.along import curvature_callback
 from resid_theory.curvature.dense import (
     HessianCost,
     hessian,
@@ -24,6 +25,7 @@ __all__ = [
     "HessianCost",
     "Operator",
     "SpectrumReport",
+    "curvature_callback",
     "curvature_operator",
     "eigenpairs",
     "frobenius_norm",

@@ -145,6 +145,8 @@ def distribution(products: Products, found: Quadrature, known: Tensor, error: fl
     Returns:
         The density.
     """
+    # Where only zeros are left beside the known ones, all that probes see is these ones' rounding.
+    scale = max([found.scale, *known.abs().tolist()])
     return Density(
         size=products.size,
         nodes=found.nodes,
@@ -154,9 +156,7 @@ def distribution(products: Products, found: Quadrature, known: Tensor, error: fl
         complete=found.complete,
         known=known,
         known_error=error,
-        round_off=products.size**0.5
-        * rank_threshold(products.precision, products.size)
-        * found.scale,
+        round_off=products.size**0.5 * rank_threshold(products.precision, products.size) * scale,
         products=products.count,
     )
 
