@@ -8,11 +8,12 @@ from experiments import (
     demystifying_escape,
     demystifying_interpolation,
     demystifying_resnet,
-    noise_stability,
     noise_stability_cushions,
     noise_stability_dominant,
     noise_stability_flows,
     noise_stability_gaussian,
+    noise_stability_training,
+    noise_stability_weights,
 )
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
@@ -36,7 +37,8 @@ CLAIMS = join(
     demystifying_curvature.CLAIMS,
     demystifying_escape.CLAIMS,
     demystifying_interpolation.CLAIMS,
-    noise_stability.CLAIMS,
+    noise_stability_training.CLAIMS,
+    noise_stability_weights.CLAIMS,
     noise_stability_cushions.CLAIMS,
     noise_stability_flows.CLAIMS,
     noise_stability_gaussian.CLAIMS,

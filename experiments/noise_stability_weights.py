@@ -1,15 +1,8 @@
 """Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-its tables of trained nets and its figures of training as claims.
-
-Data are CIFAR-10. Not in the text that survives and chosen here: learning rate, momentum, schedule
-and augmentation (``training.NOISE_STABILITY``), 15 epochs where the paper has 200 and the scale is
-``short``. Losses of final weights are those of the training images without augmentation; the risk
-along training is the mean over an epoch's batches as they came.
+the weights of equivalent nets and of trained ones, Tables 2 to 4 with Figures 6 and 7.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,208 +12,28 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.trained import shipped
-from experiments.trainings import evaluated, trained_together
+from experiments.noise_stability_nets import (
+    BATCH,
+    COLORS,
+    DECAY,
+    EVERY_DEPTH,
+    GPU,
+    KINDS,
+    PAPER,
+    SHORT,
+    image_set,
+    number_of_each,
+    pair_fits,
+    pairs,
+    spread,
+    start_net,
+    trained_fits,
+)
 from resid_theory.equivalence import to_plain
 from resid_theory.identity import id_mask, shifted
 from resid_theory.training import NOISE_STABILITY
 
-PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
-KINDS = ("plain", "residual")
-COLORS = {"plain": "tab:blue", "residual": "tab:orange"}
-DECAY, BATCH = 1e-4, 128  # the paper logs ½λ‖θ‖² divided by the batch
 EQUAL = 1e-12  # float64: a few hundred roundings a step, amplified by ReLUs that switch
-SHORT = "15 of 200 epochs, one seed"
-
-
-def _net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A net at its start; ``"transferred"`` is the plain net that equals the residual one."""
-    identity = "residual" if kind == "transferred" else kind
-    net = rt.simplified_net(depth, identity=identity, generator=seed).to(dtype)
-    return to_plain(net) if kind == "transferred" else net
-
-
-def _images(name: str, split: str, samples: int | None = None, size: int | None = 32) -> rt.Images:
-    return rt.load_images(name, split, samples=samples, size=size, progress=False)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fit:
-    """A trained net with its start, its log, and mean loss and error on the training images."""
-
-    net: nn.Module
-    initial: nn.Module
-    lines: list[dict[str, Any]]
-    loss: float
-    error: float
-
-    def along(self, name: str) -> np.ndarray:
-        """One number epoch by epoch, from the first trained epoch on."""
-        return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
-
-
-@lru_cache(maxsize=64)
-def _shipped(kind: str, depth: int) -> Fit:
-    made = shipped(f"simplified_{kind}_{depth}")
-    return Fit(net=made.net, initial=made.initial, lines=made.lines, **made.about["train"])
-
-
-def _trained(
-    kind: str,
-    depth: int,
-    *,
-    seeds: Sequence[int],
-    epochs: int,
-    device: str,
-    name: str = "cifar10",
-    samples: int | None = None,
-    size: int = 32,
-    batch: int = BATCH,
-) -> list[Fit]:
-    """Nets of one kind and depth, trained together from these seeds."""
-    given = (kind, depth, tuple(seeds), epochs, device, name, samples, size, batch)
-    if given not in _fitted:
-        _fitted[given] = _train(*given)
-    return _fitted[given]
-
-
-_fitted: dict[tuple[Any, ...], list[Fit]] = {}  # claims of one run share their trainings
-
-
-def _train(
-    kind: str,
-    depth: int,
-    seeds: Sequence[int],
-    epochs: int,
-    device: str,
-    name: str,
-    samples: int | None,
-    size: int,
-    batch: int,
-) -> list[Fit]:
-    data = _images(name, "train", samples, size)
-    test = _images(name, "test", None, size)
-    # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
-    kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
-    recipe = NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept)
-    run = trained_together(
-        [_net(kind, depth, seed) for seed in seeds],
-        recipe,
-        seeds,
-        name={"net": f"simplified_{kind}_{depth}", "data": [name, samples, size]},
-        data=data,
-        test=test,
-        device=device,
-        keep=name != "digits",  # seconds need no folder, and are to be lived through each time
-    )
-    fits = []
-    for number, (net, seed) in enumerate(zip(run.nets, seeds, strict=True)):
-        loss, error = evaluated(net, data)
-        lines = [line for line in run.metrics if line["net"] == number]
-        start = _net(kind, depth, seed)
-        fits.append(Fit(net=net.cpu(), initial=start, lines=lines, loss=loss, error=error))
-    return fits
-
-
-def _fits(
-    depths: Sequence[int], training: Mapping[str, Any] | None, device: str
-) -> dict[tuple[str, int], list[Fit]]:
-    """Both kinds at every depth: the shipped nets, or nets trained as ``training`` says."""
-    return {
-        (kind, depth): (
-            [_shipped(kind, depth)]
-            if training is None
-            else _trained(kind, depth, device=device, **training)
-        )
-        for kind in KINDS
-        for depth in depths
-    }
-
-
-def _table(fits: Mapping[tuple[str, int], list[Fit]], depths: Sequence[int], read: Any) -> Any:
-    """One number of each net: (kinds, depths, seeds)."""
-    return np.array([[[read(fit) for fit in fits[k, d]] for d in depths] for k in KINDS])
-
-
-def _spread(values: np.ndarray) -> str:
-    values = np.ravel(values)
-    if len(values) == 1:
-        return f"{values[0]:.4g} (n = 1)"
-    return f"{values.mean():.4g} ± {values.std(ddof=1):.2g} (n = {len(values)})"
-
-
-def _pairs(table: np.ndarray, depths: np.ndarray) -> str:
-    """plain against residual, depth by depth."""
-    return "; ".join(
-        f"depth {d}: {_spread(table[0, i])} against {_spread(table[1, i])}"
-        for i, d in enumerate(depths)
-    )
-
-
-# -- Table 1 ---------------------------------------------------------------------------------------
-
-
-def compute_table_1(
-    *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
-) -> dict[str, np.ndarray]:
-    """Training loss and test error of plain (KWI) and residual nets (HMWI)."""
-    fits = _fits(depths, training, device)
-    return {
-        "depth": np.array(depths),
-        "loss": _table(fits, depths, lambda fit: fit.loss),
-        "penalty": _table(fits, depths, lambda fit: fit.along("penalty")[-1]),
-        "test_error": _table(fits, depths, lambda fit: fit.along("test_error")[-1]),
-    }
-
-
-def judge_table_1(a: Arrays) -> list[Verdict]:
-    """Residual nets fit better and test better; depth degrades plain nets."""
-    loss, error, depth = a["loss"].mean(2), a["test_error"].mean(2), a["depth"]
-    found = [
-        Verdict(
-            "training loss: residual < plain at every depth",
-            "shape only (Table 1: .0723 .1225 .4950 against .0429 .0485 .0740)",
-            _pairs(a["loss"], depth),
-            bool((loss[1] < loss[0]).all()),
-        ),
-        Verdict(
-            "test error: residual < plain at every depth",
-            "shape only (Table 1: .1263 .1349 .2213 against .1131 .1143 .1182)",
-            _pairs(a["test_error"], depth),
-            bool((error[1] < error[0]).all()),
-        ),
-    ]
-    if set(depth) >= {20, 44}:
-        shallow, deep = list(depth).index(20), list(depth).index(44)
-        growth = loss[:, deep] / loss[:, shallow]
-        more = error[:, deep] - error[:, shallow]
-        found += [
-            Verdict(
-                "loss at depth 44 over loss at depth 20: plain ≥ 1.5 times residual",
-                "Table 1: 6.85 against 1.73",
-                f"{growth[0]:.3g} against {growth[1]:.3g}",
-                bool(growth[0] >= 1.5 * growth[1]),
-            ),
-            Verdict(
-                "test error at depth 44 less that at depth 20",
-                "plain > .02, residual < .02 (Table 1: .095 against .005)",
-                f"{more[0]:.4f} against {more[1]:.4f}",
-                bool(more[0] > 0.02 > more[1]),
-            ),
-        ]
-    return found
-
-
-def draw_table_1(figure: Figure, a: Arrays) -> None:
-    """Loss and test error against depth."""
-    axes = figure.subplots(1, 2)
-    for ax, key, label in zip(
-        axes, ("loss", "test_error"), ("training loss", "test error"), strict=True
-    ):
-        for kind, rows in zip(KINDS, a[key], strict=True):
-            ax.plot(a["depth"], rows.mean(1), "o-", color=COLORS[kind], label=kind)
-        ax.set(xlabel="depth", ylabel=label, xticks=a["depth"])
-    axes[0].legend()
 
 
 # -- Table 2 and Figure 6 --------------------------------------------------------------------------
@@ -270,9 +83,9 @@ def _diverge(
     epochs = -(-steps * batch // len(given))
     dtype = torch.float64 if precision == "float64" else torch.float32
     nets = [
-        _net("explicit", depth, seed, dtype),
+        start_net("explicit", depth, seed, dtype),
         # In this type before 1 is added: added in float32, it would round at once.
-        _net("transferred", depth, seed, dtype),
+        start_net("transferred", depth, seed, dtype),
     ]
     recipe = NOISE_STABILITY.change(
         epochs=epochs, batch=batch, milestones=(), precision=precision, augmentation="none"
@@ -307,7 +120,7 @@ def compute_table_2(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """The net that adds Id(x) explicitly against the plain net that starts at τ(θ)."""
-    data = _images(name, "train", batch * steps if name != "digits" else None, size)
+    data = image_set(name, "train", batch * steps if name != "digits" else None, size)
     kinds = {"float64": ("float64", True), "float32": ("float32", True)}
     kinds["uncorrected"] = ("float64", False)
     found = {
@@ -320,7 +133,7 @@ def compute_table_2(
         return found
     # Trained to the end, each in its own arithmetic: what is left after 200 epochs of round-off.
     fits = {
-        (kind, d): _trained(kind, d, device=device, **training)
+        (kind, d): trained_fits(kind, d, device=device, **training)
         for kind in ("transferred", "residual")
         for d in depths
     }
@@ -439,13 +252,13 @@ def compute_table_3(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Statistics and histograms of the weights of plain and transferred residual nets."""
-    starts = {kind: [_net(kind, depth, seed) for seed in seeds] for kind in NETS}
+    starts = {kind: [start_net(kind, depth, seed) for seed in seeds] for kind in NETS}
     found = {
         "before": np.array([[_statistics(net) for net in starts[kind]] for kind in NETS]),
         "histogram_before": np.array([_histograms(starts[kind][0]) for kind in NETS]),
     }
     if trained_depth is not None:
-        fits = _fits([trained_depth], training, device)
+        fits = pair_fits([trained_depth], training, device)
         nets = [[fit.net for fit in fits[kind, trained_depth]] for kind in KINDS]
         found["after"] = np.array([[_statistics(net) for net in row] for row in nets])
         found["histogram_after"] = np.array([_histograms(row[0]) for row in nets])
@@ -460,13 +273,13 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
         Verdict(
             "L1 mass of ID entries before training, plain net",
             "every seed in [62, 75] (68.5 ± 1.6 by the law of the draw; Table 3: 67)",
-            f"{_spread(plain)}, {plain.min():.1f} to {plain.max():.1f}",
+            f"{spread(plain)}, {plain.min():.1f} to {plain.max():.1f}",
             bool((plain >= 62).all() and (plain <= 75).all()),
         ),
         Verdict(
             "L1 mass of ID entries before training, transferred residual net",
             "every seed in [1115, 1125] (1120 ID entries of 1)",
-            f"{_spread(moved)}, {moved.min():.1f} to {moved.max():.1f}",
+            f"{spread(moved)}, {moved.min():.1f} to {moved.max():.1f}",
             bool((moved >= 1115).all() and (moved <= 1125).all()),
         ),
     ]
@@ -494,7 +307,7 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
         Verdict(
             "weights of the plain net above .7 after training",
             "< 50 (paper: 26)",
-            _spread(count),
+            spread(count),
             bool((count < 50).all()),
         ),
     ]
@@ -536,17 +349,17 @@ def compute_table_4(
     found = {
         "depth": np.array(depths),
         "before": np.array(
-            [[[_penalty(_net(k, d, s)) for s in seeds] for d in depths] for k in KINDS]
+            [[[_penalty(start_net(k, d, s)) for s in seeds] for d in depths] for k in KINDS]
         ),
     }
     if trained_depths:
-        fits = _fits(trained_depths, training, device)
+        fits = pair_fits(trained_depths, training, device)
         found["trained_depth"] = np.array(trained_depths)
-        found["after"] = _table(fits, trained_depths, lambda fit: _penalty(fit.net))
+        found["after"] = number_of_each(fits, trained_depths, lambda fit: _penalty(fit.net))
         found["transferred_after"] = np.array(
             [[_penalty(to_plain(f.net)) for f in fits["residual", d]] for d in trained_depths]
         )
-        found["loss"] = _table(fits, trained_depths, lambda fit: fit.loss)
+        found["loss"] = number_of_each(fits, trained_depths, lambda fit: fit.loss)
     return found
 
 
@@ -579,7 +392,7 @@ def judge_table_4(a: Arrays) -> list[Verdict]:
         Verdict(
             "penalty after training: residual < plain at every depth",
             "shape only",
-            _pairs(a["after"], a["trained_depth"]),
+            pairs(a["after"], a["trained_depth"]),
             bool((after[1] < after[0]).all()),
         ),
         Verdict(
@@ -605,172 +418,9 @@ def draw_table_4(figure: Figure, a: Arrays) -> None:
     ax.legend()
 
 
-# -- Figure 8 --------------------------------------------------------------------------------------
-
-LEVELS = (1.0, 0.5, 0.2)
-
-
-def compute_figure_8(
-    *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
-) -> dict[str, np.ndarray]:
-    """Training risk and test error along training, mean over seeds."""
-    fits = _fits(depths, training, device)
-
-    def along(name: str) -> np.ndarray:
-        rows = [[np.mean([f.along(name) for f in fits[k, d]], 0) for d in depths] for k in KINDS]
-        return np.array(rows)
-
-    risk, error = along("loss"), along("test_error")
-    return {"depth": np.array(depths), "risk": risk, "test_error": error}
-
-
-def _epochs_to(level: float, risk: np.ndarray) -> float:
-    reached = np.flatnonzero(risk <= level)
-    return float(reached[0] + 1) if len(reached) else np.inf
-
-
-def _error_at(loss: np.ndarray, risk: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Test error at given training losses, between epochs in proportion."""
-    order = np.argsort(risk)
-    return np.interp(loss, risk[order], error[order])
-
-
-def judge_figure_8(a: Arrays) -> list[Verdict]:
-    """Residual nets fit as fast or faster, and test no worse at equal training loss."""
-    times = np.array([[[_epochs_to(v, r) for v in LEVELS] for r in rows] for rows in a["risk"]])
-    reached = np.isfinite(times).any(0)  # a level that neither reaches says nothing
-    shown = "; ".join(
-        f"depth {d}: " + ", ".join(f"{v:g} after {p:g} against {r:g}" for v, p, r in row)
-        for d, row in zip(
-            a["depth"],
-            (zip(LEVELS, p, r, strict=True) for p, r in zip(*times, strict=True)),
-            strict=True,
-        )
-    )
-    gaps = []
-    for (plain, residual), (error_p, error_r) in zip(
-        np.swapaxes(a["risk"], 0, 1), np.swapaxes(a["test_error"], 0, 1), strict=True
-    ):
-        low, high = max(plain.min(), residual.min()), min(plain.max(), residual.max())
-        common = np.linspace(low, high, 101)
-        gap = _error_at(common, residual, error_r) - _error_at(common, plain, error_p)
-        gaps.append(float(gap.mean()) if low < high else np.nan)
-    return [
-        Verdict(
-            "epochs to training risk 1, .5, .2: residual no later than plain",
-            "shape only, at every level that one of them reaches (Figure 8 a)",
-            shown,
-            bool((times[1] <= times[0])[reached].all() and reached.any()),
-        ),
-        Verdict(
-            "test error at equal training loss, residual less plain, mean over common losses",
-            "≤ .005 (Figure 8 b)",
-            ", ".join(f"depth {d}: {gap:+.4f}" for d, gap in zip(a["depth"], gaps, strict=True)),
-            bool(np.nanmax(gaps) <= 0.005),
-        ),
-    ]
-
-
-def draw_figure_8(figure: Figure, a: Arrays) -> None:
-    """Risk against epochs; test error against training loss."""
-    left, right = figure.subplots(1, 2)
-    for kind, risks, errors in zip(KINDS, a["risk"], a["test_error"], strict=True):
-        for depth, risk, error, style in zip(
-            a["depth"], risks, errors, ("-", "--", ":"), strict=False
-        ):
-            label = f"{kind} {depth}"
-            left.semilogy(np.arange(1, len(risk) + 1), risk, style, color=COLORS[kind], label=label)
-            right.semilogx(risk, error, style, marker=".", color=COLORS[kind])
-    left.set(xlabel="epoch", ylabel="training risk")
-    right.set(xlabel="training risk", ylabel="test error")
-    left.legend()
-
-
-# -- Figure 9 --------------------------------------------------------------------------------------
-
-
-def compute_figure_9(
-    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
-) -> dict[str, np.ndarray]:
-    """Training risk of plain nets from KWI and from transferred HMWI, all seeds."""
-    starts = ("plain", "transferred")
-    fits = {(k, d): _trained(k, d, device=device, **training) for k in starts for d in depths}
-    risk = [[[fit.along("loss") for fit in fits[k, d]] for d in depths] for k in starts]
-    return {"depth": np.array(depths), "risk": np.array(risk)}
-
-
-def judge_figure_9(a: Arrays) -> list[Verdict]:
-    """The start at the identity wins early and stays ahead; depth costs it less."""
-    risk = a["risk"].mean(2)  # (starts, depths, epochs)
-    gap = risk[0] - risk[1]
-    late = gap[:, 2:]
-    epochs = risk.shape[2]
-    peak = gap.argmax(1) + 1
-    last = a["risk"][..., -1]
-    degradation = risk[:, -1, -1] - risk[:, 0, -1]
-    return [
-        Verdict(
-            "risk from KWI less risk from transferred HMWI, mean over seeds, after epoch 2",
-            "> 0 at every later epoch and depth (Figure 9 b)",
-            f"least {late.min():.4f}, greatest {late.max():.4f}",
-            bool((late > 0).all()),
-        ),
-        Verdict(
-            "final risk at the greater depth less that at the smaller one: plain > transferred",
-            "shape only (Figure 9 a: .13 to .46 against .055 to .083)",
-            f"{degradation[0]:.4f} against {degradation[1]:.4f}; final risks "
-            + _pairs(last, a["depth"]),
-            bool(degradation[0] > degradation[1]),
-        ),
-        Verdict(
-            "epoch of the largest gap",
-            "in the first 15 % of training (Figure 9 b: about epoch 15 of 200)",
-            ", ".join(f"depth {d}: {p} of {epochs}" for d, p in zip(a["depth"], peak, strict=True)),
-            bool((peak <= np.ceil(0.15 * epochs)).all()),
-        ),
-    ]
-
-
-def draw_figure_9(figure: Figure, a: Arrays) -> None:
-    """Risk and risk gap against epochs; solid for the smaller depth, dotted for the greater."""
-    left, right = figure.subplots(1, 2)
-    epoch = np.arange(1, a["risk"].shape[-1] + 1)
-    for i, (depth, style) in enumerate(zip(a["depth"], ("-", ":"), strict=True)):
-        for kind, runs in zip(KINDS, a["risk"][:, i], strict=True):
-            label = f"{'plain, KWI' if kind == 'plain' else 'transferred HMWI'}, {depth}"
-            left.plot(epoch, runs.mean(0), style, color=COLORS[kind], label=label)
-            left.fill_between(epoch, runs.min(0), runs.max(0), color=COLORS[kind], alpha=0.15)
-        right.plot(epoch, np.diff(a["risk"][::-1, i].mean(1), axis=0)[0], style, color="k")
-    left.set(xlabel="epoch", ylabel="training risk", yscale="log")
-    right.set(xlabel="epoch", ylabel="risk gap")
-    left.legend()
-
-
 # -- the claims ------------------------------------------------------------------------------------
 
-DIGITS = {"seeds": [0], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
-GPU = {"seeds": [0, 1, 2], "epochs": 200}
-EVERY_DEPTH = [20, 32, 44]
-
 CLAIMS = [
-    Claim(
-        id="noise_stability/table_1",
-        source=f"{PAPER}, Table 1",
-        says="Residual nets reach lower training loss and test error than plain nets of equal "
-        "depth, and lose less by depth.",
-        settings={
-            "quick": {
-                "depths": [14, 20],
-                "training": DIGITS,
-                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
-            },
-            "short": {"depths": [20], "scaled": f"{SHORT}, depth 20 only"},
-            "paper": {"depths": EVERY_DEPTH, "training": GPU},
-        },
-        compute=compute_table_1,
-        judge=judge_table_1,
-        draw=draw_table_1,
-    ),
     Claim(
         id="noise_stability/table_2",
         source=f"{PAPER}, Table 2 and Figure 6",
@@ -841,44 +491,5 @@ CLAIMS = [
         compute=compute_table_4,
         judge=judge_table_4,
         draw=draw_table_4,
-    ),
-    Claim(
-        id="noise_stability/figure_8",
-        source=f"{PAPER}, Figure 8",
-        says="Residual nets fit faster than plain nets, and at equal training loss test no worse.",
-        settings={
-            "quick": {
-                "depths": [14, 20],
-                "training": DIGITS,
-                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
-            },
-            "short": {"depths": [20], "scaled": f"{SHORT}, depth 20 only"},
-            "paper": {"depths": EVERY_DEPTH, "training": GPU},
-        },
-        compute=compute_figure_8,
-        judge=judge_figure_8,
-        draw=draw_figure_8,
-    ),
-    Claim(
-        id="noise_stability/figure_9",
-        source=f"{PAPER}, Figure 9",
-        says="A plain net started at transferred weights fits better than one started by KWI, from "
-        "the first epochs on and more so at greater depth.",
-        settings={
-            "quick": {
-                "depths": [14, 20],
-                "training": DIGITS,
-                "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, one seed",
-            },
-            "short": {
-                "depths": [32, 44],
-                "training": {"seeds": [0, 1, 2], "epochs": 14, "samples": 6000, "size": 16},
-                "scaled": "6,000 images at 16 x 16, 14 epochs, 3 seeds",
-            },
-            "paper": {"depths": [32, 44], "training": {"seeds": list(range(10)), "epochs": 200}},
-        },
-        compute=compute_figure_9,
-        judge=judge_figure_9,
-        draw=draw_figure_9,
     ),
 ]  # fmt: skip

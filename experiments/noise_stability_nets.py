@@ -1,0 +1,159 @@
+"""The plain and residual nets of arXiv:1905.10944 whose trainings several of its claims share.
+
+Data are CIFAR-10. Not in the text that survives and chosen here: learning rate, momentum, schedule
+and augmentation (``training.NOISE_STABILITY``), 15 epochs where the paper has 200 and the scale is
+``short``. Losses of final weights are those of the training images without augmentation; the risk
+along training is the mean over an epoch's batches as they came.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import resid_theory as rt
+from experiments.trained import shipped
+from experiments.trainings import evaluated, trained_together
+from resid_theory.equivalence import to_plain
+from resid_theory.training import NOISE_STABILITY
+
+PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
+KINDS = ("plain", "residual")
+COLORS = {"plain": "tab:blue", "residual": "tab:orange"}
+DECAY, BATCH = 1e-4, 128  # the paper logs ½λ‖θ‖² divided by the batch
+SHORT = "15 of 200 epochs, one seed"
+DIGITS = {"seeds": [0], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
+GPU = {"seeds": [0, 1, 2], "epochs": 200}
+EVERY_DEPTH = [20, 32, 44]
+
+
+def start_net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A net at its start; ``"transferred"`` is the plain net that equals the residual one."""
+    identity = "residual" if kind == "transferred" else kind
+    net = rt.simplified_net(depth, identity=identity, generator=seed).to(dtype)
+    return to_plain(net) if kind == "transferred" else net
+
+
+def image_set(
+    name: str, split: str, samples: int | None = None, size: int | None = 32
+) -> rt.Images:
+    return rt.load_images(name, split, samples=samples, size=size, progress=False)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit:
+    """A trained net with its start, its log, and mean loss and error on the training images."""
+
+    net: nn.Module
+    initial: nn.Module
+    lines: list[dict[str, Any]]
+    loss: float
+    error: float
+
+    def along(self, name: str) -> np.ndarray:
+        """One number epoch by epoch, from the first trained epoch on."""
+        return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
+
+
+@lru_cache(maxsize=64)
+def shipped_fit(kind: str, depth: int) -> Fit:
+    made = shipped(f"simplified_{kind}_{depth}")
+    return Fit(net=made.net, initial=made.initial, lines=made.lines, **made.about["train"])
+
+
+def trained_fits(
+    kind: str,
+    depth: int,
+    *,
+    seeds: Sequence[int],
+    epochs: int,
+    device: str,
+    name: str = "cifar10",
+    samples: int | None = None,
+    size: int = 32,
+    batch: int = BATCH,
+) -> list[Fit]:
+    """Nets of one kind and depth, trained together from these seeds."""
+    given = (kind, depth, tuple(seeds), epochs, device, name, samples, size, batch)
+    if given not in _fitted:
+        _fitted[given] = _train(*given)
+    return _fitted[given]
+
+
+_fitted: dict[tuple[Any, ...], list[Fit]] = {}  # claims of one run share their trainings
+
+
+def _train(
+    kind: str,
+    depth: int,
+    seeds: Sequence[int],
+    epochs: int,
+    device: str,
+    name: str,
+    samples: int | None,
+    size: int,
+    batch: int,
+) -> list[Fit]:
+    data = image_set(name, "train", samples, size)
+    test = image_set(name, "test", None, size)
+    # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
+    kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
+    recipe = NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept)
+    run = trained_together(
+        [start_net(kind, depth, seed) for seed in seeds],
+        recipe,
+        seeds,
+        name={"net": f"simplified_{kind}_{depth}", "data": [name, samples, size]},
+        data=data,
+        test=test,
+        device=device,
+        keep=name != "digits",  # seconds need no folder, and are to be lived through each time
+    )
+    fits = []
+    for number, (net, seed) in enumerate(zip(run.nets, seeds, strict=True)):
+        loss, error = evaluated(net, data)
+        lines = [line for line in run.metrics if line["net"] == number]
+        start = start_net(kind, depth, seed)
+        fits.append(Fit(net=net.cpu(), initial=start, lines=lines, loss=loss, error=error))
+    return fits
+
+
+def pair_fits(
+    depths: Sequence[int], training: Mapping[str, Any] | None, device: str
+) -> dict[tuple[str, int], list[Fit]]:
+    """Both kinds at every depth: the shipped nets, or nets trained as ``training`` says."""
+    return {
+        (kind, depth): (
+            [shipped_fit(kind, depth)]
+            if training is None
+            else trained_fits(kind, depth, device=device, **training)
+        )
+        for kind in KINDS
+        for depth in depths
+    }
+
+
+def number_of_each(
+    fits: Mapping[tuple[str, int], list[Fit]], depths: Sequence[int], read: Any
+) -> Any:
+    """One number of each net: (kinds, depths, seeds)."""
+    return np.array([[[read(fit) for fit in fits[k, d]] for d in depths] for k in KINDS])
+
+
+def spread(values: np.ndarray) -> str:
+    values = np.ravel(values)
+    if len(values) == 1:
+        return f"{values[0]:.4g} (n = 1)"
+    return f"{values.mean():.4g} ± {values.std(ddof=1):.2g} (n = {len(values)})"
+
+
+def pairs(table: np.ndarray, depths: np.ndarray) -> str:
+    """plain against residual, depth by depth."""
+    return "; ".join(
+        f"depth {d}: {spread(table[0, i])} against {spread(table[1, i])}"
+        for i, d in enumerate(depths)
+    )
