@@ -26,7 +26,7 @@ KINDS = ("plain", "residual")
 COLORS = {"plain": "tab:blue", "residual": "tab:orange"}
 DECAY, BATCH = 1e-4, 128  # the paper logs ½λ‖θ‖² divided by the batch
 SHORT = "15 of 200 epochs, one seed"
-DIGITS = {"seeds": [0], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
+DIGITS = {"seeds": [0, 1], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
 GPU = {"seeds": [0, 1, 2], "epochs": 200}
 EVERY_DEPTH = [20, 32, 44]
 
