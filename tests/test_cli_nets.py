@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import resid_theory as rt
-from resid_theory import cli, cli_sources
+from resid_theory import cli
+from resid_theory.cli import sources
 
 SMALL = "--data digits --samples 6 --size 8".split()
 OWN = [*SMALL, "--channels", "1", "--model"]
@@ -177,9 +178,9 @@ def test_images_of_a_folder_are_drawn(tmp_path):
         (tmp_path / label).mkdir()
         for shade in range(20):
             pil.new("L", (4, 4), shade).save(tmp_path / label / f"{shade:02}.png")
-    some = cli_sources.images(str(tmp_path), samples=12, size=4, seed=0)
+    some = sources.images(str(tmp_path), samples=12, size=4, seed=0)
     again, others = (
-        cli_sources.images(str(tmp_path), samples=12, size=4, seed=seed) for seed in (0, 1)
+        sources.images(str(tmp_path), samples=12, size=4, seed=seed) for seed in (0, 1)
     )
     assert len(some) == 12 and set(some.labels.tolist()) == {0, 1}
     assert torch.equal(some.pixels, again.pixels) and not torch.equal(some.pixels, others.pixels)

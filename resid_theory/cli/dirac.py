@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from resid_theory.cli_output import Json, print_json
-from resid_theory.cli_sources import AUTHORS, checkpoint_net, images, options
+from resid_theory.cli.output import Json, print_json
+from resid_theory.cli.sources import AUTHORS, checkpoint_net, images, options
 
 __all__ = ["register"]
 

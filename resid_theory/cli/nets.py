@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from resid_theory.cli_output import Json, folder, print_json, say, shows_progress, write
-from resid_theory.cli_sources import (
+from resid_theory.cli.output import Json, folder, print_json, say, shows_progress, write
+from resid_theory.cli.sources import (
     checkpoint_net,
     device_of,
     images,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory import cli_dirac, cli_nets
-from resid_theory.cli_output import Json, folder, number, print_json, say, shows_progress, write
+from resid_theory.cli import dirac, nets
+from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
 from resid_theory.comparison import Run, Setup, measure, numbers
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 app = typer.Typer(
-    cls=cli_nets.Verbs,
+    cls=nets.Verbs,
     add_completion=False,
     no_args_is_help=True,
     help="Hessians of shortcut networks: predicted by theory and measured exactly.",
@@ -155,8 +155,8 @@ def zero_point(
     _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
 
 
-cli_dirac.register(app)
-cli_nets.register(app)
+dirac.register(app)
+nets.register(app)
 
 # -- demo ------------------------------------------------------------------------------------------
 
@@ -477,7 +477,3 @@ def _named(message: str) -> str:
     if found is None or found[1] not in options:
         return message
     return f"--{found[1].replace('_', '-')}{message[found.end(1) :]}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
