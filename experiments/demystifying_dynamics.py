@@ -14,16 +14,9 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.demystifying_resnet import PAPER, WIDTH, _data, _generator
+from experiments.demystifying_resnet import NETS, PAPER, WIDTH, _data, _generator
 
 LIMIT = 1e3  # a loss above it counts as diverged
-NETS: dict[str, dict] = {
-    "xavier": dict(n=1, shortcut=False, kind="xavier"),
-    "orthogonal": dict(n=1, shortcut=False, kind="orthogonal"),
-    "one_shortcut": dict(n=1, shortcut=True, kind="near_zero"),
-    "two_shortcut": dict(n=2, shortcut=True, kind="near_zero"),
-    "three_shortcut": dict(n=3, shortcut=True, kind="near_zero"),
-}
 LABELS = {
     "xavier": "Xavier",
     "orthogonal": "orthogonal",

@@ -16,24 +16,15 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
+from experiments.demystifying_resnet import PAPER, _columns, _generator
 
-PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
 EXACT = 1e-9  # distance of an output from its target: double precision through thousands of units
 VARIANTS = {"uniform": "equal steps", "greedy": "greedy steps"}
-
-
-def _generator(*parts: int) -> torch.Generator:
-    seed = int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
-    return torch.Generator().manual_seed(seed)
 
 
 def _sphere(generator: torch.Generator, count: int, width: int) -> torch.Tensor:
     points = torch.randn(count, width, generator=generator, dtype=torch.float64)
     return points / points.norm(dim=1, keepdim=True)
-
-
-def _table(rows: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
-    return {key: np.array([row[key] for row in rows]) for key in rows[0]}
 
 
 # -- Theorem 1 -------------------------------------------------------------------------------------
@@ -49,7 +40,7 @@ def compute_theorem_1(
     ]
     x, y = _sphere(_generator(seed), 2, 10), torch.eye(10)[:1].repeat(2, 1)
     return {
-        **_table(rows),
+        **_columns(rows),
         "one_class": np.array(rt.theory.least_norm(x, y, units=10**6)),
     }
 
@@ -280,7 +271,7 @@ def compute_figure_10(
                 "gap": float((states[own, sample] - found.path(sample)[1:]).norm(dim=1).max()),
             }
         )
-    table = _table(rows)
+    table = _columns(rows)
     chart = found.chart(int((table["length"] - table["arc"]).argmax()))
     drawn = {
         f"chart.{name}": getattr(chart, name).numpy()

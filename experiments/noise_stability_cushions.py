@@ -9,24 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.trained import NETS
-from resid_theory import training
+from experiments.noise_stability_nets import COLORS, KINDS, PAPER
+from experiments.trained import listed_net
 from resid_theory.stability import compare_cushions
 
-PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
-KINDS = ("plain", "residual")
-COLORS = {"plain": "tab:blue", "residual": "tab:orange"}
 NORMS = ("identity_removed", "effective")
-
-
-def _net(name: str, state: str) -> nn.Module:
-    if state == "trained":
-        return rt.load_checkpoint(name)
-    return training.build_net(NETS[name].architecture)
 
 
 # -- Figure 3 --------------------------------------------------------------------------------------
@@ -39,7 +29,7 @@ def compute_figure_3(
     data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
     found: dict[str, np.ndarray] = {"samples": np.array(samples), "layer": np.array(layer)}
     for state in states:
-        nets = {kind: _net(f"simplified_{kind}_{depth}", state) for kind in KINDS}
+        nets = {kind: listed_net(f"simplified_{kind}_{depth}", state) for kind in KINDS}
         cushions = {kind: rt.layer_cushions(net, data) for kind, net in nets.items()}
         for norm in NORMS:
             plain, residual = (cushions[kind].under(norm) for kind in KINDS)
@@ -131,7 +121,7 @@ def compute_section_5(
         for mode in modes:
             blocks = []
             for kind in KINDS:
-                net = _net(f"full_{kind}_20", state)
+                net = listed_net(f"full_{kind}_20", state)
                 cushions = rt.block_cushions(
                     net, data, kappa="spatial", method="probes", probes=probes, generator=0,
                     batchnorm=mode,

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
+from experiments.noise_stability_nets import PAPER
 from experiments.trainings import evaluated, trained
 from resid_theory import training
 
-PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
 KINDS = {"residual": "residual", "dominant": "dominant paths only"}
 FULL_EPOCHS = 200
 

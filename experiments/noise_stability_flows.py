@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.trained import NETS
+from experiments.noise_stability_nets import PAPER
+from experiments.trained import NETS, listed_net
 from experiments.trainings import trained
-from resid_theory import training
 from resid_theory.images import Images
 from resid_theory.stability import STATISTICS, feature_gradients
 
-PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
 FULL_EPOCHS = 200
 
 
@@ -28,11 +27,9 @@ FULL_EPOCHS = 200
 
 def _net(name: str, state: str, epochs: int | None, device: str) -> torch.nn.Module:
     """A listed net at its initial weights, from its checkpoint, or trained for so many epochs."""
+    if state == "initial" or epochs is None:
+        return listed_net(name, state).to(device)
     made = NETS[name]
-    if state == "initial":
-        return training.build_net(made.architecture).to(device)
-    if epochs is None:
-        return rt.load_checkpoint(name).to(device)
     return trained(made.architecture, made.recipe.scaled(epochs), made.seed, device=device).net
 
 

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
+from experiments.noise_stability_nets import PAPER
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
 
-PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
 EXPONENTS = ("slope", "least_squares", "minimax")
 
 

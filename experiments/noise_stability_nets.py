@@ -46,10 +46,9 @@ def image_set(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """A trained net with its start, its log, and mean loss and error on the training images."""
+    """A trained net with its log, and mean loss and error on the training images."""
 
     net: nn.Module
-    initial: nn.Module
     lines: list[dict[str, Any]]
     loss: float
     error: float
@@ -62,7 +61,7 @@ class Fit:
 @lru_cache(maxsize=64)
 def shipped_fit(kind: str, depth: int) -> Fit:
     made = shipped(f"simplified_{kind}_{depth}")
-    return Fit(net=made.net, initial=made.initial, lines=made.lines, **made.about["train"])
+    return Fit(net=made.net, lines=made.lines, **made.about["train"])
 
 
 def trained_fits(
@@ -114,11 +113,10 @@ def _train(
         keep=name != "digits",  # seconds need no folder, and are to be lived through each time
     )
     fits = []
-    for number, (net, seed) in enumerate(zip(run.nets, seeds, strict=True)):
+    for number, net in enumerate(run.nets):
         loss, error = evaluated(net, data)
         lines = [line for line in run.metrics if line["net"] == number]
-        start = start_net(kind, depth, seed)
-        fits.append(Fit(net=net.cpu(), initial=start, lines=lines, loss=loss, error=error))
+        fits.append(Fit(net=net.cpu(), lines=lines, loss=loss, error=error))
     return fits
 
 

@@ -19,7 +19,16 @@ from experiments.trainings import TRAININGS, evaluated
 from resid_theory import store, training
 from resid_theory._check import choose
 
-__all__ = ["CHECKPOINTS", "NETS", "Shipped", "Trained", "main", "shipped", "train_shipped"]
+__all__ = [
+    "CHECKPOINTS",
+    "NETS",
+    "Shipped",
+    "Trained",
+    "listed_net",
+    "main",
+    "shipped",
+    "train_shipped",
+]
 
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 
@@ -79,16 +88,21 @@ class Shipped:
 
     Attributes:
         net: The trained net, in eval mode.
-        initial: The same net before training.
         about: Recipe, seed, device; ``train``: loss and error of the final weights on the training
             images without augmentation.
         lines: Its log, epoch by epoch.
     """
 
     net: nn.Module
-    initial: nn.Module
     about: Mapping[str, Any]
     lines: list[dict[str, Any]]
+
+
+def listed_net(name: str, state: str) -> nn.Module:
+    """A listed net at its ``"initial"`` weights, or ``"trained"``, from its checkpoint."""
+    if choose("state", state, ("initial", "trained")) == "initial":
+        return training.build_net(NETS[name].architecture)
+    return rt.load_checkpoint(name)
 
 
 def shipped(name: str) -> Shipped:
@@ -101,7 +115,6 @@ def shipped(name: str) -> Shipped:
     log = store.read_bytes(CHECKPOINTS / f"{name}.metrics.jsonl", sha256=about["log_sha256"])
     return Shipped(
         net=rt.load_checkpoint(path),
-        initial=training.build_net(content["architecture"]),
         about=about,
         lines=[json.loads(line) for line in log.splitlines()],
     )

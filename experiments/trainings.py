@@ -11,7 +11,6 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import ROOT
 from resid_theory import store, training
-from resid_theory.losses import cross_entropy
 
 __all__ = ["TRAININGS", "evaluated", "trained", "trained_together"]
 
@@ -80,17 +79,7 @@ def trained_together(
     )
 
 
-@torch.no_grad()
 def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[float, float]:
     """Mean cross-entropy in nats and share of errors of a net in eval mode, on images as stored."""
-    first = next(net.parameters())
-    net.eval()
-    loss = wrong = 0.0
-    for start in range(0, len(images), batch):
-        pixels = images.pixels[start : start + batch].to(first.device)
-        labels = images.labels[start : start + batch].to(first.device)
-        inputs = images.inputs(pixels, first.dtype).contiguous(memory_format=torch.channels_last)
-        output = net(inputs)
-        loss += len(labels) * float(cross_entropy(output, labels))
-        wrong += float((output.argmax(1) != labels).sum())
-    return loss / len(images), wrong / len(images)
+    found = rt.evaluate(net, images, top=(1,), batch=batch)
+    return found.loss, found.error(1)

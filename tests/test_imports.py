@@ -87,7 +87,6 @@ INSIDE = {
         ["trained"],
         ["noise_stability_nets"],
         [
-            "demystifying_interpolation",
             "demystifying_resnet",
             "noise_stability_cushions",
             "noise_stability_dominant",
@@ -96,7 +95,7 @@ INSIDE = {
             "noise_stability_training",
             "noise_stability_weights",
         ],
-        ["demystifying_dynamics"],
+        ["demystifying_dynamics", "demystifying_interpolation"],
         ["demystifying_curvature", "demystifying_escape"],
         ["registry"],
         ["__main__"],
