@@ -1,7 +1,7 @@
 """Trainings of claims, each in a folder of its own: a claim that is killed goes on there."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,14 +54,15 @@ def trained_together(
     name: Any,
     data: rt.Images,
     test: rt.Images | None = None,
+    callbacks: Sequence[Callable[[nn.Module, Any], Mapping[str, float] | None]] = (),
     device: str = "cpu",
     keep: bool = True,
 ) -> rt.Run:
     """Train nets through the same epochs, or take up what an earlier call left.
 
-    ``name``, anything JSON can hold, tells this training from others of equal recipe, seeds,
-    device and versions. The folder's name is a digest of all of these; code is not part of it, so
-    delete the folder when training itself changes.
+    ``name``, anything JSON can hold, tells this training and its callbacks from others of equal
+    recipe, seeds, device and versions. The folder's name is a digest of all of these; code is not
+    part of it, so delete the folder when training itself changes.
     """
     versions = [rt.__version__, torch.__version__]
     made = [name, asdict(recipe), list(seeds), device, versions]
@@ -72,6 +73,7 @@ def trained_together(
         recipe,
         seed=list(seeds),
         test=test,
+        callbacks=callbacks,
         device=device,
         out=TRAININGS / folder if keep else None,
         save_seconds=20.0,

@@ -1,0 +1,225 @@
+"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): pre-activation residual nets
+on CIFAR-10, Figure 2 (norms of the weights) and Figure 9 (depth of the shortcut).
+
+Chosen here, as the surviving text says only that the rate falls from 0.1 by factors of ten at
+epochs 81 and 122 of 200: batches of 128, momentum 0.9, decay 1e-4, flips and crops.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.noise_stability_nets import image_set, spread
+from experiments.trainings import evaluated, trained_together
+from resid_theory.training import NOISE_STABILITY_BN
+
+PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
+RECIPE = NOISE_STABILITY_BN.change(milestones=(81, 122))
+SHORTCUT_DEPTHS = (1, 2, 3, 4)
+
+
+def mean_norm(net: nn.Module, _: Any = None) -> dict[str, float]:
+    """Mean Frobenius norm of the kernels inside blocks, projections excepted."""
+    norms = [
+        float(torch.linalg.vector_norm(layer.weight.detach().double()))
+        for layer in net.modules()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.in_channels > 3
+    ]
+    return {"mean_norm": float(np.mean(norms))}
+
+
+def _fits(
+    depth: int,
+    shortcut_depth: int,
+    *,
+    seeds: Sequence[int],
+    epochs: int,
+    data: str = "cifar10",
+    samples: int | None = None,
+    size: int = 32,
+    batch: int = 128,
+    device: str,
+) -> rt.Run:
+    """Nets that differ by their seeds, trained, or taken up where a kill left them."""
+    arguments = {"shortcut_depth": shortcut_depth}
+    # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
+    kept = {"augmentation": "none"} if data == "digits" else {"channels_last": True}
+    return trained_together(
+        [rt.preresnet(depth, generator=seed, **arguments) for seed in seeds],
+        RECIPE.scaled(epochs).change(batch=batch, **kept),
+        seeds,
+        name={"net": ["preresnet", depth, arguments, "mean norm"], "data": [data, samples, size]},
+        data=image_set(data, "train", samples, size),
+        callbacks=[mean_norm],
+        device=device,
+        keep=data != "digits",
+    )
+
+
+# -- Figure 2 --------------------------------------------------------------------------------------
+
+
+def compute_figure_2(
+    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Mean norm at the start and after every epoch: (depths, seeds, epochs + 1)."""
+    runs = [_fits(depth, 2, device=device, **training) for depth in depths]
+    return {
+        "depth": np.array(depths),
+        "norm": np.array([_along(run, "mean_norm") for run in runs]),
+        "loss": np.array([_along(run, "loss") for run in runs]),
+    }
+
+
+def _along(run: rt.Run, name: str) -> list[list[float]]:
+    """One number epoch by epoch, seed by seed; the start is left out where it has none."""
+    rows: list[list[float]] = [[] for _ in run.nets]
+    for line in run.metrics:
+        if "epoch" in line and name in line:
+            rows[line["net"]].append(np.nan if line[name] is None else line[name])
+    return rows
+
+
+def judge_figure_2(a: Arrays) -> list[Verdict]:
+    """The criteria of Figure 2: deeper means smaller, at the end and along training."""
+    norm = a["norm"].mean(1)
+    falls = (np.diff(norm[:, 1:], axis=0) < 0).all(0)
+    return [
+        Verdict(
+            "mean norm at the end falls with depth",
+            "strictly decreasing (paper: deeper means smaller)",
+            ", ".join(
+                f"depth {d}: {spread(rows[:, -1])}"
+                for d, rows in zip(a["depth"], a["norm"], strict=True)
+            ),
+            bool((np.diff(norm[:, -1]) < 0).all()),
+        ),
+        Verdict(
+            "the same along training",
+            "strictly decreasing at 80 % of the epochs or more",
+            f"at {falls.sum()} of {len(falls)} epochs",
+            bool(falls.mean() >= 0.8),
+        ),
+    ]
+
+
+def draw_figure_2(figure: Figure, a: Arrays) -> None:
+    """Mean norm against epochs, one curve a depth."""
+    ax = figure.subplots()
+    for depth, rows in zip(a["depth"], a["norm"], strict=True):
+        epoch = np.arange(rows.shape[1])
+        ax.plot(epoch, rows.mean(0), ".-", label=f"depth {depth}")
+        ax.fill_between(epoch, rows.min(0), rows.max(0), alpha=0.2)
+    ax.set(xlabel="epoch", ylabel="mean Frobenius norm of the kernels")
+    ax.legend()
+
+
+# -- Figure 9 --------------------------------------------------------------------------------------
+
+
+def compute_figure_9(
+    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Final training loss without augmentation, by shortcut depth, depth and seed."""
+    given = {name: training[name] for name in ("samples", "size") if name in training}
+    data = image_set(training.get("data", "cifar10"), "train", **given)
+    runs = [
+        [_fits(depth, n, device=device, **training) for depth in depths] for n in SHORTCUT_DEPTHS
+    ]
+    final = [[[evaluated(net, data)[0] for net in run.nets] for run in row] for row in runs]
+    counts = [[sum(p.numel() for p in run.nets[0].parameters()) for run in row] for row in runs]
+    return {
+        "depth": np.array(depths),
+        "shortcut_depth": np.array(SHORTCUT_DEPTHS),
+        "loss": np.array(final),
+        "parameters": np.array(counts),
+    }
+
+
+def judge_figure_9(a: Arrays) -> list[Verdict]:
+    """Only shortcut depth 2 gains from depth; it is the best where nets are deepest."""
+    loss, depth = a["loss"].mean(2), a["depth"]
+    two, others = loss[1], np.delete(loss, 1, axis=0)
+    shown = "; ".join(
+        f"n={n}: {spread(rows[0])} and {spread(rows[-1])}"
+        for n, rows in zip(a["shortcut_depth"], a["loss"], strict=True)
+    )
+    return [
+        Verdict(
+            "equal numbers of parameters at every shortcut depth",
+            "equal",
+            " ".join(str(count) for count in a["parameters"][0]),
+            bool((a["parameters"] == a["parameters"][0]).all()),
+        ),
+        Verdict(
+            f"shortcut depth 2: final loss at depth {depth[-1]} below that at depth {depth[0]}",
+            "smaller (paper: 2-shortcut nets gain from great depth)",
+            shown,
+            bool(two[-1] < two[0]),
+        ),
+        Verdict(
+            "shortcut depths 1, 3 and 4: no gain from depth",
+            f"loss at depth {depth[-1]} ≥ that at depth {depth[0]} (paper: only depth 2 gains)",
+            " ".join(f"{row[-1] / row[0]:.3f}" for row in others) + " times",
+            bool((others[:, -1] >= others[:, 0]).all()),
+        ),
+        Verdict(
+            f"shortcut depth 2: smallest final loss at depth {depth[-1]}",
+            "below shortcut depths 1, 3 and 4",
+            f"{two[-1]:.4g} against {others[:, -1].min():.4g}",
+            bool(two[-1] < others[:, -1].min()),
+        ),
+    ]
+
+
+def draw_figure_9(figure: Figure, a: Arrays) -> None:
+    """Final loss against depth, one curve a shortcut depth, all seeds as dots."""
+    ax = figure.subplots()
+    for n, rows, marker in zip(a["shortcut_depth"], a["loss"], "Dosv", strict=True):
+        (line,) = ax.plot(a["depth"], rows.mean(1), marker + "-", label=f"n = {n}")
+        ax.plot(a["depth"], rows, ".", color=line.get_color(), alpha=0.4)
+    ax.set(xlabel="depth", ylabel="final training loss", xticks=a["depth"], yscale="log")
+    ax.legend(title="shortcut depth")
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+CLAIMS = [
+    Claim(
+        id="demystifying_resnet/figure_2",
+        source=f"{PAPER}, Figure 2",
+        says="Deeper pre-activation residual nets have smaller average Frobenius norms, during "
+        "training and at the end.",
+        settings={
+            "short": {
+                "depths": [10, 22, 40],
+                "training": {"seeds": [0, 1], "epochs": 10, "samples": 5000, "size": 16},
+                "scaled": "5,000 images at 16 x 16, 10 of 200 epochs, 2 seeds, depth 10 to 40",
+            },
+            "paper": {"depths": [10, 40, 112], "training": {"seeds": [0, 1, 2], "epochs": 200}},
+        },
+        compute=compute_figure_2,
+        judge=judge_figure_2,
+        draw=draw_figure_2,
+    ),
+    Claim(
+        id="demystifying_resnet/figure_9",
+        source=f"{PAPER}, Figure 9",
+        says="Of shortcut depths 1 to 4, at equal parameters, only 2 gains from extreme depth.",
+        settings={
+            "paper": {
+                "depths": [40, 76, 112],
+                "training": {"seeds": list(range(10)), "epochs": 200},
+            },
+        },
+        compute=compute_figure_9,
+        judge=judge_figure_9,
+        draw=draw_figure_9,
+    ),
+]
