@@ -2,20 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import (
-    demystifying_curvature,
-    demystifying_dynamics,
-    demystifying_escape,
-    demystifying_interpolation,
-    demystifying_resnet,
-    demystifying_trunks,
-    noise_stability_cushions,
-    noise_stability_dominant,
-    noise_stability_flows,
-    noise_stability_gaussian,
-    noise_stability_training,
-    noise_stability_weights,
-)
+from experiments import demystifying_resnet, noise_stability
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -32,20 +19,7 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
     return claims
 
 
-CLAIMS = join(
-    demystifying_resnet.CLAIMS,
-    demystifying_dynamics.CLAIMS,
-    demystifying_curvature.CLAIMS,
-    demystifying_escape.CLAIMS,
-    demystifying_interpolation.CLAIMS,
-    demystifying_trunks.CLAIMS,
-    noise_stability_training.CLAIMS,
-    noise_stability_weights.CLAIMS,
-    noise_stability_cushions.CLAIMS,
-    noise_stability_flows.CLAIMS,
-    noise_stability_gaussian.CLAIMS,
-    noise_stability_dominant.CLAIMS,
-)
+CLAIMS = join(demystifying_resnet.CLAIMS, noise_stability.CLAIMS)
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,7 +13,7 @@ import resid_theory as rt
 from experiments.claim import ROOT
 from resid_theory import store, training
 
-__all__ = ["TRAININGS", "evaluated", "trained", "trained_together"]
+__all__ = ["TRAININGS", "evaluated", "image_set", "spread", "trained", "trained_together"]
 
 TRAININGS = ROOT / "out" / "trainings"
 
@@ -85,3 +86,18 @@ def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[f
     """Mean cross-entropy in nats and share of errors of a net in eval mode, on images as stored."""
     found = rt.evaluate(net, images, top=(1,), batch=batch)
     return found.loss, found.error(1)
+
+
+def image_set(
+    name: str, split: str, samples: int | None = None, size: int | None = 32
+) -> rt.Images:
+    """Images without a progress bar; ``samples`` keeps the first, ``size`` averages down."""
+    return rt.load_images(name, split, samples=samples, size=size, progress=False)
+
+
+def spread(values: np.ndarray) -> str:
+    """Mean and standard deviation over seeds, in words."""
+    values = np.ravel(values)
+    if len(values) == 1:
+        return f"{values[0]:.4g} (n = 1)"
+    return f"{values.mean():.4g} ± {values.std(ddof=1):.2g} (n = {len(values)})"

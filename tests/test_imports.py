@@ -85,18 +85,37 @@ INSIDE = {
         ["claim"],
         ["trainings"],
         ["trained"],
-        ["noise_stability_nets"],
+        ["noise_stability.nets", "demystifying_resnet.nets"],
         [
-            "demystifying_resnet",
-            "noise_stability_cushions",
-            "noise_stability_dominant",
-            "noise_stability_flows",
-            "noise_stability_gaussian",
-            "noise_stability_training",
-            "noise_stability_weights",
+            *(
+                f"demystifying_resnet.{name}"
+                for name in (
+                    "conditioning",
+                    "curvature",
+                    "escape",
+                    "final_losses",
+                    "interpolation",
+                    "lemmas",
+                    "norms",
+                    "trunks",
+                    "zero_point",
+                )
+            ),
+            *(
+                f"noise_stability.{name}"
+                for name in (
+                    "cushions",
+                    "dominant",
+                    "equality",
+                    "flows",
+                    "gaussian",
+                    "training",
+                    "weights",
+                )
+            ),
         ],
-        ["demystifying_dynamics", "demystifying_interpolation"],
-        ["demystifying_curvature", "demystifying_escape"],
+        ["demystifying_resnet.schematics"],
+        ["demystifying_resnet", "noise_stability"],
         ["registry"],
         ["__main__"],
     ],

@@ -1,5 +1,7 @@
 """Nets that claims train: one folder for each training, taken up again, and their measure."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments import demystifying_trunks, trainings
-from experiments.demystifying_trunks import mean_norm
+from experiments import trainings
+from experiments.demystifying_resnet import final_losses, norms, trunks
+from experiments.demystifying_resnet.trunks import mean_norm
 
 ARCHITECTURE = {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 0}}
 RECIPE = rt.Recipe(epochs=1, batch=8, lr=0.01, milestones=(), augmentation="none")
@@ -78,16 +81,16 @@ def test_mean_norm_is_that_of_the_kernels_inside_blocks():
 
 
 def test_figures_of_pre_activation_nets_run_end_to_end():
-    norms = demystifying_trunks.compute_figure_2(depths=[10, 16], training=TINY)
+    norms = trunks.compute_figure_2(depths=[10, 16], training=TINY)
     assert norms["norm"].shape == (2, 1, 2) and norms["loss"].shape == (2, 1, 1)
     assert (norms["norm"][..., 0] != norms["norm"][..., 1]).all()
-    losses = demystifying_trunks.compute_figure_9(depths=[40], training=TINY)
+    losses = trunks.compute_figure_9(depths=[40], training=TINY)
     assert losses["loss"].shape == (4, 1, 1) and np.isfinite(losses["loss"]).all()
     for arrays, figure in ((norms, "2"), (losses, "9")):
         drawn = Figure()
-        getattr(demystifying_trunks, f"draw_figure_{figure}")(drawn, arrays)
+        getattr(trunks, f"draw_figure_{figure}")(drawn, arrays)
         assert drawn.axes
-        assert getattr(demystifying_trunks, f"judge_figure_{figure}")(arrays)
+        assert getattr(trunks, f"judge_figure_{figure}")(arrays)
 
 
 def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
@@ -95,7 +98,7 @@ def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
     once, twice = falling.copy(), falling.copy()
     once[1, 0, 1] = twice[1, 0, 1:3] = 9.0
     answers = [
-        [v.passed for v in demystifying_trunks.judge_figure_2({"depth": [10, 22], "norm": a})]
+        [v.passed for v in trunks.judge_figure_2({"depth": [10, 22], "norm": a})]
         for a in (falling, once, twice, falling[::-1])
     ]
     assert answers == [[True, True], [True, True], [True, False], [False, False]]
@@ -117,4 +120,27 @@ def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
         "loss": np.array(loss, dtype=float)[..., None],
         "parameters": np.full((4, 2), 7),
     }
-    assert [v.passed for v in demystifying_trunks.judge_figure_9(arrays)] == [True, *passed]
+    assert [v.passed for v in trunks.judge_figure_9(arrays)] == [True, *passed]
+
+
+# -- other losses and activations in the figures of fully connected nets ---------------------------
+
+FEW = dict(dataset="digits", samples=40, epochs=3)
+
+
+@pytest.mark.parametrize("change", [{"loss": "cross_entropy"}, {"mid": "tanh"}])
+def test_figures_3_and_8_take_other_losses_and_activations(change):
+    norms_of = functools.partial(norms.compute_figure_3, **FEW, depths=[4], rate=0.3, scale=0.01)
+    assert (norms_of(seed=0)["norm"] != norms_of(seed=0, **change)["norm"])[:, -1].all()
+    losses = functools.partial(
+        final_losses.compute_figure_8, **FEW, depths=[4], rates=[-1, 0, 1], seeds=1, scale=0.1
+    )
+    usual, other = losses(), losses(**change)
+    for name in ("xavier.loss", "two_shortcut.loss"):
+        assert np.isfinite(other[name]).all() and (usual[name] != other[name]).all()
+
+
+def test_figure_9_takes_another_activation():
+    given = dict(**FEW, depths=[12], rates=[-2, -2, 1], seeds=1, scale=0.1)
+    arrays = final_losses.compute_figure_9(**given, activation="tanh", loss="cross_entropy")
+    assert all(np.isfinite(arrays[f"n{n}.loss"]).all() for n in (1, 2, 3, 4))

@@ -1,6 +1,6 @@
-"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): Hessians along training.
+"""Figures 5 and 6: Hessians along training.
 
-Figures 5 and 6. Percentiles are NumPy's linear ones; negative eigenvalues are those below -1e-10 of
+Percentiles are NumPy's linear ones; negative eigenvalues are those below -1e-10 of
 the largest magnitude; between epochs, numbers are interpolated in the logarithm of the loss.
 """
 
@@ -12,8 +12,16 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.demystifying_dynamics import LABELS, LIMIT, MARKERS, PLAIN_AND_TWO, _net, _starts
-from experiments.demystifying_resnet import PAPER, _data
+from experiments.demystifying_resnet.nets import (
+    LABELS,
+    LIMIT,
+    MARKERS,
+    PAPER,
+    PLAIN_AND_TWO,
+    build,
+    starts,
+    whitened,
+)
 
 
 def compute_curvature(
@@ -32,13 +40,13 @@ def compute_curvature(
 
     The 2-shortcut net's are taken at every one of the first ``early`` epochs too.
     """
-    moments = _data(dataset, samples).moments
+    moments = whitened(dataset, samples).moments
     optimum = rt.theory.linear_optimum(moments)
     arrays = {"optimum": np.array(optimum)}
     spaced = np.geomspace(1, epochs, checkpoints - 1).round().astype(int).tolist()
     for number, (name, net) in enumerate(PLAIN_AND_TWO.items()):
-        model = _net(depth, net)
-        (start,) = _starts(model, net["kind"], 1, scale, number, depth, seed)
+        model = build(depth, net)
+        (start,) = starts(model, net["kind"], 1, scale, number, depth, seed)
         descend = functools.partial(
             rt.gradient_descent,
             model,

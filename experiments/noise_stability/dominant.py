@@ -1,5 +1,4 @@
-"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-nets that have nothing but their dominant paths, Appendix D.3.
+"""Nets that have nothing but their dominant paths, Appendix D.3.
 
 Lost from the text that survives and chosen here: rate, momentum and schedule of training
 (``training.NOISE_STABILITY``). The variant with dense lower halves is not made.
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import PAPER
+from experiments.noise_stability.nets import PAPER
 from experiments.trainings import evaluated, trained
 from resid_theory import training
 

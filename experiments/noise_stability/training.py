@@ -1,6 +1,4 @@
-"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-how fast and how far plain and residual nets train, Table 1 and Figures 8 and 9.
-"""
+"""How fast and how far plain and residual nets train, Table 1 and Figures 8 and 9."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import (
+from experiments.noise_stability.nets import (
     COLORS,
     DIGITS,
     EVERY_DEPTH,

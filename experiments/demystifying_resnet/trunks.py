@@ -1,5 +1,5 @@
-"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): pre-activation residual nets
-on CIFAR-10, Figure 2 (norms of the weights) and Figure 9 (depth of the shortcut).
+"""Pre-activation residual nets on CIFAR-10: Figure 2 (norms of the weights) and Figure 9 (depth of
+the shortcut).
 
 Chosen here, as the surviving text says only that the rate falls from 0.1 by factors of ten at
 epochs 81 and 122 of 200: batches of 128, momentum 0.9, decay 1e-4, flips and crops.
@@ -15,11 +15,10 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import image_set, spread
-from experiments.trainings import evaluated, trained_together
+from experiments.demystifying_resnet.nets import PAPER
+from experiments.trainings import evaluated, image_set, spread, trained_together
 from resid_theory.training import NOISE_STABILITY_BN
 
-PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
 RECIPE = NOISE_STABILITY_BN.change(milestones=(81, 122))
 SHORTCUT_DEPTHS = (1, 2, 3, 4)
 

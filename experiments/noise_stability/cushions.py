@@ -1,5 +1,4 @@
-"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-cushions of its nets, Figure 3 and section 5.
+"""Cushions of its nets, Figure 3 and section 5.
 
 The paper divides by the Frobenius norm of the weights with the identity removed. That alone makes
 most of the difference between the two nets, so both norms are measured and both are judged.
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import COLORS, KINDS, PAPER
+from experiments.noise_stability.nets import COLORS, KINDS, PAPER
 from experiments.trained import listed_net
 from resid_theory.stability import compare_cushions
 

@@ -1,5 +1,4 @@
-"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-dominant gradient flows in nets, Appendix D. Their theory is in ``noise_stability_gaussian``.
+"""Dominant gradient flows in nets, Appendix D. Their theory is in ``gaussian``.
 
 Lost from the text that survives and chosen here: the depth of Figure 12 and the paths of nets with
 BatchNorm. The net "after the first iteration" is the net at its initial weights.
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import PAPER
+from experiments.noise_stability.nets import PAPER
 from experiments.trained import NETS, listed_net
 from experiments.trainings import trained
 from resid_theory.images import Images

@@ -17,7 +17,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.trained import shipped
-from experiments.trainings import evaluated, trained_together
+from experiments.trainings import evaluated, image_set, spread, trained_together
 from resid_theory.equivalence import to_plain
 from resid_theory.training import NOISE_STABILITY
 
@@ -36,12 +36,6 @@ def start_net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float
     identity = "residual" if kind == "transferred" else kind
     net = rt.simplified_net(depth, identity=identity, generator=seed).to(dtype)
     return to_plain(net) if kind == "transferred" else net
-
-
-def image_set(
-    name: str, split: str, samples: int | None = None, size: int | None = 32
-) -> rt.Images:
-    return rt.load_images(name, split, samples=samples, size=size, progress=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,13 +134,6 @@ def number_of_each(
 ) -> Any:
     """One number of each net: (kinds, depths, seeds)."""
     return np.array([[[read(fit) for fit in fits[k, d]] for d in depths] for k in KINDS])
-
-
-def spread(values: np.ndarray) -> str:
-    values = np.ravel(values)
-    if len(values) == 1:
-        return f"{values[0]:.4g} (n = 1)"
-    return f"{values.mean():.4g} ± {values.std(ddof=1):.2g} (n = {len(values)})"
 
 
 def pairs(table: np.ndarray, depths: np.ndarray) -> str:

@@ -1,5 +1,4 @@
-"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability" (arXiv:1905.10944):
-the trivial case of dominant flows and its probabilities, Appendices D.4.1 and E.
+"""The trivial case of dominant flows and its probabilities, Appendices D.4.1 and E.
 
 Lost from the text that survives and chosen here: the base values of Figure 11, what its panels (a)
 and (c) vary, the exponent of eq. (15).
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability_nets import PAPER
+from experiments.noise_stability.nets import PAPER
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
 
 EXPONENTS = ("slope", "least_squares", "minimax")

@@ -1,9 +1,8 @@
-"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): training as claims.
+"""Figures 7, 8 and 9: final loss of full-batch gradient descent, one step an epoch.
 
-Figures 3, 7, 8 and 9. Full-batch gradient descent, one step an epoch. Chosen here, where the text
-that survives is silent: nets with shortcuts start at 0.01 times Xavier; a run has diverged when its
-loss is not a number or above 1000; of learning rates whose mean final losses are equal the smallest
-is taken.
+Chosen here, where the text that survives is silent: a run has diverged when its loss is not a
+number or above 1000; of learning rates whose mean final losses are equal the smallest is taken.
+Figure 9 is a surrogate: fully connected nets in place of convolutional ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,50 +13,25 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.demystifying_resnet import NETS, PAPER, WIDTH, _data, _generator
-
-LIMIT = 1e3  # a loss above it counts as diverged
-LABELS = {
-    "xavier": "Xavier",
-    "orthogonal": "orthogonal",
-    "one_shortcut": "1-shortcut",
-    "two_shortcut": "2-shortcut",
-    "three_shortcut": "3-shortcut",
-}
-MARKERS = dict(zip(NETS, "osD^v", strict=True))
-
-
-def _net(depth: int, net: Mapping, **activations: str) -> rt.ShortcutNet:
-    n = net["n"]
-    return rt.ShortcutNet(WIDTH, depth // n, n, shortcut=net["shortcut"], **activations)
-
-
-def _starts(model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int) -> torch.Tensor:
-    """Initial weights of all seeds, (seeds, blocks, n, d, d)."""
-    shape = (model.blocks, model.shortcut_depth, WIDTH, WIDTH)
-    draws = [
-        rt.draw_weights(kind, shape, generator=_generator(seed, *key), scale=scale)
-        for seed in range(seeds)
-    ]
-    return torch.stack(draws)
+from experiments.demystifying_resnet.nets import (
+    LABELS,
+    LIMIT,
+    MARKERS,
+    NETS,
+    PAPER,
+    PLAIN_AND_TWO,
+    build,
+    listed,
+    slope,
+    starts,
+    whitened,
+)
 
 
 def _rates(low: float, high: float, step: float) -> torch.Tensor:
     """Learning rates between powers of ten, ``step`` apart in the exponent."""
     count = round((high - low) / step) + 1
     return 10.0 ** torch.linspace(low, high, count, dtype=torch.float64)
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Slope of a straight line through the logarithms."""
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
-def _list(values: np.ndarray, form: str = ".3g") -> str:
-    return " ".join(format(float(value), form) for value in values)
-
-
-# -- final losses: Figures 7, 8 and 9 --------------------------------------------------------------
 
 
 def _final_losses(
@@ -69,19 +43,20 @@ def _final_losses(
     epochs: int,
     scale: float,
     device: str,
-    **activations: str,
+    loss: str = "square",
+    **activations: str | None,
 ) -> dict[str, np.ndarray]:
     """Final loss of every net, (depths, rates, seeds); inf where a run diverged."""
     arrays = {"depth": np.array(depths), "rates": grid.numpy()}
     for number, (name, net) in enumerate(nets.items()):
         losses = []
         for depth in depths:
-            model = _net(depth, net, **activations)
+            model = build(depth, net, **activations)
             path = rt.gradient_descent(
                 model,
-                "square",
+                loss,
                 data,
-                weights=_starts(model, net["kind"], seeds, scale, number, depth).to(device),
+                weights=starts(model, net["kind"], seeds, scale, number, depth).to(device),
                 learning_rate=grid[:, None].to(device),
                 epochs=epochs,
                 record_every=max(1, epochs),
@@ -125,7 +100,7 @@ def compute_figure_7(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Final loss of every linear net, depth, learning rate and seed, from moments alone."""
-    moments = _data(dataset, samples).to(device).moments
+    moments = whitened(dataset, samples).to(device).moments
     optimum = np.array(rt.theory.linear_optimum(moments))
     grid = _rates(*rates)
     losses = _final_losses(NETS, moments, depths, grid, seeds, epochs, scale, device)
@@ -152,19 +127,19 @@ def _judge_excess(depth: np.ndarray, excess: Mapping[str, np.ndarray]) -> list[V
         Verdict(
             "2-shortcut: final loss above the optimum, every depth",
             "≤ 1e-4 (paper: close to optimal at all depths)",
-            _list(two, ".1e"),
+            listed(two, ".1e"),
             bool((two <= 1e-4).all()),
         ),
         Verdict(
             "2-shortcut: smallest of all nets at every depth",
             "below the best of the others",
-            "over the best other: " + _list(two / others, ".1e"),
+            "over the best other: " + listed(two / others, ".1e"),
             bool((two < others).all()),
         ),
         Verdict(
             "Xavier: excess loss grows with depth",
             "increasing",
-            _list(xavier, ".2e"),
+            listed(xavier, ".2e"),
             bool((np.diff(xavier) > 0).all()),
         ),
         Verdict(
@@ -190,25 +165,25 @@ def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Verd
         Verdict(
             "2-shortcut: best learning rate for N ≥ 12",
             "≥ 1 at every depth",
-            _list(two),
+            listed(two),
             bool((two[depth >= 12] >= 1).all()),
         ),
         Verdict(
             "2-shortcut: admits larger learning rates than orthogonal for N ≥ 24",
             "best rate ≥ 10 times",
-            f"{_list(factor)} times",
+            f"{listed(factor)} times",
             bool((factor >= 10 * (1 - 1e-9)).all()),
         ),
     ]
     for name in ("orthogonal", "one_shortcut"):
-        slope = _slope(depth, rate[name])
+        power = slope(depth, rate[name])
         falls = bool((np.diff(rate[name]) < 0).all())
         verdicts.append(
             Verdict(
                 f"{LABELS[name]}: best learning rate falls in proportion to 1/N",
                 "decreasing, log-log slope in [-1.3, -0.6]",
-                f"{_list(rate[name])}, slope {slope:.2f}",
-                falls and -1.3 <= slope <= -0.6,
+                f"{listed(rate[name])}, slope {power:.2f}",
+                falls and -1.3 <= power <= -0.6,
             )
         )
     return verdicts
@@ -217,9 +192,6 @@ def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Verd
 def draw_figure_7(figure: Figure, a: Arrays) -> None:
     """Excess loss and best learning rate over depth; the paper leaves out Xavier's rate at 96."""
     _draw_final_losses(figure, a, list(NETS), float(a["optimum"]))
-
-
-PLAIN_AND_TWO = {name: NETS[name] for name in ("xavier", "orthogonal", "two_shortcut")}
 
 
 def compute_figure_8(
@@ -231,12 +203,15 @@ def compute_figure_8(
     seeds: int,
     epochs: int,
     scale: float,
+    loss: str = "square",
+    mid: str | None = "relu",
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """The same with ReLU in mid positions; in plain nets after every odd layer."""
+    """The same with ReLU, or another activation, in mid positions; in plain nets after every odd
+    layer."""
     nets = {name: {**net, "n": 2} for name, net in PLAIN_AND_TWO.items()}
-    data, grid = _data(dataset, samples).to(device), _rates(*rates)
-    return _final_losses(nets, data, depths, grid, seeds, epochs, scale, device, mid="relu")
+    data, grid = whitened(dataset, samples).to(device), _rates(*rates)
+    return _final_losses(nets, data, depths, grid, seeds, epochs, scale, device, loss, mid=mid)
 
 
 def judge_figure_8(a: Arrays) -> list[Verdict]:
@@ -249,13 +224,13 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
         Verdict(
             "2-shortcut: final loss falls with depth",
             "decreasing",
-            _list(two),
+            listed(two),
             bool((np.diff(two) < 0).all()),
         ),
         Verdict(
             "2-shortcut: finds the better optima for N ≥ 16",
             "loss below half of the better plain net's",
-            f"{_list((two / plain)[deep])} of it",
+            f"{listed((two / plain)[deep])} of it",
             bool((two < 0.5 * plain)[deep].all()),
         ),
     ]
@@ -289,13 +264,15 @@ def compute_figure_9(
     seeds: int,
     epochs: int,
     scale: float,
+    loss: str = "square",
+    activation: str | None = "relu",
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Fully connected pre-activation ReLU nets of equal depth and shortcuts of depth 1 to 4."""
+    """Fully connected pre-activation nets of equal depth and shortcuts of depth 1 to 4."""
     nets = {f"n{n}": dict(n=n, shortcut=True, kind="near_zero") for n in SHORTCUT_DEPTHS}
-    data, grid = _data(dataset, samples).to(device), _rates(*rates)
-    acts = dict(pre="relu", mid="relu")
-    return _final_losses(nets, data, depths, grid, seeds, epochs, scale, device, **acts)
+    data, grid = whitened(dataset, samples).to(device), _rates(*rates)
+    acts = dict(pre=activation, mid=activation)
+    return _final_losses(nets, data, depths, grid, seeds, epochs, scale, device, loss, **acts)
 
 
 def judge_figure_9(a: Arrays) -> list[Verdict]:
@@ -349,110 +326,13 @@ def draw_figure_9(figure: Figure, a: Arrays) -> None:
     ax.legend(title="shortcut depth")
 
 
-# -- Figure 3 --------------------------------------------------------------------------------------
-
-
-def compute_figure_3(
-    *,
-    dataset: str,
-    samples: int | None,
-    depths: Sequence[int],
-    rate: float,
-    epochs: int,
-    scale: float,
-    seed: int,
-    mid: str | None = None,
-    device: str = "cpu",
-) -> dict[str, np.ndarray]:
-    """Mean Frobenius norm of the weights of 2-shortcut nets at every epoch."""
-    data = _data(dataset, samples).to(device)
-    norms = []
-    for depth in depths:
-        model = rt.ShortcutNet(WIDTH, depth // 2, 2, mid=mid)
-        (start,) = _starts(model, "near_zero", 1, scale, depth, seed).to(device)
-        path = rt.gradient_descent(
-            model,
-            "square",
-            data,
-            weights=start,
-            learning_rate=rate,
-            epochs=epochs,
-            limit=LIMIT,
-        )
-        norms.append(path.mean_weight_norm.cpu().numpy())
-    return {"depth": np.array(depths), "norm": np.stack(norms)}
-
-
-def judge_figure_3(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 3, over the depths of the record."""
-    depth, norm = a["depth"], a["norm"]
-    final, late = norm[:, -1], norm[:, 50:]
-    slope = _slope(depth, final)
-    falls = (np.diff(late, axis=0) < 0).all(0)
-    verdicts = [
-        Verdict(
-            "mean norm at the end falls with depth",
-            "strictly decreasing (paper: deeper means smaller)",
-            _list(final),
-            bool((np.diff(final) < 0).all()),
-        ),
-        Verdict(
-            "the same at every epoch from 50",
-            "strictly decreasing",
-            f"at {100 * falls.mean():.1f} % of the epochs",
-            bool(falls.all()),
-        ),
-        Verdict(
-            "mean norm as a power of depth",
-            "log-log slope in [-0.55, -0.25] (-1/2 for balanced factors of a fixed map)",
-            f"{slope:.3f}",
-            -0.55 <= slope <= -0.25,
-        ),
-    ]
-    if 4 in depth and 96 in depth:
-        ratio = float(final[depth == 96][0] / final[depth == 4][0])
-        verdicts.append(
-            Verdict("norm at N = 96 over that at N = 4", "≤ 0.4", f"{ratio:.3f}", ratio <= 0.4)
-        )
-    return verdicts
-
-
-def draw_figure_3(figure: Figure, a: Arrays) -> None:
-    """Mean norm over epochs, one curve a depth."""
-    ax = figure.subplots()
-    for depth, norm in zip(a["depth"], a["norm"], strict=True):
-        ax.plot(norm, label=f"N = {depth}")
-    ax.set(xscale="symlog", xlabel="epoch", ylabel="mean over layers of ‖W‖ (Frobenius)", ylim=0)
-    ax.set_xlim(0, len(norm) - 1)
-    ax.legend(fontsize="small")
-
-
 # -- the claims ------------------------------------------------------------------------------------
 
-_FIGURE_3 = dict(epochs=1000, rate=0.3, scale=0.01, seed=0)
 _FIGURE_7 = dict(samples=None, rates=[-3.0, 1.25, 0.25], seeds=10, epochs=1000, scale=0.01)
 _FIGURE_8 = dict(dataset="mnist", depths=[4, 8, 16, 32], rates=[-2.0, 0.5, 0.25], scale=0.01)
 _FIGURE_9 = dict(depths=[12, 24, 48], rates=[-2.0, 0.5, 0.5], seeds=5, epochs=400, scale=0.1)
 
 CLAIMS = [
-    Claim(
-        id="demystifying_resnet/figure_3",
-        source=f"{PAPER}, Figure 3, left",
-        says="Deeper 2-shortcut linear nets have smaller average Frobenius norms, during training "
-        "and at the end.",
-        settings={
-            "quick": {
-                **_FIGURE_3,
-                **dict(dataset="digits", samples=None, depths=[4, 16, 64], epochs=300),
-            },
-            "paper": dict(
-                **_FIGURE_3, dataset="mnist", samples=None, depths=[4, 8, 16, 32, 64, 96]
-            ),
-        },
-        compute=compute_figure_3,
-        judge=judge_figure_3,
-        draw=draw_figure_3,
-    ),
     Claim(
         id="demystifying_resnet/figure_7",
         source=f"{PAPER}, Figure 7",
@@ -470,35 +350,6 @@ CLAIMS = [
         compute=compute_figure_7,
         judge=judge_figure_7,
         draw=draw_figure_7,
-    ),
-    Claim(
-        id="demystifying_resnet/figure_3_relu",
-        source=f"{PAPER}, Figure 3, right",
-        says="The same with ReLUs in mid positions.",
-        settings={
-            "quick": {
-                **_FIGURE_3,
-                **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=100, mid="relu"),
-            },
-            "short": dict(
-                **_FIGURE_3,
-                dataset="mnist",
-                samples=600,
-                depths=[4, 8, 16, 32, 64, 96],
-                mid="relu",
-                scaled="600 of the 60,000 samples",
-            ),
-            "paper": dict(
-                **_FIGURE_3,
-                dataset="mnist",
-                samples=None,
-                depths=[4, 8, 16, 32, 64, 96],
-                mid="relu",
-            ),
-        },
-        compute=compute_figure_3,
-        judge=judge_figure_3,
-        draw=draw_figure_3,
     ),
     Claim(
         id="demystifying_resnet/figure_8",

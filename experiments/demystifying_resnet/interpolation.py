@@ -1,4 +1,4 @@
-"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186): Theorem 1 and its figures.
+"""Theorem 1: small weights interpolate.
 
 Every problem is generated: inputs and targets uniform on the sphere. The paper's constants in
 equation (6) are not in the text that survives; those here are derived for detours of half the
@@ -12,17 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.demystifying_resnet import PAPER, _columns, _generator
+from experiments.demystifying_resnet.nets import PAPER, columns, generator_of
 
 EXACT = 1e-9  # distance of an output from its target: double precision through thousands of units
 VARIANTS = {"uniform": "equal steps", "greedy": "greedy steps"}
 
 
-def _sphere(generator: torch.Generator, count: int, width: int) -> torch.Tensor:
+def sphere(generator: torch.Generator, count: int, width: int) -> torch.Tensor:
     points = torch.randn(count, width, generator=generator, dtype=torch.float64)
     return points / points.norm(dim=1, keepdim=True)
 
@@ -38,16 +37,16 @@ def compute_theorem_1(
         _theorem_1_row(width, count, units, seed)
         for width, count, units in itertools.product(widths, samples, each)
     ]
-    x, y = _sphere(_generator(seed), 2, 10), torch.eye(10)[:1].repeat(2, 1)
+    x, y = sphere(generator_of(seed), 2, 10), torch.eye(10)[:1].repeat(2, 1)
     return {
-        **_columns(rows),
+        **columns(rows),
         "one_class": np.array(rt.theory.least_norm(x, y, units=10**6)),
     }
 
 
 def _theorem_1_row(width: int, count: int, each: int, seed: int) -> dict[str, float]:
-    generator = _generator(seed, width, count)  # the same points for every number of units
-    x, y = _sphere(generator, count, width), _sphere(generator, count, width)
+    generator = generator_of(seed, width, count)  # the same points for every number of units
+    x, y = sphere(generator, count, width), sphere(generator, count, width)
     row: dict[str, float] = {"width": width, "samples": count, "each": each}
     for variant in VARIANTS:
         same = dict(units=each * count, allocation=variant)
@@ -150,7 +149,7 @@ def compute_theorem_1_merge(
     *, width: int, samples: int, each: Sequence[int], tolerances: Sequence[float], seed: int
 ) -> dict[str, np.ndarray]:
     """Norms by units a sample and tolerance, (units, tolerances), one row a unit and braced."""
-    x = _sphere(_generator(seed, width, samples), samples, width)
+    x = sphere(generator_of(seed, width, samples), samples, width)
     y = torch.eye(width, dtype=torch.float64)[torch.arange(samples) % width]
     arrays: dict[str, np.ndarray] = {}
     for braces in ("never", "auto"):
@@ -161,7 +160,7 @@ def compute_theorem_1_merge(
         for key in table[0][0]:
             arrays[f"{braces}.{key}"] = np.array([[cell[key] for cell in row] for row in table])
     noisy = rt.theory.interpolate(
-        x, y, units=each[0] * samples, mode="perturbed", generator=_generator(seed, 1)
+        x, y, units=each[0] * samples, mode="perturbed", generator=generator_of(seed, 1)
     )
     return {
         **arrays,
@@ -246,171 +245,6 @@ def draw_theorem_1_merge(figure: Figure, a: Arrays) -> None:
     ax.legend()
 
 
-# -- Figure 10 -------------------------------------------------------------------------------------
-
-
-def compute_figure_10(
-    *, width: int, samples: int, units: int, points: int, seed: int
-) -> dict[str, np.ndarray]:
-    """Every path of one problem, and a map around the one with the longest detours."""
-    generator = _generator(seed, width, samples)
-    x, y = _sphere(generator, samples, width), _sphere(generator, samples, width)
-    found = rt.theory.interpolate(x, y, units=units)
-    itinerary, states = found.itinerary, found.net.states(x)
-    rows = []
-    for sample in range(samples):
-        path = itinerary.paths.trace(sample, points)
-        offsets = path.unsqueeze(1) - itinerary.others(sample)
-        own = (found.movers == sample).nonzero().flatten() + 1
-        rows.append(
-            {
-                "off_sphere": float((path.norm(dim=1) - 1).abs().max()),
-                "nearest": float(offsets.norm(dim=2).min()) / found.separation,
-                "length": float(itinerary.paths.lengths[sample]),
-                "arc": rt.theory.great_arc(x[sample], y[sample]).length,
-                "gap": float((states[own, sample] - found.path(sample)[1:]).norm(dim=1).max()),
-            }
-        )
-    table = _columns(rows)
-    chart = found.chart(int((table["length"] - table["arc"]).argmax()))
-    drawn = {
-        f"chart.{name}": getattr(chart, name).numpy()
-        for name in ("arc", "path", "steps", "circles")
-    }
-    return {**table, **drawn, "separation": np.array(found.separation)}
-
-
-def judge_figure_10(a: Arrays) -> list[Verdict]:
-    """Paths on the sphere, clear of all other columns, not much longer than the arcs."""
-    off, nearest = float(a["off_sphere"].max()), float(a["nearest"].min())
-    ratio, longest = float((a["length"] / a["arc"]).max()), float(a["length"].max())
-    return [
-        Verdict("paths stay on the sphere", "to 1e-12", f"{off:.1e}", off <= 1e-12),
-        Verdict(
-            "no path comes nearer than half the smallest distance ρ to a column",
-            "≥ 0.5 ρ (to 1e-9; the paper's detours of ρ may meet another column)",
-            f"{nearest:.6f} ρ",
-            nearest >= 0.5 - 1e-9,
-        ),
-        Verdict(
-            "paths shorter than 2π (paper)",
-            f"≤ π²/2 = {math.pi**2 / 2:.3f} < 2π",
-            f"{longest:.3f}",
-            longest <= math.pi**2 / 2,
-        ),
-        Verdict(
-            "detours lengthen a path little",
-            "path / great arc ≤ π/2",
-            f"{ratio:.4f}",
-            ratio <= math.pi / 2 + 1e-12,
-        ),
-        Verdict(
-            "the net's own states follow the paths",
-            f"distance ≤ {EXACT:g} after every unit",
-            f"{a['gap'].max():.1e}",
-            bool(a["gap"].max() <= EXACT),
-        ),
-    ]
-
-
-def draw_figure_10(figure: Figure, a: Arrays) -> None:
-    """The path with the longest detours."""
-    chart = rt.theory.PathChart(
-        arc=a["chart.arc"],
-        path=a["chart.path"],
-        steps=a["chart.steps"],
-        circles=a["chart.circles"],
-    )
-    rt.plots.interpolation_path(chart, ax=figure.subplots())
-
-
-# -- Figure 1 --------------------------------------------------------------------------------------
-
-POSITIONS = {"pre": "relu", "mid": "tanh", "post": "silu"}
-FUNCTIONS = {
-    "relu": lambda z: np.maximum(z, 0),
-    "tanh": np.tanh,
-    "silu": lambda z: z / (1 + np.exp(-z)),
-}
-
-
-def compute_figure_1(*, width: int, blocks: int, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """2-shortcut nets against the figure written out, for all 8 sets of positions."""
-    x = torch.randn(samples, width, generator=_generator(seed), dtype=torch.float64)
-    gaps, outputs = [], []
-    for chosen in itertools.product((False, True), repeat=3):
-        acts = {p: act for (p, act), on in zip(POSITIONS.items(), chosen, strict=True) if on}
-        net = rt.ShortcutNet(width, blocks, 2, **acts, dtype=torch.float64)
-        rt.initialize(net, "xavier", generator=_generator(seed, 1))
-        with torch.no_grad():
-            output = net(x).numpy()
-        weights = net.weights.detach().numpy()
-        gaps.append(np.abs(output - _written_out(x.numpy(), weights, acts)).max())
-        outputs.append(output)
-    apart = [
-        np.abs(a - b).max() for a, b in itertools.combinations(outputs, 2)
-    ]  # every position is a different net
-    return {"gap": np.array(gaps), "apart": np.array(apart), "scale": np.abs(outputs[0]).max()}
-
-
-def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np.ndarray:
-    """The figure: pre before the first matrix, mid between, post after the second, then + z."""
-    act = {p: FUNCTIONS[acts[p]] if p in acts else (lambda v: v) for p in POSITIONS}
-    for first, second in weights:
-        z = z + act["post"](act["mid"](act["pre"](z) @ first.T) @ second.T)
-    return z
-
-
-def judge_figure_1(a: Arrays) -> list[Verdict]:
-    """The three positions are where the figure has them."""
-    gap, apart = float(a["gap"].max() / a["scale"]), float(a["apart"].min() / a["scale"])
-    return [
-        Verdict(
-            "nets with activations at any of the three positions are the figure written out",
-            "equal to 1e-13 of the largest output, all 8 sets of positions",
-            f"{gap:.1e}",
-            gap <= 1e-13,
-        ),
-        Verdict(
-            "no two sets of positions are the same net",
-            "outputs differ by more than 1e-3 of the largest",
-            f"{apart:.2g}",
-            apart > 1e-3,
-        ),
-    ]
-
-
-def draw_figure_1(figure: Figure, a: Arrays) -> None:
-    """One 2-shortcut unit with its three positions for activations."""
-    ax = figure.subplots()
-    labels = ["$z_{r-1}$", "pre", "$W^{r,1}$", "mid", "$W^{r,2}$", "post", "+", "$z_r$"]
-    for place, label in enumerate(labels):
-        color = {"p": "#E69F00", "m": "#E69F00", "$W": "#56B4E9"}.get(
-            label[:2] if label[:2] == "$W" else label[0], "white"
-        )
-        box = FancyBboxPatch(
-            (place - 0.3, -0.2), 0.6, 0.4, boxstyle="round,pad=0.02", facecolor=color
-        )
-        ax.add_patch(box)
-        ax.text(place, 0, label, ha="center", va="center")
-        if place:
-            ax.add_patch(
-                FancyArrowPatch(
-                    (place - 0.72, 0), (place - 0.28, 0), arrowstyle="->", mutation_scale=9
-                )
-            )
-    curve = "arc3,rad=-0.35"
-    ax.add_patch(
-        FancyArrowPatch(
-            (0, 0.3), (6, 0.3), connectionstyle=curve, arrowstyle="->", mutation_scale=12
-        )
-    )
-    ax.text(3, 1.45, "identity shortcut", ha="center")
-    ax.set(xlim=(-0.6, 7.6), ylim=(-0.6, 1.8), aspect="equal")
-    ax.set_title(f"net against figure: {float(a['gap'].max()):.0e}")
-    ax.axis("off")
-
-
 # -- the claims ------------------------------------------------------------------------------------
 
 CLAIMS = [
@@ -445,31 +279,5 @@ CLAIMS = [
         compute=compute_theorem_1_merge,
         judge=judge_theorem_1_merge,
         draw=draw_theorem_1_merge,
-    ),
-    Claim(
-        id="demystifying_resnet/figure_1",
-        source=f"{PAPER}, Figure 1",
-        says="A 2-shortcut unit has three positions for activations, before, between and after its "
-        "two weight matrices, and none on the shortcut.",
-        settings={
-            "quick": dict(width=10, blocks=3, samples=50, seed=0),
-            "paper": dict(width=10, blocks=8, samples=1000, seed=0),
-        },
-        compute=compute_figure_1,
-        judge=judge_figure_1,
-        draw=draw_figure_1,
-    ),
-    Claim(
-        id="demystifying_resnet/figure_10",
-        source=f"{PAPER}, Figure 10 and the proof of Theorem 1",
-        says="A column travels along a great arc with circular detours around other columns, on a "
-        "path shorter than 2π.",
-        settings={
-            "quick": dict(width=3, samples=12, units=240, points=1000, seed=0),
-            "paper": dict(width=3, samples=10, units=300, points=10_000, seed=0),
-        },
-        compute=compute_figure_10,
-        judge=judge_figure_10,
-        draw=draw_figure_10,
     ),
 ]

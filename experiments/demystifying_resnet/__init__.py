@@ -1,0 +1,27 @@
+"""Li, Jiao, Han & Weissman, "Demystifying ResNet" (arXiv:1611.01186), as claims."""
+
+from experiments.demystifying_resnet import (
+    conditioning,
+    curvature,
+    escape,
+    final_losses,
+    interpolation,
+    lemmas,
+    norms,
+    schematics,
+    trunks,
+    zero_point,
+)
+
+CLAIMS = [
+    *zero_point.CLAIMS,
+    *conditioning.CLAIMS,
+    *trunks.CLAIMS,
+    *norms.CLAIMS,
+    *final_losses.CLAIMS,
+    *curvature.CLAIMS,
+    *escape.CLAIMS,
+    *lemmas.CLAIMS,
+    *interpolation.CLAIMS,
+    *schematics.CLAIMS,
+]

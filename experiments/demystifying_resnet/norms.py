@@ -1,0 +1,149 @@
+"""Figure 3: norms of the weights of 2-shortcut nets along gradient descent."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.demystifying_resnet.nets import (
+    LIMIT,
+    PAPER,
+    WIDTH,
+    listed,
+    slope,
+    starts,
+    whitened,
+)
+
+
+def compute_figure_3(
+    *,
+    dataset: str,
+    samples: int | None,
+    depths: Sequence[int],
+    rate: float,
+    epochs: int,
+    scale: float,
+    seed: int,
+    mid: str | None = None,
+    loss: str = "square",
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Mean Frobenius norm of the weights of 2-shortcut nets at every epoch."""
+    data = whitened(dataset, samples).to(device)
+    norms = []
+    for depth in depths:
+        model = rt.ShortcutNet(WIDTH, depth // 2, 2, mid=mid)
+        (start,) = starts(model, "near_zero", 1, scale, depth, seed).to(device)
+        path = rt.gradient_descent(
+            model,
+            loss,
+            data,
+            weights=start,
+            learning_rate=rate,
+            epochs=epochs,
+            limit=LIMIT,
+        )
+        norms.append(path.mean_weight_norm.cpu().numpy())
+    return {"depth": np.array(depths), "norm": np.stack(norms)}
+
+
+def judge_figure_3(a: Arrays) -> list[Verdict]:
+    """The criteria of Figure 3, over the depths of the record."""
+    depth, norm = a["depth"], a["norm"]
+    final, late = norm[:, -1], norm[:, 50:]
+    power = slope(depth, final)
+    falls = (np.diff(late, axis=0) < 0).all(0)
+    verdicts = [
+        Verdict(
+            "mean norm at the end falls with depth",
+            "strictly decreasing (paper: deeper means smaller)",
+            listed(final),
+            bool((np.diff(final) < 0).all()),
+        ),
+        Verdict(
+            "the same at every epoch from 50",
+            "strictly decreasing",
+            f"at {100 * falls.mean():.1f} % of the epochs",
+            bool(falls.all()),
+        ),
+        Verdict(
+            "mean norm as a power of depth",
+            "log-log slope in [-0.55, -0.25] (-1/2 for balanced factors of a fixed map)",
+            f"{power:.3f}",
+            -0.55 <= power <= -0.25,
+        ),
+    ]
+    if 4 in depth and 96 in depth:
+        ratio = float(final[depth == 96][0] / final[depth == 4][0])
+        verdicts.append(
+            Verdict("norm at N = 96 over that at N = 4", "≤ 0.4", f"{ratio:.3f}", ratio <= 0.4)
+        )
+    return verdicts
+
+
+def draw_figure_3(figure: Figure, a: Arrays) -> None:
+    """Mean norm over epochs, one curve a depth."""
+    ax = figure.subplots()
+    for depth, norm in zip(a["depth"], a["norm"], strict=True):
+        ax.plot(norm, label=f"N = {depth}")
+    ax.set(xscale="symlog", xlabel="epoch", ylabel="mean over layers of ‖W‖ (Frobenius)", ylim=0)
+    ax.set_xlim(0, len(norm) - 1)
+    ax.legend(fontsize="small")
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+_FIGURE_3 = dict(epochs=1000, rate=0.3, scale=0.01, seed=0)
+
+CLAIMS = [
+    Claim(
+        id="demystifying_resnet/figure_3",
+        source=f"{PAPER}, Figure 3, left",
+        says="Deeper 2-shortcut linear nets have smaller average Frobenius norms, during training "
+        "and at the end.",
+        settings={
+            "quick": {
+                **_FIGURE_3,
+                **dict(dataset="digits", samples=None, depths=[4, 16, 64], epochs=300),
+            },
+            "paper": dict(
+                **_FIGURE_3, dataset="mnist", samples=None, depths=[4, 8, 16, 32, 64, 96]
+            ),
+        },
+        compute=compute_figure_3,
+        judge=judge_figure_3,
+        draw=draw_figure_3,
+    ),
+    Claim(
+        id="demystifying_resnet/figure_3_relu",
+        source=f"{PAPER}, Figure 3, right",
+        says="The same with ReLUs in mid positions.",
+        settings={
+            "quick": {
+                **_FIGURE_3,
+                **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=100, mid="relu"),
+            },
+            "short": dict(
+                **_FIGURE_3,
+                dataset="mnist",
+                samples=600,
+                depths=[4, 8, 16, 32, 64, 96],
+                mid="relu",
+                scaled="600 of the 60,000 samples",
+            ),
+            "paper": dict(
+                **_FIGURE_3,
+                dataset="mnist",
+                samples=None,
+                depths=[4, 8, 16, 32, 64, 96],
+                mid="relu",
+            ),
+        },
+        compute=compute_figure_3,
+        judge=judge_figure_3,
+        draw=draw_figure_3,
+    ),
+]

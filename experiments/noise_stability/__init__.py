@@ -1,0 +1,23 @@
+"""Yu & Tomasi, "Identity Connections in Residual Nets Improve Noise Stability"
+(arXiv:1905.10944), as claims.
+"""
+
+from experiments.noise_stability import (
+    cushions,
+    dominant,
+    equality,
+    flows,
+    gaussian,
+    training,
+    weights,
+)
+
+CLAIMS = [
+    *training.CLAIMS,
+    *equality.CLAIMS,
+    *weights.CLAIMS,
+    *cushions.CLAIMS,
+    *flows.CLAIMS,
+    *gaussian.CLAIMS,
+    *dominant.CLAIMS,
+]
