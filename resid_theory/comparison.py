@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resid_theory import Regression, ShortcutNet, Spectrum
-    from resid_theory.spectra import Readings
+    from resid_theory.readings import Readings
     from resid_theory.theory import ZeroPoint
 
 __all__ = ["Run", "Setup", "bound_of", "measure", "numbers"]

@@ -11,8 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import chain as chains
-from resid_theory.curvature import columns, dense, graphs
+from resid_theory.curvature import columns, dense, graphs, pairs
 from resid_theory.curvature.chain import chain_of
 
 M, D, K = 7, 3, 2
@@ -557,7 +556,7 @@ def test_layer_pairs_do_not_depend_on_chunks(workspace, kind, data, monkeypatch)
     if kind == "shortcut":
         net = nn_shortcut()
         data = data[0], data[0].flip(0)
-    monkeypatch.setattr(chains, "_WORKSPACE", workspace)
+    monkeypatch.setattr(pairs, "_WORKSPACE", workspace)
     measured = rt.hessian(net, "square", data, method="layer_pairs")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 

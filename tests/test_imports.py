@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Bottom up. Rooms on one floor do not import one another. "resid_theory" is the public face.
 FLOORS = [
-    ["_check"],
+    ["_check", "readings"],
     ["activations", "estimates", "losses", "machine", "spectra", "state", "store", "stream"],
     ["densities", "moments"],
     ["samples"],
@@ -31,9 +31,10 @@ FLOORS = [
 INSIDE = {
     "cli": [["output", "sources"], ["dirac", "nets"], ["app"], ["__main__"]],
     "theory": [
-        ["gaussian", "initial", "linear", "local", "separation", "sphere", "stacked", "toeplitz"],
-        ["assembly", "columns", "flow", "kinks"],
-        ["itineraries", "origin"],
+        ["gaussian", "initial", "linear", "local", "reduction", "separation", "sphere", "stacked"],
+        ["assembly", "columns", "flow", "kinks", "toeplitz"],
+        ["itineraries", "point"],
+        ["origin"],
         ["bracing", "escape", "planning"],
         ["interpolation", "report"],
     ],
@@ -48,7 +49,7 @@ INSIDE = {
             "selection",
             "twice",
         ],
-        ["graphs", "krylov", "passes"],
+        ["graphs", "krylov", "pairs", "passes"],
         ["columns", "ends", "problem"],
         ["dense", "lanczos", "products", "quadrature", "traces"],
         ["operator", "report"],

@@ -16,8 +16,8 @@ from experiments.demystifying_resnet.nets import (
     generator_of,
     whitened,
 )
+from resid_theory.readings import Readings
 from resid_theory.samples import Regression
-from resid_theory.spectra import Readings
 
 LABELS = {
     "xavier": "plain, Xavier",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import choose
-from resid_theory.curvature.chain import Chain, chain_hessian, chain_of
+from resid_theory.curvature.chain import Chain, chain_of
 from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
 from resid_theory.curvature.inputs import (
     check_batches,
@@ -18,6 +18,7 @@ from resid_theory.curvature.inputs import (
     pixels_as_inputs,
     trainable,
 )
+from resid_theory.curvature.pairs import chain_hessian
 from resid_theory.losses import Loss, loss_function
 from resid_theory.machine import available_bytes, matmul_rate, readable_bytes
 from resid_theory.moments import Moments

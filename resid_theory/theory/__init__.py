@@ -22,7 +22,8 @@ from resid_theory.theory.linear import (
     linear_optimum,
     rotated_moments,
 )
-from resid_theory.theory.origin import ZeroPoint, zero_point
+from resid_theory.theory.origin import zero_point
+from resid_theory.theory.point import ZeroPoint
 from resid_theory.theory.report import ZeroPointReport, zero_point_report
 from resid_theory.theory.separation import least_norm
 from resid_theory.theory.sphere import PathChart, great_arc, path_around

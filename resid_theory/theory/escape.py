@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, positive
-from resid_theory.theory.origin import ZeroPoint
+from resid_theory.theory.point import ZeroPoint
 
 __all__ = [
     "escape_start",

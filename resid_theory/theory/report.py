@@ -11,9 +11,11 @@ import torch
 from resid_theory._check import as_tensor, choose, whole
 from resid_theory.activations import Activation
 from resid_theory.losses import Loss
-from resid_theory.spectra import Readings, Spectrum
+from resid_theory.readings import Readings
+from resid_theory.spectra import Spectrum
 from resid_theory.theory.escape import escape_steps, escape_time, learning_rate_scale
-from resid_theory.theory.origin import ZeroPoint, zero_point
+from resid_theory.theory.origin import zero_point
+from resid_theory.theory.point import ZeroPoint
 from resid_theory.theory.toeplitz import BlockToeplitz
 
 __all__ = ["ZeroPointReport", "zero_point_report"]

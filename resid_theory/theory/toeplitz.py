@@ -19,7 +19,7 @@ matrices:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import finite, whole
-from resid_theory.spectra import Readings, Spectrum
+from resid_theory.readings import Readings
+from resid_theory.spectra import Spectrum
+from resid_theory.theory.reduction import Tridiagonal
 
 __all__ = ["BlockToeplitz"]
 
@@ -143,7 +145,7 @@ class BlockToeplitz(Readings):
         a = self.lower.cpu().numpy()
         shifted = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
         inner = 2 * shifted - (a + a.T)
-        half = _Tridiagonal(first=shifted, inner=inner, last=inner, side=a - shifted)
+        half = Tridiagonal(first=shifted, inner=inner, last=inner, side=a - shifted)
         counts, blocks = np.zeros(len(at), dtype=np.int64), self.blocks
         while blocks > 1:
             half, negative = half.halved(blocks)
@@ -307,59 +309,6 @@ class BlockToeplitz(Readings):
         if bulk == 0.0:
             return math.inf if rate else math.nan
         return rate * self.blocks / bulk
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Tridiagonal:
-    """Symmetric block tridiagonal matrices, equal inside: (t, b, b) arrays, ``side`` below."""
-
-    first: np.ndarray
-    inner: np.ndarray
-    last: np.ndarray
-    side: np.ndarray
-
-    def halved(self, blocks: int) -> tuple["_Tridiagonal", np.ndarray]:
-        """What is left without blocks 1, 3, 5, ..., and the negative pivots that went with them."""
-        if blocks == 2:
-            gone, negative = _inverse(self.last)
-            return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
-        gone, negative = _inverse(self.inner)
-        above, below = _up(self.side, gone), _down(self.side, gone)
-        if blocks % 2:
-            total, last = (blocks - 1) // 2 * negative, self.last - above
-        else:
-            end, of_end = _inverse(self.last)
-            total = (blocks // 2 - 1) * negative + of_end
-            last = self.inner - above - _down(self.side, end)
-        rest = _Tridiagonal(
-            first=_symmetric(self.first - below),
-            inner=_symmetric(self.inner - above - below),
-            last=_symmetric(last),
-            side=-self.side @ gone @ self.side,
-        )
-        return rest, total
-
-
-def _up(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    return side @ inverse @ side.swapaxes(-1, -2)
-
-
-def _down(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    return side.swapaxes(-1, -2) @ inverse @ side
-
-
-def _symmetric(matrices: np.ndarray) -> np.ndarray:
-    return 0.5 * (matrices + matrices.swapaxes(-1, -2))
-
-
-def _inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses and numbers of negative eigenvalues."""
-    values, vectors = np.linalg.eigh(pivots)
-    # A pivot that is zero to round-off may be moved by as much: the count then belongs to a point
-    # that far away.
-    tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
-    safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
-    return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)
 
 
 def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, sections: int) -> float:

@@ -1,0 +1,237 @@
+r"""Hessians of feed-forward and shortcut nets from products of layer pairs.
+
+For a sample let :math:`a_k` be the input of layer k, :math:`z_k = W_k a_k`, :math:`\delta_k` the
+gradient at z_k and :math:`Q_{k'k}` the second derivative of the loss with respect to additions at
+:math:`z_{k'}` and :math:`z_k`. Entry (i, j) of layer k' against (p, q) of an earlier layer k is the
+mean of
+
+.. math:: a_{k'}[j]\, Q_{k'k}[i, p]\, a_k[q]
+    + \delta_{k'}[i]\, \frac{\partial a_{k'}[j]}{\partial z_k[p]}\, a_k[q]
+
+over samples: two matrix products over the samples for each pair of layers, instead of one
+Hessian-vector product for each weight.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.activations import Activation, derivatives
+from resid_theory.curvature.chain import Chain
+from resid_theory.losses import Loss, output_derivatives
+
+__all__ = ["chain_hessian"]
+
+_WORKSPACE = 1 << 28  # bytes of responses held at a time
+
+
+@dataclass(kw_only=True, eq=False)
+class _Layer:
+    """One layer at work. Arrays hold the samples along the last axis.
+
+    ``move`` is the response of the layer's input, before its activation, to an addition at the
+    output of every earlier layer: (earlier outputs, in, m).
+    """
+
+    weight: Tensor
+    input: Tensor  # after the activation, with a row of ones for a bias
+    slope: Tensor | None  # of the activation in front, None for the identity
+    bend: Tensor | None  # its second derivative, None where zero
+    move: Tensor
+
+    @property
+    def response(self) -> Tensor:
+        """Of the input after its activation."""
+        return self.move if self.slope is None else self.slope * self.move
+
+
+@dataclass(kw_only=True, eq=False)
+class _Block:
+    layers: list[_Layer] = field(default_factory=list)
+    slope: Tensor | None = None
+    bend: Tensor | None = None
+    move: Tensor | None = None  # response of the last layer's output, kept if the bend needs it
+    shortcut: bool = False
+
+
+def _act(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Value, slope and second derivative; None stands for a slope of one and a bend of zero."""
+    if function is None:
+        return z, None, None
+    first, second = derivatives(function, z)
+    with torch.no_grad():
+        value = function(z)
+    return value, first, second if bool(second.any()) else None
+
+
+def _through(layer: _Layer) -> Tensor:
+    """Response of a layer's output: through its weight, and directly to an addition there."""
+    passed = torch.matmul(layer.weight, layer.response)
+    size, m = len(layer.weight), layer.input.shape[-1]
+    own = torch.eye(size, dtype=passed.dtype, device=passed.device)
+    return torch.cat([passed, own.unsqueeze(-1).expand(-1, -1, m)])
+
+
+def _forward(chain: Chain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
+    """All blocks at work, the output, (d, m), and its response, (all outputs, d, m)."""
+    blocks = []
+    trunk, move = x, x.new_zeros(0, *x.shape)
+    for unit in chain.units:
+        block = _Block(shortcut=unit.shortcut)
+        z, dz = trunk, move
+        for weight, bias, function in zip(unit.weights, unit.biases, unit.before, strict=True):
+            value, slope, bend = _act(function, z)
+            z = weight @ value
+            if bias is not None:
+                z = z + bias.unsqueeze(-1)
+                value = torch.cat([value, torch.ones_like(value[:1])])
+            layer = _Layer(weight=weight, input=value, slope=slope, bend=bend, move=dz)
+            block.layers.append(layer)
+            dz = _through(layer)
+        value, block.slope, block.bend = _act(unit.after, z)
+        block.move = None if block.bend is None else dz
+        out = dz if block.slope is None else block.slope * dz
+        if unit.shortcut:
+            value = value + trunk
+            out[: len(move)] += move
+        trunk, move = value, out
+        blocks.append(block)
+    return blocks, trunk, move
+
+
+def _bent(
+    change: Tensor, slope: Tensor | None, bend: Tensor | None, grad: Tensor, move: Tensor | None
+) -> Tensor:
+    """Response of a gradient in front of an activation, from that behind it."""
+    change = change if slope is None else slope * change
+    return change if bend is None or move is None else change.addcmul(bend * grad, move)
+
+
+def _backward(
+    blocks: list[_Block], grad: Tensor, change: Tensor
+) -> Iterator[tuple[_Layer, Tensor, Tensor]]:
+    """Every layer from the last on, with its delta (p, m) and Q (outputs so far, p, m)."""
+    for block in reversed(blocks):
+        delta = grad if block.slope is None else block.slope * grad
+        moved = _bent(change, block.slope, block.bend, grad, block.move)
+        for layer in reversed(block.layers):
+            yield layer, delta, moved
+            earlier = len(layer.move)
+            behind = layer.weight.mT @ delta
+            moved = torch.matmul(layer.weight.mT, moved[:earlier])
+            moved = _bent(moved, layer.slope, layer.bend, behind, layer.move)
+            delta = behind if layer.slope is None else layer.slope * behind
+        if block.shortcut:
+            earlier = len(block.layers[0].move)
+            delta, moved = delta + grad, moved + change[:earlier]
+        grad, change = delta, moved
+
+
+def _accumulate(hessian: Tensor, chain: Chain, loss: str | Loss, x: Tensor, target: Tensor) -> None:
+    """Add a chunk's sum over samples to the lower block triangle."""
+    blocks, output, response = _forward(chain, x.mT.contiguous())
+    g, curvature = output_derivatives(loss, output.mT, target)
+    if loss != "square":  # whose curvature is the identity
+        response = torch.einsum("mij,kjm->kim", curvature, response)
+    ends = torch.tensor(chain.augmented_sizes).cumsum(0).tolist()
+    layers = [layer for block in blocks for layer in block.layers]
+    outputs = torch.tensor([len(layer.weight) for layer in layers]).cumsum(0).tolist()
+    for later, (layer, delta, q) in zip(
+        range(len(layers) - 1, -1, -1), _backward(blocks, g.mT.contiguous(), response), strict=True
+    ):
+        rows = slice(ends[later] - _count(layer), ends[later])
+        moves = layer.response
+        for earlier in range(later + 1):
+            other = layers[earlier]
+            columns = slice(ends[earlier] - _count(other), ends[earlier])
+            span = slice(outputs[earlier] - len(other.weight), outputs[earlier])
+            block = _pair(layer, delta, q[span], other)
+            if earlier < later:
+                _add_reach(block, layer, delta, moves[span], other)
+            hessian[rows, columns] += block.view(_count(layer), _count(other))
+
+
+def _count(layer: _Layer) -> int:
+    return len(layer.weight) * len(layer.input)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """a[i] b[j] for every sample, (i j, m)."""
+    return (a.unsqueeze(1) * b).flatten(0, 1)
+
+
+def _pair(layer: _Layer, delta: Tensor, q: Tensor, other: _Layer) -> Tensor:
+    """Sum of a_{k'}[j] Q[i, p] a_k[q] over samples, (i, j, p, q)."""
+    products = q.flatten(0, 1) @ _outer(layer.input, other.input).mT
+    shape = (len(other.weight), len(layer.weight), len(layer.input), len(other.input))
+    return products.view(shape).permute(1, 2, 0, 3).contiguous()
+
+
+def _add_reach(block: Tensor, layer: _Layer, delta: Tensor, moves: Tensor, other: _Layer) -> None:
+    """Add the sum of delta[i] (da_{k'}[j]/dz_k[p]) a_k[q]; a bias's input does not move."""
+    products = moves.flatten(0, 1) @ _outer(delta, other.input).mT
+    inputs = moves.shape[1]
+    shape = (len(other.weight), inputs, len(layer.weight), len(other.input))
+    block[:, :inputs] += products.view(shape).permute(2, 1, 0, 3)
+
+
+def chain_hessian(
+    chain: Chain,
+    loss: str | Loss,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    report: Callable[[int], Any] = lambda samples: None,
+) -> Tensor:
+    """Exact Hessian of the mean loss of a chain.
+
+    Args:
+        chain: The net.
+        loss: As in ``losses.loss_function``.
+        batches: Pairs (x, y); ragged ones are weighted by their size.
+        report: Called with the number of samples done after every chunk.
+
+    Returns:
+        (P, P), float64, in the order of ``parameters_to_vector``.
+    """
+    size = sum(chain.augmented_sizes)
+    hessian = chain.layers[0].new_zeros(size, size)
+    rows, count = _chunk(chain), 0
+    for x, y in batches:
+        x = x.flatten(1).to(torch.float64)
+        y = y.to(torch.float64) if y.is_floating_point() else y
+        for part_x, part_y in zip(x.split(rows), y.split(rows), strict=True):
+            _accumulate(hessian, chain, loss, part_x, part_y)
+            report(len(part_x))
+        count += len(x)
+    _mirror(hessian, chain.augmented_sizes)
+    hessian /= count
+    if chain.order is None:
+        return hessian
+    place = torch.empty_like(chain.order)
+    place[chain.order] = torch.arange(size)
+    return hessian[place][:, place]
+
+
+def _chunk(chain: Chain) -> int:
+    """Samples whose responses fit the workspace."""
+    outputs = entries = 0
+    for weight in chain.layers:
+        entries += outputs * weight.shape[1]
+        outputs += len(weight)
+    entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
+    return max(1, min(2048, math.floor(_WORKSPACE / (8 * entries))))
+
+
+def _mirror(hessian: Tensor, sizes: list[int]) -> None:
+    """Copy the lower block triangle to the upper one, a layer's rows at a time."""
+    start = 0
+    for size in sizes:
+        rows = hessian[start : start + size]
+        own = rows[:, start : start + size]
+        own.copy_(0.5 * (own + own.mT))
+        hessian[:start, start : start + size] = rows[:, :start].mT
+        start += size

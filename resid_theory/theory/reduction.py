@@ -1,0 +1,76 @@
+"""Block cyclic reduction: the inertia of block tridiagonal matrices in O(log blocks) steps."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+__all__ = ["Tridiagonal"]
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tridiagonal:
+    """Symmetric block tridiagonal matrices, equal blocks inside, t of them at once.
+
+    Attributes:
+        first: First diagonal blocks, (t, b, b).
+        inner: All diagonal blocks between the first and the last, (t, b, b).
+        last: Last diagonal blocks, (t, b, b).
+        side: Blocks below the diagonal, (t, b, b).
+    """
+
+    first: np.ndarray
+    inner: np.ndarray
+    last: np.ndarray
+    side: np.ndarray
+
+    def halved(self, blocks: int) -> tuple["Tridiagonal", np.ndarray]:
+        """Eliminate blocks 1, 3, 5, ...
+
+        Args:
+            blocks: Blocks on the diagonal, at least 2.
+
+        Returns:
+            What is left, and the number of negative pivots that went with the others, (t,).
+        """
+        if blocks == 2:
+            gone, negative = _inverse(self.last)
+            return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
+        gone, negative = _inverse(self.inner)
+        above, below = _up(self.side, gone), _down(self.side, gone)
+        if blocks % 2:
+            total, last = (blocks - 1) // 2 * negative, self.last - above
+        else:
+            end, of_end = _inverse(self.last)
+            total = (blocks // 2 - 1) * negative + of_end
+            last = self.inner - above - _down(self.side, end)
+        rest = Tridiagonal(
+            first=_symmetric(self.first - below),
+            inner=_symmetric(self.inner - above - below),
+            last=_symmetric(last),
+            side=-self.side @ gone @ self.side,
+        )
+        return rest, total
+
+
+def _up(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    return side @ inverse @ side.swapaxes(-1, -2)
+
+
+def _down(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    return side.swapaxes(-1, -2) @ inverse @ side
+
+
+def _symmetric(matrices: np.ndarray) -> np.ndarray:
+    return 0.5 * (matrices + matrices.swapaxes(-1, -2))
+
+
+def _inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses and numbers of negative eigenvalues."""
+    values, vectors = np.linalg.eigh(pivots)
+    # A pivot that is zero to round-off may be moved by as much: the count then belongs to a point
+    # that far away.
+    tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
+    safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
+    return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)
