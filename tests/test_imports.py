@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bottom up. Rooms on one floor do not import one another. "resid_theory" is the public face.
 FLOORS = [
     ["_check"],
-    ["activations", "estimates", "losses", "machine", "spectra", "state", "store", "stream"],
+    [
+        "activations",
+        "estimates",
+        "losses",
+        "machine",
+        "ranks",
+        "spectra",
+        "state",
+        "store",
+        "stream",
+    ],
     ["densities", "moments"],
     ["samples"],
     ["data", "identity", "theory"],
@@ -29,7 +39,7 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "cli": [["output", "sources"], ["dirac", "nets"], ["app"], ["__main__"]],
+    "cli": [["output", "sources"], ["dirac", "nets", "trainings"], ["app"], ["__main__"]],
     "theory": [
         ["gaussian", "initial", "linear", "local", "separation", "sphere", "stacked", "toeplitz"],
         ["assembly", "columns", "flow", "kinks"],
@@ -43,7 +53,6 @@ INSIDE = {
             "chain",
             "inputs",
             "orthogonal",
-            "ranks",
             "recorded",
             "selection",
             "twice",
@@ -70,7 +79,7 @@ INSIDE = {
     "exchange": [["layouts", "opening"], ["authors"]],
     "training": [
         ["evaluation", "nets", "recipe"],
-        ["steps"],
+        ["kinds", "steps"],
         ["faults", "snapshot"],
         ["results", "samples"],
         ["loop"],
