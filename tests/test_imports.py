@@ -80,7 +80,7 @@ INSIDE = {
     "training": [
         ["evaluation", "nets", "recipe"],
         ["kinds", "steps"],
-        ["faults", "snapshot"],
+        ["faults", "parallel", "snapshot"],
         ["results", "samples"],
         ["loop"],
         ["calls"],
