@@ -4,7 +4,10 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ import torch
 import resid_theory as rt
 from benchmarks import crash
 from resid_theory import cli, training
+from resid_theory.cli import trainings
 from resid_theory.training.kinds import KINDS, net_of
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu".split()
 NET = "--net simplified --depth 5 --identity residual --precision float64".split()
 
@@ -110,6 +115,42 @@ def _alone(words):
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     cli.main(words)
+
+
+def started(*words):
+    """The verb in two processes, as torchrun starts them."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*program, "-m", "resid_theory.cli", "train", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_processes_train_as_one(capsys, tmp_path):
+    done = started(*NET, *SMALL, "--json", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # of one process only
+    torch.set_default_dtype(torch.float32)  # in which a program draws its first weights
+    one = content(capsys, *NET, *SMALL, "--out", tmp_path / "one")
+    for key in ("loss", "error", "test_loss", "test_error"):
+        assert found[key] == pytest.approx(one[key], rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_0_says_what_is_wrong_everywhere(capsys, monkeypatch, rank):
+    monkeypatch.setattr(trainings, "_RANK", rank)
+    assert cli.main(["train", *NET, *SMALL, "--lr", "0"]) == 2
+    assert capsys.readouterr().err.count("--lr: got 0.0") == 1 - rank
+
+
+def test_a_training_that_diverges_says_so(capsys, tmp_path):
+    words = ["train", *NET, *SMALL, "--lr", "1e200", "--out", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith("resid-theory: step ")
 
 
 def test_the_folder_is_named_after_the_training(capsys, tmp_path, monkeypatch):

@@ -460,7 +460,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except _UsageError as error:
         return _fail(error.format_message(), 2)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ArithmeticError, ValueError, OSError, MemoryError) as error:
         return _fail(_named(str(error) or type(error).__name__), 2)
     # Later versions of typer turn an interrupt into this code themselves.
     return _fail("interrupted", code) if code == 130 else int(code or 0)

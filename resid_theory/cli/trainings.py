@@ -1,6 +1,8 @@
 """The verb ``train``: a net of the library on images, by its paper's recipe."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +102,8 @@ def train(
     """Train a net by its paper's recipe; called again after a kill, it goes on where it was.
 
     The folder then has the log (metrics.jsonl), a checkpoint to go on from, and the trained net
-    (net.json), which the other verbs take as --checkpoint.
+    (net.json), which the other verbs take as --checkpoint. Several processes share every batch:
+    torchrun --nproc-per-node 2 -m resid_theory.cli train ...
     """
     arguments = {
         "depth": depth, "width": width, "identity": identity, "doubling": doubling,
@@ -112,18 +115,19 @@ def train(
         "augmentation": augmentation, "precision": precision, "compile": compile,
         "channels_last": channels_last or None,
     }  # fmt: skip
-    recipe = _recipe(net, epochs, changes)
-    _net(net, seed, 10, arguments)  # refused before the images are read
-    device = device if device == "auto" else str(device_of(device))
-    shows = shows_progress(as_json)
-    found, tests = _images(data, test, samples, size, seed, not as_json)
-    built = _net(net, seed, _classes(found), arguments)
-    place = _RUNS / _name(net, arguments, data, samples, seed) if out is None else out
+    with _told_once():
+        recipe = _recipe(net, epochs, changes)
+        _net(net, seed, 10, arguments)  # refused before the images are read
+        place = _RUNS / _name(net, arguments, data, samples, seed) if out is None else out
+        device = _device(device)
     import resid_theory as rt
 
-    with options(_WORDS, save_seconds="--save-seconds"):
+    shows = shows_progress(as_json)
+    with _world(device) as ranks, _told_once(), options(_WORDS, save_seconds="--save-seconds"):
+        with _in_turn(ranks):
+            found, tests = _images(data, test, samples, size, seed, not as_json)
         run = rt.train(
-            built,
+            _net(net, seed, _classes(found), arguments),
             found,
             recipe,
             seed=seed,
@@ -132,12 +136,84 @@ def train(
             out=place,
             save_seconds=save_seconds,
             progress=shows,
+            ranks=ranks,
         )
+    if _RANK > 0:
+        return
     content = _content(run, data, len(found), None if tests is None else len(tests))
     if as_json:
         print_json(content)
     else:
         _table(content)
+
+
+# -- several processes -----------------------------------------------------------------------------
+
+# As torchrun and others set them.
+_RANK, _LOCAL, _COUNT = (
+    int(os.environ.get(name, default))
+    for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+)
+
+
+def _device(name: str) -> str:
+    """The device of this process."""
+    import torch
+
+    if _COUNT == 1:
+        return name if name == "auto" else str(device_of(name))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"--device: got {name!r} for {_COUNT} processes, needs auto, cpu or cuda")
+    return str(device_of(name if name == "cpu" else f"cuda:{_LOCAL}"))
+
+
+@contextmanager
+def _world(device: str) -> Iterator[str | None]:
+    """The other processes, where there are some."""
+    import torch
+    import torch.distributed as dist
+
+    if _COUNT == 1:
+        yield None
+        return
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield "world"
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _in_turn(ranks: str | None) -> Iterator[None]:
+    """On each machine one process first: what it downloads, the others find."""
+    import torch.distributed as dist
+
+    if ranks and _LOCAL > 0:
+        dist.barrier()
+    yield
+    if ranks and _LOCAL == 0:
+        dist.barrier()
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Leave it to rank 0 to say what is wrong everywhere."""
+    try:
+        yield
+    except (ArithmeticError, ValueError) as error:
+        if _RANK == 0 or str(error).startswith("ranks: "):
+            raise
+        raise typer.Exit(2) from error
+    except RuntimeError as error:
+        if not str(error).startswith("ranks: "):
+            raise
+        if str(error).startswith("ranks: rank 0 failed"):
+            raise typer.Exit(2) from error
+        raise ValueError(str(error)) from error
 
 
 # -- what is asked for -----------------------------------------------------------------------------

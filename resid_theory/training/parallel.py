@@ -84,11 +84,11 @@ class Parallel:
         pieces = flat.split([t.numel() for t in (*gradients, *changes)])
         for gradient, piece in zip(gradients, pieces, strict=False):
             gradient.copy_(piece.view_as(gradient))
-        for buffer, old, piece in zip(buffers, self._before, pieces[len(gradients) :], strict=True):
+        moved = pieces[len(gradients) :]
+        for buffer, old, piece in zip(buffers, self._before, moved, strict=True):
             change = piece.view_as(old)
-            buffer.copy_(
-                old + (change if old.is_floating_point() else change.round().to(old.dtype))
-            )
+            whole = change if old.is_floating_point() else change.round().to(old.dtype)
+            buffer.copy_(old + whole)
         # A row taken with share 0 counts with the process whose row it is.
         seen = torch.stack([losses.double() * share, wrong.double() * (share > 0)])
         mean, errors = self._ranks.add(seen)
