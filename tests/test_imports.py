@@ -31,7 +31,7 @@ FLOORS = [
     ["equivalence", "images"],
     ["curvature", "exchange", "stability", "training"],
     ["descent"],
-    ["plots"],
+    ["plots", "sweep"],
     ["resid_theory"],
     ["comparison"],
     ["cli"],
@@ -39,7 +39,7 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "cli": [["output", "sources"], ["dirac", "nets", "trainings"], ["app"], ["__main__"]],
+    "cli": [["output", "sources"], ["dirac", "nets", "sweeps", "trainings"], ["app"], ["__main__"]],
     "theory": [
         ["gaussian", "initial", "linear", "local", "separation", "sphere", "stacked", "toeplitz"],
         ["assembly", "columns", "flow", "kinks"],
@@ -84,6 +84,14 @@ INSIDE = {
         ["results", "samples"],
         ["loop"],
         ["calls"],
+    ],
+    "sweep": [
+        ["settings"],
+        ["tasks"],
+        ["results"],
+        ["grid", "work"],
+        ["processes", "rays"],
+        ["running"],
     ],
     "images": [["augmentation", "stored"], ["folders", "named"]],
     "plots": [

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli import dirac, nets, trainings
+from resid_theory.cli import dirac, nets, sweeps, trainings
 from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
 from resid_theory.comparison import Run, Setup, measure, numbers
 
@@ -158,6 +158,7 @@ def zero_point(
 dirac.register(app)
 nets.register(app)
 trainings.register(app)
+sweeps.register(app)
 
 # -- demo ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,166 @@
+"""Worker processes that may be killed at any moment: their cells are run again, others go on."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from resid_theory.sweep.results import Cell, Results
+from resid_theory.sweep.work import Options, Report, attempt, device_of_worker, lost
+
+__all__ = ["run_in_processes"]
+
+_READY = "ready"
+_PRELOAD = ["torch._dynamo", "resid_theory.sweep.tasks", "sklearn.datasets"]
+
+
+def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
+    """Run cells in worker processes of this machine.
+
+    concurrent.futures gives up the whole pool when one worker is killed, so these are our own. When
+    the driver ends, however it ends, its workers end at once.
+
+    Args:
+        cells: The cells.
+        results: Where.
+        options: Number of workers, retries and device.
+
+    Yields:
+        A report for each cell, as they come.
+
+    Raises:
+        RuntimeError: If workers end before they are ready for a cell.
+    """
+    pool = _Pool(cells, results, options)
+    try:
+        yield from pool.run()
+    finally:
+        pool.end()
+
+
+class _Worker:
+    """A process at the other end of a pipe."""
+
+    def __init__(self, context: Any, number: int, results: Results, options: Options) -> None:
+        self.number, self.cell, self.ready = number, None, False
+        self.cell: Cell | None
+        self.pipe, other = context.Pipe()
+        threads = max(1, (os.cpu_count() or 1) // options.workers)
+        arguments = (other, results, device_of_worker(options.device, number), threads)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        other.close()  # the worker's copy alone is left: its end is the end of the pipe
+
+    def give(self, cell: Cell) -> None:
+        """Hand it a cell; if it is gone, the pipe will say so."""
+        self.cell = cell
+        try:
+            self.pipe.send(cell)
+        except OSError:
+            pass
+
+    def end(self) -> str:
+        """Wait for its end; how it ended."""
+        self.pipe.close()
+        self.process.join()
+        code = self.process.exitcode or 0
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+class _Pool:
+    """Cells that wait, and workers that have one each."""
+
+    def __init__(self, cells: list[Cell], results: Results, options: Options) -> None:
+        self.results, self.options = results, options
+        self.waiting, self.losses = deque(cells), Counter[str]()
+        self.left, self.stillborn = len(cells), 0
+        # A server that has torch imported starts a worker in milliseconds.
+        served = "forkserver" in multiprocessing.get_all_start_methods()
+        self.context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
+        if served:
+            self.context.set_forkserver_preload(_PRELOAD)
+        count = min(options.workers, len(cells))
+        self.workers = [self._worker(number) for number in range(count)]
+
+    def _worker(self, number: int) -> _Worker:
+        return _Worker(self.context, number, self.results, self.options)
+
+    def run(self) -> Iterator[Report]:
+        """Reports, as they come."""
+        while self.left:
+            by_pipe = {worker.pipe: worker for worker in self.workers}
+            for pipe in wait(list(by_pipe)):
+                assert isinstance(pipe, Connection)
+                report = self._hear(by_pipe[pipe])
+                if report is not None:
+                    self.left -= 1
+                    yield report
+
+    def _hear(self, worker: _Worker) -> Report | None:
+        """Take what a worker says, or notice that it is gone; give it the next cell."""
+        try:
+            said = worker.pipe.recv()
+        except (EOFError, OSError):
+            return self._replace(worker)
+        worker.ready, worker.cell, self.stillborn = True, None, 0
+        if self.waiting:
+            worker.give(self.waiting.popleft())
+        return None if said == _READY else said
+
+    def _replace(self, worker: _Worker) -> Report | None:
+        how, cell = worker.end(), worker.cell
+        self.stillborn += not worker.ready
+        if self.stillborn > 3:
+            raise RuntimeError(
+                f"workers end before their first cell ({how}); a script that starts a sweep needs "
+                'if __name__ == "__main__": around it'
+            )
+        self.workers[self.workers.index(worker)] = self._worker(worker.number)
+        if cell is None:
+            return None
+        if self.results.is_done(cell):  # killed between its last byte and its word
+            return Report(cell=cell, error=None, ran=True, seconds=0.0)
+        self.losses[cell.key] += 1
+        if self.losses[cell.key] > self.options.retries:
+            return lost(cell, self.results, self.losses[cell.key], how)
+        self.waiting.append(cell)
+        return None
+
+    def end(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            worker.pipe.close()
+        for worker in self.workers:
+            worker.process.join(1.0)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+# -- in the worker ---------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, results: Results, device: str, threads: int) -> None:
+    """Run cells as they come, until the driver is gone."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to handle
+    torch.set_num_threads(threads)
+    cells: queue.SimpleQueue[Cell] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, cells), daemon=True).start()
+    pipe.send(_READY)
+    while True:
+        pipe.send(attempt(cells.get(), results, device))
+
+
+def _listen(pipe: Connection, cells: "queue.SimpleQueue[Cell]") -> None:
+    try:
+        while True:
+            cells.put(pipe.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # in the middle of a cell, too: another driver may run it by now
