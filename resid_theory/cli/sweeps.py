@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resid_theory.cli.output import Json, print_json, shows_progress
 from resid_theory.cli.sources import options
+
+if TYPE_CHECKING:
+    from resid_theory import SweepReport
 
 __all__ = ["register"]
 
@@ -45,41 +48,49 @@ def sweep(
 
     In Python, rt.load_results(FOLDER) gives the table. Exit code 1 if a cell failed.
     """
-    import resid_theory as rt
-    from resid_theory.sweep import grid_of
-
     if dry_run:
-        _say({"cells": len(grid_of(grid))}, f"{len(grid_of(grid)):,} cells.", as_json)
+        from resid_theory.sweep import grid_of
+
+        count = len(grid_of(grid))
+        _say({"cells": count}, f"{count:,} cells.", as_json)
         return
+    settings = {
+        "executor": executor, "workers": workers, "shard": shard, "retries": retries,
+        "device": device, "gpus": gpus, "progress": shows_progress(as_json),
+    }  # fmt: skip
+    report = _run(grid, out, settings)
+    _say(_content(report), f"{report}\nResults in {report.folder}.", as_json)
+    _exit(len(report.failed))
+
+
+def _run(grid: Path, out: Path, settings: Mapping[str, Any]) -> "SweepReport":
+    import resid_theory as rt
+
     try:
         with options(_WORDS):
-            report = rt.run_sweep(
-                grid,
-                out,
-                executor=executor,
-                workers=workers,
-                shard=shard,
-                retries=retries,
-                device=device,
-                gpus=gpus,
-                progress=shows_progress(as_json),
-            )
+            return rt.run_sweep(grid, out, **settings)
     except ModuleNotFoundError as error:
         raise ValueError(f"--{error}") from error
-    content = {
+
+
+def _content(report: "SweepReport") -> dict[str, Any]:
+    failed = [
+        {"key": key, "error": error, "config": dict(report.configs[key])}
+        for key, error in report.failed.items()
+    ]
+    return {
         "folder": str(report.folder),
         "cells": report.cells,
         "found": report.found,
         "done": report.done,
-        "failed": [
-            {"key": key, "error": error, "config": dict(report.configs[key])}
-            for key, error in report.failed.items()
-        ],
+        "failed": failed,
         "seconds": report.seconds,
         "work": report.work,
     }
-    _say(content, f"{report}\nResults in {report.folder}.", as_json)
-    if report.failed:
+
+
+def _exit(failed: int) -> None:
+    if failed:
         raise typer.Exit(1)
 
 

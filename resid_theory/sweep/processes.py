@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
+
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.work import Options, Report, attempt, device_of_worker, lost
 
 __all__ = ["run_in_processes"]
 
 _READY = "ready"
-_PRELOAD = ["torch._dynamo", "resid_theory.sweep.tasks", "sklearn.datasets"]
 
 
 def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
@@ -47,10 +48,10 @@ class _Worker:
     """A process at the other end of a pipe."""
 
     def __init__(self, context: Any, number: int, results: Results, options: Options) -> None:
-        self.number, self.cell, self.ready = number, None, False
-        self.cell: Cell | None
+        self.number, self.ready = number, False
+        self.cell: Cell | None = None
         self.pipe, other = context.Pipe()
-        threads = max(1, (os.cpu_count() or 1) // options.workers)
+        threads = max(1, torch.get_num_threads() // options.workers)
         arguments = (other, results, device_of_worker(options.device, number), threads)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
@@ -83,7 +84,8 @@ class _Pool:
         served = "forkserver" in multiprocessing.get_all_start_methods()
         self.context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
         if served:
-            self.context.set_forkserver_preload(_PRELOAD)
+            needed = dict.fromkeys(name for cell in cells for name in cell.settings.imports)
+            self.context.set_forkserver_preload(["resid_theory.sweep.tasks", *needed])
         count = min(options.workers, len(cells))
         self.workers = [self._worker(number) for number in range(count)]
 
@@ -147,8 +149,6 @@ class _Pool:
 
 def _serve(pipe: Connection, results: Results, device: str, threads: int) -> None:
     """Run cells as they come, until the driver is gone."""
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to handle
     torch.set_num_threads(threads)
     cells: queue.SimpleQueue[Cell] = queue.SimpleQueue()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +44,14 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Task(Settings):
-    """Settings that can be run."""
+    """Settings that can be run.
 
+    Attributes:
+        imports: Modules that are imported in the work, for workers to have before they start.
+        seed: Of all that is random.
+    """
+
+    imports: ClassVar[tuple[str, ...]] = ()
     seed: int = 0
 
     def check(self) -> None:
@@ -96,6 +102,7 @@ class Hessian(Task):
         loss: ``square`` or ``cross_entropy``.
     """
 
+    imports: ClassVar[tuple[str, ...]] = ("sklearn.datasets",)
     data: str = "digits"
     components: int = 10
     blocks: int = 4
@@ -446,6 +453,8 @@ class Training(_OnImages):
         batch: As the recipe's; so are the fields that follow. None leaves the paper's.
     """
 
+    # torch.optim imports it when it is first used.
+    imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
     epochs: int | None = None
     batch: int | None = None
     lr: float | None = None
