@@ -41,6 +41,11 @@ def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterato
 
 
 def _ray() -> Any:
+    if not os.environ.get("RAY_ADDRESS"):
+        # Read at import. Despite its name it decides on every system whether 127.0.0.1 stays that
+        # or becomes an address that others can reach.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         return importlib.import_module("ray")
     except ModuleNotFoundError as error:
@@ -51,7 +56,6 @@ def _ray() -> Any:
 
 
 def _start(ray: Any, options: Options) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
