@@ -18,6 +18,7 @@ from resid_theory.sweep.work import Options, Report, attempt, device_of_worker, 
 __all__ = ["run_in_processes"]
 
 _READY = "ready"
+_SHORT = 0.1  # seconds; far above what a driver takes to answer
 
 
 def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
@@ -49,7 +50,7 @@ class _Worker:
 
     def __init__(self, context: Any, number: int, results: Results, options: Options) -> None:
         self.number, self.ready = number, False
-        self.cell: Cell | None = None
+        self.cells: deque[Cell] = deque()  # the first is under way
         self.pipe, other = context.Pipe()
         threads = max(1, torch.get_num_threads() // options.workers)
         arguments = (other, results, device_of_worker(options.device, number), threads)
@@ -59,7 +60,7 @@ class _Worker:
 
     def give(self, cell: Cell) -> None:
         """Hand it a cell; if it is gone, the pipe will say so."""
-        self.cell = cell
+        self.cells.append(cell)
         try:
             self.pipe.send(cell)
         except OSError:
@@ -74,7 +75,7 @@ class _Worker:
 
 
 class _Pool:
-    """Cells that wait, and workers that have one each."""
+    """Cells that wait, and workers that have one or two each."""
 
     def __init__(self, cells: list[Cell], results: Results, options: Options) -> None:
         self.results, self.options = results, options
@@ -109,13 +110,20 @@ class _Pool:
             said = worker.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
-        worker.ready, worker.cell, self.stillborn = True, None, 0
-        if self.waiting:
+        worker.ready, self.stillborn = True, 0
+        report = None if said == _READY else said
+        ahead = 1
+        if report is not None:
+            worker.cells.popleft()
+            # A short cell's worker has the next at hand, so that it need not wait for the driver.
+            short = report.seconds < _SHORT and len(self.waiting) > len(self.workers)
+            ahead += short
+        while self.waiting and len(worker.cells) < ahead:
             worker.give(self.waiting.popleft())
-        return None if said == _READY else said
+        return report
 
     def _replace(self, worker: _Worker) -> Report | None:
-        how, cell = worker.end(), worker.cell
+        how, cells = worker.end(), worker.cells
         self.stillborn += not worker.ready
         if self.stillborn > 3:
             raise RuntimeError(
@@ -123,8 +131,10 @@ class _Pool:
                 'if __name__ == "__main__": around it'
             )
         self.workers[self.workers.index(worker)] = self._worker(worker.number)
-        if cell is None:
+        if not cells:
             return None
+        cell = cells.popleft()
+        self.waiting.extendleft(cells)
         if self.results.is_done(cell):  # killed between its last byte and its word
             return Report(cell=cell, error=None, ran=True, seconds=0.0)
         self.losses[cell.key] += 1
