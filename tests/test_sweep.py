@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from resid_theory import cli, sweep
 from resid_theory.sweep import processes, running, settings, tasks
 from resid_theory.sweep.results import Cell, Results
 
+ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 needs_kill = pytest.mark.skipif(not FORKS, reason="there is no SIGKILL here")
@@ -368,7 +370,9 @@ def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch, capsy
 
 @pytest.mark.filterwarnings("ignore")  # of a third party's own
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path):
+def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path, monkeypatch):
+    # Its workers import this file.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
     grid = {
         **trial,
         "grid": [
@@ -379,7 +383,7 @@ def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path):
         ],
     }
     report = run(grid, tmp_path / "out", "ray", workers=2, retries=2)
-    assert (report.cells, report.done) == (11, 9)
+    assert (report.cells, report.done) == (11, 9), report
     assert sorted(error.partition(":")[0] for error in report.failed.values()) == [
         "ArithmeticError",
         "its worker was lost 3 times (WorkerCrashedError); the usual cause is lack of memory",
