@@ -75,7 +75,7 @@ def _run(grid: Path, out: Path, settings: Mapping[str, Any]) -> "SweepReport":
 
 def _content(report: "SweepReport") -> dict[str, Any]:
     failed = [
-        {"key": key, "error": error, "config": dict(report.configs[key])}
+        {"key": key, "error": error, "config": dict(report.failed_cells[key].config)}
         for key, error in report.failed.items()
     ]
     return {

@@ -41,6 +41,12 @@ class Cell:
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "config", config)
 
+    def __str__(self) -> str:
+        """The task, and the settings that are not the usual ones."""
+        usual = type(self.settings)().content()
+        others = [f"{k}={v!r}" for k, v in self.config.items() if k in usual and v != usual[k]]
+        return " ".join([self.task, *others])
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Cell":
         """A cell from its task's name and its settings.
@@ -170,7 +176,7 @@ def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFra
         One row for each cell that is done, indexed by ``key``, in the keys' order: task, settings,
         numbers (inf and nan as such) and ``seconds``. A number whose name is also that of a setting
         is in the column ``result_<name>``. Cells of several tasks leave columns of others empty.
-        Damaged results are left out with a warning that names them.
+        Damaged results, and those of other cells, are left out with a warning that names them.
 
     Raises:
         FileNotFoundError: If the folder has no sweep.
@@ -188,8 +194,10 @@ def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFra
         except (OSError, ValueError) as error:
             warnings.warn(f"{error}; run the sweep again", stacklevel=2)
             continue
-        if _is_result(about, key):
-            rows[key] = _row(about) | ({n: t.numpy() for n, t in tensors.items()} if arrays else {})
+        if not _is_result(about, key):
+            warnings.warn(f"{path}: is the result of another cell", stacklevel=2)
+            continue
+        rows[key] = _row(about) | ({n: t.numpy() for n, t in tensors.items()} if arrays else {})
     table = pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="key"))
     return table
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from resid_theory._check import choose, whole
@@ -38,7 +39,7 @@ class SweepReport:
         found: Of these, done before.
         done: Of these, done now.
         failed: Error of each other cell, in one line, by its key.
-        configs: Configuration of the failed cells, by key.
+        failed_cells: These cells, by key.
         seconds: Of the whole call.
         work: Seconds within the tasks, over all workers.
     """
@@ -48,7 +49,7 @@ class SweepReport:
     found: int
     done: int
     failed: Mapping[str, str]
-    configs: Mapping[str, Mapping[str, Any]]
+    failed_cells: Mapping[str, Cell]
     seconds: float
     work: float
 
@@ -58,7 +59,7 @@ class SweepReport:
             f"{self.found + self.done} of {self.cells} cells done, {self.found} of them before"
         ]
         for key, error in self.failed.items():
-            lines.append(f"failed: {key} {dict(self.configs[key])}: {error}")
+            lines.append(f"failed: {self.failed_cells[key]}: {error} ({key})")
         return "\n".join(lines)
 
 
@@ -119,7 +120,10 @@ def run_sweep(
     if not (isinstance(gpus, (int, float)) and gpus >= 0):
         raise ValueError(f"gpus: got {gpus!r}, needs a number of at least 0")
     options = Options(
-        workers=count, retries=whole("retries", retries, 0), device=device, gpus=float(gpus)
+        workers=count,
+        retries=whole("retries", retries, 0),
+        device=_device(device, here=executor != "ray"),
+        gpus=float(gpus),
     )
     cells, results = _shard(grid_of(grid), shard), Results(out)
     with _alone(results.folder, shard):
@@ -140,10 +144,22 @@ def run_sweep(
         found=len(cells) - len(missing),
         done=done,
         failed={key: str(report.error) for key, report in failed.items()},
-        configs={key: report.cell.config for key, report in failed.items()},
+        failed_cells={key: report.cell for key, report in failed.items()},
         seconds=time.perf_counter() - started,
         work=work,
     )
+
+
+def _device(name: str, *, here: bool) -> str:
+    """A device that torch knows, and that this machine has where the work is done here."""
+    try:
+        device = torch.device(name)
+        if here:
+            torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: got {name!r}, which torch cannot use: {reason}") from error
+    return name
 
 
 def _shard(cells: list[Cell], shard: str | None) -> list[Cell]:
