@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from resid_theory import descent as descent
     from resid_theory import plots as plots
     from resid_theory import stability as stability
+    from resid_theory import sweep as sweep
     from resid_theory import theory as theory
     from resid_theory import training as training
     from resid_theory.curvature import CurvatureOperator as CurvatureOperator
@@ -62,6 +63,9 @@ if TYPE_CHECKING:
     from resid_theory.stability import dominant_flows as dominant_flows
     from resid_theory.stability import interlayer_cushions as interlayer_cushions
     from resid_theory.stability import layer_cushions as layer_cushions
+    from resid_theory.sweep import SweepReport as SweepReport
+    from resid_theory.sweep import load_results as load_results
+    from resid_theory.sweep import run_sweep as run_sweep
     from resid_theory.training import Recipe as Recipe
     from resid_theory.training import Run as Run
     from resid_theory.training import build_net as build_net
@@ -89,6 +93,7 @@ _HOMES = {
     "ShortcutNet": "shortcut",
     "Spectrum": "spectra",
     "SpectrumReport": "curvature",
+    "SweepReport": "sweep",
     "block_cushions": "stability",
     "build_net": "training",
     "check_equivalence": "equivalence",
@@ -116,10 +121,12 @@ _HOMES = {
     "load_dirac_file": "exchange",
     "load_image_folder": "images",
     "load_images": "images",
+    "load_results": "sweep",
     "load_whitened": "data",
     "preresnet": "networks",
     "resnet_imagenet": "networks",
     "resume": "training",
+    "run_sweep": "sweep",
     "save_checkpoint": "training",
     "save_dirac_file": "exchange",
     "simplified_net": "networks",
@@ -131,7 +138,7 @@ _HOMES = {
     "trace": "curvature",
     "train": "training",
 }
-_ROOMS = ("curvature", "data", "descent", "plots", "stability", "theory", "training")
+_ROOMS = ("curvature", "data", "descent", "plots", "stability", "sweep", "theory", "training")
 
 __all__ = [
     "CurvatureOperator",
@@ -149,6 +156,7 @@ __all__ = [
     "ShortcutNet",
     "Spectrum",
     "SpectrumReport",
+    "SweepReport",
     "block_cushions",
     "build_net",
     "check_equivalence",
@@ -179,11 +187,13 @@ __all__ = [
     "load_dirac_file",
     "load_image_folder",
     "load_images",
+    "load_results",
     "load_whitened",
     "plots",
     "preresnet",
     "resnet_imagenet",
     "resume",
+    "run_sweep",
     "save_checkpoint",
     "save_dirac_file",
     "simplified_net",
@@ -191,6 +201,7 @@ __all__ = [
     "spectral_estimates",
     "spectrum",
     "stability",
+    "sweep",
     "theory",
     "to_plain",
     "to_residual",

@@ -50,7 +50,7 @@ def digest(data: bytes | str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bytes(path: str | Path, data: bytes) -> str:
+def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:
     """Write a file whole or not at all; folders on the way are made.
 
     A temporary file in the same folder is filled, flushed to the disk and renamed over ``path``.
@@ -59,6 +59,8 @@ def write_bytes(path: str | Path, data: bytes) -> str:
     Args:
         path: File to write or replace.
         data: All of its content.
+        flush: Whether to wait for the disk. Without, a process may still be killed at any moment;
+            a power cut may leave damage, which the sha256 shows.
 
     Returns:
         The sha256 of the content, to be kept where the file is named.
@@ -70,12 +72,14 @@ def write_bytes(path: str | Path, data: bytes) -> str:
     try:
         with open(partial, "xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    if flush:
+        _flush_folder(path.parent)
     return digest(data)
 
 
@@ -215,7 +219,9 @@ def read_arrays(path: str | Path, *, sha256: str | None = None) -> dict[str, np.
 _DIGITS = "[0-9a-f]" * 16
 
 
-def write_checkpoint(path: str | Path, tensors: "Mapping[str, Tensor]", about: Any) -> Path:
+def write_checkpoint(
+    path: str | Path, tensors: "Mapping[str, Tensor]", about: Any, *, flush: bool = True
+) -> Path:
     """Write named tensors with what is to be known about them: both are replaced, or neither.
 
     The tensors go to ``<name>.<digits of their sha256>.safetensors``, then the manifest
@@ -227,6 +233,7 @@ def write_checkpoint(path: str | Path, tensors: "Mapping[str, Tensor]", about: A
         path: The manifest; must end in ``.json``.
         tensors: Any dtype, shape and device; strides are not kept.
         about: What JSON can hold: dicts, lists, strings, finite numbers, booleans, None.
+        flush: As for :func:`write_bytes`.
 
     Returns:
         The file of the tensors.
@@ -242,10 +249,10 @@ def write_checkpoint(path: str | Path, tensors: "Mapping[str, Tensor]", about: A
         data = _as_safetensors(tensors)
         sha256 = digest(data)
         file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
-        write_bytes(file, data)
+        write_bytes(file, data, flush=flush)
         body = {"file": file.name, "bytes": len(data), "sha256": sha256, "about": about}
         sealed = {"manifest": body, "manifest_sha256": digest(_as_json(path, body))}
-        write_bytes(path, _as_json(path, sealed))
+        write_bytes(path, _as_json(path, sealed), flush=flush)
     except OSError as error:
         kept = "the previous checkpoint is intact" if path.exists() else "there was none before"
         raise OSError(

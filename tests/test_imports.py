@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # Bottom up. Rooms on one floor do not import one another. "resid_theory" is the public face.
 FLOORS = [
     ["_check", "readings"],
-    ["activations", "estimates", "losses", "machine", "spectra", "state", "store", "stream"],
+    [
+        "activations",
+        "estimates",
+        "losses",
+        "machine",
+        "ranks",
+        "spectra",
+        "state",
+        "store",
+        "stream",
+    ],
     ["densities", "moments"],
     ["samples"],
     ["data", "identity", "theory"],
@@ -21,7 +31,7 @@ FLOORS = [
     ["equivalence", "images"],
     ["curvature", "exchange", "stability", "training"],
     ["descent"],
-    ["plots"],
+    ["plots", "sweep"],
     ["resid_theory"],
     ["comparison"],
     ["cli"],
@@ -29,7 +39,7 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "cli": [["output", "sources"], ["dirac", "nets"], ["app"], ["__main__"]],
+    "cli": [["output", "sources"], ["dirac", "nets", "sweeps", "trainings"], ["app"], ["__main__"]],
     "theory": [
         ["gaussian", "initial", "linear", "local", "reduction", "separation", "sphere", "stacked"],
         ["assembly", "columns", "flow", "kinks", "toeplitz"],
@@ -44,7 +54,6 @@ INSIDE = {
             "chain",
             "inputs",
             "orthogonal",
-            "ranks",
             "recorded",
             "selection",
             "twice",
@@ -71,11 +80,19 @@ INSIDE = {
     "exchange": [["layouts", "opening"], ["authors"]],
     "training": [
         ["evaluation", "nets", "recipe"],
-        ["steps"],
-        ["faults", "snapshot"],
+        ["kinds", "steps"],
+        ["faults", "parallel", "snapshot"],
         ["results", "samples"],
         ["loop"],
         ["calls"],
+    ],
+    "sweep": [
+        ["settings"],
+        ["tasks"],
+        ["results"],
+        ["grid", "work"],
+        ["processes", "rays"],
+        ["running"],
     ],
     "images": [["augmentation", "stored"], ["folders", "named"]],
     "plots": [

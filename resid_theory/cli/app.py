@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli import dirac, nets
+from resid_theory.cli import dirac, nets, sweeps, trainings
 from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
 from resid_theory.comparison import Run, Setup, measure, numbers
 
@@ -157,6 +157,8 @@ def zero_point(
 
 dirac.register(app)
 nets.register(app)
+trainings.register(app)
+sweeps.register(app)
 
 # -- demo ------------------------------------------------------------------------------------------
 
@@ -459,7 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except _UsageError as error:
         return _fail(error.format_message(), 2)
-    except (ValueError, OSError, MemoryError) as error:
+    except (ArithmeticError, ValueError, OSError, MemoryError) as error:
         return _fail(_named(str(error) or type(error).__name__), 2)
     # Later versions of typer turn an interrupt into this code themselves.
     return _fail("interrupted", code) if code == 130 else int(code or 0)

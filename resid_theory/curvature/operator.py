@@ -13,10 +13,10 @@ from resid_theory.curvature.graphs import Graph, flat_gradient
 from resid_theory.curvature.passes import Passes
 from resid_theory.curvature.problem import MATRICES, Problem
 from resid_theory.curvature.products import ENGINES, Products
-from resid_theory.curvature.ranks import Ranks
 from resid_theory.curvature.selection import chosen
 from resid_theory.losses import Loss
 from resid_theory.machine import readable_bytes
+from resid_theory.ranks import Ranks
 
 __all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator"]
 

@@ -1,7 +1,7 @@
 """What a user calls: ``train`` and ``resume``; every argument is judged before the first step."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import whole
+from resid_theory.ranks import Ranks
 from resid_theory.training.loop import Session
 from resid_theory.training.nets import build_net
 from resid_theory.training.recipe import Recipe
@@ -37,6 +38,7 @@ def train(
     stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
+    ranks: Any = None,
 ) -> Run:
     """Train a net, or several at once, in place.
 
@@ -70,6 +72,11 @@ def train(
             Where it cannot be, nets take turns, and the result says why.
         save_seconds: Least time between two checkpoints; 0 saves after every step.
         progress: Whether a bar shows on stderr.
+        ranks: None for this process alone. Under an initialized ``torch.distributed``: ``"world"``
+            or a process group, whose processes share every batch and each call this with the same
+            net, data and arguments. The batch of a step, its augmentation and its mean gradient are
+            those of one process; equal weights follow up to round-off, but for BatchNorm, which
+            normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
 
     Returns:
         The trained nets and their metrics.
@@ -92,7 +99,9 @@ def train(
     """
     nets = _as_nets(net)
     seeds = _as_seeds(seed, len(nets))
-    settings = _settings(device, out, callbacks, every, correction, stacked, save_seconds, progress)
+    settings = _settings(
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+    )
     return _train(nets, data, test, recipe, seeds, settings, {})
 
 
@@ -109,6 +118,7 @@ def resume(
     stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
+    ranks: Any = None,
 ) -> Run:
     """Go on with a training from its folder alone: recipe and seeds are in the checkpoint.
 
@@ -124,6 +134,7 @@ def resume(
         stacked: As for :func:`train`.
         save_seconds: As for :func:`train`.
         progress: As for :func:`train`.
+        ranks: As for :func:`train`.
 
     Returns:
         The trained nets and their metrics.
@@ -133,12 +144,14 @@ def resume(
         ValueError: If it is damaged, is that of other data, or has no architecture record while
             ``net`` is None.
     """
-    found = Folder(out).load()
+    settings = _settings(
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+    )
+    found = settings.ranks.from_first(Folder(out).load, settings.device)
     if found is None:
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
     nets = _from_records(about["architectures"]) if net is None else _as_nets(net)
-    settings = _settings(device, out, callbacks, every, correction, stacked, save_seconds, progress)
     recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
     return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
 
@@ -158,7 +171,10 @@ def _train(
         _place(net, recipe, settings.device)
     samples = Samples("data", data, nets[0], recipe, settings.device)
     tests = None if test is None else Samples("test", test, nets[0], recipe, settings.device)
-    with settings.folder.locked() if settings.folder else nullcontext():
+    with ExitStack() as stack:
+        if settings.folder:
+            lock = settings.folder.locked()
+            settings.ranks.from_first(lambda: stack.enter_context(lock), settings.device)
         return Session(nets, samples, tests, recipe, seeds, settings).run(known)
 
 
@@ -177,6 +193,7 @@ def _settings(
     stacked: bool | None,
     save_seconds: float,
     progress: bool,
+    ranks: Any,
 ) -> Settings:
     if not save_seconds >= 0:
         raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
@@ -189,6 +206,7 @@ def _settings(
         stacked=stacked,
         save_seconds=save_seconds,
         progress=progress,
+        ranks=Ranks(ranks),
     )
 
 

@@ -18,6 +18,7 @@ from resid_theory.machine import is_out_of_memory
 from resid_theory.state import untouched
 from resid_theory.training.faults import Watch, fitting_batch
 from resid_theory.training.nets import architecture_of, save_checkpoint
+from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.results import Moment, Run, Settings
 from resid_theory.training.samples import Samples
@@ -49,7 +50,9 @@ class Session:
         settings: Settings,
     ) -> None:
         self.recipe, self.seeds, self.settings = recipe, seeds, settings
-        self.data, self.test = data, test
+        self.data, self.test, self.ranks = data, test, settings.ranks
+        # The first process writes for all.
+        self.folder = settings.folder if self.ranks.rank == 0 else None
         self.initial = digest(t for net in nets for t in net.state_dict().values())
         self.architectures = [architecture_of(net) for net in nets] if settings.folder else []
         for net in nets:
@@ -57,6 +60,7 @@ class Session:
         self.group, self.unstacked = self._stack(nets)
         self.optimizer = optimizer_of(self.group, recipe)
         self.correction = self._correct()
+        self.parallel = Parallel(self.ranks, self.group, seeds[0])
         self.watch = Watch(self.group, settings.device)
         zeros = torch.zeros(len(nets), dtype=torch.float64, device=settings.device)
         self.sums = {"loss": zeros, "wrong": zeros.clone()}
@@ -116,7 +120,7 @@ class Session:
 
     @contextmanager
     def _bar(self) -> Generator[Callable[[], object], None, None]:
-        if not self.settings.progress:
+        if not self.settings.progress or self.ranks.rank > 0:
             yield lambda: None
             return
         with tqdm(total=self.total, initial=self.step, unit="step", mininterval=0.5) as bar:
@@ -126,23 +130,34 @@ class Session:
         return self.seconds + time.perf_counter() - self.started
 
     def _begin(self, known: Mapping[str, Any] | None) -> None:
-        folder = self.settings.folder
-        found = folder.load() if folder else None
-        if folder is None or found is None:
-            if folder is not None:
-                folder.start()
+        wanted = {**self.about(), **(known or {})}
+        if self.ranks.count > 1:
+            self.ranks.check_equal(wanted, self.settings.device)
+        found = self.ranks.from_first(lambda: self._open(wanted), self.settings.device)
+        if found is None:
             self._note_environment()
             self._measure(0)
             self._save()  # a folder that cannot be written to shows before the first step
             return
-        tensors, about = found
-        check_same(folder, about, {**self.about(), **(known or {})})
+        tensors, about, self.metrics = found
         unpack(tensors, self.group, self.optimizer, self.sums)
-        self.metrics = folder.rewind(about)
         self.step, self.seconds, self.initial = about["step"], about["seconds"], about["initial"]
         self.environments, self.saved_step = about["environments"], self.step
         self._note_environment()
         self.saved = time.perf_counter()
+
+    def _open(
+        self, wanted: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]] | None:
+        """The folder's checkpoint and metrics; None for a first start."""
+        if self.folder is None:
+            return None
+        found = self.folder.load()
+        if found is None:
+            self.folder.start()
+            return None
+        check_same(self.folder, found[1], wanted)
+        return *found, self.folder.rewind(found[1])
 
     def _note_environment(self) -> None:
         device, threads = self.settings.device.type, torch.get_num_threads()
@@ -164,6 +179,7 @@ class Session:
             "initial": self.initial,
             "correction": self.correction,
             "stacked": isinstance(self.group, Stacked),
+            "ranks": self.ranks.count,
         }
 
     def _epoch(self, tick: Callable[[], object]) -> None:
@@ -202,7 +218,8 @@ class Session:
     def _advance(self, plans: Mapping[int, tuple[Tensor, Crops | None]], position: int) -> None:
         """One step of gradient descent."""
         start = position * self.recipe.batch
-        rows = slice(start, start + self.recipe.batch)
+        stop = min(start + self.recipe.batch, len(self.data))
+        rows, share = self.parallel.part(start, stop)
         batches = [self._batch(plan, rows) for plan in plans.values()]
         if len(batches) > 1:  # one for each net, also where some share a seed
             by_seed = dict(zip(plans, batches, strict=True))
@@ -210,10 +227,11 @@ class Session:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(self.step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        losses, wrong = self._gradients(batches)
+        self.parallel.begin(self.step)
+        losses, wrong = self.parallel.join(*self._gradients(batches), share)
         self.watch.look(self.step + 1, losses, batches)
         self.optimizer.step()
-        self.sums["loss"] += losses.double() * len(batches[0][0])
+        self.sums["loss"] += losses.double() * (stop - start)
         self.sums["wrong"] += wrong
         self.step += 1
 
@@ -280,12 +298,14 @@ class Session:
         if self.test is None:
             return {}
         size = 4 * self.recipe.batch  # no graph is kept
-        loss, wrong = 0.0, 0.0
+        totals = torch.zeros(2, dtype=torch.float64)
         with untouched(net), torch.no_grad():
-            for start in range(0, len(self.test), size):
+            for start in range(self.ranks.rank * size, len(self.test), self.ranks.count * size):
                 batch = self.test.batch(slice(start, start + size))
                 mean, errors = self.group.score(net, batch)
-                loss, wrong = loss + float(mean) * len(batch[0]), wrong + float(errors)
+                totals[0] += float(mean) * len(batch[0])
+                totals[1] += float(errors)
+        loss, wrong = self.ranks.add(totals.to(self.settings.device)).tolist()
         shown = {"test_loss": loss / len(self.test)}
         return {**shown, "test_error": wrong / len(self.test)} if self.test.labelled else shown
 
@@ -294,11 +314,11 @@ class Session:
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v
                 for k, v in ((k, _plain(v)) for k, v in line.items())}  # fmt: skip
         self.metrics.append(line)
-        if self.settings.folder is not None:
-            self.settings.folder.append(line)
+        if self.folder is not None:
+            self.folder.append(line)
 
     def _save(self) -> None:
-        if self.settings.folder is None:
+        if self.folder is None:
             return
         self.watch.settle()  # a state that is not finite is never saved
         about = {
@@ -309,20 +329,20 @@ class Session:
             "seconds": self._elapsed(),
             "environments": self.environments,
         }
-        self.settings.folder.save(pack(self.group, self.optimizer, self.sums), about)
+        self.folder.save(pack(self.group, self.optimizer, self.sums), about)
         self.saved, self.saved_step = time.perf_counter(), self.step
 
     def _end(self) -> None:
         self.watch.settle()
         self.group.write_back()
-        if self.settings.folder is None:
+        if self.folder is None:
             return
         if self.saved_step != self.step:
             self._save()
         several = len(self.group.nets) > 1
         for i, net in enumerate(self.group.nets):
             last = [line for line in self.metrics if line["net"] == i and "epoch" in line][-1]
-            path = self.settings.folder.path / (f"net.{i}.json" if several else "net.json")
+            path = self.folder.path / (f"net.{i}.json" if several else "net.json")
             about = {"recipe": asdict(self.recipe), "seed": self.seeds[i], "last": last}
             save_checkpoint(path, net, about=about)
 

@@ -16,6 +16,7 @@ from resid_theory.equivalence import fold
 __all__ = [
     "architecture_of",
     "build_net",
+    "find_checkpoint",
     "first_difference",
     "load_checkpoint",
     "save_checkpoint",
@@ -128,7 +129,7 @@ def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Mod
         ValueError: If a file is damaged, the manifest has no architecture and ``net`` is None, or
             the weights do not fit: names the first differing tensor and both shapes.
     """
-    path = _find(name)
+    path = find_checkpoint(name)
     tensors, content = store.read_checkpoint(path)
     if content.get("kind") != "net":
         raise ValueError(f"{path}: is not the checkpoint of a net but a {content.get('kind')}")
@@ -145,7 +146,18 @@ def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Mod
     return net.eval()
 
 
-def _find(name: str | Path) -> Path:
+def find_checkpoint(name: str | Path) -> Path:
+    """The manifest that :func:`load_checkpoint` reads.
+
+    Args:
+        name: As there.
+
+    Returns:
+        Its path.
+
+    Raises:
+        FileNotFoundError: If it is in none of the places; names them.
+    """
     given = os.environ.get("RESID_THEORY_CHECKPOINTS")
     folders = [Path(given).expanduser()] if given else []
     bases = [Path(name), *(folder / name for folder in (*folders, _CHECKOUT))]

@@ -1,13 +1,14 @@
 """What a training is told besides its recipe, and what it gives back."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from resid_theory.ranks import Ranks
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.snapshot import Folder
 
@@ -93,3 +94,4 @@ class Settings:
     stacked: bool | None
     save_seconds: float
     progress: bool
+    ranks: Ranks = field(default_factory=Ranks)

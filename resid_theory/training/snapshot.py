@@ -236,6 +236,7 @@ _WORDS = {
     "seeds": "seed",
     "correction": "correction",
     "stacked": "whether nets are stacked",
+    "ranks": "the number of processes",
     "data": "data (by their sha256)",
     "test": "test data (by their sha256)",
     "initial": "the initial weights (by their sha256)",
@@ -253,6 +254,7 @@ def check_same(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]
     Raises:
         ValueError: If they differ: names the first difference.
     """
+    there = {"ranks": 1, **there}  # of checkpoints from before there were several
     pairs = {f"recipe.{k}": (v, here["recipe"].get(k)) for k, v in there["recipe"].items()}
     pairs |= {word: (there[k], here[k]) for k, word in _WORDS.items() if here[k] != "unknown"}
     for what, (old, new) in pairs.items():

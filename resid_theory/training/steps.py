@@ -95,6 +95,14 @@ class Separate:
             for name, tensor in (*net.named_parameters(), *net.named_buffers())
         }
 
+    def buffers(self) -> list[Tensor]:
+        """What a forward pass may change, such as running statistics.
+
+        Returns:
+            The tensors themselves, in a fixed order.
+        """
+        return [buffer for net in self.nets for buffer in net.buffers()]
+
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """A tensor that belongs to a parameter, as parts that belong to the nets.
 
@@ -173,6 +181,14 @@ class Stacked:
             for i in range(len(self.nets))
             for name, stacked in named.items()
         }
+
+    def buffers(self) -> list[Tensor]:
+        """What a forward pass may change, such as running statistics.
+
+        Returns:
+            The stacks themselves, in a fixed order.
+        """
+        return list(self._buffers.values())
 
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """A tensor that belongs to a parameter, as parts that belong to the nets.

@@ -1,5 +1,6 @@
 """Sums over the processes of torch.distributed, each of which holds a shard of the data."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ class Ranks:
 
     Attributes:
         count: Number of processes.
+        rank: This one's number among them, from 0.
 
     Raises:
         ValueError: If torch.distributed is not initialized, or this is no group.
@@ -24,7 +26,7 @@ class Ranks:
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
-        self.count = 1
+        self.count, self.rank = 1, 0
         if group is None:
             return
         if not dist.is_available() or not dist.is_initialized():
@@ -37,12 +39,13 @@ class Ranks:
                 raise ValueError(f"ranks: got {group!r}, needs None, 'world' or a process group")
             self._group = dist.group.WORLD
         self.count = dist.get_world_size(self._group)
+        self.rank = dist.get_rank(self._group)
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; every process must call.
 
         Args:
-            tensor: float64, of one shape everywhere.
+            tensor: Of one type and shape everywhere.
 
         Returns:
             ``tensor`` itself.
@@ -95,6 +98,56 @@ class Ranks:
             raise failure
         if count:
             raise RuntimeError(f"ranks: {count} other ranks failed, each with its own error")
+
+    def from_first(self, call: Callable[[], Any], device: torch.device) -> Any:
+        """What rank 0 gets from a call, in all processes; the others do not make it.
+
+        Args:
+            call: Its result can be pickled.
+            device: Where the processes exchange tensors.
+
+        Returns:
+            The result of rank 0.
+
+        Raises:
+            Exception: What the call raised, on rank 0.
+            RuntimeError: If rank 0 failed, on the other ranks.
+        """
+        if self._group is None:
+            return call()
+        answer: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                answer[0] = call()
+            except Exception as error:
+                failure, answer[1] = error, f"{type(error).__name__}: {error}"
+        source = dist.get_global_rank(self._group, 0)
+        dist.broadcast_object_list(answer, source, group=self._group, device=device)
+        if failure is not None:
+            raise failure
+        if answer[1] is not None:
+            raise RuntimeError(f"ranks: rank 0 failed with {answer[1]}")
+        return answer[0]
+
+    def check_equal(self, content: Mapping[str, Any], device: torch.device) -> None:
+        """Refuse to go on where processes were told different things.
+
+        Args:
+            content: By name; values are compared with those of rank 0.
+            device: Where the processes exchange tensors.
+
+        Raises:
+            ValueError: On the ranks that differ: names the first difference.
+            RuntimeError: On the ranks that agree with rank 0, if another does not.
+        """
+        first = self.from_first(lambda: dict(content), device)
+        other = next((name for name, value in content.items() if value != first[name]), None)
+        failure = other and ValueError(
+            f"ranks: {other} is {content[other]!r} on rank {self.rank} and {first[other]!r} on "
+            "rank 0, needs the same everywhere"
+        )
+        self.together(failure or None, device)
 
     def check_same(self, tensors: list[Tensor], settings: str) -> None:
         """Refuse weights or settings that are not the same in all processes.

@@ -1,0 +1,165 @@
+"""What a sweep adds to its work: python benchmarks/sweep.py [overhead | kills] [--executor ...].
+
+overhead: a grid of 1,000 small Hessians. What it costs beyond the work is the wall time less the
+seconds inside the tasks, divided by the number of workers, per cell; checking the grid, looking for
+results and starting the workers are part of it, and are also given apart. On a machine that others
+use, everything takes longer by about the factor of wall to processor time in the tasks; processor
+time does not depend on others.
+kills: 200 cells, and every few seconds one worker is killed with SIGKILL.
+"""
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.timing import line
+from resid_theory import load_results, run_sweep
+from resid_theory.sweep import SweepReport, grid_of
+from resid_theory.sweep.work import Report
+
+GOALS = {"serial": "no goal", "process": "5 ms asked", "ray": "10 ms asked"}
+SMALL = {"task": "hessian", "blocks": 1, "init": ["near_zero", "xavier"]}
+KILLED = {"task": "hessian", "blocks": 6, "mid": "tanh"}
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="sweep-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def per_cell(seconds: float, cells: int) -> str:
+    return f"{1e3 * seconds / cells:.2f} ms"
+
+
+def overhead(executor: str, cells: int, workers: int) -> None:
+    """Print what an executor adds to each cell."""
+    grid = {**SMALL, "seed": list(range(cells // 2))}
+    used = workers if executor != "serial" else 1
+    arrivals: list[float] = []
+    works: list[float] = []
+
+    processor: list[float] = []
+
+    def hear(report: Report) -> None:
+        arrivals.append(time.perf_counter())
+        works.append(report.seconds)
+        if len(works) in (used, cells):
+            processor.append(processor_of_all())
+
+    with folder() as out:
+        began = time.perf_counter()
+        report = sweep(grid, out, executor, workers, hear)
+        started = time.perf_counter()
+        again = sweep(grid, out, executor, workers, lambda _: None)
+        found = time.perf_counter() - started
+        assert again.found == cells and again.done == 0
+    assert report.done == cells and not report.failed
+    # The first cell of a worker reads the data.
+    steady = arrivals[-1] - arrivals[used - 1] - sum(works[used:]) / used
+    beyond = report.seconds - report.work / used
+    alone = processor_of_work()
+    own = processor[-1] - processor[0] - alone * (cells - used)
+    slower = statistics.median(works) / alone
+    print(f"{executor}, {used} workers, {cells} cells")
+    line("  work of a cell, processor time", per_cell(alone, 1), "")
+    line("  work of a cell, wall time over processor time", f"{slower:.1f}", "1 if undisturbed")
+    line("  beyond the work, all included, wall time", per_cell(beyond, cells), GOALS[executor])
+    line("  beyond the work once workers run, wall time", per_cell(steady, cells), "")
+    if executor != "ray":  # whose workers are not ours to ask
+        line("  the same in processor time", per_cell(own, cells), GOALS[executor])
+    line("  until the first result", f"{arrivals[0] - began:.2f} s", "")
+    line("  called again, nothing to do", per_cell(found, cells), "")
+
+
+def processor_of_work() -> float:
+    """Processor seconds of the work of a cell."""
+    (cell,) = grid_of({**SMALL, "init": "xavier"})
+    cell.settings.run(Path(), "cpu")
+    start = time.process_time()
+    for _ in range(100):
+        cell.settings.run(Path(), "cpu")
+    return (time.process_time() - start) / 100
+
+
+def processor_of_all() -> float:
+    """Processor seconds of this process and its workers so far."""
+    pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def sweep(grid, out: Path, executor: str, workers: int, heard) -> SweepReport:
+    return run_sweep(grid, out, executor=executor, workers=workers, progress=False, heard=heard)
+
+
+def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
+    """Print what is left of a sweep whose workers are killed."""
+    grid, heard = {**KILLED, "seed": list(range(cells))}, Counter[str]()
+    ended, killed = threading.Event(), []
+    killer = threading.Thread(target=kill, args=(ended, killed, seconds, random.Random(seed)))
+
+    def hear(report: Report) -> None:
+        heard[report.cell.key] += 1
+
+    with folder() as out:
+        killer.start()
+        try:
+            report = run_sweep(grid, out, workers=workers, retries=20, progress=False, heard=hear)
+        finally:
+            ended.set()
+            killer.join()
+        table = load_results(out)
+    keys = {cell.key for cell in grid_of(grid)}
+    print(f"process, {workers} workers, {len(killed)} of them killed in {report.seconds:.1f} s")
+    line("  cells done", f"{report.done} of {cells}", "200 of 200 asked")
+    line("  results that verify", f"{len(keys & set(table.index))} of {len(table)}", "all of them")
+    line("  cells reported twice", str(sum(n > 1 for n in heard.values())), "none asked")
+    line("  cells that failed", str(len(report.failed)), "none")
+
+
+def kill(ended: threading.Event, killed: list[int], seconds: float, draw: random.Random) -> None:
+    """Kill a worker every so many seconds."""
+    while not ended.wait(seconds):
+        workers = multiprocessing.active_children()
+        if workers:
+            killed.append(draw.choice(workers).pid)
+            os.kill(killed[-1], signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="?", choices=("overhead", "kills", "all"), default="all")
+    parser.add_argument("--executor", choices=list(GOALS), action="append")
+    parser.add_argument("--cells", type=int, default=1000)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=2.0, help="between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.what in ("overhead", "all"):
+        for executor in options.executor or ["serial", "process"]:
+            overhead(executor, options.cells, options.workers)
+    if options.what in ("kills", "all"):
+        kills(200, max(2, options.workers), options.seconds, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The verb ``sweep``: a grid of configurations from a file, cell by cell."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resid_theory.cli.output import Json, print_json, shows_progress
+from resid_theory.cli.sources import options
+
+if TYPE_CHECKING:
+    from resid_theory import SweepReport
+
+__all__ = ["register"]
+
+_WORDS = ("device", "executor", "gpus", "out", "retries", "shard", "workers")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line.
+
+    Args:
+        app: The program.
+    """
+    app.command()(sweep)
+
+
+def sweep(
+    grid: Annotated[Path, typer.Argument(help="TOML file: task and settings; a list is an axis.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    executor: Annotated[str, typer.Option(help="serial, process or ray.")] = "process",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes at a time; as many as CPUs by default.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="One of N equal parts, I from 0.")
+    ] = None,
+    retries: Annotated[int, typer.Option(help="Of a cell whose worker was lost.")] = 3,
+    device: Annotated[str, typer.Option(help="cpu, cuda (GPUs in turn) or cuda:1.")] = "cpu",
+    gpus: Annotated[float, typer.Option(help="ray: share of a GPU of each cell.")] = 0.0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the file and count its cells.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure every cell of a grid that has no result yet; called again, it goes on.
+
+    In Python, rt.load_results(FOLDER) gives the table. Exit code 1 if a cell failed.
+    """
+    if dry_run:
+        from resid_theory.sweep import grid_of
+
+        count = len(grid_of(grid))
+        _say({"cells": count}, f"{count:,} cells.", as_json)
+        return
+    settings = {
+        "executor": executor, "workers": workers, "shard": shard, "retries": retries,
+        "device": device, "gpus": gpus, "progress": shows_progress(as_json),
+    }  # fmt: skip
+    report = _run(grid, out, settings)
+    _say(_content(report), f"{report}\nResults in {report.folder}.", as_json)
+    _exit(len(report.failed))
+
+
+def _run(grid: Path, out: Path, settings: Mapping[str, Any]) -> "SweepReport":
+    import resid_theory as rt
+
+    try:
+        with options(_WORDS):
+            return rt.run_sweep(grid, out, **settings)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--{error}") from error
+
+
+def _content(report: "SweepReport") -> dict[str, Any]:
+    failed = [
+        {"key": key, "error": error, "config": dict(report.failed_cells[key].config)}
+        for key, error in report.failed.items()
+    ]
+    return {
+        "folder": str(report.folder),
+        "cells": report.cells,
+        "found": report.found,
+        "done": report.done,
+        "failed": failed,
+        "seconds": report.seconds,
+        "work": report.work,
+    }
+
+
+def _exit(failed: int) -> None:
+    if failed:
+        raise typer.Exit(1)
+
+
+def _say(content: Mapping[str, Any], words: str, as_json: bool) -> None:
+    if as_json:
+        print_json(content)
+    else:
+        print(words)

@@ -1,0 +1,87 @@
+"""Grids of cells from a TOML file: a list is an axis, and the grid is the product of its axes."""
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from resid_theory._check import choose
+from resid_theory.sweep.results import Cell
+from resid_theory.sweep.tasks import TASKS
+
+__all__ = ["grid_of"]
+
+_MOST = 1_000_000
+
+
+def grid_of(grid: str | Path | Mapping[str, Any]) -> list[Cell]:
+    """The cells of a grid, each once, in a fixed order.
+
+    Args:
+        grid: A TOML file, or what it holds: ``task`` and its settings by name. A list is an axis;
+            the grid is the product of all axes. Tables ``[[grid]]`` give several grids, each with
+            the settings above them and its own.
+
+    Returns:
+        The cells; equal ones are kept once.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key is unknown or a value does not fit; names key, given and needed.
+
+    Example:
+        >>> cells = grid_of({"task": "hessian", "blocks": [1, 2], "seed": [0, 1, 2]})
+        >>> len(cells), cells[0].settings.blocks
+        (6, 1)
+    """
+    content, name = _content(grid)
+    try:
+        tables = _tables(content)
+        count = sum(math.prod(map(len, axes.values())) for axes in tables)
+        if count > _MOST:
+            raise ValueError(f"grid: got {count:,} cells, needs at most {_MOST:,}")
+        cells = {cell.key: cell for axes in tables for cell in _cells(axes)}
+        for cell in cells.values():
+            cell.settings.check()
+    except ValueError as error:
+        raise ValueError(f"{name}{error}") from error
+    return list(cells.values())
+
+
+def _content(grid: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(grid, Mapping):
+        return grid, ""
+    path = Path(grid).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"grid: there is no file {path}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), f"{path.name}: "
+    except ValueError as error:
+        raise ValueError(f"{path.name}: not valid TOML: {error}") from error
+
+
+def _tables(content: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
+    """Axes of each grid, one value where the file has no list."""
+    shared = {key: value for key, value in content.items() if key != "grid"}
+    grids = content.get("grid", [{}])
+    if not isinstance(grids, list) or not all(isinstance(table, Mapping) for table in grids):
+        raise ValueError(f"grid: got {grids!r}, needs tables that begin with [[grid]]")
+    found = [{**shared, **table} for table in grids]
+    return [{key: _axis(key, value) for key, value in table.items()} for table in found]
+
+
+def _axis(key: str, value: Any) -> list[Any]:
+    if value == []:
+        raise ValueError(f"{key}: got [], needs at least one value")
+    return value if isinstance(value, list) else [value]
+
+
+def _cells(axes: Mapping[str, list[Any]]) -> Iterator[Cell]:
+    if "task" not in axes:
+        raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)}")
+    for task in axes["task"]:
+        choose("task", task, list(TASKS))
+    for values in itertools.product(*axes.values()):
+        yield Cell.of(dict(zip(axes, values, strict=True)))

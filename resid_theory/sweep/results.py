@@ -1,0 +1,209 @@
+"""The folder of a sweep: a checksummed result for each cell that is done, an error for others."""
+
+import math
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from resid_theory import store
+from resid_theory.sweep.settings import SCHEMA, key_of
+from resid_theory.sweep.tasks import TASKS, Outcome, Task
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Cell", "Results", "load_results"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One configuration of a sweep.
+
+    Attributes:
+        task: Name of the task.
+        settings: What it depends on.
+        key: Hash of task, settings and schema.
+        config: Task and all settings by name.
+    """
+
+    task: str
+    settings: Task
+    key: str = field(init=False)
+    config: Mapping[str, Any] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        key, config = key_of(self.task, self.settings)
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "config", config)
+
+    def __str__(self) -> str:
+        """The task, and the settings that are not the usual ones."""
+        usual = type(self.settings)().content()
+        others = [f"{k}={v!r}" for k, v in self.config.items() if k in usual and v != usual[k]]
+        return " ".join([self.task, *others])
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Cell":
+        """A cell from its task's name and its settings.
+
+        Args:
+            values: ``task`` and fields of its class; those that are left out have their defaults.
+
+        Returns:
+            The cell.
+
+        Raises:
+            ValueError: If a key is unknown, or a value is of another type.
+        """
+        settings = {name: value for name, value in values.items() if name != "task"}
+        return cls(values["task"], TASKS[values["task"]].of(settings))
+
+
+class Results:
+    """Results and errors of cells, below one folder.
+
+    A cell is done if and only if its manifest and its tensors are there and verify. Writes do not
+    wait for the disk: what a power cut damages does not verify, and is measured again.
+
+    Args:
+        folder: Of the sweep.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+
+    def place(self, key: str) -> Path:
+        """The folder of a cell.
+
+        Args:
+            key: Of the cell.
+
+        Returns:
+            Its path.
+        """
+        return self.folder / "cells" / key
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether a cell has a result that verifies.
+
+        Args:
+            cell: The cell.
+
+        Returns:
+            False also where a file is damaged.
+        """
+        path = self.place(cell.key) / "result.json"
+        try:
+            _, about = store.read_checkpoint(path)
+        except (OSError, ValueError):
+            return False
+        return _is_result(about, cell.key)
+
+    def write(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
+        """Keep a result, whole or not at all.
+
+        Args:
+            cell: The cell.
+            outcome: What it found.
+            seconds: That it took.
+        """
+        about = {
+            "kind": "cell",
+            "schema": SCHEMA,
+            "key": cell.key,
+            "config": dict(cell.config),
+            "numbers": {name: _as_json(value) for name, value in outcome.numbers.items()},
+            "seconds": seconds,
+            "torch": torch.__version__,
+        }
+        path = self.place(cell.key) / "result.json"
+        store.write_checkpoint(path, outcome.arrays, about, flush=False)
+        self._error(cell.key).unlink(missing_ok=True)
+
+    def fail(self, cell: Cell, error: str, trace: str = "") -> None:
+        """Note why a cell has no result.
+
+        Args:
+            cell: The cell.
+            error: In one line.
+            trace: Where it arose.
+        """
+        content = {"key": cell.key, "config": dict(cell.config), "error": error, "trace": trace}
+        store.write_json(self._error(cell.key), content)
+
+    def _error(self, key: str) -> Path:
+        return self.folder / "failed" / f"{key}.json"
+
+    def clear(self, cell: Cell) -> None:
+        """Remove a damaged result, but not what a killed worker left to go on from.
+
+        Args:
+            cell: The cell.
+        """
+        place = self.place(cell.key)
+        for path in place.glob("result.*") if place.is_dir() else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_result(about: Any, key: str) -> bool:
+    if not isinstance(about, Mapping):
+        return False
+    return (about.get("kind"), about.get("schema"), about.get("key")) == ("cell", SCHEMA, key)
+
+
+def _as_json(value: Any) -> Any:
+    """JSON has no inf and nan: as strings, which ``float`` reads back."""
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, Mapping) else value
+
+
+def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFrame":
+    """The table of a sweep's results, every byte checked.
+
+    Args:
+        folder: That was given to ``run_sweep``.
+        arrays: Whether a column for each array follows, numpy arrays as they were stored.
+
+    Returns:
+        One row for each cell that is done, indexed by ``key``, in the keys' order: task, settings,
+        numbers (inf and nan as such) and ``seconds``. A number whose name is also that of a setting
+        is in the column ``result_<name>``. Cells of several tasks leave columns of others empty.
+        Damaged results, and those of other cells, are left out with a warning that names them.
+
+    Raises:
+        FileNotFoundError: If the folder has no sweep.
+    """
+    import pandas
+
+    results = Results(folder)
+    if not (results.folder / "cells").is_dir():
+        raise FileNotFoundError(f"folder: {folder} has no results of a sweep")
+    rows: dict[str, dict[str, Any]] = {}
+    for path in sorted((results.folder / "cells").glob("*/result.json")):
+        key = path.parent.name
+        try:
+            tensors, about = store.read_checkpoint(path)
+        except (OSError, ValueError) as error:
+            warnings.warn(f"{error}; run the sweep again", stacklevel=2)
+            continue
+        if not _is_result(about, key):
+            warnings.warn(f"{path}: is the result of another cell", stacklevel=2)
+            continue
+        rows[key] = _row(about) | ({n: t.numpy() for n, t in tensors.items()} if arrays else {})
+    table = pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="key"))
+    return table
+
+
+def _row(about: Mapping[str, Any]) -> dict[str, Any]:
+    row = dict(about["config"])
+    for name, value in about["numbers"].items():
+        row[f"result_{name}" if name in row else name] = _from_json(value)
+    return {**row, "seconds": about["seconds"]}

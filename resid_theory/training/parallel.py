@@ -1,0 +1,95 @@
+"""Several processes that share every batch: one reduction a step, the same weights everywhere."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from resid_theory.ranks import Ranks
+from resid_theory.training.steps import Separate, Stacked
+
+__all__ = ["Parallel"]
+
+
+class Parallel:
+    """Data-parallel steps; with one process, nothing is changed and nothing exchanged.
+
+    Each process computes loss and gradient of its part of the batch. One sum over the processes,
+    weighted by the parts' sizes, gives all of them the mean over the whole batch, ragged ones
+    included. torch's DistributedDataParallel is not used: it weighs parts of unequal size alike,
+    changes the order of its sums after the first step, which a resume could not repeat, and knows
+    no stacked nets; what it gains by reducing while it computes is little in nets of this size.
+
+    BatchNorm normalizes each part by the part's own statistics, as in DistributedDataParallel; the
+    change of the running statistics is averaged over the processes in every step.
+
+    Args:
+        ranks: The processes.
+        group: The nets.
+        seed: Of what nets draw, such as dropout: each process has draws of its own in each step.
+    """
+
+    def __init__(self, ranks: Ranks, group: Separate | Stacked, seed: int) -> None:
+        self._ranks, self._group, self._seed = ranks, group, seed
+        self._alone = ranks.count == 1
+        self._before: list[Tensor] = []
+
+    def part(self, start: int, stop: int) -> tuple[slice, float]:
+        """The rows of a batch that this process takes.
+
+        Args:
+            start: First row of the batch.
+            stop: Row behind its last.
+
+        Returns:
+            The rows and their share of the batch, in [0, 1]. Where there are fewer rows than
+            processes, some take the first row with share 0: so all have the same tensors to sum.
+        """
+        rows = slice(start + self._ranks.rank, stop, self._ranks.count)
+        count = len(range(start, stop)[self._ranks.rank :: self._ranks.count])
+        return (rows, count / (stop - start)) if count else (slice(start, start + 1), 0.0)
+
+    def begin(self, step: int) -> None:
+        """Note what the forward pass will change.
+
+        Args:
+            step: Steps done so far.
+        """
+        if self._alone:
+            return
+        # A function of step and rank: a resume draws the same, with nothing to save for each rank.
+        mixed = hashlib.sha256(f"{self._seed} {step} {self._ranks.rank}".encode()).digest()[:8]
+        torch.manual_seed(int.from_bytes(mixed, "big") >> 1)
+        self._before = [buffer.clone() for buffer in self._group.buffers()]
+
+    @torch.no_grad()
+    def join(self, losses: Tensor, wrong: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Make gradients, running statistics, losses and errors those of the whole batch.
+
+        Args:
+            losses: Means over this process's rows, (nets,).
+            wrong: Errors among them, (nets,).
+            share: Of the batch that these rows are.
+
+        Returns:
+            Mean losses and errors of the whole batch, (nets,).
+        """
+        if self._alone:
+            return losses, wrong
+        gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
+        buffers = self._group.buffers()
+        changes = [now - old for now, old in zip(buffers, self._before, strict=True)]
+        flat = torch.cat([t.reshape(-1).to(gradients[0].dtype) for t in (*gradients, *changes)])
+        self._ranks.add(flat.mul_(share))
+        pieces = flat.split([t.numel() for t in (*gradients, *changes)])
+        for gradient, piece in zip(gradients, pieces, strict=False):
+            gradient.copy_(piece.view_as(gradient))
+        moved = pieces[len(gradients) :]
+        for buffer, old, piece in zip(buffers, self._before, moved, strict=True):
+            change = piece.view_as(old)
+            whole = change if old.is_floating_point() else change.round().to(old.dtype)
+            buffer.copy_(old + whole)
+        # A row taken with share 0 counts with the process whose row it is.
+        seen = torch.stack([losses.double() * share, wrong.double() * (share > 0)])
+        mean, errors = self._ranks.add(seen)
+        return mean.to(losses.dtype), errors

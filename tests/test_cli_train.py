@@ -1,0 +1,208 @@
+"""The verb train: the papers' recipes by name, kills, and errors before any training."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import resid_theory as rt
+from benchmarks import crash
+from resid_theory import cli, training
+from resid_theory.cli import trainings
+from resid_theory.training.kinds import KINDS, net_of
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu".split()
+NET = "--net simplified --depth 5 --identity residual --precision float64".split()
+
+
+def ran(capsys, *words):
+    assert cli.main([str(word) for word in ("train", *words)]) == 0
+    return capsys.readouterr().out
+
+
+def content(capsys, *words):
+    return json.loads(ran(capsys, *words, "--json"))
+
+
+def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
+    found = content(capsys, *NET, *SMALL, "--seed", 3, "--out", tmp_path)
+    net = rt.simplified_net(5, identity="residual", generator=3)
+    recipe = training.NOISE_STABILITY.scaled(2).change(batch=32, precision="float64")
+    data = {split: rt.load_images("digits", split, size=8) for split in ("train", "test")}
+    run = rt.train(
+        net, data["train"].first(96), recipe, seed=3, test=data["test"], device="cpu",
+        progress=False,
+    )  # fmt: skip
+    written = rt.load_checkpoint(found["checkpoint"])
+    for one, other in zip(net.state_dict().values(), written.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert found["test_loss"] == run.metrics[-1]["test_loss"]
+    assert (found["samples"], found["test_samples"], found["epoch"]) == (96, 360, 2)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.metrics
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "changes"),
+    [
+        ("diracnet --depth 10", "DIRACNETS", {}),
+        ("preresnet --depth 10 --shortcut-depth 1 --lr 0.2", "DIRACNETS", {"lr": 0.2}),
+        ("full --depth 8 --plain", "NOISE_STABILITY_BN", {}),
+        ("simplified --depth 5 --augmentation none", "NOISE_STABILITY", {"augmentation": "none"}),
+    ],
+    ids=lambda value: value.partition(" ")[0] if isinstance(value, str) else None,
+)
+def test_each_kind_has_its_papers_recipe(capsys, tmp_path, words, name, changes):
+    small = "--data digits --size 8 --samples 32 --batch 32 --epochs 1 --device cpu".split()
+    found = content(capsys, "--net", *words.split(), *small, "--out", tmp_path)
+    expected = getattr(training, name).scaled(1).change(batch=32, **changes)
+    assert rt.Recipe(**found["recipe"]) == expected
+    assert str(rt.load_checkpoint(tmp_path)) == str(rt.build_net(found["architecture"]).eval())
+
+
+def test_options_of_every_kind_are_options_of_the_verb(capsys):
+    """An error lists the builder's arguments: each has an option, two by another name."""
+    assert cli.main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    others = {"shortcut": "plain", "normalize": "unnormalized"}
+    for kind in KINDS.values():
+        for option in kind.options:
+            assert f"--{others.get(option, option).replace('_', '-')}" in said
+
+
+def test_the_depth_of_a_kind_is_the_papers():
+    assert net_of("simplified").architecture == rt.simplified_net(20).architecture
+    with pytest.raises(ValueError, match="width: got 2, which 'full' does not have"):
+        net_of("full", width=2)
+
+
+def left(folder):
+    """Weights and log; the checkpoints' names hold the sum of what is in them."""
+    net = rt.load_checkpoint(folder).state_dict()
+    return {k: t.tolist() for k, t in net.items()}, (folder / "metrics.jsonl").read_bytes()
+
+
+def test_a_killed_training_goes_on(capsys, tmp_path):
+    if multiprocessing.get_start_method() != "fork" or not hasattr(signal, "SIGKILL"):
+        pytest.skip("there is no SIGKILL here")
+    words = ["train", *NET, *SMALL, "--epochs", "6", "--save-seconds", "0", "--out"]
+    ran(capsys, *words[1:], tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    process = crash.server().Process(target=_alone, args=([*words, str(folder)],))
+    process.start()
+    log = folder / "metrics.jsonl"
+    started = time.monotonic()
+    while not (log.exists() and log.read_bytes().count(b"\n") > 1):
+        assert time.monotonic() - started < 60 and process.is_alive()
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    step = training.snapshot.Folder(folder).load()[1]["step"]
+    assert 0 < step < 18 and not (folder / "net.json").exists()
+    ran(capsys, *words[1:], folder)
+    assert left(folder) == left(tmp_path / "undisturbed")
+
+
+def _alone(words):
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    cli.main(words)
+
+
+def started(*words):
+    """The verb in two processes, as torchrun starts them."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*program, "-m", "resid_theory.cli", "train", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_two_processes_train_as_one(capsys, tmp_path):
+    done = started(*NET, *SMALL, "--json", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # of one process only
+    torch.set_default_dtype(torch.float32)  # in which a program draws its first weights
+    one = content(capsys, *NET, *SMALL, "--out", tmp_path / "one")
+    for key in ("loss", "error", "test_loss", "test_error"):
+        assert found[key] == pytest.approx(one[key], rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_0_says_what_is_wrong_everywhere(capsys, monkeypatch, rank):
+    monkeypatch.setattr(trainings, "_RANK", rank)
+    assert cli.main(["train", *NET, *SMALL, "--lr", "0"]) == 2
+    assert capsys.readouterr().err.count("--lr: got 0.0") == 1 - rank
+
+
+def test_a_training_that_diverges_says_so(capsys, tmp_path):
+    words = ["train", *NET, *SMALL, "--lr", "1e200", "--out", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err.startswith("resid-theory: step ")
+
+
+def test_the_folder_is_named_after_the_training(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = ran(capsys, *NET, *SMALL)
+    name = "simplified.depth-5.identity-residual.digits-96.seed-0"
+    assert (tmp_path / "resid_theory_runs" / name / "net.json").exists()
+    assert "test, 360 images" in said and name in said
+
+
+def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
+    pil = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    for split, labels in {"train": "ab", "test": "ab", "other": "ac"}.items():
+        for shade, label in enumerate(labels):
+            place = tmp_path / split / label
+            place.mkdir(parents=True)
+            pil.new("RGB", (8, 8), (90 * shade, 40, 200)).save(place / "0.png")
+    words = ["--data", tmp_path / "train", *NET, "--size", 8, "--batch", 2, "--epochs", 1]
+    words += ["--device", "cpu", "--out", tmp_path / "out"]
+    found = content(capsys, *words, "--test", tmp_path / "test")
+    assert (found["test_samples"], found["architecture"]["arguments"]["classes"]) == (2, 2)
+    assert cli.main([str(w) for w in ("train", *words, "--test", tmp_path / "other")]) == 2
+    assert "--test: has the classes a, c, needs those of --data: a, b" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--net diracne", "--net: unknown name 'diracne'; did you mean 'diracnet'?"),
+        ("--net full --depth 9", "--depth: got 9, needs 6n + 2"),
+        ("--net full --width 2", "--width: got 2, which 'full' does not have; needs one of depth"),
+        ("--net simplified --plain", "--plain: got False, which 'simplified' does not have"),
+        ("--net simplified --identity dirac", "--identity: unknown name 'dirac'"),
+        ("--net preresnet --shortcut-depth 3", "--shortcut-depth: got 3"),
+        ("--net full --lr 0", "--lr: got 0.0, needs a finite number above 0"),
+        ("--net full --epochs 0", "--epochs: got 0, needs at least 1"),
+        ("--net full --weight-decay -1", "--weight-decay: got -1.0"),
+        ("--net full --precision half", "--precision: unknown name 'half'"),
+        ("--net full --batch 5000", "--batch: got 5000 for 1437 samples"),
+        ("--net full --data cifr", "--data: unknown name 'cifr'"),
+        ("--net full --samples 9999", "--samples: got 9999"),
+        ("--net full --test nowhere", "--test: got 'nowhere' with --data 'digits', needs two"),
+        ("--net full --device cud", "--device: got 'cud'"),
+        ("--net full --save-seconds -1", "--save-seconds: got -1.0"),
+        ("", "Missing option '--net'"),
+    ],
+)
+def test_errors_are_one_line_before_training(capsys, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.optim.SGD, "step", None)
+    given = ["train", *words.split(), *([] if "--data" in words else ["--data", "digits"])]
+    assert cli.main(given) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
+    assert says in captured.err and captured.out == ""

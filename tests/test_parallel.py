@@ -1,0 +1,210 @@
+"""Data-parallel training: two processes against one, on the same batches."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from close import relative_error
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.training import Recipe, snapshot
+
+# 65 samples: batches of 32, 32 and 1; the last leaves nothing to the second process.
+RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
+# Round-off of sums in another order, times the growth over nine steps: far below a wrong weight of
+# a part, which shows in the third digit.
+ROUND_OFF = 1e-12
+
+
+def images(samples=65, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(10, (samples,), generator=generator)
+    return rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.3,))
+
+
+def conv_net(seed=0, norm=False, noise=0.0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        *([nn.BatchNorm2d(6)] if norm else []),
+        nn.ReLU(),
+        *([nn.Dropout(noise)] if noise else []),
+        nn.Flatten(),
+        nn.Linear(6 * 64, 10),
+    )
+
+
+def several(count=2):
+    return [conv_net(seed) for seed in range(count)]
+
+
+def fit(net, recipe=RECIPE, *, samples=65, seed=0, **settings):
+    settings = {"device": "cpu", "progress": False, "test": images(150, seed=1), **settings}
+    return rt.train(net, images(samples), recipe, seed=seed, **settings)
+
+
+ONE_STEP = RECIPE.change(epochs=1, batch=64, milestones=())
+TRAININGS = {
+    "one": lambda **k: fit(conv_net(), **k),
+    "turns": lambda **k: fit(several(), seed=[3, 4], stacked=False, **k),
+    "stacked": lambda **k: fit(several(), seed=[3, 4], stacked=True, **k),
+    "norm": lambda **k: fit(conv_net(norm=True), ONE_STEP, samples=64, **k),
+    "noise": lambda **k: fit(conv_net(norm=True, noise=0.5), **k),
+}
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(net, moment):
+    if moment.epoch == 2:
+        raise Stop
+
+
+def complaint(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def resumed(folder):
+    """Stopped in the second epoch after a step that no checkpoint holds, then called again."""
+    keywords = {"ranks": "world", "out": folder, "save_seconds": 0.0}
+    with pytest.raises(Stop):
+        fit(conv_net(norm=True, noise=0.5), callbacks=[stopping], **keywords)
+    return fit(conv_net(norm=True, noise=0.5), **keywords)
+
+
+def work(rank, folder):
+    """What each of two processes does."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = {name: content(call(ranks="world")) for name, call in TRAININGS.items()}
+    found["resumed"] = content(resumed(os.path.join(folder, "resumed")))
+    again = rt.resume(
+        os.path.join(folder, "resumed"), images(), net=conv_net(norm=True, noise=0.5),
+        test=images(150, seed=1), device="cpu", ranks="world", progress=False,
+    )  # fmt: skip
+    found["again"] = content(again)
+    alone = os.path.join(folder, "alone")
+    if rank == 0:
+        fit(conv_net(), out=alone)
+    dist.barrier()
+    found["complaints"] = {
+        "recipe": complaint(lambda: fit(conv_net(), RECIPE.change(lr=0.1 + rank), ranks="world")),
+        "weights": complaint(lambda: fit(conv_net(rank), ranks="world")),
+        "alone": complaint(lambda: fit(conv_net(), ranks="world", out=alone)),
+        "locked": complaint(lambda: locked(os.path.join(folder, "locked"), rank)),
+        "diverges": complaint(lambda: fit(conv_net(), RECIPE.change(lr=1e200), ranks="world")),
+    }
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def locked(folder, rank):
+    with snapshot.Folder(folder).locked() if rank == 0 else torch.no_grad():
+        fit(conv_net(), ranks="world", out=folder)
+
+
+def content(run):
+    return {"nets": [dict(net.state_dict()) for net in run.nets], "metrics": run.metrics}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    """Results of both processes, by rank."""
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", ["one", "turns", "stacked"])
+def test_weights_and_metrics_are_those_of_one_process(found, name):
+    one = TRAININGS[name]()
+    for net, state in zip(one.nets, found[0][name]["nets"], strict=True):
+        for key, tensor in net.state_dict().items():
+            assert relative_error(state[key], tensor) <= ROUND_OFF
+    for line, other in zip(one.metrics, found[0][name]["metrics"], strict=True):
+        assert line.keys() == other.keys()
+        for key in line:
+            assert other[key] == pytest.approx(line[key], rel=ROUND_OFF, abs=0)
+
+
+@pytest.mark.parametrize("name", [*TRAININGS, "resumed"])
+def test_all_processes_have_the_same_bits(found, name):
+    first, second = (one[name] for one in found)
+    assert first["metrics"] == second["metrics"]
+    for state, other in zip(first["nets"], second["nets"], strict=True):
+        assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_running_statistics_are_averaged_over_the_processes(found):
+    """One step on 64 images in random order: each process normalizes its 32 by themselves."""
+    net, batches = conv_net(norm=True), []
+    hook = net[1].register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].detach()))
+    fit(net, ONE_STEP, samples=64)
+    hook.remove()
+    x = next(batch for batch in batches if len(batch) == 64)  # in the order of the step
+    parts = x[0::2], x[1::2]
+    state = found[0]["norm"]["nets"][0]
+    mean = sum(part.mean((0, 2, 3)) for part in parts) / 2
+    spread = sum(part.var((0, 2, 3)) for part in parts) / 2
+    assert relative_error(state["1.running_mean"], 0.1 * mean) <= ROUND_OFF
+    assert relative_error(state["1.running_var"], 0.9 + 0.1 * spread) <= ROUND_OFF
+    assert (
+        state["1.num_batches_tracked"] == 1 and state["1.num_batches_tracked"].dtype == torch.int64
+    )
+
+
+@pytest.mark.parametrize("name", ["resumed", "again"])
+def test_a_resumed_training_is_bit_identical(found, name):
+    undisturbed, resumed = found[0]["noise"], found[0][name]
+    assert resumed["metrics"] == undisturbed["metrics"]
+    state, other = undisturbed["nets"][0], resumed["nets"][0]
+    assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_the_first_process_writes(found, folder):
+    lines = (folder / "resumed" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(found[0]["noise"]["metrics"])
+    net = rt.load_checkpoint(folder / "resumed", net=conv_net(norm=True, noise=0.5))
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, found[1]["noise"]["nets"][0][key])
+
+
+COMPLAINTS = {
+    "recipe": ["RuntimeError: ranks: 1 other ranks failed", "ValueError: ranks: recipe is"],
+    "weights": ["RuntimeError: ranks: 1 other ranks failed", "ValueError: ranks: initial is"],
+    "alone": [
+        "ValueError: out: {folder}/alone holds another training: the number of processes is 1",
+        "RuntimeError: ranks: rank 0 failed with ValueError: out: {folder}/alone holds another",
+    ],
+    "locked": [
+        "ValueError: out: another process trains in {folder}/locked",
+        "RuntimeError: ranks: rank 0 failed with ValueError: out: another process trains",
+    ],
+    "diverges": ["DivergenceError: step "] * 2,
+}
+
+
+@pytest.mark.parametrize("name", COMPLAINTS)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_stop_together(found, folder, name, rank):
+    says = COMPLAINTS[name][rank].format(folder=folder)
+    assert found[rank]["complaints"][name].startswith(says)
+
+
+def test_ranks_need_a_process_group():
+    with pytest.raises(ValueError, match="ranks: got 'world', but torch.distributed is not init"):
+        fit(conv_net(), ranks="world")

@@ -1,0 +1,416 @@
+"""Sweeps: what is done is not done again, whoever is killed; what is wrong is said before."""
+
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import resid_theory as rt
+from resid_theory import cli, sweep
+from resid_theory.sweep import processes, running, settings, tasks
+from resid_theory.sweep.results import Cell, Results
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+needs_kill = pytest.mark.skipif(not FORKS, reason="there is no SIGKILL here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(tasks.Task):
+    """A task that sleeps, fails or kills its process, and notes each time it starts."""
+
+    folder: str = ""
+    seconds: float = 0.0
+    fails: bool = False
+    kills: int = 0
+
+    def run(self, folder, device):
+        log = os.path.join(self.folder, f"{self.seed}.log")
+        with open(log, "a") as file:
+            file.write("x")
+        time.sleep(self.seconds)
+        if os.path.getsize(log) <= self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fails:
+            raise ArithmeticError(f"seed {self.seed}\ndoes not converge")
+        return tasks.Outcome(numbers={"seconds_asked": self.seconds}, arrays={})
+
+
+@pytest.fixture
+def trial(monkeypatch, tmp_path):
+    """A grid of trials; ``starts`` counts how often each was begun."""
+    monkeypatch.setitem(tasks.TASKS, "trial", Trial)
+    (tmp_path / "logs").mkdir()
+    return {"task": "trial", "folder": str(tmp_path / "logs")}
+
+
+def starts(grid):
+    folder = grid["folder"]
+    return {int(f[:-4]): os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder)}
+
+
+def run(grid, out, executor="serial", **keywords):
+    return rt.run_sweep(grid, out, executor=executor, **{"progress": False, **keywords})
+
+
+# -- cells -----------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_the_product_of_its_axes():
+    cells = sweep.grid_of(GRID)
+    found = {(c.settings.blocks, c.settings.shortcut_depth, c.settings.seed) for c in cells}
+    assert len(cells) == len({cell.key for cell in cells}) == len(found) == 20
+
+
+def test_tables_are_several_grids_and_equal_cells_are_one(tmp_path):
+    file = tmp_path / "grid.toml"
+    file.write_text(
+        'task = "hessian"\nseed = [0, 1]\n[[grid]]\nblocks = [1, 2]\n[[grid]]\nblocks = 2\n'
+        'init = ["near_zero", "xavier"]\n'
+    )
+    found = [(c.settings.blocks, c.settings.init, c.settings.seed) for c in sweep.grid_of(file)]
+    # Of the second table the two near_zero cells are in the first.
+    assert sorted(found) == [(b, "near_zero", s) for b in (1, 2) for s in (0, 1)] + [
+        (2, "xavier", 0), (2, "xavier", 1)]  # fmt: skip
+
+
+def key(**changes):
+    return Cell.of({"task": "hessian", **changes}).key
+
+
+def test_the_key_depends_on_all_that_the_result_does(monkeypatch):
+    usual = key()
+    assert key(blocks=4, scale=0.01) == usual  # the defaults
+    assert key(scale=1) == key(scale=1.0) != usual
+    assert len({usual, key(seed=1), key(init="zero"), key(plain=True)}) == 4
+    monkeypatch.setattr(settings, "SCHEMA", settings.SCHEMA + 1)
+    assert key() != usual
+
+
+def test_the_key_of_a_checkpoint_is_that_of_its_weights(tmp_path):
+    keys = []
+    for seed in (0, 1):
+        rt.save_checkpoint(tmp_path / "net.json", rt.simplified_net(5, generator=seed))
+        values = {"task": "cushions", "checkpoint": str(tmp_path / "net.json")}
+        keys.append(Cell.of(values).key)
+    assert keys[0] != keys[1]
+
+
+WRONG = {
+    'task = "hesian"': "task: unknown name 'hesian'; did you mean 'hessian'?",
+    "seed = 1": "task: is missing, needs one of hessian, curvature, training, cushions",
+    'task = "hessian"\nblock = 2': "block: unknown key (given 2); did you mean 'blocks'?",
+    'task = "hessian"\nblocks = [1, "two"]': "blocks: got 'two', needs a whole number",
+    'task = "hessian"\nblocks = 0': "blocks: got 0, needs at least 1",
+    'task = "hessian"\nseed = [[1, 2]]': "seed: got [1, 2], needs a whole number",
+    'task = "hessian"\nseed = []': "seed: got [], needs at least one value",
+    'task = "hessian"\nseed = -1': "seed: got -1, needs at least 0",
+    'task = "hessian"\nplain = 1': "plain: got 1, needs true or false",
+    'task = "hessian"\ninit = "xavir"': "init: unknown name 'xavir'; did you mean 'xavier'?",
+    'task = "hessian"\ncomponents = 5': "components: got 5, needs 10",
+    'task = "hessian"\ngrid = 3': "grid: got 3, needs tables that begin with [[grid]]",
+    'task = "training"\nnet = "full"\nwidth = 2': "width: got 2, which 'full' does not have",
+    'task = "training"\nlr = [0.1, 0]': "lr: got 0.0, needs a finite number above 0",
+    'task = "cushions"\ncheckpoint = "nowhere"': "checkpoint: name: no checkpoint 'nowhere'",
+    'task = "curvature"\nmatrix = "fischer"': "matrix: unknown name 'fischer'",
+    'task = "hessian"\nblocks = [1,': "not valid TOML",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_file_is_one_clear_error(capsys, tmp_path, text):
+    file = tmp_path / "grid.toml"
+    file.write_text(text)
+    assert cli.main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("resid-theory: grid.toml: ") and said.count("\n") == 1
+    assert WRONG[text] in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "says"),
+    [
+        ({"executor": "proces"}, "executor: unknown name 'proces'"),
+        ({"workers": 0}, "workers: got 0"),
+        ({"retries": -1}, "retries: got -1"),
+        ({"shard": "4/4"}, "shard: got '4/4', needs i/n"),
+        ({"shard": "half"}, "shard: got 'half'"),
+        ({"gpus": -1}, "gpus: got -1"),
+        ({"device": "cud"}, "device: got 'cud', which torch cannot use"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_wrong_arguments(tmp_path, keywords, says):
+    with pytest.raises(ValueError, match=says):
+        run(GRID, tmp_path / "out", **keywords)
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+def test_hessians_are_the_librarys(tmp_path):
+    report = run({"task": "hessian", "blocks": 1, "init": ["near_zero", "zero"]}, tmp_path)
+    table = rt.load_results(tmp_path, arrays=True).set_index("init")
+    net = rt.initialize(
+        rt.ShortcutNet(10, 1, 2), "near_zero", generator=torch.Generator().manual_seed(0)
+    )
+    spectrum = rt.hessian_spectrum(net, "square", rt.load_whitened("digits"))
+    assert report.done == 2
+    assert table.condition_number["near_zero"] == spectrum.condition_number
+    assert torch.equal(torch.from_numpy(table.eigenvalues["near_zero"]), spectrum.eigenvalues)
+
+
+def test_infinite_numbers_are_numbers(tmp_path):
+    run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path)
+    number = rt.load_results(tmp_path).condition_number.iloc[0]
+    assert isinstance(number, float) and not math.isfinite(number)
+
+
+SMALL = {"depth": 5, "size": 8, "samples": 32}
+
+
+def test_curvature_cushions_and_trainings(tmp_path):
+    grids = [
+        {"task": "curvature", "k": 1, "matrix": "fisher", "tolerance": 0.1},
+        {"task": "cushions", "identity": ["plain", "residual"]},
+        {"task": "training", "epochs": 1, "batch": 16, "lr": [0.01, 0.02]},
+    ]
+    for grid in grids:
+        report = run({**SMALL, **grid}, tmp_path)
+        assert not report.failed and report.done == report.cells
+    table = rt.load_results(tmp_path)
+    assert table.task.value_counts().to_dict() == {"training": 2, "cushions": 2, "curvature": 1}
+    trained = table[table.task == "training"]
+    assert trained.test_error.between(0, 1).all() and trained.test_loss.nunique() == 2
+    cell = trained.index[0]
+    net = rt.load_checkpoint(tmp_path / "cells" / cell / "training")
+    assert rt.evaluate(net, rt.load_images("digits", "test", size=8)).error() == pytest.approx(
+        trained.test_error[cell]
+    )
+    plain = rt.simplified_net(5, generator=0)
+    found = rt.layer_cushions(plain, rt.load_images("digits", samples=32, size=8))
+    measured = table[(table.task == "cushions") & (table.identity == "plain")]
+    # The images are cast to the net's type; the drawn weights have the default one.
+    assert measured.mean_median.iloc[0] == pytest.approx(float(found.median.mean()))
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_runs(trial, tmp_path):
+    run({**trial, "seed": [0, 1]}, tmp_path / "out")
+    report = run({**trial, "seed": [0, 1, 2]}, tmp_path / "out")
+    assert (report.cells, report.found, report.done) == (3, 2, 1)
+    assert starts(trial) == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "swapped"])
+def test_a_damaged_result_is_run_again(trial, tmp_path, damage):
+    grid = {"task": "hessian", "blocks": 1, "seed": [0, 1]}
+    run(grid, tmp_path)
+    (first, other) = (tmp_path / "cells" / cell.key for cell in sweep.grid_of(grid))
+    (tensors,) = first.glob("result.*.safetensors")
+    content = tensors.read_bytes()
+    if damage == "flip":
+        tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        tensors.write_bytes(content[:-8])
+    elif damage == "gone":
+        tensors.unlink()
+    elif damage == "manifest":
+        manifest = first / "result.json"
+        manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    else:  # a whole result, of another cell
+        for file in other.iterdir():
+            (first / file.name).write_bytes(file.read_bytes())
+    with pytest.warns(UserWarning, match="run the sweep again|is the result of another cell"):
+        assert len(rt.load_results(tmp_path)) == 1
+    report = run(grid, tmp_path)
+    assert (report.found, report.done) == (1, 1)
+    assert rt.load_results(tmp_path).seed.tolist().count(0) == 1
+
+
+def test_shards_partition_the_grid(tmp_path):
+    reports = [run(GRID, tmp_path, shard=f"{i}/3") for i in range(3)]
+    assert [report.done for report in reports] == [7, 7, 6]
+    assert run(GRID, tmp_path).found == len(rt.load_results(tmp_path)) == 20
+
+
+def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
+    grid = {**trial, "grid": [{"seed": [0, 1]}, {"seed": 2, "fails": True}, {"seed": 3}]}
+    report = run(grid, tmp_path / "out")
+    (key,) = report.failed
+    assert report.done == 3 and report.failed[key] == "ArithmeticError: seed 2 does not converge"
+    assert f"failed: trial seed=2 folder={trial['folder']!r} fails=True: Arith" in str(report)
+    noted = json.loads((tmp_path / "out" / "failed" / f"{key}.json").read_text())
+    assert "ArithmeticError" in noted["trace"] and noted["config"]["seed"] == 2
+    assert list(run(grid, tmp_path / "out").failed) == [key]  # tried again
+    assert sorted(rt.load_results(tmp_path / "out").seed) == [0, 1, 3]
+
+
+def test_a_cell_that_succeeds_later_is_no_longer_noted(trial, tmp_path):
+    cell, results = Cell.of({**trial, "seed": 7}), Results(tmp_path)
+    results.fail(cell, "for want of memory")
+    run({**trial, "seed": 7}, tmp_path)
+    assert not list((tmp_path / "failed").iterdir())
+
+
+def test_two_drivers_of_the_same_cells(trial, tmp_path):
+    with running._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
+        run(trial, tmp_path)
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no results of a sweep"):
+        rt.load_results(tmp_path)
+
+
+# -- processes -------------------------------------------------------------------------------------
+
+
+@needs_kill
+def test_killed_workers_lose_nothing(trial, tmp_path):
+    """20 cells, 4 of which kill their own worker, while others are killed from outside."""
+    grid = {
+        **trial,
+        "seconds": 0.05,
+        "grid": [{"seed": list(range(16))}, {"seed": [16, 17, 18, 19], "kills": 1}],
+    }
+    ended, heard = threading.Event(), []
+    killer = threading.Thread(target=_kill_workers, args=(ended, 3))
+    killer.start()
+    try:
+        report = run(grid, tmp_path / "out", "process", workers=2, retries=20, heard=heard.append)
+    finally:
+        ended.set()
+        killer.join()
+    assert not report.failed and report.done == 20
+    assert len({r.cell.key for r in heard}) == len(heard) == 20
+    assert len(rt.load_results(tmp_path / "out")) == 20
+    # 16 cells once, 4 twice, and once more for each of the three that a kill met.
+    assert 24 <= sum(starts(trial).values()) <= 27
+
+
+def _kill_workers(ended, count):
+    while count and not ended.wait(0.15):
+        for process in multiprocessing.active_children()[:1]:
+            os.kill(process.pid, signal.SIGKILL)
+            count -= 1
+
+
+@needs_kill
+def test_a_cell_that_always_kills_is_listed(trial, tmp_path):
+    grid = {**trial, "grid": [{"seed": [0, 1]}, {"seed": 2, "kills": 100}]}
+    report = run(grid, tmp_path / "out", "process", workers=1, retries=1)
+    (error,) = report.failed.values()
+    assert error.startswith("its worker was lost 2 times (signal SIGKILL)")
+    assert report.done == 2 and starts(trial)[2] == 2
+
+
+@needs_kill
+def test_a_killed_driver_goes_on(trial, tmp_path):
+    """Its workers end with it, and what was done is not done again."""
+    grid = {**trial, "seconds": 0.1, "seed": list(range(12))}
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_drive, args=(grid, str(tmp_path / "out")))
+    process.start()
+    while len(list((tmp_path / "out" / "cells").glob("*/result.json"))) < 3:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    time.sleep(0.3)  # longer than a cell: a worker that lived on would have left its result
+    done = len(list((tmp_path / "out" / "cells").glob("*/result.json")))
+    begun = sum(starts(trial).values())
+    report = run(grid, tmp_path / "out")
+    assert (report.found, report.done) == (done, 12 - done) and 3 <= done < 12
+    # Of two workers, each had one cell in hand.
+    assert begun <= done + 2 and sum(starts(trial).values()) == begun + 12 - done
+
+
+def _drive(grid, out):
+    tasks.TASKS["trial"] = Trial
+    run(grid, out, "process", workers=2)
+
+
+@needs_kill
+def test_workers_that_do_not_start_are_an_error(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_serve", _exit)
+    with pytest.raises(RuntimeError, match="workers end before their first cell .exit code 3"):
+        run({**trial, "seed": [0, 1]}, tmp_path, "process", workers=1)
+
+
+def _exit(*_):
+    os._exit(3)
+
+
+# -- ray -------------------------------------------------------------------------------------------
+
+
+def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
+    (tmp_path / "grid.toml").write_text('task = "hessian"\n')
+    words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path), "--executor", "ray"]
+    assert cli.main(words) == 2
+    assert "--executor: 'ray' needs the package ray" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of a third party's own
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path, monkeypatch):
+    # Its workers import this file.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+    grid = {
+        **trial,
+        "grid": [
+            {"seed": list(range(8))},
+            {"seed": 8, "kills": 1},
+            {"seed": 9, "fails": True},
+            {"seed": 10, "kills": 100},
+        ],
+    }
+    report = run(grid, tmp_path / "out", "ray", workers=2, retries=2)
+    assert (report.cells, report.done) == (11, 9), report
+    assert sorted(error.partition(":")[0] for error in report.failed.values()) == [
+        "ArithmeticError",
+        "its worker was lost 3 times (WorkerCrashedError); the usual cause is lack of memory",
+    ]
+    assert starts(trial)[8] == 2 and starts(trial)[10] == 3
+
+
+# -- the verb --------------------------------------------------------------------------------------
+
+
+def test_the_verb_runs_and_lists(tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text('task = "hessian"\nblocks = 1\nseed = [0, 1, 2]\n')
+    words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out")]
+    words += ["--executor", "serial"]
+    assert cli.main([*words, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "3 cells.\n"
+    assert cli.main([*words, "--shard", "0/2"]) == 0
+    assert "2 of 2 cells done, 0 of them before" in capsys.readouterr().out
+    assert cli.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["cells"], found["found"], found["done"], found["failed"]) == (3, 2, 1, [])
+    assert cli.main([*words, "--shard", "2/2"]) == 2
+    assert "--shard: got '2/2'" in capsys.readouterr().err
+
+
+def test_the_verb_exits_with_1_if_a_cell_failed(trial, tmp_path, capsys):
+    (tmp_path / "grid.toml").write_text('task = "trial"\nfails = true\n'
+                                        f'folder = "{trial["folder"]}"\n')  # fmt: skip
+    words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path), "--executor", "serial"]
+    assert cli.main(words) == 1
+    assert "ArithmeticError: seed 0 does not converge" in capsys.readouterr().out
