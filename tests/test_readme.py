@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTAL
 def examples(text):
     """Pairs of a python block and the text block directly behind it, or None."""
     blocks = list(FENCE.finditer(text))
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip(blocks, [*blocks, None][1:], strict=True):
         if block[1] == "python":
             follows = after and after[1] == "text" and not text[block.end() : after.start()].strip()
             yield block[2], after[2] if follows else None
