@@ -136,7 +136,7 @@ API: dict[str, Call] = {
         lambda: one_hot(torch.tensor([0.5, 1.0]), 2),
         ("labels", "0.5", "whole"),
     ),
-    "samples that differ": (lambda: rt.Regression(X, Y[:5]), ("(20, 3)", "(5, 3)", "same number")),
+    "samples that differ": (lambda: rt.Regression(X, Y[:5]), ("y", "5", "20", "same number")),
     "a NaN in the data": (lambda: rt.Regression(NAN, Y), ("x", "(3, 1)", "nan", "finite")),
     "words for data": (lambda: rt.Moments.of("digits"), ("data", "str", "pair")),
     "more images than there are": (
@@ -151,11 +151,9 @@ API: dict[str, Call] = {
         lambda: rt.load_image_folder("no/such/folder"),
         ("path", "no/such/folder", "one folder a class"),
     ),
-    "images of floats": (
-        lambda: rt.Images(
-            pixels=PIXELS.double(), labels=LABELS[:4], mean=(0.5,) * 3, std=(1.0,) * 3, classes=("a",) * 3
-        ),
-        ("pixels", "float64", "uint8"),
+    "images without labels": (
+        lambda: training(data=rt.Images(pixels=PIXELS, labels=LABELS[:3])),
+        ("data", "(4, 3, 8, 8)", "(3,)", "same number"),
     ),
     # theory
     "zero point of nothing": (
@@ -215,7 +213,7 @@ API: dict[str, Call] = {
     ),
     "inputs that the net does not take": (
         lambda: rt.hessian(net(), "square", (X[:, :2], Y)),
-        ("data x", "(20, 2)", "net"),
+        ("data x", "(2,)", "3x4"),
     ),
     "inputs of another precision": (
         lambda: rt.hessian(net(), "square", (X.float(), Y.float())),
@@ -223,7 +221,7 @@ API: dict[str, Call] = {
     ),
     "nothing that is trained": (
         lambda: rt.hessian(net().requires_grad_(False), "square", (X, Y)),
-        ("net", "no parameter", "requires"),
+        ("net", "no trainable", "requires_grad=True"),
     ),
     "method misspelt": (
         lambda: rt.spectrum(net(), "square", (X, Y), method="matrix_free"),
@@ -233,9 +231,9 @@ API: dict[str, Call] = {
         lambda: rt.spectrum(net(), "square", (X, Y), k=0),
         ("k", "0", "at least 1"),
     ),
-    "more pairs than parameters": (
-        lambda: rt.eigenpairs(torch.eye(3, dtype=torch.float64), 4),
-        ("k", "4", "3"),
+    "pairs below zero": (
+        lambda: rt.eigenpairs(torch.eye(3, dtype=torch.float64), -1),
+        ("k", "-1", "at least 1"),
     ),
     "tolerance of zero": (
         lambda: rt.eigenpairs(torch.eye(3, dtype=torch.float64), 1, tolerance=0.0),
@@ -276,11 +274,11 @@ API: dict[str, Call] = {
     ),
     "fold in train mode": (
         lambda: rt.fold(rt.diracnet(10).train()),
-        ("net", "train", "eval"),
+        ("net", "statistics of each batch", "net.eval()"),
     ),
     "residual of a net without squares": (
         lambda: rt.to_residual(nn.Sequential(nn.ReLU())),
-        ("net", "no", "Linear"),
+        ("layers", "none", "nn.Linear"),
     ),
     "a checkpoint that is nowhere": (
         lambda: rt.load_checkpoint("no_such_net"),
@@ -316,7 +314,7 @@ API: dict[str, Call] = {
         lambda: rt.compare_cushions(
             rt.layer_cushions(net(), X), rt.layer_cushions(nn.Sequential(net(), nn.Linear(3, 3).double()), X)
         ),
-        ("layers", "2", "3"),
+        ("b", "'1'", "'2'"),
     ),
     "from a layer that comes later": (
         lambda: rt.interlayer_cushions(net(), X, start="2", stop="0"),
@@ -361,13 +359,13 @@ API: dict[str, Call] = {
     ),
     "crops of vectors": (
         lambda: training(recipe=recipe(augmentation="crop_flip")),
-        ("augmentation", "(3,)", "images"),
+        ("augmentation", "(20, 3)", "images"),
     ),
-    "descent without epochs": (
+    "descent for less than no epoch": (
         lambda: rt.gradient_descent(
-            shortcut(), "square", (X, Y), weights=torch.zeros(2, 2, 3, 3), learning_rate=0.1, epochs=0
+            shortcut(), "square", (X, Y), weights=torch.zeros(2, 2, 3, 3), learning_rate=0.1, epochs=-1
         ),
-        ("epochs", "0", "at least 1"),
+        ("epochs", "-1", "at least 0"),
     ),
     "descent at no rate": (
         lambda: rt.gradient_descent(
@@ -394,7 +392,7 @@ CLI: dict[str, Call] = {
     "blocks in words": (lambda: command("spectrum --blocks two"), ("--blocks", "two", "integer")),
     "init": (lambda: command("spectrum --init xavir"), ("--init", "'xavir'", "'xavier'")),
     "data": (lambda: command("zero-point --data mnits"), ("--data", "'mnits'", "'mnist'")),
-    "data file": (lambda: command("zero-point --data no.npz"), ("--data", "no.npz", "no such file")),
+    "data file": (lambda: command("zero-point --data no.npz"), ("--data", "no.npz", "arrays x and y")),
     "data file of objects": (lambda: with_objects(), ("--data", "objects.npz", "plain arrays")),
     "seeds": (lambda: command("spectrum --seeds none"), ("--seeds", "'none'", "needs")),
     "checkpoint": (

@@ -109,6 +109,8 @@ def _own_data(path: str, components: int) -> "Regression":
 
     try:
         arrays = read_arrays(path)
+    except FileNotFoundError:
+        raise ValueError(f"data: there is no file {path}; needs one with arrays x and y") from None
     except ValueError as error:
         raise ValueError(f"data: {error}") from error
     if not {"x", "y"} <= set(arrays):
