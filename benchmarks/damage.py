@@ -180,7 +180,7 @@ def full_disk(count: int) -> Iterator[Trial]:
 def rows(quick: bool = False) -> list[Outcome]:
     """Rows of kills, flips, cuts and full disks; the quick part kills nothing."""
     named = "found at the next reading, and the file named"
-    found = [] if quick else [kills(40), killed_estimates(40)]
+    found = [] if quick else [kills(30), killed_estimates(30)]
     return [
         *found,
         judged("one flipped bit in a file", named, damaged(40 if quick else 1000, flipped)),

@@ -99,7 +99,7 @@ def dangers(text):
         last = name.rpartition(".")[2]
         if name in ("eval", "exec", "compile", "os.system", "os.popen"):
             yield f"line {line}: {name}"
-        if last in ("load", "loads", "Unpickler") and "pickle" in name.partition(".")[0]:
+        if last in ("load", "loads", "Unpickler") and "pickle" in name.partition(".")[0].lower():
             yield f"line {line}: {name}"
         if name == "torch.load" and words.get("weights_only") != "True":
             yield f"line {line}: torch.load without weights_only=True"
