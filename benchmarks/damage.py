@@ -169,7 +169,9 @@ def full_disk(count: int) -> Iterator[Trial]:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
             after = {file: file.read_bytes() for file in Path(name).iterdir()}
             kept = rt.load_checkpoint(path, net=nn.Linear(40, 40))
-            if not all(torch.equal(a, b) for a, b in zip(kept.parameters(), old.parameters(), strict=True)):
+            if not all(
+                torch.equal(a, b) for a, b in zip(kept.parameters(), old.parameters(), strict=True)
+            ):
                 return "the old weights are gone"
             return wrong or (None if before == after else "left other files")
 

@@ -123,8 +123,12 @@ def conversions() -> list[Row]:
         worst("forward pass, depth 20, nothing converted", same, unconverted, every[:2]),
         worst("`rt.to_plain`, depth 20", same, conversion(residual, rt.to_plain), every),
         worst("`rt.to_residual(rt.to_plain(net))`, depth 20", same, there_and_back, every),
-        worst("`rt.to_plain`, two-conv blocks, depth 20", same, conversion(full, rt.to_plain), every),
-        worst("DiracNet-28, nothing converted", same, conversion(dirac, lambda net: net), every[:2]),
+        worst(
+            "`rt.to_plain`, two-conv blocks, depth 20", same, conversion(full, rt.to_plain), every
+        ),
+        worst(
+            "DiracNet-28, nothing converted", same, conversion(dirac, lambda net: net), every[:2]
+        ),
         worst("`rt.fold`, DiracNet-28", same, conversion(dirac, rt.fold), every),
         worst("`rt.save_checkpoint`, `rt.load_checkpoint`", "the weights", through_a_file, every),
     ]
@@ -175,7 +179,9 @@ def dense(method: str) -> Callable[[torch.dtype, int], float]:
     def error(dtype: torch.dtype, seed: int) -> float:
         net, x, y = problem(seed)
         given = (x.to(dtype), y)
-        return relative(rt.hessian(net.to(dtype), "cross_entropy", given, method=method), nested(seed))
+        return relative(
+            rt.hessian(net.to(dtype), "cross_entropy", given, method=method), nested(seed)
+        )
 
     return error
 
@@ -241,7 +247,11 @@ def curvature() -> list[Row]:
         worst("`rt.hessian`, products of layer pairs", by_torch, dense("layer_pairs")),
         worst("`rt.hessian`, columns", by_torch, dense("columns")),
         worst("$Hv$, kept graphs", of_it, products("hessian", engine="retained")),
-        worst("$Hv$, rebuilt graphs, chunks of 7", of_it, products("hessian", engine="rebuilt", chunk=7)),
+        worst(
+            "$Hv$, rebuilt graphs, chunks of 7",
+            of_it,
+            products("hessian", engine="rebuilt", chunk=7),
+        ),
         worst("Gauss-Newton product, chunks of 7", ours, products("gauss_newton", chunk=7)),
         worst("Fisher product, chunks of 7", ours, products("fisher", chunk=7)),
         worst("`rt.eigenpairs`, top 5, tolerance 1e-3", of_it, eigenvalues(1e-3)),
@@ -284,17 +294,24 @@ def interlayer(dtype: torch.dtype, seed: int) -> float:
 
 
 def flows(dtype: torch.dtype, seed: int) -> float:
-    net, x = rt.simplified_net(8, identity="residual", generator=seed).to(dtype), images(dtype, seed)
+    net, x = (
+        rt.simplified_net(8, identity="residual", generator=seed).to(dtype),
+        images(dtype, seed),
+    )
     y = torch.arange(4)
     found = rt.dominant_flows(net, (x, y)).mean
-    return float((found - rt.dominant_flows(copy.deepcopy(net).double(), (x.double(), y)).mean).abs().max())
+    return float(
+        (found - rt.dominant_flows(copy.deepcopy(net).double(), (x.double(), y)).mean).abs().max()
+    )
 
 
 def stability() -> list[Row]:
     """The rows of cushions and flows."""
     every, same = (BF16, F32, F64), "the same call on the net in float64"
     return [
-        worst("layer cushion of a convolution", "its formula in float64", cushion_by_definition, every),
+        worst(
+            "layer cushion of a convolution", "its formula in float64", cushion_by_definition, every
+        ),
         worst("`rt.layer_cushions`, depth 20", same, cushions, every),
         worst("`rt.interlayer_cushions`, exact", same, interlayer),
         worst("`rt.dominant_flows`, mean share (absolute)", same, flows),
@@ -354,7 +371,10 @@ def exceedance(_dtype: torch.dtype, seed: int) -> float:
 
 def interpolation(_dtype: torch.dtype, seed: int) -> float:
     generator = torch.Generator().manual_seed(seed)
-    x, y = (nn.functional.normalize(t, dim=1) for t in torch.randn(2, 6, 5, generator=generator, dtype=F64))
+    x, y = (
+        nn.functional.normalize(t, dim=1)
+        for t in torch.randn(2, 6, 5, generator=generator, dtype=F64)
+    )
     return relative(rt.theory.interpolate(x, y, units=200).net(x), y)
 
 
@@ -365,10 +385,17 @@ def closed_forms() -> list[Row]:
         worst("`rt.theory.zero_point(...).hessian()`, n = 1", columns, zero_point(1), (F64,)),
         worst("`rt.theory.zero_point(...).hessian()`, n = 2", columns, zero_point(2), (F64,)),
         worst("`rt.theory.linear_hessian`", columns, linear, (F64,)),
-        worst("\\|eigenvalues\\| for n = 1 by counting, over the largest", "a dense solver", toeplitz, (F64,)),
+        worst(
+            "\\|eigenvalues\\| for n = 1 by counting, over the largest",
+            "a dense solver",
+            toeplitz,
+            (F64,),
+        ),
         worst("`rt.theory.exceedance`", "quadrature of the paper's integral", exceedance, (F64,)),
         worst("`rt.theory.interpolate`, 200 units", "the targets", interpolation, (F64,)),
-        worst("`rt.Moments` of float32 or float64 data", "float64 of the same", moments, (F32, F64)),
+        worst(
+            "`rt.Moments` of float32 or float64 data", "float64 of the same", moments, (F32, F64)
+        ),
     ]
 
 
@@ -389,8 +416,8 @@ def page(sections: dict[str, list[Row]]) -> str:
         "",
         "Written by `python -m benchmarks.errors`; not to be edited. Each number is the largest",
         f"relative difference over {SEEDS} seeds, between a net of that precision and the same",
-        "(rounded) weights and inputs in float64. The unit round-off is 3.9e-3 in bfloat16, 6.0e-8 in",
-        "float32 and 1.1e-16 in float64. An empty cell is a precision that has no meaning there.",
+        "(rounded) weights and inputs in float64. The unit round-off is 3.9e-3 in bfloat16, 6.0e-8",
+        "in float32 and 1.1e-16 in float64. An empty cell is a precision that has no meaning there.",
     ]
     for name, rows in sections.items():
         lines += ["", f"## {name}", "", "| what | against | bfloat16 | float32 | float64 |"]
@@ -409,7 +436,11 @@ def main() -> None:
     for name, section in SECTIONS.items():
         found[name] = section()
         for row in found[name]:
-            print(f"{row.what:60}", {str(t)[6:]: f"{e:.1e}" for t, e in row.errors.items()}, flush=True)
+            print(
+                f"{row.what:60}",
+                {str(t)[6:]: f"{e:.1e}" for t, e in row.errors.items()},
+                flush=True,
+            )
     PAGE.write_text(page(found), encoding="utf-8")
 
 

@@ -145,7 +145,9 @@ def in_products() -> Iterator[Trial]:
 
             def trial(call=call, value=value) -> str | None:
                 operator = Sick(value)
-                wrong = refused(lambda: call(operator), kinds=ValueError, says=["A @ vectors", "entry"])
+                wrong = refused(
+                    lambda: call(operator), kinds=ValueError, says=["A @ vectors", "entry"]
+                )
                 late = operator.products - 3
                 return wrong or (f"{late} products later" if late else None)
 
@@ -183,7 +185,7 @@ def in_measurements() -> Iterator[Trial]:
 
 def cost_of_the_watch() -> str:
     """How much longer a training step takes because losses and gradients are looked at."""
-    module, (x, y) = rt.simplified_net(20), data()
+    module = rt.simplified_net(20)
     images = torch.randint(256, (64, 3, 16, 16), generator=torch.Generator().manual_seed(0))
     pair = images.to(torch.uint8), torch.arange(64) % 10
     recipe = rt.Recipe(epochs=1, batch=32, lr=0.01, milestones=())
@@ -246,8 +248,11 @@ def fitting() -> Iterator[Trial]:
     """A training that does not fit names the batch that would."""
     for most, batch in ((0, None), (1, 1), (3, 2), (5, 4), (7, 4)):
         says = "not even a batch" if batch is None else f"a batch of {batch} fits"
-        yield f"room for {most} samples", lambda most=most, says=says: refused(
-            lambda: train(Greedy(most), data()), kinds=MemoryError, says=["batch", says]
+        yield (
+            f"room for {most} samples",
+            lambda most=most, says=says: refused(
+                lambda: train(Greedy(most), data()), kinds=MemoryError, says=["batch", says]
+            ),
         )
 
 
@@ -257,7 +262,8 @@ def rows(quick: bool = False) -> list[Outcome]:
     return [
         judged(
             "NaN, inf, -inf in data, weights, activations and gradients of a training",
-            "stopped within that step, the tensor named; or swallowed by tanh or ReLU, all else finite",
+            "stopped within that step, the tensor named; or swallowed by tanh or ReLU, the rest "
+            "finite",
             in_training(),
             note,
         ),

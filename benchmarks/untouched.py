@@ -1,4 +1,4 @@
-"""Whether measurements leave everything as it was, and whether the same seed gives the same bytes."""
+"""Whether measurements leave all as it was, and whether the same seed gives the same bytes."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ Measure = Callable[[nn.Module, Tensor, Tensor], object]
 
 
 def net() -> nn.Sequential:
-    """BatchNorm, dropout, a frozen parameter, modes and gradients that differ from layer to layer."""
+    """BatchNorm, dropout, a frozen parameter, modes and gradients that differ by layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = nn.Sequential(
@@ -164,7 +164,7 @@ def state(module: nn.Module) -> dict[str, object]:
         "training": [part.training for part in module.modules()],
         "hooks": [len(part._forward_hooks) for part in module.modules()],
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state()),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002  (the state that others use)
         "python": random.getstate(),
         "modes": (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()),
     }
@@ -190,7 +190,7 @@ def unchanged(make: Callable[[], nn.Module], measure: Measure, grad: bool) -> st
 def twice(call: Callable[[], bytes]) -> str | None:
     """Whether two calls give the same bytes, whatever was drawn between them."""
     first = call()
-    torch.rand(3), np.random.rand(3), random.random()
+    torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
     return None if call() == first else "two results"
 
 
@@ -222,7 +222,9 @@ def descended() -> bytes:
     given = rt.Regression(*torch.randn(2, 30, 4, generator=generator, dtype=torch.float64))
     start = rt.draw_weights("near_zero", (3, 2, 2, 4, 4), generator=generator)
     options = {"weights": start, "learning_rate": 0.1, "epochs": 20}
-    return bytes_of(rt.gradient_descent(rt.ShortcutNet(4, 2, 2), "square", given, **options).weights)
+    return bytes_of(
+        rt.gradient_descent(rt.ShortcutNet(4, 2, 2), "square", given, **options).weights
+    )
 
 
 def noise() -> bytes:

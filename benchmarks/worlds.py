@@ -21,9 +21,7 @@ def trials() -> Iterator[Trial]:
         torch.multiprocessing.start_processes(
             test_ranks.work, (folder,), nprocs=3, start_method="spawn"
         )
-        found = [
-            torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(3)
-        ]
+        found = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(3)]
     net, x, y, vectors = test_ranks.problem()
     for matrix in ("hessian", "fisher"):
         whole = rt.curvature_operator(net, "square", (x, y), matrix=matrix)

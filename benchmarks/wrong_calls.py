@@ -177,7 +177,9 @@ API: dict[str, Call] = {
         ("hidden", "5", "shortcut_depth"),
     ),
     "closed form of a nonlinear net": (
-        lambda: rt.theory.linear_hessian(rt.ShortcutNet(3, 2, 2, mid="relu"), rt.Moments.of((X, Y))),
+        lambda: rt.theory.linear_hessian(
+            rt.ShortcutNet(3, 2, 2, mid="relu"), rt.Moments.of((X, Y))
+        ),
         ("net", "relu", "linear"),
     ),
     "interpolation off the sphere": (
@@ -312,7 +314,8 @@ API: dict[str, Call] = {
     "cushions of a path": (lambda: rt.layer_cushions(net(), "x.npy"), ("data", "str", "needs")),
     "cushions of nets that differ": (
         lambda: rt.compare_cushions(
-            rt.layer_cushions(net(), X), rt.layer_cushions(nn.Sequential(net(), nn.Linear(3, 3).double()), X)
+            rt.layer_cushions(net(), X),
+            rt.layer_cushions(nn.Sequential(net(), nn.Linear(3, 3).double()), X),
         ),
         ("b", "'1'", "'2'"),
     ),
@@ -363,13 +366,23 @@ API: dict[str, Call] = {
     ),
     "descent for less than no epoch": (
         lambda: rt.gradient_descent(
-            shortcut(), "square", (X, Y), weights=torch.zeros(2, 2, 3, 3), learning_rate=0.1, epochs=-1
+            shortcut(),
+            "square",
+            (X, Y),
+            weights=torch.zeros(2, 2, 3, 3),
+            learning_rate=0.1,
+            epochs=-1,
         ),
         ("epochs", "-1", "at least 0"),
     ),
     "descent at no rate": (
         lambda: rt.gradient_descent(
-            shortcut(), "square", (X, Y), weights=torch.zeros(2, 2, 3, 3), learning_rate=-1.0, epochs=1
+            shortcut(),
+            "square",
+            (X, Y),
+            weights=torch.zeros(2, 2, 3, 3),
+            learning_rate=-1.0,
+            epochs=1,
         ),
         ("learning_rate", "-1", "above 0"),
     ),
@@ -392,7 +405,10 @@ CLI: dict[str, Call] = {
     "blocks in words": (lambda: command("spectrum --blocks two"), ("--blocks", "two", "integer")),
     "init": (lambda: command("spectrum --init xavir"), ("--init", "'xavir'", "'xavier'")),
     "data": (lambda: command("zero-point --data mnits"), ("--data", "'mnits'", "'mnist'")),
-    "data file": (lambda: command("zero-point --data no.npz"), ("--data", "no.npz", "arrays x and y")),
+    "data file": (
+        lambda: command("zero-point --data no.npz"),
+        ("--data", "no.npz", "arrays x and y"),
+    ),
     "data file of objects": (lambda: with_objects(), ("--data", "objects.npz", "plain arrays")),
     "seeds": (lambda: command("spectrum --seeds none"), ("--seeds", "'none'", "needs")),
     "checkpoint": (
@@ -450,7 +466,9 @@ def rows(quick: bool = False) -> list[Outcome]:
     promise = "one error that names the argument, what was given and what is needed"
     return [
         judged(
-            fault, promise, [(name, lambda c=c, w=w: refused(c, says=w)) for name, (c, w) in calls.items()]
+            fault,
+            promise,
+            [(name, lambda c=c, w=w: refused(c, says=w)) for name, (c, w) in calls.items()],
         )
         for fault, calls in (("wrong calls from Python", API), ("wrong command lines", CLI))
     ]

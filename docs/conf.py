@@ -73,11 +73,13 @@ def write_names() -> None:
 # Literals, doctests and displayed formulas.
 _AS_IT_IS = re.compile(r"(`[^`]*`|^ *(?:>>>|\.\. math::).*(?:\n.+)*)", re.MULTILINE)
 
+_MARKUP = re.compile(r"(?<!\\)([|*])(?=\S)|(?<=[^\s\\])([|])")
+
 
 def escape(_app, _what, _name, _thing, _options, lines: list[str]) -> None:
     """Let |λ| and (*batch, d) stand in docstrings as they are; reStructuredText has other plans."""
     parts = re.split(_AS_IT_IS, "\n".join(lines))
-    parts[::2] = [re.sub(r"(?<!\\)([|*])(?=\S)|(?<=[^\s\\])([|])", r"\\\1\2", part) for part in parts[::2]]
+    parts[::2] = [re.sub(_MARKUP, r"\\\1\2", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")
 
 

@@ -44,9 +44,7 @@ def run(pages, folder):
     )
     assert done.returncode == 0, done.stderr
     printed = done.stdout.split(f"{PAGE}\n")[:-1]
-    return {
-        name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, printed, strict=True)
-    }
+    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, printed, strict=True)}
 
 
 def wrong(pairs, printed):

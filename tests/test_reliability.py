@@ -144,5 +144,7 @@ def test_each_danger_is_seen(code):
 
 
 def test_what_is_safe_is_let_pass():
-    safe = "net.eval()\ntorch.load(p, weights_only=True)\nre.compile(x)\na.extractall(filter='data')"
+    safe = (
+        "net.eval()\ntorch.load(p, weights_only=True)\nre.compile(x)\na.extractall(filter='data')"
+    )
     assert not list(dangers(safe))

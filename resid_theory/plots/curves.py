@@ -36,8 +36,8 @@ def by_depth(
     for net, values in measured.items():
         if len(values) != len(layers):
             raise ValueError(
-                f"measured: got {len(values)} values of {net!r} for {len(layers)} layers, needs one "
-                "for each"
+                f"measured: got {len(values)} values of {net!r} for {len(layers)} layers, needs "
+                "one for each"
             )
     ax, lines = open_axes(ax), predicted or {}
     for number, (net, values) in enumerate(measured.items()):

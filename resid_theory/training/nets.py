@@ -86,7 +86,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     """The net that a public name of the library builds, with the record of how.
 
     Args:
-        architecture: ``{"builder": name of a net in resid_theory, "arguments": keyword arguments}``;
+        architecture: ``{"builder": public name of a net, "arguments": keyword arguments}``;
             anything JSON can hold, so a seed rather than a generator. ``"then"``, if it is there,
             lists conversions of the net in eval mode, by name: ``"fold"``.
 
