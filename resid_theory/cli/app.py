@@ -34,8 +34,27 @@ app = typer.Typer(
     cls=nets.Verbs,
     add_completion=False,
     no_args_is_help=True,
-    help="Hessians of shortcut networks: predicted by theory and measured exactly.",
+    help="Identity and shortcut nets: curvature and noise stability, predicted and measured.",
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        import resid_theory
+
+        typer.echo(f"resid_theory {resid_theory.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What stands in front of a verb."""
+
 
 _WORDS = {
     "max_magnitude": "largest |λ|",
