@@ -434,7 +434,8 @@ def page(sections: dict[str, list[Row]]) -> str:
         "Written by `python -m benchmarks.errors`; not to be edited. Each number is the largest",
         f"relative difference over {SEEDS} seeds, between a net of that precision and the same",
         "(rounded) weights and inputs in float64. The unit round-off is 3.9e-3 in bfloat16, 6.0e-8",
-        "in float32 and 1.1e-16 in float64. An empty cell is a precision that has no meaning there.",
+        "in float32 and 1.1e-16 in float64. An empty cell is a precision that has no meaning "
+        "there.",
     ]
     for name, rows in sections.items():
         lines += ["", f"## {name}", "", "| what | against | bfloat16 | float32 | float64 |"]
