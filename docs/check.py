@@ -113,7 +113,7 @@ def names_missing(site: Path) -> Iterator[str]:
     known = {line.split(" ", 1)[0] for line in zlib.decompress(content).decode().splitlines()}
     names = [f"resid_theory.{home}.{name}" for name, home in rt._HOMES.items()]
     for room in (theory, stability):
-        names += [f"{room.__name__}.{name}" for name in room.__all__ if name[0].isalpha()]
+        names += [f"{room.__name__}.{name}" for name in room.__all__ if not name.isupper()]
     yield from (f"{name} has no entry" for name in sorted(set(names)) if name not in known)
 
 
