@@ -1,4 +1,5 @@
 # make demo | make test    each sets up .venv first; at once when nothing changed.
+# make docs                builds docs/_build/html and looks it over; sets up .venv likewise
 #   PYTHON=python3.11      which interpreter .venv is made from
 #   NOVENV=1               use that interpreter as it is: no .venv, nothing installed
 # make format              mend layout and what ruff can fix
@@ -19,7 +20,7 @@ endif
 has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
 
-.PHONY: demo test format set-up set-up-for-tests interpreter
+.PHONY: demo test docs format set-up set-up-for-tests set-up-for-docs interpreter
 
 demo: set-up
 	@$(demo)
@@ -32,6 +33,11 @@ test: set-up-for-tests
 	$(run) -m pytest || status=$$?; \
 	exit $$status
 
+# Every warning is an error. What is built before stays, so that only changed pages are built again.
+docs: set-up-for-docs
+	@$(run) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@$(run) docs/check.py docs/_build/html
+
 format: set-up-for-tests
 	@$(run) -m ruff check --fix . ; $(run) -m ruff format .
 
@@ -40,6 +46,9 @@ set-up: interpreter
 
 set-up-for-tests: interpreter
 	@$(set_up) --tests
+
+set-up-for-docs: interpreter
+	@$(set_up) --docs
 
 interpreter:
 	@command -v "$(PYTHON)" >/dev/null || { \

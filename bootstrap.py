@@ -1,4 +1,4 @@
-"""Set up .venv for `make demo` and `make test`; at once when nothing changed.
+"""Set up .venv for `make demo`, `make test` and `make docs`; at once when nothing changed.
 
 Standard library only, and in words that even Python 2.7 can parse: a Python that is too old
 gets a sentence, not a SyntaxError. What can go wrong at a first set-up ends in one sentence.
@@ -36,13 +36,13 @@ class SetUpError(Exception):
 
 
 def main(arguments):
-    """Set up .venv, or look at the current interpreter only (--no-venv, --tests)."""
+    """Set up .venv (--docs: for the pages, too), or look at this interpreter only (--no-venv)."""
     try:
         demand_python()
         if "--no-venv" in arguments:
-            demand_modules(for_tests="--tests" in arguments)
+            demand_modules(for_tests="--tests" in arguments, for_docs="--docs" in arguments)
         else:
-            set_up()
+            set_up(for_docs="--docs" in arguments)
     except SetUpError as problem:
         print(problem, file=sys.stderr)
         return 1
@@ -68,12 +68,13 @@ def demand_python():
         )
 
 
-def demand_modules(for_tests):
+def demand_modules(for_tests, for_docs=False):
     """Turn away an interpreter that lacks a dependency; nothing is imported to find out."""
     from importlib.util import find_spec
 
-    needed = [name.split(".")[0] for name in settings()["imports"]]
-    missing = [name for name in needed + ["pytest"] * for_tests if find_spec(name) is None]
+    needed = [name.split(".")[0] for name in settings()["imports"]] + ["pytest"] * for_tests
+    needed += settings()["docs"]["imports"] if for_docs else []
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise SetUpError(
             "NOVENV=1 uses {} as it is, and it cannot import {}: install what is missing there, or "
@@ -83,9 +84,11 @@ def demand_modules(for_tests):
         )
 
 
-def set_up():
+def set_up(for_docs=False):
     """Bring .venv in line with pyproject.toml and constraints.txt."""
     wanted = fingerprint()
+    if for_docs:
+        wanted["docs"] = True
     if is_current(wanted):
         return
     demand_venv()
@@ -104,12 +107,12 @@ def build(wanted, lock):
     open(unfinished, "a").close()
     if fresh:
         create(lock)
-    install(lock)
-    problem = import_problem()
+    install(wanted, lock)
+    problem = import_problem(wanted)
     if problem and not fresh:  # packages were damaged before we came, where pip does not look
         create(lock)
-        install(lock)
-        problem = import_problem()
+        install(wanted, lock)
+        problem = import_problem(wanted)
     if problem:
         raise failure("what it installed does not import", problem)
     os.remove(unfinished)
@@ -149,10 +152,10 @@ def create(lock):
         raise failure("venv ended with status {}".format(status), output)
 
 
-def install(lock):
+def install(wanted, lock):
     """One pip call; it touches nothing before it says `Installing collected packages`."""
     print("Installing the dependencies: minutes the first time, and only then.", flush=True)
-    target = settings()["install"]
+    target = settings()["docs"]["install"] if "docs" in wanted else settings()["install"]
     command = [python(), "-m", "pip", "install", "--progress-bar", "off"]
     if os.path.exists(os.path.join(ROOT, "constraints.txt")):
         command += ["-c", "constraints.txt"]
@@ -170,7 +173,7 @@ def install(lock):
     raise failure("pip ended with status {}".format(status), output)
 
 
-def import_problem():
+def import_problem(wanted):
     """Import every dependency as a user would, away from the checkout; the error, or nothing.
 
     The project itself is only looked for: a mistake in its code is no fault of .venv.
@@ -180,7 +183,9 @@ def import_problem():
         "for name in {!r}: importlib.import_module(name)\n"
         "assert util.find_spec({!r}), 'the project itself was not found'"
     ).format(
-        settings()["imports"] + settings()["tools"],
+        settings()["imports"]
+        + settings()["tools"]
+        + (settings()["docs"]["imports"] if "docs" in wanted else []),
         tables()["project"]["name"].replace("-", "_"),
     )
     status, output = follow([python(), "-I", "-c", code])
@@ -230,9 +235,12 @@ def failure(what, output):
 
 def is_current(wanted):
     """Whether .venv is finished and is what the checkout asks for."""
+    stamp = read_stamp()
+    if "docs" not in wanted:
+        stamp.pop("docs", None)  # more than is asked for does no harm
     return (
         not os.path.exists(in_venv(".setup-unfinished"))
-        and read_stamp() == wanted
+        and stamp == wanted
         and os.path.exists(python())  # not, if the interpreter behind the link went away
     )
 

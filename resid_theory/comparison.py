@@ -102,17 +102,21 @@ class Setup:
 
 def _own_data(path: str, components: int) -> "Regression":
     """Arrays x (m, ...) and y, labels (m,) or targets (m, k), of a file; x whitened."""
-    import numpy as np
-    import torch
-
     import resid_theory as rt
+    from resid_theory._check import as_tensor
     from resid_theory.data import one_hot, whiten
+    from resid_theory.store import read_arrays
 
-    with np.load(path, allow_pickle=False) as file:
-        if not {"x", "y"} <= set(file.files):
-            raise ValueError(f"data: {path} has arrays {sorted(file.files)}, needs x and y")
-        x, y = (torch.as_tensor(file[name]) for name in ("x", "y"))
-    targets = one_hot(y, int(y.max()) + 1) if y.dim() == 1 else y.to(torch.float64)
+    try:
+        arrays = read_arrays(path)
+    except FileNotFoundError:
+        raise ValueError(f"data: there is no file {path}; needs one with arrays x and y") from None
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    if not {"x", "y"} <= set(arrays):
+        raise ValueError(f"data: {path} has arrays {sorted(arrays)}, needs x and y")
+    x, y = as_tensor("data x", arrays["x"]), as_tensor("data y", arrays["y"])
+    targets = one_hot(y, int(y.max()) + 1) if y.dim() == 1 else y.double()
     whitened, _ = whiten(x.flatten(1), components)
     return rt.Regression(whitened, targets)
 

@@ -48,8 +48,11 @@ class Spectrum(Readings):
                 f"levels: got shape {tuple(self.levels.shape)} with multiplicities of shape "
                 f"{tuple(self.multiplicities.shape)}, needs two vectors of one length"
             )
-        if len(self.levels) == 0 or int(self.multiplicities.min()) < 1:
-            raise ValueError("multiplicities: needs at least one level, each at least once")
+        if len(self.levels) == 0:
+            raise ValueError("eigenvalues: got 0 of them, needs at least one")
+        if int(self.multiplicities.min()) < 1:
+            least = int(self.multiplicities.min())
+            raise ValueError(f"multiplicities: got {least}, needs each at least once")
         finite("levels", self.levels)
         if bool((self.levels.diff() < 0).any()):
             raise ValueError("levels: not in ascending order; Spectrum.of takes any order")

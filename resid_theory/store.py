@@ -4,6 +4,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import uuid
 import zipfile
@@ -210,10 +211,26 @@ def read_arrays(path: str | Path, *, sha256: str | None = None) -> dict[str, np.
     """
     data = read_bytes(path, sha256=sha256)
     try:
+        _refuse_claims(data)
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not an archive of plain arrays ({error})") from error
+
+
+def _refuse_claims(data: bytes) -> None:
+    """Refuse arrays whose header claims more than the archive holds, before room is made for it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for part in archive.infolist():
+            with archive.open(part) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0
+                if version != (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > part.file_size:
+                raise ValueError(f"{part.filename} claims {claimed} bytes, has {part.file_size}")
 
 
 _DIGITS = "[0-9a-f]" * 16
@@ -316,6 +333,7 @@ def read_checkpoint(path: str | Path) -> "tuple[dict[str, Tensor], Any]":
         FileNotFoundError: If the manifest or its tensors are not there.
         ValueError: If one of the two files is damaged: a flipped bit or a cut end; names it.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = _manifest(path)
@@ -323,7 +341,11 @@ def read_checkpoint(path: str | Path) -> "tuple[dict[str, Tensor], Any]":
     file = path.with_name(body["file"])
     if not file.is_file():
         raise FileNotFoundError(f"{file}: is not there, but {path} names it; copy both files")
-    return load(read_bytes(file, sha256=body["sha256"])), body["about"]
+    data = read_bytes(file, sha256=body["sha256"])
+    try:
+        return load(data), body["about"]
+    except SafetensorError as error:  # the sum is right, so somebody made it so
+        raise ValueError(f"{file}: holds no tensors in the safetensors format ({error})") from error
 
 
 def _unsealed(path: Path) -> dict[str, Any]:
@@ -334,6 +356,9 @@ def _unsealed(path: Path) -> dict[str, Any]:
         # The bytes as well as the sum: spaces, too, are as they were written.
         whole = sealed["manifest_sha256"] == digest(_as_json(path, body))
         whole = whole and _as_json(path, sealed) == data
+        # A file beside the manifest, nowhere else.
+        whole = whole and body["file"] == Path(body["file"]).name and "about" in body
+        whole = whole and isinstance(body["sha256"], str)
     except (ValueError, TypeError, KeyError, RecursionError):
         whole = False
     if not whole:

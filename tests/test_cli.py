@@ -306,6 +306,15 @@ def test_too_large_a_net_is_refused_before_the_work(capsys):
     assert "GiB" in err
 
 
+def test_the_version_is_the_librarys(capsys):
+    assert run(capsys, "--version") == (0, f"resid_theory {rt.__version__}\n", "")
+
+
+def test_what_stood_behind_an_option_is_told(capsys):
+    for words in ("spectrum --blocks two", "spectrum --blocks=two"):
+        assert run(capsys, *words.split())[2].endswith(" (got 'two')\n")
+
+
 def test_help_in_a_process():
     done = subprocess_of("--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -84,7 +84,7 @@ def found(tmp_path_factory):
     """Results of every process, by rank."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(3)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

@@ -10,44 +10,56 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-MARK = "-- end of an example --"
+MARK, PAGE = "-- end of an example --", "-- end of a page --"
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
 def examples(text):
     """Pairs of a python block and the text block directly behind it, or None."""
     blocks = list(FENCE.finditer(text))
-    for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, after in zip(blocks, [*blocks, None][1:], strict=True):
         if block[1] == "python":
             follows = after and after[1] == "text" and not text[block.end() : after.start()].strip()
             yield block[2], after[2] if follows else None
 
 
-def run(codes, folder):
-    """What each piece of code prints; all share one namespace, as a reader's session would."""
-    script = folder / "readme.py"
-    script.write_text("".join(f"{code}\nprint({MARK!r})\n" for code in codes), encoding="utf-8")
+def run(pages, folder):
+    """What each piece of code of each page prints: {page: pieces} to {page: outputs}.
+
+    The pieces of a page share one namespace, as a reader's session would; pages share nothing.
+    """
+    modules = {f"page_{number}": pieces for number, pieces in enumerate(pages.values())}
+    for module, pieces in modules.items():
+        code = "".join(f"{piece}\nprint({MARK!r})\n" for piece in pieces)
+        (folder / f"{module}.py").write_text(code, encoding="utf-8")
+    script = "".join(f"import {module}\nprint({PAGE!r})\n" for module in modules)
+    (folder / "pages.py").write_text(script, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, script.name],
+        [sys.executable, "pages.py"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "PYTHONUTF8": "1"},
         capture_output=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout.split(f"{MARK}\n")[:-1]
+    printed = done.stdout.split(f"{PAGE}\n")[:-1]
+    return {name: text.split(f"{MARK}\n")[:-1] for name, text in zip(pages, printed, strict=True)}
 
 
-def mismatches(text, folder):
+def wrong(pairs, printed):
     """Examples whose output differs from what stands behind them."""
-    pairs = list(examples(text))
-    printed = run([code for code, _ in pairs], folder)
     return [
         (code, expected, output)
         for (code, expected), output in zip(pairs, printed, strict=True)
         if expected is not None and expected.strip() != output.strip()
     ]
+
+
+def mismatches(text, folder):
+    """The wrong examples of one page."""
+    pairs = list(examples(text))
+    return wrong(pairs, run({"page": [code for code, _ in pairs]}, folder)["page"])
 
 
 def test_readme_examples(tmp_path):

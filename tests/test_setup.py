@@ -132,6 +132,13 @@ def test_no_venv_demands_pytest_for_tests_only(project):
     assert_one_sentence(done, "cannot import pytest:")
 
 
+def test_no_venv_demands_sphinx_for_docs_only(project):
+    docs = '[tool.bootstrap.docs]\ninstall = "."\nimports = ["no_such_sphinx"]\n'
+    (project / "pyproject.toml").write_text(PROJECT + docs)
+    assert bootstrap(project, "--no-venv", "--tests").returncode == 0
+    assert_one_sentence(bootstrap(project, "--no-venv", "--docs"), "cannot import no_such_sphinx:")
+
+
 def environment_with_our_pip(project):
     """A sound .venv in no time: without pip, then a link to the pip of this interpreter."""
     venv.create(project / ".venv", symlinks=True)
@@ -202,6 +209,14 @@ def test_what_asks_for_a_set_up(script, project, file, text):
     assert script.is_current(script.fingerprint())
     (project / file).write_text(text)
     assert not script.is_current(script.fingerprint())
+
+
+def test_pages_ask_for_more_and_tests_keep_it(script):
+    wanted = script.fingerprint()
+    with_pages = dict(wanted, docs=True)
+    assert not script.is_current(with_pages)
+    script.write_stamp(with_pages)
+    assert script.is_current(with_pages) and script.is_current(wanted)
 
 
 def test_a_moved_environment_is_not_sound(script, project):

@@ -34,8 +34,27 @@ app = typer.Typer(
     cls=nets.Verbs,
     add_completion=False,
     no_args_is_help=True,
-    help="Hessians of shortcut networks: predicted by theory and measured exactly.",
+    help="Identity and shortcut nets: curvature and noise stability, predicted and measured.",
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        import resid_theory
+
+        typer.echo(f"resid_theory {resid_theory.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What stands in front of a verb."""
+
 
 _WORDS = {
     "max_magnitude": "largest |λ|",
@@ -460,11 +479,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _UsageError as error:
-        return _fail(error.format_message(), 2)
+        return _fail(error.format_message() + _given(error, arguments), 2)
     except (ArithmeticError, ValueError, OSError, MemoryError) as error:
         return _fail(_named(str(error) or type(error).__name__), 2)
     # Later versions of typer turn an interrupt into this code themselves.
     return _fail("interrupted", code) if code == 130 else int(code or 0)
+
+
+def _given(error: Any, words: Sequence[str] | None) -> str:
+    """What stood behind the option that an error is about; click names the option alone."""
+    words = list(sys.argv[1:] if words is None else words)
+    names = getattr(getattr(error, "param", None), "opts", [])
+    for word, behind in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if isinstance(error, typer.BadParameter) and name in names:
+            return f" (got {value if equals else behind!r})"
+    return ""
 
 
 def _fail(message: str, code: int) -> int:

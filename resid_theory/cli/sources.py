@@ -66,7 +66,8 @@ def checkpoint_net(checkpoint: str) -> "nn.Module":
     """
     import resid_theory as rt
 
-    with options((), name="--checkpoint", path="--checkpoint"):
+    path = {checkpoint: f"--checkpoint: {checkpoint}"}  # how errors about a file begin
+    with options((), name="--checkpoint", path="--checkpoint", **path):
         if Path(checkpoint).suffix in AUTHORS:
             return rt.load_dirac_file(checkpoint)
         return rt.load_checkpoint(checkpoint)

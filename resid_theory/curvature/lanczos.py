@@ -310,7 +310,7 @@ def _check_symmetric(krylov: Krylov) -> None:
         raise ValueError(
             f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "
             f"A has norm {krylov.scale:.2g}; a product that changes from call to call "
-            "(shuffled data, dropout, TF32) is the usual cause"
+            "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator"
         )
 
 

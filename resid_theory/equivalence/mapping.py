@@ -280,7 +280,10 @@ def _chosen(
         marked = [m for m in maps if isinstance(modules[m], AddIdentity) or id_rule(modules[m])]
         names = marked or maps[1:-1]
     if not names:
-        raise ValueError("layers: got none, and the net has no layer between its first and last")
+        raise ValueError(
+            "layers: got none, and the net has no layer between its first and last; needs names of "
+            "nn.Linear or convolutions"
+        )
     _refuse_tied(modules, names)
     return names
 

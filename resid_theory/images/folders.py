@@ -75,7 +75,8 @@ def _picture(file: Path, size: int | None, margin: float) -> Tensor:
     try:
         with Image.open(file) as picture:
             colours = picture.convert("RGB")
-    except OSError as error:
+    # Pillow stumbles over damaged files in many ways: OSError, SyntaxError, struct.error, ...
+    except Exception as error:
         raise ValueError(f"{file}: not an image that Pillow reads ({error})") from error
     if size is not None:
         colours = ImageOps.fit(colours, (size, size), bleed=margin)

@@ -29,7 +29,16 @@ def by_depth(
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If a curve has another number of values than there are layers.
     """
+    for net, values in measured.items():
+        if len(values) != len(layers):
+            raise ValueError(
+                f"measured: got {len(values)} values of {net!r} for {len(layers)} layers, needs "
+                "one for each"
+            )
     ax, lines = open_axes(ax), predicted or {}
     for number, (net, values) in enumerate(measured.items()):
         color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]

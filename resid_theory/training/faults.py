@@ -32,7 +32,7 @@ class DivergenceError(ArithmeticError):
 
 
 class Watch:
-    """Looks at losses and gradients of every step, on a GPU some steps later.
+    """Looks at losses, gradients and weights of every step, on a GPU some steps later.
 
     Args:
         group: The nets.
@@ -55,7 +55,9 @@ class Watch:
             DivergenceError: If this step, or one noted before, has a number that is not finite.
         """
         gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
-        norms = torch._foreach_norm(gradients, float("inf"))
+        # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
+        watched = gradients + [p.detach() for p in self._group.parameters.values()]
+        norms = torch._foreach_norm(watched, float("inf"))
         self._pending.append((step, torch.stack([losses.sum().to(norms[0].dtype), *norms])))
         if len(self._pending) >= self._late:
             self.settle(losses, batches)
@@ -81,7 +83,7 @@ class Watch:
         self, step: int, record: Tensor, losses: Tensor | None, batches: Sequence[Batch]
     ) -> DivergenceError:
         if bool(torch.isfinite(record[0])):
-            return self._bad_gradient(step, record[1:])
+            return self._bad_tensor(step, record[1:])
         if losses is None:  # a GPU has gone on since
             return DivergenceError(step, 0, "the loss")
         net = int((~torch.isfinite(losses)).nonzero()[0, 0])
@@ -89,15 +91,21 @@ class Watch:
         x = batches[net if len(batches) > 1 else 0][0]
         return DivergenceError(step, net, _first_bad(self._group.nets[net], x))
 
-    def _bad_gradient(self, step: int, norms: Tensor) -> DivergenceError:
-        names = [n for n, p in self._group.parameters.items() if p.grad is not None]
-        first = names[int((~torch.isfinite(norms)).nonzero()[0, 0])]
-        gradient = self._group.parameters[first].grad
-        parts = {} if gradient is None else self._group.split(first, gradient)
-        # On a GPU the gradient is by now that of a later step: every net's may be finite again.
+    def _bad_tensor(self, step: int, norms: Tensor) -> DivergenceError:
+        parameters = self._group.parameters
+        trained = [n for n, p in parameters.items() if p.grad is not None]
+        # A bad weight spoils its gradient or not, a bad gradient not yet its weight.
+        bad = ~torch.isfinite(norms)
+        is_weight = bool(bad[len(trained) :].any())
+        names = list(parameters) if is_weight else trained
+        first = names[int(bad[len(trained) if is_weight else 0 :].nonzero()[0, 0])]
+        tensor = parameters[first].detach() if is_weight else parameters[first].grad
+        parts = {} if tensor is None else self._group.split(first, tensor)
+        # On a GPU the tensor is by now that of a later step: every net's may be finite again.
         name = next((n for n, part in parts.items() if not _finite(part)), next(iter(parts)))
-        net, _, tensor = name.partition(".")
-        return DivergenceError(step, int(net), f"the gradient of {tensor!r}")
+        net, _, part = name.partition(".")
+        kind = "parameter" if is_weight else "gradient of"
+        return DivergenceError(step, int(net), f"the {kind} {part!r}")
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """Nets on the disk: weights, and the call that builds the net around them. Nothing is unpickled."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory import store
+from resid_theory import networks, store
 from resid_theory._check import choose
 from resid_theory.equivalence import fold
+from resid_theory.shortcut import ShortcutNet
 
 __all__ = [
     "architecture_of",
@@ -22,8 +22,10 @@ __all__ = [
     "save_checkpoint",
 ]
 
-# Conversions that record themselves in their result; their names come from files.
-_CONVERSIONS = {"fold": fold}
+# What a file may name, and nothing else: other public names read, write or download.
+_BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
+_BUILDERS |= {"ShortcutNet": ShortcutNet}
+_CONVERSIONS = {"fold": fold}  # these record themselves in their result
 _CHECKOUT = Path(__file__).resolve().parents[2] / "experiments" / "checkpoints"
 
 
@@ -85,7 +87,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     """The net that a public name of the library builds, with the record of how.
 
     Args:
-        architecture: ``{"builder": public name of resid_theory, "arguments": keyword arguments}``;
+        architecture: ``{"builder": public name of a net, "arguments": keyword arguments}``;
             anything JSON can hold, so a seed rather than a generator. ``"then"``, if it is there,
             lists conversions of the net in eval mode, by name: ``"fold"``.
 
@@ -94,17 +96,22 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
         state of torch's random generator is as before.
 
     Raises:
-        ValueError: If the builder is no public name or does not build a module, or a conversion is
-            unknown.
+        ValueError: If the builder is no public name that builds a net, does not take the arguments,
+            or a conversion is unknown.
     """
-    library = importlib.import_module("resid_theory")  # the public face: names, not this floor
-    name = str(architecture.get("builder"))
-    if name not in library.__all__:
-        raise ValueError(f"architecture: builder {name!r} is no public name of resid_theory")
-    with torch.random.fork_rng(devices=[]):
-        net = getattr(library, name)(**architecture.get("arguments", {}))
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"architecture: {name} gives {type(net).__name__}, needs a module")
+    name, arguments = architecture.get("builder"), architecture.get("arguments", {})
+    if not isinstance(name, str) or name not in _BUILDERS:
+        raise ValueError(
+            f"architecture: builder {name!r:.80} is no public name of resid_theory that builds a "
+            f"net, needs one of {', '.join(_BUILDERS)}"
+        )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            net: nn.Module = _BUILDERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"architecture: {name} does not take arguments {arguments!r:.80}"
+        ) from error
     for step in architecture.get("then", ()):
         net = _CONVERSIONS[choose("architecture", step, list(_CONVERSIONS))](net.eval())
     net.architecture = dict(architecture)  # type: ignore[assignment]
