@@ -59,8 +59,7 @@ class Quadrature:
                 dimension=dimension,
                 degree=int((weights > 0).sum()) - 1,
                 draws=1,
-                low=nodes[0].item(),
-                high=nodes[weights > 0][-1].item(),
+                values=nodes[weights > 0].tolist(),
                 margin=link.item(),
                 is_complete=bool(complete),
             )
