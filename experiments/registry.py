@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from experiments import (
+    crossings,
+    crossings_dirac,
     demystifying_curvature,
     demystifying_dynamics,
     demystifying_escape,
@@ -43,6 +45,8 @@ CLAIMS = join(
     noise_stability_flows.CLAIMS,
     noise_stability_gaussian.CLAIMS,
     noise_stability_dominant.CLAIMS,
+    crossings.CLAIMS,
+    crossings_dirac.CLAIMS,
 )
 
 
