@@ -354,8 +354,8 @@ CLAIMS = [
             },
             "short": {
                 "groups": [2, 4, 8], "kinds": ["plain", "residual", "dirac"],
-                "dataset": "cifar10", "samples": 16, "size": 32, "k": 1, "probes": 3, "steps": 30,
-                "scaled": "depths 8 to 28 of 10 to 100, 16 images",
+                "dataset": "cifar10", "samples": 8, "size": 32, "k": 1, "probes": 3, "steps": 25,
+                "scaled": "depths 8 to 28 of 10 to 100, 8 images",
             },
             "paper": {
                 "groups": [2, 4, 6, 8, 10, 16, 32], "kinds": ["plain", "residual", "dirac"],
@@ -380,8 +380,8 @@ CLAIMS = [
             },
             "short": {
                 "nets": _NETS, "states": ["initial", "trained"], "dataset": "cifar10",
-                "samples": 32, "size": 32, "k": 2, "probes": 3, "steps": 30,
-                "scaled": "two nets, trained for 15 of 200 epochs; 32 images",
+                "samples": 16, "size": 32, "k": 1, "probes": 3, "steps": 25,
+                "scaled": "two nets, trained for 15 of 200 epochs; 16 images",
             },
         },
         compute=compute_checkpoints,

@@ -178,8 +178,8 @@ CLAIMS = [
                 "scaled": "initial weights only, two digits at 16 x 16",
             },
             "short": {
-                "states": _STATES["short"], "dataset": "cifar10", "samples": 20, "size": 32,
-                "scaled": "initial weights only, 20 images",
+                "states": _STATES["short"], "dataset": "cifar10", "samples": 10, "size": 32,
+                "scaled": "initial weights only, 10 images",
             },
             "paper": {
                 "states": _STATES["paper"], "dataset": "cifar10", "samples": 200, "size": 32,
