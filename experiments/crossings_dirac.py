@@ -24,7 +24,8 @@ NETS = {"plain": "plain_28_1", "dirac": "diracnet_28_1"}
 def _norm_ratios(net: nn.Module, layers: Sequence[str]) -> np.ndarray:
     """Norm of the effective weight over that of the weight without its identity, layer by layer."""
     modules = [net.get_submodule(name) for name in layers]
-    return np.array([float(m.weight.norm() / identity_removed(m).norm()) for m in modules])
+    with torch.no_grad():
+        return np.array([float(m.weight.norm() / identity_removed(m).norm()) for m in modules])
 
 
 def compute_cushions(

@@ -222,9 +222,9 @@ class _Run:
         if count == 1:
             self.square = norm**2
         own, last = self.basis[:, :count], 0.0
-        for _ in range(2):
-            project_out(product, vectors)
-            last += float(project_out(product, own)[-1])
+        for roughly in (True, False):
+            project_out(product, vectors, roughly=roughly)
+            last += float(project_out(product, own, roughly=roughly)[-1])
         link = float(dots(product, product).sqrt())
         self.diagonal.append(last)
         self.links.append(link)
