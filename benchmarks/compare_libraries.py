@@ -1,6 +1,6 @@
 """Top eigenvalues and densities of Hessians: time and products against other libraries.
 
-    python benchmarks/compare_libraries.py [LIBRARY ...] [--only mlp resnet density] [--repeats 3]
+    python benchmarks/compare_libraries.py [LIBRARY ...] [--only ROW ...] [--repeats 3]
 
 The libraries (pyhessian, hessian_eigenthings, curvlinops) are no dependencies: what is not
 importable is listed and skipped. Both sides are float32, one thread, in turns, construction
@@ -202,11 +202,14 @@ def density_time(case: Case, rivals: list[object], repeats: int, runs: int, step
         print(f"  {name:22} {statistics.median(values):8.2f} s, {statistics.median(ratios):.2f} x")
 
 
+ROWS = ("mlp", "mlp-loader", "resnet", "resnet-loader", "density", "density-time")
+
+
 def main() -> None:
     """Parse, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("libraries", nargs="*", default=list(RIVALS))
-    parser.add_argument("--only", nargs="+", default=["mlp", "resnet", "density"])
+    parser.add_argument("--only", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=32, help="of a batch")
     parser.add_argument("--batches", type=int, default=3, help="of the loader of images")
@@ -215,24 +218,38 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, float32; {time.strftime('%Y-%m-%d')}")
     rivals = importable(arguments.libraries)
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2048, 128, generator=generator), torch.arange(2048) % 10
-    if "mlp" in arguments.only:
-        torch.manual_seed(0)
-        net = perceptron().eval()
-        eigenvalues(Case("8-layer MLP, one batch", net, [(x, y)]), rivals, arguments.repeats)
-        loader = list(zip(x.split(256), y.split(256), strict=True))
-        eigenvalues(Case("8-layer MLP, loader", net, loader), rivals, arguments.repeats)
-    net, count = rt.full_net(20, generator=0).eval(), arguments.images
-    x, y = images(count * arguments.batches)
-    loader = list(zip(x.split(count), y.split(count), strict=True))
-    one = Case("ResNet-20, one batch", net, loader[:1])
-    if "resnet" in arguments.only:
-        eigenvalues(one, rivals, arguments.repeats)
-        eigenvalues(Case("ResNet-20, loader", net, loader), rivals, arguments.repeats)
+    cases = perceptrons() | residuals(arguments.images, arguments.batches)
+    for row, case in cases.items():
+        if row in arguments.only:
+            eigenvalues(case, rivals, arguments.repeats)
     if "density" in arguments.only:
         densities(rivals, arguments.seeds, 4, 50)
-        density_time(one, rivals, arguments.repeats, 2, 15)
+    if "density-time" in arguments.only:
+        density_time(cases["resnet"], rivals, arguments.repeats, 2, 15)
+
+
+def perceptrons() -> dict[str, Case]:
+    """An MLP on 2,048 samples of noise, in one batch and in eight."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2048, 128, generator=generator), torch.arange(2048) % 10
+    torch.manual_seed(0)
+    net = perceptron().eval()
+    loader = list(zip(x.split(256), y.split(256), strict=True))
+    return {
+        "mlp": Case("8-layer MLP, one batch", net, [(x, y)]),
+        "mlp-loader": Case("8-layer MLP, loader", net, loader),
+    }
+
+
+def residuals(count: int, batches: int) -> dict[str, Case]:
+    """A ResNet-20 on CIFAR-10 images, one batch and several."""
+    net = rt.full_net(20, generator=0).eval()
+    x, y = images(count * batches)
+    loader = list(zip(x.split(count), y.split(count), strict=True))
+    return {
+        "resnet": Case("ResNet-20, one batch", net, loader[:1]),
+        "resnet-loader": Case("ResNet-20, loader", net, loader),
+    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from experiments import (
     crossings,
     crossings_dirac,
+    crossings_linear,
     demystifying_curvature,
     demystifying_dynamics,
     demystifying_escape,
@@ -46,6 +47,7 @@ CLAIMS = join(
     noise_stability_gaussian.CLAIMS,
     noise_stability_dominant.CLAIMS,
     crossings.CLAIMS,
+    crossings_linear.CLAIMS,
     crossings_dirac.CLAIMS,
 )
 

@@ -87,6 +87,7 @@ INSIDE = {
         ["trained"],
         ["noise_stability_nets"],
         [
+            "crossings",
             "demystifying_resnet",
             "noise_stability_cushions",
             "noise_stability_dominant",
@@ -95,7 +96,12 @@ INSIDE = {
             "noise_stability_training",
             "noise_stability_weights",
         ],
-        ["demystifying_dynamics", "demystifying_interpolation"],
+        [
+            "crossings_dirac",
+            "crossings_linear",
+            "demystifying_dynamics",
+            "demystifying_interpolation",
+        ],
         ["demystifying_curvature", "demystifying_escape"],
         ["registry"],
         ["__main__"],
