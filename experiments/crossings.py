@@ -221,8 +221,8 @@ CLAIMS = [
             },
             "short": {
                 "groups": [2, 4, 8], "kinds": ["plain", "residual", "dirac"],
-                "dataset": "cifar10", "samples": 8, "size": 32, "k": 1, "probes": 3, "steps": 25,
-                "scaled": "depths 8 to 28 of 10 to 100, 8 images",
+                "dataset": "cifar10", "samples": 4, "size": 32, "k": 1, "probes": 2, "steps": 25,
+                "scaled": "depths 8 to 28 of 10 to 100, 4 images",
             },
             "paper": {
                 "groups": [2, 4, 6, 8, 10, 16, 32], "kinds": ["plain", "residual", "dirac"],
