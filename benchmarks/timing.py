@@ -3,6 +3,23 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def rounds(
+    tasks: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """What each task gave and its seconds in every round; in a round the tasks take turns."""
+    results: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            start = clock()
+            results[name] = task()
+            seconds[name].append(clock() - start)
+    return results, seconds
 
 
 def medians(

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import demystifying_resnet, noise_stability
+from experiments import (
+    crossings,
+    crossings_dirac,
+    crossings_linear,
+    demystifying_resnet,
+    noise_stability,
+)
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -19,7 +25,13 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
     return claims
 
 
-CLAIMS = join(demystifying_resnet.CLAIMS, noise_stability.CLAIMS)
+CLAIMS = join(
+    demystifying_resnet.CLAIMS,
+    noise_stability.CLAIMS,
+    crossings.CLAIMS,
+    crossings_linear.CLAIMS,
+    crossings_dirac.CLAIMS,
+)
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:

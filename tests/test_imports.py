@@ -132,8 +132,8 @@ INSIDE = {
                 )
             ),
         ],
-        ["demystifying_resnet.schematics"],
-        ["demystifying_resnet", "noise_stability"],
+        ["demystifying_resnet.schematics", "crossings"],
+        ["demystifying_resnet", "noise_stability", "crossings_dirac", "crossings_linear"],
         ["registry"],
         ["__main__"],
     ],

@@ -265,10 +265,12 @@ def test_sparse_random_starts_come_from_the_generator_alone(generator):
 # -- the certificate -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [4, 5, 6, 7])
-def test_certificate_is_right_as_often_as_it_says(steps):
+@pytest.mark.parametrize("outliers", [[], [1.5, 1.7, 1.9]], ids=["alone", "among-others"])
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 9, 11])
+def test_certificate_is_right_as_often_as_it_says(steps, outliers):
     levels = torch.linspace(-1, 1, 300)
     levels[-1] = 2.0
+    levels[: len(outliers)] = torch.tensor(outliers)
     matrix, doubt, trials, wrong = torch.diag(levels), 0.2, 300, 0
     for seed in range(trials):
         with Products(matrix) as products:
@@ -286,8 +288,7 @@ def test_certificate_is_right_as_often_as_it_says(steps):
                 dimension=300,
                 degree=steps - 1,
                 draws=1,
-                low=own[0].item(),
-                high=own[-1].item(),
+                values=own.tolist(),
                 margin=float(krylov.links.norm()),
                 is_complete=False,
             )
@@ -298,21 +299,33 @@ def test_certificate_is_right_as_often_as_it_says(steps):
 def test_certificate_shrinks_geometrically():
     chances = [
         Certificate(
-            dimension=10**6, degree=d, draws=1, low=-1, high=1, margin=0, is_complete=False
+            dimension=10**6, degree=d, draws=1, values=(-1, 1), margin=0, is_complete=False
         ).missed(4.0, 1)
         for d in (6, 8, 10)
     ]
     rate = math.exp(-2 * math.acosh(4.0))  # of two more products
+    assert chances[0] < 1
     assert chances[1] / chances[0] == pytest.approx(rate, rel=1e-6)
     assert chances[2] / chances[1] == pytest.approx(rate, rel=1e-6)
 
 
+def test_certificate_looks_past_known_outliers():
+    bulk = tuple(torch.linspace(-1, 1, 30).tolist())
+    with_them, without = (
+        Certificate(
+            dimension=10**5, degree=30, draws=1, values=values, margin=0.0, is_complete=False
+        )
+        for values in ((*bulk, 9.0, 9.5), (-1.0, 9.5))
+    )
+    assert with_them.missed(10.0, 1) < 1e-6 * without.missed(10.0, 1)
+
+
 def test_certificate_has_two_mirrored_ends():
     run = Certificate(
-        dimension=1000, degree=8, draws=1, low=-1.0, high=3.0, margin=0.1, is_complete=False
+        dimension=1000, degree=8, draws=1, values=(-1.0, 3.0), margin=0.1, is_complete=False
     )
     mirrored = Certificate(
-        dimension=1000, degree=8, draws=1, low=-3.0, high=1.0, margin=0.1, is_complete=False
+        dimension=1000, degree=8, draws=1, values=(-3.0, 1.0), margin=0.1, is_complete=False
     )
     assert run.missed(5.0, 1) == mirrored.missed(-5.0, -1)
     limit = run.limit(1, 1e-3)

@@ -11,12 +11,25 @@ least (a - τ) c_i² and every other one something positive, hence
 
 A random c is rarely so small: P(|c| <= y) <= y sqrt(2 n / π). What follows is the probability that
 a run misses λ; it falls geometrically with every product where a gap separates λ from τ.
+
+Where further outliers lie below λ the gap is wider past them. Let θ_1 >= θ_2 >= ... be the Ritz
+values. A vector p(A) q of the space with p(θ_1) = ... = p(θ_j) = 0 is orthogonal to the first j
+Ritz vectors, because their residuals are orthogonal to the space, so its Rayleigh quotient is at
+most θ_{j+1}. With τ = θ_{j+1} and p the product of all (x - θ_i), i <= j, and of the Chebyshev
+polynomial of degree m - 1 - j, the same steps give
+
+    (λ - τ) T(x)² c² Π (λ - θ_i)² <= (τ - a) Π (θ_i - a)²,
+
+which holds for every j; the smallest of these probabilities is taken.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["Certificate"]
+
+_PAST = 10  # Ritz values at an end that a polynomial may vanish at; more cost more than they gain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +40,7 @@ class Certificate:
         dimension: n, of the space the start was drawn from.
         degree: m - 1, of the polynomials at hand.
         draws: Independent random vectors in the start.
-        low: Smallest Ritz value.
-        high: Largest Ritz value.
+        values: Ritz values, ascending, at least one.
         margin: How far the spectrum may reach beyond the Ritz values: norm of the last links.
         is_complete: Whether the space is invariant, so that it has seen every eigenvalue.
     """
@@ -36,8 +48,7 @@ class Certificate:
     dimension: int
     degree: int
     draws: int
-    low: float
-    high: float
+    values: Sequence[float]
     margin: float
     is_complete: bool
 
@@ -52,24 +63,37 @@ class Certificate:
             An upper bound, in [0, 1]; 1 where the run has found one itself.
 
         Example:
-            >>> run = Certificate(dimension=10**5, degree=5, draws=1, low=-1.0, high=1.0,
+            >>> run = Certificate(dimension=10**5, degree=5, draws=1, values=(-1.0, 1.0),
             ...     margin=0.0, is_complete=False)
             >>> run.missed(10.0, 1) < 1e-3
             True
         """
-        top, bottom = (self.high, self.low) if sign > 0 else (-self.low, -self.high)
-        gap, spread = sign * edge - top, top - bottom + self.margin
+        ends = self._from_the_end(sign)
+        gap, spread = sign * edge - ends[0], ends[0] - ends[-1] + self.margin
         if self.is_complete and gap >= 0:
             return 0.0
-        if gap <= 0:
+        if gap <= 0 or spread == 0:
             return 1.0
-        if spread == 0:
-            return 1.0
-        angle = math.acosh(1 + 2 * gap / spread)
-        log_chebyshev = self.degree * angle + math.log1p(math.exp(-2 * self.degree * angle))
-        log_chebyshev -= math.log(2)
-        log_small = 0.5 * math.log(2 * self.dimension / math.pi * spread / gap) - log_chebyshev
+        floor = ends[-1] - self.margin
+        past = range(min(_PAST, self.degree, len(ends) - 1) + 1)
+        log_small = min(self._log_chance(sign * edge, ends[: j + 1], floor) for j in past)
         return math.exp(min(0.0, self.draws * log_small))
+
+    def _from_the_end(self, sign: int) -> list[float]:
+        """Ritz values as seen from an end, descending."""
+        return list(self.values[::-1]) if sign > 0 else [-value for value in self.values]
+
+    def _log_chance(self, edge: float, ends: Sequence[float], floor: float) -> float:
+        """Logarithm of the probability for one start, past all but the last of some Ritz values."""
+        *zeros, top = ends
+        if top <= floor:
+            return 0.0  # nothing is left to bound the others by
+        degree, ratio = self.degree - len(zeros), (edge - top) / (top - floor)
+        angle = math.acosh(1 + 2 * ratio)
+        log_chebyshev = degree * angle + math.log1p(math.exp(-2 * degree * angle)) - math.log(2)
+        log_zeros = sum(math.log((zero - floor) / (edge - zero)) for zero in zeros)
+        log_square = 0.5 * math.log(2 * self.dimension / math.pi / ratio)
+        return log_square + log_zeros - log_chebyshev
 
     def limit(self, sign: int, doubt: float) -> float:
         """The least edge beyond which nothing was missed, but for a probability.
@@ -81,10 +105,11 @@ class Certificate:
         Returns:
             In units of the eigenvalues; infinite where no edge is far enough.
         """
-        start = self.high if sign > 0 else self.low
+        low, high = self.values[0], self.values[-1]
+        start = high if sign > 0 else low
         if self.is_complete:
             return start
-        spread = self.high - self.low + self.margin
+        spread = high - low + self.margin
         if self.degree == 0 or spread == 0:
             return sign * math.inf
         near, far = 0.0, 1.0

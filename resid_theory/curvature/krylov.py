@@ -154,7 +154,7 @@ class Krylov:
         end = begin + self.waiting
         block = self.products @ self._columns[:, begin:end]
         basis = self._columns[:, :end]
-        first = project_out(block, basis)
+        first = project_out(block, basis, roughly=True)
         coefficients = (first + project_out(block, basis)).cpu()
         norms = (coefficients.square().sum(0) + block.double().square().sum(0).cpu()).sqrt()
         self.scale = max(self.scale, float(norms.max()))

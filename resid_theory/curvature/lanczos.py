@@ -297,8 +297,7 @@ def _certificate(krylov: Krylov, own: Tensor) -> Certificate:
         dimension=krylov.products.size - krylov.offset,
         degree=krylov.steps - 1,
         draws=krylov.width,
-        low=own[0].item(),
-        high=own[-1].item(),
+        values=own.tolist(),
         margin=float(torch.linalg.matrix_norm(links, 2)) if links.numel() else 0.0,
         is_complete=krylov.is_invariant,
     )

@@ -33,17 +33,19 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
     return total
 
 
-def project_out(vectors: Tensor, basis: Tensor) -> Tensor:
+def project_out(vectors: Tensor, basis: Tensor, *, roughly: bool = False) -> Tensor:
     """Take the components along an orthonormal basis out of vectors, in place, once.
 
     Args:
         vectors: (P, b), changed.
         basis: (P, m).
+        roughly: Whether to sum in the vectors' own precision, six times as fast for float32: for a
+            pass that another follows, which takes out what this one's rounding has left.
 
     Returns:
         The components that were there, (m, b), float64.
     """
-    coefficients = dots(basis, vectors)
+    coefficients = (basis.T @ vectors).double() if roughly else dots(basis, vectors)
     vectors.sub_(basis @ coefficients.to(basis.dtype))
     return coefficients
 

@@ -59,8 +59,7 @@ class Quadrature:
                 dimension=dimension,
                 degree=int((weights > 0).sum()) - 1,
                 draws=1,
-                low=nodes[0].item(),
-                high=nodes[weights > 0][-1].item(),
+                values=nodes[weights > 0].tolist(),
                 margin=link.item(),
                 is_complete=bool(complete),
             )
@@ -223,9 +222,9 @@ class _Run:
         if count == 1:
             self.square = norm**2
         own, last = self.basis[:, :count], 0.0
-        for _ in range(2):
-            project_out(product, vectors)
-            last += float(project_out(product, own)[-1])
+        for roughly in (True, False):
+            project_out(product, vectors, roughly=roughly)
+            last += float(project_out(product, own, roughly=roughly)[-1])
         link = float(dots(product, product).sqrt())
         self.diagonal.append(last)
         self.links.append(link)

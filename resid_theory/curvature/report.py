@@ -364,7 +364,7 @@ def _confirmed(
     for sign, end in ((1, top), (-1, bottom)):
         edge = end + sign * max(slack, 1e-3 * abs(end))
         chances.append(math.prod(run.missed(edge, sign) for run in runs))
-        seen = max(sign * (run.high if sign > 0 else run.low) for run in runs)
+        seen = max(sign * run.values[-1 if sign > 0 else 0] for run in runs)
         if seen > sign * edge:
             side = "above the largest" if sign > 0 else "below the smallest"
             notes.append(f"a probe found an eigenvalue {side} named; ask again with another seed")

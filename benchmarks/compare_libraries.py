@@ -1,0 +1,256 @@
+"""Top eigenvalues and densities of Hessians: time and products against other libraries.
+
+    python benchmarks/compare_libraries.py [LIBRARY ...] [--only ROW ...] [--repeats 3]
+
+The libraries (pyhessian, hessian_eigenthings, curvlinops) are no dependencies: what is not
+importable is listed and skipped. Both sides are float32, one thread, in turns, construction
+included; times are processor time.
+
+A question is answered when the five largest eigenvalues are right to 1e-3. Of each library the row
+shows (1) "told": the cheapest setting of a grid at which that holds, found by comparing with the
+known answer, which nobody has, and (2) "own": what its own stopping rule at 1e-3 costs, and how
+wrong it is then. Ours is never told anything: "verified" is the default, "first run" leaves out the
+search for missed pairs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from libraries import RIVALS, Case, Counted, Curvlinops, Eigenthings, Found, arpack, importable
+from products import images, perceptron
+from timing import rounds
+from torch import Tensor, nn
+
+import resid_theory as rt
+
+K, ACCURACY = 5, 1e-3
+
+
+# -- eigenvalues -----------------------------------------------------------------------------------
+
+
+def wrong(values: Tensor, exact: Tensor) -> float:
+    """Largest relative error."""
+    return float(((values - exact) / exact).abs().max())
+
+
+def ours(case: Case, verify: bool) -> Found:
+    """Eigenpairs to the accuracy asked for."""
+    operator = case.operator()
+    pairs = rt.eigenpairs(operator, K, tolerance=ACCURACY, verify=verify, precision=torch.float32)
+    return Found(values=pairs.values, products=pairs.products, claims=bool(pairs.converged.all()))
+
+
+class Steps:
+    """One long Lanczos run of hessian_eigenthings, which holds all the shorter ones."""
+
+    def __init__(self, rival: Eigenthings, case: Case, most: int) -> None:
+        operator, kept = rival._operator(case), case.operator()
+        operator.matvec = lambda v: kept @ v  # the same matrix, on graphs that are kept
+        algorithms = __import__("hessian_eigenthings.algorithms.lanczos", fromlist=["lanczos"])
+        start = torch.randn(operator.size, generator=torch.Generator().manual_seed(0))
+        run = algorithms.lanczos_tridiagonal(operator, start, most, reorthogonalize=True)
+        self.matrix = algorithms._build_tridiag_matrix(run).double()
+        self.links = [*run.betas.tolist(), run.last_beta]
+
+    def after(self, steps: int) -> Found:
+        """What it gives after so many steps, and whether it would say converged at 1e-3."""
+        values, vectors = torch.linalg.eigh(self.matrix[:steps, :steps])
+        values, last = values.flip(0)[:K], vectors[-1].abs().flip(0)[:K]
+        small = last * self.links[steps - 1] < ACCURACY * values.abs()
+        return Found(values=values, products=steps, claims=bool(small.all()))
+
+
+def told(rival: object, case: Case, exact: Tensor) -> tuple[object, Found, str]:
+    """The cheapest setting that is accurate, what it gives, and what its own rule costs."""
+    if isinstance(rival, Eigenthings):
+        run = Steps(rival, case, rival.settings[-1])
+        tried = {steps: run.after(steps) for steps in rival.settings}
+        doubled = [run.after(steps) for steps in (10, 20, 40, 80)]
+        needed = next((n for n, found in enumerate(doubled) if found.claims), 3)
+        last = doubled[needed]
+        own = Found(
+            values=last.values,
+            products=sum(found.products for found in doubled[: needed + 1]),
+            claims=last.claims,
+        )
+    else:
+        tried = {}
+        for setting in rival.settings:
+            if isinstance(rival, Curvlinops):
+                kept = case.operator()
+                counted = Counted(lambda v, kept=kept: (kept @ v).numpy(), kept.shape[0])
+                tried[setting] = arpack(counted, K, setting)
+            else:
+                tried[setting] = rival.eigenvalues(case, K, setting)
+                if wrong(tried[setting].values, exact) <= ACCURACY:
+                    break
+        own = tried[rival.own]
+    said = f"own rule: {own.products} products, error {wrong(own.values, exact):.1e}"
+    right = {s: f for s, f in tried.items() if wrong(f.values, exact) <= ACCURACY}
+    if right:
+        best = min(right, key=lambda s: right[s].products)
+        return best, right[best], said
+    best = min(tried, key=lambda s: wrong(tried[s].values, exact))
+    return None, tried[best], said
+
+
+def eigenvalues(case: Case, rivals: list[object], repeats: int) -> None:
+    """One row: who needs how long."""
+    reference = rt.eigenpairs(case.operator("float64"), K, tolerance=1e-5, precision=torch.float32)
+    exact = reference.values
+    size = sum(len(y) for _, y in case.batches)
+    print(
+        f"\n{case.name}: {size} samples in {len(case.batches)} batches, top {K}, reference "
+        f"{exact[0]:.5g} ... {exact[-1]:.5g} to {float((reference.bounds / exact).max()):.0e}"
+    )
+    tasks: dict[str, Callable[[], Found]] = {
+        "ours, verified": lambda: ours(case, True),
+        "ours, first run": lambda: ours(case, False),
+    }  # fmt: skip
+    notes = {}
+    for rival in rivals:
+        setting, found, said = told(rival, case, exact)
+        if setting is None:
+            print(f"  {rival.name:22} not reached: best error {wrong(found.values, exact):.1e} "
+                  f"after {found.products} products; {said}", flush=True)  # fmt: skip
+            continue
+        tasks[rival.name] = lambda r=rival, s=setting: r.eigenvalues(case, K, s)
+        notes[rival.name] = f"told {setting}; {said}"
+    found, seconds = rounds(tasks, repeats)
+    for name, result in found.items():
+        error = wrong(result.values, exact)
+        mark = "" if error <= ACCURACY else "  NOT ACCURATE"
+        print(f"  {name:22} {statistics.median(seconds[name]):8.2f} s {result.products:5d} products"
+              f"  error {error:.1e}{mark}  {notes.get(name, '')}", flush=True)  # fmt: skip
+    others = [seconds[name] for name in notes]
+    if others:
+        for name in ("ours, verified", "ours, first run"):
+            ratios = [min(o[i] for o in others) / s for i, s in enumerate(seconds[name])]
+            print(f"  best of the others / {name}: {statistics.median(ratios):.2f} "
+                  f"({min(ratios):.2f} to {max(ratios):.2f} over {repeats})")  # fmt: skip
+
+
+# -- densities -------------------------------------------------------------------------------------
+
+
+def small_case() -> Case:
+    """A trained net with 2,410 parameters, whose spectrum LAPACK gives."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+    pixels, labels = rt.data.load_digits_raw()
+    x, y = pixels[:1000].flatten(1).float() / 16, labels[:1000]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    return Case("digits MLP 64-32-10", net, [(x, y)])
+
+
+def transport(nodes: Tensor, weights: Tensor, exact: Tensor) -> float:
+    """Wasserstein-1 distance of the mean of some quadratures to a list of eigenvalues."""
+    from scipy.stats import wasserstein_distance
+
+    shares = (weights / weights.sum(1, keepdim=True)).flatten() / len(weights)
+    return float(wasserstein_distance(nodes.flatten(), exact, shares))
+
+
+def densities(rivals: list[object], seeds: int, runs: int, steps: int) -> None:
+    """Distances to the exact spectrum at equal numbers of products."""
+    case = small_case()
+    spectrum = rt.spectrum(case.net, "cross_entropy", case.batches[0], method="dense").spectrum
+    exact = spectrum.eigenvalues
+    print(f"\n{case.name}, P = {len(exact)}: W1 to the exact spectrum, {runs} x {steps} products, "
+          f"mean over {seeds} seeds (standard error); spread of the spectrum "
+          f"{float(exact.max() - exact.min()):.3g}")  # fmt: skip
+    rows: dict[str, list[float]] = {"ours": []}
+    within = 0
+    for seed in range(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        found = rt.spectral_density(
+            case.operator(), probes=runs, steps=steps, generator=generator, precision=torch.float32
+        )
+        rows["ours"].append(found.wasserstein_distance(spectrum))
+        within += rows["ours"][-1] <= found.wasserstein_error
+        for rival in rivals:
+            nodes, weights, _ = rival.density(case, runs, steps, seed)
+            rows.setdefault(rival.name, []).append(transport(nodes, weights, exact))
+    for name, values in rows.items():
+        spread = statistics.stdev(values) / len(values) ** 0.5
+        print(f"  {name:22} {statistics.mean(values):.3e} ({spread:.1e})")
+    print(f"  ours within its own 95 % error bar: {within} of {seeds}")
+
+
+def density_time(case: Case, rivals: list[object], repeats: int, runs: int, steps: int) -> None:
+    """Seconds at equal numbers of products."""
+    tasks: dict[str, Callable[[], object]] = {
+        "ours": lambda: rt.spectral_density(
+            case.operator(), probes=runs, steps=steps, precision=torch.float32
+        )
+    }
+    for rival in rivals:
+        tasks[rival.name] = lambda r=rival: r.density(case, runs, steps, 0)
+    _, seconds = rounds(tasks, repeats)
+    print(f"\n{case.name}: density from {runs} x {steps} products")
+    for name, values in seconds.items():
+        ratios = [theirs / own for theirs, own in zip(values, seconds["ours"], strict=True)]
+        print(f"  {name:22} {statistics.median(values):8.2f} s, {statistics.median(ratios):.2f} x")
+
+
+ROWS = ("mlp", "mlp-loader", "resnet", "resnet-loader", "density", "density-time")
+
+
+def main() -> None:
+    """Parse, then print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("libraries", nargs="*", default=list(RIVALS))
+    parser.add_argument("--only", nargs="+", default=ROWS, choices=ROWS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--images", type=int, default=32, help="of a batch")
+    parser.add_argument("--batches", type=int, default=3, help="of the loader of images")
+    parser.add_argument("--seeds", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, 1 thread, float32; {time.strftime('%Y-%m-%d')}")
+    rivals = importable(arguments.libraries)
+    cases = perceptrons() | residuals(arguments.images, arguments.batches)
+    for row, case in cases.items():
+        if row in arguments.only:
+            eigenvalues(case, rivals, arguments.repeats)
+    if "density" in arguments.only:
+        densities(rivals, arguments.seeds, 4, 50)
+    if "density-time" in arguments.only:
+        density_time(cases["resnet"], rivals, arguments.repeats, 2, 15)
+
+
+def perceptrons() -> dict[str, Case]:
+    """An MLP on 2,048 samples of noise, in one batch and in eight."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2048, 128, generator=generator), torch.arange(2048) % 10
+    torch.manual_seed(0)
+    net = perceptron().eval()
+    loader = list(zip(x.split(256), y.split(256), strict=True))
+    return {
+        "mlp": Case("8-layer MLP, one batch", net, [(x, y)]),
+        "mlp-loader": Case("8-layer MLP, loader", net, loader),
+    }
+
+
+def residuals(count: int, batches: int) -> dict[str, Case]:
+    """A ResNet-20 on CIFAR-10 images, one batch and several."""
+    net = rt.full_net(20, generator=0).eval()
+    x, y = images(count * batches)
+    loader = list(zip(x.split(count), y.split(count), strict=True))
+    return {
+        "resnet": Case("ResNet-20, one batch", net, loader[:1]),
+        "resnet-loader": Case("ResNet-20, loader", net, loader),
+    }
+
+
+if __name__ == "__main__":
+    main()

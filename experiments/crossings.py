@@ -1,0 +1,258 @@
+"""Where the three papers cross: notions of one, measured on the nets of another.
+
+The curvature of their convolutional nets, before and after training. None of the papers says what
+comes out, so the claims are descriptive: a criterion is that a measurement keeps its own promises
+(every eigenpair within its stated bound, two independent estimates in agreement), and what was
+found is reported with it. What is exact is in ``crossings_linear``.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.trained import listed_net
+
+DEMYSTIFYING = "Li et al., arXiv:1611.01186v2"
+STABILITY = "Yu & Tomasi, arXiv:1905.10944"
+DIRACNETS = "Zagoruyko & Komodakis, arXiv:1706.00388v2"
+NORMS = ("identity_removed", "effective")
+COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
+
+
+# -- curvature of convolutional nets ---------------------------------------------------------------
+
+
+def _curvature(
+    net: nn.Module, data: object, batchnorm: str, k: int, probes: int, steps: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Extremes with bounds, trace and index with intervals, and the density on a grid."""
+    options = {"batchnorm": batchnorm, "accumulate": "float32"}
+    report = rt.spectrum(
+        net, "cross_entropy", data, k=k, density=True, method="matrix-free", probes=probes,
+        steps=steps, generator=torch.Generator().manual_seed(seed), **options,
+    )  # fmt: skip
+    assert report.pairs is not None and report.density is not None and report.index is not None
+    again = rt.trace(
+        rt.curvature_operator(net, "cross_entropy", data, **options),
+        budget=6 * probes,
+        generator=torch.Generator().manual_seed(seed + 1),
+    )
+    pairs, curve = report.pairs, report.density.smoothed()
+    intervals = [(e.value, e.low, e.high) for e in (report.trace, again, report.index)]
+    return {
+        "size": np.array(report.parameters),
+        "values": pairs.values.numpy(),
+        "bounds": pairs.bounds.numpy(),
+        "converged": pairs.converged.numpy(),
+        "missed": np.array(pairs.missed_probability),
+        "intervals": np.array(intervals),
+        "frobenius": np.array([report.frobenius_norm.value, report.frobenius_norm.high]),
+        "grid": curve.grid.numpy(),
+        "density": np.stack([curve.values.numpy(), curve.standard_errors.numpy()]),
+        "products": np.array(report.products),
+    }
+
+
+def _under(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    return {f"{key}.{name}": values for name, values in arrays.items()}
+
+
+def _keys(a: Arrays) -> list[str]:
+    # Sorted: a record that was read back has its arrays in another order.
+    return sorted(key.removesuffix(".values") for key in a if key.endswith(".values"))
+
+
+def _kept_promises(a: Arrays, key: str) -> list[Verdict]:
+    """What any report of a spectrum has to satisfy, with the numbers found."""
+    values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
+    trace, again, index = a[f"{key}.intervals"]
+    k, missed = len(values) // 2, float(a[f"{key}.missed"])
+    overlap = max(trace[1], again[1]) <= min(trace[2], again[2])
+    energy, norm = float(np.sqrt(np.sum(values**2))), a[f"{key}.frobenius"][1]
+    return [
+        Verdict(
+            f"{key}: extreme eigenpairs within their bounds, none missed",
+            "every one converged to 1e-3; P(missed) <= 0.01",
+            f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[k]:.4g} ± "
+            f"{bounds[k]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}",
+            bool(a[f"{key}.converged"].all()) and missed <= 0.01,
+        ),
+        Verdict(
+            f"{key}: two independent estimates of the trace",
+            "95 % intervals that overlap",
+            f"{trace[0]:.4g} [{trace[1]:.4g}, {trace[2]:.4g}] and {again[0]:.4g} "
+            f"[{again[1]:.4g}, {again[2]:.4g}]; index {index[0]:.3f} "
+            f"[{index[1]:.3f}, {index[2]:.3f}]",
+            bool(overlap),
+        ),
+        Verdict(
+            f"{key}: the eigenvalues found against the Frobenius norm",
+            "root of their squares at most the upper end of its interval",
+            f"{energy:.4g} of {norm:.4g}",
+            bool(energy <= norm),
+        ),
+    ]
+
+
+def _judge_spectra(a: Arrays) -> list[Verdict]:
+    return [verdict for key in _keys(a) for verdict in _kept_promises(a, key)]
+
+
+# -- extremes against depth ------------------------------------------------------------------------
+
+
+def _initial_net(kind: str, group: int, seed: int) -> nn.Module:
+    """A net of three groups with so many layers each, and 4 layers more, or 2 if residual."""
+    if kind == "residual":
+        return rt.full_net(3 * group + 2, generator=seed)
+    return rt.diracnet(3 * group + 4, identity=kind, generator=seed)
+
+
+def compute_depth(
+    *,
+    groups: Sequence[int],
+    kinds: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    k: int,
+    probes: int,
+    steps: int,
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Spectra of initial nets of growing depth; BatchNorm takes the batch's own statistics."""
+    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    batch = data.inputs(data.pixels, torch.float32).to(device), data.labels.to(device)
+    arrays = {"samples": np.array(samples)}
+    for kind in kinds:
+        for group in groups:
+            net = _initial_net(kind, group, seed).to(device)
+            depth = 3 * group + (2 if kind == "residual" else 4)
+            # Running statistics are those of no data yet: without them deep nets overflow.
+            found = _curvature(net, [batch], "batch", k, probes, steps, seed)
+            arrays |= _under(f"{kind}_{depth}", found)
+    return arrays
+
+
+def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Depths and the extreme eigenvalues of each kind, (depths, 2)."""
+    named = sorted((kind, int(depth)) for kind, depth in (key.split("_") for key in _keys(a)))
+    found = {}
+    for kind in dict.fromkeys(kind for kind, _ in named):
+        depths = [depth for name, depth in named if name == kind]
+        ends = [a[f"{kind}_{depth}.values"] for depth in depths]
+        extremes = np.array([(values[0], values[len(values) // 2]) for values in ends])
+        found[kind] = (np.array(depths), extremes)
+    return found
+
+
+def draw_depth(figure: Figure, a: Arrays) -> None:
+    """Extremes over depth; densities of the deepest nets."""
+    left, right = figure.subplots(1, 2)
+    for kind, (depths, extremes) in _by_depth(a).items():
+        left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
+        left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind], label="- most negative")
+        key = f"{kind}_{depths[-1]}"
+        right.plot(a[f"{key}.grid"], a[f"{key}.density"][0], color=COLORS[kind], label=key)
+    left.set(xlabel="depth", ylabel="eigenvalue", yscale="log", title="at initialization")
+    right.set(xlabel="eigenvalue", ylabel="density", yscale="log", ylim=(1e-6, None))
+    right.set_xscale("symlog", linthresh=1e-2)
+    left.legend(fontsize="small")
+    right.legend(fontsize="small")
+
+
+# -- shipped nets ----------------------------------------------------------------------------------
+
+
+def compute_checkpoints(
+    *,
+    nets: Sequence[str],
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    k: int,
+    probes: int,
+    steps: int,
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Spectra of listed nets, before and after training; BatchNorm in eval mode."""
+    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    arrays = {"samples": np.array(samples)}
+    for name in nets:
+        for state in states:
+            net = listed_net(name, state).to(device)
+            arrays |= _under(f"{name}, {state}", _curvature(net, data, "eval", k, probes, steps, 0))
+    return arrays
+
+
+def draw_checkpoints(figure: Figure, a: Arrays) -> None:
+    """A density each, the extremes marked."""
+    keys = _keys(a)
+    axes = np.atleast_1d(figure.subplots(len(keys), 1))
+    for ax, key in zip(axes, keys, strict=True):
+        grid, (middle, error) = a[f"{key}.grid"], a[f"{key}.density"]
+        ax.plot(grid, middle)
+        ax.fill_between(grid, (middle - 2 * error).clip(1e-7), middle + 2 * error, alpha=0.3)
+        ax.plot(a[f"{key}.values"], np.full(len(a[f"{key}.values"]), 1e-6), "r|")
+        ax.set(yscale="log", ylim=(5e-7, None), ylabel="density", title=key)
+    axes[-1].set(xlabel="eigenvalue")
+
+
+_NETS = ["simplified_plain_20", "simplified_residual_20"]  # one more checkpoint: one more name
+
+CLAIMS = [
+    Claim(
+        id="crossings/depth",
+        source=f"{DEMYSTIFYING}, section 4, on the nets of {STABILITY} and {DIRACNETS}; in none",
+        says="Extreme curvature at initialization of plain, residual and Dirac nets against depth "
+        "(descriptive).",
+        settings={
+            "quick": {
+                "groups": [2], "kinds": ["dirac"], "dataset": "digits", "samples": 4,
+                "size": 8, "k": 1, "probes": 2, "steps": 25,
+                "scaled": "Dirac-10 only, four digits at 8 x 8",
+            },
+            "short": {
+                "groups": [2, 4, 8], "kinds": ["plain", "residual", "dirac"],
+                "dataset": "cifar10", "samples": 4, "size": 32, "k": 1, "probes": 2, "steps": 25,
+                "scaled": "depths 8 to 28 of 10 to 100, 4 images",
+            },
+            "paper": {
+                "groups": [2, 4, 6, 8, 10, 16, 32], "kinds": ["plain", "residual", "dirac"],
+                "dataset": "cifar10", "samples": 512, "size": 32, "k": 3, "probes": 10,
+                "steps": 100,
+            },
+        },
+        compute=compute_depth,
+        judge=_judge_spectra,
+        draw=draw_depth,
+    ),
+    Claim(
+        id="crossings/checkpoints",
+        source=f"{DEMYSTIFYING}, section 4, on the trained nets of {STABILITY}; in neither paper",
+        says="Curvature of trained plain and residual nets beside their initial weights "
+        "(descriptive).",
+        settings={
+            "quick": {
+                "nets": ["simplified_residual_20"], "states": ["trained"], "dataset": "digits",
+                "samples": 2, "size": 8, "k": 1, "probes": 2, "steps": 10,
+                "scaled": "two digits at 8 x 8, which the net was not trained on",
+            },
+            "short": {
+                "nets": _NETS, "states": ["initial", "trained"], "dataset": "cifar10",
+                "samples": 16, "size": 32, "k": 1, "probes": 3, "steps": 25,
+                "scaled": "two nets, trained for 15 of 200 epochs; 16 images",
+            },
+        },
+        compute=compute_checkpoints,
+        judge=_judge_spectra,
+        draw=draw_checkpoints,
+    ),
+]  # fmt: skip

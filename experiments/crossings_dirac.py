@@ -1,0 +1,193 @@
+"""The noise-stability paper's measures on the nets of DiracNets: cushions and dominant flows.
+
+Neither paper says what comes out. Criteria are identities that must hold; what was found stands
+beside them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.crossings import COLORS, DIRACNETS, NORMS, STABILITY
+from experiments.trained import listed_net
+from resid_theory.identity import identity_removed, layer_identity
+from resid_theory.stability import STATISTICS
+
+NETS = {"plain": "plain_28_1", "dirac": "diracnet_28_1"}
+
+
+def _norm_ratios(net: nn.Module, layers: Sequence[str]) -> np.ndarray:
+    """Norm of the effective weight over that of the weight without its identity, layer by layer."""
+    modules = [net.get_submodule(name) for name in layers]
+    with torch.no_grad():
+        return np.array([float(m.weight.norm() / identity_removed(m).norm()) for m in modules])
+
+
+def compute_cushions(
+    *, states: Sequence[str], dataset: str, samples: int, size: int, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Cushions of every layer and sample under both norms; float64."""
+    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
+    for state in states:
+        for kind, name in NETS.items():
+            net = listed_net(name, state).double().to(device)
+            found = rt.layer_cushions(net, data)
+            ratios = found.identity_removed / found.effective
+            arrays |= {
+                f"{state}.{kind}.median": torch.stack(
+                    [found.under(norm).median for norm in NORMS], 1
+                ).numpy(),
+                f"{state}.{kind}.ratio": torch.stack([ratios.amin(1), ratios.amax(1)], 1).numpy(),
+                f"{state}.{kind}.norms": _norm_ratios(net, found.layers),
+                "layers": np.array(found.layers),
+            }
+    return arrays
+
+
+def judge_cushions(a: Arrays) -> list[Verdict]:
+    """The two conventions differ by the norms alone; which net is above is reported."""
+    verdicts = []
+    for state in sorted({key.split(".")[0] for key in a if key.endswith(".median")}):
+        plain, dirac = (a[f"{state}.{kind}.median"] for kind in NETS)
+        norms = a[f"{state}.dirac.norms"][:, None]
+        gap = float(np.abs(a[f"{state}.dirac.ratio"] / norms - 1).max())
+        above = [int(np.sum(dirac[:, column] > plain[:, column])) for column in range(len(NORMS))]
+        verdicts.append(
+            Verdict(
+                f"{state}: cushion without over cushion with the identity in the norm, Dirac net",
+                "the ratio of the two norms in every layer and sample, to 1e-10 (definition)",
+                f"off by at most {gap:.1e}; ratios {norms[1:-1].min():.2f} to {norms.max():.2f}; "
+                f"Dirac median above plain in {above[0]} of {len(plain)} layers with the identity "
+                f"removed, in {above[1]} by the effective norm ({int(a['samples'])} samples)",
+                gap < 1e-10,
+            )
+        )
+    return verdicts
+
+
+def draw_cushions(figure: Figure, a: Arrays) -> None:
+    """Medians by layer, a column a norm, a row a state."""
+    states = sorted({key.split(".")[0] for key in a if key.endswith(".median")})
+    axes = figure.subplots(len(states), 2, squeeze=False)
+    for row, state in zip(axes, states, strict=True):
+        for column, norm in enumerate(NORMS):
+            for kind in NETS:
+                medians = a[f"{state}.{kind}.median"][:, column]
+                row[column].plot(medians, ".-", color=COLORS[kind], label=f"{kind}-28")
+            title = f"{state}, norm: {norm.replace('_', ' ')}"
+            row[column].set(xlabel="layer", ylabel="median cushion", title=title)
+    axes[0, 0].legend()
+
+
+def _without_branch(net: nn.Module) -> nn.Module:
+    """b = 0 in every Dirac layer: only the truncated identity is left."""
+    with torch.no_grad():
+        for module in net.modules():
+            inside = layer_identity(module)
+            if inside is not None:
+                inside.b.zero_()
+    return net
+
+
+def compute_flows(
+    *, states: Sequence[str], dataset: str, samples: int, size: int, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Shares of dominant paths and of flow off the paths, layer by layer."""
+    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
+    for state in states:
+        nets = {kind: listed_net(name, state) for kind, name in NETS.items()}
+        nets["identity"] = _without_branch(listed_net(NETS["dirac"], state))
+        for kind, net in nets.items():
+            flows = rt.dominant_flows(net.to(device), data)
+            means = [flows.read(mode="sap", statistic=name).mean for name in STATISTICS]
+            arrays[f"{state}.{kind}.mean"] = torch.stack(means, 1).cpu().numpy()
+            arrays[f"{state}.{kind}.off"] = flows.off_path.mean(0).cpu().numpy()
+    return arrays
+
+
+def judge_flows(a: Arrays) -> list[Verdict]:
+    """Without the branch all flow is on the paths; with it the share is reported."""
+    verdicts = []
+    for state in sorted({key.split(".")[0] for key in a if key.endswith(".off")}):
+        off = float(a[f"{state}.identity.off"].max())
+        found = [f"{kind} {a[f'{state}.{kind}.off'].mean():.3f}" for kind in NETS]
+        shares = [f"{kind} {a[f'{state}.{kind}.mean'][:, 1].mean():.3f}" for kind in NETS]
+        verdicts.append(
+            Verdict(
+                f"{state}: share of the flow off the paths in the Dirac net with b = 0",
+                "exactly 0: its paths are those of the truncated identity",
+                f"{off:.1g} at most; with b, means over layers: {', '.join(found)}; dominant paths "
+                f"by ratio of means: {', '.join(shares)} ({int(a['samples'])} samples)",
+                off == 0.0,
+            )
+        )
+    return verdicts
+
+
+def draw_flows(figure: Figure, a: Arrays) -> None:
+    """Dominant shares by layer, a column a statistic."""
+    states = sorted({key.split(".")[0] for key in a if key.endswith(".off")})
+    axes = figure.subplots(len(states), len(STATISTICS), squeeze=False)
+    for row, state in zip(axes, states, strict=True):
+        for column, statistic in enumerate(STATISTICS):
+            for kind in NETS:
+                values = a[f"{state}.{kind}.mean"][:, column]
+                row[column].plot(values, ".-", color=COLORS[kind], label=f"{kind}-28")
+            row[column].set(xlabel="layer", ylabel="dominant share", title=f"{state}, {statistic}")
+    axes[0, 0].legend()
+
+
+_STATES = {"quick": ["initial"], "short": ["initial"], "paper": ["initial", "trained"]}
+
+CLAIMS = [
+    Claim(
+        id="crossings/dirac_cushions",
+        source=f"{STABILITY}, Figure 3, on the nets of {DIRACNETS}; in neither paper",
+        says="Layer cushions of plain-28 and Dirac-28 under both norms (descriptive).",
+        settings={
+            "quick": {
+                "states": _STATES["quick"], "dataset": "digits", "samples": 10, "size": 16,
+                "scaled": "initial weights only, ten digits at 16 x 16",
+            },
+            "short": {
+                "states": _STATES["short"], "dataset": "cifar10", "samples": 200, "size": 32,
+                "scaled": "initial weights only, 200 images",
+            },
+            "paper": {
+                "states": _STATES["paper"], "dataset": "cifar10", "samples": 2000, "size": 32,
+            },
+        },
+        compute=compute_cushions,
+        judge=judge_cushions,
+        draw=draw_cushions,
+    ),
+    Claim(
+        id="crossings/dirac_flows",
+        source=f"{STABILITY}, Appendix D, on the nets of {DIRACNETS}; in neither paper",
+        says="Paths of a Dirac net follow its truncated identity; how dominant they are "
+        "(descriptive).",
+        settings={
+            "quick": {
+                "states": _STATES["quick"], "dataset": "digits", "samples": 2, "size": 16,
+                "scaled": "initial weights only, two digits at 16 x 16",
+            },
+            "short": {
+                "states": _STATES["short"], "dataset": "cifar10", "samples": 10, "size": 32,
+                "scaled": "initial weights only, 10 images",
+            },
+            "paper": {
+                "states": _STATES["paper"], "dataset": "cifar10", "samples": 200, "size": 32,
+            },
+        },
+        compute=compute_flows,
+        judge=judge_flows,
+        draw=draw_flows,
+    ),
+]  # fmt: skip
