@@ -8,6 +8,9 @@ from experiments import (
     demystifying_escape,
     demystifying_interpolation,
     demystifying_resnet,
+    diracnets_depth,
+    diracnets_scales,
+    diracnets_start,
     noise_stability_cushions,
     noise_stability_dominant,
     noise_stability_flows,
@@ -43,6 +46,9 @@ CLAIMS = join(
     noise_stability_flows.CLAIMS,
     noise_stability_gaussian.CLAIMS,
     noise_stability_dominant.CLAIMS,
+    diracnets_depth.CLAIMS,
+    diracnets_start.CLAIMS,
+    diracnets_scales.CLAIMS,
 )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import ROOT
 from resid_theory import store, training
+from resid_theory.training.results import Callback
 
 __all__ = ["TRAININGS", "evaluated", "trained", "trained_together"]
 
@@ -55,13 +56,14 @@ def trained_together(
     data: rt.Images,
     test: rt.Images | None = None,
     device: str = "cpu",
+    callbacks: Sequence[Callback] = (),
     keep: bool = True,
 ) -> rt.Run:
     """Train nets through the same epochs, or take up what an earlier call left.
 
     ``name``, anything JSON can hold, tells this training from others of equal recipe, seeds,
-    device and versions. The folder's name is a digest of all of these; code is not part of it, so
-    delete the folder when training itself changes.
+    device and versions. The folder's name is a digest of all of these; code is not part of it, nor
+    are ``callbacks``, so delete the folder when training itself or what they measure changes.
     """
     versions = [rt.__version__, torch.__version__]
     made = [name, asdict(recipe), list(seeds), device, versions]
@@ -73,6 +75,7 @@ def trained_together(
         seed=list(seeds),
         test=test,
         device=device,
+        callbacks=callbacks,
         out=TRAININGS / folder if keep else None,
         save_seconds=20.0,
         progress=False,

@@ -86,8 +86,12 @@ INSIDE = {
         ["trainings"],
         ["trained"],
         ["noise_stability_nets"],
+        ["diracnets_nets"],
         [
             "demystifying_resnet",
+            "diracnets_depth",
+            "diracnets_scales",
+            "diracnets_start",
             "noise_stability_cushions",
             "noise_stability_dominant",
             "noise_stability_flows",
