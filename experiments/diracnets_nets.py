@@ -18,7 +18,7 @@ from experiments.noise_stability_nets import Fit, image_set
 from experiments.trainings import evaluated, trained_together
 from resid_theory import training
 from resid_theory.estimates import student
-from resid_theory.identity import DiracWeight, layer_identity, trained_weight
+from resid_theory.identity.weights import DiracWeight, layer_identity, trained_weight
 from resid_theory.training import DIRACNETS, Moment
 
 __all__ = [
@@ -92,7 +92,7 @@ def scale_means(net: nn.Module, moment: Moment) -> dict[str, float]:
     means |= {
         f"b.{name}": weight.b.mean() for name, weight in layers.items() if weight.b is not None
     }
-    return {name: float(mean) for name, mean in means.items()}
+    return {name: float(mean.detach()) for name, mean in means.items()}
 
 
 def net_of(kind: str, seed: int, *, gain: float | None = None, **arguments: Any) -> nn.Module:

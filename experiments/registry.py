@@ -11,6 +11,7 @@ from experiments import (
     diracnets_depth,
     diracnets_scales,
     diracnets_start,
+    diracnets_tables,
     noise_stability_cushions,
     noise_stability_dominant,
     noise_stability_flows,
@@ -49,6 +50,7 @@ CLAIMS = join(
     diracnets_depth.CLAIMS,
     diracnets_start.CLAIMS,
     diracnets_scales.CLAIMS,
+    diracnets_tables.CLAIMS,
 )
 
 

@@ -82,6 +82,7 @@ INSIDE = {
         ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
     ],
     "experiments": [
+        ["needs"],
         ["claim"],
         ["trainings"],
         ["trained"],
@@ -92,6 +93,7 @@ INSIDE = {
             "diracnets_depth",
             "diracnets_scales",
             "diracnets_start",
+            "diracnets_tables",
             "noise_stability_cushions",
             "noise_stability_dominant",
             "noise_stability_flows",
