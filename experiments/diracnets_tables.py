@@ -3,6 +3,7 @@ widest, Tables 1 and 2.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,12 @@ PRINTED = {(28, 5): 9.1, (28, 10): 36.5}
 
 
 def compute_table_1(*, nets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Parameters of each net, and of the first the output of each group; no weight is drawn."""
-    with torch.device("meta"):
-        made = [rt.diracnet(depth, width=width) for depth, width in nets]
-        shapes, counts = _groups(made[0])
+    """Parameters of each net, and of the first the shape and number of layers of each group."""
+    depth, width = nets[0]
+    shapes, counts = _groups(rt.diracnet(depth, width=width))
     return {
         "net": np.array(nets),
-        "parameters": np.array([parameters_of(net) for net in made]),
+        "parameters": np.array([parameters_of(rt.diracnet(d, width=k)) for d, k in nets]),
         "group_shape": np.array(shapes),
         "group_layers": np.array(counts),
     }
@@ -42,7 +42,7 @@ def compute_table_1(*, nets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
 
 def _groups(net: torch.nn.Module) -> tuple[list[tuple[int, ...]], list[int]]:
     """Channels, height and width inside each group, and how many convolutions it has."""
-    x, shapes = torch.empty(1, 3, 32, 32), []
+    x, shapes = torch.zeros(2, 3, 32, 32), []  # two: BatchNorm in train mode needs them
     for layer in net.children():
         x = layer(x)
         if isinstance(layer, torch.nn.Conv2d):
@@ -128,6 +128,7 @@ def _on_cifar_10(width: int, training: Mapping[str, Any], device: str) -> np.nda
 def _on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
     folder, seeds = CIFAR100.folder(), training["seeds"]
     data, test = (rt.load_image_folder(folder / part, size=32) for part in CIFAR100.parts)
+    test = replace(test, mean=data.mean, std=data.std)
     run = trained_together(
         [rt.diracnet(28, width=width, classes=100, generator=seed) for seed in seeds],
         DIRACNETS.scaled(training["epochs"]).change(channels_last=True),

@@ -9,6 +9,8 @@ from experiments import (
     demystifying_interpolation,
     demystifying_resnet,
     diracnets_depth,
+    diracnets_fold,
+    diracnets_imagenet,
     diracnets_scales,
     diracnets_start,
     diracnets_tables,
@@ -51,6 +53,8 @@ CLAIMS = join(
     diracnets_start.CLAIMS,
     diracnets_scales.CLAIMS,
     diracnets_tables.CLAIMS,
+    diracnets_imagenet.CLAIMS,
+    diracnets_fold.CLAIMS,
 )
 
 

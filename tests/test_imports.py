@@ -91,6 +91,8 @@ INSIDE = {
         [
             "demystifying_resnet",
             "diracnets_depth",
+            "diracnets_fold",
+            "diracnets_imagenet",
             "diracnets_scales",
             "diracnets_start",
             "diracnets_tables",
