@@ -130,7 +130,7 @@ def _on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.nd
     data, test = (rt.load_image_folder(folder / part, size=32) for part in CIFAR100.parts)
     test = replace(test, mean=data.mean, std=data.std)
     run = trained_together(
-        [rt.diracnet(28, width=width, classes=100, generator=seed) for seed in seeds],
+        [rt.diracnet(28, width=width, classes=len(data.classes), generator=seed) for seed in seeds],
         DIRACNETS.scaled(training["epochs"]).change(channels_last=True),
         seeds,
         name={"net": f"diracnet_28_{width}", "data": "cifar100"},
