@@ -46,9 +46,9 @@ PAPER = "Zagoruyko & Komodakis 2017, arXiv:1706.00388v2"
 CHANCE = float(np.log(10))  # loss of ten classes guessed
 LEARNT = 0.1  # nats below chance that count as leaving it
 DIGITS = {
-    "seeds": [0, 1, 2], "epochs": 4, "batch": 32, "name": "digits", "samples": 480, "size": 8
+    "seeds": [0, 1, 2], "epochs": 5, "batch": 16, "name": "digits", "samples": 240, "size": 8
 }  # fmt: skip
-DIGITS_SCALED = "480 digits at 8 x 8, 4 epochs of batch 32, 3 seeds"
+DIGITS_SCALED = "240 digits at 8 x 8, 5 epochs of batch 16, 3 seeds"
 SHORT = {
     "seeds": [0, 1, 2], "epochs": 6, "batch": 32, "samples": 1000, "tests": 2000, "size": 16
 }  # fmt: skip
