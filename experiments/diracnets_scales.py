@@ -191,10 +191,12 @@ def draw_section_3_3(figure: Figure, a: Arrays) -> None:
 def compute_figure_2(
     *, depth: int, training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Means of a and of b per layer along training, from the start on, all seeds."""
+    """Means of a and b per layer along training, of |a| and |b| at its end, all seeds."""
     row = fits({"kind": "dirac", "depth": depth}, device=device, **training)
-    names = list(dirac_layers(row[0].net))
+    names, planes = list(dirac_layers(row[0].net)), _final(row[0])[1]
+    by_layer = [np.split(_final(fit)[0], np.cumsum(planes)[:-1], axis=1) for fit in row]
     return {
+        "sizes": np.array([[layer.mean(1) for layer in fit] for fit in by_layer]).swapaxes(1, 2),
         "means": np.array(
             [[[[line[f"{scale}.{name}"] for line in fit.lines] for name in names] for scale in "ab"]
              for fit in row]
@@ -203,20 +205,24 @@ def compute_figure_2(
 
 
 def judge_figure_2(a: Arrays) -> list[Verdict]:
-    """No layer's identity or filters fade away; the groups differ."""
-    last = np.abs(a["means"][..., -1])  # (seeds, a or b, layers)
+    """No layer's identity or filters fade away; the groups differ.
+
+    By absolute values, as in section 3.3: a mean of b with signs can vanish where no b does,
+    because V changes sign with b.
+    """
+    last = a["sizes"]  # (seeds, a or b, layers)
     ratio = last[:, 0] / last[:, 1]
     first, _, third = (part.mean(1) for part in np.split(ratio, 3, axis=1))
     mean, low, high = interval(third - first)
     return [
         Verdict(
-            "least |mean of a| and |mean of b| of a layer at the end",
+            "least mean of |a| and least mean of |b| of a layer at the end",
             f"≥ {DEGRADED}: no layer with a degraded ratio (Figure 2, section 3.3)",
             f"{last[:, 0].min():.4f}, {last[:, 1].min():.4f}",
             bool((last >= DEGRADED).all()),
         ),
         Verdict(
-            "mean ratio a/b of the third group less that of the first",
+            "ratio of the means of |a| and |b|, third group less first",
             "95 % interval without 0 (Figure 2: behaviour changes from lower to higher groups)",
             f"{mean:+.2f}, interval {low:+.2f} to {high:+.2f} (n = {len(ratio)}); "
             f"{first.mean():.2f} in the first, {third.mean():.2f} in the third",
