@@ -88,7 +88,7 @@ class Claim:
             ``device``, it receives the device of the run.
         judge: Arrays to verdicts.
         draw: Fills an empty figure from the arrays; computes nothing.
-        needs: By scale, data that must be there; without them the scale is skipped.
+        needs: By scale, data without which it is skipped.
     """
 
     id: str

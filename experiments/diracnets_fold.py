@@ -171,16 +171,18 @@ def judge_fold(a: Arrays) -> list[Verdict]:
 
 def draw_fold(figure: Figure, a: Arrays) -> None:
     """Differences by depth, and times where there are any."""
-    left, right = figure.subplots(1, 2)
+    timed = np.isfinite(a["seconds"]).all()
+    left, *more = np.ravel(figure.subplots(1, 2 if timed else 1))
     for kind in EQUAL:
         left.semilogy(a["depth"], np.maximum(a[f"gap_{kind}"], 1e-17), "o", label=kind)
         left.axhline(EQUAL[kind], color="0.7", linewidth=1)
     left.set(xlabel="depth", ylabel="largest relative difference", xticks=a["depth"])
     left.legend()
-    for name, times in zip(("not folded", "folded", "made anew"), a["seconds"].T, strict=True):
-        right.plot(a["depth"], 1e3 * times, "o-", label=name)
-    right.set(xlabel="depth", ylabel="milliseconds a pass", xticks=a["depth"])
-    right.legend()
+    for right in more:
+        for name, times in zip(("not folded", "folded", "made anew"), a["seconds"].T, strict=True):
+            right.plot(a["depth"], 1e3 * times, "o-", label=name)
+        right.set(xlabel="depth", ylabel="milliseconds a pass", xticks=a["depth"])
+        right.legend()
 
 
 CLAIMS = [
