@@ -105,10 +105,8 @@ class Claim:
             raise ValueError(f"id: got {self.id!r}, needs '<paper>/<claim>' in lower case")
         if not self.settings:
             raise ValueError(f"settings: {self.id} has none, needs a scale among {SCALES}")
-        for scale in self.settings:
-            choose("scale", scale, SCALES)
-        for scale in self.needs:
-            choose("scale", scale, list(self.settings))
+        for scale in (*self.settings, *self.needs):
+            choose("scale", scale, SCALES if scale in self.settings else list(self.settings))
 
     def missing(self, scale: str) -> str:
         """Why a scale cannot be run here; empty if it can."""
@@ -382,8 +380,8 @@ def _shortfall(claim: Claim, found: Record) -> str:
 
 
 def _pending(claim: Claim) -> str:
-    need = claim.needs.get("paper")
-    return f"paper scale not run: needs {need.what}" if need else "paper scale not run yet"
+    what = f": needs {claim.needs['paper'].what}" if "paper" in claim.needs else " yet"
+    return f"paper scale not run{what}"
 
 
 # Drawing -----------------------------------------------------------------------------------------
