@@ -84,7 +84,7 @@ def table(claims: Claims, folder: Path, *, base: str = "experiments/records") ->
 def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
     stands = standing(claim, folder=folder)
     if stands.record is None:
-        return [_row(claim.id, claim.source, claim.says, "", "", stands.word, "")]
+        return [_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)]
     link = f"[{claim.id}]({base}/{claim.id}.{stands.record.scale}.json)"
     verdicts = stands.record.verdicts
     failing = [v for v in verdicts if not v.passed]
@@ -170,6 +170,9 @@ def _list(options: argparse.Namespace) -> int:
     for claim in select(options.claims):
         stands = standing(claim, folder=options.records)
         print(f"{claim.id:44} {stands.word:15} {', '.join(claim.settings):20} {claim.source}")
+        for scale in claim.settings:
+            if claim.missing(scale):
+                print(f"    {scale}: {claim.missing(scale)}")
     return 0
 
 
@@ -183,6 +186,9 @@ def _run(options: argparse.Namespace) -> int:
         if options.minutes is not None and time.monotonic() - start >= 60 * options.minutes:
             print(f"{options.minutes:g} minutes are over; {len(chosen) - number} claims not begun")
             break
+        if claim.missing(options.scale):
+            print(f"{claim.id} ({options.scale}): skipped, {claim.missing(options.scale)}")
+            continue
         print(f"{claim.id} ({options.scale}) ...", flush=True)
         try:
             with _at_most(options.minutes, start):

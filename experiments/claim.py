@@ -9,13 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from experiments.needs import Need
 from resid_theory import store
 from resid_theory._check import choose
 
@@ -87,6 +88,7 @@ class Claim:
             ``device``, it receives the device of the run.
         judge: Arrays to verdicts.
         draw: Fills an empty figure from the arrays; computes nothing.
+        needs: By scale, data without which it is skipped.
     """
 
     id: str
@@ -96,14 +98,19 @@ class Claim:
     compute: Callable[..., Arrays]
     judge: Callable[[Arrays], Sequence[Verdict]]
     draw: Callable[["Figure", Arrays], None]
+    needs: Mapping[str, Need] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9_]+/[a-z0-9_]+", self.id):
             raise ValueError(f"id: got {self.id!r}, needs '<paper>/<claim>' in lower case")
         if not self.settings:
             raise ValueError(f"settings: {self.id} has none, needs a scale among {SCALES}")
-        for scale in self.settings:
-            choose("scale", scale, SCALES)
+        for scale in (*self.settings, *self.needs):
+            choose("scale", scale, SCALES if scale in self.settings else list(self.settings))
+
+    def missing(self, scale: str) -> str:
+        """Why a scale cannot be run here; empty if it can."""
+        return self.needs[scale].missing() if scale in self.needs else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -342,7 +349,7 @@ class Standing:
 
     Attributes:
         word: ``"reproduced"``, ``"not reproduced"``, ``"scaled down"`` or ``"pending"``.
-        detail: How far scaled down; empty otherwise.
+        detail: How far scaled down, or what a pending claim needs; empty otherwise.
         record: The record of the largest scale that was run; None where nothing was.
     """
 
@@ -357,7 +364,7 @@ def standing(claim: Claim, *, folder: str | Path = RECORDS) -> Standing:
         s for s in SCALES if s in claim.settings and record_path(claim.id, s, folder).exists()
     ]
     if not scales:
-        return Standing(word="pending", detail="", record=None)
+        return Standing(word="pending", detail=_pending(claim) if claim.needs else "", record=None)
     found = load(claim, scales[-1], folder=folder)
     detail = _shortfall(claim, found)
     if not found.passed:
@@ -368,10 +375,13 @@ def standing(claim: Claim, *, folder: str | Path = RECORDS) -> Standing:
 def _shortfall(claim: Claim, found: Record) -> str:
     parts = [str(found.settings["scaled"])] if "scaled" in found.settings else []
     if found.scale != "paper":
-        parts.append(
-            "paper scale not run yet" if "paper" in claim.settings else f"{found.scale} scale only"
-        )
+        parts.append(_pending(claim) if "paper" in claim.settings else f"{found.scale} scale only")
     return "; ".join(parts)
+
+
+def _pending(claim: Claim) -> str:
+    what = f": needs {claim.needs['paper'].what}" if "paper" in claim.needs else " yet"
+    return f"paper scale not run{what}"
 
 
 # Drawing -----------------------------------------------------------------------------------------

@@ -2,13 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import (
-    crossings,
-    crossings_dirac,
-    crossings_linear,
-    demystifying_resnet,
-    noise_stability,
-)
+from experiments import crossings, demystifying_resnet, diracnets, noise_stability
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import choose
 
@@ -26,11 +20,7 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
 
 
 CLAIMS = join(
-    demystifying_resnet.CLAIMS,
-    noise_stability.CLAIMS,
-    crossings.CLAIMS,
-    crossings_linear.CLAIMS,
-    crossings_dirac.CLAIMS,
+    demystifying_resnet.CLAIMS, noise_stability.CLAIMS, diracnets.CLAIMS, crossings.CLAIMS
 )
 
 

@@ -1,8 +1,8 @@
 """Trainings of claims, each in a folder of its own: a claim that is killed goes on there."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import ROOT
 from resid_theory import store, training
+from resid_theory.training.results import Callback
 
-__all__ = ["TRAININGS", "evaluated", "image_set", "spread", "trained", "trained_together"]
+__all__ = ["TRAININGS", "Fit", "evaluated", "image_set", "spread", "trained", "trained_together"]
 
 TRAININGS = ROOT / "out" / "trainings"
 
@@ -55,7 +56,7 @@ def trained_together(
     name: Any,
     data: rt.Images,
     test: rt.Images | None = None,
-    callbacks: Sequence[Callable[[nn.Module, Any], Mapping[str, float] | None]] = (),
+    callbacks: Sequence[Callback] = (),
     device: str = "cpu",
     keep: bool = True,
 ) -> rt.Run:
@@ -86,6 +87,20 @@ def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[f
     """Mean cross-entropy in nats and share of errors of a net in eval mode, on images as stored."""
     found = rt.evaluate(net, images, top=(1,), batch=batch)
     return found.loss, found.error(1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit:
+    """A trained net with its log, and mean loss and error on the training images."""
+
+    net: nn.Module
+    lines: list[dict[str, Any]]
+    loss: float
+    error: float
+
+    def along(self, name: str) -> np.ndarray:
+        """One number epoch by epoch, from the first trained epoch on."""
+        return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
 
 
 def image_set(

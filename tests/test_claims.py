@@ -17,6 +17,7 @@ from experiments import __main__ as command
 from experiments import claim as claims
 from experiments import registry
 from experiments.claim import Claim, Verdict, faults, live, load, measure, picture, record, standing
+from experiments.needs import Need
 from experiments.registry import CLAIMS, join, select, unlisted
 from resid_theory import store
 
@@ -312,6 +313,7 @@ def test_verdicts_are_text_and_a_plain_truth_value():
         ({"id": "Toy"}, "id: got 'Toy'"),
         ({"settings": {}}, "settings: toy/roots"),
         ({"settings": {"papers": {}}}, "scale.*'papers'.*'paper'"),
+        ({"needs": {"short": None}}, "scale.*'short'.*'quick'"),
     ],
 )
 def test_a_malformed_claim_is_refused(changes, message):
@@ -389,6 +391,56 @@ def test_unlisted_names_failures_of_claims_that_stand(toys, monkeypatch):
     here = lambda claim: standing(claim, folder=toys)  # noqa: E731
     monkeypatch.setattr(registry, "standing", here)
     assert not unlisted(wrong)
+
+
+NEEDY = Need(what="a set of roots", variable="TOY_ROOTS", parts=("train", "test"))
+
+
+@pytest.fixture
+def needy(toys, monkeypatch):
+    """A registry of one claim whose paper scale needs data; gives the folder of records."""
+    only = join([toy(needs={"paper": NEEDY})])
+    for module in (command, registry):
+        monkeypatch.setattr(module, "CLAIMS", only)
+    monkeypatch.delenv("TOY_ROOTS", raising=False)
+    return toys
+
+
+def test_a_scale_whose_data_are_missing_is_skipped_with_the_reason(needy, capsys):
+    assert call(needy, "run", "--scale", "paper") == 0
+    assert call(needy, "list") == 0
+    skipped, _, listed = capsys.readouterr().out.partition("done")
+    wanted = r"needs a set of roots: \$TOY_ROOTS/\{train,test\}/.*; \$TOY_ROOTS is not set"
+    assert re.search(f"skipped, {wanted}", skipped) and re.search(f"paper: {wanted}", listed)
+    assert not list(needy.rglob("*.json"))
+
+
+def test_a_part_of_the_data_that_is_missing_is_named(needy, monkeypatch, tmp_path):
+    (tmp_path / "train").mkdir()
+    monkeypatch.setenv("TOY_ROOTS", str(tmp_path))
+    assert f"{tmp_path} has no test" in registry.CLAIMS["toy/roots"].missing("paper")
+    with pytest.raises(FileNotFoundError, match="a set of roots.*has no test"):
+        NEEDY.folder()
+
+
+def test_a_scale_whose_data_are_there_runs(needy, monkeypatch, tmp_path):
+    for part in NEEDY.parts:
+        (tmp_path / part).mkdir()
+    monkeypatch.setenv("TOY_ROOTS", str(tmp_path))
+    assert call(needy, "run", "--scale", "paper") == 0
+    assert NEEDY.folder() == tmp_path and list(needy.rglob("*.paper.json"))
+
+
+def test_other_scales_run_without_the_data(needy):
+    assert call(needy, "run") == 0
+    stands = standing(registry.CLAIMS["toy/roots"], folder=needy)
+    assert stands.detail == "two numbers of five; paper scale not run: needs a set of roots"
+
+
+def test_a_pending_claim_says_what_it_needs(needy):
+    assert "| pending | paper scale not run: needs a set of roots |" in command.table(
+        registry.CLAIMS, needy
+    )
 
 
 def test_run_check_report(toys):

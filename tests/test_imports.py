@@ -100,10 +100,11 @@ INSIDE = {
         ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
     ],
     "experiments": [
+        ["needs"],
         ["claim"],
         ["trainings"],
         ["trained"],
-        ["noise_stability.nets", "demystifying_resnet.nets"],
+        ["demystifying_resnet.nets", "diracnets.nets", "noise_stability.nets"],
         [
             *(
                 f"demystifying_resnet.{name}"
@@ -131,9 +132,14 @@ INSIDE = {
                     "weights",
                 )
             ),
+            *(
+                f"diracnets.{name}"
+                for name in ("depth", "fold", "imagenet", "scales", "start", "tables")
+            ),
+            "crossings.curvature",
         ],
-        ["demystifying_resnet.schematics", "crossings"],
-        ["demystifying_resnet", "noise_stability", "crossings_dirac", "crossings_linear"],
+        ["crossings.dirac", "crossings.linear", "demystifying_resnet.schematics"],
+        ["crossings", "demystifying_resnet", "diracnets", "noise_stability"],
         ["registry"],
         ["__main__"],
     ],

@@ -7,7 +7,6 @@ along training is the mean over an epoch's batches as they came.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.trained import shipped
-from experiments.trainings import evaluated, image_set, spread, trained_together
+from experiments.trainings import Fit, evaluated, image_set, spread, trained_together
 from resid_theory.equivalence import to_plain
 from resid_theory.training import NOISE_STABILITY
 
@@ -36,20 +35,6 @@ def start_net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float
     identity = "residual" if kind == "transferred" else kind
     net = rt.simplified_net(depth, identity=identity, generator=seed).to(dtype)
     return to_plain(net) if kind == "transferred" else net
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fit:
-    """A trained net with its log, and mean loss and error on the training images."""
-
-    net: nn.Module
-    lines: list[dict[str, Any]]
-    loss: float
-    error: float
-
-    def along(self, name: str) -> np.ndarray:
-        """One number epoch by epoch, from the first trained epoch on."""
-        return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
 
 
 @lru_cache(maxsize=64)

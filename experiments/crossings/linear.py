@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.crossings import DEMYSTIFYING, DIRACNETS
+from experiments.crossings.curvature import DEMYSTIFYING, DIRACNETS
 from resid_theory.identity import DiracWeight, with_identity
 from resid_theory.theory import zero_point
 

@@ -3,7 +3,7 @@
 The curvature of their convolutional nets, before and after training. None of the papers says what
 comes out, so the claims are descriptive: a criterion is that a measurement keeps its own promises
 (every eigenpair within its stated bound, two independent estimates in agreement), and what was
-found is reported with it. What is exact is in ``crossings_linear``.
+found is reported with it. What is exact is in ``linear``.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,112 @@
+"""What a DiracNet costs: at inference, folded and not; in training, by its parametrization.
+
+python benchmarks/fold.py [inference] [training] [equality]. Ratios hold in a run; process time.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from timing import line, medians
+
+import resid_theory as rt
+
+DEPTHS = (34, 100)
+BATCH = 32
+
+
+def images() -> torch.Tensor:
+    """A batch of CIFAR-10's shape."""
+    return torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def forward(net: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """One pass without a graph."""
+
+    def task() -> torch.Tensor:
+        with torch.no_grad():
+            return net(x)
+
+    return task
+
+
+def chain(folded: torch.nn.Sequential) -> torch.nn.Sequential:
+    """Convolutions with bias, ReLU and pools, made anew: it never was a DiracNet."""
+    made = torch.nn.Sequential()
+    for name, layer in folded.named_children():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer = torch.nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+        elif isinstance(layer, torch.nn.Linear):
+            layer = torch.nn.Linear(layer.in_features, layer.out_features)
+        made.add_module(name, layer)
+    return made.eval()
+
+
+def inference_cost() -> None:
+    """A pass of the folded net over one of a plain chain; of the net as it was trained over it."""
+    x = images()
+    for depth in DEPTHS:
+        net = rt.diracnet(depth).eval()
+        folded = rt.fold(net)
+        tasks = {
+            "chain": forward(chain(folded), x),
+            "folded": forward(folded, x),
+            "dirac": forward(net, x),
+            "plain": forward(rt.diracnet(depth, identity="plain").eval(), x),
+        }
+        times = medians(tasks, 21, clock=time.process_time)
+        line(f"depth {depth}, batch {BATCH}: conv-ReLU chain, s", f"{times['chain']:.4f}", "")
+        ratios = {name: seconds / times["chain"] for name, seconds in times.items()}
+        line("    folded DiracNet over it", f"{ratios['folded']:.3f}", "1 +- 0.05")
+        line("    DiracNet in eval mode, not folded, over it", f"{ratios['dirac']:.2f}", "")
+        line("    plain net with BatchNorm, not folded, over it", f"{ratios['plain']:.2f}", "")
+
+
+def step(net: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
+    """Forward and backward pass of a training step."""
+
+    def task() -> None:
+        net.zero_grad()
+        net(x).square().mean().backward()
+
+    return task
+
+
+def training_cost() -> None:
+    """A step with the parametrization over one of the plain net of the same shape."""
+    x = images()
+    for depth in DEPTHS:
+        tasks = {
+            kind: step(rt.diracnet(depth, identity=kind).train(), x) for kind in ("plain", "dirac")
+        }
+        times = medians(tasks, 7, clock=time.process_time)
+        line(
+            f"depth {depth}, batch {BATCH}: a step of the plain net, s", f"{times['plain']:.3f}", ""
+        )
+        line("    DiracNet over it", f"{times['dirac'] / times['plain']:.3f}", "reported")
+
+
+def equality() -> None:
+    """The fold computes the same function."""
+    for dtype, goal in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        net = rt.diracnet(100).to(dtype)
+        x = images().to(dtype)
+        with torch.no_grad():
+            net.train()(x)
+            wanted = net.eval()(x)
+            gap = (rt.fold(net)(x) - wanted).abs().max() / wanted.abs().max()
+        line(f"depth 100, {dtype}: folded less original, relative", f"{gap:.1e}", f"<= {goal:g}")
+
+
+PARTS = {"inference": inference_cost, "training": training_cost, "equality": equality}
+
+
+def main() -> None:
+    """Print the report; with words, those parts only."""
+    for name in sys.argv[1:] or PARTS:
+        PARTS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Where the papers cross: the analyses of one applied to the nets of another, as claims."""
+
+from experiments.crossings import curvature, dirac, linear
+
+CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS]

@@ -1,0 +1,208 @@
+"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): a DiracNet costs nothing at inference,
+abstract and section 2.
+
+Times are those of ``time.process_time``, medians of turns that alternate between the nets.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.diracnets.nets import PAPER, parameters_of
+
+EQUAL = {"float64": 1e-12, "float32": 1e-4}  # depth 100: a few hundred layers' roundings
+LAYERS = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
+
+
+def compute_fold(
+    *, depths: Sequence[int], images: int, size: int, repeats: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Gaps, layers and multiplications of folded nets beside a chain that never was a DiracNet."""
+    rows = [_folded(depth, images, size, repeats, seed) for depth in depths]
+    return {"depth": np.array(depths)} | {
+        name: np.array([row[name] for row in rows]) for name in rows[0]
+    }
+
+
+def _folded(depth: int, images: int, size: int, repeats: int, seed: int) -> dict[str, object]:
+    source = torch.Generator().manual_seed(seed)
+    x = torch.randn(images, 3, size, size, generator=source, dtype=torch.float64)
+    net = _lived_in(rt.diracnet(depth, generator=seed), source, x)
+    folded = rt.fold(net)
+    bare = _chain(folded, source)
+    gaps = {}
+    for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
+        gaps[f"gap_{kind}"] = _gap(net.to(dtype), rt.fold(net), x.to(dtype))
+    single = x.float()
+    nets = {"dirac": net, "folded": folded.float(), "chain": bare.float()}
+    seconds = _seconds({name: _pass(module, single) for name, module in nets.items()}, repeats)
+    return {
+        **gaps,
+        "other_layers": sum(not isinstance(layer, LAYERS) for layer in folded),
+        "parameters": [parameters_of(folded), parameters_of(bare)],
+        "products": [_products(folded, size), _products(bare, size)],
+        "seconds": [seconds[name] for name in ("dirac", "folded", "chain")],
+    }
+
+
+@torch.no_grad()
+def _lived_in(net: nn.Module, source: torch.Generator, x: Tensor) -> nn.Module:
+    """In eval mode, with scales off their start and the running statistics of x, in float64."""
+    net.double()
+    for name, parameter in net.named_parameters():
+        if name.endswith((".a", ".b")) or parameter.dim() == 1:
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=source).double())
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # the statistics of one batch, not a mean with those of the start
+    net.train()(x)
+    return net.eval()
+
+
+@torch.no_grad()
+def _gap(net: nn.Module, folded: nn.Module, x: Tensor) -> float:
+    """Largest difference of outputs, relative to the largest output."""
+    wanted = net(x)
+    return float((folded(x) - wanted).abs().max() / wanted.abs().max())
+
+
+def _chain(folded: nn.Sequential, source: torch.Generator) -> nn.Sequential:
+    """Convolutions with bias, ReLU and pools, made anew of the same shape, not by folding."""
+    made = nn.Sequential()
+    for name, layer in folded.named_children():
+        if isinstance(layer, nn.Conv2d):
+            layer = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+        elif isinstance(layer, nn.Linear):
+            layer = nn.Linear(layer.in_features, layer.out_features)
+        made.add_module(name, layer)
+    for parameter in made.parameters():
+        drawn = torch.randn(parameter.shape, generator=source)
+        fan = max(parameter[0].numel(), 1) if parameter.dim() > 1 else 100
+        parameter.data.copy_(drawn * (2 / fan) ** 0.5)
+    return made.eval()
+
+
+def _products(net: nn.Sequential, size: int) -> int:
+    """Multiplications of one image's pass, those of convolutions and ``nn.Linear``."""
+    x, total = torch.zeros(1, 3, size, size, dtype=next(net.parameters()).dtype), 0
+    with torch.no_grad():
+        for layer in net:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                total += layer.weight.numel() * x[0, 0].numel()
+    return total
+
+
+def _pass(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            out: Tensor = net(x)
+        return out
+
+    return call
+
+
+def _seconds(tasks: Mapping[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
+    """Median seconds of each; they take turns, after one that does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(repeats + 1):
+        for name, task in tasks.items():
+            start = time.process_time()
+            task()
+            if turn:
+                spent[name].append(time.process_time() - start)
+    return {name: statistics.median(times) if times else np.nan for name, times in spent.items()}
+
+
+def judge_fold(a: Arrays) -> list[Verdict]:
+    """The same function, a plain chain, the same work, and where it was timed the same time."""
+    same = (a["parameters"] == a["parameters"][:, 1:]).all() and (
+        a["products"] == a["products"][:, 1:]
+    ).all()
+    shown = ", ".join(f"depth {d}" for d in a["depth"])
+    found = [
+        *(
+            Verdict(
+                f"folded net against the original, {kind}, largest relative difference, {shown}",
+                f"≤ {EQUAL[kind]:g} (round-off)",
+                f"{a[f'gap_{kind}'].max():.1e}",
+                bool((a[f"gap_{kind}"] <= EQUAL[kind]).all()),
+            )
+            for kind in EQUAL
+        ),
+        Verdict(
+            "layers of the folded net that are no convolution, ReLU, pool or classifier",
+            "0 (abstract: a simple chain of convolution-ReLU pairs)",
+            str(a["other_layers"].sum()),
+            bool((a["other_layers"] == 0).all()),
+        ),
+        Verdict(
+            "parameters and multiplications, folded against a chain made anew",
+            "equal (abstract: no cost at all at inference)",
+            "; ".join(
+                f"depth {d}: {m[0]:,} against {m[1]:,} multiplications"
+                for d, m in zip(a["depth"], a["products"], strict=True)
+            ),
+            bool(same),
+        ),
+    ]
+    if np.isfinite(a["seconds"]).all():
+        dirac, folded, chain = a["seconds"].T
+        ratios = folded / chain
+        found.append(
+            Verdict(
+                "time of a pass, folded over a chain made anew",
+                "1 ± 0.05 (abstract: no cost at all at inference)",
+                ", ".join(f"{ratio:.3f}" for ratio in ratios)
+                + "; not folded, in eval mode: "
+                + ", ".join(f"{ratio:.2f}" for ratio in dirac / chain),
+                bool((np.abs(ratios - 1) <= 0.05).all()),
+            )
+        )
+    return found
+
+
+def draw_fold(figure: Figure, a: Arrays) -> None:
+    """Differences by depth, and times where there are any."""
+    timed = np.isfinite(a["seconds"]).all()
+    left, *more = np.ravel(figure.subplots(1, 2 if timed else 1))
+    for kind in EQUAL:
+        left.semilogy(a["depth"], np.maximum(a[f"gap_{kind}"], 1e-17), "o", label=kind)
+        left.axhline(EQUAL[kind], color="0.7", linewidth=1)
+    left.set(xlabel="depth", ylabel="largest relative difference", xticks=a["depth"])
+    left.legend()
+    for right in more:
+        for name, times in zip(("not folded", "folded", "made anew"), a["seconds"].T, strict=True):
+            right.plot(a["depth"], 1e3 * times, "o-", label=name)
+        right.set(xlabel="depth", ylabel="milliseconds a pass", xticks=a["depth"])
+        right.legend()
+
+
+CLAIMS = [
+    Claim(
+        id="diracnets/fold",
+        source=f"{PAPER}, abstract and section 2",
+        says="At inference a DiracNet is a chain of convolution-ReLU pairs and costs no more.",
+        settings={
+            "quick": {
+                "depths": [34],
+                "images": 8,
+                "size": 16,
+                "repeats": 0,
+                "seed": 0,
+                "scaled": "depth 34, images of 16 x 16, not timed",
+            },
+            "paper": {"depths": [34, 100], "images": 32, "size": 32, "repeats": 30, "seed": 0},
+        },
+        compute=compute_fold,
+        judge=judge_fold,
+        draw=draw_fold,
+    )
+]

@@ -1,0 +1,201 @@
+"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): ImageNet, Table 3 and Figure 3.
+
+Training there needs the data, 200 GB of memory, because image sets are held whole, and days of a
+GPU; augmentation would be crops and flips of 224 x 224 images, not the authors' random scales.
+Without them the same code goes through one epoch on a generated folder of images.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.diracnets.nets import PAPER, dirac_layers, parameters_of
+from experiments.needs import Need
+from experiments.trainings import trained_together
+from resid_theory.training import DIRACNETS_IMAGENET
+
+IMAGENET = Need(
+    what="ImageNet (ILSVRC 2012)", variable="RESID_THEORY_IMAGENET", parts=("train", "val")
+)
+NAMES = ("Dirac-18", "Dirac-34", "ResNet-18", "ResNet-34")
+COUNTS = {"Dirac-18": 11_523_368, "Dirac-34": 21_638_952}  # the paper prints 11.7 and 21.8 million
+ERRORS = {"Dirac-18": (30.37, 10.88), "Dirac-34": (27.79, 9.34), "ResNet-18": (29.62, 10.62),
+          "ResNet-34": (27.17, 8.91)}  # fmt: skip
+
+
+def _net(name: str, classes: int) -> nn.Sequential:
+    kind, depth = name.split("-")
+    build = rt.diracnet_imagenet if kind == "Dirac" else rt.resnet_imagenet
+    return build(int(depth), classes=classes, generator=0)
+
+
+def compute_table_3(
+    *, nets: Sequence[str], training: Mapping[str, Any], generated: int = 0, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Errors after training, and of Dirac nets the gaps of the fold and of the authors' layout.
+
+    ``generated`` makes so many classes of images for the occasion instead of reading ImageNet.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _generate(Path(scratch), generated) if generated else IMAGENET.folder()
+        rows = [_trained(name, folder, Path(scratch), training, device, generated) for name in nets]
+    return {
+        "net": np.array(nets),
+        "generated": np.array(generated),
+        **{key: np.array([row[key] for row in rows]) for key in rows[0]},
+    }
+
+
+def _generate(folder: Path, classes: int) -> Path:
+    """A tree of train and val with striped images, a class a wavelength; PPM, which is bytes."""
+    source = np.random.default_rng(0)
+    for part, count in (("train", 8), ("val", 2)):
+        for label in range(classes):
+            (folder / part / f"class{label}").mkdir(parents=True)
+            wave = 127 * (1 + np.sin(np.arange(64) * 2 * np.pi / (4 + 4 * label)))
+            for number in range(count):
+                pixels = np.clip(wave[:, None] + source.normal(0, 20, (64, 64, 3)), 0, 255)
+                content = b"P6 64 64 255\n" + pixels.astype(np.uint8).tobytes()
+                (folder / part / f"class{label}" / f"{number}.ppm").write_bytes(content)
+    return folder
+
+
+def _trained(
+    name: str,
+    folder: Path,
+    scratch: Path,
+    training: Mapping[str, Any],
+    device: str,
+    generated: int,
+) -> dict[str, Any]:
+    size = training["size"]
+    data = rt.load_image_folder(folder / "train", size=size)
+    test = rt.load_image_folder(folder / "val", size=size, shorter=size * 256 // 224)
+    test = replace(test, mean=data.mean, std=data.std)
+    net = _net(name, len(data.classes))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    recipe = DIRACNETS_IMAGENET.scaled(training["epochs"]).change(batch=training["batch"])
+    run = trained_together(
+        [net],
+        recipe,
+        [0],
+        name={"net": name, "data": "imagenet", "size": size},
+        data=data,
+        test=test,
+        device=device,
+        keep=not generated,
+    )
+    net.cpu().eval()
+    moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
+    found = rt.evaluate(net, test, top=(1, min(5, len(data.classes))))
+    return {
+        # As many outputs as ImageNet has classes, each with 512 weights and a bias.
+        "parameters": parameters_of(net) + 513 * (1000 - len(data.classes)),
+        "risk": run.metrics[-1]["loss"],
+        "along": run.column("test_error"),
+        "moved": np.mean(moved),
+        "top_1": found.error(1),
+        "top_5": found.error(max(found.wrong)),
+        **_carried_over(net, test.inputs(test.pixels[:8], torch.float32), scratch),
+    }
+
+
+@torch.no_grad()
+def _carried_over(net: nn.Sequential, x: torch.Tensor, scratch: Path) -> dict[str, float]:
+    """Relative gaps of the folded net and of one written and read in the authors' layout."""
+    wanted = net(x)
+    made = {"fold_gap": rt.fold(net)}
+    if dirac_layers(net):
+        rt.save_dirac_file(scratch / "authors.pth", net)
+        made["file_gap"] = rt.load_dirac_file(scratch / "authors.pth")
+    gaps = {key: float((m(x) - wanted).abs().max() / wanted.abs().max()) for key, m in made.items()}
+    return {"fold_gap": np.nan, "file_gap": np.nan} | gaps
+
+
+def judge_table_3(a: Arrays) -> list[Verdict]:
+    """What can be said without ImageNet; with it, that depth for depth Dirac nets come close."""
+    nets = a["net"].tolist()
+    counts = {n: c for n, c in zip(nets, a["parameters"].tolist(), strict=True) if n in COUNTS}
+    found = [
+        Verdict(
+            f"parameters of {' and '.join(counts)}, 1,000 classes",
+            "equal to those counted in the authors' code (Table 3 prints 11.7 and 21.8 million)",
+            ", ".join(f"{count:,}" for count in counts.values()),
+            all(COUNTS[name] == count for name, count in counts.items()),
+        ),
+        Verdict(
+            "parameter tensors that training moved, and the risk of the last epoch",
+            "all, and finite",
+            "; ".join(
+                f"{name}: {100 * share:.0f} %, {risk:.3g}"
+                for name, share, risk in zip(nets, a["moved"], a["risk"], strict=True)
+            ),
+            bool((a["moved"] == 1).all() and np.isfinite(a["risk"]).all()),
+        ),
+        Verdict(
+            "trained nets against their folds and, Dirac nets, against the authors' file layout",
+            "largest relative difference ≤ 1e-4 (round-off in float32)",
+            f"{a['fold_gap'].max():.1e}, {np.nanmax(a['file_gap']):.1e}",
+            bool((a["fold_gap"] <= 1e-4).all() and np.nanmax(a["file_gap"]) <= 1e-4),
+        ),
+    ]
+    if a["generated"]:
+        return found
+    top_1 = dict(zip(nets, 100 * a["top_1"], strict=True))
+    top_5 = dict(zip(nets, 100 * a["top_5"], strict=True))
+    return found + [
+        Verdict(
+            f"top-1 error of Dirac-{depth} less that of ResNet-{depth}, points",
+            "≤ 1 (Table 3: {:.2f})".format(
+                ERRORS[f"Dirac-{depth}"][0] - ERRORS[f"ResNet-{depth}"][0]
+            ),
+            f"{top_1[f'Dirac-{depth}'] - top_1[f'ResNet-{depth}']:+.2f}; top-1 "
+            f"{top_1[f'Dirac-{depth}']:.2f} %, top-5 {top_5[f'Dirac-{depth}']:.2f} %",
+            top_1[f"Dirac-{depth}"] - top_1[f"ResNet-{depth}"] <= 1,
+        )
+        for depth in (18, 34)
+    ]
+
+
+def draw_table_3(figure: Figure, a: Arrays) -> None:
+    """Top-1 error of single crops along training, as Figure 3."""
+    ax = figure.subplots()
+    for name, along in zip(a["net"], a["along"], strict=True):
+        ax.plot(np.arange(len(along)), 100 * along, ".-", label=name)
+    ax.set(xlabel="epoch", ylabel="top-1 error, %")
+    ax.legend()
+
+
+CLAIMS = [
+    Claim(
+        id="diracnets/table_3",
+        source=f"{PAPER}, Table 3 and Figure 3",
+        says="On ImageNet DiracNets of 18 and 34 layers come close to residual nets of the same "
+        "depth.",
+        settings={
+            "quick": {
+                "nets": ["Dirac-18"],
+                "training": {"epochs": 1, "batch": 8, "size": 32},
+                "generated": 2,
+                "scaled": "one epoch on 16 generated images of 32 x 32: the errors say nothing",
+            },
+            "paper": {
+                "nets": list(NAMES),
+                "training": {"epochs": 100, "batch": 256, "size": 224},
+            },
+        },
+        compute=compute_table_3,
+        judge=judge_table_3,
+        draw=draw_table_3,
+        needs={"paper": IMAGENET},
+    )
+]

@@ -1,0 +1,187 @@
+"""The nets of arXiv:1706.00388 whose trainings several of its claims share.
+
+The recipe is ``training.DIRACNETS`` in the given number of epochs; its padding of 4 pixels shrinks
+with the images, and digits, which have no left and right, are not augmented. Errors are those of
+the final weights, in eval mode.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from experiments.trainings import Fit, evaluated, image_set, trained_together
+from resid_theory import training
+from resid_theory.estimates import student
+from resid_theory.identity.weights import DiracWeight, layer_identity, trained_weight
+from resid_theory.training import DIRACNETS, Moment
+
+__all__ = [
+    "CHANCE",
+    "COLORS",
+    "DIGITS",
+    "DIGITS_SCALED",
+    "GPU",
+    "LEARNT",
+    "PAPER",
+    "SHORT",
+    "SHORT_SCALED",
+    "Tested",
+    "dirac_layers",
+    "each",
+    "fits",
+    "interval",
+    "net_of",
+    "parameters_of",
+    "percent",
+    "scale_means",
+]
+
+PAPER = "Zagoruyko & Komodakis 2017, arXiv:1706.00388v2"
+CHANCE = float(np.log(10))  # loss of ten classes guessed
+LEARNT = 0.1  # nats below chance that count as leaving it
+DIGITS = {
+    "seeds": [0, 1, 2], "epochs": 5, "batch": 16, "name": "digits", "samples": 240, "size": 8
+}  # fmt: skip
+DIGITS_SCALED = "240 digits at 8 x 8, 5 epochs of batch 16, 3 seeds"
+SHORT = {
+    "seeds": [0, 1, 2], "epochs": 6, "batch": 32, "samples": 1000, "tests": 2000, "size": 16
+}  # fmt: skip
+SHORT_SCALED = (
+    "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 3 seeds"
+)
+GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
+COLORS = {"plain": "tab:blue", "dirac": "tab:orange", "residual": "tab:green"}
+Training = Mapping[str, Any]
+# A short name for each net that the claims compare; depth, width and std join as arguments.
+_BUILDERS: dict[str, dict[str, Any]] = {
+    "dirac": {"builder": "diracnet", "identity": "dirac"},
+    "plain": {"builder": "diracnet", "identity": "plain"},
+    "equation_4": {
+        "builder": "diracnet", "identity": "dirac", "normalize": False, "draw": "kaiming"
+    },
+    "residual": {"builder": "preresnet", "identity": "plain"},
+    "identity_inside": {"builder": "preresnet", "identity": "residual"},
+    "orthogonal": {"builder": "preresnet", "identity": "residual", "std": 1.0},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tested(Fit):
+    """A trained net with its mean loss and error on test images, of the final weights."""
+
+    test_loss: float
+    test_error: float
+
+
+def dirac_layers(net: nn.Module) -> dict[str, DiracWeight]:
+    """The parametrizations of a net's Dirac layers, by the names of the layers, in order."""
+    found = {name: layer_identity(module) for name, module in net.named_modules()}
+    return {name: weight for name, weight in found.items() if isinstance(weight, DiracWeight)}
+
+
+def scale_means(net: nn.Module, moment: Moment) -> dict[str, float]:
+    """Mean of a and of b of every Dirac layer; a callback of training."""
+    layers = dirac_layers(net)
+    means = {f"a.{name}": weight.a.mean() for name, weight in layers.items()}
+    means |= {
+        f"b.{name}": weight.b.mean() for name, weight in layers.items() if weight.b is not None
+    }
+    return {name: float(mean.detach()) for name, mean in means.items()}
+
+
+def net_of(kind: str, seed: int, *, gain: float | None = None, **arguments: Any) -> nn.Module:
+    """A net at its start: a kind of the table above, with the builder's further arguments.
+
+    ``gain`` is that of ``"orthogonal"``: its V are orthogonal matrices (out, in · taps) times it.
+    """
+    row = dict(_BUILDERS[kind])
+    builder = row.pop("builder")
+    given = {**row, **arguments, "generator": seed}
+    net = training.build_net({"builder": builder, "arguments": given})
+    if gain is not None:
+        source = torch.Generator().manual_seed(seed)
+        for module in net.modules():
+            if layer_identity(module) is not None:
+                nn.init.orthogonal_(trained_weight(module).data, gain, generator=source)
+    return net
+
+
+def parameters_of(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def fits(net: Mapping[str, Any], *, device: str, **given: Any) -> list[Tested]:
+    """Nets of one kind trained together, one for each seed; see :func:`_train` for the rest.
+
+    ``net`` holds ``kind`` and the builder's arguments.
+    """
+    key = json.dumps([dict(net), given, device], sort_keys=True)
+    if key not in _fitted:
+        _fitted[key] = _train(net, device=device, **given)
+    return _fitted[key]
+
+
+_fitted: dict[str, list[Tested]] = {}  # claims of one run share their trainings
+
+
+def _train(
+    net: Mapping[str, Any],
+    *,
+    device: str,
+    seeds: Sequence[int],
+    epochs: int,
+    batch: int = DIRACNETS.batch,
+    name: str = "cifar10",
+    samples: int | None = None,
+    tests: int | None = None,
+    size: int = 32,
+    decay: str = DIRACNETS.decay,
+) -> list[Tested]:
+    """``samples`` and ``tests`` keep the first images; ``decay="all"`` decays a and b as well."""
+    data, test = image_set(name, "train", samples, size), image_set(name, "test", tests, size)
+    recipe = DIRACNETS.scaled(epochs).change(batch=batch, decay=decay, pad=size // 8)
+    kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
+    run = trained_together(
+        [net_of(seed=seed, **net) for seed in seeds],
+        recipe.change(**kept),
+        seeds,
+        name={"net": dict(net), "data": [name, samples, size]},
+        data=data,
+        device=device,
+        callbacks=[scale_means],
+        keep=name != "digits",  # seconds need no folder, and are to be lived through each time
+    )
+    found = []
+    for number, trained in enumerate(run.nets):
+        (loss, error), (test_loss, test_error) = evaluated(trained, data), evaluated(trained, test)
+        lines = [line for line in run.metrics if line["net"] == number]
+        numbers = {"loss": loss, "error": error, "test_loss": test_loss, "test_error": test_error}
+        found.append(Tested(net=trained.cpu(), lines=lines, **numbers))
+    return found
+
+
+def each(fitted: Sequence[Tested], read: Callable[[Tested], float]) -> np.ndarray:
+    """One number of each seed's net, (seeds,)."""
+    return np.array([read(fit) for fit in fitted], dtype=float)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean of seeds and the ends of its 95 % interval, by Student's distribution."""
+    values = np.ravel(values)
+    mean = float(values.mean())
+    if len(values) == 1:
+        return mean, -np.inf, np.inf
+    half = student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def percent(values: np.ndarray) -> str:
+    """Shares as percent: mean, standard deviation over seeds, count."""
+    values = 100 * np.ravel(values)
+    spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{spread} % (n = {len(values)})"

@@ -1,0 +1,153 @@
+"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): first weights, section 3.4.
+
+The nets are residual nets of pre-activation blocks whose convolutions are I + V. "All-zero" is read
+as V = 0, the sigma that the others tend to.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.diracnets.nets import (
+    CHANCE,
+    DIGITS,
+    DIGITS_SCALED,
+    GPU,
+    LEARNT,
+    PAPER,
+    SHORT,
+    SHORT_SCALED,
+    Tested,
+    each,
+    fits,
+    percent,
+)
+
+
+def compute_section_3_4(
+    *,
+    depth: int,
+    stds: Sequence[float],
+    gains: Sequence[float],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Last risk and final test error by sigma of a normal V and by gain of an orthogonal one."""
+    net = {"depth": depth}
+    normal = [fits({"kind": "identity_inside", **net, "std": std}, device=device, **training)
+              for std in stds]  # fmt: skip
+    orthogonal = [fits({"kind": "orthogonal", **net, "gain": gain}, device=device, **training)
+                  for gain in gains]  # fmt: skip
+
+    def both(rows: Sequence[list[Tested]], name: str) -> dict[str, np.ndarray]:
+        return {
+            f"{name}_risk": np.array([each(row, lambda f: f.along("loss")[-1]) for row in rows]),
+            f"{name}_error": np.array([each(row, lambda f: f.test_error) for row in rows]),
+        }
+
+    return {
+        "depth": np.array(depth), "std": np.array(stds, dtype=float),
+        "gain": np.array(gains, dtype=float), **both(normal, "std"), **both(orthogonal, "gain"),
+    }  # fmt: skip
+
+
+def judge_section_3_4(a: Arrays) -> list[Verdict]:
+    """The start does not matter, unless it is large or nothing at all."""
+    small = (a["std"] > 0) & (a["std"] <= 0.1)
+    found = [
+        _alike("sigma", a["std"][small], a["std_error"][small], "normal V, sigma from 1e-8 to 0.1"),
+        _alike("gain", a["gain"], a["gain_error"], "orthogonal V, all gains"),
+    ]
+    if 1.0 in a["std"]:
+        one = a["std_error"][a["std"] == 1.0].mean()
+        less = 100 * (a["std_error"][small].mean() - one)
+        found.append(
+            Verdict(
+                "normal V: accuracy at sigma 1 less that at smaller ones, points",
+                "< 0 (section 3.4: slightly worse near 1)",
+                f"{less:+.2f}",
+                less < 0,
+            )
+        )
+    nothing = a["std_risk"][a["std"] == 0].ravel()
+    found.append(
+        Verdict(
+            "V = 0: risk of the last epoch",
+            f"every seed > ln 10 - {LEARNT} = {CHANCE - LEARNT:.3f} "
+            "(section 3.4: all-zero does not converge)",
+            f"{nothing.min():.3f} to {nothing.max():.3f} (n = {len(nothing)})",
+            bool((nothing > CHANCE - LEARNT).all()),
+        )
+    )
+    return found
+
+
+def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Verdict:
+    """Whether means differ by no more than seeds do."""
+    accuracy = 100 * (1 - error)
+    means = accuracy.mean(1)
+    between, within = np.ptp(means), np.ptp(accuracy, axis=1).max()
+    shown = "; ".join(
+        f"{name} {value:g}: {percent(row / 100)}"
+        for value, row in zip(values, accuracy, strict=True)
+    )
+    return Verdict(
+        f"{where}: range of the mean test accuracies, points",
+        "≤ the largest range over seeds at one value (section 3.4: the same accuracy)",
+        f"{between:.2f}, over seeds {within:.2f}; {shown}",
+        bool(between <= within),
+    )
+
+
+def draw_section_3_4(figure: Figure, a: Arrays) -> None:
+    """Accuracy against sigma and gain; sigma 0 stands at the left end."""
+    ax = figure.subplots()
+    least = min(a["std"][a["std"] > 0].min(), a["gain"].min())
+    for name, color in (("std", "tab:green"), ("gain", "tab:purple")):
+        at = np.where(a[name] > 0, a[name], least / 100)
+        accuracy = 100 * (1 - a[f"{name}_error"])
+        label = "normal, sigma" if name == "std" else "orthogonal, gain"
+        order = np.argsort(at)
+        ax.plot(at[order], accuracy.mean(1)[order], "-", color=color, label=label)
+        ax.plot(at, accuracy, ".", color=color)
+    ax.set(xscale="log", xlabel=f"sigma or gain of V ({least / 100:.0e}: zero)")
+    ax.set(ylabel="test accuracy, %")
+    ax.legend()
+
+
+CLAIMS = [
+    Claim(
+        id="diracnets/section_3_4",
+        source=f"{PAPER}, section 3.4",
+        says="Residual nets whose weights hold the identity reach the same accuracy from any small "
+        "V, of sigma 1e-8 to nearly 1 or orthogonal; only from zero they do not converge.",
+        settings={
+            "quick": {
+                "depth": 10,
+                "stds": [0.0, 1e-8, 0.01, 1.0],
+                "gains": [1e-8, 1.0],
+                "training": DIGITS,
+                "scaled": f"{DIGITS_SCALED}, depth 10, four sigmas and two gains",
+            },
+            "short": {
+                "depth": 10,
+                "stds": [0.0, 1e-8, 1e-4, 0.01, 0.1, 1.0],
+                "gains": [1e-8, 0.01, 1.0],
+                "training": SHORT,
+                "scaled": f"{SHORT_SCALED}, depth 10",
+            },
+            "paper": {
+                "depth": 28,
+                "stds": [0.0, *(10.0**power for power in range(-8, 1))],
+                "gains": [10.0**power for power in range(-8, 1)],
+                "training": GPU,
+            },
+        },
+        compute=compute_section_3_4,
+        judge=judge_section_3_4,
+        draw=draw_section_3_4,
+    )
+]

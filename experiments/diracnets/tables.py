@@ -1,0 +1,209 @@
+"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): structure of the nets and errors of the
+widest, Tables 1 and 2.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+import resid_theory as rt
+from experiments.claim import Arrays, Claim, Verdict
+from experiments.diracnets.nets import GPU, PAPER, each, fits, parameters_of, percent
+from experiments.needs import Need
+from experiments.trainings import evaluated, trained_together
+from resid_theory.training import DIRACNETS
+
+# -- Table 1 ---------------------------------------------------------------------------------------
+
+# Trainable parameters, counted in the authors' code; the paper prints 9.1 and 36.5 million.
+COUNTS = {
+    (10, 1): 75_738, (16, 1): 173_402, (22, 1): 271_066, (28, 1): 368_730, (34, 1): 466_394,
+    (40, 1): 564_058, (52, 1): 759_386, (100, 1): 1_540_698, (34, 2): 1_854_378,
+    (28, 5): 9_124_250, (28, 10): 36_450_090,
+}  # fmt: skip
+PRINTED = {(28, 5): 9.1, (28, 10): 36.5}
+
+
+def compute_table_1(*, nets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+    """Parameters of each net, and of the first the shape and number of layers of each group."""
+    depth, width = nets[0]
+    shapes, counts = _groups(rt.diracnet(depth, width=width))
+    return {
+        "net": np.array(nets),
+        "parameters": np.array([parameters_of(rt.diracnet(d, width=k)) for d, k in nets]),
+        "group_shape": np.array(shapes),
+        "group_layers": np.array(counts),
+    }
+
+
+def _groups(net: torch.nn.Module) -> tuple[list[tuple[int, ...]], list[int]]:
+    """Channels, height and width inside each group, and how many convolutions it has."""
+    x, shapes = torch.zeros(2, 3, 32, 32), []  # two: BatchNorm in train mode needs them
+    for layer in net.children():
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv2d):
+            shapes.append(tuple(x.shape[1:]))
+    distinct = list(dict.fromkeys(shapes[1:]))
+    return distinct, [shapes[1:].count(shape) for shape in distinct]
+
+
+def judge_table_1(a: Arrays) -> list[Verdict]:
+    """The printed structure, and the counts to the last parameter."""
+    (depth, width), *_ = a["net"].tolist()
+    n = (depth - 4) // 6
+    wanted = [(16 * width * 2**group, 32 >> group, 32 >> group) for group in range(3)]
+    found = {tuple(net): int(count) for net, count in zip(a["net"], a["parameters"], strict=True)}
+    wrong = {net: count for net, count in found.items() if count != COUNTS.get(net)}
+    printed = {net: found[net] / 1e6 for net in PRINTED if net in found}
+    structure = [
+        Verdict(
+            f"DiracNet-{depth}-{width}: channels and resolution of the groups",
+            "16k x 32 x 32, 32k x 16 x 16, 64k x 8 x 8 (Table 1)",
+            ", ".join(" x ".join(str(side) for side in shape) for shape in a["group_shape"]),
+            a["group_shape"].tolist() == [list(shape) for shape in wanted],
+        ),
+        Verdict(
+            f"DiracNet-{depth}-{width}: convolutions of the groups",
+            f"2N = {2 * n} each (Table 1)",
+            ", ".join(str(count) for count in a["group_layers"]),
+            a["group_layers"].tolist() == [2 * n] * 3,
+        ),
+        Verdict(
+            f"parameters of {len(found)} nets, depth {a['net'][:, 0].min()} to "
+            f"{a['net'][:, 0].max()}, width {a['net'][:, 1].min()} to {a['net'][:, 1].max()}",
+            "equal to those counted in the authors' code",
+            "all equal" if not wrong else str(wrong),
+            not wrong,
+        ),
+    ]
+    return structure + [
+        Verdict(
+            f"parameters of DiracNet-{depth}-{width}, millions",
+            f"{PRINTED[depth, width]}, to the printed digit (Table 2)",
+            f"{millions:.2f}",
+            abs(millions - PRINTED[depth, width]) <= 0.05,
+        )
+        for (depth, width), millions in printed.items()
+    ]
+
+
+def draw_table_1(figure: Figure, a: Arrays) -> None:
+    """Parameters against depth, by width."""
+    ax = figure.subplots()
+    depth, width = a["net"].T
+    for k in np.unique(width):
+        ax.semilogy(depth[width == k], a["parameters"][width == k], "o-", label=f"width {k}")
+    ax.set(xlabel="depth", ylabel="trainable parameters")
+    ax.legend()
+
+
+# -- Table 2 ---------------------------------------------------------------------------------------
+
+CIFAR100 = Need(
+    what="CIFAR-100 written as images", variable="RESID_THEORY_CIFAR100", parts=("train", "test")
+)
+PAPER_ERRORS = {"cifar10": {5: 5.16, 10: 4.75}, "cifar100": {5: 23.44, 10: 21.54}}  # percent
+
+
+def compute_table_2(
+    *, data: str, widths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Final test error of wide DiracNets of depth 28, all seeds."""
+    read = _on_cifar_100 if data == "cifar100" else _on_cifar_10
+    rows = [read(width, training, device) for width in widths]
+    return {
+        "data": np.array(data), "width": np.array(widths), "test_error": np.array(rows)
+    }  # fmt: skip
+
+
+def _on_cifar_10(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
+    net = {"kind": "dirac", "depth": 28, "width": width}
+    return each(fits(net, device=device, **training), lambda fit: fit.test_error)
+
+
+def _on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
+    folder, seeds = CIFAR100.folder(), training["seeds"]
+    data, test = (rt.load_image_folder(folder / part, size=32) for part in CIFAR100.parts)
+    test = replace(test, mean=data.mean, std=data.std)
+    run = trained_together(
+        [rt.diracnet(28, width=width, classes=len(data.classes), generator=seed) for seed in seeds],
+        DIRACNETS.scaled(training["epochs"]).change(channels_last=True),
+        seeds,
+        name={"net": f"diracnet_28_{width}", "data": "cifar100"},
+        data=data,
+        device=device,
+    )
+    return np.array([evaluated(net, test)[1] for net in run.nets])
+
+
+def judge_table_2(a: Arrays) -> list[Verdict]:
+    """The paper's errors, to half a point; wider is better."""
+    printed = PAPER_ERRORS[str(a["data"])]
+    found = []
+    for width, error in zip(a["width"].tolist(), 100 * a["test_error"], strict=True):
+        low, high = (4.7, 5.7) if printed[width] == 5.16 else (
+            printed[width] - 0.5, printed[width] + 0.5
+        )  # fmt: skip
+        found.append(
+            Verdict(
+                f"DiracNet-28-{width}: test error, mean over seeds, %",
+                f"in [{low:.2f}, {high:.2f}] (Table 2: {printed[width]})",
+                percent(error / 100),
+                bool(low <= error.mean() <= high),
+            )
+        )
+    return found
+
+
+def draw_table_2(figure: Figure, a: Arrays) -> None:
+    """Error against width, each seed a dot, the paper's a cross."""
+    ax = figure.subplots()
+    ax.plot(a["width"], 100 * a["test_error"], "o", color="tab:orange")
+    printed = PAPER_ERRORS[str(a["data"])]
+    ax.plot(list(printed), list(printed.values()), "x", color="k", label="Table 2")
+    ax.set(xlabel="width", ylabel="test error, %", xticks=a["width"])
+    ax.legend()
+
+
+# -- the claims ------------------------------------------------------------------------------------
+
+NETS = [list(net) for net in COUNTS]
+
+CLAIMS = [
+    Claim(
+        id="diracnets/table_1",
+        source=f"{PAPER}, Table 1",
+        says="A DiracNet is a stem, three groups of 2N convolutions and a classifier, with as many "
+        "parameters as a residual net of its shape.",
+        settings={
+            "quick": {"nets": NETS[:3], "scaled": "three nets of eleven"},
+            "paper": {"nets": NETS},
+        },
+        compute=compute_table_1,
+        judge=judge_table_1,
+        draw=draw_table_1,
+    ),
+    Claim(
+        id="diracnets/table_2_cifar_10",
+        source=f"{PAPER}, Table 2, CIFAR-10",
+        says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
+        settings={"paper": {"data": "cifar10", "widths": [5, 10], "training": GPU}},
+        compute=compute_table_2,
+        judge=judge_table_2,
+        draw=draw_table_2,
+    ),
+    Claim(
+        id="diracnets/table_2_cifar_100",
+        source=f"{PAPER}, Table 2, CIFAR-100",
+        says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
+        settings={"paper": {"data": "cifar100", "widths": [5, 10], "training": GPU}},
+        compute=compute_table_2,
+        judge=judge_table_2,
+        draw=draw_table_2,
+        needs={"paper": CIFAR100},
+    ),
+]
