@@ -101,7 +101,6 @@ def draw_figure_10(figure: Figure, a: Arrays) -> None:
 PAIRS = {  # (with identity, without), and the rule of the paths where the design leaves it open
     "simplified": ("simplified_residual_20", "simplified_plain_20", None),
     "full": ("full_residual_20", "full_plain_20", "truncate"),
-    "dirac": ("diracnet_28_1", "plain_28_1", None),
 }
 
 
@@ -221,23 +220,6 @@ def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
     return verdicts
 
 
-def judge_figure_12_dirac(a: Arrays) -> list[Verdict]:
-    """The identity inside a normalized weight does what a shortcut does."""
-    verdicts = []
-    for state in _states(a):
-        own, plain = _curves(a, state)
-        verdicts.append(
-            Verdict(
-                f"{state}: mean of f over the layers, DiracNet against plain",
-                "DiracNet > plain (ours: a crossing of two papers)",
-                f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
-                f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
-                own.mean() > plain.mean(),
-            )
-        )
-    return verdicts
-
-
 def draw_figure_12(figure: Figure, a: Arrays) -> None:
     """f_l by layer: by the paper's statistic, and by the ratio of means beside it."""
     states = _states(a)
@@ -326,13 +308,5 @@ CLAIMS = [
         "In nets with BatchNorm and two convolutions a block only deep layers have more dominant "
         "flows than plain nets.",
         judge_figure_12_deep,
-    ),
-    _figure_12(
-        "dirac",
-        "figure_12_dirac",
-        "a crossing: Figure 12 of arXiv:1905.10944 for the nets of arXiv:1706.00388",
-        "DiracNets, whose identity is inside the weights, have more dominant flows than plain nets "
-        "of their shape.",
-        judge_figure_12_dirac,
     ),
 ]  # fmt: skip
