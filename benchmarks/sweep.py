@@ -30,7 +30,7 @@ from resid_theory.sweep.work import Report
 
 GOALS = {"serial": "no goal", "process": "5 ms asked", "ray": "10 ms asked"}
 SMALL = {"task": "hessian", "blocks": 1, "init": ["near_zero", "xavier"]}
-KILLED = {"task": "hessian", "blocks": 6, "mid": "tanh"}
+KILLED = {"task": "hessian", "blocks": 2, "mid": "tanh"}
 
 
 @contextlib.contextmanager
@@ -65,11 +65,11 @@ def overhead(executor: str, cells: int, workers: int) -> None:
     with folder() as out:
         began = time.perf_counter()
         report = sweep(grid, out, executor, workers, hear)
+        assert report.done == cells, str(report)[:2000]
         started = time.perf_counter()
         again = sweep(grid, out, executor, workers, lambda _: None)
         found = time.perf_counter() - started
         assert again.found == cells and again.done == 0
-    assert report.done == cells and not report.failed
     # The first cell of a worker reads the data.
     steady = arrivals[-1] - arrivals[used - 1] - sum(works[used:]) / used
     beyond = report.seconds - report.work / used

@@ -30,6 +30,8 @@ def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterato
         ModuleNotFoundError: If Ray is not installed.
     """
     ray = _ray()
+    if not cells:
+        return
     started = not ray.is_initialized()
     if started:
         _start(ray, options)
