@@ -71,8 +71,7 @@ def write_names() -> None:
 
 
 # Literals, doctests and displayed formulas.
-_AS_IT_IS = re.compile(r"(`[^`]*`|^ *(?:>>>|\.\. math::).*(?:\n.+)*)", re.MULTILINE)
-
+_AS_IT_IS = re.compile(r"(``[\s\S]*?``|`[^`]*`|^ *(?:>>>|\.\. math::).*(?:\n.+)*)", re.MULTILINE)
 _MARKUP = re.compile(r"(?<!\\)([|*])(?=\S)|(?<=[^\s\\])([|])")
 
 

@@ -569,3 +569,12 @@ def test_add_identity_becomes_plain(generator):
     plain = rt.to_plain(net)
     assert type(plain[0]) is nn.Linear
     assert rt.check_equivalence(net, plain, x).largest < SAME
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])
+def test_the_gap_is_the_same_wherever_the_caller_stands(mode):
+    net, x = rt.simplified_net(8, identity="residual"), torch.ones(1, 3, 8, 8)
+    plain = rt.to_plain(net)
+    outside = rt.check_equivalence(net, plain, x)
+    with mode():
+        assert rt.check_equivalence(net, plain, x).largest == outside.largest

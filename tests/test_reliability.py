@@ -1,7 +1,6 @@
 """The quick part of the reliability table holds, its page is the whole one, nothing is run."""
 
 import ast
-import re
 from pathlib import Path
 
 import pytest

@@ -197,14 +197,14 @@ REFUSED = {
     "nan": (([1.0, math.nan], None), "^levels: entry .* is nan"),
     "inf": (([1.0, math.inf], None), "^levels: entry .* is inf"),
     "complex": (([1.0 + 1j], None), "^eigenvalues: .*needs real numbers"),
-    "none": (([], None), "^multiplicities: needs at least one level"),
-    "all-dropped": (([1.0], [0]), "^multiplicities: needs at least one level"),
+    "none": (([], None), "^eigenvalues: got 0 of them, needs at least one"),
+    "all-dropped": (([1.0], [0]), "^eigenvalues: got 0 of them, needs at least one"),
     "matrix": (([[1.0]], None), r"^levels: got shape \(1, 1\)"),
     "lengths": (
         ([1.0, 2.0], [1]),
         r"^levels: got shape \(2,\) with multiplicities of shape \(1,\)",
     ),
-    "negative": (([1.0, 2.0], [1, -1]), "^multiplicities: needs"),
+    "negative": (([1.0, 2.0], [1, -1]), "^multiplicities: got -1, needs"),
     "fraction": (([1.0, 2.0], [1, 1.5]), r"^multiplicities: got \[1.0, 1.5\], needs whole numbers"),
     "text": (("ab", None), "^eigenvalues: got str"),
 }

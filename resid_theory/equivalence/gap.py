@@ -41,6 +41,8 @@ class Gap:
         return max(self.outputs, self.input_gradient, self.gradients or 0.0, *self.steps.tolist())
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def check_equivalence(
     net_a: nn.Module,
     net_b: nn.Module,
