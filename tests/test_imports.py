@@ -39,7 +39,13 @@ FLOORS = [
 ]
 # The same, inside a room; the room's own __init__.py is above all of it.
 INSIDE = {
-    "cli": [["output", "sources"], ["dirac", "nets", "sweeps", "trainings"], ["app"], ["__main__"]],
+    "cli": [
+        ["output", "sources"],
+        ["dirac", "nets", "shortcuts", "sweeps", "trainings"],
+        ["demo"],
+        ["app"],
+        ["__main__"],
+    ],
     "theory": [
         ["gaussian", "initial", "linear", "local", "reduction", "separation", "sphere", "stacked"],
         ["assembly", "columns", "flow", "kinks", "toeplitz"],

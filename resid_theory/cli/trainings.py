@@ -202,11 +202,13 @@ def _in_turn(ranks: str | None) -> Iterator[None]:
 @contextmanager
 def _told_once() -> Iterator[None]:
     """Leave it to rank 0 to say what is wrong everywhere."""
+    from resid_theory.training import DivergenceError
+
     try:
         yield
-    except (ArithmeticError, ValueError) as error:
+    except (DivergenceError, ValueError) as error:
         if _RANK == 0 or str(error).startswith("ranks: "):
-            raise
+            raise ValueError(str(error)) from error  # the program's faults are not of this kind
         raise typer.Exit(2) from error
     except RuntimeError as error:
         if not str(error).startswith("ranks: "):

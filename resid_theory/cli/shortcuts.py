@@ -1,0 +1,340 @@
+"""Verbs of n-shortcut nets: exact spectra, and predictions at zero weights."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
+from resid_theory.comparison import Run, Setup, measure, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from resid_theory.curvature import HessianCost
+    from resid_theory.theory import ZeroPointReport
+
+__all__ = ["WORDS", "bar", "register", "threads_for", "whole_numbers"]
+
+WORDS = {
+    "max_magnitude": "largest |λ|",
+    "largest": "largest λ",
+    "smallest": "smallest λ",
+    "magnitude_percentile_10": "10th percentile of |λ|",
+    "condition_number": "max |λ| / min |λ|",
+    "condition_number_10": "max |λ| / 10th percentile",
+    "condition_number_nonzero": "max |λ| / smallest nonzero |λ|",
+    "index": "index (share of λ < 0)",
+    "nullity": "zero eigenvalues",
+    "distance": "distance from prediction",
+    "growth_rate": "κ, limit of max |λ| / blocks",
+    "bulk_percentile_10": "limit of the 10th percentile",
+    "a_priori_bound": "a-priori bound on max / min",
+    "learning_rate_scale": "learning-rate scale, 1 / max |λ|",
+    "escape_time": "weights of 0.01 grow to 0.1 in lr × steps",
+    "escape_steps": "the same in steps at that learning rate",
+}
+_ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
+
+Data = Annotated[str, typer.Option(help="To whiten: digits, mnist, or an .npz of arrays x, y.")]
+Components = Annotated[int, typer.Option(help="Principal components kept, the net's width d.")]
+Blocks = Annotated[int, typer.Option(help="Number of blocks R.")]
+ShortcutDepth = Annotated[int, typer.Option(help="Weight layers n under one shortcut.")]
+Hidden = Annotated[int | None, typer.Option(help="Width inside a block; d by default.")]
+Bias = Annotated[bool, typer.Option("--bias", help="Give each block's first layer a bias.")]
+Pre = Annotated[str | None, typer.Option(help="Activation before a block: relu, tanh, ...")]
+Mid = Annotated[str | None, typer.Option(help="Activation between the layers of a block.")]
+Post = Annotated[str | None, typer.Option(help="Activation after a block's last layer.")]
+LossName = Annotated[str, typer.Option(help="square or cross_entropy; a mean over samples.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
+
+
+# -- verbs -----------------------------------------------------------------------------------------
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs of n-shortcut nets.
+
+    Args:
+        app: The program.
+    """
+    app.command()(spectrum)
+    app.command()(zero_point)
+
+
+def spectrum(
+    ctx: typer.Context,
+    data: Data = "digits",
+    components: Components = 10,
+    blocks: Blocks = 4,
+    shortcut_depth: ShortcutDepth = 2,
+    plain: Annotated[bool, typer.Option("--plain", help="Leave the shortcuts out.")] = False,
+    hidden: Hidden = None,
+    bias: Bias = False,
+    pre: Pre = None,
+    mid: Mid = None,
+    post: Post = None,
+    init: Annotated[
+        str, typer.Option(help="xavier, orthogonal, kaiming, zero or near_zero.")
+    ] = "near_zero",
+    scale: Annotated[float, typer.Option(help="Factor of near_zero on Xavier weights.")] = 0.01,
+    seeds: Annotated[str, typer.Option(help="How many (3), or which (0,1,2).")] = "1",
+    loss: LossName = "square",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Measure all eigenvalues of the Hessian, beside the prediction where there is one.
+
+    With --checkpoint or --model: of a trained net or one of your own; options: curvature --help.
+    """
+    _spectrum(Setup.of(ctx.params), _seeds(seeds), out, as_json)
+
+
+def zero_point(
+    ctx: typer.Context,
+    data: Data = "digits",
+    components: Components = 10,
+    blocks: Blocks = 4,
+    shortcut_depth: ShortcutDepth = 2,
+    hidden: Hidden = None,
+    bias: Bias = False,
+    pre: Pre = None,
+    mid: Mid = None,
+    post: Post = None,
+    loss: LossName = "square",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="n = 1: count eigenvalues at any depth; slow.")
+    ] = False,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
+    _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
+
+
+# -- spectrum --------------------------------------------------------------------------------------
+
+
+def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
+    import resid_theory as rt
+
+    shows = shows_progress(as_json)
+    data = setup.load(progress=shows)
+    if out is not None:
+        folder(out)
+    cost = _cost(rt.hessian_cost(setup.net(seeds[0]), setup.loss, data))
+    if not as_json:
+        _say_cost(cost, len(seeds))
+    with threads_for(cost["parameters"]):
+        shown = bar(seeds, as_json, "seeds")
+        runs = [measure(setup, data, seed, progress=shows) for seed in shown]
+    content = {"setup": asdict(setup), "cost": cost, **_summary(runs)}
+    paths = "" if out is None else write(out, "spectrum", content, _spectrum_figure(runs))
+    if as_json:
+        print_json(content)
+        return
+    _spectrum_table(content)
+    if paths:
+        say(f"{paths} written.")
+
+
+def _cost(cost: "HessianCost") -> dict[str, Any]:
+    """The price of one seed, the eigenvalues included."""
+    import torch
+
+    probe, seconds = torch.eye(400, dtype=torch.float64) + 0.01, math.inf
+    with threads_for(len(probe)):
+        for _ in range(4):  # the first call starts LAPACK, which takes longer than the work
+            started = time.perf_counter()
+            torch.linalg.eigvalsh(probe)
+            seconds = min(seconds, time.perf_counter() - started)
+    return {
+        "method": cost.method,
+        "parameters": cost.parameters,
+        # LAPACK works on a copy, and needs about as much again.
+        "bytes": max(cost.bytes, 24 * cost.parameters**2),
+        "seconds": cost.seconds + seconds * (cost.parameters / 400) ** 3,
+    }
+
+
+def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
+    memory = f"{cost['bytes'] / 2**20:,.1f} MiB"
+    seconds = f"about {cost['seconds']:.2g} s a seed, {seeds} seed{'s' * (seeds > 1)}"
+    say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
+
+
+def _summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """What a list of runs comes to: each one, their mean and their spread."""
+    measured = [numbers(run.measured) for run in runs]
+    predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
+    if predicted:
+        measured = [n | {"distance": r.distance} for n, r in zip(measured, runs, strict=True)]
+    return {
+        "note": runs[0].note,
+        "runs": [run.content() for run in runs],
+        "mean": _over(fmean, measured),
+        "standard_deviation": _over(_spread, measured),
+        "predicted_mean": _over(fmean, predicted) if predicted else None,
+    }
+
+
+def _over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    return {key: reduce([row[key] for row in rows]) for key in rows[0]}
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Standard deviation between seeds (n - 1); None for one seed or an infinite value."""
+    return stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
+def _spectrum_table(content: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "measured", "± sd", "predicted"):
+        table.add_column(column, justify="right" if column else "left")
+    mean, spread, predicted = (
+        content[key] or {} for key in ("mean", "standard_deviation", "predicted_mean")
+    )
+    for key, words in WORDS.items():
+        if key in mean:
+            table.add_row(words, *(number(column.get(key)) for column in (mean, spread, predicted)))
+    bound = content["runs"][0]["a_priori_bound"]
+    if bound is not None:
+        table.add_row(WORDS["a_priori_bound"], "", "", number(bound))
+    say(table)
+    say(content["note"])
+
+
+def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
+    from resid_theory import plots
+
+    drawing = plots.figure(panel=(6.4, 4.8))
+    (ax,) = drawing.axes
+    for place, run in enumerate(runs[1:]):
+        label = "_" if place else "other seeds"  # matplotlib's sign for no entry in the legend
+        plots.spectrum(run.measured, label=label, color="0.75", ax=ax)
+    first = runs[0]
+    label = f"measured, seed {first.seed}"
+    plots.spectrum(first.measured, predicted=first.predicted, label=label, ax=ax)
+    return drawing
+
+
+# -- zero-point ------------------------------------------------------------------------------------
+
+
+def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> None:
+    data = setup.load(progress=shows_progress(as_json))
+    if out is not None:
+        folder(out)
+    from resid_theory.theory import ZeroPointReport
+
+    report = ZeroPointReport(point=setup.zero_point(data), exact=exact)
+    # Limits and counts are many small problems, whatever the depth.
+    with threads_for(report.point.size if report.is_dense else 0):
+        content = {"setup": asdict(setup), **report.summary()}
+        paths = "" if out is None else write(out, "zero_point", content, _report_figure(report))
+    if as_json:
+        print_json(content)
+        return
+    _zero_point_table(content)
+    if paths:
+        say(f"{paths} written.")
+
+
+def _zero_point_table(content: Mapping[str, Any]) -> None:
+    from rich.table import Column, Table
+
+    say(f"{content['verdict']}: {content['reason']}")
+    say(f"P = {content['parameters']:,}, by {content['method']}")
+    table = Table("", Column(justify="right"), box=None, pad_edge=False, show_header=False)
+    for key, words in WORDS.items():
+        if content.get(key) is not None:
+            table.add_row(words, number(content[key]))
+    say(table)
+
+
+def _report_figure(report: "ZeroPointReport") -> "Figure | None":
+    from resid_theory import plots
+
+    return None if report.spectrum is None else plots.zero_point(report)
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
+    """Read numbers with commas between them.
+
+    Args:
+        argument: Name of the option, for the error.
+        text: Such as ``2,4,8``.
+        minimum: The least that each may be.
+
+    Returns:
+        The numbers in their order.
+
+    Raises:
+        ValueError: If a part is not a whole number or below the minimum.
+    """
+    from resid_theory._check import whole
+
+    try:
+        found = [int(part) for part in text.rstrip(",").split(",")]
+    except ValueError:
+        raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
+    return [whole(argument, value, minimum) for value in found]
+
+
+def _seeds(text: str) -> list[int]:
+    """``3`` is three seeds, ``0,1,2`` are these, ``7,`` is the seed 7."""
+    if "," not in text:
+        return list(range(*whole_numbers("seeds", text, 1)))
+    seeds = whole_numbers("seeds", text, 0)
+    if max(seeds) >= 1 << 63:
+        raise ValueError(f"seeds: got {max(seeds)}, needs numbers below 2^63")
+    return seeds
+
+
+def bar(items: Sequence[Any], as_json: bool, unit: str) -> Iterable[Any]:
+    """Go through items with a progress bar, where somebody can see it.
+
+    Args:
+        items: Any.
+        as_json: Whether standard output is for a program.
+        unit: What one item is.
+
+    Returns:
+        The same items.
+    """
+    from tqdm import tqdm
+
+    hidden = as_json or len(items) == 1 or not sys.stderr.isatty()
+    return tqdm(items, unit=unit, leave=False, disable=hidden)
+
+
+@contextmanager
+def threads_for(size: int) -> Iterator[None]:
+    """One thread for small eigenproblems: more gain nothing, and wait where others compute too.
+
+    Args:
+        size: Parameters.
+
+    Yields:
+        Nothing; the number of threads is as it was afterwards.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if size > _ONE_THREAD else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
