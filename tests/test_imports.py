@@ -87,6 +87,8 @@ INSIDE = {
     ],
     "sweep": [
         ["settings"],
+        ["task"],
+        ["shortcuts", "trunks"],
         ["tasks"],
         ["results"],
         ["grid", "work"],
