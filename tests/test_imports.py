@@ -94,6 +94,8 @@ INSIDE = {
     ],
     "sweep": [
         ["settings"],
+        ["task"],
+        ["shortcuts", "trunks"],
         ["tasks"],
         ["results"],
         ["grid", "work"],

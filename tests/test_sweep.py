@@ -387,7 +387,8 @@ def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path, monkeypatch
         "ArithmeticError",
         "its worker was lost 3 times (WorkerCrashedError); the usual cause is lack of memory",
     ]
-    assert starts(trial)[8] == 2 and starts(trial)[10] == 3
+    # Three times with others in one task, where it was, and three times alone.
+    assert starts(trial)[8] == 2 and starts(trial)[10] in (3, 6)
 
 
 # -- the verb --------------------------------------------------------------------------------------

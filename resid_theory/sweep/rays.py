@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -73,29 +74,41 @@ def _start(ray: Any, options: Options) -> None:
 
 def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
     settings = {"num_cpus": 1, "num_gpus": options.gpus, "max_retries": options.retries}
-    task = ray.remote(**settings)(attempt)
+    task = ray.remote(**settings)(_attempt_all)
     stored = ray.put(results)
-    waiting, running = iter(cells), {}
-    # Enough that no worker waits for the driver, few enough that a large grid fits in memory.
-    ahead = 4 * max(options.workers, int(ray.cluster_resources().get("CPU", 1)))
-    while True:
-        for cell in waiting:
-            running[task.remote(cell, stored, options.device)] = cell
-            if len(running) >= ahead:
-                break
-        if not running:
-            return
-        done, _ = ray.wait(list(running), num_returns=1)
-        for reference in done:
-            cell = running.pop(reference)
-            yield _report(ray, reference, cell, results, options)
+    workers = max(options.workers, int(ray.cluster_resources().get("CPU", 1)))
+    waiting, alone, size = deque(cells), deque[Cell](), 1
+    running: dict[Any, list[Cell]] = {}
+    while waiting or alone or running:
+        # Enough that no worker waits for the driver, few enough that a large grid fits in memory.
+        while (waiting or alone) and len(running) < 2 * workers:
+            source, count = (alone, 1) if alone else (waiting, min(size, len(waiting)))
+            part = [source.popleft() for _ in range(count)]
+            running[task.remote(part, stored, options.device)] = part
+        reference = ray.wait(list(running), num_returns=1)[0][0]
+        part = running.pop(reference)
+        try:
+            reports = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if len(part) > 1:  # one of them is to blame: each by itself; what is done is found
+                alone.extend(part)
+                continue
+            reports = [_lost(part[0], results, options, error)]
+        size = _size(reports, len(waiting) // (4 * workers))
+        yield from reports
 
 
-def _report(ray: Any, reference: Any, cell: Cell, results: Results, options: Options) -> Report:
-    try:
-        report: Report = ray.get(reference)
-        return report
-    except ray.exceptions.RayError as error:
-        if results.is_done(cell):
-            return Report(cell=cell, error=None, ran=True, seconds=0.0)
-        return lost(cell, results, options.retries + 1, type(error).__name__)
+def _attempt_all(cells: list[Cell], results: Results, device: str) -> list[Report]:
+    return [attempt(cell, results, device) for cell in cells]
+
+
+def _size(reports: list[Report], most: int) -> int:
+    """Cells of a task, about half a second of work: a task costs several milliseconds."""
+    mean = sum(report.seconds for report in reports) / len(reports)
+    return max(1, min(most, 64, int(0.5 / max(mean, 1e-3))))
+
+
+def _lost(cell: Cell, results: Results, options: Options, error: Exception) -> Report:
+    if results.is_done(cell):
+        return Report(cell=cell, error=None, ran=True, seconds=0.0)
+    return lost(cell, results, options.retries + 1, type(error).__name__)
