@@ -10,15 +10,18 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import resid_theory as rt
 from resid_theory import cli, sweep
-from resid_theory.sweep import processes, running, settings, tasks
+from resid_theory.sweep import processes, rays, running, settings, tasks
 from resid_theory.sweep.results import Cell, Results
+from resid_theory.sweep.work import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
@@ -365,6 +368,49 @@ def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch, capsy
     words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path), "--executor", "ray"]
     assert cli.main(words) == 2
     assert "--executor: 'ray' needs the package ray" in capsys.readouterr().err
+
+
+class OneByOne:
+    """As much of Ray as the executor asks for, in this process; a task with seed 30 is lost."""
+
+    class Lost(Exception):
+        pass
+
+    exceptions = SimpleNamespace(RayError=Lost)
+
+    def __init__(self):
+        self.sizes = []
+
+    def remote(self, **_):
+        return lambda call: SimpleNamespace(remote=lambda *given: partial(call, *given))
+
+    def put(self, value):
+        return value
+
+    def cluster_resources(self):
+        return {"CPU": 1.0}
+
+    def wait(self, references, num_returns):
+        return references[:num_returns], references[num_returns:]
+
+    def get(self, reference):
+        cells = reference.args[0]
+        self.sizes.append(len(cells))
+        if any(cell.settings.seed == 30 for cell in cells):
+            raise self.Lost
+        return reference()
+
+
+def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial, tmp_path):
+    cells = sweep.grid_of({**trial, "seed": list(range(60))})
+    ray, options = OneByOne(), Options(workers=1, retries=2, device="cpu", gpus=0.0)
+    reports = list(rays._reports(ray, cells, Results(tmp_path), options))
+    assert len({report.cell.key for report in reports}) == len(reports) == 60
+    (failed,) = (report for report in reports if report.error is not None)
+    assert failed.cell.settings.seed == 30
+    assert failed.error.startswith("its worker was lost 3 times (Lost)")
+    assert starts(trial) == {seed: 1 for seed in range(60) if seed != 30}
+    assert max(ray.sizes) > 1 and len(ray.sizes) < 60
 
 
 @pytest.mark.filterwarnings("ignore")  # of a third party's own
