@@ -205,7 +205,7 @@ def draw_checkpoints(figure: Figure, a: Arrays) -> None:
     axes[-1].set(xlabel="eigenvalue")
 
 
-_NETS = ["simplified_plain_20", "simplified_residual_20"]  # one more checkpoint: one more name
+_NETS = ["simplified_plain_20", "simplified_residual_20", "plain_28_1", "diracnet_28_1"]
 
 CLAIMS = [
     Claim(
@@ -248,7 +248,7 @@ CLAIMS = [
             "short": {
                 "nets": _NETS, "states": ["initial", "trained"], "dataset": "cifar10",
                 "samples": 16, "size": 32, "k": 1, "probes": 3, "steps": 25,
-                "scaled": "two nets, trained for 15 of 200 epochs; 16 images",
+                "scaled": "four nets, trained for 15 of 200 epochs; 16 images",
             },
         },
         compute=compute_checkpoints,

@@ -144,7 +144,7 @@ def draw_flows(figure: Figure, a: Arrays) -> None:
     axes[0, 0].legend()
 
 
-_STATES = {"quick": ["initial"], "short": ["initial"], "paper": ["initial", "trained"]}
+_STATES = {"quick": ["initial"], "short": ["initial", "trained"], "paper": ["initial", "trained"]}
 
 CLAIMS = [
     Claim(
@@ -158,7 +158,7 @@ CLAIMS = [
             },
             "short": {
                 "states": _STATES["short"], "dataset": "cifar10", "samples": 200, "size": 32,
-                "scaled": "initial weights only, 200 images",
+                "scaled": "nets trained for 15 of 200 epochs, 200 images",
             },
             "paper": {
                 "states": _STATES["paper"], "dataset": "cifar10", "samples": 2000, "size": 32,
@@ -180,7 +180,7 @@ CLAIMS = [
             },
             "short": {
                 "states": _STATES["short"], "dataset": "cifar10", "samples": 10, "size": 32,
-                "scaled": "initial weights only, 10 images",
+                "scaled": "nets trained for 15 of 200 epochs, 10 images",
             },
             "paper": {
                 "states": _STATES["paper"], "dataset": "cifar10", "samples": 200, "size": 32,
