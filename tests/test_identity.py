@@ -5,7 +5,7 @@ import math
 import oracles
 import pytest
 import torch
-from close import round_off
+from close import relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
@@ -26,6 +26,7 @@ from resid_theory.identity import (
     undecayed,
     with_identity,
 )
+from resid_theory.identity.weights import trained_weight
 
 KINDS = ("residual", "dirac", "dominant")
 
@@ -241,6 +242,24 @@ def test_add_identity_to_many_tokens():
     x = torch.randn(3, 5, 2)
     expected = inner(x) + torch.cat([x, x], dim=-1)
     torch.testing.assert_close(AddIdentity(inner)(x), expected, rtol=0, atol=round_off(10))
+
+
+def test_the_norm_of_v_is_in_the_step_though_not_in_the_weight(generator):
+    """W(cV) = W(V) and the gradient in cV is 1/c of that in V, so V turns 1/c² as far in a step."""
+    v = torch.randn(6, 4, 3, 3, generator=generator)
+    target = torch.randn(6, 4, 3, 3, generator=generator)
+    weights, gradients = [], []
+    for scale in (1.0, 12.0):
+        dirac = with_identity(layer(inputs=4, outputs=6), "dirac")
+        original = trained_weight(dirac)
+        with torch.no_grad():
+            original.copy_(scale * v)
+        ((dirac.weight - target) ** 2).sum().backward()
+        weights.append(dirac.weight.detach())
+        gradients.append(scale * original.grad)
+    # A norm and two sums over filters of 36 entries.
+    assert relative_error(weights[1], weights[0]) <= round_off(100)
+    assert relative_error(gradients[1], gradients[0]) <= round_off(1000)
 
 
 # --- draws

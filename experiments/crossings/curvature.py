@@ -110,7 +110,8 @@ def _initial_net(kind: str, group: int, seed: int) -> nn.Module:
     """A net of three groups with so many layers each, and 4 layers more, or 2 if residual."""
     if kind == "residual":
         return rt.full_net(3 * group + 2, generator=seed)
-    return rt.diracnet(3 * group + 4, identity=kind, generator=seed)
+    # The Hessian in V depends on the norm of V: drawn as in the paper.
+    return rt.diracnet(3 * group + 4, identity=kind, draw="normal", generator=seed)
 
 
 def compute_depth(

@@ -23,6 +23,7 @@ from experiments.diracnets.nets import (
     Tested,
     each,
     fits,
+    interval,
     percent,
 )
 
@@ -118,7 +119,62 @@ def draw_section_3_4(figure: Figure, a: Arrays) -> None:
     ax.legend()
 
 
+# -- the norm of V ---------------------------------------------------------------------------------
+
+DRAWS = {"normal": "N(0, 1) (paper)", "kaiming": "He's law (authors' code)"}
+
+
+def compute_first_scale(
+    *, depth: int, training: Mapping[str, Any], device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Risk along training and final test error of DiracNets by the law that V is drawn from."""
+    arrays: dict[str, np.ndarray] = {"depth": np.array(depth)}
+    for draw in DRAWS:
+        fitted = fits({"kind": "dirac", "depth": depth}, device=device, **training, draw=draw)
+        arrays[f"{draw}_risk"] = np.array([fit.along("loss") for fit in fitted])
+        arrays[f"{draw}_error"] = each(fitted, lambda fit: fit.test_error)
+    return arrays
+
+
+def judge_first_scale(a: Arrays) -> list[Verdict]:
+    """Whether the norm of V, which the weight does not see, is without effect on training."""
+    gain = 100 * (a["normal_error"] - a["kaiming_error"])
+    mean, low, high = interval(gain)
+    shown = "; ".join(f"{label}: {percent(1 - a[f'{d}_error'])}" for d, label in DRAWS.items())
+    return [
+        Verdict(
+            "test accuracy, He's law less N(0, 1) with the same seed, points",
+            "95 % interval around 0 (only the direction of V counts in the weight)",
+            f"{mean:.1f}, interval {low:.1f} to {high:.1f} (n = {len(gain)}); {shown}",
+            low <= 0 <= high,
+        )
+    ]
+
+
+def draw_first_scale(figure: Figure, a: Arrays) -> None:
+    """Training risk against epochs, one curve a seed."""
+    ax = figure.subplots()
+    for (draw, label), color in zip(DRAWS.items(), ("tab:blue", "tab:orange"), strict=True):
+        for number, risk in enumerate(a[f"{draw}_risk"]):
+            ax.plot(np.arange(1, len(risk) + 1), risk, ".-", color=color,
+                    label=None if number else label)  # fmt: skip
+    ax.set(xlabel="epoch", ylabel="training risk")
+    ax.legend()
+
+
 CLAIMS = [
+    Claim(
+        id="diracnets/first_scale",
+        source=f"{PAPER}, section 2 (V ~ N(0, 1)), against the authors' code (He's law)",
+        says="The law that V is drawn from does not matter: only its direction is in the weight.",
+        settings={
+            "short": {"depth": 16, "training": SHORT, "scaled": f"{SHORT_SCALED}, depth 16"},
+            "paper": {"depth": 34, "training": {"seeds": [0, 1, 2], "epochs": 200}},
+        },
+        compute=compute_first_scale,
+        judge=judge_first_scale,
+        draw=draw_first_scale,
+    ),
     Claim(
         id="diracnets/section_3_4",
         source=f"{PAPER}, section 3.4",
@@ -149,5 +205,5 @@ CLAIMS = [
         compute=compute_section_3_4,
         judge=judge_section_3_4,
         draw=draw_section_3_4,
-    )
+    ),
 ]

@@ -76,9 +76,9 @@ def preresnet(
         parts.append((f"block{number}", block))
         inputs = outputs
     parts += [("bn", norm(inputs)), ("relu", nn.ReLU()), *head(inputs, classes)]
-    # Dirac weights are normalized, so N(0, 1) is their draw whatever std says.
-    scale = std if identity == "residual" else 1.0
-    return draw_net(sequence(parts), "kaiming", generator, inside="normal", std=scale)
+    # Of Dirac weights only the direction counts, and the norm is their steps' size: not std.
+    inside = "normal" if identity == "residual" else "kaiming"
+    return draw_net(sequence(parts), "kaiming", generator, inside=inside, std=std)
 
 
 def _block(inputs: int, outputs: int, count: int, stride: int, identity: str) -> Block:
