@@ -246,11 +246,11 @@ def test_add_identity_to_many_tokens():
 
 def test_the_norm_of_v_is_in_the_step_though_not_in_the_weight(generator):
     """W(cV) = W(V) and the gradient in cV is 1/c of that in V, so V turns 1/c² as far in a step."""
-    v = torch.randn(6, 4, 3, 3, generator=generator)
-    target = torch.randn(6, 4, 3, 3, generator=generator)
+    v = torch.randn(8, 4, 3, 3, generator=generator)
+    target = torch.randn(8, 4, 3, 3, generator=generator)
     weights, gradients = [], []
     for scale in (1.0, 12.0):
-        dirac = with_identity(layer(inputs=4, outputs=6), "dirac")
+        dirac = with_identity(layer(inputs=4, outputs=8), "dirac")
         original = trained_weight(dirac)
         with torch.no_grad():
             original.copy_(scale * v)
