@@ -556,7 +556,7 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
         fit(conv_net(), out=tmp_path, every=1, save_seconds=0, callbacks=[interrupt_at(3)])
     before = left(tmp_path)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
