@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 from torch import nn
 
 import resid_theory as rt
@@ -164,6 +165,8 @@ def draw_depth(figure: Figure, a: Arrays) -> None:
     left.set(xlabel="depth", ylabel="eigenvalue", yscale="log", title="at initialization")
     right.set(xlabel="eigenvalue", ylabel="density", yscale="log", ylim=(1e-6, None))
     right.set_xscale("symlog", linthresh=1e-2)
+    right.xaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=1e-2))
+    right.tick_params(axis="x", labelrotation=60)
     left.legend(fontsize="small")
     right.legend(fontsize="small")
 

@@ -56,7 +56,7 @@ SHORT_SCALED = (
 )
 # The authors' code draws V by He's law, their paper by N(0, 1); see ``start.compute_first_scale``.
 GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200, "draw": "kaiming"}
-COLORS = {"plain": "tab:blue", "dirac": "tab:orange", "residual": "tab:green"}
+COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 Training = Mapping[str, Any]
 # A short name for each net that the claims compare; depth, width and std join as arguments.
 _BUILDERS: dict[str, dict[str, Any]] = {

@@ -110,11 +110,11 @@ def draw_section_2(figure: Figure, a: Arrays) -> None:
     left, right = figure.subplots(1, 2)
     epoch = np.arange(1, a["risk"].shape[-1] + 1)
     for way, risks, color in zip(
-        WAYS, a["risk"], ("tab:orange", "tab:red", "tab:purple"), strict=True
+        WAYS, a["risk"], ("tab:green", "tab:red", "tab:purple"), strict=True
     ):
         left.plot(epoch, risks.mean(0), color=color, label=way)
         left.fill_between(epoch, risks.min(0), risks.max(0), color=color, alpha=0.15)
-    for number, color in ((0, "tab:orange"), (2, "tab:purple")):
+    for number, color in ((0, "tab:green"), (2, "tab:purple")):
         for scale, style in ((0, "-"), (1, "--")):
             values = np.sort(a["scales"][number, :, scale].ravel())
             share = np.arange(1, len(values) + 1) / len(values)
@@ -178,9 +178,9 @@ def draw_section_3_3(figure: Figure, a: Arrays) -> None:
     layers = [layer[:, 0] / layer[:, 1] for layer in _by_layer(a)]
     at = np.arange(1, len(layers) + 1)
     low, left, middle, right, high = np.array([np.quantile(layer, QUANTILES) for layer in layers]).T
-    ax.fill_between(at, low, high, color="tab:orange", alpha=0.15, label="all planes")
-    ax.fill_between(at, left, right, color="tab:orange", alpha=0.4, label="5 to 95 %")
-    ax.plot(at, middle, color="tab:orange", label="median")
+    ax.fill_between(at, low, high, color="tab:green", alpha=0.15, label="all planes")
+    ax.fill_between(at, left, right, color="tab:green", alpha=0.4, label="5 to 95 %")
+    ax.plot(at, middle, color="tab:green", label="median")
     ax.set(xlabel="layer", ylabel="|a| / |b| at the end", yscale="log")
     ax.legend()
 

@@ -107,7 +107,7 @@ def draw_section_3_4(figure: Figure, a: Arrays) -> None:
     """Accuracy against sigma and gain; sigma 0 stands at the left end."""
     ax = figure.subplots()
     least = min(a["std"][a["std"] > 0].min(), a["gain"].min())
-    for name, color in (("std", "tab:green"), ("gain", "tab:purple")):
+    for name, color in (("std", "tab:orange"), ("gain", "tab:purple")):
         at = np.where(a[name] > 0, a[name], least / 100)
         accuracy = 100 * (1 - a[f"{name}_error"])
         label = "normal, sigma" if name == "std" else "orthogonal, gain"
@@ -154,7 +154,7 @@ def judge_first_scale(a: Arrays) -> list[Verdict]:
 def draw_first_scale(figure: Figure, a: Arrays) -> None:
     """Training risk against epochs, one curve a seed."""
     ax = figure.subplots()
-    for (draw, label), color in zip(DRAWS.items(), ("tab:blue", "tab:orange"), strict=True):
+    for (draw, label), color in zip(DRAWS.items(), ("tab:olive", "tab:green"), strict=True):
         for number, risk in enumerate(a[f"{draw}_risk"]):
             ax.plot(np.arange(1, len(risk) + 1), risk, ".-", color=color,
                     label=None if number else label)  # fmt: skip

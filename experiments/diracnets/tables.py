@@ -162,7 +162,7 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
 def draw_table_2(figure: Figure, a: Arrays) -> None:
     """Error against width, each seed a dot, the paper's a cross."""
     ax = figure.subplots()
-    ax.plot(a["width"], 100 * a["test_error"], "o", color="tab:orange")
+    ax.plot(a["width"], 100 * a["test_error"], "o", color="tab:green")
     printed = PAPER_ERRORS[str(a["data"])]
     ax.plot(list(printed), list(printed.values()), "x", color="k", label="Table 2")
     ax.set(xlabel="width", ylabel="test error, %", xticks=a["width"])
