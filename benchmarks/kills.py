@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import resid_theory as rt
-from benchmarks import crash
+from benchmarks import crash, sweep
 from benchmarks.outcome import Outcome, judged
 from resid_theory import store
 
@@ -83,6 +83,23 @@ def killed_estimates(count: int, seed: int = 0) -> Outcome:
     )
 
 
+def killed_workers(cells: int = 200) -> Outcome:
+    """Cells of a sweep of which a worker is killed every two seconds."""
+    found = sweep.killed_sweep(cells, workers=2, seconds=2.0, seed=0)
+    counts = {
+        "without a result": cells - found.verified,
+        "done twice": found.twice,
+        "failed": len(found.report.failed),
+    }
+    return Outcome(
+        fault="kill -9 of a worker of a sweep every two seconds",
+        promise="every cell done once, its result verifies",
+        trials=cells,
+        lost=tuple(f"{count} cells {how}" for how, count in counts.items() if count),
+        note=f"{found.killed} workers killed",
+    )
+
+
 def rows(quick: bool = False) -> list[Outcome]:
-    """Two rows; the quick part has none, because tests/test_training.py kills a training."""
-    return [] if quick else [kills(TRIALS), killed_estimates(TRIALS)]
+    """Three rows; the quick part has none, as the tests kill trainings and workers themselves."""
+    return [] if quick else [kills(TRIALS), killed_estimates(TRIALS), killed_workers()]

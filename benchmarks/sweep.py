@@ -10,6 +10,7 @@ kills: 200 cells, and every few seconds one worker is killed with SIGKILL.
 
 import argparse
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import random
@@ -111,8 +112,19 @@ def sweep(grid, out: Path, executor: str, workers: int, heard) -> SweepReport:
     return run_sweep(grid, out, executor=executor, workers=workers, progress=False, heard=heard)
 
 
-def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
-    """Print what is left of a sweep whose workers are killed."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survived:
+    """What is left of a sweep whose workers were killed."""
+
+    cells: int
+    verified: int  # cells with a result that verifies
+    twice: int  # cells reported more than once
+    report: SweepReport
+    killed: int
+
+
+def killed_sweep(cells: int, workers: int, seconds: float, seed: int) -> Survived:
+    """Run a sweep and kill one of its workers every so many seconds."""
     grid, heard = {**KILLED, "seed": list(range(cells))}, Counter[str]()
     ended, killed = threading.Event(), []
     killer = threading.Thread(target=kill, args=(ended, killed, seconds, random.Random(seed)))
@@ -128,12 +140,24 @@ def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
             ended.set()
             killer.join()
         table = load_results(out)
-    keys = {cell.key for cell in grid_of(grid)}
-    print(f"process, {workers} workers, {len(killed)} of them killed in {report.seconds:.1f} s")
-    line("  cells done", f"{report.done} of {cells}", "200 of 200 asked")
-    line("  results that verify", f"{len(keys & set(table.index))} of {len(table)}", "all of them")
-    line("  cells reported twice", str(sum(n > 1 for n in heard.values())), "none asked")
-    line("  cells that failed", str(len(report.failed)), "none")
+    return Survived(
+        cells=cells,
+        verified=len({cell.key for cell in grid_of(grid)} & set(table.index)),
+        twice=sum(n > 1 for n in heard.values()),
+        report=report,
+        killed=len(killed),
+    )
+
+
+def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
+    """Print what is left of a sweep whose workers are killed."""
+    found = killed_sweep(cells, workers, seconds, seed)
+    took = found.report.seconds
+    print(f"process, {workers} workers, {found.killed} of them killed in {took:.1f} s")
+    line("  cells done", f"{found.report.done} of {cells}", "200 of 200 asked")
+    line("  results that verify", f"{found.verified} of {cells}", "all of them")
+    line("  cells reported twice", str(found.twice), "none asked")
+    line("  cells that failed", str(len(found.report.failed)), "none")
 
 
 def kill(ended: threading.Event, killed: list[int], seconds: float, draw: random.Random) -> None:
