@@ -20,7 +20,7 @@ _DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one end
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
-_MARGIN = 10  # steps more than the first run took, before a later one gives up to be sure
+_MARGIN = 60  # steps more than the first run took, before a later one gives up to be sure
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 _WIDEST = 4  # of later runs' starts
@@ -63,7 +63,7 @@ def eigenpairs(
             say so.
         capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
         verify: Whether to look for missed pairs and copies. A run that looks takes at
-            most ten steps more than the first one; without it values may be missing, and no
+            most sixty steps more than the first one; without it values may be missing, and no
             multiplicity is known.
         precision: In which A computes its products, where that is less than its dtype: that of a
             float32 net whose products are added up in float64. Bounds allow for its rounding.
