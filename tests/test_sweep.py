@@ -355,6 +355,24 @@ def test_workers_that_do_not_start_are_an_error(trial, tmp_path, monkeypatch):
         run({**trial, "seed": [0, 1]}, tmp_path, "process", workers=1)
 
 
+def test_workers_killed_while_they_start_are_started_again(trial, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_serve", partial(_killed_young, tmp_path / "starts"))
+    found = run({**trial, "seed": [0]}, tmp_path / "out", "process", workers=1)
+    assert found.done == 1 and len((tmp_path / "starts").read_text()) == 6
+
+
+def _killed_young(starts, *arguments):
+    """Six starts, of which the first five are killed."""
+    with starts.open("a") as file:
+        file.write("x")
+    if starts.stat().st_size < 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    _SERVE(*arguments)
+
+
+_SERVE = processes._serve
+
+
 def _exit(*_):
     os._exit(3)
 

@@ -19,6 +19,7 @@ __all__ = ["run_in_processes"]
 
 _READY = "ready"
 _SHORT = 0.1  # seconds; far above what a driver takes to answer
+_STILLBORN, _KILLED_YOUNG = 3, 50  # workers in a row, by an error of theirs or by a signal
 
 
 def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
@@ -125,7 +126,8 @@ class _Pool:
     def _replace(self, worker: _Worker) -> Report | None:
         how, cells = worker.end(), worker.cells
         self.stillborn += not worker.ready
-        if self.stillborn > 3:
+        # A signal comes from outside: whoever kills every few seconds may meet many as they start.
+        if self.stillborn > (_KILLED_YOUNG if how.startswith("signal") else _STILLBORN):
             raise RuntimeError(
                 f"workers end before their first cell ({how}); a script that starts a sweep needs "
                 'if __name__ == "__main__": around it'
