@@ -146,7 +146,12 @@ INSIDE = {
             ),
             "crossings.curvature",
         ],
-        ["crossings.dirac", "crossings.linear", "demystifying_resnet.schematics"],
+        [
+            "crossings.dirac",
+            "crossings.linear",
+            "demystifying_resnet.schematics",
+            "demystifying_resnet.shortcut_depths",
+        ],
         ["crossings", "demystifying_resnet", "diracnets", "noise_stability"],
         ["registry"],
         ["__main__"],

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments import trainings
-from experiments.demystifying_resnet import final_losses, norms, trunks
+from experiments.demystifying_resnet import final_losses, norms, shortcut_depths, trunks
 from experiments.demystifying_resnet.trunks import mean_norm
 
 ARCHITECTURE = {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 0}}
@@ -142,5 +142,5 @@ def test_figures_3_and_8_take_other_losses_and_activations(change):
 
 def test_figure_9_takes_another_activation():
     given = dict(**FEW, depths=[12], rates=[-2, -2, 1], seeds=1, scale=0.1)
-    arrays = final_losses.compute_figure_9(**given, activation="tanh", loss="cross_entropy")
+    arrays = shortcut_depths.compute_figure_9(**given, activation="tanh", loss="cross_entropy")
     assert all(np.isfinite(arrays[f"n{n}.loss"]).all() for n in (1, 2, 3, 4))

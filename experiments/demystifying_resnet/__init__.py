@@ -9,6 +9,7 @@ from experiments.demystifying_resnet import (
     lemmas,
     norms,
     schematics,
+    shortcut_depths,
     trunks,
     zero_point,
 )
@@ -19,6 +20,7 @@ CLAIMS = [
     *trunks.CLAIMS,
     *norms.CLAIMS,
     *final_losses.CLAIMS,
+    *shortcut_depths.CLAIMS,
     *curvature.CLAIMS,
     *escape.CLAIMS,
     *lemmas.CLAIMS,

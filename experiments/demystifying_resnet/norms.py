@@ -1,6 +1,7 @@
 """Figure 3: norms of the weights of 2-shortcut nets along gradient descent."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -147,3 +148,12 @@ CLAIMS = [
         draw=draw_figure_3,
     ),
 ]
+CLAIMS.insert(
+    1,
+    replace(
+        CLAIMS[0],
+        id="demystifying_resnet/figure_3_digits",
+        source=f"{PAPER}, Figure 3, left, on digits",
+        settings={"paper": {**CLAIMS[0].settings["paper"], "dataset": "digits"}},
+    ),
+)
