@@ -197,16 +197,22 @@ def compute_checkpoints(
 
 
 def draw_checkpoints(figure: Figure, a: Arrays) -> None:
-    """A density each, the extremes marked."""
+    """A density each, the extremes marked; a row a net, a column a state."""
     keys = _keys(a)
-    axes = np.atleast_1d(figure.subplots(len(keys), 1))
-    for ax, key in zip(axes, keys, strict=True):
+    nets = list(dict.fromkeys(key.rpartition(", ")[0] for key in keys))
+    states = list(dict.fromkeys(key.rpartition(", ")[2] for key in keys))
+    axes = figure.subplots(len(nets), len(states), squeeze=False)
+    for key in keys:
+        net, _, state = key.rpartition(", ")
+        ax = axes[nets.index(net), states.index(state)]
         grid, (middle, error) = a[f"{key}.grid"], a[f"{key}.density"]
         ax.plot(grid, middle)
         ax.fill_between(grid, (middle - 2 * error).clip(1e-7), middle + 2 * error, alpha=0.3)
         ax.plot(a[f"{key}.values"], np.full(len(a[f"{key}.values"]), 1e-6), "r|")
-        ax.set(yscale="log", ylim=(5e-7, None), ylabel="density", title=key)
-    axes[-1].set(xlabel="eigenvalue")
+        ax.set(yscale="log", ylim=(5e-7, None))
+        ax.set_title(key, fontsize="small")
+    figure.supxlabel("eigenvalue", fontsize="small")
+    figure.supylabel("density", fontsize="small")
 
 
 _NETS = ["simplified_plain_20", "simplified_residual_20", "plain_28_1", "diracnet_28_1"]
