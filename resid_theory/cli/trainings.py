@@ -183,6 +183,7 @@ def _world(device: str) -> Iterator[str | None]:
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield "world"
+        dist.barrier()  # nobody leaves while another still speaks to it
     finally:
         dist.destroy_process_group()
 
