@@ -1,56 +1,78 @@
-r"""How surely a Lanczos run from a random start would have seen a more extreme eigenvalue.
+r"""How surely a block Lanczos run from random vectors has seen an eigenvalue, if there is one.
 
-Let q be uniform on the unit sphere of n dimensions, and let the largest Ritz value of its Krylov
-space of m vectors be τ. Suppose that the operator has an eigenvalue λ > τ, with unit eigenvector u.
-For every polynomial p of degree m - 1 the vector p(A) q is in the space, so its Rayleigh quotient
-is at most τ: the sum of (λ_i - τ) p(λ_i)² c_i² over all eigenpairs is not positive. With p the
-Chebyshev polynomial of [a, τ], where a is a lower bound of the spectrum, every λ_i up to τ gives at
-least (a - τ) c_i² and every other one something positive, hence
+Let V be a basis of the Krylov space of w random orthonormal vectors, its first columns, and Q the
+vectors that wait to be multiplied, so that A V = V T + Q L. A unit eigenvector u with eigenvalue λ
+has the coefficients g = [V, Q]ᵀ u, and uᵀ A V = λ uᵀ V says
 
-    (λ - τ) T(x)² c² <= τ - a,   with c = <u, q>,  x = 1 + 2 (λ - τ) / (τ - a).
+    gᵀ M(λ) = 0   with   M(λ) = [T - λ; L],   |g| <= 1.
 
-A random c is rarely so small: P(|c| <= y) <= y sqrt(2 n / π). What follows is the probability that
-a run misses λ; it falls geometrically with every product where a gap separates λ from τ.
+Its first w coefficients c = (start)ᵀ u are therefore in an ellipsoid, the image of the unit ball of
+the left null space of M(λ). For w = 1 the half axis is the square root of the Christoffel function,
+1 / sqrt(Σ p_j(λ)²), the largest mass at λ that the moments at hand leave room for. With T = Y Θ Yᵀ
+and R = L Y the null space is h_i = <R_i, s> / (λ - θ_i), s free, so that c = Y_1 h.
 
-Where further outliers lie below λ the gap is wider past them. Let θ_1 >= θ_2 >= ... be the Ritz
-values. A vector p(A) q of the space with p(θ_1) = ... = p(θ_j) = 0 is orthogonal to the first j
-Ritz vectors, because their residuals are orthogonal to the space, so its Rayleigh quotient is at
-most θ_{j+1}. With τ = θ_{j+1} and p the product of all (x - θ_i), i <= j, and of the Chebyshev
-polynomial of degree m - 1 - j, the same steps give
+For a random start c is not so small: its density is at most (n / 2π)^(w/2) in n dimensions, so
 
-    (λ - τ) T(x)² c² Π (λ - θ_i)² <= (τ - a) Π (θ_i - a)²,
+    P(c in the ellipsoid) <= Π (half axes) (n / 2)^(w/2) / Γ(w/2 + 1),
 
-which holds for every j; the smallest of these probabilities is taken.
+times sqrt(w) where c is the shortest of the images of a whole eigenspace: the smallest singular
+value of a normal (w, w) matrix is below ε with a probability of at most ε sqrt(w) (Edelman 1988,
+"Eigenvalues and condition numbers of random matrices"), for one entry it is ε sqrt(2 / π).
+
+Beyond all Ritz values this falls as λ moves outwards: with D = (T - λ)⁻¹ the derivatives of
+log|det c(s)| and of the normalization are -Σ 1/|λ - θ_i| and at most +Σ 1/|λ - θ_i|. At a Ritz
+value one axis is as long as the eigenvector's own coefficients: a single random vector says nothing
+about a second copy. With w vectors the other axes are short, so up to w - 1 copies are counted
+surely. Near θ_i its h_i is taken to be free, which makes the ellipsoid larger and hides no λ.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
 
 __all__ = ["Certificate"]
 
-_PAST = 10  # Ritz values at an end that a polynomial may vanish at; more cost more than they gain
+_BISECTIONS = 40
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Certificate:
-    """What a run from random vectors tells about the ends of a spectrum.
+    """What a run from random vectors tells about eigenvalues that it may have missed.
 
     Attributes:
         dimension: n, of the space the start was drawn from.
-        degree: m - 1, of the polynomials at hand.
-        draws: Independent random vectors in the start.
-        values: Ritz values, ascending, at least one.
-        margin: How far the spectrum may reach beyond the Ritz values: norm of the last links.
-        is_complete: Whether the space is invariant, so that it has seen every eigenvalue.
+        draws: w, independent random vectors in the start.
+        ladder: (m + q, m), T above L, in a basis whose first w vectors are the start; q = 0 where
+            the Krylov space is invariant, so that it holds every distinct eigenvalue.
+        noise: What rounding leaves of a product along one eigenvector, positive.
     """
 
     dimension: int
-    degree: int
     draws: int
-    values: Sequence[float]
-    margin: float
-    is_complete: bool
+    ladder: Tensor
+    noise: float
+
+    @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values θ, ascending, their vectors' first coefficients Y_1 and residuals R."""
+        steps = self.ladder.shape[1]
+        inside = self.ladder[:steps]
+        values, vectors = torch.linalg.eigh((inside + inside.T) / 2)
+        return values, vectors[: self.draws], self.ladder[steps:] @ vectors
+
+    @property
+    def values(self) -> Tensor:
+        """Ritz values, ascending."""
+        return self._parts[0]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the space is invariant."""
+        return self.ladder.shape[0] == self.ladder.shape[1]
 
     def missed(self, edge: float, sign: int) -> float:
         """Probability that an eigenvalue beyond an edge was missed.
@@ -60,63 +82,148 @@ class Certificate:
             sign: 1 for eigenvalues above the edge, -1 for those below.
 
         Returns:
-            An upper bound, in [0, 1]; 1 where the run has found one itself.
+            An upper bound, in [0, 1], also for a further copy of a Ritz value beyond the edge.
 
         Example:
-            >>> run = Certificate(dimension=10**5, degree=5, draws=1, values=(-1.0, 1.0),
-            ...     margin=0.0, is_complete=False)
-            >>> run.missed(10.0, 1) < 1e-3
+            >>> run = Certificate(dimension=10**5, draws=1, ladder=torch.tensor(
+            ...     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+            ...     noise=1e-16)
+            >>> run.missed(100.0, 1) < 1e-3
             True
         """
-        ends = self._from_the_end(sign)
-        gap, spread = sign * edge - ends[0], ends[0] - ends[-1] + self.margin
-        if self.is_complete and gap >= 0:
-            return 0.0
-        if gap <= 0 or spread == 0:
+        beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
+        return max(self.chance(edge), self._inside(beyond))
+
+    def copies(self, start: float, end: float) -> float:
+        """Probability that an eigenvalue between two numbers was missed.
+
+        Args:
+            start: In units of the eigenvalues.
+            end: The same, not below it.
+
+        Returns:
+            As :meth:`missed`.
+        """
+        inside = ((self.values >= start) & (self.values <= end)).nonzero()[:, 0].tolist()
+        return max(self.chance(start), self.chance(end), self._inside(inside))
+
+    def _inside(self, places: Sequence[int]) -> float:
+        """The largest probability around Ritz values, at them and between them."""
+        chances = [self.chance(self.values[i].item(), near=i) for i in places]
+        chances += [self.chance(x, near=i) for *pair, x in self._middles(places) for i in pair]
+        return max(chances, default=0.0)
+
+    def apart(self, edge: float, sign: int) -> float:
+        """Probability that an eigenvalue beyond an edge was missed far from all Ritz values.
+
+        Args:
+            edge: As in :meth:`missed`.
+            sign: As there.
+
+        Returns:
+            The largest over the middles between the Ritz values beyond the edge, over a point as
+            far outside as the last two are apart, and the edge.
+        """
+        beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
+        points = [edge, *(x for _, _, x in self._middles(beyond))]
+        if len(beyond) > 1:
+            ends = self.values[[beyond[-1], beyond[-2]] if sign > 0 else beyond[:2]]
+            points.append((2 * ends[0] - ends[1]).item())
+        return max(self.chance(x) for x in points)
+
+    def _middles(self, places: Sequence[int]) -> list[tuple[int, int, float]]:
+        return [
+            (i, j, (self.values[i] + self.values[j]).item() / 2)
+            for i, j in zip(places, places[1:], strict=False)
+        ]
+
+    def chance(self, position: float, *, near: int | None = None) -> float:
+        """Probability that an eigenvalue at a position was missed.
+
+        Args:
+            position: In units of the eigenvalues.
+            near: Number of a Ritz value whose coefficient is taken to be free.
+
+        Returns:
+            An upper bound, in [0, 1].
+        """
+        rows, columns = self.ladder.shape
+        if rows == columns:  # every eigenvalue is seen, as often as there are random vectors
+            together = (self.values - position).abs() <= self.noise * self.dimension**0.5
+            return float(near is not None and int(together.sum()) >= self.draws)
+        if rows < columns + self.draws or rows >= self.dimension:
+            # The space is about to be complete. Its ellipsoids are flat, but λ is not given, and
+            # those of all λ together are not.
             return 1.0
-        floor = ends[-1] - self.margin
-        past = range(min(_PAST, self.degree, len(ends) - 1) + 1)
-        log_small = min(self._log_chance(sign * edge, ends[: j + 1], floor) for j in past)
-        return math.exp(min(0.0, self.draws * log_small))
+        return self._probability(self.ellipsoid(position, near=near))
 
-    def _from_the_end(self, sign: int) -> list[float]:
-        """Ritz values as seen from an end, descending."""
-        return list(self.values[::-1]) if sign > 0 else [-value for value in self.values]
+    def ellipsoid(self, position: float, *, near: int | None = None) -> Tensor:
+        """Where the first coefficients of an eigenvector with an eigenvalue at a position are.
 
-    def _log_chance(self, edge: float, ends: Sequence[float], floor: float) -> float:
-        """Logarithm of the probability for one start, past all but the last of some Ritz values."""
-        *zeros, top = ends
-        if top <= floor:
-            return 0.0  # nothing is left to bound the others by
-        degree, ratio = self.degree - len(zeros), (edge - top) / (top - floor)
-        angle = math.acosh(1 + 2 * ratio)
-        log_chebyshev = degree * angle + math.log1p(math.exp(-2 * degree * angle)) - math.log(2)
-        log_zeros = sum(math.log((zero - floor) / (edge - zero)) for zero in zeros)
-        log_square = 0.5 * math.log(2 * self.dimension / math.pi / ratio)
-        return log_square + log_zeros - log_chebyshev
+        Args:
+            position: As in :meth:`chance`.
+            near: As there.
 
-    def limit(self, sign: int, doubt: float) -> float:
-        """The least edge beyond which nothing was missed, but for a probability.
+        Returns:
+            (w, q + m), which maps a ball around zero onto the ellipsoid.
+        """
+        values, start, residuals = self._parts
+        gaps = position - values
+        if near is not None:
+            gaps[near] = 0.0
+            residuals = residuals.index_fill(1, torch.tensor([near]), 0.0)
+        gaps = torch.where(gaps.abs() < self.noise, self.noise, gaps)
+        pulled = (residuals / gaps).T
+        # Whatever rounding adds to one coefficient; at a Ritz value it is any.
+        blurred = self.noise * start / gaps
+        return torch.cat([start @ pulled @ _inverse_root(pulled), blurred], 1)
+
+    def _probability(self, axes: Tensor) -> float:
+        """That a random c is in the image of the unit ball."""
+        halves = torch.linalg.svdvals(axes)
+        if len(halves) < self.draws or float(halves[-1]) == 0.0:
+            return 0.0
+        draws = self.draws
+        factor = draws / 2 * math.log(self.dimension / 2) - math.lgamma(draws / 2 + 1)
+        factor += math.log(draws) / 2
+        return math.exp(min(0.0, float(halves.log().sum()) + factor))
+
+    def limit(self, sign: int, doubt: float, *, listed: int = 0) -> float:
+        """The least edge beyond which nothing but listed Ritz values is, but for a probability.
 
         Args:
             sign: 1 for the upper end, -1 for the lower one.
             doubt: The probability that is put up with.
+            listed: Ritz values at this end that are known.
 
         Returns:
             In units of the eigenvalues; infinite where no edge is far enough.
         """
-        low, high = self.values[0], self.values[-1]
-        start = high if sign > 0 else low
+        ends = self.values.flip(0) if sign > 0 else self.values
+        ends = ends[listed:]
+        if len(ends) == 0:
+            return -sign * math.inf
+        inner = ends[0].item()
         if self.is_complete:
-            return start
-        spread = high - low + self.margin
-        if self.degree == 0 or spread == 0:
-            return sign * math.inf
-        near, far = 0.0, 1.0
-        while self.missed(start + sign * far * spread, sign) > doubt and far < 1e12:
-            near, far = far, 2 * far
-        for _ in range(40):
-            middle = (near + far) / 2
-            enough = self.missed(start + sign * middle * spread, sign) <= doubt
-            near, far = (near, middle) if enough else (middle, far)
-        return start + sign * far * spread
+            return inner
+        if listed:
+            known = self.values[-listed if sign > 0 else listed - 1].item()
+            outer = (inner + known) / 2
+            if self.missed(outer, sign) > doubt:
+                return known if self.missed(known, sign) <= doubt else sign * math.inf
+        else:
+            reach = float(torch.linalg.matrix_norm(self.ladder, 2))
+            while reach > 0 and self.missed(inner + sign * reach, sign) > doubt:
+                reach *= 2
+            outer = inner + sign * reach
+        for _ in range(_BISECTIONS):
+            middle = (inner + outer) / 2
+            enough = self.missed(middle, sign) <= doubt
+            inner, outer = (inner, middle) if enough else (middle, outer)
+        return outer
+
+
+def _inverse_root(pulled: Tensor) -> Tensor:
+    """Square root of (I + BᵀB)⁻¹ up to a rotation: the unit ball's metric."""
+    _, upper = torch.linalg.qr(torch.cat([torch.eye(pulled.shape[1], dtype=pulled.dtype), pulled]))
+    return torch.linalg.inv(upper)

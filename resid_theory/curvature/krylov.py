@@ -6,10 +6,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
 from resid_theory.curvature.recorded import Products
 
-__all__ = ["Krylov", "Locked", "Ritz", "rank_threshold"]
+__all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
 
 
 def rank_threshold(dtype: torch.dtype, size: int) -> float:
@@ -17,6 +18,11 @@ def rank_threshold(dtype: torch.dtype, size: int) -> float:
     # Sums of P rounded terms, as they usually add up. A false alarm would end a space early, a miss
     # merely continues it with a vector that is as good as a random one.
     return torch.finfo(dtype).eps * (10 + min(size, 10_000) ** 0.5)
+
+
+def coefficient_noise(dtype: torch.dtype, size: int, scale: float) -> float:
+    """What rounding leaves of a product along one fixed vector: it spreads over all P of them."""
+    return 10 * rank_threshold(dtype, size) * scale / size**0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,6 +225,21 @@ class Krylov:
     def own_values(self) -> Tensor:
         """Ritz values of V alone, ascending: of the operator compressed to the complement of U."""
         return torch.linalg.eigvalsh((self._own + self._own.T) / 2)
+
+    def certificate(self) -> Certificate:
+        """What the space tells of the operator compressed to the complement of U.
+
+        Returns:
+            Good for as long as there was no restart.
+        """
+        own = (self._own + self._own.T) / 2
+        noise = coefficient_noise(self.products.precision, self.products.size, self.scale)
+        return Certificate(
+            dimension=self.products.size - self.offset,
+            draws=self.width,
+            ladder=torch.cat([own, self.links]),
+            noise=max(noise, torch.finfo(torch.float64).tiny),
+        )
 
     @property
     def asymmetry(self) -> float:

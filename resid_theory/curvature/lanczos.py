@@ -14,13 +14,16 @@ from resid_theory.curvature.krylov import Krylov, Locked, Ritz
 from resid_theory.curvature.recorded import Operator, OutOfProducts, Products
 from resid_theory.estimates import Eigenpairs, clusters
 
-__all__ = ["eigenpairs", "search"]
+__all__ = ["BLOCK", "eigenpairs", "search"]
 
 _DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
-_MARGIN = 60  # steps more than the first run took, before a later one gives up to be sure
+BLOCK = 3  # random vectors of the first run: one would not see that an eigenvalue is double
+_MARGIN = 60  # products that a run goes on for to be sure, after its pairs meet the tolerance
+_PATIENCE = 0.25  # the same where nothing is verified, relative to what the run took so far
+_ROOM = 0.1  # probability of one missed between those found at which such a run ends
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 _WIDEST = 4  # of later runs' starts
@@ -31,7 +34,7 @@ def eigenpairs(
     k: int = 5,
     *,
     which: str = "largest",
-    block: int = 1,
+    block: int | None = None,
     tolerance: float = 1e-3,
     generator: torch.Generator | None = None,
     max_products: int | None = None,
@@ -43,28 +46,29 @@ def eigenpairs(
 ) -> Eigenpairs:
     """Extreme eigenvalues and eigenvectors of a symmetric operator, none missed, none twice.
 
-    Block Lanczos with two Gram-Schmidt passes against all vectors and thick restarts. When the k
-    pairs meet the tolerance they are set aside, and a run from a fresh random vector in their
-    complement looks for more: a Krylov space holds at most as many copies of a multiple eigenvalue
-    as its start has vectors. Runs follow until one finds nothing beyond the k-th pair, with a
-    stated probability of having missed something. Where a gap follows the k-th eigenvalue that
-    costs a few products.
+    Block Lanczos with two Gram-Schmidt passes against all vectors and thick restarts. A run ends
+    when the k pairs meet the tolerance and another eigenvalue beyond the k-th, a further copy of
+    one included, would have had to hide from its random start with a probability of 1e-3 at most.
+    A Krylov space holds as many copies of an eigenvalue as its start has vectors: where so many are
+    found they are set aside, and runs from fresh random vectors in their complement follow.
 
     Args:
         A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
             shape, a dtype and a device. float32 products are orthogonalized with float64 sums.
         k: Pairs to find; at both ends each for ``which="both"``.
         which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
-        block: Random vectors that the first run starts from. One needs the fewest products.
+        block: Random vectors that the first run starts from; by default two, or one without
+            ``verify``. Fewer than as many copies of an eigenvalue are counted in one run.
         tolerance: Error bound of each eigenvalue relative to its magnitude, or to a hundredth of
             the largest magnitude where that is more; never below what rounding allows.
         generator: Of the random starts; by default one with seed 0.
         max_products: Products with one vector to spend at most; pairs that did not converge by then
             say so.
         capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
-        verify: Whether to look for missed pairs and copies. A run that looks takes at
-            most sixty steps more than the first one; without it values may be missing, and no
-            multiplicity is known.
+        verify: Whether to make sure that no pair and no copy is missing, with up to sixty products
+            beyond those that the tolerance needs, or a run of its own. Without it a run ends when
+            there is hardly room for another eigenvalue between those found; copies are not looked
+            for.
         precision: In which A computes its products, where that is less than its dtype: that of a
             float32 net whose products are added up in float64. Bounds allow for its rounding.
         folder: Where to keep the products, so that a killed call continues when it is made again,
@@ -97,13 +101,20 @@ def eigenpairs(
         found, _ = search(
             products,
             Wanted(choose("which", which, ENDS), whole("k", k)),
-            block=whole("block", block),
+            block=_width(block, max_products, verify),
             tolerance=positive("tolerance", tolerance),
             generator=generator,
             capacity=capacity,
             verify=verify,
         )
     return found
+
+
+def _width(block: int | None, limit: int | None, verify: bool) -> int:
+    if block is not None:
+        return whole("block", block)
+    usual = BLOCK if verify else 1
+    return usual if limit is None else min(usual, limit)
 
 
 @dataclass(kw_only=True)
@@ -119,8 +130,9 @@ class _State:
     edges: dict[int, float] = field(default_factory=dict)
     certificate: Certificate | None = None
     found: int = 0
-    allowance: int = 0
+    allowance: int | None = None
     slack: float = math.inf
+    later: bool = False
 
     def read(self, krylov: Krylov) -> None:
         """Take in what the last product told."""
@@ -131,13 +143,14 @@ class _State:
         floor = 3 * ritz.noise + 2 * krylov.asymmetry
         relative = values.clamp_min(_SMALL * krylov.scale)
         self.targets = (self.tolerance * relative).clamp_min(floor)
-        self.found = krylov.multiplied
-        if self.edges:
+        self.found, self.certificate = krylov.multiplied, None
+        if not self.later and self.is_settled:
+            self.set_edges()
+        if self.edges and krylov.restarts == 0:
+            self.certificate = krylov.certificate()
+        if self.later and self.edges:
             own = krylov.own_values
-            beyond = ((sign * own > sign * edge).sum() for sign, edge in self.edges.items())
-            self.found = int(sum(beyond))
-            if krylov.restarts == 0:
-                self.certificate = _certificate(krylov, own)
+            self.found = int(sum((s * own > s * edge).sum() for s, edge in self.edges.items()))
 
     @property
     def is_settled(self) -> bool:
@@ -147,11 +160,41 @@ class _State:
 
     @property
     def missed(self) -> float:
-        """Probability that the last run missed an eigenvalue beyond the edges."""
-        if self.found or not self.edges or self.certificate is None:
+        """Probability that the last run missed an eigenvalue, or a copy, beyond the edges."""
+        return self._chance("missed")
+
+    @property
+    def room(self) -> float:
+        """Probability that it missed one that is apart from those found."""
+        return self._chance("apart")
+
+    def _chance(self, which: str) -> float:
+        if not self.edges or self.certificate is None:
             return 1.0
-        chances = [self.certificate.missed(edge, sign) for sign, edge in self.edges.items()]
-        return min(1.0, sum(chances))
+        ask = getattr(self.certificate, which)
+        return min(1.0, sum(ask(edge, sign) for sign, edge in self.edges.items()))
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether as many copies were found as the run's start has vectors: there may be more."""
+        if self.certificate is None or not self.found:
+            return self.certificate is None
+        values = self.certificate.values
+        near = values[[i for sign in self.edges for i in self.listed(sign)]]
+        together = (near[:, None] - near).abs() <= 2 * float(self.bounds.max())
+        return bool((together.sum(1) >= self.certificate.draws).any())
+
+    @property
+    def reach(self) -> float:
+        """How far apart two values may be and still be one, in units of the eigenvalues."""
+        return float(torch.maximum(self.bounds, self.targets).max())
+
+    def listed(self, sign: int) -> list[int]:
+        """Numbers of the last run's own Ritz values at an end that are asked for."""
+        if self.certificate is None or sign not in self.edges:
+            return []
+        inside = sign * self.certificate.values > sign * self.edges[sign] - 2 * self.reach
+        return inside.nonzero()[:, 0].tolist()
 
     @property
     def others(self) -> Tensor:
@@ -220,42 +263,36 @@ def search(
     room = _capacity(products, wanted, block, capacity)
     while True:
         krylov = Krylov(products, locked, width=width, capacity=room, generator=generator)
-        before = products.count
-        in_budget = _run(krylov, state)
+        in_budget = _run(krylov, state, verify)
         _check_symmetric(krylov)
         assert state.ritz is not None
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
-        if not in_budget or complete or not state.found or (state.is_settled and not verify):
+        enough = state.is_settled and (not verify or state.missed <= _DOUBT)
+        given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
+        if not in_budget or complete or not state.found or enough or given_up:
             break
         state.set_edges()
         locked = krylov.lock(state.ritz, state.locked)
-        first = before == 0
-        if first:
-            state.allowance = krylov.steps + _MARGIN
         missing = wanted.total - len(state.columns)
-        width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
+        width = missing if missing > 0 else min(2 * state.found, _WIDEST) if state.later else 1
         width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
+        if not state.later:
+            state.later, state.allowance = True, krylov.steps + _MARGIN
+    if not verify:
+        state.certificate = None
     missed = 0.0 if complete else state.missed
     return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
 
 
-def _run(krylov: Krylov, state: _State) -> bool:
+def _run(krylov: Krylov, state: _State, verify: bool) -> bool:
     """Grow one Krylov space until it has answered; False when the products ran out."""
-    checking = bool(state.edges)
     try:
         while True:
             if krylov.is_full:
                 krylov.restart(_kept(krylov, state.wanted))
             krylov.extend()
             state.read(krylov)
-            if krylov.is_invariant:
-                return True
-            if state.is_settled and (
-                not checking
-                or state.found
-                or state.missed <= _DOUBT
-                or krylov.steps >= state.allowance
-            ):
+            if krylov.is_invariant or (state.is_settled and _is_sure(krylov, state, verify)):
                 return True
     except OutOfProducts:
         if state.ritz is None:
@@ -267,6 +304,19 @@ def _run(krylov: Krylov, state: _State) -> bool:
             state.ritz = krylov.ritz()
             state.columns = state.wanted.columns(state.ritz.values)
         return False
+
+
+def _is_sure(krylov: Krylov, state: _State, verify: bool) -> bool:
+    """Whether a run whose pairs meet the tolerance has nothing left to find, or should give up."""
+    if state.allowance is None:
+        more = _MARGIN / krylov.width if verify else _PATIENCE * krylov.steps
+        state.allowance = krylov.steps + math.ceil(more)
+    if krylov.restarts or krylov.steps >= state.allowance:
+        return True
+    if not verify or krylov.width == 1 and state.found:
+        return state.room <= _ROOM
+    # Of a value with as many copies as the start has vectors, fresh ones show more.
+    return state.missed <= _DOUBT or (state.found > 0 and state.is_crowded)
 
 
 def _capacity(products: Products, wanted: Wanted, block: int, given: int | None) -> int:
@@ -289,18 +339,6 @@ def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
         return torch.arange(keep)
     low = keep // 2
     return torch.cat([torch.arange(low), torch.arange(count - (keep - low), count)])
-
-
-def _certificate(krylov: Krylov, own: Tensor) -> Certificate:
-    links = krylov.links
-    return Certificate(
-        dimension=krylov.products.size - krylov.offset,
-        degree=krylov.steps - 1,
-        draws=krylov.width,
-        values=own.tolist(),
-        margin=float(torch.linalg.matrix_norm(links, 2)) if links.numel() else 0.0,
-        is_complete=krylov.is_invariant,
-    )
 
 
 def _check_symmetric(krylov: Krylov) -> None:
@@ -348,21 +386,21 @@ def _limits(state: _State, complete: bool) -> tuple[float, float]:
     assert state.ritz is not None
     if complete:
         return state.ritz.values[0].item(), state.ritz.values[-1].item()
-    low, high = -math.inf, math.inf
-    if state.certificate is not None and state.edges and not state.found:
-        others = state.others
-        above = state.ritz.values[others] + state.ritz.residuals[others]
-        below = state.ritz.values[others] - state.ritz.residuals[others]
-        high = max(state.certificate.limit(1, _DOUBT), above.max().item())
-        low = min(state.certificate.limit(-1, _DOUBT), below.min().item())
-    return low, high
+    if state.certificate is None or not state.edges:
+        return -math.inf, math.inf
+    others = state.others
+    above = state.ritz.values[others] + state.ritz.residuals[others]
+    below = state.ritz.values[others] - state.ritz.residuals[others]
+    low, high = (
+        state.certificate.limit(sign, _DOUBT, listed=len(state.listed(sign))) for sign in (-1, 1)
+    )
+    return min([low, *below.tolist()]), max([high, *above.tolist()])
 
 
 def _overlooked(state: _State, values: Tensor, bounds: Tensor) -> Tensor:
     """Probability, for each value, that the last run missed a further copy of it."""
-    checked = state.certificate is not None and bool(state.edges) and state.found == 0
     chances = torch.ones(len(values), dtype=torch.float64)
-    if not checked or state.certificate is None:
+    if state.certificate is None or not state.edges:
         return chances
     assert state.ritz is not None
     others = state.others
@@ -370,8 +408,5 @@ def _overlooked(state: _State, values: Tensor, bounds: Tensor) -> Tensor:
     for position, (value, bound) in enumerate(zip(values.tolist(), bounds.tolist(), strict=True)):
         if bool(((seen - value).abs() <= reach + bound).any()):
             continue  # the list ends within a cluster
-        sign = 1 if position <= state.wanted.edge(values, 1) else -1
-        if state.wanted.which in ("smallest", "magnitude"):
-            sign = -1 if state.wanted.which == "smallest" or value < 0 else 1
-        chances[position] = state.certificate.missed(value - 2 * sign * bound, sign)
+        chances[position] = state.certificate.copies(value - 2 * bound, value + 2 * bound)
     return chances

@@ -44,27 +44,35 @@ class Quadrature:
     squares: Tensor
     scale: float
 
-    def certificates(self, dimension: int) -> list[Certificate]:
+    def certificates(self, dimension: int, noise: float) -> list[Certificate]:
         """What each run tells about the ends of the spectrum in the complement.
 
         Args:
             dimension: Of the complement.
+            noise: As in :class:`Certificate`.
 
         Returns:
             One a probe; the probes are independent.
         """
-        runs = zip(self.nodes, self.weights, self.complete, self.links[:, -1], strict=True)
+        runs = zip(self.diagonals, self.links, self.weights, self.complete, strict=True)
         return [
             Certificate(
                 dimension=dimension,
-                degree=int((weights > 0).sum()) - 1,
                 draws=1,
-                values=nodes[weights > 0].tolist(),
-                margin=link.item(),
-                is_complete=bool(complete),
+                ladder=_ladder(diagonal, links, int((weights > 0).sum()), bool(complete)),
+                noise=noise,
             )
-            for nodes, weights, complete, link in runs
+            for diagonal, links, weights, complete in runs
         ]
+
+
+def _ladder(diagonal: Tensor, links: Tensor, steps: int, complete: bool) -> Tensor:
+    """The tridiagonal matrix of a run, above its last link."""
+    ladder = torch.zeros(steps + 1, steps, dtype=torch.float64)
+    ladder.diagonal().copy_(diagonal[:steps])
+    ladder.diagonal(-1).copy_(links[:steps])
+    ladder.diagonal(1).copy_(links[: steps - 1])
+    return ladder[:steps] if complete else ladder
 
 
 def spectral_density(

@@ -1,6 +1,7 @@
 """What is known of a spectrum, every number with its error bar: dense or matrix-free."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from resid_theory._check import positive, whole
+from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.ends import Wanted
-from resid_theory.curvature.lanczos import search
+from resid_theory.curvature.krylov import Locked, coefficient_noise
+from resid_theory.curvature.lanczos import BLOCK, search
 from resid_theory.curvature.orthogonal import dots
-from resid_theory.curvature.quadrature import Quadrature, distribution, quadrature
+from resid_theory.curvature.quadrature import distribution, quadrature
 from resid_theory.curvature.recorded import Operator, Products
 from resid_theory.curvature.traces import root
 from resid_theory.densities import Density
@@ -262,14 +265,14 @@ def spectral_estimates(
         pairs, locked = search(
             products,
             Wanted("both", whole("k", k)),
-            block=1,
+            block=BLOCK,
             tolerance=positive("tolerance", tolerance),
             generator=generator,
             capacity=capacity,
         )
         if len(locked.values) == products.size:
             report = SpectrumReport.of(Spectrum.of(locked.values), k, percentile=percentile)
-            return _renamed(report, pairs, matrix, samples)
+            return _spanned(report, pairs, locked, k, matrix=matrix, samples=samples)
         found = quadrature(
             products,
             locked.vectors,
@@ -280,7 +283,8 @@ def spectral_estimates(
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         known_error = 2 * residuals.sum().item() / products.size
         seen = distribution(products, found, locked.values, known_error) if density else None
-    pairs, notes = _confirmed(pairs, found, len(locked.values))
+    noise = coefficient_noise(products.precision, products.size, found.scale)
+    pairs, notes = _confirmed(pairs, found.certificates(products.size - len(locked.values), noise))
     rest = products.size - len(locked.values)
     inside = locked.values.square().sum().item() + residuals.square().sum().item()
     squares = positive_mean(found.squares, scale=rest, offset=inside)
@@ -306,14 +310,30 @@ def spectral_estimates(
     )
 
 
-def _renamed(
-    report: SpectrumReport, pairs: Eigenpairs, matrix: str, samples: int | None
+def _spanned(
+    report: SpectrumReport,
+    pairs: Eigenpairs,
+    locked: Locked,
+    k: int,
+    *,
+    matrix: str,
+    samples: int | None,
 ) -> SpectrumReport:
+    """The report where the Lanczos vectors span everything: exact but for the products' rounding."""
+    noise, values = locked.noise, locked.values
+    threshold = max(report.index_threshold, noise)
+    unsure = ((values + threshold).abs() <= noise).double().mean().item()
     return replace(
         report,
         reason="the Lanczos vectors span everything",
         matrix=matrix,
         samples=samples,
+        largest=_bounded(pairs, k, 1),
+        smallest=_bounded(pairs, k, -1),
+        trace=Estimate.exact(values.sum().item(), noise * len(values)),
+        frobenius_norm=Estimate.exact(values.norm().item(), noise * len(values) ** 0.5),
+        index=Estimate.exact((values < -threshold).double().mean().item(), unsure),
+        index_threshold=threshold,
         pairs=pairs,
         products=pairs.products,
     )
@@ -352,19 +372,18 @@ def condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Est
 
 
 def _confirmed(
-    pairs: Eigenpairs, found: Quadrature, locked: int
+    pairs: Eigenpairs, runs: Sequence[Certificate]
 ) -> tuple[Eigenpairs, tuple[str, ...]]:
     """The pairs with what the probes add to their certificate, and what went wrong."""
     notes = []
     k = len(pairs) // 2
     top, bottom = pairs.values[:k].min().item(), pairs.values[-k:].max().item()
     slack = float(pairs.bounds.max())
-    runs = found.certificates(len(pairs.vectors) - locked)
     chances = []
     for sign, end in ((1, top), (-1, bottom)):
         edge = end + sign * max(slack, 1e-3 * abs(end))
         chances.append(math.prod(run.missed(edge, sign) for run in runs))
-        seen = max(sign * run.values[-1 if sign > 0 else 0] for run in runs)
+        seen = max(sign * run.values[-1 if sign > 0 else 0].item() for run in runs)
         if seen > sign * edge:
             side = "above the largest" if sign > 0 else "below the smallest"
             notes.append(f"a probe found an eigenvalue {side} named; ask again with another seed")
