@@ -158,9 +158,10 @@ class Eigenpairs:
 
     Source:
         Bounds: Li & Li 2005, "A note on eigenvalues of perturbed Hermitian matrices", Theorem 2.
-        Probability: after Kuczynski & Wozniakowski 1992, "Estimating the largest eigenvalue by the
-        power and Lanczos algorithms with a random start"; the form used here is derived in
-        ``curvature.certificate``.
+        Probability: by the Christoffel function of the run's own moments (Akhiezer 1965, "The
+        classical moment problem", section 2.5), for blocks and random starts as derived in
+        ``curvature.certificate``; after Kuczynski & Wozniakowski 1992, "Estimating the largest
+        eigenvalue by the power and Lanczos algorithms with a random start".
     """
 
     which: str

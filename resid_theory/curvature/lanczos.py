@@ -1,22 +1,20 @@
 """Extreme eigenpairs of a symmetric operator by block Lanczos, with bounds and multiplicities."""
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import choose, positive, whole
-from resid_theory.curvature.certificate import Certificate
 from resid_theory.curvature.ends import ENDS, Wanted, error_bounds
-from resid_theory.curvature.krylov import Krylov, Locked, Ritz
+from resid_theory.curvature.krylov import Krylov, Locked
 from resid_theory.curvature.recorded import Operator, OutOfProducts, Products
+from resid_theory.curvature.sought import DOUBT, Sought
 from resid_theory.estimates import Eigenpairs, clusters
 
 __all__ = ["BLOCK", "eigenpairs", "search"]
 
-_DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
 _MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
@@ -24,8 +22,6 @@ BLOCK = 3  # random vectors of the first run: one would not see that an eigenval
 _MARGIN = 60  # products that a run goes on for to be sure, after its pairs meet the tolerance
 _PATIENCE = 0.25  # the same where nothing is verified, relative to what the run took so far
 _ROOM = 0.1  # probability of one missed between those found at which such a run ends
-_SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
-_MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 _WIDEST = 4  # of later runs' starts
 
 
@@ -117,122 +113,6 @@ def _width(block: int | None, limit: int | None, verify: bool) -> int:
     return usual if limit is None else min(usual, limit)
 
 
-@dataclass(kw_only=True)
-class _State:
-    """What the search knows between two steps."""
-
-    wanted: Wanted
-    tolerance: float
-    ritz: Ritz | None = None
-    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    bounds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    edges: dict[int, float] = field(default_factory=dict)
-    certificate: Certificate | None = None
-    found: int = 0
-    allowance: int | None = None
-    slack: float = math.inf
-    later: bool = False
-
-    def read(self, krylov: Krylov) -> None:
-        """Take in what the last product told."""
-        ritz = krylov.ritz()
-        self.ritz, self.columns = ritz, self.wanted.columns(ritz.values)
-        self.bounds = error_bounds(ritz, self.wanted)[self.columns]
-        values = ritz.values[self.columns].abs()
-        floor = 3 * ritz.noise + 2 * krylov.asymmetry
-        relative = values.clamp_min(_SMALL * krylov.scale)
-        self.targets = (self.tolerance * relative).clamp_min(floor)
-        self.found, self.certificate = krylov.multiplied, None
-        if not self.later and self.is_settled:
-            self.set_edges()
-        if self.edges and krylov.restarts == 0:
-            self.certificate = krylov.certificate()
-        if self.later and self.edges:
-            own = krylov.own_values
-            self.found = int(sum((s * own > s * edge).sum() for s, edge in self.edges.items()))
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether as many as are wanted meet the tolerance."""
-        enough = len(self.columns) >= self.wanted.total
-        return enough and bool((self.bounds <= self.targets).all())
-
-    @property
-    def missed(self) -> float:
-        """Probability that the last run missed an eigenvalue, or a copy, beyond the edges."""
-        return self._chance("missed")
-
-    @property
-    def room(self) -> float:
-        """Probability that it missed one that is apart from those found."""
-        return self._chance("apart")
-
-    def _chance(self, which: str) -> float:
-        if not self.edges or self.certificate is None:
-            return 1.0
-        ask = getattr(self.certificate, which)
-        return min(1.0, sum(ask(edge, sign) for sign, edge in self.edges.items()))
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether as many copies were found as the run's start has vectors: there may be more."""
-        if self.certificate is None or not self.found:
-            return self.certificate is None
-        values = self.certificate.values
-        near = values[[i for sign in self.edges for i in self.listed(sign)]]
-        together = (near[:, None] - near).abs() <= 2 * float(self.bounds.max())
-        return bool((together.sum(1) >= self.certificate.draws).any())
-
-    @property
-    def reach(self) -> float:
-        """How far apart two values may be and still be one, in units of the eigenvalues."""
-        return float(torch.maximum(self.bounds, self.targets).max())
-
-    def listed(self, sign: int) -> list[int]:
-        """Numbers of the last run's own Ritz values at an end that are asked for."""
-        if self.certificate is None or sign not in self.edges:
-            return []
-        inside = sign * self.certificate.values > sign * self.edges[sign] - 2 * self.reach
-        return inside.nonzero()[:, 0].tolist()
-
-    @property
-    def others(self) -> Tensor:
-        """Positions of the Ritz values that were not asked for."""
-        assert self.ritz is not None
-        rest = torch.ones(len(self.ritz.values), dtype=torch.bool)
-        rest[self.columns] = False
-        return rest.nonzero()[:, 0]
-
-    @property
-    def locked(self) -> Tensor:
-        """Positions to set aside: those asked for, and others that do not move the edges."""
-        assert self.ritz is not None
-        if not self.edges:
-            return self.columns
-        others = self.others
-        residuals = self.ritz.residuals[others]
-        # By Weyl's inequality their coupling moves no eigenvalue further than the edges allow for.
-        close = others[residuals <= self.slack / _MOST_EXTRA**0.5]
-        outermost = self.ritz.values[close].abs().argsort(descending=True, stable=True)
-        return torch.cat([self.columns, close[outermost][:_MOST_EXTRA]])
-
-    def set_edges(self) -> None:
-        """Beyond which values the next run looks for more."""
-        assert self.ritz is not None
-        if len(self.columns) < self.wanted.total:
-            self.edges = {}
-            return
-        values, self.slack = self.ritz.values[self.columns], math.inf
-        slack = torch.maximum(self.bounds, self.targets)
-        for sign in self.wanted.signs:
-            position = self.wanted.edge(values, sign)
-            last = values[position].item()
-            outermost = abs(last) if self.wanted.which == "magnitude" else sign * last
-            self.edges[sign] = sign * (outermost + slack[position].item())
-            self.slack = min(self.slack, slack[position].item())
-
-
 def search(
     products: Products,
     wanted: Wanted,
@@ -258,7 +138,7 @@ def search(
         The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
         by those of others that converged on the way.
     """
-    state = _State(wanted=wanted, tolerance=tolerance)
+    state = Sought(wanted=wanted, tolerance=tolerance)
     locked, width, size = Locked.nothing(products), min(block, products.size), products.size
     room = _capacity(products, wanted, block, capacity)
     while True:
@@ -267,7 +147,7 @@ def search(
         _check_symmetric(krylov)
         assert state.ritz is not None
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
-        enough = state.is_settled and (not verify or state.missed <= _DOUBT)
+        enough = state.is_settled and (not verify or state.missed <= DOUBT)
         given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
@@ -284,7 +164,7 @@ def search(
     return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
 
 
-def _run(krylov: Krylov, state: _State, verify: bool) -> bool:
+def _run(krylov: Krylov, state: Sought, verify: bool) -> bool:
     """Grow one Krylov space until it has answered; False when the products ran out."""
     try:
         while True:
@@ -306,7 +186,7 @@ def _run(krylov: Krylov, state: _State, verify: bool) -> bool:
         return False
 
 
-def _is_sure(krylov: Krylov, state: _State, verify: bool) -> bool:
+def _is_sure(krylov: Krylov, state: Sought, verify: bool) -> bool:
     """Whether a run whose pairs meet the tolerance has nothing left to find, or should give up."""
     if state.allowance is None:
         more = _MARGIN / krylov.width if verify else _PATIENCE * krylov.steps
@@ -316,7 +196,7 @@ def _is_sure(krylov: Krylov, state: _State, verify: bool) -> bool:
     if not verify or krylov.width == 1 and state.found:
         return state.room <= _ROOM
     # Of a value with as many copies as the start has vectors, fresh ones show more.
-    return state.missed <= _DOUBT or (state.found > 0 and state.is_crowded)
+    return state.missed <= DOUBT or (state.found > 0 and state.is_crowded)
 
 
 def _capacity(products: Products, wanted: Wanted, block: int, given: int | None) -> int:
@@ -351,7 +231,7 @@ def _check_symmetric(krylov: Krylov) -> None:
         )
 
 
-def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eigenpairs:
+def _result(krylov: Krylov, state: Sought, missed: float, complete: bool) -> Eigenpairs:
     assert state.ritz is not None
     ritz, columns = (
         krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),
@@ -364,8 +244,8 @@ def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eig
     counts = torch.bincount(numbers)
     open_ended = torch.zeros(len(counts), dtype=torch.bool)
     if not complete:
-        chances = _overlooked(state, values, bounds + ritz.noise)
-        open_ended[numbers[chances > _DOUBT]] = True
+        chances = state.overlooked(values, bounds + ritz.noise)
+        open_ended[numbers[chances > DOUBT]] = True
     return Eigenpairs(
         which=state.wanted.which,
         values=values,
@@ -376,37 +256,7 @@ def _result(krylov: Krylov, state: _State, missed: float, complete: bool) -> Eig
         at_least=open_ended[numbers],
         converged=bounds <= state.targets if len(state.targets) == len(bounds) else bounds < 0,
         missed_probability=missed,
-        limits=_limits(state, complete),
+        limits=state.limits(complete),
         round_off=ritz.noise,
         products=krylov.products.count,
     )
-
-
-def _limits(state: _State, complete: bool) -> tuple[float, float]:
-    assert state.ritz is not None
-    if complete:
-        return state.ritz.values[0].item(), state.ritz.values[-1].item()
-    if state.certificate is None or not state.edges:
-        return -math.inf, math.inf
-    others = state.others
-    above = state.ritz.values[others] + state.ritz.residuals[others]
-    below = state.ritz.values[others] - state.ritz.residuals[others]
-    low, high = (
-        state.certificate.limit(sign, _DOUBT, listed=len(state.listed(sign))) for sign in (-1, 1)
-    )
-    return min([low, *below.tolist()]), max([high, *above.tolist()])
-
-
-def _overlooked(state: _State, values: Tensor, bounds: Tensor) -> Tensor:
-    """Probability, for each value, that the last run missed a further copy of it."""
-    chances = torch.ones(len(values), dtype=torch.float64)
-    if state.certificate is None or not state.edges:
-        return chances
-    assert state.ritz is not None
-    others = state.others
-    seen, reach = state.ritz.values[others], state.ritz.residuals[others]
-    for position, (value, bound) in enumerate(zip(values.tolist(), bounds.tolist(), strict=True)):
-        if bool(((seen - value).abs() <= reach + bound).any()):
-            continue  # the list ends within a cluster
-        chances[position] = state.certificate.copies(value - 2 * bound, value + 2 * bound)
-    return chances

@@ -319,7 +319,7 @@ def _spanned(
     matrix: str,
     samples: int | None,
 ) -> SpectrumReport:
-    """The report where the Lanczos vectors span everything: exact but for the products' rounding."""
+    """The report where the Lanczos vectors span everything: exact to the products' rounding."""
     noise, values = locked.noise, locked.values
     threshold = max(report.index_threshold, noise)
     unsure = ((values + threshold).abs() <= noise).double().mean().item()
