@@ -203,12 +203,13 @@ def test_dominant_paths_only():
 
 
 def half_dense(where="conv2d", inputs=2, outputs=4, dense=2):
-    """A layer with its weight, of which the last outputs read every input."""
+    """A layer whose last outputs read every input, and its weight before that."""
     one = layer(where, inputs, outputs)
     with torch.no_grad():
         for o in range(outputs - dense):
             one.weight[o, [i for i in range(inputs) if i != o % inputs]] = 0
-    return with_identity(one, "dominant", dense=dense), one.weight.detach().clone()
+    before = one.weight.detach().clone()
+    return with_identity(one, "dominant", dense=dense), before
 
 
 @pytest.mark.parametrize("where", ["linear", "conv1d", "conv2d", "conv3d"])
