@@ -150,13 +150,15 @@ def test_simplified_nets_against_three_terms(generator, depth):
         assert float((measured - exact).abs().max()) <= SAME * scale
 
 
-@pytest.mark.parametrize("identity", ["residual", "explicit", "dominant"])
+@pytest.mark.parametrize(
+    "identity", ["residual", "explicit", "dominant", "dominant_half", "dominant_upper"]
+)
 def test_gap_of_forms(generator, identity):
     net = rt.simplified_net(20, identity=identity)
     gap = rt.check_equivalence(net, rt.to_plain(net), images(generator))
     assert 0 <= gap.largest < SAME
     # V of a dominant layer has fewer entries than the plain weight
-    assert (gap.gradients is None) is (identity == "dominant")
+    assert (gap.gradients is None) is identity.startswith("dominant")
 
 
 def test_gap_sees_a_changed_weight(generator):
@@ -527,6 +529,8 @@ def tied():
         (lambda: rt.to_plain(nn.Sequential(Block(nn.Conv2d(2, 2, 1, groups=2)))), "without groups"),
         (lambda: rt.to_residual(rt.diracnet(10)), "has a DiracWeight, .* to_plain first"),
         (lambda: rt.to_residual(rt.simplified_net(8, identity="dominant")), "has a DominantWeight"),
+        (lambda: rt.to_residual(rt.simplified_net(8, identity="dominant_upper")),
+         "'conv4' has a DominantWeight"),
         (lambda: rt.to_residual(rt.simplified_net(8), ["conv11"]), "did you mean 'conv1'"),
         (lambda: rt.to_residual(rt.simplified_net(8), ["conv0"]),
          "'conv0' has no identity kernel; shape: got 16 outputs for 3 inputs"),

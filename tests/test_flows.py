@@ -25,6 +25,8 @@ def build(name, generator):
         "residual": lambda: rt.simplified_net(8, identity="residual"),
         "explicit": lambda: rt.simplified_net(8, identity="explicit"),
         "dominant": lambda: rt.simplified_net(8, identity="dominant"),
+        "dominant_half": lambda: rt.simplified_net(8, identity="dominant_half"),
+        "dominant_upper": lambda: rt.simplified_net(8, identity="dominant_upper"),
         "dirac": lambda: rt.diracnet(10),
         "plain dirac": lambda: rt.diracnet(10, identity="plain"),
         "full": lambda: rt.full_net(8),
@@ -150,7 +152,7 @@ def transposed(convolution, flow, below):
     return back.view(len(flow), *below.shape)
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "dominant"])
+@pytest.mark.parametrize("name", ["plain", "residual", "dominant", "dominant_half"])
 def test_flows_follow_the_recursion(name, generator, data):
     """G of layer l - 1 is the transposed convolution, with tau(K), of the masked G of layer l."""
     net = build(name, generator).eval()
@@ -196,6 +198,12 @@ def test_off_path_flow_of_dominant_path_nets_is_exactly_zero(generator, data):
 def test_other_nets_flow_off_their_paths(name, generator, data):
     off = rt.dominant_flows(build(name, generator), data).off_path
     assert bool((off > 0).all()) and bool((off < 1).all())
+
+
+@pytest.mark.parametrize(("name", "top"), [("dominant_half", 5), ("dominant_upper", 3)])
+def test_flow_leaves_the_paths_below_the_last_dense_layer(name, top, generator, data):
+    off = rt.dominant_flows(build(name, generator), data).off_path
+    assert bool((off[:, :top] > 0).all()) and bool((off[:, top:] == 0).all())
 
 
 def test_one_dense_kernel_lets_flow_off_the_paths_below_it(generator, data):

@@ -17,6 +17,7 @@ from resid_theory.identity import (
     draw_kernel,
     id_entries,
     id_mask,
+    id_rule,
     identity_kernel,
     identity_map,
     identity_of,
@@ -201,11 +202,67 @@ def test_dominant_paths_only():
     assert one.weight[3, 1, 1, 1] == 1.5 and one.weight[2, 0, 0, 0] == 0.5
 
 
+def half_dense(where="conv2d", inputs=2, outputs=4, dense=2):
+    """A layer whose last outputs read every input, and its weight before that."""
+    one = layer(where, inputs, outputs)
+    with torch.no_grad():
+        for o in range(outputs - dense):
+            one.weight[o, [i for i in range(inputs) if i != o % inputs]] = 0
+    before = one.weight.detach().clone()
+    return with_identity(one, "dominant", dense=dense), before
+
+
+@pytest.mark.parametrize("where", ["linear", "conv1d", "conv2d", "conv3d"])
+@pytest.mark.parametrize("dense", [0, 1, 2, 4])
+def test_dense_outputs_beside_dominant_ones(where, dense):
+    one, before = half_dense(where, dense=dense)
+    v = one.parametrizations.weight.original.detach()
+    assert v.shape == ((4 - dense) + 2 * dense, 1, *before.shape[2:])
+    taps = (1,) * (before.dim() - 2)
+    expected = oracles.identity_kernel_by_loops(before.shape, rule="repeat", taps=taps)
+    free = 0
+    for o in range(4):
+        for i in range(2):
+            if o >= 4 - dense or i == o % 2:
+                expected[o, i] += v[free, 0]
+                free += 1
+    assert free == len(v)
+    torch.testing.assert_close(one.weight.detach(), expected, rtol=0, atol=0)
+    torch.testing.assert_close(one.weight.detach(), before, rtol=0, atol=round_off(4))
+
+
+def test_id_entries_of_dense_outputs_are_where_they_act():
+    one, _ = half_dense()
+    inside, v = one.parametrizations.weight[0], one.parametrizations.weight.original
+    mask = inside.mask()
+    assert mask.shape == v.shape and int(mask.sum()) == 4
+    moved = inside.branch(mask.to(v.dtype))
+    torch.testing.assert_close(moved, inside.identity, rtol=0, atol=0)
+
+
 def test_dominant_refuses_other_weights():
     with pytest.raises(ValueError, match="not zero off the dominant paths"):
         with_identity(layer(), "dominant")
+    with pytest.raises(ValueError, match="not zero off the dominant paths"):
+        with_identity(layer(outputs=6), "dominant", dense=3)
     with pytest.raises(ValueError, match="output without an entry"):
         with_identity(layer(outputs=4), "dominant", rule="truncate")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dense", "says"),
+    [
+        pytest.param("dominant", 7, "got 7, needs at most the 6 outputs", id="many"),
+        pytest.param("dominant", -1, "got -1, needs at least 0", id="negative"),
+        pytest.param("dominant", 1.0, "got 1.0, needs a whole number", id="fraction"),
+        pytest.param("residual", 3, "got 3 for kind 'residual', needs kind 'dominant'", id="kind"),
+    ],
+)
+def test_numbers_of_dense_outputs(kind, dense, says):
+    one = layer(outputs=6)
+    with pytest.raises(ValueError, match=f"dense: {says}"):
+        with_identity(one, kind, dense=dense)
+    assert not nn.utils.parametrize.is_parametrized(one) and id_rule(one) is None
 
 
 def test_the_identity_goes_in_once():
@@ -331,9 +388,9 @@ def test_masks_of_every_form_lie_in_the_same_place():
 def test_only_fixed_identities_are_shifted():
     counts = {
         form: sum(int(mask.sum()) for _, mask in shifted(rt.simplified_net(8, identity=form)))
-        for form in ("plain", "residual", "explicit", "dominant")
+        for form in ("plain", "residual", "explicit", "dominant", "dominant_half", "dominant_upper")
     }
-    assert counts == {"plain": 0, "residual": 224, "explicit": 224, "dominant": 224}
+    assert counts == {**dict.fromkeys(counts, 224), "plain": 0}
     assert list(shifted(rt.diracnet(10))) == []
 
 

@@ -52,10 +52,17 @@ def scatter_statistics(net, generator):
         pytest.param(44, 657002, 1568, 16778, id="44"),
     ],
 )
-@pytest.mark.parametrize("identity", ["plain", "residual", "explicit", "dominant"])
+@pytest.mark.parametrize(
+    "identity", ["plain", "residual", "explicit", "dominant", "dominant_half", "dominant_upper"]
+)
 def test_simplified_counts(depth, parameters, entries, dominant, identity):
     net = rt.simplified_net(depth, identity=identity)
-    assert count(net) == (dominant if identity == "dominant" else parameters)
+    n = (depth - 2) // 3  # even at these depths, so the lower half ends inside the second group
+    # off-path filters of 9 taps: o outputs that read i inputs instead of one have o (i - 1) more
+    half = 9 * (16 * 15 + 32 * 31)
+    lower = 9 * (n * 16 * 15 + 32 * 15 + (n // 2 - 1) * 32 * 31)
+    expected = {"dominant": 0, "dominant_half": half, "dominant_upper": lower}.get(identity)
+    assert count(net) == (parameters if expected is None else dominant + expected)
     assert sum(int(mask.sum()) for mask in id_mask(net).values()) == entries
 
 
@@ -126,6 +133,8 @@ CIFAR_NETS = {
     "residual": lambda: rt.simplified_net(8, identity="residual"),
     "explicit": lambda: rt.simplified_net(8, identity="explicit"),
     "dominant": lambda: rt.simplified_net(8, identity="dominant"),
+    "dominant-half": lambda: rt.simplified_net(8, identity="dominant_half"),
+    "dominant-upper": lambda: rt.simplified_net(8, identity="dominant_upper"),
     "full": lambda: rt.full_net(8),
     "full-dup": lambda: rt.full_net(8, doubling="dup"),
     "full-proj": lambda: rt.full_net(8, doubling="proj"),
@@ -375,14 +384,79 @@ def test_a_pre_activation_block(generator, number):
     assert relative_error(block(x), inner + shortcut) < NET
 
 
+def reached(part, x, channel):
+    """The input channels that a channel of the output sees."""
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(part(x)[:, channel].sum(), x)
+    return (grad.abs().sum((0, 2, 3)) > 0).nonzero().flatten().tolist()
+
+
 def test_off_dominant_paths_nothing_flows(generator):
     net = rt.simplified_net(8, identity="dominant")
-    x = torch.rand(1, 16, 8, 8, generator=generator).requires_grad_()
-    middle = net[2:14](x)  # conv1 to relu6
+    x = torch.rand(1, 16, 8, 8, generator=generator)
     for channel in (0, 17, 63):
-        (grad,) = torch.autograd.grad(middle[:, channel].sum(), x, retain_graph=True)
-        reached = grad.abs().sum((0, 2, 3)) > 0
-        assert reached.nonzero().flatten().tolist() == [channel % 16]
+        assert reached(net[2:14], x, channel) == [channel % 16]  # conv1 to relu6
+
+
+def test_dense_lower_halves_of_kernels_mix_for_new_channels(generator):
+    net = rt.simplified_net(8, identity="dominant_half")
+    x = torch.rand(1, 16, 8, 8, generator=generator)
+    # conv1 to relu6; 17 is new in the second group, 33 and 63 in the third
+    for channel in (0, 15):
+        assert reached(net[2:14], x, channel) == [channel]
+    for channel in (17, 33, 63):
+        assert reached(net[2:14], x, channel) == list(range(16))
+    assert reached(net[2:6], x, 5) == [5]  # no kernel of the first group doubles
+
+
+def test_dense_lower_halves_of_nets_mix_below_the_middle(generator):
+    net = rt.simplified_net(8, identity="dominant_upper")
+    x = torch.rand(1, 32, 8, 8, generator=generator)
+    for channel in (0, 17, 63):
+        assert reached(net[8:14], x, channel) == [channel % 32]  # conv4 to relu6
+        assert reached(net[2:14], x[:, :16], channel) == list(range(16))
+
+
+@pytest.mark.parametrize("depth", [5, 8, 20])
+def test_the_lower_half_is_that_of_the_residual_net(depth):
+    own, residual = (
+        dict(rt.simplified_net(depth, identity=identity).named_parameters())
+        for identity in ("dominant_upper", "residual")
+    )
+    last = 3 * ((depth - 2) // 3) // 2  # rounded down: one of three convolutions, three of six
+    lower = [f"conv{layer}." for layer in range(last + 1)]
+    for name, value in own.items():
+        if any(name.startswith(start) for start in lower):
+            assert torch.equal(value, residual[name]), name
+        elif name.endswith("original"):
+            assert value.shape[1] == 1, name
+    assert own.keys() == residual.keys()
+
+
+@pytest.mark.parametrize("identity", ["dominant", "dominant_half", "dominant_upper"])
+@pytest.mark.parametrize("depth", [5, 8])
+def test_dominant_nets_are_residual_nets_with_zeros(generator, depth, identity):
+    net = rt.simplified_net(depth, identity=identity)
+    blocks, n = [], (depth - 2) // 3
+    for layer in range(1, 3 * n + 1):
+        conv = net.get_submodule(f"conv{layer}")
+        kernel = identity_removed(conv).detach()
+        outputs, inputs = kernel.shape[:2]
+        full = {
+            "dominant": (),
+            "dominant_half": range(inputs, outputs),
+            "dominant_upper": range(outputs) if layer <= 3 * n // 2 else (),
+        }[identity]
+        for o in range(outputs):
+            for i in range(inputs):
+                free = o in full or o % inputs == i
+                assert bool((kernel[o, i] != 0).all()) if free else not kernel[o, i].any()
+        nn.init.uniform_(conv.bias, -0.1, 0.1, generator=generator)
+        blocks.append((kernel, conv.bias))
+    x = images(generator, size=16)
+    ends = [(layer.weight, layer.bias) for layer in (net.conv0, net.fc)]
+    expected = oracles.simplified_residual_net(x, ends[0], blocks, ends[1])
+    assert relative_error(net(x), expected) < NET
 
 
 # --- bad input
@@ -403,6 +477,7 @@ def test_off_dominant_paths_nothing_flows(generator):
         (lambda: rt.preresnet(28, shortcut_depth=0), "shortcut_depth: got 0"),
         (lambda: rt.preresnet(10, identity="residual", std=-1.0), "std: got -1"),
         (lambda: rt.simplified_net(20, identity="residal"), "did you mean 'residual'"),
+        (lambda: rt.simplified_net(20, identity="dominant_hlaf"), "did you mean 'dominant_half'"),
         (lambda: rt.simplified_net(20, draw="normal"), "draw: unknown name 'normal'"),
         (lambda: rt.full_net(20, doubling="padd"), "did you mean 'pad'"),
         (lambda: rt.diracnet(28, identity="driac"), "did you mean 'dirac'"),
@@ -457,6 +532,18 @@ def test_a_net_that_was_changed_is_saved_without_its_record(tmp_path):
     rt.save_checkpoint(tmp_path / "a.json", net)
     with pytest.raises(ValueError, match="no architecture record"):
         rt.load_checkpoint(tmp_path / "a")
+
+
+@pytest.mark.parametrize("identity", ["dominant_half", "dominant_upper"])
+def test_partly_dense_nets_come_back_from_disk(tmp_path, identity):
+    net = rt.simplified_net(5, identity=identity, generator=3)
+    with torch.no_grad():
+        net.conv2.parametrizations.weight.original += 0.1
+    rt.save_checkpoint(tmp_path / "a.json", net)
+    again = rt.load_checkpoint(tmp_path / "a")
+    assert str(again) == str(net) != str(rt.simplified_net(5, identity="dominant"))
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
 
 
 def test_a_slice_of_a_net_does_not_pass_for_the_whole():

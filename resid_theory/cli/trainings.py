@@ -45,8 +45,8 @@ def train(
     identity: Annotated[
         str | None,
         typer.Option(
-            help="Where it enters. simplified: plain, residual, explicit, dominant; diracnet: "
-            "dirac, plain; preresnet: plain, residual, dirac."
+            help="Where it enters. simplified: plain, residual, explicit, dominant, dominant_half, "
+            "dominant_upper; diracnet: dirac, plain; preresnet: plain, residual, dirac."
         ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="full: leave the shortcuts out.")] = False,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from resid_theory._check import choose
+from resid_theory._check import choose, whole
 from resid_theory.identity.entries import checked_layer, identity_map, identity_of, mark
 
 __all__ = [
@@ -92,29 +92,41 @@ class ResidualWeight(nn.Module):
 class DominantWeight(ResidualWeight):
     """W = V + I with V zero wherever output o does not read its own input: dominant paths only.
 
-    Only the entries that are free are parameters, so V has one input axis of length 1. An identity
-    by the rule ``"repeat"`` makes both halves of a doubling kernel diagonal, as in the paper.
+    Only the entries that are free are parameters, so V is a list of filters of one input each:
+    ``filters`` = (out - dense) + dense * in. An identity by the rule ``"repeat"`` makes both halves
+    of a doubling kernel diagonal, as in the paper; ``dense = out - in`` frees its lower half.
 
     Args:
         identity: I, shape of the weight; every output has one entry.
+        dense: How many outputs, the last ones, read every input.
 
     Attributes:
-        diagonal: Booleans, (out, in, 1, ...): the inputs that outputs read.
+        dense: As given.
+        diagonal: Zeros and ones, (out, in, 1, ...): the inputs that outputs read.
 
     Raises:
-        ValueError: If an output has no entry.
+        ValueError: If an output has no entry, or ``dense`` is no number of outputs.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, Appendix D.3.
+
+    Example:
+        >>> weight = DominantWeight(torch.eye(2).repeat(2, 1), dense=2)
+        >>> weight(torch.full((6, 1), 0.5)).tolist()
+        [[1.5, 0.0], [0.0, 1.5], [1.5, 0.5], [0.5, 1.5]]
     """
 
     diagonal: Tensor
 
-    def __init__(self, identity: Tensor) -> None:
+    def __init__(self, identity: Tensor, *, dense: int = 0) -> None:
         super().__init__(identity)
-        diagonal = identity.flatten(2).sum(2) if identity.dim() > 2 else identity
+        self.dense = whole("dense", dense, minimum=0)
+        if self.dense > len(identity):
+            raise ValueError(f"dense: got {dense}, needs at most the {len(identity)} outputs")
+        diagonal = identity.flatten(2).sum(2) if identity.dim() > 2 else identity.clone()
         if not bool((diagonal.sum(1) == 1).all()):
             raise ValueError("identity: got an output without an entry, needs one for each output")
+        diagonal[len(identity) - self.dense :] = 1
         taps = (1,) * (identity.dim() - 2)
         self.register_buffer("diagonal", diagonal.view(*diagonal.shape, *taps), persistent=False)
 
@@ -122,12 +134,16 @@ class DominantWeight(ResidualWeight):
         """The weight with the identity removed.
 
         Args:
-            original: V, (out, 1, *kernel).
+            original: V, (filters, 1, *kernel).
 
         Returns:
             R, (out, in, *kernel).
         """
-        return original * self.diagonal
+        if not self.dense:
+            return original * self.diagonal
+        rows = len(self.identity) - self.dense
+        lower = original[rows:].reshape(self.dense, *self.identity.shape[1:])
+        return torch.cat([original[:rows] * self.diagonal[:rows], lower])
 
     def mask(self) -> Tensor:
         """Where the ID entries are.
@@ -135,13 +151,13 @@ class DominantWeight(ResidualWeight):
         Returns:
             Booleans, shape of V.
         """
-        return self.identity.sum(1, keepdim=True) != 0
+        return self._filters(self.identity) != 0
 
     def forward(self, original: Tensor) -> Tensor:
         """The effective weight.
 
         Args:
-            original: V, (out, 1, *kernel).
+            original: V, (filters, 1, *kernel).
 
         Returns:
             W, (out, in, *kernel).
@@ -155,14 +171,24 @@ class DominantWeight(ResidualWeight):
             weight: W, zero off the dominant paths.
 
         Returns:
-            V, (out, 1, *kernel).
+            V, (filters, 1, *kernel).
 
         Raises:
             ValueError: If W is not zero off the dominant paths.
         """
         if bool((weight * (1 - self.diagonal)).any()):
             raise ValueError("weight: not zero off the dominant paths; set those entries to zero")
-        return ((weight - self.identity) * self.diagonal).sum(1, keepdim=True)
+        return self._filters(weight - self.identity)
+
+    def extra_repr(self) -> str:
+        """How many outputs are dense, for ``repr``."""
+        return f"dense={self.dense}" if self.dense else ""
+
+    def _filters(self, weight: Tensor) -> Tensor:
+        """The free filters of a weight: one of each output, then all of the dense ones."""
+        rows = len(self.identity) - self.dense
+        own = (weight[:rows] * self.diagonal[:rows]).sum(1, keepdim=True)
+        return torch.cat([own, weight[rows:].flatten(0, 1).unsqueeze(1)])
 
 
 class DiracWeight(ResidualWeight):
@@ -280,11 +306,13 @@ class AddIdentity(nn.Module):
         return out + shortcut
 
 
-_KINDS = {"residual": ResidualWeight, "dominant": DominantWeight, "dirac": DiracWeight}
-
-
 def with_identity(
-    layer: nn.Module, kind: str, *, rule: str = "repeat", normalize: bool = True
+    layer: nn.Module,
+    kind: str,
+    *,
+    rule: str = "repeat",
+    normalize: bool = True,
+    dense: int = 0,
 ) -> nn.Module:
     """Put the identity inside a layer, in place; the effective weight stays what it was.
 
@@ -294,30 +322,35 @@ def with_identity(
             ``"dominant"`` or ``"dirac"``.
         rule: ``"repeat"`` or ``"truncate"``.
         normalize: Of ``"dirac"``: False is the paper's eq. (4).
+        dense: Of ``"dominant"``: how many outputs, the last ones, read every input.
 
     Returns:
         The same layer.
 
     Raises:
-        ValueError: If the kind is unknown, the weight is parametrized already, or as for
-            :func:`identity_of`.
+        ValueError: If the kind is unknown, the weight is parametrized already, ``dense`` is given
+            for another kind, or as for :func:`identity_of` and :class:`DominantWeight`.
 
     Source:
         As for the four kinds: :class:`ResidualWeight`, :class:`DominantWeight`,
         :class:`DiracWeight`.
     """
-    choose("kind", kind, ("plain", *_KINDS))
+    choose("kind", kind, ("plain", "residual", "dominant", "dirac"))
     if parametrize.is_parametrized(layer, "weight"):
         raise ValueError("layer: its weight is parametrized already, needs a plain weight")
+    if dense and kind != "dominant":
+        raise ValueError(f"dense: got {dense} for kind {kind!r}, needs kind 'dominant'")
     identity = identity_of(layer, rule)
-    mark(layer, rule)
+    inside: ResidualWeight | None = None
     if kind == "dirac":
-        parametrize.register_parametrization(
-            layer, "weight", DiracWeight(identity, normalize=normalize)
-        )
-    elif kind != "plain":
-        parametrize.register_parametrization(layer, "weight", _KINDS[kind](identity))
-    return layer
+        inside = DiracWeight(identity, normalize=normalize)
+    elif kind == "dominant":
+        inside = DominantWeight(identity, dense=dense)
+    elif kind == "residual":
+        inside = ResidualWeight(identity)
+    if inside is not None:
+        parametrize.register_parametrization(layer, "weight", inside)
+    return mark(layer, rule)
 
 
 def layer_identity(layer: nn.Module) -> ResidualWeight | None:

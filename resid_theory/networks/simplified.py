@@ -13,6 +13,7 @@ from resid_theory.networks.parts import conv, draw_net, head, recorded, sequence
 __all__ = ["simplified_net"]
 
 _WIDTHS = (16, 32, 64)
+_IDENTITIES = ("plain", "residual", "explicit", "dominant", "dominant_half", "dominant_upper")
 
 
 @recorded
@@ -35,13 +36,16 @@ def simplified_net(
         depth: 3n + 2; the paper has 20, 32 and 44.
         identity: ``"plain"``; ``"residual"``, W = V + I as one weight; ``"explicit"``, the same net
             with Id(x) added to each convolution's output; ``"dominant"``, residual with V zero off
-            the dominant paths.
+            the dominant paths; ``"dominant_half"``, the same but that the lower halves of both
+            doubling kernels, the new channels, read all inputs; ``"dominant_upper"``, dominant in
+            the upper half of the groups' convolutions, residual in the lower 3n // 2.
         classes: Outputs.
         draw: First convolutions: ``"kaiming"`` (KWI) or ``"hardt_ma"`` (HMWI); by default KWI for
             plain nets and HMWI for the others, as in the paper. The classifier follows torch's
             uniform law.
         generator: Source of randomness, or a seed. Equal seeds give plain, residual and explicit
-            nets the same draw, up to its scale.
+            nets the same draw, up to its scale, and ``"dominant_upper"`` nets that of the residual
+            net in their lower half.
 
     Returns:
         An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes).
@@ -50,14 +54,16 @@ def simplified_net(
         ValueError: If no n fits the depth (the nearest two are named) or a name is unknown.
 
     Source:
-        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendices A and D.3.
+        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendices A and D.3. Whose lower halves are
+        dense in D.3 is lost; ``"dominant_half"`` takes them for halves of kernels, as D.3 has them
+        elsewhere, ``"dominant_upper"`` for halves of nets.
 
     Example:
         >>> net = simplified_net(20, identity="residual")
         >>> sum(p.numel() for p in net.parameters()), net[2:4](torch.zeros(1, 16, 32, 32)).shape
         (269034, torch.Size([1, 16, 32, 32]))
     """
-    choose("identity", identity, ("plain", "residual", "explicit", "dominant"))
+    choose("identity", identity, _IDENTITIES)
     if draw is None:
         draw = "kaiming" if identity == "plain" else "hardt_ma"
     choose("draw", draw, DRAWS[:2])
@@ -67,10 +73,16 @@ def simplified_net(
     for layer in range(1, 3 * n + 1):
         outputs = _WIDTHS[(layer - 1) // n]
         block = conv(inputs, outputs, stride=outputs // inputs, bias=True)
-        parts += [(f"conv{layer}", _placed(block, identity)), (f"relu{layer}", nn.ReLU())]
+        lower = identity == "dominant_upper" and layer <= 3 * n // 2
+        kind = "residual" if lower else identity
+        parts += [(f"conv{layer}", _placed(block, kind)), (f"relu{layer}", nn.ReLU())]
         inputs = outputs
     return draw_net(sequence(parts + head(inputs, classes)), draw, generator)
 
 
 def _placed(layer: nn.Conv2d, identity: str) -> nn.Module:
-    return AddIdentity(layer) if identity == "explicit" else with_identity(layer, identity)
+    if identity == "explicit":
+        return AddIdentity(layer)
+    dense = layer.out_channels - layer.in_channels if identity == "dominant_half" else 0
+    kind = "dominant" if identity.startswith("dominant") else identity
+    return with_identity(layer, kind, dense=dense)
