@@ -119,6 +119,7 @@ INSIDE = {
                 for name in (
                     "conditioning",
                     "curvature",
+                    "deep",
                     "escape",
                     "final_losses",
                     "interpolation",
