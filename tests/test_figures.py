@@ -8,6 +8,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.demystifying_resnet import (
@@ -202,6 +203,67 @@ def test_least_cross_entropy_is_the_entropy_that_inputs_leave(share):
 def test_what_no_net_can_reach_bounds_what_all_reach():
     arrays = figure_7(scale=0.1, loss="cross_entropy")
     assert all((arrays[f"{name}.loss"] > arrays["optimum"]).all() for name in nets.NETS)
+
+
+# -- judges and drawings ---------------------------------------------------------------------------
+
+
+def test_figures_of_nonlinear_nets_are_drawn_without_an_optimum():
+    trained, final = figures_5_and_6(mid="tanh"), figure_7(scale=0.01, mid="tanh")
+    labels = []
+    for draw, arrays in (
+        (curvature.draw_figure_5, trained),
+        (curvature.draw_figure_6, trained),
+        (final_losses.draw_figure_7, final),
+    ):
+        figure = Figure()
+        draw(figure, arrays)
+        labels += [ax.get_xlabel() + ax.get_ylabel() for ax in figure.axes]
+    assert any("loss" in label for label in labels)
+    assert not any("optimum" in label for label in labels)
+    assert len(figure.axes[0].lines) == len(nets.PLAIN_AND_TWO)
+
+
+def followed(name, index, gradient=(1.0, 2.0, 1.0)):
+    return {
+        f"{name}.loss": np.array([4.0, 2.0, 1.0]),
+        f"{name}.index": np.array(index),
+        f"{name}.epoch": np.array([0, 1, 2]),
+        f"{name}.gradient": np.array(gradient),
+    }
+
+
+@pytest.mark.parametrize("other", ["orthogonal", "xavier"])
+def test_figure_6_is_judged_against_both_plain_nets(other):
+    above, below = [0.6, 0.6, 0.6], [0.4, 0.4, 0.4]
+    arrays = {"optimum": np.array(0.5), **followed("two_shortcut", [0.5, 0.5, 0.45])}
+    for name in ("orthogonal", "xavier"):
+        arrays |= followed(name, below if name == other else above)
+    held = {v.criterion: v.passed for v in curvature.judge_figure_6(arrays)}
+    failed = f"2-shortcut: index below {nets.LABELS[other]}'s at equal loss"
+    assert [criterion for criterion, passed in held.items() if not passed] == [failed]
+
+
+def test_what_was_not_measured_does_not_hold():
+    arrays = {"optimum": np.array(5.0)}  # above all losses: none in common
+    for name in nets.PLAIN_AND_TWO:
+        arrays |= followed(name, [0.5, 0.5, 0.4], gradient=[0.0] * 50 + [1.0])
+    start, *rest = curvature.judge_figure_6(arrays)
+    assert start.passed and not any(verdict.passed for verdict in rest)
+    late = norms.judge_figure_3({"depth": np.array([4, 8]), "norm": np.array([[2.0], [1.0]])})[1]
+    assert (late.measured, late.passed) == ("no such epoch", False)
+    shallow = {"depth": np.array([3, 6]), "rates": np.array([0.1, 1.0]), "optimum": np.array(0.0)}
+    shallow |= {f"{name}.loss": np.ones((2, 2, 1)) for name in nets.NETS}
+    named = [v for v in final_losses.judge_figure_7(shallow) if "N ≥" in v.criterion]
+    assert len(named) == 2 and not any(verdict.passed for verdict in named)
+
+
+def test_a_depth_that_a_criterion_needs_is_named():
+    with pytest.raises(ValueError, match=r"depths: got \[6\], needs 8"):
+        final_losses.judge_figure_8(figure_8(scale=0.1))
+    arrays = figure_4(scale=0.1, depths=[2, 6])
+    with pytest.raises(ValueError, match=r"depths: got \[2, 6\], needs one and its double"):
+        conditioning.judge_figure_4(arrays)
 
 
 # -- refusals --------------------------------------------------------------------------------------

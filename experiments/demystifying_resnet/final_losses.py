@@ -20,6 +20,7 @@ from experiments.demystifying_resnet.nets import (
     NETS,
     PAPER,
     PLAIN_AND_TWO,
+    at_depth,
     build,
     compared,
     every,
@@ -266,7 +267,7 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
         ),
     ]
     for name in ("xavier", "orthogonal"):
-        shallow, last = (float(loss[name][depth == n][0]) for n in (8, 32))
+        shallow, last = (at_depth(depth, loss[name], n) for n in (8, 32))
         verdicts.append(
             Verdict(
                 f"{LABELS[name]}: worse at N = 32 than at N = 8",

@@ -148,6 +148,13 @@ def every(flags: np.ndarray) -> bool:
     return flags.size > 0 and bool(flags.all())
 
 
+def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> float:
+    """The value at a depth that a criterion names."""
+    if wanted not in depths:
+        raise ValueError(f"depths: got {depths.tolist()}, needs {wanted}, which a criterion names")
+    return float(values[depths == wanted][0])
+
+
 def slope(x: np.ndarray, y: np.ndarray) -> float:
     """Slope of a straight line through the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
