@@ -18,6 +18,7 @@ from experiments.demystifying_resnet import (
     nets,
     norms,
     shortcut_depths,
+    zero_point,
 )
 
 FEW = dict(dataset="digits", samples=40)
@@ -203,6 +204,21 @@ def test_least_cross_entropy_is_the_entropy_that_inputs_leave(share):
 def test_what_no_net_can_reach_bounds_what_all_reach():
     arrays = figure_7(scale=0.1, loss="cross_entropy")
     assert all((arrays[f"{name}.loss"] > arrays["optimum"]).all() for name in nets.NETS)
+
+
+# -- Figure 11 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"loss": "cross_entropy"}, {"pre": "relu", "mid": "tanh", "post": "sin"}],
+    ids=["cross_entropy", "activations"],
+)
+def test_figure_11_has_its_pattern_for_other_losses_and_activations(change):
+    usual = zero_point.compute_figure_11(**FEW, blocks=2)
+    other = zero_point.compute_figure_11(**FEW, blocks=2, **change)
+    assert not np.allclose(usual["n2.matrix_a"], other["n2.matrix_a"], atol=0.01)
+    assert all(verdict.passed for verdict in zero_point.judge_figure_11(other))
 
 
 # -- judges and drawings ---------------------------------------------------------------------------
