@@ -120,6 +120,7 @@ INSIDE = {
                 for name in (
                     "conditioning",
                     "curvature",
+                    "deep",
                     "escape",
                     "final_losses",
                     "interpolation",

@@ -1,7 +1,5 @@
 """Nets that claims train: one folder for each training, taken up again, and their measure."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments import trainings
-from experiments.demystifying_resnet import final_losses, norms, shortcut_depths, trunks
+from experiments.demystifying_resnet import trunks
 from experiments.demystifying_resnet.trunks import mean_norm
 
 ARCHITECTURE = {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 0}}
@@ -121,26 +119,3 @@ def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
         "parameters": np.full((4, 2), 7),
     }
     assert [v.passed for v in trunks.judge_figure_9(arrays)] == [True, *passed]
-
-
-# -- other losses and activations in the figures of fully connected nets ---------------------------
-
-FEW = dict(dataset="digits", samples=40, epochs=3)
-
-
-@pytest.mark.parametrize("change", [{"loss": "cross_entropy"}, {"mid": "tanh"}])
-def test_figures_3_and_8_take_other_losses_and_activations(change):
-    norms_of = functools.partial(norms.compute_figure_3, **FEW, depths=[4], rate=0.3, scale=0.01)
-    assert (norms_of(seed=0)["norm"] != norms_of(seed=0, **change)["norm"])[:, -1].all()
-    losses = functools.partial(
-        final_losses.compute_figure_8, **FEW, depths=[4], rates=[-1, 0, 1], seeds=1, scale=0.1
-    )
-    usual, other = losses(), losses(**change)
-    for name in ("xavier.loss", "two_shortcut.loss"):
-        assert np.isfinite(other[name]).all() and (usual[name] != other[name]).all()
-
-
-def test_figure_9_takes_another_activation():
-    given = dict(**FEW, depths=[12], rates=[-2, -2, 1], seeds=1, scale=0.1)
-    arrays = shortcut_depths.compute_figure_9(**given, activation="tanh", loss="cross_entropy")
-    assert all(np.isfinite(arrays[f"n{n}.loss"]).all() for n in (1, 2, 3, 4))

@@ -3,6 +3,7 @@
 from experiments.demystifying_resnet import (
     conditioning,
     curvature,
+    deep,
     escape,
     final_losses,
     interpolation,
@@ -22,6 +23,7 @@ CLAIMS = [
     *final_losses.CLAIMS,
     *shortcut_depths.CLAIMS,
     *curvature.CLAIMS,
+    *deep.CLAIMS,
     *escape.CLAIMS,
     *lemmas.CLAIMS,
     *interpolation.CLAIMS,

@@ -1,4 +1,4 @@
-"""Figures 5 and 6: Hessians along training.
+"""Figures 5 and 6: Hessians along training, of linear nets unless something else is asked for.
 
 Percentiles are NumPy's linear ones; negative eigenvalues are those below -1e-10 of
 the largest magnitude; between epochs, numbers are interpolated in the logarithm of the loss.
@@ -19,6 +19,10 @@ from experiments.demystifying_resnet.nets import (
     PAPER,
     PLAIN_AND_TWO,
     build,
+    compared,
+    every,
+    is_linear,
+    least_loss,
     starts,
     whitened,
 )
@@ -35,32 +39,45 @@ def compute_curvature(
     early: int,
     scale: float,
     seed: int,
+    loss: str = "square",
+    pre: str | None = None,
+    mid: str | None = None,
+    post: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Exact Hessians of each net at epochs even in their logarithm, and even in that of the loss.
 
-    The 2-shortcut net's are taken at every one of the first ``early`` epochs too.
+    The 2-shortcut net's are taken at every one of the first ``early`` epochs too. Linear nets with
+    the square loss need moments alone, others the samples. With an activation plain nets come in
+    blocks of two layers, and ``optimum`` is the lower bound 0.
     """
-    moments = whitened(dataset, samples).moments
-    optimum = rt.theory.linear_optimum(moments)
+    activations = dict(pre=pre, mid=mid, post=post)
+    data, nets = whitened(dataset, samples), compared(**activations)
+    optimum = least_loss(data, loss, linear=is_linear(**activations))
     arrays = {"optimum": np.array(optimum)}
     spaced = np.geomspace(1, epochs, checkpoints - 1).round().astype(int).tolist()
-    for number, (name, net) in enumerate(PLAIN_AND_TWO.items()):
-        model = build(depth, net)
-        (start,) = starts(model, net["kind"], 1, scale, number, depth, seed)
+    for number, name in enumerate(PLAIN_AND_TWO):
+        model = build(depth, nets[name], **activations)
+        (start,) = starts(model, nets[name]["kind"], 1, scale, number, depth, seed)
         descend = functools.partial(
             rt.gradient_descent,
             model,
-            "square",
-            moments,
+            loss,
+            data,
             weights=start,
             learning_rate=rates[name],
             epochs=epochs,
             limit=LIMIT,
         )
-        by_loss = _even_in_loss(descend().loss.numpy() - optimum, checkpoints)
-        every = range(early) if name == "two_shortcut" else ()
-        path = descend(keep={0, *spaced, *by_loss, *every})
-        found = rt.descent.spectra_along(model, "square", moments, path)
+        first = descend()
+        if bool(first.diverged):
+            raise ValueError(
+                f"rates: got {rates[name]:g} for {name}, whose loss is above {LIMIT:g} after "
+                f"{int(first.diverged_at)} epochs; needs a smaller one"
+            )
+        by_loss = _even_in_loss(first.loss.numpy() - optimum, checkpoints)
+        first_ones = range(early) if name == "two_shortcut" else ()
+        path = descend(keep={0, *spaced, *by_loss, *first_ones})
+        found = rt.descent.spectra_along(model, loss, data, path)
         arrays |= {
             f"{name}.epoch": found.epochs,
             f"{name}.loss": found.loss,
@@ -125,7 +142,7 @@ def judge_figure_5(a: Arrays) -> list[Verdict]:
     for other, where, low, high, expected, least, most in rows:
         ratio = _condition_ratio(a, other, low, high)
         measured = f"{ratio.min():.3g} to {ratio.max():.3g}" if len(ratio) else "no common loss"
-        holds = len(ratio) > 0 and bool(((ratio > least) & (ratio < most)).all())
+        holds = every((ratio > least) & (ratio < most))
         verdicts.append(
             Verdict(f"2-shortcut over {LABELS[other]}, {where}", expected, measured, holds)
         )
@@ -139,7 +156,8 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
         excess = a[f"{name}.loss"] - optimum
         (line,) = ax.plot(excess, a[f"{name}.max"], MARKERS[name] + "-", label=LABELS[name])
         ax.plot(excess, a[f"{name}.p10"], MARKERS[name] + "--", color=line.get_color(), mfc="none")
-    ax.set(xscale="log", yscale="log", xlabel="loss - optimum (training goes to the right)")
+    below = " - optimum" if optimum else ""
+    ax.set(xscale="log", yscale="log", xlabel=f"loss{below} (training goes to the right)")
     ax.set_ylabel("max |λ| (filled), 10th percentile of |λ| (open)")
     ax.invert_xaxis()
     ax.legend()
@@ -147,18 +165,10 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
 
 def judge_figure_6(a: Arrays) -> list[Verdict]:
     """The criteria of Figure 6: the share of negative eigenvalues."""
-    optimum = float(a["optimum"])
     start = float(a["two_shortcut.index"][0])
-    first = min(a[f"{name}.loss"][0] for name in ("two_shortcut", "orthogonal"))
-    levels = _levels(a, "two_shortcut", "orthogonal", low=optimum + 0.01, high=0.9 * first)
-    two, orthogonal = (
-        rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False)
-        for name in ("two_shortcut", "orthogonal")
-    )
     steepest = int(a["two_shortcut.gradient"].argmax())
-    around = np.abs(a["two_shortcut.epoch"] - steepest) <= 5
-    index = a["two_shortcut.index"][around]
-    drop = float(index[0] - index[-1])
+    index = a["two_shortcut.index"][np.abs(a["two_shortcut.epoch"] - steepest) <= 5]
+    drop = float(index[0] - index[-1]) if index.size else float("nan")
     return [
         Verdict(
             "2-shortcut: index at the start",
@@ -166,13 +176,8 @@ def judge_figure_6(a: Arrays) -> list[Verdict]:
             start,
             abs(start - 0.5) <= 0.005,
         ),
-        Verdict(
-            "2-shortcut: index below orthogonal's at equal loss",
-            "from optimum + 0.01 to 0.9 of the first loss (paper: always smaller)",
-            f"at {100 * (two < orthogonal).mean():.0f} % of the losses, difference "
-            f"{(two - orthogonal).min():.3f} to {(two - orthogonal).max():.3f}",
-            bool((two < orthogonal).all()),
-        ),
+        _judge_index(a, "orthogonal"),
+        _judge_index(a, "xavier"),
         Verdict(
             f"2-shortcut: index drops where the gradient is largest (epoch {steepest} ± 5)",
             "by 0.02 or more",
@@ -182,6 +187,26 @@ def judge_figure_6(a: Arrays) -> list[Verdict]:
     ]
 
 
+def _judge_index(a: Arrays, other: str) -> Verdict:
+    """Index of the 2-shortcut net against another's, at their common losses."""
+    first = min(a[f"{name}.loss"][0] for name in ("two_shortcut", other))
+    low = float(a["optimum"]) + 0.01
+    levels = _levels(a, "two_shortcut", other, low=low, high=0.9 * first)
+    two, others = (
+        rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False)
+        for name in ("two_shortcut", other)
+    )
+    return Verdict(
+        f"2-shortcut: index below {LABELS[other]}'s at equal loss",
+        "from optimum + 0.01 to 0.9 of the first loss (paper: always smaller)",
+        f"at {100 * (two < others).mean():.0f} % of the losses, difference "
+        f"{(two - others).min():.3f} to {(two - others).max():.3f}"
+        if levels.size
+        else "no common loss",
+        every(two < others),
+    )
+
+
 def draw_figure_6(figure: Figure, a: Arrays) -> None:
     """Index against the loss; index and gradient norm of the 2-shortcut net over epochs."""
     left, right = figure.subplots(1, 2)
@@ -189,7 +214,8 @@ def draw_figure_6(figure: Figure, a: Arrays) -> None:
     for name in PLAIN_AND_TWO:
         excess = a[f"{name}.loss"] - optimum
         left.plot(excess, a[f"{name}.index"], MARKERS[name] + "-", label=LABELS[name], mfc="none")
-    left.set(xscale="log", xlabel="loss - optimum", ylabel="index (share of negative λ)")
+    below = " - optimum" if optimum else ""
+    left.set(xscale="log", xlabel=f"loss{below}", ylabel="index (share of negative λ)")
     left.invert_xaxis()
     left.legend()
     early = a["two_shortcut.epoch"] <= 60

@@ -11,8 +11,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
+from torch.nn.functional import cross_entropy
 
 import resid_theory as rt
+from resid_theory._check import choose
+from resid_theory.activations import Activation
+from resid_theory.losses import LOSSES
 from resid_theory.samples import Regression
 
 PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
@@ -59,10 +64,73 @@ def nested(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarr
     return {f"{group}.{key}": v for group, table in groups.items() for key, v in table.items()}
 
 
-def build(depth: int, net: Mapping, **activations: str | None) -> rt.ShortcutNet:
+def build(depth: int, net: Mapping, **activations: str | Activation | None) -> rt.ShortcutNet:
     """A net of NETS with so many weight layers."""
     n = net["n"]
+    if depth % n:
+        raise ValueError(f"depth: got {depth}, needs a multiple of the block's {n} weight layers")
     return rt.ShortcutNet(WIDTH, depth // n, n, shortcut=net["shortcut"], **activations)
+
+
+def is_linear(**activations: str | Activation | None) -> bool:
+    """Whether nets with these activations are linear."""
+    return build(2, NETS["two_shortcut"], **activations).is_linear
+
+
+def compared(**activations: str | Activation | None) -> dict[str, dict]:
+    """The kinds of net that can be compared once activations are set.
+
+    Linear nets: all of NETS. Otherwise those of Figure 8: plain nets in blocks of two, so that all
+    nets have activations at the same positions; with 1 or 3 layers under a shortcut there would be
+    another number of them.
+    """
+    if is_linear(**activations):
+        return NETS
+    return {name: {**net, "n": 2} for name, net in PLAIN_AND_TWO.items()}
+
+
+def equivalent_at_zero(model: rt.ShortcutNet, loss: str, data: Regression) -> rt.theory.ZeroPoint:
+    """The 1-shortcut net at zero weights that has the spectrum of a plain orthogonal net.
+
+    With P_k the product of the layers up to k, moving layer k by P_k V P_{k-1}^T moves the plain
+    net as V moves block k of the 1-shortcut net that Q = P_N follows. For the square loss Q may
+    turn the targets back instead.
+    """
+    given = dict(blocks=model.depth, shortcut_depth=1)
+    if loss == "square":
+        moments = rt.theory.rotated_moments(model.layers(), data)
+        return rt.theory.zero_point(moments, **given)
+    with torch.no_grad():
+        product = model(torch.eye(WIDTH, dtype=torch.float64)).mT
+    return rt.theory.zero_point(data, loss=loss, output_map=product, **given)
+
+
+def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
+    """What final losses are compared with: the infimum over all linear maps, or a lower bound.
+
+    A linear net of equal widths can be any linear map, whatever its depth and shortcuts. What
+    nonlinear nets can reach is not known; both losses are at least 0 for one-hot targets.
+    """
+    choose("loss", loss, list(LOSSES))
+    if not linear:
+        return 0.0
+    if loss == "square":
+        return rt.theory.linear_optimum(data.moments)
+    return _least_cross_entropy(data)
+
+
+def _least_cross_entropy(data: Regression) -> float:
+    """Convex in the linear map; an infimum that no map attains is approached to 1e-8 or less."""
+    x, y = data.x, data.y
+
+    def evaluate(entries: np.ndarray) -> tuple[float, np.ndarray]:
+        output = x @ torch.from_numpy(entries).view(y.shape[1], -1).mT
+        slope = (output.softmax(1) - y).mT @ x / len(x)
+        return float(cross_entropy(output, y)), slope.flatten().numpy()
+
+    start = np.zeros(x.shape[1] * y.shape[1])
+    options = dict(ftol=0.0, gtol=1e-9, maxiter=10_000, maxfun=20_000)
+    return float(minimize(evaluate, start, jac=True, method="L-BFGS-B", options=options).fun)
 
 
 def starts(model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int) -> torch.Tensor:
@@ -73,6 +141,18 @@ def starts(model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int
         for seed in range(seeds)
     ]
     return torch.stack(draws)
+
+
+def every(flags: np.ndarray) -> bool:
+    """True of all, and of at least one: nothing measured is nothing shown."""
+    return flags.size > 0 and bool(flags.all())
+
+
+def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> float:
+    """The value at a depth that a criterion names."""
+    if wanted not in depths:
+        raise ValueError(f"depths: got {depths.tolist()}, needs {wanted}, which a criterion names")
+    return float(values[depths == wanted][0])
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:

@@ -10,8 +10,10 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.nets import (
     LIMIT,
+    NETS,
     PAPER,
-    WIDTH,
+    build,
+    every,
     listed,
     slope,
     starts,
@@ -36,7 +38,7 @@ def compute_figure_3(
     data = whitened(dataset, samples).to(device)
     norms = []
     for depth in depths:
-        model = rt.ShortcutNet(WIDTH, depth // 2, 2, mid=mid)
+        model = build(depth, NETS["two_shortcut"], mid=mid)
         (start,) = starts(model, "near_zero", 1, scale, depth, seed).to(device)
         path = rt.gradient_descent(
             model,
@@ -62,13 +64,13 @@ def judge_figure_3(a: Arrays) -> list[Verdict]:
             "mean norm at the end falls with depth",
             "strictly decreasing (paper: deeper means smaller)",
             listed(final),
-            bool((np.diff(final) < 0).all()),
+            every(np.diff(final) < 0),
         ),
         Verdict(
             "the same at every epoch from 50",
             "strictly decreasing",
-            f"at {100 * falls.mean():.1f} % of the epochs",
-            bool(falls.all()),
+            f"at {100 * falls.mean():.1f} % of the epochs" if falls.size else "no such epoch",
+            every(falls),
         ),
         Verdict(
             "mean norm as a power of depth",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.final_losses import at_best, final_losses, rates_between
-from experiments.demystifying_resnet.nets import PAPER, whitened
+from experiments.demystifying_resnet.nets import PAPER, at_depth, whitened
 
 SHORTCUT_DEPTHS = (1, 2, 3, 4)
 
@@ -40,7 +40,7 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
     loss = {n: at_best(a, f"n{n}", np.median)[0] for n in SHORTCUT_DEPTHS}
     first, last = {}, {}
     for n, values in loss.items():
-        first[n], last[n] = (float(values[depth == at][0]) for at in (12, 48))
+        first[n], last[n] = (at_depth(depth, values, at) for at in (12, 48))
     others = min(last[n] for n in (1, 3, 4))
     of = f"median of {seeds} seeds"
     return [
@@ -77,9 +77,9 @@ def draw_figure_9(figure: Figure, a: Arrays) -> None:
     for n, marker in zip(SHORTCUT_DEPTHS, "Dosv", strict=True):
         losses = a[f"n{n}.loss"]
         best = np.median(losses, axis=-1).argmin(-1)
-        at_best = losses[np.arange(len(best)), best]
-        (line,) = ax.plot(a["depth"], np.median(at_best, axis=-1), marker + "-", label=f"n = {n}")
-        ax.plot(a["depth"], at_best, ".", color=line.get_color(), alpha=0.4)
+        lowest = losses[np.arange(len(best)), best]
+        (line,) = ax.plot(a["depth"], np.median(lowest, axis=-1), marker + "-", label=f"n = {n}")
+        ax.plot(a["depth"], lowest, ".", color=line.get_color(), alpha=0.4)
     ax.set(yscale="log", xlabel="weight layers N", ylabel="final loss at the best learning rate")
     ax.set_xticks(a["depth"])
     ax.legend(title="shortcut depth")

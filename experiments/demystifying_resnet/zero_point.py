@@ -224,15 +224,25 @@ def draw_theorem_2_three(figure: Figure, a: Arrays) -> None:
 # -- Figure 11 -------------------------------------------------------------------------------------
 
 
-def compute_figure_11(*, dataset: str, samples: int | None, blocks: int) -> dict[str, np.ndarray]:
+def compute_figure_11(
+    *,
+    dataset: str,
+    samples: int | None,
+    blocks: int,
+    loss: str = "square",
+    pre: str | None = None,
+    mid: str | None = None,
+    post: str | None = None,
+) -> dict[str, np.ndarray]:
     """Hessians at zero in the paper's order, measured without the closed form."""
-    data = whitened(dataset, samples)
+    data, activations = whitened(dataset, samples), dict(pre=pre, mid=mid, post=post)
     arrays = {"blocks": np.array(blocks)}
     for n in (1, 2):
-        net = rt.ShortcutNet(WIDTH, blocks, n)
+        given = dict(loss=loss, **activations)
+        point = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n, **given)
+        net = rt.ShortcutNet(WIDTH, blocks, n, **activations)
         order = net.definition5_order()
-        measured = rt.hessian(net, "square", data, method="layer_pairs")[order][:, order]
-        point = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n)
+        measured = rt.hessian(net, loss, data, method="layer_pairs")[order][:, order]
         arrays[f"n{n}.hessian"] = measured.numpy()
         arrays[f"n{n}.matrix_a"] = point.matrix_a.numpy()
     return arrays
