@@ -1,6 +1,7 @@
 """Figure 4: the condition number of linear nets at initialization against depth."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from experiments.demystifying_resnet.nets import (
     generator_of,
     whitened,
 )
+from experiments.parts import Each, Part, by_name, in_turn
+from resid_theory._check import choose
 from resid_theory.readings import Readings
 from resid_theory.samples import Regression
 
@@ -28,23 +31,51 @@ LABELS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Spectra(Part):
+    """Readings of one net at one depth: ``seeds`` starts from ``seed`` on."""
+
+    dataset: str = "digits"
+    samples: int | None = None
+    net: str = "two_shortcut"
+    depth: int = 2
+    seeds: int = 1
+    scale: float = 0.01
+
+    def check(self) -> None:
+        super().check()
+        choose("net", self.net, list(NETS))
+
+    def arrays(self, device: str) -> dict[str, np.ndarray]:
+        data, number = whitened(self.dataset, self.samples), list(NETS).index(self.net)
+        return columns(
+            _initial_spectrum(
+                data, NETS[self.net], self.depth, self.scale, generator_of(number, self.depth, seed)
+            )
+            for seed in range(self.seed, self.seed + self.seeds)
+        )
+
+
 def compute_figure_4(
-    *, dataset: str, samples: int | None, depths: Sequence[int], seeds: int, scale: float
+    *,
+    dataset: str,
+    samples: int | None,
+    depths: Sequence[int],
+    seeds: int,
+    scale: float,
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Spectra at initialization of linear nets over depth; (depths, seeds) arrays by net."""
     data = whitened(dataset, samples)
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, scale=scale)
+    parts = {
+        name: [Spectra(net=name, depth=n, **same) for n in depths if n % net["n"] == 0]
+        for name, net in NETS.items()
+    }
     arrays: dict[str, np.ndarray] = {}
-    for number, (name, net) in enumerate(NETS.items()):
-        own = [depth for depth in depths if depth % net["n"] == 0]
-        arrays[f"{name}.depth"] = np.array(own)
-        cells = [
-            columns(
-                _initial_spectrum(data, net, depth, scale, generator_of(number, depth, seed))
-                for seed in range(seeds)
-            )
-            for depth in own
-        ]
-        arrays |= {f"{name}.{key}": np.stack([cell[key] for cell in cells]) for key in cells[0]}
+    for name, found in by_name(parts, each, "cpu").items():
+        arrays[f"{name}.depth"] = np.array([part.depth for part in parts[name]])
+        arrays |= {f"{name}.{key}": np.stack([part[key] for part in found]) for key in found[0]}
     two = rt.theory.zero_point(data, blocks=1, shortcut_depth=2)
     one = rt.theory.zero_point(data, blocks=max(depths), shortcut_depth=1)
     arrays["two_shortcut.predicted"] = np.array(
