@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="TOML file: task and settings; a list is an axis.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; needed for a run.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="serial, process or ray.")] = "process",
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time; as many as CPUs by default.")
@@ -46,8 +48,9 @@ def sweep(
 ) -> None:
     """Measure every cell of a grid that has no result yet; called again, it goes on.
 
-    In Python, rt.load_results(FOLDER) gives the table. Exit code 1 if a cell failed. A task of your
-    own is named module:Class; the module may be in the current directory.
+    The file names a task (hessian, curvature, training, cushions, or module:Class, a task of your
+    own, also from the current directory) and its settings. In Python, rt.load_results(FOLDER)
+    gives the table. Exit code 1 if a cell failed.
     """
     search_here()  # for tasks of one's own
     if dry_run:
