@@ -20,7 +20,7 @@ from torch import nn
 
 import resid_theory as rt
 from benchmarks.outcome import Outcome, Trial, judged, refused
-from resid_theory import cifar, comparison, data, store
+from resid_theory import cifar, data, setups, store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -54,7 +54,7 @@ def arrays(folder: Path) -> object:
 
 
 def own_data(folder: Path) -> object:
-    return comparison._own_data(str(folder / "a.npz"), 2)
+    return setups.own_data(str(folder / "a.npz"), 2)
 
 
 def images(folder: Path) -> object:

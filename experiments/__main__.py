@@ -18,14 +18,17 @@ from experiments.claim import (
     Record,
     Standing,
     cell,
+    commit_of_code,
     faults,
     load,
     record,
     record_path,
     standing,
 )
+from experiments.parts import Swept, UnfinishedError
 from experiments.registry import CLAIMS, select
 from resid_theory import store
+from resid_theory.sweep.running import EXECUTORS
 
 __all__ = ["all_faults", "main", "readme_with", "results_page", "table"]
 
@@ -178,6 +181,8 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Run what is asked for; one claim that breaks does not stop the others."""
+    if options.sweep is None and (options.shard or options.workers or options.executor):
+        raise ValueError("--executor, --workers, --shard: are of a sweep, need --sweep FOLDER")
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
         chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
@@ -192,7 +197,10 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{claim.id} ({options.scale}) ...", flush=True)
         try:
             with _at_most(options.minutes, start):
-                _show(record(claim, options.scale, folder=options.records, device=options.device))
+                _show(_record(claim, options))
+        except UnfinishedError as error:
+            print(f"{error}\nthe claim is judged when all are: run it again")
+            broken += [claim.id] if error.failed else []
         except Exception:
             traceback.print_exc()
             broken.append(claim.id)
@@ -202,6 +210,22 @@ def _run(options: argparse.Namespace) -> int:
             break
     print(f"broken: {', '.join(broken)}" if broken else "done")
     return int(bool(broken))
+
+
+def _record(claim: Claim, options: argparse.Namespace) -> Record:
+    each = None
+    if options.sweep is not None and claim.takes("each"):
+        # A record names its commit, so parts that another one computed are not taken.
+        commit, dirty = commit_of_code()
+        code = (commit or "unknown")[:12] + ("-changed" if dirty else "")
+        each = Swept(
+            options.sweep / claim.id / code,
+            executor=options.executor or "process",
+            workers=options.workers,
+            shard=options.shard,
+            progress=sys.stderr.isatty(),
+        )
+    return record(claim, options.scale, folder=options.records, device=options.device, each=each)
 
 
 class _TimeIsOverError(BaseException):
@@ -268,6 +292,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--pending", action="store_true", help="only those without a valid record")
     verb.add_argument("--minutes", type=float, help="stop after this many minutes")
     verb.add_argument("--device", default="cpu", help="for claims that can use another one")
+    verb.add_argument("--sweep", type=Path, metavar="FOLDER", help="parts as cells of a sweep")
+    verb.add_argument("--executor", choices=list(EXECUTORS), help="of the sweep; else process")
+    verb.add_argument(
+        "--workers", type=int, help="processes at a time; as many as CPUs if left out"
+    )
+    verb.add_argument("--shard", metavar="I/N", help="one of N equal shares of the parts, I from 0")
     verb.set_defaults(call=_run)
     verb = verbs.add_parser("check", help="judge all records anew; fails if one does not hold")
     verb.set_defaults(call=_check)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from experiments.needs import Need
+from experiments.parts import Swept
 from resid_theory import store
 from resid_theory._check import choose
 
@@ -30,6 +31,7 @@ __all__ = [
     "Record",
     "Standing",
     "Verdict",
+    "commit_of_code",
     "faults",
     "live",
     "load",
@@ -85,7 +87,8 @@ class Claim:
             ``"short"`` (CPU, at most 1 h), ``"paper"``. The reserved key ``"scaled"`` is a sentence
             saying how far a scale falls short of the paper; it is not passed on.
         compute: Settings to named arrays; pure, seeds inside the settings. If it has a parameter
-            ``device``, it receives the device of the run.
+            ``device``, it receives the device of the run; if it has one named ``each``, its parts
+            can be cells of a sweep.
         judge: Arrays to verdicts.
         draw: Fills an empty figure from the arrays; computes nothing.
         needs: By scale, data without which it is skipped.
@@ -107,6 +110,10 @@ class Claim:
             raise ValueError(f"settings: {self.id} has none, needs a scale among {SCALES}")
         for scale in (*self.settings, *self.needs):
             choose("scale", scale, SCALES if scale in self.settings else list(self.settings))
+
+    def takes(self, argument: str) -> bool:
+        """Whether ``compute`` has a parameter of this name."""
+        return argument in inspect.signature(self.compute).parameters
 
     def missing(self, scale: str) -> str:
         """Why a scale cannot be run here; empty if it can."""
@@ -162,17 +169,24 @@ def cell(text: str) -> str:
 # Running -----------------------------------------------------------------------------------------
 
 
-def measure(claim: Claim, scale: str, *, device: str = "cpu") -> Record:
-    """Compute and judge a claim at one scale; nothing is written."""
+def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None = None) -> Record:
+    """Compute and judge a claim at one scale; nothing is written.
+
+    ``each`` computes the parts of a claim that has some; the seconds are then those of all parts,
+    whenever and wherever they were computed.
+    """
     given = dict(claim.settings[choose("scale", scale, list(claim.settings))])
     settings = _as_json(given)
     given.pop("scaled", None)
-    takes_device = "device" in inspect.signature(claim.compute).parameters
-    device = device if takes_device else "cpu"
+    device = device if claim.takes("device") else "cpu"
+    given |= {"device": device} if claim.takes("device") else {}
+    each = each if claim.takes("each") else None
     start = time.perf_counter()
     with _usual_dtype():
-        arrays = claim.compute(**given, **({"device": device} if takes_device else {}))
+        arrays = claim.compute(**given, **({} if each is None else {"each": each}))
     seconds = time.perf_counter() - start
+    if each is not None:
+        seconds += each.work - each.waited
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return Record(
         claim=claim.id,
@@ -180,15 +194,23 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu") -> Record:
         settings=settings,
         arrays=arrays,
         verdicts=_judged(claim, arrays),
-        run=_circumstances(device, seconds),
+        run={
+            **_circumstances(device, seconds),
+            **({} if each is None else {"parts_of_a_sweep": each.count}),
+        },
     )
 
 
 def record(
-    claim: Claim, scale: str, *, folder: str | Path = RECORDS, device: str = "cpu"
+    claim: Claim,
+    scale: str,
+    *,
+    folder: str | Path = RECORDS,
+    device: str = "cpu",
+    each: Swept | None = None,
 ) -> Record:
     """Compute and judge a claim at one scale and write what was found under ``folder``."""
-    found = measure(claim, scale, device=device)
+    found = measure(claim, scale, device=device, each=each)
     path = record_path(claim.id, scale, folder)
     arrays = path.with_suffix(".npz")
     # Arrays first: a crash in between leaves a JSON whose checksum no longer fits. That is noticed.
@@ -245,7 +267,7 @@ def _as_json(settings: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _circumstances(device: str, seconds: float) -> dict[str, Any]:
-    commit, dirty = _commit()
+    commit, dirty = commit_of_code()
     return {
         "commit": commit,
         "dirty": dirty,
@@ -259,7 +281,7 @@ def _circumstances(device: str, seconds: float) -> dict[str, Any]:
     }
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def commit_of_code() -> tuple[str | None, bool | None]:
     """The commit, and whether the code that computes differs from it; None where unknown.
 
     ``RESID_THEORY_COMMIT`` (a hash, with "-dirty" behind it if so) speaks for copies without git.

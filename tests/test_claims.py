@@ -196,14 +196,14 @@ def test_a_copy_without_git_is_told_its_commit(monkeypatch, given):
     if given:
         monkeypatch.setenv("RESID_THEORY_COMMIT", given)
     expected = ("abc", given.endswith("dirty")) if given else (None, None)
-    assert claims._commit() == expected
+    assert claims.commit_of_code() == expected
 
 
 @pytest.mark.parametrize(("status", "dirty"), [("", False), (" M resid_theory/data.py", True)])
 def test_uncommitted_code_is_noted(monkeypatch, status, dirty):
     answers = {"rev-parse": "abc", "status": status}
     monkeypatch.setattr(claims, "_git", lambda verb, *_: answers[verb])
-    assert claims._commit() == ("abc", dirty)
+    assert claims.commit_of_code() == ("abc", dirty)
 
 
 def test_only_what_asks_for_a_device_gets_one():

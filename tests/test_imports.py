@@ -28,7 +28,7 @@ FLOORS = [
     ["samples"],
     ["data", "identity", "theory"],
     ["cifar", "networks", "shortcut"],
-    ["equivalence", "images"],
+    ["equivalence", "images", "setups"],
     ["curvature", "exchange", "stability", "training"],
     ["descent"],
     ["plots", "sweep"],
@@ -109,7 +109,7 @@ INSIDE = {
         ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
     ],
     "experiments": [
-        ["needs"],
+        ["needs", "parts"],
         ["claim"],
         ["trainings"],
         ["trained"],

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import resid_theory as rt
 from resid_theory import cli, sweep
+from resid_theory.data import one_hot, whiten
 from resid_theory.sweep import processes, rays, running, settings, tasks
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.work import Options
@@ -112,7 +114,10 @@ def test_the_key_of_a_checkpoint_is_that_of_its_weights(tmp_path):
 
 WRONG = {
     'task = "hesian"': "task: unknown name 'hesian'; did you mean 'hessian'?",
-    "seed = 1": "task: is missing, needs one of hessian, curvature, training, cushions",
+    "seed = 1": "task: is missing, needs one of hessian, curvature, training, cushions or mod",
+    'task = "nowhere:Norm"': "task: 'nowhere:Norm' cannot be imported: ModuleNotFoundError",
+    'task = "json:dumps"': "task: got 'json:dumps', needs a subclass of resid_theory.sweep.Task",
+    'task = "hessian"\ndata = "nowhere.npz"': "data: there is no file nowhere.npz",
     'task = "hessian"\nblock = 2': "block: unknown key (given 2); did you mean 'blocks'?",
     'task = "hessian"\nblocks = [1, "two"]': "blocks: got 'two', needs a whole number",
     'task = "hessian"\nblocks = 0': "blocks: got 0, needs at least 1",
@@ -179,6 +184,64 @@ def test_infinite_numbers_are_numbers(tmp_path):
     run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path)
     number = rt.load_results(tmp_path).condition_number.iloc[0]
     assert isinstance(number, float) and not math.isfinite(number)
+
+
+def test_ones_own_data_are_part_of_the_key(tmp_path):
+    file, keys = tmp_path / "own.npz", []
+    grid = {"task": "hessian", "data": str(file), "components": 3, "blocks": 1, "init": "zero"}
+    x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0)).numpy()
+    for classes in (3, 2):
+        np.savez(file, x=x, y=np.arange(40) % classes)
+        keys.append(Cell.of(grid).key)
+    assert keys[0] != keys[1]
+    with pytest.raises(
+        ValueError, match=f"components: got 3, needs 2: .*{file.name} has 2 targets"
+    ):
+        Cell.of(grid).settings.run(tmp_path, "cpu")
+    labels = torch.arange(40) % 3
+    for inputs in (x, x**3):  # the second time from a file that has changed
+        np.savez(file, x=inputs, y=labels)
+        run(grid, tmp_path / "out")
+        own = rt.Regression(whiten(torch.tensor(inputs), 3)[0], one_hot(labels, 3))
+        point = rt.theory.zero_point(own, blocks=1, shortcut_depth=2)
+        found = rt.load_results(tmp_path / "out").condition_number[Cell.of(grid).key]
+        assert found == pytest.approx(point.condition_number)
+
+
+OWN = """
+from dataclasses import dataclass
+from resid_theory.sweep import Outcome, Task
+
+@dataclass(frozen=True, kw_only=True)
+class Power(Task):
+    base: int
+    exponent: int = 2
+
+    def run(self, folder, device):
+        return Outcome(numbers={"power": self.base**self.exponent}, arrays={})
+"""
+
+
+def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("powers_of_mine.py").write_text(OWN)
+    Path("grid.toml").write_text('task = "powers_of_mine:Power"\nbase = [2, 3]\nexponent = [2, 3]')
+    Path("less.toml").write_text('task = "powers_of_mine:Power"')
+    assert cli.main(["sweep", "grid.toml", "--out", "out", "--executor", "serial"]) == 0
+    assert sorted(rt.load_results("out").power) == [4, 8, 9, 27]
+    assert cli.main(["sweep", "less.toml", "--out", "out"]) == 2
+    assert "less.toml: base: is missing, Power needs it" in capsys.readouterr().err
+    assert str(Cell.of({"task": "powers_of_mine:Power", "base": 2})).endswith("Power base=2")
+
+
+def test_a_dry_run_needs_no_folder(tmp_path, capsys):
+    file = tmp_path / "grid.toml"
+    file.write_text('task = "hessian"\nseed = [0, 1]')
+    assert cli.main(["sweep", str(file), "--dry-run"]) == 0
+    assert capsys.readouterr().out == "2 cells.\n"
+    assert cli.main(["sweep", str(file)]) == 2
+    assert "--out: is missing, needs the folder of the results" in capsys.readouterr().err
 
 
 SMALL = {"depth": 5, "size": 8, "samples": 32}

@@ -1,6 +1,7 @@
 """Figure 4: the condition number of linear nets at initialization against depth."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from experiments.demystifying_resnet.nets import (
     listed,
     whitened,
 )
+from experiments.parts import Each, Part, by_name, in_turn
+from resid_theory._check import choose
 from resid_theory.readings import Readings
 from resid_theory.samples import Regression
 
@@ -31,6 +34,42 @@ LABELS = {
     "two_shortcut": "2-shortcut, near zero",
     "three_shortcut": "3-shortcut, near zero",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectra(Part):
+    """Readings of one net at one depth: ``seeds`` starts from ``seed`` on."""
+
+    dataset: str = "digits"
+    samples: int | None = None
+    net: str = "two_shortcut"
+    depth: int = 2
+    seeds: int = 1
+    scale: float = 0.01
+    loss: str = "square"
+    pre: str | None = None
+    mid: str | None = None
+    post: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        choose("net", self.net, list(NETS))
+
+    def arrays(self, device: str) -> dict[str, np.ndarray]:
+        data, number = whitened(self.dataset, self.samples), list(NETS).index(self.net)
+        activations = dict(pre=self.pre, mid=self.mid, post=self.post)
+        net = compared(**activations)[self.net]
+        return columns(
+            _initial_spectrum(
+                data,
+                self.loss,
+                build(self.depth, net, **activations),
+                net["kind"],
+                self.scale,
+                generator_of(number, self.depth, seed),
+            )
+            for seed in range(self.seed, self.seed + self.seeds)
+        )
 
 
 def compute_figure_4(
@@ -44,6 +83,7 @@ def compute_figure_4(
     pre: str | None = None,
     mid: str | None = None,
     post: str | None = None,
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Spectra at initialization over depth; (depths, seeds) arrays by net, at depths it can have.
 
@@ -54,28 +94,20 @@ def compute_figure_4(
     """
     data, activations = whitened(dataset, samples), dict(pre=pre, mid=mid, post=post)
     predicted = _predicted(data, max(depths), loss, activations)
-    arrays: dict[str, np.ndarray] = {}
-    for name, net in compared(**activations).items():
-        number = list(NETS).index(name)
-        own = [depth for depth in depths if depth % net["n"] == 0]
-        if not own:
-            continue
-        arrays[f"{name}.depth"] = np.array(own)
-        cells = [
-            columns(
-                _initial_spectrum(
-                    data,
-                    loss,
-                    build(depth, net, **activations),
-                    net["kind"],
-                    scale,
-                    generator_of(number, depth, seed),
-                )
-                for seed in range(seeds)
-            )
-            for depth in own
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, scale=scale, loss=loss)
+    parts = {
+        name: [
+            Spectra(net=name, depth=depth, **same, **activations)
+            for depth in depths
+            if depth % net["n"] == 0
         ]
-        arrays |= {f"{name}.{key}": np.stack([cell[key] for cell in cells]) for key in cells[0]}
+        for name, net in compared(**activations).items()
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, found in by_name(parts, each, "cpu").items():
+        if found:
+            arrays[f"{name}.depth"] = np.array([part.depth for part in parts[name]])
+            arrays |= {f"{name}.{key}": np.stack([part[key] for part in found]) for key in found[0]}
     return arrays | predicted
 
 

@@ -5,7 +5,7 @@ number or above 1000; of learning rates whose mean final losses are equal the sm
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from experiments.demystifying_resnet.nets import (
     starts,
     whitened,
 )
+from experiments.parts import Each, Part, by_name, in_turn
 
 
 def rates_between(low: float, high: float, step: float) -> torch.Tensor:
@@ -39,37 +40,70 @@ def rates_between(low: float, high: float, step: float) -> torch.Tensor:
     return 10.0 ** torch.linspace(low, high, count, dtype=torch.float64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinalLosses(Part):
+    """Final losses of one net at one depth: all learning rates, ``seeds`` starts from ``seed`` on.
+
+    ``number`` is that of the net in its figure: starts follow from seed, number and depth.
+    """
+
+    dataset: str = "digits"
+    samples: int | None = None
+    number: int = 0
+    n: int = 2
+    shortcut: bool = True
+    kind: str = "near_zero"
+    depth: int = 2
+    low: float = 0.0
+    high: float = 0.0
+    step: float = 0.25
+    seeds: int = 1
+    epochs: int = 1000
+    scale: float = 0.01
+    loss: str = "square"
+    pre: str | None = None
+    mid: str | None = None
+    post: str | None = None
+
+    def arrays(self, device: str) -> dict[str, np.ndarray]:
+        net = {"n": self.n, "shortcut": self.shortcut}
+        model = build(self.depth, net, pre=self.pre, mid=self.mid, post=self.post)
+        weights = starts(
+            model, self.kind, self.seeds, self.scale, self.number, self.depth, first=self.seed
+        )
+        path = rt.gradient_descent(
+            model,
+            self.loss,
+            whitened(self.dataset, self.samples),
+            weights=weights.to(device),
+            learning_rate=rates_between(self.low, self.high, self.step)[:, None].to(device),
+            epochs=self.epochs,
+            record_every=max(1, self.epochs),
+            limit=LIMIT,
+        )
+        return {"loss": path.final_loss.cpu().numpy()}
+
+
 def final_losses(
     nets: Mapping[str, Mapping],
-    data: object,
     depths: Sequence[int],
-    grid: torch.Tensor,
-    seeds: int,
-    epochs: int,
-    scale: float,
+    rates: Sequence[float],
+    each: Each,
     device: str,
-    loss: str = "square",
-    **activations: str | None,
+    **settings: object,
 ) -> dict[str, np.ndarray]:
-    """Final loss of every net, (depths, rates, seeds); inf where a run diverged."""
-    arrays = {"depth": np.array(depths), "rates": grid.numpy()}
-    for number, (name, net) in enumerate(nets.items()):
-        losses = []
-        for depth in depths:
-            model = build(depth, net, **activations)
-            path = rt.gradient_descent(
-                model,
-                loss,
-                data,
-                weights=starts(model, net["kind"], seeds, scale, number, depth).to(device),
-                learning_rate=grid[:, None].to(device),
-                epochs=epochs,
-                record_every=max(1, epochs),
-                limit=LIMIT,
-            )
-            losses.append(path.final_loss.cpu().numpy())
-        arrays[f"{name}.loss"] = np.stack(losses)
-    return arrays
+    """Final loss of every net, (depths, rates, seeds); inf where a run diverged.
+
+    ``settings`` are the fields of ``FinalLosses`` that all nets have in common.
+    """
+    same = {**dict(zip(("low", "high", "step"), rates, strict=True)), **settings}
+    parts = {
+        name: [FinalLosses(number=number, depth=depth, **net, **same) for depth in depths]
+        for number, (name, net) in enumerate(nets.items())
+    }
+    found = by_name(parts, each, device)
+    losses = {f"{name}.loss": np.stack([part["loss"] for part in of]) for name, of in found.items()}
+    return {"depth": np.array(depths), "rates": rates_between(*rates).numpy(), **losses}
 
 
 def at_best(a: Arrays, name: str, over=np.mean) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +141,7 @@ def compute_figure_7(
     mid: str | None = None,
     post: str | None = None,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Final loss of every net, depth, learning rate and seed.
 
@@ -114,21 +149,12 @@ def compute_figure_7(
     activation the nets are those that ``compared`` names, and ``optimum`` is the lower bound 0.
     """
     activations = dict(pre=pre, mid=mid, post=post)
-    nets, data = compared(**activations), whitened(dataset, samples)
-    optimum = np.array(least_loss(data, loss, linear=is_linear(**activations)))
-    losses = final_losses(
-        nets,
-        data.to(device),
-        depths,
-        rates_between(*rates),
-        seeds,
-        epochs,
-        scale,
-        device,
-        loss,
-        **activations,
-    )
-    return {"optimum": optimum, **losses}
+    data, linear = whitened(dataset, samples), is_linear(**activations)
+    optimum = np.array(least_loss(data, loss, linear=linear))
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
+    same |= dict(loss=loss, **activations)
+    nets = compared(**activations)
+    return {"optimum": optimum, **final_losses(nets, depths, rates, each, device, **same)}
 
 
 def judge_figure_7(a: Arrays) -> list[Verdict]:
@@ -236,14 +262,15 @@ def compute_figure_8(
     loss: str = "square",
     mid: str | None = "relu",
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """The same with ReLU, or another activation, in mid positions.
 
     In plain nets it comes after every odd layer. Losses are compared as they are, with no optimum.
     """
     nets = {name: {**net, "n": 2} for name, net in PLAIN_AND_TWO.items()}
-    data, grid = whitened(dataset, samples).to(device), rates_between(*rates)
-    return final_losses(nets, data, depths, grid, seeds, epochs, scale, device, loss, mid=mid)
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
+    return final_losses(nets, depths, rates, each, device, **same, loss=loss, mid=mid)
 
 
 def judge_figure_8(a: Arrays) -> list[Verdict]:

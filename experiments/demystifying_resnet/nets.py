@@ -8,6 +8,7 @@ not).
 """
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ MARKERS = dict(zip(NETS, "osD^v", strict=True))
 PLAIN_AND_TWO = {name: NETS[name] for name in ("xavier", "orthogonal", "two_shortcut")}
 
 
+@lru_cache(maxsize=2)
 def whitened(name: str, samples: int | None) -> Regression:
     """A data set with the paper's inputs: whitened, ten principal components."""
     return rt.load_whitened(name, WIDTH, samples=samples, progress=False)
@@ -133,12 +135,14 @@ def _least_cross_entropy(data: Regression) -> float:
     return float(minimize(evaluate, start, jac=True, method="L-BFGS-B", options=options).fun)
 
 
-def starts(model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int) -> torch.Tensor:
-    """Initial weights of all seeds, (seeds, blocks, n, d, d)."""
+def starts(
+    model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int, first: int = 0
+) -> torch.Tensor:
+    """Initial weights of seeds from the first on, (seeds, blocks, n, d, d)."""
     shape = (model.blocks, model.shortcut_depth, WIDTH, WIDTH)
     draws = [
         rt.draw_weights(kind, shape, generator=generator_of(seed, *key), scale=scale)
-        for seed in range(seeds)
+        for seed in range(first, first + seeds)
     ]
     return torch.stack(draws)
 

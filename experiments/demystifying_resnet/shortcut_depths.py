@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.demystifying_resnet.final_losses import at_best, final_losses, rates_between
-from experiments.demystifying_resnet.nets import PAPER, at_depth, whitened
+from experiments.demystifying_resnet.final_losses import at_best, final_losses
+from experiments.demystifying_resnet.nets import PAPER, at_depth
+from experiments.parts import Each, in_turn
 
 SHORTCUT_DEPTHS = (1, 2, 3, 4)
 
@@ -26,12 +27,13 @@ def compute_figure_9(
     loss: str = "square",
     activation: str | None = "relu",
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Fully connected pre-activation nets of equal depth and shortcuts of depth 1 to 4."""
     nets = {f"n{n}": dict(n=n, shortcut=True, kind="near_zero") for n in SHORTCUT_DEPTHS}
-    data, grid = whitened(dataset, samples).to(device), rates_between(*rates)
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
     acts = dict(pre=activation, mid=activation)
-    return final_losses(nets, data, depths, grid, seeds, epochs, scale, device, loss, **acts)
+    return final_losses(nets, depths, rates, each, device, **same, loss=loss, **acts)
 
 
 def judge_figure_9(a: Arrays) -> list[Verdict]:

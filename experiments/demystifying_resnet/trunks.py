@@ -6,6 +6,7 @@ epochs 81 and 122 of 200: batches of 128, momentum 0.9, decay 1e-4, flips and cr
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.nets import PAPER
+from experiments.parts import Each, Part, by_name, in_turn
 from experiments.trainings import evaluated, image_set, spread, trained_together
 from resid_theory.training import NOISE_STABILITY_BN
 
@@ -122,22 +124,56 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 # -- Figure 9 --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trunks(Part):
+    """Nets of one depth and one shortcut depth, trained together; ``seeds`` are such as 0,1,2."""
+
+    depth: int = 40
+    shortcut_depth: int = 2
+    seeds: str = "0"
+    epochs: int = 200
+    data: str = "cifar10"
+    samples: int | None = None
+    size: int = 32
+    batch: int = 128
+
+    def arrays(self, device: str) -> dict[str, np.ndarray]:
+        run = _fits(
+            self.depth,
+            self.shortcut_depth,
+            seeds=[int(seed) for seed in self.seeds.split(",")],
+            epochs=self.epochs,
+            data=self.data,
+            samples=self.samples,
+            size=self.size,
+            batch=self.batch,
+            device=device,
+        )
+        images = image_set(self.data, "train", self.samples, self.size)
+        count = sum(p.numel() for p in run.nets[0].parameters())
+        losses = [evaluated(net, images)[0] for net in run.nets]
+        return {"loss": np.array(losses), "parameters": np.array(count)}
+
+
 def compute_figure_9(
-    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Final training loss without augmentation, by shortcut depth, depth and seed."""
-    given = {name: training[name] for name in ("samples", "size") if name in training}
-    data = image_set(training.get("data", "cifar10"), "train", **given)
-    runs = [
-        [_fits(depth, n, device=device, **training) for depth in depths] for n in SHORTCUT_DEPTHS
-    ]
-    final = [[[evaluated(net, data)[0] for net in run.nets] for run in row] for row in runs]
-    counts = [[sum(p.numel() for p in run.nets[0].parameters()) for run in row] for row in runs]
+    same = {**training, "seeds": ",".join(map(str, training["seeds"]))}
+    parts = {
+        str(n): [Trunks(depth=depth, shortcut_depth=n, **same) for depth in depths]
+        for n in SHORTCUT_DEPTHS
+    }
+    rows = by_name(parts, each, device).values()
     return {
         "depth": np.array(depths),
         "shortcut_depth": np.array(SHORTCUT_DEPTHS),
-        "loss": np.array(final),
-        "parameters": np.array(counts),
+        "loss": np.array([[part["loss"] for part in row] for row in rows]),
+        "parameters": np.array([[part["parameters"] for part in row] for row in rows]),
     }
 
 

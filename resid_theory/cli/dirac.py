@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from resid_theory.cli.output import Json, print_json
-from resid_theory.cli.sources import AUTHORS, checkpoint_net, images, options
+from resid_theory.cli.sources import AUTHORS, checkpoint_net, device_of, images, options
 
 __all__ = ["register"]
 
@@ -59,7 +59,9 @@ def evaluate(
         str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder a class.")
     ],
     split: Annotated[str, typer.Option(help="test or train; of a named set.")] = "test",
-    samples: Annotated[int | None, typer.Option(help="The first; of a folder, drawn.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Images: the first so many; of a folder, drawn.")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Side of the images; 32, of a folder 224 by default.")
     ] = None,
@@ -71,13 +73,14 @@ def evaluate(
     ] = "own",
     top: Annotated[str, typer.Option(help="Values of k of the top-k errors.")] = "1,5",
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     as_json: Json = False,
 ) -> None:
     """Measure loss and top-k errors of a net; single crops, nothing is trained."""
     import resid_theory as rt
 
     ranks = _ranks(top)
-    net = checkpoint_net(checkpoint)
+    net = checkpoint_net(checkpoint).to(device_of(device))
     found = images(
         data,
         split=split,

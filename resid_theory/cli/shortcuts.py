@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
-from resid_theory.comparison import Run, Setup, measure, numbers
+from resid_theory.comparison import Run, measure, numbers
+from resid_theory.setups import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +95,7 @@ def spectrum(
 
     With --checkpoint or --model: of a trained net or one of your own; options: curvature --help.
     """
-    _spectrum(Setup.of(ctx.params), _seeds(seeds), out, as_json)
+    _spectrum(_setup(ctx.params), _seeds(seeds), out, as_json)
 
 
 def zero_point(
@@ -116,7 +117,12 @@ def zero_point(
     as_json: Json = False,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
-    _zero_point(Setup.of({**ctx.params, "init": "zero"}), exact, out, as_json)
+    _zero_point(_setup({**ctx.params, "init": "zero"}), exact, out, as_json)
+
+
+def _setup(options: Mapping[str, Any]) -> Setup:
+    """The setup that a verb's options describe; options of other meaning are left out."""
+    return Setup(**{f.name: options[f.name] for f in fields(Setup) if f.name in options})
 
 
 # -- spectrum --------------------------------------------------------------------------------------

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
     from resid_theory import Images
 
-__all__ = ["AUTHORS", "checkpoint_net", "device_of", "images", "model_net", "options", "run_once"]
+__all__ = [
+    "AUTHORS",
+    "checkpoint_net",
+    "device_of",
+    "images",
+    "model_net",
+    "options",
+    "run_once",
+    "search_here",
+]
 
 AUTHORS = (".pt", ".pt7", ".pth")
 _CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -104,10 +113,20 @@ def model_net(model: str, seed: int) -> "nn.Module":
     return net
 
 
-def _module(model: str, name: str) -> Any:
+def search_here() -> str:
+    """Let modules be found in the current directory, as ``python -m`` does.
+
+    Returns:
+        The directory.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
+    return here
+
+
+def _module(model: str, name: str) -> Any:
+    here = search_here()
     try:
         return _called(model, lambda: importlib.import_module(name), ModuleNotFoundError)
     except ModuleNotFoundError as error:

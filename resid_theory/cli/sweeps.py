@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.output import Json, print_json, shows_progress
-from resid_theory.cli.sources import options
+from resid_theory.cli.sources import options, search_here
 
 if TYPE_CHECKING:
     from resid_theory import SweepReport
@@ -28,7 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     grid: Annotated[Path, typer.Argument(help="TOML file: task and settings; a list is an axis.")],
-    out: Annotated[Path, typer.Option(help="Folder of the results.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; needed for a run.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="serial, process or ray.")] = "process",
     workers: Annotated[
         int | None, typer.Option(help="Processes at a time; as many as CPUs by default.")
@@ -46,8 +48,11 @@ def sweep(
 ) -> None:
     """Measure every cell of a grid that has no result yet; called again, it goes on.
 
-    In Python, rt.load_results(FOLDER) gives the table. Exit code 1 if a cell failed.
+    The file names a task (hessian, curvature, training, cushions, or module:Class, a task of your
+    own, also from the current directory) and its settings. In Python, rt.load_results(FOLDER)
+    gives the table. Exit code 1 if a cell failed.
     """
+    search_here()  # for tasks of one's own
     if dry_run:
         from resid_theory.sweep import grid_of
 
@@ -63,9 +68,11 @@ def sweep(
     _exit(len(report.failed))
 
 
-def _run(grid: Path, out: Path, settings: Mapping[str, Any]) -> "SweepReport":
+def _run(grid: Path, out: Path | None, settings: Mapping[str, Any]) -> "SweepReport":
     import resid_theory as rt
 
+    if out is None:
+        raise ValueError("--out: is missing, needs the folder of the results")
     try:
         with options(_WORDS):
             return rt.run_sweep(grid, out, **settings)

@@ -55,7 +55,10 @@ def train(
         int | None, typer.Option(help="preresnet: convolutions under one shortcut.")
     ] = None,
     draw: Annotated[
-        str | None, typer.Option(help="First weights of simplified and diracnet.")
+        str | None,
+        typer.Option(
+            help="First weights. simplified: kaiming, hardt_ma; diracnet: kaiming, normal."
+        ),
     ] = None,
     bn_init: Annotated[
         str | None, typer.Option(help="diracnet: BatchNorm weights, ones or uniform.")
@@ -92,7 +95,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of first weights, order and crops.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    save_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 60.0,
+    save_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 60.0,
     out: Annotated[
         Path | None,
         typer.Option(help=f"Folder; by default one below {_RUNS}, named after net and data."),

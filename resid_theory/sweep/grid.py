@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resid_theory._check import choose
 from resid_theory.sweep.results import Cell
-from resid_theory.sweep.tasks import TASKS
+from resid_theory.sweep.tasks import TASKS, task_of
 
 __all__ = ["grid_of"]
 
@@ -20,9 +19,10 @@ def grid_of(grid: str | Path | Mapping[str, Any]) -> list[Cell]:
     """The cells of a grid, each once, in a fixed order.
 
     Args:
-        grid: A TOML file, or what it holds: ``task`` and its settings by name. A list is an axis;
-            the grid is the product of all axes. Tables ``[[grid]]`` give several grids, each with
-            the settings above them and its own.
+        grid: A TOML file, or what it holds: ``task``, of ``TASKS`` or your own as
+            ``module:Class``, and its settings by name. A list is an axis; the grid is the product
+            of all axes. Tables ``[[grid]]`` give several grids, each with the settings above them
+            and its own.
 
     Returns:
         The cells; equal ones are kept once.
@@ -80,8 +80,8 @@ def _axis(key: str, value: Any) -> list[Any]:
 
 def _cells(axes: Mapping[str, list[Any]]) -> Iterator[Cell]:
     if "task" not in axes:
-        raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)}")
+        raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)} or module:Class")
     for task in axes["task"]:
-        choose("task", task, list(TASKS))
+        task_of(task)
     for values in itertools.product(*axes.values()):
         yield Cell.of(dict(zip(axes, values, strict=True)))

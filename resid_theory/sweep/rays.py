@@ -54,7 +54,7 @@ def _ray() -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "executor: 'ray' needs the package ray, which is not installed; "
-            "pip install 'resid-theory[sweep]', or executor='process'"
+            "pip install ray, or executor='process'"
         ) from error
 
 

@@ -4,15 +4,16 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from resid_theory import store
 from resid_theory.sweep.settings import SCHEMA, key_of
-from resid_theory.sweep.tasks import TASKS, Outcome, Task
+from resid_theory.sweep.tasks import Outcome, Task, task_of
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +44,7 @@ class Cell:
 
     def __str__(self) -> str:
         """The task, and the settings that are not the usual ones."""
-        usual = type(self.settings)().content()
+        usual = {f.name: f.default for f in fields(self.settings)}
         others = [f"{k}={v!r}" for k, v in self.config.items() if k in usual and v != usual[k]]
         return " ".join([self.task, *others])
 
@@ -52,7 +53,8 @@ class Cell:
         """A cell from its task's name and its settings.
 
         Args:
-            values: ``task`` and fields of its class; those that are left out have their defaults.
+            values: ``task``, as in ``task_of``, and fields of its class; those that are left out
+                have their defaults.
 
         Returns:
             The cell.
@@ -61,7 +63,7 @@ class Cell:
             ValueError: If a key is unknown, or a value is of another type.
         """
         settings = {name: value for name, value in values.items() if name != "task"}
-        return cls(values["task"], TASKS[values["task"]].of(settings))
+        return cls(values["task"], task_of(values["task"]).of(settings))
 
 
 class Results:
@@ -88,6 +90,22 @@ class Results:
         """
         return self.folder / "cells" / key
 
+    def read(self, cell: Cell) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
+        """The result of a cell, every byte checked.
+
+        Args:
+            cell: The cell.
+
+        Returns:
+            Its arrays, and what ``write`` noted beside them; None if there is none that verifies.
+        """
+        path = self.place(cell.key) / "result.json"
+        try:
+            tensors, about = store.read_checkpoint(path)
+        except (OSError, ValueError):
+            return None
+        return (tensors, about) if _is_result(about, cell.key) else None
+
     def is_done(self, cell: Cell) -> bool:
         """Whether a cell has a result that verifies.
 
@@ -97,12 +115,7 @@ class Results:
         Returns:
             False also where a file is damaged.
         """
-        path = self.place(cell.key) / "result.json"
-        try:
-            _, about = store.read_checkpoint(path)
-        except (OSError, ValueError):
-            return False
-        return _is_result(about, cell.key)
+        return self.read(cell) is not None
 
     def write(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
         """Keep a result, whole or not at all.

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
 
@@ -44,7 +44,8 @@ class Settings:
             The settings.
 
         Raises:
-            ValueError: If a name is no field (names the nearest), or a value is of another type.
+            ValueError: If a name is no field (names the nearest), one without a default is missing,
+                or a value is of another type.
         """
         known = [field.name for field in fields(cls)]
         for name, value in values.items():
@@ -54,6 +55,9 @@ class Settings:
                 raise ValueError(
                     f"{name}: unknown key (given {value!r}); {hint}needs one of {', '.join(known)}"
                 )
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise ValueError(f"{field.name}: is missing, {cls.__name__} needs it")
         return cls(**values)
 
     def check(self) -> None:

@@ -1,12 +1,14 @@
-"""The tasks of sweeps, by name."""
+"""The tasks of sweeps, by name; own ones by where they are."""
 
+import importlib
 from collections.abc import Mapping
 
+from resid_theory._check import choose
 from resid_theory.sweep.shortcuts import Hessian
 from resid_theory.sweep.task import Outcome, Task
 from resid_theory.sweep.trunks import Curvature, Cushions, Training
 
-__all__ = ["TASKS", "Outcome", "Task"]
+__all__ = ["TASKS", "Outcome", "Task", "task_of"]
 
 # A new task is a row here.
 TASKS: Mapping[str, type[Task]] = {
@@ -15,3 +17,28 @@ TASKS: Mapping[str, type[Task]] = {
     "training": Training,
     "cushions": Cushions,
 }
+
+
+def task_of(name: str) -> type[Task]:
+    """The class of a task.
+
+    Args:
+        name: Of a row of ``TASKS``, or ``module:Class``; the module is imported.
+
+    Returns:
+        A subclass of ``Task``.
+
+    Raises:
+        ValueError: If there is no such task, or what is there is not a task.
+    """
+    module, colon, attribute = str(name).partition(":")
+    if not colon:
+        return TASKS[choose("task", name, list(TASKS))]
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # whatever somebody's module raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"task: {name!r} cannot be imported: {why}") from error
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ValueError(f"task: got {name!r}, needs a subclass of resid_theory.sweep.Task")
+    return found
