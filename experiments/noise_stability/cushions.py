@@ -181,26 +181,34 @@ def draw_section_5(figure: Figure, a: Arrays) -> None:
 
 _INITIAL = "initial weights only"
 
-CLAIMS = [
-    Claim(
-        id="noise_stability/figure_3",
+
+def _figure_3(name: str, *, depth: int, layer: str) -> Claim:
+    """The claim at one of the paper's depths; the layer shown is just past the middle."""
+    return Claim(
+        id=f"noise_stability/{name}",
         source=f"{PAPER}, Figure 3",
-        says="Layer cushions of trained residual nets are greater than those of plain nets.",
+        says="Layer cushions of trained residual nets are greater than those of plain nets"
+        + ("." if depth == 20 else f", depth {depth}."),
         settings={
             "quick": {
-                "depth": 20, "states": ["initial"], "dataset": "digits", "samples": 100,
-                "size": 16, "layer": "conv10", "scaled": f"{_INITIAL}, digits at 16 x 16",
+                "depth": depth, "states": ["initial"], "dataset": "digits", "samples": 100,
+                "size": 16, "layer": layer, "scaled": f"{_INITIAL}, digits at 16 x 16",
             },
             "short": {
-                "depth": 20, "states": ["trained", "initial"], "dataset": "cifar10",
-                "samples": 2000, "size": 32, "layer": "conv10",
-                "scaled": "nets trained for 15 of 200 epochs, depth 20 only, 2,000 images",
+                "depth": depth, "states": ["trained", "initial"], "dataset": "cifar10",
+                "samples": 2000, "size": 32, "layer": layer,
+                "scaled": f"nets trained for 15 of 200 epochs, depth {depth} only, 2,000 images",
             },
         },
         compute=compute_figure_3,
         judge=judge_figure_3,
         draw=draw_figure_3,
-    ),
+    )  # fmt: skip
+
+
+CLAIMS = [
+    _figure_3("figure_3", depth=20, layer="conv10"),
+    _figure_3("figure_3_deeper", depth=32, layer="conv16"),
     Claim(
         id="noise_stability/section_5",
         source=f"{PAPER}, section 5",
