@@ -1,6 +1,7 @@
 """Verbs of n-shortcut nets: exact spectra, and predictions at zero weights."""
 
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,10 @@ WORDS = {
     "escape_time": "weights of 0.01 grow to 0.1 in lr × steps",
     "escape_steps": "the same in steps at that learning rate",
 }
+_SYMBOLS = (
+    "M: gradient of the loss by the output times the input of a block, mean over samples; c: "
+    "product of the activations' slopes at zero; s_1: largest singular value."
+)
 _ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
 
 Data = Annotated[str, typer.Option(help="To whiten: digits, mnist, or an .npz of arrays x, y.")]
@@ -217,6 +222,7 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
         table.add_row(WORDS["a_priori_bound"], "", "", number(bound))
     say(table)
     say(content["note"])
+    _say_symbols(content["note"])
 
 
 def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
@@ -259,6 +265,7 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
     from rich.table import Column, Table
 
     say(f"{content['verdict']}: {content['reason']}")
+    _say_symbols(content["reason"])
     say(f"P = {content['parameters']:,}, by {content['method']}")
     table = Table("", Column(justify="right"), box=None, pad_edge=False, show_header=False)
     for key, words in WORDS.items():
@@ -271,6 +278,12 @@ def _report_figure(report: "ZeroPointReport") -> "Figure | None":
     from resid_theory import plots
 
     return None if report.spectrum is None else plots.zero_point(report)
+
+
+def _say_symbols(words: str) -> None:
+    """What a reason's letters stand for, where it has any."""
+    if re.search(r"\bM\b", words):
+        say(_SYMBOLS)
 
 
 # -- words -----------------------------------------------------------------------------------------

@@ -175,7 +175,17 @@ def find_checkpoint(name: str | Path) -> Path:
     first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
     raise FileNotFoundError(
         f"name: no checkpoint {str(name)!r}: it is no path here, and there is no {name}.json in "
-        f"{first} nor in {_CHECKOUT}"
+        f"{first} nor in {_CHECKOUT}; {_those_that_ship()}"
+    )
+
+
+def _those_that_ship() -> str:
+    names = sorted(path.stem for path in _CHECKOUT.glob("*.json"))
+    if names:
+        return f"there are {', '.join(names)}"
+    return (
+        "trained nets ship with the checkout: install it with pip install -e, or set "
+        "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
     )
 
 
