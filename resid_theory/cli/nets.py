@@ -143,7 +143,8 @@ def curvature(
     content |= _report_content(report)
     drawable = report.spectrum is not None or report.density is not None
     said = files.save(content, _density_figure(report) if drawable and files else None)
-    _finish(content, f"{checkpoint or model} on {data}\n{report}", said, as_json)
+    words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of loss / weight²."
+    _finish(content, words, said, as_json)
 
 
 def _with_targets(net: "nn.Module", found: "Images", loss: str) -> "Images":

@@ -308,7 +308,8 @@ def _table(content: Mapping[str, Any]) -> None:
         f"P = {content['parameters']:,}, {content['epoch']} epochs of {content['samples']:,} "
         f"images in {content['seconds']:.1f} s on {content['device']}"
     )
-    table = Table("", *(Column(w, justify="right") for w in ("loss", "error")), box=None)
+    names = ("loss (nats)", "error (share)")
+    table = Table("", *(Column(name, justify="right") for name in names), box=None)
     table.add_row("last epoch, as trained", number(content["loss"]), number(content["error"]))
     if content["test_samples"] is not None:
         shown = (number(content[key]) for key in ("test_loss", "test_error"))

@@ -1,14 +1,18 @@
 """Cushions over the samples: histograms of one layer, violins of all."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from resid_theory.plots.canvas import SERIES, headroom, open_axes
 from resid_theory.stability.summaries import Summaries
 
 __all__ = ["cushion_histogram", "cushion_violins"]
+
+_DIGITS = ((1,), (1, 2, 5), range(1, 10))
 
 
 def cushion_histogram(
@@ -90,13 +94,23 @@ def cushion_violins(measured: Mapping[str, Summaries], *, ax: Axes | None = None
             body.set(facecolor=color, alpha=0.6)
         parts["cmedians"].set_color(color)
         ax.plot([], [], color=color, linewidth=6, alpha=0.6, label=f"{net}, |S| = {found.samples}")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{10**value:.3g}")
     ax.set_xticks(range(len(layers)), layers, rotation=90)
     ax.set(xlabel="layer", ylabel="cushion, logarithmic")
     ax.grid(axis="y", alpha=0.3)
     headroom(ax, 0.1 * len(measured))
+    ticks = _round_numbers(*ax.get_ylim())
+    ax.set_yticks(np.log10(ticks), [f"{tick:.3g}" for tick in ticks])
     ax.legend(loc="upper left", frameon=False)
     return ax
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers whose logarithms lie between two: as few as there are from three on."""
+    powers = range(math.floor(low), math.ceil(high))
+    sets = [[digit * 10.0**k for k in powers for digit in digits] for digits in _DIGITS]
+    sets.append([tick for tick in MaxNLocator(5).tick_values(10**low, 10**high) if tick > 0])
+    inside = [[tick for tick in ticks if low <= math.log10(tick) <= high] for ticks in sets]
+    return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])
 
 
 def _finite_row(net: str, found: Summaries, layer: str) -> np.ndarray:
