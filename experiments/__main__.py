@@ -10,15 +10,14 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments.circumstances import ROOT, commit_of_code
 from experiments.claim import (
     RECORDS,
-    ROOT,
     SCALES,
     Claim,
     Record,
     Standing,
     cell,
-    commit_of_code,
     faults,
     load,
     record,

@@ -3,9 +3,7 @@
 import inspect
 import json
 import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from experiments.circumstances import circumstances
 from experiments.needs import Need
 from experiments.parts import Swept
 from resid_theory import store
@@ -31,7 +30,6 @@ __all__ = [
     "Record",
     "Standing",
     "Verdict",
-    "commit_of_code",
     "faults",
     "live",
     "load",
@@ -42,7 +40,6 @@ __all__ = [
     "standing",
 ]
 
-ROOT = Path(__file__).resolve().parents[1]
 RECORDS = Path(__file__).resolve().parent / "records"
 SCALES = ("quick", "short", "paper")
 Arrays = Mapping[str, np.ndarray]
@@ -195,7 +192,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
         arrays=arrays,
         verdicts=_judged(claim, arrays),
         run={
-            **_circumstances(device, seconds),
+            **circumstances(device, seconds),
             **({} if each is None else {"parts_of_a_sweep": each.count}),
         },
     )
@@ -261,59 +258,6 @@ def _judged(claim: Claim, arrays: Arrays) -> tuple[Verdict, ...]:
 def _as_json(settings: Mapping[str, object]) -> dict[str, Any]:
     back: dict[str, Any] = json.loads(json.dumps(settings))
     return back
-
-
-# Circumstances -----------------------------------------------------------------------------------
-
-
-def _circumstances(device: str, seconds: float) -> dict[str, Any]:
-    commit, dirty = commit_of_code()
-    return {
-        "commit": commit,
-        "dirty": dirty,
-        "device": device,
-        "hardware": _hardware(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "seconds": round(seconds, 3),
-    }
-
-
-def commit_of_code() -> tuple[str | None, bool | None]:
-    """The commit, and whether the code that computes differs from it; None where unknown.
-
-    ``RESID_THEORY_COMMIT`` (a hash, with "-dirty" behind it if so) speaks for copies without git.
-    """
-    head = _git("rev-parse", "HEAD")
-    if head is None:
-        given = os.environ.get("RESID_THEORY_COMMIT")
-        return (given.removesuffix("-dirty"), given.endswith("-dirty")) if given else (None, None)
-    # What a run itself writes does not make the code that ran another one.
-    code = ["resid_theory", "experiments", ":!experiments/records", ":!experiments/RESULTS.md"]
-    return head, bool(_git("status", "--porcelain", "--", *code))
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _hardware(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 # Reading -----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import ROOT
+from experiments.circumstances import ROOT
 from resid_theory import store, training
 from resid_theory.training.results import Callback
 

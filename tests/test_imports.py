@@ -109,7 +109,7 @@ INSIDE = {
         ["curves", "cushions", "densities", "matrices", "spectra", "sphere"],
     ],
     "experiments": [
-        ["needs", "parts"],
+        ["circumstances", "needs", "parts"],
         ["claim"],
         ["trainings"],
         ["trained"],
