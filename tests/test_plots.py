@@ -244,7 +244,9 @@ def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
 )
 def test_ticks_of_violins_are_round_numbers(ax, values, expected):
     plots.cushion_violins({"a": Rows(x=values)}, ax=ax)
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == expected
+    low, high = ax.get_ylim()  # a locator may name ticks beyond them, which are not drawn
+    ticks = [t.get_text() for t in ax.get_yticklabels() if low <= t.get_position()[1] <= high]
+    assert ticks == expected
 
 
 def test_cushions_that_are_not_there_are_refused(ax):
