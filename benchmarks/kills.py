@@ -108,15 +108,15 @@ def _met(kills: Sequence[int], what: str) -> str:
 
 
 def killed_workers(cells: int = 200) -> Outcome:
-    """Cells of a sweep of which a worker is killed every three seconds."""
-    found = sweep.killed_sweep(cells, workers=2, seconds=3.0, seed=0)
+    """Cells of a sweep of which a worker is killed every two seconds."""
+    found = sweep.killed_sweep(cells, workers=2, seconds=2.0, seed=0)
     counts = {
         "without a result": cells - found.verified,
         "done twice": found.twice,
         "failed": len(found.report.failed),
     }
     return Outcome(
-        fault="kill -9 of a worker of a sweep every three seconds",
+        fault="kill -9 of a worker of a sweep every two seconds",
         promise="every cell done once, its result verifies",
         trials=cells,
         lost=tuple(f"{count} cells {how}" for how, count in counts.items() if count),
