@@ -64,7 +64,7 @@ def _full(shortcut: bool) -> Trained:
 
 
 def _dirac(identity: str) -> Trained:
-    arguments = {"depth": 28, "width": 1, "identity": identity, "draw": "normal", "generator": 0}
+    arguments = {"depth": 28, "width": 1, "identity": identity, "generator": 0}
     recipe = training.DIRACNETS.change(channels_last=True, precision="bf16")
     return Trained(architecture={"builder": "diracnet", "arguments": arguments}, recipe=recipe)
 

@@ -54,17 +54,16 @@ SHORT = {
 SHORT_SCALED = (
     "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 3 seeds"
 )
-# The authors' code draws V by He's law, their paper by N(0, 1); see ``start.compute_first_scale``.
-GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200, "draw": "kaiming"}
+GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
 COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 Training = Mapping[str, Any]
-# A short name for each net that the claims compare; depth, width and std join as arguments.
+# A short name for each net that the claims compare; depth, width, std and draw join as arguments.
+# The authors' code draws V by He's law, the library's default; their paper says N(0, 1), and
+# ``start.compute_first_scale`` compares the two.
 _BUILDERS: dict[str, dict[str, Any]] = {
-    "dirac": {"builder": "diracnet", "identity": "dirac", "draw": "normal"},
+    "dirac": {"builder": "diracnet", "identity": "dirac"},
     "plain": {"builder": "diracnet", "identity": "plain"},
-    "equation_4": {
-        "builder": "diracnet", "identity": "dirac", "normalize": False, "draw": "kaiming"
-    },
+    "equation_4": {"builder": "diracnet", "identity": "dirac", "normalize": False},
     "residual": {"builder": "preresnet", "identity": "plain"},
     "identity_inside": {"builder": "preresnet", "identity": "residual"},
     "orthogonal": {"builder": "preresnet", "identity": "residual", "std": 1.0},
@@ -142,14 +141,8 @@ def _train(
     tests: int | None = None,
     size: int = 32,
     decay: str = DIRACNETS.decay,
-    draw: str = "normal",
 ) -> list[Tested]:
-    """``samples`` and ``tests`` keep the first images; ``decay="all"`` decays a and b as well.
-
-    ``draw`` is that of V in Dirac weights.
-    """
-    if draw != "normal" and net["kind"] == "dirac":
-        net = {**net, "draw": draw}
+    """``samples`` and ``tests`` keep the first images; ``decay="all"`` decays a and b as well."""
     data, test = image_set(name, "train", samples, size), image_set(name, "test", tests, size)
     recipe = DIRACNETS.scaled(epochs).change(batch=batch, decay=decay, pad=size // 8)
     kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}

@@ -130,7 +130,7 @@ def compute_first_scale(
     """Risk along training and final test error of DiracNets by the law that V is drawn from."""
     arrays: dict[str, np.ndarray] = {"depth": np.array(depth)}
     for draw in DRAWS:
-        fitted = fits({"kind": "dirac", "depth": depth}, device=device, **training, draw=draw)
+        fitted = fits({"kind": "dirac", "depth": depth, "draw": draw}, device=device, **training)
         arrays[f"{draw}_risk"] = np.array([fit.along("loss") for fit in fitted])
         arrays[f"{draw}_error"] = each(fitted, lambda fit: fit.test_error)
     return arrays
@@ -169,7 +169,7 @@ CLAIMS = [
         says="The law that V is drawn from does not matter: only its direction is in the weight.",
         settings={
             "short": {"depth": 16, "training": SHORT, "scaled": f"{SHORT_SCALED}, depth 16"},
-            "paper": {"depth": 34, "training": {"seeds": [0, 1, 2], "epochs": 200}},
+            "paper": {"depth": 34, "training": {**GPU, "seeds": [0, 1, 2]}},
         },
         compute=compute_first_scale,
         judge=judge_first_scale,
