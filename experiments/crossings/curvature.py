@@ -111,7 +111,7 @@ def _initial_net(kind: str, group: int, seed: int) -> nn.Module:
     """A net of three groups with so many layers each, and 4 layers more, or 2 if residual."""
     if kind == "residual":
         return rt.full_net(3 * group + 2, generator=seed)
-    # The Hessian in V goes with 1 / ||V||^2: drawn as in the authors' code, whose norms are sqrt(2).
+    # The Hessian in V goes with 1 / ||V||^2, which is about 1 / 2 as the authors' code draws V.
     return rt.diracnet(3 * group + 4, identity=kind, generator=seed)
 
 
