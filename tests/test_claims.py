@@ -23,7 +23,6 @@ from resid_theory import store
 
 RECORDS = sorted(claims.RECORDS.rglob("*.json"))
 every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
-QUICK_SECONDS = 180.0  # all quick scales together, on two cores
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +76,6 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
     figure.savefig(io.BytesIO(), format="png")
     # Limits of the data, not has_data(): that is true of an empty line.
     assert any(np.isfinite(axes.dataLim.get_points()).all() for axes in figure.axes)
-
-
-def test_quick_scales_are_quick(quick):
-    spent = [quick(c).run["seconds"] for c in CLAIMS.values() if "quick" in c.settings]
-    assert sum(spent) <= QUICK_SECONDS
 
 
 # Committed records -------------------------------------------------------------------------------
