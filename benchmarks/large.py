@@ -1,10 +1,12 @@
 """Extremes and density of a large net's Hessian, 100 products: seconds and memory as they pass.
 
     python benchmarks/large.py [--depth 34] [--width 1] [--images 500] [--device cpu]
+    python benchmarks/large.py --imagenet --images 8    # 22 million weights
 
 The net is a DiracNet at its initial weights, the loss cross-entropy on CIFAR-10, or on noise of its
-shape where the data set is not there. Memory is what the process (on a GPU: the allocator) holds
-after each stage, so growth from product to product would show beside the vectors that are kept.
+shape where the data set is not there; the net for ImageNet sees the images at 64 x 64. Memory is
+what the process (on a GPU: the allocator) holds after each stage, so growth from product to product
+would show beside the vectors that are kept.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 import torch
 from products import images
 from timing import line
+from torch.nn.functional import interpolate
 
 import resid_theory as rt
 
@@ -47,21 +50,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--depth", type=int, default=34)
     parser.add_argument("--width", type=int, default=1)
+    parser.add_argument("--imagenet", action="store_true", help="the wider net of 1,000 classes")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--engine", default="auto", choices=("auto", "retained", "rebuilt"))
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    net = rt.diracnet(arguments.depth, width=arguments.width, generator=0).eval().to(device)
     x, y = (tensor.to(device) for tensor in images(arguments.images))
+    if arguments.imagenet:
+        net, x = rt.diracnet_imagenet(arguments.depth, generator=0), interpolate(x, (64, 64))
+    else:
+        net = rt.diracnet(arguments.depth, width=arguments.width, generator=0)
+    net = net.eval().to(device)
     start = time.perf_counter()
     operator = rt.curvature_operator(
         net, "cross_entropy", (x, y), engine=arguments.engine, accumulate="float32"
     )
     watched = Watched(operator)
     print(
-        f"DiracNet-{arguments.depth}-{arguments.width}, P = {operator.shape[0]:,}, "
-        f"{arguments.images} images, {operator.engine} graphs of {operator.chunk} samples, "
+        f"DiracNet-{arguments.depth}, P = {operator.shape[0]:,}, {len(x)} images of "
+        f"{x.shape[-1]} x {x.shape[-1]}, {operator.engine} graphs of {operator.chunk} samples, "
         f"{torch.get_num_threads()} threads, {device}"
     )
     line("making the operator, s", f"{time.perf_counter() - start:.1f}", "")
