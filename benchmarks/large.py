@@ -91,7 +91,11 @@ def main() -> None:
     line("after half of them, MiB", f"{watched.memory[middle] / 2**20:.0f}", "")
     line("after all, MiB", f"{watched.memory[-1] / 2**20:.0f}", f"vectors: {vectors:.0f}")
     share = density.negative_share
-    line("share of negative eigenvalues", f"{share.value:.3f} ± {share.standard_error:.3f}", "")
+    line(
+        f"share of eigenvalues below -{density.resolution:.2g}",
+        f"{share.value:.4f}",
+        f"95 %: {share.low:.4f} to {share.high:.4f}",
+    )
 
 
 if __name__ == "__main__":
