@@ -53,7 +53,7 @@ def eigenpairs(
             shape, a dtype and a device. float32 products are orthogonalized with float64 sums.
         k: Pairs to find; at both ends each for ``which="both"``.
         which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
-        block: Random vectors that the first run starts from; by default two, or one without
+        block: Random vectors that the first run starts from; by default three, or one without
             ``verify``. Fewer than as many copies of an eigenvalue are counted in one run.
         tolerance: Error bound of each eigenvalue relative to its magnitude, or to a hundredth of
             the largest magnitude where that is more; never below what rounding allows.
