@@ -43,8 +43,10 @@ def estimating(folder: str) -> None:
     """Eigenpairs whose products are kept; the last act writes the result."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.randn(300, 300, generator=generator, dtype=torch.float64)
-    pairs = rt.eigenpairs(matrix + matrix.mT, 5, tolerance=1e-10, folder=Path(folder) / "products")
+    net = rt.simplified_net(8, generator=generator).eval()
+    x, y = torch.randn(64, 3, 16, 16, generator=generator), torch.arange(64) % 10
+    operator = rt.curvature_operator(net, "cross_entropy", (x, y), accumulate="float32")
+    pairs = rt.eigenpairs(operator, 5, which="both", folder=Path(folder) / "products")
     store.write_arrays(Path(folder) / "result.npz", {"vectors": pairs.vectors.numpy()})
 
 

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+import scipy.linalg
 import torch
 from close import EPS
 
 import resid_theory as rt
+from resid_theory.curvature.ends import lehmann
 from resid_theory.curvature.krylov import Krylov, Locked
 from resid_theory.curvature.recorded import Products
 
@@ -111,6 +113,45 @@ def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
     matrix = scale * rotated(family(size, g), g)
     found = rt.eigenpairs(Wrapped(matrix), k, which=which, tolerance=tolerance, generator=g)
     assert_right(matrix, found, which, k, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("seed", "family", "which"),
+    [
+        # 9 products in 13 and 14 dimensions: the block of three could not grow a fifth time.
+        (1030, half_at_the_top, "smallest"),
+        (1066, half_at_the_top, "smallest"),
+        # Ritz values in the middle, each of which stands for several eigenvalues, show no gap.
+        (1032, both_signs, "magnitude"),
+    ],
+    ids=["nearly_complete", "nearly_complete_too", "middle"],
+)
+def test_spectra_that_were_once_wrong(seed, family, which):
+    test_no_wrong_set_on_degenerate_spectra(seed, family, which)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_lehmanns_bounds(count, generator):
+    """Against his own form, a generalized eigenvalue problem, and against the eigenvalues."""
+    levels = torch.cat([torch.tensor([9.0, 8.0, 7.5, 6.0, 4.0]), torch.rand(25)])
+    matrix = rotated(levels, generator)
+    top = torch.linalg.eigh(matrix).eigenvectors.flip(1)[:, :count]
+    trial, _ = torch.linalg.qr(top + 0.03 * torch.randn(top.shape, generator=generator))
+    values, turn = torch.linalg.eigh(trial.T @ matrix @ trial)
+    values, vectors = values.flip(0), trial @ turn.flip(1)
+    residuals = matrix @ vectors - vectors * values
+    floor = levels[count].item()
+    assert float(values.min()) > floor
+    found = lehmann(values, residuals.T @ residuals, floor)
+
+    shifted = (matrix - floor * torch.eye(30)) @ vectors
+    tau = scipy.linalg.eigh((vectors.T @ shifted).numpy(), (shifted.T @ shifted).numpy())[0]
+    torch.testing.assert_close(found, floor + 1 / torch.from_numpy(tau), rtol=1e-12, atol=0.0)
+    exact = levels[:count]
+    assert bool((values <= exact + 1e-13).all()) and bool((exact <= found + 1e-13).all())
+    # By Weyl's inequality the shifts are at most the norm of what is added to the Ritz values.
+    largest = float(torch.linalg.matrix_norm(residuals, 2)) ** 2 / float(values[-1] - floor)
+    assert float((found - values).max()) <= largest * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -392,6 +433,21 @@ def test_a_killed_run_continues_bit_for_bit(kill_after, generator, tmp_path):
     again = Wrapped(matrix)
     assert same(whole, rt.eigenpairs(again, 3, folder=tmp_path))
     assert again.calls == 1  # the check that it is the same operator
+
+
+@pytest.mark.parametrize("accumulate", ["float32", "float64"])
+def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_path):
+    # Products of a net lie in memory in another order than what is read from a file.
+    net = rt.simplified_net(5, generator=generator).float().eval()
+    x = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float32)
+    y = torch.arange(6) % 10
+    operator = rt.curvature_operator(net, "cross_entropy", (x, y), accumulate=accumulate)
+    given = {"precision": torch.float32, "max_products": 30}
+    whole = rt.eigenpairs(operator, 3, **given)
+    for count in (4, 3):
+        with pytest.raises(KeyboardInterrupt):
+            rt.eigenpairs(Wrapped(operator, count), 3, folder=tmp_path, **given)
+    assert same(whole, rt.eigenpairs(operator, 3, folder=tmp_path, **given))
 
 
 def test_a_folder_of_another_operator_is_refused(generator, tmp_path):

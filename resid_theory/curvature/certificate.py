@@ -151,9 +151,9 @@ class Certificate:
         if rows == columns:  # every eigenvalue is seen, as often as there are random vectors
             together = (self.values - position).abs() <= self.noise * self.dimension**0.5
             return float(near is not None and int(together.sum()) >= self.draws)
-        if rows < columns + self.draws or rows >= self.dimension:
-            # The space is about to be complete. Its ellipsoids are flat, but λ is not given, and
-            # those of all λ together are not.
+        if rows < columns + self.draws or rows + self.draws > self.dimension:
+            # The space is about to be complete: the next block would be smaller. Its ellipsoids are
+            # flat, but λ is not given, and those of all λ together are not.
             return 1.0
         return self._probability(self.ellipsoid(position, near=near))
 

@@ -1,6 +1,5 @@
 """Which Ritz values are asked for, and how far they can be from eigenvalues."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +7,11 @@ from torch import Tensor
 
 from resid_theory.curvature.krylov import Ritz
 
-__all__ = ["ENDS", "Wanted", "error_bounds"]
+__all__ = ["ENDS", "Wanted", "error_bounds", "lehmann"]
 
 ENDS = ("largest", "smallest", "both", "magnitude")
-_TINY = torch.finfo(torch.float64).tiny  # a denominator where nothing is left to divide
-_BEYOND = 3  # values beyond those asked for that may show a gap
+_BEYOND = 8  # values beyond those asked for that may show a gap
+_RESOLVED = 0.25  # residual of such a value, relative to its distance from the next one
 
 
 @dataclass(frozen=True)
@@ -71,29 +70,51 @@ def error_bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
         (l + m,), at most the residuals.
 
     Source:
-        Li & Li 2005, "A note on eigenvalues of perturbed Hermitian matrices", Theorem 2.
+        Lehmann 1963, "Optimale Eigenwerteinschließungen"; for one value Temple's inequality.
     """
-    best = ritz.residuals.clone()
+    best, columns = ritz.residuals.clone(), wanted.columns(ritz.values)
     for sign in wanted.signs:
-        best = torch.minimum(best, _from_one_end(ritz, wanted.k, sign))
+        total = len(best)
+        order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
+        count = int(torch.isin(order[: wanted.k], columns).cumprod(0).sum())
+        _sharpen(best, ritz, order, count, sign)
     return best
 
 
-def _from_one_end(ritz: Ritz, count: int, sign: int) -> Tensor:
-    """Li and Li's bound with the j outermost values against all others, for every useful j."""
-    # For eigenvalues of a symmetric matrix with blocks H₁, E, Eᵀ, H₂ and those of its diagonal
-    # blocks |λ_i - θ_i| <= 2 |E|² / (η_i + sqrt(η_i² + 4 |E|²)), η_i the distance from θ_i to the
-    # eigenvalues of H₂. These lie up to the next Ritz value plus its residual, if none is missed.
-    total, best = len(ritz.values), torch.full_like(ritz.values, math.inf)
-    order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
-    most = min(count + _BEYOND, total) - 1
+def lehmann(values: Tensor, gram: Tensor, floor: float) -> Tensor:
+    """Upper ends for the j largest eigenvalues of a matrix that has j eigenvalues above a floor.
+
+    Args:
+        values: Ritz values θ above the floor, descending, (j,).
+        gram: Eᵀ E for the residuals E of their vectors, (j, j).
+        floor: μ, in units of the eigenvalues.
+
+    Returns:
+        The eigenvalues of θ + (θ - μ)^-½ Eᵀ E (θ - μ)^-½, descending, (j,): the i-th eigenvalue
+        lies between θ_i and the i-th of them.
+    """
+    scales = (values - floor).rsqrt()
+    return torch.linalg.eigvalsh(torch.diag(values) + scales[:, None] * gram * scales).flip(0)
+
+
+def _sharpen(best: Tensor, ritz: Ritz, order: Tensor, count: int, sign: int) -> None:
+    """Lehmann's bounds from the 1, 2, ... outermost Ritz values at an end, where they are apart."""
+    most = min(count + _BEYOND, len(order)) - 1
     if most < 1:
-        return best
-    ordered, lead = sign * ritz.values[order], order[:most]
-    errors = ritz.leading_norms(lead)[:, None]  # of the first 1, 2, ... values: a row for each j
-    beyond = ordered[1 : most + 1] + ritz.residuals[order[1 : most + 1]]
-    gaps = ordered[:most] - beyond[:, None]
-    sharp = 2 * errors**2 / (gaps + (gaps**2 + 4 * errors**2).sqrt()).clamp_min(_TINY)
-    valid = (gaps > 0) & torch.ones(most, most, dtype=torch.bool).tril()
-    best[lead] = torch.where(valid, sharp + ritz.noise, math.inf).amin(0)
-    return best
+        return
+    values, residuals = sign * ritz.values[order], ritz.residuals[order]
+    gram = ritz.residual_gram(order[:most])
+    spread = gram.diagonal().cumsum(0).sqrt()
+    gaps = -values.diff()
+    for j in range(1, most + 1):
+        last, gap = values[j - 1], gaps[max(0, j - 2) : j].min()
+        if j > count and residuals[j - 1] > _RESOLVED * gap:
+            break  # a Ritz value in the middle of many may stand for more than one eigenvalue
+        # That the next eigenvalue is up to the next Ritz value plus its residual, which may not
+        # have converged, is taken for half of the gap only: this doubles the bounds at most.
+        floor = (last + values[j] + residuals[j]) / 2
+        if last - floor > spread[j - 1]:
+            shifts = lehmann(values[:j], gram[:j, :j], float(floor)) - values[:j]
+            # Rounding in a product is that of a matrix that differs by the noise.
+            sharp = shifts.clamp_min(0) + ritz.noise
+            best[order[:j]] = torch.minimum(best[order[:j]], sharp)

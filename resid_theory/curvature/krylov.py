@@ -69,17 +69,23 @@ class Ritz:
     noise: float
     measured: tuple[Tensor, Tensor] | None = None
 
-    def leading_norms(self, order: Tensor) -> Tensor:
-        """Norms |E| of the residuals of the first 1, 2, ... Ritz vectors of a list of positions."""
+    def residual_gram(self, order: Tensor) -> Tensor:
+        """Eᵀ E for the residuals E of the Ritz vectors at a list of positions.
+
+        Returns:
+            (n, n); where vectors are locked an upper bound, as a quadratic form. Without ``noise``.
+        """
         if self.measured is not None:
             positions, gram = self.measured
             at = (order[:, None] == positions).int().argmax(1)
-            return _leading(gram[at][:, at]) + self.noise
+            return gram[at][:, at]
         chosen = self.weights[:, order]
         locked, krylov = chosen[: len(self.gram)], self.outside @ chosen[len(self.gram) :]
-        # The two parts need not be orthogonal, so their norms add up.
-        parts = [krylov.T @ krylov] + [locked.T @ self.gram @ locked] * bool(len(self.gram))
-        return sum((_leading(part) for part in parts), torch.tensor(self.noise))
+        own = krylov.T @ krylov
+        if not len(self.gram):
+            return own
+        # The two parts need not be orthogonal: |a + b|^2 is at most 2 |a|^2 + 2 |b|^2.
+        return 2 * (own + locked.T @ self.gram @ locked)
 
     @cached_property
     def residuals(self) -> Tensor:
@@ -91,16 +97,6 @@ class Ritz:
         if self.measured is not None:
             norms[self.measured[0]] = self.measured[1].diagonal().clamp_min(0).sqrt()
         return norms + self.noise
-
-
-def _leading(gram: Tensor) -> Tensor:
-    """Square roots of the largest eigenvalues of all leading blocks of a Gram matrix."""
-    count = len(gram)
-    inside = torch.ones(count, count, dtype=torch.bool).tril()
-    # Scaled, because the squares of a near-zero Hessian would be lost to underflow.
-    scale = float(gram.abs().max()) or 1.0
-    blocks = torch.where(inside[:, :, None] & inside[:, None, :], gram / scale, 0.0)
-    return (scale * torch.linalg.eigvalsh(blocks)[:, -1].clamp_min(0)).sqrt()
 
 
 class Krylov:

@@ -127,7 +127,15 @@ class Products:
                 f"A: gives shape {tuple(result.shape)} for vectors of shape "
                 f"{tuple(vectors.shape)}; needs equal shapes"
             )
-        return finite("A @ vectors", result.detach().to(self.device, self.dtype))
+        return self._laid_out(finite("A @ vectors", result.detach()))
+
+    def _laid_out(self, result: Tensor) -> Tensor:
+        """A copy of which every vector is contiguous, on this device, in this dtype."""
+        # Products with the columns of another layout round otherwise, and a run that is resumed
+        # would ask for other products than the one that was killed.
+        shape = result.shape[::-1]
+        rows = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return rows.copy_(result.mT).mT
 
     # -- the record --------------------------------------------------------------------------------
 
@@ -150,7 +158,7 @@ class Products:
                 "another seed, or a machine that rounds otherwise; give the arguments of that run, "
                 "or an empty folder"
             )
-        answer = tensors["answer"].to(self.device)
+        answer = self._laid_out(tensors["answer"])
         if self._calls == 0:
             self._check_same(vectors, answer)
         return answer
