@@ -8,6 +8,13 @@ import torch
 
 __all__ = ["available_bytes", "is_out_of_memory", "matmul_rate", "readable_bytes"]
 
+_NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 def available_bytes(device: torch.device | None = None) -> int:
     """Free memory of the machine, or of the container where that is less; or of a GPU.
@@ -47,19 +54,28 @@ def is_out_of_memory(error: BaseException) -> bool:
         error: What it raised.
 
     Returns:
-        True also for the CPU allocator's RuntimeError, which has no class of its own.
+        True also for the RuntimeErrors of the CPU's allocator and of a GPU's libraries, which have
+        no class of their own.
     """
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
 
 
 @cache
-def matmul_rate() -> float:
-    """Floating-point operations per second of a float64 matrix product, measured once."""
-    a = torch.ones(400, 400, dtype=torch.float64)
-    a @ a
+def matmul_rate(device: torch.device | None = None) -> float:
+    """Floating-point operations per second of a float64 matrix product, measured once.
+
+    Args:
+        device: Where; by default on the CPU.
+
+    Returns:
+        The rate.
+    """
+    a = torch.ones(400, 400, dtype=torch.float64, device=device)
+    float((a @ a).sum())
     start = time.perf_counter()
     for _ in range(5):
-        a @ a
+        product = a @ a
+    float(product.sum())  # waits for a GPU
     return 5 * 2 * 400**3 / (time.perf_counter() - start)

@@ -1,6 +1,6 @@
 """Second moments of a data set: all that a linear net with the square loss can see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,21 @@ class Moments:
             syx=total[width:, :width],
             syy=total[width:, width:],
             count=count,
+        )
+
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same on another device.
+
+        Args:
+            device: Where.
+
+        Returns:
+            A new object, or this one if it is there.
+        """
+        if self.sxx.device == torch.device(device):
+            return self
+        return replace(
+            self, sxx=self.sxx.to(device), syx=self.syx.to(device), syy=self.syy.to(device)
         )
 
     def __add__(self, other: "Moments") -> "Moments":

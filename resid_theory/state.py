@@ -1,4 +1,4 @@
-"""Read-only measurement: whatever happens inside, the model comes out as it went in."""
+"""Read-only measurement: whatever happens inside, model and settings come out as they went in."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,33 @@ from torch import nn
 
 from resid_theory._check import choose
 
-__all__ = ["untouched"]
+__all__ = ["repeatable", "untouched"]
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@contextmanager
+def repeatable(*, tf32: bool = False) -> Iterator[None]:
+    """Compute inside with kernels that repeat, and in the precision that the tensors have.
+
+    By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, of which no
+    error bound knows.
+
+    Args:
+        tf32: Whether products and convolutions of float32 may use it.
+
+    Yields:
+        Nothing; the settings are put back afterwards.
+    """
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32
+    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.allow_tf32 = products.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before[:2]
+        cudnn.allow_tf32, products.allow_tf32 = before[2:]
 
 
 @contextmanager
@@ -40,6 +64,7 @@ def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
         torch.random.fork_rng(devices=sorted(index or 0 for index in devices)),
         torch.inference_mode(False),
         torch.enable_grad(),
+        repeatable(),
     ):
         try:
             net.eval()

@@ -15,6 +15,7 @@ def pytest_configure(config):
         raise pytest.UsageError(
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
         )
+    torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
 def pytest_collection_modifyitems(config, items):
@@ -45,3 +46,20 @@ def device(request):
 def generator():
     """A generator on the CPU, seeded alike for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def kernel_settings():
+    """cuDNN's deterministic, benchmark, TF32, and TF32 of products: read, or set if given."""
+    owners = [torch.backends.cudnn] * 3 + [torch.backends.cuda.matmul]
+    names = ["deterministic", "benchmark", "allow_tf32", "allow_tf32"]
+
+    def settings(*given):
+        # Not monkeypatch: the owner of the last one makes its attributes up.
+        for owner, name, value in zip(owners, names, given, strict=False):
+            setattr(owner, name, value)
+        return tuple(getattr(owner, name) for owner, name in zip(owners, names, strict=True))
+
+    before = settings()
+    yield settings
+    settings(*before)

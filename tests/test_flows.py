@@ -127,8 +127,8 @@ def test_readings_are_those_of_single_gradients(name, generator, device, data):
 
 
 @pytest.mark.parametrize(("k", "channel"), [(0, 0), (63, 0), (17, 1), (40, 8)])
-def test_one_channel_at_a_time_gives_the_same(generator, data, k, channel):
-    net = build("residual", generator).eval()
+def test_one_channel_at_a_time_gives_the_same(generator, data, device, k, channel):
+    net = build("residual", generator).eval().to(device)
     x, y = data
     paths = subactivation_paths(net)
     layer = 2
@@ -153,9 +153,9 @@ def transposed(convolution, flow, below):
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "dominant", "dominant_half"])
-def test_flows_follow_the_recursion(name, generator, data):
+def test_flows_follow_the_recursion(name, generator, data, device):
     """G of layer l - 1 is the transposed convolution, with tau(K), of the masked G of layer l."""
-    net = build(name, generator).eval()
+    net = build(name, generator).eval().to(device)
     x, y = data
     paths = subactivation_paths(net)
     ladder = room._Ladder.of(net, x, paths)
@@ -302,8 +302,8 @@ def test_error_bars_are_over_samples(generator, data):
     assert_close(flows.standard_error, half)
 
 
-def test_feature_gradients_are_those_of_each_samples_own_loss(generator, data):
-    net = build("residual", generator).eval()
+def test_feature_gradients_are_those_of_each_samples_own_loss(generator, data, device):
+    net = build("residual", generator).eval().to(device)
     x, y = data
     features = net[:-1](x)
     chance = net[-1](features).softmax(1) - F.one_hot(y, 10)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resid_theory.state import untouched
+from resid_theory.state import repeatable, untouched
 
 
 def model():
@@ -86,3 +86,15 @@ def test_an_unknown_policy_is_met_with_the_nearest():
         untouched(model(), batchnorm="batches"),
     ):
         pass
+
+
+@pytest.mark.parametrize("before", [(False, True, True, False), (True, False, False, True)])
+def test_kernels_repeat_and_keep_the_precision_inside(before, kernel_settings):
+    kernel_settings(*before)
+    with untouched(model()):
+        assert kernel_settings() == (True, False, False, False)
+    assert kernel_settings() == before
+    with pytest.raises(RuntimeError, match="inside"), repeatable(tf32=True):
+        assert kernel_settings() == (True, False, True, True)
+        raise RuntimeError("inside")
+    assert kernel_settings() == before

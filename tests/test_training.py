@@ -400,19 +400,20 @@ def test_the_random_state_is_left_as_found():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("before", [(False, True), (True, False)], ids=str)
-def test_kernels_repeat_during_training_only(monkeypatch, before):
-    cudnn = torch.backends.cudnn
-    seen = []
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+@pytest.mark.parametrize("before", [(False, True, True), (True, False, False)], ids=str)
+def test_kernels_repeat_during_training_only(before, precision, kernel_settings):
+    seen, net = set(), conv_net()
 
-    def note(net, moment):
-        seen.append((cudnn.deterministic, cudnn.benchmark))
+    def note(net, _):
+        if net.training:  # samples are tried before, in eval mode and always in full precision
+            seen.add(kernel_settings())
 
-    monkeypatch.setattr(cudnn, "deterministic", before[0])
-    monkeypatch.setattr(cudnn, "benchmark", before[1])
-    fit(conv_net(), callbacks=[note])
-    assert set(seen) == {(True, False)}
-    assert (cudnn.deterministic, cudnn.benchmark) == before
+    net.register_forward_pre_hook(note)
+    kernel_settings(*before, before[2])
+    fit(net, recipe=RECIPE.change(precision=precision))
+    assert seen == {(True, False, precision == "tf32", precision == "tf32")}
+    assert kernel_settings() == (*before, before[2])
 
 
 @pytest.mark.parametrize("several", [1, 2], ids=["one", "two"])

@@ -86,7 +86,7 @@ def train(
     momentum: Annotated[float | None, typer.Option(help="In [0, 1).")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="λ of ½λ‖θ‖².")] = None,
     augmentation: Annotated[str | None, typer.Option(help="crop_flip or none.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, bf16 or float64.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, tf32, bf16 or float64.")] = None,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Store the channels innermost.")
     ] = False,

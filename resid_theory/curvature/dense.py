@@ -108,7 +108,7 @@ def hessian(
     with untouched(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         plan = _plan(net, loss, pixels_as_inputs(data, net), method)
-        _refuse_if_too_large(plan.bytes, plan.size, memory_limit)
+        _refuse_if_too_large(plan.bytes, net, memory_limit)
         check_batches(net, loss, plan.batches)
         result = plan.run(progress)
     # Reading a closed form back would cost as much as making it; its diagonal shows an overflow.
@@ -151,7 +151,7 @@ def hessian_spectrum(
     """
     check_net(net)
     size = sum(p.numel() for p in trainable(net))
-    _refuse_if_too_large(3 * 8 * size * size, size, memory_limit)  # LAPACK works on a copy
+    _refuse_if_too_large(3 * 8 * size * size, net, memory_limit)  # LAPACK works on a copy
     matrix = hessian(
         net,
         loss,
@@ -210,7 +210,8 @@ class _Plan:
 def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
     choose("method", method, METHODS)
     loss_function(loss)  # an unknown name is refused before anything else happens
-    parts = list(batches(data))
+    device = trainable(net)[0].device
+    parts = [(x.to(device), y.to(device)) for x, y in batches(data)]
     check_inputs(net, parts)
     chain = chain_of(net) if _are_rows(net, parts) else None
     is_closed = chain is not None and chain.is_linear and loss == "square" and _are_matrices(parts)
@@ -247,6 +248,7 @@ def _closed_plan(chain: Chain, parts: Batches) -> _Plan:
 
 def _pairs_plan(chain: Chain, loss: str | Loss, parts: Batches) -> _Plan:
     size, samples = sum(chain.augmented_sizes), sum(len(x) for x, _ in parts)
+    device = parts[0][0].device
     copies = 1 if chain.order is None else 3  # rows and columns are reordered at the end
     return _Plan(
         method="layer_pairs",
@@ -254,7 +256,7 @@ def _pairs_plan(chain: Chain, loss: str | Loss, parts: Batches) -> _Plan:
         bytes=copies * 8 * size**2 + 2 * _WORKSPACE,
         batches=parts,
         run=lambda progress: _layer_pairs(chain, loss, parts, progress),
-        seconds=lambda: 4 * samples * size**2 / matmul_rate() + 8 * size**2 / _BANDWIDTH,
+        seconds=lambda: 4 * samples * size**2 / matmul_rate(device) + 8 * size**2 / _BANDWIDTH,
     )
 
 
@@ -280,9 +282,11 @@ def _are_matrices(parts: Batches) -> bool:
     return all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
 
 
-def _refuse_if_too_large(needed: int, size: int, limit: int | None) -> None:
-    available = available_bytes() if limit is None else limit
+def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:
+    weights = trainable(net)
+    available = available_bytes(weights[0].device) if limit is None else limit
     if needed > available:
+        size = sum(weight.numel() for weight in weights)
         raise MemoryError(
             f"hessian: P = {size} parameters need {readable_bytes(needed)}, "
             f"{readable_bytes(available)} are available; use a narrower or shallower net, fewer "

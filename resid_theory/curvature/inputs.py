@@ -34,7 +34,7 @@ def check_net(net: nn.Module) -> None:
 
 
 def check_inputs(net: nn.Module, parts: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Refuse weights that are not finite, and data of another dtype or device than theirs.
+    """Refuse weights that are not finite, and data of another dtype than theirs.
 
     Args:
         net: The module.
@@ -52,11 +52,6 @@ def check_inputs(net: nn.Module, parts: Iterable[tuple[Tensor, Tensor]]) -> None
                 raise ValueError(
                     f"data {name}: has dtype {value.dtype}, the net {parameter.dtype}; needs one "
                     f"dtype, e.g. {name}.to({parameter.dtype}) or net.to({value.dtype})"
-                )
-            if value.device != parameter.device:
-                raise ValueError(
-                    f"data {name}: is on {value.device}, the net on {parameter.device}; needs one "
-                    f"device, e.g. {name}.to({str(parameter.device)!r})"
                 )
 
 

@@ -112,7 +112,12 @@ def spectrum(
             return _dense(exact, k, percentile, matrix, samples, reason)
     operator = curvature_operator(net, loss, data, **options)
     size = int(operator.shape[0])
-    if method == "dense" or method == "auto" and not plain and _fits(size, _SMALL, memory_limit):
+    if (
+        method == "dense"
+        or method == "auto"
+        and not plain
+        and _fits(size, _SMALL, memory_limit, operator.device)
+    ):
         reason = "asked for" if method == "dense" else f"P is at most {_SMALL}"
         return _dense(operator.dense(), k, percentile, matrix, operator.samples, reason)
     return spectral_estimates(
@@ -133,8 +138,8 @@ def spectrum(
     )
 
 
-def _fits(size: int, most: int, limit: int | None) -> bool:
-    available = available_bytes() if limit is None else limit
+def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool:
+    available = available_bytes(device) if limit is None else limit
     return size <= most and _COPIES * 8 * size**2 <= available
 
 
@@ -144,10 +149,11 @@ def _why_dense(
     """The reason for all eigenvalues, None where products are better."""
     if method == "dense":
         return "asked for"
-    size = sum(parameter.numel() for parameter in trainable(net))
-    if _fits(size, _SMALL, limit):
+    weights = trainable(net)
+    size, device = sum(weight.numel() for weight in weights), weights[0].device
+    if _fits(size, _SMALL, limit, device):
         return f"P is at most {_SMALL}"
-    if not _fits(size, _MEDIUM, limit):
+    if not _fits(size, _MEDIUM, limit, device):
         return None
     route = hessian_cost(net, loss, data, batchnorm=batchnorm).method
     return None if route == "columns" else f"the Hessian is cheap here, by {route}"

@@ -12,7 +12,7 @@ from resid_theory.curvature.graphs import Graph
 from resid_theory.curvature.passes import Batch, Passes
 from resid_theory.curvature.problem import Problem
 from resid_theory.machine import available_bytes, is_out_of_memory, readable_bytes
-from resid_theory.state import untouched
+from resid_theory.state import repeatable, untouched
 
 __all__ = ["ENGINES", "Products"]
 
@@ -20,7 +20,7 @@ ENGINES = ("auto", "retained", "rebuilt")
 _PROBE = 16  # samples that memory and time are measured on
 _CHUNK = 1 << 28  # bytes of a chunk's graph; far above, a processor's caches no longer help
 _SMALL = 1 << 20  # bytes of a graph below which a product on a CPU is mostly overhead
-_WORKSPACE = 1 << 28  # bytes that products drawn together on a GPU may hold
+_SHARE = 8  # of a GPU's free memory products drawn together may hold one part in so many
 _MOST = 64  # products drawn together
 
 
@@ -69,6 +69,7 @@ class Products:
             self._probe(passes.example())
             self._versions = [p._version for p in problem.net.parameters()]
             self.engine = self._fitting(engine, limit)
+            self._workspace = available_bytes(self._device) // _SHARE
             if self.engine == "retained":
                 self._retain()
             if self.engine == "rebuilt" and not passes.in_memory:
@@ -159,7 +160,7 @@ class Products:
         held = max(1, self.sample_bytes * count)
         if self._device.type == "cpu":
             return _MOST if held <= _SMALL else 1
-        return max(1, min(_MOST, _WORKSPACE // held))
+        return max(1, min(_MOST, self._workspace // held))
 
     def add_up(self, work: Callable[[Graph, int], Tensor], total: Tensor) -> Tensor:
         """The sum over samples of what is drawn from each chunk's graph, a mean over the chunk.
@@ -180,7 +181,7 @@ class Products:
                 "net: its parameters changed after the operator was made, whose loss and gradient "
                 "belong to the old ones; make a new operator"
             )
-        with tqdm(
+        with repeatable(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
             leave=False,
         ) as bar:  # fmt: skip

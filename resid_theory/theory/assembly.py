@@ -45,8 +45,11 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     hessian = _new_matrix(factors.layout.size, factors.before.device)
     # Threads of Python, each with operations too small for torch to split: threads inside every
     # operation would meet some thousand times, and wait for each other on a busy machine.
-    workers = torch.get_num_threads() if hessian.device.type == "cpu" else 1
-    with ThreadPoolExecutor(workers) as pool:
+    if hessian.device.type != "cpu":
+        for layer in range(factors.count):
+            factors.write(layer, hessian)
+        return hessian
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for _ in pool.map(lambda layer: factors.write(layer, hessian), range(factors.count)):
             pass
     return hessian

@@ -158,8 +158,9 @@ def _eye(size: int, like: Tensor) -> Tensor:
 
 def prepare(net: Any, data: Any) -> tuple[list[Unit], Sweep, Moments]:
     """Units, products and moments of a net and its data, widths checked."""
-    units, moments = units_of(net), Moments.of(data)
+    units = units_of(net)
     sweep = sweep_of(units)
+    moments = Moments.of(data).to(sweep.total.device)
     shape, needed = tuple(moments.syx.shape), tuple(sweep.total.shape[-2:])
     if shape != needed:
         raise ValueError(

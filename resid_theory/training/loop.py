@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from resid_theory.images import Crops, augment, draw_crops
 from resid_theory.machine import is_out_of_memory
-from resid_theory.state import untouched
+from resid_theory.state import repeatable, untouched
 from resid_theory.training.faults import Watch, fitting_batch
 from resid_theory.training.nets import architecture_of, save_checkpoint
 from resid_theory.training.parallel import Parallel
@@ -102,7 +102,7 @@ class Session:
             The result.
         """
         self.started = time.perf_counter()
-        with _surroundings(self.settings.device, self.seeds[0]):
+        with _surroundings(self.settings.device, self.seeds[0], self.recipe.precision == "tf32"):
             self._begin(known)
             with self._bar() as tick:
                 while self.step < self.total:
@@ -357,15 +357,18 @@ def _head(batch: Batch, size: int) -> Batch:
 
 
 @contextmanager
-def _surroundings(device: torch.device, seed: int) -> Generator[None, None, None]:
+def _surroundings(device: torch.device, seed: int, tf32: bool) -> Generator[None, None, None]:
     """Seeded, with gradients, with kernels that repeat; everything as it was afterwards."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
-        cudnn.deterministic, cudnn.benchmark = True, False
-        try:
-            yield
-        finally:
-            cudnn.deterministic, cudnn.benchmark = before
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        repeatable(tf32=tf32),
+    ):
+        # Not torch.manual_seed, which also seeds GPUs that have no part in this.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

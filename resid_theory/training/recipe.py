@@ -12,7 +12,7 @@ _CHOICES = {
     "decay": ("all", "multi_axis"),
     "augmentation": ("none", "crop_flip"),
     "padding": ("zeros", "reflect"),
-    "precision": ("float64", "float32", "bf16"),
+    "precision": ("float64", "float32", "tf32", "bf16"),
     "compile": ("none", "default", "reduce-overhead", "max-autotune"),
     "loss": tuple(LOSSES),
 }
@@ -36,8 +36,9 @@ class Recipe:
         augmentation: ``"none"``, or ``"crop_flip"``: pad, cut at random, mirror every other image.
         pad: Pixels of padding on each side.
         padding: ``"zeros"`` or ``"reflect"``.
-        precision: ``"float64"``, ``"float32"``, or ``"bf16"``: float32 weights, with bfloat16 in
-            the operations that autocast chooses.
+        precision: ``"float64"``, ``"float32"``, ``"tf32"``: float32 whose products a GPU may round
+            to 10 bits, or ``"bf16"``: float32 weights, with bfloat16 in the operations that
+            autocast chooses.
         channels_last: Whether images and kernels are stored with the channels innermost.
         compile: ``"none"``, or a mode of ``torch.compile``; ``"reduce-overhead"`` replays the
             forward and backward pass of a step as CUDA graphs.

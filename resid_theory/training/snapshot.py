@@ -163,8 +163,9 @@ def pack(
                     packed[f"optimizer.{key}.{part}"] = view
     packed.update({f"sum.{name}": tensor for name, tensor in sums.items()})
     packed["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_initialized():
-        packed["rng.cuda"] = torch.cuda.get_rng_state()
+    device = _device(group)
+    if device.type == "cuda":
+        packed["rng.cuda"] = torch.cuda.get_rng_state(device)
     return packed
 
 
@@ -202,8 +203,13 @@ def unpack(
             optimizer.state[parameter][key] = state
             _copy(saved, "", group.split(name, state))
     torch.set_rng_state(packed["rng.cpu"])
-    if "rng.cuda" in packed and torch.cuda.is_available():
-        torch.cuda.set_rng_state(packed["rng.cuda"])
+    device = _device(group)
+    if "rng.cuda" in packed and device.type == "cuda":
+        torch.cuda.set_rng_state(packed["rng.cuda"], device)
+
+
+def _device(group: Separate | Stacked) -> torch.device:
+    return next(iter(group.parameters.values())).device
 
 
 def _under(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

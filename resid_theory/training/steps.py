@@ -15,7 +15,12 @@ from resid_theory.training.recipe import Recipe
 
 __all__ = ["Batch", "Separate", "Stacked", "optimizer_of", "stack"]
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bf16": torch.float32}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.float32,
+}
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Inputs (b, ...), targets of the loss, and labels (b,); None where targets are no classes."""
@@ -64,6 +69,8 @@ class Separate:
         }
         self.score = _Pass(recipe, device)
         compiled = recipe.compile != "none"
+        # The graphs of a second net's step write over what those of the first gave.
+        self._own = compiled and device.type == "cuda" and len(self.nets) > 1
         self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
 
     def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
@@ -79,6 +86,10 @@ class Separate:
         for i, call in enumerate(self._calls):
             loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
             loss.backward()
+            if self._own:
+                for parameter in self.nets[i].parameters():
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.clone()
             losses.append(loss.detach().clone())  # a CUDA graph would write over it
             wrong.append(errors.clone())
         return torch.stack(losses), torch.stack(wrong)
@@ -266,8 +277,11 @@ def _other_output(trial: Stacked, x: Tensor) -> str | None:
         mine = {name: named[f"{i}.{name}"] for name in _named(net)}
         with untouched(net), untouched(trial.nets[0]), torch.no_grad():
             own, as_first = net(x), functional_call(trial.nets[0], mine, (x,))
-        # Equal operations in equal order: any difference is one of architecture.
-        if not torch.equal(own, as_first) and not bool(torch.isnan(own).any()):
+        # Equal operations in equal order: on a CPU any difference is one of architecture. On a GPU
+        # a slice of stacked weights may begin where another kernel is the faster one.
+        gap, scale = float((own - as_first).abs().max()), float(own.abs().max())
+        loose = 0.0 if x.device.type == "cpu" else torch.finfo(own.dtype).eps ** 0.5
+        if gap > loose * scale:  # not if it is nan
             return f"net {i} computes something else than net 0 with the same weights"
     return None
 
