@@ -123,8 +123,10 @@ def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
         (1066, half_at_the_top, "smallest"),
         # Ritz values in the middle, each of which stands for several eigenvalues, show no gap.
         (1032, both_signs, "magnitude"),
+        (5606, half_at_the_top, "smallest"),
+        (5862, half_at_the_top, "both"),
     ],
-    ids=["nearly_complete", "nearly_complete_too", "middle"],
+    ids=["nearly_complete", "nearly_complete_too", "middle", "one_in_the_middle", "both_ends"],
 )
 def test_spectra_that_were_once_wrong(seed, family, which):
     test_no_wrong_set_on_degenerate_spectra(seed, family, which)

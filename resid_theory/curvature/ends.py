@@ -11,7 +11,6 @@ __all__ = ["ENDS", "Wanted", "error_bounds", "lehmann"]
 
 ENDS = ("largest", "smallest", "both", "magnitude")
 _BEYOND = 8  # values beyond those asked for that may show a gap
-_RESOLVED = 0.25  # residual of such a value, relative to its distance from the next one
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,14 @@ class Wanted:
         return len(values) - 1
 
 
-def error_bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
+def error_bounds(ritz: Ritz, wanted: Wanted, *, resolved: float) -> Tensor:
     """Error bound of every Ritz value, rounding included; sharp only for those asked for.
 
     Args:
         ritz: Values with their residuals.
         wanted: Which are asked for.
+        resolved: Values beyond them count as one eigenvalue each while their residuals are at most
+            this share of the distance to the next one.
 
     Returns:
         (l + m,), at most the residuals.
@@ -77,7 +78,7 @@ def error_bounds(ritz: Ritz, wanted: Wanted) -> Tensor:
         total = len(best)
         order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
         count = int(torch.isin(order[: wanted.k], columns).cumprod(0).sum())
-        _sharpen(best, ritz, order, count, sign)
+        _sharpen(best, ritz, order, count, sign, resolved)
     return best
 
 
@@ -97,7 +98,9 @@ def lehmann(values: Tensor, gram: Tensor, floor: float) -> Tensor:
     return torch.linalg.eigvalsh(torch.diag(values) + scales[:, None] * gram * scales).flip(0)
 
 
-def _sharpen(best: Tensor, ritz: Ritz, order: Tensor, count: int, sign: int) -> None:
+def _sharpen(
+    best: Tensor, ritz: Ritz, order: Tensor, count: int, sign: int, resolved: float
+) -> None:
     """Lehmann's bounds from the 1, 2, ... outermost Ritz values at an end, where they are apart."""
     most = min(count + _BEYOND, len(order)) - 1
     if most < 1:
@@ -108,7 +111,7 @@ def _sharpen(best: Tensor, ritz: Ritz, order: Tensor, count: int, sign: int) -> 
     gaps = -values.diff()
     for j in range(1, most + 1):
         last, gap = values[j - 1], gaps[max(0, j - 2) : j].min()
-        if j > count and residuals[j - 1] > _RESOLVED * gap:
+        if j > count and residuals[j - 1] > resolved * gap:
             break  # a Ritz value in the middle of many may stand for more than one eigenvalue
         # That the next eigenvalue is up to the next Ritz value plus its residual, which may not
         # have converged, is taken for half of the gap only: this doubles the bounds at most.

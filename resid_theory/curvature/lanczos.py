@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import choose, positive, whole
-from resid_theory.curvature.ends import ENDS, Wanted, error_bounds
+from resid_theory.curvature.ends import ENDS, Wanted
 from resid_theory.curvature.krylov import Krylov, Locked
 from resid_theory.curvature.recorded import Operator, OutOfProducts, Products
 from resid_theory.curvature.sought import DOUBT, Sought
@@ -138,7 +138,7 @@ def search(
         The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
         by those of others that converged on the way.
     """
-    state = Sought(wanted=wanted, tolerance=tolerance)
+    state = Sought(wanted=wanted, tolerance=tolerance, verify=verify)
     locked, width, size = Locked.nothing(products), min(block, products.size), products.size
     room = _capacity(products, wanted, block, capacity)
     while True:
@@ -237,7 +237,7 @@ def _result(krylov: Krylov, state: Sought, missed: float, complete: bool) -> Eig
         krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),
         state.columns,
     )
-    values, bounds = ritz.values[columns], error_bounds(ritz, state.wanted)[columns]
+    values, bounds = ritz.values[columns], state.bounds_of(ritz)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)
     numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
