@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.trainings import TRAININGS, evaluated
+from experiments.trainings import TRAININGS, evaluated, trained
 from resid_theory import store, training
 from resid_theory._check import choose
 
@@ -99,11 +99,19 @@ class Shipped:
     lines: list[dict[str, Any]]
 
 
-def listed_net(name: str, state: str) -> nn.Module:
-    """A listed net at its ``"initial"`` weights, or ``"trained"``, from its checkpoint."""
+def listed_net(
+    name: str, state: str, *, epochs: int | None = None, device: str = "cpu"
+) -> nn.Module:
+    """A listed net at its ``"initial"`` weights, or ``"trained"``.
+
+    The trained one comes from its checkpoint, or with ``epochs`` is trained for so many.
+    """
+    made = NETS[choose("name", name, list(NETS))]
     if choose("state", state, ("initial", "trained")) == "initial":
-        return training.build_net(NETS[name].architecture)
-    return rt.load_checkpoint(name)
+        return training.build_net(made.architecture).to(device)
+    if epochs is None:
+        return rt.load_checkpoint(name).to(device)
+    return trained(made.architecture, made.recipe.scaled(epochs), made.seed, device=device).net
 
 
 def shipped(name: str) -> Shipped:

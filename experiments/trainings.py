@@ -14,9 +14,19 @@ from experiments.circumstances import ROOT
 from resid_theory import store, training
 from resid_theory.training.results import Callback
 
-__all__ = ["TRAININGS", "Fit", "evaluated", "image_set", "spread", "trained", "trained_together"]
+__all__ = [
+    "FULL_EPOCHS",
+    "TRAININGS",
+    "Fit",
+    "evaluated",
+    "image_set",
+    "spread",
+    "trained",
+    "trained_together",
+]
 
 TRAININGS = ROOT / "out" / "trainings"
+FULL_EPOCHS = 200  # of the papers' trainings on CIFAR-10
 
 
 def trained(

@@ -191,7 +191,7 @@ def compute_checkpoints(
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
-            net = listed_net(name, state).to(device)
+            net = listed_net(name, state, device=device)
             arrays |= _under(f"{name}, {state}", _curvature(net, data, "eval", k, probes, steps, 0))
     return arrays
 

@@ -4,6 +4,7 @@ Neither paper says what comes out. Criteria are identities that must hold; what 
 beside them.
 """
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.crossings.curvature import COLORS, DIRACNETS, NORMS, STABILITY
 from experiments.trained import listed_net
+from experiments.trainings import FULL_EPOCHS
 from resid_theory.identity import identity_removed, layer_identity
 from resid_theory.stability import STATISTICS
 
@@ -29,14 +31,20 @@ def _norm_ratios(net: nn.Module, layers: Sequence[str]) -> np.ndarray:
 
 
 def compute_cushions(
-    *, states: Sequence[str], dataset: str, samples: int, size: int, device: str = "cpu"
+    *,
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Cushions of every layer and sample under both norms; float64."""
     data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for kind, name in NETS.items():
-            net = listed_net(name, state).double().to(device)
+            net = listed_net(name, state, epochs=epochs, device=device).double()
             found = rt.layer_cushions(net, data)
             ratios = found.identity_removed / found.effective
             arrays |= {
@@ -96,16 +104,23 @@ def _without_branch(net: nn.Module) -> nn.Module:
 
 
 def compute_flows(
-    *, states: Sequence[str], dataset: str, samples: int, size: int, device: str = "cpu"
+    *,
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    epochs: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Shares of dominant paths and of flow off the paths, layer by layer."""
     data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
-        nets = {kind: listed_net(name, state) for kind, name in NETS.items()}
-        nets["identity"] = _without_branch(listed_net(NETS["dirac"], state))
+        trained = {"epochs": epochs, "device": device}
+        nets = {kind: listed_net(name, state, **trained) for kind, name in NETS.items()}
+        nets["identity"] = _without_branch(copy.deepcopy(nets["dirac"]))
         for kind, net in nets.items():
-            flows = rt.dominant_flows(net.to(device), data)
+            flows = rt.dominant_flows(net, data)
             means = [flows.read(mode="sap", statistic=name).mean for name in STATISTICS]
             arrays[f"{state}.{kind}.mean"] = torch.stack(means, 1).cpu().numpy()
             arrays[f"{state}.{kind}.off"] = flows.off_path.mean(0).cpu().numpy()
@@ -162,6 +177,7 @@ CLAIMS = [
             },
             "paper": {
                 "states": _STATES["paper"], "dataset": "cifar10", "samples": 2000, "size": 32,
+                "epochs": FULL_EPOCHS,
             },
         },
         compute=compute_cushions,
@@ -184,6 +200,7 @@ CLAIMS = [
             },
             "paper": {
                 "states": _STATES["paper"], "dataset": "cifar10", "samples": 200, "size": 32,
+                "epochs": FULL_EPOCHS,
             },
         },
         compute=compute_flows,

@@ -27,8 +27,7 @@ from experiments.diracnets.nets import (
     parameters_of,
     percent,
 )
-
-FULL_EPOCHS = 200
+from experiments.trainings import FULL_EPOCHS
 
 # -- section 3.1 -----------------------------------------------------------------------------------
 

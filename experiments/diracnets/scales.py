@@ -25,9 +25,9 @@ from experiments.diracnets.nets import (
     interval,
     percent,
 )
+from experiments.trainings import FULL_EPOCHS
 
 DEGRADED = 0.01  # |a| or |b| below this
-FULL_EPOCHS = 200
 LOW = 0.05  # share of degraded planes that is called low; the paper gives no number
 GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.trainings import evaluated, trained
+from experiments.trainings import FULL_EPOCHS, evaluated, trained
 from resid_theory import training
 
 KINDS = {"residual": "residual", "dominant": "dominant paths only"}
@@ -25,7 +25,6 @@ DENSE = {
     "dominant_upper": "dense lower half of the net",
 }
 COLORS = {kind: f"C{number}" for number, kind in enumerate((*KINDS, *DENSE))}
-FULL_EPOCHS = 200
 
 
 def compute_table_5(

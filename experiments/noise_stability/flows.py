@@ -7,29 +7,15 @@ BatchNorm. The net "after the first iteration" is the net at its initial weights
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.trained import NETS, listed_net
-from experiments.trainings import trained
+from experiments.trained import listed_net
+from experiments.trainings import FULL_EPOCHS
 from resid_theory.images import Images
 from resid_theory.stability import STATISTICS, feature_gradients
-
-FULL_EPOCHS = 200
-
-
-# -- trained nets and their initial weights --------------------------------------------------------
-
-
-def _net(name: str, state: str, epochs: int | None, device: str) -> torch.nn.Module:
-    """A listed net at its initial weights, from its checkpoint, or trained for so many epochs."""
-    if state == "initial" or epochs is None:
-        return listed_net(name, state).to(device)
-    made = NETS[name]
-    return trained(made.architecture, made.recipe.scaled(epochs), made.seed, device=device).net
 
 
 def _images(dataset: str, split: str, samples: int, size: int) -> Images:
@@ -54,7 +40,12 @@ def compute_figure_10(
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
-            g = feature_gradients(_net(name, state, epochs, device), data).double().cpu().numpy()
+            g = (
+                feature_gradients(listed_net(name, state, epochs=epochs, device=device), data)
+                .double()
+                .cpu()
+                .numpy()
+            )
             spread = g.std()
             counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
             moments = [g.mean() / spread, ((g - g.mean()) ** 4).mean() / spread**4, spread]
@@ -120,7 +111,7 @@ def compute_figure_12(
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for kind, name in zip(("identity", "plain"), names, strict=True):
         for state in states:
-            net = _net(name, state, epochs, device)
+            net = listed_net(name, state, epochs=epochs, device=device)
             flows = rt.dominant_flows(net, data, rule=rule)
             views = [flows.read(mode="sap", statistic=statistic) for statistic in STATISTICS]
             key = f"{kind}.{state}"
