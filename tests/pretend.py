@@ -1,0 +1,178 @@
+"""A GPU that is none: arithmetic of the CPU, tensors that know their device, mixing refused.
+
+Inside ``pretended()`` a tensor that was asked for on ``"cuda"`` says that it is there, and so does
+what is computed from it. What CUDA refuses is refused: operations between devices (scalars
+excepted), NumPy arrays of tensors on the GPU, generators of the other device, indices on the GPU
+for a tensor on the CPU. Kernels, streams, graphs and half precision are not imitated.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["REPLACED", "pretended"]
+
+GPU = torch.device("cuda", 0)
+DEVICE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
+MAKERS = {
+    torch.arange, torch.as_tensor, torch.asarray, torch.empty, torch.empty_strided, torch.eye,
+    torch.from_numpy, torch.frombuffer, torch.full, torch.linspace, torch.logspace, torch.ones,
+    torch.rand, torch.randint, torch.randn, torch.randperm, torch.tensor, torch.tril_indices,
+    torch.triu_indices, torch.zeros,
+}  # fmt: skip
+TAKERS = {torch.as_tensor, torch.asarray}  # of a tensor they give the tensor, where it is
+RANDOM = {"normal_", "uniform_", "random_", "bernoulli_"}
+INDEXING = {
+    "aten::index", "aten::_unsafe_index", "aten::index_put", "aten::index_put_",
+    "aten::_index_put_impl_", "aten::_unsafe_index_put",
+}  # fmt: skip
+MOVING = {
+    "aten::copy_", "aten::_to_copy", "aten::lift", "aten::lift_fresh", "aten::detach", "aten::set_",
+    "aten::copy", "aten::_foreach_copy_", "aten::fill_",
+}  # fmt: skip
+REPLACED = {
+    "current_device": lambda: 0,
+    "device": lambda *_: contextlib.nullcontext(),
+    "device_count": lambda: 1,
+    "empty_cache": lambda: None,
+    "get_device_name": lambda *_: "pretended",
+    "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+    "is_available": lambda: True,
+    "is_initialized": lambda: True,
+    "manual_seed": lambda _: None,
+    "manual_seed_all": lambda _: None,
+    "mem_get_info": lambda *_: (1 << 33, 1 << 34),
+    "memory_allocated": lambda *_: 0,
+    "memory_reserved": lambda *_: 0,
+    "set_rng_state": lambda *_: None,
+    "synchronize": lambda *_: None,
+}
+
+
+def kind(device):
+    """``"cpu"`` or ``"cuda"``, whichever way it is given."""
+    return "cuda" if isinstance(device, int) else torch.device(device).type
+
+
+def storage(tensor):
+    """What views share, and what lives as long as they do."""
+    with torch._C.DisableTorchFunction():
+        while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            tensor = torch._C._functorch.get_unwrapped(tensor)
+        return tensor.untyped_storage()
+
+
+def place_of(tensor):
+    """Where a tensor pretends to be; "any" if it was made where nothing was asked for."""
+    return getattr(storage(tensor), "pretended_place", "cpu")
+
+
+def put(tensor, place):
+    """Let it, and all that share its memory, pretend to be there."""
+    storage(tensor).pretended_place = place
+
+
+class Functions(TorchFunctionMode):
+    """Calls as they are written: devices asked for and told."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        own = place_of(args[0]) if args and isinstance(args[0], Tensor) else None
+        if func == DEVICE:
+            return GPU if own == "cuda" else func(*args)
+        if func == IS_CUDA:
+            return own == "cuda"
+        if name == "_parse_to":  # Module.to, which calls Tensor.to with what it finds
+            return func(*args, **kwargs)
+        if name in ("numpy", "__array__") and own == "cuda":
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        args, wanted = self._wanted(func, list(args), kwargs)
+        self._check_generator(func, name, kwargs.get("generator"), wanted, own)
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor):
+            out = self._placed(func, name, args, out, wanted, own)
+        return out
+
+    def _wanted(self, func, args, kwargs):
+        """The arguments with the CPU in place of the GPU, and which of them was asked for."""
+        wanted = None
+        if kwargs.get("device") is not None:
+            wanted = kind(kwargs["device"])
+            kwargs["device"] = "cpu"
+        if func is Tensor.to:
+            for place, given in enumerate(args[1:], 1):
+                if isinstance(given, Tensor):
+                    wanted = place_of(given)
+                elif isinstance(given, (str, torch.device)):
+                    wanted, args[place] = kind(given), "cpu"
+        return args, "cpu" if func is Tensor.cpu else wanted
+
+    def _check_generator(self, func, name, generator, wanted, own):
+        place = (wanted or "cpu") if func in MAKERS else own if name in RANDOM else None
+        if generator is not None and place not in (None, generator.device.type):
+            raise RuntimeError(
+                f"Expected a {place!r} device type for generator but found "
+                f"{generator.device.type!r}"
+            )
+
+    def _placed(self, func, name, args, out, wanted, own):
+        if name in ("__deepcopy__", "new_tensor"):
+            put(out, wanted or own)
+        elif wanted is not None:
+            if own not in (None, wanted) and storage(out) is storage(args[0]):
+                out = out.clone()
+            put(out, wanted)
+        elif func in MAKERS and not (func in TAKERS and own is not None):
+            put(out, "cpu")
+        return out
+
+
+class Operations(TorchDispatchMode):
+    """What the calls come down to: devices held against each other."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs, name = kwargs or {}, func._schema.name
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        places = [place_of(tensor) for tensor in given]
+        place = places[0] if name in MOVING and places else self._common(name, args, given, places)
+        out = func(*args, **kwargs)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and not any(leaf is tensor for tensor in given):
+                put(leaf, place)
+        return out
+
+    def _common(self, name, args, given, places):
+        shapes = [(place, tuple(t.shape)) for place, t in zip(places, given, strict=True)]
+        if name in INDEXING:
+            own = place_of(args[0])
+            positions = [place_of(i) for i in args[1] if isinstance(i, Tensor)]
+            value = args[2] if len(args) > 2 and isinstance(args[2], Tensor) else None
+            apart = value is not None and value.dim() and place_of(value) != own
+            if own == "cpu" and "cuda" in positions or apart:
+                raise RuntimeError(f"{name}: indices or values on another device: {shapes}")
+            return own
+        if "cuda" not in places:
+            # Made from nothing, below the calls that say where: CUDA's kernels make theirs there.
+            return "cpu" if "cpu" in places else "any"
+        if any(p == "cpu" and t.dim() for p, t in zip(places, given, strict=True)):
+            raise RuntimeError(f"{name}: expected all tensors on the same device: {shapes}")
+        return "cuda"
+
+
+@contextlib.contextmanager
+def pretended():
+    """A GPU inside."""
+    before = {name: getattr(torch.cuda, name) for name in REPLACED}
+    for name, function in REPLACED.items():
+        setattr(torch.cuda, name, function)
+    try:
+        with Functions(), Operations():
+            yield
+    finally:
+        for name, function in before.items():
+            setattr(torch.cuda, name, function)
