@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
 from torch import nn
 
 import resid_theory as rt
@@ -155,18 +154,17 @@ def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def draw_depth(figure: Figure, a: Arrays) -> None:
-    """Extremes over depth; densities of the deepest nets."""
+    """Extremes over depth; densities of the deepest nets, each on its own scale."""
     left, right = figure.subplots(1, 2)
     for kind, (depths, extremes) in _by_depth(a).items():
         left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
         left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind], label="- most negative")
-        key = f"{kind}_{depths[-1]}"
-        right.plot(a[f"{key}.grid"], a[f"{key}.density"][0], color=COLORS[kind], label=key)
+        key, scale = f"{kind}_{depths[-1]}", np.abs(extremes[-1]).max()
+        density = a[f"{key}.density"][0] * scale
+        right.plot(a[f"{key}.grid"] / scale, density, color=COLORS[kind], label=key)
     left.set(xlabel="depth", ylabel="eigenvalue", yscale="log", title="at initialization")
-    right.set(xlabel="eigenvalue", ylabel="density", yscale="log", ylim=(1e-6, None))
-    right.set_xscale("symlog", linthresh=1e-2)
-    right.xaxis.set_major_locator(SymmetricalLogLocator(base=100, linthresh=1e-2))
-    right.tick_params(axis="x", labelrotation=60)
+    right.set(xlabel="eigenvalue over the largest |λ|", ylabel="density", yscale="log")
+    right.set(ylim=(1e-6, None), title="of the deepest nets")
     left.legend(fontsize="small")
     right.legend(fontsize="small")
 
