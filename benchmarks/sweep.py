@@ -149,6 +149,13 @@ def killed_sweep(cells: int, workers: int, seconds: float, seed: int) -> Survive
     )
 
 
+def undisturbed(workers: int) -> float:
+    """Seconds in which workers start and end a cell each."""
+    with folder() as out:
+        grid = {**KILLED, "seed": list(range(workers))}
+        return run_sweep(grid, out, workers=workers, progress=False).seconds
+
+
 def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
     """Print what is left of a sweep whose workers are killed."""
     found = killed_sweep(cells, workers, seconds, seed)
