@@ -3,7 +3,8 @@
 Inside ``pretended()`` a tensor that was asked for on ``"cuda"`` says that it is there, and so does
 what is computed from it. What CUDA refuses is refused: operations between devices (scalars
 excepted), NumPy arrays of tensors on the GPU, generators of the other device, indices on the GPU
-for a tensor on the CPU. Kernels, streams, graphs and half precision are not imitated.
+for a tensor on the CPU. Kernels, streams, graphs, half precision and generators of the GPU are not
+imitated.
 """
 
 import contextlib
