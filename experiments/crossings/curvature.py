@@ -141,7 +141,7 @@ def compute_depth(
     return arrays
 
 
-def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def extremes_by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Depths and the extreme eigenvalues of each kind, (depths, 2)."""
     named = sorted((kind, int(depth)) for kind, depth in (key.split("_") for key in _keys(a)))
     found = {}
@@ -156,7 +156,7 @@ def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def draw_depth(figure: Figure, a: Arrays) -> None:
     """Extremes over depth; densities of the deepest nets, each on its own scale."""
     left, right = figure.subplots(1, 2)
-    for kind, (depths, extremes) in _by_depth(a).items():
+    for kind, (depths, extremes) in extremes_by_depth(a).items():
         left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
         left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind], label="- most negative")
         key, scale = f"{kind}_{depths[-1]}", np.abs(extremes[-1]).max()
