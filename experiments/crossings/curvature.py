@@ -141,7 +141,7 @@ def compute_depth(
     return arrays
 
 
-def extremes_by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Depths and the extreme eigenvalues of each kind, (depths, 2)."""
     named = sorted((kind, int(depth)) for kind, depth in (key.split("_") for key in _keys(a)))
     found = {}
@@ -153,10 +153,19 @@ def extremes_by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
+def largest_by_depth(a: Arrays) -> str:
+    """The largest |λ| of each net, a line a kind."""
+    lines = []
+    for kind, (depths, extremes) in _by_depth(a).items():
+        largest = zip(depths, np.abs(extremes).max(1), strict=True)
+        lines.append(f"{kind:9}" + ", ".join(f"{depth}: {value:.3g}" for depth, value in largest))
+    return "\n".join(lines)
+
+
 def draw_depth(figure: Figure, a: Arrays) -> None:
     """Extremes over depth; densities of the deepest nets, each on its own scale."""
     left, right = figure.subplots(1, 2)
-    for kind, (depths, extremes) in extremes_by_depth(a).items():
+    for kind, (depths, extremes) in _by_depth(a).items():
         left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
         left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind], label="- most negative")
         key, scale = f"{kind}_{depths[-1]}", np.abs(extremes[-1]).max()
