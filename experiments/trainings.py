@@ -46,7 +46,7 @@ def trained(
     initial weights. ``samples`` keeps the first images of the training set, ``pooled`` averages
     them down to so many pixels a side. ``keep=False`` writes nothing.
     """
-    images = rt.load_images(data, samples=samples, size=pooled or 32, progress=False)
+    images = image_set(data, "train", samples, pooled or 32)
     return trained_together(
         [training.build_net(architecture)],
         recipe,

@@ -16,6 +16,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.trained import listed_net
+from experiments.trainings import image_set
 
 DEMYSTIFYING = "Li et al., arXiv:1611.01186v2"
 STABILITY = "Yu & Tomasi, arXiv:1905.10944"
@@ -128,7 +129,7 @@ def compute_depth(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Spectra of initial nets of growing depth; BatchNorm takes the batch's own statistics."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     batch = data.inputs(data.pixels, torch.float32).to(device), data.labels.to(device)
     arrays = {"samples": np.array(samples)}
     for kind in kinds:
@@ -194,7 +195,7 @@ def compute_checkpoints(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Spectra of listed nets, before and after training; BatchNorm in eval mode."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:

@@ -16,7 +16,7 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.crossings.curvature import COLORS, DIRACNETS, NORMS, STABILITY
 from experiments.trained import listed_net
-from experiments.trainings import FULL_EPOCHS
+from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.identity import identity_removed, layer_identity
 from resid_theory.stability import STATISTICS
 
@@ -40,7 +40,7 @@ def compute_cushions(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Cushions of every layer and sample under both norms; float64."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for kind, name in NETS.items():
@@ -113,7 +113,7 @@ def compute_flows(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Shares of dominant paths and of flow off the paths, layer by layer."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         trained = {"epochs": epochs, "device": device}

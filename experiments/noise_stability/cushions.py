@@ -13,6 +13,7 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import COLORS, KINDS, PAPER
 from experiments.trained import listed_net
+from experiments.trainings import image_set
 from resid_theory.stability import compare_cushions
 
 NORMS = ("identity_removed", "effective")
@@ -25,7 +26,7 @@ def compute_figure_3(
     *, depth: int, states: Sequence[str], dataset: str, samples: int, size: int, layer: str
 ) -> dict[str, np.ndarray]:
     """Cushions of every layer and sample, under both norms, of plain and residual nets."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples), "layer": np.array(layer)}
     for state in states:
         nets = {kind: listed_net(f"simplified_{kind}_{depth}", state) for kind in KINDS}
@@ -114,7 +115,7 @@ def compute_section_5(
     probes: int = 10,
 ) -> dict[str, np.ndarray]:
     """Interlayer cushions of the nine blocks, by state of the nets and mode of BatchNorm."""
-    data = rt.load_images(dataset, "train", samples=samples, size=size, progress=False)
+    data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for mode in modes:

@@ -13,10 +13,9 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.trainings import FULL_EPOCHS, evaluated, trained
+from experiments.trainings import FULL_EPOCHS, evaluated, image_set, trained
 from resid_theory import training
 
 KINDS = {"residual": "residual", "dominant": "dominant paths only"}
@@ -47,7 +46,7 @@ def compute_table_5(
     recipe = recipe.change(batch=batch, lr=lr, augmentation=augmentation, channels_last=True)
     recipe = recipe.change(pad=pooled // 8)  # of 32 pixels the usual 4
     sets = [
-        rt.load_images(dataset, split, size=pooled, samples=count, progress=False)
+        image_set(dataset, split, count, pooled)
         for split, count in (("train", samples), ("test", None))
     ]
     arrays = {"depth": np.array(depths), "epochs": np.array(epochs)}

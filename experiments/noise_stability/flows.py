@@ -13,14 +13,8 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
 from experiments.trained import listed_net
-from experiments.trainings import FULL_EPOCHS
-from resid_theory.images import Images
+from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.stability import STATISTICS, feature_gradients
-
-
-def _images(dataset: str, split: str, samples: int, size: int) -> Images:
-    return rt.load_images(dataset, split, samples=samples, size=size, progress=False)
-
 
 # -- Figure 10 -------------------------------------------------------------------------------------
 
@@ -36,7 +30,7 @@ def compute_figure_10(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Moments and histogram of the loss gradient in the final features."""
-    data = _images(dataset, "train", samples, size)
+    data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
@@ -106,7 +100,7 @@ def compute_figure_12(
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
     """f_l of both nets of a pair; (layers, statistics) means and standard errors over samples."""
-    data = _images(dataset, "train", samples, size)
+    data = image_set(dataset, "train", samples, size)
     *names, rule = PAIRS[pair]
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for kind, name in zip(("identity", "plain"), names, strict=True):

@@ -143,7 +143,7 @@ def search(
     room = _capacity(products, wanted, block, capacity)
     while True:
         krylov = Krylov(products, locked, width=width, capacity=room, generator=generator)
-        in_budget = _run(krylov, state, verify)
+        in_budget = _run(krylov, state)
         _check_symmetric(krylov)
         assert state.ritz is not None
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
@@ -164,7 +164,7 @@ def search(
     return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
 
 
-def _run(krylov: Krylov, state: Sought, verify: bool) -> bool:
+def _run(krylov: Krylov, state: Sought) -> bool:
     """Grow one Krylov space until it has answered; False when the products ran out."""
     try:
         while True:
@@ -172,7 +172,7 @@ def _run(krylov: Krylov, state: Sought, verify: bool) -> bool:
                 krylov.restart(_kept(krylov, state.wanted))
             krylov.extend()
             state.read(krylov)
-            if krylov.is_invariant or (state.is_settled and _is_sure(krylov, state, verify)):
+            if krylov.is_invariant or (state.is_settled and _is_sure(krylov, state)):
                 return True
     except OutOfProducts:
         if state.ritz is None:
@@ -186,14 +186,14 @@ def _run(krylov: Krylov, state: Sought, verify: bool) -> bool:
         return False
 
 
-def _is_sure(krylov: Krylov, state: Sought, verify: bool) -> bool:
+def _is_sure(krylov: Krylov, state: Sought) -> bool:
     """Whether a run whose pairs meet the tolerance has nothing left to find, or should give up."""
     if state.allowance is None:
-        more = _MARGIN / krylov.width if verify else _PATIENCE * krylov.steps
+        more = _MARGIN / krylov.width if state.verify else _PATIENCE * krylov.steps
         state.allowance = krylov.steps + math.ceil(more)
     if krylov.restarts or krylov.steps >= state.allowance:
         return True
-    if not verify or krylov.width == 1 and state.found:
+    if not state.verify or krylov.width == 1 and state.found:
         return state.room <= _ROOM
     # Of a value with as many copies as the start has vectors, fresh ones show more.
     return state.missed <= DOUBT or (state.found > 0 and state.is_crowded)
