@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resid_theory import store
+from resid_theory.runtime import store
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.snapshot import Folder
 

@@ -84,13 +84,15 @@ def interlayer_cost() -> None:
     times = medians(
         {
             "forward": lambda: forward(net, x),
-            "blocks": lambda: rt.block_cushions(net, x, probes=10, method="probes", batch=64),
+            "blocks": lambda: rt.stability.block_cushions(
+                net, x, probes=10, method="probes", batch=64
+            ),
         },
         2,
     )
     passes = times["blocks"] / times["forward"]
     line("full_net(20): nine blocks, 10 probes each, in forward passes", f"{passes:.0f}", "")
-    found = rt.block_cushions(net, x[:8], probes=10, method="probes")
+    found = rt.stability.block_cushions(net, x[:8], probes=10, method="probes")
     relative = (found.standard_errors / found.values).mean()
     line("    relative standard error of one sample's cushion", f"{float(relative):.4f}", "")
 

@@ -13,7 +13,7 @@ from torch import nn
 import resid_theory as rt
 from benchmarks import crash
 from benchmarks.outcome import Outcome, Trial, judged, refused
-from resid_theory import store
+from resid_theory.runtime import store
 
 SMALL = crash.RECIPE.change(epochs=1)
 

@@ -52,7 +52,9 @@ def main() -> None:
     net, data = rt.ShortcutNet(WIDTH, BLOCKS, 2), problem()
     moments = rt.Moments.of(data)
     generator = torch.Generator().manual_seed(0)
-    starts = rt.draw_weights("near_zero", (SEEDS, BLOCKS, 2, WIDTH, WIDTH), generator=generator)
+    starts = rt.networks.draw_weights(
+        "near_zero", (SEEDS, BLOCKS, 2, WIDTH, WIDTH), generator=generator
+    )
     rates = torch.linspace(0.01, 0.1, RATES, dtype=torch.float64)[:, None]
     loop, after = by_autograd(net, data, starts[0], 0.05, 5)
     alone = stacked(net, moments, starts[0], 0.05, 500)

@@ -157,7 +157,7 @@ def exact(seed: int, matrix: str) -> Tensor:
     return operator @ torch.eye(operator.shape[0], dtype=F64)
 
 
-def operator(dtype: torch.dtype, seed: int, **options: object) -> rt.CurvatureOperator:
+def operator(dtype: torch.dtype, seed: int, **options: object) -> rt.curvature.CurvatureOperator:
     net, x, y = problem(seed)
     return rt.curvature_operator(net.to(dtype), "cross_entropy", (x.to(dtype), y), **options)
 

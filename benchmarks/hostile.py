@@ -20,7 +20,10 @@ from torch import nn
 
 import resid_theory as rt
 from benchmarks.outcome import Outcome, Trial, judged, refused
-from resid_theory import cifar, data, setups, store
+from resid_theory.data import cifar
+from resid_theory.data import whitened as data
+from resid_theory.runtime import store
+from resid_theory.sweep import setup as setups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

@@ -14,7 +14,7 @@ import torch
 import resid_theory as rt
 from benchmarks import crash, sweep
 from benchmarks.outcome import Outcome, judged
-from resid_theory import store
+from resid_theory.runtime import store
 
 TRIALS = 50  # of each kind; half an hour on an idle machine
 
@@ -55,7 +55,7 @@ def sweeping(folder: str) -> None:
     torch.set_num_threads(1)
     grid = {"task": "hessian", "blocks": [1, 2, 3], "init": ["near_zero", "xavier"], "seed": [0, 1]}
     rt.run_sweep(grid, Path(folder) / "sweep", executor="serial", progress=False)
-    table = rt.load_results(Path(folder) / "sweep", arrays=True).drop(columns="seconds")
+    table = rt.sweep.load_results(Path(folder) / "sweep", arrays=True).drop(columns="seconds")
     arrays = {f"{key}.values": row.pop("eigenvalues") for key, row in table.T.to_dict().items()}
     numbers = table.drop(columns="eigenvalues").to_json().encode()
     arrays["numbers"] = np.frombuffer(numbers, dtype=np.uint8)

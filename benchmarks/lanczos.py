@@ -113,7 +113,7 @@ def coverage(trials: int) -> None:
     levels = torch.randn(size, generator=generator, dtype=torch.float64)
     levels[:4] = torch.tensor([9.0, 7.0, 5.0, -6.0])
     exact, matrix = rt.Spectrum.of(levels), torch.diag(levels)
-    checks: dict[str, Callable[[rt.SpectrumReport], bool]] = {
+    checks: dict[str, Callable[[rt.eigen.SpectrumReport], bool]] = {
         "trace": lambda r: r.trace.covers(exact.trace),
         "Frobenius norm": lambda r: r.frobenius_norm.covers(exact.frobenius_norm),
         "index": lambda r: r.index.covers(exact.index),
@@ -126,7 +126,7 @@ def coverage(trials: int) -> None:
     }
     hits = dict.fromkeys([*checks, "Hutch++", "its Frobenius norm"], 0)
     for seed in range(trials):
-        report = rt.spectral_estimates(
+        report = rt.eigen.spectral_estimates(
             matrix, 2, steps=size, generator=torch.Generator().manual_seed(seed)
         )
         for name, check in checks.items():

@@ -34,7 +34,7 @@ def held(device: torch.device) -> int:
 class Watched:
     """An operator that notes the memory after every product."""
 
-    def __init__(self, operator: rt.CurvatureOperator) -> None:
+    def __init__(self, operator: rt.curvature.CurvatureOperator) -> None:
         self.operator, self.memory, self.products = operator, list[int](), 0
         self.shape, self.dtype, self.device = operator.shape, operator.dtype, operator.device
 

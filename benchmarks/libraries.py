@@ -36,7 +36,7 @@ class Case:
     net: nn.Module
     batches: Batches
 
-    def operator(self, accumulate: str = "float32") -> rt.CurvatureOperator:
+    def operator(self, accumulate: str = "float32") -> rt.curvature.CurvatureOperator:
         """The Hessian of the mean cross-entropy."""
         return rt.curvature_operator(self.net, "cross_entropy", self.batches, accumulate=accumulate)
 

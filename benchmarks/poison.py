@@ -54,11 +54,11 @@ def data() -> tuple[Tensor, Tensor]:
     return x, torch.arange(32) % 3
 
 
-def train(module: nn.Module, pair: tuple[Tensor, Tensor], **options: object) -> rt.Run:
+def train(module: nn.Module, pair: tuple[Tensor, Tensor], **options: object) -> rt.training.Run:
     return rt.train(module, pair, RECIPE, seed=0, device="cpu", progress=False, **options)
 
 
-def stopped(call: Callable[[], rt.Run], step: int, tensor: str) -> str | None:
+def stopped(call: Callable[[], rt.training.Run], step: int, tensor: str) -> str | None:
     """What is wrong with how a training stopped."""
     try:
         run = call()
@@ -138,7 +138,7 @@ def in_products() -> Iterator[Trial]:
         "trace": lambda a: rt.trace(a),
         "frobenius_norm": lambda a: rt.frobenius_norm(a),
         "spectral_density": lambda a: rt.spectral_density(a, probes=2, steps=10),
-        "spectral_estimates": lambda a: rt.spectral_estimates(a, k=2),
+        "spectral_estimates": lambda a: rt.eigen.spectral_estimates(a, k=2),
     }
     for name, value in BAD.items():
         for method, call in methods.items():

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import damage, hostile, kills, poison, untouched, worlds, wrong_calls
 from benchmarks.outcome import Outcome
-from resid_theory import store
+from resid_theory.runtime import store
 
 # A module with `rows(quick)` joins the table by its name here.
 PARTS = {

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import line
-from resid_theory import load_results, run_sweep
-from resid_theory.sweep import SweepReport, grid_of
+from resid_theory import run_sweep
+from resid_theory.sweep import SweepReport, grid_of, load_results
 from resid_theory.sweep.work import Report
 
 GOALS = {"serial": "no goal", "process": "5 ms asked", "ray": "10 ms asked"}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import resid_theory as rt
 from benchmarks import crash
 from benchmarks.outcome import Outcome, judged
-from resid_theory import stability, store
+from resid_theory import stability
+from resid_theory.runtime import store
 
 Measure = Callable[[nn.Module, Tensor, Tensor], object]
 
@@ -65,7 +66,7 @@ MEASURES: dict[str, tuple[Callable[[], nn.Module], Measure]] = {
         net,
         lambda n, x, y: rt.curvature_operator(n, CE, (x, y), batchnorm="batch").gradient,
     ),
-    "hessian_cost": (net, lambda n, x, y: rt.hessian_cost(n, CE, (x, y))),
+    "hessian_cost": (net, lambda n, x, y: rt.curvature.hessian_cost(n, CE, (x, y))),
     "hessian_spectrum": (net, lambda n, x, y: rt.hessian_spectrum(n[4:], CE, (hidden(x), y))),
     "curvature_operator": (
         net,
@@ -121,7 +122,7 @@ MEASURES: dict[str, tuple[Callable[[], nn.Module], Measure]] = {
     "id_mask": (trunk, lambda n, x, _: rt.id_mask(n)),
     "block_cushions": (
         lambda: rt.preresnet(10).double(),
-        lambda n, x, _: rt.block_cushions(n, big(x)),
+        lambda n, x, _: rt.stability.block_cushions(n, big(x)),
     ),
     "dominant_flows": (trunk, lambda n, x, y: rt.dominant_flows(n, (big(x), y))),
     "feature_gradients": (trunk, lambda n, x, y: stability.feature_gradients(n, (big(x), y))),
@@ -213,14 +214,14 @@ def estimate() -> bytes:
 def drawn() -> bytes:
     generator = torch.Generator().manual_seed(3)
     nets = [rt.simplified_net(8, generator=generator), rt.diracnet(10, generator=3)]
-    weights = rt.draw_weights("orthogonal", (2, 2, 5, 5), generator=generator)
+    weights = rt.networks.draw_weights("orthogonal", (2, 2, 5, 5), generator=generator)
     return bytes_of(weights, *(p for module in nets for p in module.parameters()))
 
 
 def descended() -> bytes:
     generator = torch.Generator().manual_seed(0)
     given = rt.Regression(*torch.randn(2, 30, 4, generator=generator, dtype=torch.float64))
-    start = rt.draw_weights("near_zero", (3, 2, 2, 4, 4), generator=generator)
+    start = rt.networks.draw_weights("near_zero", (3, 2, 2, 4, 4), generator=generator)
     options = {"weights": start, "learning_rate": 0.1, "epochs": 20}
     return bytes_of(
         rt.gradient_descent(rt.ShortcutNet(4, 2, 2), "square", given, **options).weights

@@ -6,6 +6,7 @@ index knows every page. Where a Chromium is found (on the path, or named by $CHR
 rendered in it, without a network.
 """
 
+import inspect
 import os
 import re
 import shutil
@@ -111,7 +112,12 @@ def names_missing(site: Path) -> Iterator[str]:
 
     content = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     known = {line.split(" ", 1)[0] for line in zlib.decompress(content).decode().splitlines()}
-    names = [f"resid_theory.{home}.{name}" for name, home in rt._HOMES.items()]
+    public = {name: getattr(rt, name) for name in rt.__all__}
+    names = [
+        f"resid_theory.{value.__module__.split('.')[1]}.{name}"
+        for name, value in public.items()
+        if not inspect.ismodule(value)
+    ]
     for room in (theory, stability):
         names += [f"{room.__name__}.{name}" for name in room.__all__ if not name.isupper()]
     yield from (f"{name} has no entry" for name in sorted(set(names)) if name not in known)

@@ -63,9 +63,12 @@ def write_names() -> None:
     """Every public name with its first sentence, linked to the room where it is described."""
     lines = ["# Public names", "", "`import resid_theory as rt`; each name is imported at its use."]
     lines += ["", "| name | what it is |", "|---|---|"]
-    for name in sorted(rt._HOMES, key=str.lower):
-        home = f"resid_theory.{rt._HOMES[name]}.{name}"
-        first = (inspect.getdoc(getattr(rt, name)) or "").split("\n\n")[0].replace("\n", " ")
+    for name in sorted(rt.__all__, key=str.lower):
+        value = getattr(rt, name)
+        if inspect.ismodule(value):
+            continue
+        home = f"resid_theory.{value.__module__.split('.')[1]}.{name}"
+        first = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
         lines.append(f"| {{py:obj}}`rt.{name} <{home}>` | {first.replace('|', chr(92) + '|')} |")
     (HERE / "api" / "names.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -26,7 +26,7 @@ from experiments.claim import (
 )
 from experiments.parts import Swept, UnfinishedError
 from experiments.registry import CLAIMS, select
-from resid_theory import store
+from resid_theory.runtime import store
 from resid_theory.sweep.running import EXECUTORS
 
 __all__ = ["all_faults", "main", "readme_with", "results_page", "table"]

@@ -17,8 +17,8 @@ import torch
 from experiments.circumstances import circumstances
 from experiments.needs import Need
 from experiments.parts import Swept
-from resid_theory import store
 from resid_theory._check import choose
+from resid_theory.runtime import store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,8 +16,9 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.trainings import TRAININGS, evaluated, trained
-from resid_theory import store, training
+from resid_theory import training
 from resid_theory._check import choose
+from resid_theory.runtime import store
 
 __all__ = [
     "CHECKPOINTS",

@@ -11,7 +11,8 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.circumstances import ROOT
-from resid_theory import store, training
+from resid_theory import training
+from resid_theory.runtime import store
 from resid_theory.training.results import Callback
 
 __all__ = [
@@ -39,7 +40,7 @@ def trained(
     pooled: int | None = None,
     device: str = "cpu",
     keep: bool = True,
-) -> rt.Run:
+) -> rt.training.Run:
     """Train the net of an architecture record, or take up what an earlier call left.
 
     ``seed`` is that of the order and the augmentation; the record's ``generator`` that of the
@@ -69,7 +70,7 @@ def trained_together(
     callbacks: Sequence[Callback] = (),
     device: str = "cpu",
     keep: bool = True,
-) -> rt.Run:
+) -> rt.training.Run:
     """Train nets through the same epochs, or take up what an earlier call left.
 
     ``name``, anything JSON can hold, tells this training and its callbacks from others of equal

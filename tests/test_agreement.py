@@ -356,7 +356,7 @@ def test_orthogonal_plain_nets_are_one_shortcut_nets_at_zero(depth, generator):
 
 def test_vmap_over_leading_axes(generator):
     net = rt.ShortcutNet(3, 2, 2, mid="tanh")
-    stack = rt.draw_weights("xavier", (5, 2, 2, 3, 3), generator=generator)
+    stack = rt.networks.draw_weights("xavier", (5, 2, 2, 3, 3), generator=generator)
     x = torch.randn(7, 3, generator=generator)
     call = torch.func.functional_call
     mapped = torch.func.vmap(lambda w: call(net, {"weights": w}, (x,)))(stack)

@@ -19,7 +19,7 @@ from experiments import claim as claims
 from experiments.claim import Claim, Verdict, faults, live, load, measure, picture, record, standing
 from experiments.needs import Need
 from experiments.registry import CLAIMS, join, select, unlisted
-from resid_theory import store
+from resid_theory.runtime import store
 
 RECORDS = sorted(claims.RECORDS.rglob("*.json"))
 every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))

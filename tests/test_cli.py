@@ -122,7 +122,7 @@ def test_spectrum_measures_as_the_library_does(capsys, digits):
 
 def test_spectrum_says_what_it_costs(capsys, digits):
     found = content(capsys, "spectrum", "--blocks", "2", "--mid", "tanh")["cost"]
-    cost = rt.hessian_cost(rt.ShortcutNet(10, 2, 2, mid="tanh"), "square", digits)
+    cost = rt.curvature.hessian_cost(rt.ShortcutNet(10, 2, 2, mid="tanh"), "square", digits)
     assert (found["method"], found["parameters"]) == (cost.method, cost.parameters)
     assert found["bytes"] >= cost.bytes
 
@@ -204,7 +204,7 @@ def test_zero_point_of_one_layer_gives_limits_when_large(capsys, digits):
 
 
 def test_zero_point_counts_when_asked(capsys, monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.report._DENSE_EXACT", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.report._DENSE_EXACT", 0)
     monkeypatch.setattr(rt.theory.BlockToeplitz, "summary", lambda self: {"parameters": self.size})
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")

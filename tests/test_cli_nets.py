@@ -156,7 +156,7 @@ def test_interlayer_cushions_of_blocks(capsys, checkpoints):
     words = ["cushions", "--checkpoint", checkpoints[0], *SMALL, "--seed", 1, "--blocks"]
     found = content(capsys, *words, "conv1,relu2")["nets"][str(checkpoints[0])]["layers"]
     net = rt.load_checkpoint(checkpoints[0])
-    measured = rt.block_cushions(net, digits(), blocks=["conv1", "relu2"], generator=1)
+    measured = rt.stability.block_cushions(net, digits(), blocks=["conv1", "relu2"], generator=1)
     assert [found[name]["median"] for name in measured.rows] == measured.median.tolist()
 
 

@@ -65,7 +65,9 @@ def test_each_kind_has_its_papers_recipe(capsys, tmp_path, words, name, changes)
     found = content(capsys, "--net", *words.split(), *small, "--out", tmp_path)
     expected = getattr(training, name).scaled(1).change(batch=32, **changes)
     assert rt.Recipe(**found["recipe"]) == expected
-    assert str(rt.load_checkpoint(tmp_path)) == str(rt.build_net(found["architecture"]).eval())
+    assert str(rt.load_checkpoint(tmp_path)) == str(
+        rt.training.build_net(found["architecture"]).eval()
+    )
 
 
 def test_options_of_every_kind_are_options_of_the_verb(capsys):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from resid_theory import data
-from resid_theory.data import load_digits_raw, load_mnist, load_whitened, one_hot, whiten
+from resid_theory.data import whitened as data
+from resid_theory.data.whitened import load_digits_raw, load_mnist, load_whitened, one_hot, whiten
 
 EPS = torch.finfo(torch.float64).eps
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte",

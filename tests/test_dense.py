@@ -302,7 +302,7 @@ def test_no_chain_means_columns(kind, generator):
     x = torch.randn(M, D, generator=generator)
     y = torch.randn(M, net(x).shape[1], generator=generator)
     assert chain_of(net) is None
-    assert rt.hessian_cost(net, "square", (x, y)).method == "columns"
+    assert rt.curvature.hessian_cost(net, "square", (x, y)).method == "columns"
     assert relative_error(rt.hessian(net, "square", (x, y)), exact(net, (x, y))) <= HESSIAN
     with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .*: use 'columns'"):
         rt.hessian(net, "square", (x, y), method="layer_pairs")
@@ -340,14 +340,14 @@ def test_samples_that_are_no_vectors_go_by_columns(axes, generator):
     net = mlp()
     x = torch.randn(M, *axes, D, generator=generator)
     y = torch.randn(M, *axes, K, generator=generator)
-    assert rt.hessian_cost(net, "square", (x, y)).method == "columns"
+    assert rt.curvature.hessian_cost(net, "square", (x, y)).method == "columns"
     assert relative_error(rt.hessian(net, "square", (x, y)), exact(net, (x, y))) <= HESSIAN
 
 
 @pytest.mark.parametrize("axes", [(1, 3), (3, 1)], ids=str)
 def test_flattened_samples_go_by_layer_pairs(axes, data):
     net, images = nn.Sequential(nn.Flatten(), mlp()), (data[0].view(M, *axes), data[1])
-    assert rt.hessian_cost(net, "square", images).method == "layer_pairs"
+    assert rt.curvature.hessian_cost(net, "square", images).method == "layer_pairs"
     assert relative_error(rt.hessian(net, "square", images), exact(net, images)) <= HESSIAN
 
 
@@ -458,7 +458,7 @@ NOT_NETS = {
 }
 
 
-@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.hessian_cost])
+@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.curvature.hessian_cost])
 @pytest.mark.parametrize("kind", NOT_NETS)
 def test_not_a_net(kind, function, data):
     net, message = NOT_NETS[kind]
@@ -479,7 +479,7 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.hessian_cost])
+@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.curvature.hessian_cost])
 @pytest.mark.parametrize("kind", METHODS)
 def test_methods_that_do_not_apply(kind, function, data):
     make, loss, method, message = METHODS[kind]
@@ -528,7 +528,7 @@ COSTS = {
 @pytest.mark.parametrize("method", COSTS)
 def test_costs(method, data):
     net = COSTS[method]()
-    cost = rt.hessian_cost(net, "square", data)
+    cost = rt.curvature.hessian_cost(net, "square", data)
     size = sum(p.numel() for p in net.parameters())
     assert (cost.method, cost.parameters) == (method, size)
     assert cost.bytes >= 8 * size**2

@@ -9,7 +9,7 @@ from oracles import shortcut_net, square_loss
 import resid_theory as rt
 from resid_theory.descent import spectra_along
 from resid_theory.losses import square
-from resid_theory.theory.stacked import StackedChains
+from resid_theory.theory.linear.stacked import StackedChains
 
 AFTER_200_EPOCHS = 1e-11  # round-off of 200 steps, of sums over samples in another order
 NETS = [
@@ -34,7 +34,7 @@ def problem(width, samples, device, generator):
 
 def drawn(kind, rows, net, generator, device, scale=0.1):
     shape = (*rows, net.blocks, net.shortcut_depth, net.width, net.width)
-    return rt.draw_weights(kind, shape, generator=generator, scale=scale).to(device)
+    return rt.networks.draw_weights(kind, shape, generator=generator, scale=scale).to(device)
 
 
 def descend_by_autograd(net, x, y, weights, rate, epochs, mid=identity):

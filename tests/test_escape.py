@@ -168,7 +168,9 @@ def test_wrong_input_is_named(generator):
 @pytest.mark.parametrize("kind", ["xavier", "kaiming", "orthogonal", "near_zero"])
 def test_output_growth_is_measured_within_its_error_bar(kind, shortcut, mid, generator, device):
     blocks, n, draws, scale = 3, 2, 20_000, 0.7
-    weights = rt.draw_weights(kind, (draws, blocks, n, 4, 4), generator=generator, scale=scale)
+    weights = rt.networks.draw_weights(
+        kind, (draws, blocks, n, 4, 4), generator=generator, scale=scale
+    )
     x = torch.eye(4)[:1].expand(draws, 1, 4).to(device)
     net = rt.ShortcutNet(4, blocks, n, shortcut=shortcut, mid=mid, device=device)
     with torch.no_grad():
@@ -190,7 +192,9 @@ def test_lyapunov_exponents_are_measured_by_qr(kind, generator, device):
     frame = torch.eye(d, device=device).expand(chains, d, d)
     logs = []
     for _ in range(layers):
-        w = rt.draw_weights(kind, (chains, d, d), generator=generator, scale=scale).to(device)
+        w = rt.networks.draw_weights(kind, (chains, d, d), generator=generator, scale=scale).to(
+            device
+        )
         frame, upper = torch.linalg.qr(w @ frame)
         logs.append(upper.diagonal(dim1=-2, dim2=-1).abs().log())
     logs = torch.stack(logs).flatten(0, 1).cpu()
@@ -202,7 +206,7 @@ def test_lyapunov_exponents_are_measured_by_qr(kind, generator, device):
 def test_jacobians_near_zero_are_nearly_isometries(generator, device):
     """Against the semicircle's edge: at width 40 within the fluctuation d^(-2/3) of an edge."""
     width, blocks, scale = 40, 30, 0.1
-    weights = rt.draw_weights(
+    weights = rt.networks.draw_weights(
         "near_zero", (10, blocks, 2, width, width), generator=generator, scale=scale
     ).to(device)
     total = torch.eye(width, device=device).expand(10, width, width)

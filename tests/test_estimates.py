@@ -9,8 +9,8 @@ from close import relative_error, round_off
 from test_lanczos import Wrapped, rotated
 
 import resid_theory as rt
-from resid_theory.densities import Density
-from resid_theory.estimates import mean_estimate, student
+from resid_theory.eigen.density import Density
+from resid_theory.eigen.estimates import mean_estimate, student
 
 LEVELS = torch.cat([torch.linspace(-1.0, 2.0, 56), torch.tensor([9.0, 7.0, 5.0, -6.0])]).double()
 
@@ -53,11 +53,11 @@ def test_a_single_draw_has_no_interval():
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (rt.Estimate.exact(2.5), "2.5 (exact)"),
-        (rt.Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
-        (rt.Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
+        (rt.eigen.Estimate.exact(2.5), "2.5 (exact)"),
+        (rt.eigen.Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
+        (rt.eigen.Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
         (
-            rt.Estimate(value=math.inf, standard_error=math.inf, low=20.0, high=math.inf),
+            rt.eigen.Estimate(value=math.inf, standard_error=math.inf, low=20.0, high=math.inf),
             "inf in [20, inf]",
         ),
     ],
@@ -247,7 +247,7 @@ def test_cumulative_share_ends_at_one(generator):
 def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
     matrix = rotated(LEVELS, generator)
     together = rt.spectral_density(matrix, probes=5, steps=10)
-    monkeypatch.setattr("resid_theory.curvature.quadrature._MEMORY", 1)
+    monkeypatch.setattr("resid_theory.eigen.quadrature._MEMORY", 1)
     alone = rt.spectral_density(matrix, probes=5, steps=10)
     assert relative_error(alone.nodes, together.nodes) < 1e-11
 

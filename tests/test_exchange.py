@@ -488,7 +488,7 @@ def test_a_folded_net_comes_back_from_its_checkpoint(tmp_path, make):
 def test_conversions_are_those_of_a_list():
     record = {"builder": "diracnet", "arguments": {"depth": 10}, "then": ["train"]}
     with pytest.raises(ValueError, match="architecture: unknown name 'train'"):
-        rt.build_net(record)
+        rt.training.build_net(record)
 
 
 def test_an_imported_net_is_kept_with_its_record(tmp_path, generator):

@@ -9,7 +9,7 @@ from close import round_off
 from torch.testing import assert_close
 
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
-from resid_theory.theory.gaussian import EXPONENTS, half_normal_mean
+from resid_theory.theory.flow.gaussian import EXPONENTS, half_normal_mean
 
 DRAWS = 1_000_000
 RATIOS = torch.logspace(-8, 8, 161, dtype=torch.float64)
@@ -252,7 +252,7 @@ def test_normal_flow_in_plain_nets_misses_the_simulation(generator):
 
 
 def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.flow._WORKSPACE", 8 * 32**2 * 7)
+    monkeypatch.setattr("resid_theory.theory.flow.flow._WORKSPACE", 8 * 32**2 * 7)
     assert BASE.simulate(draws=16, generator=generator).shape == (16, 13)
 
 

@@ -10,9 +10,8 @@ import torch
 from torch.testing import assert_close
 
 import resid_theory as rt
-from resid_theory import cifar
-from resid_theory.images import Crops, Images, augment, draw_crops
-from resid_theory.images.named import _fit
+from resid_theory.data import Crops, Images, augment, cifar, draw_crops
+from resid_theory.data.named import _fit
 
 COUNT = 20  # images of a batch in the small CIFAR-10 below
 
@@ -155,7 +154,7 @@ def official(name):
 
 
 def test_the_real_cifar_is_checked_against_the_official_sums(monkeypatch):
-    from resid_theory.data import places
+    from resid_theory.data.whitened import places
 
     if not any((place / "test.npz").is_file() for place in places("cifar10")):
         pytest.skip("RESID_THEORY_DATA has no CIFAR-10")
@@ -174,7 +173,7 @@ def test_digits_split(split, count):
 
 
 def test_digits_parts_are_the_whole():
-    from resid_theory.data import load_digits_raw
+    from resid_theory.data.whitened import load_digits_raw
 
     parts = [rt.load_images("digits", s, size=None, channels=None) for s in ("train", "test")]
     pixels, labels = load_digits_raw()

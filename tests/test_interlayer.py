@@ -96,12 +96,12 @@ def test_names_and_numbers_mean_the_same():
 def test_blocks_of_a_net_by_one_call():
     net = rt.full_net(8, generator=1)
     x = noise(2, 3, 8, 8)
-    found = rt.block_cushions(net, x, method="exact")
+    found = rt.stability.block_cushions(net, x, method="exact")
     assert found.pieces == ("block1", "block2", "block3")
     for number, values in enumerate(found.values):
         expected = oracle(net.eval()[3 + number], net[: 3 + number](x), "spatial")
         assert relative_error(values, expected) < EXACT
-    one = rt.block_cushions(net, x, blocks=["block2.branch"], method="exact")
+    one = rt.stability.block_cushions(net, x, blocks=["block2.branch"], method="exact")
     branch = oracle(net[4].branch, net[:4](x), "spatial")
     assert relative_error(one.values[0], branch) < EXACT
 
@@ -252,7 +252,9 @@ def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
     """f(ax) = f(x), so J x = 0 but for eps; the identity alone is left of a residual block."""
     x = noise(2, 3, 8, 8)
     plain, residual = (
-        rt.block_cushions(rt.full_net(8, shortcut=kind), x, batchnorm="batch", probes=4).median
+        rt.stability.block_cushions(
+            rt.full_net(8, shortcut=kind), x, batchnorm="batch", probes=4
+        ).median
         for kind in (False, True)
     )
     assert float(plain.max()) < 1e-3 and float(residual.min()) > 30 * float(plain.max())
@@ -260,9 +262,9 @@ def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
 
 def test_a_net_in_train_mode_is_measured_in_eval_mode_unless_told():
     net, x = rt.full_net(8).train(), noise(2, 3, 8, 8)
-    found = rt.block_cushions(net, x, probes=3)
+    found = rt.stability.block_cushions(net, x, probes=3)
     assert found.batchnorm == "eval" and net.training
-    assert torch.equal(found.values, rt.block_cushions(net.eval(), x, probes=3).values)
+    assert torch.equal(found.values, rt.stability.block_cushions(net.eval(), x, probes=3).values)
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -304,6 +306,6 @@ def test_refusals(net, arguments, message):
 
 def test_blocks_need_names_that_exist():
     with pytest.raises(ValueError, match="^blocks: Sequential has no children named block1"):
-        rt.block_cushions(small_net(), noise(2, 2, 5, 5))
+        rt.stability.block_cushions(small_net(), noise(2, 2, 5, 5))
     with pytest.raises(ValueError, match="^blocks: unknown name 'block9'"):
-        rt.block_cushions(rt.full_net(8), noise(2, 3, 8, 8), blocks=["block9"])
+        rt.stability.block_cushions(rt.full_net(8), noise(2, 3, 8, 8), blocks=["block9"])

@@ -7,10 +7,10 @@ import torch
 from close import EPS
 
 import resid_theory as rt
-from resid_theory.theory.columns import widest_margin
-from resid_theory.theory.planning import Plan, Samples
-from resid_theory.theory.separation import nearest_of_paths, nearest_of_points
-from resid_theory.theory.sphere import Paths, great_arc, path_around
+from resid_theory.theory.interpolation.columns import widest_margin
+from resid_theory.theory.interpolation.planning import Plan, Samples
+from resid_theory.theory.interpolation.separation import nearest_of_paths, nearest_of_points
+from resid_theory.theory.interpolation.sphere import Paths, great_arc, path_around
 
 INTERPOLATION = 1e-9  # what is promised
 ROUNDED = 1e-12  # rounding of a thousand units that do not amplify one another's

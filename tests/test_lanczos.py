@@ -8,9 +8,9 @@ import torch
 from close import EPS
 
 import resid_theory as rt
-from resid_theory.curvature.ends import lehmann
-from resid_theory.curvature.krylov import Krylov, Locked
-from resid_theory.curvature.recorded import Products
+from resid_theory.eigen.bounds import lehmann
+from resid_theory.eigen.krylov import Krylov, Locked
+from resid_theory.eigen.operator import Products
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
 

@@ -80,7 +80,7 @@ def test_a_float32_net_is_taken_exactly(generator, data):
 def test_the_hessian_does_not_depend_on_the_slab(slab, generator, data, monkeypatch):
     net = make("three", generator)
     expected = linear_hessian(net, data)
-    monkeypatch.setattr("resid_theory.theory.assembly._SLAB", slab)
+    monkeypatch.setattr("resid_theory.theory.linear.assembly._SLAB", slab)
     assert torch.equal(linear_hessian(net, data), expected)
 
 
@@ -103,7 +103,7 @@ def test_no_net_beats_the_optimum(generator, data):
 
 
 def test_rotated_moments_are_those_of_rotated_targets(generator, data):
-    layers = rt.draw_weights("orthogonal", (3, 3, 3), generator=generator)
+    layers = rt.networks.draw_weights("orthogonal", (3, 3, 3), generator=generator)
     total = layers[2] @ layers[1] @ layers[0]
     given = rotated_moments(list(layers), data)
     exact = rt.Moments.of((data[0], data[1] @ total))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from close import relative_error, round_off
 
-from resid_theory import moments
-from resid_theory.moments import Moments
+from resid_theory.data import moments
+from resid_theory.data.moments import Moments
 
 SAMPLES = 11
 

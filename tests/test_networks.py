@@ -515,7 +515,7 @@ BUILDERS = {
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_net_carries_the_call_that_builds_it(name):
     net = getattr(rt, name)(**BUILDERS[name])
-    again = rt.build_net(net.architecture)
+    again = rt.training.build_net(net.architecture)
     assert net.architecture["builder"] == name and str(again) == str(net)
     for key, tensor in net.state_dict().items():
         assert torch.equal(again.state_dict()[key], tensor), key

@@ -63,7 +63,7 @@ def test_verdicts(case):
 def test_an_optimal_identity_from_samples_is_exact(generator):
     # round-off of the sums must not look like a gradient
     x = torch.randn(1000, 5, generator=generator)
-    turn = rt.draw_weights("orthogonal", (5, 5), generator=generator)
+    turn = rt.networks.draw_weights("orthogonal", (5, 5), generator=generator)
     targets = x @ turn @ turn.T
     assert not torch.equal(targets, x)
     point = zero_point((x, targets), blocks=3, shortcut_depth=2)
@@ -281,7 +281,7 @@ def test_the_mean_over_directions_of_bent_activations(post, generator):
     predicted = zero_point(data, kink="mean", **options).hessian()
     draws = []
     for _ in range(100):
-        w = rt.draw_weights("xavier", (2, 2), generator=generator)
+        w = rt.networks.draw_weights("xavier", (2, 2), generator=generator)
         one = rt.ShortcutNet(2, 1, 1, post=BENT[post])
         pair = []
         for sign in (1e-9, -1e-9):  # a direction and its opposite

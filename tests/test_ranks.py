@@ -9,7 +9,7 @@ from close import HESSIAN, relative_error
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.ranks import Ranks
+from resid_theory.runtime.distributed import Ranks
 
 M, D, K = 11, 3, 2
 

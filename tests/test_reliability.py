@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import damage, hostile, poison, reliability, untouched, wrong_calls
 from benchmarks.outcome import judged, refused
-from resid_theory import store
+from resid_theory.runtime import store
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,7 +24,7 @@ def reports():
     """Many seeded reports of one exact case."""
     matrix = torch.diag(LEVELS)
     return [
-        rt.spectral_estimates(
+        rt.eigen.spectral_estimates(
             matrix, 2, steps=60, probes=8, generator=torch.Generator().manual_seed(seed)
         )
         for seed in range(24)
@@ -61,12 +61,12 @@ def test_products_are_counted_once(generator):
             return super().__matmul__(vectors)
 
     operator = Counted(rotated(LEVELS, generator))
-    report = rt.spectral_estimates(operator, 2, probes=4, steps=10)
+    report = rt.eigen.spectral_estimates(operator, 2, probes=4, steps=10)
     assert report.products == operator.columns == report.pairs.products + 4 * 10
 
 
 def test_without_density_one_product_a_probe(generator):
-    report = rt.spectral_estimates(rotated(LEVELS, generator), 2, probes=6, density=False)
+    report = rt.eigen.spectral_estimates(rotated(LEVELS, generator), 2, probes=6, density=False)
     assert report.products == report.pairs.products + 6
     assert report.density is report.index is report.condition_number is None
     assert report.trace.covers(EXACT.trace)
@@ -76,13 +76,13 @@ def test_without_density_one_product_a_probe(generator):
 def test_probes_raise_the_certainty_of_the_extremes(generator):
     matrix = rotated(LEVELS, generator)
     alone = rt.eigenpairs(matrix, 2, which="both")
-    shared = rt.spectral_estimates(matrix, 2, steps=30)
+    shared = rt.eigen.spectral_estimates(matrix, 2, steps=30)
     assert shared.pairs.missed_probability < alone.missed_probability
 
 
 def test_a_singular_operator_has_no_finite_condition_number(generator):
     levels = torch.cat([torch.zeros(300), torch.randn(60, generator=generator)])
-    report = rt.spectral_estimates(rotated(levels, generator), 2, steps=40)
+    report = rt.eigen.spectral_estimates(rotated(levels, generator), 2, steps=40)
     condition = report.condition_number
     assert math.isinf(condition.value) and math.isinf(condition.high)
     assert condition.low > 1 - 1e-9  # max over max: nothing is known of a percentile in a spike
@@ -91,14 +91,14 @@ def test_a_singular_operator_has_no_finite_condition_number(generator):
 
 
 def test_a_space_that_spans_everything_is_exact(generator):
-    report = rt.spectral_estimates(rotated(LEVELS[:6], generator), 3)
+    report = rt.eigen.spectral_estimates(rotated(LEVELS[:6], generator), 3)
     assert report.method == "dense" and report.products >= 6
     assert report.trace.value == pytest.approx(LEVELS[:6].sum().item())
 
 
 @pytest.mark.parametrize("matrix", [torch.zeros(50, 50), torch.eye(50)], ids=["zero", "identity"])
 def test_degenerate_operators(matrix):
-    report = rt.spectral_estimates(matrix.double(), 2)
+    report = rt.eigen.spectral_estimates(matrix.double(), 2)
     top = matrix[0, 0].item()
     assert [end.value for end in report.largest] == pytest.approx([top, top])
     assert report.trace.value == pytest.approx(50 * top)
@@ -107,11 +107,13 @@ def test_degenerate_operators(matrix):
 
 def test_a_killed_report_continues_bit_for_bit(generator, tmp_path):
     matrix = rotated(LEVELS, generator)
-    whole = rt.spectral_estimates(matrix, 2, probes=3, steps=8)
+    whole = rt.eigen.spectral_estimates(matrix, 2, probes=3, steps=8)
     for count in (5, 5):
         with pytest.raises(KeyboardInterrupt):
-            rt.spectral_estimates(Wrapped(matrix, count), 2, probes=3, steps=8, folder=tmp_path)
-    resumed = rt.spectral_estimates(matrix, 2, probes=3, steps=8, folder=tmp_path)
+            rt.eigen.spectral_estimates(
+                Wrapped(matrix, count), 2, probes=3, steps=8, folder=tmp_path
+            )
+    resumed = rt.eigen.spectral_estimates(matrix, 2, probes=3, steps=8, folder=tmp_path)
     assert str(whole) == str(resumed)
     assert torch.equal(whole.density.nodes, resumed.density.nodes)
     assert whole.trace == resumed.trace
@@ -119,8 +121,8 @@ def test_a_killed_report_continues_bit_for_bit(generator, tmp_path):
 
 def test_scaling_scales_the_report(generator):
     matrix = rotated(LEVELS, generator)
-    plain = rt.spectral_estimates(matrix, 2, probes=3, steps=10)
-    scaled = rt.spectral_estimates(2.0**-40 * matrix, 2, probes=3, steps=10)
+    plain = rt.eigen.spectral_estimates(matrix, 2, probes=3, steps=10)
+    scaled = rt.eigen.spectral_estimates(2.0**-40 * matrix, 2, probes=3, steps=10)
     assert scaled.trace.value == pytest.approx(2.0**-40 * plain.trace.value, rel=1e-12)
     assert scaled.index == plain.index
     assert scaled.condition_number.value == pytest.approx(plain.condition_number.value, rel=1e-12)
@@ -130,7 +132,7 @@ def test_scaling_scales_the_report(generator):
 
 
 def test_a_known_spectrum_makes_an_exact_report():
-    report = rt.SpectrumReport.of(EXACT, 3, samples=7)
+    report = rt.eigen.SpectrumReport.of(EXACT, 3, samples=7)
     assert [end.value for end in report.largest] == [9.0, 7.0, 5.0]
     assert report.smallest[0].value == -6.0
     for name, truth in TRUTHS.items():
@@ -140,7 +142,7 @@ def test_a_known_spectrum_makes_an_exact_report():
 
 
 def test_levels_of_a_closed_form_are_repeated():
-    report = rt.SpectrumReport.of(rt.Spectrum.of([-1.0, 4.0], [10**12, 2]), 3)
+    report = rt.eigen.SpectrumReport.of(rt.Spectrum.of([-1.0, 4.0], [10**12, 2]), 3)
     assert [end.value for end in report.largest] == [4.0, 4.0, -1.0]
 
 
@@ -149,7 +151,7 @@ def test_levels_of_a_closed_form_are_repeated():
 
 @pytest.fixture
 def report(generator):
-    return rt.spectral_estimates(
+    return rt.eigen.spectral_estimates(
         rotated(LEVELS, generator), 2, probes=4, steps=20, matrix="hessian"
     )
 
@@ -183,12 +185,12 @@ def test_densities_are_drawn_over_the_exact_eigenvalues(report, scale):
 
 def test_a_dense_report_is_drawn_as_its_histogram():
     ax = plots.figure().axes[0]
-    plots.spectral_density(rt.SpectrumReport.of(EXACT), ax=ax)
+    plots.spectral_density(rt.eigen.SpectrumReport.of(EXACT), ax=ax)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact"]
 
 
 def test_nothing_to_draw_is_said(generator):
-    report = rt.spectral_estimates(rotated(LEVELS, generator), 2, density=False)
+    report = rt.eigen.spectral_estimates(rotated(LEVELS, generator), 2, density=False)
     with pytest.raises(ValueError, match="ask for it by density=True"):
         plots.spectral_density(report)
     with pytest.raises(ValueError, match="estimate: got Spectrum"):
@@ -199,14 +201,14 @@ def test_nothing_to_draw_is_said(generator):
 
 def test_a_percentile_outside_is_refused():
     with pytest.raises(ValueError, match="percentile: got 101"):
-        rt.spectral_estimates(torch.eye(3), percentile=101)
+        rt.eigen.spectral_estimates(torch.eye(3), percentile=101)
 
 
 def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator):
     levels = torch.tensor([5.0, 4.0, -3.0, -2.0] + [0.0] * 13)
     basis = torch.linalg.qr(torch.randn(17, 17, generator=generator))[0]
     for seed in range(5):
-        report = rt.spectral_estimates(
+        report = rt.eigen.spectral_estimates(
             (basis * levels) @ basis.T, 2, generator=torch.Generator().manual_seed(seed)
         )
         assert report.index.covers(2 / 17) and report.index_threshold < 1e-10

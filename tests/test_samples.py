@@ -4,8 +4,8 @@ import pytest
 import torch
 from close import relative_error, round_off
 
-from resid_theory.moments import Moments
-from resid_theory.samples import Regression, gather
+from resid_theory.data.moments import Moments
+from resid_theory.data.regression import Regression, gather
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
 Y = -X[:, :1]

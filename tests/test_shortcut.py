@@ -12,7 +12,7 @@ from close import round_off
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.shortcut import INITIALIZATIONS
+from resid_theory.networks.shortcut import INITIALIZATIONS
 
 OPTIONS = {
     "square": {},
@@ -176,7 +176,7 @@ VARIANCE = {"xavier": 2 / 12, "kaiming": 2 / 7, "near_zero": 0.01**2 * 2 / 12}
 
 @pytest.mark.parametrize("kind", VARIANCE)
 def test_entries_are_normal_with_the_stated_variance(kind, generator):
-    w = rt.draw_weights(kind, (DRAWS, 5, 7), generator=generator)
+    w = rt.networks.draw_weights(kind, (DRAWS, 5, 7), generator=generator)
     count, sigma = w.numel(), math.sqrt(VARIANCE[kind])
     # four standard errors: of a mean sigma/sqrt(N), of a variance sigma² sqrt(2/N)
     assert abs(w.mean().item()) <= 4 * sigma / math.sqrt(count)
@@ -186,7 +186,7 @@ def test_entries_are_normal_with_the_stated_variance(kind, generator):
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 5), (5, 3), (1, 1)], ids=str)
 def test_orthonormal_rows_or_columns(shape, generator):
-    w = rt.draw_weights("orthogonal", (20, *shape), generator=generator)
+    w = rt.networks.draw_weights("orthogonal", (20, *shape), generator=generator)
     gram = w @ w.mT if shape[0] <= shape[1] else w.mT @ w
     assert (gram - torch.eye(min(shape))).abs().max() <= round_off(20)
 
@@ -195,7 +195,7 @@ def test_orthonormal_rows_or_columns(shape, generator):
 def test_orthogonal_matrices_are_haar(size, generator):
     # Haar: E tr(Q)^2 = 1 for every size, E tr(Q) = 0, and half of the determinants are -1.
     # Without the signs, QR gives E tr(Q) < 0.
-    w = rt.draw_weights("orthogonal", (DRAWS, size, size), generator=generator)
+    w = rt.networks.draw_weights("orthogonal", (DRAWS, size, size), generator=generator)
     traces = w.diagonal(dim1=1, dim2=2).sum(1)
     squares = traces.square()
     error = DRAWS**-0.5
@@ -225,7 +225,9 @@ def test_a_seed_gives_the_same_net(kind, options):
 @pytest.mark.parametrize("kind", INITIALIZATIONS)
 def test_float32_weights_are_float64_draws_rounded(kind):
     one, other = (
-        rt.draw_weights(kind, (4, 3), generator=torch.Generator().manual_seed(1), dtype=dtype)
+        rt.networks.draw_weights(
+            kind, (4, 3), generator=torch.Generator().manual_seed(1), dtype=dtype
+        )
         for dtype in (torch.float32, torch.float64)
     )
     assert torch.equal(one, other.to(torch.float32))
@@ -233,7 +235,9 @@ def test_float32_weights_are_float64_draws_rounded(kind):
 
 def test_near_zero_scales_xavier():
     small, large = (
-        rt.draw_weights(kind, (3, 3), generator=torch.Generator().manual_seed(1), scale=1e-3)
+        rt.networks.draw_weights(
+            kind, (3, 3), generator=torch.Generator().manual_seed(1), scale=1e-3
+        )
         for kind in ("near_zero", "xavier")
     )
     torch.testing.assert_close(small, 1e-3 * large, rtol=round_off(3), atol=0)
@@ -288,7 +292,7 @@ def test_weights_that_cannot_be_drawn(kind):
     options, message = WEIGHTS[kind]
     given = {"kind": "near_zero", "shape": (2, 2), "generator": torch.Generator(), **options}
     with pytest.raises(ValueError, match=message):
-        rt.draw_weights(given.pop("kind"), given.pop("shape"), **given)
+        rt.networks.draw_weights(given.pop("kind"), given.pop("shape"), **given)
 
 
 def test_only_shortcut_nets_are_initialized(generator):

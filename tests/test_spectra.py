@@ -10,7 +10,7 @@ import scipy.stats
 import torch
 from close import EPS, round_off
 
-from resid_theory.spectra import Spectrum
+from resid_theory.eigen.spectrum import Spectrum
 
 # eigenvalues and multiplicities, in any order
 CASES = {

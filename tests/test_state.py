@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resid_theory.state import repeatable, untouched
+from resid_theory.runtime.state import repeatable, untouched
 
 
 def model():

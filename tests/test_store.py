@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from resid_theory import store
+from resid_theory.runtime import store
 
 ARRAYS = {
     "numbers": np.linspace(0.0, 1.0, 7).reshape(7, 1),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from resid_theory.samples import Regression
-from resid_theory.stream import batches
+from resid_theory.data.batches import batches
+from resid_theory.data.regression import Regression
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
 Y = -X[:, :1]

@@ -20,7 +20,7 @@ import torch
 
 import resid_theory as rt
 from resid_theory import cli, sweep
-from resid_theory.data import one_hot, whiten
+from resid_theory.data.whitened import one_hot, whiten
 from resid_theory.sweep import processes, rays, running, settings, tasks
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.work import Options
@@ -170,7 +170,7 @@ def test_wrong_arguments(tmp_path, keywords, says):
 
 def test_hessians_are_the_librarys(tmp_path):
     report = run({"task": "hessian", "blocks": 1, "init": ["near_zero", "zero"]}, tmp_path)
-    table = rt.load_results(tmp_path, arrays=True).set_index("init")
+    table = rt.sweep.load_results(tmp_path, arrays=True).set_index("init")
     net = rt.initialize(
         rt.ShortcutNet(10, 1, 2), "near_zero", generator=torch.Generator().manual_seed(0)
     )
@@ -182,7 +182,7 @@ def test_hessians_are_the_librarys(tmp_path):
 
 def test_infinite_numbers_are_numbers(tmp_path):
     run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path)
-    number = rt.load_results(tmp_path).condition_number.iloc[0]
+    number = rt.sweep.load_results(tmp_path).condition_number.iloc[0]
     assert isinstance(number, float) and not math.isfinite(number)
 
 
@@ -204,7 +204,7 @@ def test_ones_own_data_are_part_of_the_key(tmp_path):
         run(grid, tmp_path / "out")
         own = rt.Regression(whiten(torch.tensor(inputs), 3)[0], one_hot(labels, 3))
         point = rt.theory.zero_point(own, blocks=1, shortcut_depth=2)
-        found = rt.load_results(tmp_path / "out").condition_number[Cell.of(grid).key]
+        found = rt.sweep.load_results(tmp_path / "out").condition_number[Cell.of(grid).key]
         assert found == pytest.approx(point.condition_number)
 
 
@@ -229,7 +229,7 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     Path("grid.toml").write_text('task = "powers_of_mine:Power"\nbase = [2, 3]\nexponent = [2, 3]')
     Path("less.toml").write_text('task = "powers_of_mine:Power"')
     assert cli.main(["sweep", "grid.toml", "--out", "out", "--executor", "serial"]) == 0
-    assert sorted(rt.load_results("out").power) == [4, 8, 9, 27]
+    assert sorted(rt.sweep.load_results("out").power) == [4, 8, 9, 27]
     assert cli.main(["sweep", "less.toml", "--out", "out"]) == 2
     assert "less.toml: base: is missing, Power needs it" in capsys.readouterr().err
     assert str(Cell.of({"task": "powers_of_mine:Power", "base": 2})).endswith("Power base=2")
@@ -256,7 +256,7 @@ def test_curvature_cushions_and_trainings(tmp_path):
     for grid in grids:
         report = run({**SMALL, **grid}, tmp_path)
         assert not report.failed and report.done == report.cells
-    table = rt.load_results(tmp_path)
+    table = rt.sweep.load_results(tmp_path)
     assert table.task.value_counts().to_dict() == {"training": 2, "cushions": 2, "curvature": 1}
     trained = table[table.task == "training"]
     assert trained.test_error.between(0, 1).all() and trained.test_loss.nunique() == 2
@@ -302,16 +302,16 @@ def test_a_damaged_result_is_run_again(trial, tmp_path, damage):
         for file in other.iterdir():
             (first / file.name).write_bytes(file.read_bytes())
     with pytest.warns(UserWarning, match="run the sweep again|is the result of another cell"):
-        assert len(rt.load_results(tmp_path)) == 1
+        assert len(rt.sweep.load_results(tmp_path)) == 1
     report = run(grid, tmp_path)
     assert (report.found, report.done) == (1, 1)
-    assert rt.load_results(tmp_path).seed.tolist().count(0) == 1
+    assert rt.sweep.load_results(tmp_path).seed.tolist().count(0) == 1
 
 
 def test_shards_partition_the_grid(tmp_path):
     reports = [run(GRID, tmp_path, shard=f"{i}/3") for i in range(3)]
     assert [report.done for report in reports] == [7, 7, 6]
-    assert run(GRID, tmp_path).found == len(rt.load_results(tmp_path)) == 20
+    assert run(GRID, tmp_path).found == len(rt.sweep.load_results(tmp_path)) == 20
 
 
 def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
@@ -323,7 +323,7 @@ def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
     noted = json.loads((tmp_path / "out" / "failed" / f"{key}.json").read_text())
     assert "ArithmeticError" in noted["trace"] and noted["config"]["seed"] == 2
     assert list(run(grid, tmp_path / "out").failed) == [key]  # tried again
-    assert sorted(rt.load_results(tmp_path / "out").seed) == [0, 1, 3]
+    assert sorted(rt.sweep.load_results(tmp_path / "out").seed) == [0, 1, 3]
 
 
 def test_a_cell_that_succeeds_later_is_no_longer_noted(trial, tmp_path):
@@ -340,7 +340,7 @@ def test_two_drivers_of_the_same_cells(trial, tmp_path):
 
 def test_a_folder_without_results(tmp_path):
     with pytest.raises(FileNotFoundError, match="has no results of a sweep"):
-        rt.load_results(tmp_path)
+        rt.sweep.load_results(tmp_path)
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_killed_workers_lose_nothing(trial, tmp_path):
         killer.join()
     assert not report.failed and report.done == 20
     assert len({r.cell.key for r in heard}) == len(heard) == 20
-    assert len(rt.load_results(tmp_path / "out")) == 20
+    assert len(rt.sweep.load_results(tmp_path / "out")) == 20
     # 16 cells once, 4 twice, and once more for each of the three that a kill met.
     assert 24 <= sum(starts(trial).values()) <= 27
 

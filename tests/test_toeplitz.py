@@ -8,8 +8,9 @@ import pytest
 import torch
 from close import relative_error, round_off
 
-from resid_theory.theory import toeplitz, zero_point
-from resid_theory.theory.toeplitz import BlockToeplitz
+from resid_theory.theory import zero_point
+from resid_theory.theory.zero_weights import toeplitz
+from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 5), (4, 8), (4, 33)]
 LOWER = {

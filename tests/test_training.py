@@ -14,7 +14,8 @@ from torch.testing import assert_close
 
 import resid_theory as rt
 from benchmarks import crash
-from resid_theory import machine, store, training
+from resid_theory import training
+from resid_theory.runtime import machine, store
 from resid_theory.training import DivergenceError, Recipe, faults, loop, train
 from resid_theory.training.nets import first_difference
 
@@ -589,11 +590,11 @@ def test_resume_needs_the_folder_alone(tmp_path):
     recipe = RECIPE.change(batch=16)
     with pytest.raises(Interrupted):
         fit(
-            rt.build_net(RECORD), data, recipe, out=tmp_path, seed=2, every=1, save_seconds=0,
-            callbacks=[interrupt_at(3)],
+            rt.training.build_net(RECORD), data, recipe, out=tmp_path, seed=2, every=1,
+            save_seconds=0, callbacks=[interrupt_at(3)],
         )  # fmt: skip
     run = rt.resume(tmp_path, data, device="cpu", progress=False)
-    straight = rt.build_net(RECORD)
+    straight = rt.training.build_net(RECORD)
     fit(straight, data, recipe, seed=2)
     assert run.recipe == recipe and run.seeds == (2,)
     assert difference(straight, run.net) == 0
@@ -615,7 +616,7 @@ def test_resume_without_a_record_asks_for_the_net(finished):
 
 @pytest.mark.parametrize("where", ["path", "manifest", "folder", "variable", "checkout"])
 def test_a_net_comes_back_by_path_or_name(tmp_path, monkeypatch, where):
-    net = rt.build_net(RECORD)
+    net = rt.training.build_net(RECORD)
     rt.save_checkpoint(tmp_path / "small.json", net, about={"seed": 1})
     rt.save_checkpoint(tmp_path / "run" / "net.json", net)
     monkeypatch.delenv("RESID_THEORY_CHECKPOINTS", raising=False)
@@ -643,7 +644,7 @@ def test_a_checkpoint_that_is_nowhere_names_both_places(tmp_path, monkeypatch, g
 
 
 def test_the_type_of_a_loaded_net_is_that_of_the_file(tmp_path):
-    rt.save_checkpoint(tmp_path / "a.json", rt.build_net(RECORD).float())
+    rt.save_checkpoint(tmp_path / "a.json", rt.training.build_net(RECORD).float())
     assert next(rt.load_checkpoint(tmp_path / "a").parameters()).dtype == torch.float32
 
 
@@ -667,7 +668,7 @@ def test_the_first_difference(found, message):
 
 
 def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):
-    net = rt.build_net(RECORD)
+    net = rt.training.build_net(RECORD)
     converted = rt.to_residual(net)
     converted.architecture = net.architecture
     rt.save_checkpoint(tmp_path / "a.json", converted)
@@ -691,7 +692,7 @@ def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):
 )
 def test_builders_are_public_names_that_build_nets(record, message):
     with pytest.raises(ValueError, match=message):
-        rt.build_net(record)
+        rt.training.build_net(record)
 
 
 def test_the_checkpoint_of_a_training_is_not_a_net(finished):

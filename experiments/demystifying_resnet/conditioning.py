@@ -24,8 +24,8 @@ from experiments.demystifying_resnet.nets import (
 )
 from experiments.parts import Each, Part, by_name, in_turn
 from resid_theory._check import choose
-from resid_theory.readings import Readings
-from resid_theory.samples import Regression
+from resid_theory.data.regression import Regression
+from resid_theory.eigen.spectral_statistics import Readings
 
 LABELS = {
     "xavier": "plain, Xavier",

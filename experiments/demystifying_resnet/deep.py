@@ -21,8 +21,8 @@ from experiments.demystifying_resnet.nets import (
     listed,
     whitened,
 )
+from resid_theory.data.regression import Regression
 from resid_theory.losses import LOSSES
-from resid_theory.samples import Regression
 
 # -- orthogonal nets -------------------------------------------------------------------------------
 

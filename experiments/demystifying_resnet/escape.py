@@ -184,7 +184,7 @@ def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[st
         squares = [z.square().sum((-2, -1))]
         for _ in range(blocks):
             shape = (draws, 1, 2, WIDTH, WIDTH)
-            weights = rt.draw_weights(net["kind"], shape, generator=generator, scale=scale)
+            weights = rt.networks.draw_weights(net["kind"], shape, generator=generator, scale=scale)
             with torch.no_grad():
                 z = torch.func.functional_call(block, {"weights": weights}, (z,))
             squares.append(z.square().sum((-2, -1)))

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 import resid_theory as rt
 from resid_theory._check import choose
 from resid_theory.activations import Activation
+from resid_theory.data.regression import Regression
 from resid_theory.losses import LOSSES
-from resid_theory.samples import Regression
 
 PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
 WIDTH = 10
@@ -141,7 +141,7 @@ def starts(
     """Initial weights of seeds from the first on, (seeds, blocks, n, d, d)."""
     shape = (model.blocks, model.shortcut_depth, WIDTH, WIDTH)
     draws = [
-        rt.draw_weights(kind, shape, generator=generator_of(seed, *key), scale=scale)
+        rt.networks.draw_weights(kind, shape, generator=generator_of(seed, *key), scale=scale)
         for seed in range(first, first + seeds)
     ]
     return torch.stack(draws)

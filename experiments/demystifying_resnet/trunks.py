@@ -46,7 +46,7 @@ def _fits(
     size: int = 32,
     batch: int = 128,
     device: str,
-) -> rt.Run:
+) -> rt.training.Run:
     """Nets that differ by their seeds, trained, or taken up where a kill left them."""
     arguments = {"shortcut_depth": shortcut_depth}
     # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
@@ -78,7 +78,7 @@ def compute_figure_2(
     }
 
 
-def _along(run: rt.Run, name: str) -> list[list[float]]:
+def _along(run: rt.training.Run, name: str) -> list[list[float]]:
     """One number epoch by epoch, seed by seed; the start is left out where it has none."""
     rows: list[list[float]] = [[] for _ in run.nets]
     for line in run.metrics:

@@ -17,7 +17,7 @@ from experiments.demystifying_resnet.nets import (
     nested,
     whitened,
 )
-from resid_theory.samples import Regression
+from resid_theory.data.regression import Regression
 
 # activations by name: for one matrix a block there is no mid position
 ONE_LAYER = {"linear": {}, "tanh": {"post": "tanh"}, "relu": {"pre": "relu"}}

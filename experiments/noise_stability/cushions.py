@@ -122,7 +122,7 @@ def compute_section_5(
             blocks = []
             for kind in KINDS:
                 net = listed_net(f"full_{kind}_20", state)
-                cushions = rt.block_cushions(
+                cushions = rt.stability.block_cushions(
                     net, data, kappa="spatial", method="probes", probes=probes, generator=0,
                     batchnorm=mode,
                 )  # fmt: skip

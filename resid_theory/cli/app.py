@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from resid_theory.cli import demo, dirac, nets, shortcuts, sweeps, trainings
-from resid_theory.setups import Setup
+from resid_theory.sweep.setup import Setup
 
 __all__ = ["main"]
 

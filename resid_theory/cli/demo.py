@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resid_theory.cli.comparison import Run, measure, numbers
 from resid_theory.cli.output import Json, folder, number, print_json, say, write
 from resid_theory.cli.shortcuts import WORDS, bar, threads_for, whole_numbers
-from resid_theory.comparison import Run, measure, numbers
-from resid_theory.setups import Setup
+from resid_theory.sweep.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from resid_theory import Images, SpectrumReport
+    from resid_theory import Images
+    from resid_theory.eigen import SpectrumReport
     from resid_theory.stability.summaries import Summaries
 
 __all__ = ["Verbs", "register"]
@@ -149,7 +150,7 @@ def curvature(
 
 def _with_targets(net: "nn.Module", found: "Images", loss: str) -> "Images":
     """Labels for the cross-entropy, one-hot targets for the square loss."""
-    from resid_theory.data import one_hot
+    from resid_theory.data.whitened import one_hot
 
     if loss != "square":
         return found
@@ -267,7 +268,7 @@ def _measured(
         return rt.layer_cushions(net, found, **how, progress=progress)  # type: ignore[arg-type]
     names = None if blocks == "all" else blocks.split(",")
     keywords: dict[str, Any] = {"batchnorm": how["batchnorm"], "progress": progress}
-    return rt.block_cushions(net, found, blocks=names, generator=seed, **keywords)
+    return rt.stability.block_cushions(net, found, blocks=names, generator=seed, **keywords)
 
 
 def _cushion_content(found: "Summaries") -> dict[str, Any]:
@@ -354,7 +355,8 @@ class _Files:
 
     def save(self, content: Any, drawing: "Figure | None") -> str:
         """Write what was asked for; returns the names of the files."""
-        from resid_theory import plots, store
+        from resid_theory import plots
+        from resid_theory.runtime import store
 
         written = []
         if self.out is not None:

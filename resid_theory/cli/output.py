@@ -105,7 +105,8 @@ def write(out: Path, name: str, content: Any, drawing: "Figure | None") -> str:
     Returns:
         The files' names for people.
     """
-    from resid_theory import plots, store
+    from resid_theory import plots
+    from resid_theory.runtime import store
 
     paths = [out / f"{name}.json"]
     store.write_json(paths[0], strict(content))

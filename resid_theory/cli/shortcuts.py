@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resid_theory.cli.comparison import Run, measure, numbers
 from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
-from resid_theory.comparison import Run, measure, numbers
-from resid_theory.setups import Setup
+from resid_theory.sweep.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: boo
     data = setup.load(progress=shows)
     if out is not None:
         folder(out)
-    cost = _cost(rt.hessian_cost(setup.net(seeds[0]), setup.loss, data))
+    cost = _cost(rt.curvature.hessian_cost(setup.net(seeds[0]), setup.loss, data))
     if not as_json:
         _say_cost(cost, len(seeds))
     with threads_for(cost["parameters"]):

@@ -10,7 +10,7 @@ from resid_theory.cli.output import Json, print_json, shows_progress
 from resid_theory.cli.sources import options, search_here
 
 if TYPE_CHECKING:
-    from resid_theory import SweepReport
+    from resid_theory.sweep import SweepReport
 
 __all__ = ["register"]
 
@@ -49,7 +49,7 @@ def sweep(
     """Measure every cell of a grid that has no result yet; called again, it goes on.
 
     The file names a task (hessian, curvature, training, cushions, or module:Class, a task of your
-    own, also from the current directory) and its settings. In Python, rt.load_results(FOLDER)
+    own, also from the current directory) and its settings. In Python, rt.sweep.load_results(FOLDER)
     gives the table. Exit code 1 if a cell failed.
     """
     search_here()  # for tasks of one's own

@@ -15,7 +15,8 @@ from resid_theory.cli.sources import device_of, images, options
 if TYPE_CHECKING:
     from torch import nn
 
-    from resid_theory import Images, Recipe, Run
+    from resid_theory import Images, Recipe
+    from resid_theory.training import Run
 
 __all__ = ["register"]
 

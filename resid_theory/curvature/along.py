@@ -14,13 +14,13 @@ from resid_theory.curvature.inputs import trainable
 from resid_theory.curvature.measured import spectrum
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.problem import MATRICES, is_closure
-from resid_theory.curvature.report import SpectrumReport, spectral_estimates
 from resid_theory.curvature.selection import chosen, named
-from resid_theory.estimates import Estimate
-from resid_theory.images import Images
+from resid_theory.data import Images
+from resid_theory.data.batches import batches
+from resid_theory.eigen.estimates import Estimate
+from resid_theory.eigen.report import SpectrumReport, spectral_estimates
 from resid_theory.losses import Loss, loss_function
-from resid_theory.state import untouched
-from resid_theory.stream import batches
+from resid_theory.runtime.state import untouched
 
 __all__ = ["curvature_callback"]
 

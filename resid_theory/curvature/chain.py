@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.activations import Activation
-from resid_theory.shortcut import ShortcutNet
+from resid_theory.networks.shortcut import ShortcutNet
 
 __all__ = ["Chain", "Unit", "chain_of"]
 

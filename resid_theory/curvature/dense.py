@@ -19,14 +19,14 @@ from resid_theory.curvature.inputs import (
     trainable,
 )
 from resid_theory.curvature.pairs import chain_hessian
+from resid_theory.data.batches import batches
+from resid_theory.data.moments import Moments
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, loss_function
-from resid_theory.machine import available_bytes, matmul_rate, readable_bytes
-from resid_theory.moments import Moments
-from resid_theory.spectra import Spectrum
-from resid_theory.state import untouched
-from resid_theory.stream import batches
-from resid_theory.theory.assembly import linear_hessian
-from resid_theory.theory.linear import Unit
+from resid_theory.runtime.machine import available_bytes, matmul_rate, readable_bytes
+from resid_theory.runtime.state import untouched
+from resid_theory.theory.linear.assembly import linear_hessian
+from resid_theory.theory.linear.linear import Unit
 
 __all__ = ["METHODS", "HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import finite
-from resid_theory.images import Images
+from resid_theory.data import Images
 from resid_theory.losses import Loss, check_mean, check_target
 
 __all__ = [

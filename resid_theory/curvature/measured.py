@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from resid_theory._check import choose, whole
 from resid_theory.curvature.dense import hessian, hessian_cost
 from resid_theory.curvature.inputs import pixels_as_inputs, trainable
-from resid_theory.curvature.lanczos import eigenpairs
 from resid_theory.curvature.operator import curvature_operator
-from resid_theory.curvature.report import SpectrumReport, spectral_estimates
-from resid_theory.estimates import Eigenpairs, clusters
+from resid_theory.data.batches import batches
+from resid_theory.eigen.estimates import Eigenpairs, clusters
+from resid_theory.eigen.lanczos import eigenpairs
+from resid_theory.eigen.report import SpectrumReport, spectral_estimates
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
-from resid_theory.machine import available_bytes
-from resid_theory.spectra import Spectrum
-from resid_theory.state import untouched
-from resid_theory.stream import batches
+from resid_theory.runtime.machine import available_bytes
+from resid_theory.runtime.state import untouched
 
 __all__ = ["spectrum"]
 

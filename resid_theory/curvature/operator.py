@@ -15,8 +15,8 @@ from resid_theory.curvature.problem import MATRICES, Problem
 from resid_theory.curvature.products import ENGINES, Products
 from resid_theory.curvature.selection import chosen
 from resid_theory.losses import Loss
-from resid_theory.machine import readable_bytes
-from resid_theory.ranks import Ranks
+from resid_theory.runtime.distributed import Ranks
+from resid_theory.runtime.machine import readable_bytes
 
 __all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator"]
 

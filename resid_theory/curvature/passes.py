@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory.images import Images
-from resid_theory.stream import batches
+from resid_theory.data import Images
+from resid_theory.data.batches import batches
 
 __all__ = ["Batch", "Passes", "Seen"]
 

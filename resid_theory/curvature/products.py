@@ -11,8 +11,8 @@ from tqdm import tqdm
 from resid_theory.curvature.graphs import Graph
 from resid_theory.curvature.passes import Batch, Passes
 from resid_theory.curvature.problem import Problem
-from resid_theory.machine import available_bytes, is_out_of_memory, readable_bytes
-from resid_theory.state import repeatable, untouched
+from resid_theory.runtime.machine import available_bytes, is_out_of_memory, readable_bytes
+from resid_theory.runtime.state import repeatable, untouched
 
 __all__ = ["ENGINES", "Products"]
 

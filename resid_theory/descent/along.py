@@ -9,11 +9,11 @@ import torch
 
 from resid_theory._check import choose
 from resid_theory.curvature import hessian_spectrum
+from resid_theory.data.moments import Moments
 from resid_theory.descent.path import Descent
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
-from resid_theory.moments import Moments
-from resid_theory.shortcut import ShortcutNet
-from resid_theory.spectra import Spectrum
+from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.theory import linear_hessian
 
 __all__ = ["SpectraAlong", "at_loss", "spectra_along"]
@@ -155,7 +155,7 @@ def spectra_along(
 
     Example:
         >>> data, net = rt.load_whitened("digits"), rt.ShortcutNet(10, 2, 2)
-        >>> start = rt.draw_weights(
+        >>> start = rt.networks.draw_weights(
         ...     "near_zero", (2, 2, 10, 10), generator=torch.Generator().manual_seed(0)
         ... )
         >>> path = rt.gradient_descent(

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resid_theory.data.moments import Moments
+from resid_theory.data.regression import Regression, gather
 from resid_theory.losses import Loss, check_mean, check_target, loss_function
-from resid_theory.moments import Moments
-from resid_theory.samples import Regression, gather
-from resid_theory.shortcut import ShortcutNet
-from resid_theory.theory.stacked import StackedChains
+from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.theory.linear.stacked import StackedChains
 
 __all__ = ["Problem", "SampledNets", "problem_of"]
 

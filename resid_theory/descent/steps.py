@@ -11,7 +11,7 @@ from resid_theory._check import as_tensor, finite, positive, whole
 from resid_theory.descent.path import Descent
 from resid_theory.descent.problems import Problem, problem_of
 from resid_theory.losses import Loss
-from resid_theory.shortcut import ShortcutNet
+from resid_theory.networks.shortcut import ShortcutNet
 
 __all__ = ["gradient_descent"]
 
@@ -43,7 +43,8 @@ def gradient_descent(
             samples that works under ``torch.vmap``.
         data: x (m, d) and y (m, d): a pair, a ``Regression``, a loader; ``Moments`` suffice for
             linear nets with the square loss.
-        weights: Starts, (..., blocks, n, d, d), as :func:`~resid_theory.draw_weights` gives them.
+        weights: Starts, (..., blocks, n, d, d), as
+            :func:`~resid_theory.networks.draw_weights` gives them.
             Their leading axes broadcast with those of ``learning_rate``; that makes the rows. Their
             dtype and device are those of the computation.
         learning_rate: A number or an array; e.g. (rates, 1) against weights of (seeds, blocks, n,
@@ -65,7 +66,7 @@ def gradient_descent(
 
     Example:
         >>> data, net = rt.load_whitened("digits"), rt.ShortcutNet(10, 3, 2)
-        >>> start = rt.draw_weights(
+        >>> start = rt.networks.draw_weights(
         ...     "near_zero", (5, 3, 2, 10, 10), generator=torch.Generator().manual_seed(0)
         ... )
         >>> path = gradient_descent(

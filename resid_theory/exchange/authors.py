@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory import store
 from resid_theory._check import choose, finite
 from resid_theory.exchange.layouts import (
     eyes,
@@ -19,6 +18,7 @@ from resid_theory.exchange.layouts import (
 )
 from resid_theory.exchange.opening import opened, plain_tensors
 from resid_theory.identity import identity_kernel
+from resid_theory.runtime import store
 
 __all__ = ["load_dirac_file", "save_dirac_file"]
 

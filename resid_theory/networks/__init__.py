@@ -1,17 +1,21 @@
-"""Convolutional trunks as ``nn.Sequential``: ``net[i:j]`` is the map between layers i and j."""
+"""Networks: n-shortcut nets, and convolutional nets as ``nn.Sequential``."""
 
 from resid_theory.networks.dirac import diracnet, diracnet_imagenet
 from resid_theory.networks.full import full_net, resnet_imagenet
 from resid_theory.networks.parts import Block, IdentityShortcut
 from resid_theory.networks.preactivation import preresnet
+from resid_theory.networks.shortcut import ShortcutNet, draw_weights, initialize
 from resid_theory.networks.simplified import simplified_net
 
 __all__ = [
     "Block",
     "IdentityShortcut",
+    "ShortcutNet",
     "diracnet",
     "diracnet_imagenet",
+    "draw_weights",
     "full_net",
+    "initialize",
     "preresnet",
     "resnet_imagenet",
     "simplified_net",

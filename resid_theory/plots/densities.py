@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from resid_theory._check import choose
-from resid_theory.curvature.report import SpectrumReport
-from resid_theory.densities import Density
+from resid_theory.eigen.density import Density
+from resid_theory.eigen.report import SpectrumReport
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, open_axes
-from resid_theory.spectra import Spectrum
 
 __all__ = ["spectral_density"]
 

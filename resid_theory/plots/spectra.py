@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, headroom, open_axes
-from resid_theory.spectra import Spectrum
 from resid_theory.theory import ZeroPointReport
 
 __all__ = ["spectrum", "zero_point"]

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from resid_theory.plots.canvas import PREDICTED, SERIES, open_axes
-from resid_theory.theory.sphere import PathChart
+from resid_theory.theory.interpolation.sphere import PathChart
 
 __all__ = ["interpolation_path"]
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from resid_theory._check import positive, whole
 from resid_theory.identity import as_generator
 from resid_theory.networks.parts import IdentityShortcut
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.calls import layouts, listening
 from resid_theory.stability.inputs import checked_net
 from resid_theory.stability.layers import LinearMap, linear_maps
 from resid_theory.stability.norms import operator_frobenius, row_norms
-from resid_theory.state import untouched
 
 __all__ = ["LayerNorms", "layer_norms", "path_norm", "spectral_norm"]
 

@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from resid_theory._check import positive, whole
 from resid_theory.identity import as_generator
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.inputs import checked_net, input_batches, placed
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.layers import CONVOLUTIONS, LinearMap
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.onward import Chain, chain_of_layers, onward_norms
 from resid_theory.stability.smoothness import activation_contraction
-from resid_theory.state import untouched
 
 __all__ = [
     "CompressionBound",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import choose, whole
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.calls import Call, Layout, layouts, listening
 from resid_theory.stability.inputs import (
     checked_net,
@@ -23,7 +24,6 @@ from resid_theory.stability.inputs import (
 from resid_theory.stability.layers import LinearMap, chosen, linear_maps
 from resid_theory.stability.norms import operator_frobenius, row_norms
 from resid_theory.stability.summaries import Summaries
-from resid_theory.state import untouched
 
 __all__ = ["FROBENIUS", "NORMS", "Cushions", "layer_cushions"]
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import choose, whole
-from resid_theory.images import Images
+from resid_theory.data import Images
+from resid_theory.data.batches import batches
 from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.dominance import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import Paths, final_features, subactivation_paths
-from resid_theory.state import untouched
-from resid_theory.stream import batches
 
 __all__ = ["Flows", "dominant_flows", "feature_gradients"]
 

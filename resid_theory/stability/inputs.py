@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, finite, pair, whole
-from resid_theory.images import Images
+from resid_theory.data import Images
 
 __all__ = ["checked_net", "count_batches", "first_inputs", "input_batches", "placed"]
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from resid_theory._check import choose, whole
 from resid_theory.identity import as_generator
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.inputs import (
     checked_net,
     count_batches,
@@ -31,7 +32,6 @@ from resid_theory.stability.jacobian import (
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.segments import Piece, block_pieces, net_pieces
 from resid_theory.stability.summaries import Summaries
-from resid_theory.state import untouched
 
 __all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
 

@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from resid_theory._check import whole
 from resid_theory.identity import as_generator
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.calls import Call, Layout, layouts, listening
 from resid_theory.stability.inputs import checked_net, first_inputs, input_batches, placed
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.layers import LinearMap, chosen, linear_maps
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.onward import chain_of_layers, onward_norms
-from resid_theory.state import untouched
 
 __all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
 

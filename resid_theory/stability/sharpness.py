@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resid_theory._check import positive, whole
+from resid_theory.data.batches import batches
 from resid_theory.identity import as_generator
 from resid_theory.losses import Loss, check_target, loss_function
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.inputs import checked_net
 from resid_theory.stability.norms import row_norms
-from resid_theory.state import untouched
-from resid_theory.stream import batches
 
 __all__ = ["pac_bayes_sharpness"]
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from resid_theory._check import positive, whole
 from resid_theory.identity import as_generator
+from resid_theory.runtime.state import untouched
 from resid_theory.stability.inputs import checked_net, input_batches, placed
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.onward import Chain, chain_of_layers
-from resid_theory.state import untouched
 
 __all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from resid_theory import store
+from resid_theory.runtime import store
 from resid_theory.sweep.settings import SCHEMA, key_of
 from resid_theory.sweep.tasks import Outcome, Task, task_of
 

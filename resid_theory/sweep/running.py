@@ -110,7 +110,7 @@ def run_sweep(
         >>> grid = {"task": "hessian", "blocks": [1, 2], "init": "zero"}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     report = rt.run_sweep(grid, folder, executor="serial", progress=False)
-        ...     table = rt.load_results(folder)
+        ...     table = rt.sweep.load_results(folder)
         >>> report.done, table.condition_number.round(2).unique().tolist()
         (2, [1.68])
     """

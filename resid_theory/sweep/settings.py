@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType
 from typing import Any, Self, get_args, get_type_hints
 
-from resid_theory.store import digest
+from resid_theory.runtime.store import digest
 
 __all__ = ["SCHEMA", "Settings", "key_of"]
 

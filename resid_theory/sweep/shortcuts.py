@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from resid_theory.curvature import hessian_spectrum
-from resid_theory.samples import Regression
-from resid_theory.setups import Setup
-from resid_theory.store import digest
+from resid_theory.data.regression import Regression
+from resid_theory.runtime.store import digest
+from resid_theory.sweep.setup import Setup
 from resid_theory.sweep.task import Outcome, Task
 
 __all__ = ["Hessian"]

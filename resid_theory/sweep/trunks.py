@@ -11,11 +11,11 @@ from torch import nn
 
 from resid_theory._check import choose, whole
 from resid_theory.curvature import spectrum
-from resid_theory.data import one_hot
-from resid_theory.images import Images, load_images
+from resid_theory.data import Images, load_images
+from resid_theory.data.whitened import one_hot
 from resid_theory.losses import LOSSES
+from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
-from resid_theory.store import digest
 from resid_theory.sweep.task import Number, Outcome, Task
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.kinds import KINDS, net_of

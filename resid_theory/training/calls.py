@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import whole
-from resid_theory.ranks import Ranks
+from resid_theory.runtime.distributed import Ranks
 from resid_theory.training.loop import Session
 from resid_theory.training.nets import build_net
 from resid_theory.training.recipe import Recipe

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import whole
-from resid_theory.images import Images
+from resid_theory.data import Images
 from resid_theory.losses import check_target, cross_entropy
-from resid_theory.state import untouched
+from resid_theory.runtime.state import untouched
 
 __all__ = ["Evaluation", "evaluate"]
 

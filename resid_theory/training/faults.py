@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.machine import is_out_of_memory
+from resid_theory.runtime.machine import is_out_of_memory
 from resid_theory.training.steps import Batch, Separate, Stacked
 
 __all__ = ["DivergenceError", "Watch", "fitting_batch"]

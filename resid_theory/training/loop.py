@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory.images import Crops, augment, draw_crops
-from resid_theory.machine import is_out_of_memory
-from resid_theory.state import repeatable, untouched
+from resid_theory.data import Crops, augment, draw_crops
+from resid_theory.runtime.machine import is_out_of_memory
+from resid_theory.runtime.state import repeatable, untouched
 from resid_theory.training.faults import Watch, fitting_batch
 from resid_theory.training.nets import architecture_of, save_checkpoint
 from resid_theory.training.parallel import Parallel

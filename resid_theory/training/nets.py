@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory import networks, store
+from resid_theory import networks
 from resid_theory._check import choose
 from resid_theory.equivalence import fold
-from resid_theory.shortcut import ShortcutNet
+from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.runtime import store
 
 __all__ = [
     "architecture_of",

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from resid_theory.ranks import Ranks
+from resid_theory.runtime.distributed import Ranks
 from resid_theory.training.steps import Separate, Stacked
 
 __all__ = ["Parallel"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resid_theory.ranks import Ranks
+from resid_theory.runtime.distributed import Ranks
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.snapshot import Folder
 

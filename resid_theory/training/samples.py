@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resid_theory.images import Images
+from resid_theory.data import Images
 from resid_theory.losses import check_target
-from resid_theory.state import untouched
+from resid_theory.runtime.state import untouched
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.snapshot import digest
 from resid_theory.training.steps import DTYPES, Batch

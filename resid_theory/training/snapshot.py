@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory import store
+from resid_theory.runtime import store
 from resid_theory.training.nets import first_difference
 from resid_theory.training.steps import Separate, Stacked
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory.losses import loss_function
-from resid_theory.state import untouched
+from resid_theory.runtime.state import untouched
 from resid_theory.training.nets import first_difference
 from resid_theory.training.recipe import Recipe
 

@@ -1,0 +1,119 @@
+"""One net at initialization, measured beside its prediction; what the command line prints.
+
+Torch is imported inside the functions, so that ``--help`` need not wait for it.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resid_theory.sweep.setup import Setup
+
+if TYPE_CHECKING:
+    from resid_theory import Regression, ShortcutNet, Spectrum
+    from resid_theory.eigen.spectral_statistics import Readings
+    from resid_theory.theory import ZeroPoint
+
+__all__ = ["Run", "bound_of", "measure", "numbers"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One net measured beside its prediction."""
+
+    setup: Setup
+    seed: int
+    measured: "Spectrum"
+    predicted: "Spectrum | None"
+    note: str
+    bound: float | None
+
+    @property
+    def distance(self) -> float | None:
+        """Relative distance of the two spectra, where there are two."""
+        return None if self.predicted is None else self.measured.distance(self.predicted)
+
+    @property
+    def layers(self) -> int:
+        """Weight layers of the net."""
+        return self.setup.blocks * self.setup.shortcut_depth
+
+    def content(self) -> dict[str, Any]:
+        """The run as it is stored."""
+        predicted = None if self.predicted is None else numbers(self.predicted)
+        return {
+            "seed": self.seed,
+            "blocks": self.setup.blocks,
+            "layers": self.layers,
+            "a_priori_bound": self.bound,
+            "measured": numbers(self.measured),
+            "predicted": predicted,
+            "distance": self.distance,
+        }
+
+
+def bound_of(point: "ZeroPoint") -> float | None:
+    """The a-priori bound on the condition number, None where there is none."""
+    return None if math.isinf(point.a_priori_bound) else point.a_priori_bound
+
+
+def numbers(readings: "Readings") -> dict[str, Any]:
+    """What a report says of a spectrum, by name."""
+    return {"max_magnitude": readings.max_magnitude, **readings.summary()}
+
+
+def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = False) -> Run:
+    """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
+
+    Args:
+        setup: The net, its start and its loss.
+        data: The data, as ``setup.load`` gives them.
+        seed: Of the weights.
+        progress: Whether to show a progress bar on standard error.
+
+    Returns:
+        Both spectra.
+    """
+    import resid_theory as rt
+
+    net = setup.net(seed)
+    measured = rt.hessian_spectrum(net, setup.loss, data, progress=progress)
+    try:
+        point, note = _predict(setup, net, data)
+        predicted = None if point is None else point.spectrum
+    except ValueError as error:  # the net is fine, but theory does not reach it
+        point, predicted, note = None, None, f"No prediction: {error}."
+    bound = None if point is None else bound_of(point)
+    return Run(
+        setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
+    )
+
+
+def _predict(
+    setup: Setup, net: "ShortcutNet", data: "Regression"
+) -> "tuple[ZeroPoint | None, str]":
+    """The closed form at hand for a net's initial weights, and what it rests on."""
+    import resid_theory as rt
+
+    if not setup.plain and setup.init in ("zero", "near_zero"):
+        along = {"kink": net} if setup.init == "near_zero" and _has_kinks(setup) else {}
+        point = setup.zero_point(data, **along)
+        where = "in the limit along the drawn weights" if along else "at zero weights"
+        return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
+    square = setup.hidden in (None, setup.components)
+    if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
+        if setup.loss == "square":
+            moments = rt.theory.rotated_moments(net.layers(), data)
+            point = rt.theory.zero_point(moments, blocks=net.depth, shortcut_depth=1)
+            return point, "Predicted: the 1-shortcut net at zero on rotated targets; exact."
+    return None, (
+        "No prediction: theory covers zero and near_zero with shortcuts, and orthogonal plain "
+        "linear nets with the square loss."
+    )
+
+
+def _has_kinks(setup: Setup) -> bool:
+    from resid_theory.activations import activation, at_zero
+
+    inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
+    return any(at_zero(function).has_kink for function in inside)

@@ -1,0 +1,36 @@
+"""Data sets: regression problems, digits, MNIST, CIFAR-10, image folders, and their moments."""
+
+from resid_theory.data.augmentation import Crops, augment, draw_crops
+from resid_theory.data.cifar import load_cifar10
+from resid_theory.data.folders import load_image_folder
+from resid_theory.data.moments import Moments
+from resid_theory.data.named import load_images
+from resid_theory.data.regression import Regression, gather
+from resid_theory.data.stored import Images
+from resid_theory.data.whitened import (
+    Whitening,
+    load_digits_raw,
+    load_mnist,
+    load_whitened,
+    one_hot,
+    whiten,
+)
+
+__all__ = [
+    "Crops",
+    "Images",
+    "Moments",
+    "Regression",
+    "Whitening",
+    "augment",
+    "draw_crops",
+    "gather",
+    "load_cifar10",
+    "load_digits_raw",
+    "load_image_folder",
+    "load_images",
+    "load_mnist",
+    "load_whitened",
+    "one_hot",
+    "whiten",
+]

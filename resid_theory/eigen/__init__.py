@@ -1,0 +1,28 @@
+"""Eigenvalues of a symmetric operator: anything with ``@``, a shape, a dtype and a device."""
+
+from resid_theory.eigen.certificate import Certificate
+from resid_theory.eigen.density import Density
+from resid_theory.eigen.estimates import Eigenpairs, Estimate
+from resid_theory.eigen.lanczos import eigenpairs
+from resid_theory.eigen.operator import Operator
+from resid_theory.eigen.quadrature import spectral_density
+from resid_theory.eigen.report import SpectrumReport, spectral_estimates
+from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.eigen.traces import frobenius_norm, trace
+
+__all__ = [
+    "Certificate",
+    "Density",
+    "Eigenpairs",
+    "Estimate",
+    "Operator",
+    "Readings",
+    "Spectrum",
+    "SpectrumReport",
+    "eigenpairs",
+    "frobenius_norm",
+    "spectral_density",
+    "spectral_estimates",
+    "trace",
+]

@@ -1,0 +1,364 @@
+"""The distribution of eigenvalues as random probes see it, with error bars over the probes."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, positive
+from resid_theory.eigen.estimates import Estimate, mean_estimate, student
+from resid_theory.eigen.spectrum import Spectrum
+
+__all__ = ["Curve", "Density"]
+
+_SQRT_TWO_PI = math.sqrt(2 * math.pi)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curve:
+    """A function on a grid, with a standard error at every point.
+
+    Attributes:
+        grid: (n,), ascending, in units of the eigenvalues.
+        values: (n,).
+        standard_errors: (n,), over probes; nan for a single probe.
+        width: Standard deviation of the kernel it was smoothed with, in units of the eigenvalues; 0
+            for none.
+    """
+
+    grid: Tensor
+    values: Tensor
+    standard_errors: Tensor
+    width: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Density:
+    """Distribution of the eigenvalues of a symmetric operator: known ones, and a sample of probes.
+
+    A probe z, uniform on the sphere of the complement of the known eigenvectors, weighs every other
+    eigenvalue by <u, z>², whose mean is the same for all. Lanczos from z gives the Gauss
+    quadrature of that measure. Probes are independent, so their spread is the sampling error.
+
+    Attributes:
+        size: Number of eigenvalues P.
+        nodes: (probes, m), ascending in each row, float64; in units of the eigenvalues.
+        weights: (probes, m), each row sums to one; zero where a probe needed fewer nodes.
+        diagonals: (probes, m), of the Jacobi matrices whose eigenvalues the nodes are.
+        links: (probes, m), beside the diagonals; the last one leads out of the Krylov space.
+        complete: (probes,), whether a probe's Krylov space was invariant: its quadrature is exact.
+        known: (l,), eigenvalues that were found and deflated.
+        known_error: What their residuals may add to a Wasserstein distance: twice the nuclear norm
+            of the residuals over P (Mirsky's inequality), in units of the eigenvalues.
+        round_off: What counts as zero, in units of the eigenvalues.
+        products: Products with one vector that were used.
+
+    Source:
+        Golub & Welsch 1969, "Calculation of Gauss quadrature rules"; Bai, Fahey & Golub 1996, "Some
+        large-scale matrix computation problems"; Ubaru, Chen & Saad 2017, "Fast estimation of
+        tr(f(A)) via stochastic Lanczos quadrature".
+    """
+
+    size: int
+    nodes: Tensor
+    weights: Tensor
+    diagonals: Tensor
+    links: Tensor
+    complete: Tensor
+    known: Tensor
+    known_error: float
+    round_off: float
+    products: int
+
+    @property
+    def probes(self) -> int:
+        """Number of independent probes."""
+        return len(self.nodes)
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue seen."""
+        return self._seen.max().item()
+
+    @property
+    def smallest(self) -> float:
+        """Smallest (most negative) eigenvalue seen."""
+        return self._seen.min().item()
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        return torch.cat([self.nodes[self.weights > 0], self.known])
+
+    @property
+    def _share(self) -> float:
+        """What the probes stand for, of all eigenvalues."""
+        return (self.size - len(self.known)) / self.size
+
+    @cached_property
+    def _atoms(self) -> tuple[Tensor, Tensor]:
+        """Places and weights of the mean over probes and the known eigenvalues, sorted."""
+        known = torch.full_like(self.known, 1 / self.size)
+        weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
+        places, order = torch.cat([self.nodes.reshape(-1), self.known]).sort(stable=True)
+        return places, weights[order]
+
+    @cached_property
+    def _magnitude_atoms(self) -> tuple[Tensor, Tensor]:
+        """The same for |λ|."""
+        places, order = self._atoms[0].abs().sort(stable=True)
+        return places, self._atoms[1][order]
+
+    def _by_probe(self, places: Tensor) -> Tensor:
+        """Share of a probe's own measure up to and including each place, (probes, n)."""
+        totals = torch.cat([torch.zeros(self.probes, 1), self.weights.cumsum(1)], 1).double()
+        every = places.expand(self.probes, -1).contiguous()
+        return totals.gather(1, torch.searchsorted(self.nodes.contiguous(), every, right=True))
+
+    # -- readings ----------------------------------------------------------------------------------
+
+    def cumulative(self, grid: Tensor) -> Curve:
+        """Share of eigenvalues up to and including each place.
+
+        Args:
+            grid: (n,), in units of the eigenvalues.
+
+        Returns:
+            The share, in [0, 1], with its standard error.
+        """
+        grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
+        below = (self.known[:, None] <= grid).sum(0) / self.size
+        return self._curve(grid, self._share * self._by_probe(grid), below, 0.0)
+
+    def smoothed(self, grid: Tensor | None = None, *, width: float | None = None) -> Curve:
+        """The density of eigenvalues, convolved with a normal kernel.
+
+        Args:
+            grid: (n,), in units of the eigenvalues; by default 1,001 places over what was seen.
+            width: Standard deviation of the kernel; by default the range that was seen over the
+                number of nodes, which is what the quadrature resolves.
+
+        Returns:
+            Share of eigenvalues per unit of eigenvalue, with its standard error.
+        """
+        spread = (self.largest - self.smallest) or abs(self.largest) or 1.0
+        width = spread / self.nodes.shape[1] if width is None else positive("width", width)
+        if grid is None:
+            low, high = self.smallest - 3 * width, self.largest + 3 * width
+            grid = torch.linspace(low, high, 1001, dtype=torch.float64)
+        grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
+        draws = torch.stack(
+            [_kernel(grid, row, width) @ w for row, w in zip(self.nodes, self.weights, strict=True)]
+        )
+        known = _kernel(grid, self.known, width).sum(1) / self.size
+        return self._curve(grid, self._share * draws, known, width)
+
+    def _curve(self, grid: Tensor, draws: Tensor, offset: Tensor, width: float) -> Curve:
+        errors = draws.std(0, correction=1) if self.probes > 1 else torch.full_like(grid, math.nan)
+        return Curve(
+            grid=grid,
+            values=offset + draws.mean(0),
+            standard_errors=errors / math.sqrt(self.probes),
+            width=width,
+        )
+
+    def share_below(self, threshold: float) -> Estimate:
+        """Share of eigenvalues up to and including a threshold, in [0, 1].
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The share. Where a probe's quadrature is not exact, its rule with a node at the
+            threshold (Gauss-Radau) bounds the share from both sides: the value is the middle, and
+            the interval holds both bounds.
+
+        Source:
+            Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Section 6.2,
+            for the rule; the inequalities of Chebyshev, Markov and Stieltjes for the bounds.
+        """
+        least, most = self._brackets(threshold)
+        known = int((self.known <= threshold).sum()) / self.size
+        low, high = (mean_estimate(ends, scale=self._share, offset=known) for ends in (least, most))
+        middle = mean_estimate((least + most) / 2, scale=self._share, offset=known)
+        return replace(
+            middle, low=max(known, min(low.low, 1.0)), high=min(known + self._share, high.high)
+        )
+
+    def _brackets(self, place: float) -> tuple[Tensor, Tensor]:
+        """Bounds on the share of each probe's measure up to and including a place, (probes,)."""
+        exact = self._by_probe(torch.tensor([place], dtype=torch.float64))[:, 0]
+        least, most = exact.clone(), exact.clone()
+        for number in (~self.complete).nonzero()[:, 0].tolist():
+            nodes, weights = _radau(self.diagonals[number], self.links[number], place)
+            here = int((nodes - place).abs().argmin())
+            least[number] = weights[:here].sum()
+            most[number] = weights[: here + 1].sum()
+        return least, most
+
+    @property
+    def negative_share(self) -> Estimate:
+        """Share of eigenvalues below minus ``resolution``, in [0, 1]: the index."""
+        # Up to and including: the next number below leaves those at the threshold out.
+        return self.share_below(math.nextafter(-self.resolution, -math.inf))
+
+    @cached_property
+    def resolution(self) -> float:
+        """|λ| up to this cannot be told from zero: half the least distance to the node there.
+
+        The median over probes; ``round_off`` where every quadrature is exact.
+        """
+        if bool(self.complete.all()):
+            return self.round_off
+        return max(self.round_off, self._spacing(0.0))
+
+    def _spacing(self, place: float) -> float:
+        """Half the distance from the node nearest to a place to its nearer neighbour."""
+        spacings = []
+        for row, weights in zip(self.nodes, self.weights, strict=True):
+            nodes = row[weights > 0]
+            if len(nodes) > 1:
+                near = int((nodes - place).abs().argmin())
+                gaps = nodes.diff()[max(0, near - 1) : near + 1]
+                spacings.append(gaps.min().item() / 2)
+        return sorted(spacings)[len(spacings) // 2] if spacings else 0.0
+
+    def quantile(self, share: float) -> Estimate:
+        """The eigenvalue below which a share of all lies.
+
+        The interval inverts that of the cumulative share (Woodruff 1952, "Confidence intervals for
+        medians and other position measures"), with the quadrature's bounds where it is not exact.
+
+        Args:
+            share: In [0, 1].
+
+        Returns:
+            The smallest place whose cumulative share reaches it.
+
+        Raises:
+            ValueError: If the share is outside [0, 1].
+        """
+        return self._inverted(share, self._atoms, self._brackets)
+
+    def magnitude_quantile(self, share: float) -> Estimate:
+        """The |λ| below which a share of all lies; else as :meth:`quantile`.
+
+        Args:
+            share: In [0, 1].
+
+        Returns:
+            The smallest |λ| whose cumulative share reaches it.
+
+        Raises:
+            ValueError: If the share is outside [0, 1].
+        """
+
+        def brackets(place: float) -> tuple[Tensor, Tensor]:
+            above, below = self._brackets(place), self._brackets(math.nextafter(-place, -math.inf))
+            return above[0] - below[1], above[1] - below[0]
+
+        return self._inverted(share, self._magnitude_atoms, brackets)
+
+    def _inverted(
+        self,
+        share: float,
+        atoms: tuple[Tensor, Tensor],
+        brackets: Callable[[float], tuple[Tensor, Tensor]],
+    ) -> Estimate:
+        if not 0 <= share <= 1:
+            raise ValueError(f"share: got {share}, needs a number in [0, 1]")
+        value = _place(atoms, share)
+        if self.probes < 2:
+            low, high = atoms[0][0].item(), atoms[0][-1].item()
+            return Estimate(value=value, standard_error=math.inf, low=low, high=high)
+        least, most = brackets(value)
+        deviation = self._share * ((least + most) / 2).std().item() / math.sqrt(self.probes)
+        half = student(self.probes - 1) * deviation + self._share * (most - least).mean().item()
+        low, high = _place(atoms, share - half), _place(atoms, share + half)
+        error = (high - low) / (2 * student(self.probes - 1))
+        return Estimate(value=value, standard_error=error, low=low, high=high)
+
+    # -- against the truth -------------------------------------------------------------------------
+
+    def wasserstein_distance(self, exact: Spectrum) -> float:
+        """Mean difference between the sorted eigenvalues and this distribution's, in their units.
+
+        Args:
+            exact: All P eigenvalues.
+
+        Returns:
+            The 1-Wasserstein distance, the integral of the difference of the cumulative shares.
+
+        Raises:
+            ValueError: If the spectrum has another size.
+        """
+        if exact.size != self.size:
+            raise ValueError(
+                f"exact: has {exact.size} eigenvalues, the density {self.size}; needs equal sizes"
+            )
+        places, weights = self._atoms
+        joint, order = torch.cat([places, exact.levels]).sort(stable=True)
+        signed = torch.cat([weights, -exact.multiplicities.double() / self.size])[order]
+        return (signed.cumsum(0)[:-1].abs() * joint.diff()).sum().item()
+
+    @cached_property
+    def wasserstein_error(self) -> float:
+        """Upper end of the 95 % interval of the distance to the truth, in units of the eigenvalues.
+
+        Deflation: ``known_error``. Sampling: the integral of the cumulative share's half-width.
+        Quadrature: zero where exact, else the inequalities of Chebyshev, Markov and Stieltjes, by
+        which a Gauss quadrature's cumulative share differs from the truth between two nodes at most
+        by the weight of either.
+
+        Source:
+            Chen, Trogdon & Ubaru 2021, "Analysis of stochastic Lanczos quadrature for spectrum
+            approximation", Section 3.
+        """
+        return self.sampling_error + self.quadrature_error + self.known_error
+
+    @cached_property
+    def sampling_error(self) -> float:
+        """The part of ``wasserstein_error`` that more probes reduce; inf for a single probe."""
+        places = self._atoms[0]
+        errors = self.cumulative(places).standard_errors[:-1]
+        if self.probes < 2:
+            return math.inf
+        return student(self.probes - 1) * (errors * places.diff()).sum().item()
+
+    @cached_property
+    def quadrature_error(self) -> float:
+        """The part of ``wasserstein_error`` that more steps reduce."""
+        heavier = torch.maximum(self.weights[:, 1:], self.weights[:, :-1])
+        bounds = (heavier * self.nodes.diff(dim=1)).sum(1)
+        return self._share * torch.where(self.complete, 0.0, bounds).mean().item()
+
+
+def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:
+    """The first of sorted atoms at which their weights add up to a share."""
+    totals = atoms[1].cumsum(0)
+    # Rounding of the sums must not move a share that falls on the edge of an atom.
+    reached = totals >= share - 4 * len(totals) * torch.finfo(torch.float64).eps
+    return atoms[0][int(reached.int().argmax()) if bool(reached.any()) else -1].item()
+
+
+def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the quadrature with one more node, at a given place."""
+    matrix = torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
+    nodes, vectors = torch.linalg.eigh(matrix)
+    distances = nodes - place
+    if bool((distances == 0).any()):
+        return nodes, vectors[0].square()
+    # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
+    last = place + links[-1] ** 2 * (vectors[-1].square() / distances).sum()
+    extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
+    extended[:-1, :-1], extended[-1, -1] = matrix, last
+    extended[-1, -2] = extended[-2, -1] = links[-1]
+    nodes, vectors = torch.linalg.eigh(extended)
+    return nodes, vectors[0].square()
+
+
+def _kernel(grid: Tensor, places: Tensor, width: float) -> Tensor:
+    """Normal densities around places, (grid, places)."""
+    return torch.exp(-(((grid[:, None] - places) / width) ** 2) / 2) / (width * _SQRT_TWO_PI)

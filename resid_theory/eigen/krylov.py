@@ -1,0 +1,324 @@
+"""One block Krylov space in the complement of locked vectors, and its Rayleigh-Ritz values."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from resid_theory.eigen.certificate import Certificate
+from resid_theory.eigen.operator import Products
+from resid_theory.eigen.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
+
+__all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
+
+
+def rank_threshold(dtype: torch.dtype, size: int) -> float:
+    """What is left of a product after orthogonalization and counts as rounding, relative."""
+    # Sums of P rounded terms, as they usually add up. A false alarm would end a space early, a miss
+    # merely continues it with a vector that is as good as a random one.
+    return torch.finfo(dtype).eps * (10 + min(size, 10_000) ** 0.5)
+
+
+def coefficient_noise(dtype: torch.dtype, size: int, scale: float) -> float:
+    """What rounding leaves of a product along one fixed vector: it spreads over all P of them."""
+    return 10 * rank_threshold(dtype, size) * scale / size**0.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Locked:
+    """Orthonormal vectors U set aside, with A U = U diag(values) + D.
+
+    Attributes:
+        vectors: U, (P, l).
+        values: (l,), float64, on the CPU.
+        errors: D, (P, l), orthogonal to U.
+        noise: Norm of what D may lack: rounding, and what restarts dropped.
+    """
+
+    vectors: Tensor
+    values: Tensor
+    errors: Tensor
+    noise: float
+
+    @classmethod
+    def nothing(cls, products: Products) -> "Locked":
+        """No vector at all."""
+        empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
+        values = torch.empty(0, dtype=torch.float64)
+        return cls(vectors=empty, values=values, errors=empty, noise=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ritz:
+    """Rayleigh-Ritz on the locked vectors U and the Krylov vectors V together.
+
+    Attributes:
+        values: Ascending, (l + m,), float64.
+        weights: Ritz vectors as columns of coefficients on [U, V], (l + m, l + m).
+        gram: Of what U leaves outside [U, V], (l, l), an upper bound.
+        outside: What V leaves outside [U, V], rows of coefficients on orthonormal vectors, (., m).
+        noise: Part of every residual that is rounding or asymmetry dropped on the way.
+        measured: Positions whose residuals E were computed, and Eᵀ E; none while a space grows.
+    """
+
+    values: Tensor
+    weights: Tensor
+    gram: Tensor
+    outside: Tensor
+    noise: float
+    measured: tuple[Tensor, Tensor] | None = None
+
+    def residual_gram(self, order: Tensor) -> Tensor:
+        """Eᵀ E for the residuals E of the Ritz vectors at a list of positions.
+
+        Returns:
+            (n, n); where vectors are locked an upper bound, as a quadratic form. Without ``noise``.
+        """
+        if self.measured is not None:
+            positions, gram = self.measured
+            at = (order[:, None] == positions).int().argmax(1)
+            return gram[at][:, at]
+        chosen = self.weights[:, order]
+        locked, krylov = chosen[: len(self.gram)], self.outside @ chosen[len(self.gram) :]
+        own = krylov.T @ krylov
+        if not len(self.gram):
+            return own
+        # The two parts need not be orthogonal: |a + b|^2 is at most 2 |a|^2 + 2 |b|^2.
+        return 2 * (own + locked.T @ self.gram @ locked)
+
+    @cached_property
+    def residuals(self) -> Tensor:
+        """Norm of A u - θ u for each Ritz vector u, (l + m,)."""
+        count = len(self.gram)
+        locked, krylov = self.weights[:count], self.outside @ self.weights[count:]
+        squares = (locked * (self.gram @ locked)).sum(0).clamp_min(0)
+        norms = squares.sqrt() + krylov.norm(dim=0)
+        if self.measured is not None:
+            norms[self.measured[0]] = self.measured[1].diagonal().clamp_min(0).sqrt()
+        return norms + self.noise
+
+
+class Krylov:
+    """A block Krylov space, grown by one block of products at a time, with thick restarts.
+
+    The columns are [U, V, Q]: locked, multiplied, waiting to be. Every product is made orthogonal
+    to all of them, twice, and all its coefficients are kept, in float64. So A V = [U, V, Q] H holds
+    to rounding whatever happened before, and a residual needs no further product. An operator that
+    is not symmetric, or noisy, shows in the coefficients and counts in the residuals.
+
+    Args:
+        products: The operator.
+        locked: Vectors to stay orthogonal to.
+        width: Random vectors to start from.
+        capacity: Columns of V and Q together that may be held.
+        generator: Of the start.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        locked: Locked,
+        *,
+        width: int,
+        capacity: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.products, self.locked = products, locked
+        self.offset = locked.vectors.shape[1]
+        total = self.offset + min(capacity, products.size - self.offset)
+        self._columns = locked.vectors.new_empty(total, products.size).T  # a vector is contiguous
+        self._columns[:, : self.offset] = locked.vectors
+        self._matrix = torch.zeros(total, total, dtype=torch.float64)
+        start = draw(products.size, min(width, total - self.offset), locked.vectors, generator)
+        self.width = self.waiting = start.shape[1]
+        self.multiplied = 0
+        self._columns[:, self.offset : self.offset + self.waiting] = start
+        self.scale = float(locked.values.abs().max()) if self.offset else 0.0
+        self.steps, self.restarts, self._dropped = 0, 0, locked.noise
+        self._gram = dots(locked.errors, locked.errors).cpu()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next block of products may find no room."""
+        filled = self.offset + self.multiplied + 2 * self.waiting
+        room = self._columns.shape[1]
+        return filled > room and room < self.products.size
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether the operator maps the space, beside the locked vectors, into itself."""
+        return self.waiting == 0
+
+    def extend(self) -> None:
+        """Multiply the waiting block and orthogonalize what comes out."""
+        begin = self.offset + self.multiplied
+        end = begin + self.waiting
+        block = self.products @ self._columns[:, begin:end]
+        basis = self._columns[:, :end]
+        first = project_out(block, basis, roughly=True)
+        coefficients = (first + project_out(block, basis)).cpu()
+        norms = (coefficients.square().sum(0) + block.double().square().sum(0).cpu()).sqrt()
+        self.scale = max(self.scale, float(norms.max()))
+        self._matrix[:end, begin:end] = coefficients
+        self.multiplied, self.waiting = end - self.offset, 0
+        self.steps += 1
+        self._append(block, basis, slice(begin, end))
+
+    def _append(self, block: Tensor, basis: Tensor, owners: slice) -> None:
+        end = basis.shape[1]
+        threshold = rank_threshold(self.products.precision, self.products.size) * self.scale
+        fresh, links = orthonormal(block, threshold)
+        count = min(fresh.shape[1], self._columns.shape[1] - end)
+        if count == 0:
+            return
+        # What the two passes left is small beside the product, not beside a small remainder.
+        project_out(fresh, basis)
+        fresh, turn = torch.linalg.qr(fresh)
+        self._columns[:, end : end + count] = fresh[:, :count]
+        self._matrix[end : end + count, owners] = (turn.double() @ links)[:count].cpu()
+        self.waiting = count
+
+    def restart(self, keep: Tensor) -> None:
+        """Replace V by some of its Ritz vectors; the waiting block stays.
+
+        Args:
+            keep: Positions among the Ritz values of V alone, ascending.
+        """
+        old = slice(self.offset, self.offset + self.multiplied)
+        full = self._matrix[old, old]
+        chosen = torch.linalg.eigh(full + full.T).eigenvectors[:, keep]
+        kept = chosen.T @ full @ chosen
+        lost = full @ chosen - chosen @ kept
+        self._dropped = (self._dropped**2 + float(lost.square().sum())) ** 0.5
+        count = len(keep)
+        tail = slice(old.stop, old.stop + self.waiting)
+        new = slice(self.offset, self.offset + count)
+        new_tail = slice(new.stop, new.stop + self.waiting)
+        rotate(self._columns[:, old], chosen.to(self._columns.device))
+        self._columns[:, new_tail] = self._columns[:, tail].clone()
+        matrix = torch.zeros_like(self._matrix)
+        matrix[: self.offset, new] = self._matrix[: self.offset, old] @ chosen
+        matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen
+        self._matrix, self.multiplied = matrix, count
+        self.restarts += 1
+
+    # -- what the space knows ----------------------------------------------------------------------
+
+    @property
+    def _own(self) -> Tensor:
+        """Vᵀ A V as it was computed, (m, m)."""
+        own = slice(self.offset, self.offset + self.multiplied)
+        return self._matrix[own, own]
+
+    @property
+    def links(self) -> Tensor:
+        """Coefficients of A V on the waiting block, (w, m)."""
+        start = self.offset + self.multiplied
+        return self._matrix[start : start + self.waiting, self.offset : start]
+
+    @property
+    def own_values(self) -> Tensor:
+        """Ritz values of V alone, ascending: of the operator compressed to the complement of U."""
+        return torch.linalg.eigvalsh((self._own + self._own.T) / 2)
+
+    def certificate(self) -> Certificate:
+        """What the space tells of the operator compressed to the complement of U.
+
+        Returns:
+            Good for as long as there was no restart.
+        """
+        own = (self._own + self._own.T) / 2
+        noise = coefficient_noise(self.products.precision, self.products.size, self.scale)
+        return Certificate(
+            dimension=self.products.size - self.offset,
+            draws=self.width,
+            ladder=torch.cat([own, self.links]),
+            noise=max(noise, torch.finfo(torch.float64).tiny),
+        )
+
+    @property
+    def asymmetry(self) -> float:
+        """Norm of the antisymmetric part of Vᵀ A V: zero but for rounding, if A is symmetric."""
+        return float((self._own - self._own.T).norm()) / 2
+
+    @property
+    def round_off(self) -> float:
+        """What rounding may add to every residual, in units of the eigenvalues."""
+        return rank_threshold(self.products.precision, self.products.size) * self.scale
+
+    def ritz(self) -> Ritz:
+        """Rayleigh-Ritz on [U, V].
+
+        Returns:
+            Values, coefficients and residuals.
+        """
+        own, count = self._own, self.offset
+        coupling = self._matrix[:count, count : count + self.multiplied]
+        symmetric = (own + own.T) / 2
+        joint = torch.cat(
+            [
+                torch.cat([torch.diag(self.locked.values), coupling], 1),
+                torch.cat([coupling.T, symmetric], 1),
+            ]
+        )
+        values, weights = torch.linalg.eigh(joint)
+        return Ritz(
+            values=values,
+            weights=weights,
+            gram=self._gram - coupling @ coupling.T + self._cancelled(),
+            outside=torch.cat([self.links, own - symmetric]),
+            noise=self.round_off + self._dropped,
+        )
+
+    def _cancelled(self) -> Tensor:
+        """What the difference of two Gram matrices may have lost to rounding."""
+        count = self.offset + self.multiplied
+        lost = count * torch.finfo(torch.float64).eps * self._gram.trace()
+        return lost * torch.eye(self.offset, dtype=torch.float64)
+
+    def lock(self, ritz: Ritz, columns: Tensor) -> Locked:
+        """Some Ritz vectors, set aside, with their errors.
+
+        Args:
+            ritz: What :meth:`ritz` gave last.
+            columns: Positions among its values.
+
+        Returns:
+            The vectors, as orthonormal as the basis.
+        """
+        vectors = torch.empty_like(self._columns[:, : len(columns)])
+        errors = torch.empty_like(vectors)
+        for rows in slices(len(vectors)):
+            vectors[rows], errors[rows] = self._combined(ritz, columns, rows)
+        values = ritz.values[columns]
+        return Locked(vectors=vectors, values=values, errors=errors, noise=ritz.noise)
+
+    def measure(self, ritz: Ritz, columns: Tensor) -> Ritz:
+        """The same with the residuals of some Ritz vectors computed instead of bounded.
+
+        Args:
+            ritz: What :meth:`ritz` gave last.
+            columns: Positions among its values.
+
+        Returns:
+            A copy that knows them.
+        """
+        total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+        for rows in slices(self.products.size):
+            errors = self._combined(ritz, columns, rows)[1]
+            total += (errors.T @ errors).cpu()
+        return replace(ritz, measured=(columns, total))
+
+    def _combined(self, ritz: Ritz, columns: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Some rows of Ritz vectors u and of A u - θ u, float64."""
+        end = self.offset + self.multiplied
+        weights = ritz.weights[:, columns]
+        image = torch.zeros(end + self.waiting, len(columns), dtype=torch.float64)
+        image[: self.offset] = self.locked.values[:, None] * weights[: self.offset]
+        image += self._matrix[: len(image), self.offset : end] @ weights[self.offset :]
+        image[:end] -= weights * ritz.values[columns]
+        held, device = self._columns[rows, : len(image)].double(), self._columns.device
+        errors = held @ image.to(device)
+        errors += self.locked.errors[rows].double() @ weights[: self.offset].to(device)
+        return held[:, :end] @ weights.to(device), errors

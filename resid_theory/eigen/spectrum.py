@@ -1,0 +1,247 @@
+"""All eigenvalues of a symmetric operator, with multiplicities."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, finite
+from resid_theory.eigen.spectral_statistics import Readings
+
+__all__ = ["Spectrum"]
+
+_EPS = torch.finfo(torch.float64).eps
+_EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spectrum(Readings):
+    r"""All eigenvalues of a symmetric operator, equal ones stored once with their multiplicity.
+
+    A closed form knows its multiplicities, so a spectrum of millions of eigenvalues can be ten
+    numbers here; a measured one has multiplicities of one. Everything below reads both alike.
+
+    Attributes:
+        levels: Eigenvalues, (k,), float64, ascending, on the CPU; in units of loss per weight².
+        multiplicities: How often each occurs, (k,), int64, at least 1.
+        resolution: |λ| up to this share of the largest counts as zero. None: P times float64's
+            epsilon, the error of a dense solver; a closed form knows its levels better.
+
+    Raises:
+        ValueError: If shapes differ, an eigenvalue is not finite or a multiplicity is below 1.
+
+    Example:
+        >>> spectrum = Spectrum.of([-2.0, 1.0, 4.0])
+        >>> spectrum.condition_number
+        4.0
+    """
+
+    levels: Tensor
+    multiplicities: Tensor
+    resolution: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.levels.dim() != 1 or self.levels.shape != self.multiplicities.shape:
+            raise ValueError(
+                f"levels: got shape {tuple(self.levels.shape)} with multiplicities of shape "
+                f"{tuple(self.multiplicities.shape)}, needs two vectors of one length"
+            )
+        if len(self.levels) == 0:
+            raise ValueError("eigenvalues: got 0 of them, needs at least one")
+        if int(self.multiplicities.min()) < 1:
+            least = int(self.multiplicities.min())
+            raise ValueError(f"multiplicities: got {least}, needs each at least once")
+        finite("levels", self.levels)
+        if bool((self.levels.diff() < 0).any()):
+            raise ValueError("levels: not in ascending order; Spectrum.of takes any order")
+
+    @classmethod
+    def of(
+        cls, eigenvalues: Any, multiplicities: Any = None, *, resolution: float | None = None
+    ) -> "Spectrum":
+        """A spectrum from eigenvalues in any order.
+
+        Args:
+            eigenvalues: (k,), numbers in any order.
+            multiplicities: (k,), whole numbers; once each by default, zeros are dropped.
+            resolution: As the attribute.
+
+        Returns:
+            The spectrum, sorted.
+
+        Raises:
+            ValueError: As for the class.
+        """
+        levels = as_tensor("eigenvalues", eigenvalues).detach().to("cpu", torch.float64)
+        counts = torch.ones(levels.shape, dtype=torch.int64)
+        if multiplicities is not None:
+            given = as_tensor("multiplicities", multiplicities).to("cpu")
+            counts = given.to(torch.int64)
+            if not torch.equal(counts.to(given.dtype), given):
+                raise ValueError(f"multiplicities: got {given.tolist()}, needs whole numbers")
+        if counts.shape == levels.shape and levels.dim() == 1:  # a mask would flatten a matrix
+            levels, counts = levels[counts != 0], counts[counts != 0]
+            order = levels.argsort(stable=True)
+            levels, counts = levels[order], counts[order]
+        return cls(levels=levels, multiplicities=counts, resolution=resolution)
+
+    @property
+    def size(self) -> int:
+        """Number of eigenvalues P, multiplicities counted."""
+        return int(self.multiplicities.sum())
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """All eigenvalues, (P,), ascending, equal ones repeated.
+
+        Raises:
+            ValueError: If P is above 2^27 (1 GiB); ``levels`` and ``multiplicities`` hold the same.
+        """
+        if self.size > _EXPAND_LIMIT:
+            raise ValueError(
+                f"eigenvalues: {self.size} of them need {8 * self.size / 2**30:.1f} GiB; "
+                "use levels and multiplicities, which hold the same"
+            )
+        return self.levels.repeat_interleave(self.multiplicities)
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue (signed)."""
+        return self.levels[-1].item()
+
+    @property
+    def smallest(self) -> float:
+        """Smallest eigenvalue (signed); the most negative one where there is any."""
+        return self.levels[0].item()
+
+    @property
+    def zero_threshold(self) -> float:
+        """|λ| up to this counts as zero: ``resolution`` times the largest |λ|."""
+        if self.resolution is None:
+            return super().zero_threshold
+        return self.resolution * self.max_magnitude
+
+    @cached_property
+    def _magnitudes(self) -> tuple[Tensor, Tensor]:
+        """|λ| ascending and the number of eigenvalues up to and including each."""
+        magnitudes, order = self.levels.abs().sort()
+        return magnitudes, self.multiplicities[order].cumsum(0)
+
+    def magnitude(self, rank: int) -> float:
+        """The |λ| of a given rank, 0 for the smallest, P - 1 for the largest.
+
+        Args:
+            rank: In [0, P).
+
+        Returns:
+            The magnitude as computed: round-off is not replaced by zero.
+        """
+        magnitudes, counts = self._magnitudes
+        return magnitudes[torch.searchsorted(counts, rank, right=True)].item()
+
+    def count_within(self, threshold: float) -> int:
+        """Number of eigenvalues with |λ| up to a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return int(self.multiplicities[self.levels.abs() <= threshold].sum())
+
+    def count_below(self, threshold: float) -> int:
+        """Number of eigenvalues below a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        return int(self.multiplicities[self.levels < threshold].sum())
+
+    @property
+    def trace(self) -> float:
+        """Sum of the eigenvalues."""
+        return (self.levels * self.multiplicities).sum().item()
+
+    @property
+    def frobenius_norm(self) -> float:
+        """Square root of the sum of squared eigenvalues."""
+        scale = self.max_magnitude or 1.0  # squares of a near-zero Hessian would underflow
+        squares = (self.levels / scale).square() * self.multiplicities
+        return scale * squares.sum().sqrt().item()
+
+    def distinct(self, tolerance: float = 1e-9) -> "Spectrum":
+        """Levels merged where neighbours differ by at most ``tolerance`` times the largest |λ|.
+
+        Args:
+            tolerance: Relative to the largest |λ|.
+
+        Returns:
+            One level a cluster, its mean, with the multiplicities added up.
+        """
+        gaps = self.levels.diff() > tolerance * self.max_magnitude
+        cluster = torch.cat([torch.zeros(1, dtype=torch.int64), gaps.cumsum(0)])
+        count = int(cluster[-1]) + 1
+        weights = self.multiplicities.to(torch.float64)
+        mass = torch.zeros(count, dtype=torch.float64).index_add_(0, cluster, weights)
+        # As first level plus mean offset: exact for equal levels, so that the order stays.
+        first = self.levels[torch.cat([torch.ones(1, dtype=torch.bool), gaps])]
+        offsets = torch.zeros(count, dtype=torch.float64).index_add_(
+            0, cluster, weights * (self.levels - first[cluster])
+        )
+        merged = torch.zeros(count, dtype=torch.int64)
+        merged.index_add_(0, cluster, self.multiplicities)
+        return Spectrum(
+            levels=first + offsets / mass, multiplicities=merged, resolution=self.resolution
+        )
+
+    def distance(self, other: "Spectrum") -> float:
+        """Largest difference between eigenvalues of equal rank, over the larger of the two max|λ|.
+
+        By Weyl's inequality it is at most the operator norm of the difference of the two operators,
+        over the same scale.
+
+        Args:
+            other: A spectrum of the same size P.
+
+        Returns:
+            A relative error, dimensionless; 0 for two zero operators.
+
+        Raises:
+            ValueError: If the sizes differ.
+        """
+        difference, _ = self._differences(other)
+        scale = max(self.max_magnitude, other.max_magnitude)
+        return difference.max().item() / scale if scale else 0.0
+
+    def wasserstein_distance(self, other: "Spectrum") -> float:
+        """Mean difference between eigenvalues of equal rank, in units of the eigenvalues.
+
+        Args:
+            other: A spectrum of the same size P.
+
+        Returns:
+            The 1-Wasserstein distance between the two eigenvalue distributions.
+
+        Raises:
+            ValueError: If the sizes differ.
+        """
+        difference, counts = self._differences(other)
+        return (difference * counts).sum().item() / self.size
+
+    def _differences(self, other: "Spectrum") -> tuple[Tensor, Tensor]:
+        """|λ_i - μ_i| on the runs of ranks where both are constant, and the runs' lengths."""
+        if self.size != other.size:
+            raise ValueError(
+                f"other: has {other.size} eigenvalues, this spectrum {self.size}; needs equal sizes"
+            )
+        mine, theirs = self.multiplicities.cumsum(0), other.multiplicities.cumsum(0)
+        ends = torch.cat([mine, theirs]).unique()
+        a = self.levels[torch.searchsorted(mine, ends)]
+        b = other.levels[torch.searchsorted(theirs, ends)]
+        return (a - b).abs(), ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))

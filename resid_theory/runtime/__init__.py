@@ -1,0 +1,1 @@
+"""Files, state, memory, devices and processes that every other room relies on."""

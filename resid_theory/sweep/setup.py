@@ -1,0 +1,186 @@
+"""An n-shortcut net, its start and its data, by names that options and files can give.
+
+Torch is imported inside the functions, so that ``--help`` need not wait for it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resid_theory.data.regression import Regression
+    from resid_theory.networks.shortcut import ShortcutNet
+    from resid_theory.theory import ZeroPoint
+
+__all__ = ["Setup"]
+
+_NAMED = {"digits": 10, "mnist": 10}  # data sets and their classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A net, its start and its data.
+
+    Attributes:
+        data: ``digits``, ``mnist``, or an ``.npz`` of arrays x (m, ...) and y, labels (m,) or
+            targets (m, k); x is whitened.
+        components: Principal components kept, the net's width d.
+        blocks: Number of blocks R.
+        shortcut_depth: Layers n under one shortcut.
+        plain: Whether the shortcuts are left out.
+        hidden: Width inside a block; d by default.
+        bias: Whether each block's first layer has a bias.
+        pre: Activation before a block.
+        mid: Activation between the layers of a block.
+        post: Activation after a block's last layer.
+        init: One of ``rt.initialize``'s kinds.
+        scale: Factor of ``near_zero``.
+        loss: ``square`` or ``cross_entropy``.
+    """
+
+    data: str = "digits"
+    components: int = 10
+    blocks: int = 4
+    shortcut_depth: int = 2
+    plain: bool = False
+    hidden: int | None = None
+    bias: bool = False
+    pre: str | None = None
+    mid: str | None = None
+    post: str | None = None
+    init: str = "near_zero"
+    scale: float = 0.01
+    loss: str = "square"
+
+    def check(self) -> None:
+        """Refuse names and sizes that do not fit: a download should not precede an error.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        from resid_theory._check import choose
+        from resid_theory.losses import LOSSES
+        from resid_theory.networks.shortcut import INITIALIZATIONS
+
+        named = not self.data.endswith(".npz")
+        if named:
+            choose("data", self.data, list(_NAMED))
+        choose("init", self.init, INITIALIZATIONS)
+        choose("loss", self.loss, list(LOSSES))
+        replace(self, blocks=min(self.blocks, 1)).net(0)
+        if named:
+            self._check_targets(_NAMED[self.data])
+
+    def _check_targets(self, targets: int) -> None:
+        if targets != self.components:
+            raise ValueError(
+                f"components: got {self.components}, needs {targets}: the net has as many outputs "
+                f"as inputs, {self.data} has {targets} targets"
+            )
+
+    def net(self, seed: int) -> "ShortcutNet":
+        """The net with weights drawn from a seed.
+
+        Args:
+            seed: Of a generator of its own.
+
+        Returns:
+            A new net, float64.
+
+        Raises:
+            ValueError: If a size or a name does not fit.
+        """
+        import torch
+
+        from resid_theory.networks.shortcut import ShortcutNet, initialize
+
+        net = ShortcutNet(
+            self.components,
+            self.blocks,
+            self.shortcut_depth,
+            shortcut=not self.plain,
+            hidden=self.hidden,
+            bias=self.bias,
+            pre=self.pre,
+            mid=self.mid,
+            post=self.post,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        return initialize(net, self.init, generator=generator, scale=self.scale)
+
+    def load(self, *, progress: bool) -> "Regression":
+        """The data, names and sizes checked first.
+
+        Args:
+            progress: Whether a download shows its progress.
+
+        Returns:
+            Whitened inputs and targets, (m, d) each.
+
+        Raises:
+            ValueError: If a name or a size does not fit, or the file is not what it should be.
+        """
+        from resid_theory.data.whitened import load_whitened
+
+        self.check()
+        if not self.data.endswith(".npz"):
+            return load_whitened(self.data, self.components, progress=progress)
+        data = own_data(self.data, self.components)
+        self._check_targets(data.y.shape[1])
+        return data
+
+    def zero_point(self, data: Any, **keywords: Any) -> "ZeroPoint":
+        """The prediction at zero weights.
+
+        Args:
+            data: As ``load`` gives them.
+            **keywords: Further ones of ``rt.theory.zero_point``.
+
+        Returns:
+            The prediction.
+        """
+        from resid_theory.theory import zero_point
+
+        return zero_point(
+            data,
+            blocks=self.blocks,
+            shortcut_depth=self.shortcut_depth,
+            loss=self.loss,
+            hidden=self.hidden,
+            bias=self.bias,
+            pre=self.pre,
+            mid=self.mid,
+            post=self.post,
+            **keywords,
+        )
+
+
+def own_data(path: str, components: int) -> "Regression":
+    """The data of a file, whitened.
+
+    Args:
+        path: An ``.npz`` of arrays x (m, ...) and y, labels (m,) or targets (m, k).
+        components: Principal components kept.
+
+    Returns:
+        Inputs (m, components), and targets (m, k), one-hot where labels were given.
+
+    Raises:
+        ValueError: If there is no such file, or it does not hold such arrays.
+    """
+    from resid_theory._check import as_tensor
+    from resid_theory.data.regression import Regression
+    from resid_theory.data.whitened import one_hot, whiten
+    from resid_theory.runtime.store import read_arrays
+
+    try:
+        arrays = read_arrays(path)
+    except FileNotFoundError:
+        raise ValueError(f"data: there is no file {path}; needs one with arrays x and y") from None
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    if not {"x", "y"} <= set(arrays):
+        raise ValueError(f"data: {path} has arrays {sorted(arrays)}, needs x and y")
+    x, y = as_tensor("data x", arrays["x"]), as_tensor("data y", arrays["y"])
+    targets = one_hot(y, int(y.max()) + 1) if y.dim() == 1 else y.double()
+    whitened, _ = whiten(x.flatten(1), components)
+    return Regression(whitened, targets)

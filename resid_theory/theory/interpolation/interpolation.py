@@ -1,0 +1,390 @@
+r"""Networks with small weights that interpolate, built unit by unit ("Theorem 1").
+
+A net :math:`z_l = z_{l-1} + W^{l,2} \mathrm{ReLU}(W^{l,1} z_{l-1} + b^l)` carries the columns
+:math:`x_i` of the unit sphere to :math:`y_i`, one after the other, along paths that keep away from
+the others; a unit's weights are as large as the square root of its step. With
+:math:`\rho` the smallest distance of two points that must be kept apart and L units for m columns
+
+.. math:: \max_{l,k} \|W^{l,k}\|_F \le \frac{2\pi}{\rho} \sqrt{\frac{m}{L - m}},
+
+and no net of this form with all norms at most w does without
+
+.. math:: (1 - w^2)^L \le \|y_i - y_j\| / \|x_i - x_j\| \le (1 + w^2)^L.
+
+So :math:`L^{-1/2}` is the best possible rate, and two samples with one target need a unit of norm 1
+at least: one-hot targets can be met exactly by no net with small weights. They can be perturbed
+(``mode="perturbed"``), or met up to a tolerance at logarithmic cost (``mode="merge"``).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import as_tensor, choose, positive, whole
+from resid_theory.theory.interpolation.bracing import BRACING, with_braces
+from resid_theory.theory.interpolation.columns import Steps
+from resid_theory.theory.interpolation.itineraries import DIRECTIONS, Itinerary
+from resid_theory.theory.interpolation.planning import Plan, Samples
+from resid_theory.theory.interpolation.separation import least_norm
+from resid_theory.theory.interpolation.sphere import PathChart, chart
+
+__all__ = ["ALLOCATIONS", "MODES", "Interpolation", "InterpolationNet", "interpolate"]
+
+MODES = ("exact", "perturbed", "merge")
+ALLOCATIONS = ("greedy", "uniform")
+BRACES = ("auto", "always", "never")
+_ROUNDED = 1e-12  # an output off by more has been amplified: a unit's own rounding is 1e-16
+_DRAWN = 1024  # points of a drawn path
+
+
+class InterpolationNet(nn.Module):
+    r"""The paper's equation (3): units of two matrices, a bias and a ReLU under an identity.
+
+    Its parameters are named and shaped as those of ``ShortcutNet(d, L, 2, mid="relu", bias=True)``,
+    which loads its ``state_dict``.
+
+    Args:
+        weights: W1 and W2 of every unit, (L, 2, d, d).
+        bias: b of every unit, (L, d).
+
+    Attributes:
+        weights: One parameter, (L, 2, d, d).
+        bias: One parameter, (L, d).
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, equation (3).
+    """
+
+    def __init__(self, weights: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+        self.bias = nn.Parameter(bias)
+
+    @property
+    def norms(self) -> Tensor:
+        """Frobenius norms of W1 and W2 of every unit, (L, 2)."""
+        return self.weights.detach().flatten(2).norm(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The net's output.
+
+        Args:
+            x: Inputs, (..., d).
+
+        Returns:
+            (..., d).
+        """
+        for (first, second), bias in zip(self.weights.unbind(), self.bias.unbind(), strict=True):
+            x = x + (x @ first.mT + bias).relu() @ second.mT
+        return x
+
+    def states(self, x: Tensor) -> Tensor:
+        """The input and what every unit makes of it.
+
+        Args:
+            x: Inputs, (..., d).
+
+        Returns:
+            (L + 1, ..., d), without a graph.
+        """
+        states = [x]
+        with torch.no_grad():
+            for (first, second), bias in zip(self.weights, self.bias, strict=True):
+                states.append(states[-1] + (states[-1] @ first.mT + bias).relu() @ second.mT)
+        return torch.stack(states)
+
+    def extra_repr(self) -> str:
+        """Width and number of units, for ``repr``."""
+        return f"{self.bias.shape[1]}, units={len(self.bias)}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Interpolation:
+    """A net that carries inputs to targets, with what is known about its norms.
+
+    Norms, outputs and errors are those of ``net`` as it is now, also after further training; the
+    bounds, targets and paths are those of the construction.
+
+    Attributes:
+        net: The module; its parameters may be trained.
+        x: Inputs, (m, d), float64.
+        y: The targets asked for, (m, d).
+        targets: The points that the units lead to, (m, d): ``y`` itself, a perturbed ``y``, or
+            points within ``tolerance`` of ``y``.
+        mode: One of ``MODES``.
+        tolerance: Distance of ``targets`` from ``y`` allowed in ``"merge"`` mode, otherwise 0.
+        separation: rho, the smallest distance of two points that are kept apart; at most 2.
+        upper_bound: What the theorem promises ``largest_norm`` to stay below; inf for too few
+            units.
+        movers: The sample that each unit moves, (L,); of equal samples the first; -1 for a unit
+            that is not needed, whose weights are zero.
+        positions: Where each unit leaves the column that it moves, (L, d).
+        first: The first sample equal to each sample, (m,).
+        itinerary: The paths of the distinct samples.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1.
+    """
+
+    net: InterpolationNet
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    mode: str
+    tolerance: float
+    separation: float
+    upper_bound: float
+    movers: Tensor
+    positions: Tensor
+    first: Tensor
+    itinerary: Itinerary
+
+    @property
+    def units(self) -> int:
+        """Number of units L."""
+        return len(self.movers)
+
+    @property
+    def columns(self) -> int:
+        """Number of distinct samples that the construction moves."""
+        return len(self.itinerary.moving)
+
+    @property
+    def output(self) -> Tensor:
+        """The net's output for ``x``, (m, d), without a graph."""
+        with torch.no_grad():
+            return self.net(self.x)
+
+    @property
+    def error(self) -> float:
+        """Largest distance of an output from its place in ``targets``."""
+        return float((self.output - self.targets).norm(dim=1).max())
+
+    @property
+    def loss(self) -> float:
+        """Half the squared distance of output and ``y``, mean over samples."""
+        return 0.5 * float((self.output - self.y).square().sum(1).mean())
+
+    @property
+    def largest_norm(self) -> float:
+        """Largest Frobenius norm of a weight matrix."""
+        return float(self.net.norms.max())
+
+    @property
+    def lower_bound(self) -> float:
+        """What no net of as many units can go below: :func:`least_norm`."""
+        wanted = self.y if self.mode == "merge" else self.targets
+        return least_norm(self.x, wanted, units=self.units, tolerance=self.tolerance)
+
+    def path(self, sample: int) -> Tensor:
+        """Where a sample's column is planned to be: at first, and after each unit that moves it.
+
+        Args:
+            sample: Its number.
+
+        Returns:
+            (steps + 1, d).
+        """
+        sample = self._sample(sample)
+        return torch.cat([self.x[sample : sample + 1], self.positions[self.movers == sample]])
+
+    def chart(self, sample: int) -> PathChart:
+        """A map of the sphere around a sample's path, for ``rt.plots.interpolation_path``.
+
+        Args:
+            sample: Its number.
+
+        Returns:
+            Great arc, path, steps and the circles around the points that are passed.
+
+        Raises:
+            ValueError: If the sample does not move.
+        """
+        row = int(torch.searchsorted(self.first.unique(), self._sample(sample)))
+        if row not in self.itinerary.moving.tolist():
+            raise ValueError(f"sample: got {sample}, needs one that moves; its target is its input")
+        return chart(
+            self.itinerary.paths.trace(row, _DRAWN),
+            self.path(sample).cpu(),
+            self.itinerary.others(row),
+            self.separation / 2,
+        )
+
+    def _sample(self, sample: int) -> int:
+        if whole("sample", sample, 0) >= len(self.x):
+            raise ValueError(f"sample: got {sample}, needs a number below {len(self.x)}")
+        return int(self.first[sample])
+
+    def __repr__(self) -> str:
+        return (
+            f"Interpolation({self.mode}, {len(self.x)} samples, {self.units} units: norms at most "
+            f"{self.largest_norm:.4g}, bounds {self.lower_bound:.4g} and {self.upper_bound:.4g})"
+        )
+
+
+def interpolate(
+    x: Any,
+    y: Any,
+    *,
+    units: int,
+    mode: str = "exact",
+    direction: str = "column",
+    allocation: str = "greedy",
+    braces: str = "auto",
+    clearance: float = 1e-3,
+    tolerance: float | None = None,
+    noise: float | None = None,
+    draws: int = 32,
+    generator: torch.Generator | None = None,
+) -> Interpolation:
+    r"""Build a net of units with small weights that maps every input to its target.
+
+    Columns travel one after the other, in the order of the samples, each along the great arc to its
+    target with detours around the others. All norms are at most
+    :math:`(2 \pi / \rho) \sqrt{m / (L - m)}`.
+
+    Args:
+        x: Inputs, unit vectors, (m, d), d at least 3.
+        y: Targets, unit vectors, (m, d).
+        units: Number of units L, at least the number of distinct samples that move, and more than
+            that for the bound to say something (three times as many for ``"merge"``).
+        mode: ``"exact"``: targets must be distinct. ``"perturbed"``: they are moved apart first,
+            and the loss that remains is ``result.loss``. ``"merge"``: every output is within
+            ``tolerance`` of its target, equal targets allowed; costs grow with log(1/tolerance).
+        direction: Of a unit's row: ``"column"``, the paper's; ``"margin"``, that of the largest
+            gap, which makes smaller norms and takes longer to find.
+        allocation: ``"greedy"``: steps in proportion to the gap, which makes all norms nearly
+            equal; ``"uniform"``: steps of equal length, the paper's. Not for ``"merge"``.
+        braces: Whether units get two more rows that make them translate the column and nothing
+            else. Without, errors grow along the path, in a crowd from rounding to any size; with,
+            norms grow by half. ``"auto"``: if rounding moves an output of the net without braces by
+            more than 1e-12; ``"always"``, as far as the bound allows; ``"never"``, the paper's.
+        clearance: In (0, 1): the resting columns stay this share of the gap below the threshold, so
+            that rounding does not move them; norms grow by 1 / sqrt(1 - clearance).
+        tolerance: For ``"merge"``; 1e-3 by default, an eighth of the separation at most.
+        noise: For ``"perturbed"``: length of the perturbation; 0.1 by default.
+        draws: For ``"perturbed"``: the best of so many draws is taken.
+        generator: For ``"perturbed"``: source of randomness.
+
+    Returns:
+        The net with its paths and bounds, on the device of ``x``, in float64.
+
+    Raises:
+        ValueError: If points are not on the sphere, d < 3, equal inputs have different targets,
+            points are too near to be kept apart in float64, the units are too few, or an argument
+            does not belong to the mode.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1 and Lemmas 1
+        and 2; constants re-derived, detours of half the paper's radius. Greedy steps, margins and
+        merging are derived here.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x, y = torch.randn(2, 6, 4, dtype=torch.float64, generator=generator)
+        >>> x, y = x / x.norm(dim=1, keepdim=True), y / y.norm(dim=1, keepdim=True)
+        >>> found = rt.theory.interpolate(x, y, units=600)
+        >>> bool((found.net(x) - y).abs().max() < 1e-9)
+        True
+        >>> found.lower_bound < found.largest_norm < found.upper_bound
+        True
+    """
+    choose("mode", mode, MODES)
+    choose("direction", direction, DIRECTIONS)
+    choose("allocation", allocation, ALLOCATIONS)
+    choose("braces", braces, BRACES)
+    if mode == "merge" and allocation != "greedy":
+        raise ValueError(f"allocation: got {allocation!r}, needs 'greedy' for mode 'merge'")
+    if positive("clearance", clearance) >= 1:
+        raise ValueError(f"clearance: got {clearance}, needs a share above 0 and below 1")
+    tolerance = _of_mode("tolerance", tolerance, 1e-3, mode, "merge")
+    noise = _of_mode("noise", noise, 0.1, mode, "perturbed")
+    samples = wanted = Samples.of(x, y)
+    if mode == "perturbed":
+        samples = wanted.moved_apart(
+            noise=noise, draws=whole("draws", draws), generator=_generator(generator)
+        )
+    elif generator is not None:
+        raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
+    plan = (
+        Plan.merging(samples, direction=direction, clearance=clearance, tolerance=tolerance)
+        if mode == "merge"
+        else Plan.exact(samples, direction=direction, clearance=clearance)
+    )
+    steps = _steps(plan, whole("units", units), allocation)
+    net = _net(plan, steps, units, braces)
+    place = torch.searchsorted(wanted.numbers, wanted.first)
+    used, device = len(steps.rows), as_tensor("x", x).device
+    movers, positions = torch.full((units,), -1), torch.zeros(units, wanted.x.shape[1]).double()
+    movers[:used], positions[:used] = wanted.numbers[steps.rows], steps.ends
+    return Interpolation(
+        net=net.to(device),
+        x=wanted.x[place].to(device),
+        y=wanted.y[place].to(device),
+        targets=plan.itinerary.ends[place].to(device),
+        mode=mode,
+        tolerance=plan.tolerance,
+        separation=plan.separation,
+        upper_bound=plan.norm_bound(units),
+        movers=movers,
+        positions=positions.to(device),
+        first=wanted.first,
+        itinerary=plan.itinerary,
+    )
+
+
+def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner: str) -> float:
+    """The value of an argument that only one mode has."""
+    if given is not None and mode != owner:
+        raise ValueError(f"{argument}: got {given!r}, needs mode {owner!r}; the mode is {mode!r}")
+    if mode != owner:
+        return 0.0
+    return usual if given is None else positive(argument, given)
+
+
+def _generator(given: Any) -> torch.Generator:
+    if not isinstance(given, torch.Generator):
+        raise ValueError(
+            f"generator: got {given!r}, needs a torch.Generator for mode 'perturbed', "
+            "e.g. torch.Generator().manual_seed(0)"
+        )
+    return given
+
+
+def _steps(plan: Plan, units: int, allocation: str) -> Steps:
+    moving = len(plan.itinerary.moving)
+    if units < moving:
+        raise ValueError(
+            f"units: got {units}, needs at least {moving}, one for each distinct sample that moves"
+        )
+    if not moving:
+        return Steps.none(plan.itinerary.starts)
+    if allocation == "uniform":
+        return plan.itinerary.equal_steps(units)
+    return plan.itinerary.greedy_steps(units)
+
+
+def _net(plan: Plan, steps: Steps, units: int, braces: str) -> InterpolationNet:
+    """The net, braced if asked for, or if rounding moves the outputs of the plain one."""
+    net = _of_steps(steps, units, plan.clearance)
+    if braces == "never" or not len(steps.rows):
+        return net
+    if braces == "auto":
+        with torch.no_grad():
+            error = (net(plan.itinerary.starts) - plan.itinerary.ends).abs().max()
+        if error <= _ROUNDED:  # not >, which an overflow to nan would pass
+            return net
+    budget = min(
+        BRACING * float(steps.ratios.max()), (1 - plan.clearance) * plan.norm_bound(units) ** 2
+    )
+    return _of_steps(with_braces(plan.itinerary, steps, budget), units, plan.clearance)
+
+
+def _of_steps(steps: Steps, units: int, clearance: float) -> InterpolationNet:
+    used, width = steps.starts.shape
+    weights, bias = torch.zeros(units, 2, width, width), torch.zeros(units, width)
+    weights, bias = weights.to(steps.starts), bias.to(steps.starts)
+    weights[:used], bias[:used] = steps.units(clearance=clearance)
+    return InterpolationNet(weights, bias)

@@ -1,0 +1,23 @@
+"""Linear networks at any weights, from the moments of the data."""
+
+from resid_theory.theory.linear.assembly import linear_hessian
+from resid_theory.theory.linear.linear import (
+    Unit,
+    definition5_order,
+    linear_gradient,
+    linear_hvp,
+    linear_loss,
+    linear_optimum,
+    rotated_moments,
+)
+
+__all__ = [
+    "Unit",
+    "definition5_order",
+    "linear_gradient",
+    "linear_hessian",
+    "linear_hvp",
+    "linear_loss",
+    "linear_optimum",
+    "rotated_moments",
+]

@@ -1,0 +1,215 @@
+r"""How gradient descent leaves the zero point, in closed form.
+
+Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^{r,n} \cdots W^{r,1}
+\rangle`, so blocks do not see one another. With s_1 the largest singular value of M:
+
+* a balanced rank-one start of size w on the top singular pair stays one, and
+  :math:`\dot w = |c_n| s_1 w^{n-1}`: exponential for n = 2, a plateau of length
+  :math:`w^{2-n} / ((n-2) |c_n| s_1)` for n >= 3;
+* for n = 2 any small start obeys a linear equation, solved by cosh and sinh in each singular pair,
+  and by powers of :math:`1 \pm \eta c s_i` for gradient descent with steps :math:`\eta`.
+
+Times are those of gradient flow: learning rate times number of steps.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, positive
+from resid_theory.theory.zero_weights.point import ZeroPoint
+
+__all__ = [
+    "escape_start",
+    "escape_steps",
+    "escape_time",
+    "learning_rate_scale",
+    "linear_escape",
+]
+
+
+def escape_time(point: ZeroPoint, *, start: float, stop: float) -> float:
+    r"""Time of gradient flow from weights of size ``start`` to size ``stop``.
+
+    :math:`\log(\delta / w) / (|c_2| s_1)` for n = 2, :math:`(w^{2-n} - \delta^{2-n}) / ((n-2) |c_n|
+    s_1)` for n >= 3. The size is the Frobenius norm of each matrix of a balanced rank-one start,
+    :func:`escape_start`; a random start differs by the logarithm of its overlap with it for n = 2.
+
+    Args:
+        point: The zero point, n >= 2.
+        start: Size w at the start, above 0.
+        stop: Size at the end, at least ``start``; the jet leads while its n-th power is far below
+            s_1.
+
+    Returns:
+        Learning rate times steps; inf where the leading jet vanishes.
+
+    Raises:
+        ValueError: If n = 1 (zero is not stationary), a size is not positive or ``stop`` is below
+            ``start``.
+
+    Source:
+        Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
+
+    Example:
+        >>> eye = torch.eye(3, dtype=torch.float64)
+        >>> data = rt.Moments(sxx=2 * eye, syx=eye, syy=eye, count=9)  # M = I
+        >>> times = [
+        ...     escape_time(
+        ...         rt.theory.zero_point(data, blocks=9, shortcut_depth=n), start=1e-3, stop=0.1
+        ...     )
+        ...     for n in (2, 3, 4)
+        ... ]
+        >>> print(" ".join(f"{time:.4g}" for time in times))  # the deeper, the flatter
+        4.605 990 5e+05
+    """
+    first, last = positive("start", start), positive("stop", stop)
+    if last < first:
+        raise ValueError(f"stop: got {stop}, needs at least start = {start}")
+    n, speed = point.shortcut_depth, _speed(point)
+    if speed == 0.0:
+        return math.inf
+    if n == 2:
+        return math.log(last / first) / speed
+    return (first ** (2 - n) - last ** (2 - n)) / ((n - 2) * speed)
+
+
+def escape_steps(point: ZeroPoint, *, start: float, stop: float, learning_rate: float) -> float:
+    r"""Steps of gradient descent from weights of size ``start`` to size ``stop``.
+
+    For n = 2 exact in the linear regime, :math:`\log(\delta / w) / \log(1 + \eta |c_2| s_1)`; for
+    n >= 3 the time of gradient flow over the learning rate, the limit of small steps.
+
+    Args:
+        point: The zero point, n >= 2.
+        start: Size at the start; see :func:`escape_time`.
+        stop: Size at the end.
+        learning_rate: Step size.
+
+    Returns:
+        A number of steps, not rounded.
+
+    Raises:
+        ValueError: If the learning rate is not positive, or as for :func:`escape_time`.
+
+    Source:
+        Derived here; see :func:`escape_time`.
+    """
+    rate = positive("learning_rate", learning_rate)
+    time = escape_time(point, start=start, stop=stop)
+    if point.shortcut_depth > 2 or math.isinf(time):
+        return time / rate
+    return time * _speed(point) / math.log1p(rate * _speed(point))
+
+
+def escape_start(point: ZeroPoint, size: float) -> list[Tensor]:
+    r"""Balanced rank-one weights of one block along which the loss falls fastest from zero.
+
+    :math:`W_1 = w a v^T`, inner matrices :math:`w a a^T`, :math:`W_n = -w\, sign(c_n)\, u a^T`,
+    with (u, v) the top singular pair of M and a the first unit vector inside the block.
+
+    Args:
+        point: The zero point, n >= 2; with a bias, the last column of the first matrix is the bias.
+        size: Frobenius norm w of each matrix.
+
+    Returns:
+        n matrices (out, in), float64, input to output.
+
+    Raises:
+        ValueError: If n = 1, or the size is not positive.
+
+    Source:
+        Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
+    """
+    _speed(point)
+    w = positive("size", size)
+    left, _, right = torch.linalg.svd(point.correlation)
+    inside = torch.eye(point.hidden, dtype=left.dtype, device=left.device)[0]
+    first, middle = torch.outer(inside, right[0]), torch.outer(inside, inside)
+    last = -math.copysign(1.0, point.slope) * torch.outer(left[:, 0], inside)
+    return [w * first, *(w * middle for _ in range(point.shortcut_depth - 2)), w * last]
+
+
+def linear_escape(
+    point: ZeroPoint, first: Tensor, second: Tensor, *, time: float, step: float | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Weights of a 2-shortcut block that leaves zero, while they are small.
+
+    The linear equation :math:`\dot W_1 = -c W_2^T M,\; \dot W_2 = -c M W_1^T`, solved exactly; or
+    the same for gradient descent, where the growing part gains :math:`1 + \eta |c| s_i` a step.
+
+    Args:
+        point: The zero point, n = 2.
+        first: W_1 at the start, (..., h, q).
+        second: W_2 at the start, (..., d, h).
+        time: Learning rate times steps.
+        step: Learning rate of gradient descent; None for gradient flow.
+
+    Returns:
+        W_1 and W_2 at that time, float64; the error is of third order in the weights.
+
+    Raises:
+        ValueError: If n is not 2, shapes do not fit, or the step is not positive.
+
+    Source:
+        Derived here from equation (8) of arXiv:1611.01186.
+    """
+    if point.shortcut_depth != 2:
+        raise ValueError(f"point: has n = {point.shortcut_depth}, the equation is linear for n = 2")
+    d, q = point.correlation.shape
+    one = as_tensor("first", first).to(torch.float64)
+    two = as_tensor("second", second).to(torch.float64)
+    if one.shape[-1] != q or two.shape[-2] != d or one.shape[-2] != two.shape[-1]:
+        raise ValueError(
+            f"first, second: got shapes {tuple(one.shape)} and {tuple(two.shape)}, needs "
+            f"(..., h, {q}) and (..., {d}, h)"
+        )
+    left, values, right = torch.linalg.svd(point.correlation, full_matrices=False)
+    a, b = one @ right.mT, two.mT @ left  # (..., h, min(d, q)): one column a singular pair
+    sum_gain, difference_gain = (
+        _gain(sign * point.slope * values, time, step) for sign in (-1.0, 1.0)
+    )
+    plus, minus = (a + b) * sum_gain / 2, (a - b) * difference_gain / 2
+    # What M does not reach stays where it is.
+    return one + (plus + minus - a) @ right, two + left @ (plus - minus - b).mT
+
+
+def _gain(speeds: Tensor, time: float, step: float | None) -> Tensor:
+    if step is None:
+        return (speeds * time).exp()
+    rate = positive("step", step)
+    return (1 + rate * speeds) ** round(time / rate)
+
+
+def learning_rate_scale(point: ZeroPoint) -> float:
+    r"""The learning rate that the curvature at zero sets, 1 / max|λ|.
+
+    Independent of depth for n = 2, where it is :math:`1 / (|c_2| s_1)`; :math:`1 / (\kappa R)` for
+    n = 1, the limit of great depth; inf for n >= 3, where the curvature at zero says nothing. The
+    best learning rate follows its dependence on depth, not its value: as soon as the largest
+    eigenvalue collapses, some times more is stable.
+
+    Args:
+        point: The zero point.
+
+    Returns:
+        Step size, in units of weight² / loss.
+
+    Source:
+        Derived here; explains the scaling of arXiv:1611.01186, Figure 7, right.
+    """
+    if point.shortcut_depth == 1:
+        top = (
+            point.growth_rate * point.blocks if point.growth_rate else point.readings.max_magnitude
+        )
+    else:
+        top = point.readings.max_magnitude
+    return 1.0 / top if top else math.inf
+
+
+def _speed(point: ZeroPoint) -> float:
+    """|c_n| s_1, what drives the escape."""
+    if point.shortcut_depth == 1:
+        raise ValueError("point: has n = 1, where zero is not stationary: nothing to escape from")
+    return abs(point.slope) * torch.linalg.matrix_norm(point.correlation, 2).item()

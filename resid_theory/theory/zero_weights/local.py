@@ -1,0 +1,253 @@
+"""The loss at zero weights: the statistics of the data that the Hessian needs there."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, finite, whole
+from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
+from resid_theory.data.moments import Moments
+from resid_theory.data.regression import gather
+from resid_theory.losses import Loss, output_derivatives
+
+__all__ = ["Architecture", "FromMoments", "FromSamples", "Maps", "add_chain", "by_columns"]
+
+_EPS = torch.finfo(torch.float64).eps
+_ZERO = 1e-12  # M this small against |g||s| is round-off of the sums behind it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """The architecture, with its activations looked up and checked."""
+
+    blocks: int
+    n: int
+    bias: bool
+    pre: Activation | None
+    mid: AtZero
+    post: AtZero
+
+    @classmethod
+    def of(cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any) -> "Architecture":
+        """Look the activations up and check what zero asks of them."""
+        net = cls(
+            blocks=whole("blocks", blocks),
+            n=whole("shortcut_depth", n),
+            bias=bool(bias),
+            pre=activation("pre", pre),
+            mid=at_zero(activation("mid", mid)),
+            post=at_zero(activation("post", post)),
+        )
+        for name in ("mid", "post") if net.n > 1 else ("post",):
+            at: AtZero = getattr(net, name)
+            value = at.value
+            if math.isnan(at.slope):
+                raise ValueError(
+                    f"{name}: the activation has no finite slope at zero, needs one on either side "
+                    "(Assumption 3)"
+                )
+            if not abs(value) <= 4 * _EPS:  # round-off of a function of order one
+                raise ValueError(
+                    f"{name}: the activation is {value:.6g} at zero, needs 0 there (Assumption 3); "
+                    "subtract the value, e.g. 'shifted_softplus' for 'softplus'"
+                )
+        return net
+
+    @property
+    def slope(self) -> float:
+        """c_n, the product of the slopes at zero along a block."""
+        return self.mid.slope ** (self.n - 1) * self.post.slope
+
+    def bend(self, rule: str) -> float:
+        """What stands for sigma_post''(0), which for n = 1 meets g with s s^T: a third moment."""
+        if self.n > 1:
+            return 0.0
+        left, right = self.post.second_left, self.post.second_right
+        if rule == "mean":  # every sample falls on either side equally often
+            return 0.5 * (left + right)
+        if math.isnan(self.post.second):
+            raise ValueError(
+                f"post: its second derivative jumps at zero from {left:.6g} to {right:.6g}; for "
+                "shortcut_depth=1 it is needed there: use kink='mean' or a net"
+            )
+        return self.post.second
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Maps:
+    """Fixed linear maps in front of and behind the trunk."""
+
+    input: Tensor | None
+    output: Tensor | None
+
+    @classmethod
+    def of(cls, input_map: Any, output_map: Any) -> "Maps":
+        """Read both maps as float64 matrices."""
+        maps = [
+            None if m is None else finite(name, as_tensor(name, m).detach().to(torch.float64))
+            for name, m in (("input_map", input_map), ("output_map", output_map))
+        ]
+        return cls(input=maps[0], output=maps[1])
+
+    def check(self, inputs: int, targets: int) -> int:
+        """Width of the trunk, once everything fits."""
+        trunk = inputs
+        if self.input is not None:
+            trunk = _map_rows("input_map", self.input, inputs)
+        outputs = trunk if self.output is None else _map_rows("output_map", self.output, trunk)
+        if outputs != targets:
+            raise ValueError(
+                f"data y: has {targets} targets, the net has {outputs} outputs; needs equal "
+                "numbers (components = classes), or an output_map"
+            )
+        return trunk
+
+
+def _map_rows(name: str, given: Tensor, columns: int) -> int:
+    if given.dim() != 2 or given.shape[1] != columns:
+        raise ValueError(f"{name}: got shape {tuple(given.shape)}, needs (rows, {columns})")
+    return given.shape[0]
+
+
+def _flush(correlation: Tensor, scale: float) -> Tensor:
+    """M, exactly zero where all of it is round-off."""
+    if correlation.abs().max().item() <= _ZERO * scale:
+        return torch.zeros_like(correlation)
+    return correlation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FromMoments:
+    """Where second moments say everything: the square loss and linear features."""
+
+    gram: Tensor  # V^T V, the loss's Hessian seen by the trunk
+    sxx: Tensor
+    correlation: Tensor
+    a_priori_bound: float
+
+    @classmethod
+    def of(cls, moments: Moments, maps: Maps) -> "FromMoments":
+        """Carry the moments through the maps."""
+        trunk = maps.check(len(moments.sxx), len(moments.syy))
+        sxx, back = moments.sxx, moments.syx
+        if maps.input is not None:
+            sxx, back = maps.input @ sxx @ maps.input.mT, back @ maps.input.mT
+        gram = torch.eye(trunk, dtype=sxx.dtype, device=sxx.device)
+        if maps.output is not None:
+            gram, back = maps.output.mT @ maps.output, maps.output.mT @ back
+        forth = gram @ sxx
+        plain = maps.input is None and maps.output is None
+        return cls(
+            gram=gram,
+            sxx=sxx,
+            correlation=_flush(forth - back, (forth.norm() + back.norm()).item()),
+            a_priori_bound=_a_priori_bound(moments) if plain else math.inf,
+        )
+
+    @property
+    def width(self) -> int:
+        """Width d of the trunk."""
+        return len(self.gram)
+
+    def pair_moment(self, factor: Tensor) -> Tensor:
+        """Mean of s[q'] s[q] factor[s, p] H[s, p], (s, q', p, q)."""
+        return torch.einsum("jq,ip->ijpq", self.sxx, factor * self.gram)
+
+    def gradient_moment(self) -> Tensor:
+        """Not a second moment."""
+        raise AssertionError("only a curved post needs it, and that takes samples")
+
+    def chain_moment(self) -> Tensor:
+        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q): without sigma_pre M for every q'."""
+        return self.correlation.unsqueeze(1).expand(-1, self.width, -1)
+
+
+def _a_priori_bound(moments: Moments) -> float:
+    # The joint second moment of (x, y) is positive semidefinite, so |Syx| <= sqrt(|Sxx| |Syy|).
+    reach = math.sqrt(torch.linalg.matrix_norm(moments.syy, 2).item())
+    if not moments.is_whitened or reach >= 1.0:
+        return math.inf
+    return (1 + reach) / (1 - reach)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FromSamples:
+    """The loss at zero weights, sample by sample."""
+
+    inputs: Tensor  # x behind the input map, (m, q)
+    features: Tensor  # s, (m, q), with a column of ones for a bias
+    pre: Activation | None
+    gradients: Tensor  # g, (m, d)
+    curvatures: Tensor  # H, (m, d, d)
+    correlation: Tensor
+    a_priori_bound: float = math.inf
+
+    @classmethod
+    def of(cls, data: Any, net: Architecture, loss: str | Loss, maps: Maps) -> "FromSamples":
+        """Evaluate the loss and its derivatives at the outputs of the zero point."""
+        samples = gather(data)
+        x = samples.x if maps.input is None else samples.x @ maps.input.mT
+        maps.check(samples.x.shape[1], samples.y.shape[1])
+        output = x if maps.output is None else x @ maps.output.mT
+        g, curvatures = output_derivatives(loss, output, samples.y)
+        if maps.output is not None:
+            g = g @ maps.output
+            curvatures = maps.output.mT @ curvatures @ maps.output
+        features = finite("pre(x)", x if net.pre is None else net.pre(x))
+        if net.bias:
+            features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+        scale = (g.norm() * features.norm()).item() / len(x)
+        correlation = g.mT @ features / len(x)
+        if loss == "cross_entropy" and maps.output is None:
+            # Softmax ignores a shift of all outputs, so M's columns sum to zero; make that exact.
+            correlation = correlation - correlation.mean(0)
+        return cls(
+            inputs=x,
+            features=features,
+            pre=net.pre,
+            gradients=g,
+            curvatures=curvatures,
+            correlation=_flush(correlation, scale),
+        )
+
+    @property
+    def width(self) -> int:
+        """Width d of the trunk."""
+        return self.gradients.shape[1]
+
+    def pair_moment(self, factor: Tensor) -> Tensor:
+        """Mean of s[q'] s[q] factor[s, p] H[s, p], (s, q', p, q)."""
+        s = self.features
+        products = (s.unsqueeze(2) * s.unsqueeze(1)).flatten(1)
+        total = (products.mT @ self.curvatures.flatten(1)) / len(s)
+        q, d = s.shape[1], self.width
+        return factor[:, None, :, None] * total.view(q, q, d, d).permute(2, 0, 3, 1)
+
+    def gradient_moment(self) -> Tensor:
+        """Mean of s[q'] s[q] g[s], (s, q', q)."""
+        s = self.features
+        products = (s.unsqueeze(2) * s.unsqueeze(1)).flatten(1)
+        total = self.gradients.mT @ products / len(s)
+        return total.view(self.width, s.shape[1], s.shape[1])
+
+    def chain_moment(self) -> Tensor:
+        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q); a bias column has no x behind it."""
+        slopes, _ = derivatives(self.pre, self.inputs)
+        products = (self.gradients.unsqueeze(2) * slopes.unsqueeze(1)).flatten(1)
+        total = products.mT @ self.features / len(slopes)
+        return total.view(self.width, slopes.shape[1], self.features.shape[1])
+
+
+def add_chain(lower: Tensor, chain: Tensor) -> None:
+    """Add chain[s, q', q] where the earlier block's output p is the later one's input q'."""
+    trunk = chain.shape[1]  # a bias column of q' has no output behind it
+    lower[:, :trunk].diagonal(dim1=1, dim2=2).add_(chain.permute(0, 2, 1))
+
+
+def by_columns(entries: Tensor) -> Tensor:
+    """(s, q', p, q) as a matrix in the paper's order: row (q', s), column (q, p)."""
+    s, j, p, q = entries.shape
+    return entries.permute(1, 0, 3, 2).reshape(j * s, q * p)

@@ -1,0 +1,132 @@
+r"""What initial weights do to signals, in closed form: growth of outputs, Jacobian singular values.
+
+Entries are normal and independent, of variance v: 1/d for Xavier on square matrices, 2/d for
+Kaiming (MSRA), the square of the scale over d for near-zero.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import choose, positive, whole
+
+__all__ = ["isometry_edges", "lyapunov_exponents", "output_growth"]
+
+_KINDS = ("xavier", "kaiming", "orthogonal", "near_zero", "zero")
+
+
+def _gain(kind: str, scale: float) -> float:
+    """Mean of |Wz|² / |z|² over the draw of a square W."""
+    choose("kind", kind, _KINDS)
+    gains = {"xavier": 1.0, "orthogonal": 1.0, "kaiming": 2.0, "zero": 0.0}
+    return gains[kind] if kind in gains else positive("scale", scale) ** 2
+
+
+def output_growth(
+    kind: str,
+    shortcut_depth: int,
+    *,
+    shortcut: bool = True,
+    mid: str | None = None,
+    scale: float = 0.01,
+) -> float:
+    r"""Factor by which a block multiplies the mean squared norm of its input, at initialization.
+
+    :math:`1 + g^n h^{n-1}` with a shortcut and :math:`g^n h^{n-1}` without, where g = d v is the
+    gain of a matrix and h = 1/2 for a ReLU in mid positions, 1 without. After R blocks it is the
+    R-th power: with Kaiming (MSRA) weights the output of a residual net explodes, with near-zero
+    weights it stays.
+
+    Args:
+        kind: Initialization, as in :func:`~resid_theory.networks.draw_weights`; square matrices.
+        shortcut_depth: Matrices n in a block.
+        shortcut: Whether the identity is added.
+        mid: ``"relu"`` between matrices, or None.
+        scale: Of ``near_zero``.
+
+    Returns:
+        A number of at least 0; mean over the draw, exact at any width.
+
+    Raises:
+        ValueError: If a name is unknown, the count is below 1 or the scale is not positive.
+
+    Source:
+        Li et al., arXiv:1611.01186, section 4.1 (the variance explodes); the factor is derived
+        here.
+
+    Example:
+        >>> output_growth("kaiming", 2), output_growth("kaiming", 2, mid="relu")
+        (5.0, 3.0)
+        >>> output_growth("near_zero", 2, scale=0.1) ** 100 < 1.02
+        True
+    """
+    n = whole("shortcut_depth", shortcut_depth)
+    if mid is not None:
+        choose("mid", mid, ["relu"])
+    branch = _gain(kind, scale) ** n * (0.5 if mid else 1.0) ** (n - 1)
+    return branch + 1.0 if shortcut else branch
+
+
+def lyapunov_exponents(width: int, *, kind: str = "xavier", scale: float = 0.01) -> Tensor:
+    r"""Growth per layer of the singular values of a plain linear net, in nats.
+
+    :math:`\ell_i = \tfrac12 (\log(2 v) + \psi(\tfrac{d - i + 1}{2}))`: after N layers the i-th
+    singular value of the Jacobian is about :math:`e^{N \ell_i}`, so its condition number grows as
+    :math:`e^{N (\ell_1 - \ell_d)}`. All are zero for orthogonal weights.
+
+    Args:
+        width: Width d.
+        kind: ``"xavier"``, ``"kaiming"``, ``"near_zero"`` or ``"orthogonal"``.
+        scale: Of ``near_zero``.
+
+    Returns:
+        (d,), float64, descending.
+
+    Raises:
+        ValueError: If the width is below 1 or the kind is none of these.
+
+    Source:
+        Newman 1986, "The distribution of Lyapunov exponents: exact results for random matrices",
+        Commun. Math. Phys. 103.
+
+    Example:
+        >>> exponents = lyapunov_exponents(10)
+        >>> f"{exponents[0] - exponents[-1]:.3f}"  # nats a layer, for Xavier at width 10
+        '1.735'
+    """
+    d = whole("width", width)
+    if choose("kind", kind, [k for k in _KINDS if k != "zero"]) == "orthogonal":
+        return torch.zeros(d, dtype=torch.float64)
+    freedom = torch.arange(d, 0, -1, dtype=torch.float64)
+    return 0.5 * (math.log(2 * _gain(kind, scale) / d) + torch.special.digamma(freedom / 2))
+
+
+def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[float, float]:
+    r"""Range of the Jacobian's singular values of an n-shortcut linear net near zero.
+
+    To first order in the branches, :math:`1 \pm \epsilon^n \sqrt{2R}`: the sum of R independent
+    products is nearly normal, and the eigenvalues of its symmetric part fill a semicircle.
+
+    Args:
+        blocks: Number of blocks R.
+        shortcut_depth: Matrices n in a block.
+        scale: Factor ε of ``near_zero`` on Xavier weights.
+
+    Returns:
+        Lower and upper edge: the limit of great width.
+
+    Raises:
+        ValueError: If a count is below 1 or the scale is not positive.
+
+    Source:
+        Derived here, from Wigner's semicircle law.
+
+    Example:
+        >>> low, high = isometry_edges(50, 2, scale=0.1)
+        >>> f"{low:.2f} {high:.2f}"
+        '0.90 1.10'
+    """
+    n = whole("shortcut_depth", shortcut_depth)
+    spread = positive("scale", scale) ** n * math.sqrt(2 * whole("blocks", blocks))
+    return 1 - spread, 1 + spread

@@ -1,0 +1,359 @@
+r"""Symmetric block Toeplitz matrices with one diagonal and one lower block, at any depth.
+
+.. math:: H_{rr} = B, \qquad H_{rr'} = A \ (r > r'), \qquad H_{rr'} = A^T \ (r < r')
+
+This is the Hessian of a 1-shortcut net at zero weights. Its symbol is not summable (a pole at angle
+zero), so Toeplitz theory for summable symbols does not apply, and that pole is exactly why the
+largest eigenvalue grows in proportion to depth. Four facts replace it, each checked against dense
+matrices:
+
+* first differences :math:`\Delta H \Delta^T` are block tridiagonal, so Sylvester's law of inertia
+  counts the eigenvalues below any number at the cost of one pass over the blocks;
+* a matrix-vector product needs prefix sums only;
+* :math:`\lambda_{max} / R \to \kappa`, where with :math:`A_s, A_a` the symmetric and antisymmetric
+  parts of A and :math:`P = 2 |A_a|`, :math:`\kappa` solves
+  :math:`\lambda_{min}[\tfrac P2 \cot \tfrac{P}{2\kappa} - A_s] = 0`;
+* the other eigenvalues are distributed as those of :math:`B - A_s + i \cot(\theta / 2) A_a`, with
+  :math:`\theta` uniform on the circle.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resid_theory._check import finite, whole
+from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.theory.zero_weights.reduction import Tridiagonal
+
+__all__ = ["BlockToeplitz"]
+
+_EPS = torch.finfo(torch.float64).eps
+# Near an eigenvalue of B or where H is singular a pivot s is small while its neighbours S are not,
+# and S s⁻¹ S carries errors of eps |S|² / s: counts are sure of no more than s = √eps |S|.
+_RESOLUTION = _EPS**0.5
+_DENSE = 3000  # rows up to which one dense solve beats counting
+_ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockToeplitz(Readings):
+    """The matrix described above.
+
+    Attributes:
+        diagonal: B, (b, b), symmetric, float64.
+        lower: A, (b, b), float64.
+        blocks: Number of diagonal blocks R.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit, an entry is not finite, B is not symmetric or
+            the number of blocks is below 1.
+
+    Source:
+        Li et al., arXiv:1611.01186, equations (10), (27)-(32); the four facts are derived here.
+    """
+
+    diagonal: Tensor
+    lower: Tensor
+    blocks: int
+
+    def __post_init__(self) -> None:
+        whole("blocks", self.blocks)
+        shapes = tuple(self.diagonal.shape), tuple(self.lower.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
+            raise ValueError(
+                f"diagonal, lower: got shapes {shapes[0]} and {shapes[1]}, needs (b, b)"
+            )
+        for name in ("diagonal", "lower"):
+            if getattr(self, name).dtype != torch.float64:
+                raise ValueError(f"{name}: got {getattr(self, name).dtype}, needs torch.float64")
+            finite(name, getattr(self, name))
+        gap = (self.diagonal - self.diagonal.mT).abs().max().item()
+        if (
+            gap > 1e-10 * self.diagonal.abs().max().item()
+        ):  # round-off of the sums behind it is less
+            raise ValueError(f"diagonal: differs from its transpose by {gap:.2g}, needs symmetry")
+
+    @property
+    def block_size(self) -> int:
+        """Size b of a block."""
+        return len(self.diagonal)
+
+    @property
+    def size(self) -> int:
+        """Number of rows, blocks times block size."""
+        return self.blocks * self.block_size
+
+    def dense(self) -> Tensor:
+        """The matrix itself, (R b, R b), float64."""
+        r, b = self.blocks, self.block_size
+        matrix = self.diagonal.new_empty(r, b, r, b)
+        earlier = torch.ones(r, r, dtype=torch.bool, device=matrix.device).tril(-1)
+        matrix.permute(0, 2, 1, 3)[earlier] = self.lower
+        matrix.permute(0, 2, 1, 3)[earlier.mT] = self.lower.mT
+        matrix.permute(0, 2, 1, 3)[torch.eye(r, dtype=torch.bool, device=matrix.device)] = (
+            self.diagonal
+        )
+        return matrix.view(r * b, r * b)
+
+    def matvec(self, vector: Tensor) -> Tensor:
+        """Product with a vector, in O(R b²) by prefix sums.
+
+        Args:
+            vector: (..., R b).
+
+        Returns:
+            (..., R b).
+        """
+        v = vector.unflatten(-1, (self.blocks, self.block_size))
+        earlier = v.cumsum(-2) - v
+        later = v.sum(-2, keepdim=True) - v - earlier
+        product = v @ self.diagonal.mT + earlier @ self.lower.mT + later @ self.lower
+        return product.flatten(-2)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """All eigenvalues by a dense solver; O((R b)³)."""
+        return Spectrum.of(torch.linalg.eigvalsh(self.dense()))
+
+    # -- inertia -----------------------------------------------------------------------------------
+
+    def counts_below(self, points: Tensor) -> Tensor:
+        """Number of eigenvalues below each point, in O(log R) small eigenproblems a point.
+
+        First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
+        inner blocks are all equal. Eliminating every second block leaves such a matrix of half the
+        size, and all eliminated pivots are equal too: one of them is counted for all.
+
+        Args:
+            points: (t,), float64. A point within 1.5e-8 of the largest |λ| of an eigenvalue may
+                count either way; the usual distance is far smaller.
+
+        Returns:
+            (t,), int64.
+
+        Source:
+            Sylvester's law of inertia and block cyclic reduction; derived here from equation (10).
+        """
+        # NumPy, because its batched solver does not start threads for matrices this small.
+        at = points.detach().cpu().numpy()[:, None, None]
+        a = self.lower.cpu().numpy()
+        shifted = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
+        inner = 2 * shifted - (a + a.T)
+        half = Tridiagonal(first=shifted, inner=inner, last=inner, side=a - shifted)
+        counts, blocks = np.zeros(len(at), dtype=np.int64), self.blocks
+        while blocks > 1:
+            half, negative = half.halved(blocks)
+            counts += negative
+            blocks = (blocks + 1) // 2
+        return torch.from_numpy(counts + (np.linalg.eigvalsh(half.first) < 0).sum(-1))
+
+    @cached_property
+    def _sections(self) -> int:
+        """Points counted together: many while a call costs most, few for large blocks."""
+        return max(1, min(32, 4096 // self.block_size**2))
+
+    @cached_property
+    def _norm_bound(self) -> float:
+        """At least the largest |eigenvalue|: block rows summed."""
+        diagonal = torch.linalg.matrix_norm(self.diagonal, 2).item()
+        lower = torch.linalg.matrix_norm(self.lower, 2).item()
+        return diagonal + (self.blocks - 1) * lower
+
+    def eigenvalue(self, rank: int) -> float:
+        """The eigenvalue of a given rank, by inertia counts.
+
+        Args:
+            rank: 0 for the smallest, size - 1 for the largest.
+
+        Returns:
+            The eigenvalue, to 1.5e-8 of the largest one at worst.
+        """
+        bound = self._norm_bound
+        return _section(lambda t: self.counts_below(t) > rank, -bound, bound, self._sections)
+
+    def magnitude(self, rank: int) -> float:
+        """The |eigenvalue| of a given rank.
+
+        Args:
+            rank: 0 for the smallest |λ|, size - 1 for the largest.
+
+        Returns:
+            The magnitude, to 1.5e-8 of the largest one at worst (round-off while dense).
+        """
+        return self._small.magnitude(rank) if self._small else self.magnitude_by_counts(rank)
+
+    def magnitude_by_counts(self, rank: int) -> float:
+        """The |eigenvalue| of a given rank, by inertia counts.
+
+        Args:
+            rank: 0 for the smallest |λ|, size - 1 for the largest.
+
+        Returns:
+            The magnitude, to 1.5e-8 of the largest one at worst.
+        """
+
+        def reached(t: Tensor) -> Tensor:
+            counts = self.counts_below(torch.cat([t, -t]))
+            return counts[: len(t)] - counts[len(t) :] > rank
+
+        return _section(reached, 0.0, self._norm_bound, self._sections)
+
+    @cached_property
+    def _small(self) -> Spectrum | None:
+        """The dense spectrum where that is the faster way to read everything off."""
+        return self.spectrum if self.size <= _DENSE else None
+
+    @cached_property
+    def largest(self) -> float:
+        """Largest eigenvalue."""
+        return self._small.largest if self._small else self.eigenvalue(self.size - 1)
+
+    @cached_property
+    def smallest(self) -> float:
+        """Smallest eigenvalue (signed)."""
+        return self._small.smallest if self._small else self.eigenvalue(0)
+
+    def count_within(self, threshold: float) -> int:
+        """Number of eigenvalues with |λ| up to a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        if self._small:
+            return self._small.count_within(threshold)
+        above = math.nextafter(threshold, math.inf)
+        high, low = self.counts_below(torch.tensor([above, -threshold], dtype=torch.float64))
+        return max(0, int(high - low))  # round-off may order two counts the wrong way
+
+    @property
+    def zero_threshold(self) -> float:
+        """|λ| up to this counts as zero: as everywhere while dense, what counts resolve beyond."""
+        return super().zero_threshold if self._small else _RESOLUTION * self.max_magnitude
+
+    def count_below(self, threshold: float) -> int:
+        """Number of eigenvalues below a threshold.
+
+        Args:
+            threshold: In units of the eigenvalues.
+
+        Returns:
+            The count, multiplicities included.
+        """
+        if self._small:
+            return self._small.count_below(threshold)
+        return int(self.counts_below(torch.tensor([threshold], dtype=torch.float64)))
+
+    # -- growth and bulk ---------------------------------------------------------------------------
+
+    @cached_property
+    def growth_rate(self) -> float:
+        r"""Limit of :math:`\lambda_{max} / R` as the depth R grows; 0 if it does not grow.
+
+        Source:
+            Derived here: equation (10) tends to an integral operator, whose eigenfunctions are
+            exponentials of the antisymmetric part.
+        """
+        return _growth(self.lower)
+
+    @cached_property
+    def negative_growth_rate(self) -> float:
+        r"""Limit of :math:`-\lambda_{min} / R` as the depth R grows; 0 if it does not grow."""
+        return _growth(-self.lower)
+
+    @cached_property
+    def _bulk(self) -> np.ndarray:
+        """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
+        symmetric = 0.5 * (self.lower + self.lower.mT)
+        antisymmetric = 0.5 * (self.lower - self.lower.mT).cpu().numpy()
+        # θ and 2π - θ give complex conjugates, hence equal eigenvalues: half the circle will do.
+        angles = (np.arange(_ANGLES) + 0.5) * (math.pi / _ANGLES)
+        at = (1j / np.tan(angles / 2))[:, None, None] * antisymmetric
+        values = np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at)
+        return np.sort(np.abs(values).reshape(-1))
+
+    def bulk_percentile(self, percent: float = 10.0) -> float:
+        """Percentile of |λ| in the limit of infinite depth.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The percentile, in units of the eigenvalues.
+
+        Source:
+            Derived here: in the limit the matrix is a skew-circulant plus a term of finite rank.
+        """
+        return float(np.percentile(self._bulk, percent))
+
+    def predicted_condition_number(self, percent: float = 10.0) -> float:
+        r"""Asymptotic max|λ| / percentile: :math:`\max(\kappa, \kappa_-) R / b`.
+
+        Args:
+            percent: In [0, 100].
+
+        Returns:
+            The ratio, linear in the number of blocks; its relative error is O(1/R). inf for a bulk
+            of zeros.
+        """
+        rate = max(self.growth_rate, self.negative_growth_rate)
+        bulk = self.bulk_percentile(percent)
+        if bulk == 0.0:
+            return math.inf if rate else math.nan
+        return rate * self.blocks / bulk
+
+
+def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, sections: int) -> float:
+    """Smallest point at which ``reached`` turns true; it must be monotone and true at ``high``."""
+    scale = max(abs(low), abs(high))
+    while high - low > 4 * _EPS * max(scale, 1e-300):
+        points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
+        flags = reached(points)
+        first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
+        new_low = low if first == 0 else points[first - 1].item()
+        new_high = high if first == sections else points[first].item()
+        if (new_low, new_high) == (low, high):
+            break
+        low, high = new_low, new_high
+    return 0.5 * (low + high)
+
+
+def _growth(lower: Tensor) -> float:
+    a = lower.cpu().numpy()  # NumPy again: dozens of small eigenproblems, one after the other
+    symmetric = 0.5 * (a + a.T)
+    # P = |A - A^T|: with Z = A - A^T skew, P² = Z^T Z, and functions of P² commute with Z.
+    _, turns, rows = np.linalg.svd(a - a.T)
+    core = rows @ symmetric @ rows.T
+    scale = float(np.linalg.norm(a, 2))
+    if scale == 0.0:
+        return 0.0
+    turns = np.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
+    if turns.max() == 0.0:
+        return max(0.0, float(np.linalg.eigvalsh(symmetric)[-1]))
+    # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least
+    # value.
+    low = float(turns.max()) / (2 * math.pi) * (1 + 1e-12)
+    if _least(turns, core, low) >= 0.0:  # the zero is closer to the pole than that
+        return low
+    return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
+
+
+def _least(turns: np.ndarray, core: np.ndarray, k: float) -> float:
+    angle = turns / (2 * k)
+    # (p/2) cot(p/2k) -> k as p -> 0
+    values = np.where(angle == 0, k, (turns / 2) / np.tan(np.maximum(angle, 1e-300)))
+    return float(np.linalg.eigvalsh(np.diag(values) - core)[0])
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq
+
+    return float(brentq(function, low, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
