@@ -14,8 +14,8 @@ from torch import nn
 
 import resid_theory as rt
 from resid_theory.training.loop import Session
-from resid_theory.training.results import Settings
-from resid_theory.training.samples import Samples
+from resid_theory.training.results import RunSettings
+from resid_theory.training.samples import DeviceDataset
 
 BATCH = 128
 
@@ -30,13 +30,13 @@ def images(samples: int = 8 * BATCH) -> rt.Images:
 
 def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> Session:
     """A training under way, to be stepped by hand."""
-    settings = Settings(
+    settings = RunSettings(
         device=device, folder=None, callbacks=(), every=None, correction=None, stacked=True,
         save_seconds=1e9, progress=False,
     )  # fmt: skip
     for net in nets:
         net.to(device)
-    samples = Samples("data", images(), nets[0], recipe, device)
+    samples = DeviceDataset("data", images(), nets[0], recipe, device)
     return Session(nets, samples, None, recipe, tuple(range(len(nets))), settings)
 
 

@@ -17,7 +17,7 @@ import torch
 from experiments.circumstances import circumstances
 from experiments.needs import Need
 from experiments.parts import Swept
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.runtime import store
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Claim:
         if not self.settings:
             raise ValueError(f"settings: {self.id} has none, needs a scale among {SCALES}")
         for scale in (*self.settings, *self.needs):
-            choose("scale", scale, SCALES if scale in self.settings else list(self.settings))
+            check_choice("scale", scale, SCALES if scale in self.settings else list(self.settings))
 
     def takes(self, argument: str) -> bool:
         """Whether ``compute`` has a parameter of this name."""
@@ -172,7 +172,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
     ``each`` computes the parts of a claim that has some; the seconds are then those of all parts,
     whenever and wherever they were computed.
     """
-    given = dict(claim.settings[choose("scale", scale, list(claim.settings))])
+    given = dict(claim.settings[check_choice("scale", scale, list(claim.settings))])
     settings = _as_json(given)
     given.pop("scaled", None)
     device = device if claim.takes("device") else "cpu"
@@ -274,7 +274,7 @@ def load(claim: Claim | str, scale: str, *, folder: str | Path = RECORDS) -> Rec
     Raises FileNotFoundError where there is none, ValueError where a file is damaged.
     """
     claim_id = claim if isinstance(claim, str) else claim.id
-    path = record_path(claim_id, choose("scale", scale, SCALES), folder)
+    path = record_path(claim_id, check_choice("scale", scale, SCALES), folder)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no {scale} record of {claim_id}; "

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from experiments import crossings, demystifying_resnet, diracnets, noise_stability
 from experiments.claim import Claim, Record, standing
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
 __all__ = ["CLAIMS", "join", "select", "unlisted"]
 
@@ -36,7 +36,9 @@ def _matches(name: str, claims: dict[str, Claim]) -> list[str]:
         return [name]
     found = [claim_id for claim_id in claims if claim_id.startswith(name)]
     if not found:
-        choose("claim", name, [*claims, *sorted({claim_id.split("/")[0] for claim_id in claims})])
+        check_choice(
+            "claim", name, [*claims, *sorted({claim_id.split("/")[0] for claim_id in claims})]
+        )
     return found
 
 

@@ -17,7 +17,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.trainings import TRAININGS, evaluated, trained
 from resid_theory import training
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.runtime import store
 
 __all__ = [
@@ -107,8 +107,8 @@ def listed_net(
 
     The trained one comes from its checkpoint, or with ``epochs`` is trained for so many.
     """
-    made = NETS[choose("name", name, list(NETS))]
-    if choose("state", state, ("initial", "trained")) == "initial":
+    made = NETS[check_choice("name", name, list(NETS))]
+    if check_choice("state", state, ("initial", "trained")) == "initial":
         return training.build_net(made.architecture).to(device)
     if epochs is None:
         return rt.load_checkpoint(name).to(device)
@@ -117,7 +117,7 @@ def listed_net(
 
 def shipped(name: str) -> Shipped:
     """A shipped net with its log; a FileNotFoundError says how to train it."""
-    path = CHECKPOINTS / f"{choose('name', name, list(NETS))}.json"
+    path = CHECKPOINTS / f"{check_choice('name', name, list(NETS))}.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: is not there; python -m experiments.trained {name}")
     _, content = store.read_checkpoint(path)
@@ -132,7 +132,7 @@ def shipped(name: str) -> Shipped:
 
 def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
     """Train a shipped net on all of CIFAR-10 and put it into ``checkpoints/`` with its log."""
-    made = NETS[choose("name", name, list(NETS))]
+    made = NETS[check_choice("name", name, list(NETS))]
     recipe, data = made.recipe.scaled(epochs), rt.load_images("cifar10")
     folder = TRAININGS / f"{name}.{epochs}"
     run = rt.train(

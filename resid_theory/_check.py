@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "choose", "finite", "pair", "positive", "whole"]
+__all__ = ["as_tensor", "check_choice", "check_finite", "check_pair", "check_positive", "check_int"]
 
 
-def choose(argument: str, given: str, choices: Sequence[str]) -> str:
+def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
     """Return ``given`` if it is one of ``choices``.
 
     Args:
@@ -33,7 +33,7 @@ def choose(argument: str, given: str, choices: Sequence[str]) -> str:
     raise ValueError(f"{argument}: unknown name {given!r}; {hint}choose from {names}")
 
 
-def whole(argument: str, given: Any, minimum: int = 1) -> int:
+def check_int(argument: str, given: Any, minimum: int = 1) -> int:
     """Return ``given`` as an int of at least ``minimum``.
 
     Args:
@@ -54,7 +54,7 @@ def whole(argument: str, given: Any, minimum: int = 1) -> int:
     return int(given)
 
 
-def positive(argument: str, given: Any) -> float:
+def check_positive(argument: str, given: Any) -> float:
     """Return ``given`` as a finite float above zero.
 
     Args:
@@ -109,7 +109,7 @@ def _shareable(given: Any) -> np.ndarray[Any, Any]:
     return array if shared and array.dtype == native else array.astype(native)
 
 
-def finite(argument: str, given: Tensor) -> Tensor:
+def check_finite(argument: str, given: Tensor) -> Tensor:
     """Return ``given`` if it holds no NaN and no infinity.
 
     Args:
@@ -135,7 +135,7 @@ def finite(argument: str, given: Tensor) -> Tensor:
     )
 
 
-def pair(item: Any) -> tuple[Tensor, Tensor]:
+def check_pair(item: Any) -> tuple[Tensor, Tensor]:
     """Return a batch as tensors ``(x, y)`` with the same number of samples.
 
     Args:
@@ -158,4 +158,4 @@ def pair(item: Any) -> tuple[Tensor, Tensor]:
         )
     if len(x) == 0:
         raise ValueError("data: got a batch without samples, needs at least one")
-    return finite("data x", x), finite("data y", y)
+    return check_finite("data x", x), check_finite("data y", y)

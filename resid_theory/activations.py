@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
 __all__ = ["ACTIVATIONS", "Activation", "AtZero", "activation", "at_zero", "derivatives"]
 
@@ -50,7 +50,7 @@ def activation(argument: str, given: str | Activation | None) -> Activation | No
     if given is None or given == "identity":
         return None
     if not callable(given):
-        return ACTIVATIONS[choose(argument, given, [*ACTIVATIONS, "identity"])]
+        return ACTIVATIONS[check_choice(argument, given, [*ACTIVATIONS, "identity"])]
     if isinstance(given, torch.nn.Module) and any(True for _ in given.parameters()):
         raise ValueError(
             f"{argument}: {given} has parameters, which no block has a place for; needs an "

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
 __all__ = [
     "LOSSES",
@@ -66,7 +66,7 @@ def loss_function(loss: str | Loss) -> Loss:
     Raises:
         ValueError: If the name is unknown.
     """
-    return loss if callable(loss) else LOSSES[choose("loss", loss, list(LOSSES))]
+    return loss if callable(loss) else LOSSES[check_choice("loss", loss, list(LOSSES))]
 
 
 def check_target(loss: str | Loss, output: Tensor, target: Tensor) -> None:

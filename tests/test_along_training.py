@@ -6,13 +6,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.training import Moment
+from resid_theory.training import Progress
 from tests.close import EPS, HESSIAN
 
 RECIPE = rt.Recipe(
     epochs=2, batch=6, lr=0.1, milestones=(), augmentation="none", precision="float64"
 )
-NOW = Moment(step=0, epoch=0, net=0)
+NOW = Progress(step=0, epoch=0, net=0)
 
 
 class Interrupted(Exception):
@@ -179,7 +179,7 @@ def test_draws_follow_seed_and_step_and_nothing_else(data):
 
     def resolution(seed, step):
         torch.rand(3)
-        moment = Moment(step=step, epoch=0, net=step)
+        moment = Progress(step=step, epoch=0, net=step)
         return free(data, seed=seed, tolerance=0.1)(net, moment)["hessian_index_threshold"]
 
     assert resolution(0, 4) == resolution(0, 4)

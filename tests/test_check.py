@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from resid_theory._check import as_tensor, choose, finite, pair, positive, whole
+from resid_theory._check import (
+    as_tensor,
+    check_choice,
+    check_finite,
+    check_int,
+    check_pair,
+    check_positive,
+)
 
 NAMES = ("xavier", "orthogonal", "near_zero")
 
@@ -22,25 +29,25 @@ NAMES = ("xavier", "orthogonal", "near_zero")
 )
 def test_the_nearest_name_is_offered(given, nearest):
     with pytest.raises(ValueError, match=f"kind: unknown name '{given}'; did you mean '{nearest}'"):
-        choose("kind", given, NAMES)
+        check_choice("kind", given, NAMES)
 
 
 @pytest.mark.parametrize("given", ["qqqq", "", None, 3], ids=repr)
 def test_far_names_list_the_choices_without_a_guess(given):
     with pytest.raises(ValueError, match="kind: unknown name") as caught:
-        choose("kind", given, NAMES)
+        check_choice("kind", given, NAMES)
     assert "did you mean" not in str(caught.value)
     assert str(caught.value).endswith("choose from 'xavier', 'orthogonal', 'near_zero'")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_known_name_comes_back(name):
-    assert choose("kind", name, NAMES) == name
+    assert check_choice("kind", name, NAMES) == name
 
 
 @pytest.mark.parametrize("given", [1, 7, np.int32(7), np.uint8(7)], ids=repr)
 def test_whole_numbers(given):
-    result = whole("blocks", given)
+    result = check_int("blocks", given)
     assert type(result) is int
     assert result == given
 
@@ -48,24 +55,24 @@ def test_whole_numbers(given):
 @pytest.mark.parametrize("given", [True, 2.0, "2", None, np.float64(2), torch.tensor(2)], ids=repr)
 def test_not_whole_numbers(given):
     with pytest.raises(ValueError, match=r"^blocks: got .*, needs a whole number of at least 1"):
-        whole("blocks", given)
+        check_int("blocks", given)
 
 
 @pytest.mark.parametrize(("given", "minimum"), [(0, 1), (-3, 1), (2, 3)])
 def test_too_small(given, minimum):
     with pytest.raises(ValueError, match=f"^blocks: got {given}, needs at least {minimum}$"):
-        whole("blocks", given, minimum)
+        check_int("blocks", given, minimum)
 
 
 @pytest.mark.parametrize("given", [1e-300, 3, np.float32(0.5), torch.tensor(2.0)], ids=repr)
 def test_positive_numbers(given):
-    assert positive("scale", given) == float(given)
+    assert check_positive("scale", given) == float(given)
 
 
 @pytest.mark.parametrize("given", [0, -1, float("inf"), float("nan"), "a", None, []], ids=repr)
 def test_not_positive_numbers(given):
     with pytest.raises(ValueError, match=r"^scale: got .*, needs a finite number above 0"):
-        positive("scale", given)
+        check_positive("scale", given)
 
 
 read_only = np.arange(6.0).reshape(2, 3)
@@ -117,7 +124,7 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
     given = torch.zeros(4, 5)
     given[2, 3] = given[3, 0] = bad
     with pytest.raises(ValueError, match=rf"^x: entry \(2, 3\) is {bad} \(2 of 20 entries"):
-        finite("x", given)
+        check_finite("x", given)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +137,7 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
     ],
 )
 def test_finite_tensors_pass(given):
-    assert finite("x", given) is given
+    assert check_finite("x", given) is given
 
 
 BATCHES = {
@@ -150,4 +157,4 @@ BATCHES = {
 def test_not_a_pair(kind):
     given, message = BATCHES[kind]
     with pytest.raises(ValueError, match=message):
-        pair(given)
+        check_pair(given)

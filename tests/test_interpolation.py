@@ -8,9 +8,9 @@ from close import EPS
 
 import resid_theory as rt
 from resid_theory.theory.interpolation.columns import widest_margin
-from resid_theory.theory.interpolation.planning import Plan, Samples
+from resid_theory.theory.interpolation.planning import Plan, SpherePoints
 from resid_theory.theory.interpolation.separation import nearest_of_paths, nearest_of_points
-from resid_theory.theory.interpolation.sphere import Paths, great_arc, path_around
+from resid_theory.theory.interpolation.sphere import SpherePaths, great_arc, path_around
 
 INTERPOLATION = 1e-9  # what is promised
 ROUNDED = 1e-12  # rounding of a thousand units that do not amplify one another's
@@ -95,7 +95,7 @@ def separated(generator, width, count):
 def test_a_path_keeps_its_distance(width, seed):
     x, y, obstacles = separated(torch.Generator().manual_seed(seed), width, 40)
     pieces = path_around(x, y, obstacles, 0.125)
-    paths = Paths.of([pieces, pieces[:1]])
+    paths = SpherePaths.of([pieces, pieces[:1]])
     points = paths.trace(0, 20_000)
     assert (points.norm(dim=1) - 1).abs().max() <= 1e-13
     assert torch.cdist(points, obstacles).min() >= 0.125 - 1e-7  # cdist's cancellation
@@ -113,7 +113,7 @@ def test_through_the_middle_of_an_obstacle():
     pieces = path_around(x, y, p.unsqueeze(0), 0.2)
     angle = 2 * math.asin(0.1)
     assert pieces[1].length == pytest.approx(math.pi * math.sin(angle), rel=1e-12)
-    assert (Paths.of([pieces]).trace(0, 999) - p).norm(dim=1).min() >= 0.2 - 1e-12
+    assert (SpherePaths.of([pieces]).trace(0, 999) - p).norm(dim=1).min() >= 0.2 - 1e-12
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_detours_of_the_whole_separation_can_meet_another_obstacle():
     x, y = unit(math.cos(0.6), -math.sin(0.6), 0.02), unit(math.cos(0.6), math.sin(0.6), 0.02)
     everything = torch.stack([p, q, x, y])
     assert nearest_of_points(everything[:2], everything[2:])[0] == pytest.approx(rho)
-    wide = Paths.of([path_around(x, y, p.unsqueeze(0), rho)]).trace(0, 4001)
-    half = Paths.of([path_around(x, y, torch.stack([p, q]), rho / 2)]).trace(0, 4001)
+    wide = SpherePaths.of([path_around(x, y, p.unsqueeze(0), rho)]).trace(0, 4001)
+    half = SpherePaths.of([path_around(x, y, torch.stack([p, q]), rho / 2)]).trace(0, 4001)
     assert (wide - q).norm(dim=1).min() < 1e-3
     assert torch.cdist(half, everything[:2]).min() >= rho / 2 - 1e-9
 
@@ -347,7 +347,7 @@ def test_columns_from_one_side_merge_because_they_stop_in_turn():
     assert (left / 1e-4 * 12 - torch.arange(1, 13)).abs().max() <= 1e-6
     assert found.largest_norm <= found.upper_bound
     # Stopping all alike: the gap to a mate at the same place is nothing.
-    plan = Plan.merging(Samples.of(x, y), direction="column", clearance=1e-3, tolerance=1e-4)
+    plan = Plan.merging(SpherePoints.of(x, y), direction="column", clearance=1e-3, tolerance=1e-4)
     looking = plan.itinerary.fixed
     ends = 1e-4 * (found.targets - y) / (found.targets - y).norm(dim=1, keepdim=True)
     assert ((ends @ looking[3]) - (ends[3] @ looking[3])).abs().max() <= 1e-14

@@ -10,7 +10,7 @@ from close import EPS
 import resid_theory as rt
 from resid_theory.eigen.bounds import lehmann
 from resid_theory.eigen.krylov import Krylov, Locked
-from resid_theory.eigen.operator import Products
+from resid_theory.eigen.operator import RecordedOperator
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
 
@@ -233,7 +233,7 @@ def test_spaces_that_end_early(matrix, k, expected, block):
 
 def test_no_ghost_in_300_steps(generator):
     levels = torch.cat([1e-5 * torch.randn(1000, generator=generator), torch.tensor([30.0, 20.0])])
-    with Products(torch.diag(levels)) as products:
+    with RecordedOperator(torch.diag(levels)) as products:
         krylov = Krylov(
             products, Locked.nothing(products), width=1, capacity=310, generator=generator
         )
@@ -310,7 +310,7 @@ def test_sparse_random_starts_come_from_the_generator_alone(generator):
 
 def grown(matrix, width, steps, seed):
     """A Krylov space."""
-    with Products(matrix) as products:
+    with RecordedOperator(matrix) as products:
         krylov = Krylov(
             products,
             Locked.nothing(products),

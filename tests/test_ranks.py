@@ -9,7 +9,7 @@ from close import HESSIAN, relative_error
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.runtime.distributed import Ranks
+from resid_theory.runtime.distributed import ProcessGroup
 
 M, D, K = 11, 3, 2
 
@@ -119,6 +119,6 @@ def test_all_ranks_stop_together(found, name, rank):
 
 
 def test_without_a_group_nothing_is_exchanged():
-    alone = Ranks()
+    alone = ProcessGroup()
     tensor = torch.ones(2)
     assert alone.count == 1 and alone.add(tensor) is tensor

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resid_theory.runtime.state import repeatable, untouched
+from resid_theory.runtime.state import deterministic, preserved
 
 
 def model():
@@ -35,7 +35,7 @@ def assert_same(net, before):
 def test_buffers_flags_and_randomness_come_back(batchnorm):
     net = model()
     before = trace(net)
-    with untouched(net, batchnorm=batchnorm):
+    with preserved(net, batchnorm=batchnorm):
         net(torch.randn(5, 3))
         assert (net[3][0].num_batches_tracked.item() == 1) is (batchnorm == "batch")
         net[1].running_mean.fill_(torch.nan)
@@ -45,7 +45,7 @@ def test_buffers_flags_and_randomness_come_back(batchnorm):
 def test_they_come_back_after_an_error():
     net = model()
     before = trace(net)
-    with pytest.raises(RuntimeError, match="inside"), untouched(net):
+    with pytest.raises(RuntimeError, match="inside"), preserved(net):
         torch.rand(1)
         net[1].running_var.zero_()
         raise RuntimeError("inside")
@@ -55,7 +55,7 @@ def test_they_come_back_after_an_error():
 @pytest.mark.parametrize(("batchnorm", "norms"), [("eval", False), ("batch", True)])
 def test_modes_inside(batchnorm, norms):
     net = model()
-    with untouched(net, batchnorm=batchnorm):
+    with preserved(net, batchnorm=batchnorm):
         assert [net.training, net[0].training, net[2].training] == [False] * 3
         assert [net[1].training, net[3][0].training] == [norms] * 2
 
@@ -64,7 +64,7 @@ def test_buffers_that_were_nan_stay_nan():
     net = model()
     net[1].running_mean.fill_(torch.nan)
     before = trace(net)
-    with untouched(net):
+    with preserved(net):
         net[1].running_mean.zero_()
     assert_same(net, before)
 
@@ -73,7 +73,7 @@ def test_buffers_that_were_nan_stay_nan():
 def test_gradients_are_on_inside(mode):
     net = model()
     with mode():
-        with untouched(net):
+        with preserved(net):
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
             assert net(torch.ones(2, 3)).requires_grad
@@ -83,7 +83,7 @@ def test_gradients_are_on_inside(mode):
 def test_an_unknown_policy_is_met_with_the_nearest():
     with (
         pytest.raises(ValueError, match="^batchnorm: unknown name 'batches'; did you mean 'batch'"),
-        untouched(model(), batchnorm="batches"),
+        preserved(model(), batchnorm="batches"),
     ):
         pass
 
@@ -91,10 +91,10 @@ def test_an_unknown_policy_is_met_with_the_nearest():
 @pytest.mark.parametrize("before", [(False, True, True, False), (True, False, False, True)])
 def test_kernels_repeat_and_keep_the_precision_inside(before, kernel_settings):
     kernel_settings(*before)
-    with untouched(model()):
+    with preserved(model()):
         assert kernel_settings() == (True, False, False, False)
     assert kernel_settings() == before
-    with pytest.raises(RuntimeError, match="inside"), repeatable(tf32=True):
+    with pytest.raises(RuntimeError, match="inside"), deterministic(tf32=True):
         assert kernel_settings() == (True, False, True, True)
         raise RuntimeError("inside")
     assert kernel_settings() == before

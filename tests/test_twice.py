@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from close import HESSIAN, relative_error
 from torch import nn
 
-from resid_theory.curvature.twice import Twice
+from resid_theory.curvature.twice import CheapDoubleBackward
 
 CONVOLUTIONS = {
     "plain": lambda x, w, b: F.conv2d(x, w),
@@ -70,12 +70,12 @@ def test_derivatives_are_torchs(name, together, device):
     STATS = tuple(s.to(device) for s in STATS)
     given = inputs(device)
     expected = derivatives(CONVOLUTIONS[name], given, together)
-    with Twice():
+    with CheapDoubleBackward():
         value = CONVOLUTIONS[name](*given)
     torch.testing.assert_close(value, CONVOLUTIONS[name](*given), rtol=1e-13, atol=1e-13)
 
     def call(*parts):
-        with Twice():
+        with CheapDoubleBackward():
             return CONVOLUTIONS[name](*parts)
 
     for one, other in zip(derivatives(call, given, together), expected, strict=True):
@@ -84,7 +84,7 @@ def test_derivatives_are_torchs(name, together, device):
 
 def test_torchs_slow_second_derivatives_are_gone():
     net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).eval()
-    with Twice():
+    with CheapDoubleBackward():
         out = net(torch.ones(1, 2, 4, 4))
     (grad,) = torch.autograd.grad(out.square().sum(), net[0].weight, create_graph=True)
     names, stack = set(), [grad.grad_fn]
@@ -100,6 +100,6 @@ def test_torchs_slow_second_derivatives_are_gone():
 
 def test_batch_statistics_leave_the_running_ones_alone():
     norm = nn.BatchNorm2d(2)
-    with Twice():
+    with CheapDoubleBackward():
         out = norm(torch.randn(3, 2, 4, 4))
     assert not norm.running_mean.any() and float(out.detach().mean().abs()) <= 1e-12

@@ -23,9 +23,9 @@ from experiments.demystifying_resnet.nets import (
     whitened,
 )
 from experiments.parts import Each, Part, by_name, in_turn
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.data.regression import Regression
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 
 LABELS = {
     "xavier": "plain, Xavier",
@@ -53,7 +53,7 @@ class Spectra(Part):
 
     def check(self) -> None:
         super().check()
-        choose("net", self.net, list(NETS))
+        check_choice("net", self.net, list(NETS))
 
     def arrays(self, device: str) -> dict[str, np.ndarray]:
         data, number = whitened(self.dataset, self.samples), list(NETS).index(self.net)
@@ -141,7 +141,7 @@ def _initial_spectrum(
     return numbers
 
 
-def _read(spectrum: Readings) -> dict[str, float]:
+def _read(spectrum: SpectralStatistics) -> dict[str, float]:
     return {
         "max": spectrum.max_magnitude,
         "p10": spectrum.magnitude_percentile(10),

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 
 import resid_theory as rt
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.activations import Activation
 from resid_theory.data.regression import Regression
 from resid_theory.losses import LOSSES
@@ -113,7 +113,7 @@ def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
     A linear net of equal widths can be any linear map, whatever its depth and shortcuts. What
     nonlinear nets can reach is not known; both losses are at least 0 for one-hot targets.
     """
-    choose("loss", loss, list(LOSSES))
+    check_choice("loss", loss, list(LOSSES))
     if not linear:
         return 0.0
     if loss == "square":

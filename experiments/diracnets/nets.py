@@ -18,7 +18,7 @@ from experiments.trainings import Fit, evaluated, image_set, trained_together
 from resid_theory import training
 from resid_theory.eigen.estimates import student
 from resid_theory.identity.weights import DiracWeight, layer_identity, trained_weight
-from resid_theory.training import DIRACNETS, Moment
+from resid_theory.training import DIRACNETS, Progress
 
 __all__ = [
     "CHANCE",
@@ -84,7 +84,7 @@ def dirac_layers(net: nn.Module) -> dict[str, DiracWeight]:
     return {name: weight for name, weight in found.items() if isinstance(weight, DiracWeight)}
 
 
-def scale_means(net: nn.Module, moment: Moment) -> dict[str, float]:
+def scale_means(net: nn.Module, moment: Progress) -> dict[str, float]:
     """Mean of a and of b of every Dirac layer; a callback of training."""
     layers = dirac_layers(net)
     means = {f"a.{name}": weight.a.mean() for name, weight in layers.items()}

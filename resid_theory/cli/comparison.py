@@ -11,14 +11,14 @@ from resid_theory.sweep.setup import Setup
 
 if TYPE_CHECKING:
     from resid_theory import Regression, ShortcutNet, Spectrum
-    from resid_theory.eigen.spectral_statistics import Readings
+    from resid_theory.eigen.spectral_statistics import SpectralStatistics
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["Run", "bound_of", "measure", "numbers"]
+__all__ = ["Comparison", "bound_of", "measure", "numbers"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class Comparison:
     """One net measured beside its prediction."""
 
     setup: Setup
@@ -57,12 +57,12 @@ def bound_of(point: "ZeroPoint") -> float | None:
     return None if math.isinf(point.a_priori_bound) else point.a_priori_bound
 
 
-def numbers(readings: "Readings") -> dict[str, Any]:
+def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
     """What a report says of a spectrum, by name."""
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 
-def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = False) -> Run:
+def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = False) -> Comparison:
     """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
 
     Args:
@@ -84,7 +84,7 @@ def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = Fal
     except ValueError as error:  # the net is fine, but theory does not reach it
         point, predicted, note = None, None, f"No prediction: {error}."
     bound = None if point is None else bound_of(point)
-    return Run(
+    return Comparison(
         setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
     )
 

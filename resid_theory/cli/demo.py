@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.comparison import Run, measure, numbers
+from resid_theory.cli.comparison import Comparison, measure, numbers
 from resid_theory.cli.output import Json, folder, number, print_json, say, write
 from resid_theory.cli.shortcuts import WORDS, bar, threads_for, whole_numbers
 from resid_theory.sweep.setup import Setup
@@ -50,7 +50,7 @@ def demo(
     data = Setup().load(progress=False)
     folder(out)
     cases = [(net, replace(setup, blocks=r)) for net, setup in _SETUPS.items() for r in depths]
-    runs: dict[str, list[Run]] = {net: [] for net in _SETUPS}
+    runs: dict[str, list[Comparison]] = {net: [] for net in _SETUPS}
     with threads_for(0):
         for net, setup in bar(cases, as_json, "nets"):
             runs[net].append(measure(setup, data, 0))
@@ -67,7 +67,7 @@ def demo(
     say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
 
 
-def _tables(runs: Mapping[str, Sequence[Run]]) -> None:
+def _tables(runs: Mapping[str, Sequence[Comparison]]) -> None:
     from rich.table import Table
 
     say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
@@ -102,7 +102,7 @@ def _cells(spectrum: "Spectrum") -> list[str]:
     return [number(found[key]) for key in _COLUMNS.values()]
 
 
-def _figure(runs: Mapping[str, Sequence[Run]], data: "Regression") -> "Figure":
+def _figure(runs: Mapping[str, Sequence[Comparison]], data: "Regression") -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(2, 3)
@@ -118,7 +118,7 @@ def _figure(runs: Mapping[str, Sequence[Run]], data: "Regression") -> "Figure":
     return drawing
 
 
-def _draw_trend(runs: Mapping[str, Sequence[Run]], key: str, ax: Any) -> None:
+def _draw_trend(runs: Mapping[str, Sequence[Comparison]], key: str, ax: Any) -> None:
     from resid_theory import plots
 
     contents = {net: [run.content() for run in found] for net, found in runs.items()}
@@ -133,7 +133,7 @@ def _draw_trend(runs: Mapping[str, Sequence[Run]], key: str, ax: Any) -> None:
     plots.by_depth(layers, measured, predicted=predicted, ylabel=WORDS[key] + unit, ax=ax)
 
 
-def _draw_pattern(run: Run, data: "Regression", ax: Any, title: str) -> None:
+def _draw_pattern(run: Comparison, data: "Regression", ax: Any, title: str) -> None:
     import resid_theory as rt
 
     net = run.setup.net(run.seed)

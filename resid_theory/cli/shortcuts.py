@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.comparison import Run, measure, numbers
+from resid_theory.cli.comparison import Comparison, measure, numbers
 from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
 from resid_theory.sweep.setup import Setup
 
@@ -181,7 +181,7 @@ def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
     say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
 
 
-def _summary(runs: Sequence[Run]) -> dict[str, Any]:
+def _summary(runs: Sequence[Comparison]) -> dict[str, Any]:
     """What a list of runs comes to: each one, their mean and their spread."""
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
@@ -225,7 +225,7 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     _say_symbols(content["note"])
 
 
-def _spectrum_figure(runs: Sequence[Run]) -> "Figure":
+def _spectrum_figure(runs: Sequence[Comparison]) -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(panel=(6.4, 4.8))
@@ -303,13 +303,13 @@ def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
     Raises:
         ValueError: If a part is not a whole number or below the minimum.
     """
-    from resid_theory._check import whole
+    from resid_theory._check import check_int
 
     try:
         found = [int(part) for part in text.rstrip(",").split(",")]
     except ValueError:
         raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
-    return [whole(argument, value, minimum) for value in found]
+    return [check_int(argument, value, minimum) for value in found]
 
 
 def _seeds(text: str) -> list[int]:

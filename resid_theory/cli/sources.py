@@ -139,11 +139,11 @@ def _module(model: str, name: str) -> Any:
 
 
 def _attribute(model: str, module: Any, attribute: str) -> Callable[[], Any]:
-    from resid_theory._check import choose
+    from resid_theory._check import check_choice
 
     found = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
     if not callable(getattr(module, attribute, None)):
-        choose(f"--model: in {module.__name__}", attribute, found)
+        check_choice(f"--model: in {module.__name__}", attribute, found)
     return getattr(module, attribute)
 
 
@@ -211,9 +211,9 @@ def images(
 
 def _folder(data: str, size: int, shorter: int | None, constants: str) -> "Images":
     import resid_theory as rt
-    from resid_theory._check import choose
+    from resid_theory._check import check_choice
 
-    choose("constants", constants, ("own", *_CONSTANTS))
+    check_choice("constants", constants, ("own", *_CONSTANTS))
     shorter = size * 8 // 7 if shorter is None else shorter
     found = rt.load_image_folder(data, size=size, shorter=shorter)
     if constants == "own":
@@ -271,12 +271,12 @@ def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":
     """
     import torch
 
-    from resid_theory.runtime.state import untouched
+    from resid_theory.runtime.state import preserved
 
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     x = found.inputs(found.pixels[:2].to(like.device), like.dtype)
     try:
-        with untouched(net), torch.no_grad():
+        with preserved(net), torch.no_grad():
             return net(x.clone())
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         shape = " x ".join(map(str, x.shape[1:]))

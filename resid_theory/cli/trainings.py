@@ -227,11 +227,11 @@ def _told_once() -> Iterator[None]:
 
 
 def _recipe(kind: str, epochs: int | None, changes: Mapping[str, Any]) -> "Recipe":
-    from resid_theory._check import choose
+    from resid_theory._check import check_choice
     from resid_theory.training.kinds import KINDS
 
     with options((*_WORDS, "net"), weight_decay="--weight-decay"):
-        recipe = KINDS[choose("net", kind, list(KINDS))].recipe
+        recipe = KINDS[check_choice("net", kind, list(KINDS))].recipe
         recipe = recipe if epochs is None else recipe.scaled(epochs)
         return recipe.change(**{k: value for k, value in changes.items() if value is not None})
 

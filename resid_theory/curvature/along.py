@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose, positive, whole
+from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.curvature.inputs import trainable
 from resid_theory.curvature.measured import spectrum
 from resid_theory.curvature.operator import curvature_operator
@@ -20,12 +20,12 @@ from resid_theory.data.batches import batches
 from resid_theory.eigen.estimates import Estimate
 from resid_theory.eigen.report import SpectrumReport, spectral_estimates
 from resid_theory.losses import Loss, loss_function
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 
 __all__ = ["curvature_callback"]
 
 
-class Moment(Protocol):
+class TrainingMoment(Protocol):
     """When a measurement is made; ``train`` passes its own."""
 
     @property
@@ -50,7 +50,7 @@ def curvature_callback(
     steps: int = 100,
     seed: int = 0,
     prefix: str = "",
-) -> Callable[[nn.Module, Moment], dict[str, float]]:
+) -> Callable[[nn.Module, TrainingMoment], dict[str, float]]:
     """A callback for ``train`` that records extreme eigenvalues, index and gradient norm.
 
     Pass it as ``rt.train(..., callbacks=[callback], every=k)``; the numbers join the metrics. What
@@ -134,17 +134,17 @@ def curvature_callback(
     return _Curvature(
         loss=loss,
         data=data,
-        k=whole("k", k),
+        k=check_int("k", k),
         index=index,
-        matrix=choose("matrix", matrix, MATRICES),
+        matrix=check_choice("matrix", matrix, MATRICES),
         parameters=parameters,
-        batchnorm=choose("batchnorm", batchnorm, ("eval", "batch")),
-        chunk=None if chunk is None else whole("chunk", chunk),
-        dense=whole("dense", dense, 0),
-        tolerance=positive("tolerance", tolerance),
-        probes=whole("probes", probes),
-        steps=whole("steps", steps),
-        seed=whole("seed", seed, 0),
+        batchnorm=check_choice("batchnorm", batchnorm, ("eval", "batch")),
+        chunk=None if chunk is None else check_int("chunk", chunk),
+        dense=check_int("dense", dense, 0),
+        tolerance=check_positive("tolerance", tolerance),
+        probes=check_int("probes", probes),
+        steps=check_int("steps", steps),
+        seed=check_int("seed", seed, 0),
         prefix=prefix,
     )
 
@@ -168,7 +168,7 @@ class _Curvature:
     seed: int
     prefix: str
 
-    def __call__(self, net: nn.Module, moment: Moment) -> dict[str, float]:
+    def __call__(self, net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
         """Measure.
 
         Args:
@@ -179,7 +179,7 @@ class _Curvature:
             The numbers by name.
         """
         generator = torch.Generator().manual_seed(_mixed(self.seed, moment.step))
-        with untouched(net):
+        with preserved(net):
             # A loader that shuffles takes its order from here, whatever was drawn before.
             torch.default_generator.manual_seed(_mixed(self.seed, moment.step))
             known = named(net)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resid_theory.activations import Activation
 from resid_theory.networks.shortcut import ShortcutNet
 
-__all__ = ["Chain", "Unit", "chain_of"]
+__all__ = ["LayerChain", "LayerUnit", "chain_of"]
 
 _ELEMENTWISE = (
     nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh,
@@ -19,7 +19,7 @@ _ELEMENTWISE = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Unit:
+class LayerUnit:
     """Layers one after the other, possibly under one identity shortcut.
 
     Attributes:
@@ -38,7 +38,7 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chain:
+class LayerChain:
     """A net as a chain of units.
 
     Attributes:
@@ -47,7 +47,7 @@ class Chain:
             by layer, by rows; None when that is the order already.
     """
 
-    units: list[Unit]
+    units: list[LayerUnit]
     order: Tensor | None
 
     @property
@@ -73,7 +73,7 @@ class Chain:
         ]
 
 
-def chain_of(net: nn.Module) -> Chain | None:
+def chain_of(net: nn.Module) -> LayerChain | None:
     """A net as a chain, or None when it is not one.
 
     Chains are ``ShortcutNet``, ``nn.Linear`` and ``nn.Sequential`` (nested too) of linear layers
@@ -110,13 +110,13 @@ def _exact(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.float64)
 
 
-def _shortcut_chain(net: ShortcutNet) -> Chain:
+def _shortcut_chain(net: ShortcutNet) -> LayerChain:
     layers, n = [_exact(w) for w in net.layers()], net.shortcut_depth
     rows: list[Tensor | None] = [None] * net.blocks
     if net.bias is not None:
         rows = list(_exact(net.bias))
     units = [
-        Unit(
+        LayerUnit(
             weights=layers[r * n : r * n + n],
             biases=[rows[r], *[None] * (n - 1)],
             before=[net.pre, *[net.mid] * (n - 1)],
@@ -127,10 +127,10 @@ def _shortcut_chain(net: ShortcutNet) -> Chain:
     ]
     in_order = net.bias is None
     order = None if in_order else torch.cat([grid.reshape(-1) for grid in net.positions()])
-    return Chain(units=units, order=order)
+    return LayerChain(units=units, order=order)
 
 
-def _sequential_chain(modules: list[nn.Module]) -> Chain | None:
+def _sequential_chain(modules: list[nn.Module]) -> LayerChain | None:
     linears = [m for m in modules if isinstance(m, nn.Linear)]
     first = next((i for i, m in enumerate(modules) if isinstance(m, nn.Linear)), None)
     flattens = [i for i, m in enumerate(modules) if isinstance(m, nn.Flatten)]
@@ -147,9 +147,11 @@ def _sequential_chain(modules: list[nn.Module]) -> Chain | None:
     acts = [_composed(gap) for gap in gaps]
     weights = [_exact(m.weight) for m in linears]
     biases = [None if m.bias is None else _exact(m.bias) for m in linears]
-    unit = Unit(weights=weights, biases=biases, before=acts[:-1], after=acts[-1], shortcut=False)
+    unit = LayerUnit(
+        weights=weights, biases=biases, before=acts[:-1], after=acts[-1], shortcut=False
+    )
     if all(b is None for b in biases):
-        return Chain(units=[unit], order=None)
+        return LayerChain(units=[unit], order=None)
     pieces, position = [], 0
     for weight, bias in zip(weights, biases, strict=True):
         grid = position + torch.arange(weight.numel()).view(weight.shape)
@@ -159,7 +161,7 @@ def _sequential_chain(modules: list[nn.Module]) -> Chain | None:
             grid = torch.cat([grid, column], dim=1)
             position += len(bias)
         pieces.append(grid.reshape(-1))
-    return Chain(units=[unit], order=torch.cat(pieces))
+    return LayerChain(units=[unit], order=torch.cat(pieces))
 
 
 def _composed(modules: list[nn.Module]) -> Activation | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory.curvature.graphs import Graph, Hessian, recorded
+from resid_theory.curvature.graphs import HessianGraph, MatvecGraph, recorded
 from resid_theory.curvature.inputs import trainable
 from resid_theory.losses import Loss, loss_function
 
@@ -51,7 +51,9 @@ def column_hessian(net: nn.Module, loss: str | Loss, parts: Batches, progress: b
     device = trainable(net)[0].device
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
     samples = sum(len(x) for x, _ in parts)
-    with tqdm(total=size * len(parts), disable=not progress, desc="Hessian", unit="column") as bar:
+    with tqdm(
+        total=size * len(parts), disable=not progress, desc="Hessian", unit="column"
+    ) as bar:
         for x, y in parts:
             columns = Columns.of(net, loss, x, y)
             for start in range(0, size, columns.step):
@@ -78,7 +80,7 @@ def _check_symmetric(total: Tensor, eps: float) -> None:
 class Columns:
     """The gradient of one batch's loss with its graph, to draw columns from in groups."""
 
-    graph: Graph
+    graph: MatvecGraph
     size: int
     step: int
 
@@ -87,7 +89,7 @@ class Columns:
         """Differentiate once, and choose the group by what the graph holds in memory."""
         parameters = trainable(net)
         function = loss_function(loss)
-        graph = recorded(lambda: Hessian(function(net(x.clone()), y), parameters), weigh=True)
+        graph = recorded(lambda: HessianGraph(function(net(x.clone()), y), parameters), weigh=True)
         step = max(1, min(_MOST_COLUMNS, _WORKSPACE // max(1, graph.saved)))
         return cls(graph=graph, size=sum(p.numel() for p in parameters), step=step)
 

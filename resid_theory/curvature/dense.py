@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose
-from resid_theory.curvature.chain import Chain, chain_of
+from resid_theory._check import check_choice
+from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
 from resid_theory.curvature.inputs import (
     check_batches,
@@ -24,7 +24,7 @@ from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, loss_function
 from resid_theory.runtime.machine import available_bytes, matmul_rate, readable_bytes
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.theory.linear.assembly import linear_hessian
 from resid_theory.theory.linear.linear import Unit
 
@@ -105,7 +105,7 @@ def hessian(
         [0.5, 0.5, 0.5, 0.5]
     """
     check_net(net)
-    with untouched(net, batchnorm=batchnorm):
+    with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         plan = _plan(net, loss, pixels_as_inputs(data, net), method)
         _refuse_if_too_large(plan.bytes, net, memory_limit)
@@ -188,7 +188,7 @@ def hessian_cost(
         ValueError: As for :func:`hessian`.
     """
     check_net(net)
-    with untouched(net, batchnorm=batchnorm):
+    with preserved(net, batchnorm=batchnorm):
         plan = _plan(net, loss, pixels_as_inputs(data, net), method)
         check_batches(net, loss, plan.batches)
         seconds = plan.seconds()
@@ -208,7 +208,7 @@ class _Plan:
 
 
 def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
-    choose("method", method, METHODS)
+    check_choice("method", method, METHODS)
     loss_function(loss)  # an unknown name is refused before anything else happens
     device = trainable(net)[0].device
     parts = [(x.to(device), y.to(device)) for x, y in batches(data)]
@@ -233,7 +233,7 @@ def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
     return _columns_plan(net, loss, parts)
 
 
-def _closed_plan(chain: Chain, parts: Batches) -> _Plan:
+def _closed_plan(chain: LayerChain, parts: Batches) -> _Plan:
     size = sum(chain.augmented_sizes)
     outputs = sum(len(weight) for weight in chain.layers)
     return _Plan(
@@ -246,7 +246,7 @@ def _closed_plan(chain: Chain, parts: Batches) -> _Plan:
     )
 
 
-def _pairs_plan(chain: Chain, loss: str | Loss, parts: Batches) -> _Plan:
+def _pairs_plan(chain: LayerChain, loss: str | Loss, parts: Batches) -> _Plan:
     size, samples = sum(chain.augmented_sizes), sum(len(x) for x, _ in parts)
     device = parts[0][0].device
     copies = 1 if chain.order is None else 3  # rows and columns are reordered at the end
@@ -299,7 +299,7 @@ def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None
 # -- the three routes ------------------------------------------------------------------------------
 
 
-def _units(chain: Chain) -> list[Unit]:
+def _units(chain: LayerChain) -> list[Unit]:
     return [
         Unit(
             tuple(unit.weights),
@@ -309,7 +309,7 @@ def _units(chain: Chain) -> list[Unit]:
     ]
 
 
-def _layer_pairs(chain: Chain, loss: str | Loss, parts: Batches, progress: bool) -> Tensor:
+def _layer_pairs(chain: LayerChain, loss: str | Loss, parts: Batches, progress: bool) -> Tensor:
     total = sum(len(x) for x, _ in parts)
     with tqdm(total=total, disable=not progress, desc="Hessian", unit="sample") as bar:
         return chain_hessian(chain, loss, parts, report=bar.update)

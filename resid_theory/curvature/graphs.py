@@ -9,15 +9,22 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.twice import Twice
+from resid_theory.curvature.twice import CheapDoubleBackward
 from resid_theory.losses import Loss, check_scalar
 
-__all__ = ["Fisher", "GaussNewton", "Graph", "Hessian", "flat_gradient", "recorded"]
+__all__ = [
+    "FisherGraph",
+    "GaussNewtonGraph",
+    "MatvecGraph",
+    "HessianGraph",
+    "flat_gradient",
+    "recorded",
+]
 
 Index = Sequence[int]
 
 
-class Graph(ABC):
+class MatvecGraph(ABC):
     """A symmetric matrix of one batch, rows and columns in groups that are parameters.
 
     Attributes:
@@ -88,7 +95,7 @@ class Graph(ABC):
             return None  # an operation without a batching rule: one at a time gives the same
 
 
-class Hessian(Graph):
+class HessianGraph(MatvecGraph):
     """Of the loss: the gradient with its graph.
 
     Args:
@@ -104,7 +111,7 @@ class Hessian(Graph):
     def pull(
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
-        """As in :meth:`Graph.pull`.
+        """As in :meth:`MatvecGraph.pull`.
 
         Args:
             vectors: As there.
@@ -120,7 +127,7 @@ class Hessian(Graph):
         )
 
 
-class _Outer(Graph):
+class _Outer(MatvecGraph):
     """J^T C J, with J the outputs' derivative and C a matrix on the outputs of the batch."""
 
     def __init__(
@@ -147,7 +154,7 @@ class _Outer(Graph):
     def pull(
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
-        """As in :meth:`Graph.pull`.
+        """As in :meth:`MatvecGraph.pull`.
 
         Args:
             vectors: As there.
@@ -166,7 +173,7 @@ class _Outer(Graph):
         return _pulled([self._output], [self.parameters[k] for k in rows], [curved], batched)
 
 
-class GaussNewton(_Outer):
+class GaussNewtonGraph(_Outer):
     """J^T H J, with H the loss's Hessian at the outputs."""
 
     def _curve(self, moves: Tensor, batched: bool) -> Tensor:
@@ -174,7 +181,7 @@ class GaussNewton(_Outer):
         return curved.expand_as(moves)
 
 
-class Fisher(_Outer):
+class FisherGraph(_Outer):
     """Mean of g g^T over the samples' gradients g = J^T r, where each output has its own sample."""
 
     def _curve(self, moves: Tensor, batched: bool) -> Tensor:
@@ -210,7 +217,7 @@ def _pulled(
     )
 
 
-def flat_gradient(graph: Graph) -> Tensor:
+def flat_gradient(graph: MatvecGraph) -> Tensor:
     """The gradient of a graph's batch.
 
     Args:
@@ -222,7 +229,7 @@ def flat_gradient(graph: Graph) -> Tensor:
     return torch.cat([part.reshape(-1) for part in graph.gradient])
 
 
-def recorded(build: Callable[[], Graph], *, weigh: bool = False) -> Graph:
+def recorded(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> MatvecGraph:
     """Build a graph so that it can be differentiated twice, and fast.
 
     Args:
@@ -238,12 +245,12 @@ def recorded(build: Callable[[], Graph], *, weigh: bool = False) -> Graph:
     with (
         torch.enable_grad(),
         torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        Twice(),
+        CheapDoubleBackward(),
     ):
         return _weighed(build) if weigh else build()
 
 
-def _weighed(build: Callable[[], Graph]) -> Graph:
+def _weighed(build: Callable[[], MatvecGraph]) -> MatvecGraph:
     held: dict[int, int] = {}
 
     def weigh(tensor: Tensor) -> tuple[Tensor, int]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import finite
+from resid_theory._check import check_finite
 from resid_theory.data import Images
 from resid_theory.losses import Loss, check_mean, check_target
 
@@ -44,7 +44,7 @@ def check_inputs(net: nn.Module, parts: Iterable[tuple[Tensor, Tensor]]) -> None
         ValueError: If one of these is so, or nothing is trainable.
     """
     for key, weight in net.named_parameters():
-        finite(f"net {key}", weight)
+        check_finite(f"net {key}", weight)
     parameter = trainable(net)[0]
     for x, y in parts:
         for name, value in (("x", x), ("y", y)):

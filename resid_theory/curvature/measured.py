@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.curvature.dense import hessian, hessian_cost
 from resid_theory.curvature.inputs import pixels_as_inputs, trainable
 from resid_theory.curvature.operator import curvature_operator
@@ -18,7 +18,7 @@ from resid_theory.eigen.report import SpectrumReport, spectral_estimates
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
 from resid_theory.runtime.machine import available_bytes
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 
 __all__ = ["spectrum"]
 
@@ -96,8 +96,8 @@ def spectrum(
         >>> report.method, report.trace.value
         ('dense', 2.0)
     """
-    choose("method", method, ("auto", "dense", "matrix-free"))
-    whole("k", k)
+    check_choice("method", method, ("auto", "dense", "matrix-free"))
+    check_int("k", k)
     plain = matrix == "hessian" and parameters is None and ranks is None and isinstance(loss, str)
     options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm, "chunk": chunk}
     options |= {"accumulate": accumulate, "engine": engine, "memory_limit": memory_limit}
@@ -160,7 +160,7 @@ def _why_dense(
 
 
 def _samples(net: nn.Module, data: Any) -> int:
-    with untouched(net):  # a loader draws from the global RNG
+    with preserved(net):  # a loader draws from the global RNG
         return sum(len(x) for x, _ in batches(pixels_as_inputs(data, net)))
 
 

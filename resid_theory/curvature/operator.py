@@ -8,14 +8,14 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, choose, whole
-from resid_theory.curvature.graphs import Graph, flat_gradient
+from resid_theory._check import as_tensor, check_choice, check_int
+from resid_theory.curvature.graphs import MatvecGraph, flat_gradient
 from resid_theory.curvature.passes import Passes
 from resid_theory.curvature.problem import MATRICES, Problem
-from resid_theory.curvature.products import ENGINES, Products
+from resid_theory.curvature.products import ENGINES, BatchSum
 from resid_theory.curvature.selection import chosen
 from resid_theory.losses import Loss
-from resid_theory.runtime.distributed import Ranks
+from resid_theory.runtime.distributed import ProcessGroup
 from resid_theory.runtime.machine import readable_bytes
 
 __all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator"]
@@ -48,8 +48,8 @@ class CurvatureBlock:
 
     def __init__(
         self,
-        engine: Products,
-        ranks: Ranks,
+        engine: BatchSum,
+        ranks: ProcessGroup,
         problem: Problem,
         rows: Sequence[int],
         columns: Sequence[int],
@@ -109,7 +109,7 @@ class CurvatureBlock:
             self._engine.add_up(self._product(vectors), total)
         return total.mT.double() * scale
 
-    def _product(self, vectors: Tensor) -> Callable[[Graph, int], Tensor]:
+    def _product(self, vectors: Tensor) -> Callable[[MatvecGraph, int], Tensor]:
         return lambda graph, count: graph.product(
             vectors, rows=self._rows, columns=self._columns, step=self._engine.step(count)
         )
@@ -165,7 +165,12 @@ class CurvatureOperator(CurvatureBlock):
     """
 
     def __init__(
-        self, engine: Products, ranks: Ranks, problem: Problem, samples: int, dtype: torch.dtype
+        self,
+        engine: BatchSum,
+        ranks: ProcessGroup,
+        problem: Problem,
+        samples: int,
+        dtype: torch.dtype,
     ) -> None:
         every = range(len(problem.parameters))
         super().__init__(engine, ranks, problem, every, every, samples, dtype)
@@ -265,7 +270,7 @@ class CurvatureOperator(CurvatureBlock):
         return f"CurvatureOperator({self.matrix!r}, shape={self.shape}, engine={self.engine!r})"
 
 
-def _value_and_gradient(graph: Graph) -> Tensor:
+def _value_and_gradient(graph: MatvecGraph) -> Tensor:
     return torch.cat([graph.value.view(1), flat_gradient(graph).double()])
 
 
@@ -342,11 +347,11 @@ def curvature_operator(
         >>> (hessian @ torch.ones(2, dtype=torch.float64)).tolist()
         [0.5, 2.0]
     """
-    choose("matrix", matrix, MATRICES)
-    choose("batchnorm", batchnorm, ("eval", "batch"))
-    choose("engine", engine, ENGINES)
-    dtype = _PRECISIONS[choose("accumulate", accumulate, list(_PRECISIONS))]
-    group = Ranks(ranks)
+    check_choice("matrix", matrix, MATRICES)
+    check_choice("batchnorm", batchnorm, ("eval", "batch"))
+    check_choice("engine", engine, ENGINES)
+    dtype = _PRECISIONS[check_choice("accumulate", accumulate, list(_PRECISIONS))]
+    group = ProcessGroup(ranks)
     made: CurvatureOperator | None = None
     failure: Exception | None = None
     try:
@@ -357,10 +362,10 @@ def curvature_operator(
                 f"chunk: got {chunk}, but batches cannot be split with batchnorm='batch' or a loss "
                 "of (net, batch); leave it out, and make the data's own batches smaller"
             )
-        drawn = Products(
+        drawn = BatchSum(
             problem,
             passes,
-            chunk=None if chunk is None else whole("chunk", chunk),
+            chunk=None if chunk is None else check_int("chunk", chunk),
             engine=engine,
             limit=memory_limit,
             progress=progress,
@@ -374,7 +379,7 @@ def curvature_operator(
 
 
 def _joined(
-    made: CurvatureOperator | None, failure: Exception | None, group: Ranks, net: nn.Module
+    made: CurvatureOperator | None, failure: Exception | None, group: ProcessGroup, net: nn.Module
 ) -> CurvatureOperator:
     """The operator once all ranks have theirs."""
     device = next(iter(net.parameters())).device

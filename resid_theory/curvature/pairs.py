@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.activations import Activation, derivatives
-from resid_theory.curvature.chain import Chain
+from resid_theory.curvature.chain import LayerChain
 from resid_theory.losses import Loss, output_derivatives
 
 __all__ = ["chain_hessian"]
@@ -76,7 +76,7 @@ def _through(layer: _Layer) -> Tensor:
     return torch.cat([passed, own.unsqueeze(-1).expand(-1, -1, m)])
 
 
-def _forward(chain: Chain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
+def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
     """All blocks at work, the output, (d, m), and its response, (all outputs, d, m)."""
     blocks = []
     trunk, move = x, x.new_zeros(0, *x.shape)
@@ -131,7 +131,9 @@ def _backward(
         grad, change = delta, moved
 
 
-def _accumulate(hessian: Tensor, chain: Chain, loss: str | Loss, x: Tensor, target: Tensor) -> None:
+def _accumulate(
+    hessian: Tensor, chain: LayerChain, loss: str | Loss, x: Tensor, target: Tensor
+) -> None:
     """Add a chunk's sum over samples to the lower block triangle."""
     blocks, output, response = _forward(chain, x.mT.contiguous())
     g, curvature = output_derivatives(loss, output.mT, target)
@@ -180,7 +182,7 @@ def _add_reach(block: Tensor, layer: _Layer, delta: Tensor, moves: Tensor, other
 
 
 def chain_hessian(
-    chain: Chain,
+    chain: LayerChain,
     loss: str | Loss,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
@@ -216,7 +218,7 @@ def chain_hessian(
     return hessian[place][:, place]
 
 
-def _chunk(chain: Chain) -> int:
+def _chunk(chain: LayerChain) -> int:
     """Samples whose responses fit the workspace."""
     outputs = entries = 0
     for weight in chain.layers:

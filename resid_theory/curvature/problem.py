@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.curvature.graphs import Fisher, GaussNewton, Graph, Hessian, recorded
+from resid_theory.curvature.graphs import (
+    FisherGraph,
+    GaussNewtonGraph,
+    HessianGraph,
+    MatvecGraph,
+    recorded,
+)
 from resid_theory.curvature.inputs import check_batches, check_inputs, check_net
 from resid_theory.curvature.passes import Passes
 from resid_theory.curvature.selection import chosen, named
@@ -149,7 +155,7 @@ class Problem:
             return False
         return True
 
-    def graph(self, part: Any, *, weigh: bool = False) -> Graph:
+    def graph(self, part: Any, *, weigh: bool = False) -> MatvecGraph:
         """The graph of some samples, in the mode that the net is in.
 
         Args:
@@ -161,17 +167,17 @@ class Problem:
         """
         return recorded(self._build(part), weigh=weigh)
 
-    def _build(self, part: Any) -> Callable[[], Graph]:
+    def _build(self, part: Any) -> Callable[[], MatvecGraph]:
         if self.closure:
             function: Any = self._function
-            return lambda: Hessian(check_scalar(function(self.net, part)), self.parameters)
+            return lambda: HessianGraph(check_scalar(function(self.net, part)), self.parameters)
         x, y = part
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         x = x.clone()  # a net that starts in place would overwrite the data
         if self.matrix == "hessian":
-            return lambda: Hessian(self._function(self.net(x), y), self.parameters)
-        kind = GaussNewton if self.matrix == "gauss_newton" else Fisher
+            return lambda: HessianGraph(self._function(self.net(x), y), self.parameters)
+        kind = GaussNewtonGraph if self.matrix == "gauss_newton" else FisherGraph
         return lambda: kind(self.net(x), y, self._function, self.parameters)
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from resid_theory.curvature.graphs import Graph
+from resid_theory.curvature.graphs import MatvecGraph
 from resid_theory.curvature.passes import Batch, Passes
 from resid_theory.curvature.problem import Problem
 from resid_theory.runtime.machine import available_bytes, is_out_of_memory, readable_bytes
-from resid_theory.runtime.state import repeatable, untouched
+from resid_theory.runtime.state import deterministic, preserved
 
-__all__ = ["ENGINES", "Products"]
+__all__ = ["ENGINES", "BatchSum"]
 
 ENGINES = ("auto", "retained", "rebuilt")
 _PROBE = 16  # samples that memory and time are measured on
@@ -24,7 +24,7 @@ _SHARE = 8  # of a GPU's free memory products drawn together may hold one part i
 _MOST = 64  # products drawn together
 
 
-class Products:
+class BatchSum:
     """Sums over a data set of something drawn from each chunk's graph.
 
     Args:
@@ -60,10 +60,10 @@ class Products:
     ) -> None:
         self._problem, self._passes, self._progress = problem, passes, progress
         self._device = problem.parameters[0].device
-        self._graphs: list[tuple[int, Graph]] = []
+        self._graphs: list[tuple[int, MatvecGraph]] = []
         self._fixed = engine != "auto"
         self.chunk = chunk
-        with untouched(problem.net, batchnorm=problem.batchnorm):
+        with preserved(problem.net, batchnorm=problem.batchnorm):
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             self.samples = problem.look(passes)
             self._probe(passes.example())
@@ -138,7 +138,7 @@ class Products:
         whole = self.chunk is None or not self._problem.splits
         return batch if whole else min(batch, self.chunk or batch)
 
-    def _graph(self, batch: Batch, start: int, count: int) -> Graph:
+    def _graph(self, batch: Batch, start: int, count: int) -> MatvecGraph:
         return self._problem.graph(batch.part(start, count, self._problem.parameters[0]))
 
     # -- products --
@@ -162,7 +162,7 @@ class Products:
             return _MOST if held <= _SMALL else 1
         return max(1, min(_MOST, self._workspace // held))
 
-    def add_up(self, work: Callable[[Graph, int], Tensor], total: Tensor) -> Tensor:
+    def add_up(self, work: Callable[[MatvecGraph, int], Tensor], total: Tensor) -> Tensor:
         """The sum over samples of what is drawn from each chunk's graph, a mean over the chunk.
 
         Args:
@@ -181,13 +181,13 @@ class Products:
                 "net: its parameters changed after the operator was made, whose loss and gradient "
                 "belong to the old ones; make a new operator"
             )
-        with repeatable(), tqdm(
+        with deterministic(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
             leave=False,
         ) as bar:  # fmt: skip
             if self.engine == "retained" and self._from_kept(work, total, bar):
                 return total
-            with untouched(self._problem.net, batchnorm=self._problem.batchnorm):
+            with preserved(self._problem.net, batchnorm=self._problem.batchnorm):
                 for batch in self._passes:
                     for count, result in self._over(batch, work):
                         total.add_(result, alpha=count)
@@ -195,7 +195,7 @@ class Products:
         return total
 
     def _from_kept(
-        self, work: Callable[[Graph, int], Tensor], total: Tensor, bar: "tqdm[None]"
+        self, work: Callable[[MatvecGraph, int], Tensor], total: Tensor, bar: "tqdm[None]"
     ) -> bool:
         try:
             for count, graph in self._graphs:
@@ -210,7 +210,7 @@ class Products:
         return False
 
     def _over(
-        self, batch: Batch, work: Callable[[Graph, int], Tensor]
+        self, batch: Batch, work: Callable[[MatvecGraph, int], Tensor]
     ) -> Iterator[tuple[int, Tensor]]:
         start = 0
         while start < batch.size:
@@ -261,7 +261,7 @@ def _empty(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _draw(graph: Graph, count: int) -> tuple[Tensor, Tensor]:
+def _draw(graph: MatvecGraph, count: int) -> tuple[Tensor, Tensor]:
     """Some fixed random vectors and their products."""
     first, size = graph.parameters[0], sum(p.numel() for p in graph.parameters)
     generator = torch.Generator().manual_seed(0)
@@ -270,7 +270,7 @@ def _draw(graph: Graph, count: int) -> tuple[Tensor, Tensor]:
     return vectors, graph.product(vectors, rows=every, columns=every, step=1).double()
 
 
-def _check_symmetric(graph: Graph) -> None:
+def _check_symmetric(graph: MatvecGraph) -> None:
     vectors, products = _draw(graph, 2)
     gap = abs(float(vectors[0] @ products[1] - vectors[1] @ products[0]))
     norms = vectors.norm(dim=1) * products.norm(dim=1).flip(0)

@@ -1,7 +1,7 @@
 """Convolutions and BatchNorm whose second derivatives cost what their first ones cost.
 
 torch differentiates a convolution's gradient by a convolution with kernels as large as the images,
-and BatchNorm in eval mode by some twenty elementwise operations. Inside :class:`Twice` both are
+and BatchNorm in eval mode by some twenty elementwise operations. Inside :class:`CheapDoubleBackward` both are
 replaced by functions with the same value and the same derivatives, whose second backward pass
 calls the operations that the first one calls. On batch statistics, BatchNorm leaves the running
 ones alone.
@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Twice"]
+__all__ = ["CheapDoubleBackward"]
 
 _AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
 
-class Twice(TorchFunctionMode):
+class CheapDoubleBackward(TorchFunctionMode):
     """While this mode is on, convolutions and BatchNorm in eval mode are cheap to differentiate.
 
     Values agree with torch's to round-off. What is not covered (padding by name, samples without a

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
 __all__ = ["Crops", "augment", "draw_crops"]
 
@@ -78,7 +78,7 @@ def augment(pixels: Tensor, crops: Crops, *, pad: int = 4, padding: str = "zeros
         Zagoruyko & Komodakis, "DiracNets", arXiv:1706.00388v2, section 3 and the authors' code:
         reflect-pad 4, horizontal flip, random 32 x 32 crop.
     """
-    padded = _pad(pixels, pad, choose("padding", padding, _PADDINGS))
+    padded = _pad(pixels, pad, check_choice("padding", padding, _PADDINGS))
     # All windows of an image as a view; only the chosen ones are copied.
     windows = padded.unfold(2, pixels.shape[2], 1).unfold(3, pixels.shape[3], 1)
     row = torch.arange(len(pixels), device=pixels.device)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from resid_theory._check import pair
+from resid_theory._check import check_pair
 
 __all__ = ["batches"]
 
@@ -24,10 +24,10 @@ def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
         ValueError: If a batch is not a pair of equally long, finite arrays, or there is none.
     """
     if hasattr(data, "x") and hasattr(data, "y"):
-        yield pair((data.x, data.y))
+        yield check_pair((data.x, data.y))
         return
     if isinstance(data, (tuple, list)) and len(data) == 2 and not _is_pair(data[0]):
-        yield pair(data)
+        yield check_pair(data)
         return
     if not hasattr(data, "__iter__"):
         raise ValueError(
@@ -36,7 +36,7 @@ def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
         )
     empty = True
     for item in data:
-        yield pair(item)
+        yield check_pair(item)
         empty = False
     if empty:
         raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.data.whitened import download, places
 from resid_theory.runtime import store
 
@@ -97,10 +97,10 @@ def load_cifar10(
     Source:
         A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
-    choose("split", split, ["train", "test"])
+    check_choice("split", split, ["train", "test"])
     names = [name for name in _BATCHES if name.startswith(split)]
     if samples is not None:  # a batch takes a second to decode
-        names = names[: math.ceil(whole("samples", samples) / 10_000)]
+        names = names[: math.ceil(check_int("samples", samples) / 10_000)]
     read = _from_pieces(names) or _from_archive(names, progress)
     records = np.concatenate(read)[:samples]
     pixels = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())

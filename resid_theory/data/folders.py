@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, whole
+from resid_theory._check import as_tensor, check_int
 from resid_theory.data.stored import Images
 
 __all__ = ["load_image_folder"]
@@ -46,8 +46,8 @@ def load_image_folder(
             f"ending in {', '.join(sorted(_ENDINGS))}"
         )
     if size is not None:
-        whole("size", size)
-    if shorter is not None and (size is None or whole("shorter", shorter) < size):
+        check_int("size", size)
+    if shorter is not None and (size is None or check_int("shorter", shorter) < size):
         raise ValueError(f"shorter: got {shorter} with size {size}, needs a size, and not more")
     margin = 0.0 if shorter is None or size is None else (1 - size / shorter) / 2
     pictures = [_picture(file, size, margin) for file, _ in found]

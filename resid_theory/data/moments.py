@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite, whole
+from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.data.batches import batches
 
 __all__ = ["Moments"]
@@ -40,11 +40,11 @@ class Moments:
     count: int
 
     def __post_init__(self) -> None:
-        whole("count", self.count)
+        check_int("count", self.count)
         given = {name: as_tensor(name, getattr(self, name)) for name in ("sxx", "syx", "syy")}
         for name, moment in given.items():
             # Set, not refused: any array of real numbers is a moment, but all rooms read float64.
-            object.__setattr__(self, name, finite(name, moment).detach().to(torch.float64))
+            object.__setattr__(self, name, check_finite(name, moment).detach().to(torch.float64))
         shapes = [tuple(moment.shape) for moment in given.values()]
         d, k = (*shapes[1][::-1], 0, 0)[:2]
         if shapes != [(d, d), (k, d), (k, k)]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.data.cifar import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, load_cifar10
 from resid_theory.data.stored import Images
 from resid_theory.data.whitened import load_digits_raw, load_mnist
@@ -52,8 +52,8 @@ def load_images(
         >>> tuple(load_images("digits", samples=5).pixels.shape)
         (5, 3, 32, 32)
     """
-    load = _SETS[choose("name", name, list(_SETS))]
-    images = load(choose("split", split, ["train", "test"]), samples, progress)
+    load = _SETS[check_choice("name", name, list(_SETS))]
+    images = load(check_choice("split", split, ["train", "test"]), samples, progress)
     if samples is not None:
         images = images.first(samples)
     return replace(images, pixels=_fit(images.pixels, size, channels))
@@ -62,7 +62,7 @@ def load_images(
 def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
     height, width = pixels.shape[2:]
     if size is not None and (height, width) != (size, size):
-        if max(height, width) > whole("size", size):
+        if max(height, width) > check_int("size", size):
             pixels = _shrunk(pixels, size)
         else:
             factor = size // max(height, width)
@@ -75,7 +75,7 @@ def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
             raise ValueError(
                 f"channels: got {channels} for images of {pixels.shape[1]}; only grey is repeated"
             )
-        pixels = pixels.repeat(1, whole("channels", channels), 1, 1)
+        pixels = pixels.repeat(1, check_int("channels", channels), 1, 1)
     return pixels
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import finite
+from resid_theory._check import check_finite
 from resid_theory.data.batches import batches
 from resid_theory.data.moments import Moments
 
@@ -70,7 +70,7 @@ def _check_matrix(name: str, given: Any) -> None:
             f"{name}: got shape {tuple(given.shape)} and dtype {given.dtype}, "
             "needs a non-empty floating-point matrix (samples, features)"
         )
-    finite(name, given)
+    check_finite(name, given)
 
 
 def gather(data: Any) -> Regression:

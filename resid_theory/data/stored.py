@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import pair, whole
+from resid_theory._check import check_int, check_pair
 
 __all__ = ["Images"]
 
@@ -47,9 +47,9 @@ class Images:
             ValueError: If it is none of these, is empty, or the numbers of samples differ.
         """
         if isinstance(data, Images):
-            pair((data.pixels, data.labels))
+            check_pair((data.pixels, data.labels))
             return data
-        x, y = pair((data.x, data.y) if hasattr(data, "x") and hasattr(data, "y") else data)
+        x, y = check_pair((data.x, data.y) if hasattr(data, "x") and hasattr(data, "y") else data)
         return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Images:
         Raises:
             ValueError: If there are not so many.
         """
-        if whole("samples", samples) > len(self):
+        if check_int("samples", samples) > len(self):
             raise ValueError(f"samples: got {samples}, the set has {len(self)} images")
         return replace(self, pixels=self.pixels[:samples], labels=self.labels[:samples])
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, choose, finite, whole
+from resid_theory._check import as_tensor, check_choice, check_finite, check_int
 from resid_theory.data.regression import Regression
 from resid_theory.runtime import store
 
@@ -85,9 +85,9 @@ def load_whitened(
         >>> bool((data.x.T @ data.x / 500 - torch.eye(10)).abs().max() < 1e-12)
         True
     """
-    load, brightest = _SETS[choose("name", name, list(_SETS))]
+    load, brightest = _SETS[check_choice("name", name, list(_SETS))]
     images, labels = load(progress)
-    count = len(images) if samples is None else whole("samples", samples)
+    count = len(images) if samples is None else check_int("samples", samples)
     if count > len(images):
         raise ValueError(f"samples: got {count}, {name} has {len(images)} images")
     pixels = images[:count].flatten(1).to(torch.float64).div_(brightest)
@@ -144,12 +144,12 @@ def whiten(x: Tensor, components: int, *, rank: str = "error") -> tuple[Tensor, 
     Raises:
         ValueError: If x is not a finite matrix, or the rank is below ``components`` (or zero).
     """
-    choose("rank", rank, ["error", "truncate"])
-    whole("components", components)
+    check_choice("rank", rank, ["error", "truncate"])
+    check_int("components", components)
     x = as_tensor("x", x)
     if x.dim() != 2 or x.numel() == 0:
         raise ValueError(f"x: got shape {tuple(x.shape)}, needs a matrix (samples, features)")
-    mean, covariance = _mean_and_covariance(finite("x", x))
+    mean, covariance = _mean_and_covariance(check_finite("x", x))
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0), vectors.flip(1)
     found = _numerical_rank(values, len(x))
@@ -221,7 +221,7 @@ def one_hot(labels: Any, classes: int) -> Tensor:
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     labels = as_tensor("labels", labels)
-    whole("classes", classes)
+    check_int("classes", classes)
     if labels.dim() != 1 or labels.is_complex():
         raise ValueError(
             f"labels: got shape {tuple(labels.shape)} and dtype {labels.dtype}, needs a vector of "
@@ -269,7 +269,7 @@ def load_mnist(split: str = "train", *, progress: bool = True) -> tuple[Tensor, 
         FileNotFoundError: If a file is in no folder and no mirror delivers it.
         ValueError: If a file is damaged: its sha256 is not the official one.
     """
-    prefix = {"train": "train", "test": "t10k"}[choose("split", split, ["train", "test"])]
+    prefix = {"train": "train", "test": "t10k"}[check_choice("split", split, ["train", "test"])]
     images = _mnist_array(f"{prefix}-images-idx3-ubyte", progress)
     return images, _mnist_array(f"{prefix}-labels-idx1-ubyte", progress).long()
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.curvature import hessian_spectrum
 from resid_theory.data.moments import Moments
 from resid_theory.descent.path import Descent
@@ -58,7 +58,7 @@ class SpectraAlong:
         Raises:
             ValueError: If the name is unknown.
         """
-        if choose("what", what, _READINGS) == "gradient_norm":
+        if check_choice("what", what, _READINGS) == "gradient_norm":
             return self.gradient_norm
         if what in ("magnitude_percentile_10", "condition_number_10"):
             name = what.removesuffix("_10").replace("condition", "percentile_condition")

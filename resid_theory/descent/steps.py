@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite, positive, whole
+from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 from resid_theory.descent.path import Descent
 from resid_theory.descent.problems import Problem, problem_of
 from resid_theory.losses import Loss
@@ -80,11 +80,13 @@ def gradient_descent(
     starts, rates = _rows(net, weights, learning_rate)
     shape = starts.shape[:-4]
     problem = problem_of(net, loss, data, starts)
-    count = whole("epochs", epochs, 0)
-    run = _Run(
-        _stacked(starts), rates.reshape(-1), None if limit is None else positive("limit", limit)
+    count = check_int("epochs", epochs, 0)
+    run = _DescentRun(
+        _stacked(starts),
+        rates.reshape(-1),
+        None if limit is None else check_positive("limit", limit),
     )
-    records = {*range(0, count + 1, whole("record_every", record_every)), count}
+    records = {*range(0, count + 1, check_int("record_every", record_every)), count}
     kept = sorted({_kept_epoch(epoch, count) for epoch in keep})
     run.descend(problem, count, records, set(kept))
     return run.result(shape, (net.blocks, net.shortcut_depth), sorted(records), kept)
@@ -99,14 +101,14 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
             f"net: {net} has a bias or unequal widths; stacked descent needs one tensor of square "
             "matrices (resid_theory.train takes any net)"
         )
-    starts = finite("weights", as_tensor("weights", weights)).detach()
+    starts = check_finite("weights", as_tensor("weights", weights)).detach()
     needed = (net.blocks, net.shortcut_depth, net.width, net.width)
     if starts.shape[-4:] != needed or not starts.is_floating_point():
         raise ValueError(
             f"weights: got shape {tuple(starts.shape)} and dtype {starts.dtype}, needs "
             f"(..., {', '.join(map(str, needed))}), floating point"
         )
-    rates = finite("learning_rate", as_tensor("learning_rate", learning_rate)).to(starts)
+    rates = check_finite("learning_rate", as_tensor("learning_rate", learning_rate)).to(starts)
     if not bool((rates > 0).all()):
         raise ValueError(f"learning_rate: got {rates.min().item():.6g}, needs numbers above 0")
     try:
@@ -120,7 +122,7 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
 
 
 def _kept_epoch(epoch: Any, last: int) -> int:
-    if whole("keep", epoch, 0) > last:
+    if check_int("keep", epoch, 0) > last:
         raise ValueError(f"keep: got epoch {epoch}, needs epochs up to {last}")
     return int(epoch)
 
@@ -136,7 +138,7 @@ def _unstacked(weights: Tensor, shape: Sequence[int], blocks: tuple[int, int]) -
     return weights.transpose(0, 1).reshape(*shape, *blocks, *weights.shape[-2:])
 
 
-class _Run:
+class _DescentRun:
     """The rows still descending, and what is on record of all rows."""
 
     def __init__(self, weights: Tensor, rates: Tensor, limit: float | None) -> None:

@@ -7,7 +7,7 @@ from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.operator import Operator
 from resid_theory.eigen.quadrature import spectral_density
 from resid_theory.eigen.report import SpectrumReport, spectral_estimates
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.traces import frobenius_norm, trace
 
@@ -17,7 +17,7 @@ __all__ = [
     "Eigenpairs",
     "Estimate",
     "Operator",
-    "Readings",
+    "SpectralStatistics",
     "Spectrum",
     "SpectrumReport",
     "eigenpairs",

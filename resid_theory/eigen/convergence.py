@@ -11,7 +11,7 @@ from resid_theory.eigen.bounds import Wanted, error_bounds
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
 
-__all__ = ["DOUBT", "Sought"]
+__all__ = ["DOUBT", "SearchState"]
 
 DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
@@ -22,7 +22,7 @@ _MOST_EXTRA = 16  # vectors that are set aside beside those asked for
 
 
 @dataclass(kw_only=True)
-class Sought:
+class SearchState:
     """What the search knows between two steps.
 
     Attributes:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, positive
+from resid_theory._check import as_tensor, check_positive
 from resid_theory.eigen.estimates import Estimate, mean_estimate, student
 from resid_theory.eigen.spectrum import Spectrum
 
@@ -144,7 +144,7 @@ class Density:
             Share of eigenvalues per unit of eigenvalue, with its standard error.
         """
         spread = (self.largest - self.smallest) or abs(self.largest) or 1.0
-        width = spread / self.nodes.shape[1] if width is None else positive("width", width)
+        width = spread / self.nodes.shape[1] if width is None else check_positive("width", width)
         if grid is None:
             low, high = self.smallest - 3 * width, self.largest + 3 * width
             grid = torch.linspace(low, high, 1001, dtype=torch.float64)

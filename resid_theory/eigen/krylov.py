@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.eigen.certificate import Certificate
-from resid_theory.eigen.operator import Products
+from resid_theory.eigen.operator import RecordedOperator
 from resid_theory.eigen.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
 
 __all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
@@ -42,7 +42,7 @@ class Locked:
     noise: float
 
     @classmethod
-    def nothing(cls, products: Products) -> "Locked":
+    def nothing(cls, products: RecordedOperator) -> "Locked":
         """No vector at all."""
         empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
         values = torch.empty(0, dtype=torch.float64)
@@ -117,7 +117,7 @@ class Krylov:
 
     def __init__(
         self,
-        products: Products,
+        products: RecordedOperator,
         locked: Locked,
         *,
         width: int,

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import choose, positive, whole
+from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.eigen.bounds import ENDS, Wanted
-from resid_theory.eigen.convergence import DOUBT, Sought
+from resid_theory.eigen.convergence import DOUBT, SearchState
 from resid_theory.eigen.estimates import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked
-from resid_theory.eigen.operator import Operator, OutOfProducts, Products
+from resid_theory.eigen.operator import Operator, OutOfProducts, RecordedOperator
 
 __all__ = ["BLOCK", "eigenpairs", "search"]
 
@@ -90,15 +90,15 @@ def eigenpairs(
     """
     generator = generator or torch.Generator().manual_seed(0)
     if max_products is not None:
-        whole("max_products", max_products)
-    with Products(
+        check_int("max_products", max_products)
+    with RecordedOperator(
         A, folder=folder, limit=max_products, progress=progress, precision=precision
     ) as products:
         found, _ = search(
             products,
-            Wanted(choose("which", which, ENDS), whole("k", k)),
+            Wanted(check_choice("which", which, ENDS), check_int("k", k)),
             block=_width(block, max_products, verify),
-            tolerance=positive("tolerance", tolerance),
+            tolerance=check_positive("tolerance", tolerance),
             generator=generator,
             capacity=capacity,
             verify=verify,
@@ -108,13 +108,13 @@ def eigenpairs(
 
 def _width(block: int | None, limit: int | None, verify: bool) -> int:
     if block is not None:
-        return whole("block", block)
+        return check_int("block", block)
     usual = BLOCK if verify else 1
     return usual if limit is None else min(usual, limit)
 
 
 def search(
-    products: Products,
+    products: RecordedOperator,
     wanted: Wanted,
     *,
     block: int,
@@ -138,7 +138,7 @@ def search(
         The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
         by those of others that converged on the way.
     """
-    state = Sought(wanted=wanted, tolerance=tolerance, verify=verify)
+    state = SearchState(wanted=wanted, tolerance=tolerance, verify=verify)
     locked, width, size = Locked.nothing(products), min(block, products.size), products.size
     room = _capacity(products, wanted, block, capacity)
     while True:
@@ -164,7 +164,7 @@ def search(
     return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
 
 
-def _run(krylov: Krylov, state: Sought) -> bool:
+def _run(krylov: Krylov, state: SearchState) -> bool:
     """Grow one Krylov space until it has answered; False when the products ran out."""
     try:
         while True:
@@ -186,7 +186,7 @@ def _run(krylov: Krylov, state: Sought) -> bool:
         return False
 
 
-def _is_sure(krylov: Krylov, state: Sought) -> bool:
+def _is_sure(krylov: Krylov, state: SearchState) -> bool:
     """Whether a run whose pairs meet the tolerance has nothing left to find, or should give up."""
     if state.allowance is None:
         more = _MARGIN / krylov.width if state.verify else _PATIENCE * krylov.steps
@@ -199,10 +199,10 @@ def _is_sure(krylov: Krylov, state: Sought) -> bool:
     return state.missed <= DOUBT or (state.found > 0 and state.is_crowded)
 
 
-def _capacity(products: Products, wanted: Wanted, block: int, given: int | None) -> int:
+def _capacity(products: RecordedOperator, wanted: Wanted, block: int, given: int | None) -> int:
     least = wanted.total + 3 * max(block, _WIDEST) + 8
     if given is not None:
-        if whole("capacity", given) < min(least, products.size):
+        if check_int("capacity", given) < min(least, products.size):
             raise ValueError(f"capacity: got {given}, needs at least {least} for these k and block")
         return given
     affordable = _MEMORY // (products.size * torch.finfo(products.dtype).bits // 8)
@@ -231,7 +231,7 @@ def _check_symmetric(krylov: Krylov) -> None:
         )
 
 
-def _result(krylov: Krylov, state: Sought, missed: float, complete: bool) -> Eigenpairs:
+def _result(krylov: Krylov, state: SearchState, missed: float, complete: bool) -> Eigenpairs:
     assert state.ritz is not None
     ritz, columns = (
         krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),

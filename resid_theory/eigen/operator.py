@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from resid_theory._check import finite
+from resid_theory._check import check_finite
 from resid_theory.runtime.store import read_checkpoint, write_checkpoint
 
-__all__ = ["Operator", "OutOfProducts", "Products"]
+__all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
 
 
 class Operator(Protocol):
@@ -38,7 +38,7 @@ class OutOfProducts(Exception):
     """The budget of products is used up."""
 
 
-class Products:
+class RecordedOperator:
     """An operator whose products are counted, and kept in a folder where one is given.
 
     The methods here are deterministic given their generator and what the products give. So the
@@ -84,7 +84,7 @@ class Products:
         total = expected or limit
         self._bar = tqdm(disable=not progress, desc=label, unit="product", total=total)
 
-    def __enter__(self) -> "Products":
+    def __enter__(self) -> "RecordedOperator":
         return self
 
     def __exit__(
@@ -127,7 +127,7 @@ class Products:
                 f"A: gives shape {tuple(result.shape)} for vectors of shape "
                 f"{tuple(vectors.shape)}; needs equal shapes"
             )
-        return self._laid_out(finite("A @ vectors", result.detach()))
+        return self._laid_out(check_finite("A @ vectors", result.detach()))
 
     def _laid_out(self, result: Tensor) -> Tensor:
         """A copy of which every vector is contiguous, on this device, in this dtype."""

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs
 from resid_theory.eigen.krylov import rank_threshold
-from resid_theory.eigen.operator import Operator, Products
+from resid_theory.eigen.operator import Operator, RecordedOperator
 from resid_theory.eigen.orthogonal import dots, draw, project_out
 from resid_theory.runtime.machine import available_bytes, readable_bytes
 
@@ -116,9 +116,9 @@ def spectral_density(
         True
     """
     generator = generator or torch.Generator().manual_seed(0)
-    total = whole("probes", probes) * whole("steps", steps)
+    total = check_int("probes", probes) * check_int("steps", steps)
     label = "Lanczos quadrature"
-    with Products(
+    with RecordedOperator(
         A, folder=folder, progress=progress, label=label, expected=total, precision=precision
     ) as products:
         vectors, values, error = _known(products, deflate)
@@ -126,7 +126,7 @@ def spectral_density(
         return distribution(products, found, values, error)
 
 
-def _known(products: Products, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor, float]:
+def _known(products: RecordedOperator, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor, float]:
     """Vectors and values to deflate, with their error; all of a space leave nothing to probe."""
     if pairs is None or len(pairs) == products.size:
         empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
@@ -140,7 +140,9 @@ def _known(products: Products, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor
     return pairs.vectors.to(products.device, products.dtype), pairs.values, error
 
 
-def distribution(products: Products, found: Quadrature, known: Tensor, error: float) -> Density:
+def distribution(
+    products: RecordedOperator, found: Quadrature, known: Tensor, error: float
+) -> Density:
     """The density that a quadrature and known eigenvalues make up.
 
     Args:
@@ -169,7 +171,7 @@ def distribution(products: Products, found: Quadrature, known: Tensor, error: fl
 
 
 def quadrature(
-    products: Products,
+    products: RecordedOperator,
     vectors: Tensor,
     *,
     probes: int,
@@ -199,20 +201,20 @@ def quadrature(
             f"{readable_bytes(available_bytes())} are available; ask for fewer steps"
         )
     at_once = max(1, min(probes, _MEMORY // one))
-    runs: list[_Run] = []
+    runs: list[_ProbeRun] = []
     for begin in range(0, probes, at_once):
         count = min(at_once, probes - begin)
-        fresh = [_Run(products, vectors, steps, generator) for _ in range(count)]
+        fresh = [_ProbeRun(products, vectors, steps, generator) for _ in range(count)]
         _advance(products, fresh, vectors, steps)
         runs += fresh
     return _collect(runs, steps)
 
 
-class _Run:
+class _ProbeRun:
     """One Lanczos recurrence; its vectors are let go when it ends."""
 
     def __init__(
-        self, products: Products, vectors: Tensor, steps: int, generator: torch.Generator
+        self, products: RecordedOperator, vectors: Tensor, steps: int, generator: torch.Generator
     ) -> None:
         size = products.size
         self.basis: Tensor | None = vectors.new_empty(steps + 1, size).T
@@ -249,7 +251,9 @@ class _Run:
         return nodes, vectors[0].square()
 
 
-def _advance(products: Products, runs: list[_Run], vectors: Tensor, steps: int) -> None:
+def _advance(
+    products: RecordedOperator, runs: list[_ProbeRun], vectors: Tensor, steps: int
+) -> None:
     threshold = rank_threshold(products.precision, products.size)
     active = list(runs)
     for step in range(steps):
@@ -266,7 +270,7 @@ def _advance(products: Products, runs: list[_Run], vectors: Tensor, steps: int) 
         run.complete |= len(run.diagonal) + vectors.shape[1] == products.size
 
 
-def _collect(runs: list[_Run], steps: int) -> Quadrature:
+def _collect(runs: list[_ProbeRun], steps: int) -> Quadrature:
     most = max(len(run.diagonal) for run in runs)
     nodes = torch.zeros(len(runs), most, dtype=torch.float64)
     weights, diagonals, links = (torch.zeros_like(nodes) for _ in range(3))

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.eigen.bounds import Wanted
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs, Estimate, mean_estimate, positive_mean
 from resid_theory.eigen.krylov import Locked, coefficient_noise
 from resid_theory.eigen.lanczos import BLOCK, search
-from resid_theory.eigen.operator import Operator, Products
+from resid_theory.eigen.operator import Operator, RecordedOperator
 from resid_theory.eigen.orthogonal import dots
 from resid_theory.eigen.quadrature import distribution, quadrature
 from resid_theory.eigen.spectrum import Spectrum
@@ -111,7 +111,7 @@ class SpectrumReport:
             matrix=matrix,
             parameters=spectrum.size,
             samples=samples,
-            largest=_ends(spectrum, whole("k", k), 1),
+            largest=_ends(spectrum, check_int("k", k), 1),
             smallest=_ends(spectrum, k, -1),
             trace=Estimate.exact(spectrum.trace, bound * spectrum.size**0.5),
             frobenius_norm=Estimate.exact(spectrum.frobenius_norm, bound * spectrum.size**0.5),
@@ -258,15 +258,15 @@ def spectral_estimates(
     generator = generator or torch.Generator().manual_seed(0)
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, needs a number in [0, 100]")
-    steps = whole("steps", steps) if density else 1
-    with Products(
+    steps = check_int("steps", steps) if density else 1
+    with RecordedOperator(
         A, folder=folder, progress=progress, label="spectrum", precision=precision
     ) as products:
         pairs, locked = search(
             products,
-            Wanted("both", whole("k", k)),
+            Wanted("both", check_int("k", k)),
             block=BLOCK,
-            tolerance=positive("tolerance", tolerance),
+            tolerance=check_positive("tolerance", tolerance),
             generator=generator,
             capacity=capacity,
         )
@@ -276,7 +276,7 @@ def spectral_estimates(
         found = quadrature(
             products,
             locked.vectors,
-            probes=whole("probes", probes),
+            probes=check_int("probes", probes),
             steps=steps,
             generator=generator,
         )

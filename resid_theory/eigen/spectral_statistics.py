@@ -4,12 +4,12 @@ from abc import ABC, abstractmethod
 
 import torch
 
-__all__ = ["Readings"]
+__all__ = ["SpectralStatistics"]
 
 _EPS = torch.finfo(torch.float64).eps
 
 
-class Readings(ABC):
+class SpectralStatistics(ABC):
     """What is read off the eigenvalues of a symmetric operator, however they are known.
 
     A list of eigenvalues (:class:`Spectrum`) and a structured matrix that can only count them

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory._check import as_tensor, check_finite
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 
 __all__ = ["Spectrum"]
 
@@ -17,7 +17,7 @@ _EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Spectrum(Readings):
+class Spectrum(SpectralStatistics):
     r"""All eigenvalues of a symmetric operator, equal ones stored once with their multiplicity.
 
     A closed form knows its multiplicities, so a spectrum of millions of eigenvalues can be ten
@@ -53,7 +53,7 @@ class Spectrum(Readings):
         if int(self.multiplicities.min()) < 1:
             least = int(self.multiplicities.min())
             raise ValueError(f"multiplicities: got {least}, needs each at least once")
-        finite("levels", self.levels)
+        check_finite("levels", self.levels)
         if bool((self.levels.diff() < 0).any()):
             raise ValueError("levels: not in ascending order; Spectrum.of takes any order")
 

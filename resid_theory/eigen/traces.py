@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.eigen.estimates import Estimate, mean_estimate, positive_mean
 from resid_theory.eigen.krylov import rank_threshold
-from resid_theory.eigen.operator import Operator, Products
+from resid_theory.eigen.operator import Operator, RecordedOperator
 from resid_theory.eigen.orthogonal import dots, draw, orthonormal
 
 __all__ = ["frobenius_norm", "root", "trace"]
@@ -120,8 +120,13 @@ def _sketch(
     progress: bool,
     label: str,
 ) -> _Sketched:
-    budget, generator = whole("budget", budget, 6), generator or torch.Generator().manual_seed(0)
-    with Products(A, folder=folder, progress=progress, label=label, expected=budget) as products:
+    budget, generator = (
+        check_int("budget", budget, 6),
+        generator or torch.Generator().manual_seed(0),
+    )
+    with RecordedOperator(
+        A, folder=folder, progress=progress, label=label, expected=budget
+    ) as products:
         width = min(budget // 3, products.size)
         nothing = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
         image = products @ draw(products.size, width, nothing, generator)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, whole
+from resid_theory._check import as_tensor, check_int
 from resid_theory.identity import AddIdentity, IdDecay, shifted
 from resid_theory.losses import Loss, check_target, loss_function
 
@@ -88,7 +88,7 @@ def check_equivalence(
         >>> check_equivalence(net, rt.to_plain(net), x).largest < 1e-12
         True
     """
-    x, steps = as_tensor("x", x), whole("steps", steps, minimum=0)
+    x, steps = as_tensor("x", x), check_int("steps", steps, minimum=0)
     if steps and optimizer is None:
         raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
     nets = copy.deepcopy(net_a), copy.deepcopy(net_b)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.equivalence.folding import fold_part
 from resid_theory.equivalence.layers import LINEAR_MAPS, effective, rebuilt
 from resid_theory.identity import (
@@ -275,7 +275,7 @@ def _chosen(
     inner = {f"{name}.layer" for name in maps if isinstance(modules[name], AddIdentity)}
     maps = [name for name in maps if name not in inner]
     if layers is not None:
-        names = [choose("layers", name, maps) for name in layers]
+        names = [check_choice("layers", name, maps) for name in layers]
     else:
         marked = [m for m in maps if isinstance(modules[m], AddIdentity) or id_rule(modules[m])]
         names = marked or maps[1:-1]

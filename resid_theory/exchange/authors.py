@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose, finite
+from resid_theory._check import check_choice, check_finite
 from resid_theory.exchange.layouts import (
     eyes,
     first_fault,
@@ -132,14 +132,17 @@ def save_dirac_file(path: str | Path, net: nn.Module, *, layout: str | None = No
         As for :func:`load_dirac_file`. BatchNorm's count of batches has no place there.
     """
     form = form_of_net(net)
-    layout = choose("layout", layout or ("folded" if form.folded else "params"), _LAYOUTS)
+    layout = check_choice("layout", layout or ("folded" if form.folded else "params"), _LAYOUTS)
     if form.folded != (layout == "folded"):
         has = "a folded net: needs layout='folded'" if form.folded else "a net that is not folded"
         advice = "" if form.folded else "; fold it first, rt.fold(net.eval())"
         raise ValueError(f"layout: got {layout!r} for {has}{advice}")
     own = net.state_dict()
     tensors = {
-        entry.theirs: finite(f"net: {entry.ours!r}", own[entry.ours]).cpu().contiguous().clone()
+        entry.theirs: check_finite(f"net: {entry.ours!r}", own[entry.ours])
+        .cpu()
+        .contiguous()
+        .clone()
         for entry in form.entries()
     }
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import finite
+from resid_theory._check import check_finite
 
 __all__ = ["opened", "plain_tensors"]
 
@@ -115,7 +115,7 @@ def plain_tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
             f"{path}: its tensors claim {total} bytes in a file of {path.stat().st_size}"
         )
     for name, tensor in content.items():
-        finite(f"{path}: {name!r}", tensor)
+        check_finite(f"{path}: {name!r}", tensor)
     return dict(content)
 
 

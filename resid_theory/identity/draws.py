@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.identity.entries import checked_layer
 from resid_theory.identity.weights import DiracWeight, layer_identity, trained_weight
 
@@ -60,7 +60,7 @@ def draw_kernel(
         He et al., arXiv:1502.01852 (fan-in); Yu & Tomasi, arXiv:1905.10944, eqs. (3) and (4), in
         the reading that Table 4 supports; Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
     """
-    choose("kind", kind, DRAWS)
+    check_choice("kind", kind, DRAWS)
     if not (isinstance(std, (int, float)) and 0 <= std < math.inf):
         raise ValueError(f"std: got {std!r}, needs a finite number of at least 0")
     normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
@@ -97,7 +97,7 @@ def initialize_layer(
         As for :func:`draw_kernel`; a and b: Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
     """
     weight, target = checked_layer(layer).weight, trained_weight(layer)
-    deviation = _deviation(choose("kind", kind, DRAWS), weight.shape, std)
+    deviation = _deviation(check_choice("kind", kind, DRAWS), weight.shape, std)
     target.copy_(draw_kernel("normal", target.shape, generator=generator, std=deviation))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
 __all__ = [
     "RULES",
@@ -63,7 +63,7 @@ def id_entries(
         >>> [index.tolist() for index in id_entries((4, 2, 3))]
         [[0, 1, 2, 3], [0, 1, 0, 1], [1, 1, 1, 1]]
     """
-    choose("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
     if len(shape) < 2:
         raise ValueError(f"shape: got {tuple(shape)}, needs (out, in, *kernel)")
     outputs, inputs = _channels(shape, rule, groups)
@@ -112,7 +112,7 @@ def _tap(side: int, padding: int | str, dilation: int) -> int:
             f"shape: got a kernel side of {side}, which has no centre; the identity needs odd sides"
         )
     if isinstance(padding, str):
-        return side // 2 if choose("padding", padding, ("same", "valid")) == "same" else 0
+        return side // 2 if check_choice("padding", padding, ("same", "valid")) == "same" else 0
     tap, off_grid = divmod(padding, dilation)
     if off_grid or not 0 <= tap < side:
         raise ValueError(
@@ -228,7 +228,7 @@ def identity_map(
         >>> identity_map(torch.tensor([[[1.0, 2.0, 3.0]]]), 2, stride=2).tolist()
         [[[1.0, 3.0], [1.0, 3.0]]]
     """
-    choose("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
     for axis, step in enumerate(per_axis("stride", stride, x.dim() - 2), start=2):
         x = x[(slice(None),) * axis + (slice(None, None, step),)] if step > 1 else x
     inputs = x.shape[1]
@@ -255,7 +255,7 @@ def mark(layer: nn.Module, rule: str) -> nn.Module:
     Raises:
         ValueError: If the rule is unknown.
     """
-    layer.__dict__["id_rule"] = choose("rule", rule, RULES)
+    layer.__dict__["id_rule"] = check_choice("rule", rule, RULES)
     return layer
 
 

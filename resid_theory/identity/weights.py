@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.identity.entries import checked_layer, identity_map, identity_of, mark
 
 __all__ = [
@@ -120,7 +120,7 @@ class DominantWeight(ResidualWeight):
 
     def __init__(self, identity: Tensor, *, dense: int = 0) -> None:
         super().__init__(identity)
-        self.dense = whole("dense", dense, minimum=0)
+        self.dense = check_int("dense", dense, minimum=0)
         if self.dense > len(identity):
             raise ValueError(f"dense: got {dense}, needs at most the {len(identity)} outputs")
         diagonal = identity.flatten(2).sum(2) if identity.dim() > 2 else identity.clone()
@@ -335,7 +335,7 @@ def with_identity(
         As for the four kinds: :class:`ResidualWeight`, :class:`DominantWeight`,
         :class:`DiracWeight`.
     """
-    choose("kind", kind, ("plain", "residual", "dominant", "dirac"))
+    check_choice("kind", kind, ("plain", "residual", "dominant", "dirac"))
     if parametrize.is_parametrized(layer, "weight"):
         raise ValueError("layer: its weight is parametrized already, needs a plain weight")
     if dense and kind != "dominant":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
 from resid_theory.networks.parts import (
     conv,
@@ -74,11 +74,11 @@ def diracnet(
         75738
     """
     n = units(depth, 6, 4)
-    channels = [16 * whole("width", width) * scale for scale in (1, 2, 4)]
+    channels = [16 * check_int("width", width) * scale for scale in (1, 2, 4)]
     parts: Parts = [
         ("conv0", conv(3, channels[0])), ("bn0", norm(channels[0])), ("relu0", nn.ReLU())
     ]  # fmt: skip
-    kind = choose("identity", identity, ("dirac", "plain"))
+    kind = check_choice("identity", identity, ("dirac", "plain"))
     parts += _groups(channels, [2 * n] * 3, kind, normalize)
     net = sequence(parts + head(channels[-1], classes))
     return _drawn(net, draw, bn_init, generator)
@@ -119,7 +119,7 @@ def diracnet_imagenet(
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 3.5; structure from the authors' code.
     """
     blocks = layers_of({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}, depth)
-    kind = choose("identity", identity, ("dirac", "plain"))
+    kind = check_choice("identity", identity, ("dirac", "plain"))
     parts: Parts = [
         ("conv0", conv(3, 64, 7, stride=2)), ("bn0", norm(64)),
         ("pool0", nn.MaxPool2d(3, stride=2, padding=1)), ("relu0", nn.ReLU()),
@@ -147,5 +147,5 @@ def _groups(
 def _drawn(
     net: nn.Sequential, draw: str, bn_init: str, generator: torch.Generator | int
 ) -> nn.Sequential:
-    inside = choose("draw", draw, _DRAWS)
+    inside = check_choice("draw", draw, _DRAWS)
     return draw_net(net, "kaiming", generator, inside=inside, bn_init=bn_init)

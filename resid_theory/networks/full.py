@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.networks.parts import (
     Block,
     IdentityShortcut,
@@ -60,7 +60,7 @@ def full_net(
         >>> sum(p.numel() for p in net.parameters()), net[3:6](torch.zeros(1, 16, 8, 8)).shape
         (269722, torch.Size([1, 16, 8, 8]))
     """
-    choose("doubling", doubling, DOUBLINGS)
+    check_choice("doubling", doubling, DOUBLINGS)
     n = units(depth, 6, 2)
     parts: list[tuple[str, nn.Module]] = [
         ("conv0", conv(3, 16)), ("bn0", norm(16)), ("relu0", nn.ReLU())

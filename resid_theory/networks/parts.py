@@ -9,7 +9,7 @@ from typing import ParamSpec
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.identity import as_generator, identity_map, initialize_layer
 
 __all__ = [
@@ -151,7 +151,7 @@ def norm(channels: int) -> nn.BatchNorm2d:
 def head(features: int, classes: int) -> list[tuple[str, nn.Module]]:
     """Global average pool and classifier, named."""
     linear = nn.utils.skip_init(
-        nn.Linear, features, whole("classes", classes), device=torch.get_default_device()
+        nn.Linear, features, check_int("classes", classes), device=torch.get_default_device()
     )
     return [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", linear)]
 
@@ -179,7 +179,7 @@ def units(depth: int, per: int, extra: int, *, smallest: int = 1) -> int:
     Raises:
         ValueError: If no n fits; the message names the nearest two depths that do.
     """
-    n, rest = divmod(whole("depth", depth) - extra, per)
+    n, rest = divmod(check_int("depth", depth) - extra, per)
     if rest == 0 and n >= smallest:
         return n
     below = max(n, smallest)
@@ -224,7 +224,7 @@ def draw_net(
     Raises:
         ValueError: If a name is unknown, or the generator is neither.
     """
-    choose("bn_init", bn_init, BN_INITS)
+    check_choice("bn_init", bn_init, BN_INITS)
     source = as_generator(generator)
     if any(p.is_meta for p in net.parameters()):
         return net  # shapes only, as under torch.device("meta"): nowhere to put a draw

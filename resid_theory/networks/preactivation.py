@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
 from resid_theory.networks.parts import Block, conv, draw_net, head, norm, recorded, sequence, units
 
@@ -59,14 +59,14 @@ def preresnet(
         {175066}
     """
     n = units(depth, 6, 4)
-    if (2 * n) % whole("shortcut_depth", shortcut_depth):
+    if (2 * n) % check_int("shortcut_depth", shortcut_depth):
         fitting = ", ".join(str(k) for k in range(1, 2 * n + 1) if 2 * n % k == 0)
         raise ValueError(
             f"shortcut_depth: got {shortcut_depth} for {2 * n} layers a group at depth {depth}, "
             f"needs one of {fitting}"
         )
-    choose("identity", identity, ("plain", "residual", "dirac"))
-    widths = [16 * whole("width", width) * scale for scale in (1, 2, 4)]
+    check_choice("identity", identity, ("plain", "residual", "dirac"))
+    widths = [16 * check_int("width", width) * scale for scale in (1, 2, 4)]
     blocks = [w for w in widths for _ in range(2 * n // shortcut_depth)]
     parts: Parts = [("conv0", conv(3, 16))]
     inputs = 16

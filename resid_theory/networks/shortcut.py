@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose, positive, whole
+from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.activations import Activation, activation
 
 __all__ = ["INITIALIZATIONS", "ShortcutNet", "draw_weights", "initialize"]
@@ -80,10 +80,10 @@ class ShortcutNet(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.width = whole("width", width)
-        self.blocks = whole("blocks", blocks)
-        self.shortcut_depth = whole("shortcut_depth", shortcut_depth)
-        self.hidden = self.width if hidden is None else whole("hidden", hidden)
+        self.width = check_int("width", width)
+        self.blocks = check_int("blocks", blocks)
+        self.shortcut_depth = check_int("shortcut_depth", shortcut_depth)
+        self.hidden = self.width if hidden is None else check_int("hidden", hidden)
         if self.shortcut_depth == 1 and self.hidden != self.width:
             raise ValueError(
                 f"hidden: got {hidden} with shortcut_depth=1; a block of one matrix has no inside, "
@@ -250,7 +250,7 @@ def draw_weights(
         Li et al., arXiv:1611.01186, Appendix B. Haar by QR with the signs of R's diagonal: Mezzadri
         2007, "How to generate random matrices from the classical compact groups".
     """
-    choose("kind", kind, INITIALIZATIONS)
+    check_choice("kind", kind, INITIALIZATIONS)
     if len(shape) < 2:
         raise ValueError(f"shape: got {tuple(shape)}, needs (..., out, in)")
     if not isinstance(generator, torch.Generator):
@@ -265,7 +265,7 @@ def draw_weights(
     if kind == "orthogonal":
         return _haar(normal).to(dtype)
     variance = 2.0 / columns if kind == "kaiming" else 2.0 / (rows + columns)
-    factor = positive("scale", scale) if kind == "near_zero" else 1.0
+    factor = check_positive("scale", scale) if kind == "near_zero" else 1.0
     return (factor * math.sqrt(variance) * normal).to(dtype)
 
 

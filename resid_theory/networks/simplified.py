@@ -6,7 +6,7 @@ The nets of "Identity Connections in Residual Nets Improve Noise Stability", App
 import torch
 from torch import nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.identity import DRAWS, AddIdentity, with_identity
 from resid_theory.networks.parts import conv, draw_net, head, recorded, sequence, units
 
@@ -63,10 +63,10 @@ def simplified_net(
         >>> sum(p.numel() for p in net.parameters()), net[2:4](torch.zeros(1, 16, 32, 32)).shape
         (269034, torch.Size([1, 16, 32, 32]))
     """
-    choose("identity", identity, _IDENTITIES)
+    check_choice("identity", identity, _IDENTITIES)
     if draw is None:
         draw = "kaiming" if identity == "plain" else "hardt_ma"
-    choose("draw", draw, DRAWS[:2])
+    check_choice("draw", draw, DRAWS[:2])
     n = units(depth, 3, 2)
     parts: list[tuple[str, nn.Module]] = [("conv0", conv(3, 16, bias=True)), ("relu0", nn.ReLU())]
     inputs = 16

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 
 __all__ = [
     "MARKERS",
@@ -38,7 +38,7 @@ def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8
     Returns:
         The figure; ``figure.axes`` are its panels, row by row.
     """
-    size = (panel[0] * whole("columns", columns), panel[1] * whole("rows", rows))
+    size = (panel[0] * check_int("columns", columns), panel[1] * check_int("rows", rows))
     drawing = Figure(figsize=size, layout="constrained")
     drawing.subplots(rows, columns)
     return drawing

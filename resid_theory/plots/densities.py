@@ -7,7 +7,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.report import SpectrumReport
 from resid_theory.eigen.spectrum import Spectrum
@@ -42,7 +42,7 @@ def spectral_density(
     Raises:
         ValueError: If the report holds neither eigenvalues nor a density, or a name is unknown.
     """
-    choose("scale", scale, ("linear", "symlog"))
+    check_choice("scale", scale, ("linear", "symlog"))
     density, known, marks = _parts(estimate)
     exact = known if exact is None else exact
     if density is None and exact is None:

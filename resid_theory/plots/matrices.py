@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from torch import Tensor, nn
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.plots.canvas import UNIT, open_axes
 
 __all__ = ["folded_filters", "hessian_pattern"]
@@ -54,7 +54,7 @@ def hessian_pattern(
         extent=(0, size, size, 0),
         interpolation="nearest",
     )
-    for edge in range(0, size + 1, whole("block", block)) if block else ():
+    for edge in range(0, size + 1, check_int("block", block)) if block else ():
         ax.axhline(edge, color="0.4", linewidth=0.6)
         ax.axvline(edge, color="0.4", linewidth=0.6)
     ax.set(xlabel="parameter", ylabel="parameter", title=title or "")
@@ -102,7 +102,7 @@ def folded_filters(
     step = -(-max(outputs * height, inputs * width) // (2 * _PIXELS))
     planes = [[_largest(values[:, :, i, j], step) for j in range(width)] for i in range(height)]
     largest = float(np.abs(values).max()) or 1.0
-    ax, top = open_axes(ax), largest if limit is None else positive("limit", limit)
+    ax, top = open_axes(ax), largest if limit is None else check_positive("limit", limit)
     image = ax.imshow(
         np.block(planes),
         cmap="RdBu_r",

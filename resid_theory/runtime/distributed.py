@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Ranks"]
+__all__ = ["ProcessGroup"]
 
 
-class Ranks:
+class ProcessGroup:
     """The processes that a data set is shared among; without a group, this one alone.
 
     Args:

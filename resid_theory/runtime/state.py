@@ -6,15 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 
-__all__ = ["repeatable", "untouched"]
+__all__ = ["deterministic", "preserved"]
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @contextmanager
-def repeatable(*, tf32: bool = False) -> Iterator[None]:
+def deterministic(*, tf32: bool = False) -> Iterator[None]:
     """Compute inside with kernels that repeat, and in the precision that the tensors have.
 
     By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, of which no
@@ -38,7 +38,7 @@ def repeatable(*, tf32: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
+def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     """Measure inside; buffers, train/eval flags and the RNG state are put back afterwards.
 
     Parameters and ``.grad`` are never written by a measurement, so they need no copy.
@@ -54,7 +54,7 @@ def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     Raises:
         ValueError: If ``batchnorm`` is neither.
     """
-    choose("batchnorm", batchnorm, ("eval", "batch"))
+    check_choice("batchnorm", batchnorm, ("eval", "batch"))
     flags = {module: module.training for module in net.modules()}
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
@@ -64,7 +64,7 @@ def untouched(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
         torch.random.fork_rng(devices=sorted(index or 0 for index in devices)),
         torch.inference_mode(False),
         torch.enable_grad(),
-        repeatable(),
+        deterministic(),
     ):
         try:
             net.eval()

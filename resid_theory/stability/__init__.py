@@ -22,7 +22,7 @@ from resid_theory.stability.interlayer import (
     interlayer_cushions,
 )
 from resid_theory.stability.noise import NoiseCurves, activation_noise, weight_noise
-from resid_theory.stability.paths import Paths, subactivation_paths
+from resid_theory.stability.paths import ChannelPaths, subactivation_paths
 from resid_theory.stability.sharpness import pac_bayes_sharpness
 from resid_theory.stability.smoothness import (
     Smoothness,
@@ -40,7 +40,7 @@ __all__ = [
     "InterlayerCushions",
     "LayerNorms",
     "NoiseCurves",
-    "Paths",
+    "ChannelPaths",
     "Smoothness",
     "activation_contraction",
     "activation_noise",

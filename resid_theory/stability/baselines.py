@@ -10,10 +10,10 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
 from resid_theory.networks.parts import IdentityShortcut
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.calls import layouts, listening
 from resid_theory.stability.inputs import checked_net
 from resid_theory.stability.layers import LinearMap, linear_maps
@@ -146,7 +146,7 @@ class LayerNorms:
         """
         ratios = (self.distance_21 / self.spectral) ** (2 / 3)
         total = self.log_spectral_product + 1.5 * math.log(float(ratios.sum()))
-        return total - math.log(positive("margin", margin))
+        return total - math.log(check_positive("margin", margin))
 
     def log_neyshabur(self, margin: float, samples: int) -> float:
         r"""Logarithm of the PAC-Bayes spectral bound, without its additive terms.
@@ -170,8 +170,8 @@ class LayerNorms:
         depth = len(self.layers)
         size = depth**2 * self.width * math.log(max(2, depth * self.width))
         inside = math.log(size) + 2 * self.log_spectral_product
-        inside += math.log(float(self.stable_rank.sum())) - math.log(whole("samples", samples))
-        return inside / 2 - math.log(positive("margin", margin))
+        inside += math.log(float(self.stable_rank.sum())) - math.log(check_int("samples", samples))
+        return inside / 2 - math.log(check_positive("margin", margin))
 
     def __str__(self) -> str:
         """A table of the norms."""
@@ -209,7 +209,7 @@ def layer_norms(
     source = as_generator(generator)
     maps, others = linear_maps(net)
     sizes: dict[str, tuple[int, ...]] = {}
-    with untouched(net), torch.no_grad():
+    with preserved(net), torch.no_grad():
         found, reasons = layouts(net, maps, x)
         with listening(maps, lambda call, z, _: _note(sizes, call.linear, z)):
             net(x[:1].clone())
@@ -308,7 +308,7 @@ def path_norm(net: nn.Module, size: Sequence[int]) -> float:
     handles = [module.register_forward_hook(hook) for module, hook in squared.items()]
     like = next(net.parameters(), torch.empty(0))
     try:
-        with untouched(net), torch.no_grad():
+        with preserved(net), torch.no_grad():
             output = net(torch.ones(1, *size, dtype=like.dtype, device=like.device))
     finally:
         for handle in handles:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.inputs import checked_net, input_batches, placed
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.layers import CONVOLUTIONS, LinearMap
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.onward import Chain, chain_of_layers, onward_norms
+from resid_theory.stability.onward import ModuleChain, chain_of_layers, onward_norms
 from resid_theory.stability.smoothness import activation_contraction
 
 __all__ = [
@@ -142,14 +142,14 @@ def compression_bound(
     Source:
         Arora et al., arXiv:1802.05296, Definitions 4 to 8 and Theorems 4.1 and 5.1.
     """
-    margin, source = positive("margin", margin), as_generator(generator)
+    margin, source = check_positive("margin", margin), as_generator(generator)
     contraction = max(activation_contraction(net, data, batch=batch, device=device).values())
     net = placed(checked_net(net), device)
     chain = chain_of_layers(net)
     maps = [LinearMap(name=chain.names[p], module=chain.modules[p]) for p in chain.layers]
     cushions = torch.full((len(maps),), torch.inf, dtype=torch.float64)
     onward, spread, output_norm, samples = cushions.clone(), torch.ones_like(cushions), 0.0, 0
-    with untouched(net), differentiable(), torch.no_grad():
+    with preserved(net), differentiable(), torch.no_grad():
         for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="bound"):
             samples += len(x)
             for number, position in enumerate(chain.layers):
@@ -181,7 +181,7 @@ def _least(values: Tensor) -> float:
 
 
 def _onward(
-    chain: Chain, number: int, z: Tensor, probes: int, source: torch.Generator
+    chain: ModuleChain, number: int, z: Tensor, probes: int, source: torch.Generator
 ) -> tuple[float, float]:
     """Smallest interlayer cushion from a layer's output to all later ones, and the spread."""
     position, later = chain.layers[number], list(chain.layers[number + 1 :])
@@ -228,7 +228,7 @@ def matrix_project(
         Arora et al., arXiv:1802.05296, Algorithm 1 and Lemma 1. The constant 8 is conservative.
     """
     source, result = as_generator(generator), torch.zeros_like(matrix)
-    for _ in range(whole("projections", projections)):
+    for _ in range(check_int("projections", projections)):
         signs = torch.randint(2, matrix.shape, generator=source, dtype=torch.int8)
         signs = (2 * signs - 1).to(matrix)
         result += (matrix * signs).sum() * signs / projections

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.identity import as_generator
 from resid_theory.stability.summaries import Summaries
 
@@ -143,7 +143,7 @@ def compare_cushions(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
-    whole("resamples", resamples, minimum=2)
+    check_int("resamples", resamples, minimum=2)
     sides = [_units("a", a), _units("b", b)]
     unit = "sample" if isinstance(a, Summaries) else "seed"
     if isinstance(a, Summaries) != isinstance(b, Summaries):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose, whole
-from resid_theory.runtime.state import untouched
+from resid_theory._check import check_choice, check_int
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.calls import Call, Layout, layouts, listening
 from resid_theory.stability.inputs import (
     checked_net,
@@ -62,7 +62,7 @@ class Cushions(Summaries):
     not_covered: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        choose("frobenius", self.frobenius, FROBENIUS)
+        check_choice("frobenius", self.frobenius, FROBENIUS)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -160,11 +160,11 @@ def layer_cushions(
         >>> rt.layer_cushions(net, torch.randn(3, 4)).values.tolist()
         [[0.5, 0.5, 0.5]]
     """
-    choose("norm", norm, NORMS)
-    choose("frobenius", frobenius, FROBENIUS)
-    whole("batch", batch)
+    check_choice("norm", norm, NORMS)
+    check_choice("frobenius", frobenius, FROBENIUS)
+    check_int("batch", batch)
     net = placed(checked_net(net), device)
-    with untouched(net, batchnorm=batchnorm), torch.no_grad():
+    with preserved(net, batchnorm=batchnorm), torch.no_grad():
         parts = input_batches(data, batch, net)
         first = first_inputs(data, net)
         if first is None:  # an iterator: its first batch is looked at, then measured
@@ -173,7 +173,7 @@ def layer_cushions(
             parts = _chain(opening, parts)
         maps, others = linear_maps(net)
         wanted = chosen(maps, layers)
-        with untouched(net), torch.no_grad():  # in eval mode whatever the statistics
+        with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
             found, reasons = layouts(net, wanted, first)
         covered = [linear for linear in wanted if linear.name not in reasons]
         if not covered:

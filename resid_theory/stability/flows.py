@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.data import Images
 from resid_theory.data.batches import batches
 from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.dominance import MODES, STATISTICS, Sums
-from resid_theory.stability.paths import Paths, final_features, subactivation_paths
+from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
 
 __all__ = ["Flows", "dominant_flows", "feature_gradients"]
 
@@ -64,8 +64,8 @@ class Flows:
         Raises:
             ValueError: If a name is unknown.
         """
-        choose("mode", mode, MODES)
-        choose("statistic", statistic, STATISTICS)
+        check_choice("mode", mode, MODES)
+        check_choice("statistic", statistic, STATISTICS)
         return replace(self, mode=mode, statistic=statistic)
 
     @property
@@ -144,12 +144,12 @@ def dominant_flows(
         >>> flows.layers, flows.off_path.max().item()
         (('relu0', 'relu1', 'relu2'), 0.0)
     """
-    choose("mode", mode, MODES)
-    choose("statistic", statistic, STATISTICS)
-    step = None if batch is None else whole("batch", batch)
+    check_choice("mode", mode, MODES)
+    check_choice("statistic", statistic, STATISTICS)
+    step = None if batch is None else check_int("batch", batch)
     paths = subactivation_paths(net, rule=rule)
     parts = []
-    with untouched(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
+    with preserved(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
         for x, y in _samples(net, data):
             parts += _measured(net, x, y, loss, paths, step, bar)
     readings, off_path, gradients = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -187,9 +187,9 @@ def feature_gradients(
     """
     top, _ = final_features(net)
     assert isinstance(net, nn.Sequential)
-    step = whole("batch", batch)
+    step = check_int("batch", batch)
     parts = []
-    with untouched(net):
+    with preserved(net):
         for x, y in _samples(net, data):
             for some, target in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
@@ -228,7 +228,7 @@ def _measured(
     x: Tensor,
     y: Tensor,
     loss: str | Loss,
-    paths: Paths,
+    paths: ChannelPaths,
     step: int | None,
     bar: "tqdm[Any]",
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -264,7 +264,7 @@ class _Ladder:
     upper: list[Tensor]
 
     @classmethod
-    def of(cls, net: nn.Sequential, x: Tensor, paths: Paths) -> "_Ladder":
+    def of(cls, net: nn.Sequential, x: Tensor, paths: ChannelPaths) -> "_Ladder":
         with torch.no_grad():
             below = net[: paths.ends[0]](x)
         lower, upper = [], []
@@ -296,7 +296,7 @@ class _Ladder:
             yield layer, flow.flatten(3)
 
 
-def _read(ladder: _Ladder, gradients: Tensor, paths: Paths) -> tuple[Tensor, Tensor]:
+def _read(ladder: _Ladder, gradients: Tensor, paths: ChannelPaths) -> tuple[Tensor, Tensor]:
     """All readings of one batch and the share off the paths, sample by sample."""
     features = torch.arange(gradients.shape[1], device=gradients.device)
     group = max(1, _WORKSPACE * len(features) // (6 * ladder.largest))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, finite, pair, whole
+from resid_theory._check import as_tensor, check_finite, check_int, check_pair
 from resid_theory.data import Images
 
 __all__ = ["checked_net", "count_batches", "first_inputs", "input_batches", "placed"]
@@ -29,7 +29,7 @@ def checked_net(net: nn.Module) -> nn.Module:
         raise ValueError(f"net: got {type(net).__name__}, needs a torch.nn.Module")
     for name, parameter in net.named_parameters():
         if not isinstance(parameter, nn.parameter.UninitializedParameter):
-            finite(f"net {name}", parameter)
+            check_finite(f"net {name}", parameter)
     return net
 
 
@@ -64,7 +64,7 @@ def input_batches(data: Any, batch: int, net: nn.Module) -> Iterator[Tensor]:
     Raises:
         ValueError: If there are no data, an entry is not finite, or the dtype is not the net's.
     """
-    whole("batch", batch)
+    check_int("batch", batch)
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     empty = True
     for part in _parts(data, batch, like):
@@ -74,7 +74,7 @@ def input_batches(data: Any, batch: int, net: nn.Module) -> Iterator[Tensor]:
                 f"data x: has dtype {part.dtype}, the net {like.dtype}; needs one dtype, e.g. "
                 f"x.to({like.dtype}) or net.to({part.dtype})"
             )
-        finite("data x", part)
+        check_finite("data x", part)
         # Cloned: a net that starts in place would overwrite the caller's data.
         yield part.detach().to(like.device, copy=True)
     if empty:
@@ -110,7 +110,7 @@ def count_batches(data: Any, batch: int) -> int | None:
     """How many batches there will be, for a progress bar; None if nobody knows."""
     x = _whole_set(data)
     if x is not None:
-        return -(-len(x) // whole("batch", batch))
+        return -(-len(x) // check_int("batch", batch))
     return len(data) if hasattr(data, "__len__") else None
 
 
@@ -134,7 +134,7 @@ def _whole_set(data: Any) -> Tensor | None:
     if hasattr(data, "x"):
         return as_tensor("data x", data.x)
     if isinstance(data, (tuple, list)) and len(data) == 2 and _are_arrays(data):
-        return pair(data)[0]
+        return check_pair(data)[0]
     return None
 
 

@@ -11,9 +11,9 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.inputs import (
     checked_net,
     count_batches,
@@ -30,7 +30,7 @@ from resid_theory.stability.jacobian import (
     squared_norm,
 )
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.segments import Piece, block_pieces, net_pieces
+from resid_theory.stability.segments import Submap, block_pieces, net_pieces
 from resid_theory.stability.summaries import Summaries
 
 __all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
@@ -241,9 +241,9 @@ def block_cushions(
 @contextmanager
 def _mode(net: nn.Module, batchnorm: str) -> Iterator[None]:
     """The net as it is measured: read-only, differentiable, every sample by itself."""
-    choose("batchnorm", batchnorm, ("eval", "batch"))
+    check_choice("batchnorm", batchnorm, ("eval", "batch"))
     with ExitStack() as stack:
-        stack.enter_context(untouched(net))
+        stack.enter_context(preserved(net))
         stack.enter_context(differentiable())
         if batchnorm == "batch":
             stack.enter_context(each_sample_a_batch(net))
@@ -253,7 +253,7 @@ def _mode(net: nn.Module, batchnorm: str) -> Iterator[None]:
 def _measure(
     net: nn.Module,
     data: Any,
-    cut: Callable[[nn.Module, Tensor], list[Piece]],
+    cut: Callable[[nn.Module, Tensor], list[Submap]],
     *,
     kappa: str,
     method: str,
@@ -264,9 +264,9 @@ def _measure(
     device: torch.device | str | None,
     progress: bool,
 ) -> InterlayerCushions:
-    choose("kappa", kappa, KAPPAS)
-    choose("method", method, METHODS)
-    whole("probes", probes, minimum=2)
+    check_choice("kappa", kappa, KAPPAS)
+    check_choice("method", method, METHODS)
+    check_int("probes", probes, minimum=2)
     source = as_generator(generator)
     net = placed(checked_net(net), device)
     rows: dict[str, list[Tensor]] = {}
@@ -330,7 +330,7 @@ def _plan(
 
 
 def _cushions(
-    piece: Piece,
+    piece: Submap,
     kappa: str,
     probes: int | None,
     side: str | None,
@@ -353,7 +353,7 @@ def _factor(z: Tensor, kappa: str) -> float:
     return math.sqrt(z[0].numel() if kappa == "total" else z.shape[2:].numel())
 
 
-def _check_independent(piece: Piece) -> None:
+def _check_independent(piece: Submap) -> None:
     """Refuse a map in which one sample changes another one's output."""
     with torch.no_grad():
         together, alone = piece.function(piece.z.clone()), piece.function(piece.z[:1].clone())

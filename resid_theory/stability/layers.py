@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.identity import AddIdentity, identity_of, identity_removed, layer_identity
 
 __all__ = ["CONVOLUTIONS", "LinearMap", "chosen", "linear_maps"]
@@ -124,7 +124,7 @@ def chosen(maps: Sequence[LinearMap], layers: Sequence[str] | None) -> list[Line
     if isinstance(layers, str):
         layers = [layers]
     for name in layers:
-        choose("layers", name, [linear.name for linear in maps])
+        check_choice("layers", name, [linear.name for linear in maps])
     return [linear for linear in maps if linear.name in layers]
 
 

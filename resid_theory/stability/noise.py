@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.calls import Call, Layout, layouts, listening
 from resid_theory.stability.inputs import checked_net, first_inputs, input_batches, placed
 from resid_theory.stability.jacobian import differentiable
@@ -123,15 +123,15 @@ def activation_noise(
     """
     net, source = placed(checked_net(net), device), as_generator(generator)
     strengths = _levels(levels)
-    whole("draws", draws)
+    check_int("draws", draws)
     chain = chain_of_layers(net)
-    places = [position for position in chain.layers if position >= whole("start", start, 0)]
+    places = [position for position in chain.layers if position >= check_int("start", start, 0)]
     if not places:
         raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
     end = len(chain.modules) - 1
     both = places if places[-1] == end else [*places, end]
     measured, predicted, output = [], [], []
-    with untouched(net), differentiable(), torch.no_grad():
+    with preserved(net), differentiable(), torch.no_grad():
         for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="noise"):
             z = chain.run(x, 0, start)
             norms = onward_norms(chain, z, start, places, probes=probes, generator=source)
@@ -225,8 +225,8 @@ def weight_noise(
     """
     net, source = placed(checked_net(net), device), as_generator(generator)
     strengths = _levels(levels)
-    whole("draws", draws)
-    with untouched(net), torch.no_grad():
+    check_int("draws", draws)
+    with preserved(net), torch.no_grad():
         first = first_inputs(data, net)
         if first is None:
             raise ValueError("data: got an iterator that is read only once, needs it once a layer")

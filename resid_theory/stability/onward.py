@@ -10,13 +10,13 @@ from resid_theory.stability.jacobian import jacobian_product
 from resid_theory.stability.layers import linear_maps
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["Chain", "OnwardNorms", "chain_of_layers", "onward_norms"]
+__all__ = ["ModuleChain", "OnwardNorms", "chain_of_layers", "onward_norms"]
 
 _ROWS = 256  # that a product is taken of at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Chain:
+class ModuleChain:
     """A net as a chain of modules, one after another.
 
     Attributes:
@@ -66,7 +66,7 @@ class Chain:
         return found
 
 
-def chain_of_layers(net: nn.Module) -> Chain:
+def chain_of_layers(net: nn.Module) -> ModuleChain:
     """A sequential net as a chain of modules.
 
     Args:
@@ -93,7 +93,7 @@ def chain_of_layers(net: nn.Module) -> Chain:
             layers.append(position)
     if not layers:
         raise ValueError("net: has no linear layer, needs at least one")
-    return Chain(modules=modules, names=names, layers=tuple(layers))
+    return ModuleChain(modules=modules, names=names, layers=tuple(layers))
 
 
 def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
@@ -127,7 +127,7 @@ class OnwardNorms:
 
 
 def onward_norms(
-    chain: Chain,
+    chain: ModuleChain,
     z: Tensor,
     start: int,
     places: Sequence[int],

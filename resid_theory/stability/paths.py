@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.identity import AddIdentity, id_entries, id_rule
 from resid_theory.identity.entries import RULES
 from resid_theory.networks import Block, IdentityShortcut
 
-__all__ = ["Paths", "final_features", "subactivation_paths"]
+__all__ = ["ChannelPaths", "final_features", "subactivation_paths"]
 
 # Each channel of the output comes from the same channel of the input alone.
 _CHANNELWISE = (
@@ -25,7 +25,7 @@ class _Ends(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Paths:
+class ChannelPaths:
     """The sub-activation paths (SAPs) of a net of K final features; path k ends in feature k.
 
     Attributes:
@@ -43,7 +43,7 @@ class Paths:
     unmeasured: Mapping[str, str]
 
 
-def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
+def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPaths:
     """Follow each final feature down the identity of every layer, as far as there is one.
 
     Layers are the outputs of ReLUs and of blocks. Those from which only channel-wise operations
@@ -73,7 +73,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
         ('relu0', [14, 15, 0, 1])
     """
     if rule is not None:
-        choose("rule", rule, RULES)
+        check_choice("rule", rule, RULES)
     top, features = final_features(net)
     assert isinstance(net, nn.Sequential)
     modules = list(net.named_children())
@@ -97,7 +97,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> Paths:
     if not found:
         raise ValueError(f"net: no layer has a sub-activation path; {reason or 'nothing is mixed'}")
     names, ends, channels = zip(*reversed(found), strict=True)
-    return Paths(names=names, ends=ends, top=top, channels=channels, unmeasured=unmeasured)
+    return ChannelPaths(names=names, ends=ends, top=top, channels=channels, unmeasured=unmeasured)
 
 
 def final_features(net: nn.Module) -> tuple[int, int]:

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.stability.jacobian import Function
 
-__all__ = ["Piece", "block_pieces", "net_pieces"]
+__all__ = ["Submap", "block_pieces", "net_pieces"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
+class Submap:
     """A map inside a net and where a batch enters it.
 
     Attributes:
@@ -36,7 +36,7 @@ class _Reached(Exception):
         self.value = value
 
 
-def net_pieces(net: nn.Module, x: Tensor, start: int | str, stop: int | str | None) -> list[Piece]:
+def net_pieces(net: nn.Module, x: Tensor, start: int | str, stop: int | str | None) -> list[Submap]:
     """The map from the input of one module to that of another, for a batch.
 
     Args:
@@ -59,15 +59,15 @@ def net_pieces(net: nn.Module, x: Tensor, start: int | str, stop: int | str | No
             raise ValueError(f"stop: got {stop!r} for start={start!r}, needs a later layer")
         with torch.no_grad():
             z = net[:first](x)
-        return [Piece(name=name, z=_floating(name, z), function=net[first:end])]
+        return [Submap(name=name, z=_floating(name, z), function=net[first:end])]
     entry = _module(net, "start", start)
     exit_ = None if stop is None else _module(net, "stop", stop)
     with torch.no_grad():
         (z, *_), _ = _input_of(net, entry, x, str(start))
-    return [Piece(name=name, z=_floating(name, z), function=_through(net, entry, exit_, x, name))]
+    return [Submap(name=name, z=_floating(name, z), function=_through(net, entry, exit_, x, name))]
 
 
-def block_pieces(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> list[Piece]:
+def block_pieces(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> list[Submap]:
     """Modules of a net with their inputs, by one forward pass.
 
     Args:
@@ -109,7 +109,7 @@ def block_pieces(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> lis
         args, kwargs = inputs[module]
         if len(args) != 1 or any(isinstance(value, Tensor) for value in kwargs.values()):
             raise ValueError(f"blocks: {name!r} takes more than one tensor, needs modules of one")
-        pieces.append(Piece(name=name, z=_floating(name, args[0]), function=module))
+        pieces.append(Submap(name=name, z=_floating(name, args[0]), function=module))
     return pieces
 
 
@@ -144,7 +144,7 @@ def _module(net: nn.Module, argument: str, name: int | str) -> nn.Module:
             "because only an nn.Sequential has numbered layers"
         )
     names = [key for key, _ in net.named_modules() if key]
-    return net.get_submodule(choose(argument, name, names))
+    return net.get_submodule(check_choice(argument, name, names))
 
 
 def _input_of(

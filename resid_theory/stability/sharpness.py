@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.data.batches import batches
 from resid_theory.identity import as_generator
 from resid_theory.losses import Loss, check_target, loss_function
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.inputs import checked_net
 from resid_theory.stability.norms import row_norms
 
@@ -55,13 +55,16 @@ def pac_bayes_sharpness(
         al., arXiv:1912.02178, appendix C (threshold 0.1).
     """
     checked_net(net)
-    increase, tolerance = positive("increase", increase), positive("tolerance", tolerance)
+    increase, tolerance = (
+        check_positive("increase", increase),
+        check_positive("tolerance", tolerance),
+    )
     parameters = {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
     if not parameters:
         raise ValueError("net: has no trainable parameter, needs one that noise can move")
-    seeds = _seeds(whole("draws", draws), as_generator(generator))
+    seeds = _seeds(check_int("draws", draws), as_generator(generator))
     scale = _root_mean_square(parameters.values()) or 1.0
-    with untouched(net), torch.no_grad():
+    with preserved(net), torch.no_grad():
         parts = list(batches(data))
         clean = _risk(net, loss, parts, parameters)
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.stability.inputs import checked_net, input_batches, placed
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.onward import Chain, chain_of_layers
+from resid_theory.stability.onward import ModuleChain, chain_of_layers
 
 __all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
 
@@ -73,7 +73,7 @@ def activation_contraction(
             module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True)
         )
     try:
-        with untouched(net), torch.no_grad():
+        with preserved(net), torch.no_grad():
             for x in input_batches(data, batch, net):
                 net(x)
     finally:
@@ -157,21 +157,23 @@ def interlayer_smoothness(
         Arora et al., arXiv:1802.05296, Definition 7; with biases the linearization is x_j + J η.
     """
     net, source = placed(checked_net(net), device), as_generator(generator)
-    positive("epsilon", epsilon)
+    check_positive("epsilon", epsilon)
     chain = chain_of_layers(net)
-    places = [p for p in chain.layers if p >= whole("start", start, 0)]
+    places = [p for p in chain.layers if p >= check_int("start", start, 0)]
     if not places:
         raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
     found = []
-    with untouched(net), differentiable(), torch.no_grad():
+    with preserved(net), differentiable(), torch.no_grad():
         for x in input_batches(data, batch, net):
             z = chain.run(x, 0, start)
-            found.append(_ratios(chain, z, start, places, epsilon, whole("draws", draws), source))
+            found.append(
+                _ratios(chain, z, start, places, epsilon, check_int("draws", draws), source)
+            )
     return Smoothness(ratios=torch.cat(found, 1))
 
 
 def _ratios(
-    chain: Chain,
+    chain: ModuleChain,
     z: Tensor,
     start: int,
     places: list[int],

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from resid_theory._check import positive
+from resid_theory._check import check_positive
 
 if TYPE_CHECKING:
     import pandas
@@ -87,7 +87,7 @@ class Summaries(ABC):
             ``scipy.stats.quantile_test``.
         """
         for name, given in (("level", level), ("confidence", confidence)):
-            if positive(name, given) >= 1:
+            if check_positive(name, given) >= 1:
                 raise ValueError(f"{name}: got {given}, needs a number in (0, 1)")
         ends = torch.full((len(self.rows), 2), torch.nan, dtype=torch.float64)
         for row, end in zip(self.values, ends, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.sweep.grid import grid_of
 from resid_theory.sweep.processes import run_in_processes
 from resid_theory.sweep.rays import run_in_ray
@@ -115,13 +115,13 @@ def run_sweep(
         (2, [1.68])
     """
     started = time.perf_counter()
-    run = EXECUTORS[choose("executor", executor, list(EXECUTORS))]
-    count = os.cpu_count() or 1 if workers is None else whole("workers", workers)
+    run = EXECUTORS[check_choice("executor", executor, list(EXECUTORS))]
+    count = os.cpu_count() or 1 if workers is None else check_int("workers", workers)
     if not (isinstance(gpus, (int, float)) and gpus >= 0):
         raise ValueError(f"gpus: got {gpus!r}, needs a number of at least 0")
     options = Options(
         workers=count,
-        retries=whole("retries", retries, 0),
+        retries=check_int("retries", retries, 0),
         device=_device(device, here=executor != "ray"),
         gpus=float(gpus),
     )

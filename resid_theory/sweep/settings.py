@@ -8,7 +8,7 @@ from typing import Any, Self, get_args, get_type_hints
 
 from resid_theory.runtime.store import digest
 
-__all__ = ["SCHEMA", "Settings", "key_of"]
+__all__ = ["SCHEMA", "Config", "key_of"]
 
 SCHEMA = 1
 """Raised when a task computes something else from equal settings: its cells are then new ones."""
@@ -22,7 +22,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Config:
     """What one cell of a sweep depends on.
 
     Raises:
@@ -76,7 +76,7 @@ class Settings:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def key_of(task: str, settings: Settings) -> tuple[str, dict[str, Any]]:
+def key_of(task: str, settings: Config) -> tuple[str, dict[str, Any]]:
     """The name of a cell: the hash of all that its result depends on.
 
     Args:

@@ -57,15 +57,15 @@ class Setup:
         Raises:
             ValueError: Names the field, what was given and what is needed.
         """
-        from resid_theory._check import choose
+        from resid_theory._check import check_choice
         from resid_theory.losses import LOSSES
         from resid_theory.networks.shortcut import INITIALIZATIONS
 
         named = not self.data.endswith(".npz")
         if named:
-            choose("data", self.data, list(_NAMED))
-        choose("init", self.init, INITIALIZATIONS)
-        choose("loss", self.loss, list(LOSSES))
+            check_choice("data", self.data, list(_NAMED))
+        check_choice("init", self.init, INITIALIZATIONS)
+        check_choice("loss", self.loss, list(LOSSES))
         replace(self, blocks=min(self.blocks, 1)).net(0)
         if named:
             self._check_targets(_NAMED[self.data])

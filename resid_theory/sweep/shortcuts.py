@@ -11,11 +11,11 @@ from resid_theory.runtime.store import digest
 from resid_theory.sweep.setup import Setup
 from resid_theory.sweep.task import Outcome, Task
 
-__all__ = ["Hessian"]
+__all__ = ["HessianTask"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hessian(Task, Setup):
+class HessianTask(Task, Setup):
     """All eigenvalues of the Hessian of an n-shortcut net at its start.
 
     Attributes:

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from resid_theory._check import whole
-from resid_theory.sweep.settings import Settings
+from resid_theory._check import check_int
+from resid_theory.sweep.settings import Config
 
 __all__ = ["Number", "Outcome", "Task"]
 
@@ -29,7 +29,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task(Settings):
+class Task(Config):
     """Settings that can be run.
 
     Attributes:
@@ -46,7 +46,7 @@ class Task(Settings):
         Raises:
             ValueError: Names the field, what was given and what is needed.
         """
-        whole("seed", self.seed, 0)
+        check_int("seed", self.seed, 0)
 
     def run(self, folder: Path, device: str) -> Outcome:
         """Do the work.

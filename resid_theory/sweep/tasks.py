@@ -3,19 +3,19 @@
 import importlib
 from collections.abc import Mapping
 
-from resid_theory._check import choose
-from resid_theory.sweep.shortcuts import Hessian
+from resid_theory._check import check_choice
+from resid_theory.sweep.shortcuts import HessianTask
 from resid_theory.sweep.task import Outcome, Task
-from resid_theory.sweep.trunks import Curvature, Cushions, Training
+from resid_theory.sweep.trunks import CurvatureTask, CushionsTask, TrainingTask
 
 __all__ = ["TASKS", "Outcome", "Task", "task_of"]
 
 # A new task is a row here.
 TASKS: Mapping[str, type[Task]] = {
-    "hessian": Hessian,
-    "curvature": Curvature,
-    "training": Training,
-    "cushions": Cushions,
+    "hessian": HessianTask,
+    "curvature": CurvatureTask,
+    "training": TrainingTask,
+    "cushions": CushionsTask,
 }
 
 
@@ -33,7 +33,7 @@ def task_of(name: str) -> type[Task]:
     """
     module, colon, attribute = str(name).partition(":")
     if not colon:
-        return TASKS[choose("task", name, list(TASKS))]
+        return TASKS[check_choice("task", name, list(TASKS))]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever somebody's module raises

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.curvature import spectrum
 from resid_theory.data import Images, load_images
 from resid_theory.data.whitened import one_hot
@@ -21,7 +21,7 @@ from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.kinds import KINDS, net_of
 from resid_theory.training.nets import find_checkpoint
 
-__all__ = ["Cushions", "Curvature", "Training"]
+__all__ = ["CushionsTask", "CurvatureTask", "TrainingTask"]
 
 _IMAGES = ("digits", "mnist", "cifar10")
 
@@ -53,10 +53,10 @@ class _OnImages(Task):
             ValueError: Names the field, what was given and what is needed.
         """
         super().check()
-        choose("data", self.data, _IMAGES)
-        whole("size", self.size)
-        whole("channels", self.channels)
-        self.samples is None or whole("samples", self.samples)
+        check_choice("data", self.data, _IMAGES)
+        check_int("size", self.size)
+        check_int("channels", self.channels)
+        self.samples is None or check_int("samples", self.samples)
         _built(self.net, 0, **self.options())
 
     def options(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class _Measured(_OnImages):
             ValueError: Names the field, what was given and what is needed.
         """
         super().check()
-        choose("batchnorm", self.batchnorm, ("eval", "batch"))
+        check_choice("batchnorm", self.batchnorm, ("eval", "batch"))
         if self.checkpoint is not None:
             self.content()
 
@@ -151,7 +151,7 @@ class _Measured(_OnImages):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curvature(_Measured):
+class CurvatureTask(_Measured):
     """Extremes, trace and norm of the curvature, as ``rt.spectrum`` gives them.
 
     Attributes:
@@ -179,9 +179,9 @@ class Curvature(_Measured):
             ValueError: Names the field, what was given and what is needed.
         """
         super().check()
-        choose("loss", self.loss, tuple(LOSSES))
-        choose("matrix", self.matrix, ("hessian", "gauss_newton", "fisher"))
-        whole("k", self.k)
+        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("matrix", self.matrix, ("hessian", "gauss_newton", "fisher"))
+        check_int("k", self.k)
 
     def run(self, folder: Path, device: str) -> Outcome:
         """Measure.
@@ -238,7 +238,7 @@ class Curvature(_Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cushions(_Measured):
+class CushionsTask(_Measured):
     """Layer cushions, as ``rt.layer_cushions`` gives them.
 
     Attributes:
@@ -260,8 +260,8 @@ class Cushions(_Measured):
             ValueError: Names the field, what was given and what is needed.
         """
         super().check()
-        choose("norm", self.norm, ("kernel", "operator"))
-        choose("frobenius", self.frobenius, ("identity_removed", "effective"))
+        check_choice("norm", self.norm, ("kernel", "operator"))
+        check_choice("frobenius", self.frobenius, ("identity_removed", "effective"))
 
     def run(self, folder: Path, device: str) -> Outcome:
         """Measure.
@@ -291,7 +291,7 @@ class Cushions(_Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(_OnImages):
+class TrainingTask(_OnImages):
     """A training by the recipe of the net's paper.
 
     Attributes:

@@ -11,7 +11,7 @@ from resid_theory.training.recipe import (
     NOISE_STABILITY_BN,
     Recipe,
 )
-from resid_theory.training.results import Moment, Run
+from resid_theory.training.results import Progress, Run
 
 __all__ = [
     "DIRACNETS",
@@ -20,7 +20,7 @@ __all__ = [
     "NOISE_STABILITY_BN",
     "DivergenceError",
     "Evaluation",
-    "Moment",
+    "Progress",
     "Recipe",
     "Run",
     "build_net",

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from resid_theory._check import whole
-from resid_theory.runtime.distributed import Ranks
+from resid_theory._check import check_int
+from resid_theory.runtime.distributed import ProcessGroup
 from resid_theory.training.loop import Session
 from resid_theory.training.nets import build_net
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.results import Callback, Correction, Run, Settings
-from resid_theory.training.samples import Samples
+from resid_theory.training.results import Callback, Correction, Run, RunSettings
+from resid_theory.training.samples import DeviceDataset
 from resid_theory.training.snapshot import Folder
 from resid_theory.training.steps import DTYPES
 
@@ -162,15 +162,15 @@ def _train(
     test: Any,
     recipe: Recipe,
     seeds: tuple[int, ...],
-    settings: Settings,
+    settings: RunSettings,
     known: Mapping[str, Any],
 ) -> Run:
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
     for net in nets:
         _place(net, recipe, settings.device)
-    samples = Samples("data", data, nets[0], recipe, settings.device)
-    tests = None if test is None else Samples("test", test, nets[0], recipe, settings.device)
+    samples = DeviceDataset("data", data, nets[0], recipe, settings.device)
+    tests = None if test is None else DeviceDataset("test", test, nets[0], recipe, settings.device)
     with ExitStack() as stack:
         if settings.folder:
             lock = settings.folder.locked()
@@ -194,19 +194,19 @@ def _settings(
     save_seconds: float,
     progress: bool,
     ranks: Any,
-) -> Settings:
+) -> RunSettings:
     if not save_seconds >= 0:
         raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
-    return Settings(
+    return RunSettings(
         device=_as_device(device),
         folder=None if out is None else Folder(out),
         callbacks=tuple(callbacks),
-        every=None if every is None else whole("every", every),
+        every=None if every is None else check_int("every", every),
         correction=correction,
         stacked=stacked,
         save_seconds=save_seconds,
         progress=progress,
-        ranks=Ranks(ranks),
+        ranks=ProcessGroup(ranks),
     )
 
 
@@ -228,8 +228,8 @@ def _as_seeds(seed: int | Sequence[int], nets: int) -> tuple[int, ...]:
     if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != nets:
             raise ValueError(f"seed: got {len(seed)} seeds for {nets} nets, needs one for each")
-        return tuple(whole("seed", s, 0) for s in seed)
-    return (whole("seed", seed, 0),) * nets
+        return tuple(check_int("seed", s, 0) for s in seed)
+    return (check_int("seed", seed, 0),) * nets
 
 
 def _as_device(device: str | torch.device) -> torch.device:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.data import Images
 from resid_theory.losses import check_target, cross_entropy
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -71,14 +71,14 @@ def evaluate(
         >>> evaluate(torch.nn.Identity(), (x, y), top=(1, 2)).wrong
         {1: 2, 2: 1}
     """
-    images, size = Images.of(data), whole("batch", batch)
-    ranks = sorted({whole("top", k) for k in top})
+    images, size = Images.of(data), check_int("batch", batch)
+    ranks = sorted({check_int("top", k) for k in top})
     if images.labels.is_floating_point():
         raise ValueError("data y: got targets of floating point, needs class numbers (m,)")
     like = next(net.parameters(), images.pixels)
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     wrong, loss = dict.fromkeys(ranks, 0), 0.0
-    with untouched(net), torch.no_grad():
+    with preserved(net), torch.no_grad():
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from resid_theory._check import choose, whole
+from resid_theory._check import check_choice, check_int
 from resid_theory.networks import diracnet, full_net, preresnet, simplified_net
 from resid_theory.training.recipe import DIRACNETS, NOISE_STABILITY, NOISE_STABILITY_BN, Recipe
 
@@ -65,7 +65,7 @@ def net_of(kind: str, *, seed: int = 0, classes: int = 10, **options: Any) -> nn
         >>> net_of("diracnet", depth=10).architecture["builder"]
         'diracnet'
     """
-    chosen = KINDS[choose("net", kind, list(KINDS))]
+    chosen = KINDS[check_choice("net", kind, list(KINDS))]
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if name not in chosen.options:
@@ -75,6 +75,6 @@ def net_of(kind: str, *, seed: int = 0, classes: int = 10, **options: Any) -> nn
             )
     return chosen.builder(
         **{"depth": chosen.depth, **given},
-        classes=whole("classes", classes, 2),
-        generator=whole("seed", seed, 0),
+        classes=check_int("classes", classes, 2),
+        generator=check_int("seed", seed, 0),
     )

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from resid_theory.data import Crops, augment, draw_crops
 from resid_theory.runtime.machine import is_out_of_memory
-from resid_theory.runtime.state import repeatable, untouched
+from resid_theory.runtime.state import deterministic, preserved
 from resid_theory.training.faults import Watch, fitting_batch
 from resid_theory.training.nets import architecture_of, save_checkpoint
 from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.results import Moment, Run, Settings
-from resid_theory.training.samples import Samples
+from resid_theory.training.results import Progress, Run, RunSettings
+from resid_theory.training.samples import DeviceDataset
 from resid_theory.training.snapshot import check_same, digest, pack, unpack
 from resid_theory.training.steps import Batch, Separate, Stacked, optimizer_of, stack
 
@@ -43,11 +43,11 @@ class Session:
     def __init__(
         self,
         nets: Sequence[nn.Module],
-        data: Samples,
-        test: Samples | None,
+        data: DeviceDataset,
+        test: DeviceDataset | None,
         recipe: Recipe,
         seeds: tuple[int, ...],
-        settings: Settings,
+        settings: RunSettings,
     ) -> None:
         self.recipe, self.seeds, self.settings = recipe, seeds, settings
         self.data, self.test, self.ranks = data, test, settings.ranks
@@ -268,9 +268,9 @@ class Session:
             if epoch is not None:
                 line = {"epoch": epoch, **line, **self._sums_of(i), "penalty": penalties[i]}
                 line.update(self._test_of(net))
-            moment = Moment(step=self.step, epoch=self.step // self.steps, net=i)
+            moment = Progress(step=self.step, epoch=self.step // self.steps, net=i)
             for callback in self.settings.callbacks:
-                with untouched(net):
+                with preserved(net):
                     line.update(callback(net, moment) or {})
             self._write(line)
         if epoch is not None:
@@ -299,7 +299,7 @@ class Session:
             return {}
         size = 4 * self.recipe.batch  # no graph is kept
         totals = torch.zeros(2, dtype=torch.float64)
-        with untouched(net), torch.no_grad():
+        with preserved(net), torch.no_grad():
             for start in range(self.ranks.rank * size, len(self.test), self.ranks.count * size):
                 batch = self.test.batch(slice(start, start + size))
                 mean, errors = self.group.score(net, batch)
@@ -364,7 +364,7 @@ def _surroundings(device: torch.device, seed: int, tf32: bool) -> Generator[None
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.enable_grad(),
-        repeatable(tf32=tf32),
+        deterministic(tf32=tf32),
     ):
         # Not torch.manual_seed, which also seeds GPUs that have no part in this.
         torch.default_generator.manual_seed(seed)

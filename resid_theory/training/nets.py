@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory import networks
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.equivalence import fold
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
@@ -114,7 +114,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
             f"architecture: {name} does not take arguments {arguments!r:.80}"
         ) from error
     for step in architecture.get("then", ()):
-        net = _CONVERSIONS[choose("architecture", step, list(_CONVERSIONS))](net.eval())
+        net = _CONVERSIONS[check_choice("architecture", step, list(_CONVERSIONS))](net.eval())
     net.architecture = dict(architecture)  # type: ignore[assignment]
     return net
 

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from resid_theory.runtime.distributed import Ranks
+from resid_theory.runtime.distributed import ProcessGroup
 from resid_theory.training.steps import Separate, Stacked
 
 __all__ = ["Parallel"]
@@ -29,7 +29,7 @@ class Parallel:
         seed: Of what nets draw, such as dropout: each process has draws of its own in each step.
     """
 
-    def __init__(self, ranks: Ranks, group: Separate | Stacked, seed: int) -> None:
+    def __init__(self, ranks: ProcessGroup, group: Separate | Stacked, seed: int) -> None:
         self._ranks, self._group, self._seed = ranks, group, seed
         self._alone = ranks.count == 1
         self._before: list[Tensor] = []

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from resid_theory._check import choose, positive, whole
+from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.losses import LOSSES
 
 __all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
@@ -77,22 +77,22 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
-                choose("recipe", name, known)
+                check_choice("recipe", name, known)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            choose(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         for name, least in (("epochs", 1), ("batch", 1), ("warmup", 0), ("pad", 0)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+            object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         for name in ("nesterov", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, needs True or False")
-        object.__setattr__(self, "lr", positive("lr", self.lr))
+        object.__setattr__(self, "lr", check_positive("lr", self.lr))
         object.__setattr__(self, "momentum", _share("momentum", self.momentum, zero=True))
         object.__setattr__(self, "factor", _share("factor", self.factor, zero=False))
         decays = not isinstance(self.weight_decay, (int, float)) or self.weight_decay != 0
-        decay = positive("weight_decay", self.weight_decay) if decays else 0.0
+        decay = check_positive("weight_decay", self.weight_decay) if decays else 0.0
         object.__setattr__(self, "weight_decay", decay)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
@@ -121,7 +121,7 @@ class Recipe:
         Returns:
             A new recipe; milestones that fall together are kept together.
         """
-        share = whole("epochs", epochs) / self.epochs
+        share = check_int("epochs", epochs) / self.epochs
         milestones = tuple(max(1, round(at * share)) for at in self.milestones)
         return replace(
             self, epochs=epochs, milestones=milestones, warmup=round(self.warmup * share)
@@ -160,7 +160,7 @@ def _ascending(given: Any) -> tuple[int, ...]:
         milestones = tuple(given)
     except TypeError as error:
         raise ValueError(f"milestones: got {given!r}, needs ascending epochs") from error
-    milestones = tuple(whole("milestones", at) for at in milestones)
+    milestones = tuple(check_int("milestones", at) for at in milestones)
     if list(milestones) != sorted(milestones):
         raise ValueError(f"milestones: got {given!r}, needs ascending epochs")
     return milestones

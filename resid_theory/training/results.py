@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from resid_theory.runtime.distributed import Ranks
+from resid_theory.runtime.distributed import ProcessGroup
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.snapshot import Folder
 
-__all__ = ["Callback", "Correction", "Moment", "Run", "Settings"]
+__all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class Progress:
     """When a measurement is made.
 
     Attributes:
@@ -30,7 +30,7 @@ class Moment:
     net: int
 
 
-Callback = Callable[[nn.Module, Moment], Mapping[str, float] | None]
+Callback = Callable[[nn.Module, Progress], Mapping[str, float] | None]
 Correction = Callable[[torch.optim.Optimizer, nn.Module], Any]
 
 
@@ -83,7 +83,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class RunSettings:
     """Arguments of ``train`` that do not change what is trained; see there."""
 
     device: torch.device
@@ -94,4 +94,4 @@ class Settings:
     stacked: bool | None
     save_seconds: float
     progress: bool
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from resid_theory.data import Images
 from resid_theory.losses import check_target
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.snapshot import digest
 from resid_theory.training.steps import DTYPES, Batch
 
-__all__ = ["Samples"]
+__all__ = ["DeviceDataset"]
 
 
-class Samples:
+class DeviceDataset:
     """A data set as a recipe uses it; whole on the device.
 
     Attributes:
@@ -54,7 +54,7 @@ class Samples:
         """Targets as the loss takes them, once a forward pass has shown what the net gives."""
         x = self.batch(slice(2))[0]
         try:
-            with untouched(net), torch.no_grad():
+            with preserved(net), torch.no_grad():
                 output = net(x)
         except RuntimeError as error:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory.losses import loss_function
-from resid_theory.runtime.state import untouched
+from resid_theory.runtime.state import preserved
 from resid_theory.training.nets import first_difference
 from resid_theory.training.recipe import Recipe
 
@@ -275,7 +275,7 @@ def _other_output(trial: Stacked, x: Tensor) -> str | None:
     named = trial.tensors()
     for i, net in enumerate(trial.nets):
         mine = {name: named[f"{i}.{name}"] for name in _named(net)}
-        with untouched(net), untouched(trial.nets[0]), torch.no_grad():
+        with preserved(net), preserved(trial.nets[0]), torch.no_grad():
             own, as_first = net(x), functional_call(trial.nets[0], mine, (x,))
         # Equal operations in equal order: on a CPU any difference is one of architecture. On a GPU
         # a slice of stacked weights may begin where another kernel is the faster one.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resid_theory._check import positive, whole
+from resid_theory._check import check_int, check_positive
 from resid_theory.theory.flow.gaussian import exceedance, half_normal_mean
 
 __all__ = ["TrivialFlow"]
@@ -58,10 +58,10 @@ class TrivialFlow:
     persistent: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channels", whole("channels", self.channels, 2))
-        object.__setattr__(self, "layers", whole("layers", self.layers))
+        object.__setattr__(self, "channels", check_int("channels", self.channels, 2))
+        object.__setattr__(self, "layers", check_int("layers", self.layers))
         for name in ("deviation", "signal"):
-            object.__setattr__(self, name, positive(name, getattr(self, name)))
+            object.__setattr__(self, name, check_positive(name, getattr(self, name)))
         if not 0 <= self.open_share <= 1:
             raise ValueError(f"open_share: got {self.open_share!r}, needs a number in [0, 1]")
 
@@ -80,7 +80,7 @@ class TrivialFlow:
             ValueError: If ``draws`` is below 1.
         """
         step = max(1, _WORKSPACE // (8 * self.channels**2))
-        left = whole("draws", draws)
+        left = check_int("draws", draws)
         parts = []
         while left > 0:
             parts.append(self._simulated(min(step, left), generator))

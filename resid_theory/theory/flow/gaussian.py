@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, choose
+from resid_theory._check import as_tensor, check_choice
 
 __all__ = ["EXPONENTS", "exceedance", "exceedance_integral", "half_normal_mean", "logistic"]
 
@@ -116,7 +116,9 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
             f"ratio: got {float(rho.min()):g}, needs at least {_SMALLEST_RATIO}: the tail of the "
             "logistic has the wrong exponent; use exceedance, which is exact"
         )
-    name = choose("exponent", exponent, list(EXPONENTS)) if isinstance(exponent, str) else None
+    name = (
+        check_choice("exponent", exponent, list(EXPONENTS)) if isinstance(exponent, str) else None
+    )
     b = EXPONENTS[name] if name else float(exponent)
     if not 0 < b < math.inf:
         raise ValueError(f"exponent: got {exponent!r}, needs a finite number above 0")

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, choose, positive, whole
+from resid_theory._check import as_tensor, check_choice, check_int, check_positive
 from resid_theory.theory.interpolation.bracing import BRACING, with_braces
 from resid_theory.theory.interpolation.columns import Steps
 from resid_theory.theory.interpolation.itineraries import DIRECTIONS, Itinerary
-from resid_theory.theory.interpolation.planning import Plan, Samples
+from resid_theory.theory.interpolation.planning import Plan, SpherePoints
 from resid_theory.theory.interpolation.separation import least_norm
 from resid_theory.theory.interpolation.sphere import PathChart, chart
 
@@ -213,7 +213,7 @@ class Interpolation:
         )
 
     def _sample(self, sample: int) -> int:
-        if whole("sample", sample, 0) >= len(self.x):
+        if check_int("sample", sample, 0) >= len(self.x):
             raise ValueError(f"sample: got {sample}, needs a number below {len(self.x)}")
         return int(self.first[sample])
 
@@ -291,20 +291,20 @@ def interpolate(
         >>> found.lower_bound < found.largest_norm < found.upper_bound
         True
     """
-    choose("mode", mode, MODES)
-    choose("direction", direction, DIRECTIONS)
-    choose("allocation", allocation, ALLOCATIONS)
-    choose("braces", braces, BRACES)
+    check_choice("mode", mode, MODES)
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("allocation", allocation, ALLOCATIONS)
+    check_choice("braces", braces, BRACES)
     if mode == "merge" and allocation != "greedy":
         raise ValueError(f"allocation: got {allocation!r}, needs 'greedy' for mode 'merge'")
-    if positive("clearance", clearance) >= 1:
+    if check_positive("clearance", clearance) >= 1:
         raise ValueError(f"clearance: got {clearance}, needs a share above 0 and below 1")
     tolerance = _of_mode("tolerance", tolerance, 1e-3, mode, "merge")
     noise = _of_mode("noise", noise, 0.1, mode, "perturbed")
-    samples = wanted = Samples.of(x, y)
+    samples = wanted = SpherePoints.of(x, y)
     if mode == "perturbed":
         samples = wanted.moved_apart(
-            noise=noise, draws=whole("draws", draws), generator=_generator(generator)
+            noise=noise, draws=check_int("draws", draws), generator=_generator(generator)
         )
     elif generator is not None:
         raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
@@ -313,7 +313,7 @@ def interpolate(
         if mode == "merge"
         else Plan.exact(samples, direction=direction, clearance=clearance)
     )
-    steps = _steps(plan, whole("units", units), allocation)
+    steps = _steps(plan, check_int("units", units), allocation)
     net = _net(plan, steps, units, braces)
     place = torch.searchsorted(wanted.numbers, wanted.first)
     used, device = len(steps.rows), as_tensor("x", x).device
@@ -341,7 +341,7 @@ def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner:
         raise ValueError(f"{argument}: got {given!r}, needs mode {owner!r}; the mode is {mode!r}")
     if mode != owner:
         return 0.0
-    return usual if given is None else positive(argument, given)
+    return usual if given is None else check_positive(argument, given)
 
 
 def _generator(given: Any) -> torch.Generator:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.theory.interpolation.columns import Steps, widest_margin
-from resid_theory.theory.interpolation.sphere import Paths
+from resid_theory.theory.interpolation.sphere import SpherePaths
 
 __all__ = ["DIRECTIONS", "Itinerary"]
 
@@ -35,7 +35,7 @@ class Itinerary:
 
     starts: Tensor
     ends: Tensor
-    paths: Paths
+    paths: SpherePaths
     moving: Tensor
     approaches: Tensor
     fixed: Tensor

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite
+from resid_theory._check import as_tensor, check_finite
 from resid_theory.theory.interpolation.itineraries import Itinerary
 from resid_theory.theory.interpolation.separation import (
     Nearest,
@@ -17,16 +17,22 @@ from resid_theory.theory.interpolation.separation import (
     norm_bound,
     perturbed,
 )
-from resid_theory.theory.interpolation.sphere import Paths, Piece, great_arc, path_around, segment
+from resid_theory.theory.interpolation.sphere import (
+    Arc,
+    SpherePaths,
+    great_arc,
+    path_around,
+    segment,
+)
 
-__all__ = ["Plan", "Samples"]
+__all__ = ["Plan", "SpherePoints"]
 
 _ON_SPHERE = 1e-6  # inputs normalised in float32 miss the sphere by a few 1e-7
 _ROUNDINGS = 16  # of a product of unit vectors, times their dimension
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Samples:
+class SpherePoints:
     """Distinct samples on the sphere, checked.
 
     Attributes:
@@ -42,7 +48,7 @@ class Samples:
     first: Tensor
 
     @classmethod
-    def of(cls, x: Any, y: Any) -> "Samples":
+    def of(cls, x: Any, y: Any) -> "SpherePoints":
         """Samples from arrays.
 
         Args:
@@ -73,7 +79,9 @@ class Samples:
             )
         return cls(x=x[numbers], y=y[numbers], numbers=numbers, first=first)
 
-    def moved_apart(self, *, noise: float, draws: int, generator: torch.Generator) -> "Samples":
+    def moved_apart(
+        self, *, noise: float, draws: int, generator: torch.Generator
+    ) -> "SpherePoints":
         """The same with perturbed targets."""
         moved = perturbed(self.x, self.y, noise=noise, draws=draws, generator=generator)
         return replace(self, y=moved)
@@ -86,7 +94,7 @@ def _points(argument: str, given: Any) -> Tensor:
             f"{argument}: got shape {tuple(points.shape)}, needs (m, d) with at least one sample "
             "and d >= 3: on a circle a column cannot pass another"
         )
-    off = (finite(argument, points).norm(dim=1) - 1).abs()
+    off = (check_finite(argument, points).norm(dim=1) - 1).abs()
     if float(off.max()) > _ON_SPHERE:
         row = int(off.argmax())
         raise ValueError(
@@ -147,7 +155,7 @@ class Plan:
         )
 
     @classmethod
-    def exact(cls, samples: Samples, *, direction: str, clearance: float) -> "Plan":
+    def exact(cls, samples: SpherePoints, *, direction: str, clearance: float) -> "Plan":
         """Every column to its own target.
 
         Args:
@@ -173,7 +181,7 @@ class Plan:
         itinerary = Itinerary(
             starts=x,
             ends=y,
-            paths=Paths.of(paths),
+            paths=SpherePaths.of(paths),
             moving=(x != y).any(1).nonzero().flatten(),
             approaches=x.new_full((len(x),), math.inf),
             fixed=x,
@@ -189,7 +197,7 @@ class Plan:
 
     @classmethod
     def merging(
-        cls, samples: Samples, *, direction: str, clearance: float, tolerance: float
+        cls, samples: SpherePoints, *, direction: str, clearance: float, tolerance: float
     ) -> "Plan":
         """Every column to within a tolerance of its target, which others may share.
 
@@ -224,7 +232,7 @@ class Plan:
         itinerary = Itinerary(
             starts=x,
             ends=torch.stack([pieces[-1].at(pieces[-1].length) for pieces in routes]),
-            paths=Paths.of(routes),
+            paths=SpherePaths.of(routes),
             moving=torch.arange(len(x)),
             approaches=x.new_tensor([sum(p.length for p in pieces[:-1]) for pieces in routes]),
             fixed=torch.stack(
@@ -242,8 +250,8 @@ class Plan:
 
 
 def _merging_path(
-    row: int, samples: Samples, label: Tensor, separation: float, stop: float
-) -> list[Piece]:
+    row: int, samples: SpherePoints, label: Tensor, separation: float, stop: float
+) -> list[Arc]:
     """On the sphere to a quarter of the separation from the target, then straight to ``stop``."""
     x, y = samples.x, samples.y
     foreign = y[:row][label[:row] != label[row]].unique(dim=0)
@@ -265,7 +273,7 @@ def _unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=-1, keepdim=True)
 
 
-def _check_distinct(samples: Samples) -> None:
+def _check_distinct(samples: SpherePoints) -> None:
     equal = _first_equal(samples.y)
     for row in (equal != torch.arange(len(equal))).nonzero().flatten().tolist()[:1]:
         a, b = int(samples.numbers[equal[row]]), int(samples.numbers[row])
@@ -276,7 +284,7 @@ def _check_distinct(samples: Samples) -> None:
 
 
 def _check_apart(
-    nearest: Nearest, x: Tensor, y: Tensor, samples: Samples, clearance: float
+    nearest: Nearest, x: Tensor, y: Tensor, samples: SpherePoints, clearance: float
 ) -> None:
     """Refuse points whose gap, at least rho²/8, drowns in the rounding of products."""
     off = max(float((points.norm(dim=1) - 1).abs().max()) for points in (x, y))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite, positive, whole
+from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 
 __all__ = [
     "Nearest",
@@ -116,7 +116,7 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
         >>> rt.theory.least_norm(x, torch.tensor([[0.0, 0, 1], [0, 0, 1]]), units=10**6)
         1.0
     """
-    whole("units", units)
+    check_int("units", units)
     x, y = (
         as_tensor(name, given).detach().to("cpu", torch.float64)
         for name, given in (("x", x), ("y", y))
@@ -124,10 +124,10 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
     if x.shape != y.shape or x.dim() != 2:
         raise ValueError(f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, needs (m, d)")
     if tolerance:
-        positive("tolerance", tolerance)
+        check_positive("tolerance", tolerance)
     first, second = torch.triu_indices(len(x), len(x), 1).unbind()
-    before = (finite("x", x)[first] - x[second]).norm(dim=1)
-    after = (finite("y", y)[first] - y[second]).norm(dim=1)
+    before = (check_finite("x", x)[first] - x[second]).norm(dim=1)
+    after = (check_finite("y", y)[first] - y[second]).norm(dim=1)
     if not len(before):
         return 0.0
     # A quotient of 0 over 0 asks nothing.

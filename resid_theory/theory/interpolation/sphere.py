@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PathChart", "Paths", "Piece", "chart", "great_arc", "path_around", "segment"]
+__all__ = ["PathChart", "SpherePaths", "Arc", "chart", "great_arc", "path_around", "segment"]
 
 _TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
 _BESIDE = 0.5  # radians around the great arc that a map shows
@@ -20,7 +20,7 @@ _ROUND = 96  # points of a drawn circle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
+class Arc:
     r"""An arc of a circle, or a straight line, run through at unit speed.
 
     At length s: ``center`` + ``cosine`` cos(rate s) + ``tangent`` sin(rate s) / rate.
@@ -52,7 +52,7 @@ class Piece:
         return self.center + math.cos(self.rate * s) * self.cosine + along * self.tangent
 
 
-def segment(start: Tensor, end: Tensor) -> Piece:
+def segment(start: Tensor, end: Tensor) -> Arc:
     """The straight line between two points.
 
     Args:
@@ -64,7 +64,7 @@ def segment(start: Tensor, end: Tensor) -> Piece:
     """
     length = float((end - start).norm())
     tangent = (end - start) / (length or 1.0)
-    return Piece(
+    return Arc(
         center=start, cosine=torch.zeros_like(start), tangent=tangent, rate=0.0, length=length
     )
 
@@ -82,7 +82,7 @@ def _normal_to(*orthonormal: Tensor) -> Tensor:
     return _unit(normal)
 
 
-def great_arc(start: Tensor, end: Tensor) -> Piece:
+def great_arc(start: Tensor, end: Tensor) -> Arc:
     """The shorter great arc between two points of the sphere; antipodes: one of them.
 
     Args:
@@ -102,12 +102,12 @@ def great_arc(start: Tensor, end: Tensor) -> Piece:
     angle = math.atan2(float(across.norm()), float(start @ end))
     usable = float(across.norm()) > _TINY
     tangent = _unit(across) if usable else _normal_to(start)
-    return Piece(
+    return Arc(
         center=torch.zeros_like(start), cosine=start, tangent=tangent, rate=1.0, length=angle
     )
 
 
-def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Piece:
+def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Arc:
     """The shorter way along the circle at an angle around an obstacle."""
     first = _unit(enter - (obstacle @ enter) * obstacle)
     last = _unit(leave - (obstacle @ leave) * obstacle)
@@ -117,7 +117,7 @@ def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Pie
     usable = float(sideways.norm()) > _TINY
     tangent = _unit(sideways) if usable else _normal_to(obstacle, first)
     radius = math.sin(angle)
-    return Piece(
+    return Arc(
         center=math.cos(angle) * obstacle,
         cosine=radius * first,
         tangent=tangent,
@@ -128,7 +128,7 @@ def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Pie
 
 def path_around(
     start: Tensor, end: Tensor, obstacles: Tensor, radius: float, *, short_of: float = 0.0
-) -> list[Piece]:
+) -> list[Arc]:
     r"""A path on the sphere whose every point is at least ``radius`` from all obstacles.
 
     Args:
@@ -172,15 +172,15 @@ def path_around(
     return [*pieces, _part(arc, done, length)]
 
 
-def _part(arc: Piece, begin: float, end: float) -> Piece:
+def _part(arc: Arc, begin: float, end: float) -> Arc:
     """The part of a great arc between two lengths."""
     tangent = math.cos(begin) * arc.tangent - math.sin(begin) * arc.cosine
     length = max(0.0, end - begin)
-    return Piece(center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length)
+    return Arc(center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Paths:
+class SpherePaths:
     """Several paths side by side, each a sequence of pieces.
 
     Attributes:
@@ -200,7 +200,7 @@ class Paths:
     lengths: Tensor
 
     @classmethod
-    def of(cls, paths: Sequence[Sequence[Piece]]) -> "Paths":
+    def of(cls, paths: Sequence[Sequence[Arc]]) -> "SpherePaths":
         """Paths from their pieces.
 
         Args:
@@ -322,7 +322,7 @@ def _near(circle: Tensor, length: float) -> bool:
     return beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi
 
 
-def _leaving(path: Tensor, arc: Piece) -> Tensor:
+def _leaving(path: Tensor, arc: Arc) -> Tensor:
     """Unit vector orthogonal to the arc's plane, along which the path leaves it most."""
     plane = torch.stack([arc.cosine, arc.tangent])
     off = path - path @ plane.mT @ plane

@@ -10,7 +10,7 @@ all gradients :math:`L_k^T \Gamma R_k^T`, whatever the number of samples.
 import torch
 from torch import Tensor
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.data.moments import Moments
 
 __all__ = ["StackedChains"]
@@ -48,7 +48,7 @@ class StackedChains:
                 f"data: has {targets} targets for {inputs} inputs, needs equal numbers"
             )
         self.moments = moments
-        self.shortcut_depth = whole("shortcut_depth", shortcut_depth)
+        self.shortcut_depth = check_int("shortcut_depth", shortcut_depth)
         self.shortcut = bool(shortcut)
         self._before = self._gradient = torch.empty(0)
 

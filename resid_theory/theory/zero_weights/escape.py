@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, positive
+from resid_theory._check import as_tensor, check_positive
 from resid_theory.theory.zero_weights.point import ZeroPoint
 
 __all__ = [
@@ -64,7 +64,7 @@ def escape_time(point: ZeroPoint, *, start: float, stop: float) -> float:
         >>> print(" ".join(f"{time:.4g}" for time in times))  # the deeper, the flatter
         4.605 990 5e+05
     """
-    first, last = positive("start", start), positive("stop", stop)
+    first, last = check_positive("start", start), check_positive("stop", stop)
     if last < first:
         raise ValueError(f"stop: got {stop}, needs at least start = {start}")
     n, speed = point.shortcut_depth, _speed(point)
@@ -96,7 +96,7 @@ def escape_steps(point: ZeroPoint, *, start: float, stop: float, learning_rate: 
     Source:
         Derived here; see :func:`escape_time`.
     """
-    rate = positive("learning_rate", learning_rate)
+    rate = check_positive("learning_rate", learning_rate)
     time = escape_time(point, start=start, stop=stop)
     if point.shortcut_depth > 2 or math.isinf(time):
         return time / rate
@@ -123,7 +123,7 @@ def escape_start(point: ZeroPoint, size: float) -> list[Tensor]:
         Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
     """
     _speed(point)
-    w = positive("size", size)
+    w = check_positive("size", size)
     left, _, right = torch.linalg.svd(point.correlation)
     inside = torch.eye(point.hidden, dtype=left.dtype, device=left.device)[0]
     first, middle = torch.outer(inside, right[0]), torch.outer(inside, inside)
@@ -178,7 +178,7 @@ def linear_escape(
 def _gain(speeds: Tensor, time: float, step: float | None) -> Tensor:
     if step is None:
         return (speeds * time).exp()
-    rate = positive("step", step)
+    rate = check_positive("step", step)
     return (1 + rate * speeds) ** round(time / rate)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import choose
+from resid_theory._check import check_choice
 from resid_theory.activations import AtZero, derivatives
 from resid_theory.theory.zero_weights.local import Architecture, FromSamples, add_chain, by_columns
 
@@ -21,7 +21,7 @@ __all__ = ["check_direction", "directed_hessian", "is_direction", "own_correlati
 def is_direction(kink: Any) -> bool:
     """Whether ``kink`` is a net that gives a direction, rather than the name of a rule."""
     if isinstance(kink, str):
-        choose("kink", kink, ("line", "mean"))
+        check_choice("kink", kink, ("line", "mean"))
         return False
     if not hasattr(kink, "layers"):
         raise ValueError(f"kink: got {type(kink).__name__}, needs 'line', 'mean' or a net")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, finite, whole
+from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
@@ -34,8 +34,8 @@ class Architecture:
     def of(cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any) -> "Architecture":
         """Look the activations up and check what zero asks of them."""
         net = cls(
-            blocks=whole("blocks", blocks),
-            n=whole("shortcut_depth", n),
+            blocks=check_int("blocks", blocks),
+            n=check_int("shortcut_depth", n),
             bias=bool(bias),
             pre=activation("pre", pre),
             mid=at_zero(activation("mid", mid)),
@@ -87,7 +87,7 @@ class Maps:
     def of(cls, input_map: Any, output_map: Any) -> "Maps":
         """Read both maps as float64 matrices."""
         maps = [
-            None if m is None else finite(name, as_tensor(name, m).detach().to(torch.float64))
+            None if m is None else check_finite(name, as_tensor(name, m).detach().to(torch.float64))
             for name, m in (("input_map", input_map), ("output_map", output_map))
         ]
         return cls(input=maps[0], output=maps[1])
@@ -196,7 +196,7 @@ class FromSamples:
         if maps.output is not None:
             g = g @ maps.output
             curvatures = maps.output.mT @ curvatures @ maps.output
-        features = finite("pre(x)", x if net.pre is None else net.pre(x))
+        features = check_finite("pre(x)", x if net.pre is None else net.pre(x))
         if net.bias:
             features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         scale = (g.norm() * features.norm()).item() / len(x)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import whole
+from resid_theory._check import check_int
 from resid_theory.activations import Activation
 from resid_theory.data.moments import Moments
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
 from resid_theory.theory.zero_weights.kinks import (
@@ -119,7 +119,7 @@ def zero_point(
         )
     else:
         local = FromSamples.of(data, net, loss, maps)
-    h = local.width if hidden is None else whole("hidden", hidden)
+    h = local.width if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
     own = None
@@ -142,7 +142,7 @@ def zero_point(
 
 def _readings(
     local: FromMoments | FromSamples, net: Architecture, hidden: int, kink: Any, own: Tensor | None
-) -> Readings:
+) -> SpectralStatistics:
     width, inputs = local.correlation.shape
     if net.n >= 3:
         size = hidden * inputs + (net.n - 2) * hidden**2 + width * hidden

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 
@@ -49,7 +49,7 @@ class ZeroPoint:
     hidden: int
     correlation: Tensor
     slope: float
-    readings: Readings
+    readings: SpectralStatistics
     a_priori_bound: float
     null_direction: bool
     blocks_of_m: Tensor | None = None

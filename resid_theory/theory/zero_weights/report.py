@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from resid_theory._check import as_tensor, choose, whole
+from resid_theory._check import as_tensor, check_choice, check_int
 from resid_theory.activations import Activation
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
 from resid_theory.theory.zero_weights.escape import escape_steps, escape_time, learning_rate_scale
@@ -177,7 +177,7 @@ class ZeroPointReport:
         )
 
 
-def _read(readings: Readings) -> dict[str, Any]:
+def _read(readings: SpectralStatistics) -> dict[str, Any]:
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 
@@ -262,7 +262,7 @@ def zero_point_report(
     """
     names = {"mid": activations} if isinstance(activations, str) else dict(activations or {})
     for name in names:
-        choose("activations", name, ("pre", "mid", "post"))
+        check_choice("activations", name, ("pre", "mid", "post"))
     point = zero_point(
         (x, _targets(y)),
         blocks=blocks,
@@ -284,5 +284,5 @@ def _targets(y: Any) -> torch.Tensor:
     targets = as_tensor("y", y)
     if targets.dim() != 1 or targets.is_floating_point():
         return targets
-    whole("y", int(targets.min()), 0)
+    check_int("y", int(targets.min()), 0)
     return torch.nn.functional.one_hot(targets.long()).to(torch.float64)

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from resid_theory._check import choose, positive, whole
+from resid_theory._check import check_choice, check_int, check_positive
 
 __all__ = ["isometry_edges", "lyapunov_exponents", "output_growth"]
 
@@ -18,9 +18,9 @@ _KINDS = ("xavier", "kaiming", "orthogonal", "near_zero", "zero")
 
 def _gain(kind: str, scale: float) -> float:
     """Mean of |Wz|² / |z|² over the draw of a square W."""
-    choose("kind", kind, _KINDS)
+    check_choice("kind", kind, _KINDS)
     gains = {"xavier": 1.0, "orthogonal": 1.0, "kaiming": 2.0, "zero": 0.0}
-    return gains[kind] if kind in gains else positive("scale", scale) ** 2
+    return gains[kind] if kind in gains else check_positive("scale", scale) ** 2
 
 
 def output_growth(
@@ -61,9 +61,9 @@ def output_growth(
         >>> output_growth("near_zero", 2, scale=0.1) ** 100 < 1.02
         True
     """
-    n = whole("shortcut_depth", shortcut_depth)
+    n = check_int("shortcut_depth", shortcut_depth)
     if mid is not None:
-        choose("mid", mid, ["relu"])
+        check_choice("mid", mid, ["relu"])
     branch = _gain(kind, scale) ** n * (0.5 if mid else 1.0) ** (n - 1)
     return branch + 1.0 if shortcut else branch
 
@@ -95,8 +95,8 @@ def lyapunov_exponents(width: int, *, kind: str = "xavier", scale: float = 0.01)
         >>> f"{exponents[0] - exponents[-1]:.3f}"  # nats a layer, for Xavier at width 10
         '1.735'
     """
-    d = whole("width", width)
-    if choose("kind", kind, [k for k in _KINDS if k != "zero"]) == "orthogonal":
+    d = check_int("width", width)
+    if check_choice("kind", kind, [k for k in _KINDS if k != "zero"]) == "orthogonal":
         return torch.zeros(d, dtype=torch.float64)
     freedom = torch.arange(d, 0, -1, dtype=torch.float64)
     return 0.5 * (math.log(2 * _gain(kind, scale) / d) + torch.special.digamma(freedom / 2))
@@ -127,6 +127,6 @@ def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[f
         >>> f"{low:.2f} {high:.2f}"
         '0.90 1.10'
     """
-    n = whole("shortcut_depth", shortcut_depth)
-    spread = positive("scale", scale) ** n * math.sqrt(2 * whole("blocks", blocks))
+    n = check_int("shortcut_depth", shortcut_depth)
+    spread = check_positive("scale", scale) ** n * math.sqrt(2 * check_int("blocks", blocks))
     return 1 - spread, 1 + spread

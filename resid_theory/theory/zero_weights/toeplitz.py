@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory._check import finite, whole
-from resid_theory.eigen.spectral_statistics import Readings
+from resid_theory._check import check_finite, check_int
+from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.reduction import Tridiagonal
 
@@ -42,7 +42,7 @@ _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BlockToeplitz(Readings):
+class BlockToeplitz(SpectralStatistics):
     """The matrix described above.
 
     Attributes:
@@ -63,7 +63,7 @@ class BlockToeplitz(Readings):
     blocks: int
 
     def __post_init__(self) -> None:
-        whole("blocks", self.blocks)
+        check_int("blocks", self.blocks)
         shapes = tuple(self.diagonal.shape), tuple(self.lower.shape)
         if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != shapes[0][1]:
             raise ValueError(
@@ -72,7 +72,7 @@ class BlockToeplitz(Readings):
         for name in ("diagonal", "lower"):
             if getattr(self, name).dtype != torch.float64:
                 raise ValueError(f"{name}: got {getattr(self, name).dtype}, needs torch.float64")
-            finite(name, getattr(self, name))
+            check_finite(name, getattr(self, name))
         gap = (self.diagonal - self.diagonal.mT).abs().max().item()
         if (
             gap > 1e-10 * self.diagonal.abs().max().item()
