@@ -19,7 +19,7 @@ from torch import nn
 
 from resid_theory.runtime import store
 from resid_theory.training import Recipe, load_checkpoint, train
-from resid_theory.training.snapshot import Folder
+from resid_theory.training.checkpoint import Folder
 
 RECIPE = Recipe(
     epochs=6, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", nesterov=True

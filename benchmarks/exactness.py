@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import oracles
 import test_agreement as nets
-from close import relative_error
+from tolerances import relative_error
 
 import resid_theory as rt
 

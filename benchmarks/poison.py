@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resid_theory as rt
 from benchmarks.outcome import Outcome, Trial, judged, refused
-from resid_theory.curvature.problem import Problem
+from resid_theory.curvature.empirical_risk import Problem
 from resid_theory.training import DivergenceError, loop
 
 BAD = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.timing import line
 from resid_theory import run_sweep
 from resid_theory.sweep import SweepReport, grid_of, load_results
-from resid_theory.sweep.work import Report
+from resid_theory.sweep.worker import Report
 
 GOALS = {"serial": "no goal", "process": "5 ms asked", "ray": "10 ms asked"}
 SMALL = {"task": "hessian", "blocks": 1, "init": ["near_zero", "xavier"]}

@@ -13,9 +13,9 @@ from timing import line, medians
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
-from resid_theory.training.results import RunSettings
-from resid_theory.training.samples import DeviceDataset
+from resid_theory.training.run import RunSettings
 
 BATCH = 128
 

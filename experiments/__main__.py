@@ -10,7 +10,6 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from experiments.circumstances import ROOT, commit_of_code
 from experiments.claim import (
     RECORDS,
     SCALES,
@@ -25,9 +24,10 @@ from experiments.claim import (
     standing,
 )
 from experiments.parts import Swept, UnfinishedError
+from experiments.provenance import ROOT, commit_of_code
 from experiments.registry import CLAIMS, select
 from resid_theory.runtime import store
-from resid_theory.sweep.running import EXECUTORS
+from resid_theory.sweep.driver import EXECUTORS
 
 __all__ = ["all_faults", "main", "readme_with", "results_page", "table"]
 

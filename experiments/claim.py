@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from experiments.circumstances import circumstances
-from experiments.needs import Need
+from experiments.external_data import Need
 from experiments.parts import Swept
+from experiments.provenance import circumstances
 from resid_theory._check import check_choice
 from resid_theory.runtime import store
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.circumstances import ROOT
+from experiments.provenance import ROOT
 from resid_theory import training
 from resid_theory.runtime import store
-from resid_theory.training.results import Callback
+from resid_theory.training.run import Callback
 
 __all__ = [
     "FULL_EPOCHS",

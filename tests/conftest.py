@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pretend import pretended
+from fake_cuda import pretended
 
 
 def pytest_addoption(parser):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from close import round_off
+from tolerances import round_off
 from torch import nn
 
 from resid_theory.activations import ACTIVATIONS, activation, at_zero, derivatives

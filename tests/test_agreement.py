@@ -5,7 +5,7 @@ import itertools
 import oracles
 import pytest
 import torch
-from close import HESSIAN, relative_error
+from tolerances import HESSIAN, relative_error
 from torch import nn
 
 import resid_theory as rt

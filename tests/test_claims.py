@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from torch.overrides import TorchFunctionMode
 
 from experiments import __main__ as command
-from experiments import circumstances, registry
 from experiments import claim as claims
+from experiments import provenance, registry
 from experiments.claim import Claim, Verdict, faults, live, load, measure, picture, record, standing
-from experiments.needs import Need
+from experiments.external_data import Need
 from experiments.registry import CLAIMS, join, select, unlisted
 from resid_theory.runtime import store
 
@@ -185,19 +185,19 @@ def test_a_record_knows_its_circumstances(tmp_path):
 
 @pytest.mark.parametrize("given", ["abc", "abc-dirty", None])
 def test_a_copy_without_git_is_told_its_commit(monkeypatch, given):
-    monkeypatch.setattr(circumstances, "_git", lambda *_: None)
+    monkeypatch.setattr(provenance, "_git", lambda *_: None)
     monkeypatch.delenv("RESID_THEORY_COMMIT", raising=False)
     if given:
         monkeypatch.setenv("RESID_THEORY_COMMIT", given)
     expected = ("abc", given.endswith("dirty")) if given else (None, None)
-    assert circumstances.commit_of_code() == expected
+    assert provenance.commit_of_code() == expected
 
 
 @pytest.mark.parametrize(("status", "dirty"), [("", False), (" M resid_theory/data.py", True)])
 def test_uncommitted_code_is_noted(monkeypatch, status, dirty):
     answers = {"rev-parse": "abc", "status": status}
-    monkeypatch.setattr(circumstances, "_git", lambda verb, *_: answers[verb])
-    assert circumstances.commit_of_code() == ("abc", dirty)
+    monkeypatch.setattr(provenance, "_git", lambda verb, *_: answers[verb])
+    assert provenance.commit_of_code() == ("abc", dirty)
 
 
 def test_only_what_asks_for_a_device_gets_one():

@@ -204,7 +204,7 @@ def test_zero_point_of_one_layer_gives_limits_when_large(capsys, digits):
 
 
 def test_zero_point_counts_when_asked(capsys, monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.report._DENSE_EXACT", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.zero_point_report._DENSE_EXACT", 0)
     monkeypatch.setattr(rt.theory.BlockToeplitz, "summary", lambda self: {"parameters": self.size})
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")

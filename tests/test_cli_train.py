@@ -15,8 +15,8 @@ import torch
 import resid_theory as rt
 from benchmarks import crash
 from resid_theory import cli, training
-from resid_theory.cli import trainings
-from resid_theory.training.kinds import KINDS, net_of
+from resid_theory.cli import train_commands
+from resid_theory.training.presets import KINDS, net_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu".split()
@@ -144,7 +144,7 @@ def test_two_processes_train_as_one(capsys, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rank_0_says_what_is_wrong_everywhere(capsys, monkeypatch, rank):
-    monkeypatch.setattr(trainings, "_RANK", rank)
+    monkeypatch.setattr(train_commands, "_RANK", rank)
     assert cli.main(["train", *NET, *SMALL, "--lr", "0"]) == 2
     assert capsys.readouterr().err.count("--lr: got 0.0") == 1 - rank
 

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from close import relative_error, round_off
+from tolerances import relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
 from resid_theory.identity import AddIdentity, with_identity
-from resid_theory.stability.layers import linear_maps
+from resid_theory.stability.linear_maps import linear_maps
 from resid_theory.stability.norms import operator_frobenius, row_norms
 
 EXACT = 1e-12  # what exact paths promise

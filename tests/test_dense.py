@@ -6,12 +6,12 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from close import HESSIAN, relative_error
+from tolerances import HESSIAN, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import columns, dense, graphs, pairs
+from resid_theory.curvature import columns, dense, layer_pairs, matvec_graphs
 from resid_theory.curvature.chain import chain_of
 
 M, D, K = 7, 3, 2
@@ -557,7 +557,7 @@ def test_layer_pairs_do_not_depend_on_chunks(workspace, kind, data, monkeypatch)
     if kind == "shortcut":
         net = nn_shortcut()
         data = data[0], data[0].flip(0)
-    monkeypatch.setattr(pairs, "_WORKSPACE", workspace)
+    monkeypatch.setattr(layer_pairs, "_WORKSPACE", workspace)
     measured = rt.hessian(net, "square", data, method="layer_pairs")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 
@@ -568,7 +568,7 @@ def nn_shortcut():
 
 def test_operations_without_a_batching_rule_go_one_by_one(data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(graphs.Graph, "_together", lambda self, *given: None)
+    monkeypatch.setattr(matvec_graphs.Graph, "_together", lambda self, *given: None)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from close import EPS, relative_error, round_off
 from oracles import shortcut_net, square_loss
+from tolerances import EPS, relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.descent import spectra_along
 from resid_theory.losses import square
-from resid_theory.theory.linear.stacked import StackedChains
+from resid_theory.theory.linear.stacked_nets import StackedChains
 
 AFTER_200_EPOCHS = 1e-11  # round-off of 200 steps, of sums over samples in another order
 NETS = [

@@ -5,7 +5,7 @@ import copy
 import oracles
 import pytest
 import torch
-from close import EPS, relative_error
+from tolerances import EPS, relative_error
 from torch import nn
 
 import resid_theory as rt

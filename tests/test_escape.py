@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from close import relative_error, round_off
+from tolerances import relative_error, round_off
 
 import resid_theory as rt
 from resid_theory import theory

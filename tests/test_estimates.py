@@ -5,8 +5,8 @@ import math
 import oracles
 import pytest
 import torch
-from close import relative_error, round_off
 from test_lanczos import Wrapped, rotated
+from tolerances import relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.eigen.density import Density

@@ -6,9 +6,9 @@ import pickle
 import struct
 import zipfile
 
-import close
 import oracles
 import pytest
+import tolerances
 import torch
 
 import resid_theory as rt
@@ -18,7 +18,7 @@ FLOAT32 = 1e-6
 
 
 def relative_error(measured, exact):
-    return close.relative_error(measured.detach(), exact.detach())
+    return tolerances.relative_error(measured.detach(), exact.detach())
 
 
 def saved(path, content, **options):

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from close import round_off
+from tolerances import round_off
 from torch import nn
 from torch.testing import assert_close
 
 import resid_theory as rt
 from resid_theory.stability import MODES, STATISTICS, feature_gradients, subactivation_paths
 from resid_theory.stability import flows as room
-from resid_theory.stability.dominance import Sums
+from resid_theory.stability.flow_statistics import Sums
 
 FLOW = 1e-14
 """What a flow promises, relative to the largest: products of a few dozen rounded sums."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from close import round_off
+from tolerances import round_off
 from torch.testing import assert_close
 
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
@@ -252,7 +252,7 @@ def test_normal_flow_in_plain_nets_misses_the_simulation(generator):
 
 
 def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.flow.flow._WORKSPACE", 8 * 32**2 * 7)
+    monkeypatch.setattr("resid_theory.theory.flow.pointwise_flow._WORKSPACE", 8 * 32**2 * 7)
     assert BASE.simulate(draws=16, generator=generator).shape == (16, 13)
 
 

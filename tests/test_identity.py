@@ -5,7 +5,7 @@ import math
 import oracles
 import pytest
 import torch
-from close import relative_error, round_off
+from tolerances import relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
@@ -27,7 +27,7 @@ from resid_theory.identity import (
     undecayed,
     with_identity,
 )
-from resid_theory.identity.weights import trained_weight
+from resid_theory.identity.parametrizations import trained_weight
 
 KINDS = ("residual", "dirac", "dominant")
 

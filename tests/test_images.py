@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import resid_theory as rt
 from resid_theory.data import Crops, Images, augment, cifar, draw_crops
-from resid_theory.data.named import _fit
+from resid_theory.data.datasets import _fit
 
 COUNT = 20  # images of a batch in the small CIFAR-10 below
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from close import relative_error
+from tolerances import relative_error
 from torch import nn
 
 import resid_theory as rt

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from close import EPS
+from tolerances import EPS
 
 import resid_theory as rt
-from resid_theory.theory.interpolation.columns import widest_margin
-from resid_theory.theory.interpolation.planning import Plan, SpherePoints
-from resid_theory.theory.interpolation.separation import nearest_of_paths, nearest_of_points
-from resid_theory.theory.interpolation.sphere import SpherePaths, great_arc, path_around
+from resid_theory.theory.interpolation.construction import Plan, SpherePoints
+from resid_theory.theory.interpolation.norm_bounds import nearest_of_paths, nearest_of_points
+from resid_theory.theory.interpolation.single_move import widest_margin
+from resid_theory.theory.interpolation.sphere_paths import SpherePaths, great_arc, path_around
 
 INTERPOLATION = 1e-9  # what is promised
 ROUNDED = 1e-12  # rounding of a thousand units that do not amplify one another's

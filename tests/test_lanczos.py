@@ -5,12 +5,12 @@ import math
 import pytest
 import scipy.linalg
 import torch
-from close import EPS
+from tolerances import EPS
 
 import resid_theory as rt
-from resid_theory.eigen.bounds import lehmann
 from resid_theory.eigen.krylov import Krylov, Locked
-from resid_theory.eigen.operator import RecordedOperator
+from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.ritz_bounds import lehmann
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
 

@@ -5,7 +5,7 @@ import copy
 import oracles
 import pytest
 import torch
-from close import HESSIAN, relative_error, round_off
+from tolerances import HESSIAN, relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
@@ -80,7 +80,7 @@ def test_a_float32_net_is_taken_exactly(generator, data):
 def test_the_hessian_does_not_depend_on_the_slab(slab, generator, data, monkeypatch):
     net = make("three", generator)
     expected = linear_hessian(net, data)
-    monkeypatch.setattr("resid_theory.theory.linear.assembly._SLAB", slab)
+    monkeypatch.setattr("resid_theory.theory.linear.hessian_assembly._SLAB", slab)
     assert torch.equal(linear_hessian(net, data), expected)
 
 

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from close import relative_error
+from tolerances import relative_error
 from torch import nn
 
 from resid_theory.losses import LOSSES, check_mean, check_target, loss_function, output_derivatives

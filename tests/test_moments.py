@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from close import relative_error, round_off
+from tolerances import relative_error, round_off
 
 from resid_theory.data import moments
 from resid_theory.data.moments import Moments

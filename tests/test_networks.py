@@ -2,11 +2,11 @@
 
 import math
 
-import close
 import oracles
 import pytest
+import tolerances
 import torch
-from close import round_off
+from tolerances import round_off
 from torch import nn
 
 import resid_theory as rt
@@ -19,7 +19,7 @@ NET = round_off(1000)
 
 
 def relative_error(measured, exact):
-    return close.relative_error(measured.detach(), exact.detach())
+    return tolerances.relative_error(measured.detach(), exact.detach())
 
 
 def count(net):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from close import relative_error
+from tolerances import relative_error
 from torch import nn
 
 import resid_theory as rt

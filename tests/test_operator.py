@@ -7,12 +7,12 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from close import HESSIAN, relative_error
+from tolerances import HESSIAN, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature.problem import Problem
+from resid_theory.curvature.empirical_risk import Problem
 from resid_theory.identity import with_identity
 
 M, K = 7, 2
@@ -320,7 +320,7 @@ def test_vectors_drawn_together_or_one_by_one(kind, monkeypatch):
     net, x, y, exact, generator = problem(kind)
     vectors = torch.randn(len(exact), 5, generator=generator)
     for small in (0, 1 << 40):
-        monkeypatch.setattr("resid_theory.curvature.products._SMALL", small)
+        monkeypatch.setattr("resid_theory.curvature.accumulation._SMALL", small)
         measured = rt.curvature_operator(net, "square", (x, y)) @ vectors
         assert relative_error(measured, exact @ vectors) <= HESSIAN
 

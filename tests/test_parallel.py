@@ -5,11 +5,11 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from close import relative_error
+from tolerances import relative_error
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.training import Recipe, snapshot
+from resid_theory.training import Recipe, checkpoint
 
 # 67 samples: batches of 33, 33 and 1; parts of 17 and 16, and one that leaves the second process
 # nothing.
@@ -110,7 +110,7 @@ def work(rank, folder):
 
 
 def locked(folder, rank):
-    with snapshot.Folder(folder).locked() if rank == 0 else torch.no_grad():
+    with checkpoint.Folder(folder).locked() if rank == 0 else torch.no_grad():
         fit(conv_net(), ranks="world", out=folder)
 
 

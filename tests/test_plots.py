@@ -10,7 +10,7 @@ import torch
 import resid_theory as rt
 from resid_theory import plots
 from resid_theory.plots import matrices
-from resid_theory.stability.summaries import Summaries
+from resid_theory.stability.sample_statistics import Summaries
 
 matplotlib.use("agg")
 

@@ -8,7 +8,7 @@ import oracles
 import pytest
 import scipy.stats
 import torch
-from close import round_off
+from tolerances import round_off
 from torch import nn
 
 import resid_theory as rt

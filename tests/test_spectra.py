@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from close import EPS, round_off
+from tolerances import EPS, round_off
 
 from resid_theory.eigen.spectrum import Spectrum
 

@@ -21,9 +21,9 @@ import torch
 import resid_theory as rt
 from resid_theory import cli, sweep
 from resid_theory.data.whitened import one_hot, whiten
-from resid_theory.sweep import processes, rays, running, settings, tasks
+from resid_theory.sweep import config, driver, processes, ray_executor, registry
 from resid_theory.sweep.results import Cell, Results
-from resid_theory.sweep.work import Options
+from resid_theory.sweep.worker import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
@@ -32,7 +32,7 @@ needs_kill = pytest.mark.skipif(not FORKS, reason="there is no SIGKILL here")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial(tasks.Task):
+class Trial(registry.Task):
     """A task that sleeps, fails or kills its process, and notes each time it starts."""
 
     folder: str = ""
@@ -49,13 +49,13 @@ class Trial(tasks.Task):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fails:
             raise ArithmeticError(f"seed {self.seed}\ndoes not converge")
-        return tasks.Outcome(numbers={"seconds_asked": self.seconds}, arrays={})
+        return registry.Outcome(numbers={"seconds_asked": self.seconds}, arrays={})
 
 
 @pytest.fixture
 def trial(monkeypatch, tmp_path):
     """A grid of trials; ``starts`` counts how often each was begun."""
-    monkeypatch.setitem(tasks.TASKS, "trial", Trial)
+    monkeypatch.setitem(registry.TASKS, "trial", Trial)
     (tmp_path / "logs").mkdir()
     return {"task": "trial", "folder": str(tmp_path / "logs")}
 
@@ -99,7 +99,7 @@ def test_the_key_depends_on_all_that_the_result_does(monkeypatch):
     assert key(blocks=4, scale=0.01) == usual  # the defaults
     assert key(scale=1) == key(scale=1.0) != usual
     assert len({usual, key(seed=1), key(init="zero"), key(plain=True)}) == 4
-    monkeypatch.setattr(settings, "SCHEMA", settings.SCHEMA + 1)
+    monkeypatch.setattr(config, "SCHEMA", config.SCHEMA + 1)
     assert key() != usual
 
 
@@ -334,7 +334,7 @@ def test_a_cell_that_succeeds_later_is_no_longer_noted(trial, tmp_path):
 
 
 def test_two_drivers_of_the_same_cells(trial, tmp_path):
-    with running._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
+    with driver._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
         run(trial, tmp_path)
 
 
@@ -407,7 +407,7 @@ def test_a_killed_driver_goes_on(trial, tmp_path):
 
 
 def _drive(grid, out):
-    tasks.TASKS["trial"] = Trial
+    registry.TASKS["trial"] = Trial
     run(grid, out, "process", workers=2)
 
 
@@ -485,7 +485,7 @@ class OneByOne:
 def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial, tmp_path):
     cells = sweep.grid_of({**trial, "seed": list(range(60))})
     ray, options = OneByOne(), Options(workers=1, retries=2, device="cpu", gpus=0.0)
-    reports = list(rays._reports(ray, cells, Results(tmp_path), options))
+    reports = list(ray_executor._reports(ray, cells, Results(tmp_path), options))
     assert len({report.cell.key for report in reports}) == len(reports) == 60
     (failed,) = (report for report in reports if report.error is not None)
     assert failed.cell.settings.seed == 30

@@ -6,7 +6,7 @@ import time
 import oracles
 import pytest
 import torch
-from close import relative_error, round_off
+from tolerances import relative_error, round_off
 
 from resid_theory.theory import zero_point
 from resid_theory.theory.zero_weights import toeplitz

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 import resid_theory as rt
 from benchmarks import crash
 from resid_theory import training
-from resid_theory.runtime import machine, store
-from resid_theory.training import DivergenceError, Recipe, faults, loop, train
-from resid_theory.training.nets import first_difference
+from resid_theory.runtime import resources, store
+from resid_theory.training import DivergenceError, Recipe, divergence, loop, train
+from resid_theory.training.saved_nets import first_difference
 
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
 STEPS = 4  # in an epoch of the samples below, the last one smaller
@@ -750,7 +750,9 @@ def test_nan_names_the_net(stacked):
 @pytest.mark.parametrize(("save_seconds", "saved"), [(0, 5), (1e9, 0)], ids=["often", "rarely"])
 def test_on_a_gpu_the_step_is_found_later(tmp_path, monkeypatch, save_seconds, saved):
     # The same code, told that questions are dear: it looks at 50 steps at once, or before it saves.
-    monkeypatch.setattr(loop, "Watch", lambda group, _: faults.Watch(group, torch.device("cuda")))
+    monkeypatch.setattr(
+        loop, "Watch", lambda group, _: divergence.Watch(group, torch.device("cuda"))
+    )
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Poison(torch.nan, 6))
     with pytest.raises(DivergenceError) as caught:
         fit(net, out=tmp_path, save_seconds=save_seconds)
@@ -794,7 +796,7 @@ def test_other_errors_pass_through():
 def test_real_lack_of_memory_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 56)
-    assert machine.is_out_of_memory(caught.value)
+    assert resources.is_out_of_memory(caught.value)
 
 
 def test_progress_shows_if_asked(capsys):

@@ -15,7 +15,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.trained import listed_net
+from experiments.shipped import listed_net
 from experiments.trainings import image_set
 
 DEMYSTIFYING = "Li et al., arXiv:1611.01186v2"

@@ -15,7 +15,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.crossings.curvature import COLORS, DIRACNETS, NORMS, STABILITY
-from experiments.trained import listed_net
+from experiments.shipped import listed_net
 from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.identity import identity_removed, layer_identity
 from resid_theory.stability import STATISTICS

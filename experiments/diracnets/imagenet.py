@@ -19,7 +19,7 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import PAPER, dirac_layers, parameters_of
-from experiments.needs import Need
+from experiments.external_data import Need
 from experiments.trainings import trained_together
 from resid_theory.training import DIRACNETS_IMAGENET
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import GPU, PAPER, each, fits, parameters_of, percent
-from experiments.needs import Need
+from experiments.external_data import Need
 from experiments.trainings import evaluated, trained_together
 from resid_theory.training import DIRACNETS
 

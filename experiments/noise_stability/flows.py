@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.trained import listed_net
+from experiments.shipped import listed_net
 from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.stability import STATISTICS, feature_gradients
 

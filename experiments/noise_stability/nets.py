@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.trained import shipped
+from experiments.shipped import shipped
 from experiments.trainings import Fit, evaluated, image_set, spread, trained_together
 from resid_theory.equivalence import to_plain
 from resid_theory.training import NOISE_STABILITY

@@ -12,13 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
-from resid_theory.cli import demo, dirac, nets, shortcuts, sweeps, trainings
+from resid_theory.cli import (
+    demo,
+    fold_commands,
+    net_commands,
+    shortcut_commands,
+    sweep_commands,
+    train_commands,
+)
 from resid_theory.sweep.setup import Setup
 
 __all__ = ["main"]
 
 app = typer.Typer(
-    cls=nets.Verbs,
+    cls=net_commands.Verbs,
     add_completion=False,
     no_args_is_help=True,
     help="Identity and shortcut nets: curvature and noise stability, predicted and measured.",
@@ -43,7 +50,7 @@ def _program(
     """What stands in front of a verb."""
 
 
-for verbs in (demo, shortcuts, dirac, nets, trainings, sweeps):
+for verbs in (demo, shortcut_commands, fold_commands, net_commands, train_commands, sweep_commands):
     verbs.register(app)
 
 # -- errors ----------------------------------------------------------------------------------------

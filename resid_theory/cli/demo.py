@@ -10,7 +10,7 @@ import typer
 
 from resid_theory.cli.comparison import Comparison, measure, numbers
 from resid_theory.cli.output import Json, folder, number, print_json, say, write
-from resid_theory.cli.shortcuts import WORDS, bar, threads_for, whole_numbers
+from resid_theory.cli.shortcut_commands import WORDS, bar, threads_for, whole_numbers
 from resid_theory.sweep.setup import Setup
 
 if TYPE_CHECKING:

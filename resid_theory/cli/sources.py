@@ -271,7 +271,7 @@ def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":
     """
     import torch
 
-    from resid_theory.runtime.state import preserved
+    from resid_theory.runtime.preserve import preserved
 
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
     x = found.inputs(found.pixels[:2].to(like.device), like.dtype)

@@ -1,9 +1,9 @@
 """Measured curvature, for any module and any loss."""
 
-from resid_theory.curvature.along import curvature_callback
+from resid_theory.curvature.callback import curvature_callback
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
-from resid_theory.curvature.measured import spectrum
 from resid_theory.curvature.operator import CurvatureBlock, CurvatureOperator, curvature_operator
+from resid_theory.curvature.spectrum_of_net import spectrum
 
 __all__ = [
     "CurvatureBlock",

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory.curvature.graphs import HessianGraph, MatvecGraph, recorded
-from resid_theory.curvature.inputs import trainable
+from resid_theory.curvature.input_checks import trainable
+from resid_theory.curvature.matvec_graphs import HessianGraph, MatvecGraph, recorded
 from resid_theory.losses import Loss, loss_function
 
 __all__ = ["Columns", "column_hessian", "column_seconds"]
@@ -51,9 +51,7 @@ def column_hessian(net: nn.Module, loss: str | Loss, parts: Batches, progress: b
     device = trainable(net)[0].device
     total = torch.zeros(size, size, dtype=torch.float64, device=device)
     samples = sum(len(x) for x, _ in parts)
-    with tqdm(
-        total=size * len(parts), disable=not progress, desc="Hessian", unit="column"
-    ) as bar:
+    with tqdm(total=size * len(parts), disable=not progress, desc="Hessian", unit="column") as bar:
         for x, y in parts:
             columns = Columns.of(net, loss, x, y)
             for start in range(0, size, columns.step):

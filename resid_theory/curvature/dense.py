@@ -11,22 +11,22 @@ from tqdm import tqdm
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
-from resid_theory.curvature.inputs import (
+from resid_theory.curvature.input_checks import (
     check_batches,
     check_inputs,
     check_net,
     pixels_as_inputs,
     trainable,
 )
-from resid_theory.curvature.pairs import chain_hessian
-from resid_theory.data.batches import batches
+from resid_theory.curvature.layer_pairs import chain_hessian
+from resid_theory.data.batching import batches
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, loss_function
-from resid_theory.runtime.machine import available_bytes, matmul_rate, readable_bytes
-from resid_theory.runtime.state import preserved
-from resid_theory.theory.linear.assembly import linear_hessian
-from resid_theory.theory.linear.linear import Unit
+from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import available_bytes, matmul_rate, readable_bytes
+from resid_theory.theory.linear.hessian_assembly import linear_hessian
+from resid_theory.theory.linear.linear_nets import Unit
 
 __all__ = ["METHODS", "HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
 

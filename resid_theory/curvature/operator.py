@@ -9,14 +9,14 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_choice, check_int
-from resid_theory.curvature.graphs import MatvecGraph, flat_gradient
-from resid_theory.curvature.passes import Passes
-from resid_theory.curvature.problem import MATRICES, Problem
-from resid_theory.curvature.products import ENGINES, BatchSum
-from resid_theory.curvature.selection import chosen
+from resid_theory.curvature.accumulation import ENGINES, BatchSum
+from resid_theory.curvature.empirical_risk import MATRICES, Problem
+from resid_theory.curvature.matvec_graphs import MatvecGraph, flat_gradient
+from resid_theory.curvature.parameter_selection import chosen
+from resid_theory.data.reiterable import Passes
 from resid_theory.losses import Loss
-from resid_theory.runtime.distributed import ProcessGroup
-from resid_theory.runtime.machine import readable_bytes
+from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.runtime.resources import readable_bytes
 
 __all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator"]
 

@@ -2,11 +2,11 @@
 
 from resid_theory.data.augmentation import Crops, augment, draw_crops
 from resid_theory.data.cifar import load_cifar10
-from resid_theory.data.folders import load_image_folder
+from resid_theory.data.datasets import load_images
+from resid_theory.data.image_folders import load_image_folder
+from resid_theory.data.image_set import Images
 from resid_theory.data.moments import Moments
-from resid_theory.data.named import load_images
 from resid_theory.data.regression import Regression, gather
-from resid_theory.data.stored import Images
 from resid_theory.data.whitened import (
     Whitening,
     load_digits_raw,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.data.batches import batches
+from resid_theory.data.batching import batches
 
 __all__ = ["Moments"]
 
@@ -62,7 +62,7 @@ class Moments:
 
         Args:
             data: Moments (returned as they are), or a pair (x, y), arrays, or a loader with x (m,
-                d) and y (m, k); :func:`resid_theory.data.batches.batches` says what is accepted.
+                d) and y (m, k); :func:`resid_theory.data.batching.batches` says what is accepted.
 
         Returns:
             The moments, accumulated in float64 on the data's device.

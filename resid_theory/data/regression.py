@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_finite
-from resid_theory.data.batches import batches
+from resid_theory.data.batching import batches
 from resid_theory.data.moments import Moments
 
 __all__ = ["Regression", "gather"]
@@ -77,7 +77,7 @@ def gather(data: Any) -> Regression:
     """All samples of ``data`` in one object, in float64.
 
     Args:
-        data: Whatever :func:`resid_theory.data.batches.batches` accepts, with x (m, d) and
+        data: Whatever :func:`resid_theory.data.batching.batches` accepts, with x (m, d) and
             y (m, k).
 
     Returns:

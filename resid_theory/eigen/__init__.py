@@ -4,11 +4,11 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs, Estimate
 from resid_theory.eigen.lanczos import eigenpairs
-from resid_theory.eigen.operator import Operator
+from resid_theory.eigen.operator_log import Operator
 from resid_theory.eigen.quadrature import spectral_density
-from resid_theory.eigen.report import SpectrumReport, spectral_estimates
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.eigen.traces import frobenius_norm, trace
 
 __all__ = [

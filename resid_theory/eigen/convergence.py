@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resid_theory.eigen.bounds import Wanted, error_bounds
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
+from resid_theory.eigen.ritz_bounds import Wanted, error_bounds
 
 __all__ = ["DOUBT", "SearchState"]
 

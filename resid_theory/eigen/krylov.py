@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from resid_theory.eigen.certificate import Certificate
-from resid_theory.eigen.operator import RecordedOperator
-from resid_theory.eigen.orthogonal import dots, draw, orthonormal, project_out, rotate, slices
+from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.orthogonalization import (
+    dots,
+    draw,
+    orthonormal,
+    project_out,
+    rotate,
+    slices,
+)
 
 __all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.eigen.bounds import ENDS, Wanted
 from resid_theory.eigen.convergence import DOUBT, SearchState
 from resid_theory.eigen.estimates import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked
-from resid_theory.eigen.operator import Operator, OutOfProducts, RecordedOperator
+from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
+from resid_theory.eigen.ritz_bounds import ENDS, Wanted
 
 __all__ = ["BLOCK", "eigenpairs", "search"]
 

@@ -11,9 +11,9 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs
 from resid_theory.eigen.krylov import rank_threshold
-from resid_theory.eigen.operator import Operator, RecordedOperator
-from resid_theory.eigen.orthogonal import dots, draw, project_out
-from resid_theory.runtime.machine import available_bytes, readable_bytes
+from resid_theory.eigen.operator_log import Operator, RecordedOperator
+from resid_theory.eigen.orthogonalization import dots, draw, project_out
+from resid_theory.runtime.resources import available_bytes, readable_bytes
 
 __all__ = ["Quadrature", "distribution", "quadrature", "spectral_density"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from resid_theory._check import check_int
 from resid_theory.eigen.estimates import Estimate, mean_estimate, positive_mean
 from resid_theory.eigen.krylov import rank_threshold
-from resid_theory.eigen.operator import Operator, RecordedOperator
-from resid_theory.eigen.orthogonal import dots, draw, orthonormal
+from resid_theory.eigen.operator_log import Operator, RecordedOperator
+from resid_theory.eigen.orthogonalization import dots, draw, orthonormal
 
 __all__ = ["frobenius_norm", "root", "trace"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import nn
 from torch.nn.utils import parametrize
 
-from resid_theory.equivalence.layers import LINEAR_MAPS, BatchNorm, effective, folded, rebuilt
+from resid_theory.equivalence.layer_copies import LINEAR_MAPS, BatchNorm, effective, folded, rebuilt
 from resid_theory.networks import Block
 
 __all__ = ["fold", "fold_part"]

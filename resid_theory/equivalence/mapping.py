@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 from resid_theory.equivalence.folding import fold_part
-from resid_theory.equivalence.layers import LINEAR_MAPS, effective, rebuilt
+from resid_theory.equivalence.layer_copies import LINEAR_MAPS, effective, rebuilt
 from resid_theory.identity import (
     AddIdentity,
     DiracWeight,

@@ -16,7 +16,7 @@ from resid_theory.exchange.layouts import (
     form_of_net,
     without_eyes,
 )
-from resid_theory.exchange.opening import opened, plain_tensors
+from resid_theory.exchange.safe_load import opened, plain_tensors
 from resid_theory.identity import identity_kernel
 from resid_theory.runtime import store
 

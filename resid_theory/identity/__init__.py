@@ -5,8 +5,7 @@ and R of learned norm. Everything here follows from the kernel I, whose ones are
 """
 
 from resid_theory.identity.decay import IdDecay, id_mask, shifted, undecayed
-from resid_theory.identity.draws import DRAWS, as_generator, draw_kernel, initialize_layer
-from resid_theory.identity.entries import (
+from resid_theory.identity.identity_kernel import (
     RULES,
     id_entries,
     id_rule,
@@ -15,7 +14,8 @@ from resid_theory.identity.entries import (
     identity_of,
     mark,
 )
-from resid_theory.identity.weights import (
+from resid_theory.identity.init import DRAWS, as_generator, draw_kernel, initialize_layer
+from resid_theory.identity.parametrizations import (
     AddIdentity,
     DiracWeight,
     DominantWeight,

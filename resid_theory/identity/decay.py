@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.identity.entries import id_rule, identity_of
-from resid_theory.identity.weights import AddIdentity, DiracWeight, layer_identity
+from resid_theory.identity.identity_kernel import id_rule, identity_of
+from resid_theory.identity.parametrizations import AddIdentity, DiracWeight, layer_identity
 
 __all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
 

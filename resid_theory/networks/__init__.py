@@ -1,8 +1,8 @@
 """Networks: n-shortcut nets, and convolutional nets as ``nn.Sequential``."""
 
-from resid_theory.networks.dirac import diracnet, diracnet_imagenet
+from resid_theory.networks.blocks import Block, IdentityShortcut
+from resid_theory.networks.diracnets import diracnet, diracnet_imagenet
 from resid_theory.networks.full import full_net, resnet_imagenet
-from resid_theory.networks.parts import Block, IdentityShortcut
 from resid_theory.networks.preactivation import preresnet
 from resid_theory.networks.shortcut import ShortcutNet, draw_weights, initialize
 from resid_theory.networks.simplified import simplified_net

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import check_choice
-from resid_theory.networks.parts import (
+from resid_theory.networks.blocks import (
     Block,
     IdentityShortcut,
     conv,

@@ -5,7 +5,16 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
-from resid_theory.networks.parts import Block, conv, draw_net, head, norm, recorded, sequence, units
+from resid_theory.networks.blocks import (
+    Block,
+    conv,
+    draw_net,
+    head,
+    norm,
+    recorded,
+    sequence,
+    units,
+)
 
 __all__ = ["preresnet"]
 

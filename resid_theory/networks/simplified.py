@@ -8,7 +8,7 @@ from torch import nn
 
 from resid_theory._check import check_choice
 from resid_theory.identity import DRAWS, AddIdentity, with_identity
-from resid_theory.networks.parts import conv, draw_net, head, recorded, sequence, units
+from resid_theory.networks.blocks import conv, draw_net, head, recorded, sequence, units
 
 __all__ = ["simplified_net"]
 

@@ -6,11 +6,11 @@ notebook shows it. :func:`figure` and :func:`png` need no display and leave no w
 
 from resid_theory.plots.canvas import figure, png
 from resid_theory.plots.curves import by_depth, flow_curve
-from resid_theory.plots.cushions import cushion_histogram, cushion_violins
-from resid_theory.plots.densities import spectral_density
+from resid_theory.plots.cushion_plots import cushion_histogram, cushion_violins
+from resid_theory.plots.density_plots import spectral_density
 from resid_theory.plots.matrices import folded_filters, hessian_pattern
-from resid_theory.plots.spectra import spectrum, zero_point
-from resid_theory.plots.sphere import interpolation_path
+from resid_theory.plots.spectrum_plots import spectrum, zero_point
+from resid_theory.plots.sphere_plots import interpolation_path
 
 __all__ = [
     "by_depth",

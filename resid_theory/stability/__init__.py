@@ -14,7 +14,7 @@ from resid_theory.stability.bound import (
 )
 from resid_theory.stability.compare import Comparison, compare_cushions
 from resid_theory.stability.cushions import Cushions, layer_cushions
-from resid_theory.stability.dominance import MODES, STATISTICS
+from resid_theory.stability.flow_statistics import MODES, STATISTICS
 from resid_theory.stability.flows import Flows, dominant_flows, feature_gradients
 from resid_theory.stability.interlayer import (
     InterlayerCushions,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
-from resid_theory.networks.parts import IdentityShortcut
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.calls import layouts, listening
-from resid_theory.stability.inputs import checked_net
-from resid_theory.stability.layers import LinearMap, linear_maps
+from resid_theory.networks.blocks import IdentityShortcut
+from resid_theory.runtime.preserve import preserved
+from resid_theory.stability.layer_inputs import layouts, listening
+from resid_theory.stability.linear_maps import LinearMap, linear_maps
+from resid_theory.stability.net_inputs import checked_net
 from resid_theory.stability.norms import operator_frobenius, row_norms
 
 __all__ = ["LayerNorms", "layer_norms", "path_norm", "spectral_norm"]

@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.inputs import checked_net, input_batches, placed
+from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.layers import CONVOLUTIONS, LinearMap
+from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers, onward_norms
+from resid_theory.stability.linear_maps import CONVOLUTIONS, LinearMap
+from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.onward import ModuleChain, chain_of_layers, onward_norms
 from resid_theory.stability.smoothness import activation_contraction
 
 __all__ = [

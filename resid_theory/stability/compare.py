@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resid_theory._check import check_int
 from resid_theory.identity import as_generator
-from resid_theory.stability.summaries import Summaries
+from resid_theory.stability.sample_statistics import Summaries
 
 if TYPE_CHECKING:
     import pandas

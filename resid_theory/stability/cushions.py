@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.calls import Call, Layout, layouts, listening
-from resid_theory.stability.inputs import (
+from resid_theory.runtime.preserve import preserved
+from resid_theory.stability.layer_inputs import Call, Layout, layouts, listening
+from resid_theory.stability.linear_maps import LinearMap, chosen, linear_maps
+from resid_theory.stability.net_inputs import (
     checked_net,
     count_batches,
     first_inputs,
@@ -21,9 +22,8 @@ from resid_theory.stability.inputs import (
     placed,
     three,
 )
-from resid_theory.stability.layers import LinearMap, chosen, linear_maps
 from resid_theory.stability.norms import operator_frobenius, row_norms
-from resid_theory.stability.summaries import Summaries
+from resid_theory.stability.sample_statistics import Summaries
 
 __all__ = ["FROBENIUS", "NORMS", "Cushions", "layer_cushions"]
 

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.data import Images
-from resid_theory.data.batches import batches
+from resid_theory.data.batching import batches
 from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.dominance import MODES, STATISTICS, Sums
+from resid_theory.runtime.preserve import preserved
+from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
 
 __all__ = ["Flows", "dominant_flows", "feature_gradients"]

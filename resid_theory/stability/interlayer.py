@@ -13,14 +13,7 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.inputs import (
-    checked_net,
-    count_batches,
-    input_batches,
-    iter_once,
-    placed,
-)
+from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import (
     Function,
     better_side,
@@ -29,9 +22,16 @@ from resid_theory.stability.jacobian import (
     jacobian_product,
     squared_norm,
 )
+from resid_theory.stability.net_inputs import (
+    checked_net,
+    count_batches,
+    input_batches,
+    iter_once,
+    placed,
+)
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.segments import Submap, block_pieces, net_pieces
-from resid_theory.stability.summaries import Summaries
+from resid_theory.stability.sample_statistics import Summaries
+from resid_theory.stability.submaps import Submap, block_pieces, net_pieces
 
 __all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
 

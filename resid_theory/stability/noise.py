@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from resid_theory._check import check_int
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.calls import Call, Layout, layouts, listening
-from resid_theory.stability.inputs import checked_net, first_inputs, input_batches, placed
+from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.layers import LinearMap, chosen, linear_maps
+from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
+from resid_theory.stability.layer_inputs import Call, Layout, layouts, listening
+from resid_theory.stability.linear_maps import LinearMap, chosen, linear_maps
+from resid_theory.stability.net_inputs import checked_net, first_inputs, input_batches, placed
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.onward import chain_of_layers, onward_norms
 
 __all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from resid_theory.stability.layers import CONVOLUTIONS
+from resid_theory.stability.linear_maps import CONVOLUTIONS
 
 __all__ = ["operator_frobenius", "row_norms"]
 

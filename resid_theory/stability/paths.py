@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 from resid_theory.identity import AddIdentity, id_entries, id_rule
-from resid_theory.identity.entries import RULES
+from resid_theory.identity.identity_kernel import RULES
 from resid_theory.networks import Block, IdentityShortcut
 
 __all__ = ["ChannelPaths", "final_features", "subactivation_paths"]

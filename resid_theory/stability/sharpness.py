@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resid_theory._check import check_int, check_positive
-from resid_theory.data.batches import batches
+from resid_theory.data.batching import batches
 from resid_theory.identity import as_generator
 from resid_theory.losses import Loss, check_target, loss_function
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.inputs import checked_net
+from resid_theory.runtime.preserve import preserved
+from resid_theory.stability.net_inputs import checked_net
 from resid_theory.stability.norms import row_norms
 
 __all__ = ["pac_bayes_sharpness"]

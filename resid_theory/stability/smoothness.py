@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_positive
 from resid_theory.identity import as_generator
-from resid_theory.runtime.state import preserved
-from resid_theory.stability.inputs import checked_net, input_batches, placed
+from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable, jacobian_product
+from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers
+from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.onward import ModuleChain, chain_of_layers
 
 __all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from resid_theory.sweep.registry import TASKS, task_of
 from resid_theory.sweep.results import Cell
-from resid_theory.sweep.tasks import TASKS, task_of
 
 __all__ = ["grid_of"]
 

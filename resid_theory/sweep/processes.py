@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from resid_theory.sweep.results import Cell, Results
-from resid_theory.sweep.work import Options, Report, attempt, device_of_worker, lost
+from resid_theory.sweep.worker import Options, Report, attempt, device_of_worker, lost
 
 __all__ = ["run_in_processes"]
 
@@ -87,7 +87,7 @@ class _Pool:
         self.context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
         if served:
             needed = dict.fromkeys(name for cell in cells for name in cell.settings.imports)
-            self.context.set_forkserver_preload(["resid_theory.sweep.tasks", *needed])
+            self.context.set_forkserver_preload(["resid_theory.sweep.registry", *needed])
         count = min(options.workers, len(cells))
         self.workers = [self._worker(number) for number in range(count)]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from resid_theory.runtime import store
-from resid_theory.sweep.settings import SCHEMA, key_of
-from resid_theory.sweep.tasks import Outcome, Task, task_of
+from resid_theory.sweep.config import SCHEMA, key_of
+from resid_theory.sweep.registry import Outcome, Task, task_of
 
 if TYPE_CHECKING:
     import pandas

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from resid_theory._check import check_int
-from resid_theory.sweep.settings import Config
+from resid_theory.sweep.config import Config
 
 __all__ = ["Number", "Outcome", "Task"]
 

@@ -1,9 +1,8 @@
 """Training of one net or of several at once, which loses nothing when it is killed."""
 
-from resid_theory.training.calls import resume, train
+from resid_theory.training.api import resume, train
+from resid_theory.training.divergence import DivergenceError
 from resid_theory.training.evaluation import Evaluation, evaluate
-from resid_theory.training.faults import DivergenceError
-from resid_theory.training.nets import build_net, load_checkpoint, save_checkpoint
 from resid_theory.training.recipe import (
     DIRACNETS,
     DIRACNETS_IMAGENET,
@@ -11,7 +10,8 @@ from resid_theory.training.recipe import (
     NOISE_STABILITY_BN,
     Recipe,
 )
-from resid_theory.training.results import Progress, Run
+from resid_theory.training.run import Progress, Run
+from resid_theory.training.saved_nets import build_net, load_checkpoint, save_checkpoint
 
 __all__ = [
     "DIRACNETS",

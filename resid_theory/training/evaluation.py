@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_int
 from resid_theory.data import Images
 from resid_theory.losses import check_target, cross_entropy
-from resid_theory.runtime.state import preserved
+from resid_theory.runtime.preserve import preserved
 
 __all__ = ["Evaluation", "evaluate"]
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory.data import Crops, augment, draw_crops
-from resid_theory.runtime.machine import is_out_of_memory
-from resid_theory.runtime.state import deterministic, preserved
-from resid_theory.training.faults import Watch, fitting_batch
-from resid_theory.training.nets import architecture_of, save_checkpoint
+from resid_theory.runtime.preserve import deterministic, preserved
+from resid_theory.runtime.resources import is_out_of_memory
+from resid_theory.training.checkpoint import check_same, digest, pack, unpack
+from resid_theory.training.device_dataset import DeviceDataset
+from resid_theory.training.divergence import Watch, fitting_batch
 from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.results import Progress, Run, RunSettings
-from resid_theory.training.samples import DeviceDataset
-from resid_theory.training.snapshot import check_same, digest, pack, unpack
-from resid_theory.training.steps import Batch, Separate, Stacked, optimizer_of, stack
+from resid_theory.training.run import Progress, Run, RunSettings
+from resid_theory.training.saved_nets import architecture_of, save_checkpoint
+from resid_theory.training.step import Batch, Separate, Stacked, optimizer_of, stack
 
 __all__ = ["Session"]
 

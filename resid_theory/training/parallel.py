@@ -5,8 +5,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from resid_theory.runtime.distributed import ProcessGroup
-from resid_theory.training.steps import Separate, Stacked
+from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.training.step import Separate, Stacked
 
 __all__ = ["Parallel"]
 

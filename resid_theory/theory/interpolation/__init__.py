@@ -1,13 +1,13 @@
 """Networks with small weights that interpolate, built by hand ("Theorem 1")."""
 
-from resid_theory.theory.interpolation.columns import move_column, widest_margin
 from resid_theory.theory.interpolation.interpolation import (
     Interpolation,
     InterpolationNet,
     interpolate,
 )
-from resid_theory.theory.interpolation.separation import least_norm
-from resid_theory.theory.interpolation.sphere import PathChart, great_arc, path_around
+from resid_theory.theory.interpolation.norm_bounds import least_norm
+from resid_theory.theory.interpolation.single_move import move_column, widest_margin
+from resid_theory.theory.interpolation.sphere_paths import PathChart, great_arc, path_around
 
 __all__ = [
     "Interpolation",

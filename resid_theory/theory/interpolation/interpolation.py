@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_choice, check_int, check_positive
-from resid_theory.theory.interpolation.bracing import BRACING, with_braces
-from resid_theory.theory.interpolation.columns import Steps
-from resid_theory.theory.interpolation.itineraries import DIRECTIONS, Itinerary
-from resid_theory.theory.interpolation.planning import Plan, SpherePoints
-from resid_theory.theory.interpolation.separation import least_norm
-from resid_theory.theory.interpolation.sphere import PathChart, chart
+from resid_theory.theory.interpolation.construction import Plan, SpherePoints
+from resid_theory.theory.interpolation.error_correction import BRACING, with_braces
+from resid_theory.theory.interpolation.norm_bounds import least_norm
+from resid_theory.theory.interpolation.schedule import DIRECTIONS, Itinerary
+from resid_theory.theory.interpolation.single_move import Steps
+from resid_theory.theory.interpolation.sphere_paths import PathChart, chart
 
 __all__ = ["ALLOCATIONS", "MODES", "Interpolation", "InterpolationNet", "interpolate"]
 

@@ -1,7 +1,7 @@
 """Linear networks at any weights, from the moments of the data."""
 
-from resid_theory.theory.linear.assembly import linear_hessian
-from resid_theory.theory.linear.linear import (
+from resid_theory.theory.linear.hessian_assembly import linear_hessian
+from resid_theory.theory.linear.linear_nets import (
     Unit,
     definition5_order,
     linear_gradient,

@@ -8,14 +8,14 @@ from resid_theory.theory.zero_weights.escape import (
     linear_escape,
 )
 from resid_theory.theory.zero_weights.origin import zero_point
-from resid_theory.theory.zero_weights.point import ZeroPoint
-from resid_theory.theory.zero_weights.report import ZeroPointReport, zero_point_report
+from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.signal_propagation import (
     isometry_edges,
     lyapunov_exponents,
     output_growth,
 )
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
+from resid_theory.theory.zero_weights.zero_point_report import ZeroPointReport, zero_point_report
 
 __all__ = [
     "BlockToeplitz",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_positive
-from resid_theory.theory.zero_weights.point import ZeroPoint
+from resid_theory.theory.zero_weights.prediction import ZeroPoint
 
 __all__ = [
     "escape_start",

@@ -29,13 +29,15 @@ from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
-from resid_theory.theory.zero_weights.kinks import (
+from resid_theory.theory.zero_weights.prediction import ZeroPoint, check_dense, resolution_of
+from resid_theory.theory.zero_weights.relu_limits import (
     check_direction,
     directed_hessian,
     is_direction,
     own_correlations,
 )
-from resid_theory.theory.zero_weights.local import (
+from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
+from resid_theory.theory.zero_weights.zero_point_statistics import (
     Architecture,
     FromMoments,
     FromSamples,
@@ -43,8 +45,6 @@ from resid_theory.theory.zero_weights.local import (
     add_chain,
     by_columns,
 )
-from resid_theory.theory.zero_weights.point import ZeroPoint, check_dense, resolution_of
-from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 
 __all__ = ["zero_point"]
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from resid_theory._check import check_finite, check_int
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.theory.zero_weights.reduction import Tridiagonal
+from resid_theory.theory.zero_weights.cyclic_reduction import Tridiagonal
 
 __all__ = ["BlockToeplitz"]
 

@@ -1,0 +1,288 @@
+"""Curvature along a training: what ``train`` writes into its metrics every so many steps."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory.curvature.empirical_risk import MATRICES, is_closure
+from resid_theory.curvature.input_checks import trainable
+from resid_theory.curvature.operator import curvature_operator
+from resid_theory.curvature.parameter_selection import chosen, named
+from resid_theory.curvature.spectrum_of_net import spectrum
+from resid_theory.data import Images
+from resid_theory.data.batching import batches
+from resid_theory.eigen.estimates import Estimate
+from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
+from resid_theory.losses import Loss, loss_function
+from resid_theory.runtime.preserve import preserved
+
+__all__ = ["curvature_callback"]
+
+
+class TrainingMoment(Protocol):
+    """When a measurement is made; ``train`` passes its own."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        ...
+
+
+def curvature_callback(
+    loss: str | Loss,
+    data: Any,
+    *,
+    k: int = 1,
+    index: bool = False,
+    matrix: str = "hessian",
+    parameters: Any = None,
+    batchnorm: str = "eval",
+    chunk: int | None = None,
+    dense: int = 1000,
+    tolerance: float = 1e-3,
+    probes: int = 10,
+    steps: int = 100,
+    seed: int = 0,
+    prefix: str = "",
+) -> Callable[[nn.Module, TrainingMoment], dict[str, float]]:
+    """A callback for ``train`` that records extreme eigenvalues, index and gradient norm.
+
+    Pass it as ``rt.train(..., callbacks=[callback], every=k)``; the numbers join the metrics. What
+    it gives is a function of weights, seed and step alone, so that a training that was killed and
+    resumed has the metrics of an undisturbed one; all nets of a training draw alike. The numbers,
+    after ``prefix``, for the matrix ``hessian`` (else its name takes that place):
+
+    - ``measured_loss``: The mean loss over ``data``, without weight decay.
+    - ``gradient_norm``: Euclidean norm of its gradient.
+    - ``hessian_largest``, ``hessian_smallest``: The outermost eigenvalues; then
+      ``hessian_largest_2`` and so on up to k. Each with ``..._bound``, how far an eigenvalue can
+      lie from it, in units of loss per weight².
+    - ``hessian_missed_probability``: At most this is the probability that an eigenvalue further out
+      was overlooked; 0 where all are known, 1 where a search failed.
+    - ``hessian_products``: Products with one vector that were used; 0 where all are known.
+    - ``hessian_index``: Share of negative eigenvalues, in [0, 1], with ``..._standard_error`` over
+      probes (0 where all are known), the ends ``..._low`` and ``..._high`` of its 95 % interval,
+      and ``..._threshold``: eigenvalues down to minus this count as zero. If asked for.
+
+    Args:
+        loss: As in ``curvature_operator``.
+        data: As in ``curvature_operator``, of any floating dtype; usually a fixed part of the
+            training data, as the net sees them without augmentation. A loader that shuffles draws
+            from torch's generator, seeded as everything else.
+        k: Eigenvalues at each end.
+        index: Whether to find the index, which takes ``probes * steps`` more products where not
+            all eigenvalues are found.
+        matrix: ``hessian``, ``gauss_newton`` or ``fisher``.
+        parameters: Names or patterns, as in ``curvature_operator``; None for all trainable ones.
+        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        chunk: As in ``curvature_operator``.
+        dense: Up to so many weights all eigenvalues are computed, on a float64 copy of the net;
+            beyond, or with 0, they come from products in the net's own precision.
+        tolerance: As in :func:`eigenpairs`.
+        probes: As in :func:`spectral_density`.
+        steps: As in :func:`spectral_density`.
+        seed: Of the draws at every step.
+        prefix: Of every name, to tell several such callbacks apart.
+
+    Returns:
+        The callback, ``(net, moment) -> numbers``; it leaves the net as it was. Calling it raises
+        a ValueError where data, net and loss do not fit one another, in ``train`` before the first
+        step.
+
+    Raises:
+        ValueError: If a name is unknown, a number out of range, or parameters are given as tensors,
+            which would be those of one net, or data can be read only once.
+
+    Source:
+        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Figures 5 and 6, which
+        show such curves for n-shortcut nets.
+
+    Example:
+        Half of x²: the curvature is 1 wherever gradient descent stands.
+
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> _ = torch.nn.init.constant_(net.weight, 2.0)
+        >>> data = torch.ones(4, 1), torch.zeros(4, 1)
+        >>> callback = rt.curvature_callback("square", data, index=True)
+        >>> recipe = rt.Recipe(
+        ...     loss="square", epochs=2, batch=4, lr=0.5, momentum=0.0, weight_decay=0.0,
+        ...     augmentation="none", milestones=(), precision="float64",
+        ... )
+        >>> run = rt.train(
+        ...     net, data, recipe, seed=0, device="cpu", callbacks=[callback], progress=False
+        ... )
+        >>> run.column("gradient_norm"), run.column("hessian_largest"), run.column("hessian_index")
+        ([2.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+    """
+    loss_function(loss)
+    listed = parameters if isinstance(parameters, (list, tuple)) else [parameters]
+    if any(isinstance(given, Tensor) for given in listed):
+        raise ValueError("parameters: got a tensor, which is that of one net; needs names")
+    if not isinstance(prefix, str):
+        raise ValueError(f"prefix: got {prefix!r}, needs a string")
+    if isinstance(data, Iterator):
+        raise ValueError(
+            f"data: got {type(data).__name__}, which can be read only once, but every measurement "
+            "reads the data; pass list(data), a DataLoader or the tensors themselves"
+        )
+    return _Curvature(
+        loss=loss,
+        data=data,
+        k=check_int("k", k),
+        index=index,
+        matrix=check_choice("matrix", matrix, MATRICES),
+        parameters=parameters,
+        batchnorm=check_choice("batchnorm", batchnorm, ("eval", "batch")),
+        chunk=None if chunk is None else check_int("chunk", chunk),
+        dense=check_int("dense", dense, 0),
+        tolerance=check_positive("tolerance", tolerance),
+        probes=check_int("probes", probes),
+        steps=check_int("steps", steps),
+        seed=check_int("seed", seed, 0),
+        prefix=prefix,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Curvature:
+    """The callback; see :func:`curvature_callback`."""
+
+    loss: str | Loss
+    data: Any
+    k: int
+    index: bool
+    matrix: str
+    parameters: Any
+    batchnorm: str
+    chunk: int | None
+    dense: int
+    tolerance: float
+    probes: int
+    steps: int
+    seed: int
+    prefix: str
+
+    def __call__(self, net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
+        """Measure.
+
+        Args:
+            net: The net.
+            moment: Gives the step.
+
+        Returns:
+            The numbers by name.
+        """
+        generator = torch.Generator().manual_seed(_mixed(self.seed, moment.step))
+        with preserved(net):
+            # A loader that shuffles takes its order from here, whatever was drawn before.
+            torch.default_generator.manual_seed(_mixed(self.seed, moment.step))
+            known = named(net)
+            names = chosen("parameters", self.parameters, known)
+            if sum(known[name].numel() for name in names) <= self.dense:
+                numbers = self._of_all(copy.deepcopy(net).double())
+            else:
+                numbers = self._of_extremes(net, generator)
+        return {self.prefix + name: value for name, value in numbers.items()}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "matrix": self.matrix,
+            "parameters": self.parameters,
+            "batchnorm": self.batchnorm,
+            "chunk": self.chunk,
+        }
+
+    def _of_all(self, net: nn.Module) -> dict[str, float]:
+        """From every eigenvalue, of a net in float64."""
+        data = _in_dtype(self.data, torch.float64, is_closure(self.loss))
+        operator = curvature_operator(net, self.loss, data, engine="rebuilt", **self._options)
+        report = spectrum(net, self.loss, data, k=self.k, method="dense", **self._options)
+        return self._numbers(operator.loss, operator.gradient, report)
+
+    def _of_extremes(self, net: nn.Module, generator: torch.Generator) -> dict[str, float]:
+        """From products."""
+        dtype = trainable(net)[0].dtype
+        data = _in_dtype(self.data, dtype, is_closure(self.loss))
+        operator = curvature_operator(net, self.loss, data, **self._options)
+        report = spectral_estimates(
+            operator,
+            self.k,
+            density=self.index,
+            tolerance=self.tolerance,
+            probes=self.probes if self.index else 1,
+            steps=self.steps,
+            generator=generator,
+            precision=dtype,
+        )
+        return self._numbers(operator.loss, operator.gradient, report)
+
+    def _numbers(self, loss: float, gradient: Tensor, report: SpectrumReport) -> dict[str, float]:
+        numbers = {"measured_loss": loss, "gradient_norm": gradient.norm().item()}
+        numbers |= _ends(f"{self.matrix}_largest", report.largest)
+        numbers |= _ends(f"{self.matrix}_smallest", report.smallest)
+        missed = 1.0 if report.pairs is None else report.pairs.missed_probability
+        numbers[f"{self.matrix}_missed_probability"] = missed
+        numbers[f"{self.matrix}_products"] = report.products
+        if self.index and report.index is not None:
+            name, found = f"{self.matrix}_index", report.index
+            numbers[name], numbers[f"{name}_standard_error"] = found.value, found.standard_error
+            numbers[f"{name}_low"], numbers[f"{name}_high"] = found.low, found.high
+            numbers[f"{name}_threshold"] = report.index_threshold
+        return numbers
+
+
+def _ends(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
+    """Eigenvalues and their bounds, outermost first."""
+    numbers = {}
+    for place, end in enumerate(ends, 1):
+        key = name if place == 1 else f"{name}_{place}"
+        numbers[key], numbers[f"{key}_bound"] = end.value, end.high - end.value
+    return numbers
+
+
+def _mixed(seed: int, step: int) -> int:
+    """A seed for each step, far from those of its neighbours."""
+    digest = hashlib.sha256(f"curvature {seed} {step}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+# -- data in the dtype of the net ------------------------------------------------------------------
+
+
+def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
+    """Data whose floating tensors have a dtype; what is in memory stays there."""
+    # Images follow the net; what cannot be read is refused by name further down.
+    if isinstance(data, Images) or not (hasattr(data, "x") or hasattr(data, "__iter__")):
+        return data
+    if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):
+        return CastLoader(data, dtype, closure)
+    parts = [_cast(part, dtype) for part in batches(data)]
+    return parts[0] if len(parts) == 1 else parts
+
+
+class CastLoader:
+    """Batches of a loader, cast as they come."""
+
+    def __init__(self, data: Any, dtype: torch.dtype, closure: bool) -> None:
+        self._data, self._dtype, self._closure = data, dtype, closure
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._data if self._closure else batches(self._data):
+            yield _cast(batch, self._dtype)
+
+
+def _cast(content: Any, dtype: torch.dtype) -> Any:
+    if isinstance(content, Tensor):
+        return content.to(dtype) if content.is_floating_point() else content
+    if isinstance(content, Mapping):
+        return {key: _cast(value, dtype) for key, value in content.items()}
+    if type(content) in (tuple, list):
+        return type(content)(_cast(value, dtype) for value in content)
+    return content

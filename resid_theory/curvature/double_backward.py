@@ -1,0 +1,216 @@
+"""Convolutions and BatchNorm whose second derivatives cost what their first ones cost.
+
+torch differentiates a convolution's gradient by a convolution with kernels as large as the images,
+and BatchNorm in eval mode by some twenty elementwise operations. Inside
+:class:`CheapDoubleBackward` both are replaced by functions with the same value and the same
+derivatives, whose second backward pass calls the operations that the first one calls. On batch
+statistics, BatchNorm leaves the running ones alone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["CheapDoubleBackward"]
+
+_AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
+
+
+class CheapDoubleBackward(TorchFunctionMode):
+    """While this mode is on, convolutions and BatchNorm in eval mode are cheap to differentiate.
+
+    Values agree with torch's to round-off. What is not covered (padding by name, samples without a
+    batch axis, code inside ``torch.func`` or autocast) is left to torch.
+
+    Example:
+        >>> x = torch.ones(1, 1, 3, 3)
+        >>> with Twice():
+        ...     y = torch.conv2d(x, x)
+        >>> y.item()
+        9.0
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, or what stands in for it.
+
+        Args:
+            func: What the net called.
+            types: Of its arguments.
+            args: Its arguments.
+            kwargs: The same by name.
+
+        Returns:
+            Its result.
+        """
+        kwargs = kwargs or {}
+        stand_in = None
+        if func in _AXES:
+            stand_in = _convolution(_AXES[func], *args, **kwargs)
+        elif func is F.batch_norm:
+            stand_in = _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs) if stand_in is None else stand_in
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether a custom function may take x: no transform of torch.func, no autocast."""
+    return not (
+        torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
+    )
+
+
+def _convolution(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor | None:
+    if isinstance(padding, str) or input.dim() != axes + 2 or not _plain(input):
+        return None
+    plan = (_each(stride, axes), _each(padding, axes), _each(dilation, axes), groups)
+    out: Tensor = _Convolution.apply(input, weight, plan)
+    return out if bias is None else out + bias.view(-1, *[1] * axes)
+
+
+def _each(given: int | Sequence[int], axes: int) -> list[int]:
+    sides = [given] if isinstance(given, int) else list(given)
+    return sides * axes if len(sides) == 1 else sides
+
+
+def _convolve(x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    stride, padding, dilation, groups = plan
+    out: Tensor = torch.ops.aten.convolution(
+        x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups
+    )
+    return out
+
+
+def _back(
+    grad: Tensor, x: Tensor, weight: Tensor, plan: _Plan, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients at the input, which needs the weight, and at the weight, which needs the input."""
+    if not any(wanted):
+        return None, None
+    stride, padding, dilation, groups = plan
+    at_input, at_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0] * len(stride), groups,
+        [*wanted, False],
+    )  # fmt: skip
+    return at_input, at_weight
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.plan = plan
+        return _convolve(x, weight, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        # In the second pass vmap may be on, which takes plain operations only.
+        back = _ConvolutionBack.apply if torch.is_grad_enabled() else _back
+        x, weight = ctx.saved_tensors
+        return (*back(grad, x, weight, ctx.plan, ctx.needs_input_grad[:2]), None)
+
+
+class _ConvolutionBack(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, plan: _Plan, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        ctx.save_for_backward(grad, x, weight)
+        ctx.set_materialize_grads(False)
+        ctx.plan = plan
+        return _back(grad, x, weight, plan, wanted)
+
+    @staticmethod
+    def backward(
+        ctx: Any, at_input: Tensor | None, at_weight: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad, x, weight = ctx.saved_tensors
+        out = None
+        if at_input is not None:
+            out = _convolve(at_input, weight, ctx.plan)
+        if at_weight is not None:
+            through = _convolve(x, at_weight, ctx.plan)
+            out = through if out is None else out + through
+        # The form is linear in each argument: the same call with the other factors put in.
+        wanted = (at_weight is not None and ctx.needs_input_grad[1], at_input is not None)
+        left = x if at_input is None else at_input
+        right = weight if at_weight is None else at_weight
+        at_x, at_kernel = _back(grad, left, right, ctx.plan, wanted)
+        return out, at_x, at_kernel, None, None
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    if training and running_mean is not None:
+        # Running statistics would be written, and put back under a graph that has noted them.
+        return F.batch_norm(input, None, None, weight, bias, True, momentum, eps)
+    if training or running_mean is None or running_var is None or not _plain(input):
+        return None
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    shape = (1, -1, *[1] * (input.dim() - 2))
+    out: Tensor = _Affine.apply(input, scale.view(shape), shift.view(shape))
+    return out
+
+
+def _affine_back(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    axes = [0, *range(2, x.dim())]
+    return grad * scale, (grad * x).sum(axes, keepdim=True), grad.sum(axes, keepdim=True)
+
+
+class _Affine(torch.autograd.Function):
+    """x times a scale plus a shift, one of each a channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return torch.addcmul(shift, x, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        back = _AffineBack.apply if torch.is_grad_enabled() else _affine_back
+        parts: tuple[Tensor, Tensor, Tensor] = back(grad, *ctx.saved_tensors)
+        return parts
+
+
+class _AffineBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(grad, x, scale)
+        return _affine_back(grad, x, scale)
+
+    @staticmethod
+    def backward(
+        ctx: Any, at_input: Tensor, at_scale: Tensor, at_shift: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        grad, x, scale = ctx.saved_tensors
+        axes = [0, *range(2, x.dim())]
+        out = torch.addcmul(at_shift, at_input, scale) + x * at_scale
+        return out, grad * at_scale, (at_input * grad).sum(axes, keepdim=True)

@@ -1,0 +1,133 @@
+"""Image data sets by name, in the shape that a convolution trunk takes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resid_theory._check import check_choice, check_int
+from resid_theory.data.cifar import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, load_cifar10
+from resid_theory.data.image_set import Images
+from resid_theory.data.whitened import load_digits_raw, load_mnist
+
+__all__ = ["load_images"]
+
+
+def load_images(
+    name: str = "digits",
+    split: str = "train",
+    *,
+    samples: int | None = None,
+    size: int | None = 32,
+    channels: int | None = 3,
+    progress: bool = True,
+) -> Images:
+    """An image data set, in the shape that the library's convolution trunks take.
+
+    Args:
+        name: ``"digits"`` (8 x 8, comes with scikit-learn; the first 1,437 images train, the last
+            360 test), ``"mnist"`` or ``"cifar10"`` (found on the disk or downloaded once).
+        split: ``"train"`` or ``"test"``.
+        samples: Keep the first so many; None for all.
+        size: Height and width of the result: smaller images are enlarged by the greatest whole
+            factor that fits, each pixel repeated, then padded with black; larger ones are shrunk by
+            the smallest that fits, each square of pixels averaged and rounded to the nearest whole
+            number, halves up, then padded likewise. None keeps the size.
+        channels: Grey images are repeated so often. None keeps the channels.
+        progress: Whether a download shows its progress on stderr.
+
+    Returns:
+        Pixels (m, channels, size, size), uint8, with the constants of normalization: those of the
+        CIFAR-10 training set; for digits and MNIST mean and standard deviation of the unpadded
+        training pixels.
+
+    Raises:
+        ValueError: If a name is unknown, the set is smaller than ``samples``, the factor that
+            larger images are shrunk by does not divide their sides, or a file is damaged.
+        FileNotFoundError: If the data are in no folder and no mirror delivers them.
+
+    Example:
+        >>> tuple(load_images("digits", samples=5).pixels.shape)
+        (5, 3, 32, 32)
+    """
+    load = _SETS[check_choice("name", name, list(_SETS))]
+    images = load(check_choice("split", split, ["train", "test"]), samples, progress)
+    if samples is not None:
+        images = images.first(samples)
+    return replace(images, pixels=_fit(images.pixels, size, channels))
+
+
+def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
+    height, width = pixels.shape[2:]
+    if size is not None and (height, width) != (size, size):
+        if max(height, width) > check_int("size", size):
+            pixels = _shrunk(pixels, size)
+        else:
+            factor = size // max(height, width)
+            pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        above, left = (size - pixels.shape[2]) // 2, (size - pixels.shape[3]) // 2
+        below, right = size - pixels.shape[2] - above, size - pixels.shape[3] - left
+        pixels = F.pad(pixels, (left, right, above, below))
+    if channels is not None and pixels.shape[1] != channels:
+        if pixels.shape[1] != 1:
+            raise ValueError(
+                f"channels: got {channels} for images of {pixels.shape[1]}; only grey is repeated"
+            )
+        pixels = pixels.repeat(1, check_int("channels", channels), 1, 1)
+    return pixels
+
+
+def _shrunk(pixels: Tensor, size: int) -> Tensor:
+    """Averages over squares, by integers: a mean in floating point could round either way."""
+    count, channels, height, width = pixels.shape
+    factor = -(-max(height, width) // size)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"size: got {size} for images of {height} x {width} pixels, which would be shrunk by "
+            f"{factor}; needs a factor that divides both sides"
+        )
+    squares = pixels.reshape(count, channels, height // factor, factor, width // factor, factor)
+    total = squares.sum((3, 5), dtype=torch.int32)
+    return ((total + factor**2 // 2) // factor**2).to(pixels.dtype)
+
+
+def _digits(split: str, samples: int | None, progress: bool) -> Images:
+    pixels, labels = load_digits_raw()
+    # The set is ordered by writers: a cut, unlike a draw, keeps most of a writer on one side.
+    part = slice(None, 1437) if split == "train" else slice(1437, None)
+    return Images(
+        pixels=pixels[part, None],
+        labels=labels[part],
+        mean=(0.3054,),
+        std=(0.3755,),
+        brightest=16.0,
+        classes=tuple("0123456789"),
+    )
+
+
+def _mnist(split: str, samples: int | None, progress: bool) -> Images:
+    pixels, labels = load_mnist(split, progress=progress)
+    return Images(
+        pixels=pixels[:, None],
+        labels=labels,
+        mean=(0.1307,),
+        std=(0.3081,),
+        classes=tuple("0123456789"),
+    )
+
+
+def _cifar10(split: str, samples: int | None, progress: bool) -> Images:
+    pixels, labels = load_cifar10(split, samples=samples, progress=progress)
+    return Images(
+        pixels=pixels, labels=labels, mean=CIFAR10_MEAN, std=CIFAR10_STD, classes=CIFAR10_CLASSES
+    )
+
+
+# A new data set is a row here: (split, samples or None, progress) -> at least those images.
+_SETS: dict[str, Callable[[str, int | None, bool], Images]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+}

@@ -1,0 +1,117 @@
+"""What descends: the loss and gradient of stacked nets, from moments or from samples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.data.moments import Moments
+from resid_theory.data.regression import Regression, gather
+from resid_theory.losses import Loss, check_mean, check_target, loss_function
+from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.theory.linear.stacked_nets import StackedChains
+
+__all__ = ["Problem", "SampledNets", "problem_of"]
+
+Problem = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Weights (layers, rows, d, d) to losses (rows,) and gradients, shaped like the weights."""
+
+_CHUNK = 1 << 26  # bytes of activations at a time on a CPU: more leave its caches, and gain nothing
+
+
+def problem_of(net: ShortcutNet, loss: str | Loss, data: Any, like: Tensor) -> Problem:
+    """The cheapest way to evaluate stacked copies of a net: moments where they say everything.
+
+    Args:
+        net: The architecture.
+        loss: As in ``losses.loss_function``.
+        data: Moments where they suffice, otherwise samples.
+        like: A tensor of the dtype and on the device to compute with.
+
+    Returns:
+        The evaluation of stacked weights.
+
+    Raises:
+        ValueError: If moments do not suffice, or widths do not fit.
+    """
+    dtype, device = like.dtype, like.device
+    if net.is_linear and loss == "square" and dtype == torch.float64:
+        moments = Moments.of(data)
+        _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
+        there = Moments(
+            sxx=moments.sxx.to(device),
+            syx=moments.syx.to(device),
+            syy=moments.syy.to(device),
+            count=moments.count,
+        )
+        return StackedChains(there, net.shortcut_depth, shortcut=net.shortcut)
+    if isinstance(data, Moments):
+        raise ValueError(
+            f"data: got Moments, which suffice for linear nets with the square loss in float64; "
+            f"{net} with the loss {loss!r} in {dtype} needs the samples (x, y)"
+        )
+    samples = gather(data).to(device, dtype)
+    _check_widths(net, samples.x.shape[1], samples.y.shape[1])
+    return SampledNets(net, loss, samples)
+
+
+def _check_widths(net: ShortcutNet, inputs: int, targets: int) -> None:
+    if (inputs, targets) != (net.width, net.width):
+        raise ValueError(
+            f"data: has {inputs} inputs and {targets} targets, the net maps {net.width} to "
+            f"{net.width}; needs equal widths"
+        )
+
+
+class SampledNets:
+    """Loss of stacked n-shortcut nets on all samples, differentiated by autograd.
+
+    Rows share no arithmetic, so they are evaluated in chunks whose activations fit in memory.
+
+    Args:
+        net: The architecture; its own weights are neither read nor written.
+        loss: As in ``losses.loss_function``; a callable must work under ``torch.vmap``.
+        data: The samples, in the dtype to compute in.
+
+    Raises:
+        ValueError: If the targets do not fit the loss, or it is not a mean over samples.
+    """
+
+    def __init__(self, net: ShortcutNet, loss: str | Loss, data: Regression) -> None:
+        check_target(loss, data.x, data.y)
+        function = loss_function(loss)
+        check_mean(function, data.x, data.y)
+        self._net, self._data = net, data
+        self._loss = torch.vmap(lambda output: function(output, data.y))
+
+    def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate all rows.
+
+        Args:
+            weights: (layers, rows, d, d), input to output.
+
+        Returns:
+            The losses, (rows,), and their gradients, shaped like ``weights``.
+        """
+        chunks = weights.split(self._rows(weights), dim=1)
+        losses, gradients = zip(*map(self._evaluate, chunks), strict=True)
+        return torch.cat(losses), torch.cat(gradients, dim=1)
+
+    def _rows(self, weights: Tensor) -> int:
+        """Rows whose activations, kept for the backward pass, fit in the chunk."""
+        row = 3 * len(weights) * self._data.x.numel() * self._data.x.element_size()
+        limit = _CHUNK
+        if weights.device.type == "cuda":
+            limit = torch.cuda.mem_get_info(weights.device)[0] // 2
+        return max(1, limit // row)
+
+    def _evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False), torch.enable_grad():
+            point = weights.detach().clone().requires_grad_()
+            blocks = point.unflatten(0, (self._net.blocks, self._net.shortcut_depth))
+            stacked = blocks.permute(2, 0, 1, 3, 4)  # rows first: what the net broadcasts over
+            output = torch.func.functional_call(self._net, {"weights": stacked}, (self._data.x,))
+            losses = self._loss(output)
+            (gradient,) = torch.autograd.grad(losses.sum(), point)
+        return losses.detach(), gradient

@@ -1,0 +1,397 @@
+"""The identity inside a weight: residual, dominant-path and Dirac parametrizations."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from resid_theory._check import check_choice, check_int
+from resid_theory.identity.identity_kernel import checked_layer, identity_map, identity_of, mark
+
+__all__ = [
+    "AddIdentity",
+    "DiracWeight",
+    "DominantWeight",
+    "ResidualWeight",
+    "identity_removed",
+    "layer_identity",
+    "trained_weight",
+    "with_identity",
+]
+
+
+class ResidualWeight(nn.Module):
+    r"""W = V + I: a layer under its own identity shortcut, as one weight.
+
+    For ``torch.nn.utils.parametrize``: ``forward`` is the paper's :math:`\tau`, ``right_inverse``
+    its inverse. The optimizer sees V, so weight decay pulls the layer towards the identity.
+
+    Args:
+        identity: I, shape of the weight, zeros and ones.
+
+    Attributes:
+        identity: I; a buffer that state dicts leave out, because the layer's shape implies it.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, eq. (1); Zagoruyko & Komodakis, arXiv:1706.00388v2, eq. (8).
+
+    Example:
+        >>> layer = with_identity(torch.nn.Linear(2, 2), "residual")
+        >>> (layer.weight - layer.parametrizations.weight.original).round().tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    identity: Tensor
+
+    def __init__(self, identity: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("identity", identity, persistent=False)
+
+    def branch(self, original: Tensor) -> Tensor:
+        """The weight with the identity removed, R = W - a I.
+
+        Args:
+            original: V.
+
+        Returns:
+            R, shape of the weight.
+        """
+        return original
+
+    def mask(self) -> Tensor:
+        """Where the ID entries are.
+
+        Returns:
+            Booleans, shape of V.
+        """
+        return self.identity != 0
+
+    def forward(self, original: Tensor) -> Tensor:
+        """The effective weight.
+
+        Args:
+            original: V.
+
+        Returns:
+            V + I.
+        """
+        return original + self.identity
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The V that has this effective weight.
+
+        Args:
+            weight: W.
+
+        Returns:
+            W - I.
+        """
+        return weight - self.identity
+
+
+class DominantWeight(ResidualWeight):
+    """W = V + I with V zero wherever output o does not read its own input: dominant paths only.
+
+    Only the entries that are free are parameters, so V is a list of filters of one input each:
+    ``filters`` = (out - dense) + dense * in. An identity by the rule ``"repeat"`` makes both halves
+    of a doubling kernel diagonal, as in the paper; ``dense = out - in`` frees its lower half.
+
+    Args:
+        identity: I, shape of the weight; every output has one entry.
+        dense: How many outputs, the last ones, read every input.
+
+    Attributes:
+        dense: As given.
+        diagonal: Zeros and ones, (out, in, 1, ...): the inputs that outputs read.
+
+    Raises:
+        ValueError: If an output has no entry, or ``dense`` is no number of outputs.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Appendix D.3.
+
+    Example:
+        >>> weight = DominantWeight(torch.eye(2).repeat(2, 1), dense=2)
+        >>> weight(torch.full((6, 1), 0.5)).tolist()
+        [[1.5, 0.0], [0.0, 1.5], [1.5, 0.5], [0.5, 1.5]]
+    """
+
+    diagonal: Tensor
+
+    def __init__(self, identity: Tensor, *, dense: int = 0) -> None:
+        super().__init__(identity)
+        self.dense = check_int("dense", dense, minimum=0)
+        if self.dense > len(identity):
+            raise ValueError(f"dense: got {dense}, needs at most the {len(identity)} outputs")
+        diagonal = identity.flatten(2).sum(2) if identity.dim() > 2 else identity.clone()
+        if not bool((diagonal.sum(1) == 1).all()):
+            raise ValueError("identity: got an output without an entry, needs one for each output")
+        diagonal[len(identity) - self.dense :] = 1
+        taps = (1,) * (identity.dim() - 2)
+        self.register_buffer("diagonal", diagonal.view(*diagonal.shape, *taps), persistent=False)
+
+    def branch(self, original: Tensor) -> Tensor:
+        """The weight with the identity removed.
+
+        Args:
+            original: V, (filters, 1, *kernel).
+
+        Returns:
+            R, (out, in, *kernel).
+        """
+        if not self.dense:
+            return original * self.diagonal
+        rows = len(self.identity) - self.dense
+        lower = original[rows:].reshape(self.dense, *self.identity.shape[1:])
+        return torch.cat([original[:rows] * self.diagonal[:rows], lower])
+
+    def mask(self) -> Tensor:
+        """Where the ID entries are.
+
+        Returns:
+            Booleans, shape of V.
+        """
+        return self._filters(self.identity) != 0
+
+    def forward(self, original: Tensor) -> Tensor:
+        """The effective weight.
+
+        Args:
+            original: V, (filters, 1, *kernel).
+
+        Returns:
+            W, (out, in, *kernel).
+        """
+        return self.branch(original) + self.identity
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The V that has this effective weight.
+
+        Args:
+            weight: W, zero off the dominant paths.
+
+        Returns:
+            V, (filters, 1, *kernel).
+
+        Raises:
+            ValueError: If W is not zero off the dominant paths.
+        """
+        if bool((weight * (1 - self.diagonal)).any()):
+            raise ValueError("weight: not zero off the dominant paths; set those entries to zero")
+        return self._filters(weight - self.identity)
+
+    def extra_repr(self) -> str:
+        """How many outputs are dense, for ``repr``."""
+        return f"dense={self.dense}" if self.dense else ""
+
+    def _filters(self, weight: Tensor) -> Tensor:
+        """The free filters of a weight: one of each output, then all of the dense ones."""
+        rows = len(self.identity) - self.dense
+        own = (weight[:rows] * self.diagonal[:rows]).sum(1, keepdim=True)
+        return torch.cat([own, weight[rows:].flatten(0, 1).unsqueeze(1)])
+
+
+class DiracWeight(ResidualWeight):
+    r"""W = diag(a) I + diag(b) V / ‖V‖, the norm over each output's whole filter.
+
+    Args:
+        identity: I, shape of the weight.
+        normalize: False for the paper's eq. (4), diag(a) I + V, which has no b.
+
+    Attributes:
+        a: Scale of the identity, (out,); starts at 1. Never decayed, see :func:`undecayed`.
+        b: Norm of each filter, (out,), or None without normalization; starts at 0.1 (paper) where
+            :func:`initialize_layer` draws V. Never decayed.
+
+    Source:
+        Zagoruyko & Komodakis, arXiv:1706.00388v2, eqs. (4) and (5). The norm is bounded below by
+        1e-12, as in ``F.normalize``.
+
+    Example:
+        >>> layer = with_identity(torch.nn.Linear(2, 2, bias=False), "dirac")
+        >>> sorted(name.rpartition(".")[2] for name, _ in layer.named_parameters())
+        ['a', 'b', 'original']
+    """
+
+    b: nn.Parameter | None
+
+    def __init__(self, identity: Tensor, *, normalize: bool = True) -> None:
+        super().__init__(identity)
+        self.a = nn.Parameter(identity.new_ones(len(identity)))
+        self.b = nn.Parameter(identity.new_full((len(identity),), 0.1)) if normalize else None
+
+    def branch(self, original: Tensor) -> Tensor:
+        """The weight with the identity removed.
+
+        Args:
+            original: V.
+
+        Returns:
+            diag(b) V / ‖V‖, or V without normalization.
+        """
+        if self.b is None:
+            return original
+        direction = F.normalize(original.flatten(1), dim=1, eps=1e-12).view_as(original)
+        return _rows(self.b, original) * direction
+
+    def forward(self, original: Tensor) -> Tensor:
+        """The effective weight.
+
+        Args:
+            original: V.
+
+        Returns:
+            diag(a) I + R.
+        """
+        return _rows(self.a, original) * self.identity + self.branch(original)
+
+    @torch.no_grad()
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The V that has this effective weight at today's a; b becomes the norms it needs.
+
+        Args:
+            weight: W.
+
+        Returns:
+            W - diag(a) I.
+        """
+        original = weight - _rows(self.a, weight) * self.identity
+        if self.b is not None:
+            self.b.copy_(original.flatten(1).norm(dim=1))
+        return original
+
+
+def _rows(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+class AddIdentity(nn.Module):
+    """layer(x) + Id(x), computed as written: the form that the one-weight form is held against.
+
+    Args:
+        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d`` that has an identity kernel.
+        rule: ``"repeat"`` or ``"truncate"``.
+
+    Raises:
+        ValueError: As for :func:`identity_of`.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, section 3: x' = ReLU(K * x + b + Id(x)) before the ReLU.
+    """
+
+    def __init__(self, layer: nn.Module, rule: str = "repeat") -> None:
+        super().__init__()
+        identity_of(layer, rule)
+        self.layer = mark(layer, rule)
+        self.rule = rule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with its input added.
+
+        Args:
+            x: (batch, c_in, *spatial).
+
+        Returns:
+            (batch, c_out, *spatial).
+        """
+        out = self.layer(x)
+        assert isinstance(out, Tensor)
+        if isinstance(self.layer, nn.Linear):
+            flat = identity_map(x.reshape(-1, x.shape[-1]), out.shape[-1], rule=self.rule)
+            return out + flat.view_as(out)
+        stride = getattr(self.layer, "stride", 1)
+        shortcut = identity_map(x, out.shape[1], stride=stride, rule=self.rule)
+        for axis in range(2, x.dim()):
+            shortcut = shortcut.narrow(axis, 0, out.shape[axis])
+        return out + shortcut
+
+
+def with_identity(
+    layer: nn.Module,
+    kind: str,
+    *,
+    rule: str = "repeat",
+    normalize: bool = True,
+    dense: int = 0,
+) -> nn.Module:
+    """Put the identity inside a layer, in place; the effective weight stays what it was.
+
+    Args:
+        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d`` with an unparametrized weight.
+        kind: ``"plain"`` (only marks where the identity would be), ``"residual"``,
+            ``"dominant"`` or ``"dirac"``.
+        rule: ``"repeat"`` or ``"truncate"``.
+        normalize: Of ``"dirac"``: False is the paper's eq. (4).
+        dense: Of ``"dominant"``: how many outputs, the last ones, read every input.
+
+    Returns:
+        The same layer.
+
+    Raises:
+        ValueError: If the kind is unknown, the weight is parametrized already, ``dense`` is given
+            for another kind, or as for :func:`identity_of` and :class:`DominantWeight`.
+
+    Source:
+        As for the four kinds: :class:`ResidualWeight`, :class:`DominantWeight`,
+        :class:`DiracWeight`.
+    """
+    check_choice("kind", kind, ("plain", "residual", "dominant", "dirac"))
+    if parametrize.is_parametrized(layer, "weight"):
+        raise ValueError("layer: its weight is parametrized already, needs a plain weight")
+    if dense and kind != "dominant":
+        raise ValueError(f"dense: got {dense} for kind {kind!r}, needs kind 'dominant'")
+    identity = identity_of(layer, rule)
+    inside: ResidualWeight | None = None
+    if kind == "dirac":
+        inside = DiracWeight(identity, normalize=normalize)
+    elif kind == "dominant":
+        inside = DominantWeight(identity, dense=dense)
+    elif kind == "residual":
+        inside = ResidualWeight(identity)
+    if inside is not None:
+        parametrize.register_parametrization(layer, "weight", inside)
+    return mark(layer, rule)
+
+
+def layer_identity(layer: nn.Module) -> ResidualWeight | None:
+    """The parametrization that puts the identity in a layer's weight.
+
+    Args:
+        layer: Any module.
+
+    Returns:
+        A :class:`ResidualWeight` or one of its kinds; None for every other module.
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    only = layer.get_submodule("parametrizations.weight")
+    assert isinstance(only, parametrize.ParametrizationList)
+    first = only[0]
+    return first if len(only) == 1 and isinstance(first, ResidualWeight) else None
+
+
+def identity_removed(layer: nn.Module) -> Tensor:
+    """R := W - a I, a layer's weight with the identity removed.
+
+    Args:
+        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``, with or without an identity inside.
+
+    Returns:
+        Shape of the weight; W itself for a plain layer.
+
+    Raises:
+        ValueError: If the layer is another one.
+
+    Source:
+        Yu & Tomasi, arXiv:1905.10944, Figure 3: "with 1 removed from the ID entries".
+    """
+    inside = layer_identity(checked_layer(layer))
+    return trained_weight(layer) if inside is None else inside.branch(trained_weight(layer))
+
+
+def trained_weight(layer: nn.Module) -> Tensor:
+    """The tensor that the optimizer sees: V, or the weight of a plain layer."""
+    inside = layer_identity(layer) is not None
+    tensor = layer.get_parameter("parametrizations.weight.original") if inside else layer.weight
+    assert isinstance(tensor, Tensor)
+    return tensor

@@ -1,0 +1,151 @@
+"""DiracNets: deep nets without shortcuts whose weights carry the identity."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from resid_theory._check import check_choice, check_int
+from resid_theory.identity import with_identity
+from resid_theory.networks.blocks import (
+    conv,
+    draw_net,
+    head,
+    layers_of,
+    norm,
+    recorded,
+    sequence,
+    units,
+)
+
+__all__ = ["diracnet", "diracnet_imagenet"]
+
+Parts = list[tuple[str, nn.Module]]
+_DRAWS = ("normal", "kaiming")
+
+
+@recorded
+def diracnet(
+    depth: int,
+    *,
+    width: int = 1,
+    identity: str = "dirac",
+    classes: int = 10,
+    normalize: bool = True,
+    draw: str = "kaiming",
+    bn_init: str = "ones",
+    generator: torch.Generator | int = 0,
+) -> nn.Sequential:
+    """A DiracNet for CIFAR, or the plain net of its shape; depth 6N + 4.
+
+    A stem conv-BN-ReLU, three groups of 2N layers (conv3x3-BN-ReLU) of 16, 32 and 64 times
+    ``width`` channels with 2x2 max pools between them, average pool, ``nn.Linear``. Every
+    convolution of the groups is W = diag(a) I + diag(b) V / ‖V‖, the channel-changing ones too
+    (rule ``"truncate"``). Convolutions have no bias. Pooling comes before the ReLU, which gives the
+    same numbers as after it.
+
+    Args:
+        depth: 6N + 4.
+        width: The paper's k, at least 1; it scales the stem too, as in the authors' code (Table 1
+            prints 16).
+        identity: ``"dirac"``, or ``"plain"``: no a, b and I, drawn by He's law.
+        classes: Outputs.
+        normalize: False for the paper's eq. (4), diag(a) I + V.
+        draw: Of V: ``"kaiming"`` as in the authors' code, or ``"normal"``, N(0, 1) as in the
+            paper. After normalization both have the same law, but V turns by steps of the learning
+            rate over ‖V‖², 72 to 288 times smaller for N(0, 1) at width 1; eq. (4) needs the first.
+        bn_init: BatchNorm weights: ``"ones"``, or ``"uniform"``, U(0, 1) as in the authors' code.
+        generator: Source of randomness, or a seed. The classifier follows torch's uniform law.
+
+    Returns:
+        An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes), of layers conv0, bn0,
+        relu0, conv1, ..., fc.
+
+    Raises:
+        ValueError: If no N fits the depth (the nearest two are named), the width is below 1, or a
+            name is unknown.
+
+    Source:
+        Zagoruyko & Komodakis, arXiv:1706.00388v2, Table 1 and section 3; the authors' code where
+        the paper is silent.
+
+    Example:
+        >>> sum(p.numel() for p in diracnet(10).parameters())
+        75738
+    """
+    n = units(depth, 6, 4)
+    channels = [16 * check_int("width", width) * scale for scale in (1, 2, 4)]
+    parts: Parts = [
+        ("conv0", conv(3, channels[0])), ("bn0", norm(channels[0])), ("relu0", nn.ReLU())
+    ]  # fmt: skip
+    kind = check_choice("identity", identity, ("dirac", "plain"))
+    parts += _groups(channels, [2 * n] * 3, kind, normalize)
+    net = sequence(parts + head(channels[-1], classes))
+    return _drawn(net, draw, bn_init, generator)
+
+
+@recorded
+def diracnet_imagenet(
+    depth: int,
+    *,
+    identity: str = "dirac",
+    classes: int = 1000,
+    normalize: bool = True,
+    draw: str = "kaiming",
+    bn_init: str = "ones",
+    generator: torch.Generator | int = 0,
+) -> nn.Sequential:
+    """A DiracNet for ImageNet, or the plain net of its shape.
+
+    Conv 7x7 of stride 2, BN, max pool 3x3 of stride 2, ReLU; four groups of 64 to 512 channels with
+    2x2 max pools between them; average pool, ``nn.Linear``.
+
+    Args:
+        depth: 18 or 34.
+        identity: ``"dirac"`` or ``"plain"``.
+        classes: Outputs.
+        normalize: False for the paper's eq. (4).
+        draw: Of V, as for :func:`diracnet`.
+        bn_init: BatchNorm weights, ``"ones"`` or ``"uniform"``.
+        generator: Source of randomness, or a seed.
+
+    Returns:
+        An ``nn.Sequential`` from (batch, 3, 224, 224) to (batch, classes).
+
+    Raises:
+        ValueError: If the depth is another one or a name is unknown.
+
+    Source:
+        Zagoruyko & Komodakis, arXiv:1706.00388v2, section 3.5; structure from the authors' code.
+    """
+    blocks = layers_of({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}, depth)
+    kind = check_choice("identity", identity, ("dirac", "plain"))
+    parts: Parts = [
+        ("conv0", conv(3, 64, 7, stride=2)), ("bn0", norm(64)),
+        ("pool0", nn.MaxPool2d(3, stride=2, padding=1)), ("relu0", nn.ReLU()),
+    ]  # fmt: skip
+    parts += _groups([64, 128, 256, 512], [2 * count for count in blocks], kind, normalize)
+    return _drawn(sequence(parts + head(512, classes)), draw, bn_init, generator)
+
+
+def _groups(
+    channels: Sequence[int], layers: Sequence[int], kind: str, normalize: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    inputs, number = channels[0], 0
+    for group, (outputs, count) in enumerate(zip(channels, layers, strict=True)):
+        for position in range(count):
+            number += 1
+            layer = conv(inputs, outputs)
+            yield f"conv{number}", with_identity(layer, kind, rule="truncate", normalize=normalize)
+            yield f"bn{number}", norm(outputs)
+            if position == count - 1 and group < len(channels) - 1:
+                yield f"pool{group + 1}", nn.MaxPool2d(2)
+            yield f"relu{number}", nn.ReLU()
+            inputs = outputs
+
+
+def _drawn(
+    net: nn.Sequential, draw: str, bn_init: str, generator: torch.Generator | int
+) -> nn.Sequential:
+    inside = check_choice("draw", draw, _DRAWS)
+    return draw_net(net, "kaiming", generator, inside=inside, bn_init=bn_init)

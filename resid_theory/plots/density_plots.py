@@ -1,0 +1,119 @@
+"""Densities of eigenvalues, with their error bars and beside exact ones."""
+
+import math
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from resid_theory._check import check_choice
+from resid_theory.eigen.density import Density
+from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.eigen.spectrum_report import SpectrumReport
+from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, open_axes
+
+__all__ = ["spectral_density"]
+
+
+def spectral_density(
+    estimate: SpectrumReport | Density,
+    *,
+    exact: Spectrum | None = None,
+    scale: str = "linear",
+    width: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Density of the eigenvalues, with two standard errors around it and the extremes marked.
+
+    Args:
+        estimate: A report or a density; a dense report is drawn as its histogram.
+        exact: All eigenvalues, where they are known, drawn as a histogram behind; those of a dense
+            report by default.
+        scale: ``linear`` or ``symlog``: of the eigenvalues. The density is per unit of eigenvalue
+            on both.
+        width: Standard deviation of the kernel, in units of the eigenvalues; what the quadrature
+            resolves by default.
+        ax: Axes to draw into; new ones by default.
+
+    Returns:
+        The axes; the density is on a logarithmic axis.
+
+    Raises:
+        ValueError: If the report holds neither eigenvalues nor a density, or a name is unknown.
+    """
+    check_choice("scale", scale, ("linear", "symlog"))
+    density, known, marks = _parts(estimate)
+    exact = known if exact is None else exact
+    if density is None and exact is None:
+        raise ValueError(
+            "estimate: this report has no density and no eigenvalues; ask for it by density=True"
+        )
+    ax = open_axes(ax)
+    low, high, near = _extent(density, exact)
+    places = _places(low, high, near, scale)
+    if exact is not None:
+        _histogram(ax, exact, places)
+    if density is not None:
+        _band(ax, density, places, width)
+    for mark in marks:
+        ax.axvline(mark, ymax=0.06, color=PREDICTED, linewidth=1.5)
+    if scale == "symlog":
+        ax.set_xscale("symlog", linthresh=near)
+    ax.set(yscale="log", xlabel=f"eigenvalue ({UNIT})", ylabel="density (1 / eigenvalue)")
+    size = density.size if density is not None else exact.size if exact is not None else 0
+    bottom = 0.1 / (size * (high - low or abs(high) or 1.0))
+    ax.set_ylim(bottom, 10 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(loc="upper right", frameon=False, title=f"P = {size}")
+    return ax
+
+
+def _parts(
+    estimate: SpectrumReport | Density,
+) -> tuple[Density | None, Spectrum | None, list[float]]:
+    """Density, eigenvalues and extremes of what was given."""
+    if isinstance(estimate, Density):
+        return estimate, None, estimate.known.tolist()
+    if not isinstance(estimate, SpectrumReport):
+        kind = type(estimate).__name__
+        raise ValueError(f"estimate: got {kind}, needs a SpectrumReport or a Density")
+    extremes = [end.value for end in (*estimate.largest, *estimate.smallest)]
+    return estimate.density, estimate.spectrum, extremes
+
+
+def _extent(density: Density | None, exact: Spectrum | None) -> tuple[float, float, float]:
+    """Ends of what is drawn, and the |λ| below which a symlog axis is linear."""
+    ends = [e for e in (density, exact) if e is not None]
+    low, high = min(e.smallest for e in ends), max(e.largest for e in ends)
+    top = max(abs(low), abs(high)) or 1.0
+    near = density.resolution if density is not None else 0.0
+    return low, high, 10 ** math.floor(math.log10(max(near, 1e-4 * top)))
+
+
+def _places(low: float, high: float, near: float, scale: str) -> Tensor:
+    """Places to draw at, even on the axis."""
+    slack = 0.05 * (high - low) or abs(high) or 1.0
+    low, high = low - slack, high + slack
+    if scale == "linear":
+        return torch.linspace(low, high, 501, dtype=torch.float64)
+    ends = torch.tensor([low, high], dtype=torch.float64) / near
+    first, last = (ends / 2).asinh().tolist()
+    return 2 * near * torch.linspace(first, last, 501, dtype=torch.float64).sinh()
+
+
+def _histogram(ax: Axes, exact: Spectrum, places: Tensor) -> None:
+    edges = places[::5].contiguous()
+    counts = torch.zeros(len(edges) - 1, dtype=torch.float64)
+    bins = (torch.searchsorted(edges, exact.levels) - 1).clamp(0, len(counts) - 1)
+    counts.index_add_(0, bins, exact.multiplicities.double())
+    heights = counts / exact.size / edges.diff()
+    ax.stairs(heights.numpy(), edges.numpy(), fill=True, color=MEASURED, label="exact")
+
+
+def _band(ax: Axes, density: Density, places: Tensor, width: float | None) -> None:
+    curve = density.smoothed(places, width=width)
+    values, errors = curve.values.numpy(), curve.standard_errors.numpy()
+    label = f"{density.probes} probes, kernel {curve.width:.2g}"
+    ax.plot(places.numpy(), values, color="black", linewidth=1.2, label=label)
+    lower = np.maximum(values - 2 * errors, 0)
+    ax.fill_between(places.numpy(), lower, values + 2 * errors, color="black", alpha=0.25)

@@ -1,0 +1,41 @@
+"""Maps of the sphere that the columns of an interpolating net move on."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from resid_theory.plots.canvas import PREDICTED, SERIES, open_axes
+from resid_theory.theory.interpolation.sphere_paths import PathChart
+
+__all__ = ["interpolation_path"]
+
+
+def interpolation_path(
+    chart: PathChart, *, ax: Axes | None = None, title: str | None = None
+) -> Axes:
+    """A column's path on a map of the sphere: the great arc, with detours around other columns.
+
+    Args:
+        chart: ``result.chart(sample)`` of ``rt.theory.interpolate``; arrays will do.
+        ax: Axes to draw into; new ones by default.
+        title: Title of the axes.
+
+    Returns:
+        The axes.
+
+    Source:
+        Li et al., arXiv:1611.01186, Figure 10 (there a schematic).
+    """
+    ax = open_axes(ax)
+    for number, (longitude, latitude) in enumerate(np.asarray(chart.circles).swapaxes(1, 2)):
+        label = "kept clear of other columns" if number == 0 else None
+        ax.fill(longitude, latitude, color="0.85", linewidth=0, label=label)
+    arc, path, steps = (np.asarray(curve) for curve in (chart.arc, chart.path, chart.steps))
+    ax.plot(*arc.T, "--", color="0.5", linewidth=1, label="great arc")
+    ax.plot(*path.T, color=SERIES[0], label="path")
+    label = f"{len(steps) - 1} units"
+    ax.plot(*steps.T, "o", color=PREDICTED, markersize=3, label=label)
+    ax.set(xlabel="along the great arc (radians)", ylabel="away from it (radians)")
+    ax.set_title(title or "")
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.legend(loc="best", frameon=False, fontsize="small")
+    return ax

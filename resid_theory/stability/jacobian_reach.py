@@ -1,0 +1,177 @@
+"""From one layer on to all later ones at once: one product serves them all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory.stability.jacobian import jacobian_product
+from resid_theory.stability.linear_maps import linear_maps
+from resid_theory.stability.norms import row_norms
+
+__all__ = ["ModuleChain", "OnwardNorms", "chain_of_layers", "onward_norms"]
+
+_ROWS = 256  # that a product is taken of at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModuleChain:
+    """A net as a chain of modules, one after another.
+
+    Attributes:
+        modules: In the order of the computation; nested ``nn.Sequential`` are taken apart.
+        names: Of the modules in the net.
+        layers: Positions of the modules that are linear layers.
+    """
+
+    modules: tuple[nn.Module, ...]
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+
+    def run(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Modules start to stop - 1, applied to x."""
+        for module in self.modules[start:stop]:
+            x = module(x)
+        return x
+
+    def outputs(self, z: Tensor, start: int, places: Sequence[int]) -> Tensor:
+        """Outputs of several modules, flattened and joined.
+
+        Args:
+            z: Input of module ``start``, (b, ...).
+            start: Position of a module.
+            places: Positions of modules from ``start`` on, ascending.
+
+        Returns:
+            (b, entries of all those outputs).
+        """
+        found = []
+        for position in range(start, places[-1] + 1):
+            z = self.modules[position](z)
+            if position in places:
+                # A copy: the next module may work in place.
+                found.append(z.flatten(1).clone())
+        return torch.cat(found, dim=1)
+
+    @torch.no_grad()
+    def shapes(self, z: Tensor, start: int, places: Sequence[int]) -> list[torch.Size]:
+        """Shapes of one sample's outputs at several modules; the arguments of `outputs`."""
+        found = []
+        z = z[:1].clone()
+        for position in range(start, places[-1] + 1):
+            z = self.modules[position](z)
+            if position in places:
+                found.append(z.shape[1:])
+        return found
+
+
+def chain_of_layers(net: nn.Module) -> ModuleChain:
+    """A sequential net as a chain of modules.
+
+    Args:
+        net: ``nn.Sequential``, also of ``nn.Sequential``.
+
+    Returns:
+        The chain.
+
+    Raises:
+        ValueError: If a linear layer lies inside another module, so that the net is no chain.
+    """
+    if not isinstance(net, nn.Sequential):
+        raise ValueError(f"net: got {type(net).__name__}, needs an nn.Sequential of layers")
+    names, modules = zip(*_flat(net, ""), strict=True) if len(net) else ((), ())
+    layers = []
+    for position, module in enumerate(modules):
+        maps, _ = linear_maps(module)
+        if maps and (len(maps) > 1 or maps[0].module is not module):
+            raise ValueError(
+                f"net: {names[position]} is a {type(module).__name__} with layers of its own, "
+                "which may have a path around them; needs a chain of layers, as simplified_net"
+            )
+        if maps:
+            layers.append(position)
+    if not layers:
+        raise ValueError("net: has no linear layer, needs at least one")
+    return ModuleChain(modules=modules, names=names, layers=tuple(layers))
+
+
+def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
+    found: list[tuple[str, nn.Module]] = []
+    for name, module in net.named_children():
+        if isinstance(module, nn.Sequential):
+            found += _flat(module, f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", module))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnwardNorms:
+    """Jacobians from one layer to several later ones, for a batch.
+
+    Attributes:
+        products: Norms of J z, (places, b), float64, on the CPU.
+        inputs: Norms of z, (b,).
+        outputs: Norms of the outputs, (places, b).
+        frobenius: Norms of J by probes, (places, b).
+        spread: Largest √(positions) times a position's share of ``frobenius``, (places, b): 1 where
+            all positions have the same share.
+    """
+
+    products: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    frobenius: Tensor
+    spread: Tensor
+
+
+def onward_norms(
+    chain: ModuleChain,
+    z: Tensor,
+    start: int,
+    places: Sequence[int],
+    *,
+    probes: int,
+    generator: torch.Generator,
+) -> OnwardNorms:
+    """Norms of the Jacobians from one layer's input to the outputs of later layers.
+
+    Args:
+        chain: The net.
+        z: Input of module ``start``, (b, ...).
+        start: Position of a module.
+        places: Positions of modules from ``start`` on, ascending.
+        probes: Random signs; each serves all places.
+        generator: Source of the signs, on the CPU.
+
+    Returns:
+        The norms.
+    """
+
+    def function(x: Tensor) -> Tensor:
+        return chain.outputs(x, start, places)
+
+    value, product = jacobian_product(function, z, z)
+    shapes = chain.shapes(z, start, places)
+    sizes = [shape.numel() for shape in shapes]
+    squares = [torch.zeros(len(z), shape[1:].numel() or 1, dtype=torch.float64) for shape in shapes]
+    at_once = min(probes, max(1, _ROWS // len(z)))  # copies of the batch, each with its signs
+    for first in range(0, probes, at_once):
+        many = z.repeat(min(at_once, probes - first), *[1] * (z.dim() - 1))
+        signs = torch.randint(2, many.shape, generator=generator, dtype=torch.int8)
+        _, pushed = jacobian_product(function, many, (2 * signs - 1).to(z))
+        for total, part, shape in zip(squares, pushed.split(sizes, 1), shapes, strict=True):
+            by_place = part.double().square().view(-1, len(z), shape[0], total.shape[1])
+            total += by_place.sum((0, 2)).cpu() / probes
+    sums = [total.sum(1) for total in squares]
+    return OnwardNorms(
+        products=torch.stack([row_norms(part).cpu() for part in product.split(sizes, 1)]),
+        inputs=row_norms(z.reshape(len(z), -1)).cpu(),
+        outputs=torch.stack([row_norms(part).cpu() for part in value.split(sizes, 1)]),
+        frobenius=torch.stack([total.sqrt() for total in sums]),
+        spread=torch.stack([
+            (total.amax(1) * total.shape[1] / whole).sqrt()
+            for total, whole in zip(squares, sums, strict=True)
+        ]),
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""The driver of a sweep: what is missing is run, by the executor that was asked for."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from resid_theory._check import check_choice, check_int
+from resid_theory.sweep.grid import grid_of
+from resid_theory.sweep.processes import run_in_processes
+from resid_theory.sweep.ray_executor import run_in_ray
+from resid_theory.sweep.results import Cell, Results
+from resid_theory.sweep.worker import Executor, Options, Report, run_serially
+
+__all__ = ["EXECUTORS", "SweepReport", "run_sweep"]
+
+# A new executor is a row here.
+EXECUTORS: Mapping[str, Executor] = {
+    "serial": run_serially,
+    "process": run_in_processes,
+    "ray": run_in_ray,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepReport:
+    """What became of a sweep.
+
+    Attributes:
+        folder: Of the results; see ``load_results``.
+        cells: Cells of the grid, or of the shard.
+        found: Of these, done before.
+        done: Of these, done now.
+        failed: Error of each other cell, in one line, by its key.
+        failed_cells: These cells, by key.
+        seconds: Of the whole call.
+        work: Seconds within the tasks, over all workers.
+    """
+
+    folder: Path
+    cells: int
+    found: int
+    done: int
+    failed: Mapping[str, str]
+    failed_cells: Mapping[str, Cell]
+    seconds: float
+    work: float
+
+    def __str__(self) -> str:
+        """What is done, and each failed cell with its error."""
+        lines = [
+            f"{self.found + self.done} of {self.cells} cells done, {self.found} of them before"
+        ]
+        for key, error in self.failed.items():
+            lines.append(f"failed: {self.failed_cells[key]}: {error} ({key})")
+        return "\n".join(lines)
+
+
+def run_sweep(
+    grid: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    executor: str = "process",
+    workers: int | None = None,
+    shard: str | None = None,
+    retries: int = 3,
+    device: str = "cpu",
+    gpus: float = 0.0,
+    progress: bool = True,
+    heard: Callable[[Report], object] | None = None,
+) -> SweepReport:
+    """Measure every cell of a grid that has no result yet.
+
+    A cell's key is the hash of its whole configuration and of a schema number; it is done if and
+    only if its result is in the folder and verifies. So a sweep may be killed, called again,
+    extended, or split among jobs; only what is missing runs. A cell that fails is listed, does not
+    stop the others, and runs again at the next call.
+
+    Args:
+        grid: A TOML file or what it holds; see ``grid_of``. All of it is checked before any run.
+        out: Folder of the results.
+        executor: ``serial`` (this process), ``process`` (workers on this machine; a killed one's
+            cell is run again) or ``ray`` (tasks of Ray Core).
+        workers: Processes at a time; as many as there are CPUs by default.
+        shard: ``i/n``, i from 0: the cells i, i + n, i + 2n, ... alone, for arrays of jobs.
+        retries: How often a cell is run again whose worker was lost.
+        device: ``cpu``, ``cuda`` (GPUs in turn) or a certain one.
+        gpus: Share of a GPU of each cell, for Ray.
+        progress: Whether a bar shows on stderr.
+        heard: Called with each report as it comes.
+
+    Returns:
+        Counts, and the errors of the failed cells.
+
+    Raises:
+        ValueError: If grid or argument do not fit; names key, given and needed. Also if another
+            driver works on the same shard.
+        FileNotFoundError: If there is no such file.
+        ModuleNotFoundError: If the executor's package is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> grid = {"task": "hessian", "blocks": [1, 2], "init": "zero"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report = rt.run_sweep(grid, folder, executor="serial", progress=False)
+        ...     table = rt.sweep.load_results(folder)
+        >>> report.done, table.condition_number.round(2).unique().tolist()
+        (2, [1.68])
+    """
+    started = time.perf_counter()
+    run = EXECUTORS[check_choice("executor", executor, list(EXECUTORS))]
+    count = os.cpu_count() or 1 if workers is None else check_int("workers", workers)
+    if not (isinstance(gpus, (int, float)) and gpus >= 0):
+        raise ValueError(f"gpus: got {gpus!r}, needs a number of at least 0")
+    options = Options(
+        workers=count,
+        retries=check_int("retries", retries, 0),
+        device=_device(device, here=executor != "ray"),
+        gpus=float(gpus),
+    )
+    cells, results = _shard(grid_of(grid), shard), Results(out)
+    with _alone(results.folder, shard):
+        missing = [cell for cell in cells if not results.is_done(cell)]
+        reports = _watched(run(missing, results, options), len(cells), len(missing), progress)
+        failed: dict[str, Report] = {}
+        work, done = 0.0, 0
+        for report in reports:
+            work += report.seconds
+            done += report.error is None
+            if report.error is not None:
+                failed[report.cell.key] = report
+            if heard is not None:
+                heard(report)
+    return SweepReport(
+        folder=results.folder,
+        cells=len(cells),
+        found=len(cells) - len(missing),
+        done=done,
+        failed={key: str(report.error) for key, report in failed.items()},
+        failed_cells={key: report.cell for key, report in failed.items()},
+        seconds=time.perf_counter() - started,
+        work=work,
+    )
+
+
+def _device(name: str, *, here: bool) -> str:
+    """A device that torch knows, and that this machine has where the work is done here."""
+    try:
+        device = torch.device(name)
+        if here:
+            torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device: got {name!r}, which torch cannot use: {reason}") from error
+    return name
+
+
+def _shard(cells: list[Cell], shard: str | None) -> list[Cell]:
+    if shard is None:
+        return cells
+    found = re.fullmatch(r"(\d+)/(\d+)", str(shard))
+    if found is None or int(found[1]) >= int(found[2]):
+        raise ValueError(f"shard: got {shard!r}, needs i/n with i from 0 to n - 1, such as 0/4")
+    return cells[int(found[1]) :: int(found[2])]
+
+
+@contextmanager
+def _alone(folder: Path, shard: str | None) -> Iterator[None]:
+    """Keep other drivers of the same cells out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".lock.{(shard or 'all').replace('/', '-of-')}", "w") as file:
+        try:
+            import fcntl  # not on Windows, where nothing is locked
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise ValueError(f"out: another driver runs the same cells in {folder}") from error
+        yield
+
+
+def _watched(
+    reports: Iterator[Report], total: int, missing: int, progress: bool
+) -> Iterator[Report]:
+    """The reports, with a bar that tells the time left."""
+    with tqdm(total=total, initial=total - missing, unit="cell", disable=not progress) as bar:
+        failed = 0
+        for report in reports:
+            failed += report.error is not None
+            if failed:
+                bar.set_postfix(failed=failed, refresh=False)
+            bar.update()
+            yield report

@@ -1,0 +1,370 @@
+"""Cells of convolutional nets on images: curvature, cushions, trainings."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from resid_theory._check import check_choice, check_int
+from resid_theory.curvature import spectrum
+from resid_theory.data import Images, load_images
+from resid_theory.data.whitened import one_hot
+from resid_theory.losses import LOSSES
+from resid_theory.runtime.store import digest
+from resid_theory.stability import layer_cushions
+from resid_theory.sweep.task import Number, Outcome, Task
+from resid_theory.training import Recipe, load_checkpoint, train
+from resid_theory.training.presets import KINDS, net_of
+from resid_theory.training.saved_nets import find_checkpoint
+
+__all__ = ["CushionsTask", "CurvatureTask", "TrainingTask"]
+
+_IMAGES = ("digits", "mnist", "cifar10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnImages(Task):
+    """A net of ``rt.training``'s kinds and the images that it takes."""
+
+    net: str = "simplified"
+    depth: int | None = None
+    width: int | None = None
+    identity: str | None = None
+    shortcut: bool | None = None
+    doubling: str | None = None
+    shortcut_depth: int | None = None
+    draw: str | None = None
+    normalize: bool | None = None
+    bn_init: str | None = None
+    std: float | None = None
+    data: str = "digits"
+    samples: int | None = None
+    size: int = 32
+    channels: int = 3
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        super().check()
+        check_choice("data", self.data, _IMAGES)
+        check_int("size", self.size)
+        check_int("channels", self.channels)
+        self.samples is None or check_int("samples", self.samples)
+        _built(self.net, 0, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the net's builder.
+
+        Returns:
+            By name; None stands for the builder's default.
+        """
+        names = dict.fromkeys(name for kind in KINDS.values() for name in kind.options)
+        return {name: getattr(self, name) for name in names}
+
+    def start(self) -> nn.Module:
+        """The net with its first weights.
+
+        Returns:
+            A new net.
+        """
+        return net_of(self.net, seed=self.seed, **self.options())
+
+    def images(self, split: str = "train", device: str = "cpu") -> Images:
+        """The images.
+
+        Args:
+            split: ``train`` or ``test``; all of the test images are taken.
+            device: Where they shall lie.
+
+        Returns:
+            The images.
+        """
+        samples = self.samples if split == "train" else None
+        return _loaded(self.data, split, samples, self.size, self.channels).to(device)
+
+
+@lru_cache(maxsize=64)
+def _built(net: str, seed: int, **options: Any) -> nn.Module:
+    # Once for all cells that differ in other things.
+    return net_of(net, seed=seed, **options)
+
+
+@lru_cache(maxsize=4)
+def _loaded(data: str, split: str, samples: int | None, size: int, channels: int) -> Images:
+    return load_images(data, split, samples=samples, size=size, channels=channels, progress=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(_OnImages):
+    """A measurement of a net at its start, or of a trained one."""
+
+    checkpoint: str | None = None
+    samples: int | None = 500
+    batchnorm: str = "eval"
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        super().check()
+        check_choice("batchnorm", self.batchnorm, ("eval", "batch"))
+        if self.checkpoint is not None:
+            self.content()
+
+    def content(self) -> dict[str, Any]:
+        """All fields by name, JSON-ready.
+
+        Returns:
+            With the sha256 of the checkpoint: other weights under one name are another cell.
+
+        Raises:
+            ValueError: If there is no such checkpoint.
+        """
+        content = super().content()
+        if self.checkpoint is not None:
+            try:
+                content["checkpoint_sha256"] = digest(find_checkpoint(self.checkpoint))
+            except FileNotFoundError as error:
+                raise ValueError(f"checkpoint: {error}") from error
+        return content
+
+    def measured(self, device: str) -> nn.Module:
+        """The net to measure.
+
+        Args:
+            device: Where it shall be.
+
+        Returns:
+            The net in eval mode.
+        """
+        net = self.start() if self.checkpoint is None else load_checkpoint(self.checkpoint)
+        return net.eval().to(device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureTask(_Measured):
+    """Extremes, trace and norm of the curvature, as ``rt.spectrum`` gives them.
+
+    Attributes:
+        net: Kind of net, with the options of its builder in fields of their names.
+        checkpoint: A trained net instead.
+        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
+        loss: ``cross_entropy``, or ``square`` of one-hot targets.
+        matrix: ``hessian``, ``gauss_newton`` or ``fisher``.
+        k: Eigenvalues at each end.
+        density: Whether density, index and condition number are estimated where not exact.
+        tolerance: Relative, of the extremes.
+        batchnorm: ``eval`` or ``batch``.
+    """
+
+    loss: str = "cross_entropy"
+    matrix: str = "hessian"
+    k: int = 1
+    density: bool = False
+    tolerance: float = 1e-3
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        super().check()
+        check_choice("loss", self.loss, tuple(LOSSES))
+        check_choice("matrix", self.matrix, ("hessian", "gauss_newton", "fisher"))
+        check_int("k", self.k)
+
+    def run(self, folder: Path, device: str) -> Outcome:
+        """Measure.
+
+        Args:
+            folder: Where products are kept, so that a killed measurement goes on.
+            device: Where the net and the images are.
+
+        Returns:
+            Estimates with their bounds, and the extreme eigenvalues.
+        """
+        net, data = self.measured(device), self.images(device=device)
+        if self.loss == "square":
+            data = replace(data, labels=one_hot(data.labels, 10).to(torch.float32))
+        report = spectrum(
+            net,
+            self.loss,
+            data,
+            k=self.k,
+            density=self.density,
+            matrix=self.matrix,
+            batchnorm=self.batchnorm,
+            tolerance=self.tolerance,
+            generator=torch.Generator().manual_seed(self.seed),
+            folder=folder / "products",
+        )
+        rmtree(folder / "products", ignore_errors=True)
+        named = {
+            "largest": report.largest[0],
+            "smallest": report.smallest[0],
+            "trace": report.trace,
+            "frobenius_norm": report.frobenius_norm,
+            "index": report.index,
+            "condition_number": report.condition_number,
+        }
+        numbers: dict[str, Number] = {
+            "method": report.method,
+            "parameters": report.parameters,
+            "products": report.products,
+        }
+        for name, estimate in named.items():
+            if estimate is not None:
+                numbers |= {
+                    name: estimate.value,
+                    f"{name}_low": estimate.low,
+                    f"{name}_high": estimate.high,
+                }
+        ends = {"largest": report.largest, "smallest": report.smallest}
+        arrays = {
+            f"{name}_values": torch.tensor([e.value for e in end], dtype=torch.float64)
+            for name, end in ends.items()
+        }
+        return Outcome(numbers=numbers, arrays=arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CushionsTask(_Measured):
+    """Layer cushions, as ``rt.layer_cushions`` gives them.
+
+    Attributes:
+        net: Kind of net, with the options of its builder in fields of their names.
+        checkpoint: A trained net instead.
+        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
+        norm: ``kernel`` or ``operator``.
+        frobenius: ``identity_removed`` or ``effective``.
+        batchnorm: ``eval`` or ``batch``.
+    """
+
+    norm: str = "kernel"
+    frobenius: str = "identity_removed"
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        super().check()
+        check_choice("norm", self.norm, ("kernel", "operator"))
+        check_choice("frobenius", self.frobenius, ("identity_removed", "effective"))
+
+    def run(self, folder: Path, device: str) -> Outcome:
+        """Measure.
+
+        Args:
+            folder: Nothing is kept there.
+            device: Where the net and the images are.
+
+        Returns:
+            Mean over the layers of their median, and minima and medians layer by layer.
+        """
+        found = layer_cushions(
+            self.measured(device),
+            self.images(device=device),
+            norm=self.norm,
+            frobenius=self.frobenius,
+            batchnorm=self.batchnorm,
+        )
+        median, minimum = (t.double().cpu() for t in (found.median, found.minimum))
+        numbers = {
+            "layers": len(found.rows),
+            "mean_median": float(median.mean()),
+            "least_median": float(median.min()),
+            "minimum": float(minimum.min()),
+        }
+        return Outcome(numbers=numbers, arrays={"median": median, "minimum": minimum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask(_OnImages):
+    """A training by the recipe of the net's paper.
+
+    Attributes:
+        net: Kind of net, with the options of its builder in fields of their names.
+        seed: Of first weights, order and crops.
+        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
+        epochs: The schedule keeps its shape.
+        batch: As the recipe's; so are the fields that follow. None leaves the paper's.
+    """
+
+    # torch.optim imports it when it is first used.
+    imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
+    epochs: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+    momentum: float | None = None
+    weight_decay: float | None = None
+    augmentation: str | None = None
+    precision: str | None = None
+    channels_last: bool | None = None
+    compile: str | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: Names the field, what was given and what is needed.
+        """
+        super().check()
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """The paper's recipe with this cell's changes.
+
+        Returns:
+            The recipe.
+        """
+        recipe = KINDS[self.net].recipe
+        recipe = recipe if self.epochs is None else recipe.scaled(self.epochs)
+        names = (
+            "batch", "lr", "momentum", "weight_decay", "augmentation", "precision",
+            "channels_last", "compile",
+        )  # fmt: skip
+        changes = {name: getattr(self, name) for name in names}
+        return recipe.change(**{k: value for k, value in changes.items() if value is not None})
+
+    def run(self, folder: Path, device: str) -> Outcome:
+        """Train.
+
+        Args:
+            folder: Of the checkpoint; a killed training goes on from there. The trained net is in
+                its ``training``.
+            device: Where to train.
+
+        Returns:
+            The last epoch's metrics, and all epochs' as arrays.
+        """
+        run = train(
+            self.start(),
+            self.images(),
+            self.recipe(),
+            seed=self.seed,
+            device=device,
+            test=self.images("test"),
+            out=folder / "training",
+            progress=False,
+        )
+        names = ("loss", "error", "penalty", "test_loss", "test_error")
+        numbers: dict[str, Number] = {name: run.column(name)[-1] for name in names}
+        arrays = {
+            name: torch.tensor(
+                [float("nan") if v is None else v for v in run.column(name)], dtype=torch.float64
+            )
+            for name in names
+        }
+        return Outcome(numbers={"epoch": run.column("epoch")[-1], **numbers}, arrays=arrays)

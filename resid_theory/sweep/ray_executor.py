@@ -1,0 +1,114 @@
+"""Cells as tasks of Ray: on the machines of a cluster, with shares of GPUs."""
+
+import importlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from resid_theory.sweep.results import Cell, Results
+from resid_theory.sweep.worker import Options, Report, attempt, lost
+
+__all__ = ["run_in_ray"]
+
+
+def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
+    """Run cells as tasks of Ray Core.
+
+    A connection that is there already, or the cluster that ``RAY_ADDRESS`` names, is used, and must
+    see the sweep's folder; otherwise Ray is started on this machine, on the loopback address,
+    without dashboard and usage statistics. Ray runs the cells of lost workers and machines again.
+
+    Args:
+        cells: The cells.
+        results: Where.
+        options: Number of workers, retries and shares of GPUs.
+
+    Yields:
+        A report for each cell, as they come.
+
+    Raises:
+        ModuleNotFoundError: If Ray is not installed.
+    """
+    ray = _ray()
+    if not cells:
+        return
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, options)
+    try:
+        yield from _reports(ray, cells, results, options)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    if not os.environ.get("RAY_ADDRESS"):
+        # Read at import. Despite its name it decides on every system whether 127.0.0.1 stays that
+        # or becomes an address that others can reach.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        return importlib.import_module("ray")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "executor: 'ray' needs the package ray, which is not installed; "
+            "pip install ray, or executor='process'"
+        ) from error
+
+
+def _start(ray: Any, options: Options) -> None:
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return
+    ray.init(
+        address="local",
+        num_cpus=options.workers,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        **quiet,
+    )
+
+
+def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
+    settings = {"num_cpus": 1, "num_gpus": options.gpus, "max_retries": options.retries}
+    task = ray.remote(**settings)(_attempt_all)
+    stored = ray.put(results)
+    workers = max(options.workers, int(ray.cluster_resources().get("CPU", 1)))
+    waiting, alone, size = deque(cells), deque[Cell](), 1
+    running: dict[Any, list[Cell]] = {}
+    while waiting or alone or running:
+        # Enough that no worker waits for the driver, few enough that a large grid fits in memory.
+        while (waiting or alone) and len(running) < 2 * workers:
+            source, count = (alone, 1) if alone else (waiting, min(size, len(waiting)))
+            part = [source.popleft() for _ in range(count)]
+            running[task.remote(part, stored, options.device)] = part
+        reference = ray.wait(list(running), num_returns=1)[0][0]
+        part = running.pop(reference)
+        try:
+            reports = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if len(part) > 1:  # one of them is to blame: each by itself; what is done is found
+                alone.extend(part)
+                continue
+            reports = [_lost(part[0], results, options, error)]
+        size = _size(reports, len(waiting) // (4 * workers))
+        yield from reports
+
+
+def _attempt_all(cells: list[Cell], results: Results, device: str) -> list[Report]:
+    return [attempt(cell, results, device) for cell in cells]
+
+
+def _size(reports: list[Report], most: int) -> int:
+    """Cells of a task, about half a second of work: a task costs several milliseconds."""
+    mean = sum(report.seconds for report in reports) / len(reports)
+    return max(1, min(most, 64, int(0.5 / max(mean, 1e-3))))
+
+
+def _lost(cell: Cell, results: Results, options: Options, error: Exception) -> Report:
+    if results.is_done(cell):
+        return Report(cell=cell, error=None, ran=True, seconds=0.0)
+    return lost(cell, results, options.retries + 1, type(error).__name__)

@@ -1,0 +1,254 @@
+"""What a user calls: ``train`` and ``resume``; every argument is judged before the first step."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from resid_theory._check import check_int
+from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.training.checkpoint import Folder
+from resid_theory.training.device_dataset import DeviceDataset
+from resid_theory.training.loop import Session
+from resid_theory.training.recipe import Recipe
+from resid_theory.training.run import Callback, Correction, Run, RunSettings
+from resid_theory.training.saved_nets import build_net
+from resid_theory.training.step import DTYPES
+
+__all__ = ["resume", "train"]
+
+Nets = nn.Module | Sequence[nn.Module]
+
+
+def train(
+    net: Nets,
+    data: Any,
+    recipe: Recipe,
+    *,
+    seed: int | Sequence[int],
+    device: str | torch.device = "auto",
+    out: str | Path | None = None,
+    test: Any = None,
+    callbacks: Sequence[Callback] = (),
+    every: int | None = None,
+    correction: Correction | None = None,
+    stacked: bool | None = None,
+    save_seconds: float = 60.0,
+    progress: bool = True,
+    ranks: Any = None,
+) -> Run:
+    """Train a net, or several at once, in place.
+
+    With ``out``, a training that was killed at any moment goes on from its last checkpoint when it
+    is called again with equal arguments, and ends with weights, optimizer state and metrics that
+    are bit-identical to those of an undisturbed one (same device, PyTorch version and number of
+    threads); a finished one returns at once.
+
+    The order of the samples, the crops and the flips of an epoch are a function of seed and epoch
+    alone, equal on every device and for every net. What a net draws itself (dropout) comes from
+    torch's generator, which is seeded with the first seed and left as it was found.
+
+    Args:
+        net: A module whose outputs are (batch, classes), or a list of modules, which go through
+            the epochs together.
+        data: :class:`Images`, or (x, y) with x (m, ...) and y class numbers (m,) or targets (m, k).
+        recipe: How to train.
+        seed: Of the order and the augmentation; a list gives each net its own.
+        device: ``"auto"`` takes a GPU if there is one.
+        out: Folder for checkpoint, metrics (``metrics.jsonl``) and, at the end, the nets
+            (``net.json`` or ``net.<number>.json``, see ``load_checkpoint``). None keeps nothing.
+        test: Data whose loss and error are measured after each epoch, in eval mode.
+        callbacks: Called as ``callback(net, moment)`` before training and after each epoch, with
+            the net in eval mode; the numbers that it returns join the metrics. It may draw random
+            numbers and move running statistics, which are put back; weights it must leave alone.
+        every: Call them after every so many steps as well; these lines hold nothing else.
+        correction: Called once for each net as ``correction(optimizer, net)``, such as
+            ``IdDecay``; it may hook the optimizer. Several nets then take turns.
+        stacked: Whether each step of several nets of one architecture is one operation a layer;
+            the same training to round-off. None: on a GPU, where that is several times faster.
+            Where it cannot be, nets take turns, and the result says why.
+        save_seconds: Least time between two checkpoints; 0 saves after every step.
+        progress: Whether a bar shows on stderr.
+        ranks: None for this process alone. Under an initialized ``torch.distributed``: ``"world"``
+            or a process group, whose processes share every batch and each call this with the same
+            net, data and arguments. The batch of a step, its augmentation and its mean gradient are
+            those of one process; equal weights follow up to round-off, but for BatchNorm, which
+            normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
+
+    Returns:
+        The trained nets and their metrics.
+
+    Raises:
+        ValueError: If an argument does not fit, before any training starts: names it, what was
+            given and what is needed. Also if ``out`` holds another training, or is damaged.
+        DivergenceError: At NaN or infinity; names the step and the first such tensor.
+        MemoryError: If a step does not fit; names the batch that would.
+        OSError: If the disk is full; the previous checkpoint is intact.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> data = rt.load_images("digits", samples=256, size=None, channels=None)
+        >>> recipe = Recipe(epochs=2, lr=0.1, augmentation="none", milestones=())
+        >>> run = train(net, data, recipe, seed=0, progress=False)
+        >>> run.column("epoch"), run.column("loss")[1] < run.column("loss")[0]
+        ([0, 1, 2], True)
+    """
+    nets = _as_nets(net)
+    seeds = _as_seeds(seed, len(nets))
+    settings = _settings(
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+    )
+    return _train(nets, data, test, recipe, seeds, settings, {})
+
+
+def resume(
+    out: str | Path,
+    data: Any,
+    *,
+    net: Nets | None = None,
+    device: str | torch.device = "auto",
+    test: Any = None,
+    callbacks: Sequence[Callback] = (),
+    every: int | None = None,
+    correction: Correction | None = None,
+    stacked: bool | None = None,
+    save_seconds: float = 60.0,
+    progress: bool = True,
+    ranks: Any = None,
+) -> Run:
+    """Go on with a training from its folder alone: recipe and seeds are in the checkpoint.
+
+    Args:
+        out: The folder.
+        data: The same data as before; checked.
+        net: Modules that take the weights; None builds them from the architecture records.
+        device: As for :func:`train`.
+        test: As for :func:`train`.
+        callbacks: As for :func:`train`.
+        every: As for :func:`train`.
+        correction: As for :func:`train`.
+        stacked: As for :func:`train`.
+        save_seconds: As for :func:`train`.
+        progress: As for :func:`train`.
+        ranks: As for :func:`train`.
+
+    Returns:
+        The trained nets and their metrics.
+
+    Raises:
+        FileNotFoundError: If the folder has no checkpoint.
+        ValueError: If it is damaged, is that of other data, or has no architecture record while
+            ``net`` is None.
+    """
+    settings = _settings(
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+    )
+    found = settings.ranks.from_first(Folder(out).load, settings.device)
+    if found is None:
+        raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
+    about = found[1]
+    nets = _from_records(about["architectures"]) if net is None else _as_nets(net)
+    recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
+    return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
+
+
+def _train(
+    nets: list[nn.Module],
+    data: Any,
+    test: Any,
+    recipe: Recipe,
+    seeds: tuple[int, ...],
+    settings: RunSettings,
+    known: Mapping[str, Any],
+) -> Run:
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
+    for net in nets:
+        _place(net, recipe, settings.device)
+    samples = DeviceDataset("data", data, nets[0], recipe, settings.device)
+    tests = None if test is None else DeviceDataset("test", test, nets[0], recipe, settings.device)
+    with ExitStack() as stack:
+        if settings.folder:
+            lock = settings.folder.locked()
+            settings.ranks.from_first(lambda: stack.enter_context(lock), settings.device)
+        return Session(nets, samples, tests, recipe, seeds, settings).run(known)
+
+
+def _place(net: nn.Module, recipe: Recipe, device: torch.device) -> None:
+    net.to(device=device, dtype=DTYPES[recipe.precision])
+    if recipe.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _settings(
+    device: str | torch.device,
+    out: str | Path | None,
+    callbacks: Sequence[Callback],
+    every: int | None,
+    correction: Correction | None,
+    stacked: bool | None,
+    save_seconds: float,
+    progress: bool,
+    ranks: Any,
+) -> RunSettings:
+    if not save_seconds >= 0:
+        raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
+    return RunSettings(
+        device=_as_device(device),
+        folder=None if out is None else Folder(out),
+        callbacks=tuple(callbacks),
+        every=None if every is None else check_int("every", every),
+        correction=correction,
+        stacked=stacked,
+        save_seconds=save_seconds,
+        progress=progress,
+        ranks=ProcessGroup(ranks),
+    )
+
+
+def _as_nets(net: Nets) -> list[nn.Module]:
+    # A Sequential is a module first, whatever else it looks like.
+    nets = [net] if isinstance(net, nn.Module) else list(net)
+    wrong = next((n for n in nets if not isinstance(n, nn.Module)), None)
+    if not nets or wrong is not None or len({id(n) for n in nets}) < len(nets):
+        raise ValueError(
+            f"net: got {net!r:.200}, needs a module, or a list of modules that are not the same"
+        )
+    for i, module in enumerate(nets):
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(f"net: net {i} has no parameter that requires a gradient")
+    return nets
+
+
+def _as_seeds(seed: int | Sequence[int], nets: int) -> tuple[int, ...]:
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        if len(seed) != nets:
+            raise ValueError(f"seed: got {len(seed)} seeds for {nets} nets, needs one for each")
+        return tuple(check_int("seed", s, 0) for s in seed)
+    return (check_int("seed", seed, 0),) * nets
+
+
+def _as_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.cuda.device_count()
+        raise ValueError(
+            f"device: {str(device)!r} is not there ({str(error).splitlines()[0]}); this machine "
+            f"has 'cpu' and {count} CUDA devices"
+        ) from error
+    return chosen
+
+
+def _from_records(records: Sequence[Mapping[str, Any] | None]) -> list[nn.Module]:
+    nets = [build_net(record) for record in records if record is not None]
+    if len(nets) < len(records):
+        raise ValueError("net: the checkpoint has no architecture record; pass the module as net=")
+    return nets

@@ -1,0 +1,271 @@
+"""The folder of a training: one checkpoint, replaced whole, and the metrics as JSON lines."""
+
+import hashlib
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.runtime import store
+from resid_theory.training.saved_nets import first_difference
+from resid_theory.training.step import Separate, Stacked
+
+__all__ = ["Folder", "check_same", "digest", "pack", "unpack"]
+
+
+class Folder:
+    """Where a training leaves its checkpoint (``checkpoint.json``) and ``metrics.jsonl``.
+
+    The checkpoint records how long the metrics were and their sha256. What a killed training wrote
+    after its last checkpoint is cut off when it is continued, and written again, equal to the bit.
+
+    Args:
+        path: The folder; made if it is not there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Generator[None, None, None]:
+        """Keep other processes out while one trains.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: If another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            try:
+                import fcntl  # not on Windows, where nothing is locked
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
+            except OSError as error:
+                raise ValueError(f"out: another process trains in {self.path}") from error
+            yield  # the lock ends with the process, however that ends
+
+    def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; the metrics reach the disk before it.
+
+        Args:
+            tensors: By name.
+            about: Anything JSON can hold.
+
+        Raises:
+            OSError: If there is no room; the previous checkpoint is intact.
+        """
+        self._flush_metrics()
+        data = self._metrics_bytes()
+        metrics = {"bytes": len(data), "sha256": store.digest(data)}
+        store.write_checkpoint(self.checkpoint, tensors, {**about, "metrics": metrics})
+
+    def _metrics_bytes(self) -> bytes:
+        return self.metrics.read_bytes() if self.metrics.exists() else b""
+
+    def _flush_metrics(self) -> None:
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
+
+    def start(self) -> None:
+        """Begin with no metrics."""
+        self.metrics.write_bytes(b"")
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read the checkpoint, every byte checked.
+
+        Returns:
+            Tensors and what is known about them; None if there is no checkpoint.
+
+        Raises:
+            ValueError: If a file is damaged; names it.
+        """
+        if not self.checkpoint.exists():
+            return None
+        tensors, about = store.read_checkpoint(self.checkpoint)
+        return tensors, about
+
+    def rewind(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Cut the metrics to what the checkpoint knows, and remove what a kill left beside it.
+
+        Args:
+            about: Of the checkpoint.
+
+        Returns:
+            The lines that are left.
+
+        Raises:
+            ValueError: If the file is shorter than it was, or other than it was.
+        """
+        length, sha256 = about["metrics"]["bytes"], about["metrics"]["sha256"]
+        data = self._metrics_bytes()[:length]
+        if len(data) < length or store.digest(data) != sha256:
+            raise ValueError(
+                f"{self.metrics}: damaged: its first {length} bytes are not those that "
+                f"{self.checkpoint} records; restore it from its source, or train anew elsewhere"
+            )
+        store.tidy_checkpoint(self.checkpoint)
+        if self.metrics.exists() and self.metrics.stat().st_size > length:
+            os.truncate(self.metrics, length)
+        return [json.loads(line) for line in data.splitlines()]
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one line of metrics.
+
+        Args:
+            line: Strings and finite numbers by name.
+
+        Raises:
+            OSError: If there is no room; the checkpoint is intact.
+        """
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.metrics}: not written ({error.strerror}); the previous checkpoint is "
+                "intact; make room, then run again to continue",
+            ) from error
+
+
+def pack(
+    group: Separate | Stacked, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Everything that the next step depends on, by name.
+
+    By name and net, never by position: the order of an optimizer's state is that of its history,
+    and after a resume another.
+
+    Args:
+        group: The nets.
+        optimizer: Its state is taken parameter by parameter.
+        sums: What is summed up over the epoch.
+
+    Returns:
+        Named tensors, some of them views of what is still being trained.
+    """
+    packed = {f"net.{name}": tensor for name, tensor in group.tensors().items()}
+    for name, parameter in group.parameters.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                for part, view in group.split(name, value).items():
+                    packed[f"optimizer.{key}.{part}"] = view
+    packed.update({f"sum.{name}": tensor for name, tensor in sums.items()})
+    packed["rng.cpu"] = torch.get_rng_state()
+    device = _device(group)
+    if device.type == "cuda":
+        packed["rng.cuda"] = torch.cuda.get_rng_state(device)
+    return packed
+
+
+@torch.no_grad()
+def unpack(
+    packed: Mapping[str, Tensor],
+    group: Separate | Stacked,
+    optimizer: torch.optim.Optimizer,
+    sums: Mapping[str, Tensor],
+) -> None:
+    """Put back what :func:`pack` took, in place.
+
+    Args:
+        packed: Named tensors.
+        group: Nets of the same names and shapes.
+        optimizer: Of the same kind.
+        sums: Of the same names.
+
+    Raises:
+        ValueError: If the nets have other tensors: names the first and both shapes.
+    """
+    tensors = group.tensors()
+    fault = first_difference(tensors, _under(packed, "net."))
+    if fault:
+        raise ValueError(f"net: the checkpoint is that of another net: {fault}")
+    _copy(packed, "net.", tensors)
+    _copy(packed, "sum.", sums)
+    for key in {name.split(".")[1] for name in packed if name.startswith("optimizer.")}:
+        saved = _under(packed, f"optimizer.{key}.")
+        for name, parameter in group.parameters.items():
+            if not saved.keys() >= group.split(name, parameter).keys():
+                continue  # had no gradient so far
+            # Made like the parameter: strides decide which kernels run, and so the last bits.
+            state = torch.zeros_like(parameter)
+            optimizer.state[parameter][key] = state
+            _copy(saved, "", group.split(name, state))
+    torch.set_rng_state(packed["rng.cpu"])
+    device = _device(group)
+    if "rng.cuda" in packed and device.type == "cuda":
+        torch.cuda.set_rng_state(packed["rng.cuda"], device)
+
+
+def _device(group: Separate | Stacked) -> torch.device:
+    return next(iter(group.parameters.values())).device
+
+
+def _under(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in packed.items() if k.startswith(prefix)}
+
+
+def _copy(packed: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(packed[prefix + name])
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """The sha256 over values, types and shapes.
+
+    Args:
+        tensors: In a fixed order.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return total.hexdigest()
+
+
+_WORDS = {
+    "seeds": "seed",
+    "correction": "correction",
+    "stacked": "whether nets are stacked",
+    "ranks": "the number of processes",
+    "data": "data (by their sha256)",
+    "test": "test data (by their sha256)",
+    "initial": "the initial weights (by their sha256)",
+}
+
+
+def check_same(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse to go on with another training.
+
+    Args:
+        folder: Where it is.
+        there: What its checkpoint says.
+        here: What is wanted; ``"unknown"`` agrees with everything.
+
+    Raises:
+        ValueError: If they differ: names the first difference.
+    """
+    there = {"ranks": 1, **there}  # of checkpoints from before there were several
+    pairs = {f"recipe.{k}": (v, here["recipe"].get(k)) for k, v in there["recipe"].items()}
+    pairs |= {word: (there[k], here[k]) for k, word in _WORDS.items() if here[k] != "unknown"}
+    for what, (old, new) in pairs.items():
+        if old != new:
+            raise ValueError(
+                f"out: {folder.path} holds another training: {what} is {old!r} there, {new!r} "
+                "here; choose another folder, delete this one, or go on with resume(out, data)"
+            )

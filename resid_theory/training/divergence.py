@@ -1,0 +1,160 @@
+"""When a training cannot go on: numbers that are not finite, memory that does not suffice."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory.runtime.resources import is_out_of_memory
+from resid_theory.training.step import Batch, Separate, Stacked
+
+__all__ = ["DivergenceError", "Watch", "fitting_batch"]
+
+
+class DivergenceError(ArithmeticError):
+    """NaN or infinity in a training.
+
+    Attributes:
+        step: The first step with such a number; the first of all steps is 1.
+        net: Number of the net.
+        tensor: The first tensor with such a number.
+    """
+
+    def __init__(self, step: int, net: int, tensor: str) -> None:
+        super().__init__(
+            f"step {step}, net {net}: {tensor} is not finite; the usual cause is a learning rate "
+            "too large for this net: lower lr, or raise warmup"
+        )
+        self.step, self.net, self.tensor = step, net, tensor
+
+
+class Watch:
+    """Looks at losses, gradients and weights of every step, on a GPU some steps later.
+
+    Args:
+        group: The nets.
+        device: A GPU is asked every 50 steps only: each question waits for its queue to empty.
+    """
+
+    def __init__(self, group: Separate | Stacked, device: torch.device) -> None:
+        self._group, self._late = group, 50 if device.type == "cuda" else 1
+        self._pending: list[tuple[int, Tensor]] = []
+
+    def look(self, step: int, losses: Tensor, batches: Sequence[Batch]) -> None:
+        """Note a step after its backward pass, before the weights move.
+
+        Args:
+            step: Its number.
+            losses: (nets,).
+            batches: What it was computed from.
+
+        Raises:
+            DivergenceError: If this step, or one noted before, has a number that is not finite.
+        """
+        gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
+        # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
+        watched = gradients + [p.detach() for p in self._group.parameters.values()]
+        norms = torch._foreach_norm(watched, float("inf"))
+        self._pending.append((step, torch.stack([losses.sum().to(norms[0].dtype), *norms])))
+        if len(self._pending) >= self._late:
+            self.settle(losses, batches)
+
+    def settle(self, losses: Tensor | None = None, batches: Sequence[Batch] = ()) -> None:
+        """Judge the steps noted so far.
+
+        Args:
+            losses: Of the last one.
+            batches: Of the last one; without them the layer is not sought.
+
+        Raises:
+            DivergenceError: If one of them has a number that is not finite.
+        """
+        pending, self._pending = self._pending, []
+        if not pending or bool(torch.isfinite(torch.stack([t for _, t in pending]).sum())):
+            return
+        for step, record in pending:
+            if not bool(torch.isfinite(record).all()):
+                raise self._error(step, record, losses if step == pending[-1][0] else None, batches)
+
+    def _error(
+        self, step: int, record: Tensor, losses: Tensor | None, batches: Sequence[Batch]
+    ) -> DivergenceError:
+        if bool(torch.isfinite(record[0])):
+            return self._bad_tensor(step, record[1:])
+        if losses is None:  # a GPU has gone on since
+            return DivergenceError(step, 0, "the loss")
+        net = int((~torch.isfinite(losses)).nonzero()[0, 0])
+        self._group.write_back()
+        x = batches[net if len(batches) > 1 else 0][0]
+        return DivergenceError(step, net, _first_bad(self._group.nets[net], x))
+
+    def _bad_tensor(self, step: int, norms: Tensor) -> DivergenceError:
+        parameters = self._group.parameters
+        trained = [n for n, p in parameters.items() if p.grad is not None]
+        # A bad weight spoils its gradient or not, a bad gradient not yet its weight.
+        bad = ~torch.isfinite(norms)
+        is_weight = bool(bad[len(trained) :].any())
+        names = list(parameters) if is_weight else trained
+        first = names[int(bad[len(trained) if is_weight else 0 :].nonzero()[0, 0])]
+        tensor = parameters[first].detach() if is_weight else parameters[first].grad
+        parts = {} if tensor is None else self._group.split(first, tensor)
+        # On a GPU the tensor is by now that of a later step: every net's may be finite again.
+        name = next((n for n, part in parts.items() if not _finite(part)), next(iter(parts)))
+        net, _, part = name.partition(".")
+        kind = "parameter" if is_weight else "gradient of"
+        return DivergenceError(step, int(net), f"the {kind} {part!r}")
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+@torch.no_grad()
+def _first_bad(net: nn.Module, x: Tensor) -> str:
+    """Name the first tensor that is not finite: input, weights, layers' outputs, else the loss."""
+    if not _finite(x):
+        return "the input"
+    for name, parameter in net.named_parameters():
+        if not _finite(parameter):
+            return f"the parameter {name!r}"
+    bad: list[str] = []
+
+    def note(name: str, _module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not _finite(output):
+            bad.append(name)
+
+    with ExitStack() as hooks:
+        for name, module in net.named_modules():
+            if not list(module.children()):
+                hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+        net(x)
+    return f"the output of layer {bad[0]!r}" if bad else "the loss"
+
+
+def fitting_batch(step: Callable[[int], object], batch: int) -> int:
+    """The batch that would fit: halved until a step succeeds.
+
+    Args:
+        step: Forward and backward pass on so many samples; may raise for lack of memory.
+        batch: What did not fit.
+
+    Returns:
+        The largest of batch/2, batch/4, ... that fits; 0 if none does.
+
+    Raises:
+        RuntimeError: If a step fails for another reason.
+        MemoryError: Never: it counts as not fitting.
+    """
+    while batch > 1:
+        batch //= 2
+        try:
+            step(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            continue
+        return batch
+    return 0

@@ -1,0 +1,97 @@
+"""What a training is told besides its recipe, and what it gives back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.training.checkpoint import Folder
+from resid_theory.training.recipe import Recipe
+
+__all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """When a measurement is made.
+
+    Attributes:
+        step: Steps done.
+        epoch: Epochs done, whole ones.
+        net: Number of the net.
+    """
+
+    step: int
+    epoch: int
+    net: int
+
+
+Callback = Callable[[nn.Module, Progress], Mapping[str, float] | None]
+Correction = Callable[[torch.optim.Optimizer, nn.Module], Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A finished training.
+
+    Attributes:
+        nets: The trained modules, those that were given, in train mode.
+        recipe: How they were trained.
+        seeds: Of each net.
+        metrics: One dict for each net and epoch, epoch 0 before the first step: ``epoch``,
+            ``step``, ``net``, ``lr`` of the epoch's last step, ``loss`` and ``error`` (mean loss
+            and share of errors in [0, 1] over the epoch's batches, as they came, augmented and in
+            train mode), ``penalty`` (½λ‖θ‖² of the tensors that decay), ``test_loss`` and
+            ``test_error`` in eval mode, and what callbacks returned. A number that is not finite
+            is None.
+        seconds: Of training, over all resumed parts; measurements included.
+        unstacked: Why several nets took turns in each step; None if they were stacked, or that was
+            asked for, or there is one.
+        out: The folder of the checkpoint, or None.
+    """
+
+    nets: tuple[nn.Module, ...]
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    metrics: list[dict[str, Any]]
+    seconds: float
+    unstacked: str | None
+    out: Path | None
+
+    @property
+    def net(self) -> nn.Module:
+        """The only net; a ValueError where there are several."""
+        if len(self.nets) > 1:
+            raise ValueError(f"net: {len(self.nets)} nets were trained, needs one; see nets")
+        return self.nets[0]
+
+    def column(self, name: str, net: int = 0) -> list[Any]:
+        """One number along training.
+
+        Args:
+            name: Key of a metrics line.
+            net: Number of the net.
+
+        Returns:
+            Its values, epoch by epoch, from those lines that have it.
+        """
+        return [line[name] for line in self.metrics if line["net"] == net and name in line]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Arguments of ``train`` that do not change what is trained; see there."""
+
+    device: torch.device
+    folder: Folder | None
+    callbacks: tuple[Callback, ...]
+    every: int | None
+    correction: Correction | None
+    stacked: bool | None
+    save_seconds: float
+    progress: bool
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)

@@ -1,0 +1,308 @@
+"""One step's forward and backward pass: of one net, of several in turn, or of several as one."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from resid_theory.losses import loss_function
+from resid_theory.runtime.preserve import preserved
+from resid_theory.training.recipe import Recipe
+from resid_theory.training.saved_nets import first_difference
+
+__all__ = ["Batch", "Separate", "Stacked", "optimizer_of", "stack"]
+
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.float32,
+}
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Inputs (b, ...), targets of the loss, and labels (b,); None where targets are no classes."""
+
+
+class _Pass:
+    """Loss and number of errors of one net on one batch, as its recipe says."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self._loss, self._dtype = loss_function(recipe.loss), DTYPES[recipe.precision]
+        self._half, self._device = recipe.precision == "bf16", device.type
+
+    def __call__(self, net: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, target, labels = batch
+        with self._autocast():
+            output = net(x)
+        output = output.to(self._dtype)
+        loss = self._loss(output, target)
+        if labels is None:
+            return loss, torch.zeros_like(loss)
+        return loss, (output.detach().argmax(1) != labels).sum()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device, torch.bfloat16) if self._half else nullcontext()
+
+
+class Separate:
+    """Nets that take turns in every step; one net is the usual case.
+
+    Attributes:
+        nets: The modules; their own parameters are trained.
+        parameters: What the optimizer steps, by the net's number and the parameter's name.
+        axes_added: Axes in front of each parameter's own: none.
+        score: ``(net, batch) -> (mean loss, number of errors)``.
+    """
+
+    axes_added = 0
+
+    def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
+        self.nets = list(nets)
+        self.parameters = {
+            f"{i}.{name}": parameter
+            for i, net in enumerate(nets)
+            for name, parameter in net.named_parameters()
+            if parameter.requires_grad
+        }
+        self.score = _Pass(recipe, device)
+        compiled = recipe.compile != "none"
+        # The graphs of a second net's step write over what those of the first gave.
+        self._own = compiled and device.type == "cuda" and len(self.nets) > 1
+        self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
+
+    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Write every parameter's gradient.
+
+        Args:
+            batches: One for each net, or a single one for all.
+
+        Returns:
+            Each net's mean loss on its batch, and its number of errors; both (nets,).
+        """
+        losses, wrong = [], []
+        for i, call in enumerate(self._calls):
+            loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
+            loss.backward()
+            if self._own:
+                for parameter in self.nets[i].parameters():
+                    if parameter.grad is not None:
+                        parameter.grad = parameter.grad.clone()
+            losses.append(loss.detach().clone())  # a CUDA graph would write over it
+            wrong.append(errors.clone())
+        return torch.stack(losses), torch.stack(wrong)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes in the nets.
+
+        Returns:
+            Parameters and buffers by the net's number and their name; not copies.
+        """
+        return {
+            f"{i}.{name}": tensor
+            for i, net in enumerate(self.nets)
+            for name, tensor in (*net.named_parameters(), *net.named_buffers())
+        }
+
+    def buffers(self) -> list[Tensor]:
+        """What a forward pass may change, such as running statistics.
+
+        Returns:
+            The tensors themselves, in a fixed order.
+        """
+        return [buffer for net in self.nets for buffer in net.buffers()]
+
+    def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A tensor that belongs to a parameter, as parts that belong to the nets.
+
+        Args:
+            name: Key of ``parameters``.
+            tensor: Of that parameter's shape.
+
+        Returns:
+            Views by the net's number and the parameter's name.
+        """
+        return {name: tensor}
+
+    def write_back(self) -> None:
+        """Bring the modules up to date: they are."""
+
+
+class Stacked:
+    """Nets of one architecture whose tensors are stacked, so that each layer is one operation.
+
+    Attributes:
+        nets: The modules; they are up to date after ``write_back`` only.
+        parameters: What the optimizer steps, (nets, ...), by name.
+        axes_added: Axes in front of each parameter's own: one.
+        score: ``(net, batch) -> (mean loss, number of errors)``.
+    """
+
+    axes_added = 1
+
+    def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
+        self.nets = list(nets)
+        # The call takes a module that shares nothing with the stacks: here the first net.
+        self._all, self._buffers = stack_module_state(self.nets)
+        self.parameters = {k: p for k, p in self._all.items() if p.requires_grad}
+        self.score = _Pass(recipe, device)
+        self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
+        self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
+        if recipe.compile != "none":
+            self._call = torch.compile(self._call, mode=recipe.compile)
+            self._shared = torch.compile(self._shared, mode=recipe.compile)
+
+    def _one(
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch
+    ) -> tuple[Tensor, Tensor]:
+        def net(x: Tensor) -> Any:
+            return functional_call(self.nets[0], (parameters, buffers), (x,))
+
+        return self.score(net, batch)
+
+    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Write every parameter's gradient; running statistics move in their stacks.
+
+        Args:
+            batches: One for each net, or a single one for all.
+
+        Returns:
+            Each net's mean loss on its batch, and its number of errors; both (nets,).
+        """
+        if len(batches) == 1:
+            losses, wrong = self._shared(self._all, self._buffers, batches[0])
+        else:
+            x, target, labels = zip(*batches, strict=True)
+            whole = torch.stack(x), torch.stack(target), _stack_or_none(labels)
+            losses, wrong = self._call(self._all, self._buffers, whole)
+        losses.sum().backward()  # no net's loss depends on another's weights
+        return losses.detach().clone(), wrong.clone()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes in the nets.
+
+        Returns:
+            Parameters and buffers by the net's number and their name; views of the stacks.
+        """
+        named = {**self._all, **self._buffers}
+        return {
+            f"{i}.{name}": stacked.detach()[i]
+            for i in range(len(self.nets))
+            for name, stacked in named.items()
+        }
+
+    def buffers(self) -> list[Tensor]:
+        """What a forward pass may change, such as running statistics.
+
+        Returns:
+            The stacks themselves, in a fixed order.
+        """
+        return list(self._buffers.values())
+
+    def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A tensor that belongs to a parameter, as parts that belong to the nets.
+
+        Args:
+            name: Key of ``parameters``.
+            tensor: Of that parameter's shape, (nets, ...).
+
+        Returns:
+            Views by the net's number and the parameter's name.
+        """
+        return {f"{i}.{name}": part for i, part in enumerate(tensor)}
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Bring the modules up to date with the stacks."""
+        named = self.tensors()
+        for i, net in enumerate(self.nets):
+            for name, own in (*net.named_parameters(), *net.named_buffers()):
+                own.copy_(named[f"{i}.{name}"])
+
+
+def _stack_or_none(labels: Sequence[Tensor | None]) -> Tensor | None:
+    given = [part for part in labels if part is not None]
+    return torch.stack(given) if given else None
+
+
+def stack(
+    nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
+) -> tuple[Separate | Stacked, str | None]:
+    """Stack nets where that gives the same training as taking turns.
+
+    Args:
+        nets: Two or more modules, on the device, in train mode.
+        batch: A few samples to try it on.
+        recipe: How they are trained.
+        device: Where.
+
+    Returns:
+        The nets as they will be trained, and why they are not stacked; None if they are.
+    """
+    reason = _why_not(nets, batch, recipe, device)
+    return (Separate if reason else Stacked)(nets, recipe, device), reason
+
+
+def _why_not(
+    nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
+) -> str | None:
+    for i, net in enumerate(nets[1:], start=1):
+        fault = first_difference(_named(nets[0]), _named(net))
+        if fault:
+            return f"net {i} differs from net 0: {fault}"
+        if repr(net) != repr(nets[0]):
+            return f"net {i} differs from net 0 in its layers, though not in its tensors"
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            trial = Stacked(nets, recipe.change(compile="none"), device)
+            other = _other_output(trial, batch[0])
+            trial.gradients([batch])
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return f"{type(error).__name__} in a stacked step: {str(error).strip().splitlines()[0]}"
+    return other
+
+
+def _named(net: nn.Module) -> dict[str, Tensor]:
+    return dict((*net.named_parameters(), *net.named_buffers()))
+
+
+@torch.no_grad()
+def _other_output(trial: Stacked, x: Tensor) -> str | None:
+    """Modules may differ in what neither names, shapes nor repr tell: compare what they do."""
+    named = trial.tensors()
+    for i, net in enumerate(trial.nets):
+        mine = {name: named[f"{i}.{name}"] for name in _named(net)}
+        with preserved(net), preserved(trial.nets[0]), torch.no_grad():
+            own, as_first = net(x), functional_call(trial.nets[0], mine, (x,))
+        # Equal operations in equal order: on a CPU any difference is one of architecture. On a GPU
+        # a slice of stacked weights may begin where another kernel is the faster one.
+        gap, scale = float((own - as_first).abs().max()), float(own.abs().max())
+        loose = 0.0 if x.device.type == "cpu" else torch.finfo(own.dtype).eps ** 0.5
+        if gap > loose * scale:  # not if it is nan
+            return f"net {i} computes something else than net 0 with the same weights"
+    return None
+
+
+def optimizer_of(group: Separate | Stacked, recipe: Recipe) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with the recipe's decay groups.
+
+    Args:
+        group: The nets.
+        recipe: Momentum, decay and which tensors decay.
+
+    Returns:
+        The optimizer; ``step`` of the loop sets its learning rate.
+    """
+    least = 2 if recipe.decay == "multi_axis" else 0
+    parts: Mapping[bool, list[Tensor]] = {True: [], False: []}
+    for parameter in group.parameters.values():
+        parts[parameter.dim() - group.axes_added >= least].append(parameter)
+    groups = [
+        {"params": part, "weight_decay": recipe.weight_decay if decays else 0.0}
+        for decays, part in parts.items()
+        if part
+    ]
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)

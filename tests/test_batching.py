@@ -1,0 +1,94 @@
+"""Streams: every accepted shape of data gives the same batches; the rest is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from resid_theory.data.batching import batches
+from resid_theory.data.regression import Regression
+
+X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
+Y = -X[:, :1]
+
+WHOLE = {
+    "tuple": (X, Y),
+    "list": [X, Y],
+    "arrays": (X.numpy(), Y.numpy()),
+    "nested-lists": (X.tolist(), Y.tolist()),
+    "object": SimpleNamespace(x=X, y=Y),
+    "regression": Regression(X, Y),
+    "one-batch": [(X, Y)],
+}
+SPLIT = {
+    "two-batches": [(X[:3], Y[:3]), (X[3:], Y[3:])],
+    "two-batches-tuple": ((X[:3], Y[:3]), (X[3:], Y[3:])),
+    "two-array-batches": [[X[:3].numpy(), Y[:3].numpy()], [X[3:].numpy(), Y[3:].numpy()]],
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=3),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_one_batch(kind):
+    ((x, y),) = batches(WHOLE[kind])
+    # nested lists have lost their dtype: NumPy reads them as float64
+    assert torch.equal(x, X)
+    assert torch.equal(y, Y)
+
+
+@pytest.mark.parametrize("kind", SPLIT)
+def test_several_batches(kind):
+    parts = list(batches(SPLIT[kind]))
+    assert [len(x) for x, _ in parts] == [3, 2]
+    assert torch.equal(torch.cat([x for x, _ in parts]), X)
+    assert torch.equal(torch.cat([y for _, y in parts]), Y)
+
+
+def test_dtypes_are_kept():
+    ((x, y),) = batches((X.to(torch.float32), torch.arange(5, dtype=torch.int16)))
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int16)
+
+
+def test_nothing_is_read_ahead():
+    read = []
+
+    def source():
+        for k in range(3):
+            read.append(k)
+            yield X, Y
+
+    stream = batches(source())
+    next(stream)
+    assert read == [0]
+
+
+def test_an_exhausted_iterator_is_explained():
+    once = iter([(X, Y)])
+    assert len(list(batches(once))) == 1
+    with pytest.raises(ValueError, match="^data: got no batch.*exhausted iterator"):
+        list(batches(once))
+
+
+REFUSED = {
+    "number": (3, "^data: got int, needs"),
+    "none": (None, "^data: got NoneType, needs"),
+    "dataset": (SimpleNamespace(x=X), "^data: got SimpleNamespace, needs"),
+    "empty-loader": ([], "^data: got no batch"),
+    "name": ("digits", "^data: got a batch that is str of 1"),
+    "tensor": (X, "^data: got a batch that is Tensor of 2"),
+    "one-array": ([X], "^data: got a batch that is Tensor of 5"),
+    "triples": ([(X, Y, Y)], "^data: got a batch that is tuple of 3"),
+    "late-nan": ([(X, Y), (X * torch.nan, Y)], r"^data x: entry \(0, 0\) is nan"),
+    "no-samples": ((X[:0], Y[:0]), "^data: got a batch without samples"),
+    "counts": ((X, Y[:4]), r"^data: x has shape \(5, 2\) and y \(4, 1\)"),
+    "masked": ((X, np.array([None] * 5)), "^data y: got ndarray, needs"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused(kind):
+    data, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        list(batches(data))

@@ -1,0 +1,105 @@
+"""Layers that are cheap to differentiate twice have the values and derivatives of torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import HESSIAN, relative_error
+from torch import nn
+
+from resid_theory.curvature.double_backward import CheapDoubleBackward
+
+CONVOLUTIONS = {
+    "plain": lambda x, w, b: F.conv2d(x, w),
+    "bias": lambda x, w, b: F.conv2d(x, w, b),
+    "stride-padding": lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=(1, 0)),
+    "dilation": lambda x, w, b: F.conv2d(x, w, None, 1, 2, 2),
+    "groups": lambda x, w, b: F.conv2d(x, w[:, :1], b, groups=2),
+    "one-axis": lambda x, w, b: F.conv1d(x.flatten(2), w.flatten(2), b, stride=(2,)),
+    "three-axes": lambda x, w, b: F.conv3d(x[..., None], w[..., None], b, padding=[1, 1, 0]),
+    "by-keyword": lambda x, w, b: F.conv2d(input=x, weight=w, bias=b, padding=1),
+    "named-padding": lambda x, w, b: F.conv2d(x, w, b, padding="same"),
+    "no-batch-axis": lambda x, w, b: F.conv2d(x[0], w, b),
+    "constant-input": lambda x, w, b: F.conv2d(x.detach(), w, b),
+    "constant-kernel": lambda x, w, b: F.conv2d(x, w.detach(), b),
+    "vmapped": lambda x, w, b: torch.vmap(lambda one: F.conv2d(one[None], w, b)[0])(x),
+    "norm": lambda x, w, b: F.batch_norm(x, STATS[0], STATS[1], w[0, :, 0, 0], b[:2]),
+    "norm-bare": lambda x, w, b: F.batch_norm(x, STATS[0], STATS[1], eps=0.1),
+    "norm-no-bias": lambda x, w, b: F.batch_norm(x, STATS[0], STATS[1], w[0, :, 1, 1]),
+    "norm-matrix": lambda x, w, b: F.batch_norm(x[:, :, 0, 0], *STATS, b[:2], b[:2]),
+    "norm-batch": lambda x, w, b: F.batch_norm(
+        x, STATS[0].clone(), STATS[1].clone(), b[:2], b[2:], training=True
+    ),
+}
+STATS = (torch.tensor([0.3, -0.2], dtype=torch.float64), torch.tensor([0.5, 2.0]).double())
+
+
+def inputs(device):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (3, 2, 5, 5), (4, 2, 3, 3), (4,)
+    return [
+        torch.randn(s, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+        for s in shapes
+    ]
+
+
+def derivatives(call, given, together):
+    """Value, gradient and products by three vectors; also the third derivative's along one."""
+    value = call(*given).pow(3).sum()
+    grads = torch.autograd.grad(value, given, create_graph=True, materialize_grads=True)
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randn(3, len(flat), generator=generator, dtype=torch.float64).to(flat)
+    options = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    if together:
+        seconds = torch.autograd.grad(flat, given, vectors, is_grads_batched=True, **options)
+        pairs = zip(seconds, given, strict=True)  # zeros come without the leading axis
+        rows = [second.expand(3, *g.shape).reshape(3, -1) for second, g in pairs]
+        return value, flat, torch.cat(rows, dim=1)
+    rows = []
+    for vector in vectors:
+        parts = torch.autograd.grad(flat, given, vector, create_graph=True, **options)
+        third = torch.autograd.grad(sum(p.square().sum() for p in parts), given, **options)
+        rows.append(torch.cat([p.reshape(-1) for p in (*parts, *third)]))
+    return value, flat, torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("together", [False, True], ids=["one-by-one", "together"])
+def test_derivatives_are_torchs(name, together, device):
+    global STATS
+    STATS = tuple(s.to(device) for s in STATS)
+    given = inputs(device)
+    expected = derivatives(CONVOLUTIONS[name], given, together)
+    with CheapDoubleBackward():
+        value = CONVOLUTIONS[name](*given)
+    torch.testing.assert_close(value, CONVOLUTIONS[name](*given), rtol=1e-13, atol=1e-13)
+
+    def call(*parts):
+        with CheapDoubleBackward():
+            return CONVOLUTIONS[name](*parts)
+
+    for one, other in zip(derivatives(call, given, together), expected, strict=True):
+        assert relative_error(one.detach(), other.detach()) <= HESSIAN
+
+
+def test_torchs_slow_second_derivatives_are_gone():
+    net = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2)).eval()
+    with CheapDoubleBackward():
+        out = net(torch.ones(1, 2, 4, 4))
+    (grad,) = torch.autograd.grad(out.square().sum(), net[0].weight, create_graph=True)
+    names, stack = set(), [grad.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in names:
+            names.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    kinds = {node.name() for node in names}
+    assert "_ConvolutionBackBackward" in kinds
+    assert not any("NativeBatchNorm" in k or k.startswith("ConvolutionBackward") for k in kinds)
+
+
+def test_batch_statistics_leave_the_running_ones_alone():
+    norm = nn.BatchNorm2d(2)
+    with CheapDoubleBackward():
+        out = norm(torch.randn(3, 2, 4, 4))
+    assert not norm.running_mean.any() and float(out.detach().mean().abs()) <= 1e-12

@@ -1,0 +1,100 @@
+"""A measurement leaves no trace: whatever happens inside, the model comes out as it went in."""
+
+import pytest
+import torch
+from torch import nn
+
+from resid_theory.runtime.preserve import deterministic, preserved
+
+
+def model():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(4))
+    )
+    net.train()
+    net[1].eval()  # a mixed state, which must come back mixed
+    return net
+
+
+def trace(net):
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    return buffers, [module.training for module in net.modules()], torch.get_rng_state()
+
+
+def assert_same(net, before):
+    buffers, flags, rng = before
+    after = dict(net.named_buffers())
+    assert after.keys() == buffers.keys()
+    torch.testing.assert_close(after, buffers, rtol=0, atol=0, equal_nan=True)
+    assert [module.training for module in net.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("batchnorm", ["eval", "batch"])
+def test_buffers_flags_and_randomness_come_back(batchnorm):
+    net = model()
+    before = trace(net)
+    with preserved(net, batchnorm=batchnorm):
+        net(torch.randn(5, 3))
+        assert (net[3][0].num_batches_tracked.item() == 1) is (batchnorm == "batch")
+        net[1].running_mean.fill_(torch.nan)
+    assert_same(net, before)
+
+
+def test_they_come_back_after_an_error():
+    net = model()
+    before = trace(net)
+    with pytest.raises(RuntimeError, match="inside"), preserved(net):
+        torch.rand(1)
+        net[1].running_var.zero_()
+        raise RuntimeError("inside")
+    assert_same(net, before)
+
+
+@pytest.mark.parametrize(("batchnorm", "norms"), [("eval", False), ("batch", True)])
+def test_modes_inside(batchnorm, norms):
+    net = model()
+    with preserved(net, batchnorm=batchnorm):
+        assert [net.training, net[0].training, net[2].training] == [False] * 3
+        assert [net[1].training, net[3][0].training] == [norms] * 2
+
+
+def test_buffers_that_were_nan_stay_nan():
+    net = model()
+    net[1].running_mean.fill_(torch.nan)
+    before = trace(net)
+    with preserved(net):
+        net[1].running_mean.zero_()
+    assert_same(net, before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])
+def test_gradients_are_on_inside(mode):
+    net = model()
+    with mode():
+        with preserved(net):
+            assert torch.is_grad_enabled()
+            assert not torch.is_inference_mode_enabled()
+            assert net(torch.ones(2, 3)).requires_grad
+        assert not torch.is_grad_enabled()
+
+
+def test_an_unknown_policy_is_met_with_the_nearest():
+    with (
+        pytest.raises(ValueError, match="^batchnorm: unknown name 'batches'; did you mean 'batch'"),
+        preserved(model(), batchnorm="batches"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("before", [(False, True, True, False), (True, False, False, True)])
+def test_kernels_repeat_and_keep_the_precision_inside(before, kernel_settings):
+    kernel_settings(*before)
+    with preserved(model()):
+        assert kernel_settings() == (True, False, False, False)
+    assert kernel_settings() == before
+    with pytest.raises(RuntimeError, match="inside"), deterministic(tf32=True):
+        assert kernel_settings() == (True, False, True, True)
+        raise RuntimeError("inside")
+    assert kernel_settings() == before

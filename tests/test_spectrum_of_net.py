@@ -1,0 +1,133 @@
+"""One call for the spectrum of a model: dense or by products, and the same answer."""
+
+import pytest
+import torch
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.curvature import spectrum_of_net
+
+
+@pytest.fixture
+def problem(generator):
+    """A net that is not linear, and data: P = 27."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Flatten())
+    x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 2, generator=generator)
+    return net, (x, y)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the operator was asked, at each call."""
+    asked = []
+
+    def recorded(net, loss, data, **options):
+        asked.append(options)
+        return rt.curvature_operator(net, loss, data, **options)
+
+    monkeypatch.setattr(spectrum_of_net, "curvature_operator", recorded)
+    return asked
+
+
+def test_small_models_are_dense_and_exact(problem, calls):
+    net, data = problem
+    report = rt.spectrum(net, "square", data, k=3)
+    exact = rt.hessian_spectrum(net, "square", data)
+    assert report.method == "dense" and "P is at most 1000" in str(report)
+    assert not calls
+    assert report.samples == 12 and report.parameters == 26
+    assert report.spectrum.distance(exact) < 1e-13
+    hessian, pairs = rt.hessian(net, "square", data), report.pairs
+    assert float((hessian @ pairs.vectors - pairs.vectors * pairs.values).norm()) < 1e-12
+    assert len(pairs) == 6
+
+
+def test_both_methods_agree(problem, calls):
+    net, data = problem
+    dense = rt.spectrum(net, "square", data, k=2, method="dense")
+    free = rt.spectrum(net, "square", data, k=2, method="matrix-free", density=True, tolerance=1e-8)
+    assert free.method == "matrix-free" and free.reason == "asked for" and free.products
+    both = zip(free.largest + free.smallest, dense.largest + dense.smallest, strict=True)
+    for mine, theirs in both:
+        assert abs(mine.value - theirs.value) <= mine.high - mine.value + 1e-13
+    assert free.trace.covers(dense.trace.value)
+    assert free.frobenius_norm.covers(dense.frobenius_norm.value)
+    assert free.index.covers(dense.index.value)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "method"),
+    [
+        ({"matrix": "fisher"}, "dense"),
+        ({"parameters": "0.*"}, "dense"),
+        ({"memory_limit": 1000}, "matrix-free"),
+    ],
+    ids=["fisher", "subset", "no memory"],
+)
+def test_what_the_operator_is_asked(problem, calls, keywords, method, monkeypatch):
+    net, data = problem
+    report = rt.spectrum(net, "square", data, k=2, chunk=5, **keywords)
+    (asked,) = calls
+    assert asked["chunk"] == 5 and asked["batchnorm"] == "eval" and "ranks" not in asked
+    assert all(asked[name] == value for name, value in keywords.items())
+    assert report.method == method
+
+
+def test_large_models_are_measured_by_products(problem, calls, monkeypatch):
+    net, data = problem
+    monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
+    monkeypatch.setattr(spectrum_of_net, "_MEDIUM", 20)
+    report = rt.spectrum(net, "square", data, k=2)
+    assert report.method == "matrix-free" and "cheaper than all eigenvalues" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("middle", "reason"),
+    [(nn.Tanh, "by layer_pairs"), (lambda: nn.LayerNorm(4), None)],
+    ids=["cheap", "columns"],
+)
+def test_medium_models_are_dense_where_it_is_cheap(calls, generator, middle, reason, monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
+    x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 2, generator=generator)
+    monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
+    report = rt.spectrum(net, "square", (x, y), k=2)
+    assert report.method == ("matrix-free" if reason is None else "dense")
+    assert reason is None or reason in report.reason
+
+
+def test_float32_nets_have_float32_bounds(problem, calls):
+    net, (x, y) = problem
+    net = net.float()
+    report = rt.spectrum(net, "square", (x.float(), y.float()), k=2, method="matrix-free")
+    assert report.pairs.round_off > 1e-7 * report.largest[0].value
+
+
+def test_the_net_and_the_random_state_are_left_alone(problem, calls):
+    net, (x, y) = problem
+    net.train()
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), batch_size=5, shuffle=True
+    )
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    state = torch.get_rng_state()
+    rt.spectrum(net, "square", loader, k=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert net.training and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_an_unknown_method_is_refused(problem):
+    with pytest.raises(ValueError, match="method: unknown name 'exact'"):
+        rt.spectrum(problem[0], "square", problem[1], method="exact")
+
+
+@pytest.mark.parametrize("method", ["auto", "matrix-free"])
+def test_images_are_data_too(generator, method):
+    pixels = torch.randint(256, (6, 1, 2, 2), generator=generator, dtype=torch.uint8)
+    images = rt.Images(pixels=pixels, labels=torch.tensor([0, 1, 2, 0, 1, 2]))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    exact = rt.hessian_spectrum(
+        net, "cross_entropy", (images.inputs(pixels, torch.float64), images.labels)
+    )
+    report = rt.spectrum(net, "cross_entropy", images, k=1, method=method, tolerance=1e-8)
+    assert abs(report.largest[0].value - exact.largest) < 1e-7 * exact.largest

@@ -1,0 +1,410 @@
+"""The zero point: verdicts and their reasons, bounds, structure, and what is refused."""
+
+import json
+import math
+import time
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import HESSIAN, relative_error, round_off
+
+import resid_theory as rt
+from resid_theory.theory import zero_point
+
+D = 3
+
+
+def eye_moments(syx, d=D):
+    eye = torch.eye(d)
+    return rt.Moments(sxx=eye, syx=syx, syy=4 * eye, count=9)
+
+
+def samples(generator, d=D, k=None, count=12):
+    y = torch.randn(count, k or d, generator=generator)
+    return torch.randn(count, d, generator=generator), torch.softmax(y, 1)
+
+
+def whiten(x):
+    """Mean zero and second moment one, by the eigenvectors."""
+    x = x - x.mean(0)
+    values, vectors = torch.linalg.eigh(x.T @ x / len(x))
+    return x @ vectors / values.sqrt()
+
+
+# -- verdicts --------------------------------------------------------------------------------------
+
+FLAT = {"mid": torch.square}
+VERDICTS = {
+    "n1": (1, 0.5, {}, "not stationary", "gradient is c M", 0),
+    "n2": (2, 0.5, {}, "strict saddle", r"-\|c\| s_1\(M\) < 0$", 1),
+    "n3": (3, 0.5, {}, "degenerate saddle", "order 2 vanish, the one of order 3 takes both", 2),
+    "n4": (4, 0.5, {}, "degenerate saddle", "order 3 vanish, the one of order 4 takes both", 3),
+    "n1-optimal": (1, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 1),
+    "n2-optimal": (2, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 2),
+    "n3-optimal": (3, 1.0, {}, "degenerate", "M = 0: .*the identity is optimal", 3),
+    "n1-flat": (1, 0.5, {"post": lambda z: z**3}, "degenerate", "c_n = 0: .*flat at zero", 1),
+    "n2-flat": (2, 0.5, FLAT, "degenerate", "c_n = 0: .*flat at zero", 2),
+    "n3-flat": (3, 0.5, FLAT, "degenerate", "c_n = 0: .*flat at zero", 3),
+}
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_verdicts(case):
+    n, share, options, verdict, reason, order = VERDICTS[case]
+    point = zero_point(eye_moments(share * torch.eye(D)), blocks=2, shortcut_depth=n, **options)
+    assert point.verdict == verdict
+    assert point.order == order
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(point.reason)  # pytest's regex on the sentence
+
+
+def test_an_optimal_identity_from_samples_is_exact(generator):
+    # round-off of the sums must not look like a gradient
+    x = torch.randn(1000, 5, generator=generator)
+    turn = rt.networks.draw_weights("orthogonal", (5, 5), generator=generator)
+    targets = x @ turn @ turn.T
+    assert not torch.equal(targets, x)
+    point = zero_point((x, targets), blocks=3, shortcut_depth=2)
+    assert not point.correlation.any()
+    assert point.spectrum.levels.tolist() == [0.0]
+    assert math.isnan(point.condition_number)
+
+
+SINGULAR = {
+    "rank": ({}, {"deficient": True}, "M has rank 2: compare nonzero"),
+    "softmax": ({"loss": "cross_entropy"}, {}, "because the loss ignores a shift of all outputs:"),
+    "bias": ({"bias": True}, {}, "because M is 3 x 4:"),
+    "both": (
+        {"bias": True, "loss": "cross_entropy"}, {}, "a shift of all outputs and M is 3 x 4:",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SINGULAR)
+def test_reasons_for_a_singular_hessian(case, generator):
+    options, data, reason = SINGULAR[case]
+    x, y = samples(generator)
+    if "deficient" in data:
+        y = torch.stack([x[:, 1], 0.5 * x[:, 1], x[:, 2]], 1)  # the last target is its input
+    point = zero_point((x, y), blocks=2, shortcut_depth=2, **options)
+    assert point.verdict == "strict saddle"
+    assert math.isinf(point.condition_number)
+    assert math.isfinite(point.nonzero_condition_number)
+    assert f"{reason}" in point.reason
+
+
+# -- spectra ---------------------------------------------------------------------------------------
+
+NULL = {
+    # loss, bias: null directions of one block of hidden width h with d outputs, d (+ 1) inputs
+    "square": ("square", False, lambda h: 0),
+    "cross_entropy": ("cross_entropy", False, lambda h: 2 * h),
+    "bias": ("square", True, lambda h: h),
+    "cross_entropy-bias": ("cross_entropy", True, lambda h: 3 * h),
+}
+
+
+@pytest.mark.parametrize("hidden", [None, 2, 7])
+@pytest.mark.parametrize("case", NULL)
+@pytest.mark.parametrize("blocks", [1, 5, 1000])
+def test_null_directions_are_counted_exactly(case, hidden, blocks, generator):
+    loss, bias, null = NULL[case]
+    point = zero_point(
+        samples(generator), blocks=blocks, shortcut_depth=2, loss=loss, bias=bias, hidden=hidden
+    )
+    h = hidden or D
+    assert point.spectrum.nullity == blocks * null(h)
+    assert point.size == blocks * h * (2 * D + bias)
+    assert int((point.spectrum.levels == 0).sum()) == (null(h) > 0)
+    assert point.index == pytest.approx((1 - blocks * null(h) / point.size) / 2)
+
+
+@pytest.mark.parametrize("hidden", [None, 2, 7])
+def test_eigenvalues_are_singular_values_with_both_signs(hidden, generator):
+    x, y = samples(generator)
+    point = zero_point((x, y), blocks=4, shortcut_depth=2, mid="silu", hidden=hidden)
+    values = torch.linalg.svdvals((x - y).T @ x / len(x))
+    copies = 4 * (hidden or D)
+    exact = rt.Spectrum.of(0.5 * torch.cat([values, -values]), [copies] * 2 * D)
+    assert point.spectrum.distance(exact) <= round_off(20)
+    assert torch.equal(point.spectrum.multiplicities, exact.multiplicities)
+    assert point.condition_number == pytest.approx((values[0] / values[-1]).item())
+
+
+def commutation(a, b):
+    """K with K vec(V) = vec(V^T) for V (a, b), columns first."""
+    k = torch.zeros(a * b, a * b)
+    for i in range(a):
+        for j in range(b):
+            k[i * b + j, j * a + i] = 1.0
+    return k
+
+
+@pytest.mark.parametrize("hidden", [1, 2, 5])
+@pytest.mark.parametrize("bias", [False, True])
+def test_matrix_a_by_the_formula(hidden, bias, generator):
+    # equation (8): c (M^T kron I_h) K_{d,h}
+    point = zero_point(
+        samples(generator), blocks=2, shortcut_depth=2, post="silu", hidden=hidden, bias=bias
+    )
+    product = torch.kron(point.correlation.T.contiguous(), torch.eye(hidden))
+    exact = 0.5 * product @ commutation(D, hidden)
+    assert relative_error(point.matrix_a, exact) <= round_off(4)
+
+
+def test_matrix_a_of_one_layer_is_the_lower_block(generator):
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=1)
+    assert torch.equal(point.matrix_a, point.hessian()[D * D :, : D * D])
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_no_matrix_a_beyond_two_layers(n, generator):
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=n)
+    with pytest.raises(ValueError, match="^matrix_a: exists for n = 1 and n = 2"):
+        _ = point.matrix_a
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_hundred_thousand_blocks(n, generator):
+    data = rt.Moments.of(samples(generator, d=10, count=50))
+    start = time.perf_counter()
+    deep = zero_point(data, blocks=100_000, shortcut_depth=n)
+    summary = deep.summary()
+    assert time.perf_counter() - start < 1.0
+    assert deep.size == summary["parameters"] == 100_000 * n * 100
+    assert len(deep.spectrum.levels) <= 20  # the multiplicities hold the depth
+    shallow = zero_point(data, blocks=1, shortcut_depth=n)
+    same = pytest.approx(shallow.condition_number, nan_ok=True)
+    assert deep.condition_number == same
+    with pytest.raises(ValueError, match="^hessian: .* parameters make a dense matrix of .* GiB"):
+        deep.hessian()
+
+
+@pytest.mark.parametrize("targets", ["one-hot", "general"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_a_priori_bound_holds(targets, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(60, 4, generator=generator)
+    labels = x.argmax(1) if seed % 2 else torch.randint(0, 4, (60,), generator=generator)
+    y = F.one_hot(labels, 4).to(x)
+    if targets == "general":
+        y = x @ torch.randn(4, 4, generator=generator) + torch.randn(60, 4, generator=generator)
+        y = 0.9 * y / torch.linalg.matrix_norm(y, 2) * math.sqrt(60)
+    point = zero_point((whiten(x), y), blocks=3, shortcut_depth=2)
+    largest = torch.linalg.eigvalsh(y.T @ y / 60)[-1].item()
+    expected = (1 + math.sqrt(largest)) / (1 - math.sqrt(largest))
+    assert point.a_priori_bound == pytest.approx(expected)
+    assert 1.0 <= point.condition_number <= point.a_priori_bound
+    if targets == "one-hot":
+        share = labels.bincount().max().item() / 60
+        assert largest == pytest.approx(share)
+
+
+UNBOUNDED = {
+    "not-whitened": (2.0, 0.5, 2),
+    "large-targets": (1.0, 1.0, 2),
+    "one-layer": (1.0, 0.5, 1),
+    "three-layers": (1.0, 0.5, 3),
+}
+
+
+@pytest.mark.parametrize("case", UNBOUNDED)
+def test_no_bound_where_it_does_not_apply(case):
+    inputs, targets, n = UNBOUNDED[case]
+    eye = torch.eye(2)
+    data = rt.Moments(sxx=inputs * eye, syx=0.1 * eye, syy=targets * eye, count=5)
+    assert math.isinf(zero_point(data, blocks=2, shortcut_depth=n).a_priori_bound)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+def test_summary_is_ready_for_json(n, loss, generator):
+    point = zero_point(samples(generator), blocks=3, shortcut_depth=n, loss=loss)
+    summary = point.summary()
+    assert {type(value) for value in summary.values()} <= {int, float, str}
+    again = json.loads(json.dumps(summary))
+    assert again["reason"] == point.reason
+    assert again["condition_number"] == pytest.approx(point.condition_number, nan_ok=True)
+    assert ("growth_rate" in summary) is (n == 1)
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("kink", ["line", "mean", "net"])
+def test_the_default_dtype_does_not_matter(default, n, kink, generator):
+    data = samples(generator)
+    options = {"blocks": 2, "shortcut_depth": n, "mid": "leaky_relu", "post": "leaky_relu"}
+    net = rt.ShortcutNet(D, 2, n, mid="leaky_relu", post="leaky_relu")
+    rt.initialize(net, "xavier", generator=generator)
+    options["kink"] = net if kink == "net" else kink
+    expected = zero_point(data, **options).spectrum.levels
+    torch.set_default_dtype(default)
+    assert torch.equal(zero_point(data, **options).spectrum.levels, expected)
+
+
+def test_float32_data_are_read_in_float64(generator):
+    x, y = (part.to(torch.float32) for part in samples(generator))
+    one = zero_point((x, y), blocks=2, shortcut_depth=2, pre="tanh")
+    other = zero_point((x.double(), y.double()), blocks=2, shortcut_depth=2, pre="tanh")
+    assert torch.equal(one.correlation, other.correlation)
+
+
+# -- curvature of the last activation, one layer a block -------------------------------------------
+
+BENT = {"silu": "silu", "elu": "elu", "selu": F.selu, "square": torch.square}
+
+
+@pytest.mark.parametrize("post", BENT)
+@pytest.mark.parametrize("bias", [False, True])
+def test_bent_activations_along_a_direction(post, bias, generator):
+    data = samples(generator)
+    net = rt.ShortcutNet(D, 3, 1, post=BENT[post], bias=bias)
+    rt.initialize(net, "xavier", generator=generator)
+    point = zero_point(data, blocks=3, shortcut_depth=1, post=BENT[post], bias=bias, kink=net)
+    eps = 1e-9
+    with torch.no_grad():
+        net.weights.mul_(eps)
+    order = net.definition5_order()
+    loss = oracles.square_loss(net(data[0]), data[1])
+    exact = oracles.hessian_by_nested_gradients(loss, list(net.parameters()))
+    # outputs move by O(eps), and so does the Hessian
+    measured = rt.Spectrum.of(torch.linalg.eigvalsh(exact[order][:, order]))
+    assert point.spectrum.distance(measured) <= 100 * eps
+
+
+@pytest.mark.parametrize("post", ["elu", "selu"])
+def test_the_mean_over_directions_of_bent_activations(post, generator):
+    data = samples(generator, d=2)
+    options = {"blocks": 1, "shortcut_depth": 1, "post": BENT[post]}
+    predicted = zero_point(data, kink="mean", **options).hessian()
+    draws = []
+    for _ in range(100):
+        w = rt.networks.draw_weights("xavier", (2, 2), generator=generator)
+        one = rt.ShortcutNet(2, 1, 1, post=BENT[post])
+        pair = []
+        for sign in (1e-9, -1e-9):  # a direction and its opposite
+            with torch.no_grad():
+                one.weights.copy_(sign * w)
+            order = one.definition5_order()
+            pair.append(rt.hessian(one, "square", data)[order][:, order])
+        draws.append(sum(pair) / 2)
+    draws = torch.stack(draws)
+    error = (draws.mean(0) - predicted).abs()
+    # four standard errors; an entry that a direction and its opposite already average to its mean
+    # has none, and keeps the O(eps) of the distance from zero
+    assert bool((error <= 4 * draws.std(0) / 10 + 1e-7).all())
+
+
+# -- the leading jet -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hidden", [None, 5])
+def test_leading_jet_by_its_formula(hidden, generator):
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=2, mid="silu", hidden=hidden)
+    net = rt.ShortcutNet(D, 2, 2, hidden=hidden)
+    rt.initialize(net, "xavier", generator=generator)
+    w = net.layers()
+    exact = 0.5 * sum((point.correlation * (w[2 * r + 1] @ w[2 * r])).sum() for r in range(2))
+    assert relative_error(point.leading_jet(w), exact.detach()) <= round_off(20)
+    if hidden is None:
+        assert torch.equal(point.leading_jet(net.weights), point.leading_jet(w))
+
+
+@pytest.mark.parametrize(("blocks", "bias", "message"), [
+    (3, False, "^weights: got 6 matrices, needs 4"),
+    (2, True, "^weights: the jet of a net with a bias needs"),
+])  # fmt: skip
+def test_a_jet_that_does_not_fit(blocks, bias, message, generator):
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=2, bias=bias)
+    with pytest.raises(ValueError, match=message):
+        point.leading_jet(rt.ShortcutNet(D, blocks, 2).layers())
+
+
+# -- refusals --------------------------------------------------------------------------------------
+
+X, Y = torch.ones(4, 3, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+NET = rt.ShortcutNet(3, 1, 2, mid="relu")
+REFUSED = {
+    "blocks": ({"blocks": 0}, "^blocks: got 0, needs at least 1"),
+    "depth": ({"shortcut_depth": 0}, "^shortcut_depth: got 0, needs at least 1"),
+    "fraction": ({"blocks": 1.5}, "^blocks: got 1.5, needs a whole number"),
+    "hidden": ({"hidden": 0}, "^hidden: got 0, needs at least 1"),
+    "no-inside": ({"hidden": 5, "shortcut_depth": 1}, "^hidden: got 5 with shortcut_depth=1"),
+    "loss": ({"loss": "squared", "pre": "relu"}, "^loss: unknown name 'squared'; .*'square'"),
+    "pre": ({"pre": "rleu"}, "^pre: unknown name 'rleu'; did you mean 'relu'"),
+    "not-zero": ({"mid": "sigmoid"}, "^mid: the activation is 0.5 at zero, needs 0"),
+    "softplus": ({"post": "softplus"}, "^post: .* 'shifted_softplus' for 'softplus'"),
+    "no-slope": ({"post": torch.sqrt}, "^post: the activation has no finite slope at zero"),
+    "jump": ({"shortcut_depth": 1, "post": "elu"}, "^post: its second derivative jumps .* 1 to 0"),
+    "kink": ({"kink": "lines"}, "^kink: unknown name 'lines'; did you mean 'line'"),
+    "kink-type": ({"kink": 3}, "^kink: got int, needs 'line', 'mean' or a net"),
+    "kink-net": ({"kink": NET, "blocks": 2}, r"^kink: the net has .* \(1, 2, 3, 3, False\), needs"),
+    "widths": ({"data": (X, Y[:, :2])}, "^data y: has 2 targets, the net has 3 outputs"),
+    "counts": ({"data": (X, Y[:3])}, r"^data: x has shape \(4, 3\) and y \(3, 3\)"),
+    "nan": ({"data": (X * math.nan, Y)}, r"^data x: entry \(0, 0\) is nan"),
+    "complex": ({"data": (X + 1j, Y)}, "^data x: .*needs real numbers"),
+    "labels": (
+        {"data": (X, torch.zeros(4).long()), "loss": "cross_entropy"}, "^y: got class .*one_hot",
+    ),
+    "moments": (
+        {"data": rt.Moments.of((X, Y)), "loss": "cross_entropy"}, "^data: got Moments, .*samples",
+    ),
+    "sum-loss": (
+        {"loss": lambda o, t: (o - 2 * t).square().sum()}, "^loss: .* needs a mean over samples",
+    ),
+    "input-map": ({"input_map": torch.eye(2)}, r"^input_map: got shape \(2, 2\), .*\(rows, 3\)"),
+    "output-map": ({"output_map": torch.eye(2)}, r"^output_map: got shape \(2, 2\), needs"),
+    "map-nan": ({"input_map": torch.eye(3) / 0}, "^input_map: entry .* is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    changes, message = REFUSED[case]
+    options = {"data": (X, Y), "blocks": 1, "shortcut_depth": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        zero_point(options.pop("data"), **options)
+
+
+def test_names_are_compared_before_data_are_read():
+    def never():
+        raise AssertionError("data were read")
+        yield
+
+    with pytest.raises(ValueError, match="^mid: unknown name"):
+        zero_point(never(), blocks=1, shortcut_depth=2, mid="rleu")
+
+
+def test_the_hessian_of_a_direction_has_no_single_block(generator):
+    net = rt.initialize(rt.ShortcutNet(D, 2, 2, mid="relu"), "xavier", generator=generator)
+    point = zero_point(samples(generator), blocks=2, shortcut_depth=2, mid="relu", kink=net)
+    assert point.blocks_of_m.shape == (2, D, D, D)
+    with pytest.raises(ValueError, match="^matrix_a: .* when all blocks are equal"):
+        point.hessian()
+
+
+def test_a_direction_and_its_opposite_add_up_to_m(generator):
+    data = samples(generator)
+    net = rt.initialize(rt.ShortcutNet(D, 2, 2, mid="relu"), "xavier", generator=generator)
+    points = []
+    for _ in range(2):
+        points.append(zero_point(data, blocks=2, shortcut_depth=2, mid="relu", kink=net))
+        with torch.no_grad():
+            net.weights.neg_()
+    total = points[0].blocks_of_m + points[1].blocks_of_m
+    assert relative_error(total, points[0].correlation.expand_as(total)) <= HESSIAN
+
+
+@pytest.mark.parametrize("blocks", [1, 100_000])
+def test_depth_does_not_make_a_small_singular_value_zero(blocks):
+    # P times epsilon would: 4e-9 at 100,000 blocks of width 10.
+    scales = torch.linspace(1.0, 1e-9, 10)
+    moments = rt.Moments(
+        sxx=torch.eye(10), syx=torch.eye(10) - torch.diag(scales), syy=torch.eye(10), count=1
+    )
+    point = rt.theory.zero_point(moments, blocks=blocks, shortcut_depth=2)
+    # 1 - (1 - 1e-9) keeps nine digits of 1e-9
+    assert point.condition_number == pytest.approx(1e9, rel=1e-6)
+    assert point.readings.nullity == 0
