@@ -584,7 +584,10 @@ REFUSED = {
         {"loss": energy, "data": ["points"]},
         "^data: got a batch that is str without a tensor",
     ),
-    "ranks": ({"ranks": "world"}, "^ranks: got 'world', but torch.distributed is not initialized"),
+    "process_group": (
+        {"process_group": "world"},
+        "^process_group: got 'world', but torch.distributed is not initialized",
+    ),
     "mixing": (
         {"net": nn.Sequential(Crossed(4, 2)), "matrix": "fisher"},
         "^matrix: 'fisher' needs a net that treats every sample alone",

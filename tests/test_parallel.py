@@ -76,7 +76,7 @@ def complaint(call):
 
 def resumed(folder):
     """Stopped in the second epoch after a step that no checkpoint holds, then called again."""
-    keywords = {"ranks": "world", "out": folder, "save_seconds": 0.0}
+    keywords = {"process_group": "world", "out": folder, "save_seconds": 0.0}
     with pytest.raises(Stop):
         fit(conv_net(norm=True, noise=0.5), callbacks=[stopping], **keywords)
     return fit(conv_net(norm=True, noise=0.5), **keywords)
@@ -87,11 +87,11 @@ def work(rank, folder):
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    found = {name: content(call(ranks="world")) for name, call in TRAININGS.items()}
+    found = {name: content(call(process_group="world")) for name, call in TRAININGS.items()}
     found["resumed"] = content(resumed(os.path.join(folder, "resumed")))
     again = rt.resume(
         os.path.join(folder, "resumed"), images(), net=conv_net(norm=True, noise=0.5),
-        test=images(150, seed=1), device="cpu", ranks="world", progress=False,
+        test=images(150, seed=1), device="cpu", process_group="world", progress=False,
     )  # fmt: skip
     found["again"] = content(again)
     alone = os.path.join(folder, "alone")
@@ -99,11 +99,15 @@ def work(rank, folder):
         fit(conv_net(), out=alone)
     dist.barrier()
     found["complaints"] = {
-        "recipe": complaint(lambda: fit(conv_net(), RECIPE.change(lr=0.1 + rank), ranks="world")),
-        "weights": complaint(lambda: fit(conv_net(rank), ranks="world")),
-        "alone": complaint(lambda: fit(conv_net(), ranks="world", out=alone)),
+        "recipe": complaint(
+            lambda: fit(conv_net(), RECIPE.change(lr=0.1 + rank), process_group="world")
+        ),
+        "weights": complaint(lambda: fit(conv_net(rank), process_group="world")),
+        "alone": complaint(lambda: fit(conv_net(), process_group="world", out=alone)),
         "locked": complaint(lambda: locked(os.path.join(folder, "locked"), rank)),
-        "diverges": complaint(lambda: fit(conv_net(), RECIPE.change(lr=1e200), ranks="world")),
+        "diverges": complaint(
+            lambda: fit(conv_net(), RECIPE.change(lr=1e200), process_group="world")
+        ),
     }
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
@@ -111,7 +115,7 @@ def work(rank, folder):
 
 def locked(folder, rank):
     with checkpoint.Folder(folder).locked() if rank == 0 else torch.no_grad():
-        fit(conv_net(), ranks="world", out=folder)
+        fit(conv_net(), process_group="world", out=folder)
 
 
 def content(run):
@@ -185,15 +189,22 @@ def test_the_first_process_writes(found, folder):
 
 
 COMPLAINTS = {
-    "recipe": ["RuntimeError: ranks: 1 other ranks failed", "ValueError: ranks: recipe is"],
-    "weights": ["RuntimeError: ranks: 1 other ranks failed", "ValueError: ranks: initial is"],
+    "recipe": [
+        "RuntimeError: process_group: 1 other ranks failed",
+        "ValueError: process_group: recipe is",
+    ],
+    "weights": [
+        "RuntimeError: process_group: 1 other ranks failed",
+        "ValueError: process_group: initial is",
+    ],
     "alone": [
         "ValueError: out: {folder}/alone holds another training: the number of processes is 1",
-        "RuntimeError: ranks: rank 0 failed with ValueError: out: {folder}/alone holds another",
+        "RuntimeError: process_group: rank 0 failed with ValueError: out: {folder}/alone holds "
+        "another",
     ],
     "locked": [
         "ValueError: out: another process trains in {folder}/locked",
-        "RuntimeError: ranks: rank 0 failed with ValueError: out: another process trains",
+        "RuntimeError: process_group: rank 0 failed with ValueError: out: another process trains",
     ],
     "diverges": ["DivergenceError: step "] * 2,
 }
@@ -207,5 +218,7 @@ def test_all_processes_stop_together(found, folder, name, rank):
 
 
 def test_ranks_need_a_process_group():
-    with pytest.raises(ValueError, match="ranks: got 'world', but torch.distributed is not init"):
-        fit(conv_net(), ranks="world")
+    with pytest.raises(
+        ValueError, match="process_group: got 'world', but torch.distributed is not init"
+    ):
+        fit(conv_net(), process_group="world")

@@ -27,7 +27,7 @@ def problem(seed=0):
 def measured(group, rank, count, matrix):
     net, x, y, vectors = problem()
     a = rt.curvature_operator(  # shards of unequal size
-        net, "square", (x[rank::count], y[rank::count]), matrix=matrix, ranks=group, chunk=2
+        net, "square", (x[rank::count], y[rank::count]), matrix=matrix, process_group=group, chunk=2
     )
     return {
         "product": a @ vectors,
@@ -50,17 +50,17 @@ def differing(group, rank):
     net, x, y, _ = problem(seed=0)
     with torch.no_grad():
         net[2].weight[0, 0] += 1e-15 * rank  # the last bit
-    return rt.curvature_operator(net, "square", (x, y), ranks=group)
+    return rt.curvature_operator(net, "square", (x, y), process_group=group)
 
 
 def failing(group, rank):
     net, x, y, _ = problem()
-    return rt.curvature_operator(net, "square", (x, y[:, : K - rank]), ranks=group)
+    return rt.curvature_operator(net, "square", (x, y[:, : K - rank]), process_group=group)
 
 
 def unequal(group, rank):
     net, x, y, vectors = problem()
-    return rt.curvature_operator(net, "square", (x, y), ranks=group) @ (vectors + rank)
+    return rt.curvature_operator(net, "square", (x, y), process_group=group) @ (vectors + rank)
 
 
 def work(rank, folder):
@@ -82,7 +82,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Results of every process, by rank."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("process_group")
     torch.multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="spawn")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
@@ -107,7 +107,10 @@ def test_worlds_agree(found, count, matrix, what):
 
 COMPLAINTS = {
     "weights": ["ValueError: net: parameter 2 differs between ranks"] * 2,
-    "failure": ["RuntimeError: ranks: 1 other ranks failed", "ValueError: data y: got shape"],
+    "failure": [
+        "RuntimeError: process_group: 1 other ranks failed",
+        "ValueError: data y: got shape",
+    ],
     "V": ["ValueError: V: the vectors differ between ranks"] * 2,
 }
 

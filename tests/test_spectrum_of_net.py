@@ -68,7 +68,7 @@ def test_what_the_operator_is_asked(problem, calls, keywords, method, monkeypatc
     net, data = problem
     report = rt.spectrum(net, "square", data, k=2, chunk=5, **keywords)
     (asked,) = calls
-    assert asked["chunk"] == 5 and asked["batchnorm"] == "eval" and "ranks" not in asked
+    assert asked["chunk"] == 5 and asked["batchnorm"] == "eval" and "process_group" not in asked
     assert all(asked[name] == value for name, value in keywords.items())
     assert report.method == method
 

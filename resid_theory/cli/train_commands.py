@@ -127,8 +127,12 @@ def train(
     import resid_theory as rt
 
     shows = shows_progress(as_json)
-    with _world(device) as ranks, _told_once(), options(_WORDS, save_seconds="--save-seconds"):
-        with _in_turn(ranks):
+    with (
+        _world(device) as process_group,
+        _told_once(),
+        options(_WORDS, save_seconds="--save-seconds"),
+    ):
+        with _in_turn(process_group):
             found, tests = _images(data, test, samples, size, seed, not as_json)
         run = rt.train(
             _net(net, seed, _classes(found), arguments),
@@ -140,7 +144,7 @@ def train(
             out=place,
             save_seconds=save_seconds,
             progress=shows,
-            ranks=ranks,
+            process_group=process_group,
         )
     if _RANK > 0:
         return
@@ -193,14 +197,14 @@ def _world(device: str) -> Iterator[str | None]:
 
 
 @contextmanager
-def _in_turn(ranks: str | None) -> Iterator[None]:
+def _in_turn(process_group: str | None) -> Iterator[None]:
     """On each machine one process first: what it downloads, the others find."""
     import torch.distributed as dist
 
-    if ranks and _LOCAL > 0:
+    if process_group and _LOCAL > 0:
         dist.barrier()
     yield
-    if ranks and _LOCAL == 0:
+    if process_group and _LOCAL == 0:
         dist.barrier()
 
 
@@ -212,13 +216,13 @@ def _told_once() -> Iterator[None]:
     try:
         yield
     except (DivergenceError, ValueError) as error:
-        if _RANK == 0 or str(error).startswith("ranks: "):
+        if _RANK == 0 or str(error).startswith("process_group: "):
             raise ValueError(str(error)) from error  # the program's faults are not of this kind
         raise typer.Exit(2) from error
     except RuntimeError as error:
-        if not str(error).startswith("ranks: "):
+        if not str(error).startswith("process_group: "):
             raise
-        if str(error).startswith("ranks: rank 0 failed"):
+        if str(error).startswith("process_group: rank 0 failed"):
             raise typer.Exit(2) from error
         raise ValueError(str(error)) from error
 

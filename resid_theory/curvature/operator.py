@@ -38,7 +38,7 @@ class CurvatureBlock:
 
     Args:
         engine: What draws products.
-        ranks: The processes that share the data.
+        process_group: The processes that share the data.
         problem: Net, loss and matrix.
         rows: Numbers of parameters.
         columns: Numbers of parameters.
@@ -49,14 +49,14 @@ class CurvatureBlock:
     def __init__(
         self,
         engine: BatchSum,
-        ranks: ProcessGroup,
+        process_group: ProcessGroup,
         problem: Problem,
         rows: Sequence[int],
         columns: Sequence[int],
         samples: int,
         dtype: torch.dtype,
     ) -> None:
-        self._engine, self._ranks, self._problem = engine, ranks, problem
+        self._engine, self._process_group, self._problem = engine, process_group, problem
         self._rows, self._columns, self._samples, self._dtype = rows, columns, samples, dtype
 
     @property
@@ -95,7 +95,7 @@ class CurvatureBlock:
             )
         columns = given.to(self.device, torch.float64)
         columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
-        result = self._ranks.add_product(self._local(columns), columns) / self._samples
+        result = self._process_group.add_product(self._local(columns), columns) / self._samples
         return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
 
     def _local(self, columns: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ class CurvatureBlock:
             A LinearOperator with ``matmat`` for blocks of vectors, and the transpose.
         """
         mirror = CurvatureBlock(
-            self._engine, self._ranks, self._problem, self._columns, self._rows, self._samples,
-            self._dtype,
+            self._engine, self._process_group, self._problem, self._columns, self._rows,
+            self._samples, self._dtype,
         )  # fmt: skip
 
         def product(block: CurvatureBlock) -> Callable[[Any], Any]:
@@ -154,7 +154,7 @@ class CurvatureOperator(CurvatureBlock):
 
     Args:
         engine: What draws products.
-        ranks: The processes that share the data.
+        process_group: The processes that share the data.
         problem: Net, loss and matrix.
         samples: Over all ranks.
         dtype: Of sums and results.
@@ -167,13 +167,13 @@ class CurvatureOperator(CurvatureBlock):
     def __init__(
         self,
         engine: BatchSum,
-        ranks: ProcessGroup,
+        process_group: ProcessGroup,
         problem: Problem,
         samples: int,
         dtype: torch.dtype,
     ) -> None:
         every = range(len(problem.parameters))
-        super().__init__(engine, ranks, problem, every, every, samples, dtype)
+        super().__init__(engine, process_group, problem, every, every, samples, dtype)
         total = torch.zeros(1 + self.shape[0], dtype=torch.float64, device=self.device)
         engine.add_up(lambda graph, count: _value_and_gradient(graph), total)
         self._value_and_gradient = total
@@ -185,8 +185,8 @@ class CurvatureOperator(CurvatureBlock):
             ValueError: If they are not finite.
         """
         count = torch.tensor([float(self._samples)], dtype=torch.float64, device=self.device)
-        self._samples = int(self._ranks.add(count).item())
-        total = self._ranks.add(self._value_and_gradient) / self._samples
+        self._samples = int(self._process_group.add(count).item())
+        total = self._process_group.add(self._value_and_gradient) / self._samples
         if not bool(torch.isfinite(total).all()):
             raise ValueError(
                 "net: its loss or gradient is not finite on these data; check weights, activations "
@@ -238,7 +238,13 @@ class CurvatureOperator(CurvatureBlock):
         lower = [place[name] for name in chosen("rows", rows, known)]
         across = lower if columns is None else [place[n] for n in chosen("columns", columns, known)]
         return CurvatureBlock(
-            self._engine, self._ranks, self._problem, lower, across, self._samples, self._dtype
+            self._engine,
+            self._process_group,
+            self._problem,
+            lower,
+            across,
+            self._samples,
+            self._dtype,
         )
 
     def describe(self) -> str:
@@ -251,7 +257,7 @@ class CurvatureOperator(CurvatureBlock):
         held = readable_bytes(engine.sample_bytes * engine.samples)
         lines = [
             f"{_NAMES[problem.matrix]}, P = {self.shape[0]}, mean over {self._samples} samples"
-            + (f" on {self._ranks.count} ranks" if self._ranks.count > 1 else ""),
+            + (f" on {self._process_group.count} ranks" if self._process_group.count > 1 else ""),
             f"BatchNorm: {problem.batchnorm}; products in {problem.parameters[0].dtype}, added in "
             f"{self._dtype}; chunks of {self.chunk or 'whole batches'}",
             f"engine: {self.engine}; retained graphs: {held}, about "
@@ -286,7 +292,7 @@ def curvature_operator(
     accumulate: str = "float64",
     engine: str = "auto",
     memory_limit: int | None = None,
-    ranks: Any = None,
+    process_group: Any = None,
     progress: bool = False,
 ) -> CurvatureOperator:
     r"""Curvature of the mean loss over a data set as a linear operator, without the matrix.
@@ -320,9 +326,9 @@ def curvature_operator(
         engine: ``"retained"`` keeps graphs, ``"rebuilt"`` makes them for every product; ``"auto"``
             keeps them while they fit.
         memory_limit: Bytes for graphs; by default half of what is free.
-        ranks: None for this process alone. Under an initialized ``torch.distributed``: ``"world"``
-            or a process group, each of whose processes holds the net and its own shard of the
-            data; all call the operator together, with the same vectors. With
+        process_group: None for this process alone. Under an initialized ``torch.distributed``:
+            ``"world"`` or a process group, each of whose processes holds the net
+            and its own shard of the data; all call the operator together, with the same vectors. With
             ``batchnorm="batch"`` statistics are those of each process's own batches.
         progress: Whether products show a bar on standard error.
 
@@ -351,7 +357,7 @@ def curvature_operator(
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     check_choice("engine", engine, ENGINES)
     dtype = _PRECISIONS[check_choice("accumulate", accumulate, list(_PRECISIONS))]
-    group = ProcessGroup(ranks)
+    group = ProcessGroup(process_group)
     made: CurvatureOperator | None = None
     failure: Exception | None = None
     try:

@@ -43,7 +43,7 @@ def spectrum(
     accumulate: str = "float64",
     engine: str = "auto",
     memory_limit: int | None = None,
-    ranks: Any = None,
+    process_group: Any = None,
     percentile: float = 10.0,
     tolerance: float = 1e-3,
     probes: int = 10,
@@ -73,7 +73,8 @@ def spectrum(
         accumulate: As in ``curvature_operator``.
         engine: As in ``curvature_operator``.
         memory_limit: Bytes that may be used; by default what the machine has free.
-        ranks: As in ``curvature_operator``; all draw alike, so that they agree on every vector.
+        process_group: As in ``curvature_operator``; all processes draw the same
+            vectors.
         percentile: Of |λ|, in [0, 100], for the condition number.
         tolerance: As in :func:`eigenpairs`.
         probes: As in :func:`spectral_density`.
@@ -98,10 +99,15 @@ def spectrum(
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
     check_int("k", k)
-    plain = matrix == "hessian" and parameters is None and ranks is None and isinstance(loss, str)
+    plain = (
+        matrix == "hessian"
+        and parameters is None
+        and process_group is None
+        and isinstance(loss, str)
+    )
     options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm, "chunk": chunk}
     options |= {"accumulate": accumulate, "engine": engine, "memory_limit": memory_limit}
-    options |= {} if ranks is None else {"ranks": ranks}
+    options |= {} if process_group is None else {"process_group": process_group}
     if plain and method != "matrix-free":
         reason = _why_dense(net, loss, data, method, batchnorm, memory_limit)
         if reason is not None:

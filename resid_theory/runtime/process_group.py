@@ -31,12 +31,14 @@ class ProcessGroup:
             return
         if not dist.is_available() or not dist.is_initialized():
             raise ValueError(
-                f"ranks: got {group!r}, but torch.distributed is not initialized; call "
+                f"process_group: got {group!r}, but torch.distributed is not initialized; call "
                 "torch.distributed.init_process_group in every process first"
             )
         if isinstance(group, str):
             if group != "world":
-                raise ValueError(f"ranks: got {group!r}, needs None, 'world' or a process group")
+                raise ValueError(
+                    f"process_group: got {group!r}, needs None, 'world' or a process group"
+                )
             self._group = dist.group.WORLD
         self.count = dist.get_world_size(self._group)
         self.rank = dist.get_rank(self._group)
@@ -97,7 +99,9 @@ class ProcessGroup:
         if failure is not None:
             raise failure
         if count:
-            raise RuntimeError(f"ranks: {count} other ranks failed, each with its own error")
+            raise RuntimeError(
+                f"process_group: {count} other ranks failed, each with its own error"
+            )
 
     def from_first(self, call: Callable[[], Any], device: torch.device) -> Any:
         """What rank 0 gets from a call, in all processes; the others do not make it.
@@ -127,7 +131,7 @@ class ProcessGroup:
         if failure is not None:
             raise failure
         if answer[1] is not None:
-            raise RuntimeError(f"ranks: rank 0 failed with {answer[1]}")
+            raise RuntimeError(f"process_group: rank 0 failed with {answer[1]}")
         return answer[0]
 
     def check_equal(self, content: Mapping[str, Any], device: torch.device) -> None:
@@ -144,8 +148,8 @@ class ProcessGroup:
         first = self.from_first(lambda: dict(content), device)
         other = next((name for name, value in content.items() if value != first[name]), None)
         failure = other and ValueError(
-            f"ranks: {other} is {content[other]!r} on rank {self.rank} and {first[other]!r} on "
-            "rank 0, needs the same everywhere"
+            f"process_group: {other} is {content[other]!r} on rank {self.rank} and "
+            f"{first[other]!r} on rank 0, needs the same everywhere"
         )
         self.together(failure or None, device)
 

@@ -38,7 +38,7 @@ def train(
     stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
-    ranks: Any = None,
+    process_group: Any = None,
 ) -> Run:
     """Train a net, or several at once, in place.
 
@@ -72,9 +72,9 @@ def train(
             Where it cannot be, nets take turns, and the result says why.
         save_seconds: Least time between two checkpoints; 0 saves after every step.
         progress: Whether a bar shows on stderr.
-        ranks: None for this process alone. Under an initialized ``torch.distributed``: ``"world"``
-            or a process group, whose processes share every batch and each call this with the same
-            net, data and arguments. The batch of a step, its augmentation and its mean gradient are
+        process_group: None for this process alone. Under an initialized ``torch.distributed``:
+            ``"world"`` or a process group, whose processes share every batch and each
+            call this with the same net, data and arguments. The batch of a step, its augmentation and its mean gradient are
             those of one process; equal weights follow up to round-off, but for BatchNorm, which
             normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
 
@@ -100,7 +100,7 @@ def train(
     nets = _as_nets(net)
     seeds = _as_seeds(seed, len(nets))
     settings = _settings(
-        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, process_group
     )
     return _train(nets, data, test, recipe, seeds, settings, {})
 
@@ -118,7 +118,7 @@ def resume(
     stacked: bool | None = None,
     save_seconds: float = 60.0,
     progress: bool = True,
-    ranks: Any = None,
+    process_group: Any = None,
 ) -> Run:
     """Go on with a training from its folder alone: recipe and seeds are in the checkpoint.
 
@@ -134,7 +134,7 @@ def resume(
         stacked: As for :func:`train`.
         save_seconds: As for :func:`train`.
         progress: As for :func:`train`.
-        ranks: As for :func:`train`.
+        process_group: As for :func:`train`.
 
     Returns:
         The trained nets and their metrics.
@@ -145,9 +145,9 @@ def resume(
             ``net`` is None.
     """
     settings = _settings(
-        device, out, callbacks, every, correction, stacked, save_seconds, progress, ranks
+        device, out, callbacks, every, correction, stacked, save_seconds, progress, process_group
     )
-    found = settings.ranks.from_first(Folder(out).load, settings.device)
+    found = settings.process_group.from_first(Folder(out).load, settings.device)
     if found is None:
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
@@ -174,7 +174,7 @@ def _train(
     with ExitStack() as stack:
         if settings.folder:
             lock = settings.folder.locked()
-            settings.ranks.from_first(lambda: stack.enter_context(lock), settings.device)
+            settings.process_group.from_first(lambda: stack.enter_context(lock), settings.device)
         return Session(nets, samples, tests, recipe, seeds, settings).run(known)
 
 
@@ -193,7 +193,7 @@ def _settings(
     stacked: bool | None,
     save_seconds: float,
     progress: bool,
-    ranks: Any,
+    process_group: Any,
 ) -> RunSettings:
     if not save_seconds >= 0:
         raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
@@ -206,7 +206,7 @@ def _settings(
         stacked=stacked,
         save_seconds=save_seconds,
         progress=progress,
-        ranks=ProcessGroup(ranks),
+        process_group=ProcessGroup(process_group),
     )
 
 

@@ -50,9 +50,9 @@ class Session:
         settings: RunSettings,
     ) -> None:
         self.recipe, self.seeds, self.settings = recipe, seeds, settings
-        self.data, self.test, self.ranks = data, test, settings.ranks
+        self.data, self.test, self.process_group = data, test, settings.process_group
         # The first process writes for all.
-        self.folder = settings.folder if self.ranks.rank == 0 else None
+        self.folder = settings.folder if self.process_group.rank == 0 else None
         self.initial = digest(t for net in nets for t in net.state_dict().values())
         self.architectures = [architecture_of(net) for net in nets] if settings.folder else []
         for net in nets:
@@ -60,7 +60,7 @@ class Session:
         self.group, self.unstacked = self._stack(nets)
         self.optimizer = optimizer_of(self.group, recipe)
         self.correction = self._correct()
-        self.parallel = Parallel(self.ranks, self.group, seeds[0])
+        self.parallel = Parallel(self.process_group, self.group, seeds[0])
         self.watch = Watch(self.group, settings.device)
         zeros = torch.zeros(len(nets), dtype=torch.float64, device=settings.device)
         self.sums = {"loss": zeros, "wrong": zeros.clone()}
@@ -120,7 +120,7 @@ class Session:
 
     @contextmanager
     def _bar(self) -> Generator[Callable[[], object], None, None]:
-        if not self.settings.progress or self.ranks.rank > 0:
+        if not self.settings.progress or self.process_group.rank > 0:
             yield lambda: None
             return
         with tqdm(total=self.total, initial=self.step, unit="step", mininterval=0.5) as bar:
@@ -131,9 +131,9 @@ class Session:
 
     def _begin(self, known: Mapping[str, Any] | None) -> None:
         wanted = {**self.about(), **(known or {})}
-        if self.ranks.count > 1:
-            self.ranks.check_equal(wanted, self.settings.device)
-        found = self.ranks.from_first(lambda: self._open(wanted), self.settings.device)
+        if self.process_group.count > 1:
+            self.process_group.check_equal(wanted, self.settings.device)
+        found = self.process_group.from_first(lambda: self._open(wanted), self.settings.device)
         if found is None:
             self._note_environment()
             self._measure(0)
@@ -179,7 +179,7 @@ class Session:
             "initial": self.initial,
             "correction": self.correction,
             "stacked": isinstance(self.group, Stacked),
-            "ranks": self.ranks.count,
+            "ranks": self.process_group.count,
         }
 
     def _epoch(self, tick: Callable[[], object]) -> None:
@@ -300,12 +300,14 @@ class Session:
         size = 4 * self.recipe.batch  # no graph is kept
         totals = torch.zeros(2, dtype=torch.float64)
         with preserved(net), torch.no_grad():
-            for start in range(self.ranks.rank * size, len(self.test), self.ranks.count * size):
+            for start in range(
+                self.process_group.rank * size, len(self.test), self.process_group.count * size
+            ):
                 batch = self.test.batch(slice(start, start + size))
                 mean, errors = self.group.score(net, batch)
                 totals[0] += float(mean) * len(batch[0])
                 totals[1] += float(errors)
-        loss, wrong = self.ranks.add(totals.to(self.settings.device)).tolist()
+        loss, wrong = self.process_group.add(totals.to(self.settings.device)).tolist()
         shown = {"test_loss": loss / len(self.test)}
         return {**shown, "test_error": wrong / len(self.test)} if self.test.labelled else shown
 

@@ -24,14 +24,14 @@ class Parallel:
     change of the running statistics is averaged over the processes in every step.
 
     Args:
-        ranks: The processes.
+        process_group: The processes.
         group: The nets.
         seed: Of what nets draw, such as dropout: each process has draws of its own in each step.
     """
 
-    def __init__(self, ranks: ProcessGroup, group: Separate | Stacked, seed: int) -> None:
-        self._ranks, self._group, self._seed = ranks, group, seed
-        self._alone = ranks.count == 1
+    def __init__(self, process_group: ProcessGroup, group: Separate | Stacked, seed: int) -> None:
+        self._process_group, self._group, self._seed = process_group, group, seed
+        self._alone = process_group.count == 1
         self._before: list[Tensor] = []
 
     def part(self, start: int, stop: int) -> tuple[slice, float]:
@@ -45,8 +45,8 @@ class Parallel:
             The rows and their share of the batch, in [0, 1]. Where there are fewer rows than
             processes, some take the first row with share 0: so all have the same tensors to sum.
         """
-        rows = slice(start + self._ranks.rank, stop, self._ranks.count)
-        count = len(range(start, stop)[self._ranks.rank :: self._ranks.count])
+        rows = slice(start + self._process_group.rank, stop, self._process_group.count)
+        count = len(range(start, stop)[self._process_group.rank :: self._process_group.count])
         return (rows, count / (stop - start)) if count else (slice(start, start + 1), 0.0)
 
     def begin(self, step: int) -> None:
@@ -58,7 +58,9 @@ class Parallel:
         if self._alone:
             return
         # A function of step and rank: a resume draws the same, with nothing to save for each rank.
-        mixed = hashlib.sha256(f"{self._seed} {step} {self._ranks.rank}".encode()).digest()[:8]
+        mixed = hashlib.sha256(f"{self._seed} {step} {self._process_group.rank}".encode()).digest()[
+            :8
+        ]
         torch.manual_seed(int.from_bytes(mixed, "big") >> 1)
         self._before = [buffer.clone() for buffer in self._group.buffers()]
 
@@ -80,7 +82,7 @@ class Parallel:
         buffers = self._group.buffers()
         changes = [now - old for now, old in zip(buffers, self._before, strict=True)]
         flat = torch.cat([t.reshape(-1).to(gradients[0].dtype) for t in (*gradients, *changes)])
-        self._ranks.add(flat.mul_(share))
+        self._process_group.add(flat.mul_(share))
         pieces = flat.split([t.numel() for t in (*gradients, *changes)])
         for gradient, piece in zip(gradients, pieces, strict=False):
             gradient.copy_(piece.view_as(gradient))
@@ -91,5 +93,5 @@ class Parallel:
             buffer.copy_(old + whole)
         # A row taken with share 0 counts with the process whose row it is.
         seen = torch.stack([losses.double() * share, wrong.double() * (share > 0)])
-        mean, errors = self._ranks.add(seen)
+        mean, errors = self._process_group.add(seen)
         return mean.to(losses.dtype), errors

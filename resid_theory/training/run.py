@@ -94,4 +94,4 @@ class RunSettings:
     stacked: bool | None
     save_seconds: float
     progress: bool
-    ranks: ProcessGroup = field(default_factory=ProcessGroup)
+    process_group: ProcessGroup = field(default_factory=ProcessGroup)
