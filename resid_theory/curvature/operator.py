@@ -328,8 +328,8 @@ def curvature_operator(
         memory_limit: Bytes for graphs; by default half of what is free.
         process_group: None for this process alone. Under an initialized ``torch.distributed``:
             ``"world"`` or a process group, each of whose processes holds the net
-            and its own shard of the data; all call the operator together, with the same vectors. With
-            ``batchnorm="batch"`` statistics are those of each process's own batches.
+            and its own shard of the data; all call the operator together, with the same vectors.
+            With ``batchnorm="batch"`` statistics are those of each process's own batches.
         progress: Whether products show a bar on standard error.
 
     Returns:
