@@ -97,10 +97,10 @@ def test_demo_prints_where_its_files_are(capsys, tmp_path):
 
 def test_small_problems_use_one_thread_and_leave_the_number_as_it_was():
     torch.set_num_threads(2)
-    with cli.shortcuts.threads_for(0):
+    with cli.shortcut_commands.threads_for(0):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with cli.shortcuts.threads_for(10**6):
+    with cli.shortcut_commands.threads_for(10**6):
         assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
 

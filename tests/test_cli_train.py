@@ -107,7 +107,7 @@ def test_a_killed_training_goes_on(capsys, tmp_path):
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    step = training.snapshot.Folder(folder).load()[1]["step"]
+    step = training.checkpoint.Folder(folder).load()[1]["step"]
     assert 0 < step < 18 and not (folder / "net.json").exists()
     ran(capsys, *words[1:], folder)
     assert left(folder) == left(tmp_path / "undisturbed")

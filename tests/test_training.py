@@ -84,11 +84,11 @@ def by_hand(net, recipe, seed, data):
 
 def make_session(net, recipe, seed, data):
     device = torch.device("cpu")
-    settings = training.results.Settings(
+    settings = training.run.RunSettings(
         device=device, folder=None, callbacks=(), every=None, correction=None, stacked=None,
         save_seconds=60.0, progress=False,
     )  # fmt: skip
-    samples = training.samples.Samples("data", data, net, recipe, device)
+    samples = training.device_dataset.DeviceDataset("data", data, net, recipe, device)
     return loop.Session([net], samples, None, recipe, (seed,), settings)
 
 
@@ -576,7 +576,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     if os.name != "posix":
         pytest.skip("nothing is locked here")
     with (
-        training.snapshot.Folder(tmp_path).locked(),
+        training.checkpoint.Folder(tmp_path).locked(),
         pytest.raises(ValueError, match="another process trains in"),
     ):
         fit(conv_net(), out=tmp_path)
@@ -623,7 +623,7 @@ def test_a_net_comes_back_by_path_or_name(tmp_path, monkeypatch, where):
     if where == "variable":
         monkeypatch.setenv("RESID_THEORY_CHECKPOINTS", str(tmp_path))
     if where == "checkout":
-        monkeypatch.setattr(training.nets, "_CHECKOUT", tmp_path)
+        monkeypatch.setattr(training.saved_nets, "_CHECKOUT", tmp_path)
     name = {"path": tmp_path / "small", "manifest": tmp_path / "small.json",
             "folder": tmp_path / "run"}.get(where, "small")  # fmt: skip
     loaded = rt.load_checkpoint(name)

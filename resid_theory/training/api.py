@@ -75,8 +75,8 @@ def train(
         process_group: None for this process alone. Under an initialized ``torch.distributed``:
             ``"world"`` or a process group, whose processes share every batch and each
             call this with the same net, data and arguments. The batch of a step, its augmentation
-            and its mean gradient are those of one process; equal weights follow up to round-off, but for BatchNorm, which
-            normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
+            and its mean gradient are those of one process; equal weights follow up to round-off,
+            but for BatchNorm, which normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
 
     Returns:
         The trained nets and their metrics.
