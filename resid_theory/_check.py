@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor", "check_choice", "check_finite", "check_pair", "check_positive", "check_int"]
+__all__ = [
+    "as_generator",
+    "as_tensor",
+    "check_choice",
+    "check_finite",
+    "check_int",
+    "check_pair",
+    "check_positive",
+]
 
 
 def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
@@ -107,6 +115,25 @@ def _shareable(given: Any) -> np.ndarray[Any, Any]:
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     native = array.dtype.newbyteorder("=")
     return array if shared and array.dtype == native else array.astype(native)
+
+
+def as_generator(generator: torch.Generator | int) -> torch.Generator:
+    """Return a generator as it is, a seed as a new generator on the CPU.
+
+    Args:
+        generator: A ``torch.Generator``, or a seed.
+
+    Returns:
+        The generator.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(generator, torch.Generator):
+        return generator
+    if isinstance(generator, bool) or not isinstance(generator, int):
+        raise ValueError(f"generator: got {generator!r}, needs a torch.Generator or a seed")
+    return torch.Generator("cpu").manual_seed(generator)
 
 
 def check_finite(argument: str, given: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from tolerances import relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
+from resid_theory._check import as_generator
 from resid_theory.identity import (
     AddIdentity,
     DiracWeight,
     IdDecay,
-    as_generator,
     draw_kernel,
     id_entries,
     id_mask,

@@ -14,7 +14,7 @@ from resid_theory.identity.identity_kernel import (
     identity_of,
     mark,
 )
-from resid_theory.identity.init import DRAWS, as_generator, draw_kernel, initialize_layer
+from resid_theory.identity.init import DRAWS, draw_kernel, initialize_layer
 from resid_theory.identity.parametrizations import (
     AddIdentity,
     DiracWeight,
@@ -33,7 +33,6 @@ __all__ = [
     "DominantWeight",
     "IdDecay",
     "ResidualWeight",
-    "as_generator",
     "draw_kernel",
     "id_entries",
     "id_mask",

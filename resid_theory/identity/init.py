@@ -10,28 +10,9 @@ from resid_theory._check import check_choice
 from resid_theory.identity.identity_kernel import checked_layer
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 
-__all__ = ["DRAWS", "as_generator", "draw_kernel", "initialize_layer"]
+__all__ = ["DRAWS", "draw_kernel", "initialize_layer"]
 
 DRAWS = ("kaiming", "hardt_ma", "normal")
-
-
-def as_generator(generator: torch.Generator | int) -> torch.Generator:
-    """A generator, from itself or from a seed.
-
-    Args:
-        generator: A ``torch.Generator``, or the seed of a new one on the CPU.
-
-    Returns:
-        The generator.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    if isinstance(generator, torch.Generator):
-        return generator
-    if isinstance(generator, bool) or not isinstance(generator, int):
-        raise ValueError(f"generator: got {generator!r}, needs a torch.Generator or a seed")
-    return torch.Generator("cpu").manual_seed(generator)
 
 
 def draw_kernel(

@@ -9,8 +9,8 @@ from typing import ParamSpec
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_int
-from resid_theory.identity import as_generator, identity_map, initialize_layer
+from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory.identity import identity_map, initialize_layer
 
 __all__ = [
     "BN_INITS",

@@ -10,8 +10,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor, nn
 
-from resid_theory._check import check_int, check_positive
-from resid_theory.identity import as_generator
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.networks.blocks import IdentityShortcut
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.layer_inputs import layouts, listening

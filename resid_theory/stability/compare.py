@@ -9,8 +9,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from resid_theory._check import check_int
-from resid_theory.identity import as_generator
+from resid_theory._check import as_generator, check_int
 from resid_theory.stability.sample_statistics import Summaries
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_int
-from resid_theory.identity import as_generator
+from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import (
     Function,

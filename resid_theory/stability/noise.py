@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_int
-from resid_theory.identity import as_generator
+from resid_theory._check import as_generator, check_int
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms

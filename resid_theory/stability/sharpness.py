@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from resid_theory._check import check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data.batching import batches
-from resid_theory.identity import as_generator
 from resid_theory.losses import Loss, check_target, loss_function
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.net_inputs import checked_net

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_int, check_positive
-from resid_theory.identity import as_generator
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers
