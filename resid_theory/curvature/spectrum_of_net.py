@@ -48,7 +48,7 @@ def spectrum(
     tolerance: float = 1e-3,
     probes: int = 10,
     steps: int = 100,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> SpectrumReport:
@@ -79,7 +79,7 @@ def spectrum(
         tolerance: As in :func:`eigenpairs`.
         probes: As in :func:`spectral_density`.
         steps: As in :func:`spectral_density`.
-        generator: Of all draws; by default one with seed 0.
+        generator: For all random vectors: a generator, or the seed of a new one.
         folder: As in :func:`eigenpairs`, for the matrix-free method.
         progress: Whether to show a progress bar on standard error.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory._check import as_generator, check_choice, check_int, check_positive
 from resid_theory.eigen.convergence import DOUBT, SearchState
 from resid_theory.eigen.estimates import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked
@@ -32,7 +32,7 @@ def eigenpairs(
     which: str = "largest",
     block: int | None = None,
     tolerance: float = 1e-3,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     max_products: int | None = None,
     capacity: int | None = None,
     verify: bool = True,
@@ -57,7 +57,7 @@ def eigenpairs(
             ``verify``. Fewer than as many copies of an eigenvalue are counted in one run.
         tolerance: Error bound of each eigenvalue relative to its magnitude, or to a hundredth of
             the largest magnitude where that is more; never below what rounding allows.
-        generator: Of the random starts; by default one with seed 0.
+        generator: For the random starts: a generator, or the seed of a new one.
         max_products: Products with one vector to spend at most; pairs that did not converge by then
             say so.
         capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
@@ -88,7 +88,7 @@ def eigenpairs(
         >>> found.values.round(decimals=6).tolist()
         [7.0, 7.0, 7.0]
     """
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = as_generator(generator)
     if max_products is not None:
         check_int("max_products", max_products)
     with RecordedOperator(

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_int
+from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs
@@ -81,7 +81,7 @@ def spectral_density(
     probes: int = 10,
     steps: int = 100,
     deflate: Eigenpairs | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     precision: torch.dtype | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
@@ -97,7 +97,7 @@ def spectral_density(
         steps: Lanczos steps a probe.
         deflate: Eigenpairs that are known, e.g. the outliers: they are counted exactly and the
             probes stay in their complement.
-        generator: Of the probes; by default one with seed 0.
+        generator: For the probes: a generator, or the seed of a new one.
         precision: As in :func:`eigenpairs`.
         folder: As in :func:`eigenpairs`.
         progress: Whether to show a progress bar on standard error.
@@ -115,7 +115,7 @@ def spectral_density(
         >>> found.negative_share.covers(0.3)
         True
     """
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = as_generator(generator)
     total = check_int("probes", probes) * check_int("steps", steps)
     label = "Lanczos quadrature"
     with RecordedOperator(

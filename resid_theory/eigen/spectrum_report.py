@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from resid_theory._check import check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.estimates import Eigenpairs, Estimate, mean_estimate, positive_mean
@@ -209,7 +209,7 @@ def spectral_estimates(
     tolerance: float = 1e-3,
     probes: int = 10,
     steps: int = 100,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     capacity: int | None = None,
     precision: torch.dtype | None = None,
     matrix: str = "operator",
@@ -234,7 +234,7 @@ def spectral_estimates(
         tolerance: As in :func:`eigenpairs`.
         probes: As in :func:`spectral_density`.
         steps: As in :func:`spectral_density`.
-        generator: Of all draws; by default one with seed 0.
+        generator: For all random vectors: a generator, or the seed of a new one.
         capacity: As in :func:`eigenpairs`.
         precision: As in :func:`eigenpairs`.
         matrix: As the attribute of the report.
@@ -255,7 +255,7 @@ def spectral_estimates(
         >>> report.trace.covers(16.0), [round(end.value, 2) for end in report.largest]
         (True, [9.0, 7.0])
     """
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = as_generator(generator)
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, needs a number in [0, 100]")
     steps = check_int("steps", steps) if density else 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_int
+from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.estimates import Estimate, mean_estimate, positive_mean
 from resid_theory.eigen.krylov import rank_threshold
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
@@ -20,7 +20,7 @@ def trace(
     A: Operator,
     *,
     budget: int = 60,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Estimate:
@@ -34,7 +34,7 @@ def trace(
         A: As in :func:`eigenpairs`.
         budget: Products with one vector to spend at most, at least 6. From 2 P on the trace is
             exact.
-        generator: Of sketch and probes; by default one with seed 0.
+        generator: For sketch and probes: a generator, or the seed of a new one.
         folder: As in :func:`eigenpairs`.
         progress: Whether to show a progress bar on standard error.
 
@@ -61,7 +61,7 @@ def frobenius_norm(
     A: Operator,
     *,
     budget: int = 60,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Estimate:
@@ -115,14 +115,14 @@ class _Sketched:
 def _sketch(
     A: Operator,
     budget: int,
-    generator: torch.Generator | None,
+    generator: torch.Generator | int,
     folder: str | Path | None,
     progress: bool,
     label: str,
 ) -> _Sketched:
     budget, generator = (
         check_int("budget", budget, 6),
-        generator or torch.Generator().manual_seed(0),
+        as_generator(generator),
     )
     with RecordedOperator(
         A, folder=folder, progress=progress, label=label, expected=budget
