@@ -1,17 +1,6 @@
 """Noise stability: cushions, injected noise, dominant gradient flows, two nets side by side."""
 
-from resid_theory.stability.baselines import (
-    LayerNorms,
-    layer_norms,
-    path_norm,
-    spectral_norm,
-)
-from resid_theory.stability.bound import (
-    CompressionBound,
-    compression_bound,
-    margin_loss,
-    matrix_project,
-)
+from resid_theory.stability.bound import CompressionBound, compression_bound
 from resid_theory.stability.compare import Comparison, compare_cushions
 from resid_theory.stability.cushions import Cushions, layer_cushions
 from resid_theory.stability.flow_statistics import MODES, STATISTICS
@@ -23,7 +12,6 @@ from resid_theory.stability.interlayer import (
 )
 from resid_theory.stability.noise import NoiseCurves, activation_noise, weight_noise
 from resid_theory.stability.paths import ChannelPaths, subactivation_paths
-from resid_theory.stability.sharpness import pac_bayes_sharpness
 from resid_theory.stability.smoothness import (
     Smoothness,
     activation_contraction,
@@ -38,7 +26,6 @@ __all__ = [
     "Cushions",
     "Flows",
     "InterlayerCushions",
-    "LayerNorms",
     "NoiseCurves",
     "ChannelPaths",
     "Smoothness",
@@ -52,12 +39,6 @@ __all__ = [
     "interlayer_cushions",
     "interlayer_smoothness",
     "layer_cushions",
-    "layer_norms",
-    "margin_loss",
-    "matrix_project",
-    "pac_bayes_sharpness",
-    "path_norm",
-    "spectral_norm",
     "subactivation_paths",
     "weight_noise",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_int, check_positive
+from resid_theory._check import as_generator, check_positive
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers, onward_norms
@@ -16,43 +16,7 @@ from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.smoothness import activation_contraction
 
-__all__ = [
-    "CompressionBound",
-    "compression_bound",
-    "margin_loss",
-    "matrix_project",
-]
-
-
-def margin_loss(output: Tensor, labels: Tensor, margin: float = 0.0) -> float:
-    """Share of samples whose own class does not lead by more than a margin.
-
-    Args:
-        output: Class scores, (m, k).
-        labels: Class numbers, (m,).
-        margin: γ, in units of the scores; 0 gives the training error.
-
-    Returns:
-        In [0, 1].
-
-    Raises:
-        ValueError: If the shapes do not fit or there is one class only.
-
-    Source:
-        Arora et al., arXiv:1802.05296, section 2.
-
-    Example:
-        >>> margin_loss(torch.tensor([[3.0, 1.0], [1.0, 2.0]]), torch.tensor([0, 0]), 1.0)
-        0.5
-    """
-    if output.dim() != 2 or output.shape[1] < 2 or labels.shape != output.shape[:1]:
-        raise ValueError(
-            f"labels: got shape {tuple(labels.shape)} for outputs {tuple(output.shape)}, needs "
-            "(m,) for (m, k) with k of at least 2"
-        )
-    own = output.gather(1, labels[:, None].long())
-    others = output.scatter(1, labels[:, None].long(), -torch.inf).amax(1, keepdim=True)
-    return float((own <= margin + others).double().mean())
+__all__ = ["CompressionBound", "compression_bound"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,35 +164,3 @@ def _overlap(linear: LinearMap) -> int:
         return 1
     sides = zip(layer.kernel_size, layer.stride, strict=True)
     return max(-(-side // stride) for side, stride in sides)
-
-
-def matrix_project(
-    matrix: Tensor, *, projections: int, generator: torch.Generator | int = 0
-) -> Tensor:
-    r"""A matrix from its products with random sign matrices, which take few numbers to store.
-
-    .. math:: \hat A = \frac{1}{k} \sum_{l=1}^k \langle A, M_l \rangle M_l
-
-    For k = 8 ln(1/η) / ε² projections, :math:`|u^T (\hat A - A) v| < ε \|A\|_F \|u\| \|v\|` with
-    probability 1 - η for any fixed u and v. k numbers and a seed describe the result.
-
-    Args:
-        matrix: A, any shape.
-        projections: k.
-        generator: Source of the signs, on the CPU, or a seed.
-
-    Returns:
-        Shape of A; A on average.
-
-    Raises:
-        ValueError: If k is below 1.
-
-    Source:
-        Arora et al., arXiv:1802.05296, Algorithm 1 and Lemma 1. The constant 8 is conservative.
-    """
-    source, result = as_generator(generator), torch.zeros_like(matrix)
-    for _ in range(check_int("projections", projections)):
-        signs = torch.randint(2, matrix.shape, generator=source, dtype=torch.int8)
-        signs = (2 * signs - 1).to(matrix)
-        result += (matrix * signs).sum() * signs / projections
-    return result
