@@ -14,7 +14,7 @@ from resid_theory.stability.compare import holm
 def cushions(values, layers=("one", "two"), **settings):
     values = torch.as_tensor(values, dtype=torch.float64)
     known = {
-        "frobenius": "effective", "norm": "kernel", "include_bias": False, "batchnorm": "eval",
+        "weight": "effective", "norm": "kernel", "include_bias": False, "batchnorm": "eval",
         "zero_inputs": torch.zeros(len(values), dtype=torch.int64), "not_covered": {},
     } | settings  # fmt: skip
     return Cushions(layers=layers, identity_removed=values, effective=values, **known)
@@ -126,7 +126,7 @@ def test_plain_and_residual_nets_differ_by_the_convention():
             lambda a: cushions(a.values, norm="operator"),
             "b: measured with norm kernel and operator",
         ),
-        (lambda a: a.under("identity_removed"), "b: measured with frobenius"),
+        (lambda a: a.under("identity_removed"), "b: measured with weight"),
         (lambda a: [a, a], "b: a and b must both be"),
         (lambda a: [a], "b: got list of 1, needs the cushions of a net"),
         (lambda a: cushions(a.values, ("x", "y")), "b: has layers"),

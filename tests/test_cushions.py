@@ -636,7 +636,7 @@ def test_layers_by_name_in_the_order_of_the_net():
     ("arguments", "message"),
     [
         ({"norm": "kernels"}, "norm: unknown name 'kernels'; did you mean 'kernel'"),
-        ({"frobenius": "removed"}, "frobenius: unknown name"),
+        ({"weight": "removed"}, "weight: unknown name"),
         ({"layers": ["conv9"]}, "layers: unknown name 'conv9'"),
         ({"batch": 0}, "batch: got 0"),
         ({"data": torch.zeros(0, 3, 16, 16)}, "data: got no sample"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Verbs", "register"]
 
 _NET = ("--checkpoint", "--model")
-_WORDS = ("batchnorm", "density", "frobenius", "k", "loss", "matrix", "norm", "percentile")
+_WORDS = ("batchnorm", "density", "k", "loss", "matrix", "norm", "percentile", "weight")
 
 Model = Annotated[
     str | None,
@@ -223,8 +223,8 @@ def cushions(
     norm: Annotated[
         str, typer.Option(help="Of a layer's weight: kernel (as an array) or operator.")
     ] = "kernel",
-    frobenius: Annotated[
-        str, typer.Option(help="Weights with the identity_removed, or effective.")
+    weight: Annotated[
+        str, typer.Option(help="Weight in the denominator: identity_removed or effective.")
     ] = "identity_removed",
     batchnorm: BatchNorm = "eval",
     device: Device = "cpu",
@@ -240,7 +240,7 @@ def cushions(
     files = _Files.of("cushions", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    how = {"norm": norm, "frobenius": frobenius, "batchnorm": batchnorm}
+    how = {"norm": norm, "weight": weight, "batchnorm": batchnorm}
     measured: dict[str, Summaries] = {}
     for name in dict.fromkeys(checkpoint or [None]):  # type: ignore[list-item]
         net, found = source.load(name, model, as_json)
@@ -273,11 +273,11 @@ def _measured(
 
 def _cushion_content(found: "Summaries") -> dict[str, Any]:
     """Summaries by layer; of layers under both conventions for an identity inside a weight."""
-    from resid_theory.stability.cushions import FROBENIUS, Cushions
+    from resid_theory.stability.cushions import WEIGHTS, Cushions
 
     if not isinstance(found, Cushions):
         return {"layers": found.frame().to_dict("index")}
-    tables = {name: found.under(name).frame().to_dict("index") for name in FROBENIUS}
+    tables = {name: found.under(name).frame().to_dict("index") for name in WEIGHTS}
     layers = {row: {name: table[row] for name, table in tables.items()} for row in found.rows}
     return {"layers": layers, "not_covered": dict(found.not_covered)}
 

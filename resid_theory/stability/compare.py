@@ -214,7 +214,7 @@ def _units(argument: str, given: Any) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _check_alike(nets: Sequence[Summaries]) -> None:
-    for key in ("norm", "frobenius", "include_bias", "kappa", "batchnorm"):
+    for key in ("norm", "weight", "include_bias", "kappa", "batchnorm"):
         kinds = sorted({str(getattr(net, key, None)) for net in nets})
         if len(kinds) > 1:
             raise ValueError(f"b: measured with {key} {' and '.join(kinds)}; needs one {key}")

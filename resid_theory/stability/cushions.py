@@ -25,10 +25,10 @@ from resid_theory.stability.net_inputs import (
 from resid_theory.stability.norms import operator_frobenius, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["FROBENIUS", "NORMS", "Cushions", "layer_cushions"]
+__all__ = ["NORMS", "WEIGHTS", "Cushions", "layer_cushions"]
 
 NORMS = ("kernel", "operator")
-FROBENIUS = ("identity_removed", "effective")
+WEIGHTS = ("identity_removed", "effective")
 _CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
 
 
@@ -43,7 +43,7 @@ class Cushions(Summaries):
             identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
             ``effective`` where there is no identity.
         effective: The same over :math:`\|\hat A\|_F`.
-        frobenius: Which of the two ``values`` and all summaries are, one of ``FROBENIUS``.
+        weight: Which of the two ``values`` and all summaries are, one of ``WEIGHTS``.
         norm: ``"kernel"`` or ``"operator"``, what :math:`\|\cdot\|_F` is for convolutions.
         include_bias: Whether the numerator has the bias.
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
@@ -54,7 +54,7 @@ class Cushions(Summaries):
     layers: tuple[str, ...]
     identity_removed: Tensor
     effective: Tensor
-    frobenius: str
+    weight: str
     norm: str
     include_bias: bool
     batchnorm: str
@@ -62,7 +62,7 @@ class Cushions(Summaries):
     not_covered: Mapping[str, str]
 
     def __post_init__(self) -> None:
-        check_choice("frobenius", self.frobenius, FROBENIUS)
+        check_choice("weight", self.weight, WEIGHTS)
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -72,13 +72,13 @@ class Cushions(Summaries):
     @property
     def values(self) -> Tensor:
         """The cushions by the chosen convention, (layers, samples)."""
-        return self.identity_removed if self.frobenius == "identity_removed" else self.effective
+        return self.identity_removed if self.weight == "identity_removed" else self.effective
 
-    def under(self, frobenius: str) -> "Cushions":
+    def under(self, weight: str) -> "Cushions":
         """The same measurement, summarized by the other convention.
 
         Args:
-            frobenius: One of ``FROBENIUS``.
+            weight: One of ``WEIGHTS``.
 
         Returns:
             A new result that shares memory with this one.
@@ -86,14 +86,14 @@ class Cushions(Summaries):
         Raises:
             ValueError: If the name is unknown.
         """
-        return replace(self, frobenius=frobenius)
+        return replace(self, weight=weight)
 
     def __str__(self) -> str:
         """A table: summaries of ``values``, the other convention's median, what is not covered."""
-        other = FROBENIUS[self.frobenius == FROBENIUS[0]]
+        other = WEIGHTS[self.weight == WEIGHTS[0]]
         medians = [f"{value:.4g}" for value in self.under(other).median.tolist()]
         title = (
-            f"layer cushions of {self.samples} samples: {self.norm} norm, {self.frobenius}, "
+            f"layer cushions of {self.samples} samples: {self.norm} norm, {self.weight}, "
             f"BatchNorm {self.batchnorm}" + (", with bias" if self.include_bias else "")
         )
         return "\n".join([self._table(title, {f"median ({other})": medians}), *self._missing()])
@@ -111,7 +111,7 @@ def layer_cushions(
     *,
     layers: Sequence[str] | None = None,
     norm: str = "kernel",
-    frobenius: str = "identity_removed",
+    weight: str = "identity_removed",
     include_bias: bool = False,
     batchnorm: str = "eval",
     batch: int = 256,
@@ -135,7 +135,7 @@ def layer_cushions(
         norm: ``"kernel"``: Frobenius norm of the array of weights. ``"operator"``: that of the
             dense linear map, which counts a weight once for every place where it is used: positions
             of a convolution, tokens of ``nn.Linear``; exact for every padding mode.
-        frobenius: The convention of ``values``: ``"identity_removed"`` as in the paper's Figure 3,
+        weight: The convention of ``values``: ``"identity_removed"`` as in the paper's Figure 3,
             or ``"effective"``. The result has both.
         include_bias: Whether the numerator has the bias.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
@@ -161,7 +161,7 @@ def layer_cushions(
         [[0.5, 0.5, 0.5]]
     """
     check_choice("norm", norm, NORMS)
-    check_choice("frobenius", frobenius, FROBENIUS)
+    check_choice("weight", weight, WEIGHTS)
     check_int("batch", batch)
     net = placed(checked_net(net), device)
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
@@ -192,7 +192,7 @@ def layer_cushions(
                 seen.clear()
                 net(x)
                 meter.close(len(x))
-    return meter.result(covered, {**others, **reasons}, frobenius=frobenius, batchnorm=batchnorm)
+    return meter.result(covered, {**others, **reasons}, weight=weight, batchnorm=batchnorm)
 
 
 def _chain(first: Tensor, rest: Any) -> Any:
@@ -279,7 +279,7 @@ class _Meter:
                 self.uneven.add(key[0])
 
     def result(
-        self, maps: Sequence[LinearMap], others: dict[str, str], *, frobenius: str, batchnorm: str
+        self, maps: Sequence[LinearMap], others: dict[str, str], *, weight: str, batchnorm: str
     ) -> Cushions:
         """All that was measured."""
         others = others | dict.fromkeys(
@@ -296,7 +296,7 @@ class _Meter:
             layers=tuple(f"{n}#{i}" if calls[n] > 1 else n for n, i in keys),
             identity_removed=gains / norms[:, 0],
             effective=gains / norms[:, 1],
-            frobenius=frobenius,
+            weight=weight,
             norm=self.norm,
             include_bias=self.include_bias,
             batchnorm=batchnorm,

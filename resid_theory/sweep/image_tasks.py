@@ -16,6 +16,7 @@ from resid_theory.data.whitened import one_hot
 from resid_theory.losses import LOSSES
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
+from resid_theory.stability.cushions import WEIGHTS
 from resid_theory.sweep.task import Number, Outcome, Task
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.presets import KINDS, net_of
@@ -246,12 +247,12 @@ class CushionsTask(_Measured):
         checkpoint: A trained net instead.
         data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
         norm: ``kernel`` or ``operator``.
-        frobenius: ``identity_removed`` or ``effective``.
+        weight: ``identity_removed`` or ``effective``, in the denominator.
         batchnorm: ``eval`` or ``batch``.
     """
 
     norm: str = "kernel"
-    frobenius: str = "identity_removed"
+    weight: str = "identity_removed"
 
     def check(self) -> None:
         """Refuse what cannot be run.
@@ -261,7 +262,7 @@ class CushionsTask(_Measured):
         """
         super().check()
         check_choice("norm", self.norm, ("kernel", "operator"))
-        check_choice("frobenius", self.frobenius, ("identity_removed", "effective"))
+        check_choice("weight", self.weight, WEIGHTS)
 
     def run(self, folder: Path, device: str) -> Outcome:
         """Measure.
@@ -277,7 +278,7 @@ class CushionsTask(_Measured):
             self.measured(device),
             self.images(device=device),
             norm=self.norm,
-            frobenius=self.frobenius,
+            weight=self.weight,
             batchnorm=self.batchnorm,
         )
         median, minimum = (t.double().cpu() for t in (found.median, found.minimum))
