@@ -148,8 +148,8 @@ def small_case() -> Case:
     """A trained net with 2,410 parameters, whose spectrum LAPACK gives."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
-    pixels, labels = rt.data.load_digits_raw()
-    x, y = pixels[:1000].flatten(1).float() / 16, labels[:1000]
+    digits = rt.load_images("digits", samples=1000, size=None, channels=None)
+    x, y = digits.pixels.flatten(1).float() / 16, digits.labels
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()

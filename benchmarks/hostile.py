@@ -21,7 +21,7 @@ from torch import nn
 import resid_theory as rt
 from benchmarks.outcome import Outcome, Trial, judged, refused
 from resid_theory.data import cifar
-from resid_theory.data import whitened as data
+from resid_theory.data import mnist as mnist_files
 from resid_theory.runtime import store
 from resid_theory.sweep import setup as setups
 
@@ -71,7 +71,7 @@ def archive(folder: Path) -> object:
 
 def mnist(folder: Path) -> object:
     with mock.patch.dict(os.environ, {"RESID_THEORY_DATA": str(folder)}):
-        return data.load_mnist("test", progress=False)
+        return mnist_files.load_mnist("test", progress=False)
 
 
 # Makers ------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def idx(content: bytes) -> Make:
     def make(folder: Path, _marker: str) -> None:
         import gzip
 
-        for name in data._MNIST:
+        for name in mnist_files._SHA256:
             (folder / f"{name}.gz").write_bytes(gzip.compress(content))
 
     return make

@@ -17,7 +17,7 @@ from torch import nn
 
 import resid_theory as rt
 from benchmarks.outcome import Outcome, judged, refused
-from resid_theory.data.whitened import one_hot, whiten
+from resid_theory.data import one_hot, whiten
 from resid_theory.identity import id_entries, identity_kernel, with_identity
 from resid_theory.plots import by_depth
 

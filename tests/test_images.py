@@ -1,8 +1,9 @@
 """Image sets: what is decoded, where it is looked for, and crops that are what they say."""
 
 import hashlib
-import io
+import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +13,9 @@ from torch.testing import assert_close
 import resid_theory as rt
 from resid_theory.data import Crops, Images, augment, cifar, draw_crops
 from resid_theory.data.datasets import _fit
+from resid_theory.data.download import search_folders
 
 COUNT = 20  # images of a batch in the small CIFAR-10 below
-
-
-def encoded(pixels):
-    """The lossless transform, inverted by the loader: differences to green, columns, rows."""
-    x = pixels.astype(np.int64)
-    x[:, 0] -= x[:, 1]
-    x[:, 2] -= x[:, 1]
-    x[..., 1:] = np.diff(x, axis=3)
-    x[:, :, 1:] = np.diff(x, axis=2)
-    signed = (x + 128) % 256 - 128
-    return np.where(signed >= 0, 2 * signed, -2 * signed - 1).astype(np.uint8)
 
 
 def records(labels, pixels):
@@ -33,26 +24,22 @@ def records(labels, pixels):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A CIFAR-10 of 20 images a batch, as pieces and as an archive, with sums to match."""
+    """A CIFAR-10 of 20 images a batch, unpacked and as an archive, with checksums to match."""
     rng = np.random.default_rng(0)
-    folder = tmp_path / "cifar10"
+    folder = tmp_path / cifar._FOLDER
     folder.mkdir()
-    table, everything = {}, []
-    archive = tarfile.open(tmp_path / cifar._ARCHIVE, "w:gz")
-    for name, (batch, _, _) in cifar._BATCHES.items():
-        pixels = rng.integers(256, size=(COUNT, 3, 32, 32), dtype=np.uint8)
-        labels = rng.integers(10, size=COUNT, dtype=np.uint8)
-        content = records(labels, pixels).tobytes()
-        np.savez(folder / f"{name}.npz", residual=encoded(pixels), labels=labels)
-        member = tarfile.TarInfo(f"cifar-10-batches-bin/{batch}")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-        sha256 = hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest()
-        table[name] = (batch, hashlib.md5(content).hexdigest(), sha256)
-        everything.append((pixels, labels))
-    archive.close()
+    sums, everything = {}, []
+    with tarfile.open(tmp_path / cifar._ARCHIVE, "w:gz") as archive:
+        for name in cifar._MD5:
+            pixels = rng.integers(256, size=(COUNT, 3, 32, 32), dtype=np.uint8)
+            labels = rng.integers(10, size=COUNT, dtype=np.uint8)
+            content = records(labels, pixels).tobytes()
+            (folder / name).write_bytes(content)
+            archive.add(folder / name, f"{cifar._FOLDER}/{name}")
+            sums[name] = hashlib.md5(content).hexdigest()
+            everything.append((pixels, labels))
     packed = hashlib.sha256((tmp_path / cifar._ARCHIVE).read_bytes()).hexdigest()
-    monkeypatch.setattr(cifar, "_BATCHES", table)
+    monkeypatch.setattr(cifar, "_MD5", sums)
     monkeypatch.setattr(cifar, "_ARCHIVE_SHA256", packed)
     monkeypatch.setattr(cifar, "_MIRRORS", ((tmp_path / "nowhere").as_uri() + "/",))
     monkeypatch.setenv("RESID_THEORY_DATA", str(tmp_path))
@@ -65,14 +52,13 @@ def use(small, form):
     """Leave one form of the data only."""
     folder, everything = small
     if form == "archive":
-        for piece in (folder / "cifar10").iterdir():
-            piece.unlink()
+        shutil.rmtree(folder / cifar._FOLDER)
     else:
         (folder / cifar._ARCHIVE).unlink()
     return folder, everything
 
 
-forms = pytest.mark.parametrize("form", ["pieces", "archive"])
+forms = pytest.mark.parametrize("form", ["unpacked", "archive"])
 
 
 @forms
@@ -87,35 +73,33 @@ def test_every_form_gives_the_official_order(small, form, split):
 
 
 @forms
-def test_a_flipped_bit_names_the_file(small, form):
+def test_batches_are_read_once_and_never_shared(small, form):
+    folder, everything = use(small, form)
+    cifar.load_cifar10("test")[0].zero_()
+    shutil.rmtree(folder)
+    np.testing.assert_array_equal(cifar.load_cifar10("test")[0], everything[5][0])
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "message"),
+    [("unpacked", f"{cifar._FOLDER}/data_batch_3.bin", "md5 .*, expected"),
+     ("archive", cifar._ARCHIVE, "sha256")],
+    ids=["unpacked", "archive"],
+)  # fmt: skip
+def test_a_flipped_bit_names_the_file(small, form, file, message):
     folder, _ = use(small, form)
-    path = folder / (cifar._ARCHIVE if form == "archive" else "cifar10/train_3.npz")
-    content = bytearray(path.read_bytes())
+    content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path.name}.*sha256"):
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{Path(file).name}.*{message}"):
         cifar.load_cifar10()
 
 
-@forms
-def test_other_images_than_the_official_ones_are_refused(small, form, monkeypatch):
-    use(small, form)
-    name = "train_2"
-    monkeypatch.setitem(cifar._BATCHES, name, (*cifar._BATCHES[name][:1], "0" * 32,
-                                               cifar._BATCHES[name][2]))  # fmt: skip
-    with pytest.raises(ValueError, match="md5 .* expected 0000"):
+def test_an_archive_of_other_images_is_refused(small, monkeypatch):
+    use(small, "archive")
+    monkeypatch.setitem(cifar._MD5, "data_batch_2.bin", "0" * 32)
+    with pytest.raises(ValueError, match="data_batch_2.*md5 .* expected 0000"):
         cifar.load_cifar10()
-
-
-def test_what_is_no_piece_is_named(small, monkeypatch):
-    folder, _ = use(small, "pieces")
-    path = folder / "cifar10" / "test.npz"
-    path.write_bytes(b"PK\x03\x04 cut")
-    batch, md5, _ = cifar._BATCHES["test"]
-    row = (batch, md5, hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setitem(cifar._BATCHES, "test", row)
-    with pytest.raises(ValueError, match=r"test\.npz: not a piece of CIFAR-10"):
-        cifar.load_cifar10("test")
 
 
 def test_a_missing_archive_is_fetched_once(small, monkeypatch):
@@ -128,37 +112,30 @@ def test_a_missing_archive_is_fetched_once(small, monkeypatch):
         pixels, _ = cifar.load_cifar10("test", progress=False)
         np.testing.assert_array_equal(pixels, everything[5][0])
         (mirror / cifar._ARCHIVE).unlink(missing_ok=True)
+        cifar._records.cache_clear()
 
 
-def test_without_any_source_places_and_mirrors_are_named(small):
+def test_without_any_source_folders_and_mirrors_are_named(small):
     folder, _ = use(small, "archive")
     (folder / cifar._ARCHIVE).unlink()
-    with pytest.raises(FileNotFoundError, match="CIFAR-10") as caught:
+    with pytest.raises(FileNotFoundError, match="cifar10") as caught:
         cifar.load_cifar10("test", progress=False)
     for part in (str(folder / "cifar10" / cifar._ARCHIVE), "nowhere", "RESID_THEORY_DATA"):
         assert part in str(caught.value)
 
 
 def test_few_images_need_one_batch_only(small):
-    folder, everything = use(small, "pieces")
-    (folder / "cifar10" / "train_5.npz").unlink()
+    folder, everything = use(small, "unpacked")
+    (folder / cifar._FOLDER / "data_batch_5.bin").unlink()
     images = rt.load_images("cifar10", samples=COUNT)
     np.testing.assert_array_equal(images.pixels, everything[0][0])
 
 
-def official(name):
-    try:
-        return rt.load_images(name, "test", progress=False)
-    except FileNotFoundError:
-        pytest.skip(f"{name} is not on this machine")
-
-
-def test_the_real_cifar_is_checked_against_the_official_sums(monkeypatch):
-    from resid_theory.data.whitened import places
-
-    if not any((place / "test.npz").is_file() for place in places("cifar10")):
+def test_the_real_cifar_is_checked_against_the_official_sums():
+    folders = search_folders("cifar10")
+    if not any((folder / cifar._FOLDER / "test_batch.bin").is_file() for folder in folders):
         pytest.skip("RESID_THEORY_DATA has no CIFAR-10")
-    images = official("cifar10")
+    images = rt.load_images("cifar10", "test", progress=False)
     assert images.pixels.shape == (10_000, 3, 32, 32)
     assert torch.bincount(images.labels).tolist() == [1000] * 10
     mean = images.inputs(images.pixels, torch.float64).mean((0, 2, 3))
@@ -172,13 +149,15 @@ def test_digits_split(split, count):
     assert images.classes == tuple("0123456789")
 
 
-def test_digits_parts_are_the_whole():
-    from resid_theory.data.whitened import load_digits_raw
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
 
     parts = [rt.load_images("digits", s, size=None, channels=None) for s in ("train", "test")]
-    pixels, labels = load_digits_raw()
-    assert_close(torch.cat([part.pixels for part in parts])[:, 0], pixels)
-    assert_close(torch.cat([part.labels for part in parts]), labels)
+    assert {part.pixels.dtype for part in parts} == {torch.uint8}
+    pixels, labels = (torch.cat([getattr(part, name) for part in parts]).numpy()
+                      for name in ("pixels", "labels"))  # fmt: skip
+    np.testing.assert_array_equal(pixels[:, 0], load_digits().images)
+    np.testing.assert_array_equal(labels, load_digits().target)
 
 
 def test_constants_of_the_digits_are_those_of_the_pixels():

@@ -20,7 +20,7 @@ import torch
 
 import resid_theory as rt
 from resid_theory import cli, sweep
-from resid_theory.data.whitened import one_hot, whiten
+from resid_theory.data import one_hot, whiten
 from resid_theory.sweep import config, driver, processes, ray_executor, registry
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options

@@ -150,7 +150,7 @@ def curvature(
 
 def _with_targets(net: "nn.Module", found: "Images", loss: str) -> "Images":
     """Labels for the cross-entropy, one-hot targets for the square loss."""
-    from resid_theory.data.whitened import one_hot
+    from resid_theory.data import one_hot
 
     if loss != "square":
         return found

@@ -2,21 +2,16 @@
 
 from resid_theory.data.augmentation import Crops, augment, draw_crops
 from resid_theory.data.cifar import load_cifar10
-from resid_theory.data.datasets import load_images
+from resid_theory.data.datasets import IMAGE_SETS, load_images
 from resid_theory.data.image_folders import load_image_folder
 from resid_theory.data.image_set import Images
+from resid_theory.data.mnist import load_mnist
 from resid_theory.data.moments import Moments
-from resid_theory.data.regression import Regression, gather
-from resid_theory.data.whitened import (
-    Whitening,
-    load_digits_raw,
-    load_mnist,
-    load_whitened,
-    one_hot,
-    whiten,
-)
+from resid_theory.data.regression import Regression, gather, one_hot
+from resid_theory.data.whitening import Whitening, load_whitened, whiten
 
 __all__ = [
+    "IMAGE_SETS",
     "Crops",
     "Images",
     "Moments",
@@ -26,7 +21,6 @@ __all__ = [
     "draw_crops",
     "gather",
     "load_cifar10",
-    "load_digits_raw",
     "load_image_folder",
     "load_images",
     "load_mnist",

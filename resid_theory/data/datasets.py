@@ -1,4 +1,4 @@
-"""Image data sets by name, in the shape that a convolution trunk takes."""
+"""Image data sets by name, in the shape that convolutional networks take."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,9 +10,9 @@ from torch import Tensor
 from resid_theory._check import check_choice, check_int
 from resid_theory.data.cifar import CIFAR10_CLASSES, CIFAR10_MEAN, CIFAR10_STD, load_cifar10
 from resid_theory.data.image_set import Images
-from resid_theory.data.whitened import load_digits_raw, load_mnist
+from resid_theory.data.mnist import load_mnist
 
-__all__ = ["load_images"]
+__all__ = ["IMAGE_SETS", "load_images"]
 
 
 def load_images(
@@ -24,18 +24,18 @@ def load_images(
     channels: int | None = 3,
     progress: bool = True,
 ) -> Images:
-    """An image data set, in the shape that the library's convolution trunks take.
+    """An image data set, in the shape that the library's convolutional networks take.
 
     Args:
         name: ``"digits"`` (8 x 8, comes with scikit-learn; the first 1,437 images train, the last
             360 test), ``"mnist"`` or ``"cifar10"`` (found on the disk or downloaded once).
         split: ``"train"`` or ``"test"``.
-        samples: Keep the first so many; None for all.
+        samples: Number of images, the first ones; None for all.
         size: Height and width of the result: smaller images are enlarged by the greatest whole
             factor that fits, each pixel repeated, then padded with black; larger ones are shrunk by
             the smallest that fits, each square of pixels averaged and rounded to the nearest whole
             number, halves up, then padded likewise. None keeps the size.
-        channels: Grey images are repeated so often. None keeps the channels.
+        channels: Number of channels that grey images are repeated to. None keeps the channels.
         progress: Whether a download shows its progress on stderr.
 
     Returns:
@@ -52,7 +52,7 @@ def load_images(
         >>> tuple(load_images("digits", samples=5).pixels.shape)
         (5, 3, 32, 32)
     """
-    load = _SETS[check_choice("name", name, list(_SETS))]
+    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
     images = load(check_choice("split", split, ["train", "test"]), samples, progress)
     if samples is not None:
         images = images.first(samples)
@@ -60,6 +60,7 @@ def load_images(
 
 
 def _fit(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
+    """Pixels enlarged or shrunk, then padded, to a size and a number of channels."""
     height, width = pixels.shape[2:]
     if size is not None and (height, width) != (size, size):
         if max(height, width) > check_int("size", size):
@@ -94,12 +95,14 @@ def _shrunk(pixels: Tensor, size: int) -> Tensor:
 
 
 def _digits(split: str, samples: int | None, progress: bool) -> Images:
-    pixels, labels = load_digits_raw()
-    # The set is ordered by writers: a cut, unlike a draw, keeps most of a writer on one side.
+    from sklearn.datasets import load_digits  # a second of import that others need not wait for
+
+    digits = load_digits()
+    # Ordered by writers: a cut, unlike a random split, keeps most of a writer on one side.
     part = slice(None, 1437) if split == "train" else slice(1437, None)
     return Images(
-        pixels=pixels[part, None],
-        labels=labels[part],
+        pixels=torch.from_numpy(digits.images).to(torch.uint8)[part, None],
+        labels=torch.from_numpy(digits.target).long()[part],
         mean=(0.3054,),
         std=(0.3755,),
         brightest=16.0,
@@ -125,8 +128,8 @@ def _cifar10(split: str, samples: int | None, progress: bool) -> Images:
     )
 
 
-# A new data set is a row here: (split, samples or None, progress) -> at least those images.
-_SETS: dict[str, Callable[[str, int | None, bool], Images]] = {
+# A new data set is one row here: (split, samples or None, progress) -> at least those images.
+IMAGE_SETS: dict[str, Callable[[str, int | None, bool], Images]] = {
     "digits": _digits,
     "mnist": _mnist,
     "cifar10": _cifar10,

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_finite
+from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.data.batching import batches
 from resid_theory.data.moments import Moments
 
-__all__ = ["Regression", "gather"]
+__all__ = ["Regression", "gather", "one_hot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +100,38 @@ def gather(data: Any) -> Regression:
             "use resid_theory.data.one_hot(labels, classes)"
         )
     return Regression(x.to(torch.float64), y.to(torch.float64))
+
+
+def one_hot(labels: Any, classes: int) -> Tensor:
+    """Class labels as rows of the identity matrix.
+
+    Args:
+        labels: Whole numbers in [0, classes), (m,); integers or floats without a fraction.
+        classes: Number of classes, at least 1.
+
+    Returns:
+        Zeros and ones, (m, classes), float64, on the labels' device.
+
+    Raises:
+        ValueError: If the labels are not a vector, or one is not a whole number in range.
+
+    Example:
+        >>> one_hot([2, 0], 3).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+    labels = as_tensor("labels", labels)
+    check_int("classes", classes)
+    if labels.dim() != 1 or labels.is_complex():
+        raise ValueError(
+            f"labels: got shape {tuple(labels.shape)} and dtype {labels.dtype}, needs a vector of "
+            "class numbers (m,)"
+        )
+    index = torch.nan_to_num(labels.to(torch.float64), nan=-1.0)
+    wrong = ((index != index.floor()) | (index < 0) | (index >= classes)).nonzero()
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"labels: label {labels[first].item()} at position {first} is not a whole number in "
+            f"[0, {classes}) ({len(wrong)} of {len(labels)} are not)"
+        )
+    return torch.eye(classes, dtype=torch.float64, device=labels.device)[index.long()]

@@ -11,8 +11,7 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.curvature import spectrum
-from resid_theory.data import Images, load_images
-from resid_theory.data.whitened import one_hot
+from resid_theory.data import Images, load_images, one_hot
 from resid_theory.losses import LOSSES
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions

@@ -119,7 +119,7 @@ class Setup:
         Raises:
             ValueError: If a name or a size does not fit, or the file is not what it should be.
         """
-        from resid_theory.data.whitened import load_whitened
+        from resid_theory.data import load_whitened
 
         self.check()
         if not self.data.endswith(".npz"):
@@ -168,8 +168,8 @@ def own_data(path: str, components: int) -> "Regression":
         ValueError: If there is no such file, or it does not hold such arrays.
     """
     from resid_theory._check import as_tensor
+    from resid_theory.data import one_hot, whiten
     from resid_theory.data.regression import Regression
-    from resid_theory.data.whitened import one_hot, whiten
     from resid_theory.runtime.store import read_arrays
 
     try:

@@ -236,7 +236,7 @@ def zero_point_report(
             maps.
         bias: Whether the first matrix of a block has a bias.
         input_map: Fixed map in front of the trunk, (trunk width, q); needed where x and y differ in
-            width (or project x by :func:`resid_theory.data.whitened.whiten` first).
+            width (or project x by :func:`resid_theory.data.whiten` first).
         output_map: Fixed map behind it, (k, trunk width).
         start: Size of the weights at the start.
         stop: Size at which they count as escaped.
