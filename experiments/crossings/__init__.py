@@ -1,5 +1,5 @@
 """Where the papers cross: the analyses of one applied to the nets of another, as claims."""
 
-from experiments.crossings import curvature, dirac, linear
+from experiments.crossings import curvature, dirac, linear, noise
 
-CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS]
+CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS, *noise.CLAIMS]
