@@ -1,4 +1,4 @@
-"""Checks shared by the rooms: each raises once, saying what was given and what is needed."""
+"""Checks of arguments: each raises once, saying what was given and what is needed."""
 
 import difflib
 from collections.abc import Sequence

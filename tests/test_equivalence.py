@@ -368,7 +368,7 @@ def test_training_leaves_the_nets_alone():
 
 FOLDABLE = {
     "dirac": lambda: rt.diracnet(16),
-    "dirac-eq4": lambda: rt.diracnet(16, normalize=False, draw="kaiming"),
+    "dirac-eq4": lambda: rt.diracnet(16, normalize=False, init="kaiming"),
     "dirac-uniform": lambda: rt.diracnet(10, bn_init="uniform"),
     "dirac-plain": lambda: rt.diracnet(16, identity="plain"),
     "dirac-wide": lambda: rt.diracnet(10, width=2),

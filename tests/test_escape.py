@@ -154,7 +154,7 @@ def test_wrong_input_is_named(generator):
         theory.linear_escape(three, torch.eye(3), torch.eye(3), time=1.0)
     with pytest.raises(ValueError, match="first, second: got shapes"):
         theory.linear_escape(two, torch.eye(2), torch.eye(3), time=1.0)
-    with pytest.raises(ValueError, match="kind: unknown name 'msra'"):
+    with pytest.raises(ValueError, match="init: unknown name 'msra'"):
         theory.output_growth("msra", 2)
     with pytest.raises(ValueError, match="blocks: got 0"):
         theory.isometry_edges(0, 2, scale=0.1)
@@ -199,7 +199,7 @@ def test_lyapunov_exponents_are_measured_by_qr(kind, generator, device):
         logs.append(upper.diagonal(dim1=-2, dim2=-1).abs().log())
     logs = torch.stack(logs).flatten(0, 1).cpu()
     error = logs.std(0) / len(logs) ** 0.5
-    exact = theory.lyapunov_exponents(d, kind=kind, scale=scale)
+    exact = theory.lyapunov_exponents(d, init=kind, scale=scale)
     assert bool(((logs.mean(0) - exact).abs() <= 4 * error + round_off(100)).all())
 
 

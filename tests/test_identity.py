@@ -9,7 +9,6 @@ from tolerances import relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
-from resid_theory._check import as_generator
 from resid_theory.identity import (
     AddIdentity,
     DiracWeight,
@@ -369,7 +368,7 @@ def test_bad_draws(generator):
     with pytest.raises(ValueError, match="std: got -1"):
         draw_kernel("normal", (2, 2), generator=generator, std=-1)
     with pytest.raises(ValueError, match="generator: got 'a'"):
-        as_generator("a")
+        draw_kernel("normal", (2, 2), generator="a")
 
 
 # --- masks

@@ -1,6 +1,8 @@
 """The papers' trunks: counts, shapes and outputs against independent implementations."""
 
+import json
 import math
+from pathlib import Path
 
 import oracles
 import pytest
@@ -140,7 +142,7 @@ CIFAR_NETS = {
     "full-proj": lambda: rt.full_net(8, doubling="proj"),
     "full-plain": lambda: rt.full_net(8, shortcut=False),
     "dirac": lambda: rt.diracnet(10),
-    "dirac-eq4": lambda: rt.diracnet(10, normalize=False, draw="kaiming"),
+    "dirac-eq4": lambda: rt.diracnet(10, normalize=False, init="kaiming"),
     "dirac-plain": lambda: rt.diracnet(10, identity="plain"),
     "dirac-wide": lambda: rt.diracnet(10, width=2),
     "preresnet": lambda: rt.preresnet(10),
@@ -283,7 +285,7 @@ def test_resnet_28_with_identity_weights(std):
 @pytest.mark.parametrize("identity", ["residual", "explicit"])
 @pytest.mark.parametrize("depth", [8, 20])
 def test_simplified_residual_nets_block_by_block(generator, depth, identity):
-    net = rt.simplified_net(depth, identity=identity, draw="kaiming")
+    net = rt.simplified_net(depth, identity=identity, init="kaiming")
     pairs = []
     for number in range(1, depth - 1):
         layer = net.get_submodule(f"conv{number}")
@@ -322,7 +324,7 @@ def dirac_groups(net, sizes):
     "settings",
     [
         pytest.param({}, id="eq5"),
-        pytest.param({"normalize": False, "draw": "kaiming"}, id="eq4"),
+        pytest.param({"normalize": False, "init": "kaiming"}, id="eq4"),
         pytest.param({"identity": "plain"}, id="plain"),
         pytest.param({"width": 2}, id="wide"),
     ],
@@ -478,10 +480,10 @@ def test_dominant_nets_are_residual_nets_with_zeros(generator, depth, identity):
         (lambda: rt.preresnet(10, identity="residual", std=-1.0), "std: got -1"),
         (lambda: rt.simplified_net(20, identity="residal"), "did you mean 'residual'"),
         (lambda: rt.simplified_net(20, identity="dominant_hlaf"), "did you mean 'dominant_half'"),
-        (lambda: rt.simplified_net(20, draw="normal"), "draw: unknown name 'normal'"),
+        (lambda: rt.simplified_net(20, init="normal"), "init: unknown name 'normal'"),
         (lambda: rt.full_net(20, doubling="padd"), "did you mean 'pad'"),
         (lambda: rt.diracnet(28, identity="driac"), "did you mean 'dirac'"),
-        (lambda: rt.diracnet(28, draw="norml"), "did you mean 'normal'"),
+        (lambda: rt.diracnet(28, init="norml"), "did you mean 'normal'"),
         (lambda: rt.diracnet(28, bn_init="one"), "did you mean 'ones'"),
         (lambda: rt.diracnet(28, width=0), "width: got 0"),
         (lambda: rt.preresnet(10, identity="plane"), "did you mean 'plain'"),
@@ -548,3 +550,21 @@ def test_partly_dense_nets_come_back_from_disk(tmp_path, identity):
 
 def test_a_slice_of_a_net_does_not_pass_for_the_whole():
     assert not hasattr(rt.simplified_net(8)[:4], "architecture")
+
+
+SAVED = Path(__file__).parent / "saved_nets"
+
+
+def test_a_net_that_older_code_saved_loads_and_computes_the_same():
+    net = rt.load_checkpoint(SAVED / "net")
+    assert net.architecture["arguments"]["init"] == "kaiming"
+    expected = torch.tensor(json.loads((SAVED / "outputs.json").read_text()), dtype=torch.float32)
+    x = torch.linspace(-1, 1, 384, dtype=torch.float32).view(2, 3, 8, 8)
+    torch.testing.assert_close(net(x).detach(), expected, rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_older_records_build_the_same_net():
+    record = {"builder": "diracnet", "arguments": {"depth": 10, "draw": "normal", "generator": 3}}
+    net, expected = rt.training.build_net(record), rt.diracnet(10, init="normal", generator=3)
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(net.state_dict()[key], tensor), key

@@ -12,7 +12,7 @@ from tolerances import round_off
 from torch import nn
 
 import resid_theory as rt
-from resid_theory.networks.shortcut import INITIALIZATIONS
+from resid_theory.initializations import initializations_for
 
 OPTIONS = {
     "square": {},
@@ -207,27 +207,25 @@ def test_orthogonal_matrices_are_haar(size, generator):
     assert scipy.stats.kstest(w[:, 0, 0].square().numpy(), law.cdf).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("kind", INITIALIZATIONS)
+@pytest.mark.parametrize("init", initializations_for("matrix"))
 @pytest.mark.parametrize("options", ["square", "wide-bias"])
-def test_a_seed_gives_the_same_net(kind, options):
+def test_a_seed_gives_the_same_net(init, options):
     nets = [filled(OPTIONS[options], torch.Generator().manual_seed(k)) for k in range(2)]
     before = torch.get_rng_state()
     for net in nets:
-        result = rt.initialize(net, kind, generator=torch.Generator().manual_seed(5))
+        result = rt.initialize(net, init, generator=torch.Generator().manual_seed(5))
         assert result is net
         assert net.bias is None or not net.bias.any()
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(vector(nets[0]), vector(nets[1]))
-    rt.initialize(nets[1], kind, generator=torch.Generator().manual_seed(6))
-    assert torch.equal(vector(nets[0]), vector(nets[1])) is (kind == "zero")
+    rt.initialize(nets[1], init, generator=6)
+    assert torch.equal(vector(nets[0]), vector(nets[1])) is (init == "zero")
 
 
-@pytest.mark.parametrize("kind", INITIALIZATIONS)
-def test_float32_weights_are_float64_draws_rounded(kind):
+@pytest.mark.parametrize("init", initializations_for("matrix"))
+def test_float32_weights_are_float64_draws_rounded(init):
     one, other = (
-        rt.networks.draw_weights(
-            kind, (4, 3), generator=torch.Generator().manual_seed(1), dtype=dtype
-        )
+        rt.networks.draw_weights(init, (4, 3), generator=1, dtype=dtype)
         for dtype in (torch.float32, torch.float64)
     )
     assert torch.equal(one, other.to(torch.float32))
@@ -235,10 +233,8 @@ def test_float32_weights_are_float64_draws_rounded(kind):
 
 def test_near_zero_scales_xavier():
     small, large = (
-        rt.networks.draw_weights(
-            kind, (3, 3), generator=torch.Generator().manual_seed(1), scale=1e-3
-        )
-        for kind in ("near_zero", "xavier")
+        rt.networks.draw_weights(init, (3, 3), generator=1, scale=1e-3)
+        for init in ("near_zero", "xavier")
     )
     torch.testing.assert_close(small, 1e-3 * large, rtol=round_off(3), atol=0)
 
@@ -280,9 +276,9 @@ def test_inputs_of_another_width():
 
 
 WEIGHTS = {
-    "name": ({"kind": "xaver"}, "^kind: unknown name 'xaver'; did you mean 'xavier'"),
+    "name": ({"init": "xaver"}, "^init: unknown name 'xaver'; did you mean 'xavier'"),
     "shape": ({"shape": (3,)}, r"^shape: got \(3,\), needs \(..., out, in\)"),
-    "generator": ({"generator": 0}, "^generator: got 0, needs a torch.Generator"),
+    "generator": ({"generator": "0"}, "^generator: got '0', needs a torch.Generator"),
     "scale": ({"scale": -1.0}, "^scale: got -1.0, needs a finite number above 0"),
 }
 
@@ -290,9 +286,9 @@ WEIGHTS = {
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_weights_that_cannot_be_drawn(kind):
     options, message = WEIGHTS[kind]
-    given = {"kind": "near_zero", "shape": (2, 2), "generator": torch.Generator(), **options}
+    given = {"init": "near_zero", "shape": (2, 2), **options}
     with pytest.raises(ValueError, match=message):
-        rt.networks.draw_weights(given.pop("kind"), given.pop("shape"), **given)
+        rt.networks.draw_weights(**given)
 
 
 def test_only_shortcut_nets_are_initialized(generator):

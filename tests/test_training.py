@@ -424,7 +424,7 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
 
     def nets(identity):
         return [
-            rt.simplified_net(8, identity=identity, draw="hardt_ma", generator=seed)
+            rt.simplified_net(8, identity=identity, init="hardt_ma", generator=seed)
             for seed in range(several)
         ]
 

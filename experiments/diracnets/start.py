@@ -121,7 +121,7 @@ def draw_section_3_4(figure: Figure, a: Arrays) -> None:
 
 # -- the norm of V ---------------------------------------------------------------------------------
 
-DRAWS = {"normal": "N(0, 1) (paper)", "kaiming": "He's law (authors' code)"}
+INITS = {"normal": "N(0, 1) (paper)", "kaiming": "He's law (authors' code)"}
 
 
 def compute_first_scale(
@@ -129,10 +129,10 @@ def compute_first_scale(
 ) -> dict[str, np.ndarray]:
     """Risk along training and final test error of DiracNets by the law that V is drawn from."""
     arrays: dict[str, np.ndarray] = {"depth": np.array(depth)}
-    for draw in DRAWS:
-        fitted = fits({"kind": "dirac", "depth": depth, "draw": draw}, device=device, **training)
-        arrays[f"{draw}_risk"] = np.array([fit.along("loss") for fit in fitted])
-        arrays[f"{draw}_error"] = each(fitted, lambda fit: fit.test_error)
+    for init in INITS:
+        fitted = fits({"kind": "dirac", "depth": depth, "init": init}, device=device, **training)
+        arrays[f"{init}_risk"] = np.array([fit.along("loss") for fit in fitted])
+        arrays[f"{init}_error"] = each(fitted, lambda fit: fit.test_error)
     return arrays
 
 
@@ -140,7 +140,7 @@ def judge_first_scale(a: Arrays) -> list[Verdict]:
     """Whether the norm of V, which the weight does not see, is without effect on training."""
     gain = 100 * (a["normal_error"] - a["kaiming_error"])
     mean, low, high = interval(gain)
-    shown = "; ".join(f"{label}: {percent(1 - a[f'{d}_error'])}" for d, label in DRAWS.items())
+    shown = "; ".join(f"{label}: {percent(1 - a[f'{d}_error'])}" for d, label in INITS.items())
     return [
         Verdict(
             "test accuracy, He's law less N(0, 1) with the same seed, points",
@@ -154,8 +154,8 @@ def judge_first_scale(a: Arrays) -> list[Verdict]:
 def draw_first_scale(figure: Figure, a: Arrays) -> None:
     """Training risk against epochs, one curve a seed."""
     ax = figure.subplots()
-    for (draw, label), color in zip(DRAWS.items(), ("tab:olive", "tab:green"), strict=True):
-        for number, risk in enumerate(a[f"{draw}_risk"]):
+    for (init, label), color in zip(INITS.items(), ("tab:olive", "tab:green"), strict=True):
+        for number, risk in enumerate(a[f"{init}_risk"]):
             ax.plot(np.arange(1, len(risk) + 1), risk, ".-", color=color,
                     label=None if number else label)  # fmt: skip
     ax.set(xlabel="epoch", ylabel="training risk")

@@ -55,10 +55,10 @@ def train(
     shortcut_depth: Annotated[
         int | None, typer.Option(help="preresnet: convolutions under one shortcut.")
     ] = None,
-    draw: Annotated[
+    init: Annotated[
         str | None,
         typer.Option(
-            help="First weights. simplified: kaiming, hardt_ma; diracnet: kaiming, normal."
+            help="Initialization. simplified: kaiming, hardt_ma; diracnet: kaiming, normal."
         ),
     ] = None,
     bn_init: Annotated[
@@ -111,7 +111,7 @@ def train(
     """
     arguments = {
         "depth": depth, "width": width, "identity": identity, "doubling": doubling,
-        "shortcut_depth": shortcut_depth, "draw": draw, "bn_init": bn_init, "std": std,
+        "shortcut_depth": shortcut_depth, "init": init, "bn_init": bn_init, "std": std,
         "shortcut": False if plain else None, "normalize": False if unnormalized else None,
     }  # fmt: skip
     changes = {

@@ -14,7 +14,7 @@ from resid_theory.identity.identity_kernel import (
     identity_of,
     mark,
 )
-from resid_theory.identity.init import DRAWS, draw_kernel, initialize_layer
+from resid_theory.identity.init import draw_kernel, initialize_layer
 from resid_theory.identity.parametrizations import (
     AddIdentity,
     DiracWeight,
@@ -26,7 +26,6 @@ from resid_theory.identity.parametrizations import (
 )
 
 __all__ = [
-    "DRAWS",
     "RULES",
     "AddIdentity",
     "DiracWeight",

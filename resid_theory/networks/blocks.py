@@ -201,10 +201,10 @@ def layers_of(stages: dict[int, Sequence[int]], depth: int) -> Sequence[int]:
 @torch.no_grad()
 def draw_net(
     net: nn.Sequential,
-    kind: str,
+    init: str,
     generator: torch.Generator | int,
     *,
-    inside: str | None = None,
+    identity_init: str | None = None,
     std: float = 1.0,
     bn_init: str = "ones",
 ) -> nn.Sequential:
@@ -212,9 +212,9 @@ def draw_net(
 
     Args:
         net: The net; convolutions have bias 0 after it, ``nn.Linear`` torch's own uniform law.
-        kind: Draw of convolutions, one of ``identity.DRAWS``.
+        init: Initialization of the convolutions, see :func:`draw_kernel`.
         generator: A generator or a seed.
-        inside: Draw of the convolutions that have an identity inside; ``kind`` if None.
+        identity_init: Initialization of those with an identity inside; ``init`` if None.
         std: Of a ``"normal"`` draw.
         bn_init: ``"ones"``, torch's BatchNorm weight, or ``"uniform"``, drawn from U(0, 1).
 
@@ -231,7 +231,7 @@ def draw_net(
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             has_identity = nn.utils.parametrize.is_parametrized(module, "weight")
-            chosen = inside if inside and has_identity else kind
+            chosen = identity_init if identity_init and has_identity else init
             initialize_layer(module, chosen, generator=source, std=std)
         elif isinstance(module, nn.Linear):
             _uniform(module.weight, 1 / math.sqrt(module.in_features), source)

@@ -7,6 +7,7 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
+from resid_theory.initializations import initializations_for
 from resid_theory.networks.blocks import (
     conv,
     draw_net,
@@ -21,7 +22,6 @@ from resid_theory.networks.blocks import (
 __all__ = ["diracnet", "diracnet_imagenet"]
 
 Parts = list[tuple[str, nn.Module]]
-_DRAWS = ("normal", "kaiming")
 
 
 @recorded
@@ -32,7 +32,7 @@ def diracnet(
     identity: str = "dirac",
     classes: int = 10,
     normalize: bool = True,
-    draw: str = "kaiming",
+    init: str = "kaiming",
     bn_init: str = "ones",
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
@@ -51,9 +51,10 @@ def diracnet(
         identity: ``"dirac"``, or ``"plain"``: no a, b and I, drawn by He's law.
         classes: Outputs.
         normalize: False for the paper's eq. (4), diag(a) I + V.
-        draw: Of V: ``"kaiming"`` as in the authors' code, or ``"normal"``, N(0, 1) as in the
-            paper. After normalization both have the same law, but V turns by steps of the learning
-            rate over ‖V‖², 72 to 288 times smaller for N(0, 1) at width 1; eq. (4) needs the first.
+        init: Initialization of V: ``"kaiming"`` as in the authors' code, or ``"normal"``, N(0, 1)
+            as in the paper. After normalization both have the same distribution, but V turns by
+            steps of the learning rate over ‖V‖², 72 to 288 times smaller for N(0, 1) at width 1;
+            eq. (4) needs the first.
         bn_init: BatchNorm weights: ``"ones"``, or ``"uniform"``, U(0, 1) as in the authors' code.
         generator: Source of randomness, or a seed. The classifier follows torch's uniform law.
 
@@ -81,7 +82,7 @@ def diracnet(
     kind = check_choice("identity", identity, ("dirac", "plain"))
     parts += _groups(channels, [2 * n] * 3, kind, normalize)
     net = sequence(parts + head(channels[-1], classes))
-    return _drawn(net, draw, bn_init, generator)
+    return _drawn(net, init, bn_init, generator)
 
 
 @recorded
@@ -91,7 +92,7 @@ def diracnet_imagenet(
     identity: str = "dirac",
     classes: int = 1000,
     normalize: bool = True,
-    draw: str = "kaiming",
+    init: str = "kaiming",
     bn_init: str = "ones",
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
@@ -105,7 +106,7 @@ def diracnet_imagenet(
         identity: ``"dirac"`` or ``"plain"``.
         classes: Outputs.
         normalize: False for the paper's eq. (4).
-        draw: Of V, as for :func:`diracnet`.
+        init: Initialization of V, ``"kaiming"`` or ``"normal"``.
         bn_init: BatchNorm weights, ``"ones"`` or ``"uniform"``.
         generator: Source of randomness, or a seed.
 
@@ -125,7 +126,7 @@ def diracnet_imagenet(
         ("pool0", nn.MaxPool2d(3, stride=2, padding=1)), ("relu0", nn.ReLU()),
     ]  # fmt: skip
     parts += _groups([64, 128, 256, 512], [2 * count for count in blocks], kind, normalize)
-    return _drawn(sequence(parts + head(512, classes)), draw, bn_init, generator)
+    return _drawn(sequence(parts + head(512, classes)), init, bn_init, generator)
 
 
 def _groups(
@@ -145,7 +146,7 @@ def _groups(
 
 
 def _drawn(
-    net: nn.Sequential, draw: str, bn_init: str, generator: torch.Generator | int
+    net: nn.Sequential, init: str, bn_init: str, generator: torch.Generator | int
 ) -> nn.Sequential:
-    inside = check_choice("draw", draw, _DRAWS)
-    return draw_net(net, "kaiming", generator, inside=inside, bn_init=bn_init)
+    check_choice("init", init, initializations_for("kernel"))
+    return draw_net(net, "kaiming", generator, identity_init=init, bn_init=bn_init)

@@ -86,8 +86,8 @@ def preresnet(
         inputs = outputs
     parts += [("bn", norm(inputs)), ("relu", nn.ReLU()), *head(inputs, classes)]
     # Of Dirac weights only the direction counts, and the norm is their steps' size: not std.
-    inside = "normal" if identity == "residual" else "kaiming"
-    return draw_net(sequence(parts), "kaiming", generator, inside=inside, std=std)
+    init = "normal" if identity == "residual" else "kaiming"
+    return draw_net(sequence(parts), "kaiming", generator, identity_init=init, std=std)
 
 
 def _block(inputs: int, outputs: int, count: int, stride: int, identity: str) -> Block:

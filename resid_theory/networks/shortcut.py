@@ -1,18 +1,16 @@
 """n-shortcut networks, linear and nonlinear, and where they start."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory._check import as_generator, check_choice, check_int, check_positive
 from resid_theory.activations import Activation, activation
+from resid_theory.initializations import INITIALIZATIONS, draw_initial, initializations_for
 
-__all__ = ["INITIALIZATIONS", "ShortcutNet", "draw_weights", "initialize"]
-
-INITIALIZATIONS = ("xavier", "orthogonal", "kaiming", "zero", "near_zero")
+__all__ = ["ShortcutNet", "draw_weights", "initialize"]
 
 
 class ShortcutNet(nn.Module):
@@ -218,23 +216,23 @@ class ShortcutNet(nn.Module):
 
 
 def draw_weights(
-    kind: str,
+    init: str,
     shape: Sequence[int],
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | int = 0,
     scale: float = 0.01,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    r"""Initial weight matrices, any number at once.
+    r"""Draw initial weight matrices, any number at once.
 
     ``xavier``: entries of variance 2 / (fan_in + fan_out). ``kaiming``: 2 / fan_in. ``orthogonal``:
     uniform (Haar) on the orthogonal matrices; orthonormal rows or columns when rectangular.
-    ``near_zero``: ``scale`` times ``xavier``. ``zero``: zero. Normal entries throughout.
+    ``near_zero``: ``scale`` times ``xavier``. ``zero``: zero. Other entries are normal.
 
     Args:
-        kind: One of ``INITIALIZATIONS``.
+        init: A ``"matrix"`` row of ``resid_theory.initializations``.
         shape: (..., out, in).
-        generator: Source of randomness; its device is where the numbers are drawn.
+        generator: A generator or a seed; its device is where the numbers are drawn.
         scale: Factor of ``near_zero``. Default from the paper's Appendix B as recalled ("a small
             constant"); its value is a choice of this toolkit.
         dtype: Of the result; numbers are drawn in float64.
@@ -243,67 +241,50 @@ def draw_weights(
         (..., out, in), on the generator's device.
 
     Raises:
-        ValueError: If the kind is unknown, the shape has fewer than two axes, the scale is not
-            positive or the generator is missing.
+        ValueError: If the name is unknown, the shape has fewer than two axes, the scale is not
+            positive or the generator is neither.
 
     Source:
         Li et al., arXiv:1611.01186, Appendix B. Haar by QR with the signs of R's diagonal: Mezzadri
         2007, "How to generate random matrices from the classical compact groups".
     """
-    check_choice("kind", kind, INITIALIZATIONS)
+    check_choice("init", init, initializations_for("matrix"))
     if len(shape) < 2:
         raise ValueError(f"shape: got {tuple(shape)}, needs (..., out, in)")
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(
-            f"generator: got {generator!r}, needs a torch.Generator, "
-            "e.g. torch.Generator().manual_seed(0)"
-        )
-    rows, columns = shape[-2:]
-    if kind == "zero":
-        return torch.zeros(*shape, dtype=dtype, device=generator.device)
-    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
-    if kind == "orthogonal":
-        return _haar(normal).to(dtype)
-    variance = 2.0 / columns if kind == "kaiming" else 2.0 / (rows + columns)
-    factor = check_positive("scale", scale) if kind == "near_zero" else 1.0
-    return (factor * math.sqrt(variance) * normal).to(dtype)
-
-
-def _haar(normal: Tensor) -> Tensor:
-    wide = normal.shape[-2] < normal.shape[-1]
-    q, r = torch.linalg.qr(normal.mT if wide else normal)
-    # QR leaves the signs of R's diagonal to the library; fixing them makes the law Haar.
-    signs = r.diagonal(dim1=-2, dim2=-1).sign()
-    q = q * signs.unsqueeze(-2)
-    return q.mT if wide else q
+    factor = check_positive("scale", scale) if INITIALIZATIONS[init].scaled else 1.0
+    source = as_generator(generator)
+    return draw_initial(init, shape, source, factor=factor, weight_shape=shape[-2:]).to(dtype)
 
 
 def initialize(
-    net: ShortcutNet, kind: str, *, generator: torch.Generator, scale: float = 0.01
+    net: ShortcutNet, init: str, *, generator: torch.Generator | int = 0, scale: float = 0.01
 ) -> ShortcutNet:
     """Draw a net's weights in place; biases become zero.
 
     Args:
         net: The net.
-        kind: One of ``INITIALIZATIONS``; :func:`draw_weights` has their definitions.
-        generator: Source of randomness.
+        init: ``"xavier"``, ``"orthogonal"``, ``"kaiming"``, ``"zero"`` or ``"near_zero"``;
+            :func:`networks.draw_weights` has their definitions.
+        generator: A generator or a seed.
         scale: Factor of ``near_zero``.
 
     Returns:
         The same net.
 
     Raises:
-        ValueError: If the net is not a ``ShortcutNet``, or as for :func:`draw_weights`.
+        ValueError: If the net is not a ``ShortcutNet``, the name is unknown, the scale is not
+            positive or the generator is neither.
 
     Source:
         Li et al., arXiv:1611.01186, Appendix B.
     """
     if not isinstance(net, ShortcutNet):
         raise ValueError(f"net: got {type(net).__name__}, needs a ShortcutNet")
+    source = as_generator(generator)
     with torch.no_grad():
         targets = [net.weights] if isinstance(net.weights, Tensor) else list(net.weights)
         for weight in targets:
-            weight.copy_(draw_weights(kind, weight.shape, generator=generator, scale=scale))
+            weight.copy_(draw_weights(init, weight.shape, generator=source, scale=scale))
         if net.bias is not None:
             net.bias.zero_()
     return net

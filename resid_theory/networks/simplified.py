@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from resid_theory._check import check_choice
-from resid_theory.identity import DRAWS, AddIdentity, with_identity
+from resid_theory.identity import AddIdentity, with_identity
+from resid_theory.initializations import initializations_for
 from resid_theory.networks.blocks import conv, draw_net, head, recorded, sequence, units
 
 __all__ = ["simplified_net"]
@@ -22,7 +23,7 @@ def simplified_net(
     *,
     identity: str = "plain",
     classes: int = 10,
-    draw: str | None = None,
+    init: str | None = None,
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
     """A simplified plain or residual net: convolution and ReLU, depth 3n + 2, no BatchNorm.
@@ -40,9 +41,9 @@ def simplified_net(
             doubling kernels, the new channels, read all inputs; ``"dominant_upper"``, dominant in
             the upper half of the groups' convolutions, residual in the lower 3n // 2.
         classes: Outputs.
-        draw: First convolutions: ``"kaiming"`` (KWI) or ``"hardt_ma"`` (HMWI); by default KWI for
-            plain nets and HMWI for the others, as in the paper. The classifier follows torch's
-            uniform law.
+        init: Initialization of the convolutions: ``"kaiming"`` (KWI) or ``"hardt_ma"`` (HMWI); by
+            default KWI for plain nets and HMWI for the others, as in the paper. The classifier has
+            torch's uniform distribution.
         generator: Source of randomness, or a seed. Equal seeds give plain, residual and explicit
             nets the same draw, up to its scale, and ``"dominant_upper"`` nets that of the residual
             net in their lower half.
@@ -64,9 +65,9 @@ def simplified_net(
         (269034, torch.Size([1, 16, 32, 32]))
     """
     check_choice("identity", identity, _IDENTITIES)
-    if draw is None:
-        draw = "kaiming" if identity == "plain" else "hardt_ma"
-    check_choice("draw", draw, DRAWS[:2])
+    if init is None:
+        init = "kaiming" if identity == "plain" else "hardt_ma"
+    check_choice("init", init, initializations_for("kernel", scaled=False))
     n = units(depth, 3, 2)
     parts: list[tuple[str, nn.Module]] = [("conv0", conv(3, 16, bias=True)), ("relu0", nn.ReLU())]
     inputs = 16
@@ -77,7 +78,7 @@ def simplified_net(
         kind = "residual" if lower else identity
         parts += [(f"conv{layer}", _placed(block, kind)), (f"relu{layer}", nn.ReLU())]
         inputs = outputs
-    return draw_net(sequence(parts + head(inputs, classes)), draw, generator)
+    return draw_net(sequence(parts + head(inputs, classes)), init, generator)
 
 
 def _placed(layer: nn.Conv2d, identity: str) -> nn.Module:

@@ -37,7 +37,7 @@ class _OnImages(Task):
     shortcut: bool | None = None
     doubling: str | None = None
     shortcut_depth: int | None = None
-    draw: str | None = None
+    init: str | None = None
     normalize: bool | None = None
     bn_init: str | None = None
     std: float | None = None

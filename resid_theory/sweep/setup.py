@@ -32,7 +32,7 @@ class Setup:
         pre: Activation before a block.
         mid: Activation between the layers of a block.
         post: Activation after a block's last layer.
-        init: One of ``rt.initialize``'s kinds.
+        init: Initialization, see ``rt.initialize``.
         scale: Factor of ``near_zero``.
         loss: ``square`` or ``cross_entropy``.
     """
@@ -58,13 +58,13 @@ class Setup:
             ValueError: Names the field, what was given and what is needed.
         """
         from resid_theory._check import check_choice
+        from resid_theory.initializations import initializations_for
         from resid_theory.losses import LOSSES
-        from resid_theory.networks.shortcut import INITIALIZATIONS
 
         named = not self.data.endswith(".npz")
         if named:
             check_choice("data", self.data, list(_NAMED))
-        check_choice("init", self.init, INITIALIZATIONS)
+        check_choice("init", self.init, initializations_for("matrix"))
         check_choice("loss", self.loss, list(LOSSES))
         replace(self, blocks=min(self.blocks, 1)).net(0)
         if named:

@@ -27,6 +27,7 @@ __all__ = [
 _BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
 _BUILDERS |= {"ShortcutNet": ShortcutNet}
 _CONVERSIONS = {"fold": fold}  # these record themselves in their result
+_RENAMED = {"draw": "init"}  # arguments under the names that older files have
 _CHECKOUT = Path(__file__).resolve().parents[2] / "experiments" / "checkpoints"
 
 
@@ -100,7 +101,8 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
         ValueError: If the builder is no public name that builds a net, does not take the arguments,
             or a conversion is unknown.
     """
-    name, arguments = architecture.get("builder"), architecture.get("arguments", {})
+    name, given = architecture.get("builder"), architecture.get("arguments", {})
+    arguments = {_RENAMED.get(option, option): value for option, value in given.items()}
     if not isinstance(name, str) or name not in _BUILDERS:
         raise ValueError(
             f"architecture: builder {name!r:.80} is no public name of resid_theory that builds a "
@@ -115,7 +117,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
         ) from error
     for step in architecture.get("then", ()):
         net = _CONVERSIONS[check_choice("architecture", step, list(_CONVERSIONS))](net.eval())
-    net.architecture = dict(architecture)  # type: ignore[assignment]
+    net.architecture = {**architecture, "arguments": arguments}  # type: ignore[assignment]
     return net
 
 

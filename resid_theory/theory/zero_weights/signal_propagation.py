@@ -10,21 +10,22 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory.initializations import INITIALIZATIONS
 
 __all__ = ["isometry_edges", "lyapunov_exponents", "output_growth"]
 
-_KINDS = ("xavier", "kaiming", "orthogonal", "near_zero", "zero")
+_GAINS = [name for name, row in INITIALIZATIONS.items() if row.gain is not None]
 
 
-def _gain(kind: str, scale: float) -> float:
-    """Mean of |Wz|² / |z|² over the draw of a square W."""
-    check_choice("kind", kind, _KINDS)
-    gains = {"xavier": 1.0, "orthogonal": 1.0, "kaiming": 2.0, "zero": 0.0}
-    return gains[kind] if kind in gains else check_positive("scale", scale) ** 2
+def _gain(init: str, scale: float) -> float:
+    """Mean of |Wz|² / |z|² for a square W."""
+    row = INITIALIZATIONS[check_choice("init", init, _GAINS)]
+    assert row.gain is not None
+    return row.gain * check_positive("scale", scale) ** 2 if row.scaled else row.gain
 
 
 def output_growth(
-    kind: str,
+    init: str,
     shortcut_depth: int,
     *,
     shortcut: bool = True,
@@ -39,7 +40,8 @@ def output_growth(
     weights it stays.
 
     Args:
-        kind: Initialization, as in :func:`~resid_theory.networks.draw_weights`; square matrices.
+        init: Initialization of the square matrices, one with a gain in the table of
+            ``resid_theory.initializations``.
         shortcut_depth: Matrices n in a block.
         shortcut: Whether the identity is added.
         mid: ``"relu"`` between matrices, or None.
@@ -64,11 +66,11 @@ def output_growth(
     n = check_int("shortcut_depth", shortcut_depth)
     if mid is not None:
         check_choice("mid", mid, ["relu"])
-    branch = _gain(kind, scale) ** n * (0.5 if mid else 1.0) ** (n - 1)
+    branch = _gain(init, scale) ** n * (0.5 if mid else 1.0) ** (n - 1)
     return branch + 1.0 if shortcut else branch
 
 
-def lyapunov_exponents(width: int, *, kind: str = "xavier", scale: float = 0.01) -> Tensor:
+def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01) -> Tensor:
     r"""Growth per layer of the singular values of a plain linear net, in nats.
 
     :math:`\ell_i = \tfrac12 (\log(2 v) + \psi(\tfrac{d - i + 1}{2}))`: after N layers the i-th
@@ -77,14 +79,14 @@ def lyapunov_exponents(width: int, *, kind: str = "xavier", scale: float = 0.01)
 
     Args:
         width: Width d.
-        kind: ``"xavier"``, ``"kaiming"``, ``"near_zero"`` or ``"orthogonal"``.
+        init: ``"xavier"``, ``"kaiming"``, ``"near_zero"`` or ``"orthogonal"``.
         scale: Of ``near_zero``.
 
     Returns:
         (d,), float64, descending.
 
     Raises:
-        ValueError: If the width is below 1 or the kind is none of these.
+        ValueError: If the width is below 1 or the initialization is none of these.
 
     Source:
         Newman 1986, "The distribution of Lyapunov exponents: exact results for random matrices",
@@ -96,10 +98,13 @@ def lyapunov_exponents(width: int, *, kind: str = "xavier", scale: float = 0.01)
         '1.735'
     """
     d = check_int("width", width)
-    if check_choice("kind", kind, [k for k in _KINDS if k != "zero"]) == "orthogonal":
+    # A gain of 0 has no logarithm; the formula is that of normal entries.
+    rows = INITIALIZATIONS.items()
+    known = [name for name, row in rows if row.gain and (row.deviation or row.orthogonal)]
+    if INITIALIZATIONS[check_choice("init", init, known)].orthogonal:
         return torch.zeros(d, dtype=torch.float64)
     freedom = torch.arange(d, 0, -1, dtype=torch.float64)
-    return 0.5 * (math.log(2 * _gain(kind, scale) / d) + torch.special.digamma(freedom / 2))
+    return 0.5 * (math.log(2 * _gain(init, scale) / d) + torch.special.digamma(freedom / 2))
 
 
 def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[float, float]:

@@ -1,0 +1,101 @@
+"""The initializations of weights. A new one is a row here, for nets, layers and closed forms."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["INITIALIZATIONS", "Initialization", "draw_initial", "initializations_for"]
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialization:
+    """Distribution of an initial weight, either by ``deviation`` or by ``function``.
+
+    Attributes:
+        applies_to: ``"matrix"``, the weights of :class:`networks.ShortcutNet`; ``"kernel"``, those
+            of ``nn.Linear`` and convolutions.
+        deviation: Standard deviation of independent normal entries, from the shape (out, in,
+            *kernel) of the weight.
+        function: Draws a weight of a given shape (..., out, in) in float64 on the generator's
+            device.
+        scaled: Whether the caller's factor, ``scale`` or ``std``, multiplies the deviation.
+        gain: Mean of |W z|² / |z|² for a square matrix W and a factor of 1, for the closed forms of
+            signal propagation; None if it depends on the size.
+        orthogonal: Whether all singular values are 1.
+    """
+
+    applies_to: tuple[str, ...]
+    deviation: Callable[[Shape], float] | None = None
+    function: Callable[[Shape, torch.Generator], Tensor] | None = None
+    scaled: bool = False
+    gain: float | None = None
+    orthogonal: bool = False
+
+
+def _xavier(shape: Shape) -> float:
+    return math.sqrt(2 / (shape[0] + shape[1]))
+
+
+def _kaiming(shape: Shape) -> float:
+    return math.sqrt(2 / math.prod(shape[1:]))
+
+
+def _hardt_ma(shape: Shape) -> float:
+    return 1 / (math.prod(shape[2:]) * shape[0])
+
+
+def _haar(shape: Shape, generator: torch.Generator) -> Tensor:
+    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
+    wide = shape[-2] < shape[-1]
+    q, r = torch.linalg.qr(normal.mT if wide else normal)
+    # QR leaves the signs of R's diagonal to the library; only with fixed signs is Q Haar.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q.mT if wide else q
+
+
+def _zero(shape: Shape, generator: torch.Generator) -> Tensor:
+    return torch.zeros(*shape, dtype=torch.float64, device=generator.device)
+
+
+INITIALIZATIONS: dict[str, Initialization] = {
+    "xavier": Initialization(applies_to=("matrix",), deviation=_xavier, gain=1.0),
+    "orthogonal": Initialization(
+        applies_to=("matrix",), function=_haar, gain=1.0, orthogonal=True
+    ),
+    "kaiming": Initialization(applies_to=("matrix", "kernel"), deviation=_kaiming, gain=2.0),
+    "zero": Initialization(applies_to=("matrix",), function=_zero, gain=0.0),
+    "near_zero": Initialization(
+        applies_to=("matrix",), deviation=_xavier, scaled=True, gain=1.0
+    ),
+    "hardt_ma": Initialization(applies_to=("kernel",), deviation=_hardt_ma),
+    "normal": Initialization(applies_to=("kernel",), deviation=lambda shape: 1.0, scaled=True),
+}  # fmt: skip
+
+
+def initializations_for(weight: str, *, scaled: bool = True) -> list[str]:
+    """Names of the initializations of ``"matrix"`` or ``"kernel"``; not of those with a factor."""
+    rows = INITIALIZATIONS.items()
+    return [name for name, row in rows if weight in row.applies_to and (scaled or not row.scaled)]
+
+
+def draw_initial(
+    init: str,
+    shape: Shape,
+    generator: torch.Generator,
+    *,
+    factor: float = 1.0,
+    weight_shape: Shape | None = None,
+) -> Tensor:
+    """Draw a tensor in float64; the deviation is that of ``weight_shape``, by default its own."""
+    row = INITIALIZATIONS[init]
+    if row.function is not None:
+        return row.function(shape, generator)
+    assert row.deviation is not None
+    deviation = row.deviation(shape if weight_shape is None else weight_shape)
+    normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return (factor * deviation if row.scaled else deviation) * normal
