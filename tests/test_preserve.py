@@ -1,5 +1,8 @@
 """A measurement leaves no trace: whatever happens inside, the model comes out as it went in."""
 
+import multiprocessing
+import operator
+
 import pytest
 import torch
 from torch import nn
@@ -80,6 +83,25 @@ def test_gradients_are_on_inside(mode):
         assert not torch.is_grad_enabled()
 
 
+class Constant(nn.Module):
+    """A module with a buffer that it declares constant, and one that it does not."""
+
+    constant_buffers = ("kernel",)
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.zeros(2), persistent=False)
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+
+
+def test_constant_buffers_are_not_copied():
+    net = nn.Sequential(Constant())
+    with preserved(net):
+        for buffer in net.buffers():
+            buffer.fill_(1)
+    assert [float(buffer.sum()) for buffer in net.buffers()] == [2, 0]
+
+
 def test_an_unknown_policy_is_met_with_the_nearest():
     with (
         pytest.raises(ValueError, match="^batchnorm: unknown name 'batches'; did you mean 'batch'"),
@@ -98,3 +120,68 @@ def test_kernels_repeat_and_keep_the_precision_inside(before, kernel_settings):
         assert kernel_settings() == (True, False, True, True)
         raise RuntimeError("inside")
     assert kernel_settings() == before
+
+
+def precision():
+    """Everything that torch tells of the precision of float32, under old and new names."""
+    owners = {"cudnn": "allow_tf32", "cuda.matmul": "allow_tf32"}
+    new = ("", "cuda.matmul", "cudnn", "cudnn.conv", "cudnn.rnn", "mkldnn", "mkldnn.matmul",
+           "mkldnn.conv")  # fmt: skip
+    reads = [(name, attribute) for name, attribute in owners.items()]
+    reads += [(name, "fp32_precision") for name in new] * hasattr(torch.backends.cudnn, "conv")
+    found = {"matmul": outcome(torch.get_float32_matmul_precision)}
+    for name, attribute in reads:
+        owner = operator.attrgetter(f"backends.{name}".rstrip("."))(torch)
+        found[f"{name}.{attribute}"] = outcome(lambda owner=owner, a=attribute: getattr(owner, a))
+    return found
+
+
+def outcome(read):
+    try:
+        return read()
+    except RuntimeError:
+        return "names contradict each other"
+
+
+SETTINGS = [
+    "pass",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    *(
+        f"torch.backends.{owner}fp32_precision = {precision!r}"
+        for owner in ("", "cudnn.", "cudnn.conv.", "cudnn.rnn.", "cuda.matmul.")
+        for precision in ("ieee", "tf32")
+    ),
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+]
+
+
+def check_precision(setting):
+    """Set something, measure, and compare what torch tells afterwards; in a process of its own."""
+    exec(setting)
+    before = precision()
+    conv = "cudnn.conv.fp32_precision"
+    for tf32 in (False, True):
+        with deterministic(tf32=tf32):
+            inside = precision()
+            assert inside.get(conv, "tf32") == ("tf32" if tf32 else "ieee") or conv not in inside
+            for name in ("cudnn.allow_tf32", "cuda.matmul.allow_tf32"):
+                # What could be read before can be read inside: nets and torch itself do.
+                assert inside[name] == tf32 or isinstance(before[name], str), (name, inside)
+        assert precision() == before
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Processes that have set nothing yet: some settings cannot be taken back."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_setting_of_precision_comes_back(setting, fresh):
+    fresh.apply(check_precision, (setting,))

@@ -42,6 +42,7 @@ class ResidualWeight(nn.Module):
     """
 
     identity: Tensor
+    constant_buffers = ("identity", "diagonal")  # measurements need not copy them
 
     def __init__(self, identity: Tensor) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""Read-only measurement: whatever happens inside, model and settings come out as they went in."""
+"""Read-only measurements: model, random state and settings come out as they went in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,15 +11,13 @@ from resid_theory._check import check_choice
 
 __all__ = ["deterministic", "preserved"]
 
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
-
 
 @contextmanager
 def deterministic(*, tf32: bool = False) -> Iterator[None]:
     """Compute inside with kernels that repeat, and in the precision that the tensors have.
 
-    By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, of which no
-    error bound knows.
+    By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, which no
+    error bound accounts for.
 
     Args:
         tf32: Whether products and convolutions of float32 may use it.
@@ -26,27 +25,65 @@ def deterministic(*, tf32: bool = False) -> Iterator[None]:
     Yields:
         Nothing; the settings are put back afterwards.
     """
-    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, products.allow_tf32
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = True, False
-    cudnn.allow_tf32 = products.allow_tf32 = tf32
+    try:
+        with _precision(tf32):
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextmanager
+def _precision(tf32: bool) -> Iterator[None]:
+    """Set the precision of float32 products and convolutions on GPUs, under all of its names."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    # torch 2.9 renamed these settings, and refuses to read an old name that a new one contradicts.
+    # Old names that can be read are kept in step with the new ones: nets and torch read both.
+    old_convolutions = _read_or_none(lambda: cudnn.allow_tf32)
+    old_products = _read_or_none(lambda: products.allow_tf32)
+    old_level = _read_or_none(torch.get_float32_matmul_precision)  # "medium" is more than a flag
+    renamed: list[Any] = []
+    if hasattr(cudnn, "conv"):
+        renamed = [products, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul]
+    before = [owner.fp32_precision for owner in renamed]
+    if old_convolutions is not None:
+        cudnn.allow_tf32 = tf32
+    if old_products is not None:
+        products.allow_tf32 = tf32
+    for owner in renamed[:3]:
+        owner.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before[:2]
-        cudnn.allow_tf32, products.allow_tf32 = before[2:]
+        if old_convolutions is not None:
+            cudnn.allow_tf32 = old_convolutions
+        if old_products is not None:
+            products.allow_tf32 = old_products
+        if old_level is not None:
+            torch.set_float32_matmul_precision(old_level)
+        for owner, precision in zip(renamed, before, strict=True):
+            owner.fp32_precision = precision
+
+
+def _read_or_none(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 @contextmanager
 def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
-    """Measure inside; buffers, train/eval flags and the RNG state are put back afterwards.
+    """Measure inside; buffers, train/eval flags and the random state are put back afterwards.
 
     Parameters and ``.grad`` are never written by a measurement, so they need no copy.
 
     Args:
-        net: The model; it is in eval mode inside, and gradients are on.
-        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` those of each batch: BatchNorm
-            alone is then in train mode.
+        net: The model, which is in eval mode inside, with gradients on.
+        batchnorm: ``"eval"`` uses running statistics; ``"batch"`` uses those of each batch: only
+            BatchNorm is then in train mode.
 
     Yields:
         Nothing.
@@ -56,7 +93,7 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     flags = {module: module.training for module in net.modules()}
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in _changeable_buffers(net)}
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
     # Gradients are on inside, wherever the caller stands: without them every derivative is zero.
@@ -70,19 +107,22 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
             net.eval()
             if batchnorm == "batch":
                 for module in net.modules():
-                    if isinstance(module, _NORMS):
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
                         module.train()
             yield
         finally:
-            _restore(net, flags, buffers)
+            with torch.no_grad():
+                for name, buffer in _changeable_buffers(net):
+                    if not torch.equal(buffer, buffers[name]):
+                        buffer.copy_(buffers[name])
+            for module, flag in flags.items():
+                module.training = flag  # not train(flag), which would reach into the children
 
 
-def _restore(
-    net: nn.Module, flags: dict[nn.Module, bool], buffers: dict[str, torch.Tensor]
-) -> None:
-    with torch.no_grad():
-        for name, buffer in net.named_buffers():
-            if not torch.equal(buffer, buffers[name]):
-                buffer.copy_(buffers[name])
-    for module, flag in flags.items():
-        module.training = flag  # not train(flag), which would reach into the children
+def _changeable_buffers(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Buffers by name, without those that a module declares constant, such as identity kernels."""
+    for prefix, module in net.named_modules():
+        constant = getattr(module, "constant_buffers", ())
+        for name, buffer in module.named_buffers(prefix, recurse=False):
+            if name.rpartition(".")[2] not in constant:
+                yield name, buffer
