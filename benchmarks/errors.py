@@ -373,10 +373,10 @@ def moments(dtype: torch.dtype, seed: int) -> float:
 
 def toeplitz(_dtype: torch.dtype, seed: int) -> float:
     """Smallest, middle and largest |eigenvalue| for n = 1, counted without a matrix."""
-    readings = rt.theory.zero_point(whitened(seed), blocks=6, shortcut_depth=1).readings
-    ranks = [0, readings.size // 2, readings.size - 1]
-    wanted = readings.spectrum.eigenvalues.abs().sort().values[ranks]
-    counted = torch.tensor([readings.magnitude_by_counts(rank) for rank in ranks], dtype=F64)
+    statistics = rt.theory.zero_point(whitened(seed), blocks=6, shortcut_depth=1).statistics
+    ranks = [0, statistics.size // 2, statistics.size - 1]
+    wanted = statistics.spectrum.eigenvalues.abs().sort().values[ranks]
+    counted = torch.tensor([statistics.magnitude_by_counts(rank) for rank in ranks], dtype=F64)
     return relative(counted, wanted)
 
 

@@ -29,7 +29,7 @@ def everything(data: rt.Moments, blocks: int, n: int) -> object:
     point = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n)
     if n > 1:
         return point.summary()
-    return point.growth_rate, point.readings.bulk_percentile(10), point.verdict
+    return point.growth_rate, point.statistics.bulk_percentile(10), point.verdict
 
 
 def main() -> None:
@@ -48,13 +48,13 @@ def main() -> None:
         deep, shallow = (peak(lambda b=b, n=n: everything(data, b, n)) for b in (100_000, 10))
         line("    peak of traced memory over that of 10 blocks", f"{deep / shallow:.2f}", "1")
     point = rt.theory.zero_point(moments(3), blocks=1000, shortcut_depth=1)
-    readings = point.readings
-    line("n = 1, d = 3, depth 1000: largest |λ|, s", f"{once(lambda: readings.largest):.1f}", "s")
-    ratio = readings.largest / (1000 * readings.growth_rate)
+    statistics = point.statistics
+    line("n = 1, d = 3, depth 1000: largest |λ|, s", f"{once(lambda: statistics.largest):.1f}", "s")
+    ratio = statistics.largest / (1000 * statistics.growth_rate)
     line("    over κ R", f"{ratio:.5f}", "1 + O(1/R)")
-    seconds = once(lambda: readings.magnitude_percentile(10))
+    seconds = once(lambda: statistics.magnitude_percentile(10))
     line("    10th percentile of |λ| by counts, s", f"{seconds:.1f}", "seconds")
-    line("    index by counts, s", f"{once(lambda: readings.index):.1f}", "seconds")
+    line("    index by counts, s", f"{once(lambda: statistics.index):.1f}", "seconds")
 
 
 if __name__ == "__main__":

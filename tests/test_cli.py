@@ -204,7 +204,7 @@ def test_zero_point_of_one_layer_gives_limits_when_large(capsys, digits):
 
 
 def test_zero_point_counts_when_asked(capsys, monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.zero_point_report._DENSE_EXACT", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.prediction._DENSE_EXACT", 0)
     monkeypatch.setattr(rt.theory.BlockToeplitz, "summary", lambda self: {"parameters": self.size})
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
@@ -218,9 +218,9 @@ def test_zero_point_of_a_file_of_ones_own(capsys, tmp_path, generator):
     words = ["zero-point", "--data", str(tmp_path / "own.npz"), "--components", "3"]
     found = content(capsys, *words)
     whitened, _ = rt.data.whiten(x.flatten(1), 3)
-    report = rt.theory.zero_point_report(whitened, labels, blocks=4)
-    assert found["singular_values"] == report.singular_values
-    assert found["escape_time"] == report.escape_time
+    point = rt.theory.zero_point((whitened, labels), blocks=4, shortcut_depth=2)
+    assert found["singular_values"] == point.singular_values
+    assert found["escape_time"] == point.escape_time
     np.savez(tmp_path / "own.npz", images=x.numpy())
     code, _, error = run(capsys, *words)
     assert code == 2 and "has arrays ['images'], needs x and y" in error

@@ -121,9 +121,7 @@ def test_linear_escape_is_what_small_weights_do(generator, device):
 def test_the_learning_rate_scale_follows_depth(generator):
     moments = problem(4, "cpu", generator)
     at = {
-        (n, blocks): theory.learning_rate_scale(
-            theory.zero_point(moments, blocks=blocks, shortcut_depth=n)
-        )
+        (n, blocks): theory.zero_point(moments, blocks=blocks, shortcut_depth=n).learning_rate_scale
         for n in (1, 2, 3)
         for blocks in (50, 100)
     }
@@ -131,7 +129,7 @@ def test_the_learning_rate_scale_follows_depth(generator):
     assert at[1, 50] == pytest.approx(2 * at[1, 100], rel=1e-12)
     assert at[3, 50] == math.inf
     deep = theory.zero_point(moments, blocks=100, shortcut_depth=1)
-    assert at[1, 100] == pytest.approx(1 / deep.readings.largest, rel=0.05)  # O(1 / blocks)
+    assert at[1, 100] == pytest.approx(1 / deep.statistics.largest, rel=0.05)  # O(1 / blocks)
 
 
 def test_a_flat_zero_point_is_never_left():
@@ -140,7 +138,7 @@ def test_a_flat_zero_point_is_never_left():
     point = theory.zero_point(data, blocks=2, shortcut_depth=2)
     assert theory.escape_time(point, start=0.1, stop=1.0) == math.inf
     assert theory.escape_steps(point, start=0.1, stop=1.0, learning_rate=0.1) == math.inf
-    assert theory.learning_rate_scale(point) == math.inf
+    assert point.learning_rate_scale == math.inf
 
 
 def test_wrong_input_is_named(generator):
@@ -165,18 +163,18 @@ def test_wrong_input_is_named(generator):
 
 @pytest.mark.parametrize("mid", [None, "relu"], ids=["linear", "relu"])
 @pytest.mark.parametrize("shortcut", [True, False], ids=["shortcut", "plain"])
-@pytest.mark.parametrize("kind", ["xavier", "kaiming", "orthogonal", "near_zero"])
-def test_output_growth_is_measured_within_its_error_bar(kind, shortcut, mid, generator, device):
+@pytest.mark.parametrize("init", ["xavier", "kaiming", "orthogonal", "near_zero"])
+def test_output_growth_is_measured_within_its_error_bar(init, shortcut, mid, generator, device):
     blocks, n, draws, scale = 3, 2, 20_000, 0.7
     weights = rt.networks.draw_weights(
-        kind, (draws, blocks, n, 4, 4), generator=generator, scale=scale
+        init, (draws, blocks, n, 4, 4), generator=generator, scale=scale
     )
     x = torch.eye(4)[:1].expand(draws, 1, 4).to(device)
     net = rt.ShortcutNet(4, blocks, n, shortcut=shortcut, mid=mid, device=device)
     with torch.no_grad():
         output = torch.func.functional_call(net, {"weights": weights.to(device)}, (x,))
     squares = output.square().sum((-2, -1))
-    expected = theory.output_growth(kind, n, shortcut=shortcut, mid=mid, scale=scale) ** blocks
+    expected = theory.output_growth(init, n, shortcut=shortcut, mid=mid, scale=scale) ** blocks
     error = squares.std().item() / draws**0.5
     assert abs(squares.mean().item() - expected) <= 4 * error + round_off(100) * expected
 
@@ -186,20 +184,20 @@ def test_zero_weights_pass_signals_unchanged():
     assert theory.output_growth("zero", 2, shortcut=False) == 0.0
 
 
-@pytest.mark.parametrize("kind", ["xavier", "kaiming", "near_zero", "orthogonal"])
-def test_lyapunov_exponents_are_measured_by_qr(kind, generator, device):
+@pytest.mark.parametrize("init", ["xavier", "kaiming", "near_zero", "orthogonal"])
+def test_lyapunov_exponents_are_measured_by_qr(init, generator, device):
     d, layers, chains, scale = 5, 300, 64, 0.3
     frame = torch.eye(d, device=device).expand(chains, d, d)
     logs = []
     for _ in range(layers):
-        w = rt.networks.draw_weights(kind, (chains, d, d), generator=generator, scale=scale).to(
+        w = rt.networks.draw_weights(init, (chains, d, d), generator=generator, scale=scale).to(
             device
         )
         frame, upper = torch.linalg.qr(w @ frame)
         logs.append(upper.diagonal(dim1=-2, dim2=-1).abs().log())
     logs = torch.stack(logs).flatten(0, 1).cpu()
     error = logs.std(0) / len(logs) ** 0.5
-    exact = theory.lyapunov_exponents(d, init=kind, scale=scale)
+    exact = theory.lyapunov_exponents(d, init=init, scale=scale)
     assert bool(((logs.mean(0) - exact).abs() <= 4 * error + round_off(100)).all())
 
 

@@ -173,11 +173,10 @@ def test_zero_point_draws_what_is_listed(n, panels):
     eye = torch.eye(2)
     data = rt.Moments(sxx=2 * eye, syx=torch.diag(torch.tensor([0.5, 1.0])), syy=eye, count=5)
     point = rt.theory.zero_point(data, blocks=1000, shortcut_depth=n)
-    report = rt.theory.ZeroPointReport(point=point)
-    drawing = plots.zero_point(report)
+    drawing = plots.zero_point(point)
     assert len(drawing.axes) == panels
     heights = [bar.get_height() for bar in drawing.axes[0].patches]
-    np.testing.assert_allclose(heights, report.singular_values)
+    np.testing.assert_allclose(heights, point.singular_values)
 
 
 def test_png_tells_only_the_drawing():

@@ -104,7 +104,7 @@ def test_null_spaces_are_counted_whole(blocks):
     y = torch.softmax(torch.randn(30, 4, generator=generator), 1)
     point = zero_point((x, y), blocks=blocks, shortcut_depth=1, loss="cross_entropy")
     assert point.size > toeplitz._DENSE
-    assert point.readings.nullity == blocks + 3
+    assert point.statistics.nullity == blocks + 3
     assert math.isinf(point.condition_number)
 
 

@@ -119,7 +119,7 @@ def _predicted(
     found = {"two_shortcut.predicted": np.array(numbers)}
     if "one_shortcut" in compared(**activations):
         one = rt.theory.zero_point(data, blocks=depth, shortcut_depth=1, loss=loss)
-        limits = [one.growth_rate, one.readings.bulk_percentile(10)]
+        limits = [one.growth_rate, one.statistics.bulk_percentile(10)]
         found["one_shortcut.predicted"] = np.array(limits)
     return found
 
@@ -137,7 +137,7 @@ def _initial_spectrum(
     if kind == "orthogonal" and model.is_linear:
         point = equivalent_at_zero(model, loss, data)
         numbers["growth_rate"] = point.growth_rate
-        numbers["bulk"] = point.readings.bulk_percentile(10)
+        numbers["bulk"] = point.statistics.bulk_percentile(10)
     return numbers
 
 

@@ -106,17 +106,17 @@ def compute_depth_1000(
     data = whitened(dataset, samples)
     two = rt.theory.zero_point(data, blocks=1, shortcut_depth=2)
     arrays = {"depth": np.array(depths), "scale": np.array(scale)}
-    arrays["two.predicted"] = np.array(two.readings.max_magnitude)
+    arrays["two.predicted"] = np.array(two.statistics.max_magnitude)
     rows = {"one": [], "two": []}
     for depth in depths:
         one = rt.theory.zero_point(data, blocks=depth, shortcut_depth=1)
         rows["one"].append(
             {
-                "largest": one.readings.largest,
-                "smallest": one.readings.smallest,
+                "largest": one.statistics.largest,
+                "smallest": one.statistics.smallest,
                 "condition_number_10": one.percentile_condition_number(10),
                 "limit": one.growth_rate * depth,
-                "condition_number_10_limit": one.readings.predicted_condition_number(10),
+                "condition_number_10_limit": one.statistics.predicted_condition_number(10),
                 **_ends(build(depth, NETS["one_shortcut"]), data, 1e-8),
             }
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory.curvature import HessianCost
-    from resid_theory.theory import ZeroPointReport
+    from resid_theory.theory import ZeroPoint
 
 __all__ = ["WORDS", "bar", "register", "threads_for", "whole_numbers"]
 
@@ -246,13 +246,11 @@ def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> N
     data = setup.load(progress=shows_progress(as_json))
     if out is not None:
         folder(out)
-    from resid_theory.theory import ZeroPointReport
-
-    report = ZeroPointReport(point=setup.zero_point(data), exact=exact)
-    # Limits and counts are many small problems, whatever the depth.
-    with threads_for(report.point.size if report.is_dense else 0):
-        content = {"setup": asdict(setup), **report.summary()}
-        paths = "" if out is None else write(out, "zero_point", content, _report_figure(report))
+    point = setup.zero_point(data, exact=exact)
+    # Limits and counts are many small problems at any depth.
+    with threads_for(point.size if point.method == "dense solver" else 0):
+        content = {"setup": asdict(setup), **point.summary()}
+        paths = "" if out is None else write(out, "zero_point", content, _point_figure(point))
     if as_json:
         print_json(content)
         return
@@ -274,10 +272,10 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
     say(table)
 
 
-def _report_figure(report: "ZeroPointReport") -> "Figure | None":
+def _point_figure(point: "ZeroPoint") -> "Figure | None":
     from resid_theory import plots
 
-    return None if report.spectrum is None else plots.zero_point(report)
+    return plots.zero_point(point) if point.is_listed else None
 
 
 def _say_symbols(words: str) -> None:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, headroom, open_axes
-from resid_theory.theory import ZeroPointReport
+from resid_theory.theory import ZeroPoint
 
 __all__ = ["spectrum", "zero_point"]
 
@@ -53,25 +53,25 @@ def spectrum(
     return ax
 
 
-def zero_point(report: ZeroPointReport, *, drawing: Figure | None = None) -> Figure:
-    """A report of the zero point: singular values of M beside the predicted eigenvalues.
+def zero_point(point: ZeroPoint, *, drawing: Figure | None = None) -> Figure:
+    """Singular values of M beside the predicted eigenvalues.
 
     Args:
-        report: The report. Where its eigenvalues are not listed (n = 1 at great depth), only the
-            singular values are drawn.
+        point: The zero point. Where its eigenvalues are not listed (n = 1 at great depth), only
+            the singular values are drawn.
         drawing: Empty figure to fill; a new one by default, for files.
 
     Returns:
         The figure.
     """
-    levels = report.spectrum
-    panels = 1 if levels is None else 2
+    panels = 2 if point.is_listed else 1
     drawing = figure(1, panels) if drawing is None else drawing
     axes = drawing.axes or list(np.atleast_1d(drawing.subplots(1, panels)))
-    values = report.singular_values
+    values = point.singular_values
     axes[0].bar(range(1, len(values) + 1), values, color=MEASURED)
-    axes[0].set(xlabel="rank", ylabel="singular value of M", title=report.point.verdict)
-    if levels is not None:
+    axes[0].set(xlabel="rank", ylabel="singular value of M", title=point.verdict)
+    if point.is_listed:
+        levels = point.spectrum
         spectrum(levels, label="predicted", color=PREDICTED, ax=axes[1])
         _label_levels(axes[1], levels)
     return drawing

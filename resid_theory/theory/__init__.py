@@ -25,17 +25,14 @@ from resid_theory.theory.linear import (
 from resid_theory.theory.zero_weights import (
     BlockToeplitz,
     ZeroPoint,
-    ZeroPointReport,
     escape_start,
     escape_steps,
     escape_time,
     isometry_edges,
-    learning_rate_scale,
     linear_escape,
     lyapunov_exponents,
     output_growth,
     zero_point,
-    zero_point_report,
 )
 
 __all__ = [
@@ -46,7 +43,6 @@ __all__ = [
     "TrivialFlow",
     "Unit",
     "ZeroPoint",
-    "ZeroPointReport",
     "definition5_order",
     "escape_start",
     "escape_steps",
@@ -56,7 +52,6 @@ __all__ = [
     "great_arc",
     "interpolate",
     "isometry_edges",
-    "learning_rate_scale",
     "least_norm",
     "linear_escape",
     "linear_gradient",
@@ -72,5 +67,4 @@ __all__ = [
     "rotated_moments",
     "widest_margin",
     "zero_point",
-    "zero_point_report",
 ]

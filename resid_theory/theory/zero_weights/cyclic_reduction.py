@@ -26,14 +26,7 @@ class Tridiagonal:
     side: np.ndarray
 
     def halved(self, blocks: int) -> tuple["Tridiagonal", np.ndarray]:
-        """Eliminate blocks 1, 3, 5, ...
-
-        Args:
-            blocks: Blocks on the diagonal, at least 2.
-
-        Returns:
-            What is left, and the number of negative pivots that went with the others, (t,).
-        """
+        """Eliminate blocks 1, 3, 5, ... of at least 2; count their negative pivots, (t,)."""
         if blocks == 2:
             gone, negative = _inverse(self.last)
             return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
@@ -69,8 +62,8 @@ def _symmetric(matrices: np.ndarray) -> np.ndarray:
 def _inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses and numbers of negative eigenvalues."""
     values, vectors = np.linalg.eigh(pivots)
-    # A pivot that is zero to round-off may be moved by as much: the count then belongs to a point
-    # that far away.
+    # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
+    # at this distance.
     tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
     safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
     return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)

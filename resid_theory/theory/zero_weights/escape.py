@@ -1,9 +1,9 @@
-r"""How gradient descent leaves the zero point, in closed form.
+r"""Escape of gradient descent from the zero point, in closed form.
 
 Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^{r,n} \cdots W^{r,1}
 \rangle`, so blocks do not see one another. With s_1 the largest singular value of M:
 
-* a balanced rank-one start of size w on the top singular pair stays one, and
+* a balanced rank-one start of size w on the top singular pair remains one, and
   :math:`\dot w = |c_n| s_1 w^{n-1}`: exponential for n = 2, a plateau of length
   :math:`w^{2-n} / ((n-2) |c_n| s_1)` for n >= 3;
 * for n = 2 any small start obeys a linear equation, solved by cosh and sinh in each singular pair,
@@ -13,34 +13,48 @@ Times are those of gradient flow: learning rate times number of steps.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_positive
-from resid_theory.theory.zero_weights.prediction import ZeroPoint
 
-__all__ = [
-    "escape_start",
-    "escape_steps",
-    "escape_time",
-    "learning_rate_scale",
-    "linear_escape",
-]
+__all__ = ["escape_start", "escape_steps", "escape_time", "linear_escape"]
 
 
-def escape_time(point: ZeroPoint, *, start: float, stop: float) -> float:
+class LeadingJet(Protocol):
+    """The part of a :class:`ZeroPoint <resid_theory.theory.ZeroPoint>` that the escape needs."""
+
+    @property
+    def shortcut_depth(self) -> int:
+        """Weight matrices n under one shortcut."""
+
+    @property
+    def hidden(self) -> int:
+        """Width h inside a block."""
+
+    @property
+    def slope(self) -> float:
+        """c_n."""
+
+    @property
+    def correlation(self) -> Tensor:
+        """M, (d, q)."""
+
+
+def escape_time(point: LeadingJet, *, start: float, stop: float) -> float:
     r"""Time of gradient flow from weights of size ``start`` to size ``stop``.
 
     :math:`\log(\delta / w) / (|c_2| s_1)` for n = 2, :math:`(w^{2-n} - \delta^{2-n}) / ((n-2) |c_n|
     s_1)` for n >= 3. The size is the Frobenius norm of each matrix of a balanced rank-one start,
-    :func:`escape_start`; a random start differs by the logarithm of its overlap with it for n = 2.
+    :func:`escape_start`; for n = 2 a random start differs by the logarithm of its overlap with it.
 
     Args:
         point: The zero point, n >= 2.
         start: Size w at the start, above 0.
-        stop: Size at the end, at least ``start``; the jet leads while its n-th power is far below
-            s_1.
+        stop: Size δ at the end, at least ``start``; the jet dominates while δ to the power n is far
+            below s_1.
 
     Returns:
         Learning rate times steps; inf where the leading jet vanishes.
@@ -55,12 +69,8 @@ def escape_time(point: ZeroPoint, *, start: float, stop: float) -> float:
     Example:
         >>> eye = torch.eye(3, dtype=torch.float64)
         >>> data = rt.Moments(sxx=2 * eye, syx=eye, syy=eye, count=9)  # M = I
-        >>> times = [
-        ...     escape_time(
-        ...         rt.theory.zero_point(data, blocks=9, shortcut_depth=n), start=1e-3, stop=0.1
-        ...     )
-        ...     for n in (2, 3, 4)
-        ... ]
+        >>> points = [rt.theory.zero_point(data, blocks=9, shortcut_depth=n) for n in (2, 3, 4)]
+        >>> times = [escape_time(point, start=1e-3, stop=0.1) for point in points]
         >>> print(" ".join(f"{time:.4g}" for time in times))  # the deeper, the flatter
         4.605 990 5e+05
     """
@@ -75,7 +85,7 @@ def escape_time(point: ZeroPoint, *, start: float, stop: float) -> float:
     return (first ** (2 - n) - last ** (2 - n)) / ((n - 2) * speed)
 
 
-def escape_steps(point: ZeroPoint, *, start: float, stop: float, learning_rate: float) -> float:
+def escape_steps(point: LeadingJet, *, start: float, stop: float, learning_rate: float) -> float:
     r"""Steps of gradient descent from weights of size ``start`` to size ``stop``.
 
     For n = 2 exact in the linear regime, :math:`\log(\delta / w) / \log(1 + \eta |c_2| s_1)`; for
@@ -83,15 +93,15 @@ def escape_steps(point: ZeroPoint, *, start: float, stop: float, learning_rate: 
 
     Args:
         point: The zero point, n >= 2.
-        start: Size at the start; see :func:`escape_time`.
+        start: Size at the start, the Frobenius norm of each matrix.
         stop: Size at the end.
-        learning_rate: Step size.
+        learning_rate: Step size η.
 
     Returns:
         A number of steps, not rounded.
 
     Raises:
-        ValueError: If the learning rate is not positive, or as for :func:`escape_time`.
+        ValueError: If n = 1, a number is not positive or ``stop`` is below ``start``.
 
     Source:
         Derived here; see :func:`escape_time`.
@@ -103,7 +113,7 @@ def escape_steps(point: ZeroPoint, *, start: float, stop: float, learning_rate: 
     return time * _speed(point) / math.log1p(rate * _speed(point))
 
 
-def escape_start(point: ZeroPoint, size: float) -> list[Tensor]:
+def escape_start(point: LeadingJet, size: float) -> list[Tensor]:
     r"""Balanced rank-one weights of one block along which the loss falls fastest from zero.
 
     :math:`W_1 = w a v^T`, inner matrices :math:`w a a^T`, :math:`W_n = -w\, sign(c_n)\, u a^T`,
@@ -122,7 +132,7 @@ def escape_start(point: ZeroPoint, size: float) -> list[Tensor]:
     Source:
         Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
     """
-    _speed(point)
+    _speed(point)  # refuses n = 1
     w = check_positive("size", size)
     left, _, right = torch.linalg.svd(point.correlation)
     inside = torch.eye(point.hidden, dtype=left.dtype, device=left.device)[0]
@@ -132,12 +142,12 @@ def escape_start(point: ZeroPoint, size: float) -> list[Tensor]:
 
 
 def linear_escape(
-    point: ZeroPoint, first: Tensor, second: Tensor, *, time: float, step: float | None = None
+    point: LeadingJet, first: Tensor, second: Tensor, *, time: float, step: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Weights of a 2-shortcut block that leaves zero, while they are small.
+    r"""Small weights of a 2-shortcut block on their way from zero.
 
     The linear equation :math:`\dot W_1 = -c W_2^T M,\; \dot W_2 = -c M W_1^T`, solved exactly; or
-    the same for gradient descent, where the growing part gains :math:`1 + \eta |c| s_i` a step.
+    its analogue for gradient descent, where the growing part gains :math:`1 + \eta |c| s_i` a step.
 
     Args:
         point: The zero point, n = 2.
@@ -167,49 +177,21 @@ def linear_escape(
         )
     left, values, right = torch.linalg.svd(point.correlation, full_matrices=False)
     a, b = one @ right.mT, two.mT @ left  # (..., h, min(d, q)): one column a singular pair
-    sum_gain, difference_gain = (
-        _gain(sign * point.slope * values, time, step) for sign in (-1.0, 1.0)
-    )
-    plus, minus = (a + b) * sum_gain / 2, (a - b) * difference_gain / 2
-    # What M does not reach stays where it is.
+
+    def gain(speeds: Tensor) -> Tensor:
+        if step is None:
+            return (speeds * time).exp()
+        rate = check_positive("step", step)
+        return (1 + rate * speeds) ** round(time / rate)
+
+    plus = (a + b) * gain(-1.0 * point.slope * values) / 2
+    minus = (a - b) * gain(1.0 * point.slope * values) / 2
+    # The part of the weights outside the singular pairs of M stays constant.
     return one + (plus + minus - a) @ right, two + left @ (plus - minus - b).mT
 
 
-def _gain(speeds: Tensor, time: float, step: float | None) -> Tensor:
-    if step is None:
-        return (speeds * time).exp()
-    rate = check_positive("step", step)
-    return (1 + rate * speeds) ** round(time / rate)
-
-
-def learning_rate_scale(point: ZeroPoint) -> float:
-    r"""The learning rate that the curvature at zero sets, 1 / max|λ|.
-
-    Independent of depth for n = 2, where it is :math:`1 / (|c_2| s_1)`; :math:`1 / (\kappa R)` for
-    n = 1, the limit of great depth; inf for n >= 3, where the curvature at zero says nothing. The
-    best learning rate follows its dependence on depth, not its value: as soon as the largest
-    eigenvalue collapses, some times more is stable.
-
-    Args:
-        point: The zero point.
-
-    Returns:
-        Step size, in units of weight² / loss.
-
-    Source:
-        Derived here; explains the scaling of arXiv:1611.01186, Figure 7, right.
-    """
-    if point.shortcut_depth == 1:
-        top = (
-            point.growth_rate * point.blocks if point.growth_rate else point.readings.max_magnitude
-        )
-    else:
-        top = point.readings.max_magnitude
-    return 1.0 / top if top else math.inf
-
-
-def _speed(point: ZeroPoint) -> float:
-    """|c_n| s_1, what drives the escape."""
+def _speed(point: LeadingJet) -> float:
+    """|c_n| s_1, the rate of the escape."""
     if point.shortcut_depth == 1:
         raise ValueError("point: has n = 1, where zero is not stationary: nothing to escape from")
     return abs(point.slope) * torch.linalg.matrix_norm(point.correlation, 2).item()

@@ -1,6 +1,6 @@
 r"""The Hessian of n-shortcut networks at zero weights, in closed form ("Theorem 2").
 
-At zero weights every block passes its input through, so the output is x itself. Write
+At zero weights every block returns its input, so the output is x itself. Write
 :math:`g_\mu` and :math:`H_\mu` for the gradient and Hessian of a sample's loss there,
 :math:`s_\mu = \sigma_{pre}(x_\mu)`, and
 
@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_int
+from resid_theory._check import as_tensor, check_int
 from resid_theory.activations import Activation
 from resid_theory.data.moments import Moments
+from resid_theory.data.regression import one_hot
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss
-from resid_theory.theory.zero_weights.prediction import ZeroPoint, check_dense, resolution_of
+from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.relu_limits import (
     check_direction,
     directed_hessian,
@@ -44,6 +45,8 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     Maps,
     add_chain,
     by_columns,
+    check_dense,
+    resolution_of,
 )
 
 __all__ = ["zero_point"]
@@ -63,6 +66,7 @@ def zero_point(
     input_map: Any = None,
     output_map: Any = None,
     kink: Any = "line",
+    exact: bool = False,
 ) -> ZeroPoint:
     r"""Hessian of an n-shortcut net at zero weights, predicted without differentiating a net.
 
@@ -70,8 +74,9 @@ def zero_point(
     eigenvalue is asked for.
 
     Args:
-        data: x (m, d) and y: a pair, a ``Regression``, a loader; ``Moments`` suffice for the square
-            loss without ``pre`` and ``bias``.
+        data: x (m, q) and y (m, k), or class labels y (m,), which become one-hot: a pair, a
+            ``Regression``, a loader; ``Moments`` suffice for the square loss without ``pre`` and
+            ``bias``.
         blocks: Number of blocks R, at least 1.
         shortcut_depth: Weight matrices n under one shortcut, at least 1.
         loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
@@ -82,16 +87,20 @@ def zero_point(
         post: Activation after a block's last matrix; must vanish at zero.
         hidden: Width h inside a block, ``d`` by default.
         bias: Whether the first matrix of a block has a bias (equation (3)).
-        input_map: Fixed map U in front of the trunk, (trunk width, d), None for the identity.
-        output_map: Fixed map V behind it, (outputs, trunk width), None for the identity.
-        kink: What stands for the derivatives of an activation with a kink at zero (ReLU):
+        input_map: Fixed map U in front of the network, (d, q), None for the identity; where x and
+            y differ in width, such a map or :func:`resid_theory.data.whiten` makes them equal.
+        output_map: Fixed map V behind the network, (k, d), None for the identity.
+        kink: Rule for the derivatives of an activation with a kink at zero (ReLU):
             ``"line"``, the least-squares line on [-e, e], slope (left + right) / 2 and no
             curvature; ``"mean"``, the mean over symmetric random directions of the a.e. Hessian's
             limit (differs from ``line`` only for n = 1 with ``post``); or a net, whose weights give
             the direction along which zero is approached.
+        exact: For n = 1 at great depth: whether ``summary`` counts eigenvalues, which is slow,
+            instead of using the limits of great depth.
 
     Returns:
-        The prediction.
+        The prediction: ``print`` shows a report, ``summary()`` and ``json()`` return its numbers,
+        and :func:`resid_theory.plots.zero_point` draws it.
 
     Raises:
         ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
@@ -105,10 +114,16 @@ def zero_point(
         >>> data = rt.Moments(sxx=2 * torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=9)
         >>> zero_point(data, blocks=100_000, shortcut_depth=2).condition_number
         1.0
+        >>> point = zero_point(rt.load_whitened("digits"), blocks=50, shortcut_depth=2, mid="relu")
+        >>> point.verdict, point.index
+        ('strict saddle', 0.5)
+        >>> print(str(point).splitlines()[-1])
+        Escape from weights of 0.01 to 0.1: 3.662 (learning rate x steps); 3.322 steps at the scale
     """
     net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post)
     directed = is_direction(kink)
     maps = Maps.of(input_map, output_map)
+    data = _with_targets(data)
     bend = 0.0 if directed else net.bend(kink)
     if loss == "square" and net.pre is None and not (net.bias or bend or directed):
         local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), maps)
@@ -122,7 +137,7 @@ def zero_point(
     h = local.width if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
-    own = None
+    own = None  # M of every hidden unit
     if directed:
         assert isinstance(local, FromSamples)
         check_direction(kink, net, h, local.width)
@@ -133,14 +148,26 @@ def zero_point(
         hidden=h,
         correlation=local.correlation,
         slope=net.slope,
-        readings=_readings(local, net, h, kink, own),
+        statistics=_statistics(local, net, h, kink, own),
         a_priori_bound=local.a_priori_bound if net.n == 2 else math.inf,
         null_direction=loss == "cross_entropy" and maps.output is None,
         blocks_of_m=own,
+        exact=exact,
     )
 
 
-def _readings(
+def _with_targets(data: Any) -> Any:
+    """The data; class labels of a pair (x, y) as one-hot targets."""
+    if not isinstance(data, (tuple, list)) or len(data) != 2 or isinstance(data[0], (tuple, list)):
+        return data
+    y = as_tensor("data y", data[1])
+    if y.dim() != 1 or y.is_floating_point():
+        return data
+    check_int("data y", int(y.min()), 0)
+    return data[0], one_hot(y, int(y.max()) + 1)
+
+
+def _statistics(
     local: FromMoments | FromSamples, net: Architecture, hidden: int, kink: Any, own: Tensor | None
 ) -> SpectralStatistics:
     width, inputs = local.correlation.shape
@@ -156,14 +183,14 @@ def _readings(
         assert isinstance(local, FromSamples)
         check_dense(net.blocks * width * inputs)
         return Spectrum.of(torch.linalg.eigvalsh(directed_hessian(local, net, kink)))
-    return BlockToeplitz(blocks=net.blocks, **_toeplitz_blocks(local, net, kink))
+    return _block_toeplitz(local, net, kink)
 
 
 def _paired(matrices: Tensor, copies: int, size: int) -> Spectrum:
     """Both signs of all singular values, each ``copies`` times, and zeros up to ``size``."""
     values = torch.linalg.svdvals(matrices).reshape(-1)
-    # What an SVD cannot tell from zero is zero: a symmetry of the loss must not look like
-    # curvature.
+    # Values that an SVD cannot tell from zero are set to zero: a symmetry of the loss must not look
+    # like curvature.
     resolution = resolution_of(matrices)
     values = torch.where(values <= resolution * values.max(), 0.0, values)
     counts = torch.full(values.shape, copies, dtype=torch.int64)
@@ -173,9 +200,10 @@ def _paired(matrices: Tensor, copies: int, size: int) -> Spectrum:
     return Spectrum.of(levels, counts, resolution=resolution).distinct(0.0)
 
 
-def _toeplitz_blocks(
+def _block_toeplitz(
     local: FromMoments | FromSamples, net: Architecture, kink: str
-) -> dict[str, Tensor]:
+) -> BlockToeplitz:
+    """The Hessian of a 1-shortcut net, equation (10)."""
     a, width = net.post.slope, local.width
     like = local.correlation
     squared = torch.full((width, width), a * a, dtype=like.dtype, device=like.device)
@@ -187,6 +215,5 @@ def _toeplitz_blocks(
     if bend:
         curved = bend * local.gradient_moment()
         diagonal.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
-    chain = a * a * local.chain_moment()
-    add_chain(lower, chain)
-    return {"diagonal": by_columns(diagonal), "lower": by_columns(lower)}
+    add_chain(lower, a * a * local.chain_moment())
+    return BlockToeplitz(blocks=net.blocks, diagonal=by_columns(diagonal), lower=by_columns(lower))

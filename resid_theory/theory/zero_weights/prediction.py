@@ -1,5 +1,7 @@
-"""The prediction for zero weights: what it holds and what is read off it."""
+"""The predicted Hessian at zero weights and all that follows from it."""
 
+import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +10,23 @@ from torch import Tensor
 
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.theory.zero_weights.escape import escape_steps, escape_time
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
+from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
 
-__all__ = ["ZeroPoint", "check_dense", "resolution_of"]
+__all__ = ["ZeroPoint"]
 
-_DENSE_LIMIT = 1 << 33  # bytes of a dense Hessian built on request
+_DENSE = 3000  # parameters whose eigenvalues take seconds; beyond, n = 1 answers by its limits
+_DENSE_EXACT = 8000  # where exact numbers are asked for, counting takes longer than this
+_ESCAPE = {"start": 0.01, "stop": 0.1}  # sizes of the weights in the summary
+_SHOWN = 12  # levels in print
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ZeroPoint:
-    """The Hessian at zero weights, predicted.
+    """The Hessian at zero weights, predicted, and all that follows from it.
+
+    ``print`` shows a report, :func:`resid_theory.plots.zero_point` draws it.
 
     Attributes:
         blocks: Number of blocks R.
@@ -26,16 +35,18 @@ class ZeroPoint:
         correlation: M, (d, q), or (d, q + 1) with a bias: its last column is the mean of g. Exactly
             zero where it is zero to 1e-12 of the mean |g| |s|.
         slope: c_n, dimensionless.
-        readings: What the eigenvalues are read off: a ``Spectrum`` with multiplicities for n >= 2,
+        statistics: Statistics of the eigenvalues: a ``Spectrum`` with multiplicities for n >= 2,
             a ``BlockToeplitz`` for n = 1 (a ``Spectrum`` in the limit along given weights).
         a_priori_bound: For n = 2, whitened inputs and the square loss: an upper bound of the
             condition number from the second moment of the targets alone, (1 + √p) / (1 - √p) with p
             its largest eigenvalue (one-hot targets: the largest class prior); inf where it does not
             apply.
         null_direction: Whether the loss ignores a shift of all outputs (softmax), which makes M
-            singular whatever the data are.
-        blocks_of_m: For a limit along given weights: every hidden unit's own M, (R, h, d, q);
-            otherwise None.
+            singular for all data.
+        blocks_of_m: For a limit along given weights: the matrix M of every hidden unit,
+            (R, h, d, q); otherwise None.
+        exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
+            or uses the limits of great depth.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 2, equations (8),
@@ -49,38 +60,114 @@ class ZeroPoint:
     hidden: int
     correlation: Tensor
     slope: float
-    readings: SpectralStatistics
+    statistics: SpectralStatistics
     a_priori_bound: float
     null_direction: bool
     blocks_of_m: Tensor | None = None
+    exact: bool = False
+
+    @property
+    def order(self) -> int:
+        """Orders of derivatives that vanish, at least: n - 1, or more where M or c_n is zero."""
+        if self._is_flat:
+            # The leading jet is gone; for n = 1 the gradient is zero but the Hessian need not be.
+            return 1 if self.shortcut_depth == 1 else self.shortcut_depth
+        return self.shortcut_depth - 1
+
+    @property
+    def verdict(self) -> str:
+        """Kind of the critical point.
+
+        ``not stationary``, ``strict saddle`` (a direction of negative curvature), ``degenerate
+        saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
+        leading derivative vanishes too). ``reason`` says why.
+        """
+        if self._is_flat:
+            return "degenerate"
+        kinds = {1: "not stationary", 2: "strict saddle"}
+        return kinds.get(self.shortcut_depth, "degenerate saddle")
+
+    @property
+    def _is_flat(self) -> bool:
+        """Whether the leading derivative vanishes."""
+        return self.slope == 0.0 or not bool(self.correlation.any())
+
+    @property
+    def reason(self) -> str:
+        """Explanation of the verdict in one sentence."""
+        n = self.shortcut_depth
+        if self.slope == 0.0:
+            return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
+        if self._is_flat:
+            why = "no gradient correlates with the features"
+            return f"M = 0: {why}, the identity is optimal already"
+        if n == 1:
+            return "the gradient is c M in every block"
+        if n >= 3:
+            return f"derivatives up to order {n - 1} vanish, the one of order {n} takes both signs"
+        rows, columns = self.correlation.shape
+        # The resolution of the spectrum's zeros.
+        rank = int(torch.linalg.matrix_rank(self.correlation, rtol=resolution_of(self.correlation)))
+        causes = []
+        if self.null_direction:
+            causes.append("the loss ignores a shift of all outputs")
+        if rows != columns:
+            causes.append(f"M is {rows} x {columns}")
+        if rank < min(rows, columns) - int(self.null_direction):
+            causes.append(f"M has rank {rank}")
+        lead, why = "the smallest eigenvalue is -|c| s_1(M) < 0", " and ".join(causes)
+        singular = f"; the Hessian is singular because {why}: compare nonzero eigenvalues"
+        return lead + singular if causes else lead
+
+    @property
+    def singular_values(self) -> list[float]:
+        """Singular values of M, descending."""
+        return [float(value) for value in torch.linalg.svdvals(self.correlation)]
 
     @property
     def size(self) -> int:
         """Number of parameters P."""
-        return self.readings.size
+        return self.statistics.size
 
     @property
     def spectrum(self) -> Spectrum:
         """All eigenvalues; for n = 1 by a dense solver.
 
         Raises:
-            ValueError: If n = 1 and the dense matrix is above 8 GiB; ``readings`` needs no matrix.
+            ValueError: If n = 1 and the dense matrix is above 8 GiB; ``statistics`` needs no
+                matrix.
         """
-        if isinstance(self.readings, BlockToeplitz):
+        if isinstance(self.statistics, BlockToeplitz):
             check_dense(self.size)
-            return self.readings.spectrum
-        assert isinstance(self.readings, Spectrum)
-        return self.readings
+            return self.statistics.spectrum
+        assert isinstance(self.statistics, Spectrum)
+        return self.statistics
+
+    @property
+    def method(self) -> str:
+        """Method by which the summary finds the numbers of the spectrum."""
+        if not isinstance(self.statistics, BlockToeplitz):
+            return "closed form"
+        if self.size <= (_DENSE_EXACT if self.exact else _DENSE):
+            return "dense solver"
+        if self.exact:
+            return "inertia counts"
+        return "limits of great depth, relative error O(1 / blocks); exact numbers take counts"
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the summary lists all eigenvalues; not so for n = 1 and large P."""
+        return self.method in ("closed form", "dense solver")
 
     @property
     def condition_number(self) -> float:
         """max|λ| / min|λ|; inf when singular."""
-        return self.readings.condition_number
+        return self.statistics.condition_number
 
     @property
     def nonzero_condition_number(self) -> float:
         """max|λ| / smallest nonzero |λ|."""
-        return self.readings.nonzero_condition_number
+        return self.statistics.nonzero_condition_number
 
     def percentile_condition_number(self, percent: float = 10.0) -> float:
         """max|λ| over a percentile of |λ|.
@@ -91,76 +178,47 @@ class ZeroPoint:
         Returns:
             The ratio.
         """
-        return self.readings.percentile_condition_number(percent)
+        return self.statistics.percentile_condition_number(percent)
 
     @property
     def index(self) -> float:
         """Share of negative eigenvalues, in [0, 1]."""
-        return self.readings.index
+        return self.statistics.index
 
     @property
     def growth_rate(self) -> float:
         """Limit of the largest |λ| over the number of blocks: κ for n = 1, 0 for n >= 2."""
-        if not isinstance(self.readings, BlockToeplitz):
+        if not isinstance(self.statistics, BlockToeplitz):
             return 0.0
-        return max(self.readings.growth_rate, self.readings.negative_growth_rate)
+        return max(self.statistics.growth_rate, self.statistics.negative_growth_rate)
 
     @property
-    def order(self) -> int:
-        """How many orders of derivatives vanish (at least): 0 when not stationary, else n - 1."""
-        if self.slope == 0.0 or not bool(self.correlation.any()):
-            # The leading jet is gone; for n = 1 the gradient is zero but the Hessian need not be.
-            return 1 if self.shortcut_depth == 1 else self.shortcut_depth
-        return self.shortcut_depth - 1
+    def learning_rate_scale(self) -> float:
+        r"""Learning rate set by the curvature at zero, 1 / max|λ|, in units of weight² / loss.
 
-    @property
-    def verdict(self) -> str:
-        """What kind of point zero is.
-
-        ``not stationary``, ``strict saddle`` (a direction of negative curvature), ``degenerate
-        saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
-        leading derivative vanishes too). ``reason`` says why.
+        Independent of depth for n = 2, where it is :math:`1 / (|c_2| s_1)`;
+        :math:`1 / (\kappa R)` for n = 1, the limit of great depth; inf for n >= 3, where the
+        curvature at zero says nothing. The best learning rate shares its dependence on depth (as
+        in arXiv:1611.01186, Figure 7, right), but is larger: the largest eigenvalue soon falls.
         """
-        if self.slope == 0.0 or not bool(self.correlation.any()):
-            return "degenerate"
-        kinds = {1: "not stationary", 2: "strict saddle"}
-        return kinds.get(self.shortcut_depth, "degenerate saddle")
+        top = self.growth_rate * self.blocks or self.statistics.max_magnitude
+        return 1.0 / top if top else math.inf
 
     @property
-    def reason(self) -> str:
-        """The verdict explained in a sentence."""
-        n = self.shortcut_depth
-        if self.slope == 0.0:
-            return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
-        if not bool(self.correlation.any()):
-            return (
-                "M = 0: no gradient correlates with the features, the identity is optimal already"
-            )
-        if n == 1:
-            return "the gradient is c M in every block"
-        if n >= 3:
-            return f"derivatives up to order {n - 1} vanish, the one of order {n} takes both signs"
-        return "the smallest eigenvalue is -|c| s_1(M) < 0" + self._singularity()
+    def escape_time(self) -> float:
+        """Learning rate times steps from weights of 0.01 to 0.1; 0 for n = 1, which is not stuck.
 
-    def _singularity(self) -> str:
-        rank, (rows, columns) = self._rank, self.correlation.shape
-        causes = []
-        if self.null_direction:
-            causes.append("the loss ignores a shift of all outputs")
-        if rows != columns:
-            causes.append(f"M is {rows} x {columns}")
-        if rank < min(rows, columns) - int(self.null_direction):
-            causes.append(f"M has rank {rank}")
-        if not causes:
-            return ""
-        return (
-            f"; the Hessian is singular because {' and '.join(causes)}: compare nonzero eigenvalues"
-        )
+        :func:`resid_theory.theory.escape_time` takes other sizes.
+        """
+        return 0.0 if self.shortcut_depth == 1 else escape_time(self, **_ESCAPE)
 
     @property
-    def _rank(self) -> int:
-        resolution = resolution_of(self.correlation)  # the one that the spectrum's zeros rest on
-        return int(torch.linalg.matrix_rank(self.correlation, rtol=resolution))
+    def escape_steps(self) -> float:
+        """Steps from weights of 0.01 to 0.1 at ``learning_rate_scale``; inf where that is inf."""
+        if self.shortcut_depth == 1:
+            return 0.0
+        rate = self.learning_rate_scale
+        return math.inf if math.isinf(rate) else escape_steps(self, **_ESCAPE, learning_rate=rate)
 
     @property
     def gradient(self) -> Tensor:
@@ -176,11 +234,15 @@ class ZeroPoint:
         Raises:
             ValueError: If n >= 3, or the limit is taken along weights: its blocks all differ.
         """
-        if isinstance(self.readings, BlockToeplitz):
-            return self.readings.lower
+        if isinstance(self.statistics, BlockToeplitz):
+            return self.statistics.lower
         if self.shortcut_depth != 2 or self.blocks_of_m is not None:
             raise ValueError("matrix_a: exists for n = 1 and n = 2, when all blocks are equal")
-        return _matrix_a(self.slope * self.correlation, self.hidden)
+        # C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns.
+        scaled, h = self.slope * self.correlation, self.hidden
+        eye = torch.eye(h, dtype=scaled.dtype, device=scaled.device)
+        entries = torch.einsum("pt,sq->qpts", eye, scaled)
+        return entries.reshape(scaled.shape[1] * h, h * scaled.shape[0])
 
     def hessian(self) -> Tensor:
         """The whole matrix, (P, P), float64, in the paper's order (Definition 5).
@@ -194,8 +256,8 @@ class ZeroPoint:
             ValueError: If it is above 8 GiB, or the limit is taken along weights.
         """
         check_dense(self.size)
-        if isinstance(self.readings, BlockToeplitz):
-            return self.readings.dense()
+        if isinstance(self.statistics, BlockToeplitz):
+            return self.statistics.dense()
         if self.shortcut_depth > 2:
             return torch.zeros(self.size, self.size, dtype=torch.float64)
         a = self.matrix_a
@@ -237,54 +299,102 @@ class ZeroPoint:
         return self.slope * total
 
     def summary(self) -> dict[str, Any]:
-        """The prediction's numbers by name."""
+        """All numbers by name.
+
+        Returns:
+            Strings, numbers (also inf and nan), None for a bound that does not apply, and the list
+            of singular values.
+        """
         numbers: dict[str, Any] = {
+            "method": self.method,
             "blocks": self.blocks,
             "shortcut_depth": self.shortcut_depth,
+            "hidden": self.hidden,
             "verdict": self.verdict,
             "reason": self.reason,
             "order": self.order,
             "slope": self.slope,
-            "a_priori_bound": self.a_priori_bound,
-            **self.readings.summary(),
+            "a_priori_bound": None if math.isinf(self.a_priori_bound) else self.a_priori_bound,
+            "learning_rate_scale": self.learning_rate_scale,
+            "singular_values": self.singular_values,
         }
-        if isinstance(self.readings, BlockToeplitz):
+        if self.shortcut_depth > 1:
+            numbers |= {
+                "escape_from": _ESCAPE["start"],
+                "escape_to": _ESCAPE["stop"],
+                "escape_time": self.escape_time,
+                "escape_steps": self.escape_steps,
+            }
+        found = self.statistics
+        if isinstance(found, BlockToeplitz):
             numbers["growth_rate"] = self.growth_rate
-            numbers["bulk_percentile_10"] = self.readings.bulk_percentile(10)
-        return numbers
+            if not (self.is_listed or self.exact):
+                return numbers | {
+                    "parameters": self.size,
+                    "max_magnitude": self.growth_rate * self.blocks,
+                    "bulk_percentile_10": found.bulk_percentile(10),
+                    "condition_number_10": found.predicted_condition_number(10),
+                }
+            found = self.spectrum if self.is_listed else found
+        return numbers | {"max_magnitude": found.max_magnitude, **found.summary()}
+
+    def json(self) -> str:
+        """The summary and, for n >= 2, the levels with their multiplicities as JSON.
+
+        Returns:
+            JSON; inf and nan are strings, which ``float`` reads.
+        """
+        content = self.summary()
+        if self.shortcut_depth > 1:
+            content["levels"] = self.spectrum.levels.tolist()
+            content["multiplicities"] = self.spectrum.multiplicities.tolist()
+        return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def __str__(self) -> str:
+        """The report for people."""
+        found, (d, q) = self.summary(), self.correlation.shape
+        if self.shortcut_depth == 1:
+            levels = f"largest |λ| over blocks tends to {self.growth_rate:.4g}"
+        else:
+            spectrum = self.spectrum
+            pairs = zip(spectrum.levels.tolist(), spectrum.multiplicities.tolist(), strict=True)
+            levels = ", ".join(_shortened([f"{value:.4g} x {count:,}" for value, count in pairs]))
+        ratios = ""
+        if "condition_number" in found:
+            bound = found["a_priori_bound"]
+            known = "" if bound is None else f" (a-priori bound {bound:.4g})"
+            ratios = (
+                f", over the smallest {found['condition_number']:.4g}{known}, over the smallest "
+                f"nonzero {found['condition_number_nonzero']:.4g}; index {found['index']:.4g}"
+            )
+        values = " ".join(_shortened([f"{value:.4g}" for value in found["singular_values"]]))
+        lines = [
+            f"Zero weights, {self.blocks:,} blocks of {self.shortcut_depth} layers: {self.verdict}",
+            f"  {self.reason}",
+            f"M, {d} x {q}: singular values {values}; c = {self.slope:.4g}",
+            f"Hessian, P = {self.size:,}, by {found['method']}: {levels}",
+            f"  max |λ| {found['max_magnitude']:.4g}, over the 10th percentile "
+            f"{found['condition_number_10']:.4g}{ratios}",
+            f"Learning-rate scale 1 / max |λ|: {found['learning_rate_scale']:.4g}",
+        ]
+        if self.shortcut_depth > 1:
+            lines.append(
+                f"Escape from weights of {_ESCAPE['start']:g} to {_ESCAPE['stop']:g}: "
+                f"{self.escape_time:.4g} (learning rate x steps); {self.escape_steps:.4g} steps at "
+                "the scale"
+            )
+        return "\n".join(lines)
 
 
-def check_dense(size: int) -> None:
-    """Refuse a dense matrix that is too large.
-
-    Args:
-        size: Rows.
-
-    Raises:
-        ValueError: If it is above 8 GiB.
-    """
-    if 8 * size * size > _DENSE_LIMIT:
-        raise ValueError(
-            f"hessian: {size} parameters make a dense matrix of {8 * size**2 / 2**30:.1f} GiB, "
-            "the limit is 8 GiB; readings (condition numbers, percentiles, index) need no matrix"
-        )
+def _shortened(words: list[str]) -> list[str]:
+    half = _SHOWN // 2
+    return words if len(words) <= _SHOWN else [*words[:half], "...", *words[-half:]]
 
 
-def resolution_of(matrices: Tensor) -> float:
-    """What an SVD tells from zero.
-
-    Args:
-        matrices: (..., d, q).
-
-    Returns:
-        A share of the largest singular value.
-    """
-    return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
-
-
-def _matrix_a(scaled: Tensor, hidden: int) -> Tensor:
-    """C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns."""
-    width, inputs = scaled.shape
-    eye = torch.eye(hidden, dtype=scaled.dtype, device=scaled.device)
-    entries = torch.einsum("pt,sq->qpts", eye, scaled)
-    return entries.reshape(inputs * hidden, hidden * width)
+def _strict(value: Any) -> Any:
+    """The same with inf and nan as strings."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_strict(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,7 +24,7 @@ __all__ = ["check_direction", "directed_hessian", "is_direction", "own_correlati
 
 
 def is_direction(kink: Any) -> bool:
-    """Whether ``kink`` is a net that gives a direction, rather than the name of a rule."""
+    """Tell a net that gives a direction from the name of a rule."""
     if isinstance(kink, str):
         check_choice("kink", kink, ("line", "mean"))
         return False
@@ -34,7 +34,7 @@ def is_direction(kink: Any) -> bool:
 
 
 def check_direction(kink: Any, net: Architecture, hidden: int, width: int) -> None:
-    """Refuse a net whose architecture is not the one at hand."""
+    """Refuse a net of another architecture."""
     given = (kink.blocks, kink.shortcut_depth, kink.hidden, kink.width, kink.bias is not None)
     needed = (net.blocks, net.n, hidden, width, net.bias)
     if given != needed:
@@ -45,7 +45,7 @@ def check_direction(kink: Any, net: Architecture, hidden: int, width: int) -> No
 
 
 def _one_sided(at: AtZero, z: Tensor) -> Tensor:
-    """Slope at zero on the side that z approaches it from."""
+    """Slope at zero on the side from which z approaches it."""
     return _by_side(z, at.left, at.right)
 
 
@@ -64,7 +64,7 @@ def _first_layers(local: FromSamples, net: Architecture, kink: Any) -> list[Tens
 
 
 def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
-    """M of every block and hidden unit, with the slopes of the side each sample falls on."""
+    """M of every block and hidden unit, (R, h, d, q): each sample has the slopes of its side."""
     m, (width, inputs) = len(local.features), local.correlation.shape
     seconds = [w.detach().to(torch.float64) for w in kink.layers()[1::2]]
     own = []
@@ -94,7 +94,7 @@ def directed_hessian(local: FromSamples, net: Architecture, kink: Any) -> Tensor
 
 
 def _add_bend(entries: Tensor, local: FromSamples, net: Architecture, first: Tensor) -> None:
-    """Add the mean of g[s] s_post''[s] s s^T, with the bend of the side each sample falls on."""
+    """Add the mean of g[s] s_post''[s] s s^T, with the second derivative on each sample's side."""
     bends = _by_side(local.features @ first.mT, net.post.second_left, net.post.second_right)
     if bool(bends.any()):
         curved = replace(local, gradients=bends * local.gradients).gradient_moment()
@@ -102,6 +102,7 @@ def _add_bend(entries: Tensor, local: FromSamples, net: Architecture, first: Ten
 
 
 def _directed_pair(local: FromSamples, later: Tensor, earlier: Tensor, *, chained: bool) -> Tensor:
+    """Entries (s, q', p, q) of a pair of blocks, whose slopes are (m, d) each."""
     masked = later.unsqueeze(2) * local.curvatures * earlier.unsqueeze(1)
     ones = torch.ones(local.width, local.width, dtype=masked.dtype, device=masked.device)
     entries = replace(local, curvatures=masked).pair_moment(ones)

@@ -1,4 +1,4 @@
-r"""What initial weights do to signals, in closed form: growth of outputs, Jacobian singular values.
+r"""Signal propagation at initialization: growth of outputs and singular values of Jacobians.
 
 Entries are normal and independent, of variance v: 1/d for Xavier on square matrices, 2/d for
 Kaiming (MSRA), the square of the scale over d for near-zero.
@@ -37,7 +37,7 @@ def output_growth(
     :math:`1 + g^n h^{n-1}` with a shortcut and :math:`g^n h^{n-1}` without, where g = d v is the
     gain of a matrix and h = 1/2 for a ReLU in mid positions, 1 without. After R blocks it is the
     R-th power: with Kaiming (MSRA) weights the output of a residual net explodes, with near-zero
-    weights it stays.
+    weights it stays bounded.
 
     Args:
         init: Initialization of the square matrices, one with a gain in the table of
@@ -45,10 +45,10 @@ def output_growth(
         shortcut_depth: Matrices n in a block.
         shortcut: Whether the identity is added.
         mid: ``"relu"`` between matrices, or None.
-        scale: Of ``near_zero``.
+        scale: Scale of ``near_zero``.
 
     Returns:
-        A number of at least 0; mean over the draw, exact at any width.
+        A number of at least 0; mean over the initialization, exact at any width.
 
     Raises:
         ValueError: If a name is unknown, the count is below 1 or the scale is not positive.
@@ -80,7 +80,7 @@ def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01)
     Args:
         width: Width d.
         init: ``"xavier"``, ``"kaiming"``, ``"near_zero"`` or ``"orthogonal"``.
-        scale: Of ``near_zero``.
+        scale: Scale of ``near_zero``.
 
     Returns:
         (d,), float64, descending.
@@ -119,7 +119,7 @@ def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[f
         scale: Factor ε of ``near_zero`` on Xavier weights.
 
     Returns:
-        Lower and upper edge: the limit of great width.
+        Lower and upper edge, in the limit of infinite width.
 
     Raises:
         ValueError: If a count is below 1 or the scale is not positive.

@@ -35,7 +35,7 @@ __all__ = ["BlockToeplitz"]
 
 _EPS = torch.finfo(torch.float64).eps
 # Near an eigenvalue of B or where H is singular a pivot s is small while its neighbours S are not,
-# and S s⁻¹ S carries errors of eps |S|² / s: counts are sure of no more than s = √eps |S|.
+# and S s⁻¹ S carries errors of eps |S|² / s: counts resolve no more than s = √eps |S|.
 _RESOLUTION = _EPS**0.5
 _DENSE = 3000  # rows up to which one dense solve beats counting
 _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
@@ -43,7 +43,7 @@ _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BlockToeplitz(SpectralStatistics):
-    """The matrix described above.
+    """Symmetric block Toeplitz matrix of one diagonal and one lower block: the Hessian for n = 1.
 
     Attributes:
         diagonal: B, (b, b), symmetric, float64.
@@ -74,9 +74,8 @@ class BlockToeplitz(SpectralStatistics):
                 raise ValueError(f"{name}: got {getattr(self, name).dtype}, needs torch.float64")
             check_finite(name, getattr(self, name))
         gap = (self.diagonal - self.diagonal.mT).abs().max().item()
-        if (
-            gap > 1e-10 * self.diagonal.abs().max().item()
-        ):  # round-off of the sums behind it is less
+        # The round-off of the sums behind it is less.
+        if gap > 1e-10 * self.diagonal.abs().max().item():
             raise ValueError(f"diagonal: differs from its transpose by {gap:.2g}, needs symmetry")
 
     @property
@@ -93,12 +92,11 @@ class BlockToeplitz(SpectralStatistics):
         """The matrix itself, (R b, R b), float64."""
         r, b = self.blocks, self.block_size
         matrix = self.diagonal.new_empty(r, b, r, b)
+        tiles = matrix.permute(0, 2, 1, 3)
         earlier = torch.ones(r, r, dtype=torch.bool, device=matrix.device).tril(-1)
-        matrix.permute(0, 2, 1, 3)[earlier] = self.lower
-        matrix.permute(0, 2, 1, 3)[earlier.mT] = self.lower.mT
-        matrix.permute(0, 2, 1, 3)[torch.eye(r, dtype=torch.bool, device=matrix.device)] = (
-            self.diagonal
-        )
+        tiles[earlier] = self.lower
+        tiles[earlier.mT] = self.lower.mT
+        tiles[torch.eye(r, dtype=torch.bool, device=matrix.device)] = self.diagonal
         return matrix.view(r * b, r * b)
 
     def matvec(self, vector: Tensor) -> Tensor:
@@ -121,10 +119,8 @@ class BlockToeplitz(SpectralStatistics):
         """All eigenvalues by a dense solver; O((R b)³)."""
         return Spectrum.of(torch.linalg.eigvalsh(self.dense()))
 
-    # -- inertia -----------------------------------------------------------------------------------
-
     def counts_below(self, points: Tensor) -> Tensor:
-        """Number of eigenvalues below each point, in O(log R) small eigenproblems a point.
+        """Number of eigenvalues below each point, in O(log R) small eigenproblems per point.
 
         First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
         inner blocks are all equal. Eliminating every second block leaves such a matrix of half the
@@ -155,7 +151,7 @@ class BlockToeplitz(SpectralStatistics):
 
     @cached_property
     def _sections(self) -> int:
-        """Points counted together: many while a call costs most, few for large blocks."""
+        """Points counted together: many while calls dominate the cost, few for large blocks."""
         return max(1, min(32, 4096 // self.block_size**2))
 
     @cached_property
@@ -206,7 +202,7 @@ class BlockToeplitz(SpectralStatistics):
 
     @cached_property
     def _small(self) -> Spectrum | None:
-        """The dense spectrum where that is the faster way to read everything off."""
+        """The dense spectrum where that is faster than counting."""
         return self.spectrum if self.size <= _DENSE else None
 
     @cached_property
@@ -236,7 +232,7 @@ class BlockToeplitz(SpectralStatistics):
 
     @property
     def zero_threshold(self) -> float:
-        """|λ| up to this counts as zero: as everywhere while dense, what counts resolve beyond."""
+        """|λ| up to this counts as zero; beyond the dense size it is the resolution of counts."""
         return super().zero_threshold if self._small else _RESOLUTION * self.max_magnitude
 
     def count_below(self, threshold: float) -> int:
@@ -251,8 +247,6 @@ class BlockToeplitz(SpectralStatistics):
         if self._small:
             return self._small.count_below(threshold)
         return int(self.counts_below(torch.tensor([threshold], dtype=torch.float64)))
-
-    # -- growth and bulk ---------------------------------------------------------------------------
 
     @cached_property
     def growth_rate(self) -> float:
@@ -274,7 +268,7 @@ class BlockToeplitz(SpectralStatistics):
         """|eigenvalues| of the limiting bulk on a midpoint grid of angles, ascending."""
         symmetric = 0.5 * (self.lower + self.lower.mT)
         antisymmetric = 0.5 * (self.lower - self.lower.mT).cpu().numpy()
-        # θ and 2π - θ give complex conjugates, hence equal eigenvalues: half the circle will do.
+        # θ and 2π - θ give complex conjugates, hence equal eigenvalues: half the circle is enough.
         angles = (np.arange(_ANGLES) + 0.5) * (math.pi / _ANGLES)
         at = (1j / np.tan(angles / 2))[:, None, None] * antisymmetric
         values = np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at)
@@ -327,6 +321,9 @@ def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, secti
 
 
 def _growth(lower: Tensor) -> float:
+    """The rate κ of the module's docstring for a lower block A; 0 if nothing grows."""
+    from scipy.optimize import brentq
+
     a = lower.cpu().numpy()  # NumPy again: dozens of small eigenproblems, one after the other
     symmetric = 0.5 * (a + a.T)
     # P = |A - A^T|: with Z = A - A^T skew, P² = Z^T Z, and functions of P² commute with Z.
@@ -338,22 +335,17 @@ def _growth(lower: Tensor) -> float:
     turns = np.where(turns <= len(turns) * _EPS * scale, 0.0, turns)
     if turns.max() == 0.0:
         return max(0.0, float(np.linalg.eigvalsh(symmetric)[-1]))
-    # Increasing in k above the last pole, from -inf to k - A_s: exactly one zero of its least
-    # value.
+
+    def least(k: float) -> float:
+        angle = turns / (2 * k)
+        # (p/2) cot(p/2k) -> k as p -> 0
+        values = np.where(angle == 0, k, (turns / 2) / np.tan(np.maximum(angle, 1e-300)))
+        return float(np.linalg.eigvalsh(np.diag(values) - core)[0])
+
+    # Increasing in k above the last pole, from -inf to k - A_s: its least eigenvalue has exactly
+    # one zero.
     low = float(turns.max()) / (2 * math.pi) * (1 + 1e-12)
-    if _least(turns, core, low) >= 0.0:  # the zero is closer to the pole than that
+    if least(low) >= 0.0:  # the zero is closer to the pole than that
         return low
-    return _root(lambda k: _least(turns, core, k), low, 2 * scale + low)
-
-
-def _least(turns: np.ndarray, core: np.ndarray, k: float) -> float:
-    angle = turns / (2 * k)
-    # (p/2) cot(p/2k) -> k as p -> 0
-    values = np.where(angle == 0, k, (turns / 2) / np.tan(np.maximum(angle, 1e-300)))
-    return float(np.linalg.eigvalsh(np.diag(values) - core)[0])
-
-
-def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    from scipy.optimize import brentq
-
-    return float(brentq(function, low, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))
+    high = 2 * scale + low
+    return float(brentq(least, low, high, xtol=1e-300, rtol=8.9e-16, maxiter=500))

@@ -1,4 +1,4 @@
-"""The loss at zero weights: the statistics of the data that the Hessian needs there."""
+"""Statistics of the data and the loss that determine the Hessian at zero weights."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,34 @@ from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
 from resid_theory.losses import Loss, output_derivatives
 
-__all__ = ["Architecture", "FromMoments", "FromSamples", "Maps", "add_chain", "by_columns"]
+__all__ = [
+    "Architecture",
+    "FromMoments",
+    "FromSamples",
+    "Maps",
+    "add_chain",
+    "by_columns",
+    "check_dense",
+    "resolution_of",
+]
 
 _EPS = torch.finfo(torch.float64).eps
 _ZERO = 1e-12  # M this small against |g||s| is round-off of the sums behind it
+_DENSE_LIMIT = 1 << 33  # bytes of a dense Hessian built on request
+
+
+def check_dense(size: int) -> None:
+    """Refuse a dense matrix above 8 GiB."""
+    if 8 * size * size > _DENSE_LIMIT:
+        raise ValueError(
+            f"hessian: {size} parameters make a dense matrix of {8 * size**2 / 2**30:.1f} GiB, "
+            "the limit is 8 GiB; statistics (condition numbers, percentiles, index) need no matrix"
+        )
+
+
+def resolution_of(matrices: Tensor) -> float:
+    """Smallest singular value of (..., d, q) that an SVD tells from zero, over the largest."""
+    return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +56,7 @@ class Architecture:
 
     @classmethod
     def of(cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any) -> "Architecture":
-        """Look the activations up and check what zero asks of them."""
+        """Look up the activations and check the assumptions on their values at zero."""
         net = cls(
             blocks=check_int("blocks", blocks),
             n=check_int("shortcut_depth", n),
@@ -43,16 +67,15 @@ class Architecture:
         )
         for name in ("mid", "post") if net.n > 1 else ("post",):
             at: AtZero = getattr(net, name)
-            value = at.value
             if math.isnan(at.slope):
                 raise ValueError(
                     f"{name}: the activation has no finite slope at zero, needs one on either side "
                     "(Assumption 3)"
                 )
-            if not abs(value) <= 4 * _EPS:  # round-off of a function of order one
+            if not abs(at.value) <= 4 * _EPS:  # round-off of a function of order one
                 raise ValueError(
-                    f"{name}: the activation is {value:.6g} at zero, needs 0 there (Assumption 3); "
-                    "subtract the value, e.g. 'shifted_softplus' for 'softplus'"
+                    f"{name}: the activation is {at.value:.6g} at zero, needs 0 there (Assumption "
+                    "3); subtract the value, e.g. 'shifted_softplus' for 'softplus'"
                 )
         return net
 
@@ -62,7 +85,7 @@ class Architecture:
         return self.mid.slope ** (self.n - 1) * self.post.slope
 
     def bend(self, rule: str) -> float:
-        """What stands for sigma_post''(0), which for n = 1 meets g with s s^T: a third moment."""
+        """Second derivative of ``post`` at zero; for n = 1 it multiplies the mean of g s s^T."""
         if self.n > 1:
             return 0.0
         left, right = self.post.second_left, self.post.second_right
@@ -78,7 +101,7 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Maps:
-    """Fixed linear maps in front of and behind the trunk."""
+    """Fixed linear maps in front of and behind the network."""
 
     input: Tensor | None
     output: Tensor | None
@@ -93,20 +116,18 @@ class Maps:
         return cls(input=maps[0], output=maps[1])
 
     def check(self, inputs: int, targets: int) -> int:
-        """Width of the trunk, once everything fits."""
-        trunk = inputs
-        if self.input is not None:
-            trunk = _map_rows("input_map", self.input, inputs)
-        outputs = trunk if self.output is None else _map_rows("output_map", self.output, trunk)
+        """Width of the network, after a check that data and maps fit together."""
+        width = inputs if self.input is None else _rows("input_map", self.input, inputs)
+        outputs = width if self.output is None else _rows("output_map", self.output, width)
         if outputs != targets:
             raise ValueError(
                 f"data y: has {targets} targets, the net has {outputs} outputs; needs equal "
                 "numbers (components = classes), or an output_map"
             )
-        return trunk
+        return width
 
 
-def _map_rows(name: str, given: Tensor, columns: int) -> int:
+def _rows(name: str, given: Tensor, columns: int) -> int:
     if given.dim() != 2 or given.shape[1] != columns:
         raise ValueError(f"{name}: got shape {tuple(given.shape)}, needs (rows, {columns})")
     return given.shape[0]
@@ -121,9 +142,9 @@ def _flush(correlation: Tensor, scale: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FromMoments:
-    """Where second moments say everything: the square loss and linear features."""
+    """Statistics for the square loss and linear features, from second moments alone."""
 
-    gram: Tensor  # V^T V, the loss's Hessian seen by the trunk
+    gram: Tensor  # V^T V, the Hessian of the loss with respect to the network's output
     sxx: Tensor
     correlation: Tensor
     a_priori_bound: float
@@ -131,25 +152,30 @@ class FromMoments:
     @classmethod
     def of(cls, moments: Moments, maps: Maps) -> "FromMoments":
         """Carry the moments through the maps."""
-        trunk = maps.check(len(moments.sxx), len(moments.syy))
+        width = maps.check(len(moments.sxx), len(moments.syy))
         sxx, back = moments.sxx, moments.syx
         if maps.input is not None:
             sxx, back = maps.input @ sxx @ maps.input.mT, back @ maps.input.mT
-        gram = torch.eye(trunk, dtype=sxx.dtype, device=sxx.device)
+        gram = torch.eye(width, dtype=sxx.dtype, device=sxx.device)
         if maps.output is not None:
             gram, back = maps.output.mT @ maps.output, maps.output.mT @ back
         forth = gram @ sxx
-        plain = maps.input is None and maps.output is None
+        bound = math.inf
+        if maps.input is None and maps.output is None and moments.is_whitened:
+            # The joint second moment of (x, y) is positive semidefinite, so
+            # |Syx| <= sqrt(|Sxx| |Syy|).
+            reach = math.sqrt(torch.linalg.matrix_norm(moments.syy, 2).item())
+            bound = (1 + reach) / (1 - reach) if reach < 1.0 else math.inf
         return cls(
             gram=gram,
             sxx=sxx,
             correlation=_flush(forth - back, (forth.norm() + back.norm()).item()),
-            a_priori_bound=_a_priori_bound(moments) if plain else math.inf,
+            a_priori_bound=bound,
         )
 
     @property
     def width(self) -> int:
-        """Width d of the trunk."""
+        """Width d of the network."""
         return len(self.gram)
 
     def pair_moment(self, factor: Tensor) -> Tensor:
@@ -157,25 +183,17 @@ class FromMoments:
         return torch.einsum("jq,ip->ijpq", self.sxx, factor * self.gram)
 
     def gradient_moment(self) -> Tensor:
-        """Not a second moment."""
+        """Mean of s[q'] s[q] g[s], a third moment, which second moments do not determine."""
         raise AssertionError("only a curved post needs it, and that takes samples")
 
     def chain_moment(self) -> Tensor:
-        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q): without sigma_pre M for every q'."""
+        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q); without sigma_pre it is M for every q'."""
         return self.correlation.unsqueeze(1).expand(-1, self.width, -1)
-
-
-def _a_priori_bound(moments: Moments) -> float:
-    # The joint second moment of (x, y) is positive semidefinite, so |Syx| <= sqrt(|Sxx| |Syy|).
-    reach = math.sqrt(torch.linalg.matrix_norm(moments.syy, 2).item())
-    if not moments.is_whitened or reach >= 1.0:
-        return math.inf
-    return (1 + reach) / (1 - reach)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FromSamples:
-    """The loss at zero weights, sample by sample."""
+    """Statistics for any loss and any features, from all samples."""
 
     inputs: Tensor  # x behind the input map, (m, q)
     features: Tensor  # s, (m, q), with a column of ones for a bias
@@ -215,7 +233,7 @@ class FromSamples:
 
     @property
     def width(self) -> int:
-        """Width d of the trunk."""
+        """Width d of the network."""
         return self.gradients.shape[1]
 
     def pair_moment(self, factor: Tensor) -> Tensor:
@@ -234,7 +252,7 @@ class FromSamples:
         return total.view(self.width, s.shape[1], s.shape[1])
 
     def chain_moment(self) -> Tensor:
-        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q); a bias column has no x behind it."""
+        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q); a bias column of s has no q'."""
         slopes, _ = derivatives(self.pre, self.inputs)
         products = (self.gradients.unsqueeze(2) * slopes.unsqueeze(1)).flatten(1)
         total = products.mT @ self.features / len(slopes)
@@ -243,8 +261,8 @@ class FromSamples:
 
 def add_chain(lower: Tensor, chain: Tensor) -> None:
     """Add chain[s, q', q] where the earlier block's output p is the later one's input q'."""
-    trunk = chain.shape[1]  # a bias column of q' has no output behind it
-    lower[:, :trunk].diagonal(dim1=1, dim2=2).add_(chain.permute(0, 2, 1))
+    width = chain.shape[1]  # a bias column of q' has no output behind it
+    lower[:, :width].diagonal(dim1=1, dim2=2).add_(chain.permute(0, 2, 1))
 
 
 def by_columns(entries: Tensor) -> Tensor:
