@@ -1,16 +1,15 @@
-"""Files that somebody made to be run, to swell or to reach elsewhere, at every door there is."""
+"""Hostile files at every function that reads: code, inflated sizes, paths that lead elsewhere."""
 
 import io
 import json
 import os
 import pickle
 import struct
-import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -24,8 +23,6 @@ from resid_theory.data import cifar
 from resid_theory.data import mnist as mnist_files
 from resid_theory.runtime import store
 from resid_theory.sweep import setup as setups
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 Make = Callable[[Path, str], None]
 """Writes hostile files into a folder; the second argument is a file that must not appear."""
@@ -316,26 +313,6 @@ def listing(folder: Path) -> dict[str, object]:
     }
 
 
-def authors_files() -> Iterator[Trial]:
-    """The wrong and hostile files of the DiracNets authors' format, which the tests make."""
-    import test_exchange
-
-    for name, (make, _) in test_exchange.REFUSED.items():
-
-        def call(make=make) -> str | None:
-            with tempfile.TemporaryDirectory(prefix="hostile-") as outer:
-                marker = Path(outer) / "executed"
-                torch.set_default_dtype(torch.float64)  # as in the tests
-                try:
-                    path = make(Path(outer) / "model.pt7", str(marker))
-                finally:
-                    torch.set_default_dtype(torch.float32)
-                wrong = refused(lambda: rt.load_dirac_file(path), kinds=ValueError)
-                return "was executed" if marker.exists() else wrong
-
-        yield f"authors' file, {name}", call
-
-
 def link_is_replaced() -> str | None:
     """Writing over a link leaves alone what it points to."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as outer:
@@ -347,12 +324,10 @@ def link_is_replaced() -> str | None:
         return None if target.read_text() == "mine" else "wrote through a link"
 
 
-def rows(quick: bool = False) -> list[Outcome]:
-    """The row of hostile files; the authors' formats have tests of their own."""
+def rows(quick: bool = False) -> list[Outcome]:  # noqa: ARG001
+    """The row of hostile files; tests/test_exchange.py has those of the authors' format."""
     trials: list[Trial] = [(name, lambda name=name: trial(name)) for name in MAKERS]
     trials.append(("link in place of a checkpoint", link_is_replaced))
-    if not quick:
-        trials += authors_files()
     promise = "0 executed, 0 written elsewhere, refused in one sentence"
     fault = "hostile files: pickles, whole modules, traversal, links, huge headers, objects"
     return [judged(fault, promise, trials)]

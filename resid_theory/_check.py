@@ -1,7 +1,7 @@
 """Checks of arguments: each raises once, saying what was given and what is needed."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "check_int",
     "check_pair",
     "check_positive",
+    "first_difference",
 ]
 
 
@@ -186,3 +187,15 @@ def check_pair(item: Any) -> tuple[Tensor, Tensor]:
     if len(x) == 0:
         raise ValueError("data: got a batch without samples, needs at least one")
     return check_finite("data x", x), check_finite("data y", y)
+
+
+def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Describe the first tensor that is missing, of another shape or too many; None if all fit."""
+    for name, tensor in wanted.items():
+        if name not in found:
+            return f"{name!r} {tuple(tensor.shape)} is missing"
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, needs {tuple(tensor.shape)}"
+            return f"{name!r} has shape {shapes}"
+    extra = next((name for name in found if name not in wanted), None)
+    return extra and f"{extra!r} {tuple(found[extra].shape)} has no place in the net"

@@ -15,9 +15,9 @@ from torch.testing import assert_close
 import resid_theory as rt
 from benchmarks import crash
 from resid_theory import training
+from resid_theory._check import first_difference
 from resid_theory.runtime import resources, store
 from resid_theory.training import DivergenceError, Recipe, divergence, loop, train
-from resid_theory.training.saved_nets import first_difference
 
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
 STEPS = 4  # in an epoch of the samples below, the last one smaller

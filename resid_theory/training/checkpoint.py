@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resid_theory._check import first_difference
 from resid_theory.runtime import store
-from resid_theory.training.saved_nets import first_difference
 from resid_theory.training.step import Separate, Stacked
 
 __all__ = ["Folder", "check_same", "digest", "pack", "unpack"]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resid_theory import networks
-from resid_theory._check import check_choice
+from resid_theory._check import check_choice, first_difference
 from resid_theory.equivalence import fold
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
@@ -18,7 +18,6 @@ __all__ = [
     "architecture_of",
     "build_net",
     "find_checkpoint",
-    "first_difference",
     "load_checkpoint",
     "save_checkpoint",
 ]
@@ -190,23 +189,3 @@ def _those_that_ship() -> str:
         "trained nets ship with the checkout: install it with pip install -e, or set "
         "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
     )
-
-
-def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first tensor in which two sets of named tensors do not fit.
-
-    Args:
-        wanted: What the net has, in its order.
-        found: What there is for it.
-
-    Returns:
-        A clause for a message, with the name and both shapes; None if all names and shapes agree.
-    """
-    for name, tensor in wanted.items():
-        if name not in found:
-            return f"{name!r} {tuple(tensor.shape)} is missing"
-        if found[name].shape != tensor.shape:
-            shapes = f"{tuple(found[name].shape)}, needs {tuple(tensor.shape)}"
-            return f"{name!r} has shape {shapes}"
-    extra = next((name for name in found if name not in wanted), None)
-    return extra and f"{extra!r} {tuple(found[extra].shape)} has no place in the net"

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from resid_theory._check import first_difference
 from resid_theory.losses import loss_function
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.saved_nets import first_difference
 
 __all__ = ["Batch", "Separate", "Stacked", "optimizer_of", "stack"]
 
