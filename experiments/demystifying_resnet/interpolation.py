@@ -50,7 +50,7 @@ def _theorem_1_row(width: int, count: int, each: int, seed: int) -> dict[str, fl
     row: dict[str, float] = {"width": width, "samples": count, "each": each}
     for variant in VARIANTS:
         same = dict(units=each * count, allocation=variant)
-        plain = found = rt.theory.interpolate(x, y, **same, braces="never")
+        plain = found = rt.theory.interpolate(x, y, **same, braces=False)
         if not plain.error <= 1e-12:  # otherwise the default net has no braces either
             found = rt.theory.interpolate(x, y, **same)
         for name, net in ((variant, found), (f"{variant}_plain", plain)):
@@ -154,7 +154,7 @@ def compute_theorem_1_merge(
     arrays: dict[str, np.ndarray] = {}
     for braces in ("never", "auto"):
         table = [
-            [_merged(x, y, count * samples, tolerance, braces) for tolerance in tolerances]
+            [_merged(x, y, count * samples, tol, braces == "auto") for tol in tolerances]
             for count in each
         ]
         for key in table[0][0]:
@@ -171,7 +171,7 @@ def compute_theorem_1_merge(
 
 
 def _merged(
-    x: torch.Tensor, y: torch.Tensor, units: int, tolerance: float, braces: str
+    x: torch.Tensor, y: torch.Tensor, units: int, tolerance: float, braces: bool
 ) -> dict[str, float]:
     found = rt.theory.interpolate(
         x, y, units=units, mode="merge", tolerance=tolerance, braces=braces

@@ -110,17 +110,17 @@ def compute_figure_10(
     generator = generator_of(seed, width, samples)
     x, y = sphere(generator, samples, width), sphere(generator, samples, width)
     found = rt.theory.interpolate(x, y, units=units)
-    itinerary, states = found.itinerary, found.net.states(x)
+    schedule, states = found.schedule, found.net.states(x)
     rows = []
     for sample in range(samples):
-        path = itinerary.paths.trace(sample, points)
-        offsets = path.unsqueeze(1) - itinerary.others(sample)
+        path = schedule.paths.trace(sample, points)
+        offsets = path.unsqueeze(1) - schedule.others(sample)
         own = (found.movers == sample).nonzero().flatten() + 1
         rows.append(
             {
                 "off_sphere": float((path.norm(dim=1) - 1).abs().max()),
                 "nearest": float(offsets.norm(dim=2).min()) / found.separation,
-                "length": float(itinerary.paths.lengths[sample]),
+                "length": float(schedule.paths.lengths[sample]),
                 "arc": rt.theory.great_arc(x[sample], y[sample]).length,
                 "gap": float((states[own, sample] - found.path(sample)[1:]).norm(dim=1).max()),
             }

@@ -1,12 +1,15 @@
-r"""Units that translate a column instead of shearing its neighbourhood.
+r"""Units with three rows, which translate the moving column and so keep rounding errors small.
 
-A unit of one row reads an error of the moving column along u and turns it into an error along the
-path. On a curved path between neighbours at angle psi such errors grow like
-:math:`e^{s \sqrt{1 / \mathrm{gap} - 1}}`, the gap being about psi²/2: in a crowd, rounding grows by
-a dozen orders of magnitude and more. Two more rows, the braces u + k v and u - l v, weighted so
-that all slopes cancel, leave a pure translation: the gap is a concave function of u, so that
-theirs, tilted until hardly any is left, do not cancel it. They cost a factor of about 2.2 in
-squared norms.
+A unit with one row maps z to z + ReLU(w (u · z) + b) m: an error of the moving column along u turns
+into an error along the step m. On a curved path past neighbours at the angle psi such errors grow
+like :math:`e^{s \sqrt{1 / \mathrm{gap} - 1}}` with the length s of the path and a gap of about
+psi²/2; among many neighbours, rounding errors grow by a dozen orders of magnitude and more.
+
+Two further rows of the same unit, the braces, along :math:`u + k v` and :math:`u - l v` with v
+orthogonal to u, enter with negative weights such that the three slopes sum to zero. The column is
+then translated by m whatever its error. The moves do not cancel, because the gap is a concave
+function of the direction: k and l are taken so large that the gaps of the braces nearly vanish.
+Squared norms grow by a factor of about 2.2.
 """
 
 import math
@@ -15,45 +18,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from resid_theory.theory.interpolation.schedule import Itinerary
+from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.single_move import Steps
 
-__all__ = ["BRACING", "with_braces"]
+__all__ = ["BRACE_COST", "with_braces"]
 
-BRACING = 2.5
-"""Factor in the squared norms that braces may cost."""
-_LEFT = 0.1  # of the gap, along a brace
+BRACE_COST = 2.5
+"""Largest factor by which braces may multiply squared norms."""
+_LEFT = 0.1  # share of the gap that remains along a brace
 _ENTRIES = 1 << 22  # of the offsets held at a time
 
 
-def with_braces(itinerary: Itinerary, steps: Steps, budget: float) -> Steps:
-    """The same moves, braced where it is affordable.
-
-    Args:
-        itinerary: Whose steps they are.
-        steps: Moves without braces.
-        budget: Largest squared norm allowed; steps that would exceed it stay as they are.
-
-    Returns:
-        The moves with braces.
-
-    Source:
-        Derived here.
-    """
-    size = max(1, _ENTRIES // itinerary.starts.numel())
-    parts = [_braces(part, itinerary.offsets(part), budget) for part in _split(steps, size)]
+def with_braces(schedule: Schedule, steps: Steps, budget: float) -> Steps:
+    """The same moves, with braces where the squared norm stays within ``budget``."""
+    size = max(1, _ENTRIES // schedule.starts.numel())
+    names = ("rows", "starts", "ends", "directions", "highest")
+    parts = []
+    for fields in zip(*(getattr(steps, name).split(size) for name in names), strict=True):
+        part = Steps(**dict(zip(names, fields, strict=True)))
+        parts.append(_braces(part, schedule.offsets(part), budget))
     braces, braced, shares = (torch.cat(part) for part in zip(*parts, strict=True))
     return replace(steps, braces=braces, braced=braced, shares=shares)
 
 
-def _split(steps: Steps, size: int) -> list[Steps]:
-    names = ("rows", "starts", "ends", "directions", "highest")
-    parts = zip(*(getattr(steps, name).split(size) for name in names), strict=True)
-    return [Steps(**dict(zip(names, part, strict=True))) for part in parts]
-
-
 def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Braces, their highest products and their shares; shares of zero where not affordable."""
+    """Braces, their highest products and their shares, which are zero above the budget."""
     looking, absent = steps.directions, offsets.isnan().any(2)
     offsets = offsets.nan_to_num(nan=0.0)
     heights = (offsets @ looking.unsqueeze(2)).squeeze(2).masked_fill(absent, math.inf)
@@ -68,7 +57,7 @@ def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tenso
         braces = torch.where(better[:, None, None], pair, braces)
         shares = torch.where(better[:, None], back, shares)
     open_gaps = (offsets @ braces.mT).masked_fill(absent.unsqueeze(2), math.inf).amin(1)
-    # Without another column anything beyond the antipode is in the way.
+    # Without another column the antipode takes the place of the nearest one.
     open_gaps = open_gaps.minimum((braces * steps.starts.unsqueeze(1)).sum(2) + braces.norm(dim=2))
     return braces, (braces * steps.starts.unsqueeze(1)).sum(2) - open_gaps, shares
 
@@ -76,7 +65,7 @@ def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tenso
 def _tilted(
     tilt: Tensor, looking: Tensor, offsets: Tensor, heights: Tensor, gaps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Two braces in the plane of u and a tilt, their shares, and what they cost."""
+    """Two braces in the plane of u and a tilt, their shares, and their factor in squared norms."""
     tilt = tilt - (tilt * looking).sum(1, keepdim=True) * looking
     tilt = tilt / tilt.norm(dim=1, keepdim=True)
     slopes = (offsets @ tilt.unsqueeze(2)).squeeze(2)
@@ -91,6 +80,6 @@ def _tilted(
 
 
 def _reach(heights: Tensor, slopes: Tensor, gaps: Tensor) -> Tensor:
-    """How far to tilt until a tenth of the gap is left; at most as far as u is long."""
+    """Largest tilt that leaves a tenth of the gap, at most the length of u."""
     limits = torch.where(slopes < 0, (heights - _LEFT * gaps) / -slopes, math.inf)
     return limits.amin(1, keepdim=True).clamp_max(1.0)

@@ -7,7 +7,7 @@ the others; a unit's weights are as large as the square root of its step. With
 
 .. math:: \max_{l,k} \|W^{l,k}\|_F \le \frac{2\pi}{\rho} \sqrt{\frac{m}{L - m}},
 
-and no net of this form with all norms at most w does without
+and every net of this form with all norms at most w satisfies
 
 .. math:: (1 - w^2)^L \le \|y_i - y_j\| / \|x_i - x_j\| \le (1 + w^2)^L.
 
@@ -16,17 +16,17 @@ at least: one-hot targets can be met exactly by no net with small weights. They 
 (``mode="perturbed"``), or met up to a tolerance at logarithmic cost (``mode="merge"``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor, check_choice, check_int, check_positive
+from resid_theory._check import as_generator, as_tensor, check_choice, check_int, check_positive
 from resid_theory.theory.interpolation.construction import Plan, SpherePoints
-from resid_theory.theory.interpolation.error_correction import BRACING, with_braces
-from resid_theory.theory.interpolation.norm_bounds import least_norm
-from resid_theory.theory.interpolation.schedule import DIRECTIONS, Itinerary
+from resid_theory.theory.interpolation.error_correction import BRACE_COST, with_braces
+from resid_theory.theory.interpolation.norm_bounds import CLEARANCE, least_norm, perturbed
+from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import PathChart, chart
 
@@ -34,8 +34,7 @@ __all__ = ["ALLOCATIONS", "MODES", "Interpolation", "InterpolationNet", "interpo
 
 MODES = ("exact", "perturbed", "merge")
 ALLOCATIONS = ("greedy", "uniform")
-BRACES = ("auto", "always", "never")
-_ROUNDED = 1e-12  # an output off by more has been amplified: a unit's own rounding is 1e-16
+_ROUNDED = 1e-12  # a larger error has been amplified: a unit's own rounding is 1e-16
 _DRAWN = 1024  # points of a drawn path
 
 
@@ -81,7 +80,7 @@ class InterpolationNet(nn.Module):
         return x
 
     def states(self, x: Tensor) -> Tensor:
-        """The input and what every unit makes of it.
+        """The input and the outputs of all units.
 
         Args:
             x: Inputs, (..., d).
@@ -102,7 +101,7 @@ class InterpolationNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Interpolation:
-    """A net that carries inputs to targets, with what is known about its norms.
+    """A net that maps inputs to targets, with bounds of its norms.
 
     Norms, outputs and errors are those of ``net`` as it is now, also after further training; the
     bounds, targets and paths are those of the construction.
@@ -111,18 +110,17 @@ class Interpolation:
         net: The module; its parameters may be trained.
         x: Inputs, (m, d), float64.
         y: The targets asked for, (m, d).
-        targets: The points that the units lead to, (m, d): ``y`` itself, a perturbed ``y``, or
-            points within ``tolerance`` of ``y``.
-        mode: One of ``MODES``.
+        targets: The points that the construction leads to, (m, d): ``y`` itself, a perturbed ``y``,
+            or points within ``tolerance`` of ``y``.
+        mode: ``"exact"``, ``"perturbed"`` or ``"merge"``.
         tolerance: Distance of ``targets`` from ``y`` allowed in ``"merge"`` mode, otherwise 0.
         separation: rho, the smallest distance of two points that are kept apart; at most 2.
-        upper_bound: What the theorem promises ``largest_norm`` to stay below; inf for too few
-            units.
+        upper_bound: Upper bound of ``largest_norm`` by the theorem; inf for too few units.
         movers: The sample that each unit moves, (L,); of equal samples the first; -1 for a unit
             that is not needed, whose weights are zero.
-        positions: Where each unit leaves the column that it moves, (L, d).
+        positions: Position of the column that a unit moves, after the move, (L, d).
         first: The first sample equal to each sample, (m,).
-        itinerary: The paths of the distinct samples.
+        schedule: The paths of the distinct samples, in the order of travel.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1.
@@ -139,7 +137,7 @@ class Interpolation:
     movers: Tensor
     positions: Tensor
     first: Tensor
-    itinerary: Itinerary
+    schedule: Schedule
 
     @property
     def units(self) -> int:
@@ -149,7 +147,7 @@ class Interpolation:
     @property
     def columns(self) -> int:
         """Number of distinct samples that the construction moves."""
-        return len(self.itinerary.moving)
+        return len(self.schedule.moving)
 
     @property
     def output(self) -> Tensor:
@@ -159,7 +157,7 @@ class Interpolation:
 
     @property
     def error(self) -> float:
-        """Largest distance of an output from its place in ``targets``."""
+        """Largest distance of an output from its row of ``targets``."""
         return float((self.output - self.targets).norm(dim=1).max())
 
     @property
@@ -174,15 +172,15 @@ class Interpolation:
 
     @property
     def lower_bound(self) -> float:
-        """What no net of as many units can go below: :func:`least_norm`."""
+        """Lower bound of the largest norm of any net of as many units: :func:`least_norm`."""
         wanted = self.y if self.mode == "merge" else self.targets
         return least_norm(self.x, wanted, units=self.units, tolerance=self.tolerance)
 
     def path(self, sample: int) -> Tensor:
-        """Where a sample's column is planned to be: at first, and after each unit that moves it.
+        """Planned positions of a sample's column: at first, and after each unit that moves it.
 
         Args:
-            sample: Its number.
+            sample: Number of the sample.
 
         Returns:
             (steps + 1, d).
@@ -191,24 +189,24 @@ class Interpolation:
         return torch.cat([self.x[sample : sample + 1], self.positions[self.movers == sample]])
 
     def chart(self, sample: int) -> PathChart:
-        """A map of the sphere around a sample's path, for ``rt.plots.interpolation_path``.
+        """A chart of the sphere around a sample's path, for ``rt.plots.interpolation_path``.
 
         Args:
-            sample: Its number.
+            sample: Number of the sample.
 
         Returns:
-            Great arc, path, steps and the circles around the points that are passed.
+            Great arc, path, steps and the circles around obstacles.
 
         Raises:
             ValueError: If the sample does not move.
         """
         row = int(torch.searchsorted(self.first.unique(), self._sample(sample)))
-        if row not in self.itinerary.moving.tolist():
+        if row not in self.schedule.moving.tolist():
             raise ValueError(f"sample: got {sample}, needs one that moves; its target is its input")
         return chart(
-            self.itinerary.paths.trace(row, _DRAWN),
+            self.schedule.paths.trace(row, _DRAWN),
             self.path(sample).cpu(),
-            self.itinerary.others(row),
+            self.schedule.others(row),
             self.separation / 2,
         )
 
@@ -230,14 +228,12 @@ def interpolate(
     *,
     units: int,
     mode: str = "exact",
-    direction: str = "column",
     allocation: str = "greedy",
-    braces: str = "auto",
-    clearance: float = 1e-3,
+    braces: bool = True,
     tolerance: float | None = None,
     noise: float | None = None,
     draws: int = 32,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | int = 0,
 ) -> Interpolation:
     r"""Build a net of units with small weights that maps every input to its target.
 
@@ -249,24 +245,21 @@ def interpolate(
         x: Inputs, unit vectors, (m, d), d at least 3.
         y: Targets, unit vectors, (m, d).
         units: Number of units L, at least the number of distinct samples that move, and more than
-            that for the bound to say something (three times as many for ``"merge"``).
+            that for a finite bound (more than three times as many for ``"merge"``).
         mode: ``"exact"``: targets must be distinct. ``"perturbed"``: they are moved apart first,
             and the loss that remains is ``result.loss``. ``"merge"``: every output is within
             ``tolerance`` of its target, equal targets allowed; costs grow with log(1/tolerance).
-        direction: Of a unit's row: ``"column"``, the paper's; ``"margin"``, that of the largest
-            gap, which makes smaller norms and takes longer to find.
         allocation: ``"greedy"``: steps in proportion to the gap, which makes all norms nearly
             equal; ``"uniform"``: steps of equal length, the paper's. Not for ``"merge"``.
-        braces: Whether units get two more rows that make them translate the column and nothing
-            else. Without, errors grow along the path, in a crowd from rounding to any size; with,
-            norms grow by half. ``"auto"``: if rounding moves an output of the net without braces by
-            more than 1e-12; ``"always"``, as far as the bound allows; ``"never"``, the paper's.
-        clearance: In (0, 1): the resting columns stay this share of the gap below the threshold, so
-            that rounding does not move them; norms grow by 1 / sqrt(1 - clearance).
-        tolerance: For ``"merge"``; 1e-3 by default, an eighth of the separation at most.
+        braces: Whether units get two more rows that correct rounding errors, if rounding moves an
+            output by more than 1e-12 without them, and as far as the bound allows; norms grow by
+            half. The paper's units have none: in a crowd of columns their errors grow from rounding
+            to any size.
+        tolerance: For ``"merge"``: largest distance of an output from its target; 1e-3 by default,
+            an eighth of the separation at most.
         noise: For ``"perturbed"``: length of the perturbation; 0.1 by default.
-        draws: For ``"perturbed"``: the best of so many draws is taken.
-        generator: For ``"perturbed"``: source of randomness.
+        draws: For ``"perturbed"``: number of perturbations drawn, of which the best is taken.
+        generator: For ``"perturbed"``: generator or seed of the perturbations.
 
     Returns:
         The net with its paths and bounds, on the device of ``x``, in float64.
@@ -278,7 +271,7 @@ def interpolate(
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1 and Lemmas 1
-        and 2; constants re-derived, detours of half the paper's radius. Greedy steps, margins and
+        and 2; constants re-derived, detours of half the paper's radius. Greedy steps, braces and
         merging are derived here.
 
     Example:
@@ -292,29 +285,24 @@ def interpolate(
         True
     """
     check_choice("mode", mode, MODES)
-    check_choice("direction", direction, DIRECTIONS)
     check_choice("allocation", allocation, ALLOCATIONS)
-    check_choice("braces", braces, BRACES)
+    check_int("units", units)
+    check_int("draws", draws)
     if mode == "merge" and allocation != "greedy":
         raise ValueError(f"allocation: got {allocation!r}, needs 'greedy' for mode 'merge'")
-    if check_positive("clearance", clearance) >= 1:
-        raise ValueError(f"clearance: got {clearance}, needs a share above 0 and below 1")
+    if mode != "perturbed" and generator != 0:
+        raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
     tolerance = _of_mode("tolerance", tolerance, 1e-3, mode, "merge")
     noise = _of_mode("noise", noise, 0.1, mode, "perturbed")
     samples = wanted = SpherePoints.of(x, y)
     if mode == "perturbed":
-        samples = wanted.moved_apart(
-            noise=noise, draws=check_int("draws", draws), generator=_generator(generator)
-        )
-    elif generator is not None:
-        raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
-    plan = (
-        Plan.merging(samples, direction=direction, clearance=clearance, tolerance=tolerance)
-        if mode == "merge"
-        else Plan.exact(samples, direction=direction, clearance=clearance)
-    )
-    steps = _steps(plan, check_int("units", units), allocation)
-    net = _net(plan, steps, units, braces)
+        source = as_generator(generator)
+        moved = perturbed(wanted.x, wanted.y, noise=noise, draws=draws, generator=source)
+        samples = replace(wanted, y=moved)
+    merges = mode == "merge"
+    plan = Plan.merging(samples, tolerance=tolerance) if merges else Plan.exact(samples)
+    steps = _steps(plan.schedule, units, allocation)
+    net = _net(plan, steps, units, braces=braces)
     place = torch.searchsorted(wanted.numbers, wanted.first)
     used, device = len(steps.rows), as_tensor("x", x).device
     movers, positions = torch.full((units,), -1), torch.zeros(units, wanted.x.shape[1]).double()
@@ -323,7 +311,7 @@ def interpolate(
         net=net.to(device),
         x=wanted.x[place].to(device),
         y=wanted.y[place].to(device),
-        targets=plan.itinerary.ends[place].to(device),
+        targets=plan.schedule.ends[place].to(device),
         mode=mode,
         tolerance=plan.tolerance,
         separation=plan.separation,
@@ -331,7 +319,7 @@ def interpolate(
         movers=movers,
         positions=positions.to(device),
         first=wanted.first,
-        itinerary=plan.itinerary,
+        schedule=plan.schedule,
     )
 
 
@@ -344,47 +332,37 @@ def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner:
     return usual if given is None else check_positive(argument, given)
 
 
-def _generator(given: Any) -> torch.Generator:
-    if not isinstance(given, torch.Generator):
-        raise ValueError(
-            f"generator: got {given!r}, needs a torch.Generator for mode 'perturbed', "
-            "e.g. torch.Generator().manual_seed(0)"
-        )
-    return given
-
-
-def _steps(plan: Plan, units: int, allocation: str) -> Steps:
-    moving = len(plan.itinerary.moving)
+def _steps(schedule: Schedule, units: int, allocation: str) -> Steps:
+    moving = len(schedule.moving)
     if units < moving:
         raise ValueError(
             f"units: got {units}, needs at least {moving}, one for each distinct sample that moves"
         )
     if not moving:
-        return Steps.none(plan.itinerary.starts)
-    if allocation == "uniform":
-        return plan.itinerary.equal_steps(units)
-    return plan.itinerary.greedy_steps(units)
+        nothing, rows = schedule.starts[:0], torch.zeros(0, dtype=torch.long)
+        return Steps(
+            rows=rows, starts=nothing, ends=nothing, directions=nothing, highest=nothing[:, 0]
+        )
+    return (schedule.equal_steps if allocation == "uniform" else schedule.greedy_steps)(units)
 
 
-def _net(plan: Plan, steps: Steps, units: int, braces: str) -> InterpolationNet:
-    """The net, braced if asked for, or if rounding moves the outputs of the plain one."""
-    net = _of_steps(steps, units, plan.clearance)
-    if braces == "never" or not len(steps.rows):
+def _net(plan: Plan, steps: Steps, units: int, *, braces: bool) -> InterpolationNet:
+    """The net, with braces if rounding moves the outputs of the net without."""
+    net = _net_of(steps, units)
+    if not braces or not len(steps.rows):
         return net
-    if braces == "auto":
-        with torch.no_grad():
-            error = (net(plan.itinerary.starts) - plan.itinerary.ends).abs().max()
-        if error <= _ROUNDED:  # not >, which an overflow to nan would pass
-            return net
-    budget = min(
-        BRACING * float(steps.ratios.max()), (1 - plan.clearance) * plan.norm_bound(units) ** 2
-    )
-    return _of_steps(with_braces(plan.itinerary, steps, budget), units, plan.clearance)
+    with torch.no_grad():
+        error = (net(plan.schedule.starts) - plan.schedule.ends).abs().max()
+    if error <= _ROUNDED:  # not >, which an overflow to nan would pass
+        return net
+    bound = (1 - CLEARANCE) * plan.norm_bound(units) ** 2
+    budget = min(BRACE_COST * float(steps.ratios.max()), bound)
+    return _net_of(with_braces(plan.schedule, steps, budget), units)
 
 
-def _of_steps(steps: Steps, units: int, clearance: float) -> InterpolationNet:
+def _net_of(steps: Steps, units: int) -> InterpolationNet:
     used, width = steps.starts.shape
     weights, bias = torch.zeros(units, 2, width, width), torch.zeros(units, width)
     weights, bias = weights.to(steps.starts), bias.to(steps.starts)
-    weights[:used], bias[:used] = steps.units(clearance=clearance)
+    weights[:used], bias[:used] = steps.units(clearance=CLEARANCE)
     return InterpolationNet(weights, bias)

@@ -1,4 +1,4 @@
-r"""How near points come to one another, and what that says about the norms of an interpolation."""
+r"""Distances between the points of an interpolation, and the bounds of its norms that follow."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 
 __all__ = [
+    "CLEARANCE",
     "Nearest",
-    "distances",
     "least_norm",
     "merged_norm_bound",
     "nearest_of_paths",
@@ -18,20 +18,16 @@ __all__ = [
     "perturbed",
 ]
 
+CLEARANCE = 1e-3
+"""Share of each gap by which resting columns stay below the threshold, so that rounding does not
+move them; norms grow by 1 / sqrt(1 - clearance)."""
+
 Nearest = tuple[float, str]
 """A distance, at most 2, and the two points in words."""
 
 
-def distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances of all pairs, without the cancellation of a matrix product.
-
-    Args:
-        a: (m, d).
-        b: (k, d).
-
-    Returns:
-        (m, k).
-    """
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Distances of all pairs of rows, without the cancellation of a matrix product."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -45,43 +41,26 @@ def _smallest(values: Tensor, first: str, second: str) -> Nearest:
 
 
 def nearest_of_paths(x: Tensor, y: Tensor) -> Nearest:
-    """The nearest two points that columns moved in order must keep apart.
-
-    Inputs from inputs, targets from targets, and an input from the targets of the samples before
-    it: only these can meet. Assumption 2 of the paper asks it of all pairs.
-
-    Args:
-        x: (m, d).
-        y: (m, d).
-
-    Returns:
-        Their distance and their names.
-    """
+    """The nearest two points that columns moved in order must keep apart."""
+    # Inputs from inputs, targets from targets, and an input from the targets of the samples before
+    # it: only these can meet. Assumption 2 of the paper asks it of all pairs.
     found = [
         (2.0, "antipodes"),
-        _smallest(distances(x, x), "x", "x"),
-        _smallest(distances(y, y), "y", "y"),
-        _smallest(distances(y, x), "y", "x"),
+        _smallest(_distances(x, x), "x", "x"),
+        _smallest(_distances(y, y), "y", "y"),
+        _smallest(_distances(y, x), "y", "x"),
     ]
     return min(found, key=lambda pair: pair[0])
 
 
 def nearest_of_points(x: Tensor, y: Tensor) -> Nearest:
-    """The nearest two of all inputs and distinct targets: Assumption 2, but for equal targets.
-
-    Args:
-        x: (m, d).
-        y: (m, d).
-
-    Returns:
-        Their distance and their names.
-    """
-    own = distances(y, y)
-    between = distances(y, x)
+    """The nearest two of all inputs and distinct targets: Assumption 2, but for equal targets."""
+    own = _distances(y, y)
+    between = _distances(y, x)
     index = int(between.argmin())
     found = [
         (2.0, "antipodes"),
-        _smallest(distances(x, x), "x", "x"),
+        _smallest(_distances(x, x), "x", "x"),
         _smallest(own.masked_fill(own == 0, math.inf), "y", "y"),
         (float(between.min()), f"y[{index // len(x)}] and x[{index % len(x)}]"),
     ]
@@ -89,7 +68,7 @@ def nearest_of_points(x: Tensor, y: Tensor) -> Nearest:
 
 
 def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> float:
-    r"""A norm that no net of these units goes below: the lower bound of "Theorem 1".
+    r"""Lower bound of the largest norm of any net of these units, for "Theorem 1".
 
     With all norms at most w < 1 a unit changes a distance by a factor between 1 - w² and 1 + w², so
     for every pair :math:`(1 - w^2)^L \le \|y_i - y_j\| / \|x_i - x_j\| \le (1 + w^2)^L`.
@@ -101,7 +80,7 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
         tolerance: Distance up to which a target counts as met.
 
     Returns:
-        The bound; 1 where two inputs have one target, 0 for a single sample. inf where two equal
+        The bound; 1 where two inputs have one target, 0 for a single sample, inf where two equal
         inputs have targets further apart than the tolerance allows.
 
     Raises:
@@ -130,73 +109,32 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
     after = (check_finite("y", y)[first] - y[second]).norm(dim=1)
     if not len(before):
         return 0.0
-    # A quotient of 0 over 0 asks nothing.
+    # A quotient of 0 over 0 imposes nothing.
     longest = ((after - 2 * tolerance).clamp_min(0.0) / before).nan_to_num(nan=1.0).max()
     shortest = ((after + 2 * tolerance) / before).nan_to_num(nan=1.0).min()
     # expm1 and log: the quotients' L-th roots are near 1.
     growth = math.expm1(math.log(max(float(longest), 1.0)) / units)
-    shrinkage = -math.expm1(_log(min(float(shortest), 1.0)) / units)
-    return math.sqrt(max(growth, shrinkage))
+    log = math.log(min(float(shortest), 1.0)) if float(shortest) else -math.inf
+    return math.sqrt(max(growth, -math.expm1(log / units)))
 
 
-def _log(value: float) -> float:
-    return math.log(value) if value else -math.inf
-
-
-def norm_bound(columns: int, units: int, separation: float, *, clearance: float = 0.0) -> float:
-    r"""The norms that "Theorem 1" promises: :math:`(2 \pi / \rho) \sqrt{m / (L - m)}`.
-
-    Paths are at most pi²/2 long, and on them the gap is at least rho²/8.
-
-    Args:
-        columns: How many columns m move.
-        units: Number of units L.
-        separation: rho.
-        clearance: Share of the gap left free; it divides L - m by 1 / (1 - clearance).
-
-    Returns:
-        The bound; inf for L = m.
-
-    Source:
-        Li et al., arXiv:1611.01186, Theorem 1, equations (6) and (7), with constants derived here.
-    """
-    spare = (units - columns) * (1 - clearance)
+def norm_bound(columns: int, units: int, separation: float) -> float:
+    r"""Upper bound of "Theorem 1", :math:`(2 \pi / \rho) \sqrt{m / (L - m)}`; inf for L = m."""
+    # Paths are at most pi²/2 long, and on them the gap is at least rho²/8. Equations (6) and (7) of
+    # the paper, with constants derived here.
+    spare = (units - columns) * (1 - CLEARANCE)
     return 2 * math.pi / separation * math.sqrt(columns / spare) if spare else math.inf
 
 
 def merged_norm_bound(
-    columns: int,
-    units: int,
-    separation: float,
-    tolerance: float,
-    together: int,
-    *,
-    clearance: float = 0.0,
+    columns: int, units: int, separation: float, tolerance: float, together: int
 ) -> float:
-    r"""The norms with which targets are met up to a tolerance, equal targets included.
-
-    .. math:: w^2 (L - 3m) \le m \Big(\frac{8 \pi^2}{\rho^2} +
-        \frac{19 + 5.3 \log(K \rho / 4 \varepsilon)}{\rho}\Big)
-
-    for K samples with one target. On the sphere the gap is at least rho²/16, and rho²/64 on the
-    last arc, of length below 0.29 rho; on the straight rest the distance shrinks geometrically, by
-    a factor 1 - w² rho / 5.3 or better a unit.
-
-    Args:
-        columns: How many columns m move.
-        units: Number of units L.
-        separation: rho.
-        tolerance: epsilon, at most rho / 8.
-        together: Largest number K of samples with one target.
-        clearance: Share of the gap left free.
-
-    Returns:
-        The bound; inf for L <= 3m.
-
-    Source:
-        Derived here.
-    """
-    spare = (units - 3 * columns) * (1 - clearance)
+    """Upper bound for targets met to a tolerance, K = ``together`` equal ones; inf for L <= 3m."""
+    # Derived here: w² (L - 3m) <= m (8 pi² / rho² + (19 + 5.3 log(K rho / 4 epsilon)) / rho). On
+    # the sphere the gap is at least rho²/16, and rho²/64 on the last arc, of length below 0.29 rho;
+    # on the straight rest the distance shrinks geometrically, by a factor 1 - w² rho / 5.3 or
+    # better a unit.
+    spare = (units - 3 * columns) * (1 - CLEARANCE)
     shrinking = 19 + 5.3 * math.log(together * separation / (4 * tolerance))
     cost = 8 * math.pi**2 / separation**2 + shrinking / separation
     return math.sqrt(columns * cost / spare) if spare > 0 else math.inf
@@ -205,21 +143,8 @@ def merged_norm_bound(
 def perturbed(
     x: Tensor, y: Tensor, *, noise: float, draws: int, generator: torch.Generator
 ) -> Tensor:
-    """Targets moved a little on the sphere, so that no two are equal.
-
-    Args:
-        x: Inputs, (m, d).
-        y: Targets, (m, d).
-        noise: Typical length of the normal vector added to a target.
-        draws: How often to draw; the draw with the largest separation is kept.
-        generator: Source of randomness.
-
-    Returns:
-        Unit vectors, (m, d).
-
-    Source:
-        Li et al., arXiv:1611.01186, Section 3: "add small noise", after Hardt & Ma 2016.
-    """
+    """Targets moved apart by normal vectors of length about ``noise``: the best of some draws."""
+    # "Add small noise" is from arXiv:1611.01186, Section 3, after Hardt & Ma 2016.
     size = noise / math.sqrt(y.shape[1])
     best, widest = y, -1.0
     for _ in range(draws):

@@ -1,4 +1,4 @@
-"""Whole itineraries of columns: every column along its own path, in steps of one unit each."""
+"""Schedules of moves: every column travels along its own path, in steps of one unit each."""
 
 import math
 from dataclasses import dataclass
@@ -6,31 +6,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resid_theory.theory.interpolation.single_move import Steps, widest_margin
+from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths
 
-__all__ = ["DIRECTIONS", "Itinerary"]
+__all__ = ["Schedule"]
 
-DIRECTIONS = ("column", "margin")
 _SCORES = 1 << 22  # products u·a_j held at a time
-_STATIONS = 64  # of a path, where its cost is estimated
+_STATIONS = 64  # points of a path at which its cost is estimated
 _TRIALS = 24  # of the search for the smallest share; each takes as long as the steps themselves
-_CLOSE = 1e-3  # share of the units left idle, or of the step size, at which it ends
+_CLOSE = 1e-3  # share of the units left idle, or of the step size, at which the search ends
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Itinerary:
-    """Columns that travel one after the other, each by its own path.
+class Schedule:
+    """Columns that travel one after the other, each along its own path.
 
     Attributes:
         starts: (n, d).
         ends: (n, d).
         paths: One for each column.
-        moving: Which columns travel, (k,), ascending; the others are where they end.
-        approaches: Length from which a column looks along its own fixed direction, (n,); inf for
-            never.
+        moving: Columns that travel, (k,), ascending; the others are where they end.
+        approaches: Length of the path from which a unit looks along a column's own fixed direction,
+            (n,); inf for never.
         fixed: These directions, (n, d).
-        direction: One of ``DIRECTIONS``.
     """
 
     starts: Tensor
@@ -39,10 +37,9 @@ class Itinerary:
     moving: Tensor
     approaches: Tensor
     fixed: Tensor
-    direction: str
 
     def others(self, row: int) -> Tensor:
-        """All other columns while one travels."""
+        """All other columns while one travels: those before it have arrived."""
         return torch.cat([self.ends[:row], self.starts[row + 1 :]])
 
     def highest(self, rows: Tensor, directions: Tensor) -> Tensor:
@@ -60,10 +57,7 @@ class Itinerary:
         return torch.cat(found).clamp_min(-1.0)
 
     def look(self, rows: Tensor, s: Tensor, points: Tensor) -> Tensor:
-        """Directions for columns at lengths of their paths."""
-        if self.direction == "margin":
-            pairs = zip(rows.tolist(), points, strict=True)
-            return torch.stack([widest_margin(point, self.others(row)) for row, point in pairs])
+        """Directions of the units for columns at lengths s of their paths."""
         own = points / points.norm(dim=1, keepdim=True)
         return torch.where((s >= self.approaches[rows]).unsqueeze(1), self.fixed[rows], own)
 
@@ -84,11 +78,25 @@ class Itinerary:
             ends[left] = self.paths.at(rows[left], s[left])
             parts.append((rows, points, ends, looking, highest))
             rows, s, points = rows[left], s[left], ends[left]
-        return _in_order(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        rows, starts, ends, looking, highest = (
+            torch.cat(part) for part in zip(*parts, strict=True)
+        )
+        order = rows.argsort(stable=True)  # by column; within one they come in order already
+        return Steps(
+            rows=rows[order],
+            starts=starts[order],
+            ends=ends[order],
+            directions=looking[order],
+            highest=highest[order],
+        )
 
     def equal_steps(self, units: int) -> Steps:
         """As many steps as units, none longer than all paths over (units - moving columns)."""
-        counts = _shared_out(self.paths.lengths[self.moving], units)
+        lengths = self.paths.lengths[self.moving]
+        spare = units - len(lengths)
+        counts = (spare * lengths / lengths.sum().clamp_min(1e-300)).floor().to(torch.long) + 1
+        for _ in range(units - int(counts.sum())):
+            counts[int((lengths / counts).argmax())] += 1
         rows = torch.repeat_interleave(self.moving, counts)
         steps = torch.repeat_interleave(counts, counts)
         number = torch.arange(units) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
@@ -103,7 +111,10 @@ class Itinerary:
 
     def greedy_steps(self, units: int) -> Steps:
         """At most ``units`` steps whose largest ratio of length to gap is as small as possible."""
-        high, low, half = self._one_step_share(), 0.0, len(self.moving) / 2
+        rows, half = self.moving, len(self.moving) / 2
+        # With this share every column arrives in one step.
+        gaps = self._gaps(rows, torch.zeros(len(rows), dtype=torch.float64), self.starts[rows])
+        high, low = float((self.paths.lengths[rows] / gaps).max()) * (1 + 1e-12), 0.0
         best = self.march(high, units)
         assert best is not None
         share = min(0.9 * high, self._cost() / (units - half))
@@ -128,19 +139,13 @@ class Itinerary:
         number = (torch.arange(_STATIONS, dtype=torch.float64) + 0.5) / _STATIONS
         rows = self.moving.repeat_interleave(_STATIONS)
         s = number.repeat(len(self.moving)) * self.paths.lengths[rows]
-        points = self.paths.at(rows, s)
-        looking = points / points.norm(dim=1, keepdim=True)
-        if self.approaches.isfinite().any():
-            looking = self.look(rows, s, points)
-        gaps = (looking * points).sum(1) - self.highest(rows, looking)
+        gaps = self._gaps(rows, s, self.paths.at(rows, s))
         return float((self.paths.lengths[rows] / gaps).sum()) / _STATIONS
 
-    def _one_step_share(self) -> float:
-        """A share with which every column arrives in one step."""
-        points = self.starts[self.moving]
-        looking = self.look(self.moving, torch.zeros(len(points), dtype=torch.float64), points)
-        gaps = (looking * points).sum(1) - self.highest(self.moving, looking)
-        return float((self.paths.lengths[self.moving] / gaps).max()) * (1 + 1e-12)
+    def _gaps(self, rows: Tensor, s: Tensor, points: Tensor) -> Tensor:
+        """Distances by which columns at points of their paths stand out from all others."""
+        looking = self.look(rows, s, points)
+        return (looking * points).sum(1) - self.highest(rows, looking)
 
     def offsets(self, steps: Steps) -> Tensor:
         """From every other column to the moving one, (n, m, d); nan for itself."""
@@ -148,26 +153,3 @@ class Itinerary:
         others = torch.where((numbers < rows).unsqueeze(2), self.ends, self.starts)
         offsets = steps.starts.unsqueeze(1) - others
         return offsets.masked_fill((numbers == rows).unsqueeze(2), math.nan)
-
-
-def _in_order(
-    rows: Tensor, starts: Tensor, ends: Tensor, looking: Tensor, highest: Tensor
-) -> Steps:
-    """Steps sorted by column; within one they come in order already."""
-    order = rows.argsort(stable=True)
-    return Steps(
-        rows=rows[order],
-        starts=starts[order],
-        ends=ends[order],
-        directions=looking[order],
-        highest=highest[order],
-    )
-
-
-def _shared_out(lengths: Tensor, units: int) -> Tensor:
-    """Steps for each path: one at least, none longer than all lengths over (units - paths)."""
-    spare = units - len(lengths)
-    counts = (spare * lengths / lengths.sum().clamp_min(1e-300)).floor().to(torch.long) + 1
-    for _ in range(units - int(counts.sum())):
-        counts[int((lengths / counts).argmax())] += 1
-    return counts

@@ -1,11 +1,11 @@
-r"""One column moved by one small unit (the paper's "Lemma 1").
+r"""Move of one column by one small unit (the paper's "Lemma 1").
 
 A unit :math:`z \mapsto z + W_2 \mathrm{ReLU}(W_1 z + b)` whose only nonzero row is along u acts on
 the half space beyond a threshold. With nothing but :math:`a_i` there, by
 
 .. math:: \mathrm{gap} = u \cdot a_i - \max_{j \ne i} u \cdot a_j > 0,
 
-it carries :math:`a_i` to any :math:`a'` and leaves the other columns as they are, with weights of
+it moves :math:`a_i` to any :math:`a'` and leaves the other columns as they are, with weights of
 norm :math:`\sqrt{\|a' - a_i\| / \mathrm{gap}}`.
 """
 
@@ -21,12 +21,12 @@ __all__ = ["Steps", "move_column", "widest_margin"]
 def move_column(
     columns: Tensor, index: int, target: Tensor, *, direction: str = "column"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The smallest unit that moves one column along a direction and leaves all others.
+    r"""Smallest unit that moves one column, seen along a direction, and leaves all others.
 
     Args:
         columns: Points, (m, d).
-        index: Which one to move.
-        target: Where to, (d,).
+        index: Number of the column to move.
+        target: Its new place, (d,).
         direction: ``"column"``: along the column itself, the paper's choice, for points of the
             sphere; ``"margin"``: along the direction of largest gap, which works for any
             column outside the convex hull of the others.
@@ -72,7 +72,7 @@ def move_column(
 
 
 def widest_margin(point: Tensor, others: Tensor) -> Tensor:
-    """The direction in which a point stands out most from others.
+    """Direction in which a point stands out most from others.
 
     Args:
         point: (d,).
@@ -107,14 +107,14 @@ class Steps:
     """Moves of single columns, one unit each, in the order of the units.
 
     Attributes:
-        rows: Which column each moves, (n,).
-        starts: From where, (n, d).
-        ends: To where, (n, d).
+        rows: Number of the column that each moves, (n,).
+        starts: (n, d).
+        ends: (n, d).
         directions: Unit vectors u along which the column stands out, (n, d).
         highest: Largest product of u with another column, (n,).
         braces: Two more directions of each unit, or none, (n, 2, d); not unit vectors.
         braced: Largest product of these with another column, (n, 2).
-        shares: With which share each brace takes back what u reads, (n, 2); 0 for no brace.
+        shares: Share of the slope along u that each brace takes back, (n, 2); 0 for no brace.
     """
 
     rows: Tensor
@@ -126,24 +126,9 @@ class Steps:
     braced: Tensor | None = None
     shares: Tensor | None = None
 
-    @classmethod
-    def none(cls, like: Tensor) -> "Steps":
-        """No moves, of columns such as these.
-
-        Args:
-            like: (m, d).
-
-        Returns:
-            Steps of length 0.
-        """
-        nothing, rows = like[:0], torch.zeros(0, dtype=torch.long)
-        return cls(
-            rows=rows, starts=nothing, ends=nothing, directions=nothing, highest=nothing[:, 0]
-        )
-
     @property
     def gaps(self) -> Tensor:
-        """How far each column stands out, (n,)."""
+        """Distances by which the columns stand out, (n,)."""
         return (self.directions * self.starts).sum(1) - self.highest
 
     @property
@@ -152,16 +137,13 @@ class Steps:
         return (self.ends - self.starts).norm(dim=1) / self.gaps
 
     def units(self, *, clearance: float) -> tuple[Tensor, Tensor]:
-        """Weights that make the moves.
-
-        Args:
-            clearance: Share of each gap by which the other columns stay below the threshold; the
-                norms grow by 1 / sqrt(1 - clearance).
-
-        Returns:
-            Matrices (n, 2, d, d) and biases (n, d).
-        """
-        looking, highest, shares = self._all_rows()
+        """Matrices (n, 2, d, d) and biases (n, d); others stay below by a share of each gap."""
+        looking, highest = self.directions.unsqueeze(1), self.highest.unsqueeze(1)
+        shares = torch.ones_like(highest)
+        if self.braces is not None and self.braced is not None and self.shares is not None:
+            looking = torch.cat([looking, self.braces], 1)
+            highest = torch.cat([highest, self.braced], 1)
+            shares = torch.cat([shares, -self.shares], 1)
         count, used, width = looking.shape
         gaps = (looking * self.starts.unsqueeze(1)).sum(2) - highest
         moves = self.ends - self.starts
@@ -175,15 +157,3 @@ class Steps:
         weights[:, 1, :, :used] = moves.unsqueeze(2) * out.unsqueeze(1)
         bias[:, :used] = -scale * (highest + clearance * gaps)
         return weights, bias
-
-    def _all_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Directions (n, r, d), their highest products and their shares (n, r)."""
-        looking, highest = self.directions.unsqueeze(1), self.highest.unsqueeze(1)
-        ones = torch.ones_like(highest)
-        if self.braces is None or self.braced is None or self.shares is None:
-            return looking, highest, ones
-        return (
-            torch.cat([looking, self.braces], 1),
-            torch.cat([highest, self.braced], 1),
-            torch.cat([ones, -self.shares], 1),
-        )

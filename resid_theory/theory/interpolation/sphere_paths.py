@@ -15,22 +15,22 @@ from torch import Tensor
 __all__ = ["PathChart", "SpherePaths", "Arc", "chart", "great_arc", "path_around", "segment"]
 
 _TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
-_BESIDE = 0.5  # radians around the great arc that a map shows
+_BESIDE = 0.5  # radians around the great arc that a chart shows
 _ROUND = 96  # points of a drawn circle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arc:
-    r"""An arc of a circle, or a straight line, run through at unit speed.
+    r"""An arc of a circle, or a straight line, parametrized by its length.
 
     At length s: ``center`` + ``cosine`` cos(rate s) + ``tangent`` sin(rate s) / rate.
 
     Attributes:
         center: (d,).
-        cosine: From the center to the piece's start, (d,); zero for a straight line.
-        tangent: Unit vector along which the piece starts, (d,).
+        cosine: From the center to the start, (d,); zero for a straight line.
+        tangent: Unit vector along which the arc starts, (d,).
         rate: One over the circle's radius; 0 for a straight line, which starts at ``center``.
-        length: Of the piece.
+        length: Length of the arc.
     """
 
     center: Tensor
@@ -53,20 +53,11 @@ class Arc:
 
 
 def segment(start: Tensor, end: Tensor) -> Arc:
-    """The straight line between two points.
-
-    Args:
-        start: (d,).
-        end: (d,).
-
-    Returns:
-        The line.
-    """
+    """The straight line between two points, (d,) each."""
     length = float((end - start).norm())
     tangent = (end - start) / (length or 1.0)
-    return Arc(
-        center=start, cosine=torch.zeros_like(start), tangent=tangent, rate=0.0, length=length
-    )
+    cosine = torch.zeros_like(start)
+    return Arc(center=start, cosine=cosine, tangent=tangent, rate=0.0, length=length)
 
 
 def _unit(v: Tensor) -> Tensor:
@@ -83,7 +74,7 @@ def _normal_to(*orthonormal: Tensor) -> Tensor:
 
 
 def great_arc(start: Tensor, end: Tensor) -> Arc:
-    """The shorter great arc between two points of the sphere; antipodes: one of them.
+    """Shorter great arc between two points of the sphere; one of them between antipodes.
 
     Args:
         start: Unit vector, (d,).
@@ -113,7 +104,7 @@ def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Arc
     last = _unit(leave - (obstacle @ leave) * obstacle)
     turn = 2 * math.atan2(float((last - first).norm()), float((last + first).norm()))
     sideways = last - (first @ last) * first
-    # Through the obstacle's middle both ways are equally long. A third dimension is needed here.
+    # Through the middle of the obstacle both ways are equally long. This needs a third dimension.
     usable = float(sideways.norm()) > _TINY
     tangent = _unit(sideways) if usable else _normal_to(obstacle, first)
     radius = math.sin(angle)
@@ -129,7 +120,7 @@ def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Arc
 def path_around(
     start: Tensor, end: Tensor, obstacles: Tensor, radius: float, *, short_of: float = 0.0
 ) -> list[Arc]:
-    r"""A path on the sphere whose every point is at least ``radius`` from all obstacles.
+    r"""Path on the sphere whose points are all at least ``radius`` from all obstacles.
 
     Args:
         start: Unit vector, (d,), d at least 3.
@@ -189,7 +180,7 @@ class SpherePaths:
         tangents: (paths, pieces, d).
         rates: (paths, pieces).
         begins: Length at which each piece begins, (paths, pieces), inf for padding.
-        lengths: Of the whole paths, (paths,).
+        lengths: Lengths of the whole paths, (paths,).
     """
 
     centers: Tensor
@@ -201,14 +192,7 @@ class SpherePaths:
 
     @classmethod
     def of(cls, paths: Sequence[Sequence[Arc]]) -> "SpherePaths":
-        """Paths from their pieces.
-
-        Args:
-            paths: At least one path, each of at least one piece.
-
-        Returns:
-            The paths.
-        """
+        """Paths from their pieces, at least one each."""
         like, most = paths[0][0].center, max(len(path) for path in paths)
         rates = like.new_zeros(len(paths), most)
         begins = like.new_full((len(paths), most), math.inf)
@@ -222,24 +206,12 @@ class SpherePaths:
         totals = like.new_tensor([sum(piece.length for piece in path) for path in paths])
         centers, cosines, tangents = vectors
         return cls(
-            centers=centers,
-            cosines=cosines,
-            tangents=tangents,
-            rates=rates,
-            begins=begins,
-            lengths=totals,
-        )
+            centers=centers, cosines=cosines, tangents=tangents,
+            rates=rates, begins=begins, lengths=totals,
+        )  # fmt: skip
 
     def at(self, rows: Tensor, s: Tensor) -> Tensor:
-        """Points of paths.
-
-        Args:
-            rows: Which path, (n,).
-            s: Length along it, (n,).
-
-        Returns:
-            (n, d).
-        """
+        """Points (n, d) of the paths ``rows``, (n,), at the lengths ``s``, (n,)."""
         begins = self.begins[rows]
         piece = (begins <= s.unsqueeze(1)).sum(1) - 1
         rate = self.rates[rows, piece].unsqueeze(1)
@@ -253,22 +225,14 @@ class SpherePaths:
         )
 
     def trace(self, row: int, count: int) -> Tensor:
-        """Equidistant points of one path.
-
-        Args:
-            row: Which path.
-            count: How many points, both ends among them.
-
-        Returns:
-            (count, d).
-        """
+        """Equidistant points of one path, (count, d), both ends included."""
         s = torch.linspace(0.0, 1.0, count, dtype=self.lengths.dtype) * self.lengths[row]
         return self.at(torch.full((count,), row), s)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PathChart:
-    """A map of the sphere around one path, in radians: along the great arc, and away from it.
+    """A chart of the sphere around one path, in radians: along the great arc, and away from it.
 
     Beyond three dimensions it shows the section by the great arc and the direction in which the
     path leaves it most; other points are projected on it.
@@ -276,8 +240,9 @@ class PathChart:
     Attributes:
         arc: The great arc from start to end, (k, 2).
         path: The path, (k, 2).
-        steps: Where the units leave the column, (steps + 1, 2).
-        circles: Around each obstacle near the path, where it may not go, (obstacles, k, 2).
+        steps: Positions of the column after each unit, (steps + 1, 2).
+        circles: Boundaries of the forbidden caps around obstacles near the path,
+            (obstacles, k, 2).
     """
 
     arc: Tensor
@@ -287,17 +252,7 @@ class PathChart:
 
 
 def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> PathChart:
-    """A map around a path.
-
-    Args:
-        path: Dense points of the path, (k, d).
-        steps: Positions to mark, (n, d).
-        obstacles: Unit vectors, (j, d).
-        radius: Chordal radius kept around them.
-
-    Returns:
-        The map.
-    """
+    """The chart of a path (k, d), its steps (n, d) and obstacles (j, d) of a chordal radius."""
     arc = great_arc(path[0], path[-1])
     s = torch.linspace(0.0, arc.length, len(path), dtype=path.dtype).unsqueeze(1)
     straight = s.cos() * arc.cosine + s.sin() * arc.tangent
@@ -306,20 +261,19 @@ def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> Path
     frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), _leaving(path, arc)])
     drawn = [_section(p, radius) for p in obstacles @ frame.mT]
     mapped = [_map(circle, half) for circle in drawn if circle is not None]
-    circles = [circle for circle in mapped if _near(circle, arc.length)]
+    # Circles beside the arc, and in one piece of the chart.
+    circles = []
+    for circle in mapped:
+        low, high = circle.amin(0).tolist(), circle.amax(0).tolist()
+        beside = low[0] < arc.length + _BESIDE and high[0] > -_BESIDE
+        if beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi:
+            circles.append(circle)
     return PathChart(
         arc=_map(straight @ frame.mT, half),
         path=_map(path @ frame.mT, half),
         steps=_map(steps @ frame.mT, half),
         circles=torch.stack(circles) if circles else path.new_zeros(0, _ROUND, 2),
     )
-
-
-def _near(circle: Tensor, length: float) -> bool:
-    """Whether a circle lies beside an arc of a length, in one piece of the map."""
-    low, high = circle.amin(0).tolist(), circle.amax(0).tolist()
-    beside = low[0] < length + _BESIDE and high[0] > -_BESIDE
-    return beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi
 
 
 def _leaving(path: Tensor, arc: Arc) -> Tensor:
@@ -338,7 +292,7 @@ def _map(points: Tensor, middle: float) -> Tensor:
 
 
 def _section(obstacle: Tensor, radius: float) -> Tensor | None:
-    """The cap around an obstacle where it meets the map's sphere; None where it does not."""
+    """The circle around an obstacle in the section of the chart; None where they do not meet."""
     height = float(obstacle.norm())
     cos = (1 - radius**2 / 2) / height if height else math.inf
     if cos >= 1:
