@@ -11,7 +11,6 @@ import torch
 from timing import line, medians, once
 
 import resid_theory as rt
-from resid_theory.curvature.columns import Columns
 from resid_theory.losses import square
 
 
@@ -92,11 +91,9 @@ def layer_pairs(act: str) -> None:
 
 def one_at_a_time(net: rt.ShortcutNet, data: rt.Regression, count: int) -> None:
     """The first columns, one backward pass each on a retained graph."""
-    columns = Columns.of(net, "square", data.x, data.y)
-    units = torch.eye(columns.size, dtype=torch.float64)
-    every = range(len(columns.graph.parameters))
-    for unit in units[:count]:
-        columns.graph.product(unit.unsqueeze(0), rows=every, columns=every, step=1)
+    operator = rt.curvature_operator(net, "square", data, engine="retained")
+    for unit in torch.eye(operator.shape[0], dtype=torch.float64)[:count]:
+        operator @ unit
 
 
 def solver_seconds(net: rt.ShortcutNet, data: rt.Regression) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import resid_theory as rt
 from benchmarks.outcome import Outcome, Trial, judged, refused
-from resid_theory.curvature.empirical_risk import Problem
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.training import DivergenceError, loop
 
 BAD = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -213,18 +213,18 @@ def halving() -> Iterator[Trial]:
     """Graphs that fit for at most so many samples: chunks are halved, and the product is right."""
     (x, y), module = data(), net()
     vector = torch.randn(155, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    build = Problem.graph
+    build = EmpiricalRisk.graph
     for matrix in ("hessian", "gauss_newton", "fisher"):
         exact = rt.curvature_operator(module, "cross_entropy", (x, y), matrix=matrix) @ vector
         for most in (16, 9, 4, 2, 1):
 
-            def graph(self, part, *, weigh=False, most=most):
-                if len(part[0]) > most and not weigh:
+            def graph(self, batch, start, count, *, weigh=False, most=most):
+                if count > most and not weigh:
                     raise torch.OutOfMemoryError("out of memory")
-                return build(self, part, weigh=weigh)
+                return build(self, batch, start, count, weigh=weigh)
 
             def trial(matrix=matrix, exact=exact, graph=graph) -> str | None:
-                with warnings.catch_warnings(), mock.patch.object(Problem, "graph", graph):
+                with warnings.catch_warnings(), mock.patch.object(EmpiricalRisk, "graph", graph):
                     warnings.simplefilter("ignore")
                     operator = rt.curvature_operator(module, "cross_entropy", (x, y), matrix=matrix)
                     found = operator @ vector

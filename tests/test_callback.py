@@ -262,7 +262,6 @@ def test_images_as_train_takes_them():
         ({"batchnorm": "train"}, "batchnorm: unknown name 'train'"),
         ({"k": 0}, "k: got 0, needs at least 1"),
         ({"dense": -1}, "dense: got -1"),
-        ({"chunk": 0}, "chunk: got 0"),
         ({"tolerance": 0.0}, "tolerance: got 0.0"),
         ({"probes": 1.5}, "probes: got 1.5"),
         ({"steps": 0}, "steps: got 0"),

@@ -79,7 +79,8 @@ def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
     )
     generator = torch.Generator().manual_seed(0)
     net = rt.load_checkpoint(checkpoints[0])
-    report = rt.spectrum(net, "cross_entropy", digits(), k=1, matrix="fisher", generator=generator)
+    operator = rt.curvature_operator(net, "cross_entropy", digits(), matrix="fisher")
+    report = rt.spectrum(operator, k=1, generator=generator)
     assert (found["method"], found["parameters"]) == (report.method, report.parameters)
     assert found["largest"][0]["value"] == report.largest[0].value
     assert found["trace"]["high"] == report.trace.high

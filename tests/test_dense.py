@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import columns, dense, layer_pairs, matvec_graphs
+from resid_theory.curvature import dense, layer_pairs, operator
 from resid_theory.curvature.chain import chain_of
+from resid_theory.curvature.matvec_graphs import HessianGraph
 
 M, D, K = 7, 3, 2
 
@@ -398,7 +399,7 @@ def test_a_hessian_that_overflows(method, data):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1e200)
-    with pytest.raises(ValueError, match="^net: its Hessian is not finite on these data"):
+    with pytest.raises(ValueError, match="^net: its .* not finite on these data"):
         rt.hessian(net, "square", data, method=method)
 
 
@@ -540,12 +541,11 @@ def test_costs(method, data):
         rt.hessian(net, "square", data, memory_limit=cost.bytes - 1)
 
 
-@pytest.mark.parametrize("workspace", [1, 2000, 1 << 28])
-@pytest.mark.parametrize("most", [1, 5, 64])
-def test_columns_do_not_depend_on_chunks(workspace, most, data, monkeypatch):
+@pytest.mark.parametrize("panel", [1, 5, 256])
+def test_columns_do_not_depend_on_panels(panel, data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(columns, "_WORKSPACE", workspace)
-    monkeypatch.setattr(columns, "_MOST_COLUMNS", most)
+    monkeypatch.setattr(operator, "_DENSE_STEP", panel)
+    monkeypatch.setattr(dense, "_PANEL", panel)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 
@@ -568,7 +568,14 @@ def nn_shortcut():
 
 def test_operations_without_a_batching_rule_go_one_by_one(data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(matvec_graphs.Graph, "_together", lambda self, *given: None)
+    pull = HessianGraph.pull
+
+    def unbatched(self, vectors, rows, columns, batched):
+        if batched:
+            raise RuntimeError("no batching rule")
+        return pull(self, vectors, rows, columns, batched)
+
+    monkeypatch.setattr(HessianGraph, "pull", unbatched)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 

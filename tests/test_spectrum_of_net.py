@@ -16,25 +16,11 @@ def problem(generator):
     return net, (x, y)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """What the operator was asked, at each call."""
-    asked = []
-
-    def recorded(net, loss, data, **options):
-        asked.append(options)
-        return rt.curvature_operator(net, loss, data, **options)
-
-    monkeypatch.setattr(spectrum_of_net, "curvature_operator", recorded)
-    return asked
-
-
-def test_small_models_are_dense_and_exact(problem, calls):
+def test_small_models_are_dense_and_exact(problem):
     net, data = problem
     report = rt.spectrum(net, "square", data, k=3)
     exact = rt.hessian_spectrum(net, "square", data)
     assert report.method == "dense" and "P is at most 1000" in str(report)
-    assert not calls
     assert report.samples == 12 and report.parameters == 26
     assert report.spectrum.distance(exact) < 1e-13
     hessian, pairs = rt.hessian(net, "square", data), report.pairs
@@ -42,7 +28,7 @@ def test_small_models_are_dense_and_exact(problem, calls):
     assert len(pairs) == 6
 
 
-def test_both_methods_agree(problem, calls):
+def test_both_methods_agree(problem):
     net, data = problem
     dense = rt.spectrum(net, "square", data, k=2, method="dense")
     free = rt.spectrum(net, "square", data, k=2, method="matrix-free", density=True, tolerance=1e-8)
@@ -64,16 +50,86 @@ def test_both_methods_agree(problem, calls):
     ],
     ids=["fisher", "subset", "no memory"],
 )
-def test_what_the_operator_is_asked(problem, calls, keywords, method, monkeypatch):
+def test_an_operator_brings_its_own_options(problem, keywords, method):
     net, data = problem
-    report = rt.spectrum(net, "square", data, k=2, chunk=5, **keywords)
-    (asked,) = calls
-    assert asked["chunk"] == 5 and asked["batchnorm"] == "eval" and "process_group" not in asked
-    assert all(asked[name] == value for name, value in keywords.items())
-    assert report.method == method
+    operator = rt.curvature_operator(net, "square", data, chunk=5, **keywords)
+    report = rt.spectrum(operator, k=2, tolerance=1e-8)
+    assert (report.method, report.matrix) == (method, operator.matrix)
+    assert (report.parameters, report.samples) == (operator.shape[0], 12)
+    exact = torch.linalg.eigvalsh(operator.dense())
+    assert abs(report.largest[0].value - float(exact[-1])) <= 1e-7 * float(exact[-1])
 
 
-def test_large_models_are_measured_by_products(problem, calls, monkeypatch):
+def test_a_whole_hessian_takes_the_routes_of_its_net(problem, monkeypatch):
+    net, data = problem
+    report = rt.spectrum(rt.curvature_operator(net, "square", data), k=2)
+    assert torch.equal(
+        report.spectrum.eigenvalues, rt.spectrum(net, "square", data, k=2).spectrum.eigenvalues
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda net, data: (net,), "^loss: is missing; call spectrum"),
+        (
+            lambda net, data: (rt.curvature_operator(net, "square", data), "square"),
+            "^loss, data: got an operator together with these",
+        ),
+    ],
+    ids=["no loss", "two losses"],
+)
+def test_a_net_needs_a_loss_and_an_operator_has_one(problem, given, message):
+    with pytest.raises(ValueError, match=message):
+        rt.spectrum(*given(*problem))
+
+
+def test_changed_parameters_are_noticed(problem):
+    net, data = problem
+    operator = rt.curvature_operator(net, "square", data)
+    with torch.no_grad():
+        net[0].bias.add_(1.0)
+    with pytest.raises(ValueError, match="^net: its parameters changed after"):
+        rt.spectrum(operator)
+
+
+class CountingLoader:
+    """Counts how often it is read."""
+
+    def __init__(self, *batches):
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.batches)
+
+
+# One run checks the data; without a chain, one measures a graph and one makes the graph to keep.
+@pytest.mark.parametrize(
+    ("middle", "call", "runs"),
+    [
+        (nn.Tanh, rt.spectrum, 1),
+        (nn.Tanh, rt.hessian_spectrum, 1),
+        (lambda: nn.LayerNorm(60), rt.spectrum, 3),
+        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 3),
+    ],
+    ids=["layer pairs", "layer pairs, all", "matrix-free", "columns, all"],
+)
+def test_data_are_read_once(generator, monkeypatch, middle, call, runs):
+    net = nn.Sequential(nn.Linear(10, 60), middle(), nn.Linear(60, 9))  # 1,000 < P <= 5,000
+    x, y = torch.randn(12, 10, generator=generator), torch.randn(12, 9, generator=generator)
+    loader, forward, seen = CountingLoader((x, y)), nn.Sequential.forward, []
+
+    def counted(self, given):
+        seen.append(given)
+        return forward(self, given)
+
+    monkeypatch.setattr(nn.Sequential, "forward", counted)
+    call(net, "square", loader)
+    assert (loader.passes, len(seen)) == (1, runs)
+
+
+def test_large_models_are_measured_by_products(problem, monkeypatch):
     net, data = problem
     monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
     monkeypatch.setattr(spectrum_of_net, "_MEDIUM", 20)
@@ -86,7 +142,7 @@ def test_large_models_are_measured_by_products(problem, calls, monkeypatch):
     [(nn.Tanh, "by layer_pairs"), (lambda: nn.LayerNorm(4), None)],
     ids=["cheap", "columns"],
 )
-def test_medium_models_are_dense_where_it_is_cheap(calls, generator, middle, reason, monkeypatch):
+def test_medium_models_are_dense_where_it_is_cheap(generator, middle, reason, monkeypatch):
     net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
     x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 2, generator=generator)
     monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
@@ -95,14 +151,14 @@ def test_medium_models_are_dense_where_it_is_cheap(calls, generator, middle, rea
     assert reason is None or reason in report.reason
 
 
-def test_float32_nets_have_float32_bounds(problem, calls):
+def test_float32_nets_have_float32_bounds(problem):
     net, (x, y) = problem
     net = net.float()
     report = rt.spectrum(net, "square", (x.float(), y.float()), k=2, method="matrix-free")
     assert report.pairs.round_off > 1e-7 * report.largest[0].value
 
 
-def test_the_net_and_the_random_state_are_left_alone(problem, calls):
+def test_the_net_and_the_random_state_are_left_alone(problem):
     net, (x, y) = problem
     net.train()
     loader = torch.utils.data.DataLoader(

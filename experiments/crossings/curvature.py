@@ -32,17 +32,15 @@ def _curvature(
     net: nn.Module, data: object, batchnorm: str, k: int, probes: int, steps: int, seed: int
 ) -> dict[str, np.ndarray]:
     """Extremes with bounds, trace and index with intervals, and the density on a grid."""
-    options = {"batchnorm": batchnorm, "accumulate": "float32"}
+    operator = rt.curvature_operator(
+        net, "cross_entropy", data, batchnorm=batchnorm, accumulate="float32"
+    )
     report = rt.spectrum(
-        net, "cross_entropy", data, k=k, density=True, method="matrix-free", probes=probes,
-        steps=steps, generator=torch.Generator().manual_seed(seed), **options,
+        operator, k=k, density=True, method="matrix-free", probes=probes, steps=steps,
+        generator=seed,
     )  # fmt: skip
     assert report.pairs is not None and report.density is not None and report.index is not None
-    again = rt.trace(
-        rt.curvature_operator(net, "cross_entropy", data, **options),
-        budget=6 * probes,
-        generator=torch.Generator().manual_seed(seed + 1),
-    )
+    again = rt.trace(operator, budget=6 * probes, generator=seed + 1)
     pairs, curve = report.pairs, report.density.smoothed()
     intervals = [(e.value, e.low, e.high) for e in (report.trace, again, report.index)]
     return {

@@ -102,7 +102,9 @@ def curvature(
     density: Annotated[
         bool, typer.Option("--density", help="Estimate density, index and condition number too.")
     ] = False,
-    matrix: Annotated[str, typer.Option(help="hessian, gauss_newton or fisher.")] = "hessian",
+    matrix: Annotated[
+        str, typer.Option(help="Curvature matrix; a wrong name lists all of them.")
+    ] = "hessian",
     loss: Annotated[
         str, typer.Option(help="cross_entropy or square (of one-hot targets).")
     ] = "cross_entropy",
@@ -130,13 +132,11 @@ def curvature(
     net, found = source.load(checkpoint, model, as_json)
     with options(_WORDS, net=flag, data="--data"):
         report = rt.spectrum(
-            net,
-            loss,
-            _with_targets(net, found, loss),
+            rt.curvature_operator(
+                net, loss, _with_targets(net, found, loss), matrix=matrix, batchnorm=batchnorm
+            ),
             k=k,
             density=density or plot is not None,
-            matrix=matrix,
-            batchnorm=batchnorm,
             generator=torch.Generator().manual_seed(seed),
             progress=shows_progress(as_json),
         )

@@ -1,4 +1,4 @@
-"""Curvature along a training: what ``train`` writes into its metrics every so many steps."""
+"""Curvature along a training: a callback that adds it to the metrics of ``train``."""
 
 import copy
 import hashlib
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.curvature.empirical_risk import MATRICES, is_closure
+from resid_theory.curvature.empirical_risk import is_closure
 from resid_theory.curvature.input_checks import trainable
+from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
-from resid_theory.curvature.parameter_selection import chosen, named
+from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.curvature.spectrum_of_net import spectrum
 from resid_theory.data import Images
 from resid_theory.data.batching import batches
@@ -26,11 +27,11 @@ __all__ = ["curvature_callback"]
 
 
 class TrainingMoment(Protocol):
-    """When a measurement is made; ``train`` passes its own."""
+    """The moment of a measurement; ``train`` passes its own."""
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         ...
 
 
@@ -43,7 +44,6 @@ def curvature_callback(
     matrix: str = "hessian",
     parameters: Any = None,
     batchnorm: str = "eval",
-    chunk: int | None = None,
     dense: int = 1000,
     tolerance: float = 1e-3,
     probes: int = 10,
@@ -53,42 +53,41 @@ def curvature_callback(
 ) -> Callable[[nn.Module, TrainingMoment], dict[str, float]]:
     """A callback for ``train`` that records extreme eigenvalues, index and gradient norm.
 
-    Pass it as ``rt.train(..., callbacks=[callback], every=k)``; the numbers join the metrics. What
-    it gives is a function of weights, seed and step alone, so that a training that was killed and
-    resumed has the metrics of an undisturbed one; all nets of a training draw alike. The numbers,
-    after ``prefix``, for the matrix ``hessian`` (else its name takes that place):
+    Pass it as ``rt.train(..., callbacks=[callback], every=k)``; the numbers join the metrics. They
+    are a function of weights, seed and step alone, so that a training that was killed and resumed
+    has the metrics of an undisturbed one; all nets of a training use the same random vectors. The
+    numbers, after ``prefix``, for the matrix ``hessian`` (else its name takes that place):
 
     - ``measured_loss``: The mean loss over ``data``, without weight decay.
     - ``gradient_norm``: Euclidean norm of its gradient.
     - ``hessian_largest``, ``hessian_smallest``: The outermost eigenvalues; then
-      ``hessian_largest_2`` and so on up to k. Each with ``..._bound``, how far an eigenvalue can
-      lie from it, in units of loss per weight².
-    - ``hessian_missed_probability``: At most this is the probability that an eigenvalue further out
-      was overlooked; 0 where all are known, 1 where a search failed.
-    - ``hessian_products``: Products with one vector that were used; 0 where all are known.
+      ``hessian_largest_2`` and so on up to k. Each with ``..._bound``, the largest distance of an
+      eigenvalue from it, in units of loss per weight².
+    - ``hessian_missed_probability``: Bound on the probability that an eigenvalue further out was
+      missed; 0 where all are known, 1 where a search failed.
+    - ``hessian_products``: Number of products with one vector; 0 where all eigenvalues are known.
     - ``hessian_index``: Share of negative eigenvalues, in [0, 1], with ``..._standard_error`` over
       probes (0 where all are known), the ends ``..._low`` and ``..._high`` of its 95 % interval,
       and ``..._threshold``: eigenvalues down to minus this count as zero. If asked for.
 
     Args:
-        loss: As in ``curvature_operator``.
-        data: As in ``curvature_operator``, of any floating dtype; usually a fixed part of the
-            training data, as the net sees them without augmentation. A loader that shuffles draws
-            from torch's generator, seeded as everything else.
-        k: Eigenvalues at each end.
+        loss: ``"square"``, ``"cross_entropy"``, or a callable, as `curvature_operator` takes it.
+        data: Data as `curvature_operator` takes them, of any floating dtype; usually a fixed part
+            of the training data, as the net sees them without augmentation. A loader that shuffles
+            draws from torch's generator, which is seeded here too.
+        k: Number of eigenvalues at each end.
         index: Whether to find the index, which takes ``probes * steps`` more products where not
-            all eigenvalues are found.
-        matrix: ``hessian``, ``gauss_newton`` or ``fisher``.
-        parameters: Names or patterns, as in ``curvature_operator``; None for all trainable ones.
+            all eigenvalues are computed.
+        matrix: ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
+        parameters: Names or patterns of parameters; None for all trainable ones.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
-        chunk: As in ``curvature_operator``.
-        dense: Up to so many weights all eigenvalues are computed, on a float64 copy of the net;
-            beyond, or with 0, they come from products in the net's own precision.
-        tolerance: As in :func:`eigenpairs`.
-        probes: As in :func:`spectral_density`.
-        steps: As in :func:`spectral_density`.
-        seed: Of the draws at every step.
-        prefix: Of every name, to tell several such callbacks apart.
+        dense: Largest number of parameters for which all eigenvalues are computed, on a float64
+            copy of the net; beyond, or with 0, they come from products in the net's own precision.
+        tolerance: Largest distance of an extreme eigenvalue from its estimate, relative to |λ|.
+        probes: Number of random vectors for the index.
+        steps: Lanczos steps of each of them.
+        seed: Seed of the whole training's random vectors, which differ from step to step.
+        prefix: Prefix of every name, to tell several such callbacks apart.
 
     Returns:
         The callback, ``(net, moment) -> numbers``; it leaves the net as it was. Calling it raises
@@ -96,7 +95,7 @@ def curvature_callback(
         step.
 
     Raises:
-        ValueError: If a name is unknown, a number out of range, or parameters are given as tensors,
+        ValueError: If a name is unknown, a number out of range, parameters are given as tensors,
             which would be those of one net, or data can be read only once.
 
     Source:
@@ -136,10 +135,9 @@ def curvature_callback(
         data=data,
         k=check_int("k", k),
         index=index,
-        matrix=check_choice("matrix", matrix, MATRICES),
+        matrix=check_choice("matrix", matrix, tuple(MATRICES)),
         parameters=parameters,
         batchnorm=check_choice("batchnorm", batchnorm, ("eval", "batch")),
-        chunk=None if chunk is None else check_int("chunk", chunk),
         dense=check_int("dense", dense, 0),
         tolerance=check_positive("tolerance", tolerance),
         probes=check_int("probes", probes),
@@ -160,7 +158,6 @@ class _Curvature:
     matrix: str
     parameters: Any
     batchnorm: str
-    chunk: int | None
     dense: int
     tolerance: float
     probes: int
@@ -169,59 +166,41 @@ class _Curvature:
     prefix: str
 
     def __call__(self, net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
-        """Measure.
-
-        Args:
-            net: The net.
-            moment: Gives the step.
-
-        Returns:
-            The numbers by name.
-        """
-        generator = torch.Generator().manual_seed(_mixed(self.seed, moment.step))
+        """The numbers by name."""
+        digest = hashlib.sha256(f"curvature {self.seed} {moment.step}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "big") >> 1  # far from those of the steps nearby
         with preserved(net):
             # A loader that shuffles takes its order from here, whatever was drawn before.
-            torch.default_generator.manual_seed(_mixed(self.seed, moment.step))
-            known = named(net)
-            names = chosen("parameters", self.parameters, known)
-            if sum(known[name].numel() for name in names) <= self.dense:
-                numbers = self._of_all(copy.deepcopy(net).double())
+            torch.default_generator.manual_seed(seed)
+            known = trainable_by_name(net)
+            names = select_parameters("parameters", self.parameters, known)
+            dense = sum(known[name].numel() for name in names) <= self.dense
+            if dense:
+                net = copy.deepcopy(net).double()
+            dtype = trainable(net)[0].dtype
+            operator = curvature_operator(
+                net,
+                self.loss,
+                _in_dtype(self.data, dtype, is_closure(self.loss)),
+                matrix=self.matrix,
+                parameters=self.parameters,
+                batchnorm=self.batchnorm,
+            )
+            if dense:
+                report = spectrum(operator, k=self.k, method="dense")
             else:
-                numbers = self._of_extremes(net, generator)
+                report = spectral_estimates(
+                    operator,
+                    self.k,
+                    density=self.index,
+                    tolerance=self.tolerance,
+                    probes=self.probes if self.index else 1,
+                    steps=self.steps,
+                    generator=seed,
+                    precision=dtype,
+                )
+        numbers = self._numbers(operator.loss, operator.gradient, report)
         return {self.prefix + name: value for name, value in numbers.items()}
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {
-            "matrix": self.matrix,
-            "parameters": self.parameters,
-            "batchnorm": self.batchnorm,
-            "chunk": self.chunk,
-        }
-
-    def _of_all(self, net: nn.Module) -> dict[str, float]:
-        """From every eigenvalue, of a net in float64."""
-        data = _in_dtype(self.data, torch.float64, is_closure(self.loss))
-        operator = curvature_operator(net, self.loss, data, engine="rebuilt", **self._options)
-        report = spectrum(net, self.loss, data, k=self.k, method="dense", **self._options)
-        return self._numbers(operator.loss, operator.gradient, report)
-
-    def _of_extremes(self, net: nn.Module, generator: torch.Generator) -> dict[str, float]:
-        """From products."""
-        dtype = trainable(net)[0].dtype
-        data = _in_dtype(self.data, dtype, is_closure(self.loss))
-        operator = curvature_operator(net, self.loss, data, **self._options)
-        report = spectral_estimates(
-            operator,
-            self.k,
-            density=self.index,
-            tolerance=self.tolerance,
-            probes=self.probes if self.index else 1,
-            steps=self.steps,
-            generator=generator,
-            precision=dtype,
-        )
-        return self._numbers(operator.loss, operator.gradient, report)
 
     def _numbers(self, loss: float, gradient: Tensor, report: SpectrumReport) -> dict[str, float]:
         numbers = {"measured_loss": loss, "gradient_norm": gradient.norm().item()}
@@ -239,7 +218,7 @@ class _Curvature:
 
 
 def _ends(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
-    """Eigenvalues and their bounds, outermost first."""
+    """Eigenvalues with their bounds, outermost first."""
     numbers = {}
     for place, end in enumerate(ends, 1):
         key = name if place == 1 else f"{name}_{place}"
@@ -247,18 +226,12 @@ def _ends(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
     return numbers
 
 
-def _mixed(seed: int, step: int) -> int:
-    """A seed for each step, far from those of its neighbours."""
-    digest = hashlib.sha256(f"curvature {seed} {step}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 # -- data in the dtype of the net ------------------------------------------------------------------
 
 
 def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
-    """Data whose floating tensors have a dtype; what is in memory stays there."""
-    # Images follow the net; what cannot be read is refused by name further down.
+    """Data with their floating tensors cast; data in memory stay there."""
+    # Images follow the net; data that cannot be read are refused where they are read.
     if isinstance(data, Images) or not (hasattr(data, "x") or hasattr(data, "__iter__")):
         return data
     if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):

@@ -1,4 +1,4 @@
-"""What a feed-forward or shortcut net is as a chain of layers, where it is one."""
+"""Feed-forward and shortcut nets as a chain of linear layers and elementwise activations."""
 
 import copy
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from resid_theory.activations import Activation
 from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.theory.linear.linear_nets import Unit
 
 __all__ = ["LayerChain", "LayerUnit", "chain_of"]
 
@@ -19,22 +20,18 @@ _ELEMENTWISE = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LayerUnit:
-    """Layers one after the other, possibly under one identity shortcut.
+class LayerUnit(Unit):
+    """A unit of a linear net with biases and activations; its shortcut is the identity, or None.
 
     Attributes:
-        weights: Matrices (out, in), input to output.
-        biases: One a layer, None where there is none.
+        biases: One for each layer, None where there is none.
         before: Activation in front of each layer, None for the identity.
         after: Activation behind the last layer.
-        shortcut: Whether the unit's input is added to its output.
     """
 
-    weights: Sequence[Tensor]
     biases: Sequence[Tensor | None]
     before: Sequence[Activation | None]
     after: Activation | None
-    shortcut: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,9 +39,9 @@ class LayerChain:
     """A net as a chain of units.
 
     Attributes:
-        units: Input to output.
+        units: From input to output.
         order: Position, in torch's parameter vector, of every entry of all matrices (W | b), layer
-            by layer, by rows; None when that is the order already.
+            by layer and row by row; None when that is the order already.
     """
 
     units: list[LayerUnit]
@@ -60,7 +57,7 @@ class LayerChain:
 
     @property
     def layers(self) -> list[Tensor]:
-        """All weight matrices, input to output."""
+        """All weight matrices, from input to output."""
         return [weight for unit in self.units for weight in unit.weights]
 
     @property
@@ -74,17 +71,9 @@ class LayerChain:
 
 
 def chain_of(net: nn.Module) -> LayerChain | None:
-    """A net as a chain, or None when it is not one.
-
-    Chains are ``ShortcutNet``, ``nn.Linear`` and ``nn.Sequential`` (nested too) of linear layers
-    and elementwise activations, all parameters trainable, none shared, no hooks.
-
-    Args:
-        net: Any module, in eval mode or free of modules that care.
-
-    Returns:
-        The chain, with weights in float64; None if the net is anything else.
-    """
+    """A net in eval mode as a chain with weights in float64, or None when it is not one."""
+    # Chains are ShortcutNet, nn.Linear and nn.Sequential (nested too) of linear layers and
+    # elementwise activations, all parameters trainable, none shared, no hooks.
     modules = list(net.modules())
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     if hooked or not all(p.requires_grad for p in net.parameters()):
@@ -112,21 +101,22 @@ def _exact(weight: Tensor) -> Tensor:
 
 def _shortcut_chain(net: ShortcutNet) -> LayerChain:
     layers, n = [_exact(w) for w in net.layers()], net.shortcut_depth
-    rows: list[Tensor | None] = [None] * net.blocks
+    biases: list[Tensor | None] = [None] * net.blocks
     if net.bias is not None:
-        rows = list(_exact(net.bias))
+        biases = list(_exact(net.bias))
     units = [
         LayerUnit(
-            weights=layers[r * n : r * n + n],
-            biases=[rows[r], *[None] * (n - 1)],
+            weights=tuple(layers[r * n : r * n + n]),
+            shortcut=torch.eye(net.width).to(layers[0]) if net.shortcut else None,
+            biases=[biases[r], *[None] * (n - 1)],
             before=[net.pre, *[net.mid] * (n - 1)],
             after=net.post,
-            shortcut=net.shortcut,
         )
         for r in range(net.blocks)
     ]
-    in_order = net.bias is None
-    order = None if in_order else torch.cat([grid.reshape(-1) for grid in net.positions()])
+    order = None
+    if net.bias is not None:
+        order = torch.cat([grid.reshape(-1) for grid in net.positions()])
     return LayerChain(units=units, order=order)
 
 
@@ -147,9 +137,10 @@ def _sequential_chain(modules: list[nn.Module]) -> LayerChain | None:
     acts = [_composed(gap) for gap in gaps]
     weights = [_exact(m.weight) for m in linears]
     biases = [None if m.bias is None else _exact(m.bias) for m in linears]
-    unit = LayerUnit(
-        weights=weights, biases=biases, before=acts[:-1], after=acts[-1], shortcut=False
-    )
+    try:
+        unit = LayerUnit(weights=tuple(weights), biases=biases, before=acts[:-1], after=acts[-1])
+    except ValueError:  # widths that do not chain: the net itself says so when it runs
+        return None
     if all(b is None for b in biases):
         return LayerChain(units=[unit], order=None)
     pieces, position = [], 0
@@ -165,6 +156,7 @@ def _sequential_chain(modules: list[nn.Module]) -> LayerChain | None:
 
 
 def _composed(modules: list[nn.Module]) -> Activation | None:
+    """Activations one after the other as one function that overwrites nothing."""
     if not modules:
         return None
     steps = [copy.copy(module) for module in modules]

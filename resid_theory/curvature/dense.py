@@ -1,6 +1,6 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
-from resid_theory.curvature.columns import Batches, column_hessian, column_seconds
 from resid_theory.curvature.input_checks import (
     check_batches,
     check_inputs,
@@ -19,6 +18,7 @@ from resid_theory.curvature.input_checks import (
     trainable,
 )
 from resid_theory.curvature.layer_pairs import chain_hessian
+from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.data.batching import batches
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
@@ -26,18 +26,18 @@ from resid_theory.losses import Loss, loss_function
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, matmul_rate, readable_bytes
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
-from resid_theory.theory.linear.linear_nets import Unit
 
-__all__ = ["METHODS", "HessianCost", "hessian", "hessian_cost", "hessian_spectrum"]
+__all__ = ["METHODS", "HessianCost", "HessianPlan", "hessian", "hessian_cost", "hessian_spectrum"]
 
 METHODS = ("auto", "closed_form", "layer_pairs", "columns")
 _WORKSPACE = 1 << 28  # bytes that a route holds beside the matrix
+_PANEL = 256  # columns computed together, and rows symmetrized together
 _BANDWIDTH = 2e9  # bytes per second of writing new memory, for estimates only
 
 
 @dataclass(frozen=True, kw_only=True)
 class HessianCost:
-    """What a dense Hessian takes, known before the work starts.
+    """Memory and time of a dense Hessian, known before the work starts.
 
     Attributes:
         method: ``closed_form``, ``layer_pairs`` or ``columns``.
@@ -52,7 +52,7 @@ class HessianCost:
     seconds: float
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line."""
         return (
             f"{self.method}: P = {self.parameters}, {readable_bytes(self.bytes)}, "
             f"about {self.seconds:.2g} s"
@@ -107,17 +107,8 @@ def hessian(
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        plan = _plan(net, loss, pixels_as_inputs(data, net), method)
-        _refuse_if_too_large(plan.bytes, net, memory_limit)
-        check_batches(net, loss, plan.batches)
-        result = plan.run(progress)
-    # Reading a closed form back would cost as much as making it; its diagonal shows an overflow.
-    probe = result.diagonal() if plan.method == "closed_form" else result
-    if not bool(torch.isfinite(probe.sum())):
-        raise ValueError(
-            "net: its Hessian is not finite on these data; check weights and activations"
-        )
-    return result
+        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
+        return plan.matrix(memory_limit=memory_limit, progress=progress)
 
 
 def hessian_spectrum(
@@ -133,25 +124,27 @@ def hessian_spectrum(
     """All eigenvalues of the exact Hessian.
 
     Args:
-        net: As in :func:`hessian`.
-        loss: As in :func:`hessian`.
-        data: As in :func:`hessian`.
-        method: As in :func:`hessian`.
-        batchnorm: As in :func:`hessian`.
-        memory_limit: As in :func:`hessian`.
-        progress: As in :func:`hessian`.
+        net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
+        loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
+            samples.
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader.
+        method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
+        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        memory_limit: Bytes that may be used; by default what the machine has free.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
         The spectrum, by ``torch.linalg.eigvalsh``: each eigenvalue is exact to about P times
         float64's epsilon times the largest |λ|.
 
     Raises:
-        ValueError: As for :func:`hessian`.
-        MemoryError: As for :func:`hessian`.
+        ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
+        MemoryError: If the matrix and LAPACK's copy of it do not fit.
     """
     check_net(net)
     size = sum(p.numel() for p in trainable(net))
-    _refuse_if_too_large(3 * 8 * size * size, net, memory_limit)  # LAPACK works on a copy
+    # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
+    _refuse_if_too_large(18 * size**2, net, memory_limit)
     matrix = hessian(
         net,
         loss,
@@ -172,114 +165,162 @@ def hessian_cost(
     method: str = "auto",
     batchnorm: str = "eval",
 ) -> HessianCost:
-    """What :func:`hessian` would take, without the work.
+    """Memory and time that :func:`hessian` would take, without the work.
 
     Args:
-        net: As in :func:`hessian`.
-        loss: As in :func:`hessian`.
-        data: As in :func:`hessian`; an iterator that can be read only once is used up.
-        method: As in :func:`hessian`.
-        batchnorm: As in :func:`hessian`.
+        net: Any module.
+        loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
+            samples.
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; an iterator
+            that can be read only once is used up.
+        method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
+        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
 
     Returns:
         Method, parameters, bytes and estimated seconds (within a factor of a few).
 
     Raises:
-        ValueError: As for :func:`hessian`.
+        ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
     """
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
-        plan = _plan(net, loss, pixels_as_inputs(data, net), method)
+        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
         check_batches(net, loss, plan.batches)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
-    """A route chosen, its memory known."""
+class HessianPlan:
+    """A route to the Hessian, chosen by the net, the loss and the data, which have been read.
 
+    Attributes:
+        net, loss, batchnorm: As `hessian` takes them.
+        batches: The data, on the net's device.
+        chain: The net as a chain of layers, where it is one; of no use to ``columns``.
+        method: ``closed_form``, ``layer_pairs`` or ``columns``.
+    """
+
+    net: nn.Module
+    loss: str | Loss
+    batchnorm: str
+    batches: list[tuple[Tensor, Tensor]]
+    chain: LayerChain | None
     method: str
-    size: int
-    bytes: int
-    batches: Batches
-    run: Callable[[bool], Tensor]
-    seconds: Callable[[], float]
 
-
-def _plan(net: nn.Module, loss: str | Loss, data: Any, method: str) -> _Plan:
-    check_choice("method", method, METHODS)
-    loss_function(loss)  # an unknown name is refused before anything else happens
-    device = trainable(net)[0].device
-    parts = [(x.to(device), y.to(device)) for x, y in batches(data)]
-    check_inputs(net, parts)
-    chain = chain_of(net) if _are_rows(net, parts) else None
-    is_closed = chain is not None and chain.is_linear and loss == "square" and _are_matrices(parts)
-    if chain is not None and is_closed and method in ("auto", "closed_form"):
-        return _closed_plan(chain, parts)
-    if method == "closed_form":
-        raise ValueError(
-            "method: 'closed_form' needs a linear net without biases, all parameters trainable, "
-            f"and the square loss on matrices; got {type(net).__name__} and loss {loss!r}"
+    @classmethod
+    def of(
+        cls,
+        net: nn.Module,
+        loss: str | Loss,
+        data: Any,
+        *,
+        method: str = "auto",
+        batchnorm: str = "eval",
+    ) -> "HessianPlan":
+        """Read the data once and choose the route; the net is in the mode to be measured in."""
+        check_choice("method", method, METHODS)
+        loss_function(loss)  # an unknown name is refused before anything else happens
+        device = trainable(net)[0].device
+        read = batches(pixels_as_inputs(data, net))
+        parts = [(x.to(device), y.to(device)) for x, y in read]
+        check_inputs(net, parts)
+        flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
+        vectors = all(x.dim() == 2 or (x.dim() > 2 and flattens) for x, _ in parts)
+        chain = chain_of(net) if vectors else None
+        matrices = all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
+        closed = chain is not None and chain.is_linear and loss == "square" and matrices
+        if method == "closed_form" and not closed:
+            raise ValueError(
+                "method: 'closed_form' needs a linear net without biases, all parameters "
+                "trainable, and the square loss on matrices; got "
+                f"{type(net).__name__} and loss {loss!r}"
+            )
+        if method == "layer_pairs" and chain is None:
+            raise ValueError(
+                "method: 'layer_pairs' needs a ShortcutNet or a Sequential of Linear and "
+                "elementwise activations on samples that are vectors, all parameters trainable, "
+                f"none shared; got {type(net).__name__}: use 'columns'"
+            )
+        if method == "auto":
+            method = "closed_form" if closed else "columns" if chain is None else "layer_pairs"
+        return cls(
+            net=net, loss=loss, batchnorm=batchnorm, batches=parts, chain=chain, method=method
         )
-    if chain is not None and method in ("auto", "layer_pairs"):
-        return _pairs_plan(chain, loss, parts)
-    if method == "layer_pairs":
-        raise ValueError(
-            "method: 'layer_pairs' needs a ShortcutNet or a Sequential of Linear and elementwise "
-            "activations on samples that are vectors, all parameters trainable, none shared; got "
-            f"{type(net).__name__}: use 'columns'"
+
+    @property
+    def size(self) -> int:
+        """Number of trainable parameters P."""
+        return sum(p.numel() for p in trainable(self.net))
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return sum(len(x) for x, _ in self.batches)
+
+    @property
+    def bytes(self) -> int:
+        """Memory at the peak, the result included."""
+        matrix = 8 * self.size**2
+        if self.method == "columns":  # a panel as unit vectors, as products, in several copies
+            return matrix + 8 * 8 * _PANEL * self.size + 2 * _WORKSPACE
+        assert self.chain is not None
+        if self.method == "closed_form":
+            return matrix + 8 * sum(len(weight) for weight in self.chain.layers) ** 2
+        copies = 1 if self.chain.order is None else 3  # rows and columns are reordered at the end
+        return copies * matrix + 2 * _WORKSPACE
+
+    def seconds(self) -> float:
+        """Estimated time, within a factor of a few."""
+        writing = 8 * self.size**2 / _BANDWIDTH
+        if self.method == "closed_form":
+            return writing
+        if self.method == "layer_pairs":
+            rate = matmul_rate(self.batches[0][0].device)
+            return 4 * self.samples * self.size**2 / rate + writing
+        x, y = self.batches[0]
+        start = time.perf_counter()
+        operator = self._operator((x, y), None)
+        built = time.perf_counter()
+        panel = torch.eye(self.size, min(_PANEL, self.size))
+        float((operator @ panel).sum())  # waits for a GPU
+        once, product = built - start, time.perf_counter() - built
+        return (once + product * self.size / panel.shape[1]) * self.samples / len(x) + writing
+
+    def matrix(self, *, memory_limit: int | None = None, progress: bool = False) -> Tensor:
+        """The Hessian, (P, P), float64."""
+        _refuse_if_too_large(self.bytes, self.net, memory_limit)
+        if self.method == "columns":
+            allowed = memory_limit
+            if allowed is None:
+                allowed = available_bytes(trainable(self.net)[0].device)
+            # Graphs may take half of what the matrix leaves; the operator checks the data itself.
+            operator = self._operator(tuple(self.batches), (allowed - 8 * self.size**2) // 2)
+            result = operator.dense(progress=progress)
+            _symmetrize(result, torch.finfo(operator.risk.parameters[0].dtype).eps)
+            probe = result
+        else:
+            check_batches(self.net, self.loss, self.batches)
+            assert self.chain is not None
+            if self.method == "closed_form":
+                result = linear_hessian(self.chain.units, Moments.of(self.batches))
+                # Reading it back would cost as much as making it; the diagonal shows an overflow.
+                probe = result.diagonal()
+            else:
+                title = {"desc": "Hessian", "unit": "sample"}
+                with tqdm(total=self.samples, disable=not progress, **title) as bar:
+                    result = chain_hessian(self.chain, self.loss, self.batches, report=bar.update)
+                probe = result
+        if not bool(torch.isfinite(probe.sum())):
+            raise ValueError(
+                "net: its Hessian is not finite on these data; check weights and activations"
+            )
+        return result
+
+    def _operator(self, data: Any, memory_limit: int | None) -> CurvatureOperator:
+        return curvature_operator(
+            self.net, self.loss, data, batchnorm=self.batchnorm, memory_limit=memory_limit
         )
-    return _columns_plan(net, loss, parts)
-
-
-def _closed_plan(chain: LayerChain, parts: Batches) -> _Plan:
-    size = sum(chain.augmented_sizes)
-    outputs = sum(len(weight) for weight in chain.layers)
-    return _Plan(
-        method="closed_form",
-        size=size,
-        bytes=8 * size**2 + 8 * outputs**2,
-        batches=parts,
-        run=lambda progress: linear_hessian(_units(chain), Moments.of(parts)),
-        seconds=lambda: 8 * size**2 / _BANDWIDTH,
-    )
-
-
-def _pairs_plan(chain: LayerChain, loss: str | Loss, parts: Batches) -> _Plan:
-    size, samples = sum(chain.augmented_sizes), sum(len(x) for x, _ in parts)
-    device = parts[0][0].device
-    copies = 1 if chain.order is None else 3  # rows and columns are reordered at the end
-    return _Plan(
-        method="layer_pairs",
-        size=size,
-        bytes=copies * 8 * size**2 + 2 * _WORKSPACE,
-        batches=parts,
-        run=lambda progress: _layer_pairs(chain, loss, parts, progress),
-        seconds=lambda: 4 * samples * size**2 / matmul_rate(device) + 8 * size**2 / _BANDWIDTH,
-    )
-
-
-def _columns_plan(net: nn.Module, loss: str | Loss, parts: Batches) -> _Plan:
-    size = sum(p.numel() for p in trainable(net))
-    return _Plan(
-        method="columns",
-        size=size,
-        bytes=2 * 8 * size**2 + 2 * _WORKSPACE,
-        batches=parts,
-        run=lambda progress: column_hessian(net, loss, parts, progress),
-        seconds=lambda: column_seconds(net, loss, parts) + 2 * 8 * size**2 / _BANDWIDTH,
-    )
-
-
-def _are_rows(net: nn.Module, parts: Batches) -> bool:
-    """Whether every sample reaches the first layer as one vector."""
-    flattened = any(isinstance(module, nn.Flatten) for module in net.modules())
-    return all(x.dim() == 2 or (x.dim() > 2 and flattened) for x, _ in parts)
-
-
-def _are_matrices(parts: Batches) -> bool:
-    return all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
 
 
 def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:
@@ -296,20 +337,24 @@ def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None
         )
 
 
-# -- the three routes ------------------------------------------------------------------------------
-
-
-def _units(chain: LayerChain) -> list[Unit]:
-    return [
-        Unit(
-            tuple(unit.weights),
-            torch.eye(unit.weights[0].shape[1]).to(unit.weights[0]) if unit.shortcut else None,
+def _symmetrize(matrix: Tensor, eps: float) -> None:
+    """Average a matrix with its transpose, in place, panel by panel; refuse a large difference."""
+    low, high = torch.aminmax(matrix)
+    gap = 0.0
+    for start in range(0, len(matrix), _PANEL):
+        rows, columns = (
+            matrix[start : start + _PANEL, start:],
+            matrix[start:, start : start + _PANEL],
         )
-        for unit in chain.units
-    ]
-
-
-def _layer_pairs(chain: LayerChain, loss: str | Loss, parts: Batches, progress: bool) -> Tensor:
-    total = sum(len(x) for x, _ in parts)
-    with tqdm(total=total, disable=not progress, desc="Hessian", unit="sample") as bar:
-        return chain_hessian(chain, loss, parts, report=bar.update)
+        gap = max(gap, (rows - columns.mT).abs().max().item())
+        mean = 0.5 * (rows + columns.mT)
+        rows.copy_(mean)
+        columns.copy_(mean.mT)
+    # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
+    if gap > eps**0.25 * max(-low.item(), high.item()):
+        raise ValueError(
+            f"net: its second derivatives are not symmetric (by {gap:.2g}), so they cannot come "
+            "from a twice differentiable loss; the usual causes are a gradient written by hand and "
+            "an operation that torch differentiates correctly only once (torch.nn.utils "
+            "weight_norm is one)"
+        )

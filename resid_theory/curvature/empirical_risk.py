@@ -1,146 +1,137 @@
-"""A mean loss of some of a net's parameters: what the graph of every batch is made from."""
+"""The mean loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from resid_theory._check import check_choice
 from resid_theory.curvature.input_checks import check_batches, check_inputs, check_net
-from resid_theory.curvature.matvec_graphs import (
-    FisherGraph,
-    GaussNewtonGraph,
-    HessianGraph,
-    MatvecGraph,
-    recorded,
-)
-from resid_theory.curvature.parameter_selection import chosen, named
-from resid_theory.data.reiterable import Passes
-from resid_theory.losses import Loss, check_scalar, loss_function
+from resid_theory.curvature.matvec_graphs import MATRICES, MatvecGraph, record_graph
+from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
+from resid_theory.data.reiterable import Batch, Passes
+from resid_theory.losses import Loss, loss_function
 
-__all__ = ["MATRICES", "Problem", "is_closure"]
+__all__ = ["EmpiricalRisk", "is_closure"]
 
-MATRICES = ("hessian", "gauss_newton", "fisher")
-_PIECE = 1024  # samples of images that are made and looked at together
+_PIECE = 1024  # samples of images that are normalized and checked together
 
 
 def is_closure(loss: Any) -> bool:
-    """Whether a loss takes (net, batch): its second parameter is called ``batch``.
-
-    Args:
-        loss: A name or a callable.
-
-    Returns:
-        False for a callable of (output, target), and for one without a signature.
-    """
+    """Whether a loss takes (net, batch): its second parameter is called ``batch``."""
     try:
         return callable(loss) and list(inspect.signature(loss).parameters)[1:2] == ["batch"]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # a callable without a signature
         return False
 
 
-class Problem:
-    """Net, loss, matrix and parameters.
-
-    Args:
-        net: The module.
-        loss: As ``curvature_operator`` takes it.
-        matrix: One of ``MATRICES``.
-        parameters: Which rows there are, as ``curvature_operator`` takes them.
-        batchnorm: ``"eval"`` or ``"batch"``.
+class EmpiricalRisk:
+    """Net, loss and data, and the curvature matrix with respect to some of the parameters.
 
     Attributes:
-        names: Of the parameters with rows, in order.
-        parameters: The tensors.
-        closure: Whether the loss takes (net, batch).
-        mixes: Whether samples of a batch share BatchNorm's statistics.
-
-    Raises:
-        ValueError: If the loss or a parameter is unknown, or the matrix is not defined for them.
+        net, loss, data, matrix, batchnorm: As `curvature_operator` takes them.
+        names, parameters: The parameters with rows, in order.
+        passes: The data, batch by batch.
+        splits: Whether a batch's mean loss is the mean over its parts.
     """
 
     def __init__(
-        self, net: nn.Module, loss: str | Loss, matrix: str, parameters: Any, batchnorm: str
+        self,
+        net: nn.Module,
+        loss: str | Loss,
+        data: Any,
+        *,
+        matrix: str = "hessian",
+        parameters: Any = None,
+        batchnorm: str = "eval",
+        seed: int = 0,
     ) -> None:
         check_net(net)
-        known = named(net)
-        self.net, self.matrix, self.batchnorm = net, matrix, batchnorm
-        self.closure = is_closure(loss)
-        self._given, self._function = loss, loss_function(loss)
-        self.names = chosen("parameters", parameters, known)
+        self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
+        self.net, self.loss, self.data, self.matrix = net, loss, data, matrix
+        self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
+        self._function, self._seed, self._channels_last = loss_function(loss), seed, False
+        known = trainable_by_name(net)
+        self.names = select_parameters("parameters", parameters, known)
         self.parameters = [known[name] for name in self.names]
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.mixes = batchnorm == "batch" and bool(norms)
-        self._channels_last = False
-        if self.closure and matrix != "hessian":
+        mixes = batchnorm == "batch" and bool(norms)
+        self._closure = is_closure(loss)
+        self.splits = not (self._closure or mixes)
+        if self._closure and self._graph.needs_output:
             raise ValueError(
                 f"matrix: {matrix!r} needs the net's outputs, which a loss of (net, batch) hides; "
                 "use 'hessian', or a loss of (output, target)"
             )
-        if self.mixes and matrix == "fisher":
+        if mixes and self._graph.needs_samples:
             raise ValueError(
-                "matrix: 'fisher' needs a gradient for every sample, and with batchnorm='batch' "
+                f"matrix: {matrix!r} needs a gradient for every sample, and with batchnorm='batch' "
                 "samples share statistics; use batchnorm='eval'"
             )
+        self.passes = Passes(data, closure=self._closure, ordered=not self.splits)
 
     @property
-    def splits(self) -> bool:
-        """Whether a batch's mean loss is the mean over its parts."""
-        return not (self.closure or self.mixes)
+    def title(self) -> str:
+        """The matrix's name in reports."""
+        return self._graph.title
 
-    def look(self, passes: Passes) -> int:
-        """Read the data once and refuse what does not fit.
+    @property
+    def device(self) -> torch.device:
+        """The net's device."""
+        return self.parameters[0].device
 
-        Args:
-            passes: The data.
+    def check_data(self) -> tuple[int, Batch]:
+        """Read the data once and check them; return the number of samples and the first batch."""
+        first: Batch | None = None
+        samples = 0
+        examples: list[Tensor] = []
 
-        Returns:
-            Number of samples.
+        def noted() -> Iterator[Batch]:
+            nonlocal first, samples
+            for batch in self.passes:
+                first, samples = first or batch, samples + batch.size
+                yield batch
 
-        Raises:
-            ValueError: If the data do not fit net or loss.
-        """
-        sizes: list[int] = []
-
-        def parts() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in passes:
-                sizes.append(batch.size)
+        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in noted():
                 for start in range(0, batch.size, _PIECE):
-                    pair = batch.part(start, _PIECE, self.parameters[0])
-                    check_inputs(self.net, [pair])
-                    yield pair
+                    x, y = batch.part(start, _PIECE, self.parameters[0])
+                    check_inputs(self.net, [(x, y)])
+                    if not examples:
+                        examples.append(x[:2])
+                    yield x, y
 
-        if self.closure:
-            sizes = [batch.size for batch in passes]
-            return sum(sizes)
-        examples: list[tuple[Tensor, Tensor]] = []
-        check_batches(self.net, self._given, _noting(parts(), examples))
-        x, y = examples[0]
-        if self.matrix != "hessian":
-            self._check_output(self.net(x.clone()))
-        if self.matrix == "fisher":
-            self._check_alone(x)
-        self._channels_last = self._gains_from_channels_last(x)
-        return sum(sizes)
+        if self._closure:
+            for _ in noted():
+                pass
+        else:
+            check_batches(self.net, self.loss, pairs())
+            self._check_matrix(examples[0])
+            self._channels_last = self._gains_from_channels_last(examples[0])
+        assert first is not None
+        return samples, first
 
-    def _check_output(self, output: Any) -> None:
+    def _check_matrix(self, x: Tensor) -> None:
+        """Refuse nets that the matrix is not defined for."""
+        if not self._graph.needs_output:
+            return
+        output = self.net(x.clone())
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"matrix: {self.matrix!r} needs a net that gives one tensor, got "
                 f"{type(output).__name__}; use 'hessian'"
             )
-
-    @torch.no_grad()
-    def _check_alone(self, x: Tensor) -> None:
-        if len(x) < 2:
+        if not self._graph.needs_samples or len(x) < 2:
             return
-        both, alone = self.net(x.clone())[:1], self.net(x[:1].clone())
+        with torch.no_grad():
+            both, alone = self.net(x.clone())[:1], self.net(x[:1].clone())
         gap, scale = float((both - alone).abs().max()), float(both.abs().max())
         if gap > torch.finfo(both.dtype).eps ** 0.5 * scale:
             raise ValueError(
-                "matrix: 'fisher' needs a net that treats every sample alone; here the output of "
-                f"the first sample moves by {gap:.2g} with the second one present"
+                f"matrix: {self.matrix!r} needs a net that treats every sample alone; here the "
+                f"output of the first sample moves by {gap:.2g} with the second one present"
             )
 
     @torch.no_grad()
@@ -151,41 +142,23 @@ class Problem:
             return False
         try:
             self.net(x.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # a view that needs rows one after the other
+        except RuntimeError:  # a view that needs contiguous rows
             return False
         return True
 
-    def graph(self, part: Any, *, weigh: bool = False) -> MatvecGraph:
-        """The graph of some samples, in the mode that the net is in.
+    def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
+        """The graph of some samples of a batch, in the mode that the net is in."""
+        part = batch.part(start, count, self.parameters[0])
 
-        Args:
-            part: As ``Batch.part`` gives it.
-            weigh: Whether to count its bytes.
+        def build() -> MatvecGraph:
+            if self._closure:
+                output, target = self.net, part
+            else:
+                x, target = part
+                if self._channels_last:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                output = self.net(x.clone())  # a net that starts in place would overwrite the data
+            place = batch.first + start
+            return self._graph(output, target, self._function, self.parameters, self._seed, place)
 
-        Returns:
-            The graph.
-        """
-        return recorded(self._build(part), weigh=weigh)
-
-    def _build(self, part: Any) -> Callable[[], MatvecGraph]:
-        if self.closure:
-            function: Any = self._function
-            return lambda: HessianGraph(check_scalar(function(self.net, part)), self.parameters)
-        x, y = part
-        if self._channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = x.clone()  # a net that starts in place would overwrite the data
-        if self.matrix == "hessian":
-            return lambda: HessianGraph(self._function(self.net(x), y), self.parameters)
-        kind = GaussNewtonGraph if self.matrix == "gauss_newton" else FisherGraph
-        return lambda: kind(self.net(x), y, self._function, self.parameters)
-
-
-def _noting(
-    parts: Iterator[tuple[Tensor, Tensor]], examples: list[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pass batches on, keeping two samples of the first."""
-    for x, y in parts:
-        if not examples:
-            examples.append((x[:2], y[:2]))
-        yield x, y
+        return record_graph(build, weigh=weigh)

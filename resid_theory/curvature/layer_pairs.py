@@ -81,7 +81,7 @@ def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor
     blocks = []
     trunk, move = x, x.new_zeros(0, *x.shape)
     for unit in chain.units:
-        block = _Block(shortcut=unit.shortcut)
+        block = _Block(shortcut=unit.shortcut is not None)
         z, dz = trunk, move
         for weight, bias, function in zip(unit.weights, unit.biases, unit.before, strict=True):
             value, slope, bend = _act(function, z)
@@ -95,7 +95,7 @@ def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor
         value, block.slope, block.bend = _act(unit.after, z)
         block.move = None if block.bend is None else dz
         out = dz if block.slope is None else block.slope * dz
-        if unit.shortcut:
+        if unit.shortcut is not None:
             value = value + trunk
             out[: len(move)] += move
         trunk, move = value, out

@@ -1,10 +1,13 @@
-"""Graphs of one batch that curvature is drawn from, product by product.
+"""Curvature matrices of one batch as autograd graphs, and the table of all such matrices.
 
-A graph is built once and differentiated once more for every product: reverse over reverse.
+A graph is built once and differentiated once more for every matrix-vector product: reverse over
+reverse. A new matrix is a subclass of :class:`MatvecGraph` and an entry of ``MATRICES``.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,197 +15,187 @@ from torch import Tensor
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, check_scalar
 
-__all__ = [
-    "FisherGraph",
-    "GaussNewtonGraph",
-    "MatvecGraph",
-    "HessianGraph",
-    "flat_gradient",
-    "recorded",
-]
+__all__ = ["MATRICES", "MatvecGraph", "record_graph"]
 
 Index = Sequence[int]
 
 
 class MatvecGraph(ABC):
-    """A symmetric matrix of one batch, rows and columns in groups that are parameters.
+    """A symmetric matrix of one batch; its rows and columns are grouped by parameter.
+
+    Args:
+        output: The net's output on the batch; the net itself where the loss takes (net, batch).
+        target: The batch's target; the batch itself where the loss takes (net, batch).
+        loss: A function of these two, a mean over the batch.
+        parameters: Tensors that rows and columns stand for.
+        seed: Seed of a random matrix.
+        first: Position of the batch's first sample in the data. A random matrix seeds its draws
+            for each sample by its position, so that they do not depend on the chunk size.
 
     Attributes:
-        parameters: What rows and columns stand for.
+        title: The matrix's name in reports.
+        needs_output: Whether the net's output is needed, which a loss of (net, batch) hides.
+        needs_samples: Whether the gradient of every single sample is needed.
         value: The batch's mean loss, float64.
-        gradient: Its gradient, one tensor a parameter, without a graph.
-        saved: Bytes that the graph holds.
+        gradient: Its gradient, a tensor for each parameter, without a graph.
+        saved: Bytes that the graph holds, where they were counted.
     """
 
-    parameters: Sequence[Tensor]
-    value: Tensor
-    gradient: Sequence[Tensor]
-    saved: int
+    title: ClassVar[str]
+    needs_output: ClassVar[bool] = True
+    needs_samples: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        output: Any,
+        target: Any,
+        loss: Loss,
+        parameters: Sequence[Tensor],
+        seed: int = 0,
+        first: int = 0,
+    ) -> None:
+        self.parameters, self.seed, self.first, self.saved = parameters, seed, first, 0
+        value, self.gradient = self._record(output, target, loss)
+        self.value = value.detach().double()
+
+    @abstractmethod
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        """Keep what :meth:`pull` differentiates; return the loss and its gradient."""
 
     @abstractmethod
     def pull(
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
-        """Rows of the matrix times vectors that live on columns.
+        """Multiply by a tensor for each column parameter, or by several along a leading axis."""
 
-        Args:
-            vectors: One a column parameter: its shape, with a leading axis (b,) if batched.
-            rows: Numbers of parameters.
-            columns: Numbers of parameters.
-            batched: Whether all b are differentiated together.
-
-        Returns:
-            One tensor a row parameter; of a constant, possibly without the leading axis.
-        """
-
-    def product(self, vectors: Tensor, *, rows: Index, columns: Index, step: int) -> Tensor:
-        """Rows of the matrix times several vectors that live on columns.
+    def product(self, vectors: Tensor, rows: Index, columns: Index, together: int) -> Tensor:
+        """Some rows of the matrix times vectors on some columns.
 
         Args:
             vectors: (b, size of the columns), any floating dtype.
             rows: Numbers of parameters.
             columns: Numbers of parameters.
-            step: How many are differentiated together.
+            together: Number of vectors that one backward pass takes.
 
         Returns:
             (b, size of the rows), in the parameters' dtype.
         """
-        groups = vectors.to(self.parameters[0].dtype).split(step)
-        return torch.cat([self._group(group, rows, columns) for group in groups])
-
-    def _group(self, vectors: Tensor, rows: Index, columns: Index) -> Tensor:
         shapes = [self.parameters[k].shape for k in columns]
-        parts = vectors.split([shape.numel() for shape in shapes], dim=1)
-        count = len(vectors)
-        blocks = [part.reshape(count, *s) for part, s in zip(parts, shapes, strict=True)]
-        pulled = self._together(blocks, rows, columns) if count > 1 else None
-        if pulled is None:
-            each = [self.pull([b[i] for b in blocks], rows, columns, False) for i in range(count)]
-            pulled = [torch.stack(several) for several in zip(*each, strict=True)]
-        # A parameter that the gradient does not reach has zeros without the group's axis.
-        flat = [
-            part.expand(count, *self.parameters[k].shape).reshape(count, -1)
-            for part, k in zip(pulled, rows, strict=True)
-        ]
-        return torch.cat(flat, dim=1)
+        products = []
+        for group in vectors.to(self.parameters[0].dtype).split(together):
+            count = len(group)
+            parts = group.split([shape.numel() for shape in shapes], dim=1)
+            blocks = [part.reshape(count, *s) for part, s in zip(parts, shapes, strict=True)]
+            pulled: Sequence[Tensor] | None = None
+            if count > 1:
+                try:
+                    pulled = self.pull(blocks, rows, columns, True)
+                except RuntimeError:
+                    pass  # an operation without a batching rule: one at a time gives the same
+            if pulled is None:
+                each = []
+                for i in range(count):
+                    each.append(self.pull([b[i] for b in blocks], rows, columns, False))
+                pulled = [torch.stack(several) for several in zip(*each, strict=True)]
+            # A parameter that the gradient does not reach has zeros without the group's axis.
+            flat = [
+                part.expand(count, *self.parameters[k].shape).reshape(count, -1)
+                for part, k in zip(pulled, rows, strict=True)
+            ]
+            products.append(torch.cat(flat, dim=1))
+        return torch.cat(products)
 
-    def _together(
-        self, blocks: Sequence[Tensor], rows: Index, columns: Index
-    ) -> Sequence[Tensor] | None:
-        try:
-            return self.pull(blocks, rows, columns, True)
-        except RuntimeError:
-            return None  # an operation without a batching rule: one at a time gives the same
+    def value_and_gradient(self) -> Tensor:
+        """The loss and its gradient in one vector, (1 + P,), float64."""
+        gradient = torch.cat([part.reshape(-1) for part in self.gradient])
+        return torch.cat([self.value.view(1), gradient.double()])
 
 
 class HessianGraph(MatvecGraph):
-    """Of the loss: the gradient with its graph.
+    """The Hessian, from the gradient with its graph."""
 
-    Args:
-        value: The batch's mean loss.
-        parameters: To differentiate by.
-    """
+    title = "Hessian"
+    needs_output = False
 
-    def __init__(self, value: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.parameters, self.value, self.saved = parameters, value.detach().double(), 0
-        self._graph = _gradient(check_scalar(value), parameters, keep=True)
-        self.gradient = [part.detach() for part in self._graph]
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        value = check_scalar(loss(output, target))
+        self._graph = _gradient_with_graph(value, self.parameters)
+        return value, [part.detach() for part in self._graph]
 
     def pull(
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
-        """As in :meth:`MatvecGraph.pull`.
-
-        Args:
-            vectors: As there.
-            rows: As there.
-            columns: As there.
-            batched: As there.
-
-        Returns:
-            As there.
-        """
-        return _pulled(
-            [self._graph[k] for k in columns], [self.parameters[k] for k in rows], vectors, batched
-        )
+        """Differentiate the gradient along the vectors."""
+        outputs = [self._graph[k] for k in columns]
+        return _pull_back(outputs, [self.parameters[k] for k in rows], vectors, batched)
 
 
-class _Outer(MatvecGraph):
-    """J^T C J, with J the outputs' derivative and C a matrix on the outputs of the batch."""
+class GaussNewtonGraph(MatvecGraph):
+    """J^T C J, with J the outputs' derivative and C the loss's Hessian at the outputs."""
 
-    def __init__(
-        self, output: Tensor, target: Tensor, loss: Loss, parameters: Sequence[Tensor]
-    ) -> None:
-        self.parameters, self.saved = parameters, 0
-        self._output = output
-        self._point = output.detach().requires_grad_()
+    title = "generalized Gauss-Newton matrix"
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        self._output, self._point = output, output.detach().requires_grad_()
         value = check_scalar(loss(self._point, target))
-        (self._slope,) = _gradient(value, [self._point], keep=True)
-        self.value = value.detach().double()
-        self.gradient = _pulled([output], parameters, [self._slope.detach()], False)
+        (self._slope,) = _gradient_with_graph(value, [self._point])
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
+        gradient = _pull_back([output], self.parameters, [self._slope.detach()], False)
         self._probe = torch.zeros_like(self._point).requires_grad_()
         self._transposed = torch.autograd.grad(
-            output, parameters, self._probe, create_graph=True, allow_unused=True,
+            output, self.parameters, self._probe, create_graph=True, allow_unused=True,
             materialize_grads=True,
         )  # fmt: skip
-
-    @abstractmethod
-    def _curve(self, moves: Tensor, batched: bool) -> Tensor:
-        """C times moves of the outputs."""
+        return value, gradient
 
     def pull(
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
-        """As in :meth:`MatvecGraph.pull`.
-
-        Args:
-            vectors: As there.
-            rows: As there.
-            columns: As there.
-            batched: As there.
-
-        Returns:
-            As there.
-        """
+        """Push the vectors forward to the outputs, multiply by C, pull them back."""
         used = [self._transposed[k] for k in columns]
-        (moves,) = _pulled(used, [self._probe], vectors, batched)
-        shape = self._output.shape
-        moves = moves.expand(len(vectors[0]), *shape) if batched else moves
+        (moves,) = _pull_back(used, [self._probe], vectors, batched)
+        moves = moves.expand(len(vectors[0]), *self._output.shape) if batched else moves
         curved = self._curve(moves, batched)
-        return _pulled([self._output], [self.parameters[k] for k in rows], [curved], batched)
-
-
-class GaussNewtonGraph(_Outer):
-    """J^T H J, with H the loss's Hessian at the outputs."""
+        return _pull_back([self._output], [self.parameters[k] for k in rows], [curved], batched)
 
     def _curve(self, moves: Tensor, batched: bool) -> Tensor:
-        (curved,) = _pulled([self._slope], [self._point], [moves], batched)
+        """C times displacements of the outputs."""
+        (curved,) = _pull_back([self._slope], [self._point], [moves], batched)
         return curved.expand_as(moves)
 
 
-class FisherGraph(_Outer):
+class FisherGraph(GaussNewtonGraph):
     """Mean of g g^T over the samples' gradients g = J^T r, where each output has its own sample."""
 
+    title = "empirical Fisher matrix"
+    needs_samples = True
+
     def _curve(self, moves: Tensor, batched: bool) -> Tensor:
-        count, slope = len(self._output), self._slope.detach()
+        slope = self._slope.detach()
         axes = list(range(1, slope.dim()))  # a scalar output has none
         products = slope * moves
         if axes:
             products = products.sum([axis + batched for axis in axes], keepdim=True)
-        return count * slope * products  # both slopes are 1/m of a sample's own
+        return len(slope) * slope * products  # both slopes are 1/m of a sample's own
 
 
-def _gradient(value: Tensor, at: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
+MATRICES: dict[str, type[MatvecGraph]] = {
+    "hessian": HessianGraph,
+    "gauss_newton": GaussNewtonGraph,
+    "fisher": FisherGraph,
+}
+
+
+def _gradient_with_graph(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor]:
     return torch.autograd.grad(
-        value, at, create_graph=keep, allow_unused=True, materialize_grads=True
+        value, at, create_graph=True, allow_unused=True, materialize_grads=True
     )
 
 
-def _pulled(
+def _pull_back(
     outputs: Sequence[Tensor], at: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool
 ) -> Sequence[Tensor]:
-    """Vectors back through a retained graph; what is constant has a derivative of zero."""
+    """Vectors times the Jacobian of a retained graph; constants have a derivative of zero."""
     moving = [k for k, output in enumerate(outputs) if output.requires_grad]
     if not moving:
         return [torch.zeros_like(tensor) for tensor in at]
@@ -217,54 +210,27 @@ def _pulled(
     )
 
 
-def flat_gradient(graph: MatvecGraph) -> Tensor:
-    """The gradient of a graph's batch.
-
-    Args:
-        graph: Any.
-
-    Returns:
-        (P,), in the parameters' dtype.
-    """
-    return torch.cat([part.reshape(-1) for part in graph.gradient])
-
-
-def recorded(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> MatvecGraph:
-    """Build a graph so that it can be differentiated twice, and fast.
-
-    Args:
-        build: Runs the net and makes the graph.
-        weigh: Whether to count the bytes that the graph holds.
-
-    Returns:
-        The graph, with ``saved`` filled in if weighed.
-
-    Raises:
-        ValueError: If the net overwrites in place a value that its gradient needs.
-    """
-    with (
-        torch.enable_grad(),
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        CheapDoubleBackward(),
-    ):
-        return _weighed(build) if weigh else build()
-
-
-def _weighed(build: Callable[[], MatvecGraph]) -> MatvecGraph:
+def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> MatvecGraph:
+    """Build a graph that is cheap to differentiate twice; count its bytes if asked to."""
     held: dict[int, int] = {}
 
-    def weigh(tensor: Tensor) -> tuple[Tensor, int]:
+    def note(tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         held[storage.data_ptr()] = storage.nbytes()
         return tensor, tensor._version
 
-    def give(packed: tuple[Tensor, int]) -> Tensor:
-        tensor, version = packed
+    def give(noted: tuple[Tensor, int]) -> Tensor:
+        tensor, version = noted
         if tensor._version != version:  # torch's own check is off where hooks are on
             raise ValueError("net: overwrites in place a value that its gradient needs")
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(weigh, give):
+    with (
+        torch.enable_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        CheapDoubleBackward(),
+        torch.autograd.graph.saved_tensors_hooks(note, give) if weigh else nullcontext(),
+    ):
         graph = build()
     graph.saved = sum(held.values())
     return graph

@@ -1,19 +1,20 @@
 """Hessian, generalized Gauss-Newton and empirical Fisher as linear operators, at any size."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from resid_theory._check import as_tensor, check_choice, check_int
+from resid_theory._check import as_generator, as_tensor, check_choice, check_int
 from resid_theory.curvature.accumulation import ENGINES, BatchSum
-from resid_theory.curvature.empirical_risk import MATRICES, Problem
-from resid_theory.curvature.matvec_graphs import MatvecGraph, flat_gradient
-from resid_theory.curvature.parameter_selection import chosen
-from resid_theory.data.reiterable import Passes
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.matvec_graphs import MatvecGraph
+from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.losses import Loss
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import readable_bytes
@@ -22,12 +23,7 @@ __all__ = ["CurvatureBlock", "CurvatureOperator", "curvature_operator"]
 
 _PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 _ARRAYS = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
-_NAMES = {
-    "hessian": "Hessian",
-    "gauss_newton": "generalized Gauss-Newton matrix",
-    "fisher": "empirical Fisher matrix",
-}
-_DENSE_STEP = 256  # columns of a dense matrix drawn at a time
+_DENSE_STEP = 256  # columns of a dense matrix computed at a time
 
 
 class CurvatureBlock:
@@ -37,43 +33,41 @@ class CurvatureBlock:
     between its rows and columns.
 
     Args:
-        engine: What draws products.
+        sums: Sums over the data in this process.
         process_group: The processes that share the data.
-        problem: Net, loss and matrix.
         rows: Numbers of parameters.
         columns: Numbers of parameters.
-        samples: Over all ranks.
+        samples: Number of samples in all processes.
         dtype: Of sums and results.
     """
 
     def __init__(
         self,
-        engine: BatchSum,
+        sums: BatchSum,
         process_group: ProcessGroup,
-        problem: Problem,
         rows: Sequence[int],
         columns: Sequence[int],
         samples: int,
         dtype: torch.dtype,
     ) -> None:
-        self._engine, self._process_group, self._problem = engine, process_group, problem
+        self._sums, self._process_group = sums, process_group
         self._rows, self._columns, self._samples, self._dtype = rows, columns, samples, dtype
 
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of rows and columns."""
-        sizes = [parameter.numel() for parameter in self._problem.parameters]
+        sizes = [parameter.numel() for parameter in self._sums.risk.parameters]
         return sum(sizes[k] for k in self._rows), sum(sizes[k] for k in self._columns)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of results: the precision in which chunks are added up."""
+        """The dtype of results: the precision in which chunks are added up."""
         return self._dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the net and the results are."""
-        return self._problem.parameters[0].device
+        """The device of the net and of the results."""
+        return self._sums.risk.device
 
     def __matmul__(self, vectors: Any) -> Tensor:
         """The matrix times one vector or several.
@@ -95,24 +89,19 @@ class CurvatureBlock:
             )
         columns = given.to(self.device, torch.float64)
         columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
-        result = self._process_group.add_product(self._local(columns), columns) / self._samples
-        return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
-
-    def _local(self, columns: Tensor) -> Tensor:
-        """Sum over this process's samples, (rows, b)."""
         # Products are linear: a power of two keeps vectors in float32's range without rounding.
         size = columns.abs().amax(0) if len(columns) else columns.new_ones(columns.shape[1])
         scale = torch.where(size > 0, torch.exp2(torch.floor(torch.log2(size))), 1.0)
-        vectors = (columns / scale).mT
-        total = torch.zeros(len(vectors), self.shape[0], dtype=self._dtype, device=self.device)
-        if len(vectors):
-            self._engine.add_up(self._product(vectors), total)
-        return total.mT.double() * scale
-
-    def _product(self, vectors: Tensor) -> Callable[[MatvecGraph, int], Tensor]:
-        return lambda graph, count: graph.product(
-            vectors, rows=self._rows, columns=self._columns, step=self._engine.step(count)
-        )
+        scaled = (columns / scale).mT
+        total = torch.zeros(len(scaled), self.shape[0], dtype=self._dtype, device=self.device)
+        if len(scaled):
+            product = partial(
+                MatvecGraph.product, vectors=scaled, rows=self._rows, columns=self._columns
+            )
+            self._sums.add_up(product, total)
+        local = total.mT.double() * scale
+        result = self._process_group.add_product(local, columns) / self._samples
+        return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
 
     def to_scipy(self) -> LinearOperator:
         """For ``scipy.sparse.linalg``, whose arrays are on the CPU.
@@ -121,9 +110,8 @@ class CurvatureBlock:
             A LinearOperator with ``matmat`` for blocks of vectors, and the transpose.
         """
         mirror = CurvatureBlock(
-            self._engine, self._process_group, self._problem, self._columns, self._rows,
-            self._samples, self._dtype,
-        )  # fmt: skip
+            self._sums, self._process_group, self._columns, self._rows, self._samples, self._dtype
+        )
 
         def product(block: CurvatureBlock) -> Callable[[Any], Any]:
             return lambda vectors: (block @ np.asarray(vectors)).cpu().numpy()
@@ -133,19 +121,25 @@ class CurvatureBlock:
             rmatvec=product(mirror), rmatmat=product(mirror),
         )  # fmt: skip
 
-    def dense(self) -> Tensor:
-        """The matrix itself, column by column.
+    def dense(self, *, progress: bool = False) -> Tensor:
+        """The matrix itself, for a small operator only.
+
+        Args:
+            progress: Whether to show a progress bar on standard error.
 
         Returns:
-            ``shape``, of the operator's dtype; for a small operator only.
+            ``shape``, of the operator's dtype, from products with unit vectors.
         """
         rows, columns = self.shape
         matrix = torch.empty(rows, columns, dtype=self._dtype, device=self.device)
-        for start in range(0, columns, _DENSE_STEP):
-            count = min(_DENSE_STEP, columns - start)
-            units = torch.zeros(columns, count, dtype=self._dtype, device=self.device)
-            units[start + torch.arange(count), torch.arange(count)] = 1.0
-            matrix[:, start : start + count] = self @ units
+        title = self._sums.risk.title
+        with tqdm(total=columns, disable=not progress, desc=title, unit="column") as bar:
+            for start in range(0, columns, _DENSE_STEP):
+                count = min(_DENSE_STEP, columns - start)
+                units = torch.zeros(columns, count, dtype=self._dtype, device=self.device)
+                units[start + torch.arange(count), torch.arange(count)] = 1.0
+                matrix[:, start : start + count] = self @ units
+                bar.update(count)
         return matrix
 
 
@@ -153,71 +147,77 @@ class CurvatureOperator(CurvatureBlock):
     """A symmetric curvature matrix of a mean loss as a linear operator; see `curvature_operator`.
 
     Args:
-        engine: What draws products.
-        process_group: The processes that share the data.
-        problem: Net, loss and matrix.
-        samples: Over all ranks.
+        sums: Sums over the data in this process.
+        process_group: The processes that share the data, each of which makes its operator.
+        total: Sum of loss and gradient over the samples in this process, (1 + P,), float64.
         dtype: Of sums and results.
 
     Attributes:
+        risk: Net, loss, data and matrix.
         loss: The mean loss, a float from a float64 sum over chunks.
         gradient: Its gradient, (P,), float64.
+
+    Raises:
+        ValueError: If loss or gradient are not finite.
     """
 
     def __init__(
-        self,
-        engine: BatchSum,
-        process_group: ProcessGroup,
-        problem: Problem,
-        samples: int,
-        dtype: torch.dtype,
+        self, sums: BatchSum, process_group: ProcessGroup, total: Tensor, dtype: torch.dtype
     ) -> None:
-        every = range(len(problem.parameters))
-        super().__init__(engine, process_group, problem, every, every, samples, dtype)
-        total = torch.zeros(1 + self.shape[0], dtype=torch.float64, device=self.device)
-        engine.add_up(lambda graph, count: _value_and_gradient(graph), total)
-        self._value_and_gradient = total
-
-    def join(self) -> None:
-        """Add up samples, loss and gradient of all ranks, each of which has to call.
-
-        Raises:
-            ValueError: If they are not finite.
-        """
-        count = torch.tensor([float(self._samples)], dtype=torch.float64, device=self.device)
-        self._samples = int(self._process_group.add(count).item())
-        total = self._process_group.add(self._value_and_gradient) / self._samples
-        if not bool(torch.isfinite(total).all()):
+        count = torch.tensor([float(sums.samples)], dtype=torch.float64, device=total.device)
+        samples = int(process_group.add(count).item())
+        every = range(len(sums.risk.parameters))
+        super().__init__(sums, process_group, every, every, samples, dtype)
+        mean = process_group.add(total) / samples
+        if not bool(torch.isfinite(mean).all()):
             raise ValueError(
                 "net: its loss or gradient is not finite on these data; check weights, activations "
                 "and targets"
             )
-        self.loss, self.gradient = float(total[0]), total[1:]
+        self.risk, self.loss, self.gradient = sums.risk, float(mean[0]), mean[1:]
 
     @property
     def matrix(self) -> str:
-        """``hessian``, ``gauss_newton`` or ``fisher``."""
-        return self._problem.matrix
+        """The name of the matrix, such as ``hessian``."""
+        return self.risk.matrix
 
     @property
     def names(self) -> list[str]:
-        """Of the parameters that rows and columns stand for, in order."""
-        return list(self._problem.names)
+        """Names of the parameters that rows and columns stand for, in order."""
+        return list(self.risk.names)
 
     @property
     def samples(self) -> int:
-        """That the mean is over, on all ranks together."""
+        """Number of samples that the mean is over, in all processes together."""
         return self._samples
 
     @property
     def engine(self) -> str:
         """``retained`` if graphs are kept between products, ``rebuilt`` if made for each."""
-        return self._engine.engine
+        return self._sums.engine
 
     @property
     def chunk(self) -> int | None:
         """Most samples of a graph; None for whole batches."""
-        return self._engine.chunk if self._problem.splits else None
+        return self._sums.chunk if self.risk.splits else None
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that may be used, None where the caller set no limit."""
+        return self._sums.limit
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that share the data."""
+        return self._process_group.count
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on if the net's parameters changed since the operator was made.
+
+        Raises:
+            ValueError: If they did.
+        """
+        self._sums.check_unchanged()
 
     def block(self, rows: Any, columns: Any = None) -> CurvatureBlock:
         """A diagonal block, or the block of some rows and some columns.
@@ -233,51 +233,43 @@ class CurvatureOperator(CurvatureBlock):
         Raises:
             ValueError: If a name chooses nothing.
         """
-        known = dict(zip(self._problem.names, self._problem.parameters, strict=True))
+        known = dict(zip(self.risk.names, self.risk.parameters, strict=True))
         place = {name: number for number, name in enumerate(known)}
-        lower = [place[name] for name in chosen("rows", rows, known)]
-        across = lower if columns is None else [place[n] for n in chosen("columns", columns, known)]
+        lower = [place[name] for name in select_parameters("rows", rows, known)]
+        across = lower
+        if columns is not None:
+            across = [place[name] for name in select_parameters("columns", columns, known)]
         return CurvatureBlock(
-            self._engine,
-            self._process_group,
-            self._problem,
-            lower,
-            across,
-            self._samples,
-            self._dtype,
+            self._sums, self._process_group, lower, across, self._samples, self._dtype
         )
 
     def describe(self) -> str:
-        """What the operator is and how it works, for people.
+        """Describe the operator and its engine.
 
         Returns:
             A few lines.
         """
-        engine, problem = self._engine, self._problem
-        held = readable_bytes(engine.sample_bytes * engine.samples)
+        sums, risk = self._sums, self.risk
+        held = readable_bytes(sums.sample_bytes * sums.samples)
         lines = [
-            f"{_NAMES[problem.matrix]}, P = {self.shape[0]}, mean over {self._samples} samples"
-            + (f" on {self._process_group.count} ranks" if self._process_group.count > 1 else ""),
-            f"BatchNorm: {problem.batchnorm}; products in {problem.parameters[0].dtype}, added in "
+            f"{risk.title}, P = {self.shape[0]}, mean over {self._samples} samples"
+            + (f" on {self.processes} ranks" if self.processes > 1 else ""),
+            f"BatchNorm: {risk.batchnorm}; products in {risk.parameters[0].dtype}, added in "
             f"{self._dtype}; chunks of {self.chunk or 'whole batches'}",
             f"engine: {self.engine}; retained graphs: {held}, about "
-            f"{engine.retained_seconds:.2g} s a product; rebuilt: {engine.rebuilt_seconds:.2g} s",
+            f"{sums.retained_seconds:.2g} s a product; rebuilt: {sums.rebuilt_seconds:.2g} s",
         ]
-        if engine.shuffled:
+        if risk.passes.shuffled:
             lines.append("the loader shuffles between passes: products agree to round-off")
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        """As :meth:`describe`."""
+        """The lines of :meth:`describe`."""
         return self.describe()
 
     def __repr__(self) -> str:
         """One line."""
         return f"CurvatureOperator({self.matrix!r}, shape={self.shape}, engine={self.engine!r})"
-
-
-def _value_and_gradient(graph: MatvecGraph) -> Tensor:
-    return torch.cat([graph.value.view(1), flat_gradient(graph).double()])
 
 
 def curvature_operator(
@@ -293,11 +285,12 @@ def curvature_operator(
     engine: str = "auto",
     memory_limit: int | None = None,
     process_group: Any = None,
+    generator: torch.Generator | int = 0,
     progress: bool = False,
 ) -> CurvatureOperator:
     r"""Curvature of the mean loss over a data set as a linear operator, without the matrix.
 
-    A product is one backward pass through the graph of the gradient (Hessian), or
+    A matrix-vector product is one backward pass through the graph of the gradient (Hessian), or
     :math:`J^T C J v` through the graph of the outputs (the others). Graphs are kept between
     products while they fit in memory. The model is measured in eval mode and left as it was.
 
@@ -310,10 +303,10 @@ def curvature_operator(
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader or a list of pairs;
             batches of any kind for a loss of (net, batch). A batch counts by its number of
             samples, for such a loss the length of its first tensor; it is moved to the net's
-            device. Data are read again for every product on rebuilt graphs: what gives other
-            samples then is refused; another order is refused where samples of a batch depend on one
-            another (``batchnorm="batch"``, a loss of (net, batch)) and warned of elsewhere.
-        matrix: ``"hessian"``; ``"gauss_newton"``, with C the loss's Hessian at the outputs;
+            device. Data are read again for every product on rebuilt graphs: other samples are then
+            refused; another order is refused where samples of a batch depend on one another
+            (``batchnorm="batch"``, a loss of (net, batch)), and gives a warning elsewhere.
+        matrix: ``"hessian"``; ``"gauss_newton"``, with C the loss's Hessian at the outputs; or
             ``"fisher"``, the mean of g g^T over the samples' gradients g (empirical: true targets).
         parameters: None for all that are trainable; a name, a shell-style pattern
             (``"conv*.weight"``), a parameter, or several of these. The others are held fixed.
@@ -327,10 +320,12 @@ def curvature_operator(
             keeps them while they fit.
         memory_limit: Bytes for graphs; by default half of what is free.
         process_group: None for this process alone. Under an initialized ``torch.distributed``:
-            ``"world"`` or a process group, each of whose processes holds the net
-            and its own shard of the data; all call the operator together, with the same vectors.
-            With ``batchnorm="batch"`` statistics are those of each process's own batches.
-        progress: Whether products show a bar on standard error.
+            ``"world"`` or a process group, each of whose processes holds the net and its own shard
+            of the data; all call the operator together, with the same vectors. With
+            ``batchnorm="batch"`` statistics are those of each process's own batches.
+        generator: A seed, or a generator whose seed is taken, for matrices that are themselves
+            random; the three above are not.
+        progress: Whether products show a progress bar on standard error.
 
     Returns:
         The operator of shape (P, P), in the order of ``torch.nn.utils.parameters_to_vector`` of the
@@ -353,44 +348,40 @@ def curvature_operator(
         >>> (hessian @ torch.ones(2, dtype=torch.float64)).tolist()
         [0.5, 2.0]
     """
-    check_choice("matrix", matrix, MATRICES)
-    check_choice("batchnorm", batchnorm, ("eval", "batch"))
     check_choice("engine", engine, ENGINES)
     dtype = _PRECISIONS[check_choice("accumulate", accumulate, list(_PRECISIONS))]
+    source = as_generator(generator)
     group = ProcessGroup(process_group)
-    made: CurvatureOperator | None = None
     failure: Exception | None = None
     try:
-        problem = Problem(net, loss, matrix, parameters, batchnorm)
-        passes = Passes(data, closure=problem.closure, ordered=not problem.splits)
-        if chunk is not None and not problem.splits:
+        risk = EmpiricalRisk(
+            net,
+            loss,
+            data,
+            matrix=matrix,
+            parameters=parameters,
+            batchnorm=batchnorm,
+            seed=source.initial_seed(),
+        )
+        if chunk is not None and not risk.splits:
             raise ValueError(
                 f"chunk: got {chunk}, but batches cannot be split with batchnorm='batch' or a loss "
                 "of (net, batch); leave it out, and make the data's own batches smaller"
             )
-        drawn = BatchSum(
-            problem,
-            passes,
+        sums = BatchSum(
+            risk,
             chunk=None if chunk is None else check_int("chunk", chunk),
             engine=engine,
             limit=memory_limit,
             progress=progress,
         )
-        made = CurvatureOperator(drawn, group, problem, drawn.samples, dtype)
+        size = sum(parameter.numel() for parameter in risk.parameters)
+        total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
+        sums.add_up(lambda graph, together: graph.value_and_gradient(), total)
     except Exception as error:
         if group.count == 1:
             raise
         failure = error
-    return _joined(made, failure, group, net)
-
-
-def _joined(
-    made: CurvatureOperator | None, failure: Exception | None, group: ProcessGroup, net: nn.Module
-) -> CurvatureOperator:
-    """The operator once all ranks have theirs."""
-    device = next(iter(net.parameters())).device
-    group.together(failure, device)
-    assert made is not None
-    group.check_same([p for p in net.parameters()], f"{made!r} {made.names}")
-    made.join()
-    return made
+    group.together(failure, next(iter(net.parameters())).device)
+    group.check_same(list(net.parameters()), f"{matrix} {size} {sums.engine} {risk.names}")
+    return CurvatureOperator(sums, group, total, dtype)

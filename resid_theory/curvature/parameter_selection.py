@@ -1,61 +1,51 @@
-"""Which parameters a matrix has rows for: all, some by name or pattern, or tensors."""
+"""Selection of the parameters that a matrix has rows for: by name, by pattern, or as tensors."""
 
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["chosen", "named"]
+__all__ = ["select_parameters", "trainable_by_name"]
 
 
-def named(net: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, each once, in the order of ``parameters_to_vector``.
-
-    Args:
-        net: The module.
-
-    Returns:
-        Names, such as ``"conv1.weight"``, and tensors.
-    """
+def trainable_by_name(net: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name, each once, in the order of ``parameters_to_vector``."""
     return {name: p for name, p in net.named_parameters() if p.requires_grad}
 
 
-def chosen(argument: str, given: Any, known: Mapping[str, Tensor]) -> list[str]:
-    """The names that a choice means.
+def select_parameters(argument: str, given: Any, known: Mapping[str, Tensor]) -> list[str]:
+    """The names of the parameters given, in the order of ``known``.
 
     Args:
-        argument: Its name, for messages.
+        argument: Name of the argument, for messages.
         given: None for all; a name, a shell-style pattern (``"conv*.weight"``) or a parameter, or
             several of them. The original of a parametrized weight also goes by the weight's name.
-        known: What there is to choose from, in order.
+        known: The parameters to choose from.
 
     Returns:
-        Names in the order of ``known``, whatever the order given.
+        Names.
 
     Raises:
-        ValueError: If a name, pattern or tensor chooses nothing; the nearest name is given.
+        ValueError: If a name, pattern or tensor matches nothing; the nearest name is given.
     """
     if not known:
         raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
     if given is None:
         return list(known)
-    parts = [given] if isinstance(given, (str, Tensor)) else _listed(argument, given)
-    found = {name for part in parts for name in _meant(argument, part, known)}
-    return [name for name in known if name in found]
-
-
-def _listed(argument: str, given: Any) -> Sequence[Any]:
-    if not isinstance(given, Iterable) or not (parts := list(given)):
+    single = isinstance(given, (str, Tensor))
+    parts = [given] if single else list(given) if isinstance(given, Iterable) else []
+    if not parts:
         raise ValueError(
             f"{argument}: got {given!r}, needs names, patterns or parameters, at least one"
         )
-    return parts
+    found = {name for part in parts for name in _matches(argument, part, known)}
+    return [name for name in known if name in found]
 
 
-def _meant(argument: str, part: Any, known: Mapping[str, Tensor]) -> list[str]:
+def _matches(argument: str, part: Any, known: Mapping[str, Tensor]) -> list[str]:
     if isinstance(part, Tensor):
         names = [name for name, parameter in known.items() if parameter is part]
         if names:
@@ -66,21 +56,20 @@ def _meant(argument: str, part: Any, known: Mapping[str, Tensor]) -> list[str]:
         )
     if not isinstance(part, str):
         raise ValueError(f"{argument}: got {type(part).__name__}, needs a name or a parameter")
+    # A parametrized weight goes by its own name too: "fc.parametrizations.weight.original" is
+    # "fc.weight".
+    aliases = {
+        name: (name, re.sub(r"parametrizations\.(.+)\.original\d*$", r"\1", name)) for name in known
+    }
     names = [
         name
-        for name in known
-        if part in (name, _short(name))
-        or any(fnmatch.fnmatchcase(alias, part) for alias in (name, _short(name)))
+        for name, both in aliases.items()
+        if part in both or any(fnmatch.fnmatchcase(alias, part) for alias in both)
     ]
     if names:
         return names
-    aliases = {alias: None for n in known for alias in (n, _short(n))}
-    close = difflib.get_close_matches(part, aliases, n=1, cutoff=0.0)[0]
+    every = dict.fromkeys(alias for both in aliases.values() for alias in both)
+    close = difflib.get_close_matches(part, every, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"{argument}: no trainable parameter is called {part!r}; the nearest is {close!r}"
     )
-
-
-def _short(name: str) -> str:
-    """A parametrized weight's own name: "fc.parametrizations.weight.original" is "fc.weight"."""
-    return re.sub(r"parametrizations\.(.+)\.original\d*$", r"\1", name)

@@ -1,4 +1,4 @@
-"""The spectrum of any model's curvature in one call: dense where cheap, else by products."""
+"""The spectrum of any model's curvature in one call: dense where cheap, else matrix-free."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int
-from resid_theory.curvature.dense import hessian, hessian_cost
-from resid_theory.curvature.input_checks import pixels_as_inputs, trainable
-from resid_theory.curvature.operator import curvature_operator
-from resid_theory.data.batching import batches
+from resid_theory.curvature.dense import HessianPlan
+from resid_theory.curvature.input_checks import check_net, trainable
+from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
+from resid_theory.data import Images
 from resid_theory.eigen.estimates import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.spectrum import Spectrum
@@ -29,21 +29,13 @@ _COPIES = 4  # of a dense matrix: itself, LAPACK's, the eigenvectors, workspace
 
 
 def spectrum(
-    net: nn.Module,
-    loss: str | Loss,
-    data: Any,
+    net: nn.Module | CurvatureOperator,
+    loss: str | Loss | None = None,
+    data: Any = None,
     *,
     k: int = 5,
     density: bool = False,
     method: str = "auto",
-    matrix: str = "hessian",
-    parameters: Any = None,
-    batchnorm: str = "eval",
-    chunk: int | None = None,
-    accumulate: str = "float64",
-    engine: str = "auto",
-    memory_limit: int | None = None,
-    process_group: Any = None,
     percentile: float = 10.0,
     tolerance: float = 1e-3,
     probes: int = 10,
@@ -52,35 +44,31 @@ def spectrum(
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> SpectrumReport:
-    """What can be known of a model's curvature: extremes, trace, norm, index, density, condition.
+    """Spectrum of a model's curvature: extremes, trace, norm, index, density, condition number.
 
     Up to 1,000 parameters, and up to 5,000 where a closed form or products of layer pairs give the
-    Hessian, every eigenvalue is computed and every number exact. Beyond, all come from products of
-    the operator, with error bars. The report says which, and why.
+    Hessian, every eigenvalue is computed and every number exact. Beyond, all come from
+    matrix-vector products, with error bars. The report says which method was used, and why.
+
+    Another matrix, a part of the parameters, BatchNorm's batch statistics, and all that concerns
+    how products are computed (chunks, engine, memory, processes) are options of
+    `curvature_operator`, whose operator is then the only argument.
 
     Args:
-        net: Any module; measured in eval mode and left as it was.
-        loss: As in ``curvature_operator``.
-        data: As in ``curvature_operator``.
-        k: Eigenvalues to find at each end.
+        net: Any module, measured in eval mode and left as it was; or an operator.
+        loss: ``"square"``, ``"cross_entropy"``, or a callable, as `curvature_operator` takes it.
+            Left out for an operator, which has its own, as has it data.
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader or a list of pairs.
+        k: Number of eigenvalues at each end.
         density: Whether to estimate the density, the index and the condition number where they are
             not exact; that takes ``probes * steps`` products instead of ``probes``.
-        method: ``dense``, ``matrix-free``, or ``auto``.
-        matrix: ``hessian``, ``gauss_newton`` or ``fisher``.
-        parameters: As in ``curvature_operator``: names or patterns; None for all trainable ones.
-        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
-        chunk: As in ``curvature_operator``.
-        accumulate: As in ``curvature_operator``.
-        engine: As in ``curvature_operator``.
-        memory_limit: Bytes that may be used; by default what the machine has free.
-        process_group: As in ``curvature_operator``; all processes draw the same
-            vectors.
-        percentile: Of |λ|, in [0, 100], for the condition number.
-        tolerance: As in :func:`eigenpairs`.
-        probes: As in :func:`spectral_density`.
-        steps: As in :func:`spectral_density`.
-        generator: For all random vectors: a generator, or the seed of a new one.
-        folder: As in :func:`eigenpairs`, for the matrix-free method.
+        method: ``"dense"``, ``"matrix-free"``, or ``"auto"``.
+        percentile: Percentile of |λ|, in [0, 100], in the condition number.
+        tolerance: Largest distance of an extreme eigenvalue from its estimate, relative to |λ|.
+        probes: Number of random vectors for trace, norm and density.
+        steps: Lanczos steps of each probe for the density.
+        generator: A generator for all random vectors, or the seed of a new one.
+        folder: Folder for the products of the matrix-free method, so that a killed call goes on.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -96,36 +84,57 @@ def spectrum(
         >>> report = rt.spectrum(net, "square", data, k=1)
         >>> report.method, report.trace.value
         ('dense', 2.0)
+        >>> fisher = rt.curvature_operator(net, "square", data, matrix="fisher")
+        >>> rt.spectrum(fisher, k=1).trace.value
+        1.0
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
     check_int("k", k)
-    plain = (
-        matrix == "hessian"
-        and parameters is None
-        and process_group is None
-        and isinstance(loss, str)
-    )
-    options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm, "chunk": chunk}
-    options |= {"accumulate": accumulate, "engine": engine, "memory_limit": memory_limit}
-    options |= {} if process_group is None else {"process_group": process_group}
-    if plain and method != "matrix-free":
-        reason = _why_dense(net, loss, data, method, batchnorm, memory_limit)
-        if reason is not None:
-            exact = hessian(
-                net, loss, data, batchnorm=batchnorm, memory_limit=memory_limit, progress=progress
+    operator, batchnorm, limit = None, "eval", None
+    if isinstance(net, CurvatureOperator):
+        if loss is not None or data is not None:
+            raise ValueError(
+                "loss, data: got an operator together with these, which belong to it; call "
+                "spectrum(operator), or spectrum(net, loss, data)"
             )
-            samples = _samples(net, data)
-            return _dense(exact, k, percentile, matrix, samples, reason)
-    operator = curvature_operator(net, loss, data, **options)
-    size = int(operator.shape[0])
-    if (
-        method == "dense"
-        or method == "auto"
-        and not plain
-        and _fits(size, _SMALL, memory_limit, operator.device)
+        operator, limit = net, net.memory_limit
+        net, loss, data = operator.risk.net, operator.risk.loss, operator.risk.data
+        batchnorm = operator.risk.batchnorm
+        operator.check_unchanged()
+    check_net(net)
+    if loss is None:
+        raise ValueError("loss: is missing; call spectrum(net, loss, data) or spectrum(operator)")
+    weights = trainable(net)
+    size, device = sum(weight.numel() for weight in weights), weights[0].device
+    whole = operator is None or (
+        operator.matrix == "hessian" and operator.shape[0] == size and operator.processes == 1
+    )
+    # The dense routes take the Hessian with respect to all parameters, of a loss with a name.
+    plain = whole and isinstance(loss, str)
+    if plain and (method == "dense" or method == "auto" and _fits(size, _MEDIUM, limit, device)):
+        with preserved(net, batchnorm=batchnorm):  # a loader draws from the global RNG
+            plan = HessianPlan.of(net, loss, data, batchnorm=batchnorm)
+            if method == "dense":
+                reason = "asked for"
+            elif _fits(size, _SMALL, limit, device):
+                reason = f"P is at most {_SMALL}"
+            else:
+                cheap = plan.method != "columns"
+                reason = f"the Hessian is cheap here, by {plan.method}" if cheap else ""
+            exact = plan.matrix(memory_limit=limit, progress=progress) if reason else None
+        if exact is not None:
+            return _dense(exact, k, percentile, "hessian", plan.samples, reason)
+        if operator is None and not isinstance(data, Images):
+            data = tuple(plan.batches)  # read once, by the plan
+    if operator is None:
+        operator = curvature_operator(net, loss, data)
+    size = operator.shape[0]
+    if method == "dense" or (
+        method == "auto" and not plain and _fits(size, _SMALL, limit, operator.device)
     ):
         reason = "asked for" if method == "dense" else f"P is at most {_SMALL}"
-        return _dense(operator.dense(), k, percentile, matrix, operator.samples, reason)
+        exact = operator.dense()
+        return _dense(exact, k, percentile, operator.matrix, operator.samples, reason)
     return spectral_estimates(
         operator,
         k,
@@ -135,8 +144,8 @@ def spectrum(
         probes=probes,
         steps=steps,
         generator=generator,
-        precision=trainable(net)[0].dtype,
-        matrix=matrix,
+        precision=weights[0].dtype,
+        matrix=operator.matrix,
         samples=operator.samples,
         reason="asked for" if method == "matrix-free" else "cheaper than all eigenvalues",
         folder=folder,
@@ -147,27 +156,6 @@ def spectrum(
 def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool:
     available = available_bytes(device) if limit is None else limit
     return size <= most and _COPIES * 8 * size**2 <= available
-
-
-def _why_dense(
-    net: nn.Module, loss: str | Loss, data: Any, method: str, batchnorm: str, limit: int | None
-) -> str | None:
-    """The reason for all eigenvalues, None where products are better."""
-    if method == "dense":
-        return "asked for"
-    weights = trainable(net)
-    size, device = sum(weight.numel() for weight in weights), weights[0].device
-    if _fits(size, _SMALL, limit, device):
-        return f"P is at most {_SMALL}"
-    if not _fits(size, _MEDIUM, limit, device):
-        return None
-    route = hessian_cost(net, loss, data, batchnorm=batchnorm).method
-    return None if route == "columns" else f"the Hessian is cheap here, by {route}"
-
-
-def _samples(net: nn.Module, data: Any) -> int:
-    with preserved(net):  # a loader draws from the global RNG
-        return sum(len(x) for x, _ in batches(pixels_as_inputs(data, net)))
 
 
 def _dense(

@@ -23,11 +23,13 @@ class Batch:
     Attributes:
         content: A pair (x, y), images, or for a closure whatever its data hold.
         size: Number of samples, the batch's weight in the mean.
+        first: Number of samples before it in the pass.
         splits: Whether it can be taken apart.
     """
 
     content: Any
     size: int
+    first: int = 0
     splits: bool = True
 
     def part(self, start: int, count: int, like: Tensor) -> Any:
@@ -180,23 +182,15 @@ class Passes:
         else:
             self._compare(self._first.difference(seen))
 
-    def example(self) -> Batch:
-        """The first batch of a pass that is not counted.
-
-        Returns:
-            The batch.
-        """
-        return next(self._read())
-
     def _read(self) -> Iterator[Batch]:
         if isinstance(self._data, Images):
             yield Batch(content=self._data, size=len(self._data))
-        elif self._closure:
-            for content in self._data:
-                yield Batch(content=content, size=_weight(content), splits=False)
-        else:
-            for x, y in batches(self._data):
-                yield Batch(content=(x, y), size=len(x))
+            return
+        first = 0
+        for content in self._data if self._closure else batches(self._data):
+            size = _weight(content) if self._closure else len(content[0])
+            yield Batch(content=content, size=size, first=first, splits=not self._closure)
+            first += size
 
     def _compare(self, difference: str) -> None:
         kind = type(self._data).__name__

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import check_choice, check_int
-from resid_theory.curvature import spectrum
+from resid_theory.curvature import MATRICES, curvature_operator, spectrum
 from resid_theory.data import Images, load_images, one_hot
 from resid_theory.losses import LOSSES
 from resid_theory.runtime.store import digest
@@ -159,7 +159,7 @@ class CurvatureTask(_Measured):
         checkpoint: A trained net instead.
         data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
         loss: ``cross_entropy``, or ``square`` of one-hot targets.
-        matrix: ``hessian``, ``gauss_newton`` or ``fisher``.
+        matrix: A name of ``rt.curvature.MATRICES``.
         k: Eigenvalues at each end.
         density: Whether density, index and condition number are estimated where not exact.
         tolerance: Relative, of the extremes.
@@ -180,7 +180,7 @@ class CurvatureTask(_Measured):
         """
         super().check()
         check_choice("loss", self.loss, tuple(LOSSES))
-        check_choice("matrix", self.matrix, ("hessian", "gauss_newton", "fisher"))
+        check_choice("matrix", self.matrix, tuple(MATRICES))
         check_int("k", self.k)
 
     def run(self, folder: Path, device: str) -> Outcome:
@@ -197,13 +197,9 @@ class CurvatureTask(_Measured):
         if self.loss == "square":
             data = replace(data, labels=one_hot(data.labels, 10).to(torch.float32))
         report = spectrum(
-            net,
-            self.loss,
-            data,
+            curvature_operator(net, self.loss, data, matrix=self.matrix, batchnorm=self.batchnorm),
             k=self.k,
             density=self.density,
-            matrix=self.matrix,
-            batchnorm=self.batchnorm,
             tolerance=self.tolerance,
             generator=torch.Generator().manual_seed(self.seed),
             folder=folder / "products",
