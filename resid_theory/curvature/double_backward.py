@@ -22,17 +22,10 @@ _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation
 
 
 class CheapDoubleBackward(TorchFunctionMode):
-    """While this mode is on, convolutions and BatchNorm in eval mode are cheap to differentiate.
+    """A mode that makes convolutions and BatchNorm in eval mode cheap to differentiate twice.
 
     Values agree with torch's to round-off. What is not covered (padding by name, samples without a
     batch axis, code inside ``torch.func`` or autocast) is left to torch.
-
-    Example:
-        >>> x = torch.ones(1, 1, 3, 3)
-        >>> with Twice():
-        ...     y = torch.conv2d(x, x)
-        >>> y.item()
-        9.0
     """
 
     def __torch_function__(
@@ -42,24 +35,14 @@ class CheapDoubleBackward(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func``, or what stands in for it.
-
-        Args:
-            func: What the net called.
-            types: Of its arguments.
-            args: Its arguments.
-            kwargs: The same by name.
-
-        Returns:
-            Its result.
-        """
+        """Run ``func``, or its replacement."""
         kwargs = kwargs or {}
-        stand_in = None
+        replacement = None
         if func in _AXES:
-            stand_in = _convolution(_AXES[func], *args, **kwargs)
+            replacement = _convolution(_AXES[func], *args, **kwargs)
         elif func is F.batch_norm:
-            stand_in = _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs) if stand_in is None else stand_in
+            replacement = _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs) if replacement is None else replacement
 
 
 def _plain(x: Tensor) -> bool:
