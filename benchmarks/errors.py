@@ -226,7 +226,7 @@ def estimate(name: str, *, in_standard_errors: bool = False) -> Callable[[torch.
         matrix = nested(seed)
         wanted = {"trace": matrix.trace(), "frobenius_norm": matrix.norm()}[name]
         method = {"trace": rt.trace, "frobenius_norm": rt.frobenius_norm}[name]
-        found = method(operator(dtype, seed), generator=torch.Generator().manual_seed(seed))
+        found = method(operator(dtype, seed), generator=seed)
         # A trace may be near zero: the norm is the scale of both.
         scale = found.standard_error if in_standard_errors else float(matrix.norm())
         return abs(found.value - float(wanted)) / scale
@@ -237,8 +237,7 @@ def estimate(name: str, *, in_standard_errors: bool = False) -> Callable[[torch.
 def density(dtype: torch.dtype, seed: int) -> float:
     """Wasserstein distance from the true spectrum, over the largest |eigenvalue|."""
     wanted = rt.Spectrum.of(torch.linalg.eigvalsh(nested(seed)))
-    generator = torch.Generator().manual_seed(seed)
-    found = rt.spectral_density(operator(dtype, seed), generator=generator)
+    found = rt.spectral_density(operator(dtype, seed), generator=seed)
     return found.wasserstein_distance(wanted) / wanted.max_magnitude
 
 

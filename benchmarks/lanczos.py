@@ -1,11 +1,11 @@
-"""Products to an accuracy: block Lanczos against ARPACK on spectra like those of Hessians.
+"""Products for a given accuracy: block Lanczos against ARPACK on spectra like those of Hessians.
 
     python benchmarks/lanczos.py [--coverage TRIALS]
 
 Counts of products do not depend on the machine. ARPACK's tolerance is on the residual and its
 accuracy is not stated, so it is given the loosest tolerance of a grid, and the smallest number of
-vectors of another, at which every eigenvalue is right to the same accuracy: the best it can do for
-somebody who knows the answer. ``--coverage`` adds how often the 95 % intervals hold the truth.
+vectors of another, at which every eigenvalue is right to the same accuracy: its best result for a
+user who knows the answer. ``--coverage`` adds the coverage of the 95 % intervals.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def outliers_and_bulk(size: int, outliers: list[float], seed: int = 0) -> torch.
 
 
 class Diagonal:
-    """A diagonal operator: Lanczos from a random vector sees nothing but eigenvalues."""
+    """A diagonal operator: Lanczos from a random vector depends on the eigenvalues alone."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values, self.shape = values, (len(values), len(values))
@@ -107,7 +107,7 @@ def products() -> None:
 
 
 def coverage(trials: int) -> None:
-    """How often the 95 % intervals hold the truth, on an exact case."""
+    """Coverage of the 95 % intervals on an exact case."""
     generator = torch.Generator().manual_seed(5)
     size = 80
     levels = torch.randn(size, generator=generator, dtype=torch.float64)
@@ -126,16 +126,12 @@ def coverage(trials: int) -> None:
     }
     hits = dict.fromkeys([*checks, "Hutch++", "its Frobenius norm"], 0)
     for seed in range(trials):
-        report = rt.eigen.spectral_estimates(
-            matrix, 2, steps=size, generator=torch.Generator().manual_seed(seed)
-        )
+        report = rt.eigen.spectral_estimates(matrix, 2, steps=size, generator=seed)
         for name, check in checks.items():
             hits[name] += check(report)
-        seeded = {"generator": torch.Generator().manual_seed(seed)}
-        hits["Hutch++"] += rt.trace(matrix, **seeded).covers(exact.trace)
-        hits["its Frobenius norm"] += rt.frobenius_norm(matrix, **seeded).covers(
-            exact.frobenius_norm
-        )
+        hits["Hutch++"] += rt.trace(matrix, generator=seed).covers(exact.trace)
+        norm = rt.frobenius_norm(matrix, generator=seed)
+        hits["its Frobenius norm"] += norm.covers(exact.frobenius_norm)
     print(f"P = {size}, {trials} trials: share of 95 % intervals that hold the truth")
     for name, count in hits.items():
         print(f"  {name:22} {100 * count / trials:.1f} %")

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs: against LAPACK on degenerate spectra, with bounds, certificates, resumes."""
+"""Extreme eigenpairs: against LAPACK on degenerate spectra; bounds, certificates, resumed runs."""
 
 import math
 
@@ -16,7 +16,7 @@ WHICH = ["largest", "smallest", "both", "magnitude"]
 
 
 class Wrapped:
-    """An operator that is nothing but its products, and can be killed after some."""
+    """An operator that has nothing but its products, and that fails after some of them."""
 
     def __init__(self, matrix, kill_after=None):
         self.matrix, self.kill_after, self.calls = matrix, kill_after, 0
@@ -69,7 +69,7 @@ FAMILIES = [simple, repeated, both_signs, low_rank, half_at_the_top]
 
 
 def exact_values(matrix, k, which):
-    """The oracle: all eigenvalues by LAPACK, then those asked for."""
+    """The oracle: the wanted ones of all eigenvalues by LAPACK."""
     values = torch.linalg.eigvalsh(matrix).flip(0)
     if which == "smallest":
         return values.flip(0)[:k]
@@ -81,7 +81,7 @@ def exact_values(matrix, k, which):
 
 
 def assert_right(matrix, found, which, k, tolerance):
-    """The whole contract: the right set, each within its bound, vectors that fit the residuals."""
+    """The right set of values, each within its bound, with vectors that fit the residuals."""
     exact = exact_values(matrix, k, which)
     scale = float(torch.linalg.matrix_norm(matrix, 2))
     lapack = len(matrix) * EPS * scale
@@ -101,10 +101,10 @@ def assert_right(matrix, found, which, k, tolerance):
     assert float((products - torch.eye(len(found))).abs().max()) < 1e-12
 
 
-# 125 matrices of each of four kinds of question: 500 in all, multiplicities up to P / 2.
+# Multiplicities up to P / 2.
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(8))
 def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
     g = torch.Generator().manual_seed(1000 * seed + WHICH.index(which))
     size = int(torch.randint(2, 41, (1,), generator=g))
@@ -121,12 +121,12 @@ def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
         # 9 products in 13 and 14 dimensions: the block of three could not grow a fifth time.
         (1030, half_at_the_top, "smallest"),
         (1066, half_at_the_top, "smallest"),
-        # Ritz values in the middle, each of which stands for several eigenvalues, show no gap.
+        # Ritz values in the middle, each of which represents several eigenvalues, show no gap.
         (1032, both_signs, "magnitude"),
         (5606, half_at_the_top, "smallest"),
         (5862, half_at_the_top, "both"),
     ],
-    ids=["nearly_complete", "nearly_complete_too", "middle", "one_in_the_middle", "both_ends"],
+    ids=["nearly complete", "nearly complete too", "middle", "one in the middle", "both ends"],
 )
 def test_spectra_that_were_once_wrong(seed, family, which):
     test_no_wrong_set_on_degenerate_spectra(seed, family, which)
@@ -151,7 +151,7 @@ def test_lehmanns_bounds(count, generator):
     torch.testing.assert_close(found, floor + 1 / torch.from_numpy(tau), rtol=1e-12, atol=0.0)
     exact = levels[:count]
     assert bool((values <= exact + 1e-13).all()) and bool((exact <= found + 1e-13).all())
-    # By Weyl's inequality the shifts are at most the norm of what is added to the Ritz values.
+    # By Weyl's inequality the shifts are at most the norm of the matrix added to the Ritz values.
     largest = float(torch.linalg.matrix_norm(residuals, 2)) ** 2 / float(values[-1] - floor)
     assert float((found - values).max()) <= largest * (1 + 1e-12)
 
@@ -234,11 +234,9 @@ def test_spaces_that_end_early(matrix, k, expected, block):
 def test_no_ghost_in_300_steps(generator):
     levels = torch.cat([1e-5 * torch.randn(1000, generator=generator), torch.tensor([30.0, 20.0])])
     with RecordedOperator(torch.diag(levels)) as products:
-        krylov = Krylov(
-            products, Locked.nothing(products), width=1, capacity=310, generator=generator
-        )
+        krylov = Krylov(products, Locked.none(products), width=1, capacity=310, generator=generator)
         for _ in range(300):
-            krylov.extend()
+            krylov.extend(products @ krylov.block)
     values = krylov.ritz().values
     assert int((values > 1).sum()) == 2
     columns = krylov._columns[:, :301]
@@ -288,6 +286,14 @@ def test_every_budget_is_honest(budget, generator):
         torch.testing.assert_close(found.values, torch.full((3,), 5.0))
 
 
+@pytest.mark.parametrize("budget", range(24, 40))
+def test_a_budget_may_end_at_a_restart(budget):
+    matrix = torch.diag(torch.linspace(-1, 1, 200))
+    found = rt.eigenpairs(matrix, 2, max_products=budget, capacity=24, tolerance=1e-12)
+    actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
+    assert bool((actual <= found.residuals + 1e-13).all())
+
+
 def test_without_verification_nothing_is_promised(generator):
     matrix = torch.diag(torch.tensor([9.0, 9.0, 5.0] + [0.1] * 97))
     found = rt.eigenpairs(matrix, 2, verify=False, generator=generator)
@@ -295,12 +301,10 @@ def test_without_verification_nothing_is_promised(generator):
     assert found.limits == (-math.inf, math.inf)
 
 
-def test_sparse_random_starts_come_from_the_generator_alone(generator):
+def test_random_starts_come_from_the_generator_alone(generator):
     before = torch.get_rng_state()
     matrix = rotated(simple(30, generator), generator)
-    first, second = (
-        rt.eigenpairs(matrix, 2, generator=torch.Generator().manual_seed(3)) for _ in range(2)
-    )
+    first, second = (rt.eigenpairs(matrix, 2, generator=3) for _ in range(2))
     assert torch.equal(first.vectors, second.vectors)
     assert torch.equal(before, torch.get_rng_state())
 
@@ -313,13 +317,13 @@ def grown(matrix, width, steps, seed):
     with RecordedOperator(matrix) as products:
         krylov = Krylov(
             products,
-            Locked.nothing(products),
+            Locked.none(products),
             width=width,
             capacity=len(matrix),
             generator=torch.Generator().manual_seed(seed),
         )
         for _ in range(steps):
-            krylov.extend()
+            krylov.extend(products @ krylov.block)
     return krylov
 
 
@@ -348,10 +352,10 @@ def test_one_vector_gives_the_christoffel_function(generator):
             polynomials.append((ahead / links[j]).item())
         largest = 1 / math.sqrt(sum(p * p for p in polynomials))
         expected = min(1.0, largest * math.sqrt(2 * 300 / math.pi))
-        assert run.chance(position) == pytest.approx(expected, rel=1e-9)
+        assert run.missed_at(position) == pytest.approx(expected, rel=1e-9)
 
 
-# What may be missed: an outlier, one among others, a second copy of one, a third.
+# A run may miss an outlier, one among others, a second copy of one, a third.
 HIDDEN = {
     "alone": (1, [2.0]),
     "among others": (1, [1.5, 1.7, 1.9, 2.0]),
@@ -367,19 +371,19 @@ def test_certificate_is_right_as_often_as_it_says(case, steps):
     width, outliers = HIDDEN[case]
     levels = torch.linspace(-1, 1, 300)
     levels[: len(outliers)] = torch.tensor(outliers)
-    there, doubt, trials, wrong = sum(x == 2.0 for x in outliers), 0.2, 300, 0
+    copies, accepted, trials, wrong = sum(x == 2.0 for x in outliers), 0.2, 200, 0
     for seed in range(trials):
         run = grown(torch.diag(levels), width, steps, seed).certificate()
         reach = run.ladder[-width:] @ torch.linalg.eigh(run.ladder[:-width]).eigenvectors
         seen = int(((run.values - 2.0).abs() <= reach.norm(dim=0) + 0.02).sum())
-        wrong += seen < there and run.copies(1.98, 2.02) <= doubt
-    assert wrong / trials <= doubt + 4 * math.sqrt(doubt * (1 - doubt) / trials)
+        wrong += seen < copies and run.missed_between(1.98, 2.02) <= accepted
+    assert wrong / trials <= accepted + 4 * math.sqrt(accepted * (1 - accepted) / trials)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_the_probability_falls_outwards(width):
     run = grown(torch.diag(torch.linspace(-1, 1, 500)), width, 7, 0).certificate()
-    chances = torch.tensor([run.chance(x) for x in torch.linspace(1.1, 3, 40).tolist()])
+    chances = torch.tensor([run.missed_at(x) for x in torch.linspace(1.1, 3, 40).tolist()])
     assert 0 < float(chances[-1]) < float(chances[0])
     assert bool((chances.diff() <= 0).all())
     assert bool((chances[chances < 1].diff() < 0).all())
@@ -388,18 +392,18 @@ def test_the_probability_falls_outwards(width):
 def test_one_vector_says_nothing_about_copies_and_two_do():
     levels = torch.cat([torch.linspace(-1, 1, 2000), torch.tensor([9.0, 9.5])])
     one, two = (grown(torch.diag(levels), w, 12, 0).certificate() for w in (1, 2))
-    assert one.missed(9.2, 1) > 0.05 and one.apart(9.2, 1) < 1e-6
-    assert two.missed(9.2, 1) < 1e-6
+    assert one.missed_beyond(9.2, 1) > 0.05 and one.missed_apart(9.2, 1) < 1e-6
+    assert two.missed_beyond(9.2, 1) < 1e-6
 
 
 def test_certificate_has_two_mirrored_ends(generator):
     matrix = torch.diag(torch.randn(200, generator=generator))
     run, mirrored = (grown(m, 2, 6, 3).certificate() for m in (matrix, -matrix))
     edge = 1.2 * float(run.values.abs().max())
-    assert run.missed(edge, 1) == pytest.approx(mirrored.missed(-edge, -1), rel=1e-9)
+    assert run.missed_beyond(edge, 1) == pytest.approx(mirrored.missed_beyond(-edge, -1), rel=1e-9)
     top = float(run.values[-1])
     limit = run.limit(1, 1e-3)
-    assert run.missed(limit, 1) <= 1e-3 < run.missed(top + 0.99 * (limit - top), 1)
+    assert run.missed_beyond(limit, 1) <= 1e-3 < run.missed_beyond(top + 0.99 * (limit - top), 1)
     assert run.limit(-1, 1e-3) == pytest.approx(-mirrored.limit(1, 1e-3), rel=1e-9)
 
 
@@ -408,7 +412,7 @@ def test_limit_below_what_is_listed():
     run = grown(torch.diag(levels), 2, 12, 0).certificate()
     limit = run.limit(1, 1e-3, listed=2)
     assert 1 < limit < 5 < 9.5 < run.limit(1, 1e-3)
-    assert run.missed(limit, 1) <= 1e-3
+    assert run.missed_beyond(limit, 1) <= 1e-3
 
 
 # -- killed and called again -----------------------------------------------------------------------
@@ -421,16 +425,15 @@ def same(a, b):
     )
 
 
-@pytest.mark.parametrize("kill_after", [0, 1, 3, 5])
+@pytest.mark.parametrize("kill_after", [0, 1, 5])
 def test_a_killed_run_continues_bit_for_bit(kill_after, generator, tmp_path):
-    matrix = rotated(repeated(40, generator), generator)
+    matrix = torch.diag(torch.linspace(-1, 1, 80))  # no gap: more than ten products on any machine
     whole = rt.eigenpairs(matrix, 3)
     with pytest.raises(KeyboardInterrupt):
         rt.eigenpairs(Wrapped(matrix, kill_after), 3, folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):  # a resumed run is killed, too
         rt.eigenpairs(Wrapped(matrix, 2), 3, folder=tmp_path)
-    operator = Wrapped(matrix)
-    resumed = rt.eigenpairs(operator, 3, folder=tmp_path)
+    resumed = rt.eigenpairs(matrix, 3, folder=tmp_path)
     assert same(whole, resumed) and resumed.products == whole.products
     again = Wrapped(matrix)
     assert same(whole, rt.eigenpairs(again, 3, folder=tmp_path))
@@ -463,7 +466,7 @@ def test_a_folder_of_another_seed_is_refused(generator, tmp_path):
     matrix = rotated(simple(20, generator), generator)
     rt.eigenpairs(matrix, 2, folder=tmp_path)
     with pytest.raises(ValueError, match="belongs to another run"):
-        rt.eigenpairs(matrix, 2, folder=tmp_path, generator=torch.Generator().manual_seed(1))
+        rt.eigenpairs(matrix, 2, folder=tmp_path, generator=1)
 
 
 def test_a_damaged_product_is_noticed(generator, tmp_path):

@@ -1,4 +1,4 @@
-"""The report: shared runs, the exact path, what it prints and draws."""
+"""Spectrum reports: shared runs, the exact path, tables and figures."""
 
 import math
 
@@ -21,18 +21,16 @@ TRUTHS = {
 
 @pytest.fixture(scope="module")
 def reports():
-    """Many seeded reports of one exact case."""
+    """Reports of one exact case for 24 seeds."""
     matrix = torch.diag(LEVELS)
     return [
-        rt.eigen.spectral_estimates(
-            matrix, 2, steps=60, probes=8, generator=torch.Generator().manual_seed(seed)
-        )
+        rt.eigen.spectral_estimates(matrix, 2, steps=60, probes=8, generator=seed)
         for seed in range(24)
     ]
 
 
 @pytest.mark.parametrize("name", TRUTHS)
-def test_intervals_hold_as_often_as_they_say(name, reports):
+def test_intervals_have_their_coverage(name, reports):
     hits = sum(getattr(report, name).covers(TRUTHS[name]) for report in reports)
     assert hits >= expected(len(reports))[0]
 
@@ -208,7 +206,5 @@ def test_zeros_that_are_left_by_the_extremes_do_not_count_as_negative(generator)
     levels = torch.tensor([5.0, 4.0, -3.0, -2.0] + [0.0] * 13)
     basis = torch.linalg.qr(torch.randn(17, 17, generator=generator))[0]
     for seed in range(5):
-        report = rt.eigen.spectral_estimates(
-            (basis * levels) @ basis.T, 2, generator=torch.Generator().manual_seed(seed)
-        )
+        report = rt.eigen.spectral_estimates((basis * levels) @ basis.T, 2, generator=seed)
         assert report.index.covers(2 / 17) and report.index_threshold < 1e-10

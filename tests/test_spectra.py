@@ -1,4 +1,4 @@
-"""Readings off eigenvalues, against numpy and scipy on the list written out in full."""
+"""Statistics of eigenvalues, against numpy and scipy on the list written out in full."""
 
 import json
 import math

@@ -16,7 +16,7 @@ from torch import nn
 
 from experiments.trainings import Fit, evaluated, image_set, trained_together
 from resid_theory import training
-from resid_theory.eigen.estimates import student
+from resid_theory.eigen.estimate import student
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 from resid_theory.training import DIRACNETS, Progress
 

@@ -18,7 +18,7 @@ from resid_theory.curvature.parameter_selection import select_parameters, traina
 from resid_theory.curvature.spectrum_of_net import spectrum
 from resid_theory.data import Images
 from resid_theory.data.batching import batches
-from resid_theory.eigen.estimates import Estimate
+from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.losses import Loss, loss_function
 from resid_theory.runtime.preserve import preserved

@@ -12,7 +12,7 @@ from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.input_checks import check_net, trainable
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.data import Images
-from resid_theory.eigen.estimates import Eigenpairs, clusters
+from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates

@@ -1,8 +1,8 @@
 """Eigenvalues of a symmetric operator: anything with ``@``, a shape, a dtype and a device."""
 
-from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
-from resid_theory.eigen.estimates import Eigenpairs, Estimate
+from resid_theory.eigen.eigenpair_result import Eigenpairs
+from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.operator_log import Operator
 from resid_theory.eigen.quadrature import spectral_density
@@ -12,7 +12,6 @@ from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimate
 from resid_theory.eigen.traces import frobenius_norm, trace
 
 __all__ = [
-    "Certificate",
     "Density",
     "Eigenpairs",
     "Estimate",

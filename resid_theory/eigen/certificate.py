@@ -1,4 +1,4 @@
-r"""How surely a block Lanczos run from random vectors has seen an eigenvalue, if there is one.
+r"""Probability that a block Lanczos run from random vectors missed an eigenvalue.
 
 Let V be a basis of the Krylov space of w random orthonormal vectors, its first columns, and Q the
 vectors that wait to be multiplied, so that A V = V T + Q L. A unit eigenvector u with eigenvalue λ
@@ -8,7 +8,7 @@ has the coefficients g = [V, Q]ᵀ u, and uᵀ A V = λ uᵀ V says
 
 Its first w coefficients c = (start)ᵀ u are therefore in an ellipsoid, the image of the unit ball of
 the left null space of M(λ). For w = 1 the half axis is the square root of the Christoffel function,
-1 / sqrt(Σ p_j(λ)²), the largest mass at λ that the moments at hand leave room for. With T = Y Θ Yᵀ
+1 / sqrt(Σ p_j(λ)²), the largest mass at λ that the known moments admit. With T = Y Θ Yᵀ
 and R = L Y the null space is h_i = <R_i, s> / (λ - θ_i), s free, so that c = Y_1 h.
 
 For a random start c is not so small: its density is at most (n / 2π)^(w/2) in n dimensions, so
@@ -41,14 +41,22 @@ _BISECTIONS = 40
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Certificate:
-    """What a run from random vectors tells about eigenvalues that it may have missed.
+    """Upper bounds on the probability that a run from random vectors missed an eigenvalue.
 
     Attributes:
-        dimension: n, of the space the start was drawn from.
-        draws: w, independent random vectors in the start.
+        dimension: n, of the space from which the start was drawn.
+        draws: w, number of independent random vectors in the start.
         ladder: (m + q, m), T above L, in a basis whose first w vectors are the start; q = 0 where
             the Krylov space is invariant, so that it holds every distinct eigenvalue.
-        noise: What rounding leaves of a product along one eigenvector, positive.
+        noise: Rounding of a product along one eigenvector, positive.
+
+    Example:
+        >>> from resid_theory.eigen.certificate import Certificate
+        >>> run = Certificate(dimension=10**5, draws=1, ladder=torch.tensor(
+        ...     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+        ...     noise=1e-16)
+        >>> run.missed_beyond(100.0, 1) < 1e-3
+        True
     """
 
     dimension: int
@@ -74,62 +82,37 @@ class Certificate:
         """Whether the space is invariant."""
         return self.ladder.shape[0] == self.ladder.shape[1]
 
-    def missed(self, edge: float, sign: int) -> float:
-        """Probability that an eigenvalue beyond an edge was missed.
-
-        Args:
-            edge: In units of the eigenvalues.
-            sign: 1 for eigenvalues above the edge, -1 for those below.
-
-        Returns:
-            An upper bound, in [0, 1], also for a further copy of a Ritz value beyond the edge.
-
-        Example:
-            >>> run = Certificate(dimension=10**5, draws=1, ladder=torch.tensor(
-            ...     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
-            ...     noise=1e-16)
-            >>> run.missed(100.0, 1) < 1e-3
-            True
-        """
+    def missed_beyond(self, edge: float, sign: int) -> float:
+        """Bound for an eigenvalue, or a copy, above an edge (``sign`` 1) or below it (-1)."""
         beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
-        return max(self.chance(edge), self._inside(beyond))
+        return max(self.missed_at(edge), self._missed_among(beyond))
 
-    def copies(self, start: float, end: float) -> float:
-        """Probability that an eigenvalue between two numbers was missed.
-
-        Args:
-            start: In units of the eigenvalues.
-            end: The same, not below it.
-
-        Returns:
-            As :meth:`missed`.
-        """
+    def missed_between(self, start: float, end: float) -> float:
+        """Bound for an eigenvalue, or a copy, between two ascending numbers."""
         inside = ((self.values >= start) & (self.values <= end)).nonzero()[:, 0].tolist()
-        return max(self.chance(start), self.chance(end), self._inside(inside))
+        return max(self.missed_at(start), self.missed_at(end), self._missed_among(inside))
 
-    def _inside(self, places: Sequence[int]) -> float:
-        """The largest probability around Ritz values, at them and between them."""
-        chances = [self.chance(self.values[i].item(), near=i) for i in places]
-        chances += [self.chance(x, near=i) for *pair, x in self._middles(places) for i in pair]
+    def _missed_among(self, places: Sequence[int]) -> float:
+        """The largest probability at and between neighbouring Ritz values."""
+        chances = [self.missed_at(self.values[i].item(), near=i) for i in places]
+        chances += [self.missed_at(x, near=i) for *pair, x in self._middles(places) for i in pair]
         return max(chances, default=0.0)
 
-    def apart(self, edge: float, sign: int) -> float:
-        """Probability that an eigenvalue beyond an edge was missed far from all Ritz values.
+    def missed_apart(self, edge: float, sign: int) -> float:
+        """Bound for an eigenvalue beyond an edge that is far from all Ritz values.
 
-        Args:
-            edge: As in :meth:`missed`.
-            sign: As there.
+        The largest over the edge, the middles between the Ritz values beyond it, and a point as far
+        outside as the last two are apart.
 
         Returns:
-            The largest over the middles between the Ritz values beyond the edge, over a point as
-            far outside as the last two are apart, and the edge.
+            The probability.
         """
         beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
         points = [edge, *(x for _, _, x in self._middles(beyond))]
         if len(beyond) > 1:
             ends = self.values[[beyond[-1], beyond[-2]] if sign > 0 else beyond[:2]]
             points.append((2 * ends[0] - ends[1]).item())
-        return max(self.chance(x) for x in points)
+        return max(self.missed_at(x) for x in points)
 
     def _middles(self, places: Sequence[int]) -> list[tuple[int, int, float]]:
         return [
@@ -137,16 +120,8 @@ class Certificate:
             for i, j in zip(places, places[1:], strict=False)
         ]
 
-    def chance(self, position: float, *, near: int | None = None) -> float:
-        """Probability that an eigenvalue at a position was missed.
-
-        Args:
-            position: In units of the eigenvalues.
-            near: Number of a Ritz value whose coefficient is taken to be free.
-
-        Returns:
-            An upper bound, in [0, 1].
-        """
+    def missed_at(self, position: float, *, near: int | None = None) -> float:
+        """Bound for an eigenvalue at a position; the Ritz value ``near`` has a free coefficient."""
         rows, columns = self.ladder.shape
         if rows == columns:  # every eigenvalue is seen, as often as there are random vectors
             together = (self.values - position).abs() <= self.noise * self.dimension**0.5
@@ -155,32 +130,8 @@ class Certificate:
             # The space is about to be complete: the next block would be smaller. Its ellipsoids are
             # flat, but λ is not given, and those of all λ together are not.
             return 1.0
-        return self._probability(self.ellipsoid(position, near=near))
-
-    def ellipsoid(self, position: float, *, near: int | None = None) -> Tensor:
-        """Where the first coefficients of an eigenvector with an eigenvalue at a position are.
-
-        Args:
-            position: As in :meth:`chance`.
-            near: As there.
-
-        Returns:
-            (w, q + m), which maps a ball around zero onto the ellipsoid.
-        """
-        values, start, residuals = self._parts
-        gaps = position - values
-        if near is not None:
-            gaps[near] = 0.0
-            residuals = residuals.index_fill(1, torch.tensor([near]), 0.0)
-        gaps = torch.where(gaps.abs() < self.noise, self.noise, gaps)
-        pulled = (residuals / gaps).T
-        # Whatever rounding adds to one coefficient; at a Ritz value it is any.
-        blurred = self.noise * start / gaps
-        return torch.cat([start @ pulled @ _inverse_root(pulled), blurred], 1)
-
-    def _probability(self, axes: Tensor) -> float:
-        """That a random c is in the image of the unit ball."""
-        halves = torch.linalg.svdvals(axes)
+        # The probability that a random c is in the image of the unit ball.
+        halves = torch.linalg.svdvals(self.ellipsoid(position, near=near))
         if len(halves) < self.draws or float(halves[-1]) == 0.0:
             return 0.0
         draws = self.draws
@@ -188,13 +139,29 @@ class Certificate:
         factor += math.log(draws) / 2
         return math.exp(min(0.0, float(halves.log().sum()) + factor))
 
-    def limit(self, sign: int, doubt: float, *, listed: int = 0) -> float:
-        """The least edge beyond which nothing but listed Ritz values is, but for a probability.
+    def ellipsoid(self, position: float, *, near: int | None = None) -> Tensor:
+        """A map (w, q + m) of a ball onto the possible c of an eigenvector with this eigenvalue."""
+        values, start, residuals = self._parts
+        gaps = position - values
+        if near is not None:
+            gaps[near] = 0.0
+            residuals = residuals.index_fill(1, torch.tensor([near]), 0.0)
+        gaps = torch.where(gaps.abs() < self.noise, self.noise, gaps)
+        pulled = (residuals / gaps).T
+        # The square root of (I + BᵀB)⁻¹ up to a rotation, which is the unit ball's metric.
+        identity = torch.eye(pulled.shape[1], dtype=pulled.dtype)
+        _, upper = torch.linalg.qr(torch.cat([identity, pulled]))
+        # Whatever rounding adds to one coefficient; at a Ritz value it is any.
+        blurred = self.noise * start / gaps
+        return torch.cat([start @ pulled @ torch.linalg.inv(upper), blurred], 1)
+
+    def limit(self, sign: int, missed: float, *, listed: int = 0) -> float:
+        """The innermost edge beyond which there is no eigenvalue except the listed Ritz values.
 
         Args:
             sign: 1 for the upper end, -1 for the lower one.
-            doubt: The probability that is put up with.
-            listed: Ritz values at this end that are known.
+            missed: Accepted probability that an eigenvalue was missed.
+            listed: Number of known Ritz values at this end.
 
         Returns:
             In units of the eigenvalues; infinite where no edge is far enough.
@@ -209,21 +176,15 @@ class Certificate:
         if listed:
             known = self.values[-listed if sign > 0 else listed - 1].item()
             outer = (inner + known) / 2
-            if self.missed(outer, sign) > doubt:
-                return known if self.missed(known, sign) <= doubt else sign * math.inf
+            if self.missed_beyond(outer, sign) > missed:
+                return known if self.missed_beyond(known, sign) <= missed else sign * math.inf
         else:
             reach = float(torch.linalg.matrix_norm(self.ladder, 2))
-            while reach > 0 and self.missed(inner + sign * reach, sign) > doubt:
+            while reach > 0 and self.missed_beyond(inner + sign * reach, sign) > missed:
                 reach *= 2
             outer = inner + sign * reach
         for _ in range(_BISECTIONS):
             middle = (inner + outer) / 2
-            enough = self.missed(middle, sign) <= doubt
+            enough = self.missed_beyond(middle, sign) <= missed
             inner, outer = (inner, middle) if enough else (middle, outer)
         return outer
-
-
-def _inverse_root(pulled: Tensor) -> Tensor:
-    """Square root of (I + BᵀB)⁻¹ up to a rotation: the unit ball's metric."""
-    _, upper = torch.linalg.qr(torch.cat([torch.eye(pulled.shape[1], dtype=pulled.dtype), pulled]))
-    return torch.linalg.inv(upper)

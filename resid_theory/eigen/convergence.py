@@ -1,8 +1,8 @@
-"""What a search for extreme eigenvalues knows after each step, and what may still hide from it."""
+"""Convergence of a search for extreme eigenvalues, and the probability that it missed one."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,200 +11,194 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
 from resid_theory.eigen.ritz_bounds import Wanted, error_bounds
 
-__all__ = ["DOUBT", "SearchState"]
+__all__ = ["ACCEPTED_MISS", "Edges", "Goal", "SearchState"]
 
-DOUBT = 1e-3  # probability of a missed eigenvalue at which looking for one ends
+ACCEPTED_MISS = 1e-3  # probability of a missed eigenvalue at which a search ends
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 # Of spectra whose middle is half known, bounds of one in 200 were 20 % too small by 0.25, of one in
 # 1,200 by 0.03.
 _RESOLVED = {True: 0.03, False: 0.25}
-_MOST_EXTRA = 16  # vectors that are set aside beside those asked for
+_MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
 
 
-@dataclass(kw_only=True)
-class SearchState:
-    """What the search knows between two steps.
-
-    Attributes:
-        wanted: Which pairs.
-        tolerance: As in ``eigenpairs``.
-        verify: As there.
-        ritz: Of the last product.
-        columns: Positions of the pairs asked for among its values.
-        bounds: Of these values.
-        targets: Errors that are good enough.
-        edges: Beyond which nothing may be missed, by sign; none until the pairs met the tolerance.
-        certificate: Of the last run, unless it was restarted.
-        found: What the last run found beyond the edges; all of it in the first run.
-        allowance: Steps at which the run gives up to be sure.
-        slack: How far the edges are from the last pairs.
-        later: Whether this is not the first run.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The wanted eigenpairs, their tolerance, and whether to verify that none is missed."""
 
     wanted: Wanted
     tolerance: float
-    verify: bool = True
-    ritz: Ritz | None = None
-    columns: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    bounds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    targets: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
-    edges: dict[int, float] = field(default_factory=dict)
-    certificate: Certificate | None = None
-    found: int = 0
-    allowance: int | None = None
-    slack: float = math.inf
-    later: bool = False
+    verify: bool
 
-    def read(self, krylov: Krylov) -> None:
-        """Take in what the last product told."""
-        ritz = krylov.ritz()
-        self.ritz, self.columns = ritz, self.wanted.columns(ritz.values)
-        self.bounds = self.bounds_of(ritz)[self.columns]
-        values = ritz.values[self.columns].abs()
-        floor = 3 * ritz.noise + 2 * krylov.asymmetry
-        relative = values.clamp_min(_SMALL * krylov.scale)
-        self.targets = (self.tolerance * relative).clamp_min(floor)
-        self.found, self.certificate = krylov.multiplied, None
-        if not self.later and self.is_settled:
-            self.set_edges()
-        if self.edges and krylov.restarts == 0:
-            self.certificate = krylov.certificate()
-        if self.later and self.edges:
-            own = krylov.own_values
-            self.found = int(sum((s * own > s * edge).sum() for s, edge in self.edges.items()))
-
-    def bounds_of(self, ritz: Ritz) -> Tensor:
-        """Error bounds of all its values; those that are not verified assume that none was missed.
-
-        Args:
-            ritz: Values with their residuals.
-
-        Returns:
-            (l + m,), as in :func:`error_bounds`.
-        """
+    def bounds(self, ritz: Ritz) -> Tensor:
+        """Error bounds of all Ritz values; without ``verify`` they assume that none is missed."""
         return error_bounds(ritz, self.wanted, resolved=_RESOLVED[self.verify])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """Numbers beyond which no eigenvalue may be missed.
+
+    Attributes:
+        by_sign: At the upper end (1) and the lower one (-1); empty until all pairs converged.
+        slack: Least distance of an edge from the last wanted value there.
+    """
+
+    by_sign: dict[int, float] = field(default_factory=dict)
+    slack: float = math.inf
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchState:
+    """Result of one step of a search.
+
+    Attributes:
+        goal: What is searched.
+        ritz: Ritz values after the step.
+        columns: Positions of the wanted ones.
+        bounds: Error bounds of these.
+        targets: Errors that are small enough.
+        edges: Numbers beyond which nothing may be missed.
+        certificate: Certificate of this run; None after a restart, or without edges.
+        found: Number of values that this run found beyond the edges; all values in the first run.
+    """
+
+    goal: Goal
+    ritz: Ritz
+    columns: Tensor
+    bounds: Tensor
+    targets: Tensor
+    edges: Edges
+    certificate: Certificate | None
+    found: int
+
+    @classmethod
+    def after(cls, krylov: Krylov, goal: Goal, edges: Edges, *, first: bool) -> "SearchState":
+        """The state after a step; in the first run the edges follow the pairs that converged."""
+        ritz = krylov.ritz()
+        columns = goal.wanted.columns(ritz.values)
+        relative = ritz.values[columns].abs().clamp_min(_SMALL * krylov.scale)
+        floor = 3 * ritz.noise + 2 * krylov.asymmetry
+        state = cls(
+            goal=goal,
+            ritz=ritz,
+            columns=columns,
+            bounds=goal.bounds(ritz)[columns],
+            targets=(goal.tolerance * relative).clamp_min(floor),
+            edges=edges,
+            certificate=None,
+            found=krylov.multiplied,
+        )
+        if first and state.is_settled:
+            state = replace(state, edges=state.new_edges())
+        by_sign = state.edges.by_sign
+        if by_sign and krylov.restarts == 0:
+            state = replace(state, certificate=krylov.certificate())
+        if by_sign and not first:
+            own = krylov.own_values
+            found = int(sum((s * own > s * edge).sum() for s, edge in by_sign.items()))
+            state = replace(state, found=found)
+        return state
 
     @property
     def is_settled(self) -> bool:
         """Whether as many as are wanted meet the tolerance."""
-        enough = len(self.columns) >= self.wanted.total
+        enough = len(self.columns) >= self.goal.wanted.total
         return enough and bool((self.bounds <= self.targets).all())
 
     @property
     def missed(self) -> float:
-        """Probability that the last run missed an eigenvalue, or a copy, beyond the edges."""
-        return self._total(Certificate.missed)
+        """Probability that the run missed an eigenvalue, or a copy of one, beyond the edges."""
+        return self._total(Certificate.missed_beyond)
 
     @property
-    def room(self) -> float:
-        """Probability that it missed one that is apart from those found."""
-        return self._total(Certificate.apart)
+    def missed_apart(self) -> float:
+        """Probability that the run missed an eigenvalue that is apart from those found."""
+        return self._total(Certificate.missed_apart)
 
     def _total(self, chance: Callable[[Certificate, float, int], float]) -> float:
-        if not self.edges or self.certificate is None:
+        if not self.edges.by_sign or self.certificate is None:
             return 1.0
-        run = self.certificate
-        return min(1.0, sum(chance(run, edge, sign) for sign, edge in self.edges.items()))
+        run, edges = self.certificate, self.edges.by_sign.items()
+        return min(1.0, sum(chance(run, edge, sign) for sign, edge in edges))
 
     @property
     def is_crowded(self) -> bool:
-        """Whether a value was found as often as the run's start has vectors, or it is not known."""
+        """Whether a value may have more copies: as many were found as the start has vectors."""
         if self.certificate is None:
             return True
         values = self.certificate.values
-        near = values[[i for sign in self.edges for i in self.listed(sign)]]
+        near = values[[i for sign in self.edges.by_sign for i in self._listed(sign)]]
         together = (near[:, None] - near).abs() <= 2 * float(self.bounds.max())
         return bool((together.sum(1) >= self.certificate.draws).any())
 
-    @property
-    def reach(self) -> float:
-        """How far apart two values may be and still be one, in units of the eigenvalues."""
-        return float(torch.maximum(self.bounds, self.targets).max())
-
-    def listed(self, sign: int) -> list[int]:
-        """Numbers of the last run's own Ritz values at an end that are asked for."""
-        if self.certificate is None or sign not in self.edges:
+    def _listed(self, sign: int) -> list[int]:
+        """Numbers of the run's own Ritz values that are among the wanted ones at an end."""
+        if self.certificate is None or sign not in self.edges.by_sign:
             return []
-        inside = sign * self.certificate.values > sign * self.edges[sign] - 2 * self.reach
+        # Two values that are closer than this may be one.
+        reach = float(torch.maximum(self.bounds, self.targets).max())
+        inside = sign * self.certificate.values > sign * self.edges.by_sign[sign] - 2 * reach
         return inside.nonzero()[:, 0].tolist()
 
     @property
-    def others(self) -> Tensor:
-        """Positions of the Ritz values that were not asked for."""
-        assert self.ritz is not None
+    def _others(self) -> Tensor:
+        """Positions of the Ritz values that are not wanted."""
         rest = torch.ones(len(self.ritz.values), dtype=torch.bool)
         rest[self.columns] = False
         return rest.nonzero()[:, 0]
 
     @property
-    def locked(self) -> Tensor:
-        """Positions to set aside: those asked for, and others that do not move the edges."""
-        assert self.ritz is not None
-        if not self.edges:
+    def to_lock(self) -> Tensor:
+        """Positions to lock: the wanted ones, and others that do not move the edges."""
+        if not self.edges.by_sign:
             return self.columns
-        others = self.others
+        others = self._others
         residuals = self.ritz.residuals[others]
         # By Weyl's inequality their coupling moves no eigenvalue further than the edges allow for.
-        close = others[residuals <= self.slack / _MOST_EXTRA**0.5]
+        close = others[residuals <= self.edges.slack / _MOST_EXTRA**0.5]
         outermost = self.ritz.values[close].abs().argsort(descending=True, stable=True)
         return torch.cat([self.columns, close[outermost][:_MOST_EXTRA]])
 
-    def set_edges(self) -> None:
-        """Beyond which values the next run looks for more."""
-        assert self.ritz is not None
-        if len(self.columns) < self.wanted.total:
-            self.edges = {}
-            return
-        values, self.slack = self.ritz.values[self.columns], math.inf
-        slack = torch.maximum(self.bounds, self.targets)
-        for sign in self.wanted.signs:
-            position = self.wanted.edge(values, sign)
+    def new_edges(self) -> Edges:
+        """Numbers beyond which the next run looks for more."""
+        wanted, edges, least = self.goal.wanted, {}, math.inf
+        if len(self.columns) < wanted.total:
+            return Edges()
+        values, slack = self.ritz.values[self.columns], torch.maximum(self.bounds, self.targets)
+        for sign in wanted.signs:
+            position = wanted.edge(values, sign)
             last = values[position].item()
-            outermost = abs(last) if self.wanted.which == "magnitude" else sign * last
-            self.edges[sign] = sign * (outermost + slack[position].item())
-            self.slack = min(self.slack, slack[position].item())
+            outermost = abs(last) if wanted.which == "magnitude" else sign * last
+            edges[sign] = sign * (outermost + slack[position].item())
+            least = min(least, slack[position].item())
+        return Edges(by_sign=edges, slack=least)
 
     def limits(self, complete: bool) -> tuple[float, float]:
-        """Between which two numbers all other eigenvalues are.
-
-        Args:
-            complete: Whether all eigenvalues are known.
-
-        Returns:
-            As the attribute of ``Eigenpairs``.
-        """
-        assert self.ritz is not None
+        """Two numbers between which all other eigenvalues are; ``complete`` if all are known."""
         if complete:
             return self.ritz.values[0].item(), self.ritz.values[-1].item()
-        if self.certificate is None or not self.edges:
+        if self.certificate is None or not self.edges.by_sign:
             return -math.inf, math.inf
-        others = self.others
+        others = self._others
         above = self.ritz.values[others] + self.ritz.residuals[others]
         below = self.ritz.values[others] - self.ritz.residuals[others]
         low, high = (
-            self.certificate.limit(sign, DOUBT, listed=len(self.listed(sign))) for sign in (-1, 1)
+            self.certificate.limit(sign, ACCEPTED_MISS, listed=len(self._listed(sign)))
+            for sign in (-1, 1)
         )
         return min([low, *below.tolist()]), max([high, *above.tolist()])
 
-    def overlooked(self, values: Tensor, bounds: Tensor) -> Tensor:
-        """Probability, for each value, that the last run missed a further copy of it.
-
-        Args:
-            values: Of the result.
-            bounds: Their errors.
-
-        Returns:
-            1 where the list ends within a cluster.
-        """
+    def missed_copies(self, values: Tensor, bounds: Tensor) -> Tensor:
+        """Probability, for each value with its bound, that the run missed a further copy of it."""
         chances = torch.ones(len(values), dtype=torch.float64)
-        if self.certificate is None or not self.edges:
+        if self.certificate is None or not self.edges.by_sign:
             return chances
-        assert self.ritz is not None
-        others = self.others
+        others = self._others
         seen, reach = self.ritz.values[others], self.ritz.residuals[others]
         pairs = zip(values.tolist(), bounds.tolist(), strict=True)
         for position, (value, bound) in enumerate(pairs):
             if bool(((seen - value).abs() <= reach + bound).any()):
                 continue  # the list ends within a cluster
-            chances[position] = self.certificate.copies(value - 2 * bound, value + 2 * bound)
+            ends = value - 2 * bound, value + 2 * bound
+            chances[position] = self.certificate.missed_between(*ends)
         return chances

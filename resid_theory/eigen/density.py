@@ -1,4 +1,4 @@
-"""The distribution of eigenvalues as random probes see it, with error bars over the probes."""
+"""Distribution of eigenvalues from random probes, with error bars over the probes."""
 
 import math
 from collections.abc import Callable
@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_positive
-from resid_theory.eigen.estimates import Estimate, mean_estimate, student
+from resid_theory.eigen.estimate import Estimate, mean_estimate, student
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["Curve", "Density"]
-
-_SQRT_TWO_PI = math.sqrt(2 * math.pi)
+__all__ = ["Curve", "Density", "jacobi_matrix"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,8 +23,7 @@ class Curve:
         grid: (n,), ascending, in units of the eigenvalues.
         values: (n,).
         standard_errors: (n,), over probes; nan for a single probe.
-        width: Standard deviation of the kernel it was smoothed with, in units of the eigenvalues; 0
-            for none.
+        width: Standard deviation of the smoothing kernel, in units of the eigenvalues; 0 for none.
     """
 
     grid: Tensor
@@ -39,8 +36,8 @@ class Curve:
 class Density:
     """Distribution of the eigenvalues of a symmetric operator: known ones, and a sample of probes.
 
-    A probe z, uniform on the sphere of the complement of the known eigenvectors, weighs every other
-    eigenvalue by <u, z>², whose mean is the same for all. Lanczos from z gives the Gauss
+    A probe z, uniform on the unit sphere of the complement of the known eigenvectors, weights every
+    other eigenvalue by <u, z>², with the same mean for all. Lanczos from z gives the Gauss
     quadrature of that measure. Probes are independent, so their spread is the sampling error.
 
     Attributes:
@@ -48,13 +45,13 @@ class Density:
         nodes: (probes, m), ascending in each row, float64; in units of the eigenvalues.
         weights: (probes, m), each row sums to one; zero where a probe needed fewer nodes.
         diagonals: (probes, m), of the Jacobi matrices whose eigenvalues the nodes are.
-        links: (probes, m), beside the diagonals; the last one leads out of the Krylov space.
+        links: (probes, m), their off-diagonals; the last one leads out of the Krylov space.
         complete: (probes,), whether a probe's Krylov space was invariant: its quadrature is exact.
         known: (l,), eigenvalues that were found and deflated.
-        known_error: What their residuals may add to a Wasserstein distance: twice the nuclear norm
-            of the residuals over P (Mirsky's inequality), in units of the eigenvalues.
-        round_off: What counts as zero, in units of the eigenvalues.
-        products: Products with one vector that were used.
+        known_error: Largest contribution of their residuals to a Wasserstein distance: twice the
+            nuclear norm of the residuals over P (Mirsky's inequality), in units of the eigenvalues.
+        round_off: Magnitude that counts as zero, in units of the eigenvalues.
+        products: Number of products of the operator with one vector.
 
     Source:
         Golub & Welsch 1969, "Calculation of Gauss quadrature rules"; Bai, Fahey & Golub 1996, "Some
@@ -80,12 +77,12 @@ class Density:
 
     @property
     def largest(self) -> float:
-        """Largest eigenvalue seen."""
+        """Largest node or known eigenvalue."""
         return self._seen.max().item()
 
     @property
     def smallest(self) -> float:
-        """Smallest (most negative) eigenvalue seen."""
+        """Smallest (most negative) node or known eigenvalue."""
         return self._seen.min().item()
 
     @cached_property
@@ -94,7 +91,7 @@ class Density:
 
     @property
     def _share(self) -> float:
-        """What the probes stand for, of all eigenvalues."""
+        """Share of the eigenvalues that the probes represent."""
         return (self.size - len(self.known)) / self.size
 
     @cached_property
@@ -117,7 +114,7 @@ class Density:
         every = places.expand(self.probes, -1).contiguous()
         return totals.gather(1, torch.searchsorted(self.nodes.contiguous(), every, right=True))
 
-    # -- readings ----------------------------------------------------------------------------------
+    # -- statistics --------------------------------------------------------------------------------
 
     def cumulative(self, grid: Tensor) -> Curve:
         """Share of eigenvalues up to and including each place.
@@ -136,9 +133,10 @@ class Density:
         """The density of eigenvalues, convolved with a normal kernel.
 
         Args:
-            grid: (n,), in units of the eigenvalues; by default 1,001 places over what was seen.
-            width: Standard deviation of the kernel; by default the range that was seen over the
-                number of nodes, which is what the quadrature resolves.
+            grid: (n,), in units of the eigenvalues; by default 1,001 places from the smallest to
+                the largest eigenvalue found.
+            width: Standard deviation of the kernel; by default this range over the number of nodes,
+                which is the resolution of the quadrature.
 
         Returns:
             Share of eigenvalues per unit of eigenvalue, with its standard error.
@@ -149,17 +147,18 @@ class Density:
             low, high = self.smallest - 3 * width, self.largest + 3 * width
             grid = torch.linspace(low, high, 1001, dtype=torch.float64)
         grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
-        draws = torch.stack(
+        by_probe = torch.stack(
             [_kernel(grid, row, width) @ w for row, w in zip(self.nodes, self.weights, strict=True)]
         )
         known = _kernel(grid, self.known, width).sum(1) / self.size
-        return self._curve(grid, self._share * draws, known, width)
+        return self._curve(grid, self._share * by_probe, known, width)
 
-    def _curve(self, grid: Tensor, draws: Tensor, offset: Tensor, width: float) -> Curve:
-        errors = draws.std(0, correction=1) if self.probes > 1 else torch.full_like(grid, math.nan)
+    def _curve(self, grid: Tensor, by_probe: Tensor, offset: Tensor, width: float) -> Curve:
+        missing = torch.full_like(grid, math.nan)
+        errors = by_probe.std(0, correction=1) if self.probes > 1 else missing
         return Curve(
             grid=grid,
-            values=offset + draws.mean(0),
+            values=offset + by_probe.mean(0),
             standard_errors=errors / math.sqrt(self.probes),
             width=width,
         )
@@ -201,29 +200,27 @@ class Density:
     @property
     def negative_share(self) -> Estimate:
         """Share of eigenvalues below minus ``resolution``, in [0, 1]: the index."""
-        # Up to and including: the next number below leaves those at the threshold out.
+        # The next number below leaves out the eigenvalues at the threshold.
         return self.share_below(math.nextafter(-self.resolution, -math.inf))
 
     @cached_property
     def resolution(self) -> float:
-        """|λ| up to this cannot be told from zero: half the least distance to the node there.
+        """|λ| up to this cannot be distinguished from zero; in units of the eigenvalues.
 
-        The median over probes; ``round_off`` where every quadrature is exact.
+        ``round_off`` where every quadrature is exact; else half the distance from the node nearest
+        to zero to its nearer neighbour, the median over probes.
         """
         if bool(self.complete.all()):
             return self.round_off
-        return max(self.round_off, self._spacing(0.0))
-
-    def _spacing(self, place: float) -> float:
-        """Half the distance from the node nearest to a place to its nearer neighbour."""
         spacings = []
         for row, weights in zip(self.nodes, self.weights, strict=True):
             nodes = row[weights > 0]
             if len(nodes) > 1:
-                near = int((nodes - place).abs().argmin())
+                near = int(nodes.abs().argmin())
                 gaps = nodes.diff()[max(0, near - 1) : near + 1]
                 spacings.append(gaps.min().item() / 2)
-        return sorted(spacings)[len(spacings) // 2] if spacings else 0.0
+        median = sorted(spacings)[len(spacings) // 2] if spacings else 0.0
+        return max(self.round_off, median)
 
     def quantile(self, share: float) -> Estimate:
         """The eigenvalue below which a share of all lies.
@@ -243,7 +240,7 @@ class Density:
         return self._inverted(share, self._atoms, self._brackets)
 
     def magnitude_quantile(self, share: float) -> Estimate:
-        """The |λ| below which a share of all lies; else as :meth:`quantile`.
+        """The |λ| below which a share of all lies, with the interval of :meth:`quantile`.
 
         Args:
             share: In [0, 1].
@@ -280,16 +277,16 @@ class Density:
         error = (high - low) / (2 * student(self.probes - 1))
         return Estimate(value=value, standard_error=error, low=low, high=high)
 
-    # -- against the truth -------------------------------------------------------------------------
+    # -- comparison with the exact spectrum --------------------------------------------------------
 
     def wasserstein_distance(self, exact: Spectrum) -> float:
-        """Mean difference between the sorted eigenvalues and this distribution's, in their units.
+        """1-Wasserstein distance from the exact distribution, in units of the eigenvalues.
 
         Args:
             exact: All P eigenvalues.
 
         Returns:
-            The 1-Wasserstein distance, the integral of the difference of the cumulative shares.
+            The integral of the absolute difference of the cumulative shares.
 
         Raises:
             ValueError: If the spectrum has another size.
@@ -307,10 +304,10 @@ class Density:
     def wasserstein_error(self) -> float:
         """Upper end of the 95 % interval of the distance to the truth, in units of the eigenvalues.
 
-        Deflation: ``known_error``. Sampling: the integral of the cumulative share's half-width.
-        Quadrature: zero where exact, else the inequalities of Chebyshev, Markov and Stieltjes, by
-        which a Gauss quadrature's cumulative share differs from the truth between two nodes at most
-        by the weight of either.
+        The sum of three errors. Deflation: ``known_error``. Sampling: the integral of the
+        half-width of the cumulative share. Quadrature: zero where exact, else the inequalities of
+        Chebyshev, Markov and Stieltjes, by which the cumulative share of a Gauss quadrature differs
+        from the truth between two nodes at most by the weight of either.
 
         Source:
             Chen, Trogdon & Ubaru 2021, "Analysis of stochastic Lanczos quadrature for spectrum
@@ -343,9 +340,14 @@ def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:
     return atoms[0][int(reached.int().argmax()) if bool(reached.any()) else -1].item()
 
 
+def jacobi_matrix(diagonal: Tensor, links: Tensor) -> Tensor:
+    """The tridiagonal matrix of a Lanczos run, without its last link."""
+    return torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
+
+
 def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature with one more node, at a given place."""
-    matrix = torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
+    matrix = jacobi_matrix(diagonal, links)
     nodes, vectors = torch.linalg.eigh(matrix)
     distances = nodes - place
     if bool((distances == 0).any()):
@@ -361,4 +363,6 @@ def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tenso
 
 def _kernel(grid: Tensor, places: Tensor, width: float) -> Tensor:
     """Normal densities around places, (grid, places)."""
-    return torch.exp(-(((grid[:, None] - places) / width) ** 2) / 2) / (width * _SQRT_TWO_PI)
+    return torch.exp(-(((grid[:, None] - places) / width) ** 2) / 2) / (
+        width * math.sqrt(2 * math.pi)
+    )

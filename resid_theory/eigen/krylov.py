@@ -1,4 +1,4 @@
-"""One block Krylov space in the complement of locked vectors, and its Rayleigh-Ritz values."""
+"""A block Krylov space in the complement of locked vectors, and its Rayleigh-Ritz values."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,9 +10,9 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.orthogonalization import (
     dots,
-    draw,
     orthonormal,
     project_out,
+    random_orthonormal,
     rotate,
     slices,
 )
@@ -20,16 +20,16 @@ from resid_theory.eigen.orthogonalization import (
 __all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
 
 
-def rank_threshold(dtype: torch.dtype, size: int) -> float:
-    """What is left of a product after orthogonalization and counts as rounding, relative."""
+def rank_threshold(operator: RecordedOperator) -> float:
+    """Relative size below which a product's remainder after orthogonalization is rounding."""
     # Sums of P rounded terms, as they usually add up. A false alarm would end a space early, a miss
     # merely continues it with a vector that is as good as a random one.
-    return torch.finfo(dtype).eps * (10 + min(size, 10_000) ** 0.5)
+    return torch.finfo(operator.precision).eps * (10 + min(operator.size, 10_000) ** 0.5)
 
 
-def coefficient_noise(dtype: torch.dtype, size: int, scale: float) -> float:
-    """What rounding leaves of a product along one fixed vector: it spreads over all P of them."""
-    return 10 * rank_threshold(dtype, size) * scale / size**0.5
+def coefficient_noise(operator: RecordedOperator, scale: float) -> float:
+    """Rounding of a product along one fixed vector: it spreads over all P of them."""
+    return 10 * rank_threshold(operator) * scale / operator.size**0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class Locked:
         vectors: U, (P, l).
         values: (l,), float64, on the CPU.
         errors: D, (P, l), orthogonal to U.
-        noise: Norm of what D may lack: rounding, and what restarts dropped.
+        noise: Norm of the error of D: rounding, and what restarts dropped.
     """
 
     vectors: Tensor
@@ -49,10 +49,9 @@ class Locked:
     noise: float
 
     @classmethod
-    def nothing(cls, products: RecordedOperator) -> "Locked":
-        """No vector at all."""
-        empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
-        values = torch.empty(0, dtype=torch.float64)
+    def none(cls, operator: RecordedOperator) -> "Locked":
+        """No vector."""
+        empty, values = operator.no_vectors, torch.empty(0, dtype=torch.float64)
         return cls(vectors=empty, values=values, errors=empty, noise=0.0)
 
 
@@ -63,10 +62,10 @@ class Ritz:
     Attributes:
         values: Ascending, (l + m,), float64.
         weights: Ritz vectors as columns of coefficients on [U, V], (l + m, l + m).
-        gram: Of what U leaves outside [U, V], (l, l), an upper bound.
-        outside: What V leaves outside [U, V], rows of coefficients on orthonormal vectors, (., m).
-        noise: Part of every residual that is rounding or asymmetry dropped on the way.
-        measured: Positions whose residuals E were computed, and Eᵀ E; none while a space grows.
+        gram: Upper bound on the Gram matrix of the part of A U outside [U, V], (l, l).
+        outside: Part of A V outside [U, V]: rows of coefficients on orthonormal vectors, (., m).
+        noise: Part of every residual that is rounding, or asymmetry dropped by restarts.
+        measured: Positions whose residuals E were computed, and Eᵀ E; None while a space grows.
     """
 
     values: Tensor
@@ -77,10 +76,10 @@ class Ritz:
     measured: tuple[Tensor, Tensor] | None = None
 
     def residual_gram(self, order: Tensor) -> Tensor:
-        """Eᵀ E for the residuals E of the Ritz vectors at a list of positions.
+        """Eᵀ E for the residuals E of the Ritz vectors at n positions, without ``noise``.
 
         Returns:
-            (n, n); where vectors are locked an upper bound, as a quadratic form. Without ``noise``.
+            (n, n); where vectors are locked an upper bound, as a quadratic form.
         """
         if self.measured is not None:
             positions, gram = self.measured
@@ -109,35 +108,36 @@ class Ritz:
 class Krylov:
     """A block Krylov space, grown by one block of products at a time, with thick restarts.
 
-    The columns are [U, V, Q]: locked, multiplied, waiting to be. Every product is made orthogonal
-    to all of them, twice, and all its coefficients are kept, in float64. So A V = [U, V, Q] H holds
-    to rounding whatever happened before, and a residual needs no further product. An operator that
-    is not symmetric, or noisy, shows in the coefficients and counts in the residuals.
+    The columns are [U, V, Q]: locked, multiplied, waiting to be multiplied. Every product is made
+    orthogonal to all of them, twice, and all its coefficients are kept, in float64. So A V =
+    [U, V, Q] H holds to rounding whatever happened before, and a residual needs no further product.
+    If the operator is not symmetric, or noisy, the coefficients show it and the residuals include
+    it.
 
     Args:
-        products: The operator.
-        locked: Vectors to stay orthogonal to.
-        width: Random vectors to start from.
-        capacity: Columns of V and Q together that may be held.
-        generator: Of the start.
+        operator: The operator.
+        locked: Vectors U to which the space stays orthogonal.
+        width: Number of random vectors in the start.
+        capacity: Largest number of columns of V and Q together.
+        generator: Generator of the start.
     """
 
     def __init__(
         self,
-        products: RecordedOperator,
+        operator: RecordedOperator,
         locked: Locked,
         *,
         width: int,
         capacity: int,
         generator: torch.Generator,
     ) -> None:
-        self.products, self.locked = products, locked
+        self.operator, self.locked = operator, locked
         self.offset = locked.vectors.shape[1]
-        total = self.offset + min(capacity, products.size - self.offset)
-        self._columns = locked.vectors.new_empty(total, products.size).T  # a vector is contiguous
+        total = self.offset + min(capacity, operator.size - self.offset)
+        self._columns = locked.vectors.new_empty(total, operator.size).T  # a vector is contiguous
         self._columns[:, : self.offset] = locked.vectors
         self._matrix = torch.zeros(total, total, dtype=torch.float64)
-        start = draw(products.size, min(width, total - self.offset), locked.vectors, generator)
+        start = random_orthonormal(min(width, total - self.offset), locked.vectors, generator)
         self.width = self.waiting = start.shape[1]
         self.multiplied = 0
         self._columns[:, self.offset : self.offset + self.waiting] = start
@@ -146,36 +146,36 @@ class Krylov:
         self._gram = dots(locked.errors, locked.errors).cpu()
 
     @property
+    def block(self) -> Tensor:
+        """Q, the vectors that wait to be multiplied, (P, w)."""
+        begin = self.offset + self.multiplied
+        return self._columns[:, begin : begin + self.waiting]
+
+    @property
     def is_full(self) -> bool:
-        """Whether the next block of products may find no room."""
+        """Whether the next block of products may exceed the capacity."""
         filled = self.offset + self.multiplied + 2 * self.waiting
         room = self._columns.shape[1]
-        return filled > room and room < self.products.size
+        return filled > room and room < self.operator.size
 
     @property
     def is_invariant(self) -> bool:
-        """Whether the operator maps the space, beside the locked vectors, into itself."""
+        """Whether the operator maps the space into itself and the locked vectors."""
         return self.waiting == 0
 
-    def extend(self) -> None:
-        """Multiply the waiting block and orthogonalize what comes out."""
+    def extend(self, product: Tensor) -> None:
+        """Take the product A Q of the waiting block, which is overwritten, as the next block."""
         begin = self.offset + self.multiplied
         end = begin + self.waiting
-        block = self.products @ self._columns[:, begin:end]
         basis = self._columns[:, :end]
-        first = project_out(block, basis, roughly=True)
-        coefficients = (first + project_out(block, basis)).cpu()
-        norms = (coefficients.square().sum(0) + block.double().square().sum(0).cpu()).sqrt()
+        first = project_out(product, basis, roughly=True)
+        coefficients = (first + project_out(product, basis)).cpu()
+        norms = (coefficients.square().sum(0) + product.double().square().sum(0).cpu()).sqrt()
         self.scale = max(self.scale, float(norms.max()))
         self._matrix[:end, begin:end] = coefficients
         self.multiplied, self.waiting = end - self.offset, 0
         self.steps += 1
-        self._append(block, basis, slice(begin, end))
-
-    def _append(self, block: Tensor, basis: Tensor, owners: slice) -> None:
-        end = basis.shape[1]
-        threshold = rank_threshold(self.products.precision, self.products.size) * self.scale
-        fresh, links = orthonormal(block, threshold)
+        fresh, links = orthonormal(product, self.round_off)
         count = min(fresh.shape[1], self._columns.shape[1] - end)
         if count == 0:
             return
@@ -183,15 +183,11 @@ class Krylov:
         project_out(fresh, basis)
         fresh, turn = torch.linalg.qr(fresh)
         self._columns[:, end : end + count] = fresh[:, :count]
-        self._matrix[end : end + count, owners] = (turn.double() @ links)[:count].cpu()
+        self._matrix[end : end + count, begin:end] = (turn.double() @ links)[:count].cpu()
         self.waiting = count
 
     def restart(self, keep: Tensor) -> None:
-        """Replace V by some of its Ritz vectors; the waiting block stays.
-
-        Args:
-            keep: Positions among the Ritz values of V alone, ascending.
-        """
+        """Replace V by its Ritz vectors at some ascending positions; the waiting block stays."""
         old = slice(self.offset, self.offset + self.multiplied)
         full = self._matrix[old, old]
         chosen = torch.linalg.eigh(full + full.T).eigenvectors[:, keep]
@@ -210,7 +206,7 @@ class Krylov:
         self._matrix, self.multiplied = matrix, count
         self.restarts += 1
 
-    # -- what the space knows ----------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     @property
     def _own(self) -> Tensor:
@@ -220,7 +216,7 @@ class Krylov:
 
     @property
     def links(self) -> Tensor:
-        """Coefficients of A V on the waiting block, (w, m)."""
+        """Coefficients of A V on the waiting block Q, (w, m)."""
         start = self.offset + self.multiplied
         return self._matrix[start : start + self.waiting, self.offset : start]
 
@@ -230,15 +226,11 @@ class Krylov:
         return torch.linalg.eigvalsh((self._own + self._own.T) / 2)
 
     def certificate(self) -> Certificate:
-        """What the space tells of the operator compressed to the complement of U.
-
-        Returns:
-            Good for as long as there was no restart.
-        """
+        """Certificate for the complement of U; invalid after a restart."""
         own = (self._own + self._own.T) / 2
-        noise = coefficient_noise(self.products.precision, self.products.size, self.scale)
+        noise = coefficient_noise(self.operator, self.scale)
         return Certificate(
-            dimension=self.products.size - self.offset,
+            dimension=self.operator.size - self.offset,
             draws=self.width,
             ladder=torch.cat([own, self.links]),
             noise=max(noise, torch.finfo(torch.float64).tiny),
@@ -251,15 +243,11 @@ class Krylov:
 
     @property
     def round_off(self) -> float:
-        """What rounding may add to every residual, in units of the eigenvalues."""
-        return rank_threshold(self.products.precision, self.products.size) * self.scale
+        """Largest contribution of rounding to a residual, in units of the eigenvalues."""
+        return rank_threshold(self.operator) * self.scale
 
     def ritz(self) -> Ritz:
-        """Rayleigh-Ritz on [U, V].
-
-        Returns:
-            Values, coefficients and residuals.
-        """
+        """Rayleigh-Ritz values, coefficients and residuals on [U, V]."""
         own, count = self._own, self.offset
         coupling = self._matrix[:count, count : count + self.multiplied]
         symmetric = (own + own.T) / 2
@@ -270,61 +258,41 @@ class Krylov:
             ]
         )
         values, weights = torch.linalg.eigh(joint)
+        # The difference of the two Gram matrices below may lose this much to rounding.
+        lost = (count + self.multiplied) * torch.finfo(torch.float64).eps * self._gram.trace()
         return Ritz(
             values=values,
             weights=weights,
-            gram=self._gram - coupling @ coupling.T + self._cancelled(),
+            gram=self._gram - coupling @ coupling.T + lost * torch.eye(count, dtype=torch.float64),
             outside=torch.cat([self.links, own - symmetric]),
             noise=self.round_off + self._dropped,
         )
 
-    def _cancelled(self) -> Tensor:
-        """What the difference of two Gram matrices may have lost to rounding."""
-        count = self.offset + self.multiplied
-        lost = count * torch.finfo(torch.float64).eps * self._gram.trace()
-        return lost * torch.eye(self.offset, dtype=torch.float64)
-
-    def lock(self, ritz: Ritz, columns: Tensor) -> Locked:
-        """Some Ritz vectors, set aside, with their errors.
-
-        Args:
-            ritz: What :meth:`ritz` gave last.
-            columns: Positions among its values.
-
-        Returns:
-            The vectors, as orthonormal as the basis.
-        """
-        vectors = torch.empty_like(self._columns[:, : len(columns)])
+    def lock(self, ritz: Ritz, positions: Tensor) -> Locked:
+        """Set aside the Ritz vectors at some positions, with their errors."""
+        vectors = torch.empty_like(self._columns[:, : len(positions)])
         errors = torch.empty_like(vectors)
         for rows in slices(len(vectors)):
-            vectors[rows], errors[rows] = self._combined(ritz, columns, rows)
-        values = ritz.values[columns]
+            vectors[rows], errors[rows] = self._vectors(ritz, positions, rows)
+        values = ritz.values[positions]
         return Locked(vectors=vectors, values=values, errors=errors, noise=ritz.noise)
 
-    def measure(self, ritz: Ritz, columns: Tensor) -> Ritz:
-        """The same with the residuals of some Ritz vectors computed instead of bounded.
-
-        Args:
-            ritz: What :meth:`ritz` gave last.
-            columns: Positions among its values.
-
-        Returns:
-            A copy that knows them.
-        """
-        total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
-        for rows in slices(self.products.size):
-            errors = self._combined(ritz, columns, rows)[1]
+    def measure(self, ritz: Ritz, positions: Tensor) -> Ritz:
+        """The same with the residuals at some positions computed instead of bounded."""
+        total = torch.zeros(len(positions), len(positions), dtype=torch.float64)
+        for rows in slices(self.operator.size):
+            errors = self._vectors(ritz, positions, rows)[1]
             total += (errors.T @ errors).cpu()
-        return replace(ritz, measured=(columns, total))
+        return replace(ritz, measured=(positions, total))
 
-    def _combined(self, ritz: Ritz, columns: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def _vectors(self, ritz: Ritz, positions: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Some rows of Ritz vectors u and of A u - θ u, float64."""
         end = self.offset + self.multiplied
-        weights = ritz.weights[:, columns]
-        image = torch.zeros(end + self.waiting, len(columns), dtype=torch.float64)
+        weights = ritz.weights[:, positions]
+        image = torch.zeros(end + self.waiting, len(positions), dtype=torch.float64)
         image[: self.offset] = self.locked.values[:, None] * weights[: self.offset]
         image += self._matrix[: len(image), self.offset : end] @ weights[self.offset :]
-        image[:end] -= weights * ritz.values[columns]
+        image[:end] -= weights * ritz.values[positions]
         held, device = self._columns[rows, : len(image)].double(), self._columns.device
         errors = held @ image.to(device)
         errors += self.locked.errors[rows].double() @ weights[: self.offset].to(device)

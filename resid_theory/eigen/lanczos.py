@@ -1,14 +1,15 @@
 """Extreme eigenpairs of a symmetric operator by block Lanczos, with bounds and multiplicities."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_choice, check_int, check_positive
-from resid_theory.eigen.convergence import DOUBT, SearchState
-from resid_theory.eigen.estimates import Eigenpairs, clusters
+from resid_theory.eigen.convergence import ACCEPTED_MISS, Edges, Goal, SearchState
+from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
 from resid_theory.eigen.ritz_bounds import ENDS, Wanted
@@ -16,13 +17,13 @@ from resid_theory.eigen.ritz_bounds import ENDS, Wanted
 __all__ = ["BLOCK", "eigenpairs", "search"]
 
 _ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
-_MEMORY = 1 << 31  # bytes of vectors that are held, unless k needs more
-_MOST = 300  # vectors that are held: beyond, orthogonalizing costs more than it saves
+_MEMORY = 1 << 31  # bytes of vectors in memory, unless k needs more
+_MOST = 300  # vectors in memory: beyond, orthogonalizing costs more than it saves
 BLOCK = 3  # random vectors of the first run: one would not see that an eigenvalue is double
-_MARGIN = 60  # products that a run goes on for to be sure, after its pairs meet the tolerance
-_PATIENCE = 0.25  # the same where nothing is verified, relative to what the run took so far
-_ROOM = 0.1  # probability of one missed between those found at which such a run ends
-_WIDEST = 4  # of later runs' starts
+_MARGIN = 60  # products for verification, after the pairs of a run meet the tolerance
+_PATIENCE = 0.25  # the same without verification, relative to the steps of the run so far
+_APART = 0.1  # probability of a missed eigenvalue between those found at which such a run ends
+_WIDEST = 4  # random vectors in the start of later runs
 
 
 def eigenpairs(
@@ -43,40 +44,40 @@ def eigenpairs(
     """Extreme eigenvalues and eigenvectors of a symmetric operator, none missed, none twice.
 
     Block Lanczos with two Gram-Schmidt passes against all vectors and thick restarts. A run ends
-    when the k pairs meet the tolerance and another eigenvalue beyond the k-th, a further copy of
-    one included, would have had to hide from its random start with a probability of 1e-3 at most.
-    A Krylov space holds as many copies of an eigenvalue as its start has vectors: where so many are
-    found they are set aside, and runs from fresh random vectors in their complement follow.
+    when the k pairs meet the tolerance and the probability, over its random start, that it missed
+    an eigenvalue beyond the k-th, or a further copy of one, is at most 1e-3. A Krylov space holds
+    as many copies of an eigenvalue as its start has vectors: where so many are found, they are set
+    aside, and runs from new random vectors in their complement follow.
 
     Args:
         A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
             shape, a dtype and a device. float32 products are orthogonalized with float64 sums.
-        k: Pairs to find; at both ends each for ``which="both"``.
+        k: Number of pairs; at each end for ``which="both"``.
         which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
-        block: Random vectors that the first run starts from; by default three, or one without
-            ``verify``. Fewer than as many copies of an eigenvalue are counted in one run.
+        block: Number of random vectors in the start of the first run; by default three, or one
+            without ``verify``. One run counts fewer copies of an eigenvalue than that.
         tolerance: Error bound of each eigenvalue relative to its magnitude, or to a hundredth of
             the largest magnitude where that is more; never below what rounding allows.
         generator: For the random starts: a generator, or the seed of a new one.
-        max_products: Products with one vector to spend at most; pairs that did not converge by then
-            say so.
-        capacity: Vectors held at once; by default up to 300 within 2 GiB, and as many as k needs.
-        verify: Whether to make sure that no pair and no copy is missing, with up to sixty products
-            beyond those that the tolerance needs, or a run of its own. Without it a run ends when
-            there is hardly room for another eigenvalue between those found; copies are not looked
-            for.
-        precision: In which A computes its products, where that is less than its dtype: that of a
-            float32 net whose products are added up in float64. Bounds allow for its rounding.
-        folder: Where to keep the products, so that a killed call continues when it is made again,
-            with bit-identical results; one file a product. None for nowhere.
+        max_products: Largest number of products with one vector; pairs that have not converged by
+            then are marked.
+        capacity: Largest number of vectors in memory; by default up to 300 within 2 GiB, and as
+            many as k needs.
+        verify: Whether to verify that no pair and no copy is missing, with up to sixty products
+            beyond those that the tolerance needs, or a further run. Without it, a run ends when
+            another eigenvalue between those found is improbable; copies are not searched.
+        precision: Precision in which A computes its products, if it is lower than its dtype: that
+            of a float32 net whose products are summed in float64. Bounds include its rounding.
+        folder: Folder in which to record the products, one file each. A killed call, made again,
+            continues from there, with bit-identical results. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
         The pairs. Fewer than k where P is smaller.
 
     Raises:
-        ValueError: If A is no symmetric operator, an argument is out of range, or the folder holds
-            another run.
+        ValueError: If A is not a symmetric operator, an argument is out of range, or the folder
+            holds another run.
 
     Source:
         Wu & Simon 2000, "Thick-restart Lanczos method for large symmetric eigenvalue problems";
@@ -93,28 +94,25 @@ def eigenpairs(
         check_int("max_products", max_products)
     with RecordedOperator(
         A, folder=folder, limit=max_products, progress=progress, precision=precision
-    ) as products:
-        found, _ = search(
-            products,
-            Wanted(check_choice("which", which, ENDS), check_int("k", k)),
-            block=_width(block, max_products, verify),
+    ) as operator:
+        wanted = Wanted(check_choice("which", which, ENDS), check_int("k", k))
+        if block is None:
+            block = BLOCK if verify else 1
+            block = block if max_products is None else min(block, max_products)
+        pairs, _ = search(
+            operator,
+            wanted,
+            block=check_int("block", block),
             tolerance=check_positive("tolerance", tolerance),
             generator=generator,
             capacity=capacity,
             verify=verify,
         )
-    return found
-
-
-def _width(block: int | None, limit: int | None, verify: bool) -> int:
-    if block is not None:
-        return check_int("block", block)
-    usual = BLOCK if verify else 1
-    return usual if limit is None else min(usual, limit)
+    return pairs
 
 
 def search(
-    products: RecordedOperator,
+    operator: RecordedOperator,
     wanted: Wanted,
     *,
     block: int,
@@ -123,94 +121,107 @@ def search(
     capacity: int | None = None,
     verify: bool = True,
 ) -> tuple[Eigenpairs, Locked]:
-    """Runs of block Lanczos until one finds nothing new.
-
-    Args:
-        products: The operator; its count goes on.
-        wanted: Which pairs.
-        block: Width of the first start.
-        tolerance: As in :func:`eigenpairs`.
-        generator: Of the starts.
-        capacity: As in :func:`eigenpairs`.
-        verify: As in :func:`eigenpairs`.
+    """Run block Lanczos until a run finds nothing new; arguments as in :func:`eigenpairs`.
 
     Returns:
         The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
         by those of others that converged on the way.
+
+    Raises:
+        ValueError: If the operator is not symmetric, or the budget is smaller than the block.
     """
-    state = SearchState(wanted=wanted, tolerance=tolerance, verify=verify)
-    locked, width, size = Locked.nothing(products), min(block, products.size), products.size
-    room = _capacity(products, wanted, block, capacity)
+    goal = Goal(wanted=wanted, tolerance=tolerance, verify=verify)
+    locked, width, size = Locked.none(operator), min(block, operator.size), operator.size
+    room = _capacity(operator, wanted, block, capacity)
+    state: SearchState | None = None
+    allowance: int | None = None  # steps of a run after the first
     while True:
-        krylov = Krylov(products, locked, width=width, capacity=room, generator=generator)
-        in_budget = _run(krylov, state)
-        _check_symmetric(krylov)
-        assert state.ritz is not None
+        first = state is None
+        krylov = Krylov(operator, locked, width=width, capacity=room, generator=generator)
+        edges = Edges() if state is None else state.edges
+        latest, in_budget = _run(krylov, goal, edges, allowance)
+        if latest is not None:
+            state = latest
+        elif state is None:
+            raise ValueError(f"max_products: got {operator.limit}, needs at least the block")
+        else:  # not one product: nothing is known beside the locked vectors
+            ritz = krylov.ritz()
+            columns = wanted.columns(ritz.values)
+            state = replace(state, ritz=ritz, columns=columns, found=0, certificate=None)
+        limit = _ASYMMETRY[operator.precision] * krylov.scale
+        if krylov.asymmetry > limit:
+            raise ValueError(
+                f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "
+                f"A has norm {krylov.scale:.2g}; a product that changes from call to call "
+                "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator"
+            )
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
-        enough = state.is_settled and (not verify or state.missed <= DOUBT)
+        enough = state.is_settled and (not verify or state.missed <= ACCEPTED_MISS)
         given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
-        state.set_edges()
-        locked = krylov.lock(state.ritz, state.locked)
+        state = replace(state, edges=state.new_edges())
+        locked = krylov.lock(state.ritz, state.to_lock)
         missing = wanted.total - len(state.columns)
-        width = missing if missing > 0 else min(2 * state.found, _WIDEST) if state.later else 1
+        width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
         width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
-        if not state.later:
-            state.later, state.allowance = True, krylov.steps + _MARGIN
+        if first:
+            allowance = krylov.steps + _MARGIN
     if not verify:
-        state.certificate = None
-    missed = 0.0 if complete else state.missed
-    return _result(krylov, state, missed, complete), krylov.lock(state.ritz, state.locked)
+        state = replace(state, certificate=None)
+    return _result(krylov, state, complete), krylov.lock(state.ritz, state.to_lock)
 
 
-def _run(krylov: Krylov, state: SearchState) -> bool:
-    """Grow one Krylov space until it has answered; False when the products ran out."""
-    try:
-        while True:
-            if krylov.is_full:
-                krylov.restart(_kept(krylov, state.wanted))
-            krylov.extend()
-            state.read(krylov)
-            if krylov.is_invariant or (state.is_settled and _is_sure(krylov, state)):
-                return True
-    except OutOfProducts:
-        if state.ritz is None:
-            limit = krylov.products.limit
-            raise ValueError(f"max_products: got {limit}, needs at least the block") from None
-        if krylov.multiplied == 0:
-            state.found = 0
-            state.certificate = None
-            state.ritz = krylov.ritz()
-            state.columns = state.wanted.columns(state.ritz.values)
-        return False
+def _run(
+    krylov: Krylov, goal: Goal, edges: Edges, allowance: int | None
+) -> tuple[SearchState | None, bool]:
+    """Grow a Krylov space until it has answered; the first run sets its own allowance of steps.
+
+    Returns:
+        The last state, None without a single product, and whether the budget was sufficient.
+    """
+    first, state = allowance is None, None
+    while True:
+        try:
+            product = krylov.operator @ krylov.block
+        except OutOfProducts:
+            return state, False
+        if krylov.is_full:
+            krylov.restart(_kept(krylov, goal.wanted))
+        krylov.extend(product)
+        state = SearchState.after(krylov, goal, edges, first=first)
+        edges = state.edges
+        if krylov.is_invariant:
+            return state, True
+        if state.is_settled:
+            if allowance is None:
+                more = _MARGIN / krylov.width if goal.verify else _PATIENCE * krylov.steps
+                allowance = krylov.steps + math.ceil(more)
+            if krylov.restarts or krylov.steps >= allowance or _is_sure(krylov, state):
+                return state, True
 
 
 def _is_sure(krylov: Krylov, state: SearchState) -> bool:
-    """Whether a run whose pairs meet the tolerance has nothing left to find, or should give up."""
-    if state.allowance is None:
-        more = _MARGIN / krylov.width if state.verify else _PATIENCE * krylov.steps
-        state.allowance = krylov.steps + math.ceil(more)
-    if krylov.restarts or krylov.steps >= state.allowance:
-        return True
-    if not state.verify or krylov.width == 1 and state.found:
-        return state.room <= _ROOM
-    # Of a value with as many copies as the start has vectors, fresh ones show more.
-    return state.missed <= DOUBT or (state.found > 0 and state.is_crowded)
+    """Whether a run whose pairs meet the tolerance has nothing left to find."""
+    if not state.goal.verify or krylov.width == 1 and state.found:
+        return state.missed_apart <= _APART
+    # Of a value with as many copies as the start has vectors, a new start shows more.
+    return state.missed <= ACCEPTED_MISS or (state.found > 0 and state.is_crowded)
 
 
-def _capacity(products: RecordedOperator, wanted: Wanted, block: int, given: int | None) -> int:
+def _capacity(operator: RecordedOperator, wanted: Wanted, block: int, given: int | None) -> int:
+    """Largest number of vectors in memory."""
     least = wanted.total + 3 * max(block, _WIDEST) + 8
     if given is not None:
-        if check_int("capacity", given) < min(least, products.size):
+        if check_int("capacity", given) < min(least, operator.size):
             raise ValueError(f"capacity: got {given}, needs at least {least} for these k and block")
         return given
-    affordable = _MEMORY // (products.size * torch.finfo(products.dtype).bits // 8)
+    affordable = _MEMORY // (operator.size * torch.finfo(operator.dtype).bits // 8)
     return max(least, min(affordable, max(_MOST, 3 * least)))
 
 
 def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
-    """Ritz vectors to restart with: the wanted ones and half of the others, from the ends asked."""
+    """Ritz vectors for a restart: the wanted ones and half of the others, from the wanted ends."""
     count = krylov.multiplied
     keep = min((count + wanted.total) // 2, count - 2 * krylov.waiting - 1)
     if wanted.which == "largest":
@@ -221,33 +232,21 @@ def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
     return torch.cat([torch.arange(low), torch.arange(count - (keep - low), count)])
 
 
-def _check_symmetric(krylov: Krylov) -> None:
-    limit = _ASYMMETRY[krylov.products.precision] * krylov.scale
-    if krylov.asymmetry > limit:
-        raise ValueError(
-            f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "
-            f"A has norm {krylov.scale:.2g}; a product that changes from call to call "
-            "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator"
-        )
-
-
-def _result(krylov: Krylov, state: SearchState, missed: float, complete: bool) -> Eigenpairs:
-    assert state.ritz is not None
-    ritz, columns = (
-        krylov.measure(state.ritz, state.wanted.useful(state.ritz.values)),
-        state.columns,
-    )
-    values, bounds = ritz.values[columns], state.bounds_of(ritz)[columns]
+def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
+    """The pairs, with residuals and bounds that are computed instead of estimated."""
+    goal, columns = state.goal, state.columns
+    ritz = krylov.measure(state.ritz, goal.wanted.useful(state.ritz.values))
+    values, bounds = ritz.values[columns], goal.bounds(ritz)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)
     numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
     counts = torch.bincount(numbers)
     open_ended = torch.zeros(len(counts), dtype=torch.bool)
     if not complete:
-        chances = state.overlooked(values, bounds + ritz.noise)
-        open_ended[numbers[chances > DOUBT]] = True
+        chances = state.missed_copies(values, bounds + ritz.noise)
+        open_ended[numbers[chances > ACCEPTED_MISS]] = True
     return Eigenpairs(
-        which=state.wanted.which,
+        which=goal.wanted.which,
         values=values,
         vectors=krylov.lock(ritz, columns).vectors,
         residuals=ritz.residuals[columns],
@@ -255,8 +254,8 @@ def _result(krylov: Krylov, state: SearchState, missed: float, complete: bool) -
         multiplicities=counts[numbers],
         at_least=open_ended[numbers],
         converged=bounds <= state.targets if len(state.targets) == len(bounds) else bounds < 0,
-        missed_probability=missed,
+        missed_probability=0.0 if complete else state.missed,
         limits=state.limits(complete),
         round_off=ritz.noise,
-        products=krylov.products.count,
+        products=krylov.operator.count,
     )

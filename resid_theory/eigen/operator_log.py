@@ -2,7 +2,6 @@
 
 import hashlib
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +15,7 @@ __all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
 
 
 class Operator(Protocol):
-    """A symmetric operator: anything that multiplies a (P, b) tensor; a square tensor is one."""
+    """A symmetric operator: anything that multiplies a (P, b) tensor, such as a square tensor."""
 
     @property
     def shape(self) -> Any:
@@ -24,11 +23,11 @@ class Operator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors it takes and gives."""
+        """Data type of the vectors that it takes and returns."""
 
     @property
     def device(self) -> torch.device:
-        """Where the vectors are."""
+        """Device of the vectors."""
 
     def __matmul__(self, vectors: Tensor, /) -> Tensor:
         """The product with (P, b) vectors."""
@@ -39,22 +38,21 @@ class OutOfProducts(Exception):
 
 
 class RecordedOperator:
-    """An operator whose products are counted, and kept in a folder where one is given.
+    """An operator whose products are counted and, if a folder is given, recorded there.
 
-    The methods here are deterministic given their generator and what the products give. So the
-    record of a killed run is the list of its products: called again, a method asks the same
-    questions and hears the recorded answers until the record ends, bit for bit. A question that
-    differs from the recorded one is an error, and so is an operator that answers the first one
-    differently.
+    All methods here are deterministic given their generator and the products. So the record of a
+    killed run is the list of its products: the same call, made again, asks for the same products
+    and reads the recorded ones until the record ends, bit for bit. It is an error if the vectors
+    differ from the recorded ones, or if the operator gives another first product.
 
     Args:
         matrix: The operator.
-        folder: Where products are kept, one checksummed file each; None for nowhere.
-        limit: Products with one vector that may be used; None for any number.
+        folder: Folder of the record, one checksummed file per product; None for no record.
+        limit: Largest number of products with one vector; None for no limit.
         progress: Whether to show a progress bar on standard error.
-        label: What the bar is called.
-        expected: Products that the bar should reach, where that is known.
-        precision: In which products are computed, where that is less than their dtype.
+        label: Label of the bar.
+        expected: Number of products at which the bar is full, if it is known.
+        precision: Precision in which the operator computes, if it is lower than its dtype.
     """
 
     def __init__(
@@ -87,90 +85,65 @@ class RecordedOperator:
     def __enter__(self) -> "RecordedOperator":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
+    @property
+    def no_vectors(self) -> Tensor:
+        """An empty (P, 0) block of vectors of this operator."""
+        return torch.empty(self.size, 0, dtype=self.dtype, device=self.device)
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        """The product with (P, b) vectors, b of the budget.
-
-        Args:
-            vectors: (P, b).
-
-        Returns:
-            (P, b).
-
-        Raises:
-            OutOfProducts: If the budget does not reach.
-            ValueError: If the operator gives another shape or something not finite.
-        """
+        """The product with (P, b) vectors; it uses b products of the budget."""
         if self.limit is not None and self.count + vectors.shape[1] > self.limit:
             raise OutOfProducts
-        result = self._recorded(vectors)
-        if result is None:
-            result = self._fresh(vectors)
-            self._record(vectors, result)
+        path = None if self._folder is None else self._folder / f"product_{self._calls:06d}.json"
+        result = self._recorded(path, vectors) if path is not None and path.exists() else None
+        if result is None or self._calls == 0:
+            with torch.no_grad():
+                fresh = self.matrix @ vectors
+            if fresh.shape != vectors.shape:
+                raise ValueError(
+                    f"A: gives shape {tuple(fresh.shape)} for vectors of shape "
+                    f"{tuple(vectors.shape)}; needs equal shapes"
+                )
+            fresh = self._copied(check_finite("A @ vectors", fresh.detach()))
+            if result is not None:
+                self._check_same(path, fresh, result)
+            else:
+                result = fresh
+                if path is not None:
+                    about = {"question": _digest(vectors), "parameters": self.size}
+                    write_checkpoint(path, {"answer": result}, about)
         self._calls += 1
         self.count += vectors.shape[1]
         self._bar.update(vectors.shape[1])
         return result
 
-    def _fresh(self, vectors: Tensor) -> Tensor:
-        with torch.no_grad():
-            result = self.matrix @ vectors
-        if result.shape != vectors.shape:
-            raise ValueError(
-                f"A: gives shape {tuple(result.shape)} for vectors of shape "
-                f"{tuple(vectors.shape)}; needs equal shapes"
-            )
-        return self._laid_out(check_finite("A @ vectors", result.detach()))
-
-    def _laid_out(self, result: Tensor) -> Tensor:
-        """A copy of which every vector is contiguous, on this device, in this dtype."""
-        # Products with the columns of another layout round otherwise, and a run that is resumed
-        # would ask for other products than the one that was killed.
+    def _copied(self, result: Tensor) -> Tensor:
+        """A copy in which every vector is contiguous, on this device, in this dtype."""
+        # Products with the columns of another layout round differently, and a resumed run would
+        # ask for other products than the one that was killed.
         shape = result.shape[::-1]
         rows = torch.empty(shape, dtype=self.dtype, device=self.device)
         return rows.copy_(result.mT).mT
 
-    # -- the record --------------------------------------------------------------------------------
-
-    def _path(self, folder: Path) -> Path:
-        return folder / f"product_{self._calls:06d}.json"
-
-    def _record(self, vectors: Tensor, result: Tensor) -> None:
-        if self._folder is not None:
-            about = {"question": _digest(vectors), "parameters": self.size}
-            write_checkpoint(self._path(self._folder), {"answer": result}, about)
-
-    def _recorded(self, vectors: Tensor) -> Tensor | None:
-        """The answer on file, None where the record ends."""
-        if self._folder is None or not self._path(self._folder).exists():
-            return None
-        tensors, about = read_checkpoint(self._path(self._folder))
+    def _recorded(self, path: Path, vectors: Tensor) -> Tensor:
+        tensors, about = read_checkpoint(path)
         if about["question"] != _digest(vectors):
             raise ValueError(
-                f"folder: {self._path(self._folder)} belongs to another run: other settings, "
-                "another seed, or a machine that rounds otherwise; give the arguments of that run, "
-                "or an empty folder"
+                f"folder: {path} belongs to another run: other settings, another seed, or a "
+                "machine that rounds otherwise; give the arguments of that run, or an empty folder"
             )
-        answer = self._laid_out(tensors["answer"])
-        if self._calls == 0:
-            self._check_same(vectors, answer)
-        return answer
+        return self._copied(tensors["answer"])
 
-    def _check_same(self, vectors: Tensor, answer: Tensor) -> None:
-        again = self._fresh(vectors)
+    def _check_same(self, path: Path | None, fresh: Tensor, recorded: Tensor) -> None:
         # Half the digits: a product may round differently after a restart, a wrong net may not.
         loose = torch.finfo(self.precision).eps ** 0.5
-        if float((again - answer).norm()) > loose * float(answer.norm()):
+        if float((fresh - recorded).norm()) > loose * float(recorded.norm()):
             raise ValueError(
-                f"folder: {self._path(self._folder or Path())} was recorded with another operator: "
-                "other weights, data or loss; restore these, or give an empty folder"
+                f"folder: {path} was recorded with another operator: other weights, data or loss; "
+                "restore these, or give an empty folder"
             )
 
 

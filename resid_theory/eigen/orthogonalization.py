@@ -5,26 +5,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["dots", "draw", "orthonormal", "project_out", "rotate", "slices"]
+__all__ = ["dots", "orthonormal", "project_out", "random_orthonormal", "rotate", "slices"]
 
 _ROWS = 1 << 16  # of a long vector, converted to float64 at a time
 
 
 def slices(size: int) -> Iterator[slice]:
-    """Rows of a long vector, so many at a time that a copy in float64 is small."""
+    """Rows of a long vector, in slices whose float64 copy is small."""
     return (slice(start, start + _ROWS) for start in range(0, size, _ROWS))
 
 
 def dots(left: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ right, (a, b), float64, on the vectors' device.
-
-    Args:
-        left: (P, a).
-        right: (P, b).
-
-    Returns:
-        The inner products; float32 vectors are summed in float64.
-    """
+    """leftᵀ right of (P, a) and (P, b) vectors, summed in float64, on the vectors' device."""
     if left.dtype == torch.float64:
         return left.T @ right
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
@@ -34,49 +26,38 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
 
 
 def project_out(vectors: Tensor, basis: Tensor, *, roughly: bool = False) -> Tensor:
-    """Take the components along an orthonormal basis out of vectors, in place, once.
+    """Remove the components along an orthonormal basis from vectors, in place, once.
 
-    Args:
-        vectors: (P, b), changed.
-        basis: (P, m).
-        roughly: Whether to sum in the vectors' own precision, six times as fast for float32: for a
-            pass that another follows, which takes out what this one's rounding has left.
+    With ``roughly``, sums are in the vectors' own precision, six times as fast for float32: for a
+    first of two passes, since the second removes what the rounding of the first has left.
 
     Returns:
-        The components that were there, (m, b), float64.
+        The components that were removed, (m, b), float64.
     """
     coefficients = (basis.T @ vectors).double() if roughly else dots(basis, vectors)
     vectors.sub_(basis @ coefficients.to(basis.dtype))
     return coefficients
 
 
-def rotate(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """Vectors times a small matrix, in slices of rows, so that no second copy is held.
+def rotate(vectors: Tensor, matrix: Tensor) -> None:
+    """Overwrite the first p of (P, m) vectors by their product with an (m, p) matrix.
 
-    Args:
-        vectors: (P, m); its first columns are overwritten.
-        matrix: (m, p), p at most m.
-
-    Returns:
-        The first p columns, now the product.
+    It works on slices of rows, so that no second copy of the vectors is held.
     """
     small = matrix.to(vectors)
     for rows in slices(len(vectors)):
         vectors[rows, : matrix.shape[1]] = vectors[rows] @ small
-    return vectors[:, : matrix.shape[1]]
 
 
 def orthonormal(block: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of a block's columns, directions up to a threshold left out.
+    """An orthonormal basis of a block's columns, and the coefficients of the block on it.
 
-    Args:
-        block: (P, b).
-        threshold: Singular values up to this count as zero.
+    Directions whose singular value is at most the threshold are left out.
 
     Returns:
         The basis (P, r) and the coefficients (r, b), float64: their product is the block.
     """
-    if block.shape[1] == 1:  # the usual case, and Householder's way is slow on one long column
+    if block.shape[1] == 1:  # the usual case; Householder's method is slow on one long column
         norm = dots(block, block).sqrt()
         if float(norm) <= threshold:
             return block[:, :0], norm[:0]
@@ -87,18 +68,16 @@ def orthonormal(block: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     return q[:, : len(left)] @ left[:, :rank].to(q), singular[:rank, None] * right[:rank]
 
 
-def draw(size: int, count: int, basis: Tensor, generator: torch.Generator) -> Tensor:
-    """Random orthonormal vectors in the complement of a basis, uniformly distributed there.
+def random_orthonormal(count: int, basis: Tensor, generator: torch.Generator) -> Tensor:
+    """Random orthonormal vectors, uniformly distributed in the complement of a (P, m) basis.
 
-    Args:
-        size: P.
-        count: How many; fewer come back where the complement has fewer dimensions.
-        basis: (P, m), orthonormal; gives dtype and device.
-        generator: Of the draws, on any device; they are normal and made in float64.
+    They have the dtype and device of the basis; the normal numbers are drawn in float64 on the
+    device of the generator.
 
     Returns:
-        (P, at most ``count``).
+        (P, count), or fewer where the complement has fewer dimensions.
     """
+    size = len(basis)
     count = min(count, size - basis.shape[1])
     drawn = torch.randn(
         size, count, generator=generator, dtype=torch.float64, device=generator.device

@@ -8,30 +8,26 @@ from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
-from resid_theory.eigen.density import Density
-from resid_theory.eigen.estimates import Eigenpairs
+from resid_theory.eigen.density import Density, jacobi_matrix
+from resid_theory.eigen.eigenpair_result import Eigenpairs
 from resid_theory.eigen.krylov import rank_threshold
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
-from resid_theory.eigen.orthogonalization import dots, draw, project_out
+from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
 from resid_theory.runtime.resources import available_bytes, readable_bytes
 
-__all__ = ["Quadrature", "distribution", "quadrature", "spectral_density"]
+__all__ = ["Quadrature", "as_density", "lanczos_quadrature", "spectral_density"]
 
 _MEMORY = 1 << 30  # bytes of Lanczos vectors for probes that run side by side
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quadrature:
-    """What independent Lanczos runs in the complement of known eigenvectors U gave.
+    """Results of independent Lanczos runs in the complement of known eigenvectors U.
 
     Attributes:
-        nodes: As in :class:`Density`.
-        weights: As in :class:`Density`.
-        diagonals: As in :class:`Density`.
-        links: As in :class:`Density`.
-        complete: As in :class:`Density`.
+        nodes, weights, diagonals, links, complete: Those of :class:`Density`.
         first: zᵀ A z for each unit probe z, (probes,).
-        squares: |A z|² for each unit probe, (probes,), the part along U included.
+        squares: |A z|² for each unit probe, (probes,), including the part along U.
         scale: Largest |A v| that occurred, for vectors of length one.
     """
 
@@ -45,34 +41,17 @@ class Quadrature:
     scale: float
 
     def certificates(self, dimension: int, noise: float) -> list[Certificate]:
-        """What each run tells about the ends of the spectrum in the complement.
-
-        Args:
-            dimension: Of the complement.
-            noise: As in :class:`Certificate`.
-
-        Returns:
-            One a probe; the probes are independent.
-        """
-        runs = zip(self.diagonals, self.links, self.weights, self.complete, strict=True)
-        return [
-            Certificate(
-                dimension=dimension,
-                draws=1,
-                ladder=_ladder(diagonal, links, int((weights > 0).sum()), bool(complete)),
-                noise=noise,
-            )
-            for diagonal, links, weights, complete in runs
-        ]
-
-
-def _ladder(diagonal: Tensor, links: Tensor, steps: int, complete: bool) -> Tensor:
-    """The tridiagonal matrix of a run, above its last link."""
-    ladder = torch.zeros(steps + 1, steps, dtype=torch.float64)
-    ladder.diagonal().copy_(diagonal[:steps])
-    ladder.diagonal(-1).copy_(links[:steps])
-    ladder.diagonal(1).copy_(links[: steps - 1])
-    return ladder[:steps] if complete else ladder
+        """One independent certificate per probe, of the operator on the complement."""
+        found = []
+        for number, weights in enumerate(self.weights):
+            steps = int((weights > 0).sum())
+            ladder = torch.zeros(steps + 1, steps, dtype=torch.float64)
+            ladder.diagonal().copy_(self.diagonals[number, :steps])
+            ladder.diagonal(-1).copy_(self.links[number, :steps])
+            ladder.diagonal(1).copy_(self.links[number, : steps - 1])
+            ladder = ladder[:steps] if bool(self.complete[number]) else ladder
+            found.append(Certificate(dimension=dimension, draws=1, ladder=ladder, noise=noise))
+        return found
 
 
 def spectral_density(
@@ -88,25 +67,27 @@ def spectral_density(
 ) -> Density:
     """Distribution of the eigenvalues of a symmetric operator, with error bars over the probes.
 
-    Stochastic Lanczos quadrature with two Gram-Schmidt passes, so that no eigenvalue is counted by
-    a ghost. Probes run side by side as one block product, as many as 1 GiB of vectors allows.
+    Stochastic Lanczos quadrature with two Gram-Schmidt passes, so that no eigenvalue is counted
+    twice by a ghost copy. Probes run side by side as one block, as many as fit into 1 GiB.
 
     Args:
-        A: As in :func:`eigenpairs`.
-        probes: Independent random vectors; two at least for an error bar.
-        steps: Lanczos steps a probe.
-        deflate: Eigenpairs that are known, e.g. the outliers: they are counted exactly and the
-            probes stay in their complement.
+        A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
+            shape, a dtype and a device.
+        probes: Number of independent random vectors; at least two for an error bar.
+        steps: Number of Lanczos steps per probe.
+        deflate: Known eigenpairs, e.g. the outliers: they are counted exactly, and the probes stay
+            in their complement.
         generator: For the probes: a generator, or the seed of a new one.
-        precision: As in :func:`eigenpairs`.
-        folder: As in :func:`eigenpairs`.
+        precision: Precision in which A computes its products, if it is lower than its dtype.
+        folder: Folder in which to record the products, so that a killed call, made again, continues
+            from there. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
         The distribution.
 
     Raises:
-        ValueError: If A is no symmetric operator or a count is below 1.
+        ValueError: If A is not a symmetric operator or a count is below 1.
         MemoryError: If the vectors of a single probe do not fit.
 
     Example:
@@ -120,112 +101,102 @@ def spectral_density(
     label = "Lanczos quadrature"
     with RecordedOperator(
         A, folder=folder, progress=progress, label=label, expected=total, precision=precision
-    ) as products:
-        vectors, values, error = _known(products, deflate)
-        found = quadrature(products, vectors, probes=probes, steps=steps, generator=generator)
-        return distribution(products, found, values, error)
-
-
-def _known(products: RecordedOperator, pairs: Eigenpairs | None) -> tuple[Tensor, Tensor, float]:
-    """Vectors and values to deflate, with their error; all of a space leave nothing to probe."""
-    if pairs is None or len(pairs) == products.size:
-        empty = torch.empty(products.size, 0, dtype=products.dtype, device=products.device)
-        return empty, torch.empty(0, dtype=torch.float64), 0.0
-    if pairs.vectors.shape[0] != products.size:
-        raise ValueError(
-            f"deflate: has vectors of {pairs.vectors.shape[0]} entries, A has {products.size}"
+    ) as operator:
+        vectors = operator.no_vectors
+        values = residuals = torch.empty(0, dtype=torch.float64)
+        # All vectors of a space would leave nothing to probe.
+        if deflate is not None and len(deflate) != operator.size:
+            if deflate.vectors.shape[0] != operator.size:
+                raise ValueError(
+                    f"deflate: has vectors of {deflate.vectors.shape[0]} entries, A has "
+                    f"{operator.size}"
+                )
+            vectors = deflate.vectors.to(operator.device, operator.dtype)
+            values, residuals = deflate.values, deflate.residuals
+        found = lanczos_quadrature(
+            operator, vectors, probes=probes, steps=steps, generator=generator
         )
-    # The nuclear norm is at most the sum of the columns' norms.
-    error = 2 * pairs.residuals.sum().item() / products.size
-    return pairs.vectors.to(products.device, products.dtype), pairs.values, error
+        return as_density(operator, found, values, residuals)
 
 
-def distribution(
-    products: RecordedOperator, found: Quadrature, known: Tensor, error: float
+def as_density(
+    operator: RecordedOperator, found: Quadrature, known: Tensor, residuals: Tensor
 ) -> Density:
-    """The density that a quadrature and known eigenvalues make up.
-
-    Args:
-        products: The operator.
-        found: The quadrature in the complement.
-        known: (l,), eigenvalues.
-        error: Of these, as the attribute of the density.
-
-    Returns:
-        The density.
-    """
-    # Where only zeros are left beside the known ones, all that probes see is these ones' rounding.
+    """The density of a quadrature and of known eigenvalues with the norms of their residuals."""
+    # Where only zeros are left beside the known ones, the probes see nothing but their rounding.
     scale = max([found.scale, *known.abs().tolist()])
     return Density(
-        size=products.size,
+        size=operator.size,
         nodes=found.nodes,
         weights=found.weights,
         diagonals=found.diagonals,
         links=found.links,
         complete=found.complete,
         known=known,
-        known_error=error,
-        round_off=products.size**0.5 * rank_threshold(products.precision, products.size) * scale,
-        products=products.count,
+        # The nuclear norm is at most the sum of the columns' norms.
+        known_error=2 * residuals.sum().item() / operator.size,
+        round_off=operator.size**0.5 * rank_threshold(operator) * scale,
+        products=operator.count,
     )
 
 
-def quadrature(
-    products: RecordedOperator,
+def lanczos_quadrature(
+    operator: RecordedOperator,
     vectors: Tensor,
     *,
     probes: int,
     steps: int,
     generator: torch.Generator,
 ) -> Quadrature:
-    """Run Lanczos from independent random vectors in the complement of given ones.
-
-    Args:
-        products: The operator; its count goes on.
-        vectors: U, (P, l), orthonormal, l < P.
-        probes: How many runs.
-        steps: Steps of each, fewer where its space becomes invariant.
-        generator: Of the starts.
+    """Run Lanczos from independent random vectors in the complement of U, (P, l), l < P.
 
     Returns:
-        Nodes and weights.
+        Nodes and weights, fewer than ``steps`` where a Krylov space becomes invariant.
 
     Raises:
         MemoryError: If the vectors of a single run do not fit.
     """
-    steps = min(steps, products.size - vectors.shape[1])
-    one = products.size * (steps + 1) * torch.finfo(products.dtype).bits // 8
-    if products.device.type == "cpu" and one > available_bytes():
+    steps = min(steps, operator.size - vectors.shape[1])
+    one = operator.size * (steps + 1) * torch.finfo(operator.dtype).bits // 8
+    if operator.device.type == "cpu" and one > available_bytes():
         raise MemoryError(
-            f"steps: {steps} vectors of {products.size} entries need {readable_bytes(one)}, "
+            f"steps: {steps} vectors of {operator.size} entries need {readable_bytes(one)}, "
             f"{readable_bytes(available_bytes())} are available; ask for fewer steps"
         )
     at_once = max(1, min(probes, _MEMORY // one))
     runs: list[_ProbeRun] = []
     for begin in range(0, probes, at_once):
         count = min(at_once, probes - begin)
-        fresh = [_ProbeRun(products, vectors, steps, generator) for _ in range(count)]
-        _advance(products, fresh, vectors, steps)
+        fresh = [_ProbeRun(vectors, steps, generator) for _ in range(count)]
+        active = fresh
+        for step in range(steps):
+            block = operator @ torch.stack([run.basis[:, step] for run in active], 1)
+            for number, run in enumerate(active):
+                product = block[:, number : number + 1].clone()
+                run.advance(product, vectors, rank_threshold(operator))
+            active = [run for run in active if not run.complete]
+            if not active:
+                break
+        for run in fresh:
+            del run.basis  # the vectors are large, and no longer needed
+            # As many steps as there are dimensions: nothing is left outside.
+            run.complete |= len(run.diagonal) + vectors.shape[1] == operator.size
         runs += fresh
-    return _collect(runs, steps)
+    return _collect(runs)
 
 
 class _ProbeRun:
-    """One Lanczos recurrence; its vectors are let go when it ends."""
+    """One Lanczos recurrence from a random unit vector in the complement of U."""
 
-    def __init__(
-        self, products: RecordedOperator, vectors: Tensor, steps: int, generator: torch.Generator
-    ) -> None:
-        size = products.size
-        self.basis: Tensor | None = vectors.new_empty(steps + 1, size).T
-        self.basis[:, :1] = draw(size, 1, vectors, generator)
+    def __init__(self, vectors: Tensor, steps: int, generator: torch.Generator) -> None:
+        self.basis = vectors.new_empty(steps + 1, len(vectors)).T
+        self.basis[:, :1] = random_orthonormal(1, vectors, generator)
         self.diagonal: list[float] = []
         self.links: list[float] = []
         self.square, self.complete, self.scale = 0.0, False, 0.0
 
-    def take(self, product: Tensor, vectors: Tensor, threshold: float) -> None:
-        """One step: orthogonalize the product against everything, twice."""
-        assert self.basis is not None
+    def advance(self, product: Tensor, vectors: Tensor, threshold: float) -> None:
+        """One step: orthogonalize the product against U and the basis, twice."""
         count = len(self.diagonal) + 1
         norm = float(dots(product, product).sqrt())
         self.scale = max(self.scale, norm)
@@ -242,45 +213,23 @@ class _ProbeRun:
         if not self.complete:
             self.basis[:, count : count + 1] = product / link
 
-    def rule(self) -> tuple[Tensor, Tensor]:
-        """Nodes and weights of the Gauss quadrature."""
-        off = torch.tensor(self.links[:-1], dtype=torch.float64)
-        diagonal = torch.tensor(self.diagonal, dtype=torch.float64)
-        matrix = torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
-        nodes, vectors = torch.linalg.eigh(matrix)
-        return nodes, vectors[0].square()
 
-
-def _advance(
-    products: RecordedOperator, runs: list[_ProbeRun], vectors: Tensor, steps: int
-) -> None:
-    threshold = rank_threshold(products.precision, products.size)
-    active = list(runs)
-    for step in range(steps):
-        current = [run.basis[:, step] for run in active if run.basis is not None]
-        block = products @ torch.stack(current, 1)
-        for number, run in enumerate(active):
-            run.take(block[:, number : number + 1].clone(), vectors, threshold)
-        active = [run for run in active if not run.complete]
-        if not active:
-            break
-    for run in runs:
-        run.basis = None
-        # As many steps as there are dimensions: nothing is left outside.
-        run.complete |= len(run.diagonal) + vectors.shape[1] == products.size
-
-
-def _collect(runs: list[_ProbeRun], steps: int) -> Quadrature:
+def _collect(runs: list[_ProbeRun]) -> Quadrature:
+    """The Gauss quadratures of all runs, padded to one length."""
     most = max(len(run.diagonal) for run in runs)
     nodes = torch.zeros(len(runs), most, dtype=torch.float64)
     weights, diagonals, links = (torch.zeros_like(nodes) for _ in range(3))
     for number, run in enumerate(runs):
-        places, shares = run.rule()
+        count = len(run.diagonal)
+        diagonals[number, :count] = torch.tensor(run.diagonal, dtype=torch.float64)
+        links[number, :count] = torch.tensor(run.links, dtype=torch.float64)
+        places, vectors = torch.linalg.eigh(
+            jacobi_matrix(diagonals[number, :count], links[number, :count])
+        )
         nodes[number] = places[-1]  # the rest has no weight
-        nodes[number, : len(places)] = places
-        diagonals[number, : len(places)] = torch.tensor(run.diagonal, dtype=torch.float64)
-        links[number, : len(places)] = torch.tensor(run.links, dtype=torch.float64)
-        weights[number, : len(places)] = shares / shares.sum()
+        nodes[number, :count] = places
+        shares = vectors[0].square()
+        weights[number, :count] = shares / shares.sum()
     return Quadrature(
         nodes=nodes,
         weights=weights,

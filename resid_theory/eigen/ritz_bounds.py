@@ -1,4 +1,4 @@
-"""Which Ritz values are asked for, and how far they can be from eigenvalues."""
+"""Selection of the wanted Ritz values, and bounds on their distance from eigenvalues."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ from resid_theory.eigen.krylov import Ritz
 __all__ = ["ENDS", "Wanted", "error_bounds", "lehmann"]
 
 ENDS = ("largest", "smallest", "both", "magnitude")
-_BEYOND = 8  # values beyond those asked for that may show a gap
+_BEYOND = 8  # values beyond the wanted ones that may show a gap
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which of a sorted list of Ritz values are asked for."""
+    """The eigenvalues that a call asks for, as a selection from sorted Ritz values."""
 
     which: str
     k: int
 
     @property
     def total(self) -> int:
-        """How many."""
+        """Number of wanted values."""
         return 2 * self.k if self.which == "both" else self.k
 
     @property
@@ -43,7 +43,7 @@ class Wanted:
         return descending[values[descending].abs().argsort(descending=True, stable=True)][: self.k]
 
     def useful(self, values: Tensor) -> Tensor:
-        """Positions of the values that the bounds of those asked for rest on."""
+        """Positions of the values on which the bounds of the wanted ones rest."""
         count = len(values)
         most = min(self.k + _BEYOND, count)
         ends = [
@@ -52,23 +52,24 @@ class Wanted:
         return torch.cat(ends).unique()
 
     def edge(self, values: Tensor, sign: int) -> int:
-        """Position, in the values of the result, of the one that is last on an end."""
+        """Position, in the values of the result, of the last one at an end."""
         if self.which == "both":
             return min(self.k, len(values)) - 1 if sign > 0 else max(0, len(values) - self.k)
         return len(values) - 1
 
 
 def error_bounds(ritz: Ritz, wanted: Wanted, *, resolved: float) -> Tensor:
-    """Error bound of every Ritz value, rounding included; sharp only for those asked for.
+    """Error bound of every Ritz value, rounding included; sharp only for the wanted ones.
 
     Args:
         ritz: Values with their residuals.
-        wanted: Which are asked for.
-        resolved: Values beyond them count as one eigenvalue each while their residuals are at most
-            this share of the distance to the next one.
+        wanted: Selection of the wanted ones.
+        resolved: A value beyond them counts as a single eigenvalue while its residual is at most
+            this share of its distance to the next one.
 
     Returns:
-        (l + m,), at most the residuals.
+        (l + m,), at most the residuals: Lehmann's bounds from the 1, 2, ... outermost Ritz values
+        at an end, where they are apart.
 
     Source:
         Lehmann 1963, "Optimale Eigenwerteinschließungen"; for one value Temple's inequality.
@@ -78,46 +79,40 @@ def error_bounds(ritz: Ritz, wanted: Wanted, *, resolved: float) -> Tensor:
         total = len(best)
         order = torch.arange(total - 1, -1, -1) if sign > 0 else torch.arange(total)
         count = int(torch.isin(order[: wanted.k], columns).cumprod(0).sum())
-        _sharpen(best, ritz, order, count, sign, resolved)
+        most = min(count + _BEYOND, total) - 1
+        if most < 1:
+            continue
+        values, residuals = sign * ritz.values[order], ritz.residuals[order]
+        gram = ritz.residual_gram(order[:most])
+        spread = gram.diagonal().cumsum(0).sqrt()
+        gaps = -values.diff()
+        for j in range(1, most + 1):
+            last, gap = values[j - 1], gaps[max(0, j - 2) : j].min()
+            if j > count and residuals[j - 1] > resolved * gap:
+                break  # a Ritz value in the middle of many may stand for more than one eigenvalue
+            # The next eigenvalue is assumed to be at most the next Ritz value plus its residual.
+            # This may not have converged, so only half of the gap is used: it doubles the bounds
+            # at most.
+            floor = (last + values[j] + residuals[j]) / 2
+            if last - floor > spread[j - 1]:
+                shifts = lehmann(values[:j], gram[:j, :j], float(floor)) - values[:j]
+                # Rounding in a product is that of a matrix that differs by the noise.
+                sharp = shifts.clamp_min(0) + ritz.noise
+                best[order[:j]] = torch.minimum(best[order[:j]], sharp)
     return best
 
 
 def lehmann(values: Tensor, gram: Tensor, floor: float) -> Tensor:
-    """Upper ends for the j largest eigenvalues of a matrix that has j eigenvalues above a floor.
+    """Upper bounds on the j largest eigenvalues of a matrix with j eigenvalues above a floor μ.
 
     Args:
-        values: Ritz values θ above the floor, descending, (j,).
+        values: The j Ritz values θ above the floor, descending.
         gram: Eᵀ E for the residuals E of their vectors, (j, j).
         floor: μ, in units of the eigenvalues.
 
     Returns:
-        The eigenvalues of θ + (θ - μ)^-½ Eᵀ E (θ - μ)^-½, descending, (j,): the i-th eigenvalue
-        lies between θ_i and the i-th of them.
+        The eigenvalues of θ + (θ - μ)^-½ Eᵀ E (θ - μ)^-½, descending: the i-th eigenvalue of the
+        matrix lies between θ_i and the i-th of these.
     """
     scales = (values - floor).rsqrt()
     return torch.linalg.eigvalsh(torch.diag(values) + scales[:, None] * gram * scales).flip(0)
-
-
-def _sharpen(
-    best: Tensor, ritz: Ritz, order: Tensor, count: int, sign: int, resolved: float
-) -> None:
-    """Lehmann's bounds from the 1, 2, ... outermost Ritz values at an end, where they are apart."""
-    most = min(count + _BEYOND, len(order)) - 1
-    if most < 1:
-        return
-    values, residuals = sign * ritz.values[order], ritz.residuals[order]
-    gram = ritz.residual_gram(order[:most])
-    spread = gram.diagonal().cumsum(0).sqrt()
-    gaps = -values.diff()
-    for j in range(1, most + 1):
-        last, gap = values[j - 1], gaps[max(0, j - 2) : j].min()
-        if j > count and residuals[j - 1] > resolved * gap:
-            break  # a Ritz value in the middle of many may stand for more than one eigenvalue
-        # That the next eigenvalue is up to the next Ritz value plus its residual, which may not
-        # have converged, is taken for half of the gap only: this doubles the bounds at most.
-        floor = (last + values[j] + residuals[j]) / 2
-        if last - floor > spread[j - 1]:
-            shifts = lehmann(values[:j], gram[:j, :j], float(floor)) - values[:j]
-            # Rounding in a product is that of a matrix that differs by the noise.
-            sharp = shifts.clamp_min(0) + ritz.noise
-            best[order[:j]] = torch.minimum(best[order[:j]], sharp)

@@ -1,4 +1,4 @@
-"""What is read off eigenvalues, however they are known: one threshold behind each word."""
+"""Statistics shared by all representations of a spectrum."""
 
 from abc import ABC, abstractmethod
 
@@ -10,11 +10,11 @@ _EPS = torch.finfo(torch.float64).eps
 
 
 class SpectralStatistics(ABC):
-    """What is read off the eigenvalues of a symmetric operator, however they are known.
+    """Statistics of the eigenvalues of a symmetric operator, shared by all representations.
 
     A list of eigenvalues (:class:`Spectrum`) and a structured matrix that can only count them
-    (``theory.toeplitz.BlockToeplitz``) answer five questions each; the rest follows here, so that
-    the same threshold stands behind the same word everywhere.
+    (``BlockToeplitz``) each define the six abstract members; everything else follows from them, so
+    that every statistic has one threshold everywhere.
     """
 
     @property
@@ -30,40 +30,19 @@ class SpectralStatistics(ABC):
     @property
     @abstractmethod
     def smallest(self) -> float:
-        """Smallest eigenvalue (signed); the most negative one where there is any."""
+        """Smallest eigenvalue (signed)."""
 
     @abstractmethod
     def magnitude(self, rank: int) -> float:
-        """The |λ| of a given rank, 0 for the smallest, P - 1 for the largest.
-
-        Args:
-            rank: In [0, P).
-
-        Returns:
-            The magnitude as computed: round-off is not replaced by zero.
-        """
+        """The |λ| of a rank in [0, P), ascending; as computed, without a threshold for zero."""
 
     @abstractmethod
     def count_within(self, threshold: float) -> int:
-        """Number of eigenvalues with |λ| up to a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues with |λ| up to a threshold, multiplicities included."""
 
     @abstractmethod
     def count_below(self, threshold: float) -> int:
-        """Number of eigenvalues below a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues below a threshold, multiplicities included."""
 
     @property
     def max_magnitude(self) -> float:
@@ -72,7 +51,7 @@ class SpectralStatistics(ABC):
 
     @property
     def min_magnitude(self) -> float:
-        """Smallest |λ|, as computed: round-off is not replaced by zero here."""
+        """Smallest |λ|, as computed, without a threshold for zero."""
         return self.magnitude(0)
 
     @property
@@ -88,8 +67,7 @@ class SpectralStatistics(ABC):
         """A percentile of |λ|, linearly interpolated between neighbours.
 
         The rule is that of ``numpy.percentile(..., method="linear")``. On a multiplicity boundary
-        it lies between two levels: at zero weights with d = 10 the 10th percentile does exactly
-        that.
+        it lies between two levels, as the 10th percentile does at zero weights with d = 10.
 
         Args:
             percent: In [0, 100].
@@ -115,7 +93,7 @@ class SpectralStatistics(ABC):
         return self._over(self.min_magnitude)
 
     def percentile_condition_number(self, percent: float = 10.0) -> float:
-        """max|λ| over a percentile of |λ|, dimensionless; inf when that counts as zero.
+        """max|λ| over a percentile of |λ|, dimensionless; inf when this counts as zero.
 
         Args:
             percent: In [0, 100]; 10 is the choice of the paper's experiments.
@@ -145,7 +123,7 @@ class SpectralStatistics(ABC):
         """Number of eigenvalues below ``-threshold`` times the largest |λ|.
 
         Args:
-            threshold: Relative; 1e-10 leaves round-off of a dense solver out.
+            threshold: Relative; 1e-10 excludes the round-off of a dense solver.
 
         Returns:
             The count, multiplicities included.
@@ -172,11 +150,7 @@ class SpectralStatistics(ABC):
         return self.size - self.nullity
 
     def summary(self) -> dict[str, float | int]:
-        """The numbers of a report, by name; JSON-ready but for inf and nan.
-
-        Returns:
-            Size, extremes, condition numbers, index, rank and null space.
-        """
+        """Size, extremes, condition numbers, index and rank by name, as JSON takes them."""
         return {
             "parameters": self.size,
             "largest": self.largest,

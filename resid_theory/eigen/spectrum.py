@@ -20,14 +20,14 @@ _EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
 class Spectrum(SpectralStatistics):
     r"""All eigenvalues of a symmetric operator, equal ones stored once with their multiplicity.
 
-    A closed form knows its multiplicities, so a spectrum of millions of eigenvalues can be ten
-    numbers here; a measured one has multiplicities of one. Everything below reads both alike.
+    A closed form knows its multiplicities, so that ten numbers can represent millions of
+    eigenvalues; a measured spectrum has multiplicities of one. All statistics hold for both.
 
     Attributes:
         levels: Eigenvalues, (k,), float64, ascending, on the CPU; in units of loss per weight².
-        multiplicities: How often each occurs, (k,), int64, at least 1.
+        multiplicities: Number of occurrences of each, (k,), int64, at least 1.
         resolution: |λ| up to this share of the largest counts as zero. None: P times float64's
-            epsilon, the error of a dense solver; a closed form knows its levels better.
+            epsilon, the error of a dense solver; the levels of a closed form are more exact.
 
     Raises:
         ValueError: If shapes differ, an eigenvalue is not finite or a multiplicity is below 1.
@@ -65,14 +65,15 @@ class Spectrum(SpectralStatistics):
 
         Args:
             eigenvalues: (k,), numbers in any order.
-            multiplicities: (k,), whole numbers; once each by default, zeros are dropped.
-            resolution: As the attribute.
+            multiplicities: (k,), whole numbers; one each by default, zeros are dropped.
+            resolution: |λ| up to this share of the largest counts as zero.
 
         Returns:
             The spectrum, sorted.
 
         Raises:
-            ValueError: As for the class.
+            ValueError: If shapes differ, an eigenvalue is not finite or a multiplicity is negative
+                or not whole.
         """
         levels = as_tensor("eigenvalues", eigenvalues).detach().to("cpu", torch.float64)
         counts = torch.ones(levels.shape, dtype=torch.int64)
@@ -113,7 +114,7 @@ class Spectrum(SpectralStatistics):
 
     @property
     def smallest(self) -> float:
-        """Smallest eigenvalue (signed); the most negative one where there is any."""
+        """Smallest eigenvalue (signed)."""
         return self.levels[0].item()
 
     @property
@@ -130,37 +131,16 @@ class Spectrum(SpectralStatistics):
         return magnitudes, self.multiplicities[order].cumsum(0)
 
     def magnitude(self, rank: int) -> float:
-        """The |λ| of a given rank, 0 for the smallest, P - 1 for the largest.
-
-        Args:
-            rank: In [0, P).
-
-        Returns:
-            The magnitude as computed: round-off is not replaced by zero.
-        """
+        """The |λ| of a rank in [0, P), ascending; as computed, without a threshold for zero."""
         magnitudes, counts = self._magnitudes
         return magnitudes[torch.searchsorted(counts, rank, right=True)].item()
 
     def count_within(self, threshold: float) -> int:
-        """Number of eigenvalues with |λ| up to a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues with |λ| up to a threshold, multiplicities included."""
         return int(self.multiplicities[self.levels.abs() <= threshold].sum())
 
     def count_below(self, threshold: float) -> int:
-        """Number of eigenvalues below a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues below a threshold, multiplicities included."""
         return int(self.multiplicities[self.levels < threshold].sum())
 
     @property
@@ -176,13 +156,13 @@ class Spectrum(SpectralStatistics):
         return scale * squares.sum().sqrt().item()
 
     def distinct(self, tolerance: float = 1e-9) -> "Spectrum":
-        """Levels merged where neighbours differ by at most ``tolerance`` times the largest |λ|.
+        """Merge neighbouring levels that differ by at most ``tolerance`` times the largest |λ|.
 
         Args:
             tolerance: Relative to the largest |λ|.
 
         Returns:
-            One level a cluster, its mean, with the multiplicities added up.
+            One level per cluster, its mean, with the sum of the multiplicities.
         """
         gaps = self.levels.diff() > tolerance * self.max_magnitude
         cluster = torch.cat([torch.zeros(1, dtype=torch.int64), gaps.cumsum(0)])

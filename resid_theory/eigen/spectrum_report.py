@@ -1,25 +1,26 @@
-"""What is known of a spectrum, every number with its error bar: dense or matrix-free."""
+"""Report of a spectrum, dense or matrix-free: every number with its error bar."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
-from resid_theory.eigen.estimates import Eigenpairs, Estimate, mean_estimate, positive_mean
-from resid_theory.eigen.krylov import Locked, coefficient_noise
+from resid_theory.eigen.eigenpair_result import Eigenpairs
+from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
+from resid_theory.eigen.krylov import coefficient_noise
 from resid_theory.eigen.lanczos import BLOCK, search
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots
-from resid_theory.eigen.quadrature import distribution, quadrature
+from resid_theory.eigen.quadrature import as_density, lanczos_quadrature
 from resid_theory.eigen.ritz_bounds import Wanted
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.eigen.traces import root
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,29 +30,28 @@ __all__ = ["SpectrumReport", "spectral_estimates"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpectrumReport:
-    """What is known of the spectrum of a symmetric operator.
+    """Summary of the spectrum of a symmetric operator, every number with its error bar.
 
     Attributes:
         method: ``dense`` (every eigenvalue, exact) or ``matrix-free`` (from products).
-        reason: Why this method, in a few words.
-        matrix: What the operator is, e.g. ``hessian``.
+        reason: Reason for this method, in a few words.
+        matrix: Name of the operator, e.g. ``hessian``.
         parameters: Number of eigenvalues P.
-        samples: Samples of the data set behind the operator, where there is one.
+        samples: Number of samples of the data set that defines the operator, if there is one.
         largest: Largest eigenvalues, descending, each with its bound; in units of the eigenvalues.
         smallest: Smallest eigenvalues, most negative first, each with its bound.
         trace: Sum of the eigenvalues.
         frobenius_norm: Square root of the sum of their squares.
-        index: Share of eigenvalues below ``-index_threshold``, in [0, 1]; None where no density
-            was asked for.
+        index: Share of eigenvalues below ``-index_threshold``, in [0, 1]; None without a density.
         index_threshold: |λ| up to this counts as zero in the index; in units of the eigenvalues.
         condition_number: max|λ| over a percentile of |λ|; dimensionless, inf where the percentile
-            cannot be told from zero. None where no density was asked for.
+            cannot be distinguished from zero. None without a density.
         percentile: That percentile, in [0, 100].
         spectrum: All eigenvalues, where they are known.
         density: Their distribution, where it was estimated.
         pairs: Extreme eigenpairs with vectors, where they were computed.
-        products: Products of the operator with one vector that were used.
-        notes: What a reader should know before relying on a number.
+        products: Number of products of the operator with one vector.
+        notes: Warnings about the numbers.
     """
 
     method: str
@@ -89,11 +89,11 @@ class SpectrumReport:
 
         Args:
             spectrum: All eigenvalues.
-            k: Eigenvalues to name at each end.
-            percentile: Of |λ|, in [0, 100], for the condition number.
-            matrix: As the attribute.
-            samples: As the attribute.
-            reason: As the attribute.
+            k: Number of eigenvalues to list at each end.
+            percentile: Percentile of |λ| for the condition number, in [0, 100].
+            matrix: Name of the operator.
+            samples: Number of samples of the data set, if there is one.
+            reason: Reason for this method, in a few words.
             pairs: Extreme eigenpairs, where their vectors are known.
 
         Returns:
@@ -125,14 +125,10 @@ class SpectrumReport:
             products=0 if pairs is None else pairs.products,
         )
 
-    # -- for people --------------------------------------------------------------------------------
+    # -- tables ------------------------------------------------------------------------------------
 
     def rows(self) -> list[tuple[str, Estimate]]:
-        """The numbers by name, in the order of the table.
-
-        Returns:
-            Extremes first; what was not asked for is left out.
-        """
+        """The numbers by name, extremes first, without those that were not estimated."""
         named = [(f"largest {i}", end) for i, end in enumerate(self.largest, 1)]
         named += [(f"smallest {i}", end) for i, end in enumerate(self.smallest, 1)]
         named += [("trace", self.trace), ("Frobenius norm", self.frobenius_norm)]
@@ -147,26 +143,14 @@ class SpectrumReport:
         """The numbers as a pandas data frame.
 
         Returns:
-            One row a number: ``quantity``, ``value``, ``standard_error``, ``low`` and ``high`` (the
-            95 % interval), and what they come from: ``method``, ``matrix``, ``parameters``.
+            One row per number: ``quantity``, ``value``, ``standard_error``, ``low`` and ``high``
+            (the 95 % interval), and the same ``method``, ``matrix``, ``parameters`` in all rows.
         """
         from pandas import DataFrame
 
-        return DataFrame(
-            [
-                {
-                    "quantity": name,
-                    "value": number.value,
-                    "standard_error": number.standard_error,
-                    "low": number.low,
-                    "high": number.high,
-                    "method": self.method,
-                    "matrix": self.matrix,
-                    "parameters": self.parameters,
-                }
-                for name, number in self.rows()
-            ]
-        )
+        about = {"method": self.method, "matrix": self.matrix, "parameters": self.parameters}
+        rows = self.rows()
+        return DataFrame([{"quantity": name} | asdict(number) | about for name, number in rows])
 
     @property
     def _title(self) -> str:
@@ -175,21 +159,21 @@ class SpectrumReport:
         return f"{self.matrix}, P = {self.parameters}{data}: {self.method}{cost} ({self.reason})"
 
     def __str__(self) -> str:
-        """A table for people."""
+        """The numbers as a plain table."""
         rows = self.rows()
         width = max(len(name) for name, _ in rows)
         lines = [self._title, *(f"  {name:<{width}}  {number}" for name, number in rows)]
         return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)])
 
     def _repr_markdown_(self) -> str:
-        """The table as a notebook shows it."""
+        """The numbers as a Markdown table, for notebooks."""
         lines = [f"**{self._title}**", "", "| quantity | value |", "|---|---|"]
         lines += [f"| {name} | {number} |" for name, number in self.rows()]
         return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)])
 
 
 def _ends(spectrum: Spectrum, k: int, sign: int) -> tuple[Estimate, ...]:
-    """The k outermost eigenvalues of one end."""
+    """The k outermost eigenvalues at one end."""
     levels, counts = spectrum.levels, spectrum.multiplicities
     if sign > 0:
         levels, counts = levels.flip(0), counts.flip(0)
@@ -210,7 +194,6 @@ def spectral_estimates(
     probes: int = 10,
     steps: int = 100,
     generator: torch.Generator | int = 0,
-    capacity: int | None = None,
     precision: torch.dtype | None = None,
     matrix: str = "operator",
     samples: int | None = None,
@@ -218,36 +201,38 @@ def spectral_estimates(
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> SpectrumReport:
-    """Everything about a spectrum that products can tell, from shared runs.
+    """Extremes, trace, norm, density, index and condition number of an operator, from shared runs.
 
     The extreme eigenpairs come first. Their span U is then treated exactly: its part of the trace
     and of the Frobenius norm needs no further product, and the probes of the density stay in its
-    complement. The first product of each probe gives the rest of the trace (as Hutch++ does, with U
-    for the sketch) and of the norm; all of them together the density, and from it the index and the
-    condition number. Each probe is also one more search for an eigenvalue beyond the extremes.
+    complement. The first product of each probe gives the rest of the trace (as in Hutch++, with U
+    as the sketch) and of the norm; all products together give the density, and from it the index
+    and the condition number. Each probe also searches for an eigenvalue beyond the extremes.
 
     Args:
-        A: As in :func:`eigenpairs`.
-        k: Pairs at each end.
-        density: Whether to run the probes for ``steps`` products; else for one each.
-        percentile: Of |λ|, in [0, 100], for the condition number.
-        tolerance: As in :func:`eigenpairs`.
-        probes: As in :func:`spectral_density`.
-        steps: As in :func:`spectral_density`.
+        A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
+            shape, a dtype and a device.
+        k: Number of pairs at each end.
+        density: Whether to run each probe for ``steps`` products; else for one.
+        percentile: Percentile of |λ| for the condition number, in [0, 100].
+        tolerance: Error bound of each extreme eigenvalue relative to its magnitude, or to a
+            hundredth of the largest magnitude where that is more.
+        probes: Number of independent random vectors; at least two for an error bar.
+        steps: Number of Lanczos steps per probe.
         generator: For all random vectors: a generator, or the seed of a new one.
-        capacity: As in :func:`eigenpairs`.
-        precision: As in :func:`eigenpairs`.
-        matrix: As the attribute of the report.
-        samples: As the attribute of the report.
-        reason: As the attribute of the report.
-        folder: As in :func:`eigenpairs`.
+        precision: Precision in which A computes its products, if it is lower than its dtype.
+        matrix: Name of the operator, for the report.
+        samples: Number of samples of the data set, for the report.
+        reason: Reason for this method, for the report.
+        folder: Folder in which to record the products, so that a killed call, made again, continues
+            from there. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
         The report; ``method`` is ``matrix-free``.
 
     Raises:
-        ValueError: If A is no symmetric operator or an argument is out of range.
+        ValueError: If A is not a symmetric operator or an argument is out of range.
 
     Example:
         >>> A = torch.diag(torch.cat([torch.linspace(-1, 1, 200), torch.tensor([9.0, 7.0])]))
@@ -261,75 +246,66 @@ def spectral_estimates(
     steps = check_int("steps", steps) if density else 1
     with RecordedOperator(
         A, folder=folder, progress=progress, label="spectrum", precision=precision
-    ) as products:
+    ) as operator:
         pairs, locked = search(
-            products,
+            operator,
             Wanted("both", check_int("k", k)),
             block=BLOCK,
             tolerance=check_positive("tolerance", tolerance),
             generator=generator,
-            capacity=capacity,
         )
-        if len(locked.values) == products.size:
-            report = SpectrumReport.of(Spectrum.of(locked.values), k, percentile=percentile)
-            return _spanned(report, pairs, locked, k, matrix=matrix, samples=samples)
-        found = quadrature(
-            products,
+        values, rest = locked.values, operator.size - len(locked.values)
+        if rest == 0:
+            report = SpectrumReport.of(
+                Spectrum.of(values), k, percentile=percentile, matrix=matrix, samples=samples
+            )
+            return _spanned(report, pairs, values, locked.noise)
+        found = lanczos_quadrature(
+            operator,
             locked.vectors,
             probes=check_int("probes", probes),
             steps=steps,
             generator=generator,
         )
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
-        known_error = 2 * residuals.sum().item() / products.size
-        seen = distribution(products, found, locked.values, known_error) if density else None
-    noise = coefficient_noise(products.precision, products.size, found.scale)
-    pairs, notes = _confirmed(pairs, found.certificates(products.size - len(locked.values), noise))
-    rest = products.size - len(locked.values)
-    inside = locked.values.square().sum().item() + residuals.square().sum().item()
-    squares = positive_mean(found.squares, scale=rest, offset=inside)
+        seen = as_density(operator, found, values, residuals) if density else None
+    noise = coefficient_noise(operator, found.scale)
+    pairs, notes = _verified(pairs, found.certificates(rest, noise))
+    inside = values.square().sum().item() + residuals.square().sum().item()
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
         matrix=matrix,
-        parameters=products.size,
+        parameters=operator.size,
         samples=samples,
-        largest=_bounded(pairs, k, 1),
-        smallest=_bounded(pairs, k, -1),
-        trace=mean_estimate(found.first, scale=rest, offset=locked.values.sum().item()),
-        frobenius_norm=root(squares),
+        largest=pairs.estimates(1)[:k],
+        smallest=pairs.estimates(-1)[:k],
+        trace=mean_estimate(found.first, scale=rest, offset=values.sum().item()),
+        frobenius_norm=root(positive_mean(found.squares, scale=rest, offset=inside)),
         index=None if seen is None else seen.negative_share,
         index_threshold=0.0 if seen is None else seen.resolution,
-        condition_number=None if seen is None else condition_number(pairs, seen, percentile),
+        condition_number=None if seen is None else _condition_number(pairs, seen, percentile),
         percentile=percentile,
         spectrum=None,
         density=seen,
         pairs=pairs,
-        products=products.count,
+        products=operator.count,
         notes=notes,
     )
 
 
 def _spanned(
-    report: SpectrumReport,
-    pairs: Eigenpairs,
-    locked: Locked,
-    k: int,
-    *,
-    matrix: str,
-    samples: int | None,
+    report: SpectrumReport, pairs: Eigenpairs, values: Tensor, noise: float
 ) -> SpectrumReport:
     """The report where the Lanczos vectors span everything: exact to the products' rounding."""
-    noise, values = locked.noise, locked.values
+    k = len(report.largest)
     threshold = max(report.index_threshold, noise)
     unsure = ((values + threshold).abs() <= noise).double().mean().item()
     return replace(
         report,
         reason="the Lanczos vectors span everything",
-        matrix=matrix,
-        samples=samples,
-        largest=_bounded(pairs, k, 1),
-        smallest=_bounded(pairs, k, -1),
+        largest=pairs.estimates(1)[:k],
+        smallest=pairs.estimates(-1)[:k],
         trace=Estimate.exact(values.sum().item(), noise * len(values)),
         frobenius_norm=Estimate.exact(values.norm().item(), noise * len(values) ** 0.5),
         index=Estimate.exact((values < -threshold).double().mean().item(), unsure),
@@ -339,23 +315,8 @@ def _spanned(
     )
 
 
-def _bounded(pairs: Eigenpairs, k: int, sign: int) -> tuple[Estimate, ...]:
-    order = pairs.values.argsort(descending=sign > 0, stable=True)[:k]
-    values, bounds = pairs.values[order].tolist(), pairs.bounds[order].tolist()
-    return tuple(Estimate.exact(value, bound) for value, bound in zip(values, bounds, strict=True))
-
-
-def condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Estimate:
-    """max|λ| over a percentile of |λ|, where the percentile can be told from zero.
-
-    Args:
-        pairs: The extremes, at both ends.
-        seen: The density.
-        percentile: In [0, 100].
-
-    Returns:
-        The ratio; inf with a lower end where the percentile is within the density's resolution.
-    """
+def _condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Estimate:
+    """max|λ| over a percentile of |λ|; inf where this is within the density's resolution."""
     outermost = int(pairs.values.abs().argmax())
     top, slack = pairs.values[outermost].abs().item(), pairs.bounds[outermost].item()
     if top == 0:
@@ -371,10 +332,8 @@ def condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Est
     return Estimate(value=value, standard_error=error, low=least, high=high)
 
 
-def _confirmed(
-    pairs: Eigenpairs, runs: Sequence[Certificate]
-) -> tuple[Eigenpairs, tuple[str, ...]]:
-    """The pairs with what the probes add to their certificate, and what went wrong."""
+def _verified(pairs: Eigenpairs, runs: Sequence[Certificate]) -> tuple[Eigenpairs, tuple[str, ...]]:
+    """The pairs with the certificates of the probes included, and notes on failures."""
     notes = []
     k = len(pairs) // 2
     top, bottom = pairs.values[:k].min().item(), pairs.values[-k:].max().item()
@@ -382,11 +341,11 @@ def _confirmed(
     chances = []
     for sign, end in ((1, top), (-1, bottom)):
         edge = end + sign * max(slack, 1e-3 * abs(end))
-        chances.append(math.prod(run.missed(edge, sign) for run in runs))
+        chances.append(math.prod(run.missed_beyond(edge, sign) for run in runs))
         seen = max(sign * run.values[-1 if sign > 0 else 0].item() for run in runs)
         if seen > sign * edge:
             side = "above the largest" if sign > 0 else "below the smallest"
-            notes.append(f"a probe found an eigenvalue {side} named; ask again with another seed")
+            notes.append(f"a probe found an eigenvalue {side} listed; call again with another seed")
     if not bool(pairs.converged.all()):
         notes.append("not every extreme eigenvalue met the tolerance; see its bound")
     missed = min(pairs.missed_probability, sum(chances))

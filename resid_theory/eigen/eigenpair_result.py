@@ -1,0 +1,101 @@
+"""Extreme eigenpairs with their error bounds, and clusters of equal eigenvalues."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resid_theory.eigen.estimate import Estimate
+
+__all__ = ["Eigenpairs", "clusters"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Eigenpairs:
+    """Extreme eigenpairs of a symmetric operator, each with a bound on its error.
+
+    Attributes:
+        which: ``largest``, ``smallest``, ``both`` or ``magnitude``.
+        values: (k,), float64, on the CPU. Descending; the most negative first for ``smallest``, by
+            descending magnitude for ``magnitude``.
+        vectors: (P, k), orthonormal, in the dtype and on the device of the operator.
+        residuals: (k,), norms of A u - λ u. An eigenvalue lies within each of its value, without
+            any assumption.
+        bounds: (k,), error of each value: at most its residual, and as small as its square over the
+            gap where the values are apart. The sharper bound assumes that no eigenvalue is missed.
+        multiplicities: (k,), number of the values that are equal to each within their bounds.
+        at_least: (k,), whether a multiplicity may be larger: the cluster at which the list ends.
+        converged: (k,), whether a bound met the tolerance; false where the budget of products
+            ended first.
+        missed_probability: Upper bound on the probability, over the random start of the last run,
+            that this run missed an eigenvalue beyond the last value by more than its tolerance.
+            1 where it was not checked, 0 where all eigenvalues were seen.
+        limits: Every eigenvalue that is not among the values lies between these two, except with
+            probability 1e-3 at each end; infinite where it was not checked.
+        round_off: Part of each bound that covers rounding, in units of the eigenvalues.
+        products: Number of products of the operator with one vector.
+
+    Source:
+        Bounds: Lehmann 1963, "Optimale Eigenwerteinschließungen".
+        Probability: by the Christoffel function of the run's own moments (Akhiezer 1965, "The
+        classical moment problem", section 2.5), for blocks and random starts as derived in
+        ``eigen.certificate``; after Kuczynski & Wozniakowski 1992, "Estimating the largest
+        eigenvalue by the power and Lanczos algorithms with a random start".
+    """
+
+    which: str
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    bounds: Tensor
+    multiplicities: Tensor
+    at_least: Tensor
+    converged: Tensor
+    missed_probability: float
+    limits: tuple[float, float]
+    round_off: float
+    products: int
+
+    def estimates(self, sign: int) -> tuple[Estimate, ...]:
+        """The values with their bounds, descending for ``sign`` 1, ascending for -1."""
+        order = self.values.argsort(descending=sign > 0, stable=True)
+        ends = zip(self.values[order].tolist(), self.bounds[order].tolist(), strict=True)
+        return tuple(Estimate.exact(value, bound) for value, bound in ends)
+
+    @property
+    def largest(self) -> Estimate:
+        """The largest of the values, exact to its bound."""
+        return self.estimates(1)[0]
+
+    @property
+    def smallest(self) -> Estimate:
+        """The smallest (most negative) of the values, exact to its bound."""
+        return self.estimates(-1)[0]
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.values)
+
+    def __str__(self) -> str:
+        """A table: value, bound, residual, multiplicity."""
+        lines = ["        eigenvalue        bound     residual  multiplicity"]
+        for number in range(len(self)):
+            more = "≥ " if bool(self.at_least[number]) else ""
+            mark = "" if bool(self.converged[number]) else "  not converged"
+            lines.append(
+                f"{self.values[number].item():18.10g} {self.bounds[number].item():12.2e} "
+                f"{self.residuals[number].item():12.2e} "
+                f"{more + str(int(self.multiplicities[number])):>13}{mark}"
+            )
+        low, high = self.limits
+        lines.append(
+            f"{self.products} products; missed one beyond these with probability ≤ "
+            f"{self.missed_probability:.1g}, one outside [{low:.4g}, {high:.4g}] with ≤ 0.001"
+        )
+        return "\n".join(lines)
+
+
+def clusters(values: Tensor, widths: Tensor) -> Tensor:
+    """Cluster number of each sorted value: neighbours within both their widths are one."""
+    apart = values.diff().abs() > widths[1:] + widths[:-1]
+    return torch.cat([torch.zeros(min(1, len(values)), dtype=torch.int64), apart.cumsum(0)])

@@ -1,0 +1,117 @@
+"""Numbers with their error bars."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "student"]
+
+
+def student(degrees: float) -> float:
+    """Half-width of the two-sided 95 % interval in standard errors, by Student's distribution.
+
+    Args:
+        degrees: Degrees of freedom, one less than the number of samples; inf for the normal
+            distribution.
+
+    Returns:
+        1.96 for many samples, 12.7 for two; inf without degrees of freedom.
+    """
+    if degrees < 1:
+        return math.inf
+    from scipy.special import ndtri, stdtrit  # half a second of import that few calls need
+
+    tail = (1 + 0.95) / 2
+    return float(ndtri(tail) if math.isinf(degrees) else stdtrit(degrees, tail))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number, its standard error, and the ends of its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        standard_error: Of the value, from the spread of independent samples; 0 without randomness.
+        low: Lower end of the 95 % interval; it includes the bounds of errors that are not random.
+        high: Upper end; inf where the method bounds the number only from below.
+
+    Example:
+        >>> print(Estimate.exact(2.0))
+        2 (exact)
+    """
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+    @classmethod
+    def exact(cls, value: float, bound: float = 0.0) -> "Estimate":
+        """A number without random error.
+
+        Args:
+            value: The number.
+            bound: Largest distance from the truth.
+
+        Returns:
+            The estimate; its interval is the value plus or minus the bound.
+        """
+        value = float(value)
+        return cls(value=value, standard_error=0.0, low=value - bound, high=value + bound)
+
+    def covers(self, truth: float) -> bool:
+        """Return whether a number lies in the 95 % interval, ends included."""
+        return self.low <= truth <= self.high
+
+    def __str__(self) -> str:
+        """The value with half the width of its interval, or the interval where it is lopsided."""
+        below, above = self.value - self.low, self.high - self.value
+        if below == above == 0 or math.isnan(self.value):
+            return f"{self.value:.6g} (exact)"
+        if math.isinf(self.high) or not 0.5 <= (above / below if below else math.inf) <= 2:
+            return f"{self.value:.4g} in [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.6g} ± {max(below, above):.2g}"
+
+
+def mean_estimate(
+    samples: Tensor, *, scale: float = 1.0, offset: float = 0.0, bound: float = 0.0
+) -> Estimate:
+    """``offset`` plus ``scale`` times the mean of independent samples, with Student's interval.
+
+    Returns:
+        The estimate; a single sample has an infinite interval. A ``bound`` on errors that are not
+        random widens both ends.
+    """
+    count = len(samples)
+    value = offset + scale * samples.mean().item()
+    if count < 2:
+        return Estimate(value=value, standard_error=math.inf, low=-math.inf, high=math.inf)
+    error = abs(scale) * samples.std().item() / math.sqrt(count)
+    half = student(count - 1) * error + bound
+    return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
+
+
+def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
+    """The same for positive samples, with an interval that is even on a logarithmic axis."""
+    # Squares are skewed: where their mean is too low, their spread is too low as well, so that an
+    # even interval misses the truth above it too often.
+    even = mean_estimate(samples, scale=scale, offset=offset)
+    mean = even.value - offset
+    if mean <= 0 or math.isinf(even.standard_error):
+        return even
+    ratio = math.exp(min(700.0, (even.high - even.value) / mean))
+    return Estimate(
+        value=even.value,
+        standard_error=even.standard_error,
+        low=offset + mean / ratio,
+        high=offset + mean * ratio,
+    )
+
+
+def root(square: Estimate) -> Estimate:
+    """Square root of an estimate that cannot be negative; the standard error to first order."""
+    value = math.sqrt(max(0.0, square.value))
+    error = square.standard_error / (2 * value) if value else math.sqrt(square.standard_error)
+    low, high = (math.sqrt(max(0.0, end)) for end in (square.low, square.high))
+    return Estimate(value=value, standard_error=error, low=low, high=high)
