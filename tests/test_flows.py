@@ -123,7 +123,7 @@ def test_readings_are_those_of_single_gradients(name, generator, device, data):
     for row, mode in enumerate(MODES):
         for column, statistic in enumerate(STATISTICS):
             exact = shares_by_the_definition(table, channels, mode, statistic)
-            assert abs(float(flows.readings[0, layer, row, column]) - exact) < round_off(64)
+            assert abs(float(flows.all_shares[0, layer, row, column]) - exact) < round_off(64)
 
 
 @pytest.mark.parametrize(("k", "channel"), [(0, 0), (63, 0), (17, 1), (40, 8)])
@@ -191,7 +191,7 @@ def test_off_path_flow_of_dominant_path_nets_is_exactly_zero(generator, data):
     flows = rt.dominant_flows(net, data)
     assert bool((flows.off_path == 0).all())
     # Against nothing at all every flow is dominant.
-    assert bool((flows.read(mode="sub", statistic="mean").shares > 0.5).all())
+    assert bool((flows.under(mode="sub", statistic="mean").shares > 0.5).all())
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "dirac", "full"])
@@ -222,7 +222,7 @@ def counted(flow, channels):
     """Readings of hand-made flows (K, 1, C, M)."""
     sums = Sums.zero(flow[0], torch.tensor(channels))
     sums.add(flow, torch.arange(len(flow)))
-    return sums.readings()[0]
+    return sums.shares()[0]
 
 
 def test_zeros_count_as_the_paper_says():
@@ -253,7 +253,7 @@ def test_ratio_of_normal_numbers_grows_with_the_map(generator):
         others = torch.randn(1, 2000, 1, positions, generator=generator)
         sums = Sums.zero(own[0], torch.tensor([0, -1]))  # 2,000 samples of one channel
         sums.add(torch.cat([own, others]), torch.arange(2))
-        shares.append(float(sums.readings()[:, 0, 0].mean()))
+        shares.append(float(sums.shares()[:, 0, 0].mean()))
     exact = rt.theory.exceedance(0.5).item()
     assert abs(shares[0] - exact) < 4 * math.sqrt(exact * (1 - exact) / 2000)
     assert shares[1] > 0.95
@@ -265,7 +265,7 @@ def test_batches_do_not_matter(generator, data, batch):
     whole = rt.dominant_flows(net, data, batch=2)
     loader = [(data[0][:1], data[1][:1]), (data[0][1:], data[1][1:])]
     parts = rt.dominant_flows(net, loader, batch=batch)
-    assert torch.equal(whole.readings, parts.readings)
+    assert torch.equal(whole.all_shares, parts.all_shares)
     assert_close(whole.gradients, parts.gradients)
 
 
@@ -274,21 +274,21 @@ def test_features_in_groups_give_the_same(generator, data, monkeypatch):
     whole = rt.dominant_flows(net, data, batch=2)
     monkeypatch.setattr(room, "_WORKSPACE", 1 << 16)
     parts = rt.dominant_flows(net, data, batch=2)
-    assert torch.equal(whole.readings, parts.readings)
+    assert torch.equal(whole.all_shares, parts.all_shares)
     assert_close(whole.off_path, parts.off_path, rtol=round_off(64), atol=0)
 
 
 def test_scale_of_the_loss_does_not_matter(generator, data):
     net = build("residual", generator)
     tenfold = rt.dominant_flows(net, data, loss=lambda out, y: 10 * F.cross_entropy(out, y))
-    assert torch.equal(tenfold.readings, rt.dominant_flows(net, data).readings)
+    assert torch.equal(tenfold.all_shares, rt.dominant_flows(net, data).all_shares)
 
 
 def test_explicit_identities_give_the_flows_of_residual_weights(data):
     nets = [rt.simplified_net(8, identity=kind) for kind in ("residual", "explicit")]
     one, other = (rt.dominant_flows(net, data) for net in nets)
     assert_close(one.off_path, other.off_path)
-    assert_close(one.readings, other.readings)
+    assert_close(one.all_shares, other.all_shares)
 
 
 # The result --------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_explicit_identities_give_the_flows_of_residual_weights(data):
 
 def test_error_bars_are_over_samples(generator, data):
     flows = rt.dominant_flows(build("plain", generator), data, mode="sub", statistic="median")
-    assert torch.equal(flows.shares, flows.readings[:, :, 2, 2])
+    assert torch.equal(flows.shares, flows.all_shares[:, :, 2, 2])
     assert_close(flows.mean, flows.shares.mean(0))
     half = (flows.shares[0] - flows.shares[1]).abs() / 2  # of two samples
     assert_close(flows.standard_error, half)
@@ -320,7 +320,7 @@ def test_images_are_scaled_like_in_training(generator):
     images = rt.Images(pixels=pixels, labels=torch.tensor([3, 7]), **constants)
     x = images.inputs(images.pixels, torch.float64)
     same = rt.dominant_flows(net, (x, images.labels))
-    assert torch.equal(rt.dominant_flows(net, images).readings, same.readings)
+    assert torch.equal(rt.dominant_flows(net, images).all_shares, same.all_shares)
 
 
 @pytest.mark.parametrize("name", ["residual", "full", "dirac"])
@@ -344,7 +344,7 @@ def test_flows_without_gradients_around(generator, data):
     net = build("residual", generator)
     with torch.no_grad():
         inside = rt.dominant_flows(net, data)
-    assert torch.equal(inside.readings, rt.dominant_flows(net, data).readings)
+    assert torch.equal(inside.all_shares, rt.dominant_flows(net, data).all_shares)
 
 
 # Paths -------------------------------------------------------------------------------------------
@@ -435,7 +435,7 @@ def test_nets_without_paths_are_refused(make, message):
 def test_a_stranger_ends_the_paths():
     paths = subactivation_paths(with_a_stranger())
     assert paths.names == ("4", "6")
-    assert "Renamed is no layer whose channels are followed" in paths.unmeasured["1"]
+    assert "Renamed is not a layer whose channels can be followed" in paths.unmeasured["1"]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def compute_flows(
         nets["identity"] = _without_branch(copy.deepcopy(nets["dirac"]))
         for kind, net in nets.items():
             flows = rt.dominant_flows(net, data)
-            means = [flows.read(mode="sap", statistic=name).mean for name in STATISTICS]
+            means = [flows.under(mode="sap", statistic=name).mean for name in STATISTICS]
             arrays[f"{state}.{kind}.mean"] = torch.stack(means, 1).cpu().numpy()
             arrays[f"{state}.{kind}.off"] = flows.off_path.mean(0).cpu().numpy()
     return arrays

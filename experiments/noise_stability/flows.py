@@ -107,7 +107,7 @@ def compute_figure_12(
         for state in states:
             net = listed_net(name, state, epochs=epochs, device=device)
             flows = rt.dominant_flows(net, data, rule=rule)
-            views = [flows.read(mode="sap", statistic=statistic) for statistic in STATISTICS]
+            views = [flows.under(mode="sap", statistic=statistic) for statistic in STATISTICS]
             key = f"{kind}.{state}"
             arrays[f"{key}.mean"] = np.stack([v.mean.cpu() for v in views], 1)
             arrays[f"{key}.error"] = np.stack([v.standard_error.cpu() for v in views], 1)

@@ -1,4 +1,4 @@
-"""What counts as dominant: ratios of a path's own flow to all that arrives from others."""
+"""Statistics of dominance: ratios of a path's own flow to the flow that arrives from others."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,15 @@ STATISTICS = ("mean", "ratio_of_means", "median")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sums:
-    """What the ratios of one layer need; no sum contains what it shall not, so zeros are exact.
+    """Sums from which the ratios of one layer follow.
+
+    No sum contains a term that is subtracted later, so zeros are exact.
 
     Attributes:
-        channels: Channel of each path, (K,); -1 where it has ended.
+        channels: Channel of each path, (K,); -1 where the path has ended.
         own: Flow of each path into its own channel, (K, batch, M).
         rest: Flow into each channel from features whose path is elsewhere, (batch, C, M).
-        mass: Sums of absolute flow, all and off the paths, (2, batch), float64.
+        mass: Sums of absolute flow, in total and off the paths, (2, batch), float64.
     """
 
     channels: Tensor
@@ -29,15 +31,7 @@ class Sums:
 
     @classmethod
     def zero(cls, activation: Tensor, channels: Tensor) -> "Sums":
-        """Nothing yet.
-
-        Args:
-            activation: Of the layer, (batch, C, *spatial): shape, dtype and device.
-            channels: Channel of each path.
-
-        Returns:
-            Sums that are zero.
-        """
+        """Sums of zero for a layer's activation, (batch, C, *spatial)."""
         flat = activation.detach().flatten(2)
         return cls(
             channels=channels,
@@ -47,12 +41,7 @@ class Sums:
         )
 
     def add(self, flow: Tensor, chosen: Tensor) -> None:
-        """Add the flows from some features.
-
-        Args:
-            flow: (chosen, batch, C, M); as it was afterwards.
-            chosen: Which features.
-        """
+        """Add the flows from the chosen features, (chosen, batch, C, M); flow keeps its values."""
         alive = (self.channels[chosen] >= 0).nonzero().squeeze(1)
         places = alive, slice(None), self.channels[chosen][alive]
         self.own[chosen[alive]] = own = flow[places]
@@ -65,19 +54,11 @@ class Sums:
         flow[places] = own
 
     def off_path(self) -> Tensor:
-        """Share of the absolute flow off the paths.
-
-        Returns:
-            (batch,), float64, in [0, 1]; 0 where nothing flows.
-        """
+        """Share of the absolute flow off the paths, (batch,), in [0, 1]; 0 where nothing flows."""
         return torch.where(self.mass[0] > 0, self.mass[1] / self.mass[0], 0.0)
 
-    def readings(self) -> Tensor:
-        """Shares of dominant paths by every mode and statistic.
-
-        Returns:
-            (batch, 3, 3), float64, in [0, 1]; in the order of ``MODES`` and ``STATISTICS``.
-        """
+    def shares(self) -> Tensor:
+        """Shares of dominant paths by every mode and statistic, (batch, 3, 3), in [0, 1]."""
         alive = (self.channels >= 0).nonzero().squeeze(1)
         at, own = self.channels[alive], self.own[alive]
         rest = self.rest.movedim(1, 0)
@@ -94,7 +75,7 @@ class Sums:
 
 
 def _dominant(own: Tensor, others: Tensor) -> Tensor:
-    """Whether the own flow outweighs the others by each statistic: (paths, batch, 3), 0 or 1."""
+    """Whether the own flow outweighs the others by each statistic, (paths, batch, 3), 0 or 1."""
     ratio = torch.where(own > 0, own / others, 0.0).mean(2)  # 0 / 0 is 0, x / 0 is infinity
     found = [ratio > 1, own.mean(2) > others.mean(2), (own > others).double().mean(2) > 0.5]
     return torch.stack(found, dim=2).to(torch.float64)

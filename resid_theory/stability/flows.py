@@ -1,4 +1,4 @@
-r"""Dominant gradient flows: does the gradient along a path outweigh all that arrives from others?
+r"""Dominant gradient flows: the gradient along a path against that from all other features.
 
 :math:`G_l[j,k] = g_k\, \partial a_L[k] / \partial a_l[j]` is the flow into channel j of layer l
 from final feature k, where g is the gradient of the loss in the features a_L; the sum over k is the
@@ -32,34 +32,34 @@ class Flows:
 
     Attributes:
         layers: Names of the layers, from input to output.
-        readings: f_l of each sample by each mode and statistic, (samples, layers, 3, 3), float64,
+        all_shares: f_l of each sample by each mode and statistic, (samples, layers, 3, 3), float64,
             in [0, 1]; in the order of ``MODES`` and ``STATISTICS``.
         off_path: Share of the absolute flow into each layer that arrives in channels off its own
             path, (samples, layers), float64, in [0, 1]; exactly 0 in dominant-path nets.
         gradients: g, gradient of each sample's own loss in the final features, (samples, K), in
             units of loss per feature.
-        mode: Which reading ``shares`` shows.
-        statistic: Likewise.
+        mode: Mode of ``shares``, one of ``MODES``.
+        statistic: Statistic of ``shares``, one of ``STATISTICS``.
         unmeasured: Layers without a path, with the reason.
     """
 
     layers: tuple[str, ...]
-    readings: Tensor
+    all_shares: Tensor
     off_path: Tensor
     gradients: Tensor
     mode: str
     statistic: str
     unmeasured: Mapping[str, str]
 
-    def read(self, *, mode: str, statistic: str) -> "Flows":
-        """The same flows, counted otherwise.
+    def under(self, *, mode: str, statistic: str) -> "Flows":
+        """The same flows, counted by another mode or statistic.
 
         Args:
-            mode: Of ``MODES``.
-            statistic: Of ``STATISTICS``.
+            mode: One of ``MODES``.
+            statistic: One of ``STATISTICS``.
 
         Returns:
-            A result whose ``shares`` are of that kind.
+            A new result that shares memory with this one.
 
         Raises:
             ValueError: If a name is unknown.
@@ -71,7 +71,7 @@ class Flows:
     @property
     def shares(self) -> Tensor:
         """f_l of each sample, (samples, layers), in [0, 1]."""
-        return self.readings[:, :, MODES.index(self.mode), STATISTICS.index(self.statistic)]
+        return self.all_shares[:, :, MODES.index(self.mode), STATISTICS.index(self.statistic)]
 
     @property
     def mean(self) -> Tensor:
@@ -80,7 +80,7 @@ class Flows:
 
     @property
     def standard_error(self) -> Tensor:
-        """Of that mean, (layers,): over samples, not over nets; NaN for one sample."""
+        """Standard error of the mean over samples, not over nets, (layers,); NaN for one sample."""
         return self.shares.std(0) / len(self.shares) ** 0.5
 
 
@@ -98,7 +98,7 @@ def dominant_flows(
     r"""The share f_l of dominant paths in each layer of a net.
 
     Path k is dominant in layer l, for one sample, if r > 1, where r compares its own flow into its
-    channel j with what arrives there from all other features, position m by position:
+    channel j with the flow from all other features, position m by position:
     ``"mean"``, the paper's, is
     :math:`\frac{1}{M} \sum_m |G[j,k][m]| \,/\, |\sum_{k' \neq k} G[j,k'][m]|` with 0/0 = 0 and
     x/0 infinite; ``"ratio_of_means"`` divides the means of numerator and denominator; ``"median"``
@@ -111,7 +111,7 @@ def dominant_flows(
     on the size of the map: of flows half as strong as the rest, 30 % are dominant at M = 1 and
     nearly all at M = 256. Compare nets, or layers of equal maps, and look at the other statistics.
 
-    BatchNorm uses its running statistics: samples do not mix. Nothing of the net changes. The cost
+    BatchNorm uses its running statistics, so samples do not mix. The net stays as it was. The cost
     is one backward pass down to the first layer for each final feature: with 64 of them about 50
     times that of one training step on the same samples.
 
@@ -120,20 +120,22 @@ def dominant_flows(
             not needed to compare magnitudes.
         data: Images, (x, y), an object with ``.x`` and ``.y``, or a loader; x is cast to the type
             of the weights.
-        loss: A mean over samples, as in ``losses.loss_function``.
-        mode: ``"sap"``, ``"first"`` or ``"sub"``. The paper's counting is not certain: its flat
+        loss: ``"cross_entropy"``, ``"square"``, or a callable (output, target) that returns a mean
+            over samples.
+        mode: ``"sap"``, ``"first"`` or ``"sub"``. The paper does not say how it counts: its flat
             curves for plain nets fit ``"sap"`` and ``"first"``.
         statistic: ``"mean"``, ``"ratio_of_means"`` or ``"median"``.
-        rule: As for :func:`subactivation_paths`.
-        batch: Samples taken together; None chooses by memory.
-        progress: Whether a bar shows on stderr.
+        rule: Identity assumed in convolutions whose design has none: ``"repeat"``, ``"truncate"``,
+            or None, at which paths end there.
+        batch: Samples in one pass; None chooses by memory.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
-        The shares by the mode and statistic that were asked for, and all others beside them.
+        The shares by the given mode and statistic, with those of all others.
 
     Raises:
-        ValueError: If a name is unknown, the net has no paths (says why), or data and loss do not
-            fit it.
+        ValueError: If a name is unknown, the net has no paths (with the reason), or data and loss
+            do not fit it.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, Appendix D, inequality (5) and eq. (13).
@@ -148,14 +150,27 @@ def dominant_flows(
     check_choice("statistic", statistic, STATISTICS)
     step = None if batch is None else check_int("batch", batch)
     paths = subactivation_paths(net, rule=rule)
+    assert isinstance(net, nn.Sequential)
     parts = []
     with preserved(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
         for x, y in _samples(net, data):
-            parts += _measured(net, x, y, loss, paths, step, bar)
-    readings, off_path, gradients = (torch.cat(columns) for columns in zip(*parts, strict=True))
+            start, size = 0, step
+            while start < len(x):
+                ladder = _Ladder.of(net, x[start : start + (size or 1)], paths)
+                if size is None:
+                    # One sample has shown how large the flows are.
+                    size = max(1, min(len(x), _WORKSPACE // (6 * ladder.largest)))
+                    if size > 1:
+                        continue
+                target = y[start : start + size]
+                gradients = _gradients(net[paths.top :], ladder.upper[-1], target, loss)
+                parts.append((*_read(ladder, gradients, paths), gradients))
+                bar.update(len(target))
+                start += size
+    all_shares, off_path, gradients = (torch.cat(columns) for columns in zip(*parts, strict=True))
     return Flows(
         layers=paths.names,
-        readings=readings,
+        all_shares=all_shares,
         off_path=off_path,
         gradients=gradients,
         mode=mode,
@@ -167,13 +182,14 @@ def dominant_flows(
 def feature_gradients(
     net: nn.Module, data: Any, *, loss: str | Loss = "cross_entropy", batch: int = 256
 ) -> Tensor:
-    r"""g, gradient of each sample's own loss in the net's final features a_L.
+    r"""Gradient g of each sample's own loss in the net's final features a_L.
 
     Args:
         net: A net of this library, see :func:`subactivation_paths`.
-        data: As for :func:`dominant_flows`.
-        loss: Likewise.
-        batch: Samples taken together.
+        data: Images, (x, y), an object with ``.x`` and ``.y``, or a loader.
+        loss: ``"cross_entropy"``, ``"square"``, or a callable (output, target) that returns a mean
+            over samples.
+        batch: Samples in one pass.
 
     Returns:
         (samples, K), in units of loss per feature.
@@ -210,54 +226,26 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: str | Lo
 
 
 def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as they come, on the device and in the type of the weights."""
+    """Batches on the device and in the type of the weights."""
     like = next(net.parameters())
-    for x, y in batches(_as_inputs(data, like.dtype) if isinstance(data, Images) else data):
+    if isinstance(data, Images):
+        images = data
+        # A part at a time: as floating-point numbers the set is four or eight times as large.
+        parts = zip(images.pixels.split(512), images.labels.split(512), strict=True)
+        data = ((images.inputs(pixels, like.dtype), labels) for pixels, labels in parts)
+    for x, y in batches(data):
         target = y.to(like.dtype) if y.is_floating_point() else y
         yield x.to(like.device, like.dtype), target.to(like.device)
 
 
-def _as_inputs(images: Images, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
-    # A part at a time: as floating-point numbers the set is four or eight times as large.
-    for pixels, labels in zip(images.pixels.split(512), images.labels.split(512), strict=True):
-        yield images.inputs(pixels, dtype), labels
-
-
-def _measured(
-    net: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    loss: str | Loss,
-    paths: ChannelPaths,
-    step: int | None,
-    bar: "tqdm[Any]",
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    assert isinstance(net, nn.Sequential)
-    parts = []
-    start = 0
-    while start < len(x):
-        ladder = _Ladder.of(net, x[start : start + (step or 1)], paths)
-        if step is None:
-            # One sample has shown how large the flows are.
-            step = max(1, min(len(x), _WORKSPACE // (6 * ladder.largest)))
-            if step > 1:
-                continue
-        target = y[start : start + step]
-        gradients = _gradients(net[paths.top :], ladder.upper[-1], target, loss)
-        parts.append((*_read(ladder, gradients, paths), gradients))
-        bar.update(len(target))
-        start += step
-    return parts
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ladder:
-    """Activations of the layers, each with the graph of the net's part that leads up to the next.
+    """Activations of the layers, each with the graph of the part of the net up to the next layer.
 
     Attributes:
-        lower: Activations without a history, one for each layer.
-        upper: The same numbers with the history that starts at the layer below; the last are the
-            final features.
+        lower: Activations of the layers as leaves of the graph.
+        upper: The next layers' activations, computed from ``lower``; the last are the final
+            features.
     """
 
     lower: list[Tensor]
@@ -281,7 +269,7 @@ class _Ladder:
         return features * max(a.numel() * a.element_size() for a in self.lower)
 
     def flows(self, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Flows from some features into every layer, from the top: (features, batch, C, M)."""
+        """Flows from chosen features into every layer, from the top, (features, batch, C, M)."""
         flow = gradients.new_zeros(len(chosen), *gradients.shape)
         rows = torch.arange(len(chosen), device=chosen.device)
         flow[rows, :, chosen] = gradients[:, chosen].mT
@@ -297,7 +285,7 @@ class _Ladder:
 
 
 def _read(ladder: _Ladder, gradients: Tensor, paths: ChannelPaths) -> tuple[Tensor, Tensor]:
-    """All readings of one batch and the share off the paths, sample by sample."""
+    """Shares by every mode and statistic, and shares off the paths, sample by sample."""
     features = torch.arange(gradients.shape[1], device=gradients.device)
     group = max(1, _WORKSPACE * len(features) // (6 * ladder.largest))
     sums = [
@@ -307,5 +295,5 @@ def _read(ladder: _Ladder, gradients: Tensor, paths: ChannelPaths) -> tuple[Tens
     for chosen in features.split(group):
         for layer, flow in ladder.flows(gradients, chosen):
             sums[layer].add(flow, chosen)
-    readings = torch.stack([total.readings() for total in sums], dim=1)
-    return readings, torch.stack([total.off_path() for total in sums], dim=1)
+    shares = torch.stack([total.shares() for total in sums], dim=1)
+    return shares, torch.stack([total.off_path() for total in sums], dim=1)

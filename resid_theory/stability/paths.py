@@ -1,4 +1,4 @@
-"""Sub-activation paths: which channel of each layer the identity connects with a final feature."""
+"""Sub-activation paths: the channel of each layer that identities connect with a final feature."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _CHANNELWISE = (
 
 
 class _Ends(Exception):
-    """No channel goes on through a module; the text says why."""
+    """Ends the paths at a module; the text gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,10 +29,10 @@ class ChannelPaths:
     """The sub-activation paths (SAPs) of a net of K final features; path k ends in feature k.
 
     Attributes:
-        names: Layers with paths whose flow is mixed on the way up, from input to output.
+        names: Layers with paths whose flow is mixed further up, from input to output.
         ends: ``net[: ends[i]]`` is the map from the net's input to layer i's activation.
         top: ``net[:top]`` gives the final features, (batch, K).
-        channels: For each layer the channel of every path, (K,), int64; -1 where it has ended.
+        channels: Channel of every path in each layer, (K,), int64; -1 where the path has ended.
         unmeasured: Layers without a path, with the reason.
     """
 
@@ -46,26 +46,25 @@ class ChannelPaths:
 def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPaths:
     """Follow each final feature down the identity of every layer, as far as there is one.
 
-    Layers are the outputs of ReLUs and of blocks. Those from which only channel-wise operations
+    Layers are the outputs of ReLUs and of blocks. Layers from which only channel-wise operations
     lead to the features are left out: nothing is mixed there, and their flow is dominant by
     definition.
 
     Args:
         net: A net of this library: an ``nn.Sequential`` whose convolutions are marked with the rule
             of their identity or lie in blocks, and which ends in average pool, flatten, linear.
-        rule: For convolutions whose design has no identity, such as those of plain blocks:
-            ``"repeat"`` or ``"truncate"`` gives them the paths of a net that has one there. None:
-            paths end there.
+        rule: Identity assumed in convolutions whose design has none, such as those of plain blocks:
+            ``"repeat"`` or ``"truncate"``. None: paths end there.
 
     Returns:
         The paths.
 
     Raises:
-        ValueError: If the net has another form, or no layer with a path; says why.
+        ValueError: If the net has another form, or no layer with a path, with the reason.
 
     Source:
-        Yu & Tomasi, arXiv:1905.10944, Appendix D.1; for nets other than the simplified ones, where
-        the paper has none: the paths of their own identity.
+        Yu & Tomasi, arXiv:1905.10944, Appendix D.1, for the simplified nets. Differs from the
+        paper: other nets, for which it defines no paths, get those of their own identity.
 
     Example:
         >>> paths = subactivation_paths(rt.simplified_net(8, identity="residual"))
@@ -101,25 +100,15 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPa
 
 
 def final_features(net: nn.Module) -> tuple[int, int]:
-    """Where the final features are: pooled channels, before the classifier.
-
-    Args:
-        net: A net of this library.
-
-    Returns:
-        The number of modules that lead to them, and how many features there are.
-
-    Raises:
-        ValueError: If the net does not end in average pool, flatten, linear.
-    """
+    """Number of modules that lead to the final features, the pooled channels, and of features."""
     modules = list(net.children()) if isinstance(net, nn.Sequential) else []
     last = modules[-3:]
     kinds = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
     if len(last) < 3 or not all(isinstance(m, kind) for m, kind in zip(last, kinds, strict=True)):
         raise ValueError(
             f"net: got {type(net).__name__}, needs an nn.Sequential that ends in "
-            "AdaptiveAvgPool2d(1), Flatten, Linear, as the nets of this library do: only there is "
-            "every final feature the average of one channel"
+            "AdaptiveAvgPool2d(1), Flatten, Linear, as the nets of this library do, so that every "
+            "final feature is the average of one channel"
         )
     pool, _, linear = last
     if pool.output_size not in (1, (1, 1)):
@@ -139,27 +128,23 @@ def _below(module: nn.Module, at: Tensor, rule: str | None) -> Tensor:
         if own is None:
             raise _Ends(
                 "a convolution whose design has no identity; rule='repeat' or 'truncate' follows "
-                "the identity that it might have"
+                "the identity that it could have"
             )
         return _through(module, at, own)
     if isinstance(module, Block):
-        return _below(module.before, _below_shortcut(module, _below(module.after, at, rule)), rule)
+        at, shortcut = _below(module.after, at, rule), module.shortcut
+        if isinstance(shortcut, IdentityShortcut):
+            first = next(m for m in module.branch.modules() if isinstance(m, nn.Conv2d))
+            shape = (shortcut.channels, first.in_channels)
+            at = _followed(id_entries(shape, rule=shortcut.rule), shape[0], at)
+        elif not isinstance(shortcut, nn.Identity):
+            raise _Ends("its shortcut is a projection, which mixes all channels")
+        return _below(module.before, at, rule)
     if isinstance(module, nn.Sequential):
         for inner in reversed(module):
             at = _below(inner, at, rule)
         return at
-    raise _Ends(f"{type(module).__name__} is no layer whose channels are followed here")
-
-
-def _below_shortcut(block: Block, at: Tensor) -> Tensor:
-    shortcut = block.shortcut
-    if isinstance(shortcut, nn.Identity):
-        return at
-    if not isinstance(shortcut, IdentityShortcut):
-        raise _Ends("its shortcut is a projection, which mixes all channels")
-    first = next(m for m in block.branch.modules() if isinstance(m, nn.Conv2d))
-    shape = (shortcut.channels, first.in_channels)
-    return _followed(id_entries(shape, rule=shortcut.rule), shape[0], at)
+    raise _Ends(f"{type(module).__name__} is not a layer whose channels can be followed")
 
 
 def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
@@ -175,7 +160,7 @@ def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
 
 
 def _followed(entries: tuple[Tensor, ...], outputs: int, at: Tensor) -> Tensor:
-    # One entry more, the last, keeps at -1 what is at -1: paths that have ended.
+    # One entry more, the last: index -1 reads it and stays -1, for paths that have ended.
     below = torch.full((outputs + 1,), -1, device="cpu")
     below[entries[0]] = entries[1]
     return below[at]
