@@ -118,15 +118,17 @@ def test_auto_takes_the_cheaper_way(probes):
 def test_probes_are_unbiased_with_the_variance_of_random_signs(side):
     net = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 8))
     z = noise(2, 6)
-    found = squared_norm(net, z, probes=4000, generator=torch.Generator(), rows=1000, side=side)
+    mean, standard_error = squared_norm(
+        net, z, probes=4000, side=side, generator=torch.Generator(), rows=1000
+    )
     for number in range(2):
         jacobian = torch.func.jacrev(lambda x: net(x))(z[number]).detach()
         gram = jacobian.T @ jacobian if side == "in" else jacobian @ jacobian.T
         variance = 2 * (gram.square().sum() - gram.diagonal().square().sum())
         error = (variance / 4000) ** 0.5
-        assert abs(found.mean[number] - jacobian.square().sum()) < 4 * error
+        assert abs(mean[number] - jacobian.square().sum()) < 4 * error
         # The standard deviation of a sample standard deviation is a few percent here.
-        assert found.standard_error[number] == pytest.approx(error.item(), rel=0.15)
+        assert standard_error[number] == pytest.approx(error.item(), rel=0.15)
 
 
 def test_a_diagonal_gram_matrix_needs_one_side_and_has_no_error():

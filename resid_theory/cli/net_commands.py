@@ -221,7 +221,7 @@ def cushions(
         ),
     ] = None,
     norm: Annotated[
-        str, typer.Option(help="Of a layer's weight: kernel (as an array) or operator.")
+        str, typer.Option(help="Norm of the weight in the denominator, such as kernel or operator.")
     ] = "kernel",
     weight: Annotated[
         str, typer.Option(help="Weight in the denominator: identity_removed or effective.")

@@ -1,4 +1,4 @@
-"""What the compression bound of Arora et al. is made of. Constants and logarithms are left out."""
+"""Quantities of the compression bound of Arora et al., without constants and logarithms."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from resid_theory._check import as_generator, check_positive
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers, onward_norms
+from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.linear_maps import CONVOLUTIONS, LinearMap
 from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.norms import row_norms
@@ -21,7 +21,7 @@ __all__ = ["CompressionBound", "compression_bound"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CompressionBound:
-    r"""The quantities of the compression bound, and the effective number of parameters.
+    r"""Quantities of the compression bound, and the effective number of parameters.
 
     Attributes:
         layers: Names of the linear layers.
@@ -30,8 +30,8 @@ class CompressionBound:
         spread: :math:`\beta`, largest share of one position in a Jacobian, (layers,); 1 for
             vectors.
         overlap: ⌈kernel side / stride⌉, (layers,); 1 for ``nn.Linear``.
-        contraction: c, the largest over the activations.
-        output_norm: Largest norm of the net's output.
+        contraction: c, the largest activation contraction.
+        output_norm: Largest norm of the net's output over the samples.
         margin: γ, in units of the output.
         samples: Number of samples, |S|.
     """
@@ -48,7 +48,7 @@ class CompressionBound:
 
     @property
     def terms(self) -> Tensor:
-        """What each layer adds to the sum, (layers,)."""
+        """Contribution of each layer to the sum, (layers,)."""
         cushions = (self.layer_cushions * self.interlayer).square()
         return (self.spread * self.overlap).square() / cushions
 
@@ -59,8 +59,8 @@ class CompressionBound:
         .. math:: c^2 d^2 \max_x \|f(x)\|^2 \sum_i \frac{\beta_i^2 \lceil \kappa_i / s_i \rceil^2}
             {\mu_i^2 \mu_{i \to}^2} \Big/ \gamma^2
 
-        Not a certified bound: the bound's square root of this over m has logarithms and constants
-        before it, and needs an interlayer smoothness of at least 3d.
+        Not a certified bound: in the theorem the square root of this over m is multiplied by
+        constants and logarithms, and an interlayer smoothness of at least 3d is assumed.
 
         Source:
             Arora et al., arXiv:1802.05296, Theorems 4.1 and 5.1.
@@ -81,18 +81,18 @@ def compression_bound(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> CompressionBound:
-    """Measure what the compression bound of a chain of layers is made of.
+    """Measure the quantities of the compression bound of a chain of layers.
 
-    Interlayer cushions of all pairs of layers take one forward product for each layer and probe.
+    Interlayer cushions of all pairs of layers take one Jacobian product for each layer and probe.
 
     Args:
         net: An ``nn.Sequential`` whose layers are one chain, Linear or convolutions.
-        data: As in :func:`layer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         margin: γ, in units of the output, above 0.
-        probes: Random signs for each layer.
+        probes: Number of sign vectors for each layer.
         generator: Source of the signs, on the CPU, or a seed.
-        batch: Samples taken at once.
-        device: As in :func:`layer_cushions`.
+        batch: Samples in one forward pass.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -115,15 +115,23 @@ def compression_bound(
     with preserved(net), differentiable(), torch.no_grad():
         for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="bound"):
             samples += len(x)
-            for number, position in enumerate(chain.layers):
+            for i, (position, linear) in enumerate(zip(chain.layers, maps, strict=True)):
                 z = chain.run(x.clone(), 0, position)
                 below = row_norms(z.reshape(len(z), -1))
-                above = row_norms(maps[number].apply(z).reshape(len(z), -1))
-                size = row_norms(maps[number].weight.reshape(1, -1))
-                cushions[number] = min(float(cushions[number]), _least(above / below / size))
-                found, share = _onward(chain, number, z, probes, source)
-                onward[number] = min(float(onward[number]), found)
-                spread[number] = max(float(spread[number]), share)
+                above = row_norms(linear.apply(z).reshape(len(z), -1))
+                size = row_norms(linear.weight.reshape(1, -1))
+                cushions[i] = min(float(cushions[i]), _least(above / below / size))
+                z = chain.modules[position](z.clone())
+                kappa = z.shape[2:].numel() ** 0.5
+                itself = kappa / z[0].numel() ** 0.5  # J = I from a layer to itself
+                onward[i] = min(float(onward[i]), itself)
+                if later := list(chain.layers[i + 1 :]):
+                    norms = onward_norms(
+                        chain, z, position + 1, later, probes=probes, generator=source
+                    )
+                    found = kappa * norms.products / norms.frobenius / norms.inputs
+                    onward[i] = min(float(onward[i]), _least(found))
+                    spread[i] = max(float(spread[i]), float(norms.spread.nan_to_num(1.0).max()))
             output = chain.run(x.clone(), 0, len(chain.modules))
             output_norm = max(output_norm, float(row_norms(output.reshape(len(x), -1)).max()))
     return CompressionBound(
@@ -131,7 +139,7 @@ def compression_bound(
         layer_cushions=cushions,
         interlayer=onward,
         spread=spread,
-        overlap=torch.tensor([_overlap(linear) for linear in maps], dtype=torch.float64),
+        overlap=torch.tensor([_overlap(linear.layer) for linear in maps], dtype=torch.float64),
         contraction=contraction,
         output_norm=output_norm,
         margin=margin,
@@ -143,23 +151,8 @@ def _least(values: Tensor) -> float:
     return float(values.nan_to_num(torch.inf).min())
 
 
-def _onward(
-    chain: ModuleChain, number: int, z: Tensor, probes: int, source: torch.Generator
-) -> tuple[float, float]:
-    """Smallest interlayer cushion from a layer's output to all later ones, and the spread."""
-    position, later = chain.layers[number], list(chain.layers[number + 1 :])
-    z = chain.modules[position](z.clone())
-    kappa = z.shape[2:].numel() ** 0.5
-    itself = kappa / z[0].numel() ** 0.5  # J = I from a layer to itself
-    if not later:
-        return itself, 1.0
-    norms = onward_norms(chain, z, position + 1, later, probes=probes, generator=source)
-    cushions = kappa * norms.products / norms.frobenius / norms.inputs
-    return min(itself, _least(cushions)), float(norms.spread.nan_to_num(1.0).max())
-
-
-def _overlap(linear: LinearMap) -> int:
-    layer = linear.layer
+def _overlap(layer: nn.Module) -> int:
+    """⌈kernel side / stride⌉, the largest over the axes; 1 for ``nn.Linear``."""
     if not isinstance(layer, CONVOLUTIONS):
         return 1
     sides = zip(layer.kernel_size, layer.stride, strict=True)

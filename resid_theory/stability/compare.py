@@ -1,4 +1,4 @@
-"""Two nets side by side, layer by layer: how far apart, how surely, in how many layers."""
+"""Comparison of the cushions of two nets, layer by layer, with intervals and effect sizes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,23 +17,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "compare_cushions", "holm"]
 
-_AT_ONCE = 1 << 22  # numbers that a step of the bootstrap holds
+_AT_ONCE = 1 << 22  # numbers held in one step of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """Cushions of one side less those of the other, by layer.
+    """Differences between the cushions of two sides, by layer.
 
     Attributes:
         layers: Names of the layers that both sides have.
-        unit: ``"sample"`` or ``"seed"``: what was drawn anew in the bootstrap. Samples tell about
-            these two nets only, seeds about two ways of training.
-        units: How many of them, of a and of b.
-        medians: Of a and of b, (layers, 2), float64; over seeds, of each net's own median.
+        unit: ``"sample"`` or ``"seed"``: the unit resampled in the bootstrap. Samples support
+            statements about these two nets only, seeds about two ways of training.
+        units: Number of units of a and of b.
+        medians: Medians of a and of b, (layers, 2), float64; over seeds, medians of the nets' own
+            medians.
         intervals: Ends of the bootstrap interval of the difference of medians, (layers, 2).
-        confidence: Of the intervals, in (0, 1).
+        confidence: Confidence of the intervals, in (0, 1).
         cliffs_delta: Pr(a > b) - Pr(a < b) for one unit of each, (layers,), in [-1, 1].
-        p_values: Of the two-sided Mann-Whitney test, (layers,).
+        p_values: P-values of the two-sided Mann-Whitney test, (layers,).
         only_in_a: Layers that b does not have.
         only_in_b: Layers that a does not have.
     """
@@ -56,7 +57,7 @@ class Comparison:
 
     @property
     def adjusted_p_values(self) -> Tensor:
-        """P-values for all layers together, by Holm's method, (layers,)."""
+        """P-values adjusted for the number of layers by Holm's method, (layers,)."""
         return holm(self.p_values)
 
     @property
@@ -68,8 +69,8 @@ class Comparison:
         """The comparison as a table.
 
         Returns:
-            One row a layer: medians, their difference with its interval, Cliff's delta, p-value and
-            Holm's p-value.
+            One row for each layer: medians, their difference with its interval, Cliff's delta,
+            p-value and adjusted p-value.
         """
         import pandas
 
@@ -86,7 +87,7 @@ class Comparison:
         return pandas.DataFrame(columns, index=pandas.Index(self.layers, name="layer"))
 
     def __str__(self) -> str:
-        """A table, and the count of layers."""
+        """The table, headed by the number of layers in which a is larger."""
         kind = f"{self.unit}s" if max(self.units) > 1 else self.unit
         lines = [
             f"a - b over {self.units[0]} and {self.units[1]} {kind}, "
@@ -110,17 +111,17 @@ def compare_cushions(
 ) -> Comparison:
     """Compare the cushions of two nets, or of two groups of nets from several seeds.
 
-    One net a side: its samples are the units. A list a side: its nets are the units, each by its
-    median over the samples, because the samples of one net do not tell how another training would
-    have ended.
+    With one net on each side, its samples are the units. With a list on each side, the nets are the
+    units, each represented by its median over the samples, because the samples of one net do not
+    tell how another training would have ended.
 
     Args:
-        a: What :func:`layer_cushions` or :func:`interlayer_cushions` gave, or a list of such.
-        b: The same kind, by the same norm and convention.
-        confidence: Of the bootstrap intervals (percentile method, both sides drawn anew), in
-            (0, 1).
-        resamples: Of the bootstrap.
-        generator: Source of its randomness, or a seed.
+        a: Result of :func:`layer_cushions` or :func:`interlayer_cushions`, or a list of results.
+        b: The same kind, measured with the same norm and weight.
+        confidence: Confidence of the bootstrap intervals (percentile method, both sides
+            resampled), in (0, 1).
+        resamples: Number of bootstrap resamples.
+        generator: Source of the resamples, or a seed.
 
     Returns:
         The comparison; samples without a value are left out.
@@ -147,7 +148,11 @@ def compare_cushions(
     unit = "sample" if isinstance(a, Summaries) else "seed"
     if isinstance(a, Summaries) != isinstance(b, Summaries):
         raise ValueError("b: a and b must both be one net's cushions, or both lists of them")
-    _check_alike([a, b] if isinstance(a, Summaries) else [*a, *b])  # type: ignore[misc,list-item]
+    nets: list[Any] = [a, b] if isinstance(a, Summaries) else [*a, *b]  # type: ignore[misc]
+    for key in ("norm", "weight", "include_bias", "kappa", "batchnorm"):
+        kinds = sorted({str(getattr(net, key, None)) for net in nets})
+        if len(kinds) > 1:
+            raise ValueError(f"b: measured with {key} {' and '.join(kinds)}; needs one {key}")
     names = [name for name in sides[0] if name in sides[1]]
     if not names:
         raise ValueError(f"b: has layers {list(sides[1])}, none of which a has: {list(sides[0])}")
@@ -171,21 +176,7 @@ def compare_cushions(
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """P-values adjusted so that the chance of any false rejection among them stays below a level.
-
-    Args:
-        p_values: (k,), each in [0, 1].
-
-    Returns:
-        (k,), in the same order; reject those below the level.
-
-    Source:
-        Holm, Scand. J. Statist. 6, 65 (1979).
-
-    Example:
-        >>> holm(torch.tensor([0.01, 0.04, 0.03])).tolist()
-        [0.029999999329447746, 0.05999999865889549, 0.05999999865889549]
-    """
+    """P-values adjusted by Holm's method, in the same order; reject those below the level."""
     order = p_values.argsort()
     factors = torch.arange(len(p_values), 0, -1, device=p_values.device)
     stepped = (p_values[order] * factors).cummax(0).values.clamp(max=1)
@@ -193,7 +184,7 @@ def holm(p_values: Tensor) -> Tensor:
 
 
 def _units(argument: str, given: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Numbers to compare by layer: a net's samples, or the medians of several nets."""
+    """Numbers to compare, by layer: a net's samples, or the medians of several nets."""
     if isinstance(given, Summaries):
         known = {
             name: row[~row.isnan()].numpy()
@@ -203,21 +194,14 @@ def _units(argument: str, given: Any) -> dict[str, np.ndarray[Any, Any]]:
     nets = list(given) if isinstance(given, (list, tuple)) else []
     if len(nets) < 2 or not all(isinstance(net, Summaries) for net in nets):
         raise ValueError(
-            f"{argument}: got {type(given).__name__} of {len(nets)}, needs the cushions of a net "
-            "or a list of those of two nets or more"
+            f"{argument}: got {type(given).__name__} of {len(nets)}, needs the cushions of one "
+            "net, or a list of the cushions of two nets or more"
         )
     names = [name for name in nets[0].rows if all(name in net.rows for net in nets)]
     medians = {
         name: np.array([float(net.median[net.rows.index(name)]) for net in nets]) for name in names
     }
     return {name: values[~np.isnan(values)] for name, values in medians.items()}
-
-
-def _check_alike(nets: Sequence[Summaries]) -> None:
-    for key in ("norm", "weight", "include_bias", "kappa", "batchnorm"):
-        kinds = sorted({str(getattr(net, key, None)) for net in nets})
-        if len(kinds) > 1:
-            raise ValueError(f"b: measured with {key} {' and '.join(kinds)}; needs one {key}")
 
 
 def _compared(

@@ -1,5 +1,6 @@
-"""Layer cushions: how much of a layer's weight each sample's input sees."""
+"""Layer cushions: the share of a layer's weight that acts on the input of each sample."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,43 +12,43 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.runtime.preserve import preserved
-from resid_theory.stability.layer_inputs import Call, Layout, layouts, listening
-from resid_theory.stability.linear_maps import LinearMap, chosen, linear_maps
+from resid_theory.stability.layer_inputs import Call, Layout, call_hooks, layouts
+from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
 from resid_theory.stability.net_inputs import (
     checked_net,
     count_batches,
     first_inputs,
     input_batches,
-    iter_once,
     placed,
-    three,
+    three_samples,
 )
-from resid_theory.stability.norms import operator_frobenius, row_norms
+from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
 __all__ = ["NORMS", "WEIGHTS", "Cushions", "layer_cushions"]
 
-NORMS = ("kernel", "operator")
 WEIGHTS = ("identity_removed", "effective")
+Key = tuple[str, int]
 _CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cushions(Summaries):
-    r"""Layer cushions of samples, under both conventions for a weight with an identity inside.
+    r"""Layer cushions of samples, with either weight in the denominator.
 
     Attributes:
-        layers: Names of the rows; a layer that is called several times has a row each, ``name#1``,
-            ``name#2``.
-        identity_removed: :math:`\|\hat A \phi\| / (\|R\|_F \|\phi\|)` with R the weight less its
+        layers: Names of the layers; a layer that is called several times has a row for each call,
+            ``name#1``, ``name#2``.
+        identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
             identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
             ``effective`` where there is no identity.
-        effective: The same over :math:`\|\hat A\|_F`.
-        weight: Which of the two ``values`` and all summaries are, one of ``WEIGHTS``.
-        norm: ``"kernel"`` or ``"operator"``, what :math:`\|\cdot\|_F` is for convolutions.
-        include_bias: Whether the numerator has the bias.
+        effective: The same divided by :math:`\|\hat A\|`.
+        weight: The weight in the denominator of ``values`` and of all statistics, one of
+            ``WEIGHTS``.
+        norm: The norm in the denominator, one of ``NORMS``.
+        include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
-        zero_inputs: Samples with an input of zero, by layer, (layers,), int64.
+        zero_inputs: Number of samples whose input is zero, by layer, (layers,), int64.
         not_covered: Reasons, by name, of modules with parameters that have no row.
     """
 
@@ -71,11 +72,11 @@ class Cushions(Summaries):
 
     @property
     def values(self) -> Tensor:
-        """The cushions by the chosen convention, (layers, samples)."""
+        """Cushions with the chosen weight in the denominator, (layers, samples)."""
         return self.identity_removed if self.weight == "identity_removed" else self.effective
 
     def under(self, weight: str) -> "Cushions":
-        """The same measurement, summarized by the other convention.
+        """The same measurement with another weight in the denominator.
 
         Args:
             weight: One of ``WEIGHTS``.
@@ -89,20 +90,18 @@ class Cushions(Summaries):
         return replace(self, weight=weight)
 
     def __str__(self) -> str:
-        """A table: summaries of ``values``, the other convention's median, what is not covered."""
+        """A table of statistics, with the other weight's median and what is not covered."""
         other = WEIGHTS[self.weight == WEIGHTS[0]]
         medians = [f"{value:.4g}" for value in self.under(other).median.tolist()]
         title = (
             f"layer cushions of {self.samples} samples: {self.norm} norm, {self.weight}, "
             f"BatchNorm {self.batchnorm}" + (", with bias" if self.include_bias else "")
         )
-        return "\n".join([self._table(title, {f"median ({other})": medians}), *self._missing()])
-
-    def _missing(self) -> list[str]:
-        reasons: dict[str, list[str]] = defaultdict(list)
+        names: dict[str, list[str]] = defaultdict(list)
         for name, reason in self.not_covered.items():
-            reasons[reason].append(name or "the net itself")
-        return [f"not covered: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+            names[reason].append(name or "the net itself")
+        missing = [f"not covered: {', '.join(some)}: {why}" for why, some in names.items()]
+        return "\n".join([self._table(title, {f"median ({other})": medians}), *missing])
 
 
 def layer_cushions(
@@ -132,15 +131,16 @@ def layer_cushions(
         net: Any module; it is measured in eval mode and left as it was.
         data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         layers: Names of the layers to measure; all of them if None.
-        norm: ``"kernel"``: Frobenius norm of the array of weights. ``"operator"``: that of the
-            dense linear map, which counts a weight once for every place where it is used: positions
-            of a convolution, tokens of ``nn.Linear``; exact for every padding mode.
-        weight: The convention of ``values``: ``"identity_removed"`` as in the paper's Figure 3,
-            or ``"effective"``. The result has both.
-        include_bias: Whether the numerator has the bias.
+        norm: Norm of the weight in the denominator, a name in ``NORMS``. ``"kernel"``: Frobenius
+            norm of the array of weights. ``"operator"``: Frobenius norm of the dense linear map,
+            which counts a weight once for every place where it is used: positions of a convolution,
+            tokens of ``nn.Linear``; exact for every padding mode.
+        weight: Weight in the denominator of ``values``: ``"identity_removed"`` as in the paper's
+            Figure 3, or ``"effective"``. The result has both.
+        include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
-        batch: Samples taken at once; a loader's batches stay as they are.
-        device: Where to measure; another device than the net's takes a copy of the net there.
+        batch: Samples in one forward pass; a loader's batches stay as they are.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -160,7 +160,7 @@ def layer_cushions(
         >>> rt.layer_cushions(net, torch.randn(3, 4)).values.tolist()
         [[0.5, 0.5, 0.5]]
     """
-    check_choice("norm", norm, NORMS)
+    check_choice("norm", norm, list(NORMS))
     check_choice("weight", weight, WEIGHTS)
     check_int("batch", batch)
     net = placed(checked_net(net), device)
@@ -169,69 +169,86 @@ def layer_cushions(
         first = first_inputs(data, net)
         if first is None:  # an iterator: its first batch is looked at, then measured
             opening = next(parts)
-            first = three(opening)
-            parts = _chain(opening, parts)
+            first = three_samples(opening)
+            parts = itertools.chain([opening], parts)
         maps, others = linear_maps(net)
-        wanted = chosen(maps, layers)
+        wanted = selected(maps, layers)
         with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
             found, reasons = layouts(net, wanted, first)
         covered = [linear for linear in wanted if linear.name not in reasons]
+        others = {**others, **reasons}
         if not covered:
             raise ValueError(
                 f"net: {type(net).__name__} has no linear layer to measure; "
-                + (
-                    "; ".join(f"{k}: {v}" for k, v in {**reasons, **others}.items())
-                    or "none at all"
-                )
+                + ("; ".join(f"{k}: {v}" for k, v in others.items()) or "none at all")
             )
         meter = _Meter(layouts=found, norm=norm, include_bias=include_bias)
-        total = None if iter_once(data) else count_batches(data, batch)
-        with listening(covered, meter.take) as seen:
+        total = count_batches(data, batch)
+        with call_hooks(covered, meter.take) as seen:
             for x in tqdm(parts, total=total, disable=not progress, desc="cushions"):
-                meter.samples = len(x)
+                meter.begin(len(x))
                 seen.clear()
                 net(x)
-                meter.close(len(x))
-    return meter.result(covered, {**others, **reasons}, weight=weight, batchnorm=batchnorm)
-
-
-def _chain(first: Tensor, rest: Any) -> Any:
-    yield first
-    yield from rest
+    names, gains, norms, irregular = meter.result(covered)
+    return Cushions(
+        layers=names,
+        identity_removed=gains / norms[:, 0],
+        effective=gains / norms[:, 1],
+        weight=weight,
+        norm=norm,
+        include_bias=include_bias,
+        batchnorm=batchnorm,
+        zero_inputs=gains.isnan().sum(1),
+        not_covered=others | irregular,
+    )
 
 
 @dataclass
 class _Meter:
-    """Ratios and norms of every call, batch after batch."""
+    """Gains ‖Aφ‖ / ‖φ‖ and norms of the weights of every call, batch after batch."""
 
-    layouts: dict[tuple[str, int], Layout]
+    layouts: dict[Key, Layout]
     norm: str
     include_bias: bool
     samples: int = 0
     measured: int = 0
-    gains: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    norms: dict[tuple[str, int], list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    known: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    uneven: set[str] = field(default_factory=set)
+    gains: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    norms: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    known: dict[Any, Tensor] = field(default_factory=dict)
+    irregular: set[str] = field(default_factory=set)
+
+    def begin(self, samples: int) -> None:
+        """Start a batch, after a check that every call was made in the batch before."""
+        for key in self.layouts:
+            if sum(map(len, self.gains[key])) != self.measured:
+                self.irregular.add(key[0])
+        self.samples = samples
+        self.measured += samples
 
     def take(self, call: Call, x: Tensor, output: Tensor | None) -> None:
         """Measure one call."""
-        layout = self.layouts.get(call.key)
+        layout, linear = self.layouts.get(call.key), call.linear
         if layout is None:
-            self.uneven.add(call.linear.name)
+            self.irregular.add(linear.name)
             return
-        linear = call.linear
         inputs = layout.rows(x, self.samples)
         below = row_norms(inputs)
         if not bool(below.isfinite().all()):
             raise ValueError(f"net: the input of layer {linear.name!r} is not finite on these data")
-        above = self._above(linear, layout, x, output, below)
+        above = self._output_norms(linear, layout, x, output, below)
         self.gains[call.key].append(torch.where(below > 0, above / below, torch.nan).cpu())
-        places = inputs.shape[1] // _entries(linear, x)
-        pair = self._norms(linear, tuple(x.shape[2:]) if linear.is_convolution else (), places)
-        self.norms[call.key].append(torch.stack(pair)[:, None].expand(2, self.samples))
+        size = tuple(x.shape[2:]) if linear.is_convolution else ()
+        # Places where the map is applied: one image of a convolution, all tokens of a sample.
+        places = inputs.shape[1] // (x[0].numel() if linear.is_convolution else x.shape[-1])
+        if (linear.name, size, places) not in self.known:
+            both = [linear.removed.double().cpu(), linear.weight.double().cpu()]
+            self.known[linear.name, size, places] = torch.stack(
+                [NORMS[self.norm](linear.layer, weight, size, places) for weight in both]
+            )
+        pair = self.known[linear.name, size, places]
+        self.norms[call.key].append(pair[:, None].expand(2, self.samples))
 
-    def _above(
+    def _output_norms(
         self, linear: LinearMap, layout: Layout, x: Tensor, output: Tensor | None, below: Tensor
     ) -> Tensor:
         """Norm of each sample's output, with or without the bias."""
@@ -243,68 +260,33 @@ class _Meter:
             return row_norms(layout.rows(output, self.samples))
         if bias is None or self.include_bias:
             return row_norms(layout.rows(output, self.samples))
-        # ||y - b||^2 from sums that cost one reading of y: no copy of it, no second convolution.
+        # ‖y - b‖² from sums that read y once: no copy of it, no second convolution.
         seen = output.flatten(2).sum(2) @ bias if linear.is_convolution else output @ bias
         rows = layout.rows(output, self.samples)
         full = row_norms(rows).square()
-        places = rows.shape[1] / len(bias)
-        offset = places * bias.double().square().sum()
+        offset = rows.shape[1] / len(bias) * bias.double().square().sum()
         square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
-        # Where the bias is most of what one sees, the difference has lost the digits that count.
+        # Where the bias is most of the output, the difference has lost the digits that count.
         if bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
             return row_norms(layout.rows(linear.apply(x), self.samples))
         return square.clamp(min=0).sqrt()
 
-    def _norms(
-        self, linear: LinearMap, size: tuple[int, ...], places: int
-    ) -> tuple[Tensor, Tensor]:
-        """Norms of R and of the effective weight, computed once for each size of input."""
-        key = (linear.name, size, places) if self.norm == "operator" else linear.name
-        if key not in self.known:
-            both = [linear.removed.double().cpu(), linear.weight.double().cpu()]
-            if self.norm == "kernel":
-                pair = [row_norms(weight.reshape(1, -1))[0] for weight in both]
-            else:
-                pair = [
-                    places**0.5 * operator_frobenius(linear.layer, weight, size) for weight in both
-                ]
-            self.known[key] = (pair[0], pair[1])
-        return self.known[key]
-
-    def close(self, samples: int) -> None:
-        """End a batch: a call that it did not make has no values for its samples."""
-        self.measured += samples
-        for key in self.layouts:
-            if sum(map(len, self.gains[key])) != self.measured:
-                self.uneven.add(key[0])
-
     def result(
-        self, maps: Sequence[LinearMap], others: dict[str, str], *, weight: str, batchnorm: str
-    ) -> Cushions:
-        """All that was measured."""
-        others = others | dict.fromkeys(
-            sorted(self.uneven), "is called more or less often, depending on the samples"
+        self, maps: Sequence[LinearMap]
+    ) -> tuple[tuple[str, ...], Tensor, Tensor, dict[str, str]]:
+        """Names of the rows, gains (rows, samples), norms (rows, 2, samples), irregular layers."""
+        self.begin(0)
+        irregular = dict.fromkeys(
+            sorted(self.irregular), "the number of its calls depends on the samples"
         )
         keys = [key for linear in maps for key in self.layouts
-                if key[0] == linear.name and key[0] not in self.uneven]  # fmt: skip
+                if key[0] == linear.name and key[0] not in irregular]  # fmt: skip
         if not keys:
-            raise ValueError(f"net: no layer could be measured: {others}")
+            raise ValueError(f"net: no layer could be measured: {irregular}")
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
-        gains = torch.stack([torch.cat(self.gains[key]) for key in keys])
-        norms = torch.stack([torch.cat(self.norms[key], dim=1) for key in keys])
-        return Cushions(
-            layers=tuple(f"{n}#{i}" if calls[n] > 1 else n for n, i in keys),
-            identity_removed=gains / norms[:, 0],
-            effective=gains / norms[:, 1],
-            weight=weight,
-            norm=self.norm,
-            include_bias=self.include_bias,
-            batchnorm=batchnorm,
-            zero_inputs=gains.isnan().sum(1),
-            not_covered=others,
+        return (
+            tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys),
+            torch.stack([torch.cat(self.gains[key]) for key in keys]),
+            torch.stack([torch.cat(self.norms[key], dim=1) for key in keys]),
+            irregular,
         )
-
-
-def _entries(linear: LinearMap, x: Tensor) -> int:
-    """Entries of the input to which the map is applied at once: an image, a token."""
-    return x[0].numel() if linear.is_convolution else x.shape[-1]

@@ -1,8 +1,8 @@
-"""Interlayer cushions: how much of a Jacobian between layers each sample sees."""
+"""Interlayer cushions: the share of a Jacobian between layers that acts on each sample."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,6 @@ from tqdm import tqdm
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import (
-    Function,
     better_side,
     differentiable,
     each_sample_a_batch,
@@ -25,12 +24,11 @@ from resid_theory.stability.net_inputs import (
     checked_net,
     count_batches,
     input_batches,
-    iter_once,
     placed,
 )
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.sample_statistics import Summaries
-from resid_theory.stability.submaps import Submap, block_pieces, net_pieces
+from resid_theory.stability.submaps import Submap, block_maps, map_between
 
 __all__ = ["KAPPAS", "METHODS", "InterlayerCushions", "block_cushions", "interlayer_cushions"]
 
@@ -43,12 +41,12 @@ class InterlayerCushions(Summaries):
     r"""Interlayer cushions of samples.
 
     Attributes:
-        pieces: Names of the rows: the maps between two layers.
+        pieces: Names of the maps between two layers.
         cushions: :math:`\kappa \|J x\| / (\|J\|_F \|x\|)`, (pieces, samples), float64, on the
             CPU; nan where x is zero.
-        standard_errors: Of each value over the probes; zero where the norm is exact.
-        probes: Of each piece, 0 where the norm is exact.
-        sides: Of each piece: ``"in"``, products J v; ``"out"``, products u J.
+        standard_errors: Standard error of each value over the probes; zero where the norm is exact.
+        probes: Number of probes of each map, 0 where the norm is exact.
+        sides: Side of the products of each map: ``"in"``, J v; ``"out"``, u J.
         kappa: One of ``KAPPAS``.
         batchnorm: ``"eval"``, running statistics, or ``"batch"``, each sample's own.
     """
@@ -143,32 +141,32 @@ def interlayer_cushions(
     .. math:: \mu(x) = \kappa \frac{\|J z\|_2}{\|J\|_F \|z\|_2}
 
     J is the Jacobian of the map from the input z of ``start`` to the input of ``stop``. The
-    numerator is one exact product.
+    numerator is one exact Jacobian-vector product.
 
     Args:
-        net: Any module. Of an ``nn.Sequential`` the map is ``net[start:stop]``. Of any other the
-            whole net is run with another z put in the place of ``start``'s input, so that what goes
-            around ``start`` stays fixed.
-        data: As in :func:`layer_cushions`.
+        net: Any module. In an ``nn.Sequential`` the map is ``net[start:stop]``. In any other module
+            the whole net is run with another z in place of ``start``'s input, so that paths around
+            ``start`` stay fixed.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         start: Index in an ``nn.Sequential``, or a module's name, dotted if it lies deeper.
         stop: The same; its own layer does not belong to the map. None: to the net's output.
-        kappa: ``"spatial"``, √(positions of z), the reading of the paper's √n that its numbers fit;
-            ``"none"``, 1 (fully connected); ``"total"``, √(entries of z), with which the cushion
-            tells the response to small noise. Axes behind the second are positions.
+        kappa: ``"spatial"``, √(positions of z), the interpretation of the paper's √n that fits its
+            numbers; ``"none"``, 1 (fully connected); ``"total"``, √(entries of z), with which the
+            cushion is the response to small noise. Axes behind the second are positions.
         method: ``"exact"``: as many products as the shorter side of J is long. ``"probes"``: random
             signs on the side where they vary less. ``"auto"``: the cheaper one.
-        probes: How many; the relative error of a cushion is about √(1 / (2 probes r)) with r the
-            effective rank of JᵀJ.
+        probes: Number of sign vectors; the relative error of a cushion is about
+            √(1 / (2 probes r)) with r the effective rank of JᵀJ.
         generator: Source of the signs, on the CPU, or a seed.
         batchnorm: ``"eval"``: running statistics. ``"batch"``: each sample is a batch of its own;
             then the map does not see the scale of z, J z is almost zero in a plain net, and only
             shortcuts are left. A net in train mode is measured in the mode given here.
-        batch: Rows that the map is run on at once, samples times probes.
-        device: As in :func:`layer_cushions`.
+        batch: Rows in one evaluation of the map, samples times probes.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
-        The cushions, one row.
+        The cushions, in one row.
 
     Raises:
         ValueError: If there is no such module, the map's samples depend on one another, a name is
@@ -185,7 +183,7 @@ def interlayer_cushions(
         [[1.0]]
     """
     return _measure(
-        net, data, lambda net, x: net_pieces(net, x, start, stop), kappa=kappa, method=method,
+        net, data, lambda net, x: [map_between(net, x, start, stop)], kappa=kappa, method=method,
         probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
         progress=progress,
     )  # fmt: skip
@@ -209,44 +207,33 @@ def block_cushions(
 
     Args:
         net: Any module.
-        data: As in :func:`interlayer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         blocks: Names of modules, dotted if they lie deeper; None for the modules ``block1``,
-            ``block2``, ... of this library's trunks.
-        kappa: As in :func:`interlayer_cushions`.
-        method: As in :func:`interlayer_cushions`.
-        probes: As in :func:`interlayer_cushions`.
-        generator: As in :func:`interlayer_cushions`.
-        batchnorm: As in :func:`interlayer_cushions`.
-        batch: As in :func:`interlayer_cushions`.
-        device: As in :func:`interlayer_cushions`.
-        progress: As in :func:`interlayer_cushions`.
+            ``block2``, ... of this library's networks.
+        kappa: ``"spatial"``, √(positions); ``"none"``, 1; or ``"total"``, √(entries) of the input.
+        method: ``"exact"``, ``"probes"``, or ``"auto"`` for the cheaper one.
+        probes: Number of sign vectors.
+        generator: Source of the signs, on the CPU, or a seed.
+        batchnorm: ``"eval"``: running statistics; ``"batch"``: each sample is a batch of its own.
+        batch: Rows in one evaluation of a block, samples times probes.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
         The cushions, a row for each block.
 
     Raises:
-        ValueError: As for :func:`interlayer_cushions`, or if the net has no such blocks.
+        ValueError: If the net has no such blocks, the samples of a block depend on one another, a
+            name is unknown, or the data do not fit the net.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 5: the nine blocks of a net of depth 20.
     """
     return _measure(
-        net, data, lambda net, x: block_pieces(net, x, blocks), kappa=kappa, method=method,
+        net, data, lambda net, x: block_maps(net, x, blocks), kappa=kappa, method=method,
         probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
         progress=progress,
     )  # fmt: skip
-
-
-@contextmanager
-def _mode(net: nn.Module, batchnorm: str) -> Iterator[None]:
-    """The net as it is measured: read-only, differentiable, every sample by itself."""
-    check_choice("batchnorm", batchnorm, ("eval", "batch"))
-    with ExitStack() as stack:
-        stack.enter_context(preserved(net))
-        stack.enter_context(differentiable())
-        if batchnorm == "batch":
-            stack.enter_context(each_sample_a_batch(net))
-        yield
 
 
 def _measure(
@@ -263,99 +250,60 @@ def _measure(
     device: torch.device | str | None,
     progress: bool,
 ) -> InterlayerCushions:
+    """Cushions of the maps into which ``cut`` takes a net, batch after batch."""
     check_choice("kappa", kappa, KAPPAS)
     check_choice("method", method, METHODS)
+    check_choice("batchnorm", batchnorm, ("eval", "batch"))
     check_int("probes", probes, minimum=2)
     source = as_generator(generator)
     net = placed(checked_net(net), device)
     rows: dict[str, list[Tensor]] = {}
-    plans: dict[str, tuple[int | None, str | None]] = {}
-    with _mode(net, batchnorm):
-        total = None if iter_once(data) else count_batches(data, batch)
-        parts = input_batches(data, batch, net)
-        for x in tqdm(parts, total=total, disable=not progress, desc="interlayer cushions"):
-            for piece in cut(net, x):
-                function = piece.function
-                if piece.name not in plans:
-                    _check_independent(piece)
-                    plans[piece.name] = _plan(
-                        function,
-                        piece.z,
-                        method=method,
-                        probes=probes,
-                        generator=source,
-                        rows=batch,
-                    )
-                count, side = plans[piece.name]
-                found = _cushions(piece, kappa, count, side, source, batch)
-                rows.setdefault(piece.name, []).append(found)
-    return _result(rows, plans, kappa=kappa, batchnorm=batchnorm)
-
-
-def _result(
-    rows: Mapping[str, list[Tensor]],
-    plans: Mapping[str, tuple[int | None, str | None]],
-    *,
-    kappa: str,
-    batchnorm: str,
-) -> InterlayerCushions:
+    plans: dict[str, tuple[int | None, str]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(preserved(net))
+        stack.enter_context(differentiable())
+        if batchnorm == "batch":
+            stack.enter_context(each_sample_a_batch(net))
+        parts = tqdm(
+            input_batches(data, batch, net), total=count_batches(data, batch),
+            disable=not progress, desc="interlayer cushions",
+        )  # fmt: skip
+        for piece in (piece for x in parts for piece in cut(net, x)):
+            z = piece.z
+            if piece.name not in plans:
+                sizes = z[0].numel(), _check_independent(piece)[0].numel()
+                if method == "exact" or (method == "auto" and min(sizes) <= probes):
+                    plans[piece.name] = None, "out" if sizes[1] <= sizes[0] else "in"
+                else:
+                    side = better_side(piece.function, z, generator=source, rows=batch)
+                    plans[piece.name] = probes, side
+            count, side = plans[piece.name]
+            _, product = jacobian_product(piece.function, z, z)
+            above, below = (row_norms(t.reshape(len(z), -1)).cpu() for t in (product, z))
+            mean, error = squared_norm(
+                piece.function, z, probes=count, side=side, generator=source, rows=batch
+            )
+            entries = {"none": 1, "spatial": z.shape[2:].numel(), "total": z[0].numel()}[kappa]
+            values = math.sqrt(entries) * above / below / mean.sqrt()
+            # By the delta method; the numerator is exact.
+            found = torch.stack([values, values * error / (2 * mean)])
+            rows.setdefault(piece.name, []).append(found)
     measured = torch.stack([torch.cat(parts, dim=1) for parts in rows.values()])
     return InterlayerCushions(
         pieces=tuple(rows),
         cushions=measured[:, 0],
         standard_errors=measured[:, 1],
         probes=tuple(plans[name][0] or 0 for name in rows),
-        sides=tuple(str(plans[name][1]) for name in rows),
+        sides=tuple(plans[name][1] for name in rows),
         kappa=kappa,
         batchnorm=batchnorm,
     )
 
 
-def _plan(
-    function: Function,
-    z: Tensor,
-    *,
-    method: str,
-    probes: int,
-    generator: torch.Generator,
-    rows: int,
-) -> tuple[int | None, str]:
-    """Number of probes, None for the exact norm, and the side."""
-    with torch.no_grad():
-        inputs, outputs = z[0].numel(), function(z[:1].clone())[0].numel()
-    if method == "exact" or (method == "auto" and min(inputs, outputs) <= probes):
-        return None, "out" if outputs <= inputs else "in"
-    return probes, better_side(function, z, generator=generator, rows=rows)
-
-
-def _cushions(
-    piece: Submap,
-    kappa: str,
-    probes: int | None,
-    side: str | None,
-    generator: torch.Generator,
-    rows: int,
-) -> Tensor:
-    """Values and their standard errors, (2, b)."""
-    z = piece.z
-    _, product = jacobian_product(piece.function, z, z)
-    above, below = (row_norms(t.reshape(len(z), -1)).cpu() for t in (product, z))
-    norm = squared_norm(piece.function, z, probes=probes, generator=generator, rows=rows, side=side)
-    values = _factor(z, kappa) * above / below / norm.mean.sqrt()
-    # By the delta method; the numerator is exact.
-    return torch.stack([values, values * norm.standard_error / (2 * norm.mean)])
-
-
-def _factor(z: Tensor, kappa: str) -> float:
-    if kappa == "none":
-        return 1.0
-    return math.sqrt(z[0].numel() if kappa == "total" else z.shape[2:].numel())
-
-
-def _check_independent(piece: Submap) -> None:
-    """Refuse a map in which one sample changes another one's output."""
-    with torch.no_grad():
-        together, alone = piece.function(piece.z.clone()), piece.function(piece.z[:1].clone())
+@torch.no_grad()
+def _check_independent(piece: Submap) -> Tensor:
+    """Output of one sample, after a check that no sample changes the output of another one."""
+    together, alone = piece.function(piece.z.clone()), piece.function(piece.z[:1].clone())
     if together.shape[0] != len(piece.z):
         raise ValueError(
             f"net: {piece.name} gives {tuple(together.shape)} for {len(piece.z)} samples; needs "
@@ -369,3 +317,4 @@ def _check_independent(piece: Submap) -> None:
             "without running statistics or by noise; a Jacobian of one sample does not exist "
             "(batchnorm='batch' takes each sample as a batch of its own)"
         )
+    return alone

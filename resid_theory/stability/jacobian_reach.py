@@ -1,18 +1,20 @@
-"""From one layer on to all later ones at once: one product serves them all."""
+"""Chains of layers, and Jacobians from one layer to all later ones: one product serves them all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from resid_theory._check import check_int
 from resid_theory.stability.jacobian import jacobian_product
 from resid_theory.stability.linear_maps import linear_maps
 from resid_theory.stability.norms import row_norms
 
 __all__ = ["ModuleChain", "OnwardNorms", "chain_of_layers", "onward_norms"]
 
-_ROWS = 256  # that a product is taken of at once
+_ROWS = 256  # rows in one Jacobian product
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,8 +22,8 @@ class ModuleChain:
     """A net as a chain of modules, one after another.
 
     Attributes:
-        modules: In the order of the computation; nested ``nn.Sequential`` are taken apart.
-        names: Of the modules in the net.
+        modules: The modules in the order of the computation; nested ``nn.Sequential`` are flat.
+        names: Names of the modules in the net.
         layers: Positions of the modules that are linear layers.
     """
 
@@ -29,71 +31,59 @@ class ModuleChain:
     names: tuple[str, ...]
     layers: tuple[int, ...]
 
+    def layers_from(self, start: int) -> list[int]:
+        """Positions of the linear layers from ``start`` on; a ValueError if there is none."""
+        check_int("start", start, 0)
+        found = [position for position in self.layers if position >= start]
+        if not found:
+            last = self.layers[-1]
+            raise ValueError(f"start: got {start}, the last linear layer is number {last}")
+        return found
+
     def run(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Modules start to stop - 1, applied to x."""
         for module in self.modules[start:stop]:
             x = module(x)
         return x
 
-    def outputs(self, z: Tensor, start: int, places: Sequence[int]) -> Tensor:
-        """Outputs of several modules, flattened and joined.
-
-        Args:
-            z: Input of module ``start``, (b, ...).
-            start: Position of a module.
-            places: Positions of modules from ``start`` on, ascending.
-
-        Returns:
-            (b, entries of all those outputs).
-        """
+    def outputs(self, z: Tensor, start: int, places: Sequence[int]) -> list[Tensor]:
+        """Outputs of the modules at several places, from the input z of module ``start``."""
         found = []
         for position in range(start, places[-1] + 1):
             z = self.modules[position](z)
             if position in places:
-                # A copy: the next module may work in place.
-                found.append(z.flatten(1).clone())
-        return torch.cat(found, dim=1)
+                found.append(z.clone())  # the next module may work in place
+        return found
+
+    def joined_outputs(self, z: Tensor, start: int, places: Sequence[int]) -> Tensor:
+        """The same outputs, flattened and joined, (b, entries)."""
+        return torch.cat([part.flatten(1) for part in self.outputs(z, start, places)], dim=1)
 
     @torch.no_grad()
     def shapes(self, z: Tensor, start: int, places: Sequence[int]) -> list[torch.Size]:
-        """Shapes of one sample's outputs at several modules; the arguments of `outputs`."""
-        found = []
-        z = z[:1].clone()
-        for position in range(start, places[-1] + 1):
-            z = self.modules[position](z)
-            if position in places:
-                found.append(z.shape[1:])
-        return found
+        """Shapes of one sample's outputs at several places."""
+        return [part.shape[1:] for part in self.outputs(z[:1].clone(), start, places)]
 
 
 def chain_of_layers(net: nn.Module) -> ModuleChain:
-    """A sequential net as a chain of modules.
-
-    Args:
-        net: ``nn.Sequential``, also of ``nn.Sequential``.
-
-    Returns:
-        The chain.
-
-    Raises:
-        ValueError: If a linear layer lies inside another module, so that the net is no chain.
-    """
+    """A sequential net as a chain; a ValueError if a linear layer lies inside another module."""
     if not isinstance(net, nn.Sequential):
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Sequential of layers")
-    names, modules = zip(*_flat(net, ""), strict=True) if len(net) else ((), ())
+    modules = _flat(net, "")
     layers = []
-    for position, module in enumerate(modules):
+    for position, (name, module) in enumerate(modules):
         maps, _ = linear_maps(module)
         if maps and (len(maps) > 1 or maps[0].module is not module):
             raise ValueError(
-                f"net: {names[position]} is a {type(module).__name__} with layers of its own, "
-                "which may have a path around them; needs a chain of layers, as simplified_net"
+                f"net: {name} is a {type(module).__name__} with layers of its own, which may have "
+                "a path around them; needs a chain of layers, such as simplified_net"
             )
         if maps:
             layers.append(position)
     if not layers:
         raise ValueError("net: has no linear layer, needs at least one")
-    return ModuleChain(modules=modules, names=names, layers=tuple(layers))
+    names, chain = zip(*modules, strict=True)
+    return ModuleChain(modules=chain, names=names, layers=tuple(layers))
 
 
 def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
@@ -106,9 +96,8 @@ def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OnwardNorms:
-    """Jacobians from one layer to several later ones, for a batch.
+class OnwardNorms(NamedTuple):
+    """Norms of the Jacobians from one layer to several later places, for a batch.
 
     Attributes:
         products: Norms of J z, (places, b), float64, on the CPU.
@@ -135,22 +124,13 @@ def onward_norms(
     probes: int,
     generator: torch.Generator,
 ) -> OnwardNorms:
-    """Norms of the Jacobians from one layer's input to the outputs of later layers.
-
-    Args:
-        chain: The net.
-        z: Input of module ``start``, (b, ...).
-        start: Position of a module.
-        places: Positions of modules from ``start`` on, ascending.
-        probes: Random signs; each serves all places.
-        generator: Source of the signs, on the CPU.
-
-    Returns:
-        The norms.
-    """
+    """Norms of the Jacobians from the input z of module ``start`` to the outputs of later ones."""
 
     def function(x: Tensor) -> Tensor:
-        return chain.outputs(x, start, places)
+        return chain.joined_outputs(x, start, places)
+
+    def norms(joined: Tensor) -> Tensor:
+        return torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
 
     value, product = jacobian_product(function, z, z)
     shapes = chain.shapes(z, start, places)
@@ -165,13 +145,14 @@ def onward_norms(
             by_place = part.double().square().view(-1, len(z), shape[0], total.shape[1])
             total += by_place.sum((0, 2)).cpu() / probes
     sums = [total.sum(1) for total in squares]
+    shares = [
+        (total.amax(1) * total.shape[1] / whole).sqrt()
+        for total, whole in zip(squares, sums, strict=True)
+    ]
     return OnwardNorms(
-        products=torch.stack([row_norms(part).cpu() for part in product.split(sizes, 1)]),
+        products=norms(product),
         inputs=row_norms(z.reshape(len(z), -1)).cpu(),
-        outputs=torch.stack([row_norms(part).cpu() for part in value.split(sizes, 1)]),
+        outputs=norms(value),
         frobenius=torch.stack([total.sqrt() for total in sums]),
-        spread=torch.stack([
-            (total.amax(1) * total.shape[1] / whole).sqrt()
-            for total, whole in zip(squares, sums, strict=True)
-        ]),
-    )  # fmt: skip
+        spread=torch.stack(shares),
+    )

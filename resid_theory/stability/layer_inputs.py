@@ -11,51 +11,43 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resid_theory.stability.linear_maps import LinearMap
-from resid_theory.stability.net_inputs import three
+from resid_theory.stability.net_inputs import three_samples
 
-__all__ = ["Call", "Layout", "Report", "layouts", "listening"]
+__all__ = ["Call", "CallReport", "Layout", "call_hooks", "layouts"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One call of a linear map: the map and the how-manieth call it is in a forward pass."""
+    """One call of a linear map, numbered from 1 within a forward pass."""
 
     linear: LinearMap
     number: int
 
     @property
     def key(self) -> tuple[str, int]:
-        """What names the call."""
+        """Name of the map and number of the call."""
         return self.linear.name, self.number
 
 
-Report = Callable[[Call, Tensor, Tensor | None], None]
-"""Takes a call, its input and its output with bias (None where nobody has computed it)."""
+CallReport = Callable[[Call, Tensor, Tensor | None], None]
+"""Takes a call, its input, and its output with bias (None where it has not been computed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the samples lie in a layer's input.
+    """Position of the samples in a layer's input.
 
     Attributes:
-        axis: The axis whose length follows the batch.
-        sample_major: Where that axis holds several rows a sample, whether a sample's rows are
-            neighbours, as after ``x.flatten(0, 1)`` of (batch, tokens, features).
+        axis: Axis whose length is proportional to the number of samples.
+        sample_major: Whether the rows of one sample are neighbours along that axis, as after
+            ``x.flatten(0, 1)`` of (batch, tokens, features).
     """
 
     axis: int = 0
     sample_major: bool = True
 
     def rows(self, x: Tensor, samples: int) -> Tensor:
-        """All entries of each sample as one row.
-
-        Args:
-            x: An input or output of the layer.
-            samples: Number of samples b.
-
-        Returns:
-            (b, entries).
-        """
+        """All entries of each sample of an input or output as one row, (samples, entries)."""
         if self.axis:
             x = x.movedim(self.axis, 0)
         if not self.sample_major:
@@ -64,30 +56,35 @@ class Layout:
 
 
 @contextmanager
-def listening(maps: Sequence[LinearMap], report: Report) -> Iterator[dict[tuple[str, int], Call]]:
-    """Report every call of the maps' modules; nothing is changed or kept.
-
-    Attention runs without its fused path inside, because that one calls no hook.
-
-    Args:
-        maps: The linear maps.
-        report: Called at once, before anything that works in place can overwrite the output.
-
-    Yields:
-        The calls so far; clear it before every forward pass.
-    """
-    seen: dict[tuple[str, int], Call] = {}
-    roles: dict[nn.Module, list[LinearMap]] = {}
+def call_hooks(maps: Sequence[LinearMap], report: CallReport) -> Iterator[set[tuple[str, int]]]:
+    """Report every call of the maps; yield the keys seen so far, to be cleared before each pass."""
+    seen: set[tuple[str, int]] = set()
+    by_module: dict[nn.Module, list[LinearMap]] = {}
     for linear in maps:
-        roles.setdefault(linear.module, []).append(linear)
+        by_module.setdefault(linear.module, []).append(linear)
+    inside: set[nn.Module] = set()
+
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if module in inside:  # the call that finds out the input of out_proj
+            return
+        inside.add(module)
+        try:
+            for linear in by_module[module]:
+                number = 1
+                while (linear.name, number) in seen:
+                    number += 1
+                call = Call(linear=linear, number=number)
+                seen.add(call.key)
+                report(call, *_operands(linear, module, args, kwargs, output))
+        finally:
+            inside.discard(module)
+
+    # First among the hooks: what works in place behind the layer must not overwrite the output.
     handles = [
-        module.register_forward_hook(
-            _hook(module, group, seen, report), prepend=True, with_kwargs=True
-        )
-        for module, group in roles.items()
+        module.register_forward_hook(hook, prepend=True, with_kwargs=True) for module in by_module
     ]
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused path of attention calls no hook
     try:
         yield seen
     finally:
@@ -96,50 +93,18 @@ def listening(maps: Sequence[LinearMap], report: Report) -> Iterator[dict[tuple[
             handle.remove()
 
 
-def _hook(
-    module: nn.Module,
-    group: list[LinearMap],
-    seen: dict[tuple[str, int], Call],
-    report: Report,
-) -> Callable[..., None]:
-    inside = False
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        nonlocal inside
-        if inside:  # the call that finds out the input of out_proj
-            return
-        inside = True
-        try:
-            for linear in group:
-                number = 1
-                while (linear.name, number) in seen:
-                    number += 1
-                call = Call(linear=linear, number=number)
-                seen[call.key] = call
-                report(call, *_operands(linear, module, args, kwargs, output))
-        finally:
-            inside = False
-
-    return hook
-
-
 def _operands(
     linear: LinearMap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Input and output of one map in a call of its module."""
     if not linear.role:
-        x = args[0] if args else next(iter(kwargs.values()))
-        return x, output
-    if linear.role == "out_proj":
-        return _attended(module, args, kwargs), output[0]
-    position = ("q_proj", "k_proj", "v_proj").index(linear.role)
-    if position < len(args):
-        return args[position], None
-    return kwargs[("query", "key", "value")[position]], None
-
-
-def _attended(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What attention hands to its last projection: its output when that one is the identity."""
+        return args[0] if args else next(iter(kwargs.values())), output
+    if linear.role != "out_proj":
+        position = ("q_proj", "k_proj", "v_proj").index(linear.role)
+        if position < len(args):
+            return args[position], None
+        return kwargs[("query", "key", "value")[position]], None
+    # The input of the last projection is what attention returns when that projection is I.
     assert isinstance(module, nn.MultiheadAttention)
     weight = module.out_proj.weight
     identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
@@ -147,29 +112,18 @@ def _attended(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     swapped = {"out_proj.weight": identity} | {
         name: torch.zeros_like(module.get_parameter(name)) for name in names if "bias" in name
     }
-    attended = functional_call(module, swapped, args, kwargs)[0]
-    assert isinstance(attended, Tensor)
-    return attended
+    return functional_call(module, swapped, args, kwargs)[0], output[0]
 
 
 def layouts(
     net: nn.Module, maps: Sequence[LinearMap], x: Tensor
 ) -> tuple[dict[tuple[str, int], Layout], dict[str, str]]:
-    """Find the sample axis of every call, by a run on two samples and one on three.
-
-    Args:
-        net: The net, in eval mode.
-        maps: Its linear maps.
-        x: A few inputs.
-
-    Returns:
-        Layouts by call, and for maps without one the reason.
-    """
+    """Sample axis of every call, found by runs on two and three samples; reasons for the others."""
     runs = []
     for count in (2, 3):
         inputs: dict[tuple[str, int], Tensor] = {}
-        with listening(maps, lambda call, x, _: inputs.update({call.key: x.clone()})):  # noqa: B023
-            net(three(x)[:count])
+        with call_hooks(maps, lambda call, x, _: inputs.update({call.key: x.clone()})):  # noqa: B023
+            net(three_samples(x)[:count])
         runs.append(inputs)
     found: dict[tuple[str, int], Layout] = {}
     reasons: dict[str, str] = {}
@@ -182,7 +136,7 @@ def layouts(
                 "fires, or the forward pass leaves it out"
             )
         elif set(keys) != {key for key in runs[1] if key[0] == linear.name}:
-            reasons[linear.name] = "is called more or less often, depending on the samples"
+            reasons[linear.name] = "the number of its calls depends on the samples"
         else:
             for key in keys:
                 layout = _layout(runs[0][key], runs[1][key], linear.is_convolution)
@@ -196,13 +150,14 @@ def layouts(
         warnings.warn(
             f"the input of {coupled[0]!r} and {len(coupled) - 1} more layers for one sample "
             "depends on the other samples of its batch: BatchNorm without running statistics, "
-            "noise, or a net that wants the samples along another axis than the first",
+            "noise, or a net that expects the samples along another axis than the first",
             stacklevel=3,
         )
     return {key: layout for key, layout in found.items() if key[0] not in reasons}, reasons
 
 
 def _layout(two: Tensor, three: Tensor, is_convolution: bool) -> Layout | str:
+    """Layout of a call from its inputs for two and three samples, or the reason why it has none."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
@@ -217,7 +172,7 @@ def _layout(two: Tensor, three: Tensor, is_convolution: bool) -> Layout | str:
         return by_sample
     if _same_samples(by_row, two, three):
         return by_row
-    return f"its input has rows of which nobody knows the sample: {shapes}"
+    return f"cannot tell which sample each row of its input belongs to: {shapes}"
 
 
 def _same_samples(layout: Layout, two: Tensor, three: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The linear maps of any module: where they are, what their weights are, what is no such map."""
+"""Linear maps inside any module: their places and weights, and reasons for what is no such map."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,22 @@ from torch.nn.utils import parametrize
 from resid_theory._check import check_choice
 from resid_theory.identity import AddIdentity, identity_of, identity_removed, layer_identity
 
-__all__ = ["CONVOLUTIONS", "LinearMap", "chosen", "linear_maps"]
+__all__ = ["CONVOLUTIONS", "LinearMap", "linear_maps", "selected"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_REASONS: list[tuple[Any, str]] = [
+    ((nn.Embedding, nn.EmbeddingBag), "looks up rows of a table; its input is no vector"),
+    ((nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
+     "scales each channel or entry by itself; has no matrix"),
+    (nn.modules.conv._ConvTransposeNd,
+     "transposed convolution; the maps here are Linear and Conv1d, 2d, 3d"),
+    ((nn.RNNBase, nn.RNNCellBase), "its matrices act inside a recurrence, where no hook fires"),
+    (nn.Bilinear, "bilinear in two inputs"),
+    ((nn.modules.lazy.LazyModuleMixin,), "has no shape yet; call the net once before"),
+    ((nn.Linear, *CONVOLUTIONS),
+     "a subclass of a linear layer with a forward of its own, which may compute something else"),
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,10 +34,10 @@ class LinearMap:
     """One linear map of a net.
 
     Attributes:
-        name: Of the module in the net; a projection of attention has its own name behind that.
-        module: The module whose calls are the map's: the layer, the ``AddIdentity`` around it, or
-            the attention.
-        role: ``""``, or which projection of an ``nn.MultiheadAttention``.
+        name: Name of the module; for a projection of attention with its own name appended.
+        module: Module whose calls are those of the map: the layer, the ``AddIdentity`` around it,
+            or the attention.
+        role: Name of the projection of an ``nn.MultiheadAttention``; ``""`` for other maps.
     """
 
     name: str
@@ -46,7 +58,7 @@ class LinearMap:
     def weight(self) -> Tensor:
         """The effective weight, the identity included, (out, in / groups, *kernel)."""
         if self.role:
-            return _projection(self.module, self.role)[0]
+            return self._projection()[0]
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         if isinstance(self.module, AddIdentity):
@@ -63,34 +75,31 @@ class LinearMap:
     @property
     def bias(self) -> Tensor | None:
         """The bias, (out,), or None."""
-        bias = _projection(self.module, self.role)[1] if self.role else self.layer.bias
+        bias = self._projection()[1] if self.role else self.layer.bias
         return bias.detach() if isinstance(bias, Tensor) else None
 
     def apply(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The map without its bias.
-
-        Args:
-            x: The layer's input.
-            weight: A weight in place of the layer's own, same shape.
-
-        Returns:
-            The layer's output for that weight, less the bias.
-        """
+        """The map without its bias, optionally with another weight of the same shape."""
         weight = self.weight if weight is None else weight
         if isinstance(self.layer, CONVOLUTIONS):
             return self.layer._conv_forward(x, weight, None)
         return F.linear(x, weight)
 
+    def _projection(self) -> tuple[Tensor, Any]:
+        """Weight and bias of one of the four projections of an attention."""
+        attention = self.module
+        assert isinstance(attention, nn.MultiheadAttention)
+        if self.role == "out_proj":
+            return attention.out_proj.weight.detach(), attention.out_proj.bias
+        index = _PROJECTIONS.index(self.role)
+        bias = None if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)[index]
+        if attention.in_proj_weight is None:
+            return getattr(attention, f"{self.role}_weight").detach(), bias
+        return attention.in_proj_weight.detach().chunk(3)[index], bias
+
 
 def linear_maps(net: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
-    """All linear maps of a net, and why every other module with parameters is none.
-
-    Args:
-        net: Any module.
-
-    Returns:
-        The maps in the order of ``net.named_modules()``, and reasons by name of the module.
-    """
+    """All linear maps of a net, and reasons why every other module with parameters is none."""
     maps: list[LinearMap] = []
     others: dict[str, str] = {}
     for name, module in _visited(net, "", set()):
@@ -101,24 +110,18 @@ def linear_maps(net: nn.Module) -> tuple[list[LinearMap], dict[str, str]]:
                 others[name] = "bias_k and bias_v are vectors among keys and values, no matrix"
         elif _is_map(module):
             maps.append(LinearMap(name=name, module=module))
-        elif any(p is not None for p in module._parameters.values()):
-            others[name] = _reason(module)
+        elif own := [key for key, p in module._parameters.items() if p is not None]:
+            unknown = (
+                f"{type(module).__name__} applies parameters of its own ({', '.join(own)}), not by "
+                "a linear layer"
+            )
+            known = (reason for kinds, reason in _REASONS if isinstance(module, kinds))
+            others[name] = next(known, unknown)
     return maps, others
 
 
-def chosen(maps: Sequence[LinearMap], layers: Sequence[str] | None) -> list[LinearMap]:
-    """The maps with the given names; all of them for None.
-
-    Args:
-        maps: All maps of a net.
-        layers: Names, as in ``LinearMap.name``.
-
-    Returns:
-        The chosen maps, in the order of the net.
-
-    Raises:
-        ValueError: If a name is unknown or there is no map at all.
-    """
+def selected(maps: Sequence[LinearMap], layers: Sequence[str] | None) -> list[LinearMap]:
+    """The maps with the given names, in the order of the net; all of them for None."""
     if layers is None:
         return list(maps)
     if isinstance(layers, str):
@@ -129,7 +132,7 @@ def chosen(maps: Sequence[LinearMap], layers: Sequence[str] | None) -> list[Line
 
 
 def _visited(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules once each, parents first, without what lies inside a map."""
+    """Every module once, parents first, without the modules inside a map."""
     if module in seen:
         return
     seen.add(module)
@@ -155,37 +158,3 @@ def _is_map(module: nn.Module) -> bool:
             for conv in CONVOLUTIONS
         )
     )
-
-
-_REASONS: list[tuple[Any, str]] = [
-    ((nn.Embedding, nn.EmbeddingBag), "looks up rows of a table; its input is no vector"),
-    ((nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU),
-     "scales each channel or entry by itself; has no matrix"),
-    (nn.modules.conv._ConvTransposeNd,
-     "transposed convolution; the maps here are Linear and Conv1d, 2d, 3d"),
-    ((nn.RNNBase, nn.RNNCellBase), "its matrices act inside a recurrence, where no hook fires"),
-    (nn.Bilinear, "bilinear in two inputs"),
-    ((nn.modules.lazy.LazyModuleMixin,), "has no shape yet; call the net once before"),
-    ((nn.Linear, *CONVOLUTIONS),
-     "a subclass of a linear layer with a forward of its own, which may compute something else"),
-]  # fmt: skip
-
-
-def _reason(module: nn.Module) -> str:
-    for kinds, reason in _REASONS:
-        if isinstance(module, kinds):
-            return reason
-    names = ", ".join(key for key, p in module._parameters.items() if p is not None)
-    return f"{type(module).__name__} applies parameters of its own ({names}), not by a linear layer"
-
-
-def _projection(module: nn.Module, role: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of one of the four projections of an attention."""
-    assert isinstance(module, nn.MultiheadAttention)
-    if role == "out_proj":
-        return module.out_proj.weight.detach(), module.out_proj.bias
-    index = _PROJECTIONS.index(role)
-    bias = None if module.in_proj_bias is None else module.in_proj_bias.chunk(3)[index]
-    if module.in_proj_weight is None:
-        return getattr(module, f"{role}_weight").detach(), bias
-    return module.in_proj_weight.detach().chunk(3)[index], bias

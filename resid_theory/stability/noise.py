@@ -1,7 +1,6 @@
-"""Noise put into activations and weights, with the law that predicts what becomes of it."""
+"""Noise in activations and weights: measured relative errors beside the law that predicts them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,28 +12,28 @@ from resid_theory._check import as_generator, check_int
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
-from resid_theory.stability.layer_inputs import Call, Layout, layouts, listening
-from resid_theory.stability.linear_maps import LinearMap, chosen, linear_maps
+from resid_theory.stability.layer_inputs import Layout, call_hooks, layouts
+from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
 from resid_theory.stability.net_inputs import checked_net, first_inputs, input_batches, placed
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
+__all__ = ["NoiseCurves", "activation_noise", "normal_like", "weight_noise"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NoiseCurves:
-    """Relative errors that noise causes, measured and predicted.
+    """Relative errors caused by noise, measured and predicted.
 
     Attributes:
         places: Names of the layers at whose outputs errors are measured (noise in activations), or
             into whose weights noise is put (noise in weights).
-        levels: How strong the noise is, (levels,), float64.
-        relative: Whether a level is relative to the norm of what the noise is added to.
+        levels: Strengths of the noise, (levels,), float64.
+        relative: Whether a level is relative to the norm of the tensor that the noise is added to.
         measured: Error of the layer's output over the output's norm, root mean square over the
             draws, (levels, places, samples), float64, on the CPU.
-        predicted: The law for ``measured``, same shape.
-        at_output: The same error at the net's output, same shape.
-        draws: Noise vectors for each sample and level.
+        predicted: Prediction of ``measured`` by the law, same shape.
+        at_output: Relative error of the net's output, same shape.
+        draws: Number of noise vectors for each sample and level.
     """
 
     places: tuple[str, ...]
@@ -61,7 +60,7 @@ class NoiseCurves:
         return self.at_output.nanquantile(0.5, dim=2)
 
     def __str__(self) -> str:
-        """Medians over the samples, a line for each level and place."""
+        """Medians over the samples, one line for each level and place."""
         kind = "relative" if self.relative else "absolute"
         lines = [f"noise, {kind}, {self.draws} draws: measured (predicted), at the output"]
         for level, row, law, out in zip(
@@ -93,28 +92,29 @@ def activation_noise(
     r"""Noise at one layer's input, and the relative error at every later linear layer.
 
     The noise is :math:`\eta \sim N(0, (\epsilon \|z\|)^2 I / n)` for a sample's input z with n
-    entries. While the net is linear over its reach, the error at layer j is
+    entries. As long as the net is linear over the size of the noise, the error at layer j is
     :math:`\epsilon \|J\|_F / (\sqrt{n} \|x_j\|)`; without biases that is
     :math:`\epsilon / \mu^{total}`, the interlayer cushion with kappa ``"total"``.
 
     Args:
         net: An ``nn.Sequential`` whose layers are one chain.
-        data: As in :func:`layer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         start: Position of the module at whose input the noise is added, counted in the net with
             nested ``nn.Sequential`` taken apart.
         levels: ε, relative to the norm of the input.
-        draws: Noise vectors for each sample and level; the levels share them.
-        probes: Random signs for the predicted law.
+        draws: Number of noise vectors for each sample and level; the levels share them.
+        probes: Number of sign vectors for the predicted law.
         generator: Source of all randomness, on the CPU, or a seed.
-        batch: Samples taken at once.
-        device: As in :func:`layer_cushions`.
+        batch: Samples in one forward pass.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
         The curves, at the output of every linear layer from ``start`` on.
 
     Raises:
-        ValueError: If the net is no chain, or there is no layer behind ``start``.
+        ValueError: If the net is no chain, there is no linear layer from ``start`` on, a level is
+            not above 0, or the data do not fit the net.
 
     Source:
         Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, section 3 and Figure 1; the law for small
@@ -124,58 +124,45 @@ def activation_noise(
     strengths = _levels(levels)
     check_int("draws", draws)
     chain = chain_of_layers(net)
-    places = [position for position in chain.layers if position >= check_int("start", start, 0)]
-    if not places:
-        raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
+    places = chain.layers_from(start)
     end = len(chain.modules) - 1
     both = places if places[-1] == end else [*places, end]
-    measured, predicted, output = [], [], []
+    measured, predicted = [], []
     with preserved(net), differentiable(), torch.no_grad():
         for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="noise"):
             z = chain.run(x, 0, start)
             norms = onward_norms(chain, z, start, places, probes=probes, generator=source)
             law = norms.frobenius / z[0].numel() ** 0.5 * norms.inputs / norms.outputs
             predicted.append(strengths[:, None, None] * law)
+            sizes = [shape.numel() for shape in chain.shapes(z, start, both)]
 
             def outputs(at: Tensor) -> Tensor:
-                return chain.outputs(at.clone(), start, both)
+                return chain.joined_outputs(at.clone(), start, both)
 
-            sizes = [shape.numel() for shape in chain.shapes(z, start, both)]
-            errors = _errors(outputs, z, sizes, strengths, draws, source)
-            measured.append(errors[:, : len(places)])
-            output.append(errors[:, -1:].expand(-1, len(places), -1))
+            def part_norms(joined: Tensor, sizes: list[int] = sizes) -> Tensor:
+                return torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
+
+            clean = outputs(z)
+            below = part_norms(clean)
+            scale = row_norms(z.reshape(len(z), -1)) / z[0].numel() ** 0.5
+            scale = scale.to(z).view(-1, *[1] * (z.dim() - 1))
+            squares = torch.zeros(len(strengths), len(both), len(z), dtype=torch.float64)
+            for _ in range(draws):
+                noise = scale * normal_like(z, source)
+                for number, level in enumerate(strengths.tolist()):
+                    change = part_norms(outputs(z + level * noise) - clean)
+                    squares[number] += (change / below).square() / draws
+            measured.append(squares.sqrt())
+    errors = torch.cat(measured, 2)
     return NoiseCurves(
         places=tuple(chain.names[position] for position in places),
         levels=strengths,
         relative=True,
-        measured=torch.cat(measured, 2),
+        measured=errors[:, : len(places)],
         predicted=torch.cat(predicted, 2),
-        at_output=torch.cat(output, 2),
+        at_output=errors[:, -1:].expand(-1, len(places), -1),
         draws=draws,
     )
-
-
-def _errors(
-    function: Callable[[Tensor], Tensor],
-    z: Tensor,
-    sizes: list[int],
-    levels: Tensor,
-    draws: int,
-    source: torch.Generator,
-) -> Tensor:
-    """Relative errors at every place, (levels, places, b)."""
-    clean = function(z)
-    below = torch.stack([row_norms(part).cpu() for part in clean.split(sizes, 1)])
-    scale = row_norms(z.reshape(len(z), -1)) / z[0].numel() ** 0.5
-    scale = scale.to(z).view(-1, *[1] * (z.dim() - 1))
-    squares = torch.zeros(len(levels), len(sizes), len(z), dtype=torch.float64)
-    for _ in range(draws):
-        noise = scale * _normal(z.shape, source, z)
-        for number, level in enumerate(levels.tolist()):
-            change = function(z + level * noise) - clean
-            norms = torch.stack([row_norms(part).cpu() for part in change.split(sizes, 1)])
-            squares[number] += (norms / below).square() / draws
-    return squares.sqrt()
 
 
 def weight_noise(
@@ -191,26 +178,27 @@ def weight_noise(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> NoiseCurves:
-    r"""Noise in one layer's weights at a time: its effect on that layer, and on the net's output.
+    r"""Noise in the weights of one layer at a time, and its effect on that layer and on the output.
 
     Weights become :math:`\hat W + s N` with N normal. The layer's output changes by
     :math:`s \sqrt{\sum_{o,p} \|patch_{op}\|^2}` in root mean square, exactly: for a linear layer
     :math:`s \sqrt{n_{out}} \|x\|`. Relative noise,
-    :math:`s = \epsilon \|\hat W\|_F / \sqrt{\#W}`, therefore measures the layer cushion; noise of
-    the same s for all nets, the paper's "same amount of noise", depends on
+    :math:`s = \epsilon \|\hat W\|_F / \sqrt{\#W}`, therefore measures the layer cushion. The effect
+    of noise of the same s for all nets, the paper's "same amount of noise", depends on
     :math:`\|\hat W x\| / \|x\|` alone.
 
     Args:
         net: Any module; its weights are not written to.
-        data: As in :func:`layer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader that
+            can be read more than once.
         layers: Names of the layers; all if None. A layer that is called several times has the same
-            noise in each; its error is that of the first call.
-        levels: s, or ε where ``relative``.
+            noise in each call; its error is that of the first call.
+        levels: s, or ε if ``relative``.
         relative: Whether a level is relative to the root mean square of the effective weight.
-        draws: Noise arrays for each layer; the levels share them.
+        draws: Number of noise arrays for each layer; the levels share them.
         generator: Source of the noise, on the CPU, or a seed.
-        batch: Samples taken at once.
-        device: As in :func:`layer_cushions`.
+        batch: Samples in one forward pass.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -229,19 +217,25 @@ def weight_noise(
         first = first_inputs(data, net)
         if first is None:
             raise ValueError("data: got an iterator that is read only once, needs it once a layer")
-        maps = [linear for linear in chosen(linear_maps(net)[0], layers) if not linear.role]
+        maps = [linear for linear in selected(linear_maps(net)[0], layers) if not linear.role]
         found, reasons = layouts(net, maps, first)
         if layers is not None and reasons:
             raise ValueError(f"layers: {reasons}")
         maps = [linear for linear in maps if linear.name not in reasons]
         if not maps:
             raise ValueError("net: has no layer into whose weights noise could be put")
-        rows = [
-            _one_layer(net, data, linear, found[linear.name, 1], strengths, relative, draws,
-                       source, batch)
-            for linear in tqdm(maps, disable=not progress, desc="weight noise")
-        ]  # fmt: skip
-    measured, predicted, output = (torch.stack(part, 1) for part in zip(*rows, strict=True))
+        rows = []
+        for linear in tqdm(maps, disable=not progress, desc="weight noise"):
+            weight = linear.weight
+            size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
+            scaled = strengths * (size if relative else 1.0)
+            noises = [normal_like(weight, source) for _ in range(draws)]
+            parts = [
+                _one_batch(net, x, linear, found[linear.name, 1], scaled, noises)
+                for x in input_batches(data, batch, net)
+            ]
+            rows.append(torch.cat(parts, 2))
+    measured, predicted, output = torch.stack(rows, 2)
     return NoiseCurves(
         places=tuple(linear.name for linear in maps),
         levels=strengths,
@@ -253,30 +247,6 @@ def weight_noise(
     )
 
 
-def _one_layer(
-    net: nn.Module,
-    data: Any,
-    linear: LinearMap,
-    layout: Layout,
-    levels: Tensor,
-    relative: bool,
-    draws: int,
-    source: torch.Generator,
-    batch: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Measured, predicted and at the output, each (levels, samples)."""
-    weight = linear.weight
-    size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
-    strengths = levels * (size if relative else 1.0)
-    noises = [_normal(weight.shape, source, weight) for _ in range(draws)]
-    parts = [
-        _one_batch(net, x, linear, layout, strengths, noises)
-        for x in input_batches(data, batch, net)
-    ]
-    measured, predicted, output = (torch.cat(part, 1) for part in zip(*parts, strict=True))
-    return measured, predicted, output
-
-
 def _one_batch(
     net: nn.Module,
     x: Tensor,
@@ -284,9 +254,10 @@ def _one_batch(
     layout: Layout,
     levels: Tensor,
     noises: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
+    """Measured and predicted errors of a layer, and those at the output, (3, levels, b)."""
     inputs: list[Tensor] = []
-    with listening([linear], lambda call, z, _: _keep_first(inputs, call, z)):
+    with call_hooks([linear], lambda call, z, _: inputs.append(z.clone())):
         clean = _output(net, x)
     z = inputs[0]
 
@@ -294,7 +265,8 @@ def _one_batch(
         return row_norms(layout.rows(value, len(x))).cpu()
 
     below = norms(linear.apply(z))
-    patches = layout.rows(linear.apply(z.double().square(), _ones(linear)), len(x)).sum(1).cpu()
+    ones = torch.ones_like(linear.weight, dtype=torch.float64)
+    patches = layout.rows(linear.apply(z.double().square(), ones), len(x)).sum(1).cpu()
     predicted = levels[:, None] * (patches.sqrt() / below)
     measured = torch.zeros(len(levels), len(x), dtype=torch.float64)
     output = torch.zeros_like(measured)
@@ -303,19 +275,15 @@ def _one_batch(
         change = norms(linear.apply(z, noise)) / below
         for number, level in enumerate(levels.tolist()):
             measured[number] += (level * change).square() / len(noises)
-            with _added(linear, level * noise):
+            handle = linear.module.register_forward_hook(
+                _adding(linear, level * noise), with_kwargs=True, prepend=True
+            )
+            try:
                 moved = row_norms(_output(net, x) - clean).cpu()
+            finally:
+                handle.remove()
             output[number] += (moved / scale).square() / len(noises)
-    return measured.sqrt(), predicted, output.sqrt()
-
-
-def _ones(linear: LinearMap) -> Tensor:
-    return torch.ones_like(linear.weight, dtype=torch.float64)
-
-
-def _keep_first(inputs: list[Tensor], call: Call, z: Tensor) -> None:
-    if call.number == 1:
-        inputs.append(z.clone())
+    return torch.stack([measured.sqrt(), predicted, output.sqrt()])
 
 
 def _output(net: nn.Module, x: Tensor) -> Tensor:
@@ -328,23 +296,19 @@ def _output(net: nn.Module, x: Tensor) -> Tensor:
     return output.reshape(len(x), -1)
 
 
-@contextmanager
-def _added(linear: LinearMap, noise: Tensor) -> Iterator[None]:
-    """Inside, the layer's weight has noise added; it is its output that is changed."""
+def _adding(linear: LinearMap, noise: Tensor) -> Callable[..., Tensor]:
+    """A hook that changes a layer's output as noise added to its weight does."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         z = args[0] if args else next(iter(kwargs.values()))
         return output + linear.apply(z, noise)
 
-    handle = linear.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return hook
 
 
-def _normal(shape: torch.Size, source: torch.Generator, like: Tensor) -> Tensor:
-    return torch.randn(shape, generator=source, dtype=torch.float64).to(like)
+def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
+    """Standard normal numbers of x's shape, drawn in float64 on the CPU."""
+    return torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
 
 
 def _levels(levels: Sequence[float]) -> Tensor:

@@ -1,14 +1,14 @@
 """Norms of linear layers as operators: exact, for every padding mode, without the matrix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from resid_theory.stability.linear_maps import CONVOLUTIONS
 
-__all__ = ["operator_frobenius", "row_norms"]
+__all__ = ["NORMS", "operator_frobenius", "row_norms"]
 
 
 def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) -> Tensor:
@@ -61,40 +61,28 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
 
 
 def _table(layer: nn.Module, axis: int, length: int) -> Tensor:
-    """C(t, t'): outputs along one axis that read the same input through the taps t and t'."""
+    """C(t, t'): number of outputs along one axis that read one input through taps t and t'."""
     assert isinstance(layer, CONVOLUTIONS)
     side, step, stride = layer.kernel_size[axis], layer.dilation[axis], layer.stride[axis]
     # The reversed list ends with the first axis: (left, right) of the last axis come first.
     pads = layer._reversed_padding_repeated_twice
     left, right = pads[-2 * axis - 2], pads[-2 * axis - 1]
     outputs = (length + left + right - step * (side - 1) - 1) // stride + 1
-    position = stride * torch.arange(outputs) + step * torch.arange(side)[:, None] - left
-    source = _source(position, length, layer.padding_mode)
+    at = stride * torch.arange(outputs) + step * torch.arange(side)[:, None] - left
+    if layer.padding_mode == "circular":
+        source = at % length
+    elif layer.padding_mode == "replicate":
+        source = at.clamp(0, length - 1)
+    elif layer.padding_mode == "reflect":
+        source = torch.where(at.abs() >= length, 2 * (length - 1) - at.abs(), at.abs())
+    else:  # a zero is no input
+        source = torch.where((at < 0) | (at >= length), -1, at)
     same = (source[:, None] == source[None]) & (source[:, None] >= 0)
     return same.sum(2).to(torch.float64)
 
 
-def _source(position: Tensor, length: int, mode: str) -> Tensor:
-    """Which input stands at a padded position; -1 for none."""
-    if mode == "circular":
-        return position % length
-    if mode == "replicate":
-        return position.clamp(0, length - 1)
-    if mode == "reflect":
-        mirrored = position.abs()
-        return torch.where(mirrored >= length, 2 * (length - 1) - mirrored, mirrored)
-    return torch.where((position < 0) | (position >= length), -1, position)
-
-
 def row_norms(x: Tensor) -> Tensor:
-    """Euclidean norm of every row, without over- or underflow.
-
-    Args:
-        x: (rows, n).
-
-    Returns:
-        (rows,), float64, on x's device.
-    """
+    """Euclidean norms of the rows of a matrix, float64, without over- or underflow."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     norms = torch.linalg.vector_norm(x, dim=1)
@@ -108,3 +96,13 @@ def row_norms(x: Tensor) -> Tensor:
         safe = torch.where(scale > 0, scale, 1.0)
         norms[odd] = safe[:, 0] * torch.linalg.vector_norm(rows / safe, dim=1)
     return norms
+
+
+NORMS: dict[str, Callable[[nn.Module, Tensor, Sequence[int], int], Tensor]] = {
+    "kernel": lambda layer, weight, size, places: row_norms(weight.reshape(1, -1))[0],
+    "operator": lambda layer, weight, size, places: (
+        places**0.5 * operator_frobenius(layer, weight, size)
+    ),
+}
+"""Norms that a layer cushion can divide by: name to function of the layer, a float64 weight on the
+CPU, the spatial size of the input, and the number of places where the map is applied."""

@@ -1,4 +1,4 @@
-"""What is read off numbers that every sample has one of: minimum, quantiles, their intervals."""
+"""Order statistics of per-sample measurements."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ __all__ = ["Summaries"]
 
 
 class Summaries(ABC):
-    """Rows of numbers, one a sample, and their summaries.
+    """Rows of numbers, one for each sample, and their statistics.
 
-    The smallest value falls as samples are added, so every summary stands beside their number. A
-    sample without a value (nan) is left out and counted.
+    The smallest value falls as samples are added, so the number of samples stands beside every
+    statistic. A sample without a value (nan) is left out and counted.
     """
 
     @property
@@ -39,7 +39,7 @@ class Summaries(ABC):
 
     @property
     def undefined(self) -> Tensor:
-        """Samples without a value, (rows,), int64."""
+        """Number of samples without a value, (rows,), int64."""
         return self.values.isnan().sum(1)
 
     @property
@@ -67,10 +67,20 @@ class Summaries(ABC):
         """
         if not 0 <= level <= 1:
             raise ValueError(f"level: got {level}, needs a number in [0, 1]")
-        return torch.stack([_quantile(row, level) for row in self.values])
+        found = torch.full((len(self.rows),), torch.nan, dtype=torch.float64)
+        for number, row in enumerate(self.values):
+            known = row[~row.isnan()].sort().values
+            if len(known) == 0:
+                continue
+            position = level * (len(known) - 1)
+            low = int(position)
+            found[number] = known[low]
+            if position > low and known[low] != known[low + 1]:  # inf - inf is no number
+                found[number] += (position - low) * (known[low + 1] - known[low])
+        return found
 
     def quantile_interval(self, level: float, confidence: float = 0.95) -> Tensor:
-        """Confidence interval of a quantile, between two order statistics; no law is assumed.
+        """Distribution-free confidence interval of a quantile, between two order statistics.
 
         Args:
             level: In (0, 1).
@@ -100,11 +110,11 @@ class Summaries(ABC):
         return ends
 
     def frame(self) -> "pandas.DataFrame":
-        """The summaries as a table.
+        """The statistics as a table.
 
         Returns:
-            One row a layer: samples, samples without a value, minimum, 1 % and 5 % quantile with
-            the ends of their 95 % intervals, median, largest.
+            One row for each layer: samples, samples without a value, minimum, 1 % and 5 % quantile
+            with the ends of their 95 % intervals, median, maximum.
         """
         import pandas
 
@@ -134,20 +144,10 @@ class Summaries(ABC):
         }
         if bool(self.undefined.any()):
             columns["undefined"] = [str(count) for count in self.undefined.tolist()]
-        widths = {key: max(map(len, [key, *cells])) for key, cells in columns.items()}
-        lines = [title, "  ".join(key.ljust(widths[key]) for key in columns).rstrip()]
-        for cells in zip(*columns.values(), strict=True):
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths.values(), strict=True))
-            lines.append("  ".join(padded).rstrip())
-        return "\n".join(lines)
-
-
-def _quantile(row: Tensor, level: float) -> Tensor:
-    known = row[~row.isnan()].sort().values
-    if len(known) == 0:
-        return torch.tensor(torch.nan, dtype=torch.float64)
-    position = level * (len(known) - 1)
-    low = int(position)
-    if position == low or known[low] == known[low + 1]:  # inf - inf is no number
-        return known[low]
-    return known[low] + (position - low) * (known[low + 1] - known[low])
+        widths = [max(map(len, [key, *cells])) for key, cells in columns.items()]
+        lines = [columns, *zip(*columns.values(), strict=True)]
+        padded = [
+            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+            for cells in lines
+        ]
+        return "\n".join([title, *padded])

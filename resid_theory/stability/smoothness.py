@@ -1,4 +1,4 @@
-"""How far a net is from linear where noise acts: contraction by activations, smoothness."""
+"""Two conditions of the compression bound: activation contraction and interlayer smoothness."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.jacobian import differentiable, jacobian_product
-from resid_theory.stability.jacobian_reach import ModuleChain, chain_of_layers
+from resid_theory.stability.jacobian_reach import chain_of_layers
 from resid_theory.stability.net_inputs import checked_net, input_batches, placed
+from resid_theory.stability.noise import normal_like
 from resid_theory.stability.norms import row_norms
 
 __all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
@@ -23,23 +24,23 @@ def activation_contraction(
     batch: int = 256,
     device: torch.device | str | None = None,
 ) -> dict[str, float]:
-    r"""How much the activations of each layer shrink a norm, at most over the samples.
+    r"""Activation contraction: the largest factor by which each activation shrinks a norm.
 
     .. math:: c_i = \max_x \|x_i\| / \|\phi(x_i)\|
 
     Args:
         net: Any module; its activations are the modules of ``torch.nn.modules.activation`` that
             have one input and no matrix.
-        data: As in :func:`layer_cushions`.
-        batch: Samples taken at once.
-        device: As in :func:`layer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        batch: Samples in one forward pass.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
 
     Returns:
         c by the activation's name, at least 1 for ReLU; inf where an output is zero and its input
-        is not. The bound takes the largest. A module called several times has its largest.
+        is not. The bound uses the largest one. A module called several times has its largest.
 
     Raises:
-        ValueError: If the net has no such module.
+        ValueError: If the net has no such module, or the data do not fit it.
 
     Source:
         Arora et al., arXiv:1802.05296, Definition 6.
@@ -50,7 +51,12 @@ def activation_contraction(
         1.6666666666666667
     """
     net = placed(checked_net(net), device)
-    activations = {name: m for name, m in net.named_modules() if _is_activation(m)}
+    activations = {
+        name: module
+        for name, module in net.named_modules()
+        if type(module).__module__ == "torch.nn.modules.activation"
+        and not isinstance(module, (nn.MultiheadAttention, nn.GLU))
+    }
     if not activations:
         raise ValueError("net: has no activation module; functions such as F.relu are not seen")
     before: dict[str, Tensor] = {}
@@ -81,14 +87,9 @@ def activation_contraction(
     return largest
 
 
-def _is_activation(module: nn.Module) -> bool:
-    home = type(module).__module__ == "torch.nn.modules.activation"
-    return home and not isinstance(module, (nn.MultiheadAttention, nn.GLU))
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Smoothness:
-    r"""How well a Jacobian predicts the effect of noise.
+    r"""Interlayer smoothness: the accuracy with which Jacobians predict the effect of noise.
 
     Attributes:
         ratios: :math:`\|\eta\| \|x_j\| / (\|x_i\| \cdot deviation)` for every draw and sample,
@@ -99,13 +100,13 @@ class Smoothness:
     ratios: Tensor
 
     def rho(self, delta: float = 0.05) -> float:
-        """Interlayer smoothness: the largest ρ that a share 1 - δ of all draws reaches.
+        """The largest ρ that a share 1 - δ of all draws reaches.
 
         Args:
             delta: In (0, 1).
 
         Returns:
-            The δ-quantile of the ratios, the order statistic below it.
+            The order statistic just below the δ-quantile of the ratios.
 
         Raises:
             ValueError: If ``delta`` is outside (0, 1).
@@ -132,25 +133,26 @@ def interlayer_smoothness(
 ) -> Smoothness:
     """Interlayer smoothness from one layer on, at the worst of all later linear layers.
 
-    The noise is normal, :math:`N(0, (ε‖z‖)² I / n)`. The bound's own noise is that of compressing
-    the layers before, of which this is the usual stand-in.
+    The noise is normal, :math:`N(0, (ε‖z‖)² I / n)`, the usual substitute for the bound's own
+    noise, which comes from compressing the layers before.
 
     Args:
         net: An ``nn.Sequential`` whose layers are one chain.
-        data: As in :func:`layer_cushions`.
+        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
         start: Position of the module at whose input the noise is added, counted in the net with
             nested ``nn.Sequential`` taken apart.
         epsilon: Norm of the noise over that of the input, in root mean square.
-        draws: Noise vectors for each sample.
+        draws: Number of noise vectors for each sample.
         generator: Source of the noise, on the CPU, or a seed.
-        batch: Samples taken at once.
-        device: As in :func:`layer_cushions`.
+        batch: Samples in one forward pass.
+        device: Device to measure on; another device than the net's takes a copy of the net there.
 
     Returns:
-        The ratios, of each draw and sample the smallest over the layers.
+        The smallest ratio over the layers, for each draw and sample.
 
     Raises:
-        ValueError: If the net is no chain, there is no layer behind ``start``, or ε is not above 0.
+        ValueError: If the net is no chain, there is no linear layer from ``start`` on, or ε is not
+            above 0.
 
     Source:
         Arora et al., arXiv:1802.05296, Definition 7; with biases the linearization is x_j + J η.
@@ -158,44 +160,29 @@ def interlayer_smoothness(
     net, source = placed(checked_net(net), device), as_generator(generator)
     check_positive("epsilon", epsilon)
     chain = chain_of_layers(net)
-    places = [p for p in chain.layers if p >= check_int("start", start, 0)]
-    if not places:
-        raise ValueError(f"start: got {start}, the last linear layer is number {chain.layers[-1]}")
+    places = chain.layers_from(start)
+    check_int("draws", draws)
+
+    def function(at: Tensor) -> Tensor:
+        return chain.joined_outputs(at, start, places)
+
     found = []
     with preserved(net), differentiable(), torch.no_grad():
         for x in input_batches(data, batch, net):
             z = chain.run(x, 0, start)
-            found.append(
-                _ratios(chain, z, start, places, epsilon, check_int("draws", draws), source)
-            )
+            sizes = [shape.numel() for shape in chain.shapes(z, start, places)]
+            norm = row_norms(z.reshape(len(z), -1)).cpu()
+            scale = (norm / z[0].numel() ** 0.5).to(z).view(-1, *[1] * (z.dim() - 1))
+            ratios = []
+            for _ in range(draws):
+                noise = epsilon * scale * normal_like(z, source)
+                value, linear = jacobian_product(function, z, noise)
+                deviation = function(z + noise) - value - linear
+                below, above = (
+                    torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
+                    for joined in (deviation, value)
+                )
+                relative = row_norms(noise.reshape(len(z), -1)).cpu() / norm
+                ratios.append((relative * above / below).amin(0))
+            found.append(torch.stack(ratios))
     return Smoothness(ratios=torch.cat(found, 1))
-
-
-def _ratios(
-    chain: ModuleChain,
-    z: Tensor,
-    start: int,
-    places: list[int],
-    epsilon: float,
-    draws: int,
-    source: torch.Generator,
-) -> Tensor:
-    """Smallest ratio over the places, (draws, b)."""
-    sizes = [shape.numel() for shape in chain.shapes(z, start, places)]
-    norm = row_norms(z.reshape(len(z), -1)).cpu()
-    scale = (norm / z[0].numel() ** 0.5).to(z).view(-1, *[1] * (z.dim() - 1))
-
-    def function(at: Tensor) -> Tensor:
-        return chain.outputs(at, start, places)
-
-    rows = []
-    for _ in range(draws):
-        drawn = torch.randn(z.shape, generator=source, dtype=torch.float64)
-        noise = epsilon * scale * drawn.to(z)
-        value, linear = jacobian_product(function, z, noise)
-        change = function(z + noise) - value - linear
-        below = torch.stack([row_norms(part).cpu() for part in change.split(sizes, 1)])
-        above = torch.stack([row_norms(part).cpu() for part in value.split(sizes, 1)])
-        relative = row_norms(noise.reshape(len(z), -1)).cpu() / norm
-        rows.append((relative * above / below).amin(0))
-    return torch.stack(rows)

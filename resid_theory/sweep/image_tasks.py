@@ -15,7 +15,7 @@ from resid_theory.data import Images, load_images, one_hot
 from resid_theory.losses import LOSSES
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
-from resid_theory.stability.cushions import WEIGHTS
+from resid_theory.stability.cushions import NORMS, WEIGHTS
 from resid_theory.sweep.task import Number, Outcome, Task
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.presets import KINDS, net_of
@@ -241,7 +241,7 @@ class CushionsTask(_Measured):
         net: Kind of net, with the options of its builder in fields of their names.
         checkpoint: A trained net instead.
         data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
-        norm: ``kernel`` or ``operator``.
+        norm: A name in ``stability.cushions.NORMS``, such as ``kernel``.
         weight: ``identity_removed`` or ``effective``, in the denominator.
         batchnorm: ``eval`` or ``batch``.
     """
@@ -256,7 +256,7 @@ class CushionsTask(_Measured):
             ValueError: Names the field, what was given and what is needed.
         """
         super().check()
-        check_choice("norm", self.norm, ("kernel", "operator"))
+        check_choice("norm", self.norm, list(NORMS))
         check_choice("weight", self.weight, WEIGHTS)
 
     def run(self, folder: Path, device: str) -> Outcome:
