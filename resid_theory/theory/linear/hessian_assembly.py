@@ -1,4 +1,4 @@
-"""The Hessian of a linear net as a matrix, at the speed of writing it."""
+"""Assembly of the Hessian of a linear net, at the speed of writing a matrix."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.data.moments import Moments
-from resid_theory.theory.linear.linear_nets import Sweep, Unit, prepare, residual
+from resid_theory.theory.linear.linear_nets import LayerMaps, Unit, prepare, residual
 
 __all__ = ["linear_hessian"]
 
@@ -26,11 +26,11 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
         + (L_{k'}^T \Gamma R_k^T)_{iq} (C_{k'k})_{jp},
 
     the second term for k earlier than k' and mirrored otherwise. The cost is that of writing the
-    matrix: for every row of weights two products of vectors of length P.
+    matrix: for every row of a weight two products of vectors of length P.
 
     Args:
-        net: What :func:`units_of` takes, e.g. a linear ``ShortcutNet``.
-        data: Moments, or data to take them of.
+        net: A linear ``ShortcutNet``, a sequence of :class:`Unit`, or of matrices (a plain net).
+        data: Moments, or data whose moments are taken.
 
     Returns:
         (P, P), float64, in the order of ``parameters_to_vector``.
@@ -42,15 +42,20 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
         Derived here for any weights; at zero weights it is Theorem 2 of arXiv:1611.01186.
     """
     factors = _Factors.of(*prepare(net, data))
-    hessian = _new_matrix(factors.layout.size, factors.before.device)
-    # Threads of Python, each with operations too small for torch to split: threads inside every
-    # operation would meet some thousand times, and wait for each other on a busy machine.
-    if hessian.device.type != "cpu":
-        for layer in range(factors.count):
+    size, count = len(factors.input_of), len(factors.maps.layers)
+    device = factors.before.device
+    if device.type != "cpu":
+        hessian = torch.empty(size, size, dtype=torch.float64, device=device)
+        for layer in range(count):
             factors.write(layer, hessian)
         return hessian
+    # NumPy asks the kernel for huge pages and torch does not: touching new memory, which is most
+    # of the cost here, is then three times faster.
+    hessian = torch.from_numpy(np.empty((size, size)))
+    # Threads of Python, each with operations too small for torch to split: threads inside every
+    # operation would meet some thousand times, and wait for each other on a busy machine.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(lambda layer: factors.write(layer, hessian), range(factors.count)):
+        for _ in pool.map(lambda layer: factors.write(layer, hessian), range(count)):
             pass
     return hessian
 
@@ -59,58 +64,65 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
 class _Factors:
     """The factors of every pair of layers, all layers side by side."""
 
-    sweep: Sweep
+    maps: LayerMaps
     moments: Moments
     gamma: Tensor
     before: Tensor  # R_k one above the other, (all inputs, d)
     after: Tensor  # L_k side by side, (k, all outputs)
     responses: Tensor  # C, (all inputs, all outputs)
-    layout: "_Layout"
+    # Rows of the Hessian, inputs and outputs of every layer among those of all layers.
+    parameters: list[slice]
+    inputs: list[slice]
+    outputs: list[slice]
+    # Input and output of every parameter, (P,).
+    input_of: Tensor
+    output_of: Tensor
 
     @classmethod
-    def of(cls, units: list[Unit], sweep: Sweep, moments: Moments) -> "_Factors":
-        before, after = torch.cat(sweep.before, -2), torch.cat(sweep.after, -1)
+    def of(cls, units: list[Unit], maps: LayerMaps, moments: Moments) -> "_Factors":
+        before, after = torch.cat(maps.before, -2), torch.cat(maps.after, -1)
+        inputs = _slices([w.shape[1] for w in maps.layers])
+        outputs = _slices([w.shape[0] for w in maps.layers])
+        grids = [
+            torch.meshgrid(
+                torch.arange(rows.start, rows.stop, device=before.device),
+                torch.arange(columns.start, columns.stop, device=before.device),
+                indexing="ij",
+            )
+            for rows, columns in zip(outputs, inputs, strict=True)
+        ]
         return cls(
-            sweep=sweep,
+            maps=maps,
             moments=moments,
-            gamma=residual(sweep, moments),
+            gamma=residual(maps, moments),
             before=before,
             after=after,
             responses=_responses(units, before.shape[0], after.shape[1]),
-            layout=_Layout.of(sweep.layers),
+            parameters=_slices([w.numel() for w in maps.layers]),
+            inputs=inputs,
+            outputs=outputs,
+            input_of=torch.cat([columns.reshape(-1) for _, columns in grids]),
+            output_of=torch.cat([rows.reshape(-1) for rows, _ in grids]),
         )
-
-    @property
-    def count(self) -> int:
-        return len(self.sweep.layers)
 
     def write(self, layer: int, hessian: Tensor) -> None:
         """Write the rows of one layer."""
-        layout, shape = self.layout, self.sweep.layers[layer].shape
-        rows, columns = layout.inputs[layer], layout.outputs[layer]
-        left, right = self.sweep.after[layer].mT, self.sweep.before[layer]
+        rows, columns = self.inputs[layer], self.outputs[layer]
+        left, right = self.maps.after[layer].mT, self.maps.before[layer]
         # Layers before this one bring the curvature term through their own C, layers after it
         # through this one's.
         crossed = left @ self.gamma @ self.before.mT
         crossed[:, rows.start :] = self.responses[rows.start :, columns].mT
         reached = right @ self.gamma.mT @ self.after
         reached[:, : columns.start] = self.responses[rows, : columns.start]
-        own = hessian[layout.parameters[layer]].view(*shape, layout.size)
+        own = hessian[self.parameters[layer]]
         _write_strip(
-            own,
-            (left @ self.after)[:, layout.output_of],
-            (right @ self.moments.sxx @ self.before.mT)[:, layout.input_of],
-            crossed[:, layout.input_of],
-            reached[:, layout.output_of],
+            own.view(*self.maps.layers[layer].shape, len(hessian)),
+            (left @ self.after)[:, self.output_of],
+            (right @ self.moments.sxx @ self.before.mT)[:, self.input_of],
+            crossed[:, self.input_of],
+            reached[:, self.output_of],
         )
-
-
-def _new_matrix(size: int, device: torch.device) -> Tensor:
-    if device.type != "cpu":
-        return torch.empty(size, size, dtype=torch.float64, device=device)
-    # NumPy asks the kernel for huge pages and torch does not: touching new memory, which is most
-    # of the cost here, is then three times faster.
-    return torch.from_numpy(np.empty((size, size)))
 
 
 def _write_strip(strip: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
@@ -127,54 +139,18 @@ def _responses(units: list[Unit], inputs: int, outputs: int) -> Tensor:
     """C of every pair of layers, (all inputs, all outputs): zero unless the column's is earlier."""
     like = units[0].weights[0]
     responses = like.new_zeros(inputs, outputs)
-    trunk = like.new_zeros(like.shape[-1], outputs)
+    forward = like.new_zeros(like.shape[-1], outputs)
     row = column = 0
     for unit in units:
-        inner = trunk
+        inner = forward
         for weight in unit.weights:
             out, width = weight.shape
             responses[row : row + width] = inner
             inner = weight @ inner
             inner[:, column : column + out].diagonal().add_(1.0)
             row, column = row + width, column + out
-        trunk = inner if unit.shortcut is None else inner + unit.shortcut @ trunk
+        forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
     return responses
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Layout:
-    """Where each parameter's row and column lie among all layers' outputs and inputs."""
-
-    size: int
-    parameters: list[slice]
-    inputs: list[slice]
-    outputs: list[slice]
-    input_of: Tensor
-    output_of: Tensor
-
-    @classmethod
-    def of(cls, layers: list[Tensor]) -> "_Layout":
-        inputs, outputs = (
-            _slices([w.shape[1] for w in layers]),
-            _slices([w.shape[0] for w in layers]),
-        )
-        device = layers[0].device
-        grids = [
-            torch.meshgrid(
-                torch.arange(o.start, o.stop, device=device),
-                torch.arange(i.start, i.stop, device=device),
-                indexing="ij",
-            )
-            for o, i in zip(outputs, inputs, strict=True)
-        ]
-        return cls(
-            size=sum(w.numel() for w in layers),
-            parameters=_slices([w.numel() for w in layers]),
-            inputs=inputs,
-            outputs=outputs,
-            input_of=torch.cat([grid[1].reshape(-1) for grid in grids]),
-            output_of=torch.cat([grid[0].reshape(-1) for grid in grids]),
-        )
 
 
 def _slices(sizes: list[int]) -> list[slice]:

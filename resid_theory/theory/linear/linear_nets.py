@@ -7,8 +7,8 @@ to the output, and :math:`\Gamma = W \Sigma_{xx} - \Sigma_{yx}`. Everything here
 these.
 
 Vectors of parameters follow ``torch.nn.utils.parameters_to_vector``: unit by unit, layer by layer
-from input to output, each matrix by rows. :func:`definition5_order` gives the paper's order, by
-columns.
+from input to output, each matrix row by row. :func:`definition5_order` gives the paper's order,
+column by column.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from torch import Tensor
 from resid_theory.data.moments import Moments
 
 __all__ = [
-    "Sweep",
+    "LayerMaps",
     "Unit",
     "definition5_order",
     "linear_gradient",
@@ -31,7 +31,6 @@ __all__ = [
     "prepare",
     "residual",
     "rotated_moments",
-    "units_of",
 ]
 
 
@@ -40,8 +39,8 @@ class Unit:
     """Layers under one fixed shortcut.
 
     Attributes:
-        weights: Matrices (out, in), input to output, at least one.
-        shortcut: The fixed map S around them, (out, in); None for none.
+        weights: Matrices (out, in), from input to output, at least one.
+        shortcut: The fixed map S around them, (out, in); None without a shortcut.
 
     Raises:
         ValueError: If the matrices do not chain, or the shortcut does not fit around them.
@@ -64,115 +63,91 @@ class Unit:
             )
 
 
-def units_of(net: Any) -> list[Unit]:
-    """The units of a linear net.
-
-    Args:
-        net: A linear n-shortcut net (``layers()``, ``shortcut_depth``, ``shortcut``), a sequence of
-            :class:`Unit`, or a sequence of matrices (a plain net).
-
-    Returns:
-        Units with weights in float64, detached.
-
-    Raises:
-        ValueError: If the net has activations or biases, or widths do not chain.
-    """
+def _units_of(net: Any) -> list[Unit]:
+    """The units of a linear net, their weights in float64 and without gradients."""
     if hasattr(net, "layers"):
-        return _units_of_shortcut_net(net)
-    if isinstance(net, Sequence) and len(net) and all(isinstance(part, Tensor) for part in net):
-        return _chained([Unit(tuple(_exact(w) for w in net))])
-    if isinstance(net, Sequence) and len(net) and all(isinstance(part, Unit) for part in net):
-        return _chained(
-            [
-                Unit(
-                    tuple(_exact(w) for w in unit.weights),
-                    None if unit.shortcut is None else _exact(unit.shortcut),
-                )
-                for unit in net
-            ]
-        )
-    raise ValueError(
-        f"net: got {type(net).__name__}, needs a ShortcutNet, a sequence of Unit or of matrices"
-    )
-
-
-def _units_of_shortcut_net(net: Any) -> list[Unit]:
-    if not net.is_linear:
+        if not net.is_linear:
+            raise ValueError(
+                f"net: {net} has activations or a bias; closed forms need a linear net without "
+                "bias (resid_theory.hessian takes any net)"
+            )
+        layers, n = list(net.layers()), net.shortcut_depth
+        around = _eye(net.width, layers[0]) if net.shortcut else None
+        units = [Unit(tuple(layers[i : i + n]), around) for i in range(0, len(layers), n)]
+    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Tensor) for part in net):
+        units = [Unit(tuple(net))]
+    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Unit) for part in net):
+        units = list(net)
+    else:
         raise ValueError(
-            f"net: {net} has activations or a bias; closed forms need a linear net without bias "
-            "(resid_theory.hessian takes any net)"
+            f"net: got {type(net).__name__}, needs a ShortcutNet, a sequence of Unit or of matrices"
         )
-    layers, n = [_exact(w) for w in net.layers()], net.shortcut_depth
-    around = None
-    if net.shortcut:
-        around = torch.eye(net.width, dtype=torch.float64, device=layers[0].device)
-    return [Unit(tuple(layers[i : i + n]), around) for i in range(0, len(layers), n)]
-
-
-def _exact(weight: Tensor) -> Tensor:
-    return weight.detach().to(torch.float64)
-
-
-def _chained(units: list[Unit]) -> list[Unit]:
     for before, after in zip(units, units[1:], strict=False):
         rows, columns = before.weights[-1].shape[-2], after.weights[0].shape[-1]
         if rows != columns:
             raise ValueError(f"net: a unit gives width {rows}, the next one takes {columns}")
-    return units
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sweep:
-    """Both products around every layer: ``before`` is R_k (in, d), ``after`` is L_k (k, out)."""
-
-    layers: list[Tensor]
-    before: list[Tensor]
-    after: list[Tensor]
-    total: Tensor
-
-
-def sweep_of(units: list[Unit]) -> Sweep:
-    layers = [w for unit in units for w in unit.weights]
-    before: list[Tensor] = []
-    after: list[Tensor] = []
-    trunk = _eye(layers[0].shape[-1], layers[0])
-    for unit in units:
-        inner = trunk
-        for weight in unit.weights:
-            before.append(inner)
-            inner = weight @ inner
-        trunk = inner if unit.shortcut is None else inner + unit.shortcut @ trunk
-    head = _eye(layers[-1].shape[-2], layers[0])
-    for unit in reversed(units):
-        inner = head
-        for weight in reversed(unit.weights):
-            after.append(inner)
-            inner = inner @ weight
-        head = inner if unit.shortcut is None else inner + head @ unit.shortcut
-    return Sweep(layers=layers, before=before, after=after[::-1], total=trunk)
+    return [
+        Unit(
+            tuple(weight.detach().to(torch.float64) for weight in unit.weights),
+            None if unit.shortcut is None else unit.shortcut.detach().to(torch.float64),
+        )
+        for unit in units
+    ]
 
 
 def _eye(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
-def prepare(net: Any, data: Any) -> tuple[list[Unit], Sweep, Moments]:
-    """Units, products and moments of a net and its data, widths checked."""
-    units = units_of(net)
-    sweep = sweep_of(units)
-    moments = Moments.of(data).to(sweep.total.device)
-    shape, needed = tuple(moments.syx.shape), tuple(sweep.total.shape[-2:])
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerMaps:
+    """Maps around every layer: ``before`` is R_k (in, d), ``after`` is L_k (k, out)."""
+
+    layers: list[Tensor]
+    before: list[Tensor]
+    after: list[Tensor]
+    total: Tensor
+
+    @classmethod
+    def of(cls, units: list[Unit]) -> "LayerMaps":
+        """One pass forward and one backward."""
+        layers = [w for unit in units for w in unit.weights]
+        before: list[Tensor] = []
+        after: list[Tensor] = []
+        forward = _eye(layers[0].shape[-1], layers[0])  # from the input to the unit
+        for unit in units:
+            inner = forward
+            for weight in unit.weights:
+                before.append(inner)
+                inner = weight @ inner
+            forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
+        backward = _eye(layers[-1].shape[-2], layers[0])  # from the unit to the output
+        for unit in reversed(units):
+            inner = backward
+            for weight in reversed(unit.weights):
+                after.append(inner)
+                inner = inner @ weight
+            backward = inner if unit.shortcut is None else inner + backward @ unit.shortcut
+        return cls(layers=layers, before=before, after=after[::-1], total=forward)
+
+
+def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
+    """Units and maps of a net, and the moments of its data; widths are checked."""
+    units = _units_of(net)
+    maps = LayerMaps.of(units)
+    moments = Moments.of(data).to(maps.total.device)
+    shape, needed = tuple(moments.syx.shape), tuple(maps.total.shape[-2:])
     if shape != needed:
         raise ValueError(
             f"data: has {shape[0]} targets and {shape[1]} inputs, the net maps {needed[1]} inputs "
             f"to {needed[0]} outputs; needs equal widths"
         )
-    return units, sweep, moments
+    return units, maps, moments
 
 
-def residual(sweep: Sweep, moments: Moments) -> Tensor:
+def residual(maps: LayerMaps, moments: Moments) -> Tensor:
     """Γ = W Sxx - Syx, (k, d): the gradient with respect to the whole map."""
-    return sweep.total @ moments.sxx - moments.syx
+    return maps.total @ moments.sxx - moments.syx
 
 
 def linear_loss(net: Any, data: Any) -> Tensor:
@@ -181,8 +156,8 @@ def linear_loss(net: Any, data: Any) -> Tensor:
     :math:`\tfrac12 tr(W S_{xx} W^T) - tr(W S_{yx}^T) + \tfrac12 tr S_{yy}`.
 
     Args:
-        net: What :func:`units_of` takes.
-        data: Moments, or data to take them of.
+        net: A linear ``ShortcutNet``, a sequence of :class:`Unit`, or of matrices (a plain net).
+        data: Moments, or data whose moments are taken.
 
     Returns:
         A float64 scalar: half the squared error, summed over outputs, mean over samples.
@@ -193,18 +168,18 @@ def linear_loss(net: Any, data: Any) -> Tensor:
     Source:
         Li et al., arXiv:1611.01186, section 3.
     """
-    _, sweep, moments = prepare(net, data)
-    quadratic = 0.5 * (sweep.total @ moments.sxx * sweep.total).sum((-2, -1))
-    return quadratic - (sweep.total * moments.syx).sum((-2, -1)) + 0.5 * moments.syy.trace()
+    _, maps, moments = prepare(net, data)
+    quadratic = 0.5 * (maps.total @ moments.sxx * maps.total).sum((-2, -1))
+    return quadratic - (maps.total * moments.syx).sum((-2, -1)) + 0.5 * moments.syy.trace()
 
 
 def linear_optimum(data: Any) -> float:
-    r"""Smallest square loss of any linear map.
+    r"""Smallest square loss that a linear map attains.
 
     :math:`\tfrac12 tr(S_{yy} - S_{yx} S_{xx}^+ S_{yx}^T)`.
 
     Args:
-        data: Moments, or data to take them of.
+        data: Moments, or data whose moments are taken.
 
     Returns:
         The loss in the units of :func:`linear_loss`; the pseudo-inverse handles a singular Sxx.
@@ -218,8 +193,8 @@ def linear_gradient(net: Any, data: Any) -> Tensor:
     r"""Gradient of :func:`linear_loss`, layer by layer :math:`L_k^T \Gamma R_k^T`.
 
     Args:
-        net: What :func:`units_of` takes.
-        data: Moments, or data to take them of.
+        net: A linear ``ShortcutNet``, a sequence of :class:`Unit`, or of matrices (a plain net).
+        data: Moments, or data whose moments are taken.
 
     Returns:
         (P,), float64, in the order of ``parameters_to_vector``.
@@ -230,9 +205,9 @@ def linear_gradient(net: Any, data: Any) -> Tensor:
     Source:
         Derived from Li et al., arXiv:1611.01186, section 3, for any weights.
     """
-    _, sweep, moments = prepare(net, data)
-    gamma = residual(sweep, moments)
-    pairs = zip(sweep.after, sweep.before, strict=True)
+    _, maps, moments = prepare(net, data)
+    gamma = residual(maps, moments)
+    pairs = zip(maps.after, maps.before, strict=True)
     return torch.cat([(after.mT @ gamma @ before.mT).flatten(-2) for after, before in pairs], -1)
 
 
@@ -240,66 +215,67 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
     """Hessian-vector product of :func:`linear_loss`, in O(layers x width³) for any sample count.
 
     Args:
-        net: What :func:`units_of` takes.
-        data: Moments, or data to take them of.
+        net: A linear ``ShortcutNet``, a sequence of :class:`Unit`, or of matrices (a plain net).
+        data: Moments, or data whose moments are taken.
         vector: (..., P), in the order of ``parameters_to_vector``; leading axes are a batch.
 
     Returns:
         (..., P), float64.
 
     Raises:
-        ValueError: If the vector's last axis is not P, or as for :func:`linear_loss`.
+        ValueError: If the vector's last axis is not P, the net is not linear or the widths do not
+            fit.
     """
-    units, sweep, moments = prepare(net, data)
-    sizes = [w.numel() for w in sweep.layers]
+    units, maps, moments = prepare(net, data)
+    sizes = [w.numel() for w in maps.layers]
     if vector.shape[-1] != sum(sizes):
         raise ValueError(f"vector: got shape {tuple(vector.shape)}, needs (..., {sum(sizes)})")
     parts = vector.to(torch.float64).split(sizes, -1)
-    moves = [v.unflatten(-1, w.shape) for v, w in zip(parts, sweep.layers, strict=True)]
-    d_before, d_total = _tangents_forward(units, sweep, moves)
-    d_after = _tangents_backward(units, sweep, moves)
-    gamma, d_gamma = residual(sweep, moments), d_total @ moments.sxx
+    moves = [v.unflatten(-1, w.shape) for v, w in zip(parts, maps.layers, strict=True)]
+    d_before, d_total = _tangents_forward(units, maps, moves)
+    d_after = _tangents_backward(units, maps, moves)
+    gamma, d_gamma = residual(maps, moments), d_total @ moments.sxx
     rows = [
         da.mT @ gamma @ b.mT + a.mT @ d_gamma @ b.mT + a.mT @ gamma @ db.mT
-        for a, b, da, db in zip(sweep.after, sweep.before, d_after, d_before, strict=True)
+        for a, b, da, db in zip(maps.after, maps.before, d_after, d_before, strict=True)
     ]
     return torch.cat([row.flatten(-2) for row in rows], -1)
 
 
 def _tangents_forward(
-    units: list[Unit], sweep: Sweep, moves: list[Tensor]
+    units: list[Unit], maps: LayerMaps, moves: list[Tensor]
 ) -> tuple[list[Tensor], Tensor]:
     """Change of every ``before`` and of the whole map when the layers move."""
     changes: list[Tensor] = []
-    trunk = torch.zeros_like(sweep.before[0])
+    forward = torch.zeros_like(maps.before[0])
     layer = 0
     for unit in units:
-        inner = trunk
+        inner = forward
         for weight in unit.weights:
             changes.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
-            inner = weight @ inner + moves[layer] @ sweep.before[layer]
+            inner = weight @ inner + moves[layer] @ maps.before[layer]
             layer += 1
-        trunk = inner if unit.shortcut is None else inner + unit.shortcut @ trunk
-    return changes, trunk
+        forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
+    return changes, forward
 
 
-def _tangents_backward(units: list[Unit], sweep: Sweep, moves: list[Tensor]) -> list[Tensor]:
+def _tangents_backward(units: list[Unit], maps: LayerMaps, moves: list[Tensor]) -> list[Tensor]:
     """Change of every ``after`` when the layers move."""
     changes: list[Tensor] = []
-    head = torch.zeros_like(sweep.after[-1])
+    backward = torch.zeros_like(maps.after[-1])
     layer = len(moves) - 1
     for unit in reversed(units):
-        inner = head
+        inner = backward
         for weight in reversed(unit.weights):
             changes.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
-            inner = inner @ weight + sweep.after[layer] @ moves[layer]
+            inner = inner @ weight + maps.after[layer] @ moves[layer]
             layer -= 1
-        head = inner if unit.shortcut is None else inner + head @ unit.shortcut
+        backward = inner if unit.shortcut is None else inner + backward @ unit.shortcut
     return changes[::-1]
 
 
 def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
-    r"""Moments with which a 1-shortcut net at zero has the spectrum of an orthogonal plain net.
+    r"""Moments for which a 1-shortcut net at zero has the spectrum of an orthogonal plain net.
 
     A plain linear net of N orthogonal layers with product Q has, up to an orthogonal change of
     parameters, the Hessian of the N-block 1-shortcut net at zero on targets :math:`Q^T y`. So its
@@ -307,8 +283,8 @@ def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
     shortcut_depth=1).spectrum``.
 
     Args:
-        layers: N orthogonal matrices (d, d), input to output.
-        data: Moments, or data to take them of, with as many targets as inputs.
+        layers: N orthogonal matrices (d, d), from input to output.
+        data: Moments, or data whose moments are taken, with as many targets as inputs.
 
     Returns:
         The moments of (x, Q^T y).
@@ -353,8 +329,8 @@ def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:
     ``hessian[order][:, order]`` is the Hessian in the paper's order, ``vector[order]`` a vector.
 
     Args:
-        shapes: (out, in) of every matrix, in the order of the parameter vector. Where the paper's
-            layer has a bias, ``ShortcutNet.definition5_order`` gives the order.
+        shapes: (out, in) of every matrix, in the order of the parameter vector. For nets with a
+            bias, ``ShortcutNet.definition5_order`` gives the order.
 
     Returns:
         (P,), int64: entry i of the paper's order is entry ``order[i]`` of torch's.

@@ -1,10 +1,9 @@
 r"""Loss and gradient of many linear nets at once, from the moments of the data alone.
 
-Nets of one architecture lie side by side along a row axis, so that one product of stacked matrices
-does a layer of all of them. With the notation of
-:mod:`resid_theory.theory.linear.linear_nets`, one sweep gives
-every :math:`R_k`, and a second one carries :math:`L_k^T \Gamma` down: three products a layer for
-all gradients :math:`L_k^T \Gamma R_k^T`, whatever the number of samples.
+Nets of one architecture are stacked along an axis, so that one batched product computes a layer of
+all of them. With the notation of :mod:`resid_theory.theory.linear.linear_nets`, a forward pass
+gives every :math:`R_k`, and a backward pass carries :math:`L_k^T \Gamma` from output to input:
+three products a layer for all gradients :math:`L_k^T \Gamma R_k^T`, for any number of samples.
 """
 
 import torch
@@ -19,11 +18,10 @@ __all__ = ["StackedChains"]
 class StackedChains:
     r"""Square loss of stacked plain or n-shortcut linear nets, with gradients in closed form.
 
-    Buffers are kept between calls: an evaluation allocates only what it returns for each row, and
-    **the gradient is overwritten by the next call**.
+    Buffers are kept between calls, so **the gradient is overwritten by the next call**.
 
     Args:
-        moments: Of the data; as many targets as inputs.
+        moments: Moments of data with as many targets as inputs.
         shortcut_depth: Layers n under one shortcut.
         shortcut: Whether the identity is added to each block.
 
@@ -53,28 +51,7 @@ class StackedChains:
         self._before = self._gradient = torch.empty(0)
 
     def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate all rows.
-
-        Args:
-            weights: (layers, rows, d, d), float64, input to output.
-
-        Returns:
-            The losses, (rows,), and their gradients, shaped like ``weights``.
-
-        Raises:
-            ValueError: If the layers are not whole blocks or not square of the data's width.
-        """
-        self._check(weights)
-        if self._before.shape != weights.shape:
-            self._before, self._gradient = torch.empty_like(weights), torch.empty_like(weights)
-        total = self._forward(weights)
-        gamma = total @ self.moments.sxx - self.moments.syx
-        # <W, Gamma - Syx> / 2 is the quadratic term less the linear one.
-        loss = 0.5 * (total * (gamma - self.moments.syx)).sum((-2, -1))
-        self._backward(weights, gamma)
-        return loss + 0.5 * self.moments.syy.trace(), self._gradient
-
-    def _check(self, weights: Tensor) -> None:
+        """Losses (rows,) and gradients of weights (layers, rows, d, d), float64, one net a row."""
         width = len(self.moments.sxx)
         if weights.dim() != 4 or weights.shape[-2:] != (width, width):
             raise ValueError(
@@ -84,25 +61,33 @@ class StackedChains:
             raise ValueError(
                 f"weights: got {len(weights)} layers, needs a multiple of {self.shortcut_depth}"
             )
+        if self._before.shape != weights.shape:
+            self._before, self._gradient = torch.empty_like(weights), torch.empty_like(weights)
+        total = self._forward(weights)
+        gamma = total @ self.moments.sxx - self.moments.syx
+        # <W, Gamma - Syx> / 2 is the quadratic term less the linear one.
+        loss = 0.5 * (total * (gamma - self.moments.syx)).sum((-2, -1))
+        self._backward(weights, gamma)
+        return loss + 0.5 * self.moments.syy.trace(), self._gradient
 
     def _forward(self, weights: Tensor) -> Tensor:
         """Fill in every R_k; the map of the whole net, (rows, d, d)."""
-        trunk = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
-        trunk = trunk.expand(weights.shape[1:])
+        forward = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+        forward = forward.expand(weights.shape[1:])
         for start in range(0, len(weights), self.shortcut_depth):
-            inner = trunk
+            inner = forward
             for layer in range(start, start + self.shortcut_depth):
                 self._before[layer] = inner
                 inner = torch.bmm(weights[layer], inner)
-            trunk = trunk + inner if self.shortcut else inner
-        return trunk
+            forward = forward + inner if self.shortcut else inner
+        return forward
 
     def _backward(self, weights: Tensor, gamma: Tensor) -> None:
-        """Carry L_k^T Gamma towards the input, and write the gradients on the way."""
-        head, n = gamma, self.shortcut_depth
+        """Carry L_k^T Gamma towards the input and write the gradients on the way."""
+        backward, n = gamma, self.shortcut_depth
         for start in range(len(weights) - n, -1, -n):
-            inner = head
+            inner = backward
             for layer in range(start + n - 1, start - 1, -1):
                 torch.bmm(inner, self._before[layer].mT, out=self._gradient[layer])
                 inner = torch.bmm(weights[layer].mT, inner)
-            head = head + inner if self.shortcut else inner
+            backward = backward + inner if self.shortcut else inner
