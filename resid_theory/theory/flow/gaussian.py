@@ -1,6 +1,6 @@
-r"""How likely one centred normal number exceeds another in magnitude: exactly, and in the paper.
+r"""Probability that one centred normal number exceeds another in magnitude.
 
-For X and Y of standard deviations sx and sy everything depends on the ratio sx / sy.
+For X and Y of standard deviations sx and sy it depends on the ratio sx / sy alone.
 """
 
 import math
@@ -51,7 +51,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
     rho = _ratio(ratio)
     if not -1 <= correlation <= 1:
         raise ValueError(f"correlation: got {correlation!r}, needs a number in [-1, 1]")
-    # The smaller of ρ and 1/ρ: infinity has no place in atan2, and large squares overflow.
+    # The smaller of ρ and 1/ρ: atan2 does not take infinity, and large squares overflow.
     low = torch.minimum(rho, 1 / rho)
     height = 2 * low * math.sqrt((1 - correlation) * (1 + correlation))
     chance = torch.atan2(height, (1 - low) * (1 + low)) / math.pi
@@ -59,7 +59,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
 
 
 def exceedance_integral(ratio: Any) -> Tensor:
-    r"""The same for independent numbers, by quadrature of the paper's integral.
+    r""":func:`exceedance` of independent numbers by quadrature of the paper's integral.
 
     :math:`4 \int_0^\infty \Phi(u)\, g(u; \rho)\, du - 1`, g the density of N(0, ρ²), taken as
     :math:`2 \int_0^\infty \operatorname{erf}(\rho v / \sqrt 2)\, \varphi(v)\, dv` by the
@@ -99,8 +99,8 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
         Probabilities, shape of ``ratio``, float64.
 
     Raises:
-        ValueError: If a ratio is below 0.01 or not a number, or the exponent has no such name or is
-            not above zero.
+        ValueError: If a ratio is below 0.01 or not a number, or the exponent is no known name and
+            no number above zero.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, eq. (15).
@@ -128,16 +128,9 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
 def half_normal_mean(
     function: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """E f(|z|) of a standard normal z, by the trapezoidal rule in ln |z|.
-
-    Args:
-        function: From nodes (q,), float64, to values (..., q), bounded, and analytic about the
-            positive axis.
-        device: Of the nodes.
-
-    Returns:
-        Means, (...).
-    """
+    """E f(|z|) of a standard normal z, by the trapezoidal rule in ln |z|."""
+    # The function maps nodes (q,) to values (..., q), is bounded, and analytic near the positive
+    # axis.
     grid = torch.arange(_LOWEST, _HIGHEST, _STEP, dtype=torch.float64, device=device)
     nodes = grid.exp()
     weights = math.sqrt(2 / math.pi) * _STEP * nodes * (-0.5 * nodes.square()).exp()
