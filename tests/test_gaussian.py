@@ -236,6 +236,13 @@ def test_the_top_layer_is_all_dominant(route, identity):
         assert bool((shares.diff() < 0).all())
 
 
+def test_the_default_dtype_does_not_matter():
+    case = replace(BASE, persistent=True)
+    expected = case.refined()
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(case.refined(), expected)
+
+
 def test_plain_formula_for_many_channels():
     case = TrivialFlow(channels=10_000, layers=1, deviation=1.0, open_share=0.8, identity=False)
     closed = math.sqrt(0.8) * (2 / math.pi) ** 1.5 / math.sqrt(9999)

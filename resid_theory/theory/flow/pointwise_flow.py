@@ -189,7 +189,8 @@ class TrivialFlow:
         chance = _chance(own, count[:, None] * others)
         # Binomial probabilities of 0 to n - 1 open channels.
         ways = math.lgamma(n) - torch.lgamma(count + 1) - torch.lgamma(n - 1 - count + 1)
-        logs = torch.xlogy(count, torch.tensor(p)) + torch.xlogy(n - 1 - count, torch.tensor(1 - p))
+        chances = torch.tensor([p, 1 - p], dtype=torch.float64)
+        logs = torch.xlogy(count, chances[0]) + torch.xlogy(n - 1 - count, chances[1])
         return _at_zero(p * ((ways + logs).exp() @ chance))
 
 
