@@ -122,7 +122,7 @@ def test_spectrum_prints_and_draws(capsys, own):
 def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch):
     asked = []
 
-    def measure(*_, density, **__):
+    def measure(*_, k: int = 5, density, **__):
         asked.append(density)
         raise ValueError("k: enough")
 

@@ -55,7 +55,7 @@ def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
     [
         ("diracnet --depth 10", "DIRACNETS", {}),
         ("preresnet --depth 10 --shortcut-depth 1 --lr 0.2", "DIRACNETS", {"lr": 0.2}),
-        ("full --depth 8 --plain", "NOISE_STABILITY_BN", {}),
+        ("full --depth 8 --no-shortcut", "NOISE_STABILITY_BN", {}),
         ("simplified --depth 5 --augmentation none", "NOISE_STABILITY", {"augmentation": "none"}),
     ],
     ids=lambda value: value.partition(" ")[0] if isinstance(value, str) else None,
@@ -71,13 +71,11 @@ def test_each_kind_has_its_papers_recipe(capsys, tmp_path, words, name, changes)
 
 
 def test_options_of_every_kind_are_options_of_the_verb(capsys):
-    """An error lists the builder's arguments: each has an option, two by another name."""
     assert cli.main(["train", "--help"]) == 0
     said = capsys.readouterr().out
-    others = {"shortcut": "plain", "normalize": "unnormalized"}
     for kind in KINDS.values():
         for option in kind.options:
-            assert f"--{others.get(option, option).replace('_', '-')}" in said
+            assert f"--{option.replace('_', '-')}" in said
 
 
 def test_the_depth_of_a_kind_is_the_papers():
@@ -184,7 +182,10 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
         ("--net diracne", "--net: unknown name 'diracne'; did you mean 'diracnet'?"),
         ("--net full --depth 9", "--depth: got 9, needs 6n + 2"),
         ("--net full --width 2", "--width: got 2, which 'full' does not have; needs one of depth"),
-        ("--net simplified --plain", "--plain: got False, which 'simplified' does not have"),
+        (
+            "--net simplified --no-shortcut",
+            "--shortcut: got False, which 'simplified' does not have",
+        ),
         ("--net simplified --identity dirac", "--identity: unknown name 'dirac'"),
         ("--net preresnet --shortcut-depth 3", "--shortcut-depth: got 3"),
         ("--net full --lr 0", "--lr: got 0.0, needs a finite number above 0"),

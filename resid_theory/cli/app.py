@@ -7,10 +7,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from resid_theory.cli import (
     demo,
@@ -19,13 +19,28 @@ from resid_theory.cli import (
     shortcut_commands,
     sweep_commands,
     train_commands,
+    verbs,
 )
-from resid_theory.sweep.setup import Setup
 
 __all__ = ["main"]
 
+
+class _Program(TyperGroup):
+    """The verbs, each completed when it is called; ``spectrum`` of a given net is ``curvature``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        super().resolve_command(ctx, args)  # an error if there is no such verb
+        name = _verb(args)
+        return name, verbs.command_of(name), args[1:]
+
+
+def _verb(words: Sequence[str]) -> str:
+    given_net = {"--checkpoint", "--model"} & {word.partition("=")[0] for word in words}
+    return "curvature" if words[0] == "spectrum" and given_net else words[0]
+
+
 app = typer.Typer(
-    cls=net_commands.Verbs,
+    cls=_Program,
     add_completion=False,
     no_args_is_help=True,
     help="Identity and shortcut nets: curvature and noise stability, predicted and measured.",
@@ -46,14 +61,18 @@ def _program(
         bool,
         typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
     ] = False,
-) -> None:
-    """What stands in front of a verb."""
+) -> None: ...
 
 
-for verbs in (demo, shortcut_commands, fold_commands, net_commands, train_commands, sweep_commands):
-    verbs.register(app)
-
-# -- errors ----------------------------------------------------------------------------------------
+verbs.register(app, demo.demo)
+verbs.register(app, shortcut_commands.spectrum, shortcut_commands.setup_options)
+verbs.register(app, shortcut_commands.zero_point, shortcut_commands.zero_point_options)
+verbs.register(app, fold_commands.fold)
+verbs.register(app, fold_commands.evaluate)
+verbs.register(app, net_commands.curvature, net_commands.curvature_options)
+verbs.register(app, net_commands.cushions, net_commands.cushion_options)
+verbs.register(app, train_commands.train, train_commands.train_options)
+verbs.register(app, sweep_commands.sweep)
 
 # click's own, which typer either imports or, in later versions, carries inside.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -68,25 +87,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 2 after an error, 130 after an interrupt.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
     try:
-        code = command.main(arguments, prog_name="resid-theory", standalone_mode=False)
+        code = command.main(words, prog_name="resid-theory", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except _UsageError as error:
-        return _fail(error.format_message() + _given(error, arguments), 2)
+        return _fail(error.format_message() + _given(error, words), 2)
     except (ValueError, OSError, MemoryError) as error:
-        return _fail(_named(str(error) or type(error).__name__), 2)
+        return _fail(_named(str(error) or type(error).__name__, words), 2)
     # Later versions of typer turn an interrupt into this code themselves.
     return _fail("interrupted", code) if code == 130 else int(code or 0)
 
 
-def _given(error: Any, words: Sequence[str] | None) -> str:
-    """What stood behind the option that an error is about; click names the option alone."""
-    words = list(sys.argv[1:] if words is None else words)
+def _given(error: Any, words: list[str]) -> str:
+    """The value of the option that an error is about; click names the option alone."""
     names = getattr(getattr(error, "param", None), "opts", [])
     for word, behind in zip(words, [*words, ""][1:], strict=True):
         name, equals, value = word.partition("=")
@@ -100,10 +119,9 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _named(message: str) -> str:
-    """A message that begins with an argument's name, with the option's name instead."""
-    options = {f.name for f in fields(Setup)} | {"seeds", "out"}
-    found = re.match(r"([a-z_]+): ", message)
-    if found is None or found[1] not in options:
+def _named(message: str, words: list[str]) -> str:
+    """A message that begins with the name of an argument, with the option's name instead."""
+    found = re.match(r"(\w+)(?: \w+)?: ", message)
+    if found is None or found[1] not in verbs.option_names(_verb(words)):
         return message
     return f"--{found[1].replace('_', '-')}{message[found.end(1) :]}"

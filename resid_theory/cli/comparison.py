@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resid_theory.sweep.setup import Setup
-
 if TYPE_CHECKING:
     from resid_theory import Regression, ShortcutNet, Spectrum
     from resid_theory.eigen.spectral_statistics import SpectralStatistics
+    from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
 __all__ = ["Comparison", "bound_of", "measure", "numbers"]
@@ -21,7 +20,7 @@ __all__ = ["Comparison", "bound_of", "measure", "numbers"]
 class Comparison:
     """One net measured beside its prediction."""
 
-    setup: Setup
+    setup: "Setup"
     seed: int
     measured: "Spectrum"
     predicted: "Spectrum | None"
@@ -62,7 +61,7 @@ def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 
-def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = False) -> Comparison:
+def measure(setup: "Setup", data: "Regression", seed: int, *, progress: bool = False) -> Comparison:
     """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
 
     Args:
@@ -90,7 +89,7 @@ def measure(setup: Setup, data: "Regression", seed: int, *, progress: bool = Fal
 
 
 def _predict(
-    setup: Setup, net: "ShortcutNet", data: "Regression"
+    setup: "Setup", net: "ShortcutNet", data: "Regression"
 ) -> "tuple[ZeroPoint | None, str]":
     """The closed form at hand for a net's initial weights, and what it rests on."""
     import resid_theory as rt
@@ -112,7 +111,7 @@ def _predict(
     )
 
 
-def _has_kinks(setup: Setup) -> bool:
+def _has_kinks(setup: "Setup") -> bool:
     from resid_theory.activations import activation, at_zero
 
     inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))

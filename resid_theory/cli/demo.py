@@ -9,33 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.comparison import Comparison, measure, numbers
-from resid_theory.cli.output import Json, folder, number, print_json, say, write
-from resid_theory.cli.shortcut_commands import WORDS, bar, threads_for, whole_numbers
-from resid_theory.sweep.setup import Setup
+from resid_theory.cli.output import Json, bar, number, print_json, say, whole_numbers, write
+from resid_theory.cli.shortcut_commands import WORDS, threads_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory import Regression, Spectrum
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the demonstration.
-
-    Args:
-        app: The program.
-    """
-    app.command()(demo)
-
-
-_SETUPS = {
-    "2-shortcut, at zero": Setup(init="zero"),
-    "2-shortcut, near zero": Setup(init="near_zero"),
-    "orthogonal, plain": Setup(init="orthogonal", plain=True),
-    "Xavier, plain": Setup(init="xavier", plain=True),
-}
+__all__ = ["demo"]
 
 
 def demo(
@@ -46,11 +28,19 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Predict the Hessian of 2-shortcut and plain nets on the embedded digits, then measure it."""
+    from resid_theory.sweep.setup import Setup
+
     started, depths = time.perf_counter(), whole_numbers("blocks", blocks, 1)
+    setups = {
+        "2-shortcut, at zero": Setup(init="zero"),
+        "2-shortcut, near zero": Setup(init="near_zero"),
+        "orthogonal, plain": Setup(init="orthogonal", plain=True),
+        "Xavier, plain": Setup(init="xavier", plain=True),
+    }
     data = Setup().load(progress=False)
-    folder(out)
-    cases = [(net, replace(setup, blocks=r)) for net, setup in _SETUPS.items() for r in depths]
-    runs: dict[str, list[Comparison]] = {net: [] for net in _SETUPS}
+    out.mkdir(parents=True, exist_ok=True)
+    cases = [(net, replace(setup, blocks=r)) for net, setup in setups.items() for r in depths]
+    runs: dict[str, list[Comparison]] = {net: [] for net in setups}
     with threads_for(0):
         for net, setup in bar(cases, as_json, "nets"):
             runs[net].append(measure(setup, data, 0))

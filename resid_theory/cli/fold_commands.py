@@ -1,14 +1,14 @@
-"""Verbs on trained nets: ``fold`` and ``evaluate``; checkpoints or the DiracNet authors' files."""
+"""Verbs ``fold`` and ``evaluate``: trained nets from checkpoints or the DiracNet authors' files."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from resid_theory.cli.output import Json, print_json
-from resid_theory.cli.sources import AUTHORS, checkpoint_net, device_of, images, options
+from resid_theory.cli.output import Json, emit, whole_numbers
+from resid_theory.cli.sources import AUTHORS, checkpoint_net, device_of, images
 
-__all__ = ["register"]
+__all__ = ["evaluate", "fold"]
 
 Checkpoint = Annotated[
     str,
@@ -16,16 +16,6 @@ Checkpoint = Annotated[
         help="Name or path of a checkpoint, or a file of the DiracNet authors (.pt7, .pth)."
     ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line.
-
-    Args:
-        app: The program.
-    """
-    app.command()(fold)
-    app.command()(evaluate)
 
 
 def fold(
@@ -50,7 +40,7 @@ def fold(
     norms = sum(name.endswith("running_var") for name, _ in net.named_buffers())
     content = {"out": str(out), "norms": norms, "parameters": [before, after]}
     words = f"{norms} BatchNorms folded, {before:,} parameters became {after:,}; {out} written."
-    _print(content, words, as_json)
+    emit(content, words, as_json)
 
 
 def evaluate(
@@ -79,7 +69,7 @@ def evaluate(
     """Measure loss and top-k errors of a net; single crops, nothing is trained."""
     import resid_theory as rt
 
-    ranks = _ranks(top)
+    orders = whole_numbers("top", top, 1)
     net = checkpoint_net(checkpoint).to(device_of(device))
     found = images(
         data,
@@ -90,24 +80,9 @@ def evaluate(
         constants=constants,
         progress=not as_json,
     )
-    with options(("batch", "top")):
-        scores = rt.evaluate(net, found, top=ranks, batch=batch)
-    errors = {f"top_{k}_error": scores.error(k) for k in ranks}
+    scores = rt.evaluate(net, found, top=orders, batch=batch)
+    errors = {f"top_{k}_error": scores.error(k) for k in orders}
     content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}
-    words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in ranks)
+    words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in orders)
     said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."
-    _print({**content, "loss": scores.loss, **errors}, said, as_json)
-
-
-def _ranks(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--top: got {text!r}, needs whole numbers such as 1,5") from None
-
-
-def _print(content: dict[str, Any], words: str, as_json: bool) -> None:
-    if as_json:
-        print_json(content)
-    else:
-        print(words)
+    emit({**content, "loss": scores.loss, **errors}, said, as_json)

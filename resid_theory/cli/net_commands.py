@@ -1,22 +1,23 @@
-"""Verbs that measure trained nets and models of one's own: ``curvature`` and ``cushions``."""
+"""Verbs that measure trained nets and a user's own models: ``curvature`` and ``cushions``."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from resid_theory.cli.output import Json, folder, print_json, say, shows_progress, write
+from resid_theory.cli.output import Json, emit, say, shows_progress, write
 from resid_theory.cli.sources import (
     checkpoint_net,
     device_of,
     images,
     model_net,
-    options,
+    renamed,
     run_once,
 )
+from resid_theory.cli.verbs import options_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,66 +27,44 @@ if TYPE_CHECKING:
     from resid_theory.eigen import SpectrumReport
     from resid_theory.stability.sample_statistics import Summaries
 
-__all__ = ["Verbs", "register"]
-
-_NET = ("--checkpoint", "--model")
-_WORDS = ("batchnorm", "density", "k", "loss", "matrix", "norm", "percentile", "weight")
+__all__ = ["curvature", "curvature_options", "cushion_options", "cushions"]
 
 Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:CALLABLE",
-        help="A net of your own: imports MODULE from the current directory and calls CALLABLE(), "
-        "which returns a torch.nn.Module. This runs the code of that file.",
+        help="Your own net: imports MODULE from the current directory and calls CALLABLE(), which "
+        "returns a torch.nn.Module. This runs the code of that file.",
     ),
 ]
 Data = Annotated[
-    str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder a class.")
+    str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
 ]
 Split = Annotated[str, typer.Option(help="train or test; of a named set.")]
 Samples = Annotated[
-    int, typer.Option(help="Images: the first so many; of a folder, drawn by --seed.")
+    int, typer.Option(help="Images: the first of a set; of a folder, drawn by --seed.")
 ]
 Size = Annotated[
-    int | None, typer.Option(help="Side of the images; 32, of a folder 224 by default.")
+    int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
 ]
-Channels = Annotated[int, typer.Option(help="Of the images of a named set; grey is repeated.")]
-BatchNorm = Annotated[str, typer.Option(help="Statistics: eval (running) or batch.")]
+Channels = Annotated[int, typer.Option(help="Channels of a named set; grey images are repeated.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Seed = Annotated[int, typer.Option(min=0, help="Of every draw: probes, images, your own weights.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Of everything drawn: probes, images, weights of --model.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="File for the figure.")]
 
 
-class Verbs(TyperGroup):
-    """The verbs; ``spectrum`` of a trained net is the verb ``curvature``."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Choose the verb.
-
-        Args:
-            ctx: The call.
-            args: Its words, the verb's name first.
-
-        Returns:
-            What the base class returns: the verb's name, the verb, and the words behind it.
-        """
-        if args[0] == "spectrum" and any(word.partition("=")[0] in _NET for word in args[1:]):
-            args = ["curvature", *args[1:]]
-        return super().resolve_command(ctx, args)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line.
-
-    Args:
-        app: The program.
-    """
-    app.command()(curvature)
-    app.command()(cushions)
-
-
 # -- curvature -------------------------------------------------------------------------------------
+
+
+def curvature_options() -> list[inspect.Parameter]:
+    """Options of the spectrum's measurement."""
+    import resid_theory as rt
+
+    leave = ("progress", "density", "loss")
+    return options_of({"": rt.spectrum, "operator": rt.curvature_operator}, leave=leave)
 
 
 def curvature(
@@ -98,49 +77,50 @@ def curvature(
     samples: Samples = 500,
     size: Size = None,
     channels: Channels = 3,
-    k: Annotated[int, typer.Option(help="Eigenvalues at each end.")] = 5,
-    density: Annotated[
-        bool, typer.Option("--density", help="Estimate density, index and condition number too.")
-    ] = False,
-    matrix: Annotated[
-        str, typer.Option(help="Curvature matrix; a wrong name lists all of them.")
-    ] = "hessian",
     loss: Annotated[
         str, typer.Option(help="cross_entropy or square (of one-hot targets).")
     ] = "cross_entropy",
-    batchnorm: BatchNorm = "eval",
+    density: Annotated[
+        bool, typer.Option("--density", help="Estimate density, index and condition number too.")
+    ] = False,
     device: Device = "cpu",
     seed: Seed = 0,
     out: Out = None,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.png", help="File for the figure; asks for --density."),
+        typer.Option(metavar="FILE.png", help="File for the figure; implies --density."),
     ] = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
-    """Measure the curvature of a trained net or a model of your own: extremes, trace, density.
+    """Measure the curvature of a trained net or of your own model: extremes, trace, density.
 
     The same as spectrum with --checkpoint or --model. Every number comes with its error bar.
     """
-    import torch
-
     import resid_theory as rt
 
     files = _Files.of("spectrum", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
+    given = {name: value for name, value in options.items() if value is not None}
+    of_spectrum = inspect.signature(rt.spectrum).parameters
     net, found = source.load(checkpoint, model, as_json)
-    with options(_WORDS, net=flag, data="--data"):
-        report = rt.spectrum(
-            rt.curvature_operator(
-                net, loss, _with_targets(net, found, loss), matrix=matrix, batchnorm=batchnorm
-            ),
-            k=k,
-            density=density or plot is not None,
-            generator=torch.Generator().manual_seed(seed),
-            progress=shows_progress(as_json),
+    with renamed(net=flag):
+        operator = rt.curvature_operator(
+            net,
+            loss,
+            _with_targets(net, found, loss),
+            generator=seed,
+            **{name: given[name] for name in given if name not in of_spectrum},
         )
-    content = {"net": checkpoint or model, **asdict(source), "loss": loss, "batchnorm": batchnorm}
+        report = rt.spectrum(
+            operator,
+            density=density or plot is not None,
+            generator=seed,
+            progress=shows_progress(as_json),
+            **{name: given[name] for name in given if name in of_spectrum},
+        )
+    content = {"net": checkpoint or model, **asdict(source), "loss": loss, **given}
     content |= _report_content(report)
     drawable = report.spectrum is not None or report.density is not None
     said = files.save(content, _density_figure(report) if drawable and files else None)
@@ -162,6 +142,10 @@ def _report_content(report: "SpectrumReport") -> dict[str, Any]:
     def number(estimate: Any) -> Any:
         return None if estimate is None else asdict(estimate)
 
+    seen = report.density
+    density = None if seen is None else {
+        "nodes": seen.nodes.tolist(), "weights": seen.weights.tolist(), "known": seen.known.tolist()
+    }  # fmt: skip
     return {
         "method": report.method,
         "reason": report.reason,
@@ -176,18 +160,9 @@ def _report_content(report: "SpectrumReport") -> dict[str, Any]:
         "index_threshold": report.index_threshold,
         "condition_number": number(report.condition_number),
         "percentile": report.percentile,
-        "density": _density_content(report),
+        "density": density,
         "notes": list(report.notes),
     }
-
-
-def _density_content(report: "SpectrumReport") -> dict[str, Any] | None:
-    """What the probes saw: each one's places and weights, and the eigenvalues known apart."""
-    seen = report.density
-    if seen is None:
-        return None
-    parts = {"nodes": seen.nodes, "weights": seen.weights, "known": seen.known}
-    return {key: value.tolist() for key, value in parts.items()}
 
 
 def _density_figure(report: "SpectrumReport") -> "Figure":
@@ -202,11 +177,18 @@ def _density_figure(report: "SpectrumReport") -> "Figure":
 # -- cushions --------------------------------------------------------------------------------------
 
 
+def cushion_options() -> list[inspect.Parameter]:
+    """Options of the cushions' measurement."""
+    import resid_theory as rt
+
+    return options_of({"": rt.layer_cushions}, leave=("progress",))
+
+
 def cushions(
     data: Data,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="Name or path of a checkpoint, or an authors' file; again for more."),
+        typer.Option(help="Name or path of a checkpoint, or an authors' file; repeat for more."),
     ] = None,
     model: Model = None,
     split: Split = "train",
@@ -217,62 +199,46 @@ def cushions(
         str | None,
         typer.Option(
             help="Interlayer cushions of whole modules instead of layers: their names, as in a,b; "
-            "or all, for block1, block2, ... of this library's trunks."
+            "or all, for block1, block2, ... of this library's networks."
         ),
     ] = None,
-    norm: Annotated[
-        str, typer.Option(help="Norm of the weight in the denominator, such as kernel or operator.")
-    ] = "kernel",
-    weight: Annotated[
-        str, typer.Option(help="Weight in the denominator: identity_removed or effective.")
-    ] = "identity_removed",
-    batchnorm: BatchNorm = "eval",
     device: Device = "cpu",
     seed: Seed = 0,
     out: Out = None,
     plot: Plot = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
-    """Measure the noise stability of trained nets or a model of your own: cushions, layer by layer.
+    """Measure the noise stability of trained nets or of your own model: cushions, layer by layer.
 
-    A table of each net, and violins over the samples, several nets side by side.
+    Prints a table for each net and draws violins over the samples, several nets side by side.
     """
+    import resid_theory as rt
+
     files = _Files.of("cushions", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    how = {"norm": norm, "weight": weight, "batchnorm": batchnorm}
+    given = {name: value for name, value in options.items() if value is not None}
+    keywords: dict[str, Any] = {**given, "progress": shows_progress(as_json)}
+    if blocks is not None:
+        keywords = {"progress": keywords["progress"], "generator": seed}
+        keywords |= {"blocks": None if blocks == "all" else blocks.split(",")}
+        keywords |= {name: given[name] for name in ("batchnorm",) if name in given}
     measured: dict[str, Summaries] = {}
-    for name in dict.fromkeys(checkpoint or [None]):  # type: ignore[list-item]
+    for name in [model] if model else checkpoint or []:
         net, found = source.load(name, model, as_json)
-        with options(_WORDS, net=flag, data="--data", blocks="--blocks"):
-            label = str(name or model)
-            measured[label] = _measured(net, found, blocks, how, seed, shows_progress(as_json))
-    content = {**asdict(source), **how, "blocks": blocks}
+        measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
+        with renamed(net=flag):
+            measured[str(name)] = measure(net, found, **keywords)
+    content = {**asdict(source), **given, "blocks": blocks}
     content["nets"] = {name: _cushion_content(found) for name, found in measured.items()}
     said = files.save(content, _violins(measured) if files else None)
     tables = [f"{name} on {data}: {found}" for name, found in measured.items()]
     _finish(content, "\n\n".join(tables), said, as_json)
 
 
-def _measured(
-    net: "nn.Module",
-    found: "Images",
-    blocks: str | None,
-    how: Mapping[str, str],
-    seed: int,
-    progress: bool,
-) -> "Summaries":
-    import resid_theory as rt
-
-    if blocks is None:
-        return rt.layer_cushions(net, found, **how, progress=progress)  # type: ignore[arg-type]
-    names = None if blocks == "all" else blocks.split(",")
-    keywords: dict[str, Any] = {"batchnorm": how["batchnorm"], "progress": progress}
-    return rt.stability.block_cushions(net, found, blocks=names, generator=seed, **keywords)
-
-
 def _cushion_content(found: "Summaries") -> dict[str, Any]:
-    """Summaries by layer; of layers under both conventions for an identity inside a weight."""
+    """Summaries by layer; for layers, under both conventions for an identity inside a weight."""
     from resid_theory.stability.cushions import WEIGHTS, Cushions
 
     if not isinstance(found, Cushions):
@@ -296,7 +262,7 @@ def _violins(measured: "Mapping[str, Summaries]") -> "Figure":
 
 @dataclass(frozen=True)
 class _Source:
-    """The images and the machine, by the names of the options."""
+    """The images and the device, by the names of the options."""
 
     data: str
     split: str
@@ -309,7 +275,7 @@ class _Source:
     def load(
         self, checkpoint: str | None, model: str | None, as_json: bool
     ) -> "tuple[nn.Module, Images]":
-        """The net, on its device, and images that it takes."""
+        """The net and images that it accepts, on the device."""
         device = device_of(self.device)
         net = model_net(model, self.seed) if model else checkpoint_net(str(checkpoint))
         found = images(
@@ -335,7 +301,7 @@ def _one_net(checkpoint: Sequence[str] | str | None, model: str | None) -> str:
 
 @dataclass(frozen=True)
 class _Files:
-    """Where numbers and figure go."""
+    """Files for numbers and figure."""
 
     name: str
     out: Path | None
@@ -343,18 +309,18 @@ class _Files:
 
     @classmethod
     def of(cls, name: str, out: Path | None, plot: Path | None) -> "_Files":
-        """The files, refused before the work where they cannot be written."""
+        """The files; an error before the work if they cannot be written."""
         if plot is not None and plot.suffix != ".png":
             raise ValueError(f"--plot: got {str(plot)!r}, needs a name ending in .png")
         for place in filter(None, (out, plot and plot.parent)):
-            folder(place)
+            place.mkdir(parents=True, exist_ok=True)
         return cls(name, out, plot)
 
     def __bool__(self) -> bool:
         return self.out is not None or self.plot is not None
 
     def save(self, content: Any, drawing: "Figure | None") -> str:
-        """Write what was asked for; returns the names of the files."""
+        """Write the requested files; returns their names."""
         from resid_theory import plots
         from resid_theory.runtime import store
 
@@ -362,7 +328,7 @@ class _Files:
         if self.out is not None:
             written.append(write(self.out, self.name, content, None))
         if drawing is not None:
-            picture = plots.png(drawing)  # once: a layout settles by drawing, and moves a little
+            picture = plots.png(drawing)  # once: drawing settles the layout, which moves a little
             beside = self.out and self.out / f"{self.name}.png"
             for place in filter(None, (beside, self.plot)):
                 store.write_bytes(place, picture)
@@ -371,9 +337,6 @@ class _Files:
 
 
 def _finish(content: Any, words: str, files: str, as_json: bool) -> None:
-    if as_json:
-        print_json(content)
-        return
-    print(words)  # as it is: rich would wrap the rows of a wide table
-    if files:
+    emit(content, words, as_json)
+    if files and not as_json:
         say(f"{files} written.")

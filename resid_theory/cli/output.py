@@ -1,9 +1,9 @@
-"""What the verbs print and write: tables, strict JSON, figures; nothing heavy is imported here."""
+"""Output of the verbs: tables, strict JSON and figures; nothing heavy is imported at the top."""
 
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,18 +12,16 @@ import typer
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Json", "folder", "number", "print_json", "say", "shows_progress", "strict", "write"]
+__all__ = [
+    "Json", "bar", "emit", "number", "print_json", "say", "shows_progress", "strict",
+    "whole_numbers", "write",
+]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def say(what: Any, style: str | None = None) -> None:
-    """Print text or a table for people.
-
-    Args:
-        what: Anything that rich prints.
-        style: Of rich, e.g. ``bold``.
-    """
+    """Print text or a table for people."""
     from rich.console import Console
 
     # A file has no width; 100 columns keep a table's row on one line.
@@ -31,50 +29,18 @@ def say(what: Any, style: str | None = None) -> None:
     Console(highlight=False, markup=False, width=width).print(what, style=style)
 
 
-def shows_progress(as_json: bool) -> bool:
-    """Whether somebody watches who wants a progress bar.
-
-    Args:
-        as_json: Whether the caller is a program.
-
-    Returns:
-        True on a terminal.
-    """
-    return sys.stderr.isatty() and not as_json
-
-
-def number(value: float | None) -> str:
-    """A number in four digits, whole numbers in all of theirs.
-
-    Args:
-        value: The number, or None.
-
-    Returns:
-        Its text; empty for None.
-    """
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+def emit(content: Any, words: str, as_json: bool) -> None:
+    """Print the numbers as JSON, or the words as they are: rich would wrap wide tables."""
+    print_json(content) if as_json else print(words)
 
 
 def print_json(content: Any) -> None:
-    """Print an object as strict JSON.
-
-    Args:
-        content: As :func:`strict` takes it.
-    """
+    """Print an object as strict JSON."""
     print(json.dumps(strict(content), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def strict(content: Any) -> Any:
-    """JSON has no inf and nan: as strings, which ``float`` reads back.
-
-    Args:
-        content: Dicts, lists, tuples, strings, numbers, booleans and None.
-
-    Returns:
-        The same with finite numbers only.
-    """
+    """The object with inf and nan, which JSON lacks, as strings that ``float`` reads back."""
     if isinstance(content, Mapping):
         return {key: strict(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -84,27 +50,39 @@ def strict(content: Any) -> Any:
     return content
 
 
-def folder(path: Path) -> None:
-    """Make the folder before the work: a mistyped one should not cost the result.
+def number(value: float | None) -> str:
+    """Text of a number: four digits, integers in full; empty for None."""
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
-    Args:
-        path: The folder.
-    """
-    path.mkdir(parents=True, exist_ok=True)
+
+def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
+    """Integers from a text such as ``2,4,8``, each at least ``minimum``."""
+    from resid_theory._check import check_int
+
+    try:
+        found = [int(part) for part in text.rstrip(",").split(",")]
+    except ValueError:
+        raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
+    return [check_int(argument, value, minimum) for value in found]
+
+
+def shows_progress(as_json: bool) -> bool:
+    """Whether a progress bar is shown: on a terminal, unless a program reads the output."""
+    return sys.stderr.isatty() and not as_json
+
+
+def bar(items: Sequence[Any], as_json: bool, unit: str) -> Iterable[Any]:
+    """The items, with a progress bar where somebody can see it."""
+    from tqdm import tqdm
+
+    hidden = len(items) == 1 or not shows_progress(as_json)
+    return tqdm(items, unit=unit, leave=False, disable=hidden)
 
 
 def write(out: Path, name: str, content: Any, drawing: "Figure | None") -> str:
-    """Write numbers and figure.
-
-    Args:
-        out: The folder.
-        name: Of both files, without ending.
-        content: The numbers.
-        drawing: The figure, if there is one.
-
-    Returns:
-        The files' names for people.
-    """
+    """Write numbers and figure to ``out/name.json`` and ``.png``; returns the files' names."""
     from resid_theory import plots
     from resid_theory.runtime import store
 

@@ -1,12 +1,12 @@
 """Verbs of n-shortcut nets: exact spectra, and predictions at zero weights."""
 
+import inspect
 import math
 import re
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,16 +14,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.comparison import Comparison, measure, numbers
-from resid_theory.cli.output import Json, folder, number, print_json, say, shows_progress, write
-from resid_theory.sweep.setup import Setup
+from resid_theory.cli.output import (
+    Json,
+    bar,
+    number,
+    print_json,
+    say,
+    shows_progress,
+    whole_numbers,
+    write,
+)
+from resid_theory.cli.verbs import options_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory.curvature import HessianCost
+    from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["WORDS", "bar", "register", "threads_for", "whole_numbers"]
+__all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
 
 WORDS = {
     "max_magnitude": "largest |λ|",
@@ -49,97 +59,62 @@ _SYMBOLS = (
 )
 _ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
 
-Data = Annotated[str, typer.Option(help="To whiten: digits, mnist, or an .npz of arrays x, y.")]
-Components = Annotated[int, typer.Option(help="Principal components kept, the net's width d.")]
-Blocks = Annotated[int, typer.Option(help="Number of blocks R.")]
-ShortcutDepth = Annotated[int, typer.Option(help="Weight layers n under one shortcut.")]
-Hidden = Annotated[int | None, typer.Option(help="Width inside a block; d by default.")]
-Bias = Annotated[bool, typer.Option("--bias", help="Give each block's first layer a bias.")]
-Pre = Annotated[str | None, typer.Option(help="Activation before a block: relu, tanh, ...")]
-Mid = Annotated[str | None, typer.Option(help="Activation between the layers of a block.")]
-Post = Annotated[str | None, typer.Option(help="Activation after a block's last layer.")]
-LossName = Annotated[str, typer.Option(help="square or cross_entropy; a mean over samples.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 
 
-# -- verbs -----------------------------------------------------------------------------------------
+def setup_options() -> list[inspect.Parameter]:
+    """Options of an n-shortcut net, its initialization and its data."""
+    from resid_theory.sweep.setup import Setup
+
+    return options_of({"": Setup})
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs of n-shortcut nets.
-
-    Args:
-        app: The program.
-    """
-    app.command()(spectrum)
-    app.command()(zero_point)
+def zero_point_options() -> list[inspect.Parameter]:
+    """The same without initial weights, which are zero."""
+    return [option for option in setup_options() if option.name not in ("init", "plain", "scale")]
 
 
 def spectrum(
-    ctx: typer.Context,
-    data: Data = "digits",
-    components: Components = 10,
-    blocks: Blocks = 4,
-    shortcut_depth: ShortcutDepth = 2,
-    plain: Annotated[bool, typer.Option("--plain", help="Leave the shortcuts out.")] = False,
-    hidden: Hidden = None,
-    bias: Bias = False,
-    pre: Pre = None,
-    mid: Mid = None,
-    post: Post = None,
-    init: Annotated[
-        str, typer.Option(help="xavier, orthogonal, kaiming, zero or near_zero.")
-    ] = "near_zero",
-    scale: Annotated[float, typer.Option(help="Factor of near_zero on Xavier weights.")] = 0.01,
     seeds: Annotated[str, typer.Option(help="How many (3), or which (0,1,2).")] = "1",
-    loss: LossName = "square",
     out: Out = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Measure all eigenvalues of the Hessian, beside the prediction where there is one.
 
-    With --checkpoint or --model: of a trained net or one of your own; options: curvature --help.
+    With --checkpoint or --model: of a trained net or of your own; options: curvature --help.
     """
-    _spectrum(_setup(ctx.params), _seeds(seeds), out, as_json)
+    _spectrum(_setup(options), _seeds(seeds), out, as_json)
 
 
 def zero_point(
-    ctx: typer.Context,
-    data: Data = "digits",
-    components: Components = 10,
-    blocks: Blocks = 4,
-    shortcut_depth: ShortcutDepth = 2,
-    hidden: Hidden = None,
-    bias: Bias = False,
-    pre: Pre = None,
-    mid: Mid = None,
-    post: Post = None,
-    loss: LossName = "square",
     exact: Annotated[
         bool, typer.Option("--exact", help="n = 1: count eigenvalues at any depth; slow.")
     ] = False,
     out: Out = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
-    _zero_point(_setup({**ctx.params, "init": "zero"}), exact, out, as_json)
+    _zero_point(_setup({**options, "init": "zero"}), exact, out, as_json)
 
 
-def _setup(options: Mapping[str, Any]) -> Setup:
-    """The setup that a verb's options describe; options of other meaning are left out."""
-    return Setup(**{f.name: options[f.name] for f in fields(Setup) if f.name in options})
+def _setup(options: Mapping[str, Any]) -> "Setup":
+    from resid_theory.sweep.setup import Setup
+
+    return Setup(**{name: value for name, value in options.items() if value is not None})
 
 
 # -- spectrum --------------------------------------------------------------------------------------
 
 
-def _spectrum(setup: Setup, seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
+def _spectrum(setup: "Setup", seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
     import resid_theory as rt
 
     shows = shows_progress(as_json)
     data = setup.load(progress=shows)
     if out is not None:
-        folder(out)
+        out.mkdir(parents=True, exist_ok=True)
     cost = _cost(rt.curvature.hessian_cost(setup.net(seeds[0]), setup.loss, data))
     if not as_json:
         _say_cost(cost, len(seeds))
@@ -242,10 +217,10 @@ def _spectrum_figure(runs: Sequence[Comparison]) -> "Figure":
 # -- zero-point ------------------------------------------------------------------------------------
 
 
-def _zero_point(setup: Setup, exact: bool, out: Path | None, as_json: bool) -> None:
+def _zero_point(setup: "Setup", exact: bool, out: Path | None, as_json: bool) -> None:
     data = setup.load(progress=shows_progress(as_json))
     if out is not None:
-        folder(out)
+        out.mkdir(parents=True, exist_ok=True)
     point = setup.zero_point(data, exact=exact)
     # Limits and counts are many small problems at any depth.
     with threads_for(point.size if point.method == "dense solver" else 0):
@@ -284,32 +259,6 @@ def _say_symbols(words: str) -> None:
         say(_SYMBOLS)
 
 
-# -- words -----------------------------------------------------------------------------------------
-
-
-def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
-    """Read numbers with commas between them.
-
-    Args:
-        argument: Name of the option, for the error.
-        text: Such as ``2,4,8``.
-        minimum: The least that each may be.
-
-    Returns:
-        The numbers in their order.
-
-    Raises:
-        ValueError: If a part is not a whole number or below the minimum.
-    """
-    from resid_theory._check import check_int
-
-    try:
-        found = [int(part) for part in text.rstrip(",").split(",")]
-    except ValueError:
-        raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
-    return [check_int(argument, value, minimum) for value in found]
-
-
 def _seeds(text: str) -> list[int]:
     """``3`` is three seeds, ``0,1,2`` are these, ``7,`` is the seed 7."""
     if "," not in text:
@@ -320,33 +269,9 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def bar(items: Sequence[Any], as_json: bool, unit: str) -> Iterable[Any]:
-    """Go through items with a progress bar, where somebody can see it.
-
-    Args:
-        items: Any.
-        as_json: Whether standard output is for a program.
-        unit: What one item is.
-
-    Returns:
-        The same items.
-    """
-    from tqdm import tqdm
-
-    hidden = as_json or len(items) == 1 or not sys.stderr.isatty()
-    return tqdm(items, unit=unit, leave=False, disable=hidden)
-
-
 @contextmanager
 def threads_for(size: int) -> Iterator[None]:
-    """One thread for small eigenproblems: more gain nothing, and wait where others compute too.
-
-    Args:
-        size: Parameters.
-
-    Yields:
-        Nothing; the number of threads is as it was afterwards.
-    """
+    """One thread for small eigenproblems, which gain nothing from more."""
     import torch
 
     before = torch.get_num_threads()

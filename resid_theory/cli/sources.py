@@ -1,9 +1,9 @@
-"""The nets and images that options name; torch waits until one is asked for."""
+"""Nets and images by the names that options give; torch is imported when one is needed."""
 
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ __all__ = [
     "device_of",
     "images",
     "model_net",
-    "options",
+    "renamed",
     "run_once",
     "search_here",
 ]
@@ -32,26 +32,13 @@ _SIDES = 32, 224  # of the images of a named set, of a folder
 
 
 @contextmanager
-def options(words: Iterable[str], **others: str) -> Iterator[None]:
-    """Errors that name an argument of the library, with the option's name instead.
-
-    Args:
-        words: Arguments whose options have the same name.
-        others: Options by name of the argument, where they differ.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        FileNotFoundError: As it came, with the option's name.
-        ValueError: As it came, with the option's name.
-    """
-    names = {word: f"--{word}" for word in words} | others
+def renamed(**options: str) -> Iterator[None]:
+    """Let errors that begin with an argument of the library name an option instead."""
     try:
         yield
     except (FileNotFoundError, ValueError) as error:
         argument, colon, message = str(error).partition(": ")
-        known = names.get(argument) or names.get(argument.partition(" ")[0])
+        known = options.get(argument) or options.get(argument.partition(" ")[0])
         if known is None or not colon:
             raise
         raise type(error)(known + colon + message) from error
@@ -76,7 +63,7 @@ def checkpoint_net(checkpoint: str) -> "nn.Module":
     import resid_theory as rt
 
     path = {checkpoint: f"--checkpoint: {checkpoint}"}  # how errors about a file begin
-    with options((), name="--checkpoint", path="--checkpoint", **path):
+    with renamed(name="--checkpoint", path="--checkpoint", **path):
         if Path(checkpoint).suffix in AUTHORS:
             return rt.load_dirac_file(checkpoint)
         return rt.load_checkpoint(checkpoint)
@@ -178,29 +165,10 @@ def images(
     seed: int = 0,
     progress: bool = False,
 ) -> "Images":
-    """Images of a named set or of a folder.
-
-    Args:
-        data: ``cifar10``, ``mnist``, ``digits``, or a folder with one folder a class.
-        split: ``train`` or ``test``, of a named set.
-        samples: How many, the first of a named set; None for all.
-        size: Side of the images; by default 32 of a named set, 224 of a folder.
-        shorter: Shorter side before the crop, of a folder; 8/7 of the size by default.
-        constants: Normalization of a folder's images: ``own`` or ``imagenet``.
-        channels: Of a named set; grey images are repeated.
-        seed: Of the draw of samples from a folder, whose images are sorted by class.
-        progress: Whether a download shows its progress.
-
-    Returns:
-        The images.
-
-    Raises:
-        ValueError: If a name is unknown or there are fewer images.
-    """
+    """Images of a named set or a folder, whose samples are drawn, as it is sorted by class."""
     import resid_theory as rt
 
-    names = ("constants", "samples", "channels", "shorter", "size", "split")
-    with options(names, name="--data", path="--data"):
+    with renamed(name="--data", path="--data"):
         if not Path(data).is_dir():
             side = _SIDES[0] if size is None else size
             keywords: dict[str, Any] = {"samples": samples, "size": side, "channels": channels}
@@ -236,17 +204,7 @@ def _drawn(found: "Images", samples: int, seed: int) -> "Images":
 
 
 def device_of(name: str) -> "torch.device":
-    """A device that can be used.
-
-    Args:
-        name: As torch calls it: ``cpu``, ``cuda``, ``cuda:1``, ...
-
-    Returns:
-        The device.
-
-    Raises:
-        ValueError: If torch does not know the name, or this machine lacks the device.
-    """
+    """A device that torch can use."""
     import torch
 
     try:
@@ -257,18 +215,7 @@ def device_of(name: str) -> "torch.device":
 
 
 def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":
-    """Run two samples, before the work starts.
-
-    Args:
-        net: The net; it is left as it was.
-        found: The images.
-
-    Returns:
-        What the net gives.
-
-    Raises:
-        ValueError: If the net does not take such images.
-    """
+    """The net's outputs for two samples, before the work starts."""
     import torch
 
     from resid_theory.runtime.preserve import preserved

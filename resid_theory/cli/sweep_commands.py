@@ -1,29 +1,15 @@
 """The verb ``sweep``: a grid of configurations from a file, cell by cell."""
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from resid_theory.cli.output import Json, print_json, shows_progress
-from resid_theory.cli.sources import options, search_here
+from resid_theory.cli.output import Json, emit, shows_progress
+from resid_theory.cli.sources import search_here
 
-if TYPE_CHECKING:
-    from resid_theory.sweep import SweepReport
-
-__all__ = ["register"]
-
-_WORDS = ("device", "executor", "gpus", "out", "retries", "shard", "workers")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line.
-
-    Args:
-        app: The program.
-    """
-    app.command()(sweep)
+__all__ = ["sweep"]
 
 
 def sweep(
@@ -57,52 +43,27 @@ def sweep(
         from resid_theory.sweep import grid_of
 
         count = len(grid_of(grid))
-        _say({"cells": count}, f"{count:,} cells.", as_json)
+        emit({"cells": count}, f"{count:,} cells.", as_json)
         return
-    settings = {
-        "executor": executor, "workers": workers, "shard": shard, "retries": retries,
-        "device": device, "gpus": gpus, "progress": shows_progress(as_json),
-    }  # fmt: skip
-    report = _run(grid, out, settings)
-    _say(_content(report), f"{report}\nResults in {report.folder}.", as_json)
-    _exit(len(report.failed))
-
-
-def _run(grid: Path, out: Path | None, settings: Mapping[str, Any]) -> "SweepReport":
     import resid_theory as rt
 
     if out is None:
         raise ValueError("--out: is missing, needs the folder of the results")
     try:
-        with options(_WORDS):
-            return rt.run_sweep(grid, out, **settings)
+        report = rt.run_sweep(
+            grid, out, executor=executor, workers=workers, shard=shard, retries=retries,
+            device=device, gpus=gpus, progress=shows_progress(as_json),
+        )  # fmt: skip
     except ModuleNotFoundError as error:
         raise ValueError(f"--{error}") from error
-
-
-def _content(report: "SweepReport") -> dict[str, Any]:
-    failed = [
-        {"key": key, "error": error, "config": dict(report.failed_cells[key].config)}
-        for key, error in report.failed.items()
-    ]
-    return {
+    content = asdict(report) | {
         "folder": str(report.folder),
-        "cells": report.cells,
-        "found": report.found,
-        "done": report.done,
-        "failed": failed,
-        "seconds": report.seconds,
-        "work": report.work,
+        "failed": [
+            {"key": key, "error": error, "config": dict(report.failed_cells[key].config)}
+            for key, error in report.failed.items()
+        ],
     }
-
-
-def _exit(failed: int) -> None:
-    if failed:
+    del content["failed_cells"]
+    emit(content, f"{report}\nResults in {report.folder}.", as_json)
+    if report.failed:
         raise typer.Exit(1)
-
-
-def _say(content: Mapping[str, Any], words: str, as_json: bool) -> None:
-    if as_json:
-        print_json(content)
-    else:
-        print(words)

@@ -1,100 +1,59 @@
 """The verb ``train``: a net of the library on images, by its paper's recipe."""
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resid_theory.cli.output import Json, number, print_json, say, shows_progress
-from resid_theory.cli.sources import device_of, images, options
+from resid_theory.cli.sources import device_of, images, renamed
+from resid_theory.cli.verbs import options_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from resid_theory import Images, Recipe
+    from resid_theory import Images
     from resid_theory.training import Run
 
-__all__ = ["register"]
+__all__ = ["train", "train_options"]
 
 _RUNS = Path("resid_theory_runs")
-_RECIPE_WORDS = ("epochs", "batch", "lr", "momentum", "weight_decay", "augmentation", "precision")
-_WORDS = (*_RECIPE_WORDS, "compile", "device", "out", "pad", "data", "test")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line.
+def train_options() -> list[inspect.Parameter]:
+    """Options of the networks' builders and of recipes."""
+    import resid_theory as rt
+    from resid_theory.training.presets import KINDS
 
-    Args:
-        app: The program.
-    """
-    app.command()(train)
+    builders = {name: kind.builder for name, kind in KINDS.items()}
+    return [
+        *options_of(builders, leave=("classes", "generator")),
+        *options_of({"recipe": rt.Recipe}),
+    ]
 
 
 def train(
     net: Annotated[str, typer.Option(help="simplified, full, diracnet or preresnet.")],
     data: Annotated[
-        str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder a class.")
+        str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
     ],
-    depth: Annotated[int | None, typer.Option(help="Layers; the paper's by default.")] = None,
-    width: Annotated[
-        int | None, typer.Option(help="Factor on the channels; of diracnet and preresnet.")
-    ] = None,
-    identity: Annotated[
-        str | None,
-        typer.Option(
-            help="Where it enters. simplified: plain, residual, explicit, dominant, dominant_half, "
-            "dominant_upper; diracnet: dirac, plain; preresnet: plain, residual, dirac."
-        ),
-    ] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="full: leave the shortcuts out.")] = False,
-    doubling: Annotated[str | None, typer.Option(help="full: pad, dup or proj.")] = None,
-    shortcut_depth: Annotated[
-        int | None, typer.Option(help="preresnet: convolutions under one shortcut.")
-    ] = None,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            help="Initialization. simplified: kaiming, hardt_ma; diracnet: kaiming, normal."
-        ),
-    ] = None,
-    bn_init: Annotated[
-        str | None, typer.Option(help="diracnet: BatchNorm weights, ones or uniform.")
-    ] = None,
-    unnormalized: Annotated[
-        bool, typer.Option("--unnormalized", help="diracnet: the paper's eq. (4), diag(a) I + V.")
-    ] = False,
-    std: Annotated[
-        float | None, typer.Option(help="preresnet: of V where the identity is residual.")
-    ] = None,
     test: Annotated[
         str | None, typer.Option(help="Folder to test on; a named set has its own test split.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Train on the first so many; of a folder, drawn by --seed.")
+        int | None,
+        typer.Option(help="Images to train on: the first of a set; of a folder, drawn by --seed."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Side of the images; 32, of a folder 224 by default.")
+        int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="The schedule keeps its shape; the paper's by default.")
+        int | None, typer.Option(help="Rescales the schedule; the paper's by default.")
     ] = None,
-    batch: Annotated[int | None, typer.Option(help="Samples a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="First learning rate.")] = None,
-    momentum: Annotated[float | None, typer.Option(help="In [0, 1).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="λ of ½λ‖θ‖².")] = None,
-    augmentation: Annotated[str | None, typer.Option(help="crop_flip or none.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32, tf32, bf16 or float64.")] = None,
-    channels_last: Annotated[
-        bool, typer.Option("--channels-last", help="Store the channels innermost.")
-    ] = False,
-    compile: Annotated[  # noqa: A002
-        str | None, typer.Option(help="none, default, reduce-overhead or max-autotune.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of first weights, order and crops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order and crops.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     save_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 60.0,
     out: Annotated[
@@ -102,6 +61,7 @@ def train(
         typer.Option(help=f"Folder; by default one below {_RUNS}, named after net and data."),
     ] = None,
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Train a net by its paper's recipe; called again after a kill, it goes on where it was.
 
@@ -109,33 +69,25 @@ def train(
     (net.json), which the other verbs take as --checkpoint. Several processes share every batch:
     torchrun --nproc-per-node 2 -m resid_theory.cli train ...
     """
-    arguments = {
-        "depth": depth, "width": width, "identity": identity, "doubling": doubling,
-        "shortcut_depth": shortcut_depth, "init": init, "bn_init": bn_init, "std": std,
-        "shortcut": False if plain else None, "normalize": False if unnormalized else None,
-    }  # fmt: skip
-    changes = {
-        "batch": batch, "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-        "augmentation": augmentation, "precision": precision, "compile": compile,
-        "channels_last": channels_last or None,
-    }  # fmt: skip
-    with _told_once():
-        recipe = _recipe(net, epochs, changes)
-        _net(net, seed, 10, arguments)  # refused before the images are read
-        place = _RUNS / _name(net, arguments, data, samples, seed) if out is None else out
-        device = _device(device)
     import resid_theory as rt
+    from resid_theory._check import check_choice
+    from resid_theory.training.presets import KINDS, net_of
 
-    shows = shows_progress(as_json)
-    with (
-        _world(device) as process_group,
-        _told_once(),
-        options(_WORDS, save_seconds="--save-seconds"),
-    ):
+    given = {name: value for name, value in options.items() if value is not None}
+    names = {field.name for field in fields(rt.Recipe)}
+    changes = {name: given.pop(name) for name in set(given) & names}
+    with _reported_once(), renamed(classes="--data"):
+        recipe = KINDS[check_choice("net", net, list(KINDS))].recipe
+        recipe = (recipe if epochs is None else recipe.scaled(epochs)).change(**changes)
+        net_of(net, seed=seed, **given)  # refused before the images are read
+        place = _RUNS / _name(net, given, data, samples, seed) if out is None else out
+        device = _device(device)
+    with _world(device) as process_group, _reported_once(), renamed(classes="--data"):
         with _in_turn(process_group):
             found, tests = _images(data, test, samples, size, seed, not as_json)
+        classes = len(found.classes) or int(found.labels.max()) + 1
         run = rt.train(
-            _net(net, seed, _classes(found), arguments),
+            net_of(net, seed=seed, classes=classes, **given),
             found,
             recipe,
             seed=seed,
@@ -143,16 +95,13 @@ def train(
             test=tests,
             out=place,
             save_seconds=save_seconds,
-            progress=shows,
+            progress=shows_progress(as_json),
             process_group=process_group,
         )
     if _RANK > 0:
         return
     content = _content(run, data, len(found), None if tests is None else len(tests))
-    if as_json:
-        print_json(content)
-    else:
-        _table(content)
+    print_json(content) if as_json else _table(content)
 
 
 # -- several processes -----------------------------------------------------------------------------
@@ -179,7 +128,7 @@ def _device(name: str) -> str:
 
 @contextmanager
 def _world(device: str) -> Iterator[str | None]:
-    """The other processes, where there are some."""
+    """The process group, if torchrun started several processes."""
     import torch
     import torch.distributed as dist
 
@@ -191,14 +140,14 @@ def _world(device: str) -> Iterator[str | None]:
     dist.init_process_group("gloo" if device == "cpu" else "nccl")
     try:
         yield "world"
-        dist.barrier()  # nobody leaves while another still speaks to it
+        dist.barrier()  # no process leaves while another still communicates with it
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def _in_turn(process_group: str | None) -> Iterator[None]:
-    """On each machine one process first: what it downloads, the others find."""
+    """On each machine, let one process go first, so that the others find what it downloads."""
     import torch.distributed as dist
 
     if process_group and _LOCAL > 0:
@@ -209,15 +158,15 @@ def _in_turn(process_group: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _told_once() -> Iterator[None]:
-    """Leave it to rank 0 to say what is wrong everywhere."""
+def _reported_once() -> Iterator[None]:
+    """Report an error that all processes meet from rank 0 only."""
     from resid_theory.training import DivergenceError
 
     try:
         yield
     except (DivergenceError, ValueError) as error:
         if _RANK == 0 or str(error).startswith("process_group: "):
-            raise ValueError(str(error)) from error  # the program's faults are not of this kind
+            raise ValueError(str(error)) from error
         raise typer.Exit(2) from error
     except RuntimeError as error:
         if not str(error).startswith("process_group: "):
@@ -225,28 +174,6 @@ def _told_once() -> Iterator[None]:
         if str(error).startswith("process_group: rank 0 failed"):
             raise typer.Exit(2) from error
         raise ValueError(str(error)) from error
-
-
-# -- what is asked for -----------------------------------------------------------------------------
-
-
-def _recipe(kind: str, epochs: int | None, changes: Mapping[str, Any]) -> "Recipe":
-    from resid_theory._check import check_choice
-    from resid_theory.training.presets import KINDS
-
-    with options((*_WORDS, "net"), weight_decay="--weight-decay"):
-        recipe = KINDS[check_choice("net", kind, list(KINDS))].recipe
-        recipe = recipe if epochs is None else recipe.scaled(epochs)
-        return recipe.change(**{k: value for k, value in changes.items() if value is not None})
-
-
-def _net(kind: str, seed: int, classes: int, arguments: Mapping[str, Any]) -> "nn.Module":
-    from resid_theory.training.presets import net_of
-
-    names = {name: f"--{name.replace('_', '-')}" for name in arguments}
-    names |= {"shortcut": "--plain", "normalize": "--unnormalized", "classes": "--data"}
-    with options(("net", "seed"), **names):
-        return net_of(kind, seed=seed, classes=classes, **arguments)
 
 
 def _images(
@@ -271,20 +198,13 @@ def _images(
     return found, replace(tests, mean=found.mean, std=found.std)
 
 
-def _classes(found: "Images") -> int:
-    return len(found.classes) or int(found.labels.max()) + 1
-
-
 def _name(
     kind: str, arguments: Mapping[str, Any], data: str, samples: int | None, seed: int
 ) -> str:
-    """A folder's name that tells trainings apart which one would run side by side."""
+    """A folder name that differs between trainings that one would run side by side."""
     words = [kind, *(f"{k}-{v}" for k, v in arguments.items() if v is not None)]
     words += [Path(data).name if samples is None else f"{Path(data).name}-{samples}"]
     return ".".join([*words, f"seed-{seed}"])
-
-
-# -- what is said ----------------------------------------------------------------------------------
 
 
 def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str, Any]:

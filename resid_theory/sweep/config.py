@@ -1,14 +1,18 @@
-"""Frozen settings: typed fields that refuse what does not fit, and a key that is their hash."""
+"""Frozen settings with typed fields, and the key of a cell, which is their hash."""
 
 import difflib
+import inspect
 import json
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType
-from typing import Any, Self, get_args, get_type_hints
+from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from resid_theory.runtime.store import digest
 
-__all__ = ["SCHEMA", "Config", "key_of"]
+__all__ = ["SCHEMA", "Config", "arguments_of", "key_of", "with_arguments_of"]
+
+T = TypeVar("T", bound=type)
 
 SCHEMA = 1
 """Raised when a task computes something else from equal settings: its cells are then new ones."""
@@ -35,18 +39,7 @@ class Config:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """Settings from values by name.
-
-        Args:
-            values: As a TOML file gives them; fields that are left out have their defaults.
-
-        Returns:
-            The settings.
-
-        Raises:
-            ValueError: If a name is no field (names the nearest), one without a default is missing,
-                or a value is of another type.
-        """
+        """Settings from the values of a TOML file; omitted fields have their defaults."""
         known = [field.name for field in fields(cls)]
         for name, value in values.items():
             if name not in known:
@@ -61,34 +54,50 @@ class Config:
         return cls(**values)
 
     def check(self) -> None:
-        """Refuse what cannot be run, before anything runs.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Raise a ValueError before anything runs if the settings do not fit one another."""
 
     def content(self) -> dict[str, Any]:
-        """All fields by name, JSON-ready.
-
-        Returns:
-            What the key is the hash of, but for schema and task.
-        """
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Fields by name, JSON-ready; without those that are None, so that new ones keep a key."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def key_of(task: str, settings: Config) -> tuple[str, dict[str, Any]]:
-    """The name of a cell: the hash of all that its result depends on.
-
-    Args:
-        task: Name of the task.
-        settings: Of the cell.
-
-    Returns:
-        32 hexadecimal digits, and the canonical configuration.
-    """
+    """Name of a cell, a hash of all that its result depends on, and its configuration."""
     config = {"task": task, **settings.content()}
     canonical = json.dumps({"schema": SCHEMA, **config}, sort_keys=True, allow_nan=False)
     return digest(canonical.encode())[:32], config
+
+
+def arguments_of(source: Callable[..., Any]) -> dict[str, tuple[type, Any]]:
+    """Type and default of each argument or field that is an int, float, bool or str, by name."""
+    if is_dataclass(source):
+        defaults = {field.name: field.default for field in fields(source)}
+    else:
+        defaults = {n: p.default for n, p in inspect.signature(source).parameters.items()}
+    hints, found = get_type_hints(source), {}
+    for name, default in defaults.items():
+        kinds = [kind for kind in get_args(hints.get(name)) or (hints.get(name),)]
+        kinds = [kind for kind in kinds if kind is not NoneType]
+        if len(kinds) == 1 and kinds[0] in (int, float, bool, str):
+            unknown = default in (MISSING, inspect.Parameter.empty)
+            found[name] = kinds[0], None if unknown else default
+    return found
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def with_arguments_of(*sources: Callable[..., Any], leave: Iterable[str] = ()) -> Callable[[T], T]:
+    """Make a class a frozen dataclass with a further field, None, for each argument of sources."""
+
+    def extended(cls: Any) -> Any:
+        for source in sources:
+            for name, (kind, _) in arguments_of(source).items():
+                if name not in leave and not hasattr(cls, name):
+                    cls.__annotations__[name] = kind | None
+                    setattr(cls, name, None)
+        return dataclass(frozen=True, kw_only=True)(cls)
+
+    return extended
 
 
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:

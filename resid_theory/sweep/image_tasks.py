@@ -1,4 +1,4 @@
-"""Cells of convolutional nets on images: curvature, cushions, trainings."""
+"""Sweep tasks on image networks: curvature, cushions and trainings."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,10 +12,12 @@ from torch import nn
 from resid_theory._check import check_choice, check_int
 from resid_theory.curvature import MATRICES, curvature_operator, spectrum
 from resid_theory.data import Images, load_images, one_hot
+from resid_theory.data.datasets import IMAGE_SETS
 from resid_theory.losses import LOSSES
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
 from resid_theory.stability.cushions import NORMS, WEIGHTS
+from resid_theory.sweep.config import arguments_of, with_arguments_of
 from resid_theory.sweep.task import Number, Outcome, Task
 from resid_theory.training import Recipe, load_checkpoint, train
 from resid_theory.training.presets import KINDS, net_of
@@ -23,69 +25,39 @@ from resid_theory.training.saved_nets import find_checkpoint
 
 __all__ = ["CushionsTask", "CurvatureTask", "TrainingTask"]
 
-_IMAGES = ("digits", "mnist", "cifar10")
+_BUILDERS = [kind.builder for kind in KINDS.values()]
 
 
-@dataclass(frozen=True, kw_only=True)
+@with_arguments_of(*_BUILDERS, leave=("classes", "generator"))
 class _OnImages(Task):
-    """A net of ``rt.training``'s kinds and the images that it takes."""
+    """A net of ``training.presets.KINDS``, with its builder's options, and its images."""
 
     net: str = "simplified"
-    depth: int | None = None
-    width: int | None = None
-    identity: str | None = None
-    shortcut: bool | None = None
-    doubling: str | None = None
-    shortcut_depth: int | None = None
-    init: str | None = None
-    normalize: bool | None = None
-    bn_init: str | None = None
-    std: float | None = None
     data: str = "digits"
     samples: int | None = None
     size: int = 32
     channels: int = 3
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Refuse settings that cannot be run."""
         super().check()
-        check_choice("data", self.data, _IMAGES)
+        check_choice("data", self.data, list(IMAGE_SETS))
         check_int("size", self.size)
         check_int("channels", self.channels)
         self.samples is None or check_int("samples", self.samples)
         _built(self.net, 0, **self.options())
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the net's builder.
-
-        Returns:
-            By name; None stands for the builder's default.
-        """
+        """Arguments of the net's builder; None stands for the builder's default."""
         names = dict.fromkeys(name for kind in KINDS.values() for name in kind.options)
         return {name: getattr(self, name) for name in names}
 
     def start(self) -> nn.Module:
-        """The net with its first weights.
-
-        Returns:
-            A new net.
-        """
+        """A new net with its initial weights."""
         return net_of(self.net, seed=self.seed, **self.options())
 
     def images(self, split: str = "train", device: str = "cpu") -> Images:
-        """The images.
-
-        Args:
-            split: ``train`` or ``test``; all of the test images are taken.
-            device: Where they shall lie.
-
-        Returns:
-            The images.
-        """
+        """The images of a split; all of the test images."""
         samples = self.samples if split == "train" else None
         return _loaded(self.data, split, samples, self.size, self.channels).to(device)
 
@@ -103,32 +75,21 @@ def _loaded(data: str, split: str, samples: int | None, size: int, channels: int
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured(_OnImages):
-    """A measurement of a net at its start, or of a trained one."""
+    """A measurement of a net with initial weights, or of a trained one."""
 
     checkpoint: str | None = None
     samples: int | None = 500
     batchnorm: str = "eval"
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Refuse settings that cannot be run."""
         super().check()
         check_choice("batchnorm", self.batchnorm, ("eval", "batch"))
         if self.checkpoint is not None:
             self.content()
 
     def content(self) -> dict[str, Any]:
-        """All fields by name, JSON-ready.
-
-        Returns:
-            With the sha256 of the checkpoint: other weights under one name are another cell.
-
-        Raises:
-            ValueError: If there is no such checkpoint.
-        """
+        """With the sha256 of the checkpoint: other weights of the same name are another cell."""
         content = super().content()
         if self.checkpoint is not None:
             try:
@@ -138,14 +99,7 @@ class _Measured(_OnImages):
         return content
 
     def measured(self, device: str) -> nn.Module:
-        """The net to measure.
-
-        Args:
-            device: Where it shall be.
-
-        Returns:
-            The net in eval mode.
-        """
+        """The net to measure, in eval mode."""
         net = self.start() if self.checkpoint is None else load_checkpoint(self.checkpoint)
         return net.eval().to(device)
 
@@ -155,9 +109,9 @@ class CurvatureTask(_Measured):
     """Extremes, trace and norm of the curvature, as ``rt.spectrum`` gives them.
 
     Attributes:
-        net: Kind of net, with the options of its builder in fields of their names.
+        net: Name of a network of ``training.presets``; its builder's options are fields.
         checkpoint: A trained net instead.
-        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
+        data: Name of an image set; the first ``samples`` of the training images are used.
         loss: ``cross_entropy``, or ``square`` of one-hot targets.
         matrix: A name of ``rt.curvature.MATRICES``.
         k: Eigenvalues at each end.
@@ -173,26 +127,14 @@ class CurvatureTask(_Measured):
     tolerance: float = 1e-3
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Refuse settings that cannot be run."""
         super().check()
         check_choice("loss", self.loss, tuple(LOSSES))
         check_choice("matrix", self.matrix, tuple(MATRICES))
         check_int("k", self.k)
 
     def run(self, folder: Path, device: str) -> Outcome:
-        """Measure.
-
-        Args:
-            folder: Where products are kept, so that a killed measurement goes on.
-            device: Where the net and the images are.
-
-        Returns:
-            Estimates with their bounds, and the extreme eigenvalues.
-        """
+        """Numbers and arrays of the cell."""
         net, data = self.measured(device), self.images(device=device)
         if self.loss == "square":
             data = replace(data, labels=one_hot(data.labels, 10).to(torch.float32))
@@ -238,9 +180,9 @@ class CushionsTask(_Measured):
     """Layer cushions, as ``rt.layer_cushions`` gives them.
 
     Attributes:
-        net: Kind of net, with the options of its builder in fields of their names.
+        net: Name of a network of ``training.presets``; its builder's options are fields.
         checkpoint: A trained net instead.
-        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
+        data: Name of an image set; the first ``samples`` of the training images are used.
         norm: A name in ``stability.cushions.NORMS``, such as ``kernel``.
         weight: ``identity_removed`` or ``effective``, in the denominator.
         batchnorm: ``eval`` or ``batch``.
@@ -250,25 +192,13 @@ class CushionsTask(_Measured):
     weight: str = "identity_removed"
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Refuse settings that cannot be run."""
         super().check()
         check_choice("norm", self.norm, list(NORMS))
         check_choice("weight", self.weight, WEIGHTS)
 
     def run(self, folder: Path, device: str) -> Outcome:
-        """Measure.
-
-        Args:
-            folder: Nothing is kept there.
-            device: Where the net and the images are.
-
-        Returns:
-            Mean over the layers of their median, and minima and medians layer by layer.
-        """
+        """Numbers and arrays of the cell."""
         found = layer_cushions(
             self.measured(device),
             self.images(device=device),
@@ -286,65 +216,36 @@ class CushionsTask(_Measured):
         return Outcome(numbers=numbers, arrays={"median": median, "minimum": minimum})
 
 
-@dataclass(frozen=True, kw_only=True)
+@with_arguments_of(Recipe)
 class TrainingTask(_OnImages):
     """A training by the recipe of the net's paper.
 
     Attributes:
-        net: Kind of net, with the options of its builder in fields of their names.
+        net: Name of a network of ``training.presets``; its builder's options are fields.
         seed: Of first weights, order and crops.
-        data: ``digits``, ``mnist`` or ``cifar10``; the first ``samples`` of the training images.
-        epochs: The schedule keeps its shape.
-        batch: As the recipe's; so are the fields that follow. None leaves the paper's.
+        data: Name of an image set; the first ``samples`` of the training images are used.
+        epochs: Rescales the schedule; other fields of ``Recipe`` replace the paper's.
     """
 
     # torch.optim imports it when it is first used.
     imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
-    epochs: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    momentum: float | None = None
-    weight_decay: float | None = None
-    augmentation: str | None = None
-    precision: str | None = None
-    channels_last: bool | None = None
-    compile: str | None = None
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Refuse settings that cannot be run."""
         super().check()
         self.recipe()
 
     def recipe(self) -> Recipe:
-        """The paper's recipe with this cell's changes.
-
-        Returns:
-            The recipe.
-        """
+        """The paper's recipe with the changes of this cell."""
+        changes = {name: getattr(self, name) for name in arguments_of(Recipe)}
+        changes = {name: value for name, value in changes.items() if value is not None}
         recipe = KINDS[self.net].recipe
-        recipe = recipe if self.epochs is None else recipe.scaled(self.epochs)
-        names = (
-            "batch", "lr", "momentum", "weight_decay", "augmentation", "precision",
-            "channels_last", "compile",
-        )  # fmt: skip
-        changes = {name: getattr(self, name) for name in names}
-        return recipe.change(**{k: value for k, value in changes.items() if value is not None})
+        if "epochs" in changes:
+            recipe = recipe.scaled(changes["epochs"])
+        return recipe.change(**changes)
 
     def run(self, folder: Path, device: str) -> Outcome:
-        """Train.
-
-        Args:
-            folder: Of the checkpoint; a killed training goes on from there. The trained net is in
-                its ``training``.
-            device: Where to train.
-
-        Returns:
-            The last epoch's metrics, and all epochs' as arrays.
-        """
+        """Numbers and arrays of the cell."""
         run = train(
             self.start(),
             self.images(),
