@@ -1,14 +1,16 @@
 """Sweeps: what is done is not done again, whoever is killed; what is wrong is said before."""
 
-import importlib.util
+import gc
 import json
 import math
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -494,28 +496,75 @@ def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial
     assert max(ray.sizes) > 1 and len(ray.sizes) < 60
 
 
-@pytest.mark.filterwarnings("ignore")  # of a third party's own
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
-def test_ray_runs_cells_and_survives_killed_workers(trial, tmp_path, monkeypatch):
-    # Its workers import this file.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-    grid = {
-        **trial,
-        "grid": [
-            {"seed": list(range(8))},
-            {"seed": 8, "kills": 1},
-            {"seed": 9, "fails": True},
-            {"seed": 10, "kills": 100},
-        ],
-    }
-    report = run(grid, tmp_path / "out", "ray", workers=2, retries=2)
-    assert (report.cells, report.done) == (11, 9), report
-    assert sorted(error.partition(":")[0] for error in report.failed.values()) == [
-        "ArithmeticError",
-        "its worker was lost 3 times (WorkerCrashedError); the usual cause is lack of memory",
+@dataclass(frozen=True, kw_only=True)
+class Outage(tasks.Task):
+    """A task that brings its node down, unless it is the head, where it waits for the outage."""
+
+    folder: str = ""
+    head: str = ""
+
+    def run(self, folder, device):
+        import ray
+
+        down, latest = Path(self.folder, "down"), time.monotonic() + 120
+        if ray.get_runtime_context().get_node_id() != self.head:
+            down.touch()
+            os.kill(os.getppid(), signal.SIGTERM)  # Ray's own process on this node
+        while not down.exists():
+            assert time.monotonic() < latest, "no cell ran on the second node"
+            time.sleep(0.05)
+        return tasks.Outcome(numbers={}, arrays={})
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray cluster of two nodes of one CPU on this machine, its workers able to import tests."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        # Not pytest's: the paths of sockets may not be long.
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # a third party's own
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 stays what it is
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other programs may fill the memory
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+        head = {**node, "include_dashboard": False, "no_monitor": True}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(**node)
+            patch.setenv("RAY_ADDRESS", cluster.address)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            gc.collect()  # what Ray leaves open, while warnings are ignored
+
+
+@pytest.mark.filterwarnings("ignore")  # a third party's own
+def test_ray_survives_killed_workers_and_a_lost_node(cluster, trial, monkeypatch, tmp_path):
+    monkeypatch.setitem(tasks.TASKS, "outage", Outage)
+    outage = {"folder": str(tmp_path), "head": cluster.head_node.node_id}
+    cells = [
+        *sweep.grid_of({**trial, "grid": [{"seed": 0, "kills": 1}, {"seed": 1, "kills": 100}]}),
+        *sweep.grid_of({**trial, "grid": [{"seed": 2, "fails": True}, {"seed": [3, 4]}]}),
+        *sweep.grid_of({"task": "outage", **outage, "seed": [0, 1]}),
     ]
-    # Three times with others in one task, where it was, and three times alone.
-    assert starts(trial)[8] == 2 and starts(trial)[10] in (3, 6)
+    options = Options(workers=2, retries=1, device="cpu", gpus=0.0)
+    reports = list(rays.run_in_ray(cells, Results(tmp_path / "out"), options))
+    assert {report.cell.key for report in reports} == {cell.key for cell in cells}
+    assert sorted(report.error.partition(":")[0] for report in reports if report.error) == [
+        "ArithmeticError",
+        "its worker was lost 2 times (WorkerCrashedError); the usual cause is lack of memory",
+    ]
+    assert starts(trial) == {0: 2, 1: 2, 2: 1, 3: 1, 4: 1}
+    assert (tmp_path / "down").exists()
 
 
 # -- the verb --------------------------------------------------------------------------------------
