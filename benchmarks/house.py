@@ -272,11 +272,12 @@ def seconds(_):
     net, x, y = mlp(256, 256, 128, 10, samples=1024)
     operator = rt.curvature_operator(net, "cross_entropy", (x, y))
     vector = x.new_ones(operator.shape[0])
-    digits = rt.load_whitened("digits", components=40)
+    digits = rt.load_whitened("digits", components=10)
+    cushions, zero_point = rt.layer_cushions, rt.theory.zero_point
     calls = {
         "a Hessian-vector product": lambda: operator @ vector,
-        "layer_cushions": lambda: rt.layer_cushions(net, x),
-        "zero_point": lambda: rt.theory.zero_point(digits, blocks=8, shortcut_depth=2),
+        "layer_cushions": lambda: cushions(net, x),
+        "zero_point": lambda: zero_point(digits, blocks=8, shortcut_depth=2),
     }
     medians = {}
     for name, call in calls.items():

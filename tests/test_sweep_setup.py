@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import venv
 from pathlib import Path
 
@@ -185,6 +186,12 @@ def test_a_moved_or_broken_environment_is_made_anew(ready, change):
     done = bootstrap(ready, before=FAILING)
     assert "Making .venv" in done.stdout and not (ready / ".venv").exists()
     assert_ends_with_a_sentence(done, "venv ended with status 3", "`rm -rf .venv` starts over")
+
+
+def test_the_citation_names_the_version():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {table['project']['version']}" in lines
 
 
 def test_a_disk_that_refuses_gets_a_sentence(project):
