@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # face of its rooms. A new file in a room needs no entry.
 FLOORS = [
     ["_check"],
-    ["activations", "identity", "losses", "runtime", "theory.flow", "theory.interpolation"],
+    ["activations", "initializations", "losses", "runtime", "theory.flow", "theory.interpolation"],
+    ["identity"],
     ["data", "eigen", "networks"],
     ["equivalence", "stability", "theory.linear", "theory.zero_weights"],
     ["curvature", "exchange", "theory", "training"],

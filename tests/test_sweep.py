@@ -497,7 +497,7 @@ def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outage(tasks.Task):
+class Outage(registry.Task):
     """A task that brings its node down, unless it is the head, where it waits for the outage."""
 
     folder: str = ""
@@ -513,7 +513,7 @@ class Outage(tasks.Task):
         while not down.exists():
             assert time.monotonic() < latest, "no cell ran on the second node"
             time.sleep(0.05)
-        return tasks.Outcome(numbers={}, arrays={})
+        return registry.Outcome(numbers={}, arrays={})
 
 
 @pytest.fixture(scope="module")
@@ -549,7 +549,7 @@ def cluster():
 
 @pytest.mark.filterwarnings("ignore")  # a third party's own
 def test_ray_survives_killed_workers_and_a_lost_node(cluster, trial, monkeypatch, tmp_path):
-    monkeypatch.setitem(tasks.TASKS, "outage", Outage)
+    monkeypatch.setitem(registry.TASKS, "outage", Outage)
     outage = {"folder": str(tmp_path), "head": cluster.head_node.node_id}
     cells = [
         *sweep.grid_of({**trial, "grid": [{"seed": 0, "kills": 1}, {"seed": 1, "kills": 100}]}),
@@ -557,7 +557,7 @@ def test_ray_survives_killed_workers_and_a_lost_node(cluster, trial, monkeypatch
         *sweep.grid_of({"task": "outage", **outage, "seed": [0, 1]}),
     ]
     options = Options(workers=2, retries=1, device="cpu", gpus=0.0)
-    reports = list(rays.run_in_ray(cells, Results(tmp_path / "out"), options))
+    reports = list(ray_executor.run_in_ray(cells, Results(tmp_path / "out"), options))
     assert {report.cell.key for report in reports} == {cell.key for cell in cells}
     assert sorted(report.error.partition(":")[0] for report in reports if report.error) == [
         "ArithmeticError",
