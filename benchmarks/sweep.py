@@ -109,7 +109,7 @@ def processor_of_all() -> float:
 
 
 def sweep(grid, out: Path, executor: str, workers: int, heard) -> SweepReport:
-    return run_sweep(grid, out, executor=executor, workers=workers, progress=False, heard=heard)
+    return run_sweep(grid, out, executor=executor, workers=workers, progress=False, on_report=heard)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,9 @@ def killed_sweep(cells: int, workers: int, seconds: float, seed: int) -> Survive
     with folder() as out:
         killer.start()
         try:
-            report = run_sweep(grid, out, workers=workers, retries=20, progress=False, heard=hear)
+            report = run_sweep(
+                grid, out, workers=workers, retries=20, progress=False, on_report=hear
+            )
         finally:
             ended.set()
             killer.join()

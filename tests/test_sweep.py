@@ -360,7 +360,9 @@ def test_killed_workers_lose_nothing(trial, tmp_path):
     killer = threading.Thread(target=_kill_workers, args=(ended, 3))
     killer.start()
     try:
-        report = run(grid, tmp_path / "out", "process", workers=2, retries=20, heard=heard.append)
+        report = run(
+            grid, tmp_path / "out", "process", workers=2, retries=20, on_report=heard.append
+        )
     finally:
         ended.set()
         killer.join()

@@ -1,7 +1,7 @@
-"""Drawings of results: the only matplotlib in the library. Nothing is computed here but bins.
+"""Plots of results. Nothing is computed here except bins.
 
-Every function draws into ``ax`` and returns it; without one it opens a figure by pyplot, so that a
-notebook shows it. :func:`figure` and :func:`png` need no display and leave no window behind.
+Every function draws into ``ax`` and returns it; without ``ax`` it opens a pyplot figure, which a
+notebook shows. :func:`figure` and :func:`png` need no display and open no window.
 """
 
 from resid_theory.plots.canvas import figure, png

@@ -1,4 +1,4 @@
-"""What every drawing starts from: figures, files of them, axes, colours."""
+"""Figures, axes and colours shared by all plots."""
 
 import io
 
@@ -28,12 +28,12 @@ UNIT = "loss / weight²"
 
 
 def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8, 3.9)) -> Figure:
-    """An empty figure with a grid of axes, for files: it belongs to no window.
+    """An empty figure with a grid of axes, for files; it opens no window.
 
     Args:
-        rows: Panels from top to bottom.
-        columns: Panels from left to right.
-        panel: Width and height of one panel, inches.
+        rows: Number of rows of panels.
+        columns: Number of columns of panels.
+        panel: Width and height of one panel in inches.
 
     Returns:
         The figure; ``figure.axes`` are its panels, row by row.
@@ -45,46 +45,34 @@ def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8
 
 
 def png(drawing: Figure, *, dpi: float = 150) -> bytes:
-    """A figure as the bytes of a PNG file, equal for equal drawings.
+    """Content of a PNG file of a figure; equal drawings give equal bytes.
 
     Args:
         drawing: The figure.
-        dpi: Dots an inch.
+        dpi: Dots per inch.
 
     Returns:
-        The file's content.
+        The bytes.
     """
     buffer = io.BytesIO()
-    # matplotlib would stamp its version into the file; the bytes should tell only the drawing.
+    # matplotlib would write its version into the file; the bytes should depend on the drawing only.
     drawing.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def open_axes(ax: Axes | None) -> Axes:
-    """The axes that were given, or new ones in a figure that a notebook shows.
-
-    Args:
-        ax: Axes, or None.
-
-    Returns:
-        Axes to draw into.
-    """
+    """The given axes, or new ones in a figure that a notebook shows."""
     if ax is not None:
         return ax
-    # Only here: pyplot chooses a backend for the whole process when it is imported.
+    # Imported here, since pyplot chooses a backend for the whole process.
     from matplotlib import pyplot
 
     return pyplot.subplots(layout="constrained")[1]
 
 
 def headroom(ax: Axes, share: float) -> None:
-    """Make room for the legend above all data, whatever the scale of the axis.
-
-    Args:
-        ax: Axes with everything drawn.
-        share: Height of the room, as a share of the range that the data take.
-    """
-    ax.autoscale(axis="y")  # anew: another curve may have been drawn, and given room, before
+    """Make room for the legend above all data, on any scale of the axis."""
+    ax.autoscale(axis="y")  # again: an earlier curve may have made room already
     transform = ax.yaxis.get_transform()
     low, high = transform.transform(np.array(ax.get_ylim()))
     (top,) = transform.inverted().transform(np.array([high + share * (high - low)]))

@@ -1,4 +1,4 @@
-"""One number of several nets as curves: against depth, or over layers."""
+"""Curves of one number of several nets: against depth, or over layers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,13 @@ def by_depth(
     ylabel: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """One number of several nets against depth, both axes logarithmic.
+    """One quantity of several nets against depth, on logarithmic axes.
 
     Args:
-        layers: Weight layers of the nets, the same for all curves.
-        measured: Values above zero by net, drawn as markers; others are left out.
-        predicted: Values by net, drawn as lines in the colour of the net's markers.
-        ylabel: What the number is, with its unit.
+        layers: Numbers of weight layers, the same for all curves.
+        measured: Values by net, drawn as markers; values that are not positive are omitted.
+        predicted: Values by net, drawn as lines in the color of the net's markers.
+        ylabel: Name of the quantity with its unit.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -63,15 +63,15 @@ def flow_curve(
     xlabel: str = "layer",
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of dominant flows over layers, or over another quantity that is varied.
+    """Shares of dominant flows over layers, or over another varied quantity.
 
     Args:
-        positions: Of all curves, along the horizontal axis.
+        positions: Horizontal positions of all curves.
         shares: Shares in [0, 1] by net, drawn as markers.
-        errors: Standard errors by net, drawn as bars of one each way.
-        predicted: Shares by net, drawn as lines in the colour of the net's markers; without it
+        errors: Standard errors by net, drawn as bars of one standard error to each side.
+        predicted: Shares by net, drawn as lines in the color of the net's markers; without them
             lines join the markers.
-        xlabel: What the positions are, with their unit.
+        xlabel: Name of the positions with their unit.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -95,5 +95,5 @@ def flow_curve(
 
 
 def _drawable(values: Sequence[float]) -> list[float]:
-    """Numbers with a place on a logarithmic axis; a gap for the others."""
+    """The positive finite numbers, with a gap for the others."""
     return [value if 0 < value < math.inf else math.nan for value in values]

@@ -1,4 +1,4 @@
-"""Cushions over the samples: histograms of one layer, violins of all."""
+"""Cushions over samples: histograms of one layer, violins of all layers."""
 
 import math
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ def cushion_histogram(
     bins: int = 40,
     ax: Axes | None = None,
 ) -> Axes:
-    """Histograms of one layer's cushions over the samples, of several nets in the same bins.
+    """Histograms of one layer's cushions over the samples, several nets in the same bins.
 
-    The axis of cushions is logarithmic when the largest is above 20 times the smallest. A dashed
-    line marks each net's median; the legend has it, and the number of samples.
+    The axis of cushions is logarithmic if the largest exceeds 20 times the smallest. A dashed line
+    marks the median of each net; the legend gives it and the number of samples.
 
     Args:
         measured: Layer or interlayer cushions, by name of the net.
-        layer: Name of a row that all of them have.
-        bins: How many, over the range of all nets together.
+        layer: Name of a layer that all nets have.
+        bins: Number of bins over the common range.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -63,12 +63,12 @@ def cushion_histogram(
 def cushion_violins(measured: Mapping[str, Summaries], *, ax: Axes | None = None) -> Axes:
     """Cushions of every layer as violins over the samples, several nets side by side.
 
-    A violin reaches from the smallest to the largest cushion, its bar is the median. The axis is
-    logarithmic, for cushions of one net differ by factors.
+    A violin reaches from the smallest to the largest cushion; its bar is the median. The axis is
+    logarithmic, because cushions within a net differ by factors.
 
     Args:
-        measured: Layer or interlayer cushions, by name of the net; the layers of the first are
-            drawn, and of the others where they have them.
+        measured: Layer or interlayer cushions, by name of the net; the layers of the first net are
+            drawn, for the other nets those among them that they have.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -105,7 +105,7 @@ def cushion_violins(measured: Mapping[str, Summaries], *, ax: Axes | None = None
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Round numbers whose logarithms lie between two: as few as there are from three on."""
+    """Round numbers with logarithms in an interval: the coarsest set with at least three."""
     powers = range(math.floor(low), math.ceil(high))
     sets = [[digit * 10.0**k for k in powers for digit in digits] for digits in _DIGITS]
     sets.append([tick for tick in MaxNLocator(5).tick_values(10**low, 10**high) if tick > 0])
@@ -114,7 +114,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def _finite_row(net: str, found: Summaries, layer: str) -> np.ndarray:
-    """One layer's cushions that are numbers."""
+    """The finite cushions of one layer."""
     if layer not in found.rows:
         raise ValueError(f"layer: {net} has no {layer!r}, it has {', '.join(found.rows)}")
     values = found.values[found.rows.index(layer)].numpy()

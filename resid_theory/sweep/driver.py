@@ -1,4 +1,4 @@
-"""The driver of a sweep: what is missing is run, by the executor that was asked for."""
+"""The driver of a sweep: it runs the missing cells by the chosen executor."""
 
 import os
 import re
@@ -31,17 +31,17 @@ EXECUTORS: Mapping[str, Executor] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SweepReport:
-    """What became of a sweep.
+    """Outcome of a sweep.
 
     Attributes:
-        folder: Of the results; see ``load_results``.
-        cells: Cells of the grid, or of the shard.
-        found: Of these, done before.
-        done: Of these, done now.
-        failed: Error of each other cell, in one line, by its key.
-        failed_cells: These cells, by key.
-        seconds: Of the whole call.
-        work: Seconds within the tasks, over all workers.
+        folder: Folder of the results, for ``load_results``.
+        cells: Number of cells of the grid, or of the shard.
+        found: Number of cells that were done before.
+        done: Number of cells done by this call.
+        failed: One-line error of each other cell, by key.
+        failed_cells: The failed cells, by key.
+        seconds: Wall-clock time of the call.
+        work: Seconds within the tasks, summed over all workers.
     """
 
     folder: Path
@@ -54,7 +54,7 @@ class SweepReport:
     work: float
 
     def __str__(self) -> str:
-        """What is done, and each failed cell with its error."""
+        """Counts, and each failed cell with its error."""
         lines = [
             f"{self.found + self.done} of {self.cells} cells done, {self.found} of them before"
         ]
@@ -74,34 +74,34 @@ def run_sweep(
     device: str = "cpu",
     gpus: float = 0.0,
     progress: bool = True,
-    heard: Callable[[Report], object] | None = None,
+    on_report: Callable[[Report], object] | None = None,
 ) -> SweepReport:
     """Measure every cell of a grid that has no result yet.
 
-    A cell's key is the hash of its whole configuration and of a schema number; it is done if and
-    only if its result is in the folder and verifies. So a sweep may be killed, called again,
-    extended, or split among jobs; only what is missing runs. A cell that fails is listed, does not
-    stop the others, and runs again at the next call.
+    The key of a cell is the hash of its configuration and of a schema number; a cell is done if and
+    only if its result is in the folder and verifies. A sweep can therefore be killed, repeated,
+    extended, or split among jobs; only missing cells run. A failed cell is listed, does not stop
+    the others, and runs again in the next call.
 
     Args:
-        grid: A TOML file or what it holds; see ``grid_of``. All of it is checked before any run.
+        grid: A TOML file or its content; see ``grid_of``. All of it is checked before any run.
         out: Folder of the results.
-        executor: ``serial`` (this process), ``process`` (workers on this machine; a killed one's
-            cell is run again) or ``ray`` (tasks of Ray Core).
-        workers: Processes at a time; as many as there are CPUs by default.
-        shard: ``i/n``, i from 0: the cells i, i + n, i + 2n, ... alone, for arrays of jobs.
-        retries: How often a cell is run again whose worker was lost.
-        device: ``cpu``, ``cuda`` (GPUs in turn) or a certain one.
-        gpus: Share of a GPU of each cell, for Ray.
-        progress: Whether a bar shows on stderr.
-        heard: Called with each report as it comes.
+        executor: ``serial`` (this process), ``process`` (workers on this machine; the cell of a
+            killed worker runs again) or ``ray`` (tasks of Ray Core).
+        workers: Number of processes; by default the number of CPUs.
+        shard: ``i/n`` with i from 0: only the cells i, i + n, i + 2n, ..., for job arrays.
+        retries: Number of further runs of a cell whose worker was lost.
+        device: ``cpu``, ``cuda`` (GPUs in turn) or one GPU, such as ``cuda:1``.
+        gpus: Share of a GPU that each cell takes, for Ray.
+        progress: Whether to show a progress bar on standard error.
+        on_report: Function that is called with each cell's report.
 
     Returns:
         Counts, and the errors of the failed cells.
 
     Raises:
-        ValueError: If grid or argument do not fit; names key, given and needed. Also if another
-            driver works on the same shard.
+        ValueError: If the grid or an argument does not fit, or another driver works on the same
+            shard.
         FileNotFoundError: If there is no such file.
         ModuleNotFoundError: If the executor's package is not installed.
 
@@ -136,8 +136,8 @@ def run_sweep(
             done += report.error is None
             if report.error is not None:
                 failed[report.cell.key] = report
-            if heard is not None:
-                heard(report)
+            if on_report is not None:
+                on_report(report)
     return SweepReport(
         folder=results.folder,
         cells=len(cells),
@@ -151,7 +151,7 @@ def run_sweep(
 
 
 def _device(name: str, *, here: bool) -> str:
-    """A device that torch knows, and that this machine has where the work is done here."""
+    """A device that torch knows and, if the work is done here, that this machine has."""
     try:
         device = torch.device(name)
         if here:
@@ -190,7 +190,7 @@ def _alone(folder: Path, shard: str | None) -> Iterator[None]:
 def _watched(
     reports: Iterator[Report], total: int, missing: int, progress: bool
 ) -> Iterator[Report]:
-    """The reports, with a bar that tells the time left."""
+    """The reports, with a progress bar."""
     with tqdm(total=total, initial=total - missing, unit="cell", disable=not progress) as bar:
         failed = 0
         for report in reports:

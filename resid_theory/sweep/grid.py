@@ -1,4 +1,4 @@
-"""Grids of cells from a TOML file: a list is an axis, and the grid is the product of its axes."""
+"""Grids of sweep cells from a TOML file: each list is an axis, the grid is their product."""
 
 import itertools
 import math
@@ -19,17 +19,16 @@ def grid_of(grid: str | Path | Mapping[str, Any]) -> list[Cell]:
     """The cells of a grid, each once, in a fixed order.
 
     Args:
-        grid: A TOML file, or what it holds: ``task``, of ``TASKS`` or your own as
-            ``module:Class``, and its settings by name. A list is an axis; the grid is the product
-            of all axes. Tables ``[[grid]]`` give several grids, each with the settings above them
-            and its own.
+        grid: A TOML file or its content: ``task``, a name in ``TASKS`` or ``module:Class``, and its
+            settings. A list is an axis; the grid is the product of all axes. Tables ``[[grid]]``
+            define several grids, each with the settings above them and its own.
 
     Returns:
-        The cells; equal ones are kept once.
+        The cells, without duplicates.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a key is unknown or a value does not fit; names key, given and needed.
+        ValueError: If a key is unknown or a value does not fit.
 
     Example:
         >>> cells = grid_of({"task": "hessian", "blocks": [1, 2], "seed": [0, 1, 2]})

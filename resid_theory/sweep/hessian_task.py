@@ -1,4 +1,4 @@
-"""Cells of n-shortcut nets: the exact Hessian at the start."""
+"""Sweep task on n-shortcut nets: the exact Hessian at initial weights."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,32 +16,17 @@ __all__ = ["HessianTask"]
 
 @dataclass(frozen=True, kw_only=True)
 class HessianTask(Task, Setup):
-    """All eigenvalues of the Hessian of an n-shortcut net at its start.
-
-    Attributes:
-        seed: Of the weights; net, start and data are those of ``Setup``.
-    """
+    """All eigenvalues of the Hessian of an n-shortcut net at its initial weights."""
 
     imports: ClassVar[tuple[str, ...]] = ("sklearn.datasets",)
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Raise a ValueError if the settings cannot be run."""
         Task.check(self)
         Setup.check(self)
 
     def content(self) -> dict[str, Any]:
-        """All fields by name, JSON-ready.
-
-        Returns:
-            With the sha256 of one's own data: others under one name are another cell.
-
-        Raises:
-            ValueError: If there is no such file.
-        """
+        """With the sha256 of the user's own data: other data of the same name are another cell."""
         content = super().content()
         if self.data.endswith(".npz"):
             path = Path(self.data)
@@ -51,15 +36,7 @@ class HessianTask(Task, Setup):
         return content
 
     def run(self, folder: Path, device: str) -> Outcome:
-        """Compute the eigenvalues.
-
-        Args:
-            folder: Nothing is kept there.
-            device: Theory is done on the CPU.
-
-        Returns:
-            The numbers of ``rt.Spectrum`` and the eigenvalues.
-        """
+        """All eigenvalues and their statistics."""
         data = _loaded(self.data, self.components, self.content().get("data_sha256"))
         found = hessian_spectrum(self.net(self.seed), self.loss, data)
         numbers = {"max_magnitude": found.max_magnitude, **found.summary()}
@@ -68,5 +45,5 @@ class HessianTask(Task, Setup):
 
 @lru_cache(maxsize=2)
 def _loaded(data: str, components: int, _: str | None) -> Regression:
-    """Once for all cells, as long as the file stays the same."""
+    """The data, loaded once for all cells while the file stays the same."""
     return Setup(data=data, components=components).load(progress=False)

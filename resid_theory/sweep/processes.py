@@ -1,4 +1,4 @@
-"""Worker processes that may be killed at any moment: their cells are run again, others go on."""
+"""Worker processes that may be killed at any time: their cells run again, the others continue."""
 
 import multiprocessing
 import os
@@ -18,26 +18,15 @@ from resid_theory.sweep.worker import Options, Report, attempt, device_of_worker
 __all__ = ["run_in_processes"]
 
 _READY = "ready"
-_SHORT = 0.1  # seconds; far above what a driver takes to answer
-_STILLBORN, _KILLED_YOUNG = 3, 50  # workers in a row, by an error of theirs or by a signal
+_SHORT = 0.1  # seconds; far longer than the driver takes to answer
+# Workers in a row that may end before their first cell: by their own error, or by a signal.
+_MOST_FAILED_STARTS, _MOST_KILLED_STARTS = 3, 50
 
 
 def run_in_processes(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
-    """Run cells in worker processes of this machine.
+    """Run cells in worker processes, which end when the driver ends.
 
-    concurrent.futures gives up the whole pool when one worker is killed, so these are our own. When
-    the driver ends, however it ends, its workers end at once.
-
-    Args:
-        cells: The cells.
-        results: Where.
-        options: Number of workers, retries and device.
-
-    Yields:
-        A report for each cell, as they come.
-
-    Raises:
-        RuntimeError: If workers end before they are ready for a cell.
+    concurrent.futures would give up the whole pool when one worker is killed.
     """
     pool = _Pool(cells, results, options)
     try:
@@ -57,10 +46,10 @@ class _Worker:
         arguments = (other, results, device_of_worker(options.device, number), threads)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
-        other.close()  # the worker's copy alone is left: its end is the end of the pipe
+        other.close()  # only the worker's copy is left, so that its end closes the pipe
 
     def give(self, cell: Cell) -> None:
-        """Hand it a cell; if it is gone, the pipe will say so."""
+        """Send a cell; if the worker has ended, the pipe will report it."""
         self.cells.append(cell)
         try:
             self.pipe.send(cell)
@@ -68,7 +57,7 @@ class _Worker:
             pass
 
     def end(self) -> str:
-        """Wait for its end; how it ended."""
+        """Wait for the process to end and say how it ended."""
         self.pipe.close()
         self.process.join()
         code = self.process.exitcode or 0
@@ -76,13 +65,13 @@ class _Worker:
 
 
 class _Pool:
-    """Cells that wait, and workers that have one or two each."""
+    """Waiting cells, and workers with one or two cells each."""
 
     def __init__(self, cells: list[Cell], results: Results, options: Options) -> None:
         self.results, self.options = results, options
         self.waiting, self.losses = deque(cells), Counter[str]()
-        self.left, self.stillborn = len(cells), 0
-        # A server that has torch imported starts a worker in milliseconds.
+        self.left, self.failed_starts = len(cells), 0
+        # A fork server that has imported torch starts a worker in milliseconds.
         served = "forkserver" in multiprocessing.get_all_start_methods()
         self.context: Any = multiprocessing.get_context("forkserver" if served else "spawn")
         if served:
@@ -95,7 +84,7 @@ class _Pool:
         return _Worker(self.context, number, self.results, self.options)
 
     def run(self) -> Iterator[Report]:
-        """Reports, as they come."""
+        """Reports, in the order in which cells finish."""
         while self.left:
             by_pipe = {worker.pipe: worker for worker in self.workers}
             for pipe in wait(list(by_pipe)):
@@ -106,17 +95,17 @@ class _Pool:
                     yield report
 
     def _hear(self, worker: _Worker) -> Report | None:
-        """Take what a worker says, or notice that it is gone; give it the next cell."""
+        """Receive a message from a worker, or notice that it ended; send it the next cell."""
         try:
             said = worker.pipe.recv()
         except (EOFError, OSError):
             return self._replace(worker)
-        worker.ready, self.stillborn = True, 0
+        worker.ready, self.failed_starts = True, 0
         report = None if said == _READY else said
         ahead = 1
         if report is not None:
             worker.cells.popleft()
-            # A short cell's worker has the next at hand, so that it need not wait for the driver.
+            # The worker of a short cell gets the next one in advance, so that it need not wait.
             short = report.seconds < _SHORT and len(self.waiting) > len(self.workers)
             ahead += short
         while self.waiting and len(worker.cells) < ahead:
@@ -125,9 +114,11 @@ class _Pool:
 
     def _replace(self, worker: _Worker) -> Report | None:
         how, cells = worker.end(), worker.cells
-        self.stillborn += not worker.ready
-        # A signal comes from outside: whoever kills every few seconds may meet many as they start.
-        if self.stillborn > (_KILLED_YOUNG if how.startswith("signal") else _STILLBORN):
+        self.failed_starts += not worker.ready
+        # A signal comes from outside: kills every few seconds may hit many workers as they start.
+        if self.failed_starts > (
+            _MOST_KILLED_STARTS if how.startswith("signal") else _MOST_FAILED_STARTS
+        ):
             raise RuntimeError(
                 f"workers end before their first cell ({how}); a script that starts a sweep needs "
                 'if __name__ == "__main__": around it'
@@ -137,7 +128,7 @@ class _Pool:
             return None
         cell = cells.popleft()
         self.waiting.extendleft(cells)
-        if self.results.is_done(cell):  # killed between its last byte and its word
+        if self.results.is_done(cell):  # killed after writing its result and before reporting it
             return Report(cell=cell, error=None, ran=True, seconds=0.0)
         self.losses[cell.key] += 1
         if self.losses[cell.key] > self.options.retries:
@@ -161,7 +152,7 @@ class _Pool:
 
 def _serve(pipe: Connection, results: Results, device: str, threads: int) -> None:
     """Run cells as they come, until the driver is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles it
     torch.set_num_threads(threads)
     cells: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, cells), daemon=True).start()

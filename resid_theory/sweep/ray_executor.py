@@ -1,4 +1,4 @@
-"""Cells as tasks of Ray: on the machines of a cluster, with shares of GPUs."""
+"""Cells as Ray tasks: on the machines of a cluster, with shares of GPUs."""
 
 import importlib
 import os
@@ -15,17 +15,12 @@ __all__ = ["run_in_ray"]
 def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
     """Run cells as tasks of Ray Core.
 
-    A connection that is there already, or the cluster that ``RAY_ADDRESS`` names, is used, and must
-    see the sweep's folder; otherwise Ray is started on this machine, on the loopback address,
-    without dashboard and usage statistics. Ray runs the cells of lost workers and machines again.
-
-    Args:
-        cells: The cells.
-        results: Where.
-        options: Number of workers, retries and shares of GPUs.
+    An existing connection or the cluster of ``RAY_ADDRESS`` is used, and must see the folder of the
+    sweep; otherwise Ray starts on this machine, on the loopback address, without dashboard and
+    usage statistics. Ray runs the cells of lost workers and machines again.
 
     Yields:
-        A report for each cell, as they come.
+        A report for each cell.
 
     Raises:
         ModuleNotFoundError: If Ray is not installed.
@@ -80,7 +75,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
     waiting, alone, size = deque(cells), deque[Cell](), 1
     running: dict[Any, list[Cell]] = {}
     while waiting or alone or running:
-        # Enough that no worker waits for the driver, few enough that a large grid fits in memory.
+        # Enough that no worker waits for the driver, few enough for a large grid to fit in memory.
         while (waiting or alone) and len(running) < 2 * workers:
             source, count = (alone, 1) if alone else (waiting, min(size, len(waiting)))
             part = [source.popleft() for _ in range(count)]
@@ -90,7 +85,7 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
         try:
             reports = ray.get(reference)
         except ray.exceptions.RayError as error:
-            if len(part) > 1:  # one of them is to blame: each by itself; what is done is found
+            if len(part) > 1:  # one of them is to blame: run each alone; finished ones are found
                 alone.extend(part)
                 continue
             reports = [_lost(part[0], results, options, error)]
@@ -103,7 +98,7 @@ def _attempt_all(cells: list[Cell], results: Results, device: str) -> list[Repor
 
 
 def _size(reports: list[Report], most: int) -> int:
-    """Cells of a task, about half a second of work: a task costs several milliseconds."""
+    """Cells per task for about half a second of work, as a task costs several milliseconds."""
     mean = sum(report.seconds for report in reports) / len(reports)
     return max(1, min(most, 64, int(0.5 / max(mean, 1e-3))))
 

@@ -1,4 +1,4 @@
-"""The tasks of sweeps, by name; own ones by where they are."""
+"""The tasks of sweeps by name, and tasks of the user by location."""
 
 import importlib
 from collections.abc import Mapping
@@ -20,17 +20,7 @@ TASKS: Mapping[str, type[Task]] = {
 
 
 def task_of(name: str) -> type[Task]:
-    """The class of a task.
-
-    Args:
-        name: Of a row of ``TASKS``, or ``module:Class``; the module is imported.
-
-    Returns:
-        A subclass of ``Task``.
-
-    Raises:
-        ValueError: If there is no such task, or what is there is not a task.
-    """
+    """The class of a task in ``TASKS``, or of ``module:Class``; the module is imported."""
     module, colon, attribute = str(name).partition(":")
     if not colon:
         return TASKS[check_choice("task", name, list(TASKS))]

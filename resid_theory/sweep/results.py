@@ -1,4 +1,4 @@
-"""The folder of a sweep: a checksummed result for each cell that is done, an error for others."""
+"""The folder of a sweep: a checksummed result for each finished cell, an error for each other."""
 
 import math
 import shutil
@@ -27,7 +27,7 @@ class Cell:
 
     Attributes:
         task: Name of the task.
-        settings: What it depends on.
+        settings: Settings of the task.
         key: Hash of task, settings and schema.
         config: Task and all settings by name.
     """
@@ -43,25 +43,14 @@ class Cell:
         object.__setattr__(self, "config", config)
 
     def __str__(self) -> str:
-        """The task, and the settings that are not the usual ones."""
+        """The task and the settings that differ from their defaults."""
         usual = {f.name: f.default for f in fields(self.settings)}
         others = [f"{k}={v!r}" for k, v in self.config.items() if k in usual and v != usual[k]]
         return " ".join([self.task, *others])
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Cell":
-        """A cell from its task's name and its settings.
-
-        Args:
-            values: ``task``, as in ``task_of``, and fields of its class; those that are left out
-                have their defaults.
-
-        Returns:
-            The cell.
-
-        Raises:
-            ValueError: If a key is unknown, or a value is of another type.
-        """
+        """A cell from ``task`` and fields of its class; omitted ones are at their default."""
         settings = {name: value for name, value in values.items() if name != "task"}
         return cls(values["task"], task_of(values["task"]).of(settings))
 
@@ -69,36 +58,22 @@ class Cell:
 class Results:
     """Results and errors of cells, below one folder.
 
-    A cell is done if and only if its manifest and its tensors are there and verify. Writes do not
-    wait for the disk: what a power cut damages does not verify, and is measured again.
+    A cell is done if and only if its manifest and tensors exist and verify. Writes do not wait for
+    the disk: a result that a power cut damages does not verify, and the cell runs again.
 
     Args:
-        folder: Of the sweep.
+        folder: The folder of the sweep.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
 
     def place(self, key: str) -> Path:
-        """The folder of a cell.
-
-        Args:
-            key: Of the cell.
-
-        Returns:
-            Its path.
-        """
+        """The folder of a cell."""
         return self.folder / "cells" / key
 
     def read(self, cell: Cell) -> tuple[Mapping[str, Tensor], Mapping[str, Any]] | None:
-        """The result of a cell, every byte checked.
-
-        Args:
-            cell: The cell.
-
-        Returns:
-            Its arrays, and what ``write`` noted beside them; None if there is none that verifies.
-        """
+        """Arrays and description of a result; None unless every byte verifies."""
         path = self.place(cell.key) / "result.json"
         try:
             tensors, about = store.read_checkpoint(path)
@@ -107,24 +82,11 @@ class Results:
         return (tensors, about) if _is_result(about, cell.key) else None
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether a cell has a result that verifies.
-
-        Args:
-            cell: The cell.
-
-        Returns:
-            False also where a file is damaged.
-        """
+        """Whether a cell has a result that verifies."""
         return self.read(cell) is not None
 
     def write(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
-        """Keep a result, whole or not at all.
-
-        Args:
-            cell: The cell.
-            outcome: What it found.
-            seconds: That it took.
-        """
+        """Write a result completely or not at all."""
         about = {
             "kind": "cell",
             "schema": SCHEMA,
@@ -139,13 +101,7 @@ class Results:
         self._error(cell.key).unlink(missing_ok=True)
 
     def fail(self, cell: Cell, error: str, trace: str = "") -> None:
-        """Note why a cell has no result.
-
-        Args:
-            cell: The cell.
-            error: In one line.
-            trace: Where it arose.
-        """
+        """Record why a cell has no result."""
         content = {"key": cell.key, "config": dict(cell.config), "error": error, "trace": trace}
         store.write_json(self._error(cell.key), content)
 
@@ -153,11 +109,7 @@ class Results:
         return self.folder / "failed" / f"{key}.json"
 
     def clear(self, cell: Cell) -> None:
-        """Remove a damaged result, but not what a killed worker left to go on from.
-
-        Args:
-            cell: The cell.
-        """
+        """Remove a damaged result, but not what a killed worker can resume from."""
         place = self.place(cell.key)
         for path in place.glob("result.*") if place.is_dir() else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -170,7 +122,7 @@ def _is_result(about: Any, key: str) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """JSON has no inf and nan: as strings, which ``float`` reads back."""
+    """The value, with inf and nan, which JSON lacks, as strings that ``float`` reads back."""
     return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -179,20 +131,20 @@ def _from_json(value: Any) -> Any:
 
 
 def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFrame":
-    """The table of a sweep's results, every byte checked.
+    """Table of the results of a sweep; every byte is verified.
 
     Args:
-        folder: That was given to ``run_sweep``.
-        arrays: Whether a column for each array follows, numpy arrays as they were stored.
+        folder: The ``out`` of ``run_sweep``.
+        arrays: Whether to add a column of numpy arrays for each stored array.
 
     Returns:
-        One row for each cell that is done, indexed by ``key``, in the keys' order: task, settings,
-        numbers (inf and nan as such) and ``seconds``. A number whose name is also that of a setting
-        is in the column ``result_<name>``. Cells of several tasks leave columns of others empty.
-        Damaged results, and those of other cells, are left out with a warning that names them.
+        One row for each finished cell, indexed by ``key`` in the order of keys: task, settings,
+        numbers (with inf and nan) and ``seconds``. A number with the name of a setting is in the
+        column ``result_<name>``. Columns of other tasks are empty. Damaged results and results of
+        other cells are left out with a warning that names them.
 
     Raises:
-        FileNotFoundError: If the folder has no sweep.
+        FileNotFoundError: If the folder contains no sweep.
     """
     import pandas
 
@@ -211,8 +163,7 @@ def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFra
             warnings.warn(f"{path}: is the result of another cell", stacklevel=2)
             continue
         rows[key] = _row(about) | ({n: t.numpy() for n, t in tensors.items()} if arrays else {})
-    table = pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="key"))
-    return table
+    return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="key"))
 
 
 def _row(about: Mapping[str, Any]) -> dict[str, Any]:

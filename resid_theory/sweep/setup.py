@@ -52,11 +52,7 @@ class Setup:
     loss: str = "square"
 
     def check(self) -> None:
-        """Refuse names and sizes that do not fit: a download should not precede an error.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Raise a ValueError if names and sizes do not fit; before a download."""
         from resid_theory._check import check_choice
         from resid_theory.initializations import initializations_for
         from resid_theory.losses import LOSSES
@@ -78,17 +74,7 @@ class Setup:
             )
 
     def net(self, seed: int) -> "ShortcutNet":
-        """The net with weights drawn from a seed.
-
-        Args:
-            seed: Of a generator of its own.
-
-        Returns:
-            A new net, float64.
-
-        Raises:
-            ValueError: If a size or a name does not fit.
-        """
+        """A new float64 net with weights drawn from a seed."""
         import torch
 
         from resid_theory.networks.shortcut import ShortcutNet, initialize
@@ -108,17 +94,7 @@ class Setup:
         return initialize(net, self.init, generator=generator, scale=self.scale)
 
     def load(self, *, progress: bool) -> "Regression":
-        """The data, names and sizes checked first.
-
-        Args:
-            progress: Whether a download shows its progress.
-
-        Returns:
-            Whitened inputs and targets, (m, d) each.
-
-        Raises:
-            ValueError: If a name or a size does not fit, or the file is not what it should be.
-        """
+        """Whitened inputs and targets, (m, d) each; names and sizes are checked first."""
         from resid_theory.data import load_whitened
 
         self.check()
@@ -129,15 +105,7 @@ class Setup:
         return data
 
     def zero_point(self, data: Any, **keywords: Any) -> "ZeroPoint":
-        """The prediction at zero weights.
-
-        Args:
-            data: As ``load`` gives them.
-            **keywords: Further ones of ``rt.theory.zero_point``.
-
-        Returns:
-            The prediction.
-        """
+        """The prediction at zero weights."""
         from resid_theory.theory import zero_point
 
         return zero_point(
@@ -155,18 +123,7 @@ class Setup:
 
 
 def own_data(path: str, components: int) -> "Regression":
-    """The data of a file, whitened.
-
-    Args:
-        path: An ``.npz`` of arrays x (m, ...) and y, labels (m,) or targets (m, k).
-        components: Principal components kept.
-
-    Returns:
-        Inputs (m, components), and targets (m, k), one-hot where labels were given.
-
-    Raises:
-        ValueError: If there is no such file, or it does not hold such arrays.
-    """
+    """Whitened data of an ``.npz`` of arrays x (m, ...) and y, labels (m,) or targets (m, k)."""
     from resid_theory._check import as_tensor
     from resid_theory.data import one_hot, whiten
     from resid_theory.data.regression import Regression

@@ -1,4 +1,4 @@
-"""A task: frozen settings that can be run, and what a run gives."""
+"""A task: frozen settings that can be run, and the outcome of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ Number = float | int | str | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What a cell found.
+    """Result of one grid cell.
 
     Attributes:
-        numbers: A row of the table of results; float, int, str or None by column.
-        arrays: Tensors that belong to it.
+        numbers: A row of the table of results: float, int, str or None by column.
+        arrays: Tensors by name.
     """
 
     numbers: Mapping[str, Number]
@@ -33,32 +33,28 @@ class Task(Config):
     """Settings that can be run.
 
     Attributes:
-        imports: Modules that are imported in the work, for workers to have before they start.
-        seed: Of all that is random.
+        imports: Modules that a run imports; worker processes load them before they start.
+        seed: Seed of everything random.
     """
 
     imports: ClassVar[tuple[str, ...]] = ()
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: Names the field, what was given and what is needed.
-        """
+        """Raise a ValueError if the settings cannot be run."""
         check_int("seed", self.seed, 0)
 
     def run(self, folder: Path, device: str) -> Outcome:
-        """Do the work.
+        """Run the task.
 
         Args:
-            folder: The cell's own, for what a killed worker should find again.
-            device: As torch calls it.
+            folder: The cell's own folder, for files that a run after a kill continues from.
+            device: A torch device.
 
         Returns:
-            What was found.
+            The result.
 
         Raises:
-            NotImplementedError: Here; each task has its own.
+            NotImplementedError: In this base class.
         """
         raise NotImplementedError

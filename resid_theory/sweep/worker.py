@@ -1,4 +1,4 @@
-"""What every executor does with one cell."""
+"""The work that every executor does for one cell."""
 
 import time
 import traceback
@@ -21,14 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of a cell.
-
-    Attributes:
-        cell: The cell.
-        error: In one line; None if it is done.
-        ran: Whether it was run: not where a result was found.
-        seconds: Of the task itself.
-    """
+    """Outcome of one grid cell: error (None if done), whether it ran now, and its seconds."""
 
     cell: Cell
     error: str | None
@@ -38,14 +31,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How cells are run.
-
-    Attributes:
-        workers: Processes at a time.
-        retries: How often a cell is run again whose worker was lost.
-        device: ``cpu`` or ``cuda``.
-        gpus: Of each cell, for Ray; may be a fraction.
-    """
+    """Worker processes, retries after a lost worker, device, and GPUs per cell (Ray)."""
 
     workers: int
     retries: int
@@ -57,17 +43,8 @@ Executor = Callable[[list[Cell], Results, Options], Iterator[Report]]
 
 
 def attempt(cell: Cell, results: Results, device: str) -> Report:
-    """Run a cell, unless it is done, and keep result or error.
-
-    Args:
-        cell: The cell.
-        results: Where.
-        device: As torch calls it.
-
-    Returns:
-        What became of it. An error of the task is part of it, an interrupt is raised.
-    """
-    if results.is_done(cell):  # by a worker that was killed before it could say so
+    """Run a cell unless it is done, and keep its result or error; only an interrupt is raised."""
+    if results.is_done(cell):  # by a worker that was killed before it could report
         return Report(cell=cell, error=None, ran=False, seconds=0.0)
     results.clear(cell)
     started = time.perf_counter()
@@ -83,17 +60,7 @@ def attempt(cell: Cell, results: Results, device: str) -> Report:
 
 
 def lost(cell: Cell, results: Results, times: int, how: str) -> Report:
-    """What becomes of a cell whose workers were lost too often.
-
-    Args:
-        cell: The cell.
-        results: Where.
-        times: How often.
-        how: They ended.
-
-    Returns:
-        A report with an error.
-    """
+    """Report of a cell whose workers were lost too often."""
     words = f"its worker was lost {times} times ({how}); the usual cause is lack of memory"
     _note(results, cell, words, "")
     return Report(cell=cell, error=words, ran=True, seconds=0.0)
@@ -103,34 +70,17 @@ def _note(results: Results, cell: Cell, words: str, trace: str) -> None:
     try:
         results.fail(cell, words, trace)
     except OSError:
-        pass  # a full disk: the report still tells
+        pass  # a full disk; the report has the error
 
 
 def run_serially(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
-    """Run cells one after the other in this process.
-
-    Args:
-        cells: The cells.
-        results: Where.
-        options: The device counts.
-
-    Yields:
-        A report for each.
-    """
+    """Run cells one after another in this process."""
     for cell in cells:
         yield attempt(cell, results, options.device)
 
 
 def device_of_worker(device: str, number: int) -> Any:
-    """The device of one of several workers: GPUs in turn.
-
-    Args:
-        device: ``cpu``, ``cuda`` or a certain GPU.
-        number: Of the worker.
-
-    Returns:
-        As torch calls it.
-    """
+    """The device of one of several workers; GPUs are assigned in turn."""
     import torch
 
     return f"cuda:{number % torch.cuda.device_count()}" if device == "cuda" else device
