@@ -27,6 +27,12 @@ def run_in_processes(cells: list[Cell], results: Results, options: Options) -> I
     """Run cells in worker processes, which end when the driver ends.
 
     concurrent.futures would give up the whole pool when one worker is killed.
+
+    Yields:
+        A report for each cell.
+
+    Raises:
+        RuntimeError: If workers end before their first cell.
     """
     pool = _Pool(cells, results, options)
     try:
