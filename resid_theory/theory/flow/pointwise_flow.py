@@ -80,33 +80,24 @@ class TrivialFlow:
         Raises:
             ValueError: If ``draws`` is below 1.
         """
-        step = max(1, _WORKSPACE // (8 * self.channels**2))
-        left, source = check_int("draws", draws), as_generator(generator)
-        parts = []
-        while left > 0:
-            parts.append(self._simulated(min(step, left), source))
-            left -= step
-        return torch.cat(parts)
-
-    def _simulated(self, draws: int, source: torch.Generator) -> Tensor:
-        n = self.channels
+        n, source = self.channels, as_generator(generator)
+        left, step = check_int("draws", draws), max(1, _WORKSPACE // (8 * n**2))
         like: dict[str, Any] = dict(generator=source, dtype=torch.float64, device=source.device)
-
-        def mask() -> Tensor:
-            return (torch.rand(draws, n, 1, **like) < self.open_share).to(torch.float64)
-
-        flow = torch.diag_embed(self.signal * torch.randn(draws, n, **like))
-        shares, opened = [_dominant_share(flow)], mask()
-        for layer in range(self.layers):
-            if layer and not self.persistent:
-                opened = mask()
-            passed = opened * flow
-            # W transposed has the distribution of W.
-            flow = self.deviation * torch.randn(draws, n, n, **like) @ passed
-            if self.identity:
-                flow += passed
-            shares.append(_dominant_share(flow))
-        return torch.stack(shares, dim=1)
+        parts = []
+        for count in [step] * (left // step) + [left % step] * (left % step > 0):
+            flow = torch.diag_embed(self.signal * torch.randn(count, n, **like))
+            shares = [_dominant_share(flow)]
+            for layer in range(self.layers):
+                if layer == 0 or not self.persistent:
+                    opened = torch.rand(count, n, 1, **like) < self.open_share
+                passed = opened.to(torch.float64) * flow
+                # W transposed has the distribution of W.
+                flow = self.deviation * torch.randn(count, n, n, **like) @ passed
+                if self.identity:
+                    flow += passed
+                shares.append(_dominant_share(flow))
+            parts.append(torch.stack(shares, dim=1))
+        return torch.cat(parts)
 
     def approximation(self) -> Tensor:
         r"""The paper's closed form.
@@ -127,7 +118,8 @@ class TrivialFlow:
         n, p = self.channels, self.open_share
         above = torch.arange(self.layers + 1, dtype=torch.float64)
         if not self.identity:
-            return _at_zero((p * exceedance(1 / _root(p * (n - 1)))).expand(self.layers + 1))
+            width = torch.tensor(p * (n - 1), dtype=torch.float64).sqrt()
+            return _at_zero((p * exceedance(1 / width)).expand(self.layers + 1))
         variance = self.deviation**2
         reached = torch.tensor([sum(p**t for t in range(1, int(m) + 1)) for m in above])
         own, others = 1 + above * variance, (n - 1) * variance * reached.to(torch.float64)
@@ -152,7 +144,7 @@ class TrivialFlow:
         n, p = self.channels, self.open_share
         above = torch.arange(self.layers + 1, dtype=torch.float64)
         if not self.identity:
-            width = _root(p * (n - 1))
+            width = torch.tensor(p * (n - 1), dtype=torch.float64).sqrt()
             share = p * half_normal_mean(lambda z: exceedance(z / width))
             return _at_zero(share.expand(self.layers + 1))
         if self.persistent:
@@ -214,7 +206,3 @@ def _quotient(a: Tensor, b: Tensor) -> Tensor:
 def _at_zero(shares: Tensor) -> Tensor:
     """The same with exactly 1 at m = 0, where nothing is mixed."""
     return torch.cat([torch.ones_like(shares[:1]), shares[1:]])
-
-
-def _root(number: float) -> Tensor:
-    return torch.tensor(number, dtype=torch.float64).sqrt()

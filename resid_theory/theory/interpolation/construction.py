@@ -18,7 +18,6 @@ from resid_theory.theory.interpolation.norm_bounds import (
 )
 from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.sphere_paths import (
-    Arc,
     SpherePaths,
     great_arc,
     path_around,
@@ -150,6 +149,7 @@ class Plan:
     @classmethod
     def merging(cls, samples: SpherePoints, *, tolerance: float) -> "Plan":
         """Every column to within a tolerance of its target, which others may share."""
+        # On the sphere to a quarter of the separation from the target, then straight towards it.
         x, y = samples.x, samples.y
         nearest = nearest_of_points(x, y)
         _check_apart(nearest, samples)
@@ -160,19 +160,26 @@ class Plan:
         # Of K columns with one target the k-th stops at k/K of the tolerance: stopping all alike
         # would leave ever smaller gaps to columns that come the same way.
         stops = tolerance * mates.tril().sum(1) / mates.sum(1)
-        routes = [
-            _merging_path(row, samples, label, separation, float(stops[row]))
-            for row in range(len(x))
-        ]
+        paths, fixed = [], []
+        for row in range(len(x)):
+            foreign = y[:row][label[:row] != label[row]].unique(dim=0)
+            obstacles = _unit(torch.cat([foreign, x[row + 1 :]]))
+            arcs = path_around(x[row], y[row], obstacles, separation / 2, short_of=separation / 4)
+            gate = arcs[-1].at(arcs[-1].length)
+            end = y[row] + float(stops[row]) * (gate - y[row]) / (gate - y[row]).norm()
+            paths.append([*arcs, segment(gate, end)])
+            # Along this direction only columns near the target are beyond it: a point of the sphere
+            # at chord c is not if the slope is at least 2 / c; columns at other targets, and those
+            # on their way there, are at 3/4 of the separation.
+            tangent = great_arc(y[row], gate).tangent
+            fixed.append(_unit(tangent + 8 / (3 * separation) * _unit(y[row])))
         schedule = Schedule(
             starts=x,
-            ends=torch.stack([pieces[-1].at(pieces[-1].length) for pieces in routes]),
-            paths=SpherePaths.of(routes),
+            ends=torch.stack([pieces[-1].at(pieces[-1].length) for pieces in paths]),
+            paths=SpherePaths.of(paths),
             moving=torch.arange(len(x)),
-            approaches=x.new_tensor([sum(p.length for p in pieces[:-1]) for pieces in routes]),
-            fixed=torch.stack(
-                [_approach(p[-1].center, y[row], separation) for row, p in enumerate(routes)]
-            ),
+            approaches=x.new_tensor([sum(p.length for p in pieces[:-1]) for pieces in paths]),
+            fixed=torch.stack(fixed),
         )
         return cls(
             schedule=schedule,
@@ -180,26 +187,6 @@ class Plan:
             tolerance=tolerance,
             together=int(mates.sum(1).max()),
         )
-
-
-def _merging_path(
-    row: int, samples: SpherePoints, label: Tensor, separation: float, stop: float
-) -> list[Arc]:
-    """On the sphere to a quarter of the separation from the target, then straight to ``stop``."""
-    x, y = samples.x, samples.y
-    foreign = y[:row][label[:row] != label[row]].unique(dim=0)
-    obstacles = _unit(torch.cat([foreign, x[row + 1 :]]))
-    arcs = path_around(x[row], y[row], obstacles, separation / 2, short_of=separation / 4)
-    gate = arcs[-1].at(arcs[-1].length)
-    end = y[row] + stop * (gate - y[row]) / (gate - y[row]).norm()
-    return [*arcs, segment(gate, end)]
-
-
-def _approach(gate: Tensor, target: Tensor, separation: float) -> Tensor:
-    """Direction in which only columns near the target are beyond it."""
-    # A point of the sphere at chord c from the target is not beyond it if the slope is at least
-    # 2 / c; columns at other targets, and what they carry there, are at 3/4 of the separation.
-    return _unit(great_arc(target, gate).tangent + 8 / (3 * separation) * _unit(target))
 
 
 def _unit(v: Tensor) -> Tensor:

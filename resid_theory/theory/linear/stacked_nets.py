@@ -63,31 +63,23 @@ class StackedChains:
             )
         if self._before.shape != weights.shape:
             self._before, self._gradient = torch.empty_like(weights), torch.empty_like(weights)
-        total = self._forward(weights)
-        gamma = total @ self.moments.sxx - self.moments.syx
-        # <W, Gamma - Syx> / 2 is the quadratic term less the linear one.
-        loss = 0.5 * (total * (gamma - self.moments.syx)).sum((-2, -1))
-        self._backward(weights, gamma)
-        return loss + 0.5 * self.moments.syy.trace(), self._gradient
-
-    def _forward(self, weights: Tensor) -> Tensor:
-        """Fill in every R_k; the map of the whole net, (rows, d, d)."""
-        forward = torch.eye(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+        n, bmm = self.shortcut_depth, torch.bmm
+        forward = torch.eye(width, dtype=weights.dtype, device=weights.device)
         forward = forward.expand(weights.shape[1:])
-        for start in range(0, len(weights), self.shortcut_depth):
+        for start in range(0, len(weights), n):
             inner = forward
-            for layer in range(start, start + self.shortcut_depth):
+            for layer in range(start, start + n):
                 self._before[layer] = inner
-                inner = torch.bmm(weights[layer], inner)
+                inner = bmm(weights[layer], inner)
             forward = forward + inner if self.shortcut else inner
-        return forward
-
-    def _backward(self, weights: Tensor, gamma: Tensor) -> None:
-        """Carry L_k^T Gamma towards the input and write the gradients on the way."""
-        backward, n = gamma, self.shortcut_depth
+        gamma = forward @ self.moments.sxx - self.moments.syx
+        # <W, Gamma - Syx> / 2 is the quadratic term less the linear one.
+        loss = 0.5 * (forward * (gamma - self.moments.syx)).sum((-2, -1))
+        backward = gamma
         for start in range(len(weights) - n, -1, -n):
             inner = backward
             for layer in range(start + n - 1, start - 1, -1):
-                torch.bmm(inner, self._before[layer].mT, out=self._gradient[layer])
-                inner = torch.bmm(weights[layer].mT, inner)
+                bmm(inner, self._before[layer].mT, out=self._gradient[layer])
+                inner = bmm(weights[layer].mT, inner)
             backward = backward + inner if self.shortcut else inner
+        return loss + 0.5 * self.moments.syy.trace(), self._gradient

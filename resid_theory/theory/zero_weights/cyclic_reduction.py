@@ -31,7 +31,8 @@ class Tridiagonal:
             gone, negative = _inverse(self.last)
             return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
         gone, negative = _inverse(self.inner)
-        above, below = _up(self.side, gone), _down(self.side, gone)
+        above = self.side @ gone @ self.side.swapaxes(-1, -2)
+        below = _down(self.side, gone)
         if blocks % 2:
             total, last = (blocks - 1) // 2 * negative, self.last - above
         else:
@@ -45,10 +46,6 @@ class Tridiagonal:
             side=-self.side @ gone @ self.side,
         )
         return rest, total
-
-
-def _up(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    return side @ inverse @ side.swapaxes(-1, -2)
 
 
 def _down(side: np.ndarray, inverse: np.ndarray) -> np.ndarray:

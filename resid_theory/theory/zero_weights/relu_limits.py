@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_choice
-from resid_theory.activations import AtZero, derivatives
 from resid_theory.theory.zero_weights.zero_point_statistics import (
     Architecture,
     FromSamples,
@@ -44,12 +43,8 @@ def check_direction(kink: Any, net: Architecture, hidden: int, width: int) -> No
         )
 
 
-def _one_sided(at: AtZero, z: Tensor) -> Tensor:
-    """Slope at zero on the side from which z approaches it."""
-    return _by_side(z, at.left, at.right)
-
-
 def _by_side(z: Tensor, left: float, right: float) -> Tensor:
+    """``right`` where z > 0, ``left`` elsewhere."""
     # Filled, not torch.where on two numbers: that gives torch's default dtype, usually float32.
     return torch.full_like(z, left).masked_fill(z > 0, right)
 
@@ -70,8 +65,8 @@ def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor
     own = []
     for first, second in zip(_first_layers(local, net, kink), seconds, strict=True):
         z = local.features @ first.mT
-        inner = _one_sided(net.mid, z)
-        outer = _one_sided(net.post, (inner * z) @ second.mT)
+        inner = _by_side(z, net.mid.left, net.mid.right)
+        outer = _by_side((inner * z) @ second.mT, net.post.left, net.post.right)
         weighted = (outer * local.gradients).unsqueeze(2) * local.features.unsqueeze(1)
         own.append((inner.mT @ weighted.flatten(1) / m).view(-1, width, inputs))
     return torch.stack(own)
@@ -79,36 +74,26 @@ def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor
 
 def directed_hessian(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
     """The n = 1 Hessian with every block's own slopes, dense, in the paper's order."""
-    firsts = _first_layers(local, net, kink)
-    sides = [_one_sided(net.post, local.features @ first.mT) for first in firsts]
-    rows: list[list[Tensor]] = [[] for _ in sides]
-    for later, own in enumerate(sides):
+    post, outputs = (
+        net.post,
+        [local.features @ first.mT for first in _first_layers(local, net, kink)],
+    )
+    slopes = [_by_side(z, post.left, post.right) for z in outputs]
+    ones = torch.ones(local.width, local.width, dtype=outputs[0].dtype, device=outputs[0].device)
+    rows: list[list[Tensor]] = [[] for _ in slopes]
+    for later, own in enumerate(slopes):
         for earlier in range(later + 1):
-            entries = _directed_pair(local, own, sides[earlier], chained=earlier < later)
-            if earlier == later:
-                _add_bend(entries, local, net, firsts[later])
+            masked = own.unsqueeze(2) * local.curvatures * slopes[earlier].unsqueeze(1)
+            entries = replace(local, curvatures=masked).pair_moment(ones)
+            if earlier < later:
+                passed = replace(local, gradients=own * local.gradients)
+                add_chain(entries, passed.chain_moment(slopes[earlier]))
+            else:
+                bends = _by_side(outputs[later], post.second_left, post.second_right)
+                if bool(bends.any()):
+                    curved = replace(local, gradients=bends * local.gradients).gradient_moment()
+                    entries.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
             rows[later].append(by_columns(entries))
     for row, later_rows in enumerate(rows):
         rows[row] = later_rows + [rows[k][row].mT for k in range(row + 1, len(rows))]
     return torch.cat([torch.cat(row, dim=1) for row in rows])
-
-
-def _add_bend(entries: Tensor, local: FromSamples, net: Architecture, first: Tensor) -> None:
-    """Add the mean of g[s] s_post''[s] s s^T, with the second derivative on each sample's side."""
-    bends = _by_side(local.features @ first.mT, net.post.second_left, net.post.second_right)
-    if bool(bends.any()):
-        curved = replace(local, gradients=bends * local.gradients).gradient_moment()
-        entries.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
-
-
-def _directed_pair(local: FromSamples, later: Tensor, earlier: Tensor, *, chained: bool) -> Tensor:
-    """Entries (s, q', p, q) of a pair of blocks, whose slopes are (m, d) each."""
-    masked = later.unsqueeze(2) * local.curvatures * earlier.unsqueeze(1)
-    ones = torch.ones(local.width, local.width, dtype=masked.dtype, device=masked.device)
-    entries = replace(local, curvatures=masked).pair_moment(ones)
-    if chained:
-        slopes, _ = derivatives(local.pre, local.inputs)
-        products = (later * local.gradients).unsqueeze(2) * (slopes * earlier).unsqueeze(1)
-        chain = products.flatten(1).mT @ local.features / len(slopes)
-        add_chain(entries, chain.view(local.width, slopes.shape[1], -1))
-    return entries

@@ -149,17 +149,24 @@ class BlockToeplitz(SpectralStatistics):
             blocks = (blocks + 1) // 2
         return torch.from_numpy(counts + (np.linalg.eigvalsh(half.first) < 0).sum(-1))
 
-    @cached_property
-    def _sections(self) -> int:
-        """Points counted together: many while calls dominate the cost, few for large blocks."""
-        return max(1, min(32, 4096 // self.block_size**2))
-
-    @cached_property
-    def _norm_bound(self) -> float:
-        """At least the largest |eigenvalue|: block rows summed."""
-        diagonal = torch.linalg.matrix_norm(self.diagonal, 2).item()
-        lower = torch.linalg.matrix_norm(self.lower, 2).item()
-        return diagonal + (self.blocks - 1) * lower
+    def _search(self, reached: Callable[[Tensor], Tensor], *, signed: bool) -> float:
+        """Smallest point at which a monotone condition on eigenvalues or magnitudes turns true."""
+        # Block rows summed: at least the largest |eigenvalue|.
+        high = torch.linalg.matrix_norm(self.diagonal, 2).item()
+        high += (self.blocks - 1) * torch.linalg.matrix_norm(self.lower, 2).item()
+        low, scale = -high if signed else 0.0, high
+        # Points counted together: many while calls dominate the cost, few for large blocks.
+        sections = max(1, min(32, 4096 // self.block_size**2))
+        while high - low > 4 * _EPS * max(scale, 1e-300):
+            points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
+            flags = reached(points)
+            first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
+            new_low = low if first == 0 else points[first - 1].item()
+            new_high = high if first == sections else points[first].item()
+            if (new_low, new_high) == (low, high):
+                break
+            low, high = new_low, new_high
+        return 0.5 * (low + high)
 
     def eigenvalue(self, rank: int) -> float:
         """The eigenvalue of a given rank, by inertia counts.
@@ -170,8 +177,7 @@ class BlockToeplitz(SpectralStatistics):
         Returns:
             The eigenvalue, to 1.5e-8 of the largest one at worst.
         """
-        bound = self._norm_bound
-        return _section(lambda t: self.counts_below(t) > rank, -bound, bound, self._sections)
+        return self._search(lambda t: self.counts_below(t) > rank, signed=True)
 
     def magnitude(self, rank: int) -> float:
         """The |eigenvalue| of a given rank.
@@ -198,7 +204,7 @@ class BlockToeplitz(SpectralStatistics):
             counts = self.counts_below(torch.cat([t, -t]))
             return counts[: len(t)] - counts[len(t) :] > rank
 
-        return _section(reached, 0.0, self._norm_bound, self._sections)
+        return self._search(reached, signed=False)
 
     @cached_property
     def _small(self) -> Spectrum | None:
@@ -303,21 +309,6 @@ class BlockToeplitz(SpectralStatistics):
         if bulk == 0.0:
             return math.inf if rate else math.nan
         return rate * self.blocks / bulk
-
-
-def _section(reached: Callable[[Tensor], Tensor], low: float, high: float, sections: int) -> float:
-    """Smallest point at which ``reached`` turns true; it must be monotone and true at ``high``."""
-    scale = max(abs(low), abs(high))
-    while high - low > 4 * _EPS * max(scale, 1e-300):
-        points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
-        flags = reached(points)
-        first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
-        new_low = low if first == 0 else points[first - 1].item()
-        new_high = high if first == sections else points[first].item()
-        if (new_low, new_high) == (low, high):
-            break
-        low, high = new_low, new_high
-    return 0.5 * (low + high)
 
 
 def _growth(lower: Tensor) -> float:

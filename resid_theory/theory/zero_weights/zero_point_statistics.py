@@ -251,10 +251,10 @@ class FromSamples:
         total = self.gradients.mT @ products / len(s)
         return total.view(self.width, s.shape[1], s.shape[1])
 
-    def chain_moment(self) -> Tensor:
-        """Mean of g[s] s_pre'(x[q']) s[q], (s, q', q); a bias column of s has no q'."""
+    def chain_moment(self, earlier: Tensor | float = 1.0) -> Tensor:
+        """Mean of g[s] s_pre'(x[q']) earlier[q'] s[q], (s, q', q); a bias column has no q'."""
         slopes, _ = derivatives(self.pre, self.inputs)
-        products = (self.gradients.unsqueeze(2) * slopes.unsqueeze(1)).flatten(1)
+        products = (self.gradients.unsqueeze(2) * (slopes * earlier).unsqueeze(1)).flatten(1)
         total = products.mT @ self.features / len(slopes)
         return total.view(self.width, slopes.shape[1], self.features.shape[1])
 
