@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises once, saying what was given and what is needed."""
+"""Checks of arguments: each raises ValueError with what was given and what is needed."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -21,19 +21,7 @@ __all__ = [
 
 
 def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
-    """Return ``given`` if it is one of ``choices``.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: What the caller passed.
-        choices: The names that exist.
-
-    Returns:
-        ``given`` itself.
-
-    Raises:
-        ValueError: If ``given`` is not a choice; the message names the nearest one.
-    """
+    """Return a name that is one of the choices; the message names the nearest one."""
     if isinstance(given, str) and given in choices:
         return given
     close = difflib.get_close_matches(str(given).lower(), choices, n=1, cutoff=0.4)
@@ -43,19 +31,7 @@ def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
 
 
 def check_int(argument: str, given: Any, minimum: int = 1) -> int:
-    """Return ``given`` as an int of at least ``minimum``.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: What the caller passed; NumPy integers are welcome, booleans and floats are not.
-        minimum: Smallest value allowed.
-
-    Returns:
-        The value as a Python int.
-
-    Raises:
-        ValueError: If it is not a whole number or too small.
-    """
+    """Return an int of at least ``minimum``; of Python or NumPy, no bool and no float."""
     if isinstance(given, bool) or not isinstance(given, (int, np.integer)):
         raise ValueError(f"{argument}: got {given!r}, needs a whole number of at least {minimum}")
     if given < minimum:
@@ -64,18 +40,7 @@ def check_int(argument: str, given: Any, minimum: int = 1) -> int:
 
 
 def check_positive(argument: str, given: Any) -> float:
-    """Return ``given`` as a finite float above zero.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: What the caller passed.
-
-    Returns:
-        The value as a Python float.
-
-    Raises:
-        ValueError: If it is not a finite number above zero.
-    """
+    """Return a finite float above zero."""
     try:
         value = float(given)
     except (TypeError, ValueError):
@@ -86,18 +51,7 @@ def check_positive(argument: str, given: Any) -> float:
 
 
 def as_tensor(argument: str, given: Any) -> Tensor:
-    """Return an array, nested list or tensor as a tensor, without changing its dtype.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: What the caller passed.
-
-    Returns:
-        The tensor; shares memory with the input where that is possible.
-
-    Raises:
-        ValueError: If it cannot be read as an array of real numbers.
-    """
+    """Return an array, nested list or tensor as a tensor of its dtype, sharing memory if it can."""
     try:
         tensor = given if isinstance(given, Tensor) else torch.as_tensor(_shareable(given))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -111,7 +65,7 @@ def as_tensor(argument: str, given: Any) -> Tensor:
 
 
 def _shareable(given: Any) -> np.ndarray[Any, Any]:
-    """As an array that torch can share: not read-only, no reversed axis, this machine's bytes."""
+    """As an array that torch can share: writable, no reversed axis, native byte order."""
     array = np.asarray(given)
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     native = array.dtype.newbyteorder("=")
@@ -119,17 +73,7 @@ def _shareable(given: Any) -> np.ndarray[Any, Any]:
 
 
 def as_generator(generator: torch.Generator | int) -> torch.Generator:
-    """Return a generator as it is, a seed as a new generator on the CPU.
-
-    Args:
-        generator: A ``torch.Generator``, or a seed.
-
-    Returns:
-        The generator.
-
-    Raises:
-        ValueError: If it is neither.
-    """
+    """Return a generator as it is, a seed as a new generator on the CPU."""
     if isinstance(generator, torch.Generator):
         return generator
     if isinstance(generator, bool) or not isinstance(generator, int):
@@ -138,18 +82,7 @@ def as_generator(generator: torch.Generator | int) -> torch.Generator:
 
 
 def check_finite(argument: str, given: Tensor) -> Tensor:
-    """Return ``given`` if it holds no NaN and no infinity.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: Any tensor.
-
-    Returns:
-        ``given`` itself.
-
-    Raises:
-        ValueError: If an entry is not finite; the message gives the first one's position.
-    """
+    """Return a tensor without NaN and infinity; the message has the first position."""
     # One reduction decides the usual case; the mask is built only for the message.
     if not given.is_floating_point() or bool(torch.isfinite(given.detach().sum())):
         return given
@@ -164,17 +97,7 @@ def check_finite(argument: str, given: Tensor) -> Tensor:
 
 
 def check_pair(item: Any) -> tuple[Tensor, Tensor]:
-    """Return a batch as tensors ``(x, y)`` with the same number of samples.
-
-    Args:
-        item: A sequence of two arrays or tensors, samples along the first axis.
-
-    Returns:
-        The two tensors.
-
-    Raises:
-        ValueError: If it is not a pair, is empty, or the sample counts differ.
-    """
+    """Return a batch as tensors (x, y) of the same number of samples, at least one, all finite."""
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
         raise ValueError(f"data: got a batch that is {kind}, needs a pair (x, y)")

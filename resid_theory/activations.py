@@ -1,4 +1,4 @@
-"""Elementwise activations by name, and what they do next to zero."""
+"""Elementwise activations by name, and their derivatives at zero."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,27 +34,15 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(argument: str, given: str | Activation | None) -> Activation | None:
-    """The activation that ``given`` names.
-
-    Args:
-        argument: Name of the argument, for the message.
-        given: A key of ``ACTIVATIONS``, an elementwise callable, or ``None`` for no activation.
-
-    Returns:
-        The callable, or ``None``.
-
-    Raises:
-        ValueError: If the name is unknown, or a callable is not an elementwise function without
-            parameters that returns a new tensor.
-    """
+    """Return a key of ``ACTIVATIONS`` as its callable; check a callable; None is no activation."""
     if given is None or given == "identity":
         return None
     if not callable(given):
         return ACTIVATIONS[check_choice(argument, given, [*ACTIVATIONS, "identity"])]
     if isinstance(given, torch.nn.Module) and any(True for _ in given.parameters()):
         raise ValueError(
-            f"{argument}: {given} has parameters, which no block has a place for; needs an "
-            "activation without parameters"
+            f"{argument}: {given} has parameters, which a block cannot hold; needs an activation "
+            "without parameters"
         )
     _check_elementwise(argument, given)
     return given
@@ -80,11 +68,11 @@ def _check_elementwise(argument: str, given: Activation) -> None:
             f"{argument}: the callable overwrites its input, needs one that returns a new tensor "
             "(inplace=False)"
         )
-    # Round-off apart: a vectorized kernel may differ from the scalar one in the last bit.
+    # Up to round-off: a vectorized kernel may differ from the scalar one in the last bit.
     if not torch.allclose(value.reshape(-1), one_by_one.reshape(-1), 1e-9, 1e-12, equal_nan=True):
         raise ValueError(
             f"{argument}: an entry of the callable's result depends on other entries (as softmax "
-            "does), or on chance; needs an elementwise function"
+            "does), or is random; needs an elementwise function"
         )
 
 
@@ -128,13 +116,13 @@ class AtZero:
 
 
 def at_zero(function: Activation | None) -> AtZero:
-    """Value, slopes and second derivatives of an activation at zero, from both sides.
+    """Value and one-sided derivatives of an activation at zero.
 
     Args:
         function: An elementwise callable, or ``None`` for the identity.
 
     Returns:
-        Numbers in float64; nan for a slope that does not settle on the way to zero.
+        Numbers in float64; nan for a slope that has no limit at zero.
 
     Source:
         Li et al., arXiv:1611.01186, Assumption 3 (derivatives at 0) and its remark on ReLU.
@@ -145,13 +133,13 @@ def at_zero(function: Activation | None) -> AtZero:
     """
     if function is None:
         return AtZero(value=0.0, left=1.0, right=1.0, second_left=0.0, second_right=0.0)
-    # Derivatives next to zero, not at it: autograd's value at a kink is a convention. At 1e-150
-    # the remaining distance to 0 changes nothing that float64 can hold.
+    # Derivatives next to zero, not at it: autograd's value at a kink is a convention. In float64,
+    # 1e-150 is close enough to 0 to give the limit.
     points = torch.tensor([-1e-150, 1e-150, -1e-100, 1e-100], dtype=torch.float64)
     first, second = derivatives(function, points)
     value = function(torch.zeros(1, dtype=torch.float64)).item()
-    # The slope of z² is 1e-150 there and is zero; a root's is 1e75, 1e50 at the farther pair, and
-    # it has none at zero.
+    # The slope of z² is 1e-150 there, which means zero; that of a root is 1e75, but 1e50 at the
+    # second pair of points: it has no limit.
     flat = first.abs() < 1e-60
     settled = torch.isclose(first[:2], first[2:], rtol=1e-9) | flat[:2]
     left, right = first[:2].masked_fill(flat[:2], 0.0).masked_fill(~settled, torch.nan).tolist()
@@ -169,7 +157,7 @@ def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]
 
     Args:
         function: An elementwise callable, or ``None`` for the identity.
-        z: Where, any shape.
+        z: Points, any shape.
 
     Returns:
         s'(z) and s''(z), each of the shape of ``z``; s'' of a piecewise linear function is 0.
@@ -184,7 +172,7 @@ def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _derivative(value: Tensor, point: Tensor, *, create_graph: bool) -> Tensor:
-    if not value.requires_grad:  # constant slope: nothing left to differentiate
+    if not value.requires_grad:  # a constant slope
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(
         value.sum(), point, create_graph=create_graph, allow_unused=True, materialize_grads=True

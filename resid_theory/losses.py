@@ -1,4 +1,4 @@
-"""Losses by name, in the convention of the papers' theory: a mean over samples."""
+"""Losses by name. All are means over samples, as in the theory of the papers."""
 
 from collections.abc import Callable
 
@@ -55,33 +55,23 @@ LOSSES: dict[str, Loss] = {"square": square, "cross_entropy": cross_entropy}
 
 
 def loss_function(loss: str | Loss) -> Loss:
-    """The loss that ``loss`` names.
-
-    Args:
-        loss: A key of ``LOSSES``, or a callable ``(output, target) -> scalar mean over samples``.
-
-    Returns:
-        The callable.
-
-    Raises:
-        ValueError: If the name is unknown.
-    """
+    """Return a key of ``LOSSES`` as its callable, and a callable as it is."""
     return loss if callable(loss) else LOSSES[check_choice("loss", loss, list(LOSSES))]
 
 
 def check_target(loss: str | Loss, output: Tensor, target: Tensor) -> None:
-    """Refuse targets that do not fit the output, before broadcasting hides it.
-
-    Args:
-        loss: As in :func:`loss_function`; only the named losses are checked.
-        output: Network output, (m, ...).
-        target: Targets.
-
-    Raises:
-        ValueError: If shapes, dtypes or class indices do not fit.
-    """
+    """Raise ValueError for targets that do not fit a named loss, before broadcasting hides it."""
     if loss == "cross_entropy" and not target.is_floating_point():
-        _check_classes(output, target)
+        classes = output.shape[1] if output.dim() > 1 else 0
+        if target.dim() != 1:
+            raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
+        labels = target.long()  # bool has no minimum
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"data y: got class labels from {low} to {high} for {classes} outputs, "
+                f"needs labels in 0..{classes - 1}"
+            )
     elif loss in ("square", "cross_entropy") and output.shape != target.shape:
         raise ValueError(
             f"data y: got shape {tuple(target.shape)} for outputs of shape {tuple(output.shape)}; "
@@ -92,26 +82,13 @@ def check_target(loss: str | Loss, output: Tensor, target: Tensor) -> None:
         raise ValueError(f"data y: got dtype {target.dtype}, the square loss needs floating point")
 
 
-def _check_classes(output: Tensor, target: Tensor) -> None:
-    classes = output.shape[1] if output.dim() > 1 else 0
-    if target.dim() != 1:
-        raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
-    labels = target.long()  # bool has no minimum
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"data y: got class labels from {low} to {high} for {classes} outputs, "
-            f"needs labels in 0..{classes - 1}"
-        )
-
-
 def output_derivatives(loss: str | Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     r"""Gradient and Hessian of every sample's loss with respect to its own output.
 
     Args:
-        loss: As in :func:`loss_function`; it must be a mean over samples.
+        loss: A name or a callable ``(output, target) -> scalar``, a mean over samples.
         output: Network outputs, (m, k).
-        target: Targets, as the loss needs them.
+        target: Targets in the form that the loss needs.
 
     Returns:
         :math:`g_\mu = \nabla \ell_\mu`, (m, k), and :math:`H_\mu = \nabla^2 \ell_\mu`, (m, k, k),
@@ -145,17 +122,7 @@ def _column(value: Tensor, point: Tensor) -> Tensor:
 
 
 def check_scalar(value: Tensor) -> Tensor:
-    """Refuse what a loss returned if it cannot be differentiated.
-
-    Args:
-        value: The loss's value, from inputs that require a gradient.
-
-    Returns:
-        ``value`` itself.
-
-    Raises:
-        ValueError: If it is not a scalar tensor, or does not depend on the outputs.
-    """
+    """Return the value of a loss; ValueError if it is no scalar or has no gradient."""
     if not isinstance(value, Tensor) or value.dim() != 0:
         kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
         raise ValueError(f"loss: returned {kind}, needs a scalar tensor, the mean over samples")
@@ -168,19 +135,8 @@ def check_scalar(value: Tensor) -> Tensor:
 
 
 def check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
-    """Refuse a loss that is not a mean over samples.
-
-    A sum, or a loss that couples samples, would silently give wrong Hessians. One sample tells
-    nothing and is let through.
-
-    Args:
-        function: The loss.
-        output: Outputs, samples along the first axis.
-        target: Targets.
-
-    Raises:
-        ValueError: If the value on all samples is not the mean of the values on two parts.
-    """
+    """Raise ValueError if a loss on all samples is not the mean of the losses on two parts."""
+    # A sum, or a loss that couples samples, would silently give wrong Hessians.
     if len(output) < 2:
         return
     with torch.no_grad():
@@ -191,7 +147,7 @@ def check_mean(function: Loss, output: Tensor, target: Tensor) -> None:
         first = float(function(output[:1], target[:1]))
         rest = float(function(output[1:], target[1:]))
     mean = (first + (len(output) - 1) * rest) / len(output)
-    # Either side is a sum of m rounded terms; the square root of the precision leaves no doubt.
+    # Both are sums of m rounded terms; the square root of the precision is far above round-off.
     tolerance = torch.finfo(output.dtype).eps ** 0.5 * max(abs(whole), abs(mean), abs(first))
     if abs(whole - mean) > tolerance:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Nets in other forms that compute the same, and how far from the same two nets are."""
+"""Conversions between nets that compute the same function, and measured differences of two nets."""
 
 from resid_theory.equivalence.equivalence_check import Gap, check_equivalence
 from resid_theory.equivalence.folding import fold

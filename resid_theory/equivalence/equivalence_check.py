@@ -1,4 +1,4 @@
-"""How far two nets are from being the same: outputs, gradients, steps of training."""
+"""Measured differences of two nets: outputs, gradients, steps of training."""
 
 import copy
 import math
@@ -23,8 +23,9 @@ class Gap:
 
     Attributes:
         outputs: Largest difference of outputs over the largest output of the first net.
-        input_gradient: The same for the loss's gradient at the input.
-        gradients: The same for each parameter's gradient, the worst of them; None when the
+        input_gradient: Largest difference of the loss's gradients at the input over the largest of
+            the first net's.
+        gradients: The same for the gradient of each parameter, the largest of all; None when the
             parameters do not correspond one to one, as in a folded net.
         steps: Largest difference of effective weights over the largest weight of the first net,
             after each step of training, (steps,), float64.
@@ -37,7 +38,7 @@ class Gap:
 
     @property
     def largest(self) -> float:
-        """The worst of all that was measured."""
+        """The largest of all these differences."""
         return max(self.outputs, self.input_gradient, self.gradients or 0.0, *self.steps.tolist())
 
 
@@ -54,26 +55,26 @@ def check_equivalence(
     optimizer: OptimizerFactory | None = None,
     correct: bool = True,
 ) -> Gap:
-    """Measure whether two nets are the same net, with the same gradients and the same training.
+    """Measure the differences of two nets in outputs, gradients and training.
 
-    Both are copied and measured in the mode they are in. Parameters correspond when their layers
-    have the same names and shapes; V is compared after adding I.
+    Both are copied and measured in their current mode. Parameters correspond when their layers have
+    the same names and shapes; V is compared after adding I.
 
     Args:
-        net_a: A net.
-        net_b: Another one.
-        x: Inputs, (batch, ...), of the nets' dtype and device. Round-off is amplified by ReLUs that
-            switch, so differences far above the dtype's precision need float64 to be told apart.
+        net_a: The first net.
+        net_b: The second net.
+        x: Inputs, (batch, ...), of the nets' dtype and device. ReLUs that switch amplify round-off;
+            use float64 to distinguish it from real differences.
         y: Targets of the loss; zeros of the output's shape if None.
-        loss: As everywhere: a name or a callable ``(output, target) -> scalar mean``.
+        loss: A name or a callable ``(output, target) -> scalar mean``.
         steps: Steps of training on (x, y), all on the same batch.
         optimizer: Makes an optimizer from parameters, such as
             ``lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=1e-4)``. Needed for ``steps`` > 0.
-        correct: Whether decay of residual weights is corrected (:class:`identity.IdDecay`), without
-            which the nets drift apart under weight decay.
+        correct: Whether weight decay of residual layers is corrected by :class:`identity.IdDecay`;
+            otherwise the nets drift apart.
 
     Returns:
-        The gap. The nets are left as they are.
+        The differences. The nets are not changed.
 
     Raises:
         ValueError: If the outputs' shapes differ, ``steps`` is given without ``optimizer``, or
@@ -106,16 +107,17 @@ def check_equivalence(
         check_target(loss, output, target)
         measured.append((output.detach(), *_gradients(net, at, function(output, target))))
     (out_a, in_a, grads_a), (out_b, in_b, grads_b) = measured
-    same = _correspond(grads_a, grads_b)
+    same = bool(grads_a) and sorted(_shapes(grads_a)) == sorted(_shapes(grads_b))
     if steps and not same:
         odd = sorted(set(_shapes(grads_a)) ^ set(_shapes(grads_b)))[0]
         raise ValueError(
-            f"steps: got {steps}, but the nets' parameters do not correspond, {odd[0]!r} of shape "
+            f"steps: got {steps}, but the nets' parameters do not correspond: {odd[0]!r} of shape "
             f"{odd[1]} is in one only; needs steps=0"
         )
     drift: list[float] = []
     if steps and optimizer is not None:
-        drift = _train(nets, x, target, function, steps, optimizer, correct)
+        assert target is not None
+        drift = _train(nets, (x, target), function, steps, optimizer, correct)
     return Gap(
         outputs=_relative(out_a, out_b),
         input_gradient=_relative(in_a, in_b),
@@ -133,7 +135,7 @@ def _gradients(net: nn.Module, x: Tensor, value: Tensor) -> tuple[Tensor, dict[s
 
 
 def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the name that they would have in the plain net."""
+    """Parameters by their names in the plain net."""
     wrapped = [name for name, module in net.named_modules() if isinstance(module, AddIdentity)]
     named = {}
     for name, parameter in net.named_parameters():
@@ -148,18 +150,12 @@ def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
 def _weights(net: nn.Module) -> dict[str, Tensor]:
     """Effective parameters: V with the identity added."""
     masks: dict[Tensor, Tensor] = dict(shifted(net))
-    return {
-        name: p.detach() + masks[p] if p in masks else p.detach()
-        for name, p in _parameters(net).items()
-    }
+    named = _parameters(net).items()
+    return {name: p.detach() + masks[p] if p in masks else p.detach() for name, p in named}
 
 
 def _shapes(tensors: dict[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
-
-
-def _correspond(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return bool(a) and sorted(_shapes(a)) == sorted(_shapes(b))
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -173,15 +169,14 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 def _train(
     nets: tuple[nn.Module, nn.Module],
-    x: Tensor,
-    y: Tensor | None,
+    batch: tuple[Tensor, Tensor],
     loss: Loss,
     steps: int,
     optimizer: OptimizerFactory,
     correct: bool,
 ) -> list[float]:
-    """Drift of effective weights after each step."""
-    assert y is not None
+    """Difference of the effective weights after each step."""
+    x, y = batch
     optimizers = [optimizer(_parameters(net).values()) for net in nets]
     if correct:
         for net, each in zip(nets, optimizers, strict=True):

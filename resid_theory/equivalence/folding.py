@@ -1,4 +1,4 @@
-"""BatchNorm and parametrizations folded into convolutions: the same net at no cost."""
+"""Folding of BatchNorm and parametrizations into convolutions."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,19 @@ __all__ = ["fold", "fold_part"]
 
 
 def fold(net: nn.Module) -> nn.Module:
-    """Fold identities, norms and BatchNorm into the kernels: a chain of convolution and ReLU.
+    """Fold identities, norms and BatchNorm into the kernels: a chain of convolutions and ReLUs.
 
-    Every BatchNorm directly behind a convolution or ``nn.Linear`` goes into it, and every Dirac or
-    residual weight becomes an ordinary one. Layers keep their names, so the BatchNorms' places are
-    gone from the sequence. Blocks under a shortcut are folded inside and stay blocks.
+    Every BatchNorm directly behind a convolution or ``nn.Linear`` becomes part of it, and every
+    Dirac or residual weight an ordinary one. Layers keep their names; BatchNorms are no longer in
+    the sequence. Blocks with a shortcut are folded inside and remain blocks.
 
     Args:
         net: A net in eval mode: ``nn.Sequential``, nested or with :class:`networks.Block`, of
             any layers.
 
     Returns:
-        A new net; the original is left as it is. A record of how the original was built
-        (``net.architecture``) goes on with ``"then": ["fold"]``, so that checkpoints of folded nets
-        load.
+        A new net; the original is not changed. Its record of how it was built
+        (``net.architecture``) gets ``"then": ["fold"]``, so that checkpoints of folded nets load.
 
     Raises:
         ValueError: If a BatchNorm is in train mode or keeps no statistics, if one is not directly
@@ -52,9 +51,11 @@ def fold(net: nn.Module) -> nn.Module:
 
 
 def fold_part(module: nn.Module, name: str) -> nn.Module:
-    """A module folded; it must be a copy, because a Block in it is changed in place."""
+    """Fold a module, which must be a copy: a Block in it is changed in place."""
     if isinstance(module, BatchNorm):
-        raise ValueError(f"net: {name!r} is a BatchNorm behind no layer, needs a convolution first")
+        raise ValueError(
+            f"net: {name!r} is a BatchNorm without a layer in front, needs a convolution"
+        )
     if isinstance(module, LINEAR_MAPS):
         if not parametrize.is_parametrized(module):
             return module
@@ -68,13 +69,18 @@ def fold_part(module: nn.Module, name: str) -> nn.Module:
         for key, part in module.named_children():
             setattr(module, key, fold_part(part, f"{name}.{key}"))
         return module
-    _refuse_inside(module, name)
+    for inner, part in module.named_modules():
+        if isinstance(part, BatchNorm) or parametrize.is_parametrized(part):
+            raise ValueError(
+                f"net: {name or 'it'!r} is a {type(module).__name__} with {inner!r} inside; the "
+                "order of its layers is unknown, needs nn.Sequential or networks.Block"
+            )
     return module
 
 
 def _pairs(net: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    """The folded parts of a sequence, each layer together with the BatchNorm behind it."""
-    # Not named_children(), which leaves out a module's second use.
+    """Fold the parts of a sequence, each layer together with the BatchNorm behind it."""
+    # Not named_children(), which omits the second use of a module.
     parts = [(name, part) for name, part in net._modules.items() if part is not None]
     position = 0
     while position < len(parts):
@@ -92,12 +98,3 @@ def _pairs(net: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             )
         else:
             yield name, fold_part(part, prefix + name)
-
-
-def _refuse_inside(module: nn.Module, name: str) -> None:
-    for inner, part in module.named_modules():
-        if isinstance(part, BatchNorm) or parametrize.is_parametrized(part):
-            raise ValueError(
-                f"net: {name or 'it'!r} is a {type(module).__name__} with {inner!r} inside; its "
-                "order of layers is unknown, needs nn.Sequential or networks.Block"
-            )

@@ -1,4 +1,4 @@
-"""Layers built anew with given weights, and why some cannot be."""
+"""New layers with given weights, and the BatchNorm behind a layer folded into it."""
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -13,18 +13,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def effective(layer: nn.Module, name: str) -> Tensor:
-    """A layer's effective weight, without a graph.
-
-    Args:
-        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``, with or without an identity inside.
-        name: The layer's name, for messages.
-
-    Returns:
-        A copy of W.
-
-    Raises:
-        ValueError: If the layer is a subclass, or has other parametrizations.
-    """
+    """A copy of a layer's effective weight; ValueError for subclasses, other parametrizations."""
     kind = parametrize.type_before_parametrizations(layer)
     if kind not in LINEAR_MAPS:
         raise ValueError(
@@ -41,30 +30,16 @@ def effective(layer: nn.Module, name: str) -> Tensor:
     return weight.detach().clone()
 
 
-def rebuilt(
-    layer: nn.Module, weight: Tensor, bias: Tensor | None, *, groups: int | None = None
-) -> nn.Module:
-    """A new ordinary layer like another, with these weights; nothing is drawn.
-
-    ``parametrize.remove_parametrizations`` on a copy would break the original, whose class the copy
-    shares.
-
-    Args:
-        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``.
-        weight: Of the new layer; its channels may differ from the old.
-        bias: Of the new layer, or None.
-        groups: Of the new layer, the old one's by default.
-
-    Returns:
-        The layer, in the mode of the old one, trainable if the old one was.
-    """
+def rebuilt(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A new ordinary layer like another, with these weights; the channels may differ."""
+    # Not remove_parametrizations on a copy: it would break the original, whose class is the same.
     kind = parametrize.type_before_parametrizations(layer)
     outputs, inputs = weight.shape[:2]
     if kind is nn.Linear:
         new: nn.Module = nn.Linear(inputs, outputs, bias=bias is not None, device="meta")
     else:
         same = {k: getattr(layer, k) for k in ("stride", "padding", "dilation", "padding_mode")}
-        groups = getattr(layer, "groups", 1) if groups is None else groups
+        groups = getattr(layer, "groups", 1)
         new = kind(
             inputs * groups, outputs, tuple(weight.shape[2:]), **same, groups=groups,
             bias=bias is not None, device="meta",
@@ -80,28 +55,9 @@ def rebuilt(
 
 
 def folded(layer: nn.Module, name: str, norm: BatchNorm, norm_name: str) -> nn.Module:
-    r"""A layer and the BatchNorm behind it, as one layer.
-
-    .. math:: W' = \mathrm{diag}(s) \hat W, \quad b' = \beta + s (b - \mu), \quad
-        s = \gamma / \sqrt{v + \epsilon}
-
-    Args:
-        layer: The layer, with or without an identity inside.
-        name: Its name, for messages.
-        norm: BatchNorm in eval mode.
-        norm_name: Its name, for messages.
-
-    Returns:
-        A new layer with bias; the arithmetic is in float64, the result in the layer's dtype.
-
-    Raises:
-        ValueError: If the BatchNorm uses batch statistics, or as for :func:`effective`.
-
-    Source:
-        Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
-    """
+    """W' = diag(s) W and b' = beta + s (b - mu) with s = gamma / sqrt(v + eps), in float64."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        advice = "call net.eval() first" if norm.running_mean is not None else "it keeps no others"
+        advice = "call net.eval() first" if norm.running_mean is not None else "it has no others"
         raise ValueError(f"net: {norm_name!r} uses the statistics of each batch; {advice}")
     weight = effective(layer, name)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -114,5 +70,4 @@ def folded(layer: nn.Module, name: str, norm: BatchNorm, norm_name: str) -> nn.M
     if norm.bias is not None:
         bias = bias + norm.bias.detach().double()
     rows = scale.view(-1, *[1] * (weight.dim() - 1))
-    new = rebuilt(layer, (rows * weight.double()).to(weight), bias.to(weight))
-    return new
+    return rebuilt(layer, (rows * weight.double()).to(weight), bias.to(weight))

@@ -34,27 +34,24 @@ _KEEP_SIGN = (
 )  # fmt: skip
 
 
-# --- to plain --------------------------------------------------------------------------------
-
-
 def to_plain(net: nn.Module) -> nn.Module:
-    """The plain net that computes the same: every identity becomes part of an ordinary weight.
+    """Convert to the plain net that computes the same: identities become part of the weights.
 
     Residual, dominant and Dirac weights and :class:`identity.AddIdentity` become ordinary layers of
     the same shape. A :class:`networks.Block` of convolutions and ReLUs becomes convolutions and
     ReLUs that carry the block's input in extra channels: inner width C_mid + C for a block of two.
-    That needs an input >= 0, hence a ReLU in front, and BatchNorm in eval mode, which is folded.
+    This needs an input >= 0, hence a ReLU in front, and BatchNorm in eval mode, which is folded.
 
     Args:
-        net: Any module; shortcuts in other forms than these are not seen and stay.
+        net: Any module; shortcuts in other forms are not recognized and remain.
 
     Returns:
-        A new net; the original is left as it is. ``nn.Sequential`` keep their length.
+        A new net; the original is not changed. ``nn.Sequential`` keep their length.
 
     Raises:
         ValueError: If a block has no plain net (a pre-activation block, an input that may be
-            negative, strides that differ), a BatchNorm in a block is in train mode, or a weight is
-            parametrized otherwise.
+            negative, different strides), a BatchNorm in a block is in train mode, or a weight has
+            another parametrization.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3; blocks of several convolutions are derived here.
@@ -71,14 +68,14 @@ def to_plain(net: nn.Module) -> nn.Module:
 
 
 class _Plain:
-    """One conversion: what it made of each module, and whether numbers are >= 0 by now."""
+    """One conversion: the new modules by the old ones, and whether the current signal is >= 0."""
 
     def __init__(self) -> None:
         self.made: dict[nn.Module, nn.Module] = {}
         self.nonnegative = False
 
     def convert(self, module: nn.Module, name: str) -> nn.Module:
-        # A layer used twice stays one layer; a block depends on what is in front of it.
+        # A layer used twice remains one layer; a block depends on what is in front of it.
         if module in self.made and not isinstance(module, Block):
             new = self.made[module]
         else:
@@ -97,7 +94,7 @@ class _Plain:
         if isinstance(module, Block):
             return _widened(module, name, self.nonnegative)
         for key, child in list(module._modules.items()):
-            # Only a Sequential is known to run its children one behind the other.
+            # Only a Sequential is known to call its children in order.
             self.nonnegative &= type(module) is nn.Sequential
             if child is not None:
                 module._modules[key] = self.convert(child, f"{name}.{key}" if name else key)
@@ -114,12 +111,12 @@ def _sign(module: nn.Module, before: bool) -> bool:
 
 
 def _widened(block: Block, name: str, nonnegative: bool) -> nn.Module:
-    """Convolutions that carry the block's input beside the branch, and join it in the last one."""
+    """Convolutions that carry the block's input beside the branch and add it in the last one."""
     convs = _branch(block, name)
     if not (nonnegative or len(convs) == 1):
         raise ValueError(
             f"net: block {name!r} has {len(convs)} convolutions and an input that may be negative, "
-            "which the ReLU inside would cut; needs a ReLU in front of the block"
+            "which the ReLU inside would set to 0; needs a ReLU in front of the block"
         )
     join, offset = _shortcut(block, name, convs)
     new = nn.Sequential()
@@ -143,7 +140,7 @@ def _widened(block: Block, name: str, nonnegative: bool) -> nn.Module:
 
 
 def _carrying(conv: nn.Module, weight: Tensor, inputs: int, first: bool) -> Tensor:
-    """The kernel with more outputs, which hand on the block's input."""
+    """The kernel with more outputs, which copy the block's input."""
     carry = _at_tap(conv, torch.eye(inputs, dtype=weight.dtype, device=weight.device))
     if first:
         return torch.cat([weight, carry])
@@ -183,7 +180,11 @@ def _shortcut(block: Block, name: str, convs: list[nn.Conv2d]) -> tuple[Tensor, 
         )
         stride = (shortcut.stride, shortcut.stride)
     else:
-        matrix, offset, stride = _projection(shortcut, name)
+        parts = _parts(fold_part(shortcut, f"{name}.shortcut"))
+        only = parts[0]
+        if len(parts) != 1 or not isinstance(only, nn.Conv2d) or only.kernel_size != (1, 1):
+            raise ValueError(f"net: block {name!r} has a shortcut that is no 1x1 convolution")
+        matrix, offset, stride = only.weight.detach().flatten(1), _bias(only), only.stride
     strides = tuple(math.prod(conv.stride[axis] for conv in convs) for axis in (0, 1))
     if strides != stride:
         raise ValueError(
@@ -193,16 +194,8 @@ def _shortcut(block: Block, name: str, convs: list[nn.Conv2d]) -> tuple[Tensor, 
     return matrix, offset
 
 
-def _projection(shortcut: nn.Module, name: str) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    parts = _parts(fold_part(shortcut, f"{name}.shortcut"))
-    only = parts[0]
-    if len(parts) != 1 or not isinstance(only, nn.Conv2d) or only.kernel_size != (1, 1):
-        raise ValueError(f"net: block {name!r} has a shortcut that is no 1x1 convolution")
-    return only.weight.detach().flatten(1), _bias(only), only.stride
-
-
 def _parts(module: nn.Module) -> list[nn.Module]:
-    # Not children(), which leaves out a module's second use.
+    # Not children(), which omits the second use of a module.
     return list(module) if isinstance(module, nn.Sequential) else [module]
 
 
@@ -221,9 +214,6 @@ def _at_tap(conv: nn.Module, matrix: Tensor) -> Tensor:
     return matrix[:, :, None, None] * tap
 
 
-# --- to residual -----------------------------------------------------------------------------
-
-
 def to_residual(
     net: nn.Module,
     layers: Sequence[str] | None = None,
@@ -231,21 +221,21 @@ def to_residual(
     rule: str | None = None,
     explicit: bool = False,
 ) -> nn.Module:
-    """The residual net that computes the same: chosen layers get the identity, and V = W - I.
+    """Convert to the residual net that computes the same: V = W - I in the chosen layers.
 
     Args:
-        net: Any module of plain layers; layers that are residual already keep their V.
-        layers: Names of the layers under a shortcut. By default those that the net's design has
-            (the nets of this toolkit mark them), else all linear layers but the first and last.
-        rule: ``"repeat"`` or ``"truncate"``; by default the layers' own, else ``"repeat"``.
+        net: Any module of plain layers; residual layers keep their V.
+        layers: Names of the layers under a shortcut. By default those marked by the builders of
+            this toolkit, otherwise all linear layers but the first and last.
+        rule: ``"repeat"`` or ``"truncate"``; by default the layers' own, otherwise ``"repeat"``.
         explicit: True for Id(x) added to the layer's output instead of I to its weight.
 
     Returns:
-        A new net; the original is left as it is.
+        A new net; the original is not changed.
 
     Raises:
         ValueError: If a name is unknown, a layer has no identity kernel, is a Dirac or a dominant
-            layer, shares its weight with another one, or there is no layer to convert.
+            layer or shares its weight with another one, or there is no layer to convert.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, eq. (1).
@@ -260,17 +250,18 @@ def to_residual(
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
     new = copy.deepcopy(net)
     modules = dict(new.named_modules())
-    for name in _chosen(new, modules, layers):
+    for name in _chosen(modules, layers):
         made = _residual(modules[name], name, rule, explicit)
         if modules[name] is new:
             return made
-        _replace(new, modules[name], made)
+        for module in list(new.modules()):  # everywhere: a layer used twice remains one layer
+            for key, child in module._modules.items():
+                if child is modules[name]:
+                    module._modules[key] = made
     return new
 
 
-def _chosen(
-    net: nn.Module, modules: dict[str, nn.Module], layers: Sequence[str] | None
-) -> list[str]:
+def _chosen(modules: dict[str, nn.Module], layers: Sequence[str] | None) -> list[str]:
     maps = [name for name, m in modules.items() if isinstance(m, (AddIdentity, *LINEAR_MAPS))]
     inner = {f"{name}.layer" for name in maps if isinstance(modules[name], AddIdentity)}
     maps = [name for name in maps if name not in inner]
@@ -284,11 +275,6 @@ def _chosen(
             "layers: got none, and the net has no layer between its first and last; needs names of "
             "nn.Linear or convolutions"
         )
-    _refuse_tied(modules, names)
-    return names
-
-
-def _refuse_tied(modules: dict[str, nn.Module], names: list[str]) -> None:
     holders: dict[nn.Parameter, str] = {}
     for name, module in modules.items():
         for parameter in module._parameters.values():
@@ -300,6 +286,7 @@ def _refuse_tied(modules: dict[str, nn.Module], names: list[str]) -> None:
                     f"net: layers {other!r} and {name!r} share a parameter, which cannot hold both "
                     "W and W - I; needs weights of their own"
                 )
+    return names
 
 
 def _residual(layer: nn.Module, name: str, rule: str | None, explicit: bool) -> nn.Module:
@@ -325,14 +312,6 @@ def _residual(layer: nn.Module, name: str, rule: str | None, explicit: bool) -> 
     if explicit:
         return AddIdentity(new, rule)
     with_identity(new, "residual", rule=rule)
-    with torch.no_grad():  # V as it was: I added and removed again may round
+    with torch.no_grad():  # the old V: I added and subtracted again may round
         new.get_parameter("parametrizations.weight.original").copy_(weight)
     return new
-
-
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in every place of another; a layer used twice stays one layer."""
-    for module in list(net.modules()):
-        for key, child in module._modules.items():
-            if child is old:
-                module._modules[key] = new

@@ -1,4 +1,4 @@
-r"""Where the identity sits in a weight: ID entries, parametrizations, first draws, decay.
+r"""The identity in a weight: ID entries, parametrizations, initialization, decay.
 
 A layer's effective weight is :math:`\hat W = a I + R`: plain a = 0, residual a = 1, Dirac a learned
 and R of learned norm. Everything here follows from the kernel I, whose ones are the ID entries.

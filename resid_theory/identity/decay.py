@@ -1,6 +1,6 @@
-"""The ID entries of a whole net, and weight decay that leaves the identity alone."""
+"""ID entries of a whole net, and weight decay toward zero instead of the identity."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,16 +13,16 @@ __all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
 
 
 def id_mask(net: nn.Module) -> dict[str, Tensor]:
-    """Where the ID entries lie in a net's parameters, by name.
+    """Masks of the ID entries in a net's parameters, by name.
 
-    In a plain net these are the entries that a residual net of the same design would have, as its
-    maker marked them: the nets of this toolkit, and what ``to_plain`` returns.
+    In a plain net these are the entries that a residual net of the same design would have. The
+    builders of this toolkit and ``to_plain`` mark them.
 
     Args:
         net: Any module.
 
     Returns:
-        Booleans of the parameter's shape, for the parameters that hold ID entries only.
+        Booleans of the parameter's shape, only for parameters with ID entries.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3 and Appendix C.
@@ -43,14 +43,7 @@ def id_mask(net: nn.Module) -> dict[str, Tensor]:
 
 
 def shifted(net: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """The parameters to which the net adds 1 at their ID entries, each with its mask.
-
-    Args:
-        net: Any module.
-
-    Yields:
-        Parameter and mask: every V beside a fixed identity. Plain and Dirac layers have none.
-    """
+    """Every V beside a fixed identity, with the mask of its ID entries; none of Dirac layers."""
     for layer in net.modules():
         inside = layer_identity(layer)
         if inside is not None and not isinstance(inside, DiracWeight):
@@ -60,13 +53,13 @@ def shifted(net: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
 
 
 def undecayed(net: nn.Module) -> list[nn.Parameter]:
-    """The parameters that weight decay must leave alone: a and b of every Dirac layer.
+    """Parameters without weight decay: a and b of every Dirac layer.
 
     Args:
         net: Any module.
 
     Returns:
-        The parameters, in the net's order; empty for nets without Dirac layers.
+        The parameters, in the net's order.
 
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2: decay on a and b "would lead to
@@ -84,26 +77,26 @@ _COUPLED = (
 
 
 class IdDecay:
-    r"""Make weight decay of a residual net that of its plain net: towards 0, not the identity.
+    r"""Weight decay of a residual net as that of its plain net: toward 0, not the identity.
 
     While attached, every ``optimizer.step()`` decays V + I instead of V, so that the residual and
-    the plain net stay the same net, step for step. Coupled decay: :math:`\lambda e` joins the
-    gradient during the step, and ``.grad`` is put back after it. Decoupled decay:
-    :math:`\eta\lambda e` leaves the weights after the step, with that step's :math:`\eta`. The
-    weight decay is read from each parameter group at each step. Plain and Dirac layers are left
-    alone, so a trainer may use it on any net.
+    the plain net remain equal, step for step. Coupled decay: :math:`\lambda e` is added to the
+    gradient during the step, and ``.grad`` is restored after it. Decoupled decay:
+    :math:`\eta\lambda e` is subtracted from the weights after the step, with that step's
+    :math:`\eta`. The weight decay is read from each parameter group at each step. Plain and Dirac
+    layers are not changed, so a trainer may use it on any net.
 
     Args:
         optimizer: SGD (momentum, Nesterov, dampening), Adam, AdamW, RMSprop, Adagrad, Adadelta,
             Adamax, NAdam, RAdam or L-BFGS. Clip gradients of the two nets alike only if the clipped
             total includes :math:`\lambda e`.
         net: The net whose parameters it steps.
-        decoupled: Whether decay is decoupled, for optimizers of other classes; they must move the
-            same wherever the weights are (no trust ratios, no norm-based clipping).
+        decoupled: Whether decay is decoupled, for optimizers of other classes; their steps must not
+            depend on the values of the weights (no trust ratios, no norm-based clipping).
 
     Raises:
-        ValueError: If the optimizer holds none of the net's shifted parameters, or is of a class
-            not known to move the same wherever the weights are and ``decoupled`` is not given.
+        ValueError: If the optimizer holds none of the net's shifted parameters, or is of another
+            class and ``decoupled`` is not given.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1, for SGD; other optimizers derived here.
@@ -128,18 +121,19 @@ class IdDecay:
         *,
         decoupled: bool | None = None,
     ) -> "IdDecay":
-        """The same for parameters that no net holds, such as those of several nets in one stack.
+        """Correct parameters that no net holds, such as those of several nets in one stack.
 
         Args:
-            optimizer: As for the class.
+            optimizer: An optimizer of these parameters.
             masks: Booleans of the parameter's shape, for each shifted parameter.
-            decoupled: As for the class.
+            decoupled: Whether decay is decoupled, for optimizers of other classes.
 
         Returns:
             The attached correction.
 
         Raises:
-            ValueError: As for the class, or if a mask has another shape than its parameter.
+            ValueError: If a mask has another shape than its parameter, the optimizer holds none of
+                the parameters, or it is of another class and ``decoupled`` is not given.
         """
         for parameter, mask in masks.items():
             if parameter.shape != mask.shape:
@@ -205,22 +199,19 @@ class IdDecay:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._entries and getattr(optimizer, "grad_scale", None) is not None:
-            raise ValueError("optimizer: its gradients are scaled; call scaler.unscale_ before")
+            raise ValueError("optimizer: its gradients are scaled; call scaler.unscale_ first")
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._add()
             return None
-        # The closure computes the gradients anew, so the correction has to come after it.
-        return args[:1], {**kwargs, "closure": self._after(closure)}
 
-    def _after(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def corrected() -> Any:
-            self._put_back()
+        def corrected() -> Any:  # the closure computes new gradients, so the correction follows it
+            self._restore()
             value = closure()
             self._add()
             return value
 
-        return corrected
+        return args[:1], {**kwargs, "closure": corrected}
 
     @torch.no_grad()
     def _add(self) -> None:
@@ -232,7 +223,7 @@ class IdDecay:
             p.grad[entries] += sign * group["weight_decay"]
 
     @torch.no_grad()
-    def _put_back(self) -> None:
+    def _restore(self) -> None:
         for grad, entries, values in self._before:
             grad[entries] = values
         self._before.clear()
@@ -241,7 +232,7 @@ class IdDecay:
     def _post(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        self._put_back()
+        self._restore()
         # After the step: before it, decay would shrink the correction too.
         for group, p, entries in self._decayed(decoupled=True):
             p[entries] -= group["lr"] * group["weight_decay"]

@@ -34,7 +34,7 @@ def id_entries(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> tuple[Tensor, ...]:
-    """Positions of the ones of an identity kernel.
+    """Positions of the ones in an identity kernel.
 
     ``weight[id_entries(weight.shape)]`` are the ID entries. The tap is padding / dilation, which
     makes the convolution with these entries alone the map ``x[..., ::stride]``, for any stride,
@@ -133,11 +133,11 @@ def identity_kernel(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The kernel I whose convolution is the identity shortcut; the arguments of `id_entries`.
+    """The kernel I whose convolution is the identity shortcut.
 
     Args:
         shape: Of the weight, (out, in / groups, *kernel).
-        rule: ``"repeat"`` or ``"truncate"``.
+        rule: ``"repeat"`` or ``"truncate"``, see :func:`id_entries`.
         padding: Of the convolution.
         dilation: Of the convolution.
         groups: Of the convolution.
@@ -148,10 +148,10 @@ def identity_kernel(
         Zeros and ones of that shape.
 
     Raises:
-        ValueError: As for :func:`id_entries`.
+        ValueError: If there is no such kernel, see :func:`id_entries`.
 
     Source:
-        As for :func:`id_entries`.
+        That of :func:`id_entries`.
 
     Example:
         >>> identity_kernel((3, 3)).trace().item()
@@ -168,22 +168,15 @@ def identity_of(layer: nn.Module, rule: str = "repeat") -> Tensor:
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``, of any stride.
-        rule: ``"repeat"`` or ``"truncate"``.
+        rule: ``"repeat"`` or ``"truncate"``, see :func:`id_entries`.
 
     Returns:
         Zeros and ones; shape, dtype and device of the layer's weight.
 
     Raises:
-        ValueError: If the layer is another one, or as for :func:`id_entries`.
-
-    Source:
-        As for :func:`id_entries`.
+        ValueError: If the layer is of another type or has no identity kernel.
     """
     weight = checked_layer(layer).weight
-    return _kernel_like(layer, weight, rule)
-
-
-def _kernel_like(layer: nn.Module, weight: Tensor, rule: str) -> Tensor:
     geometry = {}
     if not isinstance(layer, nn.Linear):
         geometry = {key: getattr(layer, key) for key in ("padding", "dilation", "groups")}
@@ -193,20 +186,20 @@ def _kernel_like(layer: nn.Module, weight: Tensor, rule: str) -> Tensor:
 
 
 def checked_layer(layer: nn.Module) -> Layer:
-    """The layer itself if it can carry an identity; ValueError for other and for lazy layers."""
+    """Return a layer that may have an identity; ValueError for other and for lazy layers."""
     if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         raise ValueError(
             f"layer: got {type(layer).__name__}, needs nn.Linear, nn.Conv1d, nn.Conv2d or nn.Conv3d"
         )
     if isinstance(layer._parameters.get("weight"), nn.parameter.UninitializedParameter):
-        raise ValueError("layer: got a lazy layer without a shape; call it once before")
+        raise ValueError("layer: got a lazy layer without a shape; call it once first")
     return layer
 
 
 def identity_map(
     x: Tensor, channels: int, *, stride: int | Sequence[int] = 1, rule: str = "repeat"
 ) -> Tensor:
-    """The identity shortcut Id(x), without a kernel: subsample, then repeat or cut channels.
+    """The identity shortcut Id(x), without a kernel: subsample, then repeat or truncate channels.
 
     Args:
         x: (batch, c_in, *spatial).
@@ -243,29 +236,11 @@ def identity_map(
 
 
 def mark(layer: nn.Module, rule: str) -> nn.Module:
-    """Note on a layer by which rule its identity is placed; copies and slices keep the note.
-
-    Args:
-        layer: The layer.
-        rule: ``"repeat"`` or ``"truncate"``.
-
-    Returns:
-        The same layer.
-
-    Raises:
-        ValueError: If the rule is unknown.
-    """
+    """Record on a layer the rule of its identity, which copies and slices keep; return it."""
     layer.__dict__["id_rule"] = check_choice("rule", rule, RULES)
     return layer
 
 
 def id_rule(layer: nn.Module) -> str | None:
-    """The rule of a layer's identity, as noted by :func:`mark`.
-
-    Args:
-        layer: Any module.
-
-    Returns:
-        ``"repeat"``, ``"truncate"``, or None where the net's design has no identity.
-    """
+    """The rule that :func:`mark` recorded; None where the net's design has no identity."""
     return layer.__dict__.get("id_rule")

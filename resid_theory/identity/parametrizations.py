@@ -1,4 +1,4 @@
-"""The identity inside a weight: residual, dominant-path and Dirac parametrizations."""
+"""Residual, dominant-path and Dirac parametrizations: weights that contain the identity."""
 
 import torch
 import torch.nn.functional as F
@@ -49,64 +49,39 @@ class ResidualWeight(nn.Module):
         self.register_buffer("identity", identity, persistent=False)
 
     def branch(self, original: Tensor) -> Tensor:
-        """The weight with the identity removed, R = W - a I.
-
-        Args:
-            original: V.
-
-        Returns:
-            R, shape of the weight.
-        """
+        """The weight with the identity removed, R = W - a I, from V."""
         return original
 
     def mask(self) -> Tensor:
-        """Where the ID entries are.
-
-        Returns:
-            Booleans, shape of V.
-        """
+        """ID entries: booleans, shape of V."""
         return self.identity != 0
 
     def forward(self, original: Tensor) -> Tensor:
-        """The effective weight.
-
-        Args:
-            original: V.
-
-        Returns:
-            V + I.
-        """
+        """The effective weight W = V + I."""
         return original + self.identity
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that has this effective weight.
-
-        Args:
-            weight: W.
-
-        Returns:
-            W - I.
-        """
+        """The V that has this effective weight, W - I."""
         return weight - self.identity
 
 
 class DominantWeight(ResidualWeight):
     """W = V + I with V zero wherever output o does not read its own input: dominant paths only.
 
-    Only the entries that are free are parameters, so V is a list of filters of one input each:
-    ``filters`` = (out - dense) + dense * in. An identity by the rule ``"repeat"`` makes both halves
-    of a doubling kernel diagonal, as in the paper; ``dense = out - in`` frees its lower half.
+    Only the free entries are parameters: V consists of (out - dense) + dense * in filters of one
+    input each. An identity by the rule ``"repeat"`` makes both halves of a doubling kernel
+    diagonal, as in the paper; ``dense = out - in`` frees its lower half.
 
     Args:
         identity: I, shape of the weight; every output has one entry.
-        dense: How many outputs, the last ones, read every input.
+        dense: Number of outputs, the last ones, that read every input.
 
     Attributes:
-        dense: As given.
-        diagonal: Zeros and ones, (out, in, 1, ...): the inputs that outputs read.
+        dense: Number of such outputs.
+        diagonal: Zeros and ones, (out, in, 1, ...): the inputs that each output reads.
 
     Raises:
-        ValueError: If an output has no entry, or ``dense`` is no number of outputs.
+        ValueError: If an output has no entry, or ``dense`` is negative or above the outputs.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, Appendix D.3.
@@ -132,14 +107,7 @@ class DominantWeight(ResidualWeight):
         self.register_buffer("diagonal", diagonal.view(*diagonal.shape, *taps), persistent=False)
 
     def branch(self, original: Tensor) -> Tensor:
-        """The weight with the identity removed.
-
-        Args:
-            original: V, (filters, 1, *kernel).
-
-        Returns:
-            R, (out, in, *kernel).
-        """
+        """The weight with the identity removed, (out, in, *kernel), from V."""
         if not self.dense:
             return original * self.diagonal
         rows = len(self.identity) - self.dense
@@ -147,42 +115,21 @@ class DominantWeight(ResidualWeight):
         return torch.cat([original[:rows] * self.diagonal[:rows], lower])
 
     def mask(self) -> Tensor:
-        """Where the ID entries are.
-
-        Returns:
-            Booleans, shape of V.
-        """
+        """ID entries: booleans, shape of V."""
         return self._filters(self.identity) != 0
 
     def forward(self, original: Tensor) -> Tensor:
-        """The effective weight.
-
-        Args:
-            original: V, (filters, 1, *kernel).
-
-        Returns:
-            W, (out, in, *kernel).
-        """
+        """The effective weight (out, in, *kernel), from V."""
         return self.branch(original) + self.identity
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that has this effective weight.
-
-        Args:
-            weight: W, zero off the dominant paths.
-
-        Returns:
-            V, (filters, 1, *kernel).
-
-        Raises:
-            ValueError: If W is not zero off the dominant paths.
-        """
+        """The V that has this effective weight; ValueError if W is not 0 off the dominant paths."""
         if bool((weight * (1 - self.diagonal)).any()):
             raise ValueError("weight: not zero off the dominant paths; set those entries to zero")
         return self._filters(weight - self.identity)
 
     def extra_repr(self) -> str:
-        """How many outputs are dense, for ``repr``."""
+        """The number of dense outputs, for ``repr``."""
         return f"dense={self.dense}" if self.dense else ""
 
     def _filters(self, weight: Tensor) -> Tensor:
@@ -222,40 +169,19 @@ class DiracWeight(ResidualWeight):
         self.b = nn.Parameter(identity.new_full((len(identity),), 0.1)) if normalize else None
 
     def branch(self, original: Tensor) -> Tensor:
-        """The weight with the identity removed.
-
-        Args:
-            original: V.
-
-        Returns:
-            diag(b) V / ‖V‖, or V without normalization.
-        """
+        """The weight with the identity removed, diag(b) V / ‖V‖, or V without normalization."""
         if self.b is None:
             return original
         direction = F.normalize(original.flatten(1), dim=1, eps=1e-12).view_as(original)
         return _rows(self.b, original) * direction
 
     def forward(self, original: Tensor) -> Tensor:
-        """The effective weight.
-
-        Args:
-            original: V.
-
-        Returns:
-            diag(a) I + R.
-        """
+        """The effective weight diag(a) I + R."""
         return _rows(self.a, original) * self.identity + self.branch(original)
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The V that has this effective weight at today's a; b becomes the norms it needs.
-
-        Args:
-            weight: W.
-
-        Returns:
-            W - diag(a) I.
-        """
+        """The V that has this effective weight for the current a; b becomes the norms of V."""
         original = weight - _rows(self.a, weight) * self.identity
         if self.b is not None:
             self.b.copy_(original.flatten(1).norm(dim=1))
@@ -267,14 +193,14 @@ def _rows(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 class AddIdentity(nn.Module):
-    """layer(x) + Id(x), computed as written: the form that the one-weight form is held against.
+    """layer(x) + Id(x), computed as written, to compare the parametrizations with.
 
     Args:
         layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d`` that has an identity kernel.
         rule: ``"repeat"`` or ``"truncate"``.
 
     Raises:
-        ValueError: As for :func:`identity_of`.
+        ValueError: If the layer has no identity kernel.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3: x' = ReLU(K * x + b + Id(x)) before the ReLU.
@@ -287,14 +213,7 @@ class AddIdentity(nn.Module):
         self.rule = rule
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer's output with its input added.
-
-        Args:
-            x: (batch, c_in, *spatial).
-
-        Returns:
-            (batch, c_out, *spatial).
-        """
+        """Map (batch, c_in, *spatial) to (batch, c_out, *spatial)."""
         out = self.layer(x)
         assert isinstance(out, Tensor)
         if isinstance(self.layer, nn.Linear):
@@ -322,19 +241,18 @@ def with_identity(
         kind: ``"plain"`` (only marks where the identity would be), ``"residual"``,
             ``"dominant"`` or ``"dirac"``.
         rule: ``"repeat"`` or ``"truncate"``.
-        normalize: Of ``"dirac"``: False is the paper's eq. (4).
-        dense: Of ``"dominant"``: how many outputs, the last ones, read every input.
+        normalize: For ``"dirac"``: False is the paper's eq. (4).
+        dense: For ``"dominant"``: number of outputs, the last ones, that read every input.
 
     Returns:
         The same layer.
 
     Raises:
-        ValueError: If the kind is unknown, the weight is parametrized already, ``dense`` is given
-            for another kind, or as for :func:`identity_of` and :class:`DominantWeight`.
+        ValueError: If the kind is unknown, the weight is parametrized already, the layer has no
+            identity kernel, or ``dense`` is given for another kind or is above the outputs.
 
     Source:
-        As for the four kinds: :class:`ResidualWeight`, :class:`DominantWeight`,
-        :class:`DiracWeight`.
+        That of :class:`ResidualWeight`, :class:`DominantWeight` and :class:`DiracWeight`.
     """
     check_choice("kind", kind, ("plain", "residual", "dominant", "dirac"))
     if parametrize.is_parametrized(layer, "weight"):
@@ -355,14 +273,7 @@ def with_identity(
 
 
 def layer_identity(layer: nn.Module) -> ResidualWeight | None:
-    """The parametrization that puts the identity in a layer's weight.
-
-    Args:
-        layer: Any module.
-
-    Returns:
-        A :class:`ResidualWeight` or one of its kinds; None for every other module.
-    """
+    """The only parametrization of a layer's weight if it is a ResidualWeight; otherwise None."""
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     only = layer.get_submodule("parametrizations.weight")
@@ -381,7 +292,7 @@ def identity_removed(layer: nn.Module) -> Tensor:
         Shape of the weight; W itself for a plain layer.
 
     Raises:
-        ValueError: If the layer is another one.
+        ValueError: If the layer is of another type.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, Figure 3: "with 1 removed from the ID entries".

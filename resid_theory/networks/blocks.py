@@ -1,9 +1,9 @@
-"""What the trunks are made of: layers without a draw, blocks, depths, first weights."""
+"""Layers, blocks, depths and initial weights that the convolutional networks share."""
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import ParamSpec
 
 import torch
@@ -13,33 +13,24 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.identity import identity_map, initialize_layer
 
 __all__ = [
-    "BN_INITS",
     "Block",
     "IdentityShortcut",
+    "Parts",
     "conv",
+    "depth_to_n",
     "draw_net",
     "head",
-    "layers_of",
-    "norm",
+    "imagenet_blocks",
     "recorded",
     "sequence",
-    "units",
 ]
 
-BN_INITS = ("ones", "uniform")
+Parts = list[tuple[str, nn.Module]]
 _Arguments = ParamSpec("_Arguments")
 
 
 def recorded(build: Callable[_Arguments, nn.Sequential]) -> Callable[_Arguments, nn.Sequential]:
-    """A builder whose nets carry the call that built them, which their checkpoints keep.
-
-    Args:
-        build: A public function of the library that returns a net.
-
-    Returns:
-        The same function; its nets have ``net.architecture``, with every argument but a
-        ``torch.Generator``, which has no JSON form and decides nothing but the first weights.
-    """
+    """Decorate a public builder: its nets carry their call as ``net.architecture``, as JSON can."""
     signature = inspect.signature(build)
 
     @functools.wraps(build)
@@ -47,6 +38,7 @@ def recorded(build: Callable[_Arguments, nn.Sequential]) -> Callable[_Arguments,
         net = build(*args, **kwargs)
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
+        # A torch.Generator has no JSON form and decides nothing but the initial weights.
         arguments = {
             name: value
             for name, value in given.arguments.items()
@@ -76,14 +68,7 @@ class IdentityShortcut(nn.Module):
         self.channels, self.stride, self.rule = channels, stride, rule
 
     def forward(self, x: Tensor) -> Tensor:
-        """The shortcut of x.
-
-        Args:
-            x: (batch, c_in, height, width).
-
-        Returns:
-            (batch, channels, height / stride, width / stride), rounded up.
-        """
+        """Map (batch, c_in, h, w) to (batch, channels, h / stride, w / stride), rounded up."""
         return identity_map(x, self.channels, stride=self.stride, rule=self.rule)
 
     def extra_repr(self) -> str:
@@ -92,13 +77,13 @@ class IdentityShortcut(nn.Module):
 
 
 class Block(nn.Module):
-    """after(branch(before(x)) + shortcut(before(x))): all that lies under one shortcut.
+    """after(branch(before(x)) + shortcut(before(x))): all layers under one shortcut.
 
     Args:
         branch: The layers under the shortcut.
-        shortcut: The identity, an :class:`IdentityShortcut` or a projection.
-        before: What branch and shortcut share, the first activation of a projecting block.
-        after: What follows the sum.
+        shortcut: The identity by default, an :class:`IdentityShortcut` or a projection.
+        before: Layers in front of both, the first activation of a block with a projection.
+        after: Layers behind the sum.
     """
 
     def __init__(
@@ -116,14 +101,7 @@ class Block(nn.Module):
         self.after = after or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output.
-
-        Args:
-            x: (batch, c_in, height, width).
-
-        Returns:
-            (batch, c_out, height / stride, width / stride).
-        """
+        """Map (batch, c_in, h, w) to (batch, c_out, h / stride, w / stride)."""
         x = self.before(x)
         out = self.after(self.branch(x) + self.shortcut(x))
         assert isinstance(out, Tensor)
@@ -143,13 +121,8 @@ def conv(
     return layer
 
 
-def norm(channels: int) -> nn.BatchNorm2d:
-    """BatchNorm with torch's eps 1e-5 and momentum 0.1, weight 1 and bias 0."""
-    return nn.BatchNorm2d(channels)
-
-
-def head(features: int, classes: int) -> list[tuple[str, nn.Module]]:
-    """Global average pool and classifier, named."""
+def head(features: int, classes: int) -> Parts:
+    """Global average pool and classifier."""
     linear = nn.utils.skip_init(
         nn.Linear, features, check_int("classes", classes), device=torch.get_default_device()
     )
@@ -164,38 +137,24 @@ def sequence(parts: Iterable[tuple[str, nn.Module]]) -> nn.Sequential:
     return net
 
 
-def units(depth: int, per: int, extra: int, *, smallest: int = 1) -> int:
-    """The n of a depth per * n + extra.
-
-    Args:
-        depth: Weight layers.
-        per: Layers that one more n adds.
-        extra: Layers that every net has.
-        smallest: The least n.
-
-    Returns:
-        n.
-
-    Raises:
-        ValueError: If no n fits; the message names the nearest two depths that do.
-    """
+def depth_to_n(depth: int, per: int, extra: int) -> int:
+    """The n of a depth per * n + extra; ValueError with the nearest depths if there is none."""
     n, rest = divmod(check_int("depth", depth) - extra, per)
-    if rest == 0 and n >= smallest:
+    if rest == 0 and n >= 1:
         return n
-    below = max(n, smallest)
-    near = [per * m + extra for m in (below, below + 1)]
+    near = [per * m + extra for m in (max(n, 1), max(n, 1) + 1)]
     raise ValueError(
-        f"depth: got {depth}, needs {per}n + {extra} with n >= {smallest}; "
+        f"depth: got {depth}, needs {per}n + {extra} with n >= 1; "
         f"the nearest are {near[0]} and {near[1]}"
     )
 
 
-def layers_of(stages: dict[int, Sequence[int]], depth: int) -> Sequence[int]:
-    """Layers of each stage of a net that exists in a few depths only; ValueError for others."""
-    if depth not in stages:
-        known = " and ".join(map(str, stages))
-        raise ValueError(f"depth: got {depth}, needs one of those that ImageNet nets have: {known}")
-    return stages[depth]
+def imagenet_blocks(depth: int) -> tuple[int, ...]:
+    """Blocks of two layers in each group of an ImageNet net; ValueError for other depths."""
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+    if depth not in blocks:
+        raise ValueError(f"depth: got {depth}, needs 18 or 34, the depths of the ImageNet nets")
+    return blocks[depth]
 
 
 @torch.no_grad()
@@ -208,26 +167,11 @@ def draw_net(
     std: float = 1.0,
     bn_init: str = "ones",
 ) -> nn.Sequential:
-    """Draw all of a net's weights, layer by layer from input to output.
-
-    Args:
-        net: The net; convolutions have bias 0 after it, ``nn.Linear`` torch's own uniform law.
-        init: Initialization of the convolutions, see :func:`draw_kernel`.
-        generator: A generator or a seed.
-        identity_init: Initialization of those with an identity inside; ``init`` if None.
-        std: Of a ``"normal"`` draw.
-        bn_init: ``"ones"``, torch's BatchNorm weight, or ``"uniform"``, drawn from U(0, 1).
-
-    Returns:
-        The same net.
-
-    Raises:
-        ValueError: If a name is unknown, or the generator is neither.
-    """
-    check_choice("bn_init", bn_init, BN_INITS)
+    """Draw all weights, from input to output; ``identity_init`` where an identity is inside."""
+    check_choice("bn_init", bn_init, ("ones", "uniform"))
     source = as_generator(generator)
     if any(p.is_meta for p in net.parameters()):
-        return net  # shapes only, as under torch.device("meta"): nowhere to put a draw
+        return net  # shapes only, as under torch.device("meta"): there is nothing to draw into
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             has_identity = nn.utils.parametrize.is_parametrized(module, "weight")

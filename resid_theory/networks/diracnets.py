@@ -1,4 +1,4 @@
-"""DiracNets: deep nets without shortcuts whose weights carry the identity."""
+"""DiracNets: deep networks without shortcuts whose weights contain the identity."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,19 +9,17 @@ from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
 from resid_theory.initializations import initializations_for
 from resid_theory.networks.blocks import (
+    Parts,
     conv,
+    depth_to_n,
     draw_net,
     head,
-    layers_of,
-    norm,
+    imagenet_blocks,
     recorded,
     sequence,
-    units,
 )
 
 __all__ = ["diracnet", "diracnet_imagenet"]
-
-Parts = list[tuple[str, nn.Module]]
 
 
 @recorded
@@ -48,7 +46,7 @@ def diracnet(
         depth: 6N + 4.
         width: The paper's k, at least 1; it scales the stem too, as in the authors' code (Table 1
             prints 16).
-        identity: ``"dirac"``, or ``"plain"``: no a, b and I, drawn by He's law.
+        identity: ``"dirac"``, or ``"plain"``: no a, b and I, initialized by He's rule.
         classes: Outputs.
         normalize: False for the paper's eq. (4), diag(a) I + V.
         init: Initialization of V: ``"kaiming"`` as in the authors' code, or ``"normal"``, N(0, 1)
@@ -56,7 +54,8 @@ def diracnet(
             steps of the learning rate over ‖V‖², 72 to 288 times smaller for N(0, 1) at width 1;
             eq. (4) needs the first.
         bn_init: BatchNorm weights: ``"ones"``, or ``"uniform"``, U(0, 1) as in the authors' code.
-        generator: Source of randomness, or a seed. The classifier follows torch's uniform law.
+        generator: Source of randomness, or a seed. The classifier has torch's
+            uniform distribution.
 
     Returns:
         An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes), of layers conv0, bn0,
@@ -74,13 +73,12 @@ def diracnet(
         >>> sum(p.numel() for p in diracnet(10).parameters())
         75738
     """
-    n = units(depth, 6, 4)
+    n = depth_to_n(depth, 6, 4)
     channels = [16 * check_int("width", width) * scale for scale in (1, 2, 4)]
     parts: Parts = [
-        ("conv0", conv(3, channels[0])), ("bn0", norm(channels[0])), ("relu0", nn.ReLU())
+        ("conv0", conv(3, channels[0])), ("bn0", nn.BatchNorm2d(channels[0])), ("relu0", nn.ReLU())
     ]  # fmt: skip
-    kind = check_choice("identity", identity, ("dirac", "plain"))
-    parts += _groups(channels, [2 * n] * 3, kind, normalize)
+    parts += _groups(channels, [2 * n] * 3, identity, normalize)
     net = sequence(parts + head(channels[-1], classes))
     return _drawn(net, init, bn_init, generator)
 
@@ -119,26 +117,26 @@ def diracnet_imagenet(
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 3.5; structure from the authors' code.
     """
-    blocks = layers_of({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}, depth)
-    kind = check_choice("identity", identity, ("dirac", "plain"))
     parts: Parts = [
-        ("conv0", conv(3, 64, 7, stride=2)), ("bn0", norm(64)),
+        ("conv0", conv(3, 64, 7, stride=2)), ("bn0", nn.BatchNorm2d(64)),
         ("pool0", nn.MaxPool2d(3, stride=2, padding=1)), ("relu0", nn.ReLU()),
     ]  # fmt: skip
-    parts += _groups([64, 128, 256, 512], [2 * count for count in blocks], kind, normalize)
+    layers = [2 * count for count in imagenet_blocks(depth)]
+    parts += _groups([64, 128, 256, 512], layers, identity, normalize)
     return _drawn(sequence(parts + head(512, classes)), init, bn_init, generator)
 
 
 def _groups(
-    channels: Sequence[int], layers: Sequence[int], kind: str, normalize: bool
+    channels: Sequence[int], layers: Sequence[int], identity: str, normalize: bool
 ) -> Iterator[tuple[str, nn.Module]]:
+    kind = check_choice("identity", identity, ("dirac", "plain"))
     inputs, number = channels[0], 0
     for group, (outputs, count) in enumerate(zip(channels, layers, strict=True)):
         for position in range(count):
             number += 1
             layer = conv(inputs, outputs)
             yield f"conv{number}", with_identity(layer, kind, rule="truncate", normalize=normalize)
-            yield f"bn{number}", norm(outputs)
+            yield f"bn{number}", nn.BatchNorm2d(outputs)
             if position == count - 1 and group < len(channels) - 1:
                 yield f"pool{group + 1}", nn.MaxPool2d(2)
             yield f"relu{number}", nn.ReLU()

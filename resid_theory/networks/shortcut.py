@@ -1,4 +1,4 @@
-"""n-shortcut networks, linear and nonlinear, and where they start."""
+"""n-shortcut networks, linear and nonlinear, and their initial weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class ShortcutNet(nn.Module):
     with or without ``vmap``.
 
     Args:
-        width: Width d of input, trunk and output.
+        width: Width d of input, blocks and output.
         blocks: Number of blocks R, at least 1.
         shortcut_depth: Weight matrices n under one shortcut, at least 1.
         shortcut: False for the plain net: the same layers without the identity.
@@ -43,7 +43,7 @@ class ShortcutNet(nn.Module):
         weights: (blocks, n, d, d), one parameter, when all matrices are square; otherwise a
             ``ParameterList`` of blocks * n matrices (out, in), block by block, input to output.
         bias: (blocks, hidden), or None.
-        architecture: The call that built the net, which its checkpoint keeps; not there where an
+        architecture: The call that built the net, which its checkpoint keeps; absent where an
             activation is a callable.
 
     Raises:
@@ -146,11 +146,11 @@ class ShortcutNet(nn.Module):
         return torch.cat([grid.mT.reshape(-1) for grid in self.positions()])
 
     def positions(self) -> list[Tensor]:
-        """Where each matrix lies in the parameter vector.
+        """Positions of each matrix in the parameter vector.
 
         Returns:
-            One grid of int64 positions a layer, (out, in), with a column for the bias where there
-            is one, in the order of :meth:`layers`.
+            An int64 grid per layer, (out, in), with a column for the bias where there is one, in
+            the order of :meth:`layers`.
         """
         starts, position = {}, 0
         for parameter in self.parameters():

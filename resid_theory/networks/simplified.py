@@ -1,6 +1,6 @@
-"""Trunks of one convolution a block, without BatchNorm: the identity's place is all that differs.
+"""Networks of one convolution per block, without BatchNorm: only the place of the identity differs.
 
-The nets of "Identity Connections in Residual Nets Improve Noise Stability", Appendix A.
+Those of "Identity Connections in Residual Nets Improve Noise Stability", Appendix A.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import nn
 from resid_theory._check import check_choice
 from resid_theory.identity import AddIdentity, with_identity
 from resid_theory.initializations import initializations_for
-from resid_theory.networks.blocks import conv, draw_net, head, recorded, sequence, units
+from resid_theory.networks.blocks import Parts, conv, depth_to_n, draw_net, head, recorded, sequence
 
 __all__ = ["simplified_net"]
 
@@ -26,7 +26,7 @@ def simplified_net(
     init: str | None = None,
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
-    """A simplified plain or residual net: convolution and ReLU, depth 3n + 2, no BatchNorm.
+    """Build a simplified plain or residual net: convolution and ReLU, depth 3n + 2, no BatchNorm.
 
     A stem to 16 channels, three groups of n convolutions (3x3, with bias) of 16, 32 and 64
     channels, the first of groups 2 and 3 of stride 2; average pool; ``nn.Linear``. The identity
@@ -37,7 +37,7 @@ def simplified_net(
         depth: 3n + 2; the paper has 20, 32 and 44.
         identity: ``"plain"``; ``"residual"``, W = V + I as one weight; ``"explicit"``, the same net
             with Id(x) added to each convolution's output; ``"dominant"``, residual with V zero off
-            the dominant paths; ``"dominant_half"``, the same but that the lower halves of both
+            the dominant paths; ``"dominant_half"``, the same except that the lower halves of both
             doubling kernels, the new channels, read all inputs; ``"dominant_upper"``, dominant in
             the upper half of the groups' convolutions, residual in the lower 3n // 2.
         classes: Outputs.
@@ -68,8 +68,8 @@ def simplified_net(
     if init is None:
         init = "kaiming" if identity == "plain" else "hardt_ma"
     check_choice("init", init, initializations_for("kernel", scaled=False))
-    n = units(depth, 3, 2)
-    parts: list[tuple[str, nn.Module]] = [("conv0", conv(3, 16, bias=True)), ("relu0", nn.ReLU())]
+    n = depth_to_n(depth, 3, 2)
+    parts: Parts = [("conv0", conv(3, 16, bias=True)), ("relu0", nn.ReLU())]
     inputs = 16
     for layer in range(1, 3 * n + 1):
         outputs = _WIDTHS[(layer - 1) // n]
