@@ -159,27 +159,30 @@ def draw_flows(figure: Figure, a: Arrays) -> None:
     axes[0, 0].legend()
 
 
-_STATES = {"quick": ["initial"], "short": ["initial", "trained"], "paper": ["initial", "trained"]}
+def _settings(quick: int, word: str, short: int, paper: int) -> dict[str, dict[str, object]]:
+    """Settings by scale, with these numbers of images; ``word`` spells the first one."""
+    return {
+        "quick": {
+            "states": ["initial"], "dataset": "digits", "samples": quick, "size": 16,
+            "scaled": f"initial weights only, {word} digits at 16 x 16",
+        },
+        "short": {
+            "states": ["initial", "trained"], "dataset": "cifar10", "samples": short, "size": 32,
+            "scaled": f"nets trained for 15 of 200 epochs, {short} images",
+        },
+        "paper": {
+            "states": ["initial", "trained"], "dataset": "cifar10", "samples": paper, "size": 32,
+            "epochs": FULL_EPOCHS,
+        },
+    }  # fmt: skip
+
 
 CLAIMS = [
     Claim(
         id="crossings/dirac_cushions",
         source=f"{STABILITY}, Figure 3, on the nets of {DIRACNETS}; in neither paper",
         says="Layer cushions of plain-28 and Dirac-28 under both norms (descriptive).",
-        settings={
-            "quick": {
-                "states": _STATES["quick"], "dataset": "digits", "samples": 10, "size": 16,
-                "scaled": "initial weights only, ten digits at 16 x 16",
-            },
-            "short": {
-                "states": _STATES["short"], "dataset": "cifar10", "samples": 200, "size": 32,
-                "scaled": "nets trained for 15 of 200 epochs, 200 images",
-            },
-            "paper": {
-                "states": _STATES["paper"], "dataset": "cifar10", "samples": 2000, "size": 32,
-                "epochs": FULL_EPOCHS,
-            },
-        },
+        settings=_settings(10, "ten", 200, 2000),
         compute=compute_cushions,
         judge=judge_cushions,
         draw=draw_cushions,
@@ -189,22 +192,9 @@ CLAIMS = [
         source=f"{STABILITY}, Appendix D, on the nets of {DIRACNETS}; in neither paper",
         says="Paths of a Dirac net follow its truncated identity; how dominant they are "
         "(descriptive).",
-        settings={
-            "quick": {
-                "states": _STATES["quick"], "dataset": "digits", "samples": 2, "size": 16,
-                "scaled": "initial weights only, two digits at 16 x 16",
-            },
-            "short": {
-                "states": _STATES["short"], "dataset": "cifar10", "samples": 10, "size": 32,
-                "scaled": "nets trained for 15 of 200 epochs, 10 images",
-            },
-            "paper": {
-                "states": _STATES["paper"], "dataset": "cifar10", "samples": 200, "size": 32,
-                "epochs": FULL_EPOCHS,
-            },
-        },
+        settings=_settings(2, "two", 10, 200),
         compute=compute_flows,
         judge=judge_flows,
         draw=draw_flows,
     ),
-]  # fmt: skip
+]
