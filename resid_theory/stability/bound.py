@@ -120,7 +120,8 @@ def compression_bound(
                 below = row_norms(z.reshape(len(z), -1))
                 above = row_norms(linear.apply(z).reshape(len(z), -1))
                 size = row_norms(linear.weight.reshape(1, -1))
-                cushions[i] = min(float(cushions[i]), _least(above / below / size))
+                found = (above / below / size).nan_to_num(torch.inf)
+                cushions[i] = min(float(cushions[i]), float(found.min()))
                 z = chain.modules[position](z.clone())
                 kappa = z.shape[2:].numel() ** 0.5
                 itself = kappa / z[0].numel() ** 0.5  # J = I from a layer to itself
@@ -130,7 +131,8 @@ def compression_bound(
                         chain, z, position + 1, later, probes=probes, generator=source
                     )
                     found = kappa * norms.products / norms.frobenius / norms.inputs
-                    onward[i] = min(float(onward[i]), _least(found))
+                    least = float(found.nan_to_num(torch.inf).min())
+                    onward[i] = min(float(onward[i]), least)
                     spread[i] = max(float(spread[i]), float(norms.spread.nan_to_num(1.0).max()))
             output = chain.run(x.clone(), 0, len(chain.modules))
             output_norm = max(output_norm, float(row_norms(output.reshape(len(x), -1)).max()))
@@ -145,10 +147,6 @@ def compression_bound(
         margin=margin,
         samples=samples,
     )
-
-
-def _least(values: Tensor) -> float:
-    return float(values.nan_to_num(torch.inf).min())
 
 
 def _overlap(layer: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """Noise in activations and weights: measured relative errors beside the law that predicts them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,6 +264,18 @@ def _one_batch(
     def norms(value: Tensor) -> Tensor:
         return row_norms(layout.rows(value, len(x))).cpu()
 
+    def moved(noise: Tensor) -> Tensor:
+        """Norm of the change of the net's output by noise added to the layer's weight."""
+
+        def hook(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            return output + linear.apply(args[0] if args else next(iter(kwargs.values())), noise)
+
+        handle = linear.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+        try:
+            return row_norms(_output(net, x) - clean).cpu()
+        finally:
+            handle.remove()
+
     below = norms(linear.apply(z))
     ones = torch.ones_like(linear.weight, dtype=torch.float64)
     patches = layout.rows(linear.apply(z.double().square(), ones), len(x)).sum(1).cpu()
@@ -275,14 +287,7 @@ def _one_batch(
         change = norms(linear.apply(z, noise)) / below
         for number, level in enumerate(levels.tolist()):
             measured[number] += (level * change).square() / len(noises)
-            handle = linear.module.register_forward_hook(
-                _adding(linear, level * noise), with_kwargs=True, prepend=True
-            )
-            try:
-                moved = row_norms(_output(net, x) - clean).cpu()
-            finally:
-                handle.remove()
-            output[number] += (moved / scale).square() / len(noises)
+            output[number] += (moved(level * noise) / scale).square() / len(noises)
     return torch.stack([measured.sqrt(), predicted, output.sqrt()])
 
 
@@ -294,16 +299,6 @@ def _output(net: nn.Module, x: Tensor) -> Tensor:
             "axis"
         )
     return output.reshape(len(x), -1)
-
-
-def _adding(linear: LinearMap, noise: Tensor) -> Callable[..., Tensor]:
-    """A hook that changes a layer's output as noise added to its weight does."""
-
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        z = args[0] if args else next(iter(kwargs.values()))
-        return output + linear.apply(z, noise)
-
-    return hook
 
 
 def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
