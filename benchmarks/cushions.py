@@ -1,6 +1,7 @@
-"""What cushions cost, in forward passes, and whether error bars tell the truth.
+"""Cost of cushions in forward passes, and coverage of their error bars.
 
-python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Ratios hold in a run.
+python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Compare ratios, not
+seconds, between runs.
 """
 
 import subprocess
@@ -15,7 +16,7 @@ BATCH = 256
 
 
 def nets() -> dict[str, torch.nn.Module]:
-    """Trunks of depth 20 at CIFAR-10's size."""
+    """Networks of depth 20 at CIFAR-10's size."""
     return {
         "simplified_net(20, residual)": rt.simplified_net(20, identity="residual").eval(),
         "full_net(20)": rt.full_net(20).eval(),
@@ -29,7 +30,7 @@ def forward(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def layer_cost() -> None:
-    """All layers' cushions over one forward pass."""
+    """Time of all layer cushions over that of one forward pass."""
     x = torch.randn(BATCH, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for name, net in nets().items():
         times = medians(
@@ -64,7 +65,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def memory_cost() -> None:
-    """Peak of resident memory above that before, each in a process of its own."""
+    """Increase of peak resident memory, measured in separate processes."""
     for name in ("simplified_net", "full_net"):
         peaks = {}
         for task in ("forward", "cushions"):
@@ -78,7 +79,7 @@ def memory_cost() -> None:
 
 
 def interlayer_cost() -> None:
-    """Interlayer cushions of every block, in forward passes of the net on the same samples."""
+    """Time of the interlayer cushions of every block, in forward passes on the same samples."""
     x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     net = rt.full_net(20).eval()
     times = medians(
@@ -98,7 +99,7 @@ def interlayer_cost() -> None:
 
 
 def coverage() -> None:
-    """Shares of 1,000 trials in which the 95 % interval holds the exact cushion."""
+    """Shares of 1,000 trials in which the 95 % interval contains the exact cushion."""
     torch.set_default_dtype(torch.float64)
     source = torch.Generator().manual_seed(0)
     cases = {
@@ -136,7 +137,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Print the report; with words, those parts only."""
+    """Print the report, or the named parts of it."""
     for name in sys.argv[1:] or PARTS:
         PARTS[name]()
 
