@@ -97,7 +97,7 @@ def in_weights(name: str, value: float) -> Iterator[Trial]:
         def trial(number=number, weight=weight) -> str | None:
             module = net()
 
-            def spoil(given: nn.Module, moment: rt.training.Moment) -> None:
+            def spoil(given: nn.Module, moment: rt.training.Progress) -> None:
                 with torch.no_grad():
                     if moment.step == STEP - 1:
                         list(given.parameters())[number].view(-1)[0] = value

@@ -29,11 +29,8 @@ def images(samples: int = 8 * BATCH) -> rt.Images:
 
 
 def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> Session:
-    """A training under way, to be stepped by hand."""
-    settings = RunSettings(
-        device=device, folder=None, callbacks=(), every=None, correction=None, stacked=True,
-        save_seconds=1e9, progress=False,
-    )  # fmt: skip
+    """A training that is stepped by hand."""
+    settings = RunSettings(device=device, stacked=True, save_seconds=1e9, progress=False)
     for net in nets:
         net.to(device)
     samples = DeviceDataset("data", images(), nets[0], recipe, device)
@@ -42,11 +39,11 @@ def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> S
 
 def trainer_step(running: Session):
     """One step of the trainer; positions go round."""
-    plans = {seed: running._plan(seed, 0) for seed in running.seeds}
+    plans = {seed: running.epochs.draw(seed, 0) for seed in running.seeds}
     wait = torch.cuda.synchronize if running.settings.device.type == "cuda" else lambda: None
 
     def step() -> None:
-        running._advance(plans, running.step % running.steps)
+        running._advance(plans, running.step % running.epochs.steps)
         wait()
 
     return step

@@ -61,17 +61,17 @@ def difference(first, second):
 def by_hand(net, recipe, seed, data):
     """The papers' descent from its formula: v := μv + g + λθ, θ := θ − ηv (Nesterov: η(g + μv))."""
     # The loop's own batches, taken before training: what is tested is what is done with them.
-    running = make_session(net, recipe, seed, data)
+    epochs = make_epochs(net, recipe, data)
     velocity = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    for step in range(recipe.epochs * running.steps):
-        epoch, position = divmod(step, running.steps)
+    for step in range(recipe.epochs * epochs.steps):
+        epoch, position = divmod(step, epochs.steps)
         rows = slice(position * recipe.batch, (position + 1) * recipe.batch)
-        x, y, _ = running._batch(running._plan(seed, epoch), rows)
+        x, y, _ = epochs.draw(seed, epoch).batch(rows)
         loss = nn.functional.cross_entropy(net(x), y)
         gradients = torch.autograd.grad(loss, list(net.parameters()))
         rate = recipe.lr * recipe.factor ** sum(epoch >= at for at in recipe.milestones)
-        if step < recipe.warmup * running.steps:
-            rate *= (step + 1) / (recipe.warmup * running.steps)
+        if step < recipe.warmup * epochs.steps:
+            rate *= (step + 1) / (recipe.warmup * epochs.steps)
         with torch.no_grad():
             for (name, p), g in zip(net.named_parameters(), gradients, strict=True):
                 decays = recipe.decay == "all" or p.dim() > 1
@@ -82,14 +82,10 @@ def by_hand(net, recipe, seed, data):
     return net
 
 
-def make_session(net, recipe, seed, data):
+def make_epochs(net, recipe, data):
     device = torch.device("cpu")
-    settings = training.run.RunSettings(
-        device=device, folder=None, callbacks=(), every=None, correction=None, stacked=None,
-        save_seconds=60.0, progress=False,
-    )  # fmt: skip
     samples = training.device_dataset.DeviceDataset("data", data, net, recipe, device)
-    return loop.Session([net], samples, None, recipe, (seed,), settings)
+    return training.epochs.Epochs(samples, recipe, device)
 
 
 @pytest.mark.parametrize(
@@ -106,8 +102,8 @@ def test_training_is_the_descent_of_its_formula(settings):
 
 
 def test_every_image_is_seen_once_an_epoch_and_orders_differ():
-    running = make_session(conv_net(), RECIPE, 0, images())
-    orders = [running._plan(seed, epoch)[0] for seed, epoch in [(0, 0), (0, 1), (1, 0), (0, 0)]]
+    epochs = make_epochs(conv_net(), RECIPE, images())
+    orders = [epochs.draw(*which).order for which in [(0, 0), (0, 1), (1, 0), (0, 0)]]
     assert all(sorted(order.tolist()) == list(range(100)) for order in orders)
     assert torch.equal(orders[0], orders[3])
     assert len({tuple(order.tolist()) for order in orders}) == 3
@@ -115,7 +111,7 @@ def test_every_image_is_seen_once_an_epoch_and_orders_differ():
 
 def test_the_order_does_not_depend_on_the_augmentation():
     orders = [
-        make_session(conv_net(), RECIPE.change(augmentation=a), 0, images())._plan(0, 0)[0]
+        make_epochs(conv_net(), RECIPE.change(augmentation=a), images()).draw(0, 0).order
         for a in ("none", "crop_flip")
     ]
     assert torch.equal(*orders)
@@ -599,6 +595,17 @@ def test_resume_needs_the_folder_alone(tmp_path):
     assert run.recipe == recipe and run.seeds == (2,)
     assert difference(straight, run.net) == 0
     assert difference(straight, rt.load_checkpoint(tmp_path)) == 0
+
+
+def test_resume_takes_stacking_from_the_folder_and_refuses_corrections(tmp_path):
+    nets = [conv_net(0), conv_net(1)]
+    fit(nets, out=tmp_path / "stacked", stacked=True)
+    again = [conv_net(2), conv_net(3)]
+    rt.resume(tmp_path / "stacked", images(), net=again, device="cpu", progress=False)
+    assert max(map(difference, nets, again)) == 0
+    fit(conv_net(), out=tmp_path / "corrected", correction=lambda optimizer, net: None)
+    with pytest.raises(ValueError, match="with the correction .*lambda.*; call train with it"):
+        rt.resume(tmp_path / "corrected", images(), net=conv_net(), device="cpu")
 
 
 def test_resume_of_nothing_says_what_to_call(tmp_path):

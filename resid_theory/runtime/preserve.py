@@ -46,7 +46,8 @@ def _precision(tf32: bool) -> Iterator[None]:
     old_level = _read_or_none(torch.get_float32_matmul_precision)  # "medium" is more than a flag
     renamed: list[Any] = []
     if hasattr(cudnn, "conv"):
-        renamed = [products, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul]
+        mkldnn: Any = torch.backends.mkldnn
+        renamed = [products, cudnn.conv, cudnn.rnn, mkldnn.matmul]
     before = [owner.fp32_precision for owner in renamed]
     if old_convolutions is not None:
         cudnn.allow_tf32 = tf32

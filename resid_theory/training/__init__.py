@@ -1,4 +1,4 @@
-"""Training of one net or of several at once, which loses nothing when it is killed."""
+"""Training of one net or of several at once, which resumes exactly after it is killed."""
 
 from resid_theory.training.api import resume, train
 from resid_theory.training.divergence import DivergenceError

@@ -1,4 +1,4 @@
-"""What a user calls: ``train`` and ``resume``; every argument is judged before the first step."""
+"""Train and resume; every argument is checked before the first step."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -42,41 +42,43 @@ def train(
 ) -> Run:
     """Train a net, or several at once, in place.
 
-    With ``out``, a training that was killed at any moment goes on from its last checkpoint when it
+    With ``out``, a training that was killed at any moment resumes from its last checkpoint when it
     is called again with equal arguments, and ends with weights, optimizer state and metrics that
-    are bit-identical to those of an undisturbed one (same device, PyTorch version and number of
+    are bit-identical to those of an uninterrupted one (same device, PyTorch version and number of
     threads); a finished one returns at once.
 
     The order of the samples, the crops and the flips of an epoch are a function of seed and epoch
-    alone, equal on every device and for every net. What a net draws itself (dropout) comes from
-    torch's generator, which is seeded with the first seed and left as it was found.
+    alone, equal on every device and for every net. Random numbers that a net draws (dropout) come
+    from torch's generator, which is seeded with the first seed and restored afterwards.
 
     Args:
         net: A module whose outputs are (batch, classes), or a list of modules, which go through
             the epochs together.
         data: :class:`Images`, or (x, y) with x (m, ...) and y class numbers (m,) or targets (m, k).
         recipe: How to train.
-        seed: Of the order and the augmentation; a list gives each net its own.
+        seed: Seed of order and augmentation; a list gives each net its own.
         device: ``"auto"`` takes a GPU if there is one.
         out: Folder for checkpoint, metrics (``metrics.jsonl``) and, at the end, the nets
             (``net.json`` or ``net.<number>.json``, see ``load_checkpoint``). None keeps nothing.
         test: Data whose loss and error are measured after each epoch, in eval mode.
-        callbacks: Called as ``callback(net, moment)`` before training and after each epoch, with
-            the net in eval mode; the numbers that it returns join the metrics. It may draw random
-            numbers and move running statistics, which are put back; weights it must leave alone.
-        every: Call them after every so many steps as well; these lines hold nothing else.
+        callbacks: Called as ``callback(net, progress)`` before training and after each epoch, with
+            the net in eval mode; the numbers that they return join the metrics. They may draw
+            random numbers and change running statistics, which are restored, but not weights.
+        every: Number of steps after which they are called as well; these lines of metrics hold
+            nothing else.
         correction: Called once for each net as ``correction(optimizer, net)``, such as
             ``IdDecay``; it may hook the optimizer. Several nets then take turns.
-        stacked: Whether each step of several nets of one architecture is one operation a layer;
+        stacked: Whether each step of several nets of one architecture is one operation per layer;
             the same training to round-off. None: on a GPU, where that is several times faster.
-            Where it cannot be, nets take turns, and the result says why.
+            Nets that cannot be stacked take turns, and the result says why.
         save_seconds: Least time between two checkpoints; 0 saves after every step.
-        progress: Whether a bar shows on stderr.
+        progress: Whether to show a progress bar.
         process_group: None for this process alone. Under an initialized ``torch.distributed``:
-            ``"world"`` or a process group, whose processes share every batch and each
-            call this with the same net, data and arguments. The batch of a step, its augmentation
-            and its mean gradient are those of one process; equal weights follow up to round-off,
-            but for BatchNorm, which normalizes each process's part by itself. Rank 0 alone writes; callbacks run everywhere.
+            ``"world"`` or a process group whose processes share every batch and each call this
+            with the same net, data and arguments. The batch of a step, its augmentation and its
+            mean gradient are those of one process; the weights are equal to round-off, except
+            with BatchNorm, which normalizes each process's part by itself. Rank 0 alone writes;
+            callbacks run everywhere.
 
     Returns:
         The trained nets and their metrics.
@@ -85,7 +87,7 @@ def train(
         ValueError: If an argument does not fit, before any training starts: names it, what was
             given and what is needed. Also if ``out`` holds another training, or is damaged.
         DivergenceError: At NaN or infinity; names the step and the first such tensor.
-        MemoryError: If a step does not fit; names the batch that would.
+        MemoryError: If a step does not fit in memory; names the largest batch that does.
         OSError: If the disk is full; the previous checkpoint is intact.
 
     Example:
@@ -99,8 +101,18 @@ def train(
     """
     nets = _as_nets(net)
     seeds = _as_seeds(seed, len(nets))
-    settings = _settings(
-        device, out, callbacks, every, correction, stacked, save_seconds, progress, process_group
+    if not save_seconds >= 0:
+        raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
+    settings = RunSettings(
+        device=_as_device(device),
+        folder=None if out is None else Folder(out),
+        callbacks=tuple(callbacks),
+        every=None if every is None else check_int("every", every),
+        correction=correction,
+        stacked=stacked,
+        save_seconds=save_seconds,
+        progress=progress,
+        process_group=ProcessGroup(process_group),
     )
     return _train(nets, data, test, recipe, seeds, settings, {})
 
@@ -112,45 +124,47 @@ def resume(
     net: Nets | None = None,
     device: str | torch.device = "auto",
     test: Any = None,
-    callbacks: Sequence[Callback] = (),
-    every: int | None = None,
-    correction: Correction | None = None,
-    stacked: bool | None = None,
-    save_seconds: float = 60.0,
     progress: bool = True,
     process_group: Any = None,
 ) -> Run:
-    """Go on with a training from its folder alone: recipe and seeds are in the checkpoint.
+    """Resume a training from its folder, whose checkpoint holds recipe, seeds and architecture.
+
+    A training with callbacks or a correction is resumed by calling :func:`train` again.
 
     Args:
         out: The folder.
         data: The same data as before; checked.
         net: Modules that take the weights; None builds them from the architecture records.
-        device: As for :func:`train`.
-        test: As for :func:`train`.
-        callbacks: As for :func:`train`.
-        every: As for :func:`train`.
-        correction: As for :func:`train`.
-        stacked: As for :func:`train`.
-        save_seconds: As for :func:`train`.
-        progress: As for :func:`train`.
-        process_group: As for :func:`train`.
+        device: ``"auto"`` takes a GPU if there is one.
+        test: The same test data as before, or None if there were none; checked.
+        progress: Whether to show a progress bar.
+        process_group: As many processes as before: None, ``"world"`` or a process group.
 
     Returns:
         The trained nets and their metrics.
 
     Raises:
         FileNotFoundError: If the folder has no checkpoint.
-        ValueError: If it is damaged, is that of other data, or has no architecture record while
+        ValueError: If it is damaged, if the data differ, or if it has no architecture record while
             ``net`` is None.
     """
-    settings = _settings(
-        device, out, callbacks, every, correction, stacked, save_seconds, progress, process_group
-    )
-    found = settings.process_group.from_first(Folder(out).load, settings.device)
+    folder, chosen, group = Folder(out), _as_device(device), ProcessGroup(process_group)
+    found = group.from_first(folder.load, chosen)
     if found is None:
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
+    if about["correction"] is not None:
+        raise ValueError(
+            f"out: {out} was trained with the correction {about['correction']}; call train with it "
+            "and the other arguments again, which resumes"
+        )
+    settings = RunSettings(
+        device=chosen,
+        folder=folder,
+        stacked=about["stacked"],
+        progress=progress,
+        process_group=group,
+    )
     nets = _from_records(about["architectures"]) if net is None else _as_nets(net)
     recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
     return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
@@ -168,7 +182,9 @@ def _train(
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
     for net in nets:
-        _place(net, recipe, settings.device)
+        net.to(device=settings.device, dtype=DTYPES[recipe.precision])
+        if recipe.channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = DeviceDataset("data", data, nets[0], recipe, settings.device)
     tests = None if test is None else DeviceDataset("test", test, nets[0], recipe, settings.device)
     with ExitStack() as stack:
@@ -176,38 +192,6 @@ def _train(
             lock = settings.folder.locked()
             settings.process_group.from_first(lambda: stack.enter_context(lock), settings.device)
         return Session(nets, samples, tests, recipe, seeds, settings).run(known)
-
-
-def _place(net: nn.Module, recipe: Recipe, device: torch.device) -> None:
-    net.to(device=device, dtype=DTYPES[recipe.precision])
-    if recipe.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def _settings(
-    device: str | torch.device,
-    out: str | Path | None,
-    callbacks: Sequence[Callback],
-    every: int | None,
-    correction: Correction | None,
-    stacked: bool | None,
-    save_seconds: float,
-    progress: bool,
-    process_group: Any,
-) -> RunSettings:
-    if not save_seconds >= 0:
-        raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
-    return RunSettings(
-        device=_as_device(device),
-        folder=None if out is None else Folder(out),
-        callbacks=tuple(callbacks),
-        every=None if every is None else check_int("every", every),
-        correction=correction,
-        stacked=stacked,
-        save_seconds=save_seconds,
-        progress=progress,
-        process_group=ProcessGroup(process_group),
-    )
 
 
 def _as_nets(net: Nets) -> list[nn.Module]:

@@ -1,9 +1,9 @@
-"""The folder of a training: one checkpoint, replaced whole, and the metrics as JSON lines."""
+"""Folder of a training: one checkpoint, replaced as a whole, and the metrics as JSON lines."""
 
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,16 @@ from torch import Tensor
 
 from resid_theory._check import first_difference
 from resid_theory.runtime import store
-from resid_theory.training.step import Separate, Stacked
+from resid_theory.training.step import NetGroup
 
 __all__ = ["Folder", "check_same", "digest", "pack", "unpack"]
 
 
 class Folder:
-    """Where a training leaves its checkpoint (``checkpoint.json``) and ``metrics.jsonl``.
+    """The files ``checkpoint.json`` and ``metrics.jsonl`` of a training.
 
-    The checkpoint records how long the metrics were and their sha256. What a killed training wrote
-    after its last checkpoint is cut off when it is continued, and written again, equal to the bit.
-
-    Args:
-        path: The folder; made if it is not there.
+    The checkpoint records the length of the metrics and their sha256. What a killed training wrote
+    after its last checkpoint is cut off when it is resumed, and written again bit for bit.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -33,15 +30,8 @@ class Folder:
         self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"
 
     @contextmanager
-    def locked(self) -> Generator[None, None, None]:
-        """Keep other processes out while one trains.
-
-        Yields:
-            Nothing.
-
-        Raises:
-            ValueError: If another process trains here.
-        """
+    def locked(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; a ValueError if one trains there."""
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "w") as file:
             try:
@@ -52,19 +42,13 @@ class Folder:
                 pass
             except OSError as error:
                 raise ValueError(f"out: another process trains in {self.path}") from error
-            yield  # the lock ends with the process, however that ends
+            yield  # the lock ends with the process, in whatever way it ends
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; the metrics reach the disk before it.
-
-        Args:
-            tensors: By name.
-            about: Anything JSON can hold.
-
-        Raises:
-            OSError: If there is no room; the previous checkpoint is intact.
-        """
-        self._flush_metrics()
+        """Replace the checkpoint; the metrics reach the disk before it."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb") as file:
+                os.fsync(file.fileno())
         data = self._metrics_bytes()
         metrics = {"bytes": len(data), "sha256": store.digest(data)}
         store.write_checkpoint(self.checkpoint, tensors, {**about, "metrics": metrics})
@@ -72,41 +56,12 @@ class Folder:
     def _metrics_bytes(self) -> bytes:
         return self.metrics.read_bytes() if self.metrics.exists() else b""
 
-    def _flush_metrics(self) -> None:
-        if self.metrics.exists():
-            with open(self.metrics, "rb") as file:
-                os.fsync(file.fileno())
-
-    def start(self) -> None:
-        """Begin with no metrics."""
-        self.metrics.write_bytes(b"")
-
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read the checkpoint, every byte checked.
-
-        Returns:
-            Tensors and what is known about them; None if there is no checkpoint.
-
-        Raises:
-            ValueError: If a file is damaged; names it.
-        """
-        if not self.checkpoint.exists():
-            return None
-        tensors, about = store.read_checkpoint(self.checkpoint)
-        return tensors, about
+        """Tensors of the checkpoint and their description, every byte checked; None without one."""
+        return store.read_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
 
     def rewind(self, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Cut the metrics to what the checkpoint knows, and remove what a kill left beside it.
-
-        Args:
-            about: Of the checkpoint.
-
-        Returns:
-            The lines that are left.
-
-        Raises:
-            ValueError: If the file is shorter than it was, or other than it was.
-        """
+        """Cut the metrics to those that a checkpoint records, which are returned."""
         length, sha256 = about["metrics"]["bytes"], about["metrics"]["sha256"]
         data = self._metrics_bytes()[:length]
         if len(data) < length or store.digest(data) != sha256:
@@ -120,14 +75,7 @@ class Folder:
         return [json.loads(line) for line in data.splitlines()]
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one line of metrics.
-
-        Args:
-            line: Strings and finite numbers by name.
-
-        Raises:
-            OSError: If there is no room; the checkpoint is intact.
-        """
+        """Add one line of metrics."""
         try:
             with open(self.metrics, "a") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -140,21 +88,11 @@ class Folder:
 
 
 def pack(
-    group: Separate | Stacked, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]
+    group: NetGroup, optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Everything that the next step depends on, by name.
-
-    By name and net, never by position: the order of an optimizer's state is that of its history,
-    and after a resume another.
-
-    Args:
-        group: The nets.
-        optimizer: Its state is taken parameter by parameter.
-        sums: What is summed up over the epoch.
-
-    Returns:
-        Named tensors, some of them views of what is still being trained.
-    """
+    """Everything that the next step depends on, by name; some are views of what is trained."""
+    # By name and net, never by position: the order of an optimizer's state is that of its history,
+    # which differs after a resume.
     packed = {f"net.{name}": tensor for name, tensor in group.tensors().items()}
     for name, parameter in group.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -172,21 +110,11 @@ def pack(
 @torch.no_grad()
 def unpack(
     packed: Mapping[str, Tensor],
-    group: Separate | Stacked,
+    group: NetGroup,
     optimizer: torch.optim.Optimizer,
     sums: Mapping[str, Tensor],
 ) -> None:
-    """Put back what :func:`pack` took, in place.
-
-    Args:
-        packed: Named tensors.
-        group: Nets of the same names and shapes.
-        optimizer: Of the same kind.
-        sums: Of the same names.
-
-    Raises:
-        ValueError: If the nets have other tensors: names the first and both shapes.
-    """
+    """Put back in place what :func:`pack` took; a ValueError if the nets have other tensors."""
     tensors = group.tensors()
     fault = first_difference(tensors, _under(packed, "net."))
     if fault:
@@ -208,7 +136,7 @@ def unpack(
         torch.cuda.set_rng_state(packed["rng.cuda"], device)
 
 
-def _device(group: Separate | Stacked) -> torch.device:
+def _device(group: NetGroup) -> torch.device:
     return next(iter(group.parameters.values())).device
 
 
@@ -222,14 +150,7 @@ def _copy(packed: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tensor])
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """The sha256 over values, types and shapes.
-
-    Args:
-        tensors: In a fixed order.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """The sha256 over values, types and shapes of tensors in a fixed order, in hexadecimal."""
     total = hashlib.sha256()
     for tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()
@@ -250,17 +171,8 @@ _WORDS = {
 
 
 def check_same(folder: Folder, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse to go on with another training.
-
-    Args:
-        folder: Where it is.
-        there: What its checkpoint says.
-        here: What is wanted; ``"unknown"`` agrees with everything.
-
-    Raises:
-        ValueError: If they differ: names the first difference.
-    """
-    there = {"ranks": 1, **there}  # of checkpoints from before there were several
+    """Refuse to resume another training; ``"unknown"`` in ``here`` agrees with everything."""
+    there = {"ranks": 1, **there}  # absent in checkpoints of the first versions
     pairs = {f"recipe.{k}": (v, here["recipe"].get(k)) for k, v in there["recipe"].items()}
     pairs |= {word: (there[k], here[k]) for k, word in _WORDS.items() if here[k] != "unknown"}
     for what, (old, new) in pairs.items():

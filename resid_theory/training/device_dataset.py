@@ -18,18 +18,18 @@ __all__ = ["DeviceDataset"]
 
 
 class DeviceDataset:
-    """A data set as a recipe uses it; whole on the device.
+    """A data set as a recipe uses it, all of it on the device.
 
     Attributes:
         labelled: Whether targets are classes, so that errors can be counted.
         digest: sha256 of pixels and labels.
 
     Args:
-        argument: Its name, for messages.
-        data: As ``train`` takes it.
-        net: That it shall fit.
+        argument: Name of the argument, for messages.
+        data: Data in any form that ``train`` takes.
+        net: The net that they must fit.
         recipe: Loss, precision and augmentation.
-        device: Where to keep it.
+        device: Where to keep them.
 
     Raises:
         ValueError: If the data are empty or ragged, or do not fit net or recipe.
@@ -41,7 +41,9 @@ class DeviceDataset:
         images = Images.of(data)
         _check_images(argument, images, recipe)
         self.labelled = not images.labels.is_floating_point()
-        self.digest = _digest(images)
+        constants = [*images.mean, *images.std, images.brightest]
+        constants_tensor = torch.tensor(constants, dtype=torch.float64)
+        self.digest = digest([constants_tensor, images.pixels, images.labels])
         self._images, self._dtype = images.to(device), DTYPES[recipe.precision]
         self._channels_last = recipe.channels_last
         self._targets = self._images.labels
@@ -51,7 +53,7 @@ class DeviceDataset:
         return len(self._images)
 
     def _fitting(self, argument: str, net: nn.Module, recipe: Recipe) -> Tensor:
-        """Targets as the loss takes them, once a forward pass has shown what the net gives."""
+        """Targets as the loss takes them, after a forward pass has shown the net's outputs."""
         x = self.batch(slice(2))[0]
         try:
             with preserved(net), torch.no_grad():
@@ -64,27 +66,19 @@ class DeviceDataset:
             got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(f"net: gives {got} for {len(x)} samples, needs (batch, classes)")
         labels = self._images.labels
-        if self.labelled:
-            # The net's width, all labels: only the number of rows is made to fit.
-            check_target("cross_entropy", output[:1].expand(len(labels), -1), labels)
-            if recipe.loss == "square":
-                return F.one_hot(labels, output.shape[1]).to(self._dtype)
-            return labels
-        check_target(recipe.loss, output[:1].expand(len(labels), -1), labels)
-        return labels.to(self._dtype)
+        # The net's width, all labels: only the number of rows is made to fit.
+        loss = "cross_entropy" if self.labelled else recipe.loss
+        check_target(loss, output[:1].expand(len(labels), -1), labels)
+        if not self.labelled:
+            return labels.to(self._dtype)
+        if recipe.loss == "square":
+            return F.one_hot(labels, output.shape[1]).to(self._dtype)
+        return labels
 
     def batch(
         self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None
     ) -> Batch:
-        """Some of the samples.
-
-        Args:
-            rows: Which; indices or a slice.
-            change: Applied to their pixels.
-
-        Returns:
-            Inputs in the recipe's precision and memory format, targets, and labels or None.
-        """
+        """Some of the samples, by index or slice; ``change`` is applied to their pixels."""
         pixels = self._images.pixels[rows]
         x = self._images.inputs(pixels if change is None else change(pixels), self._dtype)
         if self._channels_last:
@@ -98,21 +92,13 @@ def _check_images(argument: str, images: Images, recipe: Recipe) -> None:
         raise ValueError(
             f"batch: got {recipe.batch} for {len(images)} samples; needs at most {len(images)}"
         )
-    needs = [f"augmentation={recipe.augmentation!r}"] * (recipe.augmentation != "none")
+    crops = recipe.augmentation != "none"
+    needs = [f"augmentation={recipe.augmentation!r}"] * crops
     needs += ["channels_last=True"] * recipe.channels_last
     if needs and len(shape) != 4:
         raise ValueError(
             f"{argument}: got inputs of shape {shape}; {needs[0]} needs images (m, channels, "
             "height, width)"
         )
-    if (
-        recipe.augmentation != "none"
-        and recipe.padding == "reflect"
-        and recipe.pad >= min(shape[2:])
-    ):
+    if crops and recipe.padding == "reflect" and recipe.pad >= min(shape[2:]):
         raise ValueError(f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far")
-
-
-def _digest(images: Images) -> str:
-    constants = torch.tensor([*images.mean, *images.std, images.brightest], dtype=torch.float64)
-    return digest([constants, images.pixels, images.labels])

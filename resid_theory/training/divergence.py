@@ -1,4 +1,4 @@
-"""When a training cannot go on: numbers that are not finite, memory that does not suffice."""
+"""Failures of a training: numbers that are not finite, and lack of memory."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.runtime.resources import is_out_of_memory
-from resid_theory.training.step import Batch, Separate, Stacked
+from resid_theory.training.step import Batch, NetGroup
 
 __all__ = ["DivergenceError", "Watch", "fitting_batch"]
 
@@ -32,46 +32,27 @@ class DivergenceError(ArithmeticError):
 
 
 class Watch:
-    """Looks at losses, gradients and weights of every step, on a GPU some steps later.
+    """Checks losses, gradients and weights of every step, on a GPU every 50 steps.
 
-    Args:
-        group: The nets.
-        device: A GPU is asked every 50 steps only: each question waits for its queue to empty.
+    Each check waits for the queue of a GPU to empty.
     """
 
-    def __init__(self, group: Separate | Stacked, device: torch.device) -> None:
-        self._group, self._late = group, 50 if device.type == "cuda" else 1
+    def __init__(self, group: NetGroup, device: torch.device) -> None:
+        self._group, self._interval = group, 50 if device.type == "cuda" else 1
         self._pending: list[tuple[int, Tensor]] = []
 
     def look(self, step: int, losses: Tensor, batches: Sequence[Batch]) -> None:
-        """Note a step after its backward pass, before the weights move.
-
-        Args:
-            step: Its number.
-            losses: (nets,).
-            batches: What it was computed from.
-
-        Raises:
-            DivergenceError: If this step, or one noted before, has a number that is not finite.
-        """
+        """Note a step after its backward pass, before the weights move."""
         gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
         # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
         watched = gradients + [p.detach() for p in self._group.parameters.values()]
         norms = torch._foreach_norm(watched, float("inf"))
         self._pending.append((step, torch.stack([losses.sum().to(norms[0].dtype), *norms])))
-        if len(self._pending) >= self._late:
+        if len(self._pending) >= self._interval:
             self.settle(losses, batches)
 
     def settle(self, losses: Tensor | None = None, batches: Sequence[Batch] = ()) -> None:
-        """Judge the steps noted so far.
-
-        Args:
-            losses: Of the last one.
-            batches: Of the last one; without them the layer is not sought.
-
-        Raises:
-            DivergenceError: If one of them has a number that is not finite.
-        """
+        """Check the steps noted so far, the last one with its losses and batches if given."""
         pending, self._pending = self._pending, []
         if not pending or bool(torch.isfinite(torch.stack([t for _, t in pending]).sum())):
             return
@@ -114,7 +95,7 @@ def _finite(tensor: Tensor) -> bool:
 
 @torch.no_grad()
 def _first_bad(net: nn.Module, x: Tensor) -> str:
-    """Name the first tensor that is not finite: input, weights, layers' outputs, else the loss."""
+    """The first tensor that is not finite, of input, weights, outputs of layers, and the loss."""
     if not _finite(x):
         return "the input"
     for name, parameter in net.named_parameters():
@@ -135,19 +116,7 @@ def _first_bad(net: nn.Module, x: Tensor) -> str:
 
 
 def fitting_batch(step: Callable[[int], object], batch: int) -> int:
-    """The batch that would fit: halved until a step succeeds.
-
-    Args:
-        step: Forward and backward pass on so many samples; may raise for lack of memory.
-        batch: What did not fit.
-
-    Returns:
-        The largest of batch/2, batch/4, ... that fits; 0 if none does.
-
-    Raises:
-        RuntimeError: If a step fails for another reason.
-        MemoryError: Never: it counts as not fitting.
-    """
+    """The largest of batch/2, batch/4, ... for which a step has enough memory; 0 if none."""
     while batch > 1:
         batch //= 2
         try:

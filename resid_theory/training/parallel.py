@@ -1,12 +1,11 @@
-"""Several processes that share every batch: one reduction a step, the same weights everywhere."""
-
-import hashlib
+"""Data-parallel training: processes share every batch and sum their gradients once a step."""
 
 import torch
 from torch import Tensor
 
 from resid_theory.runtime.process_group import ProcessGroup
-from resid_theory.training.step import Separate, Stacked
+from resid_theory.training.epochs import seed_from
+from resid_theory.training.step import NetGroup
 
 __all__ = ["Parallel"]
 
@@ -18,64 +17,38 @@ class Parallel:
     weighted by the parts' sizes, gives all of them the mean over the whole batch, ragged ones
     included. torch's DistributedDataParallel is not used: it weighs parts of unequal size alike,
     changes the order of its sums after the first step, which a resume could not repeat, and knows
-    no stacked nets; what it gains by reducing while it computes is little in nets of this size.
+    no stacked nets; what it gains by reducing while it computes is little for nets of this size.
 
     BatchNorm normalizes each part by the part's own statistics, as in DistributedDataParallel; the
     change of the running statistics is averaged over the processes in every step.
 
-    Args:
-        process_group: The processes.
-        group: The nets.
-        seed: Of what nets draw, such as dropout: each process has draws of its own in each step.
+    Random numbers of the nets, as for dropout, differ between processes and steps.
     """
 
-    def __init__(self, process_group: ProcessGroup, group: Separate | Stacked, seed: int) -> None:
+    def __init__(self, process_group: ProcessGroup, group: NetGroup, seed: int) -> None:
         self._process_group, self._group, self._seed = process_group, group, seed
         self._alone = process_group.count == 1
         self._before: list[Tensor] = []
 
     def part(self, start: int, stop: int) -> tuple[slice, float]:
-        """The rows of a batch that this process takes.
-
-        Args:
-            start: First row of the batch.
-            stop: Row behind its last.
-
-        Returns:
-            The rows and their share of the batch, in [0, 1]. Where there are fewer rows than
-            processes, some take the first row with share 0: so all have the same tensors to sum.
-        """
+        """Rows of start:stop that this process takes, and their share of the batch in [0, 1]."""
         rows = slice(start + self._process_group.rank, stop, self._process_group.count)
+        # Fewer rows than processes: some take the first row with share 0, so that all have the
+        # same tensors to sum.
         count = len(range(start, stop)[self._process_group.rank :: self._process_group.count])
         return (rows, count / (stop - start)) if count else (slice(start, start + 1), 0.0)
 
     def begin(self, step: int) -> None:
-        """Note what the forward pass will change.
-
-        Args:
-            step: Steps done so far.
-        """
+        """Seed this step and note what its forward pass will change."""
         if self._alone:
             return
         # A function of step and rank: a resume draws the same, with nothing to save for each rank.
-        mixed = hashlib.sha256(f"{self._seed} {step} {self._process_group.rank}".encode()).digest()[
-            :8
-        ]
-        torch.manual_seed(int.from_bytes(mixed, "big") >> 1)
+        torch.manual_seed(seed_from(self._seed, step, self._process_group.rank))
         self._before = [buffer.clone() for buffer in self._group.buffers()]
 
     @torch.no_grad()
     def join(self, losses: Tensor, wrong: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Make gradients, running statistics, losses and errors those of the whole batch.
-
-        Args:
-            losses: Means over this process's rows, (nets,).
-            wrong: Errors among them, (nets,).
-            share: Of the batch that these rows are.
-
-        Returns:
-            Mean losses and errors of the whole batch, (nets,).
-        """
+        """Make gradients, running statistics, losses and errors those of the whole batch."""
         if self._alone:
             return losses, wrong
         gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""What a training is told besides its recipe, and what it gives back."""
+"""Settings of a training beside its recipe, and its result."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ __all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """When a measurement is made.
+    """State of a training at the time of a measurement.
 
     Attributes:
-        step: Steps done.
-        epoch: Epochs done, whole ones.
+        step: Number of steps done.
+        epoch: Number of whole epochs done.
         net: Number of the net.
     """
 
@@ -39,18 +39,17 @@ class Run:
     """A finished training.
 
     Attributes:
-        nets: The trained modules, those that were given, in train mode.
+        nets: The trained modules, which are those that were given, in train mode.
         recipe: How they were trained.
-        seeds: Of each net.
+        seeds: Seed of each net.
         metrics: One dict for each net and epoch, epoch 0 before the first step: ``epoch``,
             ``step``, ``net``, ``lr`` of the epoch's last step, ``loss`` and ``error`` (mean loss
-            and share of errors in [0, 1] over the epoch's batches, as they came, augmented and in
-            train mode), ``penalty`` (½λ‖θ‖² of the tensors that decay), ``test_loss`` and
-            ``test_error`` in eval mode, and what callbacks returned. A number that is not finite
-            is None.
-        seconds: Of training, over all resumed parts; measurements included.
-        unstacked: Why several nets took turns in each step; None if they were stacked, or that was
-            asked for, or there is one.
+            and share of errors in [0, 1] over the epoch's batches, augmented and in train mode),
+            ``penalty`` (½λ‖θ‖² of the tensors that decay), ``test_loss`` and ``test_error`` in eval
+            mode, and what callbacks returned. A number that is not finite is None.
+        seconds: Duration over all resumed parts, measurements included.
+        unstacked: Reason why several nets took turns in each step; None if they were stacked, if
+            turns were asked for, or if there is one net.
         out: The folder of the checkpoint, or None.
     """
 
@@ -64,34 +63,34 @@ class Run:
 
     @property
     def net(self) -> nn.Module:
-        """The only net; a ValueError where there are several."""
+        """The net; a ValueError if there are several."""
         if len(self.nets) > 1:
             raise ValueError(f"net: {len(self.nets)} nets were trained, needs one; see nets")
         return self.nets[0]
 
     def column(self, name: str, net: int = 0) -> list[Any]:
-        """One number along training.
+        """Values of one metric along training.
 
         Args:
             name: Key of a metrics line.
             net: Number of the net.
 
         Returns:
-            Its values, epoch by epoch, from those lines that have it.
+            Its values in the order of the lines that have it.
         """
         return [line[name] for line in self.metrics if line["net"] == net and name in line]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """Arguments of ``train`` that do not change what is trained; see there."""
+    """Arguments of ``train`` beside nets, data, recipe and seeds."""
 
     device: torch.device
-    folder: Folder | None
-    callbacks: tuple[Callback, ...]
-    every: int | None
-    correction: Correction | None
-    stacked: bool | None
-    save_seconds: float
-    progress: bool
+    folder: Folder | None = None
+    callbacks: tuple[Callback, ...] = ()
+    every: int | None = None
+    correction: Correction | None = None
+    stacked: bool | None = None
+    save_seconds: float = 60.0
+    progress: bool = True
     process_group: ProcessGroup = field(default_factory=ProcessGroup)

@@ -1,4 +1,4 @@
-"""Nets on the disk: weights, and the call that builds the net around them. Nothing is unpickled."""
+"""Saved nets: weights with the call that builds the net; nothing is unpickled."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
-# What a file may name, and nothing else: other public names read, write or download.
+# The names that a file may call; other public names read, write or download.
 _BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
 _BUILDERS |= {"ShortcutNet": ShortcutNet}
 _CONVERSIONS = {"fold": fold}  # these record themselves in their result
@@ -41,12 +41,12 @@ def save_checkpoint(
 
     Args:
         path: The manifest, ``<name>.json``; the weights go beside it.
-        net: Any module; its state dict is written, on whatever device it is.
+        net: Any module on any device; its state dict is written.
         architecture: ``{"builder": name, "arguments": {...}}``: the public function or class of
             ``resid_theory`` that builds the net, and its keyword arguments; see :func:`build_net`.
-            None takes ``net.architecture`` if there is one, as nets of the library's builders and
-            their folds have; a net that such a call does not build is written without.
-        about: What else to keep: recipe, seed, accuracy; anything JSON can hold.
+            None takes ``net.architecture``, which nets of the library's builders and their folds
+            have; a net that such a call does not build is written without.
+        about: Further facts such as recipe, seed and accuracy; anything that JSON can hold.
 
     Returns:
         The file of the weights.
@@ -54,7 +54,7 @@ def save_checkpoint(
     Raises:
         ValueError: If ``architecture`` is given and builds a net with other tensors, or ``about``
             has no JSON form.
-        OSError: If it cannot be written; what stood there before is intact.
+        OSError: If it cannot be written; an earlier file is then intact.
     """
     if architecture is not None:
         fault = first_difference(build_net(architecture).state_dict(), net.state_dict())
@@ -66,15 +66,7 @@ def save_checkpoint(
 
 
 def architecture_of(net: nn.Module) -> dict[str, Any] | None:
-    """The record of the call that builds a net.
-
-    Args:
-        net: Any module.
-
-    Returns:
-        ``net.architecture``, or None where the net has none or has been changed since, so that the
-        call gives a net with other tensors or other layers.
-    """
+    """The record of the call that builds a net; None without one, or if the net was changed."""
     record = getattr(net, "architecture", None)
     if not isinstance(record, Mapping):
         return None
@@ -85,35 +77,35 @@ def architecture_of(net: nn.Module) -> dict[str, Any] | None:
 
 
 def build_net(architecture: Mapping[str, Any]) -> nn.Module:
-    """The net that a public name of the library builds, with the record of how.
+    """Build a net from the record of its public builder and arguments.
 
     Args:
         architecture: ``{"builder": public name of a net, "arguments": keyword arguments}``;
-            anything JSON can hold, so a seed rather than a generator. ``"then"``, if it is there,
+            anything that JSON can hold, so a seed rather than a generator. An optional ``"then"``
             lists conversions of the net in eval mode, by name: ``"fold"``.
 
     Returns:
-        A new module that carries the record as ``net.architecture``, which checkpoints keep. The
-        state of torch's random generator is as before.
+        A new module that carries the record as ``net.architecture``, which checkpoints keep.
+        torch's random state is as before.
 
     Raises:
         ValueError: If the builder is no public name that builds a net, does not take the arguments,
             or a conversion is unknown.
     """
-    name, given = architecture.get("builder"), architecture.get("arguments", {})
-    arguments = {_RENAMED.get(option, option): value for option, value in given.items()}
+    name: Any = architecture.get("builder")
+    given: Any = architecture.get("arguments", {})
     if not isinstance(name, str) or name not in _BUILDERS:
         raise ValueError(
             f"architecture: builder {name!r:.80} is no public name of resid_theory that builds a "
             f"net, needs one of {', '.join(_BUILDERS)}"
         )
     try:
+        options: dict[str, Any] = dict(given)
+        arguments = {_RENAMED.get(key, key): value for key, value in options.items()}
         with torch.random.fork_rng(devices=[]):
             net: nn.Module = _BUILDERS[name](**arguments)
     except TypeError as error:
-        raise ValueError(
-            f"architecture: {name} does not take arguments {arguments!r:.80}"
-        ) from error
+        raise ValueError(f"architecture: {name} does not take arguments {given!r:.80}") from error
     for step in architecture.get("then", ()):
         net = _CONVERSIONS[check_choice("architecture", step, list(_CONVERSIONS))](net.eval())
     net.architecture = {**architecture, "arguments": arguments}  # type: ignore[assignment]
@@ -121,14 +113,14 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
 
 
 def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Module:
-    """A trained net, by path or by name.
+    """Load a trained net by path or by name.
 
     Args:
         name: A manifest, with or without ``.json``, or a folder of a finished training; otherwise a
             name that is looked up in ``$RESID_THEORY_CHECKPOINTS``, then in
             ``experiments/checkpoints`` of the checkout.
-        net: A module of the same architecture that takes the weights, for nets that no public call
-            builds; None builds the net from the record in the manifest.
+        net: A module of the same architecture that takes the weights, for nets that no public
+            builder makes; None builds the net from the record in the manifest.
 
     Returns:
         The net, in eval mode, on the CPU unless ``net`` was given.
@@ -156,17 +148,7 @@ def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Mod
 
 
 def find_checkpoint(name: str | Path) -> Path:
-    """The manifest that :func:`load_checkpoint` reads.
-
-    Args:
-        name: As there.
-
-    Returns:
-        Its path.
-
-    Raises:
-        FileNotFoundError: If it is in none of the places; names them.
-    """
+    """The manifest that :func:`load_checkpoint` reads."""
     given = os.environ.get("RESID_THEORY_CHECKPOINTS")
     folders = [Path(given).expanduser()] if given else []
     bases = [Path(name), *(folder / name for folder in (*folders, _CHECKOUT))]
@@ -175,17 +157,16 @@ def find_checkpoint(name: str | Path) -> Path:
             if path.is_file():
                 return path
     first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
+    names = ", ".join(sorted(path.stem for path in _CHECKOUT.glob("*.json")))
+    shipped = (
+        f"there are {names}"
+        if names
+        else (
+            "trained nets ship with the checkout: install it with pip install -e, or set "
+            "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
+        )
+    )
     raise FileNotFoundError(
         f"name: no checkpoint {str(name)!r}: it is no path here, and there is no {name}.json in "
-        f"{first} nor in {_CHECKOUT}; {_those_that_ship()}"
-    )
-
-
-def _those_that_ship() -> str:
-    names = sorted(path.stem for path in _CHECKOUT.glob("*.json"))
-    if names:
-        return f"there are {', '.join(names)}"
-    return (
-        "trained nets ship with the checkout: install it with pip install -e, or set "
-        "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
+        f"{first} nor in {_CHECKOUT}; {shipped}"
     )

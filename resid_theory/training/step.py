@@ -1,7 +1,7 @@
-"""One step's forward and backward pass: of one net, of several in turn, or of several as one."""
+"""Forward and backward pass of one training step: of one net, of nets in turn, or of a stack."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from resid_theory.losses import loss_function
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.recipe import Recipe
 
-__all__ = ["Batch", "Separate", "Stacked", "optimizer_of", "stack"]
+__all__ = ["DTYPES", "Batch", "NetGroup", "Separate", "Stacked", "optimizer_of", "stack"]
 
 DTYPES = {
     "float64": torch.float64,
@@ -26,16 +26,27 @@ Batch = tuple[Tensor, Tensor, Tensor | None]
 """Inputs (b, ...), targets of the loss, and labels (b,); None where targets are no classes."""
 
 
-class _Pass:
-    """Loss and number of errors of one net on one batch, as its recipe says."""
+class NetGroup:
+    """Nets that are trained together; the base of :class:`Separate` and :class:`Stacked`.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    Attributes:
+        nets: The modules; up to date after ``write_back``.
+        parameters: The tensors that the optimizer updates, by name.
+        axes_added: Number of axes in front of each parameter's own.
+    """
+
+    axes_added = 0
+    parameters: dict[str, Tensor]
+
+    def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
+        self.nets = list(nets)
         self._loss, self._dtype = loss_function(recipe.loss), DTYPES[recipe.precision]
         self._half, self._device = recipe.precision == "bf16", device.type
 
-    def __call__(self, net: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    def score(self, net: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss and number of errors of one net on one batch."""
         x, target, labels = batch
-        with self._autocast():
+        with torch.autocast(self._device, torch.bfloat16) if self._half else nullcontext():
             output = net(x)
         output = output.to(self._dtype)
         loss = self._loss(output, target)
@@ -43,45 +54,44 @@ class _Pass:
             return loss, torch.zeros_like(loss)
         return loss, (output.detach().argmax(1) != labels).sum()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device, torch.bfloat16) if self._half else nullcontext()
+    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """Write all gradients, from a batch for each net or one for all; losses, errors (nets,)."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers, not copies, by the net's number and their name."""
+        raise NotImplementedError
+
+    def buffers(self) -> list[Tensor]:
+        """Tensors that a forward pass may change, such as running statistics."""
+        raise NotImplementedError
+
+    def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Views of a tensor shaped like a parameter, by the net's number and its name there."""
+        raise NotImplementedError
+
+    def write_back(self) -> None:
+        """Bring the modules up to date."""
 
 
-class Separate:
-    """Nets that take turns in every step; one net is the usual case.
-
-    Attributes:
-        nets: The modules; their own parameters are trained.
-        parameters: What the optimizer steps, by the net's number and the parameter's name.
-        axes_added: Axes in front of each parameter's own: none.
-        score: ``(net, batch) -> (mean loss, number of errors)``.
-    """
-
-    axes_added = 0
+class Separate(NetGroup):
+    """Nets that take turns in every step; one net is the usual case."""
 
     def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
-        self.nets = list(nets)
+        super().__init__(nets, recipe, device)
         self.parameters = {
             f"{i}.{name}": parameter
             for i, net in enumerate(nets)
             for name, parameter in net.named_parameters()
             if parameter.requires_grad
         }
-        self.score = _Pass(recipe, device)
         compiled = recipe.compile != "none"
         # The graphs of a second net's step write over what those of the first gave.
         self._own = compiled and device.type == "cuda" and len(self.nets) > 1
         self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
 
     def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Write every parameter's gradient.
-
-        Args:
-            batches: One for each net, or a single one for all.
-
-        Returns:
-            Each net's mean loss on its batch, and its number of errors; both (nets,).
-        """
+        """Run the nets one after the other."""
         losses, wrong = [], []
         for i, call in enumerate(self._calls):
             loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
@@ -95,59 +105,32 @@ class Separate:
         return torch.stack(losses), torch.stack(wrong)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that training changes in the nets.
-
-        Returns:
-            Parameters and buffers by the net's number and their name; not copies.
-        """
+        """Parameters and buffers of all nets."""
         return {
             f"{i}.{name}": tensor
             for i, net in enumerate(self.nets)
-            for name, tensor in (*net.named_parameters(), *net.named_buffers())
+            for name, tensor in _named(net).items()
         }
 
     def buffers(self) -> list[Tensor]:
-        """What a forward pass may change, such as running statistics.
-
-        Returns:
-            The tensors themselves, in a fixed order.
-        """
+        """Buffers of all nets."""
         return [buffer for net in self.nets for buffer in net.buffers()]
 
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor that belongs to a parameter, as parts that belong to the nets.
-
-        Args:
-            name: Key of ``parameters``.
-            tensor: Of that parameter's shape.
-
-        Returns:
-            Views by the net's number and the parameter's name.
-        """
+        """The tensor itself, which belongs to one net."""
         return {name: tensor}
 
-    def write_back(self) -> None:
-        """Bring the modules up to date: they are."""
 
-
-class Stacked:
-    """Nets of one architecture whose tensors are stacked, so that each layer is one operation.
-
-    Attributes:
-        nets: The modules; they are up to date after ``write_back`` only.
-        parameters: What the optimizer steps, (nets, ...), by name.
-        axes_added: Axes in front of each parameter's own: one.
-        score: ``(net, batch) -> (mean loss, number of errors)``.
-    """
+class Stacked(NetGroup):
+    """Nets of one architecture whose tensors are stacked, so that each layer is one operation."""
 
     axes_added = 1
 
     def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
-        self.nets = list(nets)
+        super().__init__(nets, recipe, device)
         # The call takes a module that shares nothing with the stacks: here the first net.
         self._all, self._buffers = stack_module_state(self.nets)
         self.parameters = {k: p for k, p in self._all.items() if p.requires_grad}
-        self.score = _Pass(recipe, device)
         self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
         self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
         if recipe.compile != "none":
@@ -163,29 +146,19 @@ class Stacked:
         return self.score(net, batch)
 
     def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-        """Write every parameter's gradient; running statistics move in their stacks.
-
-        Args:
-            batches: One for each net, or a single one for all.
-
-        Returns:
-            Each net's mean loss on its batch, and its number of errors; both (nets,).
-        """
+        """Run all nets at once; running statistics move in their stacks."""
         if len(batches) == 1:
             losses, wrong = self._shared(self._all, self._buffers, batches[0])
         else:
             x, target, labels = zip(*batches, strict=True)
-            whole = torch.stack(x), torch.stack(target), _stack_or_none(labels)
+            given = [part for part in labels if part is not None]
+            whole = torch.stack(x), torch.stack(target), torch.stack(given) if given else None
             losses, wrong = self._call(self._all, self._buffers, whole)
         losses.sum().backward()  # no net's loss depends on another's weights
         return losses.detach().clone(), wrong.clone()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that training changes in the nets.
-
-        Returns:
-            Parameters and buffers by the net's number and their name; views of the stacks.
-        """
+        """Views of the stacks."""
         named = {**self._all, **self._buffers}
         return {
             f"{i}.{name}": stacked.detach()[i]
@@ -194,53 +167,30 @@ class Stacked:
         }
 
     def buffers(self) -> list[Tensor]:
-        """What a forward pass may change, such as running statistics.
-
-        Returns:
-            The stacks themselves, in a fixed order.
-        """
+        """The stacks of all buffers."""
         return list(self._buffers.values())
 
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A tensor that belongs to a parameter, as parts that belong to the nets.
-
-        Args:
-            name: Key of ``parameters``.
-            tensor: Of that parameter's shape, (nets, ...).
-
-        Returns:
-            Views by the net's number and the parameter's name.
-        """
+        """One view for each net."""
         return {f"{i}.{name}": part for i, part in enumerate(tensor)}
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Bring the modules up to date with the stacks."""
+        """Copy the stacks into the modules."""
         named = self.tensors()
         for i, net in enumerate(self.nets):
-            for name, own in (*net.named_parameters(), *net.named_buffers()):
+            for name, own in _named(net).items():
                 own.copy_(named[f"{i}.{name}"])
 
 
-def _stack_or_none(labels: Sequence[Tensor | None]) -> Tensor | None:
-    given = [part for part in labels if part is not None]
-    return torch.stack(given) if given else None
+def _named(net: nn.Module) -> dict[str, Tensor]:
+    return dict((*net.named_parameters(), *net.named_buffers()))
 
 
 def stack(
     nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
-) -> tuple[Separate | Stacked, str | None]:
-    """Stack nets where that gives the same training as taking turns.
-
-    Args:
-        nets: Two or more modules, on the device, in train mode.
-        batch: A few samples to try it on.
-        recipe: How they are trained.
-        device: Where.
-
-    Returns:
-        The nets as they will be trained, and why they are not stacked; None if they are.
-    """
+) -> tuple[NetGroup, str | None]:
+    """Stack nets if a trial shows that it is the same training; else also the reason why not."""
     reason = _why_not(nets, batch, recipe, device)
     return (Separate if reason else Stacked)(nets, recipe, device), reason
 
@@ -265,13 +215,9 @@ def _why_not(
     return other
 
 
-def _named(net: nn.Module) -> dict[str, Tensor]:
-    return dict((*net.named_parameters(), *net.named_buffers()))
-
-
 @torch.no_grad()
 def _other_output(trial: Stacked, x: Tensor) -> str | None:
-    """Modules may differ in what neither names, shapes nor repr tell: compare what they do."""
+    """Compare outputs: modules may differ in what neither names, shapes nor repr show."""
     named = trial.tensors()
     for i, net in enumerate(trial.nets):
         mine = {name: named[f"{i}.{name}"] for name in _named(net)}
@@ -281,21 +227,13 @@ def _other_output(trial: Stacked, x: Tensor) -> str | None:
         # a slice of stacked weights may begin where another kernel is the faster one.
         gap, scale = float((own - as_first).abs().max()), float(own.abs().max())
         loose = 0.0 if x.device.type == "cpu" else torch.finfo(own.dtype).eps ** 0.5
-        if gap > loose * scale:  # not if it is nan
+        if gap > loose * scale:  # false for NaN
             return f"net {i} computes something else than net 0 with the same weights"
     return None
 
 
-def optimizer_of(group: Separate | Stacked, recipe: Recipe) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with the recipe's decay groups.
-
-    Args:
-        group: The nets.
-        recipe: Momentum, decay and which tensors decay.
-
-    Returns:
-        The optimizer; ``step`` of the loop sets its learning rate.
-    """
+def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with the recipe's decay groups; the loop sets its rate."""
     least = 2 if recipe.decay == "multi_axis" else 0
     parts: Mapping[bool, list[Tensor]] = {True: [], False: []}
     for parameter in group.parameters.values():

@@ -1,0 +1,109 @@
+"""Metrics of a training: sums over the epoch, evaluations, and what callbacks return."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory.runtime.preserve import preserved
+from resid_theory.training.checkpoint import Folder
+from resid_theory.training.device_dataset import DeviceDataset
+from resid_theory.training.epochs import Epochs
+from resid_theory.training.run import Progress, RunSettings
+from resid_theory.training.step import NetGroup
+
+__all__ = ["Measurements"]
+
+
+class Measurements:
+    """The lines of metrics of a training, and the sums that the next ones are made of.
+
+    Attributes:
+        lines: One dict for each net at each time of measurement.
+        sums: Loss times samples, and errors, of each net since the last full line, (nets,).
+    """
+
+    def __init__(
+        self,
+        group: NetGroup,
+        optimizer: torch.optim.Optimizer,
+        epochs: Epochs,
+        test: DeviceDataset | None,
+        settings: RunSettings,
+        folder: Folder | None,
+    ) -> None:
+        self._group, self._optimizer, self._epochs, self._test = group, optimizer, epochs, test
+        self._settings, self._folder = settings, folder
+        zeros = torch.zeros(len(group.nets), dtype=torch.float64, device=settings.device)
+        self.sums = {"loss": zeros, "wrong": zeros.clone()}
+        self.lines: list[dict[str, Any]] = []
+
+    def add(self, losses: Tensor, wrong: Tensor, samples: int) -> None:
+        """Add mean losses and errors of one step."""
+        self.sums["loss"] += losses.double() * samples
+        self.sums["wrong"] += wrong
+
+    def measure(self, step: int, epoch: int | None) -> None:
+        """Write a line for each net: a full one at the end of an epoch, else of callbacks only."""
+        self._group.write_back()
+        penalties = [] if epoch is None else self._penalties()
+        for i, net in enumerate(self._group.nets):
+            line: dict[str, Any] = {"step": step, "net": i}
+            if epoch is not None:
+                line = {"epoch": epoch, **line}
+                if step > 0:
+                    line.update(self._means(step, i))
+                line["penalty"] = penalties[i]
+                if self._test is not None:
+                    line.update(self._evaluation(net, self._test))
+            moment = Progress(step=step, epoch=step // self._epochs.steps, net=i)
+            for callback in self._settings.callbacks:
+                with preserved(net):
+                    line.update(callback(net, moment) or {})
+            self._write(line)
+        if epoch is not None:
+            for total in self.sums.values():
+                total.zero_()
+
+    def _means(self, step: int, net: int) -> dict[str, float]:
+        """Means over the epoch, and the rate of its last step."""
+        data, recipe = self._epochs.data, self._epochs.recipe
+        means = {name: float(total[net]) / len(data) for name, total in self.sums.items()}
+        shown = {"lr": recipe.rate(step - 1, self._epochs.steps), "loss": means["loss"]}
+        return {**shown, "error": means["wrong"]} if data.labelled else shown
+
+    def _penalties(self) -> list[float]:
+        """½λ‖θ‖² of each net, as the optimizer decays it."""
+        totals = [0.0] * len(self._group.nets)
+        groups = self._optimizer.param_groups
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        for name, parameter in self._group.parameters.items():
+            for part, view in self._group.split(name, parameter.detach()).items():
+                square = float(view.double().square().sum())
+                totals[int(part.partition(".")[0])] += 0.5 * decay[id(parameter)] * square
+        return totals
+
+    def _evaluation(self, net: nn.Module, test: DeviceDataset) -> dict[str, float]:
+        """Loss and error on the test data, shared among the processes."""
+        size = 4 * self._epochs.recipe.batch  # no graph is kept
+        process_group = self._settings.process_group
+        totals = torch.zeros(2, dtype=torch.float64)
+        with preserved(net), torch.no_grad():
+            for start in range(process_group.rank * size, len(test), process_group.count * size):
+                batch = test.batch(slice(start, start + size))
+                mean, errors = self._group.score(net, batch)
+                totals[0] += float(mean) * len(batch[0])
+                totals[1] += float(errors)
+        loss, wrong = process_group.add(totals.to(self._settings.device)).tolist()
+        shown = {"test_loss": loss / len(test)}
+        return {**shown, "test_error": wrong / len(test)} if test.labelled else shown
+
+    def _write(self, given: dict[str, Any]) -> None:
+        line = {k: v.item() if hasattr(v, "item") else v for k, v in given.items()}
+        for name, value in line.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                line[name] = None  # JSON has no NaN; None is what a reader can ask for
+        self.lines.append(line)
+        if self._folder is not None:
+            self._folder.append(line)
