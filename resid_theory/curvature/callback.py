@@ -2,8 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +17,9 @@ from resid_theory.curvature.parameter_selection import select_parameters, traina
 from resid_theory.curvature.spectrum_of_net import spectrum
 from resid_theory.data import Images
 from resid_theory.data.batching import batches
+from resid_theory.data.reiterable import map_tensors
 from resid_theory.eigen.estimate import Estimate
-from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
+from resid_theory.eigen.spectrum_report import spectral_estimates
 from resid_theory.losses import Loss, loss_function
 from resid_theory.runtime.preserve import preserved
 
@@ -130,94 +130,68 @@ def curvature_callback(
             f"data: got {type(data).__name__}, which can be read only once, but every measurement "
             "reads the data; pass list(data), a DataLoader or the tensors themselves"
         )
-    return _Curvature(
-        loss=loss,
-        data=data,
-        k=check_int("k", k),
-        index=index,
-        matrix=check_choice("matrix", matrix, tuple(MATRICES)),
-        parameters=parameters,
-        batchnorm=check_choice("batchnorm", batchnorm, ("eval", "batch")),
-        dense=check_int("dense", dense, 0),
-        tolerance=check_positive("tolerance", tolerance),
-        probes=check_int("probes", probes),
-        steps=check_int("steps", steps),
-        seed=check_int("seed", seed, 0),
-        prefix=prefix,
-    )
+    check_int("k", k)
+    check_choice("matrix", matrix, tuple(MATRICES))
+    check_choice("batchnorm", batchnorm, ("eval", "batch"))
+    check_int("dense", dense, 0)
+    check_positive("tolerance", tolerance)
+    check_int("probes", probes)
+    check_int("steps", steps)
+    check_int("seed", seed, 0)
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Curvature:
-    """The callback; see :func:`curvature_callback`."""
-
-    loss: str | Loss
-    data: Any
-    k: int
-    index: bool
-    matrix: str
-    parameters: Any
-    batchnorm: str
-    dense: int
-    tolerance: float
-    probes: int
-    steps: int
-    seed: int
-    prefix: str
-
-    def __call__(self, net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
-        """The numbers by name."""
-        digest = hashlib.sha256(f"curvature {self.seed} {moment.step}".encode()).digest()
-        seed = int.from_bytes(digest[:8], "big") >> 1  # far from those of the steps nearby
+    def measure(net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
+        digest = hashlib.sha256(f"curvature {seed} {moment.step}".encode()).digest()
+        step_seed = int.from_bytes(digest[:8], "big") >> 1  # far from those of the steps nearby
         with preserved(net):
             # A loader that shuffles takes its order from here, whatever was drawn before.
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(step_seed)
             known = trainable_by_name(net)
-            names = select_parameters("parameters", self.parameters, known)
-            dense = sum(known[name].numel() for name in names) <= self.dense
-            if dense:
+            names = select_parameters("parameters", parameters, known)
+            every = sum(known[name].numel() for name in names) <= dense
+            if every:
                 net = copy.deepcopy(net).double()
             dtype = trainable(net)[0].dtype
+            cast = _in_dtype(data, dtype, is_closure(loss))
             operator = curvature_operator(
-                net,
-                self.loss,
-                _in_dtype(self.data, dtype, is_closure(self.loss)),
-                matrix=self.matrix,
-                parameters=self.parameters,
-                batchnorm=self.batchnorm,
+                net, loss, cast, matrix=matrix, parameters=parameters, batchnorm=batchnorm
             )
-            if dense:
-                report = spectrum(operator, k=self.k, method="dense")
+            if every:
+                report = spectrum(operator, k=k, method="dense")
             else:
                 report = spectral_estimates(
                     operator,
-                    self.k,
-                    density=self.index,
-                    tolerance=self.tolerance,
-                    probes=self.probes if self.index else 1,
-                    steps=self.steps,
-                    generator=seed,
+                    k,
+                    density=index,
+                    tolerance=tolerance,
+                    probes=probes if index else 1,
+                    steps=steps,
+                    generator=step_seed,
                     precision=dtype,
                 )
-        numbers = self._numbers(operator.loss, operator.gradient, report)
-        return {self.prefix + name: value for name, value in numbers.items()}
+        numbers = {
+            "measured_loss": operator.loss,
+            "gradient_norm": operator.gradient.norm().item(),
+            **_outermost(f"{matrix}_largest", report.largest),
+            **_outermost(f"{matrix}_smallest", report.smallest),
+            f"{matrix}_missed_probability": (
+                1.0 if report.pairs is None else report.pairs.missed_probability
+            ),
+            f"{matrix}_products": report.products,
+        }
+        if index and report.index is not None:
+            numbers |= {
+                f"{matrix}_index": report.index.value,
+                f"{matrix}_index_standard_error": report.index.standard_error,
+                f"{matrix}_index_low": report.index.low,
+                f"{matrix}_index_high": report.index.high,
+                f"{matrix}_index_threshold": report.index_threshold,
+            }
+        return {prefix + name: value for name, value in numbers.items()}
 
-    def _numbers(self, loss: float, gradient: Tensor, report: SpectrumReport) -> dict[str, float]:
-        numbers = {"measured_loss": loss, "gradient_norm": gradient.norm().item()}
-        numbers |= _ends(f"{self.matrix}_largest", report.largest)
-        numbers |= _ends(f"{self.matrix}_smallest", report.smallest)
-        missed = 1.0 if report.pairs is None else report.pairs.missed_probability
-        numbers[f"{self.matrix}_missed_probability"] = missed
-        numbers[f"{self.matrix}_products"] = report.products
-        if self.index and report.index is not None:
-            name, found = f"{self.matrix}_index", report.index
-            numbers[name], numbers[f"{name}_standard_error"] = found.value, found.standard_error
-            numbers[f"{name}_low"], numbers[f"{name}_high"] = found.low, found.high
-            numbers[f"{name}_threshold"] = report.index_threshold
-        return numbers
+    return measure
 
 
-def _ends(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
+def _outermost(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
     """Eigenvalues with their bounds, outermost first."""
     numbers = {}
     for place, end in enumerate(ends, 1):
@@ -226,36 +200,26 @@ def _ends(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
     return numbers
 
 
-# -- data in the dtype of the net ------------------------------------------------------------------
-
-
 def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
     """Data with their floating tensors cast; data in memory stay there."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
     # Images follow the net; data that cannot be read are refused where they are read.
     if isinstance(data, Images) or not (hasattr(data, "x") or hasattr(data, "__iter__")):
         return data
     if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):
-        return CastLoader(data, dtype, closure)
-    parts = [_cast(part, dtype) for part in batches(data)]
-    return parts[0] if len(parts) == 1 else parts
+        return CastLoader(data, cast, closure)
+    return tuple(map_tensors(part, cast) for part in batches(data))
 
 
 class CastLoader:
-    """Batches of a loader, cast as they come."""
+    """Batches of a loader, cast as they are read."""
 
-    def __init__(self, data: Any, dtype: torch.dtype, closure: bool) -> None:
-        self._data, self._dtype, self._closure = data, dtype, closure
+    def __init__(self, data: Any, cast: Callable[[Tensor], Tensor], closure: bool) -> None:
+        self._data, self._cast, self._closure = data, cast, closure
 
     def __iter__(self) -> Iterator[Any]:
         for batch in self._data if self._closure else batches(self._data):
-            yield _cast(batch, self._dtype)
-
-
-def _cast(content: Any, dtype: torch.dtype) -> Any:
-    if isinstance(content, Tensor):
-        return content.to(dtype) if content.is_floating_point() else content
-    if isinstance(content, Mapping):
-        return {key: _cast(value, dtype) for key, value in content.items()}
-    if type(content) in (tuple, list):
-        return type(content)(_cast(value, dtype) for value in content)
-    return content
+            yield map_tensors(batch, self._cast)

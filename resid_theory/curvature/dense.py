@@ -192,20 +192,13 @@ def hessian_cost(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HessianPlan:
-    """A route to the Hessian, chosen by the net, the loss and the data, which have been read.
-
-    Attributes:
-        net, loss, batchnorm: As `hessian` takes them.
-        batches: The data, on the net's device.
-        chain: The net as a chain of layers, where it is one; of no use to ``columns``.
-        method: ``closed_form``, ``layer_pairs`` or ``columns``.
-    """
+    """A route to the Hessian, chosen by the net, the loss and the data, which have been read."""
 
     net: nn.Module
     loss: str | Loss
     batchnorm: str
-    batches: list[tuple[Tensor, Tensor]]
-    chain: LayerChain | None
+    batches: list[tuple[Tensor, Tensor]]  # on the net's device
+    chain: LayerChain | None  # None unless the net is one
     method: str
 
     @classmethod

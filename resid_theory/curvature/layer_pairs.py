@@ -1,9 +1,9 @@
 r"""Hessians of feed-forward and shortcut nets from products of layer pairs.
 
 For a sample let :math:`a_k` be the input of layer k, :math:`z_k = W_k a_k`, :math:`\delta_k` the
-gradient at z_k and :math:`Q_{k'k}` the second derivative of the loss with respect to additions at
-:math:`z_{k'}` and :math:`z_k`. Entry (i, j) of layer k' against (p, q) of an earlier layer k is the
-mean of
+gradient at z_k and :math:`Q_{k'k}` the second derivative of the loss with respect to perturbations
+of :math:`z_{k'}` and :math:`z_k`. Entry (i, j) of layer k' against (p, q) of an earlier layer k is
+the mean of
 
 .. math:: a_{k'}[j]\, Q_{k'k}[i, p]\, a_k[q]
     + \delta_{k'}[i]\, \frac{\partial a_{k'}[j]}{\partial z_k[p]}\, a_k[q]
@@ -12,7 +12,6 @@ over samples: two matrix products over the samples for each pair of layers, inst
 Hessian-vector product for each weight.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,9 +30,9 @@ _WORKSPACE = 1 << 28  # bytes of responses held at a time
 
 @dataclass(kw_only=True, eq=False)
 class _Layer:
-    """One layer at work. Arrays hold the samples along the last axis.
+    """A layer after the forward pass. Arrays hold the samples along the last axis.
 
-    ``move`` is the response of the layer's input, before its activation, to an addition at the
+    ``move`` is the response of the layer's input, before its activation, to a perturbation of the
     output of every earlier layer: (earlier outputs, in, m).
     """
 
@@ -45,12 +44,19 @@ class _Layer:
 
     @property
     def response(self) -> Tensor:
-        """Of the input after its activation."""
+        """Response of the input after its activation."""
         return self.move if self.slope is None else self.slope * self.move
+
+    @property
+    def size(self) -> int:
+        """Number of parameters, bias included."""
+        return len(self.weight) * len(self.input)
 
 
 @dataclass(kw_only=True, eq=False)
 class _Block:
+    """The layers of one unit, and the activation behind the last of them."""
+
     layers: list[_Layer] = field(default_factory=list)
     slope: Tensor | None = None
     bend: Tensor | None = None
@@ -68,21 +74,13 @@ def _act(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor | None,
     return value, first, second if bool(second.any()) else None
 
 
-def _through(layer: _Layer) -> Tensor:
-    """Response of a layer's output: through its weight, and directly to an addition there."""
-    passed = torch.matmul(layer.weight, layer.response)
-    size, m = len(layer.weight), layer.input.shape[-1]
-    own = torch.eye(size, dtype=passed.dtype, device=passed.device)
-    return torch.cat([passed, own.unsqueeze(-1).expand(-1, -1, m)])
-
-
 def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
-    """All blocks at work, the output, (d, m), and its response, (all outputs, d, m)."""
+    """All blocks after the forward pass, the output (d, m), its response (all outputs, d, m)."""
     blocks = []
-    trunk, move = x, x.new_zeros(0, *x.shape)
+    stream, move = x, x.new_zeros(0, *x.shape)
     for unit in chain.units:
         block = _Block(shortcut=unit.shortcut is not None)
-        z, dz = trunk, move
+        z, dz = stream, move
         for weight, bias, function in zip(unit.weights, unit.biases, unit.before, strict=True):
             value, slope, bend = _act(function, z)
             z = weight @ value
@@ -91,22 +89,25 @@ def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor
                 value = torch.cat([value, torch.ones_like(value[:1])])
             layer = _Layer(weight=weight, input=value, slope=slope, bend=bend, move=dz)
             block.layers.append(layer)
-            dz = _through(layer)
+            # The response of the layer's output: through its weight, and to its own perturbation.
+            passed = torch.matmul(weight, layer.response)
+            own = torch.eye(len(weight), dtype=passed.dtype, device=passed.device)
+            dz = torch.cat([passed, own.unsqueeze(-1).expand(-1, -1, x.shape[-1])])
         value, block.slope, block.bend = _act(unit.after, z)
         block.move = None if block.bend is None else dz
         out = dz if block.slope is None else block.slope * dz
-        if unit.shortcut is not None:
-            value = value + trunk
+        if block.shortcut:
+            value = value + stream
             out[: len(move)] += move
-        trunk, move = value, out
+        stream, move = value, out
         blocks.append(block)
-    return blocks, trunk, move
+    return blocks, stream, move
 
 
 def _bent(
     change: Tensor, slope: Tensor | None, bend: Tensor | None, grad: Tensor, move: Tensor | None
 ) -> Tensor:
-    """Response of a gradient in front of an activation, from that behind it."""
+    """Response of the gradient in front of an activation, from that behind it."""
     change = change if slope is None else slope * change
     return change if bend is None or move is None else change.addcmul(bend * grad, move)
 
@@ -145,40 +146,27 @@ def _accumulate(
     for later, (layer, delta, q) in zip(
         range(len(layers) - 1, -1, -1), _backward(blocks, g.mT.contiguous(), response), strict=True
     ):
-        rows = slice(ends[later] - _count(layer), ends[later])
+        rows = slice(ends[later] - layer.size, ends[later])
         moves = layer.response
-        for earlier in range(later + 1):
-            other = layers[earlier]
-            columns = slice(ends[earlier] - _count(other), ends[earlier])
+        for earlier, other in enumerate(layers[: later + 1]):
+            columns = slice(ends[earlier] - other.size, ends[earlier])
             span = slice(outputs[earlier] - len(other.weight), outputs[earlier])
-            block = _pair(layer, delta, q[span], other)
+            # The sum over samples of a_{k'}[j] Q[i, p] a_k[q], (i, j, p, q).
+            products = q[span].flatten(0, 1) @ _outer(layer.input, other.input).mT
+            shape = (len(other.weight), len(layer.weight), len(layer.input), len(other.input))
+            block = products.view(shape).permute(1, 2, 0, 3).contiguous()
             if earlier < later:
-                _add_reach(block, layer, delta, moves[span], other)
-            hessian[rows, columns] += block.view(_count(layer), _count(other))
-
-
-def _count(layer: _Layer) -> int:
-    return len(layer.weight) * len(layer.input)
+                # That of delta[i] (da_{k'}[j]/dz_k[p]) a_k[q]; a bias's input does not move.
+                reach = moves[span].flatten(0, 1) @ _outer(delta, other.input).mT
+                inputs = moves.shape[1]
+                shape = (len(other.weight), inputs, len(layer.weight), len(other.input))
+                block[:, :inputs] += reach.view(shape).permute(2, 1, 0, 3)
+            hessian[rows, columns] += block.view(layer.size, other.size)
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
     """a[i] b[j] for every sample, (i j, m)."""
     return (a.unsqueeze(1) * b).flatten(0, 1)
-
-
-def _pair(layer: _Layer, delta: Tensor, q: Tensor, other: _Layer) -> Tensor:
-    """Sum of a_{k'}[j] Q[i, p] a_k[q] over samples, (i, j, p, q)."""
-    products = q.flatten(0, 1) @ _outer(layer.input, other.input).mT
-    shape = (len(other.weight), len(layer.weight), len(layer.input), len(other.input))
-    return products.view(shape).permute(1, 2, 0, 3).contiguous()
-
-
-def _add_reach(block: Tensor, layer: _Layer, delta: Tensor, moves: Tensor, other: _Layer) -> None:
-    """Add the sum of delta[i] (da_{k'}[j]/dz_k[p]) a_k[q]; a bias's input does not move."""
-    products = moves.flatten(0, 1) @ _outer(delta, other.input).mT
-    inputs = moves.shape[1]
-    shape = (len(other.weight), inputs, len(layer.weight), len(other.input))
-    block[:, :inputs] += products.view(shape).permute(2, 1, 0, 3)
 
 
 def chain_hessian(
@@ -188,52 +176,33 @@ def chain_hessian(
     *,
     report: Callable[[int], Any] = lambda samples: None,
 ) -> Tensor:
-    """Exact Hessian of the mean loss of a chain.
-
-    Args:
-        chain: The net.
-        loss: As in ``losses.loss_function``.
-        batches: Pairs (x, y); ragged ones are weighted by their size.
-        report: Called with the number of samples done after every chunk.
-
-    Returns:
-        (P, P), float64, in the order of ``parameters_to_vector``.
-    """
-    size = sum(chain.augmented_sizes)
-    hessian = chain.layers[0].new_zeros(size, size)
-    rows, count = _chunk(chain), 0
-    for x, y in batches:
-        x = x.flatten(1).to(torch.float64)
-        y = y.to(torch.float64) if y.is_floating_point() else y
-        for part_x, part_y in zip(x.split(rows), y.split(rows), strict=True):
-            _accumulate(hessian, chain, loss, part_x, part_y)
-            report(len(part_x))
-        count += len(x)
-    _mirror(hessian, chain.augmented_sizes)
-    hessian /= count
-    if chain.order is None:
-        return hessian
-    place = torch.empty_like(chain.order)
-    place[chain.order] = torch.arange(size)
-    return hessian[place][:, place]
-
-
-def _chunk(chain: LayerChain) -> int:
-    """Samples whose responses fit the workspace."""
+    """Exact Hessian of a chain's mean loss; ``report`` gets the samples done after each chunk."""
+    sizes = chain.augmented_sizes
+    hessian = chain.layers[0].new_zeros(sum(sizes), sum(sizes))
     outputs = entries = 0
     for weight in chain.layers:
         entries += outputs * weight.shape[1]
         outputs += len(weight)
     entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
-    return max(1, min(2048, math.floor(_WORKSPACE / (8 * entries))))
-
-
-def _mirror(hessian: Tensor, sizes: list[int]) -> None:
-    """Copy the lower block triangle to the upper one, a layer's rows at a time."""
+    chunk = max(1, min(2048, _WORKSPACE // (8 * entries)))  # samples whose responses fit
+    count = 0
+    for x, y in batches:
+        x = x.flatten(1).to(torch.float64)
+        y = y.to(torch.float64) if y.is_floating_point() else y
+        for part_x, part_y in zip(x.split(chunk), y.split(chunk), strict=True):
+            _accumulate(hessian, chain, loss, part_x, part_y)
+            report(len(part_x))
+        count += len(x)
     start = 0
-    for size in sizes:
+    for size in sizes:  # the lower block triangle is copied to the upper one, layer by layer
         rows = hessian[start : start + size]
         own = rows[:, start : start + size]
         own.copy_(0.5 * (own + own.mT))
         hessian[:start, start : start + size] = rows[:, :start].mT
         start += size
+    hessian /= count
+    if chain.order is None:
+        return hessian
+    place = torch.empty_like(chain.order)
+    place[chain.order] = torch.arange(len(place))
+    return hessian[place][:, place]

@@ -196,13 +196,17 @@ def _pull_back(
     outputs: Sequence[Tensor], at: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool
 ) -> Sequence[Tensor]:
     """Vectors times the Jacobian of a retained graph; constants have a derivative of zero."""
-    moving = [k for k, output in enumerate(outputs) if output.requires_grad]
+    moving, along = [], []
+    for output, vector in zip(outputs, vectors, strict=True):
+        if output.requires_grad:
+            moving.append(output)
+            along.append(vector)
     if not moving:
         return [torch.zeros_like(tensor) for tensor in at]
     return torch.autograd.grad(
-        [outputs[k] for k in moving],
+        moving,
         at,
-        grad_outputs=[vectors[k] for k in moving],
+        grad_outputs=along,
         retain_graph=True,
         allow_unused=True,
         materialize_grads=True,

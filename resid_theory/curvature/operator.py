@@ -31,14 +31,6 @@ class CurvatureBlock:
 
     Made by :meth:`CurvatureOperator.block`; ``A @ V`` costs no more than the parts of the net
     between its rows and columns.
-
-    Args:
-        sums: Sums over the data in this process.
-        process_group: The processes that share the data.
-        rows: Numbers of parameters.
-        columns: Numbers of parameters.
-        samples: Number of samples in all processes.
-        dtype: Of sums and results.
     """
 
     def __init__(
@@ -146,19 +138,10 @@ class CurvatureBlock:
 class CurvatureOperator(CurvatureBlock):
     """A symmetric curvature matrix of a mean loss as a linear operator; see `curvature_operator`.
 
-    Args:
-        sums: Sums over the data in this process.
-        process_group: The processes that share the data, each of which makes its operator.
-        total: Sum of loss and gradient over the samples in this process, (1 + P,), float64.
-        dtype: Of sums and results.
-
     Attributes:
         risk: Net, loss, data and matrix.
         loss: The mean loss, a float from a float64 sum over chunks.
         gradient: Its gradient, (P,), float64.
-
-    Raises:
-        ValueError: If loss or gradient are not finite.
     """
 
     def __init__(
@@ -212,11 +195,7 @@ class CurvatureOperator(CurvatureBlock):
         return self._process_group.count
 
     def check_unchanged(self) -> None:
-        """Refuse to go on if the net's parameters changed since the operator was made.
-
-        Raises:
-            ValueError: If they did.
-        """
+        """Raise a ValueError if the net's parameters changed since the operator was made."""
         self._sums.check_unchanged()
 
     def block(self, rows: Any, columns: Any = None) -> CurvatureBlock:
@@ -244,11 +223,7 @@ class CurvatureOperator(CurvatureBlock):
         )
 
     def describe(self) -> str:
-        """Describe the operator and its engine.
-
-        Returns:
-            A few lines.
-        """
+        """A few lines on the operator, its engine, and the cost of a product."""
         sums, risk = self._sums, self.risk
         held = readable_bytes(sums.sample_bytes * sums.samples)
         lines = [
@@ -263,9 +238,7 @@ class CurvatureOperator(CurvatureBlock):
             lines.append("the loader shuffles between passes: products agree to round-off")
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        """The lines of :meth:`describe`."""
-        return self.describe()
+    __str__ = describe
 
     def __repr__(self) -> str:
         """One line."""

@@ -1,7 +1,7 @@
-"""A data set that is read again for every product: the same samples each time, or an error."""
+"""Data sets that are read several times: the same samples in every pass, or an error."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,20 +11,18 @@ from torch import Tensor
 from resid_theory.data import Images
 from resid_theory.data.batching import batches
 
-__all__ = ["Batch", "Passes", "Seen"]
-
-_PIECE = 1024  # samples looked at together
+__all__ = ["Batch", "Passes", "map_tensors"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Samples that come together.
+    """Samples that are read together.
 
     Attributes:
-        content: A pair (x, y), images, or for a closure whatever its data hold.
+        content: A pair (x, y), images, or for a loss of (net, batch) a batch of any kind.
         size: Number of samples, the batch's weight in the mean.
         first: Number of samples before it in the pass.
-        splits: Whether it can be taken apart.
+        splits: Whether it can be split.
     """
 
     content: Any
@@ -33,16 +31,7 @@ class Batch:
     splits: bool = True
 
     def part(self, start: int, count: int, like: Tensor) -> Any:
-        """Some of the samples, on the device of the net.
-
-        Args:
-            start: The first of them.
-            count: How many; of a batch that does not split, all are taken.
-            like: A parameter of the net: images are made in its dtype.
-
-        Returns:
-            A pair (x, y), or the content of a closure's batch.
-        """
+        """``count`` samples on the device of the parameter ``like``; of images, in its dtype."""
         rows = slice(start, start + count)
         if isinstance(self.content, Images):
             pixels = self.content.pixels[rows].to(like.device)
@@ -50,16 +39,17 @@ class Batch:
             return self.content.inputs(pixels, like.dtype), labels
         if self.splits:
             return tuple(part[rows].to(like.device) for part in self.content)
-        return _moved(self.content, like.device)
+        return map_tensors(self.content, lambda tensor: tensor.to(like.device))
 
 
-def _moved(content: Any, device: torch.device) -> Any:
+def map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A nest of mappings, tuples and lists with the function applied to its tensors."""
     if isinstance(content, Tensor):
-        return content.to(device)
+        return function(content)
     if isinstance(content, Mapping):
-        return {key: _moved(value, device) for key, value in content.items()}
+        return {key: map_tensors(value, function) for key, value in content.items()}
     if type(content) in (tuple, list):
-        return type(content)(_moved(value, device) for value in content)
+        return type(content)(map_tensors(value, function) for value in content)
     return content
 
 
@@ -72,23 +62,14 @@ def _tensors(content: Any) -> Iterator[Tensor]:
 
 
 @dataclass(eq=False)
-class Seen:
-    """What one pass gave: a checksum for every sample, in order.
-
-    Attributes:
-        sizes: Samples of each batch.
-        marks: One checksum a sample, int64, batch by batch.
-    """
+class _Record:
+    """The sizes of the batches of one pass, and a checksum of every sample, in order."""
 
     sizes: list[int] = field(default_factory=list)
     marks: list[Tensor] = field(default_factory=list)
 
     def add(self, batch: Batch) -> None:
-        """Note a batch.
-
-        Args:
-            batch: It.
-        """
+        """Append a batch."""
         self.sizes.append(batch.size)
         parts = [part for part in _tensors(batch.content) if part.dim() and part.numel()]
         rows = [_marks(part) for part in parts if len(part) == batch.size]
@@ -99,16 +80,8 @@ class Seen:
             mark += (2 * number + 1) * part
         self.marks.append(mark)
 
-    def difference(self, other: "Seen") -> str:
-        """How another pass differs.
-
-        Args:
-            other: The other pass.
-
-        Returns:
-            ``"none"``; ``"order"`` if the same samples came in another order or in other batches;
-            else ``"samples"``.
-        """
+    def difference(self, other: "_Record") -> str:
+        """``none``; ``order`` for the same samples in another order or batches; or ``samples``."""
         mine, theirs = torch.cat(self.marks), torch.cat(other.marks)
         if self.sizes == other.sizes and torch.equal(mine, theirs):
             return "none"
@@ -127,12 +100,15 @@ def _marks(part: Tensor) -> Tensor:
 
 
 class Passes:
-    """The batches of a data set, as often as they are needed.
+    """The batches of a data set, compared with the first pass whenever they are read again.
 
     Args:
-        data: As ``curvature_operator`` takes it.
+        data: The data as ``curvature_operator`` takes them.
         closure: Whether the loss takes batches of any kind, which then do not split.
-        ordered: Whether the result depends on which samples come together.
+        ordered: Whether the result depends on which samples share a batch.
+
+    Attributes:
+        shuffled: Whether a pass had another order than the first one.
 
     Raises:
         ValueError: If the data can be read only once.
@@ -150,53 +126,33 @@ class Passes:
                 "(net, batch)"
             )
         self._data, self._closure, self._ordered = data, closure, ordered
-        self._first: Seen | None = None
+        self._first: _Record | None = None
         self.shuffled = False
 
     @property
     def in_memory(self) -> bool:
-        """Whether the data are tensors, which no pass can change."""
+        """Whether the data are tensors, the same in every pass."""
         known = isinstance(self._data, (Images, tuple)) or hasattr(self._data, "x")
         return known and not self._closure
 
     def __iter__(self) -> Iterator[Batch]:
-        """One pass.
-
-        Yields:
-            The batches.
-
-        Raises:
-            ValueError: If there is none, or they differ from those of the first pass.
-        """
+        """Read the batches; refuse none, and others than those of the first pass."""
         if self.in_memory:
             yield from self._read()
             return
-        seen = Seen()
+        record = _Record()
         for batch in self._read():
-            seen.add(batch)
+            record.add(batch)
             yield batch
-        if not seen.sizes:
+        if not record.sizes:
             raise ValueError("data: got no batch, needs at least one")
         if self._first is None:
-            self._first = seen
-        else:
-            self._compare(self._first.difference(seen))
-
-    def _read(self) -> Iterator[Batch]:
-        if isinstance(self._data, Images):
-            yield Batch(content=self._data, size=len(self._data))
-            return
-        first = 0
-        for content in self._data if self._closure else batches(self._data):
-            size = _weight(content) if self._closure else len(content[0])
-            yield Batch(content=content, size=size, first=first, splits=not self._closure)
-            first += size
-
-    def _compare(self, difference: str) -> None:
+            self._first = record
+        difference = self._first.difference(record)
         kind = type(self._data).__name__
         if difference == "samples":
             raise ValueError(
-                f"data: {kind} gives other samples in every pass, so products belong to no one "
+                f"data: {kind} gives other samples in every pass, so products do not belong to one "
                 "matrix; the usual causes are random augmentation and drop_last with shuffle: "
                 "pass list(data), or a loader that repeats itself"
             )
@@ -212,6 +168,16 @@ class Passes:
                 "products agree to round-off, with shuffle=False to the bit",
                 stacklevel=2,
             )
+
+    def _read(self) -> Iterator[Batch]:
+        if isinstance(self._data, Images):
+            yield Batch(content=self._data, size=len(self._data))
+            return
+        first = 0
+        for content in self._data if self._closure else batches(self._data):
+            size = _weight(content) if self._closure else len(content[0])
+            yield Batch(content=content, size=size, first=first, splits=not self._closure)
+            first += size
 
 
 def _weight(content: Any) -> int:
