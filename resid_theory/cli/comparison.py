@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["Comparison", "bound_of", "measure", "numbers"]
+__all__ = ["PredictionCheck", "bound_of", "measure", "numbers"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
+class PredictionCheck:
     """One net measured beside its prediction."""
 
     setup: "Setup"
@@ -61,7 +61,9 @@ def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 
-def measure(setup: "Setup", data: "Regression", seed: int, *, progress: bool = False) -> Comparison:
+def measure(
+    setup: "Setup", data: "Regression", seed: int, *, progress: bool = False
+) -> PredictionCheck:
     """Measure the spectrum of a net with drawn weights and predict it where theory reaches.
 
     Args:
@@ -83,7 +85,7 @@ def measure(setup: "Setup", data: "Regression", seed: int, *, progress: bool = F
     except ValueError as error:  # the net is fine, but theory does not reach it
         point, predicted, note = None, None, f"No prediction: {error}."
     bound = None if point is None else bound_of(point)
-    return Comparison(
+    return PredictionCheck(
         setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
     )
 

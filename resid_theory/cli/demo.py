@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.comparison import Comparison, measure, numbers
+from resid_theory.cli.comparison import PredictionCheck, measure, numbers
 from resid_theory.cli.output import Json, bar, number, print_json, say, whole_numbers, write
 from resid_theory.cli.shortcut_commands import WORDS, threads_for
 
@@ -40,7 +40,7 @@ def demo(
     data = Setup().load(progress=False)
     out.mkdir(parents=True, exist_ok=True)
     cases = [(net, replace(setup, blocks=r)) for net, setup in setups.items() for r in depths]
-    runs: dict[str, list[Comparison]] = {net: [] for net in setups}
+    runs: dict[str, list[PredictionCheck]] = {net: [] for net in setups}
     with threads_for(0):
         for net, setup in bar(cases, as_json, "nets"):
             runs[net].append(measure(setup, data, 0))
@@ -57,7 +57,7 @@ def demo(
     say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
 
 
-def _tables(runs: Mapping[str, Sequence[Comparison]]) -> None:
+def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:
     from rich.table import Table
 
     say("Exact Hessians of linear nets on whitened digits, predicted and measured", style="bold")
@@ -92,7 +92,7 @@ def _cells(spectrum: "Spectrum") -> list[str]:
     return [number(found[key]) for key in _COLUMNS.values()]
 
 
-def _figure(runs: Mapping[str, Sequence[Comparison]], data: "Regression") -> "Figure":
+def _figure(runs: Mapping[str, Sequence[PredictionCheck]], data: "Regression") -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(2, 3)
@@ -108,7 +108,7 @@ def _figure(runs: Mapping[str, Sequence[Comparison]], data: "Regression") -> "Fi
     return drawing
 
 
-def _draw_trend(runs: Mapping[str, Sequence[Comparison]], key: str, ax: Any) -> None:
+def _draw_trend(runs: Mapping[str, Sequence[PredictionCheck]], key: str, ax: Any) -> None:
     from resid_theory import plots
 
     contents = {net: [run.content() for run in found] for net, found in runs.items()}
@@ -123,7 +123,7 @@ def _draw_trend(runs: Mapping[str, Sequence[Comparison]], key: str, ax: Any) -> 
     plots.by_depth(layers, measured, predicted=predicted, ylabel=WORDS[key] + unit, ax=ax)
 
 
-def _draw_pattern(run: Comparison, data: "Regression", ax: Any, title: str) -> None:
+def _draw_pattern(run: PredictionCheck, data: "Regression", ax: Any, title: str) -> None:
     import resid_theory as rt
 
     net = run.setup.net(run.seed)

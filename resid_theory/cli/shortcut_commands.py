@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.comparison import Comparison, measure, numbers
+from resid_theory.cli.comparison import PredictionCheck, measure, numbers
 from resid_theory.cli.output import (
     Json,
     bar,
@@ -156,7 +156,7 @@ def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
     say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
 
 
-def _summary(runs: Sequence[Comparison]) -> dict[str, Any]:
+def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     """What a list of runs comes to: each one, their mean and their spread."""
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
@@ -200,7 +200,7 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     _say_symbols(content["note"])
 
 
-def _spectrum_figure(runs: Sequence[Comparison]) -> "Figure":
+def _spectrum_figure(runs: Sequence[PredictionCheck]) -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(panel=(6.4, 4.8))
