@@ -8,6 +8,7 @@ from tolerances import relative_error, round_off
 
 import resid_theory as rt
 from resid_theory import theory
+from resid_theory.initializations import INITIALIZATIONS
 
 WITHIN = 0.01  # the jet's next order, |W|^n / s_1, and a step of gradient descent
 
@@ -159,6 +160,8 @@ def test_wrong_input_is_named(generator):
 
 
 # -- signals through initial weights ---------------------------------------------------------------
+
+GAINS = [name for name, row in INITIALIZATIONS.items() if row.gain]
 
 
 @pytest.mark.parametrize("mid", [None, "relu"], ids=["linear", "relu"])

@@ -13,7 +13,6 @@ from resid_theory.identity import (
     AddIdentity,
     DiracWeight,
     IdDecay,
-    draw_kernel,
     id_entries,
     id_mask,
     id_rule,
@@ -330,7 +329,8 @@ def test_the_norm_of_v_is_in_the_step_though_not_in_the_weight(generator):
     ],
 )
 def test_draws_have_their_deviation(generator, kind, std):
-    drawn = draw_kernel(kind, (40, 20, 3, 3), generator=generator, std=0.3)
+    one = layer(inputs=20, outputs=40)
+    drawn = initialize_layer(one, kind, generator=generator, std=0.3).weight.detach()
     # a sample deviation of n normals has standard error std / sqrt(2n); four of them
     assert abs(float(drawn.std()) - std) < 4 * std / math.sqrt(2 * drawn.numel())
     assert abs(float(drawn.mean())) < 4 * std / math.sqrt(drawn.numel())
@@ -364,11 +364,11 @@ def test_dominant_fan_in_is_the_effective_weight_s(generator):
 
 def test_bad_draws(generator):
     with pytest.raises(ValueError, match="did you mean 'kaiming'"):
-        draw_kernel("kaimng", (2, 2), generator=generator)
+        initialize_layer(layer(), "kaimng", generator=generator)
     with pytest.raises(ValueError, match="std: got -1"):
-        draw_kernel("normal", (2, 2), generator=generator, std=-1)
+        initialize_layer(layer(), "normal", generator=generator, std=-1)
     with pytest.raises(ValueError, match="generator: got 'a'"):
-        draw_kernel("normal", (2, 2), generator="a")
+        initialize_layer(layer(), "normal", generator="a")
 
 
 # --- masks

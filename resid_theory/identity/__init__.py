@@ -14,7 +14,7 @@ from resid_theory.identity.identity_kernel import (
     identity_of,
     mark,
 )
-from resid_theory.identity.init import draw_kernel, initialize_layer
+from resid_theory.identity.init import initialize_layer
 from resid_theory.identity.parametrizations import (
     AddIdentity,
     DiracWeight,
@@ -32,7 +32,6 @@ __all__ = [
     "DominantWeight",
     "IdDecay",
     "ResidualWeight",
-    "draw_kernel",
     "id_entries",
     "id_mask",
     "id_rule",

@@ -34,7 +34,7 @@ def diracnet(
     bn_init: str = "ones",
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
-    """A DiracNet for CIFAR, or the plain net of its shape; depth 6N + 4.
+    """Build a DiracNet for CIFAR, or the plain net of its shape; depth 6N + 4.
 
     A stem conv-BN-ReLU, three groups of 2N layers (conv3x3-BN-ReLU) of 16, 32 and 64 times
     ``width`` channels with 2x2 max pools between them, average pool, ``nn.Linear``. Every
@@ -54,8 +54,7 @@ def diracnet(
             steps of the learning rate over ‖V‖², 72 to 288 times smaller for N(0, 1) at width 1;
             eq. (4) needs the first.
         bn_init: BatchNorm weights: ``"ones"``, or ``"uniform"``, U(0, 1) as in the authors' code.
-        generator: Source of randomness, or a seed. The classifier has torch's
-            uniform distribution.
+        generator: Source of randomness, or a seed. The classifier has torch's uniform distribution.
 
     Returns:
         An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes), of layers conv0, bn0,
@@ -94,7 +93,7 @@ def diracnet_imagenet(
     bn_init: str = "ones",
     generator: torch.Generator | int = 0,
 ) -> nn.Sequential:
-    """A DiracNet for ImageNet, or the plain net of its shape.
+    """Build a DiracNet for ImageNet, or the plain net of its shape.
 
     Conv 7x7 of stride 2, BN, max pool 3x3 of stride 2, ReLU; four groups of 64 to 512 channels with
     2x2 max pools between them; average pool, ``nn.Linear``.

@@ -84,16 +84,17 @@ class ShortcutNet(nn.Module):
         self.hidden = self.width if hidden is None else check_int("hidden", hidden)
         if self.shortcut_depth == 1 and self.hidden != self.width:
             raise ValueError(
-                f"hidden: got {hidden} with shortcut_depth=1; a block of one matrix has no inside, "
+                f"hidden: got {hidden} with shortcut_depth=1; one matrix has no hidden width, "
                 "needs shortcut_depth >= 2"
             )
         self.shortcut = bool(shortcut)
-        named = {"pre": pre, "mid": mid, "post": post}
-        if not any(callable(given) for given in named.values()):  # a function has no JSON form
-            sizes = {"width": width, "blocks": blocks, "shortcut_depth": shortcut_depth}
-            rest = {"shortcut": self.shortcut, "hidden": hidden, "bias": bool(bias)}
-            record = {"builder": "ShortcutNet", "arguments": {**sizes, **named, **rest}}
-            self.architecture: dict[str, Any] = record
+        if not any(callable(given) for given in (pre, mid, post)):  # a function has no JSON form
+            arguments = {
+                "width": width, "blocks": blocks, "shortcut_depth": shortcut_depth,
+                "pre": pre, "mid": mid, "post": post,
+                "shortcut": self.shortcut, "hidden": hidden, "bias": bool(bias),
+            }  # fmt: skip
+            self.architecture: dict[str, Any] = {"builder": "ShortcutNet", "arguments": arguments}
         self.pre = activation("pre", pre)
         self.mid = activation("mid", mid)
         self.post = activation("post", post)
@@ -169,17 +170,7 @@ class ShortcutNet(nn.Module):
         return grids
 
     def forward(self, x: Tensor) -> Tensor:
-        """The net's output.
-
-        Args:
-            x: Inputs, (..., samples, width).
-
-        Returns:
-            (..., samples, width).
-
-        Raises:
-            ValueError: If the last axis of ``x`` is not ``width``.
-        """
+        """Map (..., samples, width) to the same shape; ValueError for another width."""
         if x.shape[-1] != self.width:
             raise ValueError(
                 f"x: got shape {tuple(x.shape)}, needs a last axis of the net's width {self.width}"
@@ -203,13 +194,10 @@ class ShortcutNet(nn.Module):
 
     def extra_repr(self) -> str:
         """The net's structure, for ``repr``."""
-        names = {
-            name: getattr(act, "__name__", repr(act))
-            for name in ("pre", "mid", "post")
-            if (act := getattr(self, name)) is not None
-        }
         parts = [str(self.width), f"blocks={self.blocks}", f"shortcut_depth={self.shortcut_depth}"]
-        parts += [f"{name}={value}" for name, value in names.items()]
+        for name in ("pre", "mid", "post"):
+            if (function := getattr(self, name)) is not None:
+                parts.append(f"{name}={getattr(function, '__name__', repr(function))}")
         parts += [] if self.shortcut else ["shortcut=False"]
         parts += [f"hidden={self.hidden}"] if self.hidden != self.width else []
         return ", ".join(parts + (["bias=True"] if self.bias is not None else []))
