@@ -7,7 +7,7 @@ from oracles import shortcut_net, square_loss
 from tolerances import EPS, relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.descent import spectra_along
+from resid_theory.descent import at_loss, hessian_trajectory
 from resid_theory.losses import square
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
@@ -226,44 +226,42 @@ def kept(generator, device):
     return net, data, rt.gradient_descent(net, "square", data, **given)
 
 
-def test_spectra_along_are_those_of_the_weights(kept):
+def test_spectra_are_those_of_the_weights(kept):
     net, data, path = kept
-    found = spectra_along(net, "square", data, path, row=(1,))
+    found = hessian_trajectory(net, "square", data, path, row=(1,))
     assert found.epochs.tolist() == [0, 3, 10, 30]
     for i, epoch in enumerate(path.kept.tolist()):
         with torch.no_grad():
             net.weights.copy_(path.kept_weights[i, 1])
         own = rt.hessian_spectrum(net, "square", data)
         assert found.spectra[i].distance(own) <= round_off(1000)
-        assert found.read("max_magnitude")[i] == found.spectra[i].max_magnitude
-        ratio = found.spectra[i].percentile_condition_number(10)
-        assert found.read("condition_number_10")[i] == ratio
-        assert found.read("index")[i] == found.spectra[i].index
+        assert found.each(lambda s: s.max_magnitude)[i] == found.spectra[i].max_magnitude
         assert found.loss[i] == path.loss[epoch, 1]
-        assert found.read("gradient_norm")[i] == path.gradient_norm[epoch, 1]
+        assert found.gradient_norm[i] == path.gradient_norm[epoch, 1]
 
 
-def test_readings_are_interpolated_at_the_first_crossing(kept):
-    net, data, path = kept
-    found = spectra_along(net, "square", data, path, row=(0,))
-    for what in ("max_magnitude", "magnitude_percentile_10", "index", "gradient_norm"):
-        exact = found.at_loss(what, found.loss)
-        np.testing.assert_allclose(exact, found.read(what), rtol=round_off(100))
-    middle = float(np.sqrt(found.loss[0] * found.loss[1]))
-    between = found.at_loss("max_magnitude", [middle])
-    np.testing.assert_allclose(between**2, np.prod(found.read("max_magnitude")[:2]))
-    outside = found.at_loss("index", [2 * found.loss[0], 0.5 * found.loss[-1]])
-    assert np.isnan(outside).all()
+@pytest.mark.parametrize("logarithmic", [True, False])
+def test_values_are_interpolated_at_the_first_crossing(logarithmic):
+    loss, values = [8.0, 4.0, 5.0, 2.0, 1.0], [1.0, 3.0, 7.0, 9.0, 2.0]
+    exact = at_loss(loss, values, loss, logarithmic=logarithmic)
+    assert exact[[0, 1, 3, 4]].tolist() == pytest.approx([1.0, 3.0, 9.0, 2.0], rel=round_off(10))
+    between = at_loss(loss, values, [4.0, 32**0.5, 3.0], logarithmic=logarithmic)
+    share = np.log(5 / 3) / np.log(5 / 2)  # 3 lies between the third and the fourth
+    expected = [3.0, 3**0.5, 7 ** (1 - share) * 9**share]
+    if not logarithmic:
+        expected = [3.0, 2.0, 7 * (1 - share) + 9 * share]
+    assert between.tolist() == pytest.approx(expected, rel=round_off(100))
+    assert at_loss(loss, values, [9.0, 0.5], logarithmic=logarithmic).isnan().all()
 
 
-def test_spectra_along_stop_where_a_row_diverged(generator, device):
+def test_spectra_stop_where_a_row_diverged(generator, device):
     net = rt.ShortcutNet(3, 2, 2)
     data = problem(3, 30, "cpu", generator)  # follows the weights
     start = drawn("near_zero", (), net, generator, device)
     path = rt.gradient_descent(
         net, "square", data, weights=start, learning_rate=1e4, epochs=9, keep=[0, 9]
     )
-    assert spectra_along(net, "square", data, path).epochs.tolist() == [0]
+    assert hessian_trajectory(net, "square", data, path).epochs.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -275,11 +273,11 @@ def test_spectra_along_stop_where_a_row_diverged(generator, device):
     ],
     ids=["kept", "row", "record"],
 )
-def test_spectra_along_name_what_is_wrong(change, row, message):
+def test_a_wrong_path_or_row_is_named(change, row, message):
     moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
     path = rt.gradient_descent(NET, "square", moments, **{**GOOD, "epochs": 2, **change})
     with pytest.raises(ValueError, match=message):
-        spectra_along(NET, "square", moments, path, row=row)
+        hessian_trajectory(NET, "square", moments, path, row=row)
 
 
 # -- errors ----------------------------------------------------------------------------------------

@@ -77,13 +77,13 @@ def compute_curvature(
         by_loss = _even_in_loss(first.loss.numpy() - optimum, checkpoints)
         first_ones = range(early) if name == "two_shortcut" else ()
         path = descend(keep={0, *spaced, *by_loss, *first_ones})
-        found = rt.descent.spectra_along(model, loss, data, path)
+        found = rt.descent.hessian_trajectory(model, loss, data, path)
         arrays |= {
-            f"{name}.epoch": found.epochs,
-            f"{name}.loss": found.loss,
-            f"{name}.max": found.read("max_magnitude"),
-            f"{name}.p10": found.read("magnitude_percentile_10"),
-            f"{name}.index": found.read("index"),
+            f"{name}.epoch": found.epochs.numpy(),
+            f"{name}.loss": found.loss.numpy(),
+            f"{name}.max": found.each(lambda s: s.max_magnitude).numpy(),
+            f"{name}.p10": found.each(lambda s: s.magnitude_percentile(10.0)).numpy(),
+            f"{name}.index": found.each(lambda s: s.index).numpy(),
             f"{name}.gradient": path.gradient_norm.numpy(),
         }
     return arrays
@@ -104,7 +104,8 @@ def _levels(a: Arrays, *names: str, low: float, high: float = np.inf) -> np.ndar
 
 
 def _cond10_at(a: Arrays, name: str, levels: np.ndarray) -> np.ndarray:
-    return rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.max"] / a[f"{name}.p10"], levels)
+    cond10 = a[f"{name}.max"] / a[f"{name}.p10"]
+    return rt.descent.at_loss(a[f"{name}.loss"], cond10, levels).numpy()
 
 
 def _condition_ratio(a: Arrays, other: str, low: float, high: float = np.inf) -> np.ndarray:
@@ -193,7 +194,7 @@ def _judge_index(a: Arrays, other: str) -> Verdict:
     low = float(a["optimum"]) + 0.01
     levels = _levels(a, "two_shortcut", other, low=low, high=0.9 * first)
     two, others = (
-        rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False)
+        rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False).numpy()
         for name in ("two_shortcut", other)
     )
     return Verdict(

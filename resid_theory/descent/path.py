@@ -1,4 +1,4 @@
-"""What a descent leaves behind: one row for every start and learning rate."""
+"""Result of a descent: one row for every start and learning rate."""
 
 from dataclasses import dataclass
 
@@ -17,13 +17,14 @@ class Descent:
         loss: At these epochs, (t, *rows), float64; inf from the epoch on at which a row diverged.
         gradient_norm: Euclidean norm over all weights, (t, *rows); nan likewise.
         weight_norms: Frobenius norm of every layer, (t, *rows, layers), input to output; likewise.
-        learning_rate: Of each row, (*rows).
+        learning_rate: Learning rate of each row, (*rows).
         diverged_at: Epoch at which a row's loss passed the limit or was not a number, (*rows),
             int64; -1 where it never did.
-        weights: At the end, (*rows, blocks, n, d, d); of a diverged row those it diverged with,
-            which need not be finite.
+        weights: Weights at the end, (*rows, blocks, n, d, d); those of a diverged row are from the
+            epoch at which it diverged, and need not be finite.
         kept: Epochs whose weights were kept, (c,), int64.
-        kept_weights: Those, (c, *rows, blocks, n, d, d); nan from a row's divergence on.
+        kept_weights: Weights at these epochs, (c, *rows, blocks, n, d, d); nan from a row's
+            divergence on.
     """
 
     epochs: Tensor
@@ -55,7 +56,7 @@ class Descent:
         """Recorded epoch at which the loss is first at most ``level``.
 
         Args:
-            level: In units of the loss.
+            level: A value of the loss.
 
         Returns:
             (*rows), int64; -1 where no recorded loss is.

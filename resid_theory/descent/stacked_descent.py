@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
-from resid_theory.descent.objectives import Problem, problem_of
+from resid_theory.descent.objective import Objective, objective_of
 from resid_theory.descent.path import Descent
 from resid_theory.losses import Loss
 from resid_theory.networks.shortcut import ShortcutNet
@@ -33,29 +33,28 @@ def gradient_descent(
     r"""Full-batch gradient descent from many starts and at many learning rates at once.
 
     Linear nets with the square loss need only the moments of the data: a step costs three products
-    of small matrices a layer, whatever the number of samples. Other nets run on all samples,
-    stacked. A row that diverges is frozen, marked, and taken out of the work; the other rows are
-    the same as without it.
+    of small matrices per layer, whatever the number of samples. Other nets run on all samples,
+    stacked. A row that diverges is frozen and marked; the other rows are the same as without it.
 
     Args:
-        net: The architecture, without bias and with equal widths; its own weights are not touched.
+        net: The architecture, without bias and with equal widths; its own weights are not changed.
         loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
             samples that works under ``torch.vmap``.
         data: x (m, d) and y (m, d): a pair, a ``Regression``, a loader; ``Moments`` suffice for
             linear nets with the square loss.
         weights: Starts, (..., blocks, n, d, d), as
             :func:`~resid_theory.networks.draw_weights` gives them.
-            Their leading axes broadcast with those of ``learning_rate``; that makes the rows. Their
-            dtype and device are those of the computation.
+            Their leading axes broadcast with those of ``learning_rate`` to the rows. Their dtype
+            and device are those of the computation.
         learning_rate: A number or an array; e.g. (rates, 1) against weights of (seeds, blocks, n,
             d, d) makes rates x seeds rows.
-        epochs: Steps to take.
-        record_every: Epochs between two records; the start and the end are recorded always.
+        epochs: Number of steps.
+        record_every: Epochs between two records; the start and the end are always recorded.
         keep: Epochs whose weights are kept.
         limit: Loss above which a row counts as diverged; by default 1000 times its first loss.
 
     Returns:
-        Loss, gradient norm and weight norms along the way, and the weights.
+        Loss, gradient norm and weight norms along the descent, and the weights.
 
     Raises:
         ValueError: If the net has a bias or unequal widths, shapes do not fit or broadcast, a rate
@@ -79,7 +78,7 @@ def gradient_descent(
     """
     starts, rates = _rows(net, weights, learning_rate)
     shape = starts.shape[:-4]
-    problem = problem_of(net, loss, data, starts)
+    objective = objective_of(net, loss, data, starts)
     count = check_int("epochs", epochs, 0)
     run = _DescentRun(
         _stacked(starts),
@@ -87,8 +86,10 @@ def gradient_descent(
         None if limit is None else check_positive("limit", limit),
     )
     records = {*range(0, count + 1, check_int("record_every", record_every)), count}
-    kept = sorted({_kept_epoch(epoch, count) for epoch in keep})
-    run.descend(problem, count, records, set(kept))
+    kept = sorted({check_int("keep", epoch, 0) for epoch in keep})
+    if kept and kept[-1] > count:
+        raise ValueError(f"keep: got epoch {kept[-1]}, needs epochs up to {count}")
+    run.descend(objective, count, records, set(kept))
     return run.result(shape, (net.blocks, net.shortcut_depth), sorted(records), kept)
 
 
@@ -121,12 +122,6 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
     return starts.expand(*shape, *needed), rates.expand(shape)
 
 
-def _kept_epoch(epoch: Any, last: int) -> int:
-    if check_int("keep", epoch, 0) > last:
-        raise ValueError(f"keep: got epoch {epoch}, needs epochs up to {last}")
-    return int(epoch)
-
-
 def _stacked(starts: Tensor) -> Tensor:
     """(..., blocks, n, d, d) as (layers, rows, d, d), a copy."""
     rows = starts.reshape(-1, math.prod(starts.shape[-4:-2]), *starts.shape[-2:])
@@ -139,7 +134,7 @@ def _unstacked(weights: Tensor, shape: Sequence[int], blocks: tuple[int, int]) -
 
 
 class _DescentRun:
-    """The rows still descending, and what is on record of all rows."""
+    """The rows that have not diverged, and the records of all rows."""
 
     def __init__(self, weights: Tensor, rates: Tensor, limit: float | None) -> None:
         self.weights, self.rates, self.limit = weights, rates, limit
@@ -153,11 +148,14 @@ class _DescentRun:
         self.weight_norms: list[Tensor] = []
         self.kept: list[Tensor] = []
 
-    def descend(self, problem: Problem, epochs: int, records: set[int], keep: set[int]) -> None:
+    def descend(self, objective: Objective, epochs: int, records: set[int], keep: set[int]) -> None:
         for epoch in range(epochs + 1):
-            loss, gradient = problem(self.weights)
+            loss, gradient = objective(self.weights)
             if epoch == 0:
-                self._set_limits(loss)
+                limit = self.limit
+                self.limits = (
+                    _DIVERGED * loss.abs() if limit is None else torch.full_like(loss, limit)
+                )
             loss, gradient = self._without_diverged(loss, gradient, epoch)
             if epoch in records:
                 self._record(loss, gradient)
@@ -166,12 +164,6 @@ class _DescentRun:
             if epoch < epochs:
                 self.weights.addcmul_(gradient, self.rates.view(-1, 1, 1), value=-1.0)
         self.all_weights[:, self.active] = self.weights
-
-    def _set_limits(self, loss: Tensor) -> None:
-        if self.limit is not None:
-            self.limits = torch.full_like(loss, self.limit)
-        else:
-            self.limits = _DIVERGED * loss.abs()
 
     def _without_diverged(
         self, loss: Tensor, gradient: Tensor, epoch: int
@@ -196,7 +188,7 @@ class _DescentRun:
         self.weight_norms.append(self._of_all_rows(layers, math.nan))
 
     def _of_all_rows(self, values: Tensor, filler: float, rows_at: int = 0) -> Tensor:
-        """Values of the rows still going, among all rows."""
+        """Values of the active rows, filled up to all rows."""
         shape = list(values.shape)
         shape[rows_at] = len(self.diverged_at)
         full = values.new_full(shape, filler)

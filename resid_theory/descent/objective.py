@@ -1,4 +1,4 @@
-"""What descends: the loss and gradient of stacked nets, from moments or from samples."""
+"""Loss and gradient of a batch of networks, from moments or from samples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,40 +12,21 @@ from resid_theory.losses import Loss, check_mean, check_target, loss_function
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
-__all__ = ["Problem", "SampledNets", "problem_of"]
+__all__ = ["Objective", "SampledNets", "objective_of"]
 
-Problem = Callable[[Tensor], tuple[Tensor, Tensor]]
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Weights (layers, rows, d, d) to losses (rows,) and gradients, shaped like the weights."""
 
 _CHUNK = 1 << 26  # bytes of activations at a time on a CPU: more leave its caches, and gain nothing
 
 
-def problem_of(net: ShortcutNet, loss: str | Loss, data: Any, like: Tensor) -> Problem:
-    """The cheapest way to evaluate stacked copies of a net: moments where they say everything.
-
-    Args:
-        net: The architecture.
-        loss: As in ``losses.loss_function``.
-        data: Moments where they suffice, otherwise samples.
-        like: A tensor of the dtype and on the device to compute with.
-
-    Returns:
-        The evaluation of stacked weights.
-
-    Raises:
-        ValueError: If moments do not suffice, or widths do not fit.
-    """
+def objective_of(net: ShortcutNet, loss: str | Loss, data: Any, like: Tensor) -> Objective:
+    """The objective of stacked copies of a net, in dtype and on device of ``like``."""
     dtype, device = like.dtype, like.device
     if net.is_linear and loss == "square" and dtype == torch.float64:
         moments = Moments.of(data)
         _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
-        there = Moments(
-            sxx=moments.sxx.to(device),
-            syx=moments.syx.to(device),
-            syy=moments.syy.to(device),
-            count=moments.count,
-        )
-        return StackedChains(there, net.shortcut_depth, shortcut=net.shortcut)
+        return StackedChains(moments.to(device), net.shortcut_depth, shortcut=net.shortcut)
     if isinstance(data, Moments):
         raise ValueError(
             f"data: got Moments, which suffice for linear nets with the square loss in float64; "
@@ -65,17 +46,10 @@ def _check_widths(net: ShortcutNet, inputs: int, targets: int) -> None:
 
 
 class SampledNets:
-    """Loss of stacked n-shortcut nets on all samples, differentiated by autograd.
+    """Loss and gradient of stacked n-shortcut nets on all samples, by autograd.
 
-    Rows share no arithmetic, so they are evaluated in chunks whose activations fit in memory.
-
-    Args:
-        net: The architecture; its own weights are neither read nor written.
-        loss: As in ``losses.loss_function``; a callable must work under ``torch.vmap``.
-        data: The samples, in the dtype to compute in.
-
-    Raises:
-        ValueError: If the targets do not fit the loss, or it is not a mean over samples.
+    The nets are evaluated in chunks whose activations fit in memory. A loss that is a callable must
+    work under ``torch.vmap``.
     """
 
     def __init__(self, net: ShortcutNet, loss: str | Loss, data: Regression) -> None:
@@ -86,25 +60,15 @@ class SampledNets:
         self._loss = torch.vmap(lambda output: function(output, data.y))
 
     def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate all rows.
-
-        Args:
-            weights: (layers, rows, d, d), input to output.
-
-        Returns:
-            The losses, (rows,), and their gradients, shaped like ``weights``.
-        """
-        chunks = weights.split(self._rows(weights), dim=1)
-        losses, gradients = zip(*map(self._evaluate, chunks), strict=True)
-        return torch.cat(losses), torch.cat(gradients, dim=1)
-
-    def _rows(self, weights: Tensor) -> int:
-        """Rows whose activations, kept for the backward pass, fit in the chunk."""
+        """Losses (rows,) and gradients of all rows, for weights (layers, rows, d, d)."""
+        # Bytes of a row's activations, which are kept for the backward pass.
         row = 3 * len(weights) * self._data.x.numel() * self._data.x.element_size()
         limit = _CHUNK
         if weights.device.type == "cuda":
             limit = torch.cuda.mem_get_info(weights.device)[0] // 2
-        return max(1, limit // row)
+        chunks = weights.split(max(1, limit // row), dim=1)
+        losses, gradients = zip(*map(self._evaluate, chunks), strict=True)
+        return torch.cat(losses), torch.cat(gradients, dim=1)
 
     def _evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
