@@ -156,7 +156,7 @@ def test_lehmanns_bounds(count, generator):
     assert float((found - values).max()) <= largest * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("init", ["zero", "near_zero"])
 @pytest.mark.parametrize("shortcut_depth", [1, 2])
 def test_hessians_of_nets_at_zero(depth, init, shortcut_depth, generator):
@@ -169,7 +169,7 @@ def test_hessians_of_nets_at_zero(depth, init, shortcut_depth, generator):
 
 
 def test_larger_with_a_bulk(generator, device):
-    levels = 0.1 * torch.randn(1500, generator=generator)
+    levels = 0.1 * torch.randn(800, generator=generator)
     levels[:6] = torch.tensor([30.0, 20.0, 20.0, 12.0, 10.0, 8.0])
     matrix = rotated(levels, generator)
     found = rt.eigenpairs(matrix.to(device), 5, generator=generator)
@@ -191,21 +191,14 @@ def test_thick_restart(which, generator):
     assert_right(matrix, found, which, 2, 1e-7)
 
 
-def test_a_multiplicity_that_k_splits_is_at_least(generator):
-    levels = torch.cat([torch.full((100,), 4.0), torch.linspace(-1, 1, 100)])
-    found = rt.eigenpairs(rotated(levels, generator), 5, generator=generator)
-    assert bool(((found.values - 4.0).abs() <= found.bounds).all())
-    assert found.converged.all()
-    assert found.multiplicities.tolist() == [5] * 5
-    assert found.at_least.all()
+@pytest.mark.parametrize("which", ["largest", "both"])
+def test_a_multiplicity_that_k_splits_is_at_least(which, generator):
+    levels = torch.tensor([4.0] * 60 + [-4.0] * 60)
+    found = rt.eigenpairs(rotated(levels, generator), 5, which=which, generator=generator)
+    torch.testing.assert_close(found.values.abs(), torch.full((len(found),), 4.0))
+    assert found.converged.all() and found.at_least.all()
+    assert set(found.multiplicities.tolist()) == {5}
     assert "≥ 5" in str(found)
-
-
-def test_both_ends_of_two_levels_split_both(generator):
-    levels = torch.tensor([1.0] * 30 + [-1.0] * 30)
-    found = rt.eigenpairs(rotated(levels, generator), 3, which="both", generator=generator)
-    torch.testing.assert_close(found.values, torch.tensor([1.0] * 3 + [-1.0] * 3))
-    assert found.multiplicities.tolist() == [3] * 6 and found.at_least.all()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +236,7 @@ def test_no_ghost_in_300_steps(generator):
     assert float((columns.T @ columns - torch.eye(301)).abs().max()) < 1e-13
 
 
-@pytest.mark.parametrize("factor", [2.0**27, 2.0**-27, 2.0**-100], ids=["1e8", "1e-8", "1e-30"])
+@pytest.mark.parametrize("factor", [2.0**27, 2.0**-100], ids=["1e8", "1e-30"])
 def test_scaling_scales_every_bit(factor, generator):
     matrix = rotated(both_signs(60, generator), generator)
     plain = rt.eigenpairs(matrix, 4, which="both")
@@ -274,14 +267,17 @@ def test_products_that_run_out_say_so(generator):
     assert bool((nearest <= found.residuals).all())
 
 
-@pytest.mark.parametrize("budget", range(1, 20))
-def test_every_budget_is_honest(budget, generator):
-    levels = torch.tensor([5.0] * 4 + [2.0, 1.0, 0.5] * 8)
-    matrix = rotated(levels, generator)
-    found = rt.eigenpairs(matrix, 3, max_products=budget, generator=generator)
-    assert found.products <= budget and len(found) <= 3
+def assert_residuals_hold(matrix, found):
     actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
     assert bool((actual <= found.residuals + 1e-13).all())
+
+
+@pytest.mark.parametrize("budget", range(1, 20))
+def test_every_budget_is_honest(budget, generator):
+    matrix = rotated(torch.tensor([5.0] * 4 + [2.0, 1.0, 0.5] * 8), generator)
+    found = rt.eigenpairs(matrix, 3, max_products=budget, generator=generator)
+    assert found.products <= budget and len(found) <= 3
+    assert_residuals_hold(matrix, found)
     if found.missed_probability <= 1e-3 and len(found) == 3:
         torch.testing.assert_close(found.values, torch.full((3,), 5.0))
 
@@ -290,8 +286,7 @@ def test_every_budget_is_honest(budget, generator):
 def test_a_budget_may_end_at_a_restart(budget):
     matrix = torch.diag(torch.linspace(-1, 1, 200))
     found = rt.eigenpairs(matrix, 2, max_products=budget, capacity=24, tolerance=1e-12)
-    actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
-    assert bool((actual <= found.residuals + 1e-13).all())
+    assert_residuals_hold(matrix, found)
 
 
 def test_without_verification_nothing_is_promised(generator):
@@ -365,7 +360,7 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("steps", [3, 5, 7])
+@pytest.mark.parametrize("steps", [3, 6])
 @pytest.mark.parametrize("case", HIDDEN)
 def test_certificate_is_right_as_often_as_it_says(case, steps):
     width, outliers = HIDDEN[case]
@@ -455,18 +450,16 @@ def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_
     assert same(whole, rt.eigenpairs(operator, 3, folder=tmp_path, **given))
 
 
-def test_a_folder_of_another_operator_is_refused(generator, tmp_path):
+@pytest.mark.parametrize(
+    ("factor", "seed", "message"),
+    [(1.1, 0, "another operator"), (1.0, 1, "belongs to another run")],
+    ids=["operator", "seed"],
+)
+def test_a_folder_of_another_run_is_refused(factor, seed, message, generator, tmp_path):
     matrix = rotated(simple(20, generator), generator)
     rt.eigenpairs(matrix, 2, folder=tmp_path)
-    with pytest.raises(ValueError, match="another operator"):
-        rt.eigenpairs(1.1 * matrix, 2, folder=tmp_path)
-
-
-def test_a_folder_of_another_seed_is_refused(generator, tmp_path):
-    matrix = rotated(simple(20, generator), generator)
-    rt.eigenpairs(matrix, 2, folder=tmp_path)
-    with pytest.raises(ValueError, match="belongs to another run"):
-        rt.eigenpairs(matrix, 2, folder=tmp_path, generator=1)
+    with pytest.raises(ValueError, match=message):
+        rt.eigenpairs(factor * matrix, 2, folder=tmp_path, generator=seed)
 
 
 def test_a_damaged_product_is_noticed(generator, tmp_path):

@@ -9,29 +9,13 @@ from torch import Tensor
 
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
-from resid_theory.eigen.ritz_bounds import Wanted, error_bounds
+from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 
-__all__ = ["ACCEPTED_MISS", "Edges", "Goal", "SearchState"]
+__all__ = ["ACCEPTED_MISS", "Edges", "SearchState"]
 
 ACCEPTED_MISS = 1e-3  # probability of a missed eigenvalue at which a search ends
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
-# Of spectra whose middle is half known, bounds of one in 200 were 20 % too small by 0.25, of one in
-# 1,200 by 0.03.
-_RESOLVED = {True: 0.03, False: 0.25}
 _MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """The wanted eigenpairs, their tolerance, and whether to verify that none is missed."""
-
-    wanted: Wanted
-    tolerance: float
-    verify: bool
-
-    def bounds(self, ritz: Ritz) -> Tensor:
-        """Error bounds of all Ritz values; without ``verify`` they assume that none is missed."""
-        return error_bounds(ritz, self.wanted, resolved=_RESOLVED[self.verify])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +59,14 @@ class SearchState:
     def after(cls, krylov: Krylov, goal: Goal, edges: Edges, *, first: bool) -> "SearchState":
         """The state after a step; in the first run the edges follow the pairs that converged."""
         ritz = krylov.ritz()
-        columns = goal.wanted.columns(ritz.values)
+        columns = goal.columns(ritz.values)
         relative = ritz.values[columns].abs().clamp_min(_SMALL * krylov.scale)
         floor = 3 * ritz.noise + 2 * krylov.asymmetry
         state = cls(
             goal=goal,
             ritz=ritz,
             columns=columns,
-            bounds=goal.bounds(ritz)[columns],
+            bounds=error_bounds(ritz, goal)[columns],
             targets=(goal.tolerance * relative).clamp_min(floor),
             edges=edges,
             certificate=None,
@@ -102,7 +86,7 @@ class SearchState:
     @property
     def is_settled(self) -> bool:
         """Whether as many as are wanted meet the tolerance."""
-        enough = len(self.columns) >= self.goal.wanted.total
+        enough = len(self.columns) >= self.goal.total
         return enough and bool((self.bounds <= self.targets).all())
 
     @property
@@ -161,14 +145,14 @@ class SearchState:
 
     def new_edges(self) -> Edges:
         """Numbers beyond which the next run looks for more."""
-        wanted, edges, least = self.goal.wanted, {}, math.inf
-        if len(self.columns) < wanted.total:
+        goal, edges, least = self.goal, {}, math.inf
+        if len(self.columns) < goal.total:
             return Edges()
         values, slack = self.ritz.values[self.columns], torch.maximum(self.bounds, self.targets)
-        for sign in wanted.signs:
-            position = wanted.edge(values, sign)
+        for sign in goal.signs:
+            position = goal.edge(values, sign)
             last = values[position].item()
-            outermost = abs(last) if wanted.which == "magnitude" else sign * last
+            outermost = abs(last) if goal.which == "magnitude" else sign * last
             edges[sign] = sign * (outermost + slack[position].item())
             least = min(least, slack[position].item())
         return Edges(by_sign=edges, slack=least)

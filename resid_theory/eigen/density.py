@@ -1,7 +1,6 @@
 """Distribution of eigenvalues from random probes, with error bars over the probes."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -101,12 +100,6 @@ class Density:
         weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
         places, order = torch.cat([self.nodes.reshape(-1), self.known]).sort(stable=True)
         return places, weights[order]
-
-    @cached_property
-    def _magnitude_atoms(self) -> tuple[Tensor, Tensor]:
-        """The same for |λ|."""
-        places, order = self._atoms[0].abs().sort(stable=True)
-        return places, self._atoms[1][order]
 
     def _by_probe(self, places: Tensor) -> Tensor:
         """Share of a probe's own measure up to and including each place, (probes, n)."""
@@ -222,55 +215,36 @@ class Density:
         median = sorted(spacings)[len(spacings) // 2] if spacings else 0.0
         return max(self.round_off, median)
 
-    def quantile(self, share: float) -> Estimate:
-        """The eigenvalue below which a share of all lies.
+    def quantile(self, share: float, *, magnitude: bool = False) -> Estimate:
+        """The smallest λ, or |λ| with ``magnitude``, up to which at least a share of all lies.
 
         The interval inverts that of the cumulative share (Woodruff 1952, "Confidence intervals for
         medians and other position measures"), with the quadrature's bounds where it is not exact.
 
         Args:
             share: In [0, 1].
+            magnitude: Whether to order the eigenvalues by their magnitude.
 
         Returns:
-            The smallest place whose cumulative share reaches it.
+            The quantile, in units of the eigenvalues.
 
         Raises:
             ValueError: If the share is outside [0, 1].
         """
-        return self._inverted(share, self._atoms, self._brackets)
-
-    def magnitude_quantile(self, share: float) -> Estimate:
-        """The |λ| below which a share of all lies, with the interval of :meth:`quantile`.
-
-        Args:
-            share: In [0, 1].
-
-        Returns:
-            The smallest |λ| whose cumulative share reaches it.
-
-        Raises:
-            ValueError: If the share is outside [0, 1].
-        """
-
-        def brackets(place: float) -> tuple[Tensor, Tensor]:
-            above, below = self._brackets(place), self._brackets(math.nextafter(-place, -math.inf))
-            return above[0] - below[1], above[1] - below[0]
-
-        return self._inverted(share, self._magnitude_atoms, brackets)
-
-    def _inverted(
-        self,
-        share: float,
-        atoms: tuple[Tensor, Tensor],
-        brackets: Callable[[float], tuple[Tensor, Tensor]],
-    ) -> Estimate:
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}, needs a number in [0, 1]")
+        atoms = self._atoms
+        if magnitude:
+            places, order = atoms[0].abs().sort(stable=True)
+            atoms = places, atoms[1][order]
         value = _place(atoms, share)
         if self.probes < 2:
             low, high = atoms[0][0].item(), atoms[0][-1].item()
             return Estimate(value=value, standard_error=math.inf, low=low, high=high)
-        least, most = brackets(value)
+        least, most = self._brackets(value)
+        if magnitude:
+            below = self._brackets(math.nextafter(-value, -math.inf))
+            least, most = least - below[1], most - below[0]
         deviation = self._share * ((least + most) / 2).std().item() / math.sqrt(self.probes)
         half = student(self.probes - 1) * deviation + self._share * (most - least).mean().item()
         low, high = _place(atoms, share - half), _place(atoms, share + half)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_choice, check_int, check_positive
-from resid_theory.eigen.convergence import ACCEPTED_MISS, Edges, Goal, SearchState
+from resid_theory.eigen.convergence import ACCEPTED_MISS, Edges, SearchState
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
-from resid_theory.eigen.ritz_bounds import ENDS, Wanted
+from resid_theory.eigen.ritz_bounds import ENDS, Goal, error_bounds
 
 __all__ = ["BLOCK", "eigenpairs", "search"]
 
@@ -95,31 +95,26 @@ def eigenpairs(
     with RecordedOperator(
         A, folder=folder, limit=max_products, progress=progress, precision=precision
     ) as operator:
-        wanted = Wanted(check_choice("which", which, ENDS), check_int("k", k))
+        goal = Goal(
+            which=check_choice("which", which, ENDS),
+            k=check_int("k", k),
+            tolerance=check_positive("tolerance", tolerance),
+            verify=verify,
+        )
         if block is None:
             block = BLOCK if verify else 1
             block = block if max_products is None else min(block, max_products)
-        pairs, _ = search(
-            operator,
-            wanted,
-            block=check_int("block", block),
-            tolerance=check_positive("tolerance", tolerance),
-            generator=generator,
-            capacity=capacity,
-            verify=verify,
-        )
-    return pairs
+        block = check_int("block", block)
+        return search(operator, goal, block=block, generator=generator, capacity=capacity)[0]
 
 
 def search(
     operator: RecordedOperator,
-    wanted: Wanted,
+    goal: Goal,
     *,
     block: int,
-    tolerance: float,
     generator: torch.Generator,
     capacity: int | None = None,
-    verify: bool = True,
 ) -> tuple[Eigenpairs, Locked]:
     """Run block Lanczos until a run finds nothing new; arguments as in :func:`eigenpairs`.
 
@@ -130,9 +125,8 @@ def search(
     Raises:
         ValueError: If the operator is not symmetric, or the budget is smaller than the block.
     """
-    goal = Goal(wanted=wanted, tolerance=tolerance, verify=verify)
     locked, width, size = Locked.none(operator), min(block, operator.size), operator.size
-    room = _capacity(operator, wanted, block, capacity)
+    room = _capacity(operator, goal, block, capacity)
     state: SearchState | None = None
     allowance: int | None = None  # steps of a run after the first
     while True:
@@ -146,7 +140,7 @@ def search(
             raise ValueError(f"max_products: got {operator.limit}, needs at least the block")
         else:  # not one product: nothing is known beside the locked vectors
             ritz = krylov.ritz()
-            columns = wanted.columns(ritz.values)
+            columns = goal.columns(ritz.values)
             state = replace(state, ritz=ritz, columns=columns, found=0, certificate=None)
         limit = _ASYMMETRY[operator.precision] * krylov.scale
         if krylov.asymmetry > limit:
@@ -156,18 +150,18 @@ def search(
                 "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator"
             )
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
-        enough = state.is_settled and (not verify or state.missed <= ACCEPTED_MISS)
+        enough = state.is_settled and (not goal.verify or state.missed <= ACCEPTED_MISS)
         given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
         state = replace(state, edges=state.new_edges())
         locked = krylov.lock(state.ritz, state.to_lock)
-        missing = wanted.total - len(state.columns)
+        missing = goal.total - len(state.columns)
         width = missing if missing > 0 else 1 if first else min(2 * state.found, _WIDEST)
         width = max(1, min(width, size - len(state.columns), max(_WIDEST, block)))
         if first:
             allowance = krylov.steps + _MARGIN
-    if not verify:
+    if not goal.verify:
         state = replace(state, certificate=None)
     return _result(krylov, state, complete), krylov.lock(state.ritz, state.to_lock)
 
@@ -187,7 +181,7 @@ def _run(
         except OutOfProducts:
             return state, False
         if krylov.is_full:
-            krylov.restart(_kept(krylov, goal.wanted))
+            krylov.restart(_kept(krylov, goal))
         krylov.extend(product)
         state = SearchState.after(krylov, goal, edges, first=first)
         edges = state.edges
@@ -197,21 +191,18 @@ def _run(
             if allowance is None:
                 more = _MARGIN / krylov.width if goal.verify else _PATIENCE * krylov.steps
                 allowance = krylov.steps + math.ceil(more)
-            if krylov.restarts or krylov.steps >= allowance or _is_sure(krylov, state):
+            if not goal.verify or krylov.width == 1 and state.found:
+                sure = state.missed_apart <= _APART
+            else:  # of a value with as many copies as the start has vectors, a new start shows more
+                crowded = state.found > 0 and state.is_crowded
+                sure = state.missed <= ACCEPTED_MISS or crowded
+            if krylov.restarts or krylov.steps >= allowance or sure:
                 return state, True
 
 
-def _is_sure(krylov: Krylov, state: SearchState) -> bool:
-    """Whether a run whose pairs meet the tolerance has nothing left to find."""
-    if not state.goal.verify or krylov.width == 1 and state.found:
-        return state.missed_apart <= _APART
-    # Of a value with as many copies as the start has vectors, a new start shows more.
-    return state.missed <= ACCEPTED_MISS or (state.found > 0 and state.is_crowded)
-
-
-def _capacity(operator: RecordedOperator, wanted: Wanted, block: int, given: int | None) -> int:
+def _capacity(operator: RecordedOperator, goal: Goal, block: int, given: int | None) -> int:
     """Largest number of vectors in memory."""
-    least = wanted.total + 3 * max(block, _WIDEST) + 8
+    least = goal.total + 3 * max(block, _WIDEST) + 8
     if given is not None:
         if check_int("capacity", given) < min(least, operator.size):
             raise ValueError(f"capacity: got {given}, needs at least {least} for these k and block")
@@ -220,13 +211,13 @@ def _capacity(operator: RecordedOperator, wanted: Wanted, block: int, given: int
     return max(least, min(affordable, max(_MOST, 3 * least)))
 
 
-def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
+def _kept(krylov: Krylov, goal: Goal) -> Tensor:
     """Ritz vectors for a restart: the wanted ones and half of the others, from the wanted ends."""
     count = krylov.multiplied
-    keep = min((count + wanted.total) // 2, count - 2 * krylov.waiting - 1)
-    if wanted.which == "largest":
+    keep = min((count + goal.total) // 2, count - 2 * krylov.waiting - 1)
+    if goal.which == "largest":
         return torch.arange(count - keep, count)
-    if wanted.which == "smallest":
+    if goal.which == "smallest":
         return torch.arange(keep)
     low = keep // 2
     return torch.cat([torch.arange(low), torch.arange(count - (keep - low), count)])
@@ -235,8 +226,8 @@ def _kept(krylov: Krylov, wanted: Wanted) -> Tensor:
 def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
     """The pairs, with residuals and bounds that are computed instead of estimated."""
     goal, columns = state.goal, state.columns
-    ritz = krylov.measure(state.ritz, goal.wanted.useful(state.ritz.values))
-    values, bounds = ritz.values[columns], goal.bounds(ritz)[columns]
+    ritz = krylov.measure(state.ritz, goal.useful(state.ritz.values))
+    values, bounds = ritz.values[columns], error_bounds(ritz, goal)[columns]
     order = values.argsort(stable=True)
     numbers = torch.empty(len(order), dtype=torch.int64)
     numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
@@ -246,7 +237,7 @@ def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
         chances = state.missed_copies(values, bounds + ritz.noise)
         open_ended[numbers[chances > ACCEPTED_MISS]] = True
     return Eigenpairs(
-        which=goal.wanted.which,
+        which=goal.which,
         values=values,
         vectors=krylov.lock(ritz, columns).vectors,
         residuals=ritz.residuals[columns],

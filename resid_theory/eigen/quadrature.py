@@ -15,7 +15,7 @@ from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
 from resid_theory.runtime.resources import available_bytes, readable_bytes
 
-__all__ = ["Quadrature", "as_density", "lanczos_quadrature", "spectral_density"]
+__all__ = ["Quadrature", "lanczos_quadrature", "spectral_density"]
 
 _MEMORY = 1 << 30  # bytes of Lanczos vectors for probes that run side by side
 
@@ -25,31 +25,28 @@ class Quadrature:
     """Results of independent Lanczos runs in the complement of known eigenvectors U.
 
     Attributes:
-        nodes, weights, diagonals, links, complete: Those of :class:`Density`.
+        density: The quadratures of all runs, with the known eigenvalues.
         first: zᵀ A z for each unit probe z, (probes,).
         squares: |A z|² for each unit probe, (probes,), including the part along U.
         scale: Largest |A v| that occurred, for vectors of length one.
     """
 
-    nodes: Tensor
-    weights: Tensor
-    diagonals: Tensor
-    links: Tensor
-    complete: Tensor
+    density: Density
     first: Tensor
     squares: Tensor
     scale: float
 
-    def certificates(self, dimension: int, noise: float) -> list[Certificate]:
+    def certificates(self, noise: float) -> list[Certificate]:
         """One independent certificate per probe, of the operator on the complement."""
-        found = []
-        for number, weights in enumerate(self.weights):
+        runs, found = self.density, []
+        dimension = runs.size - len(runs.known)
+        for number, weights in enumerate(runs.weights):
             steps = int((weights > 0).sum())
             ladder = torch.zeros(steps + 1, steps, dtype=torch.float64)
-            ladder.diagonal().copy_(self.diagonals[number, :steps])
-            ladder.diagonal(-1).copy_(self.links[number, :steps])
-            ladder.diagonal(1).copy_(self.links[number, : steps - 1])
-            ladder = ladder[:steps] if bool(self.complete[number]) else ladder
+            ladder.diagonal().copy_(runs.diagonals[number, :steps])
+            ladder.diagonal(-1).copy_(runs.links[number, :steps])
+            ladder.diagonal(1).copy_(runs.links[number, : steps - 1])
+            ladder = ladder[:steps] if bool(runs.complete[number]) else ladder
             found.append(Certificate(dimension=dimension, draws=1, ladder=ladder, noise=noise))
         return found
 
@@ -114,44 +111,31 @@ def spectral_density(
             vectors = deflate.vectors.to(operator.device, operator.dtype)
             values, residuals = deflate.values, deflate.residuals
         found = lanczos_quadrature(
-            operator, vectors, probes=probes, steps=steps, generator=generator
+            operator,
+            vectors,
+            values,
+            residuals,
+            probes=probes,
+            steps=steps,
+            generator=generator,
         )
-        return as_density(operator, found, values, residuals)
-
-
-def as_density(
-    operator: RecordedOperator, found: Quadrature, known: Tensor, residuals: Tensor
-) -> Density:
-    """The density of a quadrature and of known eigenvalues with the norms of their residuals."""
-    # Where only zeros are left beside the known ones, the probes see nothing but their rounding.
-    scale = max([found.scale, *known.abs().tolist()])
-    return Density(
-        size=operator.size,
-        nodes=found.nodes,
-        weights=found.weights,
-        diagonals=found.diagonals,
-        links=found.links,
-        complete=found.complete,
-        known=known,
-        # The nuclear norm is at most the sum of the columns' norms.
-        known_error=2 * residuals.sum().item() / operator.size,
-        round_off=operator.size**0.5 * rank_threshold(operator) * scale,
-        products=operator.count,
-    )
+    return found.density
 
 
 def lanczos_quadrature(
     operator: RecordedOperator,
     vectors: Tensor,
+    known: Tensor,
+    residuals: Tensor,
     *,
     probes: int,
     steps: int,
     generator: torch.Generator,
 ) -> Quadrature:
-    """Run Lanczos from independent random vectors in the complement of U, (P, l), l < P.
+    """Run Lanczos from random vectors in the complement of known eigenvectors, (P, l), l < P.
 
     Returns:
-        Nodes and weights, fewer than ``steps`` where a Krylov space becomes invariant.
+        The quadratures, with fewer nodes than ``steps`` where a Krylov space becomes invariant.
 
     Raises:
         MemoryError: If the vectors of a single run do not fit.
@@ -182,7 +166,28 @@ def lanczos_quadrature(
             # As many steps as there are dimensions: nothing is left outside.
             run.complete |= len(run.diagonal) + vectors.shape[1] == operator.size
         runs += fresh
-    return _collect(runs)
+    nodes, weights, diagonals, links = _gauss_rules(runs)
+    # Where only zeros are left beside the known ones, the probes see nothing but their rounding.
+    largest = max([*(run.scale for run in runs), *known.abs().tolist()])
+    density = Density(
+        size=operator.size,
+        nodes=nodes,
+        weights=weights,
+        diagonals=diagonals,
+        links=links,
+        complete=torch.tensor([run.complete for run in runs]),
+        known=known,
+        # The nuclear norm is at most the sum of the columns' norms.
+        known_error=2 * residuals.sum().item() / operator.size,
+        round_off=operator.size**0.5 * rank_threshold(operator) * largest,
+        products=operator.count,
+    )
+    return Quadrature(
+        density=density,
+        first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
+        squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
+        scale=max(run.scale for run in runs),
+    )
 
 
 class _ProbeRun:
@@ -214,8 +219,8 @@ class _ProbeRun:
             self.basis[:, count : count + 1] = product / link
 
 
-def _collect(runs: list[_ProbeRun]) -> Quadrature:
-    """The Gauss quadratures of all runs, padded to one length."""
+def _gauss_rules(runs: list[_ProbeRun]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nodes, weights, diagonals and links of all runs, padded to one length."""
     most = max(len(run.diagonal) for run in runs)
     nodes = torch.zeros(len(runs), most, dtype=torch.float64)
     weights, diagonals, links = (torch.zeros_like(nodes) for _ in range(3))
@@ -230,13 +235,4 @@ def _collect(runs: list[_ProbeRun]) -> Quadrature:
         nodes[number, :count] = places
         shares = vectors[0].square()
         weights[number, :count] = shares / shares.sum()
-    return Quadrature(
-        nodes=nodes,
-        weights=weights,
-        diagonals=diagonals,
-        links=links,
-        complete=torch.tensor([run.complete for run in runs]),
-        first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
-        squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
-        scale=max(run.scale for run in runs),
-    )
+    return nodes, weights, diagonals, links

@@ -120,14 +120,7 @@ class SpectralStatistics(ABC):
         return float("inf") if singular else self.max_magnitude / denominator
 
     def count_negative(self, threshold: float = 1e-10) -> int:
-        """Number of eigenvalues below ``-threshold`` times the largest |λ|.
-
-        Args:
-            threshold: Relative; 1e-10 excludes the round-off of a dense solver.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues below ``-threshold`` times the largest |λ|, excluding round-off."""
         return self.count_below(-threshold * self.max_magnitude)
 
     @property

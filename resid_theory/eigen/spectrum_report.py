@@ -18,8 +18,8 @@ from resid_theory.eigen.krylov import coefficient_noise
 from resid_theory.eigen.lanczos import BLOCK, search
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots
-from resid_theory.eigen.quadrature import as_density, lanczos_quadrature
-from resid_theory.eigen.ritz_bounds import Wanted
+from resid_theory.eigen.quadrature import lanczos_quadrature
+from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -247,30 +247,34 @@ def spectral_estimates(
     with RecordedOperator(
         A, folder=folder, progress=progress, label="spectrum", precision=precision
     ) as operator:
-        pairs, locked = search(
-            operator,
-            Wanted("both", check_int("k", k)),
-            block=BLOCK,
-            tolerance=check_positive("tolerance", tolerance),
-            generator=generator,
-        )
+        k, tolerance = check_int("k", k), check_positive("tolerance", tolerance)
+        goal = Goal(which="both", k=k, tolerance=tolerance)
+        pairs, locked = search(operator, goal, block=BLOCK, generator=generator)
         values, rest = locked.values, operator.size - len(locked.values)
         if rest == 0:
             report = SpectrumReport.of(
-                Spectrum.of(values), k, percentile=percentile, matrix=matrix, samples=samples
+                Spectrum.of(values),
+                k,
+                percentile=percentile,
+                matrix=matrix,
+                samples=samples,
+                reason="the Lanczos vectors span everything",
+                pairs=pairs,
             )
-            return _spanned(report, pairs, values, locked.noise)
+            return _widened(report, pairs, values, locked.noise)
+        residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         found = lanczos_quadrature(
             operator,
             locked.vectors,
+            values,
+            residuals,
             probes=check_int("probes", probes),
             steps=steps,
             generator=generator,
         )
-        residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
-        seen = as_density(operator, found, values, residuals) if density else None
+    seen = found.density if density else None
     noise = coefficient_noise(operator, found.scale)
-    pairs, notes = _verified(pairs, found.certificates(rest, noise))
+    pairs, notes = _verified(pairs, found.certificates(noise))
     inside = values.square().sum().item() + residuals.square().sum().item()
     return SpectrumReport(
         method="matrix-free",
@@ -294,24 +298,21 @@ def spectral_estimates(
     )
 
 
-def _spanned(
+def _widened(
     report: SpectrumReport, pairs: Eigenpairs, values: Tensor, noise: float
 ) -> SpectrumReport:
-    """The report where the Lanczos vectors span everything: exact to the products' rounding."""
+    """The report of a spectrum that is exact to the rounding of the products, not of LAPACK."""
     k = len(report.largest)
     threshold = max(report.index_threshold, noise)
     unsure = ((values + threshold).abs() <= noise).double().mean().item()
     return replace(
         report,
-        reason="the Lanczos vectors span everything",
         largest=pairs.estimates(1)[:k],
         smallest=pairs.estimates(-1)[:k],
         trace=Estimate.exact(values.sum().item(), noise * len(values)),
         frobenius_norm=Estimate.exact(values.norm().item(), noise * len(values) ** 0.5),
         index=Estimate.exact((values < -threshold).double().mean().item(), unsure),
         index_threshold=threshold,
-        pairs=pairs,
-        products=pairs.products,
     )
 
 
@@ -321,7 +322,7 @@ def _condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Es
     top, slack = pairs.values[outermost].abs().item(), pairs.bounds[outermost].item()
     if top == 0:
         return Estimate.exact(math.nan)
-    bottom = seen.magnitude_quantile(percentile / 100)
+    bottom = seen.quantile(percentile / 100, magnitude=True)
     floor = seen.resolution
     least = (top - slack) / max(bottom.high, floor)
     if bottom.value <= floor:
