@@ -1,1 +1,1 @@
-"""Files, state, memory, devices and processes that every other room relies on."""
+"""Files, preserved state, resources of the machine, and processes."""

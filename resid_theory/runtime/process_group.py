@@ -1,4 +1,4 @@
-"""Sums over the processes of torch.distributed, each of which holds a shard of the data."""
+"""Sums over the processes of torch.distributed, each of which holds a part of the data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,14 +11,14 @@ __all__ = ["ProcessGroup"]
 
 
 class ProcessGroup:
-    """The processes that a data set is shared among; without a group, this one alone.
+    """The processes that share a data set; without a group, this one alone.
 
     Args:
         group: None, ``"world"`` for all processes, or a process group.
 
     Attributes:
         count: Number of processes.
-        rank: This one's number among them, from 0.
+        rank: Number of this process, from 0.
 
     Raises:
         ValueError: If torch.distributed is not initialized, or this is no group.
@@ -44,33 +44,16 @@ class ProcessGroup:
         self.rank = dist.get_rank(self._group)
 
     def add(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place; every process must call.
-
-        Args:
-            tensor: Of one type and shape everywhere.
-
-        Returns:
-            ``tensor`` itself.
-        """
+        """Sum a tensor over all processes, in place; every process must call this."""
         if self._group is not None:
             dist.all_reduce(tensor, group=self._group)
         return tensor
 
     def add_product(self, total: Tensor, vectors: Tensor) -> Tensor:
-        """The sum of products by vectors that have to be the same everywhere, in one reduction.
-
-        Args:
-            total: This process's products, (rows, b).
-            vectors: What was multiplied, (columns, b), float64.
-
-        Returns:
-            The sum, (rows, b), float64.
-
-        Raises:
-            ValueError: If the vectors differ between processes by more than round-off.
-        """
+        """Sum products of shape (rows, b) and check that all have the same ``vectors``."""
         if self._group is None:
             return total
+        # A sketch of the vectors goes through the same reduction as the products.
         places = torch.arange(len(vectors), device=vectors.device, dtype=torch.float64)
         sketch = torch.cos(places) @ vectors.sum(1)
         extra = torch.stack([sketch, sketch.square(), vectors.square().sum()])
@@ -85,15 +68,7 @@ class ProcessGroup:
         return everything[:-3].view(total.shape)
 
     def together(self, failure: BaseException | None, device: torch.device) -> None:
-        """Go on only if no process failed, so that none waits for one that is gone.
-
-        Args:
-            failure: What happened here.
-            device: Where the processes exchange tensors.
-
-        Raises:
-            RuntimeError: If another process failed and this one did not.
-        """
+        """Raise ``failure``, or a RuntimeError if another process failed, so that none waits."""
         failed = torch.tensor([float(failure is not None)], dtype=torch.float64, device=device)
         count = int(self.add(failed).item())
         if failure is not None:
@@ -104,19 +79,7 @@ class ProcessGroup:
             )
 
     def from_first(self, call: Callable[[], Any], device: torch.device) -> Any:
-        """What rank 0 gets from a call, in all processes; the others do not make it.
-
-        Args:
-            call: Its result can be pickled.
-            device: Where the processes exchange tensors.
-
-        Returns:
-            The result of rank 0.
-
-        Raises:
-            Exception: What the call raised, on rank 0.
-            RuntimeError: If rank 0 failed, on the other ranks.
-        """
+        """Result of a call that rank 0 alone makes, or its error, in all processes."""
         if self._group is None:
             return call()
         answer: list[Any] = [None, None]
@@ -135,16 +98,7 @@ class ProcessGroup:
         return answer[0]
 
     def check_equal(self, content: Mapping[str, Any], device: torch.device) -> None:
-        """Refuse to go on where processes were told different things.
-
-        Args:
-            content: By name; values are compared with those of rank 0.
-            device: Where the processes exchange tensors.
-
-        Raises:
-            ValueError: On the ranks that differ: names the first difference.
-            RuntimeError: On the ranks that agree with rank 0, if another does not.
-        """
+        """Refuse to go on with values that differ between processes; names the first."""
         first = self.from_first(lambda: dict(content), device)
         other = next((name for name, value in content.items() if value != first[name]), None)
         failure = other and ValueError(
@@ -154,15 +108,7 @@ class ProcessGroup:
         self.together(failure or None, device)
 
     def check_same(self, tensors: list[Tensor], settings: str) -> None:
-        """Refuse weights or settings that are not the same in all processes.
-
-        Args:
-            tensors: The net's parameters.
-            settings: What else has to agree.
-
-        Raises:
-            ValueError: If they differ.
-        """
+        """Refuse weights or settings that differ between processes, by their checksums."""
         if self._group is None:
             return
         marks = [_mark(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""What the machine has to offer: free memory, and its rate of matrix products."""
+"""Resources of the machine: free memory, and its rate of matrix products."""
 
 import os
 import time
@@ -17,15 +17,9 @@ _NO_MEMORY = (
 
 
 def available_bytes(device: torch.device | None = None) -> int:
-    """Free memory of the machine, or of the container where that is less; or of a GPU.
-
-    Args:
-        device: A GPU, to ask for its memory instead; what torch keeps for reuse counts as free.
-
-    Returns:
-        Bytes.
-    """
+    """Free memory of the machine or its container, in bytes; or of a GPU."""
     if device is not None and device.type == "cuda":
+        # What torch keeps for reuse counts as free.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -43,20 +37,12 @@ def available_bytes(device: torch.device | None = None) -> int:
 
 
 def readable_bytes(count: int) -> str:
-    """A number of bytes as people read it."""
+    """A number of bytes in GiB or MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 1 << 28 else f"{count / 2**20:.1f} MiB"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was what an operation lacked.
-
-    Args:
-        error: What it raised.
-
-    Returns:
-        True also for the RuntimeErrors of the CPU's allocator and of a GPU's libraries, which have
-        no class of their own.
-    """
+    """Whether an error, also of the CPU's allocator or a GPU's library, is lack of memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
@@ -64,14 +50,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @cache
 def matmul_rate(device: torch.device | None = None) -> float:
-    """Floating-point operations per second of a float64 matrix product, measured once.
-
-    Args:
-        device: Where; by default on the CPU.
-
-    Returns:
-        The rate.
-    """
+    """Floating-point operations per second of a float64 matrix product, measured once."""
     a = torch.ones(400, 400, dtype=torch.float64, device=device)
     float((a @ a).sum())
     start = time.perf_counter()

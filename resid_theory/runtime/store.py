@@ -1,4 +1,12 @@
-"""Files that survive a crash and notice damage: atomic writes, sha256, arrays and checkpoints."""
+"""Files that survive a crash and reveal damage: atomic writes, sha256, arrays and checkpoints.
+
+A write fills a temporary file in the same folder, flushes it to the disk and renames it over the
+old file. A crash, a full disk or an interrupt leaves the old content, byte for byte.
+
+A checkpoint is a manifest ``<name>.json`` beside ``<name>.<digits of their sha256>.safetensors``,
+whose name and sha256 the manifest records together with its own. The rename of the manifest is the
+moment of change: until then the old manifest stands beside the old tensors.
+"""
 
 import glob
 import hashlib
@@ -33,18 +41,7 @@ __all__ = [
 
 
 def digest(data: bytes | str | Path) -> str:
-    """The sha256 of bytes, or of a file.
-
-    Args:
-        data: The bytes themselves, or a path; files are read in chunks, so any size will do.
-
-    Returns:
-        64 hexadecimal digits, lower case.
-
-    Example:
-        >>> digest(b"")[:16]
-        'e3b0c44298fc1c14'
-    """
+    """The sha256 of bytes, or of a file of any size, in lower-case hexadecimal."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     with open(data, "rb") as file:
@@ -52,20 +49,9 @@ def digest(data: bytes | str | Path) -> str:
 
 
 def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:
-    """Write a file whole or not at all; folders on the way are made.
-
-    A temporary file in the same folder is filled, flushed to the disk and renamed over ``path``.
-    A crash, a full disk or an interrupt leaves what stood there before, byte for byte.
-
-    Args:
-        path: File to write or replace.
-        data: All of its content.
-        flush: Whether to wait for the disk. Without, a process may still be killed at any moment;
-            a power cut may leave damage, which the sha256 shows.
-
-    Returns:
-        The sha256 of the content, to be kept where the file is named.
-    """
+    """Write a file atomically and return the sha256; folders on the way are made."""
+    # Without ``flush`` the process may still be killed at any moment, but a power cut may leave
+    # damage, which the sha256 reveals.
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Same folder: a rename is atomic only within one file system.
@@ -79,36 +65,18 @@ def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    if flush:
-        _flush_folder(path.parent)
+    # The rename itself may be lost in a power cut. Windows cannot open a folder.
+    if flush and os.name == "posix":
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     return digest(data)
 
 
-def _flush_folder(folder: Path) -> None:
-    # Without this the rename itself may be lost in a power cut. Windows cannot open a folder.
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_bytes(path: str | Path, *, sha256: str | None = None, remedy: str = "") -> bytes:
-    """Read a file and check it; the bytes checked are the bytes returned.
-
-    Args:
-        path: File to read.
-        sha256: Expected sha256 in hexadecimal, or None where none is known.
-        remedy: What the reader should do about a damaged file, for the message.
-
-    Returns:
-        The whole content.
-
-    Raises:
-        ValueError: If the content does not have the expected sha256; names file, expected, found.
-    """
+    """Read a file; a ValueError with the remedy if its sha256 is not the expected one."""
     data = Path(path).read_bytes()
     found = digest(data)
     if sha256 is not None and found != sha256.lower():
@@ -121,18 +89,7 @@ def read_bytes(path: str | Path, *, sha256: str | None = None, remedy: str = "")
 
 
 def write_json(path: str | Path, content: Any) -> str:
-    """Write an object as strict JSON (indented, keys in the order given), atomically.
-
-    Args:
-        path: File to write or replace.
-        content: Dicts, lists, strings, finite numbers, booleans and None.
-
-    Returns:
-        The sha256 of the file.
-
-    Raises:
-        ValueError: If a part has no JSON form, NaN and infinity included.
-    """
+    """Write an object as JSON, atomically, and return the sha256 of the file."""
     return write_bytes(path, _as_json(path, content))
 
 
@@ -148,17 +105,7 @@ def _as_json(path: str | Path, content: Any) -> bytes:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: File to read.
-
-    Returns:
-        The object it holds.
-
-    Raises:
-        ValueError: If it is not valid JSON; the message names the file.
-    """
+    """Read a JSON file; a ValueError names a file that is not valid JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
@@ -168,15 +115,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write named arrays as a compressed ``.npz``, atomically; equal arrays give equal bytes.
-
-    Args:
-        path: File to write or replace.
-        arrays: Arrays of numbers, booleans or fixed-width strings; nothing that needs pickle.
-
-    Returns:
-        The sha256 of the file.
-    """
+    """Write arrays as a compressed ``.npz``, atomically; equal arrays give equal bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(arrays):
@@ -197,18 +136,7 @@ def _npy(name: str, array: Any) -> bytes:
 
 
 def read_arrays(path: str | Path, *, sha256: str | None = None) -> dict[str, np.ndarray]:
-    """Read the named arrays of an ``.npz`` file.
-
-    Args:
-        path: File to read.
-        sha256: Expected sha256 in hexadecimal, or None where none is known.
-
-    Returns:
-        All arrays by name, in memory.
-
-    Raises:
-        ValueError: If the sha256 differs, or the file is no archive of plain arrays.
-    """
+    """Read all arrays of an ``.npz`` file into memory; a ValueError names a damaged file."""
     data = read_bytes(path, sha256=sha256)
     try:
         _refuse_claims(data)
@@ -219,7 +147,7 @@ def read_arrays(path: str | Path, *, sha256: str | None = None) -> dict[str, np.
 
 
 def _refuse_claims(data: bytes) -> None:
-    """Refuse arrays whose header claims more than the archive holds, before room is made for it."""
+    """Refuse arrays whose header claims more than the archive holds, before memory is allocated."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for part in archive.infolist():
             with archive.open(part) as file:
@@ -239,31 +167,14 @@ _DIGITS = "[0-9a-f]" * 16
 def write_checkpoint(
     path: str | Path, tensors: "Mapping[str, Tensor]", about: Any, *, flush: bool = True
 ) -> Path:
-    """Write named tensors with what is to be known about them: both are replaced, or neither.
+    """Write tensors and their description, both or neither; return the file of the tensors."""
+    from safetensors.torch import save
 
-    The tensors go to ``<name>.<digits of their sha256>.safetensors``, then the manifest
-    ``<name>.json``, which names that file and both sums, is renamed into place. This rename is the
-    moment of the change: until then the old manifest stands beside the old tensors. Files that no
-    manifest names any more are removed.
-
-    Args:
-        path: The manifest; must end in ``.json``.
-        tensors: Any dtype, shape and device; strides are not kept.
-        about: What JSON can hold: dicts, lists, strings, finite numbers, booleans, None.
-        flush: As for :func:`write_bytes`.
-
-    Returns:
-        The file of the tensors.
-
-    Raises:
-        ValueError: If ``about`` has no JSON form or the path does not end in ``.json``.
-        OSError: If it cannot be written, for example for lack of space; the message says so, and
-            what stood there before is intact.
-    """
     path = _manifest(path)
     _as_json(path, about)  # refused before anything is written
     try:
-        data = _as_safetensors(tensors)
+        # Clones: two names may share memory, which the format refuses.
+        data = save({k: tensors[k].detach().cpu().contiguous().clone() for k in sorted(tensors)})
         sha256 = digest(data)
         file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
         write_bytes(file, data, flush=flush)
@@ -288,14 +199,6 @@ def _manifest(path: str | Path) -> Path:
     return path
 
 
-def _as_safetensors(tensors: "Mapping[str, Tensor]") -> bytes:
-    from safetensors.torch import save
-
-    # Clones: two names may share memory, which the format refuses.
-    named = {name: tensors[name].detach().cpu().contiguous().clone() for name in sorted(tensors)}
-    return save(named)
-
-
 def _sweep(path: Path, keep: Path) -> None:
     """Remove earlier tensors and what a killed writer left half done."""
     manifest, tensors = glob.escape(path.name), f"{glob.escape(path.stem)}.{_DIGITS}.safetensors"
@@ -306,33 +209,13 @@ def _sweep(path: Path, keep: Path) -> None:
 
 
 def tidy_checkpoint(path: str | Path) -> None:
-    """Remove what a writer left that was killed: tensors that the manifest does not name.
-
-    Nobody may be writing this checkpoint meanwhile.
-
-    Args:
-        path: The manifest.
-
-    Raises:
-        ValueError: If it is damaged.
-    """
+    """Remove tensors that the manifest does not name, left by a writer that was killed."""
     path = _manifest(path)
     _sweep(path, path.with_name(_unsealed(path)["file"]))
 
 
 def read_checkpoint(path: str | Path) -> "tuple[dict[str, Tensor], Any]":
-    """Read what :func:`write_checkpoint` wrote, every byte of it checked.
-
-    Args:
-        path: The manifest.
-
-    Returns:
-        The tensors, on the CPU, and what is known about them.
-
-    Raises:
-        FileNotFoundError: If the manifest or its tensors are not there.
-        ValueError: If one of the two files is damaged: a flipped bit or a cut end; names it.
-    """
+    """Read tensors, on the CPU, and their description, with every byte checked."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
