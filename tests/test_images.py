@@ -349,5 +349,5 @@ def test_a_file_that_is_no_image_is_named(tree):
 @pytest.mark.parametrize("name", ["nothing", "."])
 def test_a_folder_without_images_is_named(tmp_path, name):
     (tmp_path / "class").mkdir()
-    with pytest.raises(FileNotFoundError, match="one folder a class"):
+    with pytest.raises(FileNotFoundError, match="one folder per class"):
         rt.load_image_folder(tmp_path / name)

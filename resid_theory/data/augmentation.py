@@ -1,4 +1,4 @@
-"""Crops and flips that depend on nothing but their generator, so that a resume repeats them."""
+"""Random crops and flips that depend on their generator alone, so that a resume repeats them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +11,15 @@ from resid_theory._check import check_choice
 
 __all__ = ["Crops", "augment", "draw_crops"]
 
-_PADDINGS = ("zeros", "reflect")
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Crops:
-    """Where each image is cut and whether it is mirrored.
+    """Position of the crop of each image, and whether it is mirrored.
 
     Attributes:
         top: First row in the padded image, (m,), int64 in 0..2·pad.
-        left: First column, same.
-        flip: Whether left and right change places, (m,), bool.
+        left: First column, (m,), int64 in 0..2·pad.
+        flip: Whether left and right are exchanged, (m,), bool.
     """
 
     top: Tensor
@@ -35,7 +33,7 @@ class Crops:
         """The same crops on another device.
 
         Args:
-            device: Where they shall lie.
+            device: Device of the result.
 
         Returns:
             New crops.
@@ -44,12 +42,12 @@ class Crops:
 
 
 def draw_crops(count: int, *, pad: int = 4, generator: torch.Generator) -> Crops:
-    """Draw a crop and a coin for every image.
+    """Draw a random crop and a random flip for every image.
 
     Args:
         count: Number of images, m.
-        pad: Pixels added on each side before the cut.
-        generator: Source of randomness, on the CPU: equal seeds crop alike on every device.
+        pad: Pixels added on each side before the crop.
+        generator: Source of randomness, on the CPU, so that all devices crop alike.
 
     Returns:
         Offsets uniform in 0..2·pad and flips with probability one half, on the CPU.
@@ -59,43 +57,40 @@ def draw_crops(count: int, *, pad: int = 4, generator: torch.Generator) -> Crops
 
 
 def augment(pixels: Tensor, crops: Crops, *, pad: int = 4, padding: str = "zeros") -> Tensor:
-    """Pad every side, cut a window of the old size, and mirror some of the images.
+    """Pad each image on every side, crop it to its size, and mirror some of them.
 
     Args:
         pixels: (m, channels, height, width), any dtype.
-        crops: One for each image, on the same device.
+        crops: A crop for each image, on the same device.
         pad: Pixels added on each side.
         padding: ``"zeros"`` adds black pixels (zero before centring); ``"reflect"`` mirrors the
-            image at its border without repeating the border.
+            image at its border without repeating the border pixels.
 
     Returns:
         The shape, dtype and device of ``pixels``.
 
     Raises:
-        ValueError: If the padding is unknown or wider than an image can be reflected.
+        ValueError: If the padding is unknown, or too wide for a reflection.
 
     Source:
         Zagoruyko & Komodakis, "DiracNets", arXiv:1706.00388v2, section 3 and the authors' code:
         reflect-pad 4, horizontal flip, random 32 x 32 crop.
     """
-    padded = _pad(pixels, pad, check_choice("padding", padding, _PADDINGS))
+    if check_choice("padding", padding, ("zeros", "reflect")) == "zeros":
+        padded = F.pad(pixels, (pad, pad, pad, pad))
+    elif pad >= min(pixels.shape[2:]):
+        raise ValueError(
+            f"pad: got {pad} for images of {tuple(pixels.shape[2:])}; reflection needs less than "
+            "the shorter side"
+        )
+    else:  # F.pad cannot reflect bytes
+        rows, columns = (_reflected(size, pad, pixels.device) for size in pixels.shape[2:])
+        padded = pixels[:, :, rows][..., columns]
     # All windows of an image as a view; only the chosen ones are copied.
     windows = padded.unfold(2, pixels.shape[2], 1).unfold(3, pixels.shape[3], 1)
     row = torch.arange(len(pixels), device=pixels.device)
     cut = windows[row, :, crops.top, crops.left]
     return torch.where(crops.flip[:, None, None, None], cut.flip(3), cut)
-
-
-def _pad(pixels: Tensor, pad: int, padding: str) -> Tensor:
-    if padding == "zeros":
-        return F.pad(pixels, (pad, pad, pad, pad))
-    if pad >= min(pixels.shape[2:]):
-        raise ValueError(
-            f"pad: got {pad} for images of {tuple(pixels.shape[2:])}; reflection needs less than "
-            "the shorter side"
-        )
-    rows, columns = (_reflected(size, pad, pixels.device) for size in pixels.shape[2:])
-    return pixels[:, :, rows][..., columns]  # F.pad cannot reflect bytes
 
 
 def _reflected(size: int, pad: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""Data as a stream of batches: a pair (x, y), arrays or tensors, or a loader of such pairs."""
+"""Iteration over data of any form, batch by batch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["batches"]
 
 
 def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of ``data`` as pairs of tensors.
+    """Iterate over the batches of ``data`` as pairs of tensors.
 
     Args:
         data: An object with ``.x`` and ``.y``, a pair of tensors or arrays (one batch), or an
@@ -45,7 +45,7 @@ def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _is_pair(item: Any) -> bool:
-    # A list of two batches looks like a pair of arrays until one asks what its first entry is.
+    # A list of two batches looks like a pair of arrays, except for its first entry.
     return (
         isinstance(item, (tuple, list))
         and len(item) == 2

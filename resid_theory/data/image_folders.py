@@ -1,11 +1,11 @@
-"""Images from one folder a class, cut to one size, with their own constants of normalization."""
+"""Images from one folder per class, cropped to one size and normalized by their own statistics."""
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_int
+from resid_theory._check import check_int
 from resid_theory.data.image_set import Images
 
 __all__ = ["load_image_folder"]
@@ -16,16 +16,16 @@ _ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 def load_image_folder(
     path: str | Path, *, size: int | None = None, shorter: int | None = None
 ) -> Images:
-    """Images in one folder a class, as ImageNet and many others come.
+    """Load images from one folder per class, the layout of ImageNet and many other sets.
 
-    The whole set is held in memory as bytes: 3·size² of them an image.
+    The whole set is held in memory: 3·size² bytes per image.
 
     Args:
         path: Folder whose subfolders are the classes, sorted by name; images may lie deeper.
-        size: The shorter side is scaled to so many pixels and the middle square is cut out;
-            None takes images as they are, which must then have one size.
-        shorter: Scales the shorter side to so many pixels instead, at least ``size``, before the
-            square of ``size`` is cut; 256 with size 224 is ImageNet's single crop.
+        size: Number of pixels to which the shorter side is scaled before the middle square is cut
+            out; None takes images as they are, which must then have one size.
+        shorter: Number of pixels to which the shorter side is scaled instead, at least ``size``,
+            before the square of ``size`` is cut out; 256 with size 224 is ImageNet's single crop.
 
     Returns:
         Pixels (m, 3, height, width), uint8, red-green-blue, sorted by class and name, with the
@@ -34,15 +34,20 @@ def load_image_folder(
     Raises:
         FileNotFoundError: If the folder has no subfolder with an image.
         ImportError: If Pillow is not installed.
-        ValueError: If an image cannot be read, or without ``size`` has another size than the first;
-            or if ``shorter`` is given without ``size`` or is less.
+        ValueError: If an image cannot be read, or its size differs from the first while ``size`` is
+            None; or if ``shorter`` is given without ``size`` or is less.
     """
     path = Path(path)
     classes = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    found = [(file, label) for label, name in enumerate(classes) for file in _files(path / name)]
+    found = [
+        (file, label)
+        for label, name in enumerate(classes)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in _ENDINGS
+    ]
     if not found:
         raise FileNotFoundError(
-            f"path: {path} has no images in subfolders; needs one folder a class, with files "
+            f"path: {path} has no images in subfolders; needs one folder per class, with files "
             f"ending in {', '.join(sorted(_ENDINGS))}"
         )
     if size is not None:
@@ -63,10 +68,6 @@ def load_image_folder(
     return Images(pixels=pixels, labels=labels, mean=mean, std=std, classes=tuple(classes))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in _ENDINGS)
-
-
 def _picture(file: Path, size: int | None, margin: float) -> Tensor:
     try:
         from PIL import Image, ImageOps
@@ -75,7 +76,7 @@ def _picture(file: Path, size: int | None, margin: float) -> Tensor:
     try:
         with Image.open(file) as picture:
             colours = picture.convert("RGB")
-    # Pillow stumbles over damaged files in many ways: OSError, SyntaxError, struct.error, ...
+    # Pillow raises many errors at damaged files: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise ValueError(f"{file}: not an image that Pillow reads ({error})") from error
     if size is not None:
@@ -88,15 +89,12 @@ def _picture(file: Path, size: int | None, margin: float) -> Tensor:
 def _channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # By counts of the 256 values: exact, and no copy of the set in floating point.
     values = torch.arange(256, dtype=torch.float64) / 255
-    channels = range(pixels.shape[1])
-    counts = torch.stack([_counts(pixels[:, channel]) for channel in channels])
+    counts = torch.stack(
+        [torch.bincount(channel.flatten().long(), minlength=256) for channel in pixels.unbind(1)]
+    ).double()
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ values
     variance = (share * (values - mean[:, None]).square()).sum(1)
     # A constant channel has nothing to scale.
     std = torch.where(variance > 0, variance.sqrt(), torch.ones_like(variance))
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def _counts(pixels: Tensor) -> Tensor:
-    return torch.bincount(as_tensor("pixels", pixels).flatten().long(), minlength=256).double()

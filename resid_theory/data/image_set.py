@@ -1,4 +1,4 @@
-"""An image data set as it is stored: whole, as bytes on the device."""
+"""An image data set in memory, as bytes."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,14 +14,14 @@ __all__ = ["Images"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """A data set as it is stored, and how its pixels become inputs.
+    """An image data set with the normalization that makes inputs of its pixels.
 
     Attributes:
         pixels: (m, channels, height, width), uint8; or inputs of any shape (m, ...), floating
-            point, which are taken as they are.
+            point, which are not normalized.
         labels: Class numbers, (m,), int64; or targets, (m, k), floating point.
-        mean: Subtracted from each channel, in units of ``brightest``.
-        std: Divides each channel after that, same units.
+        mean: Mean subtracted from each channel, in units of ``brightest``.
+        std: Standard deviation that divides each channel after that, in the same units.
         brightest: Pixel value of full brightness.
         classes: Names of the classes; empty if unknown.
     """
@@ -35,7 +35,7 @@ class Images:
 
     @staticmethod
     def of(data: Any) -> "Images":
-        """Data in any form that training takes.
+        """Wrap data of any form that training takes.
 
         Args:
             data: Images, an object with ``.x`` and ``.y``, or a pair (x, y).
@@ -59,7 +59,7 @@ class Images:
         """The same set on another device.
 
         Args:
-            device: Where all pixels and labels shall lie.
+            device: Device of the result.
 
         Returns:
             A new set.
@@ -70,24 +70,24 @@ class Images:
         """The first images of the set.
 
         Args:
-            samples: How many.
+            samples: Number of images.
 
         Returns:
             A new set that shares memory with this one.
 
         Raises:
-            ValueError: If there are not so many.
+            ValueError: If the set is smaller.
         """
         if check_int("samples", samples) > len(self):
             raise ValueError(f"samples: got {samples}, the set has {len(self)} images")
         return replace(self, pixels=self.pixels[:samples], labels=self.labels[:samples])
 
     def inputs(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Pixels as inputs of a net: in units of the brightest, centred and scaled.
+        """Normalize pixels to inputs of a net.
 
         Args:
             pixels: Some of the set's pixels, (b, channels, height, width), cropped or not.
-            dtype: Of the result.
+            dtype: Type of the result.
 
         Returns:
             (b, channels, height, width), dimensionless; floating-point pixels unchanged.

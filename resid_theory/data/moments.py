@@ -1,4 +1,4 @@
-"""Second moments of a data set: all that a linear net with the square loss can see."""
+"""Second moments of a data set, on which alone the square loss of a linear net depends."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +43,7 @@ class Moments:
         check_int("count", self.count)
         given = {name: as_tensor(name, getattr(self, name)) for name in ("sxx", "syx", "syy")}
         for name, moment in given.items():
-            # Set, not refused: any array of real numbers is a moment, but all rooms read float64.
+            # Converted, not refused: any real array is a moment, but all readers expect float64.
             object.__setattr__(self, name, check_finite(name, moment).detach().to(torch.float64))
         shapes = [tuple(moment.shape) for moment in given.values()]
         d, k = (*shapes[1][::-1], 0, 0)[:2]
@@ -58,11 +58,11 @@ class Moments:
 
     @classmethod
     def of(cls, data: Any) -> "Moments":
-        """Moments of a data set, in one pass.
+        """Compute the moments of a data set in one pass.
 
         Args:
-            data: Moments (returned as they are), or a pair (x, y), arrays, or a loader with x (m,
-                d) and y (m, k); :func:`resid_theory.data.batching.batches` says what is accepted.
+            data: Moments (returned as they are), a pair (x, y) of tensors or arrays, an object with
+                ``.x`` and ``.y``, or a loader of such pairs, with x (m, d) and y (m, k).
 
         Returns:
             The moments, accumulated in float64 on the data's device.
@@ -75,7 +75,16 @@ class Moments:
         total: Tensor | None = None
         count, width = 0, 0
         for x, y in batches(data):
-            _check_batch(x, y, total, width)
+            if x.dim() != 2 or y.dim() != 2:
+                raise ValueError(
+                    f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; moments need "
+                    "matrices (samples, features): flatten inputs, make labels one-hot"
+                )
+            if total is not None and (x.shape[1] != width or len(total) != width + y.shape[1]):
+                raise ValueError(
+                    f"data: a batch has widths {x.shape[1]} and {y.shape[1]}, the batches before "
+                    f"it {width} and {len(total) - width}; needs equal widths"
+                )
             part, width = _gram(x, y), x.shape[1]
             total = part if total is None else total + part
             count += len(x)
@@ -89,13 +98,13 @@ class Moments:
         )
 
     def to(self, device: torch.device | str) -> "Moments":
-        """The same on another device.
+        """The same moments on another device.
 
         Args:
-            device: Where.
+            device: Device of the result.
 
         Returns:
-            A new object, or this one if it is there.
+            A new object, or this one if it is there already.
         """
         if self.sxx.device == torch.device(device):
             return self
@@ -123,19 +132,6 @@ class Moments:
         """Whether sxx is the identity, to 1e-8 in every entry (a data set's own round-off)."""
         eye = torch.eye(len(self.sxx), dtype=self.sxx.dtype, device=self.sxx.device)
         return bool((self.sxx - eye).abs().max() <= 1e-8)
-
-
-def _check_batch(x: Tensor, y: Tensor, total: Tensor | None, width: int) -> None:
-    if x.dim() != 2 or y.dim() != 2:
-        raise ValueError(
-            f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; moments need matrices "
-            "(samples, features): flatten inputs, make labels one-hot"
-        )
-    if total is not None and (x.shape[1] != width or len(total) != width + y.shape[1]):
-        raise ValueError(
-            f"data: a batch has widths {x.shape[1]} and {y.shape[1]}, the batches before it "
-            f"{width} and {len(total) - width}; needs equal widths"
-        )
 
 
 def _gram(x: Tensor, y: Tensor) -> Tensor:

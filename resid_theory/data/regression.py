@@ -1,4 +1,4 @@
-"""A data set in memory: inputs, targets and the moments that a linear net sees of them."""
+"""Inputs and targets of a regression in memory, with their second moments."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ __all__ = ["Regression", "gather", "one_hot"]
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """Inputs and targets of a regression or of a classification with one-hot targets.
+    """Inputs and targets of a regression, or of a classification with one-hot targets.
 
     Attributes:
         x: Inputs, (m, d), floating point.
@@ -31,7 +31,17 @@ class Regression:
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
-            _check_matrix(name, getattr(self, name))
+            if not isinstance(given := getattr(self, name), Tensor):
+                raise ValueError(
+                    f"{name}: got {type(given).__name__}, needs a tensor; arrays and loaders: "
+                    "gather(data)"
+                )
+            if given.dim() != 2 or given.numel() == 0 or not given.is_floating_point():
+                raise ValueError(
+                    f"{name}: got shape {tuple(given.shape)} and dtype {given.dtype}, "
+                    "needs a non-empty floating-point matrix (samples, features)"
+                )
+            check_finite(name, given)
         if len(self.x) != len(self.y):
             raise ValueError(
                 f"y: got {len(self.y)} samples for {len(self.x)} in x, needs the same number"
@@ -48,11 +58,11 @@ class Regression:
         return Moments.of(self)
 
     def to(self, *args: Any, **kwargs: Any) -> "Regression":
-        """Both tensors moved or cast, with the arguments of ``torch.Tensor.to``.
+        """Move or cast both tensors, with the arguments of ``torch.Tensor.to``.
 
         Args:
             *args: Device or dtype.
-            **kwargs: The same by name.
+            **kwargs: Device or dtype by name.
 
         Returns:
             A new object.
@@ -60,25 +70,12 @@ class Regression:
         return Regression(self.x.to(*args, **kwargs), self.y.to(*args, **kwargs))
 
 
-def _check_matrix(name: str, given: Any) -> None:
-    if not isinstance(given, Tensor):
-        raise ValueError(
-            f"{name}: got {type(given).__name__}, needs a tensor; arrays and loaders: gather(data)"
-        )
-    if given.dim() != 2 or given.numel() == 0 or not given.is_floating_point():
-        raise ValueError(
-            f"{name}: got shape {tuple(given.shape)} and dtype {given.dtype}, "
-            "needs a non-empty floating-point matrix (samples, features)"
-        )
-    check_finite(name, given)
-
-
 def gather(data: Any) -> Regression:
-    """All samples of ``data`` in one object, in float64.
+    """Collect all samples of ``data`` in one object, in float64.
 
     Args:
-        data: Whatever :func:`resid_theory.data.batching.batches` accepts, with x (m, d) and
-            y (m, k).
+        data: A pair (x, y) of tensors or arrays, an object with ``.x`` and ``.y``, or a loader of
+            such pairs, with x (m, d) and y (m, k).
 
     Returns:
         The samples in the order given.
