@@ -1,4 +1,4 @@
-"""How well a net does on a data set: loss and top-k errors of single crops."""
+"""Evaluation of a net on a data set: loss and top-k errors of single crops."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ __all__ = ["Evaluation", "evaluate"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """A net measured on labelled samples.
+    """Loss and errors of a net on labelled samples.
 
     Attributes:
-        samples: How many.
+        samples: Number of samples.
         loss: Cross-entropy in nats, mean over samples.
-        wrong: For each k, the samples whose label is not among the k largest outputs.
+        wrong: For each k, the number of samples whose label is not among the k largest outputs.
     """
 
     samples: int
@@ -33,7 +33,7 @@ class Evaluation:
         """The top-k error.
 
         Args:
-            k: One of those that were measured.
+            k: A value of ``top`` in :func:`evaluate`.
 
         Returns:
             Share in [0, 1].
@@ -51,14 +51,14 @@ def evaluate(
 ) -> Evaluation:
     """Loss and top-k errors of a net, in eval mode, each image taken once as it is.
 
-    Of equal outputs the earlier class counts as the larger, as in ``argmax``; an output that is not
-    a number never counts as right.
+    Of equal outputs the earlier class counts as the larger, as in ``argmax``; a NaN never counts as
+    right.
 
     Args:
-        net: Gives (batch, classes); it is left as it is, on its device.
+        net: A module with outputs (batch, classes); it is not changed, and stays on its device.
         data: :class:`Images`, an object with ``.x`` and ``.y``, or (x, y); class numbers (m,).
         top: Values of k, each at most the number of classes.
-        batch: Images at a time; with other numbers the last digits may differ.
+        batch: Number of images at a time; the last digits of the loss may depend on it.
 
     Returns:
         Counts and the mean loss.
@@ -83,27 +83,20 @@ def evaluate(
             rows = slice(start, start + size)
             pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))
             logits = net(images.inputs(pixels, dtype))
-            _check_outputs(logits, labels, ranks)
+            if not isinstance(logits, Tensor) or logits.dim() != 2:
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(
+                    f"net: gives {got} for {len(labels)} samples, needs (batch, classes)"
+                )
+            check_target("cross_entropy", logits, labels)
+            if ranks and ranks[-1] > logits.shape[1]:
+                raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")
             loss += float(cross_entropy(logits.double(), labels)) * len(labels)
-            rank = _rank(logits, labels)
+            # The rank of a label is the number of classes that come before it.
+            own = logits.gather(1, labels[:, None])
+            earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+            # Not >, which is false for NaN.
+            rank = (~(logits <= own) | ((logits == own) & earlier)).sum(1)
             for k in ranks:
                 wrong[k] += int((rank >= k).sum())
     return Evaluation(samples=len(images), loss=loss / len(images), wrong=wrong)
-
-
-def _check_outputs(logits: Any, labels: Tensor, ranks: Sequence[int]) -> None:
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"net: gives {got} for {len(labels)} samples, needs (batch, classes)")
-    check_target("cross_entropy", logits, labels)
-    if ranks and ranks[-1] > logits.shape[1]:
-        raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")
-
-
-def _rank(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes come before the label's own, (b,)."""
-    own = logits.gather(1, labels[:, None])
-    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-    # Not >, which is false for NaN.
-    ahead = ~(logits <= own) | ((logits == own) & before)
-    return ahead.sum(1)

@@ -1,4 +1,4 @@
-"""The kinds of nets that have a recipe of their own: by name, with the options of their builder."""
+"""Kinds of nets that have a recipe of their own, by name."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -20,8 +20,8 @@ class Kind:
 
     Attributes:
         builder: Public function of the library.
-        depth: The paper's usual depth.
-        recipe: The paper's, on CIFAR-10.
+        depth: The usual depth in the paper.
+        recipe: The paper's recipe on CIFAR-10.
     """
 
     builder: Callable[..., nn.Sequential]
@@ -46,25 +46,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 def net_of(kind: str, *, seed: int = 0, classes: int = 10, **options: Any) -> nn.Sequential:
-    """A net by the name of its kind.
-
-    Args:
-        kind: ``"simplified"``, ``"full"``, ``"diracnet"`` or ``"preresnet"``.
-        seed: Of the first weights.
-        classes: Outputs.
-        **options: Arguments of the builder, such as ``depth``, ``width``, ``identity``; None leaves
-            one at its default. The depth's default is the paper's.
-
-    Returns:
-        The net, which carries the call that builds it.
-
-    Raises:
-        ValueError: If the kind is unknown, it has no such option, or a value does not fit.
-
-    Example:
-        >>> net_of("diracnet", depth=10).architecture["builder"]
-        'diracnet'
-    """
+    """Build a net by the name of its kind; an option that is None keeps the builder's default."""
     chosen = KINDS[check_choice("net", kind, list(KINDS))]
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""What a training does, as data; the recipes of the papers."""
+"""Recipes: hyperparameters of a training as data, and those of the papers."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -20,25 +20,25 @@ _CHOICES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Stochastic gradient descent and all that it depends on, except net, data and seed.
+    """Hyperparameters of stochastic gradient descent with its schedule and augmentation.
 
     Attributes:
-        epochs: Passes over the data, at least 1.
-        batch: Samples a step; the last step of an epoch takes what is left.
+        epochs: Number of passes over the data, at least 1.
+        batch: Number of samples in a step; the last step of an epoch takes the rest.
         lr: Learning rate of the first epochs.
-        momentum: In [0, 1); 0 for plain gradient descent.
-        nesterov: Whether the momentum looks ahead.
-        weight_decay: λ: each step adds λθ to the gradient of θ, the gradient of ½λ‖θ‖².
-        decay: Which tensors decay: ``"all"``, or ``"multi_axis"``: those with two axes or more.
+        momentum: Momentum in [0, 1); 0 for plain gradient descent.
+        nesterov: Whether to use Nesterov momentum.
+        weight_decay: λ; each step adds λθ, the gradient of ½λ‖θ‖², to the gradient of θ.
+        decay: Tensors that decay: ``"all"``, or ``"multi_axis"``, those with two axes or more.
         milestones: Epochs, ascending, after which the rate is multiplied by ``factor``.
-        factor: In (0, 1].
-        warmup: Epochs in which the rate rises linearly, step by step.
-        augmentation: ``"none"``, or ``"crop_flip"``: pad, cut at random, mirror every other image.
+        factor: Factor of the rate, in (0, 1].
+        warmup: Number of epochs in which the rate rises linearly, step by step.
+        augmentation: ``"none"``, or ``"crop_flip"``: pad, crop at random, mirror half of them.
         pad: Pixels of padding on each side.
         padding: ``"zeros"`` or ``"reflect"``.
-        precision: ``"float64"``, ``"float32"``, ``"tf32"``: float32 whose products a GPU may round
-            to 10 bits, or ``"bf16"``: float32 weights, with bfloat16 in the operations that
-            autocast chooses.
+        precision: ``"float64"``, ``"float32"``, ``"tf32"`` (float32 whose products a GPU may round
+            to 10 bits), or ``"bf16"`` (float32 weights, with bfloat16 in the operations that
+            autocast chooses).
         channels_last: Whether images and kernels are stored with the channels innermost.
         compile: ``"none"``, or a mode of ``torch.compile``; ``"reduce-overhead"`` replays the
             forward and backward pass of a step as CUDA graphs.
@@ -46,8 +46,8 @@ class Recipe:
             labels become one-hot rows. Both are means over the batch.
 
     Raises:
-        ValueError: If a name is no field (names the nearest), or a value is out of range (names the
-            field, what was given and what is needed).
+        ValueError: If a name is no field, or a value is out of range; names the field, what was
+            given and what is needed.
 
     Example:
         >>> Recipe(epochs=10, lr=0.02, milestones=(5, 8)).rate(step=600, steps=100)
@@ -73,7 +73,7 @@ class Recipe:
     loss: str = "cross_entropy"
 
     def __new__(cls, **settings: Any) -> "Recipe":
-        """Refuse unknown fields by the nearest name, which Python's own TypeError does not give."""
+        """Refuse unknown fields and name the nearest one, which Python's own TypeError does not."""
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
@@ -113,13 +113,13 @@ class Recipe:
         return Recipe(**{**asdict(self), **settings})
 
     def scaled(self, epochs: int) -> "Recipe":
-        """The same schedule in more or fewer epochs: milestones and warm-up keep their shares.
+        """Stretch the schedule to more or fewer epochs: milestones and warm-up keep their shares.
 
         Args:
-            epochs: Of the new recipe.
+            epochs: Number of epochs of the new recipe.
 
         Returns:
-            A new recipe; milestones that fall together are kept together.
+            A new recipe; milestones that coincide are all kept.
         """
         share = check_int("epochs", epochs) / self.epochs
         milestones = tuple(max(1, round(at * share)) for at in self.milestones)
@@ -131,8 +131,8 @@ class Recipe:
         """Learning rate of one step.
 
         Args:
-            step: Steps done before it, from 0.
-            steps: Steps in an epoch.
+            step: Number of the step, from 0.
+            steps: Number of steps in an epoch.
 
         Returns:
             The rate: constant within an epoch, except in the warm-up.
@@ -144,7 +144,7 @@ class Recipe:
 
 
 def _share(name: str, given: Any, *, zero: bool) -> float:
-    """A number in [0, 1) if zero may be, else in (0, 1]."""
+    """A number in [0, 1) if ``zero`` is allowed, else in (0, 1]."""
     try:
         value = float(given)
     except (TypeError, ValueError):
@@ -169,10 +169,10 @@ def _ascending(given: Any) -> tuple[int, ...]:
 NOISE_STABILITY = Recipe(lr=0.02)
 """Nets without BatchNorm. Source: "Identity connections in residual nets improve noise stability",
 section 5: CIFAR-10, 200 epochs, batch 128, λ = 1e-4. Rate, momentum, schedule and augmentation
-are not given there: ours are 0.02 (these nets stall or diverge from 0.05 on), 0.9, x 0.1 after a
-half and three quarters, flips and crops."""
+are not given there; ours are 0.02 (these nets stall or diverge from 0.05 on), 0.9, a factor 0.1
+after a half and three quarters, flips and crops."""
 NOISE_STABILITY_BN = NOISE_STABILITY.change(lr=0.1)
-"""The same for fully-fledged nets, whose BatchNorm bears the usual rate."""
+"""The same for nets with BatchNorm, which tolerate the usual rate."""
 DIRACNETS = Recipe(
     weight_decay=5e-4,
     decay="multi_axis",
