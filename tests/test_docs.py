@@ -35,7 +35,7 @@ def test_examples_print_what_the_page_says(path, printed):
     assert not wrong(with_examples()[path], printed[name(path)])
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "notions").glob("*.md")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", sorted((DOCS / "topics").glob("*.md")), ids=lambda p: p.stem)
 def test_every_notion_has_formula_source_and_example(page):
     text = page.read_text(encoding="utf-8")
     if page.stem == "index":
