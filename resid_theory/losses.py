@@ -108,17 +108,13 @@ def output_derivatives(loss: str | Loss, output: Tensor, target: Tensor) -> tupl
         point = output.detach().clone().requires_grad_()
         value = check_scalar(m * function(point, target))
         (grad,) = torch.autograd.grad(value, point, create_graph=True)
-        rows = [_column(grad[:, j].sum(), point) for j in range(k)]
-    return grad.detach(), torch.stack(rows, dim=1)
-
-
-def _column(value: Tensor, point: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros_like(point)
-    (grad,) = torch.autograd.grad(
-        value, point, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return grad.detach()
+        hessians = torch.zeros(m, k, k, dtype=output.dtype, device=output.device)
+        for j in range(k if grad.requires_grad else 0):  # a linear loss has a constant gradient
+            (hessians[:, j],) = torch.autograd.grad(
+                grad[:, j].sum(), point,
+                retain_graph=True, allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+    return grad.detach(), hessians
 
 
 def check_scalar(value: Tensor) -> Tensor:

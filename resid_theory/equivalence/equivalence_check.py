@@ -147,13 +147,6 @@ def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def _weights(net: nn.Module) -> dict[str, Tensor]:
-    """Effective parameters: V with the identity added."""
-    masks: dict[Tensor, Tensor] = dict(shifted(net))
-    named = _parameters(net).items()
-    return {name: p.detach() + masks[p] if p in masks else p.detach() for name, p in named}
-
-
 def _shapes(tensors: dict[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
@@ -187,8 +180,11 @@ def _train(
             each.zero_grad()
             loss(net(x), y).backward()
             each.step()
-        a, b = (_weights(net) for net in nets)
-        b = {name: b[name] for name in a}  # the two nets may list them in another order
-        flat = [torch.cat([w.flatten() for w in weights.values()]) for weights in (a, b)]
-        drift.append(_relative(*flat))
+        weights = []
+        for net in nets:  # effective ones: V with the identity added
+            masks: dict[Tensor, Tensor] = dict(shifted(net))
+            named = _parameters(net).items()
+            weights.append({name: p.detach() + masks.get(p, 0) for name, p in named})
+        # By name: the two nets may list them in another order.
+        drift.append(_relative(*(torch.cat([w[n].flatten() for n in weights[0]]) for w in weights)))
     return drift

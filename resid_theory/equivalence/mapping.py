@@ -80,7 +80,12 @@ class _Plain:
             new = self.made[module]
         else:
             new = self.made[module] = self._new(module, name)
-        self.nonnegative = _sign(module, self.nonnegative)
+        if isinstance(module, nn.ReLU):
+            self.nonnegative = True
+        elif isinstance(module, Block):
+            self.nonnegative = isinstance(module.after, nn.ReLU)
+        else:
+            self.nonnegative &= type(module) is nn.Sequential or isinstance(module, _KEEP_SIGN)
         return new
 
     def _new(self, module: nn.Module, name: str) -> nn.Module:
@@ -99,15 +104,6 @@ class _Plain:
             if child is not None:
                 module._modules[key] = self.convert(child, f"{name}.{key}" if name else key)
         return module
-
-
-def _sign(module: nn.Module, before: bool) -> bool:
-    """Whether a module's output is >= 0."""
-    if isinstance(module, nn.ReLU):
-        return True
-    if isinstance(module, Block):
-        return isinstance(module.after, nn.ReLU)
-    return before and (type(module) is nn.Sequential or isinstance(module, _KEEP_SIGN))
 
 
 def _widened(block: Block, name: str, nonnegative: bool) -> nn.Module:

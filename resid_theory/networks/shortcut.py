@@ -177,20 +177,16 @@ class ShortcutNet(nn.Module):
             )
         layers, n = self.layers(), self.shortcut_depth
         for block in range(self.blocks):
-            offset = None if self.bias is None else self.bias[..., block, :]
-            branch = self._branch(layers[block * n : block * n + n], offset, x)
-            x = x + branch if self.shortcut else branch
+            z = x if self.pre is None else self.pre(x)
+            for position, weight in enumerate(layers[block * n : block * n + n]):
+                if position and self.mid is not None:
+                    z = self.mid(z)
+                z = z @ weight.mT
+                if position == 0 and self.bias is not None:
+                    z = z + self.bias[..., block, :].unsqueeze(-2)
+            z = z if self.post is None else self.post(z)
+            x = x + z if self.shortcut else z
         return x
-
-    def _branch(self, layers: Sequence[Tensor], offset: Tensor | None, x: Tensor) -> Tensor:
-        x = x if self.pre is None else self.pre(x)
-        for position, weight in enumerate(layers):
-            if position and self.mid is not None:
-                x = self.mid(x)
-            x = x @ weight.mT
-            if position == 0 and offset is not None:
-                x = x + offset.unsqueeze(-2)
-        return x if self.post is None else self.post(x)
 
     def extra_repr(self) -> str:
         """The net's structure, for ``repr``."""

@@ -73,17 +73,14 @@ def simplified_net(
     inputs = 16
     for layer in range(1, 3 * n + 1):
         outputs = _WIDTHS[(layer - 1) // n]
-        block = conv(inputs, outputs, stride=outputs // inputs, bias=True)
-        lower = identity == "dominant_upper" and layer <= 3 * n // 2
-        kind = "residual" if lower else identity
-        parts += [(f"conv{layer}", _placed(block, kind)), (f"relu{layer}", nn.ReLU())]
+        block: nn.Module = conv(inputs, outputs, stride=outputs // inputs, bias=True)
+        if identity == "explicit":
+            block = AddIdentity(block)
+        else:
+            lower = identity == "dominant_upper" and layer <= 3 * n // 2
+            kind = "residual" if lower else identity.partition("_")[0]
+            dense = outputs - inputs if identity == "dominant_half" else 0
+            with_identity(block, kind, dense=dense)
+        parts += [(f"conv{layer}", block), (f"relu{layer}", nn.ReLU())]
         inputs = outputs
     return draw_net(sequence(parts + head(inputs, classes)), init, generator)
-
-
-def _placed(layer: nn.Conv2d, identity: str) -> nn.Module:
-    if identity == "explicit":
-        return AddIdentity(layer)
-    dense = layer.out_channels - layer.in_channels if identity == "dominant_half" else 0
-    kind = "dominant" if identity.startswith("dominant") else identity
-    return with_identity(layer, kind, dense=dense)
