@@ -1,6 +1,6 @@
-"""What a DiracNet costs: at inference, folded and not; in training, by its parametrization.
+"""Cost of a DiracNet: at inference, folded and not; in training, of its parametrization.
 
-python benchmarks/fold.py [inference] [training] [equality]. Ratios hold in a run; process time.
+python benchmarks/fold.py [inference] [training] [equality]. Ratios of process time in one run.
 """
 
 import sys
@@ -22,7 +22,7 @@ def images() -> torch.Tensor:
 
 
 def forward(net: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """One pass without a graph."""
+    """A forward pass without a graph."""
 
     def task() -> torch.Tensor:
         with torch.no_grad():
@@ -32,7 +32,7 @@ def forward(net: torch.nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]
 
 
 def chain(folded: torch.nn.Sequential) -> torch.nn.Sequential:
-    """Convolutions with bias, ReLU and pools, made anew: it never was a DiracNet."""
+    """A new net of convolutions with bias, ReLU and pools, the shape of the folded net."""
     made = torch.nn.Sequential()
     for name, layer in folded.named_children():
         if isinstance(layer, torch.nn.Conv2d):
@@ -44,7 +44,7 @@ def chain(folded: torch.nn.Sequential) -> torch.nn.Sequential:
 
 
 def inference_cost() -> None:
-    """A pass of the folded net over one of a plain chain; of the net as it was trained over it."""
+    """Time of the folded net, the trained net and a plain net, relative to a chain without BN."""
     x = images()
     for depth in DEPTHS:
         net = rt.diracnet(depth).eval()
@@ -74,7 +74,7 @@ def step(net: torch.nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 
 def training_cost() -> None:
-    """A step with the parametrization over one of the plain net of the same shape."""
+    """Time of a step with the parametrization, relative to the plain net of the same shape."""
     x = images()
     for depth in DEPTHS:
         tasks = {
@@ -88,7 +88,7 @@ def training_cost() -> None:
 
 
 def equality() -> None:
-    """The fold computes the same function."""
+    """Difference of the outputs of the folded and the original net."""
     for dtype, goal in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
         net = rt.diracnet(100).to(dtype)
         x = images().to(dtype)
@@ -103,7 +103,7 @@ PARTS = {"inference": inference_cost, "training": training_cost, "equality": equ
 
 
 def main() -> None:
-    """Print the report; with words, those parts only."""
+    """Print the report, or the named parts of it."""
     for name in sys.argv[1:] or PARTS:
         PARTS[name]()
 

@@ -41,7 +41,7 @@ def net() -> nn.Sequential:
     return layers
 
 
-def trunk() -> nn.Sequential:
+def residual() -> nn.Sequential:
     """A net of the library, for what only those have."""
     module = rt.simplified_net(8, identity="residual").double().train()
     module[0].weight.grad = torch.ones_like(module[0].weight)
@@ -113,18 +113,18 @@ MEASURES: dict[str, tuple[Callable[[], nn.Module], Measure]] = {
     "interlayer_smoothness": (net, lambda n, x, _: stability.interlayer_smoothness(n, x)),
     "compression_bound": (net, lambda n, x, y: stability.compression_bound(n, (x, y), margin=0.1)),
     "evaluate": (net, lambda n, x, y: rt.evaluate(n, (x, y))),
-    "check_equivalence": (trunk, lambda n, x, _: rt.check_equivalence(n, rt.to_plain(n), x)),
-    "to_plain": (trunk, lambda n, x, _: rt.to_plain(n)),
-    "to_residual": (trunk, lambda n, x, _: rt.to_residual(rt.to_plain(n))),
-    "id_mask": (trunk, lambda n, x, _: rt.id_mask(n)),
+    "check_equivalence": (residual, lambda n, x, _: rt.check_equivalence(n, rt.to_plain(n), x)),
+    "to_plain": (residual, lambda n, x, _: rt.to_plain(n)),
+    "to_residual": (residual, lambda n, x, _: rt.to_residual(rt.to_plain(n))),
+    "id_mask": (residual, lambda n, x, _: rt.id_mask(n)),
     "block_cushions": (
         lambda: rt.preresnet(10).double(),
         lambda n, x, _: rt.stability.block_cushions(n, big(x)),
     ),
-    "dominant_flows": (trunk, lambda n, x, y: rt.dominant_flows(n, (big(x), y))),
-    "feature_gradients": (trunk, lambda n, x, y: stability.feature_gradients(n, (big(x), y))),
+    "dominant_flows": (residual, lambda n, x, y: rt.dominant_flows(n, (big(x), y))),
+    "feature_gradients": (residual, lambda n, x, y: stability.feature_gradients(n, (big(x), y))),
     "fold": (dirac, lambda n, x, _: rt.fold(n)),
-    "save_checkpoint": (trunk, lambda n, x, _: in_folder(rt.save_checkpoint, n)),
+    "save_checkpoint": (residual, lambda n, x, _: in_folder(rt.save_checkpoint, n)),
     "save_dirac_file": (dirac, lambda n, x, _: in_folder(rt.save_dirac_file, n)),
 }
 

@@ -1,4 +1,4 @@
-"""The papers' trunks: counts, shapes and outputs against independent implementations."""
+"""The papers' networks: counts, shapes and outputs against independent implementations."""
 
 import json
 import math
@@ -153,7 +153,7 @@ CIFAR_NETS = {
 }
 
 
-def trunk(net, x):
+def resolutions(net, x):
     """Shapes (channels, side) along the net, each once in a row."""
     shapes = []
     for module in net:
@@ -166,7 +166,7 @@ def trunk(net, x):
 @pytest.mark.parametrize("name", CIFAR_NETS)
 def test_resolutions_of_cifar_nets(generator, name):
     wide = 2 if "wide" in name else 1
-    shapes = trunk(CIFAR_NETS[name](), images(generator))
+    shapes = resolutions(CIFAR_NETS[name](), images(generator))
     stages = [(16 * wide, 32), (32 * wide, 16), (64 * wide, 8)]
     stem = [(16, 32)] if name == "preresnet-wide" else []
     # a DiracNet halves by a pool before it doubles
@@ -181,8 +181,8 @@ def test_resolutions_of_imagenet_nets(depth):
         dirac, residual = rt.diracnet_imagenet(depth), resnet_imagenet(depth)
         x = torch.zeros(1, 3, 224, 224)
         stages = [(64, 56), (128, 28), (256, 14), (512, 7)]
-        assert trunk(residual, x) == [(64, 112), *stages, (512, 1)]
-        assert [s for s in trunk(dirac, x) if s[0] * s[1] == 3584] == stages
+        assert resolutions(residual, x) == [(64, 112), *stages, (512, 1)]
+        assert [s for s in resolutions(dirac, x) if s[0] * s[1] == 3584] == stages
         assert dirac(x).shape == residual(x).shape == (1, 1000)
 
 

@@ -45,8 +45,8 @@ def simplified_net(
             default KWI for plain nets and HMWI for the others, as in the paper. The classifier has
             torch's uniform distribution.
         generator: Source of randomness, or a seed. Equal seeds give plain, residual and explicit
-            nets the same draw, up to its scale, and ``"dominant_upper"`` nets that of the residual
-            net in their lower half.
+            nets the same weights, up to their scale, and ``"dominant_upper"`` nets those of the
+            residual net in their lower half.
 
     Returns:
         An ``nn.Sequential`` from (batch, 3, 32, 32) to (batch, classes).
@@ -55,9 +55,9 @@ def simplified_net(
         ValueError: If no n fits the depth (the nearest two are named) or a name is unknown.
 
     Source:
-        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendices A and D.3. Whose lower halves are
-        dense in D.3 is lost; ``"dominant_half"`` takes them for halves of kernels, as D.3 has them
-        elsewhere, ``"dominant_upper"`` for halves of nets.
+        Yu & Tomasi, arXiv:1905.10944, section 3 and Appendices A and D.3. D.3 does not say
+        which lower halves are dense: ``"dominant_half"`` reads halves of kernels, as elsewhere in
+        D.3, ``"dominant_upper"`` halves of nets.
 
     Example:
         >>> net = simplified_net(20, identity="residual")
