@@ -183,7 +183,7 @@ def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
     [
         ("fold --checkpoint {net} --out a.txt", "--out: got 'a.txt'"),
         ("fold --checkpoint nothing --out a.json", "--checkpoint: no checkpoint 'nothing'"),
-        ("fold --checkpoint nothing.pt7 --out a.json", "nothing.pt7: is no file"),
+        ("fold --checkpoint nothing.pt7 --out a.json", "nothing.pt7: no such file"),
         ("evaluate --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
         ("evaluate --checkpoint {net} --data digits --top x", "--top: got 'x'"),
         ("evaluate --checkpoint {net} --data digits --top 1,11", "--top: got 11 for 10 classes"),

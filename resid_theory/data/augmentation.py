@@ -84,15 +84,14 @@ def augment(pixels: Tensor, crops: Crops, *, pad: int = 4, padding: str = "zeros
             "the shorter side"
         )
     else:  # F.pad cannot reflect bytes
-        rows, columns = (_reflected(size, pad, pixels.device) for size in pixels.shape[2:])
+        places = (torch.arange(-pad, s + pad, device=pixels.device) for s in pixels.shape[2:])
+        rows, columns = (
+            torch.where(at.abs() >= s, 2 * (s - 1) - at.abs(), at.abs())
+            for at, s in zip(places, pixels.shape[2:], strict=True)
+        )
         padded = pixels[:, :, rows][..., columns]
     # All windows of an image as a view; only the chosen ones are copied.
     windows = padded.unfold(2, pixels.shape[2], 1).unfold(3, pixels.shape[3], 1)
     row = torch.arange(len(pixels), device=pixels.device)
     cut = windows[row, :, crops.top, crops.left]
     return torch.where(crops.flip[:, None, None, None], cut.flip(3), cut)
-
-
-def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
-    index = torch.arange(-pad, size + pad, device=device).abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -26,9 +26,13 @@ def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
     if hasattr(data, "x") and hasattr(data, "y"):
         yield check_pair((data.x, data.y))
         return
-    if isinstance(data, (tuple, list)) and len(data) == 2 and not _is_pair(data[0]):
-        yield check_pair(data)
-        return
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        # A list of two batches looks like a pair of arrays, except for its first entry.
+        first = data[0]
+        is_batch = isinstance(first, (tuple, list)) and len(first) == 2
+        if not is_batch or not all(hasattr(part, "__array__") for part in first):
+            yield check_pair(data)
+            return
     if not hasattr(data, "__iter__"):
         raise ValueError(
             f"data: got {type(data).__name__}, needs (x, y), an object with .x and .y, "
@@ -42,12 +46,3 @@ def batches(data: Any) -> Iterator[tuple[Tensor, Tensor]]:
         raise ValueError(
             "data: got no batch, needs at least one; an exhausted iterator is the usual cause"
         )
-
-
-def _is_pair(item: Any) -> bool:
-    # A list of two batches looks like a pair of arrays, except for its first entry.
-    return (
-        isinstance(item, (tuple, list))
-        and len(item) == 2
-        and all(isinstance(part, Tensor) or hasattr(part, "__array__") for part in item)
-    )

@@ -85,7 +85,11 @@ class Moments:
                     f"data: a batch has widths {x.shape[1]} and {y.shape[1]}, the batches before "
                     f"it {width} and {len(total) - width}; needs equal widths"
                 )
-            part, width = _gram(x, y), x.shape[1]
+            width = x.shape[1]
+            part = torch.zeros(*[width + y.shape[1]] * 2, dtype=torch.float64, device=x.device)
+            for rows_x, rows_y in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+                joined = torch.cat([rows_x.to(torch.float64), rows_y.to(torch.float64)], dim=1)
+                part.addmm_(joined.mT, joined)
             total = part if total is None else total + part
             count += len(x)
         assert total is not None  # batches() raises when there is none
@@ -132,13 +136,3 @@ class Moments:
         """Whether sxx is the identity, to 1e-8 in every entry (a data set's own round-off)."""
         eye = torch.eye(len(self.sxx), dtype=self.sxx.dtype, device=self.sxx.device)
         return bool((self.sxx - eye).abs().max() <= 1e-8)
-
-
-def _gram(x: Tensor, y: Tensor) -> Tensor:
-    """Sum over samples of (x; y)(x; y)^T, in float64."""
-    width = x.shape[1] + y.shape[1]
-    total = torch.zeros(width, width, dtype=torch.float64, device=x.device)
-    for rows_x, rows_y in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
-        joined = torch.cat([rows_x.to(torch.float64), rows_y.to(torch.float64)], dim=1)
-        total.addmm_(joined.mT, joined)
-    return total

@@ -80,8 +80,10 @@ def gradient_descent(
     shape = starts.shape[:-4]
     objective = objective_of(net, loss, data, starts)
     count = check_int("epochs", epochs, 0)
+    # (..., blocks, n, d, d) as (layers, rows, d, d), a copy
+    rows = starts.reshape(-1, net.blocks * net.shortcut_depth, *starts.shape[-2:])
     run = _DescentRun(
-        _stacked(starts),
+        rows.transpose(0, 1).clone(memory_format=torch.contiguous_format),
         rates.reshape(-1),
         None if limit is None else check_positive("limit", limit),
     )
@@ -120,12 +122,6 @@ def _rows(net: ShortcutNet, weights: Any, learning_rate: Any) -> tuple[Tensor, T
             f"{tuple(starts.shape[:-4])} of weights"
         ) from None
     return starts.expand(*shape, *needed), rates.expand(shape)
-
-
-def _stacked(starts: Tensor) -> Tensor:
-    """(..., blocks, n, d, d) as (layers, rows, d, d), a copy."""
-    rows = starts.reshape(-1, math.prod(starts.shape[-4:-2]), *starts.shape[-2:])
-    return rows.transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _unstacked(weights: Tensor, shape: Sequence[int], blocks: tuple[int, int]) -> Tensor:

@@ -165,7 +165,13 @@ def resume(
         progress=progress,
         process_group=group,
     )
-    nets = _from_records(about["architectures"]) if net is None else _as_nets(net)
+    if net is None:
+        if None in about["architectures"]:
+            raise ValueError(
+                "net: the checkpoint has no architecture record; pass the module as net="
+            )
+        net = [build_net(record) for record in about["architectures"]]
+    nets = _as_nets(net)
     recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
     return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
 
@@ -229,10 +235,3 @@ def _as_device(device: str | torch.device) -> torch.device:
             f"has 'cpu' and {count} CUDA devices"
         ) from error
     return chosen
-
-
-def _from_records(records: Sequence[Mapping[str, Any] | None]) -> list[nn.Module]:
-    nets = [build_net(record) for record in records if record is not None]
-    if len(nets) < len(records):
-        raise ValueError("net: the checkpoint has no architecture record; pass the module as net=")
-    return nets

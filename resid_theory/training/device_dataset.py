@@ -39,7 +39,22 @@ class DeviceDataset:
         self, argument: str, data: Any, net: nn.Module, recipe: Recipe, device: torch.device
     ) -> None:
         images = Images.of(data)
-        _check_images(argument, images, recipe)
+        shape, crops = tuple(images.pixels.shape), recipe.augmentation != "none"
+        if argument == "data" and recipe.batch > len(images):
+            raise ValueError(
+                f"batch: got {recipe.batch} for {len(images)} samples; needs at most {len(images)}"
+            )
+        needs = [f"augmentation={recipe.augmentation!r}"] * crops
+        needs += ["channels_last=True"] * recipe.channels_last
+        if needs and len(shape) != 4:
+            raise ValueError(
+                f"{argument}: got inputs of shape {shape}; {needs[0]} needs images (m, channels, "
+                "height, width)"
+            )
+        if crops and recipe.padding == "reflect" and recipe.pad >= min(shape[2:]):
+            raise ValueError(
+                f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far"
+            )
         self.labelled = not images.labels.is_floating_point()
         constants = [*images.mean, *images.std, images.brightest]
         constants_tensor = torch.tensor(constants, dtype=torch.float64)
@@ -84,21 +99,3 @@ class DeviceDataset:
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, self._targets[rows], self._images.labels[rows] if self.labelled else None
-
-
-def _check_images(argument: str, images: Images, recipe: Recipe) -> None:
-    shape = tuple(images.pixels.shape)
-    if argument == "data" and recipe.batch > len(images):
-        raise ValueError(
-            f"batch: got {recipe.batch} for {len(images)} samples; needs at most {len(images)}"
-        )
-    crops = recipe.augmentation != "none"
-    needs = [f"augmentation={recipe.augmentation!r}"] * crops
-    needs += ["channels_last=True"] * recipe.channels_last
-    if needs and len(shape) != 4:
-        raise ValueError(
-            f"{argument}: got inputs of shape {shape}; {needs[0]} needs images (m, channels, "
-            "height, width)"
-        )
-    if crops and recipe.padding == "reflect" and recipe.pad >= min(shape[2:]):
-        raise ValueError(f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far")

@@ -116,7 +116,18 @@ class Session:
         wanted = {**self.identity, **known}
         if process_group.count > 1:
             process_group.check_equal(wanted, device)
-        found = process_group.from_first(lambda: self._open(wanted), device)
+
+        def opened() -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]] | None:
+            if self.folder is None:
+                return None
+            saved = self.folder.load()
+            if saved is None:
+                self.folder.metrics.write_bytes(b"")
+                return None
+            check_same(self.folder, saved[1], wanted)
+            return *saved, self.folder.rewind(saved[1])
+
+        found = process_group.from_first(opened, device)
         if found is not None:
             tensors, about, self.measurements.lines = found
             unpack(tensors, self.group, self.optimizer, self.measurements.sums)
@@ -136,19 +147,6 @@ class Session:
             self._save()  # a folder that cannot be written to shows before the first step
         else:
             self.saved = time.perf_counter()
-
-    def _open(
-        self, wanted: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, Any], list[dict[str, Any]]] | None:
-        """The folder's checkpoint and metrics; None for a first start."""
-        if self.folder is None:
-            return None
-        found = self.folder.load()
-        if found is None:
-            self.folder.metrics.write_bytes(b"")
-            return None
-        check_same(self.folder, found[1], wanted)
-        return *found, self.folder.rewind(found[1])
 
     def _epoch(self, tick: Callable[[], object]) -> None:
         """The remaining steps of an epoch."""
@@ -199,7 +197,11 @@ class Session:
             self.optimizer.zero_grad(set_to_none=True)
             if self.settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            return self.group.gradients([_head(batch, size) for batch in batches])
+            fewer: list[Batch] = [
+                (x[:size], target[:size], None if labels is None else labels[:size])
+                for x, target, labels in batches
+            ]
+            return self.group.gradients(fewer)
 
         fits = fitting_batch(step, given)
         advice = f"a batch of {fits} fits" if fits else "not even a batch of 1 fits"
@@ -256,11 +258,6 @@ def _group(
     else:
         return stack(nets, data.batch(slice(2)), recipe, settings.device)
     return Separate(nets, recipe, settings.device), reason
-
-
-def _head(batch: Batch, size: int) -> Batch:
-    x, target, labels = batch
-    return x[:size], target[:size], None if labels is None else labels[:size]
 
 
 @contextmanager

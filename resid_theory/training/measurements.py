@@ -61,7 +61,13 @@ class Measurements:
             for callback in self._settings.callbacks:
                 with preserved(net):
                     line.update(callback(net, moment) or {})
-            self._write(line)
+            line = {k: v.item() if hasattr(v, "item") else v for k, v in line.items()}
+            for name, value in line.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    line[name] = None  # JSON has no NaN; None is what a reader can ask for
+            self.lines.append(line)
+            if self._folder is not None:
+                self._folder.append(line)
         if epoch is not None:
             for total in self.sums.values():
                 total.zero_()
@@ -98,12 +104,3 @@ class Measurements:
         loss, wrong = process_group.add(totals.to(self._settings.device)).tolist()
         shown = {"test_loss": loss / len(test)}
         return {**shown, "test_error": wrong / len(test)} if test.labelled else shown
-
-    def _write(self, given: dict[str, Any]) -> None:
-        line = {k: v.item() if hasattr(v, "item") else v for k, v in given.items()}
-        for name, value in line.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                line[name] = None  # JSON has no NaN; None is what a reader can ask for
-        self.lines.append(line)
-        if self._folder is not None:
-            self._folder.append(line)

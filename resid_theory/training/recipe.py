@@ -96,7 +96,13 @@ class Recipe:
         object.__setattr__(self, "weight_decay", decay)
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: got True with momentum 0; needs momentum above 0")
-        object.__setattr__(self, "milestones", _ascending(self.milestones))
+        try:
+            milestones = tuple(check_int("milestones", at) for at in self.milestones)
+        except TypeError:
+            milestones = (1, 0)  # no sequence: refused below, too
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones: got {self.milestones!r}, needs ascending epochs")
+        object.__setattr__(self, "milestones", milestones)
 
     def change(self, **settings: Any) -> "Recipe":
         """The same recipe with some fields changed.
@@ -153,17 +159,6 @@ def _share(name: str, given: Any, *, zero: bool) -> float:
         interval = "[0, 1)" if zero else "(0, 1]"
         raise ValueError(f"{name}: got {given!r}, needs a number in {interval}")
     return value
-
-
-def _ascending(given: Any) -> tuple[int, ...]:
-    try:
-        milestones = tuple(given)
-    except TypeError as error:
-        raise ValueError(f"milestones: got {given!r}, needs ascending epochs") from error
-    milestones = tuple(check_int("milestones", at) for at in milestones)
-    if list(milestones) != sorted(milestones):
-        raise ValueError(f"milestones: got {given!r}, needs ascending epochs")
-    return milestones
 
 
 NOISE_STABILITY = Recipe(lr=0.02)
