@@ -79,7 +79,7 @@ class Certificate:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the space is invariant."""
+        """True if the space is invariant."""
         return self.ladder.shape[0] == self.ladder.shape[1]
 
     def missed_beyond(self, edge: float, sign: int) -> float:

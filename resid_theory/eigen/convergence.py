@@ -85,7 +85,7 @@ class SearchState:
 
     @property
     def is_settled(self) -> bool:
-        """Whether as many as are wanted meet the tolerance."""
+        """True if as many as are wanted meet the tolerance."""
         enough = len(self.columns) >= self.goal.total
         return enough and bool((self.bounds <= self.targets).all())
 
@@ -107,7 +107,7 @@ class SearchState:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether a value may have more copies: as many were found as the start has vectors."""
+        """True if a value may have more copies: as many were found as the start has vectors."""
         if self.certificate is None:
             return True
         values = self.certificate.values

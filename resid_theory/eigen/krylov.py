@@ -114,12 +114,7 @@ class Krylov:
     If the operator is not symmetric, or noisy, the coefficients show it and the residuals include
     it.
 
-    Args:
-        operator: The operator.
-        locked: Vectors U to which the space stays orthogonal.
-        width: Number of random vectors in the start.
-        capacity: Largest number of columns of V and Q together.
-        generator: Generator of the start.
+    It starts from ``width`` random vectors; ``capacity`` limits the columns of V and Q together.
     """
 
     def __init__(
@@ -153,14 +148,14 @@ class Krylov:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next block of products may exceed the capacity."""
+        """True if the next block of products may exceed the capacity."""
         filled = self.offset + self.multiplied + 2 * self.waiting
         room = self._columns.shape[1]
         return filled > room and room < self.operator.size
 
     @property
     def is_invariant(self) -> bool:
-        """Whether the operator maps the space into itself and the locked vectors."""
+        """True if the operator maps the space into itself and the locked vectors."""
         return self.waiting == 0
 
     def extend(self, product: Tensor) -> None:

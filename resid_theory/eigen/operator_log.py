@@ -45,14 +45,8 @@ class RecordedOperator:
     and reads the recorded ones until the record ends, bit for bit. It is an error if the vectors
     differ from the recorded ones, or if the operator gives another first product.
 
-    Args:
-        matrix: The operator.
-        folder: Folder of the record, one checksummed file per product; None for no record.
-        limit: Largest number of products with one vector; None for no limit.
-        progress: Whether to show a progress bar on standard error.
-        label: Label of the bar.
-        expected: Number of products at which the bar is full, if it is known.
-        precision: Precision in which the operator computes, if it is lower than its dtype.
+    ``limit`` is the largest number of products with one vector, ``expected`` the number at which
+    the progress bar is full, ``precision`` that of the operator, if it is lower than its dtype.
     """
 
     def __init__(
