@@ -1,47 +1,27 @@
-"""What a sweep adds to its work: python benchmarks/sweep.py [overhead | kills] [--executor ...].
+"""Cost of a sweep beyond its work: python -m benchmarks.sweep [--executor ...].
 
-overhead: a grid of 1,000 small Hessians. What it costs beyond the work is the wall time less the
-seconds inside the tasks, divided by the number of workers, per cell; checking the grid, looking for
-results and starting the workers are part of it, and are also given apart. On a machine that others
-use, everything takes longer by about the factor of wall to processor time in the tasks; processor
-time does not depend on others.
-kills: 200 cells, and every few seconds one worker is killed with SIGKILL.
+The grid has 1,000 small Hessians. The cost is the wall time less the seconds inside the tasks,
+divided by the number of workers, per cell; checking the grid, looking for results and starting the
+workers are part of it, and are also given apart. On a machine that others use, everything takes
+longer by about the factor of wall to processor time in the tasks; processor time does not depend on
+others.
 """
 
 import argparse
-import contextlib
-import dataclasses
 import multiprocessing
 import os
-import random
-import shutil
-import signal
 import statistics
 import tempfile
-import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.timing import line
 from resid_theory import run_sweep
-from resid_theory.sweep import SweepReport, grid_of, load_results
+from resid_theory.sweep import SweepReport, grid_of
 from resid_theory.sweep.worker import Report
 
 GOALS = {"serial": "no goal", "process": "5 ms asked", "ray": "10 ms asked"}
 SMALL = {"task": "hessian", "blocks": 1, "init": ["near_zero", "xavier"]}
-KILLED = {"task": "hessian", "blocks": 8, "mid": "tanh"}  # about a second each
-
-
-@contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """A folder that is gone afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="sweep-"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def per_cell(seconds: float, cells: int) -> str:
@@ -63,7 +43,7 @@ def overhead(executor: str, cells: int, workers: int) -> None:
         if len(works) in (used, cells):
             processor.append(processor_of_all())
 
-    with folder() as out:
+    with tempfile.TemporaryDirectory() as out:
         began = time.perf_counter()
         report = sweep(grid, out, executor, workers, hear)
         assert report.done == cells, str(report)[:2000]
@@ -108,90 +88,18 @@ def processor_of_all() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def sweep(grid, out: Path, executor: str, workers: int, heard) -> SweepReport:
+def sweep(grid, out: str, executor: str, workers: int, heard) -> SweepReport:
     return run_sweep(grid, out, executor=executor, workers=workers, progress=False, on_report=heard)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Survived:
-    """What is left of a sweep whose workers were killed."""
-
-    cells: int
-    verified: int  # cells with a result that verifies
-    twice: int  # cells reported more than once
-    report: SweepReport
-    killed: int
-
-
-def killed_sweep(cells: int, workers: int, seconds: float, seed: int) -> Survived:
-    """Run a sweep and kill one of its workers every so many seconds."""
-    grid, heard = {**KILLED, "seed": list(range(cells))}, Counter[str]()
-    ended, killed = threading.Event(), []
-    killer = threading.Thread(target=kill, args=(ended, killed, seconds, random.Random(seed)))
-
-    def hear(report: Report) -> None:
-        heard[report.cell.key] += 1
-
-    with folder() as out:
-        killer.start()
-        try:
-            report = run_sweep(
-                grid, out, workers=workers, retries=20, progress=False, on_report=hear
-            )
-        finally:
-            ended.set()
-            killer.join()
-        table = load_results(out)
-    return Survived(
-        cells=cells,
-        verified=len({cell.key for cell in grid_of(grid)} & set(table.index)),
-        twice=sum(n > 1 for n in heard.values()),
-        report=report,
-        killed=len(killed),
-    )
-
-
-def undisturbed(workers: int) -> float:
-    """Seconds in which workers start and end a cell each."""
-    with folder() as out:
-        grid = {**KILLED, "seed": list(range(workers))}
-        return run_sweep(grid, out, workers=workers, progress=False).seconds
-
-
-def kills(cells: int, workers: int, seconds: float, seed: int) -> None:
-    """Print what is left of a sweep whose workers are killed."""
-    found = killed_sweep(cells, workers, seconds, seed)
-    took = found.report.seconds
-    print(f"process, {workers} workers, {found.killed} of them killed in {took:.1f} s")
-    line("  cells done", f"{found.report.done} of {cells}", "200 of 200 asked")
-    line("  results that verify", f"{found.verified} of {cells}", "all of them")
-    line("  cells reported twice", str(found.twice), "none asked")
-    line("  cells that failed", str(len(found.report.failed)), "none")
-
-
-def kill(ended: threading.Event, killed: list[int], seconds: float, draw: random.Random) -> None:
-    """Kill a worker every so many seconds."""
-    while not ended.wait(seconds):
-        workers = multiprocessing.active_children()
-        if workers:
-            killed.append(draw.choice(workers).pid)
-            os.kill(killed[-1], signal.SIGKILL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("overhead", "kills", "all"), default="all")
     parser.add_argument("--executor", choices=list(GOALS), action="append")
     parser.add_argument("--cells", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0, help="between two kills")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.what in ("overhead", "all"):
-        for executor in options.executor or ["serial", "process"]:
-            overhead(executor, options.cells, options.workers)
-    if options.what in ("kills", "all"):
-        kills(200, max(2, options.workers), options.seconds, options.seed)
+    for executor in options.executor or ["serial", "process"]:
+        overhead(executor, options.cells, options.workers)
 
 
 if __name__ == "__main__":

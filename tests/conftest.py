@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import trials
 from fake_cuda import pretended
 
 
@@ -13,9 +14,18 @@ def pytest_addoption(parser):
         help="where tests put their tensors; a pretended GPU computes on the CPU, refuses what a "
         "GPU refuses, and runs the tests that choose a device",
     )
+    parser.addoption(
+        "--trials",
+        choices=("quick", "full"),
+        default="quick",
+        help="how often faults are injected (-m reliability); full takes an hour and writes "
+        "docs/reliability.md",
+    )
 
 
 def pytest_configure(config):
+    full = config.getoption("--trials") == "full"
+    config.pluginmanager.register(trials.Plugin(full), "trials")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import interrupted
 import pytest
 import torch
 
 import resid_theory as rt
-from benchmarks import crash
 from resid_theory import cli, training
 from resid_theory.cli import train_commands
 from resid_theory.training.presets import KINDS, net_of
@@ -96,7 +96,7 @@ def test_a_killed_training_goes_on(capsys, tmp_path):
     words = ["train", *NET, *SMALL, "--epochs", "6", "--save-seconds", "0", "--out"]
     ran(capsys, *words[1:], tmp_path / "undisturbed")
     folder = tmp_path / "killed"
-    process = crash.server().Process(target=_alone, args=([*words, str(folder)],))
+    process = interrupted.server().Process(target=_alone, args=([*words, str(folder)],))
     process.start()
     log = folder / "metrics.jsonl"
     started = time.monotonic()

@@ -87,6 +87,10 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
+@pytest.mark.reliability(
+    "shards of unequal size on 1, 2 and 3 processes",
+    "bit-identical on all of them, and to 1e-12 what one process computes",
+)
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("matrix", ["hessian", "fisher"])
 @pytest.mark.parametrize("what", ["product", "block", "loss", "gradient", "samples"])

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import random
 import re
 from dataclasses import replace
 
@@ -13,7 +12,6 @@ from torch import nn
 from torch.testing import assert_close
 
 import resid_theory as rt
-from benchmarks import crash
 from resid_theory import training
 from resid_theory._check import first_difference
 from resid_theory.runtime import resources, store
@@ -473,16 +471,6 @@ def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
     assert max(map(difference, stopped.nets, straight.nets)) == 0
 
 
-@pytest.mark.parametrize(("nets", "trials"), [(1, 3), (2, 2)], ids=["one", "stacked"])
-def test_killed_is_bit_identical(tmp_path, nets, trials):
-    if os.name != "posix":
-        pytest.skip("there is no SIGKILL here")
-    context = crash.server()
-    reference, seconds = crash.undisturbed(context, tmp_path, nets)
-    draw = random.Random(nets)
-    assert all(crash.trial(context, reference, seconds, draw, nets) for _ in range(trials))
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished training, to be read and damaged."""
@@ -519,14 +507,6 @@ def test_a_folder_of_another_training_is_refused(finished, name):
     change, message = OTHER[name]
     with pytest.raises(ValueError, match=f"holds another training: .*{message}"):
         fit(**{"net": conv_net(), "out": finished, **change})
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_a_flipped_bit_is_found_and_named(finished, seed):
-    draw = random.Random(seed)
-    files = sorted(path for path in finished.iterdir() if path.stat().st_size)
-    assert len(files) == 5
-    assert all(crash.flip(finished, file, draw) for file in files for _ in range(4))
 
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "checkpoint.*.safetensors", "metrics.jsonl"])
