@@ -1,6 +1,6 @@
-"""Top eigenvalues and densities of Hessians: time and products against other libraries.
+"""Top eigenvalues and spectral densities: time and Hessian-vector products against other libraries.
 
-    python benchmarks/compare_libraries.py [LIBRARY ...] [--only ROW ...] [--repeats 3]
+    python -m benchmarks.compare_libraries [LIBRARY ...] [--only ROW ...] [--repeats 3]
 
 The libraries (pyhessian, hessian_eigenthings, curvlinops) are no dependencies: what is not
 importable is listed and skipped. Both sides are float32, one thread, in turns, construction
@@ -19,12 +19,21 @@ import time
 from collections.abc import Callable
 
 import torch
-from libraries import RIVALS, Case, Counted, Curvlinops, Eigenthings, Found, arpack, importable
-from products import images, perceptron
-from timing import rounds
 from torch import Tensor, nn
 
 import resid_theory as rt
+from benchmarks.libraries import (
+    RIVALS,
+    Case,
+    Counted,
+    Curvlinops,
+    Eigenthings,
+    Found,
+    arpack,
+    importable,
+)
+from benchmarks.products import images, perceptron
+from benchmarks.timing import rounds
 
 K, ACCURACY = 5, 1e-3
 

@@ -1,6 +1,6 @@
 """Cost of cushions in forward passes, and coverage of their error bars.
 
-python benchmarks/cushions.py [layers] [memory] [interlayer] [coverage]. Compare ratios, not
+python -m benchmarks.cushions [layers] [memory] [interlayer] [coverage]. Compare ratios, not
 seconds, between runs.
 """
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import torch
-from timing import line, medians
+from benchmarks.timing import line, medians
 
 import resid_theory as rt
 

@@ -1,11 +1,11 @@
-"""What an epoch of full-batch gradient descent costs: python benchmarks/descent.py."""
+"""Cost of an epoch of full-batch gradient descent: python -m benchmarks.descent."""
 
 import time
 
 import torch
-from timing import line
 
 import resid_theory as rt
+from benchmarks.timing import line
 
 WIDTH, BLOCKS, SAMPLES = 10, 12, 60_000
 RATES, SEEDS = 18, 10  # the rows of one net and depth of Figure 7

@@ -1,4 +1,4 @@
-"""What every conversion and estimator costs numerically: python -m benchmarks.errors.
+"""Numerical error of every conversion and estimator: python -m benchmarks.errors.
 
 Writes docs/errors.md. Each number is the largest relative difference, over seeds, between what the
 library computes with a net of that precision and the same quantity of the same (rounded) weights in

@@ -1,6 +1,6 @@
 """Cost of a DiracNet: at inference, folded and not; in training, of its parametrization.
 
-python benchmarks/fold.py [inference] [training] [equality]. Ratios of process time in one run.
+python -m benchmarks.fold [inference] [training] [equality]. Ratios of process time in one run.
 """
 
 import sys
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from timing import line, medians
+from benchmarks.timing import line, medians
 
 import resid_theory as rt
 

@@ -1,6 +1,6 @@
-"""How fast exact Hessians are: every number a ratio of two things timed in this run.
+"""Speed of exact Hessians: every number is a ratio of two things timed in one run.
 
-    python benchmarks/hessian.py [--eigenvalues]
+    python -m benchmarks.hessian [--eigenvalues]
 
 ``--eigenvalues`` adds the step to all 10,000 eigenvalues (some minutes).
 """
@@ -8,9 +8,9 @@
 import argparse
 
 import torch
-from timing import line, medians, once
 
 import resid_theory as rt
+from benchmarks.timing import line, medians, once
 from resid_theory.losses import square
 
 

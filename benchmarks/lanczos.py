@@ -1,6 +1,6 @@
 """Products for a given accuracy: block Lanczos against ARPACK on spectra like those of Hessians.
 
-    python benchmarks/lanczos.py [--coverage TRIALS]
+    python -m benchmarks.lanczos [--coverage TRIALS]
 
 Counts of products do not depend on the machine. ARPACK's tolerance is on the residual and its
 accuracy is not stated, so it is given the loosest tolerance of a grid, and the smallest number of

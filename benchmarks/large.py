@@ -1,7 +1,7 @@
-"""Extremes and density of a large net's Hessian, 100 products: seconds and memory as they pass.
+"""Time and memory of 100 products for extremes and density of a large net's Hessian.
 
-    python benchmarks/large.py [--depth 34] [--width 1] [--images 500] [--device cpu]
-    python benchmarks/large.py --imagenet --images 8    # 22 million weights
+    python -m benchmarks.large [--depth 34] [--width 1] [--images 500] [--device cpu]
+    python -m benchmarks.large --imagenet --images 8    # 22 million weights
 
 The net is a DiracNet at its initial weights, the loss cross-entropy on CIFAR-10, or on noise of its
 shape where the data set is not there; the net for ImageNet sees the images at 64 x 64. Memory is
@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 import torch
-from products import images
-from timing import line
 from torch.nn.functional import interpolate
 
 import resid_theory as rt
+from benchmarks.products import images
+from benchmarks.timing import line
 
 EXTREMES, PROBES, STEPS = 60, 4, 10  # products for extremes, and for the density
 

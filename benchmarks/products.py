@@ -1,6 +1,6 @@
-"""How fast curvature products are: ratios to a retained graph in plain torch and to none.
+"""Speed of Hessian-vector products, relative to plain torch with and without a retained graph.
 
-    python benchmarks/products.py [--images 32 128] [--repeats 5]
+    python -m benchmarks.products [--images 32 128] [--repeats 5]
 
 Every line is from one run, its sides taking turns. "plain" keeps torch's own graph of the gradient,
 "rebuild" runs the net anew for every product; both add up in float32. The CIFAR-10 images are drawn
@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timing import line, medians
 from torch import Tensor, nn
 
 import resid_theory as rt
+from benchmarks.timing import line, medians
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the trainer costs: python benchmarks/training.py [--device cuda]; ratios of one run.
+"""Cost of the trainer: python -m benchmarks.training [--device cuda]; ratios of one run.
 
 The bare loop is zero_grad, forward, backward and step on batches that lie ready as floats. The
 trainer's step adds gathering, crops, flips, normalization, schedule, sums and the watch for NaN.
@@ -9,10 +9,10 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from timing import line, medians
 from torch import nn
 
 import resid_theory as rt
+from benchmarks.timing import line, medians
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
 from resid_theory.training.run import RunSettings

@@ -1,11 +1,11 @@
-"""What a prediction costs at any depth: python benchmarks/zero_point.py."""
+"""Cost of a zero-point prediction at any depth: python -m benchmarks.zero_point."""
 
 import tracemalloc
 
 import torch
-from timing import line, medians, once
 
 import resid_theory as rt
+from benchmarks.timing import line, medians, once
 
 
 def moments(width: int) -> rt.Moments:
