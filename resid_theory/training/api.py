@@ -153,6 +153,9 @@ def resume(
     if found is None:
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
+    for name in ("architectures", "correction", "recipe", "seeds", "stacked"):
+        if name not in about:
+            raise ValueError(f"out: {folder.checkpoint} is not of a training: has no {name}")
     if about["correction"] is not None:
         raise ValueError(
             f"out: {out} was trained with the correction {about['correction']}; call train with it "
