@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import torch
-from benchmarks.timing import line, medians
 
 import resid_theory as rt
+from benchmarks.timing import line, medians
 
 BATCH = 256
 

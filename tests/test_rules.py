@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from collections import Counter
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import resid_theory
@@ -117,16 +118,14 @@ def public():
 
 
 def missing(value):
-    """Parts of a docstring that are not there."""
-    text = inspect.getdoc(value) or ""
-    try:
-        signature = inspect.signature(value)
-    except ValueError:
+    """Parts that the docstring of a function or of a result with fields lacks."""
+    if inspect.isclass(value) and not is_dataclass(value):
         return
+    text, signature = inspect.getdoc(value) or "", inspect.signature(value)
     for name in signature.parameters:
-        if not name.startswith("_") and not re.search(rf"^ +\**{name}\b.*:", text, re.MULTILINE):
+        if not re.search(rf"^ +\**{name}\b.*:", text, re.MULTILINE):
             yield name
-    if not signature.parameters or not inspect.isfunction(value):
+    if not signature.parameters or inspect.isclass(value):
         return
     returns = str(signature.return_annotation)
     if returns not in ("None", "NoReturn") and not re.search(r"^(Returns|Yields):", text, re.M):
