@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from benchmarks.timing import line, medians
 
 import resid_theory as rt
+from benchmarks.timing import line, medians
 
 DEPTHS = (34, 100)
 BATCH = 32
