@@ -114,7 +114,7 @@ CALLS = [
     (lambda: rt.Moments.of("digits"), "data | str | pair"),
     (lambda: rt.load_images("digits", samples=5000), "samples | 5000 | 1437"),
     (lambda: rt.load_images("digits", "trian"), "split | 'trian' | 'train'"),
-    (lambda: rt.load_image_folder("no/such/folder"), "path | no/such/folder | one folder per class"),
+    (lambda: rt.load_image_folder("no/such/folder"), "path | no/such/folder | folder per class"),
     (
         lambda: training(data=rt.Images(pixels=PIXELS, labels=LABELS[:3])),
         "data | (4, 3, 8, 8) | (3,) | same number",
