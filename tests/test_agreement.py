@@ -1,10 +1,11 @@
-"""Theory against measurement, and measurement against nested gradients: the project's heart."""
+"""Theory against measurement, and measurement against nested gradients."""
 
 import itertools
 
 import oracles
 import pytest
 import torch
+import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
 from torch import nn
 
@@ -94,7 +95,7 @@ def rectangular_output(w, s, x):
     return z @ (w[4] @ w[3] + 0.3 * s).T @ w[5].T
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_rectangular_linear_nets_with_fixed_shortcuts(seed):
     generator = torch.Generator().manual_seed(seed)
     units, w = rectangular(generator)
@@ -129,7 +130,7 @@ def test_plain_sequential_nets(depth, loss, generator):
 
 
 class Odd(nn.Module):
-    """What no chain covers: convolution, BatchNorm, attention, reuse, a frozen layer."""
+    """A net that is no chain: convolution, BatchNorm, attention, reuse, a frozen layer."""
 
     def __init__(self):
         super().__init__()
@@ -227,11 +228,11 @@ def test_gradient_at_zero(n, acts, generator):
 
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fixed_maps_around_the_trunk(n, loss, generator):
+def test_fixed_maps_around_the_network(n, loss, generator):
     x, y = torch.randn(9, 3, generator=generator), probabilities(9, 2, generator)
     inner, outer = torch.randn(4, 3, generator=generator), torch.randn(2, 4, generator=generator)
-    trunk = rt.ShortcutNet(4, 2, n, mid="tanh", post="silu")
-    net = nn.Sequential(nn.Linear(3, 4, bias=False), trunk, nn.Linear(4, 2, bias=False))
+    inside = rt.ShortcutNet(4, 2, n, mid="tanh", post="silu")
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), inside, nn.Linear(4, 2, bias=False))
     with torch.no_grad():
         net[0].weight.copy_(inner)
         net[2].weight.copy_(outer)
@@ -247,7 +248,7 @@ def test_fixed_maps_around_the_trunk(n, loss, generator):
         input_map=inner,
         output_map=outer,
     )
-    order = trunk.definition5_order()
+    order = inside.definition5_order()
     measured = rt.hessian(net, loss, (x, y))[order][:, order]
     assert relative_error(predicted.hessian(), measured) <= HESSIAN
 
@@ -282,39 +283,53 @@ def test_relu_along_a_direction_two_layers(position, hidden, loss, generator):
     assert predicted.spectrum.distance(measured) <= HESSIAN
 
 
+BENT = {"relu": "relu", "silu": "silu", "elu": "elu", "selu": F.selu, "square": torch.square}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("post", BENT)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_relu_along_a_direction_one_layer(loss, generator):
-    net = rt.initialize(rt.ShortcutNet(3, 4, 1, post="relu"), "xavier", generator=generator)
+def test_activations_along_a_direction_one_layer(post, bias, loss, generator):
+    net = rt.ShortcutNet(3, 3, 1, post=BENT[post], bias=bias)
+    rt.initialize(net, "xavier", generator=generator)
     x, y = torch.randn(9, 3, generator=generator), probabilities(9, 3, generator)
     predicted = rt.theory.zero_point(
-        (x, y), blocks=4, shortcut_depth=1, loss=loss, post="relu", kink=net
+        (x, y), blocks=3, shortcut_depth=1, loss=loss, post=BENT[post], bias=bias, kink=net
     )
     eps = 1e-9
     with torch.no_grad():
         net.weights.mul_(eps)
+    exact = oracles.hessian_by_nested_gradients(LOSSES[loss](net(x), y), list(net.parameters()))
     # for n = 1 the outputs move by O(eps), and so does the Hessian
-    assert predicted.spectrum.distance(rt.hessian_spectrum(net, loss, (x, y))) <= 100 * eps
+    measured = rt.Spectrum.of(torch.linalg.eigvalsh(exact))
+    assert predicted.spectrum.distance(measured) <= 100 * eps
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_mean_over_directions_is_the_mean(loss):
+@pytest.mark.parametrize(
+    ("post", "loss"),
+    [("relu", "square"), ("relu", "cross_entropy"), ("elu", "square"), ("selu", "square")],
+)
+def test_mean_over_directions_is_the_mean(post, loss):
     # The mean over M draws has standard error s/sqrt(M) entry by entry; four of them, two-sided.
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(5, 2, generator=generator), probabilities(5, 2, generator)
-    options = {"blocks": 2, "shortcut_depth": 1, "loss": loss, "post": "relu"}
+    options = {"blocks": 2, "shortcut_depth": 1, "loss": loss, "post": BENT[post]}
     predicted = rt.theory.zero_point((x, y), kink="mean", **options).hessian()
     draws = []
     for _ in range(400):
-        net = rt.initialize(rt.ShortcutNet(2, 2, 1, post="relu"), "xavier", generator=generator)
+        net = rt.ShortcutNet(2, 2, 1, post=BENT[post])
+        rt.initialize(net, "xavier", generator=generator)
         with torch.no_grad():
             net.weights.mul_(1e-9)
         order = net.definition5_order()
         draws.append(rt.hessian(net, loss, (x, y))[order][:, order])
     draws = torch.stack(draws)
     error = (draws.mean(0) - predicted).abs()
-    assert bool((error <= 4 * draws.std(0) / len(draws) ** 0.5 + 1e-7).all())
-    line = rt.theory.zero_point((x, y), kink="line", **options).hessian()
-    assert not bool(((draws.mean(0) - line).abs() <= 4 * draws.std(0) / 20 + 1e-7).all())
+    allowed = 4 * draws.std(0) / len(draws) ** 0.5 + 1e-7
+    assert bool((error <= allowed).all())
+    if post == "relu":  # the others have no line: their second derivative jumps
+        line = rt.theory.zero_point((x, y), kink="line", **options).hessian()
+        assert not bool(((draws.mean(0) - line).abs() <= allowed).all())
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])

@@ -85,7 +85,7 @@ def test_eigenvalues_by_counts(size, blocks, kind):
 
 @pytest.mark.parametrize("kind", ["general", "identity"])
 @pytest.mark.parametrize("blocks", [1, 2, 9, 30])
-def test_reading_by_counts_equals_reading_densely(blocks, kind, monkeypatch):
+def test_statistics_by_counts_equal_those_of_the_dense_matrix(blocks, kind, monkeypatch):
     dense = make(3, blocks, kind).summary()
     monkeypatch.setattr(toeplitz, "_DENSE", 0)
     counted = make(3, blocks, kind).summary()
@@ -108,7 +108,7 @@ def test_null_spaces_are_counted_whole(blocks):
     assert math.isinf(point.condition_number)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", ["general", "symmetric", "identity"])
 def test_growth_rate_is_reached_like_one_over_depth(kind, seed):
     errors = []
@@ -131,7 +131,7 @@ def test_growth_of_a_symmetric_block_is_its_largest_eigenvalue():
     assert matrix.negative_growth_rate == pytest.approx(-values[0].item(), rel=round_off(10))
 
 
-@pytest.mark.parametrize("skew", [10.0**-k for k in range(2, 17)], ids=str)
+@pytest.mark.parametrize("skew", [10.0**-k for k in (2, 5, 8, 12, 16)], ids=str)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_growth_of_nearly_symmetric_blocks(skew, sign):
     # A = ±I + skew J: eigenfunctions exp(J t) leave skew / 2π of growth on the other side
@@ -143,7 +143,7 @@ def test_growth_of_nearly_symmetric_blocks(skew, sign):
 
 
 @pytest.mark.parametrize("percent", [10, 50, 90])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("blocks", [32, 128])
 def test_bulk_percentiles_are_reached(percent, seed, blocks):
     matrix = make(3, blocks, seed=seed)
