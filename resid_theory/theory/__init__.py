@@ -1,4 +1,4 @@
-"""Closed forms: what the papers predict, computed without a measurement."""
+"""Closed forms of what the papers predict, computed without measurement."""
 
 from resid_theory.theory.flow import TrivialFlow, exceedance, exceedance_integral, logistic
 from resid_theory.theory.interpolation import (

@@ -1,4 +1,4 @@
-"""Networks with small weights that interpolate, built by hand ("Theorem 1")."""
+"""Constructed networks with small weights that interpolate ("Theorem 1")."""
 
 from resid_theory.theory.interpolation.interpolation import (
     Interpolation,

@@ -6,10 +6,11 @@ like :math:`e^{s \sqrt{1 / \mathrm{gap} - 1}}` with the length s of the path and
 psi²/2; among many neighbours, rounding errors grow by a dozen orders of magnitude and more.
 
 Two further rows of the same unit, the braces, along :math:`u + k v` and :math:`u - l v` with v
-orthogonal to u, enter with negative weights such that the three slopes sum to zero. The column is
-then translated by m whatever its error. The moves do not cancel, because the gap is a concave
-function of the direction: k and l are taken so large that the gaps of the braces nearly vanish.
-Squared norms grow by a factor of about 2.2.
+orthogonal to u, enter with negative weights such that the three slopes sum to zero. The sum is a
+translation of the column, whatever its error. It does not vanish: the gap is a concave function of
+the direction, so the weighted mean of the gaps along the braces is below the gap along u. The tilts
+k and l are so large that a tenth of the gap is left along each brace; squared norms then grow by a
+factor of about 2.2.
 """
 
 import math

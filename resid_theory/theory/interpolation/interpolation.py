@@ -67,27 +67,13 @@ class InterpolationNet(nn.Module):
         return self.weights.detach().flatten(2).norm(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The net's output.
-
-        Args:
-            x: Inputs, (..., d).
-
-        Returns:
-            (..., d).
-        """
+        """Outputs (..., d) for inputs (..., d)."""
         for (first, second), bias in zip(self.weights.unbind(), self.bias.unbind(), strict=True):
             x = x + (x @ first.mT + bias).relu() @ second.mT
         return x
 
     def states(self, x: Tensor) -> Tensor:
-        """The input and the outputs of all units.
-
-        Args:
-            x: Inputs, (..., d).
-
-        Returns:
-            (L + 1, ..., d), without a graph.
-        """
+        """Inputs (..., d) and the outputs of all units, (L + 1, ..., d), without a graph."""
         states = [x]
         with torch.no_grad():
             for (first, second), bias in zip(self.weights, self.bias, strict=True):

@@ -89,7 +89,7 @@ class ZeroPoint:
 
     @property
     def _is_flat(self) -> bool:
-        """Whether the leading derivative vanishes."""
+        """True where the leading derivative vanishes."""
         return self.slope == 0.0 or not bool(self.correlation.any())
 
     @property
@@ -156,7 +156,7 @@ class ZeroPoint:
 
     @property
     def is_listed(self) -> bool:
-        """Whether the summary lists all eigenvalues; not so for n = 1 and large P."""
+        """True if the summary rests on all eigenvalues; false for n = 1 and large P."""
         return self.method in ("closed form", "dense solver")
 
     @property
@@ -170,14 +170,7 @@ class ZeroPoint:
         return self.statistics.nonzero_condition_number
 
     def percentile_condition_number(self, percent: float = 10.0) -> float:
-        """max|λ| over a percentile of |λ|.
-
-        Args:
-            percent: In [0, 100].
-
-        Returns:
-            The ratio.
-        """
+        """max|λ| over a percentile of |λ|, given in [0, 100]."""
         return self.statistics.percentile_condition_number(percent)
 
     @property

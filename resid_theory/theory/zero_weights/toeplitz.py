@@ -100,14 +100,7 @@ class BlockToeplitz(SpectralStatistics):
         return matrix.view(r * b, r * b)
 
     def matvec(self, vector: Tensor) -> Tensor:
-        """Product with a vector, in O(R b²) by prefix sums.
-
-        Args:
-            vector: (..., R b).
-
-        Returns:
-            (..., R b).
-        """
+        """Product with vectors (..., R b), in O(R b²) by prefix sums."""
         v = vector.unflatten(-1, (self.blocks, self.block_size))
         earlier = v.cumsum(-2) - v
         later = v.sum(-2, keepdim=True) - v - earlier
@@ -169,36 +162,15 @@ class BlockToeplitz(SpectralStatistics):
         return 0.5 * (low + high)
 
     def eigenvalue(self, rank: int) -> float:
-        """The eigenvalue of a given rank, by inertia counts.
-
-        Args:
-            rank: 0 for the smallest, size - 1 for the largest.
-
-        Returns:
-            The eigenvalue, to 1.5e-8 of the largest one at worst.
-        """
+        """The eigenvalue of a given rank by inertia counts; error below 1.5e-8 of the largest."""
         return self._search(lambda t: self.counts_below(t) > rank, signed=True)
 
     def magnitude(self, rank: int) -> float:
-        """The |eigenvalue| of a given rank.
-
-        Args:
-            rank: 0 for the smallest |λ|, size - 1 for the largest.
-
-        Returns:
-            The magnitude, to 1.5e-8 of the largest one at worst (round-off while dense).
-        """
+        """The |λ| of a given rank; error below 1.5e-8 of the largest (round-off while dense)."""
         return self._small.magnitude(rank) if self._small else self.magnitude_by_counts(rank)
 
     def magnitude_by_counts(self, rank: int) -> float:
-        """The |eigenvalue| of a given rank, by inertia counts.
-
-        Args:
-            rank: 0 for the smallest |λ|, size - 1 for the largest.
-
-        Returns:
-            The magnitude, to 1.5e-8 of the largest one at worst.
-        """
+        """The |λ| of a given rank by inertia counts; error below 1.5e-8 of the largest."""
 
         def reached(t: Tensor) -> Tensor:
             counts = self.counts_below(torch.cat([t, -t]))
@@ -222,14 +194,7 @@ class BlockToeplitz(SpectralStatistics):
         return self._small.smallest if self._small else self.eigenvalue(0)
 
     def count_within(self, threshold: float) -> int:
-        """Number of eigenvalues with |λ| up to a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues with |λ| up to a threshold."""
         if self._small:
             return self._small.count_within(threshold)
         above = math.nextafter(threshold, math.inf)
@@ -242,14 +207,7 @@ class BlockToeplitz(SpectralStatistics):
         return super().zero_threshold if self._small else _RESOLUTION * self.max_magnitude
 
     def count_below(self, threshold: float) -> int:
-        """Number of eigenvalues below a threshold.
-
-        Args:
-            threshold: In units of the eigenvalues.
-
-        Returns:
-            The count, multiplicities included.
-        """
+        """Number of eigenvalues below a threshold."""
         if self._small:
             return self._small.count_below(threshold)
         return int(self.counts_below(torch.tensor([threshold], dtype=torch.float64)))
