@@ -123,22 +123,13 @@ def test_definition5_order_lists_columns(shapes, generator):
 
 E = torch.eye(3, dtype=torch.float64)
 W = torch.ones(2, 3, dtype=torch.float64)
-UNITS = {
+NO_UNITS = {
     "empty": (((), None), r"^weights: got shapes \[\]"),
     "unchained": (((W, W), None), r"^weights: got shapes \[\(2, 3\), \(2, 3\)\]"),
     "vector": (((E[0],), None), r"^weights: got shapes \[\(3,\)\]"),
     "shortcut": (((W,), E), r"^shortcut: got shape \(3, 3\), needs \(2, 3\)"),
 }
-
-
-@pytest.mark.parametrize("kind", UNITS)
-def test_not_a_unit(kind):
-    given, message = UNITS[kind]
-    with pytest.raises(ValueError, match=message):
-        Unit(*given)
-
-
-REFUSED = {
+NO_NETS = {
     "activation": (rt.ShortcutNet(3, 1, 2, mid="relu"), "^net: .* has activations or a bias"),
     "bias": (rt.ShortcutNet(3, 1, 2, bias=True), "^net: .* has activations or a bias"),
     "module": (nn.Linear(3, 3), "^net: got Linear, needs a ShortcutNet"),
@@ -147,12 +138,22 @@ REFUSED = {
     "units": ([Unit((W,)), Unit((W,))], "^net: a unit gives width 2, the next one takes 3"),
     "width": (rt.ShortcutNet(2, 1, 2), "^data: has 3 targets and 3 inputs, the net maps 2 inputs"),
 }
+NO_ROTATIONS = {
+    "not-orthogonal": ([E, 2 * E], 3, "^layers: number 1 is 3 from orthogonal"),
+    "shape": ([W], 3, r"^layers: number 0 has shape \(2, 3\), needs \(3, 3\)"),
+    "targets": ([E], 2, "^data: has 2 targets for 3 inputs"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), NO_UNITS.values(), ids=list(NO_UNITS))
+def test_not_a_unit(given, message):
+    with pytest.raises(ValueError, match=message):
+        Unit(*given)
 
 
 @pytest.mark.parametrize("function", [linear_loss, linear_gradient, linear_hessian])
-@pytest.mark.parametrize("kind", REFUSED)
-def test_not_a_linear_net(kind, function, data):
-    net, message = REFUSED[kind]
+@pytest.mark.parametrize(("net", "message"), NO_NETS.values(), ids=list(NO_NETS))
+def test_not_a_linear_net(net, message, function, data):
     with pytest.raises(ValueError, match=message):
         function(net, data)
 
@@ -162,19 +163,9 @@ def test_a_vector_of_another_length(data):
         linear_hvp(rt.ShortcutNet(3, 1, 2), data, torch.zeros(5))
 
 
-ROTATIONS = {
-    "not-orthogonal": ([E, 2 * E], "^layers: number 1 is 3 from orthogonal"),
-    "shape": ([W], r"^layers: number 0 has shape \(2, 3\), needs \(3, 3\)"),
-}
-
-
-@pytest.mark.parametrize("kind", ROTATIONS)
-def test_not_a_rotation(kind, data):
-    layers, message = ROTATIONS[kind]
+@pytest.mark.parametrize(
+    ("layers", "targets", "message"), NO_ROTATIONS.values(), ids=list(NO_ROTATIONS)
+)
+def test_not_a_rotation(layers, targets, message, data):
     with pytest.raises(ValueError, match=message):
-        rotated_moments(layers, data)
-
-
-def test_rotations_need_as_many_targets_as_inputs(data):
-    with pytest.raises(ValueError, match="^data: has 2 targets for 3 inputs"):
-        rotated_moments([E], (data[0], data[1][:, :2]))
+        rotated_moments(layers, (data[0], data[1][:, :targets]))
