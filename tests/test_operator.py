@@ -3,8 +3,10 @@
 import itertools
 import warnings
 
+import numpy as np
 import oracles
 import pytest
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.matvec_graphs import MATRICES, FisherGraph
 from resid_theory.identity import with_identity
 
 M, K = 7, 2
@@ -193,6 +196,39 @@ def test_matrices_of_a_net_with_one_output_a_sample(generator):
     exact = oracles.fisher_by_samples(losses, list(net.parameters()))
     measured = rt.curvature_operator(net, "square", (x, y), matrix="fisher")
     assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
+class RandomTargets(FisherGraph):
+    """Of gradients g at targets drawn around the outputs: its mean is the Gauss-Newton matrix."""
+
+    title = "Monte-Carlo Fisher matrix of the square loss"
+
+    def _record(self, output, target, loss):
+        recorded = super()._record(output, target, loss)
+        # A counter-based generator, so that a sample's numbers depend on its position alone.
+        stream = np.random.Generator(np.random.Philox(key=self.seed).advance(self.first))
+        ranks = np.stack([stream.random(4)[:K] for _ in range(len(output))])  # a step gives four
+        self._slope = torch.from_numpy(scipy.stats.norm.ppf(ranks)) / len(output)
+        return recorded
+
+
+def test_a_random_matrix_is_one_row_and_does_not_depend_on_chunks(monkeypatch):
+    monkeypatch.setitem(MATRICES, "fisher_mc", RandomTargets)
+    net, x, y, _ = filled("tanh", 4)
+    parts = list(zip(x.split([4, 3]), y.split([4, 3]), strict=True))
+
+    def measured(data, seed=0, **options):
+        options |= {"matrix": "fisher_mc", "generator": seed}
+        return rt.curvature_operator(net, "square", data, **options)
+
+    whole = measured((x, y))
+    assert whole.describe().startswith("Monte-Carlo Fisher matrix of the square loss, P = 32")
+    assert whole.loss == rt.curvature_operator(net, "square", (x, y)).loss
+    for other in (measured((x, y), chunk=2), measured(parts, chunk=3, engine="rebuilt")):
+        assert relative_error(other.dense(), whole.dense()) <= HESSIAN
+    traces = torch.stack([measured((x, y), seed).dense().trace() for seed in range(100)])
+    exact = rt.curvature_operator(net, "square", (x, y), matrix="gauss_newton").dense().trace()
+    assert abs(traces.mean() - exact) <= 4 * traces.std() / len(traces) ** 0.5
 
 
 # -- the operator ----------------------------------------------------------------------------------
