@@ -158,12 +158,7 @@ def hessian_spectrum(
 
 
 def hessian_cost(
-    net: nn.Module,
-    loss: str | Loss,
-    data: Any,
-    *,
-    method: str = "auto",
-    batchnorm: str = "eval",
+    net: nn.Module, loss: str | Loss, data: Any, *, method: str = "auto", batchnorm: str = "eval"
 ) -> HessianCost:
     """Memory and time that :func:`hessian` would take, without the work.
 
