@@ -106,7 +106,8 @@ def _pairs(a: Arrays, key: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _totals(a: Arrays) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Nets, the bound's c d √(Σ terms) and the error of noise in all weights together."""
-    keys = [key.removesuffix(".terms") for key in a if key.endswith(".terms")]
+    known = [f"{state}.{name}" for state in ("initial", "trained") for name in CHAINS]
+    keys = [key for key in known if f"{key}.terms" in a]
     bound = [
         float(a[f"{key}.contraction"]) * len(a[f"{key}.terms"]) * a[f"{key}.terms"].sum() ** 0.5
         for key in keys
@@ -170,6 +171,8 @@ def draw_noise(figure: Figure, a: Arrays) -> None:
         rows = [i for i, key in enumerate(keys) if key.startswith(state)]
         axes[3].plot(bound[rows], error[rows], marker, label=state)
     axes[3].set(xscale="log", yscale="log", xlabel="predicted: nets", ylabel="error at output")
+    for ax in axes:
+        ax.tick_params(which="minor", labelbottom=False, labelleft=False)
     axes[0].legend(fontsize=5)
     axes[3].legend(fontsize=5)
 
