@@ -150,6 +150,7 @@ def test_full_krylov_spaces_find_every_level(deflate, generator):
     distances = (found._seen[:, None] - levels.unique()).abs()
     assert float(distances.min(1).values.max()) < 1e-12
     assert found.quadrature_error == 0.0
+    assert found.nodes.shape[1] == (3 if deflate else 5)  # one step per level, then it stops
 
 
 def test_no_ghost_in_a_long_run(generator):
@@ -234,6 +235,7 @@ def test_cumulative_share_ends_at_one(generator):
     curve = found.cumulative(torch.tensor([-100.0, 8.0, 100.0]))
     assert curve.values.tolist() == pytest.approx([0.0, 59 / 60, 1.0], abs=1e-12)
     assert found.quantile(1.0).value == pytest.approx(9.0, abs=1e-3)
+    assert found.known_error == pytest.approx(2 * pairs.residuals.sum().item() / 60)
 
 
 def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
