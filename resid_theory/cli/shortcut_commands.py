@@ -3,7 +3,6 @@
 import inspect
 import math
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -29,9 +28,7 @@ from resid_theory.cli.verbs import options_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from resid_theory.curvature import HessianCost
     from resid_theory.sweep.setup import Setup
-    from resid_theory.theory import ZeroPoint
 
 __all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
 
@@ -84,7 +81,32 @@ def spectrum(
 
     With --checkpoint or --model: of a trained net or of your own; options: curvature --help.
     """
-    _spectrum(_setup(options), _seeds(seeds), out, as_json)
+    import resid_theory as rt
+
+    setup, chosen, shows = _setup(options), _seeds(seeds), shows_progress(as_json)
+    data = setup.load(progress=shows)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    cost = rt.curvature.hessian_cost(setup.net(chosen[0]), setup.loss, data)
+    # LAPACK works on a copy and needs about as much again.
+    size = max(cost.bytes, 24 * cost.parameters**2)
+    if not as_json:
+        say(f"P = {cost.parameters:,}, method {cost.method}, {size / 2**20:,.1f} MiB")
+    with threads_for(cost.parameters):
+        shown = bar(chosen, as_json, "seeds")
+        runs = [measure(setup, data, seed, progress=shows) for seed in shown]
+    content = {
+        "setup": asdict(setup),
+        "cost": {"method": cost.method, "parameters": cost.parameters, "bytes": size},
+        **_summary(runs),
+    }
+    paths = "" if out is None else write(out, "spectrum", content, _spectrum_figure(runs))
+    if as_json:
+        print_json(content)
+        return
+    _spectrum_table(content)
+    if paths:
+        say(f"{paths} written.")
 
 
 def zero_point(
@@ -96,64 +118,32 @@ def zero_point(
     **options: Any,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
-    _zero_point(_setup({**options, "init": "zero"}), exact, out, as_json)
+    setup = _setup({**options, "init": "zero"})
+    data = setup.load(progress=shows_progress(as_json))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    point = setup.zero_point(data, exact=exact)
+    # Limits and counts are many small problems at any depth.
+    with threads_for(point.size if point.method == "dense solver" else 0):
+        content = {"setup": asdict(setup), **point.summary()}
+        drawing = None
+        if out is not None and point.is_listed:
+            from resid_theory import plots
+
+            drawing = plots.zero_point(point)
+        paths = "" if out is None else write(out, "zero_point", content, drawing)
+    if as_json:
+        print_json(content)
+        return
+    _zero_point_table(content)
+    if paths:
+        say(f"{paths} written.")
 
 
 def _setup(options: Mapping[str, Any]) -> "Setup":
     from resid_theory.sweep.setup import Setup
 
     return Setup(**{name: value for name, value in options.items() if value is not None})
-
-
-# -- spectrum --------------------------------------------------------------------------------------
-
-
-def _spectrum(setup: "Setup", seeds: Sequence[int], out: Path | None, as_json: bool) -> None:
-    import resid_theory as rt
-
-    shows = shows_progress(as_json)
-    data = setup.load(progress=shows)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    cost = _cost(rt.curvature.hessian_cost(setup.net(seeds[0]), setup.loss, data))
-    if not as_json:
-        _say_cost(cost, len(seeds))
-    with threads_for(cost["parameters"]):
-        shown = bar(seeds, as_json, "seeds")
-        runs = [measure(setup, data, seed, progress=shows) for seed in shown]
-    content = {"setup": asdict(setup), "cost": cost, **_summary(runs)}
-    paths = "" if out is None else write(out, "spectrum", content, _spectrum_figure(runs))
-    if as_json:
-        print_json(content)
-        return
-    _spectrum_table(content)
-    if paths:
-        say(f"{paths} written.")
-
-
-def _cost(cost: "HessianCost") -> dict[str, Any]:
-    """The price of one seed, the eigenvalues included."""
-    import torch
-
-    probe, seconds = torch.eye(400, dtype=torch.float64) + 0.01, math.inf
-    with threads_for(len(probe)):
-        for _ in range(4):  # the first call starts LAPACK, which takes longer than the work
-            started = time.perf_counter()
-            torch.linalg.eigvalsh(probe)
-            seconds = min(seconds, time.perf_counter() - started)
-    return {
-        "method": cost.method,
-        "parameters": cost.parameters,
-        # LAPACK works on a copy, and needs about as much again.
-        "bytes": max(cost.bytes, 24 * cost.parameters**2),
-        "seconds": cost.seconds + seconds * (cost.parameters / 400) ** 3,
-    }
-
-
-def _say_cost(cost: Mapping[str, Any], seeds: int) -> None:
-    memory = f"{cost['bytes'] / 2**20:,.1f} MiB"
-    seconds = f"about {cost['seconds']:.2g} s a seed, {seeds} seed{'s' * (seeds > 1)}"
-    say(f"P = {cost['parameters']:,}, method {cost['method']}, {memory}, {seconds}")
 
 
 def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
@@ -214,26 +204,6 @@ def _spectrum_figure(runs: Sequence[PredictionCheck]) -> "Figure":
     return drawing
 
 
-# -- zero-point ------------------------------------------------------------------------------------
-
-
-def _zero_point(setup: "Setup", exact: bool, out: Path | None, as_json: bool) -> None:
-    data = setup.load(progress=shows_progress(as_json))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    point = setup.zero_point(data, exact=exact)
-    # Limits and counts are many small problems at any depth.
-    with threads_for(point.size if point.method == "dense solver" else 0):
-        content = {"setup": asdict(setup), **point.summary()}
-        paths = "" if out is None else write(out, "zero_point", content, _point_figure(point))
-    if as_json:
-        print_json(content)
-        return
-    _zero_point_table(content)
-    if paths:
-        say(f"{paths} written.")
-
-
 def _zero_point_table(content: Mapping[str, Any]) -> None:
     from rich.table import Column, Table
 
@@ -245,12 +215,6 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
         if content.get(key) is not None:
             table.add_row(words, number(content[key]))
     say(table)
-
-
-def _point_figure(point: "ZeroPoint") -> "Figure | None":
-    from resid_theory import plots
-
-    return plots.zero_point(point) if point.is_listed else None
 
 
 def _say_symbols(words: str) -> None:
