@@ -98,11 +98,11 @@ def shares_by_the_definition(flows, channels, mode, statistic):
     return dominant / len(pairs)
 
 
-# Readings ----------------------------------------------------------------------------------------
+# Shares ------------------------------------------------------------------------------------------
 
 
 @every_net
-def test_readings_are_those_of_single_gradients(name, generator, device, data):
+def test_shares_are_those_of_single_gradients(name, generator, device, data):
     net = build(name, generator).to(device).eval()
     rule = RULES.get(name)
     flows = rt.dominant_flows(net, data, rule=rule)
@@ -219,7 +219,7 @@ def test_one_dense_kernel_lets_flow_off_the_paths_below_it(generator, data):
 
 
 def counted(flow, channels):
-    """Readings of hand-made flows (K, 1, C, M)."""
+    """Shares by mode and statistic of hand-made flows (K, 1, C, M)."""
     sums = Sums.zero(flow[0], torch.tensor(channels))
     sums.add(flow, torch.arange(len(flow)))
     return sums.shares()[0]
@@ -238,15 +238,15 @@ def test_statistics_differ_where_one_position_stands_out():
     assert counted(flow, [0, -1])[0].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_paths_that_share_a_channel_are_rivals_by_path_and_allies_by_channel():
+def test_paths_that_share_a_channel_compete_by_path_and_add_up_by_channel():
     # One channel, features 2, 2 and 3: no path outweighs the others, both own together do.
     flow = torch.tensor([2.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    readings = counted(flow, [0, 0, -1])
-    assert readings[:, 0].tolist() == [0.0, 0.0, 1.0]
+    shares = counted(flow, [0, 0, -1])
+    assert shares[:, 0].tolist() == [0.0, 0.0, 1.0]
 
 
 def test_ratio_of_normal_numbers_grows_with_the_map(generator):
-    """The caution of the docstring: equal laws in every position, other shares."""
+    """The warning of the docstring: equal distributions at every position, other shares."""
     shares = []
     for positions in (1, 256):
         own = 0.5 * torch.randn(1, 2000, 1, positions, generator=generator)
@@ -396,7 +396,7 @@ class Renamed(nn.Module):
         return x
 
 
-def with_a_stranger():
+def with_unknown_module():
     net = rt.simplified_net(5)
     return nn.Sequential(*net[:3], Renamed(), *net[3:])
 
@@ -432,8 +432,8 @@ def test_nets_without_paths_are_refused(make, message):
         subactivation_paths(make())
 
 
-def test_a_stranger_ends_the_paths():
-    paths = subactivation_paths(with_a_stranger())
+def test_an_unknown_module_ends_the_paths():
+    paths = subactivation_paths(with_unknown_module())
     assert paths.names == ("4", "6")
     assert "Renamed is not a layer whose channels can be followed" in paths.unmeasured["1"]
 

@@ -187,7 +187,7 @@ def test_both_errors_of_the_mean_are_told_apart():
 
 
 @pytest.mark.parametrize("identity", ["plain", "residual"])
-def test_nets_without_bias_hand_on_their_input_exactly(identity):
+def test_jacobian_times_input_is_the_output_without_bias(identity):
     """J x is the output where every layer is linear or ReLU without bias."""
     net = rt.simplified_net(8, identity=identity)[:-1]  # their biases start at zero
     z = noise(2, 3, 8, 8)
@@ -196,7 +196,7 @@ def test_nets_without_bias_hand_on_their_input_exactly(identity):
 
 
 def test_the_identity_has_the_cushion_of_one_channel():
-    """J = I gives 1 / sqrt(channels) in the spatial reading, 1 in the total one."""
+    """J = I gives 1 / sqrt(channels) for kappa "spatial", 1 for "total"."""
     x = noise(3, 4, 5, 5)
     for kappa, value in (("spatial", 0.5), ("total", 1.0), ("none", 0.1)):
         found = rt.interlayer_cushions(
@@ -206,7 +206,7 @@ def test_the_identity_has_the_cushion_of_one_channel():
 
 
 @pytest.mark.parametrize("module", [nn.Softplus(), nn.Sequential(nn.Linear(4, 3), nn.Tanh())])
-def test_the_way_around_a_missing_forward_rule(module):
+def test_two_gradients_replace_a_missing_forward_rule(module):
     module.double()
     z, v = noise(3, 4), noise(3, 4, seed=1)
     for one, other in zip(
@@ -262,7 +262,7 @@ def test_with_own_statistics_a_plain_block_does_not_see_the_scale():
     assert float(plain.max()) < 1e-3 and float(residual.min()) > 30 * float(plain.max())
 
 
-def test_a_net_in_train_mode_is_measured_in_eval_mode_unless_told():
+def test_a_net_in_train_mode_is_measured_in_eval_mode_by_default():
     net, x = rt.full_net(8).train(), noise(2, 3, 8, 8)
     found = rt.stability.block_cushions(net, x, probes=3)
     assert found.batchnorm == "eval" and net.training

@@ -1,4 +1,4 @@
-"""Noise stability: cushions, injected noise, dominant gradient flows, two nets side by side."""
+"""Noise stability: cushions, injected noise, dominant gradient flows, comparison of two nets."""
 
 from resid_theory.stability.bound import CompressionBound, compression_bound
 from resid_theory.stability.compare import Comparison, compare_cushions
