@@ -8,6 +8,7 @@ from tolerances import EPS
 
 import resid_theory as rt
 from resid_theory.theory.interpolation import interpolation
+from resid_theory.theory.interpolation.construction import Plan, SpherePoints
 from resid_theory.theory.interpolation.norm_bounds import nearest_of_paths, nearest_of_points
 from resid_theory.theory.interpolation.single_move import widest_margin
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths, great_arc, path_around
@@ -341,6 +342,17 @@ def test_columns_from_one_side_merge_because_they_stop_in_turn():
     left = (found.output - y).norm(dim=1)
     assert (left / 1e-4 * 12 - torch.arange(1, 13)).abs().max() <= 1e-6
     assert found.largest_norm <= found.upper_bound
+
+
+def test_a_column_arrives_from_the_side_of_another_target():
+    """The first column rests short of its target, beyond the target of the second one."""
+    angle = torch.tensor([[-0.8, 1.4], [0.4, 0.0]], dtype=torch.float64)
+    x, y = torch.stack([angle.cos(), angle.sin(), 0 * angle], 2)
+    schedule = Plan.merging(SpherePoints.of(x, y), tolerance=0.04).schedule
+    row, s = torch.tensor([1]), schedule.approaches[1:]
+    point = schedule.paths.at(row, s)
+    direction = schedule.look(row, s, point)
+    assert (direction * point).sum() > schedule.highest(row, direction)
 
 
 # The module --------------------------------------------------------------------------------------
