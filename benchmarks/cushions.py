@@ -1,6 +1,6 @@
-"""Cost of cushions in forward passes, and coverage of their error bars.
+"""Cost of cushions in forward passes.
 
-python -m benchmarks.cushions [layers] [memory] [interlayer] [coverage]. Compare ratios, not
+python -m benchmarks.cushions [layers] [memory] [interlayer]. Compare ratios, not
 seconds, between runs.
 """
 
@@ -98,41 +98,10 @@ def interlayer_cost() -> None:
     line("    relative standard error of one sample's cushion", f"{float(relative):.4f}", "")
 
 
-def coverage() -> None:
-    """Shares of 1,000 trials in which the 95 % interval contains the exact cushion."""
-    torch.set_default_dtype(torch.float64)
-    source = torch.Generator().manual_seed(0)
-    cases = {
-        "simplified_net(8), conv1 to conv3": (rt.simplified_net(8), (3, 4, 4), "conv1", "conv3"),
-        "residual, conv2 to fc": (
-            rt.simplified_net(8, identity="residual"),
-            (3, 4, 4),
-            "conv2",
-            "fc",
-        ),
-        "a block of full_net(8)": (rt.full_net(8), (3, 4, 4), "block2", "block3"),
-    }
-    for name, (net, shape, start, stop) in cases.items():
-        x = torch.randn(8, *shape, generator=source)
-        cut = {"start": start, "stop": stop}
-        exact = rt.interlayer_cushions(net, x, **cut, method="exact").values[0]
-        for probes in (10, 30):
-            inside = torch.zeros(8)
-            for trial in range(125):
-                found = rt.interlayer_cushions(
-                    net, x, **cut, method="probes", probes=probes, generator=trial, batch=8 * probes
-                )
-                low, high = found.intervals()[0].unbind(1)
-                inside += (low <= exact) & (exact <= high)
-            share = float(inside.sum()) / 1000
-            line(f"{name}, {probes} probes: covered", f"{share:.3f}", ".93 to .97")
-
-
 PARTS = {
     "layers": layer_cost,
     "memory": memory_cost,
     "interlayer": interlayer_cost,
-    "coverage": coverage,
 }
 
 

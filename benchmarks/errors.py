@@ -10,7 +10,6 @@ import math
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -24,31 +23,14 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 SEEDS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A quantity, what it is compared with, and its worst error by precision of the net."""
-
-    what: str
-    against: str
-    errors: dict[torch.dtype, float]
+Error = Callable[[torch.dtype, int], float]
+"""The error of a net of that precision, for one seed."""
 
 
 def relative(measured: Tensor, exact: Tensor) -> float:
     """Largest difference over the largest exact entry."""
     measured, exact = measured.detach().double(), exact.detach().double()
     return float((measured - exact).abs().max() / exact.abs().max())
-
-
-def worst(
-    what: str,
-    against: str,
-    error: Callable[[torch.dtype, int], float],
-    dtypes: Sequence[torch.dtype] = (F32, F64),
-    seeds: int = SEEDS,
-) -> Row:
-    """The largest error over the seeds, for each precision."""
-    found = {dtype: max(error(dtype, seed) for seed in range(seeds)) for dtype in dtypes}
-    return Row(what=what, against=against, errors=found)
 
 
 def images(dtype: torch.dtype, seed: int) -> Tensor:
@@ -81,7 +63,7 @@ def with_statistics(net: nn.Sequential, seed: int) -> nn.Sequential:
 @torch.no_grad()
 def conversion(
     make: Callable[[torch.dtype, int], nn.Module], convert: Callable[[nn.Module], nn.Module]
-) -> Callable[[torch.dtype, int], float]:
+) -> Error:
     """Outputs of the converted net against those of the given one in float64."""
 
     def error(dtype: torch.dtype, seed: int) -> float:
@@ -113,26 +95,6 @@ def dirac(dtype: torch.dtype, seed: int) -> nn.Sequential:
 
 def full(dtype: torch.dtype, seed: int) -> nn.Sequential:
     return with_statistics(rt.full_net(20, generator=seed), seed).to(dtype)
-
-
-def conversions() -> list[Row]:
-    """The rows of nets turned into one another."""
-    every = (BF16, F32, F64)
-    same = "outputs of the given net in float64"
-    there_and_back = conversion(residual, lambda net: rt.to_residual(rt.to_plain(net)))
-    return [
-        worst("forward pass, depth 20, nothing converted", same, unconverted, every[:2]),
-        worst("`rt.to_plain`, depth 20", same, conversion(residual, rt.to_plain), every),
-        worst("`rt.to_residual(rt.to_plain(net))`, depth 20", same, there_and_back, every),
-        worst(
-            "`rt.to_plain`, two-conv blocks, depth 20", same, conversion(full, rt.to_plain), every
-        ),
-        worst(
-            "DiracNet-28, nothing converted", same, conversion(dirac, lambda net: net), every[:2]
-        ),
-        worst("`rt.fold`, DiracNet-28", same, conversion(dirac, rt.fold), every),
-        worst("`rt.save_checkpoint`, `rt.load_checkpoint`", "the weights", through_a_file, every),
-    ]
 
 
 # Curvature ---------------------------------------------------------------------------------------
@@ -178,7 +140,7 @@ def nested(seed: int) -> Tensor:
     return torch.autograd.functional.hessian(loss, flat)
 
 
-def dense(method: str) -> Callable[[torch.dtype, int], float]:
+def dense(method: str) -> Error:
     def error(dtype: torch.dtype, seed: int) -> float:
         net, x, y = problem(seed)
         given = (x.to(dtype), y)
@@ -189,7 +151,7 @@ def dense(method: str) -> Callable[[torch.dtype, int], float]:
     return error
 
 
-def products(matrix: str, **options: object) -> Callable[[torch.dtype, int], float]:
+def hessian_vector(matrix: str, **options: object) -> Error:
     def error(dtype: torch.dtype, seed: int) -> float:
         wanted = nested(seed) if matrix == "hessian" else exact(seed, matrix)
         generator = torch.Generator().manual_seed(seed)
@@ -200,7 +162,7 @@ def products(matrix: str, **options: object) -> Callable[[torch.dtype, int], flo
     return error
 
 
-def eigenvalues(tolerance: float) -> Callable[[torch.dtype, int], float]:
+def eigenvalues(tolerance: float) -> Error:
     """Top five, each relative to the largest."""
 
     def error(dtype: torch.dtype, seed: int) -> float:
@@ -219,7 +181,7 @@ def residuals(dtype: torch.dtype, seed: int) -> float:
     return float(gap.norm(dim=0).max() / torch.linalg.eigvalsh(matrix).abs().max())
 
 
-def estimate(name: str, *, in_standard_errors: bool = False) -> Callable[[torch.dtype, int], float]:
+def estimate(name: str, *, in_standard_errors: bool = False) -> Error:
     """A number from random probes."""
 
     def error(dtype: torch.dtype, seed: int) -> float:
@@ -239,44 +201,6 @@ def density(dtype: torch.dtype, seed: int) -> float:
     wanted = rt.Spectrum.of(torch.linalg.eigvalsh(nested(seed)))
     found = rt.spectral_density(operator(dtype, seed), generator=seed)
     return found.wasserstein_distance(wanted) / wanted.max_magnitude
-
-
-def curvature() -> list[Row]:
-    """The rows of exact and estimated curvature."""
-    by_torch = "`torch.autograd.functional.hessian` in float64"
-    of_it = f"the matrix by {by_torch}"
-    ours = "its columns in float64"
-    return [
-        worst(
-            "`rt.hessian`, products of layer pairs (always in float64)",
-            by_torch,
-            dense("layer_pairs"),
-        ),
-        worst("`rt.hessian`, columns", by_torch, dense("columns")),
-        worst("$Hv$, kept graphs", of_it, products("hessian", engine="retained")),
-        worst(
-            "$Hv$, rebuilt graphs, chunks of 7",
-            of_it,
-            products("hessian", engine="rebuilt", chunk=7),
-        ),
-        worst("Gauss-Newton product, chunks of 7", ours, products("gauss_newton", chunk=7)),
-        worst("Fisher product, chunks of 7", ours, products("fisher", chunk=7)),
-        worst("`rt.eigenpairs`, top 5, tolerance 1e-3", of_it, eigenvalues(1e-3)),
-        worst("`rt.eigenpairs`, top 5, tolerance 1e-6", of_it, eigenvalues(1e-6)),
-        worst("their residuals, tolerance 1e-6", of_it, residuals),
-        worst("`rt.trace`, 60 random products, over ‖H‖", of_it, estimate("trace")),
-        worst(
-            "the same in its own standard errors",
-            of_it,
-            estimate("trace", in_standard_errors=True),
-        ),
-        worst("`rt.frobenius_norm`, 60 random products", of_it, estimate("frobenius_norm")),
-        worst(
-            "`rt.spectral_density`, 10 probes, Wasserstein distance over max \\|λ\\|",
-            of_it,
-            density,
-        ),
-    ]
 
 
 # Stability ---------------------------------------------------------------------------------------
@@ -321,19 +245,6 @@ def flows(dtype: torch.dtype, seed: int) -> float:
     )
 
 
-def stability() -> list[Row]:
-    """The rows of cushions and flows."""
-    every, same = (BF16, F32, F64), "the same call on the net in float64"
-    return [
-        worst(
-            "layer cushion of a convolution", "its formula in float64", cushion_by_definition, every
-        ),
-        worst("`rt.layer_cushions`, depth 20", same, cushions, every),
-        worst("`rt.interlayer_cushions`, exact", same, interlayer),
-        worst("`rt.dominant_flows`, mean share (absolute)", same, flows),
-    ]
-
-
 # Closed forms ------------------------------------------------------------------------------------
 
 
@@ -343,7 +254,7 @@ def whitened(seed: int) -> rt.Regression:
     return rt.Regression(x, 0.3 * x + noise)
 
 
-def zero_point(n: int) -> Callable[[torch.dtype, int], float]:
+def zero_point(n: int) -> Error:
     def error(_dtype: torch.dtype, seed: int) -> float:
         data, net = whitened(seed), rt.ShortcutNet(4, 3, n)
         with torch.no_grad():
@@ -394,71 +305,101 @@ def interpolation(_dtype: torch.dtype, seed: int) -> float:
     return relative(rt.theory.interpolate(x, y, units=200).net(x), y)
 
 
-def closed_forms() -> list[Row]:
-    """The rows of theory, which is float64 throughout."""
-    columns = "`rt.hessian` by columns"
-    return [
-        worst("`rt.theory.zero_point(...).hessian()`, n = 1", columns, zero_point(1), (F64,)),
-        worst("`rt.theory.zero_point(...).hessian()`, n = 2", columns, zero_point(2), (F64,)),
-        worst("`rt.theory.linear_hessian`", columns, linear, (F64,)),
-        worst(
+# The page ----------------------------------------------------------------------------------------
+
+EVERY, ALL_FLOAT, DOUBLE = (BF16, F32, F64), (F32, F64), (F64,)
+FUNCTION = "outputs of the given net in float64"
+TORCH = "`torch.autograd.functional.hessian` in float64"
+MATRIX = f"the matrix by {TORCH}"
+COLUMNS, SAME = "its columns in float64", "the same call on the net in float64"
+BY_COLUMNS = "`rt.hessian` by columns"
+PAIRS = "`rt.hessian`, products of layer pairs (always in float64)"
+THERE_AND_BACK = conversion(residual, lambda net: rt.to_residual(rt.to_plain(net)))
+REBUILT = hessian_vector("hessian", engine="rebuilt", chunk=7)
+TRACE_IN_ERRORS = estimate("trace", in_standard_errors=True)
+DENSITY = "`rt.spectral_density`, 10 probes, Wasserstein distance over max \\|λ\\|"
+POINT = "`rt.theory.zero_point(...).hessian()`, n = "
+
+# What, against what, its error, for nets of which precisions.
+SECTIONS: dict[str, list[tuple[str, str, Error, Sequence[torch.dtype]]]] = {
+    "Conversions": [
+        ("forward pass, depth 20, nothing converted", FUNCTION, unconverted, (BF16, F32)),
+        ("`rt.to_plain`, depth 20", FUNCTION, conversion(residual, rt.to_plain), EVERY),
+        ("`rt.to_residual(rt.to_plain(net))`, depth 20", FUNCTION, THERE_AND_BACK, EVERY),
+        (
+            "`rt.to_plain`, two-conv blocks, depth 20",
+            FUNCTION,
+            conversion(full, rt.to_plain),
+            EVERY,
+        ),
+        ("DiracNet-28, nothing converted", FUNCTION, conversion(dirac, nn.Identity()), (BF16, F32)),
+        ("`rt.fold`, DiracNet-28", FUNCTION, conversion(dirac, rt.fold), EVERY),
+        ("`rt.save_checkpoint`, `rt.load_checkpoint`", "the weights", through_a_file, EVERY),
+    ],
+    "Curvature": [
+        (PAIRS, TORCH, dense("layer_pairs"), ALL_FLOAT),
+        ("`rt.hessian`, columns", TORCH, dense("columns"), ALL_FLOAT),
+        ("$Hv$, kept graphs", MATRIX, hessian_vector("hessian", engine="retained"), ALL_FLOAT),
+        ("$Hv$, rebuilt graphs, chunks of 7", MATRIX, REBUILT, ALL_FLOAT),
+        (
+            "Gauss-Newton product, chunks of 7",
+            COLUMNS,
+            hessian_vector("gauss_newton", chunk=7),
+            ALL_FLOAT,
+        ),
+        ("Fisher product, chunks of 7", COLUMNS, hessian_vector("fisher", chunk=7), ALL_FLOAT),
+        ("`rt.eigenpairs`, top 5, tolerance 1e-3", MATRIX, eigenvalues(1e-3), ALL_FLOAT),
+        ("`rt.eigenpairs`, top 5, tolerance 1e-6", MATRIX, eigenvalues(1e-6), ALL_FLOAT),
+        ("their residuals, tolerance 1e-6", MATRIX, residuals, ALL_FLOAT),
+        ("`rt.trace`, 60 random products, over ‖H‖", MATRIX, estimate("trace"), ALL_FLOAT),
+        ("the same in its own standard errors", MATRIX, TRACE_IN_ERRORS, ALL_FLOAT),
+        ("`rt.frobenius_norm`, 60 random products", MATRIX, estimate("frobenius_norm"), ALL_FLOAT),
+        (DENSITY, MATRIX, density, ALL_FLOAT),
+    ],
+    "Noise stability": [
+        ("layer cushion of a convolution", "its formula in float64", cushion_by_definition, EVERY),
+        ("`rt.layer_cushions`, depth 20", SAME, cushions, EVERY),
+        ("`rt.interlayer_cushions`, exact", SAME, interlayer, ALL_FLOAT),
+        ("`rt.dominant_flows`, mean share (absolute)", SAME, flows, ALL_FLOAT),
+    ],
+    "Closed forms": [
+        (f"{POINT}1", BY_COLUMNS, zero_point(1), DOUBLE),
+        (f"{POINT}2", BY_COLUMNS, zero_point(2), DOUBLE),
+        ("`rt.theory.linear_hessian`", BY_COLUMNS, linear, DOUBLE),
+        (
             "\\|eigenvalues\\| for n = 1 by counting, over the largest",
             "a dense solver",
             toeplitz,
-            (F64,),
+            DOUBLE,
         ),
-        worst("`rt.theory.exceedance`", "quadrature of the paper's integral", exceedance, (F64,)),
-        worst("`rt.theory.interpolate`, 200 units", "the targets", interpolation, (F64,)),
-        worst(
-            "`rt.Moments` of float32 or float64 data", "float64 of the same", moments, (F32, F64)
-        ),
-    ]
-
-
-# The page ----------------------------------------------------------------------------------------
-
-SECTIONS: dict[str, Callable[[], list[Row]]] = {
-    "Conversions": conversions,
-    "Curvature": curvature,
-    "Noise stability": stability,
-    "Closed forms": closed_forms,
+        ("`rt.theory.exceedance`", "quadrature of the paper's integral", exceedance, DOUBLE),
+        ("`rt.theory.interpolate`, 200 units", "the targets", interpolation, DOUBLE),
+        ("`rt.Moments` of float32 or float64 data", "float64 of the same", moments, ALL_FLOAT),
+    ],
 }
 
 
-def page(sections: dict[str, list[Row]]) -> str:
-    """The tables as Markdown."""
+def main() -> None:
+    """Measure, print, write the tables as Markdown."""
+    torch.set_num_threads(1)
     lines = [
         "# Numerical errors",
         "",
         "Written by `python -m benchmarks.errors`; not to be edited. Each number is the largest",
         f"relative difference over {SEEDS} seeds, between a net of that precision and the same",
         "(rounded) weights and inputs in float64. The unit round-off is 3.9e-3 in bfloat16, 6.0e-8",
-        "in float32 and 1.1e-16 in float64. An empty cell is a precision that has no meaning "
-        "there.",
+        "in float32 and 1.1e-16 in float64. An empty cell is a precision without a meaning there.",
     ]
-    for name, rows in sections.items():
+    for name, rows in SECTIONS.items():
         lines += ["", f"## {name}", "", "| what | against | bfloat16 | float32 | float64 |"]
         lines += ["|---|---|---|---|---|"]
-        for row in rows:
-            numbers = [f"{row.errors[t]:.1e}" if t in row.errors else "" for t in (BF16, F32, F64)]
-            lines.append(f"| {row.what} | {row.against} | {' | '.join(numbers)} |")
+        for what, against, error, dtypes in rows:
+            worst = {dtype: max(error(dtype, seed) for seed in range(SEEDS)) for dtype in dtypes}
+            numbers = [f"{worst[dtype]:.1e}" if dtype in worst else "" for dtype in EVERY]
+            lines.append(f"| {what} | {against} | {' | '.join(numbers)} |")
+            print(lines[-1], flush=True)
     lines += ["", f"{platform.machine()}, one thread, torch {torch.__version__}."]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Measure, print, write."""
-    torch.set_num_threads(1)
-    found = {}
-    for name, section in SECTIONS.items():
-        found[name] = section()
-        for row in found[name]:
-            print(
-                f"{row.what:60}",
-                {str(t)[6:]: f"{e:.1e}" for t, e in row.errors.items()},
-                flush=True,
-            )
-    PAGE.write_text(page(found), encoding="utf-8")
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

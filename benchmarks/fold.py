@@ -1,6 +1,6 @@
 """Cost of a DiracNet: at inference, folded and not; in training, of its parametrization.
 
-python -m benchmarks.fold [inference] [training] [equality]. Ratios of process time in one run.
+python -m benchmarks.fold [inference] [training]. Ratios of process time in one run.
 """
 
 import sys
@@ -87,19 +87,7 @@ def training_cost() -> None:
         line("    DiracNet over it", f"{times['dirac'] / times['plain']:.3f}", "reported")
 
 
-def equality() -> None:
-    """Difference of the outputs of the folded and the original net."""
-    for dtype, goal in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
-        net = rt.diracnet(100).to(dtype)
-        x = images().to(dtype)
-        with torch.no_grad():
-            net.train()(x)
-            wanted = net.eval()(x)
-            gap = (rt.fold(net)(x) - wanted).abs().max() / wanted.abs().max()
-        line(f"depth 100, {dtype}: folded less original, relative", f"{gap:.1e}", f"<= {goal:g}")
-
-
-PARTS = {"inference": inference_cost, "training": training_cost, "equality": equality}
+PARTS = {"inference": inference_cost, "training": training_cost}
 
 
 def main() -> None:

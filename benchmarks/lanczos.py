@@ -1,15 +1,14 @@
 """Products for a given accuracy: block Lanczos against ARPACK on spectra like those of Hessians.
 
-    python -m benchmarks.lanczos [--coverage TRIALS]
+    python -m benchmarks.lanczos
 
 Counts of products do not depend on the machine. ARPACK's tolerance is on the residual and its
 accuracy is not stated, so it is given the loosest tolerance of a grid, and the smallest number of
 vectors of another, at which every eigenvalue is right to the same accuracy: its best result for a
-user who knows the answer. ``--coverage`` adds the coverage of the 95 % intervals.
+user who knows the answer.
 """
 
 import argparse
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -106,42 +105,7 @@ def products() -> None:
         )
 
 
-def coverage(trials: int) -> None:
-    """Coverage of the 95 % intervals on an exact case."""
-    generator = torch.Generator().manual_seed(5)
-    size = 80
-    levels = torch.randn(size, generator=generator, dtype=torch.float64)
-    levels[:4] = torch.tensor([9.0, 7.0, 5.0, -6.0])
-    exact, matrix = rt.Spectrum.of(levels), torch.diag(levels)
-    checks: dict[str, Callable[[rt.eigen.SpectrumReport], bool]] = {
-        "trace": lambda r: r.trace.covers(exact.trace),
-        "Frobenius norm": lambda r: r.frobenius_norm.covers(exact.frobenius_norm),
-        "index": lambda r: r.index.covers(exact.index),
-        "condition number": lambda r: r.condition_number.covers(
-            exact.percentile_condition_number(10)
-        ),
-        "Wasserstein bound": lambda r: (
-            r.density.wasserstein_distance(exact) <= r.density.wasserstein_error
-        ),
-    }
-    hits = dict.fromkeys([*checks, "Hutch++", "its Frobenius norm"], 0)
-    for seed in range(trials):
-        report = rt.eigen.spectral_estimates(matrix, 2, steps=size, generator=seed)
-        for name, check in checks.items():
-            hits[name] += check(report)
-        hits["Hutch++"] += rt.trace(matrix, generator=seed).covers(exact.trace)
-        norm = rt.frobenius_norm(matrix, generator=seed)
-        hits["its Frobenius norm"] += norm.covers(exact.frobenius_norm)
-    print(f"P = {size}, {trials} trials: share of 95 % intervals that hold the truth")
-    for name, count in hits.items():
-        print(f"  {name:22} {100 * count / trials:.1f} %")
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--coverage", type=int, default=0, metavar="TRIALS")
-    arguments = parser.parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     products()
-    if arguments.coverage:
-        coverage(arguments.coverage)

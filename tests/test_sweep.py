@@ -518,16 +518,16 @@ class Outage(registry.Task):
         return registry.Outcome(numbers={}, arrays={})
 
 
-def _patient(get_node, *given):
-    """Ask for a node until it has started; Ray gives up after 30 s, too soon under load."""
-    latest = time.monotonic() + 300
-    while True:
+def _start(cluster, head, node):
+    """Both nodes; Ray gives its own Python processes 15 s to import it, too little under load."""
+    for tries_left in (2, 1, 0):
         try:
-            return get_node(*given)
-        except RuntimeError:
-            if time.monotonic() > latest:
+            cluster.add_node(**head)
+            return cluster.add_node(**node)
+        except Exception:  # Ray's are bare
+            cluster.shutdown()
+            if not tries_left:
                 raise
-            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -547,17 +547,13 @@ def cluster():
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 stays what it is
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other programs may fill the memory
-        patch.setenv("RAY_gcs_server_port_wait_time_s", "300")
-        from ray._private import services
         from ray.cluster_utils import Cluster
 
-        patch.setattr(services, "get_node", partial(_patient, services.get_node))
         node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
         head = {**node, "include_dashboard": False, "no_monitor": True}
-        cluster = Cluster(initialize_head=True, head_node_args={**head, "wait": False})
+        cluster = Cluster()
         try:
-            cluster.add_node(**node, wait=False)
-            cluster.wait_for_nodes(timeout=300)
+            _start(cluster, head, node)
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
         finally:
