@@ -1,4 +1,4 @@
-"""Top eigenvalues and spectral densities: time and Hessian-vector products against other libraries.
+"""Top eigenvalues of Hessians: time and Hessian-vector products against other libraries.
 
     python -m benchmarks.compare_libraries [LIBRARY ...] [--only ROW ...] [--repeats 3]
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import resid_theory as rt
 from benchmarks.libraries import (
@@ -36,9 +36,6 @@ from benchmarks.products import images, perceptron
 from benchmarks.timing import rounds
 
 K, ACCURACY = 5, 1e-3
-
-
-# -- eigenvalues -----------------------------------------------------------------------------------
 
 
 def wrong(values: Tensor, exact: Tensor) -> float:
@@ -150,75 +147,7 @@ def eigenvalues(case: Case, rivals: list[object], repeats: int) -> None:
                   f"({min(ratios):.2f} to {max(ratios):.2f} over {repeats})")  # fmt: skip
 
 
-# -- densities -------------------------------------------------------------------------------------
-
-
-def small_case() -> Case:
-    """A trained net with 2,410 parameters, whose spectrum LAPACK gives."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
-    digits = rt.load_images("digits", samples=1000, size=None, channels=None)
-    x, y = digits.pixels.flatten(1).float() / 16, digits.labels
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in range(300):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    return Case("digits MLP 64-32-10", net, [(x, y)])
-
-
-def transport(nodes: Tensor, weights: Tensor, exact: Tensor) -> float:
-    """Wasserstein-1 distance of the mean of some quadratures to a list of eigenvalues."""
-    from scipy.stats import wasserstein_distance
-
-    shares = (weights / weights.sum(1, keepdim=True)).flatten() / len(weights)
-    return float(wasserstein_distance(nodes.flatten(), exact, shares))
-
-
-def densities(rivals: list[object], seeds: int, runs: int, steps: int) -> None:
-    """Distances to the exact spectrum at equal numbers of products."""
-    case = small_case()
-    spectrum = rt.spectrum(case.net, "cross_entropy", case.batches[0], method="dense").spectrum
-    exact = spectrum.eigenvalues
-    print(f"\n{case.name}, P = {len(exact)}: W1 to the exact spectrum, {runs} x {steps} products, "
-          f"mean over {seeds} seeds (standard error); spread of the spectrum "
-          f"{float(exact.max() - exact.min()):.3g}")  # fmt: skip
-    rows: dict[str, list[float]] = {"ours": []}
-    within = 0
-    for seed in range(seeds):
-        generator = torch.Generator().manual_seed(seed)
-        found = rt.spectral_density(
-            case.operator(), probes=runs, steps=steps, generator=generator, precision=torch.float32
-        )
-        rows["ours"].append(found.wasserstein_distance(spectrum))
-        within += rows["ours"][-1] <= found.wasserstein_error
-        for rival in rivals:
-            nodes, weights, _ = rival.density(case, runs, steps, seed)
-            rows.setdefault(rival.name, []).append(transport(nodes, weights, exact))
-    for name, values in rows.items():
-        spread = statistics.stdev(values) / len(values) ** 0.5
-        print(f"  {name:22} {statistics.mean(values):.3e} ({spread:.1e})")
-    print(f"  ours within its own 95 % error bar: {within} of {seeds}")
-
-
-def density_time(case: Case, rivals: list[object], repeats: int, runs: int, steps: int) -> None:
-    """Seconds at equal numbers of products."""
-    tasks: dict[str, Callable[[], object]] = {
-        "ours": lambda: rt.spectral_density(
-            case.operator(), probes=runs, steps=steps, precision=torch.float32
-        )
-    }
-    for rival in rivals:
-        tasks[rival.name] = lambda r=rival: r.density(case, runs, steps, 0)
-    _, seconds = rounds(tasks, repeats)
-    print(f"\n{case.name}: density from {runs} x {steps} products")
-    for name, values in seconds.items():
-        ratios = [theirs / own for theirs, own in zip(values, seconds["ours"], strict=True)]
-        print(f"  {name:22} {statistics.median(values):8.2f} s, {statistics.median(ratios):.2f} x")
-
-
-ROWS = ("mlp", "mlp-loader", "resnet", "resnet-loader", "density", "density-time")
+ROWS = ("mlp", "mlp-loader", "resnet", "resnet-loader")
 
 
 def main() -> None:
@@ -229,7 +158,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=32, help="of a batch")
     parser.add_argument("--batches", type=int, default=3, help="of the loader of images")
-    parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, float32; {time.strftime('%Y-%m-%d')}")
@@ -238,10 +166,6 @@ def main() -> None:
     for row, case in cases.items():
         if row in arguments.only:
             eigenvalues(case, rivals, arguments.repeats)
-    if "density" in arguments.only:
-        densities(rivals, arguments.seeds, 4, 50)
-    if "density-time" in arguments.only:
-        density_time(cases["resnet"], rivals, arguments.repeats, 2, 15)
 
 
 def perceptrons() -> dict[str, Case]:

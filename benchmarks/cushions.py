@@ -10,7 +10,7 @@ import sys
 import torch
 
 import resid_theory as rt
-from benchmarks.timing import line, medians
+from benchmarks.timing import line, medians, run_parts
 
 BATCH = 256
 
@@ -98,18 +98,12 @@ def interlayer_cost() -> None:
     line("    relative standard error of one sample's cushion", f"{float(relative):.4f}", "")
 
 
-PARTS = {
-    "layers": layer_cost,
-    "memory": memory_cost,
-    "interlayer": interlayer_cost,
-}
-
-
-def main() -> None:
-    """Print the report, or the named parts of it."""
-    for name in sys.argv[1:] or PARTS:
-        PARTS[name]()
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(
+        {
+            "layers": layer_cost,
+            "memory": memory_cost,
+            "interlayer": interlayer_cost,
+        },
+        __doc__,
+    )

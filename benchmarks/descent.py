@@ -1,5 +1,6 @@
 """Cost of an epoch of full-batch gradient descent: python -m benchmarks.descent."""
 
+import argparse
 import time
 
 import torch
@@ -48,6 +49,7 @@ def stacked(net: rt.ShortcutNet, moments, starts: torch.Tensor, rates, epochs: i
 
 def main() -> None:
     """Print the report."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     net, data = rt.ShortcutNet(WIDTH, BLOCKS, 2), problem()
     moments = rt.Moments.of(data)

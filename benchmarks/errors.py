@@ -5,6 +5,7 @@ library computes with a net of that precision and the same quantity of the same 
 float64; for estimates from random probes, over seeds too, the statistical error is what is left.
 """
 
+import argparse
 import copy
 import math
 import platform
@@ -381,6 +382,7 @@ SECTIONS: dict[str, list[tuple[str, str, Error, Sequence[torch.dtype]]]] = {
 
 def main() -> None:
     """Measure, print, write the tables as Markdown."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     lines = [
         "# Numerical errors",

@@ -3,14 +3,13 @@
 python -m benchmarks.fold [inference] [training]. Ratios of process time in one run.
 """
 
-import sys
 import time
 from collections.abc import Callable
 
 import torch
 
 import resid_theory as rt
-from benchmarks.timing import line, medians
+from benchmarks.timing import line, medians, run_parts
 
 DEPTHS = (34, 100)
 BATCH = 32
@@ -87,14 +86,5 @@ def training_cost() -> None:
         line("    DiracNet over it", f"{times['dirac'] / times['plain']:.3f}", "reported")
 
 
-PARTS = {"inference": inference_cost, "training": training_cost}
-
-
-def main() -> None:
-    """Print the report, or the named parts of it."""
-    for name in sys.argv[1:] or PARTS:
-        PARTS[name]()
-
-
 if __name__ == "__main__":
-    main()
+    run_parts({"inference": inference_cost, "training": training_cost}, __doc__)

@@ -1,4 +1,4 @@
-"""Hessian eigenvalues and densities of other libraries, behind one call each.
+"""Hessian eigenvalues of other libraries, behind one call each.
 
 Every adapter takes a setting and gives back what was asked for with the number of products over the
 data. A library is imported when its adapter is made, so a missing one is a line of the report.
@@ -95,20 +95,6 @@ class PyHessian:
         found = torch.tensor(values, dtype=torch.float64).sort(descending=True).values
         return Found(values=found, products=counts(), claims=True)
 
-    def density(self, case: Case, runs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, int]:
-        """Nodes, weights, products. torch.eig, which torch no longer has, is put in its place."""
-
-        def eig(matrix: Tensor, eigenvectors: bool) -> tuple[Tensor, Tensor]:
-            values, vectors = torch.linalg.eigh(matrix)
-            return torch.stack([values, torch.zeros_like(values)], 1), vectors
-
-        torch.manual_seed(seed)
-        made = self._made(case)
-        with self._counting(made) as counts, mock.patch.object(torch, "eig", eig, create=True):
-            nodes, weights = made.density(iter=steps, n_v=runs)
-        case.net.zero_grad(set_to_none=True)
-        return torch.tensor(nodes).double(), torch.tensor(weights).double(), counts()
-
     def _counting(self, made: object) -> "_Counting":
         return _Counting(self.module, made)
 
@@ -161,16 +147,6 @@ class Eigenthings:
             claims=bool(result.converged.all()),
         )
 
-    def density(self, case: Case, runs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, int]:
-        """Nodes, weights, products."""
-        algorithms = importlib.import_module("hessian_eigenthings.algorithms")
-        found = algorithms.spectral_density(
-            self._operator(case), num_runs=runs, lanczos_steps=steps, num_grid_points=10,
-            seed=1000 * seed,
-        )  # fmt: skip
-        nodes = found.raw_eigenvalues.double().nan_to_num()
-        return nodes, found.raw_weights.double(), runs * steps
-
 
 class Curvlinops:
     """A scipy operator under ARPACK; settings are (tolerance, vectors)."""
@@ -192,16 +168,6 @@ class Curvlinops:
         """The largest."""
         operator = self._operator(case)
         return arpack(Counted(operator.to_scipy().matvec, operator.shape[0]), k, setting)
-
-    def density(self, case: Case, runs: int, steps: int, seed: int) -> tuple[Tensor, Tensor, int]:
-        """Nodes, weights, products: of its Lanczos runs, before they are smoothed."""
-        spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
-        torch.manual_seed(seed)
-        operator = self._operator(case)
-        ends = [spectrum.fast_lanczos(operator, steps) for _ in range(runs)]
-        nodes = torch.stack([values for values, _ in ends]).double()
-        weights = torch.stack([vectors[0].square() for _, vectors in ends]).double()
-        return nodes, weights, runs * steps
 
 
 RIVALS = {rival.name: rival for rival in (PyHessian, Eigenthings, Curvlinops)}

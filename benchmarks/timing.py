@@ -1,5 +1,6 @@
-"""Wall-clock times as medians of interleaved runs, so that a ratio survives a noisy machine."""
+"""Times as medians of interleaved runs, so that a ratio survives a noisy machine; reports."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -50,3 +51,15 @@ def once(task: Callable[[], object]) -> float:
 def line(what: str, value: str, goal: str) -> None:
     """One row of a report."""
     print(f"{what:<64} {value:>16}   {goal}", flush=True)
+
+
+def run_parts(parts: Mapping[str, Callable[[], None]], doc: str | None) -> None:
+    """Print the parts of a report that the command line names, or all of them."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all by default")
+    names = parser.parse_args().parts or list(parts)
+    unknown = sorted(set(names) - set(parts))
+    if unknown:
+        parser.error(f"unknown {', '.join(unknown)}; choose from {', '.join(parts)}")
+    for name in names:
+        parts[name]()

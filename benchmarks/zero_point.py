@@ -1,5 +1,6 @@
 """Cost of a zero-point prediction at any depth: python -m benchmarks.zero_point."""
 
+import argparse
 import tracemalloc
 
 import torch
@@ -34,6 +35,7 @@ def everything(data: rt.Moments, blocks: int, n: int) -> object:
 
 def main() -> None:
     """Print the report."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     data = moments(10)
     for n in (1, 2, 3):
         times = medians(

@@ -1,0 +1,20 @@
+"""Every benchmark can still be started: what it imports is there."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+HELPERS = {"libraries", "timing"}
+SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - HELPERS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # one script imports another
+def test_a_benchmark_explains_itself(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith("usage:")
