@@ -96,7 +96,7 @@ class AtZero:
 
     @property
     def has_kink(self) -> bool:
-        """Whether the two slopes differ by more than round-off."""
+        """True if the two slopes differ by more than round-off."""
         return abs(self.left - self.right) > 1e-12 * max(abs(self.left), abs(self.right), 1e-300)
 
     @property

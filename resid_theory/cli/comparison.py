@@ -57,7 +57,7 @@ def bound_of(point: "ZeroPoint") -> float | None:
 
 
 def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
-    """What a report says of a spectrum, by name."""
+    """Statistics of a spectrum that a report contains, by name."""
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
 
 

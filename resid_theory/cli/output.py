@@ -69,7 +69,7 @@ def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
 
 
 def shows_progress(as_json: bool) -> bool:
-    """Whether a progress bar is shown: on a terminal, unless a program reads the output."""
+    """True where a progress bar is shown: on a terminal, unless a program reads the output."""
     return sys.stderr.isatty() and not as_json
 
 

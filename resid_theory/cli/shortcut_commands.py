@@ -147,7 +147,7 @@ def _setup(options: Mapping[str, Any]) -> "Setup":
 
 
 def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
-    """What a list of runs comes to: each one, their mean and their spread."""
+    """Summary of a list of runs: each one, their mean and their spread."""
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
     if predicted:
@@ -218,7 +218,7 @@ def _zero_point_table(content: Mapping[str, Any]) -> None:
 
 
 def _say_symbols(words: str) -> None:
-    """What a reason's letters stand for, where it has any."""
+    """Meaning of the letters in a reason, where it has any."""
     if re.search(r"\bM\b", words):
         say(_SYMBOLS)
 

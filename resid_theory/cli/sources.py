@@ -135,7 +135,7 @@ def _attribute(model: str, module: Any, attribute: str) -> Callable[[], Any]:
 
 
 def _called(model: str, call: Callable[[], Any], *passed: type[Exception]) -> Any:
-    """What a user's code gives; its errors in one line, with the place where they arose."""
+    """Result of a user's code; its errors in one line, with the place where they arose."""
     try:
         return call()
     except passed:

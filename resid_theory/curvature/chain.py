@@ -49,7 +49,7 @@ class LayerChain:
 
     @property
     def is_linear(self) -> bool:
-        """Whether no layer has an activation or a bias."""
+        """True if no layer has an activation or a bias."""
         return all(
             unit.after is None and not any(unit.before) and all(b is None for b in unit.biases)
             for unit in self.units

@@ -46,7 +46,7 @@ class CheapDoubleBackward(TorchFunctionMode):
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether a custom function may take x: no transform of torch.func, no autocast."""
+    """True if a custom function may take x: no transform of torch.func, no autocast."""
     return not (
         torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled(x.device.type)
     )

@@ -20,7 +20,7 @@ _PIECE = 1024  # samples of images that are normalized and checked together
 
 
 def is_closure(loss: Any) -> bool:
-    """Whether a loss takes (net, batch): its second parameter is called ``batch``."""
+    """True if a loss takes (net, batch): its second parameter is called ``batch``."""
     try:
         return callable(loss) and list(inspect.signature(loss).parameters)[1:2] == ["batch"]
     except (TypeError, ValueError):  # a callable without a signature
@@ -136,7 +136,7 @@ class EmpiricalRisk:
 
     @torch.no_grad()
     def _gains_from_channels_last(self, x: Tensor) -> bool:
-        """Whether convolutions run on the CPU in float32, and the net takes such inputs."""
+        """True if convolutions run on the CPU in float32, and the net takes such inputs."""
         convolves = any(isinstance(m, nn.Conv2d) for m in self.net.modules())
         if not (convolves and x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32):
             return False

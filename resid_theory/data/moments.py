@@ -133,6 +133,6 @@ class Moments:
 
     @property
     def is_whitened(self) -> bool:
-        """Whether sxx is the identity, to 1e-8 in every entry (a data set's own round-off)."""
+        """True if sxx is the identity, to 1e-8 in every entry (a data set's own round-off)."""
         eye = torch.eye(len(self.sxx), dtype=self.sxx.dtype, device=self.sxx.device)
         return bool((self.sxx - eye).abs().max() <= 1e-8)

@@ -131,7 +131,7 @@ class Passes:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the data are tensors, the same in every pass."""
+        """True if the data are tensors, the same in every pass."""
         known = isinstance(self._data, (Images, tuple)) or hasattr(self._data, "x")
         return known and not self._closure
 

@@ -44,7 +44,7 @@ class Descent:
 
     @property
     def diverged(self) -> Tensor:
-        """Whether a row diverged, (*rows)."""
+        """Rows that diverged, (*rows), bool."""
         return self.diverged_at >= 0
 
     @property

@@ -92,7 +92,7 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
 
 
 def _content(path: Path) -> Any:
-    """What torch.save has put into a file; nothing in it is run."""
+    """Content of a file that torch.save has written; nothing in it is run."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums

@@ -123,7 +123,7 @@ class ShortcutNet(nn.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether no activation is set; a bias keeps a net affine, not linear."""
+        """True if no activation is set; a bias keeps a net affine, not linear."""
         return self.pre is None and self.mid is None and self.post is None and self.bias is None
 
     def layers(self) -> list[Tensor]:

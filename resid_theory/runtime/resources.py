@@ -42,7 +42,7 @@ def readable_bytes(count: int) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, also of the CPU's allocator or a GPU's library, is lack of memory."""
+    """True if an error, also of the CPU's allocator or a GPU's library, is lack of memory."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )

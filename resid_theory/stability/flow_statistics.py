@@ -75,7 +75,7 @@ class Sums:
 
 
 def _dominant(own: Tensor, others: Tensor) -> Tensor:
-    """Whether the own flow outweighs the others by each statistic, (paths, batch, 3), 0 or 1."""
+    """Dominance of the own flow by each statistic, (paths, batch, 3), 0 or 1."""
     ratio = torch.where(own > 0, own / others, 0.0).mean(2)  # 0 / 0 is 0, x / 0 is infinity
     found = [ratio > 1, own.mean(2) > others.mean(2), (own > others).double().mean(2) > 0.5]
     return torch.stack(found, dim=2).to(torch.float64)

@@ -176,7 +176,7 @@ def _layout(two: Tensor, three: Tensor, is_convolution: bool) -> Layout | str:
 
 
 def _same_samples(layout: Layout, two: Tensor, three: Tensor) -> bool:
-    """Whether the first two samples are the same in both runs, up to rounding."""
+    """True if the first two samples are the same in both runs, up to rounding."""
     short, long = layout.rows(two, 2), layout.rows(three, 3)[:2]
     tolerance = torch.finfo(short.dtype).eps ** 0.5 * float(short.abs().max())
     return not float((short - long).abs().max()) > tolerance  # nan is not a difference

@@ -51,7 +51,7 @@ class LinearMap:
 
     @property
     def is_convolution(self) -> bool:
-        """Whether the map is a convolution."""
+        """True if the map is a convolution."""
         return isinstance(self.layer, CONVOLUTIONS)
 
     @property

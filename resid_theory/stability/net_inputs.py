@@ -96,7 +96,7 @@ def three_samples(x: Tensor) -> Tensor:
 
 
 def is_iterator(data: Any) -> bool:
-    """Whether data can be read only once."""
+    """True if data can be read only once."""
     return hasattr(data, "__next__")
 
 

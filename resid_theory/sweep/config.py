@@ -27,7 +27,7 @@ _WORDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What one cell of a sweep depends on.
+    """Settings on which the result of one cell of a sweep depends.
 
     Raises:
         ValueError: If a value is not of its field's type; names field, given and needed.

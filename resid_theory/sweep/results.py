@@ -82,7 +82,7 @@ class Results:
         return (tensors, about) if _is_result(about, cell.key) else None
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether a cell has a result that verifies."""
+        """True if a cell has a result that verifies."""
         return self.read(cell) is not None
 
     def write(self, cell: Cell, outcome: Outcome, seconds: float) -> None:
