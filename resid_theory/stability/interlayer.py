@@ -20,12 +20,7 @@ from resid_theory.stability.jacobian import (
     jacobian_product,
     squared_norm,
 )
-from resid_theory.stability.net_inputs import (
-    checked_net,
-    count_batches,
-    input_batches,
-    placed,
-)
+from resid_theory.stability.net_inputs import checked_net, count_batches, input_batches, placed
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.sample_statistics import Summaries
 from resid_theory.stability.submaps import Submap, block_maps, map_between
