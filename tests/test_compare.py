@@ -128,7 +128,7 @@ def test_plain_and_residual_nets_differ_by_the_convention():
         ),
         (lambda a: a.under("identity_removed"), "b: measured with weight"),
         (lambda a: [a, a], "b: a and b must both be"),
-        (lambda a: [a], "b: got list of 1, needs the cushions of a net"),
+        (lambda a: [a], "b: got list of 1, needs the cushions of one net"),
         (lambda a: cushions(a.values, ("x", "y")), "b: has layers"),
     ],
     ids=["norm", "convention", "mixed", "one", "names"],
