@@ -105,7 +105,7 @@ def public():
     """Functions and classes that the rooms name in ``__all__``, but for the command line."""
     names = ["resid_theory"]
     for _, name, is_room in pkgutil.walk_packages(resid_theory.__path__, "resid_theory."):
-        if (is_room or name.count(".") == 1) and not re.search(r"\._|\.cli\b", name):
+        if is_room and not name.endswith(".cli"):
             names.append(name)
     modules = [importlib.import_module(name) for name in names]
     found = {}
@@ -122,8 +122,9 @@ def missing(value):
     if inspect.isclass(value) and not is_dataclass(value):
         return
     text, signature = inspect.getdoc(value) or "", inspect.signature(value)
-    for name in signature.parameters:
-        if not re.search(rf"^ +\**{name}\b.*:", text, re.MULTILINE):
+    for name, parameter in signature.parameters.items():
+        named = re.search(rf"^ +\**{name}\b.*:", text, re.MULTILINE)
+        if not named and parameter.kind != parameter.VAR_KEYWORD:  # of a class: its fields
             yield name
     if not signature.parameters or inspect.isclass(value):
         return

@@ -43,7 +43,14 @@ def id_mask(net: nn.Module) -> dict[str, Tensor]:
 
 
 def shifted(net: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Every V beside a fixed identity, with the mask of its ID entries; none of Dirac layers."""
+    """Every V beside a fixed identity, with the mask of its ID entries; none of Dirac layers.
+
+    Args:
+        net: A module with parametrized layers or :class:`AddIdentity` inside.
+
+    Yields:
+        The parameter V of a layer and a bool mask of its shape.
+    """
     for layer in net.modules():
         inside = layer_identity(layer)
         if inside is not None and not isinstance(inside, DiracWeight):

@@ -236,11 +236,29 @@ def identity_map(
 
 
 def mark(layer: nn.Module, rule: str) -> nn.Module:
-    """Record on a layer the rule of its identity, which copies and slices keep; return it."""
+    """Record on a layer the rule of its identity, which copies and slices keep.
+
+    Args:
+        layer: Any module.
+        rule: A name of :data:`RULES`.
+
+    Returns:
+        The same layer.
+
+    Raises:
+        ValueError: If the rule is unknown.
+    """
     layer.__dict__["id_rule"] = check_choice("rule", rule, RULES)
     return layer
 
 
 def id_rule(layer: nn.Module) -> str | None:
-    """The rule that :func:`mark` recorded; None where the net's design has no identity."""
+    """The rule that :func:`mark` recorded.
+
+    Args:
+        layer: Any module.
+
+    Returns:
+        A name of :data:`RULES`; None where the net's design has no identity.
+    """
     return layer.__dict__.get("id_rule")

@@ -273,7 +273,14 @@ def with_identity(
 
 
 def layer_identity(layer: nn.Module) -> ResidualWeight | None:
-    """The only parametrization of a layer's weight if it is a ResidualWeight; otherwise None."""
+    """The identity inside the weight of a layer.
+
+    Args:
+        layer: Any module.
+
+    Returns:
+        The only parametrization of the weight if it is a :class:`ResidualWeight`, otherwise None.
+    """
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     only = layer.get_submodule("parametrizations.weight")

@@ -37,6 +37,9 @@ def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8
 
     Returns:
         The figure; ``figure.axes`` are its panels, row by row.
+
+    Raises:
+        ValueError: If a number of panels is not a whole number of at least 1.
     """
     size = (panel[0] * check_int("columns", columns), panel[1] * check_int("rows", rows))
     drawing = Figure(figsize=size, layout="constrained")
