@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
+from small_trainings import conv_net, images
 from tolerances import relative_error
-from torch import nn
 
 import resid_theory as rt
 from resid_theory.training import Recipe, checkpoint
@@ -19,27 +19,8 @@ RECIPE = Recipe(epochs=3, batch=33, lr=0.05, milestones=(2,), pad=1, precision="
 ROUND_OFF = 1e-12
 
 
-def images(samples=67, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(10, (samples,), generator=generator)
-    return rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.3,))
-
-
-def conv_net(seed=0, norm=False, noise=0.0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        *([nn.BatchNorm2d(6)] if norm else []),
-        nn.ReLU(),
-        *([nn.Dropout(noise)] if noise else []),
-        nn.Flatten(),
-        nn.Linear(6 * 64, 10),
-    )
-
-
 def several(count=2):
-    return [conv_net(seed) for seed in range(count)]
+    return [conv_net(seed, norm=False) for seed in range(count)]
 
 
 def fit(net, recipe=RECIPE, *, samples=67, seed=0, **settings):
@@ -49,11 +30,11 @@ def fit(net, recipe=RECIPE, *, samples=67, seed=0, **settings):
 
 ONE_STEP = RECIPE.change(epochs=1, batch=64, milestones=())
 TRAININGS = {
-    "one": lambda **k: fit(conv_net(), **k),
+    "one": lambda **k: fit(conv_net(norm=False), **k),
     "turns": lambda **k: fit(several(), seed=[3, 4], stacked=False, **k),
     "stacked": lambda **k: fit(several(), seed=[3, 4], stacked=True, **k),
-    "norm": lambda **k: fit(conv_net(norm=True), ONE_STEP, samples=64, **k),
-    "noise": lambda **k: fit(conv_net(norm=True, noise=0.5), **k),
+    "norm": lambda **k: fit(conv_net(), ONE_STEP, samples=64, **k),
+    "noise": lambda **k: fit(conv_net(noise=0.5), **k),
 }
 
 
@@ -78,8 +59,8 @@ def resumed(folder):
     """Stopped in the second epoch after a step that no checkpoint holds, then called again."""
     keywords = {"process_group": "world", "out": folder, "save_seconds": 0.0}
     with pytest.raises(Stop):
-        fit(conv_net(norm=True, noise=0.5), callbacks=[stopping], **keywords)
-    return fit(conv_net(norm=True, noise=0.5), **keywords)
+        fit(conv_net(noise=0.5), callbacks=[stopping], **keywords)
+    return fit(conv_net(noise=0.5), **keywords)
 
 
 def work(rank, folder):
@@ -90,23 +71,23 @@ def work(rank, folder):
     found = {name: content(call(process_group="world")) for name, call in TRAININGS.items()}
     found["resumed"] = content(resumed(os.path.join(folder, "resumed")))
     again = rt.resume(
-        os.path.join(folder, "resumed"), images(), net=conv_net(norm=True, noise=0.5),
+        os.path.join(folder, "resumed"), images(67), net=conv_net(noise=0.5),
         test=images(150, seed=1), device="cpu", process_group="world", progress=False,
     )  # fmt: skip
     found["again"] = content(again)
     alone = os.path.join(folder, "alone")
     if rank == 0:
-        fit(conv_net(), out=alone)
+        fit(conv_net(norm=False), out=alone)
     dist.barrier()
     found["complaints"] = {
         "recipe": complaint(
-            lambda: fit(conv_net(), RECIPE.change(lr=0.1 + rank), process_group="world")
+            lambda: fit(conv_net(norm=False), RECIPE.change(lr=0.1 + rank), process_group="world")
         ),
-        "weights": complaint(lambda: fit(conv_net(rank), process_group="world")),
-        "alone": complaint(lambda: fit(conv_net(), process_group="world", out=alone)),
+        "weights": complaint(lambda: fit(conv_net(rank, norm=False), process_group="world")),
+        "alone": complaint(lambda: fit(conv_net(norm=False), process_group="world", out=alone)),
         "locked": complaint(lambda: locked(os.path.join(folder, "locked"), rank)),
         "diverges": complaint(
-            lambda: fit(conv_net(), RECIPE.change(lr=1e200), process_group="world")
+            lambda: fit(conv_net(norm=False), RECIPE.change(lr=1e200), process_group="world")
         ),
     }
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
@@ -115,7 +96,7 @@ def work(rank, folder):
 
 def locked(folder, rank):
     with checkpoint.Folder(folder).locked() if rank == 0 else torch.no_grad():
-        fit(conv_net(), process_group="world", out=folder)
+        fit(conv_net(norm=False), process_group="world", out=folder)
 
 
 def content(run):
@@ -156,7 +137,7 @@ def test_all_processes_have_the_same_bits(found, name):
 
 def test_running_statistics_are_averaged_over_the_processes(found):
     """One step on 64 images in random order: each process normalizes its 32 by themselves."""
-    net, batches = conv_net(norm=True), []
+    net, batches = conv_net(), []
     hook = net[1].register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0].detach()))
     fit(net, ONE_STEP, samples=64)
     hook.remove()
@@ -183,7 +164,7 @@ def test_a_resumed_training_is_bit_identical(found, name):
 def test_the_first_process_writes(found, folder):
     lines = (folder / "resumed" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(found[0]["noise"]["metrics"])
-    net = rt.load_checkpoint(folder / "resumed", net=conv_net(norm=True, noise=0.5))
+    net = rt.load_checkpoint(folder / "resumed", net=conv_net(noise=0.5))
     for key, tensor in net.state_dict().items():
         assert torch.equal(tensor, found[1]["noise"]["nets"][0][key])
 
@@ -221,4 +202,4 @@ def test_ranks_need_a_process_group():
     with pytest.raises(
         ValueError, match="process_group: got 'world', but torch.distributed is not init"
     ):
-        fit(conv_net(), process_group="world")
+        fit(conv_net(norm=False), process_group="world")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_trainings import conv_net, images
 from torch import nn
 from torch.testing import assert_close
 
@@ -19,25 +20,6 @@ from resid_theory.training import DivergenceError, Recipe, divergence, loop, tra
 
 RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
 STEPS = 4  # in an epoch of the samples below, the last one smaller
-
-
-def images(samples=100, classes=10, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(256, (samples, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(classes, (samples,), generator=generator)
-    return rt.Images(pixels=pixels, labels=labels, mean=(0.5,), std=(0.3,))
-
-
-def conv_net(seed=0, norm=True, noise=0.0):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1, bias=not norm),
-        *([nn.BatchNorm2d(6)] if norm else []),
-        nn.ReLU(),
-        *([nn.Dropout(noise)] if noise else []),
-        nn.Flatten(),
-        nn.Linear(6 * 64, 10),
-    )
 
 
 def fit(net, data=None, recipe=RECIPE, *, seed=0, **settings):
