@@ -1,7 +1,7 @@
 """Image data sets by name, in the shape that convolutional networks take."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from resid_theory.data.image_set import Images
 from resid_theory.data.mnist import load_mnist
 
 __all__ = ["IMAGE_SETS", "load_images"]
+
+_DIGITS = tuple("0123456789")
 
 
 def load_images(
@@ -52,7 +54,7 @@ def load_images(
         >>> tuple(load_images("digits", samples=5).pixels.shape)
         (5, 3, 32, 32)
     """
-    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
+    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))].load
     images = load(check_choice("split", split, ["train", "test"]), samples, progress)
     if samples is not None:
         images = images.first(samples)
@@ -106,7 +108,7 @@ def _digits(split: str, samples: int | None, progress: bool) -> Images:
         mean=(0.3054,),
         std=(0.3755,),
         brightest=16.0,
-        classes=tuple("0123456789"),
+        classes=_DIGITS,
     )
 
 
@@ -117,7 +119,7 @@ def _mnist(split: str, samples: int | None, progress: bool) -> Images:
         labels=labels,
         mean=(0.1307,),
         std=(0.3081,),
-        classes=tuple("0123456789"),
+        classes=_DIGITS,
     )
 
 
@@ -128,9 +130,17 @@ def _cifar10(split: str, samples: int | None, progress: bool) -> Images:
     )
 
 
-# A new data set is one row here: (split, samples or None, progress) -> at least those images.
-IMAGE_SETS: dict[str, Callable[[str, int | None, bool], Images]] = {
-    "digits": _digits,
-    "mnist": _mnist,
-    "cifar10": _cifar10,
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set: its classes, and a function (split, samples or None, progress) -> images."""
+
+    classes: tuple[str, ...]
+    load: Callable[[str, int | None, bool], Images]
+
+
+# A new data set is one row here.
+IMAGE_SETS = {
+    "digits": ImageSet(_DIGITS, _digits),
+    "mnist": ImageSet(_DIGITS, _mnist),
+    "cifar10": ImageSet(CIFAR10_CLASSES, _cifar10),
 }

@@ -55,7 +55,7 @@ def load_whitened(
         >>> bool((data.x.T @ data.x / 500 - torch.eye(10)).abs().max() < 1e-12)
         True
     """
-    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))]
+    load = IMAGE_SETS[check_choice("name", name, list(IMAGE_SETS))].load
     parts = [load("train", samples, progress)]
     if name == "digits":  # too few to hold back a test set
         parts.append(load("test", None, progress))

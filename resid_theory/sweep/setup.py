@@ -13,16 +13,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Setup"]
 
-_NAMED = {"digits": 10, "mnist": 10}  # data sets and their classes
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A net, its start and its data.
 
     Attributes:
-        data: ``digits``, ``mnist``, or an ``.npz`` of arrays x (m, ...) and y, labels (m,) or
-            targets (m, k); x is whitened.
+        data: Name of an image set such as ``digits`` or ``mnist``, or an ``.npz`` of arrays
+            x (m, ...) and y, labels (m,) or targets (m, k); x is whitened.
         components: Principal components kept, the net's width d.
         blocks: Number of blocks R.
         shortcut_depth: Layers n under one shortcut.
@@ -54,17 +52,18 @@ class Setup:
     def check(self) -> None:
         """Raise a ValueError if names and sizes do not fit; before a download."""
         from resid_theory._check import check_choice
+        from resid_theory.data.datasets import IMAGE_SETS
         from resid_theory.initializations import initializations_for
         from resid_theory.losses import LOSSES
 
         named = not self.data.endswith(".npz")
         if named:
-            check_choice("data", self.data, list(_NAMED))
+            check_choice("data", self.data, list(IMAGE_SETS))
         check_choice("init", self.init, initializations_for("matrix"))
         check_choice("loss", self.loss, list(LOSSES))
         replace(self, blocks=min(self.blocks, 1)).net(0)
         if named:
-            self._check_targets(_NAMED[self.data])
+            self._check_targets(len(IMAGE_SETS[self.data].classes))
 
     def _check_targets(self, targets: int) -> None:
         if targets != self.components:
