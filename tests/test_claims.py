@@ -228,11 +228,6 @@ def test_a_record_with_a_part_missing_is_named(tmp_path, part):
         load("toy/roots", "quick", folder=tmp_path)
 
 
-def test_a_missing_record_names_the_command(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run toy/roots --scale paper"):
-        load("toy/roots", "paper", folder=tmp_path)
-
-
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -304,9 +299,11 @@ def test_a_judge_must_return_verdicts(answer):
         measure(toy(judge=lambda arrays: answer), "quick")
 
 
-def test_unknown_scale_is_refused():
+def test_unknown_scales_and_missing_records_are_told(tmp_path):
     with pytest.raises(ValueError, match="scale.*'short'.*'quick'"):
         measure(toy(), "short")
+    with pytest.raises(FileNotFoundError, match="run toy/roots --scale paper"):
+        load("toy/roots", "paper", folder=tmp_path)
 
 
 def test_live_computes_once_where_a_folder_is_set(tmp_path, monkeypatch):
@@ -332,11 +329,6 @@ def test_a_notebook_shows_a_record_as_a_table():
     assert "quick scale" in shown and "| yes |" in shown
 
 
-def test_two_claims_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="'toy/roots' is given to two"):
-        join([toy()], [toy()])
-
-
 @pytest.mark.parametrize(
     ("wanted", "ids"),
     [
@@ -350,7 +342,9 @@ def test_selection(toys, wanted, ids):
     assert [claim.id for claim in select(wanted)] == ids
 
 
-def test_a_whole_id_selects_one_claim():
+def test_a_whole_id_selects_one_claim_and_occurs_once():
+    with pytest.raises(ValueError, match="'toy/roots' is given to two"):
+        join([toy()], [toy()])
     numbered = join([toy(id="toy/figure_1"), toy(id="toy/figure_10")])
     assert [claim.id for claim in select(["toy/figure_1"], numbered)] == ["toy/figure_1"]
     assert len(select(["toy/figure_"], numbered)) == 2
@@ -398,12 +392,7 @@ def test_a_part_of_the_data_that_is_missing_is_named(needy, monkeypatch, tmp_pat
     assert f"{tmp_path} has no test" in registry.CLAIMS["toy/roots"].missing("paper")
     with pytest.raises(FileNotFoundError, match="a set of roots.*has no test"):
         NEEDY.folder()
-
-
-def test_a_scale_whose_data_are_there_runs(needy, monkeypatch, tmp_path):
-    for part in NEEDY.parts:
-        (tmp_path / part).mkdir()
-    monkeypatch.setenv("TOY_ROOTS", str(tmp_path))
+    (tmp_path / "test").mkdir()
     assert call(needy, "run", "--scale", "paper") == 0
     assert NEEDY.folder() == tmp_path and list(needy.rglob("*.paper.json"))
 

@@ -135,11 +135,9 @@ def test_each_rule_can_be_broken(tmp_path, source, fault):
     ]
 
 
-@pytest.mark.parametrize(
-    "source", ["def f(): pass", "class A: pass", "for i in []: pass", "import torch"]
-)
-def test_a_users_own_code_is_free(tmp_path, source):
-    assert not broken_rules(toy(tmp_path, source, *GOOD, name="04_your_own_model.ipynb"))
+def test_a_users_own_code_is_free(tmp_path):
+    own = "import torch\ndef f(): pass\nclass A: pass\nfor i in []: pass"
+    assert not broken_rules(toy(tmp_path, own, *GOOD, name="04_your_own_model.ipynb"))
 
 
 @pytest.mark.parametrize("counts", [[2, 1], [1, 3], [None, None], [1, 1]], ids=str)
@@ -147,21 +145,15 @@ def test_saved_counts_must_run_from_one(tmp_path, counts):
     assert "saved execution counts" in broken_rules(toy(tmp_path, *GOOD, counts=counts))[0]
 
 
-def test_the_last_cell_must_assert(tmp_path):
+def test_assertion_errors_and_size_are_looked_at(tmp_path):
     assert broken_rules(toy(tmp_path, *GOOD, "1")) == ["the last cell asserts nothing"]
-
-
-def test_a_saved_error_is_noticed(tmp_path):
+    path = toy(tmp_path, "#" + "x" * BYTES, *GOOD)
+    assert broken_rules(path) == [f"has {BYTES} bytes or more"]
     path = toy(tmp_path, *GOOD)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].outputs = [nbformat.v4.new_output("error", ename="E", evalue="v")]
     nbformat.write(notebook, path)
     assert broken_rules(path) == ["cell 1: a saved error"]
-
-
-def test_a_big_file_is_noticed(tmp_path):
-    path = toy(tmp_path, "#" + "x" * BYTES, *GOOD)
-    assert broken_rules(path) == [f"has {BYTES} bytes or more"]
 
 
 def test_execution_starts_in_the_repository_and_reports_errors(tmp_path, kernel):

@@ -122,6 +122,9 @@ def test_the_seconds_are_those_of_all_parts(tmp_path):
 
 
 def test_shards_are_judged_when_all_are_there(call, tmp_path, capsys):
+    parts = [Square(number=number) for number in range(3)]
+    with pytest.raises(UnfinishedError, match="1 of 3 parts are done"):
+        swept(tmp_path, shard="0/3")(parts, "cpu")
     claim = toy([0, 1, 2, 3, 4])
     assert call(claim, "--shard", "0/2") == 0
     assert "3 of 5 parts are done" in capsys.readouterr().out
@@ -152,12 +155,6 @@ def test_a_claim_without_parts_is_computed_as_ever(call, tmp_path):
     assert call(whole) == 0
     assert load(whole.id, "quick", folder=tmp_path / "records").passed
     assert not (tmp_path / "sweep").exists()
-
-
-def test_missing_parts_are_an_error(tmp_path):
-    parts = [Square(number=number) for number in range(3)]
-    with pytest.raises(UnfinishedError, match="1 of 3 parts are done"):
-        swept(tmp_path, shard="0/3")(parts, "cpu")
 
 
 def test_options_of_a_sweep_need_one(capsys):

@@ -46,8 +46,8 @@ def test_predicted_levels_name_their_multiplicity(ax):
 def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
     simple = rt.Spectrum.of([-1.0, 1.0])
     plots.spectrum(simple, predicted=simple, ax=ax)
-    assert labels(ax)[1] == "predicted"
-    assert not ax.texts
+    assert labels(ax)[1] == "predicted" and not ax.texts
+    assert "loss / weight²" in ax.get_ylabel()
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,6 @@ def test_the_legend_stands_above_the_data(levels):
     assert ax.get_legend().get_window_extent().y0 > top
 
 
-def test_axes_have_units(ax):
-    plots.spectrum(rt.Spectrum.of([1.0]), ax=ax)
-    assert "loss / weight²" in ax.get_ylabel()
-
-
 def test_pattern_draws_the_matrix_with_blocks(ax):
     matrix = torch.diag(torch.tensor([1.0, -3.0, 2.0, 0.0]))
     plots.hessian_pattern(matrix, block=2, ax=ax, title="H")
@@ -86,25 +81,29 @@ def test_pattern_draws_the_matrix_with_blocks(ax):
     assert ax.get_title() == "H"
 
 
-def test_pattern_without_blocks_has_no_lines(ax):
-    plots.hessian_pattern(torch.zeros(4, 4), ax=ax)
-    assert not ax.lines
-
-
 def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
     matrix = torch.full((1501, 1501), 0.1)
     matrix[1500, 3] = -2.0
     plots.hessian_pattern(matrix, ax=ax)
+    assert not ax.lines  # no blocks
     values = np.asarray(ax.images[0].get_array())
     assert len(values) <= matrices._PIXELS
     assert values.min() == -2.0
     assert np.argwhere(values == -2.0).tolist() == [[250, 0]]
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (4,)], ids=str)
-def test_pattern_refuses_what_is_not_square(shape, ax):
-    with pytest.raises(ValueError, match="matrix: got shape"):
-        plots.hessian_pattern(torch.zeros(shape), ax=ax)
+@pytest.mark.parametrize(
+    ("draw", "given", "message"),
+    [
+        (plots.hessian_pattern, torch.zeros(2, 3), "matrix: got shape"),
+        (plots.hessian_pattern, torch.zeros(4), "matrix: got shape"),
+        (plots.folded_filters, torch.zeros(3, 3), "layer: got"),
+        (plots.folded_filters, torch.nn.ReLU(), "layer: got"),
+    ],
+)
+def test_what_is_no_matrix_or_kernel_is_refused(draw, given, message, ax):
+    with pytest.raises(ValueError, match=message):
+        draw(given, ax=ax)
 
 
 def test_filters_show_each_tap_in_its_place(ax):
@@ -136,12 +135,6 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     expected = np.zeros((3 * side, 3 * side))
     expected[side : 2 * side, side : 2 * side] = np.eye(side)
     np.testing.assert_array_equal(drawn, expected)
-
-
-@pytest.mark.parametrize("layer", [torch.zeros(3, 3), torch.nn.ReLU()], ids=["matrix", "none"])
-def test_filters_refuse_what_is_no_kernel(layer, ax):
-    with pytest.raises(ValueError, match="layer: got"):
-        plots.folded_filters(layer, ax=ax)
 
 
 def test_curves_by_depth(ax):
