@@ -100,9 +100,9 @@ class Interrupted:
 
     def once(self):
         """What an undisturbed call leaves, and its seconds."""
-        with tempfile.TemporaryDirectory() as folder:
-            seconds, _ = self.run(Path(folder), None)
-            return self.left(folder), seconds
+        with tempfile.TemporaryDirectory() as name:
+            seconds, _ = self.run(Path(name), None)
+            return self.left(Path(name)), seconds
 
     def run(self, folder, seconds):
         """Call, and kill so many seconds after the beginning; seconds, and whether it met it."""

@@ -126,7 +126,7 @@ def test_workers(trial, tmp_path, record_property):
             grid,
             tmp_path / "out",
             retries=20,
-            heard=lambda r: heard.update([r.cell.key]),
+            on_report=lambda r: heard.update([r.cell.key]),
             **options,
         )
     finally:
