@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.data.reiterable import Batch
 from resid_theory.runtime.preserve import deterministic, preserved
@@ -92,7 +93,17 @@ class BatchSum:
         vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
         products = graph.product(vectors, every, every, 1).double()
         if tries == 2:
-            _check_symmetric(vectors, products, torch.finfo(graph.parameters[0].dtype).eps)
+            gap = abs(float(vectors[0] @ products[1] - vectors[1] @ products[0]))
+            norms = vectors.norm(dim=1) * products.norm(dim=1).flip(0)
+            # Either side is of the order of the matrix's Frobenius norm, as this scale is.
+            # Round-off stays far below the fourth root of the precision, a wrong derivative far
+            # above.
+            scale = float(norms.sum()) / size**0.5
+            if gap > torch.finfo(graph.parameters[0].dtype).eps ** 0.25 * scale:
+                raise ValueError(
+                    f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
+                    f"length {float(vectors[0].norm()):.2g}), {NOT_SYMMETRIC}"
+                )
         if self.risk.device.type == "cuda":
             torch.cuda.synchronize(self.risk.device)
         product = (time.perf_counter() - built) / tries
@@ -217,18 +228,3 @@ def _too_large(needed: int, limit: int | None) -> str:
         f"engine: 'retained' needs about {readable_bytes(needed)}{there}; use 'auto' or 'rebuilt', "
         "which hold one chunk at a time"
     )
-
-
-def _check_symmetric(vectors: Tensor, products: Tensor, eps: float) -> None:
-    gap = abs(float(vectors[0] @ products[1] - vectors[1] @ products[0]))
-    norms = vectors.norm(dim=1) * products.norm(dim=1).flip(0)
-    # Either side is of the order of the matrix's Frobenius norm, as this scale is. Round-off stays
-    # far below the fourth root of the precision, a wrong derivative far above.
-    scale = float(norms.sum()) / vectors.shape[1] ** 0.5
-    if gap > eps**0.25 * scale:
-        raise ValueError(
-            f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of length "
-            f"{float(vectors[0].norm()):.2g}), so they cannot come from a twice differentiable "
-            "loss; the usual causes are a gradient written by hand and an operation that torch "
-            "differentiates correctly only once (torch.nn.utils weight_norm is one)"
-        )

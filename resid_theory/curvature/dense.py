@@ -11,6 +11,7 @@ from tqdm import tqdm
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.input_checks import (
+    NOT_SYMMETRIC,
     check_batches,
     check_inputs,
     check_net,
@@ -145,15 +146,9 @@ def hessian_spectrum(
     size = sum(p.numel() for p in trainable(net))
     # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
     _refuse_if_too_large(18 * size**2, net, memory_limit)
-    matrix = hessian(
-        net,
-        loss,
-        data,
-        method=method,
-        batchnorm=batchnorm,
-        memory_limit=memory_limit,
-        progress=progress,
-    )
+    with preserved(net, batchnorm=batchnorm):
+        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
+        matrix = plan.matrix(memory_limit=memory_limit, progress=progress)
     return Spectrum.of(torch.linalg.eigvalsh(matrix))
 
 
@@ -198,13 +193,7 @@ class HessianPlan:
 
     @classmethod
     def of(
-        cls,
-        net: nn.Module,
-        loss: str | Loss,
-        data: Any,
-        *,
-        method: str = "auto",
-        batchnorm: str = "eval",
+        cls, net: nn.Module, loss: str | Loss, data: Any, *, method: str = "auto", batchnorm: str
     ) -> "HessianPlan":
         """Read the data once and choose the route; the net is in the mode to be measured in."""
         check_choice("method", method, METHODS)
@@ -330,10 +319,8 @@ def _symmetrize(matrix: Tensor, eps: float) -> None:
     low, high = torch.aminmax(matrix)
     gap = 0.0
     for start in range(0, len(matrix), _PANEL):
-        rows, columns = (
-            matrix[start : start + _PANEL, start:],
-            matrix[start:, start : start + _PANEL],
-        )
+        panel = slice(start, start + _PANEL)
+        rows, columns = matrix[panel, start:], matrix[start:, panel]
         gap = max(gap, (rows - columns.mT).abs().max().item())
         mean = 0.5 * (rows + columns.mT)
         rows.copy_(mean)
@@ -341,8 +328,5 @@ def _symmetrize(matrix: Tensor, eps: float) -> None:
     # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
     if gap > eps**0.25 * max(-low.item(), high.item()):
         raise ValueError(
-            f"net: its second derivatives are not symmetric (by {gap:.2g}), so they cannot come "
-            "from a twice differentiable loss; the usual causes are a gradient written by hand and "
-            "an operation that torch differentiates correctly only once (torch.nn.utils "
-            "weight_norm is one)"
+            f"net: its second derivatives are not symmetric (by {gap:.2g}), {NOT_SYMMETRIC}"
         )

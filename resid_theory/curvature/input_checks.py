@@ -10,7 +10,20 @@ from resid_theory._check import check_finite
 from resid_theory.data import Images
 from resid_theory.losses import Loss, check_mean, check_target
 
-__all__ = ["check_batches", "check_inputs", "check_net", "pixels_as_inputs", "trainable"]
+__all__ = [
+    "NOT_SYMMETRIC",
+    "check_batches",
+    "check_inputs",
+    "check_net",
+    "pixels_as_inputs",
+    "trainable",
+]
+
+NOT_SYMMETRIC = (
+    "so they cannot come from a twice differentiable loss; the usual causes are a gradient written "
+    "by hand and an operation that torch differentiates correctly only once (torch.nn.utils "
+    "weight_norm is one)"
+)
 
 
 def check_net(net: nn.Module) -> None:

@@ -327,14 +327,9 @@ def curvature_operator(
     group = ProcessGroup(process_group)
     failure: Exception | None = None
     try:
+        seed = source.initial_seed()
         risk = EmpiricalRisk(
-            net,
-            loss,
-            data,
-            matrix=matrix,
-            parameters=parameters,
-            batchnorm=batchnorm,
-            seed=source.initial_seed(),
+            net, loss, data, matrix=matrix, parameters=parameters, batchnorm=batchnorm, seed=seed
         )
         if chunk is not None and not risk.splits:
             raise ValueError(
@@ -343,7 +338,7 @@ def curvature_operator(
             )
         sums = BatchSum(
             risk,
-            chunk=None if chunk is None else check_int("chunk", chunk),
+            chunk=chunk if chunk is None else check_int("chunk", chunk),
             engine=engine,
             limit=memory_limit,
             progress=progress,

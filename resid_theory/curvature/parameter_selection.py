@@ -17,20 +17,7 @@ def trainable_by_name(net: nn.Module) -> dict[str, Tensor]:
 
 
 def select_parameters(argument: str, given: Any, known: Mapping[str, Tensor]) -> list[str]:
-    """The names of the parameters given, in the order of ``known``.
-
-    Args:
-        argument: Name of the argument, for messages.
-        given: None for all; a name, a shell-style pattern (``"conv*.weight"``) or a parameter, or
-            several of them. The original of a parametrized weight also goes by the weight's name.
-        known: The parameters to choose from.
-
-    Returns:
-        Names.
-
-    Raises:
-        ValueError: If a name, pattern or tensor matches nothing; the nearest name is given.
-    """
+    """The names of the parameters given (by name, pattern or tensor; None: all), in known order."""
     if not known:
         raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
     if given is None:

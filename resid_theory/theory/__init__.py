@@ -1,39 +1,39 @@
 """Closed forms of what the papers predict, computed without measurement."""
 
-from resid_theory.theory.flow import TrivialFlow, exceedance, exceedance_integral, logistic
-from resid_theory.theory.interpolation import (
+from resid_theory.theory.flow.gaussian import exceedance, exceedance_integral, logistic
+from resid_theory.theory.flow.pointwise_flow import TrivialFlow
+from resid_theory.theory.interpolation.interpolation import (
     Interpolation,
     InterpolationNet,
-    PathChart,
-    great_arc,
     interpolate,
-    least_norm,
-    move_column,
-    path_around,
-    widest_margin,
 )
-from resid_theory.theory.linear import (
+from resid_theory.theory.interpolation.norm_bounds import least_norm
+from resid_theory.theory.interpolation.single_move import move_column, widest_margin
+from resid_theory.theory.interpolation.sphere_paths import PathChart, great_arc, path_around
+from resid_theory.theory.linear.hessian_assembly import linear_hessian
+from resid_theory.theory.linear.linear_nets import (
     Unit,
     definition5_order,
     linear_gradient,
-    linear_hessian,
     linear_hvp,
     linear_loss,
     linear_optimum,
     rotated_moments,
 )
-from resid_theory.theory.zero_weights import (
-    BlockToeplitz,
-    ZeroPoint,
+from resid_theory.theory.zero_weights.escape import (
     escape_start,
     escape_steps,
     escape_time,
-    isometry_edges,
     linear_escape,
+)
+from resid_theory.theory.zero_weights.origin import zero_point
+from resid_theory.theory.zero_weights.prediction import ZeroPoint
+from resid_theory.theory.zero_weights.signal_propagation import (
+    isometry_edges,
     lyapunov_exponents,
     output_growth,
-    zero_point,
 )
+from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 
 __all__ = [
     "BlockToeplitz",

@@ -116,10 +116,9 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
             f"ratio: got {float(rho.min()):g}, needs at least {_SMALLEST_RATIO}: the tail of the "
             "logistic has the wrong exponent; use exceedance, which is exact"
         )
-    name = (
-        check_choice("exponent", exponent, list(EXPONENTS)) if isinstance(exponent, str) else None
-    )
-    b = EXPONENTS[name] if name else float(exponent)
+    if isinstance(exponent, str):
+        exponent = EXPONENTS[check_choice("exponent", exponent, list(EXPONENTS))]
+    b = float(exponent)
     if not 0 < b < math.inf:
         raise ValueError(f"exponent: got {exponent!r}, needs a finite number above 0")
     return torch.sigmoid(b * rho.log())
@@ -129,8 +128,7 @@ def half_normal_mean(
     function: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
 ) -> Tensor:
     """E f(|z|) of a standard normal z, by the trapezoidal rule in ln |z|."""
-    # The function maps nodes (q,) to values (..., q), is bounded, and analytic near the positive
-    # axis.
+    # The function maps (q,) to (..., q), is bounded, and analytic near the positive axis.
     grid = torch.arange(_LOWEST, _HIGHEST, _STEP, dtype=torch.float64, device=device)
     nodes = grid.exp()
     weights = math.sqrt(2 / math.pi) * _STEP * nodes * (-0.5 * nodes.square()).exp()

@@ -147,8 +147,15 @@ class TrivialFlow:
             width = torch.tensor(p * (n - 1), dtype=torch.float64).sqrt()
             share = p * half_normal_mean(lambda z: exceedance(z / width))
             return _at_zero(share.expand(self.layers + 1))
-        if self.persistent:
-            return self._persistent()
+        if self.persistent:  # open channels are a net of their own; a shut one has no own flow
+            count = torch.arange(n, dtype=torch.float64)  # open channels beside j
+            own, others = self._moments(count + 1, 1.0, 1.0)
+            chance = _chance(own, count[:, None] * others)
+            # Binomial probabilities of 0 to n - 1 open channels.
+            ways = math.lgamma(n) - torch.lgamma(count + 1) - torch.lgamma(n - 1 - count + 1)
+            chances = torch.tensor([p, 1 - p], dtype=torch.float64)
+            logs = torch.xlogy(count, chances[0]) + torch.xlogy(n - 1 - count, chances[1])
+            return _at_zero(p * ((ways + logs).exp() @ chance))
         own_open, others_open = self._moments(torch.tensor([float(n)]), 1.0, p)
         own, others = self._moments(torch.tensor([float(n)]), p, p)
         always = p**above
@@ -172,18 +179,6 @@ class TrivialFlow:
             own, others = own_open * (own + spread), others_open * (others + spread)
             rows.append(torch.stack([own, others]))
         return torch.stack(rows, dim=2)
-
-    def _persistent(self) -> Tensor:
-        """Open channels are a net of their own; a shut channel has no own flow."""
-        n, p = self.channels, self.open_share
-        count = torch.arange(n, dtype=torch.float64)  # open channels beside j
-        own, others = self._moments(count + 1, 1.0, 1.0)
-        chance = _chance(own, count[:, None] * others)
-        # Binomial probabilities of 0 to n - 1 open channels.
-        ways = math.lgamma(n) - torch.lgamma(count + 1) - torch.lgamma(n - 1 - count + 1)
-        chances = torch.tensor([p, 1 - p], dtype=torch.float64)
-        logs = torch.xlogy(count, chances[0]) + torch.xlogy(n - 1 - count, chances[1])
-        return _at_zero(p * ((ways + logs).exp() @ chance))
 
 
 def _dominant_share(flow: Tensor) -> Tensor:

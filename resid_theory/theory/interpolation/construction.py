@@ -22,6 +22,7 @@ from resid_theory.theory.interpolation.sphere_paths import (
     great_arc,
     path_around,
     segment,
+    unit,
 )
 
 __all__ = ["Plan", "SpherePoints"]
@@ -133,7 +134,7 @@ class Plan:
         _check_apart(nearest, samples)
         radius = nearest[0] / 2
         paths = [
-            path_around(x[row], y[row], _unit(torch.cat([y[:row], x[row + 1 :]])), radius)
+            path_around(x[row], y[row], unit(torch.cat([y[:row], x[row + 1 :]])), radius)
             for row in range(len(x))
         ]
         schedule = Schedule(
@@ -163,7 +164,7 @@ class Plan:
         paths, fixed = [], []
         for row in range(len(x)):
             foreign = y[:row][label[:row] != label[row]].unique(dim=0)
-            obstacles = _unit(torch.cat([foreign, x[row + 1 :]]))
+            obstacles = unit(torch.cat([foreign, x[row + 1 :]]))
             arcs = path_around(x[row], y[row], obstacles, separation / 2, short_of=separation / 4)
             gate = arcs[-1].at(arcs[-1].length)
             end = y[row] + float(stops[row]) * (gate - y[row]) / (gate - y[row]).norm()
@@ -172,7 +173,7 @@ class Plan:
             # at chord c is not if the slope is at least 2 / c; columns at other targets, and those
             # on their way there, are at 3/4 of the separation.
             tangent = great_arc(y[row], gate).tangent
-            fixed.append(_unit(tangent + 8 / (3 * separation) * _unit(y[row])))
+            fixed.append(unit(tangent + 8 / (3 * separation) * unit(y[row])))
         schedule = Schedule(
             starts=x,
             ends=torch.stack([pieces[-1].at(pieces[-1].length) for pieces in paths]),
@@ -187,10 +188,6 @@ class Plan:
             tolerance=tolerance,
             together=int(mates.sum(1).max()),
         )
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm(dim=-1, keepdim=True)
 
 
 def _check_apart(nearest: Nearest, samples: SpherePoints) -> None:

@@ -45,12 +45,8 @@ class InterpolationNet(nn.Module):
     which loads its ``state_dict``.
 
     Args:
-        weights: W1 and W2 of every unit, (L, 2, d, d).
-        bias: b of every unit, (L, d).
-
-    Attributes:
-        weights: One parameter, (L, 2, d, d).
-        bias: One parameter, (L, d).
+        weights: W1 and W2 of every unit, (L, 2, d, d); becomes the parameter ``weights``.
+        bias: b of every unit, (L, d); becomes the parameter ``bias``.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, equation (3).
@@ -163,14 +159,7 @@ class Interpolation:
         return least_norm(self.x, wanted, units=self.units, tolerance=self.tolerance)
 
     def path(self, sample: int) -> Tensor:
-        """Planned positions of a sample's column: at first, and after each unit that moves it.
-
-        Args:
-            sample: Number of the sample.
-
-        Returns:
-            (steps + 1, d).
-        """
+        """Planned positions of a sample's column, (steps + 1, d): at first and after each move."""
         sample = self._sample(sample)
         return torch.cat([self.x[sample : sample + 1], self.positions[self.movers == sample]])
 

@@ -117,7 +117,13 @@ class Schedule:
         high, low = float((self.paths.lengths[rows] / gaps).max()) * (1 + 1e-12), 0.0
         best = self.march(high, units)
         assert best is not None
-        share = min(0.9 * high, self._cost() / (units - half))
+        # The integral of 1 / gap over all paths, by the midpoint rule.
+        number = (torch.arange(_STATIONS, dtype=torch.float64) + 0.5) / _STATIONS
+        stations = rows.repeat_interleave(_STATIONS)
+        s = number.repeat(len(rows)) * self.paths.lengths[stations]
+        gaps = self._gaps(stations, s, self.paths.at(stations, s))
+        cost = float((self.paths.lengths[stations] / gaps).sum()) / _STATIONS
+        share = min(0.9 * high, cost / (units - half))
         for _ in range(_TRIALS):
             if len(best.rows) >= units * (1 - _CLOSE) or high <= low * (1 + _CLOSE):
                 break
@@ -127,20 +133,12 @@ class Schedule:
                 best, high = found, share
             else:
                 low = share
-            # Steps are about (integral of 1 / gap) / share, and half a step a column.
+            # Steps are about cost / share, and half a step a column.
             used = max(half, taken - half)
             share *= used / (units * (1 - _CLOSE / 2) - half)
             if not low < share < high:
                 share = (low * high) ** 0.5 if low else high / 2
         return best
-
-    def _cost(self) -> float:
-        """Integral of 1 / gap over all paths, by the midpoint rule."""
-        number = (torch.arange(_STATIONS, dtype=torch.float64) + 0.5) / _STATIONS
-        rows = self.moving.repeat_interleave(_STATIONS)
-        s = number.repeat(len(self.moving)) * self.paths.lengths[rows]
-        gaps = self._gaps(rows, s, self.paths.at(rows, s))
-        return float((self.paths.lengths[rows] / gaps).sum()) / _STATIONS
 
     def _gaps(self, rows: Tensor, s: Tensor, points: Tensor) -> Tensor:
         """Distances by which columns at points of their paths stand out from all others."""

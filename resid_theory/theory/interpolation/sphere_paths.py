@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PathChart", "SpherePaths", "Arc", "chart", "great_arc", "path_around", "segment"]
+__all__ = [
+    "PathChart",
+    "SpherePaths",
+    "Arc",
+    "chart",
+    "great_arc",
+    "path_around",
+    "segment",
+    "unit",
+]
 
 _TINY = math.sqrt(torch.finfo(torch.float64).eps)  # below, a difference has lost its direction
 _BESIDE = 0.5  # radians around the great arc that a chart shows
@@ -40,14 +49,7 @@ class Arc:
     length: float
 
     def at(self, s: float) -> Tensor:
-        """The point at a length.
-
-        Args:
-            s: In [0, length].
-
-        Returns:
-            (d,).
-        """
+        """The point (d,) at a length in [0, ``length``]."""
         along = math.sin(self.rate * s) / self.rate if self.rate else s
         return self.center + math.cos(self.rate * s) * self.cosine + along * self.tangent
 
@@ -60,7 +62,8 @@ def segment(start: Tensor, end: Tensor) -> Arc:
     return Arc(center=start, cosine=cosine, tangent=tangent, rate=0.0, length=length)
 
 
-def _unit(v: Tensor) -> Tensor:
+def unit(v: Tensor) -> Tensor:
+    """Vectors scaled to length 1."""
     return v / v.norm(dim=-1, keepdim=True)
 
 
@@ -70,7 +73,7 @@ def _normal_to(*orthonormal: Tensor) -> Tensor:
     axis = int(basis.square().sum(0).argmin())
     normal = -basis.mT @ basis[:, axis]
     normal[axis] += 1.0
-    return _unit(normal)
+    return unit(normal)
 
 
 def great_arc(start: Tensor, end: Tensor) -> Arc:
@@ -88,11 +91,11 @@ def great_arc(start: Tensor, end: Tensor) -> Arc:
         >>> round(arc.length / torch.pi, 12)
         0.5
     """
-    start, end = _unit(start.to(torch.float64)), _unit(end.to(torch.float64))
+    start, end = unit(start.to(torch.float64)), unit(end.to(torch.float64))
     across = end - (start @ end) * start
     angle = math.atan2(float(across.norm()), float(start @ end))
     usable = float(across.norm()) > _TINY
-    tangent = _unit(across) if usable else _normal_to(start)
+    tangent = unit(across) if usable else _normal_to(start)
     return Arc(
         center=torch.zeros_like(start), cosine=start, tangent=tangent, rate=1.0, length=angle
     )
@@ -100,13 +103,13 @@ def great_arc(start: Tensor, end: Tensor) -> Arc:
 
 def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Arc:
     """The shorter way along the circle at an angle around an obstacle."""
-    first = _unit(enter - (obstacle @ enter) * obstacle)
-    last = _unit(leave - (obstacle @ leave) * obstacle)
+    first = unit(enter - (obstacle @ enter) * obstacle)
+    last = unit(leave - (obstacle @ leave) * obstacle)
     turn = 2 * math.atan2(float((last - first).norm()), float((last + first).norm()))
     sideways = last - (first @ last) * first
     # Through the middle of the obstacle both ways are equally long. This needs a third dimension.
     usable = float(sideways.norm()) > _TINY
-    tangent = _unit(sideways) if usable else _normal_to(obstacle, first)
+    tangent = unit(sideways) if usable else _normal_to(obstacle, first)
     radius = math.sin(angle)
     return Arc(
         center=math.cos(angle) * obstacle,
@@ -146,7 +149,7 @@ def path_around(
         >>> round(float((pieces[1].at(0.1) - p).norm()), 12)
         0.8
     """
-    obstacles = _unit(obstacles.to(torch.float64))
+    obstacles = unit(obstacles.to(torch.float64))
     arc, angle = great_arc(start, end), 2 * math.asin(radius / 2)
     length = arc.length - 2 * math.asin(short_of / 2)
     cos, sin = obstacles @ arc.cosine, obstacles @ arc.tangent
@@ -258,7 +261,13 @@ def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> Path
     straight = s.cos() * arc.cosine + s.sin() * arc.tangent
     # Longitudes are counted from the arc's middle, so that they do not jump near its ends.
     half = arc.length / 2
-    frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), _leaving(path, arc)])
+    # The third axis, orthogonal to the arc's plane: along it the path leaves the plane most.
+    plane = torch.stack([arc.cosine, arc.tangent])
+    off = path - path @ plane.mT @ plane
+    farthest = off[int(off.norm(dim=1).argmax())]
+    usable = float(farthest.norm()) > _TINY
+    leaving = unit(farthest) if usable else _normal_to(arc.cosine, arc.tangent)
+    frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), leaving])
     drawn = [_section(p, radius) for p in obstacles @ frame.mT]
     mapped = [_map(circle, half) for circle in drawn if circle is not None]
     # Circles beside the arc, and in one piece of the chart.
@@ -274,15 +283,6 @@ def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> Path
         steps=_map(steps @ frame.mT, half),
         circles=torch.stack(circles) if circles else path.new_zeros(0, _ROUND, 2),
     )
-
-
-def _leaving(path: Tensor, arc: Arc) -> Tensor:
-    """Unit vector orthogonal to the arc's plane, along which the path leaves it most."""
-    plane = torch.stack([arc.cosine, arc.tangent])
-    off = path - path @ plane.mT @ plane
-    farthest = off[int(off.norm(dim=1).argmax())]
-    usable = float(farthest.norm()) > _TINY
-    return _unit(farthest) if usable else _normal_to(arc.cosine, arc.tangent)
 
 
 def _map(points: Tensor, middle: float) -> Tensor:

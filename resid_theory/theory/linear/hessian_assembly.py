@@ -1,15 +1,13 @@
 """Assembly of the Hessian of a linear net, at the speed of writing a matrix."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory.data.moments import Moments
-from resid_theory.theory.linear.linear_nets import LayerMaps, Unit, prepare, residual
+from resid_theory.theory.linear.linear_nets import Unit, prepare, residual
 
 __all__ = ["linear_hessian"]
 
@@ -41,13 +39,51 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     Source:
         Derived here for any weights; at zero weights it is Theorem 2 of arXiv:1611.01186.
     """
-    factors = _Factors.of(*prepare(net, data))
-    size, count = len(factors.input_of), len(factors.maps.layers)
-    device = factors.before.device
-    if device.type != "cpu":
-        hessian = torch.empty(size, size, dtype=torch.float64, device=device)
-        for layer in range(count):
-            factors.write(layer, hessian)
+    units, maps, moments = prepare(net, data)
+    gamma, layers = residual(maps, moments), maps.layers
+    # All layers side by side: R_k one above the other (all inputs, d), L_k (k, all outputs).
+    before, after = torch.cat(maps.before, -2), torch.cat(maps.after, -1)
+    responses = _responses(units, before.shape[0], after.shape[1])
+    parameters = _slices([w.numel() for w in layers])
+    inputs, outputs = _slices([w.shape[1] for w in layers]), _slices([w.shape[0] for w in layers])
+    grids = [
+        torch.meshgrid(
+            torch.arange(rows.start, rows.stop, device=before.device),
+            torch.arange(columns.start, columns.stop, device=before.device),
+            indexing="ij",
+        )
+        for rows, columns in zip(outputs, inputs, strict=True)
+    ]
+    # Input and output of every parameter, (P,).
+    input_of = torch.cat([columns.reshape(-1) for _, columns in grids])
+    output_of = torch.cat([rows.reshape(-1) for rows, _ in grids])
+    size = len(input_of)
+
+    def write(layer: int) -> None:
+        """Write the rows of one layer."""
+        rows, columns = inputs[layer], outputs[layer]
+        left, right = maps.after[layer].mT, maps.before[layer]
+        # Layers before this one bring the curvature term through their own C, layers after it
+        # through this one's.
+        crossed = left @ gamma @ before.mT
+        crossed[:, rows.start :] = responses[rows.start :, columns].mT
+        reached = right @ gamma.mT @ after
+        reached[:, : columns.start] = responses[rows, : columns.start]
+        # strip[i, j] = a[i] * b[j] + c[i] * d[j], vectors of length P, a few rows at a time.
+        a, b = (left @ after)[:, output_of], (right @ moments.sxx @ before.mT)[:, input_of]
+        c, d = crossed[:, input_of], reached[:, output_of]
+        strip = hessian[parameters[layer]].view(*layers[layer].shape, size)
+        step = max(1, _SLAB // size)
+        for i, part in enumerate(strip):
+            for j in range(0, len(part), step):
+                slab = part[j : j + step]
+                torch.mul(a[i], b[j : j + step], out=slab)
+                slab.addcmul_(c[i], d[j : j + step])
+
+    if before.device.type != "cpu":
+        hessian = torch.empty(size, size, dtype=torch.float64, device=before.device)
+        for layer in range(len(layers)):
+            write(layer)
         return hessian
     # NumPy asks the kernel for huge pages and torch does not: touching new memory, which is most
     # of the cost here, is then three times faster.
@@ -55,84 +91,8 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     # Threads of Python, each with operations too small for torch to split: threads inside every
     # operation would meet some thousand times, and wait for each other on a busy machine.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in pool.map(lambda layer: factors.write(layer, hessian), range(count)):
-            pass
+        list(pool.map(write, range(len(layers))))
     return hessian
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Factors:
-    """The factors of every pair of layers, all layers side by side."""
-
-    maps: LayerMaps
-    moments: Moments
-    gamma: Tensor
-    before: Tensor  # R_k one above the other, (all inputs, d)
-    after: Tensor  # L_k side by side, (k, all outputs)
-    responses: Tensor  # C, (all inputs, all outputs)
-    # Rows of the Hessian, inputs and outputs of every layer among those of all layers.
-    parameters: list[slice]
-    inputs: list[slice]
-    outputs: list[slice]
-    # Input and output of every parameter, (P,).
-    input_of: Tensor
-    output_of: Tensor
-
-    @classmethod
-    def of(cls, units: list[Unit], maps: LayerMaps, moments: Moments) -> "_Factors":
-        before, after = torch.cat(maps.before, -2), torch.cat(maps.after, -1)
-        inputs = _slices([w.shape[1] for w in maps.layers])
-        outputs = _slices([w.shape[0] for w in maps.layers])
-        grids = [
-            torch.meshgrid(
-                torch.arange(rows.start, rows.stop, device=before.device),
-                torch.arange(columns.start, columns.stop, device=before.device),
-                indexing="ij",
-            )
-            for rows, columns in zip(outputs, inputs, strict=True)
-        ]
-        return cls(
-            maps=maps,
-            moments=moments,
-            gamma=residual(maps, moments),
-            before=before,
-            after=after,
-            responses=_responses(units, before.shape[0], after.shape[1]),
-            parameters=_slices([w.numel() for w in maps.layers]),
-            inputs=inputs,
-            outputs=outputs,
-            input_of=torch.cat([columns.reshape(-1) for _, columns in grids]),
-            output_of=torch.cat([rows.reshape(-1) for rows, _ in grids]),
-        )
-
-    def write(self, layer: int, hessian: Tensor) -> None:
-        """Write the rows of one layer."""
-        rows, columns = self.inputs[layer], self.outputs[layer]
-        left, right = self.maps.after[layer].mT, self.maps.before[layer]
-        # Layers before this one bring the curvature term through their own C, layers after it
-        # through this one's.
-        crossed = left @ self.gamma @ self.before.mT
-        crossed[:, rows.start :] = self.responses[rows.start :, columns].mT
-        reached = right @ self.gamma.mT @ self.after
-        reached[:, : columns.start] = self.responses[rows, : columns.start]
-        own = hessian[self.parameters[layer]]
-        _write_strip(
-            own.view(*self.maps.layers[layer].shape, len(hessian)),
-            (left @ self.after)[:, self.output_of],
-            (right @ self.moments.sxx @ self.before.mT)[:, self.input_of],
-            crossed[:, self.input_of],
-            reached[:, self.output_of],
-        )
-
-
-def _write_strip(strip: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
-    """strip[i, j] = a[i] * b[j] + c[i] * d[j], vectors of length P, a few rows at a time."""
-    step = max(1, _SLAB // strip.shape[2])
-    for i, rows in enumerate(strip):
-        for j in range(0, len(rows), step):
-            slab = rows[j : j + step]
-            torch.mul(a[i], b[j : j + step], out=slab)
-            slab.addcmul_(c[i], d[j : j + step])
 
 
 def _responses(units: list[Unit], inputs: int, outputs: int) -> Tensor:

@@ -63,38 +63,6 @@ class Unit:
             )
 
 
-def _units_of(net: Any) -> list[Unit]:
-    """The units of a linear net, their weights in float64 and without gradients."""
-    if hasattr(net, "layers"):
-        if not net.is_linear:
-            raise ValueError(
-                f"net: {net} has activations or a bias; closed forms need a linear net without "
-                "bias (resid_theory.hessian takes any net)"
-            )
-        layers, n = list(net.layers()), net.shortcut_depth
-        around = _eye(net.width, layers[0]) if net.shortcut else None
-        units = [Unit(tuple(layers[i : i + n]), around) for i in range(0, len(layers), n)]
-    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Tensor) for part in net):
-        units = [Unit(tuple(net))]
-    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Unit) for part in net):
-        units = list(net)
-    else:
-        raise ValueError(
-            f"net: got {type(net).__name__}, needs a ShortcutNet, a sequence of Unit or of matrices"
-        )
-    for before, after in zip(units, units[1:], strict=False):
-        rows, columns = before.weights[-1].shape[-2], after.weights[0].shape[-1]
-        if rows != columns:
-            raise ValueError(f"net: a unit gives width {rows}, the next one takes {columns}")
-    return [
-        Unit(
-            tuple(weight.detach().to(torch.float64) for weight in unit.weights),
-            None if unit.shortcut is None else unit.shortcut.detach().to(torch.float64),
-        )
-        for unit in units
-    ]
-
-
 def _eye(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
@@ -133,7 +101,34 @@ class LayerMaps:
 
 def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
     """Units and maps of a net, and the moments of its data; widths are checked."""
-    units = _units_of(net)
+    if hasattr(net, "layers"):
+        if not net.is_linear:
+            raise ValueError(
+                f"net: {net} has activations or a bias; closed forms need a linear net without "
+                "bias (resid_theory.hessian takes any net)"
+            )
+        layers, n = list(net.layers()), net.shortcut_depth
+        around = _eye(net.width, layers[0]) if net.shortcut else None
+        units = [Unit(tuple(layers[i : i + n]), around) for i in range(0, len(layers), n)]
+    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Tensor) for part in net):
+        units = [Unit(tuple(net))]
+    elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Unit) for part in net):
+        units = list(net)
+    else:
+        raise ValueError(
+            f"net: got {type(net).__name__}, needs a ShortcutNet, a sequence of Unit or of matrices"
+        )
+    for before, after in zip(units, units[1:], strict=False):
+        rows, columns = before.weights[-1].shape[-2], after.weights[0].shape[-1]
+        if rows != columns:
+            raise ValueError(f"net: a unit gives width {rows}, the next one takes {columns}")
+    units = [  # in float64 and without gradients
+        Unit(
+            tuple(weight.detach().to(torch.float64) for weight in unit.weights),
+            None if unit.shortcut is None else unit.shortcut.detach().to(torch.float64),
+        )
+        for unit in units
+    ]
     maps = LayerMaps.of(units)
     moments = Moments.of(data).to(maps.total.device)
     shape, needed = tuple(moments.syx.shape), tuple(maps.total.shape[-2:])
@@ -232,46 +227,32 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
         raise ValueError(f"vector: got shape {tuple(vector.shape)}, needs (..., {sum(sizes)})")
     parts = vector.to(torch.float64).split(sizes, -1)
     moves = [v.unflatten(-1, w.shape) for v, w in zip(parts, maps.layers, strict=True)]
-    d_before, d_total = _tangents_forward(units, maps, moves)
-    d_after = _tangents_backward(units, maps, moves)
-    gamma, d_gamma = residual(maps, moments), d_total @ moments.sxx
-    rows = [
-        da.mT @ gamma @ b.mT + a.mT @ d_gamma @ b.mT + a.mT @ gamma @ db.mT
-        for a, b, da, db in zip(maps.after, maps.before, d_after, d_before, strict=True)
-    ]
-    return torch.cat([row.flatten(-2) for row in rows], -1)
-
-
-def _tangents_forward(
-    units: list[Unit], maps: LayerMaps, moves: list[Tensor]
-) -> tuple[list[Tensor], Tensor]:
-    """Change of every ``before`` and of the whole map when the layers move."""
-    changes: list[Tensor] = []
-    forward = torch.zeros_like(maps.before[0])
-    layer = 0
+    # The change of every ``before`` and of the whole map when the layers move.
+    d_before: list[Tensor] = []
+    forward, layer = torch.zeros_like(maps.before[0]), 0
     for unit in units:
         inner = forward
         for weight in unit.weights:
-            changes.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
+            d_before.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
             inner = weight @ inner + moves[layer] @ maps.before[layer]
             layer += 1
         forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
-    return changes, forward
-
-
-def _tangents_backward(units: list[Unit], maps: LayerMaps, moves: list[Tensor]) -> list[Tensor]:
-    """Change of every ``after`` when the layers move."""
-    changes: list[Tensor] = []
+    # The change of every ``after``, from the last layer to the first.
+    d_after: list[Tensor] = []
     backward = torch.zeros_like(maps.after[-1])
-    layer = len(moves) - 1
     for unit in reversed(units):
         inner = backward
         for weight in reversed(unit.weights):
-            changes.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
-            inner = inner @ weight + maps.after[layer] @ moves[layer]
             layer -= 1
+            d_after.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
+            inner = inner @ weight + maps.after[layer] @ moves[layer]
         backward = inner if unit.shortcut is None else inner + backward @ unit.shortcut
-    return changes[::-1]
+    gamma, d_gamma = residual(maps, moments), forward @ moments.sxx
+    rows = [
+        da.mT @ gamma @ b.mT + a.mT @ d_gamma @ b.mT + a.mT @ gamma @ db.mT
+        for a, b, da, db in zip(maps.after, maps.before, d_after[::-1], d_before, strict=True)
+    ]
+    return torch.cat([row.flatten(-2) for row in rows], -1)
 
 
 def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:

@@ -42,7 +42,6 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     Architecture,
     FromMoments,
     FromSamples,
-    Maps,
     add_chain,
     by_columns,
     check_dense,
@@ -120,20 +119,20 @@ def zero_point(
         >>> print(str(point).splitlines()[-1])
         Escape from weights of 0.01 to 0.1: 3.662 (learning rate x steps); 3.322 steps at the scale
     """
-    net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post)
+    maps = {"input_map": input_map, "output_map": output_map}
+    net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post, maps)
     directed = is_direction(kink)
-    maps = Maps.of(input_map, output_map)
     data = _with_targets(data)
     bend = 0.0 if directed else net.bend(kink)
     if loss == "square" and net.pre is None and not (net.bias or bend or directed):
-        local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), maps)
+        local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), net)
     elif isinstance(data, Moments):
         raise ValueError(
             "data: got Moments, which suffice for the square loss without pre, bias, a direction "
             "or (for n = 1) a curved post; needs the samples (x, y) here"
         )
     else:
-        local = FromSamples.of(data, net, loss, maps)
+        local = FromSamples.of(data, net, loss)
     h = local.width if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
@@ -150,7 +149,7 @@ def zero_point(
         slope=net.slope,
         statistics=_statistics(local, net, h, kink, own),
         a_priori_bound=local.a_priori_bound if net.n == 2 else math.inf,
-        null_direction=loss == "cross_entropy" and maps.output is None,
+        null_direction=loss == "cross_entropy" and output_map is None,
         blocks_of_m=own,
         exact=exact,
     )
@@ -175,38 +174,25 @@ def _statistics(
         size = hidden * inputs + (net.n - 2) * hidden**2 + width * hidden
         return Spectrum.of([0.0], [net.blocks * size])
     if net.n == 2:
-        blocks_of_m = local.correlation if own is None else own
+        # Both signs of all singular values, each ``copies`` times, and zeros for the rest.
+        matrices = abs(net.slope) * local.correlation if own is None else own
         copies = net.blocks * hidden if own is None else 1
-        factor = abs(net.slope) if own is None else 1.0
-        return _paired(factor * blocks_of_m, copies, net.blocks * hidden * (width + inputs))
+        values = torch.linalg.svdvals(matrices).reshape(-1)
+        # Values that an SVD cannot tell from zero are set to zero: a symmetry of the loss must not
+        # look like curvature.
+        resolution = resolution_of(matrices)
+        values = torch.where(values <= resolution * values.max(), 0.0, values)
+        zeros = net.blocks * hidden * (width + inputs) - 2 * copies * len(values)
+        levels = torch.cat([values, -values, values.new_zeros(1)])
+        counts = torch.tensor([copies] * 2 * len(values) + [zeros])
+        return Spectrum.of(levels, counts, resolution=resolution).distinct(0.0)
     if is_direction(kink):
         assert isinstance(local, FromSamples)
         check_dense(net.blocks * width * inputs)
         return Spectrum.of(torch.linalg.eigvalsh(directed_hessian(local, net, kink)))
-    return _block_toeplitz(local, net, kink)
-
-
-def _paired(matrices: Tensor, copies: int, size: int) -> Spectrum:
-    """Both signs of all singular values, each ``copies`` times, and zeros up to ``size``."""
-    values = torch.linalg.svdvals(matrices).reshape(-1)
-    # Values that an SVD cannot tell from zero are set to zero: a symmetry of the loss must not look
-    # like curvature.
-    resolution = resolution_of(matrices)
-    values = torch.where(values <= resolution * values.max(), 0.0, values)
-    counts = torch.full(values.shape, copies, dtype=torch.int64)
-    zeros = size - 2 * int(counts.sum())
-    levels = torch.cat([values, -values, values.new_zeros(1)])
-    counts = torch.cat([counts, counts, torch.tensor([zeros])])
-    return Spectrum.of(levels, counts, resolution=resolution).distinct(0.0)
-
-
-def _block_toeplitz(
-    local: FromMoments | FromSamples, net: Architecture, kink: str
-) -> BlockToeplitz:
-    """The Hessian of a 1-shortcut net, equation (10)."""
-    a, width = net.post.slope, local.width
-    like = local.correlation
-    squared = torch.full((width, width), a * a, dtype=like.dtype, device=like.device)
+    # The block Toeplitz matrix of a 1-shortcut net, equation (10).
+    a = net.post.slope
+    squared = local.correlation.new_full((width, width), a * a)
     within = squared.clone()
     if kink == "mean":  # the mask of a unit meets itself: its square's mean, not its mean's square
         within.fill_diagonal_(0.5 * (net.post.left**2 + net.post.right**2))

@@ -298,19 +298,13 @@ class ZeroPoint:
             Strings, numbers (also inf and nan), None for a bound that does not apply, and the list
             of singular values.
         """
-        numbers: dict[str, Any] = {
-            "method": self.method,
-            "blocks": self.blocks,
-            "shortcut_depth": self.shortcut_depth,
-            "hidden": self.hidden,
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "order": self.order,
-            "slope": self.slope,
-            "a_priori_bound": None if math.isinf(self.a_priori_bound) else self.a_priori_bound,
-            "learning_rate_scale": self.learning_rate_scale,
-            "singular_values": self.singular_values,
-        }
+        names = (
+            "method", "blocks", "shortcut_depth", "hidden", "verdict", "reason", "order", "slope",
+            "a_priori_bound", "learning_rate_scale", "singular_values",
+        )  # fmt: skip
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if math.isinf(self.a_priori_bound):
+            numbers["a_priori_bound"] = None
         if self.shortcut_depth > 1:
             numbers |= {
                 "escape_from": _ESCAPE["start"],
@@ -332,11 +326,7 @@ class ZeroPoint:
         return numbers | {"max_magnitude": found.max_magnitude, **found.summary()}
 
     def json(self) -> str:
-        """The summary and, for n >= 2, the levels with their multiplicities as JSON.
-
-        Returns:
-            JSON; inf and nan are strings, which ``float`` reads.
-        """
+        """Summary and, for n >= 2, levels and multiplicities, as JSON; inf and nan are strings."""
         content = self.summary()
         if self.shortcut_depth > 1:
             content["levels"] = self.spectrum.levels.tolist()

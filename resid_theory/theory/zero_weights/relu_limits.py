@@ -49,7 +49,7 @@ def _by_side(z: Tensor, left: float, right: float) -> Tensor:
     return torch.full_like(z, left).masked_fill(z > 0, right)
 
 
-def _first_layers(local: FromSamples, net: Architecture, kink: Any) -> list[Tensor]:
+def _first_layers(net: Architecture, kink: Any) -> list[Tensor]:
     """Every block's first matrix, with the bias as last column, in float64."""
     firsts = [w.detach().to(torch.float64) for w in kink.layers()[:: net.n]]
     if kink.bias is None:
@@ -63,7 +63,7 @@ def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor
     m, (width, inputs) = len(local.features), local.correlation.shape
     seconds = [w.detach().to(torch.float64) for w in kink.layers()[1::2]]
     own = []
-    for first, second in zip(_first_layers(local, net, kink), seconds, strict=True):
+    for first, second in zip(_first_layers(net, kink), seconds, strict=True):
         z = local.features @ first.mT
         inner = _by_side(z, net.mid.left, net.mid.right)
         outer = _by_side((inner * z) @ second.mT, net.post.left, net.post.right)
@@ -74,10 +74,8 @@ def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor
 
 def directed_hessian(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
     """The n = 1 Hessian with every block's own slopes, dense, in the paper's order."""
-    post, outputs = (
-        net.post,
-        [local.features @ first.mT for first in _first_layers(local, net, kink)],
-    )
+    post, firsts = net.post, _first_layers(net, kink)
+    outputs = [local.features @ first.mT for first in firsts]
     slopes = [_by_side(z, post.left, post.right) for z in outputs]
     ones = torch.ones(local.width, local.width, dtype=outputs[0].dtype, device=outputs[0].device)
     rows: list[list[Tensor]] = [[] for _ in slopes]

@@ -17,7 +17,6 @@ __all__ = [
     "Architecture",
     "FromMoments",
     "FromSamples",
-    "Maps",
     "add_chain",
     "by_columns",
     "check_dense",
@@ -43,9 +42,9 @@ def resolution_of(matrices: Tensor) -> float:
     return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Architecture:
-    """The architecture, with its activations looked up and checked."""
+    """The architecture and the fixed maps in front of and behind it, looked up and checked."""
 
     blocks: int
     n: int
@@ -53,10 +52,14 @@ class Architecture:
     pre: Activation | None
     mid: AtZero
     post: AtZero
+    input_map: Tensor | None
+    output_map: Tensor | None
 
     @classmethod
-    def of(cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any) -> "Architecture":
-        """Look up the activations and check the assumptions on their values at zero."""
+    def of(
+        cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any, maps: dict[str, Any]
+    ) -> "Architecture":
+        """Look up the activations, check their values at zero, and read the maps in float64."""
         net = cls(
             blocks=check_int("blocks", blocks),
             n=check_int("shortcut_depth", n),
@@ -64,6 +67,12 @@ class Architecture:
             pre=activation("pre", pre),
             mid=at_zero(activation("mid", mid)),
             post=at_zero(activation("post", post)),
+            **{
+                name: None
+                if m is None
+                else check_finite(name, as_tensor(name, m).detach().double())
+                for name, m in maps.items()
+            },
         )
         for name in ("mid", "post") if net.n > 1 else ("post",):
             at: AtZero = getattr(net, name)
@@ -98,27 +107,13 @@ class Architecture:
             )
         return self.post.second
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Maps:
-    """Fixed linear maps in front of and behind the network."""
-
-    input: Tensor | None
-    output: Tensor | None
-
-    @classmethod
-    def of(cls, input_map: Any, output_map: Any) -> "Maps":
-        """Read both maps as float64 matrices."""
-        maps = [
-            None if m is None else check_finite(name, as_tensor(name, m).detach().to(torch.float64))
-            for name, m in (("input_map", input_map), ("output_map", output_map))
-        ]
-        return cls(input=maps[0], output=maps[1])
-
-    def check(self, inputs: int, targets: int) -> int:
+    def check_maps(self, inputs: int, targets: int) -> int:
         """Width of the network, after a check that data and maps fit together."""
-        width = inputs if self.input is None else _rows("input_map", self.input, inputs)
-        outputs = width if self.output is None else _rows("output_map", self.output, width)
+        width = outputs = inputs
+        if self.input_map is not None:
+            width = outputs = _rows("input_map", self.input_map, inputs)
+        if self.output_map is not None:
+            outputs = _rows("output_map", self.output_map, width)
         if outputs != targets:
             raise ValueError(
                 f"data y: has {targets} targets, the net has {outputs} outputs; needs equal "
@@ -150,18 +145,18 @@ class FromMoments:
     a_priori_bound: float
 
     @classmethod
-    def of(cls, moments: Moments, maps: Maps) -> "FromMoments":
+    def of(cls, moments: Moments, net: Architecture) -> "FromMoments":
         """Carry the moments through the maps."""
-        width = maps.check(len(moments.sxx), len(moments.syy))
+        width = net.check_maps(len(moments.sxx), len(moments.syy))
         sxx, back = moments.sxx, moments.syx
-        if maps.input is not None:
-            sxx, back = maps.input @ sxx @ maps.input.mT, back @ maps.input.mT
+        if net.input_map is not None:
+            sxx, back = net.input_map @ sxx @ net.input_map.mT, back @ net.input_map.mT
         gram = torch.eye(width, dtype=sxx.dtype, device=sxx.device)
-        if maps.output is not None:
-            gram, back = maps.output.mT @ maps.output, maps.output.mT @ back
+        if net.output_map is not None:
+            gram, back = net.output_map.mT @ net.output_map, net.output_map.mT @ back
         forth = gram @ sxx
         bound = math.inf
-        if maps.input is None and maps.output is None and moments.is_whitened:
+        if net.input_map is None and net.output_map is None and moments.is_whitened:
             # The joint second moment of (x, y) is positive semidefinite, so
             # |Syx| <= sqrt(|Sxx| |Syy|).
             reach = math.sqrt(torch.linalg.matrix_norm(moments.syy, 2).item())
@@ -204,22 +199,22 @@ class FromSamples:
     a_priori_bound: float = math.inf
 
     @classmethod
-    def of(cls, data: Any, net: Architecture, loss: str | Loss, maps: Maps) -> "FromSamples":
+    def of(cls, data: Any, net: Architecture, loss: str | Loss) -> "FromSamples":
         """Evaluate the loss and its derivatives at the outputs of the zero point."""
         samples = gather(data)
-        x = samples.x if maps.input is None else samples.x @ maps.input.mT
-        maps.check(samples.x.shape[1], samples.y.shape[1])
-        output = x if maps.output is None else x @ maps.output.mT
+        x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
+        net.check_maps(samples.x.shape[1], samples.y.shape[1])
+        output = x if net.output_map is None else x @ net.output_map.mT
         g, curvatures = output_derivatives(loss, output, samples.y)
-        if maps.output is not None:
-            g = g @ maps.output
-            curvatures = maps.output.mT @ curvatures @ maps.output
+        if net.output_map is not None:
+            g = g @ net.output_map
+            curvatures = net.output_map.mT @ curvatures @ net.output_map
         features = check_finite("pre(x)", x if net.pre is None else net.pre(x))
         if net.bias:
             features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         scale = (g.norm() * features.norm()).item() / len(x)
         correlation = g.mT @ features / len(x)
-        if loss == "cross_entropy" and maps.output is None:
+        if loss == "cross_entropy" and net.output_map is None:
             # Softmax ignores a shift of all outputs, so M's columns sum to zero; make that exact.
             correlation = correlation - correlation.mean(0)
         return cls(
