@@ -70,7 +70,7 @@ def by_hand(model, weights, loss, data):
 
 
 def read(hessian):
-    """What the figures show, read off a matrix."""
+    """Statistics that the figures show, from a matrix."""
     values = np.linalg.eigvalsh(hessian.numpy())
     sizes = np.abs(values)
     return {

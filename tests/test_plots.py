@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what was given."""
+"""Figures show the given numbers."""
 
 import math
 

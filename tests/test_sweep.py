@@ -1,4 +1,4 @@
-"""Sweeps: what is done is not done again, whoever is killed; what is wrong is said before."""
+"""Sweeps: finished cells are kept through kills, and wrong grids are refused before any work."""
 
 import gc
 import json
