@@ -178,14 +178,11 @@ def test_hessians_are_the_librarys(tmp_path):
     )
     spectrum = rt.hessian_spectrum(net, "square", rt.load_whitened("digits"))
     assert report.done == 2
+    run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path / "deep")
+    infinite = rt.sweep.load_results(tmp_path / "deep").condition_number.iloc[0]
+    assert isinstance(infinite, float) and not math.isfinite(infinite)
     assert table.condition_number["near_zero"] == spectrum.condition_number
     assert torch.equal(torch.from_numpy(table.eigenvalues["near_zero"]), spectrum.eigenvalues)
-
-
-def test_infinite_numbers_are_numbers(tmp_path):
-    run({"task": "hessian", "shortcut_depth": 3, "init": "zero", "blocks": 1}, tmp_path)
-    number = rt.sweep.load_results(tmp_path).condition_number.iloc[0]
-    assert isinstance(number, float) and not math.isfinite(number)
 
 
 def test_ones_own_data_are_part_of_the_key(tmp_path):
@@ -326,23 +323,17 @@ def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
     assert "ArithmeticError" in noted["trace"] and noted["config"]["seed"] == 2
     assert list(run(grid, tmp_path / "out").failed) == [key]  # tried again
     assert sorted(rt.sweep.load_results(tmp_path / "out").seed) == [0, 1, 3]
-
-
-def test_a_cell_that_succeeds_later_is_no_longer_noted(trial, tmp_path):
-    cell, results = Cell.of({**trial, "seed": 7}), Results(tmp_path)
+    cell, results = Cell.of({**trial, "seed": 7}), Results(tmp_path / "out")
     results.fail(cell, "for want of memory")
-    run({**trial, "seed": 7}, tmp_path)
-    assert not list((tmp_path / "failed").iterdir())
+    run({**trial, "seed": 7}, tmp_path / "out")  # succeeds, and is no longer noted
+    assert [path.stem for path in (tmp_path / "out" / "failed").iterdir()] == [key]
 
 
-def test_two_drivers_of_the_same_cells(trial, tmp_path):
-    with driver._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
-        run(trial, tmp_path)
-
-
-def test_a_folder_without_results(tmp_path):
+def test_two_drivers_of_the_same_cells_and_a_folder_without_results(trial, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no results of a sweep"):
         rt.sweep.load_results(tmp_path)
+    with driver._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
+        run(trial, tmp_path)
 
 
 # -- processes -------------------------------------------------------------------------------------
