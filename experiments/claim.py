@@ -16,7 +16,7 @@ import torch
 
 from experiments.external_data import Need
 from experiments.parts import Swept
-from experiments.provenance import circumstances
+from experiments.provenance import run_information
 from resid_theory._check import check_choice
 from resid_theory.runtime import store
 
@@ -192,7 +192,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
         arrays=arrays,
         verdicts=_judged(claim, arrays),
         run={
-            **circumstances(device, seconds),
+            **run_information(device, seconds),
             **({} if each is None else {"parts_of_a_sweep": each.count}),
         },
     )

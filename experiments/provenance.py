@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["ROOT", "circumstances", "commit_of_code"]
+__all__ = ["ROOT", "run_information", "commit_of_code"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def circumstances(device: str, seconds: float) -> dict[str, Any]:
+def run_information(device: str, seconds: float) -> dict[str, Any]:
     """Code, machine and versions that a record came from, and how long it took."""
     commit, dirty = commit_of_code()
     return {

@@ -103,7 +103,7 @@ def test_figure_4_with_cross_entropy_is_brute_force():
             continue
         model = nets.build(4, net)
         generator = nets.generator_of(number, 4, 0)
-        rt.initialize(model, net["kind"], generator=generator, scale=0.1)
+        rt.initialize(model, net["init"], generator=generator, scale=0.1)
         *_, hessian = by_hand(model, model.weights.detach(), F.cross_entropy, data)
         for key, exact in read(hessian()).items():
             assert arrays[f"{name}.{key}"][-1, 0] == pytest.approx(exact, rel=1e-9, abs=CLOSE), (
@@ -160,7 +160,7 @@ def test_figures_5_and_6_are_descent_and_hessian_by_hand(change):
     for number, name in enumerate(nets.PLAIN_AND_TWO):
         net = nets.compared(**acts)[name]
         model = nets.build(2, net, **acts)
-        (weights,) = nets.starts(model, net["kind"], 1, 0.01, number, 2, 0)
+        (weights,) = nets.initial_weights(model, net["init"], 1, 0.01, number, 2, 0)
         rate = figures_5_and_6.keywords["rates"][name]
         for epoch in range(4):
             value, gradient, hessian = by_hand(model, weights, loss, data)
@@ -189,7 +189,7 @@ def test_figure_7_with_relu_between_layers_is_figure_8():
 def test_figure_7_with_cross_entropy_is_descent_by_hand():
     arrays, data = figure_7(scale=0.1, loss="cross_entropy"), forty()
     model = nets.build(6, nets.NETS["three_shortcut"])
-    weights = nets.starts(model, "near_zero", 2, 0.1, 4, 6)[1]
+    weights = nets.initial_weights(model, "near_zero", 2, 0.1, 4, 6)[1]
     for _ in range(3):
         _, gradient, _ = by_hand(model, weights, F.cross_entropy, data)
         weights = weights - gradient.view_as(weights)  # at the second rate, 1

@@ -8,7 +8,7 @@ import pytest
 from experiments import __main__ as command
 from experiments import registry
 from experiments.claim import Claim, Verdict, load, measure, record_path
-from experiments.demystifying_resnet import trunks
+from experiments.demystifying_resnet import preactivation
 from experiments.parts import Part, Swept, UnfinishedError, by_name, in_turn
 from experiments.registry import CLAIMS, join
 
@@ -36,7 +36,7 @@ def equal(a, b):
 @pytest.fixture
 def computed(monkeypatch):
     """A figure's arrays at a tiny scale."""
-    monkeypatch.setattr(trunks, "SHORTCUT_DEPTHS", (1, 2))  # 3 and 4 need nets of 40 layers
+    monkeypatch.setattr(preactivation, "SHORTCUT_DEPTHS", (1, 2))  # 3 and 4 need nets of 40 layers
 
     def compute(figure, **keywords):
         claim = CLAIMS[f"demystifying_resnet/{figure}"]

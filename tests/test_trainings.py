@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments import trainings
-from experiments.demystifying_resnet import trunks
-from experiments.demystifying_resnet.trunks import mean_norm
+from experiments.demystifying_resnet import preactivation
+from experiments.demystifying_resnet.preactivation import mean_norm
 
 ARCHITECTURE = {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 0}}
 RECIPE = rt.Recipe(epochs=1, batch=8, lr=0.01, milestones=(), augmentation="none")
@@ -79,16 +79,16 @@ def test_mean_norm_is_that_of_the_kernels_inside_blocks():
 
 
 def test_figures_of_pre_activation_nets_run_end_to_end():
-    norms = trunks.compute_figure_2(depths=[10, 16], training=TINY)
+    norms = preactivation.compute_figure_2(depths=[10, 16], training=TINY)
     assert norms["norm"].shape == (2, 1, 2) and norms["loss"].shape == (2, 1, 1)
     assert (norms["norm"][..., 0] != norms["norm"][..., 1]).all()
-    losses = trunks.compute_figure_9(depths=[40], training=TINY)
+    losses = preactivation.compute_figure_9(depths=[40], training=TINY)
     assert losses["loss"].shape == (4, 1, 1) and np.isfinite(losses["loss"]).all()
     for arrays, figure in ((norms, "2"), (losses, "9")):
         drawn = Figure()
-        getattr(trunks, f"draw_figure_{figure}")(drawn, arrays)
+        getattr(preactivation, f"draw_figure_{figure}")(drawn, arrays)
         assert drawn.axes
-        assert getattr(trunks, f"judge_figure_{figure}")(arrays)
+        assert getattr(preactivation, f"judge_figure_{figure}")(arrays)
 
 
 def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
@@ -96,7 +96,7 @@ def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
     once, twice = falling.copy(), falling.copy()
     once[1, 0, 1] = twice[1, 0, 1:3] = 9.0
     answers = [
-        [v.passed for v in trunks.judge_figure_2({"depth": [10, 22], "norm": a})]
+        [v.passed for v in preactivation.judge_figure_2({"depth": [10, 22], "norm": a})]
         for a in (falling, once, twice, falling[::-1])
     ]
     assert answers == [[True, True], [True, True], [True, False], [False, False]]
@@ -118,4 +118,4 @@ def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
         "loss": np.array(loss, dtype=float)[..., None],
         "parameters": np.full((4, 2), 7),
     }
-    assert [v.passed for v in trunks.judge_figure_9(arrays)] == [True, *passed]
+    assert [v.passed for v in preactivation.judge_figure_9(arrays)] == [True, *passed]

@@ -9,16 +9,16 @@ from experiments.demystifying_resnet import (
     interpolation,
     lemmas,
     norms,
+    preactivation,
     schematics,
     shortcut_depths,
-    trunks,
     zero_point,
 )
 
 CLAIMS = [
     *zero_point.CLAIMS,
     *conditioning.CLAIMS,
-    *trunks.CLAIMS,
+    *preactivation.CLAIMS,
     *norms.CLAIMS,
     *final_losses.CLAIMS,
     *shortcut_depths.CLAIMS,

@@ -37,7 +37,7 @@ LABELS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectra(Part):
+class InitialSpectra(Part):
     """Readings of one net at one depth: ``seeds`` starts from ``seed`` on."""
 
     dataset: str = "digits"
@@ -64,7 +64,7 @@ class Spectra(Part):
                 data,
                 self.loss,
                 build(self.depth, net, **activations),
-                net["kind"],
+                net["init"],
                 self.scale,
                 generator_of(number, self.depth, seed),
             )
@@ -97,7 +97,7 @@ def compute_figure_4(
     same = dict(dataset=dataset, samples=samples, seeds=seeds, scale=scale, loss=loss)
     parts = {
         name: [
-            Spectra(net=name, depth=depth, **same, **activations)
+            InitialSpectra(net=name, depth=depth, **same, **activations)
             for depth in depths
             if depth % net["n"] == 0
         ]
@@ -128,13 +128,13 @@ def _initial_spectrum(
     data: Regression,
     loss: str,
     model: rt.ShortcutNet,
-    kind: str,
+    init: str,
     scale: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    rt.initialize(model, kind, generator=generator, scale=scale)
+    rt.initialize(model, init, generator=generator, scale=scale)
     numbers = _read(rt.hessian_spectrum(model, loss, data))
-    if kind == "orthogonal" and model.is_linear:
+    if init == "orthogonal" and model.is_linear:
         point = equivalent_at_zero(model, loss, data)
         numbers["growth_rate"] = point.growth_rate
         numbers["bulk"] = point.statistics.bulk_percentile(10)

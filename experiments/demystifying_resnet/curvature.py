@@ -21,9 +21,9 @@ from experiments.demystifying_resnet.nets import (
     build,
     compared,
     every,
+    initial_weights,
     is_linear,
     least_loss,
-    starts,
     whitened,
 )
 
@@ -57,7 +57,7 @@ def compute_curvature(
     spaced = np.geomspace(1, epochs, checkpoints - 1).round().astype(int).tolist()
     for number, name in enumerate(PLAIN_AND_TWO):
         model = build(depth, nets[name], **activations)
-        (start,) = starts(model, nets[name]["kind"], 1, scale, number, depth, seed)
+        (start,) = initial_weights(model, nets[name]["init"], 1, scale, number, depth, seed)
         descend = functools.partial(
             rt.gradient_descent,
             model,

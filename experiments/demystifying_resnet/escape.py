@@ -23,7 +23,7 @@ from experiments.demystifying_resnet.nets import (
     WIDTH,
     build,
     generator_of,
-    starts,
+    initial_weights,
     whitened,
 )
 
@@ -115,7 +115,7 @@ def compute_isometry(*, depths: Sequence[int], draws: int, scale: float) -> dict
         values = []
         for depth in depths:
             model = build(depth, NETS[name])
-            weights = starts(model, NETS[name]["kind"], draws, scale, number, depth, 11)
+            weights = initial_weights(model, NETS[name]["init"], draws, scale, number, depth, 11)
             eye = torch.eye(WIDTH, dtype=torch.float64)
             with torch.no_grad():
                 jacobian = torch.func.functional_call(model, {"weights": weights}, (eye,))
@@ -167,10 +167,10 @@ def draw_isometry(figure: Figure, a: Arrays) -> None:
 
 
 OUTPUTS: dict[str, dict] = {
-    "kaiming.linear": dict(kind="kaiming", mid=None),
-    "kaiming.relu": dict(kind="kaiming", mid="relu"),
-    "near_zero.linear": dict(kind="near_zero", mid=None),
-    "zero.linear": dict(kind="zero", mid=None),
+    "kaiming.linear": dict(init="kaiming", mid=None),
+    "kaiming.relu": dict(init="kaiming", mid="relu"),
+    "near_zero.linear": dict(init="near_zero", mid=None),
+    "zero.linear": dict(init="zero", mid=None),
 }
 
 
@@ -184,7 +184,7 @@ def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[st
         squares = [z.square().sum((-2, -1))]
         for _ in range(blocks):
             shape = (draws, 1, 2, WIDTH, WIDTH)
-            weights = rt.networks.draw_weights(net["kind"], shape, generator=generator, scale=scale)
+            weights = rt.networks.draw_weights(net["init"], shape, generator=generator, scale=scale)
             with torch.no_grad():
                 z = torch.func.functional_call(block, {"weights": weights}, (z,))
             squares.append(z.square().sum((-2, -1)))
@@ -195,7 +195,7 @@ def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[st
                 [ratios.mean().item(), ratios.std().item() / ratios.numel() ** 0.5]
             ),
             f"{name}.predicted": np.array(
-                rt.theory.output_growth(net["kind"], 2, mid=net["mid"], scale=scale)
+                rt.theory.output_growth(net["init"], 2, mid=net["mid"], scale=scale)
             ),
         }
     return arrays
@@ -205,23 +205,23 @@ def judge_output_variance(a: Arrays) -> list[Verdict]:
     """Growth a block against the closed form, and what it comes to at the end."""
     verdicts, last = [], int(a["blocks"][-1])
     for name in OUTPUTS:
-        kind, activation = name.split(".")
+        init, activation = name.split(".")
         (ratio, error), predicted = a[f"{name}.ratio"], float(a[f"{name}.predicted"])
         verdicts.append(
             Verdict(
-                f"{kind}, {activation}: growth of the mean square a block",
+                f"{init}, {activation}: growth of the mean square a block",
                 f"{predicted:.8g} within 4 standard errors",
                 f"{ratio:.8g} ± {error:.1g}",
                 abs(ratio - predicted) <= 4 * error + 1e-12,
             )
         )
-    for kind, expected, holds in (
+    for init, expected, holds in (
         ("kaiming", "more than 1e6 (paper: explodes)", lambda value: value > 1e6),
         ("near_zero", "within 1 % of 1 (paper: stays)", lambda value: abs(value - 1) <= 0.01),
     ):
-        value = float(a[f"{kind}.linear.mean"][-1])
+        value = float(a[f"{init}.linear.mean"][-1])
         verdicts.append(
-            Verdict(f"{kind}: output over input after {last} blocks", expected, value, holds(value))
+            Verdict(f"{init}: output over input after {last} blocks", expected, value, holds(value))
         )
     return verdicts
 

@@ -24,11 +24,11 @@ from experiments.demystifying_resnet.nets import (
     build,
     compared,
     every,
+    initial_weights,
     is_linear,
     least_loss,
     listed,
     slope,
-    starts,
     whitened,
 )
 from experiments.parts import Each, Part, by_name, in_turn
@@ -52,7 +52,7 @@ class FinalLosses(Part):
     number: int = 0
     n: int = 2
     shortcut: bool = True
-    kind: str = "near_zero"
+    init: str = "near_zero"
     depth: int = 2
     low: float = 0.0
     high: float = 0.0
@@ -68,8 +68,8 @@ class FinalLosses(Part):
     def arrays(self, device: str) -> dict[str, np.ndarray]:
         net = {"n": self.n, "shortcut": self.shortcut}
         model = build(self.depth, net, pre=self.pre, mid=self.mid, post=self.post)
-        weights = starts(
-            model, self.kind, self.seeds, self.scale, self.number, self.depth, first=self.seed
+        weights = initial_weights(
+            model, self.init, self.seeds, self.scale, self.number, self.depth, first=self.seed
         )
         path = rt.gradient_descent(
             model,

@@ -26,11 +26,11 @@ WIDTH = 10
 EXACT = 1e-12  # closed forms against measured Hessians, relative to the largest eigenvalue
 LIMIT = 1e3  # a loss above it counts as diverged
 NETS = {
-    "xavier": dict(n=1, shortcut=False, kind="xavier"),
-    "orthogonal": dict(n=1, shortcut=False, kind="orthogonal"),
-    "one_shortcut": dict(n=1, shortcut=True, kind="near_zero"),
-    "two_shortcut": dict(n=2, shortcut=True, kind="near_zero"),
-    "three_shortcut": dict(n=3, shortcut=True, kind="near_zero"),
+    "xavier": dict(n=1, shortcut=False, init="xavier"),
+    "orthogonal": dict(n=1, shortcut=False, init="orthogonal"),
+    "one_shortcut": dict(n=1, shortcut=True, init="near_zero"),
+    "two_shortcut": dict(n=2, shortcut=True, init="near_zero"),
+    "three_shortcut": dict(n=3, shortcut=True, init="near_zero"),
 }
 LABELS = {
     "xavier": "Xavier",
@@ -135,13 +135,13 @@ def _least_cross_entropy(data: Regression) -> float:
     return float(minimize(evaluate, start, jac=True, method="L-BFGS-B", options=options).fun)
 
 
-def starts(
-    model: rt.ShortcutNet, kind: str, seeds: int, scale: float, *key: int, first: int = 0
+def initial_weights(
+    model: rt.ShortcutNet, init: str, seeds: int, scale: float, *key: int, first: int = 0
 ) -> torch.Tensor:
     """Initial weights of seeds from the first on, (seeds, blocks, n, d, d)."""
     shape = (model.blocks, model.shortcut_depth, WIDTH, WIDTH)
     draws = [
-        rt.networks.draw_weights(kind, shape, generator=generator_of(seed, *key), scale=scale)
+        rt.networks.draw_weights(init, shape, generator=generator_of(seed, *key), scale=scale)
         for seed in range(first, first + seeds)
     ]
     return torch.stack(draws)

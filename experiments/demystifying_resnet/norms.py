@@ -14,9 +14,9 @@ from experiments.demystifying_resnet.nets import (
     PAPER,
     build,
     every,
+    initial_weights,
     listed,
     slope,
-    starts,
     whitened,
 )
 
@@ -39,7 +39,7 @@ def compute_figure_3(
     norms = []
     for depth in depths:
         model = build(depth, NETS["two_shortcut"], mid=mid)
-        (start,) = starts(model, "near_zero", 1, scale, depth, seed).to(device)
+        (start,) = initial_weights(model, "near_zero", 1, scale, depth, seed).to(device)
         path = rt.gradient_descent(
             model,
             loss,

@@ -30,7 +30,7 @@ def compute_figure_9(
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Fully connected pre-activation nets of equal depth and shortcuts of depth 1 to 4."""
-    nets = {f"n{n}": dict(n=n, shortcut=True, kind="near_zero") for n in SHORTCUT_DEPTHS}
+    nets = {f"n{n}": dict(n=n, shortcut=True, init="near_zero") for n in SHORTCUT_DEPTHS}
     same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
     acts = dict(pre=activation, mid=activation)
     return final_losses(nets, depths, rates, each, device, **same, loss=loss, **acts)

@@ -125,7 +125,7 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trunks(Part):
+class PreactivationNets(Part):
     """Nets of one depth and one shortcut depth, trained together; ``seeds`` are such as 0,1,2."""
 
     depth: int = 40
@@ -165,7 +165,7 @@ def compute_figure_9(
     """Final training loss without augmentation, by shortcut depth, depth and seed."""
     same = {**training, "seeds": ",".join(map(str, training["seeds"]))}
     parts = {
-        str(n): [Trunks(depth=depth, shortcut_depth=n, **same) for depth in depths]
+        str(n): [PreactivationNets(depth=depth, shortcut_depth=n, **same) for depth in depths]
         for n in SHORTCUT_DEPTHS
     }
     rows = by_name(parts, each, device).values()
