@@ -1,4 +1,4 @@
-"""What each paper claims, and what was measured: claims, records, and the table made from them."""
+"""The claims of the papers, the records of their measurements, and the tables made from them."""
 
 from experiments.claim import Claim, Record, Verdict, live, load, measure, picture, record, standing
 from experiments.registry import CLAIMS, unlisted

@@ -1,4 +1,4 @@
-"""The command line: python -m experiments list | run | check | report."""
+"""Run, check and report the claims of the papers: python -m experiments VERB."""
 
 import argparse
 import signal
@@ -15,7 +15,6 @@ from experiments.claim import (
     SCALES,
     Claim,
     Record,
-    Standing,
     cell,
     faults,
     load,
@@ -29,8 +28,6 @@ from experiments.registry import CLAIMS, select
 from resid_theory.runtime import store
 from resid_theory.sweep.driver import EXECUTORS
 
-__all__ = ["all_faults", "main", "readme_with", "results_page", "table"]
-
 RESULTS = ROOT / "experiments" / "RESULTS.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
@@ -41,7 +38,7 @@ Claims = Mapping[str, Claim]
 
 
 def all_faults(claims: Claims, folder: Path) -> dict[str, list[str]]:
-    """What is wrong with each faulty record under a folder, by path."""
+    """Faults of every invalid record under a folder, by path."""
     found = {path: _faults_of(claims, folder, path) for path in sorted(folder.rglob("*.json"))}
     for arrays in sorted(folder.rglob("*.npz")):
         if not arrays.with_suffix(".json").exists():
@@ -70,10 +67,10 @@ def _is_valid(claim: Claim, scale: str, folder: Path) -> bool:
 
 
 def table(claims: Claims, folder: Path, *, base: str = "experiments/records") -> str:
-    """The table of claims in Markdown; ``base`` leads links to the records.
+    """Table of the claims in Markdown; ``base`` is the prefix of links to records.
 
-    A claim whose criteria all hold has one row, which shows its first criterion; otherwise every
-    criterion that fails has a row.
+    A claim whose criteria all hold has one row with its first criterion; any other claim has a row
+    for every criterion that fails.
     """
     head = [
         "| claim | source | criterion | expected | ours | verdict | scale, hardware |",
@@ -87,13 +84,16 @@ def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
     stands = standing(claim, folder=folder)
     if stands.record is None:
         return [_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)]
-    link = f"[{claim.id}]({base}/{claim.id}.{stands.record.scale}.json)"
-    verdicts = stands.record.verdicts
+    scale, run, verdicts = stands.record.scale, stands.record.run, stands.record.verdicts
+    link = f"[{claim.id}]({base}/{claim.id}.{scale}.json)"
+    note = f" ({stands.detail})" if stands.detail else ""
+    place = f"{run['threads']} threads" if run["device"] == "cpu" else str(run["device"])
+    where = f"{scale}{note}, {run['hardware']}, {place}"
     failing = [v for v in verdicts if not v.passed]
     held = f"{stands.word}, {len(verdicts) - len(failing)} of {len(verdicts)} criteria hold"
     held = f"**{held}**" if failing else held
     first, *others = [(v.criterion, v.expected, v.measured) for v in failing or verdicts[:1]]
-    return [_row(link, claim.source, *first, held, _where(stands))] + [
+    return [_row(link, claim.source, *first, held, where)] + [
         _row("", "", *row, "", "") for row in others
     ]
 
@@ -102,17 +102,8 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cell(text) for text in cells)} |"
 
 
-def _where(stands: Standing) -> str:
-    if stands.record is None:
-        return ""
-    run = stands.record.run
-    place = f"{run['threads']} threads" if run["device"] == "cpu" else str(run["device"])
-    note = f" ({stands.detail})" if stands.detail else ""
-    return f"{stands.record.scale}{note}, {run['hardware']}, {place}"
-
-
 def results_page(claims: Claims, folder: Path) -> str:
-    """RESULTS.md: the count of each verdict, then every claim with all its records."""
+    """Contents of RESULTS.md: counts by status, then every claim with all its records."""
     words = Counter(standing(claim, folder=folder).word for claim in claims.values())
     order = ("reproduced", "not reproduced", "scaled down", "pending")
     count = ", ".join(f"{words[word]} {word}" for word in order if words[word])
@@ -154,7 +145,7 @@ def _evidence(found: Record) -> str:
 
 
 def readme_with(readme: str, claims_table: str) -> str:
-    """The README with the table between its two markers."""
+    """Replace the table between the two markers of the README."""
     if (
         readme.count(BEGIN) != 1
         or readme.count(END) != 1
@@ -179,9 +170,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run what is asked for; one claim that breaks does not stop the others."""
+    """Run the selected claims; an error in one does not stop the others."""
     if options.sweep is None and (options.shard or options.workers or options.executor):
-        raise ValueError("--executor, --workers, --shard: are of a sweep, need --sweep FOLDER")
+        raise ValueError("--executor, --workers, --shard: apply to a sweep, need --sweep FOLDER")
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
         chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
@@ -198,23 +189,23 @@ def _run(options: argparse.Namespace) -> int:
             with _at_most(options.minutes, start):
                 _show(_record(claim, options))
         except UnfinishedError as error:
-            print(f"{error}\nthe claim is judged when all are: run it again")
+            print(f"{error}\nthe claim is judged once all parts are done: run it again")
             broken += [claim.id] if error.failed else []
         except Exception:
             traceback.print_exc()
             broken.append(claim.id)
         except _TimeIsOverError:
-            print(f"{options.minutes:g} minutes are over within {claim.id}, which has no record")
-            print("its trainings go on from their last checkpoints when it is run again")
+            print(f"{options.minutes:g} minutes are over during {claim.id}: no record is written")
+            print("run it again to resume its trainings from their last checkpoints")
             break
-    print(f"broken: {', '.join(broken)}" if broken else "done")
+    print(f"failed: {', '.join(broken)}" if broken else "done")
     return int(bool(broken))
 
 
 def _record(claim: Claim, options: argparse.Namespace) -> Record:
     each = None
     if options.sweep is not None and claim.takes("each"):
-        # A record names its commit, so parts that another one computed are not taken.
+        # A record names its commit, so parts computed by another commit are not used.
         commit, dirty = commit_of_code()
         code = (commit or "unknown")[:12] + ("-changed" if dirty else "")
         each = Swept(
@@ -228,12 +219,12 @@ def _record(claim: Claim, options: argparse.Namespace) -> Record:
 
 
 class _TimeIsOverError(BaseException):
-    """Not an Exception, so that nothing on the way takes it for a fault of the claim."""
+    """Raised when the time is over; no Exception, so that no claim catches it."""
 
 
 @contextmanager
 def _at_most(minutes: float | None, start: float) -> Generator[None, None, None]:
-    """Stop what runs inside once the minutes since ``start`` are over, where signals exist."""
+    """Interrupt the block once the minutes since ``start`` are over, if the system has timers."""
     if minutes is None or not hasattr(signal, "setitimer"):
         yield
         return
@@ -262,13 +253,13 @@ def _check(options: argparse.Namespace) -> int:
     for path, reasons in wrong.items():
         print(f"{path}: {'; '.join(reasons)}")
     if not wrong:
-        print(f"{len(list(options.records.rglob('*.json')))} records hold")
+        print(f"{len(list(options.records.rglob('*.json')))} records are valid")
     return int(bool(wrong))
 
 
 def _report(options: argparse.Namespace) -> int:
     if _check(options):
-        print("not reported: run these claims again, or delete their records")
+        print("no report written: run these claims again, or delete their records")
         return 1
     store.write_bytes(RESULTS, results_page(CLAIMS, options.records).encode())
     if README.exists():
@@ -282,31 +273,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the records")
     verbs = parser.add_subparsers(required=True, metavar="verb")
-    verb = verbs.add_parser("list", help="show every claim and where it stands")
-    verb.add_argument("claims", nargs="*", help="ids or their beginnings; all if none is given")
+    verb = verbs.add_parser("list", help="list all claims with their status")
+    verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
     verb.set_defaults(call=_list)
     verb = verbs.add_parser("run", help="compute, judge and record claims")
-    verb.add_argument("claims", nargs="*", help="ids or their beginnings; all if none is given")
+    verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
     verb.add_argument("--scale", choices=SCALES, default="quick")
-    verb.add_argument("--pending", action="store_true", help="only those without a valid record")
+    verb.add_argument("--pending", action="store_true", help="only claims without a valid record")
     verb.add_argument("--minutes", type=float, help="stop after this many minutes")
-    verb.add_argument("--device", default="cpu", help="for claims that can use another one")
-    verb.add_argument("--sweep", type=Path, metavar="FOLDER", help="parts as cells of a sweep")
-    verb.add_argument("--executor", choices=list(EXECUTORS), help="of the sweep; else process")
+    verb.add_argument("--device", default="cpu", help="device, for claims that can use it")
+    verb.add_argument("--sweep", type=Path, metavar="FOLDER", help="sweep over the parts")
+    verb.add_argument("--executor", choices=list(EXECUTORS), help="default: process")
     verb.add_argument(
-        "--workers", type=int, help="processes at a time; as many as CPUs if left out"
+        "--workers", type=int, help="number of processes at a time; default: number of CPUs"
     )
     verb.add_argument("--shard", metavar="I/N", help="one of N equal shares of the parts, I from 0")
     verb.set_defaults(call=_run)
-    verb = verbs.add_parser("check", help="judge all records anew; fails if one does not hold")
+    verb = verbs.add_parser("check", help="judge all records again; fail if one is not valid")
     verb.set_defaults(call=_check)
-    verb = verbs.add_parser("report", help="write RESULTS.md and the README's table")
+    verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")
     verb.set_defaults(call=_report)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb and return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

@@ -1,12 +1,11 @@
-"""A claim of a paper as data, and the record of what was measured for it."""
+"""A claim of a paper as data, and the record of a measurement of it."""
 
 import inspect
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,23 +22,6 @@ from resid_theory.runtime import store
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = [
-    "RECORDS",
-    "SCALES",
-    "Claim",
-    "Record",
-    "Standing",
-    "Verdict",
-    "faults",
-    "live",
-    "load",
-    "measure",
-    "picture",
-    "record",
-    "record_path",
-    "standing",
-]
-
 RECORDS = Path(__file__).resolve().parent / "records"
 SCALES = ("quick", "short", "paper")
 Arrays = Mapping[str, np.ndarray]
@@ -47,12 +29,12 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Verdict:
-    """One criterion of a claim: what was expected, what was measured.
+    """One criterion of a claim, with the expected and the measured value.
 
     Attributes:
-        criterion: What is compared, in words or a formula.
-        expected: The threshold and where it comes from; a number is turned into text.
-        measured: The number found, with spread and count where there are several; likewise.
+        criterion: The compared quantity, in words or a formula.
+        expected: The threshold and its origin; a number is converted to text.
+        measured: The measured number, with spread and count where there are several; likewise.
         passed: Whether the criterion holds.
     """
 
@@ -62,7 +44,7 @@ class Verdict:
     passed: bool
 
     def __post_init__(self) -> None:
-        # Text, because a verdict is compared with its stored self and JSON has no infinity.
+        # Text, because a verdict is compared with the stored one and JSON has no infinity.
         for name in ("expected", "measured"):
             object.__setattr__(self, name, _text(getattr(self, name)))
         object.__setattr__(self, "passed", bool(self.passed))
@@ -79,16 +61,16 @@ class Claim:
     Attributes:
         id: ``"<paper>/<claim>"``, lower case with underscores.
         source: Authors, version read, theorem, equation or figure.
-        says: What the paper asserts, in one sentence.
+        says: The assertion of the paper, in one sentence.
         settings: Keyword arguments of ``compute`` by scale: ``"quick"`` (CPU, at most 4 s),
-            ``"short"`` (CPU, at most 1 h), ``"paper"``. The reserved key ``"scaled"`` is a sentence
-            saying how far a scale falls short of the paper; it is not passed on.
-        compute: Settings to named arrays; pure, seeds inside the settings. If it has a parameter
-            ``device``, it receives the device of the run; if it has one named ``each``, its parts
-            can be cells of a sweep.
-        judge: Arrays to verdicts.
-        draw: Fills an empty figure from the arrays; computes nothing.
-        needs: By scale, data without which it is skipped.
+            ``"short"`` (CPU, at most 1 h), ``"paper"``. The reserved key ``"scaled"`` describes how
+            far a scale falls short of the paper; it is not passed to ``compute``.
+        compute: Computes named arrays from settings; pure, with seeds in the settings. A parameter
+            ``device`` receives the device of the run; with a parameter ``each``, its parts can be
+            cells of a sweep.
+        judge: Computes verdicts from the arrays.
+        draw: Draws the arrays in an empty figure; computes nothing.
+        needs: Data without which a scale is skipped, by scale.
     """
 
     id: str
@@ -113,20 +95,20 @@ class Claim:
         return argument in inspect.signature(self.compute).parameters
 
     def missing(self, scale: str) -> str:
-        """Why a scale cannot be run here; empty if it can."""
+        """Reason why a scale cannot be run here; empty if it can."""
         return self.needs[scale].missing() if scale in self.needs else ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """What was measured for a claim at one scale.
+    """Measurement of a claim at one scale.
 
     Attributes:
         claim: Id of the claim.
         scale: ``"quick"``, ``"short"`` or ``"paper"``.
-        settings: The settings of that scale at the time, as JSON gives them back.
-        arrays: What ``compute`` returned.
-        verdicts: What ``judge`` said at the time.
+        settings: The settings of that scale at the time of the run, as read back from JSON.
+        arrays: Result of ``compute``.
+        verdicts: Result of ``judge`` at the time of the run.
         run: Commit, device, hardware, threads, versions, seconds.
     """
 
@@ -143,7 +125,7 @@ class Record:
         return all(verdict.passed for verdict in self.verdicts)
 
     def __repr__(self) -> str:
-        """One line; the arrays may be large."""
+        """One line, because the arrays may be large."""
         held = sum(verdict.passed for verdict in self.verdicts)
         return f"Record({self.claim!r}, {self.scale!r}: {held} of {len(self.verdicts)} hold)"
 
@@ -159,7 +141,7 @@ class Record:
 
 
 def cell(text: str) -> str:
-    """Text made safe for a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -169,8 +151,8 @@ def cell(text: str) -> str:
 def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None = None) -> Record:
     """Compute and judge a claim at one scale; nothing is written.
 
-    ``each`` computes the parts of a claim that has some; the seconds are then those of all parts,
-    whenever and wherever they were computed.
+    ``each`` computes the parts of a claim that has parts; the recorded seconds are then those spent
+    on all parts, including earlier calls and other processes.
     """
     given = dict(claim.settings[check_choice("scale", scale, list(claim.settings))])
     settings = _as_json(given)
@@ -178,9 +160,13 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
     device = device if claim.takes("device") else "cpu"
     given |= {"device": device} if claim.takes("device") else {}
     each = each if claim.takes("each") else None
-    start = time.perf_counter()
-    with _usual_dtype():
+    # The default dtype of the caller (float64 in tests) must not change the numbers.
+    before, start = torch.get_default_dtype(), time.perf_counter()
+    torch.set_default_dtype(torch.float32)
+    try:
         arrays = claim.compute(**given, **({} if each is None else {"each": each}))
+    finally:
+        torch.set_default_dtype(before)
     seconds = time.perf_counter() - start
     if each is not None:
         seconds += each.work - each.waited
@@ -206,11 +192,11 @@ def record(
     device: str = "cpu",
     each: Swept | None = None,
 ) -> Record:
-    """Compute and judge a claim at one scale and write what was found under ``folder``."""
+    """Compute and judge a claim at one scale and write the record under ``folder``."""
     found = measure(claim, scale, device=device, each=each)
     path = record_path(claim.id, scale, folder)
     arrays = path.with_suffix(".npz")
-    # Arrays first: a crash in between leaves a JSON whose checksum no longer fits. That is noticed.
+    # Arrays first: after a crash in between, the old JSON has another checksum, which is noticed.
     sha256 = store.write_arrays(arrays, found.arrays)
     content = {
         "claim": claim.id,
@@ -225,9 +211,10 @@ def record(
 
 
 def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None) -> Record:
-    """Measure now; if ``folder`` (or ``$RESID_THEORY_LIVE``) is set, once, and read it from there.
+    """Measure now, or read the record of an earlier call if ``folder`` has one.
 
-    The folder lets the tests of one session and the notebooks they execute share their runs.
+    ``folder`` defaults to ``$RESID_THEORY_LIVE``; with it, the tests of one session and the
+    notebooks that they execute share their runs.
     """
     folder = folder or os.environ.get("RESID_THEORY_LIVE")
     if not folder:
@@ -237,17 +224,6 @@ def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None
     return load(claim, scale, folder=folder)
 
 
-@contextmanager
-def _usual_dtype() -> Generator[None, None, None]:
-    # The same numbers from the command line as under a caller that works in float64, as tests do.
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def _judged(claim: Claim, arrays: Arrays) -> tuple[Verdict, ...]:
     verdicts = tuple(claim.judge(arrays))
     if not verdicts or not all(isinstance(verdict, Verdict) for verdict in verdicts):
@@ -255,23 +231,22 @@ def _judged(claim: Claim, arrays: Arrays) -> tuple[Verdict, ...]:
     return verdicts
 
 
-def _as_json(settings: Mapping[str, object]) -> dict[str, Any]:
-    back: dict[str, Any] = json.loads(json.dumps(settings))
-    return back
+def _as_json(settings: Mapping[str, object]) -> Any:
+    return json.loads(json.dumps(settings))
 
 
 # Reading -----------------------------------------------------------------------------------------
 
 
 def record_path(claim_id: str, scale: str, folder: str | Path = RECORDS) -> Path:
-    """Where the JSON of a record lies; its arrays lie beside it as ``.npz``."""
+    """Path of the JSON file of a record; its arrays are beside it as ``.npz``."""
     return Path(folder) / f"{claim_id}.{scale}.json"
 
 
 def load(claim: Claim | str, scale: str, *, folder: str | Path = RECORDS) -> Record:
-    """Read a record and check the arrays against their checksum.
+    """Read a record and verify the checksum of its arrays.
 
-    Raises FileNotFoundError where there is none, ValueError where a file is damaged.
+    Raises FileNotFoundError if there is no record, ValueError if a file is damaged.
     """
     claim_id = claim if isinstance(claim, str) else claim.id
     path = record_path(claim_id, check_choice("scale", scale, SCALES), folder)
@@ -293,11 +268,11 @@ def load(claim: Claim | str, scale: str, *, folder: str | Path = RECORDS) -> Rec
             run=content["run"],
         )
     except (KeyError, TypeError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: not a whole record ({error!r}); run the claim again") from error
+        raise ValueError(f"{path}: incomplete record ({error!r}); run the claim again") from error
 
 
 def faults(claim: Claim, found: Record) -> list[str]:
-    """What is wrong with a record today: another claim's, other settings, other verdicts."""
+    """Differences between a record and the current claim: id, settings or verdicts."""
     wrong = []
     if (found.claim, found.scale) not in [(claim.id, scale) for scale in claim.settings]:
         return [f"is a record of {found.claim} at {found.scale} scale, which {claim.id} is not"]
@@ -311,12 +286,12 @@ def faults(claim: Claim, found: Record) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Standing:
-    """Where a claim stands.
+    """Status of a claim.
 
     Attributes:
         word: ``"reproduced"``, ``"not reproduced"``, ``"scaled down"`` or ``"pending"``.
-        detail: How far scaled down, or what a pending claim needs; empty otherwise.
-        record: The record of the largest scale that was run; None where nothing was.
+        detail: Difference from the paper if scaled down, missing data if pending; else empty.
+        record: The record of the largest scale that was run; None if there is none.
     """
 
     word: str
@@ -325,7 +300,7 @@ class Standing:
 
 
 def standing(claim: Claim, *, folder: str | Path = RECORDS) -> Standing:
-    """Where a claim stands, by the record of its largest scale."""
+    """Status of a claim, from the record of its largest scale."""
     scales = [
         s for s in SCALES if s in claim.settings and record_path(claim.id, s, folder).exists()
     ]
@@ -354,12 +329,10 @@ def _pending(claim: Claim) -> str:
 
 
 def picture(claim: Claim, found: Record, *, width: float = 7.0, height: float = 4.5) -> "Figure":
-    """The claim's figure, drawn from a record; sizes in inches."""
-    from matplotlib import (
-        pyplot,
-    )  # a second of import that a run without pictures need not wait for
+    """Draw the figure of a claim from a record; sizes in inches."""
+    from matplotlib import pyplot  # its import takes a second, which other calls do not need
 
     figure = pyplot.figure(figsize=(width, height), layout="constrained")
     claim.draw(figure, found.arrays)
-    pyplot.close(figure)  # a notebook shows what a cell returns; left open, it would show it twice
+    pyplot.close(figure)  # a notebook shows the returned figure; an open one would appear twice
     return figure

@@ -1,4 +1,4 @@
-"""Data that a claim needs and that nobody can ship or download for its user."""
+"""Data that a claim needs but that can be neither shipped nor downloaded automatically."""
 
 import os
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ __all__ = ["Need"]
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """Images in one folder a class, under a folder that an environment variable names.
+    """Images in one folder per class, under a folder named by an environment variable.
 
     Attributes:
-        what: The data, in words.
+        what: Description of the data.
         variable: The environment variable.
-        parts: Subfolders that must be there, each with one folder a class.
+        parts: Subfolders that must exist, each with one folder per class.
     """
 
     what: str
@@ -22,13 +22,13 @@ class Need:
     parts: tuple[str, ...]
 
     def folder(self) -> Path:
-        """Where the data lie; a FileNotFoundError says what is missing."""
+        """Folder of the data; raises FileNotFoundError with what is missing."""
         if self.missing():
             raise FileNotFoundError(self.missing())
         return Path(os.environ[self.variable])
 
     def missing(self) -> str:
-        """Why the data cannot be read here; empty if they can."""
+        """Reason why the data cannot be read here; empty if they can."""
         given = os.environ.get(self.variable)
         wanted = f"needs {self.what}: ${self.variable}/{{{','.join(self.parts)}}}/<class>/<image>"
         if not given:

@@ -1,4 +1,4 @@
-"""What a record came from: code, machine, versions."""
+"""Provenance of a record: code, machine and versions."""
 
 import os
 import platform
@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["ROOT", "run_information", "commit_of_code"]
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_information(device: str, seconds: float) -> dict[str, Any]:
-    """Code, machine and versions that a record came from, and how long it took."""
+    """Code, machine and versions of a run, and its duration."""
     commit, dirty = commit_of_code()
     return {
         "commit": commit,
@@ -31,15 +29,15 @@ def run_information(device: str, seconds: float) -> dict[str, Any]:
 
 
 def commit_of_code() -> tuple[str | None, bool | None]:
-    """The commit, and whether the code that computes differs from it; None where unknown.
+    """Commit of the code, and whether the working tree differs from it; None where unknown.
 
-    ``RESID_THEORY_COMMIT`` (a hash, with "-dirty" behind it if so) speaks for copies without git.
+    Without git, ``RESID_THEORY_COMMIT`` gives the commit, followed by "-dirty" if modified.
     """
     head = _git("rev-parse", "HEAD")
     if head is None:
         given = os.environ.get("RESID_THEORY_COMMIT")
         return (given.removesuffix("-dirty"), given.endswith("-dirty")) if given else (None, None)
-    # What a run itself writes does not make the code that ran another one.
+    # Files that a run writes do not change the code.
     code = ["resid_theory", "experiments", ":!experiments/records", ":!experiments/RESULTS.md"]
     return head, bool(_git("status", "--porcelain", "--", *code))
 

@@ -1,4 +1,4 @@
-"""All claims by id; a new paper is one more name here."""
+"""The registry of all claims by id; a new paper adds one name here."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,15 +6,13 @@ from experiments import crossings, demystifying_resnet, diracnets, noise_stabili
 from experiments.claim import Claim, Record, standing
 from resid_theory._check import check_choice
 
-__all__ = ["CLAIMS", "join", "select", "unlisted"]
-
 
 def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
-    """The claims of all papers by id, in the order given."""
+    """Collect the claims of all papers by id, in the order given."""
     claims: dict[str, Claim] = {}
     for claim in (claim for paper in papers for claim in paper):
         if claim.id in claims:
-            raise ValueError(f"id: {claim.id!r} is given to two claims, needs one name each")
+            raise ValueError(f"id: {claim.id!r} is given to two claims, needs a unique id for each")
         claims[claim.id] = claim
     return claims
 
@@ -25,7 +23,7 @@ CLAIMS = join(
 
 
 def select(wanted: Sequence[str], claims: dict[str, Claim] | None = None) -> list[Claim]:
-    """The claims of these ids, or whose ids begin so; all of them if nothing is wanted."""
+    """Select claims by ids or prefixes of ids; all of them if none is given."""
     claims = CLAIMS if claims is None else claims
     chosen = {claim_id for name in wanted for claim_id in _matches(name, claims)}
     return [claim for claim in claims.values() if not wanted or claim.id in chosen]
@@ -43,7 +41,7 @@ def _matches(name: str, claims: dict[str, Claim]) -> list[str]:
 
 
 def unlisted(*records: Record) -> list[str]:
-    """Criteria that fail in these records though their claim is not listed as not reproduced."""
+    """Criteria that fail in these records although the claim is not listed as not reproduced."""
     return [
         f"{record.claim}: {verdict.criterion}"
         for record in records

@@ -1,6 +1,6 @@
-"""The trained nets that ship in ``checkpoints/``: python -m experiments.shipped [name ...].
+"""Train the nets shipped in ``checkpoints/``: python -m experiments.shipped [name ...].
 
-A training that is killed goes on from its last checkpoint when it is called again.
+An interrupted training resumes from its last checkpoint when it is called again.
 """
 
 import argparse
@@ -20,28 +20,17 @@ from resid_theory import training
 from resid_theory._check import check_choice
 from resid_theory.runtime import store
 
-__all__ = [
-    "CHECKPOINTS",
-    "NETS",
-    "Shipped",
-    "Trained",
-    "listed_net",
-    "main",
-    "shipped",
-    "train_shipped",
-]
-
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What makes a shipped net: the call that builds it, the recipe and the seed of the order.
+    """Specification of a shipped net: architecture, recipe and seed.
 
     Attributes:
         architecture: Builder and arguments; their ``generator`` is the seed of the initial weights.
-        recipe: Of the full schedule; shorter ones keep its shares.
-        seed: Of the order of the samples and their augmentation.
+        recipe: The full schedule; a shorter one scales it.
+        seed: Seed of the order of the samples and of their augmentation.
     """
 
     architecture: Mapping[str, Any]
@@ -59,7 +48,7 @@ def _simplified(identity: str, depth: int, *, generator: int = 0) -> Trained:
 
 def _full(shortcut: bool) -> Trained:
     arguments = {"depth": 20, "shortcut": shortcut, "generator": 0}
-    # BatchNorm rescales what bfloat16 rounds, and no weight holds an identity here.
+    # BatchNorm rescales rounded activations, and no weight contains an identity.
     recipe = training.NOISE_STABILITY_BN.change(channels_last=True, precision="bf16")
     return Trained(architecture={"builder": "full_net", "arguments": arguments}, recipe=recipe)
 
@@ -73,7 +62,7 @@ def _dirac(identity: str) -> Trained:
 NETS = {
     "simplified_plain_20": _simplified("plain", 20),
     "simplified_residual_20": _simplified("residual", 20),
-    # From the weights of seed 0 this net stays at chance: after 10 epochs its loss is still ln 10.
+    # From the weights of seed 0 this net does not train: after 10 epochs its loss is still ln 10.
     "simplified_plain_32": _simplified("plain", 32, generator=1),
     "simplified_residual_32": _simplified("residual", 32),
     "full_plain_20": _full(shortcut=False),
@@ -81,18 +70,18 @@ NETS = {
     "diracnet_28_1": _dirac("dirac"),
     "plain_28_1": _dirac("plain"),
 }
-"""The nets of the noise-stability and DiracNets papers that ship."""
+"""The shipped nets, of the noise-stability and DiracNets papers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shipped:
-    """A shipped net.
+    """A shipped net with its log.
 
     Attributes:
         net: The trained net, in eval mode.
         about: Recipe, seed, device; ``train``: loss and error of the final weights on the training
             images without augmentation.
-        lines: Its log, epoch by epoch.
+        lines: The log, one entry per epoch.
     """
 
     net: nn.Module
@@ -103,9 +92,9 @@ class Shipped:
 def listed_net(
     name: str, state: str, *, epochs: int | None = None, device: str = "cpu"
 ) -> nn.Module:
-    """A listed net at its ``"initial"`` weights, or ``"trained"``.
+    """Load a net of ``NETS`` with its ``"initial"`` or ``"trained"`` weights.
 
-    The trained one comes from its checkpoint, or with ``epochs`` is trained for so many.
+    Trained weights come from the checkpoint, or from a training of ``epochs`` epochs if given.
     """
     made = NETS[check_choice("name", name, list(NETS))]
     if check_choice("state", state, ("initial", "trained")) == "initial":
@@ -116,10 +105,12 @@ def listed_net(
 
 
 def shipped(name: str) -> Shipped:
-    """A shipped net with its log; a FileNotFoundError says how to train it."""
+    """Load a shipped net and its log; a FileNotFoundError names the command that trains it."""
     path = CHECKPOINTS / f"{check_choice('name', name, list(NETS))}.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: is not there; python -m experiments.shipped {name}")
+        raise FileNotFoundError(
+            f"{path}: missing; make it with: python -m experiments.shipped {name}"
+        )
     _, content = store.read_checkpoint(path)
     about = content["about"]
     log = store.read_bytes(CHECKPOINTS / f"{name}.metrics.jsonl", sha256=about["log_sha256"])
@@ -131,7 +122,7 @@ def shipped(name: str) -> Shipped:
 
 
 def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
-    """Train a shipped net on all of CIFAR-10 and put it into ``checkpoints/`` with its log."""
+    """Train a net of ``NETS`` on all of CIFAR-10 and save it with its log in ``checkpoints/``."""
     made = NETS[check_choice("name", name, list(NETS))]
     recipe, data = made.recipe.scaled(epochs), rt.load_images("cifar10")
     folder = TRAININGS / f"{name}.{epochs}"
@@ -144,7 +135,7 @@ def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
         device=device,
         out=folder,
     )
-    # No augmentation here, so this is another loss than that of the log.
+    # Without augmentation, so this loss differs from that of the log.
     loss, error = evaluated(run.net, data)
     log = (folder / "metrics.jsonl").read_bytes()
     last = [line for line in run.metrics if "epoch" in line][-1]
@@ -166,9 +157,9 @@ def train_shipped(name: str, *, epochs: int = 15, device: str = "cpu") -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train the named nets, or all, one after the other."""
+    """Train the named nets one after another; all of them if none is named."""
     parser = argparse.ArgumentParser(prog="python -m experiments.shipped", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NETS)}; all if none is given")
+    parser.add_argument("names", nargs="*", help=f"some of {', '.join(NETS)}; default: all")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
-"""Trainings of claims, each in a folder of its own: a claim that is killed goes on there."""
+"""Trainings of claims, each in its own folder, so that an interrupted claim can resume."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,19 +15,8 @@ from resid_theory import training
 from resid_theory.runtime import store
 from resid_theory.training.run import Callback
 
-__all__ = [
-    "FULL_EPOCHS",
-    "TRAININGS",
-    "Fit",
-    "evaluated",
-    "image_set",
-    "spread",
-    "trained",
-    "trained_together",
-]
-
 TRAININGS = ROOT / "out" / "trainings"
-FULL_EPOCHS = 200  # of the papers' trainings on CIFAR-10
+FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
 
 
 def trained(
@@ -41,11 +30,11 @@ def trained(
     device: str = "cpu",
     keep: bool = True,
 ) -> rt.training.Run:
-    """Train the net of an architecture record, or take up what an earlier call left.
+    """Train the net of an architecture record, or resume an earlier call.
 
-    ``seed`` is that of the order and the augmentation; the record's ``generator`` that of the
-    initial weights. ``samples`` keeps the first images of the training set, ``pooled`` averages
-    them down to so many pixels a side. ``keep=False`` writes nothing.
+    ``seed`` determines the order and the augmentation, the record's ``generator`` the initial
+    weights. ``samples`` keeps the first images of the training set, ``pooled`` averages them to so
+    many pixels per side. ``keep=False`` writes nothing.
     """
     images = image_set(data, "train", samples, pooled or 32)
     return trained_together(
@@ -71,11 +60,11 @@ def trained_together(
     device: str = "cpu",
     keep: bool = True,
 ) -> rt.training.Run:
-    """Train nets through the same epochs, or take up what an earlier call left.
+    """Train nets together, or resume an earlier call.
 
-    ``name``, anything JSON can hold, tells this training and its callbacks from others of equal
-    recipe, seeds, device and versions. The folder's name is a digest of all of these; code is not
-    part of it, so delete the folder when training itself changes.
+    ``name``, any JSON value, distinguishes this training and its callbacks from others with equal
+    recipe, seeds, device and versions. The folder's name is a digest of all of these but not of the
+    code, so delete the folder if the code of the training changes.
     """
     versions = [rt.__version__, torch.__version__]
     made = [name, asdict(recipe), list(seeds), device, versions]
@@ -95,14 +84,25 @@ def trained_together(
 
 
 def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[float, float]:
-    """Mean cross-entropy in nats and share of errors of a net in eval mode, on images as stored."""
+    """Mean cross-entropy in nats and error rate of a net in eval mode, without augmentation."""
     found = rt.evaluate(net, images, top=(1,), batch=batch)
     return found.loss, found.error(1)
 
 
+_results: dict[str, list[Any]] = {}
+
+
+def once(train: Callable[..., list[Any]], *given: Any, **settings: Any) -> list[Any]:
+    """Call a function, or return its result of an equal call in this process."""
+    key = json.dumps([train.__module__, given, settings], sort_keys=True)
+    if key not in _results:
+        _results[key] = train(*given, **settings)
+    return _results[key]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fit:
-    """A trained net with its log, and mean loss and error on the training images."""
+    """A trained net with its log, and its mean loss and error rate on the training images."""
 
     net: nn.Module
     lines: list[dict[str, Any]]
@@ -110,19 +110,19 @@ class Fit:
     error: float
 
     def along(self, name: str) -> np.ndarray:
-        """One number epoch by epoch, from the first trained epoch on."""
+        """Values of one quantity of the log by epoch, without the start."""
         return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
 
 
 def image_set(
     name: str, split: str, samples: int | None = None, size: int | None = 32
 ) -> rt.Images:
-    """Images without a progress bar; ``samples`` keeps the first, ``size`` averages down."""
+    """Load images; ``samples`` keeps the first, ``size`` averages to so many pixels per side."""
     return rt.load_images(name, split, samples=samples, size=size, progress=False)
 
 
 def spread(values: np.ndarray) -> str:
-    """Mean and standard deviation over seeds, in words."""
+    """Format mean and standard deviation over seeds."""
     values = np.ravel(values)
     if len(values) == 1:
         return f"{values[0]:.4g} (n = 1)"

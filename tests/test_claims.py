@@ -223,7 +223,7 @@ def test_a_record_with_a_part_missing_is_named(tmp_path, part):
         (tmp_path / "toy/roots.quick.npz").unlink()
     else:
         edit(tmp_path, lambda content: content.pop(part))
-    says = "not a whole record" if part == "npz" else part
+    says = "incomplete record" if part == "npz" else part
     with pytest.raises(ValueError, match=rf"roots\.quick\.json.*{says}"):
         load("toy/roots", "quick", folder=tmp_path)
 
@@ -475,7 +475,7 @@ def test_a_claim_stops_when_the_time_is_over(toys, monkeypatch, capsys):
     start = time.monotonic()
     assert call(toys, "run", "--minutes", "0.005") == 0
     assert time.monotonic() - start < 30
-    assert "over within toy/roots" in capsys.readouterr().out and not toys.exists()
+    assert "over during toy/roots" in capsys.readouterr().out and not toys.exists()
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
@@ -487,7 +487,7 @@ def test_a_claim_that_breaks_does_not_stop_the_others(toys, monkeypatch, capsys)
     monkeypatch.setattr(registry, "CLAIMS", both)
     assert call(toys, "run") == 1
     captured = capsys.readouterr()
-    assert "broken: toy/roots" in captured.out and "out of luck" in captured.err
+    assert "failed: toy/roots" in captured.out and "out of luck" in captured.err
     assert load("toy/wrong", "quick", folder=toys)
 
 

@@ -160,4 +160,4 @@ def test_a_claim_without_parts_is_computed_as_ever(call, tmp_path):
 def test_options_of_a_sweep_need_one(capsys):
     with pytest.raises(SystemExit):
         command.main(["run", "--shard", "0/2"])
-    assert "--shard: are of a sweep, need --sweep FOLDER" in capsys.readouterr().err
+    assert "--shard: apply to a sweep, need --sweep FOLDER" in capsys.readouterr().err

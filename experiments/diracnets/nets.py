@@ -1,11 +1,10 @@
-"""The nets of arXiv:1706.00388 whose trainings several of its claims share.
+"""Nets of arXiv:1706.00388 and their trainings, shared by several claims.
 
-The recipe is ``training.DIRACNETS`` in the given number of epochs; its padding of 4 pixels shrinks
-with the images, and digits, which have no left and right, are not augmented. Errors are those of
-the final weights, in eval mode.
+The recipe is ``training.DIRACNETS``, scaled to the given number of epochs. Its padding of 4 pixels
+is scaled with the images; digits, which flips would change, are not augmented. Errors are those of
+the final weights in eval mode.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,36 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.trainings import Fit, evaluated, image_set, trained_together
+from experiments.trainings import Fit, evaluated, image_set, once, trained_together
 from resid_theory import training
 from resid_theory.eigen.estimate import student
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 from resid_theory.training import DIRACNETS, Progress
 
-__all__ = [
-    "CHANCE",
-    "COLORS",
-    "DIGITS",
-    "DIGITS_SCALED",
-    "GPU",
-    "LEARNT",
-    "PAPER",
-    "SHORT",
-    "SHORT_SCALED",
-    "Tested",
-    "dirac_layers",
-    "each",
-    "fits",
-    "interval",
-    "net_of",
-    "parameters_of",
-    "percent",
-    "scale_means",
-]
-
 PAPER = "Zagoruyko & Komodakis 2017, arXiv:1706.00388v2"
-CHANCE = float(np.log(10))  # loss of ten classes guessed
-LEARNT = 0.1  # nats below chance that count as leaving it
+CHANCE = float(np.log(10))  # loss of guessing among ten classes
+LEARNT = 0.1  # nats below chance from which a net counts as training
 DIGITS = {
     "seeds": [0, 1, 2], "epochs": 5, "batch": 16, "name": "digits", "samples": 240, "size": 8
 }  # fmt: skip
@@ -57,8 +35,8 @@ SHORT_SCALED = (
 GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
 COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 Training = Mapping[str, Any]
-# A short name for each net that the claims compare; depth, width, std and draw join as arguments.
-# The authors' code draws V by He's law, the library's default; their paper says N(0, 1), and
+# Names of the compared nets; depth, width, std and init are further arguments. The authors' code
+# initializes V by He's distribution, the library's default, their paper by N(0, 1);
 # ``start.compute_first_scale`` compares the two.
 _BUILDERS: dict[str, dict[str, Any]] = {
     "dirac": {"builder": "diracnet", "identity": "dirac"},
@@ -72,20 +50,20 @@ _BUILDERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tested(Fit):
-    """A trained net with its mean loss and error on test images, of the final weights."""
+    """A trained net with its mean loss and error rate on the test images."""
 
     test_loss: float
     test_error: float
 
 
 def dirac_layers(net: nn.Module) -> dict[str, DiracWeight]:
-    """The parametrizations of a net's Dirac layers, by the names of the layers, in order."""
+    """Parametrizations of a net's Dirac layers, by layer name, in order."""
     found = {name: layer_identity(module) for name, module in net.named_modules()}
     return {name: weight for name, weight in found.items() if isinstance(weight, DiracWeight)}
 
 
 def scale_means(net: nn.Module, moment: Progress) -> dict[str, float]:
-    """Mean of a and of b of every Dirac layer; a callback of training."""
+    """Means of a and of b of every Dirac layer; a callback of training."""
     layers = dirac_layers(net)
     means = {f"a.{name}": weight.a.mean() for name, weight in layers.items()}
     means |= {
@@ -95,14 +73,12 @@ def scale_means(net: nn.Module, moment: Progress) -> dict[str, float]:
 
 
 def net_of(kind: str, seed: int, *, gain: float | None = None, **arguments: Any) -> nn.Module:
-    """A net at its start: a kind of the table above, with the builder's further arguments.
+    """Build an untrained net of the table above; ``arguments`` are passed to its builder.
 
-    ``gain`` is that of ``"orthogonal"``: its V are orthogonal matrices (out, in · taps) times it.
+    With ``gain``, each V is that number times an orthogonal matrix of shape (out, in · taps).
     """
-    row = dict(_BUILDERS[kind])
-    builder = row.pop("builder")
-    given = {**row, **arguments, "generator": seed}
-    net = training.build_net({"builder": builder, "arguments": given})
+    given = {**_BUILDERS[kind], **arguments, "generator": seed}
+    net = training.build_net({"builder": given.pop("builder"), "arguments": given})
     if gain is not None:
         source = torch.Generator().manual_seed(seed)
         for module in net.modules():
@@ -116,17 +92,11 @@ def parameters_of(net: nn.Module) -> int:
 
 
 def fits(net: Mapping[str, Any], *, device: str, **given: Any) -> list[Tested]:
-    """Nets of one kind trained together, one for each seed; see :func:`_train` for the rest.
+    """Train nets of one kind together, one per seed; equal calls share one training.
 
-    ``net`` holds ``kind`` and the builder's arguments.
+    ``net`` has the arguments of :func:`net_of` but the seed, ``given`` those of :func:`_train`.
     """
-    key = json.dumps([dict(net), given, device], sort_keys=True)
-    if key not in _fitted:
-        _fitted[key] = _train(net, device=device, **given)
-    return _fitted[key]
-
-
-_fitted: dict[str, list[Tested]] = {}  # claims of one run share their trainings
+    return once(_train, dict(net), device=device, **given)
 
 
 def _train(
@@ -142,7 +112,7 @@ def _train(
     size: int = 32,
     decay: str = DIRACNETS.decay,
 ) -> list[Tested]:
-    """``samples`` and ``tests`` keep the first images; ``decay="all"`` decays a and b as well."""
+    """Train; ``samples`` and ``tests`` keep the first images, ``decay="all"`` decays a and b."""
     data, test = image_set(name, "train", samples, size), image_set(name, "test", tests, size)
     recipe = DIRACNETS.scaled(epochs).change(batch=batch, decay=decay, pad=size // 8)
     kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
@@ -154,7 +124,7 @@ def _train(
         data=data,
         device=device,
         callbacks=[scale_means],
-        keep=name != "digits",  # seconds need no folder, and are to be lived through each time
+        keep=name != "digits",  # it takes seconds, and a test must not read an old result
     )
     found = []
     for number, trained in enumerate(run.nets):
@@ -166,12 +136,12 @@ def _train(
 
 
 def each(fitted: Sequence[Tested], read: Callable[[Tested], float]) -> np.ndarray:
-    """One number of each seed's net, (seeds,)."""
+    """One number for each seed, (seeds,)."""
     return np.array([read(fit) for fit in fitted], dtype=float)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean of seeds and the ends of its 95 % interval, by Student's distribution."""
+    """Mean over seeds and its 95 % interval by Student's distribution."""
     values = np.ravel(values)
     mean = float(values.mean())
     if len(values) == 1:
@@ -181,7 +151,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def percent(values: np.ndarray) -> str:
-    """Shares as percent: mean, standard deviation over seeds, count."""
+    """Format shares in percent: mean, standard deviation over seeds, count."""
     values = 100 * np.ravel(values)
     spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
     return f"{values.mean():.1f}{spread} % (n = {len(values)})"

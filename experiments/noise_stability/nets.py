@@ -1,9 +1,9 @@
-"""The plain and residual nets of arXiv:1905.10944 whose trainings several of its claims share.
+"""Plain and residual nets of arXiv:1905.10944 and their trainings, shared by several claims.
 
-Data are CIFAR-10. Not in the text that survives and chosen here: learning rate, momentum, schedule
-and augmentation (``training.NOISE_STABILITY``), 15 epochs where the paper has 200 and the scale is
-``short``. Losses of final weights are those of the training images without augmentation; the risk
-along training is the mean over an epoch's batches as they came.
+The data are CIFAR-10. The available text does not give, and we chose, learning rate, momentum,
+schedule and augmentation (``training.NOISE_STABILITY``), and 15 epochs instead of 200 at scale
+``short``. Losses of final weights are taken on the training images without augmentation; the risk
+during training is the mean over the augmented batches of an epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.shipped import shipped
-from experiments.trainings import Fit, evaluated, image_set, spread, trained_together
+from experiments.trainings import Fit, evaluated, image_set, once, spread, trained_together
 from resid_theory.equivalence import to_plain
 from resid_theory.training import NOISE_STABILITY
 
@@ -32,7 +32,7 @@ EVERY_DEPTH = [20, 32, 44]
 
 
 def start_net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A net at its start; ``"transferred"`` is the plain net that equals the residual one."""
+    """An untrained net; ``"transferred"`` is the plain net equivalent to the residual one."""
     identity = "residual" if kind == "transferred" else kind
     net = rt.simplified_net(depth, identity=identity, generator=seed).to(dtype)
     return to_plain(net) if kind == "transferred" else net
@@ -44,7 +44,12 @@ def shipped_fit(kind: str, depth: int) -> Fit:
     return Fit(net=made.net, lines=made.lines, **made.about["train"])
 
 
-def trained_fits(
+def trained_fits(kind: str, depth: int, *, device: str, **given: Any) -> list[Fit]:
+    """Train nets of one kind and depth together, one per seed; equal calls share one training."""
+    return once(_train, kind, depth, device=device, **given)
+
+
+def _train(
     kind: str,
     depth: int,
     *,
@@ -56,41 +61,18 @@ def trained_fits(
     size: int = 32,
     batch: int = BATCH,
 ) -> list[Fit]:
-    """Nets of one kind and depth, trained together from these seeds."""
-    given = (kind, depth, tuple(seeds), epochs, device, name, samples, size, batch)
-    if given not in _fitted:
-        _fitted[given] = _train(*given)
-    return _fitted[given]
-
-
-_fitted: dict[tuple[Any, ...], list[Fit]] = {}  # claims of one run share their trainings
-
-
-def _train(
-    kind: str,
-    depth: int,
-    seeds: Sequence[int],
-    epochs: int,
-    device: str,
-    name: str,
-    samples: int | None,
-    size: int,
-    batch: int,
-) -> list[Fit]:
     data = image_set(name, "train", samples, size)
-    test = image_set(name, "test", None, size)
-    # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
+    # Digits must not be flipped, and images of 8 pixels are too small for a padding of 4.
     kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
-    recipe = NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept)
     run = trained_together(
         [start_net(kind, depth, seed) for seed in seeds],
-        recipe,
+        NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept),
         seeds,
         name={"net": f"simplified_{kind}_{depth}", "data": [name, samples, size]},
         data=data,
-        test=test,
+        test=image_set(name, "test", None, size),
         device=device,
-        keep=name != "digits",  # seconds need no folder, and are to be lived through each time
+        keep=name != "digits",  # it takes seconds, and a test must not read an old result
     )
     fits = []
     for number, net in enumerate(run.nets):
@@ -103,7 +85,7 @@ def _train(
 def pair_fits(
     depths: Sequence[int], training: Mapping[str, Any] | None, device: str
 ) -> dict[tuple[str, int], list[Fit]]:
-    """Both kinds at every depth: the shipped nets, or nets trained as ``training`` says."""
+    """Both kinds at every depth: the shipped nets, or nets trained by the settings ``training``."""
     return {
         (kind, depth): (
             [shipped_fit(kind, depth)]
@@ -118,12 +100,12 @@ def pair_fits(
 def number_of_each(
     fits: Mapping[tuple[str, int], list[Fit]], depths: Sequence[int], read: Any
 ) -> Any:
-    """One number of each net: (kinds, depths, seeds)."""
+    """One number for each net, (kinds, depths, seeds)."""
     return np.array([[[read(fit) for fit in fits[k, d]] for d in depths] for k in KINDS])
 
 
 def pairs(table: np.ndarray, depths: np.ndarray) -> str:
-    """plain against residual, depth by depth."""
+    """Format plain against residual, depth by depth."""
     return "; ".join(
         f"depth {d}: {spread(table[0, i])} against {spread(table[1, i])}"
         for i, d in enumerate(depths)
