@@ -35,7 +35,7 @@ class Verdict:
         criterion: The compared quantity, in words or a formula.
         expected: The threshold and its origin; a number is converted to text.
         measured: The measured number, with spread and count where there are several; likewise.
-        passed: Whether the criterion holds.
+        passed: True if the criterion holds.
     """
 
     criterion: str
@@ -91,7 +91,7 @@ class Claim:
             check_choice("scale", scale, SCALES if scale in self.settings else list(self.settings))
 
     def takes(self, argument: str) -> bool:
-        """Whether ``compute`` has a parameter of this name."""
+        """True if ``compute`` has a parameter of this name."""
         return argument in inspect.signature(self.compute).parameters
 
     def missing(self, scale: str) -> str:
@@ -121,7 +121,7 @@ class Record:
 
     @property
     def passed(self) -> bool:
-        """Whether every criterion holds."""
+        """True if every criterion holds."""
         return all(verdict.passed for verdict in self.verdicts)
 
     def __repr__(self) -> str:

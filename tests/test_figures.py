@@ -322,5 +322,5 @@ def test_figures_3_and_8_take_other_losses_and_activations(change):
 
 def test_figure_9_takes_another_activation():
     given = dict(**FEW, depths=[12], rates=[-2, -2, 1], seeds=1, epochs=3, scale=0.1)
-    arrays = shortcut_depths.compute_figure_9(**given, activation="tanh", loss="cross_entropy")
+    arrays = shortcut_depths.compute_figure_9(**given, pre="tanh", mid="tanh", loss="cross_entropy")
     assert all(np.isfinite(arrays[f"n{n}.loss"]).all() for n in (1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""Where the papers cross: the analyses of one applied to the nets of another, as claims."""
+"""Claims that apply the analyses of one paper to the nets of another."""
 
 from experiments.crossings import curvature, dirac, linear, noise
 

@@ -1,9 +1,8 @@
-"""Where the three papers cross: notions of one, measured on the nets of another.
+"""Curvature of convolutional nets of two papers, before and after training.
 
-The curvature of their convolutional nets, before and after training. None of the papers says what
-comes out, so the claims are descriptive: a criterion is that a measurement keeps its own promises
-(every eigenpair within its stated bound, two independent estimates in agreement), and what was
-found is reported with it. What is exact is in ``linear``.
+None of the papers makes a prediction, so the claims are descriptive. The criteria test that the
+measurements are consistent (every eigenpair within its bound, two independent estimates in
+agreement), and the measured numbers are reported with them. Exact statements are in ``linear``.
 """
 
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 def _curvature(
     net: nn.Module, data: object, batchnorm: str, k: int, probes: int, steps: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Extremes with bounds, trace and index with intervals, and the density on a grid."""
+    """Extreme eigenvalues with bounds, trace and index with intervals, and the density."""
     operator = rt.curvature_operator(
         net, "cross_entropy", data, batchnorm=batchnorm, accumulate="float32"
     )
@@ -57,17 +56,13 @@ def _curvature(
     }
 
 
-def _under(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
-    return {f"{key}.{name}": values for name, values in arrays.items()}
-
-
 def _keys(a: Arrays) -> list[str]:
-    # Sorted: a record that was read back has its arrays in another order.
+    # Sorted, because a record read from a file has its arrays in another order.
     return sorted(key.removesuffix(".values") for key in a if key.endswith(".values"))
 
 
-def _kept_promises(a: Arrays, key: str) -> list[Verdict]:
-    """What any report of a spectrum has to satisfy, with the numbers found."""
+def _judge_spectrum(a: Arrays, key: str) -> list[Verdict]:
+    """Judge the consistency of one spectrum; the verdicts report its numbers."""
     values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
     trace, again, index = a[f"{key}.intervals"]
     k, missed = len(values) // 2, float(a[f"{key}.missed"])
@@ -99,18 +94,10 @@ def _kept_promises(a: Arrays, key: str) -> list[Verdict]:
 
 
 def _judge_spectra(a: Arrays) -> list[Verdict]:
-    return [verdict for key in _keys(a) for verdict in _kept_promises(a, key)]
+    return [verdict for key in _keys(a) for verdict in _judge_spectrum(a, key)]
 
 
 # -- extremes against depth ------------------------------------------------------------------------
-
-
-def _initial_net(kind: str, group: int, seed: int) -> nn.Module:
-    """A net of three groups with so many layers each, and 4 layers more, or 2 if residual."""
-    if kind == "residual":
-        return rt.full_net(3 * group + 2, generator=seed)
-    # The Hessian in V goes with 1 / ||V||^2, which is about 1 / 2 as the authors' code draws V.
-    return rt.diracnet(3 * group + 4, identity=kind, generator=seed)
 
 
 def compute_depth(
@@ -126,17 +113,23 @@ def compute_depth(
     seed: int = 0,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Spectra of initial nets of growing depth; BatchNorm takes the batch's own statistics."""
+    """Compute spectra at initialization by depth; BatchNorm uses batch statistics."""
     data = image_set(dataset, "train", samples, size)
     batch = data.inputs(data.pixels, torch.float32).to(device), data.labels.to(device)
     arrays = {"samples": np.array(samples)}
     for kind in kinds:
         for group in groups:
-            net = _initial_net(kind, group, seed).to(device)
-            depth = 3 * group + (2 if kind == "residual" else 4)
-            # Running statistics are those of no data yet: without them deep nets overflow.
-            found = _curvature(net, [batch], "batch", k, probes, steps, seed)
-            arrays |= _under(f"{kind}_{depth}", found)
+            if kind == "residual":
+                depth = 3 * group + 2
+                net = rt.full_net(depth, generator=seed)
+            else:
+                # The Hessian in V is proportional to 1 / ||V||^2; with the authors' initialization
+                # this is about 1 / 2.
+                depth = 3 * group + 4
+                net = rt.diracnet(depth, identity=kind, generator=seed)
+            # Running statistics are not yet estimated; deep nets would overflow with them.
+            found = _curvature(net.to(device), [batch], "batch", k, probes, steps, seed)
+            arrays |= {f"{kind}_{depth}.{name}": values for name, values in found.items()}
     return arrays
 
 
@@ -153,7 +146,7 @@ def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def largest_by_depth(a: Arrays) -> str:
-    """The largest |λ| of each net, a line a kind."""
+    """Format the largest |λ| of each net, one line per kind."""
     lines = []
     for kind, (depths, extremes) in _by_depth(a).items():
         largest = zip(depths, np.abs(extremes).max(1), strict=True)
@@ -162,7 +155,7 @@ def largest_by_depth(a: Arrays) -> str:
 
 
 def draw_depth(figure: Figure, a: Arrays) -> None:
-    """Extremes over depth; densities of the deepest nets, each on its own scale."""
+    """Plot extreme eigenvalues against depth, and rescaled densities of the deepest nets."""
     left, right = figure.subplots(1, 2)
     for kind, (depths, extremes) in _by_depth(a).items():
         left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
@@ -192,18 +185,19 @@ def compute_checkpoints(
     steps: int,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Spectra of listed nets, before and after training; BatchNorm in eval mode."""
+    """Compute spectra of shipped nets before and after training; BatchNorm in eval mode."""
     data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
             net = listed_net(name, state, device=device)
-            arrays |= _under(f"{name}, {state}", _curvature(net, data, "eval", k, probes, steps, 0))
+            found = _curvature(net, data, "eval", k, probes, steps, 0)
+            arrays |= {f"{name}, {state}.{part}": values for part, values in found.items()}
     return arrays
 
 
 def draw_checkpoints(figure: Figure, a: Arrays) -> None:
-    """A density each, the extremes marked; a row a net, a column a state."""
+    """Plot densities with marked extreme eigenvalues, one row per net, one column per state."""
     keys = _keys(a)
     nets = list(dict.fromkeys(key.rpartition(", ")[0] for key in keys))
     states = list(dict.fromkeys(key.rpartition(", ")[2] for key in keys))

@@ -1,7 +1,7 @@
-"""The noise-stability paper's measures on the nets of DiracNets: cushions and dominant flows.
+"""Cushions and dominant flows, notions of the noise-stability paper, of DiracNets.
 
-Neither paper says what comes out. Criteria are identities that must hold; what was found stands
-beside them.
+Neither paper makes a prediction. The criteria are identities that must hold; the measured numbers
+are reported with them.
 """
 
 import copy
@@ -23,11 +23,8 @@ from resid_theory.stability import STATISTICS
 NETS = {"plain": "plain_28_1", "dirac": "diracnet_28_1"}
 
 
-def _norm_ratios(net: nn.Module, layers: Sequence[str]) -> np.ndarray:
-    """Norm of the effective weight over that of the weight without its identity, layer by layer."""
-    modules = [net.get_submodule(name) for name in layers]
-    with torch.no_grad():
-        return np.array([float(m.weight.norm() / identity_removed(m).norm()) for m in modules])
+def _states(a: Arrays, ending: str) -> list[str]:
+    return sorted({key.split(".")[0] for key in a if key.endswith(ending)})
 
 
 def compute_cushions(
@@ -39,7 +36,7 @@ def compute_cushions(
     epochs: int | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Cushions of every layer and sample under both norms; float64."""
+    """Compute cushions in float64 by layer and sample, with both norms."""
     data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
@@ -47,21 +44,24 @@ def compute_cushions(
             net = listed_net(name, state, epochs=epochs, device=device).double()
             found = rt.layer_cushions(net, data)
             ratios = found.identity_removed / found.effective
+            modules = [net.get_submodule(layer) for layer in found.layers]
+            with torch.no_grad():
+                norms = [float(m.weight.norm() / identity_removed(m).norm()) for m in modules]
             arrays |= {
                 f"{state}.{kind}.median": torch.stack(
                     [found.under(norm).median for norm in NORMS], 1
                 ).numpy(),
                 f"{state}.{kind}.ratio": torch.stack([ratios.amin(1), ratios.amax(1)], 1).numpy(),
-                f"{state}.{kind}.norms": _norm_ratios(net, found.layers),
+                f"{state}.{kind}.norms": np.array(norms),
                 "layers": np.array(found.layers),
             }
     return arrays
 
 
 def judge_cushions(a: Arrays) -> list[Verdict]:
-    """The two conventions differ by the norms alone; which net is above is reported."""
+    """Require that the two conventions differ by the norms only; report the greater net."""
     verdicts = []
-    for state in sorted({key.split(".")[0] for key in a if key.endswith(".median")}):
+    for state in _states(a, ".median"):
         plain, dirac = (a[f"{state}.{kind}.median"] for kind in NETS)
         norms = a[f"{state}.dirac.norms"][:, None]
         gap = float(np.abs(a[f"{state}.dirac.ratio"] / norms - 1).max())
@@ -80,8 +80,8 @@ def judge_cushions(a: Arrays) -> list[Verdict]:
 
 
 def draw_cushions(figure: Figure, a: Arrays) -> None:
-    """Medians by layer, a column a norm, a row a state."""
-    states = sorted({key.split(".")[0] for key in a if key.endswith(".median")})
+    """Plot medians by layer, one column per norm, one row per state."""
+    states = _states(a, ".median")
     axes = figure.subplots(len(states), 2, squeeze=False)
     for row, state in zip(axes, states, strict=True):
         for column, norm in enumerate(NORMS):
@@ -94,7 +94,7 @@ def draw_cushions(figure: Figure, a: Arrays) -> None:
 
 
 def _without_branch(net: nn.Module) -> nn.Module:
-    """b = 0 in every Dirac layer: only the truncated identity is left."""
+    """Set b = 0 in every Dirac layer, which leaves only the truncated identity."""
     with torch.no_grad():
         for module in net.modules():
             inside = layer_identity(module)
@@ -112,12 +112,14 @@ def compute_flows(
     epochs: int | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Shares of dominant paths and of flow off the paths, layer by layer."""
+    """Compute shares of dominant paths and of flow off the paths by layer."""
     data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
-        trained = {"epochs": epochs, "device": device}
-        nets = {kind: listed_net(name, state, **trained) for kind, name in NETS.items()}
+        nets = {
+            kind: listed_net(name, state, epochs=epochs, device=device)
+            for kind, name in NETS.items()
+        }
         nets["identity"] = _without_branch(copy.deepcopy(nets["dirac"]))
         for kind, net in nets.items():
             flows = rt.dominant_flows(net, data)
@@ -128,9 +130,9 @@ def compute_flows(
 
 
 def judge_flows(a: Arrays) -> list[Verdict]:
-    """Without the branch all flow is on the paths; with it the share is reported."""
+    """Require all flow on the paths without the branch; report the share with it."""
     verdicts = []
-    for state in sorted({key.split(".")[0] for key in a if key.endswith(".off")}):
+    for state in _states(a, ".off"):
         off = float(a[f"{state}.identity.off"].max())
         found = [f"{kind} {a[f'{state}.{kind}.off'].mean():.3f}" for kind in NETS]
         shares = [f"{kind} {a[f'{state}.{kind}.mean'][:, 1].mean():.3f}" for kind in NETS]
@@ -147,8 +149,8 @@ def judge_flows(a: Arrays) -> list[Verdict]:
 
 
 def draw_flows(figure: Figure, a: Arrays) -> None:
-    """Dominant shares by layer, a column a statistic."""
-    states = sorted({key.split(".")[0] for key in a if key.endswith(".off")})
+    """Plot dominant shares by layer, one column per statistic."""
+    states = _states(a, ".off")
     axes = figure.subplots(len(states), len(STATISTICS), squeeze=False)
     for row, state in zip(axes, states, strict=True):
         for column, statistic in enumerate(STATISTICS):
@@ -160,7 +162,7 @@ def draw_flows(figure: Figure, a: Arrays) -> None:
 
 
 def _settings(quick: int, word: str, short: int, paper: int) -> dict[str, dict[str, object]]:
-    """Settings by scale, with these numbers of images; ``word`` spells the first one."""
+    """Settings by scale with these numbers of images; ``word`` is ``quick`` in words."""
     return {
         "quick": {
             "states": ["initial"], "dataset": "digits", "samples": quick, "size": 16,

@@ -1,4 +1,4 @@
-"""Where "Demystifying ResNet" and DiracNets meet exactly: linear nets at the identity."""
+"""Linear nets at the identity: exact relations of "Demystifying ResNet" and DiracNets."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.crossings.curvature import DEMYSTIFYING, DIRACNETS
-from resid_theory.identity import DiracWeight, with_identity
+from resid_theory.identity import with_identity
 from resid_theory.theory import zero_point
 
 
 def _dirac_layers(width: int, depth: int, generator: torch.Generator) -> nn.Sequential:
-    """Linear layers W = diag(a) I + diag(b) V / |V| at a = 1, b = 0, V drawn."""
+    """Linear layers W = diag(a) I + diag(b) V / |V| at a = 1, b = 0 with random V."""
     net = nn.Sequential(
         *[nn.Linear(width, width, False, dtype=torch.float64) for _ in range(depth)]
     )
     for layer in net:
         with_identity(layer, "dirac")
-        inside = _dirac(layer)
+        inside = layer.parametrizations.weight[0]
         original = layer.parametrizations.weight.original
         with torch.no_grad():
             inside.a.fill_(1.0)
@@ -30,14 +30,8 @@ def _dirac_layers(width: int, depth: int, generator: torch.Generator) -> nn.Sequ
     return net
 
 
-def _dirac(layer: nn.Module) -> DiracWeight:
-    inside = layer.parametrizations.weight[0]
-    assert isinstance(inside, DiracWeight)
-    return inside
-
-
-def _by_columns(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
-    """The Hessian by two nested loops of autograd, in the order of the parameters."""
+def _hessian_by_loops(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
+    """Hessian by two nested gradients, in the order of the parameters."""
     parameters = list(net.parameters())
     first = torch.autograd.grad(loss(net), parameters, create_graph=True)
     flat = torch.cat([part.reshape(-1) for part in first])
@@ -54,7 +48,7 @@ def _by_columns(net: nn.Module, loss: Callable[[nn.Module], Tensor]) -> Tensor:
 
 
 def _predicted(net: nn.Sequential, one_shortcut: Tensor, slope: Tensor) -> Tensor:
-    """Jᵀ H J + gradient times second derivatives of the weights, from the 1-shortcut Hessian H."""
+    """Jᵀ H J + gradient times second derivatives of the weights; H is of the 1-shortcut net."""
     width, starts, size, parts = net[0].in_features, {}, 0, dict(net.named_parameters())
     for name, parameter in parts.items():
         starts[name] = size
@@ -71,7 +65,7 @@ def _predicted(net: nn.Sequential, one_shortcut: Tensor, slope: Tensor) -> Tenso
             entries = slice(number * width**2 + row * width, number * width**2 + (row + 1) * width)
             jacobian[entries.start + row, at["0.a"] + row] = 1.0
             jacobian[entries, at["0.b"] + row] = unit[row]
-            # At b = 0 only the derivative by b and V together is left of the second ones.
+            # At b = 0 the only nonzero second derivative is the mixed one by b and V.
             across = (slope[number, row] - unit[row] * (unit[row] @ slope[number, row])) / (
                 lengths[row]
             )
@@ -81,16 +75,10 @@ def _predicted(net: nn.Sequential, one_shortcut: Tensor, slope: Tensor) -> Tenso
     return jacobian.T @ one_shortcut @ jacobian + bent
 
 
-def _in_order(hessian: Tensor, net: rt.ShortcutNet) -> Tensor:
-    """From the paper's order of the weights to that of the parameters."""
-    back = net.definition5_order().argsort()
-    return hessian[back][:, back]
-
-
 def compute_linear_dirac(
     *, width: int, depth: int, samples: int, seeds: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Relative gaps between Hessians by autograd's loops and those predicted at zero weights."""
+    """Compute relative gaps between Hessians by autograd and those predicted at zero weights."""
     gaps = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
@@ -102,9 +90,10 @@ def compute_linear_dirac(
         shortcut = rt.ShortcutNet(width, blocks=depth, shortcut_depth=1)
         dirac = _dirac_layers(width, depth, generator)
         theory = zero_point((x, y), blocks=depth, shortcut_depth=1)
-        predicted, measured = _in_order(theory.hessian(), shortcut), _by_columns(shortcut, loss)
+        back = shortcut.definition5_order().argsort()  # from the paper's order to ours
+        predicted, measured = theory.hessian()[back][:, back], _hessian_by_loops(shortcut, loss)
         slope = theory.gradient.expand(depth, width, width)
-        full, found = _predicted(dirac, predicted, slope), _by_columns(dirac, loss)
+        full, found = _predicted(dirac, predicted, slope), _hessian_by_loops(dirac, loss)
         outputs = (shortcut(x) - dirac(x)).detach().abs().max() / x.abs().max()
         parts = [(measured - predicted, predicted), (found - full, full)]
         gaps.append([float(outputs), *(float(gap.norm() / of.norm()) for gap, of in parts)])
@@ -115,7 +104,7 @@ def compute_linear_dirac(
 
 
 def judge_linear_dirac(a: Arrays) -> list[Verdict]:
-    """Equal to rounding, which sums of fewer than 10^4 float64 products keep below 1e-12."""
+    """Require equality up to rounding: below 1e-12 for sums of fewer than 10^4 products."""
     names = (
         "outputs at a = 1, b = 0: Dirac net against the 1-shortcut net at zero",
         "Hessian in the effective weights: loops against the 1-shortcut net's closed form",
@@ -133,7 +122,7 @@ def judge_linear_dirac(a: Arrays) -> list[Verdict]:
 
 
 def draw_linear_dirac(figure: Figure, a: Arrays) -> None:
-    """Both spectra."""
+    """Plot both spectra."""
     ax = figure.subplots()
     for name, label in (("one_shortcut", "1-shortcut net, zero"), ("eigenvalues", "Dirac, b = 0")):
         values = a[name]

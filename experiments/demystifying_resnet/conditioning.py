@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
@@ -25,7 +24,6 @@ from experiments.demystifying_resnet.nets import (
 from experiments.parts import Each, Part, by_name, in_turn
 from resid_theory._check import check_choice
 from resid_theory.data.regression import Regression
-from resid_theory.eigen.spectral_statistics import SpectralStatistics
 
 LABELS = {
     "xavier": "plain, Xavier",
@@ -38,7 +36,7 @@ LABELS = {
 
 @dataclass(frozen=True, kw_only=True)
 class InitialSpectra(Part):
-    """Readings of one net at one depth: ``seeds`` starts from ``seed`` on."""
+    """Spectral statistics of one net at one depth at initialization, for seeds from ``seed`` on."""
 
     dataset: str = "digits"
     samples: int | None = None
@@ -56,20 +54,27 @@ class InitialSpectra(Part):
         check_choice("net", self.net, list(NETS))
 
     def arrays(self, device: str) -> dict[str, np.ndarray]:
+        return columns(map(self._statistics, range(self.seed, self.seed + self.seeds)))
+
+    def _statistics(self, seed: int) -> dict[str, float]:
         data, number = whitened(self.dataset, self.samples), list(NETS).index(self.net)
         activations = dict(pre=self.pre, mid=self.mid, post=self.post)
         net = compared(**activations)[self.net]
-        return columns(
-            _initial_spectrum(
-                data,
-                self.loss,
-                build(self.depth, net, **activations),
-                net["init"],
-                self.scale,
-                generator_of(number, self.depth, seed),
-            )
-            for seed in range(self.seed, self.seed + self.seeds)
-        )
+        model = build(self.depth, net, **activations)
+        generator = generator_of(number, self.depth, seed)
+        rt.initialize(model, net["init"], generator=generator, scale=self.scale)
+        spectrum = rt.hessian_spectrum(model, self.loss, data)
+        found = {
+            "max": spectrum.max_magnitude,
+            "p10": spectrum.magnitude_percentile(10),
+            "min": spectrum.min_magnitude,
+            "index": spectrum.index,
+        }
+        if net["init"] == "orthogonal" and model.is_linear:
+            point = equivalent_at_zero(model, self.loss, data)
+            found["growth_rate"] = point.growth_rate
+            found["bulk"] = point.statistics.bulk_percentile(10)
+        return found
 
 
 def compute_figure_4(
@@ -85,12 +90,11 @@ def compute_figure_4(
     post: str | None = None,
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Spectra at initialization over depth; (depths, seeds) arrays by net, at depths it can have.
+    """Compute spectral statistics at initialization, (depths, seeds) arrays by net.
 
-    Linear nets with the square loss unless something else is asked for; with an activation those
-    that ``compared`` names, and only the 2-shortcut net has a prediction. An activation with a kink
-    at zero (ReLU) is predicted in the mean over directions, from which single draws differ; one
-    that is not 0 at zero is refused in ``mid`` and ``post``.
+    The nets are those that ``compared`` names; with an activation only the 2-shortcut net has a
+    prediction. For an activation with a kink at zero (ReLU) it is the mean over directions, from
+    which single initializations differ; in ``mid`` and ``post`` an activation must be 0 at zero.
     """
     data, activations = whitened(dataset, samples), dict(pre=pre, mid=mid, post=post)
     predicted = _predicted(data, max(depths), loss, activations)
@@ -124,47 +128,24 @@ def _predicted(
     return found
 
 
-def _initial_spectrum(
-    data: Regression,
-    loss: str,
-    model: rt.ShortcutNet,
-    init: str,
-    scale: float,
-    generator: torch.Generator,
-) -> dict[str, float]:
-    rt.initialize(model, init, generator=generator, scale=scale)
-    numbers = _read(rt.hessian_spectrum(model, loss, data))
-    if init == "orthogonal" and model.is_linear:
-        point = equivalent_at_zero(model, loss, data)
-        numbers["growth_rate"] = point.growth_rate
-        numbers["bulk"] = point.statistics.bulk_percentile(10)
-    return numbers
-
-
-def _read(spectrum: SpectralStatistics) -> dict[str, float]:
-    return {
-        "max": spectrum.max_magnitude,
-        "p10": spectrum.magnitude_percentile(10),
-        "min": spectrum.min_magnitude,
-        "index": spectrum.index,
-    }
-
-
 def _cond10(a: Arrays, name: str) -> np.ndarray:
     return a[f"{name}.max"] / a[f"{name}.p10"]
 
 
-def _at_least(a: Arrays, name: str, depth: int) -> np.ndarray:
-    return a[f"{name}.depth"] >= depth
-
-
 def judge_figure_4(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 4, taken over the depths of the record.
+    """Judge Figure 4 over the depths of the record.
 
-    With activations there is no prediction for plain nets: these are held to the paper's words.
+    With activations there is no prediction for plain nets; they are judged by the paper's text.
     """
     if "orthogonal.growth_rate" not in a:
-        return [*_judge_two_shortcut(a), _judge_growth(a), *_judge_xavier(a)]
+        cond = _cond10(a, "orthogonal").mean(1)
+        growth = Verdict(
+            "orthogonal: condition number grows with depth",
+            "increasing (paper: tends to infinity)",
+            listed(cond),
+            every(np.diff(cond) > 0),
+        )
+        return [*_judge_two_shortcut(a), growth, *_judge_xavier(a)]
     return [
         *_judge_two_shortcut(a),
         *_judge_orthogonal(a),
@@ -192,7 +173,7 @@ def _judge_two_shortcut(a: Arrays) -> list[Verdict]:
             off < 0.02,
         ),
     ]
-    if np.isfinite(bound):  # it exists for the square loss alone
+    if np.isfinite(bound):  # it exists for the square loss only
         most = float((a["two_shortcut.max"] / a["two_shortcut.min"]).max())
         verdicts.append(
             Verdict(
@@ -205,16 +186,6 @@ def _judge_two_shortcut(a: Arrays) -> list[Verdict]:
     return verdicts
 
 
-def _judge_growth(a: Arrays) -> Verdict:
-    cond = _cond10(a, "orthogonal").mean(1)
-    return Verdict(
-        "orthogonal: condition number grows with depth",
-        "increasing (paper: tends to infinity)",
-        listed(cond),
-        every(np.diff(cond) > 0),
-    )
-
-
 def _judge_orthogonal(a: Arrays) -> list[Verdict]:
     depth, cond = a["orthogonal.depth"], _cond10(a, "orthogonal")
     pairs = [(n, 2 * n) for n in depth if 2 * n in depth]
@@ -222,7 +193,7 @@ def _judge_orthogonal(a: Arrays) -> list[Verdict]:
         raise ValueError(f"depths: got {depth.tolist()}, needs one and its double, to see growth")
     low, high = pairs[-1]
     doubled = float(cond[depth == high].mean() / cond[depth == low].mean())
-    late = _at_least(a, "orthogonal", 8)
+    late = depth >= 8
     predicted = a["orthogonal.growth_rate"] * depth[:, None] / a["orthogonal.bulk"]
     off = np.abs(cond[late].mean(1) / predicted[late].mean(1) - 1)
     rate = (a["orthogonal.max"] / depth[:, None] / a["orthogonal.growth_rate"]).mean(1)
@@ -295,14 +266,14 @@ def _judge_other_shortcuts(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_4(figure: Figure, a: Arrays) -> None:
-    """Condition number and largest |λ| over depth, mean and standard deviation over seeds."""
+    """Plot condition number and largest |λ| against depth, mean and deviation over seeds."""
     left, right = figure.subplots(1, 2)
     present = [name for name in LABELS if f"{name}.max" in a]
     for name in present:
         depth = a[f"{name}.depth"]
         for ax, values in ((left, _cond10(a, name)), (right, a[f"{name}.max"])):
             mean, std = values.mean(1), values.std(1, ddof=min(1, values.shape[1] - 1))
-            # on a logarithmic axis a bar may not reach zero
+            # on a logarithmic axis a bar must not reach zero
             ax.errorbar(
                 depth,
                 mean,
@@ -331,7 +302,7 @@ def draw_figure_4(figure: Figure, a: Arrays) -> None:
 
 _FIGURE_4 = dict(samples=None, depths=[2, 4, 6, 8, 12, 16, 24], seeds=10, scale=0.01)
 _FEW = dict(depths=[2, 4, 6, 8], seeds=2)
-_EXTENDED = dict(dataset="digits", depths=[2, 4, 6, 8, 12, 16], seeds=3)  # samples, not moments
+_EXTENDED = dict(dataset="digits", depths=[2, 4, 6, 8, 12, 16], seeds=3)  # on samples, not moments
 
 
 def _figure_4(

@@ -1,7 +1,7 @@
-"""Figures 5 and 6: Hessians along training, of linear nets unless something else is asked for.
+"""Figures 5 and 6: Hessians during training, by default of linear nets.
 
-Percentiles are NumPy's linear ones; negative eigenvalues are those below -1e-10 of
-the largest magnitude; between epochs, numbers are interpolated in the logarithm of the loss.
+Percentiles are interpolated linearly; eigenvalues below -1e-10 of the largest magnitude count as
+negative; between epochs, numbers are interpolated in the logarithm of the loss.
 """
 
 import functools
@@ -44,11 +44,11 @@ def compute_curvature(
     mid: str | None = None,
     post: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Exact Hessians of each net at epochs even in their logarithm, and even in that of the loss.
+    """Compute exact Hessians at epochs spaced evenly in log(epoch) and in log(loss).
 
-    The 2-shortcut net's are taken at every one of the first ``early`` epochs too. Linear nets with
-    the square loss need moments alone, others the samples. With an activation plain nets come in
-    blocks of two layers, and ``optimum`` is the lower bound 0.
+    For the 2-shortcut net the first ``early`` epochs are added. Linear nets with the square loss
+    need moments only, others the samples. With an activation plain nets have blocks of two layers,
+    and ``optimum`` is the lower bound 0.
     """
     activations = dict(pre=pre, mid=mid, post=post)
     data, nets = whitened(dataset, samples), compared(**activations)
@@ -59,15 +59,9 @@ def compute_curvature(
         model = build(depth, nets[name], **activations)
         (start,) = initial_weights(model, nets[name]["init"], 1, scale, number, depth, seed)
         descend = functools.partial(
-            rt.gradient_descent,
-            model,
-            loss,
-            data,
-            weights=start,
-            learning_rate=rates[name],
-            epochs=epochs,
-            limit=LIMIT,
-        )
+            rt.gradient_descent, model, loss, data,
+            weights=start, learning_rate=rates[name], epochs=epochs, limit=LIMIT,
+        )  # fmt: skip
         first = descend()
         if bool(first.diverged):
             raise ValueError(
@@ -90,58 +84,39 @@ def compute_curvature(
 
 
 def _even_in_loss(excess: np.ndarray, count: int) -> list[int]:
-    """Epochs at which a loss first passes levels that are even in its logarithm."""
+    """Epochs at which the loss first reaches levels that are spaced evenly in its logarithm."""
     levels = np.geomspace(excess[0], excess[-1], count)
     passed = [np.flatnonzero(excess <= level) for level in levels]
     return [int(epochs[0]) for epochs in passed if len(epochs)]
 
 
 def _levels(a: Arrays, *names: str, low: float, high: float = np.inf) -> np.ndarray:
-    """Losses that all these nets pass, within bounds; at most 200, even in their logarithm."""
+    """Losses that all these nets reach, within bounds: 200 levels, or none."""
     bottom = max(low, *(a[f"{name}.loss"].min() for name in names))
     top = min(high, *(a[f"{name}.loss"][0] for name in names))
     return np.geomspace(bottom, top, 200) if bottom < top else np.empty(0)
 
 
-def _cond10_at(a: Arrays, name: str, levels: np.ndarray) -> np.ndarray:
-    cond10 = a[f"{name}.max"] / a[f"{name}.p10"]
-    return rt.descent.at_loss(a[f"{name}.loss"], cond10, levels).numpy()
-
-
-def _condition_ratio(a: Arrays, other: str, low: float, high: float = np.inf) -> np.ndarray:
-    """Condition number of the 2-shortcut net over another's, at their common losses."""
-    levels = _levels(a, "two_shortcut", other, low=low, high=high)
-    return _cond10_at(a, "two_shortcut", levels) / _cond10_at(a, other, levels)
-
-
 def judge_figure_5(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 5: condition numbers (max/10th percentile) at equal loss."""
+    """Judge the ratios of condition numbers (max/10th percentile) at equal loss."""
     optimum = float(a["optimum"])
     rows = [
         ("orthogonal", "at every common loss ≥ 1", 1.0, np.inf, "< 1/5", 0.0, 0.2),
         ("orthogonal", "at every common loss ≥ optimum + 0.1", optimum + 0.1, np.inf, "< 1", 0, 1),
-        (
-            "xavier",
-            "at every common loss ≥ optimum + 0.05",
-            optimum + 0.05,
-            np.inf,
-            "< 1e-3",
-            0,
-            1e-3,
-        ),
-        (
-            "orthogonal",
-            "near the end, optimum + 0.005 to + 0.05",
-            optimum + 0.005,
-            optimum + 0.05,
-            "in [1/30, 30] (paper: roughly the same)",
-            1 / 30,
-            30.0,
-        ),
-    ]
+        ("xavier", "at every common loss ≥ optimum + 0.05", optimum + 0.05, np.inf, "< 1e-3", 0,
+         1e-3),
+        ("orthogonal", "near the end, optimum + 0.005 to + 0.05", optimum + 0.005, optimum + 0.05,
+         "in [1/30, 30] (paper: roughly the same)", 1 / 30, 30.0),
+    ]  # fmt: skip
     verdicts = []
     for other, where, low, high, expected, least, most in rows:
-        ratio = _condition_ratio(a, other, low, high)
+        levels = _levels(a, "two_shortcut", other, low=low, high=high)
+        cond10 = {name: a[f"{name}.max"] / a[f"{name}.p10"] for name in ("two_shortcut", other)}
+        two, others = (
+            rt.descent.at_loss(a[f"{name}.loss"], values, levels).numpy()
+            for name, values in cond10.items()
+        )
+        ratio = two / others
         measured = f"{ratio.min():.3g} to {ratio.max():.3g}" if len(ratio) else "no common loss"
         holds = every((ratio > least) & (ratio < most))
         verdicts.append(
@@ -151,7 +126,7 @@ def judge_figure_5(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_5(figure: Figure, a: Arrays) -> None:
-    """Largest |λ| and its 10th percentile against the loss above the optimum."""
+    """Plot the largest |λ| and its 10th percentile against the loss above the optimum."""
     ax, optimum = figure.subplots(), float(a["optimum"])
     for name in PLAIN_AND_TWO:
         excess = a[f"{name}.loss"] - optimum
@@ -165,7 +140,7 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
 
 
 def judge_figure_6(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 6: the share of negative eigenvalues."""
+    """Judge the share of negative eigenvalues."""
     start = float(a["two_shortcut.index"][0])
     steepest = int(a["two_shortcut.gradient"].argmax())
     index = a["two_shortcut.index"][np.abs(a["two_shortcut.epoch"] - steepest) <= 5]
@@ -189,7 +164,7 @@ def judge_figure_6(a: Arrays) -> list[Verdict]:
 
 
 def _judge_index(a: Arrays, other: str) -> Verdict:
-    """Index of the 2-shortcut net against another's, at their common losses."""
+    """Compare the index of the 2-shortcut net with that of another at their common losses."""
     first = min(a[f"{name}.loss"][0] for name in ("two_shortcut", other))
     low = float(a["optimum"]) + 0.01
     levels = _levels(a, "two_shortcut", other, low=low, high=0.9 * first)
@@ -209,7 +184,7 @@ def _judge_index(a: Arrays, other: str) -> Verdict:
 
 
 def draw_figure_6(figure: Figure, a: Arrays) -> None:
-    """Index against the loss; index and gradient norm of the 2-shortcut net over epochs."""
+    """Plot the index against the loss, and index and gradient norm of the 2-shortcut net."""
     left, right = figure.subplots(1, 2)
     optimum = float(a["optimum"])
     for name in PLAIN_AND_TWO:
@@ -244,13 +219,11 @@ _CURVATURE = dict(
     scale=0.01,
     seed=0,
 )
-
-
 _SMALL = dict(depth=4, checkpoints=5, epochs=300, early=22)
 
 
 def _curvature(figure: str, judge, draw, small: Mapping[str, int] | None = None) -> list[Claim]:
-    """Both figures read the same computation: equal settings at paper scale."""
+    """Claims of one figure; at paper scale both figures have the same settings."""
     return [
         Claim(
             id=f"demystifying_resnet/figure_{figure}_{dataset}",
@@ -269,7 +242,7 @@ def _curvature(figure: str, judge, draw, small: Mapping[str, int] | None = None)
 
 
 CLAIMS = [
-    # Figure 5's criteria are about deep nets, whose Hessians take longer than a quick run may.
+    # The criteria of Figure 5 need deep nets, whose Hessians take too long for a quick run.
     *_curvature("5", judge_figure_5, draw_figure_5),
     *_curvature("6", judge_figure_6, draw_figure_6, small=_SMALL),
 ]

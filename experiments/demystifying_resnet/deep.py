@@ -1,4 +1,4 @@
-"""Beyond the figures: orthogonal nets are 1-shortcut nets at zero; spectra of 1000 layers."""
+"""Extensions: orthogonal nets as 1-shortcut nets at zero, and spectra of 1000 layers."""
 
 from collections.abc import Sequence
 
@@ -30,9 +30,9 @@ from resid_theory.losses import LOSSES
 def compute_equivalence(
     *, dataset: str, samples: int | None, depths: Sequence[int], seed: int
 ) -> dict[str, np.ndarray]:
-    """Spectra of plain orthogonal nets beside those of 1-shortcut nets, by loss and depth.
+    """Compute spectra of plain orthogonal nets and of 1-shortcut nets, by loss and depth.
 
-    The closed form of linear nets is not used: both Hessians come from products of layer pairs.
+    Both Hessians are computed by layer pairs, not by the closed form of linear nets.
     """
     data = whitened(dataset, samples)
     arrays = {"depth": np.array(depths)}
@@ -54,19 +54,19 @@ def compute_equivalence(
 
 
 def _one_shortcut_spectrum(plain: rt.ShortcutNet, loss: str, data: Regression) -> rt.Spectrum:
-    """Of the 1-shortcut net at zero weights that the product of the plain net's layers follows."""
+    """Spectrum of the 1-shortcut net at zero, followed by the product of the plain net's layers."""
     net = build(plain.depth, NETS["one_shortcut"])
     with torch.no_grad():
-        product = plain(torch.eye(WIDTH, dtype=torch.float64))  # x goes in from the left: Q^T
+        product = plain(torch.eye(WIDTH, dtype=torch.float64))  # inputs are rows: Q^T
 
-    def turned(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def rotated_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return LOSSES[loss](output @ product, target)
 
-    return rt.hessian_spectrum(net, turned, data, method="layer_pairs")
+    return rt.hessian_spectrum(net, rotated_loss, data, method="layer_pairs")
 
 
 def judge_equivalence(a: Arrays) -> list[Verdict]:
-    """Equal spectra to round-off, for both losses."""
+    """Require equal spectra up to round-off for both losses."""
     verdicts = []
     for loss in LOSSES:
         for key, what in (("nets", "1-shortcut net"), ("formula", "its closed form")):
@@ -83,7 +83,7 @@ def judge_equivalence(a: Arrays) -> list[Verdict]:
 
 
 def draw_equivalence(figure: Figure, a: Arrays) -> None:
-    """All eigenvalues of both nets, at the greatest depth."""
+    """Plot all eigenvalues of both nets at the greatest depth."""
     for loss, ax in zip(LOSSES, figure.subplots(1, len(LOSSES)), strict=True):
         values, others = a[f"{loss}.orthogonal"], a[f"{loss}.one_shortcut"]
         step = max(1, len(values) // 40)
@@ -102,7 +102,7 @@ def draw_equivalence(figure: Figure, a: Arrays) -> None:
 def compute_depth_1000(
     *, dataset: str, samples: int | None, depths: Sequence[int], scale: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """Ends of the spectrum: predicted without a matrix, measured by Lanczos on products."""
+    """Compute extreme eigenvalues, predicted without a matrix and measured by Lanczos."""
     data = whitened(dataset, samples)
     two = rt.theory.zero_point(data, blocks=1, shortcut_depth=2)
     arrays = {"depth": np.array(depths), "scale": np.array(scale)}
@@ -117,29 +117,29 @@ def compute_depth_1000(
                 "condition_number_10": one.percentile_condition_number(10),
                 "limit": one.growth_rate * depth,
                 "condition_number_10_limit": one.statistics.predicted_condition_number(10),
-                **_ends(build(depth, NETS["one_shortcut"]), data, 1e-8),
+                **_extremes(build(depth, NETS["one_shortcut"]), data, 1e-8),
             }
         )
         net = build(depth, NETS["two_shortcut"])
         rt.initialize(net, "near_zero", generator=generator_of(seed, depth), scale=scale)
-        rows["two"].append(_ends(net, data, 1e-6))
+        rows["two"].append(_extremes(net, data, 1e-6))
     for net, table in rows.items():
         arrays |= {f"{net}.{key}": values for key, values in columns(table).items()}
     return arrays
 
 
-def _ends(net: rt.ShortcutNet, data: Regression, tolerance: float) -> dict[str, float]:
-    """Largest and smallest eigenvalue of the Hessian, from products alone."""
+def _extremes(net: rt.ShortcutNet, data: Regression, tolerance: float) -> dict[str, float]:
+    """Largest and smallest eigenvalue of the Hessian from Hessian-vector products."""
     operator = rt.curvature_operator(net, "square", data)
-    # A search for missed copies would have to resolve the level of thousands that lies next to the
-    # end; a tolerance far below the distance keeps the level from being taken for the end.
+    # verify=False: a search for missed copies would have to resolve thousands of equal eigenvalues
+    # next to the extreme one. The tolerance is far below their distance, so they are not confused.
     found = rt.eigenpairs(operator, k=1, which="both", tolerance=tolerance, verify=False)
     values = found.values
     return {"measured_largest": float(values.max()), "measured_smallest": float(values.min())}
 
 
 def judge_depth_1000(a: Arrays) -> list[Verdict]:
-    """Counts against Lanczos, limits of infinite depth, and the ends that depth does not move."""
+    """Compare the closed form with Lanczos, with limits of infinite depth and across depths."""
     depth, s = a["depth"], float(a["two.predicted"])
     scale = np.abs(a["one.largest"])
     gap = np.stack([a[f"one.{e}"] - a[f"one.measured_{e}"] for e in ("largest", "smallest")])
@@ -177,7 +177,7 @@ def judge_depth_1000(a: Arrays) -> list[Verdict]:
 
 
 def draw_depth_1000(figure: Figure, a: Arrays) -> None:
-    """Largest eigenvalue over depth: lines predicted, markers measured."""
+    """Plot the largest eigenvalue against depth: predictions as lines, measurements as markers."""
     ax, depth = figure.subplots(), a["depth"]
     ax.plot(depth, a["one.limit"], "k--", linewidth=1, label="limit κN")
     (line,) = ax.plot(depth, a["one.largest"], label="1-shortcut, closed form")

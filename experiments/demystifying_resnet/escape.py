@@ -1,6 +1,6 @@
-"""Near zero weights: how long gradient descent stays at the saddle, what starts do to signals.
+"""Near zero weights: escape from the saddle, and signal propagation at initialization.
 
-The first is implied by the paper's theory and left to the reader by its text; the second is of
+The escape time follows from the paper's theory but is not in its text; signal propagation is in
 section 4.1.
 """
 
@@ -29,12 +29,12 @@ from experiments.demystifying_resnet.nets import (
 
 # -- escape ----------------------------------------------------------------------------------------
 
-# size at the start, size at the end, learning rate
+# scale at the start, scale at the end, learning rate
 ESCAPES = {2: (1e-3, 0.03, 0.02), 3: (0.02, 0.08, 0.05), 4: (0.06, 0.15, 0.1)}
 
 
 def compute_escape(*, dataset: str, samples: int | None, blocks: int) -> dict[str, np.ndarray]:
-    """Size of the weights over epochs from a balanced start, n = 2, 3, 4, and the predictions."""
+    """Compute weight norms by epoch from a balanced start for n = 2, 3, 4, and the predictions."""
     moments = whitened(dataset, samples).moments
     arrays = {"n": np.array(list(ESCAPES))}
     for n, (start, stop, rate) in ESCAPES.items():
@@ -58,14 +58,14 @@ def compute_escape(*, dataset: str, samples: int | None, blocks: int) -> dict[st
 
 
 def _crossing(size: np.ndarray, level: float) -> float:
-    """Epoch at which a growing size passes a level; its logarithm is linear between epochs."""
+    """Epoch at which a growing norm reaches a level, interpolated in its logarithm."""
     after = int(np.flatnonzero(size >= level)[0])
     low, high = np.log(size[after - 1 : after + 1])
     return float(after - 1 + (np.log(level) - low) / (high - low))
 
 
 def judge_escape(a: Arrays) -> list[Verdict]:
-    """Measured over predicted steps."""
+    """Compare measured with predicted numbers of steps."""
     verdicts = []
     for n in a["n"]:
         start, stop, _ = a[f"n{n}.settings"]
@@ -83,7 +83,7 @@ def judge_escape(a: Arrays) -> list[Verdict]:
 
 
 def draw_escape(figure: Figure, a: Arrays) -> None:
-    """Sizes over the predicted number of steps."""
+    """Plot weight norms against steps over predicted steps."""
     ax = figure.subplots()
     for n, marker in zip(a["n"], "osD", strict=True):
         size, (start, stop, _) = a[f"n{n}.size"], a[f"n{n}.settings"]
@@ -103,7 +103,7 @@ JACOBIANS = ("xavier", "orthogonal", "two_shortcut")
 
 
 def compute_isometry(*, depths: Sequence[int], draws: int, scale: float) -> dict[str, np.ndarray]:
-    """Extreme singular values of the input-output Jacobian of linear nets, (depths, draws)."""
+    """Compute extreme singular values of the Jacobian of linear nets, (depths, draws)."""
     arrays = {
         "depth": np.array(depths),
         "exponents": rt.theory.lyapunov_exponents(WIDTH).numpy(),
@@ -126,7 +126,7 @@ def compute_isometry(*, depths: Sequence[int], draws: int, scale: float) -> dict
 
 
 def judge_isometry(a: Arrays) -> list[Verdict]:
-    """Each initialization against its closed form."""
+    """Compare each initialization with its closed form."""
     off = max(float(np.abs(a[f"orthogonal.{end}"] - 1).max()) for end in ("min", "max"))
     low, high = a["edges"][-1]
     ends = np.array([a[f"two_shortcut.{end}"][-1].mean() for end in ("min", "max")])
@@ -152,7 +152,7 @@ def judge_isometry(a: Arrays) -> list[Verdict]:
 
 
 def draw_isometry(figure: Figure, a: Arrays) -> None:
-    """Largest and smallest singular value over depth."""
+    """Plot the largest and smallest singular value against depth."""
     left, right = figure.subplots(1, 2)
     for ax, names in ((left, JACOBIANS), (right, JACOBIANS[-1:])):
         for name in names:
@@ -175,7 +175,7 @@ OUTPUTS: dict[str, dict] = {
 
 
 def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[str, np.ndarray]:
-    """Mean square of the signal after every block of residual nets, over that of the input."""
+    """Compute the mean square of the signal after every block, divided by that of the input."""
     arrays = {"blocks": np.arange(blocks + 1)}
     for number, (name, net) in enumerate(OUTPUTS.items()):
         generator = generator_of(13, number)
@@ -202,7 +202,7 @@ def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[st
 
 
 def judge_output_variance(a: Arrays) -> list[Verdict]:
-    """Growth a block against the closed form, and what it comes to at the end."""
+    """Compare the growth per block with the closed form, and judge the total growth."""
     verdicts, last = [], int(a["blocks"][-1])
     for name in OUTPUTS:
         init, activation = name.split(".")
@@ -227,7 +227,7 @@ def judge_output_variance(a: Arrays) -> list[Verdict]:
 
 
 def draw_output_variance(figure: Figure, a: Arrays) -> None:
-    """Mean square over blocks, measured and predicted."""
+    """Plot the mean square against blocks, measured and predicted."""
     ax = figure.subplots()
     for name, marker in zip(OUTPUTS, "osDv", strict=True):
         label = name.replace("kaiming", "MSRA").replace("_", " ").replace(".", ", ")

@@ -1,11 +1,12 @@
-"""Figures 7 and 8: final loss of full-batch gradient descent, one step an epoch.
+"""Figures 7 and 8: final loss of full-batch gradient descent, one step per epoch.
 
-Chosen here, where the text that survives is silent: a run has diverged when its loss is not a
-number or above 1000; of learning rates whose mean final losses are equal the smallest is taken.
+The available text does not give, and we chose: a run has diverged if its loss is not a number or
+exceeds 1000; among learning rates with equal mean final losses the smallest is chosen.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,16 +36,17 @@ from experiments.parts import Each, Part, by_name, in_turn
 
 
 def rates_between(low: float, high: float, step: float) -> torch.Tensor:
-    """Learning rates between powers of ten, ``step`` apart in the exponent."""
+    """Learning rates from 10^low to 10^high, with a distance of ``step`` in the exponent."""
     count = round((high - low) / step) + 1
     return 10.0 ** torch.linspace(low, high, count, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinalLosses(Part):
-    """Final losses of one net at one depth: all learning rates, ``seeds`` starts from ``seed`` on.
+    """Final losses of one net at one depth for all learning rates and ``seeds`` seeds.
 
-    ``number`` is that of the net in its figure: starts follow from seed, number and depth.
+    The initial weights depend on the seed (from ``seed`` on), on the position ``number`` of the net
+    in its figure, and on the depth.
     """
 
     dataset: str = "digits"
@@ -86,17 +88,25 @@ class FinalLosses(Part):
 
 def final_losses(
     nets: Mapping[str, Mapping],
+    *,
+    dataset: str,
+    samples: int | None,
     depths: Sequence[int],
     rates: Sequence[float],
-    each: Each,
-    device: str,
-    **settings: object,
+    seeds: int,
+    epochs: int,
+    scale: float,
+    loss: str = "square",
+    pre: str | None = None,
+    mid: str | None = None,
+    post: str | None = None,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Final loss of every net, (depths, rates, seeds); inf where a run diverged.
-
-    ``settings`` are the fields of ``FinalLosses`` that all nets have in common.
-    """
-    same = {**dict(zip(("low", "high", "step"), rates, strict=True)), **settings}
+    """Compute the final loss of every net, (depths, rates, seeds); inf where a run diverged."""
+    low, high, step = rates
+    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
+    same |= dict(low=low, high=high, step=step, loss=loss, pre=pre, mid=mid, post=post)
     parts = {
         name: [FinalLosses(number=number, depth=depth, **net, **same) for depth in depths]
         for number, (name, net) in enumerate(nets.items())
@@ -107,7 +117,7 @@ def final_losses(
 
 
 def at_best(a: Arrays, name: str, over=np.mean) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds of the final loss at the rate where it is smallest, and that rate."""
+    """Smallest mean over seeds of the final loss among the learning rates, and its rate."""
     losses = over(a[f"{name}.loss"], axis=-1)
     return losses.min(-1), a["rates"][losses.argmin(-1)]
 
@@ -143,30 +153,29 @@ def compute_figure_7(
     device: str = "cpu",
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Final loss of every net, depth, learning rate and seed.
+    """Compute final losses of the nets that ``compared`` names, and the optimal loss.
 
-    Linear nets with the square loss descend from moments alone, others on the samples. With an
-    activation the nets are those that ``compared`` names, and ``optimum`` is the lower bound 0.
+    Linear nets with the square loss are trained on moments alone, others on the samples. With an
+    activation the optimum is replaced by its lower bound 0.
     """
     activations = dict(pre=pre, mid=mid, post=post)
-    data, linear = whitened(dataset, samples), is_linear(**activations)
-    optimum = np.array(least_loss(data, loss, linear=linear))
-    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
-    same |= dict(loss=loss, **activations)
-    nets = compared(**activations)
-    return {"optimum": optimum, **final_losses(nets, depths, rates, each, device, **same)}
+    optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
+    losses = final_losses(
+        compared(**activations),
+        **dict(dataset=dataset, samples=samples, depths=depths, rates=rates, seeds=seeds),
+        **dict(epochs=epochs, scale=scale, loss=loss, device=device, each=each),
+        **activations,
+    )
+    return {"optimum": np.array(optimum), **losses}
 
 
 def judge_figure_7(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 7, over the depths and the nets of the record."""
+    """Judge Figure 7 over the depths and the nets of the record."""
     depth = a["depth"]
     found = {name: at_best(a, name) for name in _present(a)}
     excess = {name: loss - float(a["optimum"]) for name, (loss, _) in found.items()}
     rate = {name: rates for name, (_, rates) in found.items()}
-    return [
-        *_judge_excess(depth, excess),
-        *_judge_rates(depth, rate),
-    ]
+    return [*_judge_excess(depth, excess), *_judge_rates(depth, rate)]
 
 
 def _present(a: Arrays) -> list[str]:
@@ -246,35 +255,18 @@ def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Verd
 
 
 def draw_figure_7(figure: Figure, a: Arrays) -> None:
-    """Excess loss and best learning rate over depth; the paper leaves out Xavier's rate at 96."""
+    """Plot excess loss and best learning rate; the paper omits the rate of Xavier at 96."""
     _draw_final_losses(figure, a, _present(a), float(a["optimum"]))
 
 
-def compute_figure_8(
-    *,
-    dataset: str,
-    samples: int | None,
-    depths: Sequence[int],
-    rates: Sequence[float],
-    seeds: int,
-    epochs: int,
-    scale: float,
-    loss: str = "square",
-    mid: str | None = "relu",
-    device: str = "cpu",
-    each: Each = in_turn,
-) -> dict[str, np.ndarray]:
-    """The same with ReLU, or another activation, in mid positions.
-
-    In plain nets it comes after every odd layer. Losses are compared as they are, with no optimum.
-    """
-    nets = {name: {**net, "n": 2} for name, net in PLAIN_AND_TWO.items()}
-    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
-    return final_losses(nets, depths, rates, each, device, **same, loss=loss, mid=mid)
+# ReLUs in mid positions; in plain nets they follow every odd layer.
+compute_figure_8 = partial(
+    final_losses, {name: {**net, "n": 2} for name, net in PLAIN_AND_TWO.items()}, mid="relu"
+)
 
 
 def judge_figure_8(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 8, over the depths of the record."""
+    """Judge Figure 8 over the depths of the record."""
     depth = a["depth"]
     loss = {name: at_best(a, name)[0] for name in PLAIN_AND_TWO}
     two, deep = loss["two_shortcut"], depth >= 16
@@ -307,7 +299,7 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_8(figure: Figure, a: Arrays) -> None:
-    """Final loss and best learning rate over depth."""
+    """Plot final loss and best learning rate against depth."""
     _draw_final_losses(figure, a, list(PLAIN_AND_TWO), 0.0)
 
 

@@ -1,8 +1,8 @@
-"""Theorem 1: small weights interpolate.
+"""Theorem 1: interpolation with small weights.
 
-Every problem is generated: inputs and targets uniform on the sphere. The paper's constants in
-equation (6) are not in the text that survives; those here are derived for detours of half the
-smallest distance, since detours of the whole distance may lead through another column.
+Inputs and targets are random, uniform on the sphere. The available text does not give the constants
+of equation (6); those here are derived for detours of half the smallest distance, because detours
+of the whole distance may pass through another column.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.nets import PAPER, columns, generator_of
 
-EXACT = 1e-9  # distance of an output from its target: double precision through thousands of units
+EXACT = 1e-9  # distance of outputs from targets: round-off of thousands of units in float64
 VARIANTS = {"uniform": "equal steps", "greedy": "greedy steps"}
 
 
@@ -32,7 +32,7 @@ def sphere(generator: torch.Generator, count: int, width: int) -> torch.Tensor:
 def compute_theorem_1(
     *, widths: Sequence[int], samples: Sequence[int], each: Sequence[int], seed: int
 ) -> dict[str, np.ndarray]:
-    """One row for every generated problem and number of units."""
+    """Construct a net for every random problem and number of units."""
     rows = [
         _theorem_1_row(width, count, units, seed)
         for width, count, units in itertools.product(widths, samples, each)
@@ -51,7 +51,7 @@ def _theorem_1_row(width: int, count: int, each: int, seed: int) -> dict[str, fl
     for variant in VARIANTS:
         same = dict(units=each * count, allocation=variant)
         plain = found = rt.theory.interpolate(x, y, **same, braces=False)
-        if not plain.error <= 1e-12:  # otherwise the default net has no braces either
+        if not plain.error <= 1e-12:  # otherwise the default construction has no braces either
             found = rt.theory.interpolate(x, y, **same)
         for name, net in ((variant, found), (f"{variant}_plain", plain)):
             row |= {f"{name}.error": net.error, f"{name}.norm": net.largest_norm}
@@ -65,7 +65,7 @@ def _theorem_1_row(width: int, count: int, each: int, seed: int) -> dict[str, fl
 
 
 def judge_theorem_1(a: Arrays) -> list[Verdict]:
-    """Interpolation, both bounds, and the rate."""
+    """Judge interpolation, both bounds on the norms, and their rate."""
     count = len(a["upper"])
     norms = np.stack([a[f"{v}.norm"] for v in VARIANTS])
     errors = np.stack([a[f"{v}.error"] for v in VARIANTS])
@@ -116,7 +116,7 @@ def _judge_rate(a: Arrays) -> Verdict:
 
 
 def draw_theorem_1(figure: Figure, a: Arrays) -> None:
-    """Norms between their bounds; errors with and without braces."""
+    """Plot norms with their bounds, and errors with and without braces."""
     left, right = figure.subplots(1, 2)
     for color, marker, (variant, label) in zip(
         ("#0072B2", "#D55E00"), "os", VARIANTS.items(), strict=True
@@ -124,9 +124,9 @@ def draw_theorem_1(figure: Figure, a: Arrays) -> None:
         style = dict(color=color, marker=marker, linestyle="none", markersize=4)
         left.plot(a["upper"], a[f"{variant}.norm"], label=label, **style)
         right.plot(a["separation"], a[f"{variant}.error"], label=f"{label}, braced", **style)
-        right.plot(
-            a["separation"], _shown(a[f"{variant}_plain.error"]), label=label, mfc="none", **style
-        )
+        # From rounding to the diameter of the sphere, so that every error is on the axis.
+        errors = np.clip(np.nan_to_num(a[f"{variant}_plain.error"], nan=2.0), 1e-17, 2.0)
+        right.plot(a["separation"], errors, label=label, mfc="none", **style)
     left.plot(a["upper"], a["lower"], "k_", label="lower bound")
     ends = np.array([a["upper"].min(), a["upper"].max()])
     left.plot(ends, ends, "k--", linewidth=1, label="upper bound")
@@ -137,18 +137,13 @@ def draw_theorem_1(figure: Figure, a: Arrays) -> None:
     right.legend(fontsize="small")
 
 
-def _shown(errors: np.ndarray) -> np.ndarray:
-    """Errors with a place on the axis: from rounding to as far as a sphere is wide."""
-    return np.clip(np.nan_to_num(errors, nan=2.0), 1e-17, 2.0)
-
-
 # -- Theorem 1 with one-hot targets ----------------------------------------------------------------
 
 
 def compute_theorem_1_merge(
     *, width: int, samples: int, each: Sequence[int], tolerances: Sequence[float], seed: int
 ) -> dict[str, np.ndarray]:
-    """Norms by units a sample and tolerance, (units, tolerances), one row a unit and braced."""
+    """Compute norms by number of units and tolerance, with and without braces."""
     x = sphere(generator_of(seed, width, samples), samples, width)
     y = torch.eye(width, dtype=torch.float64)[torch.arange(samples) % width]
     arrays: dict[str, np.ndarray] = {}
@@ -185,7 +180,7 @@ def _merged(
 
 
 def judge_theorem_1_merge(a: Arrays) -> list[Verdict]:
-    """One-hot targets are met to a tolerance, at the logarithm of its cost."""
+    """Require one-hot targets to be met within a tolerance, at a logarithmic cost."""
     reached = max(float((a[f"{b}.distance"] / a["tolerance"]).max()) for b in ("never", "auto"))
     above = max(float((a[f"{b}.norm"] / a[f"{b}.upper"]).max()) for b in ("never", "auto"))
     below = min(float((a[f"{b}.norm"] / a[f"{b}.lower"]).min()) for b in ("never", "auto"))
@@ -235,7 +230,7 @@ def judge_theorem_1_merge(a: Arrays) -> list[Verdict]:
 
 
 def draw_theorem_1_merge(figure: Figure, a: Arrays) -> None:
-    """w² L against the tolerance, for every number of units."""
+    """Plot w² L against the tolerance for every number of units."""
     ax = figure.subplots()
     for marker, units, norms in zip("osD^v", a["units"], a["never.norm"], strict=False):
         label = f"{units} units"

@@ -1,4 +1,4 @@
-"""Lemmas 3 and 4: which derivatives at zero can differ from zero, on generated nets."""
+"""Lemmas 3 and 4: the nonzero derivatives at zero weights, on random problems."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from experiments.demystifying_resnet.nets import EXACT, PAPER, generator_of
 
 
 def compute_lemmas(*, width: int, blocks: int, seed: int) -> dict[str, np.ndarray]:
-    """Derivatives up to order three at zero of nets whose activation has all derivatives."""
+    """Compute derivatives up to order three at zero for a smooth activation."""
     generator = generator_of(17, seed)
     x, y = torch.randn(2, 20, width, generator=generator, dtype=torch.float64)
     arrays = {}
@@ -34,7 +34,7 @@ def compute_lemmas(*, width: int, blocks: int, seed: int) -> dict[str, np.ndarra
 
 
 def _derivatives(net: rt.ShortcutNet, x: torch.Tensor, y: torch.Tensor, orders: int) -> list:
-    """All derivatives of the loss at zero weights, one differentiated to give the next."""
+    """Derivatives of the loss at zero weights up to an order, by repeated differentiation."""
 
     def loss(flat: torch.Tensor) -> torch.Tensor:
         weights = flat.view(net.weights.shape)
@@ -50,7 +50,7 @@ def _derivatives(net: rt.ShortcutNet, x: torch.Tensor, y: torch.Tensor, orders: 
 
 
 def _holds_whole_unit(net: rt.ShortcutNet, order: int) -> torch.Tensor:
-    """Whether the variables of each partial derivative contain all n matrices of some unit."""
+    """Mask of the partial derivatives whose variables contain all n matrices of some unit."""
     n, entries = net.shortcut_depth, net.width**2
     size = net.blocks * n * entries
     layer = torch.arange(size) // entries
@@ -69,7 +69,7 @@ def _holds_whole_unit(net: rt.ShortcutNet, order: int) -> torch.Tensor:
 
 
 def judge_lemmas(a: Arrays) -> list[Verdict]:
-    """Lemma 3 for every order computed, Lemma 4 for every pair of units."""
+    """Judge Lemma 3 for every computed order, Lemma 4 for every pair of units."""
     verdicts = []
     for n in (2, 3):
         pairs = [a[f"lemma3.n{n}.order{order}"] for order in (1, 2, 3)]
@@ -103,7 +103,7 @@ def judge_lemmas(a: Arrays) -> list[Verdict]:
 
 
 def draw_lemmas(figure: Figure, a: Arrays) -> None:
-    """The Hessian of the 1-shortcut net, and the sizes of partial derivatives by order."""
+    """Plot the Hessian of the 1-shortcut net and the largest partial derivatives by order."""
     left, right = figure.subplots(1, 2)
     hessian = a["lemma4.hessian"]
     block = len(hessian) // int(a["lemma4.blocks"])

@@ -1,10 +1,10 @@
-"""What the claims of "Demystifying ResNet" share: data, kinds of net and where they start.
+"""Data, nets and initial weights shared by the claims of "Demystifying ResNet".
 
-The paper's experiments: MNIST or another data set, whitened, 10 greatest principal components,
-one-hot targets, square loss. Not in the text that survives and chosen here: nets with shortcuts
-start at 0.01 times Xavier; percentiles are NumPy's linear ones; every principal component has its
-largest loading positive (the condition number at zero depends on these signs, the bound on it does
-not).
+The paper's experiments use whitened data (MNIST or another set), 10 leading principal components,
+one-hot targets and the square loss. The available text does not give, and we chose: nets with
+shortcuts start at 0.01 times Xavier; percentiles are interpolated linearly, as NumPy does; every
+principal component has its largest loading positive (the condition number at zero depends on these
+signs, the bound on it does not).
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,29 +45,29 @@ PLAIN_AND_TWO = {name: NETS[name] for name in ("xavier", "orthogonal", "two_shor
 
 @lru_cache(maxsize=2)
 def whitened(name: str, samples: int | None) -> Regression:
-    """A data set with the paper's inputs: whitened, ten principal components."""
+    """Load a data set with the paper's inputs: whitened, ten principal components."""
     return rt.load_whitened(name, WIDTH, samples=samples, progress=False)
 
 
 def generator_of(*parts: int) -> torch.Generator:
-    """A generator for one cell of a grid, whatever the order of work."""
+    """Generator for one cell of a grid, independent of the order of computation."""
     seed = int(np.random.SeedSequence(list(parts)).generate_state(1)[0])
     return torch.Generator().manual_seed(seed)
 
 
 def columns(rows: Iterable[Mapping[str, float]]) -> dict[str, np.ndarray]:
-    """Dictionaries of numbers with equal keys as arrays by key."""
+    """Convert dictionaries of numbers with equal keys to arrays by key."""
     table = list(rows)
     return {key: np.array([row[key] for row in table]) for key in table[0]}
 
 
 def nested(groups: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Tables by group as one, keys "group.key"."""
+    """Merge tables of several groups into one with keys "group.key"."""
     return {f"{group}.{key}": v for group, table in groups.items() for key, v in table.items()}
 
 
 def build(depth: int, net: Mapping, **activations: str | Activation | None) -> rt.ShortcutNet:
-    """A net of NETS with so many weight layers."""
+    """Build a net of ``NETS`` with ``depth`` weight layers."""
     n = net["n"]
     if depth % n:
         raise ValueError(f"depth: got {depth}, needs a multiple of the block's {n} weight layers")
@@ -75,16 +75,16 @@ def build(depth: int, net: Mapping, **activations: str | Activation | None) -> r
 
 
 def is_linear(**activations: str | Activation | None) -> bool:
-    """Whether nets with these activations are linear."""
+    """Return True if nets with these activations are linear."""
     return build(2, NETS["two_shortcut"], **activations).is_linear
 
 
 def compared(**activations: str | Activation | None) -> dict[str, dict]:
-    """The kinds of net that can be compared once activations are set.
+    """Nets that can be compared with these activations.
 
-    Linear nets: all of NETS. Otherwise those of Figure 8: plain nets in blocks of two, so that all
-    nets have activations at the same positions; with 1 or 3 layers under a shortcut there would be
-    another number of them.
+    Linear nets: all of ``NETS``. Otherwise those of Figure 8, with plain nets in blocks of two, so
+    that all nets have activations at the same positions; nets with 1 or 3 layers per shortcut would
+    have a different number of activations.
     """
     if is_linear(**activations):
         return NETS
@@ -92,11 +92,11 @@ def compared(**activations: str | Activation | None) -> dict[str, dict]:
 
 
 def equivalent_at_zero(model: rt.ShortcutNet, loss: str, data: Regression) -> rt.theory.ZeroPoint:
-    """The 1-shortcut net at zero weights that has the spectrum of a plain orthogonal net.
+    """The 1-shortcut net at zero weights with the same spectrum as a plain orthogonal net.
 
-    With P_k the product of the layers up to k, moving layer k by P_k V P_{k-1}^T moves the plain
-    net as V moves block k of the 1-shortcut net that Q = P_N follows. For the square loss Q may
-    turn the targets back instead.
+    With P_k the product of the layers up to k, changing layer k by P_k V P_{k-1}^T has the same
+    effect on the plain net as V in block k has on the 1-shortcut net followed by Q = P_N. For the
+    square loss Q^T can be applied to the targets instead.
     """
     given = dict(blocks=model.depth, shortcut_depth=1)
     if loss == "square":
@@ -108,10 +108,10 @@ def equivalent_at_zero(model: rt.ShortcutNet, loss: str, data: Regression) -> rt
 
 
 def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
-    """What final losses are compared with: the infimum over all linear maps, or a lower bound.
+    """Reference for final losses: the infimum over all linear maps, or a lower bound.
 
-    A linear net of equal widths can be any linear map, whatever its depth and shortcuts. What
-    nonlinear nets can reach is not known; both losses are at least 0 for one-hot targets.
+    A linear net of equal widths can represent any linear map, at any depth and with or without
+    shortcuts. The infimum of nonlinear nets is not known; both losses are at least 0.
     """
     check_choice("loss", loss, list(LOSSES))
     if not linear:
@@ -122,7 +122,7 @@ def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
 
 
 def _least_cross_entropy(data: Regression) -> float:
-    """Convex in the linear map; an infimum that no map attains is approached to 1e-8 or less."""
+    """Minimize over linear maps, a convex problem; an unattained infimum is approached to 1e-8."""
     x, y = data.x, data.y
 
     def evaluate(entries: np.ndarray) -> tuple[float, np.ndarray]:
@@ -138,32 +138,32 @@ def _least_cross_entropy(data: Regression) -> float:
 def initial_weights(
     model: rt.ShortcutNet, init: str, seeds: int, scale: float, *key: int, first: int = 0
 ) -> torch.Tensor:
-    """Initial weights of seeds from the first on, (seeds, blocks, n, d, d)."""
+    """Initial weights for ``seeds`` seeds from ``first`` on, (seeds, blocks, n, d, d)."""
     shape = (model.blocks, model.shortcut_depth, WIDTH, WIDTH)
-    draws = [
+    weights = [
         rt.networks.draw_weights(init, shape, generator=generator_of(seed, *key), scale=scale)
         for seed in range(first, first + seeds)
     ]
-    return torch.stack(draws)
+    return torch.stack(weights)
 
 
 def every(flags: np.ndarray) -> bool:
-    """True of all, and of at least one: nothing measured is nothing shown."""
+    """True if all flags are true and there is at least one: no measurement confirms nothing."""
     return flags.size > 0 and bool(flags.all())
 
 
 def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> float:
-    """The value at a depth that a criterion names."""
+    """Value at a depth that a criterion requires."""
     if wanted not in depths:
         raise ValueError(f"depths: got {depths.tolist()}, needs {wanted}, which a criterion names")
     return float(values[depths == wanted][0])
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Slope of a straight line through the logarithms."""
+    """Slope of a straight line fitted to the logarithms."""
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
 def listed(values: np.ndarray, form: str = ".3g") -> str:
-    """Numbers as words of a verdict."""
+    """Format numbers for a verdict."""
     return " ".join(format(float(value), form) for value in values)

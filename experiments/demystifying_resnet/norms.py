@@ -1,4 +1,4 @@
-"""Figure 3: norms of the weights of 2-shortcut nets along gradient descent."""
+"""Figure 3: weight norms of 2-shortcut nets during gradient descent."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,27 +34,21 @@ def compute_figure_3(
     loss: str = "square",
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Mean Frobenius norm of the weights of 2-shortcut nets at every epoch."""
+    """Compute the mean Frobenius norm of the weights of 2-shortcut nets at every epoch."""
     data = whitened(dataset, samples).to(device)
     norms = []
     for depth in depths:
         model = build(depth, NETS["two_shortcut"], mid=mid)
         (start,) = initial_weights(model, "near_zero", 1, scale, depth, seed).to(device)
         path = rt.gradient_descent(
-            model,
-            loss,
-            data,
-            weights=start,
-            learning_rate=rate,
-            epochs=epochs,
-            limit=LIMIT,
+            model, loss, data, weights=start, learning_rate=rate, epochs=epochs, limit=LIMIT
         )
         norms.append(path.mean_weight_norm.cpu().numpy())
     return {"depth": np.array(depths), "norm": np.stack(norms)}
 
 
 def judge_figure_3(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 3, over the depths of the record."""
+    """Judge Figure 3 over the depths of the record."""
     depth, norm = a["depth"], a["norm"]
     final, late = norm[:, -1], norm[:, 50:]
     power = slope(depth, final)
@@ -88,7 +82,7 @@ def judge_figure_3(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_3(figure: Figure, a: Arrays) -> None:
-    """Mean norm over epochs, one curve a depth."""
+    """Plot the mean norm against epochs, one curve per depth."""
     ax = figure.subplots()
     for depth, norm in zip(a["depth"], a["norm"], strict=True):
         ax.plot(norm, label=f"N = {depth}")
@@ -100,6 +94,7 @@ def draw_figure_3(figure: Figure, a: Arrays) -> None:
 # -- the claims ------------------------------------------------------------------------------------
 
 _FIGURE_3 = dict(epochs=1000, rate=0.3, scale=0.01, seed=0)
+_ON_MNIST = dict(**_FIGURE_3, dataset="mnist", depths=[4, 8, 16, 32, 64, 96])
 
 CLAIMS = [
     Claim(
@@ -112,9 +107,7 @@ CLAIMS = [
                 **_FIGURE_3,
                 **dict(dataset="digits", samples=None, depths=[4, 16, 64], epochs=300),
             },
-            "paper": dict(
-                **_FIGURE_3, dataset="mnist", samples=None, depths=[4, 8, 16, 32, 64, 96]
-            ),
+            "paper": dict(**_ON_MNIST, samples=None),
         },
         compute=compute_figure_3,
         judge=judge_figure_3,
@@ -129,21 +122,8 @@ CLAIMS = [
                 **_FIGURE_3,
                 **dict(dataset="digits", samples=200, depths=[4, 8, 16], epochs=100, mid="relu"),
             },
-            "short": dict(
-                **_FIGURE_3,
-                dataset="mnist",
-                samples=600,
-                depths=[4, 8, 16, 32, 64, 96],
-                mid="relu",
-                scaled="600 of the 60,000 samples",
-            ),
-            "paper": dict(
-                **_FIGURE_3,
-                dataset="mnist",
-                samples=None,
-                depths=[4, 8, 16, 32, 64, 96],
-                mid="relu",
-            ),
+            "short": dict(**_ON_MNIST, samples=600, mid="relu", scaled="600 of the 60,000 samples"),
+            "paper": dict(**_ON_MNIST, samples=None, mid="relu"),
         },
         compute=compute_figure_3,
         judge=judge_figure_3,

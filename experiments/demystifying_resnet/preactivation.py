@@ -1,8 +1,7 @@
-"""Pre-activation residual nets on CIFAR-10: Figure 2 (norms of the weights) and Figure 9 (depth of
-the shortcut).
+"""Pre-activation residual nets on CIFAR-10: Figure 2 (weight norms) and Figure 9 (shortcut depth).
 
-Chosen here, as the surviving text says only that the rate falls from 0.1 by factors of ten at
-epochs 81 and 122 of 200: batches of 128, momentum 0.9, decay 1e-4, flips and crops.
+The available text says only that the learning rate falls from 0.1 by factors of ten at epochs 81
+and 122 of 200; we chose batches of 128, momentum 0.9, weight decay 1e-4, flips and crops.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ SHORTCUT_DEPTHS = (1, 2, 3, 4)
 
 
 def mean_norm(net: nn.Module, _: Any = None) -> dict[str, float]:
-    """Mean Frobenius norm of the kernels inside blocks, projections excepted."""
+    """Mean Frobenius norm of the kernels in blocks, without projections."""
     norms = [
         float(torch.linalg.vector_norm(layer.weight.detach().double()))
         for layer in net.modules()
@@ -47,9 +46,9 @@ def _fits(
     batch: int = 128,
     device: str,
 ) -> rt.training.Run:
-    """Nets that differ by their seeds, trained, or taken up where a kill left them."""
+    """Train nets that differ in their seeds, or resume an earlier call."""
     arguments = {"shortcut_depth": shortcut_depth}
-    # Grey digits have no left and right, and 8 pixels leave no room for crops of 4.
+    # Digits must not be flipped, and images of 8 pixels are too small for a padding of 4.
     kept = {"augmentation": "none"} if data == "digits" else {"channels_last": True}
     return trained_together(
         [rt.preresnet(depth, generator=seed, **arguments) for seed in seeds],
@@ -69,7 +68,7 @@ def _fits(
 def compute_figure_2(
     *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Mean norm at the start and after every epoch: (depths, seeds, epochs + 1)."""
+    """Compute the mean norm at the start and after every epoch, (depths, seeds, epochs + 1)."""
     runs = [_fits(depth, 2, device=device, **training) for depth in depths]
     return {
         "depth": np.array(depths),
@@ -79,7 +78,7 @@ def compute_figure_2(
 
 
 def _along(run: rt.training.Run, name: str) -> list[list[float]]:
-    """One number epoch by epoch, seed by seed; the start is left out where it has none."""
+    """Values of one quantity of the log by seed and epoch; without the start if it has none."""
     rows: list[list[float]] = [[] for _ in run.nets]
     for line in run.metrics:
         if "epoch" in line and name in line:
@@ -88,7 +87,7 @@ def _along(run: rt.training.Run, name: str) -> list[list[float]]:
 
 
 def judge_figure_2(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 2: deeper means smaller, at the end and along training."""
+    """Require smaller norms for deeper nets, at the end and during training."""
     norm = a["norm"].mean(1)
     falls = (np.diff(norm[:, 1:], axis=0) < 0).all(0)
     return [
@@ -111,7 +110,7 @@ def judge_figure_2(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_2(figure: Figure, a: Arrays) -> None:
-    """Mean norm against epochs, one curve a depth."""
+    """Plot the mean norm against epochs, one curve per depth."""
     ax = figure.subplots()
     for depth, rows in zip(a["depth"], a["norm"], strict=True):
         epoch = np.arange(rows.shape[1])
@@ -126,7 +125,7 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PreactivationNets(Part):
-    """Nets of one depth and one shortcut depth, trained together; ``seeds`` are such as 0,1,2."""
+    """Nets of one depth and shortcut depth, trained together; ``seeds`` are such as "0,1,2"."""
 
     depth: int = 40
     shortcut_depth: int = 2
@@ -162,7 +161,7 @@ def compute_figure_9(
     device: str = "cpu",
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Final training loss without augmentation, by shortcut depth, depth and seed."""
+    """Compute the final training loss without augmentation by shortcut depth, depth and seed."""
     same = {**training, "seeds": ",".join(map(str, training["seeds"]))}
     parts = {
         str(n): [PreactivationNets(depth=depth, shortcut_depth=n, **same) for depth in depths]
@@ -178,7 +177,7 @@ def compute_figure_9(
 
 
 def judge_figure_9(a: Arrays) -> list[Verdict]:
-    """Only shortcut depth 2 gains from depth; it is the best where nets are deepest."""
+    """Require that only shortcut depth 2 gains from depth, and is best at the largest depth."""
     loss, depth = a["loss"].mean(2), a["depth"]
     two, others = loss[1], np.delete(loss, 1, axis=0)
     shown = "; ".join(
@@ -214,7 +213,7 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_9(figure: Figure, a: Arrays) -> None:
-    """Final loss against depth, one curve a shortcut depth, all seeds as dots."""
+    """Plot the final loss against depth, one curve per shortcut depth, all seeds as dots."""
     ax = figure.subplots()
     for n, rows, marker in zip(a["shortcut_depth"], a["loss"], "Dosv", strict=True):
         (line,) = ax.plot(a["depth"], rows.mean(1), marker + "-", label=f"n = {n}")

@@ -1,5 +1,6 @@
-"""Figures 1 and 10: what a 2-shortcut unit is, and the path of a column on the sphere."""
+"""Figures 1 and 10: the 2-shortcut unit, and the path of a column on the sphere."""
 
+import functools
 import itertools
 import math
 
@@ -24,7 +25,7 @@ FUNCTIONS = {
 
 
 def compute_figure_1(*, width: int, blocks: int, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """2-shortcut nets against the figure written out, for all 8 sets of positions."""
+    """Compare 2-shortcut nets with an explicit implementation for all 8 sets of positions."""
     x = torch.randn(samples, width, generator=generator_of(seed), dtype=torch.float64)
     gaps, outputs = [], []
     for chosen in itertools.product((False, True), repeat=3):
@@ -36,14 +37,12 @@ def compute_figure_1(*, width: int, blocks: int, samples: int, seed: int) -> dic
         weights = net.weights.detach().numpy()
         gaps.append(np.abs(output - _written_out(x.numpy(), weights, acts)).max())
         outputs.append(output)
-    apart = [
-        np.abs(a - b).max() for a, b in itertools.combinations(outputs, 2)
-    ]  # every position is a different net
+    apart = [np.abs(a - b).max() for a, b in itertools.combinations(outputs, 2)]
     return {"gap": np.array(gaps), "apart": np.array(apart), "scale": np.abs(outputs[0]).max()}
 
 
 def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np.ndarray:
-    """The figure: pre before the first matrix, mid between, post after the second, then + z."""
+    """Explicit forward pass: pre, first matrix, mid, second matrix, post, then + z."""
     act = {p: FUNCTIONS[acts[p]] if p in acts else (lambda v: v) for p in POSITIONS}
     for first, second in weights:
         z = z + act["post"](act["mid"](act["pre"](z) @ first.T) @ second.T)
@@ -51,7 +50,7 @@ def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np
 
 
 def judge_figure_1(a: Arrays) -> list[Verdict]:
-    """The three positions are where the figure has them."""
+    """Require the three positions of the figure."""
     gap, apart = float(a["gap"].max() / a["scale"]), float(a["apart"].min() / a["scale"])
     return [
         Verdict(
@@ -70,30 +69,23 @@ def judge_figure_1(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_1(figure: Figure, a: Arrays) -> None:
-    """One 2-shortcut unit with its three positions for activations."""
+    """Draw one 2-shortcut unit with its three positions for activations."""
     ax = figure.subplots()
-    labels = ["$z_{r-1}$", "pre", "$W^{r,1}$", "mid", "$W^{r,2}$", "post", "+", "$z_r$"]
-    for place, label in enumerate(labels):
-        color = {"p": "#E69F00", "m": "#E69F00", "$W": "#56B4E9"}.get(
-            label[:2] if label[:2] == "$W" else label[0], "white"
-        )
+    orange, blue = "#E69F00", "#56B4E9"
+    boxes = {
+        "$z_{r-1}$": "white", "pre": orange, "$W^{r,1}$": blue, "mid": orange,
+        "$W^{r,2}$": blue, "post": orange, "+": "white", "$z_r$": "white",
+    }  # fmt: skip
+    for place, (label, color) in enumerate(boxes.items()):
         box = FancyBboxPatch(
             (place - 0.3, -0.2), 0.6, 0.4, boxstyle="round,pad=0.02", facecolor=color
         )
         ax.add_patch(box)
         ax.text(place, 0, label, ha="center", va="center")
-        if place:
-            ax.add_patch(
-                FancyArrowPatch(
-                    (place - 0.72, 0), (place - 0.28, 0), arrowstyle="->", mutation_scale=9
-                )
-            )
-    curve = "arc3,rad=-0.35"
-    ax.add_patch(
-        FancyArrowPatch(
-            (0, 0.3), (6, 0.3), connectionstyle=curve, arrowstyle="->", mutation_scale=12
-        )
-    )
+    arrow = functools.partial(FancyArrowPatch, arrowstyle="->")
+    for place in range(1, len(boxes)):
+        ax.add_patch(arrow((place - 0.72, 0), (place - 0.28, 0), mutation_scale=9))
+    ax.add_patch(arrow((0, 0.3), (6, 0.3), connectionstyle="arc3,rad=-0.35", mutation_scale=12))
     ax.text(3, 1.45, "identity shortcut", ha="center")
     ax.set(xlim=(-0.6, 7.6), ylim=(-0.6, 1.8), aspect="equal")
     ax.set_title(f"net against figure: {float(a['gap'].max()):.0e}")
@@ -106,7 +98,7 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
 def compute_figure_10(
     *, width: int, samples: int, units: int, points: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Every path of one problem, and a map around the one with the longest detours."""
+    """Compute all paths of one problem, and a chart around the one with the longest detours."""
     generator = generator_of(seed, width, samples)
     x, y = sphere(generator, samples, width), sphere(generator, samples, width)
     found = rt.theory.interpolate(x, y, units=units)
@@ -135,7 +127,7 @@ def compute_figure_10(
 
 
 def judge_figure_10(a: Arrays) -> list[Verdict]:
-    """Paths on the sphere, clear of all other columns, not much longer than the arcs."""
+    """Require short paths on the sphere that keep a distance from all other columns."""
     off, nearest = float(a["off_sphere"].max()), float(a["nearest"].min())
     ratio, longest = float((a["length"] / a["arc"]).max()), float(a["length"].max())
     return [
@@ -168,7 +160,7 @@ def judge_figure_10(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_10(figure: Figure, a: Arrays) -> None:
-    """The path with the longest detours."""
+    """Plot the path with the longest detours."""
     chart = rt.theory.PathChart(
         arc=a["chart.arc"],
         path=a["chart.path"],

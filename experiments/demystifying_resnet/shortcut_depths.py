@@ -1,8 +1,6 @@
-"""Figure 9 by a surrogate: fully connected nets of shortcut depth 1 to 4 in place of convolutional
-ones.
-"""
+"""Figure 9 by a surrogate: fully connected instead of convolutional nets, shortcut depth 1 to 4."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,34 +8,18 @@ from matplotlib.figure import Figure
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.final_losses import at_best, final_losses
 from experiments.demystifying_resnet.nets import PAPER, at_depth
-from experiments.parts import Each, in_turn
 
 SHORTCUT_DEPTHS = (1, 2, 3, 4)
-
-
-def compute_figure_9(
-    *,
-    dataset: str,
-    samples: int | None,
-    depths: Sequence[int],
-    rates: Sequence[float],
-    seeds: int,
-    epochs: int,
-    scale: float,
-    loss: str = "square",
-    activation: str | None = "relu",
-    device: str = "cpu",
-    each: Each = in_turn,
-) -> dict[str, np.ndarray]:
-    """Fully connected pre-activation nets of equal depth and shortcuts of depth 1 to 4."""
-    nets = {f"n{n}": dict(n=n, shortcut=True, init="near_zero") for n in SHORTCUT_DEPTHS}
-    same = dict(dataset=dataset, samples=samples, seeds=seeds, epochs=epochs, scale=scale)
-    acts = dict(pre=activation, mid=activation)
-    return final_losses(nets, depths, rates, each, device, **same, loss=loss, **acts)
+compute_figure_9 = partial(
+    final_losses,
+    {f"n{n}": dict(n=n, shortcut=True, init="near_zero") for n in SHORTCUT_DEPTHS},
+    pre="relu",
+    mid="relu",
+)
 
 
 def judge_figure_9(a: Arrays) -> list[Verdict]:
-    """The criteria of Figure 9 on medians over seeds, at N = 48 and against N = 12."""
+    """Judge medians over seeds at N = 48 and N = 12."""
     depth, seeds = a["depth"], a["n1.loss"].shape[-1]
     loss = {n: at_best(a, f"n{n}", np.median)[0] for n in SHORTCUT_DEPTHS}
     first, last = {}, {}
@@ -74,7 +56,7 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_9(figure: Figure, a: Arrays) -> None:
-    """Final loss over depth, one curve a shortcut depth: median and all seeds."""
+    """Plot final loss against depth, one curve per shortcut depth: median and all seeds."""
     ax = figure.subplots()
     for n, marker in zip(SHORTCUT_DEPTHS, "Dosv", strict=True):
         losses = a[f"n{n}.loss"]

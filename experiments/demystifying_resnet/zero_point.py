@@ -19,7 +19,7 @@ from experiments.demystifying_resnet.nets import (
 )
 from resid_theory.data.regression import Regression
 
-# activations by name: for one matrix a block there is no mid position
+# blocks of one matrix have no mid position
 ONE_LAYER = {"linear": {}, "tanh": {"post": "tanh"}, "relu": {"pre": "relu"}}
 MORE_LAYERS = {"linear": {}, "tanh": {"mid": "tanh"}, "relu": {"mid": "relu"}}
 
@@ -29,7 +29,7 @@ MORE_LAYERS = {"linear": {}, "tanh": {"mid": "tanh"}, "relu": {"mid": "relu"}}
 def compute_theorem_2(
     *, n: int, depths: Sequence[int], dataset: str, samples: int | None, seed: int
 ) -> dict[str, np.ndarray]:
-    """Predicted and measured Hessians at zero for every activation and number of blocks."""
+    """Compare predicted and measured Hessians at zero by activation and number of blocks."""
     data = whitened(dataset, samples)
     kinds = ONE_LAYER if n == 1 else MORE_LAYERS
     return {
@@ -49,13 +49,12 @@ def _theorem_2_row(
     net = rt.ShortcutNet(WIDTH, blocks, n, **acts)
     predicted = in_mean = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n, **acts)
     if acts.get("mid") == "relu" and n == 2:
-        # ReLU has no derivative at zero: the limit along a ray, measured 1e-7 from zero.
+        # ReLU has no derivative at zero: take the limit along a ray, measured 1e-7 from zero.
         rt.initialize(net, "near_zero", generator=generator_of(seed, n, blocks), scale=1e-7)
         predicted = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=n, kink=net, **acts)
     measured = rt.hessian_spectrum(net, "square", data)
-    gradient = torch.autograd.grad((0.5 * (net(data.x) - data.y) ** 2).sum(1).mean(), net.weights)[
-        0
-    ]
+    loss = (0.5 * (net(data.x) - data.y) ** 2).sum(1).mean()
+    (gradient,) = torch.autograd.grad(loss, net.weights)
     return {
         "distance": predicted.spectrum.distance(measured),
         "max": measured.max_magnitude,
@@ -79,7 +78,7 @@ def _jet_error(
     point: rt.theory.ZeroPoint,
     generator: torch.Generator,
 ) -> float:
-    """Relative error of the leading jet at weights of size 0.01, over that size."""
+    """Relative error of the leading jet at weights of scale 0.01, divided by that scale."""
     size = 1e-2
     rt.initialize(net, "near_zero", generator=generator, scale=size)
     with torch.no_grad():
@@ -100,7 +99,7 @@ def _agreement(a: Arrays, kinds: Iterable[str]) -> Verdict:
 
 
 def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
-    """Depth-invariant condition number, strict saddle, index one half."""
+    """Require a depth-invariant condition number and a strict saddle of index one half."""
     smooth = ("linear", "tanh")
     cond = np.concatenate([a[f"{kind}.condition_number"] for kind in smooth])
     drift = float(cond.max() / cond.min() - 1)
@@ -132,7 +131,7 @@ def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
 
 
 def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
-    """Not stationary; the condition number grows, in proportion to depth."""
+    """Require a nonzero gradient and a condition number in proportion to depth."""
     blocks = a["blocks"]
     gap = max(
         float(np.abs(a[f"{k}.gradient"] / a[f"{k}.correlation"] - 1).max())
@@ -165,13 +164,13 @@ def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Slope of log y over log x on the upper half of the depths."""
+    """Slope of log y against log x on the upper half of the depths."""
     upper = slice(len(x) // 2 - (len(x) <= 3), None)
     return float(np.polyfit(np.log(x[upper]), np.log(y[upper]), 1)[0])
 
 
 def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
-    """All second derivatives vanish; the third order is the jet."""
+    """Require vanishing second derivatives and the predicted third-order jet."""
     largest = max(float(a[f"{k}.max"].max()) for k in MORE_LAYERS)
     gradient = max(float(a[f"{k}.gradient"].max()) for k in MORE_LAYERS)
     smooth = ("linear", "tanh")
@@ -190,7 +189,7 @@ def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
 
 
 def draw_theorem_2(figure: Figure, a: Arrays) -> None:
-    """Condition numbers, and the gap between prediction and measurement, against blocks."""
+    """Plot condition numbers and prediction errors against the number of blocks."""
     kinds = [key.split(".")[0] for key in a if key.endswith(".distance")]
     left, right = figure.subplots(1, 2)
     for marker, kind in zip("osD", kinds, strict=True):
@@ -207,7 +206,7 @@ def draw_theorem_2(figure: Figure, a: Arrays) -> None:
 
 
 def draw_theorem_2_three(figure: Figure, a: Arrays) -> None:
-    """How well the third-order jet describes the loss near zero; the Hessian itself is zero."""
+    """Plot the error of the third-order jet of the loss; the Hessian itself is zero."""
     ax = figure.subplots()
     for marker, kind in zip("oD", ("linear", "tanh"), strict=True):
         ax.plot(a["blocks"], a[f"{kind}.jet_error"], marker + "-", label=kind, mfc="none")
@@ -234,7 +233,7 @@ def compute_figure_11(
     mid: str | None = None,
     post: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Hessians at zero in the paper's order, measured without the closed form."""
+    """Compute Hessians at zero in the paper's order, without the closed form."""
     data, activations = whitened(dataset, samples), dict(pre=pre, mid=mid, post=post)
     arrays = {"blocks": np.array(blocks)}
     for n in (1, 2):
@@ -249,7 +248,7 @@ def compute_figure_11(
 
 
 def judge_figure_11(a: Arrays) -> list[Verdict]:
-    """For n = 2 only A and its transpose are nonzero; for n = 1 A fills the lower triangle."""
+    """Require the blocks A and their transposes, and for n = 2 zeros elsewhere."""
     blocks, verdicts = int(a["blocks"]), []
     for n in (1, 2):
         size = WIDTH * WIDTH
@@ -289,7 +288,7 @@ def _a_tiles(blocks: int, n: int) -> list[tuple[int, int]]:
 
 
 def draw_figure_11(figure: Figure, a: Arrays) -> None:
-    """Both patterns as signed heat maps."""
+    """Plot both patterns as signed heat maps."""
     blocks = int(a["blocks"])
     for n, ax in zip((2, 1), figure.subplots(1, 2), strict=True):
         rt.plots.hessian_pattern(

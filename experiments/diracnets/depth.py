@@ -1,7 +1,6 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): how accuracy goes with depth and width,
-sections 3.1 and 3.2 and Figure 1.
+"""DiracNets: accuracy by depth and width, sections 3.1 and 3.2 and Figure 1.
 
-BatchNorm weights start at one, as torch has them; the authors' code draws them from U(0, 1).
+BatchNorm weights are initialized to one, as in torch; the authors' code draws them from U(0, 1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from experiments.diracnets.nets import (
     COLORS,
     DIGITS,
     DIGITS_SCALED,
-    GPU,
+    FULL,
     LEARNT,
     PAPER,
     SHORT,
@@ -37,7 +36,7 @@ KINDS = ("plain", "dirac")
 def compute_section_3_1(
     *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Risk along training and final test error of plain and Dirac nets, all seeds."""
+    """Compute risk by epoch and final test error of plain and Dirac nets, all seeds."""
     found = {
         (kind, depth): fits({"kind": kind, "depth": depth}, device=device, **training)
         for kind in KINDS
@@ -49,9 +48,20 @@ def compute_section_3_1(
 
 
 def judge_section_3_1(a: Arrays) -> list[Verdict]:
-    """From 34 layers on a gap beyond its interval; the deepest plain net never starts."""
+    """Require a gap from 34 layers on, and a plain net of 100 layers that does not train."""
     gaps = 100 * (a["test_error"][0] - a["test_error"][1])  # points, (depths, seeds)
-    found = [_gap(depth, gap) for depth, gap in zip(a["depth"], gaps, strict=True) if depth >= 34]
+    found = []
+    for depth, gap in zip(a["depth"], gaps, strict=True):
+        mean, low, high = interval(gap)
+        if depth >= 34:
+            found.append(
+                Verdict(
+                    f"test accuracy at depth {depth}, Dirac less plain with the same seed, points",
+                    "95 % interval above 0 (Figure 1: about 4 points at 52, 52 at 100)",
+                    f"{mean:.1f}, interval {low:.1f} to {high:.1f} (n = {len(gap)})",
+                    low > 0,
+                )
+            )
     if 100 in a["depth"]:
         plain, dirac = a["risk"][:, list(a["depth"]).index(100), :, -1]
         found += [
@@ -73,18 +83,8 @@ def judge_section_3_1(a: Arrays) -> list[Verdict]:
     return found
 
 
-def _gap(depth: int, gap: np.ndarray) -> Verdict:
-    mean, low, high = interval(gap)
-    return Verdict(
-        f"test accuracy at depth {depth}, Dirac less plain with the same seed, points",
-        "95 % interval above 0 (Figure 1: about 4 points at 52, 52 at 100)",
-        f"{mean:.1f}, interval {low:.1f} to {high:.1f} (n = {len(gap)})",
-        low > 0,
-    )
-
-
 def draw_section_3_1(figure: Figure, a: Arrays) -> None:
-    """Risk along training, darker with depth; final test accuracy against depth."""
+    """Plot risk by epoch, darker with depth, and final test accuracy against depth."""
     left, right = figure.subplots(1, 2)
     epoch = np.arange(1, a["risk"].shape[-1] + 1)
     for kind, risks, errors in zip(KINDS, a["risk"], a["test_error"], strict=True):
@@ -111,7 +111,7 @@ FAMILIES = ("plain", "dirac", "residual")
 def compute_figure_1(
     *, nets: Sequence[Sequence[Any]], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Final test error and parameters of each net, given as kind, depth and width."""
+    """Compute test error and number of parameters of nets given as kind, depth and width."""
     rows = [
         fits(_net(kind, depth, width), device=device, **training) for kind, depth, width in nets
     ]
@@ -126,7 +126,7 @@ def compute_figure_1(
 
 
 def _net(kind: str, depth: int, width: int) -> dict[str, Any]:
-    """Width 1 goes without saying, so that the training is that of other claims."""
+    """Arguments of a net; width 1 is omitted, so that other claims share the training."""
     return {"kind": kind, "depth": depth, **({"width": width} if width > 1 else {})}
 
 
@@ -137,12 +137,10 @@ def _medians(a: Arrays, kind: str, width: int = 1) -> dict[int, float]:
 
 
 def judge_figure_1(a: Arrays) -> list[Verdict]:
-    """Dirac at least plain at every depth; in full, the paper's numbers of degradation."""
+    """Require Dirac above plain; for full trainings also the paper's degradation with depth."""
     plain, dirac = _medians(a, "plain"), _medians(a, "dirac")
     common = [depth for depth in plain if depth in dirac]
-    enough = [
-        dirac[d] > plain[d] if d >= 34 else dirac[d] >= plain[d] - 0.5 for d in common
-    ]  # fmt: skip
+    enough = [dirac[d] > plain[d] if d >= 34 else dirac[d] >= plain[d] - 0.5 for d in common]
     found = [
         Verdict(
             "median test accuracy by depth, Dirac against plain, width 1",
@@ -183,7 +181,7 @@ def _judge_in_full(plain: Mapping[int, float], dirac: Mapping[int, float]) -> li
 
 
 def draw_figure_1(figure: Figure, a: Arrays) -> None:
-    """Median accuracy against depth, a line a kind and width, circles by parameters."""
+    """Plot median accuracy against depth by kind and width; areas show parameters."""
     ax = figure.subplots()
     for kind in FAMILIES:
         for width, style in zip((1, 2, 3, 4), ("-", "--", "-.", ":"), strict=True):
@@ -205,7 +203,7 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
 def compute_section_3_2(
     *, depth: int, widths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Final test error of DiracNets by width, all seeds."""
+    """Compute the final test error of DiracNets by width, all seeds."""
     rows = [fits(_net("dirac", depth, width), device=device, **training) for width in widths]
     return {
         "depth": np.array(depth),
@@ -215,7 +213,7 @@ def compute_section_3_2(
 
 
 def judge_section_3_2(a: Arrays) -> list[Verdict]:
-    """No degradation with width."""
+    """Require no degradation with width."""
     accuracy = 1 - a["test_error"]
     return [
         Verdict(
@@ -230,7 +228,7 @@ def judge_section_3_2(a: Arrays) -> list[Verdict]:
 
 
 def draw_section_3_2(figure: Figure, a: Arrays) -> None:
-    """Accuracy against width, each seed a dot."""
+    """Plot accuracy against width, one dot per seed."""
     accuracy = 100 * (1 - a["test_error"])
     ax = figure.subplots()
     ax.plot(a["width"], accuracy.mean(1), "-", color=COLORS["dirac"])
@@ -248,16 +246,10 @@ CLAIMS = [
         "layers on, and at 100 do not start.",
         settings={
             "quick": {
-                "depths": [52],
-                "training": DIGITS,
-                "scaled": f"{DIGITS_SCALED}, depth 52 only",
+                "depths": [52], "training": DIGITS, "scaled": f"{DIGITS_SCALED}, depth 52 only",
             },
-            "short": {
-                "depths": [10, 52, 100],
-                "training": SHORT,
-                "scaled": SHORT_SCALED,
-            },
-            "paper": {"depths": [10, 16, 22, 28, 34, 40, 52, 100], "training": GPU},
+            "short": {"depths": [10, 52, 100], "training": SHORT, "scaled": SHORT_SCALED},
+            "paper": {"depths": [10, 16, 22, 28, 34, 40, 52, 100], "training": FULL},
         },
         compute=compute_section_3_1,
         judge=judge_section_3_1,
@@ -289,7 +281,7 @@ CLAIMS = [
                       for width in (1, 2, 3, 4) for depth in (10, 16, 22, 28, 34, 40)),
                     *([kind, depth, 1] for kind in ("dirac", "residual") for depth in (52, 100)),
                 ],
-                "training": GPU,
+                "training": FULL,
             },
         },
         compute=compute_figure_1,
@@ -302,18 +294,14 @@ CLAIMS = [
         says="DiracNets do not degrade with width.",
         settings={
             "quick": {
-                "depth": 10,
-                "widths": [1, 2],
-                "training": DIGITS,
+                "depth": 10, "widths": [1, 2], "training": DIGITS,
                 "scaled": f"{DIGITS_SCALED}, depth 10, widths 1 and 2",
             },
             "short": {
-                "depth": 10,
-                "widths": [1, 2, 4],
-                "training": SHORT,
+                "depth": 10, "widths": [1, 2, 4], "training": SHORT,
                 "scaled": f"{SHORT_SCALED}, depth 10",
             },
-            "paper": {"depth": 34, "widths": [1, 2, 3, 4], "training": GPU},
+            "paper": {"depth": 34, "widths": [1, 2, 3, 4], "training": FULL},
         },
         compute=compute_section_3_2,
         judge=judge_section_3_2,

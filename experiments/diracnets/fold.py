@@ -1,12 +1,11 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): a DiracNet costs nothing at inference,
-abstract and section 2.
+"""DiracNets: no extra cost at inference, abstract and section 2.
 
-Times are those of ``time.process_time``, medians of turns that alternate between the nets.
+Times are medians of ``time.process_time``; the nets take turns.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,14 +16,14 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import PAPER, parameters_of
 
-EQUAL = {"float64": 1e-12, "float32": 1e-4}  # depth 100: a few hundred layers' roundings
+EQUAL = {"float64": 1e-12, "float32": 1e-4}  # round-off of a few hundred layers at depth 100
 LAYERS = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
 
 
 def compute_fold(
     *, depths: Sequence[int], images: int, size: int, repeats: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Gaps, layers and multiplications of folded nets beside a chain that never was a DiracNet."""
+    """Compare folded nets with the DiracNets, and with newly built chains of equal shape."""
     rows = [_folded(depth, images, size, repeats, seed) for depth in depths]
     return {"depth": np.array(depths)} | {
         name: np.array([row[name] for row in rows]) for name in rows[0]
@@ -34,34 +33,33 @@ def compute_fold(
 def _folded(depth: int, images: int, size: int, repeats: int, seed: int) -> dict[str, object]:
     source = torch.Generator().manual_seed(seed)
     x = torch.randn(images, 3, size, size, generator=source, dtype=torch.float64)
-    net = _lived_in(rt.diracnet(depth, generator=seed), source, x)
+    net = _perturbed(rt.diracnet(depth, generator=seed), source, x)
     folded = rt.fold(net)
-    bare = _chain(folded, source)
+    chain = _chain(folded, source)
     gaps = {}
     for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
         gaps[f"gap_{kind}"] = _gap(net.to(dtype), rt.fold(net), x.to(dtype))
-    single = x.float()
-    nets = {"dirac": net, "folded": folded.float(), "chain": bare.float()}
-    seconds = _seconds({name: _pass(module, single) for name, module in nets.items()}, repeats)
+    nets = {"dirac": net, "folded": folded.float(), "chain": chain.float()}
+    seconds = _seconds(nets, x.float(), repeats)
     return {
         **gaps,
         "other_layers": sum(not isinstance(layer, LAYERS) for layer in folded),
-        "parameters": [parameters_of(folded), parameters_of(bare)],
-        "products": [_products(folded, size), _products(bare, size)],
-        "seconds": [seconds[name] for name in ("dirac", "folded", "chain")],
+        "parameters": [parameters_of(folded), parameters_of(chain)],
+        "products": [_multiplications(folded, size), _multiplications(chain, size)],
+        "seconds": seconds,
     }
 
 
 @torch.no_grad()
-def _lived_in(net: nn.Module, source: torch.Generator, x: Tensor) -> nn.Module:
-    """In eval mode, with scales off their start and the running statistics of x, in float64."""
+def _perturbed(net: nn.Module, source: torch.Generator, x: Tensor) -> nn.Module:
+    """The net in float64 and eval mode, with random scales and the running statistics of x."""
     net.double()
     for name, parameter in net.named_parameters():
         if name.endswith((".a", ".b")) or parameter.dim() == 1:
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=source).double())
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0  # the statistics of one batch, not a mean with those of the start
+            module.momentum = 1.0  # the statistics of one batch, without the initial ones
     net.train()(x)
     return net.eval()
 
@@ -74,7 +72,7 @@ def _gap(net: nn.Module, folded: nn.Module, x: Tensor) -> float:
 
 
 def _chain(folded: nn.Sequential, source: torch.Generator) -> nn.Sequential:
-    """Convolutions with bias, ReLU and pools, made anew of the same shape, not by folding."""
+    """A newly built chain of convolutions with bias, ReLU and pooling of the same shape."""
     made = nn.Sequential()
     for name, layer in folded.named_children():
         if isinstance(layer, nn.Conv2d):
@@ -89,8 +87,8 @@ def _chain(folded: nn.Sequential, source: torch.Generator) -> nn.Sequential:
     return made.eval()
 
 
-def _products(net: nn.Sequential, size: int) -> int:
-    """Multiplications of one image's pass, those of convolutions and ``nn.Linear``."""
+def _multiplications(net: nn.Sequential, size: int) -> int:
+    """Number of multiplications in convolutions and linear layers for one image."""
     x, total = torch.zeros(1, 3, size, size, dtype=next(net.parameters()).dtype), 0
     with torch.no_grad():
         for layer in net:
@@ -100,29 +98,21 @@ def _products(net: nn.Sequential, size: int) -> int:
     return total
 
 
-def _pass(net: nn.Module, x: Tensor) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with torch.no_grad():
-            out: Tensor = net(x)
-        return out
-
-    return call
-
-
-def _seconds(tasks: Mapping[str, Callable[[], Tensor]], repeats: int) -> dict[str, float]:
-    """Median seconds of each; they take turns, after one that does not count."""
-    spent: dict[str, list[float]] = {name: [] for name in tasks}
+@torch.no_grad()
+def _seconds(nets: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[float]:
+    """Median seconds of a forward pass of each net; the nets take turns, after a warm-up."""
+    spent: dict[str, list[float]] = {name: [] for name in nets}
     for turn in range(repeats + 1):
-        for name, task in tasks.items():
+        for name, net in nets.items():
             start = time.process_time()
-            task()
+            net(x)
             if turn:
                 spent[name].append(time.process_time() - start)
-    return {name: statistics.median(times) if times else np.nan for name, times in spent.items()}
+    return [statistics.median(times) if times else np.nan for times in spent.values()]
 
 
 def judge_fold(a: Arrays) -> list[Verdict]:
-    """The same function, a plain chain, the same work, and where it was timed the same time."""
+    """Require the same function by a plain chain, and equal cost; times only if measured."""
     same = (a["parameters"] == a["parameters"][:, 1:]).all() and (
         a["products"] == a["products"][:, 1:]
     ).all()
@@ -170,7 +160,7 @@ def judge_fold(a: Arrays) -> list[Verdict]:
 
 
 def draw_fold(figure: Figure, a: Arrays) -> None:
-    """Differences by depth, and times where there are any."""
+    """Plot differences by depth, and times if measured."""
     timed = np.isfinite(a["seconds"]).all()
     left, *more = np.ravel(figure.subplots(1, 2 if timed else 1))
     for kind in EQUAL:
@@ -192,11 +182,7 @@ CLAIMS = [
         says="At inference a DiracNet is a chain of convolution-ReLU pairs and costs no more.",
         settings={
             "quick": {
-                "depths": [34],
-                "images": 8,
-                "size": 16,
-                "repeats": 0,
-                "seed": 0,
+                "depths": [34], "images": 8, "size": 16, "repeats": 0, "seed": 0,
                 "scaled": "depth 34, images of 16 x 16, not timed",
             },
             "paper": {"depths": [34, 100], "images": 32, "size": 32, "repeats": 30, "seed": 0},
@@ -205,4 +191,4 @@ CLAIMS = [
         judge=judge_fold,
         draw=draw_fold,
     )
-]
+]  # fmt: skip

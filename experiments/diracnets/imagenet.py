@@ -1,8 +1,8 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): ImageNet, Table 3 and Figure 3.
+"""DiracNets: ImageNet, Table 3 and Figure 3.
 
-Training there needs the data, 200 GB of memory, because image sets are held whole, and days of a
-GPU; augmentation would be crops and flips of 224 x 224 images, not the authors' random scales.
-Without them the same code goes through one epoch on a generated folder of images.
+The paper scale needs the data, 200 GB of memory, because image sets are held whole, and days of a
+GPU; augmentation would be crops and flips of 224 x 224 images, not the authors' random scales. The
+quick scale runs the same code for one epoch on a generated folder of images.
 """
 
 import tempfile
@@ -41,9 +41,9 @@ def _net(name: str, classes: int) -> nn.Sequential:
 def compute_table_3(
     *, nets: Sequence[str], training: Mapping[str, Any], generated: int = 0, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Errors after training, and of Dirac nets the gaps of the fold and of the authors' layout.
+    """Train nets and compute their errors, and the errors of folding and of the authors' files.
 
-    ``generated`` makes so many classes of images for the occasion instead of reading ImageNet.
+    ``generated`` is the number of classes of generated images; 0 reads ImageNet.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = _generate(Path(scratch), generated) if generated else IMAGENET.folder()
@@ -56,7 +56,7 @@ def compute_table_3(
 
 
 def _generate(folder: Path, classes: int) -> Path:
-    """A tree of train and val with striped images, a class a wavelength; PPM, which is bytes."""
+    """Write folders train and val of striped PPM images, one wavelength per class."""
     source = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 2)):
         for label in range(classes):
@@ -98,20 +98,20 @@ def _trained(
     moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
     found = rt.evaluate(net, test, top=(1, min(5, len(data.classes))))
     return {
-        # As many outputs as ImageNet has classes, each with 512 weights and a bias.
+        # With the 1,000 outputs of ImageNet, each of 512 weights and a bias.
         "parameters": parameters_of(net) + 513 * (1000 - len(data.classes)),
         "risk": run.metrics[-1]["loss"],
         "along": run.column("test_error"),
         "moved": np.mean(moved),
         "top_1": found.error(1),
         "top_5": found.error(max(found.wrong)),
-        **_carried_over(net, test.inputs(test.pixels[:8], torch.float32), scratch),
+        **_conversion_gaps(net, test.inputs(test.pixels[:8], torch.float32), scratch),
     }
 
 
 @torch.no_grad()
-def _carried_over(net: nn.Sequential, x: torch.Tensor, scratch: Path) -> dict[str, float]:
-    """Relative gaps of the folded net and of one written and read in the authors' layout."""
+def _conversion_gaps(net: nn.Sequential, x: torch.Tensor, scratch: Path) -> dict[str, float]:
+    """Relative errors of the folded net and of the net saved and loaded in the authors' layout."""
     wanted = net(x)
     made = {"fold_gap": rt.fold(net)}
     if dirac_layers(net):
@@ -122,7 +122,7 @@ def _carried_over(net: nn.Sequential, x: torch.Tensor, scratch: Path) -> dict[st
 
 
 def judge_table_3(a: Arrays) -> list[Verdict]:
-    """What can be said without ImageNet; with it, that depth for depth Dirac nets come close."""
+    """Judge parameters and conversion, and on ImageNet the errors at equal depth."""
     nets = a["net"].tolist()
     counts = {n: c for n, c in zip(nets, a["parameters"].tolist(), strict=True) if n in COUNTS}
     found = [
@@ -167,7 +167,7 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_3(figure: Figure, a: Arrays) -> None:
-    """Top-1 error of single crops along training, as Figure 3."""
+    """Plot the top-1 error of single crops by epoch, as in Figure 3."""
     ax = figure.subplots()
     for name, along in zip(a["net"], a["along"], strict=True):
         ax.plot(np.arange(len(along)), 100 * along, ".-", label=name)
@@ -188,10 +188,7 @@ CLAIMS = [
                 "generated": 2,
                 "scaled": "one epoch on 16 generated images of 32 x 32: the errors say nothing",
             },
-            "paper": {
-                "nets": list(NAMES),
-                "training": {"epochs": 100, "batch": 256, "size": 224},
-            },
+            "paper": {"nets": list(NAMES), "training": {"epochs": 100, "batch": 256, "size": 224}},
         },
         compute=compute_table_3,
         judge=judge_table_3,

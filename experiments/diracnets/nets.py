@@ -32,7 +32,7 @@ SHORT = {
 SHORT_SCALED = (
     "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 3 seeds"
 )
-GPU = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
+FULL = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
 COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 Training = Mapping[str, Any]
 # Names of the compared nets; depth, width, std and init are further arguments. The authors' code

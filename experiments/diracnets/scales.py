@@ -1,7 +1,6 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): what becomes of the scales a and b,
-equation (4) against (5) in section 2, section 3.3 and Figure 2.
+"""DiracNets: the scales a and b, equations (4) and (5) of section 2, section 3.3 and Figure 2.
 
-BatchNorm behind a layer takes out the common factor of a and b: what counts is their ratio.
+BatchNorm after a layer removes the common factor of a and b, so only their ratio matters.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import (
     DIGITS,
     DIGITS_SCALED,
-    GPU,
+    FULL,
     PAPER,
     SHORT,
     SHORT_SCALED,
@@ -28,18 +27,17 @@ from experiments.diracnets.nets import (
 from experiments.trainings import FULL_EPOCHS
 
 DEGRADED = 0.01  # |a| or |b| below this
-LOW = 0.05  # share of degraded planes that is called low; the paper gives no number
+LOW = 0.05  # a share of degraded planes below it is low; the paper gives no number
 GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def _final(fit: Tested) -> tuple[np.ndarray, np.ndarray]:
-    """|a| and |b| of all planes, layer after layer, and the number of planes of each layer."""
+    """|a| and |b| of all planes in the order of layers, and the number of planes per layer."""
     weights = dirac_layers(fit.net).values()
     a = np.concatenate([w.a.detach().abs().numpy() for w in weights])
     b = np.concatenate([w.b.detach().abs().numpy() for w in weights if w.b is not None] or [[]])
-    return np.stack([a, b if len(b) else np.full_like(a, np.nan)]), np.array(
-        [len(w.a) for w in weights]
-    )
+    planes = np.array([len(w.a) for w in weights])
+    return np.stack([a, b if len(b) else np.full_like(a, np.nan)]), planes
 
 
 # -- section 2: equation (4) against (5), and decay of a and b ------------------------------------
@@ -50,7 +48,7 @@ WAYS = ("equation (5)", "equation (4)", "equation (5), a and b decayed")
 def compute_section_2(
     *, depth: int, training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Risk, test error and final scales of the three ways to train a DiracNet, all seeds."""
+    """Compute risk, test error and final scales of three ways to train a DiracNet, all seeds."""
     dirac = {"kind": "dirac", "depth": depth}
     rows = [
         fits(dirac, device=device, **training),
@@ -67,7 +65,7 @@ def compute_section_2(
 
 
 def judge_section_2(a: Arrays) -> list[Verdict]:
-    """Normalization helps a deep net; decayed scales shrink, and in full degenerate."""
+    """Require that normalization helps a deep net and that decay shrinks the scales."""
     error, scales = a["test_error"], a["scales"]  # (ways, seeds), (ways, seeds, a or b, planes)
     risk = a["risk"][..., -1]
     means = scales[[0, 2]].mean(3)
@@ -106,7 +104,7 @@ def _range(values: np.ndarray) -> str:
 
 
 def draw_section_2(figure: Figure, a: Arrays) -> None:
-    """Risk along training; the final scales' distributions."""
+    """Plot risk by epoch and the distributions of the final scales."""
     left, right = figure.subplots(1, 2)
     epoch = np.arange(1, a["risk"].shape[-1] + 1)
     for way, risks, color in zip(
@@ -133,21 +131,18 @@ QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 def compute_section_3_3(
     *, depth: int, training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Final |a| and |b| of every plane, all seeds, and how many planes each layer has."""
+    """Compute final |a| and |b| of every plane, all seeds, and the planes per layer."""
     row = fits({"kind": "dirac", "depth": depth}, device=device, **training)
-    return {
-        "scales": np.array([_final(fit)[0] for fit in row]),
-        "planes": _final(row[0])[1],
-    }
+    return {"scales": np.array([_final(fit)[0] for fit in row]), "planes": _final(row[0])[1]}
 
 
 def _by_layer(a: Arrays) -> list[np.ndarray]:
-    """(seeds, a or b, planes of the layer), layer by layer."""
+    """Scales by layer, each (seeds, a or b, planes of the layer)."""
     return np.split(a["scales"], np.cumsum(a["planes"])[:-1], axis=2)
 
 
 def judge_section_3_3(a: Arrays) -> list[Verdict]:
-    """No layer has lost its identity or its filters, and few planes have."""
+    """Require that no layer and few planes have lost their identity or their filters."""
     medians = np.array([np.median(layer, axis=2) for layer in _by_layer(a)])  # (layers, seeds, 2)
     degraded = (a["scales"] < DEGRADED).any(1).mean(1)
     ratios = np.array(
@@ -173,7 +168,7 @@ def judge_section_3_3(a: Arrays) -> list[Verdict]:
 
 
 def draw_section_3_3(figure: Figure, a: Arrays) -> None:
-    """Quantiles of |a|/|b| by layer."""
+    """Plot quantiles of |a|/|b| by layer."""
     ax = figure.subplots()
     layers = [layer[:, 0] / layer[:, 1] for layer in _by_layer(a)]
     at = np.arange(1, len(layers) + 1)
@@ -191,7 +186,7 @@ def draw_section_3_3(figure: Figure, a: Arrays) -> None:
 def compute_figure_2(
     *, depth: int, training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Means of a and b per layer along training, of |a| and |b| at its end, all seeds."""
+    """Compute means of a and b per layer and epoch, and final means of |a| and |b|."""
     row = fits({"kind": "dirac", "depth": depth}, device=device, **training)
     names, planes = list(dirac_layers(row[0].net)), _final(row[0])[1]
     by_layer = [np.split(_final(fit)[0], np.cumsum(planes)[:-1], axis=1) for fit in row]
@@ -205,9 +200,9 @@ def compute_figure_2(
 
 
 def judge_figure_2(a: Arrays) -> list[Verdict]:
-    """No layer's identity or filters fade away; the groups differ.
+    """Require that no layer loses its identity or filters, and that groups differ.
 
-    By absolute values, as in section 3.3: a mean of b with signs can vanish where no b does,
+    By absolute values, as in section 3.3: a signed mean of b can vanish although no b does,
     because V changes sign with b.
     """
     last = a["sizes"]  # (seeds, a or b, layers)
@@ -232,7 +227,7 @@ def judge_figure_2(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_2(figure: Figure, a: Arrays) -> None:
-    """Means of a and b along training, a panel each; darker with depth in the group."""
+    """Plot means of a and b by epoch, darker with depth in the group."""
     for ax, name, layers in zip(figure.subplots(1, 2), "ab", a["means"].mean(0), strict=True):
         epoch = np.arange(layers.shape[1])
         groups = np.split(layers, 3)
@@ -249,7 +244,7 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 DEEP = {
     "quick": {"depth": 34, "training": DIGITS, "scaled": DIGITS_SCALED},
     "short": {"depth": 34, "training": SHORT, "scaled": SHORT_SCALED},
-    "paper": {"depth": 34, "training": GPU},
+    "paper": {"depth": 34, "training": FULL},
 }  # the same nets for all three
 
 CLAIMS = [

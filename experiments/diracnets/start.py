@@ -1,7 +1,7 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): first weights, section 3.4.
+"""DiracNets: initial weights, section 3.4.
 
-The nets are residual nets of pre-activation blocks whose convolutions are I + V. "All-zero" is read
-as V = 0, the sigma that the others tend to.
+The nets are pre-activation residual nets with convolutions I + V. "All-zero" is interpreted as
+V = 0, the limit of small sigma.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from experiments.diracnets.nets import (
     CHANCE,
     DIGITS,
     DIGITS_SCALED,
-    GPU,
+    FULL,
     LEARNT,
     PAPER,
     SHORT,
@@ -36,7 +36,7 @@ def compute_section_3_4(
     training: Mapping[str, Any],
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Last risk and final test error by sigma of a normal V and by gain of an orthogonal one."""
+    """Compute final risk and test error by sigma of a normal and gain of an orthogonal V."""
     net = {"depth": depth}
     normal = [fits({"kind": "identity_inside", **net, "std": std}, device=device, **training)
               for std in stds]  # fmt: skip
@@ -56,7 +56,7 @@ def compute_section_3_4(
 
 
 def judge_section_3_4(a: Arrays) -> list[Verdict]:
-    """The start does not matter, unless it is large or nothing at all."""
+    """Require that the initialization does not matter unless V is large or zero."""
     small = (a["std"] > 0) & (a["std"] <= 0.1)
     found = [
         _alike("sigma", a["std"][small], a["std_error"][small], "normal V, sigma from 1e-8 to 0.1"),
@@ -87,7 +87,7 @@ def judge_section_3_4(a: Arrays) -> list[Verdict]:
 
 
 def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Verdict:
-    """Whether means differ by no more than seeds do."""
+    """Require means to differ by no more than seeds."""
     accuracy = 100 * (1 - error)
     means = accuracy.mean(1)
     between, within = np.ptp(means), np.ptp(accuracy, axis=1).max()
@@ -104,7 +104,7 @@ def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Verd
 
 
 def draw_section_3_4(figure: Figure, a: Arrays) -> None:
-    """Accuracy against sigma and gain; sigma 0 stands at the left end."""
+    """Plot accuracy against sigma and gain; sigma 0 is at the left end."""
     ax = figure.subplots()
     least = min(a["std"][a["std"] > 0].min(), a["gain"].min())
     for name, color in (("std", "tab:orange"), ("gain", "tab:purple")):
@@ -127,7 +127,7 @@ INITS = {"normal": "N(0, 1) (paper)", "kaiming": "He's law (authors' code)"}
 def compute_first_scale(
     *, depth: int, training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Risk along training and final test error of DiracNets by the law that V is drawn from."""
+    """Compute risk by epoch and final test error of DiracNets by initialization of V."""
     arrays: dict[str, np.ndarray] = {"depth": np.array(depth)}
     for init in INITS:
         fitted = fits({"kind": "dirac", "depth": depth, "init": init}, device=device, **training)
@@ -137,7 +137,7 @@ def compute_first_scale(
 
 
 def judge_first_scale(a: Arrays) -> list[Verdict]:
-    """Whether the norm of V, which the weight does not see, is without effect on training."""
+    """Require no effect of the norm of V, which the effective weight does not depend on."""
     gain = 100 * (a["normal_error"] - a["kaiming_error"])
     mean, low, high = interval(gain)
     shown = "; ".join(f"{label}: {percent(1 - a[f'{d}_error'])}" for d, label in INITS.items())
@@ -152,7 +152,7 @@ def judge_first_scale(a: Arrays) -> list[Verdict]:
 
 
 def draw_first_scale(figure: Figure, a: Arrays) -> None:
-    """Training risk against epochs, one curve a seed."""
+    """Plot training risk by epoch, one curve per seed."""
     ax = figure.subplots()
     for (init, label), color in zip(INITS.items(), ("tab:olive", "tab:green"), strict=True):
         for number, risk in enumerate(a[f"{init}_risk"]):
@@ -169,7 +169,7 @@ CLAIMS = [
         says="The law that V is drawn from does not matter: only its direction is in the weight.",
         settings={
             "short": {"depth": 16, "training": SHORT, "scaled": f"{SHORT_SCALED}, depth 16"},
-            "paper": {"depth": 34, "training": {**GPU, "seeds": [0, 1, 2]}},
+            "paper": {"depth": 34, "training": {**FULL, "seeds": [0, 1, 2]}},
         },
         compute=compute_first_scale,
         judge=judge_first_scale,
@@ -182,16 +182,12 @@ CLAIMS = [
         "V, of sigma 1e-8 to nearly 1 or orthogonal; only from zero they do not converge.",
         settings={
             "quick": {
-                "depth": 10,
-                "stds": [0.0, 1e-8, 0.01, 1.0],
-                "gains": [1e-8, 1.0],
+                "depth": 10, "stds": [0.0, 1e-8, 0.01, 1.0], "gains": [1e-8, 1.0],
                 "training": DIGITS,
                 "scaled": f"{DIGITS_SCALED}, depth 10, four sigmas and two gains",
             },
             "short": {
-                "depth": 10,
-                "stds": [0.0, 1e-8, 1e-4, 0.01, 0.1, 1.0],
-                "gains": [1e-8, 0.01, 1.0],
+                "depth": 10, "stds": [0.0, 1e-8, 1e-4, 0.01, 0.1, 1.0], "gains": [1e-8, 0.01, 1.0],
                 "training": SHORT,
                 "scaled": f"{SHORT_SCALED}, depth 10",
             },
@@ -199,11 +195,11 @@ CLAIMS = [
                 "depth": 28,
                 "stds": [0.0, *(10.0**power for power in range(-8, 1))],
                 "gains": [10.0**power for power in range(-8, 1)],
-                "training": GPU,
+                "training": FULL,
             },
         },
         compute=compute_section_3_4,
         judge=judge_section_3_4,
         draw=draw_section_3_4,
     ),
-]
+]  # fmt: skip

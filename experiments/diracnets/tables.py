@@ -1,6 +1,4 @@
-"""Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2): structure of the nets and errors of the
-widest, Tables 1 and 2.
-"""
+"""DiracNets: structure of the nets and errors of the widest, Tables 1 and 2."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.diracnets.nets import GPU, PAPER, each, fits, parameters_of, percent
+from experiments.diracnets.nets import FULL, PAPER, each, fits, parameters_of, percent
 from experiments.external_data import Need
 from experiments.trainings import evaluated, trained_together
 from resid_theory.training import DIRACNETS
@@ -29,7 +27,7 @@ PRINTED = {(28, 5): 9.1, (28, 10): 36.5}
 
 
 def compute_table_1(*, nets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
-    """Parameters of each net, and of the first the shape and number of layers of each group."""
+    """Count parameters of all nets; of the first net also the layers and shape of its groups."""
     depth, width = nets[0]
     shapes, counts = _groups(rt.diracnet(depth, width=width))
     return {
@@ -41,8 +39,8 @@ def compute_table_1(*, nets: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
 
 
 def _groups(net: torch.nn.Module) -> tuple[list[tuple[int, ...]], list[int]]:
-    """Channels, height and width inside each group, and how many convolutions it has."""
-    x, shapes = torch.zeros(2, 3, 32, 32), []  # two: BatchNorm in train mode needs them
+    """Channels, height and width in each group, and its number of convolutions."""
+    x, shapes = torch.zeros(2, 3, 32, 32), []  # BatchNorm in train mode needs two samples
     for layer in net.children():
         x = layer(x)
         if isinstance(layer, torch.nn.Conv2d):
@@ -52,7 +50,7 @@ def _groups(net: torch.nn.Module) -> tuple[list[tuple[int, ...]], list[int]]:
 
 
 def judge_table_1(a: Arrays) -> list[Verdict]:
-    """The printed structure, and the counts to the last parameter."""
+    """Require the printed structure and exact numbers of parameters."""
     (depth, width), *_ = a["net"].tolist()
     n = (depth - 4) // 6
     wanted = [(16 * width * 2**group, 32 >> group, 32 >> group) for group in range(3)]
@@ -92,7 +90,7 @@ def judge_table_1(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_1(figure: Figure, a: Arrays) -> None:
-    """Parameters against depth, by width."""
+    """Plot parameters against depth by width."""
     ax = figure.subplots()
     depth, width = a["net"].T
     for k in np.unique(width):
@@ -112,20 +110,18 @@ PAPER_ERRORS = {"cifar10": {5: 5.16, 10: 4.75}, "cifar100": {5: 23.44, 10: 21.54
 def compute_table_2(
     *, data: str, widths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Final test error of wide DiracNets of depth 28, all seeds."""
-    read = _on_cifar_100 if data == "cifar100" else _on_cifar_10
-    rows = [read(width, training, device) for width in widths]
-    return {
-        "data": np.array(data), "width": np.array(widths), "test_error": np.array(rows)
-    }  # fmt: skip
+    """Compute the final test error of wide DiracNets of depth 28, all seeds."""
+    if data == "cifar100":
+        rows = [_errors_on_cifar_100(width, training, device) for width in widths]
+    else:
+        nets = [{"kind": "dirac", "depth": 28, "width": width} for width in widths]
+        rows = [
+            each(fits(net, device=device, **training), lambda fit: fit.test_error) for net in nets
+        ]
+    return {"data": np.array(data), "width": np.array(widths), "test_error": np.array(rows)}
 
 
-def _on_cifar_10(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
-    net = {"kind": "dirac", "depth": 28, "width": width}
-    return each(fits(net, device=device, **training), lambda fit: fit.test_error)
-
-
-def _on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
+def _errors_on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
     folder, seeds = CIFAR100.folder(), training["seeds"]
     data, test = (rt.load_image_folder(folder / part, size=32) for part in CIFAR100.parts)
     test = replace(test, mean=data.mean, std=data.std)
@@ -141,13 +137,12 @@ def _on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.nd
 
 
 def judge_table_2(a: Arrays) -> list[Verdict]:
-    """The paper's errors, to half a point; wider is better."""
+    """Require the paper's errors to half a point."""
     printed = PAPER_ERRORS[str(a["data"])]
     found = []
     for width, error in zip(a["width"].tolist(), 100 * a["test_error"], strict=True):
-        low, high = (4.7, 5.7) if printed[width] == 5.16 else (
-            printed[width] - 0.5, printed[width] + 0.5
-        )  # fmt: skip
+        near = (printed[width] - 0.5, printed[width] + 0.5)
+        low, high = (4.7, 5.7) if printed[width] == 5.16 else near
         found.append(
             Verdict(
                 f"DiracNet-28-{width}: test error, mean over seeds, %",
@@ -160,7 +155,7 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_2(figure: Figure, a: Arrays) -> None:
-    """Error against width, each seed a dot, the paper's a cross."""
+    """Plot error against width, one dot per seed, crosses for the paper."""
     ax = figure.subplots()
     ax.plot(a["width"], 100 * a["test_error"], "o", color="tab:green")
     printed = PAPER_ERRORS[str(a["data"])]
@@ -191,7 +186,7 @@ CLAIMS = [
         id="diracnets/table_2_cifar_10",
         source=f"{PAPER}, Table 2, CIFAR-10",
         says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
-        settings={"paper": {"data": "cifar10", "widths": [5, 10], "training": GPU}},
+        settings={"paper": {"data": "cifar10", "widths": [5, 10], "training": FULL}},
         compute=compute_table_2,
         judge=judge_table_2,
         draw=draw_table_2,
@@ -200,7 +195,7 @@ CLAIMS = [
         id="diracnets/table_2_cifar_100",
         source=f"{PAPER}, Table 2, CIFAR-100",
         says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
-        settings={"paper": {"data": "cifar100", "widths": [5, 10], "training": GPU}},
+        settings={"paper": {"data": "cifar100", "widths": [5, 10], "training": FULL}},
         compute=compute_table_2,
         judge=judge_table_2,
         draw=draw_table_2,

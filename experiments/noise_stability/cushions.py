@@ -1,7 +1,7 @@
-"""Cushions of its nets, Figure 3 and section 5.
+"""Cushions: Figure 3 and section 5.
 
-The paper divides by the Frobenius norm of the weights with the identity removed. That alone makes
-most of the difference between the two nets, so both norms are measured and both are judged.
+The paper divides by the Frobenius norm of the weights with the identity removed. This choice alone
+causes most of the difference between the two nets, so both norms are measured and judged.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ NORMS = ("identity_removed", "effective")
 def compute_figure_3(
     *, depth: int, states: Sequence[str], dataset: str, samples: int, size: int, layer: str
 ) -> dict[str, np.ndarray]:
-    """Cushions of every layer and sample, under both norms, of plain and residual nets."""
+    """Compute cushions of plain and residual nets, by layer and sample, with both norms."""
     data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples), "layer": np.array(layer)}
     for state in states:
@@ -33,7 +33,7 @@ def compute_figure_3(
         cushions = {kind: rt.layer_cushions(net, data) for kind, net in nets.items()}
         for norm in NORMS:
             plain, residual = (cushions[kind].under(norm) for kind in KINDS)
-            # conv0 and fc have no identity; they are measured, and compared like the others.
+            # conv0 and fc have no identity; they are measured and compared like the other layers.
             compared = compare_cushions(residual, plain)
             found[f"{state}.{norm}.median"] = compared.medians.numpy()
             found[f"{state}.{norm}.delta"] = compared.cliffs_delta.numpy()
@@ -46,7 +46,7 @@ def compute_figure_3(
 
 
 def judge_figure_3(a: Arrays) -> list[Verdict]:
-    """Residual above plain by the paper's norm; by the effective norm the difference shrinks."""
+    """Require residual above plain with the paper's norm, less often with the effective norm."""
     verdicts = []
     layer, count = str(a["layer"]), int(a["samples"])
     for state in ("trained", "initial"):
@@ -86,7 +86,7 @@ def judge_figure_3(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_3(figure: Figure, a: Arrays) -> None:
-    """Histograms of the shown layer; medians of all layers, by both norms."""
+    """Plot histograms of one layer and medians of all layers, for both norms."""
     state = "trained" if "trained.effective.median" in a else "initial"
     axes = figure.subplots(2, 2)
     for column, norm in enumerate(NORMS):
@@ -114,7 +114,7 @@ def compute_section_5(
     modes: Sequence[str] = ("eval", "batch"),
     probes: int = 10,
 ) -> dict[str, np.ndarray]:
-    """Interlayer cushions of the nine blocks, by state of the nets and mode of BatchNorm."""
+    """Compute interlayer cushions of the nine blocks by state and BatchNorm mode."""
     data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
@@ -132,7 +132,7 @@ def compute_section_5(
 
 
 def judge_section_5(a: Arrays) -> list[Verdict]:
-    """The residual value lies where the paper has it; the order depends on BatchNorm's mode."""
+    """Compare with the paper's value; the order depends on the BatchNorm mode."""
     verdicts = []
     for key in sorted(set(a) - {"samples"}, reverse=True):
         state, mode = key.split(".")
@@ -169,7 +169,7 @@ def judge_section_5(a: Arrays) -> list[Verdict]:
 
 
 def draw_section_5(figure: Figure, a: Arrays) -> None:
-    """Mean cushions of the nine blocks."""
+    """Plot the mean cushions of the nine blocks."""
     keys = sorted(set(a) - {"samples"})
     axes = np.atleast_1d(figure.subplots(1, len(keys)))
     for ax, key in zip(axes, keys, strict=True):
@@ -184,7 +184,7 @@ _INITIAL = "initial weights only"
 
 
 def _figure_3(name: str, *, depth: int, layer: str) -> Claim:
-    """The claim at one of the paper's depths; the layer shown is just past the middle."""
+    """The claim at one depth; the shown layer is just past the middle."""
     return Claim(
         id=f"noise_stability/{name}",
         source=f"{PAPER}, Figure 3",

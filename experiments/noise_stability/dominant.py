@@ -1,10 +1,10 @@
-"""Nets that have nothing but their dominant paths, Appendix D.3.
+"""Nets that consist of their dominant paths only, Appendix D.3.
 
-Lost from the text that survives and chosen here: rate, momentum and schedule of training
-(``training.NOISE_STABILITY``), and whose lower halves are dense in the variant. Where D.3 has
-halves elsewhere, they are those of the two doubling kernels: the new channels read all inputs, the
-others their own. The lower half of the net, its first convolutions, is the other reading. Both are
-made.
+The available text does not give, and we chose, learning rate, momentum and schedule
+(``training.NOISE_STABILITY``). It also leaves open the meaning of the dense lower halves. Elsewhere
+in D.3 halves are those of the two kernels that double the channels: new channels read all inputs,
+the others only their own. Another interpretation is the lower half of the net, its first
+convolutions. We train both.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ def compute_table_5(
     keep: bool = True,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Train nets of several kinds; arrays (depths, seeds), curves with epochs behind."""
+    """Train nets of several kinds; arrays are (depths, seeds), curves (depths, seeds, epochs)."""
     recipe = training.NOISE_STABILITY.scaled(epochs)
     recipe = recipe.change(batch=batch, lr=lr, augmentation=augmentation, channels_last=True)
-    recipe = recipe.change(pad=pooled // 8)  # of 32 pixels the usual 4
+    recipe = recipe.change(pad=pooled // 8)  # the usual 4 for 32 pixels
     sets = [
         image_set(dataset, split, count, pooled)
         for split, count in (("train", samples), ("test", None))
@@ -76,7 +76,7 @@ def compute_table_5(
 
 
 def judge_table_5(a: Arrays) -> list[Verdict]:
-    """Dominant paths alone keep most of the accuracy and do not degrade with depth."""
+    """Require that dominant paths keep most of the accuracy and do not degrade with depth."""
     depth, full = a["depth"], int(a["epochs"]) >= FULL_EPOCHS
     accuracy = {kind: 1 - a[f"{kind}.error"] for kind in KINDS}
     kept = accuracy["dominant"].mean(1) / accuracy["residual"].mean(1)
@@ -120,32 +120,33 @@ def judge_table_5(a: Arrays) -> list[Verdict]:
 
 
 def judge_table_5_dense(a: Arrays) -> list[Verdict]:
-    """Dense lower halves, of kernels or of the net, lower the test error at every depth."""
-    return [_lowered(a, kind, label) for kind, label in DENSE.items()]
-
-
-def _lowered(a: Arrays, kind: str, label: str) -> Verdict:
-    change = a[f"{kind}.error"] - a["dominant.error"]
-    sizes = a[f"{kind}.parameters"] / a["dominant.parameters"]
-    return Verdict(
-        f"{label}: test error less that of dominant-path nets of equal seeds, every depth",
-        "< 0 in the mean over seeds (by how much in the paper is lost)",
-        f"{_spread(change)}; test errors {_spread(a[f'{kind}.error'])} against "
-        f"{_spread(a['dominant.error'])} with {', '.join(f'{s:.1f}' for s in sizes)} times the "
-        "parameters",
-        bool((change.mean(1) < 0).all()),
-    )
+    """Require that dense lower halves, of kernels or of the net, lower the test error."""
+    verdicts = []
+    for kind, label in DENSE.items():
+        change = a[f"{kind}.error"] - a["dominant.error"]
+        sizes = a[f"{kind}.parameters"] / a["dominant.parameters"]
+        verdicts.append(
+            Verdict(
+                f"{label}: test error less that of dominant-path nets of equal seeds, every depth",
+                "< 0 in the mean over seeds (by how much in the paper is lost)",
+                f"{_spread(change)}; test errors {_spread(a[f'{kind}.error'])} against "
+                f"{_spread(a['dominant.error'])} with {', '.join(f'{s:.1f}' for s in sizes)} "
+                "times the parameters",
+                bool((change.mean(1) < 0).all()),
+            )
+        )
+    return verdicts
 
 
 def _spread(cells: np.ndarray) -> str:
-    """Mean and standard deviation over seeds, row by row."""
+    """Format mean and standard deviation over seeds for every row."""
     count = cells.shape[1]
     rows = [f"{c.mean():.3f}" + (f" ± {c.std(ddof=1):.3f}" if count > 1 else "") for c in cells]
     return f"{', '.join(rows)} (n = {count})"
 
 
 def draw_table_5(figure: Figure, a: Arrays) -> None:
-    """Training loss along training, test error over depth; every seed."""
+    """Plot the loss during training and the test error against depth, for all seeds."""
     left, right = figure.subplots(1, 2)
     for kind, label in {**KINDS, **DENSE}.items():
         if f"{kind}.error" not in a:

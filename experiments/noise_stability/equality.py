@@ -1,4 +1,4 @@
-"""Table 2 and Figure 6: equivalent nets stay equal throughout training."""
+"""Table 2 and Figure 6: equality of equivalent nets throughout training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,31 +10,23 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability.nets import (
-    EVERY_DEPTH,
-    PAPER,
-    start_net,
-    trained_fits,
-)
+from experiments.noise_stability.nets import EVERY_DEPTH, PAPER, start_net, trained_fits
 from experiments.trainings import image_set
 from resid_theory.identity import shifted
 from resid_theory.training import NOISE_STABILITY
 
-EQUAL = 1e-12  # float64: a few hundred roundings a step, amplified by ReLUs that switch
-
-
-# -- Table 2 and Figure 6 --------------------------------------------------------------------------
+EQUAL = 1e-12  # float64: a few hundred roundings per step, amplified where ReLUs switch
 
 
 def _effective(net: nn.Module) -> torch.Tensor:
-    """All parameters in float64, with 1 added at the ID entries of residual weights."""
+    """Effective parameters in float64: 1 is added at the ID entries of residual weights."""
     added = {parameter: mask for parameter, mask in shifted(net)}
     parts = [p.detach() + added[p] if p in added else p.detach() for p in net.parameters()]
     return torch.cat([part.double().flatten() for part in parts]).cpu()
 
 
 class _Divergence:
-    """Weights and loss of two nets along the same training, and how far they are apart."""
+    """Differences of weights and loss between two nets during the same training; a callback."""
 
     def __init__(self, x: torch.Tensor, labels: torch.Tensor) -> None:
         self.x, self.labels = x, labels
@@ -64,14 +56,14 @@ def _diverge(
     corrected: bool,
     seed: int,
 ) -> np.ndarray:
-    """Rows (step, largest, rms, loss difference) of two equivalent nets under training."""
-    # One epoch of exactly so many steps, each batch seen once.
+    """Train two equivalent nets; rows (step, largest, rms, loss difference)."""
+    # One epoch of exactly this number of steps, if there are enough images.
     given = data.first(batch * steps) if len(data) > batch * steps else data
     epochs = -(-steps * batch // len(given))
     dtype = torch.float64 if precision == "float64" else torch.float32
     nets = [
         start_net("explicit", depth, seed, dtype),
-        # In this type before 1 is added: added in float32, it would round at once.
+        # Converted before 1 is added, because adding it in float32 would round.
         start_net("transferred", depth, seed, dtype),
     ]
     recipe = NOISE_STABILITY.change(
@@ -106,7 +98,7 @@ def compute_table_2(
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """The net that adds Id(x) explicitly against the plain net that starts at τ(θ)."""
+    """Compare the net that adds Id(x) explicitly with the plain net that starts at τ(θ)."""
     data = image_set(name, "train", batch * steps if name != "digits" else None, size)
     kinds = {"float64": ("float64", True), "float32": ("float32", True)}
     kinds["uncorrected"] = ("float64", False)
@@ -118,7 +110,7 @@ def compute_table_2(
     }
     if training is None:
         return found
-    # Trained to the end, each in its own arithmetic: what is left after 200 epochs of round-off.
+    # Full trainings, which differ by the round-off of all epochs.
     fits = {
         (kind, d): trained_fits(kind, d, device=device, **training)
         for kind in ("transferred", "residual")
@@ -135,7 +127,7 @@ def compute_table_2(
 
 
 def judge_table_2(a: Arrays) -> list[Verdict]:
-    """Equal to round-off with the correction of weight decay, apart without."""
+    """Require equality up to round-off with corrected weight decay, and a difference without."""
     exact, off = a["float64"], a["uncorrected"]
     at = min(100, int(exact[-1, 0]))
     largest = float(exact[: at + 1, 1].max())
@@ -180,7 +172,7 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_2(figure: Figure, a: Arrays) -> None:
-    """Figure 6: distance of the two nets along training."""
+    """Plot the distance of the two nets during training (Figure 6)."""
     axes = figure.subplots(1, 2, sharex=True)
     for label in ("float64", "float32", "uncorrected"):
         step, largest, root, loss = a[label][1:].T

@@ -1,7 +1,7 @@
-"""Dominant gradient flows in nets, Appendix D. Their theory is in ``gaussian``.
+"""Dominant gradient flows in nets, Appendix D; their theory is in ``gaussian``.
 
-Lost from the text that survives and chosen here: the depth of Figure 12 and the paths of nets with
-BatchNorm. The net "after the first iteration" is the net at its initial weights.
+The available text does not give, and we chose, the depth of Figure 12 and the paths of nets with
+BatchNorm. The net "after the first iteration" is taken as the net at its initial weights.
 """
 
 from collections.abc import Sequence
@@ -29,17 +29,13 @@ def compute_figure_10(
     epochs: int | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Moments and histogram of the loss gradient in the final features."""
+    """Compute moments and histogram of the loss gradient in the final features."""
     data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
-            g = (
-                feature_gradients(listed_net(name, state, epochs=epochs, device=device), data)
-                .double()
-                .cpu()
-                .numpy()
-            )
+            net = listed_net(name, state, epochs=epochs, device=device)
+            g = feature_gradients(net, data).double().cpu().numpy()
             spread = g.std()
             counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
             moments = [g.mean() / spread, ((g - g.mean()) ** 4).mean() / spread**4, spread]
@@ -50,12 +46,12 @@ def compute_figure_10(
 
 
 def _keys(a: Arrays, ending: str) -> list[str]:
-    # Sorted: a record that was read back has its arrays in another order.
+    # Sorted, because a record read from a file has its arrays in another order.
     return sorted(key.removesuffix(ending) for key in a if key.endswith(ending))
 
 
 def judge_figure_10(a: Arrays) -> list[Verdict]:
-    """Centred; how far from normal is reported with it."""
+    """Require a mean near zero; the kurtosis is reported."""
     return [
         Verdict(
             f"mean over standard deviation of dR/da_L, {key.replace('.', ', ')}",
@@ -69,7 +65,7 @@ def judge_figure_10(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_10(figure: Figure, a: Arrays) -> None:
-    """Histograms in units of the standard deviation, beside the normal density."""
+    """Plot histograms in units of the standard deviation, and the normal density."""
     ax = figure.subplots()
     middle = (a["edges"][1:] + a["edges"][:-1]) / 2
     width = float(a["edges"][1] - a["edges"][0])
@@ -83,7 +79,7 @@ def draw_figure_10(figure: Figure, a: Arrays) -> None:
 
 # -- Figure 12 -------------------------------------------------------------------------------------
 
-PAIRS = {  # (with identity, without), and the rule of the paths where the design leaves it open
+PAIRS = {  # (with identity, without), and the rule of paths for BatchNorm nets
     "simplified": ("simplified_residual_20", "simplified_plain_20", None),
     "full": ("full_residual_20", "full_plain_20", "truncate"),
 }
@@ -99,7 +95,7 @@ def compute_figure_12(
     epochs: int | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """f_l of both nets of a pair; (layers, statistics) means and standard errors over samples."""
+    """Compute f_l of two nets: means and standard errors over samples, (layers, statistics)."""
     data = image_set(dataset, "train", samples, size)
     *names, rule = PAIRS[pair]
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
@@ -125,71 +121,59 @@ def _states(a: Arrays) -> list[str]:
 
 
 def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
-    """Residual above plain, most in deep layers; training lowers both."""
-    return [
-        *(verdict for state in _states(a) for verdict in _judge_above(a, state)),
-        *_judge_most_layers(a),
-        *_judge_training(a),
-    ]
-
-
-def _judge_above(a: Arrays, state: str) -> list[Verdict]:
-    own, plain = _curves(a, state)
-    count = f"{int(a['samples'])} samples"
-    return [
-        Verdict(
-            f"{state}: mean of f over the layers, residual against plain",
-            "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
-            f"{own.mean():.3f} against {plain.mean():.3f}, {count}; ratio of the halves "
-            f"{_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
-            own.mean() > plain.mean(),
-        ),
-        Verdict(
-            f"{state}: residual, last three layers against the first three",
-            "greater (increases with the layer)",
-            f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
-            own[-3:].mean() > own[:3].mean(),
-        ),
-    ]
+    """Require residual above plain, most in deep layers, and both lowered by training."""
+    verdicts = []
+    for state in _states(a):
+        own, plain = _curves(a, state)
+        verdicts += [
+            Verdict(
+                f"{state}: mean of f over the layers, residual against plain",
+                "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
+                f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
+                f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
+                own.mean() > plain.mean(),
+            ),
+            Verdict(
+                f"{state}: residual, last three layers against the first three",
+                "greater (increases with the layer)",
+                f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
+                own[-3:].mean() > own[:3].mean(),
+            ),
+        ]
+    if "initial" in _states(a):
+        own, plain = _curves(a, "initial")
+        verdicts.append(
+            Verdict(
+                "initial: layers in which residual is above plain",
+                "≥ 80 %",
+                f"{int((own > plain).sum())} of {len(own)}",
+                bool((own > plain).mean() >= 0.8),
+            )
+        )
+    if len(_states(a)) == 2:
+        means = np.array([[curve.mean() for curve in _curves(a, s)] for s in _states(a)]).T
+        verdicts.append(
+            Verdict(
+                "mean of f over the layers decreases with training",
+                "trained < initial, both nets",
+                ", ".join(
+                    f"{net} {before:.3f} to {after:.3f}"
+                    for net, (before, after) in zip(("residual", "plain"), means, strict=True)
+                ),
+                all(after < before for before, after in means),
+            )
+        )
+    return verdicts
 
 
 def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
-    """Mean over a part of the layers, over the plain net's."""
+    """Ratio of the means of two nets over one of ``parts`` equal parts of the layers."""
     chosen = np.array_split(np.arange(len(own)), parts)[part]
     return float(own[chosen].mean() / plain[chosen].mean())
 
 
-def _judge_most_layers(a: Arrays) -> list[Verdict]:
-    if "initial" not in _states(a):
-        return []
-    own, plain = _curves(a, "initial")
-    return [
-        Verdict(
-            "initial: layers in which residual is above plain",
-            "≥ 80 %",
-            f"{int((own > plain).sum())} of {len(own)}",
-            bool((own > plain).mean() >= 0.8),
-        )
-    ]
-
-
-def _judge_training(a: Arrays) -> list[Verdict]:
-    if len(_states(a)) < 2:
-        return []
-    pairs = [[_curves(a, state)[side].mean() for state in _states(a)] for side in (0, 1)]
-    return [
-        Verdict(
-            "mean of f over the layers decreases with training",
-            "trained < initial, both nets",
-            ", ".join(f"{n} {before:.3f} to {after:.3f}" for n, (before, after) in
-                      zip(("residual", "plain"), pairs, strict=True)),
-            all(after < before for before, after in pairs),
-        )
-    ]  # fmt: skip
-
-
 def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
-    """With BatchNorm only deep layers differ."""
+    """Require that with BatchNorm only deep layers differ."""
     verdicts = []
     for state in _states(a):
         own, plain = _curves(a, state)
@@ -206,7 +190,7 @@ def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_12(figure: Figure, a: Arrays) -> None:
-    """f_l by layer: by the paper's statistic, and by the ratio of means beside it."""
+    """Plot f_l by layer: by the paper's statistic, and as a ratio of means."""
     states = _states(a)
     panels = figure.subplots(len(states), 2, squeeze=False)
     labels = {"identity": "with identities", "plain": "plain"}

@@ -1,7 +1,7 @@
 """The trivial case of dominant flows and its probabilities, Appendices D.4.1 and E.
 
-Lost from the text that survives and chosen here: the base values of Figure 11, what its panels (a)
-and (c) vary, the exponent of eq. (15).
+The available text does not give, and we chose, the base values of Figure 11, the variables of its
+panels (a) and (c), and the exponent of eq. (15).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ EXPONENTS = ("slope", "least_squares", "minimax")
 
 
 def compute_figure_13(*, points: int, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """c(rho): closed form, the paper's integral, its logistic approximations, a simulation."""
+    """Compute c(rho) by closed form, the paper's integral, logistic functions and simulation."""
     ratio = torch.logspace(-2, 2, points, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.randn(2, draws, generator=generator, dtype=torch.float64).abs()
@@ -40,7 +40,7 @@ def compute_figure_13(*, points: int, draws: int, seed: int) -> dict[str, np.nda
 
 
 def judge_figure_13(a: Arrays) -> list[Verdict]:
-    """The logistic stays within 0.013 of the exact curve."""
+    """Require the logistic function within 0.013 of the exact curve."""
     gaps = {name: float(np.abs(a[f"logistic.{name}"] - a["exact"]).max()) for name in EXPONENTS}
     integral = float(np.abs(a["integral"] - a["exact"]).max())
     exact = 2 / np.pi * np.arctan(a["simulated.ratio"])
@@ -72,7 +72,7 @@ def _listed(numbers: Mapping[str, float], form: str) -> str:
 
 
 def draw_figure_13(figure: Figure, a: Arrays) -> None:
-    """Probability over ratio, the ratio on a logarithmic axis, and the gaps below."""
+    """Plot the probability against the ratio, and the errors below."""
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     top.semilogx(a["ratio"], a["exact"], "k", label="c(ρ) = (2/π) arctan ρ")
     top.semilogx(a["ratio"], a["logistic.minimax"], "C1--", label="logistic, b = 1.2127")
@@ -90,7 +90,7 @@ def draw_figure_13(figure: Figure, a: Arrays) -> None:
 # -- Figure 11 -------------------------------------------------------------------------------------
 
 BASE = {"channels": 64, "layers": 20, "deviation": 0.01, "signal": 1.0, "open_share": 0.97}
-LAYER = 14  # l of the sweeps that do not vary it
+LAYER = 14  # l in the sweeps that do not vary it
 SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
     "a": ("channels n", [4, 8, 16, 32, 64, 128]),
     "b": ("layer l", list(range(20))),
@@ -100,13 +100,15 @@ SWEEPS: dict[str, tuple[str, Sequence[float]]] = {
 }
 FIELDS = {"a": "channels", "c": "deviation", "d": "signal", "e": "open_share"}
 COLUMNS = ("mean", "error", "approximation", "refined", "first_order")
-ABOVE, DEVIATIONS, SHARES = [2, 6, 18], [0.003, 0.03, 0.1], [0.3, 0.5, 0.7, 0.9, 1]  # of the map
+# The grid of the map.
+ABOVE, DEVIATIONS = [2, 6, 18], [0.003, 0.03, 0.1]
+SHARES = [0.3, 0.5, 0.7, 0.9, 1]
 
 
 def compute_figure_11(
     *, draws: int, map_channels: Sequence[int], map_draws: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Five sweeps of the trivial case around the base, and the error of the formulas off them."""
+    """Compute five sweeps of the trivial case around the base, and a map over all parameters."""
     generator = torch.Generator().manual_seed(seed)
     arrays: dict[str, np.ndarray] = {}
     for sweep, (_, values) in SWEEPS.items():
@@ -116,26 +118,17 @@ def compute_figure_11(
                 case = TrivialFlow(**BASE, identity=identity)
                 table = _flow_table(case, draws, generator)[BASE["layers"] - np.array(values)]
             else:
-                table = np.stack(
-                    [
-                        _flow_table(_changed(sweep, value, identity), draws, generator)[-1]
-                        for value in values
-                    ]
-                )
+                given = {**BASE, "layers": BASE["layers"] - LAYER, "identity": identity}
+                cases = [TrivialFlow(**{**given, FIELDS[sweep]: value}) for value in values]
+                table = np.stack([_flow_table(case, draws, generator)[-1] for case in cases])
             arrays |= {f"{sweep}.{net}.{key}": table[:, i] for i, key in enumerate(COLUMNS)}
     return arrays | _flow_map(map_channels, map_draws, generator)
 
 
-def _changed(sweep: str, value: float, identity: bool) -> TrivialFlow:
-    changed = {FIELDS[sweep]: int(value) if sweep == "a" else value}
-    above = BASE["layers"] - LAYER
-    return TrivialFlow(**{**BASE, "layers": above, **changed}, identity=identity)
-
-
 def _flow_table(case: TrivialFlow, draws: int, generator: torch.Generator) -> np.ndarray:
-    """For every m, (L + 1, 5): the columns below.
+    """Table of ``COLUMNS`` by the number of layers above, (L + 1, 5).
 
-    Nets with fewer channels than the base are drawn more often: equally many channels in all.
+    Nets with fewer channels than the base are sampled more often, for equal numbers of channels.
     """
     draws = max(draws, draws * BASE["channels"] // case.channels)
     shares = case.simulate(draws=draws, generator=generator)
@@ -149,7 +142,7 @@ def _flow_table(case: TrivialFlow, draws: int, generator: torch.Generator) -> np
 def _flow_map(
     channels: Sequence[int], draws: int, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
-    """Columns by channels, σ, p and m, which comes before the columns."""
+    """Values of ``COLUMNS`` by channels, σ, p and the number of layers above."""
     rows = [
         _flow_table(
             TrivialFlow(channels=n, layers=max(ABOVE), deviation=deviation, open_share=p),
@@ -165,7 +158,7 @@ def _flow_map(
 
 
 def judge_figure_11(a: Arrays) -> list[Verdict]:
-    """Formulas against the simulation; directions; residual above plain."""
+    """Compare formulas with the simulation; judge directions, and residual above plain."""
     return [*_judge_formulas(a), *_judge_directions(a), _judge_map(a)]
 
 
@@ -231,14 +224,14 @@ def _judge_directions(a: Arrays) -> list[Verdict]:
 
 
 def _against(mean: np.ndarray, error: np.ndarray, sign: int) -> float:
-    """The largest step against a direction, in its standard errors; 0 if there is none."""
+    """Largest step against a direction in standard errors; 0 if there is none."""
     steps = -sign * np.diff(mean)
     spread = np.hypot(error[1:], error[:-1])
     return float(np.max(np.divide(steps, spread, out=np.zeros_like(steps), where=steps > 0)))
 
 
 def _judge_map(a: Arrays) -> Verdict:
-    """Where the recursion fails is part of what it says."""
+    """Judge where the recursion fails."""
     rows = a["map.rows"]
     error = np.abs(rows[..., 0] - rows[..., 3])
     largest = error.max((1, 2, 3))
@@ -255,7 +248,7 @@ def _judge_map(a: Arrays) -> Verdict:
 
 
 def draw_figure_11(figure: Figure, a: Arrays) -> None:
-    """The five sweeps, and the map of the recursion's error over n and p."""
+    """Plot the five sweeps and a map of the recursion's error over n and p."""
     panels = figure.subplots(2, 3).flat
     for panel, (sweep, (label, _)) in zip(panels, SWEEPS.items(), strict=False):
         nets = ("residual", "plain")

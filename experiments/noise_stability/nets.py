@@ -27,7 +27,7 @@ DECAY, BATCH = 1e-4, 128  # the paper logs ½λ‖θ‖² divided by the batch
 SHORT = "15 of 200 epochs, one seed"
 SECOND_SEED = "plain-32 from seed 1, as from seed 0 it stayed at chance for 10 epochs"
 DIGITS = {"seeds": [0, 1], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
-GPU = {"seeds": [0, 1, 2], "epochs": 200}
+FULL = {"seeds": [0, 1, 2], "epochs": 200}
 EVERY_DEPTH = [20, 32, 44]
 
 

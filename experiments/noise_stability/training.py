@@ -1,4 +1,4 @@
-"""How fast and how far plain and residual nets train, Table 1 and Figures 8 and 9."""
+"""Speed and result of the training of plain and residual nets: Table 1, Figures 8 and 9."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from experiments.noise_stability.nets import (
     COLORS,
     DIGITS,
     EVERY_DEPTH,
-    GPU,
+    FULL,
     KINDS,
     PAPER,
     SECOND_SEED,
@@ -28,7 +28,7 @@ from experiments.noise_stability.nets import (
 def compute_table_1(
     *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Training loss and test error of plain (KWI) and residual nets (HMWI)."""
+    """Compute training loss and test error of plain (KWI) and residual nets (HMWI)."""
     fits = pair_fits(depths, training, device)
     return {
         "depth": np.array(depths),
@@ -39,7 +39,7 @@ def compute_table_1(
 
 
 def judge_table_1(a: Arrays) -> list[Verdict]:
-    """Residual nets fit better and test better; depth degrades plain nets."""
+    """Require residual nets with lower loss and error, and plain nets that degrade with depth."""
     loss, error, depth = a["loss"].mean(2), a["test_error"].mean(2), a["depth"]
     found = [
         Verdict(
@@ -77,7 +77,7 @@ def judge_table_1(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_1(figure: Figure, a: Arrays) -> None:
-    """Loss and test error against depth."""
+    """Plot loss and test error against depth."""
     axes = figure.subplots(1, 2)
     for ax, key, label in zip(
         axes, ("loss", "test_error"), ("training loss", "test error"), strict=True
@@ -96,7 +96,7 @@ LEVELS = (1.0, 0.5, 0.2)
 def compute_figure_8(
     *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Training risk and test error along training, mean over seeds."""
+    """Compute training risk and test error by epoch, mean over seeds."""
     fits = pair_fits(depths, training, device)
 
     def along(name: str) -> np.ndarray:
@@ -113,15 +113,15 @@ def _epochs_to(level: float, risk: np.ndarray) -> float:
 
 
 def _error_at(loss: np.ndarray, risk: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """Test error at given training losses, between epochs in proportion."""
+    """Test error at given training losses, interpolated linearly between epochs."""
     order = np.argsort(risk)
     return np.interp(loss, risk[order], error[order])
 
 
 def judge_figure_8(a: Arrays) -> list[Verdict]:
-    """Residual nets fit as fast or faster, and test no worse at equal training loss."""
+    """Require residual nets to fit no later, with no greater test error at equal training loss."""
     times = np.array([[[_epochs_to(v, r) for v in LEVELS] for r in rows] for rows in a["risk"]])
-    reached = np.isfinite(times).any(0)  # a level that neither reaches says nothing
+    reached = np.isfinite(times).any(0)  # a level that neither net reaches is not compared
     shown = "; ".join(
         f"depth {d}: " + ", ".join(f"{v:g} after {p:g} against {r:g}" for v, p, r in row)
         for d, row in zip(
@@ -155,7 +155,7 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_8(figure: Figure, a: Arrays) -> None:
-    """Risk against epochs; test error against training loss."""
+    """Plot risk against epochs and test error against training loss."""
     left, right = figure.subplots(1, 2)
     for kind, risks, errors in zip(KINDS, a["risk"], a["test_error"], strict=True):
         for depth, risk, error, style in zip(
@@ -175,7 +175,7 @@ def draw_figure_8(figure: Figure, a: Arrays) -> None:
 def compute_figure_9(
     *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
 ) -> dict[str, np.ndarray]:
-    """Training risk of plain nets from KWI and from transferred HMWI, all seeds."""
+    """Compute the training risk of plain nets from KWI and from transferred HMWI, all seeds."""
     starts = ("plain", "transferred")
     fits = {(k, d): trained_fits(k, d, device=device, **training) for k in starts for d in depths}
     risk = [[[fit.along("loss") for fit in fits[k, d]] for d in depths] for k in starts]
@@ -183,7 +183,7 @@ def compute_figure_9(
 
 
 def judge_figure_9(a: Arrays) -> list[Verdict]:
-    """The start at the identity wins early and stays ahead; depth costs it less."""
+    """Require a lower risk from the identity after epoch 2, and less degradation with depth."""
     risk = a["risk"].mean(2)  # (starts, depths, epochs)
     gap = risk[0] - risk[1]
     late = gap[:, 2:]
@@ -215,7 +215,7 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
 
 
 def draw_figure_9(figure: Figure, a: Arrays) -> None:
-    """Risk and risk gap against epochs; solid for the smaller depth, dotted for the greater."""
+    """Plot risk and risk gap against epochs; the smaller depth is solid, the greater dotted."""
     left, right = figure.subplots(1, 2)
     epoch = np.arange(1, a["risk"].shape[-1] + 1)
     for i, (depth, style) in enumerate(zip(a["depth"], ("-", ":"), strict=True)):
@@ -231,21 +231,22 @@ def draw_figure_9(figure: Figure, a: Arrays) -> None:
 
 # -- the claims ------------------------------------------------------------------------------------
 
+_PAIRS = {
+    "quick": {
+        "depths": [20], "training": DIGITS,
+        "scaled": "480 digits at 8 x 8, depth 20, 7 epochs, two seeds",
+    },
+    "short": {"depths": [20, 32], "scaled": f"{SHORT}, depths 20 and 32; {SECOND_SEED}"},
+    "paper": {"depths": EVERY_DEPTH, "training": FULL},
+}  # fmt: skip
+
 CLAIMS = [
     Claim(
         id="noise_stability/table_1",
         source=f"{PAPER}, Table 1",
         says="Residual nets reach lower training loss and test error than plain nets of equal "
         "depth, and lose less by depth.",
-        settings={
-            "quick": {
-                "depths": [20],
-                "training": DIGITS,
-                "scaled": "480 digits at 8 x 8, depth 20, 7 epochs, two seeds",
-            },
-            "short": {"depths": [20, 32], "scaled": f"{SHORT}, depths 20 and 32; {SECOND_SEED}"},
-            "paper": {"depths": EVERY_DEPTH, "training": GPU},
-        },
+        settings=_PAIRS,
         compute=compute_table_1,
         judge=judge_table_1,
         draw=draw_table_1,
@@ -254,15 +255,7 @@ CLAIMS = [
         id="noise_stability/figure_8",
         source=f"{PAPER}, Figure 8",
         says="Residual nets fit faster than plain nets, and at equal training loss test no worse.",
-        settings={
-            "quick": {
-                "depths": [20],
-                "training": DIGITS,
-                "scaled": "480 digits at 8 x 8, depth 20, 7 epochs, two seeds",
-            },
-            "short": {"depths": [20, 32], "scaled": f"{SHORT}, depths 20 and 32; {SECOND_SEED}"},
-            "paper": {"depths": EVERY_DEPTH, "training": GPU},
-        },
+        settings=_PAIRS,
         compute=compute_figure_8,
         judge=judge_figure_8,
         draw=draw_figure_8,
@@ -274,8 +267,7 @@ CLAIMS = [
         "the first epochs on and more so at greater depth.",
         settings={
             "quick": {
-                "depths": [14, 20],
-                "training": DIGITS,
+                "depths": [14, 20], "training": DIGITS,
                 "scaled": "480 digits at 8 x 8, depth 14 and 20, 7 epochs, two seeds",
             },
             "short": {

@@ -14,7 +14,7 @@ from experiments.noise_stability.nets import (
     COLORS,
     DECAY,
     EVERY_DEPTH,
-    GPU,
+    FULL,
     KINDS,
     PAPER,
     SECOND_SEED,
@@ -36,7 +36,7 @@ NETS = ("plain", "transferred")
 
 
 def _conv_weights(net: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-    """All weights of the plain net's convolutions, and its ID entries; biases left out."""
+    """All convolution weights of the equivalent plain net and its ID entries, without biases."""
     plain = to_plain(net)
     masks = id_mask(plain)
     weights, entries = [], []
@@ -73,7 +73,7 @@ def compute_table_3(
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """Statistics and histograms of the weights of plain and transferred residual nets."""
+    """Compute statistics and histograms of the weights of plain and transferred nets."""
     starts = {kind: [start_net(kind, depth, seed) for seed in seeds] for kind in NETS}
     found = {
         "before": np.array([[_statistics(net) for net in starts[kind]] for kind in NETS]),
@@ -88,7 +88,7 @@ def compute_table_3(
 
 
 def judge_table_3(a: Arrays) -> list[Verdict]:
-    """Masses of ID entries at initialization and after training."""
+    """Judge the mass of ID entries at initialization and after training."""
     before = {name: a["before"][..., i] for i, name in enumerate(STATISTICS)}
     plain, moved = before["id_mass"]
     found = [
@@ -136,7 +136,7 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_3(figure: Figure, a: Arrays) -> None:
-    """Figure 7: histograms of weights, counts cut at 800 as in the paper."""
+    """Plot histograms of weights with counts up to 800, as in Figure 7."""
     times = [time for time in ("before", "after") if time in a]
     axes = figure.subplots(2, len(times), sharex=True, squeeze=False)
     for column, time in enumerate(times):
@@ -167,7 +167,7 @@ def compute_table_4(
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """The decay's penalty, as the paper logs it, before and after training."""
+    """Compute the weight-decay penalty as the paper logs it, before and after training."""
     found = {
         "depth": np.array(depths),
         "before": np.array(
@@ -186,7 +186,7 @@ def compute_table_4(
 
 
 def judge_table_4(a: Arrays) -> list[Verdict]:
-    """The penalty of a plain start is the paper's; a residual one is hundreds of times smaller."""
+    """Compare initial penalties with the paper's; residual ones are hundreds of times smaller."""
     plain, residual = a["before"].mean(2)
     off = {d: m / TABLE_4[d] - 1 for d, m in zip(a["depth"], plain, strict=True) if d in TABLE_4}
     worst = max(abs(gap) for gap in off.values())
@@ -227,7 +227,7 @@ def judge_table_4(a: Arrays) -> list[Verdict]:
 
 
 def draw_table_4(figure: Figure, a: Arrays) -> None:
-    """Penalties before and after training."""
+    """Plot penalties before and after training."""
     ax = figure.subplots()
     for kind, rows in zip(KINDS, a["before"], strict=True):
         ax.semilogy(a["depth"], rows.mean(1), "o-", color=COLORS[kind], label=f"{kind}, before")
@@ -251,16 +251,11 @@ CLAIMS = [
         settings={
             "quick": {"depth": 32, "seeds": [0, 1, 2], "scaled": "initialization"},
             "short": {
-                "depth": 32,
-                "seeds": list(range(10)),
-                "trained_depth": 32,
+                "depth": 32, "seeds": list(range(10)), "trained_depth": 32,
                 "scaled": f"{SHORT}; {SECOND_SEED}",
             },
             "paper": {
-                "depth": 32,
-                "seeds": list(range(10)),
-                "trained_depth": 32,
-                "training": GPU,
+                "depth": 32, "seeds": list(range(10)), "trained_depth": 32, "training": FULL
             },
         },
         compute=compute_table_3,
@@ -275,16 +270,12 @@ CLAIMS = [
         settings={
             "quick": {"depths": EVERY_DEPTH, "seeds": [0, 1, 2, 3], "scaled": "initialization"},
             "short": {
-                "depths": EVERY_DEPTH,
-                "seeds": list(range(20)),
-                "trained_depths": [20, 32],
+                "depths": EVERY_DEPTH, "seeds": list(range(20)), "trained_depths": [20, 32],
                 "scaled": f"{SHORT}, after training depths 20 and 32; {SECOND_SEED}",
             },
             "paper": {
-                "depths": EVERY_DEPTH,
-                "seeds": list(range(20)),
-                "trained_depths": EVERY_DEPTH,
-                "training": GPU,
+                "depths": EVERY_DEPTH, "seeds": list(range(20)), "trained_depths": EVERY_DEPTH,
+                "training": FULL,
             },
         },
         compute=compute_table_4,
