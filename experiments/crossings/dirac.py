@@ -1,4 +1,4 @@
-"""Cushions and dominant flows, notions of the noise-stability paper, of DiracNets.
+"""Cushions and dominant flows, as in the noise-stability paper, of DiracNets.
 
 Neither paper makes a prediction. The criteria are identities that must hold; the measured numbers
 are reported with them.

@@ -148,7 +148,7 @@ def initial_weights(
 
 
 def every(flags: np.ndarray) -> bool:
-    """True if all flags are true and there is at least one: no measurement confirms nothing."""
+    """True if all flags are true and there is at least one: an empty measurement shows nothing."""
     return flags.size > 0 and bool(flags.all())
 
 

@@ -136,7 +136,7 @@ def _train(
 
 
 def each(fitted: Sequence[Tested], read: Callable[[Tested], float]) -> np.ndarray:
-    """One number for each seed, (seeds,)."""
+    """Read one number from the net of each seed, (seeds,)."""
     return np.array([read(fit) for fit in fitted], dtype=float)
 
 

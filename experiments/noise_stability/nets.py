@@ -100,7 +100,7 @@ def pair_fits(
 def number_of_each(
     fits: Mapping[tuple[str, int], list[Fit]], depths: Sequence[int], read: Any
 ) -> Any:
-    """One number for each net, (kinds, depths, seeds)."""
+    """Read one number from each net, (kinds, depths, seeds)."""
     return np.array([[[read(fit) for fit in fits[k, d]] for d in depths] for k in KINDS])
 
 
