@@ -1,5 +1,7 @@
 """float64 by default, a device to choose, a seeded generator."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import trials
@@ -71,6 +73,29 @@ def device(request):
 def generator():
     """A generator on the CPU, seeded alike for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def left_alone():
+    """A context in which a net and torch's random state must stay as they are, to the bit."""
+
+    def state(net):
+        grads = [torch.zeros(0) if p.grad is None else p.grad for p in net.parameters()]
+        tensors = [t.detach().clone() for t in (*net.parameters(), *net.buffers(), *grads)]
+        flags = [p.requires_grad for p in net.parameters()]
+        flags += [(m.training, *map(len, (m._forward_hooks, m._forward_pre_hooks)))
+                  for m in net.modules()]  # fmt: skip
+        return [*tensors, torch.get_rng_state()], flags
+
+    @contextmanager
+    def check(net):
+        before = state(net)
+        yield
+        after = state(net)
+        torch.testing.assert_close(after[0], before[0], rtol=0, atol=0, equal_nan=True)
+        assert after[1] == before[1]
+
+    return check
 
 
 @pytest.fixture

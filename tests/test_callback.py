@@ -1,5 +1,6 @@
 """Curvature in the metrics of a training: the dense Hessian's, repeatable, without a trace."""
 
+import oracles
 import pytest
 import torch
 from torch import nn
@@ -32,9 +33,9 @@ def data(generator):
     return x, torch.randint(3, (11,), generator=generator)
 
 
-def fit(net, data, *callbacks, recipe=RECIPE, **settings):
+def fit(net, data, *callbacks, **settings):
     settings = {"seed": 0, "progress": False, "device": "cpu", "every": 2, **settings}
-    return rt.train(net, data, recipe, callbacks=callbacks, **settings)
+    return rt.train(net, data, RECIPE, callbacks=callbacks, **settings)
 
 
 def free(data, **settings):
@@ -45,25 +46,17 @@ def free(data, **settings):
 
 def by_hand(net, data):
     """Eigenvalues, gradient norm and loss by torch alone."""
-    named = dict(net.named_parameters())
-    flat = torch.cat([p.detach().reshape(-1) for p in named.values()]).requires_grad_()
-
-    def loss(vector):
-        parts = vector.split([p.numel() for p in named.values()])
-        weights = {k: v.view_as(named[k]) for k, v in zip(named, parts, strict=True)}
-        output = torch.func.functional_call(net, weights, (data[0],))
-        return nn.functional.cross_entropy(output, data[1])
-
-    hessian = torch.autograd.functional.hessian(loss, flat)
-    value = loss(flat)
-    return (
-        torch.linalg.eigvalsh(hessian),
-        float(torch.autograd.grad(value, flat)[0].norm()),
-        float(value.detach()),
-    )
+    weights = list(net.parameters())
+    loss = nn.functional.cross_entropy(net(data[0]), data[1])
+    hessian = oracles.hessian_by_nested_gradients(loss, weights)
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+    return torch.linalg.eigvalsh(hessian), float(gradient.norm()), float(loss.detach())
 
 
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+both_ways = pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+
+
+@both_ways
 def test_every_line_is_the_dense_hessian_s(data, dense):
     seen = []
 
@@ -138,7 +131,7 @@ def test_resumed_metrics_are_identical(tmp_path, data, kind, stops, save_seconds
     assert lines[0] == lines[1] and b"hessian_index_standard_error" in lines[0]
 
 
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+@both_ways
 def test_several_nets_have_the_numbers_of_each_alone(data, dense):
     callback = free(data, dense=dense)
     both = fit([tiny(0), tiny(1)], data, callback)
@@ -148,7 +141,7 @@ def test_several_nets_have_the_numbers_of_each_alone(data, dense):
         assert mine == alone.metrics
 
 
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+@both_ways
 def test_a_training_that_is_watched_is_the_same(data, dense):
     nets = tiny(norm=True), tiny(norm=True)
     fit(nets[0], data, free(data, dense=dense, batchnorm="batch"))
@@ -157,20 +150,14 @@ def test_a_training_that_is_watched_is_the_same(data, dense):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
-def test_the_net_is_left_as_it_was(data, dense):
+@both_ways
+def test_the_net_is_left_as_it_was(data, dense, left_alone):
     net = tiny(norm=True)
     net[1].eval()
     net(data[0]).sum().backward()
-    flags = [module.training for module in net.modules()]
-    before = [t.clone() for t in (*net.state_dict().values(), *(p.grad for p in net.parameters()))]
-    state = torch.get_rng_state()
     loader = DataLoader(TensorDataset(*data), batch_size=4)
-    free(loader, dense=dense)(net, NOW)
-    after = [*net.state_dict().values(), *(p.grad for p in net.parameters())]
-    assert all(map(torch.equal, before, after))
-    assert [module.training for module in net.modules()] == flags
-    assert torch.equal(torch.get_rng_state(), state)
+    with left_alone(net):
+        free(loader, dense=dense)(net, NOW)
 
 
 def test_draws_follow_seed_and_step_and_nothing_else(data):
@@ -219,7 +206,7 @@ def as_loader(x, y):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+@both_ways
 @pytest.mark.parametrize(
     ("loss", "made"),
     [
@@ -288,7 +275,7 @@ def test_one_clear_error_when_it_is_made(data, settings, message):
     ],
     ids=["parameters", "inputs", "labels", "nothing"],
 )
-@pytest.mark.parametrize("dense", [1000, 0], ids=["all", "products"])
+@both_ways
 def test_what_does_not_fit_is_refused_before_the_first_step(data, dense, settings, message):
     net = tiny()
     settings = {"loss": "cross_entropy", "data": data, "dense": dense, **settings}

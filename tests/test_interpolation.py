@@ -176,9 +176,12 @@ def test_inputs_reach_their_targets_within_both_bounds(device, options, width, c
 
 
 @pytest.mark.parametrize("options", VARIANTS, indirect=True)
-def test_states_follow_the_planned_paths_and_others_rest(generator, options):
+def test_norms_are_balanced_states_follow_the_paths_and_others_rest(generator, options):
     x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
     found = rt.theory.interpolate(x, y, units=60, **options)
+    norms = found.net.norms[found.movers >= 0]
+    assert (norms[:, 0] / norms[:, 1] - 1).abs().max() <= 1e-12
+    assert found.largest_norm == found.net.weights.flatten(2).norm(dim=2).max()
     states = found.net.states(x)
     assert torch.equal(states[-1], found.net(x))
     for sample in range(6):
@@ -187,15 +190,6 @@ def test_states_follow_the_planned_paths_and_others_rest(generator, options):
         others = [k for k in range(1, 61) if k not in own.tolist()]
         still = states[others, sample] == states[[k - 1 for k in others], sample]
         assert still.all()
-
-
-@pytest.mark.parametrize("options", VARIANTS, indirect=True)
-def test_norms_are_balanced_and_those_of_the_net(generator, options):
-    x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
-    found = rt.theory.interpolate(x, y, units=50, **options)
-    norms = found.net.norms[found.movers >= 0]
-    assert (norms[:, 0] / norms[:, 1] - 1).abs().max() <= 1e-12
-    assert found.largest_norm == found.net.weights.flatten(2).norm(dim=2).max()
 
 
 @pytest.mark.parametrize("allocation", ["greedy", "uniform"])
@@ -231,10 +225,12 @@ def test_rounding_grows_in_a_crowd_and_braces_stop_it():
 
 
 @pytest.mark.parametrize("units", [5, 7])
-def test_as_many_units_as_samples_are_enough(generator, units):
-    x, y = sphere(generator, 5, 6), sphere(generator, 5, 6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_as_many_units_as_samples_are_enough_and_float32_is_read(generator, units, dtype):
+    x, y = sphere(generator, 5, 6).to(dtype), sphere(generator, 5, 6).to(dtype)
     found = rt.theory.interpolate(x, y, units=units)
-    assert found.error <= ROUNDED
+    assert found.x.dtype == torch.float64
+    assert (found.output - y.double()).norm(dim=1).max() <= ROUNDED
     assert math.isinf(found.upper_bound) == (units == 5)
 
 
@@ -253,13 +249,6 @@ def test_samples_that_stay_and_samples_that_repeat(generator):
     assert torch.equal(twice.path(6), twice.path(0)) and len(twice.path(2)) == 1
     nothing = rt.theory.interpolate(x, x, units=3)
     assert nothing.largest_norm == 0.0 and torch.equal(nothing.output, x)
-
-
-def test_float32_is_read(generator):
-    x, y = sphere(generator, 5, 4).float(), sphere(generator, 5, 4).float()
-    found = rt.theory.interpolate(x, y, units=40)
-    assert found.x.dtype == torch.float64
-    assert (found.output - y.double()).norm(dim=1).max() <= ROUNDED
 
 
 # Lower bound -------------------------------------------------------------------------------------
@@ -322,15 +311,10 @@ def test_merged_targets(generator, tolerance, width):
 
 def test_merging_costs_the_logarithm_of_the_tolerance(generator):
     x, y = sphere(generator, 8, 6), classes(8, 6)
-    costs = [
-        rt.theory.interpolate(
-            x, y, units=600, mode="merge", tolerance=tolerance, braces=False
-        ).largest_norm
-        ** 2
-        for tolerance in (1e-2, 1e-4, 1e-6)
-    ]
-    first, second = costs[1] - costs[0], costs[2] - costs[1]
-    assert second == pytest.approx(first, rel=0.2)
+    options = {"units": 600, "mode": "merge", "braces": False}
+    found = [rt.theory.interpolate(x, y, tolerance=t, **options) for t in (1e-2, 1e-4, 1e-6)]
+    first, second, third = (net.largest_norm**2 for net in found)
+    assert third - second == pytest.approx(second - first, rel=0.2)
 
 
 def test_columns_from_one_side_merge_because_they_stop_in_turn():
@@ -425,14 +409,15 @@ def test_bad_input_is_named(x, y, keywords, message):
         rt.theory.interpolate(x, y, **{"units": 12, **keywords})
 
 
-@pytest.mark.parametrize("call", ["path", "chart"])
-def test_a_sample_that_is_not_there(call):
-    found = rt.theory.interpolate(X, Z, units=6)
-    with pytest.raises(ValueError, match="sample: got 3, needs a number below 3"):
-        getattr(found, call)(3)
-
-
-def test_a_resting_sample_has_no_chart():
+@pytest.mark.parametrize(
+    ("call", "sample", "message"),
+    [
+        ("path", 3, "sample: got 3, needs a number below 3"),
+        ("chart", 3, "sample: got 3, needs a number below 3"),
+        ("chart", 0, "sample: got 0, needs one that moves"),
+    ],
+)
+def test_a_sample_that_is_not_there_or_rests(call, sample, message):
     found = rt.theory.interpolate(X, torch.cat([X[:1], Z[1:]]), units=6)
-    with pytest.raises(ValueError, match="sample: got 0, needs one that moves"):
-        found.chart(0)
+    with pytest.raises(ValueError, match=message):
+        getattr(found, call)(sample)

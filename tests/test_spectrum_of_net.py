@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature import spectrum_of_net
@@ -71,17 +72,21 @@ def test_a_whole_hessian_takes_the_routes_of_its_net(problem, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (lambda net, data: (net,), "^loss: is missing; call spectrum"),
+        (lambda net, data: rt.spectrum(net), "^loss: is missing; call spectrum"),
         (
-            lambda net, data: (rt.curvature_operator(net, "square", data), "square"),
+            lambda net, data: rt.spectrum(rt.curvature_operator(net, "square", data), "square"),
             "^loss, data: got an operator together with these",
         ),
+        (
+            lambda net, data: rt.spectrum(net, "square", data, method="exact"),
+            "^method: unknown name 'exact'",
+        ),
     ],
-    ids=["no loss", "two losses"],
+    ids=["no loss", "two losses", "method"],
 )
-def test_a_net_needs_a_loss_and_an_operator_has_one(problem, given, message):
+def test_refusals(problem, given, message):
     with pytest.raises(ValueError, match=message):
-        rt.spectrum(*given(*problem))
+        given(*problem)
 
 
 def test_changed_parameters_are_noticed(problem):
@@ -129,26 +134,21 @@ def test_data_are_read_once(generator, monkeypatch, middle, call, runs):
     assert (loader.passes, len(seen)) == (1, runs)
 
 
-def test_large_models_are_measured_by_products(problem, monkeypatch):
-    net, data = problem
-    monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
-    monkeypatch.setattr(spectrum_of_net, "_MEDIUM", 20)
-    report = rt.spectrum(net, "square", data, k=2)
-    assert report.method == "matrix-free" and "cheaper than all eigenvalues" in str(report)
-
-
 @pytest.mark.parametrize(
-    ("middle", "reason"),
-    [(nn.Tanh, "by layer_pairs"), (lambda: nn.LayerNorm(4), None)],
-    ids=["cheap", "columns"],
+    ("middle", "medium", "method", "reason"),
+    [
+        (nn.Tanh, 5000, "dense", "by layer_pairs"),
+        (lambda: nn.LayerNorm(4), 5000, "matrix-free", "cheaper than all eigenvalues"),
+        (nn.Tanh, 20, "matrix-free", "cheaper than all eigenvalues"),
+    ],
+    ids=["cheap", "columns", "large"],
 )
-def test_medium_models_are_dense_where_it_is_cheap(generator, middle, reason, monkeypatch):
+def test_beyond_small_models_the_cost_decides(problem, middle, medium, method, reason, monkeypatch):
     net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
-    x, y = torch.randn(12, 3, generator=generator), torch.randn(12, 2, generator=generator)
     monkeypatch.setattr(spectrum_of_net, "_SMALL", 10)
-    report = rt.spectrum(net, "square", (x, y), k=2)
-    assert report.method == ("matrix-free" if reason is None else "dense")
-    assert reason is None or reason in report.reason
+    monkeypatch.setattr(spectrum_of_net, "_MEDIUM", medium)
+    report = rt.spectrum(net, "square", problem[1], k=2)
+    assert report.method == method and reason in str(report)
 
 
 def test_float32_nets_have_float32_bounds(problem):
@@ -158,23 +158,12 @@ def test_float32_nets_have_float32_bounds(problem):
     assert report.pairs.round_off > 1e-7 * report.largest[0].value
 
 
-def test_the_net_and_the_random_state_are_left_alone(problem):
+def test_the_net_and_the_random_state_are_left_alone(problem, left_alone):
     net, (x, y) = problem
     net.train()
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(x, y), batch_size=5, shuffle=True
-    )
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    state = torch.get_rng_state()
-    rt.spectrum(net, "square", loader, k=2)
-    assert torch.equal(state, torch.get_rng_state())
-    assert net.training and all(p.grad is None for p in net.parameters())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-
-
-def test_an_unknown_method_is_refused(problem):
-    with pytest.raises(ValueError, match="method: unknown name 'exact'"):
-        rt.spectrum(problem[0], "square", problem[1], method="exact")
+    loader = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True)
+    with left_alone(net):
+        rt.spectrum(net, "square", loader, k=2)
 
 
 @pytest.mark.parametrize("method", ["auto", "matrix-free"])

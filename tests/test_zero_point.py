@@ -177,7 +177,7 @@ def test_a_hundred_thousand_blocks(n, generator):
 
 
 @pytest.mark.parametrize("targets", ["one-hot", "general"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_a_priori_bound_holds(targets, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(60, 4, generator=generator)
