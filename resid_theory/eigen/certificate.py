@@ -41,28 +41,14 @@ _BISECTIONS = 40
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Certificate:
-    """Upper bounds on the probability that a run from random vectors missed an eigenvalue.
+    """Upper bounds on the probability that a run from random vectors missed an eigenvalue."""
 
-    Attributes:
-        dimension: n, of the space from which the start was drawn.
-        draws: w, number of independent random vectors in the start.
-        ladder: (m + q, m), T above L, in a basis whose first w vectors are the start; q = 0 where
-            the Krylov space is invariant, so that it holds every distinct eigenvalue.
-        noise: Rounding of a product along one eigenvector, positive.
-
-    Example:
-        >>> from resid_theory.eigen.certificate import Certificate
-        >>> run = Certificate(dimension=10**5, draws=1, ladder=torch.tensor(
-        ...     [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
-        ...     noise=1e-16)
-        >>> run.missed_beyond(100.0, 1) < 1e-3
-        True
-    """
-
-    dimension: int
-    draws: int
+    dimension: int  # n, of the space from which the start was drawn
+    draws: int  # w, number of independent random vectors in the start
+    # (m + q, m), T above L, in a basis whose first w vectors are the start; q = 0 where the Krylov
+    # space is invariant, so that it holds every distinct eigenvalue.
     ladder: Tensor
-    noise: float
+    noise: float  # rounding of a product along one eigenvector, positive
 
     @cached_property
     def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,14 +85,9 @@ class Certificate:
         return max(chances, default=0.0)
 
     def missed_apart(self, edge: float, sign: int) -> float:
-        """Bound for an eigenvalue beyond an edge that is far from all Ritz values.
-
-        The largest over the edge, the middles between the Ritz values beyond it, and a point as far
-        outside as the last two are apart.
-
-        Returns:
-            The probability.
-        """
+        """Bound for an eigenvalue beyond an edge that is far from all Ritz values."""
+        # The largest over the edge, the middles between the Ritz values beyond it, and a point as
+        # far outside as the last two are apart.
         beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
         points = [edge, *(x for _, _, x in self._middles(beyond))]
         if len(beyond) > 1:
@@ -156,16 +137,7 @@ class Certificate:
         return torch.cat([start @ pulled @ torch.linalg.inv(upper), blurred], 1)
 
     def limit(self, sign: int, missed: float, *, listed: int = 0) -> float:
-        """The innermost edge beyond which there is no eigenvalue except the listed Ritz values.
-
-        Args:
-            sign: 1 for the upper end, -1 for the lower one.
-            missed: Accepted probability that an eigenvalue was missed.
-            listed: Number of known Ritz values at this end.
-
-        Returns:
-            In units of the eigenvalues; infinite where no edge is far enough.
-        """
+        """The innermost edge with no eigenvalue beyond it except the listed Ritz values, or inf."""
         ends = self.values.flip(0) if sign > 0 else self.values
         ends = ends[listed:]
         if len(ends) == 0:

@@ -20,40 +20,25 @@ _MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
 
 @dataclass(frozen=True, kw_only=True)
 class Edges:
-    """Numbers beyond which no eigenvalue may be missed.
+    """Numbers beyond which no eigenvalue may be missed."""
 
-    Attributes:
-        by_sign: At the upper end (1) and the lower one (-1); empty until all pairs converged.
-        slack: Least distance of an edge from the last wanted value there.
-    """
-
+    # At the upper end (1) and the lower one (-1); empty until all pairs converged.
     by_sign: dict[int, float] = field(default_factory=dict)
-    slack: float = math.inf
+    slack: float = math.inf  # least distance of an edge from the last wanted value there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchState:
-    """Result of one step of a search.
-
-    Attributes:
-        goal: What is searched.
-        ritz: Ritz values after the step.
-        columns: Positions of the wanted ones.
-        bounds: Error bounds of these.
-        targets: Errors that are small enough.
-        edges: Numbers beyond which nothing may be missed.
-        certificate: Certificate of this run; None after a restart, or without edges.
-        found: Number of values that this run found beyond the edges; all values in the first run.
-    """
+    """Result of one step of a search."""
 
     goal: Goal
     ritz: Ritz
-    columns: Tensor
-    bounds: Tensor
-    targets: Tensor
-    edges: Edges
-    certificate: Certificate | None
-    found: int
+    columns: Tensor  # positions of the wanted Ritz values
+    bounds: Tensor  # error bounds of these
+    targets: Tensor  # errors that are small enough
+    edges: Edges  # numbers beyond which nothing may be missed
+    certificate: Certificate | None  # of this run; None after a restart, or without edges
+    found: int  # number of values that this run found beyond the edges; all in the first run
 
     @classmethod
     def after(cls, krylov: Krylov, goal: Goal, edges: Edges, *, first: bool) -> "SearchState":

@@ -9,15 +9,7 @@ __all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "student"]
 
 
 def student(degrees: float) -> float:
-    """Half-width of the two-sided 95 % interval in standard errors, by Student's distribution.
-
-    Args:
-        degrees: Degrees of freedom, one less than the number of samples; inf for the normal
-            distribution.
-
-    Returns:
-        1.96 for many samples, 12.7 for two; inf without degrees of freedom.
-    """
+    """Half-width of Student's two-sided 95 % interval in standard errors; inf without freedom."""
     if degrees < 1:
         return math.inf
     from scipy.special import ndtri, stdtrit  # half a second of import that few calls need
@@ -77,12 +69,7 @@ class Estimate:
 def mean_estimate(
     samples: Tensor, *, scale: float = 1.0, offset: float = 0.0, bound: float = 0.0
 ) -> Estimate:
-    """``offset`` plus ``scale`` times the mean of independent samples, with Student's interval.
-
-    Returns:
-        The estimate; a single sample has an infinite interval. A ``bound`` on errors that are not
-        random widens both ends.
-    """
+    """``offset`` plus ``scale`` times a mean, with Student's interval widened by a ``bound``."""
     count = len(samples)
     value = offset + scale * samples.mean().item()
     if count < 2:

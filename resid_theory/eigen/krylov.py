@@ -13,7 +13,6 @@ from resid_theory.eigen.orthogonalization import (
     orthonormal,
     project_out,
     random_orthonormal,
-    rotate,
     slices,
 )
 
@@ -34,19 +33,12 @@ def coefficient_noise(operator: RecordedOperator, scale: float) -> float:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Locked:
-    """Orthonormal vectors U set aside, with A U = U diag(values) + D.
+    """Orthonormal vectors U set aside, with A U = U diag(values) + D."""
 
-    Attributes:
-        vectors: U, (P, l).
-        values: (l,), float64, on the CPU.
-        errors: D, (P, l), orthogonal to U.
-        noise: Norm of the error of D: rounding, and what restarts dropped.
-    """
-
-    vectors: Tensor
-    values: Tensor
-    errors: Tensor
-    noise: float
+    vectors: Tensor  # U, (P, l)
+    values: Tensor  # (l,), float64, on the CPU
+    errors: Tensor  # D, (P, l), orthogonal to U
+    noise: float  # norm of the error of D: rounding, and what restarts dropped
 
     @classmethod
     def none(cls, operator: RecordedOperator) -> "Locked":
@@ -57,30 +49,18 @@ class Locked:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ritz:
-    """Rayleigh-Ritz on the locked vectors U and the Krylov vectors V together.
+    """Rayleigh-Ritz on the locked vectors U and the Krylov vectors V together."""
 
-    Attributes:
-        values: Ascending, (l + m,), float64.
-        weights: Ritz vectors as columns of coefficients on [U, V], (l + m, l + m).
-        gram: Upper bound on the Gram matrix of the part of A U outside [U, V], (l, l).
-        outside: Part of A V outside [U, V]: rows of coefficients on orthonormal vectors, (., m).
-        noise: Part of every residual that is rounding, or asymmetry dropped by restarts.
-        measured: Positions whose residuals E were computed, and Eᵀ E; None while a space grows.
-    """
-
-    values: Tensor
-    weights: Tensor
-    gram: Tensor
-    outside: Tensor
-    noise: float
+    values: Tensor  # ascending, (l + m,), float64
+    weights: Tensor  # Ritz vectors as columns of coefficients on [U, V], (l + m, l + m)
+    gram: Tensor  # upper bound on the Gram matrix of the part of A U outside [U, V], (l, l)
+    outside: Tensor  # part of A V outside [U, V]: coefficients on orthonormal vectors, (., m)
+    noise: float  # part of every residual that is rounding, or asymmetry dropped by restarts
+    # Positions whose residuals E were computed, and Eᵀ E; None while a space grows.
     measured: tuple[Tensor, Tensor] | None = None
 
     def residual_gram(self, order: Tensor) -> Tensor:
-        """Eᵀ E for the residuals E of the Ritz vectors at n positions, without ``noise``.
-
-        Returns:
-            (n, n); where vectors are locked an upper bound, as a quadratic form.
-        """
+        """Eᵀ E, (n, n), for the residuals E of Ritz vectors at n positions; without ``noise``."""
         if self.measured is not None:
             positions, gram = self.measured
             at = (order[:, None] == positions).int().argmax(1)
@@ -90,7 +70,8 @@ class Ritz:
         own = krylov.T @ krylov
         if not len(self.gram):
             return own
-        # The two parts need not be orthogonal: |a + b|^2 is at most 2 |a|^2 + 2 |b|^2.
+        # An upper bound, as a quadratic form: the two parts need not be orthogonal, and |a + b|^2
+        # is at most 2 |a|^2 + 2 |b|^2.
         return 2 * (own + locked.T @ self.gram @ locked)
 
     @cached_property
@@ -193,15 +174,15 @@ class Krylov:
         tail = slice(old.stop, old.stop + self.waiting)
         new = slice(self.offset, self.offset + count)
         new_tail = slice(new.stop, new.stop + self.waiting)
-        rotate(self._columns[:, old], chosen.to(self._columns.device))
+        small = chosen.to(self._columns)
+        for rows in slices(len(self._columns)):  # so that no second copy of the vectors is held
+            self._columns[rows, new] = self._columns[rows, old] @ small
         self._columns[:, new_tail] = self._columns[:, tail].clone()
         matrix = torch.zeros_like(self._matrix)
         matrix[: self.offset, new] = self._matrix[: self.offset, old] @ chosen
         matrix[new, new], matrix[new_tail, new] = kept, self._matrix[tail, old] @ chosen
         self._matrix, self.multiplied = matrix, count
         self.restarts += 1
-
-    # -- results -----------------------------------------------------------------------------------
 
     @property
     def _own(self) -> Tensor:

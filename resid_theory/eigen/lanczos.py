@@ -116,22 +116,20 @@ def search(
     generator: torch.Generator,
     capacity: int | None = None,
 ) -> tuple[Eigenpairs, Locked]:
-    """Run block Lanczos until a run finds nothing new; arguments as in :func:`eigenpairs`.
-
-    Returns:
-        The pairs, and locked vectors for further runs in their complement: the pairs' own, followed
-        by those of others that converged on the way.
-
-    Raises:
-        ValueError: If the operator is not symmetric, or the budget is smaller than the block.
-    """
+    """Run block Lanczos until a run finds nothing new; return the pairs and vectors to lock."""
+    # Locked are the pairs' own vectors, followed by those of others that converged on the way.
     locked, width, size = Locked.none(operator), min(block, operator.size), operator.size
-    room = _capacity(operator, goal, block, capacity)
+    least = goal.total + 3 * max(block, _WIDEST) + 8
+    if capacity is None:
+        affordable = _MEMORY // (size * torch.finfo(operator.dtype).bits // 8)
+        capacity = max(least, min(affordable, max(_MOST, 3 * least)))
+    elif check_int("capacity", capacity) < min(least, size):
+        raise ValueError(f"capacity: got {capacity}, needs at least {least} for these k and block")
     state: SearchState | None = None
     allowance: int | None = None  # steps of a run after the first
     while True:
         first = state is None
-        krylov = Krylov(operator, locked, width=width, capacity=room, generator=generator)
+        krylov = Krylov(operator, locked, width=width, capacity=capacity, generator=generator)
         edges = Edges() if state is None else state.edges
         latest, in_budget = _run(krylov, goal, edges, allowance)
         if latest is not None:
@@ -169,12 +167,8 @@ def search(
 def _run(
     krylov: Krylov, goal: Goal, edges: Edges, allowance: int | None
 ) -> tuple[SearchState | None, bool]:
-    """Grow a Krylov space until it has answered; the first run sets its own allowance of steps.
-
-    Returns:
-        The last state, None without a single product, and whether the budget was sufficient.
-    """
-    first, state = allowance is None, None
+    """Grow a Krylov space until it has answered; return the last state, and if the budget held."""
+    first, state = allowance is None, None  # the first run sets its own allowance of steps
     while True:
         try:
             product = krylov.operator @ krylov.block
@@ -198,17 +192,6 @@ def _run(
                 sure = state.missed <= ACCEPTED_MISS or crowded
             if krylov.restarts or krylov.steps >= allowance or sure:
                 return state, True
-
-
-def _capacity(operator: RecordedOperator, goal: Goal, block: int, given: int | None) -> int:
-    """Largest number of vectors in memory."""
-    least = goal.total + 3 * max(block, _WIDEST) + 8
-    if given is not None:
-        if check_int("capacity", given) < min(least, operator.size):
-            raise ValueError(f"capacity: got {given}, needs at least {least} for these k and block")
-        return given
-    affordable = _MEMORY // (operator.size * torch.finfo(operator.dtype).bits // 8)
-    return max(least, min(affordable, max(_MOST, 3 * least)))
 
 
 def _kept(krylov: Krylov, goal: Goal) -> Tensor:

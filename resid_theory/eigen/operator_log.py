@@ -102,13 +102,18 @@ class RecordedOperator:
                     f"{tuple(vectors.shape)}; needs equal shapes"
                 )
             fresh = self._copied(check_finite("A @ vectors", fresh.detach()))
-            if result is not None:
-                self._check_same(path, fresh, result)
-            else:
+            # Half the digits: a product may round differently after a restart, a wrong net may not.
+            loose = torch.finfo(self.precision).eps ** 0.5
+            if result is None:
                 result = fresh
                 if path is not None:
                     about = {"question": _digest(vectors), "parameters": self.size}
                     write_checkpoint(path, {"answer": result}, about)
+            elif float((fresh - result).norm()) > loose * float(result.norm()):
+                raise ValueError(
+                    f"folder: {path} was recorded with another operator: other weights, data or "
+                    "loss; restore these, or give an empty folder"
+                )
         self._calls += 1
         self.count += vectors.shape[1]
         self._bar.update(vectors.shape[1])
@@ -130,15 +135,6 @@ class RecordedOperator:
                 "machine that rounds otherwise; give the arguments of that run, or an empty folder"
             )
         return self._copied(tensors["answer"])
-
-    def _check_same(self, path: Path | None, fresh: Tensor, recorded: Tensor) -> None:
-        # Half the digits: a product may round differently after a restart, a wrong net may not.
-        loose = torch.finfo(self.precision).eps ** 0.5
-        if float((fresh - recorded).norm()) > loose * float(recorded.norm()):
-            raise ValueError(
-                f"folder: {path} was recorded with another operator: other weights, data or loss; "
-                "restore these, or give an empty folder"
-            )
 
 
 def _digest(vectors: Tensor) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["dots", "orthonormal", "project_out", "random_orthonormal", "rotate", "slices"]
+__all__ = ["dots", "orthonormal", "project_out", "random_orthonormal", "slices"]
 
 _ROWS = 1 << 16  # of a long vector, converted to float64 at a time
 
@@ -26,37 +26,17 @@ def dots(left: Tensor, right: Tensor) -> Tensor:
 
 
 def project_out(vectors: Tensor, basis: Tensor, *, roughly: bool = False) -> Tensor:
-    """Remove the components along an orthonormal basis from vectors, in place, once.
-
-    With ``roughly``, sums are in the vectors' own precision, six times as fast for float32: for a
-    first of two passes, since the second removes what the rounding of the first has left.
-
-    Returns:
-        The components that were removed, (m, b), float64.
-    """
+    """Remove the components (m, b) along an orthonormal basis in place, once; they are returned."""
+    # With ``roughly``, sums are in the vectors' own precision, six times as fast for float32: for a
+    # first of two passes, since the second removes what the rounding of the first has left.
     coefficients = (basis.T @ vectors).double() if roughly else dots(basis, vectors)
     vectors.sub_(basis @ coefficients.to(basis.dtype))
     return coefficients
 
 
-def rotate(vectors: Tensor, matrix: Tensor) -> None:
-    """Overwrite the first p of (P, m) vectors by their product with an (m, p) matrix.
-
-    It works on slices of rows, so that no second copy of the vectors is held.
-    """
-    small = matrix.to(vectors)
-    for rows in slices(len(vectors)):
-        vectors[rows, : matrix.shape[1]] = vectors[rows] @ small
-
-
 def orthonormal(block: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of a block's columns, and the coefficients of the block on it.
-
-    Directions whose singular value is at most the threshold are left out.
-
-    Returns:
-        The basis (P, r) and the coefficients (r, b), float64: their product is the block.
-    """
+    """An orthonormal basis (P, r) of a block's columns, and the coefficients of these (r, b)."""
+    # Directions whose singular value is at most the threshold are left out.
     if block.shape[1] == 1:  # the usual case; Householder's method is slow on one long column
         norm = dots(block, block).sqrt()
         if float(norm) <= threshold:
@@ -69,14 +49,7 @@ def orthonormal(block: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
 
 
 def random_orthonormal(count: int, basis: Tensor, generator: torch.Generator) -> Tensor:
-    """Random orthonormal vectors, uniformly distributed in the complement of a (P, m) basis.
-
-    They have the dtype and device of the basis; the normal numbers are drawn in float64 on the
-    device of the generator.
-
-    Returns:
-        (P, count), or fewer where the complement has fewer dimensions.
-    """
+    """Random orthonormal vectors, uniform in the complement of a basis; fewer where it is small."""
     size = len(basis)
     count = min(count, size - basis.shape[1])
     drawn = torch.randn(

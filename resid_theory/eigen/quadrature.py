@@ -22,19 +22,12 @@ _MEMORY = 1 << 30  # bytes of Lanczos vectors for probes that run side by side
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quadrature:
-    """Results of independent Lanczos runs in the complement of known eigenvectors U.
+    """Results of independent Lanczos runs in the complement of known eigenvectors U."""
 
-    Attributes:
-        density: The quadratures of all runs, with the known eigenvalues.
-        first: zᵀ A z for each unit probe z, (probes,).
-        squares: |A z|² for each unit probe, (probes,), including the part along U.
-        scale: Largest |A v| that occurred, for vectors of length one.
-    """
-
-    density: Density
-    first: Tensor
-    squares: Tensor
-    scale: float
+    density: Density  # the quadratures of all runs, with the known eigenvalues
+    first: Tensor  # zᵀ A z for each unit probe z, (probes,)
+    squares: Tensor  # |A z|² for each unit probe, (probes,), including the part along U
+    scale: float  # largest |A v| that occurred, for vectors of length one
 
     def certificates(self, noise: float) -> list[Certificate]:
         """One independent certificate per probe, of the operator on the complement."""
@@ -110,16 +103,9 @@ def spectral_density(
                 )
             vectors = deflate.vectors.to(operator.device, operator.dtype)
             values, residuals = deflate.values, deflate.residuals
-        found = lanczos_quadrature(
-            operator,
-            vectors,
-            values,
-            residuals,
-            probes=probes,
-            steps=steps,
-            generator=generator,
-        )
-    return found.density
+        return lanczos_quadrature(
+            operator, vectors, values, residuals, probes=probes, steps=steps, generator=generator
+        ).density
 
 
 def lanczos_quadrature(
@@ -132,14 +118,7 @@ def lanczos_quadrature(
     steps: int,
     generator: torch.Generator,
 ) -> Quadrature:
-    """Run Lanczos from random vectors in the complement of known eigenvectors, (P, l), l < P.
-
-    Returns:
-        The quadratures, with fewer nodes than ``steps`` where a Krylov space becomes invariant.
-
-    Raises:
-        MemoryError: If the vectors of a single run do not fit.
-    """
+    """Run Lanczos from random vectors in the complement of known eigenvectors, (P, l), l < P."""
     steps = min(steps, operator.size - vectors.shape[1])
     one = operator.size * (steps + 1) * torch.finfo(operator.dtype).bits // 8
     if operator.device.type == "cpu" and one > available_bytes():

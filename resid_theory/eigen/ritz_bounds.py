@@ -19,19 +19,12 @@ _RESOLVED = {True: 0.03, False: 0.25}
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The wanted eigenpairs, and their selection from sorted Ritz values.
+    """The wanted eigenpairs, and their selection from sorted Ritz values."""
 
-    Attributes:
-        which: One of ``ENDS``.
-        k: Number of pairs; at each end for ``both``.
-        tolerance: Relative error at which a pair has converged.
-        verify: Whether to verify that none is missed.
-    """
-
-    which: str
-    k: int
-    tolerance: float
-    verify: bool = True
+    which: str  # one of ``ENDS``
+    k: int  # number of pairs; at each end for ``both``
+    tolerance: float  # relative error at which a pair has converged
+    verify: bool = True  # whether to verify that none is missed
 
     @property
     def total(self) -> int:
@@ -72,17 +65,10 @@ class Goal:
 
 
 def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
-    """Error bound of every Ritz value, rounding included; sharp only for the wanted ones.
-
-    Without verification, they assume that none is missed.
-
-    Returns:
-        (l + m,), at most the residuals: Lehmann's bounds from the 1, 2, ... outermost Ritz values
-        at an end, where they are apart.
-
-    Source:
-        Lehmann 1963, "Optimale Eigenwerteinschließungen"; for one value Temple's inequality.
-    """
+    """Error bound of every Ritz value, rounding included; sharp only for the wanted ones."""
+    # At most the residuals: Lehmann's bounds from the 1, 2, ... outermost Ritz values at an end,
+    # where they are apart (for one value Temple's inequality). Without verification, they assume
+    # that none is missed.
     best, columns = ritz.residuals.clone(), goal.columns(ritz.values)
     for sign in goal.signs:
         total = len(best)
@@ -112,16 +98,8 @@ def error_bounds(ritz: Ritz, goal: Goal) -> Tensor:
 
 
 def lehmann(values: Tensor, gram: Tensor, floor: float) -> Tensor:
-    """Upper bounds on the j largest eigenvalues of a matrix with j eigenvalues above a floor μ.
-
-    Args:
-        values: The j Ritz values θ above the floor, descending.
-        gram: Eᵀ E for the residuals E of their vectors, (j, j).
-        floor: μ, in units of the eigenvalues.
-
-    Returns:
-        The eigenvalues of θ + (θ - μ)^-½ Eᵀ E (θ - μ)^-½, descending: the i-th eigenvalue of the
-        matrix lies between θ_i and the i-th of these.
-    """
+    """Upper bounds on the j eigenvalues above a floor μ, from j Ritz values θ, both descending."""
+    # The eigenvalues of θ + (θ - μ)^-½ Eᵀ E (θ - μ)^-½, where E are the residuals of the Ritz
+    # vectors (Lehmann 1963): the i-th eigenvalue lies between θ_i and the i-th of these.
     scales = (values - floor).rsqrt()
     return torch.linalg.eigvalsh(torch.diag(values) + scales[:, None] * gram * scales).flip(0)

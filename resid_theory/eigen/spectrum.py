@@ -12,7 +12,6 @@ from resid_theory.eigen.spectral_statistics import SpectralStatistics
 
 __all__ = ["Spectrum"]
 
-_EPS = torch.finfo(torch.float64).eps
 _EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
 
 

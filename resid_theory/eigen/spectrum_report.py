@@ -262,15 +262,10 @@ def spectral_estimates(
                 pairs=pairs,
             )
             return _widened(report, pairs, values, locked.noise)
+        vectors, probes = locked.vectors, check_int("probes", probes)
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         found = lanczos_quadrature(
-            operator,
-            locked.vectors,
-            values,
-            residuals,
-            probes=check_int("probes", probes),
-            steps=steps,
-            generator=generator,
+            operator, vectors, values, residuals, probes=probes, steps=steps, generator=generator
         )
     seen = found.density if density else None
     noise = coefficient_noise(operator, found.scale)
