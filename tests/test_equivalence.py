@@ -1,11 +1,12 @@
 """One net in several forms: outputs, gradients and training against the explicit shortcut."""
 
 import copy
+from functools import partial
 
 import oracles
 import pytest
 import torch
-from tolerances import EPS, relative_error
+from tolerances import EPS, assert_same, relative_error
 from torch import nn
 
 import resid_theory as rt
@@ -25,8 +26,7 @@ APART = 1e-6
 
 def scatter_statistics(net, generator, size=16):
     """BatchNorm whose statistics are those of noise, with weights that differ by channel."""
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.momentum = 1.0
         with torch.no_grad():
             norm.weight.uniform_(0.5, 1.5, generator=generator)
@@ -50,15 +50,11 @@ def pick(choices, generator):
 
 def random_layer(axes, inputs, generator):
     """A layer with an identity kernel, its geometry for the oracle, and its activation."""
-    groups = pick([g for g in (1, 1, 2, 3) if inputs % g == 0], generator)
+    geometry = {"groups": pick([g for g in (1, 1, 2, 3) if inputs % g == 0], generator)}
     outputs = inputs * pick([1, 1, 2], generator)
     if axes == 0:
         return nn.utils.skip_init(nn.Linear, inputs, outputs), {}
-    geometry = {
-        "stride": pick([1, 1, 2], generator),
-        "dilation": pick([1, 2], generator),
-        "groups": groups,
-    }
+    geometry |= {"stride": pick([1, 1, 2], generator), "dilation": pick([1, 2], generator)}
     side = pick([1, 3, 5], generator)
     tap = pick(sorted({0, side // 2}), generator)  # also off the centre: outputs are cropped
     geometry["padding"] = tap * geometry["dilation"]
@@ -101,53 +97,49 @@ def explicit(net, geometries, tensors, x):
     return x
 
 
-def differentiate(output, inputs):
-    cotangent = torch.linspace(-1, 1, output.numel()).view_as(output)
-    return torch.autograd.grad(output, inputs, cotangent)
+def branches(layers):
+    """V and b of residual layers, as leaves."""
+    pairs = [(identity_removed(layer), layer.bias) for layer in layers]
+    return [tuple(t.detach().clone().requires_grad_() for t in pair) for pair in pairs]
+
+
+def assert_same_function(found, expected, ours, theirs):
+    """Equal outputs, and equal gradients at tensors of the two."""
+    assert relative_error(found, expected) < SAME
+    cotangent = torch.linspace(-1, 1, found.numel()).view_as(found)
+    gradients, exacts = (
+        torch.autograd.grad(*pair, cotangent) for pair in ((found, ours), (expected, theirs))
+    )
+    # Gradients are sums that may cancel: their round-off is relative to the net's largest one.
+    scale = max(float(exact.abs().max()) for exact in exacts)
+    for measured, exact in zip(gradients, exacts, strict=True):
+        assert measured.shape == exact.shape
+        assert float((measured - exact).abs().max()) <= SAME * scale
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_plain_nets_against_three_terms(seed):
     net, geometries, x = random_net(seed)
-    tensors = [
-        (identity_removed(layer).detach().clone(), layer.bias.detach().clone())
-        for layer in net[::2]
-    ]  # fmt: skip
-    leaves = [t.requires_grad_() for pair in tensors for t in pair]
-    x.requires_grad_()
+    tensors, x = branches(net[::2]), x.requires_grad_()
     expected = explicit(net, geometries, tensors, x)
     plain = rt.to_plain(net)
     assert not any(hasattr(layer, "parametrizations") for layer in plain)
-    found = plain(x)
-    assert relative_error(found.detach(), expected.detach()) < SAME
-    order = [p for layer in plain[::2] for p in (layer.weight, layer.bias)]
-    exacts = differentiate(expected, [x, *leaves])
-    # Gradients are sums that may cancel: their round-off is relative to the net's largest one.
-    scale = max(float(exact.abs().max()) for exact in exacts)
-    for measured, exact in zip(differentiate(found, [x, *order]), exacts, strict=True):
-        assert measured.shape == exact.shape
-        assert float((measured - exact).abs().max()) <= SAME * scale
+    ours = [p for layer in plain[::2] for p in (layer.weight, layer.bias)]
+    theirs = [t for pair in tensors for t in pair]
+    assert_same_function(plain(x), expected, [x, *ours], [x, *theirs])
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44])
 def test_simplified_nets_against_three_terms(generator, depth):
     residual = rt.simplified_net(depth, identity="residual")
-    layers = [m for m in residual if isinstance(m, nn.Conv2d)][1:]
-    tensors = [(identity_removed(m).detach().clone(), m.bias.detach().clone()) for m in layers]
-    leaves = [t.requires_grad_() for pair in tensors for t in pair]
+    tensors = branches([m for m in residual if isinstance(m, nn.Conv2d)][1:])
     ends = [(m.weight.detach(), m.bias.detach()) for m in (residual.conv0, residual.fc)]
     x = images(generator, size=32).requires_grad_()
     expected = oracles.simplified_residual_net(x, ends[0], tensors, ends[1])
     plain = rt.to_plain(residual)
-    found = plain(x)
-    assert relative_error(found.detach(), expected.detach()) < SAME
-    order = [p for n in range(1, depth - 1) for p in plain.get_submodule(f"conv{n}").parameters()]
-    exacts = differentiate(expected, [x, *leaves])
-    # Gradients are sums that may cancel: their round-off is relative to the net's largest one.
-    scale = max(float(exact.abs().max()) for exact in exacts)
-    for measured, exact in zip(differentiate(found, [x, *order]), exacts, strict=True):
-        assert measured.shape == exact.shape
-        assert float((measured - exact).abs().max()) <= SAME * scale
+    ours = [p for n in range(1, depth - 1) for p in plain.get_submodule(f"conv{n}").parameters()]
+    theirs = [t for pair in tensors for t in pair]
+    assert_same_function(plain(x), expected, [x, *ours], [x, *theirs])
 
 
 @pytest.mark.parametrize(
@@ -189,25 +181,14 @@ def test_there_and_back(depth):
         assert not entries.any() or float((a - b).detach()[entries].abs().max()) <= 1.2e-16
 
 
-def test_residual_from_initialization_comes_back():
-    residual = rt.simplified_net(20, identity="residual")
-    back = rt.to_residual(rt.to_plain(residual))
-    for a, b in zip(residual.parameters(), back.parameters(), strict=True):
-        assert float((a - b).detach().abs().max()) <= 1.2e-16
-
-
 def test_explicit_and_residual_share_v():
     explicit_net = rt.simplified_net(8, identity="explicit")
     residual = rt.to_residual(explicit_net)
     back = rt.to_residual(residual, explicit=True)
-    for a, b in zip(explicit_net.parameters(), back.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert sum(p.numel() for p in residual.parameters()) == sum(
-        p.numel() for p in explicit_net.parameters()
-    )
+    assert_same(back.state_dict(), explicit_net.state_dict())
     for number in range(1, 7):
         v = residual.get_submodule(f"conv{number}").parametrizations.weight.original
-        assert torch.equal(v, explicit_net.get_submodule(f"conv{number}").layer.weight)
+        assert_same(v, explicit_net.get_submodule(f"conv{number}").layer.weight)
 
 
 @pytest.mark.parametrize(
@@ -224,10 +205,8 @@ def test_the_original_is_untouched(generator, convert):
         for p in new.parameters():
             p.zero_()
     assert [type(m) for m in net] == classes
-    assert all(
-        torch.equal(a, b) for a, b in zip(state.values(), net.state_dict().values(), strict=True)
-    )
-    assert torch.equal(net(x).detach(), before)
+    assert_same(net.state_dict(), state)
+    assert_same(net(x).detach(), before)
     assert torch.equal(torch.get_rng_state(), rng)
     net.conv1.weight.sum().backward()  # still parametrized and trained
 
@@ -247,11 +226,13 @@ def test_a_converted_net_can_be_pickled(tmp_path):
     assert len(torch.load(tmp_path / "net.pt", weights_only=False)) == len(plain)
 
 
-def test_a_layer_used_twice_stays_one_layer(generator):
-    one = with_identity(nn.Linear(3, 3), "residual")
+@pytest.mark.parametrize("form", ["residual", "explicit"])
+def test_a_layer_used_twice_stays_one_layer(generator, form):
+    one = nn.Linear(3, 3)
+    one = AddIdentity(one) if form == "explicit" else with_identity(one, form)
     net = nn.Sequential(one, nn.ReLU(), one)
     plain = rt.to_plain(net)
-    assert plain[0] is plain[2]
+    assert plain[0] is plain[2] and type(plain[0]) is not AddIdentity
     x = torch.randn(4, 3, generator=generator)
     assert rt.check_equivalence(net, plain, x).largest < SAME
     back = rt.to_residual(plain, ["0"])
@@ -285,27 +266,23 @@ def tiny_residual():
     return net, x, torch.randint(3, (16,), generator=generator)
 
 
+def optimizer(name, lr, **settings):
+    return partial(getattr(torch.optim, name), lr=lr, weight_decay=0.05, **settings)
+
+
 OPTIMIZERS = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.05),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.05),
-    "dampening": lambda p: torch.optim.SGD(
-        p, lr=0.05, momentum=0.9, dampening=0.5, weight_decay=0.05
-    ),
-    "nesterov": lambda p: torch.optim.SGD(
-        p, lr=0.02, momentum=0.9, nesterov=True, weight_decay=0.05
-    ),
-    "maximize": lambda p: torch.optim.SGD(p, lr=0.001, maximize=True, weight_decay=0.05),
-    "adam": lambda p: torch.optim.Adam(p, lr=0.005, weight_decay=0.05),
-    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.005, amsgrad=True, weight_decay=0.05),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.005, weight_decay=0.05),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.002, weight_decay=0.05),
-    "rmsprop-momentum": lambda p: torch.optim.RMSprop(
-        p, lr=0.001, momentum=0.9, centered=True, weight_decay=0.05
-    ),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01, weight_decay=0.05),
-    "nadam-decoupled": lambda p: torch.optim.NAdam(
-        p, lr=0.005, weight_decay=0.05, decoupled_weight_decay=True
-    ),
+    "sgd": optimizer("SGD", 0.05),
+    "momentum": optimizer("SGD", 0.02, momentum=0.9),
+    "dampening": optimizer("SGD", 0.05, momentum=0.9, dampening=0.5),
+    "nesterov": optimizer("SGD", 0.02, momentum=0.9, nesterov=True),
+    "maximize": optimizer("SGD", 0.001, maximize=True),
+    "adam": optimizer("Adam", 0.005),
+    "amsgrad": optimizer("Adam", 0.005, amsgrad=True),
+    "adamw": optimizer("AdamW", 0.005),
+    "rmsprop": optimizer("RMSprop", 0.002),
+    "rmsprop-momentum": optimizer("RMSprop", 0.001, momentum=0.9, centered=True),
+    "adagrad": optimizer("Adagrad", 0.01),
+    "nadam-decoupled": optimizer("NAdam", 0.005, decoupled_weight_decay=True),
 }
 
 
@@ -325,10 +302,9 @@ def test_training_of_three_terms_with_the_penalty_in_the_cost(name):
     """The paper's cost, R + (lambda/2) |tau(theta)|^2, written out and decayed by nobody else."""
     net, x, y = tiny_residual()
     plain = rt.to_plain(net)
-    layers = [net[0], net[2]]
-    tensors = [[identity_removed(m).detach().clone(), m.bias.detach().clone()] for m in layers]
-    head = [p.detach().clone() for p in net[6].parameters()]
-    leaves = [t.requires_grad_() for group in (*tensors, head) for t in group]
+    tensors = branches([net[0], net[2]])
+    head = [p.detach().clone().requires_grad_() for p in net[6].parameters()]
+    leaves = [t for group in (*tensors, head) for t in group]
     kernels = [
         oracles.identity_kernel_by_loops(v.shape, rule="repeat", taps=(1, 1)) for v, _ in tensors
     ]
@@ -349,17 +325,15 @@ def test_training_of_three_terms_with_the_penalty_in_the_cost(name):
         nn.functional.cross_entropy(plain(x), y).backward()
         ours.step()
     for layer, (v, bias), e in zip((plain[0], plain[2]), tensors, kernels, strict=True):
-        assert relative_error(layer.weight.detach(), (v + e).detach()) < SAME
-        assert relative_error(layer.bias.detach(), bias.detach()) < SAME
+        assert relative_error(layer.weight, v + e) < SAME
+        assert relative_error(layer.bias, bias) < SAME
 
 
 def test_training_leaves_the_nets_alone():
     net, x, y = tiny_residual()
     before = copy.deepcopy(net.state_dict())
     rt.check_equivalence(net, net, x, y, loss="cross_entropy", steps=2, optimizer=OPTIMIZERS["sgd"])
-    assert all(
-        torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True)
-    )
+    assert_same(net.state_dict(), before)
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -372,6 +346,7 @@ FOLDABLE = {
     "dirac-uniform": lambda: rt.diracnet(10, bn_init="uniform"),
     "dirac-plain": lambda: rt.diracnet(16, identity="plain"),
     "dirac-wide": lambda: rt.diracnet(10, width=2),
+    "ImageNet": lambda: rt.diracnet_imagenet(18, classes=4),
     "full-plain": lambda: rt.full_net(14, shortcut=False),
     "simplified": lambda: rt.simplified_net(8, identity="residual"),
 }
@@ -380,12 +355,13 @@ CHAIN = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.Flatten, nn.
 
 @pytest.mark.parametrize("name", FOLDABLE)
 def test_folded_nets(generator, name):
-    net = scatter_statistics(FOLDABLE[name](), generator)
+    size = 64 if name == "ImageNet" else 16
+    net = scatter_statistics(FOLDABLE[name](), generator, size)
     folded = rt.fold(net)
     leaves = [m for m in folded.modules() if not list(m.children())]
     assert {type(m) for m in leaves} <= set(CHAIN)
     assert not any("parametrizations" in key for key in folded.state_dict())
-    gap = rt.check_equivalence(net, folded, images(generator))
+    gap = rt.check_equivalence(net, folded, images(generator, size=size))
     assert gap.outputs > 0 or name == "simplified"
     assert gap.largest < SAME
 
@@ -397,11 +373,6 @@ def test_folding_depth_100_in_float32(generator):
     assert 0 < gap.outputs < FLOAT32
 
 
-def test_an_imagenet_net_folds(generator):
-    net = scatter_statistics(rt.diracnet_imagenet(18, classes=4), generator, size=64)
-    assert rt.check_equivalence(net, rt.fold(net), images(generator, size=64)).largest < SAME
-
-
 def test_blocks_fold_inside(generator):
     net = scatter_statistics(rt.full_net(8, doubling="proj"), generator)
     folded = rt.fold(net)
@@ -410,16 +381,10 @@ def test_blocks_fold_inside(generator):
     assert rt.check_equivalence(net, folded, images(generator)).largest < SAME
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(lambda: (nn.Linear(3, 4), nn.BatchNorm1d(4)), id="linear"),
-        pytest.param(lambda: (nn.Linear(3, 4), nn.BatchNorm1d(4, affine=False)), id="not affine"),
-        pytest.param(lambda: (nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)), id="no bias"),
-    ],
-)
-def test_other_layers_fold(generator, make):
-    linear, norm = make()
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "not affine"])
+def test_other_layers_fold(generator, bias, affine):
+    linear, norm = nn.Linear(3, 4, bias=bias), nn.BatchNorm1d(4, affine=affine)
     norm.running_mean.normal_(generator=generator)
     norm.running_var.uniform_(0.5, 2, generator=generator)
     net = nn.Sequential(linear, norm).eval()
@@ -456,7 +421,7 @@ def test_blocks_of_any_number_of_convolutions(generator, count):
     assert rt.check_equivalence(net, plain, x).largest < SAME
     twice = torch.cat([torch.relu(x)[:, :, ::2, ::2]] * 2, dim=1)
     expected = torch.relu(nn.Sequential(*branch)(torch.relu(x)) + twice)
-    assert relative_error(plain(x).detach(), expected.detach()) < SAME
+    assert relative_error(plain(x), expected) < SAME
 
 
 def test_conv_bn_under_a_shortcut_is_one_convolution(generator):
@@ -465,7 +430,7 @@ def test_conv_bn_under_a_shortcut_is_one_convolution(generator):
     plain = rt.to_plain(net)
     assert [type(m) for m in plain[0]] == [nn.Conv2d]
     x = images(generator)  # of both signs: nothing inside cuts the identity
-    assert relative_error(plain(x).detach(), (x + branch(x)).detach()) < SAME
+    assert relative_error(plain(x), x + branch(x)) < SAME
 
 
 def test_sigma_over_gamma_on_the_id_entries(generator):
@@ -565,14 +530,6 @@ def test_a_gap_hides_no_nan():
 def test_the_largest_of_a_gap():
     gap = Gap(outputs=1.0, input_gradient=2.0, gradients=None, steps=torch.tensor([0.5, 3.0]))
     assert gap.largest == 3.0
-
-
-def test_add_identity_becomes_plain(generator):
-    net = nn.Sequential(AddIdentity(nn.Linear(2, 4)), nn.ReLU())
-    x = torch.randn(3, 2, generator=generator)
-    plain = rt.to_plain(net)
-    assert type(plain[0]) is nn.Linear
-    assert rt.check_equivalence(net, plain, x).largest < SAME
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])

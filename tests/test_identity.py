@@ -5,13 +5,12 @@ import math
 import oracles
 import pytest
 import torch
-from tolerances import relative_error, round_off
+from tolerances import assert_same, relative_error, round_off
 from torch import nn
 
 import resid_theory as rt
 from resid_theory.identity import (
     AddIdentity,
-    DiracWeight,
     IdDecay,
     id_entries,
     id_mask,
@@ -64,16 +63,12 @@ def layer(kind="conv2d", inputs=3, outputs=3, **settings):
 def test_kernel_by_three_loops(shape, geometry, taps, rule):
     groups = geometry.get("groups", 1)
     expected = oracles.identity_kernel_by_loops(shape, rule=rule, taps=taps, groups=groups)
-    torch.testing.assert_close(
-        identity_kernel(shape, rule=rule, **geometry), expected, rtol=0, atol=0
-    )
+    assert_same(identity_kernel(shape, rule=rule, **geometry), expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 3), (5, 3, 3, 3), (4, 4, 5), (2, 7, 1, 3, 3)], ids=str)
 def test_truncate_is_dirac_of_torch(shape):
-    torch.testing.assert_close(
-        identity_kernel(shape, rule="truncate"), nn.init.dirac_(torch.empty(shape)), rtol=0, atol=0
-    )
+    assert_same(identity_kernel(shape, rule="truncate"), nn.init.dirac_(torch.empty(shape)))
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -83,8 +78,8 @@ def test_the_kernel_s_convolution_is_the_shortcut(generator, stride, outputs):
     kernel = identity_kernel((outputs, 3, 3, 3))
     expected = oracles.identity_shortcut(x, outputs, stride)
     found = torch.conv2d(x, kernel, stride=stride, padding=1)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    torch.testing.assert_close(identity_map(x, outputs, stride=stride), expected, rtol=0, atol=0)
+    assert_same(found, expected)
+    assert_same(identity_map(x, outputs, stride=stride), expected)
 
 
 def test_option_a_pads_and_cuts_channels():
@@ -158,10 +153,10 @@ def test_right_inverse_is_the_inverse(kind):
 
 def test_residual_adds_one_at_the_id_entries():
     one = with_identity(layer(outputs=6), "residual")
-    v = one.parametrizations.weight.original
+    v = trained_weight(one)
     expected = v + oracles.identity_kernel_by_loops((6, 3, 3, 3), rule="repeat", taps=(1, 1))
-    torch.testing.assert_close(one.weight, expected, rtol=0, atol=0)
-    torch.testing.assert_close(identity_removed(one), v, rtol=0, atol=0)
+    assert_same(one.weight, expected)
+    assert_same(identity_removed(one), v)
 
 
 @pytest.mark.parametrize("normalize", [True, False], ids=["eq5", "eq4"])
@@ -183,38 +178,22 @@ def test_dirac_weight_filter_by_filter(generator, normalize, channels):
 
 def test_a_filter_of_zeros_has_no_direction():
     one = with_identity(nn.Linear(2, 2), "dirac")
-    with torch.no_grad():
-        one.parametrizations.weight.original.zero_()
+    nn.init.zeros_(trained_weight(one))
     assert one.weight.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-
-
-def test_dominant_paths_only():
-    one = layer(inputs=2, outputs=4)
-    nn.init.zeros_(one.weight)
-    with_identity(one, "dominant")
-    v = one.parametrizations.weight.original
-    nn.init.constant_(v, 0.5)
-    assert v.shape == (4, 1, 3, 3)
-    off = one.weight[torch.tensor([0, 1, 2, 3]), torch.tensor([1, 0, 1, 0])]
-    assert off.abs().max() == 0
-    assert one.weight[3, 1, 1, 1] == 1.5 and one.weight[2, 0, 0, 0] == 0.5
-
-
-def half_dense(where="conv2d", inputs=2, outputs=4, dense=2):
-    """A layer whose last outputs read every input, and its weight before that."""
-    one = layer(where, inputs, outputs)
-    with torch.no_grad():
-        for o in range(outputs - dense):
-            one.weight[o, [i for i in range(inputs) if i != o % inputs]] = 0
-    before = one.weight.detach().clone()
-    return with_identity(one, "dominant", dense=dense), before
+    one(torch.ones(1, 2)).sum().backward()
+    assert one.parametrizations.weight[0].a.grad.tolist() == [1.0, 1.0]  # a is trained
 
 
 @pytest.mark.parametrize("where", ["linear", "conv1d", "conv2d", "conv3d"])
 @pytest.mark.parametrize("dense", [0, 1, 2, 4])
 def test_dense_outputs_beside_dominant_ones(where, dense):
-    one, before = half_dense(where, dense=dense)
-    v = one.parametrizations.weight.original.detach()
+    one = layer(where, 2, 4)
+    with torch.no_grad():
+        for o in range(4 - dense):
+            one.weight[o, 1 - o % 2] = 0
+    before = one.weight.detach().clone()
+    with_identity(one, "dominant", dense=dense)
+    inside, v = one.parametrizations.weight[0], trained_weight(one).detach()
     assert v.shape == ((4 - dense) + 2 * dense, 1, *before.shape[2:])
     taps = (1,) * (before.dim() - 2)
     expected = oracles.identity_kernel_by_loops(before.shape, rule="repeat", taps=taps)
@@ -225,17 +204,11 @@ def test_dense_outputs_beside_dominant_ones(where, dense):
                 expected[o, i] += v[free, 0]
                 free += 1
     assert free == len(v)
-    torch.testing.assert_close(one.weight.detach(), expected, rtol=0, atol=0)
+    assert_same(one.weight.detach(), expected)
     torch.testing.assert_close(one.weight.detach(), before, rtol=0, atol=round_off(4))
-
-
-def test_id_entries_of_dense_outputs_are_where_they_act():
-    one, _ = half_dense()
-    inside, v = one.parametrizations.weight[0], one.parametrizations.weight.original
-    mask = inside.mask()
+    mask = inside.mask()  # the ID entries are where they act
     assert mask.shape == v.shape and int(mask.sum()) == 4
-    moved = inside.branch(mask.to(v.dtype))
-    torch.testing.assert_close(moved, inside.identity, rtol=0, atol=0)
+    assert_same(inside.branch(mask.to(v.dtype)), inside.identity)
 
 
 def test_dominant_refuses_other_weights():
@@ -272,31 +245,20 @@ def test_the_identity_goes_in_once():
 
 
 def test_state_dicts_hold_what_is_trained():
-    names = set(with_identity(layer(), "dirac").state_dict())
-    inner = "parametrizations.weight"
-    assert names == {"bias", f"{inner}.original", f"{inner}.0.a", f"{inner}.0.b"}
+    one, inner = with_identity(layer(), "dirac"), "parametrizations.weight"
+    assert set(one.state_dict()) == {"bias", f"{inner}.original", f"{inner}.0.a", f"{inner}.0.b"}
+    assert one.to(torch.float32).weight.dtype == torch.float32  # the identity moves, too
 
 
-def test_identity_moves_with_the_layer():
-    one = with_identity(layer(), "residual").to(torch.float32)
-    assert one.weight.dtype == torch.float32
-
-
-@pytest.mark.parametrize("where", ["linear", "conv1d", "conv3d"])
-def test_add_identity_is_three_terms(generator, where):
-    inner = layer(where, 2, 4, **({} if where == "linear" else {"stride": 2}))
-    axes = {"linear": 0, "conv1d": 1, "conv3d": 3}[where]
+@pytest.mark.parametrize("axes", [0, 1, 3])
+def test_add_identity_is_three_terms(generator, axes):
+    geometry = {"stride": 2, "padding": 1} if axes else {}
+    inner = layer(f"conv{axes}d" if axes else "linear", 2, 4, **geometry)
     x = torch.randn(3, 2, *[5] * axes, generator=generator)
-    geometry = {} if where == "linear" else {"stride": 2, "padding": 1}
     expected = oracles.residual_layer(x, inner.weight, inner.bias, **geometry)
     torch.testing.assert_close(AddIdentity(inner)(x), expected, rtol=0, atol=round_off(60))
-
-
-def test_add_identity_to_many_tokens():
-    inner = nn.Linear(2, 4)
-    x = torch.randn(3, 5, 2)
-    expected = inner(x) + torch.cat([x, x], dim=-1)
-    torch.testing.assert_close(AddIdentity(inner)(x), expected, rtol=0, atol=round_off(10))
+    if not axes:  # many tokens
+        assert_same(AddIdentity(inner)(x[:, None]), AddIdentity(inner)(x)[:, None])
 
 
 def test_the_norm_of_v_is_in_the_step_though_not_in_the_weight(generator):
@@ -341,25 +303,18 @@ def test_a_layer_is_drawn_where_it_is_trained(generator, kind):
     one = layer()
     nn.init.zeros_(one.weight)
     with_identity(one, kind)
+    nn.init.ones_(one.bias)
     initialize_layer(one, "hardt_ma", generator=generator)
-    trained = one.weight if kind == "plain" else one.parametrizations.weight.original
-    same = torch.Generator().manual_seed(0)
-    expected = torch.randn(trained.shape, generator=same) / (9 * 3)
-    torch.testing.assert_close(trained.detach(), expected, rtol=round_off(1), atol=0)
     assert one.bias.abs().max() == 0
     if kind == "dirac":
         inside = one.parametrizations.weight[0]
         assert inside.a.tolist() == [1.0] * 3 and inside.b.tolist() == [0.1] * 3
-
-
-def test_dominant_fan_in_is_the_effective_weight_s(generator):
-    one = layer()
-    nn.init.zeros_(one.weight)
-    initialize_layer(with_identity(one, "dominant"), "kaiming", generator=generator)
-    same = torch.Generator().manual_seed(0)
-    expected = math.sqrt(2 / 27) * torch.randn(3, 1, 3, 3, generator=same)
-    found = one.parametrizations.weight.original.detach()
-    torch.testing.assert_close(found, expected, rtol=round_off(1), atol=0)
+    # V of a dominant layer is a part of the weight, whose fan-in counts.
+    for init, std in (("hardt_ma", 1 / (9 * 3)), ("kaiming", math.sqrt(2 / 27))):
+        initialize_layer(one, init, generator=0)
+        trained = (one.weight if kind == "plain" else trained_weight(one)).detach()
+        normal = torch.randn(trained.shape, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(trained, std * normal, rtol=round_off(1), atol=0)
 
 
 def test_bad_draws(generator):
@@ -408,28 +363,28 @@ def test_a_and_b_are_found():
 
 
 def residual_linear():
+    """A layer, its V with a gradient of zeros, and the value of V."""
     one = with_identity(layer("linear"), "residual")
-    return one, one.parametrizations.weight.original
+    v = trained_weight(one)
+    v.grad = torch.zeros(3, 3)
+    return one, v, v.detach().clone()
 
 
 @pytest.mark.parametrize("maximize", [False, True], ids=["min", "max"])
 def test_one_step_of_sgd_by_hand(maximize):
-    one, v = residual_linear()
-    start, grad = v.detach().clone(), torch.full((3, 3), 0.25)
-    v.grad = grad.clone()
+    one, v, start = residual_linear()
+    v.grad = (grad := torch.full((3, 3), 0.25)).clone()
     optimizer = torch.optim.SGD([v], lr=0.5, weight_decay=0.1, maximize=maximize)
     with IdDecay(optimizer, one):
         optimizer.step()
     sign = -1 if maximize else 1
     expected = start - 0.5 * (sign * grad + 0.1 * (start + torch.eye(3)))
     torch.testing.assert_close(v.detach(), expected, rtol=0, atol=round_off(5))
-    torch.testing.assert_close(v.grad, grad, rtol=0, atol=0)
+    assert_same(v.grad, grad)
 
 
 def test_decoupled_decay_uses_the_step_s_learning_rate():
-    one, v = residual_linear()
-    start = v.detach().clone()
-    v.grad = torch.zeros(3, 3)
+    one, v, start = residual_linear()
     optimizer = torch.optim.AdamW([v], lr=0.5, weight_decay=0.1)
     IdDecay(optimizer, one)
     optimizer.step()
@@ -449,13 +404,14 @@ def test_each_group_has_its_own_decay():
     optimizer.step()
     expected = before[0] - 0.2 * (before[0] + torch.eye(3))
     torch.testing.assert_close(first.detach(), expected, rtol=0, atol=round_off(5))
-    torch.testing.assert_close(second.detach(), before[1], rtol=0, atol=0)
+    assert_same(second.detach(), before[1])
 
 
-def test_a_closure_is_corrected_after_it_ran():
-    one, v = residual_linear()
-    start = v.detach().clone()
-    optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
+def test_a_closure_is_corrected_after_it_ran(kind):
+    one, v, start = residual_linear()
+    sgd = kind is torch.optim.SGD
+    optimizer = kind([v], lr=1.0, **({"weight_decay": 0.1} if sgd else {}))
     IdDecay(optimizer, one)
 
     def closure():
@@ -465,32 +421,16 @@ def test_a_closure_is_corrected_after_it_ran():
         return loss
 
     assert optimizer.step(closure) > 0
-    expected = start - (1.1 * (start + torch.eye(3)))
-    torch.testing.assert_close(v.detach(), expected, rtol=0, atol=round_off(5))
-
-
-def test_lbfgs_is_stepped_with_a_closure():
-    one, v = residual_linear()
-    optimizer = torch.optim.LBFGS([v])
-    IdDecay(optimizer, one)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (one.weight**2).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    assert one.weight.abs().max() < 1e-6  # the minimum, up to L-BFGS's own tolerance on changes
+    expected = start - (1.1 if sgd else 1.0) * (start + torch.eye(3))  # L-BFGS: the minimum
+    atol = round_off(5) if sgd else 1e-6  # its own tolerance on changes
+    torch.testing.assert_close(v.detach(), expected, rtol=0, atol=atol)
 
 
 def test_a_removed_correction_corrects_nothing():
-    one, v = residual_linear()
-    v.grad = torch.zeros(3, 3)
+    one, v, start = residual_linear()
     optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
     with IdDecay(optimizer, one):
         pass
-    start = v.detach().clone()
     optimizer.step()
     torch.testing.assert_close(v.detach(), 0.9 * start, rtol=round_off(2), atol=0)
 
@@ -524,27 +464,12 @@ def test_masks_of_a_stack_of_nets():
 
 
 def test_optimizers_that_are_refused():
-    one, v = residual_linear()
+    one, v, _ = residual_linear()
     with pytest.raises(ValueError, match="got ASGD, whose steps may depend on where the weights"):
         IdDecay(torch.optim.ASGD([v]), one)
     with pytest.raises(ValueError, match="holds none of the net's parameters"):
         IdDecay(torch.optim.SGD(nn.Linear(1, 1).parameters()), one)
-    IdDecay(torch.optim.ASGD([v]), one, decoupled=False)
-
-
-def test_scaled_gradients_are_refused():
-    one, v = residual_linear()
-    v.grad = torch.zeros(3, 3)
-    optimizer = torch.optim.SGD([v], lr=1.0, weight_decay=0.1)
-    IdDecay(optimizer, one)
+    IdDecay(optimizer := torch.optim.ASGD([v]), one, decoupled=False)
     optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(ValueError, match="scaler.unscale_"):
         optimizer.step()
-
-
-def test_dirac_scales_are_trained():
-    one = with_identity(nn.Linear(2, 2), "dirac")
-    one(torch.ones(1, 2)).sum().backward()
-    inside = one.parametrizations.weight[0]
-    assert isinstance(inside, DiracWeight)
-    assert inside.a.grad.tolist() == [1.0, 1.0]
