@@ -164,10 +164,10 @@ def test_data_follow_the_net_to_its_device(data, device):
     assert relative_error(found.cpu(), rt.hessian(mlp(), "square", data)) <= HESSIAN
 
 
-@pytest.mark.parametrize("low_high", [(0, 2), (-1, 1)], ids=str)
-def test_labels_out_of_range(low_high, data):
-    labels = torch.tensor([0, 1, *low_high, 0, 1, 0])
-    message = f"^data y: got class labels from {min(labels)} to {max(labels)} for 2 outputs"
+@pytest.mark.parametrize(("low", "high"), [(0, 2), (-1, 1)])
+def test_labels_out_of_range(low, high, data):
+    labels = torch.tensor([0, 1, low, high, 0, 1, 0])
+    message = f"^data y: got class labels from {low} to {high} for 2 outputs"
     with pytest.raises(ValueError, match=message):
         rt.hessian(mlp(), "cross_entropy", (data[0], labels))
 
@@ -310,12 +310,11 @@ def test_gradient_mode_of_the_caller_does_not_matter(method, mode, data):
 
 
 @pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
-@pytest.mark.parametrize("default", [torch.float32, torch.float64], ids=str)
-def test_the_default_dtype_does_not_matter(method, default, data):
+def test_the_default_dtype_does_not_matter(method, data):
     net = rt.initialize(rt.ShortcutNet(D, 2, 2), "xavier", generator=torch.Generator())
     given = data[0], data[0].flip(0)
     expected = rt.hessian(net, "square", given, method=method)
-    torch.set_default_dtype(default)
+    torch.set_default_dtype(torch.float32)
     assert torch.equal(rt.hessian(net, "square", given, method=method), expected)
 
 

@@ -332,9 +332,11 @@ def test_a_column_arrives_from_the_side_of_another_target():
     """The first column rests short of its target, beyond the target of the second one."""
     angle = torch.tensor([[-0.8, 1.4], [0.4, 0.0]], dtype=torch.float64)
     x, y = torch.stack([angle.cos(), angle.sin(), 0 * angle], 2)
-    schedule = Plan.merging(SpherePoints.of(x, y), tolerance=0.04).schedule
-    row, s = torch.tensor([1]), schedule.approaches[1:]
+    plan = Plan.merging(SpherePoints.of(x, y), tolerance=0.04)
+    row, s, schedule = torch.tensor([1]), plan.schedule.approaches[1:], plan.schedule
     point = schedule.paths.at(row, s)
+    # Where it leaves the sphere the other columns are at three quarters of the separation.
+    assert (point - y[1]).norm().item() == pytest.approx(plan.separation / 4)
     direction = schedule.look(row, s, point)
     assert (direction * point).sum() > schedule.highest(row, direction)
 

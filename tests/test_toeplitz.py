@@ -8,6 +8,7 @@ import pytest
 import torch
 from tolerances import relative_error, round_off
 
+import resid_theory as rt
 from resid_theory.theory import zero_point
 from resid_theory.theory.zero_weights import toeplitz
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
@@ -174,8 +175,6 @@ def test_degenerate_predictions():
 @pytest.mark.parametrize("d", [2, 3])
 def test_scaled_identity_in_closed_form(d, mu):
     # Sxx = I, M = mu I: four levels with known multiplicities (section 3 of the derivation)
-    import resid_theory as rt
-
     eye, blocks = torch.eye(d), 5
     data = rt.Moments(sxx=eye, syx=(1 - mu) * eye, syy=eye, count=3)
     spectrum = zero_point(data, blocks=blocks, shortcut_depth=1).spectrum

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_finite
+from resid_theory.curvature.parameter_selection import trainable_by_name
 from resid_theory.data import Images
 from resid_theory.losses import Loss, check_mean, check_target
 
@@ -84,10 +85,7 @@ def _checked_output(net: nn.Module, loss: str | Loss, x: Tensor, y: Tensor) -> A
 
 def trainable(net: nn.Module) -> list[Tensor]:
     """The parameters that require a gradient, at least one, in the net's order."""
-    parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
-    return parameters
+    return list(trainable_by_name(net).values())
 
 
 def pixels_as_inputs(data: Any, net: nn.Module) -> Any:

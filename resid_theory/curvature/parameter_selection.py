@@ -12,14 +12,15 @@ __all__ = ["select_parameters", "trainable_by_name"]
 
 
 def trainable_by_name(net: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name, each once, in the order of ``parameters_to_vector``."""
-    return {name: p for name, p in net.named_parameters() if p.requires_grad}
+    """The trainable parameters by name, at least one, in the order of ``parameters_to_vector``."""
+    known: dict[str, Tensor] = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    if not known:
+        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
+    return known
 
 
 def select_parameters(argument: str, given: Any, known: Mapping[str, Tensor]) -> list[str]:
     """The names of the parameters given (by name, pattern or tensor; None: all), in known order."""
-    if not known:
-        raise ValueError("net: has no trainable parameters, needs at least one requires_grad=True")
     if given is None:
         return list(known)
     single = isinstance(given, (str, Tensor))

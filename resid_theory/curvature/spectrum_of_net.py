@@ -164,42 +164,31 @@ def _dense(
     symmetric = (exact.double() + exact.double().T) / 2
     if len(symmetric) <= _SMALL:
         values, vectors = torch.linalg.eigh(symmetric)
-        every = Spectrum.of(values)
-        pairs = _pairs(symmetric, values.cpu(), vectors, k, every.zero_threshold)
+        every, values = Spectrum.of(values), values.cpu()
+        # The outermost pairs of all, bounded by LAPACK's backward error.
+        count, bound = len(values), every.zero_threshold
+        order = torch.arange(count - 1, -1, -1)
+        columns = order if 2 * k >= count else torch.cat([order[:k], order[-k:]])
+        numbers = clusters(values, torch.full_like(values, bound))
+        chosen = vectors[:, columns.to(vectors.device)]
+        gaps = symmetric @ chosen - chosen * values[columns].to(chosen)
+        pairs = Eigenpairs(
+            which="both",
+            values=values[columns],
+            vectors=chosen,
+            residuals=gaps.norm(dim=0).cpu() + bound,
+            bounds=torch.full((len(columns),), bound, dtype=torch.float64),
+            multiplicities=torch.bincount(numbers)[numbers][columns],
+            at_least=torch.zeros(len(columns), dtype=torch.bool),
+            converged=torch.ones(len(columns), dtype=torch.bool),
+            missed_probability=0.0,
+            limits=(values[0].item(), values[-1].item()),
+            round_off=bound,
+            products=0,
+        )
     else:  # a few vectors by Lanczos take a hundredth of the time of all
         every = Spectrum.of(torch.linalg.eigvalsh(symmetric))
-        pairs = eigenpairs(symmetric, k, which="both", tolerance=_VECTORS)
+        pairs = replace(eigenpairs(symmetric, k, which="both", tolerance=_VECTORS), products=0)
     return SpectrumReport.of(
-        every,
-        k,
-        percentile=percentile,
-        matrix=matrix,
-        samples=samples,
-        reason=reason,
-        pairs=replace(pairs, products=0),
-    )
-
-
-def _pairs(exact: Tensor, values: Tensor, vectors: Tensor, k: int, bound: float) -> Eigenpairs:
-    """The outermost pairs of all, bounded by LAPACK's backward error."""
-    count = len(values)
-    order = torch.arange(count - 1, -1, -1)
-    columns = order if 2 * k >= count else torch.cat([order[:k], order[-k:]])
-    numbers = clusters(values, torch.full_like(values, bound))
-    chosen = vectors[:, columns.to(vectors.device)]
-    image = exact.double() @ chosen
-    residuals = (image - chosen * values[columns].to(image)).norm(dim=0).cpu() + bound
-    return Eigenpairs(
-        which="both",
-        values=values[columns],
-        vectors=chosen,
-        residuals=residuals,
-        bounds=torch.full((len(columns),), bound, dtype=torch.float64),
-        multiplicities=torch.bincount(numbers)[numbers][columns],
-        at_least=torch.zeros(len(columns), dtype=torch.bool),
-        converged=torch.ones(len(columns), dtype=torch.bool),
-        missed_probability=0.0,
-        limits=(values[0].item(), values[-1].item()),
-        round_off=bound,
-        products=0,
+        every, k, percentile=percentile, matrix=matrix, samples=samples, reason=reason, pairs=pairs
     )
