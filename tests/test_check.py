@@ -18,14 +18,7 @@ NAMES = ("xavier", "orthogonal", "near_zero")
 
 @pytest.mark.parametrize(
     ("given", "nearest"),
-    [
-        ("xavie", "xavier"),
-        ("Xavier", "xavier"),
-        ("ORTHOGONAL", "orthogonal"),
-        ("orthgonal", "orthogonal"),
-        ("near-zero", "near_zero"),
-        ("nearzero", "near_zero"),
-    ],
+    [("xavie", "xavier"), ("ORTHOGONAL", "orthogonal"), ("near-zero", "near_zero")],
 )
 def test_the_nearest_name_is_offered(given, nearest):
     with pytest.raises(ValueError, match=f"kind: unknown name '{given}'; did you mean '{nearest}'"):
@@ -40,16 +33,14 @@ def test_far_names_list_the_choices_without_a_guess(given):
     assert str(caught.value).endswith("choose from 'xavier', 'orthogonal', 'near_zero'")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_known_name_comes_back(name):
-    assert check_choice("kind", name, NAMES) == name
+def test_a_known_name_comes_back():
+    assert [check_choice("kind", name, NAMES) for name in NAMES] == list(NAMES)
 
 
 @pytest.mark.parametrize("given", [1, 7, np.int32(7), np.uint8(7)], ids=repr)
 def test_whole_numbers(given):
     result = check_int("blocks", given)
-    assert type(result) is int
-    assert result == given
+    assert type(result) is int and result == given
 
 
 @pytest.mark.parametrize("given", [True, 2.0, "2", None, np.float64(2), torch.tensor(2)], ids=repr)
@@ -79,22 +70,17 @@ read_only = np.arange(6.0).reshape(2, 3)
 read_only.setflags(write=False)
 ARRAYS = {
     "list": [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]],
-    "reversed": np.arange(6.0).reshape(2, 3)[::-1, ::-1][::-1, ::-1],
     "read-only": read_only,
     "broadcast": np.broadcast_to(np.arange(3.0), (2, 3)) + [[0], [3]],
     "big-endian": np.arange(6.0).reshape(2, 3).astype(">f8"),
     "transposed": np.arange(6.0).reshape(2, 3).T.copy().T,
+    "negative stride": np.arange(5.0, -1.0, -1.0).reshape(2, 3)[::-1, ::-1],  # torch has none
 }
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_become_tensors(kind):
     assert torch.equal(as_tensor("x", ARRAYS[kind]), torch.arange(6.0).reshape(2, 3))
-
-
-def test_a_reversed_view_keeps_its_order():
-    # a negative stride, which torch cannot share
-    assert as_tensor("x", np.arange(3.0)[::-1]).tolist() == [2.0, 1.0, 0.0]
 
 
 def test_memory_is_shared_where_possible():
@@ -130,12 +116,11 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
 @pytest.mark.parametrize(
     "given",
     [
-        pytest.param(torch.full((9,), 1e308, dtype=torch.float64), id="sum-overflows"),
-        pytest.param(torch.full((9,), 6e4, dtype=torch.float16), id="half-sum-overflows"),
-        pytest.param(torch.arange(3), id="integers"),
-        pytest.param(torch.zeros(0), id="empty"),
+        torch.full((9,), 1e308, dtype=torch.float64), torch.full((9,), 6e4, dtype=torch.float16),
+        torch.arange(3), torch.zeros(0),
     ],
-)
+    ids=["sum-overflows", "half-sum-overflows", "integers", "empty"],
+)  # fmt: skip
 def test_finite_tensors_pass(given):
     assert check_finite("x", given) is given
 

@@ -1,6 +1,7 @@
 """Estimates with error bars: exact where they must be, with the stated coverage elsewhere."""
 
 import math
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -9,9 +10,9 @@ from test_lanczos import Wrapped, rotated
 from tolerances import relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.eigen.density import Density
-from resid_theory.eigen.estimate import mean_estimate, student
+from resid_theory.eigen.estimate import Estimate, mean_estimate, student
 
+INF = math.inf
 LEVELS = torch.cat([torch.linspace(-1.0, 2.0, 56), torch.tensor([9.0, 7.0, 5.0, -6.0])]).double()
 
 
@@ -29,9 +30,7 @@ def expected(count, share=0.95):
 # -- Estimate --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("degrees", "half"), [(1, 12.706), (9, 2.262), (math.inf, 1.960), (0, math.inf)]
-)
+@pytest.mark.parametrize(("degrees", "half"), [(1, 12.706), (9, 2.262), (INF, 1.960), (0, INF)])
 def test_student(degrees, half):
     assert student(degrees) == pytest.approx(half, abs=5e-4)
 
@@ -43,23 +42,17 @@ def test_mean_of_draws_is_the_textbook_interval():
     assert found.value == 4.0
     assert found.standard_error == pytest.approx(error)
     assert found.high - found.value == pytest.approx(student(3) * error + 0.5)
-
-
-def test_a_single_draw_has_no_interval():
-    found = mean_estimate(torch.tensor([1.0]))
-    assert found.value == 1.0 and found.covers(1e300) and math.isinf(found.standard_error)
+    single = mean_estimate(draws[:1])
+    assert single.value == 1.0 and single.covers(1e300) and math.isinf(single.standard_error)
 
 
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (rt.eigen.Estimate.exact(2.5), "2.5 (exact)"),
-        (rt.eigen.Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
-        (rt.eigen.Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
-        (
-            rt.eigen.Estimate(value=math.inf, standard_error=math.inf, low=20.0, high=math.inf),
-            "inf in [20, inf]",
-        ),
+        (Estimate.exact(2.5), "2.5 (exact)"),
+        (Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
+        (Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
+        (Estimate(value=INF, standard_error=INF, low=20.0, high=INF), "inf in [20, inf]"),
     ],
     ids=["exact", "bound", "lopsided", "unbounded"],
 )
@@ -92,8 +85,7 @@ def test_a_sketch_that_holds_the_range_is_exact(function, rank, generator):
 
 
 def test_all_products_give_the_exact_trace(generator):
-    matrix = rotated(LEVELS, generator)
-    operator = Wrapped(matrix)
+    operator = Wrapped(rotated(LEVELS, generator))
     found = rt.trace(operator, budget=180, generator=generator)
     assert found.low == found.high == pytest.approx(LEVELS.sum().item())
 
@@ -109,19 +101,19 @@ def test_sketched_intervals_have_their_coverage(function, truth):
     assert low <= trials(400, lambda g: function(matrix, budget=30, generator=g), truth) <= high
 
 
-def test_a_budget_too_small_is_refused():
-    with pytest.raises(ValueError, match="budget: got 5, needs at least 6"):
-        rt.trace(torch.eye(3), budget=5)
-
-
 # -- density ---------------------------------------------------------------------------------------
+
+
+def probe():
+    """The first unit probe that seed 7 gives."""
+    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    return start / start.norm()
 
 
 def test_quadrature_is_textbook_lanczos(generator):
     matrix = rotated(LEVELS, generator)
     found = rt.spectral_density(matrix, probes=2, steps=12, generator=7)
-    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
-    nodes, weights = oracles.lanczos_quadrature(matrix, start, 12)
+    nodes, weights = oracles.lanczos_quadrature(matrix, probe(), 12)
     assert relative_error(found.nodes[0], nodes) < 1e-12
     assert relative_error(found.weights[0], weights) < 1e-10
 
@@ -129,9 +121,7 @@ def test_quadrature_is_textbook_lanczos(generator):
 def test_quadrature_reproduces_moments(generator):
     """Gauss: with m nodes, every polynomial up to degree 2 m - 1 is integrated exactly."""
     matrix = rotated(LEVELS / 9, generator)
-    found = rt.spectral_density(matrix, probes=1, steps=6, generator=7)
-    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
-    start = start / start.norm()
+    found, start = rt.spectral_density(matrix, probes=1, steps=6, generator=7), probe()
     for degree in range(12):
         moment = (start @ torch.linalg.matrix_power(matrix, degree) @ start).item()
         quadrature = (found.weights[0] * found.nodes[0] ** degree).sum().item()
@@ -175,19 +165,10 @@ def test_wasserstein_distance_is_in_its_error_bar(kind, steps, generator):
 
 
 def test_wasserstein_distance_is_that_of_sorted_lists(generator):
-    a, b = torch.randn(2, 30, generator=generator, dtype=torch.float64)
-    density = Density(
-        size=30,
-        nodes=a.sort().values[None],
-        weights=torch.full((1, 30), 1 / 30),
-        diagonals=torch.zeros(1, 30),
-        links=torch.zeros(1, 30),
-        complete=torch.tensor([True]),
-        known=torch.empty(0),
-        known_error=0.0,
-        round_off=0.0,
-        products=30,
-    )
+    a, b = torch.randn(2, 30, generator=generator)
+    density = rt.spectral_density(torch.eye(30), probes=1)
+    weights = torch.full((1, 30), 1 / 30)
+    density = replace(density, nodes=a.sort().values[None], weights=weights)
     exact = (a.sort().values - b.sort().values).abs().mean().item()
     assert density.wasserstein_distance(rt.Spectrum.of(b)) == pytest.approx(exact)
     with pytest.raises(ValueError, match="exact: has 2 eigenvalues"):
@@ -198,8 +179,7 @@ def test_wasserstein_distance_is_that_of_sorted_lists(generator):
 def test_shares_are_bracketed_by_every_probe(place, generator):
     """Each probe's own measure is known here: its share is between the two Radau sums."""
     found = rt.spectral_density(torch.diag(LEVELS), probes=1, steps=9, generator=7)
-    start = torch.randn(60, 1, generator=torch.Generator().manual_seed(7))[:, 0]
-    exact = (start.square() / start.square().sum())[place >= LEVELS].sum()
+    exact = probe().square()[place >= LEVELS].sum()
     least, most = found._brackets(place)
     assert least[0] - 1e-12 <= exact <= most[0] + 1e-12
     assert most[0] - least[0] < 0.5
@@ -263,22 +243,20 @@ def test_float32_density(generator, device):
     assert found.wasserstein_distance(exact) <= found.wasserstein_error
 
 
-@pytest.mark.parametrize(
-    ("keywords", "message"),
-    [({"probes": 0}, "probes: got 0"), ({"steps": 0}, "steps: got 0")],
-    ids=["probes", "steps"],
-)
-def test_density_refuses_counts_below_one(keywords, message):
+EYE = torch.eye(5)
+REFUSED = [
+    (lambda: rt.trace(EYE, budget=5), "budget: got 5, needs at least 6"),
+    (lambda: rt.spectral_density(EYE, probes=0), "probes: got 0"),
+    (lambda: rt.spectral_density(EYE, steps=0), "steps: got 0"),
+    (lambda: rt.spectral_density(EYE).quantile(1.5), "share: got 1.5"),
+    (
+        lambda: rt.spectral_density(torch.eye(6), deflate=rt.eigenpairs(EYE, 2)),
+        "deflate: has vectors of 5 entries, A has 6",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=[row[1] for row in REFUSED])
+def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
-        rt.spectral_density(torch.eye(3), **keywords)
-
-
-def test_deflating_other_vectors_is_refused():
-    pairs = rt.eigenpairs(torch.eye(5), 2)
-    with pytest.raises(ValueError, match="deflate: has vectors of 5 entries, A has 6"):
-        rt.spectral_density(torch.eye(6), deflate=pairs)
-
-
-def test_a_share_outside_is_refused():
-    with pytest.raises(ValueError, match="share: got 1.5"):
-        rt.spectral_density(torch.eye(5)).quantile(1.5)
+        call()

@@ -95,8 +95,7 @@ def assert_right(matrix, found, which, k, tolerance):
     assert bool(found.converged.all())
     floor = (tolerance * found.values.abs().clamp_min(0.01 * scale)).clamp_min(100 * lapack)
     assert bool((found.bounds <= floor).all())
-    residuals = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
-    assert bool((residuals <= found.residuals * (1 + 1e-6) + lapack).all())
+    assert_residuals_hold(matrix, found, lapack)
     products = found.vectors.T @ found.vectors
     assert float((products - torch.eye(len(found))).abs().max()) < 1e-12
 
@@ -126,7 +125,6 @@ def test_no_wrong_set_on_degenerate_spectra(seed, family, which):
         (5606, half_at_the_top, "smallest"),
         (5862, half_at_the_top, "both"),
     ],
-    ids=["nearly complete", "nearly complete too", "middle", "one in the middle", "both ends"],
 )
 def test_spectra_that_were_once_wrong(seed, family, which):
     test_no_wrong_set_on_degenerate_spectra(seed, family, which)
@@ -168,13 +166,15 @@ def test_hessians_of_nets_at_zero(depth, init, shortcut_depth, generator):
     assert_right(hessian, found, "both", 5, 1e-6)
 
 
-def test_larger_with_a_bulk(generator, device):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_larger_with_a_bulk(dtype, generator, device):
     levels = 0.1 * torch.randn(800, generator=generator)
-    levels[:6] = torch.tensor([30.0, 20.0, 20.0, 12.0, 10.0, 8.0])
-    matrix = rotated(levels, generator)
+    levels[:7] = torch.tensor([30.0, 20.0, 20.0, 12.0, 10.0, 8.0, -40.0])
+    matrix = rotated(levels, generator).to(dtype)
     found = rt.eigenpairs(matrix.to(device), 5, generator=generator)
     assert found.values.device.type == "cpu" and found.vectors.device.type == device.type
-    exact = exact_values(matrix, 5, "largest")
+    assert found.values.dtype == torch.float64 and found.vectors.dtype == dtype
+    exact = exact_values(matrix.double(), 5, "largest")
     assert bool(((found.values - exact).abs() <= found.bounds).all())
     assert found.multiplicities.tolist() == [1, 2, 2, 1, 1]
     assert not found.at_least.any()
@@ -224,14 +224,21 @@ def test_spaces_that_end_early(matrix, k, expected, block):
     assert found.products <= 5 * k * block
 
 
+def grown(matrix, width, steps, seed):
+    """A Krylov space."""
+    generator = torch.Generator().manual_seed(seed)
+    with RecordedOperator(matrix) as products:
+        room, none = len(matrix), Locked.none(products)
+        krylov = Krylov(products, none, width=width, capacity=room, generator=generator)
+        for _ in range(steps):
+            krylov.extend(products @ krylov.block)
+    return krylov
+
+
 def test_no_ghost_in_300_steps(generator):
     levels = torch.cat([1e-5 * torch.randn(1000, generator=generator), torch.tensor([30.0, 20.0])])
-    with RecordedOperator(torch.diag(levels)) as products:
-        krylov = Krylov(products, Locked.none(products), width=1, capacity=310, generator=generator)
-        for _ in range(300):
-            krylov.extend(products @ krylov.block)
-    values = krylov.ritz().values
-    assert int((values > 1).sum()) == 2
+    krylov = grown(torch.diag(levels), 1, 300, 0)
+    assert int((krylov.ritz().values > 1).sum()) == 2
     columns = krylov._columns[:, :301]
     assert float((columns.T @ columns - torch.eye(301)).abs().max()) < 1e-13
 
@@ -246,30 +253,9 @@ def test_scaling_scales_every_bit(factor, generator):
     assert plain.products == scaled.products
 
 
-def test_float32_products(generator, device):
-    levels = 0.1 * torch.randn(400, generator=generator)
-    levels[:4] = torch.tensor([5.0, 5.0, 4.0, -6.0])
-    matrix = rotated(levels, generator).float()
-    found = rt.eigenpairs(matrix.to(device), 3, generator=generator)
-    assert found.vectors.dtype == torch.float32 and found.values.dtype == torch.float64
-    exact = torch.linalg.eigvalsh(matrix.double()).flip(0)[:3]
-    assert bool(((found.values - exact).abs() <= found.bounds).all())
-    assert found.multiplicities.tolist() == [2, 2, 1]
-
-
-def test_products_that_run_out_say_so(generator):
-    matrix = torch.diag(torch.linspace(-1, 1, 500))
-    found = rt.eigenpairs(matrix, 4, max_products=12, generator=generator)
-    assert found.products == 12
-    assert not found.converged.any()
-    assert "not converged" in str(found)
-    nearest = (found.values[:, None] - torch.linspace(-1, 1, 500)).abs().min(1).values
-    assert bool((nearest <= found.residuals).all())
-
-
-def assert_residuals_hold(matrix, found):
+def assert_residuals_hold(matrix, found, slack=1e-13):
     actual = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
-    assert bool((actual <= found.residuals + 1e-13).all())
+    assert bool((actual <= found.residuals * (1 + 1e-6) + slack).all())
 
 
 @pytest.mark.parametrize("budget", range(1, 20))
@@ -282,10 +268,12 @@ def test_every_budget_is_honest(budget, generator):
         torch.testing.assert_close(found.values, torch.full((3,), 5.0))
 
 
-@pytest.mark.parametrize("budget", range(24, 40))
+@pytest.mark.parametrize("budget", [12, *range(24, 40)])
 def test_a_budget_may_end_at_a_restart(budget):
     matrix = torch.diag(torch.linspace(-1, 1, 200))
     found = rt.eigenpairs(matrix, 2, max_products=budget, capacity=24, tolerance=1e-12)
+    assert found.products <= budget and not found.converged.any()
+    assert "not converged" in str(found)
     assert_residuals_hold(matrix, found)
 
 
@@ -305,21 +293,6 @@ def test_random_starts_come_from_the_generator_alone(generator):
 
 
 # -- the certificate -------------------------------------------------------------------------------
-
-
-def grown(matrix, width, steps, seed):
-    """A Krylov space."""
-    with RecordedOperator(matrix) as products:
-        krylov = Krylov(
-            products,
-            Locked.none(products),
-            width=width,
-            capacity=len(matrix),
-            generator=torch.Generator().manual_seed(seed),
-        )
-        for _ in range(steps):
-            krylov.extend(products @ krylov.block)
-    return krylov
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
@@ -414,10 +387,8 @@ def test_limit_below_what_is_listed():
 
 
 def same(a, b):
-    return all(
-        torch.equal(getattr(a, name), getattr(b, name))
-        for name in ("values", "vectors", "residuals", "bounds", "multiplicities")
-    )
+    names = ("values", "vectors", "residuals", "bounds", "multiplicities")
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 @pytest.mark.parametrize("kill_after", [0, 1, 5])
@@ -450,21 +421,13 @@ def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_
     assert same(whole, rt.eigenpairs(operator, 3, folder=tmp_path, **given))
 
 
-@pytest.mark.parametrize(
-    ("factor", "seed", "message"),
-    [(1.1, 0, "another operator"), (1.0, 1, "belongs to another run")],
-    ids=["operator", "seed"],
-)
-def test_a_folder_of_another_run_is_refused(factor, seed, message, generator, tmp_path):
+def test_a_folder_of_another_run_is_refused(generator, tmp_path):
     matrix = rotated(simple(20, generator), generator)
     rt.eigenpairs(matrix, 2, folder=tmp_path)
-    with pytest.raises(ValueError, match=message):
-        rt.eigenpairs(factor * matrix, 2, folder=tmp_path, generator=seed)
-
-
-def test_a_damaged_product_is_noticed(generator, tmp_path):
-    matrix = rotated(simple(20, generator), generator)
-    rt.eigenpairs(matrix, 2, folder=tmp_path)
+    with pytest.raises(ValueError, match="another operator"):
+        rt.eigenpairs(1.1 * matrix, 2, folder=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        rt.eigenpairs(matrix, 2, folder=tmp_path, generator=1)
     file = sorted(tmp_path.glob("*.safetensors"))[2]
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
@@ -484,7 +447,7 @@ def test_progress_is_shown_on_standard_error(generator, capsys):
 
 class Wrong(Wrapped):
     def __matmul__(self, vectors):
-        return (self.matrix @ vectors)[:-1]
+        return super().__matmul__(vectors)[:-1]
 
 
 @pytest.mark.parametrize(
@@ -497,7 +460,7 @@ class Wrong(Wrapped):
         (torch.full((3, 3), math.nan), "needs finite numbers"),
         (torch.eye(30) + torch.ones(30, 30).triu(), "A: is not symmetric"),
     ],
-    ids=["oblong", "empty", "float16", "wrong shape", "not finite", "not symmetric"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_operators_that_are_none(operator, message):
     with pytest.raises(ValueError, match=message):
@@ -515,7 +478,7 @@ def test_operators_that_are_none(operator, message):
         ({"max_products": 0}, "max_products: got 0"),
         ({"max_products": 2, "block": 3}, "max_products: got 2"),
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    ids=str,
 )
 def test_arguments_out_of_range(keywords, message):
     with pytest.raises(ValueError, match=message):

@@ -4,7 +4,7 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import relative_error
+from tolerances import assert_same, relative_error
 from torch import nn
 
 from resid_theory.losses import LOSSES, check_mean, check_target, loss_function, output_derivatives
@@ -40,24 +40,17 @@ def test_square_by_its_definition(shape, generator):
     torch.testing.assert_close(F.mse_loss(output, target) * k / 2, expected, rtol=1e-14, atol=0)
 
 
-def test_cross_entropy_by_its_definition(generator):
-    output, target = outputs(generator), torch.softmax(outputs(generator), 1)
-    expected = oracles.cross_entropy(output, target)
-    torch.testing.assert_close(
-        LOSSES["cross_entropy"](output, target), expected, rtol=1e-14, atol=0
-    )
-
-
 @pytest.mark.parametrize(
-    "dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str
+    "dtype", [None, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8], ids=str
 )
-def test_integer_labels_are_one_hot_rows(dtype, generator):
-    output, labels = outputs(generator), LABELS.to(dtype)
-    check_target("cross_entropy", output, labels)
-    expected = oracles.cross_entropy(output, one_hot(LABELS))
-    torch.testing.assert_close(
-        LOSSES["cross_entropy"](output, labels), expected, rtol=1e-14, atol=0
-    )
+def test_cross_entropy_by_its_definition(dtype, generator):
+    output, target = outputs(generator), torch.softmax(outputs(generator), 1)
+    rows = one_hot(LABELS) if dtype else target  # labels are one-hot rows
+    target = LABELS.to(dtype) if dtype else target
+    check_target("cross_entropy", output, target)
+    expected = oracles.cross_entropy(output, rows)
+    found = LOSSES["cross_entropy"](output, target)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
 
 
 CASES = {
@@ -84,8 +77,7 @@ def test_output_derivatives_against_nested_gradients(case, generator):
     assert relative_error(g, gradient.detach()) <= 1e-14
     for_each = exact.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     assert relative_error(curvature, for_each) <= 1e-14
-    assert not g.requires_grad
-    assert not curvature.requires_grad
+    assert not g.requires_grad and not curvature.requires_grad
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])
@@ -93,9 +85,7 @@ def test_output_derivatives_outside_gradient_mode(mode, generator):
     output, target = outputs(generator), one_hot(LABELS)
     expected = output_derivatives(huber, output, target)
     with mode():
-        g, curvature = output_derivatives(huber, output, target)
-    assert torch.equal(g, expected[0])
-    assert torch.equal(curvature, expected[1])
+        assert_same(output_derivatives(huber, output, target), expected)
 
 
 UNFIT = {
@@ -114,10 +104,9 @@ UNFIT = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_targets_that_do_not_fit(case):
     loss, target, message = UNFIT[case]
-    with pytest.raises(ValueError, match=f"^data y: .*{message}"):
-        check_target(loss, torch.zeros(5, 3), target)
-    with pytest.raises(ValueError, match=f"^data y: .*{message}"):
-        output_derivatives(loss, torch.zeros(5, 3), target)
+    for function in (check_target, output_derivatives):
+        with pytest.raises(ValueError, match=f"^data y: .*{message}"):
+            function(loss, torch.zeros(5, 3), target)
 
 
 NOT_MEANS = {
@@ -141,14 +130,9 @@ def test_losses_that_are_not_means(case, generator):
 def test_means_are_let_through(loss, dtype, generator):
     output, target = outputs(generator).to(dtype), one_hot(LABELS).to(dtype)
     check_mean(loss, output, target)
-
-
-def test_one_sample_tells_nothing():
-    check_mean(lambda o, t: (o - t).square().sum(), torch.ones(1, 2), torch.zeros(1, 2))
+    check_mean(lambda o, t: 9 * loss(o, t), output[:1], target[:1])  # one sample tells nothing
 
 
 def test_an_unknown_loss_is_met_with_the_nearest():
     with pytest.raises(ValueError, match="^loss: unknown name 'squared'; did you mean 'square'"):
         loss_function("squared")
-    with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
-        loss_function("cross-entropy")

@@ -38,14 +38,9 @@ def test_intervals_have_their_coverage(name, reports):
 def test_extremes_are_within_their_bounds(reports):
     exact = LEVELS.sort().values
     for report in reports:
-        found = torch.tensor([end.value for end in (*report.smallest, *reversed(report.largest))])
-        bounds = torch.tensor(
-            [e.high - e.value for e in (*report.smallest, *reversed(report.largest))]
-        )
-        assert bool(((found - exact[[0, 1, -2, -1]]).abs() <= bounds + 1e-13).all())
-
-
-def test_wasserstein_distance_is_within_its_bar(reports):
+        ends = (*report.smallest, *report.largest)
+        for end, truth in zip(ends, exact[[0, 1, -1, -2]], strict=True):
+            assert abs(end.value - truth) <= end.high - end.value + 1e-13
     inside = [r.density.wasserstein_distance(EXACT) <= r.density.wasserstein_error for r in reports]
     assert sum(inside) >= expected(len(reports))[0]
 
@@ -106,15 +101,13 @@ def test_degenerate_operators(matrix):
 def test_a_killed_report_continues_bit_for_bit(generator, tmp_path):
     matrix = rotated(LEVELS, generator)
     whole = rt.eigen.spectral_estimates(matrix, 2, probes=3, steps=8)
-    for count in (5, 5):
+    for _ in range(2):
+        dying = Wrapped(matrix, 5)
         with pytest.raises(KeyboardInterrupt):
-            rt.eigen.spectral_estimates(
-                Wrapped(matrix, count), 2, probes=3, steps=8, folder=tmp_path
-            )
+            rt.eigen.spectral_estimates(dying, 2, probes=3, steps=8, folder=tmp_path)
     resumed = rt.eigen.spectral_estimates(matrix, 2, probes=3, steps=8, folder=tmp_path)
-    assert str(whole) == str(resumed)
+    assert str(whole) == str(resumed) and whole.trace == resumed.trace
     assert torch.equal(whole.density.nodes, resumed.density.nodes)
-    assert whole.trace == resumed.trace
 
 
 def test_scaling_scales_the_report(generator):
@@ -137,11 +130,8 @@ def test_a_known_spectrum_makes_an_exact_report():
         assert getattr(report, name).value == truth
         assert getattr(report, name).standard_error == 0.0
     assert "7 samples" in str(report) and "dense" in str(report)
-
-
-def test_levels_of_a_closed_form_are_repeated():
     report = rt.eigen.SpectrumReport.of(rt.Spectrum.of([-1.0, 4.0], [10**12, 2]), 3)
-    assert [end.value for end in report.largest] == [4.0, 4.0, -1.0]
+    assert [end.value for end in report.largest] == [4.0, 4.0, -1.0]  # levels are repeated
 
 
 # -- shown -----------------------------------------------------------------------------------------
@@ -149,9 +139,8 @@ def test_levels_of_a_closed_form_are_repeated():
 
 @pytest.fixture
 def report(generator):
-    return rt.eigen.spectral_estimates(
-        rotated(LEVELS, generator), 2, probes=4, steps=20, matrix="hessian"
-    )
+    matrix = rotated(LEVELS, generator)
+    return rt.eigen.spectral_estimates(matrix, 2, probes=4, steps=20, matrix="hessian")
 
 
 def test_a_report_prints_every_number_with_its_error(report):
@@ -187,7 +176,7 @@ def test_a_dense_report_is_drawn_as_its_histogram():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["exact"]
 
 
-def test_nothing_to_draw_is_said(generator):
+def test_refusals(generator):
     report = rt.eigen.spectral_estimates(rotated(LEVELS, generator), 2, density=False)
     with pytest.raises(ValueError, match="ask for it by density=True"):
         plots.spectral_density(report)
@@ -195,9 +184,6 @@ def test_nothing_to_draw_is_said(generator):
         plots.spectral_density(EXACT)
     with pytest.raises(ValueError, match="scale: unknown name"):
         plots.spectral_density(report, scale="log")
-
-
-def test_a_percentile_outside_is_refused():
     with pytest.raises(ValueError, match="percentile: got 101"):
         rt.eigen.spectral_estimates(torch.eye(3), percentile=101)
 

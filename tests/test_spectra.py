@@ -2,13 +2,12 @@
 
 import json
 import math
-import time
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tolerances import EPS, round_off
+from tolerances import EPS, assert_same, round_off
 
 from resid_theory.eigen.spectrum import Spectrum
 
@@ -21,6 +20,7 @@ CASES = {
     "zeros": ([0.0, 2.0, -1.0], [6, 3, 2]),
     "nothing": ([0.0], [5]),
     "tiny": ([1e-20, -3e-20, 2e-20], [2, 3, 4]),
+    # d = 10 levels of one size: the 10th percentile is between the smallest and the next
     "tenths": ([0.1 * k for k in range(1, 11)], [10] * 10),
 }
 
@@ -40,13 +40,6 @@ def test_percentiles(both, percent):
     spectrum, expanded = both
     expected = np.percentile(np.abs(expanded), percent)
     assert spectrum.magnitude_percentile(percent) == near(expected)
-
-
-def test_the_percentile_on_a_multiplicity_boundary():
-    # d = 10 levels of one size: between the smallest and the next, never on either
-    spectrum = Spectrum.of(range(1, 11), [20] * 10)
-    assert spectrum.magnitude_percentile(10) == near(np.percentile(np.repeat(range(1, 11), 20), 10))
-    assert 1.0 < spectrum.magnitude_percentile(10) < 2.0
 
 
 def test_sizes_and_extremes(both):
@@ -106,15 +99,6 @@ def test_the_index_leaves_round_off_out(value, index):
     assert Spectrum.of([value, 1.0]).index == index
 
 
-def test_a_zero_operator_has_no_condition_number():
-    nothing = Spectrum.of([0.0], [7])
-    assert math.isnan(nothing.condition_number)
-    assert math.isnan(nothing.percentile_condition_number())
-    assert math.isnan(nothing.nonzero_condition_number)
-    assert (nothing.rank, nothing.index, nothing.frobenius_norm) == (0, 0.0, 0.0)
-    assert nothing.distance(nothing) == 0.0
-
-
 def test_distinct_levels():
     given = Spectrum.of([1.0, 1.0 + 1e-12, 3.0, -2.0, 3.0], [1, 3, 2, 1, 5])
     merged = given.distinct()
@@ -136,6 +120,7 @@ PAIRS = {
     "one-to-one": (([1.0, 2.0, -3.0], None), ([1.5, 2.5, -1.0], None)),
     "runs": (([1.0, 2.0], [5, 2]), ([0.0, 1.0, 4.0], [1, 3, 3])),
     "equal": (([1.0, 2.0], [5, 2]), ([1.0, 1.0, 2.0], [2, 3, 2])),
+    "nothing": (([0.0], [3]), ([0.0, 0.0], [1, 2])),
 }
 
 
@@ -143,7 +128,7 @@ PAIRS = {
 def test_distances(case):
     a, b = (Spectrum.of(*given) for given in PAIRS[case])
     one, other = a.eigenvalues.numpy(), b.eigenvalues.numpy()
-    scale = max(np.abs(one).max(), np.abs(other).max())
+    scale = max(np.abs(one).max(), np.abs(other).max()) or 1.0
     assert a.distance(b) == b.distance(a) == near(np.abs(one - other).max() / scale)
     transport = scipy.stats.wasserstein_distance(one, other)
     assert a.wasserstein_distance(b) == b.wasserstein_distance(a) == near(transport)
@@ -156,16 +141,12 @@ def test_distances_need_equal_sizes(name):
 
 
 def test_a_billion_eigenvalues_cost_no_more_than_two():
-    start = time.perf_counter()
     spectrum = Spectrum.of([-1.0, 2.0, 4.0], [10**9, 10**9, 10**9])
-    summary = spectrum.summary()
-    spectrum.distance(Spectrum.of([-1.0, 3.0], [10**9, 2 * 10**9]))
-    # some 50 calls of torch on three numbers, each microseconds; a written list would take minutes
-    assert time.perf_counter() - start < 0.1
+    summary = spectrum.summary()  # a written list would need 24 GB
     assert summary["parameters"] == 3 * 10**9
-    assert summary["condition_number"] == 4.0
-    assert summary["index"] == 1 / 3
+    assert (summary["condition_number"], summary["index"]) == (4.0, 1 / 3)
     assert spectrum.magnitude_percentile(50) == 2.0
+    assert spectrum.distance(Spectrum.of([-1.0, 3.0], [10**9, 2 * 10**9])) == 0.25
     with pytest.raises(ValueError, match="^eigenvalues: 3000000000 of them need 22.4 GiB; use lev"):
         _ = spectrum.eigenvalues
 
@@ -177,14 +158,10 @@ def test_summary_is_ready_for_json(both):
     assert json.loads(json.dumps(summary)).keys() == summary.keys()
 
 
-def test_zero_multiplicities_are_dropped():
-    assert Spectrum.of([1.0, 5.0], [3, 0]).levels.tolist() == [1.0]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64], ids=str)
 def test_any_real_dtype_becomes_float64(dtype):
-    levels = torch.tensor([2, 1], dtype=dtype)
-    assert torch.equal(Spectrum.of(levels).levels, torch.tensor([1.0, 2.0], dtype=torch.float64))
+    levels = Spectrum.of(torch.tensor([2, 1, 5], dtype=dtype), [3, 1, 0]).levels
+    assert_same(levels, torch.tensor([1.0, 2.0], dtype=torch.float64))  # zero times: dropped
 
 
 @pytest.mark.parametrize("percent", [-1, 100.1, math.nan])
@@ -200,10 +177,7 @@ REFUSED = {
     "none": (([], None), "^eigenvalues: got 0 of them, needs at least one"),
     "all-dropped": (([1.0], [0]), "^eigenvalues: got 0 of them, needs at least one"),
     "matrix": (([[1.0]], None), r"^levels: got shape \(1, 1\)"),
-    "lengths": (
-        ([1.0, 2.0], [1]),
-        r"^levels: got shape \(2,\) with multiplicities of shape \(1,\)",
-    ),
+    "lengths": (([1.0, 2.0], [1]), r"^levels: got shape \(2,\) with .* of shape \(1,\)"),
     "negative": (([1.0, 2.0], [1, -1]), "^multiplicities: got -1, needs"),
     "fraction": (([1.0, 2.0], [1, 1.5]), r"^multiplicities: got \[1.0, 1.5\], needs whole numbers"),
     "text": (("ab", None), "^eigenvalues: got str"),
