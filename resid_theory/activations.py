@@ -44,11 +44,6 @@ def activation(argument: str, given: str | Activation | None) -> Activation | No
             f"{argument}: {given} has parameters, which a block cannot hold; needs an activation "
             "without parameters"
         )
-    _check_elementwise(argument, given)
-    return given
-
-
-def _check_elementwise(argument: str, given: Activation) -> None:
     probe = torch.tensor([[-1.5, 0.0, 2.0], [0.5, -0.25, 1.0]], dtype=torch.float64)
     point = probe.clone()
     try:
@@ -74,25 +69,18 @@ def _check_elementwise(argument: str, given: Activation) -> None:
             f"{argument}: an entry of the callable's result depends on other entries (as softmax "
             "does), or is random; needs an elementwise function"
         )
+    return given
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtZero:
-    """One-sided behaviour of an activation at zero; the two sides agree when it is smooth there.
+    """One-sided behaviour of an activation at zero; the two sides agree when it is smooth there."""
 
-    Attributes:
-        value: s(0).
-        left: s'(0-).
-        right: s'(0+).
-        second_left: s''(0-).
-        second_right: s''(0+).
-    """
-
-    value: float
-    left: float
-    right: float
-    second_left: float
-    second_right: float
+    value: float  # s(0)
+    left: float  # s'(0-)
+    right: float  # s'(0+)
+    second_left: float  # s''(0-)
+    second_right: float  # s''(0+)
 
     @property
     def has_kink(self) -> bool:

@@ -14,39 +14,22 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Initialization:
-    """Distribution of an initial weight, either by ``deviation`` or by ``function``.
+    """Distribution of an initial weight, either by ``deviation`` or by ``function``."""
 
-    Attributes:
-        applies_to: ``"matrix"``, the weights of :class:`networks.ShortcutNet`; ``"kernel"``, those
-            of ``nn.Linear`` and convolutions.
-        deviation: Standard deviation of independent normal entries, from the shape (out, in,
-            *kernel) of the weight.
-        function: Draws a weight of a given shape (..., out, in) in float64 on the generator's
-            device.
-        scaled: Whether the caller's factor, ``scale`` or ``std``, multiplies the deviation.
-        gain: Mean of |W z|² / |z|² for a square matrix W and a factor of 1, for the closed forms of
-            signal propagation; None if it depends on the size.
-        orthogonal: Whether all singular values are 1.
-    """
-
+    # "matrix", the weights of ShortcutNet; "kernel", those of nn.Linear and convolutions.
     applies_to: tuple[str, ...]
+    # Standard deviation of independent normal entries, from the weight's shape (out, in, *kernel).
     deviation: Callable[[Shape], float] | None = None
+    # Draws a weight of a given shape (..., out, in) in float64 on the generator's device.
     function: Callable[[Shape, torch.Generator], Tensor] | None = None
-    scaled: bool = False
+    scaled: bool = False  # whether the caller's factor, scale or std, multiplies the deviation
+    # Mean of |W z|² / |z|² for a square matrix W and a factor of 1; None if it depends on the size.
     gain: float | None = None
-    orthogonal: bool = False
+    orthogonal: bool = False  # whether all singular values are 1
 
 
 def _xavier(shape: Shape) -> float:
     return math.sqrt(2 / (shape[0] + shape[1]))
-
-
-def _kaiming(shape: Shape) -> float:
-    return math.sqrt(2 / math.prod(shape[1:]))
-
-
-def _hardt_ma(shape: Shape) -> float:
-    return 1 / (math.prod(shape[2:]) * shape[0])
 
 
 def _haar(shape: Shape, generator: torch.Generator) -> Tensor:
@@ -67,12 +50,17 @@ INITIALIZATIONS: dict[str, Initialization] = {
     "orthogonal": Initialization(
         applies_to=("matrix",), function=_haar, gain=1.0, orthogonal=True
     ),
-    "kaiming": Initialization(applies_to=("matrix", "kernel"), deviation=_kaiming, gain=2.0),
+    "kaiming": Initialization(
+        applies_to=("matrix", "kernel"), gain=2.0,
+        deviation=lambda shape: math.sqrt(2 / math.prod(shape[1:])),
+    ),
     "zero": Initialization(applies_to=("matrix",), function=_zero, gain=0.0),
     "near_zero": Initialization(
         applies_to=("matrix",), deviation=_xavier, scaled=True, gain=1.0
     ),
-    "hardt_ma": Initialization(applies_to=("kernel",), deviation=_hardt_ma),
+    "hardt_ma": Initialization(
+        applies_to=("kernel",), deviation=lambda shape: 1 / (math.prod(shape[2:]) * shape[0])
+    ),
     "normal": Initialization(applies_to=("kernel",), deviation=lambda shape: 1.0, scaled=True),
 }  # fmt: skip
 

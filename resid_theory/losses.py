@@ -22,31 +22,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def square(output: Tensor, target: Tensor) -> Tensor:
-    """Half the squared error, summed over outputs, mean over samples.
-
-    ``F.mse_loss`` is 2/k times it for k outputs.
-
-    Args:
-        output: (m, ...).
-        target: The same shape.
-
-    Returns:
-        A scalar.
-    """
-    # Not flatten(1): an output (m,) has no axis to flatten.
+    """Half the squared error of outputs (m, ...), summed over outputs, mean over samples."""
+    # F.mse_loss is 2/k times it for k outputs. Not flatten(1): an output (m,) has no such axis.
     return 0.5 * (output - target).square().sum() / len(output)
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of the softmax, in nats, mean over samples.
-
-    Args:
-        output: Logits, (m, k).
-        target: Class indices (m,), or probabilities (m, k) such as one-hot rows.
-
-    Returns:
-        A scalar.
-    """
+    """Cross-entropy of logits (m, k) and labels (m,) or probabilities (m, k), mean, in nats."""
     # torch takes int64 and uint8 labels only; NumPy often gives int32.
     return F.cross_entropy(output, target if target.is_floating_point() else target.long())
 

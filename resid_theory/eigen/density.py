@@ -107,8 +107,6 @@ class Density:
         every = places.expand(self.probes, -1).contiguous()
         return totals.gather(1, torch.searchsorted(self.nodes.contiguous(), every, right=True))
 
-    # -- statistics --------------------------------------------------------------------------------
-
     def cumulative(self, grid: Tensor) -> Curve:
         """Share of eigenvalues up to and including each place.
 

@@ -125,8 +125,6 @@ class SpectrumReport:
             products=0 if pairs is None else pairs.products,
         )
 
-    # -- tables ------------------------------------------------------------------------------------
-
     def rows(self) -> list[tuple[str, Estimate]]:
         """The numbers by name, extremes first, without those that were not estimated."""
         named = [(f"largest {i}", end) for i, end in enumerate(self.largest, 1)]
@@ -179,9 +177,6 @@ def _ends(spectrum: Spectrum, k: int, sign: int) -> tuple[Estimate, ...]:
         levels, counts = levels.flip(0), counts.flip(0)
     needed = levels[:k].repeat_interleave(counts[:k].clamp_max(k))[:k]
     return tuple(Estimate.exact(value, spectrum.zero_threshold) for value in needed.tolist())
-
-
-# -- matrix-free -----------------------------------------------------------------------------------
 
 
 def spectral_estimates(

@@ -107,9 +107,12 @@ def check_equivalence(
         check_target(loss, output, target)
         measured.append((output.detach(), *_gradients(net, at, function(output, target))))
     (out_a, in_a, grads_a), (out_b, in_b, grads_b) = measured
-    same = bool(grads_a) and sorted(_shapes(grads_a)) == sorted(_shapes(grads_b))
+    shapes_a, shapes_b = (
+        {(name, tuple(grad.shape)) for name, grad in grads.items()} for grads in (grads_a, grads_b)
+    )
+    same = bool(grads_a) and shapes_a == shapes_b
     if steps and not same:
-        odd = sorted(set(_shapes(grads_a)) ^ set(_shapes(grads_b)))[0]
+        odd = min(shapes_a ^ shapes_b)
         raise ValueError(
             f"steps: got {steps}, but the nets' parameters do not correspond: {odd[0]!r} of shape "
             f"{odd[1]} is in one only; needs steps=0"
@@ -145,10 +148,6 @@ def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
                 name = inner.removesuffix("layer.") + name.removeprefix(inner)
         named[name.replace("parametrizations.weight.original", "weight")] = parameter
     return named
-
-
-def _shapes(tensors: dict[str, Tensor]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(name, tuple(tensor.shape)) for name, tensor in tensors.items()]
 
 
 def _relative(a: Tensor, b: Tensor) -> float:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
-from resid_theory.equivalence.folding import fold_part
-from resid_theory.equivalence.layer_copies import LINEAR_MAPS, effective, rebuilt
+from resid_theory.equivalence.folding import LINEAR_MAPS, effective, fold_part, rebuilt
 from resid_theory.identity import (
     AddIdentity,
     DiracWeight,
@@ -125,7 +124,13 @@ def _widened(block: Block, name: str, nonnegative: bool) -> nn.Module:
             weight = weight + placed if first else torch.cat([weight, placed], dim=1)
             bias = bias + offset
         else:
-            weight = _carrying(conv, weight, inputs, first)
+            # More outputs, which copy the block's input.
+            carry = _at_tap(conv, torch.eye(inputs, dtype=weight.dtype, device=weight.device))
+            if not first:
+                above = weight.new_zeros(len(weight), *carry.shape[1:])
+                below = carry.new_zeros(inputs, *weight.shape[1:])
+                weight, carry = torch.cat([weight, above], dim=1), torch.cat([below, carry], dim=1)
+            weight = torch.cat([weight, carry])
             bias = torch.cat([bias, bias.new_zeros(inputs)])
         new.add_module(f"conv{position + 1}", rebuilt(conv, weight, bias))
         if not last:
@@ -133,16 +138,6 @@ def _widened(block: Block, name: str, nonnegative: bool) -> nn.Module:
     if not isinstance(block.after, nn.Identity):
         new.add_module("after", block.after)
     return new.train(block.training)
-
-
-def _carrying(conv: nn.Module, weight: Tensor, inputs: int, first: bool) -> Tensor:
-    """The kernel with more outputs, which copy the block's input."""
-    carry = _at_tap(conv, torch.eye(inputs, dtype=weight.dtype, device=weight.device))
-    if first:
-        return torch.cat([weight, carry])
-    above = torch.cat([weight, weight.new_zeros(len(weight), *carry.shape[1:])], dim=1)
-    below = torch.cat([carry.new_zeros(inputs, *weight.shape[1:]), carry], dim=1)
-    return torch.cat([above, below])
 
 
 def _branch(block: Block, name: str) -> list[nn.Conv2d]:
@@ -167,14 +162,10 @@ def _shortcut(block: Block, name: str, convs: list[nn.Conv2d]) -> tuple[Tensor, 
     shortcut, like = block.shortcut, convs[-1].weight
     outputs, inputs = len(like), convs[0].in_channels
     offset = like.new_zeros(outputs)
-    stride: tuple[int, ...] = (1, 1)
-    if isinstance(shortcut, nn.Identity):
-        matrix = identity_kernel((outputs, inputs), dtype=like.dtype, device=like.device)
-    elif isinstance(shortcut, IdentityShortcut):
-        matrix = identity_kernel(
-            (outputs, inputs), rule=shortcut.rule, dtype=like.dtype, device=like.device
-        )
-        stride = (shortcut.stride, shortcut.stride)
+    if isinstance(shortcut, (nn.Identity, IdentityShortcut)):
+        rule = getattr(shortcut, "rule", "repeat")
+        matrix = identity_kernel((outputs, inputs), rule=rule, dtype=like.dtype, device=like.device)
+        stride: tuple[int, ...] = (getattr(shortcut, "stride", 1),) * 2
     else:
         parts = _parts(fold_part(shortcut, f"{name}.shortcut"))
         only = parts[0]

@@ -187,17 +187,14 @@ class IdDecay:
     def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _is_decoupled(self, group: dict[str, Any]) -> bool:
-        if self._decoupled is not None:
-            return self._decoupled
-        is_adamw = isinstance(self.optimizer, torch.optim.AdamW)
-        return bool(group.get("decoupled_weight_decay", is_adamw))
-
     def _decayed(
         self, *, decoupled: bool
     ) -> Iterator[tuple[dict[str, Any], Tensor, tuple[Tensor, ...]]]:
+        is_adamw = isinstance(self.optimizer, torch.optim.AdamW)
         for group in self.optimizer.param_groups:
-            if group.get("weight_decay", 0.0) and self._is_decoupled(group) == decoupled:
+            own = bool(group.get("decoupled_weight_decay", is_adamw))
+            own = own if self._decoupled is None else self._decoupled
+            if group.get("weight_decay", 0.0) and own == decoupled:
                 for p in group["params"]:
                     if p in self._entries and p.grad is not None:
                         yield group, p, self._entries[p]

@@ -150,9 +150,6 @@ def identity_kernel(
     Raises:
         ValueError: If there is no such kernel, see :func:`id_entries`.
 
-    Source:
-        That of :func:`id_entries`.
-
     Example:
         >>> identity_kernel((3, 3)).trace().item()
         3.0

@@ -250,9 +250,6 @@ def with_identity(
     Raises:
         ValueError: If the kind is unknown, the weight is parametrized already, the layer has no
             identity kernel, or ``dense`` is given for another kind or is above the outputs.
-
-    Source:
-        That of :class:`ResidualWeight`, :class:`DominantWeight` and :class:`DiracWeight`.
     """
     check_choice("kind", kind, ("plain", "residual", "dominant", "dirac"))
     if parametrize.is_parametrized(layer, "weight"):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.identity import identity_map, initialize_layer
+from resid_theory.initializations import initializations_for
 
 __all__ = [
     "Block",
@@ -168,6 +169,7 @@ def draw_net(
     bn_init: str = "ones",
 ) -> nn.Sequential:
     """Draw all weights, from input to output; ``identity_init`` where an identity is inside."""
+    check_choice("init", identity_init or init, initializations_for("kernel"))
     check_choice("bn_init", bn_init, ("ones", "uniform"))
     source = as_generator(generator)
     if any(p.is_meta for p in net.parameters()):

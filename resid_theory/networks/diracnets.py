@@ -7,7 +7,6 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.identity import with_identity
-from resid_theory.initializations import initializations_for
 from resid_theory.networks.blocks import (
     Parts,
     conv,
@@ -79,7 +78,7 @@ def diracnet(
     ]  # fmt: skip
     parts += _groups(channels, [2 * n] * 3, identity, normalize)
     net = sequence(parts + head(channels[-1], classes))
-    return _drawn(net, init, bn_init, generator)
+    return draw_net(net, "kaiming", generator, identity_init=init, bn_init=bn_init)
 
 
 @recorded
@@ -122,7 +121,8 @@ def diracnet_imagenet(
     ]  # fmt: skip
     layers = [2 * count for count in imagenet_blocks(depth)]
     parts += _groups([64, 128, 256, 512], layers, identity, normalize)
-    return _drawn(sequence(parts + head(512, classes)), init, bn_init, generator)
+    net = sequence(parts + head(512, classes))
+    return draw_net(net, "kaiming", generator, identity_init=init, bn_init=bn_init)
 
 
 def _groups(
@@ -140,10 +140,3 @@ def _groups(
                 yield f"pool{group + 1}", nn.MaxPool2d(2)
             yield f"relu{number}", nn.ReLU()
             inputs = outputs
-
-
-def _drawn(
-    net: nn.Sequential, init: str, bn_init: str, generator: torch.Generator | int
-) -> nn.Sequential:
-    check_choice("init", init, initializations_for("kernel"))
-    return draw_net(net, "kaiming", generator, identity_init=init, bn_init=bn_init)
