@@ -1,4 +1,4 @@
-"""A data set and a net on which a training takes a fraction of a second."""
+"""Data and a net on which a training takes a fraction of a second, and layers that fail."""
 
 import torch
 from torch import nn
@@ -25,3 +25,34 @@ def conv_net(seed=0, norm=True, noise=0.0):
         nn.Flatten(),
         nn.Linear(6 * 64, 10),
     )
+
+
+class Poison(nn.Module):
+    """Adds a value to its input in the forward or the backward pass, from one training step on."""
+
+    def __init__(self, value, at, *, backward=False):
+        super().__init__()
+        self.value, self.at, self.backward, self.calls = value, at, backward, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls < self.at or not self.training:
+            return x
+        if not self.backward:
+            return x + self.value
+        x = x + 0
+        x.register_hook(lambda gradient: gradient + self.value)
+        return x
+
+
+class Greedy(nn.Module):
+    """Runs out of memory where a batch is too large."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, x):
+        if self.training and len(x) > self.most:
+            raise self.error
+        return x

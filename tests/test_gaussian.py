@@ -203,6 +203,7 @@ def test_without_masks_the_approximation_is_eq_14():
     m, variance = 5, BASE.deviation**2
     ratio = math.sqrt((1 + m * variance) / ((BASE.channels - 1) * m * variance))
     assert_close(case.approximation()[m], exceedance(ratio), rtol=round_off(20), atol=0)
+    assert_close(replace(case, persistent=True).refined(), case.refined(), rtol=1e-13, atol=0)
 
 
 def test_formulas_agree_to_first_order():

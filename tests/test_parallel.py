@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from small_trainings import conv_net, images
 from tolerances import relative_error
+from trials import complaint
 
 import resid_theory as rt
 from resid_theory.training import Recipe, checkpoint
@@ -45,14 +46,6 @@ class Stop(Exception):
 def stopping(net, moment):
     if moment.epoch == 2:
         raise Stop
-
-
-def complaint(call):
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "none"
 
 
 def resumed(folder):

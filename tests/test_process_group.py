@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from tolerances import HESSIAN, relative_error
 from torch import nn
+from trials import complaint
 
 import resid_theory as rt
 from resid_theory.runtime.process_group import ProcessGroup
@@ -36,14 +37,6 @@ def measured(group, rank, count, matrix):
         "gradient": a.gradient,
         "samples": torch.tensor(a.samples),
     }
-
-
-def complaint(call):
-    try:
-        call()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return "none"
 
 
 def differing(group, rank):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_trainings import conv_net, images
+from small_trainings import Greedy, Poison, conv_net, images
 from torch import nn
 from torch.testing import assert_close
 
@@ -669,25 +669,6 @@ def test_the_checkpoint_of_a_training_is_not_a_net(finished):
         rt.load_checkpoint(finished / "checkpoint.json")
 
 
-class Poison(nn.Module):
-    """Adds a constant to its input in the forward or the backward pass of one step."""
-
-    def __init__(self, value, at, *, backward=False):
-        super().__init__()
-        self.value, self.at, self.backward, self.calls = value, at, backward, 0
-
-    def forward(self, x):
-        if self.training:
-            self.calls += 1
-        if self.calls < self.at or not self.training:
-            return x
-        if self.backward:
-            x = x + 0
-            x.register_hook(lambda gradient: gradient + self.value)
-            return x
-        return x + self.value
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize(
     ("backward", "tensor"),
@@ -730,19 +711,6 @@ def test_on_a_gpu_the_step_is_found_later(tmp_path, monkeypatch, save_seconds, s
     assert about["step"] == saved
 
 
-class Greedy(nn.Module):
-    """Runs out of memory where a batch is too large."""
-
-    def __init__(self, most, error):
-        super().__init__()
-        self.layer, self.most, self.error = nn.Linear(64, 10), most, error
-
-    def forward(self, x):
-        if self.training and len(x) > self.most:
-            raise self.error
-        return self.layer(x.flatten(1))
-
-
 LACKS = {
     "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:124] can't allocate memory: 9 bytes"),
@@ -754,12 +722,12 @@ LACKS = {
 @pytest.mark.parametrize(("most", "advice"), [(17, "a batch of 16 fits"), (0, "not even a batch")])
 def test_out_of_memory_names_the_batch_that_would_fit(error, most, advice):
     with pytest.raises(MemoryError, match=f"batch: a step with 32 samples .*{advice}"):
-        fit(Greedy(most, error))
+        fit(nn.Sequential(Greedy(most, error), nn.Flatten(), nn.Linear(64, 10)))
 
 
 def test_other_errors_pass_through():
     with pytest.raises(RuntimeError, match="my own"):
-        fit(Greedy(10, RuntimeError("my own")))
+        fit(nn.Sequential(Greedy(10, RuntimeError("my own")), nn.Flatten(), nn.Linear(64, 10)))
 
 
 def test_real_lack_of_memory_is_recognised():

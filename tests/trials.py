@@ -114,6 +114,15 @@ def draw(trial):
     return random.Random(trial)
 
 
+def complaint(call):
+    """The error of a call in words."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
 def assert_refused(call, *, says=(), kinds=(ValueError, OSError), length=500):
     """A call is refused in one short sentence that says all it should."""
     with pytest.raises(kinds) as caught:

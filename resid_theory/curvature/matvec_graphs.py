@@ -142,10 +142,7 @@ class GaussNewtonGraph(MatvecGraph):
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
         gradient = _pull_back([output], self.parameters, [self._slope.detach()], False)
         self._probe = torch.zeros_like(self._point).requires_grad_()
-        self._transposed = torch.autograd.grad(
-            output, self.parameters, self._probe, create_graph=True, allow_unused=True,
-            materialize_grads=True,
-        )  # fmt: skip
+        self._transposed = _gradient_with_graph(output, self.parameters, self._probe)
         return value, gradient
 
     def pull(
@@ -186,9 +183,11 @@ MATRICES: dict[str, type[MatvecGraph]] = {
 }
 
 
-def _gradient_with_graph(value: Tensor, at: Sequence[Tensor]) -> Sequence[Tensor]:
+def _gradient_with_graph(
+    value: Tensor, at: Sequence[Tensor], along: Tensor | None = None
+) -> Sequence[Tensor]:
     return torch.autograd.grad(
-        value, at, create_graph=True, allow_unused=True, materialize_grads=True
+        value, at, along, create_graph=True, allow_unused=True, materialize_grads=True
     )
 
 

@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from small_trainings import Greedy, Poison
 from torch import nn
 from trials import assert_refused
 
@@ -19,24 +20,6 @@ RECIPE = rt.Recipe(
 )
 STEP = 5  # of 8: not the first, not the last
 WEIGHTS = [f"{layer}.{name}" for layer in (0, 2, 4) for name in ("weight", "bias")]
-
-
-class Poison(nn.Module):
-    """Passes its input on, until it adds something in the forward or the backward pass."""
-
-    def __init__(self, value, *, backward):
-        super().__init__()
-        self.value, self.backward, self.calls = value, backward, 0
-
-    def forward(self, x):
-        self.calls += self.training
-        if self.calls < STEP or not self.training:
-            return x
-        if not self.backward:
-            return x + self.value
-        x = x + 0
-        x.register_hook(lambda gradient: gradient + self.value)
-        return x
 
 
 @pytest.fixture
@@ -83,7 +66,7 @@ MEASUREMENT = pytest.mark.reliability(
 @pytest.mark.parametrize("place", range(1, 5))
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_activations_and_gradients(net, data, value, place, backward):
-    net.insert(place, Poison(value, backward=backward))
+    net.insert(place, Poison(value, STEP, backward=backward))
     check_stopped(net, data, "the gradient of" if backward else f"the output of layer '{place}'")
 
 
@@ -199,19 +182,6 @@ def test_chunks_are_halved(net, data, generator, matrix, most):
     assert float((found - exact).abs().max() / exact.abs().max()) <= 1e-13
 
 
-class Greedy(nn.Module):
-    """Runs out of memory where a batch is too large."""
-
-    def __init__(self, most):
-        super().__init__()
-        self.layer, self.most = nn.Linear(6, 3).double(), most
-
-    def forward(self, x):
-        if self.training and len(x) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return self.layer(x)
-
-
 @pytest.mark.reliability(
     "out of memory in a training step", "one error that names the batch that would fit"
 )
@@ -223,4 +193,6 @@ class Greedy(nn.Module):
     ],
 )
 def test_a_training_names_the_batch_that_fits(data, most, says):
-    assert_refused(lambda: train(Greedy(most), data), kinds=MemoryError, says=["batch", says])
+    greedy = Greedy(most, torch.OutOfMemoryError("CUDA out of memory"))
+    net = nn.Sequential(greedy, nn.Linear(6, 3).double())
+    assert_refused(lambda: train(net, data), kinds=MemoryError, says=["batch", says])
