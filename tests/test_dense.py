@@ -383,24 +383,15 @@ def test_second_derivatives_of_no_function_are_refused(dtype, data):
         rt.hessian(fill(Headed(Backwards.apply)).to(dtype), "square", given)
 
 
-NOT_NETS = {
-    "function": (torch.tanh, "^net: got builtin_function_or_method, needs a torch.nn.Module"),
-    "frozen": (nn.Linear(D, K).requires_grad_(False), "^net: has no trainable parameters"),
-    "empty": (nn.Tanh(), "^net: has no trainable parameters"),
-}
-
-
-@pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.curvature.hessian_cost])
-@pytest.mark.parametrize("kind", NOT_NETS)
-def test_not_a_net(kind, function, data):
-    net, message = NOT_NETS[kind]
-    with pytest.raises(ValueError, match=message):
-        function(net, "square", data)
-
-
 # -- methods, memory, chunks -----------------------------------------------------------------------
 
-METHODS = {
+REFUSED = {
+    "function": (lambda: torch.tanh, "square", "auto", "^net: got builtin_function_or_method, nee"),
+    "frozen": (
+        lambda: nn.Linear(D, K).requires_grad_(False), "square", "auto",
+        "^net: has no trainable parameters",
+    ),
+    "empty": (nn.Tanh, "square", "auto", "^net: has no trainable parameters"),
     "typo": (mlp, "square", "colums", "^method: unknown name 'colums'; did you mean 'columns'"),
     "not-linear": (mlp, "square", "closed_form", "^method: 'closed_form' needs a linear net"),
     "not-square": (
@@ -412,9 +403,9 @@ METHODS = {
 
 
 @pytest.mark.parametrize("function", [rt.hessian, rt.hessian_spectrum, rt.curvature.hessian_cost])
-@pytest.mark.parametrize("kind", METHODS)
-def test_methods_that_do_not_apply(kind, function, data):
-    make, loss, method, message = METHODS[kind]
+@pytest.mark.parametrize("kind", REFUSED)
+def test_nets_that_are_none_and_methods_that_do_not_apply(kind, function, data):
+    make, loss, method, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
         function(make(), loss, data, method=method)
 

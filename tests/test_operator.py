@@ -308,11 +308,8 @@ def test_images_are_made_into_inputs_chunk_by_chunk(generator):
 
 def test_tuples_of_batches_and_regressions_are_data_too():
     net, x, y, exact, _ = problem()
-    parts = tuple(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
-    assert relative_error(rt.curvature_operator(net, "square", parts).dense(), exact) <= HESSIAN
-    assert relative_error(
-        rt.curvature_operator(net, "square", rt.Regression(x, y)).dense(), exact
-    ) <= HESSIAN  # fmt: skip
+    for data in (tuple(zip(x.split([3, 4]), y.split([3, 4]), strict=True)), rt.Regression(x, y)):
+        assert relative_error(rt.curvature_operator(net, "square", data).dense(), exact) <= HESSIAN
 
 
 def test_single_precision(generator):
