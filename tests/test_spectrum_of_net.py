@@ -26,7 +26,7 @@ def test_small_models_are_dense_and_exact(problem):
     assert report.spectrum.distance(exact) < 1e-13
     hessian, pairs = rt.hessian(net, "square", data), report.pairs
     assert float((hessian @ pairs.vectors - pairs.vectors * pairs.values).norm()) < 1e-12
-    assert len(pairs) == 6
+    assert len(pairs) == 6 and float(pairs.residuals.max()) < 1e-12
 
 
 def test_both_methods_agree(problem):
