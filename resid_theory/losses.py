@@ -1,6 +1,7 @@
 """Losses by name. All are means over samples, as in the theory of the papers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ __all__ = [
     "LOSSES",
     "Loss",
     "check_mean",
+    "check_outputs",
     "check_scalar",
     "check_target",
     "loss_function",
@@ -62,6 +64,14 @@ def check_target(loss: str | Loss, output: Tensor, target: Tensor) -> None:
         )
     elif loss == "square" and not target.is_floating_point():
         raise ValueError(f"data y: got dtype {target.dtype}, the square loss needs floating point")
+
+
+def check_outputs(output: Any, samples: int) -> Tensor:
+    """Return a net's outputs (batch, classes); a ValueError says which others it gave."""
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(f"net: gives {got} for {samples} samples, needs (batch, classes)")
 
 
 def output_derivatives(loss: str | Loss, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from resid_theory.sweep.setup import Setup
     from resid_theory.theory import ZeroPoint
 
-__all__ = ["PredictionCheck", "bound_of", "measure", "numbers"]
+__all__ = ["PredictionCheck", "measure", "numbers"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,11 +51,6 @@ class PredictionCheck:
         }
 
 
-def bound_of(point: "ZeroPoint") -> float | None:
-    """The a-priori bound on the condition number, None where there is none."""
-    return None if math.isinf(point.a_priori_bound) else point.a_priori_bound
-
-
 def numbers(readings: "SpectralStatistics") -> dict[str, Any]:
     """Statistics of a spectrum that a report contains, by name."""
     return {"max_magnitude": readings.max_magnitude, **readings.summary()}
@@ -84,7 +79,7 @@ def measure(
         predicted = None if point is None else point.spectrum
     except ValueError as error:  # the net is fine, but theory does not reach it
         point, predicted, note = None, None, f"No prediction: {error}."
-    bound = None if point is None else bound_of(point)
+    bound = None if point is None or math.isinf(point.a_priori_bound) else point.a_priori_bound
     return PredictionCheck(
         setup=setup, seed=seed, measured=measured, predicted=predicted, note=note, bound=bound
     )
@@ -95,9 +90,12 @@ def _predict(
 ) -> "tuple[ZeroPoint | None, str]":
     """The closed form at hand for a net's initial weights, and what it rests on."""
     import resid_theory as rt
+    from resid_theory.activations import activation, at_zero
 
     if not setup.plain and setup.init in ("zero", "near_zero"):
-        along = {"kink": net} if setup.init == "near_zero" and _has_kinks(setup) else {}
+        inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
+        kinks = any(at_zero(function).has_kink for function in inside)
+        along = {"kink": net} if setup.init == "near_zero" and kinks else {}
         point = setup.zero_point(data, **along)
         where = "in the limit along the drawn weights" if along else "at zero weights"
         return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
@@ -111,10 +109,3 @@ def _predict(
         "No prediction: theory covers zero and near_zero with shortcuts, and orthogonal plain "
         "linear nets with the square loss."
     )
-
-
-def _has_kinks(setup: "Setup") -> bool:
-    from resid_theory.activations import activation, at_zero
-
-    inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
-    return any(at_zero(function).has_kink for function in inside)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from resid_theory.cli.output import Json, emit, whole_numbers
-from resid_theory.cli.sources import AUTHORS, checkpoint_net, device_of, images
+from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
 
 __all__ = ["evaluate", "fold"]
 
@@ -45,16 +45,12 @@ def fold(
 
 def evaluate(
     checkpoint: Checkpoint,
-    data: Annotated[
-        str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder a class.")
-    ],
+    data: Data,
     split: Annotated[str, typer.Option(help="test or train; of a named set.")] = "test",
     samples: Annotated[
         int | None, typer.Option(help="Images: the first so many; of a folder, drawn.")
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the images; 32, of a folder 224 by default.")
-    ] = None,
+    size: Size = None,
     shorter: Annotated[
         int | None, typer.Option(help="Shorter side before the crop; 8/7 of --size by default.")
     ] = None,
@@ -63,23 +59,19 @@ def evaluate(
     ] = "own",
     top: Annotated[str, typer.Option(help="Values of k of the top-k errors.")] = "1,5",
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Measure loss and top-k errors of a net; single crops, nothing is trained."""
     import resid_theory as rt
+    from resid_theory.runtime.resources import check_device
 
     orders = whole_numbers("top", top, 1)
-    net = checkpoint_net(checkpoint).to(device_of(device))
+    net = checkpoint_net(checkpoint).to(check_device("device", device))
     found = images(
-        data,
-        split=split,
-        samples=samples,
-        size=size,
-        shorter=shorter,
-        constants=constants,
+        data, split=split, samples=samples, size=size, shorter=shorter, constants=constants,
         progress=not as_json,
-    )
+    )  # fmt: skip
     scores = rt.evaluate(net, found, top=orders, batch=batch)
     errors = {f"top_{k}_error": scores.error(k) for k in orders}
     content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}

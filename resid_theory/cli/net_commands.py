@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.output import Json, emit, say, shows_progress, write
+from resid_theory.cli.output import Json, Out, emit, say, shows_progress, write
 from resid_theory.cli.sources import (
+    Data,
+    Device,
+    Size,
     checkpoint_net,
-    device_of,
     images,
     model_net,
     renamed,
@@ -37,22 +39,14 @@ Model = Annotated[
         "returns a torch.nn.Module. This runs the code of that file.",
     ),
 ]
-Data = Annotated[
-    str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
-]
 Split = Annotated[str, typer.Option(help="train or test; of a named set.")]
 Samples = Annotated[
     int, typer.Option(help="Images: the first of a set; of a folder, drawn by --seed.")
 ]
-Size = Annotated[
-    int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
-]
 Channels = Annotated[int, typer.Option(help="Channels of a named set; grey images are repeated.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Seed = Annotated[
     int, typer.Option(min=0, help="Of everything drawn: probes, images, weights of --model.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="File for the figure.")]
 
 
@@ -146,12 +140,9 @@ def _report_content(report: "SpectrumReport") -> dict[str, Any]:
     density = None if seen is None else {
         "nodes": seen.nodes.tolist(), "weights": seen.weights.tolist(), "known": seen.known.tolist()
     }  # fmt: skip
+    plain = ("method", "reason", "matrix", "parameters", "products")
     return {
-        "method": report.method,
-        "reason": report.reason,
-        "matrix": report.matrix,
-        "parameters": report.parameters,
-        "products": report.products,
+        **{name: getattr(report, name) for name in plain},
         "largest": [asdict(end) for end in report.largest],
         "smallest": [asdict(end) for end in report.smallest],
         "trace": number(report.trace),
@@ -276,17 +267,14 @@ class _Source:
         self, checkpoint: str | None, model: str | None, as_json: bool
     ) -> "tuple[nn.Module, Images]":
         """The net and images that it accepts, on the device."""
-        device = device_of(self.device)
+        from resid_theory.runtime.resources import check_device
+
+        device = check_device("device", self.device)
         net = model_net(model, self.seed) if model else checkpoint_net(str(checkpoint))
         found = images(
-            self.data,
-            split=self.split,
-            samples=self.samples,
-            size=self.size,
-            channels=self.channels,
-            seed=self.seed,
-            progress=not as_json,
-        )
+            self.data, split=self.split, samples=self.samples, size=self.size,
+            channels=self.channels, seed=self.seed, progress=not as_json,
+        )  # fmt: skip
         run_once(net.to(device), found)
         return net, found.to(device)
 

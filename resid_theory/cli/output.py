@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Json", "bar", "emit", "number", "print_json", "say", "shows_progress", "strict",
+    "Json", "Out", "bar", "emit", "number", "print_json", "say", "shows_progress", "strict",
     "whole_numbers", "write",
 ]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 
 
 def say(what: Any, style: str | None = None) -> None:

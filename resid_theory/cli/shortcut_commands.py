@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +14,7 @@ import typer
 from resid_theory.cli.comparison import PredictionCheck, measure, numbers
 from resid_theory.cli.output import (
     Json,
+    Out,
     bar,
     number,
     print_json,
@@ -55,8 +55,6 @@ _SYMBOLS = (
     "product of the activations' slopes at zero; s_1: largest singular value."
 )
 _ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
-
-Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
 
 
 def setup_options() -> list[inspect.Parameter]:
@@ -148,6 +146,10 @@ def _setup(options: Mapping[str, Any]) -> "Setup":
 
 def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     """Summary of a list of runs: each one, their mean and their spread."""
+
+    def over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        return {key: reduce([row[key] for row in rows]) for key in rows[0]}
+
     measured = [numbers(run.measured) for run in runs]
     predicted = [numbers(run.predicted) for run in runs if run.predicted is not None]
     if predicted:
@@ -155,14 +157,10 @@ def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     return {
         "note": runs[0].note,
         "runs": [run.content() for run in runs],
-        "mean": _over(fmean, measured),
-        "standard_deviation": _over(_spread, measured),
-        "predicted_mean": _over(fmean, predicted) if predicted else None,
+        "mean": over(fmean, measured),
+        "standard_deviation": over(_spread, measured),
+        "predicted_mean": over(fmean, predicted) if predicted else None,
     }
-
-
-def _over(reduce: Any, rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    return {key: reduce([row[key] for row in rows]) for key in rows[0]}
 
 
 def _spread(values: Sequence[float]) -> float | None:
@@ -176,12 +174,10 @@ def _spectrum_table(content: Mapping[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "measured", "± sd", "predicted"):
         table.add_column(column, justify="right" if column else "left")
-    mean, spread, predicted = (
-        content[key] or {} for key in ("mean", "standard_deviation", "predicted_mean")
-    )
+    columns = [content[key] or {} for key in ("mean", "standard_deviation", "predicted_mean")]
     for key, words in WORDS.items():
-        if key in mean:
-            table.add_row(words, *(number(column.get(key)) for column in (mean, spread, predicted)))
+        if key in content["mean"]:
+            table.add_row(words, *(number(column.get(key)) for column in columns))
     bound = content["runs"][0]["a_priori_bound"]
     if bound is not None:
         table.add_row(WORDS["a_priori_bound"], "", "", number(bound))

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     import torch
@@ -16,15 +18,17 @@ if TYPE_CHECKING:
     from resid_theory import Images
 
 __all__ = [
-    "AUTHORS",
-    "checkpoint_net",
-    "device_of",
-    "images",
-    "model_net",
-    "renamed",
-    "run_once",
-    "search_here",
+    "AUTHORS", "Data", "Device", "Size", "checkpoint_net", "images", "model_net", "renamed",
+    "run_once", "search_here",
+]  # fmt: skip
+
+Data = Annotated[
+    str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
 ]
+Size = Annotated[
+    int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 AUTHORS = (".pt", ".pt7", ".pth")
 _CONSTANTS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -88,12 +92,18 @@ def model_net(model: str, seed: int) -> "nn.Module":
     import torch
     from torch import nn
 
+    from resid_theory._check import check_choice
+
     name, colon, attribute = model.partition(":")
     if not (name and colon and attribute.isidentifier()):
         raise ValueError(f"--model: got {model!r}, needs module:callable, such as mynet:build")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        make = _attribute(model, _module(model, name), attribute)
+        module = _module(model, name)
+        make: Any = getattr(module, attribute, None)
+        if not callable(make):
+            known = [k for k, value in vars(module).items() if callable(value) and k[0] != "_"]
+            check_choice(f"--model: in {name}", attribute, known)
         net = make if isinstance(make, nn.Module) else _called(model, make)
     if not isinstance(net, nn.Module):
         raise ValueError(f"--model: {model} returns {type(net).__name__}, needs a torch.nn.Module")
@@ -101,11 +111,7 @@ def model_net(model: str, seed: int) -> "nn.Module":
 
 
 def search_here() -> str:
-    """Let modules be found in the current directory, as ``python -m`` does.
-
-    Returns:
-        The directory.
-    """
+    """Let modules be found in the current directory, as ``python -m`` does; returns it."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -123,15 +129,6 @@ def _module(model: str, name: str) -> Any:
         raise ValueError(
             f"--model: got {model!r}, no module {error.name!r} in {here} nor among the installed"
         ) from error
-
-
-def _attribute(model: str, module: Any, attribute: str) -> Callable[[], Any]:
-    from resid_theory._check import check_choice
-
-    found = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-    if not callable(getattr(module, attribute, None)):
-        check_choice(f"--model: in {module.__name__}", attribute, found)
-    return getattr(module, attribute)
 
 
 def _called(model: str, call: Callable[[], Any], *passed: type[Exception]) -> Any:
@@ -201,17 +198,6 @@ def _drawn(found: "Images", samples: int, seed: int) -> "Images":
 
 
 # -- both ------------------------------------------------------------------------------------------
-
-
-def device_of(name: str) -> "torch.device":
-    """A device that torch can use."""
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device: got {name!r}, which torch cannot use: {reason}") from error
 
 
 def run_once(net: "nn.Module", found: "Images") -> "torch.Tensor":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.output import Json, number, print_json, say, shows_progress
-from resid_theory.cli.sources import device_of, images, renamed
+from resid_theory.cli.sources import Data, Size, images, renamed
 from resid_theory.cli.verbs import options_of
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ def train_options() -> list[inspect.Parameter]:
 
 def train(
     net: Annotated[str, typer.Option(help="simplified, full, diracnet or preresnet.")],
-    data: Annotated[
-        str, typer.Option(help="cifar10, mnist, digits, or a folder with one folder per class.")
-    ],
+    data: Data,
     test: Annotated[
         str | None, typer.Option(help="Folder to test on; a named set has its own test split.")
     ] = None,
@@ -47,9 +45,7 @@ def train(
         int | None,
         typer.Option(help="Images to train on: the first of a set; of a folder, drawn by --seed."),
     ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the images; by default 32, of a folder 224.")
-    ] = None,
+    size: Size = None,
     epochs: Annotated[
         int | None, typer.Option(help="Rescales the schedule; the paper's by default.")
     ] = None,
@@ -117,13 +113,15 @@ def _device(name: str) -> str:
     """The device of this process."""
     import torch
 
+    from resid_theory.runtime.resources import check_device
+
     if _COUNT == 1:
-        return name if name == "auto" else str(device_of(name))
+        return name if name == "auto" else str(check_device("device", name))
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise ValueError(f"--device: got {name!r} for {_COUNT} processes, needs auto, cpu or cuda")
-    return str(device_of(name if name == "cpu" else f"cuda:{_LOCAL}"))
+    return str(check_device("device", name if name == "cpu" else f"cuda:{_LOCAL}"))
 
 
 @contextmanager
@@ -202,9 +200,8 @@ def _name(
     kind: str, arguments: Mapping[str, Any], data: str, samples: int | None, seed: int
 ) -> str:
     """A folder name that differs between trainings that one would run side by side."""
-    words = [kind, *(f"{k}-{v}" for k, v in arguments.items() if v is not None)]
-    words += [Path(data).name if samples is None else f"{Path(data).name}-{samples}"]
-    return ".".join([*words, f"seed-{seed}"])
+    images = Path(data).name if samples is None else f"{Path(data).name}-{samples}"
+    return ".".join([kind, *(f"{k}-{v}" for k, v in arguments.items()), images, f"seed-{seed}"])
 
 
 def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str, Any]:

@@ -45,17 +45,14 @@ def load_mnist(split: str = "train", *, progress: bool = True) -> tuple[Tensor, 
         ValueError: If a file is damaged: its sha256 is not the official one.
     """
     prefix = {"train": "train", "test": "t10k"}[check_choice("split", split, ["train", "test"])]
-    images, labels = (
-        _read(f"{prefix}-{part}-ubyte", progress) for part in ("images-idx3", "labels-idx1")
-    )
-    return images, labels.long()
-
-
-def _read(name: str, progress: bool) -> Tensor:
-    sha256 = _SHA256[name]
-    path = find_or_download(f"{name}.gz", sha256, _MIRRORS, data_set="mnist", progress=progress)
     remedy = "delete the file and load again, which downloads a new one, or copy it anew"
-    return _parse_idx(gzip.decompress(store.read_bytes(path, sha256=sha256, remedy=remedy)), path)
+    parts = []
+    for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
+        sha256 = _SHA256[name]
+        path = find_or_download(f"{name}.gz", sha256, _MIRRORS, data_set="mnist", progress=progress)
+        packed = store.read_bytes(path, sha256=sha256, remedy=remedy)
+        parts.append(_parse_idx(gzip.decompress(packed), path))
+    return parts[0], parts[1].long()
 
 
 def _parse_idx(content: bytes, path: Path) -> Tensor:

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
+from matplotlib.image import AxesImage
 from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_positive
@@ -45,15 +46,9 @@ def hessian_pattern(
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix: got shape {tuple(matrix.shape)}, needs a square matrix (P, P)")
     ax, size = open_axes(ax), len(matrix)
-    values = _binned(matrix)
+    values = _largest(matrix, -(-size // _PIXELS))
     top = float(np.abs(values).max()) or 1.0
-    image = ax.imshow(
-        values,
-        cmap="RdBu_r",
-        norm=Normalize(-top, top),
-        extent=(0, size, size, 0),
-        interpolation="nearest",
-    )
+    image = _heat_map(ax, values, top, (size, size))
     for edge in range(0, size + 1, check_int("block", block)) if block else ():
         ax.axhline(edge, color="0.4", linewidth=0.6)
         ax.axvline(edge, color="0.4", linewidth=0.6)
@@ -103,14 +98,7 @@ def folded_filters(
     planes = [[_largest(values[:, :, i, j], step) for j in range(width)] for i in range(height)]
     largest = float(np.abs(values).max()) or 1.0
     ax, top = open_axes(ax), largest if limit is None else check_positive("limit", limit)
-    image = ax.imshow(
-        np.block(planes),
-        cmap="RdBu_r",
-        norm=Normalize(-top, top),
-        extent=(0, width, height, 0),
-        interpolation="nearest",
-        aspect=outputs / inputs,
-    )
+    image = _heat_map(ax, np.block(planes), top, (height, width), outputs / inputs)
     for edge in range(1, height):
         ax.axhline(edge, color="0.4", linewidth=0.6)
     for edge in range(1, width):
@@ -128,9 +116,18 @@ def folded_filters(
     return ax
 
 
-def _binned(values: np.ndarray) -> np.ndarray:
-    """A square matrix in at most ``_PIXELS`` rows and columns."""
-    return _largest(values, -(-len(values) // _PIXELS))
+def _heat_map(
+    ax: Axes, values: np.ndarray, top: float, sides: tuple[int, int], aspect: float = 1.0
+) -> AxesImage:
+    """A signed matrix in white at zero, on axes of two lengths from the upper left corner."""
+    return ax.imshow(
+        values,
+        cmap="RdBu_r",
+        norm=Normalize(-top, top),
+        extent=(0, sides[1], sides[0], 0),
+        interpolation="nearest",
+        aspect=aspect,
+    )
 
 
 def _largest(values: np.ndarray, step: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["available_bytes", "is_out_of_memory", "matmul_rate", "readable_bytes"]
+__all__ = ["available_bytes", "check_device", "is_out_of_memory", "matmul_rate", "readable_bytes"]
 
 _NO_MEMORY = (
     "can't allocate memory",
@@ -14,6 +14,21 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+
+
+def check_device(argument: str, name: str | torch.device, *, here: bool = True) -> torch.device:
+    """The device of a name; a ValueError if torch does not know it, or, if here, cannot use it."""
+    try:
+        device = torch.device(name)
+        if here:
+            torch.empty(0, device=device)
+        return device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{argument}: got {str(name)!r}, which torch cannot use: {reason}; this machine has "
+            f"'cpu' and {torch.cuda.device_count()} CUDA devices"
+        ) from error
 
 
 def available_bytes(device: torch.device | None = None) -> int:

@@ -17,7 +17,8 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "digest",
+    "locked",
     "read_arrays",
     "read_bytes",
     "read_checkpoint",
@@ -102,6 +104,22 @@ def _as_json(path: str | Path, content: Any) -> bytes:
             "finite numbers, booleans or None; arrays go to write_arrays"
         ) from error
     return (text + "\n").encode()
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock of a file, whose folder is made; a ValueError if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            import fcntl  # not on Windows, where nothing is locked
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            raise ValueError(message) from error
+        yield  # the lock ends with the process, in whatever way it ends
 
 
 def read_json(path: str | Path) -> Any:

@@ -1,6 +1,5 @@
 """Frozen settings with typed fields, and the key of a cell, which is their hash."""
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable
@@ -8,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_type_hints
 
+from resid_theory._check import check_choice
 from resid_theory.runtime.store import digest
 
 __all__ = ["SCHEMA", "Config", "arguments_of", "key_of", "with_arguments_of"]
@@ -34,20 +34,18 @@ class Config:
     """
 
     def __post_init__(self) -> None:
-        for name, kinds in _kinds(type(self)).items():
-            object.__setattr__(self, name, _typed(name, getattr(self, name), kinds))
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            value = _typed(field.name, getattr(self, field.name), kinds)
+            object.__setattr__(self, field.name, value)
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Settings from the values of a TOML file; omitted fields have their defaults."""
         known = [field.name for field in fields(cls)]
-        for name, value in values.items():
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                hint = f"did you mean {close[0]!r}? " if close else ""
-                raise ValueError(
-                    f"{name}: unknown key (given {value!r}); {hint}needs one of {', '.join(known)}"
-                )
+        for name in values:
+            check_choice("key", name, known)
         for field in fields(cls):
             if field.default is MISSING and field.name not in values:
                 raise ValueError(f"{field.name}: is missing, {cls.__name__} needs it")
@@ -77,8 +75,8 @@ def arguments_of(source: Callable[..., Any]) -> dict[str, tuple[type, Any]]:
         defaults = {n: p.default for n, p in inspect.signature(source).parameters.items()}
     hints, found = get_type_hints(source), {}
     for name, default in defaults.items():
-        kinds = [kind for kind in get_args(hints.get(name)) or (hints.get(name),)]
-        kinds = [kind for kind in kinds if kind is not NoneType]
+        hint = hints.get(name)
+        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
         if len(kinds) == 1 and kinds[0] in (int, float, bool, str):
             unknown = default in (MISSING, inspect.Parameter.empty)
             found[name] = kinds[0], None if unknown else default
@@ -98,11 +96,6 @@ def with_arguments_of(*sources: Callable[..., Any], leave: Iterable[str] = ()) -
         return dataclass(frozen=True, kw_only=True)(cls)
 
     return extended
-
-
-def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    hints = get_type_hints(cls)
-    return {f.name: get_args(hints[f.name]) or (hints[f.name],) for f in fields(cls)}
 
 
 def _typed(name: str, value: Any, kinds: tuple[type, ...]) -> Any:

@@ -3,16 +3,16 @@
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
+from resid_theory.runtime import store
+from resid_theory.runtime.resources import check_device
 from resid_theory.sweep.grid import grid_of
 from resid_theory.sweep.processes import run_in_processes
 from resid_theory.sweep.ray_executor import run_in_ray
@@ -122,44 +122,36 @@ def run_sweep(
     options = Options(
         workers=count,
         retries=check_int("retries", retries, 0),
-        device=_device(device, here=executor != "ray"),
+        device=str(check_device("device", device, here=executor != "ray")),
         gpus=float(gpus),
     )
     cells, results = _shard(grid_of(grid), shard), Results(out)
-    with _alone(results.folder, shard):
+    lock = results.folder / f".lock.{(shard or 'all').replace('/', '-of-')}"
+    failed: dict[str, Report] = {}
+    work, done = 0.0, 0
+    with store.locked(lock, f"out: another driver runs the same cells in {results.folder}"):
         missing = [cell for cell in cells if not results.is_done(cell)]
-        reports = _watched(run(missing, results, options), len(cells), len(missing), progress)
-        failed: dict[str, Report] = {}
-        work, done = 0.0, 0
-        for report in reports:
-            work += report.seconds
-            done += report.error is None
-            if report.error is not None:
-                failed[report.cell.key] = report
-            if on_report is not None:
-                on_report(report)
+        found = len(cells) - len(missing)
+        with tqdm(total=len(cells), initial=found, unit="cell", disable=not progress) as bar:
+            for report in run(missing, results, options):
+                work += report.seconds
+                done += report.error is None
+                if report.error is not None:
+                    failed[report.cell.key] = report
+                    bar.set_postfix(failed=len(failed), refresh=False)
+                bar.update()
+                if on_report is not None:
+                    on_report(report)
     return SweepReport(
         folder=results.folder,
         cells=len(cells),
-        found=len(cells) - len(missing),
+        found=found,
         done=done,
         failed={key: str(report.error) for key, report in failed.items()},
         failed_cells={key: report.cell for key, report in failed.items()},
         seconds=time.perf_counter() - started,
         work=work,
     )
-
-
-def _device(name: str, *, here: bool) -> str:
-    """A device that torch knows and, if the work is done here, that this machine has."""
-    try:
-        device = torch.device(name)
-        if here:
-            torch.empty(0, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"device: got {name!r}, which torch cannot use: {reason}") from error
-    return name
 
 
 def _shard(cells: list[Cell], shard: str | None) -> list[Cell]:
@@ -169,33 +161,3 @@ def _shard(cells: list[Cell], shard: str | None) -> list[Cell]:
     if found is None or int(found[1]) >= int(found[2]):
         raise ValueError(f"shard: got {shard!r}, needs i/n with i from 0 to n - 1, such as 0/4")
     return cells[int(found[1]) :: int(found[2])]
-
-
-@contextmanager
-def _alone(folder: Path, shard: str | None) -> Iterator[None]:
-    """Keep other drivers of the same cells out."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f".lock.{(shard or 'all').replace('/', '-of-')}", "w") as file:
-        try:
-            import fcntl  # not on Windows, where nothing is locked
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError as error:
-            raise ValueError(f"out: another driver runs the same cells in {folder}") from error
-        yield
-
-
-def _watched(
-    reports: Iterator[Report], total: int, missing: int, progress: bool
-) -> Iterator[Report]:
-    """The reports, with a progress bar."""
-    with tqdm(total=total, initial=total - missing, unit="cell", disable=not progress) as bar:
-        failed = 0
-        for report in reports:
-            failed += report.error is not None
-            if failed:
-                bar.set_postfix(failed=failed, refresh=False)
-            bar.update()
-            yield report

@@ -3,7 +3,7 @@
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,11 @@ def grid_of(grid: str | Path | Mapping[str, Any]) -> list[Cell]:
         count = sum(math.prod(map(len, axes.values())) for axes in tables)
         if count > _MOST:
             raise ValueError(f"grid: got {count:,} cells, needs at most {_MOST:,}")
-        cells = {cell.key: cell for axes in tables for cell in _cells(axes)}
+        cells: dict[str, Cell] = {}
+        for axes in tables:
+            for values in itertools.product(*axes.values()):
+                cell = Cell.of(dict(zip(axes, values, strict=True)))
+                cells[cell.key] = cell
         for cell in cells.values():
             cell.settings.check()
     except ValueError as error:
@@ -67,20 +71,16 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
     grids = content.get("grid", [{}])
     if not isinstance(grids, list) or not all(isinstance(table, Mapping) for table in grids):
         raise ValueError(f"grid: got {grids!r}, needs tables that begin with [[grid]]")
-    found = [{**shared, **table} for table in grids]
-    return [{key: _axis(key, value) for key, value in table.items()} for table in found]
-
-
-def _axis(key: str, value: Any) -> list[Any]:
-    if value == []:
-        raise ValueError(f"{key}: got [], needs at least one value")
-    return value if isinstance(value, list) else [value]
-
-
-def _cells(axes: Mapping[str, list[Any]]) -> Iterator[Cell]:
-    if "task" not in axes:
-        raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)} or module:Class")
-    for task in axes["task"]:
-        task_of(task)
-    for values in itertools.product(*axes.values()):
-        yield Cell.of(dict(zip(axes, values, strict=True)))
+    found = [
+        {key: value if isinstance(value, list) else [value] for key, value in table.items()}
+        for table in ({**shared, **table} for table in grids)
+    ]
+    for axes in found:
+        for key, values in axes.items():
+            if not values:
+                raise ValueError(f"{key}: got [], needs at least one value")
+        if "task" not in axes:
+            raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)} or module:Class")
+        for task in axes["task"]:
+            task_of(task)
+    return found

@@ -147,14 +147,9 @@ class CurvatureTask(_Measured):
             folder=folder / "products",
         )
         rmtree(folder / "products", ignore_errors=True)
-        named = {
-            "largest": report.largest[0],
-            "smallest": report.smallest[0],
-            "trace": report.trace,
-            "frobenius_norm": report.frobenius_norm,
-            "index": report.index,
-            "condition_number": report.condition_number,
-        }
+        named = {"largest": report.largest[0], "smallest": report.smallest[0]}
+        for name in ("trace", "frobenius_norm", "index", "condition_number"):
+            named[name] = getattr(report, name)
         numbers: dict[str, Number] = {
             "method": report.method,
             "parameters": report.parameters,
@@ -162,15 +157,11 @@ class CurvatureTask(_Measured):
         }
         for name, estimate in named.items():
             if estimate is not None:
-                numbers |= {
-                    name: estimate.value,
-                    f"{name}_low": estimate.low,
-                    f"{name}_high": estimate.high,
-                }
-        ends = {"largest": report.largest, "smallest": report.smallest}
+                numbers[name] = estimate.value
+                numbers |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         arrays = {
             f"{name}_values": torch.tensor([e.value for e in end], dtype=torch.float64)
-            for name, end in ends.items()
+            for name, end in (("largest", report.largest), ("smallest", report.smallest))
         }
         return Outcome(numbers=numbers, arrays=arrays)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from resid_theory.sweep.results import Cell, Results
-from resid_theory.sweep.worker import Options, Report, attempt, device_of_worker, lost
+from resid_theory.sweep.worker import Options, Report, attempt, lost
 
 __all__ = ["run_in_processes"]
 
@@ -49,7 +49,10 @@ class _Worker:
         self.cells: deque[Cell] = deque()  # the first is under way
         self.pipe, other = context.Pipe()
         threads = max(1, torch.get_num_threads() // options.workers)
-        arguments = (other, results, device_of_worker(options.device, number), threads)
+        device = options.device
+        if device == "cuda":  # GPUs in turn
+            device = f"cuda:{number % torch.cuda.device_count()}"
+        arguments = (other, results, device, threads)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
         other.close()  # only the worker's copy is left, so that its end closes the pipe

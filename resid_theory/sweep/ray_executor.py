@@ -30,7 +30,14 @@ def run_in_ray(cells: list[Cell], results: Results, options: Options) -> Iterato
         return
     started = not ray.is_initialized()
     if started:
-        _start(ray, options)
+        here: dict[str, Any] = {
+            "address": "local",
+            "num_cpus": options.workers,
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+        cluster = {} if os.environ.get("RAY_ADDRESS") else here
+        ray.init(logging_level="ERROR", log_to_driver=False, **cluster)
     try:
         yield from _reports(ray, cells, results, options)
     finally:
@@ -51,20 +58,6 @@ def _ray() -> Any:
             "executor: 'ray' needs the package ray, which is not installed; "
             "pip install ray, or executor='process'"
         ) from error
-
-
-def _start(ray: Any, options: Options) -> None:
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        return
-    ray.init(
-        address="local",
-        num_cpus=options.workers,
-        include_dashboard=False,
-        _node_ip_address="127.0.0.1",
-        **quiet,
-    )
 
 
 def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
@@ -88,22 +81,16 @@ def _reports(ray: Any, cells: list[Cell], results: Results, options: Options) ->
             if len(part) > 1:  # one of them is to blame: run each alone; finished ones are found
                 alone.extend(part)
                 continue
-            reports = [_lost(part[0], results, options, error)]
-        size = _size(reports, len(waiting) // (4 * workers))
+            cell = part[0]
+            if results.is_done(cell):
+                reports = [Report(cell=cell, error=None, ran=True, seconds=0.0)]
+            else:
+                reports = [lost(cell, results, options.retries + 1, type(error).__name__)]
+        # For about half a second of work, as a task costs several milliseconds.
+        mean = sum(report.seconds for report in reports) / len(reports)
+        size = max(1, min(len(waiting) // (4 * workers), 64, int(0.5 / max(mean, 1e-3))))
         yield from reports
 
 
 def _attempt_all(cells: list[Cell], results: Results, device: str) -> list[Report]:
     return [attempt(cell, results, device) for cell in cells]
-
-
-def _size(reports: list[Report], most: int) -> int:
-    """Cells per task for about half a second of work, as a task costs several milliseconds."""
-    mean = sum(report.seconds for report in reports) / len(reports)
-    return max(1, min(most, 64, int(0.5 / max(mean, 1e-3))))
-
-
-def _lost(cell: Cell, results: Results, options: Options, error: Exception) -> Report:
-    if results.is_done(cell):
-        return Report(cell=cell, error=None, ran=True, seconds=0.0)
-    return lost(cell, results, options.retries + 1, type(error).__name__)

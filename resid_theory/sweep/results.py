@@ -4,6 +4,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,9 +102,10 @@ class Results:
         self._error(cell.key).unlink(missing_ok=True)
 
     def fail(self, cell: Cell, error: str, trace: str = "") -> None:
-        """Record why a cell has no result."""
+        """Record why a cell has no result, unless the disk is full."""
         content = {"key": cell.key, "config": dict(cell.config), "error": error, "trace": trace}
-        store.write_json(self._error(cell.key), content)
+        with suppress(OSError):
+            store.write_json(self._error(cell.key), content)
 
     def _error(self, key: str) -> Path:
         return self.folder / "failed" / f"{key}.json"
@@ -124,10 +126,6 @@ def _is_result(about: Any, key: str) -> bool:
 def _as_json(value: Any) -> Any:
     """The value, with inf and nan, which JSON lacks, as strings that ``float`` reads back."""
     return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _from_json(value: Any) -> Any:
-    return float(value["float"]) if isinstance(value, Mapping) else value
 
 
 def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFrame":
@@ -162,12 +160,10 @@ def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFra
         if not _is_result(about, key):
             warnings.warn(f"{path}: is the result of another cell", stacklevel=2)
             continue
-        rows[key] = _row(about) | ({n: t.numpy() for n, t in tensors.items()} if arrays else {})
+        row = rows[key] = dict(about["config"])
+        for name, value in about["numbers"].items():
+            number = float(value["float"]) if isinstance(value, Mapping) else value
+            row[f"result_{name}" if name in row else name] = number
+        row["seconds"] = about["seconds"]
+        row.update({n: t.numpy() for n, t in tensors.items()} if arrays else {})
     return pandas.DataFrame(list(rows.values()), index=pandas.Index(list(rows), name="key"))
-
-
-def _row(about: Mapping[str, Any]) -> dict[str, Any]:
-    row = dict(about["config"])
-    for name, value in about["numbers"].items():
-        row[f"result_{name}" if name in row else name] = _from_json(value)
-    return {**row, "seconds": about["seconds"]}

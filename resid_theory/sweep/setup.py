@@ -74,23 +74,15 @@ class Setup:
 
     def net(self, seed: int) -> "ShortcutNet":
         """A new float64 net with weights drawn from a seed."""
-        import torch
-
         from resid_theory.networks.shortcut import ShortcutNet, initialize
 
-        net = ShortcutNet(
-            self.components,
-            self.blocks,
-            self.shortcut_depth,
-            shortcut=not self.plain,
-            hidden=self.hidden,
-            bias=self.bias,
-            pre=self.pre,
-            mid=self.mid,
-            post=self.post,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        return initialize(net, self.init, generator=generator, scale=self.scale)
+        sizes = self.components, self.blocks, self.shortcut_depth
+        net = ShortcutNet(*sizes, shortcut=not self.plain, **self._inside())
+        return initialize(net, self.init, generator=seed, scale=self.scale)
+
+    def _inside(self) -> dict[str, Any]:
+        """Options of a block, as the net and its prediction take them."""
+        return {name: getattr(self, name) for name in ("hidden", "bias", "pre", "mid", "post")}
 
     def load(self, *, progress: bool) -> "Regression":
         """Whitened inputs and targets, (m, d) each; names and sizes are checked first."""
@@ -112,11 +104,7 @@ class Setup:
             blocks=self.blocks,
             shortcut_depth=self.shortcut_depth,
             loss=self.loss,
-            hidden=self.hidden,
-            bias=self.bias,
-            pre=self.pre,
-            mid=self.mid,
-            post=self.post,
+            **self._inside(),
             **keywords,
         )
 

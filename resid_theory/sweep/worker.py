@@ -4,19 +4,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from resid_theory.sweep.results import Cell, Results
 
-__all__ = [
-    "Executor",
-    "Options",
-    "Report",
-    "attempt",
-    "device_of_worker",
-    "lost",
-    "run_serially",
-]
+__all__ = ["Executor", "Options", "Report", "attempt", "lost", "run_serially"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +45,7 @@ def attempt(cell: Cell, results: Results, device: str) -> Report:
         results.write(cell, outcome, seconds)
     except Exception as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
-        _note(results, cell, words, traceback.format_exc())
+        results.fail(cell, words, traceback.format_exc())
         return Report(cell=cell, error=words, ran=True, seconds=time.perf_counter() - started)
     return Report(cell=cell, error=None, ran=True, seconds=seconds)
 
@@ -62,25 +53,11 @@ def attempt(cell: Cell, results: Results, device: str) -> Report:
 def lost(cell: Cell, results: Results, times: int, how: str) -> Report:
     """Report of a cell whose workers were lost too often."""
     words = f"its worker was lost {times} times ({how}); the usual cause is lack of memory"
-    _note(results, cell, words, "")
+    results.fail(cell, words)
     return Report(cell=cell, error=words, ran=True, seconds=0.0)
-
-
-def _note(results: Results, cell: Cell, words: str, trace: str) -> None:
-    try:
-        results.fail(cell, words, trace)
-    except OSError:
-        pass  # a full disk; the report has the error
 
 
 def run_serially(cells: list[Cell], results: Results, options: Options) -> Iterator[Report]:
     """Run cells one after another in this process."""
     for cell in cells:
         yield attempt(cell, results, options.device)
-
-
-def device_of_worker(device: str, number: int) -> Any:
-    """The device of one of several workers; GPUs are assigned in turn."""
-    import torch
-
-    return f"cuda:{number % torch.cuda.device_count()}" if device == "cuda" else device

@@ -10,6 +10,7 @@ from torch import nn
 
 from resid_theory._check import check_int
 from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.runtime.resources import check_device
 from resid_theory.training.checkpoint import Folder
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
@@ -228,13 +229,4 @@ def _as_seeds(seed: int | Sequence[int], nets: int) -> tuple[int, ...]:
 def _as_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        count = torch.cuda.device_count()
-        raise ValueError(
-            f"device: {str(device)!r} is not there ({str(error).splitlines()[0]}); this machine "
-            f"has 'cpu' and {count} CUDA devices"
-        ) from error
-    return chosen
+    return check_device("device", device)

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,9 @@ class Folder:
         self.path = Path(path).expanduser()
         self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Make the folder and keep other processes out of it; a ValueError if one trains there."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
-            try:
-                import fcntl  # not on Windows, where nothing is locked
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass
-            except OSError as error:
-                raise ValueError(f"out: another process trains in {self.path}") from error
-            yield  # the lock ends with the process, in whatever way it ends
+        return store.locked(self.path / ".lock", f"out: another process trains in {self.path}")
 
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Replace the checkpoint; the metrics reach the disk before it."""

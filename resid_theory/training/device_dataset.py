@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resid_theory.data import Images
-from resid_theory.losses import check_target
+from resid_theory.losses import check_outputs, check_target
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import digest
 from resid_theory.training.recipe import Recipe
@@ -77,10 +77,7 @@ class DeviceDataset:
             raise ValueError(
                 f"{argument}: the net does not take inputs of shape {tuple(x.shape)}: {error}"
             ) from error
-        if not isinstance(output, Tensor) or output.dim() != 2:
-            got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"net: gives {got} for {len(x)} samples, needs (batch, classes)")
-        labels = self._images.labels
+        output, labels = check_outputs(output, len(x)), self._images.labels
         # The net's width, all labels: only the number of rows is made to fit.
         loss = "cross_entropy" if self.labelled else recipe.loss
         check_target(loss, output[:1].expand(len(labels), -1), labels)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Images
-from resid_theory.losses import check_target, cross_entropy
+from resid_theory.losses import check_outputs, check_target, cross_entropy
 from resid_theory.runtime.preserve import preserved
 
 __all__ = ["Evaluation", "evaluate"]
@@ -82,12 +82,7 @@ def evaluate(
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))
-            logits = net(images.inputs(pixels, dtype))
-            if not isinstance(logits, Tensor) or logits.dim() != 2:
-                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise ValueError(
-                    f"net: gives {got} for {len(labels)} samples, needs (batch, classes)"
-                )
+            logits = check_outputs(net(images.inputs(pixels, dtype)), len(labels))
             check_target("cross_entropy", logits, labels)
             if ranks and ranks[-1] > logits.shape[1]:
                 raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")

@@ -131,11 +131,8 @@ class Session:
         if found is not None:
             tensors, about, self.measurements.lines = found
             unpack(tensors, self.group, self.optimizer, self.measurements.sums)
-            self.step, self.seconds, self.saved_step = (
-                about["step"],
-                about["seconds"],
-                about["step"],
-            )
+            self.step, self.seconds = about["step"], about["seconds"]
+            self.saved_step = self.step
             self.identity["initial"] = about["initial"]
             self.environments = about["environments"]
         threads = torch.get_num_threads()

@@ -158,14 +158,10 @@ def find_checkpoint(name: str | Path) -> Path:
                 return path
     first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
     names = ", ".join(sorted(path.stem for path in _CHECKOUT.glob("*.json")))
-    shipped = (
-        f"there are {names}"
-        if names
-        else (
-            "trained nets ship with the checkout: install it with pip install -e, or set "
-            "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
-        )
-    )
+    shipped = f"there are {names}" if names else (
+        "trained nets ship with the checkout: install it with pip install -e, or set "
+        "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
+    )  # fmt: skip
     raise FileNotFoundError(
         f"name: no checkpoint {str(name)!r}: it is no path here, and there is no {name}.json in "
         f"{first} nor in {_CHECKOUT}; {shipped}"
