@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def noise(*shape, seed=0, device=None):
+    """Standard normal numbers that a seed names."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
 def hessian_by_nested_gradients(loss, parameters):
     """Hessian of a scalar, one gradient of a gradient for every parameter."""
     grads = torch.autograd.grad(

@@ -1,4 +1,4 @@
-"""Data and a net on which a training takes a fraction of a second, and layers that fail."""
+"""Small data and nets for trainings of a fraction of a second, and what makes them fail."""
 
 import torch
 from torch import nn
@@ -56,3 +56,17 @@ class Greedy(nn.Module):
         if self.training and len(x) > self.most:
             raise self.error
         return x
+
+
+class Interrupted(Exception):
+    """What a test throws into a training."""
+
+
+def interrupt_at(step):
+    """A callback that ends a training at a step."""
+
+    def callback(net, moment):
+        if moment.step == step:
+            raise Interrupted
+
+    return callback

@@ -12,38 +12,35 @@ from resid_theory.data.regression import Regression
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
 Y = -X[:, :1]
+PARTS = slice(3), slice(3, None)
 
-WHOLE = {
-    "tuple": (X, Y),
-    "list": [X, Y],
-    "arrays": (X.numpy(), Y.numpy()),
-    "nested-lists": (X.tolist(), Y.tolist()),
-    "object": SimpleNamespace(x=X, y=Y),
-    "regression": Regression(X, Y),
-    "one-batch": [(X, Y)],
+ACCEPTED = {
+    "tuple": ((X, Y), [5]),
+    "list": ([X, Y], [5]),
+    "arrays": ((X.numpy(), Y.numpy()), [5]),
+    "nested-lists": ((X.tolist(), Y.tolist()), [5]),  # NumPy reads them as float64
+    "object": (SimpleNamespace(x=X, y=Y), [5]),
+    "regression": (Regression(X, Y), [5]),
+    "one-batch": ([(X, Y)], [5]),
+    "two-batches": ([(X[:3], Y[:3]), (X[3:], Y[3:])], [3, 2]),
+    "two-batches-tuple": (((X[:3], Y[:3]), (X[3:], Y[3:])), [3, 2]),
+    "arrays-in-lists": ([[t[part].numpy() for t in (X, Y)] for part in PARTS], [3, 2]),
+    "loader": (DataLoader(TensorDataset(X, Y), batch_size=3), [3, 2]),
 }
-SPLIT = {
-    "two-batches": [(X[:3], Y[:3]), (X[3:], Y[3:])],
-    "two-batches-tuple": ((X[:3], Y[:3]), (X[3:], Y[3:])),
-    "two-array-batches": [[X[:3].numpy(), Y[:3].numpy()], [X[3:].numpy(), Y[3:].numpy()]],
-    "loader": DataLoader(TensorDataset(X, Y), batch_size=3),
-}
 
 
-@pytest.mark.parametrize("kind", WHOLE)
-def test_one_batch(kind):
-    ((x, y),) = batches(WHOLE[kind])
-    # nested lists have lost their dtype: NumPy reads them as float64
-    assert torch.equal(x, X)
-    assert torch.equal(y, Y)
-
-
-@pytest.mark.parametrize("kind", SPLIT)
-def test_several_batches(kind):
-    parts = list(batches(SPLIT[kind]))
-    assert [len(x) for x, _ in parts] == [3, 2]
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_batches_are_the_samples(kind):
+    data, sizes = ACCEPTED[kind]
+    parts = list(batches(data))
+    assert [len(x) for x, _ in parts] == sizes
     assert torch.equal(torch.cat([x for x, _ in parts]), X)
     assert torch.equal(torch.cat([y for _, y in parts]), Y)
+
+
+def test_two_samples_in_nested_lists_are_not_two_batches():
+    ((x, _),) = batches((X[:2].tolist(), X[2:4].tolist()))
+    assert torch.equal(x, X[:2])
 
 
 def test_dtypes_are_kept():

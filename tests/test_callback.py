@@ -3,21 +3,18 @@
 import oracles
 import pytest
 import torch
+from small_trainings import Interrupted, interrupt_at
+from tolerances import EPS, HESSIAN
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.training import Progress
-from tests.tolerances import EPS, HESSIAN
 
 RECIPE = rt.Recipe(
     epochs=2, batch=6, lr=0.1, milestones=(), augmentation="none", precision="float64"
 )
 NOW = Progress(step=0, epoch=0, net=0)
-
-
-class Interrupted(Exception):
-    """What a test throws into a training."""
 
 
 def tiny(seed=0, norm=False):
@@ -113,13 +110,6 @@ def test_resumed_metrics_are_identical(tmp_path, data, kind, stops, save_seconds
             tiny(norm=True), data, *others, callback, every=1, out=tmp_path / name,
             save_seconds=save_seconds,
         )  # fmt: skip
-
-    def interrupt_at(step):
-        def stop(net, moment):
-            if moment.step == step:
-                raise Interrupted
-
-        return stop
 
     straight = go("straight")
     for stop in stops:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from verbs import content, error
 
 import resid_theory as rt
 from resid_theory import cli
@@ -37,24 +38,11 @@ def run(capsys, *words):
     return code, captured.out, captured.err
 
 
-def content(capsys, *words):
-    """The JSON a verb prints; nothing else may be printed."""
-    code, out, err = run(capsys, *words, "--json")
-    assert (code, err) == (0, "")
-    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-
-
 def same(found, expected):
     """Equality of numbers through JSON, where inf and nan are strings."""
     assert {name: float(found[name]) for name in expected} == pytest.approx(
         {name: float(value) for name, value in expected.items()}, rel=1e-12, abs=0, nan_ok=True
     )
-
-
-def subprocess_of(*words):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "resid_theory.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 # -- demo ------------------------------------------------------------------------------------------
@@ -80,11 +68,8 @@ def test_demo_shows_a_condition_number_that_depth_leaves_alone(demo):
     assert second < near_zero[1]["a_priori_bound"] * 1.01
 
 
-def test_demo_has_no_prediction_for_xavier(demo):
+def test_demo_has_no_prediction_for_xavier_and_saves_a_figure(demo):
     assert demo[1]["nets"]["Xavier, plain"][0]["predicted"] is None
-
-
-def test_demo_saves_a_figure(demo):
     assert (demo[0] / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -178,20 +163,13 @@ def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path):
 # -- zero-point ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [2, 3])
-def test_zero_point_at_any_depth(capsys, digits, depth):
-    words = ["zero-point", "--blocks", "100000", "--shortcut-depth", str(depth)]
-    found = content(capsys, *words)
-    point = rt.theory.zero_point(digits, blocks=100_000, shortcut_depth=depth)
+@pytest.mark.parametrize(("depth", "blocks"), [(1, 2), (2, 100_000), (3, 100_000)])
+def test_zero_point_is_exact_at_any_depth(capsys, digits, depth, blocks):
+    found = content(capsys, "zero-point", "--blocks", blocks, "--shortcut-depth", depth)
+    point = rt.theory.zero_point(digits, blocks=blocks, shortcut_depth=depth)
     same(found, point.spectrum.summary())
     assert (found["verdict"], found["order"]) == (point.verdict, point.order)
-
-
-def test_zero_point_of_one_layer_is_exact_while_small(capsys, digits):
-    found = content(capsys, "zero-point", "--blocks", "2", "--shortcut-depth", "1")
-    point = rt.theory.zero_point(digits, blocks=2, shortcut_depth=1)
-    same(found, point.spectrum.summary())
-    assert found["method"] == "dense solver"
+    assert (found["method"] == "dense solver") == (depth == 1)
 
 
 def test_zero_point_of_one_layer_gives_limits_when_large(capsys, digits):
@@ -222,8 +200,7 @@ def test_zero_point_of_a_file_of_ones_own(capsys, tmp_path, generator):
     assert found["singular_values"] == point.singular_values
     assert found["escape_time"] == point.escape_time
     np.savez(tmp_path / "own.npz", images=x.numpy())
-    code, _, error = run(capsys, *words)
-    assert code == 2 and "has arrays ['images'], needs x and y" in error
+    assert "has arrays ['images'], needs x and y" in error(capsys, *words)
 
 
 def test_zero_point_without_curvature_is_valid_json(capsys):
@@ -269,15 +246,11 @@ def test_zero_point_writes_and_prints(capsys, tmp_path):
 def test_errors_are_one_line_that_names_the_argument(capsys, tmp_path, words, says):
     file = tmp_path / "file"
     file.touch()
-    code, out, err = run(capsys, *words.format(file=file).split())
-    assert code == 2
-    assert err.startswith("resid-theory: ") and err.count("\n") == 1
-    assert says.format(file=file) in err
-    assert out == ""
+    assert says.format(file=file) in error(capsys, *words.format(file=file).split())
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "says"),
+    ("fault", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "MemoryError"),
@@ -285,9 +258,9 @@ def test_errors_are_one_line_that_names_the_argument(capsys, tmp_path, words, sa
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_what_goes_wrong_inside_a_verb(capsys, monkeypatch, error, code, says):
+def test_what_goes_wrong_inside_a_verb(capsys, monkeypatch, fault, code, says):
     def fail(*_, **__):
-        raise error
+        raise fault
 
     monkeypatch.setattr(rt.theory, "zero_point", fail)
     assert run(capsys, "zero-point")[::2] == (code, f"resid-theory: {says}\n")
@@ -312,17 +285,22 @@ def test_the_version_is_the_librarys(capsys):
 
 def test_what_stood_behind_an_option_is_told(capsys):
     for words in ("spectrum --blocks two", "spectrum --blocks=two"):
-        assert run(capsys, *words.split())[2].endswith(" (got 'two')\n")
+        assert error(capsys, *words.split()).endswith(" (got 'two')\n")
 
 
-def test_help_in_a_process():
-    done = subprocess_of("--help")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert all(verb in done.stdout for verb in ("demo", "spectrum", "zero-point"))
-
-
-def test_error_in_a_process():
-    done = subprocess_of("spectrum", "--init", "xavir")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("resid-theory: --init: ")
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [("--help", 0, ("demo", "spectrum", "zero-point")),
+     ("spectrum --init xavir", 2, ("resid-theory: --init: ",))],
+    ids=["help", "error"],
+)  # fmt: skip
+def test_a_process_of_its_own(words, code, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "resid_theory.cli", *words.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr
+    said, nothing = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
+    assert nothing == "" and all(part in said for part in says)

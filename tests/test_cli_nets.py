@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
+from verbs import content, error, printed
 
 import resid_theory as rt
-from resid_theory import cli
 from resid_theory.cli import sources
 
 SMALL = "--data digits --samples 6 --size 8".split()
@@ -53,19 +53,6 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-def words_of(capsys, *words):
-    assert cli.main([str(word) for word in words]) == 0
-    return capsys.readouterr().out
-
-
-def content(capsys, *words):
-    """The JSON a verb prints; nothing else may be printed."""
-    return json.loads(
-        words_of(capsys, *words, "--json"),
-        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
-    )
-
-
 def digits(channels=3):
     return rt.load_images("digits", samples=6, size=8, channels=channels)
 
@@ -102,18 +89,14 @@ def test_spectrum_of_ones_own_model_is_exact(capsys, own, loss):
     assert found["trace"]["value"] == pytest.approx(measured.trace, rel=1e-5)
 
 
-def test_a_net_that_is_there_already_is_taken(capsys, own):
-    assert content(capsys, "spectrum", *OWN, "own_net:net")["parameters"] == 650
-
-
-def test_the_rng_is_left_as_it_was(capsys, own):
+def test_a_net_that_is_there_already_is_taken_and_the_rng_is_left(capsys, own):
     before = torch.get_rng_state()
-    content(capsys, "spectrum", *OWN, "own_net:build")
+    assert content(capsys, "spectrum", *OWN, "own_net:net")["parameters"] == 650
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_spectrum_prints_and_draws(capsys, own):
-    said = words_of(capsys, "spectrum", *OWN, "own_net:build", "--plot", "new/a.png", "--out", "b")
+    said = printed(capsys, "spectrum", *OWN, "own_net:build", "--plot", "new/a.png", "--out", "b")
     assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said
     assert (own / "new" / "a.png").read_bytes() == (own / "b" / "spectrum.png").read_bytes()
     assert json.loads((own / "b" / "spectrum.json").read_text())["net"] == "own_net:build"
@@ -129,8 +112,7 @@ def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch)
     monkeypatch.setattr(rt, "spectrum", measure)
     for verb, *more in (["curvature"], ["spectrum", "--plot", tmp_path / "a.png"]):
         words = [verb, "--checkpoint", checkpoints[0], *SMALL, *more]
-        assert cli.main([str(word) for word in words]) == 2
-        assert capsys.readouterr().err == "resid-theory: --k: enough\n"
+        assert error(capsys, *words) == "resid-theory: --k: enough\n"
     assert asked == [False, True]
 
 
@@ -163,7 +145,7 @@ def test_interlayer_cushions_of_blocks(capsys, checkpoints):
 
 def test_cushions_of_ones_own_model_print_and_draw(capsys, own):
     words = [*OWN, "own_net:build", "--norm", "operator", "--plot", "a.png", "--out", "b"]
-    said = words_of(capsys, "cushions", *words)
+    said = printed(capsys, "cushions", *words)
     assert "own_net:build on digits: layer cushions of 6 samples: operator norm" in said
     assert (own / "a.png").read_bytes() == (own / "b" / "cushions.png").read_bytes()
     assert list(json.loads((own / "b" / "cushions.json").read_text())["nets"]["own_net:build"][
@@ -218,13 +200,10 @@ def test_images_of_a_folder_are_drawn(tmp_path):
     ids=lambda value: value if "--" in value and "{" in value else None,
 )
 def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, words, says):
-    small = " ".join(SMALL)
-    assert cli.main(words.format(net=checkpoints[0], small=small).split()) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
-    assert says in captured.err and captured.out == ""
+    given = words.format(net=checkpoints[0], small=" ".join(SMALL)).split()
+    assert says in error(capsys, *given)
 
 
 def test_help_says_that_code_is_run(capsys):
-    said = " ".join(words_of(capsys, "spectrum", "--model", "x:y", "--help").split())
+    said = " ".join(printed(capsys, "spectrum", "--model", "x:y", "--help").split())
     assert "runs the code" in said.replace("│ │ ", "")

@@ -12,6 +12,7 @@ from pathlib import Path
 import interrupted
 import pytest
 import torch
+from verbs import content, error, printed
 
 import resid_theory as rt
 from resid_theory import cli, training
@@ -23,17 +24,8 @@ SMALL = "--data digits --size 8 --samples 96 --epochs 2 --batch 32 --device cpu"
 NET = "--net simplified --depth 5 --identity residual --precision float64".split()
 
 
-def ran(capsys, *words):
-    assert cli.main([str(word) for word in ("train", *words)]) == 0
-    return capsys.readouterr().out
-
-
-def content(capsys, *words):
-    return json.loads(ran(capsys, *words, "--json"))
-
-
 def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
-    found = content(capsys, *NET, *SMALL, "--seed", 3, "--out", tmp_path)
+    found = content(capsys, "train", *NET, *SMALL, "--seed", 3, "--out", tmp_path)
     net = rt.simplified_net(5, identity="residual", generator=3)
     recipe = training.NOISE_STABILITY.scaled(2).change(batch=32, precision="float64")
     data = {split: rt.load_images("digits", split, size=8) for split in ("train", "test")}
@@ -62,7 +54,7 @@ def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
 )
 def test_each_kind_has_its_papers_recipe(capsys, tmp_path, words, name, changes):
     small = "--data digits --size 8 --samples 32 --batch 32 --epochs 1 --device cpu".split()
-    found = content(capsys, "--net", *words.split(), *small, "--out", tmp_path)
+    found = content(capsys, "train", "--net", *words.split(), *small, "--out", tmp_path)
     expected = getattr(training, name).scaled(1).change(batch=32, **changes)
     assert rt.Recipe(**found["recipe"]) == expected
     assert str(rt.load_checkpoint(tmp_path)) == str(
@@ -71,11 +63,9 @@ def test_each_kind_has_its_papers_recipe(capsys, tmp_path, words, name, changes)
 
 
 def test_options_of_every_kind_are_options_of_the_verb(capsys):
-    assert cli.main(["train", "--help"]) == 0
-    said = capsys.readouterr().out
-    for kind in KINDS.values():
-        for option in kind.options:
-            assert f"--{option.replace('_', '-')}" in said
+    said = printed(capsys, "train", "--help")
+    for option in {name for kind in KINDS.values() for name in kind.options}:
+        assert f"--{option.replace('_', '-')}" in said
 
 
 def test_the_depth_of_a_kind_is_the_papers():
@@ -94,7 +84,7 @@ def test_a_killed_training_goes_on(capsys, tmp_path):
     if multiprocessing.get_start_method() != "fork" or not hasattr(signal, "SIGKILL"):
         pytest.skip("there is no SIGKILL here")
     words = ["train", *NET, *SMALL, "--epochs", "6", "--save-seconds", "0", "--out"]
-    ran(capsys, *words[1:], tmp_path / "undisturbed")
+    printed(capsys, *words, tmp_path / "undisturbed")
     folder = tmp_path / "killed"
     process = interrupted.server().Process(target=_alone, args=([*words, str(folder)],))
     process.start()
@@ -107,7 +97,7 @@ def test_a_killed_training_goes_on(capsys, tmp_path):
     process.join()
     step = training.checkpoint.Folder(folder).load()[1]["step"]
     assert 0 < step < 18 and not (folder / "net.json").exists()
-    ran(capsys, *words[1:], folder)
+    printed(capsys, *words, folder)
     assert left(folder) == left(tmp_path / "undisturbed")
 
 
@@ -135,7 +125,7 @@ def test_two_processes_train_as_one(capsys, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)  # of one process only
     torch.set_default_dtype(torch.float32)  # in which a program draws its first weights
-    one = content(capsys, *NET, *SMALL, "--out", tmp_path / "one")
+    one = content(capsys, "train", *NET, *SMALL, "--out", tmp_path / "one")
     for key in ("loss", "error", "test_loss", "test_error"):
         assert found[key] == pytest.approx(one[key], rel=1e-12)
 
@@ -148,14 +138,13 @@ def test_rank_0_says_what_is_wrong_everywhere(capsys, monkeypatch, rank):
 
 
 def test_a_training_that_diverges_says_so(capsys, tmp_path):
-    words = ["train", *NET, *SMALL, "--lr", "1e200", "--out", str(tmp_path)]
-    assert cli.main(words) == 2
-    assert capsys.readouterr().err.startswith("resid-theory: step ")
+    words = ["train", *NET, *SMALL, "--lr", "1e200", "--out", tmp_path]
+    assert error(capsys, *words).startswith("resid-theory: step ")
 
 
 def test_the_folder_is_named_after_the_training(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = ran(capsys, *NET, *SMALL)
+    said = printed(capsys, "train", *NET, *SMALL)
     name = "simplified.depth-5.identity-residual.digits-96.seed-0"
     assert (tmp_path / "resid_theory_runs" / name / "net.json").exists()
     assert "test, 360 images" in said and name in said
@@ -168,12 +157,12 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
             place = tmp_path / split / label
             place.mkdir(parents=True)
             pil.new("RGB", (8, 8), (90 * shade, 40, 200)).save(place / "0.png")
-    words = ["--data", tmp_path / "train", *NET, "--size", 8, "--batch", 2, "--epochs", 1]
+    words = ["train", "--data", tmp_path / "train", *NET, "--size", 8, "--batch", 2, "--epochs", 1]
     words += ["--device", "cpu", "--out", tmp_path / "out"]
     found = content(capsys, *words, "--test", tmp_path / "test")
     assert (found["test_samples"], found["architecture"]["arguments"]["classes"]) == (2, 2)
-    assert cli.main([str(w) for w in ("train", *words, "--test", tmp_path / "other")]) == 2
-    assert "--test: has the classes a, c, needs those of --data: a, b" in capsys.readouterr().err
+    said = error(capsys, *words, "--test", tmp_path / "other")
+    assert "--test: has the classes a, c, needs those of --data: a, b" in said
 
 
 @pytest.mark.parametrize(
@@ -182,10 +171,7 @@ def test_a_folder_of_images_is_tested_on_another(capsys, tmp_path):
         ("--net diracne", "--net: unknown name 'diracne'; did you mean 'diracnet'?"),
         ("--net full --depth 9", "--depth: got 9, needs 6n + 2"),
         ("--net full --width 2", "--width: got 2, which 'full' does not have; needs one of depth"),
-        (
-            "--net simplified --no-shortcut",
-            "--shortcut: got False, which 'simplified' does not have",
-        ),
+        ("--net simplified --no-shortcut", "--shortcut: got False, which 'simplified' does not"),
         ("--net simplified --identity dirac", "--identity: unknown name 'dirac'"),
         ("--net preresnet --shortcut-depth 3", "--shortcut-depth: got 3"),
         ("--net full --lr 0", "--lr: got 0.0, needs a finite number above 0"),
@@ -205,7 +191,4 @@ def test_errors_are_one_line_before_training(capsys, tmp_path, monkeypatch, word
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.optim.SGD, "step", None)
     given = ["train", *words.split(), *([] if "--data" in words else ["--data", "digits"])]
-    assert cli.main(given) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
-    assert says in captured.err and captured.out == ""
+    assert says in error(capsys, *given)

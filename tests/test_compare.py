@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from oracles import noise
 from scipy import stats
 
 import resid_theory as rt
@@ -20,12 +21,8 @@ def cushions(values, layers=("one", "two"), **settings):
     return Cushions(layers=layers, identity_removed=values, effective=values, **known)
 
 
-def draws(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def test_effect_sizes_from_their_definitions():
-    x, y = draws(2, 30, seed=0), draws(2, 20, seed=1) + torch.tensor([[0.0], [5.0]])
+    x, y = noise(2, 30, seed=0), noise(2, 20, seed=1) + torch.tensor([[0.0], [5.0]])
     found = rt.compare_cushions(cushions(x), cushions(y))
     for row in range(2):
         signs = (x[row][:, None] - y[row][None]).sign()
@@ -39,8 +36,8 @@ def test_effect_sizes_from_their_definitions():
 
 def test_interval_of_the_median_difference_covers_it():
     """Of 200 pairs of draws, 95 % intervals cover the true difference about 95 % of the time."""
-    pairs, covered = 200, 0
-    x, y = draws(pairs, 60, seed=0), draws(pairs, 80, seed=1) - 1.0
+    pairs = 200
+    x, y = noise(pairs, 60, seed=0), noise(pairs, 80, seed=1) - 1.0
     names = tuple(str(number) for number in range(pairs))
     found = rt.compare_cushions(cushions(x, names), cushions(y, names), resamples=500)
     low, high = found.intervals.unbind(1)
@@ -50,7 +47,7 @@ def test_interval_of_the_median_difference_covers_it():
 
 
 def test_equal_nets_do_not_differ():
-    same = cushions(draws(2, 40, seed=0))
+    same = cushions(noise(2, 40, seed=0))
     found = rt.compare_cushions(same, same)
     assert not found.difference.any() and not found.cliffs_delta.any()
     low, high = found.intervals.unbind(1)
@@ -70,8 +67,8 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 
 
 def test_seeds_are_units_with_the_median_of_their_samples():
-    nets = [cushions(draws(2, 51, seed=seed) + seed) for seed in range(5)]
-    others = [cushions(draws(2, 33, seed=10 + seed) + seed + 0.5) for seed in range(4)]
+    nets = [cushions(noise(2, 51, seed=seed) + seed) for seed in range(5)]
+    others = [cushions(noise(2, 33, seed=10 + seed) + seed + 0.5) for seed in range(4)]
     found = rt.compare_cushions(nets, others)
     assert found.unit == "seed" and found.units == (5, 4)
     x, y = (torch.stack([net.values.median(1).values for net in side]) for side in (nets, others))
@@ -85,7 +82,7 @@ def test_seeds_are_units_with_the_median_of_their_samples():
 
 
 def test_samples_without_a_value_are_left_out():
-    x = draws(2, 10, seed=0)
+    x = noise(2, 10, seed=0)
     with_gap = x.clone()
     with_gap[0, 3] = torch.nan
     found = rt.compare_cushions(cushions(with_gap), cushions(x))
@@ -93,21 +90,21 @@ def test_samples_without_a_value_are_left_out():
 
 
 def test_layers_that_one_side_lacks_are_named():
-    a, b = cushions(draws(2, 9, seed=0)), cushions(draws(2, 9, seed=1), ("two", "three"))
+    a, b = cushions(noise(2, 9, seed=0)), cushions(noise(2, 9, seed=1), ("two", "three"))
     found = rt.compare_cushions(a, b)
     assert (found.layers, found.only_in_a, found.only_in_b) == (("two",), ("one",), ("three",))
     assert "only in b: three" in str(found)
 
 
 def test_equal_seeds_give_equal_intervals():
-    a, b = cushions(draws(2, 40, seed=0)), cushions(draws(2, 40, seed=1))
+    a, b = cushions(noise(2, 40, seed=0)), cushions(noise(2, 40, seed=1))
     one, two, other = (rt.compare_cushions(a, b, generator=s).intervals for s in (0, 0, 1))
     assert torch.equal(one, two) and not torch.equal(one, other)
 
 
 def test_plain_and_residual_nets_differ_by_the_convention():
     """The identity removed, every residual layer's cushion is larger; effective ones are alike."""
-    x = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = noise(40, 3, 16, 16)
     plain, residual = (
         rt.layer_cushions(rt.simplified_net(20, identity=kind), x) for kind in ("plain", "residual")
     )
@@ -122,10 +119,7 @@ def test_plain_and_residual_nets_differ_by_the_convention():
 @pytest.mark.parametrize(
     ("b", "message"),
     [
-        (
-            lambda a: cushions(a.values, norm="operator"),
-            "b: measured with norm kernel and operator",
-        ),
+        (lambda a: cushions(a.values, norm="operator"), "b: measured with norm kernel and op"),
         (lambda a: a.under("identity_removed"), "b: measured with weight"),
         (lambda a: [a, a], "b: a and b must both be"),
         (lambda a: [a], "b: got list of 1, needs the cushions of one net"),
@@ -134,6 +128,6 @@ def test_plain_and_residual_nets_differ_by_the_convention():
     ids=["norm", "convention", "mixed", "one", "names"],
 )
 def test_refusals(b, message):
-    a = cushions(draws(2, 5, seed=0))
+    a = cushions(noise(2, 5, seed=0))
     with pytest.raises(ValueError, match=f"^{message}"):
         rt.compare_cushions(a, b(a))

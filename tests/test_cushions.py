@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import noise
 from tolerances import relative_error, round_off
 from torch import nn
 
@@ -16,10 +17,6 @@ EXACT = 1e-12  # what exact paths promise
 
 # torch's word on 'same' padding of even kernels: it copies its input
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-
-
-def noise(*shape, seed=0, device=None):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def matrix(layer, x):
@@ -195,11 +192,8 @@ def test_the_residual_net_and_its_explicit_form_have_the_same_cushions():
     assert one.layers == other.layers
     assert relative_error(one.identity_removed, other.identity_removed) < EXACT
     assert relative_error(one.effective, other.effective) < EXACT
-
-
-def test_plain_nets_have_one_convention_only():
-    cushions = rt.layer_cushions(rt.simplified_net(8), noise(4, 3, 16, 16))
-    assert torch.equal(cushions.identity_removed, cushions.effective)
+    plain = rt.layer_cushions(rt.simplified_net(8), x)  # has one convention only
+    assert torch.equal(plain.identity_removed, plain.effective)
 
 
 def test_expectations_at_random_weights():
@@ -326,18 +320,7 @@ def mlp(source):
     parts = []
     for inputs, outputs in itertools.pairwise(widths):
         parts += [nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(0.5)]
-    return nn.Sequential(*parts, Functional4(widths[-1])), (widths[0],)
-
-
-class Functional4(nn.Module):
-    """A scale of its own behind a layer."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(width))
-
-    def forward(self, x):
-        return x * self.scale
+    return nn.Sequential(*parts), (widths[0],)
 
 
 def foreign():
@@ -441,16 +424,11 @@ def test_reasons_of_what_is_not_covered():
     assert "recurrence" in missing["recurrent"]
 
 
-def test_a_layer_that_sees_no_samples_is_listed():
-    missing = rt.layer_cushions(Tokens("first"), noise(4, 4, 5)).not_covered
-    assert "for any number of samples" in missing["memory"]
-    assert "norm" in missing
-
-
 @pytest.mark.parametrize("layout", ["first", "second", "merged", "token-major"])
 def test_all_layers_have_rows_for_any_axis_of_samples(layout):
     cushions = rt.layer_cushions(Tokens(layout), noise(4, 4, 5))
     assert set(cushions.not_covered) == {"", "norm", "memory"}
+    assert "for any number of samples" in cushions.not_covered["memory"]  # it sees none
     assert {"embed", "mlp.0", "mlp.2", "attention.out_proj"} < set(cushions.layers)
 
 
@@ -527,14 +505,8 @@ def test_a_layer_called_for_some_batches_only_is_listed():
             return self.second(x) if len(x) < 5 else x
 
     cushions = rt.layer_cushions(Sometimes(), noise(8, 3), batch=5)
-    assert (
-        cushions.layers == ("first",) and "depends on the samples" in cushions.not_covered["second"]
-    )
-
-
-def test_no_maps_at_all():
-    with pytest.raises(ValueError, match="^net: LayerNorm has no linear layer to measure"):
-        rt.layer_cushions(nn.LayerNorm(3), noise(2, 3))
+    assert cushions.layers == ("first",)
+    assert "depends on the samples" in cushions.not_covered["second"]
 
 
 # -- data, devices, policies -----------------------------------------------------------------------
@@ -546,16 +518,11 @@ def test_data_in_any_form_and_batches_of_any_size(device):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=3)
     expected = rt.layer_cushions(net, x).values
     assert expected.shape == (8, 7)
-    for data in ((x, y), x.numpy(), loader, iter(loader), [x[:2], x[2:4], x[4:]]):
-        assert relative_error(rt.layer_cushions(net, data, batch=2).values, expected) < EXACT
-
-
-def test_images():
     images = rt.load_images("digits", samples=5, size=16)
-    net = rt.simplified_net(8)
-    x = images.inputs(images.pixels, torch.float64)
-    expected = rt.layer_cushions(net, x).values
-    assert relative_error(rt.layer_cushions(net, images, batch=2).values, expected) < EXACT
+    pixels = rt.layer_cushions(net, images.inputs(images.pixels, torch.float64)).values
+    lists = [(x, y), x.numpy(), loader, iter(loader), [x[:2], x[2:4], x[4:]]]
+    for data, exact in [*((data, expected) for data in lists), (images, pixels)]:
+        assert relative_error(rt.layer_cushions(net, data, batch=2).values, exact) < EXACT
 
 
 def test_data_are_not_overwritten_by_a_net_that_starts_in_place():
@@ -584,17 +551,10 @@ def test_lower_precision_is_measured_in_float64(dtype):
     assert relative_error(measured.values, expected.values) < 20 * torch.finfo(dtype).eps
 
 
-def test_another_device_takes_a_copy():
-    net = rt.simplified_net(8)
-    x = noise(2, 3, 16, 16)
-    measured = rt.layer_cushions(net, x, device="cpu")
-    assert torch.equal(measured.values, rt.layer_cushions(net, x).values)
-
-
-@pytest.mark.gpu
-def test_cpu_and_gpu_agree():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_another_device_takes_a_copy(device):
     net, x = rt.simplified_net(8, identity="residual"), noise(4, 3, 16, 16)
-    one, other = rt.layer_cushions(net, x), rt.layer_cushions(net, x, device="cuda")
+    one, other = rt.layer_cushions(net, x), rt.layer_cushions(net, x, device=device)
     assert relative_error(other.values, one.values) < EXACT
     assert next(net.parameters()).device.type == "cpu"
 
@@ -617,6 +577,7 @@ def test_layers_by_name_in_the_order_of_the_net():
         ({"data": torch.zeros(2, 3, 16, 16).float()}, "data x: has dtype torch.float32"),
         ({"data": 3}, "data: got int"),
         ({"net": 3}, "net: got int, needs a torch.nn.Module"),
+        ({"net": nn.LayerNorm(16).double()}, "net: LayerNorm has no linear layer to measure"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:14],
 )

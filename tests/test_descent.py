@@ -11,6 +11,7 @@ from resid_theory.descent import at_loss, hessian_trajectory
 from resid_theory.losses import square
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
+IDENTITY = torch.nn.Identity()
 AFTER_200_EPOCHS = 1e-11  # round-off of 200 steps, of sums over samples in another order
 NETS = [
     pytest.param(dict(blocks=6, n=1, shortcut=False), "orthogonal", id="plain"),
@@ -18,10 +19,6 @@ NETS = [
     pytest.param(dict(blocks=3, n=2, shortcut=True), "near_zero", id="2-shortcut"),
     pytest.param(dict(blocks=2, n=3, shortcut=True), "xavier", id="3-shortcut"),
 ]
-
-
-def identity(z):
-    return z
 
 
 def problem(width, samples, device, generator):
@@ -37,14 +34,14 @@ def drawn(kind, rows, net, generator, device, scale=0.1):
     return rt.networks.draw_weights(kind, shape, generator=generator, scale=scale).to(device)
 
 
-def descend_by_autograd(net, x, y, weights, rate, epochs, mid=identity):
+def descend_by_autograd(net, x, y, weights, rate, epochs, mid=IDENTITY):
     """One net, one step at a time, on the samples: losses and weights."""
     point, losses = weights.clone(), []
     for epoch in range(epochs + 1):
         point.requires_grad_()
         output = shortcut_net(
             list(point.flatten(0, 1)), None, x, n=net.shortcut_depth, shortcut=net.shortcut,
-            pre=identity, mid=mid, post=identity,
+            pre=IDENTITY, mid=mid, post=IDENTITY,
         )  # fmt: skip
         loss = square_loss(output, y) if len(x) < 30 else 0.5 * (output - y).square().sum() / len(x)
         (gradient,) = torch.autograd.grad(loss, point)
@@ -274,43 +271,34 @@ def test_spectra_stop_where_a_row_diverged(generator, device):
     ids=["kept", "row", "record"],
 )
 def test_a_wrong_path_or_row_is_named(change, row, message):
-    moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
-    path = rt.gradient_descent(NET, "square", moments, **{**GOOD, "epochs": 2, **change})
+    path = rt.gradient_descent(NET, "square", MOMENTS, **{**GOOD, "epochs": 2, **change})
     with pytest.raises(ValueError, match=message):
-        hessian_trajectory(NET, "square", moments, path, row=row)
+        hessian_trajectory(NET, "square", MOMENTS, path, row=row)
 
 
 # -- errors ----------------------------------------------------------------------------------------
 
 NET = rt.ShortcutNet(3, 2, 2)
+MOMENTS = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
 GOOD = dict(weights=torch.zeros(2, 2, 3, 3, dtype=torch.float64), learning_rate=0.1, epochs=1)
+WIDE = dict(weights=torch.zeros(2, 2, 4, 4, dtype=torch.float64))
+APART = dict(weights=torch.zeros(3, 2, 2, 3, 3), learning_rate=[0.1, 0.2])
 WRONG = [
-    pytest.param(NET, dict(weights=torch.zeros(2, 3, 3)), "weights: got shape", id="weights"),
-    pytest.param(NET, dict(learning_rate=[0.1, -1.0]), "learning_rate: got -1", id="rate"),
-    pytest.param(
-        NET,
-        dict(weights=torch.zeros(3, 2, 2, 3, 3), learning_rate=[0.1, 0.2]),
-        "does not broadcast",
-        id="broadcast",
-    ),
-    pytest.param(NET, dict(epochs=-1), "epochs: got -1", id="epochs"),
-    pytest.param(NET, dict(keep=[2]), "keep: got epoch 2", id="keep"),
-    pytest.param(NET, dict(limit=0.0), "limit: got 0.0", id="limit"),
-    pytest.param(NET, dict(record_every=0), "record_every: got 0", id="record"),
-    pytest.param(rt.ShortcutNet(3, 2, 2, bias=True), {}, "has a bias", id="bias"),
-    pytest.param(rt.ShortcutNet(3, 2, 2, mid="relu"), {}, "data: got Moments", id="moments"),
-    pytest.param(torch.nn.Linear(3, 3), {}, "net: got Linear", id="net"),
-    pytest.param(
-        rt.ShortcutNet(4, 2, 2),
-        dict(weights=torch.zeros(2, 2, 4, 4, dtype=torch.float64)),
-        "data: has 3",
-        id="width",
-    ),
+    (NET, dict(weights=torch.zeros(2, 3, 3)), "weights: got shape"),
+    (NET, dict(learning_rate=[0.1, -1.0]), "learning_rate: got -1"),
+    (NET, APART, "does not broadcast"),
+    (NET, dict(epochs=-1), "epochs: got -1"),
+    (NET, dict(keep=[2]), "keep: got epoch 2"),
+    (NET, dict(limit=0.0), "limit: got 0.0"),
+    (NET, dict(record_every=0), "record_every: got 0"),
+    (rt.ShortcutNet(3, 2, 2, bias=True), {}, "has a bias"),
+    (rt.ShortcutNet(3, 2, 2, mid="relu"), {}, "data: got Moments"),
+    (torch.nn.Linear(3, 3), {}, "net: got Linear"),
+    (rt.ShortcutNet(4, 2, 2), WIDE, "data: has 3"),
 ]
 
 
-@pytest.mark.parametrize(("net", "change", "message"), WRONG)
+@pytest.mark.parametrize(("net", "change", "message"), WRONG, ids=[row[2] for row in WRONG])
 def test_wrong_input_is_named(net, change, message):
-    moments = rt.Moments(sxx=torch.eye(3), syx=torch.eye(3), syy=torch.eye(3), count=1)
     with pytest.raises(ValueError, match=message):
-        rt.gradient_descent(net, "square", moments, **{**GOOD, **change})
+        rt.gradient_descent(net, "square", MOMENTS, **{**GOOD, **change})

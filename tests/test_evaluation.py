@@ -1,13 +1,11 @@
 """Errors and loss of single crops, on tensors and image folders; the verbs on trained nets."""
 
-import json
-
 import oracles
 import pytest
 import torch
+from verbs import content, error, printed
 
 import resid_theory as rt
-from resid_theory import cli
 
 
 def constant(logits):
@@ -140,11 +138,6 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def content(capsys, *words):
-    assert cli.main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
 @pytest.mark.parametrize("name", ["folded.json", "folded.pth"])
 def test_fold_writes_what_evaluates_alike(capsys, tmp_path, checkpoint, name):
     out = tmp_path / name
@@ -168,9 +161,8 @@ def test_evaluate_on_a_folder(capsys, checkpoint, tree):
 
 
 def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
-    words = ["evaluate", "--checkpoint", str(checkpoint), "--data", "digits", "--samples", "5"]
-    assert cli.main(words) == 0
-    said = capsys.readouterr().out
+    words = ["evaluate", "--checkpoint", checkpoint, "--data", "digits", "--samples", 5]
+    said = printed(capsys, *words)
     assert said.startswith("top-1 error ") and said.endswith("nats; 5 images, one crop each.\n")
 
 
@@ -191,7 +183,4 @@ def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
     ids=str,
 )
 def test_errors_are_one_line(capsys, checkpoint, tree, words, says):
-    assert cli.main(words.format(net=checkpoint, tree=tree).split()) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("resid-theory: ") and captured.err.count("\n") == 1
-    assert says in captured.err and captured.out == ""
+    assert says in error(capsys, *words.format(net=checkpoint, tree=tree).split())

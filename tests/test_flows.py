@@ -384,16 +384,6 @@ def test_layers_without_a_path_are_listed():
     assert "at block7: its shortcut is a projection" in paths.unmeasured["block3"]
 
 
-class Renamed(nn.Module):
-    def forward(self, x):
-        return x
-
-
-def with_unknown_module():
-    net = rt.simplified_net(5)
-    return nn.Sequential(*net[:3], Renamed(), *net[3:])
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -401,22 +391,8 @@ def with_unknown_module():
         (lambda: rt.simplified_net(5)[:-1], "needs an nn.Sequential that ends in"),
         (lambda: rt.full_net(8, shortcut=False), "rule='repeat' or 'truncate' follows"),
         (lambda: rt.full_net(8, doubling="proj"), "its shortcut is a projection"),
-        (
-            lambda: nn.Sequential(
-                nn.Conv2d(3, 4, 3),
-                nn.ReLU(),
-                nn.AdaptiveAvgPool2d(1),
-                nn.Flatten(),
-                nn.Linear(4, 2),
-            ),
-            "nothing is mixed",
-        ),
-        (
-            lambda: nn.Sequential(
-                nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 2)
-            ),
-            "pools to 2",
-        ),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *end(1)), "nothing is mixed"),
+        (lambda: nn.Sequential(nn.ReLU(), *end(2)), "pools to 2"),
     ],
     ids=["linear", "no classifier", "no identity", "projection", "one layer", "wide pool"],
 )
@@ -425,15 +401,21 @@ def test_nets_without_paths_are_refused(make, message):
         subactivation_paths(make())
 
 
+def end(side):
+    return nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(4, 2)
+
+
 def test_an_unknown_module_ends_the_paths():
-    paths = subactivation_paths(with_unknown_module())
+    net = rt.simplified_net(5)
+    paths = subactivation_paths(nn.Sequential(*net[:3], nn.Softshrink(), *net[3:]))
     assert paths.names == ("4", "6")
-    assert "Renamed is not a layer whose channels can be followed" in paths.unmeasured["1"]
+    assert "Softshrink is not a layer whose channels can be followed" in paths.unmeasured["1"]
 
 
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
+        ({"labels": (3, 70)}, "class labels from 3 to 70"),
         ({"mode": "saps"}, "mode: unknown name 'saps'"),
         ({"statistic": "medium"}, "did you mean 'median'"),
         ({"rule": "repeats"}, "did you mean 'repeat'"),
@@ -441,13 +423,10 @@ def test_an_unknown_module_ends_the_paths():
         ({"loss": "entropy"}, "loss: unknown name"),
         ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="sum")}, "needs a mean"),
     ],
-    ids=["mode", "statistic", "rule", "batch", "loss", "sum"],
+    ids=["labels", "mode", "statistic", "rule", "batch", "loss", "sum"],
 )
 def test_wrong_arguments_are_refused(keywords, message, data):
+    labels = torch.tensor(keywords.get("labels", (3, 7)))
+    settings = {name: value for name, value in keywords.items() if name != "labels"}
     with pytest.raises(ValueError, match=message):
-        rt.dominant_flows(rt.simplified_net(5), data, **keywords)
-
-
-def test_labels_that_do_not_fit_are_refused(data):
-    with pytest.raises(ValueError, match="class labels from 3 to 70"):
-        rt.dominant_flows(rt.simplified_net(5), (data[0], torch.tensor([3, 70])))
+        rt.dominant_flows(rt.simplified_net(5), (data[0], labels), **settings)

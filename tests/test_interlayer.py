@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracles import noise
 from tolerances import relative_error
 from torch import nn
 
@@ -14,10 +15,6 @@ from resid_theory.stability.jacobian import (
 )
 
 EXACT = 1e-12  # what exact paths promise
-
-
-def noise(*shape, seed=0, device=None):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def oracle(function, z, kappa):
@@ -74,13 +71,9 @@ def test_exact_cushions_are_those_of_the_jacobian(start, stop, kappa, device):
 
 @pytest.mark.parametrize("start, stop", [("net.1", "net.4"), ("net.2", None), ("net.5", "net.6")])
 def test_any_module_with_what_goes_around_it_held_fixed(start, stop):
-    net = small_net()
-    x = noise(3, 2, 5, 5)
+    net, x = small_net(), noise(3, 2, 5, 5)
     first, last = int(start[-1]), stop and int(stop[-1])
-    around = Wrapped(net).shortcut
-    wrapped = Wrapped(net)
-    wrapped.shortcut = around
-    found = rt.interlayer_cushions(wrapped, x, start=start, stop=stop, method="exact", batch=8)
+    found = rt.interlayer_cushions(Wrapped(net), x, start=start, stop=stop, method="exact", batch=8)
     expected = oracle(net[first:last], net[:first](x), "spatial")
     assert relative_error(found.values[0], expected) < EXACT
 
@@ -104,6 +97,10 @@ def test_blocks_of_a_net_by_one_call():
     one = rt.stability.block_cushions(net, x, blocks=["block2.branch"], method="exact")
     branch = oracle(net[4].branch, net[:4](x), "spatial")
     assert relative_error(one.values[0], branch) < EXACT
+    with pytest.raises(ValueError, match="^blocks: Sequential has no children named block1"):
+        rt.stability.block_cushions(small_net(), noise(2, 2, 5, 5))
+    with pytest.raises(ValueError, match="^blocks: unknown name 'block9'"):
+        rt.stability.block_cushions(net, x, blocks=["block9"])
 
 
 @pytest.mark.parametrize("probes", [2, 8, 64])
@@ -304,10 +301,3 @@ def test_refusals(net, arguments, message):
         return
     with pytest.raises(ValueError, match=f"^{message}"):
         rt.interlayer_cushions(net(), x, **arguments)
-
-
-def test_blocks_need_names_that_exist():
-    with pytest.raises(ValueError, match="^blocks: Sequential has no children named block1"):
-        rt.stability.block_cushions(small_net(), noise(2, 2, 5, 5))
-    with pytest.raises(ValueError, match="^blocks: unknown name 'block9'"):
-        rt.stability.block_cushions(rt.full_net(8), noise(2, 3, 8, 8), blocks=["block9"])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from oracles import noise
 from tolerances import relative_error
 from torch import nn
 
@@ -11,10 +12,6 @@ import resid_theory as rt
 from resid_theory import stability
 
 EXACT = 1e-12  # what exact paths promise
-
-
-def draw(*shape, seed=0, device=None):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def conv_net(bias=False):
@@ -43,7 +40,7 @@ def within(measured, predicted, draws, entries):
 def test_noise_through_one_linear_layer_follows_the_cushion(device):
     """E ||A eta||^2 / ||A x||^2 = eps^2 / (n mu^2) with the operator cushion mu."""
     net = nn.Sequential(nn.Linear(6, 4, bias=False)).to(device)
-    x = draw(5, 6, device=device)
+    x = noise(5, 6, device=device)
     found = stability.activation_noise(net, x, levels=[0.01, 2.0], draws=400, probes=300)
     cushion = rt.layer_cushions(net, x, norm="operator").values[0]
     law = torch.tensor([0.01, 2.0])[:, None, None] / (6**0.5 * cushion)
@@ -53,7 +50,7 @@ def test_noise_through_one_linear_layer_follows_the_cushion(device):
 
 
 def test_small_noise_follows_the_interlayer_cushion():
-    net, x = conv_net(), draw(4, 2, 5, 5)
+    net, x = conv_net(), noise(4, 2, 5, 5)
     found = stability.activation_noise(net, x, levels=[1e-6], draws=200, probes=400, batch=3)
     assert found.places == ("0", "2", "5")
     for number, stop in enumerate((1, 3, 6)):
@@ -67,7 +64,7 @@ def test_small_noise_follows_the_interlayer_cushion():
 
 
 def test_biases_change_the_law_as_they_change_the_output():
-    net, x = conv_net(bias=True), draw(3, 2, 5, 5)
+    net, x = conv_net(bias=True), noise(3, 2, 5, 5)
     found = stability.activation_noise(net, x, start=2, levels=[1e-6], draws=200, probes=400)
     z = net[:2](x).detach()
     for row, sample in enumerate(z):
@@ -82,7 +79,7 @@ def test_biases_change_the_law_as_they_change_the_output():
 def test_levels_share_their_noise():
     """In a linear net the error is proportional to the level, exactly."""
     net = nn.Sequential(nn.Linear(5, 5), nn.Sequential(nn.Linear(5, 3)))
-    found = stability.activation_noise(net, draw(2, 5), levels=[0.1, 0.2], draws=2, probes=2)
+    found = stability.activation_noise(net, noise(2, 5), levels=[0.1, 0.2], draws=2, probes=2)
     assert relative_error(found.measured[1], 2 * found.measured[0]) < 1e-9
     assert found.places == ("0", "1.0") and found.measured.shape == (2, 2, 2)
 
@@ -98,27 +95,21 @@ KINDS = {
         lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2, padding_mode="circular"),
         (4, 4, 4),
     ),
-    "residual": (
-        lambda: rt.simplified_net(8, identity="residual")[2],
-        (16, 4, 4),
-    ),
-    "explicit": (
-        lambda: rt.simplified_net(8, identity="explicit")[2],
-        (16, 4, 4),
-    ),
+    "residual": (lambda: rt.simplified_net(8, identity="residual")[2], (16, 4, 4)),
+    "explicit": (lambda: rt.simplified_net(8, identity="explicit")[2], (16, 4, 4)),
 }
 
 
 @pytest.mark.parametrize("make, shape", KINDS.values(), ids=KINDS)
 def test_noise_in_weights_follows_the_law(make, shape):
-    net, x = nn.Sequential(make()), draw(3, *shape)
+    net, x = nn.Sequential(make()), noise(3, *shape)
     found = stability.weight_noise(net, x, levels=[0.1, 0.2], draws=300)
     assert within(found.measured, found.predicted, draws=300, entries=1)
     assert relative_error(found.measured[1], 2 * found.measured[0]) < EXACT
 
 
 def test_the_law_is_the_sum_of_squared_patches():
-    layer, x = nn.Conv2d(2, 3, 3, stride=2, padding=1), draw(2, 2, 5, 5)
+    layer, x = nn.Conv2d(2, 3, 3, stride=2, padding=1), noise(2, 2, 5, 5)
     found = stability.weight_noise(nn.Sequential(layer), x, levels=[0.5], draws=1)
     patches = nn.functional.unfold(x, 3, stride=2, padding=1)
     above = 0.5 * (3 * patches.square().sum((1, 2))).sqrt()
@@ -128,7 +119,7 @@ def test_the_law_is_the_sum_of_squared_patches():
 
 def test_relative_noise_in_a_linear_layer_measures_its_cushion():
     """s = eps ||W|| / sqrt(n_in n_out) gives eps / (sqrt(n_in) mu)."""
-    layer, x = nn.Linear(7, 4), draw(5, 7)
+    layer, x = nn.Linear(7, 4), noise(5, 7)
     net = nn.Sequential(layer)
     found = stability.weight_noise(net, x, levels=[0.3], relative=True, draws=1)
     cushion = rt.layer_cushions(net, x).values
@@ -136,20 +127,19 @@ def test_relative_noise_in_a_linear_layer_measures_its_cushion():
 
 
 def test_error_at_the_output_is_that_of_a_net_with_other_weights():
-    net, x = conv_net(bias=True), draw(4, 2, 5, 5)
+    net, x = conv_net(bias=True), noise(4, 2, 5, 5)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     found = stability.weight_noise(net, x, layers=["2"], levels=[0.1], draws=1, generator=3)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     clean = net(x).detach()
-    noise = torch.randn(net[2].weight.shape, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        net[2].weight += 0.1 * noise
+        net[2].weight += 0.1 * noise(*net[2].weight.shape, seed=3)
     error = ((net(x) - clean).norm(dim=1) / clean.norm(dim=1)).detach()
     assert relative_error(found.at_output[0, 0], error) < 1e-10
 
 
 def test_every_layer_of_a_branching_net_is_taken():
-    net, x = rt.full_net(8), draw(2, 3, 8, 8)
+    net, x = rt.full_net(8), noise(2, 3, 8, 8)
     found = stability.weight_noise(net, x, levels=[0.1], draws=1)
     assert found.places == rt.layer_cushions(net, x).layers
     assert "block1.branch.conv1" in str(found)
@@ -159,7 +149,7 @@ def test_every_layer_of_a_branching_net_is_taken():
 
 
 def test_contraction_is_the_largest_ratio_of_norms():
-    net, x = conv_net(), draw(6, 2, 5, 5)
+    net, x = conv_net(), noise(6, 2, 5, 5)
     found = stability.activation_contraction(net, x, batch=4)
     first = net[0](x)
     expected = (first.flatten(1).norm(dim=1) / first.relu().flatten(1).norm(dim=1)).max()
@@ -168,7 +158,7 @@ def test_contraction_is_the_largest_ratio_of_norms():
 
 
 def test_smoothness_is_infinite_in_a_linear_net_and_finite_behind_kinks():
-    x = draw(3, 2, 5, 5)
+    x = noise(3, 2, 5, 5)
     linear = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 4, 3))
     found = stability.interlayer_smoothness(linear, x, draws=4)
     assert found.rho() > 1e9  # round-off is all that is left
@@ -178,7 +168,7 @@ def test_smoothness_is_infinite_in_a_linear_net_and_finite_behind_kinks():
 
 
 def test_smoothness_from_its_definition():
-    net, x = conv_net(), draw(1, 2, 5, 5)
+    net, x = conv_net(), noise(1, 2, 5, 5)
     found = stability.interlayer_smoothness(net, x, epsilon=0.5, draws=3, generator=1)
     source = torch.Generator().manual_seed(1)
     for ratio in found.ratios:
@@ -194,7 +184,7 @@ def test_smoothness_from_its_definition():
 
 def test_bound_of_a_small_net_from_full_jacobians():
     """mu_i, mu_{i->}, c, ||f|| from their definitions; probes agree within a few percent."""
-    net, x = conv_net(), draw(3, 2, 5, 5)
+    net, x = conv_net(), noise(3, 2, 5, 5)
     found = stability.compression_bound(net, x, margin=2.0, probes=500)
     cushions = rt.layer_cushions(net, x)
     assert found.layers == ("0", "2", "5") and found.samples == 3
@@ -223,7 +213,7 @@ def test_spread_is_one_where_all_positions_are_alike():
         nn.ReLU(),
         nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular", bias=False),
     )
-    x = draw(1, 2, 1).abs().expand(1, 2, 6).clone()
+    x = noise(1, 2, 1).abs().expand(1, 2, 6).clone()
     net[0].weight.data.abs_()
     found = stability.compression_bound(net, x, margin=1.0, probes=1000)
     assert found.spread[0].item() == pytest.approx(1, abs=0.15)
@@ -234,7 +224,7 @@ def test_spread_is_one_where_all_positions_are_alike():
     [
         (lambda x: stability.activation_noise(conv_net(), x, start=6), "start: got 6, the last"),
         (lambda x: stability.activation_noise(conv_net(), x, levels=[0.0]), "levels: got"),
-        (lambda x: stability.activation_noise(rt.full_net(8), draw(1, 3, 8, 8)),
+        (lambda x: stability.activation_noise(rt.full_net(8), noise(1, 3, 8, 8)),
          "net: block1 is a Block with layers of its own"),
         (lambda x: stability.activation_noise(nn.Linear(2, 2), x), "net: got Linear, needs"),
         (lambda x: stability.weight_noise(conv_net(), iter([x])), "data: got an iterator"),
@@ -247,4 +237,4 @@ def test_spread_is_one_where_all_positions_are_alike():
 )  # fmt: skip
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
-        call(draw(2, 2, 5, 5))
+        call(noise(2, 2, 5, 5))

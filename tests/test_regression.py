@@ -4,7 +4,6 @@ import pytest
 import torch
 from tolerances import relative_error, round_off
 
-from resid_theory.data.moments import Moments
 from resid_theory.data.regression import Regression, gather
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
@@ -16,6 +15,7 @@ def test_counts_and_moments():
     assert data.count == 5
     assert data.moments is data.moments
     assert relative_error(data.moments.sxx, X.T @ X / 5) <= round_off(5)
+    assert relative_error(data.moments.syx, Y.T @ X / 5) <= round_off(5)
 
 
 def test_moving_keeps_the_numbers():
@@ -79,7 +79,3 @@ def test_what_does_not_join(kind):
     data, message = GATHERED[kind]
     with pytest.raises(ValueError, match=message):
         gather(data)
-
-
-def test_moments_are_those_of_the_samples():
-    assert torch.equal(Moments.of(Regression(X, Y)).syx, Moments.of((X, Y)).syx)

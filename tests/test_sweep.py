@@ -19,11 +19,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from verbs import content, error, printed
 
 import resid_theory as rt
 from resid_theory import cli, sweep
 from resid_theory.data import one_hot, whiten
-from resid_theory.sweep import config, driver, processes, ray_executor, registry
+from resid_theory.runtime import store
+from resid_theory.sweep import config, processes, ray_executor, registry
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options
 
@@ -120,7 +122,7 @@ WRONG = {
     'task = "nowhere:Norm"': "task: 'nowhere:Norm' cannot be imported: ModuleNotFoundError",
     'task = "json:dumps"': "task: got 'json:dumps', needs a subclass of resid_theory.sweep.Task",
     'task = "hessian"\ndata = "nowhere.npz"': "data: there is no file nowhere.npz",
-    'task = "hessian"\nblock = 2': "block: unknown key (given 2); did you mean 'blocks'?",
+    'task = "hessian"\nblock = 2': "key: unknown name 'block'; did you mean 'blocks'?",
     'task = "hessian"\nblocks = [1, "two"]': "blocks: got 'two', needs a whole number",
     'task = "hessian"\nblocks = 0': "blocks: got 0, needs at least 1",
     'task = "hessian"\nseed = [[1, 2]]': "seed: got [1, 2], needs a whole number",
@@ -142,10 +144,8 @@ WRONG = {
 def test_a_wrong_file_is_one_clear_error(capsys, tmp_path, text):
     file = tmp_path / "grid.toml"
     file.write_text(text)
-    assert cli.main(["sweep", str(file), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("resid-theory: grid.toml: ") and said.count("\n") == 1
-    assert WRONG[text] in said
+    said = error(capsys, "sweep", file, "--out", tmp_path / "out")
+    assert said.startswith("resid-theory: grid.toml: ") and WRONG[text] in said
     assert not (tmp_path / "out").exists()
 
 
@@ -227,20 +227,11 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     Path("powers_of_mine.py").write_text(OWN)
     Path("grid.toml").write_text('task = "powers_of_mine:Power"\nbase = [2, 3]\nexponent = [2, 3]')
     Path("less.toml").write_text('task = "powers_of_mine:Power"')
-    assert cli.main(["sweep", "grid.toml", "--out", "out", "--executor", "serial"]) == 0
+    printed(capsys, "sweep", "grid.toml", "--out", "out", "--executor", "serial")
     assert sorted(rt.sweep.load_results("out").power) == [4, 8, 9, 27]
-    assert cli.main(["sweep", "less.toml", "--out", "out"]) == 2
-    assert "less.toml: base: is missing, Power needs it" in capsys.readouterr().err
+    said = error(capsys, "sweep", "less.toml", "--out", "out")
+    assert "less.toml: base: is missing, Power needs it" in said
     assert str(Cell.of({"task": "powers_of_mine:Power", "base": 2})).endswith("Power base=2")
-
-
-def test_a_dry_run_needs_no_folder(tmp_path, capsys):
-    file = tmp_path / "grid.toml"
-    file.write_text('task = "hessian"\nseed = [0, 1]')
-    assert cli.main(["sweep", str(file), "--dry-run"]) == 0
-    assert capsys.readouterr().out == "2 cells.\n"
-    assert cli.main(["sweep", str(file)]) == 2
-    assert "--out: is missing, needs the folder of the results" in capsys.readouterr().err
 
 
 SMALL = {"depth": 5, "size": 8, "samples": 32}
@@ -332,7 +323,8 @@ def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
 def test_two_drivers_of_the_same_cells_and_a_folder_without_results(trial, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no results of a sweep"):
         rt.sweep.load_results(tmp_path)
-    with driver._alone(tmp_path, None), pytest.raises(ValueError, match="another driver runs"):
+    lock = store.locked(tmp_path / ".lock.all", "")
+    with lock, pytest.raises(ValueError, match="another driver runs"):
         run(trial, tmp_path)
 
 
@@ -441,9 +433,8 @@ def _exit(*_):
 def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not there
     (tmp_path / "grid.toml").write_text('task = "hessian"\n')
-    words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path), "--executor", "ray"]
-    assert cli.main(words) == 2
-    assert "--executor: 'ray' needs the package ray" in capsys.readouterr().err
+    words = ["sweep", tmp_path / "grid.toml", "--out", tmp_path, "--executor", "ray"]
+    assert "--executor: 'ray' needs the package ray" in error(capsys, *words)
 
 
 class OneByOne:
@@ -577,17 +568,15 @@ def test_ray_survives_killed_workers_and_a_lost_node(cluster, trial, monkeypatch
 
 def test_the_verb_runs_and_lists(tmp_path, capsys):
     (tmp_path / "grid.toml").write_text('task = "hessian"\nblocks = 1\nseed = [0, 1, 2]\n')
-    words = ["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out")]
-    words += ["--executor", "serial"]
-    assert cli.main([*words, "--dry-run"]) == 0
-    assert capsys.readouterr().out == "3 cells.\n"
-    assert cli.main([*words, "--shard", "0/2"]) == 0
-    assert "2 of 2 cells done, 0 of them before" in capsys.readouterr().out
-    assert cli.main([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    words = ["sweep", tmp_path / "grid.toml", "--executor", "serial"]
+    assert printed(capsys, *words, "--dry-run") == "3 cells.\n"
+    assert "--out: is missing, needs the folder of the results" in error(capsys, *words)
+    words += ["--out", tmp_path / "out"]
+    said = printed(capsys, *words, "--shard", "0/2")
+    assert "2 of 2 cells done, 0 of them before" in said
+    found = content(capsys, *words)
     assert (found["cells"], found["found"], found["done"], found["failed"]) == (3, 2, 1, [])
-    assert cli.main([*words, "--shard", "2/2"]) == 2
-    assert "--shard: got '2/2'" in capsys.readouterr().err
+    assert "--shard: got '2/2'" in error(capsys, *words, "--shard", "2/2")
 
 
 def test_the_verb_exits_with_1_if_a_cell_failed(trial, tmp_path, capsys):

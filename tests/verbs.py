@@ -1,0 +1,28 @@
+"""Calls of the command line: what is printed, as text or as JSON, and errors of one line."""
+
+import json
+
+import pytest
+
+from resid_theory import cli
+
+
+def printed(capsys, *words):
+    """What a verb that succeeds prints."""
+    assert cli.main([str(word) for word in words]) == 0
+    return capsys.readouterr().out
+
+
+def content(capsys, *words):
+    """The JSON that a verb prints; nothing else may be printed."""
+    code, (out, err) = cli.main([*map(str, words), "--json"]), capsys.readouterr()
+    assert (code, err) == (0, "")
+    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def error(capsys, *words):
+    """The one line that a verb prints before any work."""
+    code, (out, err) = cli.main([str(word) for word in words]), capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert err.startswith("resid-theory: ") and err.count("\n") == 1
+    return err
