@@ -52,8 +52,15 @@ def check_positive(argument: str, given: Any) -> float:
 
 def as_tensor(argument: str, given: Any) -> Tensor:
     """Return an array, nested list or tensor as a tensor of its dtype, sharing memory if it can."""
+    tensor = given
     try:
-        tensor = given if isinstance(given, Tensor) else torch.as_tensor(_shareable(given))
+        if not isinstance(given, Tensor):
+            array = np.asarray(given)
+            # torch shares writable arrays in native byte order, without reversed axes.
+            shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+            native = array.dtype.newbyteorder("=")
+            array = array if shared and array.dtype == native else array.astype(native)
+            tensor = torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(given).__name__
         raise ValueError(
@@ -62,14 +69,6 @@ def as_tensor(argument: str, given: Any) -> Tensor:
     if tensor.is_complex():  # a cast to float64 would drop the imaginary part
         raise ValueError(f"{argument}: got dtype {tensor.dtype}, needs real numbers")
     return tensor
-
-
-def _shareable(given: Any) -> np.ndarray[Any, Any]:
-    """As an array that torch can share: writable, no reversed axis, native byte order."""
-    array = np.asarray(given)
-    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
-    native = array.dtype.newbyteorder("=")
-    return array if shared and array.dtype == native else array.astype(native)
 
 
 def as_generator(generator: torch.Generator | int) -> torch.Generator:

@@ -450,19 +450,6 @@ def test_other_nets_are_left_alone(identity):
         torch.testing.assert_close(p.detach(), expected, rtol=0, atol=round_off(5))
 
 
-def test_masks_of_a_stack_of_nets():
-    stack = nn.Parameter(torch.zeros(2, 3, 3))
-    stack.grad = torch.zeros(2, 3, 3)
-    masks = {stack: torch.stack([torch.eye(3), torch.zeros(3, 3)]) != 0}  # residual, plain
-    optimizer = torch.optim.SGD([stack], lr=1.0, weight_decay=0.1)
-    IdDecay.from_masks(optimizer, masks)
-    optimizer.step()
-    assert stack[0].tolist() == (-0.1 * torch.eye(3)).tolist()
-    assert stack[1].abs().max() == 0
-    with pytest.raises(ValueError, match="masks: got shape"):
-        IdDecay.from_masks(optimizer, {stack: torch.eye(3) != 0})
-
-
 def test_optimizers_that_are_refused():
     one, v, _ = residual_linear()
     with pytest.raises(ValueError, match="got ASGD, whose steps may depend on where the weights"):

@@ -63,11 +63,6 @@ class Certificate:
         """Ritz values, ascending."""
         return self._parts[0]
 
-    @property
-    def is_complete(self) -> bool:
-        """True if the space is invariant."""
-        return self.ladder.shape[0] == self.ladder.shape[1]
-
     def missed_beyond(self, edge: float, sign: int) -> float:
         """Bound for an eigenvalue, or a copy, above an edge (``sign`` 1) or below it (-1)."""
         beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
@@ -143,7 +138,7 @@ class Certificate:
         if len(ends) == 0:
             return -sign * math.inf
         inner = ends[0].item()
-        if self.is_complete:
+        if len(self.ladder) == len(self.values):  # the space is invariant
             return inner
         if listed:
             known = self.values[-listed if sign > 0 else listed - 1].item()

@@ -63,7 +63,7 @@ class SearchState:
         if by_sign and krylov.restarts == 0:
             state = replace(state, certificate=krylov.certificate())
         if by_sign and not first:
-            own = krylov.own_values
+            own = torch.linalg.eigvalsh(krylov.symmetric)
             found = int(sum((s * own > s * edge).sum() for s, edge in by_sign.items()))
             state = replace(state, found=found)
         return state

@@ -197,18 +197,17 @@ class Krylov:
         return self._matrix[start : start + self.waiting, self.offset : start]
 
     @property
-    def own_values(self) -> Tensor:
-        """Ritz values of V alone, ascending: of the operator compressed to the complement of U."""
-        return torch.linalg.eigvalsh((self._own + self._own.T) / 2)
+    def symmetric(self) -> Tensor:
+        """Symmetric part of Vᵀ A V, (m, m): of the operator compressed to the complement of U."""
+        return (self._own + self._own.T) / 2
 
     def certificate(self) -> Certificate:
         """Certificate for the complement of U; invalid after a restart."""
-        own = (self._own + self._own.T) / 2
         noise = coefficient_noise(self.operator, self.scale)
         return Certificate(
             dimension=self.operator.size - self.offset,
             draws=self.width,
-            ladder=torch.cat([own, self.links]),
+            ladder=torch.cat([self.symmetric, self.links]),
             noise=max(noise, torch.finfo(torch.float64).tiny),
         )
 
@@ -224,9 +223,8 @@ class Krylov:
 
     def ritz(self) -> Ritz:
         """Rayleigh-Ritz values, coefficients and residuals on [U, V]."""
-        own, count = self._own, self.offset
+        symmetric, count = self.symmetric, self.offset
         coupling = self._matrix[:count, count : count + self.multiplied]
-        symmetric = (own + own.T) / 2
         joint = torch.cat(
             [
                 torch.cat([torch.diag(self.locked.values), coupling], 1),
@@ -240,7 +238,7 @@ class Krylov:
             values=values,
             weights=weights,
             gram=self._gram - coupling @ coupling.T + lost * torch.eye(count, dtype=torch.float64),
-            outside=torch.cat([self.links, own - symmetric]),
+            outside=torch.cat([self.links, self._own - symmetric]),
             noise=self.round_off + self._dropped,
         )
 

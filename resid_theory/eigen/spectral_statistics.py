@@ -119,10 +119,6 @@ class SpectralStatistics(ABC):
         singular = denominator <= self.zero_threshold
         return float("inf") if singular else self.max_magnitude / denominator
 
-    def count_negative(self, threshold: float = 1e-10) -> int:
-        """Number of eigenvalues below ``-threshold`` times the largest |λ|, excluding round-off."""
-        return self.count_below(-threshold * self.max_magnitude)
-
     @property
     def index(self) -> float:
         """Share of negative eigenvalues, in [0, 1]; negative: below -1e-10 times the largest |λ|.
@@ -130,7 +126,7 @@ class SpectralStatistics(ABC):
         Source:
             Li et al., arXiv:1611.01186, Appendix B: "index" is a share there, not a count.
         """
-        return self.count_negative() / self.size
+        return self.count_below(-1e-10 * self.max_magnitude) / self.size
 
     @property
     def nullity(self) -> int:

@@ -1,6 +1,6 @@
 """ID entries of a whole net, and weight decay toward zero instead of the identity."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -118,46 +118,7 @@ class IdDecay:
     def __init__(
         self, optimizer: torch.optim.Optimizer, net: nn.Module, *, decoupled: bool | None = None
     ) -> None:
-        self._attach(optimizer, dict(shifted(net)), decoupled)
-
-    @classmethod
-    def from_masks(
-        cls,
-        optimizer: torch.optim.Optimizer,
-        masks: Mapping[Tensor, Tensor],
-        *,
-        decoupled: bool | None = None,
-    ) -> "IdDecay":
-        """Correct parameters that no net holds, such as those of several nets in one stack.
-
-        Args:
-            optimizer: An optimizer of these parameters.
-            masks: Booleans of the parameter's shape, for each shifted parameter.
-            decoupled: Whether decay is decoupled, for optimizers of other classes.
-
-        Returns:
-            The attached correction.
-
-        Raises:
-            ValueError: If a mask has another shape than its parameter, the optimizer holds none of
-                the parameters, or it is of another class and ``decoupled`` is not given.
-        """
-        for parameter, mask in masks.items():
-            if parameter.shape != mask.shape:
-                raise ValueError(
-                    f"masks: got shape {tuple(mask.shape)} for a parameter of shape "
-                    f"{tuple(parameter.shape)}, needs the same"
-                )
-        made = cls.__new__(cls)
-        made._attach(optimizer, masks, decoupled)
-        return made
-
-    def _attach(
-        self,
-        optimizer: torch.optim.Optimizer,
-        masks: Mapping[Tensor, Tensor],
-        decoupled: bool | None,
-    ) -> None:
+        masks = dict(shifted(net))
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if masks and held.isdisjoint(masks):
             raise ValueError("optimizer: holds none of the net's parameters, needs this net's own")
