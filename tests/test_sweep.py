@@ -53,7 +53,7 @@ class Trial(registry.Task):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fails:
             raise ArithmeticError(f"seed {self.seed}\ndoes not converge")
-        return registry.Outcome(numbers={"seconds_asked": self.seconds}, arrays={})
+        return registry.Outcome(numbers={"kills": self.kills}, arrays={})
 
 
 @pytest.fixture
@@ -270,6 +270,8 @@ def test_only_what_is_missing_runs(trial, tmp_path):
     report = run({**trial, "seed": [0, 1, 2]}, tmp_path / "out")
     assert (report.cells, report.found, report.done) == (3, 2, 1)
     assert starts(trial) == {0: 1, 1: 1, 2: 1}
+    table = rt.sweep.load_results(tmp_path / "out")  # a number named after a setting
+    assert table.kills.tolist() == table.result_kills.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest", "swapped"])
