@@ -11,7 +11,6 @@ import torch
 
 import resid_theory as rt
 from benchmarks.timing import line, medians, once
-from resid_theory.losses import square
 
 
 def linear_problem() -> tuple[rt.ShortcutNet, rt.Regression]:
@@ -22,25 +21,8 @@ def linear_problem() -> tuple[rt.ShortcutNet, rt.Regression]:
     return net, rt.Regression(x, y)
 
 
-def seconds_per_column_of_autograd(net: rt.ShortcutNet, data: rt.Regression) -> float:
-    """Of torch.autograd.functional.hessian, from the difference of two column counts."""
-    flat = net.weights.detach().reshape(-1)
-
-    def hessian(columns: int) -> object:
-        def loss(head: torch.Tensor) -> torch.Tensor:
-            weights = torch.cat([head, flat[columns:]]).view_as(net.weights)
-            output = torch.func.functional_call(net, {"weights": weights}, (data.x,))
-            return square(output, data.y)
-
-        return torch.autograd.functional.hessian(loss, flat[:columns])
-
-    few, many = 3, 23
-    times = medians({"few": lambda: hessian(few), "many": lambda: hessian(many)}, 3)
-    return (times["many"] - times["few"]) / (many - few)
-
-
 def closed_form() -> None:
-    """The closed form against writing memory, autograd and LAPACK."""
+    """The closed form against writing memory."""
     net, data = linear_problem()
     size = net.weights.numel()
     times = medians(
@@ -55,16 +37,10 @@ def closed_form() -> None:
     for name, what in (("hessian", "rt.hessian on the data"), ("matrix", "from the moments")):
         ratio = times[name] / times["fill"]
         line(f"{what} / fill_ of new memory", f"{ratio:.2f}", "<= 2")
-    column = seconds_per_column_of_autograd(net, data)
-    line(
-        "torch.autograd.functional.hessian (extrapolated) / rt.hessian",
-        f"{column * size / times['hessian']:,.0f}",
-        ">= 1,000",
-    )
 
 
 def layer_pairs(act: str) -> None:
-    """Products of layer pairs against retained-graph columns."""
+    """Products of layer pairs against columns, the route of any other net."""
     generator = torch.Generator().manual_seed(0)
     net = rt.initialize(rt.ShortcutNet(10, 10, 2, mid=act), "xavier", generator=generator)
     x, y = torch.randn(2, 2000, 10, generator=generator, dtype=torch.float64)
@@ -76,42 +52,18 @@ def layer_pairs(act: str) -> None:
         },
         3,
     )
-    single = once(lambda: one_at_a_time(net, data, 100)) * net.weights.numel() / 100
-    line(
-        f"{act}, 20 layers: retained-graph columns / layer pairs",
-        f"{single / times['pairs']:.1f}",
-        f">= 10 (layer pairs: {times['pairs']:.2f} s)",
-    )
-    line(
-        f"{act}, 20 layers: columns in vmapped groups / layer pairs",
-        f"{times['columns'] / times['pairs']:.1f}",
-        "the library's own fallback",
-    )
-
-
-def one_at_a_time(net: rt.ShortcutNet, data: rt.Regression, count: int) -> None:
-    """The first columns, one backward pass each on a retained graph."""
-    operator = rt.curvature_operator(net, "square", data, engine="retained")
-    for unit in torch.eye(operator.shape[0], dtype=torch.float64)[:count]:
-        operator @ unit
-
-
-def solver_seconds(net: rt.ShortcutNet, data: rt.Regression) -> float:
-    """Of LAPACK alone; the matrix is gone when this returns."""
-    matrix = rt.hessian(net, "square", data)
-    return once(lambda: torch.linalg.eigvalsh(matrix))
+    ratio, pairs = times["columns"] / times["pairs"], times["pairs"]
+    line(f"{act}, 20 layers: columns / layer pairs", f"{ratio:.1f}", f"pairs: {pairs:.2f} s")
 
 
 def eigenvalues() -> None:
-    """What all eigenvalues cost beyond the solver."""
+    """All eigenvalues against the solver alone."""
     net, data = linear_problem()
-    solver = solver_seconds(net, data)
+    matrix = [rt.hessian(net, "square", data)]
+    solver = once(lambda: torch.linalg.eigvalsh(matrix.pop()))  # popped: its memory is needed
     whole = once(lambda: rt.hessian_spectrum(net, "square", data))
-    line(
-        "rt.hessian_spectrum / torch.linalg.eigvalsh, P = 10,000",
-        f"{whole / solver:.3f}",
-        f"<= 1.05 (eigvalsh: {solver:.0f} s)",
-    )
+    what = "rt.hessian_spectrum / torch.linalg.eigvalsh, P = 10,000"
+    line(what, f"{whole / solver:.3f}", f"<= 1.05 (eigvalsh: {solver:.0f} s)")
 
 
 if __name__ == "__main__":

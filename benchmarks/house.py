@@ -76,15 +76,6 @@ def rooms(tree):
     return files, {room: arrows[room] - {room, None} for room in files}
 
 
-def reach(arrows, room):
-    """All rooms that a room imports, by way of others too."""
-    found, new = set(), set(arrows[room])
-    while new:
-        found |= new
-        new = set().union(*(arrows[other] for other in new)) - found
-    return found
-
-
 def floors(arrows):
     """Rooms on the longest chain of imports; rooms in a ring are left out."""
     height = {}
@@ -151,8 +142,6 @@ def report(tree):
     show("rooms of the library", len(files.keys() - set(ABOVE)))
     show("floors, experiments on top: longest chain of imports", floors(arrows))
     show("arrows, of experiments and benchmarks too", sum(map(len, arrows.values())))
-    ring = sorted(room for room in arrows if room in reach(arrows, room))
-    show("rooms in a ring of imports", len(ring), ring)
     stems = twice(p.stem for p in library if p.stem not in ("__init__", "__main__"))
     show("file names that occur twice", len(stems), stems)
     nodes = (node for each in trees for node in ast.walk(each))
