@@ -125,7 +125,9 @@ def test_spectrum_of_shortcut_nets_is_what_it_was(capsys):
 
 def test_cushions_of_checkpoints_are_the_librarys(capsys, checkpoints):
     nets = [word for path in checkpoints for word in ("--checkpoint", path)]
-    found = content(capsys, "cushions", *nets, *SMALL)["nets"]
+    said = content(capsys, "cushions", *nets, *SMALL)
+    found, settings = said["nets"], [said[word] for word in ("norm", "weight", "batchnorm")]
+    assert settings == ["kernel", "identity_removed", "eval"]  # also what was not asked for
     assert list(found) == [str(path) for path in checkpoints]
     measured = rt.layer_cushions(rt.load_checkpoint(checkpoints[0]), digits())
     for row, layer in enumerate(measured.rows):

@@ -19,7 +19,7 @@ from resid_theory.cli.sources import (
     renamed,
     run_once,
 )
-from resid_theory.cli.verbs import options_of
+from resid_theory.cli.verbs import options_of, with_defaults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,7 +96,7 @@ def curvature(
     files = _Files.of("spectrum", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = with_defaults(options, rt.curvature_operator, rt.spectrum)
     of_spectrum = inspect.signature(rt.spectrum).parameters
     net, found = source.load(checkpoint, model, as_json)
     with renamed(net=flag):
@@ -209,14 +209,14 @@ def cushions(
     files = _Files.of("cushions", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    given = {name: value for name, value in options.items() if value is not None}
+    given = with_defaults(options, rt.layer_cushions)
     keywords: dict[str, Any] = {**given, "progress": shows_progress(as_json)}
     if blocks is not None:
-        keywords = {"progress": keywords["progress"], "generator": seed}
-        keywords |= {"blocks": None if blocks == "all" else blocks.split(",")}
-        keywords |= {name: given[name] for name in ("batchnorm",) if name in given}
+        names = None if blocks == "all" else blocks.split(",")
+        kept = {name: keywords[name] for name in ("batchnorm", "progress")}
+        keywords = {**kept, "blocks": names, "generator": seed}
     measured: dict[str, Summaries] = {}
-    for name in [model] if model else checkpoint or []:
+    for name in dict.fromkeys([model] if model else checkpoint or []):
         net, found = source.load(name, model, as_json)
         measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
         with renamed(net=flag):

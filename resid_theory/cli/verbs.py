@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-__all__ = ["Borrowed", "command_of", "option_names", "options_of", "register"]
+__all__ = ["Borrowed", "command_of", "option_names", "options_of", "register", "with_defaults"]
 
 Borrowed = Callable[[], Iterable[inspect.Parameter]]
 """Imports what it needs and returns further options of a verb."""
@@ -96,6 +96,14 @@ def options_of(
         )
         for name, (kind, texts) in found.items()
     ]
+
+
+def with_defaults(options: Mapping[str, Any], *sources: Callable[..., Any]) -> dict[str, Any]:
+    """The options, with the library's default for each one that was not given."""
+    from resid_theory.sweep.config import arguments_of
+
+    defaults = {n: value for source in sources for n, (_, value) in arguments_of(source).items()}
+    return {n: defaults[n] if value is None else value for n, value in options.items()}
 
 
 def _joined(texts: Mapping[str, str]) -> str:
