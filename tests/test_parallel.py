@@ -51,6 +51,9 @@ def stopping(net, moment):
 def resumed(folder):
     """Stopped in the second epoch after a step that no checkpoint holds, then called again."""
     keywords = {"process_group": "world", "out": folder, "save_seconds": 0.0}
+    # The second process alone says so.
+    stop = {"stop": lambda step: step == 2 and dist.get_rank() == 1}
+    assert not fit(conv_net(noise=0.5), **keywords, **stop).finished
     with pytest.raises(Stop):
         fit(conv_net(noise=0.5), callbacks=[stopping], **keywords)
     return fit(conv_net(noise=0.5), **keywords)

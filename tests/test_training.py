@@ -435,6 +435,60 @@ def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
     assert max(map(difference, stopped.nets, straight.nets)) == 0
 
 
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
+    asked = []
+
+    def go(name, steps=None):
+        def stop(step):
+            asked.append(step)
+            return step == steps
+
+        nets = [conv_net(i, noise=0.2) for i in range(count)]
+        return fit(
+            nets, out=name and tmp_path / name, every=3, stacked=True, save_seconds=1e9,
+            test=images(20), seed=range(count), stop=stop,
+        )  # fmt: skip
+
+    straight = go("straight")
+    assert straight.finished and asked == list(range(12))
+    for steps in (0, 5, 8):
+        stopped = go("stopped", steps)
+        assert not stopped.finished and not list((tmp_path / "stopped").glob("net*"))
+        assert stopped.metrics == [line for line in straight.metrics if line["step"] <= steps]
+        assert torch.equal(stopped.first_losses, straight.first_losses[:, :steps])
+        kept_nowhere = go(None, steps)
+        assert max(map(difference, stopped.nets, kept_nowhere.nets)) == 0
+    asked.clear()
+    last = go("stopped")
+    assert last.finished and asked == list(range(8, 12))
+    assert left(tmp_path / "stopped") == left(tmp_path / "straight")
+    assert last.metrics == straight.metrics
+    assert torch.equal(last.first_losses, straight.first_losses)
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
+def test_the_first_losses_are_those_of_the_first_50_steps(stacked):
+    recipe = RECIPE.change(epochs=15, precision="float32")
+    run = fit([conv_net(0), conv_net(1)], recipe=recipe, seed=[3, 4], stacked=stacked)
+    assert run.first_losses.dtype == torch.float64 and run.first_losses.shape == (2, 50)
+    sizes = torch.tensor([32.0, 32, 32, 4]) / 100
+    for net, losses in enumerate(run.first_losses[:, :48]):
+        means = (losses.view(12, 4) * sizes).sum(1)
+        assert run.column("loss", net)[:12] == pytest.approx(means.tolist(), rel=1e-13)
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path):
+    straight = fit(conv_net())
+    fit(conv_net(), out=tmp_path, stop=lambda step: step == 5)
+    tensors, about = store.read_checkpoint(tmp_path / "checkpoint.json")
+    del tensors["first_losses"]
+    store.write_checkpoint(tmp_path / "checkpoint.json", tensors, about)
+    run = fit(conv_net(), out=tmp_path)
+    assert difference(run.net, straight.net) == 0
+    assert run.first_losses.shape == (1, 0)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished training, to be read and damaged."""

@@ -15,7 +15,7 @@ from resid_theory.training.checkpoint import Folder
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.run import Callback, Correction, Run, RunSettings
+from resid_theory.training.run import Callback, Correction, Run, RunSettings, Stop
 from resid_theory.training.saved_nets import build_net
 from resid_theory.training.step import DTYPES
 
@@ -38,6 +38,7 @@ def train(
     correction: Correction | None = None,
     stacked: bool | None = None,
     save_seconds: float = 60.0,
+    stop: Stop | None = None,
     progress: bool = True,
     process_group: Any = None,
 ) -> Run:
@@ -73,6 +74,10 @@ def train(
             the same training to round-off. None: on a GPU, where that is several times faster.
             Nets that cannot be stacked take turns, and the result says why.
         save_seconds: Least time between two checkpoints; 0 saves after every step.
+        stop: Asked before each step with the number of steps done; True ends the call with a
+            checkpoint and a result that is not ``finished``, for a deadline or a signal. Called
+            again with equal arguments, the training goes on. One of several processes that says
+            True stops all.
         progress: Whether to show a progress bar.
         process_group: None for this process alone. Under an initialized ``torch.distributed``:
             ``"world"`` or a process group whose processes share every batch and each call this
@@ -82,7 +87,7 @@ def train(
             callbacks run everywhere.
 
     Returns:
-        The trained nets and their metrics.
+        The nets and their metrics.
 
     Raises:
         ValueError: If an argument does not fit, before any training starts: names it, what was
@@ -112,6 +117,7 @@ def train(
         correction=correction,
         stacked=stacked,
         save_seconds=save_seconds,
+        stop=stop,
         progress=progress,
         process_group=ProcessGroup(process_group),
     )
@@ -125,6 +131,7 @@ def resume(
     net: Nets | None = None,
     device: str | torch.device = "auto",
     test: Any = None,
+    stop: Stop | None = None,
     progress: bool = True,
     process_group: Any = None,
 ) -> Run:
@@ -138,11 +145,12 @@ def resume(
         net: Modules that take the weights; None builds them from the architecture records.
         device: ``"auto"`` takes a GPU if there is one.
         test: The same test data as before, or None if there were none; checked.
+        stop: Asked before each step with the number of steps done; True stops, as in ``train``.
         progress: Whether to show a progress bar.
         process_group: As many processes as before: None, ``"world"`` or a process group.
 
     Returns:
-        The trained nets and their metrics.
+        The nets and their metrics.
 
     Raises:
         FileNotFoundError: If the folder has no checkpoint.
@@ -166,6 +174,7 @@ def resume(
         device=chosen,
         folder=folder,
         stacked=about["stacked"],
+        stop=stop,
         progress=progress,
         process_group=group,
     )

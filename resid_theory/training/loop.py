@@ -94,14 +94,16 @@ class Session:
             with tqdm(
                 total=total, initial=self.step, unit="step", mininterval=0.5, disable=hidden
             ) as bar:
-                while self.step < total:
-                    self._epoch(bar.update)
-            self._end()
+                while self.step < total and self._epoch(bar.update):
+                    pass
+            self._end(self.step == total)
         return Run(
             nets=tuple(self.group.nets),
             recipe=self.recipe,
             seeds=self.seeds,
             metrics=self.measurements.lines,
+            first_losses=self.measurements.first_losses.cpu(),
+            finished=self.step == total,
             seconds=self._elapsed(),
             unstacked=self.unstacked,
             out=self.settings.folder.path if self.settings.folder else None,
@@ -131,6 +133,9 @@ class Session:
         if found is not None:
             tensors, about, self.measurements.lines = found
             unpack(tensors, self.group, self.optimizer, self.measurements.sums)
+            # Absent in checkpoints of the first versions.
+            first = tensors.get("first_losses", self.measurements.first_losses)
+            self.measurements.first_losses = first.to(device)
             self.step, self.seconds = about["step"], about["seconds"]
             self.saved_step = self.step
             self.identity["initial"] = about["initial"]
@@ -145,12 +150,14 @@ class Session:
         else:
             self.saved = time.perf_counter()
 
-    def _epoch(self, tick: Callable[[], object]) -> None:
-        """The remaining steps of an epoch."""
+    def _epoch(self, tick: Callable[[], object]) -> bool:
+        """Take the remaining steps of an epoch; False if the training is to stop."""
         steps = self.epochs.steps
         number, first = divmod(self.step, steps)
         plans = {seed: self.epochs.draw(seed, number) for seed in dict.fromkeys(self.seeds)}
         for position in range(first, steps):
+            if self._stops():
+                return False
             self._advance(plans, position)
             tick()
             if self.step % steps == 0:
@@ -160,6 +167,17 @@ class Session:
             # After the measurement: a checkpoint between the two would lose its lines.
             if time.perf_counter() - self.saved >= self.settings.save_seconds:
                 self._save()
+        return True
+
+    def _stops(self) -> bool:
+        """Whether to stop before the next step; one of several processes stops all."""
+        if self.settings.stop is None:
+            return False
+        answer = bool(self.settings.stop(self.step))
+        if self.settings.process_group.count == 1:
+            return answer
+        answers = torch.tensor([float(answer)], device=self.settings.device)
+        return bool(self.settings.process_group.add(answers) > 0)
 
     def _advance(self, plans: Mapping[int, Epoch], position: int) -> None:
         """One step of gradient descent."""
@@ -177,7 +195,7 @@ class Session:
         losses, wrong = self.parallel.join(*self._gradients(batches), share)
         self.watch.look(self.step + 1, losses, batches)
         self.optimizer.step()
-        self.measurements.add(losses, wrong, stop - start)
+        self.measurements.add(self.step, losses, wrong, stop - start)
         self.step += 1
 
     def _gradients(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
@@ -222,17 +240,21 @@ class Session:
             "seconds": self._elapsed(),
             "environments": self.environments,
         }
-        self.folder.save(pack(self.group, self.optimizer, self.measurements.sums), about)
+        tensors = pack(self.group, self.optimizer, self.measurements.sums)
+        tensors["first_losses"] = self.measurements.first_losses
+        self.folder.save(tensors, about)
         self.saved, self.saved_step = time.perf_counter(), self.step
 
-    def _end(self) -> None:
-        """Save the last state and each net by itself."""
+    def _end(self, finished: bool) -> None:
+        """Save the last state and, of a finished training, each net by itself."""
         self.watch.settle()
         self.group.write_back()
         if self.folder is None:
             return
         if self.saved_step != self.step:
             self._save()
+        if not finished:
+            return
         several, lines = len(self.group.nets) > 1, self.measurements.lines
         for i, net in enumerate(self.group.nets):
             last = [line for line in lines if line["net"] == i and "epoch" in line][-1]

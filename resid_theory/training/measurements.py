@@ -15,6 +15,8 @@ from resid_theory.training.step import NetGroup
 
 __all__ = ["Measurements"]
 
+_FIRST = 50  # steps whose losses are kept
+
 
 class Measurements:
     """The lines of metrics of a training, and the sums that the next ones are made of.
@@ -22,6 +24,7 @@ class Measurements:
     Attributes:
         lines: One dict for each net at each time of measurement.
         sums: Loss times samples, and errors, of each net since the last full line, (nets,).
+        first_losses: Losses of the first steps, (nets, steps), on the device.
     """
 
     def __init__(
@@ -37,12 +40,17 @@ class Measurements:
         self._settings, self._folder = settings, folder
         zeros = torch.zeros(len(group.nets), dtype=torch.float64, device=settings.device)
         self.sums = {"loss": zeros, "wrong": zeros.clone()}
+        self.first_losses = zeros.new_zeros(len(group.nets), 0)
         self.lines: list[dict[str, Any]] = []
 
-    def add(self, losses: Tensor, wrong: Tensor, samples: int) -> None:
-        """Add mean losses and errors of one step."""
-        self.sums["loss"] += losses.double() * samples
+    def add(self, step: int, losses: Tensor, wrong: Tensor, samples: int) -> None:
+        """Add mean losses and errors of one step, whose number counts from 0."""
+        losses = losses.double()
+        self.sums["loss"] += losses * samples
         self.sums["wrong"] += wrong
+        # Not equal after a resume from a checkpoint without them.
+        if self.first_losses.shape[1] == step < _FIRST:
+            self.first_losses = torch.cat([self.first_losses, losses[:, None]], 1)
 
     def measure(self, step: int, epoch: int | None) -> None:
         """Write a line for each net: a full one at the end of an epoch, else of callbacks only."""

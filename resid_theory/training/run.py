@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.training.checkpoint import Folder
 from resid_theory.training.recipe import Recipe
 
-__all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings"]
+__all__ = ["Callback", "Correction", "Progress", "Run", "RunSettings", "Stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,13 @@ class Progress:
 
 
 Callback = Callable[[nn.Module, Progress], Mapping[str, float] | None]
+Stop = Callable[[int], bool]
 Correction = Callable[[torch.optim.Optimizer, nn.Module], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """A finished training.
+    """A training that is finished or was stopped.
 
     Attributes:
         nets: The trained modules, which are those that were given, in train mode.
@@ -47,6 +48,10 @@ class Run:
             and share of errors in [0, 1] over the epoch's batches, augmented and in train mode),
             ``penalty`` (½λ‖θ‖² of the tensors that decay), ``test_loss`` and ``test_error`` in eval
             mode, and what callbacks returned. A number that is not finite is None.
+        first_losses: Mean loss of each net on the batches of the first 50 steps, before each step,
+            (nets, steps), float64, on the CPU; what a replay of the training is compared with.
+            (nets, 0) after a resume from a checkpoint of an earlier version, which has none.
+        finished: Whether all steps were taken; False if ``stop`` said so.
         seconds: Duration over all resumed parts, measurements included.
         unstacked: Reason why several nets took turns in each step; None if they were stacked, if
             turns were asked for, or if there is one net.
@@ -57,6 +62,8 @@ class Run:
     recipe: Recipe
     seeds: tuple[int, ...]
     metrics: list[dict[str, Any]]
+    first_losses: Tensor
+    finished: bool
     seconds: float
     unstacked: str | None
     out: Path | None
@@ -92,5 +99,6 @@ class RunSettings:
     correction: Correction | None = None
     stacked: bool | None = None
     save_seconds: float = 60.0
+    stop: Stop | None = None
     progress: bool = True
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
