@@ -170,7 +170,7 @@ class Session:
         return True
 
     def _stops(self) -> bool:
-        """Whether to stop before the next step; one of several processes stops all."""
+        """Ask whether to stop before the next step; one of several processes stops all."""
         if self.settings.stop is None:
             return False
         answer = bool(self.settings.stop(self.step))
