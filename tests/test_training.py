@@ -478,15 +478,38 @@ def test_the_first_losses_are_those_of_the_first_50_steps(stacked):
         assert run.column("loss", net)[:12] == pytest.approx(means.tolist(), rel=1e-13)
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path):
-    straight = fit(conv_net())
-    fit(conv_net(), out=tmp_path, stop=lambda step: step == 5)
-    tensors, about = store.read_checkpoint(tmp_path / "checkpoint.json")
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, count):
+    data, recipe = rt.load_images("digits", samples=64, size=8), RECIPE.change(epochs=1, batch=16)
+
+    def go(name, **settings):
+        nets = [rt.diracnet(10, generator=seed) for seed in range(count)]
+        return fit(nets, data, recipe, stacked=True, out=tmp_path / name, **settings)
+
+    straight, stopped = go("straight"), go("stopped", stop=lambda step: step == 2)
+    tensors, about = store.read_checkpoint(tmp_path / "stopped" / "checkpoint.json")
+    identities = {
+        f"net.{i}.{name}": buffer
+        for i, net in enumerate(stopped.nets)
+        for name, buffer in net.named_buffers()
+        if name.endswith("identity")
+    }
+    # Those versions kept constant buffers, and no first losses.
+    assert len(identities) == 6 * count and not identities.keys() & tensors.keys()
     del tensors["first_losses"]
-    store.write_checkpoint(tmp_path / "checkpoint.json", tensors, about)
-    run = fit(conv_net(), out=tmp_path)
-    assert difference(run.net, straight.net) == 0
-    assert run.first_losses.shape == (1, 0)
+    store.write_checkpoint(tmp_path / "stopped" / "checkpoint.json", tensors | identities, about)
+    run = go("stopped")
+    assert max(map(difference, run.nets, straight.nets)) == 0
+    assert run.first_losses.shape == (count, 0)
+
+
+@pytest.mark.parametrize("kind", [training.step.Separate, training.step.Stacked])
+def test_identity_kernels_are_no_state_of_a_training(kind):
+    nets = [rt.diracnet(10, generator=seed) for seed in range(2)]
+    group = kind(nets, RECIPE, torch.device("cpu"))
+    running = [b for net in nets for name, b in net.named_buffers() if "identity" not in name]
+    assert sum(b.numel() for b in group.buffers()) == sum(b.numel() for b in running)
+    assert not any("identity" in name for name in group.tensors())
 
 
 @pytest.fixture(scope="module")

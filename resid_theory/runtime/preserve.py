@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 
-__all__ = ["deterministic", "preserved"]
+__all__ = ["changeable_buffers", "deterministic", "preserved"]
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     flags = {module: module.training for module in net.modules()}
-    buffers = {name: buffer.clone() for name, buffer in _changeable_buffers(net)}
+    buffers = {name: buffer.clone() for name, buffer in changeable_buffers(net).items()}
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
     # Gradients are on inside, wherever the caller stands: without them every derivative is zero.
@@ -113,17 +113,18 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
             yield
         finally:
             with torch.no_grad():
-                for name, buffer in _changeable_buffers(net):
+                for name, buffer in changeable_buffers(net).items():
                     if not torch.equal(buffer, buffers[name]):
                         buffer.copy_(buffers[name])
             for module, flag in flags.items():
                 module.training = flag  # not train(flag), which would reach into the children
 
 
-def _changeable_buffers(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def changeable_buffers(net: nn.Module) -> dict[str, Tensor]:
     """Buffers by name, without those that a module declares constant, such as identity kernels."""
-    for prefix, module in net.named_modules():
-        constant = getattr(module, "constant_buffers", ())
-        for name, buffer in module.named_buffers(prefix, recurse=False):
-            if name.rpartition(".")[2] not in constant:
-                yield name, buffer
+    constant = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in net.named_modules()
+        for name in getattr(module, "constant_buffers", ())
+    }
+    return {name: buffer for name, buffer in net.named_buffers() if name not in constant}

@@ -104,8 +104,13 @@ def unpack(
     sums: Mapping[str, Tensor],
 ) -> None:
     """Put back in place what :func:`pack` took; a ValueError if the nets have other tensors."""
-    tensors = group.tensors()
-    fault = first_difference(tensors, _under(packed, "net."))
+    tensors, found = group.tensors(), _under(packed, "net.")
+    # Checkpoints of the first versions hold constant buffers, too.
+    for i, net in enumerate(group.nets):
+        for name, _ in net.named_buffers():
+            if f"{i}.{name}" not in tensors:
+                found.pop(f"{i}.{name}", None)
+    fault = first_difference(tensors, found)
     if fault:
         raise ValueError(f"net: the checkpoint is that of another net: {fault}")
     _copy(packed, "net.", tensors)

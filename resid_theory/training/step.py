@@ -10,7 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory._check import first_difference
 from resid_theory.losses import loss_function
-from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.preserve import changeable_buffers, preserved
 from resid_theory.training.recipe import Recipe
 
 __all__ = ["DTYPES", "Batch", "NetGroup", "Separate", "Stacked", "optimizer_of", "stack"]
@@ -59,7 +59,7 @@ class NetGroup:
         raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers, not copies, by the net's number and their name."""
+        """Parameters and buffers that change, not copies, by the net's number and their name."""
         raise NotImplementedError
 
     def buffers(self) -> list[Tensor]:
@@ -109,12 +109,12 @@ class Separate(NetGroup):
         return {
             f"{i}.{name}": tensor
             for i, net in enumerate(self.nets)
-            for name, tensor in _named(net).items()
+            for name, tensor in _changeable(net).items()
         }
 
     def buffers(self) -> list[Tensor]:
         """Buffers of all nets."""
-        return [buffer for net in self.nets for buffer in net.buffers()]
+        return [buffer for net in self.nets for buffer in changeable_buffers(net).values()]
 
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """The tensor itself, which belongs to one net."""
@@ -128,8 +128,10 @@ class Stacked(NetGroup):
 
     def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
         super().__init__(nets, recipe, device)
-        # The call takes a module that shares nothing with the stacks: here the first net.
-        self._all, self._buffers = stack_module_state(self.nets)
+        # The call takes a module that shares nothing with the stacks: here the first net, whose
+        # constant buffers serve all.
+        self._all, buffers = stack_module_state(self.nets)
+        self._buffers = {name: buffers[name] for name in changeable_buffers(self.nets[0])}
         self.parameters = {k: p for k, p in self._all.items() if p.requires_grad}
         self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
         self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
@@ -167,7 +169,7 @@ class Stacked(NetGroup):
         }
 
     def buffers(self) -> list[Tensor]:
-        """The stacks of all buffers."""
+        """The stacks of the buffers that change."""
         return list(self._buffers.values())
 
     def split(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
@@ -179,12 +181,12 @@ class Stacked(NetGroup):
         """Copy the stacks into the modules."""
         named = self.tensors()
         for i, net in enumerate(self.nets):
-            for name, own in _named(net).items():
+            for name, own in _changeable(net).items():
                 own.copy_(named[f"{i}.{name}"])
 
 
-def _named(net: nn.Module) -> dict[str, Tensor]:
-    return dict((*net.named_parameters(), *net.named_buffers()))
+def _changeable(net: nn.Module) -> dict[str, Tensor]:
+    return {**dict(net.named_parameters()), **changeable_buffers(net)}
 
 
 def stack(
@@ -199,7 +201,7 @@ def _why_not(
     nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
 ) -> str | None:
     for i, net in enumerate(nets[1:], start=1):
-        fault = first_difference(_named(nets[0]), _named(net))
+        fault = first_difference(_changeable(nets[0]), _changeable(net))
         if fault:
             return f"net {i} differs from net 0: {fault}"
         if repr(net) != repr(nets[0]):
@@ -220,7 +222,7 @@ def _other_output(trial: Stacked, x: Tensor) -> str | None:
     """Compare outputs: modules may differ in what neither names, shapes nor repr show."""
     named = trial.tensors()
     for i, net in enumerate(trial.nets):
-        mine = {name: named[f"{i}.{name}"] for name in _named(net)}
+        mine = {name: named[f"{i}.{name}"] for name in _changeable(net)}
         with preserved(net), preserved(trial.nets[0]), torch.no_grad():
             own, as_first = net(x), functional_call(trial.nets[0], mine, (x,))
         # Equal operations in equal order: on a CPU any difference is one of architecture. On a GPU
