@@ -22,6 +22,7 @@ from experiments.claim import (
     record_path,
     standing,
 )
+from experiments.digest import code_digest
 from experiments.parts import Swept, UnfinishedError
 from experiments.provenance import ROOT, commit_of_code
 from experiments.registry import CLAIMS, select
@@ -253,8 +254,17 @@ def _check(options: argparse.Namespace) -> int:
     for path, reasons in wrong.items():
         print(f"{path}: {'; '.join(reasons)}")
     if not wrong:
-        print(f"{len(list(options.records.rglob('*.json')))} records are valid")
+        count = Counter(_age(path) for path in options.records.rglob("*.json"))
+        ages = ", ".join(f"{count[age]} {age}" for age in ("today's", "older", "unknown"))
+        print(f"{count.total()} records are valid; the code that computed them: {ages}")
     return int(bool(wrong))
+
+
+def _age(path: Path) -> str:
+    """Whether the code of a valid record is that of today."""
+    content = store.read_json(path)
+    code, today = content["run"].get("code"), code_digest(CLAIMS[content["claim"]].compute)
+    return "unknown" if None in (code, today) else "today's" if code == today else "older"
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from experiments.digest import code_digest
 from experiments.external_data import Need
 from experiments.parts import Swept
 from experiments.provenance import run_information
@@ -109,7 +110,8 @@ class Record:
         settings: The settings of that scale at the time of the run, as read back from JSON.
         arrays: Result of ``compute``.
         verdicts: Result of ``judge`` at the time of the run.
-        run: Commit, device, hardware, threads, versions, seconds.
+        run: Commit, digest of the code that ``compute`` runs through, device, hardware, threads,
+            versions, seconds.
     """
 
     claim: str
@@ -160,6 +162,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
     device = device if claim.takes("device") else "cpu"
     given |= {"device": device} if claim.takes("device") else {}
     each = each if claim.takes("each") else None
+    code = code_digest(claim.compute)  # before it runs: sources may be edited meanwhile
     # The default dtype of the caller (float64 in tests) must not change the numbers.
     before, start = torch.get_default_dtype(), time.perf_counter()
     torch.set_default_dtype(torch.float32)
@@ -179,6 +182,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
         verdicts=_judged(claim, arrays),
         run={
             **run_information(device, seconds),
+            "code": code,
             **({} if each is None else {"parts_of_a_sweep": each.count}),
         },
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.digest import ROOT
 
 
 def run_information(device: str, seconds: float) -> dict[str, Any]:
