@@ -5,6 +5,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,9 +276,10 @@ def test_several_nets_train_as_each_alone(device, seeds, norm, stacked):
             assert run.column(name, i) == pytest.approx(single.column(name), rel=1e-12)
 
 
-def test_residual_nets_stack_too():
-    data = rt.load_images("digits", samples=48)
-    recipe = RECIPE.change(epochs=1, batch=16, milestones=())
+@pytest.mark.parametrize("channels_last", [False, True], ids=["plain", "channels_last"])
+def test_residual_nets_stack_too(channels_last):
+    data = rt.load_images("digits", samples=48, size=8)
+    recipe = RECIPE.change(epochs=1, batch=16, milestones=(), channels_last=channels_last)
     together, alone = (
         [rt.simplified_net(8, identity="residual", generator=seed) for seed in (0, 1)] for _ in "ab"
     )
@@ -289,6 +291,13 @@ def test_residual_nets_stack_too():
 
 def linear_net(*behind):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), *behind)
+
+
+class Renormed(nn.Linear):
+    """An operation that vmap does not know."""
+
+    def forward(self, x):
+        return torch.renorm(super().forward(x.flatten(1)), 2, 0, 100.0)
 
 
 class Branching(nn.Module):
@@ -319,6 +328,7 @@ UNSTACKABLE = {
     "layers": (lambda: [linear_net(nn.ReLU()), linear_net(nn.Tanh())], "in its layers"),
     "attributes": (lambda: [Scaled(1.0), Scaled(2.0)], "computes something else"),
     "branches": (lambda: [Branching(), Branching()], "RuntimeError in a stacked step"),
+    "operation": (lambda: [Renormed(64, 10) for _ in range(2)], "drop because .* aten::renorm"),
 }  # fmt: skip
 
 
@@ -465,6 +475,26 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
     assert left(tmp_path / "stopped") == left(tmp_path / "straight")
     assert last.metrics == straight.metrics
     assert torch.equal(last.first_losses, straight.first_losses)
+
+
+@pytest.mark.parametrize(
+    ("save_seconds", "saved"), [(0, list(range(13))), (3, [0, 10, 12]), (11, [0, 11, 12])], ids=str
+)
+def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, save_seconds, saved):
+    clock, steps, save = [0.0], [], training.checkpoint.Folder.save
+
+    def slow(folder, tensors, about):
+        save(folder, tensors, about)
+        steps.append(about["step"])
+        clock[0] += 0.5
+
+    def stop(_):
+        clock[0] += 1.0
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(training.checkpoint.Folder, "save", slow)
+    fit(conv_net(), out=tmp_path, save_seconds=save_seconds, stop=stop)
+    assert steps == saved
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])

@@ -73,7 +73,8 @@ def train(
         stacked: Whether each step of several nets of one architecture is one operation per layer;
             the same training to round-off. None: on a GPU, where that is several times faster.
             Nets that cannot be stacked take turns, and the result says why.
-        save_seconds: Least time between two checkpoints; 0 saves after every step.
+        save_seconds: Least time between two checkpoints, which is 20 times the duration of the last
+            one if that is longer; 0 saves after every step.
         stop: Asked before each step with the number of steps done; True ends the call with a
             checkpoint and a result that is not ``finished``, for a deadline or a signal. Called
             again with equal arguments, the training goes on. One of several processes that says

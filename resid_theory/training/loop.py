@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +24,15 @@ from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import Recipe
 from resid_theory.training.run import Run, RunSettings
 from resid_theory.training.saved_nets import architecture_of, save_checkpoint
-from resid_theory.training.step import Batch, NetGroup, Separate, Stacked, optimizer_of, stack
+from resid_theory.training.step import (
+    STACKED_POOL,
+    Batch,
+    NetGroup,
+    Separate,
+    Stacked,
+    optimizer_of,
+    stack,
+)
 
 __all__ = ["Session"]
 
@@ -82,6 +91,7 @@ class Session:
         self.parallel = Parallel(settings.process_group, self.group, seeds[0])
         self.watch = Watch(self.group, settings.device)
         self.step, self.seconds, self.saved, self.saved_step = 0, 0.0, -math.inf, -1
+        self.save_seconds = settings.save_seconds
         self.environments: list[dict[str, Any]] = []
 
     def run(self, known: Mapping[str, Any]) -> Run:
@@ -165,7 +175,7 @@ class Session:
             elif self.settings.every and self.step % self.settings.every == 0:
                 self._measure(None)
             # After the measurement: a checkpoint between the two would lose its lines.
-            if time.perf_counter() - self.saved >= self.settings.save_seconds:
+            if time.perf_counter() - self.saved >= self.save_seconds:
                 self._save()
         return True
 
@@ -232,6 +242,7 @@ class Session:
         if self.folder is None:
             return
         self.watch.settle()  # a state that is not finite is never saved
+        begun = time.perf_counter()
         about = {
             "kind": "training",
             "step": self.step,
@@ -244,6 +255,8 @@ class Session:
         tensors["first_losses"] = self.measurements.first_losses
         self.folder.save(tensors, about)
         self.saved, self.saved_step = time.perf_counter(), self.step
+        if self.settings.save_seconds > 0:
+            self.save_seconds = max(self.settings.save_seconds, 20 * (self.saved - begun))
 
     def _end(self, finished: bool) -> None:
         """Save the last state and, of a finished training, each net by itself."""
@@ -288,7 +301,9 @@ def _surroundings(device: torch.device, seed: int, tf32: bool) -> Iterator[None]
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(tf32=tf32),
+        warnings.catch_warnings(),
     ):
+        warnings.filterwarnings("ignore", STACKED_POOL)
         # Not torch.manual_seed, which also seeds GPUs that have no part in this.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

@@ -1,5 +1,6 @@
 """Forward and backward pass of one training step: of one net, of nets in turn, or of a stack."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,16 @@ from resid_theory.losses import loss_function
 from resid_theory.runtime.preserve import changeable_buffers, preserved
 from resid_theory.training.recipe import Recipe
 
-__all__ = ["DTYPES", "Batch", "NetGroup", "Separate", "Stacked", "optimizer_of", "stack"]
+__all__ = [
+    "DTYPES",
+    "STACKED_POOL",
+    "Batch",
+    "NetGroup",
+    "Separate",
+    "Stacked",
+    "optimizer_of",
+    "stack",
+]
 
 DTYPES = {
     "float64": torch.float64,
@@ -21,6 +31,10 @@ DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.float32,
 }
+
+STACKED_POOL = "There is a performance drop .* aten::as_strided_"
+"""A warning to ignore: with channels last, vmap goes from net to net to set the strides of the
+output of AdaptiveAvgPool2d, which costs nothing."""
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """Inputs (b, ...), targets of the loss, and labels (b,); None where targets are no classes."""
@@ -208,11 +222,14 @@ def _why_not(
             return f"net {i} differs from net 0 in its layers, though not in its tensors"
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            # vmap warns where it takes the nets in turn itself, operation by operation.
+            warnings.filterwarnings("error", "There is a performance drop")
+            warnings.filterwarnings("ignore", STACKED_POOL)
             trial = Stacked(nets, recipe.change(compile="none"), device)
             other = _other_output(trial, batch[0])
             trial.gradients([batch])
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError, NotImplementedError, Warning) as error:
         return f"{type(error).__name__} in a stacked step: {str(error).strip().splitlines()[0]}"
     return other
 
