@@ -1,0 +1,287 @@
+"""Random nets, losses and batchings, and what torch's double autograd says of them.
+
+Nothing of the library is imported here. The loss is computed directly, on the whole data in one
+piece; only a loss of (net, batch), and nets or losses whose samples know each other, may also be
+measured batch by batch, weighted by samples.
+"""
+
+import copy
+import random
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from oracles import fisher_by_samples, gauss_newton_by_jacobians, hessian_by_nested_gradients
+from random_losses import CLASS_WEIGHTS, IGNORED, LOSSES, Pair, classes, penalty, square
+from random_nets import CLASSES, NETS, TIMES, NormalizedWeight, call, like, rows_of, tensors
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.data import DataLoader, Dataset
+
+# Batchings ----------------------------------------------------------------------------------------
+
+
+class Samples(Dataset):
+    """The samples of a case one by one."""
+
+    def __init__(self, case: "Case") -> None:
+        self.case = case
+
+    def __len__(self) -> int:
+        return self.case.samples
+
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        return rows_of(self.case.x, i), self.case.y[i]
+
+
+PAIRS = (
+    "one", "equal", "unequal", "last of one", "ones", "sorted", "permuted", "loader",
+    "shuffling loader", "triples", "arrays", "dataset",
+)  # fmt: skip
+CONTENTS = ("one", "equal", "unequal", "last of one", "loader", "dicts", "objects")
+
+
+def places(name: str, case: "Case") -> list[Tensor]:
+    """The samples of each batch."""
+    m, draw = case.samples, case.random
+    order = torch.arange(m)
+    if name in ("one", "arrays", "dataset"):
+        return [order]
+    if name == "ones":
+        return list(order.split(1))
+    if name == "last of one":
+        return [order[: m // 2], order[m // 2 : -1], order[-1:]]
+    if name == "sorted":  # by the first label or value of each sample
+        order = case.y.reshape(m, -1)[:, 0].argsort(stable=True)
+    if name == "permuted":
+        order = torch.randperm(m)
+    if name in ("equal", "permuted", "loader", "shuffling loader", "triples"):
+        return list(order.split(draw.choice([2, 3, 4])))
+    cuts = sorted(draw.sample(range(1, m), draw.choice([1, 2, 3])))
+    return list(order.tensor_split(cuts))
+
+
+def arranged(name: str, case: "Case", parts: list[Tensor]) -> Any:
+    """The data as a user would give them."""
+    pairs = [(rows_of(case.x, part), case.y[part]) for part in parts]
+    if case.loss_row.batch:
+        if name == "dicts":
+            return [{"x": x, "y": y} for x, y in pairs]
+        if name == "objects":
+            return [Pair(x, y) for x, y in pairs]
+    elif name == "one":
+        return pairs[0]
+    elif name == "arrays":
+        return case.x.numpy(), case.y.numpy()
+    elif name == "dataset":
+        return Samples(case)
+    elif name == "triples":
+        return [(*pair, part) for pair, part in zip(pairs, parts, strict=True)]
+    if name.endswith("loader"):
+        generator = torch.Generator().manual_seed(case.seed)
+        shuffle = name.startswith("shuffling")
+        return DataLoader(Samples(case), len(parts[0]), shuffle=shuffle, generator=generator)
+    return pairs
+
+
+# Cases --------------------------------------------------------------------------------------------
+
+
+class Case:
+    """A net, a loss and data in batches, drawn by a seed; every loss has its turn.
+
+    Attributes:
+        net: In train or eval mode; measured in eval mode.
+        loss: A name or a function.
+        data: In batches, as a user would give them.
+        chunk: Most samples of a graph, or None.
+        engine: Of products.
+        free: Whether batches and order must not matter.
+        coupled: Whether samples know each other, by the net or the loss, or the loss is no weighted
+            mean; then a refusal is right, too.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.random = seed, random.Random(seed)
+        self.loss_name = list(LOSSES)[seed % len(LOSSES)]
+        row = self.loss_row = LOSSES[self.loss_name]
+        fitting = [
+            name for name, net in NETS.items()
+            if net.form in row.forms and (net.plain or not row.plain)
+        ]  # fmt: skip
+        self.net_name = self.random.choice(fitting)
+        self.net_row = NETS[self.net_name]
+        self.form = self.net_row.form
+        self.coupled = self.net_row.coupled or row.divides == "nothing"
+        before = torch.get_default_dtype()
+        with torch.random.fork_rng(devices=[]):
+            try:
+                torch.set_default_dtype(torch.float64)
+                torch.manual_seed(seed)
+                self.samples = self.random.randint(5, 8)
+                self.net = self.net_row.make()
+                self.x = self.net_row.inputs(self.samples)
+                self.y = self._targets(row.targets)
+                fit = [
+                    name for name in (CONTENTS if row.batch else PAIRS)
+                    if name != "arrays" or isinstance(self.x, Tensor)
+                ]  # fmt: skip
+                self.batching = self.random.choice(fit)
+                self.parts = places(self.batching, self)
+            finally:
+                torch.set_default_dtype(before)
+        if self.random.random() < 0.15 and len(list(self.net.parameters())) > 1:
+            next(self.net.parameters()).requires_grad_(False)
+        self.net.train(self.random.random() < 0.5)
+        self._choice = self.random.randrange(1000)
+        self.loss = row.make(self, self.net)
+        self.data = arranged(self.batching, self, self.parts)
+        self.chunk = None if row.batch else self.random.choice([None, None, 1, 2, 3, 100])
+        self.engine = self.random.choice(["auto", "retained", "rebuilt"])
+        self.free = not (self.coupled or row.batch)
+
+    def choose(self, options: list[Any]) -> Any:
+        """The same one whenever a loss is made."""
+        return options[self._choice % len(options)]
+
+    def __str__(self) -> str:
+        sizes = "+".join(str(len(part)) for part in self.parts)
+        return (
+            f"seed {self.seed}: {self.net_name}; loss {self.loss_name}; {self.batching} "
+            f"({sizes}); chunk {self.chunk}; {self.engine}"
+        )
+
+    def _targets(self, kind: str) -> Tensor:
+        m = self.samples
+        inner = {"vector": (), "scalar": (), "pixels": (2, 2)}.get(self.form, (TIMES,))
+        if kind in ("labels", "padded"):
+            shares = torch.tensor([0.6, 0.3, 0.1])
+            count = m * max(1, torch.Size(inner).numel())
+            labels = shares.multinomial(count, replacement=True).reshape(m, *inner)
+            if kind == "padded":
+                if self.form == "pixels" or not inner:
+                    labels[torch.rand(labels.shape) < 0.4] = IGNORED
+                else:
+                    lengths = torch.randint(0, TIMES + 1, (m, 1))
+                    labels[torch.arange(TIMES) >= lengths] = IGNORED
+                labels.view(m, -1)[0, 0] = 1  # at least one is valid
+            return labels
+        if kind == "probabilities":
+            return torch.rand(m, CLASSES).softmax(1)
+        if kind == "weighted":
+            return torch.cat([torch.randn(m, CLASSES), torch.rand(m, 1) + 0.1], 1)
+        if self.form == "scalar":
+            return torch.randn(m)
+        return torch.randn(m, CLASSES, 2, 2) if inner == (2, 2) else torch.randn(m, *inner, CLASSES)
+
+    # -- right answers --
+
+    @cached_property
+    def reference(self) -> nn.Module:
+        """The same net in eval mode, with weight normalization in differentiable operations."""
+        net = copy.deepcopy(self.net).eval()
+        for module_ in net.modules():
+            if isinstance(module_, nn.utils.parametrize.ParametrizationList):
+                if isinstance(module_[0], parametrizations._WeightNorm):
+                    module_[0] = NormalizedWeight()
+        return net
+
+    @cached_property
+    def parameters(self) -> list[Tensor]:
+        return [p for p in self.reference.parameters() if p.requires_grad]
+
+    @cached_property
+    def _function(self) -> Any:
+        made = self.loss_row.make(self, self.reference)
+        if made == "square":
+            return square
+        if made == "cross_entropy":
+            soft = self.loss_row.targets == "probabilities"
+            return F.cross_entropy if soft else classes(self)
+        return made
+
+    def _value(self, part: Any) -> Tensor:
+        x, y = rows_of(self.x, part), self.y[part]
+        if self.loss_row.batch:
+            return self._function(self.reference, (x, y))
+        return self._function(call(self.reference, x), y)
+
+    def _gauss_newton(self, part: Any) -> Tensor:
+        output = call(self.reference, rows_of(self.x, part))
+        leaves = tensors(output)
+
+        def loss(point: Tensor) -> Tensor:
+            moved = point.split([leaf.numel() for leaf in leaves])
+            pairs = zip(moved, leaves, strict=True)
+            again = like(output, [flat.view(leaf.shape) for flat, leaf in pairs])
+            return self._function(again, self.y[part])
+
+        flat = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        matrix = gauss_newton_by_jacobians(flat, loss, self.parameters)
+        if self.loss_row.decays:
+            own = penalty(self.reference)
+            matrix = matrix + hessian_by_nested_gradients(own, self.parameters)
+        return matrix
+
+    def _of_parts(self, matrix: str, parts: list[Tensor]) -> Tensor:
+        total: Any = 0.0
+        for part in parts:
+            value = self._value(part)
+            if matrix == "loss":
+                exact = value.detach()
+            elif matrix == "gradient":
+                grads = torch.autograd.grad(
+                    value, self.parameters, allow_unused=True, materialize_grads=True
+                )
+                exact = torch.cat([g.reshape(-1) for g in grads])
+            elif matrix == "hessian":
+                exact = hessian_by_nested_gradients(value, self.parameters)
+            else:
+                exact = self._gauss_newton(part)
+            total = total + exact * len(part) / self.samples
+        return total
+
+    def _weights(self) -> Tensor:
+        """Weight of each sample in the mean."""
+        divides, y = self.loss_row.divides, self.y
+        if divides == "sample weights":
+            return y[:, -1]
+        if divides in ("class weights", "valid labels"):
+            one = torch.ones_like(CLASS_WEIGHTS)
+            factors = CLASS_WEIGHTS if divides == "class weights" else one
+            each = torch.where(y == IGNORED, 0.0, factors[y.clamp(0)])
+            return each.reshape(self.samples, -1).sum(1)
+        return torch.ones(self.samples, dtype=torch.float64)
+
+    def _fisher(self) -> Tensor:
+        """Weighted mean of g g^T, g the gradient of a sample's own loss; of a sum, the sum."""
+        weights = self._weights()
+        total = 1.0 if self.loss_row.divides == "sum" else weights.sum()
+        factors = (weights * self.samples / total).sqrt()
+        losses = [
+            factors[i] * self._value(torch.tensor([i]))
+            for i in range(self.samples) if weights[i] > 0
+        ]  # fmt: skip
+        return fisher_by_samples(losses, self.parameters) * len(losses) / self.samples
+
+    def exact(self, matrix: str) -> list[Tensor]:
+        """Every right answer: loss, gradient, hessian, gauss_newton or fisher; none if undefined.
+
+        Where batches may matter, both of the whole set in one piece and of the batches as given.
+        """
+        row, whole = self.loss_row, [torch.arange(self.samples)]
+        undefined = row.batch or row.decays or self.coupled
+        if matrix == "fisher" and undefined or matrix == "gauss_newton" and row.batch:
+            return []
+        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH), torch.enable_grad():
+            if matrix == "fisher":
+                return [self._fisher()]
+            # Where batches may matter, they may also be kept as they are given.
+            answers = [] if row.batch else [self._of_parts(matrix, whole)]
+            if row.batch or self.coupled and len(self.parts) > 1:
+                try:
+                    answers.append(self._of_parts(matrix, self.parts))
+                except ValueError:  # torch's BatchNorm of one sample
+                    pass
+            return answers
