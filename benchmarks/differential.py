@@ -247,18 +247,19 @@ def table(by: str, results: list[tuple[Case, list[Outcome]]]) -> Iterator[str]:
 
 
 def failures(results: list[tuple[Case, list[Outcome]]]) -> Iterator[str]:
-    """Silent differences, foreign exceptions and refusals, sorted by kind, with reproductions."""
+    """Silent differences, foreign exceptions and refusals by loss, each case with its calls."""
     kinds: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for case, found in results:
-        for outcome in found:
-            if outcome.verdict in ("silent", "foreign", "refused"):
-                kind = (outcome.verdict, case.loss_name)
-                kinds[kind].append(f"{case}\n  {outcome.call}: {outcome.message}")
+        for verdict in ("silent", "foreign", "refused"):
+            calls = [outcome for outcome in found if outcome.verdict == verdict]
+            if calls:
+                names = ", ".join(outcome.call for outcome in calls)
+                kinds[verdict, case.loss_name].append(f"- {case}\n  {names}: {calls[0].message}")
     for verdict in ("silent", "foreign", "refused"):
         for (kind, loss), lines in sorted(kinds.items()):
             if kind == verdict:
-                yield f"\n## {verdict}: {loss} ({len(lines)} calls)\n"
-                yield from (f"- {line}" for line in lines)
+                yield f"\n## {verdict}: {loss} ({len(lines)} cases)\n"
+                yield from lines
 
 
 def main() -> None:

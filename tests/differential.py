@@ -37,7 +37,7 @@ class Samples(Dataset):
 
 PAIRS = (
     "one", "equal", "unequal", "last of one", "ones", "sorted", "permuted", "loader",
-    "shuffling loader", "triples", "arrays", "dataset",
+    "shuffling loader", "triples", "arrays", "dataset", "object",
 )  # fmt: skip
 CONTENTS = ("one", "equal", "unequal", "last of one", "loader", "dicts", "objects")
 
@@ -46,7 +46,7 @@ def places(name: str, case: "Case") -> list[Tensor]:
     """The samples of each batch."""
     m, draw = case.samples, case.random
     order = torch.arange(m)
-    if name in ("one", "arrays", "dataset"):
+    if name in ("one", "arrays", "dataset", "object"):
         return [order]
     if name == "ones":
         return list(order.split(1))
@@ -74,6 +74,8 @@ def arranged(name: str, case: "Case", parts: list[Tensor]) -> Any:
         return pairs[0]
     elif name == "arrays":
         return case.x.numpy(), case.y.numpy()
+    elif name == "object":
+        return Pair(*pairs[0])
     elif name == "dataset":
         return Samples(case)
     elif name == "triples":

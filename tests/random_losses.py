@@ -101,10 +101,14 @@ def spread(z: Tensor, t: Tensor) -> Tensor:
 
 
 def elements(case: Any, net: nn.Module) -> Any:
+    modules = [
+        nn.MSELoss(), nn.HuberLoss(), nn.PoissonNLLLoss(),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0, dtype=torch.float64)),
+    ]  # fmt: skip
     functions = [F.mse_loss, F.smooth_l1_loss, lambda z, t: (z - t).cosh().log().mean()]
-    if case.form not in TARGET_FORM and case.net_row.plain:
-        return case.choose([nn.MSELoss(), *functions])
-    return named(case.choose(functions), case)
+    function = case.choose([*modules, *functions])
+    native = case.form not in TARGET_FORM and case.net_row.plain
+    return function if native else named(function, case)
 
 
 def module(**options: Any) -> Callable[[Any, nn.Module], Any]:
