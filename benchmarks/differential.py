@@ -1,7 +1,7 @@
 """Curvature of random nets, losses and batchings against double autograd of the whole loss.
 
     python -m benchmarks.differential                 # 300 cases, a table by loss
-    python -m benchmarks.differential --by net        # the same by net, batching or call
+    python -m benchmarks.differential --by net call   # the same by net, batching or call
     python -m benchmarks.differential --failures PATH # every wrong call, with its reproduction
     python -m benchmarks.differential --seed 17       # one case, call by call
 
@@ -191,18 +191,23 @@ def judge(case: Case, call: str, answers: Answers) -> Outcome:
 
 
 def invariance(case: Case) -> Outcome:
-    """Compare products over the batches as given with those over one batch in reverse order."""
+    """Compare products over the batches as given with those over one batch in reverse order.
+
+    Matrices take turns; with decay in the loss only the Hessian need be answered.
+    """
+    matrices = ("hessian",) if case.loss_row.decays else ("hessian", "gauss_newton", "fisher")
+    matrix = case.choose(matrices)
     whole = torch.arange(case.samples).flip(0)
     v = vectors(sum(p.numel() for p in case.parameters))
     try:
-        given = operator(case, "hessian") @ v
+        given = operator(case, matrix) @ v
         data = arranged("one", case, [whole])
-        other = operator(case, "hessian", data=data, chunk=4, engine="auto") @ v
+        other = operator(case, matrix, data=data, chunk=4, engine="auto") @ v
     except Exception as error:
         return exception("invariance", error, False)
     error = gap(given, other)
     right = error <= INVARIANCE
-    message = "" if right else f"products of two batchings differ by {error:.2g}"
+    message = "" if right else f"{matrix} @ v of two batchings differ by {error:.2g}"
     return Outcome("invariance", "right" if right else "silent", error, message)
 
 
@@ -269,7 +274,8 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=300, help="number of seeds, from 0")
     parser.add_argument("--seed", type=int, help="one case only, call by call")
-    parser.add_argument("--by", choices=("loss", "net", "batching", "call"), default="loss")
+    kinds = ("loss", "net", "batching", "call")
+    parser.add_argument("--by", choices=kinds, nargs="+", default=["loss"], help="tables")
     parser.add_argument("--failures", type=Path, help="write every call that is not right")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -281,9 +287,10 @@ def main() -> None:
         return
     start = time.perf_counter()
     results = [outcomes(seed) for seed in range(options.cases)]
-    print("\n".join(table(options.by, results)))
+    for by in options.by:
+        print("\n".join(table(by, results)), end="\n\n")
     seconds = time.perf_counter() - start
-    print(f"\n{options.cases} cases in {seconds:.0f} s, torch {torch.__version__}")
+    print(f"{options.cases} cases in {seconds:.0f} s, torch {torch.__version__}")
     if options.failures:
         options.failures.write_text("\n".join(failures(results)) + "\n", encoding="utf-8")
 

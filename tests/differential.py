@@ -7,6 +7,7 @@ measured batch by batch, weighted by samples.
 
 import copy
 import random
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -143,7 +144,7 @@ class Case:
         self.engine = self.random.choice(["auto", "retained", "rebuilt"])
         self.free = not (self.coupled or row.batch)
 
-    def choose(self, options: list[Any]) -> Any:
+    def choose(self, options: Sequence[Any]) -> Any:
         """The same one whenever a loss is made."""
         return options[self._choice % len(options)]
 
