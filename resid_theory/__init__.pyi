@@ -20,6 +20,9 @@ from . import (
     identity as identity,
 )
 from . import (
+    losses as losses,
+)
+from . import (
     networks as networks,
 )
 from . import (
@@ -54,6 +57,9 @@ from .curvature import (
 )
 from .curvature import (
     spectrum as spectrum,
+)
+from .data import (
+    Data as Data,
 )
 from .data import (
     Images as Images,
@@ -114,6 +120,9 @@ from .identity import (
 )
 from .identity import (
     id_mask as id_mask,
+)
+from .losses import (
+    Loss as Loss,
 )
 from .networks import (
     ShortcutNet as ShortcutNet,

@@ -187,8 +187,12 @@ def test_some_parameters_only(data):
     assert numbers["gradient_norm"] == pytest.approx(float(operator.gradient.norm()), rel=1e-12)
 
 
-def closure(net, batch):
+def of_batch(net, batch):
     return nn.functional.cross_entropy(net(batch["x"]), batch["y"])
+
+
+def as_dicts(x, y):
+    return [{"x": x[:7], "y": y[:7]}, {"x": x[7:], "y": y[7:]}]
 
 
 def as_loader(x, y):
@@ -204,7 +208,10 @@ def as_loader(x, y):
         ("cross_entropy", lambda x, y: (x.numpy(), y.numpy())),
         ("cross_entropy", as_loader),
         ("cross_entropy", lambda x, y: [(x[:7], y[:7]), (x[7:], y[7:])]),
-        (closure, lambda x, y: [{"x": x[:7], "y": y[:7]}, {"x": x[7:], "y": y[7:]}]),
+        (
+            rt.Loss(of_batch, of="batch"),
+            lambda x, y: [{"x": x[:7], "y": y[:7]}, {"x": x[7:], "y": y[7:]}],
+        ),
     ],
     ids=["pair", "arrays", "loader", "list", "closure"],
 )

@@ -8,7 +8,7 @@ from tolerances import EPS, relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.descent import at_loss, hessian_trajectory
-from resid_theory.losses import square
+from resid_theory.losses import LOSSES
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
 IDENTITY = torch.nn.Identity()
@@ -93,7 +93,7 @@ def test_both_routes_agree_on_a_linear_net(generator, device):
     starts = drawn("near_zero", (4,), net, generator, device)
     given = dict(weights=starts, learning_rate=0.05, epochs=50)
     closed = rt.gradient_descent(net, "square", data, **given)
-    sampled = rt.gradient_descent(net, lambda out, y: square(out, y), data, **given)
+    sampled = rt.gradient_descent(net, lambda out, y: LOSSES["square"](out, y), data, **given)
     assert relative_error(sampled.weights, closed.weights) <= AFTER_200_EPOCHS
 
 

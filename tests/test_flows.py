@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import resid_theory as rt
+from resid_theory.losses import LOSSES
 from resid_theory.stability import MODES, STATISTICS, feature_gradients, subactivation_paths
 from resid_theory.stability import flows as room
 from resid_theory.stability.flow_statistics import Sums
@@ -134,7 +135,7 @@ def test_one_channel_at_a_time_gives_the_same(generator, data, device, k, channe
     layer = 2
     exact = flow_by_single_gradients(net, x[:1], y[:1], paths.ends[layer], paths.top, k, channel)
     ladder = room._Ladder.of(net, x, paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     flow = dict(ladder.flows(g, torch.arange(64)))[layer]
     scale = float(flow.abs().max())
     assert_close(flow[k, 0, channel], exact, rtol=0, atol=FLOW * scale)
@@ -159,7 +160,7 @@ def test_flows_follow_the_recursion(name, generator, data, device):
     x, y = data
     paths = subactivation_paths(net)
     ladder = room._Ladder.of(net, x, paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     found = dict(ladder.flows(g, torch.arange(64)))
     convolutions = [m for m in net if isinstance(m, nn.Conv2d)][1:]
     last = net[:-3](x).detach()
@@ -177,7 +178,7 @@ def test_flows_of_all_features_are_the_gradient(name, generator, device, data):
     x, y = data
     paths = subactivation_paths(net, rule=RULES.get(name))
     ladder = room._Ladder.of(net, x, paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, "cross_entropy")
+    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     for layer, flow in ladder.flows(g, torch.arange(g.shape[1], device=device)):
         below = ladder.lower[layer].detach().requires_grad_()
         loss = len(x) * F.cross_entropy(net[paths.ends[layer] :](below), y)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from tolerances import assert_same, relative_error
 from torch import nn
 
-from resid_theory.losses import LOSSES, check_mean, check_target, loss_function, output_derivatives
+from resid_theory.losses import LOSSES, Loss
 
 SAMPLES, CLASSES = 5, 3
 
@@ -47,7 +47,7 @@ def test_cross_entropy_by_its_definition(dtype, generator):
     output, target = outputs(generator), torch.softmax(outputs(generator), 1)
     rows = one_hot(LABELS) if dtype else target  # labels are one-hot rows
     target = LABELS.to(dtype) if dtype else target
-    check_target("cross_entropy", output, target)
+    LOSSES["cross_entropy"].check_target(output, target)
     expected = oracles.cross_entropy(output, rows)
     found = LOSSES["cross_entropy"](output, target)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
@@ -67,10 +67,10 @@ CASES = {
 def test_output_derivatives_against_nested_gradients(case, generator):
     loss, target_of = CASES[case]
     output, target = outputs(generator), target_of(outputs(generator))
-    g, curvature = output_derivatives(loss, output, target)
+    g, curvature = Loss.of(loss).derivatives(output, target)
     point = output.clone().requires_grad_()
     # the mean over samples couples none of them: m times it has the samples' own derivatives
-    total = SAMPLES * loss_function(loss)(point, target)
+    total = SAMPLES * Loss.of(loss)(point, target)
     gradient = torch.autograd.grad(total, point, create_graph=True)[0]
     exact = oracles.hessian_by_nested_gradients(total, [point])
     exact = exact.view(SAMPLES, CLASSES, SAMPLES, CLASSES)
@@ -83,9 +83,9 @@ def test_output_derivatives_against_nested_gradients(case, generator):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=["no-grad", "infer"])
 def test_output_derivatives_outside_gradient_mode(mode, generator):
     output, target = outputs(generator), one_hot(LABELS)
-    expected = output_derivatives(huber, output, target)
+    expected = Loss.of(huber).derivatives(output, target)
     with mode():
-        assert_same(output_derivatives(huber, output, target), expected)
+        assert_same(Loss.of(huber).derivatives(output, target), expected)
 
 
 UNFIT = {
@@ -104,9 +104,9 @@ UNFIT = {
 @pytest.mark.parametrize("case", UNFIT)
 def test_targets_that_do_not_fit(case):
     loss, target, message = UNFIT[case]
-    for function in (check_target, output_derivatives):
+    for function in (Loss.check_target, Loss.derivatives):
         with pytest.raises(ValueError, match=f"^data y: .*{message}"):
-            function(loss, torch.zeros(5, 3), target)
+            function(Loss.of(loss), torch.zeros(5, 3), target)
 
 
 NOT_MEANS = {
@@ -122,17 +122,17 @@ NOT_MEANS = {
 def test_losses_that_are_not_means(case, generator):
     loss, message = NOT_MEANS[case]
     with pytest.raises(ValueError, match=f"^loss: .*{message}"):
-        output_derivatives(loss, outputs(generator), outputs(generator))
+        Loss.of(loss).derivatives(outputs(generator), outputs(generator))
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), F.mse_loss, F.cross_entropy, huber], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_means_are_let_through(loss, dtype, generator):
     output, target = outputs(generator).to(dtype), one_hot(LABELS).to(dtype)
-    check_mean(loss, output, target)
-    check_mean(lambda o, t: 9 * loss(o, t), output[:1], target[:1])  # one sample tells nothing
+    Loss.of(loss).check_mean(output, target)
+    Loss(lambda o, t: 9 * loss(o, t)).check_mean(output[:1], target[:1])  # one sample tells nothing
 
 
 def test_an_unknown_loss_is_met_with_the_nearest():
     with pytest.raises(ValueError, match="^loss: unknown name 'squared'; did you mean 'square'"):
-        loss_function("squared")
+        Loss.of("squared")

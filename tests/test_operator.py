@@ -372,6 +372,9 @@ def energy(net, batch):
     return slope.square().sum(1).mean()
 
 
+ENERGY = rt.Loss(energy, of="batch")
+
+
 @pytest.mark.parametrize("engine", ["retained", "rebuilt"])
 @pytest.mark.parametrize("kind", ["tanh", "batchnorm"])
 def test_a_closure_needs_no_targets_and_may_differentiate_any_layer(kind, engine):
@@ -379,7 +382,7 @@ def test_a_closure_needs_no_targets_and_may_differentiate_any_layer(kind, engine
     net.eval()
     exact = oracles.hessian_by_nested_gradients(energy(net, {"points": x}), list(net.parameters()))
     batches = [{"points": part} for part in x.split([4, 3])]
-    measured = rt.curvature_operator(net, energy, batches, engine=engine)
+    measured = rt.curvature_operator(net, ENERGY, batches, engine=engine)
     assert relative_error(measured.dense(), exact) <= HESSIAN
 
 
@@ -563,15 +566,15 @@ REFUSED = {
     "loss": ({"loss": "squar"}, "^loss: unknown name 'squar'; did you mean 'square'"),
     "sum": ({"loss": nn.MSELoss(reduction="sum")}, "^loss: .* needs a mean over samples"),
     "closure": (
-        {"loss": energy, "matrix": "fisher", "data": [{"points": torch.ones(2, 4)}]},
+        {"loss": ENERGY, "matrix": "fisher", "data": [{"points": torch.ones(2, 4)}]},
         r"^matrix: 'fisher' needs the net's outputs, which a loss of \(net, batch\) hides",
     ),
     "closure-chunk": (
-        {"loss": energy, "chunk": 2, "data": [{"points": torch.ones(2, 4)}]},
+        {"loss": ENERGY, "chunk": 2, "data": [{"points": torch.ones(2, 4)}]},
         "^chunk: got 2, but batches cannot be split",
     ),
     "closure-batch": (
-        {"loss": energy, "data": ["points"]},
+        {"loss": ENERGY, "data": ["points"]},
         "^data: got a batch that is str without a tensor",
     ),
     "process_group": (

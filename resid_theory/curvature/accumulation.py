@@ -11,7 +11,7 @@ from tqdm import tqdm
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
-from resid_theory.data.reiterable import Batch
+from resid_theory.data import Batch
 from resid_theory.runtime.preserve import deterministic, preserved
 from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
@@ -60,8 +60,8 @@ class BatchSum:
             self._workspace = available_bytes(risk.device) // _SHARE
             if self.engine == "retained":
                 self._retain()
-            if self.engine == "rebuilt" and not risk.passes.in_memory:
-                for _ in risk.passes:  # a second time, to see whether the same samples come again
+            if self.engine == "rebuilt" and not risk.data.in_memory:
+                for _ in risk.data:  # a second time, to see whether the same samples come again
                     pass
 
     # -- before the first product --
@@ -113,7 +113,7 @@ class BatchSum:
 
     def _retain(self) -> None:
         try:
-            for batch in self.risk.passes:
+            for batch in self.risk.data:
                 step = self._chunk_size(batch.size)
                 for start in range(0, batch.size, step):
                     count = min(step, batch.size - start)
@@ -180,7 +180,7 @@ class BatchSum:
                 self._stop_retaining()
             if self.engine == "rebuilt":
                 with preserved(self.risk.net, batchnorm=self.risk.batchnorm):
-                    for batch in self.risk.passes:
+                    for batch in self.risk.data:
                         self._add_rebuilt(batch, function, total, bar)
         return total
 

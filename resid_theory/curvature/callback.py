@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.curvature.empirical_risk import is_closure
 from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.curvature.spectrum_of_net import spectrum
-from resid_theory.data import Images
-from resid_theory.data.batching import batches
-from resid_theory.data.reiterable import map_tensors
+from resid_theory.data import Data, Images
+from resid_theory.data.batch import map_tensors
 from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.spectrum_report import spectral_estimates
-from resid_theory.losses import Loss, loss_function
+from resid_theory.losses import Loss, LossLike
 from resid_theory.runtime.preserve import preserved
 
 __all__ = ["curvature_callback"]
@@ -36,7 +34,7 @@ class TrainingMoment(Protocol):
 
 
 def curvature_callback(
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     *,
     k: int = 1,
@@ -119,7 +117,7 @@ def curvature_callback(
         >>> run.column("gradient_norm"), run.column("hessian_largest"), run.column("hessian_index")
         ([2.0, 1.0, 0.5], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
     """
-    loss_function(loss)
+    scored = Loss.of(loss)
     listed = parameters if isinstance(parameters, (list, tuple)) else [parameters]
     if any(isinstance(given, Tensor) for given in listed):
         raise ValueError("parameters: got a tensor, which is that of one net; needs names")
@@ -151,9 +149,9 @@ def curvature_callback(
             if every:
                 net = copy.deepcopy(net).double()
             dtype = trainable(net)[0].dtype
-            cast = _in_dtype(data, dtype, is_closure(loss))
+            cast = _in_dtype(data, dtype, scored.takes_batches)
             operator = curvature_operator(
-                net, loss, cast, matrix=matrix, parameters=parameters, batchnorm=batchnorm
+                net, scored, cast, matrix=matrix, parameters=parameters, batchnorm=batchnorm
             )
             if every:
                 report = spectrum(operator, k=k, method="dense")
@@ -211,7 +209,7 @@ def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
         return data
     if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):
         return CastLoader(data, cast, closure)
-    return tuple(map_tensors(part, cast) for part in batches(data))
+    return tuple(map_tensors(batch.pair, cast) for batch in Data.of(data))
 
 
 class CastLoader:
@@ -221,5 +219,5 @@ class CastLoader:
         self._data, self._cast, self._closure = data, cast, closure
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self._data if self._closure else batches(self._data):
-            yield map_tensors(batch, self._cast)
+        for batch in Data.of(self._data, pairs=not self._closure):
+            yield map_tensors(batch.content, self._cast)

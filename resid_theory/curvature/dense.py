@@ -15,15 +15,14 @@ from resid_theory.curvature.input_checks import (
     check_batches,
     check_inputs,
     check_net,
-    pixels_as_inputs,
     trainable,
 )
 from resid_theory.curvature.layer_pairs import chain_hessian
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
-from resid_theory.data.batching import batches
+from resid_theory.data import Data
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.losses import Loss, loss_function
+from resid_theory.losses import Loss, LossLike
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, matmul_rate, readable_bytes
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
@@ -62,7 +61,7 @@ class HessianCost:
 
 def hessian(
     net: nn.Module,
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     *,
     method: str = "auto",
@@ -108,13 +107,13 @@ def hessian(
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
+        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
         return plan.matrix(memory_limit=memory_limit, progress=progress)
 
 
 def hessian_spectrum(
     net: nn.Module,
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     *,
     method: str = "auto",
@@ -147,13 +146,13 @@ def hessian_spectrum(
     # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
     _refuse_if_too_large(18 * size**2, net, memory_limit)
     with preserved(net, batchnorm=batchnorm):
-        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
+        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
         matrix = plan.matrix(memory_limit=memory_limit, progress=progress)
     return Spectrum.of(torch.linalg.eigvalsh(matrix))
 
 
 def hessian_cost(
-    net: nn.Module, loss: str | Loss, data: Any, *, method: str = "auto", batchnorm: str = "eval"
+    net: nn.Module, loss: LossLike, data: Any, *, method: str = "auto", batchnorm: str = "eval"
 ) -> HessianCost:
     """Memory and time that :func:`hessian` would take, without the work.
 
@@ -174,8 +173,8 @@ def hessian_cost(
     """
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
-        plan = HessianPlan.of(net, loss, data, method=method, batchnorm=batchnorm)
-        check_batches(net, loss, plan.batches)
+        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
+        check_batches(net, plan.loss, plan.data)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
@@ -185,33 +184,32 @@ class HessianPlan:
     """A route to the Hessian, chosen by the net, the loss and the data, which have been read."""
 
     net: nn.Module
-    loss: str | Loss
+    loss: Loss
     batchnorm: str
-    batches: list[tuple[Tensor, Tensor]]  # on the net's device
+    data: Data  # held in memory on the net's device
     chain: LayerChain | None  # None unless the net is one
     method: str
 
     @classmethod
     def of(
-        cls, net: nn.Module, loss: str | Loss, data: Any, *, method: str = "auto", batchnorm: str
+        cls, net: nn.Module, loss: Loss, data: Any, *, method: str = "auto", batchnorm: str
     ) -> "HessianPlan":
         """Read the data once and choose the route; the net is in the mode to be measured in."""
         check_choice("method", method, METHODS)
-        loss_function(loss)  # an unknown name is refused before anything else happens
-        device = trainable(net)[0].device
-        read = batches(pixels_as_inputs(data, net))
-        parts = [(x.to(device), y.to(device)) for x, y in read]
-        check_inputs(net, parts)
+        trainable(net)
+        held = Data.of(data, like=net).held()
+        check_inputs(net, held)
+        parts = [batch.pair for batch in held]
         flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
         vectors = all(x.dim() == 2 or (x.dim() > 2 and flattens) for x, _ in parts)
         chain = chain_of(net) if vectors else None
         matrices = all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
-        closed = chain is not None and chain.is_linear and loss == "square" and matrices
+        closed = chain is not None and chain.is_linear and loss.identity and matrices
         if method == "closed_form" and not closed:
             raise ValueError(
                 "method: 'closed_form' needs a linear net without biases, all parameters "
                 "trainable, and the square loss on matrices; got "
-                f"{type(net).__name__} and loss {loss!r}"
+                f"{type(net).__name__} and loss {loss.name!r}"
             )
         if method == "layer_pairs" and chain is None:
             raise ValueError(
@@ -221,9 +219,7 @@ class HessianPlan:
             )
         if method == "auto":
             method = "closed_form" if closed else "columns" if chain is None else "layer_pairs"
-        return cls(
-            net=net, loss=loss, batchnorm=batchnorm, batches=parts, chain=chain, method=method
-        )
+        return cls(net=net, loss=loss, batchnorm=batchnorm, data=held, chain=chain, method=method)
 
     @property
     def size(self) -> int:
@@ -233,7 +229,7 @@ class HessianPlan:
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return sum(len(x) for x, _ in self.batches)
+        return sum(batch.size for batch in self.data)
 
     @property
     def bytes(self) -> int:
@@ -253,16 +249,16 @@ class HessianPlan:
         if self.method == "closed_form":
             return writing
         if self.method == "layer_pairs":
-            rate = matmul_rate(self.batches[0][0].device)
+            rate = matmul_rate(trainable(self.net)[0].device)
             return 4 * self.samples * self.size**2 / rate + writing
-        x, y = self.batches[0]
+        first = next(iter(self.data))
         start = time.perf_counter()
-        operator = self._operator((x, y), None)
+        operator = self._operator(first.pair, None)
         built = time.perf_counter()
         panel = torch.eye(self.size, min(_PANEL, self.size))
         float((operator @ panel).sum())  # waits for a GPU
         once, product = built - start, time.perf_counter() - built
-        return (once + product * self.size / panel.shape[1]) * self.samples / len(x) + writing
+        return (once + product * self.size / panel.shape[1]) * self.samples / first.size + writing
 
     def matrix(self, *, memory_limit: int | None = None, progress: bool = False) -> Tensor:
         """The Hessian, (P, P), float64."""
@@ -272,21 +268,21 @@ class HessianPlan:
             if allowed is None:
                 allowed = available_bytes(trainable(self.net)[0].device)
             # Graphs may take half of what the matrix leaves; the operator checks the data itself.
-            operator = self._operator(tuple(self.batches), (allowed - 8 * self.size**2) // 2)
+            operator = self._operator(self.data, (allowed - 8 * self.size**2) // 2)
             result = operator.dense(progress=progress)
             _symmetrize(result, torch.finfo(operator.risk.parameters[0].dtype).eps)
             probe = result
         else:
-            check_batches(self.net, self.loss, self.batches)
+            check_batches(self.net, self.loss, self.data)
             assert self.chain is not None
             if self.method == "closed_form":
-                result = linear_hessian(self.chain.units, Moments.of(self.batches))
+                result = linear_hessian(self.chain.units, Moments.of(self.data))
                 # Reading it back would cost as much as making it; the diagonal shows an overflow.
                 probe = result.diagonal()
             else:
                 title = {"desc": "Hessian", "unit": "sample"}
                 with tqdm(total=self.samples, disable=not progress, **title) as bar:
-                    result = chain_hessian(self.chain, self.loss, self.batches, report=bar.update)
+                    result = chain_hessian(self.chain, self.loss, self.data, report=bar.update)
                 probe = result
         if not bool(torch.isfinite(probe.sum())):
             raise ValueError(

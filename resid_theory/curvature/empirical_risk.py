@@ -1,6 +1,5 @@
 """The mean loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,36 +10,28 @@ from resid_theory._check import check_choice
 from resid_theory.curvature.input_checks import check_batches, check_inputs, check_net
 from resid_theory.curvature.matvec_graphs import MATRICES, MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
-from resid_theory.data.reiterable import Batch, Passes
-from resid_theory.losses import Loss, loss_function
+from resid_theory.data import Batch, Data
+from resid_theory.losses import Loss, LossLike
 
-__all__ = ["EmpiricalRisk", "is_closure"]
+__all__ = ["EmpiricalRisk"]
 
 _PIECE = 1024  # samples of images that are normalized and checked together
-
-
-def is_closure(loss: Any) -> bool:
-    """True if a loss takes (net, batch): its second parameter is called ``batch``."""
-    try:
-        return callable(loss) and list(inspect.signature(loss).parameters)[1:2] == ["batch"]
-    except (TypeError, ValueError):  # a callable without a signature
-        return False
 
 
 class EmpiricalRisk:
     """Net, loss and data, and the curvature matrix with respect to some of the parameters.
 
     Attributes:
-        net, loss, data, matrix, batchnorm: As `curvature_operator` takes them.
+        net, matrix, batchnorm: As `curvature_operator` takes them.
+        loss, data: What `curvature_operator` takes, as ``Loss`` and ``Data``.
         names, parameters: The parameters with rows, in order.
-        passes: The data, batch by batch.
         splits: Whether a batch's mean loss is the mean over its parts.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        loss: str | Loss,
+        loss: LossLike,
         data: Any,
         *,
         matrix: str = "hessian",
@@ -50,17 +41,16 @@ class EmpiricalRisk:
     ) -> None:
         check_net(net)
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
-        self.net, self.loss, self.data, self.matrix = net, loss, data, matrix
+        self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
-        self._function, self._seed, self._channels_last = loss_function(loss), seed, False
+        self._seed, self._channels_last = seed, False
         known = trainable_by_name(net)
         self.names = select_parameters("parameters", parameters, known)
         self.parameters = [known[name] for name in self.names]
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         mixes = batchnorm == "batch" and bool(norms)
-        self._closure = is_closure(loss)
-        self.splits = not (self._closure or mixes)
-        if self._closure and self._graph.needs_output:
+        self.splits = not (self.loss.takes_batches or mixes)
+        if self.loss.takes_batches and self._graph.needs_output:
             raise ValueError(
                 f"matrix: {matrix!r} needs the net's outputs, which a loss of (net, batch) hides; "
                 "use 'hessian', or a loss of (output, target)"
@@ -70,7 +60,9 @@ class EmpiricalRisk:
                 f"matrix: {matrix!r} needs a gradient for every sample, and with batchnorm='batch' "
                 "samples share statistics; use batchnorm='eval'"
             )
-        self.passes = Passes(data, closure=self._closure, ordered=not self.splits)
+        self.data = Data.of(data, like=net, pairs=not self.loss.takes_batches)
+        self.data.check_rewindable("every product")
+        self.data.ordered = not self.splits
 
     @property
     def title(self) -> str:
@@ -86,47 +78,37 @@ class EmpiricalRisk:
         """Read the data once and check them; return the number of samples and the first batch."""
         first: Batch | None = None
         samples = 0
-        examples: list[Tensor] = []
 
-        def noted() -> Iterator[Batch]:
+        def pieces() -> Iterator[Batch]:
             nonlocal first, samples
-            for batch in self.passes:
+            for batch in self.data:
                 first, samples = first or batch, samples + batch.size
-                yield batch
+                for start in range(0, batch.size if batch.is_pair else 0, _PIECE):
+                    piece = batch.part(start, _PIECE)
+                    check_inputs(self.net, [piece])
+                    yield piece
 
-        def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-            for batch in noted():
-                for start in range(0, batch.size, _PIECE):
-                    x, y = batch.part(start, _PIECE, self.parameters[0])
-                    check_inputs(self.net, [(x, y)])
-                    if not examples:
-                        examples.append(x[:2])
-                    yield x, y
-
-        if self._closure:
-            for _ in noted():
-                pass
-        else:
-            check_batches(self.net, self.loss, pairs())
-            self._check_matrix(examples[0])
-            self._channels_last = self._gains_from_channels_last(examples[0])
+        check_batches(self.net, self.loss, pieces())
         assert first is not None
+        if first.is_pair:
+            self._check_matrix(first.part(0, 2))
+            self._channels_last = self._gains_from_channels_last(first.part(0, 2).pair[0])
         return samples, first
 
-    def _check_matrix(self, x: Tensor) -> None:
+    def _check_matrix(self, batch: Batch) -> None:
         """Refuse nets that the matrix is not defined for."""
         if not self._graph.needs_output:
             return
-        output = self.net(x.clone())
+        output = batch.call(self.net)
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"matrix: {self.matrix!r} needs a net that gives one tensor, got "
                 f"{type(output).__name__}; use 'hessian'"
             )
-        if not self._graph.needs_samples or len(x) < 2:
+        if not self._graph.needs_samples or batch.size < 2:
             return
         with torch.no_grad():
-            both, alone = self.net(x.clone())[:1], self.net(x[:1].clone())
+            both, alone = batch.call(self.net)[:1], batch.part(0, 1).call(self.net)
         gap, scale = float((both - alone).abs().max()), float(both.abs().max())
         if gap > torch.finfo(both.dtype).eps ** 0.5 * scale:
             raise ValueError(
@@ -148,17 +130,16 @@ class EmpiricalRisk:
 
     def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
         """The graph of some samples of a batch, in the mode that the net is in."""
-        part = batch.part(start, count, self.parameters[0])
+        part = batch.part(start, count)
 
         def build() -> MatvecGraph:
-            if self._closure:
-                output, target = self.net, part
+            if self.loss.takes_batches:
+                output, target = self.net, part.placed
             else:
-                x, target = part
+                x, target = part.pair
                 if self._channels_last:
                     x = x.contiguous(memory_format=torch.channels_last)
                 output = self.net(x.clone())  # a net that starts in place would overwrite the data
-            place = batch.first + start
-            return self._graph(output, target, self._function, self.parameters, self._seed, place)
+            return self._graph(output, target, self.loss, self.parameters, self._seed, part.first)
 
         return record_graph(build, weigh=weigh)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from resid_theory.activations import Activation, derivatives
 from resid_theory.curvature.chain import LayerChain
-from resid_theory.losses import Loss, output_derivatives
+from resid_theory.data import Batch
+from resid_theory.losses import Loss
 
 __all__ = ["chain_hessian"]
 
@@ -132,13 +133,11 @@ def _backward(
         grad, change = delta, moved
 
 
-def _accumulate(
-    hessian: Tensor, chain: LayerChain, loss: str | Loss, x: Tensor, target: Tensor
-) -> None:
+def _accumulate(hessian: Tensor, chain: LayerChain, loss: Loss, x: Tensor, target: Tensor) -> None:
     """Add a chunk's sum over samples to the lower block triangle."""
     blocks, output, response = _forward(chain, x.mT.contiguous())
-    g, curvature = output_derivatives(loss, output.mT, target)
-    if loss != "square":  # whose curvature is the identity
+    g, curvature = loss.derivatives(output.mT, target)
+    if not loss.identity:  # whose curvature is the identity
         response = torch.einsum("mij,kjm->kim", curvature, response)
     ends = torch.tensor(chain.augmented_sizes).cumsum(0).tolist()
     layers = [layer for block in blocks for layer in block.layers]
@@ -171,8 +170,8 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 def chain_hessian(
     chain: LayerChain,
-    loss: str | Loss,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Loss,
+    batches: Iterable[Batch],
     *,
     report: Callable[[int], Any] = lambda samples: None,
 ) -> Tensor:
@@ -186,7 +185,7 @@ def chain_hessian(
     entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
     chunk = max(1, min(2048, _WORKSPACE // (8 * entries)))  # samples whose responses fit
     count = 0
-    for x, y in batches:
+    for x, y in (batch.pair for batch in batches):
         x = x.flatten(1).to(torch.float64)
         y = y.to(torch.float64) if y.is_floating_point() else y
         for part_x, part_y in zip(x.split(chunk), y.split(chunk), strict=True):

@@ -15,7 +15,7 @@ from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.parameter_selection import select_parameters
-from resid_theory.losses import Loss
+from resid_theory.losses import LossLike
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import readable_bytes
 
@@ -234,7 +234,7 @@ class CurvatureOperator(CurvatureBlock):
             f"engine: {self.engine}; retained graphs: {held}, about "
             f"{sums.retained_seconds:.2g} s a product; rebuilt: {sums.rebuilt_seconds:.2g} s",
         ]
-        if risk.passes.shuffled:
+        if risk.data.shuffled:
             lines.append("the loader shuffles between passes: products agree to round-off")
         return "\n".join(lines)
 
@@ -247,7 +247,7 @@ class CurvatureOperator(CurvatureBlock):
 
 def curvature_operator(
     net: nn.Module,
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     *,
     matrix: str = "hessian",

@@ -11,12 +11,11 @@ from resid_theory._check import check_choice, check_int
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.input_checks import check_net, trainable
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
-from resid_theory.data import Images
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
-from resid_theory.losses import Loss
+from resid_theory.losses import LOSSES, Loss, LossLike
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes
 
@@ -30,7 +29,7 @@ _COPIES = 4  # of a dense matrix: itself, LAPACK's, the eigenvectors, workspace
 
 def spectrum(
     net: nn.Module | CurvatureOperator,
-    loss: str | Loss | None = None,
+    loss: LossLike | None = None,
     data: Any = None,
     *,
     k: int = 5,
@@ -104,16 +103,16 @@ def spectrum(
     check_net(net)
     if loss is None:
         raise ValueError("loss: is missing; call spectrum(net, loss, data) or spectrum(operator)")
-    weights = trainable(net)
+    scored, weights = Loss.of(loss), trainable(net)
     size, device = sum(weight.numel() for weight in weights), weights[0].device
     whole = operator is None or (
         operator.matrix == "hessian" and operator.shape[0] == size and operator.processes == 1
     )
     # The dense routes take the Hessian with respect to all parameters, of a loss with a name.
-    plain = whole and isinstance(loss, str)
+    plain = whole and scored in LOSSES.values()
     if plain and (method == "dense" or method == "auto" and _fits(size, _MEDIUM, limit, device)):
         with preserved(net, batchnorm=batchnorm):  # a loader draws from the global RNG
-            plan = HessianPlan.of(net, loss, data, batchnorm=batchnorm)
+            plan = HessianPlan.of(net, scored, data, batchnorm=batchnorm)
             if method == "dense":
                 reason = "asked for"
             elif _fits(size, _SMALL, limit, device):
@@ -124,10 +123,9 @@ def spectrum(
             exact = plan.matrix(memory_limit=limit, progress=progress) if reason else None
         if exact is not None:
             return _dense(exact, k, percentile, "hessian", plan.samples, reason)
-        if operator is None and not isinstance(data, Images):
-            data = tuple(plan.batches)  # read once, by the plan
+        data = plan.data  # read once, by the plan
     if operator is None:
-        operator = curvature_operator(net, loss, data)
+        operator = curvature_operator(net, scored, data)
     size = operator.shape[0]
     if method == "dense" or (
         method == "auto" and not plain and _fits(size, _SMALL, limit, operator.device)

@@ -1,7 +1,9 @@
 """Data sets: regression problems, digits, MNIST, CIFAR-10, image folders, and their moments."""
 
 from resid_theory.data.augmentation import Crops, augment, draw_crops
+from resid_theory.data.batch import Batch
 from resid_theory.data.cifar import load_cifar10
+from resid_theory.data.data import Data
 from resid_theory.data.datasets import IMAGE_SETS, load_images
 from resid_theory.data.image_folders import load_image_folder
 from resid_theory.data.image_set import Images
@@ -12,7 +14,9 @@ from resid_theory.data.whitening import Whitening, load_whitened, whiten
 
 __all__ = [
     "IMAGE_SETS",
+    "Batch",
     "Crops",
+    "Data",
     "Images",
     "Moments",
     "Regression",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.data.batching import batches
+from resid_theory.data.data import Data
 
 __all__ = ["Moments"]
 
@@ -74,7 +74,7 @@ class Moments:
             return data
         total: Tensor | None = None
         count, width = 0, 0
-        for x, y in batches(data):
+        for x, y in (batch.pair for batch in Data.of(data)):
             if x.dim() != 2 or y.dim() != 2:
                 raise ValueError(
                     f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; moments need "
@@ -92,7 +92,7 @@ class Moments:
                 part.addmm_(joined.mT, joined)
             total = part if total is None else total + part
             count += len(x)
-        assert total is not None  # batches() raises when there is none
+        assert total is not None  # Data refuses to have no batch
         total = total / count
         return cls(
             sxx=total[:width, :width],

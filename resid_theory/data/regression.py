@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.data.batching import batches
+from resid_theory.data.data import Data
 from resid_theory.data.moments import Moments
 
 __all__ = ["Regression", "gather", "one_hot"]
@@ -85,7 +85,7 @@ def gather(data: Any) -> Regression:
     """
     if isinstance(data, Regression) and data.x.dtype == data.y.dtype == torch.float64:
         return data
-    parts = list(batches(data))
+    parts = [batch.pair for batch in Data.of(data)]
     shapes = {(part_x.shape[1:], part_y.shape[1:]) for part_x, part_y in parts}
     if len(shapes) > 1:
         widths = ", ".join(f"{tuple(a)} and {tuple(b)}" for a, b in sorted(shapes))

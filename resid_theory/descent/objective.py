@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import Regression, gather
-from resid_theory.losses import Loss, check_mean, check_target, loss_function
+from resid_theory.losses import Loss
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.theory.linear.stacked_nets import StackedChains
 
@@ -20,17 +20,17 @@ Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
 _CHUNK = 1 << 26  # bytes of activations at a time on a CPU: more leave its caches, and gain nothing
 
 
-def objective_of(net: ShortcutNet, loss: str | Loss, data: Any, like: Tensor) -> Objective:
+def objective_of(net: ShortcutNet, loss: Loss, data: Any, like: Tensor) -> Objective:
     """The objective of stacked copies of a net, in dtype and on device of ``like``."""
     dtype, device = like.dtype, like.device
-    if net.is_linear and loss == "square" and dtype == torch.float64:
+    if net.is_linear and loss.identity and dtype == torch.float64:
         moments = Moments.of(data)
         _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
         return StackedChains(moments.to(device), net.shortcut_depth, shortcut=net.shortcut)
     if isinstance(data, Moments):
         raise ValueError(
             f"data: got Moments, which suffice for linear nets with the square loss in float64; "
-            f"{net} with the loss {loss!r} in {dtype} needs the samples (x, y)"
+            f"{net} with the loss {loss.name!r} in {dtype} needs the samples (x, y)"
         )
     samples = gather(data).to(device, dtype)
     _check_widths(net, samples.x.shape[1], samples.y.shape[1])
@@ -52,12 +52,11 @@ class SampledNets:
     work under ``torch.vmap``.
     """
 
-    def __init__(self, net: ShortcutNet, loss: str | Loss, data: Regression) -> None:
-        check_target(loss, data.x, data.y)
-        function = loss_function(loss)
-        check_mean(function, data.x, data.y)
+    def __init__(self, net: ShortcutNet, loss: Loss, data: Regression) -> None:
+        loss.check_target(data.x, data.y)
+        loss.check_mean(data.x, data.y)
         self._net, self._data = net, data
-        self._loss = torch.vmap(lambda output: function(output, data.y))
+        self._loss = torch.vmap(lambda output: loss(output, data.y))
 
     def __call__(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (rows,) and gradients of all rows, for weights (layers, rows, d, d)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 from resid_theory.descent.objective import Objective, objective_of
 from resid_theory.descent.path import Descent
-from resid_theory.losses import Loss
+from resid_theory.losses import Loss, LossLike
 from resid_theory.networks.shortcut import ShortcutNet
 
 __all__ = ["gradient_descent"]
@@ -20,7 +20,7 @@ _DIVERGED = 1e3  # times the loss at the start, beyond which a row has diverged
 
 def gradient_descent(
     net: ShortcutNet,
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     *,
     weights: Tensor,
@@ -78,7 +78,7 @@ def gradient_descent(
     """
     starts, rates = _rows(net, weights, learning_rate)
     shape = starts.shape[:-4]
-    objective = objective_of(net, loss, data, starts)
+    objective = objective_of(net, Loss.of(loss), data, starts)
     count = check_int("epochs", epochs, 0)
     # (..., blocks, n, d, d) as (layers, rows, d, d), a copy
     rows = starts.reshape(-1, net.blocks * net.shortcut_depth, *starts.shape[-2:])

@@ -13,7 +13,7 @@ from resid_theory.curvature import hessian_spectrum
 from resid_theory.data.moments import Moments
 from resid_theory.descent.path import Descent
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.losses import Loss
+from resid_theory.losses import Loss, LossLike
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.theory import linear_hessian
 
@@ -85,7 +85,7 @@ def at_loss(loss: Any, values: Any, levels: Any, *, logarithmic: bool = True) ->
 
 def hessian_trajectory(
     net: ShortcutNet,
-    loss: str | Loss,
+    loss: LossLike,
     data: Any,
     path: Descent,
     *,
@@ -135,7 +135,7 @@ def hessian_trajectory(
     alive = weights.flatten(1).isfinite().all(1)
     epochs = path.kept[alive.cpu()]
     records = torch.searchsorted(path.epochs, epochs)
-    if net.is_linear and loss == "square":
+    if net.is_linear and Loss.of(loss).identity:
         data = Moments.of(data)
     return HessianTrajectory(
         epochs=epochs,
@@ -145,7 +145,7 @@ def hessian_trajectory(
     )
 
 
-def _spectrum(net: ShortcutNet, loss: str | Loss, data: Any, weights: Tensor) -> Spectrum:
+def _spectrum(net: ShortcutNet, loss: LossLike, data: Any, weights: Tensor) -> Spectrum:
     """Spectrum of a copy of the net with these weights."""
     copy = deepcopy(net).to(weights)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_int
 from resid_theory.identity import AddIdentity, IdDecay, shifted
-from resid_theory.losses import Loss, check_target, loss_function
+from resid_theory.losses import Loss, LossLike
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
 
@@ -50,7 +50,7 @@ def check_equivalence(
     x: Tensor,
     y: Tensor | None = None,
     *,
-    loss: str | Loss = "square",
+    loss: LossLike = "square",
     steps: int = 0,
     optimizer: OptimizerFactory | None = None,
     correct: bool = True,
@@ -93,7 +93,7 @@ def check_equivalence(
     if steps and optimizer is None:
         raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
     nets = copy.deepcopy(net_a), copy.deepcopy(net_b)
-    target, function = y, loss_function(loss)
+    target, scored = y, Loss.of(loss)
     measured: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     for net in nets:
         at = x.detach().clone().requires_grad_(x.is_floating_point())
@@ -104,8 +104,8 @@ def check_equivalence(
                 f"{tuple(measured[0][0].shape)}"
             )
         target = torch.zeros_like(output) if target is None else target
-        check_target(loss, output, target)
-        measured.append((output.detach(), *_gradients(net, at, function(output, target))))
+        scored.check_target(output, target)
+        measured.append((output.detach(), *_gradients(net, at, scored(output, target))))
     (out_a, in_a, grads_a), (out_b, in_b, grads_b) = measured
     shapes_a, shapes_b = (
         {(name, tuple(grad.shape)) for name, grad in grads.items()} for grads in (grads_a, grads_b)
@@ -120,7 +120,7 @@ def check_equivalence(
     drift: list[float] = []
     if steps and optimizer is not None:
         assert target is not None
-        drift = _train(nets, (x, target), function, steps, optimizer, correct)
+        drift = _train(nets, (x, target), scored, steps, optimizer, correct)
     return Gap(
         outputs=_relative(out_a, out_b),
         input_gradient=_relative(in_a, in_b),

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
-from resid_theory.data import Images
-from resid_theory.data.batching import batches
-from resid_theory.losses import Loss, check_mean, check_scalar, check_target, loss_function
+from resid_theory.data import Data, Images
+from resid_theory.losses import Loss, LossLike, check_scalar
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
@@ -88,7 +87,7 @@ def dominant_flows(
     net: nn.Module,
     data: Any,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: LossLike = "cross_entropy",
     mode: str = "sap",
     statistic: str = "mean",
     rule: str | None = None,
@@ -146,6 +145,7 @@ def dominant_flows(
         >>> flows.layers, flows.off_path.max().item()
         (('relu0', 'relu1', 'relu2'), 0.0)
     """
+    scored = Loss.of(loss)
     check_choice("mode", mode, MODES)
     check_choice("statistic", statistic, STATISTICS)
     step = None if batch is None else check_int("batch", batch)
@@ -163,7 +163,7 @@ def dominant_flows(
                     if size > 1:
                         continue
                 target = y[start : start + size]
-                gradients = _gradients(net[paths.top :], ladder.upper[-1], target, loss)
+                gradients = _gradients(net[paths.top :], ladder.upper[-1], target, scored)
                 parts.append((*_read(ladder, gradients, paths), gradients))
                 bar.update(len(target))
                 start += size
@@ -180,7 +180,7 @@ def dominant_flows(
 
 
 def feature_gradients(
-    net: nn.Module, data: Any, *, loss: str | Loss = "cross_entropy", batch: int = 256
+    net: nn.Module, data: Any, *, loss: LossLike = "cross_entropy", batch: int = 256
 ) -> Tensor:
     r"""Gradient g of each sample's own loss in the net's final features a_L.
 
@@ -203,25 +203,24 @@ def feature_gradients(
     """
     top, _ = final_features(net)
     assert isinstance(net, nn.Sequential)
-    step = check_int("batch", batch)
+    step, scored = check_int("batch", batch), Loss.of(loss)
     parts = []
     with preserved(net):
         for x, y in _samples(net, data):
             for some, target in zip(x.split(step), y.split(step), strict=True):
                 with torch.no_grad():
                     features = net[:top](some)
-                parts.append(_gradients(net[top:], features, target, loss))
+                parts.append(_gradients(net[top:], features, target, scored))
     return torch.cat(parts)
 
 
-def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: str | Loss) -> Tensor:
+def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) -> Tensor:
     """Gradient of each sample's own loss, not of the mean, in the final features."""
     features = features.detach().requires_grad_()
     output = head(features)
-    check_target(loss, output, target)
-    function = loss_function(loss)
-    check_mean(function, output, target)
-    value = check_scalar(len(target) * function(output, target))
+    loss.check_target(output, target)
+    loss.check_mean(output, target)
+    value = check_scalar(len(target) * loss(output, target))
     return torch.autograd.grad(value, features)[0]
 
 
@@ -233,7 +232,7 @@ def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
         # A part at a time: as floating-point numbers the set is four or eight times as large.
         parts = zip(images.pixels.split(512), images.labels.split(512), strict=True)
         data = ((images.inputs(pixels, like.dtype), labels) for pixels, labels in parts)
-    for x, y in batches(data):
+    for x, y in (batch.pair for batch in Data.of(data)):
         target = y.to(like.dtype) if y.is_floating_point() else y
         yield x.to(like.device, like.dtype), target.to(like.device)
 

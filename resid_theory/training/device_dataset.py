@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resid_theory.data import Images
-from resid_theory.losses import check_outputs, check_target
+from resid_theory.losses import LOSSES, check_outputs
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import digest
 from resid_theory.training.recipe import Recipe
@@ -79,8 +79,8 @@ class DeviceDataset:
             ) from error
         output, labels = check_outputs(output, len(x)), self._images.labels
         # The net's width, all labels: only the number of rows is made to fit.
-        loss = "cross_entropy" if self.labelled else recipe.loss
-        check_target(loss, output[:1].expand(len(labels), -1), labels)
+        loss = LOSSES["cross_entropy" if self.labelled else recipe.loss]
+        loss.check_target(output[:1].expand(len(labels), -1), labels)
         if not self.labelled:
             return labels.to(self._dtype)
         if recipe.loss == "square":

@@ -9,7 +9,7 @@ from torch import nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Images
-from resid_theory.losses import check_outputs, check_target, cross_entropy
+from resid_theory.losses import LOSSES, check_outputs
 from resid_theory.runtime.preserve import preserved
 
 __all__ = ["Evaluation", "evaluate"]
@@ -83,10 +83,10 @@ def evaluate(
             rows = slice(start, start + size)
             pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))
             logits = check_outputs(net(images.inputs(pixels, dtype)), len(labels))
-            check_target("cross_entropy", logits, labels)
+            LOSSES["cross_entropy"].check_target(logits, labels)
             if ranks and ranks[-1] > logits.shape[1]:
                 raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")
-            loss += float(cross_entropy(logits.double(), labels)) * len(labels)
+            loss += float(LOSSES["cross_entropy"](logits.double(), labels)) * len(labels)
             # The rank of a label is the number of classes that come before it.
             own = logits.gather(1, labels[:, None])
             earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory._check import first_difference
-from resid_theory.losses import loss_function
+from resid_theory.losses import Loss
 from resid_theory.runtime.preserve import changeable_buffers, preserved
 from resid_theory.training.recipe import Recipe
 
@@ -54,7 +54,7 @@ class NetGroup:
 
     def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
         self.nets = list(nets)
-        self._loss, self._dtype = loss_function(recipe.loss), DTYPES[recipe.precision]
+        self._loss, self._dtype = Loss.of(recipe.loss).function, DTYPES[recipe.precision]
         self._half, self._device = recipe.precision == "bf16", device.type
 
     def score(self, net: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from resid_theory.data.moments import Moments
 from resid_theory.data.regression import one_hot
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.losses import Loss
+from resid_theory.losses import Loss, LossLike
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.relu_limits import (
     check_direction,
@@ -56,7 +56,7 @@ def zero_point(
     *,
     blocks: int,
     shortcut_depth: int,
-    loss: str | Loss = "square",
+    loss: LossLike = "square",
     pre: str | Activation | None = None,
     mid: str | Activation | None = None,
     post: str | Activation | None = None,
@@ -121,10 +121,10 @@ def zero_point(
     """
     maps = {"input_map": input_map, "output_map": output_map}
     net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post, maps)
-    directed = is_direction(kink)
+    directed, scored = is_direction(kink), Loss.of(loss)
     data = _with_targets(data)
     bend = 0.0 if directed else net.bend(kink)
-    if loss == "square" and net.pre is None and not (net.bias or bend or directed):
+    if scored.identity and net.pre is None and not (net.bias or bend or directed):
         local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), net)
     elif isinstance(data, Moments):
         raise ValueError(
@@ -132,7 +132,7 @@ def zero_point(
             "or (for n = 1) a curved post; needs the samples (x, y) here"
         )
     else:
-        local = FromSamples.of(data, net, loss)
+        local = FromSamples.of(data, net, scored)
     h = local.width if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
@@ -149,7 +149,7 @@ def zero_point(
         slope=net.slope,
         statistics=_statistics(local, net, h, kink, own),
         a_priori_bound=local.a_priori_bound if net.n == 2 else math.inf,
-        null_direction=loss == "cross_entropy" and output_map is None,
+        null_direction=scored.null_direction and output_map is None,
         blocks_of_m=own,
         exact=exact,
     )

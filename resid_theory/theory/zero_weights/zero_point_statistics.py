@@ -11,7 +11,7 @@ from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
-from resid_theory.losses import Loss, output_derivatives
+from resid_theory.losses import Loss
 
 __all__ = [
     "Architecture",
@@ -199,13 +199,13 @@ class FromSamples:
     a_priori_bound: float = math.inf
 
     @classmethod
-    def of(cls, data: Any, net: Architecture, loss: str | Loss) -> "FromSamples":
+    def of(cls, data: Any, net: Architecture, loss: Loss) -> "FromSamples":
         """Evaluate the loss and its derivatives at the outputs of the zero point."""
         samples = gather(data)
         x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
         net.check_maps(samples.x.shape[1], samples.y.shape[1])
         output = x if net.output_map is None else x @ net.output_map.mT
-        g, curvatures = output_derivatives(loss, output, samples.y)
+        g, curvatures = loss.derivatives(output, samples.y)
         if net.output_map is not None:
             g = g @ net.output_map
             curvatures = net.output_map.mT @ curvatures @ net.output_map
@@ -214,7 +214,7 @@ class FromSamples:
             features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
         scale = (g.norm() * features.norm()).item() / len(x)
         correlation = g.mT @ features / len(x)
-        if loss == "cross_entropy" and net.output_map is None:
+        if loss.null_direction and net.output_map is None:
             # Softmax ignores a shift of all outputs, so M's columns sum to zero; make that exact.
             correlation = correlation - correlation.mean(0)
         return cls(

@@ -1,4 +1,4 @@
-"""Streams: every accepted shape of data gives the same batches; the rest is refused."""
+"""Data: every accepted form gives the same batches; the rest is refused."""
 
 from types import SimpleNamespace
 
@@ -7,12 +7,17 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from resid_theory.data.batching import batches
+from resid_theory.data import Data
 from resid_theory.data.regression import Regression
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
 Y = -X[:, :1]
 PARTS = slice(3), slice(3, None)
+
+
+def pairs(data):
+    return (batch.pair for batch in Data.of(data))
+
 
 ACCEPTED = {
     "tuple": ((X, Y), [5]),
@@ -32,19 +37,19 @@ ACCEPTED = {
 @pytest.mark.parametrize("kind", ACCEPTED)
 def test_batches_are_the_samples(kind):
     data, sizes = ACCEPTED[kind]
-    parts = list(batches(data))
+    parts = list(pairs(data))
     assert [len(x) for x, _ in parts] == sizes
     assert torch.equal(torch.cat([x for x, _ in parts]), X)
     assert torch.equal(torch.cat([y for _, y in parts]), Y)
 
 
-def test_two_samples_in_nested_lists_are_not_two_batches():
-    ((x, _),) = batches((X[:2].tolist(), X[2:4].tolist()))
+def test_two_samples_in_nested_lists_are_not_two_pairs():
+    ((x, _),) = pairs((X[:2].tolist(), X[2:4].tolist()))
     assert torch.equal(x, X[:2])
 
 
 def test_dtypes_are_kept():
-    ((x, y),) = batches((X.to(torch.float32), torch.arange(5, dtype=torch.int16)))
+    ((x, y),) = pairs((X.to(torch.float32), torch.arange(5, dtype=torch.int16)))
     assert (x.dtype, y.dtype) == (torch.float32, torch.int16)
 
 
@@ -56,16 +61,16 @@ def test_nothing_is_read_ahead():
             read.append(k)
             yield X, Y
 
-    stream = batches(source())
+    stream = pairs(source())
     next(stream)
     assert read == [0]
 
 
 def test_an_exhausted_iterator_is_explained():
     once = iter([(X, Y)])
-    assert len(list(batches(once))) == 1
+    assert len(list(pairs(once))) == 1
     with pytest.raises(ValueError, match="^data: got no batch.*exhausted iterator"):
-        list(batches(once))
+        list(pairs(once))
 
 
 REFUSED = {
@@ -88,4 +93,4 @@ REFUSED = {
 def test_refused(kind):
     data, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
-        list(batches(data))
+        list(pairs(data))

@@ -1,0 +1,262 @@
+"""Losses by name, as functions, or as modules: one object that answers what callers ask of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resid_theory._check import check_choice
+
+__all__ = ["LOSSES", "Loss", "LossLike", "check_outputs", "check_scalar"]
+
+LossLike = str | Callable[[Any, Any], Tensor]
+"""A name, a function, a loss of ``torch.nn`` or a ``Loss``: all that ``Loss.of`` takes."""
+
+
+class Loss:
+    """A loss, with what is known about it.
+
+    Args:
+        function: ``(output, target) -> scalar``, or with ``of="batch"`` ``(net, batch) -> scalar``.
+        of: ``"output"``, or ``"batch"`` for a loss that runs the net itself, where there is no
+            (x, y): it takes batches as the data give them, and each counts by its number of
+            samples, the length of its first tensor.
+        name: The name in messages; by default that of the function.
+        targets: Kind of target: ``"values"`` of the output's shape; ``"labels"``, class indices or
+            probabilities; or ``"any"``, the function's own affair.
+        identity: Whether the Hessian of a sample's loss at its output is the identity.
+        null_direction: Whether adding a number to all outputs of a sample leaves the loss as it is.
+
+    Attributes:
+        function: As given.
+        of: As given.
+        name: As given.
+        targets: As given.
+        identity: As given.
+        null_direction: As given.
+
+    Raises:
+        ValueError: If the function cannot be called, or a name is unknown.
+
+    Example:
+        >>> rt.Loss.of("square").identity
+        True
+        >>> def penalty(net, batch):
+        ...     return net(batch).square().sum(1).mean()
+        >>> rt.Loss(penalty, of="batch")
+        Loss(penalty, of='batch')
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Tensor],
+        *,
+        of: str = "output",
+        name: str | None = None,
+        targets: str = "any",
+        identity: bool = False,
+        null_direction: bool = False,
+    ) -> None:
+        if not callable(function):
+            raise ValueError(
+                f"function: got {function!r}, needs a callable (output, target), or (net, batch) "
+                'with of="batch"'
+            )
+        self.function, self.name = function, name or _name(function)
+        self._of = check_choice("of", of, ("output", "batch"))
+        self.targets = check_choice("targets", targets, ("values", "labels", "any"))
+        self.identity, self.null_direction = identity, null_direction
+
+    @staticmethod
+    def of(given: Any) -> "Loss":
+        """The loss that any form of it stands for.
+
+        Args:
+            given: A key of ``LOSSES``, a callable ``(output, target) -> scalar``, a loss of
+                ``torch.nn``, or a loss.
+
+        Returns:
+            The loss; one that is given comes back as it is.
+
+        Raises:
+            ValueError: If a name is unknown.
+        """
+        if isinstance(given, Loss):
+            return given
+        if callable(given):
+            return Loss(given)
+        return LOSSES[check_choice("loss", given, list(LOSSES))]
+
+    @property
+    def takes_batches(self) -> bool:
+        """True for a loss of (net, batch)."""
+        return self._of == "batch"
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        """The loss of outputs and targets; of a net and a batch where it is of these."""
+        return self.function(output, target)
+
+    def __repr__(self) -> str:
+        """Its name."""
+        return f"Loss({self.name}, of={self._of!r})" if self.takes_batches else f"Loss({self.name})"
+
+    def check_target(self, output: Tensor, target: Tensor) -> None:
+        """Raise ValueError for targets that do not fit, before broadcasting hides it.
+
+        Args:
+            output: Outputs, (m, ...).
+            target: Their targets.
+
+        Raises:
+            ValueError: If the targets have another shape or type than the loss takes, or a label
+                is out of range.
+        """
+        labels = self.targets == "labels" and not target.is_floating_point()
+        if labels:
+            classes = output.shape[1] if output.dim() > 1 else 0
+            if target.dim() != 1:
+                raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
+            index = target.long()  # bool has no minimum
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f"data y: got class labels from {low} to {high} for {classes} outputs, "
+                    f"needs labels in 0..{classes - 1}"
+                )
+        elif self.targets != "any" and output.shape != target.shape:
+            also = " or class indices (m,) of an integer dtype" if self.targets == "labels" else ""
+            raise ValueError(
+                f"data y: got shape {tuple(target.shape)} for outputs of shape "
+                f"{tuple(output.shape)}; the loss {self.name!r} needs equal shapes{also}"
+            )
+        elif self.targets == "values" and not target.is_floating_point():
+            raise ValueError(
+                f"data y: got dtype {target.dtype}, the {self.name} loss needs floating point"
+            )
+
+    def check_mean(self, output: Tensor, target: Tensor) -> None:
+        """Raise ValueError if the loss of all samples is not the mean of the losses of two parts.
+
+        Args:
+            output: Outputs, (m, ...).
+            target: Their targets.
+
+        Raises:
+            ValueError: If it is no scalar, or a sum.
+        """
+        # A sum, or a loss that couples samples, would silently give wrong Hessians.
+        if len(output) < 2:
+            return
+        with torch.no_grad():
+            value = self(output, target)
+            if not isinstance(value, Tensor) or value.dim() != 0:
+                check_scalar(value)
+            whole = float(value)
+            first = float(self(output[:1], target[:1]))
+            rest = float(self(output[1:], target[1:]))
+        mean = (first + (len(output) - 1) * rest) / len(output)
+        # Both are sums of m rounded terms; the square root of the precision is far above round-off.
+        tolerance = torch.finfo(output.dtype).eps ** 0.5 * max(abs(whole), abs(mean), abs(first))
+        if abs(whole - mean) > tolerance:
+            raise ValueError(
+                f"loss: {whole:.6g} on all {len(output)} samples, but {mean:.6g} as the mean of "
+                "its parts; needs a mean over samples (a sum: divide it by the number of samples)"
+            )
+
+    def derivatives(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Gradient and Hessian of every sample's loss with respect to its own output.
+
+        Args:
+            output: Network outputs, (m, k).
+            target: Targets in the form that the loss needs.
+
+        Returns:
+            :math:`g_\mu = \nabla \ell_\mu`, (m, k), and :math:`H_\mu = \nabla^2 \ell_\mu`,
+            (m, k, k), without the 1/m of the mean.
+
+        Raises:
+            ValueError: If the targets do not fit, or the loss is not a mean over samples.
+        """
+        self.check_target(output, target)
+        m, k = output.shape
+        if self.identity:
+            eye = torch.eye(k, dtype=output.dtype, device=output.device)
+            return output - target, eye.expand(m, k, k)
+        self.check_mean(output, target)
+        with torch.inference_mode(False), torch.enable_grad():
+            point = output.detach().clone().requires_grad_()
+            value = check_scalar(m * self(point, target))
+            (grad,) = torch.autograd.grad(value, point, create_graph=True)
+            hessians = torch.zeros(m, k, k, dtype=output.dtype, device=output.device)
+            for j in range(k if grad.requires_grad else 0):  # a linear loss has a constant gradient
+                (hessians[:, j],) = torch.autograd.grad(
+                    grad[:, j].sum(), point,
+                    retain_graph=True, allow_unused=True, materialize_grads=True,
+                )  # fmt: skip
+        return grad.detach(), hessians
+
+
+def square(output: Tensor, target: Tensor) -> Tensor:
+    """Half the squared error of outputs (m, ...), summed over outputs, mean over samples."""
+    # F.mse_loss is 2/k times it for k outputs. Not flatten(1): an output (m,) has no such axis.
+    return 0.5 * (output - target).square().sum() / len(output)
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits (m, k) and labels (m,) or probabilities (m, k), mean, in nats."""
+    # torch takes int64 and uint8 labels only; NumPy often gives int32.
+    return F.cross_entropy(output, target if target.is_floating_point() else target.long())
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", None) or type(function).__name__
+
+
+def check_outputs(output: Any, samples: int) -> Tensor:
+    """Check that a net gives outputs (batch, classes).
+
+    Args:
+        output: What the net gave.
+        samples: Number of samples that it was given.
+
+    Returns:
+        The output.
+
+    Raises:
+        ValueError: If it is no matrix, with what it is.
+    """
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(f"net: gives {got} for {samples} samples, needs (batch, classes)")
+
+
+def check_scalar(value: Tensor) -> Tensor:
+    """Check that the value of a loss is a scalar with a gradient.
+
+    Args:
+        value: What the loss returned.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is no scalar tensor, or carries no gradient.
+    """
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
+        raise ValueError(f"loss: returned {kind}, needs a scalar tensor, the mean over samples")
+    if not value.requires_grad:
+        raise ValueError(
+            "loss: its value carries no gradient, needs one computed from the outputs by "
+            "differentiable operations (without detach or item)"
+        )
+    return value
+
+
+LOSSES: dict[str, Loss] = {
+    "square": Loss(square, targets="values", identity=True),
+    "cross_entropy": Loss(cross_entropy, targets="labels", null_direction=True),
+}
