@@ -197,12 +197,12 @@ class HessianPlan:
         """Read the data once and choose the route; the net is in the mode to be measured in."""
         check_choice("method", method, METHODS)
         trainable(net)
-        held = Data.of(data, like=net).held()
+        held = Data.of(data, like=net, pairs=not loss.takes_batches).held()
         check_inputs(net, held)
-        parts = [batch.pair for batch in held]
+        parts = [batch.pair for batch in held if batch.is_pair]
         flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
         vectors = all(x.dim() == 2 or (x.dim() > 2 and flattens) for x, _ in parts)
-        chain = chain_of(net) if vectors else None
+        chain = chain_of(net) if vectors and parts else None
         matrices = all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
         closed = chain is not None and chain.is_linear and loss.identity and matrices
         if method == "closed_form" and not closed:
@@ -253,7 +253,7 @@ class HessianPlan:
             return 4 * self.samples * self.size**2 / rate + writing
         first = next(iter(self.data))
         start = time.perf_counter()
-        operator = self._operator(first.pair, None)
+        operator = self._operator([first.content], None)
         built = time.perf_counter()
         panel = torch.eye(self.size, min(_PANEL, self.size))
         float((operator @ panel).sum())  # waits for a GPU

@@ -32,7 +32,7 @@ def check_inputs(net: nn.Module, batches: Iterable[Batch]) -> None:
         check_finite(f"net {key}", weight)
     dtype = trainable(net)[0].dtype
     for batch in batches:
-        for name, value in zip("xy", batch.pair, strict=True):
+        for name, value in zip("xy", batch.pair, strict=True) if batch.is_pair else ():
             if value.is_floating_point() and value.dtype != dtype:
                 raise ValueError(
                     f"data {name}: has dtype {value.dtype}, the net {dtype}; needs one "
@@ -45,6 +45,8 @@ def check_batches(net: nn.Module, loss: Loss, batches: Iterable[Batch]) -> None:
     outputs: dict[Any, Any] = {}
     with torch.no_grad():
         for batch in batches:
+            if not batch.is_pair:
+                continue
             x, y = batch.pair
             key = (x.shape[1:], x.dtype)
             if key not in outputs:
