@@ -19,6 +19,8 @@ endif
 # $(call has,module): whether the interpreter could import it, without importing it
 has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
+# Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
+processes = --numprocesses logical --maxprocesses 2 --dist loadfile
 
 .PHONY: demo test docs format set-up set-up-for-tests set-up-for-docs interpreter
 
@@ -30,7 +32,9 @@ test: set-up-for-tests
 	@status=0; \
 	if $(call has,ruff); then $(run) -m ruff check . || status=1; else $(call skipped,ruff); fi; \
 	if $(call has,mypy); then $(run) -m mypy || status=1; else $(call skipped,mypy); fi; \
-	$(run) -m pytest || status=$$?; \
+	together=; \
+	if $(call has,xdist); then together="$(processes)"; else $(call skipped,pytest-xdist); fi; \
+	$(run) -m pytest $$together || status=$$?; \
 	exit $$status
 
 # Every warning is an error. What is built before stays, so that only changed pages are built again.

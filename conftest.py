@@ -1,4 +1,4 @@
-"""What doctests and tests share: names, and a plotting backend without a window."""
+"""What doctests and tests share: names, one thread, and a plotting backend without a window."""
 
 import os
 
@@ -6,6 +6,8 @@ import pytest
 
 # Before anything imports matplotlib; set, not defaulted, so that a user's choice opens no window.
 os.environ["MPLBACKEND"] = "Agg"
+# Before anything imports torch: the matrices here are small, and other processes test beside this.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

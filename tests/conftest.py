@@ -1,5 +1,6 @@
 """float64 by default, a device to choose, a seeded generator."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -28,6 +29,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     full = config.getoption("--trials") == "full"
     config.pluginmanager.register(trials.Plugin(full), "trials")
+    if full and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--trials full: trials are counted in one process; leave out -n")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
@@ -36,6 +39,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if unstable := [item.name for item in items if " at 0x" in item.name]:
+        raise pytest.UsageError(f"names differ from process to process, give ids: {unstable}")
     device = config.getoption("--device")
     if device == "pretended":
         without = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
@@ -73,6 +78,13 @@ def device(request):
 def generator():
     """A generator on the CPU, seeded alike for every test."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def live_folder(tmp_path_factory):
+    """Where tests and notebooks share quick records, in all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "live"
 
 
 @pytest.fixture

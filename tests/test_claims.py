@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,14 +27,13 @@ every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS)
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory):
+def quick(live_folder):
     """A claim's quick record, computed once in this session; notebooks read the same folder."""
-    folder = tmp_path_factory.getbasetemp() / "live"
 
     def run(claim):
         if "quick" not in claim.settings:
             pytest.skip(f"{claim.id} has no quick scale")
-        return live(claim, "quick", folder=folder)
+        return live(claim, "quick", folder=live_folder)
 
     return run
 
@@ -308,9 +308,17 @@ def test_unknown_scales_and_missing_records_are_told(tmp_path):
 
 def test_live_computes_once_where_a_folder_is_set(tmp_path, monkeypatch):
     calls = []
-    counted = toy(compute=lambda *, numbers: calls.append(1) or roots(numbers=numbers))
+
+    def compute(*, numbers):
+        calls.append(1)
+        time.sleep(0.1)
+        return roots(numbers=numbers)
+
+    counted = toy(compute=compute)
     monkeypatch.setenv("RESID_THEORY_LIVE", str(tmp_path))
-    assert live(counted).verdicts == live(counted).verdicts and len(calls) == 1
+    with ThreadPoolExecutor(2) as pool:  # one waits for the other
+        first, second = pool.map(live, [counted, counted])
+    assert first.verdicts == second.verdicts and len(calls) == 1
     monkeypatch.delenv("RESID_THEORY_LIVE")
     assert live(counted).passed and len(calls) == 2
 

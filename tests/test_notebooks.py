@@ -75,10 +75,10 @@ def execute(path, folder):
 
 
 @pytest.fixture
-def kernel(monkeypatch, tmp_path_factory):
+def kernel(monkeypatch, live_folder):
     """What a kernel inherits: the checkout's packages, and this session's quick records."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("RESID_THEORY_LIVE", str(tmp_path_factory.getbasetemp() / "live"))
+    monkeypatch.setenv("RESID_THEORY_LIVE", str(live_folder))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else the debugger warns
 
 

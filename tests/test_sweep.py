@@ -325,7 +325,7 @@ def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
 def test_two_drivers_of_the_same_cells_and_a_folder_without_results(trial, tmp_path):
     with pytest.raises(FileNotFoundError, match="has no results of a sweep"):
         rt.sweep.load_results(tmp_path)
-    lock = store.locked(tmp_path / ".lock.all", "")
+    lock = store.locked(tmp_path / ".lock.all")
     with lock, pytest.raises(ValueError, match="another driver runs"):
         run(trial, tmp_path)
 

@@ -107,14 +107,14 @@ def _as_json(path: str | Path, content: Any) -> bytes:
 
 
 @contextmanager
-def locked(path: Path, message: str) -> Iterator[None]:
-    """Hold the lock of a file, whose folder is made; a ValueError if another process has it."""
+def locked(path: Path, message: str | None = None) -> Iterator[None]:
+    """Hold the lock of a file, whose folder is made: wait for it, or raise a message if given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             import fcntl  # not on Windows, where nothing is locked
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if message else 0))
         except ImportError:
             pass
         except OSError as error:
