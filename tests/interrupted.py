@@ -41,7 +41,6 @@ def data(samples=300):
 
 def training(folder, nets=1):
     """A training with a checkpoint after each of its 60 steps."""
-    torch.set_num_threads(1)
     several = [net(seed) for seed in range(nets)]
     rt.train(
         several if nets > 1 else several[0],

@@ -102,7 +102,6 @@ def test_a_killed_training_goes_on(capsys, tmp_path):
 
 
 def _alone(words):
-    torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     cli.main(words)
 
@@ -113,7 +112,7 @@ def started(*words):
     return subprocess.run(
         [*program, "-m", "resid_theory.cli", "train", *map(str, words)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -62,7 +62,6 @@ def resumed(folder):
 def work(rank, folder):
     """What each of two processes does."""
     torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {name: content(call(process_group="world")) for name, call in TRAININGS.items()}
     found["resumed"] = content(resumed(os.path.join(folder, "resumed")))

@@ -526,7 +526,6 @@ def cluster():
     ):
         warnings.simplefilter("ignore")  # a third party's own
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 stays what it is
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

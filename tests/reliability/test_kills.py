@@ -41,7 +41,6 @@ def estimate(folder):
     """Eigenpairs whose products are kept; the last act writes the result."""
     folder = Path(folder)
     (folder / ".lock").touch()
-    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     net = rt.simplified_net(8, generator=generator).eval()
     x, y = torch.randn(64, 3, 16, 16, generator=generator), torch.arange(64) % 10
@@ -67,7 +66,6 @@ def test_eigenpairs(interrupted_estimate, trial, draw, record_property):
 def run_sweep(folder):
     """A sweep of 12 cells in one process."""
     (Path(folder) / ".lock").touch()
-    torch.set_num_threads(1)
     grid = {"task": "hessian", "blocks": [1, 2, 3], "init": ["near_zero", "xavier"], "seed": [0, 1]}
     rt.run_sweep(grid, Path(folder) / "sweep", executor="serial", progress=False)
 
