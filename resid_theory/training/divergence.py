@@ -47,27 +47,26 @@ class Watch:
         # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
         watched = gradients + [p.detach() for p in self._group.parameters.values()]
         norms = torch._foreach_norm(watched, float("inf"))
-        self._pending.append((step, torch.stack([losses.sum().to(norms[0].dtype), *norms])))
+        self._pending.append((step, torch.cat([losses.to(norms[0].dtype), torch.stack(norms)])))
         if len(self._pending) >= self._interval:
-            self.settle(losses, batches)
+            self.settle(batches)
 
-    def settle(self, losses: Tensor | None = None, batches: Sequence[Batch] = ()) -> None:
-        """Check the steps noted so far, the last one with its losses and batches if given."""
+    def settle(self, batches: Sequence[Batch] = ()) -> None:
+        """Check the steps noted so far; with batches the last one, which can be repeated."""
         pending, self._pending = self._pending, []
         if not pending or bool(torch.isfinite(torch.stack([t for _, t in pending]).sum())):
             return
         for step, record in pending:
             if not bool(torch.isfinite(record).all()):
-                raise self._error(step, record, losses if step == pending[-1][0] else None, batches)
+                raise self._error(step, record, batches if step == pending[-1][0] else ())
 
-    def _error(
-        self, step: int, record: Tensor, losses: Tensor | None, batches: Sequence[Batch]
-    ) -> DivergenceError:
-        if bool(torch.isfinite(record[0])):
-            return self._bad_tensor(step, record[1:])
-        if losses is None:  # a GPU has gone on since
-            return DivergenceError(step, 0, "the loss")
+    def _error(self, step: int, record: Tensor, batches: Sequence[Batch]) -> DivergenceError:
+        losses, norms = record.split([len(self._group.nets), len(record) - len(self._group.nets)])
+        if _finite(losses):
+            return self._bad_tensor(step, norms)
         net = int((~torch.isfinite(losses)).nonzero()[0, 0])
+        if not batches:  # a GPU has gone on since
+            return DivergenceError(step, net, "the loss")
         self._group.write_back()
         x = batches[net if len(batches) > 1 else 0][0]
         return DivergenceError(step, net, _first_bad(self._group.nets[net], x))
