@@ -18,6 +18,11 @@ def pytest_addoption(parser):
         "GPU refuses, and runs the tests that choose a device",
     )
     parser.addoption(
+        "--only-device",
+        action="store_true",
+        help="only the tests that choose a device; the others compute on the CPU whatever it is",
+    )
+    parser.addoption(
         "--trials",
         choices=("quick", "full"),
         default="quick",
@@ -42,15 +47,20 @@ def pytest_collection_modifyitems(config, items):
     if unstable := [item.name for item in items if " at 0x" in item.name]:
         raise pytest.UsageError(f"names differ from process to process, give ids: {unstable}")
     device = config.getoption("--device")
-    if device == "pretended":
-        without = [item for item in items if "device" not in getattr(item, "fixturenames", ())]
-        config.hook.pytest_deselected(items=without)
-        items[:] = [item for item in items if item not in without]
+    if device == "pretended" or config.getoption("--only-device"):
+        choosing = [item for item in items if _chooses_a_device(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in choosing])
+        items[:] = choosing
     if device == "cuda":
         return
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs --device cuda"))
+
+
+def _chooses_a_device(item):
+    fixtures = getattr(item, "fixturenames", ())  # a doctest has none
+    return not {"device", "cuda"}.isdisjoint(fixtures) or "gpu" in item.keywords
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +79,16 @@ def device(request):
     chosen = request.config.getoption("--device")
     if chosen != "pretended":
         yield torch.device(chosen)
+        return
+    with pretended():
+        yield torch.device("cuda")
+
+
+@pytest.fixture
+def cuda(request):
+    """The GPU of ``--device cuda``, otherwise the pretended one."""
+    if request.config.getoption("--device") == "cuda":
+        yield torch.device("cuda")
         return
     with pretended():
         yield torch.device("cuda")

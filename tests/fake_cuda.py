@@ -3,11 +3,13 @@
 Inside ``pretended()`` a tensor that was asked for on ``"cuda"`` says that it is there, and so does
 what is computed from it. What CUDA refuses is refused: operations between devices (scalars
 excepted), NumPy arrays of tensors on the GPU, generators of the other device, indices on the GPU
-for a tensor on the CPU. Kernels, streams, graphs, half precision and generators of the GPU are not
-imitated.
+for a tensor on the CPU. Random numbers are drawn there from a generator of its own, autocast rounds
+as on the CPU, and ``host_waits()`` lists what would wait for the GPU. Kernels, streams, graphs and
+generators that are arguments are not imitated.
 """
 
 import contextlib
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -15,9 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["REPLACED", "pretended"]
+__all__ = ["REPLACED", "host_waits", "pretended"]
 
 GPU = torch.device("cuda", 0)
+GENERATOR = torch.Generator()
+WAITS = []
+AUTOCAST = torch.autocast
 DEVICE, IS_CUDA = Tensor.device.__get__, Tensor.is_cuda.__get__
 MAKERS = {
     torch.arange, torch.as_tensor, torch.asarray, torch.empty, torch.empty_strided, torch.eye,
@@ -35,22 +40,27 @@ MOVING = {
     "aten::copy_", "aten::_to_copy", "aten::lift", "aten::lift_fresh", "aten::detach", "aten::set_",
     "aten::copy", "aten::_foreach_copy_", "aten::fill_",
 }  # fmt: skip
+WAITING = {
+    "aten::_local_scalar_dense", "aten::_unique2", "aten::allclose", "aten::bincount",
+    "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::nonzero",
+}  # fmt: skip
+COPYING = {"as_tensor", "asarray", "cpu", "new_tensor", "tensor", "to"}
 REPLACED = {
     "current_device": lambda: 0,
     "device": lambda *_: contextlib.nullcontext(),
     "device_count": lambda: 1,
     "empty_cache": lambda: None,
     "get_device_name": lambda *_: "pretended",
-    "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),
+    "get_rng_state": lambda *_: GENERATOR.get_state(),
     "is_available": lambda: True,
     "is_initialized": lambda: True,
-    "manual_seed": lambda _: None,
-    "manual_seed_all": lambda _: None,
+    "manual_seed": GENERATOR.manual_seed,
+    "manual_seed_all": GENERATOR.manual_seed,
     "mem_get_info": lambda *_: (1 << 33, 1 << 34),
     "memory_allocated": lambda *_: 0,
     "memory_reserved": lambda *_: 0,
-    "set_rng_state": lambda *_: None,
-    "synchronize": lambda *_: None,
+    "set_rng_state": lambda state, *_: GENERATOR.set_state(state),
+    "synchronize": lambda *_: WAITS.append("synchronize"),
 }
 
 
@@ -77,6 +87,31 @@ def put(tensor, place):
     storage(tensor).pretended_place = place
 
 
+@contextlib.contextmanager
+def drawing():
+    """Draw from the GPU's generator inside."""
+    here = torch.get_rng_state()
+    torch.set_rng_state(GENERATOR.get_state())
+    try:
+        yield
+    finally:
+        GENERATOR.set_state(torch.get_rng_state())
+        torch.set_rng_state(here)
+
+
+def autocast(device_type, *args, **kwargs):
+    """Autocast of the CPU in place of the GPU's."""
+    return AUTOCAST("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def host_waits():
+    """A list, filled at the end with what made the host wait for the GPU inside."""
+    begun, found = len(WAITS), []
+    yield found
+    found += WAITS[begun:]
+
+
 class Functions(TorchFunctionMode):
     """Calls as they are written: devices asked for and told."""
 
@@ -92,9 +127,14 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in ("numpy", "__array__") and own == "cuda":
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if name == "tolist" and own == "cuda":
+            WAITS.append(name)
         args, wanted = self._wanted(func, list(args), kwargs)
         self._check_generator(func, name, kwargs.get("generator"), wanted, own)
-        out = func(*args, **kwargs)
+        self._note_copy(name, kwargs, wanted, own)
+        there = func in MAKERS and wanted == "cuda" and "generator" not in kwargs
+        with drawing() if there else contextlib.nullcontext():
+            out = func(*args, **kwargs)
         if isinstance(out, Tensor):
             out = self._placed(func, name, args, out, wanted, own)
         return out
@@ -121,6 +161,14 @@ class Functions(TorchFunctionMode):
                 f"{generator.device.type!r}"
             )
 
+    def _note_copy(self, name, kwargs, wanted, own):
+        """Copies between the host and the GPU wait, unless they are asked not to."""
+        if name not in COPYING or kwargs.get("non_blocking"):
+            return
+        source = "cpu" if own is None or name == "new_tensor" else own
+        if source != (wanted or own or "cpu"):
+            WAITS.append(f"{name} from {source}")
+
     def _placed(self, func, name, args, out, wanted, own):
         if name in ("__deepcopy__", "new_tensor"):
             put(out, wanted or own)
@@ -141,7 +189,12 @@ class Operations(TorchDispatchMode):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         places = [place_of(tensor) for tensor in given]
         place = places[0] if name in MOVING and places else self._common(name, args, given, places)
-        out = func(*args, **kwargs)
+        there = "cuda" in places
+        if there and (name in WAITING or name == "aten::copy_" and len({*places}) > 1):
+            WAITS.append(name)
+        draws = torch.Tag.nondeterministic_seeded in func.tags and (there or "any" in places)
+        with drawing() if draws else contextlib.nullcontext():
+            out = func(*args, **kwargs)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and not any(leaf is tensor for tensor in given):
                 put(leaf, place)
@@ -151,7 +204,11 @@ class Operations(TorchDispatchMode):
         shapes = [(place, tuple(t.shape)) for place, t in zip(places, given, strict=True)]
         if name in INDEXING:
             own = place_of(args[0])
-            positions = [place_of(i) for i in args[1] if isinstance(i, Tensor)]
+            indices = [i for i in args[1] if isinstance(i, Tensor)]
+            positions = [place_of(i) for i in indices]
+            counted = name == "aten::index" and any(i.dtype == torch.bool for i in indices)
+            if own == "cuda" and (counted or "cpu" in positions):
+                WAITS.append(name)
             value = args[2] if len(args) > 2 and isinstance(args[2], Tensor) else None
             apart = value is not None and value.dim() and place_of(value) != own
             if own == "cpu" and "cuda" in positions or apart:
@@ -168,12 +225,12 @@ class Operations(TorchDispatchMode):
 @contextlib.contextmanager
 def pretended():
     """A GPU inside."""
-    before = {name: getattr(torch.cuda, name) for name in REPLACED}
-    for name, function in REPLACED.items():
-        setattr(torch.cuda, name, function)
-    try:
-        with Functions(), Operations():
-            yield
-    finally:
-        for name, function in before.items():
-            setattr(torch.cuda, name, function)
+    GENERATOR.manual_seed(0)
+    WAITS.clear()
+    with (
+        mock.patch.multiple(torch.cuda, **REPLACED),
+        mock.patch.object(torch, "autocast", autocast),
+        Functions(),
+        Operations(),
+    ):
+        yield

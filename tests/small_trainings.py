@@ -1,9 +1,16 @@
 """Small data and nets for trainings of a fraction of a second, and what makes them fail."""
 
+import json
+
 import torch
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.runtime import store
+from resid_theory.training import Recipe, train
+
+# Three epochs of four steps with the images below, the last one smaller.
+RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
 
 
 def images(samples=100, classes=10, seed=0):
@@ -25,6 +32,27 @@ def conv_net(seed=0, norm=True, noise=0.0):
         nn.Flatten(),
         nn.Linear(6 * 64, 10),
     )
+
+
+def fit(net, data=None, recipe=RECIPE, *, seed=0, **settings):
+    """Train on the CPU without a progress bar, unless asked otherwise."""
+    settings = {"progress": False, "device": "cpu", **settings}
+    return train(net, images() if data is None else data, recipe, seed=seed, **settings)
+
+
+def difference(first, second):
+    """Largest difference over the largest weight; running statistics included."""
+    first, second = first.state_dict(), second.state_dict()
+    scale = max(float(t.double().abs().max()) for t in first.values())
+    return max(float((first[k] - second[k]).double().abs().max()) for k in first) / scale
+
+
+def left(folder):
+    """What a training leaves, except how many seconds it took."""
+    about = json.loads((folder / "checkpoint.json").read_text())["manifest"]
+    about["about"].pop("seconds")
+    files = {p.name: store.digest(p) for p in folder.iterdir() if p.suffix == ".safetensors"}
+    return about, files, (folder / "metrics.jsonl").read_bytes()
 
 
 class Poison(nn.Module):

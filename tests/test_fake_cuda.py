@@ -1,10 +1,13 @@
 """The pretended GPU refuses what a GPU refuses, and the library gets along with it."""
 
 import copy
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
-from fake_cuda import REPLACED, pretended
+from fake_cuda import REPLACED, host_waits, pretended
 from tolerances import HESSIAN, relative_error
 from torch import nn
 
@@ -58,6 +61,87 @@ def test_where_tensors_are():
     assert x[0] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({"--device": "cpu"}, "abcd"), ({"--device": "pretended"}, "acd"),
+     ({"--device": "cuda", "--only-device": True}, "acd")],
+    ids=["cpu", "pretended", "only_device"],
+)  # fmt: skip
+def test_tests_that_choose_a_device_are_selected(request, options, names):
+    items = [
+        SimpleNamespace(name="a", fixturenames=["device"], keywords=(), add_marker=Mock()),
+        SimpleNamespace(name="b", keywords=(), add_marker=Mock()),  # a doctest
+        SimpleNamespace(name="c", fixturenames=["cuda"], keywords=(), add_marker=Mock()),
+        SimpleNamespace(name="d", fixturenames=[], keywords=("gpu",), add_marker=Mock()),
+    ]
+    skipped = items[3].add_marker
+    conftest = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
+    conftest.pytest_collection_modifyitems(Mock(getoption=options.get), items)
+    assert "".join(item.name for item in items) == names
+    assert skipped.called == (options["--device"] != "cuda")
+
+
+WAITING = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x.sum()),
+    "int": lambda x: int(x.sum()),
+    "bool": lambda x: bool(x.sum() > 1),
+    "list": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "to": lambda x: torch.ones(2).to(x),
+    "tensor": lambda x: torch.tensor([1.0], device=x.device),
+    "like": lambda x: x.new_tensor([1.0]),
+    "copy": lambda x: torch.zeros(2).copy_(x),
+    "equal": lambda x: torch.equal(x, x),
+    "close": lambda x: torch.allclose(x, x),
+    "mask": lambda x: x[x > 0],
+    "index": lambda x: x[torch.tensor([0])],
+    "nonzero": lambda x: x.nonzero(),
+    "synchronize": lambda x: torch.cuda.synchronize(),
+}
+
+
+@pytest.mark.parametrize("kind", WAITING)
+def test_what_waits_for_the_gpu_is_noted(kind):
+    x = on_gpu(2)
+    with host_waits() as waits:
+        WAITING[kind](x)
+    assert len(waits) == 1
+
+
+def test_what_the_gpu_does_alone_is_not_noted():
+    x = on_gpu(4).requires_grad_()
+    with host_waits() as waits:
+        loss = (x[1:] * torch.tensor(2.0)).square().mean() + torch.zeros(2, device="cuda").sum()
+        loss.backward()
+        torch.where(x > 0, x, 0.0)[torch.tensor(1)]
+        torch.ones(3).to("cuda", non_blocking=True)
+        assert float(torch.ones(1)) == 1
+    assert not waits
+
+
+def test_the_gpu_draws_its_own_numbers():
+    here = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        torch.cuda.manual_seed(3)
+        state = torch.cuda.get_rng_state()
+        drop = nn.functional.dropout(on_gpu(9), 0.5)
+        draws.append(torch.stack([torch.randn(9, device="cuda"), drop, on_gpu(9).normal_()]))
+        assert not torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.equal(*draws) and torch.equal(torch.get_rng_state(), here)
+    torch.rand(3)
+    with torch.random.fork_rng(devices=[0]):
+        state = torch.cuda.get_rng_state()
+        torch.rand(3, device="cuda")
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+def test_autocast_rounds():
+    with torch.autocast("cuda", torch.bfloat16):
+        assert (on_gpu(2, 2).float() @ on_gpu(2, 2).float()).dtype == torch.bfloat16
+
+
 @pytest.fixture
 def net(generator):
     return rt.simplified_net(5, generator=generator).double().eval().to("cuda")
@@ -91,14 +175,11 @@ def test_stability(net, data):
     assert rt.check_equivalence(net, rt.to_plain(net), data[0].to("cuda")).largest < 1e-12
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
-def test_training(count, generator):
+def test_a_trained_net_folds_and_is_evaluated_there():
     images = rt.load_images("digits", samples=24, size=8, progress=False)
-    nets = [rt.diracnet(10, generator=seed) for seed in range(count)]
     recipe = rt.training.DIRACNETS.scaled(1).change(batch=8, augmentation="none")
-    run = rt.train(
-        nets, images, recipe, seed=list(range(count)), device="cuda", test=images, progress=False
-    )
-    folded = rt.fold(run.nets[0].eval())
+    net = rt.diracnet(10, generator=0)
+    rt.train(net, images, recipe, seed=0, device="cuda", test=images, progress=False)
+    folded = rt.fold(net.eval())
     assert all(p.is_cuda for p in folded.parameters())
     assert 0 <= rt.evaluate(folded, images).error(1) <= 1

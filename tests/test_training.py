@@ -1,7 +1,6 @@
 """Training: the papers' descent step by step, several nets at once, kills, and clear refusals."""
 
 import errno
-import json
 import os
 import re
 from dataclasses import replace
@@ -9,29 +8,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_trainings import Greedy, Interrupted, Poison, conv_net, images, interrupt_at
+from small_trainings import (
+    RECIPE,
+    Greedy,
+    Interrupted,
+    Poison,
+    conv_net,
+    difference,
+    fit,
+    images,
+    interrupt_at,
+    left,
+)
 from torch import nn
 
 import resid_theory as rt
 from resid_theory import training
 from resid_theory._check import first_difference
 from resid_theory.runtime import resources, store
-from resid_theory.training import DivergenceError, Recipe, divergence, loop, train
-
-RECIPE = Recipe(epochs=3, batch=32, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
-STEPS = 4  # in an epoch of the samples below, the last one smaller
-
-
-def fit(net, data=None, recipe=RECIPE, *, seed=0, **settings):
-    settings = {"progress": False, "device": "cpu", **settings}
-    return train(net, images() if data is None else data, recipe, seed=seed, **settings)
-
-
-def difference(first, second):
-    """Largest difference over the largest weight; running statistics included."""
-    first, second = first.state_dict(), second.state_dict()
-    scale = max(float(t.double().abs().max()) for t in first.values())
-    return max(float((first[k] - second[k]).double().abs().max()) for k in first) / scale
+from resid_theory.training import DivergenceError, Recipe, divergence, loop
 
 
 def by_hand(net, recipe, seed, data):
@@ -414,13 +409,6 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
     assert (run.unstacked is None) == (several == 1)
     for one, other in zip(plain, residual, strict=True):
         assert difference(one, rt.to_plain(other)) < 1e-12
-
-
-def left(folder):
-    about = json.loads((folder / "checkpoint.json").read_text())["manifest"]
-    about["about"].pop("seconds")
-    files = {p.name: store.digest(p) for p in folder.iterdir() if p.suffix == ".safetensors"}
-    return about, files, (folder / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (5, 6), (3, 4, 8, 11)], ids=str)
