@@ -29,7 +29,7 @@ def test_effect_sizes_from_their_definitions():
         assert found.cliffs_delta[row].item() == pytest.approx(signs.mean().item(), abs=1e-15)
         expected = torch.quantile(x[row], 0.5) - torch.quantile(y[row], 0.5)
         assert found.difference[row].item() == pytest.approx(expected.item(), rel=1e-12)
-    assert found.units == (30, 20) and found.unit == "sample"
+    assert found.units.tolist() == [[30, 20]] * 2 and found.unit == "sample"
     assert found.p_values[1] < 1e-6 < found.p_values[0]
     assert found.layers_where_a_is_larger == int((found.difference > 0).sum())
 
@@ -70,7 +70,7 @@ def test_seeds_are_units_with_the_median_of_their_samples():
     nets = [cushions(noise(2, 51, seed=seed) + seed) for seed in range(5)]
     others = [cushions(noise(2, 33, seed=10 + seed) + seed + 0.5) for seed in range(4)]
     found = rt.compare_cushions(nets, others)
-    assert found.unit == "seed" and found.units == (5, 4)
+    assert found.unit == "seed" and found.units.tolist() == [[5, 4]] * 2
     x, y = (torch.stack([net.values.median(1).values for net in side]) for side in (nets, others))
     assert found.medians[0].tolist() == pytest.approx(
         [torch.quantile(side[:, 0], 0.5).item() for side in (x, y)], rel=1e-12
@@ -82,18 +82,42 @@ def test_seeds_are_units_with_the_median_of_their_samples():
 
 
 def test_samples_without_a_value_are_left_out():
-    x = noise(2, 10, seed=0)
-    with_gap = x.clone()
-    with_gap[0, 3] = torch.nan
-    found = rt.compare_cushions(cushions(with_gap), cushions(x))
-    assert not found.medians.isnan().any() and not found.cliffs_delta.isnan().any()
+    x, y = noise(2, 10, seed=0), noise(2, 12, seed=1)
+    gap = torch.cat([x, torch.full((2, 3), torch.nan)], 1)
+    gap[1, 3] = torch.nan
+    found = rt.compare_cushions(cushions(gap), cushions(y))
+    assert found.units.tolist() == [[10, 12], [9, 12]]
+    one, two = stats.mannwhitneyu(x[0], y[0]), stats.mannwhitneyu(gap[1, gap[1] == gap[1]], y[1])
+    assert found.p_values.tolist() == pytest.approx([one.pvalue, two.pvalue], rel=1e-12)
+
+
+@pytest.mark.parametrize("known", [0, 1, 2], ids=str)
+def test_a_layer_without_values_in_the_seeds_of_one_side_is_named(known):
+    """The other layers are compared as they would be without it."""
+    nets = [noise(2, 7, seed=seed) for seed in range(4)]
+    for net in nets[known:]:
+        net[1] = torch.nan
+    others = [cushions(noise(2, 7, seed=10 + seed)) for seed in range(3)]
+    found = rt.compare_cushions([cushions(net) for net in nets], others)
+    sides = nets, [other.values for other in others]
+    x, y = ([torch.quantile(values[0], 0.5) for values in side] for side in sides)
+    expected = stats.mannwhitneyu(torch.stack(x), torch.stack(y)).pvalue
+    assert found.p_values[0].item() == pytest.approx(expected, rel=1e-12)
+    if known == 2:
+        assert found.units.tolist() == [[4, 3], [2, 3]] and not found.not_compared
+    else:
+        assert found.not_compared == {"two": f"has a value in {known} seeds of a, needs two"}
+        assert f"not compared: two: has a value in {known} seeds" in str(found)
 
 
 def test_layers_that_one_side_lacks_are_named():
     a, b = cushions(noise(2, 9, seed=0)), cushions(noise(2, 9, seed=1), ("two", "three"))
     found = rt.compare_cushions(a, b)
-    assert (found.layers, found.only_in_a, found.only_in_b) == (("two",), ("one",), ("three",))
-    assert "only in b: three" in str(found)
+    assert found.layers == ("two",)
+    assert found.not_compared == {"one": "only in a", "three": "only in b"}
+    assert "not compared: three: only in b" in str(found)
+    found = rt.compare_cushions([a, b], [a, a])
+    assert found.not_compared == {"one": "not in every net of a", "three": "not in every net of a"}
 
 
 def test_equal_seeds_give_equal_intervals():
@@ -123,9 +147,10 @@ def test_plain_and_residual_nets_differ_by_the_convention():
         (lambda a: a.under("identity_removed"), "b: measured with weight"),
         (lambda a: [a, a], "b: a and b must both be"),
         (lambda a: [a], "b: got list of 1, needs the cushions of one net"),
-        (lambda a: cushions(a.values, ("x", "y")), "b: has layers"),
+        (lambda a: cushions(a.values, ("x", "y")), "b: no layer can be compared .*only in a"),
+        (lambda a: cushions(a.values[:, :1]), "b: no layer .*one.*has a value in 1 samples of b"),
     ],
-    ids=["norm", "convention", "mixed", "one", "names"],
+    ids=["norm", "convention", "mixed", "one", "names", "one sample"],
 )
 def test_refusals(b, message):
     a = cushions(noise(2, 5, seed=0))

@@ -1,6 +1,6 @@
 """Comparison of the cushions of two nets, layer by layer, with intervals and effect sizes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,30 +25,28 @@ class Comparison:
     """Differences between the cushions of two sides, by layer.
 
     Attributes:
-        layers: Names of the layers that both sides have.
+        layers: Names of the layers that are compared.
         unit: ``"sample"`` or ``"seed"``: the unit resampled in the bootstrap. Samples support
             statements about these two nets only, seeds about two ways of training.
-        units: Number of units of a and of b.
+        units: Number of units of a and of b that have a value, (layers, 2), int64.
         medians: Medians of a and of b, (layers, 2), float64; over seeds, medians of the nets' own
             medians.
         intervals: Ends of the bootstrap interval of the difference of medians, (layers, 2).
         confidence: Confidence of the intervals, in (0, 1).
         cliffs_delta: Pr(a > b) - Pr(a < b) for one unit of each, (layers,), in [-1, 1].
         p_values: P-values of the two-sided Mann-Whitney test, (layers,).
-        only_in_a: Layers that b does not have.
-        only_in_b: Layers that a does not have.
+        not_compared: Reasons, by name, of the layers that are not.
     """
 
     layers: tuple[str, ...]
     unit: str
-    units: tuple[int, int]
+    units: Tensor
     medians: Tensor
     intervals: Tensor
     confidence: float
     cliffs_delta: Tensor
     p_values: Tensor
-    only_in_a: tuple[str, ...]
-    only_in_b: tuple[str, ...]
+    not_compared: Mapping[str, str]
 
     @property
     def difference(self) -> Tensor:
@@ -69,12 +67,14 @@ class Comparison:
         """The comparison as a table.
 
         Returns:
-            One row for each layer: medians, their difference with its interval, Cliff's delta,
-            p-value and adjusted p-value.
+            One row for each layer: numbers of units, medians, their difference with its interval,
+            Cliff's delta, p-value and adjusted p-value.
         """
         import pandas
 
         columns = {
+            "units_a": self.units[:, 0].tolist(),
+            "units_b": self.units[:, 1].tolist(),
             "median_a": self.medians[:, 0].tolist(),
             "median_b": self.medians[:, 1].tolist(),
             "difference": self.difference.tolist(),
@@ -88,16 +88,12 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, headed by the number of layers in which a is larger."""
-        kind = f"{self.unit}s" if max(self.units) > 1 else self.unit
         lines = [
-            f"a - b over {self.units[0]} and {self.units[1]} {kind}, "
-            f"{100 * self.confidence:g} % intervals; a is larger in "
+            f"a - b over {self.unit}s, {100 * self.confidence:g} % intervals; a is larger in "
             f"{self.layers_where_a_is_larger} of {len(self.layers)} layers",
             self.frame().to_string(float_format=lambda value: f"{value:.4g}"),
         ]
-        for side, names in (("a", self.only_in_a), ("b", self.only_in_b)):
-            if names:
-                lines.append(f"only in {side}: {', '.join(names)}")
+        lines += [f"not compared: {name}: {reason}" for name, reason in self.not_compared.items()]
         return "\n".join(lines)
 
 
@@ -124,11 +120,12 @@ def compare_cushions(
         generator: Source of the resamples, or a seed.
 
     Returns:
-        The comparison; samples without a value are left out.
+        The comparison. Samples without a value are left out, as are nets none of whose samples has
+        one; a layer with fewer than two units on a side is in ``not_compared``.
 
     Raises:
-        ValueError: If the two sides were measured differently or have no layer in common, or a list
-            has fewer than two nets.
+        ValueError: If the two sides were measured differently or no layer can be compared, or a
+            list has fewer than two nets.
 
     Source:
         Cliff, Psychological Bulletin 114, 494 (1993); Mann & Whitney, Ann. Math. Statist. 18, 50
@@ -153,25 +150,25 @@ def compare_cushions(
         kinds = sorted({str(getattr(net, key, None)) for net in nets})
         if len(kinds) > 1:
             raise ValueError(f"b: measured with {key} {' and '.join(kinds)}; needs one {key}")
-    names = [name for name in sides[0] if name in sides[1]]
+    reasons = {name: _why_not(name, sides, unit) for name in dict.fromkeys([*sides[0], *sides[1]])}
+    odd = {name: reason for name, reason in reasons.items() if reason}
+    names = [name for name in sides[0] if name not in odd]
     if not names:
-        raise ValueError(f"b: has layers {list(sides[1])}, none of which a has: {list(sides[0])}")
+        raise ValueError(f"b: no layer can be compared with one of a: {odd}")
     seed = int(torch.randint(2**31, (), generator=as_generator(generator)))
     rng = np.random.default_rng(seed)
     rows = [_compared(sides[0][name], sides[1][name], confidence, resamples, rng) for name in names]
     medians, intervals, deltas, p_values = zip(*rows, strict=True)
-    first = names[0]
     return Comparison(
         layers=tuple(names),
         unit=unit,
-        units=(len(sides[0][first]), len(sides[1][first])),
+        units=torch.tensor([[len(side[name]) for side in sides] for name in names]),
         medians=torch.tensor(medians, dtype=torch.float64),
         intervals=torch.tensor(intervals, dtype=torch.float64),
         confidence=confidence,
         cliffs_delta=torch.tensor(deltas, dtype=torch.float64),
         p_values=torch.tensor(p_values, dtype=torch.float64),
-        only_in_a=tuple(name for name in sides[0] if name not in sides[1]),
-        only_in_b=tuple(name for name in sides[1] if name not in sides[0]),
+        not_compared=odd,
     )
 
 
@@ -183,25 +180,38 @@ def holm(p_values: Tensor) -> Tensor:
     return torch.empty_like(stepped).scatter_(0, order, stepped)
 
 
-def _units(argument: str, given: Any) -> dict[str, np.ndarray[Any, Any]]:
-    """Numbers to compare, by layer: a net's samples, or the medians of several nets."""
+def _units(argument: str, given: Any) -> dict[str, Any]:
+    """Arrays by layer: a net's samples, or medians of nets; None for a layer that some lack."""
     if isinstance(given, Summaries):
-        known = {
-            name: row[~row.isnan()].numpy()
-            for name, row in zip(given.rows, given.values, strict=True)
-        }
-        return {name: row for name, row in known.items() if len(row)}
+        rows = zip(given.rows, given.values, strict=True)
+        return {name: row[~row.isnan()].numpy() for name, row in rows}
     nets = list(given) if isinstance(given, (list, tuple)) else []
     if len(nets) < 2 or not all(isinstance(net, Summaries) for net in nets):
         raise ValueError(
             f"{argument}: got {type(given).__name__} of {len(nets)}, needs the cushions of one "
             "net, or a list of the cushions of two nets or more"
         )
-    names = [name for name in nets[0].rows if all(name in net.rows for net in nets)]
-    medians = {
-        name: np.array([float(net.median[net.rows.index(name)]) for net in nets]) for name in names
+    found: dict[str, list[float]] = {}
+    for net in nets:
+        for name, median in zip(net.rows, net.median.tolist(), strict=True):
+            found.setdefault(name, []).append(median)
+    medians = {name: np.array(row) for name, row in found.items()}
+    return {
+        name: row[~np.isnan(row)] if len(row) == len(nets) else None
+        for name, row in medians.items()
     }
-    return {name: values[~np.isnan(values)] for name, values in medians.items()}
+
+
+def _why_not(name: str, sides: Sequence[Mapping[str, Any]], unit: str) -> str | None:
+    """Reason why a layer cannot be compared, if there is one."""
+    for side, other, units in zip("ab", "ba", sides, strict=True):
+        if name not in units:
+            return f"only in {other}"
+        if units[name] is None:
+            return f"not in every net of {side}"
+        if len(units[name]) < 2:
+            return f"has a value in {len(units[name])} {unit}s of {side}, needs two"
+    return None
 
 
 def _compared(
