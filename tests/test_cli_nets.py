@@ -139,9 +139,13 @@ def test_cushions_of_checkpoints_are_the_librarys(capsys, checkpoints):
 
 def test_interlayer_cushions_of_blocks(capsys, checkpoints):
     words = ["cushions", "--checkpoint", checkpoints[0], *SMALL, "--seed", 1, "--blocks"]
-    found = content(capsys, *words, "conv1,relu2")["nets"][str(checkpoints[0])]["layers"]
+    said = content(capsys, *words, "conv1,relu2", "--kappa", "total", "--batch", 40)
+    found = said["nets"][str(checkpoints[0])]["layers"]
+    assert [said[word] for word in ("kappa", "probes", "batch")] == ["total", 30, 40]
+    assert "norm" not in said
     net = rt.load_checkpoint(checkpoints[0])
-    measured = rt.stability.block_cushions(net, digits(), blocks=["conv1", "relu2"], generator=1)
+    options = {"blocks": ["conv1", "relu2"], "kappa": "total", "batch": 40}
+    measured = rt.stability.block_cushions(net, digits(), **options, generator=1)
     assert [found[name]["median"] for name in measured.rows] == measured.median.tolist()
 
 
@@ -187,6 +191,8 @@ def test_images_of_a_folder_are_drawn(tmp_path):
         ("cushions --checkpoint {net} {small} --channels 1", "--data: the net does not take"),
         ("cushions --checkpoint {net} {small} --norm kernl", "--norm: unknown name 'kernl'"),
         ("cushions --checkpoint {net} {small} --blocks blok1", "--blocks: unknown name 'blok1'"),
+        ("cushions --checkpoint {net} {small} --blocks all --norm kernel", "--norm: got 'kernel'"),
+        ("cushions --checkpoint {net} {small} --kappa total", "--kappa: got 'total' for cushions"),
         ("cushions --checkpoint {net} {small} --plot a.jpg", "--plot: got 'a.jpg', needs a name"),
         ("spectrum --checkpoint {net} {small} --device cud", "--device: got 'cud'"),
         ("spectrum --checkpoint {net} {small} --k 0", "--k: got 0, needs at least 1"),

@@ -172,7 +172,8 @@ def cushion_options() -> list[inspect.Parameter]:
     """Options of the cushions' measurement."""
     import resid_theory as rt
 
-    return options_of({"": rt.layer_cushions}, leave=("progress",))
+    measures: dict[str, Any] = {"layers": rt.layer_cushions, "blocks": rt.stability.block_cushions}
+    return options_of(measures, leave=("progress",))
 
 
 def cushions(
@@ -209,16 +210,14 @@ def cushions(
     files = _Files.of("cushions", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    given = with_defaults(options, rt.layer_cushions)
+    measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
+    given = _settings_of(measure, options, "layers" if blocks is None else "blocks")
     keywords: dict[str, Any] = {**given, "progress": shows_progress(as_json)}
     if blocks is not None:
-        names = None if blocks == "all" else blocks.split(",")
-        kept = {name: keywords[name] for name in ("batchnorm", "progress")}
-        keywords = {**kept, "blocks": names, "generator": seed}
+        keywords |= {"blocks": None if blocks == "all" else blocks.split(","), "generator": seed}
     measured: dict[str, Summaries] = {}
     for name in dict.fromkeys([model] if model else checkpoint or []):
         net, found = source.load(name, model, as_json)
-        measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
         with renamed(net=flag):
             measured[str(name)] = measure(net, found, **keywords)
     content = {**asdict(source), **given, "blocks": blocks}
@@ -226,6 +225,20 @@ def cushions(
     said = files.save(content, _violins(measured) if files else None)
     tables = [f"{name} on {data}: {found}" for name, found in measured.items()]
     _finish(content, "\n\n".join(tables), said, as_json)
+
+
+def _settings_of(measure: Any, options: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The options that a measurement has; an error for one of the other kind of cushions."""
+    from resid_theory.sweep.config import arguments_of
+
+    own = arguments_of(measure)
+    for name, value in options.items():
+        if value is not None and name not in own:
+            raise ValueError(
+                f"--{name.replace('_', '-')}: got {value!r} for cushions of {kind}, which do not "
+                f"have it; needs {'--blocks' if kind == 'layers' else 'no --blocks'}"
+            )
+    return with_defaults({name: options[name] for name in options if name in own}, measure)
 
 
 def _cushion_content(found: "Summaries") -> dict[str, Any]:
