@@ -444,8 +444,8 @@ COSTS = {
 
 
 @pytest.mark.parametrize("method", COSTS)
-def test_costs(method, data):
-    net = COSTS[method]()
+def test_costs(method, data, device):
+    net = COSTS[method]().to(device)
     cost = rt.curvature.hessian_cost(net, "square", data)
     size = sum(p.numel() for p in net.parameters())
     assert (cost.method, cost.parameters) == (method, size)

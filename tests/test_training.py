@@ -803,6 +803,32 @@ def test_real_lack_of_memory_is_recognised_and_other_errors_pass_through():
     assert resources.is_out_of_memory(caught.value)
 
 
+MESSAGES = {
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED": "always",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`": "always",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "always",
+    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`": "full",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`": "full",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR": "full",
+    "GET was unable to find an engine to execute this computation": "full",
+    "CUDA error: an illegal memory access was encountered": "never",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_lack_of_memory_in_the_libraries_of_a_gpu(monkeypatch, message):
+    def lasting_error():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for free, expected in (
+        (lambda: (1 << 34, 1 << 36), ["always"]),
+        (lambda: (1 << 28, 1 << 36), ["always", "full"]),
+        (lasting_error, ["always"]),
+    ):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+        assert resources.is_out_of_memory(RuntimeError(message)) == (MESSAGES[message] in expected)
+
+
 def test_progress_shows_if_asked(capsys):
     fit(conv_net(), progress=True)
     assert "12/12" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Sums over a data set of matrix-vector products, from graphs that are retained or rebuilt."""
 
-import time
 import warnings
 from collections.abc import Callable
 
@@ -13,7 +12,7 @@ from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.data import Batch
 from resid_theory.runtime.preserve import deterministic, preserved
-from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
+from resid_theory.runtime.resources import available_bytes, clock, is_out_of_memory, readable_bytes
 
 __all__ = ["ENGINES", "BatchSum"]
 
@@ -83,9 +82,9 @@ class BatchSum:
             self.chunk = max(1, _CHUNK // max(1, self.sample_bytes))
 
     def _measure(self, batch: Batch, count: int) -> None:
-        start = time.perf_counter()
+        start = clock(self.risk.device)
         graph = self.risk.graph(batch, 0, count, weigh=True)
-        built = time.perf_counter()
+        built = clock(self.risk.device)
         tries = 2 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
         size = sum(p.numel() for p in graph.parameters)
         generator = torch.Generator().manual_seed(0)
@@ -104,9 +103,7 @@ class BatchSum:
                     f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
                     f"length {float(vectors[0].norm()):.2g}), {NOT_SYMMETRIC}"
                 )
-        if self.risk.device.type == "cuda":
-            torch.cuda.synchronize(self.risk.device)
-        product = (time.perf_counter() - built) / tries
+        product = (clock(self.risk.device) - built) / tries
         self.sample_bytes = graph.saved // count
         self.retained_seconds = product * self.samples / count
         self.rebuilt_seconds = (product + built - start) * self.samples / count

@@ -6,14 +6,31 @@ from functools import cache
 
 import torch
 
-__all__ = ["available_bytes", "check_device", "is_out_of_memory", "matmul_rate", "readable_bytes"]
+__all__ = [
+    "available_bytes",
+    "check_device",
+    "clock",
+    "is_out_of_memory",
+    "matmul_rate",
+    "readable_bytes",
+]
 
 _NO_MEMORY = (
     "can't allocate memory",
     "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER, cuFFT
+    "ALLOCATION_FAILED",  # cuDNN 9
 )
+# What these libraries say, among other causes, where there is no room for a kernel or a handle.
+_PERHAPS_NO_MEMORY = (
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUSOLVER_STATUS_INTERNAL_ERROR",
+    "CUSOLVER_STATUS_NOT_INITIALIZED",
+    "unable to find an engine",
+)
+_ROOM = 1 << 30  # bytes; loading the kernels of cuDNN takes half of it
 
 
 def check_device(argument: str, name: str | torch.device, *, here: bool = True) -> torch.device:
@@ -58,18 +75,37 @@ def readable_bytes(count: int) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """True if an error, also of the CPU's allocator or a GPU's library, is lack of memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    if any(words in str(error) for words in _NO_MEMORY):
+        return True
+    return any(words in str(error) for words in _PERHAPS_NO_MEMORY) and _is_full()
+
+
+def _is_full() -> bool:
+    """True if the present GPU has hardly any memory that torch does not hold."""
+    try:
+        return int(torch.cuda.mem_get_info()[0]) < _ROOM
+    except (AssertionError, RuntimeError):  # there is none, or it answers nothing after its error
+        return False
+
+
+def clock(device: torch.device) -> float:
+    """Seconds of a clock, read when the device has done all that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @cache
-def matmul_rate(device: torch.device | None = None) -> float:
+def matmul_rate(device: torch.device) -> float:
     """Floating-point operations per second of a float64 matrix product, measured once."""
-    a = torch.ones(400, 400, dtype=torch.float64, device=device)
-    float((a @ a).sum())
-    start = time.perf_counter()
+    size = 2000 if device.type == "cuda" else 400  # a GPU is idle between small ones
+    a = torch.ones(size, size, dtype=torch.float64, device=device)
+    a @ a  # starts the libraries
+    start = clock(device)
     for _ in range(5):
-        product = a @ a
-    float(product.sum())  # waits for a GPU
-    return 5 * 2 * 400**3 / (time.perf_counter() - start)
+        a @ a
+    return 5 * 2 * size**3 / (clock(device) - start)
