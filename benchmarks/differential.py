@@ -80,9 +80,7 @@ class Outcome:
 
 
 def loss_of(case: Case) -> Any:
-    if case.loss_row.batch and hasattr(rt, "Loss"):
-        return rt.Loss(case.loss, of="batch")
-    return case.loss
+    return rt.Loss(case.loss, of="batch") if case.loss_row.batch else case.loss
 
 
 def operator(case: Case, matrix: str, **options: Any) -> Any:
