@@ -155,12 +155,12 @@ class Answers:
 
 
 def gap(found: Tensor, exact: Tensor) -> float:
-    """Largest difference over the largest entry; infinite where shapes differ, NaN for NaN."""
+    """Largest difference over the largest entry; infinite where shapes differ or for NaN."""
     if found.shape != exact.shape:
         return float("inf")
-    difference = float((found.detach() - exact).abs().max())
+    difference = (found.detach() - exact).abs().nan_to_num(float("inf"), float("inf")).max()
     scale = float(exact.abs().max())
-    return difference / scale if difference == difference and scale else difference
+    return float(difference) / scale if scale else float(difference)
 
 
 def exception(call: str, error: Exception, needed: bool) -> Outcome:
@@ -181,8 +181,10 @@ def judge(case: Case, call: str, answers: Answers) -> Outcome:
         return exception(call, error, undefined or case.coupled)
     if undefined:
         return Outcome(call, "silent", float("inf"), f"{matrix} is not defined here")
-    worst = {name: min(gap(value, e) for e in answers[name]) for name, value in found.items()}
-    name = max(worst, key=lambda name: worst[name] if worst[name] == worst[name] else float("inf"))
+    every = range(len(answers[matrix]))
+    errors = [{name: gap(found[name], answers[name][i]) for name in found} for i in every]
+    worst = min(errors, key=lambda of_answer: max(of_answer.values()))
+    name = max(worst, key=lambda name: worst[name])
     right = worst[name] <= TOLERANCE
     message = "" if right else f"{name} differs by {worst[name]:.2g} of its largest entry"
     return Outcome(call, "right" if right else "silent", worst[name], message)
