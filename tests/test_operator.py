@@ -1,5 +1,6 @@
 """Curvature operators: every product against a matrix written out, whatever net, loss and data."""
 
+import copy
 import itertools
 import warnings
 
@@ -325,6 +326,50 @@ def test_single_precision(generator):
     # far outside of single precision's range: the vectors are scaled by powers of two
     tiny = 2.0**-200
     assert torch.equal(double @ (tiny * vectors), tiny * (double @ vectors))
+
+
+def confident(dtype, scale):
+    """A net that is sure of its labels for a large scale, its data, and its Hessian in float64."""
+    g = torch.Generator().manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+    x = torch.randn(40, 6, generator=g)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(0.7 * torch.randn(p.shape, generator=g))
+        net[2].weight.mul_(scale)
+        y = net(x).argmax(1)
+    net, x = net.to(dtype), x.to(dtype)
+    wide = copy.deepcopy(net).double()
+    exact = rt.curvature_operator(wide, "cross_entropy", (x.double(), y)).dense()
+    return net, (x, y), exact
+
+
+@pytest.mark.parametrize("scale", [1, 40], ids=["unsure", "sure"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_error_of_a_low_precision_is_measured(dtype, scale):
+    net, data, exact = confident(dtype, scale)
+    operator = rt.curvature_operator(net, "cross_entropy", data)
+    computed = operator.dense()
+    shift = torch.linalg.eigvalsh((computed + computed.T) / 2) - torch.linalg.eigvalsh(exact)
+    error = operator.error
+    assert 0.01 * error.spectral < float(shift.abs().max()) <= error.spectral
+    assert 0.01 * error.frobenius < float((computed - exact).norm()) <= error.frobenius
+    assert abs(float((computed - exact).trace())) <= error.trace <= 20 * error.frobenius
+    assert operator.block("0.weight").error == error
+
+
+def test_a_net_in_float64_has_no_error_and_one_that_stays_in_float32_the_usual_one():
+    class Stubborn(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    x, y = torch.randn(8, 3, dtype=torch.float32), torch.arange(8) % 2
+    net = Stubborn(3, 2).float()
+    assert rt.curvature_operator(nn.Linear(3, 2), "cross_entropy", (x.double(), y)).error is None
+    operator = rt.curvature_operator(net, "cross_entropy", (x, y))
+    eps = torch.finfo(torch.float32).eps
+    scale = float(torch.linalg.matrix_norm(operator.dense(), 2))
+    assert 10 * eps * scale < operator.error.spectral < 100 * eps * scale
 
 
 @pytest.mark.parametrize("kind", ["tanh", "conv", "attention"])

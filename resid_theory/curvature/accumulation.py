@@ -10,6 +10,7 @@ from tqdm import tqdm
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
+from resid_theory.curvature.rounding import measured_error
 from resid_theory.data import Batch
 from resid_theory.runtime.preserve import deterministic, preserved
 from resid_theory.runtime.resources import available_bytes, clock, is_out_of_memory, readable_bytes
@@ -35,6 +36,7 @@ class BatchSum:
         sample_bytes: Bytes of a graph for each sample, measured.
         retained_seconds: Time of one vector's product over all samples on retained graphs.
         rebuilt_seconds: The same on rebuilt graphs.
+        error: Difference from the matrix in float64, measured; None for a net in float64.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class BatchSum:
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             self.samples, first = risk.check_data()
             self._probe(first)
+            self.error = measured_error(risk, first, self.samples, self.sample_bytes)
             self._versions = [p._version for p in risk.net.parameters()]
             allowed = available_bytes(risk.device) // 2 if limit is None else limit
             # Beside the kept graphs, a product holds about as much as the graph it is made from.

@@ -1,5 +1,6 @@
 """The mean loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -127,6 +128,17 @@ class EmpiricalRisk:
         except RuntimeError:  # a view that needs contiguous rows
             return False
         return True
+
+    def in_float64(self) -> "EmpiricalRisk":
+        """The same weights in float64, in a copy of the net."""
+        wide = copy.copy(self)
+        wide.net, wide._channels_last = copy.deepcopy(self.net).double(), False
+        if isinstance(self.loss.function, nn.Module):
+            wide.loss = copy.copy(self.loss)
+            wide.loss.function = copy.deepcopy(self.loss.function).double()
+        known = trainable_by_name(wide.net)
+        wide.parameters = [known[name] for name in self.names]
+        return wide
 
     def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
         """The graph of some samples of a batch, in the mode that the net is in."""

@@ -1,6 +1,7 @@
 """Products with a symmetric operator: counted, limited, shown, recorded and replayed."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,23 @@ from tqdm import tqdm
 from resid_theory._check import check_finite
 from resid_theory.runtime.store import read_checkpoint, write_checkpoint
 
-__all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
+__all__ = ["MatrixError", "Operator", "OutOfProducts", "RecordedOperator"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixError:
+    """Difference E of the matrix that an operator multiplies by from the one it stands for.
+
+    Attributes:
+        spectral: Largest shift of an eigenvalue, the spectral norm of E; in units of the
+            eigenvalues, as all three.
+        frobenius: Frobenius norm of E.
+        trace: Magnitude of the trace of E.
+    """
+
+    spectral: float
+    frobenius: float
+    trace: float
 
 
 class Operator(Protocol):
