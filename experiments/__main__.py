@@ -24,6 +24,7 @@ from experiments.claim import (
     standing,
 )
 from experiments.digest import code_digest
+from experiments.lease import lease_verbs
 from experiments.parts import PARTS, Execution, Store, Stored, UnfinishedError
 from experiments.provenance import ROOT
 from experiments.registry import CLAIMS, select
@@ -288,6 +289,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")
     verb.set_defaults(call=_report)
     part_verbs.add_verbs(verbs)
+    lease_verbs.add_verbs(verbs)
     return parser
 
 

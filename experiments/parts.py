@@ -36,11 +36,15 @@ class Execution:
         device: A torch device.
         precision: Of a training, no coarser than its recipe allows. None takes the recipe's on a
             GPU and float32 on a CPU.
+        channels_last: Of a training; None takes its recipe's.
+        compile: Of a training; None takes its recipe's.
         stop: Asked with the number of steps done; True stops a part that can resume.
     """
 
     device: str = "cpu"
     precision: str | None = None
+    channels_last: bool | None = None
+    compile: str | None = None
     stop: Callable[[int], bool] | None = None
 
 
@@ -80,7 +84,7 @@ class Part(Task):
         """Compute the arrays; ``folder`` is for files that a stopped part resumes from."""
         return self.arrays(execution.device)
 
-    def means(self, execution: Execution) -> dict[str, Any]:
+    def means(self, execution: Execution, folder: Path | None = None) -> dict[str, Any]:
         """What of the machine's freedom is used, for the record."""
         return {}
 
@@ -197,10 +201,11 @@ class Store:
 
 def _computed(part: Part, execution: Execution, folder: Path | None) -> Finished:
     # The code before it runs, because sources may be edited meanwhile.
-    code, started = code_digest(type(part)), time.perf_counter()
+    code, means = code_digest(type(part)), part.means(execution, folder)
+    started = time.perf_counter()
     arrays = part.compute(execution, folder)
     run = run_information(execution.device, time.perf_counter() - started)
-    return Finished(arrays=arrays, record={**run, **part.means(execution), "code": code})
+    return Finished(arrays=arrays, record={**run, **means, "code": code})
 
 
 # Requests ----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from experiments.parts import (
 from resid_theory import networks, training
 from resid_theory._check import check_choice
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
+from resid_theory.runtime import store
 
 FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
 LOG = "log."  # begins the names of arrays with a value for each epoch, the start included
@@ -95,12 +96,22 @@ class Training(Part):
             self.data, split, self.samples if split == "train" else self.tests, self.size
         )
 
-    def means(self, execution: Execution) -> dict[str, Any]:
-        """The precision: no coarser than the recipe's, and on a CPU float32 if it may be."""
+    def means(self, execution: Execution, folder: Path | None = None) -> dict[str, Any]:
+        """Precision, layout and compilation; an interrupted training goes on as it was begun.
+
+        The precision is no coarser than the recipe's, and on a CPU float32 if it may be.
+        """
+        names = ("precision", *HOW)
+        checkpoint = None if folder is None else folder / "training" / "checkpoint.json"
+        if checkpoint is not None and checkpoint.is_file():
+            begun = store.read_checkpoint(checkpoint)[1]["recipe"]
+            return {name: begun[name] for name in names}
+        asked = {name: getattr(execution, name) for name in HOW}
+        how = {k: getattr(self.recipe, k) if v is None else v for k, v in asked.items()}
         allowed = PRECISIONS[PRECISIONS.index(self.recipe.precision) :]
         usual = "float32" if torch.device(execution.device).type == "cpu" else allowed[0]
         precision = execution.precision or (usual if usual in allowed else allowed[0])
-        return {"precision": check_choice("precision", precision, allowed)}
+        return {"precision": check_choice("precision", precision, allowed), **how}
 
     def arrays(self, device: str) -> Arrays:
         """Train and measure."""
@@ -114,7 +125,7 @@ class Training(Part):
         run = rt.train(
             self.start(),
             data,
-            self.recipe.change(**self.means(execution)),
+            self.recipe.change(**self.means(execution, folder)),
             seed=self.seed,
             test=test,
             callbacks=[measured],

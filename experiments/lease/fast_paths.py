@@ -1,0 +1,275 @@
+"""Faster ways of computing a step, each compared with the plain one before it is used."""
+
+import fcntl
+import json
+import math
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+
+import resid_theory as rt
+from experiments.lease import time_table
+from experiments.lease.part_processes import Machine, context
+from experiments.trainings import Training
+from resid_theory.training.run import Run, Stop
+
+PLAIN = {"precision": "float32", "channels_last": False, "compile": "none"}
+WARM, TIMED = 20, 30  # steps of a trial before the clock starts, and those that it times
+BESIDE = 4.0  # seconds for which two trainings are watched side by side
+SHORT = 0.1  # share of these in a rehearsal
+# Largest relative gap to the plain path: of each of the first three losses, and of the mean of all.
+# Before the weights differ a loss is off by the rounding of its products; afterwards the gap grows.
+# Measured on an H100 over 30 steps: 0 and 0 in float32, 1e-6 and 2e-5 in tf32, 2e-3 and 4e-3 in
+# bf16. An error of a formula shows in the first losses at once.
+BOUNDS = {"float32": (1e-5, 1e-3), "tf32": (2e-3, 3e-2), "bf16": (2e-2, 5e-2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """First steps of one kind of net on one path.
+
+    Attributes:
+        kind: Row of ``time_table.STEPS``.
+        path: Name of the path.
+        how: Changes of the recipe.
+        losses: First losses of the first net; empty if it failed.
+        milliseconds: Duration of a step, for each net.
+        start: Seconds until the first step was done.
+        error: Why it failed.
+    """
+
+    kind: str
+    path: str
+    how: Mapping[str, Any]
+    losses: Sequence[float] = ()
+    milliseconds: float = math.nan
+    start: float = math.nan
+    error: str = ""
+
+
+def fault(trial: Trial, plain: Trial) -> str:
+    """Why a path must not be used; empty if its losses are those of the plain one."""
+    if trial.error:
+        return trial.error
+    here, there = torch.tensor(trial.losses), torch.tensor(plain.losses)
+    first = float(((here - there).abs() / there.abs())[:3].max())
+    mean = float((here.mean() - there.mean()).abs() / there.mean().abs())
+    bounds = BOUNDS[trial.how["precision"]]
+    if first <= bounds[0] and mean <= bounds[1]:  # NaN is not
+        return ""
+    return f"gap {first:.1e} of the first losses, {mean:.1e} of their mean; bounds {bounds}"
+
+
+def trials(training: Training, machine: Machine, lock: Path) -> Iterable[Trial]:
+    """Try the plain path and those that the recipe's precision allows."""
+    coarse = training.recipe.precision
+    plain = _trial(training, "plain", PLAIN, machine, lock)
+    yield plain
+    good = [plain]
+    layouts = {"channels_last": {**PLAIN, "precision": coarse, "channels_last": True}}
+    if coarse != "float32":
+        layouts = {coarse: {**PLAIN, "precision": coarse}, **layouts}
+    for path, how in layouts.items():
+        trial = _trial(training, path, how, machine, lock)
+        good += [] if fault(trial, plain) else [trial]
+        yield trial
+    best = min(good, key=lambda trial: trial.milliseconds)
+    yield _trial(training, "stacked", best.how, machine, lock, nets=2)
+    if not machine.rehearsal:
+        yield _trial(training, "compile", {**best.how, "compile": "default"}, machine, lock)
+
+
+def _trial(
+    training: Training,
+    path: str,
+    how: Mapping[str, Any],
+    machine: Machine,
+    lock: Path,
+    nets: int = 1,
+) -> Trial:
+    about: dict[str, Any] = {"kind": time_table.kind_of(training), "path": path, "how": dict(how)}
+    warm, timed = (round((SHORT if machine.rehearsal else 1) * n) for n in (WARM, TIMED))
+    moments = {0: time.perf_counter()}
+    with open(lock, "w") as file:
+
+        def stop(step: int) -> bool:
+            if step in (1, warm, warm + timed):
+                if step == warm:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # the machine for itself while it is timed
+                _wait_for(machine.device)
+                moments[step] = time.perf_counter()
+            return step >= warm + timed
+
+        try:
+            run = _train([training] * nets, how, machine, stop)
+        except Exception as error:  # whatever a machine raises: the path is not used
+            traceback.print_exc()
+            return Trial(**about, error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    if run.unstacked:
+        return Trial(**about, error=run.unstacked)
+    return Trial(
+        **about,
+        losses=run.first_losses[0].tolist(),
+        milliseconds=1e3 * (moments[warm + timed] - moments[warm]) / timed / nets,
+        start=moments[1] - moments[0],
+    )
+
+
+def _train(
+    trainings: Sequence[Training], how: Mapping[str, Any], machine: Machine, stop: Stop
+) -> Run:
+    recipe = trainings[0].recipe.change(**how)
+    return rt.train(
+        [training.start() for training in trainings],
+        _images(trainings[0], (WARM + TIMED) * recipe.batch),
+        recipe,
+        seed=[training.seed for training in trainings],
+        device=machine.device,
+        stacked=len(trainings) > 1,
+        stop=stop,
+        progress=False,
+    )
+
+
+def _wait_for(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _images(training: Training, count: int) -> rt.Images:
+    """Random images, because the official ones may not have arrived yet."""
+    source = torch.Generator().manual_seed(0)
+    shape = (count, 3, training.size, training.size)
+    return rt.Images(
+        pixels=torch.randint(256, shape, generator=source, dtype=torch.uint8),
+        labels=torch.randint(10, (count,), generator=source),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
+
+
+def _try(training: Training, machine: Machine, results: Path, lock: Path) -> None:
+    with machine.inside(), open(results, "a") as file:
+        for trial in trials(training, machine, lock):
+            file.write(json.dumps(asdict(trial)) + "\n")
+            file.flush()
+    os._exit(0)
+
+
+def try_all(
+    trainings: Sequence[Training], machine: Machine, folder: Path, over: Callable[[], bool]
+) -> None:
+    """Try the paths of the first training of each kind, in a process each, until time is over."""
+    firsts = {time_table.kind_of(t): t for t in reversed(trainings)}
+    folder.mkdir(parents=True, exist_ok=True)
+    processes = []
+    for kind, training in reversed(firsts.items()):
+        given = (training, machine, folder / f"{kind}.jsonl", folder / "lock")
+        processes.append(context().Process(target=_try, args=given, daemon=True))
+        processes[-1].start()
+    while any(process.is_alive() for process in processes) and not over():
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+
+
+def read_trials(folder: Path) -> list[Trial]:
+    """The trials that were done in time."""
+    lines = [
+        line
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in path.read_text().splitlines(True)
+    ]
+    return [Trial(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def gain_together(
+    pair: Sequence[tuple[Training, Mapping[str, Any], float]], machine: Machine, until: float
+) -> float | None:
+    """Work of two trainings side by side over that of one; None if it was not measured in time.
+
+    Each comes with its changes of the recipe and its milliseconds a step alone.
+    """
+    made = context()
+    barrier, found = made.Barrier(len(pair)), made.Queue()
+    processes = [
+        made.Process(
+            target=_beside, args=(training, how, alone, machine, barrier, found), daemon=True
+        )
+        for training, how, alone in pair
+    ]
+    for process in processes:
+        process.start()
+    works: list[float] = []
+    with suppress(Empty):
+        works = [found.get(timeout=max(0.01, until - time.time())) for _ in processes]
+    for process in processes:
+        process.kill()
+    return sum(works) if len(works) == len(pair) else None
+
+
+def _beside(
+    training: Training,
+    how: Mapping[str, Any],
+    alone: float,
+    machine: Machine,
+    barrier: Any,
+    found: Any,
+) -> None:
+    began = math.inf
+
+    def stop(step: int) -> bool:
+        nonlocal began
+        if step == WARM:
+            _wait_for(machine.device)
+            barrier.wait()
+            began = time.perf_counter()
+        if time.perf_counter() - began < BESIDE * (SHORT if machine.rehearsal else 1):
+            return False
+        _wait_for(machine.device)
+        found.put((step - WARM) * alone / 1e3 / (time.perf_counter() - began))
+        return True
+
+    with machine.inside():
+        _train([training], how, machine, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Path of a kind of net, its milliseconds a step, and what was said about the others."""
+
+    how: Mapping[str, Any]
+    milliseconds: float
+    words: Sequence[str]
+
+
+def choose(tried: Sequence[Trial], longest: Mapping[str, int]) -> dict[str, Choice]:
+    """The fastest path without fault, by kind; ``longest`` gives the steps of a training."""
+    chosen = {}
+    for kind in dict.fromkeys(trial.kind for trial in tried):
+        mine = [trial for trial in tried if trial.kind == kind]
+        plain = mine[0]
+        words, good = [], []
+        for trial in mine:
+            wrong = fault(trial, plain) if not plain.error else plain.error
+            words.append(
+                f"{kind}, {trial.path}: {trial.milliseconds:.2f} ms a step, first after "
+                f"{trial.start:.1f} s" + (f": NOT USED, {wrong}" if wrong else "")
+            )
+            # Stacked nets are of one claim at the scale of the paper; here each part is one net.
+            good += [] if wrong or trial.path == "stacked" else [trial]
+        best = min(
+            good,
+            key=lambda trial: trial.start + longest[kind] * trial.milliseconds / 1e3,
+            default=plain,
+        )
+        chosen[kind] = Choice(how=best.how, milliseconds=best.milliseconds, words=words)
+    return chosen

@@ -1,0 +1,267 @@
+"""What is done on the machine: unpack, check, test, train in order, and pack whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.lease import fast_paths, time_table
+from experiments.lease.carried import install, sealed, steps_done
+from experiments.lease.packed_images import unpack_images
+from experiments.lease.part_processes import Machine, PartQueue, as_json, prepare_processes
+from experiments.lease.volumes import Limits, read_volumes, write_volumes
+from experiments.parts import Request, Store
+from experiments.provenance import ROOT
+from resid_theory.runtime import store
+
+CHECK, TESTS, GAIN, PACK = 45.0, 45.0, 25.0, 12.0  # seconds at most
+LEAST = 15.0  # seconds that must be left to begin a check
+PACKED = ".packed"  # ends the names of packed batches of images
+
+
+@dataclass(kw_only=True)
+class Lease:
+    """One call on the machine; a later one goes on where it ended.
+
+    Attributes:
+        home: Folder on the machine: the folders that arrived, code, data, parts, results of checks.
+        out: Folder whose files come back.
+        until: Moment at which everything is packed, in seconds since the epoch.
+        requests: Open parts, the most wanted first.
+        folders: Number of folders that must arrive before parts are computed.
+        limits: What comes back.
+        machine: Where parts are computed.
+        tests: Command that tests the code on the device; empty for none.
+    """
+
+    home: Path
+    out: Path
+    until: float
+    requests: Sequence[Request]
+    folders: int
+    limits: Limits
+    machine: Machine
+    tests: Sequence[str] = ()
+    asked: bool = False
+    started: float = field(default_factory=time.time)
+    stages: dict[str, float] = field(default_factory=dict)
+    queue: PartQueue | None = None
+
+    def run(self) -> None:
+        """Do what is next until the time is over, a signal comes or nothing is left."""
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._ask) for number in signals]
+        self.machine.parts.mkdir(parents=True, exist_ok=True)
+        prepare_processes()
+        try:
+            self._timed("unpack", self.unpack)
+            choices = self._timed("check", self.check)
+            if self.tests and not (self.home / "tests.log").exists():
+                self._timed("tests", self.test)
+            if all((self.home / str(i + 1)).is_dir() for i in range(self.folders)):
+                self._timed("parts", lambda: self.train(choices))
+        finally:
+            self.pack()
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def _left(self) -> float:
+        return self.until - PACK - time.time()
+
+    def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
+        if self.asked or self._left() <= 0:
+            return {}
+        began = time.time()
+        try:
+            return call()
+        except Exception:  # the parts are computed nevertheless, the plain way
+            traceback.print_exc()
+            return {}
+        finally:
+            self.stages[stage] = time.time() - began
+            print(f"-------- {stage}: {self.stages[stage]:.1f} s, {self._left():.0f} s left",
+                  flush=True)  # fmt: skip
+
+    # Stages --------------------------------------------------------------------------------------
+
+    def unpack(self) -> None:
+        """Put the data and the unfinished parts that arrived where they are looked for."""
+        batches = {}
+        for folder in sorted(self.home.glob("[0-9]*")):
+            for source in sorted((folder / "data").rglob("*")) if folder.is_dir() else ():
+                target = self.home / source.relative_to(folder)
+                if target.suffix == PACKED:
+                    target = target.with_suffix("")
+                if source.is_file() and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    batches[target] = source
+            with suppress(ValueError):
+                for members in read_volumes(folder):
+                    install(members, self.machine.parts)
+        if batches:
+            with ProcessPoolExecutor(min(len(batches), os.cpu_count() or 1)) as pool:
+                list(pool.map(_unpack, batches.values(), batches.keys()))
+
+    def check(self) -> dict[str, fast_paths.Choice]:
+        """Compare the fast paths of each kind of net with the plain one, once."""
+        trainings = [request.part for request in self.requests]
+        longest: dict[str, int] = {}
+        for training in trainings:
+            kind = time_table.kind_of(training)
+            longest[kind] = max(time_table.steps(training), longest.get(kind, 0))
+        folder = self.home / "trials"
+        known = {trial.kind for trial in fast_paths.read_trials(folder)}
+        new = [training for training in trainings if time_table.kind_of(training) not in known]
+        if new and self._left() > LEAST:
+            end = time.time() + min(CHECK, self._left())
+            over = lambda: self.asked or time.time() > end  # noqa: E731
+            fast_paths.try_all(new, self.machine, folder, over)
+        choices = fast_paths.choose(fast_paths.read_trials(folder), longest)
+        for kind in longest:
+            words = choices[kind].words if kind in choices else [f"{kind}: nothing measured"]
+            print("\n".join(words), flush=True)
+            chosen = choices[kind].how if kind in choices else fast_paths.PLAIN
+            print(f"{kind}: chosen {dict(chosen)}", flush=True)
+        return choices
+
+    def test(self) -> None:
+        """Run the tests that choose a device, in parallel, for a limited time."""
+        words = list(self.tests)
+        if find_spec("xdist"):
+            words += ["-p", "xdist.plugin", "-n", str(min(12, os.cpu_count() or 1))]
+        # Other plugins of the machine would warn, and warnings are errors.
+        settings = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        with open(self.home / "tests.log", "w") as log:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=settings, stdout=log, stderr=log, start_new_session=True
+            )
+            end = time.time() + min(TESTS, self._left())
+            while process.poll() is None and time.time() < end and not self.asked:
+                time.sleep(0.1)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                log.write("\nstopped: time is over\n")
+        print(*(self.home / "tests.log").read_text().splitlines()[-3:], sep="\n", flush=True)
+
+    def train(self, choices: Mapping[str, fast_paths.Choice]) -> None:
+        """Compute the open parts, the most wanted first."""
+        ratios = {
+            kind: choice.milliseconds / reference
+            for kind, choice in choices.items()
+            if (reference := self._model(kind)) and choice.milliseconds == choice.milliseconds
+        }
+        store_of_parts = Store(self.machine.parts)
+        open_parts = [
+            r for r in self.requests if store_of_parts.find(r.part, weights=r.weights) is None
+        ]
+
+        def how(request: Request) -> Mapping[str, Any]:
+            choice = choices.get(time_table.kind_of(request.part))
+            return choice.how if choice else fast_paths.PLAIN
+
+        slots, gain = self._slots(open_parts, how, ratios)
+
+        def seconds(request: Request) -> float:
+            whole = time_table.seconds(request.part, ratios) * slots / gain
+            done = steps_done(self.machine.parts / "cells" / request.part.key)
+            return whole * (1 - done / time_table.steps(request.part))
+
+        self.queue = PartQueue(
+            requests=open_parts,
+            machine=self.machine,
+            until=self.until - PACK,
+            slots=slots,
+            seconds=seconds,
+            how=how,
+            plain=fast_paths.PLAIN,
+            stopped=lambda: self.asked,
+            each=self.pack,
+        )
+        self.queue.run()
+
+    def _slots(
+        self,
+        requests: Sequence[Request],
+        how: Callable[[Request], Mapping[str, Any]],
+        ratios: Mapping[str, float],
+    ) -> tuple[int, float]:
+        """Number of processes at a time and their work over that of one, for the first parts."""
+        file = self.home / "together.json"
+        if not file.exists() and len(requests) > 1:
+            pair = [(r.part, how(r), time_table.milliseconds(r.part, ratios)) for r in requests[:2]]
+            end = time.time() + min(GAIN, self._left() / 5)
+            gain = fast_paths.gain_together(pair, self.machine, end)
+            store.write_json(file, {"gain": gain})
+        gain = store.read_json(file)["gain"] if file.exists() else None
+        print(f"two parts side by side do the work of {gain or 'unknown'}", flush=True)
+        gain = time_table.TOGETHER if gain is None else gain
+        return (2, gain) if gain > 1.05 else (1, 1.0)
+
+    def _model(self, kind: str) -> float:
+        """Milliseconds that the time table counts for the net that was tried."""
+        parts = [r.part for r in self.requests if time_table.kind_of(r.part) == kind]
+        return time_table.milliseconds(parts[0])
+
+    # Packing -------------------------------------------------------------------------------------
+
+    def pack(self) -> None:
+        """Replace what comes back: finished parts, logs, then weights and checkpoints in order."""
+        about = {
+            "stages": {**self.stages, "all": time.time() - self.started},
+            "attempts": as_json(self.queue.attempts) if self.queue else [],
+            "device": _device(self.machine.device),
+        }
+        groups: dict[str, dict[str, bytes]] = {
+            "lease": {f"calls/{self.started:.0f}.json": json.dumps(about, indent=1).encode()}
+        }
+        for path in [*self.home.glob("*.log"), *self.home.glob("trials/*.jsonl")]:
+            groups[path.name] = {f"checks/{path.name}": path.read_bytes()}
+        for path in self.machine.parts.glob("*.log"):
+            groups[path.name] = {f"logs/{path.name}": path.read_bytes()[-50_000:]}
+        places = [self.machine.parts / "cells" / r.part.key for r in self.requests]
+        open_places = [place for place in places if not (place / "result.json").exists()]
+        for name, of in (("result", places), ("weights", places),
+                         ("training/checkpoint", open_places)):  # fmt: skip
+            for place in of:
+                if files := sealed(place, name):
+                    groups[f"{name} of {place.name}"] = files
+        try:
+            left = write_volumes(groups, self.out, self.limits)
+        except OSError as error:  # the parts go on, and the next time may be better
+            print(f"not packed: {error}", flush=True)
+        else:
+            print(*(f"does not fit in what comes back: {name}" for name in left), sep="\n",
+                  end="\n" if left else "", flush=True)  # fmt: skip
+
+
+def _unpack(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    store.write_bytes(target, unpack_images(content) if source.suffix == PACKED else content)
+
+
+def _device(device: str) -> str:
+    try:
+        return torch.cuda.get_device_name() if device == "cuda" else device
+    except (RuntimeError, AssertionError) as error:
+        return f"{device}: {error}"
+
+
+def device_tests() -> list[str]:
+    """Command that runs the tests that choose a device."""
+    words = ["-m", "pytest", "-q", "--device", "cuda", "--only-device", "--maxfail", "20", "tests"]
+    return [sys.executable, *words]

@@ -1,0 +1,117 @@
+"""Order and cost of the trainings that are open: which of them a given time is enough for."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+from experiments.trainings import Training
+
+# Nets of seed 0, in order of what a minute of them tells: builder, and its arguments that are not
+# at their defaults.
+FIRST = (
+    ("simplified_net", {"depth": 20}), ("simplified_net", {"depth": 20, "identity": "residual"}),
+    ("simplified_net", {"depth": 44}), ("simplified_net", {"depth": 44, "identity": "residual"}),
+    ("full_net", {"depth": 20}), ("full_net", {"depth": 20, "shortcut": False}),
+    ("diracnet", {"depth": 28}), ("diracnet", {"depth": 28, "identity": "plain"}),
+    ("diracnet", {"depth": 34}), ("diracnet", {"depth": 34, "identity": "plain"}),
+    ("diracnet", {"depth": 52}), ("diracnet", {"depth": 52, "identity": "plain"}),
+    ("diracnet", {"depth": 28, "width": 5}),
+)  # fmt: skip
+# Depth, and milliseconds of a step of 128 images, measured on one H100 with torch 2.11, kernels
+# launched one by one, in the precision of the recipe, channels last. Twice the layers take twice
+# the time, because the launches do. ``preresnet`` has the layers of ``full_net``.
+STEPS = {
+    "simplified_net": (20, 6.6), "full_net": (20, 13.4), "preresnet": (20, 13.4),
+    "diracnet": (28, 25.8), "diracnet plain": (28, 15.5),
+}  # fmt: skip
+# Counted: forward and backward passes of a layer of width 1, in GFLOP a step of 128, and TFLOP a
+# second in bfloat16. A wide net takes the greater of this and of its launches.
+LAYER_GFLOP, RATE_TFLOP = 1.5, 150.0
+MEASURING, START = 1.08, 10.0  # share of evaluation (measured), seconds until the first step
+TOGETHER = 1.2  # measured: two trainings side by side do the work of so many
+IMAGES = {"cifar10": 50_000, "mnist": 60_000, "digits": 1_437}
+
+
+def kind_of(training: Training) -> str:
+    """Row of ``STEPS``: the builder, and "plain" where its layers have no Dirac weights."""
+    builder = training.architecture["builder"]
+    identity = training.architecture["arguments"].get("identity", "dirac")
+    return f"{builder} plain" if (builder, identity) == ("diracnet", "plain") else builder
+
+
+def label(training: Training) -> str:
+    """A net in a few words."""
+    given = training.content()["architecture"]["arguments"]
+    others = [f"{v}" if isinstance(v, str) else f"{k} {v}"
+              for k, v in given.items() if k not in ("depth", "generator")]  # fmt: skip
+    words = [training.architecture["builder"], str(given.get("depth", "")), *others]
+    words += [] if training.gain is None else [f"gain {training.gain:g}"]
+    return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
+
+
+def milliseconds(training: Training, measured: Mapping[str, float] | None = None) -> float:
+    """Duration of a step; ``measured`` gives ratios to this model by kind of net."""
+    given, kind = training.architecture["arguments"], kind_of(training)
+    depth, reference = STEPS.get(kind, STEPS["full_net"])
+    share = training.recipe.batch / 128
+    launches = reference * given.get("depth", depth) / depth
+    launches *= (measured or {}).get(kind, 1.0)
+    products = given.get("depth", depth) * given.get("width", 1) ** 2 * LAYER_GFLOP * share
+    return max(launches, products / RATE_TFLOP)
+
+
+def steps(training: Training) -> int:
+    """Number of steps of a training."""
+    images = training.samples or IMAGES.get(training.data, 50_000)
+    return training.recipe.epochs * ceil(images / training.recipe.batch)
+
+
+def seconds(training: Training, measured: Mapping[str, float] | None = None) -> float:
+    """Duration of a training that has the machine for itself."""
+    return START + MEASURING * steps(training) * milliseconds(training, measured) / 1e3
+
+
+def in_order(trainings: Iterable[Training], scales: Mapping[str, int]) -> list[Training]:
+    """Sort trainings by worth; ``scales`` gives the rank of the scale that asks for each key."""
+
+    def worth(training: Training) -> tuple[object, ...]:
+        usual = training.seed == 0 and training.gain is None and training.data == "cifar10"
+        given = dict(training.content()["architecture"]["arguments"])
+        given.pop("generator", None)
+        net = (training.architecture["builder"], given)
+        rank = FIRST.index(net) if usual and net in FIRST else len(FIRST)
+        scale = scales[training.key]
+        return rank, scale, training.seed, seconds(training), label(training), training.key
+
+    return sorted(trainings, key=worth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A line of the time table: seconds alone, and when it ends if two run side by side."""
+
+    training: Training
+    seconds: float
+    ends: float
+
+
+def time_table(
+    trainings: Sequence[Training], measured: Mapping[str, float] | None = None
+) -> list[Row]:
+    """Estimates of trainings in a given order."""
+    rows, ends = [], 0.0
+    for training in trainings:
+        alone = seconds(training, measured)
+        ends += alone / TOGETHER
+        rows.append(Row(training=training, seconds=alone, ends=ends))
+    return rows
+
+
+def printed(rows: Sequence[Row], available: float) -> str:
+    """The table as text; a star marks what ends within ``available`` seconds."""
+    lines = [f"{'':2}{'seconds':>8} {'ends at':>8}  training"]
+    for row in rows:
+        star = "*" if row.ends <= available else " "
+        lines.append(f"{star} {row.seconds:8.0f} {row.ends:8.0f}  {label(row.training)}")
+    fits = sum(row.ends <= available for row in rows)
+    return "\n".join([*lines, f"{fits} of {len(rows)} end within {available:.0f} s"])

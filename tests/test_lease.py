@@ -1,0 +1,258 @@
+"""A rented machine, rehearsed: digits, a pretended GPU, seconds for minutes."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_cuda import pretended
+
+import resid_theory as rt
+from experiments.lease import fast_paths, on_machine, time_table
+from experiments.lease.carried import sealed
+from experiments.lease.collect import collect, told
+from experiments.lease.on_machine import Lease
+from experiments.lease.packed_images import pack_images, unpack_images
+from experiments.lease.part_processes import Machine, PartQueue
+from experiments.lease.prepare import CALL, described_request, description, distributed
+from experiments.lease.volumes import Limits, read_volumes, write_volumes
+from experiments.parts import Execution, Request, Store
+from experiments.trainings import Training
+
+RECIPE = rt.Recipe(epochs=2, batch=16, lr=0.05, milestones=(1,), augmentation="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashing(Training):
+    """A training that takes its process along."""
+
+    def compute(self, execution, folder=None):
+        os._exit(134)
+
+
+def request(seed=0, kind=Training, epochs=2, samples=160):
+    part = kind(
+        architecture={"builder": "simplified_net", "arguments": {"depth": 5, "generator": seed}},
+        recipe=RECIPE.change(epochs=epochs),
+        seed=seed,
+        data="digits",
+        samples=samples,
+        tests=50,
+        size=8,
+    )
+    return Request(part=part, claim="paper/claim", scale="single", weights=True)
+
+
+def lease(folder, requests, seconds, folders=0, **changes):
+    machine = Machine(parts=folder / "home" / "parts", rehearsal=True, inside=pretended)
+    given = dict(
+        home=folder / "home",
+        out=folder / "out",
+        until=time.time() + seconds,
+        requests=requests,
+        folders=folders,
+        limits=Limits(),
+        machine=machine,
+    )
+    return Lease(**{**given, **changes})
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def test_images_are_packed_without_loss():
+    source = np.random.default_rng(0)
+    smooth = np.cumsum(source.integers(-3, 4, (20, 1, 32, 32)), -1) + np.zeros((3, 1, 1), int)
+    batch = (
+        np.concatenate([source.integers(10, size=(20, 1)), smooth.reshape(20, -1)], 1)
+        .astype(np.uint8)
+        .tobytes()
+    )  # uint8: modulo 256, as the differences
+    packed = pack_images(batch)
+    assert unpack_images(packed) == batch
+    assert len(packed) < 0.7 * len(batch)
+    with pytest.raises(ValueError, match="not a packed batch"):
+        unpack_images(packed[:-9])
+
+
+def test_volumes_hold_what_fits_and_replace_one_another_as_a_whole(tmp_path):
+    limits = Limits(files=6, file_bytes=14_000, total_bytes=84_000)
+    groups = {name: {f"{name}/x": os.urandom(size), f"{name}/y": b"y"}
+              for name, size in (("a", 12_000), ("b", 20_000), ("c", 9_000))}  # fmt: skip
+    assert write_volumes(groups, tmp_path, limits) == ["b"]
+    [members] = read_volumes(tmp_path)
+    assert members == {**groups["a"], **groups["c"]}
+    assert len(list(tmp_path.iterdir())) <= limits.files // 2
+    assert not write_volumes({"c": groups["c"]}, tmp_path, limits)
+    assert read_volumes(tmp_path) == [dict(groups["c"])]
+    damaged = next(tmp_path.glob("volume-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="1 sets of volumes, none of them whole"):
+        read_volumes(tmp_path)
+
+
+# The rehearsal -----------------------------------------------------------------------------------
+
+
+def alone(wanted, how):
+    """Arrays of a part in one piece."""
+    with pretended():
+        return wanted.part.compute(Execution(device="cuda", **how))
+
+
+def equal(found, exact):
+    assert found.keys() == exact.keys()
+    for name in exact:
+        np.testing.assert_array_equal(found[name], exact[name], strict=True, err_msg=name)
+
+
+def test_a_rehearsal(tmp_path, capfd):
+    wanted = [request(), request(1), request(2, Crashing)]
+    lease(tmp_path, wanted, 100).run()
+    log = capfd.readouterr().out
+    found = collect(tmp_path / "out", tmp_path / "parts")
+    assert set(found.finished) == {r.part.key for r in wanted[:2]}
+    assert "simplified_net, channels_last:" in log and "simplified_net: chosen" in log, log
+    assert "two parts side by side do the work of" in log
+    [call] = found.calls
+    outcomes = [attempt["outcome"] for attempt in call["attempts"]]
+    # The part that crashes is tried once more, without fast paths, and touches no other.
+    assert outcomes[:2] == ["finished", "finished"] and set(outcomes[2:]) == {"failed"}
+    assert call["attempts"][-1]["how"] == fast_paths.PLAIN
+    done = Store(tmp_path / "parts").find(wanted[0].part, weights=True)
+    equal(done.arrays, alone(wanted[0], call["attempts"][0]["how"]))
+    table = told(found.calls)
+    assert table.count("finished") == 2 and "unpack" in table
+
+
+def interrupt_after(path, lines):
+    """Send this process SIGTERM as soon as a file has so many lines."""
+
+    def wait():
+        while not path.is_file() or path.read_bytes().count(b"\n") < lines:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_signal_saves_and_another_machine_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "check", lambda _: {})
+    wanted, first, second = request(epochs=12), tmp_path / "first", tmp_path / "second"
+    place = first / "home" / "parts" / "cells" / wanted.part.key
+    interrupt_after(place / "training" / "metrics.jsonl", 3)
+    lease(first, [wanted], 100).run()
+    back = collect(first / "out", tmp_path / "parts")
+    assert (back.finished, back.unfinished) == ([], [wanted.part.key])
+    [attempt] = back.calls[0]["attempts"]
+    assert attempt["outcome"] == "stopped" and 20 <= attempt["ended"] < 120
+    # As prepare packs it, to a bare machine.
+    cells = tmp_path / "parts" / "cells"
+    files = sealed(cells / wanted.part.key, "training/checkpoint")
+    write_volumes({"part": files}, second / "home" / "1", Limits())
+    faster = {**fast_paths.PLAIN, "channels_last": True}
+    choice = fast_paths.Choice(how=faster, milliseconds=1.0, words=[])
+    monkeypatch.setattr(Lease, "check", lambda _: {"simplified_net": choice})
+    lease(second, [wanted], 100, folders=1).run()  # in the layout that it was begun in
+    done = collect(second / "out", tmp_path / "parts")
+    assert done.finished == [wanted.part.key]
+    assert done.calls[0]["attempts"][0]["begun"] == attempt["ended"]
+    found = Store(tmp_path / "parts").find(wanted.part, weights=True)
+    equal(found.arrays, alone(wanted, fast_paths.PLAIN))
+
+
+def test_time_that_is_over_stops_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(Lease, "check", lambda _: {})
+    lease(tmp_path, [request(epochs=4000)], on_machine.PACK + 4).run()
+    [attempt] = collect(tmp_path / "out", tmp_path / "parts").calls[0]["attempts"]
+    assert attempt["outcome"] == "stopped"
+
+
+def test_a_later_call_ends_at_once_on_a_bare_machine(tmp_path):
+    script = tmp_path / "call.sh"
+    script.write_text(CALL.format(number=3, count=3, commit="0", earlier="1 2"))
+    ended = subprocess.run(
+        ["bash", str(script), "100"],
+        env={**os.environ, "LEASE": str(tmp_path / "bare")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 9 and "begin with call 1" in ended.stdout
+    assert not (tmp_path / "bare").exists()
+
+
+# Choices -----------------------------------------------------------------------------------------
+
+
+def test_a_fast_path_that_computes_something_else_is_not_used():
+    plain = fast_paths.Trial(kind="full_net", path="plain", how=fast_paths.PLAIN,
+                             losses=[2.3, 2.2, 2.1], milliseconds=13.0, start=1.0)  # fmt: skip
+    coarse = replace(plain, path="bf16", how={**fast_paths.PLAIN, "precision": "bf16"},
+                     losses=[2.301, 2.202, 2.1], milliseconds=9.0)  # fmt: skip
+    wrong = replace(coarse, path="channels_last", losses=[2.3, 2.0, 2.1], milliseconds=5.0)
+    failed = replace(coarse, path="compile", losses=[], error="RuntimeError: x", milliseconds=1.0)
+    slow = replace(coarse, path="compile", milliseconds=8.9, start=100.0)
+    chosen = fast_paths.choose([plain, coarse, wrong, failed, slow], {"full_net": 10_000})
+    assert chosen["full_net"].how == coarse.how
+    words = "\n".join(chosen["full_net"].words)
+    assert words.count("NOT USED") == 2 and "gap 9.1e-02 of the first losses" in words
+    only = fast_paths.choose([replace(plain, error="OutOfMemoryError"), coarse], {"full_net": 9})
+    assert only["full_net"].how == fast_paths.PLAIN
+
+
+def test_the_next_part_is_the_first_that_can_end_in_time():
+    queue = PartQueue(
+        requests=[],
+        machine=Machine(parts=Path()),
+        until=time.time() + 100,
+        slots=2,
+        seconds=lambda seconds: seconds,
+        how=lambda _: {},
+        plain={},
+    )
+    assert queue._next([300, 90, 10]) == 1
+    assert queue._next([300, 200]) == 0
+
+
+def paper(builder, depth, seed=0, **arguments):
+    given = {"depth": depth, "generator": seed, **arguments}
+    recipe = rt.Recipe(precision="bf16")
+    return Training(architecture={"builder": builder, "arguments": given}, recipe=recipe, seed=seed)
+
+
+def test_the_time_table_begins_with_what_a_minute_tells_most():
+    nets = [
+        paper("diracnet", 28, width=5), paper("full_net", 20), paper("diracnet", 100),
+        paper("diracnet", 28, identity="plain"), paper("diracnet", 28),
+        paper("simplified_net", 20, 1), paper("simplified_net", 20),
+    ]  # fmt: skip
+    ranks = {net.key: int(net.seed > 0) for net in nets}
+    order = time_table.in_order(nets, ranks)
+    assert [nets.index(net) for net in order] == [6, 1, 4, 3, 0, 2, 5]
+    rows = time_table.time_table(order)
+    # 78,200 steps of 6.6 ms, and a share of evaluation.
+    assert rows[0].seconds == pytest.approx(10 + 1.08 * 78.2 * 6.6)
+    assert rows[1].ends == pytest.approx((rows[0].seconds + rows[1].seconds) / 1.2)
+    assert "1 of 7 end within 540 s" in time_table.printed(rows, 540)
+    half = time_table.seconds(order[0], {"simplified_net": 0.5})
+    assert half - 10 == pytest.approx((rows[0].seconds - 10) / 2)
+
+
+def test_a_request_travels_as_a_file():
+    wanted = Request(part=paper("simplified_net", 20, 1), claim="c", scale="paper", weights=True)
+    there = described_request(json.loads(json.dumps(description(wanted))))
+    assert there.part.key == wanted.part.key
+    assert (there.claim, there.scale, there.weights) == ("c", "paper", True)
+
+
+def test_files_are_distributed_so_that_each_call_can_carry_its_own():
+    files = {name: bytes(40) for name in "abcde"}
+    assert distributed(files, 100) == [["a", "b"], ["c", "d"], ["e"]]
+    with pytest.raises(ValueError, match="a has 40 bytes, more than the 30 of a call"):
+        distributed(files, 30)
