@@ -9,22 +9,26 @@ def noise(*shape, seed=0, device=None):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
+def jacobian(values, parameters):
+    """Derivatives of a vector, one gradient for every entry, all in one batch."""
+    units = torch.eye(len(values)).to(values)
+    if not values.requires_grad:
+        return units.new_zeros(len(values), sum(p.numel() for p in parameters))
+    rows = torch.autograd.grad(
+        values, parameters, units, is_grads_batched=True,
+        retain_graph=True, allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+    # What does not depend on a parameter at all has no batch.
+    rows = [row.expand(len(values), *p.shape) for row, p in zip(rows, parameters, strict=True)]
+    return torch.cat([row.reshape(len(values), -1) for row in rows], dim=1)
+
+
 def hessian_by_nested_gradients(loss, parameters):
     """Hessian of a scalar, one gradient of a gradient for every parameter."""
     grads = torch.autograd.grad(
         loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True
     )
-    gradient = torch.cat([g.reshape(-1) for g in grads])
-    rows = []
-    for entry in gradient:
-        if entry.requires_grad:
-            parts = torch.autograd.grad(
-                entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        else:
-            parts = [torch.zeros_like(p) for p in parameters]
-        rows.append(torch.cat([p.reshape(-1) for p in parts]))
-    return torch.stack(rows)
+    return jacobian(torch.cat([g.reshape(-1) for g in grads]), parameters)
 
 
 def shortcut_net(layers, biases, x, *, n, shortcut, pre, mid, post):
@@ -152,15 +156,9 @@ def diracnet(x, stem, groups, classifier, *, imagenet=False):
 
 def gauss_newton_by_jacobians(output, loss, parameters):
     """J^T C J with both factors written out; ``loss`` takes the outputs."""
-    rows = []
-    for entry in output.reshape(-1):
-        parts = torch.autograd.grad(
-            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        rows.append(torch.cat([part.reshape(-1) for part in parts]))
-    jacobian = torch.stack(rows)
     point = output.detach().clone().requires_grad_()
-    return jacobian.T @ hessian_by_nested_gradients(loss(point), [point]) @ jacobian
+    inner = jacobian(output.reshape(-1), parameters)
+    return inner.T @ hessian_by_nested_gradients(loss(point), [point]) @ inner
 
 
 def fisher_by_samples(losses, parameters):
