@@ -81,7 +81,12 @@ REFUSED = {
     "name": ("digits", "^data: got a batch that is str of 1"),
     "tensor": (X, "^data: got a batch that is Tensor of 2"),
     "one-array": ([X], "^data: got a batch that is Tensor of 5"),
-    "triples": ([(X, Y, Y)], "^data: got a batch that is tuple of 3"),
+    "triples": ([(X, Y, Y)], "^data: got .* floating-point numbers behind; .*sample_weight=True"),
+    "fours": ([(X, Y, Y, Y)], "^data: got a batch that is tuple of 4"),
+    "names": (
+        [{"image": X, "label": Y}],
+        "^data: .* dict of 2 with 'image', 'label', .*of=\"batch\"",
+    ),
     "late-nan": ([(X, Y), (X * torch.nan, Y)], r"^data x: entry \(0, 0\) is nan"),
     "no-samples": ((X[:0], Y[:0]), "^data: got a batch without samples"),
     "counts": ((X, Y[:4]), r"^data: x has shape \(5, 2\) and y \(4, 1\)"),

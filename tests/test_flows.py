@@ -422,9 +422,9 @@ def test_an_unknown_module_ends_the_paths():
         ({"rule": "repeats"}, "did you mean 'repeat'"),
         ({"batch": 0}, "batch: got 0"),
         ({"loss": "entropy"}, "loss: unknown name"),
-        ({"loss": lambda out, y: F.cross_entropy(out, y, reduction="sum")}, "needs a mean"),
+        ({"loss": lambda out, y: out.mean(0).square().sum()}, "needs a mean, a weighted mean"),
     ],
-    ids=["labels", "mode", "statistic", "rule", "batch", "loss", "sum"],
+    ids=["labels", "mode", "statistic", "rule", "batch", "loss", "coupled"],
 )
 def test_wrong_arguments_are_refused(keywords, message, data):
     labels = torch.tensor(keywords.get("labels", (3, 7)))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # resid_theory/, and so is a folder of theory/. "resid_theory" is the public face, and "theory" the
 # face of its rooms. A new file in a room needs no entry.
 FLOORS = [
-    ["_check"],
+    ["_check", "nested"],
     ["activations", "initializations", "losses", "runtime", "theory.flow", "theory.interpolation"],
     ["identity"],
     ["data", "eigen", "networks"],

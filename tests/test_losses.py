@@ -1,4 +1,4 @@
-"""Losses: their definitions, their derivatives at the output, and targets that do not fit."""
+"""Losses: definitions, derivatives at the output, weights of samples, targets that do not fit."""
 
 import oracles
 import pytest
@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from tolerances import assert_same, relative_error
 from torch import nn
 
-from resid_theory.losses import LOSSES, Loss
+from resid_theory.losses import (
+    LOSSES,
+    Loss,
+    SampleAxes,
+    Weighting,
+    reweighted,
+    weighting_of,
+)
+from resid_theory.nested import tensors_of
 
 SAMPLES, CLASSES = 5, 3
 
@@ -91,11 +99,11 @@ def test_output_derivatives_outside_gradient_mode(mode, generator):
 UNFIT = {
     "square-shape": ("square", torch.zeros(5, 2), r"\(5, 2\) for outputs of shape \(5, 3\)"),
     "square-broadcast": ("square", torch.zeros(5), r"got shape \(5,\) for outputs"),
+    "mse-broadcast": (nn.MSELoss(), torch.zeros(5, 1), r"\(5, 1\) for outputs of shape \(5, 3\)"),
     "square-integers": ("square", torch.zeros(5, 3, dtype=torch.int64), "needs floating point"),
     "float-labels": ("cross_entropy", torch.zeros(5), "or class indices .* of an integer dtype"),
     "label-high": ("cross_entropy", torch.tensor([0, 1, 2, 3, 0]), "from 0 to 3 .* needs .* 0..2"),
     "label-low": ("cross_entropy", torch.tensor([0, 1, 2, -1, 0]), "labels from -1 to 2"),
-    "label-ignored": ("cross_entropy", torch.full((5,), -100), "labels from -100 to -100"),
     "label-uint8": ("cross_entropy", torch.full((5,), 255, dtype=torch.uint8), "from 255 to 255"),
     "one-hot-integers": ("cross_entropy", one_hot(LABELS).long(), r"got labels of shape \(5, 3\)"),
 }
@@ -109,30 +117,204 @@ def test_targets_that_do_not_fit(case):
             function(Loss.of(loss), torch.zeros(5, 3), target)
 
 
-NOT_MEANS = {
-    "sum": (lambda o, t: (o - t).square().sum(), "needs a mean over samples"),
-    "coupled": (lambda o, t: o.mean(0).square().sum(), "needs a mean over samples"),
+NOT_SCALARS = {
     "per-sample": (lambda o, t: (o - t).square().sum(1), r"returned shape \(5,\), needs a scalar"),
     "number": (lambda o, t: 1.0, "returned <class 'float'>, needs a scalar"),
     "detached": (lambda o, t: (o - t).square().detach().sum(1).mean(), "carries no gradient"),
 }
 
 
-@pytest.mark.parametrize("case", NOT_MEANS)
-def test_losses_that_are_not_means(case, generator):
-    loss, message = NOT_MEANS[case]
+@pytest.mark.parametrize("case", NOT_SCALARS)
+def test_values_that_are_no_losses(case, generator):
+    loss, message = NOT_SCALARS[case]
     with pytest.raises(ValueError, match=f"^loss: .*{message}"):
         Loss.of(loss).derivatives(outputs(generator), outputs(generator))
-
-
-@pytest.mark.parametrize("loss", [nn.MSELoss(), F.mse_loss, F.cross_entropy, huber])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_means_are_let_through(loss, dtype, generator):
-    output, target = outputs(generator).to(dtype), one_hot(LABELS).to(dtype)
-    Loss.of(loss).check_mean(output, target)
-    Loss(lambda o, t: 9 * loss(o, t)).check_mean(output[:1], target[:1])  # one sample tells nothing
 
 
 def test_an_unknown_loss_is_met_with_the_nearest():
     with pytest.raises(ValueError, match="^loss: unknown name 'squared'; did you mean 'square'"):
         Loss.of("squared")
+
+
+DENSE = {  # shapes of logits and labels, and the axis of the classes
+    "tokens": ((4, 5, 3), (4, 5), 2),
+    "tokens, as many as classes": ((4, 3, 3), (4, 3), 2),
+    "channels": ((4, 3, 5), (4, 5), 1),
+    "pixels": ((4, 3, 5, 2), (4, 5, 2), 1),
+    "pixels, classes last": ((4, 5, 2, 3), (4, 5, 2), 3),
+}
+
+
+@pytest.mark.parametrize("case", DENSE)
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+def test_dense_cross_entropy(case, soft, generator):
+    shape, places, axis = DENSE[case]
+    if soft and axis != (2 if len(shape) == 3 else 1):
+        pytest.skip("probabilities have the axis that comes first")
+    output = torch.randn(shape, generator=generator)
+    labels = torch.randint(CLASSES, places, generator=generator)
+    rows = torch.randn(shape, generator=generator).softmax(axis)
+    target = rows if soft else labels
+    rows = rows.movedim(axis, -1).flatten(0, -2) if soft else one_hot(labels.flatten())
+    expected = oracles.cross_entropy(output.movedim(axis, -1).flatten(0, -2), rows)
+    loss = Loss.of("cross_entropy")
+    loss.check_target(output, target)
+    torch.testing.assert_close(loss(output, target), expected, rtol=1e-14, atol=0)
+    assert loss.weights(target).tolist() == [labels[0].numel()] * 4
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+FACTORS = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+PADDED = torch.tensor([0, -100, 1, 1, 0, 2, -100, 2])
+
+
+def normalized(output, target):
+    """Errors weighted by a column of the targets."""
+    values, weights = target[:, :-1], target[:, -1]
+    return weights @ (output - values).square().sum(1) / weights.sum()
+
+
+def weighing(generator):
+    """A loss, its targets, the weights of the samples (None: a sum)."""
+    size = len(PADDED)
+    labels, values = PADDED.clamp(0), torch.randn(size, CLASSES + 1, generator=generator).abs()
+    valid, ones = (PADDED != -100).double(), torch.ones(size)
+    return {
+        "mean": (lambda o, t: F.cross_entropy(o, t), labels, ones),
+        "elements": (lambda o, t: (o - t).cosh().log().mean(), values[:, :-1], ones),
+        "labels": (lambda o, t: F.cross_entropy(o, t), PADDED, valid),
+        "classes": (lambda o, t: F.cross_entropy(o, t, FACTORS.to(o)), labels, FACTORS[labels]),
+        "both": (
+            lambda o, t: F.cross_entropy(o, t, FACTORS.to(o), label_smoothing=0.1),
+            PADDED,
+            valid * FACTORS[labels],
+        ),
+        "column": (normalized, values, values[:, -1]),
+        "sum": (lambda o, t: (o - t).abs().pow(3).sum(), values[:, :-1], None),
+        "CrossEntropyLoss": (nn.CrossEntropyLoss(FACTORS), PADDED, valid * FACTORS[labels]),
+        "CrossEntropyLoss(sum)": (nn.CrossEntropyLoss(reduction="sum"), PADDED, None),
+        "NLLLoss": (nn.NLLLoss(FACTORS, ignore_index=1), labels, FACTORS[labels] * (labels != 1)),
+        "MSELoss": (nn.MSELoss(), values[:, :-1], ones * CLASSES),
+        "smooth_l1_loss": (F.smooth_l1_loss, values[:, :-1], ones * CLASSES),
+        "cross_entropy": ("cross_entropy", PADDED, valid),
+    }
+
+
+WEIGHING = list(weighing(torch.Generator().manual_seed(0)))
+
+
+def parts_of(order, sizes=(3, 1, 4)):
+    return order.split(sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", WEIGHING)
+def test_weights_are_what_the_loss_divides_by(case, dtype, generator):
+    given, target, expected = weighing(generator)[case]
+    output = torch.randn(len(PADDED), CLASSES, generator=generator).log_softmax(1).to(dtype)
+    target = target.to(dtype) if target.is_floating_point() else target
+    weighting = weighting_of(Loss.of(given), output, target)
+    assert weighting.sums == (expected is None)
+    exact = torch.ones(len(output)) if expected is None else expected
+    # A mean over class weights is computed in the outputs' precision.
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    each = weighting.of_samples(output, target, len(output))
+    unit = each.max() / exact.max()
+    assert relative_error(each / unit, exact) <= tolerance
+    for order in (torch.arange(8), PADDED.argsort(stable=True)):
+        for rows in parts_of(order):
+            found = weighting.of_part(output[rows], target[rows], len(rows))
+            part = 1.0 if expected is None else float(unit * exact[rows].sum())
+            assert abs(found - part) <= tolerance * max(1.0, part)
+
+
+def test_a_loss_that_takes_single_precision_only(generator):
+    output, labels = outputs(generator).float(), LABELS
+    weighting = weighting_of(
+        Loss(lambda o, t: F.cross_entropy(o, t, FACTORS.float())), output, labels
+    )
+    each = weighting.of_samples(output, labels, SAMPLES)
+    # a few hundred roundings of single precision
+    assert relative_error(each / each[0] * FACTORS[labels[0]], FACTORS[labels]) <= 1e-5
+
+
+@pytest.mark.parametrize("case", WEIGHING)
+def test_weighted_parts_make_the_whole(case, generator):
+    given, target, _ = weighing(generator)[case]
+    loss, output = Loss.of(given), torch.randn(8, CLASSES, generator=generator).log_softmax(1)
+    weighting = weighting_of(loss, output, target)
+    values, weights = [], []
+    for rows in parts_of(PADDED.argsort(stable=True, descending=True)):
+        weight = weighting.of_part(output[rows], target[rows], len(rows))
+        if weight:
+            weights.append(weight)
+            values.append(weight * float(loss(output[rows], target[rows])))
+    whole = sum(values) / (1.0 if weighting.sums else sum(weights))
+    assert whole == pytest.approx(float(loss(output, target)), rel=1e-12)
+
+
+def contrast(output, target):
+    return -(output @ output.T).log_softmax(1).diagonal().mean()
+
+
+COUPLED = {
+    "of the mean": lambda o, t: o.mean(0).square().sum(),
+    "root of a mean": lambda o, t: F.mse_loss(o, t).sqrt(),
+    "mean and sum": lambda o, t: F.mse_loss(o, t) + 0.1 * F.mse_loss(o, t, reduction="sum"),
+    "centred": lambda o, t: (o - o.mean(0) - t).square().mean(),
+    "contrastive": contrast,
+    "largest": lambda o, t: (o - t).square().sum(1).max(),
+    "neighbours": lambda o, t: (o[1:] - o[:-1]).square().mean() + (o - t).square().mean(),
+    "infinite": lambda o, t: (o * torch.inf).mean(),
+}
+
+
+@pytest.mark.parametrize("case", COUPLED)
+def test_losses_without_weights_are_told(case, generator):
+    with pytest.raises(ValueError, match="^loss: needs a mean, a weighted mean or a sum"):
+        weighting_of(Loss(COUPLED[case]), outputs(generator), outputs(generator))
+
+
+LAYOUTS = {
+    "samples first": lambda z: z,
+    "time first": lambda z: z.transpose(0, 1),
+    "flat": lambda z: z.flatten(0, 1),
+    "flat, time first": lambda z: z.transpose(0, 1).flatten(0, 1),
+    "dict": lambda z: {"logits": z, "last": z[:, -1], "scale": torch.ones(3), "name": "z"},
+    "tuple": lambda z: (z.transpose(1, 2), None),
+}
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_samples_are_found_in_outputs_of_any_layout(case, generator):
+    z = torch.randn(5, 4, CLASSES, generator=generator)
+    layout = LAYOUTS[case]
+    axes = SampleAxes.between(layout(z[:2]), layout(z), (2, 5))
+    assert axes is not None
+    rows = torch.tensor([3, 0])
+    some = axes.gather([leaf[rows] for leaf in axes.spread(layout(z))], layout(z))
+    expected = layout(z[rows])
+    if case in ("dict", "tuple"):
+        assert type(some) is type(expected)
+        some, expected = (list(tensors_of(given)) for given in (some, expected))
+    assert_same(some, expected)
+
+
+def test_outputs_without_an_axis_of_samples_have_none():
+    assert SampleAxes.between(torch.ones(2, 2), torch.ones(5, 5), (2, 5)) is None
+    assert SampleAxes.between(torch.ones(3), torch.ones(4), (2, 5)) is None
+    with pytest.raises(ValueError, match="no axis of the outputs"):
+        Weighting(Loss(lambda o, t: o), None).learn(torch.ones(()), LABELS, 5)
+
+
+@pytest.mark.parametrize("case", ["mean", "labels", "classes", "sum"])
+def test_sample_weights_count_like_copies(case, generator):
+    given, target, _ = weighing(generator)[case]
+    loss, output = Loss.of(given), outputs(generator)[torch.arange(8) % 5]
+    copies = torch.tensor([1, 2, 0, 3, 1, 1, 2, 1])
+    weighting = weighting_of(loss, output, target)
+    each = weighting.of_samples(output, target, 8) * copies
+    counted = reweighted(loss, SampleAxes.first(output, 8), each, sums=weighting.sums)
+    exact = loss(output.repeat_interleave(copies, 0), target.repeat_interleave(copies, 0))
+    torch.testing.assert_close(counted(output, target), exact, rtol=1e-13, atol=0)

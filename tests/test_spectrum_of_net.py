@@ -75,7 +75,7 @@ def test_a_whole_hessian_takes_the_routes_of_its_net(problem, monkeypatch):
         (lambda net, data: rt.spectrum(net), "^loss: is missing; call spectrum"),
         (
             lambda net, data: rt.spectrum(rt.curvature_operator(net, "square", data), "square"),
-            "^loss, data: got an operator together with these",
+            "^loss, data, matrix, weight_decay: got an operator together with these",
         ),
         (
             lambda net, data: rt.spectrum(net, "square", data, method="exact"),
@@ -109,14 +109,15 @@ class CountingLoader:
         return iter(self.batches)
 
 
-# One run checks the data; without a chain, one measures a graph and one makes the graph to keep.
+# One run checks the data; without a chain, one looks for samples that know each other, one measures
+# a graph, and one makes the graph to keep.
 @pytest.mark.parametrize(
     ("middle", "call", "runs"),
     [
         (nn.Tanh, rt.spectrum, 1),
         (nn.Tanh, rt.hessian_spectrum, 1),
-        (lambda: nn.LayerNorm(60), rt.spectrum, 3),
-        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 3),
+        (lambda: nn.LayerNorm(60), rt.spectrum, 4),
+        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 4),
     ],
     ids=["layer pairs", "layer pairs, all", "matrix-free", "columns, all"],
 )

@@ -343,8 +343,8 @@ REFUSED = {
     "moments": (
         {"data": rt.Moments.of((X, Y)), "loss": "cross_entropy"}, "^data: got Moments, .*samples",
     ),
-    "sum-loss": (
-        {"loss": lambda o, t: (o - 2 * t).square().sum()}, "^loss: .* needs a mean over samples",
+    "coupled-loss": (
+        {"loss": lambda o, t: (o - t).mean(0).square().sum()}, "^loss: needs a mean, a weighted",
     ),
     "input-map": ({"input_map": torch.eye(2)}, r"^input_map: got shape \(2, 2\), .*\(rows, 3\)"),
     "output-map": ({"output_map": torch.eye(2)}, r"^output_map: got shape \(2, 2\), needs"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.rounding import measured_error
 from resid_theory.data import Batch
+from resid_theory.losses import NoWeighting
 from resid_theory.runtime.preserve import deterministic, preserved
 from resid_theory.runtime.resources import available_bytes, clock, is_out_of_memory, readable_bytes
 
@@ -26,16 +28,17 @@ _MOST = 64  # vectors differentiated together
 
 
 class BatchSum:
-    """Sums over all samples of a function of each chunk's graph.
+    """Weighted sums over all samples of a function of each chunk's graph.
 
     Attributes:
         engine: ``retained`` or ``rebuilt``.
         chunk: Samples of a graph; None for whole batches.
         limit: Bytes for graphs that the caller allowed, None for half of what is free.
         samples: Number of samples in this process.
+        weight: Sum of the weights of all samples, by which sums are divided; 1 for a loss that is
+            a sum.
+        total: Loss and gradient, (1 + P,), float64, times the weight.
         sample_bytes: Bytes of a graph for each sample, measured.
-        retained_seconds: Time of one vector's product over all samples on retained graphs.
-        rebuilt_seconds: The same on rebuilt graphs.
         error: Difference from the matrix in float64, measured; None for a net in float64.
     """
 
@@ -44,27 +47,71 @@ class BatchSum:
         progress: bool,
     ) -> None:  # fmt: skip
         self.risk, self.chunk, self.limit, self._progress = risk, chunk, limit, progress
-        self._graphs: list[tuple[int, MatvecGraph]] = []
-        self._fixed = engine != "auto"
+        self.engine, self._fixed = engine, engine != "auto"
+        size = sum(parameter.numel() for parameter in risk.parameters)
+        self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
         with preserved(risk.net, batchnorm=risk.batchnorm):
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
-            self.samples, first = risk.check_data()
-            self._probe(first)
-            self.error = measured_error(risk, first, self.samples, self.sample_bytes)
-            self._versions = [p._version for p in risk.net.parameters()]
-            allowed = available_bytes(risk.device) // 2 if limit is None else limit
-            # Beside the kept graphs, a product holds about as much as the graph it is made from.
-            needed = self.sample_bytes * (self.samples + self._chunk_size(self.samples))
-            if engine == "retained" and needed > allowed:
-                raise MemoryError(_too_large(needed, allowed))
-            fitting = "retained" if needed <= allowed else "rebuilt"
-            self.engine = fitting if engine == "auto" else engine
-            self._workspace = available_bytes(risk.device) // _SHARE
-            if self.engine == "retained":
-                self._retain()
-            if self.engine == "rebuilt" and not risk.data.in_memory:
-                for _ in risk.data:  # a second time, to see whether the same samples come again
-                    pass
+            try:
+                self._first_pass()
+            except NoWeighting as error:
+                # Some of the samples looked like a mean, others do not.
+                if chunk is not None:
+                    raise
+                risk.keep_whole(str(error))
+                self.total.zero_()
+                self._first_pass()
+        if risk.sums:
+            self.weight = 1.0
+
+    def _first_pass(self) -> None:
+        """Add up loss and gradient, and keep the graphs while they fit."""
+        risk = self.risk
+        self._graphs: list[tuple[int, MatvecGraph]] = []
+        self.samples, self.weight = 0, 0.0
+        self._versions = [p._version for p in risk.net.parameters()]
+        batches = risk.first_pass()
+        first = next(batches)
+        if self.chunk is not None and not risk.splits:
+            why = risk.whole or "batchnorm='batch', or a loss of (net, batch)"
+            raise ValueError(
+                f"chunk: got {self.chunk}, but batches cannot be split ({why}); leave it out, and "
+                "make the data's own batches smaller"
+            )
+        self._probe(first)
+        self._free = available_bytes(risk.device) // 2
+        self._workspace = 2 * self._free // _SHARE
+        keeping = self.engine != "rebuilt"
+        with tqdm(disable=not self._progress, desc="Gradient", unit="sample", leave=False) as bar:
+            for batch in chain([first], batches):
+                self.samples += batch.size
+                keeping = keeping and self._fits(self.samples)
+                start = self._retain(batch, bar) if keeping else 0
+                keeping = keeping and start == batch.size
+                if start < batch.size:
+                    self._graphs = []
+                    self._add_rebuilt(batch, start, _value_and_gradient, self.total, bar)
+        self.engine = "retained" if keeping else "rebuilt"
+        self.error = measured_error(risk, first, self.samples, self.sample_bytes)
+
+    def _fits(self, samples: int) -> bool:
+        """True if graphs of so many samples may be kept."""
+        allowed = self._free if self.limit is None else self.limit
+        # Beside the kept graphs, a product holds about as much as the graph that it is made from.
+        needed = self.sample_bytes * (samples + self._chunk_size(samples))
+        if needed > allowed and self._fixed:
+            raise MemoryError(_too_large(needed, allowed))
+        return needed <= allowed
+
+    @property
+    def retained_seconds(self) -> float:
+        """Time of one vector's product over all samples on retained graphs."""
+        return self._retained_seconds * self.samples
+
+    @property
+    def rebuilt_seconds(self) -> float:
+        """The same on rebuilt graphs."""
+        return self._rebuilt_seconds * self.samples
 
     # -- before the first product --
 
@@ -108,24 +155,30 @@ class BatchSum:
                 )
         product = (clock(self.risk.device) - built) / tries
         self.sample_bytes = graph.saved // count
-        self.retained_seconds = product * self.samples / count
-        self.rebuilt_seconds = (product + built - start) * self.samples / count
+        self._retained_seconds = product / count
+        self._rebuilt_seconds = (product + built - start) / count
 
-    def _retain(self) -> None:
+    def _retain(self, batch: Batch, bar: "tqdm[None]") -> int:
+        """Keep a batch's graphs and add up their gradients; return how many samples fitted."""
+        start = 0
         try:
-            for batch in self.risk.data:
-                step = self._chunk_size(batch.size)
-                for start in range(0, batch.size, step):
-                    count = min(step, batch.size - start)
-                    self._graphs.append((count, self.risk.graph(batch, start, count)))
-            return
+            while start < batch.size:
+                count = min(self._chunk_size(batch.size), batch.size - start)
+                graph = self.risk.graph(batch, start, count)
+                if graph.weight:  # without one it may not be a number: ignored labels
+                    self._graphs.append((count, graph))
+                    self.total.add_(graph.value_and_gradient(), alpha=graph.weight)
+                self.weight += graph.weight
+                start += count
+                bar.update(count)
+            return start
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._graphs = []
             if self._fixed:
                 raise MemoryError(_too_large(self.sample_bytes * self.samples, None)) from error
         self._stop_retaining()
+        return start
 
     def _stop_retaining(self) -> None:
         self._graphs, self.engine = [], "rebuilt"
@@ -158,7 +211,7 @@ class BatchSum:
             )
 
     def add_up(self, function: Callable[..., Tensor], total: Tensor) -> Tensor:
-        """Add to zeros the sum over samples of chunk means, ``function(graph, together=)``."""
+        """Add to zeros the weighted sum over chunks of ``function(graph, together=)``."""
         self.check_unchanged()
         with deterministic(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
@@ -166,7 +219,8 @@ class BatchSum:
         ) as bar:  # fmt: skip
             try:
                 for count, graph in self._graphs:
-                    total.add_(function(graph, together=self._together(count)), alpha=count)
+                    product = function(graph, together=self._together(count))
+                    total.add_(product, alpha=graph.weight)
                     bar.update(count)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._fixed:
@@ -181,21 +235,22 @@ class BatchSum:
             if self.engine == "rebuilt":
                 with preserved(self.risk.net, batchnorm=self.risk.batchnorm):
                     for batch in self.risk.data:
-                        self._add_rebuilt(batch, function, total, bar)
+                        self._add_rebuilt(batch, 0, function, total, bar)
         return total
 
     def _add_rebuilt(
-        self, batch: Batch, function: Callable[..., Tensor], total: Tensor, bar: "tqdm[None]"
+        self,
+        batch: Batch,
+        start: int,
+        function: Callable[..., Tensor],
+        total: Tensor,
+        bar: "tqdm[None]",
     ) -> None:
-        """Add a batch's sum; halve the chunks where memory does not suffice."""
-        start = 0
+        """Add a batch's sum from a sample on; halve the chunks where memory does not suffice."""
         while start < batch.size:
             count = min(self._chunk_size(batch.size), batch.size - start)
             try:
-                # One expression, so that a graph is gone before the next one is built.
-                result = function(
-                    self.risk.graph(batch, start, count), together=self._together(count)
-                )
+                result, weight = self._of_chunk(batch, start, count, function)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -209,7 +264,10 @@ class BatchSum:
                         "chunk: out of memory with a single sample; needs a smaller net or float32"
                     ) from error
             else:
-                total.add_(result, alpha=count)
+                if weight:
+                    total.add_(result, alpha=weight)
+                if total is self.total:
+                    self.weight += weight
                 bar.update(count)
                 start += count
                 continue
@@ -220,6 +278,17 @@ class BatchSum:
                 f"chunk: out of memory with {count} samples; going on with {self.chunk}",
                 stacklevel=4,
             )
+
+    def _of_chunk(
+        self, batch: Batch, start: int, count: int, function: Callable[..., Tensor]
+    ) -> tuple[Tensor, float]:
+        """The function of a chunk's graph, which is gone afterwards, and its weight."""
+        graph = self.risk.graph(batch, start, count)
+        return function(graph, together=self._together(count)), graph.weight
+
+
+def _value_and_gradient(graph: MatvecGraph, together: int) -> Tensor:
+    return graph.value_and_gradient()
 
 
 def _too_large(needed: int, limit: int | None) -> str:

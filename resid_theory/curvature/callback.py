@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,8 +14,7 @@ from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.curvature.spectrum_of_net import spectrum
-from resid_theory.data import Data, Images
-from resid_theory.data.batch import map_tensors
+from resid_theory.data import Data
 from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.spectrum_report import spectral_estimates
 from resid_theory.losses import Loss, LossLike
@@ -123,11 +122,7 @@ def curvature_callback(
         raise ValueError("parameters: got a tensor, which is that of one net; needs names")
     if not isinstance(prefix, str):
         raise ValueError(f"prefix: got {prefix!r}, needs a string")
-    if isinstance(data, Iterator):
-        raise ValueError(
-            f"data: got {type(data).__name__}, which can be read only once, but every measurement "
-            "reads the data; pass list(data), a DataLoader or the tensors themselves"
-        )
+    Data.of(data, pairs=not scored.takes_batches).check_rewindable("every measurement")
     check_int("k", k)
     check_choice("matrix", matrix, tuple(MATRICES))
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
@@ -148,10 +143,8 @@ def curvature_callback(
             every = sum(known[name].numel() for name in names) <= dense
             if every:
                 net = copy.deepcopy(net).double()
-            dtype = trainable(net)[0].dtype
-            cast = _in_dtype(data, dtype, scored.takes_batches)
             operator = curvature_operator(
-                net, scored, cast, matrix=matrix, parameters=parameters, batchnorm=batchnorm
+                net, scored, data, matrix=matrix, parameters=parameters, batchnorm=batchnorm
             )
             if every:
                 report = spectrum(operator, k=k, method="dense")
@@ -164,7 +157,7 @@ def curvature_callback(
                     probes=probes if index else 1,
                     steps=steps,
                     generator=step_seed,
-                    precision=dtype,
+                    precision=trainable(net)[0].dtype,
                 )
         numbers = {
             "measured_loss": operator.loss,
@@ -196,28 +189,3 @@ def _outermost(name: str, ends: tuple[Estimate, ...]) -> dict[str, float]:
         key = name if place == 1 else f"{name}_{place}"
         numbers[key], numbers[f"{key}_bound"] = end.value, end.high - end.value
     return numbers
-
-
-def _in_dtype(data: Any, dtype: torch.dtype, closure: bool) -> Any:
-    """Data with their floating tensors cast; data in memory stay there."""
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    # Images follow the net; data that cannot be read are refused where they are read.
-    if isinstance(data, Images) or not (hasattr(data, "x") or hasattr(data, "__iter__")):
-        return data
-    if closure or not (hasattr(data, "x") or isinstance(data, (tuple, list))):
-        return CastLoader(data, cast, closure)
-    return tuple(map_tensors(batch.pair, cast) for batch in Data.of(data))
-
-
-class CastLoader:
-    """Batches of a loader, cast as they are read."""
-
-    def __init__(self, data: Any, cast: Callable[[Tensor], Tensor], closure: bool) -> None:
-        self._data, self._cast, self._closure = data, cast, closure
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in Data.of(self._data, pairs=not self._closure):
-            yield map_tensors(batch.content, self._cast)

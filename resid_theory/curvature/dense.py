@@ -1,5 +1,6 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,19 +10,13 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
-from resid_theory.curvature.input_checks import (
-    NOT_SYMMETRIC,
-    check_batches,
-    check_inputs,
-    check_net,
-    trainable,
-)
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.input_checks import NOT_SYMMETRIC, check_net, trainable
 from resid_theory.curvature.layer_pairs import chain_hessian
-from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
-from resid_theory.data import Data
+from resid_theory.curvature.operator import curvature_operator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.losses import Loss, LossLike
+from resid_theory.losses import LossLike
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
@@ -66,6 +61,7 @@ def hessian(
     *,
     method: str = "auto",
     batchnorm: str = "eval",
+    weight_decay: float = 0.0,
     memory_limit: int | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -83,6 +79,7 @@ def hessian(
             weighted by their size.
         method: One of ``METHODS``; ``auto`` takes the first that applies.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
         memory_limit: Bytes that may be used; by default what the machine has free.
         progress: Whether to show a progress bar on standard error.
 
@@ -107,7 +104,8 @@ def hessian(
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
+        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
+        plan = HessianPlan.of(risk, method=method)
         return plan.matrix(memory_limit=memory_limit, progress=progress)
 
 
@@ -118,6 +116,7 @@ def hessian_spectrum(
     *,
     method: str = "auto",
     batchnorm: str = "eval",
+    weight_decay: float = 0.0,
     memory_limit: int | None = None,
     progress: bool = False,
 ) -> Spectrum:
@@ -130,6 +129,7 @@ def hessian_spectrum(
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader.
         method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
         memory_limit: Bytes that may be used; by default what the machine has free.
         progress: Whether to show a progress bar on standard error.
 
@@ -146,7 +146,8 @@ def hessian_spectrum(
     # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
     _refuse_if_too_large(18 * size**2, net, memory_limit)
     with preserved(net, batchnorm=batchnorm):
-        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
+        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
+        plan = HessianPlan.of(risk, method=method)
         matrix = plan.matrix(memory_limit=memory_limit, progress=progress)
     return Spectrum.of(torch.linalg.eigvalsh(matrix))
 
@@ -173,38 +174,47 @@ def hessian_cost(
     """
     check_net(net)
     with preserved(net, batchnorm=batchnorm):
-        plan = HessianPlan.of(net, Loss.of(loss), data, method=method, batchnorm=batchnorm)
-        check_batches(net, plan.loss, plan.data)
+        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm)
+        plan = HessianPlan.of(risk, method=method)
+        for batch in plan.risk.first_pass():
+            plan.risk.check(batch)
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HessianPlan:
-    """A route to the Hessian, chosen by the net, the loss and the data, which have been read."""
+    """A route to the Hessian of a risk with respect to all parameters; its data have been read."""
 
-    net: nn.Module
-    loss: Loss
-    batchnorm: str
-    data: Data  # held in memory on the net's device
+    risk: EmpiricalRisk  # its data are held in memory
     chain: LayerChain | None  # None unless the net is one
     method: str
 
     @classmethod
-    def of(
-        cls, net: nn.Module, loss: Loss, data: Any, *, method: str = "auto", batchnorm: str
-    ) -> "HessianPlan":
+    def of(cls, risk: EmpiricalRisk, *, method: str = "auto") -> "HessianPlan":
         """Read the data once and choose the route; the net is in the mode to be measured in."""
         check_choice("method", method, METHODS)
-        trainable(net)
-        held = Data.of(data, like=net, pairs=not loss.takes_batches).held()
-        check_inputs(net, held)
-        parts = [batch.pair for batch in held if batch.is_pair]
+        risk = copy.copy(risk)
+        risk.data = risk.data.held()
+        net, loss = risk.net, risk.loss
+        parts = [] if loss.takes_batches else [batch.pair for batch in risk.data]
         flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
-        vectors = all(x.dim() == 2 or (x.dim() > 2 and flattens) for x, _ in parts)
-        chain = chain_of(net) if vectors and parts else None
-        matrices = all(x.dim() == 2 and y.dim() == 2 and y.is_floating_point() for x, y in parts)
-        closed = chain is not None and chain.is_linear and loss.identity and matrices
+        vectors = bool(parts) and all(
+            isinstance(x, Tensor) and (x.dim() == 2 or (x.dim() > 2 and flattens)) for x, _ in parts
+        )
+        chain = chain_of(net) if vectors else None
+        if chain is not None:  # its layers treat every sample alone
+            risk.look(list(risk.data)[:2], alone=True)
+        weighted = any(batch.sample_weight is not None for batch in risk.data)
+        if risk.reads_parameters or risk.whole or (chain and any(y.dim() > 2 for _, y in parts)):
+            chain = None
+        closed = (
+            chain is not None
+            and chain.is_linear
+            and loss.identity
+            and not weighted
+            and all(x.dim() == 2 for x, _ in parts)
+        )
         if method == "closed_form" and not closed:
             raise ValueError(
                 "method: 'closed_form' needs a linear net without biases, all parameters "
@@ -215,21 +225,22 @@ class HessianPlan:
             raise ValueError(
                 "method: 'layer_pairs' needs a ShortcutNet or a Sequential of Linear and "
                 "elementwise activations on samples that are vectors, all parameters trainable, "
-                f"none shared; got {type(net).__name__}: use 'columns'"
+                "none shared, and a loss that is a weighted mean or a sum over samples and sees "
+                f"outputs only; got {type(net).__name__} and {loss.name!r}: use 'columns'"
             )
         if method == "auto":
             method = "closed_form" if closed else "columns" if chain is None else "layer_pairs"
-        return cls(net=net, loss=loss, batchnorm=batchnorm, data=held, chain=chain, method=method)
+        return cls(risk=risk, chain=chain, method=method)
 
     @property
     def size(self) -> int:
         """Number of trainable parameters P."""
-        return sum(p.numel() for p in trainable(self.net))
+        return sum(p.numel() for p in self.risk.parameters)
 
     @property
     def samples(self) -> int:
         """Number of samples."""
-        return sum(batch.size for batch in self.data)
+        return sum(batch.size for batch in self.risk.data)
 
     @property
     def bytes(self) -> int:
@@ -245,16 +256,18 @@ class HessianPlan:
 
     def seconds(self) -> float:
         """Estimated time, within a factor of a few."""
-        device = trainable(self.net)[0].device
+        device = self.risk.device
         writing = 8 * self.size**2 / _BANDWIDTH.get(device.type, 2e9)
         if self.method == "closed_form":
             return writing
         if self.method == "layer_pairs":
             rate = matmul_rate(device)
             return 4 * self.samples * self.size**2 / rate + writing
-        first = next(iter(self.data))
+        first = next(iter(self.risk.data))
         start = clock(device)
-        operator = self._operator([first.content], None)
+        operator = curvature_operator(
+            self.risk.net, self.risk.loss, first.alone, batchnorm=self.risk.batchnorm
+        )
         built = clock(device)
         panel = torch.eye(self.size, min(_PANEL, self.size))
         operator @ panel
@@ -263,38 +276,34 @@ class HessianPlan:
 
     def matrix(self, *, memory_limit: int | None = None, progress: bool = False) -> Tensor:
         """The Hessian, (P, P), float64."""
-        _refuse_if_too_large(self.bytes, self.net, memory_limit)
+        risk = self.risk
+        _refuse_if_too_large(self.bytes, risk.net, memory_limit)
         if self.method == "columns":
-            allowed = memory_limit
-            if allowed is None:
-                allowed = available_bytes(trainable(self.net)[0].device)
-            # Graphs may take half of what the matrix leaves; the operator checks the data itself.
-            operator = self._operator(self.data, (allowed - 8 * self.size**2) // 2)
+            allowed = available_bytes(risk.device) if memory_limit is None else memory_limit
+            # Graphs may take half of what the matrix leaves.
+            operator = operator_of(risk, memory_limit=(allowed - 8 * self.size**2) // 2)
             result = operator.dense(progress=progress)
-            _symmetrize(result, torch.finfo(operator.risk.parameters[0].dtype).eps)
+            _symmetrize(result, torch.finfo(risk.parameters[0].dtype).eps)
             probe = result
         else:
-            check_batches(self.net, self.loss, self.data)
             assert self.chain is not None
+            for batch in risk.first_pass():
+                risk.check(batch)
             if self.method == "closed_form":
-                result = linear_hessian(self.chain.units, Moments.of(self.data))
+                result = linear_hessian(self.chain.units, Moments.of(risk.data))
                 # Reading it back would cost as much as making it; the diagonal shows an overflow.
                 probe = result.diagonal()
             else:
                 title = {"desc": "Hessian", "unit": "sample"}
                 with tqdm(total=self.samples, disable=not progress, **title) as bar:
-                    result = chain_hessian(self.chain, self.loss, self.data, report=bar.update)
+                    result = chain_hessian(self.chain, risk, report=bar.update)
                 probe = result
+            result.diagonal().add_(risk.weight_decay)
         if not bool(torch.isfinite(probe.sum())):
             raise ValueError(
                 "net: its Hessian is not finite on these data; check weights and activations"
             )
         return result
-
-    def _operator(self, data: Any, memory_limit: int | None) -> CurvatureOperator:
-        return curvature_operator(
-            self.net, self.loss, data, batchnorm=self.batchnorm, memory_limit=memory_limit
-        )
 
 
 def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:

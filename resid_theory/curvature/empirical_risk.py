@@ -1,32 +1,48 @@
-"""The mean loss of a net over a data set: checks, and the graph of any chunk of samples."""
+"""The loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice
-from resid_theory.curvature.input_checks import check_batches, check_inputs, check_net
+from resid_theory._check import check_choice, check_finite
+from resid_theory.curvature.input_checks import check_decay, check_net
 from resid_theory.curvature.matvec_graphs import MATRICES, MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.data import Batch, Data
-from resid_theory.losses import Loss, LossLike
+from resid_theory.losses import (
+    KnownWeighting,
+    Loss,
+    LossLike,
+    NoWeighting,
+    SampleAxes,
+    Weighting,
+    check_scalar,
+    reweighted,
+)
+from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["EmpiricalRisk"]
 
-_PIECE = 1024  # samples of images that are normalized and checked together
+_EXAMPLES = 16  # samples on which it is found out how a loss averages
+_ALONE = 2e-6  # relative change of an output, above which samples know each other: 16 float32 steps
 
 
 class EmpiricalRisk:
     """Net, loss and data, and the curvature matrix with respect to some of the parameters.
 
     Attributes:
-        net, matrix, batchnorm: As `curvature_operator` takes them.
+        net, matrix, batchnorm, weight_decay: As `curvature_operator` takes them.
         loss, data: What `curvature_operator` takes, as ``Loss`` and ``Data``.
         names, parameters: The parameters with rows, in order.
-        splits: Whether a batch's mean loss is the mean over its parts.
+        splits: Whether the loss of a batch is a mean or a sum over its parts.
+        whole: Reason for which one batch is not split and several are refused; empty else.
+        notes: What should be known about the matrix.
+        reads_parameters: Whether the loss depends on parameters beside the output.
     """
 
     def __init__(
@@ -38,31 +54,39 @@ class EmpiricalRisk:
         matrix: str = "hessian",
         parameters: Any = None,
         batchnorm: str = "eval",
+        weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
         check_net(net)
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
         self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
-        self._seed, self._channels_last = seed, False
+        self.weight_decay = check_decay(weight_decay)
+        self.notes: list[str] = []
+        self._seed, self._looked, self._checks = seed, False, True
+        self._format = torch.preserve_format
+        self._shapes: list[Any] = []
+        self._output: Any = None
         known = trainable_by_name(net)
         self.names = select_parameters("parameters", parameters, known)
         self.parameters = [known[name] for name in self.names]
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        mixes = batchnorm == "batch" and bool(norms)
-        self.splits = not (self.loss.takes_batches or mixes)
+        self._mixes = batchnorm == "batch" and bool(norms)
+        self.splits = not (self.loss.takes_batches or self._mixes)
+        self.whole, self.reads_parameters = "", False
+        self._axes: SampleAxes | None = None
+        self._weighting: Weighting = KnownWeighting(self.loss)
         if self.loss.takes_batches and self._graph.needs_output:
             raise ValueError(
                 f"matrix: {matrix!r} needs the net's outputs, which a loss of (net, batch) hides; "
                 "use 'hessian', or a loss of (output, target)"
             )
-        if mixes and self._graph.needs_samples:
+        if self._mixes and self._graph.needs_samples:
             raise ValueError(
                 f"matrix: {matrix!r} needs a gradient for every sample, and with batchnorm='batch' "
                 "samples share statistics; use batchnorm='eval'"
             )
         self.data = Data.of(data, like=net, pairs=not self.loss.takes_batches)
-        self.data.check_rewindable("every product")
         self.data.ordered = not self.splits
 
     @property
@@ -75,53 +99,167 @@ class EmpiricalRisk:
         """The net's device."""
         return self.parameters[0].device
 
-    def check_data(self) -> tuple[int, Batch]:
-        """Read the data once and check them; return the number of samples and the first batch."""
-        first: Batch | None = None
-        samples = 0
+    @property
+    def sums(self) -> bool:
+        """True if the loss of the data is the sum over batches, not a weighted mean."""
+        return self._weighting.sums
 
-        def pieces() -> Iterator[Batch]:
-            nonlocal first, samples
-            for batch in self.data:
-                first, samples = first or batch, samples + batch.size
-                for start in range(0, batch.size if batch.is_pair else 0, _PIECE):
-                    piece = batch.part(start, _PIECE)
-                    check_inputs(self.net, [piece])
-                    yield piece
-
-        check_batches(self.net, self.loss, pieces())
-        assert first is not None
-        if first.is_pair:
-            self._check_matrix(first.part(0, 2))
-            self._channels_last = self._gains_from_channels_last(first.part(0, 2).pair[0])
-        return samples, first
-
-    def _check_matrix(self, batch: Batch) -> None:
-        """Refuse nets that the matrix is not defined for."""
-        if not self._graph.needs_output:
-            return
-        output = batch.call(self.net)
-        if not isinstance(output, Tensor):
+    def first_pass(self) -> Iterator[Batch]:
+        """Read the data once; a look at its first samples comes before the first batch."""
+        for name, weight in self.net.named_parameters():
+            check_finite(f"net {name}", weight)
+        stream = iter(self.data)
+        begun = [next(stream)]
+        if not self._looked and not self.loss.takes_batches:
+            if begun[0].size == 1:  # two samples tell more than one
+                begun += [batch for batch in [next(stream, None)] if batch]
+            self.look(begun)
+        if self.whole and len(begun) == 1:
+            begun += [batch for batch in [next(stream, None)] if batch]
+        if self.whole and len(begun) > 1:
             raise ValueError(
-                f"matrix: {self.matrix!r} needs a net that gives one tensor, got "
-                f"{type(output).__name__}; use 'hessian'"
+                f"{self.whole}, so the losses of batches do not make that of all samples; pass all "
+                'in one batch (x, y), or rt.Loss(loss, of="batch"), which takes batches as they are'
             )
-        if not self._graph.needs_samples or batch.size < 2:
-            return
-        with torch.no_grad():
-            both, alone = batch.call(self.net)[:1], batch.part(0, 1).call(self.net)
-        gap, scale = float((both - alone).abs().max()), float(both.abs().max())
-        if gap > torch.finfo(both.dtype).eps ** 0.5 * scale:
+        yield from chain(begun, stream)
+        self._checks = False
+
+    def look(self, batches: Sequence[Batch], *, alone: bool = False) -> None:
+        """Run the net on a few samples, to learn what loss and outputs are like.
+
+        Args:
+            batches: One batch, or two of which the first has one sample.
+            alone: Whether the net is known to treat every sample alone.
+
+        Raises:
+            ValueError: If net, loss and data do not fit one another, or the matrix has no meaning.
+        """
+        self._looked = True
+        count = 3 if self.loss.is_known else _EXAMPLES
+        examples = batches[0].spread(count)
+        if examples.size == 1 and len(batches) > 1:
+            examples = examples.joined(batches[1].spread(count)) or examples
+        few, more = examples.part(0, 2), examples
+        if more.size == few.size:  # a sample again tells at least where the samples are
+            more = more.joined(few.part(0, 1)) or more
+        output = self._call(few)
+        self._check_output(output, few.size)
+        self._check_target(output, batches[0])
+        self._shapes, self._output = _shapes(few), output
+        check_scalar(self.loss(output, few.target))
+        self.reads_parameters = self._reads_parameters(output, few.target)
+        if alone and self.loss.is_known:
+            self._axes = SampleAxes.first(output, few.size)
+        else:
+            large = self._call(more)
+            self._axes = SampleAxes.between(output, large, (few.size, more.size))
+            if not (alone or self._mixes):
+                self._check_alone(few, output, large)
+            if not self.loss.is_known:
+                self._weighting = Weighting(self.loss, self._axes)
+                try:
+                    self._weighting.learn(large, more.target, more.size)
+                except NoWeighting as error:
+                    self.keep_whole(str(error))
+        if self._gains_from_channels_last(few.pair[0]):
+            self._format = torch.channels_last
+        if self._graph.needs_samples and self.reads_parameters:
             raise ValueError(
-                f"matrix: {self.matrix!r} needs a net that treats every sample alone; here the "
-                f"output of the first sample moves by {gap:.2g} with the second one present"
+                f"matrix: {self.matrix!r} needs gradients of single samples, and the loss reads "
+                "parameters beside the output; leave weight decay out, and pass weight_decay="
             )
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a batch that net and loss do not take; samples of each shape run once."""
+        if not batch.is_pair:
+            return
+        if _shapes(batch) != self._shapes:
+            self._shapes, self._output = _shapes(batch), self._call(batch.part(0, 2))
+            self._check_output(self._output, min(2, batch.size))
+        self._check_target(self._output, batch)
+
+    def keep_whole(self, reason: str) -> None:
+        """Split no batch; refuse where that does not help."""
+        if self._graph.needs_samples:
+            raise ValueError(
+                f"matrix: {self.matrix!r} needs a net and a loss that treat every sample alone; "
+                f"{reason}"
+            )
+        self.splits, self.whole, self.data.ordered = False, reason, True
+        self._weighting = KnownWeighting(Loss(self.loss.function))
+
+    def _call(self, batch: Batch) -> Any:
+        """The net's output; a ValueError if it does not take the batch."""
+        try:
+            return batch.call(self.net, self._format)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
+            if self._mixes and batch.size == 1:
+                raise ValueError(
+                    "data: a batch has one sample, of which batchnorm='batch' takes no statistics; "
+                    "use drop_last=True, another batch size, or batchnorm='eval'"
+                ) from error
+            shapes = [
+                f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(batch.pair[0])
+            ]
+            raise ValueError(
+                f"data x: the net does not take samples of shape {', '.join(shapes)}: {error}"
+            ) from error
+
+    def _check_output(self, output: Any, samples: int) -> None:
+        """Refuse outputs that the loss or the matrix does not take."""
+        one = isinstance(output, Tensor) and output.dim() > 0 and len(output) == samples
+        if self.loss.targets != "any" and not one:
+            given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
+            raise ValueError(
+                f"net: gives {given} for {samples} samples; the loss {self.loss.name!r} needs a "
+                "tensor with one output for each sample along its first axis"
+            )
+        if not any(tensor.is_floating_point() for tensor in tensors_of(output)):
+            raise ValueError(f"net: gives {type(output).__name__} without floating-point tensors")
+
+    def _check_target(self, output: Any, batch: Batch) -> None:
+        """Refuse targets that do not fit the outputs of some of the samples."""
+        if self.loss.targets != "any":
+            one = output[:1]
+            self.loss.check_target(one.expand(batch.size, *one.shape[1:]), batch.target)
+
+    def _reads_parameters(self, output: Any, target: Any) -> bool:
+        """True if the loss of given outputs still depends on the net's parameters."""
+        value = self.loss(map_tensors(output, torch.Tensor.detach), target)
+        if not value.requires_grad:
+            return False
+        parts = torch.autograd.grad(value, list(self.net.parameters()), allow_unused=True)
+        return any(part is not None for part in parts)
+
+    def _check_alone(self, few: Batch, output: Any, large: Any) -> None:
+        """Keep batches whole if the outputs of samples depend on others."""
+        if self._axes is None:
+            self.keep_whole("net: no axis of its outputs grows with the samples alone")
+            return
+        sides = [[t.detach() for t in self._axes.spread(given)] for given in (output, large)]
+        moved = max(map(_moved, *sides), default=0.0)
+        if moved <= 1.0:
+            return
+        again = [t.detach() for t in self._axes.spread(self._call(few))]
+        if max(map(_moved, sides[0], again)) > 1.0:
+            raise ValueError(
+                "net: the same samples have other outputs at every call, so it draws random "
+                "numbers in eval mode (F.dropout without training=self.training does); measure a "
+                "net without them"
+            )
+        self.keep_whole(
+            "net: its samples know each other, the output of the first one depends on the others "
+            "(BatchNorm without running statistics and centring do that)"
+        )
 
     @torch.no_grad()
-    def _gains_from_channels_last(self, x: Tensor) -> bool:
+    def _gains_from_channels_last(self, x: Any) -> bool:
         """True if convolutions run on the CPU in float32, and the net takes such inputs."""
         convolves = any(isinstance(m, nn.Conv2d) for m in self.net.modules())
-        if not (convolves and x.dim() == 4 and x.device.type == "cpu" and x.dtype == torch.float32):
+        images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
+        if not (convolves and images and x.device.type == "cpu"):
             return False
         try:
             self.net(x.contiguous(memory_format=torch.channels_last))
@@ -132,7 +270,7 @@ class EmpiricalRisk:
     def in_float64(self) -> "EmpiricalRisk":
         """The same weights in float64, in a copy of the net."""
         wide = copy.copy(self)
-        wide.net, wide._channels_last = copy.deepcopy(self.net).double(), False
+        wide.net, wide._format = copy.deepcopy(self.net).double(), torch.preserve_format
         if isinstance(self.loss.function, nn.Module):
             wide.loss = copy.copy(self.loss)
             wide.loss.function = copy.deepcopy(self.loss.function).double()
@@ -146,12 +284,64 @@ class EmpiricalRisk:
 
         def build() -> MatvecGraph:
             if self.loss.takes_batches:
-                output, target = self.net, part.placed
-            else:
-                x, target = part.pair
-                if self._channels_last:
-                    x = x.contiguous(memory_format=torch.channels_last)
-                output = self.net(x.clone())  # a net that starts in place would overwrite the data
-            return self._graph(output, target, self.loss, self.parameters, self._seed, part.first)
+                content, loss = part.placed, Loss(self._of_batch)
+                graph = self._graph(self.net, content, loss, self.parameters, seed=self._seed)
+                weight = part.size if self.loss.weights is None else self.loss.weights(content)
+                graph.weight = 1.0 if self.sums else float(weight)
+                return graph
+            output, target = self._call(part), part.target
+            if self._checks:
+                self._check_target(output, part)
+            loss, weight, shares = self.weigh(part, output)
+            graph = self._graph(
+                output, target, loss, self.parameters, seed=self._seed, first=part.first,
+                axes=self._axes, shares=shares,
+            )  # fmt: skip
+            graph.weight = weight
+            return graph
 
         return record_graph(build, weigh=weigh)
+
+    def _of_batch(self, net: nn.Module, batch: Any) -> Tensor:
+        """The loss of (net, batch); its errors name it."""
+        try:
+            return self.loss(net, batch)
+        except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"loss: of (net, batch), fails on a batch that is {type(batch).__name__}: {error!r}"
+            ) from error
+
+    def weigh(self, part: Batch, output: Any) -> tuple[Loss, float, Tensor | None]:
+        """The loss of some samples, its weight in that of all, and each sample's share of it."""
+        fixed, target = map_tensors(output, torch.Tensor.detach), part.target
+        if not self._graph.needs_samples and part.sample_weight is None:
+            return self.loss, self._weighting.of_part(fixed, target, part.size), None
+        each = self._weighting.of_samples(fixed, target, part.size)
+        loss = self.loss
+        if part.sample_weight is not None:
+            if self.whole or self._axes is None:
+                raise ValueError(
+                    "sample_weight: needs a net and a loss that treat every sample alone; "
+                    f"{self.whole}"
+                )
+            each = each * part.sample_weight.cpu()
+            loss = reweighted(loss, self._axes, each, sums=self.sums)
+        total = float(each.sum())
+        return (loss, 1.0, each) if self.sums else (loss, total, each / total if total else each)
+
+
+def _shapes(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch.pair[0])]
+
+
+def _moved(alone: Tensor, together: Tensor) -> float:
+    """Change of the first sample's output by others, in units of what is let through."""
+    if not alone.is_floating_point():
+        return 0.0
+    one, other = alone[0], together[0]
+    tolerance = max(_ALONE, torch.finfo(alone.dtype).eps ** 0.5)
+    scale = max(float(one.abs().max()), float(other.abs().max())) if one.numel() else 0.0
+    gap = float((one - other).abs().max()) if one.numel() else 0.0
+    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later

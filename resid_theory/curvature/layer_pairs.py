@@ -12,7 +12,7 @@ over samples: two matrix products over the samples for each pair of layers, inst
 Hessian-vector product for each weight.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from resid_theory.activations import Activation, derivatives
 from resid_theory.curvature.chain import LayerChain
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.data import Batch
-from resid_theory.losses import Loss
 
 __all__ = ["chain_hessian"]
 
@@ -133,10 +133,18 @@ def _backward(
         grad, change = delta, moved
 
 
-def _accumulate(hessian: Tensor, chain: LayerChain, loss: Loss, x: Tensor, target: Tensor) -> None:
-    """Add a chunk's sum over samples to the lower block triangle."""
-    blocks, output, response = _forward(chain, x.mT.contiguous())
+def _accumulate(hessian: Tensor, chain: LayerChain, risk: EmpiricalRisk, part: Batch) -> float:
+    """Add a chunk's weighted sum over samples to the lower block triangle; return its weight."""
+    x, target = part.pair
+    blocks, output, response = _forward(chain, x.flatten(1).to(torch.float64).mT.contiguous())
+    loss, weight, _ = risk.weigh(part, output.mT)
+    if not weight:  # ignored labels
+        return weight
+    target = target.to(torch.float64) if target.is_floating_point() else target
     g, curvature = loss.derivatives(output.mT, target)
+    # These are m times the derivatives of the chunk's loss; a mean has them once for each weight.
+    factor = weight / part.size
+    g, curvature = factor * g, curvature if loss.identity else factor * curvature
     if not loss.identity:  # whose curvature is the identity
         response = torch.einsum("mij,kjm->kim", curvature, response)
     ends = torch.tensor(chain.augmented_sizes).cumsum(0).tolist()
@@ -161,6 +169,7 @@ def _accumulate(hessian: Tensor, chain: LayerChain, loss: Loss, x: Tensor, targe
                 shape = (len(other.weight), inputs, len(layer.weight), len(other.input))
                 block[:, :inputs] += reach.view(shape).permute(2, 1, 0, 3)
             hessian[rows, columns] += block.view(layer.size, other.size)
+    return weight
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
@@ -170,12 +179,11 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
 
 def chain_hessian(
     chain: LayerChain,
-    loss: Loss,
-    batches: Iterable[Batch],
+    risk: EmpiricalRisk,
     *,
     report: Callable[[int], Any] = lambda samples: None,
 ) -> Tensor:
-    """Exact Hessian of a chain's mean loss; ``report`` gets the samples done after each chunk."""
+    """Exact Hessian of the loss of a chain; ``report`` gets the samples done after each chunk."""
     sizes = chain.augmented_sizes
     hessian = chain.layers[0].new_zeros(sum(sizes), sum(sizes))
     outputs = entries = 0
@@ -184,14 +192,12 @@ def chain_hessian(
         outputs += len(weight)
     entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
     chunk = max(1, min(2048, _WORKSPACE // (8 * entries)))  # samples whose responses fit
-    count = 0
-    for x, y in (batch.pair for batch in batches):
-        x = x.flatten(1).to(torch.float64)
-        y = y.to(torch.float64) if y.is_floating_point() else y
-        for part_x, part_y in zip(x.split(chunk), y.split(chunk), strict=True):
-            _accumulate(hessian, chain, loss, part_x, part_y)
-            report(len(part_x))
-        count += len(x)
+    total = 0.0
+    for batch in risk.data:
+        for start in range(0, batch.size, chunk):
+            part = batch.part(start, chunk)
+            total += _accumulate(hessian, chain, risk, part)
+            report(part.size)
     start = 0
     for size in sizes:  # the lower block triangle is copied to the upper one, layer by layer
         rows = hessian[start : start + size]
@@ -199,7 +205,7 @@ def chain_hessian(
         own.copy_(0.5 * (own + own.mT))
         hessian[:start, start : start + size] = rows[:, :start].mT
         start += size
-    hessian /= count
+    hessian /= 1.0 if risk.sums else total
     if chain.order is None:
         return hessian
     place = torch.empty_like(chain.order)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from resid_theory.curvature.double_backward import CheapDoubleBackward
-from resid_theory.losses import Loss, check_scalar
+from resid_theory.losses import Loss, SampleAxes, check_scalar
+from resid_theory.nested import map_tensors, tensors_of
 
 __all__ = ["MATRICES", "MatvecGraph", "record_graph"]
 
@@ -26,18 +27,21 @@ class MatvecGraph(ABC):
     Args:
         output: The net's output on the batch; the net itself where the loss takes (net, batch).
         target: The batch's target; the batch itself where the loss takes (net, batch).
-        loss: A function of these two, a mean over the batch.
+        loss: A function of these two.
         parameters: Tensors that rows and columns stand for.
         seed: Seed of a random matrix.
         first: Position of the batch's first sample in the data. A random matrix seeds its draws
             for each sample by its position, so that they do not depend on the chunk size.
+        axes: Where samples are in the output, where single ones are needed.
+        shares: Factors (samples,) with which the samples' own losses add up to the batch's.
 
     Attributes:
         title: The matrix's name in reports.
         needs_output: Whether the net's output is needed, which a loss of (net, batch) hides.
         needs_samples: Whether the gradient of every single sample is needed.
-        value: The batch's mean loss, float64.
+        value: The batch's loss, float64.
         gradient: Its gradient, a tensor for each parameter, without a graph.
+        weight: The batch's weight in the loss of all data.
         saved: Bytes that the graph holds, where they were counted.
     """
 
@@ -51,10 +55,14 @@ class MatvecGraph(ABC):
         target: Any,
         loss: Loss,
         parameters: Sequence[Tensor],
+        *,
         seed: int = 0,
         first: int = 0,
+        axes: SampleAxes | None = None,
+        shares: Tensor | None = None,
     ) -> None:
-        self.parameters, self.seed, self.first, self.saved = parameters, seed, first, 0
+        self.parameters, self.seed, self.first = parameters, seed, first
+        self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
         value, self.gradient = self._record(output, target, loss)
         self.value = value.detach().double()
 
@@ -131,18 +139,27 @@ class HessianGraph(MatvecGraph):
 
 
 class GaussNewtonGraph(MatvecGraph):
-    """J^T C J, with J the outputs' derivative and C the loss's Hessian at the outputs."""
+    """J^T C J, with J the outputs' derivative and C the loss's Hessian at the outputs.
+
+    A part of the loss that reads parameters beside the outputs keeps its whole Hessian.
+    """
 
     title = "generalized Gauss-Newton matrix"
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
-        self._output, self._point = output, output.detach().requires_grad_()
-        value = check_scalar(loss(self._point, target))
-        (self._slope,) = _gradient_with_graph(value, [self._point])
+        self._outputs = [t for t in tensors_of(output) if t.is_floating_point()]
+        self._points = [t.detach().requires_grad_() for t in self._outputs]
+        points = iter(self._points)
+        fixed = map_tensors(output, lambda t: next(points) if t.is_floating_point() else t)
+        value = check_scalar(loss(fixed, target))
+        self._slopes = _gradient_with_graph(value, self._points)
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
-        gradient = _pull_back([output], self.parameters, [self._slope.detach()], False)
-        self._probe = torch.zeros_like(self._point).requires_grad_()
-        self._transposed = _gradient_with_graph(output, self.parameters, self._probe)
+        slopes = [slope.detach() for slope in self._slopes]
+        gradient = _pull_back(self._outputs, self.parameters, slopes, False)
+        self._probes = [torch.zeros_like(point).requires_grad_() for point in self._points]
+        self._transposed = _gradient_with_graph(self._outputs, self.parameters, self._probes)
+        self._direct = _gradient_with_graph(value, self.parameters)  # beside the outputs
+        gradient = [a + b.detach() for a, b in zip(gradient, self._direct, strict=True)]
         return value, gradient
 
     def pull(
@@ -150,30 +167,55 @@ class GaussNewtonGraph(MatvecGraph):
     ) -> Sequence[Tensor]:
         """Push the vectors forward to the outputs, multiply by C, pull them back."""
         used = [self._transposed[k] for k in columns]
-        (moves,) = _pull_back(used, [self._probe], vectors, batched)
-        moves = moves.expand(len(vectors[0]), *self._output.shape) if batched else moves
-        curved = self._curve(moves, batched)
-        return _pull_back([self._output], [self.parameters[k] for k in rows], [curved], batched)
+        pushed = _pull_back(used, self._probes, vectors, batched)
+        lead = (len(vectors[0]),) if batched else ()
+        moves = [m.expand(*lead, *p.shape) for m, p in zip(pushed, self._points, strict=True)]
+        at = [self.parameters[k] for k in rows]
+        curved = _pull_back(self._outputs, at, self._curve(moves, batched), batched)
+        direct = [self._direct[k] for k in columns]
+        if not any(part.requires_grad for part in direct):
+            return curved
+        beside = _pull_back(direct, at, vectors, batched)
+        return [a + b for a, b in zip(curved, beside, strict=True)]
 
-    def _curve(self, moves: Tensor, batched: bool) -> Tensor:
+    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         """C times displacements of the outputs."""
-        (curved,) = _pull_back([self._slope], [self._point], [moves], batched)
-        return curved.expand_as(moves)
+        curved = _pull_back(self._slopes, self._points, moves, batched)
+        return [c.expand_as(move) for c, move in zip(curved, moves, strict=True)]
+
+    @property
+    def is_flat(self) -> bool:
+        """True if C is zero, because the loss is linear in the outputs."""
+        return not any(slope.requires_grad for slope in self._slopes)
 
 
 class FisherGraph(GaussNewtonGraph):
-    """Mean of g g^T over the samples' gradients g = J^T r, where each output has its own sample."""
+    """Weighted mean of g g^T over the samples, g the gradient of each sample's own loss."""
 
     title = "empirical Fisher matrix"
     needs_samples = True
 
-    def _curve(self, moves: Tensor, batched: bool) -> Tensor:
-        slope = self._slope.detach()
-        axes = list(range(1, slope.dim()))  # a scalar output has none
-        products = slope * moves
-        if axes:
-            products = products.sum([axis + batched for axis in axes], keepdim=True)
-        return len(slope) * slope * products  # both slopes are 1/m of a sample's own
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        assert self.axes is not None
+        self._places = self.axes.floating(output)
+        return super()._record(output, target, loss)
+
+    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
+        assert self.shares is not None
+        # A slope is the sample's share of the loss times the slope of its own loss.
+        given = [slope.detach() for slope in self._slopes]
+        slopes = self._places.spread(given)
+        shares = self.shares.to(slopes[0])
+        inverse = torch.where(shares > 0, 1 / shares, 0.0)
+
+        def along(move: Sequence[Tensor]) -> list[Tensor]:
+            pairs = zip(slopes, self._places.spread(move), strict=True)
+            products = sum((s * m).reshape(len(s), -1).sum(1) for s, m in pairs) * inverse
+            curved = [s * products.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
+            joined: list[Tensor] = self._places.gather(curved, [torch.zeros_like(s) for s in given])
+            return joined
+
+        return torch.vmap(along)(list(moves)) if batched else along(moves)
 
 
 MATRICES: dict[str, type[MatvecGraph]] = {
@@ -184,8 +226,14 @@ MATRICES: dict[str, type[MatvecGraph]] = {
 
 
 def _gradient_with_graph(
-    value: Tensor, at: Sequence[Tensor], along: Tensor | None = None
+    value: Tensor | Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor] | None = None
 ) -> Sequence[Tensor]:
+    """Gradient of a value, or of several values along tensors; constants have zeros."""
+    if along is not None:
+        pairs = [(v, a) for v, a in zip(value, along, strict=True) if v.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(tensor) for tensor in at]
+        value, along = zip(*pairs, strict=True)
     return torch.autograd.grad(
         value, at, along, create_graph=True, allow_unused=True, materialize_grads=True
     )

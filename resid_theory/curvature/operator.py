@@ -45,12 +45,12 @@ class CurvatureBlock:
         process_group: ProcessGroup,
         rows: Sequence[int],
         columns: Sequence[int],
-        samples: int,
+        weight: float,
         dtype: torch.dtype,
         error: MatrixError | None,
     ) -> None:
         self._sums, self._process_group, self.error = sums, process_group, error
-        self._rows, self._columns, self._samples, self._dtype = rows, columns, samples, dtype
+        self._rows, self._columns, self._weight, self._dtype = rows, columns, weight, dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,8 +99,22 @@ class CurvatureBlock:
             )
             self._sums.add_up(product, total)
         local = total.mT.double() * scale
-        result = self._process_group.add_product(local, columns) / self._samples
+        result = self._process_group.add_product(local, columns) / self._weight
+        self._add_decay(result, columns)
         return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
+
+    def _add_decay(self, result: Tensor, vectors: Tensor) -> None:
+        """Add the weight decay times the vectors, where rows and columns are the same parameter."""
+        sizes = [parameter.numel() for parameter in self._sums.risk.parameters]
+        places, start = {}, 0
+        for k in self._columns:
+            places[k], start = slice(start, start + sizes[k]), start + sizes[k]
+        start = 0
+        for k in self._rows if self._sums.risk.weight_decay else ():
+            if k in places:
+                decay = self._sums.risk.weight_decay
+                result[start : start + sizes[k]].add_(vectors[places[k]], alpha=decay)
+            start += sizes[k]
 
     def to_scipy(self) -> LinearOperator:
         """For ``scipy.sparse.linalg``, whose arrays are on the CPU.
@@ -109,7 +123,7 @@ class CurvatureBlock:
             A LinearOperator with ``matmat`` for blocks of vectors, and the transpose.
         """
         mirror = CurvatureBlock(
-            self._sums, self._process_group, self._columns, self._rows, self._samples, self._dtype,
+            self._sums, self._process_group, self._columns, self._rows, self._weight, self._dtype,
             self.error,
         )  # fmt: skip
 
@@ -148,30 +162,33 @@ class CurvatureOperator(CurvatureBlock):
 
     Attributes:
         risk: Net, loss, data and matrix.
-        loss: The mean loss, a float from a float64 sum over chunks.
+        loss: The loss, a float from a float64 sum over chunks.
         gradient: Its gradient, (P,), float64.
+        samples: Number of samples, in all processes together.
     """
 
-    def __init__(
-        self, sums: BatchSum, process_group: ProcessGroup, total: Tensor, dtype: torch.dtype
-    ) -> None:
-        # A mean over all samples differs by no more than the parts of the processes on average.
-        errors = (0.0, 0.0, 0.0) if sums.error is None else astuple(sums.error)
-        counts = sums.samples * torch.tensor([1.0, *errors], dtype=torch.float64)
-        count, *parts = process_group.add(counts.to(total.device)).tolist()
-        samples, error = int(count), None
-        if sums.error is not None:
-            spectral, frobenius, trace = (part / samples for part in parts)
+    def __init__(self, sums: BatchSum, process_group: ProcessGroup, dtype: torch.dtype) -> None:
+        risk, total, error = sums.risk, sums.total, None
+        counts = process_group.add(total.new_tensor([sums.samples, sums.weight])).tolist()
+        weight, every = 1.0 if risk.sums else counts[1], range(len(risk.parameters))
+        if sums.error is not None:  # those of the processes add up as their matrices do
+            parts = total.new_tensor(astuple(sums.error)) * sums.weight
+            spectral, frobenius, trace = (process_group.add(parts) / (weight or 1.0)).tolist()
             error = MatrixError(spectral=spectral, frobenius=frobenius, trace=trace)
-        every = range(len(sums.risk.parameters))
-        super().__init__(sums, process_group, every, every, samples, dtype, error)
-        mean = process_group.add(total) / samples
+        if weight == 0.0:
+            raise ValueError("data y: no label counts, so the loss is 0 / 0; needs at least one")
+        super().__init__(sums, process_group, every, every, weight, dtype, error)
+        mean = process_group.add(total) / weight
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(
                 "net: its loss or gradient is not finite on these data; check weights, activations "
                 "and targets"
             )
-        self.risk, self.loss, self.gradient = sums.risk, float(mean[0]), mean[1:]
+        point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
+        decay = risk.weight_decay
+        self.risk, self.samples = risk, int(counts[0])
+        self.loss = float(mean[0]) + decay / 2 * float(point @ point)
+        self.gradient = mean[1:].add_(point, alpha=decay)
 
     @property
     def matrix(self) -> str:
@@ -182,11 +199,6 @@ class CurvatureOperator(CurvatureBlock):
     def names(self) -> list[str]:
         """Names of the parameters that rows and columns stand for, in order."""
         return list(self.risk.names)
-
-    @property
-    def samples(self) -> int:
-        """Number of samples that the mean is over, in all processes together."""
-        return self._samples
 
     @property
     def engine(self) -> str:
@@ -207,6 +219,11 @@ class CurvatureOperator(CurvatureBlock):
     def processes(self) -> int:
         """Number of processes that share the data."""
         return self._process_group.count
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on the matrix and its data."""
+        return (*self.risk.data.notes, *self.risk.notes)
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if the net's parameters changed since the operator was made."""
@@ -233,15 +250,16 @@ class CurvatureOperator(CurvatureBlock):
         if columns is not None:
             across = [place[name] for name in select_parameters("columns", columns, known)]
         return CurvatureBlock(
-            self._sums, self._process_group, lower, across, self._samples, self._dtype, self.error
+            self._sums, self._process_group, lower, across, self._weight, self._dtype, self.error
         )
 
     def describe(self) -> str:
         """A few lines on the operator, its engine, and the cost of a product."""
         sums, risk = self._sums, self.risk
         held = readable_bytes(sums.sample_bytes * sums.samples)
+        average = "sum" if risk.sums else "mean"
         lines = [
-            f"{risk.title}, P = {self.shape[0]}, mean over {self._samples} samples"
+            f"{risk.title}, P = {self.shape[0]}, {average} over {self.samples} samples"
             + (f" on {self.processes} ranks" if self.processes > 1 else ""),
             f"BatchNorm: {risk.batchnorm}; products in {risk.parameters[0].dtype}, added in "
             f"{self._dtype}; chunks of {self.chunk or 'whole batches'}",
@@ -250,6 +268,7 @@ class CurvatureOperator(CurvatureBlock):
         ]
         if risk.data.shuffled:
             lines.append("the loader shuffles between passes: products agree to round-off")
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     __str__ = describe
@@ -267,6 +286,7 @@ def curvature_operator(
     matrix: str = "hessian",
     parameters: Any = None,
     batchnorm: str = "eval",
+    weight_decay: float = 0.0,
     chunk: int | None = None,
     accumulate: str = "float64",
     engine: str = "auto",
@@ -298,6 +318,8 @@ def curvature_operator(
         parameters: None for all that are trainable; a name, a shell-style pattern
             (``"conv*.weight"``), a parameter, or several of these. The others are held fixed.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        weight_decay: λ of a penalty λ/2 |θ|² over the parameters chosen, which adds λ to the
+            diagonal of every matrix, and its own parts to loss and gradient.
         chunk: Most samples of a batch that are differentiated together; None chooses by the memory
             a sample's graph takes. Batches with ``batchnorm="batch"`` or a loss of (net, batch) are
             never split.
@@ -343,13 +365,16 @@ def curvature_operator(
     try:
         seed = source.initial_seed()
         risk = EmpiricalRisk(
-            net, loss, data, matrix=matrix, parameters=parameters, batchnorm=batchnorm, seed=seed
+            net,
+            loss,
+            data,
+            matrix=matrix,
+            parameters=parameters,
+            batchnorm=batchnorm,
+            weight_decay=weight_decay,
+            seed=seed,
         )
-        if chunk is not None and not risk.splits:
-            raise ValueError(
-                f"chunk: got {chunk}, but batches cannot be split with batchnorm='batch' or a loss "
-                "of (net, batch); leave it out, and make the data's own batches smaller"
-            )
+        risk.data.check_rewindable("every product")
         sums = BatchSum(
             risk,
             chunk=chunk if chunk is None else check_int("chunk", chunk),
@@ -357,13 +382,17 @@ def curvature_operator(
             limit=memory_limit,
             progress=progress,
         )
-        size = sum(parameter.numel() for parameter in risk.parameters)
-        total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
-        sums.add_up(lambda graph, together: graph.value_and_gradient(), total)
+        size = len(sums.total) - 1
     except Exception as error:
         if group.count == 1:
             raise
         failure = error
     group.together(failure, next(iter(net.parameters())).device)
     group.check_same(list(net.parameters()), f"{matrix} {size} {sums.engine} {risk.names}")
-    return CurvatureOperator(sums, group, total, dtype)
+    return CurvatureOperator(sums, group, dtype)
+
+
+def operator_of(risk: EmpiricalRisk, *, memory_limit: int | None = None) -> CurvatureOperator:
+    """The operator of a risk whose first samples may have been looked at, with default options."""
+    sums = BatchSum(risk, chunk=None, engine="auto", limit=memory_limit, progress=False)
+    return CurvatureOperator(sums, ProcessGroup(), torch.float64)

@@ -8,7 +8,7 @@ from torch import Tensor
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.data import Batch
-from resid_theory.data.batch import map_tensors
+from resid_theory.data.batch import Place
 from resid_theory.eigen.operator_log import MatrixError
 
 __all__ = ["in_float64", "measured_error"]
@@ -54,6 +54,11 @@ def measured_error(
         if not bool(right.any()):
             break
         vector = right / right.abs().max()
+    if risk.sums:  # over all samples, not over these
+        errors, trace = (
+            [error * samples / part.size for error in errors],
+            trace * samples / part.size,
+        )
     spectral = max(errors)
     frobenius = max(spectral, size**0.5 * errors[0])
     # The trace as one random vector shows it has a variance of about 2 |E|².
@@ -66,8 +71,7 @@ def measured_error(
 
 def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:
     """A batch for a net in float64."""
-    content = map_tensors(batch.content, lambda t: t.double() if t.is_floating_point() else t)
-    return replace(batch, content=content, like=risk.parameters[0])
+    return replace(batch, content=batch.placed, place=Place.of(risk.net))
 
 
 def _product(graph: MatvecGraph, vector: Tensor) -> Tensor:

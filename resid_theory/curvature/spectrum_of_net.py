@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.curvature.dense import HessianPlan
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import check_net, trainable
-from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
+from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
-from resid_theory.losses import LOSSES, Loss, LossLike
+from resid_theory.losses import LossLike
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes
 
@@ -32,6 +33,8 @@ def spectrum(
     loss: LossLike | None = None,
     data: Any = None,
     *,
+    matrix: str | None = None,
+    weight_decay: float = 0.0,
     k: int = 5,
     density: bool = False,
     method: str = "auto",
@@ -49,7 +52,7 @@ def spectrum(
     Hessian, every eigenvalue is computed and every number exact. Beyond, all come from
     matrix-vector products, with error bars. The report says which method was used, and why.
 
-    Another matrix, a part of the parameters, BatchNorm's batch statistics, and all that concerns
+    A part of the parameters, BatchNorm's batch statistics, and all that concerns
     how products are computed (chunks, engine, memory, processes) are options of
     `curvature_operator`, whose operator is then the only argument.
 
@@ -58,6 +61,8 @@ def spectrum(
         loss: ``"square"``, ``"cross_entropy"``, or a callable, as `curvature_operator` takes it.
             Left out for an operator, which has its own, as has it data.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader or a list of pairs.
+        matrix: ``"hessian"``, which None stands for, ``"gauss_newton"`` or ``"fisher"``.
+        weight_decay: λ of a penalty λ/2 |θ|², which adds λ to every eigenvalue.
         k: Number of eigenvalues at each end.
         density: Whether to estimate the density, the index and the condition number where they are
             not exact; that takes ``probes * steps`` products instead of ``probes``.
@@ -83,57 +88,56 @@ def spectrum(
         >>> report = rt.spectrum(net, "square", data, k=1)
         >>> report.method, report.trace.value
         ('dense', 2.0)
-        >>> fisher = rt.curvature_operator(net, "square", data, matrix="fisher")
-        >>> rt.spectrum(fisher, k=1).trace.value
+        >>> rt.spectrum(net, "square", data, k=1, matrix="fisher").trace.value
         1.0
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
     check_int("k", k)
-    operator, batchnorm, limit = None, "eval", None
+    operator, limit = None, None
     if isinstance(net, CurvatureOperator):
-        if loss is not None or data is not None:
+        if loss is not None or data is not None or matrix is not None or weight_decay:
             raise ValueError(
-                "loss, data: got an operator together with these, which belong to it; call "
-                "spectrum(operator), or spectrum(net, loss, data)"
+                "loss, data, matrix, weight_decay: got an operator together with these, which "
+                "belong to it; call spectrum(operator), or spectrum(net, loss, data)"
             )
-        operator, limit = net, net.memory_limit
-        net, loss, data = operator.risk.net, operator.risk.loss, operator.risk.data
-        batchnorm = operator.risk.batchnorm
+        operator, limit, risk = net, net.memory_limit, net.risk
         operator.check_unchanged()
-    check_net(net)
-    if loss is None:
-        raise ValueError("loss: is missing; call spectrum(net, loss, data) or spectrum(operator)")
-    scored, weights = Loss.of(loss), trainable(net)
-    size, device = sum(weight.numel() for weight in weights), weights[0].device
-    whole = operator is None or (
-        operator.matrix == "hessian" and operator.shape[0] == size and operator.processes == 1
-    )
-    # The dense routes take the Hessian with respect to all parameters, of a loss with a name.
-    plain = whole and scored in LOSSES.values()
-    if plain and (method == "dense" or method == "auto" and _fits(size, _MEDIUM, limit, device)):
-        with preserved(net, batchnorm=batchnorm):  # a loader draws from the global RNG
-            plan = HessianPlan.of(net, scored, data, batchnorm=batchnorm)
-            if method == "dense":
-                reason = "asked for"
-            elif _fits(size, _SMALL, limit, device):
-                reason = f"P is at most {_SMALL}"
-            else:
-                cheap = plan.method != "columns"
-                reason = f"the Hessian is cheap here, by {plan.method}" if cheap else ""
-            exact = plan.matrix(memory_limit=limit, progress=progress) if reason else None
+    else:
+        check_net(net)
+        if loss is None:
+            raise ValueError(
+                "loss: is missing; call spectrum(net, loss, data) or spectrum(operator)"
+            )
+        risk = EmpiricalRisk(net, loss, data, matrix=matrix or "hessian", weight_decay=weight_decay)
+    size = sum(weight.numel() for weight in trainable(risk.net))
+    # The dense routes take the Hessian with respect to all parameters, in one process.
+    plain = risk.matrix == "hessian" and sum(p.numel() for p in risk.parameters) == size
+    plain = plain and (operator is None or operator.processes == 1)
+    small = method == "dense" or method == "auto" and _fits(size, _SMALL, limit, risk.device)
+    if plain and (small or method == "auto" and _fits(size, _MEDIUM, limit, risk.device)):
+        with preserved(risk.net, batchnorm=risk.batchnorm):  # a loader draws from the global RNG
+            plan = HessianPlan.of(risk)
+            cheap = small or plan.method != "columns"
+            exact = plan.matrix(memory_limit=limit, progress=progress) if cheap else None
         if exact is not None:
-            return _dense(exact, k, percentile, "hessian", plan.samples, reason)
-        data = plan.data  # read once, by the plan
+            reason = (
+                f"P is at most {_SMALL}"
+                if small
+                else f"the Hessian is cheap here, by {plan.method}"
+            )
+            reason = "asked for" if method == "dense" else reason
+            return _dense(exact, k, percentile, plan.risk, plan.samples, reason)
+        risk = plan.risk if operator is None else risk  # read once, by the plan
     if operator is None:
-        operator = curvature_operator(net, scored, data)
+        risk.data.check_rewindable("every product")
+        operator = operator_of(risk)
     size = operator.shape[0]
     if method == "dense" or (
         method == "auto" and not plain and _fits(size, _SMALL, limit, operator.device)
     ):
         reason = "asked for" if method == "dense" else f"P is at most {_SMALL}"
-        exact = operator.dense()
-        return _dense(exact, k, percentile, operator.matrix, operator.samples, reason)
-    return spectral_estimates(
+        return _dense(operator.dense(), k, percentile, risk, operator.samples, reason)
+    report = spectral_estimates(
         operator,
         k,
         density=density,
@@ -142,13 +146,14 @@ def spectrum(
         probes=probes,
         steps=steps,
         generator=generator,
-        precision=weights[0].dtype,
+        precision=risk.parameters[0].dtype,
         matrix=operator.matrix,
         samples=operator.samples,
         reason="asked for" if method == "matrix-free" else "cheaper than all eigenvalues",
         folder=folder,
         progress=progress,
     )
+    return _with_notes(report, risk)
 
 
 def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool:
@@ -157,7 +162,7 @@ def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool
 
 
 def _dense(
-    exact: Tensor, k: int, percentile: float, matrix: str, samples: int, reason: str
+    exact: Tensor, k: int, percentile: float, risk: EmpiricalRisk, samples: int, reason: str
 ) -> SpectrumReport:
     symmetric = (exact.double() + exact.double().T) / 2
     if len(symmetric) <= _SMALL:
@@ -187,6 +192,17 @@ def _dense(
     else:  # a few vectors by Lanczos take a hundredth of the time of all
         every = Spectrum.of(torch.linalg.eigvalsh(symmetric))
         pairs = replace(eigenpairs(symmetric, k, which="both", tolerance=_VECTORS), products=0)
-    return SpectrumReport.of(
-        every, k, percentile=percentile, matrix=matrix, samples=samples, reason=reason, pairs=pairs
+    report = SpectrumReport.of(
+        every,
+        k,
+        percentile=percentile,
+        matrix=risk.matrix,
+        samples=samples,
+        reason=reason,
+        pairs=pairs,
     )
+    return _with_notes(report, risk)
+
+
+def _with_notes(report: SpectrumReport, risk: EmpiricalRisk) -> SpectrumReport:
+    return replace(report, notes=(*report.notes, *risk.data.notes, *risk.notes))

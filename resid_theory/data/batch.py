@@ -1,15 +1,56 @@
-"""A batch of samples, and its tensors wherever its structure keeps them."""
+"""A batch of samples, on its way to a net."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resid_theory.data.image_set import Images
+from resid_theory.nested import map_tensors, rows_of, tensors_of
 
-__all__ = ["Batch", "map_tensors", "tensors_of"]
+__all__ = ["Batch", "Place"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Place:
+    """Device and dtypes that a net takes.
+
+    Attributes:
+        device: Where its first parameter is; None leaves tensors where they are.
+        inputs: Dtype of floating-point inputs; None keeps theirs.
+        targets: Dtype of floating-point targets and of all else; None keeps theirs.
+    """
+
+    device: torch.device | None = None
+    inputs: torch.dtype | None = None
+    targets: torch.dtype | None = None
+
+    @staticmethod
+    def of(net: nn.Module | None) -> "Place":
+        """That of a net: its dtype, if it has one; else that of its first layer, for inputs."""
+        if net is None:
+            return Place()
+        parameters = [p for p in net.parameters() if not nn.parameter.is_lazy(p)]
+        dtypes = list(dict.fromkeys(p.dtype for p in parameters if p.is_floating_point()))
+        first = dtypes[0] if dtypes else None
+        return Place(
+            device=parameters[0].device if parameters else None,
+            inputs=first,
+            targets=first if len(dtypes) == 1 else None,
+        )
+
+    def put(self, content: Any, dtype: torch.dtype | None) -> Any:
+        """The tensors of a nest on the device, floating-point ones in a dtype."""
+        floating = {tensor.dtype for tensor in tensors_of(content) if tensor.is_floating_point()}
+        if self.device is None and (dtype is None or floating <= {dtype}):
+            return content
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(self.device, dtype if tensor.is_floating_point() else None)
+
+        return map_tensors(content, moved)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -17,21 +58,24 @@ class Batch:
     """Samples that are read together.
 
     Attributes:
-        content: A pair (x, y), images, or for a loss of (net, batch) a batch of any kind.
+        content: As the data have it: a pair (x, y), images, or for a loss of (net, batch) a batch
+            of any kind.
         size: Number of samples.
         first: Number of samples before it in the pass.
         is_pair: Whether it has inputs and targets, and can be split.
-        like: A parameter of the net that is to take it; None leaves device and dtype alone.
+        sample_weight: The caller's weights of the samples, (size,), None for equal ones.
+        place: Device and dtypes of the net that is to take it.
     """
 
     content: Any
     size: int
     first: int = 0
     is_pair: bool = True
-    like: Tensor | None = None
+    sample_weight: Tensor | None = None
+    place: Place = field(default_factory=Place)
 
     def part(self, start: int, count: int) -> "Batch":
-        """Some of its samples.
+        """Consecutive samples.
 
         Args:
             start: Number of samples before them.
@@ -47,62 +91,95 @@ class Batch:
             return self
         if not self.is_pair:
             raise ValueError("data: a batch for a loss of (net, batch) cannot be split")
-        rows = slice(start, start + count)
+        return replace(self._rows(slice(start, start + count)), first=self.first + start)
+
+    def spread(self, count: int) -> "Batch":
+        """A few samples from all over the batch.
+
+        Args:
+            count: Most samples.
+
+        Returns:
+            The first one and others at equal distances; all if they are no more.
+        """
+        if count >= self.size:
+            return self
+        return self._rows(torch.arange(count) * self.size // count)
+
+    def joined(self, other: "Batch") -> "Batch | None":
+        """The samples of two batches in one.
+
+        Args:
+            other: Another batch of the data.
+
+        Returns:
+            A batch; None if their samples have different shapes or structures.
+        """
+        mine, theirs = (list(tensors_of(list(batch.pair))) for batch in (self, other))
+        shapes = [[tensor.shape[1:] for tensor in side] for side in (mine, theirs)]
+        if shapes[0] != shapes[1]:
+            return None
+        more = iter(theirs)
+
+        def both(tensor: Tensor) -> Tensor:
+            after = next(more)
+            return torch.cat([tensor, after]) if len(tensor) == self.size else tensor
+
+        content = tuple(map_tensors(side, both) for side in self.pair)
+        return replace(self, content=content, size=self.size + other.size, sample_weight=None)
+
+    def _rows(self, rows: Any) -> "Batch":
         if isinstance(self.content, Images):
             images = self.content
             some: Any = replace(images, pixels=images.pixels[rows], labels=images.labels[rows])
         else:
-            some = tuple(part[rows] for part in self.content)
-        size = len(range(*rows.indices(self.size)))
-        return replace(self, content=some, size=size, first=self.first + start)
+            some = tuple(rows_of(side, rows, self.size) for side in self.content)
+        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        size = len(rows) if isinstance(rows, Tensor) else len(range(*rows.indices(self.size)))
+        return replace(self, content=some, size=size, sample_weight=weight)
+
+    @property
+    def alone(self) -> Any:
+        """Data of this batch alone, as the calls of the library take them."""
+        return self.content if self.is_pair else [self.content]
 
     @property
     def placed(self) -> Any:
-        """The content on the net's device; images as (inputs, labels) in its dtype."""
-        content = self.content
-        if isinstance(content, Images):
-            like = content.pixels.new_empty(0, dtype=torch.get_default_dtype())
-            like = like if self.like is None else self.like
-            pixels, labels = content.pixels.to(like.device), content.labels.to(like.device)
-            return content.inputs(pixels, like.dtype), labels
-        if self.like is None:
-            return content
-        device = self.like.device
-        return map_tensors(content, lambda tensor: tensor.to(device))
+        """The content on the net's device and in its dtypes; images as (inputs, labels)."""
+        if not self.is_pair:
+            return self.place.put(self.content, self.place.targets)
+        return self.pair
 
     @property
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """Inputs and targets on the net's device."""
-        x, y = self.placed
-        return x, y
+    def pair(self) -> tuple[Any, Any]:
+        """Inputs and targets on the net's device and in its dtypes."""
+        if isinstance(self.content, Images):
+            images, dtype = self.content, self.place.inputs or torch.get_default_dtype()
+            inputs = images.inputs(images.pixels.to(self.place.device or "cpu"), dtype)
+            return inputs, self.place.put(images.labels, self.place.targets)
+        x, y = self.content
+        return self.place.put(x, self.place.inputs), self.place.put(y, self.place.targets)
 
-    def call(self, net: nn.Module) -> Any:
-        """The net's output on the batch's inputs, which it may overwrite.
+    @property
+    def target(self) -> Any:
+        """The targets alone."""
+        return self.pair[1] if isinstance(self.content, Images) else self.place.put(
+            self.content[1], self.place.targets
+        )  # fmt: skip
+
+    def call(
+        self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format
+    ) -> Any:
+        """The net's output on the inputs: ``net(x)``, ``net(*x)`` of a tuple, ``net(**x)``.
 
         Args:
-            net: A net that takes such inputs.
+            net: A net that takes such inputs; it may overwrite its copy of them.
+            memory_format: That of the copy.
 
         Returns:
             Its output.
         """
-        return net(self.pair[0].clone())
-
-
-def map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A nest of mappings, tuples and lists with the function applied to its tensors."""
-    if isinstance(content, Tensor):
-        return function(content)
-    if isinstance(content, Mapping):
-        return {key: map_tensors(value, function) for key, value in content.items()}
-    if type(content) in (tuple, list):
-        return type(content)(map_tensors(value, function) for value in content)
-    return content
-
-
-def tensors_of(content: Any) -> Iterator[Tensor]:
-    """The tensors of a nest of mappings, tuples and lists."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, (Mapping, tuple, list)):
-        for value in content.values() if isinstance(content, Mapping) else content:
-            yield from tensors_of(value)
+        x = map_tensors(self.pair[0], lambda tensor: tensor.clone(memory_format=memory_format))
+        if isinstance(x, Mapping):
+            return net(**x)
+        return net(*x) if isinstance(x, (tuple, list)) else net(x)

@@ -2,14 +2,17 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from resid_theory._check import check_pair
-from resid_theory.data.batch import Batch, tensors_of
+from resid_theory._check import as_tensor
+from resid_theory.data.batch import Batch, Place
+from resid_theory.data.forms import as_batches, batch_size, check_triple, has_weights, whole_set
 from resid_theory.data.image_set import Images
 from resid_theory.data.pass_record import PassRecord
+from resid_theory.nested import tensors_of
 
 __all__ = ["Data"]
 
@@ -22,42 +25,78 @@ class Data:
     Attributes:
         ordered: Whether a result depends on which samples share a batch; set by who knows.
         shuffled: Whether a pass had another order than the first one.
-        notes: What was done to the data on the way in, one sentence each.
+        notes: What was done to the data on the way in.
     """
 
-    def __init__(self, source: Any, whole: Any, like: Tensor | None, pairs: bool) -> None:
-        self._source, self._whole, self._like, self._pairs = source, whole, like, pairs
+    def __init__(self, source: Any, place: Place, *, pairs: bool, sample_weight: Any) -> None:
+        self._source, self._place, self._pairs = source, place, pairs
+        self._sample_weight = sample_weight
+        self._whole: Any = None  # a list of batches, images, or one triple
         self._first: PassRecord | None = None
         self.ordered = self.shuffled = False
         self.notes: list[str] = []
 
     @staticmethod
-    def of(data: Any, *, like: nn.Module | None = None, pairs: bool = True) -> "Data":
+    def of(
+        data: Any, *, like: nn.Module | None = None, pairs: bool = True, sample_weight: Any = None
+    ) -> "Data":
         """Take data of any form.
 
         Args:
-            data: A pair (x, y) of tensors or arrays (one batch), an object with ``.x`` and ``.y``,
-                images, or an iterable of pairs such as a ``DataLoader``.
-            like: A net that is to take them: batches go to its device, images to its dtype.
+            data: A pair (x, y) of tensors, arrays or lists; an object or a mapping with ``x`` and
+                ``y``; images; a ``Dataset`` of torch; or a ``DataLoader``, a list or any other
+                iterable of such pairs. x is one tensor, a tuple of those for ``net(*x)``, or a
+                mapping for ``net(**x)``. Integers behind (x, y) are indices, which are left out.
+            like: A net that is to take them. Batches go to its device, floating-point numbers to
+                its dtype, with a note; those of a net of several dtypes to that of its first
+                parameter, which their targets keep off.
             pairs: Whether batches are pairs; else they are handed on as they are, for a loss of
                 (net, batch).
+            sample_weight: Weights of the samples, at least 0, (m,), for a whole set; True if they
+                are what stands behind (x, y) in every batch. A sample of weight 2 counts as if it
+                were there twice.
 
         Returns:
             The data; nothing is read yet.
 
         Raises:
             ValueError: If they have none of these forms.
+
+        Example:
+            >>> x, y = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])
+            >>> [batch.size for batch in rt.Data.of([(x[:3], y[:3]), (x[3:], y[3:])])]
+            [3, 2]
         """
-        parameter = None if like is None else next(like.parameters(), None)
         if isinstance(data, Data):
-            return Data(data._source, data._whole, parameter, pairs)
-        whole = _whole(data) if pairs else None
-        if whole is None and not hasattr(data, "__iter__"):
-            wanted = "(x, y), an object with .x and .y, or an iterable of such pairs"
-            if not pairs:
-                wanted = "a list of batches or a loader for a loss (net, batch)"
+            made = Data(
+                data._source, Place.of(like), pairs=pairs, sample_weight=data._sample_weight
+            )
+            made._whole = data._whole
+            return made
+        made = Data(data, Place.of(like), pairs=pairs, sample_weight=sample_weight)
+        made._whole = whole_set(data) if pairs else None
+        if made._whole is not None and sample_weight is None and has_weights(data):
+            made._sample_weight = True
+        if made._whole is None:
+            made._source = as_batches(data)
+            made._check_iterable(data)
+        return made
+
+    def _check_iterable(self, data: Any) -> None:
+        wanted = "(x, y), an object with .x and .y, or an iterable of such pairs"
+        if not self._pairs:
+            wanted = "a list of batches or a loader for a loss (net, batch)"
+            bare = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
+            if bare or isinstance(data, (Tensor, dict)):
+                kind = "a bare pair" if bare else f"one {type(data).__name__}"
+                raise ValueError(f"data: got {kind}, needs {wanted}: pass [batch]")
+        if not hasattr(self._source, "__iter__"):
             raise ValueError(f"data: got {type(data).__name__}, needs {wanted}")
-        return Data(data, whole, parameter, pairs)
+        if self._sample_weight is not None and self._sample_weight is not True:
+            raise ValueError(
+                "sample_weight: got numbers together with batches; needs True, and batches "
+                "(x, y, weights)"
+            )
 
     @property
     def in_memory(self) -> bool:
@@ -88,15 +127,14 @@ class Data:
         """The same batches, read now and held in memory on the net's device.
 
         Returns:
-            New data, or these if they are tensors already.
+            New data, or these if they are images, which stay bytes.
         """
-        if self.in_memory and (self._like is None or isinstance(self._whole, Images)):
+        if isinstance(self._whole, Images):
             return self
-        parts = [
-            Batch(content=b.placed, size=b.size, first=b.first, is_pair=b.is_pair, like=self._like)
-            for b in self
-        ]
-        return Data(self._source, parts, self._like, self._pairs)
+        made = Data(self._source, self._place, pairs=self._pairs, sample_weight=None)
+        made._whole = [replace(batch, content=batch.placed) for batch in self]
+        made.notes = self.notes
+        return made
 
     def __iter__(self) -> Iterator[Batch]:
         """Read the batches; refuse none, and others than those of the first pass."""
@@ -138,38 +176,63 @@ class Data:
             yield from self._whole
             return
         if isinstance(self._whole, Images):
-            yield Batch(content=self._whole, size=len(self._whole), like=self._like)
+            weight = self._weights(self._sample_weight, len(self._whole))
+            yield Batch(
+                content=self._whole, size=len(self._whole), sample_weight=weight, place=self._place
+            )
             return
         first = 0
         for content in self._source if self._whole is None else [self._whole]:
-            content = check_pair(content) if self._pairs else content
-            size = _count(content)
-            yield Batch(
-                content=content, size=size, first=first, is_pair=self._pairs, like=self._like
+            batch = self._pair(content) if self._pairs else self._any(content)
+            yield replace(batch, first=first, place=self._place)
+            first += batch.size
+
+    def _pair(self, content: Any) -> Batch:
+        x, y, behind = check_triple(content)
+        size = batch_size(y)
+        assert size is not None
+        given = self._sample_weight
+        named = given is True or has_weights(content)
+        if given is not None and given is not True:
+            if behind is not None and behind.is_floating_point():
+                raise ValueError("sample_weight: the data have weights of their own, too")
+            behind = given
+        elif behind is None and given is True:
+            raise ValueError("sample_weight: got True for a pair (x, y), needs (x, y, weights)")
+        elif behind is not None and not named:
+            if behind.is_floating_point():
+                raise ValueError(
+                    "data: got (x, y) with floating-point numbers behind; weights of the samples "
+                    "are named: rt.Data.of(data, sample_weight=True); leave them out else"
+                )
+            behind = None
+            self._note("integers behind (x, y) are left out as indices")
+        for name, side, dtype in (("x", x, self._place.inputs), ("y", y, self._place.targets)):
+            for tensor in tensors_of(side):
+                if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                    self._note(f"{name} is cast from {tensor.dtype} to the net's {dtype}")
+        return Batch(content=(x, y), size=size, sample_weight=self._weights(behind, size))
+
+    def _any(self, content: Any) -> Batch:
+        size = batch_size(content)
+        if size is None:
+            raise ValueError(
+                f"data: got a batch that is {type(content).__name__} without a tensor whose first "
+                "axis counts samples; the batch is weighted by it"
             )
-            first += size
+        return Batch(content=content, size=size, is_pair=False)
 
+    def _weights(self, given: Any, size: int) -> Tensor | None:
+        if given is None:
+            return None
+        weights = as_tensor("sample_weight", given).double()
+        if weights.shape != (size,) or not bool((weights >= 0).all() & weights.isfinite().all()):
+            raise ValueError(
+                f"sample_weight: got shape {tuple(weights.shape)} for {size} samples, needs one "
+                "finite number of at least 0 for each"
+            )
+        return weights
 
-def _whole(data: Any) -> Any:
-    """The whole set where it is one pair or images; None for batches."""
-    if isinstance(data, Images):
-        return data
-    if hasattr(data, "x") and hasattr(data, "y"):
-        return data.x, data.y
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        # A list of two batches looks like a pair of arrays, except for its first entry.
-        first = data[0]
-        is_batch = isinstance(first, (tuple, list)) and len(first) == 2
-        if not is_batch or not all(hasattr(part, "__array__") for part in first):
-            return tuple(data)
-    return None
-
-
-def _count(content: Any) -> int:
-    first = next(tensors_of(content), None)
-    if first is None or first.dim() == 0:
-        raise ValueError(
-            f"data: got a batch that is {type(content).__name__} without a tensor whose first axis "
-            "counts samples; the batch is weighted by it"
-        )
-    return len(first)
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)

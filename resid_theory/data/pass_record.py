@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from resid_theory.data.batch import Batch, tensors_of
+from resid_theory.data.batch import Batch
+from resid_theory.nested import tensors_of
 
 __all__ = ["PassRecord"]
 
@@ -20,7 +21,11 @@ class PassRecord:
     def add(self, batch: Batch) -> None:
         """Append a batch."""
         self.sizes.append(batch.size)
-        parts = [part for part in tensors_of(batch.content) if part.dim() and part.numel()]
+        parts = [
+            part
+            for part in tensors_of([batch.content, batch.sample_weight])
+            if part.dim() and part.numel()
+        ]
         rows = [_marks(part) for part in parts if len(part) == batch.size]
         others = [_marks(part).sum() for part in parts if len(part) != batch.size]
         # Unlike factors, so that exchanging x and y does not go unseen.

@@ -1,5 +1,25 @@
 """Losses: by name, as a function, or as a module of torch.nn."""
 
 from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_outputs, check_scalar
+from resid_theory.losses.sample_axes import SampleAxes
+from resid_theory.losses.weighting import (
+    KnownWeighting,
+    NoWeighting,
+    Weighting,
+    reweighted,
+    weighting_of,
+)
 
-__all__ = ["LOSSES", "Loss", "LossLike", "check_outputs", "check_scalar"]
+__all__ = [
+    "LOSSES",
+    "KnownWeighting",
+    "Loss",
+    "LossLike",
+    "NoWeighting",
+    "SampleAxes",
+    "Weighting",
+    "check_outputs",
+    "check_scalar",
+    "reweighted",
+    "weighting_of",
+]

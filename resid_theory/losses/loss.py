@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resid_theory._check import check_choice
+from resid_theory.losses.formulas import IGNORED, class_axis, formula_of, valid_labels
 
 __all__ = ["LOSSES", "Loss", "LossLike", "check_outputs", "check_scalar"]
 
@@ -16,26 +17,32 @@ LossLike = str | Callable[[Any, Any], Tensor]
 
 
 class Loss:
-    """A loss, with what is known about it.
+    r"""A loss, with what is known about it.
 
     Args:
         function: ``(output, target) -> scalar``, or with ``of="batch"`` ``(net, batch) -> scalar``.
-        of: ``"output"``, or ``"batch"`` for a loss that runs the net itself, where there is no
-            (x, y): it takes batches as the data give them, and each counts by its number of
-            samples, the length of its first tensor.
+        of: ``"output"``, or ``"batch"`` for a loss that runs the net itself. It takes batches as
+            the data give them, none is split, and each counts by ``weights``.
         name: The name in messages; by default that of the function.
-        targets: Kind of target: ``"values"`` of the output's shape; ``"labels"``, class indices or
-            probabilities; or ``"any"``, the function's own affair.
+        targets: Kind of target: ``"labels"``, class indices or probabilities; ``"values"``,
+            floating-point numbers of the output's shape; ``"shape"``, any numbers of that shape; or
+            ``"any"``, the function's own affair.
+        weights: Function from targets (m, ...) to the weights (m,) of the samples, whose sum is
+            what the loss divides by; of a batch, where the loss takes one, to a number. By default
+            they are measured, and a batch counts by the length of its first tensor.
+        sums: Whether the loss is a sum over samples: that of a data set is the sum over batches.
         identity: Whether the Hessian of a sample's loss at its output is the identity.
         null_direction: Whether adding a number to all outputs of a sample leaves the loss as it is.
 
     Attributes:
         function: As given.
-        of: As given.
         name: As given.
         targets: As given.
+        weights: As given.
+        sums: As given; of a loss without a formula it is found out later.
         identity: As given.
         null_direction: As given.
+        is_known: Whether weights need not be measured.
 
     Raises:
         ValueError: If the function cannot be called, or a name is unknown.
@@ -56,6 +63,8 @@ class Loss:
         of: str = "output",
         name: str | None = None,
         targets: str = "any",
+        weights: Callable[[Any], Any] | None = None,
+        sums: bool = False,
         identity: bool = False,
         null_direction: bool = False,
     ) -> None:
@@ -64,10 +73,13 @@ class Loss:
                 f"function: got {function!r}, needs a callable (output, target), or (net, batch) "
                 'with of="batch"'
             )
-        self.function, self.name = function, name or _name(function)
+        self.function = function
+        self.name = name or getattr(function, "__name__", None) or type(function).__name__
         self._of = check_choice("of", of, ("output", "batch"))
-        self.targets = check_choice("targets", targets, ("values", "labels", "any"))
+        self.targets = check_choice("targets", targets, ("labels", "values", "shape", "any"))
+        self.weights, self.sums = weights, sums
         self.identity, self.null_direction = identity, null_direction
+        self.is_known = weights is not None or sums
 
     @staticmethod
     def of(given: Any) -> "Loss":
@@ -86,7 +98,7 @@ class Loss:
         if isinstance(given, Loss):
             return given
         if callable(given):
-            return Loss(given)
+            return Loss(given, **formula_of(given))
         return LOSSES[check_choice("loss", given, list(LOSSES))]
 
     @property
@@ -102,7 +114,7 @@ class Loss:
         """Its name."""
         return f"Loss({self.name}, of={self._of!r})" if self.takes_batches else f"Loss({self.name})"
 
-    def check_target(self, output: Tensor, target: Tensor) -> None:
+    def check_target(self, output: Any, target: Any) -> None:
         """Raise ValueError for targets that do not fit, before broadcasting hides it.
 
         Args:
@@ -113,19 +125,13 @@ class Loss:
             ValueError: If the targets have another shape or type than the loss takes, or a label
                 is out of range.
         """
-        labels = self.targets == "labels" and not target.is_floating_point()
-        if labels:
-            classes = output.shape[1] if output.dim() > 1 else 0
-            if target.dim() != 1:
-                raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs (m,)")
-            index = target.long()  # bool has no minimum
-            low, high = int(index.min()), int(index.max())
-            if low < 0 or high >= classes:
-                raise ValueError(
-                    f"data y: got class labels from {low} to {high} for {classes} outputs, "
-                    f"needs labels in 0..{classes - 1}"
-                )
-        elif self.targets != "any" and output.shape != target.shape:
+        if self.targets == "any":
+            return
+        if not isinstance(target, Tensor):
+            raise ValueError(f"data y: got {type(target).__name__}, needs a tensor")
+        if self.targets == "labels" and not target.is_floating_point():
+            self._check_labels(output, target)
+        elif output.shape != target.shape:
             also = " or class indices (m,) of an integer dtype" if self.targets == "labels" else ""
             raise ValueError(
                 f"data y: got shape {tuple(target.shape)} for outputs of shape "
@@ -136,33 +142,19 @@ class Loss:
                 f"data y: got dtype {target.dtype}, the {self.name} loss needs floating point"
             )
 
-    def check_mean(self, output: Tensor, target: Tensor) -> None:
-        """Raise ValueError if the loss of all samples is not the mean of the losses of two parts.
-
-        Args:
-            output: Outputs, (m, ...).
-            target: Their targets.
-
-        Raises:
-            ValueError: If it is no scalar, or a sum.
-        """
-        # A sum, or a loss that couples samples, would silently give wrong Hessians.
-        if len(output) < 2:
-            return
-        with torch.no_grad():
-            value = self(output, target)
-            if not isinstance(value, Tensor) or value.dim() != 0:
-                check_scalar(value)
-            whole = float(value)
-            first = float(self(output[:1], target[:1]))
-            rest = float(self(output[1:], target[1:]))
-        mean = (first + (len(output) - 1) * rest) / len(output)
-        # Both are sums of m rounded terms; the square root of the precision is far above round-off.
-        tolerance = torch.finfo(output.dtype).eps ** 0.5 * max(abs(whole), abs(mean), abs(first))
-        if abs(whole - mean) > tolerance:
+    def _check_labels(self, output: Tensor, target: Tensor) -> None:
+        axis = class_axis(output, target)
+        if axis is None or target.dim() == output.dim():
+            shape = tuple(output.shape)
+            one = f"(m,) for {shape}" if output.dim() == 2 else f"those of {shape} without one axis"
+            raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs {one}")
+        classes, index = output.shape[axis], target.long()  # bool has no minimum
+        valid = index[index != IGNORED] if target.is_signed() else index
+        low, high = (int(valid.min()), int(valid.max())) if len(valid) else (0, 0)
+        if low < 0 or high >= classes:
             raise ValueError(
-                f"loss: {whole:.6g} on all {len(output)} samples, but {mean:.6g} as the mean of "
-                "its parts; needs a mean over samples (a sum: divide it by the number of samples)"
+                f"data y: got class labels from {low} to {high} for {classes} outputs, "
+                f"needs labels in 0..{classes - 1}, or {IGNORED} for samples that do not count"
             )
 
     def derivatives(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,18 +165,17 @@ class Loss:
             target: Targets in the form that the loss needs.
 
         Returns:
-            :math:`g_\mu = \nabla \ell_\mu`, (m, k), and :math:`H_\mu = \nabla^2 \ell_\mu`,
-            (m, k, k), without the 1/m of the mean.
+            :math:`g_\mu = m \nabla_\mu L`, (m, k), and :math:`H_\mu = m \nabla_\mu^2 L`, (m, k, k),
+            with L the loss of all: in a mean, those of the sample's own loss.
 
         Raises:
-            ValueError: If the targets do not fit, or the loss is not a mean over samples.
+            ValueError: If the targets do not fit, or the loss has no gradient.
         """
         self.check_target(output, target)
         m, k = output.shape
         if self.identity:
             eye = torch.eye(k, dtype=output.dtype, device=output.device)
             return output - target, eye.expand(m, k, k)
-        self.check_mean(output, target)
         with torch.inference_mode(False), torch.enable_grad():
             point = output.detach().clone().requires_grad_()
             value = check_scalar(m * self(point, target))
@@ -205,13 +196,24 @@ def square(output: Tensor, target: Tensor) -> Tensor:
 
 
 def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of logits (m, k) and labels (m,) or probabilities (m, k), mean, in nats."""
+    """Cross-entropy of logits and labels or probabilities, mean over all of them, in nats.
+
+    Logits (m, k) take labels (m,), (m, T, k) take (m, T), (m, k, H, W) take (m, H, W);
+    probabilities have the shape of the logits. The label -100 counts for nothing.
+
+    Args:
+        output: Logits.
+        target: Labels or probabilities.
+
+    Returns:
+        The mean.
+    """
+    axis = class_axis(output, target)
+    if axis not in (None, 1):
+        output = output.movedim(axis, 1)
+        target = target.movedim(axis, 1) if target.is_floating_point() else target
     # torch takes int64 and uint8 labels only; NumPy often gives int32.
     return F.cross_entropy(output, target if target.is_floating_point() else target.long())
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__name__", None) or type(function).__name__
 
 
 def check_outputs(output: Any, samples: int) -> Tensor:
@@ -247,7 +249,7 @@ def check_scalar(value: Tensor) -> Tensor:
     """
     if not isinstance(value, Tensor) or value.dim() != 0:
         kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
-        raise ValueError(f"loss: returned {kind}, needs a scalar tensor, the mean over samples")
+        raise ValueError(f"loss: returned {kind}, needs a scalar tensor, a mean or a sum")
     if not value.requires_grad:
         raise ValueError(
             "loss: its value carries no gradient, needs one computed from the outputs by "
@@ -257,6 +259,10 @@ def check_scalar(value: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Loss] = {
-    "square": Loss(square, targets="values", identity=True),
-    "cross_entropy": Loss(cross_entropy, targets="labels", null_direction=True),
+    "square": Loss(
+        square, targets="values", identity=True, weights=lambda target: torch.ones(len(target))
+    ),
+    "cross_entropy": Loss(
+        cross_entropy, targets="labels", null_direction=True, weights=valid_labels
+    ),
 }

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.data import Data, Images
-from resid_theory.losses import Loss, LossLike, check_scalar
+from resid_theory.losses import Loss, LossLike, check_scalar, weighting_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
@@ -219,9 +219,13 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) ->
     features = features.detach().requires_grad_()
     output = head(features)
     loss.check_target(output, target)
-    loss.check_mean(output, target)
-    value = check_scalar(len(target) * loss(output, target))
-    return torch.autograd.grad(value, features)[0]
+    weighting = weighting_of(loss, output, target)
+    shares = weighting.of_samples(output.detach(), target, len(target)).to(features)
+    if not weighting.sums:
+        shares = shares / shares.sum()
+    (slopes,) = torch.autograd.grad(check_scalar(loss(output, target)), features)
+    inverse = torch.where(shares > 0, 1 / shares, 0.0)
+    return slopes * inverse.view(-1, *[1] * (slopes.dim() - 1))
 
 
 def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -11,7 +11,7 @@ from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
-from resid_theory.losses import Loss
+from resid_theory.losses import Loss, weighting_of
 
 __all__ = [
     "Architecture",
@@ -205,6 +205,7 @@ class FromSamples:
         x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
         net.check_maps(samples.x.shape[1], samples.y.shape[1])
         output = x if net.output_map is None else x @ net.output_map.mT
+        weighting_of(loss, output, samples.y)  # refuses losses that compare samples
         g, curvatures = loss.derivatives(output, samples.y)
         if net.output_map is not None:
             g = g @ net.output_map

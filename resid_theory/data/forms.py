@@ -1,0 +1,173 @@
+"""Forms of data: which object is a whole set, which a batch, and what is inputs and targets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from resid_theory._check import as_tensor, check_finite
+from resid_theory.data.image_set import Images
+from resid_theory.nested import tensors_of
+
+__all__ = [
+    "Triple",
+    "as_batches",
+    "batch_size",
+    "check_triple",
+    "has_weights",
+    "whole_set",
+]
+
+Triple = tuple[Any, Any, Any]
+"""Inputs, targets, and what stands behind them: None, indices or weights."""
+
+_ROWS = 256  # samples of a Dataset that are read together
+
+
+def whole_set(data: Any) -> Triple | Images | None:
+    """The whole set, if the data are one pair or triple, or images; None for batches.
+
+    Args:
+        data: Data in any form.
+
+    Returns:
+        Inputs, targets and what is behind them, unchecked.
+    """
+    if isinstance(data, Images):
+        return data
+    if isinstance(data, TensorDataset):
+        return _triple(data.tensors)
+    by_name = _named(data)
+    if by_name is not None:
+        return by_name
+    if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+        return None
+    # A list of two batches looks like a pair of arrays, except for its entries.
+    if all(map(_is_batch, data)):
+        return None
+    if len(data) == 3 and not (isinstance(data, tuple) and all(map(_is_array, data[1:]))):
+        return None
+    return _triple(data)
+
+
+def as_batches(data: Any) -> Any:
+    """Anything that iterates over batches as it is, a data set of torch by a loader in order."""
+    if isinstance(data, Dataset) and not hasattr(data, "__iter__"):
+        return DataLoader(data, batch_size=_ROWS)
+    return data
+
+
+def check_triple(item: Any) -> Triple:
+    """Check a batch of inputs and targets.
+
+    Args:
+        item: A pair or triple, or an object or a mapping with ``x`` and ``y``.
+
+    Returns:
+        Inputs and targets as tensors or nests of them, and what is behind: a tensor or None.
+
+    Raises:
+        ValueError: If it is none, x and y have not the same number of samples, or not all numbers
+            are finite.
+    """
+    found = _named(item)
+    if found is None and isinstance(item, (tuple, list)):
+        found = _triple(item)
+    if found is None:
+        kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
+        keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
+        remedy = (
+            "; pass pairs (inputs, targets), inputs being a mapping where the net takes names, or "
+            'mark a loss of (net, batch) by rt.Loss(loss, of="batch")'
+        )
+        raise ValueError(
+            f"data: got a batch that is {kind}{keys}, needs a pair (x, y)" + (keys and remedy)
+        )
+    given_x, given_y, behind = found
+    y = _nest("data y", given_y)
+    size = batch_size(y)
+    x = _nest("data x", given_x, size)
+    if size is None or batch_size(x) != size:
+        raise ValueError(
+            f"data: x has shape {_shape(x)} and y {_shape(y)}; "
+            "needs the same number of samples along the first axis"
+        )
+    if size == 0:
+        raise ValueError("data: got a batch without samples, needs at least one")
+    for name, side in (("data x", x), ("data y", y)):
+        for tensor in tensors_of(side):
+            check_finite(name, tensor)
+    return x, y, None if behind is None else as_tensor("data, behind (x, y)", behind)
+
+
+def has_weights(data: Any) -> bool:
+    """True if an object or a mapping has ``sample_weight`` beside x and y."""
+    named = _named(data)
+    return named is not None and named[2] is not None
+
+
+def batch_size(content: Any) -> int | None:
+    """Length of the first tensor; None if there is none, or it has no axis."""
+    first = next(tensors_of(content), None)
+    return None if first is None or first.dim() == 0 else len(first)
+
+
+def _triple(parts: Any) -> Triple | None:
+    if not 2 <= len(parts) <= 3:
+        return None
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else None
+
+
+def _named(data: Any) -> Triple | None:
+    """Entries or attributes x and y, and sample_weight if there is one."""
+    if isinstance(data, Mapping):
+        if not {"x", "y"} <= data.keys() <= {"x", "y", "sample_weight"}:
+            return None
+        return data["x"], data["y"], data.get("sample_weight")
+    if isinstance(data, Tensor) or not (hasattr(data, "x") and hasattr(data, "y")):
+        return None
+    return data.x, data.y, getattr(data, "sample_weight", None)
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__")
+
+
+def _is_batch(value: Any) -> bool:
+    """True for a pair or triple of arrays, or of nests of arrays."""
+    if _named(value) is not None:
+        return True
+    if not isinstance(value, (tuple, list)) or not 2 <= len(value) <= 3:
+        return False
+    return all(_is_array(part) or _holds_arrays(part) for part in value)
+
+
+def _holds_arrays(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else value
+    nested = isinstance(value, (Mapping, tuple, list))
+    return nested and any(map(_is_array, parts))
+
+
+def _nest(argument: str, value: Any, size: int | None = None) -> Any:
+    """An array as a tensor; several of them for a net or a loss of several as they stand."""
+    if type(value) is dict:
+        value = {
+            key: as_tensor(argument, part) if _is_array(part) else part
+            for key, part in value.items()
+        }
+    if isinstance(value, Mapping) or not _is_array(value) and hasattr(value, "__dict__"):
+        if any(True for _ in tensors_of(value)):
+            return value
+    if isinstance(value, (tuple, list)) and value and all(map(_is_array, value)):
+        parts = [as_tensor(argument, part) for part in value]
+        lengths = {len(part) if part.dim() else None for part in parts}
+        if lengths == ({size} if size is not None else lengths - {None}) and len(lengths) == 1:
+            return tuple(parts)
+    return as_tensor(argument, value)
+
+
+def _shape(content: Any) -> Any:
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(content)]
+    return shapes[0] if isinstance(content, torch.Tensor) else shapes

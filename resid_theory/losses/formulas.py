@@ -1,0 +1,83 @@
+"""Divisors of the losses of torch, and the axis of their classes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["IGNORED", "class_axis", "formula_of", "valid_labels"]
+
+IGNORED = -100
+"""The label that counts for nothing, as in ``torch.nn.CrossEntropyLoss``."""
+
+# Means over all elements of targets that have the output's shape.
+_ELEMENTWISE = {
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+    nn.SoftMarginLoss: F.soft_margin_loss,
+    nn.PoissonNLLLoss: F.poisson_nll_loss,
+}
+_LABELLED = {nn.CrossEntropyLoss: F.cross_entropy, nn.NLLLoss: F.nll_loss}
+
+
+def formula_of(function: Any) -> dict[str, Any]:
+    """Keywords of ``Loss`` for a module or function of torch; none for any other callable."""
+    sums = getattr(function, "reduction", "mean") == "sum"
+    if type(function) in _ELEMENTWISE or function in _ELEMENTWISE.values():
+        return {"targets": "shape", "weights": _elements, "sums": sums}
+    if type(function) in _LABELLED:
+        return {"weights": _label_weights(function.weight, function.ignore_index), "sums": sums}
+    if function in _LABELLED.values():
+        return {"weights": _label_weights(None, IGNORED)}
+    return {}
+
+
+def class_axis(output: Tensor, target: Tensor) -> int | None:
+    """The axis of logits that their labels do not have.
+
+    Args:
+        output: Logits, (m, k), (m, T, k) or (m, k, ...).
+        target: Labels without that axis, or probabilities of the logits' shape.
+
+    Returns:
+        Its number, the last of three or the second one where both would do; None if none would.
+    """
+    last = output.dim() - 1
+    for axis in (last, 1) if output.dim() == 3 else (1, last):
+        without = [*output.shape[:axis], *output.shape[axis + 1 :]]
+        if last > 0 and tuple(target.shape) in (tuple(output.shape), tuple(without)):
+            return axis
+    return None
+
+
+def valid_labels(target: Tensor) -> Tensor:
+    """Number of labels of each sample that count, or of its distributions, (m,)."""
+    if target.is_floating_point():
+        classes = target.shape[class_axis(target, target) or 0]
+        return torch.full((len(target),), target[:1].numel() / classes)
+    return (target.long() != IGNORED).reshape(len(target), -1).sum(1)
+
+
+def _elements(target: Tensor) -> Tensor:
+    return torch.full((len(target),), float(target[:1].numel()))
+
+
+def _label_weights(weight: Tensor | None, ignored: int) -> Callable[[Tensor], Tensor]:
+    """The divisor of ``CrossEntropyLoss`` and ``NLLLoss``: class weights of labels that count."""
+
+    def weights(target: Tensor) -> Tensor:
+        if target.is_floating_point():  # probabilities, classes along the second axis
+            return torch.full((len(target),), target[:1].numel() / target.shape[1])
+        valid = target.long() != ignored
+        each = valid.double()
+        if weight is not None:
+            each = weight.to(target.device)[torch.where(valid, target.long(), 0)].double() * each
+        return each.reshape(len(target), -1).sum(1)
+
+    return weights

@@ -1,0 +1,212 @@
+"""Outputs and targets of a part of the data, sample by sample, and one more sample behind them."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from resid_theory.losses.formulas import IGNORED
+from resid_theory.losses.loss import Loss
+from resid_theory.losses.sample_axes import SampleAxes
+
+__all__ = ["Appended", "Part", "Sample"]
+
+
+class Sample(NamedTuple):
+    """A sample that is appended to parts.
+
+    Attributes:
+        outputs: Its outputs, (1, ...) each.
+        targets: Its targets, (1, ...) each.
+        own: Its loss alone.
+        gradient: The gradient of that in its floating-point outputs, in one vector.
+    """
+
+    outputs: list[Tensor]
+    targets: list[Tensor]
+    own: float
+    gradient: Tensor
+
+
+class Appended(NamedTuple):
+    """The loss of a part with a sample appended.
+
+    Attributes:
+        ratio: The appended sample's gradient over that of the sample alone.
+        value: The loss.
+        part: The loss of the part alone.
+        own: The loss of the sample alone.
+        is_mean: Whether it is a weighted mean of both.
+        is_sum: Whether it is their sum.
+    """
+
+    ratio: float
+    value: float
+    part: float
+    own: float
+    is_mean: bool
+    is_sum: bool
+
+
+class Part:
+    """Samples of which the loss is known, together with any others.
+
+    Attributes:
+        outputs: Tensors of the net's output, (samples, ...) each, without gradients.
+        targets: Those of the targets.
+    """
+
+    def __init__(
+        self,
+        call: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
+        outputs: Sequence[Tensor],
+        targets: Sequence[Tensor],
+    ) -> None:
+        self._call, self.outputs, self.targets = call, list(outputs), list(targets)
+
+    @classmethod
+    def of(cls, loss: Loss, axes: SampleAxes, output: Any, target: Any, samples: int) -> "Part":
+        """Take outputs and targets apart; in float64, if the loss takes that."""
+        places = SampleAxes.first(target, samples)
+
+        def call(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+            return loss(axes.gather(outputs, output), places.gather(targets, target))
+
+        given = [[leaf.detach() for leaf in axes.spread(output)], places.spread(target)]
+        wide = [
+            [leaf.double() if leaf.is_floating_point() else leaf for leaf in side] for side in given
+        ]
+        part = cls(call, *wide)
+        try:
+            part.value()
+        except RuntimeError:  # class weights in float32, for example
+            return cls(call, *given)
+        return part
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.outputs[0])
+
+    @property
+    def tolerance(self) -> float:
+        """A relative difference far above round-off, far below what another average makes."""
+        dtypes = [leaf.dtype for leaf in self.outputs if leaf.is_floating_point()]
+        return float(max(torch.finfo(dtype).eps for dtype in dtypes)) ** 0.5
+
+    @property
+    def is_finite(self) -> bool:
+        """True if all outputs are finite."""
+        return all(bool(torch.isfinite(leaf).all()) for leaf in self.outputs)
+
+    def value(self) -> float:
+        """The loss of the part."""
+        with torch.no_grad():
+            return float(self._call(self.outputs, self.targets))
+
+    def moves(self) -> bool:
+        """True if the loss has a gradient at the outputs that is not zero."""
+        return bool((self._with_gradient(self.outputs, self.targets)[1] != 0).any())
+
+    def some(self, rows: Tensor) -> "Part":
+        """Some of the samples."""
+        return Part(self._call, *([t[rows] for t in side] for side in (self.outputs, self.targets)))
+
+    def order(self) -> Tensor:
+        """The samples sorted by the first number of their targets."""
+        leaf = (self.targets or self.outputs)[0]
+        return leaf.reshape(len(leaf), -1)[:, 0].argsort(stable=True).cpu()
+
+    def sample(self, number: int) -> Sample | None:
+        """A sample with an output of its own; None if its loss has no finite gradient."""
+        rows, other = slice(number, number + 1), (number + 1) % self.samples
+        targets = [leaf[rows] for leaf in self.targets]
+        ways: list[Callable[[Tensor], Tensor]] = [
+            # Between two outputs: what the loss takes, but no point where all is fitted.
+            lambda leaf: torch.lerp(leaf[rows], leaf[other : other + 1], 0.3),
+            lambda leaf: 0.9 * leaf[rows],
+            lambda leaf: leaf[rows] + 0.1,
+        ]
+        for way in ways:
+            outputs = [way(o) if o.is_floating_point() else o[rows] for o in self.outputs]
+            own, gradient = self._with_gradient(outputs, targets)
+            if math.isfinite(own) and bool(torch.isfinite(gradient).all()) and gradient.any():
+                return Sample(outputs, targets, own, gradient)
+        return None
+
+    def append(self, one: Sample) -> Appended:
+        """Compare the loss with one more sample with those of the part and of the sample."""
+        pairs = [*zip(self.outputs, one.outputs, strict=True)]
+        pairs += zip(self.targets, one.targets, strict=True)
+        for leaf, more in pairs:
+            if leaf.shape[1:] != more.shape[1:]:
+                raise ValueError(
+                    f"loss: batches have samples of shapes {tuple(more.shape[1:])} and "
+                    f"{tuple(leaf.shape[1:])} in outputs or targets, and how a function averages "
+                    "over such batches cannot be measured; pad them to one shape, or pass a name "
+                    "or a loss of torch.nn"
+                )
+        value, gradient = self._with_gradient(one.outputs, one.targets, behind=True)
+        part, own, square = self.value(), one.own, float(one.gradient.square().sum())
+        ratio = float(gradient @ one.gradient) / square
+        apart = float((gradient - ratio * one.gradient).norm()) / square**0.5
+        scale = self.tolerance * (abs(value) + abs(own) + (0 if math.isnan(part) else abs(part)))
+        weightless = ratio >= 1 - self.tolerance and abs(value - own) <= scale  # the part
+        mean = 0 < ratio < 1 and abs(value - (1 - ratio) * part - ratio * own) <= scale
+        total = abs(ratio - 1) <= self.tolerance and abs(value - part - own) <= scale
+        along = apart <= self.tolerance * abs(ratio)
+        return Appended(ratio, value, part, own, along and (weightless or mean), along and total)
+
+    def ratios(self, one: Sample) -> Tensor:
+        """The ratio of ``append`` for every sample of the part as a part of its own, (samples,)."""
+
+        def ratio(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
+            def value(moving: list[Tensor]) -> Tensor:
+                before = [leaf[None] for leaf in outputs], [leaf[None] for leaf in targets]
+                return self._call(_joined(before[0], moving), _joined(before[1], one.targets))
+
+            floating = [leaf.is_floating_point() for leaf in one.outputs]
+            gradient = torch.func.grad(value)(one.outputs)
+            flat = _flat([g for g, keep in zip(gradient, floating, strict=True) if keep])
+            return (flat * one.gradient).sum() / one.gradient.square().sum()
+
+        found: Tensor = torch.vmap(ratio)(self.outputs, self.targets)
+        return found.double().cpu()
+
+    def counts(self, one: Sample) -> list[Tensor]:
+        """Weights that a loss may have of the samples, in units of that of one: 1, or labels."""
+        counts = [torch.ones(self.samples, dtype=torch.float64)]
+        for leaf, alone in zip(self.targets, one.targets, strict=True):
+            valid = int((alone.long() != IGNORED).sum())
+            if not leaf.is_floating_point() and valid:
+                each = (leaf.long() != IGNORED).reshape(self.samples, -1).sum(1)
+                counts.append(each.double().cpu() / valid)
+        return counts
+
+    def _with_gradient(
+        self, outputs: Sequence[Tensor], targets: Sequence[Tensor], behind: bool = False
+    ) -> tuple[float, Tensor]:
+        """Loss and gradient of samples alone, or behind those of the part."""
+        moving = [leaf.clone().requires_grad_(leaf.is_floating_point()) for leaf in outputs]
+        with torch.enable_grad():
+            if behind:
+                value = self._call(_joined(self.outputs, moving), _joined(self.targets, targets))
+            else:
+                value = self._call(moving, targets)
+            at = [leaf for leaf in moving if leaf.requires_grad]
+            if not value.requires_grad:
+                return float(value), torch.zeros(1, dtype=torch.float64)
+            parts = torch.autograd.grad(
+                value, at, allow_unused=True, materialize_grads=True, retain_graph=True
+            )
+        return float(value.detach()), _flat(parts)
+
+
+def _joined(leaves: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.cat([leaf, other.to(leaf)]) for leaf, other in zip(leaves, more, strict=True)]
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1).double() for part in parts])
