@@ -141,6 +141,11 @@ class BatchSum:
         vectors = torch.randn(tries, size, generator=generator, dtype=torch.float64)
         vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
         products = graph.product(vectors, every, every, 1).double()
+        if self.risk.matrix == "gauss_newton" and not products.any():
+            self.risk.note(
+                "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
+                "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
+            )
         if tries == 2:
             gap = abs(float(vectors[0] @ products[1] - vectors[1] @ products[0]))
             norms = vectors.norm(dim=1) * products.norm(dim=1).flip(0)

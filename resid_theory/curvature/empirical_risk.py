@@ -99,6 +99,11 @@ class EmpiricalRisk:
         """The net's device."""
         return self.parameters[0].device
 
+    def note(self, text: str) -> None:
+        """Keep a remark on the matrix, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     @property
     def sums(self) -> bool:
         """True if the loss of the data is the sum over batches, not a weighted mean."""
@@ -146,7 +151,7 @@ class EmpiricalRisk:
         self._check_output(output, few.size)
         self._check_target(output, batches[0])
         self._shapes, self._output = _shapes(few), output
-        check_scalar(self.loss(output, few.target))
+        check_scalar(self._value(output, few.target))
         self.reads_parameters = self._reads_parameters(output, few.target)
         if alone and self.loss.is_known:
             self._axes = SampleAxes.first(output, few.size)
@@ -224,6 +229,19 @@ class EmpiricalRisk:
         if self.loss.targets != "any":
             one = output[:1]
             self.loss.check_target(one.expand(batch.size, *one.shape[1:]), batch.target)
+
+    def _value(self, output: Any, target: Any) -> Any:
+        """The loss of some samples; its errors name it."""
+        try:
+            return self.loss(output, target)
+        except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"loss: {self.loss.name!r} fails on the net's output, {type(output).__name__}, and "
+                f"targets: {error}; a loss of (net, batch) is marked by "
+                'rt.Loss(loss, of="batch")'
+            ) from error
 
     def _reads_parameters(self, output: Any, target: Any) -> bool:
         """True if the loss of given outputs still depends on the net's parameters."""
