@@ -154,15 +154,10 @@ def measured(net: nn.Module, _: Any = None) -> dict[str, float]:
         for layer in net.modules()
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.in_channels > 3
     ]
-    scales = {
-        f"{name}.{layer}": scale.mean()
-        for layer, weight in dirac_layers(net).items()
-        for name, scale in (("a", weight.a), ("b", weight.b))
-        if scale is not None
-    }
+    scales = dirac_scales(net)
     # In two transfers, because each one waits for the device.
     found = torch.stack(norms).tolist() if norms else []
-    means = torch.stack(list(scales.values())).tolist() if scales else []
+    means = torch.stack([s.mean() for s in scales.values()]).tolist() if scales else []
     return {
         **({"mean_norm": float(np.mean(found))} if found else {}),
         **dict(zip(scales, means, strict=True)),
@@ -173,6 +168,16 @@ def dirac_layers(net: nn.Module) -> dict[str, DiracWeight]:
     """Parametrizations of a net's Dirac layers, by layer name, in order."""
     found = {name: layer_identity(module) for name, module in net.named_modules()}
     return {name: weight for name, weight in found.items() if isinstance(weight, DiracWeight)}
+
+
+def dirac_scales(net: nn.Module) -> dict[str, torch.Tensor]:
+    """The scales of all planes, (planes,): ``a.<layer>`` and ``b.<layer>`` of each Dirac layer."""
+    return {
+        f"{name}.{layer}": scale.detach()
+        for layer, weight in dirac_layers(net).items()
+        for name, scale in (("a", weight.a), ("b", weight.b))
+        if scale is not None
+    }
 
 
 def result(
@@ -201,6 +206,7 @@ def result(
     return {
         **{f"{LOG}{name}": np.array(column, dtype=float) for name, column in columns.items()},
         **{name: np.array(value) for name, value in numbers.items()},
+        **{name: scale.cpu().numpy() for name, scale in dirac_scales(net).items()},
         **{f"{WEIGHTS}{name}": tensor.numpy() for name, tensor in weights.items()},
     }
 

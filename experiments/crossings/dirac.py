@@ -174,6 +174,10 @@ def _settings(quick: int, word: str, short: int, paper: int) -> dict[str, dict[s
             "states": ["initial", "trained"], "dataset": "cifar10", "samples": short, "size": 32,
             "scaled": f"nets trained for 15 of 200 epochs, {short} images",
         },
+        "single": {
+            "states": ["initial", "trained"], "dataset": "cifar10", "samples": short, "size": 32,
+            "epochs": FULL_EPOCHS, "scaled": f"one seed, {short} images",
+        },
         "paper": {
             "states": ["initial", "trained"], "dataset": "cifar10", "samples": paper, "size": 32,
             "epochs": FULL_EPOCHS,

@@ -18,7 +18,7 @@ import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
-from experiments.trainings import image_set
+from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory import stability
 from resid_theory.stability.jacobian_reach import chain_of_layers
 
@@ -200,6 +200,16 @@ CLAIMS = [
                 "nets": CHAINS, "states": ["initial", "trained"], "dataset": "cifar10",
                 "samples": 8, "size": 32, "draws": 3, "probes": 10, **_NOISE,
                 "scaled": "nets trained for 15 of 200 epochs, 8 images",
+            },
+            "single": {
+                "nets": CHAINS[:2], "states": ["initial", "trained"], "dataset": "cifar10",
+                "samples": 8, "size": 32, "draws": 3, "probes": 10, **_NOISE,
+                "epochs": FULL_EPOCHS, "scaled": "two nets of seven, one seed, 8 images",
+            },
+            "paper": {
+                "nets": CHAINS, "states": ["initial", "trained"], "dataset": "cifar10",
+                "samples": 100, "size": 32, "draws": 10, "probes": 10, **_NOISE,
+                "epochs": FULL_EPOCHS,
             },
         },
         compute=compute_noise,

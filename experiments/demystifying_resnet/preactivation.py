@@ -183,6 +183,11 @@ CLAIMS = [
                 "training": {"seeds": [0, 1], "epochs": 10, "samples": 5000, "size": 16},
                 "scaled": "5,000 images at 16 x 16, 10 of 200 epochs, 2 seeds, depth 10 to 40",
             },
+            "single": {
+                "depths": [10, 40],
+                "training": {"seeds": [0], "epochs": 200},
+                "scaled": "one seed, depths 10 and 40",
+            },
             "paper": {"depths": [10, 40, 112], "training": {"seeds": [0, 1, 2], "epochs": 200}},
         },
         compute=compute_figure_2,
@@ -201,6 +206,11 @@ CLAIMS = [
                 },
                 "scaled": "1,000 images at 16 x 16, 12 of 200 epochs, 2 of 10 seeds, two of the "
                 "depths",
+            },
+            "single": {
+                "depths": [40, 112],
+                "training": {"seeds": [0], "epochs": 200},
+                "scaled": "one seed, depths 40 and 112",
             },
             "paper": {
                 "depths": [40, 76, 112],

@@ -17,6 +17,8 @@ from experiments.diracnets.nets import (
     DIGITS_SCALED,
     FULL,
     LEARNT,
+    NO_INTERVAL,
+    ONE,
     PAPER,
     SHORT,
     SHORT_SCALED,
@@ -257,6 +259,10 @@ CLAIMS = [
                 "depths": [52], "training": DIGITS, "scaled": f"{DIGITS_SCALED}, depth 52 only",
             },
             "short": {"depths": [10, 52, 100], "training": SHORT, "scaled": SHORT_SCALED},
+            "single": {
+                "depths": [34, 52, 100], "training": ONE,
+                "scaled": f"depths 34, 52 and 100, {NO_INTERVAL}",
+            },
             "paper": {"depths": [10, 16, 22, 28, 34, 40, 52, 100], "training": FULL},
         },
         compute=compute_section_3_1,
@@ -281,6 +287,14 @@ CLAIMS = [
                          ["dirac", 10, 2], ["residual", 10, 1], ["residual", 34, 1]],
                 "training": SHORT,
                 "scaled": f"{SHORT_SCALED}, width 1 and Dirac-10 of width 2",
+            },
+            "single": {
+                "nets": [
+                    *(["plain", depth, 1] for depth in (34, 52, 100)),
+                    *(["dirac", depth, 1] for depth in (28, 34, 52, 100)),
+                ],
+                "training": ONE,
+                "scaled": "one seed, depths from 28 on, width 1, no residual nets",
             },
             "paper": {
                 "nets": [
@@ -308,6 +322,10 @@ CLAIMS = [
             "short": {
                 "depth": 10, "widths": [1, 2, 4], "training": SHORT,
                 "scaled": f"{SHORT_SCALED}, depth 10",
+            },
+            "single": {
+                "depth": 34, "widths": [1, 2], "training": ONE,
+                "scaled": "one seed, widths 1 and 2",
             },
             "paper": {"depth": 34, "widths": [1, 2, 3, 4], "training": FULL},
         },

@@ -29,6 +29,8 @@ SHORT_SCALED = (
     "CIFAR-10 at 16 x 16, 1,000 training and 2,000 test images, 6 epochs of batch 32, 3 seeds"
 )
 FULL = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
+ONE = {**FULL, "seeds": [0]}
+NO_INTERVAL = "one seed, too few for the interval that a criterion asks for"
 COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 # Names of the compared nets; depth, width, std and init are further arguments. The authors' code
 # initializes V by He's distribution, the library's default, their paper by N(0, 1);

@@ -14,6 +14,8 @@ from experiments.diracnets.nets import (
     DIGITS,
     DIGITS_SCALED,
     FULL,
+    NO_INTERVAL,
+    ONE,
     PAPER,
     SHORT,
     SHORT_SCALED,
@@ -31,12 +33,17 @@ GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def _final(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
-    """|a| and |b| of all planes in the order of layers, and the number of planes per layer."""
-    weights = dirac_layers(fit.net).values()
-    a = np.concatenate([w.a.detach().abs().numpy() for w in weights])
-    b = np.concatenate([w.b.detach().abs().numpy() for w in weights if w.b is not None] or [[]])
-    planes = np.array([len(w.a) for w in weights])
-    return np.stack([a, b if len(b) else np.full_like(a, np.nan)]), planes
+    """|a| and |b| of all planes in the order of layers, and the number of planes per layer.
+
+    Equation (4) has no b, which is then NaN.
+    """
+    layers = list(dirac_layers(fit.training.start()))
+    a = [np.abs(fit.arrays[f"a.{layer}"]) for layer in layers]
+    b = [
+        np.abs(fit.arrays.get(f"b.{n}", np.full_like(own, np.nan)))
+        for n, own in zip(layers, a, strict=True)
+    ]
+    return np.stack([np.concatenate(a), np.concatenate(b)]), np.array([len(own) for own in a])
 
 
 # -- section 2: equation (4) against (5), and decay of a and b ------------------------------------
@@ -53,7 +60,7 @@ def compute_section_2(
         trainings_of("equation_4", training, depth=depth),
         trainings_of("dirac", training, depth=depth, decay="all"),
     ]
-    found = fits(dict(zip(WAYS, ways, strict=True)), each, device, weights=True)
+    found = fits(dict(zip(WAYS, ways, strict=True)), each, device)
     rows = list(found.values())
     return {
         "depth": np.array(depth),
@@ -128,7 +135,7 @@ def draw_section_2(figure: Figure, a: Arrays) -> None:
 
 def _dirac_nets(depth: int, training: Mapping[str, Any], each: Each, device: str) -> list[Fit]:
     nets = {"dirac": trainings_of("dirac", training, depth=depth)}
-    return fits(nets, each, device, weights=True)["dirac"]
+    return fits(nets, each, device)["dirac"]
 
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -194,7 +201,7 @@ def compute_figure_2(
 ) -> dict[str, np.ndarray]:
     """Compute means of a and b per layer and epoch, and final means of |a| and |b|."""
     row = _dirac_nets(depth, training, each, device)
-    names, planes = list(dirac_layers(row[0].net)), _final(row[0])[1]
+    names, planes = list(dirac_layers(row[0].training.start())), _final(row[0])[1]
     by_layer = [np.split(_final(fit)[0], np.cumsum(planes)[:-1], axis=1) for fit in row]
     return {
         "sizes": np.array([[layer.mean(1) for layer in fit] for fit in by_layer]).swapaxes(1, 2),
@@ -250,6 +257,7 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 DEEP = {
     "quick": {"depth": 34, "training": DIGITS, "scaled": DIGITS_SCALED},
     "short": {"depth": 34, "training": SHORT, "scaled": SHORT_SCALED},
+    "single": {"depth": 34, "training": ONE, "scaled": "one seed"},
     "paper": {"depth": 34, "training": FULL},
 }  # the same nets for all three
 
@@ -260,7 +268,7 @@ CLAIMS = [
         says="Beyond 30 layers normalized weights stabilize the training; decay of a and b leads "
         "to degenerate solutions.",
         # In the few steps of the quick scale decay does not reach b.
-        settings={scale: DEEP[scale] for scale in ("short", "paper")},
+        settings={scale: DEEP[scale] for scale in ("short", "single", "paper")},
         compute=compute_section_2,
         judge=judge_section_2,
         draw=draw_section_2,
@@ -280,7 +288,7 @@ CLAIMS = [
         source=f"{PAPER}, Figure 2",
         says="The means of a and b move along training without fading, and otherwise in higher "
         "groups than in lower ones.",
-        settings=DEEP,
+        settings={**DEEP, "single": {**DEEP["single"], "scaled": NO_INTERVAL}},
         compute=compute_figure_2,
         judge=judge_figure_2,
         draw=draw_figure_2,

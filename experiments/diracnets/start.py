@@ -17,6 +17,8 @@ from experiments.diracnets.nets import (
     DIGITS_SCALED,
     FULL,
     LEARNT,
+    NO_INTERVAL,
+    ONE,
     PAPER,
     SHORT,
     SHORT_SCALED,
@@ -175,6 +177,7 @@ CLAIMS = [
         says="The law that V is drawn from does not matter: only its direction is in the weight.",
         settings={
             "short": {"depth": 16, "training": SHORT, "scaled": f"{SHORT_SCALED}, depth 16"},
+            "single": {"depth": 34, "training": ONE, "scaled": NO_INTERVAL},
             "paper": {"depth": 34, "training": {**FULL, "seeds": [0, 1, 2]}},
         },
         compute=compute_first_scale,
@@ -196,6 +199,11 @@ CLAIMS = [
                 "depth": 10, "stds": [0.0, 1e-8, 1e-4, 0.01, 0.1, 1.0], "gains": [1e-8, 0.01, 1.0],
                 "training": SHORT,
                 "scaled": f"{SHORT_SCALED}, depth 10",
+            },
+            "single": {
+                "depth": 28, "stds": [0.0, 1e-8, 0.01, 1.0], "gains": [1e-8, 1.0],
+                "training": ONE,
+                "scaled": "four sigmas and two gains, one seed, too few for the range over seeds",
             },
             "paper": {
                 "depth": 28,

@@ -9,7 +9,15 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.diracnets.nets import FULL, PAPER, each_seed, parameters_of, percent, trainings_of
+from experiments.diracnets.nets import (
+    FULL,
+    ONE,
+    PAPER,
+    each_seed,
+    parameters_of,
+    percent,
+    trainings_of,
+)
 from experiments.external_data import CIFAR100
 from experiments.parts import Each, in_turn
 from experiments.trainings import fits
@@ -154,6 +162,16 @@ def draw_table_2(figure: Figure, a: Arrays) -> None:
 
 NETS = [list(net) for net in COUNTS]
 
+
+def _table_2(data: str) -> dict[str, dict[str, object]]:
+    return {
+        "single": {
+            "data": data, "widths": [5], "training": ONE, "scaled": "one seed, DiracNet-28-5 only",
+        },
+        "paper": {"data": data, "widths": [5, 10], "training": FULL},
+    }  # fmt: skip
+
+
 CLAIMS = [
     Claim(
         id="diracnets/table_1",
@@ -172,7 +190,7 @@ CLAIMS = [
         id="diracnets/table_2_cifar_10",
         source=f"{PAPER}, Table 2, CIFAR-10",
         says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
-        settings={"paper": {"data": "cifar10", "widths": [5, 10], "training": FULL}},
+        settings=_table_2("cifar10"),
         compute=compute_table_2,
         judge=judge_table_2,
         draw=draw_table_2,
@@ -181,10 +199,10 @@ CLAIMS = [
         id="diracnets/table_2_cifar_100",
         source=f"{PAPER}, Table 2, CIFAR-100",
         says="Wide DiracNets of 28 layers err as rarely as a residual net of 1001 layers.",
-        settings={"paper": {"data": "cifar100", "widths": [5, 10], "training": FULL}},
+        settings=_table_2("cifar100"),
         compute=compute_table_2,
         judge=judge_table_2,
         draw=draw_table_2,
-        needs={"paper": CIFAR100},
+        needs={"single": CIFAR100, "paper": CIFAR100},
     ),
 ]

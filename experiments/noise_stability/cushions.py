@@ -14,7 +14,7 @@ from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import COLORS, KINDS, PAPER
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
-from experiments.trainings import image_set
+from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.stability import compare_cushions
 
 NORMS = ("identity_removed", "effective")
@@ -215,6 +215,15 @@ def _figure_3(name: str, *, depth: int, layer: str) -> Claim:
                 "samples": 2000, "size": 32, "layer": layer,
                 "scaled": f"nets trained for 15 of 200 epochs, depth {depth} only, 2,000 images",
             },
+            "single": {
+                "depth": depth, "states": ["trained", "initial"], "dataset": "cifar10",
+                "samples": 2000, "size": 32, "layer": layer, "epochs": FULL_EPOCHS,
+                "scaled": "one seed, 2,000 images",
+            },
+            "paper": {
+                "depth": depth, "states": ["trained", "initial"], "dataset": "cifar10",
+                "samples": 10_000, "size": 32, "layer": layer, "epochs": FULL_EPOCHS,
+            },
         },
         compute=compute_figure_3,
         judge=judge_figure_3,
@@ -237,6 +246,14 @@ CLAIMS = [
             "short": {
                 "states": ["trained", "initial"], "dataset": "cifar10", "samples": 50, "size": 32,
                 "scaled": "nets trained for 15 of 200 epochs, 50 images",
+            },
+            "single": {
+                "states": ["trained", "initial"], "dataset": "cifar10", "samples": 50, "size": 32,
+                "epochs": FULL_EPOCHS, "scaled": "one seed, 50 images",
+            },
+            "paper": {
+                "states": ["trained", "initial"], "dataset": "cifar10", "samples": 500,
+                "size": 32, "epochs": FULL_EPOCHS,
             },
         },
         compute=compute_section_5,

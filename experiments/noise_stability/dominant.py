@@ -168,6 +168,11 @@ _SCALES = {
         batch=128, lr=0.02, augmentation="crop_flip",
         scaled="6,000 images pooled to 16 x 16, 14 epochs, depths 20 and 44",
     ),
+    "single": dict(
+        dataset="cifar10", samples=None, pooled=32, depths=[20, 44], seeds=1,
+        epochs=FULL_EPOCHS, batch=128, lr=0.02, augmentation="crop_flip",
+        scaled="one seed, depths 20 and 44",
+    ),
     "paper": dict(
         dataset="cifar10", samples=None, pooled=32, depths=[20, 32, 44], seeds=3,
         epochs=FULL_EPOCHS, batch=128, lr=0.02, augmentation="crop_flip",

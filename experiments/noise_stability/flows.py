@@ -232,6 +232,7 @@ def _figure_12(pair: str, name: str, source: str, says: str, judge) -> Claim:
         settings={
             "quick": dict(pair=pair, **_QUICK_FLOWS),
             "short": dict(**both, samples=64, scaled=_SCALED),
+            "single": dict(**both, samples=64, epochs=FULL_EPOCHS, scaled="one seed, 64 images"),
             "paper": dict(**both, samples=128, epochs=FULL_EPOCHS),
         },
         compute=compute_figure_12,
@@ -255,6 +256,11 @@ CLAIMS = [
                 nets=["simplified_residual_20", "simplified_plain_20"],
                 states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
                 scaled=_SCALED,
+            ),
+            "single": dict(
+                nets=["simplified_residual_20", "simplified_plain_20"],
+                states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
+                epochs=FULL_EPOCHS, scaled="one seed, 1,000 images",
             ),
             "paper": dict(
                 nets=["simplified_residual_20", "simplified_plain_20"],

@@ -13,6 +13,7 @@ from experiments.noise_stability.nets import (
     EVERY_DEPTH,
     FULL,
     KINDS,
+    ONE,
     PAPER,
     SECOND_SEED,
     SHORT,
@@ -250,6 +251,7 @@ _PAIRS = {
         "scaled": "480 digits at 8 x 8, depth 20, 7 epochs, two seeds",
     },
     "short": {"depths": [20, 32], "scaled": f"{SHORT}, depths 20 and 32; {SECOND_SEED}"},
+    "single": {"depths": [20], "training": ONE, "scaled": "one seed, depth 20"},
     "paper": {"depths": EVERY_DEPTH, "training": FULL},
 }  # fmt: skip
 
@@ -288,7 +290,8 @@ CLAIMS = [
                 "training": {"seeds": [0, 1, 2], "epochs": 14, "samples": 6000, "size": 16},
                 "scaled": "6,000 images at 16 x 16, 14 epochs, 3 seeds",
             },
-            "paper": {"depths": [32, 44], "training": {"seeds": list(range(10)), "epochs": 200}},
+            "single": {"depths": [20, 44], "training": ONE, "scaled": "one seed, depths 20 and 44"},
+            "paper": {"depths": [32, 44], "training": {**FULL, "seeds": list(range(10))}},
         },
         compute=compute_figure_9,
         judge=judge_figure_9,

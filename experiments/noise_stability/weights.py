@@ -16,6 +16,7 @@ from experiments.noise_stability.nets import (
     EVERY_DEPTH,
     FULL,
     KINDS,
+    ONE,
     PAPER,
     SECOND_SEED,
     SHORT,
@@ -258,6 +259,10 @@ CLAIMS = [
                 "depth": 32, "seeds": list(range(10)), "trained_depth": 32,
                 "scaled": f"{SHORT}; {SECOND_SEED}",
             },
+            "single": {
+                "depth": 32, "seeds": list(range(10)), "trained_depth": 20, "training": ONE,
+                "scaled": "after training one seed of depth 20",
+            },
             "paper": {
                 "depth": 32, "seeds": list(range(10)), "trained_depth": 32, "training": FULL
             },
@@ -276,6 +281,10 @@ CLAIMS = [
             "short": {
                 "depths": EVERY_DEPTH, "seeds": list(range(20)), "trained_depths": [20, 32],
                 "scaled": f"{SHORT}, after training depths 20 and 32; {SECOND_SEED}",
+            },
+            "single": {
+                "depths": EVERY_DEPTH, "seeds": list(range(20)), "trained_depths": [20],
+                "training": ONE, "scaled": "after training one seed of depth 20",
             },
             "paper": {
                 "depths": EVERY_DEPTH, "seeds": list(range(20)), "trained_depths": EVERY_DEPTH,
