@@ -1,14 +1,12 @@
 """Run, check and report the claims of the papers: python -m experiments VERB."""
 
 import argparse
-import signal
 import sys
-import time
 import traceback
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import part_verbs
 from experiments.claim import (
@@ -25,7 +23,15 @@ from experiments.claim import (
 )
 from experiments.digest import code_digest
 from experiments.lease import lease_verbs
-from experiments.parts import PARTS, Execution, Store, Stored, UnfinishedError
+from experiments.parts import (
+    PARTS,
+    BusyError,
+    Execution,
+    StoppedError,
+    Store,
+    Stored,
+    UnfinishedError,
+)
 from experiments.provenance import ROOT
 from experiments.registry import CLAIMS, select
 from resid_theory.runtime import store
@@ -109,10 +115,13 @@ def results_page(claims: Claims, folder: Path) -> str:
     words = Counter(standing(claim, folder=folder).word for claim in claims.values())
     order = ("reproduced", "not reproduced", "scaled down", "pending")
     count = ", ".join(f"{words[word]} {word}" for word in order if words[word])
+    found = [standing(claim, folder=folder).record for claim in claims.values()]
+    scales = Counter(record.scale for record in found if record is not None)
+    at = ", ".join(f"{scales[scale]} at {scale}" for scale in reversed(SCALES) if scales[scale])
     parts = [
         "# Results",
         "Written by `python -m experiments report` from the records; not to be edited.",
-        f"{len(claims)} claims: {count}.",
+        f"{len(claims)} claims: {count}. Decided by records of the scales: {at}.",
         *(_section(claim, folder) for claim in claims.values()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -121,7 +130,8 @@ def results_page(claims: Claims, folder: Path) -> str:
 def _section(claim: Claim, folder: Path) -> str:
     stands = standing(claim, folder=folder)
     detail = f" ({stands.detail})" if stands.detail else ""
-    parts = [f"## {claim.id}: {stands.word}{detail}", f"{claim.says} ({claim.source})"]
+    at = f", {stands.record.scale} scale" if stands.record else ""
+    parts = [f"## {claim.id}: {stands.word}{at}{detail}", f"{claim.says} ({claim.source})"]
     for scale in reversed(SCALES):
         if scale in claim.settings and record_path(claim.id, scale, folder).exists():
             parts.append(_evidence(load(claim, scale, folder=folder)))
@@ -133,9 +143,12 @@ def _evidence(found: Record) -> str:
     code = run["commit"][:12] if run["commit"] else "unknown commit"
     changed = " with uncommitted changes" if run["dirty"] else ""
     link = f"[record](records/{found.claim}.{found.scale}.json)"
+    here = (run["hardware"], run["commit"])
+    elsewhere = [g for g in run.get("parts", ()) if (g["hardware"], g["commit"]) != here]
     lines = [
         f"**{found.scale} scale**: {link}, {run['seconds']:.3g} s on {run['device']} "
-        f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}.",
+        f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}."
+        + "".join(f" {_parts(group)}." for group in elsewhere),
         "",
         "| criterion | expected | ours | holds |",
         "|---|---|---|---|",
@@ -144,6 +157,15 @@ def _evidence(found: Record) -> str:
     return "\n".join(
         lines + [_row(v.criterion, v.expected, v.measured, holds[v.passed]) for v in found.verdicts]
     )
+
+
+def _parts(group: Mapping[str, Any]) -> str:
+    """Where and by what code some parts were computed."""
+    count = f"{group['parts']} part{'s' if group['parts'] > 1 else ''}"
+    where = group["hardware"] or group["device"]
+    code = group["commit"][:12] if group["commit"] else "unknown commit"
+    told = [group["precision"], f"torch {group['torch']}", code, group["age"]]
+    return f"{count} on {where} ({', '.join(word for word in told if word)})"
 
 
 def readme_with(readme: str, claims_table: str) -> str:
@@ -176,59 +198,35 @@ def _run(options: argparse.Namespace) -> int:
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
         chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
-    broken, start = [], time.monotonic()
-    for number, claim in enumerate(chosen):
-        if options.minutes is not None and time.monotonic() - start >= 60 * options.minutes:
-            print(f"{options.minutes:g} minutes are over; {len(chosen) - number} claims not begun")
-            break
-        if claim.missing(options.scale):
-            print(f"{claim.id} ({options.scale}): skipped, {claim.missing(options.scale)}")
-            continue
-        print(f"{claim.id} ({options.scale}) ...", flush=True)
-        try:
-            with _at_most(options.minutes, start):
-                _show(_record(claim, options))
-        except UnfinishedError as error:
-            print(f"{error}: the claim is judged once all are")
-        except Exception:
-            traceback.print_exc()
-            broken.append(claim.id)
-        except _TimeIsOverError:
-            print(f"{options.minutes:g} minutes are over during {claim.id}: no record is written")
-            print("run it again to resume its trainings from their last checkpoints")
-            break
+    # Quick claims are computed anew: they test today's code.
+    own = Store(None if options.scale == "quick" else options.parts)
+    broken = []
+    with part_verbs.Ending(options.minutes) as ending:
+        execution = None if options.only_ready else Execution(device=options.device, stop=ending)
+        for number, claim in enumerate(chosen):
+            if ending():
+                print(f"the time is over; {len(chosen) - number} claims not begun")
+                break
+            if claim.missing(options.scale):
+                print(f"{claim.id} ({options.scale}): skipped, {claim.missing(options.scale)}")
+            elif not _recorded(claim, options, Stored(own, execution)):
+                broken.append(claim.id)
     print(f"failed: {', '.join(broken)}" if broken else "done")
     return int(bool(broken))
 
 
-def _record(claim: Claim, options: argparse.Namespace) -> Record:
-    # Quick claims are computed anew: they test today's code.
-    keeps = Store(None) if options.scale == "quick" else Store(options.parts)
-    each = Stored(keeps, None if options.only_ready else Execution(device=options.device))
-    return record(claim, options.scale, folder=options.records, device=options.device, each=each)
-
-
-class _TimeIsOverError(BaseException):
-    """Raised when the time is over; no Exception, so that no claim catches it."""
-
-
-@contextmanager
-def _at_most(minutes: float | None, start: float) -> Generator[None, None, None]:
-    """Interrupt the block once the minutes since ``start`` are over, if the system has timers."""
-    if minutes is None or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise _TimeIsOverError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(60 * minutes - (time.monotonic() - start), 1e-3))
+def _recorded(claim: Claim, options: argparse.Namespace, each: Stored) -> bool:
+    """Record a claim whose parts are there, or can be computed; False if it breaks."""
+    print(f"{claim.id} ({options.scale}) ...", flush=True)
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        given = dict(folder=options.records, device=options.device, each=each)
+        _show(record(claim, options.scale, **given))
+    except (BusyError, StoppedError, UnfinishedError) as error:
+        print(f"no record is written: {error}")
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def _show(found: Record) -> None:
@@ -279,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
     verb.add_argument("--scale", choices=SCALES, default="quick")
     verb.add_argument("--pending", action="store_true", help="only claims without a valid record")
-    verb.add_argument("--minutes", type=float, help="stop after this many minutes")
+    verb.add_argument("--minutes", type=float, help="stop after so many minutes; parts save")
     verb.add_argument("--device", default="cpu", help="device, for claims that can use it")
     verb.add_argument("--parts", type=Path, default=PARTS, help="folder of the parts")
     verb.add_argument("--only-ready", action="store_true", help="only claims whose parts are done")

@@ -1,19 +1,23 @@
-"""The verbs of parts: python -m experiments parts list | run | pack | merge."""
+"""The verbs of parts: python -m experiments parts list | run | pack | merge | confirm | ship."""
 
 import argparse
+import math
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from experiments.adoption import adopt, is_training
 from experiments.archives import merge, pack
 from experiments.claim import SCALES
-from experiments.parts import PARTS, Execution, Request, StoppedError, Store, requests_of
-from experiments.provenance import ROOT
+from experiments.confirmation import confirm
+from experiments.lease.part_processes import Machine, PartQueue, prepare_processes
+from experiments.parts import PARTS, BusyError, Execution, Request, StoppedError, Store, requests_of
 from experiments.registry import select
+from experiments.shipped import NETS, ship
+from experiments.trainings import FULL_EPOCHS, Training
 from resid_theory._check import check_int
 
 Wanted = Mapping[str, list[Request]]
@@ -31,54 +35,42 @@ def wanted_parts(claims: Sequence[str], scales: Iterable[str]) -> Wanted:
 
 
 class Ending:
-    """Whether to stop: after some minutes, or at SIGINT or SIGTERM; use as ``stop``."""
+    """Whether to stop: after some minutes, or at a signal inside its context; use as ``stop``."""
 
     def __init__(self, minutes: float | None) -> None:
-        self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self.until = math.inf if minutes is None else time.time() + 60 * minutes
         self.asked = False
 
     def __call__(self, _: int = 0) -> bool:
-        return self.asked or (self.deadline is not None and time.monotonic() >= self.deadline)
+        return self.asked or time.time() >= self.until
 
-    def listen(self) -> None:
-        """Take signals as requests to stop; a second one ends the process as usual."""
-
+    def __enter__(self) -> "Ending":
         def ask(number: int, _: object) -> None:
             self.asked = True
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, ask)
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, ask) for number in numbers}
+        return self
 
-
-def run_part(request: Request, own: Store, execution: Execution) -> bool:
-    """Compute a part unless it is there; False if it failed. A stopped one can be resumed."""
-    if own.find(request.part, weights=request.weights) is not None:
-        return True
-    try:
-        own.compute(request.part, execution)
-    except StoppedError as stopped:
-        print(stopped, flush=True)
-    except Exception as error:
-        own.fail(request.part, error)
-        traceback.print_exc()
-        return False
-    return True
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _list(options: argparse.Namespace) -> int:
     own = Store(options.parts)
     for key, requests in wanted_parts(options.claims, options.scale or SCALES[1:]).items():
         part, claims = requests[0].part, dict.fromkeys(f"{r.claim} ({r.scale})" for r in requests)
-        done = own.find(part)
-        where = "open" if done is None else f"done on {done.record.get('hardware')}"
-        print(f"{key[:12]} {where:32} {part.cell}\n    {', '.join(claims)}")
+        done, where = own.find(part), "open"
+        if done is not None:
+            where = f"done on {done.record.get('hardware')}, {done.age(part)}"
+        print(f"{key[:12]} {where}: {part.cell}\n    {', '.join(claims)}")
     return 0
 
 
 def _run(options: argparse.Namespace) -> int:
-    own, ending = Store(options.parts), Ending(options.minutes)
-    ending.listen()
+    own = Store(options.parts)
     wanted = wanted_parts(options.claims, [options.scale])
     # With weights if one of the claims asks for them.
     chosen = [max(requests, key=lambda request: request.weights) for requests in wanted.values()]
@@ -86,68 +78,103 @@ def _run(options: argparse.Namespace) -> int:
         chosen = [request for request in chosen if request.part.key.startswith(options.key)]
     missing = [r for r in chosen if own.find(r.part, weights=r.weights) is None]
     print(f"{len(chosen)} parts, {len(chosen) - len(missing)} of them done", flush=True)
-    if check_int("workers", options.workers) == 1:
-        execution = Execution(device=options.device, stop=ending)
-        failed = 0
-        for number, request in enumerate(missing):
-            if ending():
-                print(f"{len(missing) - number} parts not begun")
-                break
-            print(f"{request.part.key[:12]} {request.part.cell}", flush=True)
-            failed += not run_part(request, own, execution)
-    else:
-        failed = _in_processes(missing, options, ending)
-    return int(failed > 0)
+    run = _here if check_int("workers", options.workers) == 1 else _in_processes
+    with Ending(options.minutes) as ending:
+        return int(not run(missing, options, own, ending))
 
 
-def command_of(request: Request, options: argparse.Namespace, ending: Ending) -> list[str]:
-    """The command that computes one part in a process of its own."""
-    words = [sys.executable, "-m", "experiments", "parts", "--parts", str(options.parts), "run"]
-    words += [request.claim, "--scale", request.scale, "--key", request.part.key]
-    words += ["--device", options.device]
-    if ending.deadline is not None:
-        words += ["--minutes", str(max(ending.deadline - time.monotonic(), 0) / 60)]
-    return words
+def _here(
+    missing: Sequence[Request], options: argparse.Namespace, own: Store, ending: Ending
+) -> bool:
+    """Compute parts in this process; False if one fails, which does not stop the others."""
+    execution, whole = Execution(device=options.device, stop=ending), True
+    for number, request in enumerate(missing):
+        if ending():
+            print(f"{len(missing) - number} parts not begun")
+            break
+        print(f"{request.part.key[:12]} {request.part.cell}", flush=True)
+        try:
+            own.compute(request.part, execution)
+        except (BusyError, StoppedError) as reason:
+            print(reason, flush=True)
+        except Exception as error:
+            own.fail(request.part, error)
+            traceback.print_exc()
+            whole = False
+    return whole
 
 
-def _in_processes(missing: Sequence[Request], options: argparse.Namespace, ending: Ending) -> int:
-    """Run each part in a process of its own, some at a time; the number of those that failed."""
-    waiting, failed = list(missing), 0
-    running: dict[Request, subprocess.Popen[bytes]] = {}
-    while running or (waiting and not ending()):
-        while waiting and len(running) < options.workers and not ending():
-            request = waiting.pop(0)
-            running[request] = subprocess.Popen(command_of(request, options, ending), cwd=ROOT)
-        time.sleep(0.05)
-        for request, process in list(running.items()):
-            if ending.asked:
-                process.terminate()  # it saves; one that has ended takes no signal
-            if process.poll() is not None:
-                del running[request]
-                failed += process.returncode != 0
-                how = "failed" if process.returncode else "ended"
-                print(f"{request.part.key[:12]} {how}; {len(waiting)} wait", flush=True)
-    return failed
+def _in_processes(
+    missing: Sequence[Request], options: argparse.Namespace, own: Store, ending: Ending
+) -> bool:
+    """Compute each part in a process of its own, some at a time; False if one fails."""
+    options.parts.mkdir(parents=True, exist_ok=True)
+    prepare_processes()
+    queue = PartQueue(
+        requests=missing,
+        machine=Machine(parts=options.parts, device=options.device),
+        until=ending.until,
+        slots=options.workers,
+        seconds=lambda request: 0.0,
+        how=lambda request: {},
+        plain={},
+        stopped=ending,
+    )
+    queue.run()
+    return not any(attempt.outcome == "failed" for attempt in queue.attempts)
 
 
 def _pack(options: argparse.Namespace) -> int:
     wanted = wanted_parts(options.claims, options.scale or SCALES)
-    done = pack([r for requests in wanted.values() for r in requests], options.target,
-                Store(options.parts))  # fmt: skip
+    asked = [request for requests in wanted.values() for request in requests]
+    if options.bare:
+        asked = [replace(request, weights=False) for request in asked]
+    done = pack(asked, options.target, Store(options.parts))
     print(f"packed {len(done)} parts into {options.target}")
     return 0
 
 
 def _merge(options: argparse.Namespace) -> int:
+    own = Store(options.parts)
     for source in options.sources:
-        found = merge(source, Store(options.parts), replace=options.replace)
-        print(f"{source}: {len(found.new)} new parts, {len(found.known)} known")
+        if is_training(source):
+            told = {n: v for n in ("commit", "hardware") if (v := getattr(options, n)) is not None}
+            part = adopt(source, _trainings(), own, told)
+            print(f"{source}: is {part.key[:12]} {part.cell}")
+        else:
+            found = merge(source, own, replace=options.replace)
+            print(f"{source}: {len(found.new)} new parts, {len(found.known)} known")
+    return 0
+
+
+def _trainings() -> list[Training]:
+    """Every training that a claim asks for."""
+    parts = [requests[0].part for requests in wanted_parts([], SCALES).values()]
+    return [part for part in parts if isinstance(part, Training)]
+
+
+def _confirm(options: argparse.Namespace) -> int:
+    """Confirm finished trainings of older code whose keys begin so."""
+    own, wrong = Store(options.parts), 0
+    for part in _trainings():
+        done = own.find(part) if part.key.startswith(options.key) else None
+        if done is None or done.age(part) != "older code":
+            continue
+        found = confirm(part, own, options.device)
+        words = found.gap or ("equal to the last bit" if found.exact else "within bounds")
+        print(f"{part.key[:12]} {part.cell}: {found.steps} steps, {words}", flush=True)
+        wrong += bool(found.gap)
+    return int(wrong > 0)
+
+
+def _ship(options: argparse.Namespace) -> int:
+    print(ship(options.name, options.epochs, Store(options.parts)))
     return 0
 
 
 def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the verb ``parts`` with its own verbs."""
-    parser = verbs.add_parser("parts", help="list, run, pack and merge the parts of claims")
+    parser = verbs.add_parser("parts", help="compute, carry and confirm the parts of claims")
     parser.add_argument("--parts", type=Path, default=PARTS, help="folder of the parts")
     inner = parser.add_subparsers(required=True, metavar="verb")
 
@@ -175,6 +202,15 @@ def add_verbs(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     made.add_argument("target", type=Path)
     claims(made)
     made.add_argument("--scale", choices=SCALES, action="append")
-    made = verb("merge", "add the parts of folders or archives", _merge)
+    made.add_argument("--bare", action="store_true", help="without weights")
+    made = verb("merge", "add the parts of folders, archives or trainings by rt.train", _merge)
     made.add_argument("sources", type=Path, nargs="+")
     made.add_argument("--replace", action="store_true", help="also where another result is there")
+    made.add_argument("--commit", help="of the code, which a folder of rt.train does not tell")
+    made.add_argument("--hardware", help="likewise")
+    made = verb("confirm", "replay the first steps of trainings by older code", _confirm)
+    made.add_argument("key", help="key of a part, or its beginning")
+    made.add_argument("--device", default="cpu")
+    made = verb("ship", "keep a trained net with its name in experiments/checkpoints", _ship)
+    made.add_argument("name", choices=list(NETS))
+    made.add_argument("--epochs", type=int, default=FULL_EPOCHS)

@@ -7,7 +7,7 @@ arrays in the same order; the default is ``in_turn``. Claims that ask for equal 
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -52,6 +52,10 @@ class StoppedError(RuntimeError):
     """A part was stopped and can be resumed."""
 
 
+class BusyError(RuntimeError):
+    """Another process computes the part."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part(Task):
     """Settings that determine some arrays of claims, on whatever machine they are computed.
@@ -88,6 +92,10 @@ class Part(Task):
         """What of the machine's freedom is used, for the record."""
         return {}
 
+    def spent(self, folder: Path | None) -> float:
+        """Seconds of earlier, stopped computations in a folder."""
+        return 0.0
+
     def run(self, folder: Path, device: str) -> Outcome:
         """Compute the arrays as the result of a cell of a sweep."""
         arrays = self.compute(Execution(device=device), folder)
@@ -119,10 +127,20 @@ class Finished:
     Attributes:
         arrays: Its arrays, with the weights if they were asked for.
         record: Device, hardware, versions, commit, digest of the code, seconds.
+        confirmed: Digest of the code that a replay agreed with.
     """
 
     arrays: Arrays
     record: Mapping[str, Any]
+    confirmed: str | None = None
+
+    def age(self, part: Part) -> str:
+        """``"today's code"``, ``"older code, confirmed"`` or ``"older code"``."""
+        today = code_digest(type(part))
+        if today is not None and self.record.get("code") == today:
+            return "today's code"
+        known = today is not None and self.confirmed == today
+        return "older code, confirmed" if known else "older code"
 
 
 class Store:
@@ -158,15 +176,29 @@ class Store:
                     continue
                 held, _ = store.read_checkpoint(path)
                 arrays |= {f"{WEIGHTS}{name}": tensor.numpy() for name, tensor in held.items()}
-            return Finished(arrays=arrays, record=record)
+            note = results.place(part.key) / "confirmed.json"
+            confirmed = store.read_json(note)["code"] if note.is_file() else None
+            return Finished(arrays=arrays, record=record, confirmed=confirmed)
         return None
 
+    def confirm(self, part: Part, note: Mapping[str, Any]) -> None:
+        """Keep the answer of a replay beside the part, wherever it is."""
+        for results in (self.own, self.committed):
+            if results and results.is_done(part.cell):
+                store.write_json(results.place(part.key) / "confirmed.json", note)
+                return
+
     def compute(self, part: Part, execution: Execution) -> Finished:
-        """Compute a part and keep it; a ValueError if another process computes it."""
+        """Compute a part and keep it; a BusyError if another process computes it."""
         if self.own is None:
             return _computed(part, execution, None)
         place = self.own.place(part.key)
-        with store.locked(place / ".lock", f"parts: another process computes {part.cell}"):
+        with ExitStack() as stack:
+            try:
+                words = f"another process computes {part.cell}"
+                stack.enter_context(store.locked(place / ".lock", words))
+            except ValueError as error:
+                raise BusyError(str(error)) from error
             done = _computed(part, execution, place)
             self.write(part, done)
         return done
@@ -202,7 +234,7 @@ class Store:
 def _computed(part: Part, execution: Execution, folder: Path | None) -> Finished:
     # The code before it runs, because sources may be edited meanwhile.
     code, means = code_digest(type(part)), part.means(execution, folder)
-    started = time.perf_counter()
+    started = time.perf_counter() - part.spent(folder)
     arrays = part.compute(execution, folder)
     run = run_information(execution.device, time.perf_counter() - started)
     return Finished(arrays=arrays, record={**run, **means, "code": code})
@@ -223,7 +255,7 @@ class Stored:
     """Gives the arrays of parts from a store; those that are missing are computed.
 
     Attributes:
-        records: Records of the parts given so far, by key.
+        given: Parts given so far, by key.
         seconds: Spent in calls.
 
     Args:
@@ -233,7 +265,7 @@ class Stored:
 
     def __init__(self, store: Store, execution: Execution | None = None) -> None:
         self.store, self.execution = store, execution
-        self.records: dict[str, Mapping[str, Any]] = {}
+        self.given: dict[str, tuple[Part, Finished]] = {}
         self.seconds = 0.0
 
     def __call__(
@@ -241,25 +273,26 @@ class Stored:
     ) -> list[Arrays]:
         started = time.perf_counter()
         found = {}
-        for key, part in {part.key: part for part in parts}.items():
+        wanted = {part.key: part for part in parts}
+        for key, part in wanted.items():
             ready = self.store.find(part, weights=weights)
             if ready is None and self.execution is not None:
                 ready = self.store.compute(part, self.execution)
             if ready is not None:
                 found[key] = ready
         self.seconds += time.perf_counter() - started
-        wanted = {part.key for part in parts}
         if len(found) < len(wanted):
             raise UnfinishedError(f"{len(found)} of {len(wanted)} parts are done")
-        self.records |= {key: ready.record for key, ready in found.items()}
+        self.given |= {key: (part, found[key]) for key, part in wanted.items()}
         return [found[part.key].arrays for part in parts]
 
     def summary(self) -> list[dict[str, Any]]:
         """Counts of the parts given so far, by where they were computed and by what code."""
-        names = ("hardware", "device", "torch", "commit", "dirty", "code")
+        names = ("hardware", "device", "torch", "precision", "commit", "dirty", "code")
         groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-        for record in self.records.values():
-            told = {name: record.get(name) for name in names}
+        for part, done in self.given.values():
+            record = done.record
+            told = {name: record.get(name) for name in names} | {"age": done.age(part)}
             group = groups.setdefault(tuple(told.values()), {**told, "parts": 0, "seconds": 0.0})
             group["parts"] += 1
             group["seconds"] = round(group["seconds"] + record["seconds"], 3)

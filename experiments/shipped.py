@@ -6,12 +6,13 @@ epochs, ``paper_scale/<name>`` for the 200 of the papers.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import resid_theory as rt
-from experiments.parts import Each, Store
+from experiments.parts import CHECKPOINTS, COMMITTED, WEIGHTS, Each, Finished, Store
 from experiments.trainings import Fit, Training, fits
 from resid_theory import training
 from resid_theory._check import check_choice
@@ -74,6 +75,23 @@ def listed_nets(
     }
 
 
+def ship(name: str, epochs: int, own: Store) -> Path:
+    """Keep the weights of a finished net by name, and its result among the committed parts."""
+    part = shipped_training(name, epochs)
+    found = own.find(part, weights=True)
+    if found is None:
+        raise ValueError(f"name: {part.cell} is not finished with its weights; run this part first")
+    label = name if epochs == SHORT_EPOCHS else f"paper_scale/{name}"
+    bare = {n: array for n, array in found.arrays.items() if not n.startswith(WEIGHTS)}
+    record = {**found.record, "checkpoint": label}
+    Store(COMMITTED).write(part, Finished(arrays=bare, record=record))
+    fit, path = Fit(training=part, arrays=found.arrays), CHECKPOINTS / f"{label}.json"
+    numbers = {n: fit.number(n) for n in ("loss", "error", "test_loss", "test_error")}
+    about = {"part": part.key, "settings": part.content(), "record": record, **numbers}
+    rt.save_checkpoint(path, fit.net, architecture=part.architecture, about=about)
+    return path
+
+
 def shipped(name: str, epochs: int = SHORT_EPOCHS) -> Fit:
     """The finished training of a shipped net, with its weights."""
     made = shipped_training(name, epochs)
@@ -81,6 +99,6 @@ def shipped(name: str, epochs: int = SHORT_EPOCHS) -> Fit:
     if found is None:
         raise FileNotFoundError(
             f"{name} of {epochs} epochs does not ship; make it with: "
-            f"python -m experiments parts ship {name} --epochs {epochs}"
+            f"python -m experiments parts ship {name}"
         )
     return Fit(training=made, arrays=found.arrays)

@@ -101,17 +101,20 @@ class Training(Part):
 
         The precision is no coarser than the recipe's, and on a CPU float32 if it may be.
         """
-        names = ("precision", *HOW)
-        checkpoint = None if folder is None else folder / "training" / "checkpoint.json"
-        if checkpoint is not None and checkpoint.is_file():
-            begun = store.read_checkpoint(checkpoint)[1]["recipe"]
-            return {name: begun[name] for name in names}
+        begun = _checkpoint(folder)
+        if begun is not None:
+            return {name: begun["recipe"][name] for name in ("precision", *HOW)}
         asked = {name: getattr(execution, name) for name in HOW}
         how = {k: getattr(self.recipe, k) if v is None else v for k, v in asked.items()}
         allowed = PRECISIONS[PRECISIONS.index(self.recipe.precision) :]
         usual = "float32" if torch.device(execution.device).type == "cpu" else allowed[0]
         precision = execution.precision or (usual if usual in allowed else allowed[0])
         return {"precision": check_choice("precision", precision, allowed), **how}
+
+    def spent(self, folder: Path | None) -> float:
+        """Seconds until the checkpoint of a stopped training."""
+        begun = _checkpoint(folder)
+        return 0.0 if begun is None else float(begun["seconds"])
 
     def arrays(self, device: str) -> Arrays:
         """Train and measure."""
@@ -141,6 +144,15 @@ class Training(Part):
         if out is not None:
             rmtree(out)
         return {**arrays, "first_losses": run.first_losses[0].numpy()}
+
+
+def _checkpoint(folder: Path | None) -> Mapping[str, Any] | None:
+    """What the checkpoint of a stopped training says of itself."""
+    path = None if folder is None else folder / "training" / "checkpoint.json"
+    if path is None or not path.is_file():
+        return None
+    about: Mapping[str, Any] = store.read_checkpoint(path)[1]
+    return about
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ import inspect
 import io
 import json
 import re
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -471,20 +470,6 @@ def test_pending_runs_only_what_has_no_valid_record(toys, capsys):
 def test_no_claim_begins_after_the_time_is_over(toys, capsys):
     assert call(toys, "run", "--minutes", "0") == 0
     assert "2 claims not begun" in capsys.readouterr().out and not toys.exists()
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timers")
-def test_a_claim_stops_when_the_time_is_over(toys, monkeypatch, capsys):
-    def waits(**_):
-        time.sleep(60)
-
-    both = join([toy(compute=waits), toy(id="toy/wrong", judge=failing)])
-    monkeypatch.setattr(registry, "CLAIMS", both)
-    start = time.monotonic()
-    assert call(toys, "run", "--minutes", "0.005") == 0
-    assert time.monotonic() - start < 30
-    assert "over during toy/roots" in capsys.readouterr().out and not toys.exists()
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
 def test_a_claim_that_breaks_does_not_stop_the_others(toys, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Trainings of claims: parts that may be stopped and resumed, and the trained nets in them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import resid_theory as rt
+from experiments import parts, shipped
+from experiments.adoption import adopt
+from experiments.confirmation import confirm
 from experiments.demystifying_resnet import preactivation
 from experiments.noise_stability.nets import start_net, training_of
-from experiments.parts import Execution, StoppedError, Store
+from experiments.parts import Execution, Finished, StoppedError, Store, float32_by_default
+from experiments.provenance import run_information
 from experiments.trainings import Fit, Training, fits, measured
 
 RECIPE = rt.Recipe(epochs=2, batch=8, lr=0.01, milestones=(), augmentation="none")
@@ -190,3 +195,118 @@ def test_precision_is_no_coarser_than_the_recipe_allows(recipe, asked, device, u
             part.means(execution)
     else:
         assert part.means(execution)["precision"] == used
+
+
+# Older code ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def older(whole, tmp_path):
+    """A store with the small training as other code has computed it on a machine of this kind."""
+    own = Store(tmp_path / "own")
+
+    def keep(**changes):
+        record = {**run_information("cpu", 1.0), **SMALL.means(Execution()), "code": "other"}
+        arrays = {**whole, **{k: changes.pop(k) for k in ("first_losses",) if k in changes}}
+        own.write(SMALL, Finished(arrays=arrays, record={**record, **changes}))
+        return own
+
+    return keep
+
+
+def test_a_part_of_todays_code_is_known(tmp_path):
+    own = Store(tmp_path)
+    assert own.compute(SMALL, Execution()).age(SMALL) == "today's code"
+    assert own.find(SMALL).age(SMALL) == "today's code"
+
+
+def test_a_replay_on_a_machine_of_the_same_kind_is_exact(older, whole):
+    own = older()
+    assert own.find(SMALL).age(SMALL) == "older code"
+    found = confirm(SMALL, own)
+    assert found.exact and found.steps == len(whole["first_losses"]) == 6 and not found.gap
+    assert own.find(SMALL).age(SMALL) == "older code, confirmed"
+
+
+@pytest.mark.parametrize(
+    ("relative", "hardware", "gap"),
+    [
+        (1e-9, None, "not equal to the last bit"),
+        (1e-7, "another processor", ""),
+        (1e-2, "another processor", "gap .* of the first losses"),
+    ],
+)
+def test_a_replay_elsewhere_is_within_bounds(older, whole, relative, hardware, gap):
+    there = {"hardware": hardware} if hardware else {}
+    own = older(first_losses=whole["first_losses"] * (1 + relative), **there)
+    found = confirm(SMALL, own)
+    assert re.match(gap, found.gap) if gap else not found.gap
+    assert not found.exact
+    assert own.find(SMALL).age(SMALL) == ("older code" if gap else "older code, confirmed")
+
+
+def test_what_cannot_be_replayed_is_told(older, tmp_path):
+    with pytest.raises(ValueError, match="kept no first losses"):
+        confirm(SMALL, older(first_losses=np.zeros(0)))
+    with pytest.raises(ValueError, match="is not finished"):
+        confirm(SMALL, Store(tmp_path / "empty"))
+
+
+# Folders of rt.train, and nets that ship ----------------------------------------------------------
+
+
+@pytest.fixture
+def trained_folder(tmp_path):
+    """A folder of ``rt.train`` with the small training, of some steps."""
+
+    def train(steps=100, data=None):
+        with float32_by_default():
+            data = SMALL.images("train") if data is None else data
+            rt.train(
+                SMALL.start(), data, RECIPE, seed=0, test=SMALL.images("test"), device="cpu",
+                out=tmp_path / "trained", stop=lambda step: step >= steps, progress=False,
+            )  # fmt: skip
+        return tmp_path / "trained"
+
+    return train
+
+
+def test_a_folder_of_a_training_is_adopted_as_the_part_that_it_is(trained_folder, whole, tmp_path):
+    own, told = Store(tmp_path / "own"), {"commit": "9d7c", "hardware": "a processor"}
+    allowed = replace(SMALL, recipe=RECIPE.change(precision="bf16"))  # float32 is more exact
+    assert adopt(trained_folder(), [replace(SMALL, seed=1), allowed], own, told) is allowed
+    found = own.find(allowed, weights=True)
+    for name in ("log.loss", "first_losses", "test_loss", "net.conv3.bias", "net.fc.weight"):
+        if name in whole:
+            np.testing.assert_array_equal(found.arrays[name], whole[name], err_msg=name)
+    assert found.record["commit"] == "9d7c" and found.record["precision"] == "float32"
+    assert found.age(allowed) == "older code"
+
+
+def test_a_folder_that_is_no_finished_part_is_refused(trained_folder, tmp_path):
+    own = Store(tmp_path / "own")
+    with pytest.raises(ValueError, match="is at step 3, needs its end"):
+        adopt(trained_folder(3), [SMALL], own, {})
+    with pytest.raises(ValueError, match="no claim asks for this training"):
+        adopt(trained_folder(), [replace(SMALL, seed=1)], own, {})
+    other = replace(SMALL, samples=16)
+    with pytest.raises(ValueError, match="data with sha256"):
+        adopt(trained_folder(), [other], own, {})
+
+
+def test_a_net_ships_under_its_name(whole, tmp_path, monkeypatch):
+    for module in (parts, shipped):
+        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(shipped, "COMMITTED", tmp_path / "committed")
+    monkeypatch.setattr(shipped, "NETS", {"small": SMALL})
+    own = Store(tmp_path / "own")
+    with pytest.raises(ValueError, match="is not finished with its weights"):
+        shipped.ship("small", 2, own)
+    own.write(SMALL, Finished(arrays=whole, record={"seconds": 1.0}))
+    path = shipped.ship("small", 2, own)
+    assert path == tmp_path / "checkpoints" / "paper_scale" / "small.json"
+    assert torch.equal(rt.load_checkpoint(path).fc.weight, torch.tensor(whole["net.fc.weight"]))
+    committed = Store(None, tmp_path / "committed")
+    equal(committed.find(SMALL, weights=True).arrays, whole)
+    # The weights are there once.
+    assert not list((tmp_path / "committed").rglob("weights.*"))

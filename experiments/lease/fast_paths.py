@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import resid_theory as rt
+from experiments.confirmation import loss_gap
 from experiments.lease import time_table
 from experiments.lease.part_processes import Machine, context
 from experiments.trainings import Training
@@ -25,11 +26,6 @@ PLAIN = {"precision": "float32", "channels_last": False, "compile": "none"}
 WARM, TIMED = 20, 30  # steps of a trial before the clock starts, and those that it times
 BESIDE = 4.0  # seconds for which two trainings are watched side by side
 SHORT = 0.1  # share of these in a rehearsal
-# Largest relative gap to the plain path: of each of the first three losses, and of the mean of all.
-# Before the weights differ a loss is off by the rounding of its products; afterwards the gap grows.
-# Measured on an H100 over 30 steps: 0 and 0 in float32, 1e-6 and 2e-5 in tf32, 2e-3 and 4e-3 in
-# bf16. An error of a formula shows in the first losses at once.
-BOUNDS = {"float32": (1e-5, 1e-3), "tf32": (2e-3, 3e-2), "bf16": (2e-2, 5e-2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +55,7 @@ def fault(trial: Trial, plain: Trial) -> str:
     """Why a path must not be used; empty if its losses are those of the plain one."""
     if trial.error:
         return trial.error
-    here, there = torch.tensor(trial.losses), torch.tensor(plain.losses)
-    first = float(((here - there).abs() / there.abs())[:3].max())
-    mean = float((here.mean() - there.mean()).abs() / there.mean().abs())
-    bounds = BOUNDS[trial.how["precision"]]
-    if first <= bounds[0] and mean <= bounds[1]:  # NaN is not
-        return ""
-    return f"gap {first:.1e} of the first losses, {mean:.1e} of their mean; bounds {bounds}"
+    return loss_gap(trial.losses, plain.losses, trial.how["precision"])
 
 
 def trials(training: Training, machine: Machine, lock: Path) -> Iterable[Trial]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments.lease.carried import steps_done
 from experiments.lease.time_table import label, steps
-from experiments.parts import Execution, Request, StoppedError, Store
+from experiments.parts import BusyError, Execution, Request, StoppedError, Store
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
 _SAVING = 8.0  # seconds that a stopped part may take to save
@@ -103,8 +103,8 @@ def _compute(request: Request, how: Mapping[str, Any], machine: Machine, until: 
     try:
         with machine.inside():
             Store(machine.parts).compute(request.part, execution)
-    except StoppedError as stopped:
-        print(stopped)
+    except (BusyError, StoppedError) as reason:
+        print(reason)
         status = STOPPED
     except BaseException:
         traceback.print_exc()

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
+from experiments.parts import Part
 from experiments.trainings import Training
 
 # Nets of seed 0, in order of what a minute of them tells: builder, and its arguments that are not
@@ -39,8 +40,10 @@ def kind_of(training: Training) -> str:
     return f"{builder} plain" if (builder, identity) == ("diracnet", "plain") else builder
 
 
-def label(training: Training) -> str:
-    """A net in a few words."""
+def label(training: Part) -> str:
+    """A part in a few words."""
+    if not isinstance(training, Training):
+        return str(training.cell)
     given = training.content()["architecture"]["arguments"]
     others = [f"{v}" if isinstance(v, str) else f"{k} {v}"
               for k, v in given.items() if k not in ("depth", "generator")]  # fmt: skip
@@ -60,8 +63,10 @@ def milliseconds(training: Training, measured: Mapping[str, float] | None = None
     return max(launches, products / RATE_TFLOP)
 
 
-def steps(training: Training) -> int:
-    """Number of steps of a training."""
+def steps(training: Part) -> int:
+    """Number of steps of a training; 0 of another part."""
+    if not isinstance(training, Training):
+        return 0
     images = training.samples or IMAGES.get(training.data, 50_000)
     return training.recipe.epochs * ceil(images / training.recipe.batch)
 
