@@ -6,8 +6,9 @@
     python -m benchmarks.differential --seed 17       # one case, call by call
 
 Right: equal to the oracle within 1e-10 of the largest entry. Refused: a ValueError or MemoryError
-that names an argument; needed where no number is right, or samples know each other. Silent: another
-number. Foreign: any other exception. `tests/differential.py` draws the cases; a seed is a case.
+that names an argument; needed where no number is right, or samples that know each other are split.
+Silent: another number. Foreign: any other exception. A seed is a case, which
+`tests/differential.py` draws.
 """
 
 import argparse
@@ -128,6 +129,8 @@ CALLS: dict[str, Callable[[Case], dict[str, Tensor]]] = {
     "gauss_newton": partial(of_operator, "gauss_newton"),
     "fisher": partial(of_operator, "fisher"),
 }
+WHOLE = ("hessian", "hessian_spectrum", "spectrum")
+"""Calls without a chunk size."""
 DERIVED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "eigenvalues": ("hessian", eigenvalues),
     "ends and trace": ("hessian", ends_and_trace),
@@ -178,7 +181,9 @@ def judge(case: Case, call: str, answers: Answers) -> Outcome:
     try:
         found = CALLS[call](case)
     except Exception as error:
-        return exception(call, error, undefined or case.coupled)
+        chunk = case.chunk if call not in WHOLE else None
+        split = len(case.parts) > 1 or chunk is not None and chunk < case.samples
+        return exception(call, error, undefined or case.coupled and split)
     if undefined:
         return Outcome(call, "silent", float("inf"), f"{matrix} is not defined here")
     every = range(len(answers[matrix]))
@@ -201,7 +206,7 @@ def invariance(case: Case) -> Outcome:
     v = vectors(sum(p.numel() for p in case.parameters))
     try:
         given = operator(case, matrix) @ v
-        data = arranged("one", case, [whole])
+        data = arranged("one" if case.sample_weights is None else case.batching, case, [whole])
         other = operator(case, matrix, data=data, chunk=4, engine="auto") @ v
     except Exception as error:
         return exception("invariance", error, False)

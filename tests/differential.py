@@ -7,7 +7,7 @@ measured batch by batch, weighted by samples.
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +38,8 @@ class Samples(Dataset):
 
 PAIRS = (
     "one", "equal", "unequal", "last of one", "ones", "sorted", "permuted", "loader",
-    "shuffling loader", "triples", "arrays", "dataset", "object",
+    "shuffling loader", "triples", "arrays", "dataset", "object", "dicts", "objects",
+    "sample weights",
 )  # fmt: skip
 CONTENTS = ("one", "equal", "unequal", "last of one", "loader", "dicts", "objects")
 
@@ -66,20 +67,24 @@ def places(name: str, case: "Case") -> list[Tensor]:
 def arranged(name: str, case: "Case", parts: list[Tensor]) -> Any:
     """The data as a user would give them."""
     pairs = [(rows_of(case.x, part), case.y[part]) for part in parts]
-    if case.loss_row.batch:
-        if name == "dicts":
-            return [{"x": x, "y": y} for x, y in pairs]
-        if name == "objects":
-            return [Pair(x, y) for x, y in pairs]
-    elif name == "one":
-        return pairs[0]
-    elif name == "arrays":
-        return case.x.numpy(), case.y.numpy()
-    elif name == "object":
+    if name == "dicts":
+        return [{"x": x, "y": y} for x, y in pairs]
+    if name == "objects":
+        return [Pair(x, y) for x, y in pairs]
+    if name == "sample weights":
+        weights = [case.sample_weights[part] for part in parts]
+        return [
+            {"x": x, "y": y, "sample_weight": w} for (x, y), w in zip(pairs, weights, strict=True)
+        ]
+    if name == "one":
+        return pairs if case.loss_row.batch else pairs[0]
+    if name == "object":
         return Pair(*pairs[0])
-    elif name == "dataset":
+    if name == "dataset":
         return Samples(case)
-    elif name == "triples":
+    if name == "arrays":
+        return case.x.numpy(), case.y.numpy()
+    if name == "triples":
         return [(*pair, part) for pair, part in zip(pairs, parts, strict=True)]
     if name.endswith("loader"):
         generator = torch.Generator().manual_seed(case.seed)
@@ -98,6 +103,7 @@ class Case:
         net: In train or eval mode; measured in eval mode.
         loss: A name or a function.
         data: In batches, as a user would give them.
+        sample_weights: Beside the targets, or None.
         chunk: Most samples of a graph, or None.
         engine: Of products.
         free: Whether batches and order must not matter.
@@ -107,6 +113,7 @@ class Case:
 
     def __init__(self, seed: int) -> None:
         self.seed, self.random = seed, random.Random(seed)
+        self.sample_weights: Tensor | None = None
         self.loss_name = list(LOSSES)[seed % len(LOSSES)]
         row = self.loss_row = LOSSES[self.loss_name]
         fitting = [
@@ -126,11 +133,10 @@ class Case:
                 self.net = self.net_row.make()
                 self.x = self.net_row.inputs(self.samples)
                 self.y = self._targets(row.targets)
-                fit = [
-                    name for name in (CONTENTS if row.batch else PAIRS)
-                    if name != "arrays" or isinstance(self.x, Tensor)
-                ]  # fmt: skip
-                self.batching = self.random.choice(fit)
+                self.batching = self.random.choice(self._batchings())
+                if self.batching == "sample weights":
+                    self.sample_weights = torch.rand(self.samples).round(decimals=1)  # some are 0
+                    self.sample_weights[0] = 1.0
                 self.parts = places(self.batching, self)
             finally:
                 torch.set_default_dtype(before)
@@ -143,6 +149,14 @@ class Case:
         self.chunk = None if row.batch else self.random.choice([None, None, 1, 2, 3, 100])
         self.engine = self.random.choice(["auto", "retained", "rebuilt"])
         self.free = not (self.coupled or row.batch)
+
+    def _batchings(self) -> list[str]:
+        unfit = set()
+        if not isinstance(self.x, Tensor):
+            unfit.add("arrays")
+        if self.coupled or self.loss_row.decays:
+            unfit.add("sample weights")
+        return [n for n in (CONTENTS if self.loss_row.batch else PAIRS) if n not in unfit]
 
     def choose(self, options: Sequence[Any]) -> Any:
         """The same one whenever a loss is made."""
@@ -229,7 +243,7 @@ class Case:
 
     def _of_parts(self, matrix: str, parts: list[Tensor]) -> Tensor:
         total: Any = 0.0
-        for part in parts:
+        for share, part in self._shares(parts):
             value = self._value(part)
             if matrix == "loss":
                 exact = value.detach()
@@ -242,31 +256,44 @@ class Case:
                 exact = hessian_by_nested_gradients(value, self.parameters)
             else:
                 exact = self._gauss_newton(part)
-            total = total + exact * len(part) / self.samples
+            total = total + share * exact
         return total
+
+    def _shares(self, parts: list[Tensor]) -> Iterator[tuple[float, Tensor]]:
+        """Parts with their shares of the loss; with weights of samples, these one by one."""
+        if self.sample_weights is None:
+            yield from ((len(part) / self.samples, part) for part in parts)
+            return
+        weights = self._weights()
+        total = 1.0 if self.loss_row.divides == "sum" else float(weights.sum())
+        for i, weight in enumerate(weights.tolist()):
+            if weight > 0:
+                yield weight / total, torch.tensor([i])
 
     def _weights(self) -> Tensor:
         """Weight of each sample in the mean."""
         divides, y = self.loss_row.divides, self.y
+        weights = torch.ones(self.samples, dtype=torch.float64)
         if divides == "sample weights":
-            return y[:, -1]
+            weights = y[:, -1]
         if divides in ("class weights", "valid labels"):
             one = torch.ones_like(CLASS_WEIGHTS)
             factors = CLASS_WEIGHTS if divides == "class weights" else one
             each = torch.where(y == IGNORED, 0.0, factors[y.clamp(0)])
-            return each.reshape(self.samples, -1).sum(1)
-        return torch.ones(self.samples, dtype=torch.float64)
+            weights = each.reshape(self.samples, -1).sum(1)
+        return weights if self.sample_weights is None else weights * self.sample_weights
 
     def _fisher(self) -> Tensor:
         """Weighted mean of g g^T, g the gradient of a sample's own loss; of a sum, the sum."""
         weights = self._weights()
         total = 1.0 if self.loss_row.divides == "sum" else weights.sum()
-        factors = (weights * self.samples / total).sqrt()
+        # The oracle takes the mean over the samples that count.
+        count = int((weights > 0).sum())
         losses = [
-            factors[i] * self._value(torch.tensor([i]))
+            (weights[i] * count / total).sqrt() * self._value(torch.tensor([i]))
             for i in range(self.samples) if weights[i] > 0
         ]  # fmt: skip
-        return fisher_by_samples(losses, self.parameters) * len(losses) / self.samples
+        return fisher_by_samples(losses, self.parameters)
 
     def exact(self, matrix: str) -> list[Tensor]:
         """Every right answer: loss, gradient, hessian, gauss_newton or fisher; none if undefined.
