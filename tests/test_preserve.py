@@ -82,6 +82,35 @@ def test_constant_buffers_are_not_copied():
     assert [float(buffer.sum()) for buffer in net.buffers()] == [2, 0]
 
 
+class Writing(nn.Module):
+    """Writes weights in forward, and keeps in attributes what it computes from them."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4, max_norm=0.5)
+        self.out = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
+        self.calls, self.caches, self.bias = 0, {"cpu": []}, None
+
+    def forward(self, ids):
+        self.calls += 1
+        self.bias = self.out.bias * 2.0 if self.bias is None else self.bias
+        self.caches["cpu"].append(self.bias)
+        self.caches["gpu"], self.new = self.bias, self.bias
+        with torch.no_grad():
+            self.out.bias.data.clamp_(min=0.1)  # counts in no version
+        return self.out(self.table(ids)) + self.bias
+
+
+def test_weights_and_caches_come_back(left_alone):
+    net = Writing()
+    caches, before = net.caches, [parameter.detach().clone() for parameter in net.parameters()]
+    with left_alone(net), preserved(net):
+        net(torch.arange(7))
+        assert not all(map(torch.equal, before, net.parameters()))
+    assert (net.calls, net.caches, net.bias, hasattr(net, "new")) == (1, {"cpu": []}, None, False)
+    assert net.caches is caches
+
+
 def test_an_unknown_policy_is_met_with_the_nearest():
     with (
         pytest.raises(ValueError, match="^batchnorm: unknown name 'batches'; did you mean 'batch'"),

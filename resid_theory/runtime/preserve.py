@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resid_theory._check import check_choice
+from resid_theory.runtime.net_state import NetState
 
-__all__ = ["changeable_buffers", "deterministic", "preserved"]
+__all__ = ["deterministic", "preserved"]
 
 
 @contextmanager
@@ -76,15 +77,24 @@ def _read_or_none(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
-    """Measure inside; buffers, train/eval flags and the random state are put back afterwards.
+def preserved(
+    net: nn.Module,
+    *,
+    batchnorm: str = "eval",
+    state: NetState | None = None,
+    weights: bool = True,
+) -> Iterator[None]:
+    """Measure inside; all that the net holds, its flags and the random state are put back.
 
-    Parameters and ``.grad`` are never written by a measurement, so they need no copy.
+    ``forward`` may write weights (``Embedding(max_norm=...)``) and keep tensors in attributes (a
+    cache of products in eval mode): these are put back, too. ``.grad`` is never written.
 
     Args:
         net: The model, which is in eval mode inside, with gradients on.
         batchnorm: ``"eval"`` uses running statistics; ``"batch"`` uses those of each batch: only
             BatchNorm is then in train mode.
+        state: What is put back, if it is known; by default what the net holds now.
+        weights: Whether parameters are compared, too.
 
     Yields:
         Nothing.
@@ -94,7 +104,7 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     flags = {module: module.training for module in net.modules()}
-    buffers = {name: buffer.clone() for name, buffer in changeable_buffers(net).items()}
+    state = NetState(net) if state is None else state
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
     # Gradients are on inside, wherever the caller stands: without them every derivative is zero.
@@ -105,6 +115,7 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
         deterministic(),
     ):
         try:
+            state.put_back_attributes()
             net.eval()
             if batchnorm == "batch":
                 for module in net.modules():
@@ -112,19 +123,6 @@ def preserved(net: nn.Module, *, batchnorm: str = "eval") -> Iterator[None]:
                         module.train()
             yield
         finally:
-            with torch.no_grad():
-                for name, buffer in changeable_buffers(net).items():
-                    if not torch.equal(buffer, buffers[name]):
-                        buffer.copy_(buffers[name])
+            state.put_back(weights=weights)
             for module, flag in flags.items():
                 module.training = flag  # not train(flag), which would reach into the children
-
-
-def changeable_buffers(net: nn.Module) -> dict[str, Tensor]:
-    """Buffers by name, without those that a module declares constant, such as identity kernels."""
-    constant = {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in net.named_modules()
-        for name in getattr(module, "constant_buffers", ())
-    }
-    return {name: buffer for name, buffer in net.named_buffers() if name not in constant}

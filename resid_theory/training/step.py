@@ -11,7 +11,8 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory._check import first_difference
 from resid_theory.losses import Loss
-from resid_theory.runtime.preserve import changeable_buffers, preserved
+from resid_theory.runtime.net_state import changeable_buffers
+from resid_theory.runtime.preserve import preserved
 from resid_theory.training.recipe import Recipe
 
 __all__ = [

@@ -1,0 +1,185 @@
+"""State of a net: layers, parameters, buffers and attributes, to compare and to put back."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["NetState", "changeable_buffers"]
+
+_OF_TORCH = set(vars(nn.Module()))  # attributes of every module: hooks, flags, tables
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class NetState:
+    """A net at one moment.
+
+    Versions of tensors do not show all changes (``p.data.mul_(2)`` counts in none), so contents are
+    kept. A look costs less than adding up one Hessian-vector product in float64.
+
+    Attributes:
+        net: The net.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self._layers, self._tensors = _layers(net), _tensors(net)
+        self._kinds = {name: _kind(tensor) for name, tensor in self._tensors.items()}
+        with torch.no_grad():
+            held = {id(tensor): tensor for tensor in self._tensors.values()}
+            self._copies = {key: tensor.detach().clone() for key, tensor in held.items()}
+        self._attributes = {
+            name: (module, _attributes(module)) for name, module in net.named_modules()
+        }
+        self._containers = list(_containers(own for _, own in self._attributes.values()))
+        self._written: set[tuple[str, str]] = set()  # attributes that measuring itself writes
+
+    def change(self) -> str:
+        """The first thing that is not as it was, in a few words; empty if all is."""
+        sides: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (self._layers, _layers(self.net)),
+            (self._tensors, _tensors(self.net)),
+        ]
+        for was, now in sides:
+            for name in was | now:
+                if was.get(name) is not now.get(name):
+                    return f"{name!r} is another object"
+        for name, tensor in self._tensors.items():
+            if _kind(tensor) != self._kinds[name]:
+                return f"{name!r} is {_kind(tensor)} and was {self._kinds[name]}"
+        if not self._same(self._tensors.values()):
+            name = next(name for name, tensor in self._tensors.items() if not self._same([tensor]))
+            return f"{name!r} has other values"
+        for name, (module, before) in self._attributes.items():
+            for key, value in before.items():
+                if (name, key) not in self._written and _differ(value, vars(module).get(key)):
+                    return f"{f'{name}.{key}'.lstrip('.')!r} is another value"
+        return ""
+
+    def overwritten(self) -> str:
+        """Name of the first parameter with other values than it had; empty if there is none."""
+        parameters = {n: t for n, t in self._tensors.items() if isinstance(t, nn.Parameter)}
+        if self._same(parameters.values()):
+            return ""
+        return next(name for name, tensor in parameters.items() if not self._same([tensor]))
+
+    def put_back(self, *, weights: bool = True) -> None:
+        """Put values and attributes back where they were changed.
+
+        Args:
+            weights: Whether parameters are compared, too.
+        """
+        self.put_back_attributes()
+        tensors = dict.fromkeys(self._tensors.values())
+        compared = [t for t in tensors if weights or not isinstance(t, nn.Parameter)]
+        if self._same(compared):
+            return
+        for tensor in compared:
+            if not self._same([tensor]):
+                copy = self._copies[id(tensor)]
+                if (tensor.shape, tensor.dtype) != (copy.shape, copy.dtype):
+                    tensor.data = copy.clone()
+                with torch.no_grad():
+                    tensor.copy_(copy)
+
+    def put_back_attributes(self) -> None:
+        """Take out tensors that the net has kept for its next call, such as a cached product."""
+        for name, (module, before) in self._attributes.items():
+            now = _attributes(module)
+            for key in before.keys() | now.keys():
+                old, new = before.get(key), now.get(key)
+                if old is new:
+                    continue
+                self._written.add((name, key))
+                if not (_holds_tensors(old) or _holds_tensors(new)):
+                    continue  # counters and the like
+                if key in before:
+                    vars(module)[key] = old
+                else:
+                    del vars(module)[key]
+        for container, before in self._containers:
+            if not _identical(container, before) and _holds_tensors([container, before]):
+                container.clear()
+                container.update(before) if isinstance(before, dict) else container.extend(before)
+
+    def _same(self, tensors: Iterable[Tensor]) -> bool:
+        """True if tensors have the bits that they had."""
+        differences: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for tensor in dict.fromkeys(tensors):
+            now, before = _bits(tensor), _bits(self._copies[id(tensor)])
+            if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
+                return False
+            if now.device.type == "cuda":  # answers are awaited together
+                differences[now.device].append((now != before).any())
+            elif not (now.is_meta or torch.equal(now, before)):
+                return False
+        return not any(bool(torch.stack(group).any()) for group in differences.values())
+
+
+def changeable_buffers(net: nn.Module) -> dict[str, Tensor]:
+    """Buffers by name, without those that a module declares constant, such as identity kernels."""
+    constant = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in net.named_modules()
+        for name in getattr(module, "constant_buffers", ())
+    }
+    return {name: buffer for name, buffer in net.named_buffers() if name not in constant}
+
+
+def _layers(net: nn.Module) -> dict[str, nn.Module]:
+    return dict(net.named_modules(remove_duplicate=False))
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and the buffers that may change."""
+    found = {**dict(net.named_parameters(remove_duplicate=False)), **changeable_buffers(net)}
+    return {name: t for name, t in found.items() if not nn.parameter.is_lazy(t)}
+
+
+def _kind(tensor: Tensor) -> str:
+    trained = "trainable" if tensor.requires_grad else "not trainable"
+    return f"({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}, {trained})"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory as integers, in which nan is equal to itself."""
+    plain = tensor.detach()
+    plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    return plain.view(_INTEGERS[plain.element_size()]) if plain.is_floating_point() else plain
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(module).items() if key not in _OF_TORCH}
+
+
+def _containers(given: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """All dictionaries and lists inside others, and what they contain."""
+    waiting, seen = list(given), set()
+    while waiting:
+        values = waiting.pop()
+        for value in values.values() if isinstance(values, dict) else values:
+            if isinstance(value, (dict, list)) and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append(value)
+                yield value, value.copy()
+
+
+def _identical(now: Any, before: Any) -> bool:
+    if isinstance(now, dict):
+        return now.keys() == before.keys() and all(now[key] is before[key] for key in before)
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, (dict, list, tuple)):
+        return any(map(_holds_tensors, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Tensor)
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """True for another tensor or another number; objects of other kinds are not compared."""
+    if isinstance(before, (bool, int, float, complex, str)):
+        return type(now) is not type(before) or (now is not before and now != before)
+    return isinstance(before, Tensor) and now is not before
