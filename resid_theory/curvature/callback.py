@@ -141,11 +141,12 @@ def curvature_callback(
             known = trainable_by_name(net)
             names = select_parameters("parameters", parameters, known)
             every = sum(known[name].numel() for name in names) <= dense
-            if every:
-                net = copy.deepcopy(net).double()
-            operator = curvature_operator(
-                net, scored, data, matrix=matrix, parameters=parameters, batchnorm=batchnorm
-            )
+            wide = copy.deepcopy(net).double() if every else net
+            options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm}
+            operator = curvature_operator(wide, scored, data, **options)
+            beside = operator.risk.read_beside
+            if every and any(leaf is p for leaf in beside for p in net.parameters()):
+                operator = curvature_operator(net, scored, data, **options)  # the copy is not read
             if every:
                 report = spectrum(operator, k=k, method="dense")
             else:
@@ -157,7 +158,7 @@ def curvature_callback(
                     probes=probes if index else 1,
                     steps=steps,
                     generator=step_seed,
-                    precision=trainable(net)[0].dtype,
+                    precision=trainable(wide)[0].dtype,
                 )
         numbers = {
             "measured_loss": operator.loss,

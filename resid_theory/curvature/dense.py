@@ -1,7 +1,7 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from resid_theory.curvature.layer_pairs import chain_hessian
 from resid_theory.curvature.operator import curvature_operator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.spectrum import Spectrum
-from resid_theory.losses import LossLike
+from resid_theory.losses import LossLike, NoWeighting
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
@@ -295,8 +295,13 @@ class HessianPlan:
                 probe = result.diagonal()
             else:
                 title = {"desc": "Hessian", "unit": "sample"}
-                with tqdm(total=self.samples, disable=not progress, **title) as bar:
-                    result = chain_hessian(self.chain, risk, report=bar.update)
+                try:
+                    with tqdm(total=self.samples, disable=not progress, **title) as bar:
+                        result = chain_hessian(self.chain, risk, report=bar.update)
+                except NoWeighting as error:  # some samples looked like a mean, others do not
+                    risk.keep_whole(str(error))
+                    columns = replace(self, chain=None, method="columns")
+                    return columns.matrix(memory_limit=memory_limit, progress=progress)
                 probe = result
             result.diagonal().add_(risk.weight_decay)
         if not bool(torch.isfinite(probe.sum())):

@@ -42,7 +42,7 @@ class EmpiricalRisk:
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         whole: Reason for which one batch is not split and several are refused; empty else.
         notes: What should be known about the matrix.
-        reads_parameters: Whether the loss depends on parameters beside the output.
+        read_beside: Tensors with gradients that the loss depends on beside the output.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EmpiricalRisk:
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._mixes = batchnorm == "batch" and bool(norms)
         self.splits = not (self.loss.takes_batches or self._mixes)
-        self.whole, self.reads_parameters = "", False
+        self.whole, self.read_beside = "", list[Tensor]()
         self._axes: SampleAxes | None = None
         self._weighting: Weighting = KnownWeighting(self.loss)
         if self.loss.takes_batches and self._graph.needs_output:
@@ -98,6 +98,16 @@ class EmpiricalRisk:
     def device(self) -> torch.device:
         """The net's device."""
         return self.parameters[0].device
+
+    @property
+    def reads_parameters(self) -> bool:
+        """True if the loss depends on the net's parameters beside the output."""
+        return any(leaf is p for leaf in self.read_beside for p in self.net.parameters())
+
+    @property
+    def compares(self) -> bool:
+        """True if weights of batches can be compared with those in other processes."""
+        return self._weighting.counts
 
     def note(self, text: str) -> None:
         """Keep a remark on the matrix, once."""
@@ -152,7 +162,8 @@ class EmpiricalRisk:
         self._check_target(output, batches[0])
         self._shapes, self._output = _shapes(few), output
         check_scalar(self._value(output, few.target))
-        self.reads_parameters = self._reads_parameters(output, few.target)
+        fixed = map_tensors(output, torch.Tensor.detach)
+        self.read_beside = list(_leaves(self.loss(fixed, few.target)))
         if alone and self.loss.is_known:
             self._axes = SampleAxes.first(output, few.size)
         else:
@@ -242,14 +253,6 @@ class EmpiricalRisk:
                 f"targets: {error}; a loss of (net, batch) is marked by "
                 'rt.Loss(loss, of="batch")'
             ) from error
-
-    def _reads_parameters(self, output: Any, target: Any) -> bool:
-        """True if the loss of given outputs still depends on the net's parameters."""
-        value = self.loss(map_tensors(output, torch.Tensor.detach), target)
-        if not value.requires_grad:
-            return False
-        parts = torch.autograd.grad(value, list(self.net.parameters()), allow_unused=True)
-        return any(part is not None for part in parts)
 
     def _check_alone(self, few: Batch, output: Any, large: Any) -> None:
         """Keep batches whole if the outputs of samples depend on others."""
@@ -348,6 +351,19 @@ class EmpiricalRisk:
             loss = reweighted(loss, self._axes, each, sums=self.sums)
         total = float(each.sum())
         return (loss, 1.0, each) if self.sums else (loss, total, each / total if total else each)
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """The tensors with gradients from which a value was computed."""
+    seen, stack = set[Any](), [value.grad_fn]
+    while stack:
+        function = stack.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, "variable"):
+            yield function.variable
+        stack += [following for following, _ in function.next_functions]
 
 
 def _shapes(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:

@@ -383,6 +383,11 @@ def curvature_operator(
             progress=progress,
         )
         size = len(sums.total) - 1
+        if group.count > 1 and not risk.compares:
+            raise ValueError(
+                "loss: its weights are measured in units of a sample, which are not those of other "
+                "processes; pass a name, a loss of torch.nn, or rt.Loss(loss, weights=...)"
+            )
     except Exception as error:
         if group.count == 1:
             raise

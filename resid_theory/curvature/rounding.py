@@ -38,6 +38,8 @@ def measured_error(
     vector = drawn.to(risk.device)
     exact, usual = None, 0.0
     try:
+        if risk.reads_parameters:
+            raise ValueError("loss: reads parameters, which a copy of the net does not share")
         wide = risk.in_float64()
         exact = wide.graph(in_float64(part, wide), 0, part.size)
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only

@@ -68,6 +68,8 @@ class Data:
             [3, 2]
         """
         if isinstance(data, Data):
+            if data._pairs != pairs:
+                return Data.of(data._source, like=like, pairs=pairs)
             made = Data(
                 data._source, Place.of(like), pairs=pairs, sample_weight=data._sample_weight
             )
@@ -173,7 +175,7 @@ class Data:
 
     def _read(self) -> Iterator[Batch]:
         if isinstance(self._whole, list):
-            yield from self._whole
+            yield from (replace(batch, place=self._place) for batch in self._whole)
             return
         if isinstance(self._whole, Images):
             weight = self._weights(self._sample_weight, len(self._whole))
