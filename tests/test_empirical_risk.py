@@ -1,0 +1,494 @@
+"""One loss by every route: whatever it divides by, however data are batched, whatever nets take."""
+
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import HESSIAN, relative_error
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import resid_theory as rt
+
+M, K = 8, 3
+SIZES = (4, 1, 3)
+FACTORS = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """A function of two linear layers."""
+
+    def __init__(self, forward, features=4):
+        super().__init__()
+        self.a, self.b = nn.Linear(features, 3), nn.Linear(3, K)
+        self.function = forward
+
+    def forward(self, *inputs, **named):
+        return self.function(self, *inputs, **named)
+
+    def logits(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, K))
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+def fields(net, x):
+    return Output(net.logits(x), net.a(x))
+
+
+def square_of_both(output, target):
+    """A sum over the fields of an output."""
+    error = (output.logits - target).square().sum() + output.hidden.square().sum()
+    return error / (2 * len(target))
+
+
+def flat(function):
+    return lambda o, t: function(o.flatten(0, 1), t.flatten())
+
+
+def numbers(*shape, seed=0):
+    return oracles.noise(*shape, seed=seed).double()
+
+
+LABELS = torch.tensor([0, 2, 1, 1, 0, 0, 2, 0])
+PADDED = torch.tensor([0, 2, -100, 1, -100, 0, -100, 2])  # a batch of ignored labels alone
+TOKENS = torch.randint(K, (M, 2), generator=torch.Generator().manual_seed(1))
+HOLED = torch.where(
+    torch.tensor([[True, False]]) & (torch.arange(M) % 3 == 0)[:, None], -100, TOKENS
+)
+VALUES, VECTORS, TIMES = numbers(M, K, seed=2), numbers(M, 4), numbers(M, 2, 4, seed=3)
+
+# A net, its inputs, a loss, targets, and the weights of the samples ("sum": ones, and no mean).
+ONES = torch.ones(M, dtype=torch.float64)
+RISKS = {
+    "class weights": (
+        mlp, VECTORS, lambda o, t: F.cross_entropy(o, t, FACTORS), LABELS, FACTORS[LABELS],
+    ),
+    "class weights of torch": (
+        mlp, VECTORS, nn.CrossEntropyLoss(FACTORS, label_smoothing=0.1), LABELS, FACTORS[LABELS],
+    ),
+    "ignored labels": (mlp, VECTORS, nn.CrossEntropyLoss(), PADDED, (PADDED >= 0).double()),
+    "ignored labels, measured": (
+        mlp, VECTORS, lambda o, t: F.cross_entropy(o, t), PADDED, (PADDED >= 0).double(),
+    ),
+    "sum": (mlp, VECTORS, nn.CrossEntropyLoss(reduction="sum"), LABELS, "sum"),
+    "sum, measured": (mlp, VECTORS, lambda o, t: (o - t).cosh().sum(), VALUES, "sum"),
+    "tokens": (lambda: Net(Net.logits), TIMES, "cross_entropy", TOKENS, ONES),
+    "tokens with padding": (
+        lambda: Net(Net.logits), TIMES, "cross_entropy", HOLED, (HOLED >= 0).sum(1).double(),
+    ),
+    "flattened tokens": (
+        lambda: Net(lambda net, x: net.logits(x).flatten(0, 1)), TIMES,
+        lambda o, t: F.cross_entropy(o, t.flatten()), HOLED, (HOLED >= 0).sum(1).double(),
+    ),
+    "time first": (
+        lambda: Net(lambda net, x: net.logits(x).transpose(0, 1)), TIMES,
+        lambda o, t: F.cross_entropy(o.flatten(0, 1), t.T.flatten()), TOKENS, ONES,
+    ),
+    "dict": (
+        lambda: Net(lambda net, x: {"logits": net.logits(x), "temperature": 2.0}), VECTORS,
+        lambda o, t: F.cross_entropy(o["logits"] / o["temperature"], t), LABELS, ONES,
+    ),
+    "dataclass": (lambda: Net(fields), VECTORS, square_of_both, VALUES, ONES),
+    "two inputs": (
+        lambda: Net(lambda net, x, scale: net.logits(x) * scale), (VECTORS, numbers(M, 1, seed=4)),
+        "square", VALUES, ONES,
+    ),
+    "named inputs": (
+        lambda: Net(lambda net, *, x, scale: net.logits(x) * scale),
+        {"scale": numbers(M, 1, seed=4), "x": VECTORS}, "square", VALUES, ONES,
+    ),
+}  # fmt: skip
+
+
+def called(net, x):
+    if isinstance(x, dict):
+        return net(**x)
+    return net(*x) if isinstance(x, tuple) else net(x)
+
+
+def rows(x, part):
+    if isinstance(x, dict):
+        return {key: value[part] for key, value in x.items()}
+    return tuple(value[part] for value in x) if isinstance(x, tuple) else x[part]
+
+
+def function_of(loss):
+    """The same in torch's own functions."""
+    if loss == "square":
+        return oracles.square_loss
+    if loss == "cross_entropy":
+        return lambda o, t: F.cross_entropy(o.flatten(0, -2), t.flatten())
+    return loss
+
+
+def batched(x, y, order=None):
+    order = torch.arange(M) if order is None else order
+    return [(rows(x, part), y[part]) for part in order.split(SIZES)]
+
+
+@pytest.mark.parametrize("name", RISKS)
+def test_every_route_gives_the_loss_of_the_whole_set(name):
+    make, x, loss, y, _ = RISKS[name]
+    net, function = make(), function_of(loss)
+    parameters = list(net.parameters())
+    value = function(called(net, x), y)
+    exact = oracles.hessian_by_nested_gradients(value, parameters)
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, parameters)])
+    by_label = y.reshape(M, -1)[:, 0].argsort(stable=True)
+    for data in (batched(x, y), batched(x, y, by_label)):
+        assert relative_error(rt.hessian(net, loss, data), exact) <= HESSIAN
+        for engine, chunk in (("retained", None), ("rebuilt", 2)):
+            made = rt.curvature_operator(net, loss, data, engine=engine, chunk=chunk)
+            assert made.loss == pytest.approx(value.item(), rel=1e-13)
+            assert relative_error(made.gradient, gradient) <= HESSIAN
+            assert relative_error(made.dense(), exact) <= HESSIAN
+
+
+@pytest.mark.parametrize("name", RISKS)
+def test_gauss_newton_and_fisher_of_the_whole_set(name):
+    make, x, loss, y, weights = RISKS[name]
+    net, function = make(), function_of(loss)
+    parameters = list(net.parameters())
+    data = batched(x, y)
+    if name not in ("dict", "dataclass"):
+        exact = oracles.gauss_newton_by_jacobians(
+            called(net, x), lambda z: function(z, y), parameters
+        )
+        made = rt.curvature_operator(net, loss, data, matrix="gauss_newton", chunk=3)
+        assert relative_error(made.dense(), exact) <= HESSIAN
+    total = 0.0
+    for i in range(M):
+        one = torch.tensor([i])
+        if isinstance(weights, str) or weights[i]:
+            own = oracles.fisher_by_samples(
+                [function(called(net, rows(x, one)), y[one])], parameters
+            )
+            total = total + (own if isinstance(weights, str) else weights[i] / weights.sum() * own)
+    made = rt.curvature_operator(net, loss, data, matrix="fisher", chunk=3)
+    assert relative_error(made.dense(), total) <= HESSIAN
+
+
+# -- weights of the caller -------------------------------------------------------------------------
+
+COPIES = torch.tensor([1, 2, 0, 3, 1, 1, 2, 1])
+WEIGHTED = {
+    "object": lambda x, y: SimpleNamespace(x=x, y=y, sample_weight=COPIES),
+    "whole": lambda x, y: rt.Data.of((x, y), sample_weight=COPIES),
+    "triples": lambda x, y: rt.Data.of(
+        DataLoader(TensorDataset(x, y, COPIES.double()), batch_size=3), sample_weight=True
+    ),
+}
+
+
+@pytest.mark.parametrize("form", WEIGHTED)
+@pytest.mark.parametrize("name", ["class weights", "ignored labels", "sum"])
+def test_a_sample_of_weight_two_counts_like_two(name, form):
+    make, x, loss, y, _ = RISKS[name]
+    net, data = make(), WEIGHTED[form](x, y)
+    twice = x.repeat_interleave(COPIES, 0), y.repeat_interleave(COPIES, 0)
+    for method in ("layer_pairs", "columns"):
+        exact = rt.hessian(net, loss, twice, method="columns")
+        assert relative_error(rt.hessian(net, loss, data, method=method), exact) <= HESSIAN
+    for matrix in ("hessian", "gauss_newton", "fisher"):
+        expected = rt.curvature_operator(net, loss, twice, matrix=matrix)
+        made = rt.curvature_operator(net, loss, data, matrix=matrix)
+        assert made.loss == pytest.approx(expected.loss, rel=1e-13)
+        assert relative_error(made.dense(), expected.dense()) <= HESSIAN
+
+
+# -- what the loss reaches -------------------------------------------------------------------------
+
+
+def test_weight_decay_in_the_loss_is_kept_by_every_route():
+    net, data = mlp(), batched(VECTORS, LABELS)
+
+    def decayed(output, target):
+        return F.cross_entropy(output, target, FACTORS) + 0.05 * sum(
+            p.square().sum() for p in net.parameters()
+        )
+
+    plain = RISKS["class weights"][2]
+    eye = 0.1 * torch.eye(27)
+    assert (
+        relative_error(rt.hessian(net, decayed, data), rt.hessian(net, plain, data) + eye)
+        <= HESSIAN
+    )
+    for matrix in ("hessian", "gauss_newton"):
+        made = rt.curvature_operator(net, decayed, data, matrix=matrix, chunk=2)
+        exact = rt.curvature_operator(net, plain, data, matrix=matrix)
+        assert relative_error(made.dense(), exact.dense() + eye) <= HESSIAN
+    with pytest.raises(ValueError, match="^matrix: 'fisher' needs gradients .*weight_decay="):
+        rt.curvature_operator(net, decayed, data, matrix="fisher")
+    with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .* sees outputs only"):
+        rt.hessian(net, decayed, data, method="layer_pairs")
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+def test_weight_decay_adds_to_the_diagonal(matrix):
+    net, data = mlp(), batched(VECTORS, LABELS)
+    plain = rt.curvature_operator(net, "cross_entropy", data, matrix=matrix, parameters="0.*")
+    made = rt.curvature_operator(
+        net, "cross_entropy", data, matrix=matrix, parameters="0.*", weight_decay=0.3
+    )
+    point = torch.cat([net[0].weight.reshape(-1), net[0].bias]).detach()
+    assert relative_error(made.dense(), plain.dense() + 0.3 * torch.eye(15)) <= HESSIAN
+    assert relative_error(made.gradient, plain.gradient + 0.3 * point) <= HESSIAN
+    assert made.loss == pytest.approx(plain.loss + 0.15 * float(point @ point), rel=1e-13)
+    block = made.block("0.weight", "0.*").dense()
+    assert relative_error(block, made.dense()[:12]) <= HESSIAN
+    report = rt.spectrum(net, "cross_entropy", data, k=1, matrix=matrix, weight_decay=0.3)
+    bare = rt.spectrum(net, "cross_entropy", data, k=1, matrix=matrix)
+    assert report.matrix == matrix
+    assert report.largest[0].value == pytest.approx(bare.largest[0].value + 0.3, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["closed_form", "layer_pairs", "columns"])
+def test_weight_decay_of_dense_hessians(method):
+    net = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, K, bias=False))
+    data = batched(VECTORS, VALUES)
+    found = rt.hessian(net, "square", data, method=method, weight_decay=0.3)
+    exact = rt.hessian(net, "square", data, method=method) + 0.3 * torch.eye(21)
+    assert relative_error(found, exact) <= HESSIAN
+    lifted = rt.hessian_spectrum(net, "square", data, method=method, weight_decay=0.3)
+    assert lifted.largest == pytest.approx(float(torch.linalg.eigvalsh(exact)[-1]), rel=1e-12)
+
+
+def test_a_loss_that_is_linear_in_the_outputs_is_told_of():
+    net = nn.Sequential(mlp(), nn.LogSoftmax(1))
+    report = rt.spectrum(net, nn.NLLLoss(), (VECTORS, LABELS), k=1, matrix="gauss_newton")
+    assert report.largest[0].value == 0.0 and "linear in the outputs" in str(report)
+
+
+# -- samples that know each other ------------------------------------------------------------------
+
+
+def normed():
+    norm = nn.BatchNorm1d(3, track_running_stats=False)
+    return nn.Sequential(nn.Linear(4, 3), norm, nn.Tanh(), nn.Linear(3, K))
+
+
+def contrast(output, target):
+    same = (target[:, None] == target[None]).to(output.dtype)
+    return -((output @ output.T).log_softmax(1) * same).sum() / same.sum()
+
+
+COUPLED = {
+    "net": (normed, F.cross_entropy, "^net: its samples know each other"),
+    "loss": (mlp, contrast, "^loss: needs a mean, a weighted mean or a sum"),
+}
+
+
+@pytest.mark.parametrize("kind", COUPLED)
+def test_samples_that_know_each_other_stay_together(kind):
+    make, loss, message = COUPLED[kind]
+    net, x, y = make(), VECTORS, LABELS
+    value = loss(net(x), y)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    newton = oracles.gauss_newton_by_jacobians(net(x), lambda z: loss(z, y), list(net.parameters()))
+    made = rt.curvature_operator(net, loss, (x, y))
+    assert made.loss == pytest.approx(value.item(), rel=1e-13) and made.chunk is None
+    assert relative_error(rt.hessian(net, loss, (x, y)), exact) <= HESSIAN
+    assert relative_error(made.dense(), exact) <= HESSIAN
+    made = rt.curvature_operator(net, loss, (x, y), matrix="gauss_newton", engine="rebuilt")
+    assert relative_error(made.dense(), newton) <= HESSIAN
+    for call in (rt.hessian, rt.hessian_spectrum, rt.spectrum, rt.curvature_operator):
+        with pytest.raises(ValueError, match=f'{message}.*pass all in one batch .*of="batch"'):
+            call(net, loss, batched(x, y))
+    with pytest.raises(ValueError, match="^chunk: got 3, but batches cannot be split"):
+        rt.curvature_operator(net, loss, (x, y), chunk=3)
+    with pytest.raises(
+        ValueError, match="^matrix: 'fisher' needs a net and a loss that treat every"
+    ):
+        rt.curvature_operator(net, loss, (x, y), matrix="fisher")
+    with pytest.raises(ValueError, match="^sample_weight: needs a net and a loss that treat every"):
+        rt.hessian(net, loss, rt.Data.of((x, y), sample_weight=COPIES))
+
+
+def late(output, target):
+    """Compares samples, but only where a rare label is there: 16 samples may not show it."""
+    both = output.mean(0).square().sum() if (target == 2).any() else 0.0
+    return F.cross_entropy(output, target) + both
+
+
+@pytest.mark.parametrize("kind", ["mlp", "residual"])
+def test_a_loss_that_compares_samples_later_on(kind):
+    net = mlp() if kind == "mlp" else Net(Net.logits)  # layer pairs and columns
+    x, y = numbers(40, 4), torch.arange(40) % 2
+    y[3] = 2  # not among those that are looked at first
+    exact = oracles.hessian_by_nested_gradients(late(net(x), y), list(net.parameters()))
+    assert relative_error(rt.hessian(net, late, (x, y)), exact) <= HESSIAN
+    with pytest.raises(ValueError, match="^loss: needs a mean"):
+        rt.hessian(net, late, [(x[:2], y[:2]), (x[2:], y[2:])])
+
+
+class Gate(nn.Module):
+    """A step in float32."""
+
+    def forward(self, z):
+        return torch.sigmoid(z.float()).double()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_in_single_precision_are_no_reason_to_keep_samples_together(seed):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(5, 5), Gate(), nn.Linear(5, 3))
+    data = numbers(9, 7, 5, seed=seed), torch.arange(63).view(9, 7) % 3
+    made = rt.curvature_operator(net, "cross_entropy", data, matrix="fisher", chunk=2)
+    assert made.chunk == 2
+
+
+def test_a_net_that_draws_random_numbers_is_named():
+    net = Net(lambda net, x: F.dropout(net.logits(x), 0.5))
+    for call in (rt.hessian, rt.curvature_operator):
+        with pytest.raises(ValueError, match="^net: the same samples have other outputs"):
+            call(net, "square", (VECTORS, VALUES))
+
+
+def test_a_batch_of_one_has_no_statistics():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, K))
+    loader = DataLoader(TensorDataset(VECTORS, LABELS), batch_size=7)
+    with pytest.raises(ValueError, match="^data: a batch has one sample.*drop_last"):
+        rt.curvature_operator(net, "cross_entropy", loader, batchnorm="batch")
+
+
+# -- data and nets of other types ------------------------------------------------------------------
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return M
+
+    def __getitem__(self, i):
+        return VECTORS[i], LABELS[i]
+
+
+FORMS = {
+    "dataset": Rows(),
+    "tensor dataset": TensorDataset(VECTORS, LABELS),
+    "indices behind": DataLoader(TensorDataset(VECTORS, LABELS, torch.arange(M)), batch_size=3),
+    "named": [{"x": VECTORS[:3], "y": LABELS[:3]}, {"x": VECTORS[3:], "y": LABELS[3:]}],
+    "arrays": (VECTORS.numpy(), LABELS.numpy().astype(np.int32)),
+    "single precision": (VECTORS.float(), LABELS),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_data(form):
+    net = mlp()
+    x = VECTORS.float().double() if form == "single precision" else VECTORS
+    exact = rt.hessian(net, "cross_entropy", (x, LABELS))
+    assert relative_error(rt.hessian(net, "cross_entropy", FORMS[form]), exact) <= HESSIAN
+    made = rt.curvature_operator(net, "cross_entropy", FORMS[form])
+    assert relative_error(made.dense(), exact) <= HESSIAN
+    notes = {"single precision": "cast from torch.float32", "indices behind": "left out as indices"}
+    assert notes.get(form, "") in made.describe()
+    assert len(made.notes) == (form in notes)
+
+
+def test_a_net_of_two_dtypes():
+    net = nn.Sequential(nn.Linear(4, 3).float(), nn.Tanh(), Double(), nn.Linear(3, K))
+    for y in (VALUES, VALUES.float()):
+        made = rt.curvature_operator(net, "square", (VECTORS, y))
+        exact = oracles.square_loss(net(VECTORS.float()), y)
+        assert made.loss == pytest.approx(exact.item(), rel=1e-6)
+
+
+class Double(nn.Module):
+    def forward(self, z):
+        return z.double()
+
+
+class Encoding(UserDict):
+    """As the encodings of transformers: entries as attributes."""
+
+    def __getattr__(self, key):
+        return self.data[key]
+
+
+Pair = namedtuple("Pair", "x y")
+
+
+@dataclass(frozen=True)
+class Item:
+    x: torch.Tensor
+    y: torch.Tensor
+    name: str = "item"
+
+
+@pytest.mark.parametrize("kind", [Encoding, Pair, Item, SimpleNamespace])
+def test_batches_of_a_loss_of_net_and_batch_keep_their_type(kind):
+    net, seen = mlp(), []
+
+    def loss(net, batch):
+        seen.append(type(batch))
+        return F.cross_entropy(net(batch.x), batch.y)
+
+    batches = [kind(x=VECTORS[:5].float(), y=LABELS[:5]), kind(x=VECTORS[5:].float(), y=LABELS[5:])]
+    marked = rt.Loss(loss, of="batch")
+    exact = rt.hessian(net, "cross_entropy", (VECTORS.float(), LABELS))
+    assert relative_error(rt.hessian(net, marked, batches), exact) <= HESSIAN
+    largest = rt.spectrum(net, marked, batches, k=1).largest[0].value
+    assert largest == pytest.approx(float(torch.linalg.eigvalsh(exact)[-1]), rel=1e-12)
+    assert rt.curvature.hessian_cost(net, marked, batches).method == "columns"
+    assert set(seen) == {kind}
+
+
+def test_a_loss_of_net_and_batch_may_bring_its_weights():
+    net, batches = mlp(), [Pair(VECTORS[:5], PADDED[:5]), Pair(VECTORS[5:], PADDED[5:])]
+    loss = rt.Loss(
+        lambda net, batch: F.cross_entropy(net(batch.x), batch.y),
+        of="batch",
+        weights=lambda batch: (batch.y >= 0).sum(),
+    )
+    exact = rt.hessian(net, nn.CrossEntropyLoss(), (VECTORS, PADDED))
+    assert relative_error(rt.hessian(net, loss, batches), exact) <= HESSIAN
+
+
+MARKED = rt.Loss(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), of="batch")
+REFUSED = {
+    "bare pair": ({"loss": MARKED}, r"^data: got a bare pair, needs a list of batches"),
+    "no mark": (
+        {"loss": lambda net, batch: F.cross_entropy(net(batch[0]), batch[1])},
+        r"^loss: .* fails on .*; a loss of \(net, batch\) is marked by rt.Loss",
+    ),
+    "decay": ({"weight_decay": -1.0}, "^weight_decay: got -1.0, needs"),
+    "weights": (
+        {"data": rt.Data.of((VECTORS, LABELS), sample_weight=-ONES)}, "^sample_weight: got shape",
+    ),
+    "weights unnamed": (
+        {"data": [(VECTORS, LABELS, ONES)]}, "^data: got .* floating-point numbers behind",
+    ),
+    "weights of batches": (
+        {"data": (VECTORS, LABELS, ONES)}, "^data: got .* floating-point numbers behind",
+    ),
+    "all ignored": ({"data": (VECTORS, torch.full((M,), -100))}, "^data y: no label counts"),
+    "shapes": (
+        {
+            "net": Net(Net.logits), "loss": flat(lambda o, t: F.cross_entropy(o, t)),
+            "data": [(TIMES, TOKENS), (TIMES[:, :1], TOKENS[:, :1])],
+        },
+        r"^loss: batches have samples of shapes \(2, 3\) and \(1, 3\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name):
+    change, message = REFUSED[name]
+    given = {"net": mlp(), "loss": "cross_entropy", "data": (VECTORS, LABELS), **change}
+    with pytest.raises(ValueError, match=message):
+        rt.curvature_operator(given.pop("net"), given.pop("loss"), given.pop("data"), **given)
