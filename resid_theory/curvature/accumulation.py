@@ -50,7 +50,7 @@ class BatchSum:
         self.engine, self._fixed = engine, engine != "auto"
         size = sum(parameter.numel() for parameter in risk.parameters)
         self.total = torch.zeros(1 + size, dtype=torch.float64, device=risk.device)
-        with preserved(risk.net, batchnorm=risk.batchnorm):
+        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
             # Inside, because a loader draws from the global RNG even when it does not shuffle.
             try:
                 self._first_pass()
@@ -69,7 +69,6 @@ class BatchSum:
         risk = self.risk
         self._graphs: list[tuple[int, MatvecGraph]] = []
         self.samples, self.weight = 0, 0.0
-        self._versions = [p._version for p in risk.net.parameters()]
         batches = risk.first_pass()
         first = next(batches)
         if self.chunk is not None and not risk.splits:
@@ -91,6 +90,7 @@ class BatchSum:
                 if start < batch.size:
                     self._graphs = []
                     self._add_rebuilt(batch, start, _value_and_gradient, self.total, bar)
+        risk.check_read_only()
         self.engine = "retained" if keeping else "rebuilt"
         self.error = measured_error(risk, first, self.samples, self.sample_bytes)
 
@@ -134,6 +134,7 @@ class BatchSum:
     def _measure(self, batch: Batch, count: int) -> None:
         start = clock(self.risk.device)
         graph = self.risk.graph(batch, 0, count, weigh=True)
+        self.risk.check_read_only()
         built = clock(self.risk.device)
         tries = 2 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
         size = sum(p.numel() for p in graph.parameters)
@@ -208,11 +209,11 @@ class BatchSum:
         return max(1, min(_MOST, self._workspace // held))
 
     def check_unchanged(self) -> None:
-        """Refuse parameters that changed since the first graph."""
-        if self._versions != [p._version for p in self.risk.net.parameters()]:
+        """Refuse a net that is not what it was when the operator was made."""
+        if change := self.risk.state.change():
             raise ValueError(
-                "net: its parameters changed after the operator was made, whose loss and gradient "
-                "belong to the old ones; make a new operator"
+                f"net: changed after the operator was made, whose loss and gradient belong to the "
+                f"old one ({change}); make a new operator"
             )
 
     def add_up(self, function: Callable[..., Tensor], total: Tensor) -> Tensor:
@@ -238,7 +239,10 @@ class BatchSum:
                 total.zero_()
                 self._stop_retaining()
             if self.engine == "rebuilt":
-                with preserved(self.risk.net, batchnorm=self.risk.batchnorm):
+                risk = self.risk
+                with preserved(
+                    risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False
+                ):
                     for batch in self.risk.data:
                         self._add_rebuilt(batch, 0, function, total, bar)
         return total

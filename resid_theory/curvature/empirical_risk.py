@@ -24,6 +24,7 @@ from resid_theory.losses import (
     reweighted,
 )
 from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.runtime.net_state import NetState
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["EmpiricalRisk"]
@@ -38,6 +39,7 @@ class EmpiricalRisk:
     Attributes:
         net, matrix, batchnorm, weight_decay: As `curvature_operator` takes them.
         loss, data: What `curvature_operator` takes, as ``Loss`` and ``Data``.
+        state: What the net was when it was given.
         names, parameters: The parameters with rows, in order.
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         whole: Reason for which one batch is not split and several are refused; empty else.
@@ -60,6 +62,7 @@ class EmpiricalRisk:
         check_net(net)
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
         self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
+        self.state = NetState(net)
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
         self.weight_decay = check_decay(weight_decay)
         self.notes: list[str] = []
@@ -158,6 +161,7 @@ class EmpiricalRisk:
         if more.size == few.size:  # a sample again tells at least where the samples are
             more = more.joined(few.part(0, 1)) or more
         output = self._call(few)
+        self.check_read_only()
         self._check_output(output, few.size)
         self._check_target(output, batches[0])
         self._shapes, self._output = _shapes(few), output
@@ -183,6 +187,15 @@ class EmpiricalRisk:
             raise ValueError(
                 f"matrix: {self.matrix!r} needs gradients of single samples, and the loss reads "
                 "parameters beside the output; leave weight decay out, and pass weight_decay="
+            )
+
+    def check_read_only(self) -> None:
+        """Refuse a net that has written its parameters while it ran."""
+        if name := self.state.overwritten():
+            raise ValueError(
+                f"net: measuring it writes its parameter {name!r} (Embedding(max_norm=...) does), "
+                "and the loss has no derivatives at weights that move; write them before, in a "
+                "call of the net in eval mode, and leave that out of forward (max_norm=None)"
             )
 
     def check(self, batch: Batch) -> None:
@@ -275,7 +288,6 @@ class EmpiricalRisk:
             "(BatchNorm without running statistics and centring do that)"
         )
 
-    @torch.no_grad()
     def _gains_from_channels_last(self, x: Any) -> bool:
         """True if convolutions run on the CPU in float32, and the net takes such inputs."""
         convolves = any(isinstance(m, nn.Conv2d) for m in self.net.modules())

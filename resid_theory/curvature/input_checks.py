@@ -15,9 +15,13 @@ NOT_SYMMETRIC = (
 
 
 def check_net(net: nn.Module) -> None:
-    """Refuse anything but a ``torch.nn.Module``."""
+    """Refuse anything but a ``torch.nn.Module`` whose parameters have shapes."""
     if not isinstance(net, nn.Module):
         raise ValueError(f"net: got {type(net).__name__}, needs a torch.nn.Module")
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            layer = name.rpartition(".")[0]
+            raise ValueError(f"net: layer {layer!r} has no shape yet; call the net once before")
 
 
 def check_decay(given: float) -> float:

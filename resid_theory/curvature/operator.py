@@ -78,7 +78,7 @@ class CurvatureBlock:
             (rows,) or (rows, b), of the operator's dtype.
 
         Raises:
-            ValueError: If the shape does not fit, or parameters or data changed meanwhile.
+            ValueError: If the shape does not fit, or net or data changed meanwhile.
         """
         given = as_tensor("V", vectors).detach()
         if given.dim() not in (1, 2) or len(given) != self.shape[1]:
@@ -226,7 +226,7 @@ class CurvatureOperator(CurvatureBlock):
         return (*self.risk.data.notes, *self.risk.notes)
 
     def check_unchanged(self) -> None:
-        """Raise a ValueError if the net's parameters changed since the operator was made."""
+        """Raise a ValueError if the net changed since the operator was made."""
         self._sums.check_unchanged()
 
     def block(self, rows: Any, columns: Any = None) -> CurvatureBlock:

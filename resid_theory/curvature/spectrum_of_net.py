@@ -115,7 +115,8 @@ def spectrum(
     plain = plain and (operator is None or operator.processes == 1)
     small = method == "dense" or method == "auto" and _fits(size, _SMALL, limit, risk.device)
     if plain and (small or method == "auto" and _fits(size, _MEDIUM, limit, risk.device)):
-        with preserved(risk.net, batchnorm=risk.batchnorm):  # a loader draws from the global RNG
+        # Inside, because a loader draws from the global RNG even when it does not shuffle.
+        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
             plan = HessianPlan.of(risk)
             cheap = small or plan.method != "columns"
             exact = plan.matrix(memory_limit=limit, progress=progress) if cheap else None

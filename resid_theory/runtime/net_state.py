@@ -10,6 +10,7 @@ from torch import Tensor, nn
 __all__ = ["NetState", "changeable_buffers"]
 
 _OF_TORCH = set(vars(nn.Module()))  # attributes of every module: hooks, flags, tables
+_NUMBERS = (bool, int, float, complex, str)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -76,6 +77,9 @@ class NetState:
         compared = [t for t in tensors if weights or not isinstance(t, nn.Parameter)]
         if self._same(compared):
             return
+        for module, before in self._attributes.values() if weights else ():
+            # What goes with weights: whether a low-rank part is merged into them, for example.
+            vars(module).update({k: v for k, v in before.items() if isinstance(v, _NUMBERS)})
         for tensor in compared:
             if not self._same([tensor]):
                 copy = self._copies[id(tensor)]
@@ -180,6 +184,6 @@ def _holds_tensors(value: Any) -> bool:
 
 def _differ(before: Any, now: Any) -> bool:
     """True for another tensor or another number; objects of other kinds are not compared."""
-    if isinstance(before, (bool, int, float, complex, str)):
+    if isinstance(before, _NUMBERS):
         return type(now) is not type(before) or (now is not before and now != before)
     return isinstance(before, Tensor) and now is not before
