@@ -7,10 +7,18 @@ import pytest
 from benchmarks.differential import outcomes
 
 CASES = 60
+OPEN = {"a frozen parameter, and decay in the loss": 93}
+"""What is to be mended, with a seed that shows it; a strict mark says when it is."""
 results = cache(outcomes)
 
 
-@pytest.mark.parametrize("seed", range(CASES))
+def seeds():
+    yield from range(CASES)
+    for reason, seed in OPEN.items():
+        yield pytest.param(seed, marks=pytest.mark.xfail(strict=True, reason=reason))
+
+
+@pytest.mark.parametrize("seed", [*seeds()])
 def test_no_number_is_wrong_and_no_exception_foreign(seed):
     case, found = results(seed)
     wrong = [outcome for outcome in found if outcome.verdict in ("silent", "foreign")]
