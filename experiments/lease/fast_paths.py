@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -147,6 +148,7 @@ def _images(training: Training, count: int) -> rt.Images:
 
 
 def _try(training: Training, machine: Machine, results: Path, lock: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with machine.inside(), open(results, "a") as file:
         for trial in trials(training, machine, lock):
             file.write(json.dumps(asdict(trial)) + "\n")
@@ -214,6 +216,7 @@ def _beside(
     barrier: Any,
     found: Any,
 ) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     began = math.inf
 
     def stop(step: int) -> bool:

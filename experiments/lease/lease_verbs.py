@@ -24,16 +24,14 @@ _MIB = 1 << 20
 
 def open_requests(data: Sequence[str], parts: Path) -> list[Request]:
     """Trainings of claims that are not finished, the most wanted first."""
-    found, ranks = {}, {}
-    for rank, scale in enumerate(SCALES):
-        for key, requests in wanted_parts([], [scale]).items():
-            part = requests[0].part
-            if isinstance(part, Training) and part.data in data and part.samples is None:
-                ranks.setdefault(key, rank)
-                found.setdefault(key, max(requests, key=lambda request: request.weights))
-    done = Store(parts)
-    missing = [r.part for r in found.values() if done.find(r.part, weights=r.weights) is None]
-    return [found[part.key] for part in time_table.in_order(missing, ranks)]
+    done, found = Store(parts), {}
+    for key, requests in wanted_parts([], SCALES).items():
+        part, weights = requests[0].part, any(request.weights for request in requests)
+        if isinstance(part, Training) and part.data in data and part.samples is None:
+            if done.find(part, weights=weights) is None:
+                found[key] = requests
+    order = time_table.in_order(found, SCALES)
+    return [max(found[part.key], key=lambda request: request.weights) for part in order]
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Binary batches of CIFAR-10 in three fifths of their bytes, without loss."""
 
-import bz2
+import zlib
 
 import numpy as np
 
@@ -16,14 +16,15 @@ def pack_images(batch: bytes) -> bytes:
     planes = np.concatenate([green, pixels[:, ::2] - green], 1)
     for axis in (-1, -2):
         planes = np.diff(planes, axis=axis, prepend=np.uint8(0))
-    return bz2.compress(records[:, 0].tobytes() + planes.tobytes())
+    # Not bz2 or xz, which take 4 and 8 % off and 10 times as long to unpack, on a rented machine.
+    return zlib.compress(records[:, 0].tobytes() + planes.tobytes(), 9)
 
 
 def unpack_images(packed: bytes) -> bytes:
     """The binary batch; a ValueError if the bytes are damaged."""
     try:
-        flat = np.frombuffer(bz2.decompress(packed), np.uint8)
-    except (OSError, EOFError, ValueError) as error:
+        flat = np.frombuffer(zlib.decompress(packed), np.uint8)
+    except zlib.error as error:
         raise ValueError(f"packed: not a packed batch of images ({error})") from error
     count = len(flat) // _BYTES
     planes = flat[count:].reshape(count, 3, 32, 32)

@@ -31,7 +31,7 @@ def context() -> Any:
 
 def prepare_processes() -> None:
     """Begin to import, in the server that later processes are forked from."""
-    context().set_forkserver_preload([__name__, "torch._dynamo", "sklearn.datasets"])
+    context().set_forkserver_preload(["experiments.lease.forked"])
     forkserver.ensure_running()
 
 
@@ -198,7 +198,7 @@ class PartQueue:
     def _end(
         self, process: BaseProcess, attempt: Attempt, request: Request, seconds: float
     ) -> None:
-        words = {FINISHED: "finished", STOPPED: "stopped", -signal.SIGTERM: "stopped"}
+        words = {FINISHED: "finished", STOPPED: "stopped"}
         attempt.outcome = words.get(process.exitcode, "failed")
         place = self.machine.parts / "cells" / attempt.key
         done = attempt.outcome == "finished"

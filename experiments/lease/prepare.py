@@ -4,6 +4,7 @@ import gzip
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,10 @@ def _packed(name: str, kept: Path) -> bytes:
     if path.suffix != ".bin":
         return content
     packed = kept / f"{store.digest(content)[:16]}{PACKED}"
-    if not packed.is_file() or unpack_images(packed.read_bytes()) != content:
-        store.write_bytes(packed, pack_images(content))
+    with suppress(FileNotFoundError, ValueError):
+        if unpack_images(packed.read_bytes()) == content:
+            return packed.read_bytes()
+    store.write_bytes(packed, pack_images(content))
     return packed.read_bytes()
 
 

@@ -1,10 +1,10 @@
 """Order and cost of the trainings that are open: which of them a given time is enough for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from experiments.parts import Part
+from experiments.parts import Part, Request
 from experiments.trainings import Training
 
 # Nets of seed 0, in order of what a minute of them tells: builder, and its arguments that are not
@@ -44,9 +44,11 @@ def label(training: Part) -> str:
     """A part in a few words."""
     if not isinstance(training, Training):
         return str(training.cell)
-    given = training.content()["architecture"]["arguments"]
+    architecture = training.content()["architecture"]
+    given = architecture["arguments"]
     others = [f"{v}" if isinstance(v, str) else f"{k} {v}"
               for k, v in given.items() if k not in ("depth", "generator")]  # fmt: skip
+    others += architecture.get("then", [])
     words = [training.architecture["builder"], str(given.get("depth", "")), *others]
     words += [] if training.gain is None else [f"gain {training.gain:g}"]
     return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
@@ -76,17 +78,31 @@ def seconds(training: Training, measured: Mapping[str, float] | None = None) -> 
     return START + MEASURING * steps(training) * milliseconds(training, measured) / 1e3
 
 
-def in_order(trainings: Iterable[Training], scales: Mapping[str, int]) -> list[Training]:
-    """Sort trainings by worth; ``scales`` gives the rank of the scale that asks for each key."""
+def in_order(requests: Mapping[str, Sequence[Request]], scales: Sequence[str]) -> list[Training]:
+    """Trainings by worth, from all requests of each by key; ``scales``, the most wanted first."""
+    trainings = [asked[0].part for asked in requests.values()]
+    claims = {key: len({request.claim for request in asked}) for key, asked in requests.items()}
+
+    def net(training: Training) -> tuple[object, ...]:
+        """What ``FIRST`` says of a training; empty if it is of another kind."""
+        given = dict(training.content()["architecture"])
+        arguments = dict(given.pop("arguments"))
+        arguments.pop("generator", None)
+        usual = (training.seed, training.gain, training.data) == (0, None, "cifar10")
+        return (given["builder"], arguments) if usual and len(given) == 1 else ()
+
+    # Of several recipes of a net, the one that most claims ask for.
+    firsts = {}
+    for training in sorted(trainings, key=lambda training: claims[training.key]):
+        if net(training) in FIRST:
+            firsts[FIRST.index(net(training))] = training.key
+    ranks = {key: rank for rank, key in firsts.items()}
 
     def worth(training: Training) -> tuple[object, ...]:
-        usual = training.seed == 0 and training.gain is None and training.data == "cifar10"
-        given = dict(training.content()["architecture"]["arguments"])
-        given.pop("generator", None)
-        net = (training.architecture["builder"], given)
-        rank = FIRST.index(net) if usual and net in FIRST else len(FIRST)
-        scale = scales[training.key]
-        return rank, scale, training.seed, seconds(training), label(training), training.key
+        key = training.key
+        scale = min(scales.index(request.scale) for request in requests[key])
+        rank = ranks.get(key, len(FIRST))
+        return rank, scale, training.seed, seconds(training), label(training), key
 
     return sorted(trainings, key=worth)
 

@@ -1,0 +1,14 @@
+"""What the server of processes imports before it forks them; to be imported nowhere else.
+
+A signal to the whole group of a call must not end the server, whose children are saving, nor a
+child that is too young to take the signal as a request.
+"""
+
+import signal
+
+import sklearn.datasets  # noqa: F401
+import torch._dynamo  # noqa: F401
+
+import experiments.lease.fast_paths  # noqa: F401
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
