@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,15 +15,15 @@ import pytest
 from fake_cuda import pretended
 
 import resid_theory as rt
-from experiments.lease import fast_paths, on_machine, time_table
-from experiments.lease.carried import sealed
+from experiments.lease import fast_paths, on_machine, part_processes, time_table
+from experiments.lease.carried import sealed, steps_done
 from experiments.lease.collect import collect, told
 from experiments.lease.on_machine import Lease
 from experiments.lease.packed_images import pack_images, unpack_images
 from experiments.lease.part_processes import Machine, PartQueue
 from experiments.lease.prepare import CALL, described_request, description, distributed
 from experiments.lease.volumes import Limits, read_volumes, write_volumes
-from experiments.parts import Execution, Request, Store
+from experiments.parts import Execution, Request, StoppedError, Store
 from experiments.trainings import Training
 
 RECIPE = rt.Recipe(epochs=2, batch=16, lr=0.05, milestones=(1,), augmentation="none")
@@ -101,81 +102,69 @@ def test_volumes_hold_what_fits_and_replace_one_another_as_a_whole(tmp_path):
 # The rehearsal -----------------------------------------------------------------------------------
 
 
-def alone(wanted, how):
-    """Arrays of a part in one piece."""
-    with pretended():
-        return wanted.part.compute(Execution(device="cuda", **how))
+def rehearse(folder):
+    """Two calls; the first is ended by time, the second by a signal."""
+    # Nothing is cut off where the machine is slow.
+    part_processes._SAVING = on_machine.CHECK = on_machine.GAIN = 1000
+    endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
+    lease(folder / "1", [endless], on_machine.PACK + 2).run()
+    shutil.move(folder / "1" / "home", folder / "home")
+    lease(folder, [endless, crashing, short], 10_000).run()
 
 
-def equal(found, exact):
-    assert found.keys() == exact.keys()
-    for name in exact:
-        np.testing.assert_array_equal(found[name], exact[name], strict=True, err_msg=name)
-
-
-def test_a_rehearsal(tmp_path, capfd, monkeypatch):
-    for stage in ("CHECK", "GAIN"):  # nothing is cut off where the machine is slow
-        monkeypatch.setattr(on_machine, stage, 1000)
-    wanted = [request(), request(1), request(2, Crashing)]
-    lease(tmp_path, wanted, 10_000).run()
-    log = capfd.readouterr().out
-    found = collect(tmp_path / "out", tmp_path / "parts")
-    assert set(found.finished) == {r.part.key for r in wanted[:2]}
-    assert "simplified_net, channels_last:" in log and "simplified_net: chosen" in log, log
-    assert "two parts side by side do the work of" in log
-    [call] = found.calls
-    outcomes = [attempt["outcome"] for attempt in call["attempts"]]
-    # The part that crashes is tried once more, without fast paths, and touches no other.
-    assert outcomes[:2] == ["finished", "finished"] and set(outcomes[2:]) == {"failed"}
-    assert call["attempts"][-1]["how"] == fast_paths.PLAIN
-    done = Store(tmp_path / "parts").find(wanted[0].part, weights=True)
-    equal(done.arrays, alone(wanted[0], call["attempts"][0]["how"]))
-    table = told(found.calls)
-    assert table.count("finished") == 2 and "unpack" in table
-
-
-def interrupted(folder):
-    """A call in a process of its own, which has not checked anything."""
-    Lease.check = lambda _: {}
-    lease(folder, [request(epochs=12)], 1000).run()
-
-
-def test_a_signal_saves_and_another_machine_goes_on(tmp_path, monkeypatch):
-    wanted, first, second = request(epochs=12), tmp_path / "first", tmp_path / "second"
-    metrics = first / "home" / "parts" / "cells" / wanted.part.key / "training" / "metrics.jsonl"
-    call = subprocess.Popen(
-        [sys.executable, "-c", f"import test_lease; test_lease.interrupted({str(first)!r})"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,
-    )
-    while call.poll() is None and (not metrics.is_file() or metrics.read_bytes().count(b"\n") < 3):
-        time.sleep(0.01)
+def test_a_rehearsal(tmp_path):
+    endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
+    words = f"import pathlib, test_lease; test_lease.rehearse(pathlib.Path({str(tmp_path)!r}))"
+    with open(tmp_path / "log", "w") as log:
+        call = subprocess.Popen(
+            [sys.executable, "-c", words],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+            stdout=log,
+        )
+    while call.poll() is None and not {"failed", "finished"} <= set(
+        (tmp_path / "log").read_text().split()
+    ):
+        time.sleep(0.02)
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
     assert call.wait() == 0
-    back = collect(first / "out", tmp_path / "parts")
-    assert (back.finished, back.unfinished) == ([], [wanted.part.key])
-    [attempt] = back.calls[0]["attempts"]
-    assert attempt["outcome"] == "stopped" and 20 <= attempt["ended"] < 120
+    log = (tmp_path / "log").read_text()
+    assert "simplified_net, channels_last:" in log and "simplified_net: chosen" in log, log
+    found = collect(tmp_path, tmp_path / "parts")
+    assert (found.finished, found.unfinished) == ([short.part.key], [endless.part.key])
+    table = told(found.calls)
+    assert table.count("finished") == 1 and "side by side" in table
+    by_time, by_signal = ({attempt["key"]: attempt for attempt in call["attempts"]}
+                          for call in found.calls)  # fmt: skip
+    assert (
+        by_time[endless.part.key]["outcome"] == by_signal[endless.part.key]["outcome"] == "stopped"
+    )
+    assert by_time[endless.part.key]["ended"] == by_signal[endless.part.key]["begun"]
+    assert by_signal[crashing.part.key]["outcome"] == "failed"  # and touches no other part
+    how = by_signal[short.part.key]["how"]
+    done = Store(tmp_path / "parts").find(short.part, weights=True)
+    with pretended():
+        exact = short.part.compute(Execution(device="cuda", **how))
+    assert done.arrays.keys() == exact.keys()
+    for name in exact:
+        np.testing.assert_array_equal(done.arrays[name], exact[name], strict=True, err_msg=name)
+
+
+def test_an_unfinished_part_goes_on_elsewhere_as_it_was_begun(tmp_path):
+    wanted = request()
+    place, other = (tmp_path / home / "parts" / "cells" / wanted.part.key for home in "ab")
+    begun = Execution(channels_last=True, stop=lambda step: step == 3)
+    with pytest.raises(StoppedError):
+        wanted.part.compute(begun, place)
     # As prepare packs it, to a bare machine.
-    cells = tmp_path / "parts" / "cells"
-    files = sealed(cells / wanted.part.key, "training/checkpoint")
-    write_volumes({"part": files}, second / "home" / "1", Limits())
-    faster = {**fast_paths.PLAIN, "channels_last": True}
-    choice = fast_paths.Choice(how=faster, milliseconds=1.0, words=[])
-    monkeypatch.setattr(Lease, "check", lambda _: {"simplified_net": choice})
-    lease(second, [wanted], 1000, folders=1).run()  # in the layout that it was begun in
-    done = collect(second / "out", tmp_path / "parts")
-    assert done.finished == [wanted.part.key]
-    assert done.calls[0]["attempts"][0]["begun"] == attempt["ended"]
-    found = Store(tmp_path / "parts").find(wanted.part, weights=True)
-    equal(found.arrays, alone(wanted, fast_paths.PLAIN))
-
-
-def test_time_that_is_over_stops_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(Lease, "check", lambda _: {})
-    lease(tmp_path, [request(epochs=4000)], on_machine.PACK + 4).run()
-    [attempt] = collect(tmp_path / "out", tmp_path / "parts").calls[0]["attempts"]
-    assert attempt["outcome"] == "stopped"
+    write_volumes({"part": sealed(place, "training/checkpoint")}, tmp_path / "b" / "1", Limits())
+    there = lease(tmp_path, [wanted], 100, home=tmp_path / "b", folders=1)
+    replace(there, machine=Machine(parts=tmp_path / "b" / "parts")).unpack()
+    assert steps_done(other) == 3
+    assert wanted.part.means(Execution(channels_last=False), other)["channels_last"] is True
+    found = wanted.part.compute(Execution(), other)
+    exact = wanted.part.compute(Execution(channels_last=True))
+    np.testing.assert_array_equal(found["log.loss"], exact["log.loss"], strict=True)
 
 
 def test_a_later_call_ends_at_once_on_a_bare_machine(tmp_path):
@@ -252,8 +241,6 @@ def test_the_time_table_begins_with_what_a_minute_tells_most():
     assert rows[0].seconds == pytest.approx(10 + 1.08 * 78.2 * 6.6)
     assert rows[1].ends == pytest.approx((rows[0].seconds + rows[1].seconds) / 1.2)
     assert "1 of 8 end within 540 s" in time_table.printed(rows, 540)
-    half = time_table.seconds(order[0], {"simplified_net": 0.5})
-    assert half - 10 == pytest.approx((rows[0].seconds - 10) / 2)
 
 
 def test_a_request_travels_as_a_file():

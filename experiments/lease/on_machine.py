@@ -1,6 +1,7 @@
 """What is done on the machine: unpack, check, test, train in order, and pack whatever happens."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -57,6 +58,7 @@ class Lease:
     asked: bool = False
     started: float = field(default_factory=time.time)
     stages: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, fast_paths.Choice] = field(default_factory=dict)
     queue: PartQueue | None = None
 
     def run(self) -> None:
@@ -67,11 +69,12 @@ class Lease:
         prepare_processes()
         try:
             self._timed("unpack", self.unpack)
-            choices = self._timed("check", self.check)
+            self._timed("check", self.check)
             if self.tests and not (self.home / "tests.log").exists():
                 self._timed("tests", self.test)
+            self._timed("side by side", self.try_together)
             if all((self.home / str(i + 1)).is_dir() for i in range(self.folders)):
-                self._timed("parts", lambda: self.train(choices))
+                self._timed("parts", self.train)
         finally:
             self.pack()
             for number, handler in zip(signals, before, strict=True):
@@ -83,15 +86,14 @@ class Lease:
     def _left(self) -> float:
         return self.until - PACK - time.time()
 
-    def _timed(self, stage: str, call: Callable[[], Any]) -> Any:
+    def _timed(self, stage: str, call: Callable[[], None]) -> None:
         if self.asked or self._left() <= 0:
-            return {}
+            return
         began = time.time()
         try:
-            return call()
+            call()
         except Exception:  # the parts are computed nevertheless, the plain way
             traceback.print_exc()
-            return {}
         finally:
             self.stages[stage] = time.time() - began
             print(f"-------- {stage}: {self.stages[stage]:.1f} s, {self._left():.0f} s left",
@@ -117,7 +119,7 @@ class Lease:
             with ProcessPoolExecutor(min(len(batches), os.cpu_count() or 1)) as pool:
                 list(pool.map(_unpack, batches.values(), batches.keys()))
 
-    def check(self) -> dict[str, fast_paths.Choice]:
+    def check(self) -> None:
         """Compare the fast paths of each kind of net with the plain one, once."""
         trainings = [request.part for request in self.requests]
         longest: dict[str, int] = {}
@@ -131,13 +133,11 @@ class Lease:
             end = time.time() + min(CHECK, self._left())
             over = lambda: self.asked or time.time() > end  # noqa: E731
             fast_paths.try_all(new, self.machine, folder, over)
-        choices = fast_paths.choose(fast_paths.read_trials(folder), longest)
+        self.choices = fast_paths.choose(fast_paths.read_trials(folder), longest)
         for kind in longest:
-            words = choices[kind].words if kind in choices else [f"{kind}: nothing measured"]
-            print("\n".join(words), flush=True)
-            chosen = choices[kind].how if kind in choices else fast_paths.PLAIN
-            print(f"{kind}: chosen {dict(chosen)}", flush=True)
-        return choices
+            choice = self.choices.get(kind)
+            print(*(choice.words if choice else [f"{kind}: nothing measured"]), sep="\n")
+            print(f"{kind}: chosen {dict(choice.how if choice else fast_paths.PLAIN)}", flush=True)
 
     def test(self) -> None:
         """Run the tests that choose a device, in parallel, for a limited time."""
@@ -158,64 +158,58 @@ class Lease:
                 log.write("\nstopped: time is over\n")
         print(*(self.home / "tests.log").read_text().splitlines()[-3:], sep="\n", flush=True)
 
-    def train(self, choices: Mapping[str, fast_paths.Choice]) -> None:
+    def try_together(self) -> None:
+        """Measure, once, what the first two parts gain from running side by side."""
+        file, pair = self.home / "together.json", self._open()[:2]
+        if file.exists() or len(pair) < 2 or self._left() < LEAST:
+            return
+        given = [(r.part, self._how(r), self._milliseconds(r)) for r in pair]
+        end = time.time() + min(GAIN, self._left())
+        store.write_json(file, {"gain": fast_paths.gain_together(given, self.machine, end)})
+
+    def train(self) -> None:
         """Compute the open parts, the most wanted first."""
-        ratios = {
-            kind: choice.milliseconds / reference
-            for kind, choice in choices.items()
-            if (reference := self._model(kind)) and choice.milliseconds == choice.milliseconds
-        }
-        store_of_parts = Store(self.machine.parts)
-        open_parts = [
-            r for r in self.requests if store_of_parts.find(r.part, weights=r.weights) is None
-        ]
-
-        def how(request: Request) -> Mapping[str, Any]:
-            choice = choices.get(time_table.kind_of(request.part))
-            return choice.how if choice else fast_paths.PLAIN
-
-        slots, gain = self._slots(open_parts, how, ratios)
+        file = self.home / "together.json"
+        gain = store.read_json(file)["gain"] if file.exists() else None
+        print(f"two parts side by side do the work of {gain or 'unknown'}", flush=True)
+        gain = time_table.TOGETHER if gain is None else gain
+        slots = 2 if gain > 1.05 else 1
 
         def seconds(request: Request) -> float:
-            whole = time_table.seconds(request.part, ratios) * slots / gain
-            done = steps_done(self.machine.parts / "cells" / request.part.key)
-            return whole * (1 - done / time_table.steps(request.part))
+            steps = time_table.steps(request.part)
+            left = steps - steps_done(self.machine.parts / "cells" / request.part.key)
+            alone = time_table.duration(left, self._milliseconds(request))
+            return alone * slots / gain if slots > 1 else alone
 
         self.queue = PartQueue(
-            requests=open_parts,
+            requests=self._open(),
             machine=self.machine,
             until=self.until - PACK,
             slots=slots,
             seconds=seconds,
-            how=how,
+            how=self._how,
             plain=fast_paths.PLAIN,
             stopped=lambda: self.asked,
             each=self.pack,
         )
         self.queue.run()
 
-    def _slots(
-        self,
-        requests: Sequence[Request],
-        how: Callable[[Request], Mapping[str, Any]],
-        ratios: Mapping[str, float],
-    ) -> tuple[int, float]:
-        """Number of processes at a time and their work over that of one, for the first parts."""
-        file = self.home / "together.json"
-        if not file.exists() and len(requests) > 1:
-            pair = [(r.part, how(r), time_table.milliseconds(r.part, ratios)) for r in requests[:2]]
-            end = time.time() + min(GAIN, self._left() / 5)
-            gain = fast_paths.gain_together(pair, self.machine, end)
-            store.write_json(file, {"gain": gain})
-        gain = store.read_json(file)["gain"] if file.exists() else None
-        print(f"two parts side by side do the work of {gain or 'unknown'}", flush=True)
-        gain = time_table.TOGETHER if gain is None else gain
-        return (2, gain) if gain > 1.05 else (1, 1.0)
+    def _open(self) -> list[Request]:
+        done = Store(self.machine.parts)
+        return [r for r in self.requests if done.find(r.part, weights=r.weights) is None]
 
-    def _model(self, kind: str) -> float:
-        """Milliseconds that the time table counts for the net that was tried."""
-        parts = [r.part for r in self.requests if time_table.kind_of(r.part) == kind]
-        return time_table.milliseconds(parts[0])
+    def _how(self, request: Request) -> Mapping[str, Any]:
+        choice = self.choices.get(time_table.kind_of(request.part))
+        return choice.how if choice else fast_paths.PLAIN
+
+    def _milliseconds(self, request: Request) -> float:
+        """Duration of a step alone: that of the net of its kind that was tried, by the model."""
+        counted, kind = time_table.milliseconds(request.part), time_table.kind_of(request.part)
+        choice = self.choices.get(kind)
+        if choice is None or math.isnan(choice.milliseconds):
+            return counted
+        tried = next(r.part for r in self.requests if time_table.kind_of(r.part) == kind)
+        return counted * choice.milliseconds / time_table.milliseconds(tried)
 
     # Packing -------------------------------------------------------------------------------------
 

@@ -205,13 +205,14 @@ def _commands(plan: Plan, count: int) -> str:
     ]
     for number in range(1, count + 1):
         place = plan.folder / str(number)
+        shown = place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
         size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         limit = plan.seconds if number == count else 120 if number == 1 else 60
         lines += [
             "",
-            f"call {number} of {count}, at most {limit:.0f} s; copies {place} "
+            f"call {number} of {count}, at most {limit:.0f} s; copies {shown} "
             f"({size / 2**20:.1f} MiB)",
-            f"    bash {place}/call.sh {limit:.0f}",
+            f"    bash {shown}/call.sh {limit:.0f}",
         ]
     lines += [
         "",

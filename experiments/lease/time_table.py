@@ -54,13 +54,12 @@ def label(training: Part) -> str:
     return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
 
 
-def milliseconds(training: Training, measured: Mapping[str, float] | None = None) -> float:
-    """Duration of a step; ``measured`` gives ratios to this model by kind of net."""
-    given, kind = training.architecture["arguments"], kind_of(training)
-    depth, reference = STEPS.get(kind, STEPS["full_net"])
-    share = training.recipe.batch / 128
+def milliseconds(training: Training) -> float:
+    """Duration of a step by the model."""
+    given = training.architecture["arguments"]
+    depth, reference = STEPS.get(kind_of(training), STEPS["full_net"])
     launches = reference * given.get("depth", depth) / depth
-    launches *= (measured or {}).get(kind, 1.0)
+    share = training.recipe.batch / 128
     products = given.get("depth", depth) * given.get("width", 1) ** 2 * LAYER_GFLOP * share
     return max(launches, products / RATE_TFLOP)
 
@@ -73,9 +72,9 @@ def steps(training: Part) -> int:
     return training.recipe.epochs * ceil(images / training.recipe.batch)
 
 
-def seconds(training: Training, measured: Mapping[str, float] | None = None) -> float:
-    """Duration of a training that has the machine for itself."""
-    return START + MEASURING * steps(training) * milliseconds(training, measured) / 1e3
+def duration(steps: int, milliseconds: float) -> float:
+    """Seconds of a training that has the machine for itself."""
+    return START + MEASURING * steps * milliseconds / 1e3
 
 
 def in_order(requests: Mapping[str, Sequence[Request]], scales: Sequence[str]) -> list[Training]:
@@ -102,7 +101,8 @@ def in_order(requests: Mapping[str, Sequence[Request]], scales: Sequence[str]) -
         key = training.key
         scale = min(scales.index(request.scale) for request in requests[key])
         rank = ranks.get(key, len(FIRST))
-        return rank, scale, training.seed, seconds(training), label(training), key
+        cost = duration(steps(training), milliseconds(training))
+        return rank, scale, training.seed, cost, label(training), key
 
     return sorted(trainings, key=worth)
 
@@ -116,13 +116,11 @@ class Row:
     ends: float
 
 
-def time_table(
-    trainings: Sequence[Training], measured: Mapping[str, float] | None = None
-) -> list[Row]:
+def time_table(trainings: Sequence[Training]) -> list[Row]:
     """Estimates of trainings in a given order."""
     rows, ends = [], 0.0
     for training in trainings:
-        alone = seconds(training, measured)
+        alone = duration(steps(training), milliseconds(training))
         ends += alone / TOGETHER
         rows.append(Row(training=training, seconds=alone, ends=ends))
     return rows
