@@ -1,5 +1,6 @@
 """What nets and callers do beside computing outputs: write, keep, replace, draw, cut off."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -151,3 +152,124 @@ def test_layers_without_shapes_are_named(call, data):
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3))
     with pytest.raises(ValueError, match="^net: layer '0' has no shape yet; call the net once"):
         call(net, "cross_entropy", data)
+
+
+# -- random numbers --------------------------------------------------------------------------------
+
+
+class Drawing(nn.Module):
+    """Draws random numbers in eval mode."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.a, self.noise, self.b = nn.Linear(4, 20), Draw(draw), nn.Linear(20, 3)
+
+    def forward(self, x):
+        return self.b(self.noise(self.a(x).tanh()))
+
+
+class Draw(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x):
+        return self.draw(x)
+
+
+OWN = torch.Generator().manual_seed(0)
+DRAWS = {
+    "dropout": lambda x: F.dropout(x, 0.5),
+    "a path dropped": lambda x: x * (torch.rand(()) > 0.5),
+    "numpy": lambda x: x * np.random.rand(),  # noqa: NPY002
+    "own generator": lambda x: x + torch.rand(x.shape, generator=OWN),
+}
+ROUTES = {
+    "dense": rt.hessian,
+    "spectrum": rt.spectrum,
+    "rebuilt": lambda *given: rt.curvature_operator(*given, engine="rebuilt"),
+    "fisher": lambda *given: rt.curvature_operator(*given, matrix="fisher"),
+    "batch statistics": lambda *given: rt.curvature_operator(*given, batchnorm="batch"),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_random_numbers_in_forward_are_refused(draw, data):
+    layer = "" if draw == "own generator" else ", in layer 'noise'"
+    for route in ROUTES.values():
+        with pytest.raises(ValueError, match=f"^net: gives other values .*eval mode{layer}"):
+            route(Drawing(DRAWS[draw]).double(), "cross_entropy", data)
+
+
+def test_random_numbers_in_losses_are_refused(data):
+    net = made(Scaled)
+
+    def noisy(output, target):
+        return F.cross_entropy(F.dropout(output), target)
+
+    def noisy_batch(net, batch):
+        return noisy(net(batch[0]), batch[1])
+
+    for loss in (noisy, rt.Loss(noisy_batch, of="batch")):
+        with pytest.raises(ValueError, match="^loss: gives other values at every call"):
+            rt.curvature_operator(net, loss, [data])
+
+
+def test_random_numbers_without_effect_are_told(data):
+    net = Drawing(lambda x: x + 0.0 * torch.rand_like(x)).double()
+    (note,) = rt.curvature_operator(net, "cross_entropy", data).notes
+    assert note == "net draws random numbers, which had no effect in 30 runs"
+
+
+# -- gradients that do not arrive ------------------------------------------------------------------
+
+
+class CutOff(nn.Module):
+    """A trunk without gradients, and a layer that is not used."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.head, self.unused = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            hidden = torch.tanh(self.trunk(x))
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_parameters_that_no_gradient_reaches_are_named(route, data, left_alone):
+    net = made(CutOff)
+    with left_alone(net), pytest.raises(ValueError, match="^net: the loss depends on 'trunk.weig"):
+        ROUTES[route](net, "cross_entropy", data)
+    net.trunk.requires_grad_(False)
+    found = ROUTES[route](net, "cross_entropy", data)
+    if hasattr(found, "notes"):  # a matrix has none, and its zeros are right
+        assert "no gradient reaches 'unused.weight', 'unused.bias'" in found.notes[0]
+
+
+def test_stale_caches_are_named(data):
+    net = made(Cached).eval()
+    with torch.no_grad():
+        net(data[0])
+    with pytest.raises(ValueError, match="^net: the loss depends on 'bias', .* cache"):
+        rt.hessian(net, "cross_entropy", data)
+    net.train()
+    rt.hessian(net, "cross_entropy", data)
+
+
+def test_parameters_that_some_batches_reach_are_reached(data):
+    """An expert that the first batch does not ask."""
+
+    class Routed(CutOff):
+        def forward(self, x):
+            hidden = self.trunk(x)
+            return (
+                self.head(hidden) if x[0, 0] > 0 else self.unused(hidden[:, :2]).repeat(1, 2)[:, :3]
+            )
+
+    x = torch.cat([-data[0].abs(), data[0].abs()])
+    batches = [(x[:6], data[1]), (x[6:], data[1])]
+    operator = rt.curvature_operator(made(Routed), "cross_entropy", batches)
+    assert operator.notes == ()
+    assert bool((operator.dense().diagonal() != 0).any())

@@ -91,6 +91,7 @@ class BatchSum:
                     self._graphs = []
                     self._add_rebuilt(batch, start, _value_and_gradient, self.total, bar)
         risk.check_read_only()
+        risk.check_reached(first)
         self.engine = "retained" if keeping else "rebuilt"
         self.error = measured_error(risk, first, self.samples, self.sample_bytes)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -9,6 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_finite
+from resid_theory.curvature.forward_checks import (
+    check_reached,
+    check_repeatable,
+    leaves_of,
+    moved,
+)
 from resid_theory.curvature.input_checks import check_decay, check_net
 from resid_theory.curvature.matvec_graphs import MATRICES, MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
@@ -30,7 +37,6 @@ from resid_theory.runtime.resources import is_out_of_memory
 __all__ = ["EmpiricalRisk"]
 
 _EXAMPLES = 16  # samples on which it is found out how a loss averages
-_ALONE = 2e-6  # relative change of an output, above which samples know each other: 16 float32 steps
 
 
 class EmpiricalRisk:
@@ -68,6 +74,7 @@ class EmpiricalRisk:
         self.notes: list[str] = []
         self._seed, self._looked, self._checks = seed, False, True
         self._format = torch.preserve_format
+        self._reached: set[str] = set()
         self._shapes: list[Any] = []
         self._output: Any = None
         known = trainable_by_name(net)
@@ -132,6 +139,9 @@ class EmpiricalRisk:
             if begun[0].size == 1:  # two samples tell more than one
                 begun += [batch for batch in [next(stream, None)] if batch]
             self.look(begun)
+        if self.loss.takes_batches and self._checks:
+            again = partial(self._of_batch, self.net, begun[0].placed)
+            check_repeatable("loss", self.net, again, self.note)
         if self.whole and len(begun) == 1:
             begun += [batch for batch in [next(stream, None)] if batch]
         if self.whole and len(begun) > 1:
@@ -167,15 +177,18 @@ class EmpiricalRisk:
         self._shapes, self._output = _shapes(few), output
         check_scalar(self._value(output, few.target))
         fixed = map_tensors(output, torch.Tensor.detach)
-        self.read_beside = list(_leaves(self.loss(fixed, few.target)))
+        self.read_beside = list(leaves_of(self.loss(fixed, few.target)))
         if alone and self.loss.is_known:
             self._axes = SampleAxes.first(output, few.size)
         else:
-            large = self._call(more)
+            large = check_repeatable("net", self.net, partial(self._call, more), self.note)
             self._axes = SampleAxes.between(output, large, (few.size, more.size))
             if not (alone or self._mixes):
-                self._check_alone(few, output, large)
+                self._check_alone(output, large)
             if not self.loss.is_known:
+                check_repeatable(
+                    "loss", self.net, lambda: self._value(large, more.target), self.note
+                )
                 self._weighting = Weighting(self.loss, self._axes)
                 try:
                     self._weighting.learn(large, more.target, more.size)
@@ -197,6 +210,23 @@ class EmpiricalRisk:
                 "and the loss has no derivatives at weights that move; write them before, in a "
                 "call of the net in eval mode, and leave that out of forward (max_norm=None)"
             )
+
+    def check_reached(self, batch: Batch) -> None:
+        """Refuse parameters that no gradient reaches, of all graphs so far, if the loss does."""
+        named = zip(self.names, self.parameters, strict=True)
+        unreached = {name: p for name, p in named if name not in self._reached}
+        if not unreached:
+            return
+
+        def value() -> Tensor:
+            if self.loss.takes_batches:
+                return self._of_batch(self.net, batch.placed)
+            part: Tensor = self._value(self._call(examples), examples.target)
+            return part
+
+        examples = batch.spread(_EXAMPLES) if batch.is_pair else batch
+        if note := check_reached(self.net, self.state, unreached, value):
+            self.note(note)
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that net and loss do not take; samples of each shape run once."""
@@ -267,22 +297,15 @@ class EmpiricalRisk:
                 'rt.Loss(loss, of="batch")'
             ) from error
 
-    def _check_alone(self, few: Batch, output: Any, large: Any) -> None:
+    def _check_alone(self, output: Any, large: Any) -> None:
         """Keep batches whole if the outputs of samples depend on others."""
         if self._axes is None:
             self.keep_whole("net: no axis of its outputs grows with the samples alone")
             return
-        sides = [[t.detach() for t in self._axes.spread(given)] for given in (output, large)]
-        moved = max(map(_moved, *sides), default=0.0)
-        if moved <= 1.0:
+        alone, together = (self._axes.spread(given) for given in (output, large))
+        pairs = zip(alone, together, strict=True)
+        if all(moved(one[0].detach(), other[0].detach()) <= 1.0 for one, other in pairs):
             return
-        again = [t.detach() for t in self._axes.spread(self._call(few))]
-        if max(map(_moved, sides[0], again)) > 1.0:
-            raise ValueError(
-                "net: the same samples have other outputs at every call, so it draws random "
-                "numbers in eval mode (F.dropout without training=self.training does); measure a "
-                "net without them"
-            )
         self.keep_whole(
             "net: its samples know each other, the output of the first one depends on the others "
             "(BatchNorm without running statistics and centring do that)"
@@ -333,7 +356,11 @@ class EmpiricalRisk:
             graph.weight = weight
             return graph
 
-        return record_graph(build, weigh=weigh)
+        graph = record_graph(build, weigh=weigh)
+        if self._checks:
+            reached = zip(self.names, graph.reached, strict=True)
+            self._reached.update(name for name, gradient in reached if gradient)
+        return graph
 
     def _of_batch(self, net: nn.Module, batch: Any) -> Tensor:
         """The loss of (net, batch); its errors name it."""
@@ -365,29 +392,5 @@ class EmpiricalRisk:
         return (loss, 1.0, each) if self.sums else (loss, total, each / total if total else each)
 
 
-def _leaves(value: Tensor) -> Iterator[Tensor]:
-    """The tensors with gradients from which a value was computed."""
-    seen, stack = set[Any](), [value.grad_fn]
-    while stack:
-        function = stack.pop()
-        if function is None or function in seen:
-            continue
-        seen.add(function)
-        if hasattr(function, "variable"):
-            yield function.variable
-        stack += [following for following, _ in function.next_functions]
-
-
 def _shapes(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch.pair[0])]
-
-
-def _moved(alone: Tensor, together: Tensor) -> float:
-    """Change of the first sample's output by others, in units of what is let through."""
-    if not alone.is_floating_point():
-        return 0.0
-    one, other = alone[0], together[0]
-    tolerance = max(_ALONE, torch.finfo(alone.dtype).eps ** 0.5)
-    scale = max(float(one.abs().max()), float(other.abs().max())) if one.numel() else 0.0
-    gap = float((one - other).abs().max()) if one.numel() else 0.0
-    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later

@@ -42,6 +42,7 @@ class MatvecGraph(ABC):
         value: The batch's loss, float64.
         gradient: Its gradient, a tensor for each parameter, without a graph.
         weight: The batch's weight in the loss of all data.
+        reached: Whether a gradient reaches each parameter, be it zero.
         saved: Bytes that the graph holds, where they were counted.
     """
 
@@ -63,6 +64,7 @@ class MatvecGraph(ABC):
     ) -> None:
         self.parameters, self.seed, self.first = parameters, seed, first
         self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
+        self.reached: list[bool] = []
         value, self.gradient = self._record(output, target, loss)
         self.value = value.detach().double()
 
@@ -127,7 +129,7 @@ class HessianGraph(MatvecGraph):
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         value = check_scalar(loss(output, target))
-        self._graph = _gradient_with_graph(value, self.parameters)
+        self._graph, self.reached = _gradient_with_graph(value, self.parameters)
         return value, [part.detach() for part in self._graph]
 
     def pull(
@@ -152,13 +154,16 @@ class GaussNewtonGraph(MatvecGraph):
         points = iter(self._points)
         fixed = map_tensors(output, lambda t: next(points) if t.is_floating_point() else t)
         value = check_scalar(loss(fixed, target))
-        self._slopes = _gradient_with_graph(value, self._points)
+        self._slopes, _ = _gradient_with_graph(value, self._points)
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
         slopes = [slope.detach() for slope in self._slopes]
         gradient = _pull_back(self._outputs, self.parameters, slopes, False)
         self._probes = [torch.zeros_like(point).requires_grad_() for point in self._points]
-        self._transposed = _gradient_with_graph(self._outputs, self.parameters, self._probes)
-        self._direct = _gradient_with_graph(value, self.parameters)  # beside the outputs
+        self._transposed, through = _gradient_with_graph(
+            self._outputs, self.parameters, self._probes
+        )
+        self._direct, beside = _gradient_with_graph(value, self.parameters)
+        self.reached = [a or b for a, b in zip(through, beside, strict=True)]
         gradient = [a + b.detach() for a, b in zip(gradient, self._direct, strict=True)]
         return value, gradient
 
@@ -227,16 +232,19 @@ MATRICES: dict[str, type[MatvecGraph]] = {
 
 def _gradient_with_graph(
     value: Tensor | Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor] | None = None
-) -> Sequence[Tensor]:
-    """Gradient of a value, or of several values along tensors; constants have zeros."""
+) -> tuple[Sequence[Tensor], list[bool]]:
+    """Gradient of a value, or of several along tensors, and where there is one; zeros elsewhere."""
     if along is not None:
         pairs = [(v, a) for v, a in zip(value, along, strict=True) if v.requires_grad]
         if not pairs:
-            return [torch.zeros_like(tensor) for tensor in at]
+            return [torch.zeros_like(tensor) for tensor in at], [False] * len(at)
         value, along = zip(*pairs, strict=True)
-    return torch.autograd.grad(
-        value, at, along, create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    parts = torch.autograd.grad(value, at, along, create_graph=True, allow_unused=True)
+    filled = [
+        torch.zeros_like(tensor) if part is None else part
+        for tensor, part in zip(at, parts, strict=True)
+    ]
+    return filled, [part is not None for part in parts]
 
 
 def _pull_back(

@@ -1,0 +1,162 @@
+"""Checks that a net repeats itself, and that gradients reach what the loss depends on."""
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resid_theory.nested import tensors_of
+from resid_theory.runtime.net_state import NetState
+
+__all__ = ["check_reached", "check_repeatable", "leaves_of", "moved"]
+
+_STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
+_REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
+_NAMED = 3  # parameters that are named at most
+
+
+def moved(before: Tensor, after: Tensor) -> float:
+    """Change of a tensor, in units of what is let through."""
+    if not before.is_floating_point() or not before.numel():
+        return 0.0
+    tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)
+    scale = float(torch.maximum(before.abs().max(), after.abs().max()))
+    gap = float((before - after).abs().max())
+    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later
+
+
+def check_repeatable(
+    argument: str, net: nn.Module, run: Callable[[], Any], note: Callable[[str], None]
+) -> Any:
+    """Refuse what gives other values at every call.
+
+    Args:
+        argument: ``net`` or ``loss``.
+        net: The net in it.
+        run: Computes tensors.
+        note: Takes a remark on random numbers that had no effect.
+
+    Returns:
+        What the first run gave.
+
+    Raises:
+        ValueError: If another run gives other values, with the layer that draws random numbers.
+    """
+    states = _random_states(net)
+    found = run()
+    values = [tensor.detach() for tensor in tensors_of(found)]
+    drew = states != _random_states(net)
+    for _ in range(_REPEATS if drew else 1):
+        again = [tensor.detach() for tensor in tensors_of(run())]
+        same_shapes = [t.shape for t in again] == [t.shape for t in values]
+        if not same_shapes or max(map(moved, values, again), default=0.0) > 1.0:
+            raise ValueError(
+                f"{argument}: gives other values at every call on the same samples; it draws "
+                f"random numbers in eval mode{_drawing_layer(net, run)} (F.dropout without "
+                "training=self.training does), so no loss has these derivatives; switch them off"
+            )
+    if drew:
+        note(f"{argument} draws random numbers, which had no effect in {_REPEATS} runs")
+    return found
+
+
+def check_reached(
+    net: nn.Module, state: NetState, unreached: dict[str, Tensor], value: Callable[[], Tensor]
+) -> str:
+    """Refuse parameters that the loss depends on and no gradient reaches.
+
+    Args:
+        net: The net.
+        state: What it was when it was given.
+        unreached: Parameters without a gradient, by name.
+        value: Computes the loss of some samples.
+
+    Returns:
+        A remark on them, if the loss does not depend on them.
+
+    Raises:
+        ValueError: If the loss changes with them.
+    """
+    names = ", ".join(map(repr, list(unreached)[:_NAMED]))
+    if len(unreached) > _NAMED:
+        names += f" and {len(unreached) - _NAMED} more"
+    parameters = list(unreached.values())
+    copies = [parameter.detach().clone() for parameter in parameters]
+    before = _without_caches(net, state, value)
+    try:
+        for parameter in parameters:
+            parameter.data.mul_(1.1).add_(0.1)
+        after = _without_caches(net, state, value)
+    finally:
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.data.copy_(copy)  # by .data, which leaves retained graphs valid
+        state.put_back_attributes()
+    if before.device.type == "cpu":  # where kernels repeat to the bit
+        same = torch.equal(before.nan_to_num(), after.nan_to_num())
+    else:
+        same = moved(before, after) <= 1.0
+    if same:
+        return f"no gradient reaches {names}, and the loss does not depend on them: rows of zeros"
+    raise ValueError(
+        f"net: the loss depends on {names}, which no gradient reaches (torch.no_grad or detach in "
+        "forward, or a cache kept in eval mode, which net.train() empties); hold them fixed by "
+        "requires_grad_(False), or leave them out by parameters="
+    )
+
+
+def leaves_of(value: Tensor) -> Iterator[Tensor]:
+    """The tensors with gradients from which a value was computed."""
+    seen, stack = set[Any](), [value.grad_fn]
+    while stack:
+        function = stack.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, "variable"):
+            yield function.variable
+        stack += [following for following, _ in function.next_functions]
+
+
+def _without_caches(net: nn.Module, state: NetState, value: Callable[[], Tensor]) -> Tensor:
+    """The loss, computed from parameters as they are."""
+    state.put_back_attributes()
+    flags = {module: module.training for module in net.modules()}
+    net.train()  # in which nets empty their caches
+    net.eval()
+    for module, flag in flags.items():
+        module.training = flag
+    return value().detach().double()
+
+
+def _random_states(net: nn.Module) -> list[Any]:
+    numbers: Any = np.random.get_state()  # noqa: NPY002 - what nets may draw from
+    devices = {p.device for p in net.parameters() if p.device.type == "cuda"}
+    on_gpus = [torch.cuda.get_rng_state(device).tolist() for device in sorted(devices, key=str)]
+    own = torch.get_rng_state().numpy().tobytes()
+    return [own, *on_gpus, random.getstate(), numbers[1].tobytes(), numbers[2]]
+
+
+def _drawing_layer(net: nn.Module, run: Callable[[], Any]) -> str:
+    """The innermost layer that draws from a global generator, in words; empty if none does."""
+    before: dict[nn.Module, Any] = {}
+    found: list[str] = []
+    handles: list[Any] = []
+    for name, module in net.named_modules():
+
+        def note(module: nn.Module, given: Any) -> None:
+            before[module] = _random_states(net)
+
+        def compare(module: nn.Module, given: Any, output: Any, name: str = name) -> None:
+            if before.get(module) != _random_states(net):
+                found.append(f", in layer {name!r}" if name else ", in its own forward")
+
+        handles += [module.register_forward_pre_hook(note), module.register_forward_hook(compare)]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else ""
