@@ -15,7 +15,7 @@ import pytest
 from fake_cuda import pretended
 
 import resid_theory as rt
-from experiments.lease import fast_paths, on_machine, part_processes, time_table
+from experiments.lease import fast_paths, on_machine, time_table
 from experiments.lease.carried import sealed, steps_done
 from experiments.lease.collect import collect, told
 from experiments.lease.on_machine import Lease
@@ -105,7 +105,7 @@ def test_volumes_hold_what_fits_and_replace_one_another_as_a_whole(tmp_path):
 def rehearse(folder):
     """Two calls; the first is ended by time, the second by a signal."""
     # Nothing is cut off where the machine is slow.
-    part_processes._SAVING = on_machine.CHECK = on_machine.GAIN = 1000
+    on_machine.SAVE = on_machine.CHECK = on_machine.GAIN = 1000
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
     lease(folder / "1", [endless], on_machine.PACK + 2).run()
     shutil.move(folder / "1" / "home", folder / "home")

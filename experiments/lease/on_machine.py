@@ -27,7 +27,7 @@ from experiments.parts import Request, Store
 from experiments.provenance import ROOT
 from resid_theory.runtime import store
 
-CHECK, TESTS, GAIN, PACK = 45.0, 45.0, 25.0, 12.0  # seconds at most
+CHECK, TESTS, GAIN, SAVE, PACK = 45.0, 45.0, 25.0, 8.0, 12.0  # seconds at most
 LEAST = 15.0  # seconds that must be left to begin a check
 PACKED = ".packed"  # ends the names of packed batches of images
 
@@ -190,6 +190,7 @@ class Lease:
             how=self._how,
             plain=fast_paths.PLAIN,
             stopped=lambda: self.asked,
+            patience=SAVE,
             each=self.pack,
         )
         self.queue.run()

@@ -3,6 +3,7 @@
 An error on a GPU can spoil its whole process; here it touches one part.
 """
 
+import math
 import os
 import signal
 import sys
@@ -21,7 +22,6 @@ from experiments.lease.time_table import label, steps
 from experiments.parts import BusyError, Execution, Request, StoppedError, Store
 
 FINISHED, FAILED, STOPPED = 0, 1, 3
-_SAVING = 8.0  # seconds that a stopped part may take to save
 
 
 def context() -> Any:
@@ -127,6 +127,7 @@ class PartQueue:
         how: Changes of its recipe that decide speed.
         plain: Changes with which a part that failed is tried once more, after all others.
         stopped: Asked in between; True stops all parts.
+        patience: Seconds after ``until`` after which a part that has not saved is killed.
         each: Called after each part and each half minute, to pack what there is.
     """
 
@@ -138,6 +139,7 @@ class PartQueue:
     how: Callable[[Request], Mapping[str, Any]]
     plain: Mapping[str, Any]
     stopped: Callable[[], bool] = lambda: False
+    patience: float = math.inf
     each: Callable[[], object] = lambda: None
     attempts: list[Attempt] = field(default_factory=list)
 
@@ -159,7 +161,8 @@ class PartQueue:
                 break
             for process, *_ in running.values() if self.stopped() else ():
                 process.terminate()
-            for process, *_ in running.values() if time.time() > self.until + _SAVING else ():
+            late = time.time() > self.until + self.patience
+            for process, *_ in running.values() if late else ():
                 process.kill()
             time.sleep(0.05)
             ended = [entry for entry in running.values() if entry[0].exitcode is not None]
