@@ -75,7 +75,7 @@ def trials(training: Training, machine: Machine, lock: Path) -> Iterable[Trial]:
     best = min(good, key=lambda trial: trial.milliseconds)
     yield _trial(training, "stacked", best.how, machine, lock, nets=2)
     if not machine.rehearsal:
-        yield _trial(training, "compile", {**best.how, "compile": "default"}, machine, lock)
+        yield _trial(training, "compile", {**best.how, "compile": "reduce-overhead"}, machine, lock)
 
 
 def _trial(

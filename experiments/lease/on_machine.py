@@ -204,13 +204,13 @@ class Lease:
         return choice.how if choice else fast_paths.PLAIN
 
     def _milliseconds(self, request: Request) -> float:
-        """Duration of a step alone: that of the net of its kind that was tried, by the model."""
-        counted, kind = time_table.milliseconds(request.part), time_table.kind_of(request.part)
+        """Duration of a step alone: by the model, and by the net of its kind that was tried."""
+        kind, ratio = time_table.kind_of(request.part), 1.0
         choice = self.choices.get(kind)
-        if choice is None or math.isnan(choice.milliseconds):
-            return counted
-        tried = next(r.part for r in self.requests if time_table.kind_of(r.part) == kind)
-        return counted * choice.milliseconds / time_table.milliseconds(tried)
+        if choice is not None and not math.isnan(choice.milliseconds):
+            tried = next(r.part for r in self.requests if time_table.kind_of(r.part) == kind)
+            ratio = choice.milliseconds / time_table.milliseconds(tried)
+        return time_table.milliseconds(request.part, ratio)
 
     # Packing -------------------------------------------------------------------------------------
 

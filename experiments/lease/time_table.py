@@ -54,11 +54,11 @@ def label(training: Part) -> str:
     return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
 
 
-def milliseconds(training: Training) -> float:
-    """Duration of a step by the model."""
+def milliseconds(training: Training, ratio: float = 1.0) -> float:
+    """Duration of a step by the model; ``ratio`` of measured launches to those of ``STEPS``."""
     given = training.architecture["arguments"]
     depth, reference = STEPS.get(kind_of(training), STEPS["full_net"])
-    launches = reference * given.get("depth", depth) / depth
+    launches = ratio * reference * given.get("depth", depth) / depth
     share = training.recipe.batch / 128
     products = given.get("depth", depth) * given.get("width", 1) ** 2 * LAYER_GFLOP * share
     return max(launches, products / RATE_TFLOP)
