@@ -273,3 +273,103 @@ def test_parameters_that_some_batches_reach_are_reached(data):
     operator = rt.curvature_operator(made(Routed), "cross_entropy", batches)
     assert operator.notes == ()
     assert bool((operator.dense().diagonal() != 0).any())
+
+
+# -- functions that are differentiated once --------------------------------------------------------
+
+
+class Once(torch.autograd.Function):
+    """A square of which torch takes the second derivative for zero."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z * z
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class Between(nn.Module):
+    """A function between two linear layers."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.function, self.b = nn.Linear(4, 5), function, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.b(self.function(self.a(x)))
+
+
+def _bags(z):
+    rows = torch.arange(len(z) * 5).view(len(z), 5)
+    return F.embedding_bag(rows, z.reshape(-1, 1).expand(-1, 5), mode="sum")
+
+
+ONCE = {
+    "Once.apply": (Once.apply, lambda z: z * z, "without once_differentiable"),
+    "cdist": (
+        lambda z: torch.cdist(z[:, None], torch.eye(5, dtype=z.dtype)[None])[:, 0],
+        lambda z: (z[:, None] - torch.eye(5, dtype=z.dtype)).norm(dim=-1),
+        r"take \(a.unsqueeze",
+    ),
+    "embedding_bag": (
+        _bags, lambda z: z.sum(1, keepdim=True).expand(-1, 5), "F.embedding and a sum",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_functions_without_a_second_derivative_are_named(name, data):
+    once, twice, remedy = ONCE[name]
+    net, plain = made(lambda: Between(once)), made(lambda: Between(twice))
+    for matrix in ("hessian", "gauss_newton"):
+        with pytest.raises(ValueError, match=f"^net: .* second derivative of {name} .*{remedy}"):
+            rt.curvature_operator(net, "cross_entropy", data, matrix=matrix)
+    with pytest.raises(ValueError, match="second derivative of .* matrix='fisher'"):
+        rt.hessian(net, "cross_entropy", data)
+    weighted = (*data, torch.arange(6).double())
+    for given in (data, rt.Data.of(weighted[:2], sample_weight=weighted[2])):
+        for engine in ENGINES:
+            found, exact = (
+                rt.curvature_operator(n, "cross_entropy", given, matrix="fisher", engine=engine)
+                for n in (net, plain)
+            )
+            torch.testing.assert_close(found.gradient, exact.gradient)
+            torch.testing.assert_close(found.dense(), exact.dense())
+            torch.testing.assert_close(found.block("a.*", "b.*").dense(), exact.dense()[:25, 25:])
+
+
+def test_losses_without_a_second_derivative_are_named(data):
+    def loss(output, target):
+        rows = output.log_softmax(1)[:, None].expand(-1, 4, -1).movedim(0, 1)
+        lengths = torch.full((len(target),), 4), torch.full((len(target),), 1)
+        return F.ctc_loss(rows, target[:, None] % 2 + 1, *lengths, reduction="sum") / len(target)
+
+    loss = rt.Loss(loss, weights=lambda target: torch.ones(len(target)))
+    with pytest.raises(ValueError, match="second derivative of ctc_loss in net or loss"):
+        rt.hessian(made(Scaled), loss, data)
+    fisher = rt.curvature_operator(made(Scaled), loss, data, matrix="fisher")
+    assert fisher.dense().trace() > 0
+
+
+def test_hardsigmoid_is_differentiated(data):
+    net = nn.Sequential(nn.Linear(4, 5), nn.Hardsigmoid(), nn.Linear(5, 3)).double()
+    plain = made(lambda: Between(lambda z: F.relu6(z + 3) / 6))
+    plain.load_state_dict(dict(zip(plain.state_dict(), net.state_dict().values(), strict=True)))
+    exact = rt.hessian(plain, "cross_entropy", data)
+    torch.testing.assert_close(rt.hessian(net, "cross_entropy", data), exact)
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+def test_sparse_gradients_are_a_format_only(matrix):
+    def measured(sparse):
+        net = made(
+            lambda: nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Linear(8, 3))
+        )
+        data = torch.arange(12).view(6, 2) % 7, torch.arange(6) % 3
+        return rt.curvature_operator(net, "cross_entropy", data, matrix=matrix).dense()
+
+    assert torch.equal(measured(True), measured(False))

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twice
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.rounding import measured_error
@@ -123,6 +124,11 @@ class BatchSum:
         while True:
             try:
                 self._measure(batch, count)
+            except NoSecondDerivative:
+                if self.risk.matrix != "fisher":
+                    raise
+                self.risk.take_gradients_alone()
+                self.chunk = count = 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not splits or count == 1:
                     raise
@@ -142,7 +148,8 @@ class BatchSum:
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(tries, size, generator=generator, dtype=torch.float64)
         vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
-        products = graph.product(vectors, every, every, 1).double()
+        with check_twice(graph.given, graph.first_derivatives):
+            products = graph.product(vectors, every, every, 1).double()
         if self.risk.matrix == "gauss_newton" and not products.any():
             self.risk.note(
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
@@ -241,9 +248,7 @@ class BatchSum:
                 self._stop_retaining()
             if self.engine == "rebuilt":
                 risk = self.risk
-                with preserved(
-                    risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False
-                ):
+                with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False):
                     for batch in self.risk.data:
                         self._add_rebuilt(batch, 0, function, total, bar)
         return total

@@ -4,7 +4,8 @@ torch differentiates a convolution's gradient by a convolution with kernels as l
 and BatchNorm in eval mode by some twenty elementwise operations. Inside
 :class:`CheapDoubleBackward` both are replaced by functions with the same value and the same
 derivatives, whose second backward pass calls the operations that the first one calls. On batch
-statistics, BatchNorm leaves the running ones alone.
+statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
+derivative, is written as a clamp; gradients of embeddings are dense, whatever their format.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ class CheapDoubleBackward(TorchFunctionMode):
             replacement = _convolution(_AXES[func], *args, **kwargs)
         elif func is F.batch_norm:
             replacement = _batch_norm(*args, **kwargs)
+        elif func is F.hardsigmoid:
+            replacement = F.hardtanh(args[0], -3.0, 3.0) / 6 + 0.5
+        elif func is F.embedding and kwargs.get("sparse"):
+            replacement = func(*args, **{**kwargs, "sparse": False})
         return func(*args, **kwargs) if replacement is None else replacement
 
 

@@ -13,11 +13,17 @@ from resid_theory._check import check_choice, check_finite
 from resid_theory.curvature.forward_checks import (
     check_reached,
     check_repeatable,
+    gains_from_channels_last,
     leaves_of,
     moved,
 )
 from resid_theory.curvature.input_checks import check_decay, check_net
-from resid_theory.curvature.matvec_graphs import MATRICES, MatvecGraph, record_graph
+from resid_theory.curvature.matvec_graphs import (
+    MATRICES,
+    FisherOfOneGraph,
+    MatvecGraph,
+    record_graph,
+)
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.data import Batch, Data
 from resid_theory.losses import (
@@ -48,6 +54,7 @@ class EmpiricalRisk:
         state: What the net was when it was given.
         names, parameters: The parameters with rows, in order.
         splits: Whether the loss of a batch is a mean or a sum over its parts.
+        alone: Whether every graph is to have one sample only.
         whole: Reason for which one batch is not split and several are refused; empty else.
         notes: What should be known about the matrix.
         read_beside: Tensors with gradients that the loss depends on beside the output.
@@ -74,7 +81,7 @@ class EmpiricalRisk:
         self.notes: list[str] = []
         self._seed, self._looked, self._checks = seed, False, True
         self._format = torch.preserve_format
-        self._reached: set[str] = set()
+        self._reached, self.alone = set[str](), False
         self._shapes: list[Any] = []
         self._output: Any = None
         known = trainable_by_name(net)
@@ -194,13 +201,17 @@ class EmpiricalRisk:
                     self._weighting.learn(large, more.target, more.size)
                 except NoWeighting as error:
                     self.keep_whole(str(error))
-        if self._gains_from_channels_last(few.pair[0]):
+        if gains_from_channels_last(self.net, few.pair[0]):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
             raise ValueError(
                 f"matrix: {self.matrix!r} needs gradients of single samples, and the loss reads "
                 "parameters beside the output; leave weight decay out, and pass weight_decay="
             )
+
+    def take_gradients_alone(self) -> None:
+        """Go on with graphs of single samples, which need first derivatives only."""
+        self._graph, self.alone = FisherOfOneGraph, True
 
     def check_read_only(self) -> None:
         """Refuse a net that has written its parameters while it ran."""
@@ -310,18 +321,6 @@ class EmpiricalRisk:
             "net: its samples know each other, the output of the first one depends on the others "
             "(BatchNorm without running statistics and centring do that)"
         )
-
-    def _gains_from_channels_last(self, x: Any) -> bool:
-        """True if convolutions run on the CPU in float32, and the net takes such inputs."""
-        convolves = any(isinstance(m, nn.Conv2d) for m in self.net.modules())
-        images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
-        if not (convolves and images and x.device.type == "cpu"):
-            return False
-        try:
-            self.net(x.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # a view that needs contiguous rows
-            return False
-        return True
 
     def in_float64(self) -> "EmpiricalRisk":
         """The same weights in float64, in a copy of the net."""

@@ -1,7 +1,9 @@
-"""Checks that a net repeats itself, and that gradients reach what the loss depends on."""
+"""Checks that a net repeats itself, that gradients reach its weights, and can be taken twice."""
 
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,24 @@ from torch import Tensor, nn
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.net_state import NetState
 
-__all__ = ["check_reached", "check_repeatable", "leaves_of", "moved"]
+__all__ = [
+    "NoSecondDerivative",
+    "check_reached",
+    "check_repeatable",
+    "check_twice",
+    "gains_from_channels_last",
+    "leaves_of",
+    "moved",
+]
 
 _STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
 _REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
+_REMEDIES = {
+    "embedding_bag": "take F.embedding and a sum or mean over each bag",
+    "cdist": "take (a.unsqueeze(-2) - b.unsqueeze(-3)).norm(dim=-1)",
+    "scaled_dot_product": "call F.scaled_dot_product_attention without choosing a kernel",
+    "cudnn_rnn": "call it inside torch.backends.cudnn.flags(enabled=False)",
+}
 _NAMED = 3  # parameters that are named at most
 
 
@@ -107,17 +123,82 @@ def check_reached(
     )
 
 
+class NoSecondDerivative(ValueError):
+    """A function in net or loss that torch differentiates only once."""
+
+    def __init__(self, function: str, remedy: str) -> None:
+        super().__init__(
+            f"net: torch has no second derivative of {function} in net or loss; {remedy}, or take "
+            "matrix='fisher', which needs first derivatives only"
+        )
+
+
+@contextmanager
+def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> Iterator[None]:
+    """Name functions that cannot be differentiated twice, around a product.
+
+    Args:
+        given: Loss and outputs, with their graphs.
+        differentiated: First derivatives, with theirs.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: If something else fails.
+        NoSecondDerivative: If there is one. torch says nothing where a backward that is marked
+            ``once_differentiable`` makes the second derivative zero.
+    """
+    if any(function.name() == "torch::autograd::Error" for function in _functions(*differentiated)):
+        own = [getattr(function, "_forward_cls", None) for function in _functions(*given)]
+        once = [cls for cls in own if hasattr(getattr(cls, "backward", None), "__wrapped__")]
+        names = dict.fromkeys(f"{cls.__name__}.apply" for cls in once if cls is not None)
+        raise NoSecondDerivative(
+            ", ".join(names) or "a function", "write its backward without once_differentiable"
+        )
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(
+            r"derivative for '?(?:aten::)?(\w+?)(_backward)?'? is not impl", str(error)
+        )
+        if found is None:
+            raise
+        name = found.group(1).lstrip("_")
+        remedies = (remedy for start, remedy in _REMEDIES.items() if name.startswith(start))
+        raise NoSecondDerivative(name, next(remedies, "write it by other functions")) from error
+
+
 def leaves_of(value: Tensor) -> Iterator[Tensor]:
     """The tensors with gradients from which a value was computed."""
-    seen, stack = set[Any](), [value.grad_fn]
+    for function in _functions(value):
+        if hasattr(function, "variable"):
+            yield function.variable
+
+
+def _functions(*values: Tensor) -> Iterator[Any]:
+    """The functions of autograd by which values were computed."""
+    seen, stack = set[Any](), [value.grad_fn for value in values]
     while stack:
         function = stack.pop()
         if function is None or function in seen:
             continue
         seen.add(function)
-        if hasattr(function, "variable"):
-            yield function.variable
+        yield function
         stack += [following for following, _ in function.next_functions]
+
+
+def gains_from_channels_last(net: nn.Module, x: Any) -> bool:
+    """True if convolutions run on the CPU in float32, and the net takes such inputs."""
+    convolves = any(isinstance(m, nn.Conv2d) for m in net.modules())
+    images = isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32
+    if not (convolves and images and x.device.type == "cpu"):
+        return False
+    try:
+        net(x.contiguous(memory_format=torch.channels_last))  # with gradients, for nets with caches
+    except RuntimeError:  # a view that needs contiguous rows
+        return False
+    return True
 
 
 def _without_caches(net: nn.Module, state: NetState, value: Callable[[], Tensor]) -> Tensor:

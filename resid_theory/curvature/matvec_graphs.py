@@ -16,7 +16,7 @@ from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["MATRICES", "MatvecGraph", "record_graph"]
+__all__ = ["MATRICES", "FisherOfOneGraph", "MatvecGraph", "record_graph"]
 
 Index = Sequence[int]
 
@@ -43,6 +43,7 @@ class MatvecGraph(ABC):
         gradient: Its gradient, a tensor for each parameter, without a graph.
         weight: The batch's weight in the loss of all data.
         reached: Whether a gradient reaches each parameter, be it zero.
+        given: Loss, or loss and outputs, with their graphs; kept where bytes are counted.
         saved: Bytes that the graph holds, where they were counted.
     """
 
@@ -65,6 +66,7 @@ class MatvecGraph(ABC):
         self.parameters, self.seed, self.first = parameters, seed, first
         self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
         self.reached: list[bool] = []
+        self.given: Sequence[Tensor] = []
         value, self.gradient = self._record(output, target, loss)
         self.value = value.detach().double()
 
@@ -77,6 +79,11 @@ class MatvecGraph(ABC):
         self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
     ) -> Sequence[Tensor]:
         """Multiply by a tensor for each column parameter, or by several along a leading axis."""
+
+    @property
+    @abstractmethod
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """What :meth:`pull` differentiates once more."""
 
     def product(self, vectors: Tensor, rows: Index, columns: Index, together: int) -> Tensor:
         """Some rows of the matrix times vectors on some columns.
@@ -127,8 +134,14 @@ class HessianGraph(MatvecGraph):
     title = "Hessian"
     needs_output = False
 
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """The gradient."""
+        return self._graph
+
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         value = check_scalar(loss(output, target))
+        self.given = [value]
         self._graph, self.reached = _gradient_with_graph(value, self.parameters)
         return value, [part.detach() for part in self._graph]
 
@@ -148,12 +161,18 @@ class GaussNewtonGraph(MatvecGraph):
 
     title = "generalized Gauss-Newton matrix"
 
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """The gradient in the outputs, and the outputs' derivative times any slopes."""
+        return [*self._slopes, *self._transposed, *self._direct]
+
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         self._outputs = [t for t in tensors_of(output) if t.is_floating_point()]
         self._points = [t.detach().requires_grad_() for t in self._outputs]
         points = iter(self._points)
         fixed = map_tensors(output, lambda t: next(points) if t.is_floating_point() else t)
         value = check_scalar(loss(fixed, target))
+        self.given = [value, *self._outputs]
         self._slopes, _ = _gradient_with_graph(value, self._points)
         # J^T u is linear in u: differentiated by u it gives J v, without forward mode.
         slopes = [slope.detach() for slope in self._slopes]
@@ -200,6 +219,11 @@ class FisherGraph(GaussNewtonGraph):
     title = "empirical Fisher matrix"
     needs_samples = True
 
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """The outputs' derivative times any slopes."""
+        return self._transposed
+
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         assert self.axes is not None
         self._places = self.axes.floating(output)
@@ -221,6 +245,37 @@ class FisherGraph(GaussNewtonGraph):
             return joined
 
         return torch.vmap(along)(list(moves)) if batched else along(moves)
+
+
+class FisherOfOneGraph(FisherGraph):
+    """The same of one sample, from its gradient alone: nothing is differentiated twice."""
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        value = check_scalar(loss(output, target))
+        parts = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        self.reached = [part is not None for part in parts]
+        self._own = [
+            torch.zeros_like(p) if part is None else part
+            for p, part in zip(self.parameters, parts, strict=True)
+        ]
+        return value, self._own
+
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """Nothing."""
+        return []
+
+    def pull(
+        self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
+    ) -> Sequence[Tensor]:
+        """Multiply by the gradient's outer product with itself."""
+        assert self.shares is not None
+        lead = (len(vectors[0]),) if batched else ()
+        own = [self._own[k] for k in columns]
+        pairs = zip(own, vectors, strict=True)
+        inner = torch.stack([(g * v).reshape(*lead, -1).sum(-1) for g, v in pairs]).sum(0)
+        inner = inner / float(self.shares.sum())
+        return [self._own[k] * inner.view(*lead, *[1] * self._own[k].dim()) for k in rows]
 
 
 MATRICES: dict[str, type[MatvecGraph]] = {
@@ -292,4 +347,5 @@ def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> Ma
     ):
         graph = build()
     graph.saved = sum(held.values())
+    graph.given = graph.given if weigh else []
     return graph

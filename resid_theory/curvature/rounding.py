@@ -32,7 +32,10 @@ def measured_error(
         return None
     count = max(samples // _SHARE, _SMALL // max(1, sample_bytes), _LEAST)
     part = batch.part(0, min(count, _MOST)) if risk.splits else batch
-    own = risk.graph(part, 0, part.size)
+    step = part.size
+    if risk.alone:
+        part, step = batch.part(0, _MOST), 1
+    own = [risk.graph(part, start, step) for start in range(0, part.size, step)]
     size = sum(p.numel() for p in risk.parameters)
     drawn = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = drawn.to(risk.device)
@@ -41,7 +44,8 @@ def measured_error(
         if risk.reads_parameters:
             raise ValueError("loss: reads parameters, which a copy of the net does not share")
         wide = risk.in_float64()
-        exact = wide.graph(in_float64(part, wide), 0, part.size)
+        content = in_float64(part, wide)
+        exact = [wide.graph(content, start, step) for start in range(0, part.size, step)]
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only
         eps = max(torch.finfo(p.dtype).eps for p in risk.net.parameters())
         usual = eps * (10 + min(size, 10_000) ** 0.5)
@@ -76,7 +80,9 @@ def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:
     return replace(batch, content=batch.placed, place=Place.of(risk.net))
 
 
-def _product(graph: MatvecGraph, vector: Tensor) -> Tensor:
-    """The product with a vector, which is scaled to entries up to one."""
-    every, scale = range(len(graph.parameters)), vector.abs().max()
-    return scale * graph.product((vector / scale)[None], every, every, 1)[0].double()
+def _product(graphs: list[MatvecGraph], vector: Tensor) -> Tensor:
+    """The mean of products with a vector, which is scaled to entries up to one."""
+    every, scale = range(len(graphs[0].parameters)), vector.abs().max()
+    given = (vector / scale)[None]
+    products = [scale * graph.product(given, every, every, 1)[0].double() for graph in graphs]
+    return torch.stack(products).mean(0)
