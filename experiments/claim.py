@@ -218,7 +218,8 @@ def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None
     """Measure now, or read the record of an earlier call if ``folder`` has one.
 
     ``folder`` defaults to ``$RESID_THEORY_LIVE``; with it, the tests of one session and the
-    notebooks that they execute share their runs: a process waits for one that measures already.
+    notebooks that they execute share their runs, and claims their parts: a process waits for one
+    that measures already.
     """
     folder = folder or os.environ.get("RESID_THEORY_LIVE")
     if not folder:
@@ -226,7 +227,8 @@ def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None
     path = record_path(claim.id, scale, folder)
     with store.locked(path.with_suffix(".lock")):
         if not path.exists():
-            record(claim, scale, folder=folder)
+            each = Stored(Store(Path(folder) / "parts"), Execution())
+            record(claim, scale, folder=folder, each=each)
     return load(claim, scale, folder=folder)
 
 

@@ -192,15 +192,26 @@ class Store:
         """Compute a part and keep it; a BusyError if another process computes it."""
         if self.own is None:
             return _computed(part, execution, None)
-        place = self.own.place(part.key)
         with ExitStack() as stack:
             try:
                 words = f"another process computes {part.cell}"
-                stack.enter_context(store.locked(place / ".lock", words))
+                stack.enter_context(store.locked(self.own.place(part.key) / ".lock", words))
             except ValueError as error:
                 raise BusyError(str(error)) from error
-            done = _computed(part, execution, place)
-            self.write(part, done)
+            return self._kept(part, execution)
+
+    def find_or_compute(self, part: Part, execution: Execution, *, weights: bool) -> Finished:
+        """The part; waits for another process that computes it."""
+        found = self.find(part, weights=weights)
+        if found is not None or self.own is None:
+            return found or self.compute(part, execution)
+        with store.locked(self.own.place(part.key) / ".lock"):
+            return self.find(part, weights=weights) or self._kept(part, execution)
+
+    def _kept(self, part: Part, execution: Execution) -> Finished:
+        assert self.own is not None
+        done = _computed(part, execution, self.own.place(part.key))
+        self.write(part, done)
         return done
 
     def write(self, part: Part, done: Finished) -> None:
@@ -275,9 +286,10 @@ class Stored:
         found = {}
         wanted = {part.key: part for part in parts}
         for key, part in wanted.items():
-            ready = self.store.find(part, weights=weights)
-            if ready is None and self.execution is not None:
-                ready = self.store.compute(part, self.execution)
+            if self.execution is None:
+                ready = self.store.find(part, weights=weights)
+            else:
+                ready = self.store.find_or_compute(part, self.execution, weights=weights)
             if ready is not None:
                 found[key] = ready
         self.seconds += time.perf_counter() - started
@@ -337,8 +349,8 @@ def requests_of(claim: Any, scale: str) -> list[Request]:
     try:
         claim.compute(**given, each=each)
     except _Noted:
-        pass
-    return noted
+        return noted
+    raise ValueError(f"compute: {claim.id} has a parameter each, needs to call it")
 
 
 def by_name(

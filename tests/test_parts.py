@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import __main__ as command
 from experiments import registry
@@ -25,8 +26,10 @@ from experiments.parts import (
     requests_of,
 )
 from experiments.registry import CLAIMS, join
+from experiments.trainings import Training
 from resid_theory.runtime import store
 
+ASKING = [claim for claim in CLAIMS.values() if claim.takes("each")]
 DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "epochs": 3}
 IMAGES = {"seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 32, "size": 8, "batch": 16}
 TINY = {
@@ -67,14 +70,40 @@ def test_a_store_gives_what_one_piece_does(figure, computed, tmp_path):
     equal(computed(figure, each=Stored(Store(tmp_path))), computed(figure))
 
 
-@pytest.mark.parametrize(
-    "claim", [c for c in CLAIMS.values() if c.takes("each")], ids=lambda c: c.id
-)
+@pytest.mark.parametrize("claim", ASKING, ids=lambda claim: claim.id)
 def test_a_claim_asks_for_its_parts_before_it_computes(claim):
     # Without data: they are not on every machine that runs parts.
     for scale in claim.settings:
         keys = [request.part.key for request in requests_of(claim, scale)]
         assert len(keys) == len(set(keys))
+
+
+class Invented(dict):
+    """A result of a training with numbers as they may be, each made when it is asked for."""
+
+    def __init__(self, part):
+        self.epochs = part.recipe.epochs
+        self.random = np.random.default_rng(int(part.key[:8], 16))
+
+    def __missing__(self, name):
+        sizes = {"log": self.epochs + 1, "a": 16, "b": 16}
+        made = self.random.uniform(0.05, 0.5, sizes.get(name.split(".")[0], ()))
+        self[name] = np.array(1000) if name == "parameters" else made
+        return self[name]
+
+
+@pytest.mark.parametrize("claim", ASKING, ids=lambda claim: claim.id)
+def test_every_scale_of_trained_nets_can_be_judged(claim):
+    def each(parts, device, *, weights=False):
+        if weights or not all(isinstance(part, Training) for part in parts):
+            pytest.skip("needs the nets themselves")
+        return [Invented(part) for part in parts]
+
+    for scale in {"single", "paper"} & set(claim.settings):
+        given = {k: v for k, v in claim.settings[scale].items() if k != "scaled"}
+        arrays = claim.compute(**given, each=each)
+        assert claim.judge(arrays)
+        claim.draw(Figure(), arrays)
 
 
 # With a toy claim ---------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ agreement), and the measured numbers are reported with them. Exact statements ar
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.parts import Each, Part, by_name, in_turn
+from experiments.parts import Each, Execution, Part, by_name, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
 
@@ -30,7 +32,14 @@ COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
 
 
 def _curvature(
-    net: nn.Module, data: object, batchnorm: str, k: int, probes: int, steps: int, seed: int
+    net: nn.Module,
+    data: object,
+    batchnorm: str,
+    k: int,
+    probes: int,
+    steps: int,
+    seed: int,
+    folder: Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Extreme eigenvalues with bounds, trace and index with intervals, and the density."""
     operator = rt.curvature_operator(
@@ -38,7 +47,7 @@ def _curvature(
     )
     report = rt.spectrum(
         operator, k=k, density=True, method="matrix-free", probes=probes, steps=steps,
-        generator=seed,
+        generator=seed, folder=folder,
     )  # fmt: skip
     assert report.pairs is not None and report.density is not None and report.index is not None
     again = rt.trace(operator, budget=6 * probes, generator=seed + 1)
@@ -115,9 +124,14 @@ class InitialCurvature(Part):
     probes: int = 4
     steps: int = 40
 
-    def arrays(self, device: str) -> dict[str, np.ndarray]:
+    def arrays(self, device: str) -> Arrays:
         """Extreme eigenvalues with bounds, trace and index with intervals, and the density."""
+        return self.compute(Execution(device=device))
+
+    def compute(self, execution: Execution, folder: Path | None = None) -> Arrays:
+        """The same; ``folder`` keeps the products, so that a killed call goes on."""
         data = image_set(self.dataset, "train", self.samples, self.size)
+        device = execution.device
         batch = data.inputs(data.pixels, torch.float32).to(device), data.labels.to(device)
         if self.kind == "residual":
             net = rt.full_net(self.depth, generator=self.seed)
@@ -125,10 +139,14 @@ class InitialCurvature(Part):
             # The Hessian in V is proportional to 1 / ||V||^2; with the authors' initialization
             # this is about 1 / 2.
             net = rt.diracnet(self.depth, identity=self.kind, generator=self.seed)
+        kept = None if folder is None else folder / "products"
         # Running statistics are not yet estimated; deep nets would overflow with them.
-        return _curvature(
-            net.to(device), [batch], "batch", self.k, self.probes, self.steps, self.seed
+        found = _curvature(
+            net.to(device), [batch], "batch", self.k, self.probes, self.steps, self.seed, kept
         )
+        if kept is not None:
+            rmtree(kept, ignore_errors=True)
+        return found
 
 
 def compute_depth(

@@ -4,11 +4,13 @@ BatchNorm after a layer removes the common factor of a and b, so only their rati
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import (
     DIGITS,
@@ -32,12 +34,18 @@ LOW = 0.05  # a share of degraded planes below it is low; the paper gives no num
 GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
+@lru_cache
+def _layers(depth: int) -> tuple[str, ...]:
+    """Names of the Dirac layers of a net, in order."""
+    return tuple(dirac_layers(rt.diracnet(depth)))
+
+
 def _final(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """|a| and |b| of all planes in the order of layers, and the number of planes per layer.
 
     Equation (4) has no b, which is then NaN.
     """
-    layers = list(dirac_layers(fit.training.start()))
+    layers = _layers(fit.training.architecture["arguments"]["depth"])
     a = [np.abs(fit.arrays[f"a.{layer}"]) for layer in layers]
     b = [
         np.abs(fit.arrays.get(f"b.{n}", np.full_like(own, np.nan)))
@@ -201,7 +209,7 @@ def compute_figure_2(
 ) -> dict[str, np.ndarray]:
     """Compute means of a and b per layer and epoch, and final means of |a| and |b|."""
     row = _dirac_nets(depth, training, each, device)
-    names, planes = list(dirac_layers(row[0].training.start())), _final(row[0])[1]
+    names, planes = _layers(depth), _final(row[0])[1]
     by_layer = [np.split(_final(fit)[0], np.cumsum(planes)[:-1], axis=1) for fit in row]
     return {
         "sizes": np.array([[layer.mean(1) for layer in fit] for fit in by_layer]).swapaxes(1, 2),
