@@ -16,7 +16,7 @@ from experiments.confirmation import confirm
 from experiments.lease import time_table
 from experiments.lease.part_processes import Machine, PartQueue, prepare_processes
 from experiments.parts import PARTS, BusyError, Execution, Request, StoppedError, Store, requests_of
-from experiments.registry import CLAIMS, select
+from experiments.registry import select
 from experiments.shipped import NETS, ship
 from experiments.trainings import FULL_EPOCHS, Training
 from resid_theory._check import check_int
@@ -80,10 +80,10 @@ def _run(options: argparse.Namespace) -> int:
     chosen = [max(requests, key=lambda request: request.weights) for requests in wanted.values()]
     if options.key:
         chosen = [request for request in chosen if request.part.key.startswith(options.key)]
-    for claim in {request.claim for request in chosen}:
-        if lacking := CLAIMS[claim].missing(options.scale):
-            print(f"{claim} ({options.scale}): skipped, {lacking}")
-            chosen = [request for request in chosen if request.claim != claim]
+    for claim in select([request.claim for request in chosen]) if chosen else ():
+        if lacking := claim.missing(options.scale):
+            print(f"{claim.id} ({options.scale}): skipped, {lacking}")
+            chosen = [request for request in chosen if request.claim != claim.id]
     missing = [r for r in chosen if own.find(r.part, weights=r.weights) is None]
     print(f"{len(chosen)} parts, {len(chosen) - len(missing)} of them done", flush=True)
     run = _here if check_int("workers", options.workers) == 1 else _in_processes

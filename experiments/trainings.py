@@ -27,6 +27,7 @@ from resid_theory import networks, training
 from resid_theory._check import check_choice
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 from resid_theory.runtime import store
+from resid_theory.runtime.preserve import deterministic
 
 FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
 LOG = "log."  # begins the names of arrays with a value for each epoch, the start included
@@ -201,10 +202,9 @@ def result(
     # A number that is not finite is None in a log; the start has no loss.
     columns = {n: [np.nan if line.get(n) is None else line[n] for line in lines] for n in names}
     top = min(5, int(test.labels.max()) + 1)
-    here, there = (
-        rt.evaluate(net, data, top=(1,), batch=500),
-        rt.evaluate(net, test, top=(1, top), batch=500),
-    )
+    with deterministic():  # in float32, whatever the training was allowed
+        here = rt.evaluate(net, data, top=(1,), batch=500)
+        there = rt.evaluate(net, test, top=(1, top), batch=500)
     numbers = {
         "loss": here.loss,
         "error": here.error(1),
@@ -238,9 +238,18 @@ class Fit:
     training: Training
     arrays: Arrays
 
+    def log(self, name: str) -> np.ndarray:
+        """Values of one quantity by epoch, the start included."""
+        try:
+            return self.arrays[f"{LOG}{name}"]
+        except KeyError:
+            raise ValueError(
+                f"{name}: {self.training.cell} did not log it; compute it anew"
+            ) from None
+
     def along(self, name: str) -> np.ndarray:
-        """Values of one quantity of the log by epoch, without the start."""
-        return self.arrays[f"{LOG}{name}"][1:]
+        """Values of one quantity by epoch, without the start."""
+        return self.log(name)[1:]
 
     def number(self, name: str) -> float:
         """A measure of the final weights: loss or error on the training or test images."""
@@ -278,12 +287,6 @@ def image_set(
         images = folder_images(name, split, size or 32)
         return images if samples is None else images.first(samples)
     return rt.load_images(name, split, samples=samples, size=size, progress=False)
-
-
-def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[float, float]:
-    """Mean cross-entropy in nats and error rate of a net in eval mode, without augmentation."""
-    found = rt.evaluate(net, images, top=(1,), batch=batch)
-    return found.loss, found.error(1)
 
 
 def spread(values: np.ndarray) -> str:

@@ -103,6 +103,8 @@ def test_weights_must_be_asked_for(whole):
     bare = {name: array for name, array in whole.items() if not name.startswith("net.")}
     with pytest.raises(ValueError, match="weights: the claim did not ask"):
         _ = Fit(training=SMALL, arrays=bare).net
+    with pytest.raises(ValueError, match="speed: .* did not log it"):
+        Fit(training=SMALL, arrays=bare).along("speed")
 
 
 def test_results_come_in_groups():

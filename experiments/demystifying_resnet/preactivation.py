@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.nets import PAPER
 from experiments.parts import Each, in_turn
-from experiments.trainings import LOG, Training, fits, spread
+from experiments.trainings import Training, fits, spread
 from resid_theory.training import NOISE_STABILITY_BN
 
 RECIPE = NOISE_STABILITY_BN.change(milestones=(81, 122))
@@ -60,7 +60,7 @@ def compute_figure_2(
     rows = fits(nets, each, device).values()
     return {
         "depth": np.array(depths),
-        "norm": np.array([[fit.arrays[f"{LOG}mean_norm"] for fit in row] for row in rows]),
+        "norm": np.array([[fit.log("mean_norm") for fit in row] for row in rows]),
         "loss": np.array([[fit.along("loss") for fit in row] for row in rows]),
     }
 

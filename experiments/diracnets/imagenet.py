@@ -20,7 +20,7 @@ from experiments.claim import Arrays, Claim, Verdict
 from experiments.diracnets.nets import PAPER, parameters_of
 from experiments.external_data import IMAGENET, STRIPES
 from experiments.parts import Each, in_turn
-from experiments.trainings import LOG, Fit, Training, dirac_layers, fits
+from experiments.trainings import Fit, Training, dirac_layers, fits
 from resid_theory.training import DIRACNETS_IMAGENET
 
 CLASSES = {"imagenet": 1000, STRIPES: 2}
@@ -70,7 +70,7 @@ def _measures(fit: Fit) -> dict[str, Any]:
         # With the 1,000 outputs of ImageNet, each of 512 weights and a bias.
         "parameters": parameters_of(net) + 513 * (1000 - classes),
         "risk": fit.along("loss")[-1],
-        "along": fit.arrays[f"{LOG}test_error"],
+        "along": fit.log("test_error"),
         "moved": np.mean([not torch.equal(new, old) for new, old in pairs]),
         "top_1": fit.number("test_error"),
         "top_5": fit.number("test_error_5"),

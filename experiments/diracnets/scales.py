@@ -27,7 +27,7 @@ from experiments.diracnets.nets import (
     trainings_of,
 )
 from experiments.parts import Each, in_turn
-from experiments.trainings import FULL_EPOCHS, LOG, Fit, dirac_layers, fits
+from experiments.trainings import FULL_EPOCHS, Fit, dirac_layers, fits
 
 DEGRADED = 0.01  # |a| or |b| below this
 LOW = 0.05  # a share of degraded planes below it is low; the paper gives no number
@@ -214,7 +214,7 @@ def compute_figure_2(
     return {
         "sizes": np.array([[layer.mean(1) for layer in fit] for fit in by_layer]).swapaxes(1, 2),
         "means": np.array(
-            [[[fit.arrays[f"{LOG}{scale}.{name}"] for name in names] for scale in "ab"]
+            [[[fit.log(f"{scale}.{name}") for name in names] for scale in "ab"]
              for fit in row]
         )
     }  # fmt: skip
