@@ -83,7 +83,7 @@ class MatvecGraph(ABC):
     @property
     @abstractmethod
     def first_derivatives(self) -> Sequence[Tensor]:
-        """What :meth:`pull` differentiates once more."""
+        """First derivatives, which :meth:`pull` differentiates once more."""
 
     def product(self, vectors: Tensor, rows: Index, columns: Index, together: int) -> Tensor:
         """Some rows of the matrix times vectors on some columns.
