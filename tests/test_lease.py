@@ -109,7 +109,7 @@ def rehearse(folder):
     endless, crashing, short = request(2, epochs=4000), request(1, Crashing), request()
     lease(folder / "1", [endless], on_machine.PACK + 2).run()
     shutil.move(folder / "1" / "home", folder / "home")
-    lease(folder, [endless, crashing, short], 10_000).run()
+    lease(folder, [crashing, short, endless], 10_000).run()
 
 
 def test_a_rehearsal(tmp_path):
@@ -122,9 +122,16 @@ def test_a_rehearsal(tmp_path):
             start_new_session=True,
             stdout=log,
         )
-    while call.poll() is None and not {"failed", "finished"} <= set(
-        (tmp_path / "log").read_text().split()
-    ):
+    cells = tmp_path / "home" / "parts" / "cells"
+    metrics = cells / endless.part.key / "training" / "metrics.jsonl"
+
+    def trains():
+        words = (tmp_path / "log").read_text()
+        begun = "finished" in words and words.count("seed 2 digits, ") == 2
+        return begun and metrics.is_file() and metrics.read_bytes().count(b"\n") > 2
+
+    latest = time.time() + 400
+    while call.poll() is None and not trains() and time.time() < latest:
         time.sleep(0.02)
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
     assert call.wait() == 0
