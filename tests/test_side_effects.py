@@ -1,5 +1,7 @@
 """What nets and callers do beside computing outputs: write, keep, replace, draw, cut off."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from oracles import hessian_by_nested_gradients
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.checkpoint import checkpoint
 
 import resid_theory as rt
 
@@ -373,3 +376,32 @@ def test_sparse_gradients_are_a_format_only(matrix):
         return rt.curvature_operator(net, "cross_entropy", data, matrix=matrix).dense()
 
     assert torch.equal(measured(True), measured(False))
+
+
+class Recomputing(nn.Module):
+    """Gradient checkpointing of a layer."""
+
+    def __init__(self, inner, run):
+        super().__init__()
+        self.a, self.inner, self.c, self.run = nn.Linear(4, 8), inner, nn.Linear(8, 3), run
+
+    def forward(self, x):
+        return self.c(self.run(self.inner, self.a(x)))
+
+
+class Attention(nn.Module):
+    def forward(self, z):
+        z = z.view(len(z), 1, 4, 2)
+        return F.scaled_dot_product_attention(z, z, z).reshape(len(z), 8)
+
+
+def test_checkpointed_nets_have_products_like_others(data):
+    again = partial(checkpoint, use_reentrant=False)
+    nets = [made(lambda r=r: Recomputing(Attention(), r)) for r in (again, lambda f, z: f(z))]
+    found, exact = (rt.curvature_operator(net, "cross_entropy", data) for net in nets)
+    assert found.engine == "rebuilt"
+    torch.testing.assert_close(found.dense(), exact.dense())
+    with pytest.raises(ValueError, match="^engine: 'retained' keeps no graph of torch.utils.check"):
+        rt.curvature_operator(nets[0], "cross_entropy", data, engine="retained")
+    with pytest.raises(ValueError, match="^net: torch.utils.checkpoint around"):
+        rt.hessian(made(lambda: Recomputing(nn.BatchNorm1d(8), again)), "cross_entropy", data)

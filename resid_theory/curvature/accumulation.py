@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
@@ -124,6 +125,18 @@ class BatchSum:
         while True:
             try:
                 self._measure(batch, count)
+            except CheckpointError as error:
+                if self._fixed and self.engine == "retained":
+                    raise ValueError(
+                        "engine: 'retained' keeps no graph of torch.utils.checkpoint, which runs "
+                        "the net again for every product; use 'rebuilt' or 'auto'"
+                    ) from error
+                if self.risk.recomputes:
+                    raise ValueError(
+                        "net: torch.utils.checkpoint around convolutions or BatchNorm cannot be "
+                        "differentiated twice here; switch it off in the net that is measured"
+                    ) from error
+                self.risk.recomputes, self.engine = True, "rebuilt"
             except NoSecondDerivative:
                 if self.risk.matrix != "fisher":
                     raise

@@ -55,6 +55,7 @@ class EmpiricalRisk:
         names, parameters: The parameters with rows, in order.
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         alone: Whether every graph is to have one sample only.
+        recomputes: Whether products run parts of the net again.
         whole: Reason for which one batch is not split and several are refused; empty else.
         notes: What should be known about the matrix.
         read_beside: Tensors with gradients that the loss depends on beside the output.
@@ -82,6 +83,7 @@ class EmpiricalRisk:
         self._seed, self._looked, self._checks = seed, False, True
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
+        self.recomputes = False
         self._shapes: list[Any] = []
         self._output: Any = None
         known = trainable_by_name(net)
@@ -356,6 +358,7 @@ class EmpiricalRisk:
             return graph
 
         graph = record_graph(build, weigh=weigh)
+        graph.recomputes = self.recomputes
         if self._checks:
             reached = zip(self.names, graph.reached, strict=True)
             self._reached.update(name for name, gradient in reached if gradient)

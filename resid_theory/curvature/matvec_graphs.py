@@ -5,8 +5,8 @@ reverse. A new matrix is a subclass of :class:`MatvecGraph` and an entry of ``MA
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -42,6 +42,7 @@ class MatvecGraph(ABC):
         value: The batch's loss, float64.
         gradient: Its gradient, a tensor for each parameter, without a graph.
         weight: The batch's weight in the loss of all data.
+        recomputes: Whether products run parts of the net again (``torch.utils.checkpoint``).
         reached: Whether a gradient reaches each parameter, be it zero.
         given: Loss, or loss and outputs, with their graphs; kept where bytes are counted.
         saved: Bytes that the graph holds, where they were counted.
@@ -67,6 +68,7 @@ class MatvecGraph(ABC):
         self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
         self.reached: list[bool] = []
         self.given: Sequence[Tensor] = []
+        self.recomputes = False
         value, self.gradient = self._record(output, target, loss)
         self.value = value.detach().double()
 
@@ -104,7 +106,7 @@ class MatvecGraph(ABC):
             parts = group.split([shape.numel() for shape in shapes], dim=1)
             blocks = [part.reshape(count, *s) for part, s in zip(parts, shapes, strict=True)]
             pulled: Sequence[Tensor] | None = None
-            if count > 1:
+            if count > 1 and not self.recomputes:
                 try:
                     pulled = self.pull(blocks, rows, columns, True)
                 except RuntimeError:
@@ -112,7 +114,8 @@ class MatvecGraph(ABC):
             if pulled is None:
                 each = []
                 for i in range(count):
-                    each.append(self.pull([b[i] for b in blocks], rows, columns, False))
+                    with twice_differentiable() if self.recomputes else nullcontext():
+                        each.append(self.pull([b[i] for b in blocks], rows, columns, False))
                 pulled = [torch.stack(several) for several in zip(*each, strict=True)]
             # A parameter that the gradient does not reach has zeros without the group's axis.
             flat = [
@@ -324,6 +327,14 @@ def _pull_back(
     )
 
 
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Run a net inside with functions that are cheap to differentiate twice."""
+    math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    with torch.enable_grad(), math, CheapDoubleBackward():
+        yield
+
+
 def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> MatvecGraph:
     """Build a graph that is cheap to differentiate twice; count its bytes if asked to."""
     held: dict[int, int] = {}
@@ -340,9 +351,7 @@ def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> Ma
         return tensor
 
     with (
-        torch.enable_grad(),
-        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
-        CheapDoubleBackward(),
+        twice_differentiable(),
         torch.autograd.graph.saved_tensors_hooks(note, give) if weigh else nullcontext(),
     ):
         graph = build()
