@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import dense, layer_pairs, operator
+from resid_theory.curvature import curvature_block, dense, layer_pairs
 from resid_theory.curvature.chain import chain_of
 from resid_theory.curvature.matvec_graphs import HessianGraph
 
@@ -458,7 +458,7 @@ def test_costs(method, data, device):
 @pytest.mark.parametrize("panel", [1, 5, 256])
 def test_columns_do_not_depend_on_panels(panel, data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(operator, "_DENSE_STEP", panel)
+    monkeypatch.setattr(curvature_block, "_DENSE_STEP", panel)
     monkeypatch.setattr(dense, "_PANEL", panel)
     measured = rt.hessian(net, "square", data, method="columns")
     assert relative_error(measured, exact(net, data)) <= HESSIAN

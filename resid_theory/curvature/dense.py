@@ -65,7 +65,7 @@ def hessian(
     memory_limit: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Exact Hessian of the mean loss over a data set.
+    """Exact Hessian of the loss over a data set.
 
     Linear nets with the square loss use the closed form from the data's moments, feed-forward and
     shortcut nets products of layer pairs, everything else columns of Hessian-vector products on a
@@ -74,9 +74,10 @@ def hessian(
     Args:
         net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
         loss: ``"square"`` (half the squared error, summed over outputs, mean over samples),
-            ``"cross_entropy"``, or a callable (output, target) -> mean over samples.
-        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; batches are
-            weighted by their size.
+            ``"cross_entropy"``, a loss of ``torch.nn``, a callable (output, target), or
+            ``rt.Loss(function, of="batch")`` for a loss of (net, batch).
+        data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader, or anything else
+            that `rt.Data.of` takes; read once. Batches count by what the loss divides by.
         method: One of ``METHODS``; ``auto`` takes the first that applies.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
@@ -124,8 +125,8 @@ def hessian_spectrum(
 
     Args:
         net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
-        loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
-            samples.
+        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``, as :func:`hessian` takes
+            it.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader.
         method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
@@ -159,8 +160,8 @@ def hessian_cost(
 
     Args:
         net: Any module.
-        loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
-            samples.
+        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``, as :func:`hessian` takes
+            it.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; an iterator
             that can be read only once is used up.
         method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
@@ -176,8 +177,7 @@ def hessian_cost(
     with preserved(net, batchnorm=batchnorm):
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm)
         plan = HessianPlan.of(risk, method=method)
-        for batch in plan.risk.first_pass():
-            plan.risk.check(batch)
+        plan.risk.check(plan.risk.first_pass())
         seconds = plan.seconds()
     return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
 
@@ -197,7 +197,7 @@ class HessianPlan:
         risk = copy.copy(risk)
         risk.data = risk.data.held()
         net, loss = risk.net, risk.loss
-        parts = [] if loss.takes_batches else [batch.pair for batch in risk.data]
+        parts = [] if loss.takes_batches else [batch.part(0, 1).pair for batch in risk.data]
         flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
         vectors = bool(parts) and all(
             isinstance(x, Tensor) and (x.dim() == 2 or (x.dim() > 2 and flattens)) for x, _ in parts
@@ -287,8 +287,7 @@ class HessianPlan:
             probe = result
         else:
             assert self.chain is not None
-            for batch in risk.first_pass():
-                risk.check(batch)
+            risk.check(risk.first_pass())
             if self.method == "closed_form":
                 result = linear_hessian(self.chain.units, Moments.of(risk.data))
                 # Reading it back would cost as much as making it; the diagonal shows an overflow.

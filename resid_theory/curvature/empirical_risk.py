@@ -172,13 +172,13 @@ class EmpiricalRisk:
             ValueError: If net, loss and data do not fit one another, or the matrix has no meaning.
         """
         self._looked = True
-        count = 3 if self.loss.is_known else _EXAMPLES
-        examples = batches[0].spread(count)
-        if examples.size == 1 and len(batches) > 1:
-            examples = examples.joined(batches[1].spread(count)) or examples
-        few, more = examples.part(0, 2), examples
-        if more.size == few.size:  # a sample again tells at least where the samples are
-            more = more.joined(few.part(0, 1)) or more
+        more = batches[0].spread(3 if self.loss.is_known else _EXAMPLES)
+        if more.size == 1 and len(batches) > 1:
+            more = more.joined(batches[1].spread(_EXAMPLES)) or more
+        if more.size <= 2:  # samples twice tell at least where the samples are
+            more = more.joined(more) or more
+        # The other way round, so that each of both has other samples before and behind it.
+        few = more.ends()
         output = self._call(few)
         self.check_read_only()
         self._check_output(output, few.size)
@@ -317,10 +317,10 @@ class EmpiricalRisk:
             return
         alone, together = (self._axes.spread(given) for given in (output, large))
         pairs = zip(alone, together, strict=True)
-        if all(moved(one[0].detach(), other[0].detach()) <= 1.0 for one, other in pairs):
+        if all(moved(one[[-1, 0]].detach(), other[[0, -1]].detach()) <= 1.0 for one, other in pairs):
             return
         self.keep_whole(
-            "net: its samples know each other, the output of the first one depends on the others "
+            "net: its samples know each other, outputs depend on the other samples of a batch "
             "(BatchNorm without running statistics and centring do that)"
         )
 
@@ -395,4 +395,4 @@ class EmpiricalRisk:
 
 
 def _shapes(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch.pair[0])]
+    return [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch.part(0, 1).pair[0])]

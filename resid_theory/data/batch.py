@@ -128,6 +128,10 @@ class Batch:
         content = tuple(map_tensors(side, both) for side in self.pair)
         return replace(self, content=content, size=self.size + other.size, sample_weight=None)
 
+    def ends(self) -> "Batch":
+        """The last sample and the first one, in this order; of one sample that one."""
+        return self._rows(torch.tensor([-1, 0][: self.size]))
+
     def _rows(self, rows: Any) -> "Batch":
         if isinstance(self.content, Images):
             images = self.content
@@ -156,16 +160,17 @@ class Batch:
         if isinstance(self.content, Images):
             images, dtype = self.content, self.place.inputs or torch.get_default_dtype()
             inputs = images.inputs(images.pixels.to(self.place.device or "cpu"), dtype)
-            return inputs, self.place.put(images.labels, self.place.targets)
+            return inputs, self.target
         x, y = self.content
         return self.place.put(x, self.place.inputs), self.place.put(y, self.place.targets)
 
     @property
     def target(self) -> Any:
         """The targets alone."""
-        return self.pair[1] if isinstance(self.content, Images) else self.place.put(
-            self.content[1], self.place.targets
-        )  # fmt: skip
+        images = isinstance(self.content, Images)
+        return self.place.put(
+            self.content.labels if images else self.content[1], self.place.targets
+        )
 
     def call(
         self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format

@@ -67,14 +67,25 @@ class Part:
         self._call, self.outputs, self.targets = call, list(outputs), list(targets)
 
     @classmethod
-    def of(cls, loss: Loss, axes: SampleAxes, output: Any, target: Any, samples: int) -> "Part":
-        """Take outputs and targets apart; in float64, if the loss takes that."""
+    def of(
+        cls,
+        loss: Loss,
+        axes: SampleAxes,
+        output: Any,
+        target: Any,
+        samples: int,
+        rows: slice = slice(None),
+    ) -> "Part":
+        """Take some rows of outputs and targets apart; in float64, if the loss takes that."""
         places = SampleAxes.first(target, samples)
 
         def call(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
             return loss(axes.gather(outputs, output), places.gather(targets, target))
 
-        given = [[leaf.detach() for leaf in axes.spread(output)], places.spread(target)]
+        given = [
+            [leaf.detach()[rows] for leaf in side]
+            for side in (axes.spread(output), places.spread(target))
+        ]
         wide = [
             [leaf.double() if leaf.is_floating_point() else leaf for leaf in side] for side in given
         ]

@@ -34,10 +34,10 @@ class SampleAxes:
 
     @staticmethod
     def between(few: Any, more: Any, counts: tuple[int, int]) -> "SampleAxes | None":
-        """Compare the outputs of a few samples with those of more, which begin with the same ones.
+        """Compare the outputs of a few samples with those of more.
 
         Args:
-            few: Output of ``counts[0]`` samples, at least 1.
+            few: Output of ``counts[0]`` samples, at least 1; the last one is the first of ``more``.
             more: Output of ``counts[1]`` samples, more than that.
             counts: Both numbers.
 
@@ -62,9 +62,12 @@ class SampleAxes:
             if len(grown) > 1 or shapes[axis] != (each * counts[0], each * counts[1]) or not each:
                 return None
             axes.append((axis, each))
-            # The first sample's entries tell side by side from interleaved.
-            ways = [_spread(t, axis, each, i)[0] for i in (False, True) for t in (small, large)]
-            gaps = [(ways[i] - ways[i + 1]).double().norm() for i in (0, 2)]
+            # One sample's entries tell side by side from interleaved.
+            gaps = [
+                (_spread(small, axis, each, way)[-1] - _spread(large, axis, each, way)[0])
+                .double().norm()
+                for way in (False, True)
+            ]  # fmt: skip
             interleaved.append(each > 1 and bool(gaps[1] < gaps[0]))
         return SampleAxes(tuple(axes), tuple(interleaved))
 

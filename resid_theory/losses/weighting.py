@@ -94,16 +94,19 @@ class Weighting:
             NoWeighting: If the loss with another sample shows that there are no weights.
         """
         assert self._axes is not None
-        part = Part.of(self._loss, self._axes, output, target, samples)
-        if self._one is None:
-            self._choose(part)
-        if self._one is None:  # without a gradient any weights do; ignored labels have weight 0
-            return 0.0 if math.isnan(part.value()) and part.is_finite else float(samples)
-        size = sum(leaf[:1].numel() * leaf.element_size() for leaf in part.outputs)
-        pieces = torch.arange(samples).split(max(1, _PIECE // max(1, size)))
-        if len(pieces) == 1:
-            return self._weight(part)
-        weights = [self._weight(part.some(rows)) for rows in pieces]
+        size = sum(8 * leaf[:1].numel() for leaf in self._axes.spread(output))
+        step = max(1, _PIECE // max(1, size))
+        weights = []
+        for start in range(0, samples, step):
+            rows = slice(start, start + step)
+            part = Part.of(self._loss, self._axes, output, target, samples, rows)
+            if self._one is None:
+                self._choose(part)
+            if self._one is not None:
+                weights.append(self._weight(part))
+            else:  # without a gradient any weights do; ignored labels have weight 0
+                ignored = math.isnan(part.value()) and part.is_finite
+                weights.append(0.0 if ignored else float(part.samples))
         return 1.0 if self.sums else sum(weights)
 
     def of_samples(self, output: Any, target: Any, samples: int) -> Tensor:
