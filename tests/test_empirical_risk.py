@@ -357,13 +357,6 @@ def test_steps_in_single_precision_are_no_reason_to_keep_samples_together(seed):
     assert made.chunk == 2
 
 
-def test_a_net_that_draws_random_numbers_is_named():
-    net = Net(lambda net, x: F.dropout(net.logits(x), 0.5))
-    for call in (rt.hessian, rt.curvature_operator):
-        with pytest.raises(ValueError, match="^net: the same samples have other outputs"):
-            call(net, "square", (VECTORS, VALUES))
-
-
 def test_a_batch_of_one_has_no_statistics():
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Linear(3, K))
     loader = DataLoader(TensorDataset(VECTORS, LABELS), batch_size=7)

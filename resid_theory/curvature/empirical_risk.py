@@ -1,7 +1,7 @@
 """The loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -10,12 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_finite
+from resid_theory.curvature.first_look import (
+    EXAMPLES,
+    Findings,
+    check_output,
+    check_target,
+    first_look,
+    input_kinds,
+    loss_value,
+)
 from resid_theory.curvature.forward_checks import (
     check_reached,
     check_repeatable,
     gains_from_channels_last,
-    leaves_of,
-    moved,
 )
 from resid_theory.curvature.input_checks import check_decay, check_net
 from resid_theory.curvature.matvec_graphs import (
@@ -26,23 +33,12 @@ from resid_theory.curvature.matvec_graphs import (
 )
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.data import Batch, Data
-from resid_theory.losses import (
-    KnownWeighting,
-    Loss,
-    LossLike,
-    NoWeighting,
-    SampleAxes,
-    Weighting,
-    check_scalar,
-    reweighted,
-)
-from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
+from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_state import NetState
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["EmpiricalRisk"]
-
-_EXAMPLES = 16  # samples on which it is found out how a loss averages
 
 
 class EmpiricalRisk:
@@ -56,9 +52,7 @@ class EmpiricalRisk:
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         alone: Whether every graph is to have one sample only.
         recomputes: Whether products run parts of the net again.
-        whole: Reason for which one batch is not split and several are refused; empty else.
         notes: What should be known about the matrix.
-        read_beside: Tensors with gradients that the loss depends on beside the output.
     """
 
     def __init__(
@@ -84,17 +78,13 @@ class EmpiricalRisk:
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
         self.recomputes = False
-        self._shapes: list[Any] = []
-        self._output: Any = None
+        self._found = Findings(weighting=KnownWeighting(self.loss))
         known = trainable_by_name(net)
         self.names = select_parameters("parameters", parameters, known)
         self.parameters = [known[name] for name in self.names]
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._mixes = batchnorm == "batch" and bool(norms)
         self.splits = not (self.loss.takes_batches or self._mixes)
-        self.whole, self.read_beside = "", list[Tensor]()
-        self._axes: SampleAxes | None = None
-        self._weighting: Weighting = KnownWeighting(self.loss)
         if self.loss.takes_batches and self._graph.needs_output:
             raise ValueError(
                 f"matrix: {matrix!r} needs the net's outputs, which a loss of (net, batch) hides; "
@@ -119,6 +109,16 @@ class EmpiricalRisk:
         return self.parameters[0].device
 
     @property
+    def whole(self) -> str:
+        """Reason for which one batch is not split and several are refused; empty else."""
+        return self._found.whole
+
+    @property
+    def read_beside(self) -> Sequence[Tensor]:
+        """Tensors with gradients that the loss depends on beside the output."""
+        return self._found.read_beside
+
+    @property
     def reads_parameters(self) -> bool:
         """True if the loss depends on the net's parameters beside the output."""
         return any(leaf is p for leaf in self.read_beside for p in self.net.parameters())
@@ -126,7 +126,7 @@ class EmpiricalRisk:
     @property
     def compares(self) -> bool:
         """True if weights of batches can be compared with those in other processes."""
-        return self._weighting.counts
+        return self._found.weighting.counts
 
     def note(self, text: str) -> None:
         """Keep a remark on the matrix, once."""
@@ -136,10 +136,11 @@ class EmpiricalRisk:
     @property
     def sums(self) -> bool:
         """True if the loss of the data is the sum over batches, not a weighted mean."""
-        return self._weighting.sums
+        return self._found.weighting.sums
 
     def first_pass(self) -> Iterator[Batch]:
         """Read the data once; a look at its first samples comes before the first batch."""
+        self._checks = True
         for name, weight in self.net.named_parameters():
             check_finite(f"net {name}", weight)
         stream = iter(self.data)
@@ -172,38 +173,19 @@ class EmpiricalRisk:
             ValueError: If net, loss and data do not fit one another, or the matrix has no meaning.
         """
         self._looked = True
-        more = batches[0].spread(3 if self.loss.is_known else _EXAMPLES)
-        if more.size == 1 and len(batches) > 1:
-            more = more.joined(batches[1].spread(_EXAMPLES)) or more
-        if more.size <= 2:  # samples twice tell at least where the samples are
-            more = more.joined(more) or more
-        # The other way round, so that each of both has other samples before and behind it.
-        few = more.ends()
-        output = self._call(few)
-        self.check_read_only()
-        self._check_output(output, few.size)
-        self._check_target(output, batches[0])
-        self._shapes, self._output = _shapes(few), output
-        check_scalar(self._value(output, few.target))
-        fixed = map_tensors(output, torch.Tensor.detach)
-        self.read_beside = list(leaves_of(self.loss(fixed, few.target)))
-        if alone and self.loss.is_known:
-            self._axes = SampleAxes.first(output, few.size)
-        else:
-            large = check_repeatable("net", self.net, partial(self._call, more), self.note)
-            self._axes = SampleAxes.between(output, large, (few.size, more.size))
-            if not (alone or self._mixes):
-                self._check_alone(output, large)
-            if not self.loss.is_known:
-                check_repeatable(
-                    "loss", self.net, lambda: self._value(large, more.target), self.note
-                )
-                self._weighting = Weighting(self.loss, self._axes)
-                try:
-                    self._weighting.learn(large, more.target, more.size)
-                except NoWeighting as error:
-                    self.keep_whole(str(error))
-        if gains_from_channels_last(self.net, few.pair[0]):
+
+        def run(batch: Batch) -> Any:
+            output = self._call(batch)
+            self.check_read_only()
+            return output
+
+        couples = True if self._mixes else False if alone else None
+        self._found = first_look(
+            self.net, self.loss, batches, run=run, note=self.note, couples=couples
+        )
+        if self._found.whole:
+            self.keep_whole(self._found.whole)
+        if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
             raise ValueError(
@@ -234,21 +216,22 @@ class EmpiricalRisk:
         def value() -> Tensor:
             if self.loss.takes_batches:
                 return self._of_batch(self.net, batch.placed)
-            part: Tensor = self._value(self._call(examples), examples.target)
-            return part
+            return loss_value(self.loss, self._call(examples), examples.target)
 
-        examples = batch.spread(_EXAMPLES) if batch.is_pair else batch
+        examples = batch.spread(EXAMPLES) if batch.is_pair else batch
         if note := check_reached(self.net, self.state, unreached, value):
             self.note(note)
 
-    def check(self, batch: Batch) -> None:
-        """Refuse a batch that net and loss do not take; samples of each shape run once."""
-        if not batch.is_pair:
-            return
-        if _shapes(batch) != self._shapes:
-            self._shapes, self._output = _shapes(batch), self._call(batch.part(0, 2))
-            self._check_output(self._output, min(2, batch.size))
-        self._check_target(self._output, batch)
+    def check(self, batches: Iterable[Batch]) -> None:
+        """Refuse batches that net and loss do not take; samples of each kind run once."""
+        for batch in batches:
+            if not batch.is_pair:
+                continue
+            if (kinds := input_kinds(batch)) != self._found.kinds:
+                output = self._call(batch.part(0, 2))
+                check_output(self.loss, output, min(2, batch.size))
+                self._found.kinds, self._found.output = kinds, output
+            check_target(self.loss, self._found.output, batch)
 
     def keep_whole(self, reason: str) -> None:
         """Split no batch; refuse where that does not help."""
@@ -257,8 +240,8 @@ class EmpiricalRisk:
                 f"matrix: {self.matrix!r} needs a net and a loss that treat every sample alone; "
                 f"{reason}"
             )
-        self.splits, self.whole, self.data.ordered = False, reason, True
-        self._weighting = KnownWeighting(Loss(self.loss.function))
+        self.splits, self.data.ordered, self._found.whole = False, True, reason
+        self._found.weighting = KnownWeighting(Loss(self.loss.function))
 
     def _call(self, batch: Batch) -> Any:
         """The net's output; a ValueError if it does not take the batch."""
@@ -272,57 +255,10 @@ class EmpiricalRisk:
                     "data: a batch has one sample, of which batchnorm='batch' takes no statistics; "
                     "use drop_last=True, another batch size, or batchnorm='eval'"
                 ) from error
-            shapes = [
-                f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(batch.pair[0])
-            ]
+            shapes = [f"{tuple(shape)} and dtype {dtype}" for shape, dtype in input_kinds(batch)]
             raise ValueError(
                 f"data x: the net does not take samples of shape {', '.join(shapes)}: {error}"
             ) from error
-
-    def _check_output(self, output: Any, samples: int) -> None:
-        """Refuse outputs that the loss or the matrix does not take."""
-        one = isinstance(output, Tensor) and output.dim() > 0 and len(output) == samples
-        if self.loss.targets != "any" and not one:
-            given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
-            raise ValueError(
-                f"net: gives {given} for {samples} samples; the loss {self.loss.name!r} needs a "
-                "tensor with one output for each sample along its first axis"
-            )
-        if not any(tensor.is_floating_point() for tensor in tensors_of(output)):
-            raise ValueError(f"net: gives {type(output).__name__} without floating-point tensors")
-
-    def _check_target(self, output: Any, batch: Batch) -> None:
-        """Refuse targets that do not fit the outputs of some of the samples."""
-        if self.loss.targets != "any":
-            one = output[:1]
-            self.loss.check_target(one.expand(batch.size, *one.shape[1:]), batch.target)
-
-    def _value(self, output: Any, target: Any) -> Any:
-        """The loss of some samples; its errors name it."""
-        try:
-            return self.loss(output, target)
-        except (RuntimeError, IndexError, TypeError, ValueError, KeyError, AttributeError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise ValueError(
-                f"loss: {self.loss.name!r} fails on the net's output, {type(output).__name__}, and "
-                f"targets: {error}; a loss of (net, batch) is marked by "
-                'rt.Loss(loss, of="batch")'
-            ) from error
-
-    def _check_alone(self, output: Any, large: Any) -> None:
-        """Keep batches whole if the outputs of samples depend on others."""
-        if self._axes is None:
-            self.keep_whole("net: no axis of its outputs grows with the samples alone")
-            return
-        alone, together = (self._axes.spread(given) for given in (output, large))
-        pairs = zip(alone, together, strict=True)
-        if all(moved(one[[-1, 0]].detach(), other[[0, -1]].detach()) <= 1.0 for one, other in pairs):
-            return
-        self.keep_whole(
-            "net: its samples know each other, outputs depend on the other samples of a batch "
-            "(BatchNorm without running statistics and centring do that)"
-        )
 
     def in_float64(self) -> "EmpiricalRisk":
         """The same weights in float64, in a copy of the net."""
@@ -348,11 +284,11 @@ class EmpiricalRisk:
                 return graph
             output, target = self._call(part), part.target
             if self._checks:
-                self._check_target(output, part)
+                check_target(self.loss, output, part)
             loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self._seed, first=part.first,
-                axes=self._axes, shares=shares,
+                axes=self._found.axes, shares=shares,
             )  # fmt: skip
             graph.weight = weight
             return graph
@@ -379,20 +315,16 @@ class EmpiricalRisk:
         """The loss of some samples, its weight in that of all, and each sample's share of it."""
         fixed, target = map_tensors(output, torch.Tensor.detach), part.target
         if not self._graph.needs_samples and part.sample_weight is None:
-            return self.loss, self._weighting.of_part(fixed, target, part.size), None
-        each = self._weighting.of_samples(fixed, target, part.size)
+            return self.loss, self._found.weighting.of_part(fixed, target, part.size), None
+        each = self._found.weighting.of_samples(fixed, target, part.size)
         loss = self.loss
         if part.sample_weight is not None:
-            if self.whole or self._axes is None:
+            if self.whole or self._found.axes is None:
                 raise ValueError(
                     "sample_weight: needs a net and a loss that treat every sample alone; "
                     f"{self.whole}"
                 )
             each = each * part.sample_weight.cpu()
-            loss = reweighted(loss, self._axes, each, sums=self.sums)
+            loss = reweighted(loss, self._found.axes, each, sums=self.sums)
         total = float(each.sum())
         return (loss, 1.0, each) if self.sums else (loss, total, each / total if total else each)
-
-
-def _shapes(batch: Batch) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(tensor.shape[1:], tensor.dtype) for tensor in tensors_of(batch.part(0, 1).pair[0])]
