@@ -427,9 +427,46 @@ def test_reasons_of_what_is_not_covered():
 @pytest.mark.parametrize("layout", ["first", "second", "merged", "token-major"])
 def test_all_layers_have_rows_for_any_axis_of_samples(layout):
     cushions = rt.layer_cushions(Tokens(layout), noise(4, 4, 5))
-    assert set(cushions.not_covered) == {"", "norm", "memory"}
-    assert "for any number of samples" in cushions.not_covered["memory"]  # it sees none
-    assert {"embed", "mlp.0", "mlp.2", "attention.out_proj"} < set(cushions.layers)
+    assert set(cushions.not_covered) == {"", "norm"}
+    assert {"embed", "mlp.0", "mlp.2", "attention.out_proj", "memory"} < set(cushions.layers)
+
+
+class Shared(nn.Module):
+    """Layers whose inputs have one shape for any number of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.linspace(-1, 1, 14).view(7, 2))
+        self.picture = nn.Parameter(torch.linspace(-1, 1, 18).view(1, 2, 3, 3))
+        self.table, self.conv = nn.Linear(2, 5), nn.Conv2d(2, 5, 3, padding=1)
+        self.mean, self.first, self.single = (nn.Linear(5, 5) for _ in range(3))
+        self.unbatched = nn.Conv2d(2, 5, 1)
+
+    def forward(self, x):
+        table, picture = self.table(self.places), self.conv(self.picture).mean((2, 3))
+        mean, first = self.mean(x.mean(0)), self.first(x[:1])
+        unbatched = self.unbatched(self.picture[0]).mean((1, 2))
+        return self.single(x) + table.mean(0) + picture + mean.sum() + first.sum() + unbatched
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+def test_an_input_that_follows_no_sample_belongs_to_each_of_them(norm):
+    net = Shared()
+    found = rt.layer_cushions(net, noise(9, 5), norm=norm, weight="effective", batch=4)
+    assert set(found.layers) == {"table", "conv", "single"}
+    for layer, z in ((net.table, net.places), (net.conv, net.picture)):
+        above = (layer(z) - layer(torch.zeros_like(z))).norm()
+        size = layer.weight.norm()
+        if norm == "operator":  # the dense map, column by column
+            basis = torch.eye(z.numel()).view(-1, *z.shape)
+            linear = layer(basis.flatten(0, 1)) - layer(torch.zeros_like(basis.flatten(0, 1)))
+            size = linear.norm()
+        row = found.values[found.layers.index("table" if z is net.places else "conv")]
+        expected = (above / size / z.norm()).detach()
+        torch.testing.assert_close(row, expected.expand(9), rtol=1e-12, atol=0)
+    for name in ("mean", "first"):
+        assert "any number of samples, and other values" in found.not_covered[name]
+    assert "any number of samples" in found.not_covered["unbatched"]
 
 
 def test_subclasses_with_a_forward_of_their_own_are_listed():
@@ -572,9 +609,9 @@ def test_layers_by_name_in_the_order_of_the_net():
         ({"weight": "removed"}, "weight: unknown name"),
         ({"layers": ["conv9"]}, "layers: unknown name 'conv9'"),
         ({"batch": 0}, "batch: got 0"),
-        ({"data": torch.zeros(0, 3, 16, 16)}, "data: got no sample"),
+        ({"data": torch.zeros(0, 3, 16, 16)}, "data: got a batch without samples"),
         ({"data": torch.full((2, 3, 16, 16), torch.nan).double()}, "data x: entry"),
-        ({"data": torch.zeros(2, 3, 16, 16).float()}, "data x: has dtype torch.float32"),
+        ({"data": torch.zeros(2, 3, 16, 16).byte()}, "data x: the net does not take"),
         ({"data": 3}, "data: got int"),
         ({"net": 3}, "net: got int, needs a torch.nn.Module"),
         ({"net": nn.LayerNorm(16).double()}, "net: LayerNorm has no linear layer to measure"),

@@ -290,10 +290,11 @@ OPTIMIZERS = {
 def test_100_steps_of_training(name):
     net, x, y = tiny_residual()
     pair, settings = (net, rt.to_plain(net)), {"loss": "cross_entropy", "steps": 100}
-    corrected = rt.check_equivalence(*pair, x, y, optimizer=OPTIMIZERS[name], **settings)
+    settings |= {"optimizer": OPTIMIZERS[name]}
+    corrected = rt.check_equivalence(*pair, (x, y), **settings)
     assert corrected.steps.shape == (100,)
     assert corrected.largest < SAME
-    free = rt.check_equivalence(*pair, x, y, optimizer=OPTIMIZERS[name], correct=False, **settings)
+    free = rt.check_equivalence(*pair, (x, y), correct=False, **settings)
     assert free.steps[-1] > 1e-3
 
 
@@ -332,7 +333,8 @@ def test_training_of_three_terms_with_the_penalty_in_the_cost(name):
 def test_training_leaves_the_nets_alone():
     net, x, y = tiny_residual()
     before = copy.deepcopy(net.state_dict())
-    rt.check_equivalence(net, net, x, y, loss="cross_entropy", steps=2, optimizer=OPTIMIZERS["sgd"])
+    settings = {"loss": "cross_entropy", "steps": 2, "optimizer": OPTIMIZERS["sgd"]}
+    rt.check_equivalence(net, net, (x, y), **settings)
     assert_same(net.state_dict(), before)
     assert all(p.grad is None for p in net.parameters())
 

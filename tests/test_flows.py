@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from tolerances import round_off
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
+from resid_theory.data import Data
 from resid_theory.losses import LOSSES
 from resid_theory.stability import MODES, STATISTICS, feature_gradients, subactivation_paths
 from resid_theory.stability import flows as room
@@ -134,7 +136,7 @@ def test_one_channel_at_a_time_gives_the_same(generator, data, device, k, channe
     paths = subactivation_paths(net)
     layer = 2
     exact = flow_by_single_gradients(net, x[:1], y[:1], paths.ends[layer], paths.top, k, channel)
-    ladder = room._Ladder.of(net, x, paths)
+    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
     g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     flow = dict(ladder.flows(g, torch.arange(64)))[layer]
     scale = float(flow.abs().max())
@@ -159,7 +161,7 @@ def test_flows_follow_the_recursion(name, generator, data, device):
     net = build(name, generator).eval().to(device)
     x, y = data
     paths = subactivation_paths(net)
-    ladder = room._Ladder.of(net, x, paths)
+    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
     g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     found = dict(ladder.flows(g, torch.arange(64)))
     convolutions = [m for m in net if isinstance(m, nn.Conv2d)][1:]
@@ -177,7 +179,7 @@ def test_flows_of_all_features_are_the_gradient(name, generator, device, data):
     net = build(name, generator).to(device).eval()
     x, y = data
     paths = subactivation_paths(net, rule=RULES.get(name))
-    ladder = room._Ladder.of(net, x, paths)
+    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
     g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
     for layer, flow in ladder.flows(g, torch.arange(g.shape[1], device=device)):
         below = ladder.lower[layer].detach().requires_grad_()
@@ -312,6 +314,31 @@ def test_feature_gradients_are_those_of_each_samples_own_loss(generator, data, d
     assert_close(feature_gradients(net, data), exact)
     assert_close(feature_gradients(net, data, batch=1), exact)
     assert_close(rt.dominant_flows(net, data).gradients, exact)
+
+
+FORMS = {
+    "iterator": lambda x, y: iter([(x[:3], y[:3]), (x[3:], y[3:])]),
+    "triples": lambda x, y: DataLoader(TensorDataset(x, y, torch.arange(5)), batch_size=2),
+    "names": lambda x, y: [{"x": x[:1], "y": y[:1]}, {"x": x[1:], "y": y[1:]}],
+    "data set": TensorDataset,
+    "arrays": lambda x, y: (x.numpy(), y.numpy()),
+    "one-hot for the loss": lambda x, y: (x, y),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_of_any_form(form, generator):
+    net = build("plain", generator).eval()
+    x, y = torch.randn(5, 3, 8, 8, generator=generator), torch.tensor([3, 0, 7, 7, 1])
+    features, square = net[:-1](x), form == "one-hot for the loss"
+    output = net[-1](features)
+    exact = ((output if square else output.softmax(1)) - F.one_hot(y, 10)) @ net[-1].weight
+    loss = "square" if square else "cross_entropy"
+    found = rt.dominant_flows(net, FORMS[form](x, y), loss=loss)
+    assert_close(found.gradients, exact.detach())
+    assert_close(feature_gradients(net, FORMS[form](x, y), loss=loss), exact.detach())
+    left_out = ("integers behind (x, y) are left out as indices",)
+    assert found.notes == (left_out if form == "triples" else ())
 
 
 def test_images_are_scaled_like_in_training(generator):

@@ -1,6 +1,6 @@
 """A batch of samples, on its way to a net."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data.image_set import Images
+from resid_theory.data.net_arguments import call_net
 from resid_theory.nested import map_tensors, rows_of, tensors_of
+from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = ["Batch", "Place"]
+__all__ = ["Batch", "Place", "join"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,6 +174,25 @@ class Batch:
             self.content.labels if images else self.content[1], self.place.targets
         )
 
+    @property
+    def inputs(self) -> Any:
+        """The inputs alone."""
+        if isinstance(self.content, Images):
+            return self.pair[0]
+        return self.place.put(self.content[0], self.place.inputs)
+
+    def cycled(self, count: int, start: int = 0) -> "Batch":
+        """Consecutive samples, from the beginning again where there are too few.
+
+        Args:
+            count: Number of samples.
+            start: Number of the first one.
+
+        Returns:
+            So many samples.
+        """
+        return self._rows((torch.arange(count) + start) % self.size)
+
     def call(
         self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format
     ) -> Any:
@@ -184,7 +205,56 @@ class Batch:
         Returns:
             Its output.
         """
-        x = map_tensors(self.pair[0], lambda tensor: tensor.clone(memory_format=memory_format))
-        if isinstance(x, Mapping):
-            return net(**x)
-        return net(*x) if isinstance(x, (tuple, list)) else net(x)
+        x = map_tensors(self.inputs, lambda tensor: tensor.clone(memory_format=memory_format))
+        return call_net(net, x)
+
+    def try_call(
+        self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format
+    ) -> Any:
+        """As :meth:`call`; a ValueError with the net's own words if it does not take the inputs."""
+        try:
+            return self.call(net, memory_format)
+        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
+            shapes = ", ".join(
+                f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(self.inputs)
+            )
+            raise ValueError(
+                f"data x: the net does not take samples of shape {shapes}: {error}"
+            ) from error
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """All samples of several batches in one.
+
+    Args:
+        batches: Batches of one data set, at least one.
+
+    Returns:
+        A batch that shares memory with a single one.
+
+    Raises:
+        ValueError: If their samples have different shapes.
+    """
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    leaves = [list(tensors_of(batch.content)) for batch in batches]
+    shapes = {tuple(tuple(leaf.shape[1:]) for leaf in each) for each in leaves}
+    if len(shapes) > 1:
+        kinds = ", others of ".join(" and ".join(map(str, shape)) for shape in sorted(shapes))
+        raise ValueError(
+            f"data: samples of different shapes in x and y: some of {kinds}; needs one shape"
+        )
+    joined = iter(
+        torch.cat(parts) if parts[0].dim() and len(parts[0]) == first.size else parts[0]
+        for parts in zip(*leaves, strict=True)
+    )
+    weights = [b.sample_weight for b in batches if b.sample_weight is not None]
+    return replace(
+        first,
+        content=map_tensors(first.content, lambda _: next(joined)),
+        size=sum(batch.size for batch in batches),
+        sample_weight=torch.cat(weights) if weights else None,
+    )

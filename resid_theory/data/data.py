@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_tensor
-from resid_theory.data.batch import Batch, Place
+from resid_theory._check import as_tensor, check_finite
+from resid_theory.data.batch import Batch, Place, join
 from resid_theory.data.forms import as_batches, batch_size, check_triple, has_weights, whole_set
 from resid_theory.data.image_set import Images
+from resid_theory.data.net_arguments import inputs_of, whole_inputs
 from resid_theory.data.pass_record import PassRecord
 from resid_theory.nested import tensors_of
 
@@ -28,9 +30,17 @@ class Data:
         notes: What was done to the data on the way in.
     """
 
-    def __init__(self, source: Any, place: Place, *, pairs: bool, sample_weight: Any) -> None:
-        self._source, self._place, self._pairs = source, place, pairs
-        self._sample_weight = sample_weight
+    def __init__(
+        self,
+        source: Any,
+        net: nn.Module | None,
+        *,
+        pairs: bool,
+        targets: bool | None,
+        sample_weight: Any,
+    ) -> None:
+        self._source, self._net, self._place = source, net, Place.of(net)
+        self._pairs, self._targets, self._sample_weight = pairs, targets, sample_weight
         self._whole: Any = None  # a list of batches, images, or one triple
         self._first: PassRecord | None = None
         self.ordered = self.shuffled = False
@@ -38,7 +48,12 @@ class Data:
 
     @staticmethod
     def of(
-        data: Any, *, like: nn.Module | None = None, pairs: bool = True, sample_weight: Any = None
+        data: Any,
+        *,
+        like: nn.Module | None = None,
+        pairs: bool = True,
+        targets: bool | None = True,
+        sample_weight: Any = None,
     ) -> "Data":
         """Take data of any form.
 
@@ -52,6 +67,9 @@ class Data:
                 parameter, which their targets keep off.
             pairs: Whether batches are pairs; else they are handed on as they are, for a loss of
                 (net, batch).
+            targets: Whether targets are needed; False for inputs whose targets are not read, None
+                for targets that may be there. Inputs alone, or batches of these, are then data,
+                too: a tensor, a tuple of as many tensors as the net needs, a mapping, an object.
             sample_weight: Weights of the samples, at least 0, (m,), for a whole set; True if they
                 are what stands behind (x, y) in every batch. A sample of weight 2 counts as if it
                 were there twice.
@@ -67,18 +85,22 @@ class Data:
             >>> [batch.size for batch in rt.Data.of([(x[:3], y[:3]), (x[3:], y[3:])])]
             [3, 2]
         """
+        weight, whole = sample_weight, None
         if isinstance(data, Data):
-            if data._pairs != pairs:
-                return Data.of(data._source, like=like, pairs=pairs)
-            made = Data(
-                data._source, Place.of(like), pairs=pairs, sample_weight=data._sample_weight
-            )
-            made._whole = data._whole
-            return made
-        made = Data(data, Place.of(like), pairs=pairs, sample_weight=sample_weight)
-        made._whole = whole_set(data) if pairs else None
-        if made._whole is not None and sample_weight is None and has_weights(data):
-            made._sample_weight = True
+            same = data._pairs == pairs
+            whole, weight = (data._whole, data._sample_weight) if same else (None, None)
+            data = data._source
+        made = Data(data, like, pairs=pairs, targets=targets, sample_weight=weight)
+        if isinstance(whole, list):  # batches that are held
+            made._whole = whole
+        elif pairs and targets:
+            made._whole = whole_set(data)
+            if made._whole is not None and weight is None and has_weights(data):
+                made._sample_weight = True
+        elif pairs:
+            made._whole = whole_inputs(data)
+            if isinstance(data, list) and isinstance(made._whole, tuple):
+                made._note("a list of two tensors is taken for inputs and targets")
         if made._whole is None:
             made._source = as_batches(data)
             made._check_iterable(data)
@@ -133,7 +155,9 @@ class Data:
         """
         if isinstance(self._whole, Images):
             return self
-        made = Data(self._source, self._place, pairs=self._pairs, sample_weight=None)
+        made = Data(
+            self._source, self._net, pairs=self._pairs, targets=self._targets, sample_weight=None
+        )
         made._whole = [replace(batch, content=batch.placed) for batch in self]
         made.notes = self.notes
         return made
@@ -178,6 +202,10 @@ class Data:
             yield from (replace(batch, place=self._place) for batch in self._whole)
             return
         if isinstance(self._whole, Images):
+            if len(self._whole) == 0:
+                raise ValueError("data: got images without samples, needs at least one")
+            check_finite("data x", self._whole.pixels)
+            check_finite("data y", self._whole.labels)
             weight = self._weights(self._sample_weight, len(self._whole))
             yield Batch(
                 content=self._whole, size=len(self._whole), sample_weight=weight, place=self._place
@@ -189,7 +217,48 @@ class Data:
             yield replace(batch, first=first, place=self._place)
             first += batch.size
 
+    def whole(self) -> Batch:
+        """All samples in one batch, read now.
+
+        Returns:
+            A batch that shares memory with the data, if they are one.
+
+        Raises:
+            ValueError: If samples of different batches have different shapes.
+        """
+        return join(list(self))
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """Read the batches, placed; those of a whole set in parts.
+
+        Args:
+            size: Most samples of a part; batches that the data come in stay as they are.
+
+        Yields:
+            Batches whose tensors are where the net is.
+        """
+        for batch in self:
+            step = batch.size if self._whole is None or isinstance(self._whole, list) else size
+            for start in range(0, batch.size, step):
+                part = batch.part(start, step)
+                yield replace(part, content=part.placed)
+
+    def count(self, size: int) -> int | None:
+        """Number of parts that :meth:`chunks` yields; None where it is unknown.
+
+        Args:
+            size: Most samples of a part.
+
+        Returns:
+            A number for a progress bar.
+        """
+        if self._whole is None:
+            return len(self._source) if hasattr(self._source, "__len__") else None
+        return sum(1 if isinstance(self._whole, list) else -(-b.size // size) for b in self._read())
+
     def _pair(self, content: Any) -> Batch:
+        if not self._targets:
+            return self._inputs(content)
         x, y, behind = check_triple(content)
         size = batch_size(y)
         assert size is not None
@@ -209,11 +278,26 @@ class Data:
                 )
             behind = None
             self._note("integers behind (x, y) are left out as indices")
-        for name, side, dtype in (("x", x, self._place.inputs), ("y", y, self._place.targets)):
-            for tensor in tensors_of(side):
-                if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
-                    self._note(f"{name} is cast from {tensor.dtype} to the net's {dtype}")
+        self._note_casts("x", x, self._place.inputs)
+        self._note_casts("y", y, self._place.targets)
         return Batch(content=(x, y), size=size, sample_weight=self._weights(behind, size))
+
+    def _inputs(self, content: Any) -> Batch:
+        x, y, note = inputs_of(content, self._net)
+        if note is not None:
+            self._note(note)
+        self._note_casts("x", x, self._place.inputs)
+        if self._targets is None and y is not None:
+            x, y, _ = check_triple((x, y))
+            self._note_casts("y", y, self._place.targets)
+        else:
+            y = None
+        return Batch(content=(x, y), size=batch_size(x) or 0)
+
+    def _note_casts(self, name: str, side: Any, dtype: torch.dtype | None) -> None:
+        for tensor in tensors_of(side):
+            if dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype:
+                self._note(f"{name} is cast from {tensor.dtype} to the net's {dtype}")
 
     def _any(self, content: Any) -> Batch:
         size = batch_size(content)

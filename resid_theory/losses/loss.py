@@ -1,11 +1,12 @@
 """Losses by name, as functions, or as modules: one object that answers what callers ask of it."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 from resid_theory.losses.formulas import IGNORED, class_axis, formula_of, valid_labels
@@ -142,20 +143,72 @@ class Loss:
                 f"data y: got dtype {target.dtype}, the {self.name} loss needs floating point"
             )
 
-    def _check_labels(self, output: Tensor, target: Tensor) -> None:
+    def _check_labels(self, output: Tensor, target: Tensor, ignored: bool = True) -> None:
         axis = class_axis(output, target)
         if axis is None or target.dim() == output.dim():
             shape = tuple(output.shape)
             one = f"(m,) for {shape}" if output.dim() == 2 else f"those of {shape} without one axis"
             raise ValueError(f"data y: got labels of shape {tuple(target.shape)}, needs {one}")
         classes, index = output.shape[axis], target.long()  # bool has no minimum
-        valid = index[index != IGNORED] if target.is_signed() else index
+        valid = index[index != IGNORED] if target.is_signed() and ignored else index
         low, high = (int(valid.min()), int(valid.max())) if len(valid) else (0, 0)
         if low < 0 or high >= classes:
             raise ValueError(
                 f"data y: got class labels from {low} to {high} for {classes} outputs, "
-                f"needs labels in 0..{classes - 1}, or {IGNORED} for samples that do not count"
+                f"needs labels in 0..{classes - 1}"
+                + (f", or {IGNORED} for samples that do not count" if ignored else "")
             )
+
+    def targets_of(self, output: Any, target: Any) -> tuple[Any, Tensor | None]:
+        """Targets as the loss takes them, and class labels if they are any, checked.
+
+        Args:
+            output: The net's output on some samples, (m, ...).
+            target: Targets of any number of samples; class labels, one for each place of the
+                output that has one number for each class, become one-hot rows for a loss of values.
+
+        Returns:
+            The targets, and the labels; None for targets that are no classes.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+        if not isinstance(output, Tensor):
+            if self.targets != "any":
+                kind = type(output).__name__
+                raise ValueError(f"net: gives {kind}, the loss {self.name!r} needs a tensor")
+            return target, None
+        if not isinstance(target, Tensor) or output.dim() == 0:
+            self.check_target(output, target)
+            return target, None
+        wide = output[:1].detach().expand(len(target), *output.shape[1:])
+        axis = class_axis(wide, target)
+        if axis is None or target.is_floating_point() or target.dim() == output.dim():
+            self.check_target(wide, target)
+            return target, None
+        labels = target.long()
+        if self.targets not in ("values", "shape"):
+            self.check_target(wide, labels)
+            return labels, labels
+        self._check_labels(wide, labels, ignored=False)
+        rows = F.one_hot(labels, output.shape[axis]).movedim(-1, axis)
+        return rows.to(output.dtype), labels
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Loss":
+        """The same loss, with the tensors of a module, such as class weights, elsewhere.
+
+        Args:
+            device: Their device.
+            dtype: Their dtype.
+
+        Returns:
+            A new loss; this one if its function is no module.
+        """
+        if not isinstance(self.function, nn.Module):
+            return self
+        again = copy.copy(self)
+        again.function = copy.deepcopy(self.function).to(device, dtype)
+        return again
 
     def derivatives(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         r"""Gradient and Hessian of every sample's loss with respect to its own output.

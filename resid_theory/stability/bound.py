@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_positive
+from resid_theory._check import as_generator, check_int, check_net, check_positive
+from resid_theory.data import Data
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.linear_maps import CONVOLUTIONS, LinearMap
-from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.norms import row_norms
-from resid_theory.stability.smoothness import activation_contraction
+from resid_theory.stability.smoothness import activations_of, contractions
 
 __all__ = ["CompressionBound", "compression_bound"]
 
@@ -34,6 +35,7 @@ class CompressionBound:
         output_norm: Largest norm of the net's output over the samples.
         margin: γ, in units of the output.
         samples: Number of samples, |S|.
+        notes: What was done to the data on the way into the net.
     """
 
     layers: tuple[str, ...]
@@ -45,6 +47,7 @@ class CompressionBound:
     output_norm: float
     margin: float
     samples: int
+    notes: tuple[str, ...] = ()
 
     @property
     def terms(self) -> Tensor:
@@ -87,7 +90,7 @@ def compression_bound(
 
     Args:
         net: An ``nn.Sequential`` whose layers are one chain, Linear or convolutions.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         margin: γ, in units of the output, above 0.
         probes: Number of sign vectors for each layer.
         generator: Source of the signs, on the CPU, or a seed.
@@ -106,17 +109,21 @@ def compression_bound(
         Arora et al., arXiv:1802.05296, Definitions 4 to 8 and Theorems 4.1 and 5.1.
     """
     margin, source = check_positive("margin", margin), as_generator(generator)
-    contraction = max(activation_contraction(net, data, batch=batch, device=device).values())
-    net = placed(checked_net(net), device)
+    check_int("batch", batch)
+    net = on_device(check_net(net), device)
+    activations = activations_of(net)
     chain = chain_of_layers(net)
     maps = [LinearMap(name=chain.names[p], module=chain.modules[p]) for p in chain.layers]
     cushions = torch.full((len(maps),), torch.inf, dtype=torch.float64)
     onward, spread, output_norm, samples = cushions.clone(), torch.ones_like(cushions), 0.0, 0
+    contraction, found_data = 0.0, Data.of(data, like=net, targets=False)
+    parts = tqdm(found_data.chunks(batch), total=found_data.count(batch), disable=not progress,
+                 desc="bound")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
-        for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="bound"):
-            samples += len(x)
+        for part in parts:
+            samples += part.size
             for i, (position, linear) in enumerate(zip(chain.layers, maps, strict=True)):
-                z = chain.run(x.clone(), 0, position)
+                z = chain.input_of(position, part)
                 below = row_norms(z.reshape(len(z), -1))
                 above = row_norms(linear.apply(z).reshape(len(z), -1))
                 size = row_norms(linear.weight.reshape(1, -1))
@@ -134,8 +141,11 @@ def compression_bound(
                     least = float(found.nan_to_num(torch.inf).min())
                     onward[i] = min(float(onward[i]), least)
                     spread[i] = max(float(spread[i]), float(norms.spread.nan_to_num(1.0).max()))
-            output = chain.run(x.clone(), 0, len(chain.modules))
-            output_norm = max(output_norm, float(row_norms(output.reshape(len(x), -1)).max()))
+            with contractions(activations) as largest:
+                output = chain.input_of(len(chain.modules), part)
+            contraction = max(contraction, *largest.values())
+            norms_of_outputs = row_norms(output.reshape(part.size, -1))
+            output_norm = max(output_norm, float(norms_of_outputs.max()))
     return CompressionBound(
         layers=tuple(linear.name for linear in maps),
         layer_cushions=cushions,
@@ -146,6 +156,7 @@ def compression_bound(
         output_norm=output_norm,
         margin=margin,
         samples=samples,
+        notes=tuple(found_data.notes),
     )
 
 

@@ -1,27 +1,21 @@
 """Layer cushions: the share of a layer's weight that acts on the input of each sample."""
 
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_int
+from resid_theory._check import check_choice, check_int, check_net
+from resid_theory.data import Data
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import on_device
 from resid_theory.stability.layer_inputs import Call, Layout, call_hooks, layouts
 from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
-from resid_theory.stability.net_inputs import (
-    checked_net,
-    count_batches,
-    first_inputs,
-    input_batches,
-    placed,
-    three_samples,
-)
 from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
@@ -50,6 +44,7 @@ class Cushions(Summaries):
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
         zero_inputs: Number of samples whose input is zero, by layer, (layers,), int64.
         not_covered: Reasons, by name, of modules with parameters that have no row.
+        notes: What was done to the data on the way into the net.
     """
 
     layers: tuple[str, ...]
@@ -61,6 +56,7 @@ class Cushions(Summaries):
     batchnorm: str
     zero_inputs: Tensor
     not_covered: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("weight", self.weight, WEIGHTS)
@@ -101,7 +97,8 @@ class Cushions(Summaries):
         for name, reason in self.not_covered.items():
             names[reason].append(name or "the net itself")
         missing = [f"not covered: {', '.join(some)}: {why}" for why, some in names.items()]
-        return "\n".join([self._table(title, {f"median ({other})": medians}), *missing])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([self._table(title, {f"median ({other})": medians}), *missing, *notes])
 
 
 def layer_cushions(
@@ -123,13 +120,16 @@ def layer_cushions(
 
     The numerator is the layer's output without its bias, the identity included. Samples are the
     axis of a layer's input whose length follows the batch; tokens and positions are part of a
-    sample. Every call of ``nn.Linear``, ``nn.Conv1d``, ``2d``, ``3d`` and of the four projections
+    sample, and an input that follows no sample, such as a table of positions, belongs to each of
+    them. Every call of ``nn.Linear``, ``nn.Conv1d``, ``2d``, ``3d`` and of the four projections
     of ``nn.MultiheadAttention`` is measured; every other module with parameters is listed in
     ``not_covered`` with the reason.
 
     Args:
         net: Any module; it is measured in eval mode and left as it was.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs (m, ...), of a net of several a tuple or a mapping of them; a pair (x, y) of
+            inputs and targets, ``rt.Images``, a ``Dataset``; or a loader or iterator of batches of
+            these, which is read once. Floating-point inputs are cast to the net's dtype.
         layers: Names of the layers to measure; all of them if None.
         norm: Norm of the weight in the denominator, a name in ``NORMS``. ``"kernel"``: Frobenius
             norm of the array of weights. ``"operator"``: Frobenius norm of the dense linear map,
@@ -163,16 +163,13 @@ def layer_cushions(
     check_choice("norm", norm, list(NORMS))
     check_choice("weight", weight, WEIGHTS)
     check_int("batch", batch)
-    net = placed(checked_net(net), device)
+    net = on_device(check_net(net), device)
+    maps, others = linear_maps(net)
+    wanted = selected(maps, layers)
+    samples = Data.of(data, like=net, targets=False)
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
-        parts = input_batches(data, batch, net)
-        first = first_inputs(data, net)
-        if first is None:  # an iterator: its first batch is looked at, then measured
-            opening = next(parts)
-            first = three_samples(opening)
-            parts = itertools.chain([opening], parts)
-        maps, others = linear_maps(net)
-        wanted = selected(maps, layers)
+        parts = samples.chunks(batch)
+        first = next(parts)  # looked at, then measured
         with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
             found, reasons = layouts(net, wanted, first)
         covered = [linear for linear in wanted if linear.name not in reasons]
@@ -183,12 +180,13 @@ def layer_cushions(
                 + ("; ".join(f"{k}: {v}" for k, v in others.items()) or "none at all")
             )
         meter = _Meter(layouts=found, norm=norm, include_bias=include_bias)
-        total = count_batches(data, batch)
-        with call_hooks(covered, meter.take) as seen:
-            for x in tqdm(parts, total=total, disable=not progress, desc="cushions"):
-                meter.begin(len(x))
+        bar = tqdm(total=samples.count(batch), disable=not progress, desc="cushions")
+        with bar, call_hooks(covered, meter.take) as seen:
+            for part in chain([first], parts):
+                meter.begin(part.size)
                 seen.clear()
-                net(x)
+                part.call(net)
+                bar.update()
     names, gains, norms, irregular = meter.result(covered)
     return Cushions(
         layers=names,
@@ -200,6 +198,7 @@ def layer_cushions(
         batchnorm=batchnorm,
         zero_inputs=gains.isnan().sum(1),
         not_covered=others | irregular,
+        notes=tuple(samples.notes),
     )
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_int
-from resid_theory.data import Data, Images
+from resid_theory._check import check_choice, check_int, check_net
+from resid_theory.data import Batch, Data
 from resid_theory.losses import Loss, LossLike, check_scalar, weighting_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
@@ -23,6 +23,7 @@ from resid_theory.stability.paths import ChannelPaths, final_features, subactiva
 __all__ = ["Flows", "dominant_flows", "feature_gradients"]
 
 _WORKSPACE = 1 << 28  # bytes that the flows of one layer may take
+_READ = 512  # samples of images that are normalized together: as numbers they are 4 times as large
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +41,7 @@ class Flows:
         mode: Mode of ``shares``, one of ``MODES``.
         statistic: Statistic of ``shares``, one of ``STATISTICS``.
         unmeasured: Layers without a path, with the reason.
+        notes: What was done to the data on the way into the net.
     """
 
     layers: tuple[str, ...]
@@ -49,6 +51,7 @@ class Flows:
     mode: str
     statistic: str
     unmeasured: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def under(self, *, mode: str, statistic: str) -> "Flows":
         """The same flows, counted by another mode or statistic.
@@ -117,8 +120,8 @@ def dominant_flows(
     Args:
         net: A net of this library, see :func:`subactivation_paths`, in any precision; float64 is
             not needed to compare magnitudes.
-        data: Images, (x, y), an object with ``.x`` and ``.y``, or a loader; x is cast to the type
-            of the weights.
+        data: Images, pairs (x, y) of inputs and targets, a ``Dataset``, or a loader or iterator,
+            which is read once; floating-point numbers are cast to the net's dtype.
         loss: ``"cross_entropy"``, ``"square"``, or a callable (output, target) that returns a mean
             over samples.
         mode: ``"sap"``, ``"first"`` or ``"sub"``. The paper does not say how it counts: its flat
@@ -150,19 +153,22 @@ def dominant_flows(
     check_choice("statistic", statistic, STATISTICS)
     step = None if batch is None else check_int("batch", batch)
     paths = subactivation_paths(net, rule=rule)
+    check_net(net)
     assert isinstance(net, nn.Sequential)
+    samples = Data.of(data, like=net)
     parts = []
     with preserved(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
-        for x, y in _samples(net, data):
+        for some in samples.chunks(_READ):
             start, size = 0, step
-            while start < len(x):
-                ladder = _Ladder.of(net, x[start : start + (size or 1)], paths)
+            while start < some.size:
+                part = some.part(start, size or 1)
+                ladder = _Ladder.of(net, part, paths)
                 if size is None:
                     # One sample has shown how large the flows are.
-                    size = max(1, min(len(x), _WORKSPACE // (6 * ladder.largest)))
+                    size = max(1, min(some.size, _WORKSPACE // (6 * ladder.largest)))
                     if size > 1:
                         continue
-                target = y[start : start + size]
+                target = part.target
                 gradients = _gradients(net[paths.top :], ladder.upper[-1], target, scored)
                 parts.append((*_read(ladder, gradients, paths), gradients))
                 bar.update(len(target))
@@ -176,6 +182,7 @@ def dominant_flows(
         mode=mode,
         statistic=statistic,
         unmeasured=paths.unmeasured,
+        notes=tuple(samples.notes),
     )
 
 
@@ -186,7 +193,7 @@ def feature_gradients(
 
     Args:
         net: A net of this library, see :func:`subactivation_paths`.
-        data: Images, (x, y), an object with ``.x`` and ``.y``, or a loader.
+        data: Images, (x, y), or any other form that :func:`dominant_flows` takes.
         loss: ``"cross_entropy"``, ``"square"``, or a callable (output, target) that returns a mean
             over samples.
         batch: Samples in one pass.
@@ -206,11 +213,10 @@ def feature_gradients(
     step, scored = check_int("batch", batch), Loss.of(loss)
     parts = []
     with preserved(net):
-        for x, y in _samples(net, data):
-            for some, target in zip(x.split(step), y.split(step), strict=True):
-                with torch.no_grad():
-                    features = net[:top](some)
-                parts.append(_gradients(net[top:], features, target, scored))
+        for part in Data.of(data, like=net).chunks(step):
+            with torch.no_grad():
+                features = part.try_call(net[:top])
+            parts.append(_gradients(net[top:], features, part.target, scored))
     return torch.cat(parts)
 
 
@@ -218,27 +224,14 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) ->
     """Gradient of each sample's own loss, not of the mean, in the final features."""
     features = features.detach().requires_grad_()
     output = head(features)
-    loss.check_target(output, target)
+    target, _ = loss.targets_of(output, target)
     weighting = weighting_of(loss, output, target)
     shares = weighting.of_samples(output.detach(), target, len(target)).to(features)
     if not weighting.sums:
         shares = shares / shares.sum()
     (slopes,) = torch.autograd.grad(check_scalar(loss(output, target)), features)
-    inverse = torch.where(shares > 0, 1 / shares, 0.0)
-    return slopes * inverse.view(-1, *[1] * (slopes.dim() - 1))
-
-
-def _samples(net: nn.Module, data: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches on the device and in the type of the weights."""
-    like = next(net.parameters())
-    if isinstance(data, Images):
-        images = data
-        # A part at a time: as floating-point numbers the set is four or eight times as large.
-        parts = zip(images.pixels.split(512), images.labels.split(512), strict=True)
-        data = ((images.inputs(pixels, like.dtype), labels) for pixels, labels in parts)
-    for x, y in (batch.pair for batch in Data.of(data)):
-        target = y.to(like.dtype) if y.is_floating_point() else y
-        yield x.to(like.device, like.dtype), target.to(like.device)
+    shares = shares.view(-1, *[1] * (slopes.dim() - 1))
+    return torch.where(shares > 0, slopes / shares, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -255,9 +248,9 @@ class _Ladder:
     upper: list[Tensor]
 
     @classmethod
-    def of(cls, net: nn.Sequential, x: Tensor, paths: ChannelPaths) -> "_Ladder":
+    def of(cls, net: nn.Sequential, batch: Batch, paths: ChannelPaths) -> "_Ladder":
         with torch.no_grad():
-            below = net[: paths.ends[0]](x)
+            below = batch.try_call(net[: paths.ends[0]])
         lower, upper = [], []
         for start, end in zip(paths.ends, (*paths.ends[1:], paths.top), strict=True):
             lower.append(below.detach().requires_grad_())

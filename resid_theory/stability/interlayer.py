@@ -11,8 +11,10 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory._check import as_generator, check_choice, check_int, check_net
+from resid_theory.data import Batch, Data
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import (
     better_side,
     differentiable,
@@ -20,7 +22,6 @@ from resid_theory.stability.jacobian import (
     jacobian_product,
     squared_norm,
 )
-from resid_theory.stability.net_inputs import checked_net, count_batches, input_batches, placed
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.sample_statistics import Summaries
 from resid_theory.stability.submaps import Submap, block_maps, map_between
@@ -44,6 +45,7 @@ class InterlayerCushions(Summaries):
         sides: Side of the products of each map: ``"in"``, J v; ``"out"``, u J.
         kappa: One of ``KAPPAS``.
         batchnorm: ``"eval"``, running statistics, or ``"batch"``, each sample's own.
+        notes: What was done to the data on the way into the net.
     """
 
     pieces: tuple[str, ...]
@@ -53,6 +55,7 @@ class InterlayerCushions(Summaries):
     sides: tuple[str, ...]
     kappa: str
     batchnorm: str
+    notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[str, ...]:
@@ -113,7 +116,8 @@ class InterlayerCushions(Summaries):
             "± probes": self.probe_error,
         }
         extra = {key: [f"{v:.4g}" for v in column.tolist()] for key, column in numbers.items()}
-        return self._table(title, {**extra, "norm": how})
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([self._table(title, {**extra, "norm": how}), *notes])
 
 
 def interlayer_cushions(
@@ -142,7 +146,7 @@ def interlayer_cushions(
         net: Any module. In an ``nn.Sequential`` the map is ``net[start:stop]``. In any other module
             the whole net is run with another z in place of ``start``'s input, so that paths around
             ``start`` stay fixed.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         start: Index in an ``nn.Sequential``, or a module's name, dotted if it lies deeper.
         stop: The same; its own layer does not belong to the map. None: to the net's output.
         kappa: ``"spatial"``, √(positions of z), the interpretation of the paper's √n that fits its
@@ -178,9 +182,9 @@ def interlayer_cushions(
         [[1.0]]
     """
     return _measure(
-        net, data, lambda net, x: [map_between(net, x, start, stop)], kappa=kappa, method=method,
-        probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
-        progress=progress,
+        net, data, lambda net, part: [map_between(net, part, start, stop)], kappa=kappa,
+        method=method, probes=probes, generator=generator, batchnorm=batchnorm, batch=batch,
+        device=device, progress=progress,
     )  # fmt: skip
 
 
@@ -202,7 +206,7 @@ def block_cushions(
 
     Args:
         net: Any module.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         blocks: Names of modules, dotted if they lie deeper; None for the modules ``block1``,
             ``block2``, ... of this library's networks.
         kappa: ``"spatial"``, √(positions); ``"none"``, 1; or ``"total"``, √(entries) of the input.
@@ -225,7 +229,7 @@ def block_cushions(
         Yu & Tomasi, arXiv:1905.10944, section 5: the nine blocks of a net of depth 20.
     """
     return _measure(
-        net, data, lambda net, x: block_maps(net, x, blocks), kappa=kappa, method=method,
+        net, data, lambda net, part: block_maps(net, part, blocks), kappa=kappa, method=method,
         probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
         progress=progress,
     )  # fmt: skip
@@ -234,7 +238,7 @@ def block_cushions(
 def _measure(
     net: nn.Module,
     data: Any,
-    cut: Callable[[nn.Module, Tensor], list[Submap]],
+    cut: Callable[[nn.Module, Batch], list[Submap]],
     *,
     kappa: str,
     method: str,
@@ -250,8 +254,10 @@ def _measure(
     check_choice("method", method, METHODS)
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
     check_int("probes", probes, minimum=2)
+    check_int("batch", batch)
     source = as_generator(generator)
-    net = placed(checked_net(net), device)
+    net = on_device(check_net(net), device)
+    samples = Data.of(data, like=net, targets=False)
     rows: dict[str, list[Tensor]] = {}
     plans: dict[str, tuple[int | None, str]] = {}
     with ExitStack() as stack:
@@ -260,10 +266,10 @@ def _measure(
         if batchnorm == "batch":
             stack.enter_context(each_sample_a_batch(net))
         parts = tqdm(
-            input_batches(data, batch, net), total=count_batches(data, batch),
+            samples.chunks(batch), total=samples.count(batch),
             disable=not progress, desc="interlayer cushions",
         )  # fmt: skip
-        for piece in (piece for x in parts for piece in cut(net, x)):
+        for piece in (piece for part in parts for piece in cut(net, part)):
             z = piece.z
             if piece.name not in plans:
                 sizes = z[0].numel(), _check_independent(piece)[0].numel()
@@ -292,6 +298,7 @@ def _measure(
         sides=tuple(plans[name][1] for name in rows),
         kappa=kappa,
         batchnorm=batchnorm,
+        notes=tuple(samples.notes),
     )
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_int
+from resid_theory.data import Batch
 from resid_theory.stability.jacobian import jacobian_product
 from resid_theory.stability.linear_maps import linear_maps
 from resid_theory.stability.norms import row_norms
@@ -40,11 +41,16 @@ class ModuleChain:
             raise ValueError(f"start: got {start}, the last linear layer is number {last}")
         return found
 
-    def run(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Modules start to stop - 1, applied to x."""
-        for module in self.modules[start:stop]:
-            x = module(x)
-        return x
+    def input_of(self, position: int, batch: Batch) -> Tensor:
+        """Input of the module at a position; behind the last one, the net's output."""
+        z: Any = batch.try_call(nn.Sequential(*self.modules[:position]))
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            kind = z.dtype if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(
+                f"data x: the input of module {position} of the chain is {kind}, needs a tensor of "
+                "floating point"
+            )
+        return z
 
     def outputs(self, z: Tensor, start: int, places: Sequence[int]) -> list[Tensor]:
         """Outputs of the modules at several places, from the input z of module ``start``."""

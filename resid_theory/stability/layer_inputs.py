@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from resid_theory.data import Batch
 from resid_theory.stability.linear_maps import LinearMap
-from resid_theory.stability.net_inputs import three_samples
 
 __all__ = ["Call", "CallReport", "Layout", "call_hooks", "layouts"]
 
@@ -38,16 +38,19 @@ class Layout:
     """Position of the samples in a layer's input.
 
     Attributes:
-        axis: Axis whose length is proportional to the number of samples.
+        axis: Axis whose length is proportional to the number of samples; None for an input that all
+            samples share.
         sample_major: Whether the rows of one sample are neighbours along that axis, as after
             ``x.flatten(0, 1)`` of (batch, tokens, features).
     """
 
-    axis: int = 0
+    axis: int | None = 0
     sample_major: bool = True
 
     def rows(self, x: Tensor, samples: int) -> Tensor:
         """All entries of each sample of an input or output as one row, (samples, entries)."""
+        if self.axis is None:
+            return x.reshape(1, -1).expand(samples, -1)
         if self.axis:
             x = x.movedim(self.axis, 0)
         if not self.sample_major:
@@ -116,14 +119,14 @@ def _operands(
 
 
 def layouts(
-    net: nn.Module, maps: Sequence[LinearMap], x: Tensor
+    net: nn.Module, maps: Sequence[LinearMap], batch: Batch
 ) -> tuple[dict[tuple[str, int], Layout], dict[str, str]]:
     """Sample axis of every call, found by runs on two and three samples; reasons for the others."""
     runs = []
-    for count in (2, 3):
+    for count, start in ((2, 0), (3, 0), (2, 1)):
         inputs: dict[tuple[str, int], Tensor] = {}
         with call_hooks(maps, lambda call, x, _: inputs.update({call.key: x.clone()})):  # noqa: B023
-            net(three_samples(x)[:count])
+            batch.cycled(count, start).try_call(net)
         runs.append(inputs)
     found: dict[tuple[str, int], Layout] = {}
     reasons: dict[str, str] = {}
@@ -135,11 +138,11 @@ def layouts(
                 "was not called; a function such as F.linear may use its weight, where no hook "
                 "fires, or the forward pass leaves it out"
             )
-        elif set(keys) != {key for key in runs[1] if key[0] == linear.name}:
+        elif any(set(keys) != {key for key in run if key[0] == linear.name} for run in runs[1:]):
             reasons[linear.name] = "the number of its calls depends on the samples"
         else:
             for key in keys:
-                layout = _layout(runs[0][key], runs[1][key], linear.is_convolution)
+                layout = _layout([run[key] for run in runs], linear)
                 if isinstance(layout, Layout):
                     found[key] = layout
                     if not _same_samples(layout, runs[0][key], runs[1][key]):
@@ -156,16 +159,20 @@ def layouts(
     return {key: layout for key, layout in found.items() if key[0] not in reasons}, reasons
 
 
-def _layout(two: Tensor, three: Tensor, is_convolution: bool) -> Layout | str:
-    """Layout of a call from its inputs for two and three samples, or the reason why it has none."""
+def _layout(runs: Sequence[Tensor], linear: LinearMap) -> Layout | str:
+    """Layout of a call from its inputs in the runs, or the reason why it has none."""
+    two, three, others = runs
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
-        return f"its input has the shape {tuple(two.shape)} for any number of samples"
+        shared, single = Layout(axis=None), two.dim() < linear.weight.dim() > 2  # one image
+        alike = not single and all(_same_samples(shared, two, run) for run in (three, others))
+        odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
+        return shared if alike else f"{odd}, and other values"
     axis = grown[0]
     if len(grown) > 1 or 3 * two.shape[axis] != 2 * three.shape[axis]:
         return f"its input has no axis of samples: {shapes}"
-    if axis and (is_convolution or axis == two.dim() - 1):
+    if axis and (linear.is_convolution or axis == two.dim() - 1):
         return f"its input has the samples along axis {axis}, which the layer mixes: {shapes}"
     by_sample, by_row = (Layout(axis=axis, sample_major=major) for major in (True, False))
     if two.shape[axis] == 2 or _same_samples(by_sample, two, three):

@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain as chained
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_int
+from resid_theory._check import as_generator, check_int, check_net
+from resid_theory.data import Batch, Data
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.layer_inputs import Layout, call_hooks, layouts
 from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
-from resid_theory.stability.net_inputs import checked_net, first_inputs, input_batches, placed
 from resid_theory.stability.norms import row_norms
+from resid_theory.stability.submaps import joined
 
 __all__ = ["NoiseCurves", "activation_noise", "normal_like", "weight_noise"]
 
@@ -34,6 +37,7 @@ class NoiseCurves:
         predicted: Prediction of ``measured`` by the law, same shape.
         at_output: Relative error of the net's output, same shape.
         draws: Number of noise vectors for each sample and level.
+        notes: What was done to the data on the way into the net.
     """
 
     places: tuple[str, ...]
@@ -43,6 +47,7 @@ class NoiseCurves:
     predicted: Tensor
     at_output: Tensor
     draws: int
+    notes: tuple[str, ...] = ()
 
     @property
     def median(self) -> Tensor:
@@ -73,7 +78,7 @@ class NoiseCurves:
                     self.places, row.tolist(), law.tolist(), out.tolist(), strict=True
                 )
             ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def activation_noise(
@@ -120,17 +125,20 @@ def activation_noise(
         Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, section 3 and Figure 1; the law for small
         noise is derived from their Definition 5.
     """
-    net, source = placed(checked_net(net), device), as_generator(generator)
+    net, source = on_device(check_net(net), device), as_generator(generator)
     strengths = _levels(levels)
     check_int("draws", draws)
+    check_int("batch", batch)
     chain = chain_of_layers(net)
     places = chain.layers_from(start)
     end = len(chain.modules) - 1
     both = places if places[-1] == end else [*places, end]
-    measured, predicted = [], []
+    measured, predicted, samples = [], [], Data.of(data, like=net, targets=False)
+    parts = tqdm(samples.chunks(batch), total=samples.count(batch), disable=not progress,
+                 desc="noise")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
-        for x in tqdm(input_batches(data, batch, net), disable=not progress, desc="noise"):
-            z = chain.run(x, 0, start)
+        for part in parts:
+            z = chain.input_of(start, part)
             norms = onward_norms(chain, z, start, places, probes=probes, generator=source)
             law = norms.frobenius / z[0].numel() ** 0.5 * norms.inputs / norms.outputs
             predicted.append(strengths[:, None, None] * law)
@@ -139,8 +147,8 @@ def activation_noise(
             def outputs(at: Tensor) -> Tensor:
                 return chain.joined_outputs(at.clone(), start, both)
 
-            def part_norms(joined: Tensor, sizes: list[int] = sizes) -> Tensor:
-                return torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
+            def part_norms(values: Tensor, sizes: list[int] = sizes) -> Tensor:
+                return torch.stack([row_norms(value).cpu() for value in values.split(sizes, 1)])
 
             clean = outputs(z)
             below = part_norms(clean)
@@ -162,6 +170,7 @@ def activation_noise(
         predicted=torch.cat(predicted, 2),
         at_output=errors[:, -1:].expand(-1, len(places), -1),
         draws=draws,
+        notes=tuple(samples.notes),
     )
 
 
@@ -189,8 +198,7 @@ def weight_noise(
 
     Args:
         net: Any module; its weights are not written to.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader that
-            can be read more than once.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         layers: Names of the layers; all if None. A layer that is called several times has the same
             noise in each call; its error is that of the first call.
         levels: s, or ε if ``relative``.
@@ -210,46 +218,54 @@ def weight_noise(
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 5; Arora et al., arXiv:1802.05296, section 3.
     """
-    net, source = placed(checked_net(net), device), as_generator(generator)
+    net, source = on_device(check_net(net), device), as_generator(generator)
     strengths = _levels(levels)
     check_int("draws", draws)
+    check_int("batch", batch)
+    wanted = [linear for linear in selected(linear_maps(net)[0], layers) if not linear.role]
+    samples = Data.of(data, like=net, targets=False)
+    states: dict[str, Tensor] = {}  # of the generator, before the noise of each layer
+    rows: list[Tensor] = []
     with preserved(net), torch.no_grad():
-        first = first_inputs(data, net)
-        if first is None:
-            raise ValueError("data: got an iterator that is read only once, needs it once a layer")
-        maps = [linear for linear in selected(linear_maps(net)[0], layers) if not linear.role]
-        found, reasons = layouts(net, maps, first)
+        parts = samples.chunks(batch)
+        first = next(parts)  # looked at, then measured
+        found, reasons = layouts(net, wanted, first)
         if layers is not None and reasons:
             raise ValueError(f"layers: {reasons}")
-        maps = [linear for linear in maps if linear.name not in reasons]
+        maps = [linear for linear in wanted if linear.name not in reasons]
         if not maps:
             raise ValueError("net: has no layer into whose weights noise could be put")
-        rows = []
-        for linear in tqdm(maps, disable=not progress, desc="weight noise"):
-            weight = linear.weight
-            size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
-            scaled = strengths * (size if relative else 1.0)
-            noises = [normal_like(weight, source) for _ in range(draws)]
-            parts = [
-                _one_batch(net, x, linear, found[linear.name, 1], scaled, noises)
-                for x in input_batches(data, batch, net)
-            ]
-            rows.append(torch.cat(parts, 2))
-    measured, predicted, output = torch.stack(rows, 2)
+        total = (samples.count(batch) or 1) * len(maps)
+        with tqdm(total=total, disable=not progress, desc="weight noise") as bar:
+            for part in chained([first], parts):
+                measured = []
+                for linear in maps:
+                    # Every batch meets the same noise, which is too large to keep for all layers.
+                    source.set_state(states.setdefault(linear.name, source.get_state()))
+                    weight = linear.weight
+                    size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
+                    scaled = strengths * (size if relative else 1.0)
+                    noises = [normal_like(weight, source) for _ in range(draws)]
+                    place = found[linear.name, 1]
+                    measured.append(_one_batch(net, part, linear, place, scaled, noises))
+                    bar.update()
+                rows.append(torch.stack(measured, 2))
+    errors, predicted, output = torch.cat(rows, 3)
     return NoiseCurves(
         places=tuple(linear.name for linear in maps),
         levels=strengths,
         relative=relative,
-        measured=measured,
+        measured=errors,
         predicted=predicted,
         at_output=output,
         draws=draws,
+        notes=tuple(samples.notes),
     )
 
 
 def _one_batch(
     net: nn.Module,
-    x: Tensor,
+    batch: Batch,
     linear: LinearMap,
     layout: Layout,
     levels: Tensor,
@@ -258,11 +274,11 @@ def _one_batch(
     """Measured and predicted errors of a layer, and those at the output, (3, levels, b)."""
     inputs: list[Tensor] = []
     with call_hooks([linear], lambda call, z, _: inputs.append(z.clone())):
-        clean = _output(net, x)
+        clean = joined(batch.call(net), batch.size)
     z = inputs[0]
 
     def norms(value: Tensor) -> Tensor:
-        return row_norms(layout.rows(value, len(x))).cpu()
+        return row_norms(layout.rows(value, batch.size)).cpu()
 
     def moved(noise: Tensor) -> Tensor:
         """Norm of the change of the net's output by noise added to the layer's weight."""
@@ -272,15 +288,15 @@ def _one_batch(
 
         handle = linear.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
         try:
-            return row_norms(_output(net, x) - clean).cpu()
+            return row_norms(joined(batch.call(net), batch.size) - clean).cpu()
         finally:
             handle.remove()
 
     below = norms(linear.apply(z))
     ones = torch.ones_like(linear.weight, dtype=torch.float64)
-    patches = layout.rows(linear.apply(z.double().square(), ones), len(x)).sum(1).cpu()
+    patches = layout.rows(linear.apply(z.double().square(), ones), batch.size).sum(1).cpu()
     predicted = levels[:, None] * (patches.sqrt() / below)
-    measured = torch.zeros(len(levels), len(x), dtype=torch.float64)
+    measured = torch.zeros(len(levels), batch.size, dtype=torch.float64)
     output = torch.zeros_like(measured)
     scale = row_norms(clean).cpu()
     for noise in noises:
@@ -289,16 +305,6 @@ def _one_batch(
             measured[number] += (level * change).square() / len(noises)
             output[number] += (moved(level * noise) / scale).square() / len(noises)
     return torch.stack([measured.sqrt(), predicted, output.sqrt()])
-
-
-def _output(net: nn.Module, x: Tensor) -> Tensor:
-    output = net(x.clone())
-    if not isinstance(output, Tensor) or len(output) != len(x):
-        raise ValueError(
-            f"net: gives {type(output).__name__}, needs a tensor with the samples along its first "
-            "axis"
-        )
-    return output.reshape(len(x), -1)
 
 
 def normal_like(x: Tensor, source: torch.Generator) -> Tensor:

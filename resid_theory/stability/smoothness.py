@@ -1,20 +1,29 @@
 """Two conditions of the compression bound: activation contraction and interlayer smoothness."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_net, check_positive
+from resid_theory.data import Data
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.jacobian_reach import chain_of_layers
-from resid_theory.stability.net_inputs import checked_net, input_batches, placed
 from resid_theory.stability.noise import normal_like
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["Smoothness", "activation_contraction", "interlayer_smoothness"]
+__all__ = [
+    "Smoothness",
+    "activation_contraction",
+    "activations_of",
+    "contractions",
+    "interlayer_smoothness",
+]
 
 
 def activation_contraction(
@@ -31,7 +40,7 @@ def activation_contraction(
     Args:
         net: Any module; its activations are the modules of ``torch.nn.modules.activation`` that
             have one input and no matrix.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         batch: Samples in one forward pass.
         device: Device to measure on; another device than the net's takes a copy of the net there.
 
@@ -50,15 +59,30 @@ def activation_contraction(
         >>> activation_contraction(net, torch.tensor([[3.0, -4.0]]))["0"]
         1.6666666666666667
     """
-    net = placed(checked_net(net), device)
-    activations = {
+    check_int("batch", batch)
+    net = on_device(check_net(net), device)
+    with preserved(net), torch.no_grad(), contractions(activations_of(net)) as largest:
+        for part in Data.of(data, like=net, targets=False).chunks(batch):
+            part.try_call(net)
+    return largest
+
+
+def activations_of(net: nn.Module) -> dict[str, nn.Module]:
+    """The activation modules of a net by name, at least one."""
+    found = {
         name: module
         for name, module in net.named_modules()
         if type(module).__module__ == "torch.nn.modules.activation"
         and not isinstance(module, (nn.MultiheadAttention, nn.GLU))
     }
-    if not activations:
+    if not found:
         raise ValueError("net: has no activation module; functions such as F.relu are not seen")
+    return found
+
+
+@contextmanager
+def contractions(activations: Mapping[str, nn.Module]) -> Iterator[dict[str, float]]:
+    """Watch calls of activations; yield their largest contractions so far, by name."""
     before: dict[str, Tensor] = {}
     largest = dict.fromkeys(activations, 0.0)
 
@@ -78,13 +102,10 @@ def activation_contraction(
             module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True)
         )
     try:
-        with preserved(net), torch.no_grad():
-            for x in input_batches(data, batch, net):
-                net(x)
+        yield largest
     finally:
         for handle in handles:
             handle.remove()
-    return largest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,7 +159,7 @@ def interlayer_smoothness(
 
     Args:
         net: An ``nn.Sequential`` whose layers are one chain.
-        data: Inputs (m, ...), ``rt.Images``, a pair (x, y), an object with ``.x``, or a loader.
+        data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         start: Position of the module at whose input the noise is added, counted in the net with
             nested ``nn.Sequential`` taken apart.
         epsilon: Norm of the noise over that of the input, in root mean square.
@@ -157,7 +178,8 @@ def interlayer_smoothness(
     Source:
         Arora et al., arXiv:1802.05296, Definition 7; with biases the linearization is x_j + J η.
     """
-    net, source = placed(checked_net(net), device), as_generator(generator)
+    net, source = on_device(check_net(net), device), as_generator(generator)
+    check_int("batch", batch)
     check_positive("epsilon", epsilon)
     chain = chain_of_layers(net)
     places = chain.layers_from(start)
@@ -168,8 +190,8 @@ def interlayer_smoothness(
 
     found = []
     with preserved(net), differentiable(), torch.no_grad():
-        for x in input_batches(data, batch, net):
-            z = chain.run(x, 0, start)
+        for part in Data.of(data, like=net, targets=False).chunks(batch):
+            z = chain.input_of(start, part)
             sizes = [shape.numel() for shape in chain.shapes(z, start, places)]
             norm = row_norms(z.reshape(len(z), -1)).cpu()
             scale = (norm / z[0].numel() ** 0.5).to(z).view(-1, *[1] * (z.dim() - 1))

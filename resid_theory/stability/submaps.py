@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
+from resid_theory.data import Batch
+from resid_theory.nested import tensors_of
 from resid_theory.stability.jacobian import Function
 
-__all__ = ["Submap", "block_maps", "map_between"]
+__all__ = ["Submap", "block_maps", "joined", "map_between"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,13 +36,25 @@ class Submap:
 class _Reached(Exception):
     """Ends a forward pass at the module behind which nothing more is needed."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Any) -> None:
         super().__init__()
         self.value = value
 
 
-def map_between(net: nn.Module, x: Tensor, start: int | str, stop: int | str | None) -> Submap:
-    """The map from the input of one module to that of another, or to the output, for a batch x."""
+def joined(output: Any, samples: int) -> Tensor:
+    """The numbers that a net gives for each sample, in any of its tensors, (samples, entries)."""
+    parts = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    if not parts or any(part.dim() == 0 or len(part) != samples for part in parts):
+        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
+        raise ValueError(
+            f"net: gives {type(output).__name__} of shapes {shapes or 'none'} for {samples} "
+            "samples, needs tensors with the samples along their first axis"
+        )
+    return torch.cat([part.reshape(samples, -1) for part in parts], dim=1)
+
+
+def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str | None) -> Submap:
+    """The map from the input of one module to that of another, or to the output, for a batch."""
     name = f"{start}:{'' if stop is None else stop}"
     first, last = _index(net, "start", start), _index(net, "stop", stop)
     if isinstance(net, nn.Sequential) and first is not None and (stop is None or last is not None):
@@ -48,18 +62,21 @@ def map_between(net: nn.Module, x: Tensor, start: int | str, stop: int | str | N
         if first >= end:
             raise ValueError(f"stop: got {stop!r} for start={start!r}, needs a later layer")
         with torch.no_grad():
-            z = net[:first](x)
+            z = batch.try_call(net[:first])
         return Submap(name=name, z=z, function=net[first:end])
     entry = _module(net, "start", start)
     exit_ = None if stop is None else _module(net, "stop", stop)
 
-    def record(_: nn.Module, args: tuple[Any, ...]) -> None:
-        raise _Reached(args[0].clone())
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        z = _first(args, kwargs)
+        raise _Reached(z.clone() if isinstance(z, Tensor) else z)
 
-    handle = entry.register_forward_pre_hook(record)
+    with torch.no_grad():
+        batch.part(0, 2).try_call(net)
+    handle = entry.register_forward_pre_hook(record, with_kwargs=True)
     try:
         with torch.no_grad():
-            net(x.clone())
+            batch.call(net)
     except _Reached as reached:
         z = reached.value
     else:
@@ -68,41 +85,40 @@ def map_between(net: nn.Module, x: Tensor, start: int | str, stop: int | str | N
         handle.remove()
 
     def function(z: Tensor) -> Tensor:
-        """The net from ``start``'s input on, everything before it as it is for x."""
+        """The net from ``start``'s input on, everything before it as it is for the batch."""
         waiting = True
 
-        def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             nonlocal waiting
             if not waiting:
                 return None
             waiting = False
-            return (z, *args[1:])
+            if args:
+                return (z, *args[1:]), kwargs
+            return args, {**kwargs, next(iter(kwargs)): z}
 
-        def leave(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not waiting:
-                raise _Reached(args[0])
+                raise _Reached(_first(args, kwargs))
 
-        handles = [entry.register_forward_pre_hook(enter)]
+        handles = [entry.register_forward_pre_hook(enter, with_kwargs=True)]
         if exit_ is not None:
-            handles.append(exit_.register_forward_pre_hook(leave))
-        repeats = -(-len(z) // len(x))
-        inputs = x.repeat(repeats, *[1] * (x.dim() - 1))[: len(z)]
+            handles.append(exit_.register_forward_pre_hook(leave, with_kwargs=True))
         try:
-            value = net(inputs)
+            value = batch.cycled(len(z)).call(net)
         except _Reached as reached:
-            return reached.value
+            return joined(reached.value, len(z))
         finally:
             for handle in handles:
                 handle.remove()
         if exit_ is not None:
             raise ValueError(f"stop: is not reached behind start in {name}")
-        assert isinstance(value, Tensor)
-        return value
+        return joined(value, len(z))
 
     return Submap(name=name, z=z, function=function)
 
 
-def block_maps(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> list[Submap]:
+def block_maps(net: nn.Module, batch: Batch, blocks: Sequence[str] | None) -> list[Submap]:
     """Modules of a net with their inputs, by one forward pass; by default those named block..."""
     if blocks is None:
         blocks = [name for name, _ in net.named_children() if name.startswith("block")]
@@ -122,7 +138,7 @@ def block_maps(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> list[
     handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules.values()]
     try:
         with torch.no_grad():
-            net(x)
+            batch.try_call(net)
     finally:
         for handle in handles:
             handle.remove()
@@ -135,6 +151,11 @@ def block_maps(net: nn.Module, x: Tensor, blocks: Sequence[str] | None) -> list[
             raise ValueError(f"blocks: {name!r} takes more than one tensor, needs modules of one")
         maps.append(Submap(name=name, z=args[0], function=module))
     return maps
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument of a call."""
+    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 def _index(net: nn.Module, argument: str, place: int | str | None) -> int | None:

@@ -1,0 +1,146 @@
+"""Inputs that a net takes: which entries of a batch they are, and how it is called with them."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from resid_theory._check import as_tensor, check_finite
+from resid_theory.data.forms import batch_size
+from resid_theory.data.image_set import Images
+from resid_theory.nested import tensors_of
+
+__all__ = ["arguments_of", "call_net", "inputs_of", "whole_inputs"]
+
+
+def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a net.
+
+    Args:
+        net: Any module.
+        x: Inputs.
+
+    Returns:
+        Those of ``net(*x)`` for a tuple, of ``net(**x)`` for a mapping, of ``net(x)`` for all else
+        and where only that fits the signature of ``net.forward``.
+    """
+    if isinstance(x, Mapping) and (_takes(net, **x) or not _takes(net, x)):
+        return (), dict(x)
+    if isinstance(x, (tuple, list)) and (_takes(net, *x) or not _takes(net, x)):
+        return tuple(x), {}
+    return (x,), {}
+
+
+def call_net(net: nn.Module, x: Any) -> Any:
+    """The output of a net for inputs, which are its arguments by :func:`arguments_of`."""
+    args, kwargs = arguments_of(net, x)
+    return net(*args, **kwargs)
+
+
+def whole_inputs(data: Any) -> Any:
+    """A whole set that begins with its inputs; None for batches.
+
+    Args:
+        data: Data in any form, with or without targets.
+
+    Returns:
+        The set, to be taken apart by :func:`inputs_of`.
+    """
+    if isinstance(data, (Images, Mapping)) or _is_array(data):
+        return data
+    if isinstance(data, TensorDataset):
+        return data.tensors
+    if isinstance(data, (tuple, list)):
+        if isinstance(data, list) and data and not any(_is_nest(d) or _is_array(d) for d in data):
+            return as_tensor("data x", data)  # samples in lists of numbers
+        # Two tensors in a list are a pair, two nests are two batches, as are three tensors.
+        pair = len(data) == 2 or len(data) == 3 and isinstance(data, tuple)
+        return tuple(data) if pair and not all(map(_is_nest, data[:2])) else None
+    is_object = hasattr(data, "x") or not hasattr(data, "__iter__") and _is_nest(data)
+    return data if is_object else None
+
+
+def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
+    """Inputs of a batch, and what stands behind them.
+
+    Args:
+        item: An array, a tuple that begins with what the net takes, a mapping, or an object.
+        net: The net that is to take them.
+
+    Returns:
+        A tensor or a nest of tensors, targets as they are or None, and a sentence about entries
+        that are left out.
+
+    Raises:
+        ValueError: If there are no samples, or they are not finite.
+    """
+    note, x, y = None, item, None
+    if isinstance(item, Mapping):
+        if "x" in item and item.keys() <= {"x", "y", "sample_weight"}:
+            x, y = item["x"], item.get("y")
+    elif isinstance(item, (tuple, list)) and item:
+        # Of (a, b, y) the net takes as many as it needs; usually one, and of ((a, b), y) the first.
+        counts = range(1, len(item) + 1 if net is not None and not _is_nest(item[0]) else 1)
+        count = next((n for n in counts if net and _takes(net, *item[:n])), 1)
+        x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
+    elif not _is_array(item) and hasattr(item, "x"):
+        x, y = item.x, getattr(item, "y", None)
+    if isinstance(x, Mapping) and net is not None and not (_takes(net, **x) or _takes(net, x)):
+        known = [name for name in x if name in inspect.signature(net.forward).parameters]
+        if known and _takes(net, **{name: x[name] for name in known}):
+            unknown = ", ".join(repr(name) for name in x if name not in known)
+            note = f"of x, {unknown} is left out, which the net does not take"
+            x = {name: x[name] for name in known}
+    x = _as_tensors(x)
+    size = batch_size(x)
+    if size is None:
+        raise ValueError(
+            f"data: got a batch that is {type(item).__name__} without a tensor whose first axis "
+            "counts samples; needs inputs, (inputs, targets), or a mapping or an object of tensors"
+        )
+    if size == 0:
+        raise ValueError("data: got a batch without samples, needs at least one")
+    if _is_array(y) and batch_size(behind := as_tensor("data y", y)) != size:
+        raise ValueError(
+            f"data: x has {size} samples and y shape {tuple(behind.shape)}; needs the same number "
+            "of samples along the first axis"
+        )
+    for tensor in tensors_of(x):
+        check_finite("data x", tensor)
+    return x, y, note
+
+
+def _as_tensors(x: Any) -> Any:
+    """Arrays as tensors, also in a tuple or a mapping; other objects as they are."""
+    if isinstance(x, tuple) and any(map(_is_array, x)):
+        return tuple(as_tensor("data x", part) if _is_array(part) else part for part in x)
+    if type(x) is dict:
+        return {key: as_tensor("data x", v) if _is_array(v) else v for key, v in x.items()}
+    return x if _is_nest(x) else as_tensor("data x", x)
+
+
+def _takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
+    """True if the arguments fit the signature of the net, or it shows none."""
+    try:
+        inspect.signature(net.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__")
+
+
+def _is_nest(value: Any) -> bool:
+    """True for what holds tensors or arrays and is none itself."""
+    if isinstance(value, Tensor) or _is_array(value):
+        return False
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, (Mapping, tuple, list)):
+        return any(_is_array(part) or _is_nest(part) for part in parts)
+    return any(True for _ in tensors_of(value))
