@@ -222,6 +222,10 @@ def test_the_summary_holds_the_numbers_of_the_zero_point(n, loss, generator):
     labels = x.argmax(1)
     options = {"blocks": 3, "shortcut_depth": n, "loss": loss, "pre": "tanh"}
     point = zero_point((x, labels), **options)
+    parts = [(x[some], labels[some]) for some in (slice(7), slice(7, 50), slice(50, 80))]
+    for data in (iter(parts), [(x, F.one_hot(labels, 4)) for x, labels in parts]):
+        found = zero_point(data, **options).correlation
+        assert relative_error(found, point.correlation) < 1e-14
     assert torch.equal(point.correlation, zero_point((x, F.one_hot(labels)), **options).correlation)
     found = point.summary()
     for name in ("blocks", "shortcut_depth", "hidden", "verdict", "reason", "order", "slope"):
@@ -337,9 +341,8 @@ REFUSED = {
     "complex": ({"data": (X + 1j, Y)}, "^data x: .*needs real numbers"),
     "labels": ({"data": (X, torch.zeros(4).long())}, "^data y: has 1 targets, the net has 3"),
     "negative-labels": ({"data": (X, torch.tensor([0, 1, 2, -1]))}, "^data y: got -1"),
-    "batches-of-labels": (
-        {"data": [(X, torch.zeros(4).long())], "loss": "cross_entropy"}, "^y: got class .*one_hot",
-    ),
+    "two-inputs": ({"data": ((X, X), Y)}, "^data: x has shape tuple and y .4, 3.; moments need"),
+    "two-inputs-bent": ({"data": ((X, X), Y), "pre": "tanh"}, "^x: got tuple, needs a tensor"),
     "moments": (
         {"data": rt.Moments.of((X, Y)), "loss": "cross_entropy"}, "^data: got Moments, .*samples",
     ),

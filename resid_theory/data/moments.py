@@ -75,10 +75,11 @@ class Moments:
         total: Tensor | None = None
         count, width = 0, 0
         for x, y in (batch.pair for batch in Data.of(data)):
-            if x.dim() != 2 or y.dim() != 2:
+            shapes = [tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in (x, y)]
+            if [len(shape) for shape in shapes if isinstance(shape, tuple)] != [2, 2]:
                 raise ValueError(
-                    f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; moments need "
-                    "matrices (samples, features): flatten inputs, make labels one-hot"
+                    f"data: x has shape {shapes[0]} and y {shapes[1]}; moments need matrices "
+                    "(samples, features): flatten inputs, make labels one-hot"
                 )
             if total is not None and (x.shape[1] != width or len(total) != width + y.shape[1]):
                 raise ValueError(

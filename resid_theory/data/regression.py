@@ -85,12 +85,10 @@ def gather(data: Any) -> Regression:
     """
     if isinstance(data, Regression) and data.x.dtype == data.y.dtype == torch.float64:
         return data
-    parts = [batch.pair for batch in Data.of(data)]
-    shapes = {(part_x.shape[1:], part_y.shape[1:]) for part_x, part_y in parts}
-    if len(shapes) > 1:
-        widths = ", ".join(f"{tuple(a)} and {tuple(b)}" for a, b in sorted(shapes))
-        raise ValueError(f"data: samples of different shapes in x and y: {widths}; needs one shape")
-    x, y = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+    x, y = Data.of(data).whole().pair
+    for name, side in (("x", x), ("y", y)):
+        if not isinstance(side, Tensor):
+            raise ValueError(f"{name}: got {type(side).__name__}, needs a tensor")
     if y.dim() == 1 and not y.is_floating_point():
         raise ValueError(
             f"y: got class labels of shape {tuple(y.shape)}, needs one-hot targets (m, k): "

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor
 from resid_theory.curvature import hessian_spectrum
+from resid_theory.data import Data
 from resid_theory.data.moments import Moments
 from resid_theory.descent.path import Descent
 from resid_theory.eigen.spectrum import Spectrum
@@ -135,8 +136,8 @@ def hessian_trajectory(
     alive = weights.flatten(1).isfinite().all(1)
     epochs = path.kept[alive.cpu()]
     records = torch.searchsorted(path.epochs, epochs)
-    if net.is_linear and Loss.of(loss).identity:
-        data = Moments.of(data)
+    # Read once for all spectra.
+    data = Moments.of(data) if net.is_linear and Loss.of(loss).identity else Data.of(data).held()
     return HessianTrajectory(
         epochs=epochs,
         loss=path.loss[all_epochs][records].cpu(),

@@ -18,13 +18,16 @@ In the paper's order of parameters (Definition 5) the blocks are those of equati
 """
 
 import math
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_int
+from resid_theory._check import check_int
 from resid_theory.activations import Activation
+from resid_theory.data import Data
+from resid_theory.data.batch import join
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import one_hot
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
@@ -156,14 +159,17 @@ def zero_point(
 
 
 def _with_targets(data: Any) -> Any:
-    """The data; class labels of a pair (x, y) as one-hot targets."""
-    if not isinstance(data, (tuple, list)) or len(data) != 2 or isinstance(data[0], (tuple, list)):
+    """Moments, or batches to be read once, in which class labels are one-hot targets."""
+    if isinstance(data, Moments):
         return data
-    y = as_tensor("data y", data[1])
-    if y.dim() != 1 or y.is_floating_point():
-        return data
-    check_int("data y", int(y.min()), 0)
-    return data[0], one_hot(y, int(y.max()) + 1)
+    batches = iter(Data.of(data))
+    first = next(batches)
+    y = first.target
+    if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():
+        return (batch.pair for batch in chain([first], batches))
+    x, labels = join([first, *batches]).pair  # all labels tell how many classes there are
+    check_int("data y", int(labels.min()), 0)
+    return x, one_hot(labels, int(labels.max()) + 1)
 
 
 def _statistics(
