@@ -33,7 +33,7 @@ def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> S
     settings = RunSettings(device=device, stacked=True, save_seconds=1e9, progress=False)
     for net in nets:
         net.to(device)
-    samples = DeviceDataset("data", images(), nets[0], recipe, device)
+    samples = DeviceDataset("data", images(), nets[0], recipe)
     return Session(nets, samples, None, recipe, tuple(range(len(nets))), settings)
 
 

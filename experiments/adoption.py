@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import resid_theory as rt
 from experiments.parts import Finished, Store, float32_by_default
@@ -45,7 +44,7 @@ def adopt(
     part = _part_of(folder, about, net.architecture, trainings)  # type: ignore[arg-type]
     data, test = part.images("train"), part.images("test")
     for name, images in (("data", data), ("test", test)):
-        here = DeviceDataset(name, images, net, part.recipe, torch.device("cpu")).digest
+        here = DeviceDataset(name, images, net, part.recipe).digest
         if here != about[name]:
             raise ValueError(
                 f"{folder}: {name} with sha256 {about[name]} were used, {part.cell} needs {here}"

@@ -15,7 +15,6 @@ __all__ = [
     "check_finite",
     "check_int",
     "check_net",
-    "check_pair",
     "check_positive",
     "first_difference",
 ]
@@ -104,22 +103,6 @@ def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Mod
         if finite and not nn.parameter.is_lazy(parameter):
             check_finite(f"{argument} {name}", parameter)
     return net
-
-
-def check_pair(item: Any) -> tuple[Tensor, Tensor]:
-    """Return a batch as tensors (x, y) of the same number of samples, at least one, all finite."""
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
-        raise ValueError(f"data: got a batch that is {kind}, needs a pair (x, y)")
-    x, y = as_tensor("data x", item[0]), as_tensor("data y", item[1])
-    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y):
-        raise ValueError(
-            f"data: x has shape {tuple(x.shape)} and y {tuple(y.shape)}; "
-            "needs the same number of samples along the first axis"
-        )
-    if len(x) == 0:
-        raise ValueError("data: got a batch without samples, needs at least one")
-    return check_finite("data x", x), check_finite("data y", y)
 
 
 def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

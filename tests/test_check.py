@@ -9,7 +9,6 @@ from resid_theory._check import (
     check_choice,
     check_finite,
     check_int,
-    check_pair,
     check_positive,
 )
 
@@ -123,23 +122,3 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
 )  # fmt: skip
 def test_finite_tensors_pass(given):
     assert check_finite("x", given) is given
-
-
-BATCHES = {
-    "three-parts": ((1, 2, 3), "a batch that is tuple of 3, needs a pair"),
-    "string": ("xy", "a batch that is str of 2, needs a pair"),
-    "tensor": (torch.zeros(2, 3), "a batch that is Tensor of 2, needs a pair"),
-    "number": (5, "a batch that is 5, needs a pair"),
-    "lengths": ((torch.zeros(3, 2), torch.zeros(2, 2)), r"x has shape \(3, 2\) and y \(2, 2\)"),
-    "scalars": ((torch.tensor(1.0), torch.tensor(1.0)), "the same number of samples"),
-    "empty": ((torch.zeros(0, 2), torch.zeros(0, 2)), "without samples"),
-    "nan": ((torch.zeros(1, 2), torch.tensor([[0.0, float("nan")]])), r"data y: entry \(0, 1\)"),
-    "text": ((["a", "b"], [0, 1]), "data x: got list, needs a tensor"),
-}
-
-
-@pytest.mark.parametrize("kind", BATCHES)
-def test_not_a_pair(kind):
-    given, message = BATCHES[kind]
-    with pytest.raises(ValueError, match=message):
-        check_pair(given)

@@ -65,9 +65,11 @@ def test_running_statistics_are_used(generator):
         ([0, 3], (1,), "class labels from 0 to 3 for 3 outputs"),
         ([0, 1], (1, 5), "top: got 5 for 3 classes"),
         ([0, 1], (0,), "top: got 0"),
-        ([0.5, 1.0], (1,), "got targets of floating point"),
+        ([0.5, 1.0], (1,), "needs equal shapes or class indices"),
+        ([[0.5, 0.5, 0.0]] * 2, (1,), "got targets that are no class numbers .* top=.1. needs"),
+        ([-100, -100], (1,), "no target counts"),
     ],
-    ids=["label", "top", "zero", "targets"],
+    ids=["label", "top", "zero", "targets", "probabilities", "ignored"],
 )
 def test_refusals(labels, top, says):
     with pytest.raises(ValueError, match=says):

@@ -55,7 +55,7 @@ def by_hand(net, recipe, seed, data):
 
 def make_epochs(net, recipe, data):
     device = torch.device("cpu")
-    samples = training.device_dataset.DeviceDataset("data", data, net, recipe, device)
+    samples = training.device_dataset.DeviceDataset("data", data, net, recipe)
     return training.epochs.Epochs(samples, recipe, device)
 
 
@@ -145,11 +145,11 @@ def bad_calls():
         "empty": (lambda: fit(net, (torch.zeros(0, 1, 8, 8), torch.zeros(0))), "without samples"),
         "ragged": (lambda: fit(net, (torch.zeros(9, 1, 8, 8), torch.zeros(8))), "same number"),
         "batch": (lambda: fit(net, recipe=RECIPE.change(batch=101)), "batch: got 101 for 100"),
-        "channels": (lambda: fit(net, rt.load_images("digits")), "does not take inputs of shape"),
+        "channels": (lambda: fit(net, rt.load_images("digits")), "does not take samples of shape"),
         "labels": (lambda: fit(net, images(classes=12)), "class labels from 0 to 11 for 10"),
         "vectors": (lambda: fit(flat, vectors), "needs images"),
         "reflect": (lambda: fit(net, recipe=RECIPE.change(pad=8, padding="reflect")), "reflected"),
-        "maps": (lambda: fit(net[:2], data), "net: gives .* needs \\(batch, classes\\)"),
+        "maps": (lambda: fit(net[:2], data), r"labels of shape \(100,\), needs those of"),
         "targets": (lambda: fit(flat, (vectors[0], torch.randn(40, 2)), small), "shape"),
         "test": (lambda: fit(net, test=images(classes=12)), "class labels from 0 to 11"),
         "every": (lambda: fit(net, every=0), "every: got 0"),

@@ -91,6 +91,7 @@ def _predict(
     """The closed form at hand for a net's initial weights, and what it rests on."""
     import resid_theory as rt
     from resid_theory.activations import activation, at_zero
+    from resid_theory.losses import Loss
 
     if not setup.plain and setup.init in ("zero", "near_zero"):
         inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
@@ -101,7 +102,7 @@ def _predict(
         return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
     square = setup.hidden in (None, setup.components)
     if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
-        if setup.loss == "square":
+        if Loss.of(setup.loss).identity:
             moments = rt.theory.rotated_moments(net.layers(), data)
             point = rt.theory.zero_point(moments, blocks=net.depth, shortcut_depth=1)
             return point, "Predicted: the 1-shortcut net at zero on rotated targets; exact."

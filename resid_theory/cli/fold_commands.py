@@ -57,7 +57,10 @@ def evaluate(
     constants: Annotated[
         str, typer.Option(help="Normalization of a folder's images: own or imagenet.")
     ] = "own",
-    top: Annotated[str, typer.Option(help="Values of k of the top-k errors.")] = "1,5",
+    top: Annotated[
+        str | None,
+        typer.Option(help="Values of k of the top-k errors; 1 and, of 5 classes, 5 by default."),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     device: Device = "cpu",
     as_json: Json = False,
@@ -66,15 +69,15 @@ def evaluate(
     import resid_theory as rt
     from resid_theory.runtime.resources import check_device
 
-    orders = whole_numbers("top", top, 1)
+    orders = None if top is None else whole_numbers("top", top, 1)
     net = checkpoint_net(checkpoint).to(check_device("device", device))
     found = images(
         data, split=split, samples=samples, size=size, shorter=shorter, constants=constants,
         progress=not as_json,
     )  # fmt: skip
     scores = rt.evaluate(net, found, top=orders, batch=batch)
-    errors = {f"top_{k}_error": scores.error(k) for k in orders}
+    errors = {f"top_{k}_error": scores.error(k) for k in scores.wrong}
     content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}
-    words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in orders)
+    words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in scores.wrong)
     said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."
     emit({**content, "loss": scores.loss, **errors}, said, as_json)

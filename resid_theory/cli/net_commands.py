@@ -123,13 +123,11 @@ def curvature(
 
 
 def _with_targets(net: "nn.Module", found: "Images", loss: str) -> "Images":
-    """Labels for the cross-entropy, one-hot targets for the square loss."""
-    from resid_theory.data import one_hot
+    """Labels as the loss takes them, such as one-hot targets for the square loss."""
+    from resid_theory.losses import Loss
 
-    if loss != "square":
-        return found
-    output = run_once(net, found)
-    return replace(found, labels=one_hot(found.labels, output.shape[1]).to(output.dtype))
+    targets, _ = Loss.of(loss).targets_of(run_once(net, found), found.labels)
+    return replace(found, labels=targets)
 
 
 def _report_content(report: "SpectrumReport") -> dict[str, Any]:

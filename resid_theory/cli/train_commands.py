@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +51,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initial weights, order and crops.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    loss: Annotated[
+        str | None, typer.Option(help="cross_entropy, or square (of one-hot targets).")
+    ] = None,
     save_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints.")] = 60.0,
     out: Annotated[
         Path | None,
@@ -72,6 +75,7 @@ def train(
     given = {name: value for name, value in options.items() if value is not None}
     names = {field.name for field in fields(rt.Recipe)}
     changes = {name: given.pop(name) for name in set(given) & names}
+    changes |= {} if loss is None else {"loss": loss}
     with _reported_once(), renamed(classes="--data"):
         recipe = KINDS[check_choice("net", net, list(KINDS))].recipe
         recipe = (recipe if epochs is None else recipe.scaled(epochs)).change(**changes)
@@ -213,7 +217,7 @@ def _content(run: "Run", data: str, samples: int, tests: int | None) -> dict[str
         "data": data,
         "samples": samples,
         "test_samples": tests,
-        "recipe": asdict(run.recipe),
+        "recipe": run.recipe.content(),
         "seed": run.seeds[0],
         "device": str(next(run.net.parameters()).device),
         **{k: last.get(k) for k in ("epoch", "step", "loss", "error", "test_loss", "test_error")},

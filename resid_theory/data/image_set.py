@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_int, check_pair
+from resid_theory._check import check_int
 
 __all__ = ["Images"]
 
@@ -24,6 +23,9 @@ class Images:
         std: Standard deviation that divides each channel after that, in the same units.
         brightest: Pixel value of full brightness.
         classes: Names of the classes; empty if unknown.
+
+    Raises:
+        ValueError: If the numbers of images and labels differ.
     """
 
     pixels: Tensor
@@ -33,24 +35,12 @@ class Images:
     brightest: float = 255.0
     classes: tuple[str, ...] = ()
 
-    @staticmethod
-    def of(data: Any) -> "Images":
-        """Wrap data of any form that training takes.
-
-        Args:
-            data: Images, an object with ``.x`` and ``.y``, or a pair (x, y).
-
-        Returns:
-            The same data; floating-point inputs stay as they are.
-
-        Raises:
-            ValueError: If it is none of these, is empty, or the numbers of samples differ.
-        """
-        if isinstance(data, Images):
-            check_pair((data.pixels, data.labels))
-            return data
-        x, y = check_pair((data.x, data.y) if hasattr(data, "x") and hasattr(data, "y") else data)
-        return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
+    def __post_init__(self) -> None:
+        if len(self.pixels) != len(self.labels):
+            raise ValueError(
+                f"labels: got {len(self.labels)} for {len(self.pixels)} images, needs the same "
+                "number of samples"
+            )
 
     def __len__(self) -> int:
         return len(self.pixels)

@@ -11,9 +11,9 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.curvature import MATRICES, curvature_operator, spectrum
-from resid_theory.data import Images, load_images, one_hot
+from resid_theory.data import Images, load_images
 from resid_theory.data.datasets import IMAGE_SETS
-from resid_theory.losses import LOSSES
+from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime.store import digest
 from resid_theory.stability import layer_cushions
 from resid_theory.stability.cushions import NORMS, WEIGHTS
@@ -136,8 +136,8 @@ class CurvatureTask(_Measured):
     def run(self, folder: Path, device: str) -> Outcome:
         """Numbers and arrays of the cell."""
         net, data = self.measured(device), self.images(device=device)
-        if self.loss == "square":
-            data = replace(data, labels=one_hot(data.labels, 10).to(torch.float32))
+        output = torch.zeros(1, 10, dtype=torch.float32)
+        data = replace(data, labels=Loss.of(self.loss).targets_of(output, data.labels)[0])
         report = spectrum(
             curvature_operator(net, self.loss, data, matrix=self.matrix, batchnorm=self.batchnorm),
             k=self.k,
@@ -216,7 +216,10 @@ class TrainingTask(_OnImages):
         seed: Of first weights, order and crops.
         data: Name of an image set; the first ``samples`` of the training images are used.
         epochs: Rescales the schedule; other fields of ``Recipe`` replace the paper's.
+        loss: A name of ``rt.losses.LOSSES``.
     """
+
+    loss: str | None = None
 
     # torch.optim imports it when it is first used.
     imports: ClassVar[tuple[str, ...]] = ("torch._dynamo",)
@@ -228,7 +231,7 @@ class TrainingTask(_OnImages):
 
     def recipe(self) -> Recipe:
         """The paper's recipe with the changes of this cell."""
-        changes = {name: getattr(self, name) for name in arguments_of(Recipe)}
+        changes = {name: getattr(self, name) for name in (*arguments_of(Recipe), "loss")}
         changes = {name: value for name, value in changes.items() if value is not None}
         recipe = KINDS[self.net].recipe
         if "epochs" in changes:

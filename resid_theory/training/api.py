@@ -1,5 +1,6 @@
 """Train and resume; every argument is checked before the first step."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import check_int
+from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import check_device
 from resid_theory.training.checkpoint import Folder
@@ -54,9 +56,11 @@ def train(
     from torch's generator, which is seeded with the first seed and restored afterwards.
 
     Args:
-        net: A module whose outputs are (batch, classes), or a list of modules, which go through
-            the epochs together.
-        data: :class:`Images`, or (x, y) with x (m, ...) and y class numbers (m,) or targets (m, k).
+        net: A module, or a list of modules, which go through the epochs together.
+        data: :class:`Images`; pairs (x, y) of inputs, of a net of several a tuple or a mapping of
+            them, and class labels or other targets; a ``Dataset``, a loader or an iterator, which
+            is read once. All samples are kept on the device. Floating-point numbers are cast to the
+            net's dtype, and labels may belong to places of the output, such as tokens.
         recipe: How to train.
         seed: Seed of order and augmentation; a list gives each net its own.
         device: ``"auto"`` takes a GPU if there is one.
@@ -171,6 +175,11 @@ def resume(
             f"out: {out} was trained with the correction {about['correction']}; call train with it "
             "and the other arguments again, which resumes"
         )
+    if about["recipe"].get("loss", "cross_entropy") not in LOSSES:
+        raise ValueError(
+            f"out: {out} was trained with the loss {about['recipe']['loss']}, which has no name; "
+            "call train with it and the other arguments again, which resumes"
+        )
     settings = RunSettings(
         device=chosen,
         folder=folder,
@@ -201,12 +210,29 @@ def _train(
 ) -> Run:
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
+    dtype = DTYPES[recipe.precision]
     for net in nets:
-        net.to(device=settings.device, dtype=DTYPES[recipe.precision])
+        dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
+        # A net of several dtypes keeps them.
+        net.to(device=settings.device, dtype=dtype if len(dtypes) == 1 else None)
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    samples = DeviceDataset("data", data, nets[0], recipe, settings.device)
-    tests = None if test is None else DeviceDataset("test", test, nets[0], recipe, settings.device)
+    samples = DeviceDataset("data", data, nets[0], recipe)
+    try:
+        tests = None if test is None else DeviceDataset("test", test, nets[0], recipe)
+    except ValueError as error:
+        raise ValueError(re.sub("^data\\b", "test", str(error))) from error
+    name = Loss.of(recipe.loss).name
+    if tests is not None and tests.weighting is None:
+        raise ValueError(
+            f"test: the loss {name} compares samples, so that of all test data is not made of "
+            "those of batches; leave test out, and measure in callbacks"
+        )
+    if settings.process_group.count > 1 and not samples.is_even:
+        raise ValueError(
+            f"process_group: the loss {name} of a batch is not the mean over its samples, so "
+            "processes cannot share one; needs one process"
+        )
     with ExitStack() as stack:
         if settings.folder:
             lock = settings.folder.locked()

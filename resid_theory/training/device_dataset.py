@@ -4,95 +4,190 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resid_theory.data import Images
-from resid_theory.losses import LOSSES, check_outputs
+from resid_theory.data import Batch, Data, Images
+from resid_theory.losses import (
+    KnownWeighting,
+    Loss,
+    NoWeighting,
+    SampleAxes,
+    Weighting,
+    check_scalar,
+)
+from resid_theory.losses.formulas import IGNORED
+from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import digest
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.step import DTYPES, Batch
+from resid_theory.training.step import DTYPES, StepBatch
 
 __all__ = ["DeviceDataset"]
+
+_EXAMPLES = 16  # samples on which net and loss are tried
+_CHUNK = 4096  # targets that are checked together
 
 
 class DeviceDataset:
     """A data set as a recipe uses it, all of it on the device.
 
     Attributes:
-        labelled: Whether targets are classes, so that errors can be counted.
-        digest: sha256 of pixels and labels.
+        notes: What was done to the data on the way in.
+        labels: Number of class labels that count; None if targets are no classes, so that there
+            are no errors to count.
+        weighting: How the losses of parts make that of the whole; None for a loss that compares
+            samples.
+        total: Sum of the weights of all samples in the loss.
+        digest: sha256 of inputs and targets.
 
     Args:
         argument: Name of the argument, for messages.
         data: Data in any form that ``train`` takes.
-        net: The net that they must fit.
-        recipe: Loss, precision and augmentation.
-        device: Where to keep them.
+        net: The net that they must fit, on the device.
+        recipe: Loss, batch and augmentation.
 
     Raises:
-        ValueError: If the data are empty or ragged, or do not fit net or recipe.
+        ValueError: If the data are empty or ragged, or do not fit net, recipe or loss.
     """
 
-    def __init__(
-        self, argument: str, data: Any, net: nn.Module, recipe: Recipe, device: torch.device
-    ) -> None:
-        images = Images.of(data)
-        shape, crops = tuple(images.pixels.shape), recipe.augmentation != "none"
-        if argument == "data" and recipe.batch > len(images):
+    def __init__(self, argument: str, data: Any, net: nn.Module, recipe: Recipe) -> None:
+        device = next(net.parameters()).device
+        loss = Loss.of(recipe.loss).to(device, DTYPES[recipe.precision])
+        found = Data.of(data, like=net)
+        whole = found.whole()
+        if whole.sample_weight is not None:
             raise ValueError(
-                f"batch: got {recipe.batch} for {len(images)} samples; needs at most {len(images)}"
+                f"{argument}: got weights of the samples, which a training does not take; needs "
+                "pairs (x, y), or a loss with weights of the classes"
             )
-        needs = [f"augmentation={recipe.augmentation!r}"] * crops
-        needs += ["channels_last=True"] * recipe.channels_last
-        if needs and len(shape) != 4:
-            raise ValueError(
-                f"{argument}: got inputs of shape {shape}; {needs[0]} needs images (m, channels, "
-                "height, width)"
-            )
-        if crops and recipe.padding == "reflect" and recipe.pad >= min(shape[2:]):
-            raise ValueError(
-                f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far"
-            )
-        self.labelled = not images.labels.is_floating_point()
-        constants = [*images.mean, *images.std, images.brightest]
-        constants_tensor = torch.tensor(constants, dtype=torch.float64)
-        self.digest = digest([constants_tensor, images.pixels, images.labels])
-        self._images, self._dtype = images.to(device), DTYPES[recipe.precision]
+        _check_shapes(argument, whole, recipe)
+        self.notes, self._size, self._place = tuple(found.notes), whole.size, whole.place
+        self.digest = _digest(whole.content)
         self._channels_last = recipe.channels_last
-        self._targets = self._images.labels
-        self._targets = self._fitting(argument, net, recipe)
+        images = isinstance(whole.content, Images)
+        self._images = whole.content.to(device) if images else None
+        self._inputs = None if images else whole.inputs
+        count = min(_EXAMPLES, self._size)
+        rows = torch.arange(count) * self._size // count
+        some = self._x(rows), rows_of(whole.target, rows, self._size)
+        examples = Batch(content=some, size=len(rows))
+        with preserved(net):
+            output = examples.try_call(net)
+            self._targets, self._labels = loss.targets_of(output, whole.target)
+            self.weighting = _weighting(loss, output, examples)
+        if loss.targets == "any":
+            _check_all(loss, output, self._targets, self._size)
+        self._weights: Tensor | None = None  # where they differ
+        self.total = float(self._size)
+        if self.weighting is not None and self.weighting.sums:
+            self.total = 1.0
+        elif loss.weights is not None:
+            weights = loss.weights(self._targets).double()
+            if float(weights.sum()) == 0:
+                raise ValueError(f"{argument} y: no label counts, all are {IGNORED}")
+            if bool((weights != weights[0]).any()):
+                self._weights, self.total = weights.to(device), float(weights.sum())
+        self.labels = None if self._labels is None else int((self._labels != IGNORED).sum())
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self._size
 
-    def _fitting(self, argument: str, net: nn.Module, recipe: Recipe) -> Tensor:
-        """Targets as the loss takes them, after a forward pass has shown the net's outputs."""
-        x = self.batch(slice(2))[0]
-        try:
-            with preserved(net), torch.no_grad():
-                output = net(x)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{argument}: the net does not take inputs of shape {tuple(x.shape)}: {error}"
-            ) from error
-        output, labels = check_outputs(output, len(x)), self._images.labels
-        # The net's width, all labels: only the number of rows is made to fit.
-        loss = LOSSES["cross_entropy" if self.labelled else recipe.loss]
-        loss.check_target(output[:1].expand(len(labels), -1), labels)
-        if not self.labelled:
-            return labels.to(self._dtype)
-        if recipe.loss == "square":
-            return F.one_hot(labels, output.shape[1]).to(self._dtype)
-        return labels
+    @property
+    def is_even(self) -> bool:
+        """True if the loss is the mean over samples, all of which count alike."""
+        known = self.weighting
+        return known is not None and not known.sums and known.counts and self._weights is None
+
+    def weight(self, rows: Tensor) -> float | Tensor:
+        """Weight of some samples in the loss of all."""
+        if self.weighting is not None and self.weighting.sums:
+            return 1.0
+        return float(len(rows)) if self._weights is None else self._weights[rows].sum()
 
     def batch(
         self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None
-    ) -> Batch:
+    ) -> StepBatch:
         """Some of the samples, by index or slice; ``change`` is applied to their pixels."""
-        pixels = self._images.pixels[rows]
-        x = self._images.inputs(pixels if change is None else change(pixels), self._dtype)
+        target = rows_of(self._targets, rows, self._size)
+        labels = None if self._labels is None else self._labels[rows]
+        return self._x(rows, change), target, labels
+
+    def _x(self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> Any:
+        if self._images is None:
+            x = rows_of(self._inputs, rows, self._size)
+            x = x if change is None else change(x)
+        else:
+            pixels = self._images.pixels[rows]
+            dtype = self._place.inputs or torch.get_default_dtype()
+            x = self._images.inputs(pixels if change is None else change(pixels), dtype)
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        return x, self._targets[rows], self._images.labels[rows] if self.labelled else None
+        return x
+
+
+def _check_shapes(argument: str, whole: Batch, recipe: Recipe) -> None:
+    """Refuse a batch larger than the set, and inputs that are no images where they must be."""
+    if argument == "data" and recipe.batch > whole.size:
+        raise ValueError(
+            f"batch: got {recipe.batch} for {whole.size} samples; needs at most {whole.size}"
+        )
+    crops = recipe.augmentation != "none"
+    needs = [f"augmentation={recipe.augmentation!r}"] * crops
+    needs += ["channels_last=True"] * recipe.channels_last
+    x = whole.content.pixels if isinstance(whole.content, Images) else whole.content[0]
+    if not needs:
+        return
+    shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+    if len(shape) != 4:
+        got = f"inputs of shape {shape}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{argument}: got {got}; {needs[0]} needs images (m, channels, height, width)"
+        )
+    if crops and recipe.padding == "reflect" and recipe.pad >= min(shape[2:]):
+        raise ValueError(f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far")
+
+
+def _digest(content: Any) -> str:
+    """sha256 of images with their normalization, or of inputs and targets."""
+    empty = torch.empty(0)
+    images = content if isinstance(content, Images) else Images(pixels=empty, labels=empty)
+    x, y = (images.pixels, images.labels) if content is images else content
+    constants = [*images.mean, *images.std, images.brightest]
+    # Integers of any size are the same labels.
+    labels = (t if t.is_floating_point() else t.long() for t in tensors_of(y))
+    return digest([torch.tensor(constants, dtype=torch.float64), *tensors_of(x), *labels])
+
+
+def _weighting(loss: Loss, output: Any, examples: Batch) -> Weighting | None:
+    """Learn on a few samples how the loss averages; None if it compares samples."""
+    target = loss.targets_of(output, examples.target)[0]
+    try:
+        check_scalar(loss(output, target))
+        if loss.is_known:
+            return KnownWeighting(loss)
+        weighting = Weighting(loss, SampleAxes.first(output, examples.size))
+        weighting.learn(output, target, examples.size)
+        return weighting
+    except NoWeighting:
+        return None
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"loss: {loss.name} does not take the net's outputs and these targets: {error}"
+        ) from error
+
+
+@torch.no_grad()
+def _check_all(loss: Loss, output: Any, targets: Any, size: int) -> None:
+    """Refuse targets that a function of the caller's would stop at in the middle of a training."""
+    # On the CPU: a GPU would not say what is wrong, and compute no more.
+    one = map_tensors(output, lambda t: t[:1].cpu())
+    dtype = next((t.dtype for t in tensors_of(one) if t.is_floating_point()), torch.float64)
+    here = loss.to(torch.device("cpu"), dtype)
+    for start in range(0, size, _CHUNK):
+        some = map_tensors(rows_of(targets, slice(start, start + _CHUNK), size), Tensor.cpu)
+        count = min(_CHUNK, size - start)
+        wide = map_tensors(one, lambda t: t.expand(count, *t.shape[1:]))  # noqa: B023
+        try:
+            here(wide, some)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"data y: the loss {loss.name} does not take it: {error}") from error

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resid_theory.data.net_arguments import call_net
+from resid_theory.nested import tensors_of
 from resid_theory.runtime.resources import is_out_of_memory
-from resid_theory.training.step import Batch, NetGroup
+from resid_theory.training.step import NetGroup, StepBatch
 
 __all__ = ["DivergenceError", "Watch", "fitting_batch"]
 
@@ -41,7 +43,7 @@ class Watch:
         self._group, self._interval = group, 50 if device.type == "cuda" else 1
         self._pending: list[tuple[int, Tensor]] = []
 
-    def look(self, step: int, losses: Tensor, batches: Sequence[Batch]) -> None:
+    def look(self, step: int, losses: Tensor, batches: Sequence[StepBatch]) -> None:
         """Note a step after its backward pass, before the weights move."""
         gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
         # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
@@ -51,7 +53,7 @@ class Watch:
         if len(self._pending) >= self._interval:
             self.settle(batches)
 
-    def settle(self, batches: Sequence[Batch] = ()) -> None:
+    def settle(self, batches: Sequence[StepBatch] = ()) -> None:
         """Check the steps noted so far; with batches the last one, which can be repeated."""
         pending, self._pending = self._pending, []
         if not pending or bool(torch.isfinite(torch.stack([t for _, t in pending]).sum())):
@@ -60,7 +62,7 @@ class Watch:
             if not bool(torch.isfinite(record).all()):
                 raise self._error(step, record, batches if step == pending[-1][0] else ())
 
-    def _error(self, step: int, record: Tensor, batches: Sequence[Batch]) -> DivergenceError:
+    def _error(self, step: int, record: Tensor, batches: Sequence[StepBatch]) -> DivergenceError:
         losses, norms = record.split([len(self._group.nets), len(record) - len(self._group.nets)])
         if _finite(losses):
             return self._bad_tensor(step, norms)
@@ -93,9 +95,9 @@ def _finite(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _first_bad(net: nn.Module, x: Tensor) -> str:
+def _first_bad(net: nn.Module, x: Any) -> str:
     """The first tensor that is not finite, of input, weights, outputs of layers, and the loss."""
-    if not _finite(x):
+    if not all(map(_finite, tensors_of(x))):
         return "the input"
     for name, parameter in net.named_parameters():
         if not _finite(parameter):
@@ -110,7 +112,7 @@ def _first_bad(net: nn.Module, x: Tensor) -> str:
         for name, module in net.named_modules():
             if not list(module.children()):
                 hooks.callback(module.register_forward_hook(partial(note, name)).remove)
-        net(x)
+        call_net(net, x)
     return f"the output of layer {bad[0]!r}" if bad else "the loss"
 
 

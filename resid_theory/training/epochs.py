@@ -9,7 +9,7 @@ from torch import Tensor
 from resid_theory.data import Crops, augment, draw_crops
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.recipe import Recipe
-from resid_theory.training.step import Batch
+from resid_theory.training.step import StepBatch
 
 __all__ = ["Epoch", "Epochs", "seed_from"]
 
@@ -48,7 +48,11 @@ class Epoch:
         self.order, self._crops = order, crops
         self._data, self._recipe = epochs.data, epochs.recipe
 
-    def batch(self, rows: slice) -> Batch:
+    def weight(self, rows: slice) -> float | Tensor:
+        """Weight of the samples at some places in the order, in the loss of all."""
+        return self._data.weight(self.order[rows])
+
+    def batch(self, rows: slice) -> StepBatch:
         """The samples at some places in the order, augmented."""
         crops, recipe = self._crops, self._recipe
         if crops is None:

@@ -5,29 +5,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from resid_theory._check import check_int
-from resid_theory.data import Images
-from resid_theory.losses import LOSSES, check_outputs
+from resid_theory._check import check_int, check_net
+from resid_theory.data import Batch, Data
+from resid_theory.losses import (
+    KnownWeighting,
+    Loss,
+    LossLike,
+    SampleAxes,
+    Weighting,
+    reweighted,
+)
+from resid_theory.losses.formulas import IGNORED, class_axis
+from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.preserve import preserved
 
 __all__ = ["Evaluation", "evaluate"]
 
+_EXAMPLES = 16  # samples on which it is found out how a function averages
+_USUAL = (1, 5)  # values of k, of which those are measured that there are classes for
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Loss and errors of a net on labelled samples.
+    """Loss and errors of a net on a data set.
 
     Attributes:
         samples: Number of samples.
-        loss: Cross-entropy in nats, mean over samples.
-        wrong: For each k, the number of samples whose label is not among the k largest outputs.
+        labels: Number of class labels that count: samples, or all their tokens; 0 if targets are no
+            classes.
+        loss: The loss of the data, such as cross-entropy in nats, mean over labels.
+        wrong: For each k, the number of labels that are not among the k largest outputs.
+        notes: What was done to the data on the way into the net.
     """
 
     samples: int
+    labels: int
     loss: float
     wrong: Mapping[int, int]
+    notes: tuple[str, ...] = ()
 
     def error(self, k: int = 1) -> float:
         """The top-k error.
@@ -43,55 +60,140 @@ class Evaluation:
         """
         if k not in self.wrong:
             raise ValueError(f"k: got {k}, was measured for {sorted(self.wrong)}")
-        return self.wrong[k] / self.samples
+        return self.wrong[k] / self.labels
 
 
 def evaluate(
-    net: nn.Module, data: Any, *, top: Sequence[int] = (1, 5), batch: int = 256
+    net: nn.Module,
+    data: Any,
+    *,
+    loss: LossLike = "cross_entropy",
+    top: Sequence[int] | None = None,
+    batch: int = 256,
 ) -> Evaluation:
-    """Loss and top-k errors of a net, in eval mode, each image taken once as it is.
+    """Loss and top-k errors of a net, in eval mode, each sample taken once as it is.
 
     Of equal outputs the earlier class counts as the larger, as in ``argmax``; a NaN never counts as
     right.
 
     Args:
-        net: A module with outputs (batch, classes); it is not changed, and stays on its device.
-        data: :class:`Images`, an object with ``.x`` and ``.y``, or (x, y); class numbers (m,).
-        top: Values of k, each at most the number of classes.
-        batch: Number of images at a time; the last digits of the loss may depend on it.
+        net: Any module; it is not changed, and stays on its device.
+        data: :class:`Images`, or inputs and targets in any form that :func:`train` takes, read
+            once. Targets are class labels, of samples or of places of the output such as tokens, or
+            what else the loss takes; the label -100 counts for nothing.
+        loss: A name, a loss of ``torch.nn`` or a function ``(output, target) -> scalar``: a mean, a
+            weighted mean or a sum over samples. Labels become one-hot rows where it needs values.
+        top: Values of k, each at most the number of classes; None for 1 and, from 5 classes on, 5.
+        batch: Number of samples at a time, of data in memory; the last digits of the loss may
+            depend on it.
 
     Returns:
-        Counts and the mean loss.
+        The loss, and the errors where targets are classes.
 
     Raises:
-        ValueError: If labels or ``top`` do not fit the net's outputs, or the data have no labels.
+        ValueError: If targets or ``top`` do not fit the net's outputs, or the loss compares
+            samples.
 
     Example:
         >>> x, y = torch.tensor([[3.0, 2.0, 1.0]] * 3), torch.tensor([0, 1, 2])
         >>> evaluate(torch.nn.Identity(), (x, y), top=(1, 2)).wrong
         {1: 2, 2: 1}
     """
-    images, size = Images.of(data), check_int("batch", batch)
-    ranks = sorted({check_int("top", k) for k in top})
-    if images.labels.is_floating_point():
-        raise ValueError("data y: got targets of floating point, needs class numbers (m,)")
-    like = next(net.parameters(), images.pixels)
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    wrong, loss = dict.fromkeys(ranks, 0), 0.0
-    with preserved(net), torch.no_grad():
-        for start in range(0, len(images), size):
-            rows = slice(start, start + size)
-            pixels, labels = (t[rows].to(like.device) for t in (images.pixels, images.labels))
-            logits = check_outputs(net(images.inputs(pixels, dtype)), len(labels))
-            LOSSES["cross_entropy"].check_target(logits, labels)
-            if ranks and ranks[-1] > logits.shape[1]:
-                raise ValueError(f"top: got {ranks[-1]} for {logits.shape[1]} classes")
-            loss += float(LOSSES["cross_entropy"](logits.double(), labels)) * len(labels)
-            # The rank of a label is the number of classes that come before it.
-            own = logits.gather(1, labels[:, None])
-            earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-            # Not >, which is false for NaN.
-            rank = (~(logits <= own) | ((logits == own) & earlier)).sum(1)
-            for k in ranks:
-                wrong[k] += int((rank >= k).sum())
-    return Evaluation(samples=len(images), loss=loss / len(images), wrong=wrong)
+    check_net(net, finite=False)
+    size, scored, samples = check_int("batch", batch), Loss.of(loss), Data.of(data, like=net)
+    if scored.takes_batches:
+        raise ValueError("loss: got one of (net, batch), needs one of (output, target)")
+    wanted = None if top is None else sorted({check_int("top", k) for k in top})
+    totals = None
+    with preserved(net):
+        for part in samples.chunks(size):
+            if totals is None:
+                few = part.spread(_EXAMPLES)
+                totals = _Totals(scored, wanted, few, few.try_call(net))
+            with torch.no_grad():
+                totals.add(part, part.call(net))
+    assert totals is not None  # Data refuses to have no batch
+    return totals.result(tuple(samples.notes))
+
+
+class _Totals:
+    """Sums over the batches, of a loss that is known from a few samples of the first one."""
+
+    def __init__(self, loss: Loss, top: list[int] | None, few: Batch, output: Any) -> None:
+        leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
+        if not leaves:
+            raise ValueError(f"net: gives {type(output).__name__}, needs tensors of floating point")
+        self._loss = loss.to(leaves[0].device, torch.float64)
+        target, labels = loss.targets_of(output, few.target)
+        self._weighting: Weighting = KnownWeighting(loss)
+        if not loss.is_known:
+            self._weighting = Weighting(loss, SampleAxes.first(output, few.size))
+            self._weighting.learn(output, target, few.size)
+        self._axes = SampleAxes.first(output, few.size)
+        self._wrong: dict[int, int] = {}
+        if labels is not None:
+            axis = class_axis(output, labels)
+            classes = output.shape[1 if axis is None else axis]
+            ranks = [k for k in _USUAL if k <= max(classes, 1)] if top is None else top
+            if ranks and ranks[-1] > classes:
+                raise ValueError(f"top: got {ranks[-1]} for {classes} classes")
+            self._wrong = dict.fromkeys(ranks, 0)
+        elif top:
+            raise ValueError(
+                f"data y: got targets that are no class numbers of the net's outputs, which top="
+                f"{top} needs"
+            )
+        self._samples = self._labels = 0
+        self._value = self._weight = 0.0
+
+    def add(self, batch: Batch, output: Any) -> None:
+        """Add a batch."""
+        target, labels = self._loss.targets_of(output, batch.target)
+        loss, weight = self._loss, self._weighting.of_part(output, target, batch.size)
+        if batch.sample_weight is not None:
+            each = self._weighting.of_samples(output, target, batch.size)
+            each = each * batch.sample_weight.cpu()
+            loss = reweighted(loss, self._axes, each, sums=self._weighting.sums)
+            weight = 1.0 if self._weighting.sums else float(each.sum())
+        if weight > 0:  # labels that do not count have no loss
+            self._value += weight * _value(loss, output, target)
+        self._weight += weight
+        self._samples += batch.size
+        if labels is not None:
+            counted = labels != IGNORED
+            self._labels += int(counted.sum())
+            rank = _ranks(output, labels)[counted]
+            for k in self._wrong:
+                self._wrong[k] += int((rank >= k).sum())
+
+    def result(self, notes: tuple[str, ...]) -> Evaluation:
+        """The means."""
+        if self._weight == 0:
+            raise ValueError(f"data y: no target counts, such as where all labels are {IGNORED}")
+        return Evaluation(
+            samples=self._samples,
+            labels=self._labels,
+            loss=self._value if self._weighting.sums else self._value / self._weight,
+            wrong=self._wrong,
+            notes=notes,
+        )
+
+
+def _value(loss: Loss, output: Any, target: Any) -> float:
+    """The loss in float64, or as it is if a function does not take that."""
+    try:
+        return float(loss(map_tensors(output, lambda t: t.double() if t.is_floating_point() else t),
+                          target))  # fmt: skip
+    except RuntimeError:
+        return float(loss(output, target))
+
+
+def _ranks(output: Tensor, labels: Tensor) -> Tensor:
+    """Number of classes that come before each label's own, shaped like the labels."""
+    axis = class_axis(output, labels)
+    assert axis is not None
+    logits, index = output.movedim(axis, -1), labels.clamp(min=0)[..., None]
+    own = logits.gather(-1, index)
+    earlier = torch.arange(logits.shape[-1], device=logits.device) < index
+    # Not >, which is false for NaN.
+    return (~(logits <= own) | ((logits == own) & earlier)).sum(-1)

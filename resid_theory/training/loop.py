@@ -6,13 +6,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from resid_theory.nested import rows_of, tensors_of
 from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.checkpoint import check_same, digest, pack, unpack
@@ -26,10 +26,10 @@ from resid_theory.training.run import Run, RunSettings
 from resid_theory.training.saved_nets import architecture_of, save_checkpoint
 from resid_theory.training.step import (
     STACKED_POOL,
-    Batch,
     NetGroup,
     Separate,
     Stacked,
+    StepBatch,
     optimizer_of,
     stack,
 )
@@ -73,7 +73,7 @@ class Session:
         # What the last bit of every weight depends on, in JSON's types: it tells one training from
         # another. "ranks" is the number of processes.
         self.identity: dict[str, Any] = {
-            "recipe": json.loads(json.dumps(asdict(recipe))),
+            "recipe": json.loads(json.dumps(recipe.content())),
             "seeds": list(seeds),
             "data": data.digest,
             "test": test.digest if test else None,
@@ -113,6 +113,7 @@ class Session:
             seeds=self.seeds,
             metrics=self.measurements.lines,
             first_losses=self.measurements.first_losses.cpu(),
+            notes=self.epochs.data.notes,
             finished=self.step == total,
             seconds=self._elapsed(),
             unstacked=self.unstacked,
@@ -205,10 +206,12 @@ class Session:
         losses, wrong = self.parallel.join(*self._gradients(batches), share)
         self.watch.look(self.step + 1, losses, batches)
         self.optimizer.step()
-        self.measurements.add(self.step, losses, wrong, stop - start)
+        rows = slice(start, stop)
+        weights = {seed: plan.weight(rows) for seed, plan in plans.items()}
+        self.measurements.add(self.step, losses, wrong, [weights[seed] for seed in self.seeds])
         self.step += 1
 
-    def _gradients(self, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batches: list[StepBatch]) -> tuple[Tensor, Tensor]:
         try:
             return self.group.gradients(batches)
         except (RuntimeError, MemoryError) as error:
@@ -216,16 +219,13 @@ class Session:
                 raise
             lack = str(error).splitlines()[0]
         # Out here the traceback, which holds the step's tensors, is gone.
-        given = len(batches[0][0])
+        given = len(next(tensors_of(batches[0])))
 
         def step(size: int) -> object:
             self.optimizer.zero_grad(set_to_none=True)
             if self.settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            fewer: list[Batch] = [
-                (x[:size], target[:size], None if labels is None else labels[:size])
-                for x, target, labels in batches
-            ]
+            fewer = [rows_of(batch, slice(size), given) for batch in batches]
             return self.group.gradients(fewer)
 
         fits = fitting_batch(step, given)
@@ -272,7 +272,7 @@ class Session:
         for i, net in enumerate(self.group.nets):
             last = [line for line in lines if line["net"] == i and "epoch" in line][-1]
             path = self.folder.path / (f"net.{i}.json" if several else "net.json")
-            about = {"recipe": asdict(self.recipe), "seed": self.seeds[i], "last": last}
+            about = {"recipe": self.recipe.content(), "seed": self.seeds[i], "last": last}
             save_checkpoint(path, net, about=about)
 
 

@@ -1,6 +1,7 @@
 """Metrics of a training: sums over the epoch, evaluations, and what callbacks return."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from resid_theory.training.checkpoint import Folder
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.epochs import Epochs
 from resid_theory.training.run import Progress, RunSettings
-from resid_theory.training.step import NetGroup
+from resid_theory.training.step import NetGroup, errors_of
 
 __all__ = ["Measurements"]
 
@@ -43,10 +44,13 @@ class Measurements:
         self.first_losses = zeros.new_zeros(len(group.nets), 0)
         self.lines: list[dict[str, Any]] = []
 
-    def add(self, step: int, losses: Tensor, wrong: Tensor, samples: int) -> None:
-        """Add mean losses and errors of one step, whose number counts from 0."""
+    def add(
+        self, step: int, losses: Tensor, wrong: Tensor, weights: Sequence[float | Tensor]
+    ) -> None:
+        """Add losses and errors of one step, whose number counts from 0."""
         losses = losses.double()
-        self.sums["loss"] += losses * samples
+        tensors = [weight for weight in weights if isinstance(weight, Tensor)]
+        self.sums["loss"] += losses * (torch.stack(tensors) if tensors else weights[0])
         self.sums["wrong"] += wrong
         # Not equal after a resume from a checkpoint without them.
         if self.first_losses.shape[1] == step < _FIRST:
@@ -83,9 +87,9 @@ class Measurements:
     def _means(self, step: int, net: int) -> dict[str, float]:
         """Means over the epoch, and the rate of its last step."""
         data, recipe = self._epochs.data, self._epochs.recipe
-        means = {name: float(total[net]) / len(data) for name, total in self.sums.items()}
-        shown = {"lr": recipe.rate(step - 1, self._epochs.steps), "loss": means["loss"]}
-        return {**shown, "error": means["wrong"]} if data.labelled else shown
+        loss, wrong = (float(self.sums[name][net]) for name in ("loss", "wrong"))
+        shown = {"lr": recipe.rate(step - 1, self._epochs.steps), "loss": loss / data.total}
+        return {**shown, "error": wrong / data.labels} if data.labels else shown
 
     def _penalties(self) -> list[float]:
         """½λ‖θ‖² of each net, as the optimizer decays it."""
@@ -102,13 +106,18 @@ class Measurements:
         """Loss and error on the test data, shared among the processes."""
         size = 4 * self._epochs.recipe.batch  # no graph is kept
         process_group = self._settings.process_group
-        totals = torch.zeros(2, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64)
+        assert test.weighting is not None
         with preserved(net), torch.no_grad():
             for start in range(process_group.rank * size, len(test), process_group.count * size):
-                batch = test.batch(slice(start, start + size))
-                mean, errors = self._group.score(net, batch)
-                totals[0] += float(mean) * len(batch[0])
-                totals[1] += float(errors)
-        loss, wrong = process_group.add(totals.to(self._settings.device)).tolist()
-        shown = {"test_loss": loss / len(test)}
-        return {**shown, "test_error": wrong / len(test)} if test.labelled else shown
+                x, target, labels = test.batch(slice(start, start + size))
+                output, samples = self._group.output(net, x), min(size, len(test) - start)
+                weight = test.weighting.of_part(output, target, samples)
+                if weight > 0:  # labels that do not count have no loss
+                    totals[0] += weight * float(self._group.loss(output, target))
+                totals[1] += weight
+                if labels is not None:
+                    totals[2] += float(errors_of(output, labels))
+        loss, weight, wrong = process_group.add(totals.to(self._settings.device)).tolist()
+        shown = {"test_loss": loss if test.weighting.sums else loss / weight}
+        return {**shown, "test_error": wrong / test.labels} if test.labels else shown

@@ -3,8 +3,11 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from torch import nn
+
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.losses import LOSSES
+from resid_theory.losses import Loss, LossLike
+from resid_theory.runtime.store import digest
 
 __all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
 
@@ -14,7 +17,6 @@ _CHOICES = {
     "padding": ("zeros", "reflect"),
     "precision": ("float64", "float32", "tf32", "bf16"),
     "compile": ("none", "default", "reduce-overhead", "max-autotune"),
-    "loss": tuple(LOSSES),
 }
 
 
@@ -42,8 +44,10 @@ class Recipe:
         channels_last: Whether images and kernels are stored with the channels innermost.
         compile: ``"none"``, or a mode of ``torch.compile``; ``"reduce-overhead"`` replays the
             forward and backward pass of a step as CUDA graphs.
-        loss: ``"cross_entropy"`` of labels, or ``"square"``: ½‖f(x) − y‖² summed over outputs;
-            labels become one-hot rows. Both are means over the batch.
+        loss: A name in ``rt.losses.LOSSES``, such as ``"cross_entropy"`` of labels or ``"square"``,
+            ½‖f(x) − y‖² summed over outputs; or a loss of ``torch.nn`` or a function
+            ``(output, target) -> scalar``. Labels become one-hot rows where it needs values of the
+            output's shape.
 
     Raises:
         ValueError: If a name is no field, or a value is out of range; names the field, what was
@@ -70,7 +74,7 @@ class Recipe:
     precision: str = "float32"
     channels_last: bool = False
     compile: str = "none"
-    loss: str = "cross_entropy"
+    loss: LossLike = "cross_entropy"
 
     def __new__(cls, **settings: Any) -> "Recipe":
         """Refuse unknown fields and name the nearest one, which Python's own TypeError does not."""
@@ -83,6 +87,14 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
+        scored = Loss.of(self.loss)
+        if scored.takes_batches:
+            raise ValueError("loss: got one of (net, batch), a training needs (output, target)")
+        if isinstance(scored.function, nn.Module) and any(scored.function.parameters()):
+            raise ValueError(
+                f"loss: {scored.name} has parameters of its own, which would not be trained; make "
+                "them a part of the net"
+            )
         for name, least in (("epochs", 1), ("batch", 1), ("warmup", 0), ("pad", 0)):
             object.__setattr__(self, name, check_int(name, getattr(self, name), least))
         for name in ("nesterov", "channels_last"):
@@ -118,6 +130,10 @@ class Recipe:
         """
         return Recipe(**{**asdict(self), **settings})
 
+    def content(self) -> dict[str, Any]:
+        """Fields by name for a record, with a description in place of a loss without a name."""
+        return {**asdict(self), "loss": _description(self.loss)}
+
     def scaled(self, epochs: int) -> "Recipe":
         """Stretch the schedule to more or fewer epochs: milestones and warm-up keep their shares.
 
@@ -147,6 +163,20 @@ class Recipe:
         # Divided, not multiplied: 0.02 falls to 0.002, not to 0.0020000000000000005.
         rate = self.lr / (1 / self.factor) ** drops
         return rate * min(1.0, (step + 1) / (self.warmup * steps)) if self.warmup else rate
+
+
+def _description(loss: LossLike) -> str:
+    """The loss's name; of a module its settings and a digest of its tensors, too."""
+    if isinstance(loss, str):
+        return loss
+    function = Loss.of(loss).function
+    if not isinstance(function, nn.Module):
+        module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
+        return f"{module}.{name or type(function).__qualname__}"
+    kept = {key: value for key, value in vars(function).items()
+            if isinstance(value, (bool, float, int, str)) and key != "training"}  # fmt: skip
+    tensors = "".join(digest(t.numpy(force=True).tobytes()) for t in function.state_dict().values())
+    return f"{type(function).__name__}({kept}, {tensors[:8]})"
 
 
 def _share(name: str, given: Any, *, zero: bool) -> float:

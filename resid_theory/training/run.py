@@ -51,6 +51,7 @@ class Run:
         first_losses: Mean loss of each net on the batches of the first 50 steps, before each step,
             (nets, steps), float64, on the CPU; what a replay of the training is compared with.
             (nets, 0) after a resume from a checkpoint of an earlier version, which has none.
+        notes: What was done to the data on the way into the nets.
         finished: Whether all steps were taken; False if ``stop`` said so.
         seconds: Duration over all resumed parts, measurements included.
         unstacked: Reason why several nets took turns in each step; None if they were stacked, if
@@ -63,6 +64,7 @@ class Run:
     seeds: tuple[int, ...]
     metrics: list[dict[str, Any]]
     first_losses: Tensor
+    notes: tuple[str, ...]
     finished: bool
     seconds: float
     unstacked: str | None

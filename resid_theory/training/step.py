@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory._check import first_difference
+from resid_theory.data.net_arguments import arguments_of
 from resid_theory.losses import Loss
+from resid_theory.losses.formulas import IGNORED, class_axis
+from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.recipe import Recipe
@@ -18,10 +20,11 @@ from resid_theory.training.recipe import Recipe
 __all__ = [
     "DTYPES",
     "STACKED_POOL",
-    "Batch",
     "NetGroup",
     "Separate",
     "Stacked",
+    "StepBatch",
+    "errors_of",
     "optimizer_of",
     "stack",
 ]
@@ -37,8 +40,15 @@ STACKED_POOL = "There is a performance drop .* aten::as_strided_"
 """A warning to ignore: with channels last, vmap goes from net to net to set the strides of the
 output of AdaptiveAvgPool2d, which costs nothing."""
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
-"""Inputs (b, ...), targets of the loss, and labels (b,); None where targets are no classes."""
+StepBatch = tuple[Any, Any, Tensor | None]
+"""Inputs and targets of b samples, tensors or nests of them, and class labels, if they have any."""
+
+
+def errors_of(output: Tensor, labels: Tensor) -> Tensor:
+    """Number of labels that count and are not the class of the largest output."""
+    axis = class_axis(output, labels)
+    assert axis is not None
+    return ((output.detach().argmax(axis) != labels) & (labels != IGNORED)).sum()
 
 
 class NetGroup:
@@ -46,6 +56,7 @@ class NetGroup:
 
     Attributes:
         nets: The modules; up to date after ``write_back``.
+        loss: The recipe's loss, on the device.
         parameters: The tensors that the optimizer updates, by name.
         axes_added: Number of axes in front of each parameter's own.
     """
@@ -55,21 +66,29 @@ class NetGroup:
 
     def __init__(self, nets: Sequence[nn.Module], recipe: Recipe, device: torch.device) -> None:
         self.nets = list(nets)
-        self._loss, self._dtype = Loss.of(recipe.loss).function, DTYPES[recipe.precision]
+        self._dtype = DTYPES[recipe.precision]
+        self.loss = Loss.of(recipe.loss).to(device, self._dtype)
         self._half, self._device = recipe.precision == "bf16", device.type
 
-    def score(self, net: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean loss and number of errors of one net on one batch."""
+    def output(self, net: Any, x: Any) -> Any:
+        """The output of a net, or of a function that has the first net's arguments."""
+        args, kwargs = arguments_of(self.nets[0], x)
+        if not self._half:
+            return net(*args, **kwargs)
+        with torch.autocast(self._device, torch.bfloat16):
+            output = net(*args, **kwargs)
+        return map_tensors(output, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
+
+    def score(self, net: Any, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """Loss and number of errors of one net on one batch."""
         x, target, labels = batch
-        with torch.autocast(self._device, torch.bfloat16) if self._half else nullcontext():
-            output = net(x)
-        output = output.to(self._dtype)
-        loss = self._loss(output, target)
+        output = self.output(net, x)
+        loss = self.loss(output, target)
         if labels is None:
             return loss, torch.zeros_like(loss)
-        return loss, (output.detach().argmax(1) != labels).sum()
+        return loss, errors_of(output, labels)
 
-    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Write all gradients, from a batch for each net or one for all; losses, errors (nets,)."""
         raise NotImplementedError
 
@@ -105,7 +124,7 @@ class Separate(NetGroup):
         self._own = compiled and device.type == "cuda" and len(self.nets) > 1
         self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
 
-    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Run the nets one after the other."""
         losses, wrong = [], []
         for i, call in enumerate(self._calls):
@@ -155,21 +174,21 @@ class Stacked(NetGroup):
             self._shared = torch.compile(self._shared, mode=recipe.compile)
 
     def _one(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: StepBatch
     ) -> tuple[Tensor, Tensor]:
-        def net(x: Tensor) -> Any:
-            return functional_call(self.nets[0], (parameters, buffers), (x,))
+        def net(*args: Any, **kwargs: Any) -> Any:
+            return functional_call(self.nets[0], (parameters, buffers), args, kwargs)
 
         return self.score(net, batch)
 
-    def gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Run all nets at once; running statistics move in their stacks."""
         if len(batches) == 1:
             losses, wrong = self._shared(self._all, self._buffers, batches[0])
         else:
-            x, target, labels = zip(*batches, strict=True)
-            given = [part for part in labels if part is not None]
-            whole = torch.stack(x), torch.stack(target), torch.stack(given) if given else None
+            leaves = zip(*(tensors_of(batch) for batch in batches), strict=True)
+            stacked = iter([torch.stack(parts) for parts in leaves])
+            whole = map_tensors(batches[0], lambda _: next(stacked))
             losses, wrong = self._call(self._all, self._buffers, whole)
         losses.sum().backward()  # no net's loss depends on another's weights
         return losses.detach().clone(), wrong.clone()
@@ -205,7 +224,7 @@ def _changeable(net: nn.Module) -> dict[str, Tensor]:
 
 
 def stack(
-    nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
+    nets: Sequence[nn.Module], batch: StepBatch, recipe: Recipe, device: torch.device
 ) -> tuple[NetGroup, str | None]:
     """Stack nets if a trial shows that it is the same training; else also the reason why not."""
     reason = _why_not(nets, batch, recipe, device)
@@ -213,7 +232,7 @@ def stack(
 
 
 def _why_not(
-    nets: Sequence[nn.Module], batch: Batch, recipe: Recipe, device: torch.device
+    nets: Sequence[nn.Module], batch: StepBatch, recipe: Recipe, device: torch.device
 ) -> str | None:
     for i, net in enumerate(nets[1:], start=1):
         fault = first_difference(_changeable(nets[0]), _changeable(net))
@@ -236,19 +255,22 @@ def _why_not(
 
 
 @torch.no_grad()
-def _other_output(trial: Stacked, x: Tensor) -> str | None:
+def _other_output(trial: Stacked, x: Any) -> str | None:
     """Compare outputs: modules may differ in what neither names, shapes nor repr show."""
     named = trial.tensors()
     for i, net in enumerate(trial.nets):
         mine = {name: named[f"{i}.{name}"] for name in _changeable(net)}
         with preserved(net), preserved(trial.nets[0]), torch.no_grad():
-            own, as_first = net(x), functional_call(trial.nets[0], mine, (x,))
+            args, kwargs = arguments_of(trial.nets[0], x)
+            outputs = net(*args, **kwargs), functional_call(trial.nets[0], mine, args, kwargs)
         # Equal operations in equal order: on a CPU any difference is one of architecture. On a GPU
         # a slice of stacked weights may begin where another kernel is the faster one.
-        gap, scale = float((own - as_first).abs().max()), float(own.abs().max())
-        loose = 0.0 if x.device.type == "cpu" else torch.finfo(own.dtype).eps ** 0.5
-        if gap > loose * scale:  # false for NaN
-            return f"net {i} computes something else than net 0 with the same weights"
+        for own, as_first in zip(*map(tensors_of, outputs), strict=True):
+            gap, scale = float((own - as_first).abs().max()), float(own.abs().max())
+            exact = own.device.type == "cpu" or not own.is_floating_point()
+            loose = 0.0 if exact else torch.finfo(own.dtype).eps ** 0.5
+            if gap > loose * scale:  # false for NaN
+                return f"net {i} computes something else than net 0 with the same weights"
     return None
 
 

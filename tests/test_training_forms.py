@@ -1,0 +1,393 @@
+"""Training and evaluation: losses of any kind and data of any form, against steps by hand."""
+
+import copy
+from collections import UserDict
+
+import pandas
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import noise
+from small_trainings import fit
+from tolerances import relative_error, round_off
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import resid_theory as rt
+from resid_theory.losses import LOSSES, Loss
+from resid_theory.training import Recipe
+
+SAME = round_off(1000)
+X, LABELS = noise(22, 5, seed=1).double(), torch.arange(22) * 7 % 3
+VALUES = noise(22, 3, seed=2).double()
+RECIPE = Recipe(epochs=2, batch=8, lr=0.1, precision="float64", augmentation="none", milestones=())
+PARTS = slice(9), slice(9, 11), slice(11, 22)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def half_square(output, target):
+    return 0.5 * (output - target).square().sum() / len(output)
+
+
+def huber(output, target):
+    return F.huber_loss(output, target, reduction="sum") / len(output)
+
+
+def log_cosh(output, labels):
+    """A function of the caller's on labels, a mean over samples."""
+    return (output - F.one_hot(labels, 3)).cosh().log().sum() / len(output)
+
+
+def cross_entropy(**settings):
+    """The loss of torch as a module, and as a function for the computation by hand."""
+    return nn.CrossEntropyLoss(**settings), lambda o, t: F.cross_entropy(o, t, **settings)
+
+
+ROWS = F.one_hot(LABELS, 3).double()
+IGNORED = torch.where(torch.arange(22) % 5 == 0, -100, LABELS)
+CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+# Loss and targets as the caller gives them; both by hand; what the loss divides by.
+KINDS = {
+    "cross_entropy": ("cross_entropy", LABELS, F.cross_entropy, LABELS, torch.ones(22)),
+    "square": ("square", LABELS, half_square, ROWS, torch.ones(22)),
+    "values": ("square", VALUES, half_square, VALUES, torch.ones(22)),
+    "shares": ("cross_entropy", VALUES.softmax(1), F.cross_entropy, VALUES.softmax(1),
+               torch.ones(22)),
+    "mean square": (nn.MSELoss(), LABELS, F.mse_loss, ROWS, torch.ones(22)),
+    "smoothed": (*cross_entropy(label_smoothing=0.1), LABELS, torch.ones(22)),
+    "classes": (*cross_entropy(weight=CLASS_WEIGHTS), LABELS, CLASS_WEIGHTS[LABELS]),
+    "ignored": ("cross_entropy", IGNORED, F.cross_entropy, IGNORED, (IGNORED != -100).double()),
+    "sum": (*cross_entropy(reduction="sum"), LABELS, None),
+    "function": (log_cosh, LABELS, log_cosh, LABELS, torch.ones(22)),
+    "new row": ("huber", LABELS, huber, ROWS, torch.ones(22)),
+}  # fmt: skip
+KINDS = {name: kind if len(kind) == 5 else (kind[0], kind[2], kind[1], *kind[2:])
+         for name, kind in KINDS.items()}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _huber(monkeypatch):
+    """A third row in the table of losses, for values of the output's shape."""
+    row = Loss(huber, targets="values", weights=lambda target: torch.ones(len(target)))
+    monkeypatch.setitem(LOSSES, "huber", row)
+
+
+def trained(data, **settings):
+    """A training, the rows of each of its steps, and its first net."""
+    net, rows = Net(), []
+    before = copy.deepcopy(net)
+
+    def note(module, inputs):
+        if module.training:
+            rows.append((inputs[0][:, None] == X[None]).all(-1).nonzero()[:, 1])
+
+    net.first.register_forward_pre_hook(note)
+    run = fit(net, data, RECIPE.change(**settings.pop("recipe", {})), **settings)
+    return run, rows, before
+
+
+def by_hand(net, rows, loss, targets, weights):
+    """Weights after plain descent with momentum, and the mean loss of the last epoch."""
+    recipe, losses = RECIPE, []
+    velocity = [torch.zeros_like(p) for p in net.parameters()]
+    for batch in rows:
+        value = loss(net(X[batch]), targets[batch])
+        losses.append((value.detach(), 1.0 if weights is None else weights[batch].sum()))
+        gradients = torch.autograd.grad(value, list(net.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(net.parameters(), velocity, gradients, strict=True):
+                v.mul_(recipe.momentum).add_(g + recipe.weight_decay * p)
+                p -= recipe.lr * v
+    last = losses[len(losses) // 2 :]
+    total = 1.0 if weights is None else sum(w for _, w in last)
+    return sum(v * w for v, w in last) / total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_descends_any_loss(kind):
+    given, targets, loss, by_loss, weights = KINDS[kind]
+    data = X, targets
+    run, rows, net = trained(data, recipe={"loss": given}, test=data)
+    assert sorted(torch.cat(rows[:3]).tolist()) == list(range(22)) and len(rows) == 6
+    mean = by_hand(net, rows, loss, by_loss, weights)
+    for found, expected in zip(run.net.parameters(), net.parameters(), strict=True):
+        assert relative_error(found, expected) < SAME
+    line = run.metrics[-1]
+    assert line["loss"] == pytest.approx(float(mean), rel=1e-12)
+    output = net(X).detach()
+    assert line["test_loss"] == pytest.approx(float(loss(output, by_loss)), rel=1e-12)
+    if targets.is_floating_point():
+        assert "error" not in line and "test_error" not in line
+    else:
+        counted = targets >= 0
+        wrong = (output.argmax(1) != targets)[counted].double().mean()
+        assert line["test_error"] == pytest.approx(float(wrong), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_is_the_loss_of_all(kind):
+    given, targets, loss, by_loss, _ = KINDS[kind]
+    net = Net()
+    expected = float(loss(net(X).detach(), by_loss))
+    for data in ((X, targets), [(X[part], targets[part]) for part in PARTS]):
+        found = rt.evaluate(net, data, loss=given, batch=5)
+        assert found.loss == pytest.approx(expected, rel=1e-12)
+        assert found.samples == 22
+    if targets.is_floating_point():
+        assert (found.labels, found.wrong) == (0, {})
+    else:
+        counted = targets >= 0
+        assert found.labels == int(counted.sum())
+        assert found.wrong == {1: int((net(X).argmax(1) != targets)[counted].sum())}
+
+
+def test_sample_weights_count_in_an_evaluation():
+    """A sample of weight 2 counts as if it were there twice."""
+    net, weights = Net(), torch.arange(22) % 3
+    twice = torch.repeat_interleave(torch.arange(22), weights)
+    expected = F.cross_entropy(net(X[twice]), LABELS[twice]).item()
+    data = rt.data.Data.of((X, LABELS), sample_weight=weights)
+    assert rt.evaluate(net, data, batch=4).loss == pytest.approx(expected, rel=1e-12)
+
+
+# -- tokens ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", ["cross_entropy", "square"])
+def test_tokens_are_labels_of_their_own(given):
+    """Outputs (m, T, k) with labels (m, T), of which -100 counts for nothing."""
+    x, labels = noise(7, 4, 5, seed=4).double(), torch.arange(28).view(7, 4) * 5 % 3
+    loss, counted = F.cross_entropy, torch.ones(7, 4, dtype=torch.bool)
+    if given == "cross_entropy":
+        labels = torch.where(torch.arange(28).view(7, 4) % 6 == 0, -100, labels)
+        counted = labels >= 0
+    net = Net()
+    output = net(x).detach()
+    if given == "cross_entropy":
+        expected = F.cross_entropy(output[counted], labels[counted])
+    else:
+        expected = 0.5 * (output - F.one_hot(labels, 3)).square().sum() / 7
+    found = rt.evaluate(net, [(x[:3], labels[:3]), (x[3:], labels[3:])], loss=given, top=(1, 2))
+    assert found.loss == pytest.approx(expected.item(), rel=1e-12)
+    assert (found.samples, found.labels) == (7, int(counted.sum()))
+    order = output.argsort(-1, descending=True)
+    for k in (1, 2):
+        wrong = (order[..., :k] != labels[..., None]).all(-1) & counted
+        assert found.wrong[k] == int(wrong.sum())
+    del loss
+    run = fit(net, (x, labels), RECIPE.change(loss=given, batch=7, epochs=1), test=(x, labels))
+    assert run.column("loss")[0] == pytest.approx(expected.item(), rel=1e-12)
+    assert run.column("test_loss")[0] == pytest.approx(expected.item(), rel=1e-12)
+    error = (output.argmax(-1) != labels)[counted].double().mean().item()
+    assert run.column("error")[0] == run.column("test_error")[0] == pytest.approx(error, rel=1e-12)
+
+
+def test_labels_of_pixels():
+    """Outputs (m, k, H, W) with labels (m, H, W)."""
+    net = nn.Conv2d(2, 3, 1)
+    x, labels = noise(5, 2, 3, 4).double(), torch.arange(60).view(5, 3, 4) * 7 % 3
+    output = net(x).detach()
+    found = rt.evaluate(net, (x, labels), batch=2)
+    assert found.loss == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-12)
+    assert found.wrong == {1: int((output.argmax(1) != labels).sum())} and found.labels == 60
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+class OfTwo(Net):
+    def forward(self, a, b):
+        return super().forward(torch.cat([a, b], 1))
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, row):
+        return X[row], LABELS[row]
+
+
+def batches(make):
+    return [make(part) for part in PARTS]
+
+
+def two(part=slice(None)):
+    return {"a": X[part, :2], "b": X[part, 2:]}
+
+
+FORMS = {
+    "arrays": (Net, lambda: (X.numpy(), LABELS.numpy())),
+    "frames": (Net, lambda: (pandas.DataFrame(X.numpy()), pandas.Series(LABELS.numpy()))),
+    "lists": (Net, lambda: (X.tolist(), LABELS.tolist())),
+    "data set": (Net, Rows),
+    "tensor data set": (Net, lambda: TensorDataset(X, LABELS)),
+    "triples": (Net, lambda: DataLoader(TensorDataset(X, LABELS, torch.arange(22)), batch_size=9)),
+    "iterator": (Net, lambda: iter(batches(lambda part: (X[part], LABELS[part])))),
+    "names": (Net, lambda: batches(lambda part: {"x": X[part], "y": LABELS[part]})),
+    "two": (OfTwo, lambda: ((X[:, :2], X[:, 2:]), LABELS)),
+    "batches of two": (OfTwo, lambda: batches(
+        lambda part: ((X[part, :2], X[part, 2:]), LABELS[part]))),
+    "mapping": (OfTwo, lambda: (two(), LABELS)),
+    "encodings": (OfTwo, lambda: batches(lambda part: (UserDict(two(part)), LABELS[part]))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_of_any_form_train_the_same_net(form):
+    make, data = FORMS[form]
+    nets = make(), Net()
+    run = fit(nets[0], data(), RECIPE, test=data())
+    expected = fit(nets[1], (X, LABELS), RECIPE, test=(X, LABELS))
+    for found, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(found, other)
+    assert run.metrics == expected.metrics and run.notes == (
+        ("integers behind (x, y) are left out as indices",) if form == "triples" else ()
+    )
+    assert rt.evaluate(nets[0], data(), batch=9).loss == pytest.approx(
+        F.cross_entropy(nets[1](X), LABELS).item(), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "in turns"])
+def test_nets_of_two_inputs_train_together(stacked):
+    nets = [OfTwo(), OfTwo()]
+    run = fit(nets, ((X[:, :2], X[:, 2:]), LABELS), RECIPE, seed=[0, 1], stacked=stacked)
+    assert run.unstacked is None
+    for net, seed in zip(nets, (0, 1), strict=True):
+        other = Net()
+        fit(other, (X, LABELS), RECIPE, seed=seed)
+        for found, expected in zip(net.parameters(), other.parameters(), strict=True):
+            assert relative_error(found, expected) < SAME
+
+
+def test_a_cast_is_told():
+    net = Net()
+    run = fit(net, (X.float(), LABELS), RECIPE)
+    assert run.notes == ("x is cast from torch.float32 to the net's torch.float64",)
+    assert rt.evaluate(net, (X.float(), LABELS)).notes == run.notes
+    other = Net()
+    assert fit(other, (X.float().double(), LABELS), RECIPE).notes == ()
+    assert torch.equal(net.first.weight, other.first.weight)
+
+
+class TwoDtypes(Net):
+    """A float32 trunk with a float64 head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.float()
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).double())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "square"])
+def test_a_net_of_two_dtypes_keeps_them(loss):
+    net, other = TwoDtypes(), TwoDtypes()
+    recipe = RECIPE.change(batch=22, epochs=1, momentum=0.0, weight_decay=0.0, loss=loss)
+    run = fit(net, (X, LABELS if loss == "cross_entropy" else VALUES), recipe)
+    assert (net.first.weight.dtype, net.second.weight.dtype) == (torch.float32, torch.float64)
+    assert run.notes == ("x is cast from torch.float64 to the net's torch.float32",)
+    by, target = (F.cross_entropy, LABELS) if loss == "cross_entropy" else (half_square, VALUES)
+    value = by(other(X.float()), target)
+    (gradient,) = torch.autograd.grad(value, other.second.weight)
+    assert relative_error(net.second.weight, other.second.weight - 0.1 * gradient) < 1e-6
+    found = rt.evaluate(other, (X, target), loss=loss)
+    assert found.loss == pytest.approx(value.item(), rel=1e-6)
+
+
+# -- refusals, before any step ---------------------------------------------------------------------
+
+
+def contrastive(output, target):
+    """Samples are compared with each other."""
+    return F.cross_entropy(output @ output.T, torch.arange(len(output)))
+
+
+class Learnt(nn.Module):
+    """A loss with a temperature that would have to be trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, output, target):
+        return F.cross_entropy(self.scale * output, target)
+
+
+def bad_calls():
+    other, late = Net(), LABELS.clone()
+    late[18] = 3  # not among the few samples on which the loss is tried
+    return {
+        "late label": (lambda: fit(other, (X, late), RECIPE.change(
+            loss=nn.CrossEntropyLoss())), "data y: the loss .* does not take it: Target 3 is out"),
+        "label for square": (lambda: fit(other, (X, late), RECIPE.change(loss="square")),
+                             "class labels from 0 to 3 for 3 outputs"),
+        "ignored for square": (lambda: fit(other, (X, IGNORED), RECIPE.change(loss="square")),
+                               r"class labels from -100 to 2 .* needs labels in 0..2$"),
+        "all ignored": (lambda: fit(other, (X, torch.full((22,), -100)), RECIPE),
+                        "data y: no label counts"),
+        "shape": (lambda: fit(other, (X, VALUES[:, 0]), RECIPE.change(loss=nn.MSELoss())),
+                  r"got shape \(22,\) for outputs of shape \(22, 3\)"),
+        "no scalar": (lambda: fit(other, (X, LABELS), RECIPE.change(
+            loss=nn.CrossEntropyLoss(reduction="none"))), r"loss: returned shape \(16,\), needs a"),
+        "function": (lambda: fit(other, (X, VALUES), RECIPE.change(loss=log_cosh)),
+                     "loss: log_cosh does not take the net's outputs and these targets"),
+        "learnt": (lambda: RECIPE.change(loss=Learnt()), "loss: Learnt has parameters of its own"),
+        "of batch": (lambda: RECIPE.change(loss=rt.Loss(huber, of="batch")), "loss: got one of"),
+        "test of pairs": (lambda: fit(other, (X, LABELS), RECIPE.change(loss=contrastive), test=(
+            X, LABELS)), "test: the loss contrastive compares samples"),
+        "evaluation of pairs": (lambda: rt.evaluate(other, (X, LABELS), loss=contrastive),
+                                "loss: needs a mean, a weighted mean or a sum"),
+        "sample weights": (lambda: fit(other, rt.data.Data.of(
+            (X, LABELS), sample_weight=torch.ones(22)), RECIPE), "data: got weights"),
+        "shapes": (lambda: fit(other, [(X, LABELS), (X[:, :3], LABELS)], RECIPE),
+                   "data: samples of different shapes"),
+        "inputs": (lambda: fit(other, (X.long(), LABELS), RECIPE),
+                   r"data x: the net does not take samples of shape \(5,\) and dtype torch.int64"),
+        "crops": (lambda: fit(OfTwo(), ((X[:, :2], X[:, 2:]), LABELS), RECIPE.change(
+            augmentation="crop_flip")), "data: got tuple; augmentation='crop_flip' needs images"),
+        "one of test": (lambda: fit(other, (X, LABELS), RECIPE, test=(X[:, :3], LABELS)),
+                        "test x: the net does not take"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", bad_calls())
+def test_one_clear_error_before_any_training(name):
+    call, message = bad_calls()[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_training_with_a_loss_that_compares_samples():
+    """Each step is by its own batch, whose loss is all there is."""
+    run, rows, net = trained((X, LABELS), recipe={"loss": contrastive})
+    by_hand(net, rows, contrastive, LABELS, torch.ones(22))
+    assert relative_error(run.net.first.weight, net.first.weight) < SAME
+
+
+def test_a_loss_without_a_name_resumes_by_a_call_with_it(tmp_path):
+    recipe = RECIPE.change(loss=nn.CrossEntropyLoss(CLASS_WEIGHTS))
+    stopped = fit(Net(), (X, LABELS), recipe, out=tmp_path, stop=lambda step: step == 4)
+    assert not stopped.finished
+    with pytest.raises(ValueError, match=r"was trained with the loss CrossEntropyLoss\("):
+        rt.resume(tmp_path, (X, LABELS), net=Net(), progress=False)
+    other = RECIPE.change(loss=nn.CrossEntropyLoss(2 * CLASS_WEIGHTS))
+    with pytest.raises(ValueError, match="another training"):
+        fit(Net(), (X, LABELS), other, out=tmp_path)
+    run = fit(Net(), (X, LABELS), RECIPE.change(loss=nn.CrossEntropyLoss(CLASS_WEIGHTS)),
+              out=tmp_path)  # fmt: skip
+    whole = fit(Net(), (X, LABELS), recipe)
+    assert run.finished and torch.equal(run.net.first.weight, whole.net.first.weight)
