@@ -539,6 +539,24 @@ def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
     assert (measured.engine, measured.chunk) == ("rebuilt", 1)
 
 
+def test_a_look_at_many_samples_gives_way_to_one_at_few(monkeypatch, generator):
+    net, _, _, _ = filled("tanh", 0)
+    x, y = torch.randn(40, 4, generator=generator), torch.randn(40, K, generator=generator)
+    call, sizes = EmpiricalRisk._call, []
+
+    def tight(self, batch):
+        sizes.append(batch.size)
+        if len(sizes) < 4 and batch.size > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return call(self, batch)
+
+    monkeypatch.setattr(EmpiricalRisk, "_call", tight)
+    measured = rt.curvature_operator(net, lambda o, t: F.mse_loss(o, t), (x, y))
+    exact = rt.curvature_operator(net, F.mse_loss, (x, y))
+    assert sizes[:4] == [2, 16, 2, 3]
+    assert relative_error(measured.dense(), exact.dense()) <= HESSIAN
+
+
 def test_memory_that_does_not_suffice_for_one_sample(monkeypatch):
     net, x, y, _, _ = problem()
     lacking(monkeypatch, 0)

@@ -79,6 +79,8 @@ def first_look(
 
     Raises:
         ValueError: If net, loss and data do not fit one another.
+        MemoryError: If three samples do not fit in memory.
+        RuntimeError: The same in torch's words.
     """
     more = batches[0].spread(3 if loss.is_known else EXAMPLES)
     if more.size == 1 and len(batches) > 1:
@@ -101,7 +103,14 @@ def first_look(
     if couples is False and loss.is_known:
         found.axes = SampleAxes.first(output, few.size)
         return found
-    large = check_repeatable("net", net, partial(run, more), note)
+    try:
+        large = check_repeatable("net", net, partial(run, more), note)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or more.size <= 4:
+            raise
+        more = more.spread(3)
+        few = more.ends()
+        output, large = run(few), check_repeatable("net", net, partial(run, more), note)
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
     if couples is None:
         found.whole = _coupling(found.axes, output, large)
