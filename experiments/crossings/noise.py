@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import nn
 
 import resid_theory as rt
@@ -91,6 +90,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]
 
     Source: Bonett & Wright, Psychometrika 65, 23 (2000): variance (1 + rho²/2) / (n - 3).
     """
+    from scipy import stats  # half a second of import
+
     rho = float(stats.spearmanr(x, y).statistic)
     if len(x) < 4 or abs(rho) == 1:
         return rho, -1.0 if len(x) < 4 else rho, rho

@@ -12,7 +12,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 
 import resid_theory as rt
@@ -123,6 +122,8 @@ def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
 
 def _least_cross_entropy(data: Regression) -> float:
     """Minimize over linear maps, a convex problem; an unattained infimum is approached to 1e-8."""
+    from scipy.optimize import minimize  # its import is slow
+
     x, y = data.x, data.y
 
     def evaluate(entries: np.ndarray) -> tuple[float, np.ndarray]:

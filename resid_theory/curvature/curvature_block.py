@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -110,12 +109,14 @@ class CurvatureBlock:
                 result[start : start + sizes[k]].add_(vectors[places[k]], alpha=decay)
             start += sizes[k]
 
-    def to_scipy(self) -> LinearOperator:
+    def to_scipy(self) -> Any:
         """For ``scipy.sparse.linalg``, whose arrays are on the CPU.
 
         Returns:
             A LinearOperator with ``matmat`` for blocks of vectors, and the transpose.
         """
+        from scipy.sparse.linalg import LinearOperator  # a third of a second of import
+
         mirror = CurvatureBlock(
             self._sums, self._process_group, self._columns, self._rows, self._weight, self._dtype,
             self.error,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
@@ -222,6 +221,8 @@ def _compared(
     rng: np.random.Generator,
 ) -> tuple[tuple[float, float], tuple[float, float], float, float]:
     """Medians, the interval of their difference, Cliff's delta, p-value."""
+    from scipy import stats  # half a second of import
+
     bootstrap = stats.bootstrap(
         (x, y),
         lambda a, b, axis=-1: np.median(a, axis) - np.median(b, axis),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -98,6 +97,8 @@ class InterlayerCushions(Summaries):
         """
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
+        from scipy import stats  # half a second of import
+
         widths = [stats.t.ppf((1 + confidence) / 2, k - 1) if k else 0.0 for k in self.probes]
         half = torch.tensor(widths, dtype=torch.float64)[:, None] * self.standard_errors
         return torch.stack([self.values - half, self.values + half], dim=2)

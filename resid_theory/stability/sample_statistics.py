@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from resid_theory._check import check_positive
@@ -96,6 +95,8 @@ class Summaries(ABC):
             Conover, "Practical Nonparametric Statistics", section 3.2, as in
             ``scipy.stats.quantile_test``.
         """
+        from scipy import stats  # half a second of import
+
         for name, given in (("level", level), ("confidence", confidence)):
             if check_positive(name, given) >= 1:
                 raise ValueError(f"{name}: got {given}, needs a number in (0, 1)")
