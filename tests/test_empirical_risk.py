@@ -291,7 +291,12 @@ def running(net, x):
     return torch.tanh(net.a(x)).cumsum(0) @ net.b.weight.T
 
 
+def centred(net, x):
+    return torch.tanh(net.logits(x) - net.logits(x).mean(0))
+
+
 COUPLED = {
+    "net, centred": (lambda: Net(centred), F.cross_entropy, "^net: its samples know each other"),
     "net, one way": (lambda: Net(running), F.cross_entropy, "^net: its samples know each other"),
     "net": (normed, F.cross_entropy, "^net: its samples know each other"),
     "loss": (mlp, contrast, "^loss: needs a mean, a weighted mean or a sum"),
@@ -312,14 +317,17 @@ def test_samples_that_know_each_other_stay_together(kind):
     made = rt.curvature_operator(net, loss, (x, y), matrix="gauss_newton", engine="rebuilt")
     assert relative_error(made.dense(), newton) <= HESSIAN
     for call in (rt.hessian, rt.hessian_spectrum, rt.spectrum, rt.curvature_operator):
-        with pytest.raises(ValueError, match=f'{message}.*pass all in one batch .*of="batch"'):
-            call(net, loss, batched(x, y))
-    with pytest.raises(ValueError, match="^chunk: got 3, but batches cannot be split"):
+        for sizes in ([4, 1, 3], [1] * M, [2, 2, 2, 2]):
+            parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+            with pytest.raises(ValueError, match=f'{message}.*pass all in one batch .*of="batch"'):
+                call(net, loss, parts)
+    with pytest.raises(ValueError, match="^chunk: got 3, but a batch of 8 samples cannot be split"):
         rt.curvature_operator(net, loss, (x, y), chunk=3)
     with pytest.raises(
         ValueError, match="^matrix: 'fisher' needs a net and a loss that treat every"
     ):
         rt.curvature_operator(net, loss, (x, y), matrix="fisher")
+    assert rt.curvature_operator(net, loss, (x, y), chunk=M).chunk is None
     with pytest.raises(ValueError, match="^sample_weight: needs a net and a loss that treat every"):
         rt.hessian(net, loss, rt.Data.of((x, y), sample_weight=COPIES))
 

@@ -627,8 +627,8 @@ REFUSED = {
         r"^matrix: 'fisher' needs the net's outputs, which a loss of \(net, batch\) hides",
     ),
     "closure-chunk": (
-        {"loss": ENERGY, "chunk": 2, "data": [{"points": torch.ones(2, 4)}]},
-        "^chunk: got 2, but batches cannot be split",
+        {"loss": ENERGY, "chunk": 1, "data": [{"points": torch.ones(2, 4)}]},
+        "^chunk: got 1, but a batch of 2 samples cannot be split",
     ),
     "closure-batch": (
         {"loss": ENERGY, "data": ["points"]},

@@ -61,6 +61,7 @@ class BatchSum:
                 if chunk is not None:
                     raise
                 risk.keep_whole(str(error))
+                self.chunk = None
                 self.total.zero_()
                 self._first_pass()
         if risk.sums:
@@ -73,12 +74,7 @@ class BatchSum:
         self.samples, self.weight = 0, 0.0
         batches = risk.first_pass()
         first = next(batches)
-        if self.chunk is not None and not risk.splits:
-            why = risk.whole or "batchnorm='batch', or a loss of (net, batch)"
-            raise ValueError(
-                f"chunk: got {self.chunk}, but batches cannot be split ({why}); leave it out, and "
-                "make the data's own batches smaller"
-            )
+        self._check_chunk(first.size)
         self._probe(first)
         self._free = available_bytes(risk.device) // 2
         self._workspace = 2 * self._free // _SHARE
@@ -86,6 +82,7 @@ class BatchSum:
         with tqdm(disable=not self._progress, desc="Gradient", unit="sample", leave=False) as bar:
             for batch in chain([first], batches):
                 self.samples += batch.size
+                self._check_chunk(batch.size)
                 keeping = keeping and self._fits(self.samples)
                 start = self._retain(batch, bar) if keeping else 0
                 keeping = keeping and start == batch.size
@@ -96,6 +93,15 @@ class BatchSum:
         risk.check_reached(first)
         self.engine = "retained" if keeping else "rebuilt"
         self.error = measured_error(risk, first, self.samples, self.sample_bytes)
+
+    def _check_chunk(self, samples: int) -> None:
+        """Refuse chunks smaller than a batch that cannot be split."""
+        if self.chunk is not None and samples > self.chunk and not self.risk.splits:
+            why = self.risk.whole or "batchnorm='batch', or a loss of (net, batch)"
+            raise ValueError(
+                f"chunk: got {self.chunk}, but a batch of {samples} samples cannot be split "
+                f"({why}); leave it out, or make the data's own batches smaller"
+            )
 
     def _fits(self, samples: int) -> bool:
         """True if graphs of so many samples may be kept."""

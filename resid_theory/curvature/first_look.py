@@ -85,10 +85,10 @@ def first_look(
     more = batches[0].spread(3 if loss.is_known else EXAMPLES)
     if more.size == 1 and len(batches) > 1:
         more = more.joined(batches[1].spread(EXAMPLES)) or more
-    if more.size <= 2:  # samples twice tell at least where the samples are
-        more = more.joined(more) or more
+    if more.size <= 2:  # not both twice: that has the mean and the variance of both once
+        more = more.joined(more.part(0, 1)) or more
     # The other way round, so that each of both has other samples before and behind it.
-    few = more.ends()
+    few = more.ends() if more.size > 2 else more.part(0, 1)
     output = run(few)
     check_output(loss, output, few.size)
     check_target(loss, output, batches[0])
