@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import resid_theory as rt
 
@@ -383,7 +383,13 @@ class Rows(Dataset):
         return VECTORS[i], LABELS[i]
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(zip(VECTORS, LABELS, strict=True))
+
+
 FORMS = {
+    "stream": Stream(),
     "dataset": Rows(),
     "tensor dataset": TensorDataset(VECTORS, LABELS),
     "indices behind": DataLoader(TensorDataset(VECTORS, LABELS, torch.arange(M)), batch_size=3),
@@ -452,6 +458,15 @@ def test_batches_of_a_loss_of_net_and_batch_keep_their_type(kind):
     assert largest == pytest.approx(float(torch.linalg.eigvalsh(exact)[-1]), rel=1e-12)
     assert rt.curvature.hessian_cost(net, marked, batches).method == "columns"
     assert set(seen) == {kind}
+
+
+def test_batches_of_complex_numbers():
+    net = mlp()
+    loss = rt.Loss(lambda net, batch: net(batch["z"].real).square().mean(), of="batch")
+    batches = [{"z": torch.complex(VECTORS, VECTORS)}]
+    exact = oracles.hessian_by_nested_gradients(net(VECTORS).square().mean(), [*net.parameters()])
+    measured = rt.curvature_operator(net, loss, batches, engine="rebuilt")
+    assert relative_error(measured.dense(), exact) <= HESSIAN
 
 
 def test_a_loss_of_net_and_batch_may_bring_its_weights():

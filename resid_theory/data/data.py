@@ -43,6 +43,7 @@ class Data:
         self._pairs, self._targets, self._sample_weight = pairs, targets, sample_weight
         self._whole: Any = None  # a list of batches, images, or one triple
         self._first: PassRecord | None = None
+        self._checked: Batch | None = None  # a whole set, which is checked once
         self.ordered = self.shuffled = False
         self.notes: list[str] = []
 
@@ -211,10 +212,15 @@ class Data:
                 content=self._whole, size=len(self._whole), sample_weight=weight, place=self._place
             )
             return
+        if self._checked is not None:
+            yield self._checked
+            return
         first = 0
         for content in self._source if self._whole is None else [self._whole]:
             batch = self._pair(content) if self._pairs else self._any(content)
-            yield replace(batch, first=first, place=self._place)
+            batch = replace(batch, first=first, place=self._place)
+            self._checked = batch if self.in_memory else None
+            yield batch
             first += batch.size
 
     def whole(self) -> Batch:

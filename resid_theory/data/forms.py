@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
 from resid_theory.data.image_set import Images
@@ -54,7 +54,9 @@ def whole_set(data: Any) -> Triple | Images | None:
 
 def as_batches(data: Any) -> Any:
     """Anything that iterates over batches as it is, a data set of torch by a loader in order."""
-    if isinstance(data, Dataset) and not hasattr(data, "__iter__"):
+    if isinstance(data, IterableDataset) or (
+        isinstance(data, Dataset) and not hasattr(data, "__iter__")
+    ):
         return DataLoader(data, batch_size=_ROWS)
     return data
 
