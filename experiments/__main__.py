@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments import part_verbs
@@ -198,10 +199,10 @@ def _run(options: argparse.Namespace) -> int:
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
         chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
-    # Quick claims are computed anew: they test today's code.
-    own = Store(None if options.scale == "quick" else options.parts)
     broken = []
-    with part_verbs.Ending(options.minutes) as ending:
+    with part_verbs.Ending(options.minutes) as ending, TemporaryDirectory() as scratch:
+        # Quick claims are computed anew: they test today's code.
+        own = Store(scratch if options.scale == "quick" else options.parts)
         execution = None if options.only_ready else Execution(device=options.device, stop=ending)
         for number, claim in enumerate(chosen):
             if ending():
