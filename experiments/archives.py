@@ -19,6 +19,14 @@ _ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Keys of the parts that were packed, and of those that lack the weights asked for."""
+
+    keys: tuple[str, ...]
+    without_weights: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Merged:
     """Keys of the parts of an archive: new ones, and those that were there already."""
 
@@ -26,8 +34,8 @@ class Merged:
     known: tuple[str, ...]
 
 
-def pack(requests: Iterable[Request], target: Path, own: Store) -> list[str]:
-    """Copy finished parts, with weights where one of the requests asks for them; their keys.
+def pack(requests: Iterable[Request], target: Path, own: Store) -> Packed:
+    """Copy finished parts, with weights where one of the requests asks for them.
 
     ``target`` is a folder, or an archive whose name ends in .tar, .tar.gz or .tgz.
     """
@@ -37,16 +45,18 @@ def pack(requests: Iterable[Request], target: Path, own: Store) -> list[str]:
     for request in requests:
         weights[request.part.key] = weights.get(request.part.key, False) or request.weights
     places = {key: own.own.place(key) for key in weights}
-    done = [key for key, place in places.items() if (place / "result.json").is_file()]
+    done = {key: p for key, p in places.items() if (p / "result.json").is_file()}
+    chosen = {key: (place, weights[key]) for key, place in done.items()}
     if target.name.endswith(_ENDINGS):
         with tempfile.TemporaryDirectory() as scratch:
-            _copy({key: (places[key], weights[key]) for key in done}, Path(scratch))
+            _copy(chosen, Path(scratch))
             target.parent.mkdir(parents=True, exist_ok=True)
             with tarfile.open(target, "w:gz" if target.name.endswith("gz") else "w") as archive:
                 archive.add(scratch, arcname=".")
     else:
-        _copy({key: (places[key], weights[key]) for key in done}, target)
-    return done
+        _copy(chosen, target)
+    bare = (key for key, p in done.items() if weights[key] and not (p / "weights.json").is_file())
+    return Packed(keys=tuple(done), without_weights=tuple(bare))
 
 
 def _copy(places: Mapping[str, tuple[Path, bool]], folder: Path) -> None:
@@ -66,25 +76,27 @@ def merge(source: Path, into: Store, *, replace: bool = False) -> Merged:
     if into.own is None:
         raise ValueError("into: this store has no folder, needs one to write to")
     with _opened(source) as folder:
-        found = {path.parent.name: _verified(path) for path in sorted(_manifests(folder))}
+        manifests = sorted(folder.glob("cells/*/result.json"))
+        found = {path.parent.name: _verified(path) for path in manifests}
         if not found:
             raise ValueError(f"{source}: has no cells/<key>/result.json, needs what pack wrote")
         known = []
         for key, (tensors, _) in found.items():
-            place = into.own.place(key)
-            try:
-                there, _ = store.read_checkpoint(place / "result.json")
-            except (OSError, ValueError):  # absent, or damaged and to be replaced
-                continue
-            if _equal(there, tensors):
-                known.append(key)
-            elif not replace:
-                raise ValueError(
-                    f"{source}: part {key} has another result than {place}; needs --replace to "
-                    "take it, or another store"
-                )
+            for place in (into.own.place(key), into.committed.place(key)):
+                try:
+                    there, _ = store.read_checkpoint(place / "result.json")
+                except (OSError, ValueError):  # absent, or damaged and to be replaced
+                    continue
+                if _equal(there, tensors):
+                    known.append(key)
+                elif not replace:
+                    raise ValueError(
+                        f"{source}: part {key} has another result than {place}; needs --replace "
+                        "to take it, or another store"
+                    )
+                break
         for key in found:
-            _take(folder / "cells" / key, into.own.place(key), whole=key not in known)
+            _take(folder / "cells" / key, into.own.place(key), known=key in known)
     return Merged(new=tuple(key for key in found if key not in known), known=tuple(known))
 
 
@@ -102,10 +114,6 @@ def _opened(source: Path) -> Iterator[Path]:
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{source}: is no archive that can be read ({error})") from error
         yield Path(scratch)
-
-
-def _manifests(folder: Path) -> Iterator[Path]:
-    return folder.glob("cells/*/result.json")
 
 
 def _verified(path: Path) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:
@@ -131,13 +139,16 @@ def _equal(these: Mapping[str, torch.Tensor], those: Mapping[str, torch.Tensor])
     )
 
 
-def _take(source: Path, target: Path, *, whole: bool) -> None:
-    """Copy the files of a part, the manifest last: it decides whether the part is there."""
-    target.mkdir(parents=True, exist_ok=True)
-    names = ["weights"] if (source / "weights.json").is_file() else []
-    if not whole and (target / "weights.json").is_file():
+def _take(source: Path, target: Path, *, known: bool) -> None:
+    """Copy the files of a part, the manifest last: it decides whether the part is there.
+
+    Of a known part only the weights are taken, if they are new.
+    """
+    names = [name for name in ("weights", "result") if (source / f"{name}.json").is_file()]
+    if known and ("weights" not in names or (target / "weights.json").is_file()):
         return
-    for name in [*names, *(["result"] if whole else [])]:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in names:
         for old in target.glob(f"{name}.*"):
             old.unlink()
         for path in sorted(source.glob(f"{name}.*"), key=lambda path: path.suffix == ".json"):

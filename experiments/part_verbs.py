@@ -138,7 +138,9 @@ def _pack(options: argparse.Namespace) -> int:
     if options.bare:
         asked = [replace(request, weights=False) for request in asked]
     done = pack(asked, options.target, Store(options.parts))
-    print(f"packed {len(done)} parts into {options.target}")
+    print(f"packed {len(done.keys)} parts into {options.target}")
+    if done.without_weights:
+        print(f"without the weights that a claim asks for: {', '.join(done.without_weights)}")
     return 0
 
 

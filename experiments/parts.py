@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -210,8 +211,12 @@ class Store:
 
     def _kept(self, part: Part, execution: Execution) -> Finished:
         assert self.own is not None
-        done = _computed(part, execution, self.own.place(part.key))
+        place = self.own.place(part.key)
+        done = _computed(part, execution, place)
         self.write(part, done)
+        for path in place.iterdir():  # what only a stopped part needs
+            if path.is_dir():
+                rmtree(path)
         return done
 
     def write(self, part: Part, done: Finished) -> None:
@@ -294,7 +299,8 @@ class Stored:
                 found[key] = ready
         self.seconds += time.perf_counter() - started
         if len(found) < len(wanted):
-            raise UnfinishedError(f"{len(found)} of {len(wanted)} parts are done")
+            words = " with their weights" if weights else ""
+            raise UnfinishedError(f"{len(found)} of {len(wanted)} parts are done{words}")
         self.given |= {key: (part, found[key]) for key, part in wanted.items()}
         return [found[part.key].arrays for part in parts]
 

@@ -5,7 +5,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, TypeVar
 
 import numpy as np
@@ -142,8 +141,6 @@ class Training(Part):
         if not run.finished:
             raise StoppedError(f"{self.cell} was stopped; run it again to resume")
         arrays = result(run.net, run.metrics, data, test)
-        if out is not None:
-            rmtree(out)
         return {**arrays, "first_losses": run.first_losses[0].numpy()}
 
 

@@ -250,7 +250,7 @@ def test_what_is_packed_is_merged(tmp_path, name):
     for number in (1, 2):
         there.write(*made(number))
     target = tmp_path / name
-    assert len(pack(requested([1, 2, 3]), target, there)) == 2
+    assert len(pack(requested([1, 2, 3]), target, there).keys) == 2
     found = merge(target, here)
     assert set(found.new) == {Square(number=1).key, Square(number=2).key} and not found.known
     assert here.find(Square(number=2)).record == ELSEWHERE

@@ -8,7 +8,6 @@ agreement), and the measured numbers are reported with them. Exact statements ar
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 import torch
@@ -141,12 +140,9 @@ class InitialCurvature(Part):
             net = rt.diracnet(self.depth, identity=self.kind, generator=self.seed)
         kept = None if folder is None else folder / "products"
         # Running statistics are not yet estimated; deep nets would overflow with them.
-        found = _curvature(
+        return _curvature(
             net.to(device), [batch], "batch", self.k, self.probes, self.steps, self.seed, kept
         )
-        if kept is not None:
-            rmtree(kept, ignore_errors=True)
-        return found
 
 
 def compute_depth(
