@@ -33,15 +33,16 @@ def whole_set(data: Any) -> Triple | Images | None:
         data: Data in any form.
 
     Returns:
-        Inputs, targets and what is behind them, unchecked.
+        Inputs, targets and what is behind them, unchecked; images for inputs that are bytes of
+        images.
     """
     if isinstance(data, Images):
         return data
     if isinstance(data, TensorDataset):
-        return _triple(data.tensors)
+        return _as_images(_triple(data.tensors))
     by_name = _named(data)
     if by_name is not None:
-        return by_name
+        return _as_images(by_name)
     if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
         return None
     # A list of two batches looks like a pair of arrays, except for its entries.
@@ -49,7 +50,19 @@ def whole_set(data: Any) -> Triple | Images | None:
         return None
     if len(data) == 3 and not (isinstance(data, tuple) and all(map(_is_array, data[1:]))):
         return None
-    return _triple(data)
+    return _as_images(_triple(data))
+
+
+def _as_images(found: Triple | None) -> Triple | Images | None:
+    """Bytes (m, channels, height, width) as images, whose pixels are scaled to [0, 1]."""
+    if found is None or found[2] is not None:
+        return found
+    x, y = found[0], found[1]
+    if not all(isinstance(part, Tensor) for part in (x, y)) or x.dtype != torch.uint8:
+        return found
+    if x.dim() != 4 or y.dim() == 0 or len(x) != len(y):
+        return found
+    return Images(pixels=x, labels=y if y.is_floating_point() else y.long())
 
 
 def as_batches(data: Any) -> Any:
