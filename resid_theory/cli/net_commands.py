@@ -96,8 +96,8 @@ def curvature(
     files = _Files.of("spectrum", out, plot)
     flag = _one_net(checkpoint, model)
     source = _Source(data, split, samples, size, channels, device, seed)
-    given = with_defaults(options, rt.curvature_operator, rt.spectrum)
-    of_spectrum = inspect.signature(rt.spectrum).parameters
+    given = with_defaults(options, rt.spectrum, rt.curvature_operator)
+    of_operator = inspect.signature(rt.curvature_operator).parameters
     net, found = source.load(checkpoint, model, as_json)
     with renamed(net=flag):
         operator = rt.curvature_operator(
@@ -105,14 +105,14 @@ def curvature(
             loss,
             _with_targets(net, found, loss),
             generator=seed,
-            **{name: given[name] for name in given if name not in of_spectrum},
+            **{name: given[name] for name in given if name in of_operator},
         )
         report = rt.spectrum(
             operator,
             density=density or plot is not None,
             generator=seed,
             progress=shows_progress(as_json),
-            **{name: given[name] for name in given if name in of_spectrum},
+            **{name: given[name] for name in given if name not in of_operator},
         )
     content = {"net": checkpoint or model, **asdict(source), "loss": loss, **given}
     content |= _report_content(report)
