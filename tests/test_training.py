@@ -37,7 +37,7 @@ def by_hand(net, recipe, seed, data):
     for step in range(recipe.epochs * epochs.steps):
         epoch, position = divmod(step, epochs.steps)
         rows = slice(position * recipe.batch, (position + 1) * recipe.batch)
-        x, y, _ = epochs.draw(seed, epoch).batch(rows)
+        x, y, *_ = epochs.draw(seed, epoch).batch(rows)
         loss = nn.functional.cross_entropy(net(x), y)
         gradients = torch.autograd.grad(loss, list(net.parameters()))
         rate = recipe.lr * recipe.factor ** sum(epoch >= at for at in recipe.milestones)

@@ -161,6 +161,51 @@ def test_sample_weights_count_in_an_evaluation():
     assert rt.evaluate(net, data, batch=4).loss == pytest.approx(expected, rel=1e-12)
 
 
+def weighted(weights):
+    return rt.data.Data.of((X, LABELS), sample_weight=weights)
+
+
+@pytest.mark.parametrize("stacked", [None, True, False], ids=["one", "stacked", "in turns"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "classes", "new row", "function"])
+def test_a_training_weighs_samples(kind, stacked):
+    """By the gradients of single samples, added by hand."""
+    given, targets, loss, by_loss, own = KINDS[kind]
+    weights = torch.arange(22).double() % 4
+    data = rt.data.Data.of((X, targets), sample_weight=weights)
+    if stacked is None:
+        run, rows, net = trained(data, recipe={"loss": given}, test=data)
+        nets = run.nets
+    else:  # several nets by one order: that of the single one
+        _, rows, net = trained(data, recipe={"loss": given})
+        run = fit([Net(), Net()], data, RECIPE.change(loss=given), stacked=stacked, test=data)
+        nets = run.nets
+        assert run.unstacked is None
+
+    def mean(output, index):
+        each = [loss(output[i : i + 1], by_loss[k : k + 1]) for i, k in enumerate(index)]
+        share = weights[index] * own[index]
+        return (torch.stack(each) * share).sum() / share.sum()
+
+    expected = by_hand(net, rows, mean, torch.arange(22), weights * own)
+    for trained_net in nets:
+        for found, other in zip(trained_net.parameters(), net.parameters(), strict=True):
+            assert relative_error(found, other) < SAME
+    assert run.metrics[-1]["loss"] == pytest.approx(float(expected), rel=1e-12)
+    whole = mean(net(X).detach(), torch.arange(22))
+    assert run.metrics[-1]["test_loss"] == pytest.approx(float(whole), rel=1e-12)
+    assert rt.evaluate(nets[0], data, loss=given).loss == pytest.approx(float(whole), rel=1e-12)
+
+
+def test_regressions_of_several_orders_are_stacked():
+    nets = [Net(), Net()]
+    run = fit(nets, (X, VALUES), RECIPE.change(loss="square"), seed=[0, 1], stacked=True)
+    assert run.unstacked is None
+    for net, seed in zip(nets, (0, 1), strict=True):
+        other = Net()
+        fit(other, (X, VALUES), RECIPE.change(loss="square"), seed=seed)
+        assert relative_error(net.first.weight, other.first.weight) < SAME
+
+
 # -- tokens ----------------------------------------------------------------------------------------
 
 
@@ -338,7 +383,7 @@ def bad_calls():
         "ignored for square": (lambda: fit(other, (X, IGNORED), RECIPE.change(loss="square")),
                                r"class labels from -100 to 2 .* needs labels in 0..2$"),
         "all ignored": (lambda: fit(other, (X, torch.full((22,), -100)), RECIPE),
-                        "data y: no label counts"),
+                        "data y: no sample counts"),
         "shape": (lambda: fit(other, (X, VALUES[:, 0]), RECIPE.change(loss=nn.MSELoss())),
                   r"got shape \(22,\) for outputs of shape \(22, 3\)"),
         "no scalar": (lambda: fit(other, (X, LABELS), RECIPE.change(
@@ -351,8 +396,9 @@ def bad_calls():
             X, LABELS)), "test: the loss contrastive compares samples"),
         "evaluation of pairs": (lambda: rt.evaluate(other, (X, LABELS), loss=contrastive),
                                 "loss: needs a mean, a weighted mean or a sum"),
-        "sample weights": (lambda: fit(other, rt.data.Data.of(
-            (X, LABELS), sample_weight=torch.ones(22)), RECIPE), "data: got weights"),
+        "weights in a sum": (lambda: fit(other, weighted(torch.ones(22)), RECIPE.change(
+            loss=nn.CrossEntropyLoss(reduction="sum"))), "data: got weights of the samples"),
+        "no weights": (lambda: fit(other, weighted(torch.zeros(22)), RECIPE), "no sample counts"),
         "shapes": (lambda: fit(other, [(X, LABELS), (X[:, :3], LABELS)], RECIPE),
                    "data: samples of different shapes"),
         "inputs": (lambda: fit(other, (X.long(), LABELS), RECIPE),

@@ -55,14 +55,9 @@ class DeviceDataset:
         loss = Loss.of(recipe.loss).to(device, DTYPES[recipe.precision])
         found = Data.of(data, like=net)
         whole = found.whole()
-        if whole.sample_weight is not None:
-            raise ValueError(
-                f"{argument}: got weights of the samples, which a training does not take; needs "
-                "pairs (x, y), or a loss with weights of the classes"
-            )
         _check_shapes(argument, whole, recipe)
         self.notes, self._size, self._place = tuple(found.notes), whole.size, whole.place
-        self.digest = _digest(whole.content)
+        self.digest = _digest(whole.content, whole.sample_weight)
         self._channels_last = recipe.channels_last
         images = isinstance(whole.content, Images)
         self._images = whole.content.to(device) if images else None
@@ -78,16 +73,32 @@ class DeviceDataset:
         if loss.targets == "any":
             _check_all(loss, output, self._targets, self._size)
         self._weights: Tensor | None = None  # where they differ
+        self._is_weighted = whole.sample_weight is not None
         self.total = float(self._size)
+        weights = torch.ones(self._size, dtype=torch.float64)
+        if loss.weights is not None and not loss.sums:
+            weights = loss.weights(self._targets).double().cpu()
+        if whole.sample_weight is not None:
+            self._check_mean(argument, loss)
+            weights = weights * whole.sample_weight.cpu()
+        if float(weights.sum()) == 0:
+            raise ValueError(
+                f"{argument} y: no sample counts, such as where all labels are {IGNORED}"
+            )
         if self.weighting is not None and self.weighting.sums:
             self.total = 1.0
-        elif loss.weights is not None:
-            weights = loss.weights(self._targets).double()
-            if float(weights.sum()) == 0:
-                raise ValueError(f"{argument} y: no label counts, all are {IGNORED}")
-            if bool((weights != weights[0]).any()):
-                self._weights, self.total = weights.to(device), float(weights.sum())
+        elif self._is_weighted or bool((weights != weights[0]).any()):
+            self._weights, self.total = weights.to(device), float(weights.sum())
         self.labels = None if self._labels is None else int((self._labels != IGNORED).sum())
+
+    def _check_mean(self, argument: str, loss: Loss) -> None:
+        """Refuse weights of samples beside a loss that has no weights of samples."""
+        how = self.weighting
+        if how is None or how.sums or not (loss.is_known or how.counts):
+            raise ValueError(
+                f"{argument}: got weights of the samples, which a training takes with a loss that "
+                f"is a mean over samples; {loss.name} is none, or its own weights are unknown"
+            )
 
     def __len__(self) -> int:
         return self._size
@@ -110,7 +121,8 @@ class DeviceDataset:
         """Some of the samples, by index or slice; ``change`` is applied to their pixels."""
         target = rows_of(self._targets, rows, self._size)
         labels = None if self._labels is None else self._labels[rows]
-        return self._x(rows, change), target, labels
+        weights = self._weights[rows] if self._is_weighted and self._weights is not None else None
+        return self._x(rows, change), target, labels, weights
 
     def _x(self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> Any:
         if self._images is None:
@@ -147,15 +159,16 @@ def _check_shapes(argument: str, whole: Batch, recipe: Recipe) -> None:
         raise ValueError(f"pad: got {recipe.pad}, images of {shape[2:]} cannot be reflected so far")
 
 
-def _digest(content: Any) -> str:
-    """sha256 of images with their normalization, or of inputs and targets."""
+def _digest(content: Any, weights: Tensor | None) -> str:
+    """sha256 of images with their normalization, or of inputs and targets; of weights, too."""
     empty = torch.empty(0)
     images = content if isinstance(content, Images) else Images(pixels=empty, labels=empty)
     x, y = (images.pixels, images.labels) if content is images else content
     constants = [*images.mean, *images.std, images.brightest]
     # Integers of any size are the same labels.
     labels = (t if t.is_floating_point() else t.long() for t in tensors_of(y))
-    return digest([torch.tensor(constants, dtype=torch.float64), *tensors_of(x), *labels])
+    numbers = [torch.tensor(constants, dtype=torch.float64), *tensors_of(x), *labels]
+    return digest(numbers if weights is None else [*numbers, weights])
 
 
 def _weighting(loss: Loss, output: Any, examples: Batch) -> Weighting | None:

@@ -110,11 +110,14 @@ class Measurements:
         assert test.weighting is not None
         with preserved(net), torch.no_grad():
             for start in range(process_group.rank * size, len(test), process_group.count * size):
-                x, target, labels = test.batch(slice(start, start + size))
+                x, target, labels, weights = test.batch(slice(start, start + size))
                 output, samples = self._group.output(net, x), min(size, len(test) - start)
                 weight = test.weighting.of_part(output, target, samples)
+                if weights is not None:
+                    weight = float(weights.sum())
                 if weight > 0:  # labels that do not count have no loss
-                    totals[0] += weight * float(self._group.loss(output, target))
+                    value = self._group.value(output, target, weights)
+                    totals[0] += weight * float(value)
                 totals[1] += weight
                 if labels is not None:
                     totals[2] += float(errors_of(output, labels))

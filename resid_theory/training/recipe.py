@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.losses import Loss, LossLike
+from resid_theory.losses import LOSSES, Loss, LossLike
 from resid_theory.runtime.store import digest
 
 __all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
@@ -167,9 +167,11 @@ class Recipe:
 
 def _description(loss: LossLike) -> str:
     """The loss's name; of a module its settings and a digest of its tensors, too."""
-    if isinstance(loss, str):
-        return loss
-    function = Loss.of(loss).function
+    given = Loss.of(loss)
+    named = next((name for name, row in LOSSES.items() if row is given), None)
+    if named is not None:
+        return named
+    function = given.function
     if not isinstance(function, nn.Module):
         module, name = (getattr(function, key, "") for key in ("__module__", "__qualname__"))
         return f"{module}.{name or type(function).__qualname__}"

@@ -40,8 +40,9 @@ STACKED_POOL = "There is a performance drop .* aten::as_strided_"
 """A warning to ignore: with channels last, vmap goes from net to net to set the strides of the
 output of AdaptiveAvgPool2d, which costs nothing."""
 
-StepBatch = tuple[Any, Any, Tensor | None]
-"""Inputs and targets of b samples, tensors or nests of them, and class labels, if they have any."""
+StepBatch = tuple[Any, Any, Tensor | None, Tensor | None]
+"""Inputs and targets of b samples, tensors or nests of them; class labels, and weights of the
+samples (b,), if they have any."""
 
 
 def errors_of(output: Tensor, labels: Tensor) -> Tensor:
@@ -81,12 +82,26 @@ class NetGroup:
 
     def score(self, net: Any, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Loss and number of errors of one net on one batch."""
-        x, target, labels = batch
+        x, target, labels, weights = batch
         output = self.output(net, x)
-        loss = self.loss(output, target)
+        loss = self.value(output, target, weights)
         if labels is None:
             return loss, torch.zeros_like(loss)
         return loss, errors_of(output, labels)
+
+    def value(self, output: Any, target: Any, weights: Tensor | None) -> Tensor:
+        """The loss; with weights of the samples the weighted mean of their own losses."""
+        if weights is None:
+            return self.loss(output, target)
+
+        def single(one: Any, its: Any) -> Tensor:
+            alone = (map_tensors(part, lambda tensor: tensor[None]) for part in (one, its))
+            return self.loss(*alone)
+
+        own = torch.vmap(single)(output, target)
+        # A sample that does not count may have no loss, as where its label is ignored.
+        own = torch.where(weights > 0, own, 0.0)
+        return (own * weights.to(own)).sum() / weights.sum()
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Write all gradients, from a batch for each net or one for all; losses, errors (nets,)."""
@@ -167,6 +182,7 @@ class Stacked(NetGroup):
         self._all, buffers = stack_module_state(self.nets)
         self._buffers = {name: buffers[name] for name in changeable_buffers(self.nets[0])}
         self.parameters = {k: p for k, p in self._all.items() if p.requires_grad}
+        self._like: Any = None  # a batch, whose structure tells what its tensors are
         self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
         self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
         if recipe.compile != "none":
@@ -174,8 +190,11 @@ class Stacked(NetGroup):
             self._shared = torch.compile(self._shared, mode=recipe.compile)
 
     def _one(
-        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: StepBatch
+        self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], leaves: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
+        parts = iter(leaves)
+        batch = map_tensors(self._like, lambda _: next(parts))
+
         def net(*args: Any, **kwargs: Any) -> Any:
             return functional_call(self.nets[0], (parameters, buffers), args, kwargs)
 
@@ -183,13 +202,13 @@ class Stacked(NetGroup):
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Run all nets at once; running statistics move in their stacks."""
+        self._like = batches[0]
+        leaves = [list(tensors_of(batch)) for batch in batches]
         if len(batches) == 1:
-            losses, wrong = self._shared(self._all, self._buffers, batches[0])
+            losses, wrong = self._shared(self._all, self._buffers, leaves[0])
         else:
-            leaves = zip(*(tensors_of(batch) for batch in batches), strict=True)
-            stacked = iter([torch.stack(parts) for parts in leaves])
-            whole = map_tensors(batches[0], lambda _: next(stacked))
-            losses, wrong = self._call(self._all, self._buffers, whole)
+            stacked = [torch.stack(parts) for parts in zip(*leaves, strict=True)]
+            losses, wrong = self._call(self._all, self._buffers, stacked)
         losses.sum().backward()  # no net's loss depends on another's weights
         return losses.detach().clone(), wrong.clone()
 
