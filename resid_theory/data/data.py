@@ -223,6 +223,23 @@ class Data:
             yield batch
             first += batch.size
 
+    def unweighted(self) -> Iterator[Batch]:
+        """Read the batches, for a reader to whom all samples count alike.
+
+        Yields:
+            The batches.
+
+        Raises:
+            ValueError: If samples have weights.
+        """
+        for batch in self:
+            if batch.sample_weight is not None:
+                raise ValueError(
+                    "data: got weights of the samples, and here all count alike; needs (x, y), "
+                    "such as samples that are repeated"
+                )
+            yield batch
+
     def whole(self) -> Batch:
         """All samples in one batch, read now.
 

@@ -74,7 +74,7 @@ class Moments:
             return data
         total: Tensor | None = None
         count, width = 0, 0
-        for x, y in (batch.pair for batch in Data.of(data)):
+        for x, y in (batch.pair for batch in Data.of(data).unweighted()):
             shapes = [tuple(s.shape) if isinstance(s, Tensor) else type(s).__name__ for s in (x, y)]
             if [len(shape) for shape in shapes if isinstance(shape, tuple)] != [2, 2]:
                 raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
+from resid_theory.data.batch import join
 from resid_theory.data.data import Data
 from resid_theory.data.moments import Moments
 
@@ -85,7 +86,7 @@ def gather(data: Any) -> Regression:
     """
     if isinstance(data, Regression) and data.x.dtype == data.y.dtype == torch.float64:
         return data
-    x, y = Data.of(data).whole().pair
+    x, y = join(list(Data.of(data).unweighted())).pair
     for name, side in (("x", x), ("y", y)):
         if not isinstance(side, Tensor):
             raise ValueError(f"{name}: got {type(side).__name__}, needs a tensor")
