@@ -469,6 +469,68 @@ def test_an_input_that_follows_no_sample_belongs_to_each_of_them(norm):
     assert "any number of samples" in found.not_covered["unbatched"]
 
 
+class Experts(nn.Module):
+    """Experts take the rows that are routed to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(6, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        pick = self.gate(flat).argmax(-1)
+        out = torch.zeros_like(flat)
+        for number, expert in enumerate(self.experts):
+            rows = (pick == number).nonzero()[:, 0]
+            out = out.index_add(0, rows, expert(flat[rows]))
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_that_are_routed_are_listed_or_right(seed):
+    torch.manual_seed(seed)
+    net, x = Experts(), noise(12, 3, 6, seed=seed)
+    found = rt.layer_cushions(net, x, batch=5, weight="effective")
+    assert "gate" in found.layers and any("routed" in why for why in found.not_covered.values())
+    for (name, _), values in by_single_samples(net, x).items():
+        if name in found.layers:
+            torch.testing.assert_close(found.values[found.layers.index(name)], values)
+
+
+class Half(nn.Module):
+    """A step in float32 inside a float64 net, on the tokens of all samples as rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.b(torch.sigmoid(self.a(x).float()).double().flatten(0, 1)).view_as(x)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_step_in_float32_is_no_coupling(seed):
+    """Any warning is an error here; float32 rounds otherwise at another batch size."""
+    torch.manual_seed(seed)
+    assert rt.layer_cushions(Half(), noise(5, 7, 5, seed=seed)).layers == ("a", "b")
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+def test_batches_of_samples_of_several_lengths(norm):
+    """Tokens of all samples in one axis, whose number differs from batch to batch."""
+    net, data = Half().double(), [noise(4, length, 5, seed=length) for length in (7, 3, 7)]
+    found = rt.layer_cushions(net, data, norm=norm, weight="effective").values[1]
+    expected = []
+    for x in data:
+        z = torch.sigmoid(net.a(x).float()).double().detach()
+        above = (z @ net.b.weight.T).flatten(1).norm(dim=1)
+        places = x.shape[1] if norm == "operator" else 1
+        below = z.flatten(1).norm(dim=1) * places**0.5 * net.b.weight.norm()
+        expected.append((above / below).detach())
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-6, atol=0)
+
+
 def test_subclasses_with_a_forward_of_their_own_are_listed():
     class Odd(nn.Linear):
         def forward(self, x):

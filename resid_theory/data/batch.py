@@ -93,7 +93,7 @@ class Batch:
             return self
         if not self.is_pair:
             raise ValueError("data: a batch for a loss of (net, batch) cannot be split")
-        return replace(self._rows(slice(start, start + count)), first=self.first + start)
+        return replace(self.rows(slice(start, start + count)), first=self.first + start)
 
     def spread(self, count: int) -> "Batch":
         """A few samples from all over the batch.
@@ -106,7 +106,7 @@ class Batch:
         """
         if count >= self.size:
             return self
-        return self._rows(torch.arange(count) * self.size // count)
+        return self.rows(torch.arange(count) * self.size // count)
 
     def joined(self, other: "Batch") -> "Batch | None":
         """The samples of two batches in one.
@@ -132,9 +132,17 @@ class Batch:
 
     def ends(self) -> "Batch":
         """The last sample and the first one, in this order; of one sample that one."""
-        return self._rows(torch.tensor([-1, 0][: self.size]))
+        return self.rows(torch.tensor([-1, 0][: self.size]))
 
-    def _rows(self, rows: Any) -> "Batch":
+    def rows(self, rows: slice | Tensor) -> "Batch":
+        """Some of the samples.
+
+        Args:
+            rows: Their numbers, also repeated ones.
+
+        Returns:
+            A batch of these.
+        """
         if isinstance(self.content, Images):
             images = self.content
             some: Any = replace(images, pixels=images.pixels[rows], labels=images.labels[rows])
@@ -181,17 +189,16 @@ class Batch:
             return self.pair[0]
         return self.place.put(self.content[0], self.place.inputs)
 
-    def cycled(self, count: int, start: int = 0) -> "Batch":
-        """Consecutive samples, from the beginning again where there are too few.
+    def cycled(self, count: int) -> "Batch":
+        """The first samples, from the beginning again where there are too few.
 
         Args:
             count: Number of samples.
-            start: Number of the first one.
 
         Returns:
             So many samples.
         """
-        return self._rows((torch.arange(count) + start) % self.size)
+        return self.rows(torch.arange(count) % self.size)
 
     def call(
         self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format

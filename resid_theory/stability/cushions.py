@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,10 +10,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int, check_net
-from resid_theory.data import Data
+from resid_theory.data import Batch, Data
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import on_device
-from resid_theory.stability.layer_inputs import Call, Layout, call_hooks, layouts
+from resid_theory.stability.layer_inputs import (
+    ROUTED,
+    Call,
+    LayerLook,
+    Layout,
+    call_hooks,
+    looks_at,
+)
 from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
 from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
@@ -23,6 +29,7 @@ __all__ = ["NORMS", "WEIGHTS", "Cushions", "layer_cushions"]
 
 WEIGHTS = ("identity_removed", "effective")
 Key = tuple[str, int]
+_CALLS = "the number of its calls depends on the samples"
 _CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
 
 
@@ -168,26 +175,12 @@ def layer_cushions(
     wanted = selected(maps, layers)
     samples = Data.of(data, like=net, targets=False)
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
-        parts = samples.chunks(batch)
-        first = next(parts)  # looked at, then measured
-        with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
-            found, reasons = layouts(net, wanted, first)
-        covered = [linear for linear in wanted if linear.name not in reasons]
-        others = {**others, **reasons}
-        if not covered:
-            raise ValueError(
-                f"net: {type(net).__name__} has no linear layer to measure; "
-                + ("; ".join(f"{k}: {v}" for k, v in others.items()) or "none at all")
-            )
-        meter = _Meter(layouts=found, norm=norm, include_bias=include_bias)
-        bar = tqdm(total=samples.count(batch), disable=not progress, desc="cushions")
-        with bar, call_hooks(covered, meter.take) as seen:
-            for part in chain([first], parts):
-                meter.begin(part.size)
-                seen.clear()
-                part.call(net)
+        meter = _Meter(net=net, maps=wanted, norm=norm, include_bias=include_bias)
+        with tqdm(total=samples.count(batch), disable=not progress, desc="cushions") as bar:
+            for part, look in looks_at(net, wanted, samples.chunks(batch)):
+                meter.measure(part, look, compare=batchnorm == "eval")
                 bar.update()
-    names, gains, norms, irregular = meter.result(covered)
+    names, gains, norms = meter.result(others)
     return Cushions(
         layers=names,
         identity_removed=gains / norms[:, 0],
@@ -197,7 +190,7 @@ def layer_cushions(
         include_bias=include_bias,
         batchnorm=batchnorm,
         zero_inputs=gains.isnan().sum(1),
-        not_covered=others | irregular,
+        not_covered=others | meter.irregular,
         notes=tuple(samples.notes),
     )
 
@@ -206,31 +199,49 @@ def layer_cushions(
 class _Meter:
     """Gains ‖Aφ‖ / ‖φ‖ and norms of the weights of every call, batch after batch."""
 
-    layouts: dict[Key, Layout]
+    net: nn.Module
+    maps: Sequence[LinearMap]
     norm: str
     include_bias: bool
+    look: LayerLook | None = None
+    compares: bool = False
     samples: int = 0
     measured: int = 0
     gains: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     norms: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
-    irregular: set[str] = field(default_factory=set)
+    irregular: dict[str, str] = field(default_factory=dict)
 
-    def begin(self, samples: int) -> None:
-        """Start a batch, after a check that every call was made in the batch before."""
-        for key in self.layouts:
-            if sum(map(len, self.gains[key])) != self.measured:
-                self.irregular.add(key[0])
-        self.samples = samples
-        self.measured += samples
+    def measure(self, batch: Batch, look: LayerLook, *, compare: bool) -> None:
+        """Run the net on a batch; compare the samples that were looked at in it."""
+        self.compares, self.look = compare and look is not self.look, look
+        self.irregular |= look.reasons
+        self.samples = batch.size
+        self.measured += batch.size
+        with call_hooks(self._regular(), self.take):
+            batch.call(self.net)
+        for name, number in look.layouts:
+            if sum(map(len, self.gains[name, number])) != self.measured:
+                self.irregular.setdefault(name, _CALLS)
+
+    def _regular(self) -> list[LinearMap]:
+        return [linear for linear in self.maps if linear.name not in self.irregular]
 
     def take(self, call: Call, x: Tensor, output: Tensor | None) -> None:
         """Measure one call."""
-        layout, linear = self.layouts.get(call.key), call.linear
+        look, linear = self.look, call.linear
+        assert look is not None
+        layout = look.layouts.get(call.key)
         if layout is None:
-            self.irregular.add(linear.name)
+            self.irregular[linear.name] = _CALLS
+            return
+        if not look.fits(call.key, x, self.samples):
+            self.irregular[linear.name] = ROUTED
             return
         inputs = layout.rows(x, self.samples)
+        if self.compares and not look.agrees(call.key, inputs):
+            self.irregular[linear.name] = ROUTED
+            return
         below = row_norms(inputs)
         if not bool(below.isfinite().all()):
             raise ValueError(f"net: the input of layer {linear.name!r} is not finite on these data")
@@ -270,22 +281,20 @@ class _Meter:
             return row_norms(layout.rows(linear.apply(x), self.samples))
         return square.clamp(min=0).sqrt()
 
-    def result(
-        self, maps: Sequence[LinearMap]
-    ) -> tuple[tuple[str, ...], Tensor, Tensor, dict[str, str]]:
-        """Names of the rows, gains (rows, samples), norms (rows, 2, samples), irregular layers."""
-        self.begin(0)
-        irregular = dict.fromkeys(
-            sorted(self.irregular), "the number of its calls depends on the samples"
-        )
-        keys = [key for linear in maps for key in self.layouts
-                if key[0] == linear.name and key[0] not in irregular]  # fmt: skip
+    def result(self, others: Mapping[str, str]) -> tuple[tuple[str, ...], Tensor, Tensor]:
+        """Names of the rows, gains (rows, samples), norms (rows, 2, samples)."""
+        assert self.look is not None
+        keys = [key for linear in self._regular() for key in self.look.layouts
+                if key[0] == linear.name]  # fmt: skip
         if not keys:
-            raise ValueError(f"net: no layer could be measured: {irregular}")
+            reasons = "; ".join(f"{k}: {v}" for k, v in {**others, **self.irregular}.items())
+            raise ValueError(
+                f"net: {type(self.net).__name__} has no linear layer to measure; "
+                + (reasons or "none at all")
+            )
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
         return (
             tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys),
             torch.stack([torch.cat(self.gains[key]) for key in keys]),
             torch.stack([torch.cat(self.norms[key], dim=1) for key in keys]),
-            irregular,
         )

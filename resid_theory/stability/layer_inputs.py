@@ -1,7 +1,8 @@
 """Calls of linear maps during a forward pass, with the axis along which the samples lie."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from resid_theory.data import Batch
+from resid_theory.nested import tensors_of
+from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.linear_maps import LinearMap
 
-__all__ = ["Call", "CallReport", "Layout", "call_hooks", "layouts"]
+__all__ = ["ROUTED", "Call", "CallReport", "LayerLook", "Layout", "call_hooks", "looks_at"]
+
+ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
+"""Reason why a layer has no layout."""
+_SINGLES = 8  # single samples that are looked at
+_STEP = (
+    2e-6  # relative change by 16 float32 roundings, which other sizes of a batch round otherwise
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +52,12 @@ class Layout:
             samples share.
         sample_major: Whether the rows of one sample are neighbours along that axis, as after
             ``x.flatten(0, 1)`` of (batch, tokens, features).
+        each: Length of that axis for one sample.
     """
 
     axis: int | None = 0
     sample_major: bool = True
+    each: int = 1
 
     def rows(self, x: Tensor, samples: int) -> Tensor:
         """All entries of each sample of an input or output as one row, (samples, entries)."""
@@ -59,8 +71,8 @@ class Layout:
 
 
 @contextmanager
-def call_hooks(maps: Sequence[LinearMap], report: CallReport) -> Iterator[set[tuple[str, int]]]:
-    """Report every call of the maps; yield the keys seen so far, to be cleared before each pass."""
+def call_hooks(maps: Sequence[LinearMap], report: CallReport) -> Iterator[None]:
+    """Report every call of the maps in one forward pass."""
     seen: set[tuple[str, int]] = set()
     by_module: dict[nn.Module, list[LinearMap]] = {}
     for linear in maps:
@@ -89,7 +101,7 @@ def call_hooks(maps: Sequence[LinearMap], report: CallReport) -> Iterator[set[tu
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused path of attention calls no hook
     try:
-        yield seen
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
@@ -118,72 +130,130 @@ def _operands(
     return functional_call(module, swapped, args, kwargs)[0], output[0]
 
 
-def layouts(
-    net: nn.Module, maps: Sequence[LinearMap], batch: Batch
-) -> tuple[dict[tuple[str, int], Layout], dict[str, str]]:
-    """Sample axis of every call, found by runs on two and three samples; reasons for the others."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerLook:
+    """Calls of layers, as runs on a few samples show them.
+
+    Attributes:
+        layouts: Position of the samples in the input of every call.
+        reasons: Reasons, by layer, of those without a layout.
+        places: Numbers of the single samples that were looked at.
+        singles: Their inputs of every call, (samples, entries), unless samples depend on others.
+    """
+
+    layouts: dict[tuple[str, int], Layout]
+    reasons: dict[str, str]
+    places: Tensor
+    singles: dict[tuple[str, int], Tensor]
+
+    def fits(self, key: tuple[str, int], x: Tensor, samples: int) -> bool:
+        """True if an input has as many rows for each sample as those looked at."""
+        layout = self.layouts[key]
+        return layout.axis is None or x.shape[layout.axis] == layout.each * samples
+
+    def agrees(self, key: tuple[str, int], rows: Tensor) -> bool:
+        """True if the rows of the batch looked at have the single samples in their places."""
+        alone = self.singles.get(key)
+        return alone is None or _same(alone, rows[self.places.to(rows.device)])
+
+
+def looks_at(
+    net: nn.Module, maps: Sequence[LinearMap], batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, LayerLook]]:
+    """Batches, each with a look at its layers; a new one where samples have a new shape."""
+    look, known = None, None
+    for batch in batches:
+        shapes = [tensor.shape[1:] for tensor in tensors_of(batch.inputs)]
+        if look is None or shapes != known:
+            with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
+                look, known = _look(net, maps, batch), shapes
+        yield batch, look
+
+
+def _look(net: nn.Module, maps: Sequence[LinearMap], batch: Batch) -> LayerLook:
+    """Find the samples in the input of every call, by runs on a few of them."""
+    count = min(_SINGLES, batch.size)
+    places = torch.arange(count) * batch.size // count
+    # Each single sample twice: some nets take no batch of one.
+    few = [batch.cycled(2), batch.cycled(3), *(batch.rows(place.repeat(2)) for place in places)]
     runs = []
-    for count, start in ((2, 0), (3, 0), (2, 1)):
+    for some in few:
         inputs: dict[tuple[str, int], Tensor] = {}
         with call_hooks(maps, lambda call, x, _: inputs.update({call.key: x.clone()})):  # noqa: B023
-            batch.cycled(count, start).try_call(net)
+            some.try_call(net)
         runs.append(inputs)
     found: dict[tuple[str, int], Layout] = {}
     reasons: dict[str, str] = {}
-    coupled: list[str] = []
+    singles: dict[tuple[str, int], Tensor] = {}
     for linear in maps:
         keys = [key for key in runs[0] if key[0] == linear.name]
-        if not keys:
+        if any(set(keys) != {key for key in run if key[0] == linear.name} for run in runs[1:]):
+            reasons[linear.name] = "the number of its calls depends on the samples"
+        elif not keys:
             reasons[linear.name] = (
                 "was not called; a function such as F.linear may use its weight, where no hook "
                 "fires, or the forward pass leaves it out"
             )
-        elif any(set(keys) != {key for key in run if key[0] == linear.name} for run in runs[1:]):
-            reasons[linear.name] = "the number of its calls depends on the samples"
-        else:
-            for key in keys:
-                layout = _layout([run[key] for run in runs], linear)
-                if isinstance(layout, Layout):
-                    found[key] = layout
-                    if not _same_samples(layout, runs[0][key], runs[1][key]):
-                        coupled.append(linear.name)
-                else:
-                    reasons[linear.name] = layout
+        for key in keys if linear.name not in reasons else ():
+            two, three, *others = (run[key] for run in runs)
+            layout = _layout(two, three, others, linear)
+            if isinstance(layout, str):
+                reasons[linear.name] = layout
+                continue
+            found[key] = layout
+            alone = torch.stack([layout.rows(x, 2)[0] for x in others])
+            both, more = layout.rows(two, 2), layout.rows(three, 3)
+            if _same(both, more[:2]) and _same(alone[:1], more[:1]):
+                singles[key] = alone
+    found = {key: layout for key, layout in found.items() if key[0] not in reasons}
+    coupled = [key[0] for key in found if key not in singles]
     if coupled:
         warnings.warn(
             f"the input of {coupled[0]!r} and {len(coupled) - 1} more layers for one sample "
             "depends on the other samples of its batch: BatchNorm without running statistics, "
             "noise, or a net that expects the samples along another axis than the first",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return {key: layout for key, layout in found.items() if key[0] not in reasons}, reasons
+    return LayerLook(layouts=found, reasons=reasons, places=places, singles=singles)
 
 
-def _layout(runs: Sequence[Tensor], linear: LinearMap) -> Layout | str:
-    """Layout of a call from its inputs in the runs, or the reason why it has none."""
-    two, three, others = runs
+def _layout(
+    two: Tensor, three: Tensor, others: Sequence[Tensor], linear: LinearMap
+) -> Layout | str:
+    """Layout of a call from its inputs for two samples, three, and single ones twice each."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
+    if two.numel() == 0 or any(x.shape != two.shape for x in others):
+        return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
         shared, single = Layout(axis=None), two.dim() < linear.weight.dim() > 2  # one image
-        alike = not single and all(_same_samples(shared, two, run) for run in (three, others))
+        alike = not single and all(_same(two[None], x[None]) for x in (three, *others))
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
         return shared if alike else f"{odd}, and other values"
     axis = grown[0]
-    if len(grown) > 1 or 3 * two.shape[axis] != 2 * three.shape[axis]:
+    each = two.shape[axis] // 2
+    if len(grown) > 1 or two.shape[axis] != 2 * each:
         return f"its input has no axis of samples: {shapes}"
+    if three.shape[axis] != 3 * each:
+        return ROUTED
     if axis and (linear.is_convolution or axis == two.dim() - 1):
         return f"its input has the samples along axis {axis}, which the layer mixes: {shapes}"
-    by_sample, by_row = (Layout(axis=axis, sample_major=major) for major in (True, False))
-    if two.shape[axis] == 2 or _same_samples(by_sample, two, three):
-        return by_sample
-    if _same_samples(by_row, two, three):
-        return by_row
+    ways = [Layout(axis=axis, sample_major=major, each=each) for major in (True, False)]
+    if each == 1:
+        return ways[0]
+    gaps = [_gap(way.rows(two, 2), way.rows(three, 3)[:2]) for way in ways]
+    if not min(gaps) > 1:
+        return ways[gaps.index(min(gaps))]
     return f"cannot tell which sample each row of its input belongs to: {shapes}"
 
 
-def _same_samples(layout: Layout, two: Tensor, three: Tensor) -> bool:
-    """True if the first two samples are the same in both runs, up to rounding."""
-    short, long = layout.rows(two, 2), layout.rows(three, 3)[:2]
-    tolerance = torch.finfo(short.dtype).eps ** 0.5 * float(short.abs().max())
-    return not float((short - long).abs().max()) > tolerance  # nan is not a difference
+def _same(one: Tensor, other: Tensor) -> bool:
+    """True for equal numbers, up to rounding; nan is not a difference."""
+    return not _gap(one, other) > 1
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    """Largest difference in units of what rounding may make, also that of a step in float32."""
+    scale = max(torch.finfo(one.dtype).eps ** 0.5, _STEP) * float(one.abs().max())
+    gap = float((one - other).abs().max())
+    return gap / scale if scale > 0 else (math.inf if gap > 0 else 0.0)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain as chained
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
-from resid_theory.stability.layer_inputs import Layout, call_hooks, layouts
+from resid_theory.stability.layer_inputs import ROUTED, LayerLook, call_hooks, looks_at
 from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.submaps import joined
@@ -227,17 +226,16 @@ def weight_noise(
     states: dict[str, Tensor] = {}  # of the generator, before the noise of each layer
     rows: list[Tensor] = []
     with preserved(net), torch.no_grad():
-        parts = samples.chunks(batch)
-        first = next(parts)  # looked at, then measured
-        found, reasons = layouts(net, wanted, first)
-        if layers is not None and reasons:
-            raise ValueError(f"layers: {reasons}")
-        maps = [linear for linear in wanted if linear.name not in reasons]
-        if not maps:
-            raise ValueError("net: has no layer into whose weights noise could be put")
-        total = (samples.count(batch) or 1) * len(maps)
-        with tqdm(total=total, disable=not progress, desc="weight noise") as bar:
-            for part in chained([first], parts):
+        maps: list[LinearMap] = []
+        with tqdm(total=samples.count(batch), disable=not progress, desc="weight noise") as bar:
+            for part, look in looks_at(net, wanted, samples.chunks(batch)):
+                needed = wanted if layers is not None else maps
+                lost = {m.name: look.reasons[m.name] for m in needed if m.name in look.reasons}
+                if lost:
+                    raise ValueError(f"layers: {lost}")
+                maps = maps or [one for one in wanted if one.name not in look.reasons]
+                if not maps:
+                    raise ValueError("net: has no layer into whose weights noise could be put")
                 measured = []
                 for linear in maps:
                     # Every batch meets the same noise, which is too large to keep for all layers.
@@ -246,9 +244,8 @@ def weight_noise(
                     size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
                     scaled = strengths * (size if relative else 1.0)
                     noises = [normal_like(weight, source) for _ in range(draws)]
-                    place = found[linear.name, 1]
-                    measured.append(_one_batch(net, part, linear, place, scaled, noises))
-                    bar.update()
+                    measured.append(_one_batch(net, part, linear, look, scaled, noises))
+                bar.update()
                 rows.append(torch.stack(measured, 2))
     errors, predicted, output = torch.cat(rows, 3)
     return NoiseCurves(
@@ -267,7 +264,7 @@ def _one_batch(
     net: nn.Module,
     batch: Batch,
     linear: LinearMap,
-    layout: Layout,
+    look: LayerLook,
     levels: Tensor,
     noises: Sequence[Tensor],
 ) -> Tensor:
@@ -275,7 +272,10 @@ def _one_batch(
     inputs: list[Tensor] = []
     with call_hooks([linear], lambda call, z, _: inputs.append(z.clone())):
         clean = joined(batch.call(net), batch.size)
-    z = inputs[0]
+    key, z = (linear.name, 1), inputs[0]
+    if not look.fits(key, z, batch.size):
+        raise ValueError(f"net: the layer {linear.name!r} cannot be measured: {ROUTED}")
+    layout = look.layouts[key]
 
     def norms(value: Tensor) -> Tensor:
         return row_norms(layout.rows(value, batch.size)).cpu()
