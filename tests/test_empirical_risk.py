@@ -210,6 +210,22 @@ def test_a_sample_of_weight_two_counts_like_two(name, form):
         assert relative_error(made.dense(), expected.dense()) <= HESSIAN
 
 
+@pytest.mark.parametrize("name", ["class weights", "sum"])
+def test_a_batch_may_weigh_nothing(name):
+    make, x, loss, y, _ = RISKS[name]
+    net, some = make(), torch.tensor([0.0, 0.0, 0.0, 1.0, 0.5, 0.0, 2.0, 0.0])
+    rows = some > 0
+    exact = rt.hessian(net, loss, rt.Data.of((x[rows], y[rows]), sample_weight=some[rows]))
+    data = rt.Data.of(
+        [(x[part], y[part], some[part]) for part in torch.arange(M).split([3, 5])],
+        sample_weight=True,
+    )
+    for method in ("layer_pairs", "columns"):
+        assert relative_error(rt.hessian(net, loss, data, method=method), exact) <= HESSIAN
+    measured = rt.curvature_operator(net, loss, data, engine="rebuilt", chunk=1)
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+
+
 # -- what the loss reaches -------------------------------------------------------------------------
 
 
@@ -497,7 +513,9 @@ REFUSED = {
     "weights of batches": (
         {"data": (VECTORS, LABELS, ONES)}, "^data: got .* floating-point numbers behind",
     ),
-    "all ignored": ({"data": (VECTORS, torch.full((M,), -100))}, "^data y: no label counts"),
+    "all ignored": (
+        {"data": (VECTORS, torch.full((M,), -100))}, "^loss: is not a number .*no label counts",
+    ),
     "shapes": (
         {
             "net": Net(Net.logits), "loss": flat(lambda o, t: F.cross_entropy(o, t)),

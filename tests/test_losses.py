@@ -254,6 +254,36 @@ def test_weighted_parts_make_the_whole(case, generator):
     assert whole == pytest.approx(float(loss(output, target)), rel=1e-12)
 
 
+@pytest.mark.parametrize("logit", [30.0, 300.0, 3000.0])
+def test_weights_at_a_minimum(logit, generator):
+    """Where all samples are fitted, gradients of the loss have lost most of their digits."""
+    labels = torch.arange(12) // 4  # neighbours are of one class
+    output = logit * F.one_hot(labels, CLASSES) + torch.randn(12, CLASSES, generator=generator)
+    weighting = weighting_of(Loss(lambda o, t: F.cross_entropy(o, t, FACTORS)), output, labels)
+    weights = weighting.of_samples(output, labels, 12)
+    assert relative_error(weights / weights[0] * FACTORS[0], FACTORS[labels]) <= 1e-12
+    part = weighting.of_part(output[:6], labels[:6], 6)
+    assert part == pytest.approx(float(weights[:6].sum()), rel=1e-12)
+
+
+def test_weights_that_are_nearly_counts_are_not_rounded(generator):
+    factors = torch.tensor([1.0, 1 + 1e-9, 1.0], dtype=torch.float64)
+    weighting = weighting_of(
+        Loss(lambda o, t: F.cross_entropy(o, t, factors)), outputs(generator), LABELS
+    )
+    weights = weighting.of_samples(outputs(generator), LABELS, SAMPLES)
+    assert relative_error(weights / weights[0] - 1, factors[LABELS] - 1) <= 1e-5
+
+
+def test_labels_that_are_all_ignored_at_first(generator):
+    output, labels = outputs(generator), torch.full((SAMPLES,), -100)
+    weighting = weighting_of(Loss(lambda o, t: F.cross_entropy(o, t)), output, labels)
+    assert weighting.of_part(output, labels, SAMPLES) == 0.0
+    assert weighting.of_part(output, LABELS, SAMPLES) == SAMPLES
+    labels = torch.where(LABELS == 0, -100, LABELS)
+    assert weighting.of_part(output, labels, SAMPLES) == SAMPLES - 2
+
+
 def contrast(output, target):
     return -(output @ output.T).log_softmax(1).diagonal().mean()
 
@@ -266,7 +296,6 @@ COUPLED = {
     "contrastive": contrast,
     "largest": lambda o, t: (o - t).square().sum(1).max(),
     "neighbours": lambda o, t: (o[1:] - o[:-1]).square().mean() + (o - t).square().mean(),
-    "infinite": lambda o, t: (o * torch.inf).mean(),
 }
 
 

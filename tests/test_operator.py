@@ -648,7 +648,7 @@ REFUSED = {
     ),
     "infinite": (
         {"loss": lambda o, t: (o * torch.inf).mean()},
-        "^net: its loss or gradient is not finite",
+        "^loss: is not a number on these data",
     ),
     "mixed-statistics": (
         {"net": nn.Sequential(nn.BatchNorm1d(4)), "matrix": "fisher", "batchnorm": "batch"},

@@ -40,7 +40,9 @@ class CurvatureOperator(CurvatureBlock):
             spectral, frobenius, trace = (process_group.add(parts) / (weight or 1.0)).tolist()
             error = MatrixError(spectral=spectral, frobenius=frobenius, trace=trace)
         if weight == 0.0:
-            raise ValueError("data y: no label counts, so the loss is 0 / 0; needs at least one")
+            raise ValueError(
+                "loss: is not a number on these data: no label counts, or the loss is not finite"
+            )
         super().__init__(sums, process_group, every, every, weight, dtype, error)
         mean = process_group.add(total) / weight
         if not bool(torch.isfinite(mean).all()):

@@ -92,7 +92,7 @@ class Part:
         part = cls(call, *wide)
         try:
             part.value()
-        except RuntimeError:  # class weights in float32, for example
+        except (RuntimeError, TypeError, ValueError):  # class weights in float32, for example
             return cls(call, *given)
         return part
 
@@ -104,8 +104,13 @@ class Part:
     @property
     def tolerance(self) -> float:
         """A relative difference far above round-off, far below what another average makes."""
+        return (self.round_off / 1024) ** 0.5
+
+    @property
+    def round_off(self) -> float:
+        """Relative error that measured weights may have."""
         dtypes = [leaf.dtype for leaf in self.outputs if leaf.is_floating_point()]
-        return float(max(torch.finfo(dtype).eps for dtype in dtypes)) ** 0.5
+        return 1024 * float(max(torch.finfo(dtype).eps for dtype in dtypes))
 
     @property
     def is_finite(self) -> bool:
@@ -119,7 +124,8 @@ class Part:
 
     def moves(self) -> bool:
         """True if the loss has a gradient at the outputs that is not zero."""
-        return bool((self._with_gradient(self.outputs, self.targets)[1] != 0).any())
+        gradient = self._with_gradient(self.outputs, self.targets)[1]
+        return bool(((gradient != 0) & gradient.isfinite()).any())
 
     def some(self, rows: Tensor) -> "Part":
         """Some of the samples."""
@@ -131,21 +137,23 @@ class Part:
         return leaf.reshape(len(leaf), -1)[:, 0].argsort(stable=True).cpu()
 
     def sample(self, number: int) -> Sample | None:
-        """A sample with an output of its own; None if its loss has no finite gradient."""
+        """A sample with the output that has the largest gradient; None if none has a finite one."""
         rows, other = slice(number, number + 1), (number + 1) % self.samples
         targets = [leaf[rows] for leaf in self.targets]
         ways: list[Callable[[Tensor], Tensor]] = [
-            # Between two outputs: what the loss takes, but no point where all is fitted.
+            # Inside of what the loss takes, but not where it is fitted or saturated: there the
+            # gradient has lost its digits.
             lambda leaf: torch.lerp(leaf[rows], leaf[other : other + 1], 0.3),
-            lambda leaf: 0.9 * leaf[rows],
+            lambda leaf: 0.1 * leaf[rows],
             lambda leaf: leaf[rows] + 0.1,
         ]
+        found = []
         for way in ways:
             outputs = [way(o) if o.is_floating_point() else o[rows] for o in self.outputs]
             own, gradient = self._with_gradient(outputs, targets)
             if math.isfinite(own) and bool(torch.isfinite(gradient).all()) and gradient.any():
-                return Sample(outputs, targets, own, gradient)
-        return None
+                found.append(Sample(outputs, targets, own, gradient))
+        return max(found, key=lambda one: float(one.gradient.norm()), default=None)
 
     def append(self, one: Sample) -> Appended:
         """Compare the loss with one more sample with those of the part and of the sample."""
@@ -160,9 +168,10 @@ class Part:
                     "or a loss of torch.nn"
                 )
         value, gradient = self._with_gradient(one.outputs, one.targets, behind=True)
-        part, own, square = self.value(), one.own, float(one.gradient.square().sum())
-        ratio = float(gradient @ one.gradient) / square
-        apart = float((gradient - ratio * one.gradient).norm()) / square**0.5
+        part, own, largest = self.value(), one.own, one.gradient.abs().max()
+        gradient, alone = gradient / largest, one.gradient / largest  # squares do not underflow
+        ratio = float(gradient @ alone / (alone @ alone))
+        apart = float((gradient - ratio * alone).norm() / alone.norm())
         scale = self.tolerance * (abs(value) + abs(own) + (0 if math.isnan(part) else abs(part)))
         weightless = ratio >= 1 - self.tolerance and abs(value - own) <= scale  # the part
         mean = 0 < ratio < 1 and abs(value - (1 - ratio) * part - ratio * own) <= scale
@@ -181,8 +190,10 @@ class Part:
             floating = [leaf.is_floating_point() for leaf in one.outputs]
             gradient = torch.func.grad(value)(one.outputs)
             flat = _flat([g for g, keep in zip(gradient, floating, strict=True) if keep])
-            return (flat * one.gradient).sum() / one.gradient.square().sum()
+            alone = one.gradient / largest
+            return (flat / largest * alone).sum() / alone.square().sum()
 
+        largest = one.gradient.abs().max()
         found: Tensor = torch.vmap(ratio)(self.outputs, self.targets)
         return found.double().cpu()
 

@@ -21,6 +21,7 @@ from resid_theory.losses.sample_axes import SampleAxes
 
 __all__ = ["KnownWeighting", "NoWeighting", "Weighting", "reweighted", "weighting_of"]
 
+_CHOICE = 8  # samples of which the one with the largest gradient is appended
 _PIECE = 1 << 26  # bytes of outputs measured together, of which copies are made
 
 
@@ -49,6 +50,7 @@ class Weighting:
     def __init__(self, loss: Loss, axes: SampleAxes | None) -> None:
         self._loss, self._axes, self.sums, self.counts = loss, axes, False, True
         self._one: Sample | None = None  # the sample that is appended
+        self._guessed = False
 
     def learn(self, output: Any, target: Any, samples: int) -> None:
         """Find out on a few unlike samples whether the loss is a mean or a sum.
@@ -65,13 +67,18 @@ class Weighting:
             raise NoWeighting("no axis of the outputs grows with the samples alone")
         if self._reads_shared(output, target):
             raise NoWeighting("it reads an output that all samples share")
-        part = Part.of(self._loss, self._axes, output, target, samples)
+        self._learn(Part.of(self._loss, self._axes, output, target, samples))
+
+    def _learn(self, part: Part) -> None:
+        """Choose a sample and compare the part with its halves, if any sample has a gradient."""
         self._choose(part)
         if self._one is None:
             return
+        if self._guessed:
+            raise NoWeighting("some parts have no gradient at all, others have one")
         everything = part.append(self._one)
         self.sums = everything.is_sum and not everything.is_mean
-        total, order, half = self._weight(part), part.order(), samples // 2
+        total, order, half = self._weight(part), part.order(), part.samples // 2
         sorted_halves, mixed = [order[:half], order[half:]], [order[::2], order[1::2]]
         for halves in (sorted_halves, mixed) if half else ():
             weights = [self._weight(part.some(rows)) for rows in halves]
@@ -101,12 +108,14 @@ class Weighting:
             rows = slice(start, start + step)
             part = Part.of(self._loss, self._axes, output, target, samples, rows)
             if self._one is None:
-                self._choose(part)
+                self._learn(part)
             if self._one is not None:
                 weights.append(self._weight(part))
-            else:  # without a gradient any weights do; ignored labels have weight 0
-                ignored = math.isnan(part.value()) and part.is_finite
-                weights.append(0.0 if ignored else float(part.samples))
+            elif math.isnan(part.value()) and part.is_finite:  # all labels are ignored
+                weights.append(0.0)
+            else:  # without a gradient any weights do
+                self._guessed = True
+                weights.append(float(part.samples))
         return 1.0 if self.sums else sum(weights)
 
     def of_samples(self, output: Any, target: Any, samples: int) -> Tensor:
@@ -130,7 +139,7 @@ class Weighting:
         except (RuntimeError, ValueError):  # a loss that looks at values: one by one
             rows = torch.arange(samples).split(1)
             return torch.tensor([self._weight(part.some(row)) for row in rows]).double()
-        return self._rounded(1 / ratios - 1, part.counts(one), part.tolerance)
+        return self._rounded(1 / ratios - 1, part.counts(one), part.round_off)
 
     def _reads_shared(self, output: Any, target: Any) -> bool:
         """True if the loss moves with an output that all samples share and the net computes."""
@@ -145,9 +154,12 @@ class Weighting:
 
     def _choose(self, part: Part) -> None:
         """Choose the sample that is appended: its loss is finite and has a gradient."""
+        few = torch.arange(_CHOICE) * part.samples // _CHOICE
         try:
-            samples = (part.sample(number) for number in range(part.samples))
-            self._one = next((one for one in samples if one is not None), None)
+            found = [one for row in few.unique().tolist() if (one := part.sample(row)) is not None]
+            every = (part.sample(row) for row in range(part.samples))
+            one = max(found, key=lambda one: float(one.gradient.norm()), default=None)
+            self._one = one or next((one for one in every if one is not None), None)
         except (RuntimeError, ValueError, IndexError) as error:
             raise NoWeighting(f"it does not take a single sample ({error})") from error
         if self._one is None and part.moves():
@@ -165,13 +177,13 @@ class Weighting:
             return 1.0
         counts = [count.sum(0, keepdim=True) for count in part.counts(self._one)]
         weight = torch.tensor([1 / found.ratio - 1], dtype=torch.float64)
-        return float(self._rounded(weight, counts, part.tolerance)[0])
+        return float(self._rounded(weight, counts, part.round_off)[0])
 
-    def _rounded(self, weights: Tensor, counts: Sequence[Tensor], tolerance: float) -> Tensor:
+    def _rounded(self, weights: Tensor, counts: Sequence[Tensor], round_off: float) -> Tensor:
         """Weights without round-off, where they are counts."""
-        weights = torch.where(weights <= tolerance**2, 0.0, weights)
+        weights = torch.where(weights <= round_off, 0.0, weights)
         for count in counts:
-            weights = torch.where((weights - count).abs() <= tolerance * count, count, weights)
+            weights = torch.where((weights - count).abs() <= round_off * count, count, weights)
         self.counts = self.counts and torch.equal(weights, counts[0])
         return weights
 
@@ -237,6 +249,8 @@ def reweighted(loss: Loss, axes: SampleAxes, weights: Tensor, *, sums: bool) -> 
         places = SampleAxes.first(target, len(weights))
         leaves = [leaf[counted] for leaf in axes.spread(output)]
         aims = [leaf[counted] for leaf in places.spread(target)]
+        if not len(counted):  # nothing, with a gradient of zeros
+            return torch.stack([leaf.sum() for leaf in leaves if leaf.is_floating_point()]).sum()
 
         def single(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
             one = axes.gather([leaf[None] for leaf in outputs], output)
