@@ -1,18 +1,26 @@
 """The claims of the papers, the records of their measurements, and the tables made from them."""
 
-from experiments.claim import Claim, Record, Verdict, live, load, measure, picture, record, standing
+from experiments.claim import Claim
+from experiments.criteria import Criterion, above, below, near, rate
+from experiments.records import Record, live, load, measure, picture, record
 from experiments.registry import CLAIMS, unlisted
+from experiments.verdicts import Verdict, verdict
 
 __all__ = [
     "CLAIMS",
     "Claim",
+    "Criterion",
     "Record",
     "Verdict",
+    "above",
+    "below",
     "live",
     "load",
     "measure",
+    "near",
     "picture",
+    "rate",
     "record",
-    "standing",
     "unlisted",
+    "verdict",
 ]

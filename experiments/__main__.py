@@ -10,18 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from experiments import part_verbs
-from experiments.claim import (
-    RECORDS,
-    SCALES,
-    Claim,
-    Record,
-    cell,
-    faults,
-    load,
-    record,
-    record_path,
-    standing,
-)
+from experiments.claim import KINDS, SCALES, Claim
+from experiments.criteria import Criterion
 from experiments.digest import code_digest
 from experiments.lease import lease_verbs
 from experiments.parts import (
@@ -34,7 +24,18 @@ from experiments.parts import (
     UnfinishedError,
 )
 from experiments.provenance import ROOT
+from experiments.records import (
+    RECORDS,
+    Record,
+    cell,
+    faults,
+    judge_again,
+    load,
+    record,
+    record_path,
+)
 from experiments.registry import CLAIMS, select
+from experiments.verdicts import ORDER, verdict
 from resid_theory.runtime import store
 
 RESULTS = ROOT / "experiments" / "RESULTS.md"
@@ -90,18 +91,18 @@ def table(claims: Claims, folder: Path, *, base: str = "experiments/records") ->
 
 
 def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
-    stands = standing(claim, folder=folder)
+    stands = verdict(claim, folder=folder)
     if stands.record is None:
         return [_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)]
-    scale, run, verdicts = stands.record.scale, stands.record.run, stands.record.verdicts
+    scale, run, criteria = stands.record.scale, stands.record.run, stands.record.criteria
     link = f"[{claim.id}]({base}/{claim.id}.{scale}.json)"
     note = f" ({stands.detail})" if stands.detail else ""
     place = f"{run['threads']} threads" if run["device"] == "cpu" else str(run["device"])
     where = f"{scale}{note}, {run['hardware']}, {place}"
-    failing = [v for v in verdicts if not v.passed]
-    held = f"{stands.word}, {len(verdicts) - len(failing)} of {len(verdicts)} criteria hold"
+    failing = [v for v in criteria if not v.holds]
+    held = f"{stands.word}, {len(criteria) - len(failing)} of {len(criteria)} criteria hold"
     held = f"**{held}**" if failing else held
-    first, *others = [(v.criterion, v.expected, v.measured) for v in failing or verdicts[:1]]
+    first, *others = [(v.criterion, v.expected, v.measured) for v in failing or criteria[:1]]
     return [_row(link, claim.source, *first, held, where)] + [
         _row("", "", *row, "", "") for row in others
     ]
@@ -113,23 +114,31 @@ def _row(*cells: str) -> str:
 
 def results_page(claims: Claims, folder: Path) -> str:
     """Contents of RESULTS.md: counts by status, then every claim with all its records."""
-    words = Counter(standing(claim, folder=folder).word for claim in claims.values())
-    order = ("reproduced", "not reproduced", "scaled down", "pending")
-    count = ", ".join(f"{words[word]} {word}" for word in order if words[word])
-    found = [standing(claim, folder=folder).record for claim in claims.values()]
-    scales = Counter(record.scale for record in found if record is not None)
-    at = ", ".join(f"{scales[scale]} at {scale}" for scale in reversed(SCALES) if scales[scale])
     parts = [
         "# Results",
         "Written by `python -m experiments report` from the records; not to be edited.",
-        f"{len(claims)} claims: {count}. Decided by records of the scales: {at}.",
+        counts(claims, folder),
         *(_section(claim, folder) for claim in claims.values()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def counts(claims: Claims, folder: Path) -> str:
+    """Table of the number of claims by kind and verdict."""
+    kinds = {"paper": "claims of the papers", "extension": "extensions", "law": "laws of our own"}
+    found = Counter((c.kind, verdict(c, folder=folder).word) for c in claims.values())
+    words = [word for word in ORDER if any(found[kind, word] for kind in KINDS)]
+    head = ["| | " + " | ".join(words) + " | all |", "|---" * (len(words) + 2) + "|"]
+    rows = [
+        _row(kinds[kind], *(str(found[kind, word]) for word in words), str(total))
+        for kind in KINDS
+        if (total := sum(found[kind, word] for word in words))
+    ]
+    return "\n".join(head + rows)
+
+
 def _section(claim: Claim, folder: Path) -> str:
-    stands = standing(claim, folder=folder)
+    stands = verdict(claim, folder=folder)
     detail = f" ({stands.detail})" if stands.detail else ""
     at = f", {stands.record.scale} scale" if stands.record else ""
     parts = [f"## {claim.id}: {stands.word}{at}{detail}", f"{claim.says} ({claim.source})"]
@@ -151,13 +160,23 @@ def _evidence(found: Record) -> str:
         f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}."
         + "".join(f" {_parts(group)}." for group in elsewhere),
         "",
-        "| criterion | expected | ours | holds |",
+        "| criterion | expected | ours | outcome |",
         "|---|---|---|---|",
     ]
-    holds = ("**no**", "yes")
     return "\n".join(
-        lines + [_row(v.criterion, v.expected, v.measured, holds[v.passed]) for v in found.verdicts]
+        lines + [_row(v.criterion, v.expected, v.measured, _outcome(v)) for v in found.criteria]
     )
+
+
+def _outcome(criterion: Criterion) -> str:
+    """Outcome with what the test could see, and the size that would decide."""
+    word = criterion.outcome if criterion.holds else f"**{criterion.outcome}**"
+    test = criterion.test
+    if test is None:
+        return word
+    seen = f"sees {test.seen:.3g}" if test.seen is not None else "sees nothing"
+    more = f"; n = {test.decides} would decide" if test.decides else ""
+    return f"{word} ({seen} with power 0.8{more})"
 
 
 def _parts(group: Mapping[str, Any]) -> str:
@@ -186,7 +205,7 @@ def readme_with(readme: str, claims_table: str) -> str:
 
 def _list(options: argparse.Namespace) -> int:
     for claim in select(options.claims):
-        stands = standing(claim, folder=options.records)
+        stands = verdict(claim, folder=options.records)
         print(f"{claim.id:44} {stands.word:15} {', '.join(claim.settings):20} {claim.source}")
         for scale in claim.settings:
             if claim.missing(scale):
@@ -231,10 +250,21 @@ def _recorded(claim: Claim, options: argparse.Namespace, each: Stored) -> bool:
 
 
 def _show(found: Record) -> None:
-    for verdict in found.verdicts:
-        mark = "  ok  " if verdict.passed else "  FAIL"
-        print(f"{mark} {verdict.criterion}: {verdict.measured} (expected {verdict.expected})")
+    for criterion in found.criteria:
+        mark = {"holds": "  ok  ", "fails": "  FAIL"}.get(criterion.outcome, "  ??  ")
+        print(f"{mark} {criterion.criterion}: {criterion.measured} (expected {criterion.expected})")
     print(f"       {found.run['seconds']:.3g} s on {found.run['hardware']}", flush=True)
+
+
+def _judge(options: argparse.Namespace) -> int:
+    """Judge records by today's criteria where they or the criteria have changed."""
+    for claim in select(options.claims):
+        for scale in claim.settings:
+            path = record_path(claim.id, scale, options.records)
+            if path.exists() and _faults_of(CLAIMS, options.records, path):
+                print(f"{claim.id} ({scale})")
+                _show(judge_again(claim, scale, folder=options.records))
+    return 0
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -283,6 +313,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--parts", type=Path, default=PARTS, help="folder of the parts")
     verb.add_argument("--only-ready", action="store_true", help="only claims whose parts are done")
     verb.set_defaults(call=_run)
+    verb = verbs.add_parser("judge", help="judge records by today's criteria; keep their history")
+    verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
+    verb.set_defaults(call=_judge)
     verb = verbs.add_parser("check", help="judge all records again; fail if one is not valid")
     verb.set_defaults(call=_check)
     verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")

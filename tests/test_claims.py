@@ -15,7 +15,17 @@ from torch.overrides import TorchFunctionMode
 from experiments import __main__ as command
 from experiments import claim as claims
 from experiments import provenance, registry
-from experiments.claim import Claim, Verdict, faults, live, load, measure, picture, record, standing
+from experiments.claim import (
+    Claim,
+    Criterion,
+    faults,
+    live,
+    load,
+    measure,
+    picture,
+    record,
+    standing,
+)
 from experiments.external_data import Need
 from experiments.registry import CLAIMS, join, select, unlisted
 from resid_theory.runtime import store
@@ -109,7 +119,7 @@ def roots(*, numbers, seed=0):
 
 def judge_roots(arrays):
     worst = np.abs(arrays["roots"] ** 2 - arrays["numbers"]).max()
-    return [Verdict("worst |r² - x|", "< 1e-12", worst, worst < 1e-12)]
+    return [Criterion("worst |r² - x|", "< 1e-12", worst, worst < 1e-12)]
 
 
 def draw_roots(figure, arrays):
@@ -133,7 +143,7 @@ def toy(**changes):
 
 
 def failing(arrays):
-    return [*judge_roots(arrays), Verdict("a pipe | here", 0.5, np.float64(1 / 3), np.False_)]
+    return [*judge_roots(arrays), Criterion("a pipe | here", 0.5, np.float64(1 / 3), np.False_)]
 
 
 @pytest.fixture
@@ -163,7 +173,7 @@ def test_a_record_comes_back(tmp_path):
     back = load("toy/roots", "quick", folder=tmp_path)
     assert (back.claim, back.scale) == ("toy/roots", "quick")
     assert back.settings == toy().settings["quick"]
-    assert back.verdicts == made.verdicts and back.passed
+    assert back.criteria == made.criteria and back.holds
     assert back.run == made.run
     np.testing.assert_array_equal(back.arrays["roots"], np.sqrt([1.0, 2.0]))
     assert not faults(toy(), back)
@@ -214,7 +224,7 @@ def test_arrays_changed_after_the_run_are_noticed(tmp_path):
         load("toy/roots", "quick", folder=tmp_path)
 
 
-@pytest.mark.parametrize("part", ["settings", "arrays", "verdicts", "run", "npz"])
+@pytest.mark.parametrize("part", ["settings", "arrays", "criteria", "run", "npz"])
 def test_a_record_with_a_part_missing_is_named(tmp_path, part):
     record(toy(), "quick", folder=tmp_path)
     if part == "npz":
@@ -230,7 +240,7 @@ def test_a_record_with_a_part_missing_is_named(tmp_path, part):
     ("changes", "fault"),
     [
         ({"settings": {"quick": {"numbers": [1.0, 2.5]}}}, "settings were"),
-        ({"judge": lambda arrays: [Verdict("worst |r² - x|", "< 1", 0.0, True)]}, "verdicts were"),
+        ({"judge": lambda arrays: [Criterion("worst |r² - x|", "< 1", 0.0, True)]}, "criteria were"),
         ({"id": "toy/other"}, ""),
     ],
     ids=["settings", "judge", "claim"],
@@ -272,9 +282,9 @@ def test_standing(tmp_path, changes, scales, word, detail):
 
 
 def test_verdicts_are_text_and_a_plain_truth_value():
-    verdict = Verdict("c", np.float64(0.5), float("inf"), np.True_)
-    assert (verdict.expected, verdict.measured, verdict.passed) == ("0.5", "inf", True)
-    assert type(verdict.passed) is bool
+    criterion = Criterion("c", np.float64(0.5), float("inf"), np.True_)
+    assert (criterion.expected, criterion.measured, criterion.holds) == ("0.5", "inf", True)
+    assert type(criterion.holds) is bool
 
 
 @pytest.mark.parametrize(
@@ -316,9 +326,9 @@ def test_live_computes_once_where_a_folder_is_set(tmp_path, monkeypatch):
     monkeypatch.setenv("RESID_THEORY_LIVE", str(tmp_path))
     with ThreadPoolExecutor(2) as pool:  # one waits for the other
         first, second = pool.map(live, [counted, counted])
-    assert first.verdicts == second.verdicts and len(calls) == 1
+    assert first.criteria == second.criteria and len(calls) == 1
     monkeypatch.delenv("RESID_THEORY_LIVE")
-    assert live(counted).passed and len(calls) == 2
+    assert live(counted).holds and len(calls) == 2
 
 
 def test_picture_draws_and_leaves_no_figure_open():

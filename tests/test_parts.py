@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from experiments import __main__ as command
 from experiments import registry
 from experiments.archives import merge, pack
-from experiments.claim import Claim, Verdict, load, record_path
+from experiments.claim import Claim, Criterion, load, record_path
 from experiments.demystifying_resnet import preactivation
 from experiments.noise_stability.nets import training_of
 from experiments.parts import (
@@ -135,7 +135,7 @@ def toy(numbers, **changes):
         "says": "squares are not negative",
         "settings": {"short": {"numbers": numbers}},
         "compute": squares,
-        "judge": lambda a: [Verdict("least", "≥ 0", a["squares"].min(), a["squares"].min() >= 0)],
+        "judge": lambda a: [Criterion("least", "≥ 0", a["squares"].min(), a["squares"].min() >= 0)],
         "draw": lambda figure, a: None,
     }
     return Claim(**{**given, **changes})
@@ -178,7 +178,7 @@ def test_parts_of_another_machine_are_judged_here(call, tmp_path):
     assert call([claim], "merge", str(tmp_path / "there")) == 0
     assert call([claim], "run", "--only-ready") == 0
     found = load(claim.id, "short", folder=tmp_path / "records")
-    assert found.arrays["squares"].tolist() == [9, 1] and found.passed
+    assert found.arrays["squares"].tolist() == [9, 1] and found.holds
     (group,) = found.run["parts"]
     assert group["parts"] == 2 and group["seconds"] == 14.0
     assert (group["hardware"], group["torch"]) == ("NVIDIA H100", "2.11.0+cu130")

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.parts import Each, Execution, Part, by_name, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
@@ -71,22 +72,22 @@ def _keys(a: Arrays) -> list[str]:
     return sorted(key.removesuffix(".values") for key in a if key.endswith(".values"))
 
 
-def _judge_spectrum(a: Arrays, key: str) -> list[Verdict]:
-    """Judge the consistency of one spectrum; the verdicts report its numbers."""
+def _judge_spectrum(a: Arrays, key: str) -> list[Criterion]:
+    """Judge the consistency of one spectrum; the criteria report its numbers."""
     values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
     trace, again, index = a[f"{key}.intervals"]
     k, missed = len(values) // 2, float(a[f"{key}.missed"])
     overlap = max(trace[1], again[1]) <= min(trace[2], again[2])
     energy, norm = float(np.sqrt(np.sum(values**2))), a[f"{key}.frobenius"][1]
     return [
-        Verdict(
+        Criterion(
             f"{key}: extreme eigenpairs within their bounds, none missed",
             "every one converged to 1e-3; P(missed) <= 0.01",
             f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[k]:.4g} ± "
             f"{bounds[k]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}",
             bool(a[f"{key}.converged"].all()) and missed <= 0.01,
         ),
-        Verdict(
+        Criterion(
             f"{key}: two independent estimates of the trace",
             "95 % intervals that overlap",
             f"{trace[0]:.4g} [{trace[1]:.4g}, {trace[2]:.4g}] and {again[0]:.4g} "
@@ -94,7 +95,7 @@ def _judge_spectrum(a: Arrays, key: str) -> list[Verdict]:
             f"[{index[1]:.3f}, {index[2]:.3f}]",
             bool(overlap),
         ),
-        Verdict(
+        Criterion(
             f"{key}: the eigenvalues found against the Frobenius norm",
             "root of their squares at most the upper end of its interval",
             f"{energy:.4g} of {norm:.4g}",
@@ -103,8 +104,8 @@ def _judge_spectrum(a: Arrays, key: str) -> list[Verdict]:
     ]
 
 
-def _judge_spectra(a: Arrays) -> list[Verdict]:
-    return [verdict for key in _keys(a) for verdict in _judge_spectrum(a, key)]
+def _judge_spectra(a: Arrays) -> list[Criterion]:
+    return [criterion for key in _keys(a) for criterion in _judge_spectrum(a, key)]
 
 
 # -- extremes against depth ------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.crossings.curvature import COLORS, DIRACNETS, NORMS, STABILITY
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
@@ -61,16 +62,16 @@ def compute_cushions(
     return arrays
 
 
-def judge_cushions(a: Arrays) -> list[Verdict]:
+def judge_cushions(a: Arrays) -> list[Criterion]:
     """Require that the two conventions differ by the norms only; report the greater net."""
-    verdicts = []
+    criteria = []
     for state in _states(a, ".median"):
         plain, dirac = (a[f"{state}.{kind}.median"] for kind in NETS)
         norms = a[f"{state}.dirac.norms"][:, None]
         gap = float(np.abs(a[f"{state}.dirac.ratio"] / norms - 1).max())
         above = [int(np.sum(dirac[:, column] > plain[:, column])) for column in range(len(NORMS))]
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{state}: cushion without over cushion with the identity in the norm, Dirac net",
                 "the ratio of the two norms in every layer and sample, to 1e-10 (definition)",
                 f"off by at most {gap:.1e}; ratios {norms[1:-1].min():.2f} to {norms.max():.2f}; "
@@ -79,7 +80,7 @@ def judge_cushions(a: Arrays) -> list[Verdict]:
                 gap < 1e-10,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_cushions(figure: Figure, a: Arrays) -> None:
@@ -131,15 +132,15 @@ def compute_flows(
     return arrays
 
 
-def judge_flows(a: Arrays) -> list[Verdict]:
+def judge_flows(a: Arrays) -> list[Criterion]:
     """Require all flow on the paths without the branch; report the share with it."""
-    verdicts = []
+    criteria = []
     for state in _states(a, ".off"):
         off = float(a[f"{state}.identity.off"].max())
         found = [f"{kind} {a[f'{state}.{kind}.off'].mean():.3f}" for kind in NETS]
         shares = [f"{kind} {a[f'{state}.{kind}.mean'][:, 1].mean():.3f}" for kind in NETS]
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{state}: share of the flow off the paths in the Dirac net with b = 0",
                 "exactly 0: its paths are those of the truncated identity",
                 f"{off:.1g} at most; with b, means over layers: {', '.join(found)}; dominant paths "
@@ -147,7 +148,7 @@ def judge_flows(a: Arrays) -> list[Verdict]:
                 off == 0.0,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_flows(figure: Figure, a: Arrays) -> None:

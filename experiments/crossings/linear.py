@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.crossings.curvature import DEMYSTIFYING, DIRACNETS
 from resid_theory.identity import with_identity
 from resid_theory.theory import zero_point
@@ -103,7 +104,7 @@ def compute_linear_dirac(
     }  # fmt: skip
 
 
-def judge_linear_dirac(a: Arrays) -> list[Verdict]:
+def judge_linear_dirac(a: Arrays) -> list[Criterion]:
     """Require equality up to rounding: below 1e-12 for sums of fewer than 10^4 products."""
     names = (
         "outputs at a = 1, b = 0: Dirac net against the 1-shortcut net at zero",
@@ -111,7 +112,7 @@ def judge_linear_dirac(a: Arrays) -> list[Verdict]:
         "Hessian in (a, b, V): loops against the closed form carried over",
     )
     return [
-        Verdict(
+        Criterion(
             name,
             "relative difference < 1e-12 (rounding)",
             f"at most {worst:.1e} over {len(a['gaps'])} nets",

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
@@ -122,11 +123,11 @@ def _totals(a: Arrays) -> tuple[list[str], np.ndarray, np.ndarray]:
     return keys, np.array(bound), np.array(error)
 
 
-def judge_noise(a: Arrays) -> list[Verdict]:
+def judge_noise(a: Arrays) -> list[Criterion]:
     """Rank correlations over the layers of each trained net, and over the nets."""
     keys, bound, error = _totals(a)
     trained = [key for key in keys if key.startswith("trained.")]
-    verdicts = []
+    criteria = []
     for name, meaning in PREDICTIONS.items():
         found = {key: rank_correlation(*_pairs(a, key)[name]) for key in trained}
         listed = "; ".join(
@@ -135,8 +136,8 @@ def judge_noise(a: Arrays) -> list[Verdict]:
             for key, (rho, low, high) in found.items()
         )
         held = sum(low > 0 for _, low, _ in found.values())
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"layers of a trained net, {name}: {meaning}",
                 "Spearman's ρ with the lower end of its 95 % interval above 0 in every net",
                 f"in {held} of {len(found)} nets ({int(a['samples'])} samples): {listed}",
@@ -148,8 +149,8 @@ def judge_noise(a: Arrays) -> list[Verdict]:
         rows = [i for i, key in enumerate(keys) if key in trained]
         alone = rank_correlation(bound[rows], error[rows])
         smooth = [a[f"{key}.smoothness"].min() >= 3 * len(a[f"{key}.terms"]) for key in keys]
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "nets: c d √(Σ β² ⌈κ/s⌉² / (μ_i² μ_i→²)) against the error of noise in all weights",
                 "Spearman's ρ with the lower end of its 95 % interval above 0",
                 f"{rho:.2f} [{low:.2f}, {high:.2f}] (n = {len(keys)}, initial and trained); "
@@ -159,7 +160,7 @@ def judge_noise(a: Arrays) -> list[Verdict]:
                 low > 0,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_noise(figure: Figure, a: Arrays) -> None:

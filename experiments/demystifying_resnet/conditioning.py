@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     MARKERS,
     NETS,
@@ -131,14 +132,14 @@ def _cond10(a: Arrays, name: str) -> np.ndarray:
     return a[f"{name}.max"] / a[f"{name}.p10"]
 
 
-def judge_figure_4(a: Arrays) -> list[Verdict]:
+def judge_figure_4(a: Arrays) -> list[Criterion]:
     """Judge Figure 4 over the depths of the record.
 
     With activations there is no prediction for plain nets; they are judged by the paper's text.
     """
     if "orthogonal.growth_rate" not in a:
         cond = _cond10(a, "orthogonal").mean(1)
-        growth = Verdict(
+        growth = Criterion(
             "orthogonal: condition number grows with depth",
             "increasing (paper: tends to infinity)",
             listed(cond),
@@ -153,19 +154,19 @@ def judge_figure_4(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_two_shortcut(a: Arrays) -> list[Verdict]:
+def _judge_two_shortcut(a: Arrays) -> list[Criterion]:
     closed, _, bound = (float(v) for v in a["two_shortcut.predicted"])
     cond = _cond10(a, "two_shortcut").mean(1)
     flat = float(cond.max() / cond.min())
     off = float(np.abs(cond / closed - 1).max())
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "2-shortcut: condition number constant in depth",
             "largest over smallest mean < 1.05 (paper: constant)",
             f"{cond.min():.3f} to {cond.max():.3f}, ratio {flat:.4f}",
             flat < 1.05,
         ),
-        Verdict(
+        Criterion(
             "2-shortcut: equal to the closed form at zero weights",
             f"{closed:.4f} within 2 % (weights of 0.01, not zero)",
             f"largest difference {100 * off:.2f} %",
@@ -174,18 +175,18 @@ def _judge_two_shortcut(a: Arrays) -> list[Verdict]:
     ]
     if np.isfinite(bound):  # it exists for the square loss only
         most = float((a["two_shortcut.max"] / a["two_shortcut.min"]).max())
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "2-shortcut: max/min below the a-priori bound",
                 f"≤ 1.03 × {bound:.4f} (exact at zero; 3 % for weights of 0.01)",
                 f"{most:.4f}",
                 most <= 1.03 * bound,
             )
         )
-    return verdicts
+    return criteria
 
 
-def _judge_orthogonal(a: Arrays) -> list[Verdict]:
+def _judge_orthogonal(a: Arrays) -> list[Criterion]:
     depth, cond = a["orthogonal.depth"], _cond10(a, "orthogonal")
     pairs = [(n, 2 * n) for n in depth if 2 * n in depth]
     if not pairs:
@@ -197,19 +198,19 @@ def _judge_orthogonal(a: Arrays) -> list[Verdict]:
     off = np.abs(cond[late].mean(1) / predicted[late].mean(1) - 1)
     rate = (a["orthogonal.max"] / depth[:, None] / a["orthogonal.growth_rate"]).mean(1)
     return [
-        Verdict(
+        Criterion(
             f"orthogonal: grows in proportion to depth, from {low} to {high} layers",
             "ratio in [1.7, 2.5]",
             f"{doubled:.3f}",
             1.7 <= doubled <= 2.5,
         ),
-        Verdict(
+        Criterion(
             "orthogonal: κN/b of the equivalent 1-shortcut net, N ≥ 8",
             "within 10 % (limit of infinite depth)",
             f"largest difference {100 * off.max(initial=0.0):.1f} %",
             every(off <= 0.1),
         ),
-        Verdict(
+        Criterion(
             "orthogonal: largest |λ| / N increases to κ",
             "mean over seeds of |λ|max / (κN) increasing with N",
             " ".join(f"{r:.3f}" for r in rate),
@@ -218,19 +219,19 @@ def _judge_orthogonal(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_xavier(a: Arrays) -> list[Verdict]:
+def _judge_xavier(a: Arrays) -> list[Criterion]:
     depth, xavier, orthogonal = a["xavier.depth"], _cond10(a, "xavier"), _cond10(a, "orthogonal")
     deep, fitted = depth >= 6, depth >= 4
     factor = xavier[deep].mean(1) / orthogonal[deep].mean(1)
     slope = float(np.polyfit(depth[fitted], np.log10(xavier[fitted]).mean(1), 1)[0])
     return [
-        Verdict(
+        Criterion(
             "Xavier: above orthogonal for N ≥ 6",
             "more than 100 times (paper: Xavier explodes, orthogonal slower)",
             f"smallest factor {factor.min(initial=np.inf):.3g}",
             every(factor > 100),
         ),
-        Verdict(
+        Criterion(
             "Xavier: exponential in depth from N = 4",
             "slope of log10 > 0.25 a layer",
             f"{slope:.3f}",
@@ -239,12 +240,12 @@ def _judge_xavier(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_other_shortcuts(a: Arrays) -> list[Verdict]:
+def _judge_other_shortcuts(a: Arrays) -> list[Criterion]:
     fitted = a["one_shortcut.depth"] >= 4
     one, orthogonal = (_cond10(a, name)[fitted].mean(1) for name in ("one_shortcut", "orthogonal"))
     off = np.abs(one / orthogonal - 1)
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "1-shortcut: like orthogonal for N ≥ 4",
             "means within 15 % (spectra of equivalent nets with rotated labels)",
             f"largest difference {100 * off.max():.1f} %",
@@ -253,15 +254,15 @@ def _judge_other_shortcuts(a: Arrays) -> list[Verdict]:
     ]
     if "three_shortcut.max" in a:
         last = float(a["three_shortcut.max"][-1].mean() / a["two_shortcut.max"][-1].mean())
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "3-shortcut: a flat start, not an ill-conditioned one",
                 "largest |λ| < 0.1 of the 2-shortcut's (vanishes with the weights)",
                 f"{last:.3g}; condition number {_cond10(a, 'three_shortcut')[-1].mean():.3g}",
                 last < 0.1,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_4(figure: Figure, a: Arrays) -> None:

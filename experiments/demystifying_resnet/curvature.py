@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     LABELS,
     LIMIT,
@@ -97,7 +98,7 @@ def _levels(a: Arrays, *names: str, low: float, high: float = np.inf) -> np.ndar
     return np.geomspace(bottom, top, 200) if bottom < top else np.empty(0)
 
 
-def judge_figure_5(a: Arrays) -> list[Verdict]:
+def judge_figure_5(a: Arrays) -> list[Criterion]:
     """Judge the ratios of condition numbers (max/10th percentile) at equal loss."""
     optimum = float(a["optimum"])
     rows = [
@@ -108,7 +109,7 @@ def judge_figure_5(a: Arrays) -> list[Verdict]:
         ("orthogonal", "near the end, optimum + 0.005 to + 0.05", optimum + 0.005, optimum + 0.05,
          "in [1/30, 30] (paper: roughly the same)", 1 / 30, 30.0),
     ]  # fmt: skip
-    verdicts = []
+    criteria = []
     for other, where, low, high, expected, least, most in rows:
         levels = _levels(a, "two_shortcut", other, low=low, high=high)
         cond10 = {name: a[f"{name}.max"] / a[f"{name}.p10"] for name in ("two_shortcut", other)}
@@ -119,10 +120,10 @@ def judge_figure_5(a: Arrays) -> list[Verdict]:
         ratio = two / others
         measured = f"{ratio.min():.3g} to {ratio.max():.3g}" if len(ratio) else "no common loss"
         holds = every((ratio > least) & (ratio < most))
-        verdicts.append(
-            Verdict(f"2-shortcut over {LABELS[other]}, {where}", expected, measured, holds)
+        criteria.append(
+            Criterion(f"2-shortcut over {LABELS[other]}, {where}", expected, measured, holds)
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_5(figure: Figure, a: Arrays) -> None:
@@ -139,14 +140,14 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
     ax.legend()
 
 
-def judge_figure_6(a: Arrays) -> list[Verdict]:
+def judge_figure_6(a: Arrays) -> list[Criterion]:
     """Judge the share of negative eigenvalues."""
     start = float(a["two_shortcut.index"][0])
     steepest = int(a["two_shortcut.gradient"].argmax())
     index = a["two_shortcut.index"][np.abs(a["two_shortcut.epoch"] - steepest) <= 5]
     drop = float(index[0] - index[-1]) if index.size else float("nan")
     return [
-        Verdict(
+        Criterion(
             "2-shortcut: index at the start",
             "1/2 ± 0.005 (Theorem 2)",
             start,
@@ -154,7 +155,7 @@ def judge_figure_6(a: Arrays) -> list[Verdict]:
         ),
         _judge_index(a, "orthogonal"),
         _judge_index(a, "xavier"),
-        Verdict(
+        Criterion(
             f"2-shortcut: index drops where the gradient is largest (epoch {steepest} ± 5)",
             "by 0.02 or more",
             f"{drop:.3f}",
@@ -163,7 +164,7 @@ def judge_figure_6(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_index(a: Arrays, other: str) -> Verdict:
+def _judge_index(a: Arrays, other: str) -> Criterion:
     """Compare the index of the 2-shortcut net with that of another at their common losses."""
     first = min(a[f"{name}.loss"][0] for name in ("two_shortcut", other))
     low = float(a["optimum"]) + 0.01
@@ -172,7 +173,7 @@ def _judge_index(a: Arrays, other: str) -> Verdict:
         rt.descent.at_loss(a[f"{name}.loss"], a[f"{name}.index"], levels, logarithmic=False).numpy()
         for name in ("two_shortcut", other)
     )
-    return Verdict(
+    return Criterion(
         f"2-shortcut: index below {LABELS[other]}'s at equal loss",
         "from optimum + 0.01 to 0.9 of the first loss (paper: always smaller)",
         f"at {100 * (two < others).mean():.0f} % of the losses, difference "

@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     EXACT,
     NETS,
@@ -65,21 +66,21 @@ def _one_shortcut_spectrum(plain: rt.ShortcutNet, loss: str, data: Regression) -
     return rt.hessian_spectrum(net, rotated_loss, data, method="layer_pairs")
 
 
-def judge_equivalence(a: Arrays) -> list[Verdict]:
+def judge_equivalence(a: Arrays) -> list[Criterion]:
     """Require equal spectra up to round-off for both losses."""
-    verdicts = []
+    criteria = []
     for loss in LOSSES:
         for key, what in (("nets", "1-shortcut net"), ("formula", "its closed form")):
             gap = a[f"{loss}.{key}"]
-            verdicts.append(
-                Verdict(
+            criteria.append(
+                Criterion(
                     f"{loss.replace('_', '-')}: plain orthogonal net = {what}, all eigenvalues",
                     f"≤ {EXACT:g} of the largest |λ| (orthogonal change of parameters)",
                     f"{gap.max():.1e} at {len(gap)} depths",
                     every(gap <= EXACT),
                 )
             )
-    return verdicts
+    return criteria
 
 
 def draw_equivalence(figure: Figure, a: Arrays) -> None:
@@ -138,7 +139,7 @@ def _extremes(net: rt.ShortcutNet, data: Regression, tolerance: float) -> dict[s
     return {"measured_largest": float(values.max()), "measured_smallest": float(values.min())}
 
 
-def judge_depth_1000(a: Arrays) -> list[Verdict]:
+def judge_depth_1000(a: Arrays) -> list[Criterion]:
     """Compare the closed form with Lanczos, with limits of infinite depth and across depths."""
     depth, s = a["depth"], float(a["two.predicted"])
     scale = np.abs(a["one.largest"])
@@ -152,14 +153,14 @@ def judge_depth_1000(a: Arrays) -> list[Verdict]:
     moved = np.stack([a["two.measured_largest"] - s, -s - a["two.measured_smallest"]])
     room = (1 + s) * depth * float(a["scale"]) ** 2
     return [
-        Verdict(
+        Criterion(
             "1-shortcut: both ends of the closed form = by Lanczos on products",
             "≤ 3e-8 of the largest |λ| (what counting and Lanczos resolve)",
             listed(np.abs(gap / scale).max(0), ".1e"),
             every(np.abs(gap / scale) <= 3e-8),
         ),
         *(
-            Verdict(
+            Criterion(
                 f"1-shortcut: {name} of N blocks over its limit of infinite depth",
                 "1 within 2/N (convergence as 1/N)",
                 listed(1 + row, ".5f"),
@@ -167,7 +168,7 @@ def judge_depth_1000(a: Arrays) -> list[Verdict]:
             )
             for name, row in zip(("largest λ", "max / 10th percentile"), off, strict=True)
         ),
-        Verdict(
+        Criterion(
             f"2-shortcut, weights of {float(a['scale']):g}: ends of the spectrum stay at ±s",
             f"|λ| within (1 + s)Nε² of s = {s:.4f} (Weyl: what weights change in second order)",
             "moved by " + listed(np.abs(moved).max(0), ".1e"),

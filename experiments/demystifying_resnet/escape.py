@@ -13,7 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     EXACT,
     LABELS,
@@ -64,22 +65,22 @@ def _crossing(size: np.ndarray, level: float) -> float:
     return float(after - 1 + (np.log(level) - low) / (high - low))
 
 
-def judge_escape(a: Arrays) -> list[Verdict]:
+def judge_escape(a: Arrays) -> list[Criterion]:
     """Compare measured with predicted numbers of steps."""
-    verdicts = []
+    criteria = []
     for n in a["n"]:
         start, stop, _ = a[f"n{n}.settings"]
         measured, predicted = _crossing(a[f"n{n}.size"], stop), float(a[f"n{n}.predicted"])
         formula = "log(δ/w) / log(1 + ηs)" if n == 2 else f"(w^{2 - n} - δ^{2 - n}) / ({n - 2}sη)"
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"n = {n}: steps of gradient descent from {start:g} to {stop:g}",
                 f"{formula} = {predicted:.1f} within 1 %",
                 f"{measured:.1f}, {100 * (measured / predicted - 1):+.2f} %",
                 abs(measured / predicted - 1) <= 0.01,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_escape(figure: Figure, a: Arrays) -> None:
@@ -125,7 +126,7 @@ def compute_isometry(*, depths: Sequence[int], draws: int, scale: float) -> dict
     return arrays
 
 
-def judge_isometry(a: Arrays) -> list[Verdict]:
+def judge_isometry(a: Arrays) -> list[Criterion]:
     """Compare each initialization with its closed form."""
     off = max(float(np.abs(a[f"orthogonal.{end}"] - 1).max()) for end in ("min", "max"))
     low, high = a["edges"][-1]
@@ -135,14 +136,14 @@ def judge_isometry(a: Arrays) -> list[Verdict]:
     slope = float(np.polyfit(a["depth"], logs, 1)[0])
     rate = float(a["exponents"][0] - a["exponents"][-1])
     return [
-        Verdict("orthogonal: all singular values are 1", "to 1e-12", f"{off:.1e}", off <= EXACT),
-        Verdict(
+        Criterion("orthogonal: all singular values are 1", "to 1e-12", f"{off:.1e}", off <= EXACT),
+        Criterion(
             f"2-shortcut near zero, {a['depth'][-1]} layers: extreme singular values",
             f"{low:.3f} and {high:.3f}, 1 ± ε²√(2R), within a quarter of the spread (width 10)",
             f"{ends[0]:.3f} and {ends[1]:.3f}, off by {miss:.2f} of it",
             miss <= 0.25,
         ),
-        Verdict(
+        Criterion(
             "Xavier: log of the Jacobian's condition number grows with depth",
             f"{rate:.3f} nats a layer (Lyapunov exponents) within 10 %",
             f"{slope:.3f}",
@@ -201,14 +202,14 @@ def compute_output_variance(*, blocks: int, draws: int, scale: float) -> dict[st
     return arrays
 
 
-def judge_output_variance(a: Arrays) -> list[Verdict]:
+def judge_output_variance(a: Arrays) -> list[Criterion]:
     """Compare the growth per block with the closed form, and judge the total growth."""
-    verdicts, last = [], int(a["blocks"][-1])
+    criteria, last = [], int(a["blocks"][-1])
     for name in OUTPUTS:
         init, activation = name.split(".")
         (ratio, error), predicted = a[f"{name}.ratio"], float(a[f"{name}.predicted"])
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{init}, {activation}: growth of the mean square a block",
                 f"{predicted:.8g} within 4 standard errors",
                 f"{ratio:.8g} ± {error:.1g}",
@@ -220,10 +221,12 @@ def judge_output_variance(a: Arrays) -> list[Verdict]:
         ("near_zero", "within 1 % of 1 (paper: stays)", lambda value: abs(value - 1) <= 0.01),
     ):
         value = float(a[f"{init}.linear.mean"][-1])
-        verdicts.append(
-            Verdict(f"{init}: output over input after {last} blocks", expected, value, holds(value))
+        criteria.append(
+            Criterion(
+                f"{init}: output over input after {last} blocks", expected, value, holds(value)
+            )
         )
-    return verdicts
+    return criteria
 
 
 def draw_output_variance(figure: Figure, a: Arrays) -> None:

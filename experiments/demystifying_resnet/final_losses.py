@@ -13,7 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     LABELS,
     LIMIT,
@@ -169,7 +170,7 @@ def compute_figure_7(
     return {"optimum": np.array(optimum), **losses}
 
 
-def judge_figure_7(a: Arrays) -> list[Verdict]:
+def judge_figure_7(a: Arrays) -> list[Criterion]:
     """Judge Figure 7 over the depths and the nets of the record."""
     depth = a["depth"]
     found = {name: at_best(a, name) for name in _present(a)}
@@ -182,30 +183,30 @@ def _present(a: Arrays) -> list[str]:
     return [name for name in NETS if f"{name}.loss" in a]
 
 
-def _judge_excess(depth: np.ndarray, excess: Mapping[str, np.ndarray]) -> list[Verdict]:
+def _judge_excess(depth: np.ndarray, excess: Mapping[str, np.ndarray]) -> list[Criterion]:
     two, xavier = excess["two_shortcut"], excess["xavier"]
     others = np.min([values for name, values in excess.items() if name != "two_shortcut"], axis=0)
     factor = xavier / excess["orthogonal"]
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "2-shortcut: final loss above the optimum, every depth",
             "≤ 1e-4 (paper: close to optimal at all depths)",
             listed(two, ".1e"),
             every(two <= 1e-4),
         ),
-        Verdict(
+        Criterion(
             "2-shortcut: smallest of all nets at every depth",
             "below the best of the others",
             "over the best other: " + listed(two / others, ".1e"),
             every(two < others),
         ),
-        Verdict(
+        Criterion(
             "Xavier: excess loss grows with depth",
             "increasing",
             listed(xavier, ".2e"),
             every(np.diff(xavier) > 0),
         ),
-        Verdict(
+        Criterion(
             "Xavier: far above orthogonal at the greatest depth",
             "more than 100 times",
             f"{factor[-1]:.3g}",
@@ -213,25 +214,25 @@ def _judge_excess(depth: np.ndarray, excess: Mapping[str, np.ndarray]) -> list[V
         ),
     ]
     if depth[-1] >= 96:
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "Xavier: excess loss at N = 96", "≥ 0.1", f"{xavier[-1]:.3g}", xavier[-1] >= 0.1
             )
         )
-    return verdicts
+    return criteria
 
 
-def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Verdict]:
+def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Criterion]:
     two, orthogonal = rate["two_shortcut"], rate["orthogonal"]
     factor = (two / orthogonal)[depth >= 24]
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "2-shortcut: best learning rate for N ≥ 12",
             "≥ 1 at every depth",
             listed(two),
             every(two[depth >= 12] >= 1),
         ),
-        Verdict(
+        Criterion(
             "2-shortcut: admits larger learning rates than orthogonal for N ≥ 24",
             "best rate ≥ 10 times",
             f"{listed(factor)} times",
@@ -243,15 +244,15 @@ def _judge_rates(depth: np.ndarray, rate: Mapping[str, np.ndarray]) -> list[Verd
             continue
         power = slope(depth, rate[name])
         falls = every(np.diff(rate[name]) < 0)
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{LABELS[name]}: best learning rate falls in proportion to 1/N",
                 "decreasing, log-log slope in [-1.3, -0.6]",
                 f"{listed(rate[name])}, slope {power:.2f}",
                 falls and -1.3 <= power <= -0.6,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_7(figure: Figure, a: Arrays) -> None:
@@ -265,20 +266,20 @@ compute_figure_8 = partial(
 )
 
 
-def judge_figure_8(a: Arrays) -> list[Verdict]:
+def judge_figure_8(a: Arrays) -> list[Criterion]:
     """Judge Figure 8 over the depths of the record."""
     depth = a["depth"]
     loss = {name: at_best(a, name)[0] for name in PLAIN_AND_TWO}
     two, deep = loss["two_shortcut"], depth >= 16
     plain = np.minimum(loss["xavier"], loss["orthogonal"])
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "2-shortcut: final loss falls with depth",
             "decreasing",
             listed(two),
             every(np.diff(two) < 0),
         ),
-        Verdict(
+        Criterion(
             "2-shortcut: finds the better optima for N ≥ 16",
             "loss below half of the better plain net's",
             f"{listed((two / plain)[deep])} of it",
@@ -287,15 +288,15 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
     ]
     for name in ("xavier", "orthogonal"):
         shallow, last = (at_depth(depth, loss[name], n) for n in (8, 32))
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{LABELS[name]}: worse at N = 32 than at N = 8",
                 "larger loss",
                 f"{last:.3g} against {shallow:.3g}",
                 last > shallow,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_8(figure: Figure, a: Arrays) -> None:

@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import PAPER, columns, generator_of
 
 EXACT = 1e-9  # distance of outputs from targets: round-off of thousands of units in float64
@@ -64,33 +65,33 @@ def _theorem_1_row(width: int, count: int, each: int, seed: int) -> dict[str, fl
     return row
 
 
-def judge_theorem_1(a: Arrays) -> list[Verdict]:
+def judge_theorem_1(a: Arrays) -> list[Criterion]:
     """Judge interpolation, both bounds on the norms, and their rate."""
     count = len(a["upper"])
     norms = np.stack([a[f"{v}.norm"] for v in VARIANTS])
     errors = np.stack([a[f"{v}.error"] for v in VARIANTS])
     above, below = (norms / a["upper"]).max(), (norms / a["lower"]).min()
     return [
-        Verdict(
+        Criterion(
             f"every input reaches its target, {count} problems, equal and greedy steps",
             f"distance ≤ {EXACT:g} (exact in exact arithmetic)",
             f"{errors.max():.1e}",
             bool(errors.max() <= EXACT),
         ),
-        Verdict(
+        Criterion(
             "norms within the theorem's bound",
             "norm / ((2π/ρ) √(m/(L - m))) ≤ 1 in every problem",
             f"{(norms / a['upper']).min():.3f} to {above:.3f}",
             bool(above <= 1),
         ),
-        Verdict(
+        Criterion(
             "norms above what any net of as many units needs",
             "norm / lower bound ≥ 1 in every problem",
             f"{below:.2f} to {(norms / a['lower']).max():.3g}",
             bool(below >= 1),
         ),
         _judge_rate(a),
-        Verdict(
+        Criterion(
             "two samples of one class, one-hot, 10^6 units: small weights cannot meet both",
             "lower bound 1: the theorem needs Assumption 2",
             float(a["one_class"]),
@@ -99,14 +100,14 @@ def judge_theorem_1(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_rate(a: Arrays) -> Verdict:
+def _judge_rate(a: Arrays) -> Criterion:
     each = np.unique(a["each"])
     last, before = (a["each"] == each[-1]), (a["each"] == each[-2])
     norms = a["greedy_plain.norm"]
     ratio = norms[last] * math.sqrt(each[-1]) / (norms[before] * math.sqrt(each[-2])) - 1
     small = norms[before] < 1
     worst = float(np.abs(ratio[small]).max())
-    return Verdict(
+    return Criterion(
         f"norm √L constant from {each[-2]} to {each[-1]} units a sample (greedy, one row a unit)",
         "within 2 % where norms are below 1, so that steps are below the gap",
         f"{100 * worst:.1f} % in {int(small.sum())} problems; "
@@ -179,7 +180,7 @@ def _merged(
     }
 
 
-def judge_theorem_1_merge(a: Arrays) -> list[Verdict]:
+def judge_theorem_1_merge(a: Arrays) -> list[Criterion]:
     """Require one-hot targets to be met within a tolerance, at a logarithmic cost."""
     reached = max(float((a[f"{b}.distance"] / a["tolerance"]).max()) for b in ("never", "auto"))
     above = max(float((a[f"{b}.norm"] / a[f"{b}.upper"]).max()) for b in ("never", "auto"))
@@ -190,37 +191,37 @@ def judge_theorem_1_merge(a: Arrays) -> list[Verdict]:
     uneven = float(growth.max() / growth.min() - 1) if len(growth) > 1 else 0.0
     loss, norm, upper, error = a["perturbed"]
     return [
-        Verdict(
+        Criterion(
             "every output within the tolerance of its one-hot target",
             "distance / tolerance ≤ 1 (to 1e-6 of it)",
             f"{reached:.7f}",
             reached <= 1 + 1e-6,
         ),
-        Verdict(
+        Criterion(
             "norms within the bound m (8π²/ρ² + (19 + 5.3 log(Kρ/4ε))/ρ) / (L - 3m)",
             "norm / bound ≤ 1 in every case",
             f"{above:.3f}",
             above <= 1,
         ),
-        Verdict(
+        Criterion(
             "norms above what any net of as many units needs",
             "norm / lower bound ≥ 1 in every case",
             f"{below:.2f}",
             below >= 1,
         ),
-        Verdict(
+        Criterion(
             "w² L constant in the number of units",
             "within 5 % from the last but one number of units to the last",
             f"{100 * drift:.1f} %; w² L = " + ", ".join(f"{c:.0f}" for c in cost[-1]),
             drift <= 0.05,
         ),
-        Verdict(
+        Criterion(
             "w² L grows with log(1/tolerance), not with a power",
             "equal growth for equal factors of the tolerance, within 10 %",
             f"{100 * uneven:.1f} %",
             uneven <= 0.10,
         ),
-        Verdict(
+        Criterion(
             "perturbed targets (the paper's small noise): interpolated within the bound",
             f"distance ≤ {EXACT:g}, norm / bound ≤ 1",
             f"{error:.1e}, {norm / upper:.3f}; remaining loss {loss:.1e}",

@@ -5,7 +5,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import EXACT, PAPER, generator_of
 
 
@@ -68,15 +69,15 @@ def _holds_whole_unit(net: rt.ShortcutNet, order: int) -> torch.Tensor:
     return held
 
 
-def judge_lemmas(a: Arrays) -> list[Verdict]:
+def judge_lemmas(a: Arrays) -> list[Criterion]:
     """Judge Lemma 3 for every computed order, Lemma 4 for every pair of units."""
-    verdicts = []
+    criteria = []
     for n in (2, 3):
         pairs = [a[f"lemma3.n{n}.order{order}"] for order in (1, 2, 3)]
         outside = max(float(pair[0]) for pair in pairs)
         inside = float(pairs[n - 1][1])
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"Lemma 3, n = {n}, orders 1 to 3: partials without a whole unit",
                 "exactly 0, while one of order n with it is not",
                 f"{outside:g}; largest with it {inside:.3g}",
@@ -91,15 +92,15 @@ def judge_lemmas(a: Arrays) -> list[Verdict]:
     gap = max(np.abs(tile - later[0]).max() for tile in later) / scale
     gap = max(gap, *(np.abs(tiles[r, r] - tiles[0, 0]).max() / scale for r in range(blocks)))
     apart = float(np.abs(later[0] - later[0].T).max() / scale)
-    verdicts.append(
-        Verdict(
+    criteria.append(
+        Criterion(
             f"Lemma 4, n = 1, {blocks} units: second derivatives of all pairs in one order",
             "equal to 1e-12 of the largest, the two orders being different",
             f"{gap:.1e}; orders differ by {apart:.2g}",
             bool(gap <= EXACT and apart > EXACT),
         )
     )
-    return verdicts
+    return criteria
 
 
 def draw_lemmas(figure: Figure, a: Arrays) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     LIMIT,
     NETS,
@@ -47,26 +48,26 @@ def compute_figure_3(
     return {"depth": np.array(depths), "norm": np.stack(norms)}
 
 
-def judge_figure_3(a: Arrays) -> list[Verdict]:
+def judge_figure_3(a: Arrays) -> list[Criterion]:
     """Judge Figure 3 over the depths of the record."""
     depth, norm = a["depth"], a["norm"]
     final, late = norm[:, -1], norm[:, 50:]
     power = slope(depth, final)
     falls = (np.diff(late, axis=0) < 0).all(0)
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "mean norm at the end falls with depth",
             "strictly decreasing (paper: deeper means smaller)",
             listed(final),
             every(np.diff(final) < 0),
         ),
-        Verdict(
+        Criterion(
             "the same at every epoch from 50",
             "strictly decreasing",
             f"at {100 * falls.mean():.1f} % of the epochs" if falls.size else "no such epoch",
             every(falls),
         ),
-        Verdict(
+        Criterion(
             "mean norm as a power of depth",
             "log-log slope in [-0.55, -0.25] (-1/2 for balanced factors of a fixed map)",
             f"{power:.3f}",
@@ -75,10 +76,10 @@ def judge_figure_3(a: Arrays) -> list[Verdict]:
     ]
     if 4 in depth and 96 in depth:
         ratio = float(final[depth == 96][0] / final[depth == 4][0])
-        verdicts.append(
-            Verdict("norm at N = 96 over that at N = 4", "≤ 0.4", f"{ratio:.3f}", ratio <= 0.4)
+        criteria.append(
+            Criterion("norm at N = 96 over that at N = 4", "≤ 0.4", f"{ratio:.3f}", ratio <= 0.4)
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_3(figure: Figure, a: Arrays) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import PAPER
 from experiments.parts import Each, in_turn
 from experiments.trainings import Training, fits, spread
@@ -65,12 +66,12 @@ def compute_figure_2(
     }
 
 
-def judge_figure_2(a: Arrays) -> list[Verdict]:
+def judge_figure_2(a: Arrays) -> list[Criterion]:
     """Require smaller norms for deeper nets, at the end and during training."""
     norm = a["norm"].mean(1)
     falls = (np.diff(norm[:, 1:], axis=0) < 0).all(0)
     return [
-        Verdict(
+        Criterion(
             "mean norm at the end falls with depth",
             "strictly decreasing (paper: deeper means smaller)",
             ", ".join(
@@ -79,7 +80,7 @@ def judge_figure_2(a: Arrays) -> list[Verdict]:
             ),
             bool((np.diff(norm[:, -1]) < 0).all()),
         ),
-        Verdict(
+        Criterion(
             "the same along training",
             "strictly decreasing at 80 % of the epochs or more",
             f"at {falls.sum()} of {len(falls)} epochs",
@@ -123,7 +124,7 @@ def compute_figure_9(
     }
 
 
-def judge_figure_9(a: Arrays) -> list[Verdict]:
+def judge_figure_9(a: Arrays) -> list[Criterion]:
     """Require that only shortcut depth 2 gains from depth, and is best at the largest depth."""
     loss, depth = a["loss"].mean(2), a["depth"]
     two, others = loss[1], np.delete(loss, 1, axis=0)
@@ -132,25 +133,25 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
         for n, rows in zip(a["shortcut_depth"], a["loss"], strict=True)
     )
     return [
-        Verdict(
+        Criterion(
             "equal numbers of parameters at every shortcut depth",
             "equal",
             " ".join(str(count) for count in a["parameters"][0]),
             bool((a["parameters"] == a["parameters"][0]).all()),
         ),
-        Verdict(
+        Criterion(
             f"shortcut depth 2: final loss at depth {depth[-1]} below that at depth {depth[0]}",
             "smaller (paper: 2-shortcut nets gain from great depth)",
             shown,
             bool(two[-1] < two[0]),
         ),
-        Verdict(
+        Criterion(
             "shortcut depths 1, 3 and 4: no gain from depth",
             f"loss at depth {depth[-1]} ≥ that at depth {depth[0]} (paper: only depth 2 gains)",
             " ".join(f"{row[-1] / row[0]:.3f}" for row in others) + " times",
             bool((others[:, -1] >= others[:, 0]).all()),
         ),
-        Verdict(
+        Criterion(
             f"shortcut depth 2: smallest final loss at depth {depth[-1]}",
             "below shortcut depths 1, 3 and 4",
             f"{two[-1]:.4g} against {others[:, -1].min():.4g}",

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.interpolation import EXACT, sphere
 from experiments.demystifying_resnet.nets import PAPER, columns, generator_of
 
@@ -49,17 +50,17 @@ def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np
     return z
 
 
-def judge_figure_1(a: Arrays) -> list[Verdict]:
+def judge_figure_1(a: Arrays) -> list[Criterion]:
     """Require the three positions of the figure."""
     gap, apart = float(a["gap"].max() / a["scale"]), float(a["apart"].min() / a["scale"])
     return [
-        Verdict(
+        Criterion(
             "nets with activations at any of the three positions are the figure written out",
             "equal to 1e-13 of the largest output, all 8 sets of positions",
             f"{gap:.1e}",
             gap <= 1e-13,
         ),
-        Verdict(
+        Criterion(
             "no two sets of positions are the same net",
             "outputs differ by more than 1e-3 of the largest",
             f"{apart:.2g}",
@@ -126,31 +127,31 @@ def compute_figure_10(
     return {**table, **drawn, "separation": np.array(found.separation)}
 
 
-def judge_figure_10(a: Arrays) -> list[Verdict]:
+def judge_figure_10(a: Arrays) -> list[Criterion]:
     """Require short paths on the sphere that keep a distance from all other columns."""
     off, nearest = float(a["off_sphere"].max()), float(a["nearest"].min())
     ratio, longest = float((a["length"] / a["arc"]).max()), float(a["length"].max())
     return [
-        Verdict("paths stay on the sphere", "to 1e-12", f"{off:.1e}", off <= 1e-12),
-        Verdict(
+        Criterion("paths stay on the sphere", "to 1e-12", f"{off:.1e}", off <= 1e-12),
+        Criterion(
             "no path comes nearer than half the smallest distance ρ to a column",
             "≥ 0.5 ρ (to 1e-9; the paper's detours of ρ may meet another column)",
             f"{nearest:.6f} ρ",
             nearest >= 0.5 - 1e-9,
         ),
-        Verdict(
+        Criterion(
             "paths shorter than 2π (paper)",
             f"≤ π²/2 = {math.pi**2 / 2:.3f} < 2π",
             f"{longest:.3f}",
             longest <= math.pi**2 / 2,
         ),
-        Verdict(
+        Criterion(
             "detours lengthen a path little",
             "path / great arc ≤ π/2",
             f"{ratio:.4f}",
             ratio <= math.pi / 2 + 1e-12,
         ),
-        Verdict(
+        Criterion(
             "the net's own states follow the paths",
             f"distance ≤ {EXACT:g} after every unit",
             f"{a['gap'].max():.1e}",

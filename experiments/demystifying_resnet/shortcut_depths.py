@@ -5,7 +5,8 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.final_losses import at_best, final_losses
 from experiments.demystifying_resnet.nets import PAPER, at_depth
 
@@ -18,7 +19,7 @@ compute_figure_9 = partial(
 )
 
 
-def judge_figure_9(a: Arrays) -> list[Verdict]:
+def judge_figure_9(a: Arrays) -> list[Criterion]:
     """Judge medians over seeds at N = 48 and N = 12."""
     depth, seeds = a["depth"], a["n1.loss"].shape[-1]
     loss = {n: at_best(a, f"n{n}", np.median)[0] for n in SHORTCUT_DEPTHS}
@@ -28,25 +29,25 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
     others = min(last[n] for n in (1, 3, 4))
     of = f"median of {seeds} seeds"
     return [
-        Verdict(
+        Criterion(
             "shortcut depth 2: smallest final loss at N = 48",
             f"below shortcut depths 1, 3 and 4, {of}",
             " ".join(f"n={n}: {value:.3f}" for n, value in last.items()),
             last[2] < others,
         ),
-        Verdict(
+        Criterion(
             "shortcut depth 2: gains from depth",
             f"loss at N = 48 below that at N = 12, {of}",
             f"{last[2]:.3f} against {first[2]:.3f}",
             last[2] < first[2],
         ),
-        Verdict(
+        Criterion(
             "shortcut depth 4: does not train at N = 48",
             f"loss > 5 times that of shortcut depth 2, {of}",
             f"{last[4] / last[2]:.2f} times",
             last[4] > 5 * last[2],
         ),
-        Verdict(
+        Criterion(
             "shortcut depth 1: does not gain from depth",
             f"loss at N = 48 ≥ 0.95 of that at N = 12, {of}",
             f"{last[1] / first[1]:.3f}",

@@ -7,7 +7,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet.nets import (
     EXACT,
     PAPER,
@@ -88,9 +89,9 @@ def _jet_error(
     return ((at - origin - jet) / jet).abs().item() / size
 
 
-def _agreement(a: Arrays, kinds: Iterable[str]) -> Verdict:
+def _agreement(a: Arrays, kinds: Iterable[str]) -> Criterion:
     worst = max(float(a[f"{kind}.distance"].max()) for kind in kinds)
-    return Verdict(
+    return Criterion(
         "predicted spectrum = measured, all activations and depths",
         f"≤ {EXACT:g} of the largest |λ| (exact formula, float64)",
         f"{worst:.1e}",
@@ -98,7 +99,7 @@ def _agreement(a: Arrays, kinds: Iterable[str]) -> Verdict:
     )
 
 
-def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
+def judge_theorem_2_two(a: Arrays) -> list[Criterion]:
     """Require a depth-invariant condition number and a strict saddle of index one half."""
     smooth = ("linear", "tanh")
     cond = np.concatenate([a[f"{kind}.condition_number"] for kind in smooth])
@@ -107,20 +108,20 @@ def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
     gradient = max(float(a[f"{kind}.gradient"].max()) for kind in smooth)
     index = np.concatenate([a[f"{kind}.index"] for kind in MORE_LAYERS])
     return [
-        Verdict(
+        Criterion(
             "condition number (max/min) independent of depth and of tanh",
             "equal at every depth to 1e-11 (Theorem 2; round-off times the number itself)",
             f"{cond.min():.4f} to {cond.max():.4f}, relative spread {drift:.1e}",
             drift <= 1e-11,
         ),
-        Verdict(
+        Criterion(
             "condition number below the a-priori bound of the class priors",
             f"≤ {bound:.4f} ((1 + √p)/(1 - √p), Cauchy-Schwarz)",
             f"{cond.max():.4f}",
             bool(cond.max() <= bound),
         ),
-        Verdict("zero is stationary", "gradient ≤ 1e-14", f"{gradient:.1e}", gradient <= 1e-14),
-        Verdict(
+        Criterion("zero is stationary", "gradient ≤ 1e-14", f"{gradient:.1e}", gradient <= 1e-14),
+        Criterion(
             "strict saddle: half of all eigenvalues are negative",
             "index = 1/2 (Theorem 2)",
             f"{index.min():.4f} to {index.max():.4f}",
@@ -130,7 +131,7 @@ def judge_theorem_2_two(a: Arrays) -> list[Verdict]:
     ]
 
 
-def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
+def judge_theorem_2_one(a: Arrays) -> list[Criterion]:
     """Require a nonzero gradient and a condition number in proportion to depth."""
     blocks = a["blocks"]
     gap = max(
@@ -141,19 +142,19 @@ def judge_theorem_2_one(a: Arrays) -> list[Verdict]:
     slopes = {k: _slope(blocks, a[f"{k}.condition_number_10"]) for k in ONE_LAYER}
     off = max(abs(float(r[-1]) - 1) for r in last.values())
     return [
-        Verdict(
+        Criterion(
             "condition number (max/10th percentile) explodes with depth",
             "log-log slope in [0.8, 1.2]: in proportion to depth, not exponentially",
             ", ".join(f"{k} {s:.2f}" for k, s in slopes.items()),
             all(0.8 <= s <= 1.2 for s in slopes.values()),
         ),
-        Verdict(
+        Criterion(
             "zero is not stationary: the gradient is M in every block",
             "equal to 1e-12",
             f"{gap:.1e}",
             gap <= 1e-12,
         ),
-        Verdict(
+        Criterion(
             "largest |λ| over depth tends to κ",
             "within 10 % at the largest depth (O(1/R) convergence), closer than at the smallest",
             ", ".join(f"{k} {r[-1]:.3f}" for k, r in last.items()),
@@ -169,16 +170,16 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(np.log(x[upper]), np.log(y[upper]), 1)[0])
 
 
-def judge_theorem_2_three(a: Arrays) -> list[Verdict]:
+def judge_theorem_2_three(a: Arrays) -> list[Criterion]:
     """Require vanishing second derivatives and the predicted third-order jet."""
     largest = max(float(a[f"{k}.max"].max()) for k in MORE_LAYERS)
     gradient = max(float(a[f"{k}.gradient"].max()) for k in MORE_LAYERS)
     smooth = ("linear", "tanh")
     jet = max(float(a[f"{k}.jet_error"].max()) for k in smooth)
     return [
-        Verdict("the Hessian vanishes", "exactly 0 (Theorem 2)", f"{largest:g}", largest == 0.0),
-        Verdict("the gradient vanishes", "exactly 0", f"{gradient:g}", gradient == 0.0),
-        Verdict(
+        Criterion("the Hessian vanishes", "exactly 0 (Theorem 2)", f"{largest:g}", largest == 0.0),
+        Criterion("the gradient vanishes", "exactly 0", f"{gradient:g}", gradient == 0.0),
+        Criterion(
             "the third-order jet c Σ <M, W3 W2 W1> leads (linear, tanh)",
             "relative error at weights of size s is at most 10 s (remainder of the next order)",
             f"{jet:.2f} s",
@@ -247,9 +248,9 @@ def compute_figure_11(
     return arrays
 
 
-def judge_figure_11(a: Arrays) -> list[Verdict]:
+def judge_figure_11(a: Arrays) -> list[Criterion]:
     """Require the blocks A and their transposes, and for n = 2 zeros elsewhere."""
-    blocks, verdicts = int(a["blocks"]), []
+    blocks, criteria = int(a["blocks"]), []
     for n in (1, 2):
         size = WIDTH * WIDTH
         tiles = a[f"n{n}.hessian"].reshape(blocks * n, size, blocks * n, size).transpose(0, 2, 1, 3)
@@ -257,8 +258,8 @@ def judge_figure_11(a: Arrays) -> list[Verdict]:
         low = _a_tiles(blocks, n)
         gap = max(np.abs(tiles[r, c] - matrix).max() for r, c in low) / scale
         gap = max(gap, *(np.abs(tiles[c, r] - matrix.T).max() / scale for r, c in low))
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"n = {n}: blocks of equation {'(10)' if n == 1 else '(8)'} are A and A^T",
                 "equal to 1e-12 of the largest entry",
                 f"{gap:.1e}",
@@ -274,10 +275,10 @@ def judge_figure_11(a: Arrays) -> list[Verdict]:
                 if (r, c) not in inside
             ]
             outside = float(max(np.abs(tile).max() for tile in rest))
-            verdicts.append(
-                Verdict("n = 2: outside the pattern", "exactly 0", f"{outside:g}", outside == 0.0)
+            criteria.append(
+                Criterion("n = 2: outside the pattern", "exactly 0", f"{outside:g}", outside == 0.0)
             )
-    return verdicts
+    return criteria
 
 
 def _a_tiles(blocks: int, n: int) -> list[tuple[int, int]]:

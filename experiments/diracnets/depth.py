@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import (
     CHANCE,
     COLORS,
@@ -50,7 +51,7 @@ def compute_section_3_1(
     return {"depth": np.array(depths), "risk": np.array(risk), "test_error": np.array(error)}
 
 
-def judge_section_3_1(a: Arrays) -> list[Verdict]:
+def judge_section_3_1(a: Arrays) -> list[Criterion]:
     """Require a gap from 34 layers on, and a plain net of 100 layers that does not train."""
     gaps = 100 * (a["test_error"][0] - a["test_error"][1])  # points, (depths, seeds)
     found = []
@@ -58,7 +59,7 @@ def judge_section_3_1(a: Arrays) -> list[Verdict]:
         mean, low, high = interval(gap)
         if depth >= 34:
             found.append(
-                Verdict(
+                Criterion(
                     f"test accuracy at depth {depth}, Dirac less plain with the same seed, points",
                     "95 % interval above 0 (Figure 1: about 4 points at 52, 52 at 100)",
                     f"{mean:.1f}, interval {low:.1f} to {high:.1f} (n = {len(gap)})",
@@ -68,14 +69,14 @@ def judge_section_3_1(a: Arrays) -> list[Verdict]:
     if 100 in a["depth"]:
         plain, dirac = a["risk"][:, list(a["depth"]).index(100), :, -1]
         found += [
-            Verdict(
+            Criterion(
                 "plain, depth 100: risk of the last epoch",
                 f"every seed > ln 10 - {LEARNT} = {CHANCE - LEARNT:.3f}, stuck at chance "
                 "(Figure 1: does not converge)",
                 f"{plain.min():.4f} to {plain.max():.4f} (n = {len(plain)})",
                 bool((plain > CHANCE - LEARNT).all()),
             ),
-            Verdict(
+            Criterion(
                 "Dirac, depth 100: risk of the last epoch",
                 f"every seed < ln 10 - {LEARNT} = {CHANCE - LEARNT:.3f}, not stuck "
                 "(Figure 1: 92.4 % accuracy)",
@@ -140,13 +141,13 @@ def _medians(a: Arrays, kind: str, width: int = 1) -> dict[int, float]:
     return {int(a["depth"][i]): float(100 * (1 - np.median(a["test_error"][i]))) for i in rows}
 
 
-def judge_figure_1(a: Arrays) -> list[Verdict]:
+def judge_figure_1(a: Arrays) -> list[Criterion]:
     """Require Dirac above plain; for full trainings also the paper's degradation with depth."""
     plain, dirac = _medians(a, "plain"), _medians(a, "dirac")
     common = [depth for depth in plain if depth in dirac]
     enough = [dirac[d] > plain[d] if d >= 34 else dirac[d] >= plain[d] - 0.5 for d in common]
     found = [
-        Verdict(
+        Criterion(
             "median test accuracy by depth, Dirac against plain, width 1",
             "Dirac ≥ plain - 0.5 points below depth 34, > plain from there on (Figure 1)",
             "; ".join(f"depth {d}: {dirac[d]:.1f} against {plain[d]:.1f} %" for d in common)
@@ -157,28 +158,28 @@ def judge_figure_1(a: Arrays) -> list[Verdict]:
     return found + (_judge_in_full(plain, dirac) if a["epochs"] >= FULL_EPOCHS else [])
 
 
-def _judge_in_full(plain: Mapping[int, float], dirac: Mapping[int, float]) -> list[Verdict]:
+def _judge_in_full(plain: Mapping[int, float], dirac: Mapping[int, float]) -> list[Criterion]:
     rising = [dirac[d] for d in sorted(dirac) if d <= 34]
     return [
-        Verdict(
+        Criterion(
             "Dirac, width 1: median accuracy from depth 10 to 34",
             "increasing (Figure 1, to 92.8 %)",
             " ".join(f"{value:.2f}" for value in rising),
             rising == sorted(rising),
         ),
-        Verdict(
+        Criterion(
             "Dirac: accuracy at depth 34 less that at 100, points",
             "within 1 (Figure 1: 92.8 and 92.4 %)",
             dirac[34] - dirac[100],
             abs(dirac[34] - dirac[100]) <= 1,
         ),
-        Verdict(
+        Criterion(
             "plain: accuracy at depth 34 less that at 52, points",
             "> 3 (Figure 1: 91.2 and 88 %)",
             plain[34] - plain[52],
             plain[34] - plain[52] > 3,
         ),
-        Verdict(
+        Criterion(
             "plain: accuracy at depth 100, %", "< 60 (Figure 1: 40)", plain[100], plain[100] < 60
         ),
     ]
@@ -222,11 +223,11 @@ def compute_section_3_2(
     }
 
 
-def judge_section_3_2(a: Arrays) -> list[Verdict]:
+def judge_section_3_2(a: Arrays) -> list[Criterion]:
     """Require no degradation with width."""
     accuracy = 1 - a["test_error"]
     return [
-        Verdict(
+        Criterion(
             f"test accuracy of Dirac-{a['depth']} by width, mean over seeds",
             "non-decreasing (section 3.2: no degradation with width)",
             "; ".join(

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import PAPER, parameters_of
 
 EQUAL = {"float64": 1e-12, "float32": 1e-4}  # round-off of a few hundred layers at depth 100
@@ -111,7 +112,7 @@ def _seconds(nets: Mapping[str, nn.Module], x: Tensor, repeats: int) -> list[flo
     return [statistics.median(times) if times else np.nan for times in spent.values()]
 
 
-def judge_fold(a: Arrays) -> list[Verdict]:
+def judge_fold(a: Arrays) -> list[Criterion]:
     """Require the same function by a plain chain, and equal cost; times only if measured."""
     same = (a["parameters"] == a["parameters"][:, 1:]).all() and (
         a["products"] == a["products"][:, 1:]
@@ -119,7 +120,7 @@ def judge_fold(a: Arrays) -> list[Verdict]:
     shown = ", ".join(f"depth {d}" for d in a["depth"])
     found = [
         *(
-            Verdict(
+            Criterion(
                 f"folded net against the original, {kind}, largest relative difference, {shown}",
                 f"≤ {EQUAL[kind]:g} (round-off)",
                 f"{a[f'gap_{kind}'].max():.1e}",
@@ -127,13 +128,13 @@ def judge_fold(a: Arrays) -> list[Verdict]:
             )
             for kind in EQUAL
         ),
-        Verdict(
+        Criterion(
             "layers of the folded net that are no convolution, ReLU, pool or classifier",
             "0 (abstract: a simple chain of convolution-ReLU pairs)",
             str(a["other_layers"].sum()),
             bool((a["other_layers"] == 0).all()),
         ),
-        Verdict(
+        Criterion(
             "parameters and multiplications, folded against a chain made anew",
             "equal (abstract: no cost at all at inference)",
             "; ".join(
@@ -147,7 +148,7 @@ def judge_fold(a: Arrays) -> list[Verdict]:
         dirac, folded, chain = a["seconds"].T
         ratios = folded / chain
         found.append(
-            Verdict(
+            Criterion(
                 "time of a pass, folded over a chain made anew",
                 "1 ± 0.05 (abstract: no cost at all at inference)",
                 ", ".join(f"{ratio:.3f}" for ratio in ratios)

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import PAPER, parameters_of
 from experiments.external_data import IMAGENET, STRIPES
 from experiments.parts import Each, in_turn
@@ -90,18 +91,18 @@ def _conversion_gaps(net: nn.Sequential, x: torch.Tensor, scratch: Path) -> dict
     return {"fold_gap": np.nan, "file_gap": np.nan} | gaps
 
 
-def judge_table_3(a: Arrays) -> list[Verdict]:
+def judge_table_3(a: Arrays) -> list[Criterion]:
     """Judge parameters and conversion, and on ImageNet the errors at equal depth."""
     nets = a["net"].tolist()
     counts = {n: c for n, c in zip(nets, a["parameters"].tolist(), strict=True) if n in COUNTS}
     found = [
-        Verdict(
+        Criterion(
             f"parameters of {' and '.join(counts)}, 1,000 classes",
             "equal to those counted in the authors' code (Table 3 prints 11.7 and 21.8 million)",
             ", ".join(f"{count:,}" for count in counts.values()),
             all(COUNTS[name] == count for name, count in counts.items()),
         ),
-        Verdict(
+        Criterion(
             "parameter tensors that training moved, and the risk of the last epoch",
             "all, and finite",
             "; ".join(
@@ -110,7 +111,7 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
             ),
             bool((a["moved"] == 1).all() and np.isfinite(a["risk"]).all()),
         ),
-        Verdict(
+        Criterion(
             "trained nets against their folds and, Dirac nets, against the authors' file layout",
             "largest relative difference ≤ 1e-4 (round-off in float32)",
             f"{a['fold_gap'].max():.1e}, {np.nanmax(a['file_gap']):.1e}",
@@ -122,7 +123,7 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
     top_1 = dict(zip(nets, 100 * a["top_1"], strict=True))
     top_5 = dict(zip(nets, 100 * a["top_5"], strict=True))
     return found + [
-        Verdict(
+        Criterion(
             f"top-1 error of Dirac-{depth} less that of ResNet-{depth}, points",
             "≤ 1 (Table 3: {:.2f})".format(
                 ERRORS[f"Dirac-{depth}"][0] - ERRORS[f"ResNet-{depth}"][0]

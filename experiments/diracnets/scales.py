@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import (
     DIGITS,
     DIGITS_SCALED,
@@ -79,21 +80,21 @@ def compute_section_2(
     }
 
 
-def judge_section_2(a: Arrays) -> list[Verdict]:
+def judge_section_2(a: Arrays) -> list[Criterion]:
     """Require that normalization helps a deep net and that decay shrinks the scales."""
     error, scales = a["test_error"], a["scales"]  # (ways, seeds), (ways, seeds, a or b, planes)
     risk = a["risk"][..., -1]
     means = scales[[0, 2]].mean(3)
     degraded = (scales[[0, 2]] < DEGRADED).any(2).mean(2)
     found = [
-        Verdict(
+        Criterion(
             f"depth {a['depth']}: test accuracy of equation (5) against (4), mean over seeds",
             "(5) > (4) (section 2: normalization is useful for stabilizing beyond 30 layers)",
             f"{percent(1 - error[0])} against {percent(1 - error[1])}; risk of the last epoch "
             f"{risk[0].mean():.3f} against {risk[1].mean():.3f}",
             bool(error[0].mean() < error[1].mean()),
         ),
-        Verdict(
+        Criterion(
             "means of |a| and of |b| over planes, with decay of all tensors against without",
             "less, every seed (section 2: decay pulls them to degenerate solutions)",
             f"|a| {_range(means[1, :, 0])} against {_range(means[0, :, 0])}; "
@@ -104,7 +105,7 @@ def judge_section_2(a: Arrays) -> list[Verdict]:
     ]
     if a["epochs"] >= FULL_EPOCHS:
         found.append(
-            Verdict(
+            Criterion(
                 "share of planes with |a| or |b| < 0.01, with decay against without",
                 "greater, mean over seeds (section 2: degenerate solutions)",
                 f"{degraded[1].mean():.4f} against {degraded[0].mean():.4f}",
@@ -162,7 +163,7 @@ def _by_layer(a: Arrays) -> list[np.ndarray]:
     return np.split(a["scales"], np.cumsum(a["planes"])[:-1], axis=2)
 
 
-def judge_section_3_3(a: Arrays) -> list[Verdict]:
+def judge_section_3_3(a: Arrays) -> list[Criterion]:
     """Require that no layer and few planes have lost their identity or their filters."""
     medians = np.array([np.median(layer, axis=2) for layer in _by_layer(a)])  # (layers, seeds, 2)
     degraded = (a["scales"] < DEGRADED).any(1).mean(1)
@@ -170,7 +171,7 @@ def judge_section_3_3(a: Arrays) -> list[Verdict]:
         [np.quantile(layer[:, 0] / layer[:, 1], QUANTILES[1:-1]) for layer in _by_layer(a)]
     )
     return [
-        Verdict(
+        Criterion(
             "layers whose median |a| or median |b| is < 0.01, over all seeds",
             "0 (section 3.3: no layers)",
             f"{int((medians < DEGRADED).any(2).sum())} of {medians.shape[0] * medians.shape[1]}; "
@@ -179,7 +180,7 @@ def judge_section_3_3(a: Arrays) -> list[Verdict]:
             f"95 % {_range(ratios[:, 2])}",
             bool((medians >= DEGRADED).all()),
         ),
-        Verdict(
+        Criterion(
             "share of planes with |a| < 0.01 or |b| < 0.01",
             f"< {LOW}, every seed (section 3.3: low, without a number)",
             f"{_range(degraded)} (n = {len(degraded)})",
@@ -220,7 +221,7 @@ def compute_figure_2(
     }  # fmt: skip
 
 
-def judge_figure_2(a: Arrays) -> list[Verdict]:
+def judge_figure_2(a: Arrays) -> list[Criterion]:
     """Require that no layer loses its identity or filters, and that groups differ.
 
     By absolute values, as in section 3.3: a signed mean of b can vanish although no b does,
@@ -231,13 +232,13 @@ def judge_figure_2(a: Arrays) -> list[Verdict]:
     first, _, third = (part.mean(1) for part in np.split(ratio, 3, axis=1))
     mean, low, high = interval(third - first)
     return [
-        Verdict(
+        Criterion(
             "least mean of |a| and least mean of |b| of a layer at the end",
             f"≥ {DEGRADED}: no layer with a degraded ratio (Figure 2, section 3.3)",
             f"{last[:, 0].min():.4f}, {last[:, 1].min():.4f}",
             bool((last >= DEGRADED).all()),
         ),
-        Verdict(
+        Criterion(
             "ratio of the means of |a| and |b|, third group less first",
             "95 % interval without 0 (Figure 2: behaviour changes from lower to higher groups)",
             f"{mean:+.2f}, interval {low:+.2f} to {high:+.2f} (n = {len(ratio)}); "

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import (
     CHANCE,
     DIGITS,
@@ -63,7 +64,7 @@ def compute_section_3_4(
     }  # fmt: skip
 
 
-def judge_section_3_4(a: Arrays) -> list[Verdict]:
+def judge_section_3_4(a: Arrays) -> list[Criterion]:
     """Require that the initialization does not matter unless V is large or zero."""
     small = (a["std"] > 0) & (a["std"] <= 0.1)
     found = [
@@ -74,7 +75,7 @@ def judge_section_3_4(a: Arrays) -> list[Verdict]:
         one = a["std_error"][a["std"] == 1.0].mean()
         less = 100 * (a["std_error"][small].mean() - one)
         found.append(
-            Verdict(
+            Criterion(
                 "normal V: accuracy at sigma 1 less that at smaller ones, points",
                 "< 0 (section 3.4: slightly worse near 1)",
                 f"{less:+.2f}",
@@ -83,7 +84,7 @@ def judge_section_3_4(a: Arrays) -> list[Verdict]:
         )
     nothing = a["std_risk"][a["std"] == 0].ravel()
     found.append(
-        Verdict(
+        Criterion(
             "V = 0: risk of the last epoch",
             f"every seed > ln 10 - {LEARNT} = {CHANCE - LEARNT:.3f} "
             "(section 3.4: all-zero does not converge)",
@@ -94,7 +95,7 @@ def judge_section_3_4(a: Arrays) -> list[Verdict]:
     return found
 
 
-def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Verdict:
+def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Criterion:
     """Require means to differ by no more than seeds."""
     accuracy = 100 * (1 - error)
     means = accuracy.mean(1)
@@ -103,7 +104,7 @@ def _alike(name: str, values: np.ndarray, error: np.ndarray, where: str) -> Verd
         f"{name} {value:g}: {percent(row / 100)}"
         for value, row in zip(values, accuracy, strict=True)
     )
-    return Verdict(
+    return Criterion(
         f"{where}: range of the mean test accuracies, points",
         "≤ the largest range over seeds at one value (section 3.4: the same accuracy)",
         f"{between:.2f}, over seeds {within:.2f}; {shown}",
@@ -144,13 +145,13 @@ def compute_first_scale(
     return arrays
 
 
-def judge_first_scale(a: Arrays) -> list[Verdict]:
+def judge_first_scale(a: Arrays) -> list[Criterion]:
     """Require no effect of the norm of V, which the effective weight does not depend on."""
     gain = 100 * (a["normal_error"] - a["kaiming_error"])
     mean, low, high = interval(gain)
     shown = "; ".join(f"{label}: {percent(1 - a[f'{d}_error'])}" for d, label in INITS.items())
     return [
-        Verdict(
+        Criterion(
             "test accuracy, He's law less N(0, 1) with the same seed, points",
             "95 % interval around 0 (only the direction of V counts in the weight)",
             f"{mean:.1f}, interval {low:.1f} to {high:.1f} (n = {len(gain)}); {shown}",

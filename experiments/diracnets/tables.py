@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.diracnets.nets import (
     FULL,
     ONE,
@@ -56,7 +57,7 @@ def _groups(net: torch.nn.Module) -> tuple[list[tuple[int, ...]], list[int]]:
     return distinct, [shapes[1:].count(shape) for shape in distinct]
 
 
-def judge_table_1(a: Arrays) -> list[Verdict]:
+def judge_table_1(a: Arrays) -> list[Criterion]:
     """Require the printed structure and exact numbers of parameters."""
     (depth, width), *_ = a["net"].tolist()
     n = (depth - 4) // 6
@@ -65,19 +66,19 @@ def judge_table_1(a: Arrays) -> list[Verdict]:
     wrong = {net: count for net, count in found.items() if count != COUNTS.get(net)}
     printed = {net: found[net] / 1e6 for net in PRINTED if net in found}
     structure = [
-        Verdict(
+        Criterion(
             f"DiracNet-{depth}-{width}: channels and resolution of the groups",
             "16k x 32 x 32, 32k x 16 x 16, 64k x 8 x 8 (Table 1)",
             ", ".join(" x ".join(str(side) for side in shape) for shape in a["group_shape"]),
             a["group_shape"].tolist() == [list(shape) for shape in wanted],
         ),
-        Verdict(
+        Criterion(
             f"DiracNet-{depth}-{width}: convolutions of the groups",
             f"2N = {2 * n} each (Table 1)",
             ", ".join(str(count) for count in a["group_layers"]),
             a["group_layers"].tolist() == [2 * n] * 3,
         ),
-        Verdict(
+        Criterion(
             f"parameters of {len(found)} nets, depth {a['net'][:, 0].min()} to "
             f"{a['net'][:, 0].max()}, width {a['net'][:, 1].min()} to {a['net'][:, 1].max()}",
             "equal to those counted in the authors' code",
@@ -86,7 +87,7 @@ def judge_table_1(a: Arrays) -> list[Verdict]:
         ),
     ]
     return structure + [
-        Verdict(
+        Criterion(
             f"parameters of DiracNet-{depth}-{width}, millions",
             f"{PRINTED[depth, width]}, to the printed digit (Table 2)",
             f"{millions:.2f}",
@@ -130,7 +131,7 @@ def compute_table_2(
     return {"data": np.array(data), "width": np.array(widths), "test_error": np.array(rows)}
 
 
-def judge_table_2(a: Arrays) -> list[Verdict]:
+def judge_table_2(a: Arrays) -> list[Criterion]:
     """Require the paper's errors to half a point."""
     printed = PAPER_ERRORS[str(a["data"])]
     found = []
@@ -138,7 +139,7 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
         near = (printed[width] - 0.5, printed[width] + 0.5)
         low, high = (4.7, 5.7) if printed[width] == 5.16 else near
         found.append(
-            Verdict(
+            Criterion(
                 f"DiracNet-28-{width}: test error, mean over seeds, %",
                 f"in [{low:.2f}, {high:.2f}] (Table 2: {printed[width]})",
                 percent(error / 100),

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import COLORS, KINDS, PAPER
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
@@ -56,9 +57,9 @@ def compute_figure_3(
     return found
 
 
-def judge_figure_3(a: Arrays) -> list[Verdict]:
+def judge_figure_3(a: Arrays) -> list[Criterion]:
     """Require residual above plain with the paper's norm, less often with the effective norm."""
-    verdicts = []
+    criteria = []
     layer, count = str(a["layer"]), int(a["samples"])
     for state in ("trained", "initial"):
         if f"{state}.effective.median" not in a:
@@ -72,28 +73,28 @@ def judge_figure_3(a: Arrays) -> list[Verdict]:
         delta = a[f"{state}.identity_removed.delta"][row]
         p = a[f"{state}.identity_removed.p"][row]
         medians = a[f"{state}.identity_removed.median"][row]
-        verdicts += [
-            Verdict(
+        criteria += [
+            Criterion(
                 f"{state}: layers whose median cushion is greater in the residual net, "
                 "identity removed from the norm",
                 "all but at most 2 (Figure 3, the paper's norm)",
                 f"{above['identity_removed']} of {layers} ({count} samples)",
                 above["identity_removed"] >= layers - 2,
             ),
-            Verdict(
+            Criterion(
                 f"{state}: Cliff's delta in {layer}, the layer shown",
                 "> 0",
                 f"{delta:.3f} (Holm p {p:.1e}); medians {medians[0]:.3f} against {medians[1]:.3f}",
                 bool(delta > 0),
             ),
-            Verdict(
+            Criterion(
                 f"{state}: the same count by the norm of the effective weights",
                 "fewer layers than with the identity removed: the norm makes part of the effect",
                 f"{above['effective']} of {layers}",
                 above["effective"] < above["identity_removed"],
             ),
         ]
-    return verdicts
+    return criteria
 
 
 def draw_figure_3(figure: Figure, a: Arrays) -> None:
@@ -146,25 +147,25 @@ def compute_section_5(
     return found
 
 
-def judge_section_5(a: Arrays) -> list[Verdict]:
+def judge_section_5(a: Arrays) -> list[Criterion]:
     """Compare with the paper's value; the order depends on the BatchNorm mode."""
-    verdicts = []
+    criteria = []
     for key in sorted(set(a) - {"samples"}, reverse=True):
         state, mode = key.split(".")
         plain, residual = np.nanmean(a[key], axis=2)
         spread = f"{residual.min():.3f} to {residual.max():.3f} over the blocks"
         larger = int(np.sum(residual > plain))
         if mode == "eval":
-            verdicts.append(
-                Verdict(
+            criteria.append(
+                Criterion(
                     f"{state}, BatchNorm in eval mode: mean cushion of residual blocks",
                     "some block in [.1, .35] (the paper: .20 ± .0024 for one of nine blocks)",
                     f"{spread}; plain {plain.min():.3f} to {plain.max():.3f}",
                     bool(((residual >= 0.1) & (residual <= 0.35)).any()),
                 )
             )
-            verdicts.append(
-                Verdict(
+            criteria.append(
+                Criterion(
                     f"{state}, BatchNorm in eval mode: residual > plain",
                     "in most blocks (the paper: much bigger; its mode of BatchNorm is not known)",
                     f"{larger} of {len(plain)} blocks",
@@ -172,15 +173,15 @@ def judge_section_5(a: Arrays) -> list[Verdict]:
                 )
             )
         else:
-            verdicts.append(
-                Verdict(
+            criteria.append(
+                Criterion(
                     f"{state}, BatchNorm with each sample's own statistics: residual > plain",
                     "in every block (a branch that does not see its input's scale has Jx = 0)",
                     f"{larger} of {len(plain)} blocks; {spread}; plain at most {plain.max():.1e}",
                     larger == len(plain),
                 )
             )
-    return verdicts
+    return criteria
 
 
 def draw_section_5(figure: Figure, a: Arrays) -> None:

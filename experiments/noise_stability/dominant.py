@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import PAPER
 from experiments.parts import Each, in_turn
 from experiments.trainings import FULL_EPOCHS, Training, fits
@@ -69,7 +70,7 @@ def compute_table_5(
     return arrays
 
 
-def judge_table_5(a: Arrays) -> list[Verdict]:
+def judge_table_5(a: Arrays) -> list[Criterion]:
     """Require that dominant paths keep most of the accuracy and do not degrade with depth."""
     depth, full = a["depth"], int(a["epochs"]) >= FULL_EPOCHS
     accuracy = {kind: 1 - a[f"{kind}.error"] for kind in KINDS}
@@ -79,8 +80,8 @@ def judge_table_5(a: Arrays) -> list[Verdict]:
     sizes = a["dominant.parameters"] / a["residual.parameters"]
     depths = f"depth {depth[0]} to {depth[-1]}"
     low = "in [0.9, 1.1]" if full else "≤ 1.1 (of the paper's band 0.9 to 1.1 the upper end)"
-    verdicts = [
-        Verdict(
+    criteria = [
+        Criterion(
             "accuracy of dominant-path nets over that of residual nets, every depth",
             "> 0.7 (paper: 0.77)",
             f"{', '.join(f'{k:.3f}' for k in kept)} with {100 * sizes.max():.1f} % of the "
@@ -88,13 +89,13 @@ def judge_table_5(a: Arrays) -> list[Verdict]:
             f"{_spread(a['residual.error'])}",
             bool((kept > 0.7).all()),
         ),
-        Verdict(
+        Criterion(
             f"dominant-path nets: training loss, ratio from {depths}",
             low,
             f"{ratio:.3f} ({_spread(a['dominant.loss'])})",
             (ratio >= 0.9 or not full) and ratio <= 1.1,
         ),
-        Verdict(
+        Criterion(
             f"dominant-path nets: rise of the test error from {depths}",
             "< 0.02 (as residual nets in Table 1; paper: 0.003)",
             f"{rise:+.4f}",
@@ -102,25 +103,25 @@ def judge_table_5(a: Arrays) -> list[Verdict]:
         ),
     ]
     if full:
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "test error of dominant-path nets, every depth",
                 "< 0.5 (paper: 0.312 to 0.318)",
                 _spread(a["dominant.error"]),
                 bool((error < 0.5).all()),
             )
         )
-    return verdicts
+    return criteria
 
 
-def judge_table_5_dense(a: Arrays) -> list[Verdict]:
+def judge_table_5_dense(a: Arrays) -> list[Criterion]:
     """Require that dense lower halves, of kernels or of the net, lower the test error."""
-    verdicts = []
+    criteria = []
     for kind, label in DENSE.items():
         change = a[f"{kind}.error"] - a["dominant.error"]
         sizes = a[f"{kind}.parameters"] / a["dominant.parameters"]
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{label}: test error less that of dominant-path nets of equal seeds, every depth",
                 "< 0 in the mean over seeds (by how much in the paper is lost)",
                 f"{_spread(change)}; test errors {_spread(a[f'{kind}.error'])} against "
@@ -129,7 +130,7 @@ def judge_table_5_dense(a: Arrays) -> list[Verdict]:
                 bool((change.mean(1) < 0).all()),
             )
         )
-    return verdicts
+    return criteria
 
 
 def _spread(cells: np.ndarray) -> str:

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import EVERY_DEPTH, ONE, PAPER, start_net, trainings_of
 from experiments.parts import Each, Part, by_name, in_turn
 from experiments.trainings import image_set
@@ -127,7 +128,7 @@ def compute_table_2(
     return arrays
 
 
-def judge_table_2(a: Arrays) -> list[Verdict]:
+def judge_table_2(a: Arrays) -> list[Criterion]:
     """Require equality up to round-off with corrected weight decay, and a difference without."""
     exact, off = a["float64"], a["uncorrected"]
     at = min(100, int(exact[-1, 0]))
@@ -136,19 +137,19 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
     trend = float(exact[-quarter:, 1].mean() / exact[1 : 1 + quarter, 1].mean())
     ratio = float(off[at, 1] / exact[at, 1])
     found = [
-        Verdict(
+        Criterion(
             f"largest |θ_p - τ(θ_r)| within {at} steps of SGD with momentum and decay, float64",
             f"< {EQUAL:g} (round-off; same batches)",
             f"{largest:.1e}",
             largest < EQUAL,
         ),
-        Verdict(
+        Criterion(
             "round-off grows along training",
             "mean of the last quarter above that of the first (Figure 6, shape only)",
             f"{trend:.3g} times",
             trend > 1,
         ),
-        Verdict(
+        Criterion(
             f"without the correction of weight decay the nets part within {at} steps",
             "> 1e6 times as far apart",
             f"{ratio:.2g} times ({off[at, 1]:.1e})",
@@ -159,13 +160,13 @@ def judge_table_2(a: Arrays) -> list[Verdict]:
         error = np.abs(np.diff(a["test_error"], axis=0)).max()
         loss = np.abs(a["loss"][0] / a["loss"][1] - 1).max()
         found += [
-            Verdict(
+            Criterion(
                 "test errors of transferred plain and residual nets after training",
                 "|difference| ≤ .01 at every depth",
                 f"{error:.4f}",
                 bool(error <= 0.01),
             ),
-            Verdict(
+            Criterion(
                 "their training losses", "within 5 % at every depth", f"{loss:.3g}", loss <= 0.05
             ),
         ]

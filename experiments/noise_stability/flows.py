@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import PAPER
 from experiments.parts import Each, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
@@ -53,10 +54,10 @@ def _keys(a: Arrays, ending: str) -> list[str]:
     return sorted(key.removesuffix(ending) for key in a if key.endswith(ending))
 
 
-def judge_figure_10(a: Arrays) -> list[Verdict]:
+def judge_figure_10(a: Arrays) -> list[Criterion]:
     """Require a mean near zero; the kurtosis is reported."""
     return [
-        Verdict(
+        Criterion(
             f"mean over standard deviation of dR/da_L, {key.replace('.', ', ')}",
             "|mean/std| < 0.1 (the paper's histogram is centred)",
             f"{a[f'{key}.moments'][0]:+.4f}, kurtosis {a[f'{key}.moments'][1]:.2f} "
@@ -124,20 +125,20 @@ def _states(a: Arrays) -> list[str]:
     return [key.split(".")[1] for key in _keys(a, ".mean") if key.startswith("identity")]
 
 
-def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
+def judge_figure_12_simplified(a: Arrays) -> list[Criterion]:
     """Require residual above plain, most in deep layers, and both lowered by training."""
-    verdicts = []
+    criteria = []
     for state in _states(a):
         own, plain = _curves(a, state)
-        verdicts += [
-            Verdict(
+        criteria += [
+            Criterion(
                 f"{state}: mean of f over the layers, residual against plain",
                 "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
                 f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
                 f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
                 own.mean() > plain.mean(),
             ),
-            Verdict(
+            Criterion(
                 f"{state}: residual, last three layers against the first three",
                 "greater (increases with the layer)",
                 f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
@@ -146,8 +147,8 @@ def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
         ]
     if "initial" in _states(a):
         own, plain = _curves(a, "initial")
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "initial: layers in which residual is above plain",
                 "≥ 80 %",
                 f"{int((own > plain).sum())} of {len(own)}",
@@ -156,8 +157,8 @@ def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
         )
     if len(_states(a)) == 2:
         means = np.array([[curve.mean() for curve in _curves(a, s)] for s in _states(a)]).T
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 "mean of f over the layers decreases with training",
                 "trained < initial, both nets",
                 ", ".join(
@@ -167,7 +168,7 @@ def judge_figure_12_simplified(a: Arrays) -> list[Verdict]:
                 all(after < before for before, after in means),
             )
         )
-    return verdicts
+    return criteria
 
 
 def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
@@ -176,21 +177,21 @@ def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
     return float(own[chosen].mean() / plain[chosen].mean())
 
 
-def judge_figure_12_deep(a: Arrays) -> list[Verdict]:
+def judge_figure_12_deep(a: Arrays) -> list[Criterion]:
     """Require that with BatchNorm only deep layers differ."""
-    verdicts = []
+    criteria = []
     for state in _states(a):
         own, plain = _curves(a, state)
         early, late = _ratio(own, plain, 0, 3), _ratio(own, plain, 2, 3)
-        verdicts.append(
-            Verdict(
+        criteria.append(
+            Criterion(
                 f"{state}: f with identities over f without, last third of the layers",
                 "> 1, and more than in the first third (paper: 0.99 early, 3.07 deep)",
                 f"{late:.2f}; first third {early:.2f}; {int(a['samples'])} samples",
                 late > 1 and late > early,
             )
         )
-    return verdicts
+    return criteria
 
 
 def draw_figure_12(figure: Figure, a: Arrays) -> None:

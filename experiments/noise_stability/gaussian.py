@@ -11,7 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import PAPER
 from resid_theory.theory import TrivialFlow, exceedance, exceedance_integral, logistic
 
@@ -39,26 +40,26 @@ def compute_figure_13(*, points: int, draws: int, seed: int) -> dict[str, np.nda
     return {name: values.numpy() for name, values in arrays.items()}
 
 
-def judge_figure_13(a: Arrays) -> list[Verdict]:
+def judge_figure_13(a: Arrays) -> list[Criterion]:
     """Require the logistic function within 0.013 of the exact curve."""
     gaps = {name: float(np.abs(a[f"logistic.{name}"] - a["exact"]).max()) for name in EXPONENTS}
     integral = float(np.abs(a["integral"] - a["exact"]).max())
     exact = 2 / np.pi * np.arctan(a["simulated.ratio"])
     z = np.abs(a["simulated"] - exact) / np.sqrt(exact * (1 - exact) / a["draws"])
     return [
-        Verdict(
+        Criterion(
             "largest gap between c(ρ) and the logistic of eq. (15)",
             "< 0.013 for the best exponent (the paper's own is lost)",
             _listed(gaps, "{:.4f}"),
             min(gaps.values()) < 0.013,
         ),
-        Verdict(
+        Criterion(
             "the integral of eq. (14) is (2/π) arctan ρ",
             "equal to 1e-14 (round-off)",
             f"{integral:.1e}",
             integral <= 1e-14,
         ),
-        Verdict(
+        Criterion(
             f"simulation with {int(a['draws']):,} draws",
             f"within 4 standard errors at {len(z)} ratios that share their draws",
             f"at most {z.max():.2f}",
@@ -157,12 +158,12 @@ def _flow_map(
     return {"map.channels": np.array(channels), "map.rows": np.stack(rows).reshape(shape)}
 
 
-def judge_figure_11(a: Arrays) -> list[Verdict]:
+def judge_figure_11(a: Arrays) -> list[Criterion]:
     """Compare formulas with the simulation; judge directions, and residual above plain."""
     return [*_judge_formulas(a), *_judge_directions(a), _judge_map(a)]
 
 
-def _judge_formulas(a: Arrays) -> list[Verdict]:
+def _judge_formulas(a: Arrays) -> list[Criterion]:
     gaps, allowed, worst = [], [], []
     for sweep in SWEEPS:
         mean, small = a[f"{sweep}.residual.mean"], a[f"{sweep}.residual.first_order"] < 0.1
@@ -171,13 +172,13 @@ def _judge_formulas(a: Arrays) -> list[Verdict]:
         allowed.append(0.02 + 3 * a[f"{sweep}.residual.error"])
     over = max(float((w - most).max()) for w, most in zip(worst, allowed, strict=True))
     return [
-        Verdict(
+        Criterion(
             "|simulated - the paper's approximation| where n m σ² < 0.1, five sweeps",
             "≤ 0.03 (first order in n m σ²)",
             _listed({f"({s})": gap for s, gap in zip(SWEEPS, gaps, strict=True)}, "{:.4f}"),
             max(gaps) <= 0.03,
         ),
-        Verdict(
+        Criterion(
             "|simulated - refined recursion|, five sweeps, all points",
             "≤ 0.02 + 3 standard errors",
             f"at most {max(float(w.max()) for w in worst):.4f}",
@@ -186,7 +187,7 @@ def _judge_formulas(a: Arrays) -> list[Verdict]:
     ]
 
 
-def _judge_directions(a: Arrays) -> list[Verdict]:
+def _judge_directions(a: Arrays) -> list[Criterion]:
     signs = {"a": -1, "b": 1, "c": -1, "e": 1}
     against = {
         sweep: float(_against(a[f"{sweep}.residual.mean"], a[f"{sweep}.residual.error"], sign))
@@ -196,25 +197,25 @@ def _judge_directions(a: Arrays) -> list[Verdict]:
     flat = {net: float(np.ptp(a[f"d.{net}.mean"])) for net in ("residual", "plain")}
     shut = {net: a[f"e.{net}.mean"] for net in ("residual", "plain")}
     return [
-        Verdict(
+        Criterion(
             "residual: decreases with n and σ, increases with l and p",
             "no step the other way by more than 3 of its standard errors",
             _listed(against, "{:.1f}"),
             max(against.values()) <= 3,
         ),
-        Verdict(
+        Criterion(
             "residual above plain in (a) to (d), all points",
             "> 0 (the paper's figure)",
             _listed({s: gap.min() for s, gap in above.items()}, "by {:.3f} or more"),
             all(bool((gap > 0).all()) for gap in above.values()),
         ),
-        Verdict(
+        Criterion(
             "independent of the scale of the signal",
             "range over σ_s < 0.03 (it cancels)",
             _listed(flat, "{:.4f}"),
             max(flat.values()) < 0.03,
         ),
-        Verdict(
+        Criterion(
             "no flow where all units are shut",
             "0 at p = 0, below 0.05 at p = 0.1",
             _listed({net: f[1] for net, f in shut.items()}, "{:.4f} at p = 0.1"),
@@ -230,7 +231,7 @@ def _against(mean: np.ndarray, error: np.ndarray, sign: int) -> float:
     return float(np.max(np.divide(steps, spread, out=np.zeros_like(steps), where=steps > 0)))
 
 
-def _judge_map(a: Arrays) -> Verdict:
+def _judge_map(a: Arrays) -> Criterion:
     """Judge where the recursion fails."""
     rows = a["map.rows"]
     error = np.abs(rows[..., 0] - rows[..., 3])
@@ -238,7 +239,7 @@ def _judge_map(a: Arrays) -> Verdict:
     each = {f"n = {n}:": e for n, e in zip(a["map.channels"], largest, strict=True)}
     # n = 4, 18 layers above, σ = 0.003, p = 0.7
     at = rows[0, 0, 2, -1]
-    return Verdict(
+    return Criterion(
         "limits of the recursion, off the sweeps: n = 4, 18 layers above, σ = 0.003, p = 0.7",
         "fails by more than 0.1: few channels share the chance that one stays open",
         f"simulated {at[0]:.3f}, recursion {at[3]:.3f}, paper {at[2]:.3f}; "

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import (
     COLORS,
     DIGITS,
@@ -44,17 +45,17 @@ def compute_table_1(
     }
 
 
-def judge_table_1(a: Arrays) -> list[Verdict]:
+def judge_table_1(a: Arrays) -> list[Criterion]:
     """Require residual nets with lower loss and error, and plain nets that degrade with depth."""
     loss, error, depth = a["loss"].mean(2), a["test_error"].mean(2), a["depth"]
     found = [
-        Verdict(
+        Criterion(
             "training loss: residual < plain at every depth",
             "shape only (Table 1: .0723 .1225 .4950 against .0429 .0485 .0740)",
             pairs(a["loss"], depth),
             bool((loss[1] < loss[0]).all()),
         ),
-        Verdict(
+        Criterion(
             "test error: residual < plain at every depth",
             "shape only (Table 1: .1263 .1349 .2213 against .1131 .1143 .1182)",
             pairs(a["test_error"], depth),
@@ -66,13 +67,13 @@ def judge_table_1(a: Arrays) -> list[Verdict]:
         growth = loss[:, deep] / loss[:, shallow]
         more = error[:, deep] - error[:, shallow]
         found += [
-            Verdict(
+            Criterion(
                 "loss at depth 44 over loss at depth 20: plain ≥ 1.5 times residual",
                 "Table 1: 6.85 against 1.73",
                 f"{growth[0]:.3g} against {growth[1]:.3g}",
                 bool(growth[0] >= 1.5 * growth[1]),
             ),
-            Verdict(
+            Criterion(
                 "test error at depth 44 less that at depth 20",
                 "plain > .02, residual < .02 (Table 1: .095 against .005)",
                 f"{more[0]:.4f} against {more[1]:.4f}",
@@ -128,7 +129,7 @@ def _error_at(loss: np.ndarray, risk: np.ndarray, error: np.ndarray) -> np.ndarr
     return np.interp(loss, risk[order], error[order])
 
 
-def judge_figure_8(a: Arrays) -> list[Verdict]:
+def judge_figure_8(a: Arrays) -> list[Criterion]:
     """Require residual nets to fit no later, with no greater test error at equal training loss."""
     times = np.array([[[_epochs_to(v, r) for v in LEVELS] for r in rows] for rows in a["risk"]])
     reached = np.isfinite(times).any(0)  # a level that neither net reaches is not compared
@@ -149,13 +150,13 @@ def judge_figure_8(a: Arrays) -> list[Verdict]:
         gap = _error_at(common, residual, error_r) - _error_at(common, plain, error_p)
         gaps.append(float(gap.mean()) if low < high else np.nan)
     return [
-        Verdict(
+        Criterion(
             "epochs to training risk 1, .5, .2: residual no later than plain",
             "shape only, at every level that one of them reaches (Figure 8 a)",
             shown,
             bool((times[1] <= times[0])[reached].all() and reached.any()),
         ),
-        Verdict(
+        Criterion(
             "test error at equal training loss, residual less plain, mean over common losses",
             "≤ .005 (Figure 8 b)",
             ", ".join(f"depth {d}: {gap:+.4f}" for d, gap in zip(a["depth"], gaps, strict=True)),
@@ -196,7 +197,7 @@ def compute_figure_9(
     return {"depth": np.array(depths), "risk": np.array(risk)}
 
 
-def judge_figure_9(a: Arrays) -> list[Verdict]:
+def judge_figure_9(a: Arrays) -> list[Criterion]:
     """Require a lower risk from the identity after epoch 2, and less degradation with depth."""
     risk = a["risk"].mean(2)  # (starts, depths, epochs)
     gap = risk[0] - risk[1]
@@ -206,20 +207,20 @@ def judge_figure_9(a: Arrays) -> list[Verdict]:
     last = a["risk"][..., -1]
     degradation = risk[:, -1, -1] - risk[:, 0, -1]
     return [
-        Verdict(
+        Criterion(
             "risk from KWI less risk from transferred HMWI, mean over seeds, after epoch 2",
             "> 0 at every later epoch and depth (Figure 9 b)",
             f"least {late.min():.4f}, greatest {late.max():.4f}",
             bool((late > 0).all()),
         ),
-        Verdict(
+        Criterion(
             "final risk at the greater depth less that at the smaller one: plain > transferred",
             "shape only (Figure 9 a: .13 to .46 against .055 to .083)",
             f"{degradation[0]:.4f} against {degradation[1]:.4f}; final risks "
             + pairs(last, a["depth"]),
             bool(degradation[0] > degradation[1]),
         ),
-        Verdict(
+        Criterion(
             "epoch of the largest gap",
             "in the first 15 % of training (Figure 9 b: about epoch 15 of 200)",
             ", ".join(f"depth {d}: {p} of {epochs}" for d, p in zip(a["depth"], peak, strict=True)),

@@ -8,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from experiments.claim import Arrays, Claim, Verdict
+from experiments.claim import Arrays, Claim
+from experiments.criteria import Criterion
 from experiments.noise_stability.nets import (
     BATCH,
     COLORS,
@@ -91,18 +92,18 @@ def compute_table_3(
     return found
 
 
-def judge_table_3(a: Arrays) -> list[Verdict]:
+def judge_table_3(a: Arrays) -> list[Criterion]:
     """Judge the mass of ID entries at initialization and after training."""
     before = {name: a["before"][..., i] for i, name in enumerate(STATISTICS)}
     plain, moved = before["id_mass"]
     found = [
-        Verdict(
+        Criterion(
             "L1 mass of ID entries before training, plain net",
             "every seed in [62, 75] (68.5 ± 1.6 by the law of the draw; Table 3: 67)",
             f"{spread(plain)}, {plain.min():.1f} to {plain.max():.1f}",
             bool((plain >= 62).all() and (plain <= 75).all()),
         ),
-        Verdict(
+        Criterion(
             "L1 mass of ID entries before training, transferred residual net",
             "every seed in [1115, 1125] (1120 ID entries of 1)",
             f"{spread(moved)}, {moved.min():.1f} to {moved.max():.1f}",
@@ -118,19 +119,19 @@ def judge_table_3(a: Arrays) -> list[Verdict]:
     count = after["above"][0]
     return [
         *found,
-        Verdict(
+        Criterion(
             "share of ID entries in the mass of weights above .25 after training",
             "residual > .7, plain < .2 (Table 3: > .76, .10)",
             f"{share[1]:.3f}, {share[0]:.3f}",
             bool(share[1] > 0.7 and share[0] < 0.2),
         ),
-        Verdict(
+        Criterion(
             "mode of the ID entries of the transferred net after training",
             "in [.8, 1] (Figure 7: about .9)",
             mode,
             0.8 <= mode <= 1,
         ),
-        Verdict(
+        Criterion(
             "weights of the plain net above .7 after training",
             "< 50 (paper: 26)",
             spread(count),
@@ -190,7 +191,7 @@ def compute_table_4(
     return found
 
 
-def judge_table_4(a: Arrays) -> list[Verdict]:
+def judge_table_4(a: Arrays) -> list[Criterion]:
     """Compare initial penalties with the paper's; residual ones are hundreds of times smaller."""
     plain, residual = a["before"].mean(2)
     off = {d: m / TABLE_4[d] - 1 for d, m in zip(a["depth"], plain, strict=True) if d in TABLE_4}
@@ -198,13 +199,13 @@ def judge_table_4(a: Arrays) -> list[Verdict]:
     shallow = list(a["depth"]).index(20)
     ratio = float(plain[shallow] / residual[shallow])
     found = [
-        Verdict(
+        Criterion(
             "½λ‖θ‖²/128 of plain nets before training, mean over seeds",
             "within 1 % of Table 4: 5.393e-4, 8.878e-4, 1.238e-3 at depth 20, 32, 44",
             ", ".join(f"depth {d}: {gap:+.2%}" for d, gap in off.items()),
             worst <= 0.01,
         ),
-        Verdict(
+        Criterion(
             "plain over residual before training, depth 20",
             "in [240, 290] (Table 4: 268; 263 by the law of the draw)",
             ratio,
@@ -216,13 +217,13 @@ def judge_table_4(a: Arrays) -> list[Verdict]:
     after, cost = a["after"].mean(2), (a["loss"] / a["after"]).min()
     return [
         *found,
-        Verdict(
+        Criterion(
             "penalty after training: residual < plain at every depth",
             "shape only",
             pairs(a["after"], a["trained_depth"]),
             bool((after[1] < after[0]).all()),
         ),
-        Verdict(
+        Criterion(
             "training loss over penalty after training, least of all nets",
             "> 60: the loss, not the decay, is what is minimized",
             cost,
