@@ -240,7 +240,10 @@ def test_a_record_with_a_part_missing_is_named(tmp_path, part):
     ("changes", "fault"),
     [
         ({"settings": {"quick": {"numbers": [1.0, 2.5]}}}, "settings were"),
-        ({"judge": lambda arrays: [Criterion("worst |r² - x|", "< 1", 0.0, True)]}, "criteria were"),
+        (
+            {"judge": lambda arrays: [Criterion("worst |r² - x|", "< 1", 0.0, True)]},
+            "criteria were",
+        ),
         ({"id": "toy/other"}, ""),
     ],
     ids=["settings", "judge", "claim"],
