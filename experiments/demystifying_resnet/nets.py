@@ -165,6 +165,6 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def listed(values: np.ndarray, form: str = ".3g") -> str:
+def listed(values: Iterable[float], form: str = ".3g") -> str:
     """Format numbers for a verdict."""
     return " ".join(format(float(value), form) for value in values)
