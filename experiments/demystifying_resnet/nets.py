@@ -153,11 +153,11 @@ def every(flags: np.ndarray) -> bool:
     return flags.size > 0 and bool(flags.all())
 
 
-def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> float:
-    """Value at a depth that a criterion requires."""
+def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> np.ndarray:
+    """Values at a depth that a criterion requires."""
     if wanted not in depths:
         raise ValueError(f"depths: got {depths.tolist()}, needs {wanted}, which a criterion names")
-    return float(values[depths == wanted][0])
+    return values[depths == wanted][0]
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
