@@ -225,7 +225,7 @@ def test_figure_11_has_its_pattern_for_other_losses_and_activations(change):
     usual = zero_point.compute_figure_11(**FEW, blocks=2)
     other = zero_point.compute_figure_11(**FEW, blocks=2, **change)
     assert not np.allclose(usual["n2.matrix_a"], other["n2.matrix_a"], atol=0.01)
-    assert all(verdict.passed for verdict in zero_point.judge_figure_11(other))
+    assert all(each.holds for each in zero_point.judge_figure_11(other))
 
 
 # -- judges and drawings ---------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_figure_6_is_judged_against_both_plain_nets(other):
     arrays = {"optimum": np.array(0.5), **followed("two_shortcut", [0.5, 0.5, 0.45])}
     for name in ("orthogonal", "xavier"):
         arrays |= followed(name, below if name == other else above)
-    held = {v.criterion: v.passed for v in curvature.judge_figure_6(arrays)}
+    held = {v.criterion: v.holds for v in curvature.judge_figure_6(arrays)}
     failed = f"2-shortcut: index below {nets.LABELS[other]}'s at equal loss"
     assert [criterion for criterion, passed in held.items() if not passed] == [failed]
 
@@ -272,13 +272,13 @@ def test_what_was_not_measured_does_not_hold():
     for name in nets.PLAIN_AND_TWO:
         arrays |= followed(name, [0.5, 0.5, 0.4], gradient=[0.0] * 50 + [1.0])
     start, *rest = curvature.judge_figure_6(arrays)
-    assert start.passed and not any(verdict.passed for verdict in rest)
+    assert start.holds and not any(each.holds for each in rest)
     late = norms.judge_figure_3({"depth": np.array([4, 8]), "norm": np.array([[2.0], [1.0]])})[1]
-    assert (late.measured, late.passed) == ("no such epoch", False)
+    assert (late.measured, late.holds) == ("no such epoch", False)
     shallow = {"depth": np.array([3, 6]), "rates": np.array([0.1, 1.0]), "optimum": np.array(0.0)}
     shallow |= {f"{name}.loss": np.ones((2, 2, 1)) for name in nets.NETS}
     named = [v for v in final_losses.judge_figure_7(shallow) if "N ≥" in v.criterion]
-    assert len(named) == 2 and not any(verdict.passed for verdict in named)
+    assert len(named) == 2 and not any(each.holds for each in named)
 
 
 def test_a_depth_that_a_criterion_needs_is_named():

@@ -153,7 +153,7 @@ def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
     once, twice = falling.copy(), falling.copy()
     once[1, 0, 1] = twice[1, 0, 1:3] = 9.0
     answers = [
-        [v.passed for v in preactivation.judge_figure_2({"depth": [10, 22], "norm": a})]
+        [v.holds for v in preactivation.judge_figure_2({"depth": [10, 22], "norm": a})]
         for a in (falling, once, twice, falling[::-1])
     ]
     assert answers == [[True, True], [True, True], [True, False], [False, False]]
@@ -175,7 +175,7 @@ def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
         "loss": np.array(loss, dtype=float)[..., None],
         "parameters": np.full((4, 2), 7),
     }
-    assert [v.passed for v in preactivation.judge_figure_9(arrays)] == [True, *passed]
+    assert [v.holds for v in preactivation.judge_figure_9(arrays)] == [True, *passed]
 
 
 @pytest.mark.parametrize(
