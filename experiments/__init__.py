@@ -3,7 +3,7 @@
 from experiments.claim import Claim
 from experiments.criteria import Criterion, above, below, near, rate
 from experiments.records import Record, live, load, measure, picture, record
-from experiments.registry import CLAIMS, unlisted
+from experiments.registry import CLAIMS, deviations
 from experiments.verdicts import Verdict, verdict
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Verdict",
     "above",
     "below",
+    "deviations",
     "live",
     "load",
     "measure",
@@ -21,6 +22,5 @@ __all__ = [
     "picture",
     "rate",
     "record",
-    "unlisted",
     "verdict",
 ]

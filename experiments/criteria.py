@@ -2,63 +2,31 @@
 
 A test is decided in both directions: its criterion *holds* if the hypothesis that it is just not
 true is rejected, *fails* if the hypothesis that it is just true is rejected, and is *undecided*
-otherwise. The tests of one claim are a family, corrected by Holm's method.
+otherwise. The tests of one claim are a family, corrected by Holm's method: in each direction, the
+probability of one wrong decision or more is at most 5 %. An interval ends at the two one-sided
+95 % bounds, so that a test alone in its family holds exactly where its interval does.
 
-Sources: Student's t, the sign test and the exact binomial test with the interval of Clopper and
-Pearson, Schuirmann's two one-sided tests of equivalence; power of t by its noncentral distribution.
+Sources: Holm 1979; Schuirmann's two one-sided tests of equivalence; those of ``evidence``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-ALPHA = 0.05  # error of the first kind of a family, in each direction
-POWER = 0.8
-MOST = 10_000  # no larger sample is named
-
-
-@dataclass(frozen=True, kw_only=True)
-class Test:
-    """Evidence of a sample for and against a criterion.
-
-    Attributes:
-        kind: ``"t"``, ``"sign"`` or ``"rate"``.
-        side: ``"above"``, ``"below"`` or ``"within"``.
-        n: Size of the sample: seeds, pairs of nets of one seed, trials.
-        estimate: Mean, median or rate.
-        spread: Standard deviation of the sample; of a sign test, the share on the wanted side.
-        low: Lower end of the two-sided 95 % interval of the estimate; None if there is none.
-        high: Upper end; likewise.
-        target: What the estimate is compared with.
-        margin: How far it may be from the target; 0 unless the side is ``"within"``.
-        p_holds: Probability of such evidence for the criterion if it is just not true.
-        p_fails: Probability of such evidence against it if it is just true.
-        seen: Smallest distance from the threshold that n samples see with power 0.8 after the
-            correction; the smallest margin, of an equivalence between equals. None if they see
-            none, or if the spread is unknown.
-        decides: Size of a sample that would decide with power 0.8 at this estimate and spread;
-            None if it is decided, or would take more than 10,000.
-    """
-
-    __test__ = False  # not for pytest
-
-    kind: str
-    side: str
-    n: int
-    estimate: float
-    spread: float
-    low: float | None
-    high: float | None
-    target: float
-    margin: float
-    p_holds: float
-    p_fails: float
-    seen: float | None = None
-    decides: int | None = None
+from experiments.evidence import (
+    ALPHA,
+    LEVEL,
+    Test,
+    at_least,
+    mean_interval,
+    median_interval,
+    short,
+    t_tail,
+)
 
 
 @dataclass(frozen=True)
@@ -155,10 +123,11 @@ def near(
         raise ValueError(f"margin: got {margin}, needs a positive number")
     values = _values(sample)
     away = values - target
-    inside = max(_t_tail(away + margin), _t_tail(margin - away))
-    outside = min(_t_tail(away - margin), _t_tail(-margin - away))
+    inside = max(t_tail(away + margin), t_tail(margin - away))
+    # Twice, because a narrow margin may be left on either side.
+    outside = min(1.0, 2 * min(t_tail(away - margin), t_tail(-margin - away)))
     expected = f"mean within {margin:g} of {target:g}"
-    ends = _mean_interval(values)
+    ends = mean_interval(values)
     test = _test("t", "within", values, values.mean(), ends, target, inside, outside, margin)
     return _criterion(criterion, f"{expected} ({source})", test, shown)
 
@@ -178,16 +147,24 @@ def rate(
         raise ValueError(f"least, most: got {least} and {most}, needs one of the two")
     if not 0 <= count <= n or n < 1:
         raise ValueError(f"count: got {count} of {n}, needs 0 to n, of one trial or more")
-    threshold = least if least is not None else float(most or 0)
-    up, down = _binomial_tails(count, n, threshold)
-    p_holds, p_fails = (up, down) if least is not None else (down, up)
-    expected = f"rate {'>' if least is not None else '<'} {threshold:g} ({source})"
-    ends = stats.binomtest(count, n).proportion_ci()
-    trials = np.arange(n) < count
-    side = "above" if least is not None else "below"
-    ends = (ends.low, ends.high)
-    test = _test("rate", side, trials, count / n, ends, threshold, p_holds, p_fails)
-    return _criterion(criterion, expected, test, shown)
+    up = least is not None
+    threshold = float(least if least is not None else most or 0)
+    if not (0 <= threshold < 1 if up else 0 < threshold <= 1):
+        raise ValueError(f"{'least' if up else 'most'}: got {threshold}, needs a rate to be beaten")
+    more, fewer = at_least(count, n, threshold), at_least(n - count, n, 1 - threshold)
+    p_holds, p_fails = (more, fewer) if up else (fewer, more)
+    ends = stats.binomtest(count, n).proportion_ci(LEVEL)
+    test = _test(
+        "rate",
+        "above" if up else "below",
+        np.arange(n) < count,
+        count / n,
+        (ends.low, ends.high),
+        threshold,
+        p_holds,
+        p_fails,
+    )
+    return _criterion(criterion, f"rate {'>' if up else '<'} {threshold:g} ({source})", test, shown)
 
 
 def _one_sided(
@@ -202,18 +179,20 @@ def _one_sided(
     values = _values(sample)
     away = sign * (values - threshold)
     if of == "mean":
-        kind, estimate, ends = "t", values.mean(), _mean_interval(values)
-        p_holds, p_fails = _t_tail(away), _t_tail(-away)
+        kind, estimate, ends = "t", values.mean(), mean_interval(values)
+        p_holds, p_fails = t_tail(away), t_tail(-away)
     elif of == "median":
-        kind, estimate, ends = "sign", np.median(values), _median_interval(values)
-        p_holds, p_fails = _binomial_tails(int((away > 0).sum()), int((away != 0).sum()), 0.5)
+        kind, estimate, ends = "sign", np.median(values), median_interval(values)
+        # A tie counts against either side: with many, the median is the threshold itself.
+        on_side = [int((away > 0).sum()), int((away < 0).sum())]
+        p_holds, p_fails = (at_least(count, len(values), 0.5) for count in on_side)
     else:
         raise ValueError(f"of: got {of!r}, needs 'mean' or 'median'")
     expected = f"{of} {'>' if sign > 0 else '<'} {threshold:g} ({source})"
     side = "above" if sign > 0 else "below"
     test = _test(kind, side, values, estimate, ends, threshold, p_holds, p_fails)
     if kind == "sign":
-        test = replace(test, spread=_short((away > 0).mean()))
+        test = replace(test, spread=short(max(on_side) / len(values)))
     return _criterion(criterion, expected, test, shown)
 
 
@@ -239,60 +218,23 @@ def _test(
         kind=kind,
         side=side,
         n=len(values),
-        estimate=_short(estimate),
-        spread=_short(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        low=_short(ends[0]) if math.isfinite(ends[0]) else None,
-        high=_short(ends[1]) if math.isfinite(ends[1]) else None,
+        estimate=short(estimate),
+        spread=short(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        low=short(ends[0]) if math.isfinite(ends[0]) else None,
+        high=short(ends[1]) if math.isfinite(ends[1]) else None,
         target=float(target),
         margin=float(margin),
-        p_holds=_short(p_holds),
-        p_fails=_short(p_fails),
+        p_holds=short(p_holds),
+        p_fails=short(p_fails),
     )
-
-
-def _short(value: float) -> float:
-    """Four digits, so that another version of a library changes no record."""
-    return float(f"{value:.4g}")
 
 
 def _criterion(criterion: str, expected: str, test: Test, shown: str) -> Criterion:
     ends = [f"{end:.4g}" if end is not None else "unbounded" for end in (test.low, test.high)]
-    measured = f"{test.estimate:.4g}, 95 % interval {ends[0]} to {ends[1]}, n = {test.n}"
+    bounded = f"{100 * LEVEL:.0f} % interval {ends[0]} to {ends[1]}"
+    interval = "no interval" if test.low is test.high is None else bounded
+    measured = f"{test.estimate:.4g}, {interval}, n = {test.n}"
     return Criterion(criterion, expected, f"{measured}; {shown}" if shown else measured, None, test)
-
-
-# Distributions -----------------------------------------------------------------------------------
-
-
-def _t_tail(away: np.ndarray) -> float:
-    """P value of the hypothesis that the mean is not above zero; 1 for a sample of one."""
-    n = len(away)
-    if n < 2:
-        return 1.0
-    mean, error = float(away.mean()), float(away.std(ddof=1)) / math.sqrt(n)
-    if error == 0.0:  # all seeds equal: nothing is left to chance
-        return 0.0 if mean > 0 else 1.0
-    return float(stats.t.sf(mean / error, n - 1))
-
-
-def _mean_interval(values: np.ndarray) -> tuple[float, float]:
-    n = len(values)
-    if n < 2:
-        return -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
-def _binomial_tails(count: int, n: int, p: float) -> tuple[float, float]:
-    """Probabilities of at least, and of at most, so many of n trials at rate p."""
-    return float(stats.binom.sf(count - 1, n, p)), float(stats.binom.cdf(count, n, p))
-
-
-def _median_interval(values: np.ndarray) -> tuple[float, float]:
-    """Order statistics that hold the median with 95 %; infinite ends where n is below 6."""
-    ordered, n = np.sort(values), len(values)
-    cut = int(stats.binom.ppf(0.025, n, 0.5))  # P(fewer than `cut` below the median) <= 2.5 %
-    return (float(ordered[cut - 1]), float(ordered[n - cut])) if cut else (-math.inf, math.inf)
 
 
 # A family ----------------------------------------------------------------------------------------
@@ -307,7 +249,9 @@ def decided(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     for each in criteria:
         if each.test is not None:
             holds = {(True, False): True, (False, True): False}.get((next(for_it), next(against)))
-            each = replace(each, holds=holds, test=_with_power(each.test, len(tests), holds))
+            strictest = ALPHA / len(tests)  # that Holm's method may ask for
+            test = each.test.with_power(strictest, decided=holds is not None)
+            each = replace(each, holds=holds, test=test)
         found.append(each)
     return tuple(found)
 
@@ -320,74 +264,3 @@ def _rejected(p: Sequence[float]) -> list[bool]:
             break
         rejected[index] = True
     return rejected
-
-
-def _with_power(test: Test, family: int, holds: bool | None) -> Test:
-    """State what the test could see, at the strictest level of its family."""
-    alpha = ALPHA / family
-    seen = _seen(test, alpha)
-    decides = _decides(test, alpha) if holds is None else None
-    return replace(test, seen=None if seen is None else _short(seen), decides=decides)
-
-
-def _seen(test: Test, alpha: float) -> float | None:
-    if test.kind == "t":
-        # Between equals, both ends of a margin must be seen: each with half of the other error.
-        power = POWER if test.side != "within" else (1 + POWER) / 2
-        return _bisect(lambda d: _t_power(test.n, d, alpha) >= power, 1e6, test.spread)
-    base = 0.5 if test.kind == "sign" else test.target
-    sign = -1 if test.kind == "rate" and test.side == "below" else 1
-    most = 1 - base if sign > 0 else base
-    return _bisect(lambda d: _rate_power(test.n, base, base + sign * d, alpha) >= POWER, most)
-
-
-def _decides(test: Test, alpha: float) -> int | None:
-    if test.kind == "t":
-        away = test.estimate - test.target
-        distance = abs(abs(away) - test.margin if test.side == "within" else away)
-        if not test.spread:
-            return None
-        return _fewest(lambda n: _t_power(n, distance / test.spread, alpha) >= POWER)
-    base, found = (0.5, test.spread) if test.kind == "sign" else (test.target, test.estimate)
-    return _fewest(lambda n: _rate_power(n, base, found, alpha) >= POWER)
-
-
-def _t_power(n: int, effect: float, alpha: float) -> float:
-    """Power of the one-sided t test at an effect in standard deviations."""
-    if n < 2:
-        return 0.0
-    bound = stats.t.isf(alpha, n - 1)
-    power = float(stats.nct.sf(bound, n - 1, math.sqrt(n) * effect))
-    return power if math.isfinite(power) else 1.0  # overflow at enormous effects
-
-
-def _rate_power(n: int, base: float, rate: float, alpha: float) -> float:
-    """Power of the exact one-sided binomial test of ``base`` where the rate is another."""
-    if rate < base:
-        base, rate = 1 - base, 1 - rate
-    count = int(stats.binom.isf(alpha, n, base)) + 1
-    return float(stats.binom.sf(count - 1, n, rate))
-
-
-def _bisect(enough: Callable[[float], bool], most: float, unit: float = 1.0) -> float | None:
-    """Smallest number up to ``most`` that is enough, in a unit; None if none is."""
-    if not unit or not enough(most):
-        return None
-    low, high = 0.0, most
-    while high - low > 1e-6 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return unit * high
-
-
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """Smallest n up to ``MOST`` that is enough, to the rounding of exact tests."""
-    low, high = 1, 2
-    while not enough(high):
-        low, high = high, 2 * high
-        if high > MOST:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high

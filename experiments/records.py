@@ -103,7 +103,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Stored | Non
         scale=scale,
         settings=settings,
         arrays=arrays,
-        criteria=_judged(claim, arrays),
+        criteria=judged(claim, arrays),
         run={
             **run_information(device, seconds),
             "code": code,
@@ -159,7 +159,7 @@ def judge_again(claim: Claim, scale: str, *, folder: str | Path = RECORDS) -> Re
     content |= {
         "earlier": _earlier(path),
         "settings": settings,
-        "criteria": [asdict(criterion) for criterion in _judged(claim, found.arrays)],
+        "criteria": [asdict(criterion) for criterion in judged(claim, found.arrays)],
         "judged": {"commit": commit_of_code()[0], "code": code_digest(claim.judge)},
     }
     store.write_json(path, content)
@@ -191,7 +191,8 @@ def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None
     return load(claim, scale, folder=folder)
 
 
-def _judged(claim: Claim, arrays: Arrays) -> tuple[Criterion, ...]:
+def judged(claim: Claim, arrays: Arrays) -> tuple[Criterion, ...]:
+    """Judge arrays by today's criteria; tests of samples are decided together."""
     criteria = tuple(claim.judge(arrays))
     if not criteria or not all(isinstance(criterion, Criterion) for criterion in criteria):
         raise ValueError(f"judge: {claim.id} returned {criteria!r}, needs at least one Criterion")
@@ -245,7 +246,7 @@ def faults(claim: Claim, found: Record) -> list[str]:
         return [f"is a record of {found.claim} at {found.scale} scale, which {claim.id} is not"]
     if found.settings != _as_json(claim.settings[found.scale]):
         wrong.append(f"settings were {found.settings}, are {claim.settings[found.scale]}")
-    today = _judged(claim, found.arrays)
+    today = judged(claim, found.arrays)
     if today != found.criteria:
         wrong.append(f"criteria were {found.criteria}, are {today}")
     return wrong

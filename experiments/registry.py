@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from experiments import crossings, demystifying_resnet, diracnets, noise_stability
 from experiments.claim import Claim
-from experiments.records import Record
-from experiments.verdicts import verdict
+from experiments.records import Record, judged, load, record_path
 from resid_theory._check import check_choice
 
 
@@ -42,12 +41,19 @@ def _matches(name: str, claims: dict[str, Claim]) -> list[str]:
     return found
 
 
-def unlisted(*records: Record) -> list[str]:
-    """Criteria that fail in these records although the verdict of the claim is not a failure."""
-    return [
-        f"{record.claim}: {criterion.criterion}"
-        for record in records
-        for criterion in record.criteria
-        if criterion.holds is False
-        and verdict(CLAIMS[record.claim]).word not in ("refuted", "fails so far", "not run")
-    ]
+def deviations(*records: Record) -> list[str]:
+    """Criteria that these arrays do not meet today as the committed record of their scale does."""
+    found = []
+    for record in records:
+        claim = CLAIMS[record.claim]
+        if record_path(claim.id, record.scale).exists():
+            then = {c.criterion: c.outcome for c in load(claim, record.scale).criteria}
+            now = {c.criterion: c.outcome for c in judged(claim, record.arrays)}
+            found += [
+                f"{claim.id}: {name}: was {then.get(name, 'absent')}, is {now.get(name, 'absent')}"
+                for name in {**then, **now}
+                if then.get(name) != now.get(name)
+            ]
+        elif record.scale != "quick":
+            found.append(f"{claim.id}: has no {record.scale} record")
+    return found

@@ -1,10 +1,12 @@
-"""Every record still holds; every claim runs at quick scale; the tables match the records."""
+"""Every record is judged again; every claim runs at quick scale; the tables match the records."""
 
 import inspect
 import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,24 +15,25 @@ from matplotlib.figure import Figure
 from torch.overrides import TorchFunctionMode
 
 from experiments import __main__ as command
-from experiments import claim as claims
-from experiments import provenance, registry
-from experiments.claim import (
-    Claim,
-    Criterion,
+from experiments import provenance, registry, report
+from experiments.claim import Claim
+from experiments.criteria import Criterion, above
+from experiments.external_data import Need
+from experiments.records import (
+    RECORDS,
     faults,
     live,
     load,
     measure,
     picture,
     record,
-    standing,
+    record_path,
 )
-from experiments.external_data import Need
-from experiments.registry import CLAIMS, join, select, unlisted
+from experiments.registry import CLAIMS, deviations, join, select
+from experiments.verdicts import verdict
 from resid_theory.runtime import store
 
-RECORDS = sorted(claims.RECORDS.rglob("*.json"))
+PATHS = sorted(RECORDS.rglob("*.json"))
 every_claim = pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 
 
@@ -65,10 +68,8 @@ def test_settings_fit_compute(claim):
 
 
 @every_claim
-def test_quick_scale_holds_or_is_listed(claim, quick):
-    found = quick(claim)
-    assert not faults(claim, found)
-    assert not unlisted(found)
+def test_quick_scale_comes_out_as_recorded(claim, quick):
+    assert not deviations(quick(claim))
 
 
 @every_claim
@@ -89,25 +90,23 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
 # Committed records -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "path", RECORDS, ids=lambda path: path.relative_to(claims.RECORDS).as_posix()
-)
-def test_record_holds_today(path):
-    assert not command._faults_of(CLAIMS, claims.RECORDS, path)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.relative_to(RECORDS).as_posix())
+def test_record_is_valid_today(path):
+    assert not command._faults_of(CLAIMS, RECORDS, path)
 
 
 def test_no_arrays_without_a_record():
-    assert not [path for path in command.all_faults(CLAIMS, claims.RECORDS) if "npz" in path]
+    assert not [path for path in command.all_faults(CLAIMS, RECORDS) if "npz" in path]
 
 
 def test_results_page_matches_the_records():
-    page = command.results_page(CLAIMS, claims.RECORDS)
+    page = report.results_page(CLAIMS, RECORDS)
     assert command.RESULTS.read_text(encoding="utf-8") == page
 
 
 def test_readme_table_matches_the_records():
     readme = command.README.read_text(encoding="utf-8")
-    assert command.readme_with(readme, command.table(CLAIMS, claims.RECORDS)) == readme
+    assert report.readme_with(readme, report.table(CLAIMS, RECORDS)) == readme
 
 
 # The machinery, with a toy claim -----------------------------------------------------------------
@@ -173,7 +172,7 @@ def test_a_record_comes_back(tmp_path):
     back = load("toy/roots", "quick", folder=tmp_path)
     assert (back.claim, back.scale) == ("toy/roots", "quick")
     assert back.settings == toy().settings["quick"]
-    assert back.criteria == made.criteria and back.holds
+    assert back.criteria == made.criteria and back.outcome == "holds"
     assert back.run == made.run
     np.testing.assert_array_equal(back.arrays["roots"], np.sqrt([1.0, 2.0]))
     assert not faults(toy(), back)
@@ -255,36 +254,44 @@ def test_a_record_of_another_claim_is_a_fault(tmp_path, changes, fault):
     assert found and any(fault in text for text in found)
 
 
+def unsure(arrays):
+    return [above("a number", [1.0, -1.0, 2.0], source="Metrica I")]
+
+
 SCALED = {"settings": {"paper": {"numbers": [1.0], "scaled": "one of five"}}}
-NOT_RUN = "two numbers of five; paper scale not run yet"
+SHORT = {"settings": {"short": {"numbers": [1.0]}, "paper": {"numbers": [2.0]}}}
+LAW = {"kind": "law"}
+LATER, ONLY = "paper scale not run yet", "short scale only"
 
 
 @pytest.mark.parametrize(
     ("changes", "scales", "word", "detail"),
     [
-        ({}, [], "pending", ""),
+        ({}, [], "not run", ""),
         ({}, ["paper"], "reproduced", ""),
         ({}, ["quick", "paper"], "reproduced", ""),
-        ({}, ["quick"], "scaled down", NOT_RUN),
-        ({"settings": {"short": {"numbers": [1.0]}}}, ["short"], "scaled down", "short scale only"),
-        (SCALED, ["paper"], "scaled down", "one of five"),
-        ({"judge": failing}, ["paper"], "not reproduced", ""),
-        ({"judge": failing}, ["quick"], "not reproduced", NOT_RUN),
+        ({}, ["quick"], "not run", ""),
+        (LAW, ["paper"], "holds", ""),
+        ({"settings": {"short": {"numbers": [1.0]}}}, ["short"], "holds so far", ONLY),
+        (SCALED, ["paper"], "holds so far", "one of five"),
+        ({"judge": failing}, ["paper"], "refuted", ""),
+        ({**SHORT, "judge": failing}, ["short"], "fails so far", LATER),
+        ({**SHORT, "judge": unsure}, ["short"], "inconclusive", LATER),
     ],
-    ids=["none", "paper", "both", "quick", "short", "scaled", "failing", "failing_quick"],
+    ids=["none", "paper", "both", "quick", "law", "short", "scaled", "fails", "so_far", "unsure"],
 )
-def test_standing(tmp_path, changes, scales, word, detail):
+def test_verdict(tmp_path, changes, scales, word, detail):
     claim = toy(**changes)
     for scale in scales:
         record(claim, scale, folder=tmp_path)
-    stands = standing(claim, folder=tmp_path)
+    stands = verdict(claim, folder=tmp_path)
     assert (stands.word, stands.detail) == (word, detail)
     assert (stands.record is None) == (not scales)
     if scales:
         assert stands.record.scale == scales[-1]
 
 
-def test_verdicts_are_text_and_a_plain_truth_value():
+def test_criteria_are_text_and_a_plain_truth_value():
     criterion = Criterion("c", np.float64(0.5), float("inf"), np.True_)
     assert (criterion.expected, criterion.measured, criterion.holds) == ("0.5", "inf", True)
     assert type(criterion.holds) is bool
@@ -304,8 +311,8 @@ def test_a_malformed_claim_is_refused(changes, message):
         toy(**changes)
 
 
-@pytest.mark.parametrize("answer", [[], [True]], ids=["none", "no_verdict"])
-def test_a_judge_must_return_verdicts(answer):
+@pytest.mark.parametrize("answer", [[], [True]], ids=["none", "no_criterion"])
+def test_a_judge_must_return_criteria(answer):
     with pytest.raises(ValueError, match="judge: toy/roots"):
         measure(toy(judge=lambda arrays: answer), "quick")
 
@@ -331,7 +338,7 @@ def test_live_computes_once_where_a_folder_is_set(tmp_path, monkeypatch):
         first, second = pool.map(live, [counted, counted])
     assert first.criteria == second.criteria and len(calls) == 1
     monkeypatch.delenv("RESID_THEORY_LIVE")
-    assert live(counted).holds and len(calls) == 2
+    assert live(counted).outcome == "holds" and len(calls) == 2
 
 
 def test_picture_draws_and_leaves_no_figure_open():
@@ -344,8 +351,8 @@ def test_picture_draws_and_leaves_no_figure_open():
 
 def test_a_notebook_shows_a_record_as_a_table():
     shown = measure(toy(judge=failing), "quick")._repr_markdown_()
-    assert "| a pipe \\| here | 0.5 | 0.333333 | **no** |" in shown
-    assert "quick scale" in shown and "| yes |" in shown
+    assert "| a pipe \\| here | 0.5 | 0.333333 | **fails** |" in shown
+    assert "quick scale" in shown and "| holds |" in shown
 
 
 @pytest.mark.parametrize(
@@ -369,13 +376,20 @@ def test_a_whole_id_selects_one_claim_and_occurs_once():
     assert len(select(["toy/figure_"], numbered)) == 2
 
 
-def test_unlisted_names_failures_of_claims_that_stand(toys, monkeypatch):
-    wrong = measure(registry.CLAIMS["toy/wrong"], "quick")
-    assert unlisted(measure(toy(), "quick"), wrong) == ["toy/wrong: a pipe | here"]
-    record(registry.CLAIMS["toy/wrong"], "paper", folder=toys)
-    here = lambda claim: standing(claim, folder=toys)  # noqa: E731
-    monkeypatch.setattr(registry, "standing", here)
-    assert not unlisted(wrong)
+def test_deviations_compare_outcomes_with_the_committed_record(toys, monkeypatch):
+    monkeypatch.setattr(registry, "load", partial(load, folder=toys))
+    monkeypatch.setattr(registry, "record_path", partial(record_path, folder=toys))
+    wrong = registry.CLAIMS["toy/wrong"]
+    paper = record(wrong, "paper", folder=toys)
+    quick = measure(wrong, "quick")
+    assert not deviations(paper, quick)  # fails as recorded; a quick scale may have no record
+    worse = replace(paper, arrays={**paper.arrays, "roots": 2 * paper.arrays["roots"]})
+    assert deviations(worse) == ["toy/wrong: worst |r² - x|: was holds, is fails"]
+    monkeypatch.setitem(registry.CLAIMS, "toy/wrong", toy(id="toy/wrong"))
+    assert deviations(paper) == ["toy/wrong: a pipe | here: was fails, is absent"]
+    record(wrong, "quick", folder=toys)
+    assert deviations(quick) == ["toy/wrong: a pipe | here: was fails, is absent"]
+    assert deviations(replace(quick, scale="short")) == ["toy/wrong: has no short record"]
 
 
 NEEDY = Need(what="a set of roots", variable="TOY_ROOTS", parts=("train", "test"))
@@ -398,11 +412,9 @@ def test_a_scale_whose_data_are_missing_is_skipped_with_the_reason(needy, capsys
     wanted = r"needs a set of roots: \$TOY_ROOTS/\{train,test\}/.*; \$TOY_ROOTS is not set"
     assert re.search(f"skipped, {wanted}", skipped) and re.search(f"paper: {wanted}", listed)
     assert not list(needy.rglob("*.json"))
-    pending = "| pending | paper scale not run: needs a set of roots |"
-    assert pending in command.table(registry.CLAIMS, needy)
-    assert call(needy, "run") == 0  # the other scales
-    stands = standing(registry.CLAIMS["toy/roots"], folder=needy)
-    assert stands.detail == "two numbers of five; paper scale not run: needs a set of roots"
+    pending = "| not run | paper scale not run: needs a set of roots |"
+    assert pending in report.table(registry.CLAIMS, needy)
+    assert call(needy, "run") == 0 and list(needy.rglob("*.quick.json"))
 
 
 def test_a_part_of_the_data_that_is_missing_is_named(needy, monkeypatch, tmp_path):
@@ -417,30 +429,31 @@ def test_a_part_of_the_data_that_is_missing_is_named(needy, monkeypatch, tmp_pat
 
 
 def test_run_check_report(toys):
-    command.README.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
+    command.README.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     assert call(toys, "run", "--scale", "paper") == 0
     assert call(toys, "check") == 0
     assert call(toys, "report") == 0
     readme, results = command.README.read_text(), command.RESULTS.read_text()
-    assert readme.startswith("before\n") and readme.endswith(f"{command.END}\nafter\n")
+    assert readme.startswith("before\n") and readme.endswith(f"{report.END}\nafter\n")
     assert "\nold\n" not in readme
-    assert "2 claims: 1 reproduced, 1 not reproduced." in results
-    assert re.search(r"\| < 1e-12 \| \S+ \| yes \|", results)
-    assert "| 0.5 | 0.333333 | **no** |" in results
+    assert "| | reproduced | refuted | all |" in results
+    assert "| claims of the papers | 1 | 1 | 2 |" in results
+    assert re.search(r"\| < 1e-12 \| \S+ \| holds \|", results)
+    assert "| 0.5 | 0.333333 | **fails** |" in results
     link = "[toy/wrong](experiments/records/toy/wrong.paper.json)"
     assert f"| {link} | Heron, Metrica I | a pipe \\| here | 0.5 | 0.333333 |" in readme
-    assert "**not reproduced, 1 of 2 criteria hold**" in readme
+    assert "**refuted, 1 of 2 criteria hold**" in readme
 
 
-def test_report_is_repeatable_and_lists_what_is_pending(toys):
-    command.README.write_text(f"{command.BEGIN}\n{command.END}\n")
-    call(toys, "run", "toy/roots")
+def test_report_is_repeatable_and_lists_what_is_not_run(toys):
+    command.README.write_text(f"{report.BEGIN}\n{report.END}\n")
+    call(toys, "run", "toy/roots", "--scale", "paper")
     assert call(toys, "report") == 0
     first = command.README.read_text()
     assert call(toys, "report") == 0 and command.README.read_text() == first
     assert "| toy/wrong | Heron, Metrica I | Squares of roots are the numbers. " in first
-    assert "| pending |" in first and "| scaled down, " in first
-    assert "1 scaled down, 1 pending" in command.RESULTS.read_text()
+    assert "| not run |" in first and "| reproduced, 1 of 1 criteria hold |" in first
+    assert "| claims of the papers | 1 | 1 | 2 |" in command.RESULTS.read_text()
 
 
 @pytest.mark.parametrize(
@@ -496,12 +509,12 @@ def test_a_claim_that_breaks_does_not_stop_the_others(toys, monkeypatch, capsys)
     assert load("toy/wrong", "quick", folder=toys)
 
 
-def test_list_shows_where_claims_stand(toys, capsys):
+def test_list_shows_verdicts(toys, capsys):
     call(toys, "run", "toy/wrong", "--scale", "paper")
     capsys.readouterr()
     assert call(toys, "list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert ["pending" in lines[0], "not reproduced" in lines[1]] == [True, True]
+    assert ["not run" in lines[0], "refuted" in lines[1]] == [True, True]
 
 
 def test_a_wrong_name_ends_with_usage(toys, capsys):
@@ -510,7 +523,7 @@ def test_a_wrong_name_ends_with_usage(toys, capsys):
     assert caught.value.code == 2 and "'toy/roots'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["no markers", f"{command.END}\n{command.BEGIN}"])
+@pytest.mark.parametrize("text", ["no markers", f"{report.END}\n{report.BEGIN}"])
 def test_a_readme_without_its_markers_is_refused(text):
     with pytest.raises(ValueError, match="claims:begin"):
-        command.readme_with(text, "table")
+        report.readme_with(text, "table")

@@ -251,7 +251,10 @@ def test_figure_11_has_its_pattern_for_other_losses_and_activations(change):
 
 
 def test_figures_of_nonlinear_nets_are_drawn_without_an_optimum():
-    trained, final = figures_5_and_6(mid="tanh", epochs=60), figure_7(scale=0.01, mid="tanh")
+    trained, final = (
+        figures_5_and_6(mid="tanh", epochs=200, checkpoints=12),
+        figure_7(scale=0.01, mid="tanh"),
+    )
     labels = []
     for draw, arrays in (
         (curvature.draw_figure_5, trained),

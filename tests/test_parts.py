@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from experiments import __main__ as command
 from experiments import registry
 from experiments.archives import merge, pack
-from experiments.claim import Claim, Criterion, load, record_path
+from experiments.claim import Claim
+from experiments.criteria import Criterion
 from experiments.demystifying_resnet import preactivation
 from experiments.noise_stability.nets import training_of
 from experiments.parts import (
@@ -25,6 +26,7 @@ from experiments.parts import (
     in_turn,
     requests_of,
 )
+from experiments.records import load, record_path
 from experiments.registry import CLAIMS, join
 from experiments.trainings import Training
 from resid_theory.runtime import store
@@ -178,7 +180,7 @@ def test_parts_of_another_machine_are_judged_here(call, tmp_path):
     assert call([claim], "merge", str(tmp_path / "there")) == 0
     assert call([claim], "run", "--only-ready") == 0
     found = load(claim.id, "short", folder=tmp_path / "records")
-    assert found.arrays["squares"].tolist() == [9, 1] and found.holds
+    assert found.arrays["squares"].tolist() == [9, 1] and found.outcome == "holds"
     (group,) = found.run["parts"]
     assert group["parts"] == 2 and group["seconds"] == 14.0
     assert (group["hardware"], group["torch"]) == ("NVIDIA H100", "2.11.0+cu130")
@@ -192,7 +194,7 @@ def test_a_claim_is_recorded_when_its_parts_are_there(call, tmp_path, capsys):
     assert "1 of 3 parts are done" in capsys.readouterr().out
     assert not record_path(claim.id, "short", tmp_path / "records").exists()
     assert call([claim], "run") == 0
-    assert load(claim.id, "short", folder=tmp_path / "records").passed
+    assert load(claim.id, "short", folder=tmp_path / "records").outcome == "holds"
 
 
 def test_equal_parts_of_two_claims_are_one(call, tmp_path, capsys):
