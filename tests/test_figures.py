@@ -266,7 +266,7 @@ def test_figures_of_nonlinear_nets_are_drawn_without_an_optimum():
         labels += [ax.get_xlabel() + ax.get_ylabel() for ax in figure.axes]
     assert any("loss" in label for label in labels)
     assert not any("optimum" in label for label in labels)
-    assert len(figure.axes[0].lines) == len(nets.PLAIN_AND_TWO)
+    assert len(figure.axes[1].lines) == len(nets.PLAIN_AND_TWO)
 
 
 def followed(index, cond=(10.0, 10.0, 10.0), unsure=0.0, seeds=8):
@@ -378,16 +378,14 @@ def test_figure_7_compares_the_best_rates_of_seeds():
     assert holding(final_losses.judge_figure_7, arrays)[2:] == [True, None, True]
 
 
-def test_rates_are_finer_next_to_the_best():
-    part = functools.partial(
-        final_losses.FinalLosses, **FEW, depth=2, low=-2.0, high=1.0, step=1.0, epochs=3, seeds=3
-    )
-    coarse, fine = part().arrays("cpu"), part(fine=4).arrays("cpu")
-    best = np.median(coarse["loss"], -1).argmin()
-    near = np.isclose(fine["rates"][:, None], coarse["rates"]).any(1)
-    assert np.array_equal(fine["loss"][near], coarse["loss"])
-    steps = np.log10(fine["rates"][~near] / coarse["rates"][best])
-    assert np.allclose(steps, [-0.75, -0.5, -0.25, 0.25, 0.5, 0.75])
+def test_rates_count_from_those_of_each_net_and_depth():
+    whole = figure_7(scale=0.1)
+    best = {name: [0.5] for name in nets.NETS} | {"xavier": [0.0]}
+    moved = figure_7(scale=0.1, rates=[-0.5, 0.5, 0.5], near=best)
+    assert np.allclose(moved["orthogonal.rates"], [[1.0, 10**0.5, 10.0]])
+    assert np.allclose(moved["xavier.rates"], [[10**-0.5, 1.0, 10**0.5]])
+    assert np.array_equal(moved["orthogonal.loss"][:, 0], whole["orthogonal.loss"][:, 1])
+    assert np.array_equal(moved["xavier.loss"][:, 1], whole["xavier.loss"][:, 1])
 
 
 @pytest.mark.parametrize(
