@@ -67,12 +67,12 @@ def compute_curvature(
         name: [HessiansAlong(net=name, rate=rates[name], **own[name], **same)]
         for name in PLAIN_AND_TWO
     }
-    optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
-    arrays = {"optimum": np.array(optimum)}
+    arrays = {}
     for name, (found,) in by_name(parts, each, "cpu").items():
         kept = [key for key in found if key != "gradient" or name == "two_shortcut"]
         arrays |= {f"{name}.{key}": found[key] for key in kept}
-    return arrays
+    optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
+    return {"optimum": np.array(optimum), **arrays}
 
 
 # -- comparison at equal losses --------------------------------------------------------------------
