@@ -319,7 +319,6 @@ _CURVATURE = dict(
     checkpoints=20,
     early=30,
     scale=0.01,
-    seeds=10,
 )
 _SMALL = dict(depth=4, checkpoints=10, epochs=100, early=24, lead=30, seeds=2)
 
@@ -334,13 +333,16 @@ def _curvature(figure: str, judge, draw, small: Mapping[str, int] | None = None)
             says=_SAYS[figure],
             settings={
                 **({"quick": {**_CURVATURE, "dataset": dataset, **small}} if small else {}),
-                "paper": dict(**_CURVATURE, dataset=dataset),
+                "paper": {**_CURVATURE, "dataset": dataset, "seeds": seeds},
             },
             compute=compute_curvature,
             judge=judge,
             draw=draw,
         )
-        for dataset, kind, small in (("digits", "extension", small), ("mnist", "paper", None))
+        for dataset, kind, seeds, small in (
+            ("digits", "extension", 7, small),
+            ("mnist", "paper", 10, None),
+        )
     ]
 
 
