@@ -141,7 +141,9 @@ def judge_figure_5(a: Arrays) -> list[Criterion]:
         both = [(levels, ratio) for (levels, *_), ratio in zip(pairs, ratios, strict=True)]
         larger = [levels[ratio >= 0] for levels, ratio in both]
         first = [levels.max() for levels in larger if len(levels)]
-        broken = f"; not from {min(first):.3g} to {max(first):.3g} on" if first else ""
+        broken = (
+            f", first not {min(first):.2g} to {max(first):.2g} above the optimum" if first else ""
+        )
         criteria += [
             below(
                 f"{what}: largest at equal loss",
