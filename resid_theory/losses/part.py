@@ -185,7 +185,7 @@ class Part:
         return Appended(ratio, value, part, own, once, is_mean, is_sum)
 
     def once(self, one: Sample) -> Tensor:
-        """What a sum has once, however many samples it has, with the graph of other tensors."""
+        """The part that a sum has once, however many samples it has; with its graph."""
         targets = one.targets
         twice = self._call(_joined(one.outputs, one.outputs), _joined(targets, targets))
         return 2 * self._call(one.outputs, targets) - twice

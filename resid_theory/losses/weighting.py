@@ -148,7 +148,7 @@ class Weighting:
         return self._rounded(1 / ratios - 1, part.counts(one), part.round_off)
 
     def repeated(self) -> Tensor | None:
-        """What every part of a sum has once, with its graph; None if it depends on nothing else."""
+        """The part that every sum has once, with its graph; None if there is none."""
         if not self.sums or self._one is None:
             return None
         once = self._last.once(self._one)
