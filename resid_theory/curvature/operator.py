@@ -1,6 +1,6 @@
 """Hessian, generalized Gauss-Newton and empirical Fisher as linear operators, at any size."""
 
-from dataclasses import astuple
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ class CurvatureOperator(CurvatureBlock):
         counts = process_group.add(total.new_tensor([sums.samples, sums.weight])).tolist()
         weight, every = 1.0 if risk.sums else counts[1], range(len(risk.parameters))
         if sums.error is not None:  # those of the processes add up as their matrices do
-            parts = total.new_tensor(astuple(sums.error)) * sums.weight
-            spectral, frobenius, trace = (process_group.add(parts) / (weight or 1.0)).tolist()
-            error = MatrixError(spectral=spectral, frobenius=frobenius, trace=trace)
+            own = asdict(sums.error)
+            parts = process_group.add(total.new_tensor(list(own.values())) * sums.weight)
+            error = MatrixError(**dict(zip(own, (parts / (weight or 1.0)).tolist(), strict=True)))
         if weight == 0.0:
             raise ValueError(
                 "loss: is not a number on these data: no label counts, or the loss is not finite"
@@ -257,8 +257,9 @@ def curvature_operator(
         size = len(sums.total) - 1
         if group.count > 1 and not risk.compares:
             raise ValueError(
-                "loss: its weights are measured in units of a sample, which are not those of other "
-                "processes; pass a name, a loss of torch.nn, or rt.Loss(loss, weights=...)"
+                "loss: its weights are measured in units of a sample, which other processes do not "
+                "have, or it is a sum with a part that each would count; pass a name, a loss "
+                "of torch.nn, or rt.Loss(loss, weights=...), and weight_decay="
             )
     except Exception as error:
         if group.count == 1:

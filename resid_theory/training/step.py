@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from resid_theory._check import first_difference
 from resid_theory.data.net_arguments import arguments_of
 from resid_theory.losses import Loss
-from resid_theory.losses.formulas import IGNORED, class_axis
+from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.runtime.preserve import preserved
@@ -49,7 +49,7 @@ def errors_of(output: Tensor, labels: Tensor) -> Tensor:
     """Number of labels that count and are not the class of the largest output."""
     axis = class_axis(output, labels)
     assert axis is not None
-    return ((output.detach().argmax(axis) != labels) & (labels != IGNORED)).sum()
+    return ((output.detach().argmax(axis) != labels) & names_class(output, labels)).sum()
 
 
 class NetGroup:
@@ -98,7 +98,12 @@ class NetGroup:
             alone = (map_tensors(part, lambda tensor: tensor[None]) for part in (one, its))
             return self.loss(*alone)
 
-        own = torch.vmap(single)(output, target)
+        try:
+            own = torch.vmap(single)(output, target)
+        except (RuntimeError, ValueError):  # a loss that looks at values: one by one
+            every = range(len(weights))
+            parts = [[map_tensors(s, lambda t: t[i]) for s in (output, target)] for i in every]  # noqa: B023
+            own = torch.stack([single(*part) for part in parts])
         # A sample that does not count may have no loss, as where its label is ignored.
         own = torch.where(weights > 0, own, 0.0)
         return (own * weights.to(own)).sum() / weights.sum()
