@@ -14,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import resid_theory as rt
 from experiments.claim import Arrays, Claim
 from experiments.criteria import Criterion, above, below, near
 from experiments.demystifying_resnet.hessians_along import THRESHOLDS, HessiansAlong
@@ -113,10 +112,14 @@ def _pairs(a: Arrays, other: str) -> list[tuple[np.ndarray, dict, dict]]:
 def _at(
     a: Arrays, name: str, rows: np.ndarray, excess: np.ndarray, levels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Statistics of one net and seed at given losses above the optimum."""
+    """Statistics of one net and seed where it first passes given losses above the optimum."""
+    after = (excess <= levels[:, None]).argmax(1)
+    before = np.maximum(after - 1, 0)
+    high, low = np.log(excess[before]), np.log(excess[after])
+    share = (high - np.log(levels)) / np.where(high > low, high - low, 1.0)
 
     def at(values: np.ndarray) -> np.ndarray:
-        return rt.descent.at_loss(excess, values, levels, logarithmic=False).numpy()
+        return values[before] + share * (values[after] - values[before])
 
     return {
         "cond10": at(np.log10(a[f"{name}.max"] / a[f"{name}.p10"])[rows]),
