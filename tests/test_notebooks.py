@@ -71,7 +71,6 @@ def execute(path, folder):
         client.execute()
     finally:
         nbformat.write(notebook, folder / path.name)  # for a look at what failed
-    return notebook
 
 
 @pytest.fixture
@@ -158,10 +157,9 @@ def test_assertion_errors_and_size_are_looked_at(tmp_path):
 
 def test_execution_starts_in_the_repository_and_reports_errors(tmp_path, kernel):
     (tmp_path / "out").mkdir()
-    good = toy(tmp_path, "import os, experiments, resid_theory", "print(os.getcwd())")
-    done = execute(good, tmp_path / "out")
+    path = toy(tmp_path, "import os, resid_theory", "print(os.getcwd())", "assert 0, 'wrong'")
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="wrong"):
+        execute(path, tmp_path / "out")
+    done = nbformat.read(tmp_path / "out" / path.name, as_version=4)
     assert done.cells[1].outputs[0].text.strip() == str(ROOT)
-    assert nbformat.read(good, as_version=4).cells[1].outputs == []  # the original is untouched
-    bad = toy(tmp_path, "assert 1 == 2, 'not equal'", name="02_bad.ipynb")
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="not equal"):
-        execute(bad, tmp_path / "out")
+    assert nbformat.read(path, as_version=4).cells[1].outputs == []  # the original is untouched

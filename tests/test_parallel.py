@@ -2,6 +2,7 @@
 
 import os
 
+import interrupted
 import pytest
 import torch
 import torch.distributed as dist
@@ -106,7 +107,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(folder):
     """Results of both processes, by rank."""
-    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="spawn")
+    interrupted.server()
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

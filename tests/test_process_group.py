@@ -2,6 +2,7 @@
 
 import os
 
+import interrupted
 import pytest
 import torch
 import torch.distributed as dist
@@ -76,7 +77,8 @@ def work(rank, folder):
 def found(tmp_path_factory):
     """Results of every process, by rank."""
     folder = tmp_path_factory.mktemp("process_group")
-    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="spawn")
+    interrupted.server()
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=3, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
