@@ -256,7 +256,7 @@ CLAIMS = [
         "layers on, and at 100 do not start.",
         settings={
             "quick": {
-                "depths": [52], "training": DIGITS, "scaled": f"{DIGITS_SCALED}, depth 52 only",
+                "depths": [34], "training": DIGITS, "scaled": f"{DIGITS_SCALED}, depth 34 only",
             },
             "short": {"depths": [10, 52, 100], "training": SHORT, "scaled": SHORT_SCALED},
             "single": {
@@ -276,10 +276,10 @@ CLAIMS = [
         "that of residual nets; that of plain nets collapses.",
         settings={
             "quick": {
-                "nets": [["plain", 10, 1], ["plain", 52, 1], ["dirac", 10, 1], ["dirac", 52, 1],
+                "nets": [["plain", 10, 1], ["plain", 34, 1], ["dirac", 10, 1], ["dirac", 34, 1],
                          ["dirac", 10, 2], ["residual", 10, 1]],
                 "training": DIGITS,
-                "scaled": f"{DIGITS_SCALED}, depths 10 and 52, widths 1 and 2",
+                "scaled": f"{DIGITS_SCALED}, depths 10 and 34, widths 1 and 2",
             },
             "short": {
                 "nets": [["plain", 10, 1], ["plain", 34, 1], ["plain", 52, 1], ["plain", 100, 1],
