@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from experiments import part_verbs
 from experiments.claim import (
     RECORDS,
     SCALES,
@@ -23,11 +24,10 @@ from experiments.claim import (
     standing,
 )
 from experiments.digest import code_digest
-from experiments.parts import Swept, UnfinishedError
-from experiments.provenance import ROOT, commit_of_code
+from experiments.parts import PARTS, Execution, Store, Stored, UnfinishedError
+from experiments.provenance import ROOT
 from experiments.registry import CLAIMS, select
 from resid_theory.runtime import store
-from resid_theory.sweep.driver import EXECUTORS
 
 RESULTS = ROOT / "experiments" / "RESULTS.md"
 README = ROOT / "README.md"
@@ -172,8 +172,6 @@ def _list(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     """Run the selected claims; an error in one does not stop the others."""
-    if options.sweep is None and (options.shard or options.workers or options.executor):
-        raise ValueError("--executor, --workers, --shard: apply to a sweep, need --sweep FOLDER")
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
         chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
@@ -190,8 +188,7 @@ def _run(options: argparse.Namespace) -> int:
             with _at_most(options.minutes, start):
                 _show(_record(claim, options))
         except UnfinishedError as error:
-            print(f"{error}\nthe claim is judged once all parts are done: run it again")
-            broken += [claim.id] if error.failed else []
+            print(f"{error}: the claim is judged once all are")
         except Exception:
             traceback.print_exc()
             broken.append(claim.id)
@@ -204,18 +201,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _record(claim: Claim, options: argparse.Namespace) -> Record:
-    each = None
-    if options.sweep is not None and claim.takes("each"):
-        # A record names its commit, so parts computed by another commit are not used.
-        commit, dirty = commit_of_code()
-        code = (commit or "unknown")[:12] + ("-changed" if dirty else "")
-        each = Swept(
-            options.sweep / claim.id / code,
-            executor=options.executor or "process",
-            workers=options.workers,
-            shard=options.shard,
-            progress=sys.stderr.isatty(),
-        )
+    # Quick claims are computed anew: they test today's code.
+    keeps = Store(None) if options.scale == "quick" else Store(options.parts)
+    each = Stored(keeps, None if options.only_ready else Execution(device=options.device))
     return record(claim, options.scale, folder=options.records, device=options.device, each=each)
 
 
@@ -292,17 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--pending", action="store_true", help="only claims without a valid record")
     verb.add_argument("--minutes", type=float, help="stop after this many minutes")
     verb.add_argument("--device", default="cpu", help="device, for claims that can use it")
-    verb.add_argument("--sweep", type=Path, metavar="FOLDER", help="sweep over the parts")
-    verb.add_argument("--executor", choices=list(EXECUTORS), help="default: process")
-    verb.add_argument(
-        "--workers", type=int, help="number of processes at a time; default: number of CPUs"
-    )
-    verb.add_argument("--shard", metavar="I/N", help="one of N equal shares of the parts, I from 0")
+    verb.add_argument("--parts", type=Path, default=PARTS, help="folder of the parts")
+    verb.add_argument("--only-ready", action="store_true", help="only claims whose parts are done")
     verb.set_defaults(call=_run)
     verb = verbs.add_parser("check", help="judge all records again; fail if one is not valid")
     verb.set_defaults(call=_check)
     verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")
     verb.set_defaults(call=_report)
+    part_verbs.add_verbs(verbs)
     return parser
 
 

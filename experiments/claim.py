@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from experiments.digest import code_digest
 from experiments.external_data import Need
-from experiments.parts import Swept
+from experiments.parts import Execution, Store, Stored, float32_by_default
 from experiments.provenance import run_information
 from resid_theory._check import check_choice
 from resid_theory.runtime import store
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECORDS = Path(__file__).resolve().parent / "records"
-SCALES = ("quick", "short", "paper")
+SCALES = ("quick", "short", "single", "paper")
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -64,8 +63,9 @@ class Claim:
         source: Authors, version read, theorem, equation or figure.
         says: The assertion of the paper, in one sentence.
         settings: Keyword arguments of ``compute`` by scale: ``"quick"`` (CPU, at most 4 s),
-            ``"short"`` (CPU, at most 1 h), ``"paper"``. The reserved key ``"scaled"`` describes how
-            far a scale falls short of the paper; it is not passed to ``compute``.
+            ``"short"`` (CPU, at most 1 h), ``"single"`` (the paper's recipe with one seed and the
+            fewest depths that carry the sentence), ``"paper"``. The reserved key ``"scaled"``
+            describes how far a scale falls short of the paper; it is not passed to ``compute``.
         compute: Computes named arrays from settings; pure, with seeds in the settings. A parameter
             ``device`` receives the device of the run; with a parameter ``each``, its parts can be
             cells of a sweep.
@@ -92,8 +92,9 @@ class Claim:
             check_choice("scale", scale, SCALES if scale in self.settings else list(self.settings))
 
     def takes(self, argument: str) -> bool:
-        """True if ``compute`` has a parameter of this name."""
-        return argument in inspect.signature(self.compute).parameters
+        """True if ``compute`` has a parameter of this name that is no setting."""
+        known = argument in inspect.signature(self.compute).parameters
+        return known and not any(argument in given for given in self.settings.values())
 
     def missing(self, scale: str) -> str:
         """Reason why a scale cannot be run here; empty if it can."""
@@ -106,7 +107,7 @@ class Record:
 
     Attributes:
         claim: Id of the claim.
-        scale: ``"quick"``, ``"short"`` or ``"paper"``.
+        scale: A name in ``SCALES``.
         settings: The settings of that scale at the time of the run, as read back from JSON.
         arrays: Result of ``compute``.
         verdicts: Result of ``judge`` at the time of the run.
@@ -150,29 +151,28 @@ def cell(text: str) -> str:
 # Running -----------------------------------------------------------------------------------------
 
 
-def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None = None) -> Record:
+def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Stored | None = None) -> Record:
     """Compute and judge a claim at one scale; nothing is written.
 
-    ``each`` computes the parts of a claim that has parts; the recorded seconds are then those spent
-    on all parts, including earlier calls and other processes.
+    ``each`` gives the parts of a claim that has parts; the recorded seconds are then those spent
+    on all parts, wherever and whenever they were computed. By default committed parts are read and
+    the others computed here.
     """
     given = dict(claim.settings[check_choice("scale", scale, list(claim.settings))])
     settings = _as_json(given)
     given.pop("scaled", None)
     device = device if claim.takes("device") else "cpu"
     given |= {"device": device} if claim.takes("device") else {}
-    each = each if claim.takes("each") else None
+    if claim.takes("each"):
+        each = each or Stored(Store(None), Execution(device=device))
+        given["each"] = each
     code = code_digest(claim.compute)  # before it runs: sources may be edited meanwhile
-    # The default dtype of the caller (float64 in tests) must not change the numbers.
-    before, start = torch.get_default_dtype(), time.perf_counter()
-    torch.set_default_dtype(torch.float32)
-    try:
-        arrays = claim.compute(**given, **({} if each is None else {"each": each}))
-    finally:
-        torch.set_default_dtype(before)
-    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    with float32_by_default():
+        arrays = claim.compute(**given)
+    seconds, parts = time.perf_counter() - start, each.summary() if each is not None else []
     if each is not None:
-        seconds += each.work - each.waited
+        seconds += sum(group["seconds"] for group in parts) - each.seconds
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return Record(
         claim=claim.id,
@@ -183,7 +183,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Swept | None
         run={
             **run_information(device, seconds),
             "code": code,
-            **({} if each is None else {"parts_of_a_sweep": each.count}),
+            **({"parts": parts} if parts else {}),
         },
     )
 
@@ -194,7 +194,7 @@ def record(
     *,
     folder: str | Path = RECORDS,
     device: str = "cpu",
-    each: Swept | None = None,
+    each: Stored | None = None,
 ) -> Record:
     """Compute and judge a claim at one scale and write the record under ``folder``."""
     found = measure(claim, scale, device=device, each=each)

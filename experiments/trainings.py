@@ -1,124 +1,254 @@
-"""Trainings of claims, each in its own folder, so that an interrupted claim can resume."""
+"""Trainings of one net each: the parts of all claims on trained nets."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.provenance import ROOT
-from resid_theory import training
-from resid_theory.runtime import store
-from resid_theory.training.run import Callback
+from experiments.external_data import NEEDS, STRIPES, folder_images
+from experiments.parts import (
+    WEIGHTS,
+    Arrays,
+    Each,
+    Execution,
+    Part,
+    StoppedError,
+    float32_by_default,
+)
+from resid_theory import networks, training
+from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 
-TRAININGS = ROOT / "out" / "trainings"
 FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
+LOG = "log."  # begins the names of arrays with a value for each epoch, the start included
+# What decides speed and the last bits only.
+HOW = ("channels_last", "compile")
+Key = TypeVar("Key", bound=Hashable)
 
 
-def trained(
-    architecture: Mapping[str, Any],
-    recipe: rt.Recipe,
-    seed: int,
-    *,
-    data: str = "cifar10",
-    samples: int | None = None,
-    pooled: int | None = None,
-    device: str = "cpu",
-    keep: bool = True,
-) -> rt.training.Run:
-    """Train the net of an architecture record, or resume an earlier call.
+@dataclass(frozen=True, kw_only=True)
+class Training(Part):
+    """The training of one net.
 
-    ``seed`` determines the order and the augmentation, the record's ``generator`` the initial
-    weights. ``samples`` keeps the first images of the training set, ``pooled`` averages them to so
-    many pixels per side. ``keep=False`` writes nothing.
+    Attributes:
+        architecture: Builder and arguments, with the seed of the initial weights as ``generator``.
+        recipe: ``precision`` is the coarsest allowed; a machine may compute more exactly.
+        seed: Seed of the order of the samples and of their augmentation.
+        gain: With it, each V is this number times an orthogonal matrix of shape (out, in · taps).
+        data: Name of an image set.
+        samples: Number of training images, the first ones; None for all.
+        tests: Number of test images, the first ones; None for all.
+        size: Height and width that the images are brought to.
     """
-    images = image_set(data, "train", samples, pooled or 32)
-    return trained_together(
-        [training.build_net(architecture)],
-        recipe,
-        [seed],
-        name={"architecture": dict(architecture), "data": [data, samples, pooled]},
-        data=images,
-        device=device,
-        keep=keep,
-    )
+
+    architecture: dict
+    recipe: rt.Recipe
+    gain: float | None = None
+    data: str = "cifar10"
+    samples: int | None = None
+    tests: int | None = None
+    size: int = 32
+
+    def content(self) -> dict[str, Any]:
+        """What the result depends on; arguments at their defaults are left out.
+
+        So a new argument does not change the keys.
+        """
+        usual = {field.name: field.default for field in fields(rt.Recipe)}
+        recipe = {k: v for k, v in asdict(self.recipe).items() if k not in HOW and v != usual[k]}
+        builder = getattr(networks, self.architecture["builder"])
+        parameters = inspect.signature(builder).parameters
+        arguments = {
+            name: value
+            for name, value in self.architecture["arguments"].items()
+            if value != parameters[name].default
+        }
+        return {
+            **super().content(),
+            "architecture": {**self.architecture, "arguments": arguments},
+            "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in recipe.items()},
+        }
+
+    @float32_by_default()
+    def start(self) -> nn.Module:
+        """A new net with its initial weights."""
+        net = training.build_net(self.architecture)
+        if self.gain is not None:
+            source = torch.Generator().manual_seed(self.architecture["arguments"]["generator"])
+            for module in net.modules():
+                if layer_identity(module) is not None:
+                    nn.init.orthogonal_(trained_weight(module).data, self.gain, generator=source)
+        return net
+
+    def images(self, split: str) -> rt.Images:
+        """The images of a split."""
+        return image_set(
+            self.data, split, self.samples if split == "train" else self.tests, self.size
+        )
+
+    def arrays(self, device: str) -> Arrays:
+        """Train and measure."""
+        return self.compute(Execution(device=device))
+
+    @float32_by_default()
+    def compute(self, execution: Execution, folder: Path | None = None) -> Arrays:
+        """Train and measure, or resume in ``folder``."""
+        data, test = self.images("train"), self.images("test")
+        precision = execution.precision or self.recipe.precision
+        if torch.device(execution.device).type == "cpu" and precision in ("tf32", "bf16"):
+            precision = "float32"
+        out = None if folder is None else folder / "training"
+        run = rt.train(
+            self.start(),
+            data,
+            self.recipe.change(precision=precision),
+            seed=self.seed,
+            test=test,
+            callbacks=[measured],
+            device=execution.device,
+            out=out,
+            save_seconds=20.0,
+            stop=execution.stop,
+            progress=False,
+        )
+        if not run.finished:
+            raise StoppedError(f"{self.cell} was stopped; run it again to resume")
+        arrays = result(run.net, run.metrics, data, test)
+        if out is not None:
+            rmtree(out)
+        return {**arrays, "first_losses": run.first_losses[0].numpy()}
 
 
-def trained_together(
-    nets: Sequence[nn.Module],
-    recipe: rt.Recipe,
-    seeds: Sequence[int],
-    *,
-    name: Any,
-    data: rt.Images,
-    test: rt.Images | None = None,
-    callbacks: Sequence[Callback] = (),
-    device: str = "cpu",
-    keep: bool = True,
-) -> rt.training.Run:
-    """Train nets together, or resume an earlier call.
+@torch.no_grad()
+def measured(net: nn.Module, _: Any = None) -> dict[str, float]:
+    """Mean norm of the kernels and means of the scales of Dirac layers; a callback of training.
 
-    ``name``, any JSON value, distinguishes this training and its callbacks from others with equal
-    recipe, seeds, device and versions. The folder's name is a digest of all of these but not of the
-    code, so delete the folder if the code of the training changes.
+    The norm is the mean Frobenius norm of kernels of 3 x 3 behind the stem.
     """
-    versions = [rt.__version__, torch.__version__]
-    made = [name, asdict(recipe), list(seeds), device, versions]
-    folder = store.digest(json.dumps(made, sort_keys=True).encode())[:20]
-    return rt.train(
-        list(nets),
-        data,
-        recipe,
-        seed=list(seeds),
-        test=test,
-        callbacks=callbacks,
-        device=device,
-        out=TRAININGS / folder if keep else None,
-        save_seconds=20.0,
-        progress=False,
+    norms = [
+        torch.linalg.vector_norm(layer.weight.double())
+        for layer in net.modules()
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.in_channels > 3
+    ]
+    scales = {
+        f"{name}.{layer}": scale.mean()
+        for layer, weight in dirac_layers(net).items()
+        for name, scale in (("a", weight.a), ("b", weight.b))
+        if scale is not None
+    }
+    # In two transfers, because each one waits for the device.
+    found = torch.stack(norms).tolist() if norms else []
+    means = torch.stack(list(scales.values())).tolist() if scales else []
+    return {
+        **({"mean_norm": float(np.mean(found))} if found else {}),
+        **dict(zip(scales, means, strict=True)),
+    }
+
+
+def dirac_layers(net: nn.Module) -> dict[str, DiracWeight]:
+    """Parametrizations of a net's Dirac layers, by layer name, in order."""
+    found = {name: layer_identity(module) for name, module in net.named_modules()}
+    return {name: weight for name, weight in found.items() if isinstance(weight, DiracWeight)}
+
+
+def result(
+    net: nn.Module, lines: Sequence[Mapping[str, Any]], data: rt.Images, test: rt.Images
+) -> dict[str, np.ndarray]:
+    """Arrays of a finished training: its log, the measures of the final weights, and these."""
+    lines = [line for line in lines if "epoch" in line]
+    names = [name for name in lines[-1] if name != "net"]
+    # A number that is not finite is None in a log; the start has no loss.
+    columns = {n: [np.nan if line.get(n) is None else line[n] for line in lines] for n in names}
+    top = min(5, int(test.labels.max()) + 1)
+    here, there = (
+        rt.evaluate(net, data, top=(1,), batch=500),
+        rt.evaluate(net, test, top=(1, top), batch=500),
     )
+    numbers = {
+        "loss": here.loss,
+        "error": here.error(1),
+        "test_loss": there.loss,
+        "test_error": there.error(1),
+        "test_error_5": there.error(top),
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+    }
+    weights = {n: t.detach().cpu().float() if t.is_floating_point() else t.cpu()
+               for n, t in net.state_dict().items()}  # fmt: skip
+    return {
+        **{f"{LOG}{name}": np.array(column, dtype=float) for name, column in columns.items()},
+        **{name: np.array(value) for name, value in numbers.items()},
+        **{f"{WEIGHTS}{name}": tensor.numpy() for name, tensor in weights.items()},
+    }
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fit:
+    """A finished training.
+
+    Attributes:
+        training: Its settings.
+        arrays: Its result.
+    """
+
+    training: Training
+    arrays: Arrays
+
+    def along(self, name: str) -> np.ndarray:
+        """Values of one quantity of the log by epoch, without the start."""
+        return self.arrays[f"{LOG}{name}"][1:]
+
+    def number(self, name: str) -> float:
+        """A measure of the final weights: loss or error on the training or test images."""
+        return float(self.arrays[name])
+
+    @cached_property
+    def net(self) -> nn.Module:
+        """The trained net, in eval mode."""
+        held = {n: a for n, a in self.arrays.items() if n.startswith(WEIGHTS)}
+        if not held:
+            raise ValueError("weights: the claim did not ask for them; needs fits(weights=True)")
+        net = self.training.start()
+        net.load_state_dict({n.removeprefix(WEIGHTS): torch.tensor(a) for n, a in held.items()})
+        return net.eval()
+
+
+def fits(
+    groups: Mapping[Key, Sequence[Training]], each: Each, device: str, *, weights: bool = False
+) -> dict[Key, list[Fit]]:
+    """Results of named groups of trainings, in one call of ``each``."""
+    flat = [made for group in groups.values() for made in group]
+    found = iter(zip(flat, each(flat, device, weights=weights), strict=True))
+    return {
+        name: [Fit(training=made, arrays=arrays) for made, arrays in (next(found) for _ in group)]
+        for name, group in groups.items()
+    }
+
+
+@lru_cache(maxsize=4)
+def image_set(
+    name: str, split: str, samples: int | None = None, size: int | None = 32
+) -> rt.Images:
+    """Load images; ``samples`` keeps the first, ``size`` averages to so many pixels per side."""
+    if name in (STRIPES, *NEEDS):
+        images = folder_images(name, split, size or 32)
+        return images if samples is None else images.first(samples)
+    return rt.load_images(name, split, samples=samples, size=size, progress=False)
 
 
 def evaluated(net: nn.Module, images: rt.Images, *, batch: int = 500) -> tuple[float, float]:
     """Mean cross-entropy in nats and error rate of a net in eval mode, without augmentation."""
     found = rt.evaluate(net, images, top=(1,), batch=batch)
     return found.loss, found.error(1)
-
-
-_results: dict[str, list[Any]] = {}
-
-
-def once(train: Callable[..., list[Any]], *given: Any, **settings: Any) -> list[Any]:
-    """Call a function, or return its result of an equal call in this process."""
-    key = json.dumps([train.__module__, given, settings], sort_keys=True)
-    if key not in _results:
-        _results[key] = train(*given, **settings)
-    return _results[key]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fit:
-    """A trained net with its log, and its mean loss and error rate on the training images."""
-
-    net: nn.Module
-    lines: list[dict[str, Any]]
-    loss: float
-    error: float
-
-    def along(self, name: str) -> np.ndarray:
-        """Values of one quantity of the log by epoch, without the start."""
-        return np.array([line[name] for line in self.lines if line.get("epoch")], dtype=float)
-
-
-def image_set(
-    name: str, split: str, samples: int | None = None, size: int | None = 32
-) -> rt.Images:
-    """Load images; ``samples`` keeps the first, ``size`` averages to so many pixels per side."""
-    return rt.load_images(name, split, samples=samples, size=size, progress=False)
 
 
 def spread(values: np.ndarray) -> str:

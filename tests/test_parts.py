@@ -1,15 +1,29 @@
-"""Claims in parts: a sweep finds what a computation in one piece finds, to the last bit."""
+"""Parts of claims: computed once, shared, carried as files, and judged wherever they are."""
 
-from dataclasses import dataclass, replace
+import shutil
+import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import registry
-from experiments.claim import Claim, Verdict, load, measure, record_path
+from experiments import part_verbs, registry
+from experiments.archives import merge, pack
+from experiments.claim import Claim, Verdict, load, record_path
 from experiments.demystifying_resnet import preactivation
-from experiments.parts import Part, Swept, UnfinishedError, by_name, in_turn
+from experiments.noise_stability.nets import training_of
+from experiments.parts import (
+    Execution,
+    Finished,
+    Part,
+    Request,
+    Store,
+    Stored,
+    by_name,
+    in_turn,
+    requests_of,
+)
 from experiments.registry import CLAIMS, join
 
 DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "epochs": 3}
@@ -21,10 +35,6 @@ TINY = {
     "figure_9_surrogate_digits": DESCENTS,
     "figure_9": {"depths": [10], "training": IMAGES},
 }
-
-
-def swept(folder, executor="serial", **options):
-    return Swept(folder, executor=executor, progress=False, **options)
 
 
 def equal(a, b):
@@ -48,15 +58,22 @@ def computed(monkeypatch):
 
 
 @pytest.mark.parametrize("figure", TINY)
-def test_a_sweep_finds_what_one_piece_does(figure, computed, tmp_path):
-    each = swept(tmp_path)
+def test_a_store_gives_what_one_piece_does(figure, computed, tmp_path):
+    each = Stored(Store(tmp_path), Execution())
     equal(computed(figure, each=each), computed(figure))
-    assert each.count == len(list(tmp_path.glob("cells/*/result.json"))) > 1
+    assert len(each.records) == len(list(tmp_path.glob("cells/*/result.json"))) > 1
+    # A second claim finds all of them.
+    equal(computed(figure, each=Stored(Store(tmp_path))), computed(figure))
 
 
-def test_worker_processes_find_the_same(computed, tmp_path):
-    arrays = computed("figure_7_digits", each=swept(tmp_path, "process", workers=1))
-    equal(arrays, computed("figure_7_digits"))
+@pytest.mark.parametrize(
+    "claim", [c for c in CLAIMS.values() if c.takes("each")], ids=lambda c: c.id
+)
+def test_a_claim_asks_for_its_parts_before_it_computes(claim):
+    # Without data: they are not on every machine that runs parts.
+    for scale in claim.settings:
+        keys = [request.part.key for request in requests_of(claim, scale)]
+        assert len(keys) == len(set(keys))
 
 
 # With a toy claim ---------------------------------------------------------------------------------
@@ -80,84 +97,196 @@ def squares(*, numbers, each=in_turn):
 
 
 def toy(numbers, **changes):
-    return Claim(
-        id="toy/squares",
-        source="arithmetic",
-        says="squares are not negative",
-        settings={"quick": {"numbers": numbers}},
-        compute=squares,
-        judge=lambda a: [Verdict("least", "≥ 0", a["squares"].min(), a["squares"].min() >= 0)],
-        draw=lambda figure, a: None,
-    )
+    given = {
+        "id": "toy/squares",
+        "source": "arithmetic",
+        "says": "squares are not negative",
+        "settings": {"short": {"numbers": numbers}},
+        "compute": squares,
+        "judge": lambda a: [Verdict("least", "≥ 0", a["squares"].min(), a["squares"].min() >= 0)],
+        "draw": lambda figure, a: None,
+    }
+    return Claim(**{**given, **changes})
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
-    """The verb ``run`` on a toy claim, its sweep and records in a folder."""
+    """A verb on toy claims, their parts and records in a folder."""
 
-    def run(claim, *words):
-        monkeypatch.setattr(registry, "CLAIMS", join([claim]))
-        where = ["--records", str(tmp_path / "records"), "run", "--sweep", str(tmp_path / "sweep")]
-        return command.main([*where, "--executor", "serial", *words])
+    def run(claims, verb, *words):
+        both = join(claims)
+        monkeypatch.setattr(registry, "CLAIMS", both)
+        folder = ["--parts", str(tmp_path / "parts")]
+        if verb == "run":
+            options = ["--records", str(tmp_path / "records"), "run", "--scale", "short", *folder]
+        elif verb == "run_parts":
+            options = ["parts", *folder, "run", "--scale", "short"]
+        else:
+            options = ["parts", *folder, verb]
+        return command.main([*options, *words])
 
     return run
 
 
-def test_the_record_of_a_sweep_is_that_of_one_piece(call, tmp_path):
-    claim = toy([3, 1, 2])
-    assert call(claim) == 0
-    found, direct = load(claim.id, "quick", folder=tmp_path / "records"), measure(claim, "quick")
-    equal(found.arrays, direct.arrays)
-    assert (found.verdicts, found.settings) == (direct.verdicts, direct.settings)
-    assert found.run["parts_of_a_sweep"] == 3 and "parts_of_a_sweep" not in direct.run
+ELSEWHERE = {"device": "cuda", "hardware": "NVIDIA H100", "torch": "2.11.0+cu130", "commit": "9d7c",
+             "dirty": False, "seconds": 7.0}  # fmt: skip
 
 
-def test_the_seconds_are_those_of_all_parts(tmp_path):
-    claim, each = toy([1, 2]), swept(tmp_path)
-    first = measure(claim, "quick", each=each)
-    work = each.work
-    again = measure(claim, "quick", each=each)
-    assert each.work == work > 0  # found, not computed again
-    assert first.run["seconds"] >= round(work, 3) and again.run["seconds"] >= round(work, 3)
+def made(number, square=None):
+    """A finished part of another machine."""
+    return Square(number=number), Finished(
+        arrays={"square": np.array(number**2.0 if square is None else square)}, record=ELSEWHERE
+    )
 
 
-def test_shards_are_judged_when_all_are_there(call, tmp_path, capsys):
-    parts = [Square(number=number) for number in range(3)]
-    with pytest.raises(UnfinishedError, match="1 of 3 parts are done"):
-        swept(tmp_path, shard="0/3")(parts, "cpu")
-    claim = toy([0, 1, 2, 3, 4])
-    assert call(claim, "--shard", "0/2") == 0
-    assert "3 of 5 parts are done" in capsys.readouterr().out
-    assert not record_path(claim.id, "quick", tmp_path / "records").exists()
-    assert call(claim, "--shard", "1/2") == 0
-    assert load(claim.id, "quick", folder=tmp_path / "records").passed
+def test_parts_of_another_machine_are_judged_here(call, tmp_path):
+    claim, there = toy([3, 1]), Store(tmp_path / "there")
+    for number in (3, 1):
+        there.write(*made(number))
+    assert call([claim], "merge", str(tmp_path / "there")) == 0
+    assert call([claim], "run", "--only-ready") == 0
+    found = load(claim.id, "short", folder=tmp_path / "records")
+    assert found.arrays["squares"].tolist() == [9, 1] and found.passed
+    (group,) = found.run["parts"]
+    assert group["parts"] == 2 and group["seconds"] == 14.0
+    assert (group["hardware"], group["torch"]) == ("NVIDIA H100", "2.11.0+cu130")
+    assert found.run["seconds"] >= 14.0
 
 
-def test_a_part_that_fails_is_named_and_leaves_no_record(call, tmp_path, capsys):
-    claim = toy([1, -1])
-    assert call(claim) == 1
-    said = capsys.readouterr().out
-    assert "1 of 2 parts are done" in said and "number=-1: ArithmeticError: is imaginary" in said
-    assert not record_path(claim.id, "quick", tmp_path / "records").exists()
+def test_a_claim_is_recorded_when_its_parts_are_there(call, tmp_path, capsys):
+    claim = toy([1, 2, 3])
+    Store(tmp_path / "parts").write(*made(2))
+    assert call([claim], "run", "--only-ready") == 0
+    assert "1 of 3 parts are done" in capsys.readouterr().out
+    assert not record_path(claim.id, "short", tmp_path / "records").exists()
+    assert call([claim], "run") == 0
+    assert load(claim.id, "short", folder=tmp_path / "records").passed
 
 
-def test_other_code_is_another_sweep(call, tmp_path, monkeypatch):
-    claim, seen = toy([1]), []
-    for answer in (("a" * 40, False), ("a" * 40, True), ("b" * 40, False), (None, None)):
-        monkeypatch.setattr(command, "commit_of_code", lambda answer=answer: answer)
-        assert call(claim) == 0
-        seen.append({path.name for path in (tmp_path / "sweep" / claim.id).iterdir()})
-    assert seen[-1] == {"a" * 12, "a" * 12 + "-changed", "b" * 12, "unknown"}
+def test_equal_parts_of_two_claims_are_one(call, tmp_path, capsys):
+    both = [toy([1, 2]), toy([2, 3], id="toy/more")]
+    assert call(both, "run") == 0
+    assert len(list(tmp_path.glob("parts/cells/*/result.json"))) == 3
+    assert call(both, "list", "--scale", "short") == 0
+    out = capsys.readouterr().out
+    assert "toy/squares (short), toy/more (short)" in out and out.count("done on") == 3
 
 
-def test_a_claim_without_parts_is_computed_as_ever(call, tmp_path):
-    whole = replace(toy([2]), compute=lambda *, numbers: squares(numbers=numbers))
-    assert call(whole) == 0
-    assert load(whole.id, "quick", folder=tmp_path / "records").passed
-    assert not (tmp_path / "sweep").exists()
+def test_a_part_that_fails_does_not_stop_the_others(call, tmp_path, capsys):
+    claim = toy([1, -1, 2])
+    assert call([claim], "run_parts") == 1
+    assert len(list(tmp_path.glob("parts/cells/*/result.json"))) == 2
+    assert "is imaginary" in capsys.readouterr().err
+    (failed,) = tmp_path.glob("parts/failed/*.json")
+    assert "ArithmeticError: is imaginary" in failed.read_text()
 
 
-def test_options_of_a_sweep_need_one(capsys):
-    with pytest.raises(SystemExit):
-        command.main(["run", "--shard", "0/2"])
-    assert "--shard: apply to a sweep, need --sweep FOLDER" in capsys.readouterr().err
+def test_processes_of_parts_that_crash_touch_no_other(call, monkeypatch, capsys):
+    code = {1: "pass", 2: "import os; os.abort()", 3: "pass"}
+    monkeypatch.setattr(
+        part_verbs,
+        "command_of",
+        lambda request, *_: [sys.executable, "-c", code[request.part.number]],
+    )
+    assert call([toy(list(code))], "run_parts", "--workers", "2") == 1
+    out = capsys.readouterr().out
+    assert (out.count("ended"), out.count("failed")) == (2, 1)
+
+
+def test_a_part_runs_in_a_process_of_its_own(tmp_path):
+    (request,) = requests_of(CLAIMS["diracnets/table_3"], "quick")
+    store = Store(tmp_path)
+    words = ["parts", "--parts", str(tmp_path), "run", request.claim, "--scale", "quick"]
+    assert command.main([*words, "--workers", "2"]) == 0
+    found = store.find(request.part, weights=True)
+    equal(found.arrays, request.part.arrays("cpu"))
+    assert found.record["hardware"] and found.record["seconds"] > 0
+
+
+def test_parts_stop_when_the_time_is_over(call, tmp_path, capsys):
+    assert call([toy([1, 2])], "run_parts", "--minutes", "0") == 0
+    assert "2 parts not begun" in capsys.readouterr().out
+    assert not list(tmp_path.glob("parts/cells/*/result.json"))
+
+
+# Archives -----------------------------------------------------------------------------------------
+
+
+def requested(numbers, weights=False):
+    return [
+        Request(part=Square(number=n), claim="toy/squares", scale="short", weights=weights)
+        for n in numbers
+    ]
+
+
+@pytest.mark.parametrize("name", ["folder", "parts.tar", "parts.tar.gz"])
+def test_what_is_packed_is_merged(tmp_path, name):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    for number in (1, 2):
+        there.write(*made(number))
+    target = tmp_path / name
+    assert len(pack(requested([1, 2, 3]), target, there)) == 2
+    found = merge(target, here)
+    assert set(found.new) == {Square(number=1).key, Square(number=2).key} and not found.known
+    assert here.find(Square(number=2)).record == ELSEWHERE
+    assert merge(target, here).known == found.new
+
+
+def test_another_result_of_one_part_is_refused(tmp_path):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    here.write(*made(2))
+    there.write(*made(2, square=5.0))
+    there.write(*made(1))
+    with pytest.raises(ValueError, match="has another result than.*--replace"):
+        merge(there.own.folder, here)
+    assert here.find(Square(number=1)) is None  # all or nothing
+    merge(there.own.folder, here, replace=True)
+    assert here.find(Square(number=2)).arrays["square"] == 5.0
+    assert here.find(Square(number=1)) is not None
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder, path: flip(next(path.parent.glob("*.safetensors"))), "sha256"),
+        (lambda folder, path: flip(path), "manifest is damaged"),
+        (lambda folder, path: path.parent.rename(path.parent.with_name("0" * 32)), "key is not"),
+        (lambda folder, path: shutil.rmtree(folder / "cells"), "needs what pack wrote"),
+    ],
+    ids=["tensors", "manifest", "key", "empty"],
+)
+def test_damaged_and_foreign_archives_are_refused(tmp_path, harm, message):
+    here, there = Store(tmp_path / "here"), Store(tmp_path / "there")
+    there.write(*made(1))
+    harm(there.own.folder, next(there.own.folder.glob("cells/*/result.json")))
+    with pytest.raises(ValueError, match=message):
+        merge(there.own.folder, here)
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "parts.tar").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"parts\.tar: is no archive"):
+        merge(tmp_path / "parts.tar", Store(tmp_path / "here"))
+    with pytest.raises(FileNotFoundError, match=r"other\.tar: there is no such"):
+        merge(tmp_path / "other.tar", Store(tmp_path / "here"))
+
+
+def test_weights_travel_where_a_claim_asks_for_them(tmp_path):
+    part = training_of("plain", 5, 0, epochs=1, name="digits", samples=16, size=8, batch=8)
+    there = Store(tmp_path / "there")
+    there.compute(part, Execution())
+    bare, full = tmp_path / "bare", tmp_path / "full"
+    for target, weights in ((bare, False), (full, True)):
+        pack([Request(part=part, claim="a/b", scale="short", weights=weights)], target, there)
+    here = Store(tmp_path / "here")
+    merge(bare, here)
+    assert here.find(part) is not None and here.find(part, weights=True) is None
+    assert merge(full, here).known  # the same result, whose weights are added
+    equal(here.find(part, weights=True).arrays, there.find(part, weights=True).arrays)

@@ -1,4 +1,6 @@
-"""Nets that claims train: one folder for each training, taken up again, and their measure."""
+"""Trainings of claims: parts that may be stopped and resumed, and the trained nets in them."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,62 +9,110 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 import resid_theory as rt
-from experiments import trainings
 from experiments.demystifying_resnet import preactivation
-from experiments.demystifying_resnet.preactivation import mean_norm
+from experiments.noise_stability.nets import start_net, training_of
+from experiments.parts import Execution, StoppedError, Store
+from experiments.trainings import Fit, Training, fits, measured
 
-ARCHITECTURE = {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 0}}
-RECIPE = rt.Recipe(epochs=1, batch=8, lr=0.01, milestones=(), augmentation="none")
-DATA = {"data": "digits", "samples": 16, "pooled": 4}
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainings, "TRAININGS", tmp_path)
-    return tmp_path
+RECIPE = rt.Recipe(epochs=2, batch=8, lr=0.01, milestones=(), augmentation="none")
+NET = {"builder": "diracnet", "arguments": {"depth": 10, "generator": 0}}
+SMALL = Training(architecture=NET, recipe=RECIPE, data="digits", samples=24, tests=20, size=8)
 
 
-def test_a_finished_training_is_not_done_again(folder, monkeypatch):
-    first = trainings.trained(ARCHITECTURE, RECIPE, 0, **DATA)
-    # A step would fail now.
-    monkeypatch.setattr(torch.optim.SGD, "step", None)
-    again = trainings.trained(ARCHITECTURE, RECIPE, 0, **DATA)
-    assert again.metrics == first.metrics
-    for one, other in zip(first.net.parameters(), again.net.parameters(), strict=True):
-        assert torch.equal(one, other)
+def equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], strict=True, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The result of the small training in one piece."""
+    return SMALL.arrays("cpu")
+
+
+def test_a_training_that_is_stopped_twice_is_that_of_one_piece(whole, tmp_path):
+    store = Store(tmp_path)
+    for last in (2, 4):
+        with pytest.raises(StoppedError, match="Training.*was stopped"):
+            store.compute(SMALL, Execution(stop=lambda step, last=last: step >= last))
+        assert store.find(SMALL) is None
+    assert store.compute(SMALL, Execution()).arrays.keys() == whole.keys()
+    equal(store.find(SMALL, weights=True).arrays, whole)
+    # Without momentum and other states of the training, in the form of saved nets.
+    files = sorted(path.name.split(".")[0] for path in store.own.place(SMALL.key).iterdir())
+    assert files == ["", "result", "result", "weights", "weights"]  # and the lock
+    net = rt.load_checkpoint(store.own.place(SMALL.key) / "weights.json")
+    assert torch.equal(net[0].weight, torch.tensor(whole["net.conv0.weight"]))
+
+
+def test_a_result_has_the_log_and_the_measures_of_the_final_weights(whole):
+    fit = Fit(training=SMALL, arrays=whole)
+    assert len(fit.along("loss")) == 2 and len(whole["log.mean_norm"]) == 3
+    assert whole["first_losses"].shape == (6,) and np.isnan(whole["log.loss"][0])
+    net, test = fit.net, SMALL.images("test")
+    output = net(test.inputs(test.pixels, torch.float32)).double()
+    assert fit.number("test_loss") == pytest.approx(F.cross_entropy(output, test.labels).item())
+    assert fit.number("test_error") == (output.argmax(1) != test.labels).double().mean().item()
+    assert fit.along("test_error")[-1] == pytest.approx(fit.number("test_error"))
+    assert fit.number("parameters") == sum(p.numel() for p in net.parameters())
+    # The numbers of an epoch are those of the net at that time.
+    assert {f"log.{name}" for name in measured(net)} <= set(whole)
+    assert whole["log.a.conv1"][-1] == measured(net)["a.conv1"]
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "same"),
     [
-        {"seed": 1},
-        {"recipe": RECIPE.change(lr=0.02)},
-        {"architecture": {"builder": "simplified_net", "arguments": {"depth": 5, "generator": 1}}},
-        {"samples": 8},
-        {"pooled": 8},
+        ({"seed": 1}, False),
+        ({"recipe": RECIPE.change(lr=0.02)}, False),
+        ({"recipe": RECIPE.change(precision="tf32")}, False),
+        ({"recipe": RECIPE.change(channels_last=True, compile="default")}, True),
+        ({"architecture": {**NET, "arguments": {"depth": 10, "generator": 1}}}, False),
+        ({"architecture": {**NET, "arguments": {**NET["arguments"], "width": 1}}}, True),
+        ({"samples": 16}, False),
+        ({"gain": 1.0}, False),
     ],
-    ids=lambda changes: next(iter(changes)),
+    ids=str,
 )
-def test_another_training_has_another_folder(folder, changes):
-    usual = {"architecture": ARCHITECTURE, "recipe": RECIPE, "seed": 0, **DATA}
-    for given in (usual, {**usual, **changes}):
-        trainings.trained(**given)
-    assert len(list(folder.iterdir())) == 2
+def test_the_key_is_that_of_what_is_computed(changes, same):
+    assert (replace(SMALL, **changes).key == SMALL.key) == same
 
 
-def test_nothing_is_kept_if_not_asked_for(folder):
-    run = trainings.trained(ARCHITECTURE, RECIPE, 0, **DATA, keep=False)
-    assert run.out is None and not list(folder.iterdir())
+def test_other_versions_of_a_training_have_other_keys(monkeypatch):
+    before = SMALL.key
+    monkeypatch.setattr(Training, "VERSION", 2)
+    assert SMALL.key != before
 
 
-def test_evaluation_is_that_of_the_whole_set(generator):
-    net = rt.full_net(8).train()
-    pixels = torch.randint(256, (7, 3, 4, 4), generator=generator, dtype=torch.uint8)
-    images = rt.Images(pixels=pixels, labels=torch.tensor([0, 1, 2, 3, 4, 5, 6]))
-    loss, error = trainings.evaluated(net, images, batch=3)
-    output = net.eval()(images.inputs(pixels, torch.float64))
-    assert abs(loss - F.cross_entropy(output, images.labels).item()) < 1e-12
-    assert error == (output.argmax(1) != images.labels).double().mean().item()
+def test_initial_weights_do_not_depend_on_the_callers_default():
+    assert torch.get_default_dtype() == torch.float64
+    made = training_of("transferred", 5, 3, epochs=1).start()
+    torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(
+        list(made.parameters()), list(start_net("transferred", 5, 3).parameters())
+    )
+
+
+def test_weights_must_be_asked_for(whole):
+    bare = {name: array for name, array in whole.items() if not name.startswith("net.")}
+    with pytest.raises(ValueError, match="weights: the claim did not ask"):
+        _ = Fit(training=SMALL, arrays=bare).net
+
+
+def test_results_come_in_groups():
+    other = replace(SMALL, seed=1)
+    asked = []
+
+    def each(parts, device, *, weights=False):
+        asked.append((list(parts), weights))
+        return [{"loss": np.array(part.seed)} for part in parts]
+
+    found = fits({"a": [SMALL], "b": [other, SMALL], "c": []}, each, "cpu", weights=True)
+    assert {name: [fit.number("loss") for fit in row] for name, row in found.items()} == {
+        "a": [0], "b": [1, 0], "c": [],
+    }  # fmt: skip
+    assert asked == [([SMALL, other, SMALL], True)]
 
 
 # -- pre-activation nets on images -----------------------------------------------------------------
@@ -75,7 +125,7 @@ def test_mean_norm_is_that_of_the_kernels_inside_blocks():
     kernels = [p for n, p in net.named_parameters() if n.endswith("weight") and "branch" in n]
     norms = [p.detach().norm() for p in kernels if p.dim() == 4 and p.shape[-1] == 3]
     assert len(norms) == 6
-    assert mean_norm(net)["mean_norm"] == pytest.approx(float(sum(norms) / 6), rel=1e-6)
+    assert measured(net)["mean_norm"] == pytest.approx(float(sum(norms) / 6), rel=1e-6)
 
 
 def test_figures_of_pre_activation_nets_run_end_to_end():

@@ -14,7 +14,8 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.shipped import listed_net
+from experiments.parts import Each, in_turn
+from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import image_set
 
 DEMYSTIFYING = "Li et al., arXiv:1611.01186v2"
@@ -183,15 +184,17 @@ def compute_checkpoints(
     k: int,
     probes: int,
     steps: int,
+    epochs: int = SHORT_EPOCHS,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute spectra of shipped nets before and after training; BatchNorm in eval mode."""
+    listed = listed_nets(nets, states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
-            net = listed_net(name, state, device=device)
-            found = _curvature(net, data, "eval", k, probes, steps, 0)
+            found = _curvature(listed[name, state], data, "eval", k, probes, steps, 0)
             arrays |= {f"{name}, {state}.{part}": values for part, values in found.items()}
     return arrays
 

@@ -15,7 +15,8 @@ from torch import nn
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.crossings.curvature import COLORS, DIRACNETS, NORMS, STABILITY
-from experiments.shipped import listed_net
+from experiments.parts import Each, in_turn
+from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.identity import identity_removed, layer_identity
 from resid_theory.stability import STATISTICS
@@ -33,15 +34,17 @@ def compute_cushions(
     dataset: str,
     samples: int,
     size: int,
-    epochs: int | None = None,
+    epochs: int = SHORT_EPOCHS,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute cushions in float64 by layer and sample, with both norms."""
+    listed = listed_nets(list(NETS.values()), states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for kind, name in NETS.items():
-            net = listed_net(name, state, epochs=epochs, device=device).double()
+            net = listed[name, state].double()
             found = rt.layer_cushions(net, data)
             ratios = found.identity_removed / found.effective
             modules = [net.get_submodule(layer) for layer in found.layers]
@@ -109,17 +112,16 @@ def compute_flows(
     dataset: str,
     samples: int,
     size: int,
-    epochs: int | None = None,
+    epochs: int = SHORT_EPOCHS,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute shares of dominant paths and of flow off the paths by layer."""
+    listed = listed_nets(list(NETS.values()), states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
-        nets = {
-            kind: listed_net(name, state, epochs=epochs, device=device)
-            for kind, name in NETS.items()
-        }
+        nets = {kind: listed[name, state] for kind, name in NETS.items()}
         nets["identity"] = _without_branch(copy.deepcopy(nets["dirac"]))
         for kind, net in nets.items():
             flows = rt.dominant_flows(net, data)

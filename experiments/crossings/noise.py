@@ -16,7 +16,8 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.shipped import listed_net
+from experiments.parts import Each, in_turn
+from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import image_set
 from resid_theory import stability
 from resid_theory.stability.jacobian_reach import chain_of_layers
@@ -70,14 +71,17 @@ def compute_noise(
     level: float,
     draws: int,
     probes: int,
+    epochs: int = SHORT_EPOCHS,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Cushions and the errors that noise causes, layer by layer, for every net and state."""
+    listed = listed_nets(nets, states, each, device, epochs=epochs)
     data = image_set(dataset, "test", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for name in nets:
-            net = listed_net(name, state).eval()
-            found = _measured(net, data, level, draws, probes)
+            found = _measured(listed[name, state], data, level, draws, probes)
             arrays |= {f"{state}.{name}.{key}": values for key, values in found.items()}
     return arrays
 

@@ -96,8 +96,7 @@ def compute_figure_4(
     prediction. For an activation with a kink at zero (ReLU) it is the mean over directions, from
     which single initializations differ; in ``mid`` and ``post`` an activation must be 0 at zero.
     """
-    data, activations = whitened(dataset, samples), dict(pre=pre, mid=mid, post=post)
-    predicted = _predicted(data, max(depths), loss, activations)
+    activations = dict(pre=pre, mid=mid, post=post)
     same = dict(dataset=dataset, samples=samples, seeds=seeds, scale=scale, loss=loss)
     parts = {
         name: [
@@ -112,7 +111,7 @@ def compute_figure_4(
         if found:
             arrays[f"{name}.depth"] = np.array([part.depth for part in parts[name]])
             arrays |= {f"{name}.{key}": np.stack([part[key] for part in found]) for key in found[0]}
-    return arrays | predicted
+    return arrays | _predicted(whitened(dataset, samples), max(depths), loss, activations)
 
 
 def _predicted(

@@ -159,13 +159,13 @@ def compute_figure_7(
     activation the optimum is replaced by its lower bound 0.
     """
     activations = dict(pre=pre, mid=mid, post=post)
-    optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
     losses = final_losses(
         compared(**activations),
         **dict(dataset=dataset, samples=samples, depths=depths, rates=rates, seeds=seeds),
         **dict(epochs=epochs, scale=scale, loss=loss, device=device, each=each),
         **activations,
     )
+    optimum = least_loss(whitened(dataset, samples), loss, linear=is_linear(**activations))
     return {"optimum": np.array(optimum), **losses}
 
 

@@ -5,36 +5,22 @@ and 122 of 200; we chose batches of 128, momentum 0.9, weight decay 1e-4, flips 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from torch import nn
 
-import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.demystifying_resnet.nets import PAPER
-from experiments.parts import Each, Part, by_name, in_turn
-from experiments.trainings import evaluated, image_set, spread, trained_together
+from experiments.parts import Each, in_turn
+from experiments.trainings import LOG, Training, fits, spread
 from resid_theory.training import NOISE_STABILITY_BN
 
 RECIPE = NOISE_STABILITY_BN.change(milestones=(81, 122))
 SHORTCUT_DEPTHS = (1, 2, 3, 4)
 
 
-def mean_norm(net: nn.Module, _: Any = None) -> dict[str, float]:
-    """Mean Frobenius norm of the kernels in blocks, without projections."""
-    norms = [
-        float(torch.linalg.vector_norm(layer.weight.detach().double()))
-        for layer in net.modules()
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.in_channels > 3
-    ]
-    return {"mean_norm": float(np.mean(norms))}
-
-
-def _fits(
+def _trainings(
     depth: int,
     shortcut_depth: int,
     *,
@@ -44,46 +30,39 @@ def _fits(
     samples: int | None = None,
     size: int = 32,
     batch: int = 128,
-    device: str,
-) -> rt.training.Run:
-    """Train nets that differ in their seeds, or resume an earlier call."""
-    arguments = {"shortcut_depth": shortcut_depth}
+) -> list[Training]:
+    """Trainings of nets that differ in their seeds."""
     # Digits must not be flipped, and images of 8 pixels are too small for a padding of 4.
     kept = {"augmentation": "none"} if data == "digits" else {"channels_last": True}
-    return trained_together(
-        [rt.preresnet(depth, generator=seed, **arguments) for seed in seeds],
-        RECIPE.scaled(epochs).change(batch=batch, **kept),
-        seeds,
-        name={"net": ["preresnet", depth, arguments, "mean norm"], "data": [data, samples, size]},
-        data=image_set(data, "train", samples, size),
-        callbacks=[mean_norm],
-        device=device,
-        keep=data != "digits",
-    )
+    recipe = RECIPE.scaled(epochs).change(batch=batch, precision="bf16", **kept)
+    arguments = {"depth": depth, "shortcut_depth": shortcut_depth}
+    return [
+        Training(
+            architecture={"builder": "preresnet", "arguments": {**arguments, "generator": seed}},
+            recipe=recipe, seed=seed, data=data, samples=samples, size=size,
+        )
+        for seed in seeds
+    ]  # fmt: skip
 
 
 # -- Figure 2 --------------------------------------------------------------------------------------
 
 
 def compute_figure_2(
-    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the mean norm at the start and after every epoch, (depths, seeds, epochs + 1)."""
-    runs = [_fits(depth, 2, device=device, **training) for depth in depths]
+    nets = {depth: _trainings(depth, 2, **training) for depth in depths}
+    rows = fits(nets, each, device).values()
     return {
         "depth": np.array(depths),
-        "norm": np.array([_along(run, "mean_norm") for run in runs]),
-        "loss": np.array([_along(run, "loss") for run in runs]),
+        "norm": np.array([[fit.arrays[f"{LOG}mean_norm"] for fit in row] for row in rows]),
+        "loss": np.array([[fit.along("loss") for fit in row] for row in rows]),
     }
-
-
-def _along(run: rt.training.Run, name: str) -> list[list[float]]:
-    """Values of one quantity of the log by seed and epoch; without the start if it has none."""
-    rows: list[list[float]] = [[] for _ in run.nets]
-    for line in run.metrics:
-        if "epoch" in line and name in line:
-            rows[line["net"]].append(np.nan if line[name] is None else line[name])
-    return rows
 
 
 def judge_figure_2(a: Arrays) -> list[Verdict]:
@@ -123,37 +102,6 @@ def draw_figure_2(figure: Figure, a: Arrays) -> None:
 # -- Figure 9 --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreactivationNets(Part):
-    """Nets of one depth and shortcut depth, trained together; ``seeds`` are such as "0,1,2"."""
-
-    depth: int = 40
-    shortcut_depth: int = 2
-    seeds: str = "0"
-    epochs: int = 200
-    data: str = "cifar10"
-    samples: int | None = None
-    size: int = 32
-    batch: int = 128
-
-    def arrays(self, device: str) -> dict[str, np.ndarray]:
-        run = _fits(
-            self.depth,
-            self.shortcut_depth,
-            seeds=[int(seed) for seed in self.seeds.split(",")],
-            epochs=self.epochs,
-            data=self.data,
-            samples=self.samples,
-            size=self.size,
-            batch=self.batch,
-            device=device,
-        )
-        images = image_set(self.data, "train", self.samples, self.size)
-        count = sum(p.numel() for p in run.nets[0].parameters())
-        losses = [evaluated(net, images)[0] for net in run.nets]
-        return {"loss": np.array(losses), "parameters": np.array(count)}
-
-
 def compute_figure_9(
     *,
     depths: Sequence[int],
@@ -162,17 +110,16 @@ def compute_figure_9(
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the final training loss without augmentation by shortcut depth, depth and seed."""
-    same = {**training, "seeds": ",".join(map(str, training["seeds"]))}
-    parts = {
-        str(n): [PreactivationNets(depth=depth, shortcut_depth=n, **same) for depth in depths]
-        for n in SHORTCUT_DEPTHS
-    }
-    rows = by_name(parts, each, device).values()
+    nets = {(n, d): _trainings(d, n, **training) for n in SHORTCUT_DEPTHS for d in depths}
+    found = fits(nets, each, device)
+    rows = [[found[n, d] for d in depths] for n in SHORTCUT_DEPTHS]
+    losses = [[[fit.number("loss") for fit in row] for row in of] for of in rows]
+    counts = [[int(row[0].number("parameters")) for row in of] for of in rows]
     return {
         "depth": np.array(depths),
         "shortcut_depth": np.array(SHORTCUT_DEPTHS),
-        "loss": np.array([[part["loss"] for part in row] for row in rows]),
-        "parameters": np.array([[part["parameters"] for part in row] for row in rows]),
+        "loss": np.array(losses),
+        "parameters": np.array(counts),
     }
 
 

@@ -20,13 +20,13 @@ from experiments.diracnets.nets import (
     PAPER,
     SHORT,
     SHORT_SCALED,
-    each,
-    fits,
+    each_seed,
     interval,
-    parameters_of,
     percent,
+    trainings_of,
 )
-from experiments.trainings import FULL_EPOCHS
+from experiments.parts import Each, in_turn
+from experiments.trainings import FULL_EPOCHS, fits
 
 # -- section 3.1 -----------------------------------------------------------------------------------
 
@@ -34,16 +34,17 @@ KINDS = ("plain", "dirac")
 
 
 def compute_section_3_1(
-    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute risk by epoch and final test error of plain and Dirac nets, all seeds."""
-    found = {
-        (kind, depth): fits({"kind": kind, "depth": depth}, device=device, **training)
-        for kind in KINDS
-        for depth in depths
-    }
+    nets = {(k, d): trainings_of(k, training, depth=d) for k in KINDS for d in depths}
+    found = fits(nets, each, device)
     risk = [[[fit.along("loss") for fit in found[k, d]] for d in depths] for k in KINDS]
-    error = [[each(found[k, d], lambda fit: fit.test_error) for d in depths] for k in KINDS]
+    error = [[each_seed(found[k, d], "test_error") for d in depths] for k in KINDS]
     return {"depth": np.array(depths), "risk": np.array(risk), "test_error": np.array(error)}
 
 
@@ -109,25 +110,26 @@ FAMILIES = ("plain", "dirac", "residual")
 
 
 def compute_figure_1(
-    *, nets: Sequence[Sequence[Any]], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    nets: Sequence[Sequence[Any]],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute test error and number of parameters of nets given as kind, depth and width."""
-    rows = [
-        fits(_net(kind, depth, width), device=device, **training) for kind, depth, width in nets
-    ]
+    groups = {
+        (kind, depth, width): trainings_of(kind, training, depth=depth, width=width)
+        for kind, depth, width in nets
+    }
+    rows = list(fits(groups, each, device).values())
     return {
         "kind": np.array([FAMILIES.index(kind) for kind, _, _ in nets]),
         "depth": np.array([depth for _, depth, _ in nets]),
         "width": np.array([width for _, _, width in nets]),
-        "parameters": np.array([parameters_of(row[0].net) for row in rows]),
-        "test_error": np.array([each(row, lambda fit: fit.test_error) for row in rows]),
+        "parameters": np.array([int(row[0].number("parameters")) for row in rows]),
+        "test_error": np.array([each_seed(row, "test_error") for row in rows]),
         "epochs": np.array(training["epochs"]),
     }
-
-
-def _net(kind: str, depth: int, width: int) -> dict[str, Any]:
-    """Arguments of a net; width 1 is omitted, so that other claims share the training."""
-    return {"kind": kind, "depth": depth, **({"width": width} if width > 1 else {})}
 
 
 def _medians(a: Arrays, kind: str, width: int = 1) -> dict[int, float]:
@@ -201,14 +203,20 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
 
 
 def compute_section_3_2(
-    *, depth: int, widths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    depth: int,
+    widths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the final test error of DiracNets by width, all seeds."""
-    rows = [fits(_net("dirac", depth, width), device=device, **training) for width in widths]
+    nets = {width: trainings_of("dirac", training, depth=depth, width=width) for width in widths}
+    rows = fits(nets, each, device).values()
     return {
         "depth": np.array(depth),
         "width": np.array(widths),
-        "test_error": np.array([each(row, lambda fit: fit.test_error) for row in rows]),
+        "test_error": np.array([each_seed(row, "test_error") for row in rows]),
     }
 
 

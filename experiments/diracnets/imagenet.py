@@ -7,7 +7,6 @@ quick scale runs the same code for one epoch on a generated folder of images.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +17,64 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.diracnets.nets import PAPER, dirac_layers, parameters_of
-from experiments.external_data import Need
-from experiments.trainings import trained_together
+from experiments.diracnets.nets import PAPER, parameters_of
+from experiments.external_data import IMAGENET, STRIPES
+from experiments.parts import Each, in_turn
+from experiments.trainings import LOG, Fit, Training, dirac_layers, fits
 from resid_theory.training import DIRACNETS_IMAGENET
 
-IMAGENET = Need(
-    what="ImageNet (ILSVRC 2012)", variable="RESID_THEORY_IMAGENET", parts=("train", "val")
-)
+CLASSES = {"imagenet": 1000, STRIPES: 2}
 NAMES = ("Dirac-18", "Dirac-34", "ResNet-18", "ResNet-34")
 COUNTS = {"Dirac-18": 11_523_368, "Dirac-34": 21_638_952}  # the paper prints 11.7 and 21.8 million
 ERRORS = {"Dirac-18": (30.37, 10.88), "Dirac-34": (27.79, 9.34), "ResNet-18": (29.62, 10.62),
           "ResNet-34": (27.17, 8.91)}  # fmt: skip
 
 
-def _net(name: str, classes: int) -> nn.Sequential:
+def _training(name: str, *, epochs: int, batch: int, size: int, data: str) -> Training:
     kind, depth = name.split("-")
-    build = rt.diracnet_imagenet if kind == "Dirac" else rt.resnet_imagenet
-    return build(int(depth), classes=classes, generator=0)
+    arguments = {"depth": int(depth), "classes": CLASSES[data], "generator": 0}
+    builder = "diracnet_imagenet" if kind == "Dirac" else "resnet_imagenet"
+    return Training(
+        architecture={"builder": builder, "arguments": arguments},
+        recipe=DIRACNETS_IMAGENET.scaled(epochs).change(batch=batch, precision="bf16"),
+        data=data,
+        size=size,
+    )
 
 
 def compute_table_3(
-    *, nets: Sequence[str], training: Mapping[str, Any], generated: int = 0, device: str = "cpu"
+    *,
+    nets: Sequence[str],
+    training: Mapping[str, Any],
+    data: str = "imagenet",
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Train nets and compute their errors, and the errors of folding and of the authors' files.
-
-    ``generated`` is the number of classes of generated images; 0 reads ImageNet.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _generate(Path(scratch), generated) if generated else IMAGENET.folder()
-        rows = [_trained(name, folder, Path(scratch), training, device, generated) for name in nets]
+    """Train nets and compute their errors, and the errors of folding and of the authors' files."""
+    groups = {name: [_training(name, data=data, **training)] for name in nets}
+    rows = [_measures(fit) for (fit,) in fits(groups, each, device, weights=True).values()]
     return {
         "net": np.array(nets),
-        "generated": np.array(generated),
+        "generated": np.array(CLASSES[data] if data == STRIPES else 0),
         **{key: np.array([row[key] for row in rows]) for key in rows[0]},
     }
 
 
-def _generate(folder: Path, classes: int) -> Path:
-    """Write folders train and val of striped PPM images, one wavelength per class."""
-    source = np.random.default_rng(0)
-    for part, count in (("train", 8), ("val", 2)):
-        for label in range(classes):
-            (folder / part / f"class{label}").mkdir(parents=True)
-            wave = 127 * (1 + np.sin(np.arange(64) * 2 * np.pi / (4 + 4 * label)))
-            for number in range(count):
-                pixels = np.clip(wave[:, None] + source.normal(0, 20, (64, 64, 3)), 0, 255)
-                content = b"P6 64 64 255\n" + pixels.astype(np.uint8).tobytes()
-                (folder / part / f"class{label}" / f"{number}.ppm").write_bytes(content)
-    return folder
-
-
-def _trained(
-    name: str,
-    folder: Path,
-    scratch: Path,
-    training: Mapping[str, Any],
-    device: str,
-    generated: int,
-) -> dict[str, Any]:
-    size = training["size"]
-    data = rt.load_image_folder(folder / "train", size=size)
-    test = rt.load_image_folder(folder / "val", size=size, shorter=size * 256 // 224)
-    test = replace(test, mean=data.mean, std=data.std)
-    net = _net(name, len(data.classes))
-    before = [parameter.detach().clone() for parameter in net.parameters()]
-    recipe = DIRACNETS_IMAGENET.scaled(training["epochs"]).change(batch=training["batch"])
-    run = trained_together(
-        [net],
-        recipe,
-        [0],
-        name={"net": name, "data": "imagenet", "size": size},
-        data=data,
-        test=test,
-        device=device,
-        keep=not generated,
-    )
-    net.cpu().eval()
-    moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
-    found = rt.evaluate(net, test, top=(1, min(5, len(data.classes))))
+def _measures(fit: Fit) -> dict[str, Any]:
+    net, before, test = fit.net, fit.training.start(), fit.training.images("test")
+    pairs = zip(net.parameters(), before.parameters(), strict=True)
+    classes = CLASSES[fit.training.data]
+    with tempfile.TemporaryDirectory() as scratch:
+        gaps = _conversion_gaps(net, test.inputs(test.pixels[:8], torch.float32), Path(scratch))
     return {
         # With the 1,000 outputs of ImageNet, each of 512 weights and a bias.
-        "parameters": parameters_of(net) + 513 * (1000 - len(data.classes)),
-        "risk": run.metrics[-1]["loss"],
-        "along": run.column("test_error"),
-        "moved": np.mean(moved),
-        "top_1": found.error(1),
-        "top_5": found.error(max(found.wrong)),
-        **_conversion_gaps(net, test.inputs(test.pixels[:8], torch.float32), scratch),
+        "parameters": parameters_of(net) + 513 * (1000 - classes),
+        "risk": fit.along("loss")[-1],
+        "along": fit.arrays[f"{LOG}test_error"],
+        "moved": np.mean([not torch.equal(new, old) for new, old in pairs]),
+        "top_1": fit.number("test_error"),
+        "top_5": fit.number("test_error_5"),
+        **gaps,
     }
 
 
@@ -185,7 +154,7 @@ CLAIMS = [
             "quick": {
                 "nets": ["Dirac-18"],
                 "training": {"epochs": 1, "batch": 8, "size": 32},
-                "generated": 2,
+                "data": STRIPES,
                 "scaled": "one epoch on 16 generated images of 32 x 32: the errors say nothing",
             },
             "paper": {"nets": list(NAMES), "training": {"epochs": 100, "batch": 256, "size": 224}},

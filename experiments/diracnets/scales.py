@@ -17,21 +17,20 @@ from experiments.diracnets.nets import (
     PAPER,
     SHORT,
     SHORT_SCALED,
-    Tested,
-    dirac_layers,
-    each,
-    fits,
+    each_seed,
     interval,
     percent,
+    trainings_of,
 )
-from experiments.trainings import FULL_EPOCHS
+from experiments.parts import Each, in_turn
+from experiments.trainings import FULL_EPOCHS, LOG, Fit, dirac_layers, fits
 
 DEGRADED = 0.01  # |a| or |b| below this
 LOW = 0.05  # a share of degraded planes below it is low; the paper gives no number
 GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
-def _final(fit: Tested) -> tuple[np.ndarray, np.ndarray]:
+def _final(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """|a| and |b| of all planes in the order of layers, and the number of planes per layer."""
     weights = dirac_layers(fit.net).values()
     a = np.concatenate([w.a.detach().abs().numpy() for w in weights])
@@ -46,20 +45,21 @@ WAYS = ("equation (5)", "equation (4)", "equation (5), a and b decayed")
 
 
 def compute_section_2(
-    *, depth: int, training: Mapping[str, Any], device: str = "cpu"
+    *, depth: int, training: Mapping[str, Any], device: str = "cpu", each: Each = in_turn
 ) -> dict[str, np.ndarray]:
     """Compute risk, test error and final scales of three ways to train a DiracNet, all seeds."""
-    dirac = {"kind": "dirac", "depth": depth}
-    rows = [
-        fits(dirac, device=device, **training),
-        fits({"kind": "equation_4", "depth": depth}, device=device, **training),
-        fits(dirac, device=device, **training, decay="all"),
+    ways = [
+        trainings_of("dirac", training, depth=depth),
+        trainings_of("equation_4", training, depth=depth),
+        trainings_of("dirac", training, depth=depth, decay="all"),
     ]
+    found = fits(dict(zip(WAYS, ways, strict=True)), each, device, weights=True)
+    rows = list(found.values())
     return {
         "depth": np.array(depth),
         "epochs": np.array(training["epochs"]),
         "risk": np.array([[fit.along("loss") for fit in row] for row in rows]),
-        "test_error": np.array([each(row, lambda fit: fit.test_error) for row in rows]),
+        "test_error": np.array([each_seed(row, "test_error") for row in rows]),
         "scales": np.array([[_final(fit)[0] for fit in row] for row in rows]),
     }
 
@@ -125,14 +125,20 @@ def draw_section_2(figure: Figure, a: Arrays) -> None:
 
 # -- section 3.3 -----------------------------------------------------------------------------------
 
+
+def _dirac_nets(depth: int, training: Mapping[str, Any], each: Each, device: str) -> list[Fit]:
+    nets = {"dirac": trainings_of("dirac", training, depth=depth)}
+    return fits(nets, each, device, weights=True)["dirac"]
+
+
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 def compute_section_3_3(
-    *, depth: int, training: Mapping[str, Any], device: str = "cpu"
+    *, depth: int, training: Mapping[str, Any], device: str = "cpu", each: Each = in_turn
 ) -> dict[str, np.ndarray]:
     """Compute final |a| and |b| of every plane, all seeds, and the planes per layer."""
-    row = fits({"kind": "dirac", "depth": depth}, device=device, **training)
+    row = _dirac_nets(depth, training, each, device)
     return {"scales": np.array([_final(fit)[0] for fit in row]), "planes": _final(row[0])[1]}
 
 
@@ -184,16 +190,16 @@ def draw_section_3_3(figure: Figure, a: Arrays) -> None:
 
 
 def compute_figure_2(
-    *, depth: int, training: Mapping[str, Any], device: str = "cpu"
+    *, depth: int, training: Mapping[str, Any], device: str = "cpu", each: Each = in_turn
 ) -> dict[str, np.ndarray]:
     """Compute means of a and b per layer and epoch, and final means of |a| and |b|."""
-    row = fits({"kind": "dirac", "depth": depth}, device=device, **training)
+    row = _dirac_nets(depth, training, each, device)
     names, planes = list(dirac_layers(row[0].net)), _final(row[0])[1]
     by_layer = [np.split(_final(fit)[0], np.cumsum(planes)[:-1], axis=1) for fit in row]
     return {
         "sizes": np.array([[layer.mean(1) for layer in fit] for fit in by_layer]).swapaxes(1, 2),
         "means": np.array(
-            [[[[line[f"{scale}.{name}"] for line in fit.lines] for name in names] for scale in "ab"]
+            [[[fit.arrays[f"{LOG}{scale}.{name}"] for name in names] for scale in "ab"]
              for fit in row]
         )
     }  # fmt: skip

@@ -20,12 +20,13 @@ from experiments.diracnets.nets import (
     PAPER,
     SHORT,
     SHORT_SCALED,
-    Tested,
-    each,
-    fits,
+    each_seed,
     interval,
     percent,
+    trainings_of,
 )
+from experiments.parts import Each, in_turn
+from experiments.trainings import fits
 
 
 def compute_section_3_4(
@@ -35,19 +36,24 @@ def compute_section_3_4(
     gains: Sequence[float],
     training: Mapping[str, Any],
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute final risk and test error by sigma of a normal and gain of an orthogonal V."""
-    net = {"depth": depth}
-    normal = [fits({"kind": "identity_inside", **net, "std": std}, device=device, **training)
-              for std in stds]  # fmt: skip
-    orthogonal = [fits({"kind": "orthogonal", **net, "gain": gain}, device=device, **training)
-                  for gain in gains]  # fmt: skip
+    normal = {
+        ("std", std): trainings_of("identity_inside", training, depth=depth, std=std)
+        for std in stds
+    }
+    orthogonal = {
+        ("gain", gain): trainings_of("orthogonal", training, depth=depth, gain=gain)
+        for gain in gains
+    }
+    found = fits({**normal, **orthogonal}, each, device)
 
-    def both(rows: Sequence[list[Tested]], name: str) -> dict[str, np.ndarray]:
-        return {
-            f"{name}_risk": np.array([each(row, lambda f: f.along("loss")[-1]) for row in rows]),
-            f"{name}_error": np.array([each(row, lambda f: f.test_error) for row in rows]),
-        }
+    def both(groups: Mapping[tuple[str, float], Any], name: str) -> dict[str, np.ndarray]:
+        rows = [found[group] for group in groups]
+        risks = [[fit.along("loss")[-1] for fit in row] for row in rows]
+        errors = [each_seed(row, "test_error") for row in rows]
+        return {f"{name}_risk": np.array(risks), f"{name}_error": np.array(errors)}
 
     return {
         "depth": np.array(depth), "std": np.array(stds, dtype=float),
@@ -125,14 +131,14 @@ INITS = {"normal": "N(0, 1) (paper)", "kaiming": "He's law (authors' code)"}
 
 
 def compute_first_scale(
-    *, depth: int, training: Mapping[str, Any], device: str = "cpu"
+    *, depth: int, training: Mapping[str, Any], device: str = "cpu", each: Each = in_turn
 ) -> dict[str, np.ndarray]:
     """Compute risk by epoch and final test error of DiracNets by initialization of V."""
+    nets = {init: trainings_of("dirac", training, depth=depth, init=init) for init in INITS}
     arrays: dict[str, np.ndarray] = {"depth": np.array(depth)}
-    for init in INITS:
-        fitted = fits({"kind": "dirac", "depth": depth, "init": init}, device=device, **training)
+    for init, fitted in fits(nets, each, device).items():
         arrays[f"{init}_risk"] = np.array([fit.along("loss") for fit in fitted])
-        arrays[f"{init}_error"] = each(fitted, lambda fit: fit.test_error)
+        arrays[f"{init}_error"] = each_seed(fitted, "test_error")
     return arrays
 
 

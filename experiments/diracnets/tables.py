@@ -1,7 +1,6 @@
 """DiracNets: structure of the nets and errors of the widest, Tables 1 and 2."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,10 @@ from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.diracnets.nets import FULL, PAPER, each, fits, parameters_of, percent
-from experiments.external_data import Need
-from experiments.trainings import evaluated, trained_together
-from resid_theory.training import DIRACNETS
+from experiments.diracnets.nets import FULL, PAPER, each_seed, parameters_of, percent, trainings_of
+from experiments.external_data import CIFAR100
+from experiments.parts import Each, in_turn
+from experiments.trainings import fits
 
 # -- Table 1 ---------------------------------------------------------------------------------------
 
@@ -101,39 +100,26 @@ def draw_table_1(figure: Figure, a: Arrays) -> None:
 
 # -- Table 2 ---------------------------------------------------------------------------------------
 
-CIFAR100 = Need(
-    what="CIFAR-100 written as images", variable="RESID_THEORY_CIFAR100", parts=("train", "test")
-)
 PAPER_ERRORS = {"cifar10": {5: 5.16, 10: 4.75}, "cifar100": {5: 23.44, 10: 21.54}}  # percent
 
 
 def compute_table_2(
-    *, data: str, widths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    data: str,
+    widths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the final test error of wide DiracNets of depth 28, all seeds."""
-    if data == "cifar100":
-        rows = [_errors_on_cifar_100(width, training, device) for width in widths]
-    else:
-        nets = [{"kind": "dirac", "depth": 28, "width": width} for width in widths]
-        rows = [
-            each(fits(net, device=device, **training), lambda fit: fit.test_error) for net in nets
-        ]
+    given = {**training, "name": data}
+    classes = 100 if data == "cifar100" else 10
+    nets = {
+        width: trainings_of("dirac", given, depth=28, width=width, classes=classes)
+        for width in widths
+    }
+    rows = [each_seed(row, "test_error") for row in fits(nets, each, device).values()]
     return {"data": np.array(data), "width": np.array(widths), "test_error": np.array(rows)}
-
-
-def _errors_on_cifar_100(width: int, training: Mapping[str, Any], device: str) -> np.ndarray:
-    folder, seeds = CIFAR100.folder(), training["seeds"]
-    data, test = (rt.load_image_folder(folder / part, size=32) for part in CIFAR100.parts)
-    test = replace(test, mean=data.mean, std=data.std)
-    run = trained_together(
-        [rt.diracnet(28, width=width, classes=len(data.classes), generator=seed) for seed in seeds],
-        DIRACNETS.scaled(training["epochs"]).change(channels_last=True),
-        seeds,
-        name={"net": f"diracnet_28_{width}", "data": "cifar100"},
-        data=data,
-        device=device,
-    )
-    return np.array([evaluated(net, test)[1] for net in run.nets])
 
 
 def judge_table_2(a: Arrays) -> list[Verdict]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import COLORS, KINDS, PAPER
-from experiments.shipped import listed_net
+from experiments.parts import Each, in_turn
+from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import image_set
 from resid_theory.stability import compare_cushions
 
@@ -23,14 +24,24 @@ NORMS = ("identity_removed", "effective")
 
 
 def compute_figure_3(
-    *, depth: int, states: Sequence[str], dataset: str, samples: int, size: int, layer: str
+    *,
+    depth: int,
+    states: Sequence[str],
+    dataset: str,
+    samples: int,
+    size: int,
+    layer: str,
+    epochs: int = SHORT_EPOCHS,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute cushions of plain and residual nets, by layer and sample, with both norms."""
+    names = {kind: f"simplified_{kind}_{depth}" for kind in KINDS}
+    nets = listed_nets(list(names.values()), states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples), "layer": np.array(layer)}
     for state in states:
-        nets = {kind: listed_net(f"simplified_{kind}_{depth}", state) for kind in KINDS}
-        cushions = {kind: rt.layer_cushions(net, data) for kind, net in nets.items()}
+        cushions = {kind: rt.layer_cushions(nets[names[kind], state], data) for kind in KINDS}
         for norm in NORMS:
             plain, residual = (cushions[kind].under(norm) for kind in KINDS)
             # conv0 and fc have no identity; they are measured and compared like the other layers.
@@ -113,18 +124,22 @@ def compute_section_5(
     size: int,
     modes: Sequence[str] = ("eval", "batch"),
     probes: int = 10,
+    epochs: int = SHORT_EPOCHS,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute interlayer cushions of the nine blocks by state and BatchNorm mode."""
+    names = [f"full_{kind}_20" for kind in KINDS]
+    nets = listed_nets(names, states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     found: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for state in states:
         for mode in modes:
             blocks = []
-            for kind in KINDS:
-                net = listed_net(f"full_{kind}_20", state)
+            for name in names:
                 cushions = rt.stability.block_cushions(
-                    net, data, kappa="spatial", method="probes", probes=probes, generator=0,
-                    batchnorm=mode,
+                    nets[name, state], data, kappa="spatial", method="probes", probes=probes,
+                    generator=0, batchnorm=mode,
                 )  # fmt: skip
                 blocks.append(cushions.values.numpy())
             found[f"{state}.{mode}"] = np.array(blocks)  # (kinds, blocks, samples)

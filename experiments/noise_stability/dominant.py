@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.trainings import FULL_EPOCHS, evaluated, image_set, trained
+from experiments.parts import Each, in_turn
+from experiments.trainings import FULL_EPOCHS, Training, fits
 from resid_theory import training
 
 KINDS = {"residual": "residual", "dominant": "dominant paths only"}
@@ -38,38 +39,31 @@ def compute_table_5(
     lr: float,
     augmentation: str,
     kinds: Sequence[str] = tuple(KINDS),
-    keep: bool = True,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Train nets of several kinds; arrays are (depths, seeds), curves (depths, seeds, epochs)."""
-    recipe = training.NOISE_STABILITY.scaled(epochs)
+    recipe = training.NOISE_STABILITY.scaled(epochs).change(precision="tf32")
     recipe = recipe.change(batch=batch, lr=lr, augmentation=augmentation, channels_last=True)
     recipe = recipe.change(pad=pooled // 8)  # the usual 4 for 32 pixels
-    sets = [
-        image_set(dataset, split, count, pooled)
-        for split, count in (("train", samples), ("test", None))
-    ]
+
+    def trained(kind: str, depth: int, seed: int) -> Training:
+        arguments = {"depth": depth, "identity": kind, "generator": seed}
+        return Training(
+            architecture={"builder": "simplified_net", "arguments": arguments},
+            recipe=recipe, seed=seed, data=dataset, samples=samples, size=pooled,
+        )  # fmt: skip
+
+    groups = {(k, d): [trained(k, d, seed) for seed in range(seeds)] for k in kinds for d in depths}
+    found = fits(groups, each, device)
     arrays = {"depth": np.array(depths), "epochs": np.array(epochs)}
     for kind in kinds:
         cells = np.empty((len(depths), seeds, 3))
         curves = np.empty((len(depths), seeds, epochs))
         for row, depth in enumerate(depths):
-            for seed in range(seeds):
-                arguments = {"depth": depth, "identity": kind, "generator": seed}
-                run = trained(
-                    {"builder": "simplified_net", "arguments": arguments},
-                    recipe,
-                    seed,
-                    data=dataset,
-                    samples=samples,
-                    pooled=pooled,
-                    device=device,
-                    keep=keep,
-                )
-                (loss, _), (_, error) = (evaluated(run.net, images) for images in sets)
-                size = sum(p.numel() for p in run.net.parameters())
-                cells[row, seed] = loss, error, size
-                curves[row, seed] = run.column("loss")
+            for seed, fit in enumerate(found[kind, depth]):
+                cells[row, seed] = [fit.number(n) for n in ("loss", "test_error", "parameters")]
+                curves[row, seed] = fit.along("loss")
         arrays |= {f"{kind}.{key}": cells[..., i] for i, key in enumerate(("loss", "error"))}
         arrays |= {f"{kind}.curve": curves, f"{kind}.parameters": cells[:, 0, 2]}
     return arrays
@@ -189,7 +183,7 @@ CLAIMS = [
         settings={
             "quick": dict(
                 dataset="digits", samples=400, pooled=8, depths=[5, 8], seeds=1, epochs=8,
-                batch=32, lr=0.05, augmentation="none", keep=False,
+                batch=32, lr=0.05, augmentation="none",
                 scaled="400 digits of 8 x 8 pixels, depths 5 and 8, one seed",
             ),
             **_SCALES,
@@ -205,7 +199,7 @@ CLAIMS = [
         settings={
             "quick": dict(
                 dataset="digits", samples=400, pooled=8, depths=[5], seeds=2, epochs=8,
-                batch=32, lr=0.05, augmentation="none", keep=False,
+                batch=32, lr=0.05, augmentation="none",
                 scaled="400 digits of 8 x 8 pixels, depth 5, two seeds",
             ),
             **_SCALES,

@@ -10,8 +10,9 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
-from experiments.noise_stability.nets import EVERY_DEPTH, PAPER, start_net, trained_fits
-from experiments.trainings import image_set
+from experiments.noise_stability.nets import EVERY_DEPTH, PAPER, start_net, trainings_of
+from experiments.parts import Each, in_turn
+from experiments.trainings import fits, image_set
 from resid_theory.identity import shifted
 from resid_theory.training import NOISE_STABILITY
 
@@ -97,8 +98,12 @@ def compute_table_2(
     depths: Sequence[int] = (),
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compare the net that adds Id(x) explicitly with the plain net that starts at τ(θ)."""
+    pair = ("transferred", "residual")
+    # Full trainings, which differ by the round-off of all epochs.
+    trained = fits(trainings_of(pair, depths, training) if training else {}, each, device)
     data = image_set(name, "train", batch * steps if name != "digits" else None, size)
     kinds = {"float64": ("float64", True), "float32": ("float32", True)}
     kinds["uncorrected"] = ("float64", False)
@@ -110,19 +115,11 @@ def compute_table_2(
     }
     if training is None:
         return found
-    # Full trainings, which differ by the round-off of all epochs.
-    fits = {
-        (kind, d): trained_fits(kind, d, device=device, **training)
-        for kind in ("transferred", "residual")
-        for d in depths
-    }
     for key, read in (
-        ("loss", lambda fit: fit.loss),
+        ("loss", lambda fit: fit.number("loss")),
         ("test_error", lambda fit: fit.along("test_error")[-1]),
     ):
-        found[key] = np.array(
-            [[read(fits[k, d][0]) for d in depths] for k in ("transferred", "residual")]
-        )
+        found[key] = np.array([[read(trained[k, d][0]) for d in depths] for k in pair])
     return {**found, "depth": np.array(depths)}
 
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 import resid_theory as rt
 from experiments.claim import Arrays, Claim, Verdict
 from experiments.noise_stability.nets import PAPER
-from experiments.shipped import listed_net
+from experiments.parts import Each, in_turn
+from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
 from resid_theory.stability import STATISTICS, feature_gradients
 
@@ -26,15 +27,17 @@ def compute_figure_10(
     dataset: str,
     samples: int,
     size: int,
-    epochs: int | None = None,
+    epochs: int = SHORT_EPOCHS,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute moments and histogram of the loss gradient in the final features."""
+    listed = listed_nets(nets, states, each, device, epochs=epochs)
     data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
     for name in nets:
         for state in states:
-            net = listed_net(name, state, epochs=epochs, device=device)
+            net = listed[name, state]
             g = feature_gradients(net, data).double().cpu().numpy()
             spread = g.std()
             counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
@@ -92,17 +95,18 @@ def compute_figure_12(
     dataset: str,
     samples: int,
     size: int,
-    epochs: int | None = None,
+    epochs: int = SHORT_EPOCHS,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute f_l of two nets: means and standard errors over samples, (layers, statistics)."""
-    data = image_set(dataset, "train", samples, size)
     *names, rule = PAIRS[pair]
+    nets = listed_nets(names, states, each, device, epochs=epochs)
+    data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
     for kind, name in zip(("identity", "plain"), names, strict=True):
         for state in states:
-            net = listed_net(name, state, epochs=epochs, device=device)
-            flows = rt.dominant_flows(net, data, rule=rule)
+            flows = rt.dominant_flows(nets[name, state], data, rule=rule)
             views = [flows.under(mode="sap", statistic=statistic) for statistic in STATISTICS]
             key = f"{kind}.{state}"
             arrays[f"{key}.mean"] = np.stack([v.mean.cpu() for v in views], 1)

@@ -7,7 +7,6 @@ during training is the mean over the augmented batches of an epoch.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch
 from torch import nn
 
 import resid_theory as rt
-from experiments.shipped import shipped
-from experiments.trainings import Fit, evaluated, image_set, once, spread, trained_together
+from experiments.shipped import shipped_training
+from experiments.trainings import Fit, Training, spread
 from resid_theory.equivalence import to_plain
 from resid_theory.training import NOISE_STABILITY
 
@@ -28,6 +27,7 @@ SHORT = "15 of 200 epochs, one seed"
 SECOND_SEED = "plain-32 from seed 1, as from seed 0 it stayed at chance for 10 epochs"
 DIGITS = {"seeds": [0, 1], "epochs": 7, "batch": 16, "name": "digits", "samples": 480, "size": 8}
 FULL = {"seeds": [0, 1, 2], "epochs": 200}
+ONE = {**FULL, "seeds": [0]}
 EVERY_DEPTH = [20, 32, 44]
 
 
@@ -38,62 +38,40 @@ def start_net(kind: str, depth: int, seed: int, dtype: torch.dtype = torch.float
     return to_plain(net) if kind == "transferred" else net
 
 
-@lru_cache(maxsize=64)
-def shipped_fit(kind: str, depth: int) -> Fit:
-    made = shipped(f"simplified_{kind}_{depth}")
-    return Fit(net=made.net, lines=made.lines, **made.about["train"])
-
-
-def trained_fits(kind: str, depth: int, *, device: str, **given: Any) -> list[Fit]:
-    """Train nets of one kind and depth together, one per seed; equal calls share one training."""
-    return once(_train, kind, depth, device=device, **given)
-
-
-def _train(
+def training_of(
     kind: str,
     depth: int,
+    seed: int,
     *,
-    seeds: Sequence[int],
     epochs: int,
-    device: str,
     name: str = "cifar10",
     samples: int | None = None,
     size: int = 32,
     batch: int = BATCH,
-) -> list[Fit]:
-    data = image_set(name, "train", samples, size)
+) -> Training:
+    """The training of the net of :func:`start_net` by the paper's recipe."""
+    identity = "residual" if kind == "transferred" else kind
+    arguments = {"depth": depth, "identity": identity, "generator": seed}
+    architecture: dict[str, Any] = {"builder": "simplified_net", "arguments": arguments}
+    if kind == "transferred":
+        architecture["then"] = ["to_plain"]
     # Digits must not be flipped, and images of 8 pixels are too small for a padding of 4.
     kept = {"augmentation": "none"} if name == "digits" else {"channels_last": True}
-    run = trained_together(
-        [start_net(kind, depth, seed) for seed in seeds],
-        NOISE_STABILITY.scaled(epochs).change(batch=batch, **kept),
-        seeds,
-        name={"net": f"simplified_{kind}_{depth}", "data": [name, samples, size]},
-        data=data,
-        test=image_set(name, "test", None, size),
-        device=device,
-        keep=name != "digits",  # it takes seconds, and a test must not read an old result
+    recipe = NOISE_STABILITY.scaled(epochs).change(batch=batch, precision="tf32", **kept)
+    return Training(
+        architecture=architecture, recipe=recipe, seed=seed, data=name, samples=samples, size=size
     )
-    fits = []
-    for number, net in enumerate(run.nets):
-        loss, error = evaluated(net, data)
-        lines = [line for line in run.metrics if line["net"] == number]
-        fits.append(Fit(net=net.cpu(), lines=lines, loss=loss, error=error))
-    return fits
 
 
-def pair_fits(
-    depths: Sequence[int], training: Mapping[str, Any] | None, device: str
-) -> dict[tuple[str, int], list[Fit]]:
-    """Both kinds at every depth: the shipped nets, or nets trained by the settings ``training``."""
+def trainings_of(
+    kinds: Sequence[str], depths: Sequence[int], training: Mapping[str, Any] | None
+) -> dict[tuple[str, int], list[Training]]:
+    """Trainings of every kind and depth, one per seed; without settings those of shipped nets."""
+    if training is None:
+        return {(k, d): [shipped_training(f"simplified_{k}_{d}")] for k in kinds for d in depths}
+    seeds, given = training["seeds"], {k: v for k, v in training.items() if k != "seeds"}
     return {
-        (kind, depth): (
-            [shipped_fit(kind, depth)]
-            if training is None
-            else trained_fits(kind, depth, device=device, **training)
-        )
-        for kind in KINDS
-        for depth in depths
+        (k, d): [training_of(k, d, seed, **given) for seed in seeds] for k in kinds for d in depths
     }
 
 

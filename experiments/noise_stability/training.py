@@ -17,24 +17,29 @@ from experiments.noise_stability.nets import (
     SECOND_SEED,
     SHORT,
     number_of_each,
-    pair_fits,
     pairs,
-    trained_fits,
+    trainings_of,
 )
+from experiments.parts import Each, in_turn
+from experiments.trainings import fits
 
 # -- Table 1 ---------------------------------------------------------------------------------------
 
 
 def compute_table_1(
-    *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute training loss and test error of plain (KWI) and residual nets (HMWI)."""
-    fits = pair_fits(depths, training, device)
+    found = fits(trainings_of(KINDS, depths, training), each, device)
     return {
         "depth": np.array(depths),
-        "loss": number_of_each(fits, depths, lambda fit: fit.loss),
-        "penalty": number_of_each(fits, depths, lambda fit: fit.along("penalty")[-1]),
-        "test_error": number_of_each(fits, depths, lambda fit: fit.along("test_error")[-1]),
+        "loss": number_of_each(found, depths, lambda fit: fit.number("loss")),
+        "penalty": number_of_each(found, depths, lambda fit: fit.along("penalty")[-1]),
+        "test_error": number_of_each(found, depths, lambda fit: fit.along("test_error")[-1]),
     }
 
 
@@ -94,13 +99,17 @@ LEVELS = (1.0, 0.5, 0.2)
 
 
 def compute_figure_8(
-    *, depths: Sequence[int], training: Mapping[str, Any] | None = None, device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute training risk and test error by epoch, mean over seeds."""
-    fits = pair_fits(depths, training, device)
+    found = fits(trainings_of(KINDS, depths, training), each, device)
 
     def along(name: str) -> np.ndarray:
-        rows = [[np.mean([f.along(name) for f in fits[k, d]], 0) for d in depths] for k in KINDS]
+        rows = [[np.mean([f.along(name) for f in found[k, d]], 0) for d in depths] for k in KINDS]
         return np.array(rows)
 
     risk, error = along("loss"), along("test_error")
@@ -173,12 +182,16 @@ def draw_figure_8(figure: Figure, a: Arrays) -> None:
 
 
 def compute_figure_9(
-    *, depths: Sequence[int], training: Mapping[str, Any], device: str = "cpu"
+    *,
+    depths: Sequence[int],
+    training: Mapping[str, Any],
+    device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the training risk of plain nets from KWI and from transferred HMWI, all seeds."""
     starts = ("plain", "transferred")
-    fits = {(k, d): trained_fits(k, d, device=device, **training) for k in starts for d in depths}
-    risk = [[[fit.along("loss") for fit in fits[k, d]] for d in depths] for k in starts]
+    found = fits(trainings_of(starts, depths, training), each, device)
+    risk = [[[fit.along("loss") for fit in found[k, d]] for d in depths] for k in starts]
     return {"depth": np.array(depths), "risk": np.array(risk)}
 
 

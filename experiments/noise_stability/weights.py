@@ -20,11 +20,12 @@ from experiments.noise_stability.nets import (
     SECOND_SEED,
     SHORT,
     number_of_each,
-    pair_fits,
     pairs,
     start_net,
+    trainings_of,
 )
-from experiments.trainings import spread
+from experiments.parts import Each, in_turn
+from experiments.trainings import fits, spread
 from resid_theory.equivalence import to_plain
 from resid_theory.identity import id_mask
 
@@ -72,16 +73,18 @@ def compute_table_3(
     trained_depth: int | None = None,
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute statistics and histograms of the weights of plain and transferred nets."""
+    after = [] if trained_depth is None else [trained_depth]
+    trained = fits(trainings_of(KINDS, after, training), each, device, weights=True)
     starts = {kind: [start_net(kind, depth, seed) for seed in seeds] for kind in NETS}
     found = {
         "before": np.array([[_statistics(net) for net in starts[kind]] for kind in NETS]),
         "histogram_before": np.array([_histograms(starts[kind][0]) for kind in NETS]),
     }
     if trained_depth is not None:
-        fits = pair_fits([trained_depth], training, device)
-        nets = [[fit.net for fit in fits[kind, trained_depth]] for kind in KINDS]
+        nets = [[fit.net for fit in trained[kind, trained_depth]] for kind in KINDS]
         found["after"] = np.array([[_statistics(net) for net in row] for row in nets])
         found["histogram_after"] = np.array([_histograms(row[0]) for row in nets])
     return found
@@ -166,8 +169,10 @@ def compute_table_4(
     trained_depths: Sequence[int] = (),
     training: Mapping[str, Any] | None = None,
     device: str = "cpu",
+    each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Compute the weight-decay penalty as the paper logs it, before and after training."""
+    trained = fits(trainings_of(KINDS, trained_depths, training), each, device, weights=True)
     found = {
         "depth": np.array(depths),
         "before": np.array(
@@ -175,13 +180,12 @@ def compute_table_4(
         ),
     }
     if trained_depths:
-        fits = pair_fits(trained_depths, training, device)
         found["trained_depth"] = np.array(trained_depths)
-        found["after"] = number_of_each(fits, trained_depths, lambda fit: _penalty(fit.net))
+        found["after"] = number_of_each(trained, trained_depths, lambda fit: _penalty(fit.net))
         found["transferred_after"] = np.array(
-            [[_penalty(to_plain(f.net)) for f in fits["residual", d]] for d in trained_depths]
+            [[_penalty(to_plain(f.net)) for f in trained["residual", d]] for d in trained_depths]
         )
-        found["loss"] = number_of_each(fits, trained_depths, lambda fit: fit.loss)
+        found["loss"] = number_of_each(trained, trained_depths, lambda fit: fit.number("loss"))
     return found
 
 

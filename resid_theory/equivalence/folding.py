@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 from resid_theory.identity import id_rule, layer_identity, mark
 from resid_theory.networks import Block
 
-__all__ = ["LINEAR_MAPS", "effective", "fold", "fold_part", "rebuilt"]
+__all__ = ["LINEAR_MAPS", "effective", "fold", "fold_part", "rebuilt", "recorded_conversion"]
 
 LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -46,10 +46,14 @@ def fold(net: nn.Module) -> nn.Module:
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
-    new = fold_part(copy.deepcopy(net), "")
+    return recorded_conversion(net, fold_part(copy.deepcopy(net), ""), "fold")
+
+
+def recorded_conversion(net: nn.Module, new: nn.Module, name: str) -> nn.Module:
+    """The new net, whose record says that it is the conversion of this name of the other."""
     record = getattr(net, "architecture", None)
     if isinstance(record, Mapping):
-        then = [*record.get("then", ()), "fold"]
+        then = [*record.get("then", ()), name]
         new.architecture = {**record, "then": then}  # type: ignore[assignment]
     return new
 

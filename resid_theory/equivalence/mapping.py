@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
-from resid_theory.equivalence.folding import LINEAR_MAPS, effective, fold_part, rebuilt
+from resid_theory.equivalence.folding import (
+    LINEAR_MAPS,
+    effective,
+    fold_part,
+    rebuilt,
+    recorded_conversion,
+)
 from resid_theory.identity import (
     AddIdentity,
     DiracWeight,
@@ -45,7 +51,8 @@ def to_plain(net: nn.Module) -> nn.Module:
         net: Any module; shortcuts in other forms are not recognized and remain.
 
     Returns:
-        A new net; the original is not changed. ``nn.Sequential`` keep their length.
+        A new net; the original is not changed. ``nn.Sequential`` keep their length. Its record of
+        how it was built (``net.architecture``) gets ``"then": ["to_plain"]``, as in ``fold``.
 
     Raises:
         ValueError: If a block has no plain net (a pre-activation block, an input that may be
@@ -63,7 +70,7 @@ def to_plain(net: nn.Module) -> nn.Module:
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
-    return _Plain().convert(copy.deepcopy(net), "")
+    return recorded_conversion(net, _Plain().convert(copy.deepcopy(net), ""), "to_plain")
 
 
 class _Plain:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_type_hints
@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar, dataclass_transform, get_args, get_type_h
 from resid_theory._check import check_choice
 from resid_theory.runtime.store import digest
 
-__all__ = ["SCHEMA", "Config", "arguments_of", "key_of", "with_arguments_of"]
+__all__ = ["SCHEMA", "Config", "arguments_of", "content_key", "key_of", "with_arguments_of"]
 
 T = TypeVar("T", bound=type)
 
@@ -63,8 +63,13 @@ class Config:
 def key_of(task: str, settings: Config) -> tuple[str, dict[str, Any]]:
     """Name of a cell, a hash of all that its result depends on, and its configuration."""
     config = {"task": task, **settings.content()}
+    return content_key(config), config
+
+
+def content_key(config: Mapping[str, Any]) -> str:
+    """Name of the cell of a configuration."""
     canonical = json.dumps({"schema": SCHEMA, **config}, sort_keys=True, allow_nan=False)
-    return digest(canonical.encode())[:32], config
+    return digest(canonical.encode())[:32]
 
 
 def arguments_of(source: Callable[..., Any]) -> dict[str, tuple[type, Any]]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from resid_theory import networks
 from resid_theory._check import check_choice, first_difference
-from resid_theory.equivalence import fold
+from resid_theory.equivalence import fold, to_plain
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
 
@@ -25,7 +25,7 @@ __all__ = [
 # The names that a file may call; other public names read, write or download.
 _BUILDERS = {name: getattr(networks, name) for name in networks.__all__ if name.islower()}
 _BUILDERS |= {"ShortcutNet": ShortcutNet}
-_CONVERSIONS = {"fold": fold}  # these record themselves in their result
+_CONVERSIONS = {"fold": fold, "to_plain": to_plain}  # these record themselves in their result
 _RENAMED = {"draw": "init"}  # arguments under the names that older files have
 _CHECKOUT = Path(__file__).resolve().parents[2] / "experiments" / "checkpoints"
 
@@ -82,7 +82,7 @@ def build_net(architecture: Mapping[str, Any]) -> nn.Module:
     Args:
         architecture: ``{"builder": public name of a net, "arguments": keyword arguments}``;
             anything that JSON can hold, so a seed rather than a generator. An optional ``"then"``
-            lists conversions of the net in eval mode, by name: ``"fold"``.
+            lists conversions of the net in eval mode, by name: ``"fold"``, ``"to_plain"``.
 
     Returns:
         A new module that carries the record as ``net.architecture``, which checkpoints keep.
