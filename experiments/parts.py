@@ -80,6 +80,10 @@ class Part(Task):
         """Compute the arrays; ``folder`` is for files that a stopped part resumes from."""
         return self.arrays(execution.device)
 
+    def means(self, execution: Execution) -> dict[str, Any]:
+        """What of the machine's freedom is used, for the record."""
+        return {}
+
     def run(self, folder: Path, device: str) -> Outcome:
         """Compute the arrays as the result of a cell of a sweep."""
         arrays = self.compute(Execution(device=device), folder)
@@ -196,7 +200,7 @@ def _computed(part: Part, execution: Execution, folder: Path | None) -> Finished
     code, started = code_digest(type(part)), time.perf_counter()
     arrays = part.compute(execution, folder)
     run = run_information(execution.device, time.perf_counter() - started)
-    return Finished(arrays=arrays, record={**run, "code": code})
+    return Finished(arrays=arrays, record={**run, **part.means(execution), "code": code})
 
 
 # Requests ----------------------------------------------------------------------------------------

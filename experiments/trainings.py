@@ -24,12 +24,14 @@ from experiments.parts import (
     float32_by_default,
 )
 from resid_theory import networks, training
+from resid_theory._check import check_choice
 from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
 
 FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
 LOG = "log."  # begins the names of arrays with a value for each epoch, the start included
 # What decides speed and the last bits only.
 HOW = ("channels_last", "compile")
+PRECISIONS = ("bf16", "tf32", "float32", "float64")  # from coarse to exact
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -93,6 +95,13 @@ class Training(Part):
             self.data, split, self.samples if split == "train" else self.tests, self.size
         )
 
+    def means(self, execution: Execution) -> dict[str, Any]:
+        """The precision: no coarser than the recipe's, and on a CPU float32 if it may be."""
+        allowed = PRECISIONS[PRECISIONS.index(self.recipe.precision) :]
+        usual = "float32" if torch.device(execution.device).type == "cpu" else allowed[0]
+        precision = execution.precision or (usual if usual in allowed else allowed[0])
+        return {"precision": check_choice("precision", precision, allowed)}
+
     def arrays(self, device: str) -> Arrays:
         """Train and measure."""
         return self.compute(Execution(device=device))
@@ -101,14 +110,11 @@ class Training(Part):
     def compute(self, execution: Execution, folder: Path | None = None) -> Arrays:
         """Train and measure, or resume in ``folder``."""
         data, test = self.images("train"), self.images("test")
-        precision = execution.precision or self.recipe.precision
-        if torch.device(execution.device).type == "cpu" and precision in ("tf32", "bf16"):
-            precision = "float32"
         out = None if folder is None else folder / "training"
         run = rt.train(
             self.start(),
             data,
-            self.recipe.change(precision=precision),
+            self.recipe.change(**self.means(execution)),
             seed=self.seed,
             test=test,
             callbacks=[measured],

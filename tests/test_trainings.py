@@ -169,3 +169,24 @@ def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
         "parameters": np.full((4, 2), 7),
     }
     assert [v.passed for v in preactivation.judge_figure_9(arrays)] == [True, *passed]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "device", "used"),
+    [
+        ("bf16", None, "cpu", "float32"),
+        ("bf16", None, "cuda", "bf16"),
+        ("tf32", "float32", "cuda", "float32"),
+        ("bf16", "bf16", "cpu", "bf16"),
+        ("float64", None, "cpu", "float64"),
+        ("float32", "tf32", "cuda", None),
+    ],
+)
+def test_precision_is_no_coarser_than_the_recipe_allows(recipe, asked, device, used):
+    part = replace(SMALL, recipe=RECIPE.change(precision=recipe))
+    execution = Execution(device=device, precision=asked)
+    if used is None:
+        with pytest.raises(ValueError, match="precision.*'tf32'.*'float32'"):
+            part.means(execution)
+    else:
+        assert part.means(execution) == {"precision": used}
