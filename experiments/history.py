@@ -7,10 +7,9 @@ from typing import Any
 
 from experiments.claim import Claim
 from experiments.digest import ROOT, code_digest
-from experiments.manifest import record_files
+from experiments.manifest import read_record, record_files
 from experiments.records import MANIFEST, results
 from experiments.repository import Repository
-from resid_theory.runtime import store
 
 BEFORE = "criterion and settings fixed before the run"
 REPEATED = "criterion changed after an earlier run of these settings"
@@ -110,9 +109,7 @@ def rewritten(repository: Repository, folder: Path) -> dict[Path, str]:
             if not any(_continues(new, json.loads(repository.text(b))) for b in change.before):
                 found[path] = f"lost a result in commit {change.commit[:12]}"
     for path, blob in repository.committed(folder).items():
-        if path in here and not _continues(
-            store.read_json(path), json.loads(repository.text(blob))
-        ):
+        if path in here and not _continues(read_record(path), json.loads(repository.text(blob))):
             found[path] = "is not what is committed: it was edited after it was made"
     return found
 

@@ -17,6 +17,14 @@ def record_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.json") if path != folder / MANIFEST)
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Content of the JSON file of a record; empty if it is not valid JSON, which is a fault."""
+    try:
+        return store.read_json(path)
+    except ValueError:
+        return {}
+
+
 def manifest_faults(folder: Path) -> dict[Path, str]:
     """Records of the manifest that are missing or that no longer hold a result of theirs."""
     path, found = folder / MANIFEST, {}
@@ -26,7 +34,7 @@ def manifest_faults(folder: Path) -> dict[Path, str]:
         record = folder / name
         if not record.is_file():
             found[record] = "is missing: no record is ever deleted; git has it"
-        elif _digest(results(store.read_json(record))[: entry["results"]]) != entry["sha256"]:
+        elif _digest(results(read_record(record))[: entry["results"]]) != entry["sha256"]:
             found[record] = "is not what the manifest lists: it was edited after it was made"
     return found
 
@@ -52,7 +60,7 @@ def write_manifest(folder: Path) -> None:
 def _entries(folder: Path) -> dict[str, Entry]:
     found = {}
     for path in record_files(folder):
-        content = store.read_json(path)
+        content = read_record(path)
         every = results(content)
         found[path.relative_to(folder).as_posix()] = {
             "results": len(every),

@@ -75,7 +75,7 @@ def _record_item(claim: Claim, then: Record) -> Item:
         differing = differences(then.arrays, now.arrays)
         if not differing:
             return "", "equal to the last bit"
-        if _same_machine(then.run, now.run):
+        if same_machine(then.run, now.run):
             return f"not equal to the last bit on a machine of the same kind: {differing}", ""
         then_, now_ = ({c.criterion: c.outcome for c in r.criteria} for r in (then, now))
         wrong = [name for name in {**then_, **now_} if then_.get(name) != now_.get(name)]
@@ -103,7 +103,7 @@ def _part_item(part: Part) -> Item | None:
         differing = differences(done.arrays, now)
         if not differing:
             return "", "equal to the last bit"
-        if _same_machine(done.record, {**run_information("cpu", 0.0), **how}):
+        if same_machine(done.record, {**run_information("cpu", 0.0), **how}):
             return f"not equal to the last bit on a machine of the same kind: {differing}", ""
         if "first_losses" in now:  # a training
             pair = (now["first_losses"].tolist(), done.arrays["first_losses"].tolist())
@@ -139,7 +139,8 @@ def _gap(old: np.ndarray, new: np.ndarray) -> float:
     return float(np.nan_to_num(away, nan=math.inf).max(initial=0.0) / (size or 1.0))
 
 
-def _same_machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def same_machine(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """True if two runs of equal code must agree to the last bit."""
     return all(then.get(name) == now.get(name) for name in (*KIND, "numpy"))
 
 
