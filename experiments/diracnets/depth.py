@@ -296,7 +296,9 @@ CLAIMS = [
             "quick": {
                 "depths": [34], "training": QUICK, "scaled": f"{QUICK_SCALED}, depth 34 only",
             },
-            "short": {"depths": [34, 100], "training": DIGITS, "scaled": DIGITS_SCALED},
+            "short": {
+                "depths": [100], "training": DIGITS, "scaled": f"{DIGITS_SCALED}, depth 100 only",
+            },
             "single": {
                 "depths": [34, 52, 100], "training": ONE,
                 "scaled": f"depths 34, 52 and 100, {ONE_SEED}",
