@@ -23,10 +23,12 @@ QUICK = {
     "size": 8,
 }  # fmt: skip
 QUICK_SCALED = "48 digits at 8 x 8, one epoch of batch 16, one seed"
+# Seeds 0 to 4 decided nothing and asked for about 20: these are others.
 DIGITS = {
-    "seeds": list(range(5)), "epochs": 4, "batch": 16, "name": "digits", "samples": 240, "size": 8
+    "seeds": list(range(5, 26)), "epochs": 4, "batch": 16, "name": "digits", "samples": 240,
+    "size": 8,
 }  # fmt: skip
-DIGITS_SCALED = "240 digits at 8 x 8, 4 epochs of batch 16, 5 seeds"
+DIGITS_SCALED = "240 digits at 8 x 8, 4 epochs of batch 16, 21 seeds"
 PAIRED = {"seeds": list(range(12)), "epochs": 8, "batch": 64, "name": "digits", "size": 8}
 PAIRED_SCALED = "1,437 digits at 8 x 8, 8 epochs of batch 64, 12 seeds"
 SHORT = {
