@@ -16,7 +16,7 @@ from resid_theory.losses import (
     Weighting,
     check_scalar,
 )
-from resid_theory.losses.formulas import IGNORED
+from resid_theory.losses.formulas import IGNORED, names_class
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import digest
@@ -101,7 +101,10 @@ class DeviceDataset:
             self.total = 1.0
         elif self._is_weighted or bool((weights != weights[0]).any()):
             self._weights, self.total = weights.to(device), float(weights.sum())
-        self.labels = None if self._labels is None else int((self._labels != IGNORED).sum())
+        self.labels = None
+        if self._labels is not None and isinstance(output, Tensor):
+            wide = output[:1].expand(self._size, *output.shape[1:])
+            self.labels = int(names_class(wide, self._labels).sum())
 
     @torch.no_grad()
     def _measured(self, axes: SampleAxes, output: Any) -> Tensor:
