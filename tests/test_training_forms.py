@@ -156,6 +156,11 @@ def test_evaluation_is_the_loss_of_all(kind):
         assert found.wrong == {1: int((net(X).argmax(1) != targets)[counted].sum())}
 
 
+def test_a_loss_without_a_value_of_all_is_noted():
+    run, *_ = trained((X, LABELS), recipe={"loss": contrastive})
+    assert "loss is the mean over batches" in run.notes[0]
+
+
 def test_sample_weights_count_in_an_evaluation():
     """A sample of weight 2 counts as if it were there twice."""
     net, weights = Net(), torch.arange(22) % 3

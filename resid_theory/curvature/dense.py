@@ -318,9 +318,9 @@ class HessianPlan:
         """Products in float64, if the net and its loss can be copied and run there."""
         risk = self.risk
         low = any(p.dtype != torch.float64 for p in risk.net.parameters())
-        if low and not risk.reads_parameters:
+        if low:
             try:
-                wide = risk.in_float64()
+                wide = risk.in_float64(next(iter(risk.data)))
                 wide = EmpiricalRisk(
                     wide.net,
                     wide.loss,

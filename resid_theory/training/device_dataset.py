@@ -75,6 +75,11 @@ class DeviceDataset:
             if loss.targets != "any" or axes is None or axes.is_first:
                 self._targets, self._labels = loss.targets_of(output, whole.target)
             self.weighting = _weighting(loss, axes, output, examples)
+        if self.weighting is None:
+            self.notes += (
+                f"{loss.name} compares samples or is no mean or sum over them: in the metrics, "
+                "loss is the mean over batches",
+            )
         if loss.targets == "any" and axes is not None:
             _check_all(loss, axes, output, self._targets, self._size)
         self._weights: Tensor | None = None  # where they differ
