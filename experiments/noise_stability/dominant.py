@@ -168,7 +168,7 @@ CLAIMS = [
         says="Dense lower halves lower the test error of dominant-path nets (Appendix D.3).",
         settings={
             **_SCALES,
-            "short": {"depths": [20], "training": SMALL, "scaled": f"{SMALL_SCALED}, depth 20"},
+            "short": {"depths": [8], "training": SMALL, "scaled": f"{SMALL_SCALED}, depth 8"},
         },
         compute=partial(compute_table_5, kinds=("dominant", *DENSE)),
         judge=judge_table_5_dense,

@@ -21,6 +21,8 @@ from experiments.noise_stability.nets import (
     PAPER,
     SHIPPED,
     SMALL,
+    SMALL_FULL,
+    SMALL_FULL_SCALED,
     SMALL_SCALED,
     nets_of,
 )
@@ -111,6 +113,7 @@ PAIRS = {  # (plain, with identity), and the rule of paths for BatchNorm nets
     "simplified": (KINDS, None),
     "full": (FULL_KINDS, "truncate"),
 }
+SMALLER = {"simplified": (SMALL, SMALL_SCALED), "full": (SMALL_FULL, SMALL_FULL_SCALED)}
 
 
 def compute_figure_12(
@@ -242,6 +245,7 @@ def draw_figure_12(figure: Figure, a: Arrays) -> None:
 
 def _figure_12(pair: str, name: str, source: str, says: str, judge: Any) -> Claim:
     both = {"pair": pair, "states": ["initial", "trained"], "dataset": "cifar10"}
+    small, scaled = SMALLER[pair]
     return Claim(
         id=f"noise_stability/{name}",
         source=source,
@@ -252,8 +256,8 @@ def _figure_12(pair: str, name: str, source: str, says: str, judge: Any) -> Clai
                 "scaled": "initial weights of one seed, two digits at 8 x 8",
             },
             "short": {
-                **both, "samples": 20, "size": 8, "training": SMALL,
-                "scaled": f"nets of {SMALL_SCALED}; before and after training; 20 images",
+                **both, "samples": 20, "size": 8, "training": small,
+                "scaled": f"nets of {scaled}; before and after training; 20 images",
             },
             "single": {
                 **both, "samples": 64, "size": 32, "training": ONE,
