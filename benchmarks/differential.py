@@ -5,10 +5,10 @@
     python -m benchmarks.differential --failures PATH # every wrong call, with its reproduction
     python -m benchmarks.differential --seed 17       # one case, call by call
 
-Right: equal to the oracle within 1e-10 of the largest entry. Refused: a ValueError or MemoryError
-that names an argument; needed where no number is right, or samples that know each other are split.
-Silent: another number. Foreign: any other exception. A seed is a case, which
-`tests/differential.py` draws.
+Right: equal to the oracle within 1e-10 of the largest entry, within 1e-4 for a net in float32.
+Refused: a ValueError or MemoryError that names an argument; needed where no number is right, or
+samples that know each other are split. Silent: another number. Foreign: any other exception. A seed
+is a case, which `tests/differential.py` draws.
 """
 
 import argparse
@@ -34,11 +34,17 @@ from random_nets import CLASSES, NETS, VECTORS, NetRow
 
 TOLERANCE = 1e-10
 """Of the largest entry. Round-off of these tiny nets stays below 1e-13."""
+SINGLE = 1e-4
+"""The same of nets in float32: 800 of their roundings."""
+LANCZOS = 1e-8
+"""The same of eigenvalues by products, which may stop at a tolerance of 1e-9."""
+STEP = 0.1
+"""Learning rate of the one step of a training."""
 INVARIANCE = 1e-12
 """Between two ways of batching, whose sums differ in order only."""
 ARGUMENTS = {
     "batchnorm", "chunk", "data", "engine", "loss", "matrix", "method", "net", "parameters",
-    "sample_weight", "weight_decay",
+    "recipe", "sample_weight", "top", "weight_decay",
 }  # fmt: skip
 VERDICTS = ("right", "refused", "needed", "silent", "foreign")
 
@@ -84,10 +90,18 @@ def loss_of(case: Case) -> Any:
     return rt.Loss(case.loss, of="batch") if case.loss_row.batch else case.loss
 
 
+def settings(case: Case) -> dict[str, Any]:
+    """Options of all calls that give a whole matrix."""
+    return {"batchnorm": "batch" if case.mixes else "eval", "weight_decay": case.weight_decay}
+
+
 def operator(case: Case, matrix: str, **options: Any) -> Any:
-    options = {"chunk": case.chunk, "engine": case.engine, "data": case.data} | options
+    options = {"data": case.data, "parameters": case.rows, **settings(case), **options}
     data = options.pop("data")
     return rt.curvature_operator(case.net, loss_of(case), data, matrix=matrix, **options)
+
+
+MATRICES = ("hessian", "gauss_newton", "fisher")
 
 
 def eigenvalues(matrix: Tensor) -> Tensor:
@@ -100,7 +114,7 @@ def vectors(size: int) -> Tensor:
 
 
 def of_operator(matrix: str, case: Case) -> dict[str, Tensor]:
-    made = operator(case, matrix)
+    made = operator(case, matrix, chunk=case.chunk, engine=case.engine)
     v = vectors(made.shape[0])
     # Several vectors are differentiated together, a single one alone.
     products = torch.cat([made @ v[:, :-1], (made @ v[:, -1])[:, None]], dim=1)
@@ -108,36 +122,107 @@ def of_operator(matrix: str, case: Case) -> dict[str, Tensor]:
     return {"loss": loss, "gradient": made.gradient, f"{matrix} @ v": products}
 
 
+def of_hessian(case: Case) -> dict[str, Tensor]:
+    if case.rows:
+        return {"hessian": operator(case, "hessian").dense()}
+    return {"hessian": rt.hessian(case.net, loss_of(case), case.data, **settings(case))}
+
+
+def of_hessian_spectrum(case: Case) -> dict[str, Tensor]:
+    found = rt.hessian_spectrum(case.net, loss_of(case), case.data, **settings(case))
+    return {"eigenvalues": found.eigenvalues}
+
+
 def of_spectrum(case: Case) -> dict[str, Tensor]:
-    report = rt.spectrum(case.net, loss_of(case), case.data, k=2)
-    ends = [e.value for e in (*report.smallest, *report.largest)]
-    return {"ends and trace": torch.tensor([*ends, report.trace.value], dtype=torch.float64)}
+    if case.rows or case.mixes:
+        report = rt.spectrum(operator(case, "hessian"), k=2)
+    else:
+        decay = case.weight_decay
+        report = rt.spectrum(case.net, loss_of(case), case.data, k=2, weight_decay=decay)
+    return {"ends and trace": torch.cat([ends_of(report), numbers(report.trace.value)])}
 
 
-def ends_and_trace(matrix: Tensor) -> Tensor:
+def matrix_free(case: Case) -> dict[str, Tensor]:
+    """Eigenvalues of one of the matrices by products alone; which one, its answer tells."""
+    made = operator(case, of_turn(case), chunk=case.chunk, engine=case.engine)
+    report = rt.spectrum(made, k=2, method="matrix-free", tolerance=0.1 * LANCZOS, probes=1)
+    return {f"ends of {made.matrix}": ends_of(report)}
+
+
+def of_turn(case: Case) -> str:
+    """One of the matrices that the case has."""
+    return str(case.choose(["hessian"] if case.loss_row.decays else list(MATRICES)))
+
+
+def evaluation(case: Case) -> dict[str, Tensor]:
+    return {"evaluation": numbers(rt.evaluate(case.net, case.data, loss=case.loss).loss)[0]}
+
+
+def training(case: Case) -> dict[str, Tensor]:
+    """The gradient, from the first step of a training on all samples."""
+    precision = "float32" if case.single else "float64"
+    recipe = rt.Recipe(
+        epochs=1, batch=case.samples, lr=STEP, momentum=0.0, weight_decay=case.weight_decay,
+        milestones=(), augmentation="none", precision=precision, loss=case.loss,
+    )  # fmt: skip
+    trained = [p for p in case.net.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trained]
+    try:
+        rt.train(case.net, case.data, recipe, seed=0, device="cpu", progress=False)
+        moves = [(b - p.detach()) / STEP for p, b in zip(trained, before, strict=True)]
+    finally:
+        with torch.no_grad():
+            for p, b in zip(trained, before, strict=True):
+                p.copy_(b)
+    return {"gradient": torch.cat([move.reshape(-1).double() for move in moves])}
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def ends_of(report: Any) -> Tensor:
+    return numbers(*(e.value for e in (*report.smallest, *report.largest)))
+
+
+def ends(matrix: Tensor) -> Tensor:
     values = eigenvalues(matrix)
-    return torch.stack([values[0], values[1], values[-1], values[-2], values.sum()])
+    return torch.cat([values[:2], values.flip(0)[:2]])
 
 
 CALLS: dict[str, Callable[[Case], dict[str, Tensor]]] = {
-    "hessian": lambda case: {"hessian": rt.hessian(case.net, loss_of(case), case.data)},
-    "hessian_spectrum": lambda case: {
-        "eigenvalues": rt.hessian_spectrum(case.net, loss_of(case), case.data).eigenvalues
-    },
+    "hessian": of_hessian,
+    "hessian_spectrum": of_hessian_spectrum,
     "spectrum": of_spectrum,
     "operator": partial(of_operator, "hessian"),
     "gauss_newton": partial(of_operator, "gauss_newton"),
     "fisher": partial(of_operator, "fisher"),
+    "matrix-free": matrix_free,
+    "evaluate": evaluation,
+    "train": training,
 }
-WHOLE = ("hessian", "hessian_spectrum", "spectrum")
+WHOLE = ("hessian", "hessian_spectrum", "spectrum", "evaluate", "train")
 """Calls without a chunk size."""
+
+
+def calls_of(case: Case) -> list[str]:
+    """The calls that a case has."""
+    left = {"hessian_spectrum"} if case.rows else set()
+    if case.loss_row.batch or case.mixes:
+        left |= {"evaluate", "train"}
+    kinds = (nn.Dropout, nn.modules.batchnorm._BatchNorm)
+    # In a training, what the loss does not reach does not decay.
+    unreached = case.net_name == "unused layer" and case.weight_decay
+    if case.rows or unreached or any(isinstance(module, kinds) for module in case.net.modules()):
+        left.add("train")  # which runs nets in train mode, and moves all that can be moved
+    return [call for call in CALLS if call not in left]
+
+
 DERIVED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "eigenvalues": ("hessian", eigenvalues),
-    "ends and trace": ("hessian", ends_and_trace),
-    **{
-        f"{name} @ v": (name, lambda matrix: matrix @ vectors(len(matrix)))
-        for name in ("hessian", "gauss_newton", "fisher")
-    },
+    "ends and trace": ("hessian", lambda m: torch.cat([ends(m), m.trace()[None]])),
+    **{f"{name} @ v": (name, lambda m: m @ vectors(len(m))) for name in MATRICES},
+    **{f"ends of {name}": (name, ends) for name in MATRICES},
 }
 
 
@@ -174,23 +259,31 @@ def exception(call: str, error: Exception, needed: bool) -> Outcome:
     return Outcome(call, verdict, message=message)
 
 
+def tolerance(case: Case, call: str) -> float:
+    if case.single:
+        return SINGLE
+    return LANCZOS if call == "matrix-free" else TOLERANCE
+
+
 def judge(case: Case, call: str, answers: Answers) -> Outcome:
     """Make one call and compare it with the oracle."""
-    matrix = call if call in ("gauss_newton", "fisher") else "hessian"
+    of_call = {"matrix-free": of_turn(case), "evaluate": "evaluation", "train": "gradient"}
+    matrix = of_call.get(call, call if call in MATRICES else "hessian")
     undefined = not answers[matrix]
     try:
         found = CALLS[call](case)
     except Exception as error:
         chunk = case.chunk if call not in WHOLE else None
         split = len(case.parts) > 1 or chunk is not None and chunk < case.samples
-        return exception(call, error, undefined or case.coupled and split)
+        whole = case.coupled or case.mixes  # batches that are not to be split
+        return exception(call, error, undefined or whole and split)
     if undefined:
         return Outcome(call, "silent", float("inf"), f"{matrix} is not defined here")
     every = range(len(answers[matrix]))
     errors = [{name: gap(found[name], answers[name][i]) for name in found} for i in every]
     worst = min(errors, key=lambda of_answer: max(of_answer.values()))
     name = max(worst, key=lambda name: worst[name])
-    right = worst[name] <= TOLERANCE
+    right = worst[name] <= tolerance(case, call)
     message = "" if right else f"{name} differs by {worst[name]:.2g} of its largest entry"
     return Outcome(call, "right" if right else "silent", worst[name], message)
 
@@ -200,18 +293,17 @@ def invariance(case: Case) -> Outcome:
 
     Matrices take turns; with decay in the loss only the Hessian need be answered.
     """
-    matrices = ("hessian",) if case.loss_row.decays else ("hessian", "gauss_newton", "fisher")
-    matrix = case.choose(matrices)
+    matrix = of_turn(case)
     whole = torch.arange(case.samples).flip(0)
     v = vectors(sum(p.numel() for p in case.parameters))
     try:
-        given = operator(case, matrix) @ v
+        given = operator(case, matrix, chunk=case.chunk, engine=case.engine) @ v
         data = arranged("one" if case.sample_weights is None else case.batching, case, [whole])
-        other = operator(case, matrix, data=data, chunk=4, engine="auto") @ v
+        other = operator(case, matrix, data=data, chunk=4) @ v
     except Exception as error:
         return exception("invariance", error, False)
     error = gap(given, other)
-    right = error <= INVARIANCE
+    right = error <= (SINGLE if case.single else INVARIANCE)
     message = "" if right else f"{matrix} @ v of two batchings differ by {error:.2g}"
     return Outcome("invariance", "right" if right else "silent", error, message)
 
@@ -222,7 +314,7 @@ def outcomes(seed: int) -> tuple[Case, list[Outcome]]:
     answers = Answers(case)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [judge(case, call, answers) for call in CALLS]
+        found = [judge(case, call, answers) for call in calls_of(case)]
         if case.free:
             found.append(invariance(case))
     return case, found

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "rows_of", "tensors_of"]
+__all__ = ["map_tensors", "moved", "rows_of", "tensors_of"]
+
+_STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
 
 
 def map_tensors(content: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -82,6 +84,24 @@ def rows_of(content: Any, rows: Any, samples: int) -> Any:
         return tensor[rows] if tensor.dim() and len(tensor) == samples else tensor
 
     return map_tensors(content, some)
+
+
+def moved(before: Tensor, after: Tensor) -> float:
+    """Change of a tensor, in units of what is let through.
+
+    Args:
+        before: Numbers of a computation.
+        after: Those of another one, of the same shape.
+
+    Returns:
+        At most 1 for what round-off may do.
+    """
+    if not before.is_floating_point() or not before.numel():
+        return 0.0
+    tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)
+    scale = float(torch.maximum(before.abs().max(), after.abs().max()))
+    gap = float((before - after).abs().max())
+    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later
 
 
 def _names(content: Any) -> list[str]:

@@ -7,7 +7,7 @@ measured batch by batch, weighted by samples.
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -93,6 +93,15 @@ def arranged(name: str, case: "Case", parts: list[Tensor]) -> Any:
     return pairs
 
 
+def rounded(side: Any) -> Any:
+    """The nearest numbers in float32, in float64."""
+    if isinstance(side, Mapping):
+        return {key: rounded(value) for key, value in side.items()}
+    if isinstance(side, tuple):
+        return tuple(map(rounded, side))
+    return side.float().double() if side.is_floating_point() else side
+
+
 # Cases --------------------------------------------------------------------------------------------
 
 
@@ -106,6 +115,10 @@ class Case:
         sample_weights: Beside the targets, or None.
         chunk: Most samples of a graph, or None.
         engine: Of products.
+        single: Whether the net is in float32, and so are the values of the data.
+        weight_decay: λ, 0 in most.
+        rows: Names of the parameters that a matrix has rows for; None for all.
+        mixes: Whether BatchNorm takes the statistics of each batch, which then stays whole.
         free: Whether batches and order must not matter.
         coupled: Whether samples know each other, by the net or the loss, or the loss is no weighted
             mean; then a refusal is right, too.
@@ -144,11 +157,35 @@ class Case:
             next(self.net.parameters()).requires_grad_(False)
         self.net.train(self.random.random() < 0.5)
         self._choice = self.random.randrange(1000)
+        self._draw_options()
         self.loss = row.make(self, self.net)
         self.data = arranged(self.batching, self, self.parts)
         self.chunk = None if row.batch else self.random.choice([None, None, 1, 2, 3, 100])
         self.engine = self.random.choice(["auto", "retained", "rebuilt"])
-        self.free = not (self.coupled or row.batch)
+        self.free = not (self.coupled or row.batch or self.mixes)
+
+    def _draw_options(self) -> None:
+        """Precision, weight decay, rows and BatchNorm, each as usual in most cases."""
+        draw = self.random
+        self.single = draw.random() < 0.15
+        if self.single:
+            self.net.float()
+            self.x, self.y = (rounded(side) for side in (self.x, self.y))
+        self.weight_decay = draw.choice([0.0, 0.0, 0.3])
+        names = [name for name, p in self.net.named_parameters() if p.requires_grad]
+        some = draw.random() < 0.15 and len(names) > 1
+        self.rows = draw.sample(names, draw.randrange(1, len(names))) if some else None
+        norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.net.modules())
+        # The batches of a loader that shuffles are not known.
+        known = self.batching != "shuffling loader"
+        self.mixes = norms and known and draw.random() < 0.4
+
+    @property
+    def divides(self) -> str:
+        """What the loss divides by; under a penalty that of one of three losses."""
+        if self.loss_row.decays and not self.loss_row.batch:
+            return str(self.choose(["samples", "class weights", "sum"]))
+        return self.loss_row.divides
 
     def _batchings(self) -> list[str]:
         unfit = set()
@@ -166,7 +203,9 @@ class Case:
         sizes = "+".join(str(len(part)) for part in self.parts)
         return (
             f"seed {self.seed}: {self.net_name}; loss {self.loss_name}; {self.batching} "
-            f"({sizes}); chunk {self.chunk}; {self.engine}"
+            f"({sizes}); chunk {self.chunk}; {self.engine}; "
+            f"{'float32' if self.single else 'float64'}; decay {self.weight_decay}; rows of "
+            f"{self.rows or 'all'}{'; statistics of batches' * self.mixes}"
         )
 
     def _targets(self, kind: str) -> Tensor:
@@ -196,9 +235,11 @@ class Case:
 
     @cached_property
     def reference(self) -> nn.Module:
-        """The same net in eval mode, with weight normalization in differentiable operations."""
-        net = copy.deepcopy(self.net).eval()
+        """The net in eval mode and float64, with weight normalization that torch differentiates."""
+        net = copy.deepcopy(self.net).double().eval()
         for module_ in net.modules():
+            if self.mixes and isinstance(module_, nn.modules.batchnorm._BatchNorm):
+                module_.train()
             if isinstance(module_, nn.utils.parametrize.ParametrizationList):
                 if isinstance(module_[0], parametrizations._WeightNorm):
                     module_[0] = NormalizedWeight()
@@ -206,7 +247,8 @@ class Case:
 
     @cached_property
     def parameters(self) -> list[Tensor]:
-        return [p for p in self.reference.parameters() if p.requires_grad]
+        named = self.reference.named_parameters()
+        return [p for n, p in named if p.requires_grad and (self.rows is None or n in self.rows)]
 
     @cached_property
     def _function(self) -> Any:
@@ -245,7 +287,7 @@ class Case:
         total: Any = 0.0
         for share, part in self._shares(parts):
             value = self._value(part)
-            if matrix == "loss":
+            if matrix in ("loss", "evaluation"):
                 exact = value.detach()
             elif matrix == "gradient":
                 grads = torch.autograd.grad(
@@ -261,18 +303,25 @@ class Case:
 
     def _shares(self, parts: list[Tensor]) -> Iterator[tuple[float, Tensor]]:
         """Parts with their shares of the loss; with weights of samples, these one by one."""
-        if self.sample_weights is None:
-            yield from ((len(part) / self.samples, part) for part in parts)
-            return
         weights = self._weights()
-        total = 1.0 if self.loss_row.divides == "sum" else float(weights.sum())
+        total = 1.0 if self.divides == "sum" else float(weights.sum())
+        if self.sample_weights is None:
+            for part in parts:
+                if self.mixes and not self.loss_row.batch:
+                    yield (
+                        (1.0 if self.divides == "sum" else float(weights[part].sum()) / total),
+                        part,
+                    )
+                else:
+                    yield len(part) / self.samples, part
+            return
         for i, weight in enumerate(weights.tolist()):
             if weight > 0:
                 yield weight / total, torch.tensor([i])
 
     def _weights(self) -> Tensor:
         """Weight of each sample in the mean."""
-        divides, y = self.loss_row.divides, self.y
+        divides, y = self.divides, self.y
         weights = torch.ones(self.samples, dtype=torch.float64)
         if divides == "sample weights":
             weights = y[:, -1]
@@ -286,7 +335,7 @@ class Case:
     def _fisher(self) -> Tensor:
         """Weighted mean of g g^T, g the gradient of a sample's own loss; of a sum, the sum."""
         weights = self._weights()
-        total = 1.0 if self.loss_row.divides == "sum" else weights.sum()
+        total = 1.0 if self.divides == "sum" else weights.sum()
         # The oracle takes the mean over the samples that count.
         count = int((weights > 0).sum())
         losses = [
@@ -296,22 +345,45 @@ class Case:
         return fisher_by_samples(losses, self.parameters)
 
     def exact(self, matrix: str) -> list[Tensor]:
-        """Every right answer: loss, gradient, hessian, gauss_newton or fisher; none if undefined.
+        """Every right answer, none if undefined.
 
         Where batches may matter, both of the whole set in one piece and of the batches as given.
+
+        Args:
+            matrix: loss, gradient, hessian, gauss_newton, fisher, or evaluation, which is the loss
+                without weight decay.
+
+        Returns:
+            The answers.
         """
+        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH), torch.enable_grad():
+            answers = self._plain(matrix)
+        if matrix == "evaluation" or not self.weight_decay:
+            return answers
+        point = torch.cat([p.detach().reshape(-1) for p in self.parameters])
+        beside = {"loss": 0.5 * point @ point, "gradient": point}.get(
+            matrix, torch.eye(len(point), dtype=point.dtype)
+        )
+        return [answer + self.weight_decay * beside for answer in answers]
+
+    def _plain(self, matrix: str) -> list[Tensor]:
         row, whole = self.loss_row, [torch.arange(self.samples)]
-        undefined = row.batch or row.decays or self.coupled
+        undefined = row.batch or row.decays or self.coupled or self.mixes
         if matrix == "fisher" and undefined or matrix == "gauss_newton" and row.batch:
             return []
-        with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH), torch.enable_grad():
-            if matrix == "fisher":
-                return [self._fisher()]
-            # Where batches may matter, they may also be kept as they are given.
-            answers = [] if row.batch else [self._of_parts(matrix, whole)]
-            if row.batch or self.coupled and len(self.parts) > 1:
-                try:
-                    answers.append(self._of_parts(matrix, self.parts))
-                except ValueError:  # torch's BatchNorm of one sample
-                    pass
-            return answers
+        if matrix == "fisher":
+            return [self._fisher()]
+        several = len(self.parts) > 1
+        if self.mixes and (
+            self.sample_weights is not None or self.divides == "nothing" and several
+        ):
+            return []
+        # Where batches may matter, they may also be kept as they are given.
+        alone = row.batch or self.mixes
+        answers = [] if alone else [self._of_parts(matrix, whole)]
+        if alone or self.coupled and several:
+            try:
+                answers.append(self._of_parts(matrix, self.parts))
+            except ValueError:  # torch's BatchNorm of one sample
+                pass
+        return answers

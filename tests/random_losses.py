@@ -64,8 +64,11 @@ TARGET_FORM = {"time_first": "tokens", "flat": "tokens"}
 
 def classes(case: Any, *, weight: bool = False, **options: Any) -> Any:
     """Cross-entropy as the functional, on rows."""
-    factors = CLASS_WEIGHTS if weight else None
-    return named(lambda z, t: F.cross_entropy(z, t, factors, **options), case)
+
+    def loss(z: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(z, t, CLASS_WEIGHTS.to(z) if weight else None, **options)
+
+    return named(loss, case)
 
 
 def decayed(case: Any, net: nn.Module) -> Any:
@@ -106,13 +109,14 @@ def elements(case: Any, net: nn.Module) -> Any:
         nn.BCEWithLogitsLoss(pos_weight=torch.tensor(3.0, dtype=torch.float64)),
     ]  # fmt: skip
     functions = [F.mse_loss, F.smooth_l1_loss, lambda z, t: (z - t).cosh().log().mean()]
+    modules = [module.to(next(net.parameters()).dtype) for module in modules]
     function = case.choose([*modules, *functions])
     native = case.form not in TARGET_FORM and case.net_row.plain
     return function if native else named(function, case)
 
 
 def module(**options: Any) -> Callable[[Any, nn.Module], Any]:
-    return lambda case, net: nn.CrossEntropyLoss(**options)
+    return lambda case, net: nn.CrossEntropyLoss(**options).to(next(net.parameters()).dtype)
 
 
 def of_batch(

@@ -1,5 +1,7 @@
 """Layers that are cheap to differentiate twice have the values and derivatives of torch's own."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,21 @@ def test_torchs_slow_second_derivatives_are_gone():
     kinds = {node.name() for node in names}
     assert "_ConvolutionBackBackward" in kinds
     assert not any("NativeBatchNorm" in k or k.startswith("ConvolutionBackward") for k in kinds)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1, None])
+def test_normalized_weights_have_torchs_values_and_gradients(dim):
+    # Not its second derivatives, which are wrong.
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 2, 2).double(), dim=dim)
+    given = list(layer.parametrizations.weight.parameters())
+    wanted = torch.linspace(-1, 1, 24).double().view(2, 3, 2, 2)
+    values = []
+    for mode in (nullcontext(), CheapDoubleBackward()):
+        with mode:
+            weight = layer.weight
+        values.append([weight, *torch.autograd.grad((weight - wanted).square().sum(), given)])
+    for one, other in zip(*values, strict=True):
+        assert relative_error(one, other) <= HESSIAN
 
 
 def test_batch_statistics_leave_the_running_ones_alone():

@@ -642,10 +642,6 @@ REFUSED = {
         {"net": nn.Sequential(Crossed(4, 2)), "matrix": "fisher"},
         "^matrix: 'fisher' needs a net and a loss that treat every sample alone",
     ),
-    "weight-norm": (
-        {"net": nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)))},
-        "^net: its second derivatives are not symmetric",
-    ),
     "infinite": (
         {"loss": lambda o, t: (o * torch.inf).mean()},
         "^loss: is not a number on these data",

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tolerances import relative_error, round_off
 
-from resid_theory.data import Data
 from resid_theory.data.regression import Regression, gather
 
 X = torch.arange(10.0, dtype=torch.float64).view(5, 2)
@@ -72,7 +71,6 @@ GATHERED = {
     "labels": ((X, torch.arange(5)), r"^y: got class labels of shape \(5,\).*one_hot\(labels"),
     "vector": ((X, Y[:, 0]), r"^y: got shape \(5,\)"),
     "images": ((X.view(5, 1, 2), Y), r"^x: got shape \(5, 1, 2\)"),
-    "weights": (Data.of((X, Y), sample_weight=torch.ones(5)), "^data: got weights of the samples"),
 }
 
 

@@ -1,5 +1,6 @@
 """What nets and callers do beside computing outputs: write, keep, replace, draw, cut off."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -62,6 +63,7 @@ def _set(name, value):
 CHANGES = {
     "replaced data": _double,
     "scaled data": lambda net: net[0].weight.data.mul_(2),
+    "exchanged": lambda net: net[0].weight.data.copy_(net[0].weight.data.flip(0)),
     "negated": lambda net: net[0].weight.data.neg_(),
     "stepped": lambda net: net[0].bias.data.add_(1),
     "cast": lambda net: net.float(),
@@ -324,20 +326,21 @@ ONCE = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", nn.CrossEntropyLoss(reduction="sum")])
 @pytest.mark.parametrize("name", ONCE)
-def test_functions_without_a_second_derivative_are_named(name, data):
+def test_functions_without_a_second_derivative_are_named(name, loss, data):
     once, twice, remedy = ONCE[name]
     net, plain = made(lambda: Between(once)), made(lambda: Between(twice))
     for matrix in ("hessian", "gauss_newton"):
         with pytest.raises(ValueError, match=f"^net: .* second derivative of {name} .*{remedy}"):
-            rt.curvature_operator(net, "cross_entropy", data, matrix=matrix)
+            rt.curvature_operator(net, loss, data, matrix=matrix)
     with pytest.raises(ValueError, match="second derivative of .* matrix='fisher'"):
-        rt.hessian(net, "cross_entropy", data)
+        rt.hessian(net, loss, data)
     weighted = (*data, torch.arange(6).double())
     for given in (data, rt.Data.of(weighted[:2], sample_weight=weighted[2])):
         for engine in ENGINES:
             found, exact = (
-                rt.curvature_operator(n, "cross_entropy", given, matrix="fisher", engine=engine)
+                rt.curvature_operator(n, loss, given, matrix="fisher", engine=engine)
                 for n in (net, plain)
             )
             torch.testing.assert_close(found.gradient, exact.gradient)
@@ -378,6 +381,46 @@ def test_sparse_gradients_are_a_format_only(matrix):
     assert torch.equal(measured(True), measured(False))
 
 
+class Cut(Scaled):
+    """A perceptron with a shortcut that is cut from the graph, for the loss or for nothing."""
+
+    def __init__(self, cut, used):
+        super().__init__()
+        self.cut, self.used = cut, used
+
+    def forward(self, x):
+        hidden = self[0](x)
+        beside = self.cut(hidden)[:, :3]
+        output = super().forward(x)
+        return output + beside if self.used else output
+
+
+def _without_graph(hidden):
+    with torch.no_grad():
+        return hidden.sin()
+
+
+CUTS = {
+    "detach": lambda hidden: hidden.detach(),
+    "data": lambda hidden: hidden.data,
+    "no_grad": _without_graph,
+}
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CUTS)
+def test_a_path_that_is_cut_is_named(name, dtype, used, data):
+    net, data = made(lambda: Cut(CUTS[name], used)).to(dtype), (data[0].to(dtype), data[1])
+    weights = copy.deepcopy(net.state_dict())
+    notes = rt.curvature_operator(net, "cross_entropy", data).notes
+    assert any("cut from the graph" in note for note in notes) == used
+    assert all(torch.equal(weights[key], value) for key, value in net.state_dict().items())
+    loss = F.cross_entropy if used else lambda o, t: F.cross_entropy(o - 0.5 * o.detach(), t)
+    notes = rt.curvature_operator(made(Scaled).to(dtype), loss, data).notes
+    assert any("cut from the graph" in note for note in notes) != used
+
+
 class Recomputing(nn.Module):
     """Gradient checkpointing of a layer."""
 
@@ -395,13 +438,23 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(z, z, z).reshape(len(z), 8)
 
 
-def test_checkpointed_nets_have_products_like_others(data):
-    again = partial(checkpoint, use_reentrant=False)
-    nets = [made(lambda r=r: Recomputing(Attention(), r)) for r in (again, lambda f, z: f(z))]
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv1d(2, 2, 3, padding=1)
+
+    def forward(self, z):
+        return torch.tanh(self.layer(z.view(len(z), 2, 4))).flatten(1)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inner", [Attention, lambda: nn.BatchNorm1d(8), Convolution])
+def test_checkpointed_nets_have_products_like_others(data, inner, reentrant):
+    again = partial(checkpoint, use_reentrant=reentrant)
+    nets = [made(lambda r=r: Recomputing(inner(), r)) for r in (again, lambda f, z: f(z))]
     found, exact = (rt.curvature_operator(net, "cross_entropy", data) for net in nets)
-    assert found.engine == "rebuilt"
     torch.testing.assert_close(found.dense(), exact.dense())
-    with pytest.raises(ValueError, match="^engine: 'retained' keeps no graph of torch.utils.check"):
-        rt.curvature_operator(nets[0], "cross_entropy", data, engine="retained")
-    with pytest.raises(ValueError, match="^net: torch.utils.checkpoint around"):
-        rt.hessian(made(lambda: Recomputing(nn.BatchNorm1d(8), again)), "cross_entropy", data)
+    torch.testing.assert_close(rt.hessian(nets[0], "cross_entropy", data), exact.dense())
+    if reentrant:  # on again behind the call
+        with pytest.raises(RuntimeError, match="compatible with .grad"):
+            torch.autograd.grad(nets[0](data[0]).sum(), nets[0].a.weight)

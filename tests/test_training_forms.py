@@ -57,6 +57,7 @@ def cross_entropy(**settings):
 ROWS = F.one_hot(LABELS, 3).double()
 IGNORED = torch.where(torch.arange(22) % 5 == 0, -100, LABELS)
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
+by_classes = cross_entropy(weight=CLASS_WEIGHTS)[1]
 # Loss and targets as the caller gives them; both by hand; what the loss divides by.
 KINDS = {
     "cross_entropy": ("cross_entropy", LABELS, F.cross_entropy, LABELS, torch.ones(22)),
@@ -69,6 +70,7 @@ KINDS = {
     "classes": (*cross_entropy(weight=CLASS_WEIGHTS), LABELS, CLASS_WEIGHTS[LABELS]),
     "ignored": ("cross_entropy", IGNORED, F.cross_entropy, IGNORED, (IGNORED != -100).double()),
     "sum": (*cross_entropy(reduction="sum"), LABELS, None),
+    "classes by a function": (by_classes, LABELS, by_classes, LABELS, CLASS_WEIGHTS[LABELS]),
     "function": (log_cosh, LABELS, log_cosh, LABELS, torch.ones(22)),
     "new row": ("huber", LABELS, huber, ROWS, torch.ones(22)),
 }  # fmt: skip
@@ -394,7 +396,7 @@ def bad_calls():
         "of batch": (lambda: RECIPE.change(loss=rt.Loss(huber, of="batch")), "loss: got one of"),
         "test of pairs": (lambda: fit(other, (X, LABELS), RECIPE.change(loss=contrastive), test=(
             X, LABELS)), "test: the loss contrastive compares samples"),
-        "evaluation of pairs": (lambda: rt.evaluate(other, (X, LABELS), loss=contrastive),
+        "evaluation of pairs": (lambda: rt.evaluate(other, (X, LABELS), loss=contrastive, batch=11),
                                 "loss: needs a mean, a weighted mean or a sum"),
         "weights in a sum": (lambda: fit(other, weighted(torch.ones(22)), RECIPE.change(
             loss=nn.CrossEntropyLoss(reduction="sum"))), "data: got weights of the samples"),

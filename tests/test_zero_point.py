@@ -341,9 +341,6 @@ REFUSED = {
     "complex": ({"data": (X + 1j, Y)}, "^data x: .*needs real numbers"),
     "labels": ({"data": (X, torch.zeros(4).long())}, "^data y: has 1 targets, the net has 3"),
     "negative-labels": ({"data": (X, torch.tensor([0, 1, 2, -1]))}, "^data y: got -1"),
-    "weights": (
-        {"data": rt.Data.of((X, Y), sample_weight=torch.arange(4))}, "^data: got weights of the",
-    ),
     "two-inputs": ({"data": ((X, X), Y)}, "^data: x has shape tuple and y .4, 3.; moments need"),
     "two-inputs-bent": ({"data": ((X, X), Y), "pre": "tanh"}, "^x: got tuple, needs a tensor"),
     "moments": (

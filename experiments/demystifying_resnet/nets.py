@@ -12,13 +12,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 import resid_theory as rt
-from resid_theory._check import check_choice
 from resid_theory.activations import Activation
 from resid_theory.data.regression import Regression
-from resid_theory.losses import LOSSES
+from resid_theory.losses import Loss
 
 PAPER = "Li, Jiao, Han & Weissman 2016, arXiv:1611.01186"
 WIDTH = 10
@@ -98,7 +96,7 @@ def equivalent_at_zero(model: rt.ShortcutNet, loss: str, data: Regression) -> rt
     square loss Q^T can be applied to the targets instead.
     """
     given = dict(blocks=model.depth, shortcut_depth=1)
-    if loss == "square":
+    if Loss.of(loss).identity:
         moments = rt.theory.rotated_moments(model.layers(), data)
         return rt.theory.zero_point(moments, **given)
     with torch.no_grad():
@@ -112,24 +110,25 @@ def least_loss(data: Regression, loss: str, *, linear: bool) -> float:
     A linear net of equal widths can represent any linear map, at any depth and with or without
     shortcuts. The infimum of nonlinear nets is not known; both losses are at least 0.
     """
-    check_choice("loss", loss, list(LOSSES))
+    scored = Loss.of(loss)
     if not linear:
         return 0.0
-    if loss == "square":
+    if scored.identity:
         return rt.theory.linear_optimum(data.moments)
-    return _least_cross_entropy(data)
+    return _least(scored, data)
 
 
-def _least_cross_entropy(data: Regression) -> float:
+def _least(loss: Loss, data: Regression) -> float:
     """Minimize over linear maps, a convex problem; an unattained infimum is approached to 1e-8."""
     from scipy.optimize import minimize  # its import is slow
 
     x, y = data.x, data.y
 
     def evaluate(entries: np.ndarray) -> tuple[float, np.ndarray]:
-        output = x @ torch.from_numpy(entries).view(y.shape[1], -1).mT
-        slope = (output.softmax(1) - y).mT @ x / len(x)
-        return float(cross_entropy(output, y)), slope.flatten().numpy()
+        point = torch.from_numpy(entries).view(y.shape[1], -1).requires_grad_()
+        value = loss(x @ point.mT, y)
+        (slope,) = torch.autograd.grad(value, point)
+        return float(value.detach()), slope.flatten().numpy()
 
     start = np.zeros(x.shape[1] * y.shape[1])
     options = dict(ftol=0.0, gtol=1e-9, maxiter=10_000, maxfun=20_000)

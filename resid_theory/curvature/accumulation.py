@@ -6,7 +6,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointError
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
@@ -131,18 +130,6 @@ class BatchSum:
         while True:
             try:
                 self._measure(batch, count)
-            except CheckpointError as error:
-                if self._fixed and self.engine == "retained":
-                    raise ValueError(
-                        "engine: 'retained' keeps no graph of torch.utils.checkpoint, which runs "
-                        "the net again for every product; use 'rebuilt' or 'auto'"
-                    ) from error
-                if self.risk.recomputes:
-                    raise ValueError(
-                        "net: torch.utils.checkpoint around convolutions or BatchNorm cannot be "
-                        "differentiated twice here; switch it off in the net that is measured"
-                    ) from error
-                self.risk.recomputes, self.engine = True, "rebuilt"
             except NoSecondDerivative:
                 if self.risk.matrix != "fisher":
                     raise
@@ -162,7 +149,7 @@ class BatchSum:
         graph = self.risk.graph(batch, 0, count, weigh=True)
         self.risk.check_read_only()
         built = clock(self.risk.device)
-        tries = 2 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
+        tries = 3 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
         size = sum(p.numel() for p in graph.parameters)
         generator = torch.Generator().manual_seed(0)
         vectors = torch.randn(tries, size, generator=generator, dtype=torch.float64)
@@ -174,13 +161,14 @@ class BatchSum:
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
                 "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
             )
-        if tries == 2:
-            gap = abs(float(vectors[0] @ products[1] - vectors[1] @ products[0]))
-            norms = vectors.norm(dim=1) * products.norm(dim=1).flip(0)
+        if tries > 1:
+            forms = vectors @ products.mT
+            gap = float((forms - forms.mT).abs().max())
+            norms = vectors.norm(dim=1) * products.norm(dim=1)
             # Either side is of the order of the matrix's Frobenius norm, as this scale is.
             # Round-off stays far below the fourth root of the precision, a wrong derivative far
             # above.
-            scale = float(norms.sum()) / size**0.5
+            scale = 2 * float(norms.max()) / size**0.5
             if gap > torch.finfo(graph.parameters[0].dtype).eps ** 0.25 * scale:
                 raise ValueError(
                     f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "

@@ -5,18 +5,21 @@ and BatchNorm in eval mode by some twenty elementwise operations. Inside
 :class:`CheapDoubleBackward` both are replaced by functions with the same value and the same
 derivatives, whose second backward pass calls the operations that the first one calls. On batch
 statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
-derivative, is written as a clamp; gradients of embeddings are dense, whatever their format.
+derivative, is written as a clamp, and weight normalization, whose second derivative torch gets
+wrong, as a quotient; gradients of embeddings are dense, whatever their format.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CheapDoubleBackward"]
+__all__ = ["CheapDoubleBackward", "without_checkpoints"]
 
 _AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
@@ -45,9 +48,17 @@ class CheapDoubleBackward(TorchFunctionMode):
             replacement = _batch_norm(*args, **kwargs)
         elif func is F.hardsigmoid:
             replacement = F.hardtanh(args[0], -3.0, 3.0) / 6 + 0.5
+        elif func is torch._weight_norm:
+            replacement = _weight_norm(*args, **kwargs)
         elif func is F.embedding and kwargs.get("sparse"):
             replacement = func(*args, **{**kwargs, "sparse": False})
         return func(*args, **kwargs) if replacement is None else replacement
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Directions v times lengths g, one for each index of an axis, or one for all (-1)."""
+    others = [axis for axis in range(v.dim()) if dim == -1 or axis != dim % v.dim()]
+    return v * (g / v.square().sum(others, keepdim=dim != -1).sqrt())
 
 
 def _plain(x: Tensor) -> bool:
@@ -202,3 +213,39 @@ class _AffineBack(torch.autograd.Function):
         axes = [0, *range(2, x.dim())]
         out = torch.addcmul(at_shift, at_input, scale) + x * at_scale
         return out, grad * at_scale, (at_input * grad).sum(axes, keepdim=True)
+
+
+class _AtOnce:
+    """A function that keeps its graph, called as torch calls one that it would run again."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _keep_graph(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """Switch ``torch.utils.checkpoint`` off inside, whose nets run again in every backward pass.
+
+    Graphs are kept for many products, and large ones are made of fewer samples.
+
+    Yields:
+        Nothing.
+    """
+    module: Any = torch.utils.checkpoint
+    own = {
+        "CheckpointFunction": _AtOnce,
+        "_checkpoint_without_reentrant_generator": _keep_graph,
+    }
+    before = {name: getattr(module, name) for name in own if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, own[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)

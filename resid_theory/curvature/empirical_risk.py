@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_finite
+from resid_theory.curvature.double_backward import without_checkpoints
 from resid_theory.curvature.first_look import (
     EXAMPLES,
     Findings,
@@ -20,6 +21,8 @@ from resid_theory.curvature.first_look import (
     loss_value,
 )
 from resid_theory.curvature.forward_checks import (
+    WatchCuts,
+    check_cuts,
     check_reached,
     check_repeatable,
     gains_from_channels_last,
@@ -51,7 +54,6 @@ class EmpiricalRisk:
         names, parameters: The parameters with rows, in order.
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         alone: Whether every graph is to have one sample only.
-        recomputes: Whether products run parts of the net again.
         notes: What should be known about the matrix.
     """
 
@@ -77,7 +79,6 @@ class EmpiricalRisk:
         self._seed, self._looked, self._checks = seed, False, True
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
-        self.recomputes = False
         self._found = Findings(weighting=KnownWeighting(self.loss))
         known = trainable_by_name(net)
         self.names = select_parameters("parameters", parameters, known)
@@ -126,11 +127,12 @@ class EmpiricalRisk:
     @property
     def compares(self) -> bool:
         """True if weights of batches can be compared with those in other processes."""
-        return self._found.weighting.counts
+        found = self._found.weighting
+        return found.counts and not (found.sums and self.read_beside)
 
     def note(self, text: str) -> None:
-        """Keep a remark on the matrix, once."""
-        if text not in self.notes:
+        """Keep a remark on the matrix, once; none if it is empty."""
+        if text and text not in self.notes:
             self.notes.append(text)
 
     @property
@@ -162,6 +164,7 @@ class EmpiricalRisk:
         yield from chain(begun, stream)
         self._checks = False
 
+    @without_checkpoints()  # whose nets run without a graph at first
     def look(self, batches: Sequence[Batch], *, alone: bool = False) -> None:
         """Run the net on a few samples, to learn what loss and outputs are like.
 
@@ -174,15 +177,25 @@ class EmpiricalRisk:
         """
         self._looked = True
 
+        watch = WatchCuts()
+
         def run(batch: Batch) -> Any:
-            output = self._call(batch)
+            with watch:
+                output = self._call(batch)
             self.check_read_only()
             return output
 
         couples = True if self._mixes else False if alone else None
         self._found = first_look(
-            self.net, self.loss, batches, run=run, note=self.note, couples=couples
+            self.net, self.loss, batches, run=run, note=self.note, couples=couples, watch=watch
         )
+        if watch.seen:
+            few = batches[0].spread(EXAMPLES)
+            self.note(
+                check_cuts(
+                    self.parameters, lambda: loss_value(self.loss, self._call(few), few.target)
+                )
+            )
         if self._found.whole:
             self.keep_whole(self._found.whole)
         if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
@@ -294,7 +307,6 @@ class EmpiricalRisk:
             return graph
 
         graph = record_graph(build, weigh=weigh)
-        graph.recomputes = self.recomputes
         if self._checks:
             reached = zip(self.names, graph.reached, strict=True)
             self._reached.update(name for name, gradient in reached if gradient)
@@ -315,14 +327,24 @@ class EmpiricalRisk:
         """The loss of some samples, its weight in that of all, and each sample's share of it."""
         fixed, target = map_tensors(output, torch.Tensor.detach), part.target
         if not self._graph.needs_samples and part.sample_weight is None:
-            return self.loss, self._found.weighting.of_part(fixed, target, part.size), None
+            weight = self._found.weighting.of_part(fixed, target, part.size)
+            repeated = self._found.weighting.repeated() if part.first else None
+            if repeated is None:
+                return self.loss, weight, None
+            # The first part has it already.
+            return Loss(lambda o, t: self.loss(o, t) - repeated, name=self.loss.name), weight, None
         each = self._found.weighting.of_samples(fixed, target, part.size)
         loss = self.loss
         if part.sample_weight is not None:
-            if self.whole or self._found.axes is None:
+            if self.whole or self._mixes or self._found.axes is None:
+                reason = self.whole or "with batchnorm='batch' samples share statistics"
                 raise ValueError(
-                    "sample_weight: needs a net and a loss that treat every sample alone; "
-                    f"{self.whole}"
+                    f"sample_weight: needs a net and a loss that treat every sample alone; {reason}"
+                )
+            if self._found.weighting.repeated() is not None:
+                raise ValueError(
+                    "sample_weight: the loss is a sum with a part that it has once, such as weight "
+                    "decay; leave that out, and pass weight_decay="
                 )
             each = each * part.sample_weight.cpu()
             loss = reweighted(loss, self._found.axes, each, sums=self.sums)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.curvature.forward_checks import check_repeatable, leaves_of, moved
+from resid_theory.curvature.forward_checks import WatchCuts, check_repeatable, leaves_of
 from resid_theory.data import Batch
+from resid_theory.data.sample_look import coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -63,6 +64,7 @@ def first_look(
     run: Callable[[Batch], Any],
     note: Callable[[str], None],
     couples: bool | None,
+    watch: WatchCuts,
 ) -> Findings:
     """Run a net on a few samples of one batch, or of two whose first has one sample.
 
@@ -73,6 +75,7 @@ def first_look(
         run: Runs the net on a batch.
         note: Takes a remark.
         couples: Whether samples know each other, as they were asked to; None if that is not known.
+        watch: Sees what the loss cuts from the graph.
 
     Returns:
         The findings.
@@ -82,17 +85,13 @@ def first_look(
         MemoryError: If three samples do not fit in memory.
         RuntimeError: The same in torch's words.
     """
-    more = batches[0].spread(3 if loss.is_known else EXAMPLES)
-    if more.size == 1 and len(batches) > 1:
-        more = more.joined(batches[1].spread(EXAMPLES)) or more
-    if more.size <= 2:  # not both twice: that has the mean and the variance of both once
-        more = more.joined(more.part(0, 1)) or more
-    # The other way round, so that each of both has other samples before and behind it.
-    few = more.ends() if more.size > 2 else more.part(0, 1)
+    few, more = examples(batches, 3 if loss.is_known else EXAMPLES)
     output = run(few)
     check_output(loss, output, few.size)
     check_target(loss, output, batches[0])
-    check_scalar(loss_value(loss, output, few.target))
+    with watch:
+        value = loss_value(loss, output, few.target)
+    check_scalar(value)
     fixed = map_tensors(output, torch.Tensor.detach)
     found = Findings(
         weighting=KnownWeighting(loss),
@@ -113,7 +112,7 @@ def first_look(
         output, large = run(few), check_repeatable("net", net, partial(run, more), note)
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
     if couples is None:
-        found.whole = _coupling(found.axes, output, large)
+        found.whole = coupling(found.axes, output, large)
     if not loss.is_known:
         check_repeatable("loss", net, lambda: loss_value(loss, large, more.target), note)
         found.weighting = Weighting(loss, found.axes)
@@ -160,16 +159,3 @@ def loss_value(loss: Loss, output: Any, target: Any) -> Tensor:
             f"loss: {loss.name!r} fails on the net's output, {type(output).__name__}, and targets: "
             f'{error}; a loss of (net, batch) is marked by rt.Loss(loss, of="batch")'
         ) from error
-
-
-def _coupling(axes: SampleAxes | None, output: Any, large: Any) -> str:
-    """The reason to keep batches whole, if the outputs of samples depend on others."""
-    if axes is None:
-        return "net: no axis of its outputs grows with the samples alone"
-    pairs = zip(axes.spread(output), axes.spread(large), strict=True)
-    if all(moved(few[[-1, 0]].detach(), more[[0, -1]].detach()) <= 1.0 for few, more in pairs):
-        return ""
-    return (
-        "net: its samples know each other, outputs depend on the other samples of a batch "
-        "(BatchNorm without running statistics and centring do that)"
-    )

@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from resid_theory.nested import tensors_of
+from resid_theory.nested import moved, tensors_of
 from resid_theory.runtime.net_state import NetState
 
 __all__ = [
     "NoSecondDerivative",
+    "WatchCuts",
+    "check_cuts",
     "check_reached",
     "check_repeatable",
     "check_twice",
     "gains_from_channels_last",
     "leaves_of",
-    "moved",
 ]
 
-_STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
 _REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
 _REMEDIES = {
     "embedding_bag": "take F.embedding and a sum or mean over each bag",
@@ -31,17 +32,8 @@ _REMEDIES = {
     "scaled_dot_product": "call F.scaled_dot_product_attention without choosing a kernel",
     "cudnn_rnn": "call it inside torch.backends.cudnn.flags(enabled=False)",
 }
+_CUTS = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 _NAMED = 3  # parameters that are named at most
-
-
-def moved(before: Tensor, after: Tensor) -> float:
-    """Change of a tensor, in units of what is let through."""
-    if not before.is_floating_point() or not before.numel():
-        return 0.0
-    tolerance = max(_STEPS, torch.finfo(before.dtype).eps ** 0.5)
-    scale = float(torch.maximum(before.abs().max(), after.abs().max()))
-    gap = float((before - after).abs().max())
-    return gap / (tolerance * scale) if gap and scale < float("inf") else 0.0  # NaN is told later
 
 
 def check_repeatable(
@@ -120,6 +112,73 @@ def check_reached(
         f"net: the loss depends on {names}, which no gradient reaches (torch.no_grad or detach in "
         "forward, or a cache kept in eval mode, which net.train() empties); hold them fixed by "
         "requires_grad_(False), or leave them out by parameters="
+    )
+
+
+class WatchCuts(TorchFunctionMode):
+    """A mode that notes whether values are cut from the graph of a net that runs inside.
+
+    Attributes:
+        seen: Whether a value with a gradient was detached, or something was computed of it without.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, and look at what goes in and out."""
+        result = func(*args, **(kwargs or {}))
+        loses = isinstance(result, Tensor) and result.is_floating_point()
+        if loses and not result.requires_grad and not self.seen:
+            cuts = func in _CUTS or not torch.is_grad_enabled()
+            self.seen = cuts and any(part.requires_grad for part in tensors_of(args))
+        return result
+
+
+def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str:
+    """Compare the slope of a loss along a direction with its gradient there.
+
+    Args:
+        parameters: Parameters that move.
+        value: Computes the loss of some samples.
+
+    Returns:
+        A remark, if the loss depends on values that are cut from the graph.
+    """
+    generator = torch.Generator().manual_seed(0)
+    moves = [
+        torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters
+    ]
+    loss = value()
+    gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    slope = sum(
+        float((g.double() * m.double()).sum()) for g, m in zip(gradient, moves, strict=True)
+    )
+    eps = torch.finfo(loss.dtype).eps
+    step, copies, sides = eps ** (1 / 3), [p.detach().clone() for p in parameters], []
+    try:
+        for side in (step, -step):
+            for parameter, copy, move in zip(parameters, copies, moves, strict=True):
+                parameter.data.copy_(copy + side * move)
+            sides.append(float(value().detach()))
+    finally:
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.data.copy_(copy)
+    measured = (sides[0] - sides[1]) / (2 * step)
+    noise = 64 * eps / step * max(map(abs, sides))
+    # Round-off and curvature stay far below the fourth root of the precision.
+    if not abs(measured - slope) > noise + eps**0.25 * (abs(measured) + abs(slope)):
+        return ""
+    return (
+        "the loss depends on values that detach or torch.no_grad cut from the graph; derivatives "
+        "hold them fixed, as trainings do"
     )
 
 

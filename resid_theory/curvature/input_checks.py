@@ -9,8 +9,7 @@ __all__ = ["NOT_SYMMETRIC", "check_decay", "check_net", "trainable"]
 
 NOT_SYMMETRIC = (
     "so they cannot come from a twice differentiable loss; the usual causes are a gradient written "
-    "by hand and an operation that torch differentiates correctly only once (torch.nn.utils "
-    "weight_norm is one)"
+    "by hand and an operation that torch differentiates correctly only once"
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.double_backward import CheapDoubleBackward
+from resid_theory.curvature.double_backward import CheapDoubleBackward, without_checkpoints
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
@@ -42,7 +42,6 @@ class MatvecGraph(ABC):
         value: The batch's loss, float64.
         gradient: Its gradient, a tensor for each parameter, without a graph.
         weight: The batch's weight in the loss of all data.
-        recomputes: Whether products run parts of the net again (``torch.utils.checkpoint``).
         reached: Whether a gradient reaches each parameter, be it zero.
         given: Loss, or loss and outputs, with their graphs; kept where bytes are counted.
         saved: Bytes that the graph holds, where they were counted.
@@ -68,7 +67,6 @@ class MatvecGraph(ABC):
         self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
         self.reached: list[bool] = []
         self.given: Sequence[Tensor] = []
-        self.recomputes = False
         value, self.gradient = self._record(output, target, loss)
         self.value = value.detach().double()
 
@@ -106,16 +104,15 @@ class MatvecGraph(ABC):
             parts = group.split([shape.numel() for shape in shapes], dim=1)
             blocks = [part.reshape(count, *s) for part, s in zip(parts, shapes, strict=True)]
             pulled: Sequence[Tensor] | None = None
-            if count > 1 and not self.recomputes:
+            if count > 1:
                 try:
                     pulled = self.pull(blocks, rows, columns, True)
                 except RuntimeError:
                     pass  # an operation without a batching rule: one at a time gives the same
             if pulled is None:
-                each = []
-                for i in range(count):
-                    with twice_differentiable() if self.recomputes else nullcontext():
-                        each.append(self.pull([b[i] for b in blocks], rows, columns, False))
+                each = [
+                    self.pull([b[i] for b in blocks], rows, columns, False) for i in range(count)
+                ]
                 pulled = [torch.stack(several) for several in zip(*each, strict=True)]
             # A parameter that the gradient does not reach has zeros without the group's axis.
             flat = [
@@ -277,7 +274,7 @@ class FisherOfOneGraph(FisherGraph):
         own = [self._own[k] for k in columns]
         pairs = zip(own, vectors, strict=True)
         inner = torch.stack([(g * v).reshape(*lead, -1).sum(-1) for g, v in pairs]).sum(0)
-        inner = inner / float(self.shares.sum())
+        inner = inner / (float(self.shares.sum()) or 1.0)  # in a sum, a sample may weigh nothing
         return [self._own[k] * inner.view(*lead, *[1] * self._own[k].dim()) for k in rows]
 
 
@@ -331,7 +328,7 @@ def _pull_back(
 def twice_differentiable() -> Iterator[None]:
     """Run a net inside with functions that are cheap to differentiate twice."""
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.enable_grad(), math, CheapDoubleBackward():
+    with torch.enable_grad(), math, without_checkpoints(), CheapDoubleBackward():
         yield
 
 

@@ -257,8 +257,9 @@ def curvature_operator(
         size = len(sums.total) - 1
         if group.count > 1 and not risk.compares:
             raise ValueError(
-                "loss: its weights are measured in units of a sample, which are not those of other "
-                "processes; pass a name, a loss of torch.nn, or rt.Loss(loss, weights=...)"
+                "loss: its weights are measured in units of a sample, which other processes do not "
+                "have, or it is a sum with a part that each would count; pass a name, a loss "
+                "of torch.nn, or rt.Loss(loss, weights=...), and weight_decay="
             )
     except Exception as error:
         if group.count == 1:

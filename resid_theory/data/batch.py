@@ -221,7 +221,7 @@ class Batch:
         """As :meth:`call`; a ValueError with the net's own words if it does not take the inputs."""
         try:
             return self.call(net, memory_format)
-        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             if is_out_of_memory(error):
                 raise
             shapes = ", ".join(

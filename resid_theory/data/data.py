@@ -44,6 +44,8 @@ class Data:
         self._whole: Any = None  # a list of batches, images, or one triple
         self._first: PassRecord | None = None
         self._checked: Batch | None = None  # a whole set, which is checked once
+        # What reads no targets has no loss to weigh, one of (net, batch) weighs by itself.
+        self._weighs = bool(pairs and targets)
         self.ordered = self.shuffled = False
         self.notes: list[str] = []
 
@@ -88,11 +90,11 @@ class Data:
         """
         weight, whole = sample_weight, None
         if isinstance(data, Data):
-            same = data._pairs == pairs
-            whole, weight = (data._whole, data._sample_weight) if same else (None, None)
+            whole = data._whole if data._pairs == pairs else None
+            weight = data._sample_weight if weight is None else weight
             data = data._source
         made = Data(data, like, pairs=pairs, targets=targets, sample_weight=weight)
-        if isinstance(whole, list):  # batches that are held
+        if isinstance(whole, list) and sample_weight is None:  # batches that are held
             made._whole = whole
         elif pairs and targets:
             made._whole = whole_set(data)
@@ -200,7 +202,9 @@ class Data:
 
     def _read(self) -> Iterator[Batch]:
         if isinstance(self._whole, list):
-            yield from (replace(batch, place=self._place) for batch in self._whole)
+            for batch in self._whole:
+                self._check_weighs(batch.sample_weight)
+                yield replace(batch, place=self._place)
             return
         if isinstance(self._whole, Images):
             if len(self._whole) == 0:
@@ -223,22 +227,14 @@ class Data:
             yield batch
             first += batch.size
 
-    def unweighted(self) -> Iterator[Batch]:
-        """Read the batches, for a reader to whom all samples count alike.
+    def unweighted(self) -> "Data":
+        """The same data, for a reader to whom all samples count alike.
 
-        Yields:
-            The batches.
-
-        Raises:
-            ValueError: If samples have weights.
+        Returns:
+            These data; reading samples with weights raises a ValueError from now on.
         """
-        for batch in self:
-            if batch.sample_weight is not None:
-                raise ValueError(
-                    "data: got weights of the samples, and here all count alike; needs (x, y), "
-                    "such as samples that are repeated"
-                )
-            yield batch
+        self._weighs = False
+        return self
 
     def whole(self) -> Batch:
         """All samples in one batch, read now.
@@ -306,6 +302,7 @@ class Data:
         return Batch(content=(x, y), size=size, sample_weight=self._weights(behind, size))
 
     def _inputs(self, content: Any) -> Batch:
+        self._check_weighs(True if has_weights(content) else self._sample_weight)
         x, y, note = inputs_of(content, self._net)
         if note is not None:
             self._note(note)
@@ -323,6 +320,7 @@ class Data:
                 self._note(f"{name} is cast from {tensor.dtype} to the net's {dtype}")
 
     def _any(self, content: Any) -> Batch:
+        self._check_weighs(self._sample_weight)
         size = batch_size(content)
         if size is None:
             raise ValueError(
@@ -331,7 +329,15 @@ class Data:
             )
         return Batch(content=content, size=size, is_pair=False)
 
+    def _check_weighs(self, given: Any) -> None:
+        if given is not None and not self._weighs:
+            raise ValueError(
+                "sample_weight: the data have weights of the samples, and here all count alike; "
+                "needs data without them, such as samples that are repeated"
+            )
+
     def _weights(self, given: Any, size: int) -> Tensor | None:
+        self._check_weighs(given)
         if given is None:
             return None
         weights = as_tensor("sample_weight", given).double()

@@ -38,14 +38,16 @@ class Appended(NamedTuple):
         value: The loss.
         part: The loss of the part alone.
         own: The loss of the sample alone.
+        once: What both losses have and the loss together has once, if it is a sum.
         is_mean: Whether it is a weighted mean of both.
-        is_sum: Whether it is their sum.
+        is_sum: Whether it is their sum, but for a number.
     """
 
     ratio: float
     value: float
     part: float
     own: float
+    once: float
     is_mean: bool
     is_sum: bool
 
@@ -175,9 +177,18 @@ class Part:
         scale = self.tolerance * (abs(value) + abs(own) + (0 if math.isnan(part) else abs(part)))
         weightless = ratio >= 1 - self.tolerance and abs(value - own) <= scale  # the part
         mean = 0 < ratio < 1 and abs(value - (1 - ratio) * part - ratio * own) <= scale
-        total = abs(ratio - 1) <= self.tolerance and abs(value - part - own) <= scale
+        once = part + own - value
+        once = 0.0 if abs(once) <= scale else once
+        total = abs(ratio - 1) <= self.tolerance and math.isfinite(once)
         along = apart <= self.tolerance * abs(ratio)
-        return Appended(ratio, value, part, own, along and (weightless or mean), along and total)
+        is_mean, is_sum = along and (weightless or mean), along and total
+        return Appended(ratio, value, part, own, once, is_mean, is_sum)
+
+    def once(self, one: Sample) -> Tensor:
+        """The part that a sum has once, however many samples it has; with its graph."""
+        targets = one.targets
+        twice = self._call(_joined(one.outputs, one.outputs), _joined(targets, targets))
+        return 2 * self._call(one.outputs, targets) - twice
 
     def ratios(self, one: Sample) -> Tensor:
         """The ratio of ``append`` for every sample of the part as a part of its own, (samples,)."""

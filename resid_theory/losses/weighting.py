@@ -5,7 +5,8 @@ divides by on part b: samples, valid labels, summed class weights, tokens; the l
 :math:`\sum_b \ell_b`. Where no formula is known the weights are measured, on outputs alone. Append
 a sample s to part b: the derivative of the loss at the output of s is
 :math:`w_s / (w_b + w_s)` times that of s alone, whatever the weights are, and 1 for a sum. Value
-and direction show whether there are such weights at all.
+and direction show whether there are such weights at all. A sum may have a part that is there once,
+such as weight decay; the loss of the whole has it once, too.
 """
 
 import math
@@ -45,12 +46,15 @@ class Weighting:
     Attributes:
         sums: Whether the loss is a sum, whose parts all count as one.
         counts: Whether all weights so far were numbers of samples.
+        once: What a sum has once, however many samples it has: weight decay.
     """
 
     def __init__(self, loss: Loss, axes: SampleAxes | None) -> None:
         self._loss, self._axes, self.sums, self.counts = loss, axes, False, True
+        self.once = 0.0
         self._one: Sample | None = None  # the sample that is appended
         self._guessed = False
+        self._last: Part
 
     def learn(self, output: Any, target: Any, samples: int) -> None:
         """Find out on a few unlike samples whether the loss is a mean or a sum.
@@ -78,6 +82,8 @@ class Weighting:
             raise NoWeighting("some parts have no gradient at all, others have one")
         everything = part.append(self._one)
         self.sums = everything.is_sum and not everything.is_mean
+        self.once = everything.once if self.sums else 0.0
+        self._last = part
         total, order, half = self._weight(part), part.order(), part.samples // 2
         sorted_halves, mixed = [order[:half], order[half:]], [order[::2], order[1::2]]
         for halves in (sorted_halves, mixed) if half else ():
@@ -141,6 +147,13 @@ class Weighting:
             return torch.tensor([self._weight(part.some(row)) for row in rows]).double()
         return self._rounded(1 / ratios - 1, part.counts(one), part.round_off)
 
+    def repeated(self) -> Tensor | None:
+        """The part that every sum has once, with its graph; None if there is none."""
+        if not self.sums or self._one is None:
+            return None
+        once = self._last.once(self._one)
+        return once if once.requires_grad or self.once else None
+
     def _reads_shared(self, output: Any, target: Any) -> bool:
         """True if the loss moves with an output that all samples share and the net computes."""
         assert self._axes is not None
@@ -168,7 +181,9 @@ class Weighting:
     def _weight(self, part: Part) -> float:
         assert self._one is not None
         found = part.append(self._one)
-        if not (found.is_sum if self.sums else found.is_mean):
+        scale = part.tolerance * (abs(found.value) + abs(found.part) + abs(found.own))
+        same = found.is_sum and abs(found.once - self.once) <= scale
+        if not (same if self.sums else found.is_mean):
             raise NoWeighting(
                 f"{found.value:.6g} on {part.samples} samples and one more, {found.part:.6g} on "
                 f"these, {found.own:.6g} on that one"

@@ -155,7 +155,7 @@ def dominant_flows(
     paths = subactivation_paths(net, rule=rule)
     check_net(net)
     assert isinstance(net, nn.Sequential)
-    samples = Data.of(data, like=net)
+    samples = Data.of(data, like=net).unweighted()
     parts = []
     with preserved(net), tqdm(disable=not progress, desc="flows", unit="sample") as bar:
         for some in samples.chunks(_READ):
@@ -213,7 +213,7 @@ def feature_gradients(
     step, scored = check_int("batch", batch), Loss.of(loss)
     parts = []
     with preserved(net):
-        for part in Data.of(data, like=net).chunks(step):
+        for part in Data.of(data, like=net).unweighted().chunks(step):
             with torch.no_grad():
                 features = part.try_call(net[:top])
             parts.append(_gradients(net[top:], features, part.target, scored))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data import Batch, Data, Images
+from resid_theory.data.sample_look import examples as few_and_more
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -66,20 +67,31 @@ class DeviceDataset:
         rows = torch.arange(count) * self._size // count
         some = self._x(rows), rows_of(whole.target, rows, self._size)
         examples = Batch(content=some, size=len(rows))
+        few, examples = few_and_more([examples], _EXAMPLES)
         with preserved(net):
-            output = examples.try_call(net)
-            self._targets, self._labels = loss.targets_of(output, whole.target)
-            self.weighting = _weighting(loss, output, examples)
-        if loss.targets == "any":
-            _check_all(loss, output, self._targets, self._size)
+            small, output = few.try_call(net), examples.try_call(net)
+            axes = SampleAxes.between(small, output, (few.size, examples.size))
+            self._targets, self._labels = whole.target, None
+            if loss.targets != "any" or axes is None or axes.is_first:
+                self._targets, self._labels = loss.targets_of(output, whole.target)
+            self.weighting = _weighting(loss, axes, output, examples)
+        if loss.targets == "any" and axes is not None:
+            _check_all(loss, axes, output, self._targets, self._size)
         self._weights: Tensor | None = None  # where they differ
         self._is_weighted = whole.sample_weight is not None
         self.total = float(self._size)
         weights = torch.ones(self._size, dtype=torch.float64)
         if loss.weights is not None and not loss.sums:
             weights = loss.weights(self._targets).double().cpu()
+        elif axes is not None and self.weighting is not None and not self.weighting.sums:
+            weights = self._measured(axes, output)
         if whole.sample_weight is not None:
             self._check_mean(argument, loss)
+            if axes is None or not axes.is_first:
+                raise ValueError(
+                    f"{argument}: got weights of the samples, which a training takes for a net "
+                    "whose outputs have one entry a sample along their first axis"
+                )
             weights = weights * whole.sample_weight.cpu()
         if float(weights.sum()) == 0:
             raise ValueError(
@@ -91,13 +103,24 @@ class DeviceDataset:
             self._weights, self.total = weights.to(device), float(weights.sum())
         self.labels = None if self._labels is None else int((self._labels != IGNORED).sum())
 
+    @torch.no_grad()
+    def _measured(self, axes: SampleAxes, output: Any) -> Tensor:
+        """Weights of all samples in the loss, at the output of one of them."""
+        assert self.weighting is not None
+        parts = []
+        for start in range(0, self._size, _CHUNK):
+            count = min(_CHUNK, self._size - start)
+            targets = rows_of(self._targets, slice(start, start + count), self._size)
+            wide = _widened(axes, output, count)
+            parts.append(self.weighting.of_samples(wide, targets, count))
+        return torch.cat(parts)
+
     def _check_mean(self, argument: str, loss: Loss) -> None:
         """Refuse weights of samples beside a loss that has no weights of samples."""
-        how = self.weighting
-        if how is None or how.sums or not (loss.is_known or how.counts):
+        if self.weighting is None or self.weighting.sums:
             raise ValueError(
                 f"{argument}: got weights of the samples, which a training takes with a loss that "
-                f"is a mean over samples; {loss.name} is none, or its own weights are unknown"
+                f"is a mean over samples; {loss.name} is none"
             )
 
     def __len__(self) -> int:
@@ -171,16 +194,20 @@ def _digest(content: Any, weights: Tensor | None) -> str:
     return digest(numbers if weights is None else [*numbers, weights])
 
 
-def _weighting(loss: Loss, output: Any, examples: Batch) -> Weighting | None:
+def _weighting(
+    loss: Loss, axes: SampleAxes | None, output: Any, examples: Batch
+) -> Weighting | None:
     """Learn on a few samples how the loss averages; None if it compares samples."""
-    target = loss.targets_of(output, examples.target)[0]
+    target = examples.target
+    if loss.targets != "any" or axes is None or axes.is_first:
+        target = loss.targets_of(output, target)[0]
     try:
         check_scalar(loss(output, target))
         if loss.is_known:
             return KnownWeighting(loss)
-        weighting = Weighting(loss, SampleAxes.first(output, examples.size))
+        weighting = Weighting(loss, axes)
         weighting.learn(output, target, examples.size)
-        return weighting
+        return None if weighting.once else weighting
     except NoWeighting:
         return None
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
@@ -190,17 +217,21 @@ def _weighting(loss: Loss, output: Any, examples: Batch) -> Weighting | None:
 
 
 @torch.no_grad()
-def _check_all(loss: Loss, output: Any, targets: Any, size: int) -> None:
+def _check_all(loss: Loss, axes: SampleAxes, output: Any, targets: Any, size: int) -> None:
     """Refuse targets that a function of the caller's would stop at in the middle of a training."""
     # On the CPU: a GPU would not say what is wrong, and compute no more.
-    one = map_tensors(output, lambda t: t[:1].cpu())
-    dtype = next((t.dtype for t in tensors_of(one) if t.is_floating_point()), torch.float64)
+    output = map_tensors(output, Tensor.cpu)
+    dtype = next((t.dtype for t in tensors_of(output) if t.is_floating_point()), torch.float64)
     here = loss.to(torch.device("cpu"), dtype)
     for start in range(0, size, _CHUNK):
         some = map_tensors(rows_of(targets, slice(start, start + _CHUNK), size), Tensor.cpu)
         count = min(_CHUNK, size - start)
-        wide = map_tensors(one, lambda t: t.expand(count, *t.shape[1:]))  # noqa: B023
         try:
-            here(wide, some)
+            here(_widened(axes, output, count), some)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"data y: the loss {loss.name} does not take it: {error}") from error
+
+
+def _widened(axes: SampleAxes, output: Any, count: int) -> Any:
+    """The output of the first sample, once for each of some samples."""
+    return axes.gather([t[:1].expand(count, *t.shape[1:]) for t in axes.spread(output)], output)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int, check_net
 from resid_theory.data import Batch, Data
+from resid_theory.data.sample_look import coupling, examples
 from resid_theory.losses import (
     KnownWeighting,
     Loss,
@@ -85,14 +87,14 @@ def evaluate(
             weighted mean or a sum over samples. Labels become one-hot rows where it needs values.
         top: Values of k, each at most the number of classes; None for 1 and, from 5 classes on, 5.
         batch: Number of samples at a time, of data in memory; the last digits of the loss may
-            depend on it.
+            depend on it. A net or a loss that compares samples needs all of them in one batch.
 
     Returns:
         The loss, and the errors where targets are classes.
 
     Raises:
-        ValueError: If targets or ``top`` do not fit the net's outputs, or the loss compares
-            samples.
+        ValueError: If targets or ``top`` do not fit the net's outputs, or net or loss compare
+            samples of several batches.
 
     Example:
         >>> x, y = torch.tensor([[3.0, 2.0, 1.0]] * 3), torch.tensor([0, 1, 2])
@@ -104,32 +106,42 @@ def evaluate(
     if scored.takes_batches:
         raise ValueError("loss: got one of (net, batch), needs one of (output, target)")
     wanted = None if top is None else sorted({check_int("top", k) for k in top})
-    totals = None
     with preserved(net):
-        for part in samples.chunks(size):
-            if totals is None:
-                few = part.spread(_EXAMPLES)
-                totals = _Totals(scored, wanted, few, few.try_call(net))
+        parts = samples.chunks(size)
+        begun = list(islice(parts, 2))
+        totals = _Totals(scored, wanted, begun, net)
+        for part in chain(begun, parts):
             with torch.no_grad():
-                totals.add(part, part.call(net))
-    assert totals is not None  # Data refuses to have no batch
+                totals.add(part, part.try_call(net))
     return totals.result(tuple(samples.notes))
 
 
 class _Totals:
     """Sums over the batches, of a loss that is known from a few samples of the first one."""
 
-    def __init__(self, loss: Loss, top: list[int] | None, few: Batch, output: Any) -> None:
+    def __init__(
+        self, loss: Loss, top: list[int] | None, batches: Sequence[Batch], net: nn.Module
+    ) -> None:
+        few, more = examples(batches, _EXAMPLES)
+        small, output = few.try_call(net), more.try_call(net)
         leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
         if not leaves:
             raise ValueError(f"net: gives {type(output).__name__}, needs tensors of floating point")
         self._loss = loss.to(leaves[0].device, torch.float64)
-        target, labels = loss.targets_of(output, few.target)
+        axes = SampleAxes.between(small, output, (few.size, more.size))
+        whole = coupling(axes, small, output)
+        alone = len(batches) == 1 and batches[0].sample_weight is None
+        if whole and not alone:
+            raise ValueError(
+                f"{whole}, so the losses of batches do not make that of all samples; pass "
+                "all in one batch (x, y), with batch= of their number"
+            )
+        self._axes = axes or SampleAxes.first(output, more.size)
+        target, labels = self._targets(output, more.target)
         self._weighting: Weighting = KnownWeighting(loss)
-        if not loss.is_known:
-            self._weighting = Weighting(loss, SampleAxes.first(output, few.size))
-            self._weighting.learn(output, target, few.size)
-        self._axes = SampleAxes.first(output, few.size)
+        if not (loss.is_known or alone):
+            self._weighting = Weighting(loss, axes)
+            self._weighting.learn(output, target, more.size)
         self._wrong: dict[int, int] = {}
         if labels is not None:
             axis = class_axis(output, labels)
@@ -148,7 +160,7 @@ class _Totals:
 
     def add(self, batch: Batch, output: Any) -> None:
         """Add a batch."""
-        target, labels = self._loss.targets_of(output, batch.target)
+        target, labels = self._targets(output, batch.target)
         loss, weight = self._loss, self._weighting.of_part(output, target, batch.size)
         if batch.sample_weight is not None:
             each = self._weighting.of_samples(output, target, batch.size)
@@ -157,6 +169,7 @@ class _Totals:
             weight = 1.0 if self._weighting.sums else float(each.sum())
         if weight > 0:  # labels that do not count have no loss
             self._value += weight * _value(loss, output, target)
+            self._value -= self._weighting.once if self._samples else 0.0
         self._weight += weight
         self._samples += batch.size
         if labels is not None:
@@ -165,6 +178,12 @@ class _Totals:
             rank = _ranks(output, labels)[counted]
             for k in self._wrong:
                 self._wrong[k] += int((rank >= k).sum())
+
+    def _targets(self, output: Any, target: Any) -> tuple[Any, Tensor | None]:
+        """Targets as the loss takes them, and class labels, of outputs with samples first."""
+        if self._loss.targets == "any" and not self._axes.is_first:
+            return target, None
+        return self._loss.targets_of(output, target)
 
     def result(self, notes: tuple[str, ...]) -> Evaluation:
         """The means."""

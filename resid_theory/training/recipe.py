@@ -30,7 +30,8 @@ class Recipe:
         lr: Learning rate of the first epochs.
         momentum: Momentum in [0, 1); 0 for plain gradient descent.
         nesterov: Whether to use Nesterov momentum.
-        weight_decay: λ; each step adds λθ, the gradient of ½λ‖θ‖², to the gradient of θ.
+        weight_decay: λ; each step adds λθ, the gradient of ½λ‖θ‖², to the gradient of θ,
+            where there is one: tensors that the loss does not reach stay as they are.
         decay: Tensors that decay: ``"all"``, or ``"multi_axis"``, those with two axes or more.
         milestones: Epochs, ascending, after which the rate is multiplied by ``factor``.
         factor: Factor of the rate, in (0, 1].

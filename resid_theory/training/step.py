@@ -98,7 +98,12 @@ class NetGroup:
             alone = (map_tensors(part, lambda tensor: tensor[None]) for part in (one, its))
             return self.loss(*alone)
 
-        own = torch.vmap(single)(output, target)
+        try:
+            own = torch.vmap(single)(output, target)
+        except (RuntimeError, ValueError):  # a loss that looks at values: one by one
+            every = range(len(weights))
+            parts = [[map_tensors(s, lambda t: t[i]) for s in (output, target)] for i in every]  # noqa: B023
+            own = torch.stack([single(*part) for part in parts])
         # A sample that does not count may have no loss, as where its label is ignored.
         own = torch.where(weights > 0, own, 0.0)
         return (own * weights.to(own)).sum() / weights.sum()

@@ -162,7 +162,7 @@ def _with_targets(data: Any) -> Any:
     """Moments, or batches to be read once, in which class labels are one-hot targets."""
     if isinstance(data, Moments):
         return data
-    batches = Data.of(data).unweighted()
+    batches = iter(Data.of(data).unweighted())
     first = next(batches)
     y = first.target
     if not isinstance(y, Tensor) or y.dim() != 1 or y.is_floating_point():

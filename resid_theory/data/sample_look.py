@@ -1,0 +1,52 @@
+"""The samples of a net's outputs: along which axes they are, and whether they know each other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from resid_theory.data.batch import Batch
+from resid_theory.losses import SampleAxes
+from resid_theory.nested import moved
+
+__all__ = ["coupling", "examples"]
+
+
+def examples(batches: Sequence[Batch], count: int) -> tuple[Batch, Batch]:
+    """A few samples and more of them, whose outputs show where samples are.
+
+    Args:
+        batches: One batch, or two of which the first has one sample.
+        count: Most samples.
+
+    Returns:
+        Two batches, of different sizes where there are two samples. The last sample of the few is
+        the first one of the others, and the first the last, so that each has other samples before
+        and behind it.
+    """
+    more = batches[0].spread(count)
+    if more.size == 1 and len(batches) > 1:
+        more = more.joined(batches[1].spread(count)) or more
+    if more.size <= 2:  # not both twice: that has the mean and the variance of both once
+        more = more.joined(more.part(0, 1)) or more
+    return (more.ends() if more.size > 2 else more.part(0, 1)), more
+
+
+def coupling(axes: SampleAxes | None, few: Any, more: Any) -> str:
+    """Reason for which batches cannot be split or put together.
+
+    Args:
+        axes: Where samples are.
+        few: Output of the few samples of :func:`examples`.
+        more: That of more of them.
+
+    Returns:
+        A sentence, if outputs of samples depend on the others; empty else.
+    """
+    if axes is None:
+        return "net: no axis of its outputs grows with the samples alone"
+    pairs = zip(axes.spread(few), axes.spread(more), strict=True)
+    if all(moved(a[[-1, 0]].detach(), b[[0, -1]].detach()) <= 1.0 for a, b in pairs):
+        return ""
+    return (
+        "net: its samples know each other, outputs depend on the other samples of a batch "
+        "(BatchNorm without running statistics and centring do that)"
+    )
