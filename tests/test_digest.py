@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 from experiments import __main__ as command
-from experiments.claim import record, record_path
 from experiments.digest import ROOT, Sources, code_digest
+from experiments.records import record, record_path
 from experiments.registry import CLAIMS
 from resid_theory.runtime import store
 
