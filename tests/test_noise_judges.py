@@ -216,9 +216,11 @@ def test_figure_12_simplified_asks_for_deep_layers_and_less_after_training():
     arrays = {"samples": np.array(2), "plain.initial": shares(0.2, 0.2)}
     arrays |= {"identity.initial": shares(0.3, 0.9), "plain.trained": shares(0.1, 0.1)}
     arrays["identity.trained"] = shares(0.12, 0.4)
-    assert outcomes(flows.judge_figure_12_simplified, arrays) == [HOLDS] * 5
+    assert outcomes(flows.judge_figure_12_simplified, arrays) == [HOLDS] * 7
     turned = {**arrays, "identity.trained": shares(0.9, 0.5)}
-    assert outcomes(flows.judge_figure_12_simplified, turned)[2:] == [HOLDS, FAILS, FAILS]
+    assert outcomes(flows.judge_figure_12_simplified, turned)[3:] == [HOLDS, HOLDS, FAILS, FAILS]
+    fewer = {**arrays, "identity.trained": shares(0.05, 0.4)}
+    assert outcomes(flows.judge_figure_12_simplified, fewer)[3:5] == [HOLDS, FAILS]
 
 
 @pytest.mark.parametrize(
