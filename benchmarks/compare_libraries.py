@@ -46,7 +46,7 @@ def wrong(values: Tensor, exact: Tensor) -> float:
 def ours(case: Case, verify: bool) -> Found:
     """Eigenpairs to the accuracy asked for."""
     operator = case.operator()
-    pairs = rt.eigenpairs(operator, K, tolerance=ACCURACY, verify=verify, precision=torch.float32)
+    pairs = rt.eigenpairs(operator, K, tolerance=ACCURACY, verify=verify)
     return Found(values=pairs.values, products=pairs.products, claims=bool(pairs.converged.all()))
 
 
@@ -109,7 +109,7 @@ def told(rival: object, case: Case, exact: Tensor) -> tuple[object, Found]:
 
 def eigenvalues(case: Case, rivals: list[object], repeats: int) -> None:
     """One row: who needs how long."""
-    reference = rt.eigenpairs(case.operator("float64"), K, tolerance=1e-5, precision=torch.float32)
+    reference = rt.eigenpairs(case.operator("float64"), K, tolerance=1e-5)
     exact = reference.values
     size = sum(len(y) for _, y in case.batches)
     print(

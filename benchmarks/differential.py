@@ -30,6 +30,7 @@ import resid_theory as rt
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from differential import Case, arranged
+from random_losses import LOSSES
 from random_nets import CLASSES, NETS, VECTORS, NetRow
 
 TOLERANCE = 1e-10
@@ -208,6 +209,9 @@ WHOLE = ("hessian", "hessian_spectrum", "spectrum", "evaluate", "train")
 def calls_of(case: Case) -> list[str]:
     """The calls that a case has."""
     left = {"hessian_spectrum"} if case.rows else set()
+    # Those that take longest have every loss in turn.
+    turn = case.seed // len(LOSSES) % 3
+    left |= {"matrix-free", "train"} - {("matrix-free", "train", "")[turn]}
     if case.loss_row.batch or case.mixes:
         left |= {"evaluate", "train"}
     kinds = (nn.Dropout, nn.modules.batchnorm._BatchNorm)

@@ -75,13 +75,9 @@ def main() -> None:
     line("making the operator, s", f"{time.perf_counter() - start:.1f}", "")
     line("memory then, MiB", f"{held(device) / 2**20:.0f}", "")
     start = time.perf_counter()
-    pairs = rt.eigenpairs(
-        watched, 3, which="both", max_products=EXTREMES, precision=torch.float32, progress=True
-    )
+    pairs = rt.eigenpairs(watched, 3, which="both", max_products=EXTREMES, progress=True)
     print(pairs)
-    density = rt.spectral_density(
-        watched, probes=PROBES, steps=STEPS, deflate=pairs, precision=torch.float32, progress=True
-    )
+    density = rt.spectral_density(watched, probes=PROBES, steps=STEPS, deflate=pairs, progress=True)
     seconds = time.perf_counter() - start
     line("products", f"{watched.products}", "")
     line("seconds a product", f"{seconds / watched.products:.2f}", "")

@@ -344,7 +344,7 @@ def test_certificate_is_right_as_often_as_it_says(case, steps):
         run = grown(torch.diag(levels), width, steps, seed).certificate()
         reach = run.ladder[-width:] @ torch.linalg.eigh(run.ladder[:-width]).eigenvectors
         seen = int(((run.values - 2.0).abs() <= reach.norm(dim=0) + 0.02).sum())
-        wrong += seen < copies and run.missed_between(1.98, 2.02) <= accepted
+        wrong += seen < copies and run.missed_beyond(1.98, 1) <= accepted
     assert wrong / trials <= accepted + 4 * math.sqrt(accepted * (1 - accepted) / trials)
 
 
@@ -370,17 +370,17 @@ def test_certificate_has_two_mirrored_ends(generator):
     edge = 1.2 * float(run.values.abs().max())
     assert run.missed_beyond(edge, 1) == pytest.approx(mirrored.missed_beyond(-edge, -1), rel=1e-9)
     top = float(run.values[-1])
-    limit = run.limit(1, 1e-3)
-    assert run.missed_beyond(limit, 1) <= 1e-3 < run.missed_beyond(top + 0.99 * (limit - top), 1)
-    assert run.limit(-1, 1e-3) == pytest.approx(-mirrored.limit(1, 1e-3), rel=1e-9)
+    outer, deepest = run.edge(1, 1e-3, inner=top), run.edge(1, 1e-3, inner=-math.inf)
+    assert deepest <= outer and run.missed_beyond(outer, 1) <= 1e-3
+    assert run.missed_beyond(top + 0.9 * (outer - top), 1) > 1e-3
+    assert outer == pytest.approx(-mirrored.edge(-1, 1e-3, inner=-top), rel=1e-9)
 
 
-def test_limit_below_what_is_listed():
+def test_edge_inside_of_what_is_seen():
     levels = torch.cat([torch.linspace(-1, 1, 2000), torch.tensor([9.0, 9.5])])
-    run = grown(torch.diag(levels), 2, 12, 0).certificate()
-    limit = run.limit(1, 1e-3, listed=2)
-    assert 1 < limit < 5 < 9.5 < run.limit(1, 1e-3)
-    assert run.missed_beyond(limit, 1) <= 1e-3
+    one, two = (grown(torch.diag(levels), w, 12, 0).certificate() for w in (1, 2))
+    assert 1 < two.edge(1, 1e-3, inner=-math.inf) < 5 < two.edge(1, 1e-3, inner=8.0) < 9.0
+    assert 9.5 < one.edge(1, 1e-3, inner=-math.inf)
 
 
 # -- killed and called again -----------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_
     x = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float32)
     y = torch.arange(6) % 10
     operator = rt.curvature_operator(net, "cross_entropy", (x, y), accumulate=accumulate)
-    given = {"precision": torch.float32, "max_products": 30}
+    given = {"max_products": 30}
     whole = rt.eigenpairs(operator, 3, **given)
     for count in (4, 3):
         with pytest.raises(KeyboardInterrupt):

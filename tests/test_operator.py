@@ -358,6 +358,14 @@ def test_the_error_of_a_low_precision_is_measured(dtype, scale):
     assert operator.block("0.weight").error == error
 
 
+def test_the_error_is_measured_on_samples_that_count():
+    net, (x, y), _ = confident(torch.float32, 1)
+    ignored = torch.full_like(y, -100)
+    operator = rt.curvature_operator(net, "cross_entropy", [(x, ignored), (x, y)])
+    assert operator.error == rt.curvature_operator(net, "cross_entropy", (x, y)).error
+    assert operator.error.spectral > 0
+
+
 def test_a_net_in_float64_has_no_error_and_one_that_stays_in_float32_the_usual_one():
     class Stubborn(nn.Linear):
         def forward(self, x):

@@ -381,6 +381,42 @@ def test_sparse_gradients_are_a_format_only(matrix):
     assert torch.equal(measured(True), measured(False))
 
 
+@pytest.mark.parametrize("of", ["output", "batch"])
+def test_a_loss_that_reads_the_net_is_not_measured_on_a_copy(of, data):
+    net = made(Scaled).float()
+
+    def loss(given, beside):
+        output, target = (given, beside) if of == "output" else (given(beside[0]), beside[1])
+        return F.cross_entropy(output, target) + sum(p.square().sum() for p in net.parameters())
+
+    found = rt.hessian(net, rt.Loss(loss, of=of), [(data[0].float(), data[1])])
+    plain = rt.hessian(made(Scaled).float(), "cross_entropy", data)
+    torch.testing.assert_close(found, plain + 2 * torch.eye(43), rtol=1e-5, atol=1e-5)
+
+
+class Rotated(nn.Module):
+    """Weights that are read as complex numbers, behind an odd number of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.pairs = nn.Parameter(torch.ones(1)), nn.Parameter(torch.randn(2, 2))
+
+    def forward(self, x):
+        turned = torch.view_as_complex(x.view(-1, 2, 2)) * torch.view_as_complex(self.pairs)
+        return torch.view_as_real(turned * self.scale).flatten(1)
+
+
+def test_real_weights_may_be_read_as_complex(data):
+    net, x = made(Rotated), data[0]
+    found = rt.curvature_operator(net, nn.MSELoss(), (x, x)).dense()
+    turn = torch.view_as_complex(net.pairs.detach())
+    z = torch.view_as_complex(x.view(-1, 2, 2))
+    # |s p z - z|^2 / 4 m, with s = 1: second derivatives by s, and by both parts of each p.
+    moment = z.abs().square().mean(0) / 2
+    torch.testing.assert_close(found[0, 0], (moment * turn.abs().square()).sum())
+    torch.testing.assert_close(found[1:, 1:], moment.repeat_interleave(2).diag())
+
+
 class Cut(Scaled):
     """A perceptron with a shortcut that is cut from the graph, for the loss or for nothing."""
 

@@ -56,6 +56,7 @@ def cross_entropy(**settings):
 
 ROWS = F.one_hot(LABELS, 3).double()
 IGNORED = torch.where(torch.arange(22) % 5 == 0, -100, LABELS)
+AS_BYTE = torch.where(IGNORED < 0, 255, IGNORED)
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
 by_classes = cross_entropy(weight=CLASS_WEIGHTS)[1]
 # Loss and targets as the caller gives them; both by hand; what the loss divides by.
@@ -69,6 +70,7 @@ KINDS = {
     "smoothed": (*cross_entropy(label_smoothing=0.1), LABELS, torch.ones(22)),
     "classes": (*cross_entropy(weight=CLASS_WEIGHTS), LABELS, CLASS_WEIGHTS[LABELS]),
     "ignored": ("cross_entropy", IGNORED, F.cross_entropy, IGNORED, (IGNORED != -100).double()),
+    "ignored as 255": (*cross_entropy(ignore_index=255), AS_BYTE, (AS_BYTE < 3).double()),
     "sum": (*cross_entropy(reduction="sum"), LABELS, None),
     "classes by a function": (by_classes, LABELS, by_classes, LABELS, CLASS_WEIGHTS[LABELS]),
     "function": (log_cosh, LABELS, log_cosh, LABELS, torch.ones(22)),
@@ -132,7 +134,7 @@ def test_training_descends_any_loss(kind):
     if targets.is_floating_point():
         assert "error" not in line and "test_error" not in line
     else:
-        counted = targets >= 0
+        counted = (targets >= 0) & (targets < 3)
         wrong = (output.argmax(1) != targets)[counted].double().mean()
         assert line["test_error"] == pytest.approx(float(wrong), rel=1e-12)
 
@@ -149,9 +151,14 @@ def test_evaluation_is_the_loss_of_all(kind):
     if targets.is_floating_point():
         assert (found.labels, found.wrong) == (0, {})
     else:
-        counted = targets >= 0
+        counted = (targets >= 0) & (targets < 3)
         assert found.labels == int(counted.sum())
         assert found.wrong == {1: int((net(X).argmax(1) != targets)[counted].sum())}
+
+
+def test_a_loss_without_a_value_of_all_is_noted():
+    run, *_ = trained((X, LABELS), recipe={"loss": contrastive})
+    assert "loss is the mean over batches" in run.notes[0]
 
 
 def test_sample_weights_count_in_an_evaluation():
@@ -396,6 +403,15 @@ def bad_calls():
         "of batch": (lambda: RECIPE.change(loss=rt.Loss(huber, of="batch")), "loss: got one of"),
         "test of pairs": (lambda: fit(other, (X, LABELS), RECIPE.change(loss=contrastive), test=(
             X, LABELS)), "test: the loss contrastive compares samples"),
+        "evaluation of no scalar": (
+            lambda: rt.evaluate(other, (X, LABELS), loss=nn.CrossEntropyLoss(reduction="none")),
+            r"loss: returned shape \(16,\), needs a scalar",
+        ),
+        "evaluation of a net that centres": (
+            lambda: rt.evaluate(nn.Sequential(other, nn.BatchNorm1d(
+                3, track_running_stats=False)), (X, LABELS), batch=11),
+            "net: its samples know each other, .* so the losses of batches do not",
+        ),
         "evaluation of pairs": (lambda: rt.evaluate(other, (X, LABELS), loss=contrastive, batch=11),
                                 "loss: needs a mean, a weighted mean or a sum"),
         "weights in a sum": (lambda: fit(other, weighted(torch.ones(22)), RECIPE.change(

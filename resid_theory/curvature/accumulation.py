@@ -75,11 +75,13 @@ class BatchSum:
         first = next(batches)
         self._check_chunk(first.size)
         self._probe(first)
+        weighed = first  # the first batch that counts
         self._free = available_bytes(risk.device) // 2
         self._workspace = 2 * self._free // _SHARE
         keeping = self.engine != "rebuilt"
         with tqdm(disable=not self._progress, desc="Gradient", unit="sample", leave=False) as bar:
             for batch in chain([first], batches):
+                weighed = weighed if self.weight else batch
                 self.samples += batch.size
                 self._check_chunk(batch.size)
                 keeping = keeping and self._fits(self.samples)
@@ -91,7 +93,7 @@ class BatchSum:
         risk.check_read_only()
         risk.check_reached(first)
         self.engine = "retained" if keeping else "rebuilt"
-        self.error = measured_error(risk, first, self.samples, self.sample_bytes)
+        self.error = measured_error(risk, weighed, self.samples, self.sample_bytes)
 
     def _check_chunk(self, samples: int) -> None:
         """Refuse chunks smaller than a batch that cannot be split."""

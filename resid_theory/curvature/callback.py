@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
@@ -158,7 +157,6 @@ def curvature_callback(
                     probes=probes if index else 1,
                     steps=steps,
                     generator=step_seed,
-                    precision=trainable(wide)[0].dtype,
                 )
         numbers = {
             "measured_loss": operator.loss,

@@ -13,8 +13,9 @@ from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC, check_net, trainable
 from resid_theory.curvature.layer_pairs import chain_hessian
-from resid_theory.curvature.operator import curvature_operator, operator_of
+from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
 from resid_theory.data.moments import Moments
+from resid_theory.eigen.operator_log import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import LossLike, NoWeighting
 from resid_theory.runtime.preserve import preserved
@@ -107,7 +108,7 @@ def hessian(
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
         plan = HessianPlan.of(risk, method=method)
-        return plan.matrix(memory_limit=memory_limit, progress=progress)
+        return plan.matrix(memory_limit=memory_limit, progress=progress)[0]
 
 
 def hessian_spectrum(
@@ -135,8 +136,9 @@ def hessian_spectrum(
         progress: Whether to show a progress bar on standard error.
 
     Returns:
-        The spectrum, by ``torch.linalg.eigvalsh``: each eigenvalue is exact to about P times
-        float64's epsilon times the largest |λ|.
+        The spectrum, by ``torch.linalg.eigvalsh``: each eigenvalue is exact to its
+        ``zero_threshold``, about P times float64's epsilon times the largest |λ|; more for a net in
+        a lower precision that cannot be copied to float64.
 
     Raises:
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
@@ -149,8 +151,8 @@ def hessian_spectrum(
     with preserved(net, batchnorm=batchnorm):
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
         plan = HessianPlan.of(risk, method=method)
-        matrix = plan.matrix(memory_limit=memory_limit, progress=progress)
-    return Spectrum.of(torch.linalg.eigvalsh(matrix))
+        matrix, error = plan.matrix(memory_limit=memory_limit, progress=progress)
+    return Spectrum.of(torch.linalg.eigvalsh(matrix), error=error.spectral)
 
 
 def hessian_cost(
@@ -274,16 +276,19 @@ class HessianPlan:
         once, product = built - start, clock(device) - built
         return (once + product * self.size / panel.shape[1]) * self.samples / first.size + writing
 
-    def matrix(self, *, memory_limit: int | None = None, progress: bool = False) -> Tensor:
-        """The Hessian, (P, P), float64."""
-        risk = self.risk
+    def matrix(
+        self, *, memory_limit: int | None = None, progress: bool = False
+    ) -> tuple[Tensor, MatrixError]:
+        """The Hessian, (P, P), float64, and its error beyond the rounding of float64."""
+        risk, error = self.risk, MatrixError()
         _refuse_if_too_large(self.bytes, risk.net, memory_limit)
         if self.method == "columns":
             allowed = available_bytes(risk.device) if memory_limit is None else memory_limit
             # Graphs may take half of what the matrix leaves.
-            operator = operator_of(risk, memory_limit=(allowed - 8 * self.size**2) // 2)
-            result = operator.dense(progress=progress)
-            _symmetrize(result, torch.finfo(risk.parameters[0].dtype).eps)
+            operator = self._operator((allowed - 8 * self.size**2) // 2)
+            result, error = operator.dense(progress=progress), operator.error or error
+            gap = _symmetrize(result, torch.finfo(operator.risk.parameters[0].dtype).eps)
+            error = error.at_least(gap)
             probe = result
         else:
             assert self.chain is not None
@@ -307,7 +312,26 @@ class HessianPlan:
             raise ValueError(
                 "net: its Hessian is not finite on these data; check weights and activations"
             )
-        return result
+        return result, error
+
+    def _operator(self, memory_limit: int) -> CurvatureOperator:
+        """Products in float64, if the net and its loss can be copied and run there."""
+        risk = self.risk
+        low = any(p.dtype != torch.float64 for p in risk.net.parameters())
+        if low:
+            try:
+                wide = risk.in_float64(next(iter(risk.data)))
+                wide = EmpiricalRisk(
+                    wide.net,
+                    wide.loss,
+                    risk.data,
+                    batchnorm=risk.batchnorm,
+                    weight_decay=risk.weight_decay,
+                )
+                return operator_of(wide, memory_limit=memory_limit)
+            except Exception:  # then the operator says how exact its products are
+                pass
+        return operator_of(risk, memory_limit=memory_limit)
 
 
 def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:
@@ -324,19 +348,22 @@ def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None
         )
 
 
-def _symmetrize(matrix: Tensor, eps: float) -> None:
-    """Average a matrix with its transpose, in place, panel by panel; refuse a large difference."""
+def _symmetrize(matrix: Tensor, eps: float) -> float:
+    """Average a matrix with its transpose, in place; return the norm of what was not symmetric."""
     low, high = torch.aminmax(matrix)
-    gap = 0.0
-    for start in range(0, len(matrix), _PANEL):
+    gap, scale = 0.0, max(-low.item(), high.item()) or 1.0
+    squares = 0.0
+    for start in range(0, len(matrix), _PANEL):  # panel by panel
         panel = slice(start, start + _PANEL)
         rows, columns = matrix[panel, start:], matrix[start:, panel]
-        gap = max(gap, (rows - columns.mT).abs().max().item())
-        mean = 0.5 * (rows + columns.mT)
+        apart = (rows - columns.mT) / scale
+        gap, squares = max(gap, apart.abs().max().item()), squares + apart.square().sum().item()
+        mean = rows / 2 + columns.mT / 2
         rows.copy_(mean)
         columns.copy_(mean.mT)
     # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
-    if gap > eps**0.25 * max(-low.item(), high.item()):
+    if gap > eps**0.25:
         raise ValueError(
-            f"net: its second derivatives are not symmetric (by {gap:.2g}), {NOT_SYMMETRIC}"
+            f"net: its second derivatives are not symmetric (by {gap * scale:.2g}), {NOT_SYMMETRIC}"
         )
+    return scale * squares**0.5

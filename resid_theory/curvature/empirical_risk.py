@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -26,6 +27,7 @@ from resid_theory.curvature.forward_checks import (
     check_reached,
     check_repeatable,
     gains_from_channels_last,
+    leaves_of,
 )
 from resid_theory.curvature.input_checks import check_decay, check_net
 from resid_theory.curvature.matvec_graphs import (
@@ -36,6 +38,7 @@ from resid_theory.curvature.matvec_graphs import (
 )
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.data import Batch, Data
+from resid_theory.data.batch import Place
 from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
 from resid_theory.runtime.net_state import NetState
@@ -273,8 +276,18 @@ class EmpiricalRisk:
                 f"data x: the net does not take samples of shape {', '.join(shapes)}: {error}"
             ) from error
 
-    def in_float64(self) -> "EmpiricalRisk":
-        """The same weights in float64, in a copy of the net."""
+    def in_float64(self, batch: Batch) -> "EmpiricalRisk":
+        """The same weights in float64, in a copy of the net.
+
+        Args:
+            batch: Samples on which the copy is tried.
+
+        Returns:
+            A risk of its own net.
+
+        Raises:
+            ValueError: If the loss reads the net itself, which its copy does not move.
+        """
         wide = copy.copy(self)
         wide.net, wide._format = copy.deepcopy(self.net).double(), torch.preserve_format
         if isinstance(self.loss.function, nn.Module):
@@ -282,6 +295,14 @@ class EmpiricalRisk:
             wide.loss.function = copy.deepcopy(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
+        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        few = replace(few, content=few.placed, place=Place.of(wide.net))
+        if self.loss.takes_batches:
+            value = wide._of_batch(wide.net, few.placed)
+        else:
+            value = loss_value(wide.loss, wide._call(few), few.target)
+        if any(leaf is p for leaf in leaves_of(value) for p in self.net.parameters()):
+            raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
 
     def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:

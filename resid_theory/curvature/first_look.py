@@ -102,14 +102,24 @@ def first_look(
     if couples is False and loss.is_known:
         found.axes = SampleAxes.first(output, few.size)
         return found
+
+    def settled(large: Any) -> bool:
+        # Equal outputs of two calls that have samples in common repeat themselves.
+        axes = SampleAxes.between(output, large, (few.size, more.size))
+        return couples is None and not coupling(axes, output, large)
+
+    def run_more() -> Any:
+        return check_repeatable("net", net, partial(run, more), note, settled=settled)
+
     try:
-        large = check_repeatable("net", net, partial(run, more), note)
+        large = run_more()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or more.size <= 4:
             raise
         more = more.spread(3)
         few = more.ends()
-        output, large = run(few), check_repeatable("net", net, partial(run, more), note)
+        output = run(few)
+        large = run_more()
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
     if couples is None:
         found.whole = coupling(found.axes, output, large)

@@ -102,7 +102,9 @@ class MatvecGraph(ABC):
         for group in vectors.to(self.parameters[0].dtype).split(together):
             count = len(group)
             parts = group.split([shape.numel() for shape in shapes], dim=1)
-            blocks = [part.reshape(count, *s) for part, s in zip(parts, shapes, strict=True)]
+            # Copies begin where complex views of them may begin.
+            pairs = zip(parts, shapes, strict=True)
+            blocks = [part.reshape(count, *shape).clone() for part, shape in pairs]
             pulled: Sequence[Tensor] | None = None
             if count > 1:
                 try:

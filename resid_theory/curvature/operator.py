@@ -1,6 +1,6 @@
 """Hessian, generalized Gauss-Newton and empirical Fisher as linear operators, at any size."""
 
-from dataclasses import astuple
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ class CurvatureOperator(CurvatureBlock):
         counts = process_group.add(total.new_tensor([sums.samples, sums.weight])).tolist()
         weight, every = 1.0 if risk.sums else counts[1], range(len(risk.parameters))
         if sums.error is not None:  # those of the processes add up as their matrices do
-            parts = total.new_tensor(astuple(sums.error)) * sums.weight
-            spectral, frobenius, trace = (process_group.add(parts) / (weight or 1.0)).tolist()
-            error = MatrixError(spectral=spectral, frobenius=frobenius, trace=trace)
+            own = asdict(sums.error)
+            parts = process_group.add(total.new_tensor(list(own.values())) * sums.weight)
+            error = MatrixError(**dict(zip(own, (parts / (weight or 1.0)).tolist(), strict=True)))
         if weight == 0.0:
             raise ValueError(
                 "loss: is not a number on these data: no label counts, or the loss is not finite"

@@ -13,7 +13,7 @@ from resid_theory.eigen.operator_log import MatrixError
 
 __all__ = ["in_float64", "measured_error"]
 
-_LEAST, _MOST = 2, 16  # samples that are compared
+_LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
 _SMALL = 1 << 20  # bytes of a graph that costs next to nothing
 # The samples compared are few, and the vectors three. Over fully connected and convolutional nets
@@ -30,49 +30,49 @@ def measured_error(
     # 1 - p cancels, a float32 Hessian is off by a thousandth, a bfloat16 one by half.
     if all(p.dtype == torch.float64 for p in risk.net.parameters()):
         return None
-    count = max(samples // _SHARE, _SMALL // max(1, sample_bytes), _LEAST)
-    part = batch.part(0, min(count, _MOST)) if risk.splits else batch
-    step = part.size
+    count = max(min(samples // _SHARE, _MOST), _SMALL // max(1, sample_bytes), _LEAST)
     if risk.alone:
-        part, step = batch.part(0, _MOST), 1
+        part, step = batch.spread(_MOST), 1
+    else:
+        part = batch.spread(count) if risk.splits else batch
+        step = part.size
     own = [risk.graph(part, start, step) for start in range(0, part.size, step)]
     size = sum(p.numel() for p in risk.parameters)
     drawn = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = drawn.to(risk.device)
     exact, usual = None, 0.0
     try:
-        if risk.reads_parameters:
-            raise ValueError("loss: reads parameters, which a copy of the net does not share")
-        wide = risk.in_float64()
+        wide = risk.in_float64(batch)
         content = in_float64(part, wide)
         exact = [wide.graph(content, start, step) for start in range(0, part.size, step)]
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only
         eps = max(torch.finfo(p.dtype).eps for p in risk.net.parameters())
         usual = eps * (10 + min(size, 10_000) ** 0.5)
-    errors, trace = [], 0.0
-    for step in range(3):  # a random vector, and twice towards the largest eigenvalues
-        found = _product(own, vector)
-        right = found if exact is None else _product(exact, vector)
-        wrong = usual * found if exact is None else found - right
-        if step == 0 and exact is not None:
-            trace = size * float(vector @ wrong / vector.square().sum())
-        errors.append(float(wrong.norm() / vector.norm()))
+    units, images, errors, trace = [], [], [], 0.0
+    for _ in range(3):  # a random vector, and twice towards the largest eigenvalues
+        units.append(vector / vector.norm())
+        images.append(_product(own, units[-1]))
+        right = images[-1] if exact is None else _product(exact, units[-1])
+        wrong = usual * right if exact is None else images[-1] - right
+        errors.append(float(wrong.norm()))
+        if len(errors) == 1 and exact is not None:
+            trace = size * float(vector @ wrong / vector.norm())
         if not bool(right.any()):
             break
         vector = right / right.abs().max()
-    if risk.sums:  # over all samples, not over these
-        errors, trace = (
-            [error * samples / part.size for error in errors],
-            trace * samples / part.size,
-        )
     spectral = max(errors)
     frobenius = max(spectral, size**0.5 * errors[0])
+    # Rounding is what keeps a product from being linear; here it occurs about four times.
+    defect = _product(own, units[0] + units[-1]) - images[0] - images[-1]
     # The trace as one random vector shows it has a variance of about 2 |E|².
-    return MatrixError(
-        spectral=_SAFETY * spectral,
-        frobenius=_SAFETY * frobenius,
-        trace=_SAFETY * (abs(trace) + 2**0.5 * frobenius),
+    found = MatrixError(
+        spectral=spectral,
+        frobenius=frobenius,
+        trace=abs(trace) + 2**0.5 * frobenius,
+        rounding=float(defect.norm()) / 2,
     )
+    # Of a sum over all samples, these are a part.
+    return found.scaled(_SAFETY * (samples / part.size if risk.sums else 1.0))
 
 
 def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:

@@ -14,6 +14,7 @@ from resid_theory.curvature.input_checks import check_net, trainable
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
+from resid_theory.eigen.operator_log import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.losses import LossLike
@@ -121,13 +122,14 @@ def spectrum(
             cheap = small or plan.method != "columns"
             exact = plan.matrix(memory_limit=limit, progress=progress) if cheap else None
         if exact is not None:
+            found, error = exact
             reason = (
                 f"P is at most {_SMALL}"
                 if small
                 else f"the Hessian is cheap here, by {plan.method}"
             )
             reason = "asked for" if method == "dense" else reason
-            return _dense(exact, k, percentile, plan.risk, plan.samples, reason)
+            return _dense(found, error, k, percentile, plan.risk, plan.samples, reason)
         risk = plan.risk if operator is None else risk  # read once, by the plan
     if operator is None:
         risk.data.check_rewindable("every product")
@@ -137,7 +139,9 @@ def spectrum(
         method == "auto" and not plain and _fits(size, _SMALL, limit, operator.device)
     ):
         reason = "asked for" if method == "dense" else f"P is at most {_SMALL}"
-        return _dense(operator.dense(), k, percentile, risk, operator.samples, reason)
+        found, error = operator.dense(), operator.error or MatrixError()
+        error = error.at_least(float(found.norm()) * torch.finfo(found.dtype).eps)
+        return _dense(found, error, k, percentile, risk, operator.samples, reason)
     report = spectral_estimates(
         operator,
         k,
@@ -147,7 +151,6 @@ def spectrum(
         probes=probes,
         steps=steps,
         generator=generator,
-        precision=risk.parameters[0].dtype,
         matrix=operator.matrix,
         samples=operator.samples,
         reason="asked for" if method == "matrix-free" else "cheaper than all eigenvalues",
@@ -163,13 +166,22 @@ def _fits(size: int, most: int, limit: int | None, device: torch.device) -> bool
 
 
 def _dense(
-    exact: Tensor, k: int, percentile: float, risk: EmpiricalRisk, samples: int, reason: str
+    found: Tensor,
+    error: MatrixError,
+    k: int,
+    percentile: float,
+    risk: EmpiricalRisk,
+    samples: int,
+    reason: str,
 ) -> SpectrumReport:
-    symmetric = (exact.double() + exact.double().T) / 2
+    half = found.double() / 2
+    symmetric = half + half.T
+    # What was not symmetric shows steps of a lower precision than the result's.
+    error = error.at_least(float((half - half.T).norm()))
     if len(symmetric) <= _SMALL:
         values, vectors = torch.linalg.eigh(symmetric)
-        every, values = Spectrum.of(values), values.cpu()
-        # The outermost pairs of all, bounded by LAPACK's backward error.
+        every, values = Spectrum.of(values, error=error.spectral), values.cpu()
+        # The outermost pairs of all, bounded by LAPACK's backward error and the matrix's own.
         count, bound = len(values), every.zero_threshold
         order = torch.arange(count - 1, -1, -1)
         columns = order if 2 * k >= count else torch.cat([order[:k], order[-k:]])
@@ -191,8 +203,15 @@ def _dense(
             products=0,
         )
     else:  # a few vectors by Lanczos take a hundredth of the time of all
-        every = Spectrum.of(torch.linalg.eigvalsh(symmetric))
-        pairs = replace(eigenpairs(symmetric, k, which="both", tolerance=_VECTORS), products=0)
+        every = Spectrum.of(torch.linalg.eigvalsh(symmetric), error=error.spectral)
+        pairs = eigenpairs(symmetric, k, which="both", tolerance=_VECTORS)
+        pairs = replace(
+            pairs,
+            bounds=pairs.bounds + error.spectral,
+            residuals=pairs.residuals + error.spectral,
+            round_off=pairs.round_off + error.spectral,
+            products=0,
+        )
     report = SpectrumReport.of(
         every,
         k,
@@ -201,6 +220,7 @@ def _dense(
         samples=samples,
         reason=reason,
         pairs=pairs,
+        error=error,
     )
     return _with_notes(report, risk)
 

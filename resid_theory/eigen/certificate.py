@@ -36,7 +36,8 @@ from torch import Tensor
 
 __all__ = ["Certificate"]
 
-_BISECTIONS = 40
+_DOUBLINGS = 30
+_BISECTIONS = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,11 +68,6 @@ class Certificate:
         """Bound for an eigenvalue, or a copy, above an edge (``sign`` 1) or below it (-1)."""
         beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
         return max(self.missed_at(edge), self._missed_among(beyond))
-
-    def missed_between(self, start: float, end: float) -> float:
-        """Bound for an eigenvalue, or a copy, between two ascending numbers."""
-        inside = ((self.values >= start) & (self.values <= end)).nonzero()[:, 0].tolist()
-        return max(self.missed_at(start), self.missed_at(end), self._missed_among(inside))
 
     def _missed_among(self, places: Sequence[int]) -> float:
         """The largest probability at and between neighbouring Ritz values."""
@@ -131,27 +127,36 @@ class Certificate:
         blurred = self.noise * start / gaps
         return torch.cat([start @ pulled @ torch.linalg.inv(upper), blurred], 1)
 
-    def limit(self, sign: int, missed: float, *, listed: int = 0) -> float:
-        """The innermost edge with no eigenvalue beyond it except the listed Ritz values, or inf."""
-        ends = self.values.flip(0) if sign > 0 else self.values
-        ends = ends[listed:]
-        if len(ends) == 0:
-            return -sign * math.inf
-        inner = ends[0].item()
-        if len(self.ladder) == len(self.values):  # the space is invariant
-            return inner
-        if listed:
-            known = self.values[-listed if sign > 0 else listed - 1].item()
-            outer = (inner + known) / 2
-            if self.missed_beyond(outer, sign) > missed:
-                return known if self.missed_beyond(known, sign) <= missed else sign * math.inf
-        else:
-            reach = float(torch.linalg.matrix_norm(self.ladder, 2))
-            while reach > 0 and self.missed_beyond(inner + sign * reach, sign) > missed:
-                reach *= 2
-            outer = inner + sign * reach
+    def edge(self, sign: int, missed: float, *, inner: float) -> float:
+        """The innermost number, not inside ``inner``, beyond which so improbably one is missed."""
+        # Inwards past one Ritz value after another, to the middle of the gaps between them; then as
+        # far into the last gap as possible. Infinite where nothing is excluded.
+        order = torch.arange(len(self.values))
+        order = order.flip(0) if sign > 0 else order
+        places = [int(i) for i in order if sign * self.values[i] > sign * inner]
+        stops = [*self.values[places].tolist(), inner]
+        reach = float(torch.linalg.matrix_norm(self.ladder, 2)) or 1.0
+        tried = [self.values[order[0]].item() + sign * reach * 2**i for i in range(_DOUBLINGS)]
+        found = next((x for x in tried if self.missed_at(x) <= missed), sign * math.inf)
+        if math.isinf(found):
+            return found
+        passed = 0
+        for number, place in enumerate(places):
+            near = [self.missed_at(stops[number], near=place)]
+            if number > 0:
+                near += [self.missed_at(found, near=i) for i in (places[number - 1], place)]
+            inside = (stops[number] + stops[number + 1]) / 2
+            if max([*near, self.missed_at(inside)]) > missed:
+                break
+            found, passed = inside, number + 1
+        stop, step = stops[passed], found - stops[passed]
+        while abs(step) > self.noise and self.missed_at(stop + step / 2) <= missed:
+            step /= 2
+        if abs(step) <= self.noise:
+            return stop
+        less = step / 2
         for _ in range(_BISECTIONS):
-            middle = (inner + outer) / 2
-            enough = self.missed_beyond(middle, sign) <= missed
-            inner, outer = (inner, middle) if enough else (middle, outer)
-        return outer
+            middle = (less + step) / 2
+            enough = self.missed_at(stop + middle) <= missed
+            less, step = (less, middle) if enough else (middle, step)
+        return stop + step

@@ -142,32 +142,29 @@ class SearchState:
             least = min(least, slack[position].item())
         return Edges(by_sign=edges, slack=least)
 
-    def limits(self, complete: bool) -> tuple[float, float]:
-        """Two numbers between which all other eigenvalues are; ``complete`` if all are known."""
-        if complete:
-            return self.ritz.values[0].item(), self.ritz.values[-1].item()
-        if self.certificate is None or not self.edges.by_sign:
-            return -math.inf, math.inf
-        others = self._others
-        above = self.ritz.values[others] + self.ritz.residuals[others]
-        below = self.ritz.values[others] - self.ritz.residuals[others]
-        low, high = (
-            self.certificate.limit(sign, ACCEPTED_MISS, listed=len(self._listed(sign)))
-            for sign in (-1, 1)
-        )
-        return min([low, *below.tolist()]), max([high, *above.tolist()])
+    def certified(self, bounds: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
+        """Bounds that hold where copies are hidden, which values have none, limits of the rest."""
+        # Beyond an edge there are as many eigenvalues as Ritz values, so that the i-th is that of
+        # the i-th; inside of it, the i-th may be a hidden copy, which is at most at the edge.
+        values, noise, wanted = self.ritz.values, self.ritz.noise, torch.zeros_like(bounds)
+        wanted[self.columns] = 1.0
+        hidden, limits = torch.full_like(bounds, math.inf), []
+        for sign in (-1, 1):
+            edge, order = self._innermost(sign), (sign * values).argsort(descending=True)
+            listed = (
+                order[wanted[order].cumprod(0).bool()] if sign in self.goal.signs else order[:0]
+            )
+            hidden[listed] = torch.minimum(hidden[listed], sign * (edge - values[listed]))
+            others = (sign * values + self.ritz.residuals)[wanted == 0].tolist()
+            limits.append(sign * max([sign * edge + noise, *others]))
+        reach = torch.where(hidden.isfinite(), hidden.clamp_min(0) + noise, 0.0)
+        return torch.maximum(bounds, reach), hidden < 0, (limits[0], limits[1])
 
-    def missed_copies(self, values: Tensor, bounds: Tensor) -> Tensor:
-        """Probability, for each value with its bound, that the run missed a further copy of it."""
-        chances = torch.ones(len(values), dtype=torch.float64)
-        if self.certificate is None or not self.edges.by_sign:
-            return chances
-        others = self._others
-        seen, reach = self.ritz.values[others], self.ritz.residuals[others]
-        pairs = zip(values.tolist(), bounds.tolist(), strict=True)
-        for position, (value, bound) in enumerate(pairs):
-            if bool(((seen - value).abs() <= reach + bound).any()):
-                continue  # the list ends within a cluster
-            ends = value - 2 * bound, value + 2 * bound
-            chances[position] = self.certificate.missed_between(*ends)
-        return chances
+    def _innermost(self, sign: int) -> float:
+        """The innermost number at an end beyond which hardly an eigenvalue is missed, or inf."""
+        if self.certificate is None or self.missed > ACCEPTED_MISS:
+            return sign * math.inf
+        others = self.ritz.values[self._others]
+        inner = (others if len(others) else -sign * self.ritz.values.abs().max()[None]) * sign
+        found = sign * self.certificate.edge(sign, ACCEPTED_MISS, inner=sign * inner.max().item())
+        return sign * min(found, sign * self.edges.by_sign.get(sign, sign * math.inf))

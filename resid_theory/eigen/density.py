@@ -47,9 +47,12 @@ class Density:
         links: (probes, m), their off-diagonals; the last one leads out of the Krylov space.
         complete: (probes,), whether a probe's Krylov space was invariant: its quadrature is exact.
         known: (l,), eigenvalues that were found and deflated.
-        known_error: Largest contribution of their residuals to a Wasserstein distance: twice the
-            nuclear norm of the residuals over P (Mirsky's inequality), in units of the eigenvalues.
-        round_off: Magnitude that counts as zero, in units of the eigenvalues.
+        known_residuals: (l,), residuals of their vectors: an eigenvalue lies within each.
+        known_error: Largest contribution to a Wasserstein distance of their residuals, twice the
+            nuclear norm of these over P (Mirsky's inequality), and of the error of the products; in
+            units of the eigenvalues.
+        round_off: Largest shift of an eigenvalue by the error of the products, and magnitude that
+            counts as zero; in units of the eigenvalues.
         products: Number of products of the operator with one vector.
 
     Source:
@@ -65,6 +68,7 @@ class Density:
     links: Tensor
     complete: Tensor
     known: Tensor
+    known_residuals: Tensor
     known_error: float
     round_off: float
     products: int
@@ -96,10 +100,24 @@ class Density:
     @cached_property
     def _atoms(self) -> tuple[Tensor, Tensor]:
         """Places and weights of the mean over probes and the known eigenvalues, sorted."""
+        return self._sorted(torch.cat([self.nodes.reshape(-1), self.known]))
+
+    def _sorted(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the atoms at other places."""
         known = torch.full_like(self.known, 1 / self.size)
         weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
-        places, order = torch.cat([self.nodes.reshape(-1), self.known]).sort(stable=True)
+        places, order = places.sort(stable=True)
         return places, weights[order]
+
+    @cached_property
+    def _reach(self) -> Tensor:
+        """Distance of each atom from an eigenvalue at most, as ``_sorted`` takes them."""
+        reach = torch.zeros_like(self.nodes)
+        for number in (~self.complete).nonzero()[:, 0].tolist():
+            links = self.links[number]
+            vectors = torch.linalg.eigh(jacobi_matrix(self.diagonals[number], links)).eigenvectors
+            reach[number] = links[-1] * vectors[-1].abs()  # the residual of a Ritz vector
+        return torch.cat([reach.reshape(-1), self.known_residuals]) + self.round_off
 
     def _by_probe(self, places: Tensor) -> Tensor:
         """Share of a probe's own measure up to and including each place, (probes, n)."""
@@ -169,13 +187,16 @@ class Density:
             Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Section 6.2,
             for the rule; the inequalities of Chebyshev, Markov and Stieltjes for the bounds.
         """
-        least, most = self._brackets(threshold)
-        known = int((self.known <= threshold).sum()) / self.size
-        low, high = (mean_estimate(ends, scale=self._share, offset=known) for ends in (least, most))
+        # An eigenvalue as close as its error may be on either side.
+        ends = threshold - self.round_off, threshold + self.round_off
+        least, most = self._brackets(ends[0])[0], self._brackets(ends[1])[1]
+        farthest, nearest = self.known + self.known_residuals, self.known - self.known_residuals
+        pairs = (farthest, ends[0]), (self.known, threshold), (nearest, ends[1])
+        below, known, above = (int((v <= place).sum()) / self.size for v, place in pairs)
+        low = mean_estimate(least, scale=self._share, offset=below).low
+        high = mean_estimate(most, scale=self._share, offset=above).high
         middle = mean_estimate((least + most) / 2, scale=self._share, offset=known)
-        return replace(
-            middle, low=max(known, min(low.low, 1.0)), high=min(known + self._share, high.high)
-        )
+        return replace(middle, low=max(below, min(low, 1.0)), high=min(above + self._share, high))
 
     def _brackets(self, place: float) -> tuple[Tensor, Tensor]:
         """Bounds on the share of each probe's measure up to and including a place, (probes,)."""
@@ -217,7 +238,8 @@ class Density:
         """The smallest λ, or |λ| with ``magnitude``, up to which at least a share of all lies.
 
         The interval inverts that of the cumulative share (Woodruff 1952, "Confidence intervals for
-        medians and other position measures"), with the quadrature's bounds where it is not exact.
+        medians and other position measures"), with the quadrature's bounds where it is not exact,
+        and the residuals of its nodes.
 
         Args:
             share: In [0, 1].
@@ -231,22 +253,24 @@ class Density:
         """
         if not 0 <= share <= 1:
             raise ValueError(f"share: got {share}, needs a number in [0, 1]")
-        atoms = self._atoms
-        if magnitude:
-            places, order = atoms[0].abs().sort(stable=True)
-            atoms = places, atoms[1][order]
-        value = _place(atoms, share)
-        if self.probes < 2:
-            low, high = atoms[0][0].item(), atoms[0][-1].item()
-            return Estimate(value=value, standard_error=math.inf, low=low, high=high)
-        least, most = self._brackets(value)
-        if magnitude:
-            below = self._brackets(math.nextafter(-value, -math.inf))
-            least, most = least - below[1], most - below[0]
-        deviation = self._share * ((least + most) / 2).std().item() / math.sqrt(self.probes)
-        half = student(self.probes - 1) * deviation + self._share * (most - least).mean().item()
-        low, high = _place(atoms, share - half), _place(atoms, share + half)
-        error = (high - low) / (2 * student(self.probes - 1))
+        places = torch.cat([self.nodes.reshape(-1), self.known])
+        places = places.abs() if magnitude else places
+        value = _place(self._sorted(places), share)
+        half = error = math.inf
+        if self.probes > 1:
+            least, most = self._brackets(value)
+            if magnitude:
+                below = self._brackets(math.nextafter(-value, -math.inf))
+                least, most = least - below[1], most - below[0]
+            deviation = ((least + most) / 2).std().item() / math.sqrt(self.probes)
+            gap = (most - least).mean().item() / 2
+            half = self._share * (student(self.probes - 1) * deviation + gap)
+        # Where the measure has a node, the spectrum has an eigenvalue within the node's residual.
+        low = _place(self._sorted(places - self._reach), share - half)
+        high = _place(self._sorted(places + self._reach), share + half)
+        low = max(low, 0.0) if magnitude else low
+        if self.probes > 1:
+            error = (high - low) / (2 * student(self.probes - 1))
         return Estimate(value=value, standard_error=error, low=low, high=high)
 
     # -- comparison with the exact spectrum --------------------------------------------------------
@@ -319,13 +343,17 @@ def jacobi_matrix(diagonal: Tensor, links: Tensor) -> Tensor:
 
 def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature with one more node, at a given place."""
+    unit = max(diagonal.abs().max().item(), links.abs().max().item(), abs(place)) or 1.0
+    if unit != 1.0:  # a node near the place moves the last diagonal entry far away
+        nodes, weights = _radau(diagonal / unit, links / unit, place / unit)
+        return nodes * unit, weights
     matrix = jacobi_matrix(diagonal, links)
     nodes, vectors = torch.linalg.eigh(matrix)
     distances = nodes - place
     if bool((distances == 0).any()):
         return nodes, vectors[0].square()
     # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
-    last = place + links[-1] ** 2 * (vectors[-1].square() / distances).sum()
+    last = place + links[-1] * (vectors[-1].square() * (links[-1] / distances)).sum()
     extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
     extended[:-1, :-1], extended[-1, -1] = matrix, last
     extended[-1, -2] = extended[-2, -1] = links[-1]

@@ -1,6 +1,6 @@
 """Extreme eigenpairs with their error bounds, and clusters of equal eigenvalues."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,10 +21,14 @@ class Eigenpairs:
         vectors: (P, k), orthonormal, in the dtype and on the device of the operator.
         residuals: (k,), norms of A u - λ u. An eigenvalue lies within each of its value, without
             any assumption.
-        bounds: (k,), error of each value: at most its residual, and as small as its square over the
-            gap where the values are apart. The sharper bound assumes that no eigenvalue is missed.
-        multiplicities: (k,), number of the values that are equal to each within their bounds.
-        at_least: (k,), whether a multiplicity may be larger: the cluster at which the list ends.
+        bounds: (k,), largest distance of the i-th eigenvalue from the i-th value: the square of its
+            residual over the gap where the values are apart, and the width of the cluster where
+            hidden copies may take its place. They assume that no eigenvalue is missed beyond the
+            edge that ``missed_probability`` is about.
+        multiplicities: (k,), number of the values that are equal to each within their bounds; where
+            all P eigenvalues are known, of those.
+        at_least: (k,), whether a multiplicity may be larger: a cluster that was not resolved
+            further, or at which the list ends.
         converged: (k,), whether a bound met the tolerance; false where the budget of products
             ended first.
         missed_probability: Upper bound on the probability, over the random start of the last run,
@@ -55,6 +59,14 @@ class Eigenpairs:
     limits: tuple[float, float]
     round_off: float
     products: int
+
+    def scaled(self, unit: float) -> "Eigenpairs":
+        """The eigenpairs of the operator times a positive number."""
+        names = ("values", "residuals", "bounds", "round_off")
+        low, high = self.limits
+        return replace(
+            self, limits=(low * unit, high * unit), **{n: getattr(self, n) * unit for n in names}
+        )
 
     def estimates(self, sign: int) -> tuple[Estimate, ...]:
         """The values with their bounds, descending for ``sign`` 1, ascending for -1."""

@@ -1,7 +1,7 @@
 """Numbers with their error bars."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
@@ -51,6 +51,14 @@ class Estimate:
         """
         value = float(value)
         return cls(value=value, standard_error=0.0, low=value - bound, high=value + bound)
+
+    def scaled(self, unit: float) -> "Estimate":
+        """The estimate of a positive multiple of the number."""
+        return Estimate(**{name: unit * part for name, part in asdict(self).items()})
+
+    def widened(self, bound: float) -> "Estimate":
+        """The same with room for an error that is not random."""
+        return replace(self, low=self.low - bound, high=self.high + bound)
 
     def covers(self, truth: float) -> bool:
         """Return whether a number lies in the 95 % interval, ends included."""

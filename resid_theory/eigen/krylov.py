@@ -16,19 +16,40 @@ from resid_theory.eigen.orthogonalization import (
     slices,
 )
 
-__all__ = ["Krylov", "Locked", "Ritz", "coefficient_noise", "rank_threshold"]
+__all__ = ["Krylov", "Locked", "Ritz", "check_symmetric", "coefficient_noise", "product_rounding"]
+
+_ASYMMETRY = {torch.float64: 1e-4, torch.float32: 1e-2}  # relative; above, A is not symmetric
+_SURE = 10  # rounding that shows in few coefficients is taken to be this many times as large
 
 
-def rank_threshold(operator: RecordedOperator) -> float:
-    """Relative size below which a product's remainder after orthogonalization is rounding."""
+def product_rounding(
+    operator: RecordedOperator, scale: float, asymmetry: float = 0.0, count: int = 0
+) -> float:
+    """Length of the rounding error of a product with a unit vector, for a matrix of some norm."""
     # Sums of P rounded terms, as they usually add up. A false alarm would end a space early, a miss
-    # merely continues it with a vector that is as good as a random one.
-    return torch.finfo(operator.precision).eps * (10 + min(operator.size, 10_000) ** 0.5)
+    # merely continues it with a vector that is as good as a random one. Whatever the dtype says,
+    # products are no more exact than the asymmetry of the coefficients of ``count`` of them along
+    # the vectors that they were made with.
+    usual = torch.finfo(operator.dtype).eps * (10 + min(operator.size, 10_000) ** 0.5) * scale
+    # Errors of length ν that spread over all P directions have coefficients of ν / √P.
+    shown = asymmetry * (2 * operator.size / max(1, count * (count - 1))) ** 0.5
+    return max(usual, operator.error.rounding, _SURE * shown)
 
 
-def coefficient_noise(operator: RecordedOperator, scale: float) -> float:
+def coefficient_noise(operator: RecordedOperator, rounding: float) -> float:
     """Rounding of a product along one fixed vector: it spreads over all P of them."""
-    return 10 * rank_threshold(operator) * scale / operator.size**0.5
+    return 10 * rounding / operator.size**0.5
+
+
+def check_symmetric(operator: RecordedOperator, asymmetry: float, scale: float) -> None:
+    """Refuse an operator of norm ``scale`` whose coefficients are too far from symmetric."""
+    if not asymmetry <= _ASYMMETRY[operator.dtype] * scale + operator.error.frobenius:
+        raise ValueError(
+            f"A: is not symmetric: <u, A v> and <v, A u> differ by {asymmetry * operator.unit:.2g},"
+            f" A has norm {scale * operator.unit:.2g}; a product that changes from call to call "
+            "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator (trace "
+            "and frobenius_norm take any)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +76,8 @@ class Ritz:
     weights: Tensor  # Ritz vectors as columns of coefficients on [U, V], (l + m, l + m)
     gram: Tensor  # upper bound on the Gram matrix of the part of A U outside [U, V], (l, l)
     outside: Tensor  # part of A V outside [U, V]: coefficients on orthonormal vectors, (., m)
-    noise: float  # part of every residual that is rounding, or asymmetry dropped by restarts
+    # Part of every residual that is rounding, the operator's own error, or dropped by restarts.
+    noise: float
     # Positions whose residuals E were computed, and Eᵀ E; None while a space grows.
     measured: tuple[Tensor, Tensor] | None = None
 
@@ -203,7 +225,7 @@ class Krylov:
 
     def certificate(self) -> Certificate:
         """Certificate for the complement of U; invalid after a restart."""
-        noise = coefficient_noise(self.operator, self.scale)
+        noise = coefficient_noise(self.operator, self.round_off)
         return Certificate(
             dimension=self.operator.size - self.offset,
             draws=self.width,
@@ -219,7 +241,7 @@ class Krylov:
     @property
     def round_off(self) -> float:
         """Largest contribution of rounding to a residual, in units of the eigenvalues."""
-        return rank_threshold(self.operator) * self.scale
+        return product_rounding(self.operator, self.scale, self.asymmetry, self.multiplied)
 
     def ritz(self) -> Ritz:
         """Rayleigh-Ritz values, coefficients and residuals on [U, V]."""
@@ -239,7 +261,7 @@ class Krylov:
             weights=weights,
             gram=self._gram - coupling @ coupling.T + lost * torch.eye(count, dtype=torch.float64),
             outside=torch.cat([self.links, self._own - symmetric]),
-            noise=self.round_off + self._dropped,
+            noise=max(self.round_off, self.operator.error.spectral) + self._dropped,
         )
 
     def lock(self, ritz: Ritz, positions: Tensor) -> Locked:
@@ -248,8 +270,9 @@ class Krylov:
         errors = torch.empty_like(vectors)
         for rows in slices(len(vectors)):
             vectors[rows], errors[rows] = self._vectors(ritz, positions, rows)
+        noise = self.round_off + self._dropped
         values = ritz.values[positions]
-        return Locked(vectors=vectors, values=values, errors=errors, noise=ritz.noise)
+        return Locked(vectors=vectors, values=values, errors=errors, noise=noise)
 
     def measure(self, ritz: Ritz, positions: Tensor) -> Ritz:
         """The same with the residuals at some positions computed instead of bounded."""

@@ -10,13 +10,12 @@ from torch import Tensor
 from resid_theory._check import as_generator, check_choice, check_int, check_positive
 from resid_theory.eigen.convergence import ACCEPTED_MISS, Edges, SearchState
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
-from resid_theory.eigen.krylov import Krylov, Locked
+from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
 from resid_theory.eigen.ritz_bounds import ENDS, Goal, error_bounds
 
 __all__ = ["BLOCK", "eigenpairs", "search"]
 
-_ASYMMETRY = {torch.float64: 1e-6, torch.float32: 1e-2}  # relative; above, A is not symmetric
 _MEMORY = 1 << 31  # bytes of vectors in memory, unless k needs more
 _MOST = 300  # vectors in memory: beyond, orthogonalizing costs more than it saves
 BLOCK = 3  # random vectors of the first run: one would not see that an eigenvalue is double
@@ -37,7 +36,6 @@ def eigenpairs(
     max_products: int | None = None,
     capacity: int | None = None,
     verify: bool = True,
-    precision: torch.dtype | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Eigenpairs:
@@ -66,8 +64,6 @@ def eigenpairs(
         verify: Whether to verify that no pair and no copy is missing, with up to sixty products
             beyond those that the tolerance needs, or a further run. Without it, a run ends when
             another eigenvalue between those found is improbable; copies are not searched.
-        precision: Precision in which A computes its products, if it is lower than its dtype: that
-            of a float32 net whose products are summed in float64. Bounds include its rounding.
         folder: Folder in which to record the products, one file each. A killed call, made again,
             continues from there, with bit-identical results. None for no record.
         progress: Whether to show a progress bar on standard error.
@@ -92,9 +88,7 @@ def eigenpairs(
     generator = as_generator(generator)
     if max_products is not None:
         check_int("max_products", max_products)
-    with RecordedOperator(
-        A, folder=folder, limit=max_products, progress=progress, precision=precision
-    ) as operator:
+    with RecordedOperator(A, folder=folder, limit=max_products, progress=progress) as operator:
         goal = Goal(
             which=check_choice("which", which, ENDS),
             k=check_int("k", k),
@@ -105,7 +99,8 @@ def eigenpairs(
             block = BLOCK if verify else 1
             block = block if max_products is None else min(block, max_products)
         block = check_int("block", block)
-        return search(operator, goal, block=block, generator=generator, capacity=capacity)[0]
+        found, _ = search(operator, goal, block=block, generator=generator, capacity=capacity)
+        return found.scaled(operator.unit)
 
 
 def search(
@@ -117,6 +112,7 @@ def search(
     capacity: int | None = None,
 ) -> tuple[Eigenpairs, Locked]:
     """Run block Lanczos until a run finds nothing new; return the pairs and vectors to lock."""
+    # All numbers are in units of ``operator.unit``.
     # Locked are the pairs' own vectors, followed by those of others that converged on the way.
     locked, width, size = Locked.none(operator), min(block, operator.size), operator.size
     least = goal.total + 3 * max(block, _WIDEST) + 8
@@ -140,13 +136,7 @@ def search(
             ritz = krylov.ritz()
             columns = goal.columns(ritz.values)
             state = replace(state, ritz=ritz, columns=columns, found=0, certificate=None)
-        limit = _ASYMMETRY[operator.precision] * krylov.scale
-        if krylov.asymmetry > limit:
-            raise ValueError(
-                f"A: is not symmetric: <u, A v> and <v, A u> differ by {krylov.asymmetry:.2g}, "
-                f"A has norm {krylov.scale:.2g}; a product that changes from call to call "
-                "(shuffled data, dropout, TF32) is the usual cause; needs a symmetric operator"
-            )
+        check_symmetric(operator, krylov.asymmetry, krylov.scale)
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
         enough = state.is_settled and (not goal.verify or state.missed <= ACCEPTED_MISS)
         given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
@@ -210,26 +200,35 @@ def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
     """The pairs, with residuals and bounds that are computed instead of estimated."""
     goal, columns = state.goal, state.columns
     ritz = krylov.measure(state.ritz, goal.useful(state.ritz.values))
-    values, bounds = ritz.values[columns], error_bounds(ritz, goal)[columns]
-    order = values.argsort(stable=True)
-    numbers = torch.empty(len(order), dtype=torch.int64)
-    numbers[order] = clusters(values[order], bounds[order] + ritz.noise)
-    counts = torch.bincount(numbers)
-    open_ended = torch.zeros(len(counts), dtype=torch.bool)
-    if not complete:
-        chances = state.missed_copies(values, bounds + ritz.noise)
-        open_ended[numbers[chances > ACCEPTED_MISS]] = True
+    state = replace(state, ritz=ritz)
+    if complete:
+        bounds, limits = ritz.residuals, (ritz.values[0].item(), ritz.values[-1].item())
+        single = torch.ones(len(bounds), dtype=torch.bool)
+    else:
+        bounds, single, limits = state.certified(error_bounds(ritz, goal))
+    known = torch.arange(len(bounds)) if complete else columns.sort().values
+    numbers = clusters(ritz.values[known], bounds[known] + ritz.noise)
+    others = torch.ones(len(bounds), dtype=torch.bool).index_fill(0, known, False)
+    distances = (ritz.values[known, None] - ritz.values[others]).abs()
+    near = (distances <= bounds[known, None] + ritz.residuals[others]).any(1)
+    counts, open_ended = torch.bincount(numbers), torch.zeros(len(known), dtype=torch.bool)
+    open_ended[numbers[near | ~single[known]]] = True
+    mine = numbers[torch.searchsorted(known, columns)]
     return Eigenpairs(
         which=goal.which,
-        values=values,
+        values=ritz.values[columns],
         vectors=krylov.lock(ritz, columns).vectors,
         residuals=ritz.residuals[columns],
-        bounds=bounds,
-        multiplicities=counts[numbers],
-        at_least=open_ended[numbers],
-        converged=bounds <= state.targets if len(state.targets) == len(bounds) else bounds < 0,
+        bounds=bounds[columns],
+        multiplicities=counts[mine],
+        at_least=open_ended[mine],
+        converged=(
+            bounds[columns] <= state.targets + ritz.noise
+            if len(state.targets) == len(columns)
+            else torch.zeros(len(columns), dtype=torch.bool)
+        ),
         missed_probability=0.0 if complete else state.missed,
-        limits=state.limits(complete),
+        limits=limits,
         round_off=ritz.noise,
         products=krylov.operator.count,
     )

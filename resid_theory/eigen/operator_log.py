@@ -1,7 +1,8 @@
 """Products with a symmetric operator: counted, limited, shown, recorded and replayed."""
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,15 +25,37 @@ class MatrixError:
             eigenvalues, as all three.
         frobenius: Frobenius norm of E.
         trace: Magnitude of the trace of E.
+        rounding: Length of what rounding adds to the product with a unit vector, anew every time.
     """
 
-    spectral: float
-    frobenius: float
-    trace: float
+    spectral: float = 0.0
+    frobenius: float = 0.0
+    trace: float = 0.0
+    rounding: float = 0.0
+
+    def at_least(self, norm: float) -> "MatrixError":
+        """The larger of this error and one of some Frobenius norm that has no pattern."""
+        return replace(
+            self,
+            spectral=max(self.spectral, norm),
+            frobenius=max(self.frobenius, norm),
+            trace=max(self.trace, norm),
+        )
+
+    def scaled(self, unit: float) -> "MatrixError":
+        """The error of the operator times a positive number."""
+        return MatrixError(**{name: unit * part for name, part in asdict(self).items()})
+
+
+_FAR = 100  # powers of two beyond which products are scaled
 
 
 class Operator(Protocol):
-    """A symmetric operator: anything that multiplies a (P, b) tensor, such as a square tensor."""
+    """A symmetric operator: anything that multiplies a (P, b) tensor, such as a square tensor.
+
+    If it has an attribute ``error``, a :class:`MatrixError`, error bars include that; else its
+    products are taken to be as exact as its dtype, or as the asymmetry that they show.
+    """
 
     @property
     def shape(self) -> Any:
@@ -63,7 +86,12 @@ class RecordedOperator:
     differ from the recorded ones, or if the operator gives another first product.
 
     ``limit`` is the largest number of products with one vector, ``expected`` the number at which
-    the progress bar is full, ``precision`` that of the operator, if it is lower than its dtype.
+    the progress bar is full.
+
+    Attributes:
+        unit: The power of two by which very large or small products are divided, so that squares
+            neither overflow nor underflow; known after the first product that is not zero. Results
+            are multiplied by it at the end.
     """
 
     def __init__(
@@ -75,21 +103,19 @@ class RecordedOperator:
         progress: bool = False,
         label: str = "Lanczos",
         expected: int | None = None,
-        precision: torch.dtype | None = None,
+        square: bool = True,
     ) -> None:
         shape = tuple(matrix.shape)
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
-            raise ValueError(f"A: got shape {shape}, needs a square symmetric operator (P, P)")
+        if len(shape) != 2 or min(shape) < 1 or square and shape[0] != shape[1]:
+            needed = "a square operator (P, P)" if square else "an operator (rows, columns)"
+            raise ValueError(f"A: got shape {shape}, needs {needed}")
         if matrix.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"A: got dtype {matrix.dtype}, needs float32 or float64")
-        self.matrix, self.size = matrix, int(shape[0])
+        self.matrix, self.rows, self.size = matrix, int(shape[0]), int(shape[1])
         self.dtype, self.device = matrix.dtype, torch.device(matrix.device)
-        self.precision = self.dtype if precision is None else precision
-        if self.precision not in (torch.float32, torch.float64):
-            raise ValueError(f"precision: got {precision!r}, needs torch.float32 or torch.float64")
-        self.count, self.limit = 0, limit
+        self.count, self.limit, self.unit = 0, limit, 1.0
         self._folder = None if folder is None else Path(folder)
-        self._calls = 0
+        self._calls, self._scaled = 0, False
         total = expected or limit
         self._bar = tqdm(disable=not progress, desc=label, unit="product", total=total)
 
@@ -98,6 +124,12 @@ class RecordedOperator:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+    @property
+    def error(self) -> MatrixError:
+        """The operator's error in units of ``unit``; zero where it has none of its own."""
+        own = getattr(self.matrix, "error", None)
+        return MatrixError() if own is None else own.scaled(1 / self.unit)
 
     @property
     def no_vectors(self) -> Tensor:
@@ -110,23 +142,23 @@ class RecordedOperator:
             raise OutOfProducts
         path = None if self._folder is None else self._folder / f"product_{self._calls:06d}.json"
         result = self._recorded(path, vectors) if path is not None and path.exists() else None
-        if result is None or self._calls == 0:
-            with torch.no_grad():
-                fresh = self.matrix @ vectors
-            if fresh.shape != vectors.shape:
-                raise ValueError(
-                    f"A: gives shape {tuple(fresh.shape)} for vectors of shape "
-                    f"{tuple(vectors.shape)}; needs equal shapes"
-                )
-            fresh = self._copied(check_finite("A @ vectors", fresh.detach()))
+        fresh = self._fresh(vectors) if result is None or self._calls == 0 else None
+        answer = fresh if result is None else result
+        assert answer is not None
+        if result is None and path is not None:
+            about = {"question": _digest(vectors), "parameters": self.size}
+            write_checkpoint(path, {"answer": answer}, about)
+        largest = 0.0 if self._scaled else float(answer.abs().max())
+        if largest > 0:
+            exponent = math.frexp(largest)[1] - 1
+            self.unit = 2.0**exponent if abs(exponent) > _FAR else 1.0
+            self._scaled = True
+        answer.div_(self.unit)
+        if result is not None and fresh is not None:
             # Half the digits: a product may round differently after a restart, a wrong net may not.
-            loose = torch.finfo(self.precision).eps ** 0.5
-            if result is None:
-                result = fresh
-                if path is not None:
-                    about = {"question": _digest(vectors), "parameters": self.size}
-                    write_checkpoint(path, {"answer": result}, about)
-            elif float((fresh - result).norm()) > loose * float(result.norm()):
+            loose = torch.finfo(self.dtype).eps ** 0.5 * float(answer.norm())
+            loose += 2 * self.error.spectral * float(vectors.norm())
+            if float((fresh.div_(self.unit) - answer).norm()) > loose:
                 raise ValueError(
                     f"folder: {path} was recorded with another operator: other weights, data or "
                     "loss; restore these, or give an empty folder"
@@ -134,7 +166,17 @@ class RecordedOperator:
         self._calls += 1
         self.count += vectors.shape[1]
         self._bar.update(vectors.shape[1])
-        return result
+        return answer
+
+    def _fresh(self, vectors: Tensor) -> Tensor:
+        with torch.no_grad():
+            product = self.matrix @ vectors
+        if product.shape != (self.rows, vectors.shape[1]):
+            raise ValueError(
+                f"A: gives shape {tuple(product.shape)} for vectors of shape "
+                f"{tuple(vectors.shape)}; needs {(self.rows, vectors.shape[1])}"
+            )
+        return self._copied(check_finite("A @ vectors", product.detach()))
 
     def _copied(self, result: Tensor) -> Tensor:
         """A copy in which every vector is contiguous, on this device, in this dtype."""

@@ -1,5 +1,6 @@
 """Stochastic Lanczos quadrature: independent Lanczos runs, a block of probes at a time."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density, jacobi_matrix
 from resid_theory.eigen.eigenpair_result import Eigenpairs
-from resid_theory.eigen.krylov import rank_threshold
+from resid_theory.eigen.krylov import check_symmetric, coefficient_noise, product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
 from resid_theory.runtime.resources import available_bytes, readable_bytes
@@ -25,23 +26,11 @@ class Quadrature:
     """Results of independent Lanczos runs in the complement of known eigenvectors U."""
 
     density: Density  # the quadratures of all runs, with the known eigenvalues
+    # The rest is in units of the operator's ``unit``.
     first: Tensor  # zᵀ A z for each unit probe z, (probes,)
     squares: Tensor  # |A z|² for each unit probe, (probes,), including the part along U
-    scale: float  # largest |A v| that occurred, for vectors of length one
-
-    def certificates(self, noise: float) -> list[Certificate]:
-        """One independent certificate per probe, of the operator on the complement."""
-        runs, found = self.density, []
-        dimension = runs.size - len(runs.known)
-        for number, weights in enumerate(runs.weights):
-            steps = int((weights > 0).sum())
-            ladder = torch.zeros(steps + 1, steps, dtype=torch.float64)
-            ladder.diagonal().copy_(runs.diagonals[number, :steps])
-            ladder.diagonal(-1).copy_(runs.links[number, :steps])
-            ladder.diagonal(1).copy_(runs.links[number, : steps - 1])
-            ladder = ladder[:steps] if bool(runs.complete[number]) else ladder
-            found.append(Certificate(dimension=dimension, draws=1, ladder=ladder, noise=noise))
-        return found
+    rounding: float  # length of the rounding error of a product with a unit vector
+    certificates: list[Certificate]  # one for each probe, of the operator on the complement
 
 
 def spectral_density(
@@ -51,7 +40,6 @@ def spectral_density(
     steps: int = 100,
     deflate: Eigenpairs | None = None,
     generator: torch.Generator | int = 0,
-    precision: torch.dtype | None = None,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Density:
@@ -68,7 +56,6 @@ def spectral_density(
         deflate: Known eigenpairs, e.g. the outliers: they are counted exactly, and the probes stay
             in their complement.
         generator: For the probes: a generator, or the seed of a new one.
-        precision: Precision in which A computes its products, if it is lower than its dtype.
         folder: Folder in which to record the products, so that a killed call, made again, continues
             from there. None for no record.
         progress: Whether to show a progress bar on standard error.
@@ -90,7 +77,7 @@ def spectral_density(
     total = check_int("probes", probes) * check_int("steps", steps)
     label = "Lanczos quadrature"
     with RecordedOperator(
-        A, folder=folder, progress=progress, label=label, expected=total, precision=precision
+        A, folder=folder, progress=progress, label=label, expected=total
     ) as operator:
         vectors = operator.no_vectors
         values = residuals = torch.empty(0, dtype=torch.float64)
@@ -119,6 +106,7 @@ def lanczos_quadrature(
     generator: torch.Generator,
 ) -> Quadrature:
     """Run Lanczos from random vectors in the complement of known eigenvectors, (P, l), l < P."""
+    # Their values and residuals are in units of the eigenvalues, as the density is.
     steps = min(steps, operator.size - vectors.shape[1])
     one = operator.size * (steps + 1) * torch.finfo(operator.dtype).bits // 8
     if operator.device.type == "cpu" and one > available_bytes():
@@ -136,7 +124,7 @@ def lanczos_quadrature(
             block = operator @ torch.stack([run.basis[:, step] for run in active], 1)
             for number, run in enumerate(active):
                 product = block[:, number : number + 1].clone()
-                run.advance(product, vectors, rank_threshold(operator))
+                run.advance(product, vectors, operator)
             active = [run for run in active if not run.complete]
             if not active:
                 break
@@ -147,25 +135,37 @@ def lanczos_quadrature(
         runs += fresh
     nodes, weights, diagonals, links = _gauss_rules(runs)
     # Where only zeros are left beside the known ones, the probes see nothing but their rounding.
-    largest = max([*(run.scale for run in runs), *known.abs().tolist()])
+    largest = max([*(run.scale for run in runs), *(known.abs() / operator.unit).tolist()])
+    check_symmetric(operator, max(run.asymmetry for run in runs), largest)
+    rounding = max(run.rounding(operator, largest) for run in runs)
+    # The nuclear norm is at most the sum of the columns' norms, or sqrt(P) Frobenius norms.
+    known_error = 2 * residuals.sum().item() / operator.size + operator.unit * (
+        rounding + operator.error.frobenius / operator.size**0.5
+    )
     density = Density(
         size=operator.size,
-        nodes=nodes,
+        nodes=nodes * operator.unit,
         weights=weights,
-        diagonals=diagonals,
-        links=links,
+        diagonals=diagonals * operator.unit,
+        links=links * operator.unit,
         complete=torch.tensor([run.complete for run in runs]),
         known=known,
-        # The nuclear norm is at most the sum of the columns' norms.
-        known_error=2 * residuals.sum().item() / operator.size,
-        round_off=operator.size**0.5 * rank_threshold(operator) * largest,
+        known_residuals=residuals,
+        known_error=known_error,
+        round_off=max(operator.size**0.5 * rounding, operator.error.spectral) * operator.unit,
         products=operator.count,
     )
+    noise = max(coefficient_noise(operator, rounding), torch.finfo(torch.float64).tiny)
+    dimension = operator.size - vectors.shape[1]
     return Quadrature(
         density=density,
         first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
         squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
-        scale=max(run.scale for run in runs),
+        rounding=rounding,
+        certificates=[
+            Certificate(dimension=dimension, draws=1, ladder=run.ladder, noise=noise)
+            for run in runs
+        ],
     )
 
 
@@ -177,25 +177,46 @@ class _ProbeRun:
         self.basis[:, :1] = random_orthonormal(1, vectors, generator)
         self.diagonal: list[float] = []
         self.links: list[float] = []
-        self.square, self.complete, self.scale = 0.0, False, 0.0
+        self.square, self.complete, self.scale, self.asymmetry = 0.0, False, 0.0, 0.0
 
-    def advance(self, product: Tensor, vectors: Tensor, threshold: float) -> None:
+    def advance(self, product: Tensor, vectors: Tensor, operator: RecordedOperator) -> None:
         """One step: orthogonalize the product against U and the basis, twice."""
         count = len(self.diagonal) + 1
         norm = float(dots(product, product).sqrt())
         self.scale = max(self.scale, norm)
         if count == 1:
             self.square = norm**2
-        own, last = self.basis[:, :count], 0.0
+        own = self.basis[:, :count]
+        coefficients = torch.zeros(count, dtype=torch.float64)
         for roughly in (True, False):
             project_out(product, vectors, roughly=roughly)
-            last += float(project_out(product, own, roughly=roughly)[-1])
+            coefficients += project_out(product, own, roughly=roughly)[:, 0].cpu()
         link = float(dots(product, product).sqrt())
+        *others, last = coefficients.tolist()
+        if others:  # of a symmetric operator, the last link and zeros
+            others[-1] -= self.links[-1]
+            self.asymmetry = math.hypot(self.asymmetry, math.hypot(*others) / 2**0.5)
         self.diagonal.append(last)
         self.links.append(link)
-        self.complete = link <= threshold * self.scale
+        self.complete = link <= self.rounding(operator, self.scale)
         if not self.complete:
             self.basis[:, count : count + 1] = product / link
+
+    def rounding(self, operator: RecordedOperator, scale: float) -> float:
+        """Length of the rounding error of a product with a unit vector."""
+        return product_rounding(operator, scale, self.asymmetry, len(self.diagonal))
+
+    @property
+    def ladder(self) -> Tensor:
+        """The Jacobi matrix above its last link, which is left out where the space is invariant."""
+        steps = len(self.diagonal)
+        matrix = torch.zeros(steps + 1, steps, dtype=torch.float64)
+        matrix[:-1] = jacobi_matrix(
+            torch.tensor(self.diagonal, dtype=torch.float64),
+            torch.tensor(self.links, dtype=torch.float64),
+        )
+        matrix[-1, -1] = self.links[-1]
+        return matrix[:-1] if self.complete else matrix
 
 
 def _gauss_rules(runs: list[_ProbeRun]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """All eigenvalues of a symmetric operator, with multiplicities."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -58,7 +58,12 @@ class Spectrum(SpectralStatistics):
 
     @classmethod
     def of(
-        cls, eigenvalues: Any, multiplicities: Any = None, *, resolution: float | None = None
+        cls,
+        eigenvalues: Any,
+        multiplicities: Any = None,
+        *,
+        resolution: float | None = None,
+        error: float = 0.0,
     ) -> "Spectrum":
         """A spectrum from eigenvalues in any order.
 
@@ -66,6 +71,8 @@ class Spectrum(SpectralStatistics):
             eigenvalues: (k,), numbers in any order.
             multiplicities: (k,), whole numbers; one each by default, zeros are dropped.
             resolution: |λ| up to this share of the largest counts as zero.
+            error: Largest error of an eigenvalue, in their units; that of a dense solver is added
+                to it, and the sum taken for the resolution.
 
         Returns:
             The spectrum, sorted.
@@ -85,7 +92,11 @@ class Spectrum(SpectralStatistics):
             levels, counts = levels[counts != 0], counts[counts != 0]
             order = levels.argsort(stable=True)
             levels, counts = levels[order], counts[order]
-        return cls(levels=levels, multiplicities=counts, resolution=resolution)
+        made = cls(levels=levels, multiplicities=counts, resolution=resolution)
+        if error > 0 and made.max_magnitude > 0:
+            share = (error + made.zero_threshold) / made.max_magnitude
+            return replace(made, resolution=share)
+        return made
 
     @property
     def size(self) -> int:

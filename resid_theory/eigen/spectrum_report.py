@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
 from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
-from resid_theory.eigen.krylov import coefficient_noise
 from resid_theory.eigen.lanczos import BLOCK, search
-from resid_theory.eigen.operator_log import Operator, RecordedOperator
+from resid_theory.eigen.operator_log import MatrixError, Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots
 from resid_theory.eigen.quadrature import lanczos_quadrature
 from resid_theory.eigen.ritz_bounds import Goal
@@ -84,6 +82,7 @@ class SpectrumReport:
         samples: int | None = None,
         reason: str = "all eigenvalues are known",
         pairs: Eigenpairs | None = None,
+        error: MatrixError | None = None,
     ) -> "SpectrumReport":
         """The report of a spectrum that is known exactly.
 
@@ -95,29 +94,44 @@ class SpectrumReport:
             samples: Number of samples of the data set, if there is one.
             reason: Reason for this method, in a few words.
             pairs: Extreme eigenpairs, where their vectors are known.
+            error: The part of ``spectrum.zero_threshold`` that is the matrix's own error, whose
+                trace and norm are known better than from that.
 
         Returns:
-            A report whose bounds are those of a dense eigensolver, ``spectrum.zero_threshold``.
+            A report whose bounds are ``spectrum.zero_threshold``, by default that of a dense
+            eigensolver.
 
         Example:
             >>> report = SpectrumReport.of(rt.Spectrum.of([-2.0, 1.0, 4.0]), k=1)
             >>> report.largest[0].value, report.trace.value, round(report.index.value, 3)
             (4.0, 3.0, 0.333)
         """
-        bound = spectrum.zero_threshold
+        error, bound, k = error or MatrixError(), spectrum.zero_threshold, check_int("k", k)
+        spread = spectrum.size**0.5 * (bound - error.spectral)
+        threshold = max(1e-10 * spectrum.max_magnitude, bound)
+        below, above = (
+            spectrum.count_below(place) / spectrum.size
+            for place in (-threshold - bound, -threshold + bound)
+        )
+        index = Estimate.exact(spectrum.count_below(-threshold) / spectrum.size)
+        top, rank = spectrum.max_magnitude, spectrum.magnitude_percentile(percentile)
+        condition = Estimate.exact(spectrum.percentile_condition_number(percentile))
+        if top > 0:
+            high = (top + bound) / (rank - bound) if rank > bound else math.inf
+            condition = replace(condition, low=(top - bound) / (rank + bound), high=high)
         return cls(
             method="dense",
             reason=reason,
             matrix=matrix,
             parameters=spectrum.size,
             samples=samples,
-            largest=_ends(spectrum, check_int("k", k), 1),
-            smallest=_ends(spectrum, k, -1),
-            trace=Estimate.exact(spectrum.trace, bound * spectrum.size**0.5),
-            frobenius_norm=Estimate.exact(spectrum.frobenius_norm, bound * spectrum.size**0.5),
-            index=Estimate.exact(spectrum.index),
-            index_threshold=1e-10 * spectrum.max_magnitude,
-            condition_number=Estimate.exact(spectrum.percentile_condition_number(percentile)),
+            largest=_ends(spectrum, k, 1, bound),
+            smallest=_ends(spectrum, k, -1, bound),
+            trace=Estimate.exact(spectrum.trace, spread).widened(error.trace),
+            frobenius_norm=Estimate.exact(spectrum.frobenius_norm, spread).widened(error.frobenius),
+            index=replace(index, low=below, high=above),
+            index_threshold=threshold,
+            condition_number=condition,
             percentile=percentile,
             spectrum=spectrum,
             density=None,
@@ -170,13 +184,13 @@ class SpectrumReport:
         return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)])
 
 
-def _ends(spectrum: Spectrum, k: int, sign: int) -> tuple[Estimate, ...]:
+def _ends(spectrum: Spectrum, k: int, sign: int, bound: float) -> tuple[Estimate, ...]:
     """The k outermost eigenvalues at one end."""
     levels, counts = spectrum.levels, spectrum.multiplicities
     if sign > 0:
         levels, counts = levels.flip(0), counts.flip(0)
     needed = levels[:k].repeat_interleave(counts[:k].clamp_max(k))[:k]
-    return tuple(Estimate.exact(value, spectrum.zero_threshold) for value in needed.tolist())
+    return tuple(Estimate.exact(value, bound) for value in needed.tolist())
 
 
 def spectral_estimates(
@@ -189,7 +203,6 @@ def spectral_estimates(
     probes: int = 10,
     steps: int = 100,
     generator: torch.Generator | int = 0,
-    precision: torch.dtype | None = None,
     matrix: str = "operator",
     samples: int | None = None,
     reason: str = "asked for",
@@ -215,7 +228,6 @@ def spectral_estimates(
         probes: Number of independent random vectors; at least two for an error bar.
         steps: Number of Lanczos steps per probe.
         generator: For all random vectors: a generator, or the seed of a new one.
-        precision: Precision in which A computes its products, if it is lower than its dtype.
         matrix: Name of the operator, for the report.
         samples: Number of samples of the data set, for the report.
         reason: Reason for this method, for the report.
@@ -239,33 +251,47 @@ def spectral_estimates(
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile: got {percentile}, needs a number in [0, 100]")
     steps = check_int("steps", steps) if density else 1
-    with RecordedOperator(
-        A, folder=folder, progress=progress, label="spectrum", precision=precision
-    ) as operator:
+    with RecordedOperator(A, folder=folder, progress=progress, label="spectrum") as operator:
         k, tolerance = check_int("k", k), check_positive("tolerance", tolerance)
         goal = Goal(which="both", k=k, tolerance=tolerance)
         pairs, locked = search(operator, goal, block=BLOCK, generator=generator)
-        values, rest = locked.values, operator.size - len(locked.values)
+        values, unit, error = locked.values, operator.unit, operator.error
+        rest = operator.size - len(values)
         if rest == 0:
-            report = SpectrumReport.of(
-                Spectrum.of(values),
+            noise = operator.size**0.5 * pairs.round_off
+            error = MatrixError(
+                spectral=pairs.round_off,
+                frobenius=error.frobenius + noise,
+                trace=error.trace + noise,
+            )
+            return SpectrumReport.of(
+                Spectrum.of(values * unit, error=pairs.round_off * unit),
                 k,
                 percentile=percentile,
                 matrix=matrix,
                 samples=samples,
                 reason="the Lanczos vectors span everything",
-                pairs=pairs,
+                pairs=pairs.scaled(unit),
+                error=error.scaled(unit),
             )
-            return _widened(report, pairs, values, locked.noise)
         vectors, probes = locked.vectors, check_int("probes", probes)
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         found = lanczos_quadrature(
-            operator, vectors, values, residuals, probes=probes, steps=steps, generator=generator
+            operator,
+            vectors,
+            values * unit,
+            residuals * unit,
+            probes=probes,
+            steps=steps,
+            generator=generator,
         )
     seen = found.density if density else None
-    noise = coefficient_noise(operator, found.scale)
-    pairs, notes = _verified(pairs, found.certificates(noise))
+    pairs, notes = _verified(pairs, found.certificates)
+    pairs = pairs.scaled(unit)
     inside = values.square().sum().item() + residuals.square().sum().item()
+    noise = operator.size**0.5 * found.rounding
+    total = mean_estimate(found.first, scale=rest, offset=values.sum().item())
+    norm = root(positive_mean(found.squares, scale=rest, offset=inside))
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
@@ -274,8 +300,8 @@ def spectral_estimates(
         samples=samples,
         largest=pairs.estimates(1)[:k],
         smallest=pairs.estimates(-1)[:k],
-        trace=mean_estimate(found.first, scale=rest, offset=values.sum().item()),
-        frobenius_norm=root(positive_mean(found.squares, scale=rest, offset=inside)),
+        trace=total.widened(noise + error.trace).scaled(unit),
+        frobenius_norm=norm.widened(noise + error.frobenius).scaled(unit),
         index=None if seen is None else seen.negative_share,
         index_threshold=0.0 if seen is None else seen.resolution,
         condition_number=None if seen is None else _condition_number(pairs, seen, percentile),
@@ -285,24 +311,6 @@ def spectral_estimates(
         pairs=pairs,
         products=operator.count,
         notes=notes,
-    )
-
-
-def _widened(
-    report: SpectrumReport, pairs: Eigenpairs, values: Tensor, noise: float
-) -> SpectrumReport:
-    """The report of a spectrum that is exact to the rounding of the products, not of LAPACK."""
-    k = len(report.largest)
-    threshold = max(report.index_threshold, noise)
-    unsure = ((values + threshold).abs() <= noise).double().mean().item()
-    return replace(
-        report,
-        largest=pairs.estimates(1)[:k],
-        smallest=pairs.estimates(-1)[:k],
-        trace=Estimate.exact(values.sum().item(), noise * len(values)),
-        frobenius_norm=Estimate.exact(values.norm().item(), noise * len(values) ** 0.5),
-        index=Estimate.exact((values < -threshold).double().mean().item(), unsure),
-        index_threshold=threshold,
     )
 
 

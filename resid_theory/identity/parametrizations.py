@@ -214,8 +214,10 @@ class AddIdentity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, c_in, *spatial) to (batch, c_out, *spatial)."""
-        out = self.layer(x)
-        assert isinstance(out, Tensor)
+        return self.add(x, self.layer(x))
+
+    def add(self, x: Tensor, out: Tensor) -> Tensor:
+        """The layer's output and Id(x)."""
         if isinstance(self.layer, nn.Linear):
             flat = identity_map(x.reshape(-1, x.shape[-1]), out.shape[-1], rule=self.rule)
             return out + flat.view_as(out)

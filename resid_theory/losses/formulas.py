@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["IGNORED", "class_axis", "formula_of", "valid_labels"]
+__all__ = ["IGNORED", "class_axis", "formula_of", "names_class", "valid_labels"]
 
 IGNORED = -100
 """The label that counts for nothing, as in ``torch.nn.CrossEntropyLoss``."""
@@ -54,6 +54,20 @@ def class_axis(output: Tensor, target: Tensor) -> int | None:
         if last > 0 and tuple(target.shape) in (tuple(output.shape), tuple(without)):
             return axis
     return None
+
+
+def names_class(output: Tensor, labels: Tensor) -> Tensor:
+    """Labels that are classes of the outputs; others, such as -100 or 255, count for nothing.
+
+    Args:
+        output: Outputs that the loss takes with these labels.
+        labels: Their labels.
+
+    Returns:
+        True or False for each label.
+    """
+    axis = class_axis(output, labels)
+    return (labels >= 0) & (labels < output.shape[1 if axis is None else axis])
 
 
 def valid_labels(target: Tensor) -> Tensor:

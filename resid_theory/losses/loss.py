@@ -288,11 +288,12 @@ def check_outputs(output: Any, samples: int) -> Tensor:
     raise ValueError(f"net: gives {got} for {samples} samples, needs (batch, classes)")
 
 
-def check_scalar(value: Tensor) -> Tensor:
+def check_scalar(value: Tensor, *, gradient: bool = True) -> Tensor:
     """Check that the value of a loss is a scalar with a gradient.
 
     Args:
         value: What the loss returned.
+        gradient: Whether it needs a gradient.
 
     Returns:
         The value.
@@ -302,8 +303,11 @@ def check_scalar(value: Tensor) -> Tensor:
     """
     if not isinstance(value, Tensor) or value.dim() != 0:
         kind = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
-        raise ValueError(f"loss: returned {kind}, needs a scalar tensor, a mean or a sum")
-    if not value.requires_grad:
+        raise ValueError(
+            f"loss: returned {kind}, needs a scalar tensor, a mean or a sum (of a loss of torch, "
+            "not reduction='none')"
+        )
+    if gradient and not value.requires_grad:
         raise ValueError(
             "loss: its value carries no gradient, needs one computed from the outputs by "
             "differentiable operations (without detach or item)"

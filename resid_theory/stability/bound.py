@@ -13,7 +13,8 @@ from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
-from resid_theory.stability.linear_maps import CONVOLUTIONS, LinearMap
+from resid_theory.stability.linear_uses import LinearUse
+from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.smoothness import activations_of, contractions
 
@@ -113,20 +114,29 @@ def compression_bound(
     net = on_device(check_net(net), device)
     activations = activations_of(net)
     chain = chain_of_layers(net)
-    maps = [LinearMap(name=chain.names[p], module=chain.modules[p]) for p in chain.layers]
-    cushions = torch.full((len(maps),), torch.inf, dtype=torch.float64)
-    onward, spread, output_norm, samples = cushions.clone(), torch.ones_like(cushions), 0.0, 0
+    observer, uses = MapObserver(net), list[LinearUse]()
+    cushions = torch.full((len(chain.layers),), torch.inf, dtype=torch.float64)
+    overlap, onward, spread, output_norm, samples = (
+        torch.ones_like(cushions), cushions.clone(), torch.ones_like(cushions), 0.0, 0
+    )  # fmt: skip
     contraction, found_data = 0.0, Data.of(data, like=net, targets=False)
     parts = tqdm(found_data.chunks(batch), total=found_data.count(batch), disable=not progress,
                  desc="bound")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
         for part in parts:
             samples += part.size
-            for i, (position, linear) in enumerate(zip(chain.layers, maps, strict=True)):
+            for i, position in enumerate(chain.layers):
                 z = chain.input_of(position, part)
+                uses.clear()
+                with observer.watching(uses.append):
+                    chain.modules[position](z.clone())
+                if len(uses) != 1:
+                    raise ValueError(f"net: {chain.names[position]} is not one linear map")
+                weight = uses[0].weight
+                overlap[i] = _overlap(uses[0])
                 below = row_norms(z.reshape(len(z), -1))
-                above = row_norms(linear.apply(z).reshape(len(z), -1))
-                size = row_norms(linear.weight.reshape(1, -1))
+                above = row_norms(uses[0].apply(z, weight).reshape(len(z), -1))
+                size = row_norms(weight.reshape(1, -1))
                 found = (above / below / size).nan_to_num(torch.inf)
                 cushions[i] = min(float(cushions[i]), float(found.min()))
                 z = chain.modules[position](z.clone())
@@ -147,11 +157,11 @@ def compression_bound(
             norms_of_outputs = row_norms(output.reshape(part.size, -1))
             output_norm = max(output_norm, float(norms_of_outputs.max()))
     return CompressionBound(
-        layers=tuple(linear.name for linear in maps),
+        layers=tuple(chain.names[position] for position in chain.layers),
         layer_cushions=cushions,
         interlayer=onward,
         spread=spread,
-        overlap=torch.tensor([_overlap(linear.layer) for linear in maps], dtype=torch.float64),
+        overlap=overlap,
         contraction=contraction,
         output_norm=output_norm,
         margin=margin,
@@ -160,9 +170,9 @@ def compression_bound(
     )
 
 
-def _overlap(layer: nn.Module) -> int:
-    """⌈kernel side / stride⌉, the largest over the axes; 1 for ``nn.Linear``."""
-    if not isinstance(layer, CONVOLUTIONS):
-        return 1
-    sides = zip(layer.kernel_size, layer.stride, strict=True)
-    return max(-(-side // stride) for side, stride in sides)
+def _overlap(use: LinearUse) -> int:
+    """⌈kernel side / stride⌉, the largest over the axes; 1 for a matrix."""
+    steps = use.geometry.stride if use.geometry else ()
+    return max(
+        (-(-s // step) for s, step in zip(use.kernel.shape[2:], steps, strict=True)), default=1
+    )

@@ -13,15 +13,9 @@ from resid_theory._check import check_choice, check_int, check_net
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import on_device
-from resid_theory.stability.layer_inputs import (
-    ROUTED,
-    Call,
-    LayerLook,
-    Layout,
-    call_hooks,
-    looks_at,
-)
-from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
+from resid_theory.stability.layer_inputs import ROUTED, LayerLook, Layout, looks_at, same
+from resid_theory.stability.linear_uses import LinearUse
+from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
@@ -38,8 +32,9 @@ class Cushions(Summaries):
     r"""Layer cushions of samples, with either weight in the denominator.
 
     Attributes:
-        layers: Names of the layers; a layer that is called several times has a row for each call,
-            ``name#1``, ``name#2``.
+        layers: Names of the maps: the module whose weight it is, or a parameter and the part of it
+            that is used, ``experts.up[0]``, with ``.mT`` if it is used the other way round, too.
+            What is used several times has a row for each use, ``name#1``, ``name#2``.
         identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
             identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
             ``effective`` where there is no identity.
@@ -49,8 +44,9 @@ class Cushions(Summaries):
         norm: The norm in the denominator, one of ``NORMS``.
         include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
-        zero_inputs: Number of samples whose input is zero, by layer, (layers,), int64.
-        not_covered: Reasons, by name, of modules with parameters that have no row.
+        zero_inputs: Number of samples whose input is zero, or that a router sends elsewhere, by
+            layer, (layers,), int64.
+        not_covered: Reasons, by name, of modules and parameters that have no row.
         notes: What was done to the data on the way into the net.
     """
 
@@ -121,16 +117,20 @@ def layer_cushions(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Cushions:
-    r"""Layer cushions of every linear layer and sample, in one forward pass.
+    r"""Layer cushions of every linear map and sample, in one forward pass.
 
     .. math:: \mu_i(x) = \frac{\|A_i \phi(x_{i-1})\|_2}{\|A_i\|_F \|\phi(x_{i-1})\|_2}
 
-    The numerator is the layer's output without its bias, the identity included. Samples are the
-    axis of a layer's input whose length follows the batch; tokens and positions are part of a
-    sample, and an input that follows no sample, such as a table of positions, belongs to each of
-    them. Every call of ``nn.Linear``, ``nn.Conv1d``, ``2d``, ``3d`` and of the four projections
-    of ``nn.MultiheadAttention`` is measured; every other module with parameters is listed in
-    ``not_covered`` with the reason.
+    The numerator is the map's output without its bias, the identity included. A map is every use
+    of a parameter in a product (``linear``, ``matmul``, ``bmm``, ``addmm``, ``einsum``, ...) or a
+    convolution, by a layer or by a function: of the whole parameter, of a part or a view of it, or
+    of a weight that is made from it, by a parametrization for example. All other parameters are
+    listed in ``not_covered`` with the reason.
+
+    Samples are the axis of an input whose length follows the batch; tokens and positions are part
+    of a sample, and an input that follows no sample, such as a table of positions, belongs to each
+    of them. Where samples choose the rows, as those routed to experts, they run one at a time: a
+    sample without a row has no value there.
 
     Args:
         net: Any module; it is measured in eval mode and left as it was.
@@ -171,130 +171,212 @@ def layer_cushions(
     check_choice("weight", weight, WEIGHTS)
     check_int("batch", batch)
     net = on_device(check_net(net), device)
-    maps, others = linear_maps(net)
-    wanted = selected(maps, layers)
+    layers = [layers] if isinstance(layers, str) else layers
     samples = Data.of(data, like=net, targets=False)
+    meter = _Meter(net=net, observer=MapObserver(net), layers=layers, norm=norm,
+                   include_bias=include_bias, independent=batchnorm == "eval")  # fmt: skip
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
-        meter = _Meter(net=net, maps=wanted, norm=norm, include_bias=include_bias)
         with tqdm(total=samples.count(batch), disable=not progress, desc="cushions") as bar:
-            for part, look in looks_at(net, wanted, samples.chunks(batch)):
-                meter.measure(part, look, compare=batchnorm == "eval")
+            for part, look in looks_at(net, meter.observer, samples.chunks(batch)):
+                meter.measure(part, look)
                 bar.update()
-    names, gains, norms = meter.result(others)
+    names, values = meter.result()
+    gains = values[:, 0]
     return Cushions(
         layers=names,
-        identity_removed=gains / norms[:, 0],
-        effective=gains / norms[:, 1],
+        identity_removed=gains / values[:, 1],
+        effective=gains / values[:, 2],
         weight=weight,
         norm=norm,
         include_bias=include_bias,
         batchnorm=batchnorm,
         zero_inputs=gains.isnan().sum(1),
-        not_covered=others | meter.irregular,
+        not_covered=meter.not_covered,
         notes=tuple(samples.notes),
     )
 
 
 @dataclass
 class _Meter:
-    """Gains ‖Aφ‖ / ‖φ‖ and norms of the weights of every call, batch after batch."""
+    """Gains ‖Aφ‖ / ‖φ‖ and norms of the weights of every use, batch after batch."""
 
     net: nn.Module
-    maps: Sequence[LinearMap]
+    observer: MapObserver
+    layers: Sequence[str] | None
     norm: str
     include_bias: bool
+    independent: bool  # whether a sample alone is what it is in a batch
     look: LayerLook | None = None
     compares: bool = False
     samples: int = 0
-    measured: int = 0
-    gains: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
-    norms: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    measured: int = 0  # samples of earlier batches
+    rows: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    inputs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
+    latest: tuple[Any, ...] | None = None  # the projections of an attention share their input
+    apart: dict[str, str] = field(default_factory=dict)
     irregular: dict[str, str] = field(default_factory=dict)
 
-    def measure(self, batch: Batch, look: LayerLook, *, compare: bool) -> None:
+    def measure(self, batch: Batch, look: LayerLook) -> None:
         """Run the net on a batch; compare the samples that were looked at in it."""
-        self.compares, self.look = compare and look is not self.look, look
-        self.irregular |= look.reasons
+        names = self._wanted(look)
+        self.compares, self.look = self.independent and look is not self.look, look
+        self.irregular |= {name: why for name, why in look.reasons.items() if name in names}
+        for name in names & look.apart.keys():
+            self._set_apart(name, look.apart[name])
         self.samples = batch.size
-        self.measured += batch.size
-        with call_hooks(self._regular(), self.take):
+        self.inputs.clear()
+        with self.observer.watching(lambda use: self.take(use) if use.name in names else None):
             batch.call(self.net)
-        for name, number in look.layouts:
-            if sum(map(len, self.gains[name, number])) != self.measured:
-                self.irregular.setdefault(name, _CALLS)
+        self.latest = None
+        for key in look.layouts:
+            if key[0] in names and self._count(key) != self.measured + batch.size:
+                self._set_apart(key[0], _CALLS)
+        if self.apart:
+            self._measure_apart(batch)
+        self.measured += batch.size
 
-    def _regular(self) -> list[LinearMap]:
-        return [linear for linear in self.maps if linear.name not in self.irregular]
+    def _wanted(self, look: LayerLook) -> set[str]:
+        """Names of the maps to measure; a ValueError for one in ``layers`` that no map has."""
+        names = {name for name, _ in look.layouts} | look.apart.keys() | look.reasons.keys()
+        if self.layers is None:
+            return names
+        missing = self.observer.missing()
+        for name in self.layers:
+            if name in missing:
+                raise ValueError(f"layers: {name!r} has no row: {missing[name]}")
+            check_choice("layers", name, self.observer.ordered(names))
+        return names & set(self.layers)
 
-    def take(self, call: Call, x: Tensor, output: Tensor | None) -> None:
-        """Measure one call."""
-        look, linear = self.look, call.linear
+    def _set_apart(self, name: str, why: str) -> None:
+        """Measure a map one sample at a time from the first batch on, or not at all."""
+        if name in self.apart or name in self.irregular:
+            return
+        (self.irregular if self.measured or not self.independent else self.apart)[name] = why
+        for key in [key for key in self.rows if key[0] == name]:
+            del self.rows[key]
+
+    def _count(self, key: Key) -> int:
+        return sum(part.shape[1] for part in self.rows[key])
+
+    def take(self, use: LinearUse) -> None:
+        """Measure one use in a batch."""
+        look, name, x = self.look, use.name, use.input
         assert look is not None
-        layout = look.layouts.get(call.key)
-        if layout is None:
-            self.irregular[linear.name] = _CALLS
+        if name in self.irregular:
             return
-        if not look.fits(call.key, x, self.samples):
-            self.irregular[linear.name] = ROUTED
-            return
-        inputs = layout.rows(x, self.samples)
-        if self.compares and not look.agrees(call.key, inputs):
-            self.irregular[linear.name] = ROUTED
-            return
-        below = row_norms(inputs)
-        if not bool(below.isfinite().all()):
-            raise ValueError(f"net: the input of layer {linear.name!r} is not finite on these data")
-        above = self._output_norms(linear, layout, x, output, below)
-        self.gains[call.key].append(torch.where(below > 0, above / below, torch.nan).cpu())
-        size = tuple(x.shape[2:]) if linear.is_convolution else ()
-        # Places where the map is applied: one image of a convolution, all tokens of a sample.
-        places = inputs.shape[1] // (x[0].numel() if linear.is_convolution else x.shape[-1])
-        if (linear.name, size, places) not in self.known:
-            both = [linear.removed.double().cpu(), linear.weight.double().cpu()]
-            self.known[linear.name, size, places] = torch.stack(
-                [NORMS[self.norm](linear.layer, weight, size, places) for weight in both]
+        whole = None
+        if name not in self.apart:
+            layout = look.layouts.get(use.key)
+            if layout is not None and look.fits(use.key, x, self.samples):
+                if self.latest is None or self.latest[:2] != (id(x), layout):
+                    inputs = layout.rows(x, self.samples)
+                    self.latest = id(x), layout, x, inputs, row_norms(inputs)
+                *_, inputs, below = self.latest
+                if not self.compares or look.agrees(use.key, inputs):
+                    self.rows[use.key].append(self._measured(use, layout, below))
+                    whole = below
+            if whole is None:
+                self._set_apart(name, _CALLS if layout is None else ROUTED)
+        whole = x if whole is None else whole
+        self.inputs[name].append(torch.linalg.vector_norm(whole)[None].double().cpu())
+
+    def _measure_apart(self, batch: Batch) -> None:
+        """Measure maps whose rows in a batch do not tell the sample, one sample at a time."""
+        empty = torch.full((3, batch.size), torch.nan, dtype=torch.float64)
+        found = {key: empty.clone() for key in self.rows if key[0] in self.apart}
+        inputs: dict[str, list[Tensor]] = defaultdict(list)
+
+        def take(use: LinearUse) -> None:
+            if use.name not in self.apart or use.input.numel() == 0:
+                return
+            if use.geometry and use.input.dim() < use.kernel.dim():  # an image without its batch
+                use = replace(use, input=use.input[None], place=use.place[None])
+            below = row_norms(use.input.reshape(1, -1))
+            inputs[use.name].append(below.cpu())
+            values = self._measured(use, Layout(axis=None), below)
+            found.setdefault(use.key, empty.clone())[:, number : number + 1] = values
+
+        self.samples = 1
+        try:
+            for number in range(batch.size):
+                with self.observer.watching(take):
+                    batch.rows(torch.tensor([number])).try_call(self.net)
+        except ValueError as error:
+            self.irregular |= {
+                k: f"{why}; one sample alone: {error}" for k, why in self.apart.items()
+            }
+        for name, why in self.apart.items():
+            both = (
+                torch.cat([torch.zeros(1), *of[name]]).norm()[None] for of in (self.inputs, inputs)
             )
-        pair = self.known[linear.name, size, places]
-        self.norms[call.key].append(pair[:, None].expand(2, self.samples))
+            if not same(*both):
+                self.irregular.setdefault(name, f"{why}, and depend on the other samples")
+        for key, values in found.items():
+            self.rows[key] += [
+                empty.new_full((3, self.measured - self._count(key)), torch.nan),
+                values,
+            ]
 
-    def _output_norms(
-        self, linear: LinearMap, layout: Layout, x: Tensor, output: Tensor | None, below: Tensor
-    ) -> Tensor:
+    def _measured(self, use: LinearUse, layout: Layout, below: Tensor) -> Tensor:
+        """Gains, and norms with the identity removed and of the effective weight, (3, samples)."""
+        x = use.input
+        if not bool(below.isfinite().all()):
+            raise ValueError(f"net: the input of layer {use.name!r} is not finite on these data")
+        above = self._output_norms(use, layout, below)
+        size = tuple(x.shape[2:]) if use.geometry else ()
+        # Places where the map is applied: one image of a convolution, all tokens of a sample.
+        inputs = x.numel() // (1 if layout.axis is None else self.samples)
+        places = inputs // (x[0].numel() if use.geometry else x.shape[-1])
+        if (use.key, size, places) not in self.known:
+            kinds = {torch.complex64, torch.complex128}
+            both = [weight.to("cpu", torch.complex128 if weight.dtype in kinds else torch.float64)
+                    for weight in (use.removed, use.weight)]  # fmt: skip
+            self.known[use.key, size, places] = torch.stack(
+                [NORMS[self.norm](weight, use.geometry, size, places) for weight in both]
+            )
+        norms = self.known[use.key, size, places]
+        gains = torch.where(below > 0, above / below, torch.nan).cpu()
+        return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
+
+    def _output_norms(self, use: LinearUse, layout: Layout, below: Tensor) -> Tensor:
         """Norm of each sample's output, with or without the bias."""
-        bias = linear.bias
-        if output is None:
-            output = linear.apply(x)
-            if bias is not None and self.include_bias:
-                output = output + bias
-            return row_norms(layout.rows(output, self.samples))
-        if bias is None or self.include_bias:
-            return row_norms(layout.rows(output, self.samples))
-        # ‖y - b‖² from sums that read y once: no copy of it, no second convolution.
-        seen = output.flatten(2).sum(2) @ bias if linear.is_convolution else output @ bias
-        rows = layout.rows(output, self.samples)
-        full = row_norms(rows).square()
-        offset = rows.shape[1] / len(bias) * bias.double().square().sum()
-        square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
-        # Where the bias is most of the output, the difference has lost the digits that count.
-        if bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
-            return row_norms(layout.rows(linear.apply(x), self.samples))
-        return square.clamp(min=0).sqrt()
+        bias, output = use.bias, use.output
+        if not self.include_bias and not use.exact:
+            output = use.apply(use.input, use.weight)
+        elif bias is not None and not self.include_bias:
+            # ‖y - b‖² from sums that read y once: no copy of it, no second convolution.
+            seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
+            rows = layout.rows(output, self.samples)
+            full = row_norms(rows).square()
+            offset = rows.shape[1] / len(bias) * bias.double().square().sum()
+            square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
+            # Where the bias is most of the output, the difference has lost the digits that count.
+            if not bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
+                return square.clamp(min=0).sqrt()
+            output = use.apply(use.input, use.weight)
+        return row_norms(layout.rows(output, self.samples))
 
-    def result(self, others: Mapping[str, str]) -> tuple[tuple[str, ...], Tensor, Tensor]:
-        """Names of the rows, gains (rows, samples), norms (rows, 2, samples)."""
-        assert self.look is not None
-        keys = [key for linear in self._regular() for key in self.look.layouts
-                if key[0] == linear.name]  # fmt: skip
+    def result(self) -> tuple[tuple[str, ...], Tensor]:
+        """Names of the rows, and gains and norms, (rows, 3, samples)."""
+        names = {name for name, _ in self.rows} - self.irregular.keys()
+        keys = [key for name in self.observer.ordered(names)
+                for key in sorted(self.rows) if key[0] == name]  # fmt: skip
         if not keys:
-            reasons = "; ".join(f"{k}: {v}" for k, v in {**others, **self.irregular}.items())
+            reasons = "; ".join(f"{k}: {v}" for k, v in self.not_covered.items())
             raise ValueError(
                 f"net: {type(self.net).__name__} has no linear layer to measure; "
                 + (reasons or "none at all")
             )
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
+        values = [torch.cat(self.rows[key], dim=1) for key in keys]
+        rest = [v.new_full((3, self.measured - v.shape[1]), torch.nan) for v in values]
         return (
             tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys),
-            torch.stack([torch.cat(self.gains[key]) for key in keys]),
-            torch.stack([torch.cat(self.norms[key], dim=1) for key in keys]),
+            torch.stack([torch.cat(pair, dim=1) for pair in zip(values, rest, strict=True)]),
         )
+
+    @property
+    def not_covered(self) -> dict[str, str]:
+        """Reasons, by name, of all that has no row."""
+        return self.observer.missing() | self.irregular

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_int
 from resid_theory.data import Batch
+from resid_theory.identity import AddIdentity
 from resid_theory.stability.jacobian import jacobian_product
-from resid_theory.stability.linear_maps import linear_maps
 from resid_theory.stability.norms import row_norms
 
 __all__ = ["ModuleChain", "OnwardNorms", "chain_of_layers", "onward_norms"]
 
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS = 256  # rows in one Jacobian product
 
 
@@ -78,13 +79,14 @@ def chain_of_layers(net: nn.Module) -> ModuleChain:
     modules = _flat(net, "")
     layers = []
     for position, (name, module) in enumerate(modules):
-        maps, _ = linear_maps(module)
-        if maps and (len(maps) > 1 or maps[0].module is not module):
+        whole = module.layer if isinstance(module, AddIdentity) else module
+        inside = [part for part in module.modules() if isinstance(part, _LAYERS)]
+        if inside and inside != [whole]:
             raise ValueError(
                 f"net: {name} is a {type(module).__name__} with layers of its own, which may have "
                 "a path around them; needs a chain of layers, such as simplified_net"
             )
-        if maps:
+        if inside:
             layers.append(position)
     if not layers:
         raise ValueError("net: has no linear layer, needs at least one")

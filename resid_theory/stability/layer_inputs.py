@@ -1,46 +1,28 @@
-"""Calls of linear maps during a forward pass, with the axis along which the samples lie."""
+"""Inputs of linear maps during a forward pass, with the axis along which the samples lie."""
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from resid_theory.data import Batch
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.preserve import preserved
-from resid_theory.stability.linear_maps import LinearMap
+from resid_theory.stability.linear_uses import LinearUse
+from resid_theory.stability.map_observer import MapObserver
 
-__all__ = ["ROUTED", "Call", "CallReport", "LayerLook", "Layout", "call_hooks", "looks_at"]
+__all__ = ["ROUTED", "LayerLook", "Layout", "looks_at", "same"]
 
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
-_SINGLES = 8  # single samples that are looked at
+_UNCLEAR = "cannot tell which sample each row of its input belongs to"
+_SINGLES = 4  # single samples that are looked at
 _STEP = (
     2e-6  # relative change by 16 float32 roundings, which other sizes of a batch round otherwise
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """One call of a linear map, numbered from 1 within a forward pass."""
-
-    linear: LinearMap
-    number: int
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """Name of the map and number of the call."""
-        return self.linear.name, self.number
-
-
-CallReport = Callable[[Call, Tensor, Tensor | None], None]
-"""Takes a call, its input, and its output with bias (None where it has not been computed)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,78 +52,20 @@ class Layout:
         return x.reshape(samples, -1)
 
 
-@contextmanager
-def call_hooks(maps: Sequence[LinearMap], report: CallReport) -> Iterator[None]:
-    """Report every call of the maps in one forward pass."""
-    seen: set[tuple[str, int]] = set()
-    by_module: dict[nn.Module, list[LinearMap]] = {}
-    for linear in maps:
-        by_module.setdefault(linear.module, []).append(linear)
-    inside: set[nn.Module] = set()
-
-    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if module in inside:  # the call that finds out the input of out_proj
-            return
-        inside.add(module)
-        try:
-            for linear in by_module[module]:
-                number = 1
-                while (linear.name, number) in seen:
-                    number += 1
-                call = Call(linear=linear, number=number)
-                seen.add(call.key)
-                report(call, *_operands(linear, module, args, kwargs, output))
-        finally:
-            inside.discard(module)
-
-    # First among the hooks: what works in place behind the layer must not overwrite the output.
-    handles = [
-        module.register_forward_hook(hook, prepend=True, with_kwargs=True) for module in by_module
-    ]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path of attention calls no hook
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for handle in handles:
-            handle.remove()
-
-
-def _operands(
-    linear: LinearMap, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Input and output of one map in a call of its module."""
-    if not linear.role:
-        return args[0] if args else next(iter(kwargs.values())), output
-    if linear.role != "out_proj":
-        position = ("q_proj", "k_proj", "v_proj").index(linear.role)
-        if position < len(args):
-            return args[position], None
-        return kwargs[("query", "key", "value")[position]], None
-    # The input of the last projection is what attention returns when that projection is I.
-    assert isinstance(module, nn.MultiheadAttention)
-    weight = module.out_proj.weight
-    identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
-    names = [n for n, _ in module.named_parameters() if n.startswith("out_proj.")]
-    swapped = {"out_proj.weight": identity} | {
-        name: torch.zeros_like(module.get_parameter(name)) for name in names if "bias" in name
-    }
-    return functional_call(module, swapped, args, kwargs)[0], output[0]
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerLook:
-    """Calls of layers, as runs on a few samples show them.
+    """Uses of weights, as runs on a few samples show them.
 
     Attributes:
-        layouts: Position of the samples in the input of every call.
-        reasons: Reasons, by layer, of those without a layout.
+        layouts: Position of the samples in the input of every use.
+        apart: Reasons, by name, of maps whose inputs show the samples only if they run one by one.
+        reasons: Reasons, by name, of the other maps without a layout.
         places: Numbers of the single samples that were looked at.
-        singles: Their inputs of every call, (samples, entries), unless samples depend on others.
+        singles: Their inputs of every use, (samples, entries), unless samples depend on others.
     """
 
     layouts: dict[tuple[str, int], Layout]
+    apart: dict[str, str]
     reasons: dict[str, str]
     places: Tensor
     singles: dict[tuple[str, int], Tensor]
@@ -154,11 +78,11 @@ class LayerLook:
     def agrees(self, key: tuple[str, int], rows: Tensor) -> bool:
         """True if the rows of the batch looked at have the single samples in their places."""
         alone = self.singles.get(key)
-        return alone is None or _same(alone, rows[self.places.to(rows.device)])
+        return alone is None or same(alone, rows[self.places.to(rows.device)])
 
 
 def looks_at(
-    net: nn.Module, maps: Sequence[LinearMap], batches: Iterable[Batch]
+    net: nn.Module, observer: MapObserver, batches: Iterable[Batch]
 ) -> Iterator[tuple[Batch, LayerLook]]:
     """Batches, each with a look at its layers; a new one where samples have a new shape."""
     look, known = None, None
@@ -166,46 +90,52 @@ def looks_at(
         shapes = [tensor.shape[1:] for tensor in tensors_of(batch.inputs)]
         if look is None or shapes != known:
             with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
-                look, known = _look(net, maps, batch), shapes
+                look, known = _look(net, observer, batch), shapes
         yield batch, look
 
 
-def _look(net: nn.Module, maps: Sequence[LinearMap], batch: Batch) -> LayerLook:
-    """Find the samples in the input of every call, by runs on a few of them."""
+def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
+    """Find the samples in the input of every use, by runs on a few of them."""
     count = min(_SINGLES, batch.size)
     places = torch.arange(count) * batch.size // count
     # Each single sample twice: some nets take no batch of one.
     few = [batch.cycled(2), batch.cycled(3), *(batch.rows(place.repeat(2)) for place in places)]
-    runs = []
+    runs: list[dict[tuple[str, int], Tensor]] = []
+    axes: dict[tuple[str, int], int] = {}  # of the inputs of convolutions
+    apart: dict[str, str] = {}
+
+    def keep(use: LinearUse) -> None:
+        runs[-1][use.key] = use.input.clone()
+        axes[use.key] = use.kernel.dim() if use.geometry else 0
+        if use.routed:
+            apart[use.name] = ROUTED
+
     for some in few:
-        inputs: dict[tuple[str, int], Tensor] = {}
-        with call_hooks(maps, lambda call, x, _: inputs.update({call.key: x.clone()})):  # noqa: B023
+        runs.append({})
+        with observer.watching(keep):
             some.try_call(net)
-        runs.append(inputs)
     found: dict[tuple[str, int], Layout] = {}
-    reasons: dict[str, str] = {}
     singles: dict[tuple[str, int], Tensor] = {}
-    for linear in maps:
-        keys = [key for key in runs[0] if key[0] == linear.name]
-        if any(set(keys) != {key for key in run if key[0] == linear.name} for run in runs[1:]):
-            reasons[linear.name] = "the number of its calls depends on the samples"
-        elif not keys:
-            reasons[linear.name] = (
-                "was not called; a function such as F.linear may use its weight, where no hook "
-                "fires, or the forward pass leaves it out"
-            )
-        for key in keys if linear.name not in reasons else ():
+    reasons: dict[str, str] = {}
+    for name in observer.ordered(name for run in runs for name, _ in run):
+        keys = [key for key in runs[0] if key[0] == name]
+        if any(set(keys) != {key for key in run if key[0] == name} for run in runs):
+            apart.setdefault(name, "the number of its calls depends on the samples")
+        if name in apart:
+            continue
+        for key in keys:
             two, three, *others = (run[key] for run in runs)
-            layout = _layout(two, three, others, linear)
+            layout = _layout(two, three, others, axes[key])
             if isinstance(layout, str):
-                reasons[linear.name] = layout
+                (apart if layout in (ROUTED, _UNCLEAR) else reasons)[name] = layout
                 continue
             found[key] = layout
             alone = torch.stack([layout.rows(x, 2)[0] for x in others])
             both, more = layout.rows(two, 2), layout.rows(three, 3)
-            if _same(both, more[:2]) and _same(alone[:1], more[:1]):
+            if same(both, more[:2]) and same(alone[:1], more[:1]):
                 singles[key] = alone
-    found = {key: layout for key, layout in found.items() if key[0] not in reasons}
+    apart = {name: why for name, why in apart.items() if name not in reasons}
+    found = {key: one for key, one in found.items() if key[0] not in apart | reasons}
     coupled = [key[0] for key in found if key not in singles]
     if coupled:
         warnings.warn(
@@ -214,20 +144,19 @@ def _look(net: nn.Module, maps: Sequence[LinearMap], batch: Batch) -> LayerLook:
             "noise, or a net that expects the samples along another axis than the first",
             stacklevel=4,
         )
-    return LayerLook(layouts=found, reasons=reasons, places=places, singles=singles)
+    return LayerLook(layouts=found, apart=apart, reasons=reasons, places=places, singles=singles)
 
 
-def _layout(
-    two: Tensor, three: Tensor, others: Sequence[Tensor], linear: LinearMap
-) -> Layout | str:
-    """Layout of a call from its inputs for two samples, three, and single ones twice each."""
+def _layout(two: Tensor, three: Tensor, others: Sequence[Tensor], axes: int) -> Layout | str:
+    """Layout of a use from its inputs for two samples, three, and single ones twice each."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
     if two.numel() == 0 or any(x.shape != two.shape for x in others):
         return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
-        shared, single = Layout(axis=None), two.dim() < linear.weight.dim() > 2  # one image
-        alike = not single and all(_same(two[None], x[None]) for x in (three, *others))
+        shared = Layout(axis=None)
+        single = two.dim() < axes  # one image
+        alike = not single and all(same(two[None], x[None]) for x in (three, *others))
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
         return shared if alike else f"{odd}, and other values"
     axis = grown[0]
@@ -236,7 +165,7 @@ def _layout(
         return f"its input has no axis of samples: {shapes}"
     if three.shape[axis] != 3 * each:
         return ROUTED
-    if axis and (linear.is_convolution or axis == two.dim() - 1):
+    if axis and (axes or axis == two.dim() - 1):
         return f"its input has the samples along axis {axis}, which the layer mixes: {shapes}"
     ways = [Layout(axis=axis, sample_major=major, each=each) for major in (True, False)]
     if each == 1:
@@ -244,10 +173,10 @@ def _layout(
     gaps = [_gap(way.rows(two, 2), way.rows(three, 3)[:2]) for way in ways]
     if not min(gaps) > 1:
         return ways[gaps.index(min(gaps))]
-    return f"cannot tell which sample each row of its input belongs to: {shapes}"
+    return _UNCLEAR
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
     """True for equal numbers, up to rounding; nan is not a difference."""
     return not _gap(one, other) > 1
 

@@ -1,21 +1,22 @@
 """Noise in activations and weights: measured relative errors beside the law that predicts them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_int, check_net
+from resid_theory._check import as_generator, check_choice, check_int, check_net
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
-from resid_theory.stability.layer_inputs import ROUTED, LayerLook, call_hooks, looks_at
-from resid_theory.stability.linear_maps import LinearMap, linear_maps, selected
+from resid_theory.stability.layer_inputs import ROUTED, LayerLook, looks_at
+from resid_theory.stability.linear_uses import LinearUse
+from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.submaps import joined
 
@@ -198,8 +199,9 @@ def weight_noise(
     Args:
         net: Any module; its weights are not written to.
         data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
-        layers: Names of the layers; all if None. A layer that is called several times has the same
-            noise in each call; its error is that of the first call.
+        layers: Names of the maps, as :func:`layer_cushions` has them; all if None but those whose
+            rows samples choose. A map that is used several times has the same noise in each use;
+            its error is that of the first one.
         levels: s, or ε if ``relative``.
         relative: Whether a level is relative to the root mean square of the effective weight.
         draws: Number of noise arrays for each layer; the levels share them.
@@ -221,35 +223,34 @@ def weight_noise(
     strengths = _levels(levels)
     check_int("draws", draws)
     check_int("batch", batch)
-    wanted = [linear for linear in selected(linear_maps(net)[0], layers) if not linear.role]
-    samples = Data.of(data, like=net, targets=False)
+    layers = [layers] if isinstance(layers, str) else layers
+    samples, observer = Data.of(data, like=net, targets=False), MapObserver(net)
     states: dict[str, Tensor] = {}  # of the generator, before the noise of each layer
     rows: list[Tensor] = []
+    names: list[str] = []
     with preserved(net), torch.no_grad():
-        maps: list[LinearMap] = []
         with tqdm(total=samples.count(batch), disable=not progress, desc="weight noise") as bar:
-            for part, look in looks_at(net, wanted, samples.chunks(batch)):
-                needed = wanted if layers is not None else maps
-                lost = {m.name: look.reasons[m.name] for m in needed if m.name in look.reasons}
-                if lost:
-                    raise ValueError(f"layers: {lost}")
-                maps = maps or [one for one in wanted if one.name not in look.reasons]
-                if not maps:
+            for part, look in looks_at(net, observer, samples.chunks(batch)):
+                known, lost = {name for name, _ in look.layouts}, look.reasons | look.apart
+                for name in layers or ():
+                    check_choice("layers", name, observer.ordered(known | lost.keys()))
+                names = names or observer.ordered(known if layers is None else layers)
+                if not names:
                     raise ValueError("net: has no layer into whose weights noise could be put")
+                if gone := {name: lost[name] for name in names if name in lost}:
+                    raise ValueError(f"layers: {gone}")
                 measured = []
-                for linear in maps:
+                for name in names:
                     # Every batch meets the same noise, which is too large to keep for all layers.
-                    source.set_state(states.setdefault(linear.name, source.get_state()))
-                    weight = linear.weight
-                    size = float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5
-                    scaled = strengths * (size if relative else 1.0)
-                    noises = [normal_like(weight, source) for _ in range(draws)]
-                    measured.append(_one_batch(net, part, linear, look, scaled, noises))
+                    source.set_state(states.setdefault(name, source.get_state()))
+                    measured.append(_one_batch(
+                        net, part, observer, name, look, strengths, relative, draws, source
+                    ))  # fmt: skip
                 bar.update()
                 rows.append(torch.stack(measured, 2))
     errors, predicted, output = torch.cat(rows, 3)
     return NoiseCurves(
-        places=tuple(linear.name for linear in maps),
+        places=tuple(names),
         levels=strengths,
         relative=relative,
         measured=errors,
@@ -263,19 +264,30 @@ def weight_noise(
 def _one_batch(
     net: nn.Module,
     batch: Batch,
-    linear: LinearMap,
+    observer: MapObserver,
+    name: str,
     look: LayerLook,
     levels: Tensor,
-    noises: Sequence[Tensor],
+    relative: bool,
+    draws: int,
+    source: torch.Generator,
 ) -> Tensor:
     """Measured and predicted errors of a layer, and those at the output, (3, levels, b)."""
-    inputs: list[Tensor] = []
-    with call_hooks([linear], lambda call, z, _: inputs.append(z.clone())):
+    uses: list[LinearUse] = []
+
+    def keep(use: LinearUse) -> None:
+        if use.key == (name, 1):
+            uses.append(replace(use, input=use.input.clone()))
+
+    with observer.watching(keep):
         clean = joined(batch.call(net), batch.size)
-    key, z = (linear.name, 1), inputs[0]
-    if not look.fits(key, z, batch.size):
-        raise ValueError(f"net: the layer {linear.name!r} cannot be measured: {ROUTED}")
-    layout = look.layouts[key]
+    if not uses or not look.fits((name, 1), uses[0].input, batch.size):
+        raise ValueError(f"net: the layer {name!r} cannot be measured: {ROUTED}")
+    use, layout = uses[0], look.layouts[name, 1]
+    z, weight = use.input, use.weight
+    if relative:
+        levels = levels * (float(row_norms(weight.reshape(1, -1))) / weight.numel() ** 0.5)
+    noises = [normal_like(weight, source) for _ in range(draws)]
 
     def norms(value: Tensor) -> Tensor:
         return row_norms(layout.rows(value, batch.size)).cpu()
@@ -283,24 +295,22 @@ def _one_batch(
     def moved(noise: Tensor) -> Tensor:
         """Norm of the change of the net's output by noise added to the layer's weight."""
 
-        def hook(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            return output + linear.apply(args[0] if args else next(iter(kwargs.values())), noise)
+        def add(use: LinearUse) -> None:
+            if use.name == name:
+                use.place.add_(use.apply(use.input, noise).view_as(use.place))
 
-        handle = linear.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
-        try:
+        with observer.watching(add):
             return row_norms(joined(batch.call(net), batch.size) - clean).cpu()
-        finally:
-            handle.remove()
 
-    below = norms(linear.apply(z))
-    ones = torch.ones_like(linear.weight, dtype=torch.float64)
-    patches = layout.rows(linear.apply(z.double().square(), ones), batch.size).sum(1).cpu()
+    below = norms(use.apply(z, weight))
+    ones = torch.ones_like(weight, dtype=torch.float64)
+    patches = layout.rows(use.apply(z.double().square(), ones), batch.size).sum(1).cpu()
     predicted = levels[:, None] * (patches.sqrt() / below)
     measured = torch.zeros(len(levels), batch.size, dtype=torch.float64)
     output = torch.zeros_like(measured)
     scale = row_norms(clean).cpu()
     for noise in noises:
-        change = norms(linear.apply(z, noise)) / below
+        change = norms(use.apply(z, noise)) / below
         for number, level in enumerate(levels.tolist()):
             measured[number] += (level * change).square() / len(noises)
             output[number] += (moved(level * noise) / scale).square() / len(noises)

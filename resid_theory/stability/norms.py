@@ -4,14 +4,16 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from resid_theory.stability.linear_maps import CONVOLUTIONS
+from resid_theory.stability.linear_uses import Geometry
 
 __all__ = ["NORMS", "operator_frobenius", "row_norms"]
 
 
-def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) -> Tensor:
+def operator_frobenius(
+    weight: Tensor, geometry: Geometry | None = None, size: Sequence[int] = ()
+) -> Tensor:
     r"""Frobenius norm of a layer's dense linear map on inputs of a given size.
 
     Each axis has its own table: how many outputs read one input through the taps t and t'. The
@@ -23,10 +25,9 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
     tap; circular, reflected and replicated borders add the taps that meet there.
 
     Args:
-        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``: stride, padding, dilation, groups.
-        weight: (out, in / groups, *kernel); the layer's own or one of its shape.
-        size: Spatial size of the input, one number for each axis of the kernel; for ``nn.Linear``
-            empty.
+        weight: (out, in), or (out, in / groups, *kernel).
+        geometry: How a convolution moves; None for a matrix.
+        size: Spatial size of the input, one number for each axis of the kernel.
 
     Returns:
         A scalar, float64.
@@ -35,14 +36,15 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
         Derived here; for zero padding the count of valid positions is elementary.
 
     Example:
-        >>> layer = torch.nn.Conv1d(1, 1, 3, padding=1)
-        >>> round(operator_frobenius(layer, torch.ones(1, 1, 3), [4]).item() ** 2, 12)
+        >>> same = Geometry(stride=(1,), padding=((1, 1),), dilation=(1,), groups=1)
+        >>> round(operator_frobenius(torch.ones(1, 1, 3), same, [4]).item() ** 2, 12)
         10.0
     """
-    weight = weight.detach().to(torch.float64)
-    if not isinstance(layer, CONVOLUTIONS):
+    if geometry is None:
         return row_norms(weight.reshape(1, -1))[0]
-    tables = [_table(layer, axis, length) for axis, length in enumerate(size)]
+    tables = [
+        _table(geometry, weight.shape[2 + axis], axis, length) for axis, length in enumerate(size)
+    ]
     scale = weight.abs().max()
     if scale == 0:
         return scale
@@ -60,20 +62,17 @@ def operator_frobenius(layer: nn.Module, weight: Tensor, size: Sequence[int]) ->
     return scale * (flat.T @ flat * counts.to(flat)).sum().sqrt()
 
 
-def _table(layer: nn.Module, axis: int, length: int) -> Tensor:
+def _table(geometry: Geometry, side: int, axis: int, length: int) -> Tensor:
     """C(t, t'): number of outputs along one axis that read one input through taps t and t'."""
-    assert isinstance(layer, CONVOLUTIONS)
-    side, step, stride = layer.kernel_size[axis], layer.dilation[axis], layer.stride[axis]
-    # The reversed list ends with the first axis: (left, right) of the last axis come first.
-    pads = layer._reversed_padding_repeated_twice
-    left, right = pads[-2 * axis - 2], pads[-2 * axis - 1]
+    step, stride = geometry.dilation[axis], geometry.stride[axis]
+    left, right = geometry.padding[axis]
     outputs = (length + left + right - step * (side - 1) - 1) // stride + 1
     at = stride * torch.arange(outputs) + step * torch.arange(side)[:, None] - left
-    if layer.padding_mode == "circular":
+    if geometry.mode == "circular":
         source = at % length
-    elif layer.padding_mode == "replicate":
+    elif geometry.mode == "replicate":
         source = at.clamp(0, length - 1)
-    elif layer.padding_mode == "reflect":
+    elif geometry.mode == "reflect":
         source = torch.where(at.abs() >= length, 2 * (length - 1) - at.abs(), at.abs())
     else:  # a zero is no input
         source = torch.where((at < 0) | (at >= length), -1, at)
@@ -85,6 +84,8 @@ def row_norms(x: Tensor) -> Tensor:
     """Euclidean norms of the rows of a matrix, float64, without over- or underflow."""
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
+    if x.shape[1] == 0:
+        return x.new_zeros(len(x), dtype=torch.float64)
     norms = torch.linalg.vector_norm(x, dim=1)
     low = math.sqrt(torch.finfo(x.dtype).tiny / torch.finfo(x.dtype).eps)
     # A square below `low` lost digits, one above the largest number is inf: scale those rows.
@@ -98,11 +99,12 @@ def row_norms(x: Tensor) -> Tensor:
     return norms
 
 
-NORMS: dict[str, Callable[[nn.Module, Tensor, Sequence[int], int], Tensor]] = {
-    "kernel": lambda layer, weight, size, places: row_norms(weight.reshape(1, -1))[0],
-    "operator": lambda layer, weight, size, places: (
-        places**0.5 * operator_frobenius(layer, weight, size)
+NORMS: dict[str, Callable[[Tensor, Geometry | None, Sequence[int], int], Tensor]] = {
+    "kernel": lambda weight, geometry, size, places: row_norms(weight.reshape(1, -1))[0],
+    "operator": lambda weight, geometry, size, places: (
+        places**0.5 * operator_frobenius(weight, geometry, size)
     ),
 }
-"""Norms that a layer cushion can divide by: name to function of the layer, a float64 weight on the
-CPU, the spatial size of the input, and the number of places where the map is applied."""
+"""Norms that a layer cushion can divide by: name to function of a float64 weight on the CPU, how a
+convolution moves (None for a matrix), the spatial size of the input, and the number of places where
+the map is applied."""

@@ -16,7 +16,7 @@ from resid_theory.losses import (
     Weighting,
     check_scalar,
 )
-from resid_theory.losses.formulas import IGNORED
+from resid_theory.losses.formulas import IGNORED, names_class
 from resid_theory.nested import map_tensors, rows_of, tensors_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.training.checkpoint import digest
@@ -75,6 +75,11 @@ class DeviceDataset:
             if loss.targets != "any" or axes is None or axes.is_first:
                 self._targets, self._labels = loss.targets_of(output, whole.target)
             self.weighting = _weighting(loss, axes, output, examples)
+        if self.weighting is None:
+            self.notes += (
+                f"{loss.name} compares samples or is no mean or sum over them: in the metrics, "
+                "loss is the mean over batches",
+            )
         if loss.targets == "any" and axes is not None:
             _check_all(loss, axes, output, self._targets, self._size)
         self._weights: Tensor | None = None  # where they differ
@@ -101,7 +106,10 @@ class DeviceDataset:
             self.total = 1.0
         elif self._is_weighted or bool((weights != weights[0]).any()):
             self._weights, self.total = weights.to(device), float(weights.sum())
-        self.labels = None if self._labels is None else int((self._labels != IGNORED).sum())
+        self.labels = None
+        if self._labels is not None and isinstance(output, Tensor):
+            wide = output[:1].expand(self._size, *output.shape[1:])
+            self.labels = int(names_class(wide, self._labels).sum())
 
     @torch.no_grad()
     def _measured(self, axes: SampleAxes, output: Any) -> Tensor:

@@ -17,11 +17,13 @@ from resid_theory.losses import (
     LossLike,
     SampleAxes,
     Weighting,
+    check_scalar,
     reweighted,
 )
-from resid_theory.losses.formulas import IGNORED, class_axis
+from resid_theory.losses.formulas import IGNORED, class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -138,6 +140,7 @@ class _Totals:
             )
         self._axes = axes or SampleAxes.first(output, more.size)
         target, labels = self._targets(output, more.target)
+        _value(self._loss, output, target)
         self._weighting: Weighting = KnownWeighting(loss)
         if not (loss.is_known or alone):
             self._weighting = Weighting(loss, axes)
@@ -173,7 +176,7 @@ class _Totals:
         self._weight += weight
         self._samples += batch.size
         if labels is not None:
-            counted = labels != IGNORED
+            counted = names_class(output, labels)
             self._labels += int(counted.sum())
             rank = _ranks(output, labels)[counted]
             for k in self._wrong:
@@ -200,18 +203,27 @@ class _Totals:
 
 def _value(loss: Loss, output: Any, target: Any) -> float:
     """The loss in float64, or as it is if a function does not take that."""
+    wide = map_tensors(output, lambda t: t.double() if t.is_floating_point() else t)
     try:
-        return float(loss(map_tensors(output, lambda t: t.double() if t.is_floating_point() else t),
-                          target))  # fmt: skip
-    except RuntimeError:
-        return float(loss(output, target))
+        try:
+            value = loss(wide, target)
+        except RuntimeError:
+            value = loss(output, target)
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"loss: {loss.name} does not take the net's outputs and these targets: {error}"
+        ) from error
+    return float(check_scalar(value, gradient=False).detach())
 
 
 def _ranks(output: Tensor, labels: Tensor) -> Tensor:
     """Number of classes that come before each label's own, shaped like the labels."""
     axis = class_axis(output, labels)
     assert axis is not None
-    logits, index = output.movedim(axis, -1), labels.clamp(min=0)[..., None]
+    logits = output.movedim(axis, -1)
+    index = labels.clamp(0, logits.shape[-1] - 1)[..., None]
     own = logits.gather(-1, index)
     earlier = torch.arange(logits.shape[-1], device=logits.device) < index
     # Not >, which is false for NaN.

@@ -11,7 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from resid_theory._check import first_difference
 from resid_theory.data.net_arguments import arguments_of
 from resid_theory.losses import Loss
-from resid_theory.losses.formulas import IGNORED, class_axis
+from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.runtime.preserve import preserved
@@ -49,7 +49,7 @@ def errors_of(output: Tensor, labels: Tensor) -> Tensor:
     """Number of labels that count and are not the class of the largest output."""
     axis = class_axis(output, labels)
     assert axis is not None
-    return ((output.detach().argmax(axis) != labels) & (labels != IGNORED)).sum()
+    return ((output.detach().argmax(axis) != labels) & names_class(output, labels)).sum()
 
 
 class NetGroup:

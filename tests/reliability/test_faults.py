@@ -93,7 +93,7 @@ class Sick:
     """An operator whose products have one bad number, from the third product on."""
 
     def __init__(self, value):
-        self.matrix = torch.diag(torch.arange(1.0, 51.0, dtype=torch.float64))
+        self.matrix = torch.diag(torch.arange(1.0, 201.0, dtype=torch.float64))
         self.shape, self.dtype, self.device = self.matrix.shape, self.matrix.dtype, "cpu"
         self.value, self.products = value, 0
 

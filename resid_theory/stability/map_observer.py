@@ -1,0 +1,262 @@
+"""Every use of a parameter as a linear map, seen while a net runs, and reasons for other uses."""
+
+import itertools
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from resid_theory.identity import AddIdentity, layer_identity
+from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
+from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
+
+__all__ = ["MapObserver", "UseReport"]
+
+UseReport = Callable[[LinearUse], None]
+"""Takes a use of a weight as soon as it has happened."""
+
+_SCALES = "scales each channel or entry by itself; has no matrix"
+_ADDED = "is added, as a bias or a table of positions is"
+_REASONS = {
+    "input": "is itself the input of a map",
+    **dict.fromkeys(("__getitem__", "index_select", "gather"),
+                    "which of its entries are used depends on the sample"),
+    **dict.fromkeys(("embedding", "embedding_bag"),
+                    "an embedding: rows of the table are looked up, no linear map of an input"),
+    **dict.fromkeys(("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "prelu",
+                     "mul", "mul_", "div", "__mul__", "__rmul__", "__imul__"), _SCALES),
+    **dict.fromkeys(("add", "add_", "sub", "sub_", "rsub", "__add__", "__radd__", "__iadd__",
+                     "__rsub__"), _ADDED),
+    **dict.fromkeys(("cat", "stack", "concat"), "is joined with the inputs, as a class token is"),
+    **dict.fromkeys((f"conv_transpose{n}d" for n in (1, 2, 3)),
+                    "transposed convolution; the maps here are products and Conv1d, 2d, 3d"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
+                     "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
+    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, or used "
+                    "in a form without rows, such as torch.vmap"),
+    "part": "is used in part, without its identity having parts",
+    "bilinear": "bilinear in two inputs",
+}  # fmt: skip
+_UNSEEN = (
+    "no function of torch was seen to apply it to an input: the forward pass leaves it out, or "
+    "runs it scripted, compiled, or in an autograd.Function"
+)
+_LAZY = "has no shape yet; call the net once before"
+# The function of nn.MultiheadAttention, which hands itself over whole, step by step.
+_ATTENTION = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**vars(F), "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+class MapObserver(TorchFunctionMode):
+    """Watcher of a net's calls of torch's functions.
+
+    An operand counts as a weight if it is a parameter, a part or a view of one, or made from one
+    entry by entry: by a parametrization or a standardization. Names are those of modules where a
+    layer's whole weight is used, ``experts.up[0]`` for parts, and ``a.weight.mT`` for a weight that
+    is used the other way round, too.
+
+    Args:
+        net: Any module.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._root, self._modules = net, dict(net.named_modules())
+        self._around = {f"{name}.layer".lstrip("."): name for name, module in self._modules.items()
+                        if isinstance(module, AddIdentity)}  # fmt: skip
+        self._tracker = WeightTracker(self._modules)
+        self._order: dict[Label, int] = {}
+        self._turned: dict[Label, bool] = {}
+        for label in itertools.chain(*self._tracker.owners.values()):
+            self._order.setdefault(label, len(self._order))
+            if isinstance(self._modules.get(label.module), nn.Linear):
+                self._turned[label] = False
+        self._places: dict[str, tuple[int, int, bool]] = {}
+        self._covers: dict[str, frozenset[Label]] = {}
+        self._biases: set[Label] = set()
+
+    @contextmanager
+    def watching(self, report: UseReport) -> Iterator[None]:
+        """Report every use of a weight in one forward pass."""
+        self._report = report
+        self._counts: dict[str, int] = defaultdict(int)
+        self._padded: tuple[Any, ...] = ()
+        self._callers: dict[Label, Label] = {}
+        self._tracker.start()
+        handles = [
+            self._modules[label.module].register_forward_pre_hook(
+                lambda *_, first=labels[0], label=label: self._callers.update({first: label})
+            )
+            for labels in self._tracker.owners.values() if len(labels) > 1  # which of them calls
+            for label in labels
+        ]  # fmt: skip
+        try:
+            with self:
+                yield
+        finally:
+            self._padded = ()
+            self._tracker.forget()
+            for handle in handles:
+                handle.remove()
+
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """Names of maps in the order of the net."""
+        return sorted(set(names), key=lambda name: self._places[name])
+
+    def missing(self) -> dict[str, str]:
+        """Reasons, by module or parameter, for all that no map seen so far uses."""
+        covered, tracker = self._biases.union(*self._covers.values()), self._tracker
+        reasons: dict[str, dict[str, str]] = defaultdict(dict)
+        for label in [*(labels[0] for labels in tracker.owners.values()), *tracker.lazy]:
+            if label not in covered:
+                known = {_REASONS.get(f, f"meets the samples in {f!r}, which is no linear map")
+                         for f in tracker.met[label]}  # fmt: skip
+                why = _LAZY if label in tracker.lazy else "; ".join(sorted(known)) or _UNSEEN
+                reasons[label.module][label.name] = why
+        found: dict[str, str] = {}
+        for module, each in reasons.items():
+            kind = type(self._modules.get(module)).__module__
+            partly = any(label.module == module for label in covered)
+            if kind.startswith("torch.nn") and not partly and len(set(each.values())) == 1:
+                each = {module: next(iter(each.values()))}
+            found |= each
+        return found
+
+    # -- what torch calls --------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one function and read it."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "multi_head_attention_forward":
+            with self:
+                return _ATTENTION(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._tracker.follow_rows(name, args, result)
+        if name in READERS and self._is_map(name, args, kwargs, result):
+            return result
+        if name == "pad":
+            self._padded = weakref.ref(result), args, kwargs
+        self._tracker.follow(name, args, kwargs, result)
+        return result
+
+    def _is_map(self, name: str, args: Any, kwargs: dict[str, Any], result: Tensor) -> bool:
+        """Report the maps in a call; False if there are none."""
+        try:
+            operation = READERS[name](*args, **kwargs)
+        except TypeError:  # a form that the reader does not know
+            return False
+        if operation is None or any(map(has_no_values, operation.operands)):
+            return False
+        tracker, at = self._tracker, operation.weight_at
+        labels = [tracker.label(tensor) for tensor in operation.operands]
+        if at is None:
+            at = int(labels[0] is None)
+            if all(map(tracker.constant, operation.operands)):  # part of making a weight
+                return False
+        label, weight = labels[at], operation.operands[at]
+        pieces = operation.pieces(at, result) if label else []
+        if label is None or not pieces:
+            return False
+        for origin in tracker.origins(operation.operands[1 - at]):
+            tracker.met[origin].add("input")
+        if operation.bias is not None:
+            self._biases |= tracker.origins(operation.bias)
+        for piece in pieces:
+            lone = len(pieces) == 1
+            part = label if lone else tracker.label_of_part(label, weight, piece.part)
+            self._tell(piece, operation, part, tracker.origins(weight), lone=lone)
+        return True
+
+    def _tell(
+        self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
+        *, lone: bool,
+    ) -> None:  # fmt: skip
+        """Report one map, or one by one the projections of an attention that share a matrix."""
+        module, bias = self._modules.get(label.module), operation.bias
+        size = len(piece.weight)
+        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
+            size = module.embed_dim
+        if bias is not None and not (lone and bias.dim() == 1 and len(bias) == len(piece.weight)):
+            operation, bias = operation._replace(scaled=True), None
+        for start in range(0, len(piece.weight), size):
+            some = slice(start, start + size)
+            if size < len(piece.weight):
+                part = self._tracker.label_of_part(label, piece.part, piece.part[some])
+                some_of_it = piece._replace(part=piece.part[some], weight=piece.weight[some],
+                                            place=piece.place[..., some])  # fmt: skip
+            else:
+                part, some_of_it = label, piece
+            self._report_one(some_of_it, operation, part, origins,
+                             None if bias is None else bias[some])  # fmt: skip
+
+    def _report_one(
+        self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
+        bias: Tensor | None,
+    ) -> None:  # fmt: skip
+        owner, name = self._named(label)
+        if label.part and layer_identity(self._modules.get(label.module, self._root)):
+            self._tracker.met[label._replace(part="")].add("part")
+            return
+        x, geometry = piece.input, operation.geometry
+        turned = geometry is None and _is_turned(piece.weight)
+        if self._turned.setdefault(label, turned) != turned:
+            owner, name = None if isinstance(owner, AddIdentity) else owner, f"{label.name}.mT"
+        if geometry is not None and self._padded and self._padded[0]() is x:
+            x, geometry = _unpadded(x, geometry, *self._padded[1:])
+        self._counts[name] += 1
+        self._covers[name] = self._covers.get(name, frozenset()) | origins
+        caller = self._callers.get(label._replace(part=""), label._replace(part=""))
+        self._places.setdefault(
+            name, (self._order[caller], int(piece.part.storage_offset()), name.endswith(".mT"))
+        )
+        self._report(LinearUse(
+            name=name, number=self._counts[name], input=x, kernel=piece.weight.detach(),
+            place=piece.place, bias=bias, owner=owner, geometry=geometry,
+            routed=self._tracker.is_routed(operation.operands[0])
+            or self._tracker.is_routed(operation.operands[1]),
+            exact=not (operation.scaled or piece.weight.is_complex()),
+        ))  # fmt: skip
+
+    def _named(self, label: Label) -> tuple[nn.Module | None, str]:
+        """The module with an identity whose weight this is, and the name of the map."""
+        if not label.part:
+            label = self._callers.get(label, label)
+        module = self._modules.get(label.module)
+        if isinstance(module, nn.MultiheadAttention):
+            size = module.embed_dim
+            rows = [f"[{n * size}:{n * size + size}]" for n in range(3)]
+            role = "qkv"[rows.index(label.part)] if label.part in rows else label.tensor[0]
+            return None, f"{label.module}.{role}_proj".lstrip(".")
+        if label.part or label.tensor != "weight" or isinstance(module, nn.Embedding):
+            return None, label.name
+        if label.module in self._around:
+            name = self._around[label.module]
+            return self._modules[name], name
+        return (module if module and layer_identity(module) else None), label.module
+
+
+def _is_turned(weight: Tensor) -> bool:
+    """True for a matrix whose columns, not rows, lie in a row in memory."""
+    return min(weight.shape) > 1 and weight.stride(0) < weight.stride(1)
+
+
+def _unpadded(x: Tensor, geometry: Geometry, args: Any, kwargs: Any) -> tuple[Tensor, Geometry]:
+    """A convolution of what was padded in a way of its own, seen as one that pads."""
+    given = dict(zip(("input", "pad", "mode", "value"), args, strict=False)) | kwargs
+    pads, axes = list(given["pad"]), len(geometry.stride)
+    if given.get("mode", "constant") == "constant" or any(a or b for a, b in geometry.padding):
+        return x, geometry
+    pairs = [(pads[2 * n], pads[2 * n + 1]) for n in reversed(range(axes))]
+    return given["input"], replace(geometry, padding=tuple(pairs), mode=given["mode"])

@@ -1,0 +1,293 @@
+"""Maps found by operation: names, and values against one sample at a time in plain torch."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import noise
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import resid_theory as rt
+
+TOKENS, FEATURES = 5, 4
+
+
+class Used(nn.Module):
+    """A parameter, and what is done with it."""
+
+    def __init__(self, shape, function):
+        super().__init__()
+        self.w, self.function = nn.Parameter(noise(*shape, seed=1)), function
+
+    def forward(self, x):
+        return self.function(x, self.w)
+
+
+def rows(x):
+    return x.flatten(0, 1)
+
+
+def per_sample(x, experts):
+    return experts.sum(0).view(len(x), -1)
+
+
+def standardized(w):
+    return (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True)
+
+
+def circular(x, w):
+    return F.conv1d(F.pad(x, (2, 2), mode="circular"), w, stride=2)
+
+
+def whole(matrix):
+    """One map x -> x Mᵀ under the parameter's own name, where M is made from w."""
+    return {"w": lambda x, w: (matrix(w), x, x @ matrix(w).T)}
+
+
+# Shape of w, what is done with a batch, and by name: weight, input and output for one sample.
+OPERATIONS = {
+    "linear": ((3, 4), F.linear, whole(lambda w: w)),
+    "matmul": ((4, 3), lambda x, w: x @ w, whole(lambda w: w.T)),
+    "from the left": ((3, 5), lambda x, w: w @ x, {"w": lambda x, w: (w, x, w @ x)}),
+    "vector": ((4,), lambda x, w: x @ w, {"w": lambda x, w: (w, x, x @ w)}),
+    "mm": ((4, 3), lambda x, w: torch.mm(rows(x), w).view(len(x), -1), whole(lambda w: w.T)),
+    "addmm": ((4, 3), lambda x, w: torch.addmm(w[0], rows(x), w).view(len(x), -1),
+              whole(lambda w: w.T)),
+    "scaled addmm": ((4, 3), lambda x, w: torch.addmm(w[0], rows(x), w, beta=3, alpha=2)
+                     .view(len(x), -1), whole(lambda w: w.T)),
+    "addmm to a matrix": ((4, 4), lambda x, w: torch.addmm(rows(x), rows(x), w).view_as(x),
+                          whole(lambda w: w.T)),
+    "one matrix in bmm": ((4, 3), lambda x, w: torch.bmm(x, w.expand(len(x), -1, -1)),
+                          whole(lambda w: w.T)),
+    "experts in bmm": (
+        (2, 3, 4), lambda x, w: per_sample(x, torch.bmm(rows(x).expand(2, -1, -1), w.mT)),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)},
+    ),
+    "experts in baddbmm": (
+        (2, 4, 3),
+        lambda x, w: per_sample(x, torch.baddbmm(w[:, :1], rows(x).expand(2, -1, -1), w)),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e]) for e in range(2)},
+    ),
+    "experts in matmul": (
+        (2, 4, 3), lambda x, w: (x[:, None] @ w).sum(1),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e]) for e in range(2)},
+    ),
+    "heads in einsum": ((2, 4, 3), lambda x, w: torch.einsum("btd, hdk -> bhtk", x, w),
+                        {"w": lambda x, w: (w, x, torch.stack([x @ w[0], x @ w[1]]))}),
+    "experts in einsum": (
+        (2, 3, 4), lambda x, w: torch.einsum("...ed,ekd->...ek", torch.stack([x, x], 2), w),
+        {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)},
+    ),
+    "implicit einsum": ((4, 3), lambda x, w: torch.einsum("btd,dk", x, w), whole(lambda w: w.T)),
+    "tokens and features": ((5, 4, 3), lambda x, w: torch.tensordot(x, w, 2),
+                            {"w": lambda x, w: (w, x, torch.einsum("td,tdk->k", x, w))}),
+    "inner": ((3, 4), torch.inner, whole(lambda w: w)),
+    "conv1d": ((3, 5, 3), lambda x, w: F.conv1d(x, w, padding=1),
+               {"w": lambda x, w: (w, x, F.conv1d(x[None], w, padding=1)[0])}),
+    "conv1d, same": ((3, 5, 2), lambda x, w: F.conv1d(x, w, padding="same"),
+                     {"w": lambda x, w: (w, x, F.conv1d(F.pad(x[None], (0, 1)), w)[0])}),
+    "padded by hand": ((3, 5, 3), circular, {"w": lambda x, w: (w, x, circular(x[None], w)[0])}),
+    "index": ((2, 3, 4), lambda x, w: F.linear(x, w[1]),
+              {"w[1]": lambda x, w: (w[1], x, x @ w[1].T)}),
+    "slice": ((6, 8), lambda x, w: F.linear(x, w[2:4, 4:]),
+              {"w[2:4, 4:8]": lambda x, w: (w[2:4, 4:], x, x @ w[2:4, 4:].T)}),
+    "chunks": ((8, 4), lambda x, w: F.linear(x, w.chunk(2)[0]) - F.linear(x, w.chunk(2)[1]),
+               {"w[0:4]": lambda x, w: (w[:4], x, x @ w[:4].T),
+                "w[4:8]": lambda x, w: (w[4:], x, x @ w[4:].T)}),
+    "unbound": ((2, 3, 4), lambda x, w: sum(F.linear(x, one) for one in w),
+                {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)}),
+    "reshaped": ((12,), lambda x, w: F.linear(x, w.view(3, 4)), whole(lambda w: w.view(3, 4))),
+    "standardized": ((3, 4), lambda x, w: F.linear(x, standardized(w)), whole(standardized)),
+    "masked": ((3, 4), lambda x, w: F.linear(x, w * torch.ones(3, 4).tril()), whole(torch.tril)),
+    "in another precision": ((3, 4), lambda x, w: F.linear(x, w.double()), whole(lambda w: w)),
+    "put together": ((3, 3), lambda x, w: F.linear(x, torch.cat([w, w[:, :1]], 1)),
+                     whole(lambda w: torch.cat([w, w[:, :1]], 1))),
+    "twice": ((4, 4), lambda x, w: F.linear(torch.tanh(F.linear(x, w)), w), {
+        "w#1": lambda x, w: (w, x, x @ w.T),
+        "w#2": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w.T),
+    }),
+    "both ways": ((3, 4), lambda x, w: torch.tanh(F.linear(x, w)) @ w, {
+        "w": lambda x, w: (w, x, x @ w.T),
+        "w.mT": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w),
+    }),
+    "sample by sample": ((3, 4), lambda x, w: torch.stack([F.linear(one, w) for one in x]),
+                         whole(lambda w: w)),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # a copy by torch
+@pytest.mark.parametrize("shape, function, expected", OPERATIONS.values(), ids=OPERATIONS)
+def test_an_operation_is_a_map(shape, function, expected, left_alone):
+    net, x = Used(shape, function), noise(7, TOKENS, FEATURES)
+    with left_alone(net):
+        found = rt.layer_cushions(net, x, batch=4)
+    assert found.layers == tuple(expected) and not found.not_covered
+    for row, parts in zip(found.values, expected.values(), strict=True):
+        for value, sample in zip(row, x, strict=True):
+            weight, below, above = parts(sample, net.w.detach())
+            exact = above.norm() / (weight.norm() * below.norm())
+            torch.testing.assert_close(value, exact, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("shape, function", [
+    ((4,), lambda x, w: x * w),
+    ((4,), lambda x, w: x + w),
+    ((9, 4), lambda x, w: x + F.embedding(x.argmax(-1), w)),
+    ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2])),
+    ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1)),
+])  # fmt: skip
+def test_other_uses_are_no_maps(shape, function):
+    class Net(Used):
+        def __init__(self):
+            super().__init__(shape, function)
+            self.head = nn.Linear(x.shape[-1] if shape != (2, 4, 3) else 3, 2)
+
+        def forward(self, x):
+            return self.head(super().forward(x))
+
+    x = noise(6, TOKENS, FEATURES)
+    found = rt.layer_cushions(Net(), x)
+    assert found.layers == ("head",) and set(found.not_covered) == {"w"}
+
+
+class Tied(nn.Module):
+    """An embedding that is the decoder, too, by function or by a layer that shares it."""
+
+    def __init__(self, *, layer):
+        super().__init__()
+        self.words, self.inner = nn.Embedding(9, 4), nn.Linear(4, 4)
+        if layer:
+            self.head = nn.Linear(4, 9, bias=False)
+            self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        x = self.inner(self.words(ids))
+        return self.head(x) if hasattr(self, "head") else F.linear(x, self.words.weight)
+
+
+@pytest.mark.parametrize("layer", [False, True], ids=["function", "layer"])
+def test_a_tied_decoder(layer):
+    net, ids = Tied(layer=layer), torch.arange(15).view(5, 3) % 9
+    found = rt.layer_cushions(net, ids)
+    assert set(found.layers) == {"inner", "head" if layer else "words.weight"}
+    assert not found.not_covered
+    z = net.inner(net.words(ids)).detach()
+    weight = net.words.weight.detach()
+    exact = (z @ weight.T).flatten(1).norm(dim=1) / weight.norm() / z.flatten(1).norm(dim=1)
+    row = found.values[found.layers.index("head" if layer else "words.weight")]
+    torch.testing.assert_close(row, exact, rtol=1e-12, atol=0)
+
+
+def test_two_layers_that_share_a_weight_keep_their_names():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    net[2].weight = net[0].weight
+    assert rt.layer_cushions(net, noise(3, 4)).layers == ("0", "2")
+
+
+@pytest.mark.parametrize("normed", [
+    parametrizations.weight_norm,
+    parametrizations.spectral_norm,
+    pytest.param(torch.nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore")),
+    torch.nn.utils.spectral_norm,
+    lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+], ids=["weight", "spectral", "weight, old", "spectral, old", "pruned"])  # fmt: skip
+def test_weights_that_are_computed(normed):
+    layer, x = normed(nn.Linear(4, 3)).eval(), noise(5, 4)
+    found = rt.layer_cushions(nn.Sequential(layer), x)
+    assert found.layers == ("0",) and not found.not_covered
+    layer(x)
+    weight = layer.weight.detach()
+    exact = (x @ weight.T).norm(dim=1) / weight.norm() / x.norm(dim=1)
+    torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
+
+
+class Routed(nn.Module):
+    """Experts in one tensor; each takes the tokens that are routed to it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(6, 3, bias=False)
+        self.up = nn.Parameter(torch.randn(3, 6, 6) / 6**0.5)
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        score, pick = self.gate(flat).softmax(-1).max(-1)
+        out = torch.zeros_like(flat)
+        for e in range(3):
+            chosen = torch.where(pick == e)[0]
+            out.index_add_(0, chosen, F.linear(flat[chosen], self.up[e]) * score[chosen, None])
+        return out.view_as(x)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_routed_rows_belong_to_their_samples(seed):
+    torch.manual_seed(seed)
+    net, x = Routed(), noise(9, 3, 6, seed=seed)
+    found = rt.layer_cushions(net, x, batch=5)
+    assert found.layers == ("up[0]", "up[1]", "up[2]", "gate") and not found.not_covered
+    for e in range(3):
+        for value, sample in zip(found.values[e], x, strict=True):
+            z = sample[net.gate(sample).argmax(-1) == e]
+            exact = (z @ net.up[e].T).norm() / net.up[e].norm() / z.norm()
+            torch.testing.assert_close(value, exact.detach(), equal_nan=True, rtol=1e-12, atol=0)
+
+
+def test_experts_whose_rows_depend_on_other_samples_are_listed():
+    class Limited(Routed):
+        def forward(self, x):  # an expert takes four tokens of a batch
+            flat = x.flatten(0, 1)
+            chosen = torch.where(self.gate(flat).argmax(-1) == 0)[0][:4]
+            out = torch.zeros_like(flat).index_add(0, chosen, F.linear(flat[chosen], self.up[0]))
+            return out.view_as(x)
+
+    torch.manual_seed(0)
+    found = rt.layer_cushions(Limited(), noise(9, 3, 6))
+    assert found.layers == ("gate",)
+    assert "depend on the other samples" in found.not_covered["up[0]"]
+
+
+def test_words_and_masks_in_a_mapping():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.layer = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, ids, mask):
+            x = self.words(ids)
+            return self.layer(x[mask.bool()])  # only words that are none of the padding
+
+    net, ids = Net(), torch.arange(20).view(4, 5) % 9
+    mask = torch.tensor([[1] * n + [0] * (5 - n) for n in (5, 2, 3, 2)])
+    found = rt.layer_cushions(net, {"ids": ids, "mask": mask})
+    for value, sample, length in zip(found.values[0], ids, (5, 2, 3, 2), strict=True):
+        z = net.words(sample[:length])
+        exact = (z @ net.layer.weight.T).norm() / net.layer.weight.norm() / z.norm()
+        torch.testing.assert_close(value, exact.detach(), rtol=1e-12, atol=0)
+
+
+def test_the_identity_is_removed_from_whole_weights_only():
+    layer = rt.identity.with_identity(nn.Linear(4, 4), "residual")
+    net = nn.Module()
+    net.layer, x = layer, noise(3, 4)
+    net.forward = lambda x: layer(x) @ layer.weight  # and the other way round
+    found = rt.layer_cushions(net, x)
+    assert found.layers == ("layer", "layer.weight.mT")
+    ratio = (found.identity_removed / found.effective).flatten()
+    original = layer.parametrizations.weight.original
+    torch.testing.assert_close(ratio, (layer.weight.norm() / original.norm()).detach().expand(6))
+    net.forward = lambda x: F.linear(x, layer.weight[:2]) + F.linear(x, net.head)
+    net.head = nn.Parameter(noise(2, 4))
+    found = rt.layer_cushions(net, x)
+    assert found.layers == ("head",) and "in part" in found.not_covered["layer.weight"]
+
+
+def test_noise_goes_into_any_map():
+    net, x = Used((2, 4, 3), lambda x, w: torch.bmm(x.flatten(0, 1).expand(2, -1, -1), w)[1]
+                  .view(len(x), -1)), noise(3, TOKENS, FEATURES)  # fmt: skip
+    found = rt.stability.weight_noise(net, x, layers=["w[1]"], levels=[0.1], draws=1, generator=3)
+    clean = net(x).detach()
+    change = 0.1 * noise(3, 4, seed=3)
+    with torch.no_grad():
+        net.w[1] += change.T
+    error = ((net(x) - clean).norm(dim=1) / clean.norm(dim=1)).detach()
+    torch.testing.assert_close(found.at_output[0, 0], error, rtol=1e-10, atol=0)
