@@ -2,16 +2,19 @@
 
 import argparse
 import sys
+import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from experiments import part_verbs
 from experiments.claim import SCALES, Claim
-from experiments.digest import code_digest
+from experiments.history import changes
+from experiments.history_page import history_page
 from experiments.lease import lease_verbs
+from experiments.manifest import unlisted_records, write_manifest
 from experiments.parts import (
     PARTS,
     BusyError,
@@ -22,43 +25,26 @@ from experiments.parts import (
     UnfinishedError,
 )
 from experiments.provenance import ROOT
-from experiments.records import RECORDS, Record, faults, judge_again, load, record, record_path
+from experiments.recompute import items, recompute
+from experiments.record_checks import (
+    OLDER,
+    TODAY,
+    UNKNOWN,
+    ages,
+    all_faults,
+    is_valid,
+    notes,
+    record_faults,
+)
+from experiments.records import MANIFEST, RECORDS, Record, judge_again, record, record_path
 from experiments.registry import CLAIMS, select
-from experiments.report import Claims, readme_with, results_page, table
+from experiments.report import readme_with, results_page, table
 from experiments.verdicts import verdict
 from resid_theory.runtime import store
 
 RESULTS = ROOT / "experiments" / "RESULTS.md"
+HISTORY = ROOT / "experiments" / "HISTORY.md"
 README = ROOT / "README.md"
-
-
-# Checking ----------------------------------------------------------------------------------------
-
-
-def all_faults(claims: Claims, folder: Path) -> dict[str, list[str]]:
-    """Faults of every invalid record under a folder, by path."""
-    found = {path: _faults_of(claims, folder, path) for path in sorted(folder.rglob("*.json"))}
-    for arrays in sorted(folder.rglob("*.npz")):
-        if not arrays.with_suffix(".json").exists():
-            found[arrays] = ["has no .json beside it"]
-    return {str(path): wrong for path, wrong in found.items() if wrong}
-
-
-def _faults_of(claims: Claims, folder: Path, path: Path) -> list[str]:
-    claim_id, _, scale = path.relative_to(folder).with_suffix("").as_posix().rpartition(".")
-    if claim_id not in claims:
-        return [f"no claim is named {claim_id!r}"]
-    try:
-        return faults(claims[claim_id], load(claim_id, scale, folder=folder))
-    except ValueError as error:
-        return [str(error)]
-
-
-def _is_valid(claim: Claim, scale: str, folder: Path) -> bool:
-    try:
-        return not faults(claim, load(claim, scale, folder=folder))
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 # Verbs -------------------------------------------------------------------------------------------
@@ -78,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     """Run the selected claims; an error in one does not stop the others."""
     chosen = [claim for claim in select(options.claims) if options.scale in claim.settings]
     if options.pending:
-        chosen = [c for c in chosen if not _is_valid(c, options.scale, options.records)]
+        chosen = [c for c in chosen if not is_valid(c, options.scale, options.records)]
     broken = []
     with part_verbs.Ending(options.minutes) as ending, TemporaryDirectory() as scratch:
         # Quick claims are computed anew: they test today's code.
@@ -122,39 +108,66 @@ def _judge(options: argparse.Namespace) -> int:
     for claim in select(options.claims):
         for scale in claim.settings:
             path = record_path(claim.id, scale, options.records)
-            if path.exists() and _faults_of(CLAIMS, options.records, path):
+            if path.exists() and record_faults(CLAIMS, options.records, path):
                 print(f"{claim.id} ({scale})")
                 _show(judge_again(claim, scale, folder=options.records))
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    wrong = all_faults(CLAIMS, options.records)
-    for path, reasons in wrong.items():
-        print(f"{path}: {'; '.join(reasons)}")
+    folder = options.records
+    wrong = all_faults(CLAIMS, folder)
+    for path, fault in unlisted_records(folder).items():
+        wrong.setdefault(path, []).append(fault)
+    _tell(wrong)
     if not wrong:
-        count = Counter(_age(path) for path in options.records.rglob("*.json"))
-        ages = ", ".join(f"{count[age]} {age}" for age in ("today's", "older", "unknown"))
-        print(f"{count.total()} records are valid; the code that computed them: {ages}")
+        found = ages(CLAIMS, folder)
+        for path, age in found.items():
+            if age != TODAY:
+                print(f"{path}: computed by {age}")
+        count = Counter(found.values())
+        told = ", ".join(f"{count[age]} by {age}" for age in (TODAY, OLDER, UNKNOWN))
+        print(f"{count.total()} records are valid; computed: {told}")
+        wrong = _recomputed(options) if options.recompute else {}
     return int(bool(wrong))
 
 
-def _age(path: Path) -> str:
-    """Whether the code of a valid record is that of today."""
-    content = store.read_json(path)
-    code, today = content["run"].get("code"), code_digest(CLAIMS[content["claim"]].compute)
-    return "unknown" if None in (code, today) else "today's" if code == today else "older"
+def _recomputed(options: argparse.Namespace) -> dict[str, str]:
+    """Compute a random sample of records and parts again; what differs, by name."""
+    seed = int(time.time()) if options.seed is None else options.seed
+    print(f"computing a sample again, --seed {seed}", flush=True)
+    every = items(CLAIMS, options.records)
+    wrong = {}
+    for item, fault, told in recompute(every, minutes=options.recompute, seed=seed):
+        print(f"{item.name}, {item.seconds:.3g} s: {fault or told}", flush=True)
+        if fault:
+            wrong[item.name] = fault
+    return wrong
+
+
+def _tell(wrong: Mapping[Path, Sequence[str]]) -> None:
+    for path, reasons in wrong.items():
+        print(f"{path}: {'; '.join(reasons)}")
 
 
 def _report(options: argparse.Namespace) -> int:
-    if _check(options):
-        print("no report written: run these claims again, or delete their records")
+    folder = options.records
+    wrong = all_faults(CLAIMS, folder)
+    wrong.pop(folder / MANIFEST, None)  # it is written here
+    if wrong:
+        _tell(wrong)
+        print("no report written: git has the former records; changed claims are run again")
         return 1
-    store.write_bytes(RESULTS, results_page(CLAIMS, options.records).encode())
+    write_manifest(folder)
+    pages = {
+        RESULTS: results_page(CLAIMS, folder, notes(CLAIMS, folder)),
+        HISTORY: history_page(CLAIMS, folder, changes()),
+    }
     if README.exists():
-        text = readme_with(README.read_text(encoding="utf-8"), table(CLAIMS, options.records))
-        store.write_bytes(README, text.encode())
-    print(f"wrote {RESULTS.name}" + (f" and {README.name}" if README.exists() else ""))
+        pages[README] = readme_with(README.read_text(encoding="utf-8"), table(CLAIMS, folder))
+    for path, text in pages.items():
+        store.write_bytes(path, text.encode())
+    print(f"wrote {MANIFEST}, {', '.join(path.name for path in pages)}")
     return 0
 
 
@@ -178,6 +191,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
     verb.set_defaults(call=_judge)
     verb = verbs.add_parser("check", help="judge all records again; fail if one is not valid")
+    verb.add_argument(
+        "--recompute",
+        type=float,
+        metavar="MINUTES",
+        help="then compute a random sample of records and parts again, and compare",
+    )
+    verb.add_argument("--seed", type=int, help="of the sample; default: from the clock, printed")
     verb.set_defaults(call=_check)
     verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")
     verb.set_defaults(call=_report)

@@ -13,9 +13,10 @@ chosen by a string alone (``importlib.import_module``) is not seen.
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +26,105 @@ _EFFECTS, _ALL = "<effects>", "<all>"  # what a module does when imported; every
 _Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Name = tuple[str, str]  # of a module, and of a definition in it
 _Import = tuple[str, str | None]  # a module, and a name in it
+Reader = Callable[[str], str | None]  # from a path below the root to the text of that file
+_SHARED = re.compile(r"resid_theory(\..+)?|experiments(\.\w+)?")  # modules that all papers share
+
+
+class _Statement:
+    """A statement, looked into when it is first needed."""
+
+    def __init__(self, tree: ast.stmt, module: str, package: bool) -> None:
+        self._tree, self._module, self._package = tree, module, package
+
+    @cached_property
+    def contents(self) -> tuple[Any, set[tuple[str, ...]], dict[str, _Import]]:
+        """Its code, the names that it uses, and those that it imports."""
+        imports = _imports(self._tree, self._module, self._package)
+        plain = _Plain().visit(self._tree)
+        return _canonical(plain), set(_chains(plain)), imports
 
 
 @dataclass
 class _Definition:
     """Statements that give a name its value, and the names that they use."""
 
-    code: list[Any] = field(default_factory=list)
-    chains: set[tuple[str, ...]] = field(default_factory=set)
-    imports: dict[str, _Import] = field(default_factory=dict)
+    statements: list[_Statement] = field(default_factory=list)
 
-    def add(self, statement: ast.stmt, module: str, package: bool) -> None:
-        self.imports |= _imports(statement, module, package)
-        plain = _Plain().visit(statement)
-        self.code.append(_canonical(plain))
-        self.chains |= set(_chains(plain))
+    @cached_property
+    def digest(self) -> str:
+        return _hash([each.contents[0] for each in self.statements])
+
+    @cached_property
+    def chains(self) -> set[tuple[str, ...]]:
+        return {chain for each in self.statements for chain in each.contents[1]}
+
+    @cached_property
+    def imports(self) -> dict[str, _Import]:
+        return {n: origin for each in self.statements for n, origin in each.contents[2].items()}
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Reader of the files under a folder."""
+
+    root: Path
+
+    def __call__(self, path: str) -> str | None:
+        file = self.root / path
+        return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 class Sources:
-    """The Python sources under a root; each file is read once, when it is first needed."""
+    """The Python sources under a root; each file is read once, when it is first needed.
 
-    def __init__(self, root: str | Path = ROOT) -> None:
-        self.root = Path(root)
+    Args:
+        root: A folder, or a function that gives the text of a file below the root by its path,
+            None if there is no such file.
+    """
+
+    def __init__(self, root: str | Path | Reader = ROOT) -> None:
+        self.root = root if callable(root) else _Folder(Path(root))
         self._modules: dict[str, dict[str, _Definition] | None] = {}
         self._imports: dict[str, dict[str, _Import]] = {}
-        self._digests: dict[_Name, str] = {}
+        self._digests: dict[tuple[_Name, bool], str] = {}
+        self._chains: dict[_Name, dict[tuple[str, ...], list[_Name]]] = {}
 
-    def digest(self, call: Callable[..., Any] | str) -> str:
+    def digest(self, call: Callable[..., Any] | str, *, own: bool = False) -> str:
         """Digest of the code that a function, class, partial or ``"module:name"`` runs through.
 
+        With ``own``, the library and the modules that all papers share count by their names only.
         Raises a ValueError for a callable that no module under the root defines by name.
         """
         if isinstance(call, partial):
-            given = json.dumps([call.args, call.keywords], sort_keys=True, default=self.digest)
-            return _hash([self.digest(call.func), given])
+            inner = partial(self.digest, own=own)
+            given = json.dumps([call.args, call.keywords], sort_keys=True, default=inner)
+            return _hash([inner(call.func), given])
         if not isinstance(call, str):
             call = f"{getattr(call, '__module__', '')}:{getattr(call, '__qualname__', '')}"
         module, _, name = call.partition(":")
         name = name.partition(".")[0]  # a method counts with its class, a closure with its maker
         if name not in (self._read(module) or {}):
             raise ValueError(
-                f"call: got {call!r}, needs a name that a module in {self.root} defines"
+                f"call: got {call!r}, needs a name that a module in {self.root!r} defines"
             )
-        if (module, name) not in self._digests:
-            self._digests[module, name] = self._closure((module, name))
-        return self._digests[module, name]
+        key = ((module, name), own)
+        if key not in self._digests:
+            self._digests[key] = self._closure(*key)
+        return self._digests[key]
 
-    def _closure(self, start: _Name) -> str:
+    def _closure(self, start: _Name, own: bool) -> str:
         texts: dict[_Name, str] = {}
         links: dict[_Name, dict[tuple[str, ...], list[_Name]]] = {}
         todo = [start]
         while todo:
             here = todo.pop()
             if here not in texts:
-                texts[here] = _hash(self._definition(here).code)
-                links[here] = dict(self._links(here))
+                texts[here] = self._definition(here).digest
+                if here not in self._chains:
+                    self._chains[here] = dict(self._links(here))
+                links[here] = self._chains[here]
+                if own:
+                    links[here] = {c: _unshared(names) for c, names in links[here].items()}
                 todo += [name for names in links[here].values() for name in names if name[1]]
         # Beside each name stands the text it means, so that exchanging two constants is a change.
         return _hash(
@@ -139,35 +184,45 @@ class Sources:
     def _read(self, module: str) -> dict[str, _Definition] | None:
         """Definitions of a module by name; None if it is not under the root."""
         if module not in self._modules:
-            path = self.root.joinpath(*module.split("."))
-            package = (path / "__init__.py").is_file()
-            file = path / "__init__.py" if package else path.with_suffix(".py")
             self._modules[module], self._imports[module] = None, {}
-            if module and file.is_file():
-                if package and (stub := file.with_suffix(".pyi")).is_file():
-                    for statement in ast.parse(stub.read_text(encoding="utf-8")).body:
-                        self._imports[module] |= _imports(statement, module, package)
-                self._modules[module] = self._parse(file, module, package)
+            path = module.replace(".", "/")
+            init = self.root(f"{path}/__init__.py") if module else None
+            text = init if init is not None or not module else self.root(f"{path}.py")
+            if text is not None:
+                stub = self.root(f"{path}/__init__.pyi") if init is not None else None
+                found, imports = _parsed(text, module, init is not None)
+                named = _parsed(stub, module, True)[1] if stub is not None else {}
+                self._modules[module], self._imports[module] = found, {**named, **imports}
         return self._modules[module]
 
-    def _parse(self, file: Path, module: str, package: bool) -> dict[str, _Definition]:
-        found = {_EFFECTS: _Definition()}
-        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                self._imports[module] |= _imports(statement, module, package)
-            elif not _is_idle(statement):
-                for name in _bound(statement, found) or {_EFFECTS}:
-                    found.setdefault(name, _Definition()).add(statement, module, package)
-        return found
+
+@cache
+def _parsed(
+    text: str, module: str, package: bool
+) -> tuple[dict[str, _Definition], dict[str, _Import]]:
+    """Definitions and imports at the top level of a module; shared by all that read that text."""
+    found, imports = {_EFFECTS: _Definition()}, {}
+    for statement in ast.parse(text).body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            imports |= _imports(statement, module, package)
+        elif not _is_idle(statement):
+            seen = _Statement(statement, module, package)
+            for name in _bound(statement, found) or {_EFFECTS}:
+                found.setdefault(name, _Definition()).statements.append(seen)
+    return found, imports
+
+
+def _unshared(names: list[_Name]) -> list[_Name]:
+    return [name for name in names if not (name[1] and _SHARED.fullmatch(name[0]))]
 
 
 _TODAY = Sources()
 
 
-def code_digest(call: Callable[..., Any] | str) -> str | None:
+def code_digest(call: Callable[..., Any] | str, *, own: bool = False) -> str | None:
     """``Sources.digest`` in this repository; None for a callable that has no name there."""
     try:
-        return _TODAY.digest(call)
+        return _TODAY.digest(call, own=own)
     except ValueError:
         return None
 

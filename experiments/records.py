@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECORDS = Path(__file__).resolve().parent / "records"
+MANIFEST = "manifest.json"
+RESULT = ("settings", "criteria", "judged", "arrays", "run")  # of a record: one result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +72,11 @@ class Record:
 def cell(text: str) -> str:
     """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
+
+
+def markdown_row(*cells: str) -> str:
+    """Join cells to a row of a Markdown table."""
+    return f"| {' | '.join(cell(text) for text in cells)} |"
 
 
 # Running -----------------------------------------------------------------------------------------
@@ -132,7 +139,7 @@ def record(
         "scale": scale,
         "settings": found.settings,
         "criteria": [asdict(criterion) for criterion in found.criteria],
-        "judged": {"commit": found.run["commit"], "code": code_digest(claim.judge)},
+        "judged": {"commit": found.run["commit"], "dirty": found.run["dirty"]},
         "arrays": {"file": arrays.name, "sha256": sha256},
         "run": found.run,
         "earlier": earlier,
@@ -160,19 +167,19 @@ def judge_again(claim: Claim, scale: str, *, folder: str | Path = RECORDS) -> Re
         "earlier": _earlier(path),
         "settings": settings,
         "criteria": [asdict(criterion) for criterion in judged(claim, found.arrays)],
-        "judged": {"commit": commit_of_code()[0], "code": code_digest(claim.judge)},
+        "judged": dict(zip(("commit", "dirty"), commit_of_code(), strict=True)),
     }
     store.write_json(path, content)
     return load(claim, scale, folder=folder)
 
 
 def _earlier(path: Path) -> list[dict[str, Any]]:
-    """Former results of a record, the last one included: nothing that was found is forgotten."""
-    if not path.exists():
-        return []
-    content = store.read_json(path)
-    kept = ("settings", "criteria", "judged", "run")
-    return [*content.get("earlier", []), {name: content.get(name) for name in kept}]
+    return results(store.read_json(path)) if path.exists() else []
+
+
+def results(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All results of a record, the present one last: nothing that was found is forgotten."""
+    return [*content.get("earlier", []), {name: content.get(name) for name in RESULT}]
 
 
 def live(claim: Claim, scale: str = "quick", *, folder: str | Path | None = None) -> Record:

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.claim import KINDS, SCALES, Claim
 from experiments.criteria import Criterion
 from experiments.evidence import POWER
-from experiments.records import Record, cell, load, record_path
+from experiments.records import Record, load, markdown_row, record_path
 from experiments.verdicts import ORDER, verdict
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
@@ -32,7 +32,9 @@ def table(claims: Claims, folder: Path, *, base: str = "experiments/records") ->
 def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
     stands = verdict(claim, folder=folder)
     if stands.record is None:
-        return [_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)]
+        return [
+            markdown_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)
+        ]
     scale, run, criteria = stands.record.scale, stands.record.run, stands.record.criteria
     link = f"[{claim.id}]({base}/{claim.id}.{scale}.json)"
     note = f" ({stands.detail})" if stands.detail else ""
@@ -42,22 +44,22 @@ def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
     held = f"{stands.word}, {len(criteria) - len(failing)} of {len(criteria)} criteria hold"
     held = f"**{held}**" if failing else held
     first, *others = [(v.criterion, v.expected, v.measured) for v in failing or criteria[:1]]
-    return [_row(link, claim.source, *first, held, where)] + [
-        _row("", "", *row, "", "") for row in others
+    return [markdown_row(link, claim.source, *first, held, where)] + [
+        markdown_row("", "", *row, "", "") for row in others
     ]
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell(text) for text in cells)} |"
+def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str:
+    """Contents of RESULTS.md: counts by verdict, then every claim with all its records.
 
-
-def results_page(claims: Claims, folder: Path) -> str:
-    """Contents of RESULTS.md: counts by verdict, then every claim with all its records."""
+    ``notes`` tells of each record how old its criterion and its code are.
+    """
     parts = [
         "# Results",
-        "Written by `python -m experiments report` from the records; not to be edited.",
+        "Written by `python -m experiments report` from the records; not to be edited. "
+        "[History](HISTORY.md) lists what changed after a result was known.",
         counts(claims, folder),
-        *(_section(claim, folder) for claim in claims.values()),
+        *(_section(claim, folder, notes) for claim in claims.values()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -69,25 +71,26 @@ def counts(claims: Claims, folder: Path) -> str:
     words = [word for word in ORDER if any(found[kind, word] for kind in KINDS)]
     head = ["| | " + " | ".join(words) + " | all |", "|---" * (len(words) + 2) + "|"]
     rows = [
-        _row(kinds[kind], *(str(found[kind, word]) for word in words), str(total))
+        markdown_row(kinds[kind], *(str(found[kind, word]) for word in words), str(total))
         for kind in KINDS
         if (total := sum(found[kind, word] for word in words))
     ]
     return "\n".join(head + rows)
 
 
-def _section(claim: Claim, folder: Path) -> str:
+def _section(claim: Claim, folder: Path, notes: Mapping[Path, str]) -> str:
     stands = verdict(claim, folder=folder)
     detail = f" ({stands.detail})" if stands.detail else ""
     at = f", {stands.record.scale} scale" if stands.record else ""
     parts = [f"## {claim.id}: {stands.word}{at}{detail}", f"{claim.says} ({claim.source})"]
     for scale in reversed(SCALES):
-        if scale in claim.settings and record_path(claim.id, scale, folder).exists():
-            parts.append(_evidence(load(claim, scale, folder=folder)))
+        path = record_path(claim.id, scale, folder)
+        if scale in claim.settings and path.exists():
+            parts.append(_evidence(load(claim, scale, folder=folder), notes[path]))
     return "\n\n".join(parts)
 
 
-def _evidence(found: Record) -> str:
+def _evidence(found: Record, note: str) -> str:
     run = found.run
     code = run["commit"][:12] if run["commit"] else "unknown commit"
     changed = " with uncommitted changes" if run["dirty"] else ""
@@ -97,13 +100,15 @@ def _evidence(found: Record) -> str:
     lines = [
         f"**{found.scale} scale**: {link}, {run['seconds']:.3g} s on {run['device']} "
         f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}."
-        + "".join(f" {_parts(group)}." for group in elsewhere),
+        + "".join(f" {_parts(group)}." for group in elsewhere)
+        + f" {note[0].upper()}{note[1:]}.",
         "",
         "| criterion | expected | ours | outcome |",
         "|---|---|---|---|",
     ]
     return "\n".join(
-        lines + [_row(v.criterion, v.expected, v.measured, _outcome(v)) for v in found.criteria]
+        lines
+        + [markdown_row(v.criterion, v.expected, v.measured, _outcome(v)) for v in found.criteria]
     )
 
 

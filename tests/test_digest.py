@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from experiments import __main__ as command
 from experiments.digest import ROOT, Sources, code_digest
+from experiments.record_checks import OLDER, TODAY, UNKNOWN, ages
 from experiments.records import record, record_path
 from experiments.registry import CLAIMS
 from resid_theory.runtime import store
@@ -75,6 +75,25 @@ def test_nothing_else_changes_it(tmp_path, file, old, new):
     assert digest(tmp_path) == digest(tmp_path, **{file: {old: new}})
 
 
+def test_modules_that_papers_share_may_count_by_name():
+    judge = "def judge():\n    return near(F)\n"
+    files = {
+        "experiments/criteria.py": "def near():\n    return 1\n",
+        "experiments/paper/a.py": "from experiments.criteria import near\n"
+        f"from experiments.paper.b import F\n{judge}",
+        "experiments/paper/b.py": "F = 2\n",
+    }
+    call = "experiments.paper.a:judge"
+
+    def own(**changes):
+        given = {**files, **changes}
+        return Sources(given.get).digest(call, own=True)
+
+    assert own() == own(**{"experiments/criteria.py": "def near():\n    return 3\n"})
+    assert own() != own(**{"experiments/paper/b.py": "F = 3\n"})
+    assert Sources(files.get).digest(call) != own()
+
+
 def test_a_file_may_move(tmp_path):
     before = digest(tmp_path)
     moved = {"lib/room/table.py": {"from lib.room.deep": "from lib.other"}}
@@ -107,22 +126,18 @@ def test_callables_of_this_repository():
         sources.digest("experiments.claim:missing")
 
 
-def test_check_counts_records_by_the_age_of_their_code(tmp_path, capsys):
+def test_the_age_of_the_code_of_a_record(tmp_path):
     claim = CLAIMS["demystifying_resnet/lemmas_3_and_4"]
     path = record_path(claim.id, "quick", tmp_path)
     record(claim, "quick", folder=tmp_path)
     content, today = store.read_json(path), code_digest(claim.compute)
     assert content["run"]["code"] == today
-    ages = {}
-    for code in (today, "0" * 16, None):
+    for code, age in ((today, TODAY), ("0" * 16, OLDER), (None, UNKNOWN)):
         store.write_json(path, {**content, "run": {**content["run"], "code": code}})
-        assert command.main(["--records", str(tmp_path), "check"]) == 0
-        ages[code] = capsys.readouterr().out.partition("computed them: ")[2].strip()
-    assert list(ages.values()) == [
-        "1 today's, 0 older, 0 unknown",
-        "0 today's, 1 older, 0 unknown",
-        "0 today's, 0 older, 1 unknown",
-    ]
+        assert ages(CLAIMS, tmp_path) == {path: age}
+    parts = [{"age": "older code"}]
+    store.write_json(path, {**content, "run": {**content["run"], "parts": parts}})
+    assert ages(CLAIMS, tmp_path) == {path: OLDER}
 
 
 def test_torch_is_not_needed():

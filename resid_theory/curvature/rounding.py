@@ -48,31 +48,26 @@ def measured_error(
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only
         eps = max(torch.finfo(p.dtype).eps for p in risk.net.parameters())
         usual = eps * (10 + min(size, 10_000) ** 0.5)
-    units, images, errors, trace = [], [], [], 0.0
+    errors, trace = [], 0.0
     for _ in range(3):  # a random vector, and twice towards the largest eigenvalues
-        units.append(vector / vector.norm())
-        images.append(_product(own, units[-1]))
-        right = images[-1] if exact is None else _product(exact, units[-1])
-        wrong = usual * right if exact is None else images[-1] - right
+        vector /= vector.norm()
+        found = _product(own, vector)
+        right = found if exact is None else _product(exact, vector)
+        wrong = usual * found if exact is None else found - right
         errors.append(float(wrong.norm()))
         if len(errors) == 1 and exact is not None:
-            trace = size * float(vector @ wrong / vector.norm())
+            trace = size * float(vector @ wrong)
         if not bool(right.any()):
             break
         vector = right / right.abs().max()
     spectral = max(errors)
     frobenius = max(spectral, size**0.5 * errors[0])
-    # Rounding is what keeps a product from being linear; here it occurs about four times.
-    defect = _product(own, units[0] + units[-1]) - images[0] - images[-1]
     # The trace as one random vector shows it has a variance of about 2 |E|².
-    found = MatrixError(
-        spectral=spectral,
-        frobenius=frobenius,
-        trace=abs(trace) + 2**0.5 * frobenius,
-        rounding=float(defect.norm()) / 2,
+    error = MatrixError(
+        spectral=spectral, frobenius=frobenius, trace=abs(trace) + 2**0.5 * frobenius
     )
     # Of a sum over all samples, these are a part.
-    return found.scaled(_SAFETY * (samples / part.size if risk.sums else 1.0))
+    return error.scaled(_SAFETY * (samples / part.size if risk.sums else 1.0))
 
 
 def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:

@@ -61,10 +61,11 @@ class Data:
         """Take data of any form.
 
         Args:
-            data: A pair (x, y) of tensors, arrays or lists; an object or a mapping with ``x`` and
-                ``y``; images; a ``Dataset`` of torch; or a ``DataLoader``, a list or any other
-                iterable of such pairs. x is one tensor, a tuple of those for ``net(*x)``, or a
-                mapping for ``net(**x)``. Integers behind (x, y) are indices, which are left out.
+            data: A pair (x, y) of tensors, arrays or lists, (m, ...) each; an object or a mapping
+                with ``x`` and ``y``; images; a ``Dataset`` of torch; or a ``DataLoader``, a list or
+                any other iterable of such pairs. x is one tensor, a tuple of those for
+                ``net(*x)``, or a mapping for ``net(**x)``. Integers behind (x, y) are indices,
+                which are left out.
             like: A net that is to take them. Batches go to its device, floating-point numbers to
                 its dtype, with a note; those of a net of several dtypes to that of its first
                 parameter, which their targets keep off.
@@ -75,13 +76,15 @@ class Data:
                 too: a tensor, a tuple of as many tensors as the net needs, a mapping, an object.
             sample_weight: Weights of the samples, at least 0, (m,), for a whole set; True if they
                 are what stands behind (x, y) in every batch. A sample of weight 2 counts as if it
-                were there twice.
+                were there twice. Calls in which all samples count alike refuse them.
 
         Returns:
             The data; nothing is read yet.
 
         Raises:
-            ValueError: If they have none of these forms.
+            ValueError: If they have none of these forms. Reading them raises one, too, for batches
+                without samples, numbers that are not finite, x and y of different lengths, or other
+                samples than in the first pass.
 
         Example:
             >>> x, y = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, 1])

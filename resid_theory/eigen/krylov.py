@@ -33,7 +33,7 @@ def product_rounding(
     usual = torch.finfo(operator.dtype).eps * (10 + min(operator.size, 10_000) ** 0.5) * scale
     # Errors of length ν that spread over all P directions have coefficients of ν / √P.
     shown = asymmetry * (2 * operator.size / max(1, count * (count - 1))) ** 0.5
-    return max(usual, operator.error.rounding, _SURE * shown)
+    return max(usual, _SURE * shown)
 
 
 def coefficient_noise(operator: RecordedOperator, rounding: float) -> float:

@@ -25,13 +25,11 @@ class MatrixError:
             eigenvalues, as all three.
         frobenius: Frobenius norm of E.
         trace: Magnitude of the trace of E.
-        rounding: Length of what rounding adds to the product with a unit vector, anew every time.
     """
 
     spectral: float = 0.0
     frobenius: float = 0.0
     trace: float = 0.0
-    rounding: float = 0.0
 
     def at_least(self, norm: float) -> "MatrixError":
         """The larger of this error and one of some Frobenius norm that has no pattern."""

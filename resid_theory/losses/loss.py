@@ -20,8 +20,13 @@ LossLike = str | Callable[[Any, Any], Tensor]
 class Loss:
     r"""A loss, with what is known about it.
 
+    The loss of a data set is :math:`\sum_b w_b \ell_b / \sum_b w_b` over its batches, with
+    :math:`w_b` what the function divides by on batch b, or :math:`\sum_b \ell_b` of a sum.
+
     Args:
-        function: ``(output, target) -> scalar``, or with ``of="batch"`` ``(net, batch) -> scalar``.
+        function: ``(output, target) -> scalar``, of what a net gives for m samples and their
+            targets (m, ...), tensors or nests of them; or with ``of="batch"``
+            ``(net, batch) -> scalar``.
         of: ``"output"``, or ``"batch"`` for a loss that runs the net itself. It takes batches as
             the data give them, none is split, and each counts by ``weights``.
         name: The name in messages; by default that of the function.
@@ -47,6 +52,9 @@ class Loss:
 
     Raises:
         ValueError: If the function cannot be called, or a name is unknown.
+
+    Source:
+        How weights are measured is derived in ``resid_theory.losses.weighting``.
 
     Example:
         >>> rt.Loss.of("square").identity

@@ -1,0 +1,130 @@
+"""What git shows of records: the order of criterion and run, and that no result was changed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.claim import Claim
+from experiments.digest import ROOT, code_digest
+from experiments.manifest import read_record, record_files
+from experiments.records import MANIFEST, results
+from experiments.repository import Repository
+
+BEFORE = "criterion and settings fixed before the run"
+REPEATED = "criterion changed after an earlier run of these settings"
+YOUNGER = "criterion younger than the run"
+UNCOMMITTED = "run from uncommitted code"
+UNKNOWN = "order of criterion and run unknown"
+CHANGES = ROOT / "experiments" / "changes.json"  # of results before there was a manifest
+Content = Mapping[str, Any]
+
+
+def changes() -> list[dict[str, Any]]:
+    """Changes of criteria, settings and records that the records themselves do not tell."""
+    found: list[dict[str, Any]] = json.loads(CHANGES.read_text(encoding="utf-8"))
+    return found
+
+
+def order(repository: Repository, claim: Claim, content: Content) -> str:
+    """Whether the criterion was there before the run, as far as git shows it.
+
+    It was if the code of ``judge``, without the modules that all papers share, is at the commit of
+    the run what it is today. Settings are part of the code that a run from committed files uses.
+    """
+    run = content["run"]
+    if not repository.is_whole or run["commit"] not in repository.commits:
+        return UNKNOWN
+    if run["dirty"]:
+        return UNCOMMITTED
+    today, then = (
+        _digest(repository, commit, claim, "judge", own=True) for commit in (None, run["commit"])
+    )
+    if today is None or today != then:
+        return YOUNGER
+    for earlier in content.get("earlier", []):
+        if _computed(earlier) == _computed(content) and _texts(earlier) != _texts(content):
+            return REPEATED
+    return BEFORE
+
+
+def _computed(result: Content) -> dict[str, Any]:
+    return {name: value for name, value in result["settings"].items() if name != "scaled"}
+
+
+def _texts(result: Content) -> list[tuple[str, str]]:
+    return [(each["criterion"], each["expected"]) for each in result["criteria"]]
+
+
+def _digest(
+    repository: Repository, commit: str | None, claim: Claim, part: str, *, own: bool = False
+) -> str | None:
+    """Digest of a part of a claim at a commit, today's without one; None if it is not there."""
+    call = getattr(claim, part)
+    try:
+        if commit is None:
+            return code_digest(call, own=own)
+        return repository.sources(commit).digest(call, own=own)
+    except (ValueError, SyntaxError):
+        return None
+
+
+def commit_faults(repository: Repository, claim: Claim, content: Content) -> list[str]:
+    """Differences between what a record says of its commits and git."""
+    if not repository.is_whole:
+        return []
+    run, judged = content["run"], content.get("judged") or {}
+    wrong = [
+        f"commit {commit} is none of this history"
+        for commit in dict.fromkeys((run["commit"], judged.get("commit")))
+        if commit is not None and commit not in repository.commits
+    ]
+    if not wrong and run.get("code") and run["commit"] and not run["dirty"]:
+        then = _digest(repository, run["commit"], claim, "compute")
+        if then != run["code"]:
+            wrong.append(f"the code that it ran through is not that of its commit {run['commit']}")
+    return wrong
+
+
+def rewritten(repository: Repository, folder: Path) -> dict[Path, str]:
+    """Records that git knows otherwise: missing ones, and those that lost a result of theirs.
+
+    Results are compared from the commit on that added the manifest. A record that ``changes`` tells
+    of may be missing.
+    """
+    if not repository.is_whole:
+        return {}
+    folder = folder.resolve()
+    found, here = {}, set(record_files(folder))
+    removed = {f"{each['claim']}.{each['scale']}" for each in changes() if each["after"] is None}
+    guarded = repository.since(folder / MANIFEST)
+    for change in repository.changes(folder):
+        path = repository.root / change.path
+        if path.suffix != ".json" or path.name == MANIFEST:
+            continue
+        if path not in here and _name(folder, path) not in removed:
+            found[path] = f"is missing: commit {change.commit[:12]} has it"
+        if change.commit in guarded and change.before and change.after:
+            new = json.loads(repository.text(change.after))
+            if not any(_continues(new, json.loads(repository.text(b))) for b in change.before):
+                found[path] = f"lost a result in commit {change.commit[:12]}"
+    for path, blob in repository.committed(folder).items():
+        if path in here and not _continues(read_record(path), json.loads(repository.text(blob))):
+            found[path] = "is not what is committed: it was edited after it was made"
+    return found
+
+
+def _continues(new: Content, old: Content) -> bool:
+    """True if a record is another one, followed by later results or none."""
+    if (new.get("claim"), new.get("scale")) != (old.get("claim"), old.get("scale")):
+        return False
+    then, now = results(old), results(new)
+    return len(now) >= len(then) and all(
+        {"settings", "criteria", "run"} <= set(kept)
+        and all(was.get(key) == kept[key] for key in kept)
+        for was, kept in zip(then, now, strict=False)
+    )
+
+
+def _name(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()

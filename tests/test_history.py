@@ -1,0 +1,273 @@
+"""Edited, missing and stale records are noticed: by the manifest, by git, by computing again."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import digest, provenance
+from experiments.claim import Claim
+from experiments.digest import Sources
+from experiments.history import BEFORE, REPEATED, UNCOMMITTED, UNKNOWN, YOUNGER, order
+from experiments.history_page import history_page
+from experiments.manifest import unlisted_records, write_manifest
+from experiments.recompute import differences, items, recompute
+from experiments.record_checks import OLDER, TODAY, ages, all_faults
+from experiments.records import MANIFEST, judge_again, record, results
+from experiments.repository import Repository
+from resid_theory.runtime import store
+
+# A claim of squares whose exponent is three imports away.
+FILES = {
+    "heron/__init__.py": "",
+    "heron/claims.py": "import numpy as np\n"
+    "from experiments.criteria import Criterion\nfrom heron.squares import squares\n\n"
+    "LEAST = 1.0\n\ndef compute(*, numbers):\n"
+    "    return {'squares': squares(np.array(numbers))}\n\ndef judge(arrays):\n"
+    "    least = arrays['squares'].min()\n"
+    "    return [Criterion('least square', f'>= {LEAST}', least, least >= LEAST)]\n",
+    "heron/squares.py": "from heron.powers import power\n\ndef squares(x):\n    return power(x)\n",
+    "heron/powers.py": "from heron.exponent import EXPONENT\n\ndef power(x):\n"
+    "    return x**EXPONENT\n",
+    "heron/exponent.py": "EXPONENT = 2\n",
+}
+NAME = "heron/squares.paper.json"
+
+
+class Lab:
+    """A repository with one claim, recorded from a clean tree and reported."""
+
+    def __init__(self, root):
+        self.root, self.folder = root, root / "experiments" / "records"
+        self.path = self.folder / NAME
+        for name, text in FILES.items():
+            (root / name).parent.mkdir(exist_ok=True, parents=True)
+            (root / name).write_text(text)
+
+    def git(self, *arguments):
+        name = ("-c", "user.name=Heron", "-c", "user.email=heron@example.org")
+        done = subprocess.run(
+            ["git", *name, *arguments], cwd=self.root, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def commit(self):
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "Go on")
+        return self.git("rev-parse", "HEAD")
+
+    def faults(self):
+        found = all_faults(self.claims, self.folder, self.root)
+        return {path.relative_to(self.folder).as_posix(): wrong for path, wrong in found.items()}
+
+    def edit(self, change):
+        content = store.read_json(self.path)
+        change(content)
+        store.write_json(self.path, content)
+
+    def order(self, content=None):
+        with Repository(self.root) as repository:
+            return order(repository, self.claim, content or store.read_json(self.path))
+
+    def change(self, name, old, new):
+        text = (self.root / name).read_text()
+        assert old in text
+        (self.root / name).write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    made = Lab(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(digest, "_TODAY", Sources(tmp_path))
+    made.git("init", "-q")
+    made.first = made.commit()
+    (tmp_path / "README").write_text("Squares.\n")
+    made.commit()
+    from heron import claims
+
+    made.claim = Claim(
+        id="heron/squares",
+        source="Metrica I",
+        says="Squares are at least one.",
+        settings={"paper": {"numbers": [1.0, 2.0]}, "short": {"numbers": [1.0]}},
+        compute=claims.compute,
+        judge=claims.judge,
+        draw=lambda figure, arrays: None,
+    )
+    made.claims = {made.claim.id: made.claim}
+    record(made.claim, "paper", folder=made.folder)
+    write_manifest(made.folder)
+    made.commit()
+    assert not made.faults() and not unlisted_records(made.folder)
+    yield made
+    for name in [name for name in sys.modules if name.partition(".")[0] == "heron"]:
+        del sys.modules[name]
+
+
+def invent(lab, squares=(4.0, 9.0)):
+    """Other arrays, with their checksum and what the judge says of them."""
+    arrays = {"squares": np.array(squares)}
+    sha256 = store.write_arrays(lab.path.with_suffix(".npz"), arrays)
+    lab.edit(lambda c: c["arrays"].update(sha256=sha256))
+    (criterion,) = lab.claim.judge(arrays)
+    lab.edit(lambda c: c["criteria"][0].update(measured=criterion.measured))
+
+
+def delete(lab):
+    lab.path.unlink()
+    lab.path.with_suffix(".npz").unlink()
+
+
+CHEATS = {
+    "verdict": lambda lab: lab.edit(lambda c: c["criteria"][0].update(holds=False)),
+    "measured": lambda lab: lab.edit(lambda c: c["criteria"][0].update(measured="2")),
+    "criterion": lambda lab: lab.edit(lambda c: c["criteria"][0].update(criterion="least")),
+    "threshold": lambda lab: lab.edit(lambda c: c["criteria"][0].update(expected=">= 0.5")),
+    "setting": lambda lab: lab.edit(lambda c: c["settings"].update(numbers=[2.0, 3.0])),
+    "array": lambda lab: store.write_arrays(
+        lab.path.with_suffix(".npz"), {"squares": np.array([1.0, 5.0])}
+    ),
+    "arrays_and_all_that_follows": invent,
+    "commit": lambda lab: lab.edit(lambda c: c["run"].update(commit=lab.first)),
+    "unknown_commit": lambda lab: lab.edit(lambda c: c["run"].update(commit="0" * 40)),
+    "commit_of_the_criterion": lambda lab: lab.edit(lambda c: c["judged"].update(commit=lab.first)),
+    "device": lambda lab: lab.edit(lambda c: c["run"].update(device="cuda")),
+    "hardware": lambda lab: lab.edit(lambda c: c["run"].update(hardware="NVIDIA H100")),
+    "seconds": lambda lab: lab.edit(lambda c: c["run"].update(seconds=1e6)),
+    "code": lambda lab: lab.edit(lambda c: c["run"].update(code="0" * 16)),
+    "deleted": delete,
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_an_edited_record_is_noticed(lab, cheat):
+    CHEATS[cheat](lab)
+    assert NAME in lab.faults()
+    if cheat != "array":  # beside an untouched record
+        with pytest.raises(ValueError, match=r"squares\.paper\.json is"):
+            write_manifest(lab.folder)
+
+
+@pytest.mark.parametrize("cheat", ["device", "arrays_and_all_that_follows", "deleted"])
+@pytest.mark.parametrize("committed", [False, True], ids=["rewritten", "committed"])
+def test_with_the_manifest_rewritten_git_knows(lab, cheat, committed):
+    CHEATS[cheat](lab)
+    (lab.folder / MANIFEST).unlink()
+    write_manifest(lab.folder)
+    if committed:
+        lab.commit()
+        (lab.root / "README").write_text("Cubes.\n")
+        lab.commit()
+    assert any(word in " ".join(lab.faults()[NAME]) for word in ("git", "commit"))
+
+
+def test_a_missing_manifest_and_an_added_record_are_noticed(lab):
+    record(lab.claim, "short", folder=lab.folder)
+    assert list(unlisted_records(lab.folder)) == [lab.folder / "heron/squares.short.json"]
+    (lab.folder / MANIFEST).unlink()
+    assert list(lab.faults()) == [MANIFEST]
+
+
+def test_what_is_invented_throughout_is_noticed_by_computing_again(lab):
+    ((item, fault, told),) = recompute(items(lab.claims, lab.folder), minutes=1, seed=0)
+    assert (item.name, fault, told) == ("heron/squares (paper)", "", "equal to the last bit")
+    former = results(store.read_json(lab.path))
+    invent(lab)
+    lab.edit(lambda c: c.update(earlier=former))  # as if it had been run again
+    write_manifest(lab.folder)
+    lab.commit()
+    assert not lab.faults()
+    ((_, fault, _),) = recompute(items(lab.claims, lab.folder), minutes=1, seed=0)
+    assert fault.startswith("not equal to the last bit") and "squares by 5.6e-01" in fault
+    lab.edit(lambda c: c["run"].update(hardware="another"))
+    ((_, fault, told),) = recompute(items(lab.claims, lab.folder), minutes=1, seed=0)
+    assert not fault and told == (
+        "every criterion comes out alike on another machine; squares by 5.6e-01"
+    )
+    lab.edit(lambda c: c["run"].update(seconds=61.0))
+    assert not list(recompute(items(lab.claims, lab.folder), minutes=1, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("heron/claims.py", "np.array(numbers)", "-np.array(numbers)"),
+        ("heron/exponent.py", "= 2", "= 4"),
+    ],
+    ids=["compute", "callee_three_imports_away"],
+)
+def test_a_record_of_other_code_is_older(lab, monkeypatch, file, old, new):
+    assert ages(lab.claims, lab.folder) == {lab.path: TODAY}
+    lab.change(file, old, new)
+    monkeypatch.setattr(digest, "_TODAY", Sources(lab.root))
+    assert ages(lab.claims, lab.folder) == {lab.path: OLDER}
+
+
+def test_a_run_keeps_the_former_results(lab):
+    former = results(store.read_json(lab.path))
+    record(lab.claim, "paper", folder=lab.folder)
+    judge_again(lab.claim, "paper", folder=lab.folder)
+    content = store.read_json(lab.path)
+    assert len(content["earlier"]) == 2 and content["earlier"][:1] == former
+    assert not lab.faults()
+    assert list(unlisted_records(lab.folder)) == [lab.path]
+    write_manifest(lab.folder)
+    lab.commit()
+    assert not lab.faults() and not unlisted_records(lab.folder)
+    lab.edit(lambda c: c["earlier"].pop())
+    assert NAME in lab.faults()
+
+
+# Before or after the run -------------------------------------------------------------------------
+
+
+def test_the_order_of_criterion_and_run(lab, monkeypatch):
+    content = store.read_json(lab.path)
+    assert lab.order() == BEFORE
+    assert lab.order({**content, "run": {**content["run"], "dirty": True}}) == UNCOMMITTED
+    assert lab.order({**content, "run": {**content["run"], "commit": None}}) == UNKNOWN
+    former = {**results(content)[0], "criteria": [{**content["criteria"][0], "expected": ">= 2"}]}
+    assert lab.order({**content, "earlier": [former]}) == REPEATED
+    assert lab.order({**content, "earlier": results(content)}) == BEFORE
+    lab.change("heron/claims.py", "LEAST = 1.0", "LEAST = 0.5")
+    lab.commit()
+    monkeypatch.setattr(digest, "_TODAY", Sources(lab.root))
+    assert lab.order() == YOUNGER
+
+
+def test_a_shallow_clone_tells_nothing(lab, tmp_path):
+    lab.git("clone", "-q", "--depth", "1", f"file://{lab.root}", str(tmp_path / "clone"))
+    with Repository(tmp_path / "clone") as repository:
+        assert not repository.is_whole
+        assert order(repository, lab.claim, store.read_json(lab.path)) == UNKNOWN
+
+
+def test_history_lists_both_results(lab):
+    before = store.read_json(lab.path)
+    assert "##" not in history_page(lab.claims, lab.folder, [])
+    former = results(before)[0]
+    former["criteria"] = [{**former["criteria"][0], "expected": ">= 2", "holds": False}]
+    former["settings"] = {"numbers": [1.0, 3.0]}
+    lab.edit(lambda c: c.update(earlier=[former]))
+    told = {
+        **{"claim": "heron/gone", "scale": "quick", "commit": "a" * 40, "date": "2026-11-21"},
+        **{"what": "Taken back", "settings": {}, "before": former["criteria"], "after": None},
+    }
+    page = history_page(lab.claims, lab.folder, [told])
+    assert "Settings: numbers from [1.0, 3.0] to [1.0, 2.0]." in page
+    assert "| least square | >= 2 | **fails**: 1 | not judged |" in page
+    assert "| least square | >= 1.0 | not judged | holds: 1 |" in page
+    assert "## heron/gone\n\n**quick scale, 2026-11-21, aaaaaaaaaaaa**: Taken back." in page
+
+
+def test_differences_of_arrays():
+    then = {"a": np.array([1.0, np.nan, np.inf]), "b": np.array([1, 2])}
+    assert not differences(then, {name: array.copy() for name, array in then.items()})
+    assert differences(then, {**then, "a": np.array([1.5, np.nan, np.inf])}) == "a by 5.0e-01"
+    assert not differences(then, {**then, "a": np.array([1.5, np.nan, np.inf])}, bound=0.5)
+    assert differences(then, {**then, "a": np.array([1.0, 2.0, np.inf])}, bound=0.5) == "a by inf"
+    assert "is (3,)" in differences(then, {**then, "b": np.array([1, 2, 3])})
+    assert "arrays were" in differences(then, {"a": then["a"]})
