@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 
 from experiments import part_verbs
 from experiments.claim import SCALES, Claim
-from experiments.history import changes
 from experiments.history_page import history_page
 from experiments.lease import lease_verbs
-from experiments.manifest import unlisted_records, write_manifest
+from experiments.manifest import changes, unlisted_records, write_manifest
 from experiments.parts import (
     PARTS,
     BusyError,

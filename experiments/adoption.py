@@ -75,6 +75,6 @@ def _part_of(
         fine = PRECISIONS.index(recipe.precision) >= PRECISIONS.index(part.recipe.precision)
         allowed = recipe.change(precision=part.recipe.precision)
         same = replace(part, architecture=dict(architecture), recipe=allowed, seed=seed)
-        if fine and part.gain is None and same.key == part.key:
+        if fine and part.initial is None and same.key == part.key:
             return part
     raise ValueError(f"{folder}: no claim asks for this training of {architecture}")

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.claim import Claim
-from experiments.digest import ROOT, code_digest
-from experiments.manifest import read_record, record_files
+from experiments.digest import code_digest
+from experiments.manifest import changes, name_of, read_record, record_files
 from experiments.records import MANIFEST, results
 from experiments.repository import Repository
 
@@ -16,14 +16,7 @@ REPEATED = "criterion changed after an earlier run of these settings"
 YOUNGER = "criterion younger than the run"
 UNCOMMITTED = "run from uncommitted code"
 UNKNOWN = "order of criterion and run unknown"
-CHANGES = ROOT / "experiments" / "changes.json"  # of results before there was a manifest
 Content = Mapping[str, Any]
-
-
-def changes() -> list[dict[str, Any]]:
-    """Changes of criteria, settings and records that the records themselves do not tell."""
-    found: list[dict[str, Any]] = json.loads(CHANGES.read_text(encoding="utf-8"))
-    return found
 
 
 def order(repository: Repository, claim: Claim, content: Content) -> str:
@@ -89,21 +82,23 @@ def commit_faults(repository: Repository, claim: Claim, content: Content) -> lis
 def rewritten(repository: Repository, folder: Path) -> dict[Path, str]:
     """Records that git knows otherwise: missing ones, and those that lost a result of theirs.
 
-    Results are compared from the commit on that added the manifest. A record that ``changes`` tells
-    of may be missing.
+    Results are compared from the commit on that added the manifest. A record may be missing if
+    ``changes`` tells of it as its last commit does.
     """
     if not repository.is_whole:
         return {}
     folder = folder.resolve()
-    found, here = {}, set(record_files(folder))
-    removed = {f"{each['claim']}.{each['scale']}" for each in changes() if each["after"] is None}
+    found, here, gone = {}, set(record_files(folder)), set()
     guarded = repository.since(folder / MANIFEST)
     for change in repository.changes(folder):
         path = repository.root / change.path
         if path.suffix != ".json" or path.name == MANIFEST:
             continue
-        if path not in here and _name(folder, path) not in removed:
-            found[path] = f"is missing: commit {change.commit[:12]} has it"
+        if path not in here and path not in gone:  # the latest change comes first
+            gone.add(path)
+            last = json.loads(repository.text(change.after or change.before[0]))
+            if not _is_told(name_of(path, folder), last):
+                found[path] = f"is missing: git has it, before or in commit {change.commit[:12]}"
         if change.commit in guarded and change.before and change.after:
             new = json.loads(repository.text(change.after))
             if not any(_continues(new, json.loads(repository.text(b))) for b in change.before):
@@ -126,5 +121,12 @@ def _continues(new: Content, old: Content) -> bool:
     )
 
 
-def _name(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+def _is_told(name: str, last: Content) -> bool:
+    """True if ``changes`` tells of a record that was removed, with its last criteria."""
+    criteria = last.get("criteria") or [{**v, "holds": v["passed"]} for v in last["verdicts"]]
+    return any(
+        each["after"] is None
+        and f"{each['claim']}.{each['scale']}" == name
+        and all(any(told.items() <= was.items() for told in each["before"]) for was in criteria)
+        for each in changes()
+    )

@@ -2,14 +2,30 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.digest import ROOT
 from experiments.records import MANIFEST, results
 from resid_theory.runtime import store
 
+CHANGES = ROOT / "experiments" / "changes.json"
 Entry = Mapping[str, Any]
+
+
+def changes() -> list[dict[str, Any]]:
+    """Changes of criteria, settings and records that the records themselves do not tell.
+
+    Those of results before there was a manifest, and records that were removed.
+    """
+    found: list[dict[str, Any]] = json.loads(CHANGES.read_text(encoding="utf-8"))
+    return found
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """``"<claim>.<scale>"`` of a record."""
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -30,12 +46,16 @@ def manifest_faults(folder: Path) -> dict[Path, str]:
     path, found = folder / MANIFEST, {}
     if not path.is_file():
         return {path: "is missing; git has it, or 'python -m experiments report' writes a new one"}
+    removed = {f"{each['claim']}.{each['scale']}" for each in changes() if each["after"] is None}
     for name, entry in store.read_json(path).items():
         record = folder / name
-        if not record.is_file():
+        if not record.is_file() and name_of(record, folder) not in removed:
             found[record] = "is missing: no record is ever deleted; git has it"
-        elif _digest(results(read_record(record))[: entry["results"]]) != entry["sha256"]:
-            found[record] = "is not what the manifest lists: it was edited after it was made"
+        elif record.is_file():
+            every = results(read_record(record))
+            same = _digest(every[: entry["results"]]) == entry["sha256"]
+            if not same or (len(every) == entry["results"] and _arrays(every) != entry["arrays"]):
+                found[record] = "is not what the manifest lists: it was edited after it was made"
     return found
 
 
@@ -60,15 +80,20 @@ def write_manifest(folder: Path) -> None:
 def _entries(folder: Path) -> dict[str, Entry]:
     found = {}
     for path in record_files(folder):
-        content = read_record(path)
-        every = results(content)
+        every = results(read_record(path))
         found[path.relative_to(folder).as_posix()] = {
             "results": len(every),
             "sha256": _digest(every),
-            "arrays": (content.get("arrays") or {}).get("sha256"),
+            "arrays": _arrays(every),
         }
     return found
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _digest(every: Sequence[Mapping[str, Any]]) -> str:
+    """Digest of results without their arrays, of which only the last ones are there."""
+    kept = [{name: value for name, value in each.items() if name != "arrays"} for each in every]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _arrays(every: Sequence[Mapping[str, Any]]) -> str | None:
+    return (every[-1]["arrays"] or {}).get("sha256")

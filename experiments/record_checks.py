@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.claim import Claim
 from experiments.digest import ROOT, code_digest
 from experiments.history import commit_faults, order, rewritten
-from experiments.manifest import manifest_faults, record_files
+from experiments.manifest import manifest_faults, name_of, record_files
 from experiments.records import faults, load
 from experiments.repository import Repository
 from resid_theory.runtime import store
@@ -37,7 +37,7 @@ def all_faults(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, li
 
 def record_faults(claims: Claims, folder: Path, path: Path) -> list[str]:
     """Faults of one record by itself: of its claim, settings, arrays and criteria."""
-    claim_id, _, scale = path.relative_to(folder).with_suffix("").as_posix().rpartition(".")
+    claim_id, _, scale = name_of(path, folder).rpartition(".")
     if claim_id not in claims:
         return [f"no claim is named {claim_id!r}"]
     try:

@@ -253,7 +253,10 @@ def faults(claim: Claim, found: Record) -> list[str]:
         return [f"is a record of {found.claim} at {found.scale} scale, which {claim.id} is not"]
     if found.settings != _as_json(claim.settings[found.scale]):
         wrong.append(f"settings were {found.settings}, are {claim.settings[found.scale]}")
-    today = judged(claim, found.arrays)
+    try:
+        today = judged(claim, found.arrays)
+    except Exception as error:  # a judge of other arrays may break in any way
+        return [*wrong, f"today's criteria cannot judge its arrays ({error!r}); run it again"]
     if today != found.criteria:
         wrong.append(f"criteria were {found.criteria}, are {today}")
     return wrong

@@ -44,7 +44,11 @@ class Training(Part):
         architecture: Builder and arguments, with the seed of the initial weights as ``generator``.
         recipe: ``precision`` is the coarsest allowed; a machine may compute more exactly.
         seed: Seed of the order of the samples and of their augmentation.
-        gain: With it, each V is this number times an orthogonal matrix of shape (out, in · taps).
+        initial: Initial weights that replace the builder's: a ``scale`` with a ``law``.
+            ``"normal"``: all weights, whatever their layer and shape, from N(0, scale²);
+            ``"orthogonal"``: all weights, scale times orthogonal matrices of shape
+            (out, in · taps); ``"filters"``: each filter of V has the norm scale, its direction is
+            the builder's. Of W = I + V, the weight is V.
         data: Name of an image set.
         samples: Number of training images, the first ones; None for all.
         tests: Number of test images, the first ones; None for all.
@@ -53,7 +57,7 @@ class Training(Part):
 
     architecture: dict
     recipe: rt.Recipe
-    gain: float | None = None
+    initial: dict | None = None
     data: str = "cifar10"
     samples: int | None = None
     tests: int | None = None
@@ -83,11 +87,9 @@ class Training(Part):
     def start(self) -> nn.Module:
         """A new net with its initial weights."""
         net = training.build_net(self.architecture)
-        if self.gain is not None:
+        if self.initial is not None:
             source = torch.Generator().manual_seed(self.architecture["arguments"]["generator"])
-            for module in net.modules():
-                if layer_identity(module) is not None:
-                    nn.init.orthogonal_(trained_weight(module).data, self.gain, generator=source)
+            replace_weights(net, **self.initial, source=source)
         return net
 
     def images(self, split: str) -> rt.Images:
@@ -142,6 +144,22 @@ class Training(Part):
             raise StoppedError(f"{self.cell} was stopped; run it again to resume")
         arrays = result(run.net, run.metrics, data, test)
         return {**arrays, "first_losses": run.first_losses[0].numpy()}
+
+
+@torch.no_grad()
+def replace_weights(net: nn.Module, *, law: str, scale: float, source: torch.Generator) -> None:
+    """Replace the initial weights of a net; see ``Training.initial``."""
+    check_choice("law", law, ("normal", "orthogonal", "filters"))
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        weight = trained_weight(module)
+        if law == "normal":
+            nn.init.normal_(weight, std=scale, generator=source)
+        elif law == "orthogonal":
+            nn.init.orthogonal_(weight, scale, generator=source)
+        elif layer_identity(module) is not None:
+            weight *= scale / torch.linalg.vector_norm(weight.flatten(1), dim=1).view(-1, 1, 1, 1)
 
 
 def _checkpoint(folder: Path | None) -> Mapping[str, Any] | None:

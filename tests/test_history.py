@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import digest, provenance
+from experiments import digest, history, manifest, provenance
 from experiments.claim import Claim
 from experiments.digest import Sources
 from experiments.history import BEFORE, REPEATED, UNCOMMITTED, UNKNOWN, YOUNGER, order
@@ -162,6 +162,18 @@ def test_with_the_manifest_rewritten_git_knows(lab, cheat, committed):
         (lab.root / "README").write_text("Cubes.\n")
         lab.commit()
     assert any(word in " ".join(lab.faults()[NAME]) for word in ("git", "commit"))
+
+
+@pytest.mark.parametrize(("holds", "noticed"), [(True, False), (False, True)])
+def test_a_record_may_go_where_its_result_is_told(lab, monkeypatch, holds, noticed):
+    told = store.read_json(lab.path)["criteria"][0] | {"holds": holds}
+    told.pop("test")
+    gone = {"claim": "heron/squares", "scale": "paper", "before": [told], "after": None}
+    for module in (history, manifest):
+        monkeypatch.setattr(module, "changes", lambda: [gone])
+    delete(lab)
+    lab.commit()
+    assert (NAME in lab.faults()) == noticed
 
 
 def test_a_missing_manifest_and_an_added_record_are_noticed(lab):

@@ -76,7 +76,7 @@ def test_a_result_has_the_log_and_the_measures_of_the_final_weights(whole):
         ({"architecture": {**NET, "arguments": {"depth": 10, "generator": 1}}}, False),
         ({"architecture": {**NET, "arguments": {**NET["arguments"], "width": 1}}}, True),
         ({"samples": 16}, False),
-        ({"gain": 1.0}, False),
+        ({"initial": {"law": "normal", "scale": 0.01}}, False),
     ],
     ids=str,
 )

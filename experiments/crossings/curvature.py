@@ -1,8 +1,8 @@
 """Curvature of convolutional nets of two papers, before and after training.
 
-None of the papers makes a prediction, so the claims are descriptive. The criteria test that the
-measurements are consistent (every eigenpair within its bound, two independent estimates in
-agreement), and the measured numbers are reported with them. Exact statements are in ``linear``.
+None of the papers makes a prediction. The claims are of our own: the measurements are consistent
+(every eigenpair within its bound, two independent estimates in agreement); the measured numbers,
+reported with them, are descriptive. Exact statements are in ``linear``.
 """
 
 from collections.abc import Sequence
@@ -262,9 +262,11 @@ _NETS = ["simplified_plain_20", "simplified_residual_20", "plain_28_1", "diracne
 CLAIMS = [
     Claim(
         id="crossings/depth",
+        kind="law",
         source=f"{DEMYSTIFYING}, section 4, on the nets of {STABILITY} and {DIRACNETS}; in none",
-        says="Extreme curvature at initialization of plain, residual and Dirac nets against depth "
-        "(descriptive).",
+        says="Extreme eigenvalues of plain, residual and Dirac nets at initialization lie within "
+        "their bounds at every depth, and two estimates of the trace agree (their course is "
+        "descriptive).",
         settings={
             "quick": {
                 "groups": [2], "kinds": ["dirac"], "dataset": "digits", "samples": 4,
@@ -288,9 +290,10 @@ CLAIMS = [
     ),
     Claim(
         id="crossings/checkpoints",
+        kind="law",
         source=f"{DEMYSTIFYING}, section 4, on the trained nets of {STABILITY}; in neither paper",
-        says="Curvature of trained plain and residual nets beside their initial weights "
-        "(descriptive).",
+        says="Extreme eigenvalues of trained nets and of their initial weights lie within their "
+        "bounds, and two estimates of the trace agree (the change is descriptive).",
         settings={
             "quick": {
                 "nets": ["simplified_residual_20"], "states": ["trained"], "dataset": "digits",

@@ -1,7 +1,7 @@
 """Cushions and dominant flows, as in the noise-stability paper, of DiracNets.
 
-Neither paper makes a prediction. The criteria are identities that must hold; the measured numbers
-are reported with them.
+Neither paper makes a prediction. The claims are identities of our own, which no data can refute,
+only a fault of the code; the measured numbers are reported with them.
 """
 
 import copy
@@ -189,8 +189,10 @@ def _settings(quick: int, word: str, short: int, paper: int) -> dict[str, dict[s
 CLAIMS = [
     Claim(
         id="crossings/dirac_cushions",
+        kind="law",
         source=f"{STABILITY}, Figure 3, on the nets of {DIRACNETS}; in neither paper",
-        says="Layer cushions of plain-28 and Dirac-28 under both norms (descriptive).",
+        says="The two cushions of a Dirac layer, with and without the identity in the norm, differ "
+        "by the ratio of the norms (an identity; the cushions beside it are descriptive).",
         settings=_settings(10, "ten", 200, 2000),
         compute=compute_cushions,
         judge=judge_cushions,
@@ -198,9 +200,10 @@ CLAIMS = [
     ),
     Claim(
         id="crossings/dirac_flows",
+        kind="law",
         source=f"{STABILITY}, Appendix D, on the nets of {DIRACNETS}; in neither paper",
-        says="Paths of a Dirac net follow its truncated identity; how dominant they are "
-        "(descriptive).",
+        says="With b = 0 no flow of a Dirac net leaves the paths of its truncated identity (an "
+        "identity; the shares at other b are descriptive).",
         settings=_settings(2, "two", 10, 200),
         compute=compute_flows,
         judge=judge_flows,

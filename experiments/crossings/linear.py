@@ -135,6 +135,7 @@ def draw_linear_dirac(figure: Figure, a: Arrays) -> None:
 CLAIMS = [
     Claim(
         id="crossings/linear_dirac",
+        kind="law",
         source=f"{DEMYSTIFYING}, Theorem 2 with n = 1, on the parametrization of {DIRACNETS}",
         says="A linear Dirac net at a = 1, b = 0 is the 1-shortcut network at zero: its Hessian is "
         "the closed form, carried over.",

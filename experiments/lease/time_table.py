@@ -50,7 +50,8 @@ def label(training: Part) -> str:
               for k, v in given.items() if k not in ("depth", "generator")]  # fmt: skip
     others += architecture.get("then", [])
     words = [training.architecture["builder"], str(given.get("depth", "")), *others]
-    words += [] if training.gain is None else [f"gain {training.gain:g}"]
+    if training.initial is not None:
+        words.append("{law} {scale:g}".format(**training.initial))
     return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
 
 
@@ -87,7 +88,7 @@ def in_order(requests: Mapping[str, Sequence[Request]], scales: Sequence[str]) -
         given = dict(training.content()["architecture"])
         arguments = dict(given.pop("arguments"))
         arguments.pop("generator", None)
-        usual = (training.seed, training.gain, training.data) == (0, None, "cifar10")
+        usual = (training.seed, training.initial, training.data) == (0, None, "cifar10")
         return (given["builder"], arguments) if usual and len(given) == 1 else ()
 
     # Of several recipes of a net, the one that most claims ask for.

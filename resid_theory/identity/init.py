@@ -28,8 +28,8 @@ def initialize_layer(
         init: A ``"kernel"`` row of ``resid_theory.initializations``; fan-in and taps are those of
             the effective weight.
         generator: A generator or a seed.
-        std: Standard deviation of ``normal``; 1 is the DiracNets paper's, where only the direction
-            counts.
+        std: Standard deviation of ``normal``; 1 is the DiracNets paper's. A Dirac weight depends on
+            the direction of V only, but a step turns V the less, the longer it is.
 
     Returns:
         The same layer.
