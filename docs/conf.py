@@ -53,10 +53,13 @@ def copy_notebooks() -> None:
 
 
 def write_claims() -> None:
-    """The results page of the experiments, its links as seen from here."""
-    text = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
-    text = text.replace("](records/", "](../experiments/records/")
-    (HERE / "claims.md").write_text(text.replace("# Results", "# Claims", 1), encoding="utf-8")
+    """The pages of the experiments, their links as seen from here."""
+    for name, page in (("RESULTS.md", "claims.md"), ("HISTORY.md", "history.md")):
+        text = (ROOT / "experiments" / name).read_text(encoding="utf-8")
+        for link in ("records/", "changes.json"):
+            text = text.replace(f"]({link}", f"](../experiments/{link}")
+        text = text.replace("# Results", "# Claims", 1).replace("(HISTORY.md)", "(history.md)")
+        (HERE / page).write_text(text, encoding="utf-8")
 
 
 def write_names() -> None:
