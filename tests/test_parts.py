@@ -36,7 +36,7 @@ DESCENTS = {"samples": 60, "depths": [12], "rates": [-1, 0, 0.5], "seeds": 2, "e
 IMAGES = {"seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 32, "size": 8, "batch": 16}
 TINY = {
     "figure_4_digits": {"samples": 300, "depths": [3, 6], "seeds": 2},
-    "figure_7_digits": DESCENTS,
+    "figure_7_digits": {**DESCENTS, "near": None},
     "figure_8_digits": DESCENTS,
     "figure_9_surrogate_digits": DESCENTS,
     "figure_9": {"depths": [10], "training": IMAGES},

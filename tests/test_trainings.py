@@ -13,6 +13,7 @@ import resid_theory as rt
 from experiments import parts, shipped
 from experiments.adoption import adopt
 from experiments.confirmation import confirm
+from experiments.criteria import decided
 from experiments.demystifying_resnet import preactivation
 from experiments.noise_stability.nets import start_net, training_of
 from experiments.parts import Execution, Finished, StoppedError, Store, float32_by_default
@@ -148,34 +149,42 @@ def test_figures_of_pre_activation_nets_run_end_to_end():
         assert getattr(preactivation, f"judge_figure_{figure}")(arrays)
 
 
-def test_figure_2_is_judged_by_the_end_and_by_four_fifths_of_the_epochs():
-    falling = np.array([[[8.0] + [8.0] * 5], [[8.0] + [7.0] * 5]])
-    once, twice = falling.copy(), falling.copy()
-    once[1, 0, 1] = twice[1, 0, 1:3] = 9.0
+def holding(judge, arrays):
+    return [criterion.holds for criterion in decided(judge(arrays))]
+
+
+SEEDS = np.array([1.0, 1.01, 0.99, 1.02, 0.98, 1.0])
+
+
+def test_figure_2_is_judged_by_the_end_and_by_the_epochs_before():
+    norm = np.array([[8.0] + [8.0] * 5, [8.0] + [7.0] * 5])[:, None] * SEEDS[:, None]
+    above, end = norm.copy(), norm.copy()
+    above[1, :, 1:5], end[1, :, -1] = 9.0, 9.0
     answers = [
-        [v.holds for v in preactivation.judge_figure_2({"depth": [10, 22], "norm": a})]
-        for a in (falling, once, twice, falling[::-1])
+        holding(preactivation.judge_figure_2, {"depth": [10, 22], "norm": a})
+        for a in (norm, above, end, norm[::-1], norm[:, :1])
     ]
-    assert answers == [[True, True], [True, True], [True, False], [False, False]]
+    assert answers == [[True, True], [True, False], [False, True], [False, False], [None, None]]
 
 
 @pytest.mark.parametrize(
-    ("loss", "passed"),
+    ("loss", "holds"),
     [
-        ([[3, 3], [2, 1], [3, 3], [4, 4]], [True, True, True]),
-        ([[3, 3], [2, 2], [3, 3], [4, 4]], [False, True, True]),
-        ([[3, 2], [2, 1], [3, 3], [4, 4]], [True, False, True]),
-        ([[0.5, 0.5], [2, 1], [3, 3], [4, 4]], [True, True, False]),
+        ([[2.8, 3], [2, 1], [2.8, 3], [3, 4]], [True] * 5),
+        ([[2.8, 3], [2, 2.2], [2.8, 3], [3, 4]], [True, False, True, True, True]),
+        ([[3, 2], [2, 1], [2.8, 3], [3, 4]], [False, True, True, True, True]),
+        ([[0.4, 0.5], [2, 1], [2.8, 3], [3, 4]], [True, True, True, True, False]),
     ],
 )
-def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, passed):
+def test_figure_9_asks_that_only_shortcut_depth_2_gains(loss, holds):
+    spread = np.stack([SEEDS, SEEDS[::-1]])
     arrays = {
         "depth": np.array([40, 112]),
         "shortcut_depth": np.arange(1, 5),
-        "loss": np.array(loss, dtype=float)[..., None],
+        "loss": np.array(loss, dtype=float)[..., None] * spread,
         "parameters": np.full((4, 2), 7),
     }
-    assert [v.holds for v in preactivation.judge_figure_9(arrays)] == [True, *passed]
+    assert holding(preactivation.judge_figure_9, arrays) == [True, *holds]
 
 
 @pytest.mark.parametrize(

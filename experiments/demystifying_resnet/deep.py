@@ -194,6 +194,7 @@ def draw_depth_1000(figure: Figure, a: Arrays) -> None:
 CLAIMS = [
     Claim(
         id="demystifying_resnet/orthogonal_equivalence",
+        kind="law",
         source=f"{PAPER}, Figure 4, derived here",
         says="A plain net of orthogonal layers has the Hessian of a 1-shortcut net at zero weights "
         "followed by the product of its layers, up to an orthogonal change of parameters.",
@@ -207,6 +208,7 @@ CLAIMS = [
     ),
     Claim(
         id="demystifying_resnet/depth_1000",
+        kind="law",
         source=f"{PAPER}, Theorem 2, extended here to 1000 layers",
         says="At zero weights the largest eigenvalue and the condition number of a 1-shortcut net "
         "grow in proportion to depth; near zero the ends of a 2-shortcut net's spectrum move only "

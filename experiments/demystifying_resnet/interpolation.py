@@ -261,6 +261,7 @@ CLAIMS = [
     ),
     Claim(
         id="demystifying_resnet/theorem_1_merge",
+        kind="law",
         source=f"{PAPER}, Theorem 1, extended here to one-hot targets, which Assumption 2 excludes",
         says="One-hot targets, which no net with small weights meets exactly, are met to any "
         "tolerance with norms O(√(log(1/tolerance) / L)).",

@@ -152,11 +152,11 @@ def every(flags: np.ndarray) -> bool:
     return flags.size > 0 and bool(flags.all())
 
 
-def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> float:
-    """Value at a depth that a criterion requires."""
+def at_depth(depths: np.ndarray, values: np.ndarray, wanted: int) -> np.ndarray:
+    """Values at a depth that a criterion requires."""
     if wanted not in depths:
         raise ValueError(f"depths: got {depths.tolist()}, needs {wanted}, which a criterion names")
-    return float(values[depths == wanted][0])
+    return values[depths == wanted][0]
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -164,6 +164,6 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def listed(values: np.ndarray, form: str = ".3g") -> str:
+def listed(values: Iterable[float], form: str = ".3g") -> str:
     """Format numbers for a verdict."""
     return " ".join(format(float(value), form) for value in values)

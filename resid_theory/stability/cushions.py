@@ -270,12 +270,10 @@ class _Meter:
             layout = look.layouts.get(use.key)
             if layout is not None and look.fits(use.key, x, self.samples):
                 if self.latest is None or self.latest[:2] != (id(x), layout):
-                    inputs = layout.rows(x, self.samples)
-                    self.latest = id(x), layout, x, inputs, row_norms(inputs)
-                *_, inputs, below = self.latest
-                if not self.compares or look.agrees(use.key, inputs):
-                    self.rows[use.key].append(self._measured(use, layout, below))
-                    whole = below
+                    self.latest = id(x), layout, x, layout.norms(x, self.samples)
+                if not self.compares or look.agrees(use.key, x, self.samples):
+                    whole = self.latest[-1]
+                    self.rows[use.key].append(self._measured(use, layout, whole))
             if whole is None:
                 self._set_apart(name, _CALLS if layout is None else ROUTED)
         whole = x if whole is None else whole
@@ -347,15 +345,15 @@ class _Meter:
         elif bias is not None and not self.include_bias:
             # ‖y - b‖² from sums that read y once: no copy of it, no second convolution.
             seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
-            rows = layout.rows(output, self.samples)
-            full = row_norms(rows).square()
-            offset = rows.shape[1] / len(bias) * bias.double().square().sum()
+            full = layout.norms(output, self.samples).square()
+            entries = output.numel() // (1 if layout.axis is None else self.samples)
+            offset = entries / len(bias) * bias.double().square().sum()
             square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
             # Where the bias is most of the output, the difference has lost the digits that count.
             if not bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
                 return square.clamp(min=0).sqrt()
             output = use.apply(use.input, use.weight)
-        return row_norms(layout.rows(output, self.samples))
+        return layout.norms(output, self.samples)
 
     def result(self) -> tuple[tuple[str, ...], Tensor]:
         """Names of the rows, and gains and norms, (rows, 3, samples)."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +13,13 @@ from resid_theory.nested import tensors_of
 from resid_theory.runtime.preserve import preserved
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
+from resid_theory.stability.norms import row_norms
 
 __all__ = ["ROUTED", "LayerLook", "Layout", "looks_at", "same"]
 
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
 _UNCLEAR = "cannot tell which sample each row of its input belongs to"
-_SINGLES = 4  # single samples that are looked at
 _STEP = (
     2e-6  # relative change by 16 float32 roundings, which other sizes of a batch round otherwise
 )
@@ -41,15 +41,26 @@ class Layout:
     sample_major: bool = True
     each: int = 1
 
-    def rows(self, x: Tensor, samples: int) -> Tensor:
-        """All entries of each sample of an input or output as one row, (samples, entries)."""
+    def rows(self, x: Tensor, samples: int, places: Tensor | None = None) -> Tensor:
+        """All entries of each sample, or of some, of an input or output, (samples, entries)."""
         if self.axis is None:
-            return x.reshape(1, -1).expand(samples, -1)
+            return x.reshape(1, -1).expand(samples if places is None else len(places), -1)
         if self.axis:
             x = x.movedim(self.axis, 0)
+        x = x.unflatten(0, (samples, -1) if self.sample_major else (-1, samples))
         if not self.sample_major:
-            x = x.unflatten(0, (-1, samples)).transpose(0, 1)
-        return x.reshape(samples, -1)
+            x = x.transpose(0, 1)
+        if places is not None:
+            x = x[places.to(x.device)]
+        return x.reshape(len(x), -1)
+
+    def norms(self, x: Tensor, samples: int) -> Tensor:
+        """Euclidean norms of the samples of an input or output, (samples,), float64."""
+        if self.axis == 0 and self.sample_major and x.is_contiguous() or x.dim() != 3:
+            return row_norms(self.rows(x, samples))
+        # By tokens first, because their rows would have to be copied to lie side by side.
+        each = row_norms(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], 1)
+        return row_norms(self.rows(each, samples))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,25 +71,25 @@ class LayerLook:
         layouts: Position of the samples in the input of every use.
         apart: Reasons, by name, of maps whose inputs show the samples only if they run one by one.
         reasons: Reasons, by name, of the other maps without a layout.
-        places: Numbers of the single samples that were looked at.
-        singles: Their inputs of every use, (samples, entries), unless samples depend on others.
+        places: Numbers of the samples that were looked at.
+        inputs: Their inputs of every use, (samples, entries), unless samples depend on others.
     """
 
     layouts: dict[tuple[str, int], Layout]
     apart: dict[str, str]
     reasons: dict[str, str]
     places: Tensor
-    singles: dict[tuple[str, int], Tensor]
+    inputs: dict[tuple[str, int], Tensor]
 
     def fits(self, key: tuple[str, int], x: Tensor, samples: int) -> bool:
         """True if an input has as many rows for each sample as those looked at."""
         layout = self.layouts[key]
         return layout.axis is None or x.shape[layout.axis] == layout.each * samples
 
-    def agrees(self, key: tuple[str, int], rows: Tensor) -> bool:
-        """True if the rows of the batch looked at have the single samples in their places."""
-        alone = self.singles.get(key)
-        return alone is None or same(alone, rows[self.places.to(rows.device)])
+    def agrees(self, key: tuple[str, int], x: Tensor, samples: int) -> bool:
+        """True if the input of the batch looked at has the samples in their places."""
+        few = self.inputs.get(key)
+        return few is None or same(few, self.layouts[key].rows(x, samples, self.places))
 
 
 def looks_at(
@@ -96,10 +107,9 @@ def looks_at(
 
 def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
     """Find the samples in the input of every use, by runs on a few of them."""
-    count = min(_SINGLES, batch.size)
-    places = torch.arange(count) * batch.size // count
-    # Each single sample twice: some nets take no batch of one.
-    few = [batch.cycled(2), batch.cycled(3), *(batch.rows(place.repeat(2)) for place in places)]
+    places = torch.arange(4) * batch.size // 4
+    # The last one twice: some nets take no batch of one.
+    few = [batch.rows(places[:2]), batch.rows(places[:3]), batch.rows(places[3:].repeat(2))]
     runs: list[dict[tuple[str, int], Tensor]] = []
     axes: dict[tuple[str, int], int] = {}  # of the inputs of convolutions
     apart: dict[str, str] = {}
@@ -115,7 +125,7 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
         with observer.watching(keep):
             some.try_call(net)
     found: dict[tuple[str, int], Layout] = {}
-    singles: dict[tuple[str, int], Tensor] = {}
+    seen: dict[tuple[str, int], Tensor] = {}
     reasons: dict[str, str] = {}
     for name in observer.ordered(name for run in runs for name, _ in run):
         keys = [key for key in runs[0] if key[0] == name]
@@ -124,19 +134,18 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
         if name in apart:
             continue
         for key in keys:
-            two, three, *others = (run[key] for run in runs)
-            layout = _layout(two, three, others, axes[key])
+            two, three, last = (run[key] for run in runs)
+            layout = _layout(two, three, last, axes[key])
             if isinstance(layout, str):
                 (apart if layout in (ROUTED, _UNCLEAR) else reasons)[name] = layout
                 continue
             found[key] = layout
-            alone = torch.stack([layout.rows(x, 2)[0] for x in others])
-            both, more = layout.rows(two, 2), layout.rows(three, 3)
-            if same(both, more[:2]) and same(alone[:1], more[:1]):
-                singles[key] = alone
+            rows = layout.rows(three, 3)
+            if same(layout.rows(two, 2), rows[:2]):
+                seen[key] = torch.cat([rows, layout.rows(last, 2)[:1]])
     apart = {name: why for name, why in apart.items() if name not in reasons}
     found = {key: one for key, one in found.items() if key[0] not in apart | reasons}
-    coupled = [key[0] for key in found if key not in singles]
+    coupled = [key[0] for key in found if key not in seen]
     if coupled:
         warnings.warn(
             f"the input of {coupled[0]!r} and {len(coupled) - 1} more layers for one sample "
@@ -144,19 +153,19 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
             "noise, or a net that expects the samples along another axis than the first",
             stacklevel=4,
         )
-    return LayerLook(layouts=found, apart=apart, reasons=reasons, places=places, singles=singles)
+    return LayerLook(layouts=found, apart=apart, reasons=reasons, places=places, inputs=seen)
 
 
-def _layout(two: Tensor, three: Tensor, others: Sequence[Tensor], axes: int) -> Layout | str:
-    """Layout of a use from its inputs for two samples, three, and single ones twice each."""
+def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> Layout | str:
+    """Layout of a use from its inputs for two samples, for three, and for one twice."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
-    if two.numel() == 0 or any(x.shape != two.shape for x in others):
+    if two.numel() == 0 or last.shape != two.shape:
         return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
         shared = Layout(axis=None)
         single = two.dim() < axes  # one image
-        alike = not single and all(same(two[None], x[None]) for x in (three, *others))
+        alike = not single and all(same(two[None], x[None]) for x in (three, last))
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
         return shared if alike else f"{odd}, and other values"
     axis = grown[0]

@@ -103,6 +103,8 @@ class WeightTracker:
             kwargs: Those by name.
             result: Its result.
         """
+        if name == "__get__" and not self.constant(args[0]):  # x.shape, most often
+            return
         given = [*_tensors(args), *_tensors(kwargs.values())]
         known = [self.constant(tensor) for tensor in given]
         if all(known):
