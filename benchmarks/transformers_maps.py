@@ -154,13 +154,13 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     shares, whole, values, wrong, failed, unbuilt = [], 0, 0, 0, {}, 0
-    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("60 s")))
+    signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(TimeoutError("180 s")))
     for kind in KINDS:
         for name in getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES"):
             label = f"{kind}:{name}"
             if chosen and label not in chosen and name not in chosen:
                 continue
-            signal.alarm(60)
+            signal.alarm(180)
             try:
                 net = model_of(transformers, kind, name)
                 batch = batch_of(kind, net.config)

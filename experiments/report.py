@@ -16,7 +16,7 @@ Claims = Mapping[str, Claim]
 
 
 def table(claims: Claims, folder: Path, *, base: str = "experiments/records") -> str:
-    """Table of the claims in Markdown; ``base`` is the prefix of links to records.
+    """Counts and table of the claims in Markdown; ``base`` is the prefix of links to records.
 
     A claim whose criteria all hold has one row with its first criterion; any other claim has a row
     for every criterion that does not hold.
@@ -26,7 +26,7 @@ def table(claims: Claims, folder: Path, *, base: str = "experiments/records") ->
         "|---|---|---|---|---|---|---|",
     ]
     rows = [row for claim in claims.values() for row in _rows(claim, folder, base)]
-    return "\n".join(head + rows)
+    return "\n".join([counts(claims, folder), "", *head, *rows])
 
 
 def _rows(claim: Claim, folder: Path, base: str) -> list[str]:

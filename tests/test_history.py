@@ -9,7 +9,15 @@ import pytest
 from experiments import digest, history, manifest, provenance
 from experiments.claim import Claim
 from experiments.digest import Sources
-from experiments.history import BEFORE, REPEATED, UNCOMMITTED, UNKNOWN, YOUNGER, order
+from experiments.history import (
+    BEFORE,
+    REPEATED,
+    UNCOMMITTED,
+    UNKNOWN,
+    YOUNGER,
+    commit_faults,
+    order,
+)
 from experiments.history_page import history_page
 from experiments.manifest import unlisted_records, write_manifest
 from experiments.recompute import differences, items, recompute
@@ -248,6 +256,22 @@ def test_the_order_of_criterion_and_run(lab, monkeypatch):
     lab.commit()
     monkeypatch.setattr(digest, "_TODAY", Sources(lab.root))
     assert lab.order() == YOUNGER
+
+
+@pytest.mark.parametrize(
+    ("run", "fault"),
+    [
+        ({"commit": "0" * 40}, "none of this history"),
+        ({"code": "0" * 16}, "not that of its commit"),
+    ],
+    ids=["commit", "code"],
+)
+def test_a_run_names_an_ancestor_with_the_code_that_it_ran_through(lab, run, fault):
+    content = store.read_json(lab.path)
+    with Repository(lab.root) as repository:
+        assert not commit_faults(repository, lab.claim, content)
+        (told,) = commit_faults(repository, lab.claim, {**content, "run": content["run"] | run})
+    assert fault in told
 
 
 def test_a_shallow_clone_tells_nothing(lab, tmp_path):

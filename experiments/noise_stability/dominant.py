@@ -7,18 +7,28 @@ the others only their own. Another interpretation is the lower half of the net, 
 convolutions. We train both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim
-from experiments.criteria import Criterion
-from experiments.noise_stability.nets import PAPER
+from experiments.criteria import Criterion, above, below
+from experiments.noise_stability.nets import (
+    DIGITS,
+    EVERY_DEPTH,
+    FULL,
+    ONE,
+    PAPER,
+    SMALL,
+    SMALL_SCALED,
+    number_of_each,
+    trainings_of,
+)
 from experiments.parts import Each, in_turn
-from experiments.trainings import FULL_EPOCHS, Training, fits
-from resid_theory import training
+from experiments.trainings import fits
 
 KINDS = {"residual": "residual", "dominant": "dominant paths only"}
 DENSE = {
@@ -28,116 +38,85 @@ DENSE = {
 COLORS = {kind: f"C{number}" for number, kind in enumerate((*KINDS, *DENSE))}
 
 
+CHANCE = 0.1  # accuracy of a net that knows nothing
+
+
 def compute_table_5(
     *,
-    dataset: str,
-    samples: int | None,
-    pooled: int,
     depths: Sequence[int],
-    seeds: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    augmentation: str,
+    training: Mapping[str, Any],
     kinds: Sequence[str] = tuple(KINDS),
     device: str = "cpu",
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
     """Train nets of several kinds; arrays are (depths, seeds), curves (depths, seeds, epochs)."""
-    recipe = training.NOISE_STABILITY.scaled(epochs).change(precision="tf32")
-    recipe = recipe.change(batch=batch, lr=lr, augmentation=augmentation, channels_last=True)
-    recipe = recipe.change(pad=pooled // 8)  # the usual 4 for 32 pixels
-
-    def trained(kind: str, depth: int, seed: int) -> Training:
-        arguments = {"depth": depth, "identity": kind, "generator": seed}
-        return Training(
-            architecture={"builder": "simplified_net", "arguments": arguments},
-            recipe=recipe, seed=seed, data=dataset, samples=samples, size=pooled,
-        )  # fmt: skip
-
-    groups = {(k, d): [trained(k, d, seed) for seed in range(seeds)] for k in kinds for d in depths}
-    found = fits(groups, each, device)
-    arrays = {"depth": np.array(depths), "epochs": np.array(epochs)}
-    for kind in kinds:
-        cells = np.empty((len(depths), seeds, 3))
-        curves = np.empty((len(depths), seeds, epochs))
-        for row, depth in enumerate(depths):
-            for seed, fit in enumerate(found[kind, depth]):
-                cells[row, seed] = [fit.number(n) for n in ("loss", "test_error", "parameters")]
-                curves[row, seed] = fit.along("loss")
-        arrays |= {f"{kind}.{key}": cells[..., i] for i, key in enumerate(("loss", "error"))}
-        arrays |= {f"{kind}.curve": curves, f"{kind}.parameters": cells[:, 0, 2]}
-    return arrays
+    found = fits(trainings_of(kinds, depths, training), each, device)
+    arrays = {"depth": np.array(depths)}
+    for key, name in (("loss", "loss"), ("error", "test_error"), ("parameters", "parameters")):
+        table = number_of_each(found, depths, lambda fit, name=name: fit.number(name))
+        arrays |= {f"{kind}.{key}": table[row] for row, kind in enumerate(kinds)}
+    curves = number_of_each(found, depths, lambda fit: fit.along("loss"))
+    return arrays | {f"{kind}.curve": curves[row] for row, kind in enumerate(kinds)}
 
 
 def judge_table_5(a: Arrays) -> list[Criterion]:
-    """Require that dominant paths keep most of the accuracy and do not degrade with depth."""
-    depth, full = a["depth"], int(a["epochs"]) >= FULL_EPOCHS
-    accuracy = {kind: 1 - a[f"{kind}.error"] for kind in KINDS}
-    kept = accuracy["dominant"].mean(1) / accuracy["residual"].mean(1)
-    loss, error = a["dominant.loss"].mean(1), a["dominant.error"].mean(1)
-    ratio, rise = float(loss[-1] / loss[0]), float(error[-1] - error[0])
-    sizes = a["dominant.parameters"] / a["residual.parameters"]
-    depths = f"depth {depth[0]} to {depth[-1]}"
-    low = "in [0.9, 1.1]" if full else "≤ 1.1 (of the paper's band 0.9 to 1.1 the upper end)"
-    criteria = [
-        Criterion(
-            "accuracy of dominant-path nets over that of residual nets, every depth",
-            "> 0.7 (paper: 0.77)",
-            f"{', '.join(f'{k:.3f}' for k in kept)} with {100 * sizes.max():.1f} % of the "
-            f"parameters or fewer; test errors {_spread(a['dominant.error'])} against "
-            f"{_spread(a['residual.error'])}",
-            bool((kept > 0.7).all()),
+    """Test by paired seeds that dominant paths keep most of the accuracy, whatever the depth."""
+    errors = a["residual.error"], a["dominant.error"]
+    residual, dominant = (1 - CHANCE - error for error in errors)
+    sizes = (a["dominant.parameters"] / a["residual.parameters"]).max()
+    rises = [error[-1] - error[0] for error in errors]
+    ratio = a["dominant.loss"][-1] / a["dominant.loss"][0]
+    depths = f"depth {a['depth'][0]} to {a['depth'][-1]}"
+    return [
+        above(
+            "accuracy above chance of dominant-path nets less 0.7 of that of residual nets, at the "
+            "worst depth of each seed",
+            (dominant - 0.7 * residual).min(0),
+            source="Table 5: .74 of it; 0.7 as before",
+            shown=f"{100 * sizes:.1f} % of the parameters or fewer; test errors "
+            f"{_spread(errors[1])} against {_spread(errors[0])}",
         ),
-        Criterion(
-            f"dominant-path nets: training loss, ratio from {depths}",
-            low,
-            f"{ratio:.3f} ({_spread(a['dominant.loss'])})",
-            (ratio >= 0.9 or not full) and ratio <= 1.1,
+        below(
+            f"rise of the test error from {depths}, dominant-path nets less residual nets",
+            rises[1] - rises[0],
+            0.02,
+            source="Table 5: .003 against .005 from depth 20 to 44; two points as margin",
+            shown=f"{rises[1].mean():+.4f} against {rises[0].mean():+.4f}",
         ),
-        Criterion(
-            f"dominant-path nets: rise of the test error from {depths}",
-            "< 0.02 (as residual nets in Table 1; paper: 0.003)",
-            f"{rise:+.4f}",
-            rise < 0.02,
+        below(
+            f"training loss of dominant-path nets, ratio from {depths}",
+            ratio,
+            1.1,
+            source="Table 5: 1.00; a tenth as margin",
+            shown=_spread(a["dominant.loss"]),
         ),
     ]
-    if full:
-        criteria.append(
-            Criterion(
-                "test error of dominant-path nets, every depth",
-                "< 0.5 (paper: 0.312 to 0.318)",
-                _spread(a["dominant.error"]),
-                bool((error < 0.5).all()),
-            )
-        )
-    return criteria
 
 
 def judge_table_5_dense(a: Arrays) -> list[Criterion]:
-    """Require that dense lower halves, of kernels or of the net, lower the test error."""
+    """Test by paired seeds that dense lower halves, of kernels or of the net, lower the error."""
     criteria = []
     for kind, label in DENSE.items():
         change = a[f"{kind}.error"] - a["dominant.error"]
-        sizes = a[f"{kind}.parameters"] / a["dominant.parameters"]
+        sizes = (a[f"{kind}.parameters"] / a["dominant.parameters"]).mean(1)
         criteria.append(
-            Criterion(
-                f"{label}: test error less that of dominant-path nets of equal seeds, every depth",
-                "< 0 in the mean over seeds (by how much in the paper is lost)",
-                f"{_spread(change)}; test errors {_spread(a[f'{kind}.error'])} against "
+            below(
+                f"{label}: test error less that of dominant-path nets, at the worst depth of each "
+                "seed",
+                change.max(0),
+                source="Appendix D.3: lower; by how much is lost",
+                shown=f"test errors {_spread(a[f'{kind}.error'])} against "
                 f"{_spread(a['dominant.error'])} with {', '.join(f'{s:.1f}' for s in sizes)} "
                 "times the parameters",
-                bool((change.mean(1) < 0).all()),
             )
         )
     return criteria
 
 
 def _spread(cells: np.ndarray) -> str:
-    """Format mean and standard deviation over seeds for every row."""
-    count = cells.shape[1]
-    rows = [f"{c.mean():.3f}" + (f" ± {c.std(ddof=1):.3f}" if count > 1 else "") for c in cells]
-    return f"{', '.join(rows)} (n = {count})"
+    """Format mean and standard deviation over seeds for every depth."""
+    many = cells.shape[1] > 1
+    return ", ".join(f"{c.mean():.3f}" + (f" ± {c.std(ddof=1):.3f}" if many else "") for c in cells)
 
 
 def draw_table_5(figure: Figure, a: Arrays) -> None:
@@ -164,36 +143,21 @@ def draw_table_5(figure: Figure, a: Arrays) -> None:
 # -- the claims ------------------------------------------------------------------------------------
 
 _SCALES = {
-    "short": dict(
-        dataset="cifar10", samples=6000, pooled=16, depths=[20, 44], seeds=3, epochs=14,
-        batch=128, lr=0.02, augmentation="crop_flip",
-        scaled="6,000 images pooled to 16 x 16, 14 epochs, depths 20 and 44",
-    ),
-    "single": dict(
-        dataset="cifar10", samples=None, pooled=32, depths=[20, 44], seeds=1,
-        epochs=FULL_EPOCHS, batch=128, lr=0.02, augmentation="crop_flip",
-        scaled="one seed, depths 20 and 44",
-    ),
-    "paper": dict(
-        dataset="cifar10", samples=None, pooled=32, depths=[20, 32, 44], seeds=3,
-        epochs=FULL_EPOCHS, batch=128, lr=0.02, augmentation="crop_flip",
-    ),
+    "quick": {"depths": [5, 8], "training": DIGITS, "scaled": "64 digits, 3 epochs"},
+    "short": {
+        "depths": [8, 20], "training": SMALL, "scaled": f"{SMALL_SCALED}, depths 8 and 20"
+    },
+    "single": {"depths": [20, 44], "training": ONE, "scaled": "one seed, depths 20 and 44"},
+    "paper": {"depths": EVERY_DEPTH, "training": FULL},
 }  # fmt: skip
 
 CLAIMS = [
     Claim(
         id="noise_stability/table_5",
         source=f"{PAPER}, Table 5 and Appendix D.3",
-        says="Nets with nothing but their dominant paths, a few per cent of the weights, keep most "
-        "of the accuracy of residual nets and do not degrade with depth.",
-        settings={
-            "quick": dict(
-                dataset="digits", samples=400, pooled=8, depths=[5, 8], seeds=1, epochs=8,
-                batch=32, lr=0.05, augmentation="none",
-                scaled="400 digits of 8 x 8 pixels, depths 5 and 8, one seed",
-            ),
-            **_SCALES,
-        },
+        says="Residual nets reduced to their dominant paths, a few per cent of the weights, keep "
+        "most of the accuracy and do not degrade with depth (Table 5).",
+        settings=_SCALES,
         compute=compute_table_5,
         judge=judge_table_5,
         draw=draw_table_5,
@@ -201,14 +165,10 @@ CLAIMS = [
     Claim(
         id="noise_stability/table_5_dense",
         source=f"{PAPER}, Appendix D.3",
-        says="Dense lower halves lower the test error of dominant-path nets.",
+        says="Dense lower halves lower the test error of dominant-path nets (Appendix D.3).",
         settings={
-            "quick": dict(
-                dataset="digits", samples=400, pooled=8, depths=[5], seeds=2, epochs=8,
-                batch=32, lr=0.05, augmentation="none",
-                scaled="400 digits of 8 x 8 pixels, depth 5, two seeds",
-            ),
             **_SCALES,
+            "short": {"depths": [8], "training": SMALL, "scaled": f"{SMALL_SCALED}, depth 8"},
         },
         compute=partial(compute_table_5, kinds=("dominant", *DENSE)),
         judge=judge_table_5_dense,

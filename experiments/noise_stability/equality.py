@@ -11,8 +11,15 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim
-from experiments.criteria import Criterion
-from experiments.noise_stability.nets import EVERY_DEPTH, ONE, PAPER, start_net, trainings_of
+from experiments.criteria import Criterion, near
+from experiments.noise_stability.nets import (
+    EVERY_DEPTH,
+    FULL,
+    ONE,
+    PAPER,
+    start_net,
+    trainings_of,
+)
 from experiments.parts import Each, Part, by_name, in_turn
 from experiments.trainings import image_set
 from resid_theory.identity import shifted
@@ -124,7 +131,7 @@ def compute_table_2(
         return arrays
     arrays["depth"] = np.array(depths)
     for name in ("loss", "test_error"):
-        arrays[name] = np.array([[found[k, d][0][name] for d in depths] for k in pair])
+        arrays[name] = np.array([[[r[name] for r in found[k, d]] for d in depths] for k in pair])
     return arrays
 
 
@@ -157,17 +164,20 @@ def judge_table_2(a: Arrays) -> list[Criterion]:
         ),
     ]
     if "loss" in a:
-        error = np.abs(np.diff(a["test_error"], axis=0)).max()
-        loss = np.abs(a["loss"][0] / a["loss"][1] - 1).max()
+        # Full trainings differ by round-off that ReLUs amplify: every pair is a draw of its own.
+        loss, error = a["loss"].reshape(2, -1), a["test_error"].reshape(2, -1)
         found += [
-            Criterion(
-                "test errors of transferred plain and residual nets after training",
-                "|difference| ≤ .01 at every depth",
-                f"{error:.4f}",
-                bool(error <= 0.01),
+            near(
+                "test error after training, transferred less residual, pairs of all depths",
+                error[0] - error[1],
+                margin=0.01,
+                source="Table 2: .1121 .1085 .1159 against .1131 .1143 .1182 of Table 1",
             ),
-            Criterion(
-                "their training losses", "within 5 % at every depth", f"{loss:.3g}", loss <= 0.05
+            near(
+                "training loss after training, transferred over residual, less 1",
+                loss[0] / loss[1] - 1,
+                margin=0.05,
+                source="Table 2: .0413 .0488 .0735 against .0429 .0485 .0740 of Table 1",
             ),
         ]
     return found
@@ -193,12 +203,12 @@ CLAIMS = [
     Claim(
         id="noise_stability/table_2",
         source=f"{PAPER}, Table 2 and Figure 6",
-        says="A plain net that starts at the transferred weights of a residual net stays equal to "
-        "it throughout training.",
+        says="A plain net that starts at the transferred weights of a residual net is equal to it "
+        "throughout training, up to round-off that grows slowly (Table 2, Figure 6).",
         settings={
             "quick": {
-                "depth": 8, "steps": 100, "batch": 14, "name": "digits", "seed": 0, "size": 8,
-                "scaled": "digits at 8 x 8, depth 8, 100 steps",
+                "depth": 5, "steps": 30, "batch": 14, "name": "digits", "seed": 0, "size": 8,
+                "scaled": "digits at 8 x 8, depth 5, 30 steps",
             },
             "short": {
                 "depth": 20, "steps": 100, "batch": 32, "name": "cifar10", "seed": 0,
@@ -210,7 +220,7 @@ CLAIMS = [
             },
             "paper": {
                 "depth": 20, "steps": 100, "batch": 128, "name": "cifar10", "seed": 0,
-                "depths": EVERY_DEPTH, "training": ONE,
+                "depths": EVERY_DEPTH, "training": FULL,
             },
         },
         compute=compute_table_2,

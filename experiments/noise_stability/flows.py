@@ -4,48 +4,63 @@ The available text does not give, and we chose, the depth of Figure 12 and the p
 BatchNorm. The net "after the first iteration" is taken as the net at its initial weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim
-from experiments.criteria import Criterion
-from experiments.noise_stability.nets import PAPER
+from experiments.criteria import Criterion, above, near
+from experiments.noise_stability.nets import (
+    FULL,
+    FULL_KINDS,
+    KINDS,
+    ONE,
+    PAPER,
+    SHIPPED,
+    SMALL,
+    SMALL_FULL,
+    SMALL_FULL_SCALED,
+    SMALL_SCALED,
+    nets_of,
+)
 from experiments.parts import Each, in_turn
-from experiments.shipped import SHORT_EPOCHS, listed_nets
-from experiments.trainings import FULL_EPOCHS, image_set
+from experiments.trainings import image_set
 from resid_theory.stability import STATISTICS, feature_gradients
 
 # -- Figure 10 -------------------------------------------------------------------------------------
 
+GROUPS = 20  # of images; groups are independent, the entries of one image are not
+
 
 def compute_figure_10(
     *,
-    nets: Sequence[str],
     states: Sequence[str],
     dataset: str,
     samples: int,
     size: int,
-    epochs: int = SHORT_EPOCHS,
+    training: Mapping[str, Any] | None = None,
     device: str = "cpu",
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Compute moments and histogram of the loss gradient in the final features."""
-    listed = listed_nets(nets, states, each, device, epochs=epochs)
+    """Compute the loss gradient in the final features: its histogram, and moments by group.
+
+    Moments are the mean over the standard deviation, and the kurtosis, of disjoint groups of
+    images of every net, (groups, 2).
+    """
+    nets = nets_of(KINDS, 20, states, training, each, device)
     data = image_set(dataset, "train", samples, size)
     arrays = {"samples": np.array(samples)}
-    for name in nets:
-        for state in states:
-            net = listed[name, state]
-            g = feature_gradients(net, data).double().cpu().numpy()
-            spread = g.std()
-            counts, edges = np.histogram(g / spread, bins=80, range=(-5, 5))
-            moments = [g.mean() / spread, ((g - g.mean()) ** 4).mean() / spread**4, spread]
-            key = f"{name}.{state}"
-            arrays |= {f"{key}.moments": np.array(moments), f"{key}.counts": counts}
-            arrays["edges"] = edges
+    for (kind, state), row in nets.items():
+        gradients = [feature_gradients(net, data).double().cpu().numpy() for net in row]
+        counts, arrays["edges"] = np.histogram(
+            np.concatenate([g / g.std() for g in gradients]), bins=80, range=(-5, 5)
+        )
+        parts = [part for g in gradients for part in np.array_split(g, GROUPS)]
+        moments = [(g.mean() / g.std(), ((g - g.mean()) ** 4).mean() / g.std() ** 4) for g in parts]
+        arrays |= {f"{kind}.{state}.counts": counts, f"{kind}.{state}.moments": np.array(moments)}
     return arrays
 
 
@@ -55,17 +70,28 @@ def _keys(a: Arrays, ending: str) -> list[str]:
 
 
 def judge_figure_10(a: Arrays) -> list[Criterion]:
-    """Require a mean near zero; the kurtosis is reported."""
-    return [
-        Criterion(
-            f"mean over standard deviation of dR/da_L, {key.replace('.', ', ')}",
-            "|mean/std| < 0.1 (the paper's histogram is centred)",
-            f"{a[f'{key}.moments'][0]:+.4f}, kurtosis {a[f'{key}.moments'][1]:.2f} "
-            f"(normal: 3), {int(a['samples'])} samples",
-            abs(float(a[f"{key}.moments"][0])) < 0.1,
-        )
-        for key in _keys(a, ".moments")
-    ]
+    """Test on groups of images that the gradient is centred and that its kurtosis is normal."""
+    found = []
+    for key in _keys(a, ".moments"):
+        name, (mean, kurtosis) = key.replace(".", " net, "), a[f"{key}.moments"].T
+        groups = f"{len(mean)} groups of the {int(a['samples'])} images"
+        found += [
+            near(
+                f"{name}: mean over standard deviation of dR/da_L, {groups}",
+                mean,
+                margin=0.1,
+                source="Figure 10 is centred; a tenth, as before",
+            ),
+            near(
+                f"{name}: kurtosis of dR/da_L, {groups}",
+                kurtosis,
+                3,
+                margin=1,
+                source="Figure 10, roughly normal, which has 3; a uniform law has 1.8, a "
+                "two-sided exponential one 6",
+            ),
+        ]
+    return found
 
 
 def draw_figure_10(figure: Figure, a: Arrays) -> None:
@@ -83,10 +109,11 @@ def draw_figure_10(figure: Figure, a: Arrays) -> None:
 
 # -- Figure 12 -------------------------------------------------------------------------------------
 
-PAIRS = {  # (with identity, without), and the rule of paths for BatchNorm nets
-    "simplified": ("simplified_residual_20", "simplified_plain_20", None),
-    "full": ("full_residual_20", "full_plain_20", "truncate"),
+PAIRS = {  # (plain, with identity), and the rule of paths for BatchNorm nets
+    "simplified": (KINDS, None),
+    "full": (FULL_KINDS, "truncate"),
 }
+SMALLER = {"simplified": (SMALL, SMALL_SCALED), "full": (SMALL_FULL, SMALL_FULL_SCALED)}
 
 
 def compute_figure_12(
@@ -96,119 +123,123 @@ def compute_figure_12(
     dataset: str,
     samples: int,
     size: int,
-    epochs: int = SHORT_EPOCHS,
+    training: Mapping[str, Any] | None = None,
     device: str = "cpu",
     each: Each = in_turn,
 ) -> dict[str, np.ndarray]:
-    """Compute f_l of two nets: means and standard errors over samples, (layers, statistics)."""
-    *names, rule = PAIRS[pair]
-    nets = listed_nets(names, states, each, device, epochs=epochs)
+    """Compute f_l of two nets, means over samples, (seeds, layers, statistics)."""
+    kinds, rule = PAIRS[pair]
+    nets = nets_of(kinds, 20, states, training, each, device)
     data = image_set(dataset, "train", samples, size)
     arrays: dict[str, np.ndarray] = {"samples": np.array(samples)}
-    for kind, name in zip(("identity", "plain"), names, strict=True):
+    for label, kind in zip(("plain", "identity"), kinds, strict=True):
         for state in states:
-            flows = rt.dominant_flows(nets[name, state], data, rule=rule)
-            views = [flows.under(mode="sap", statistic=statistic) for statistic in STATISTICS]
-            key = f"{kind}.{state}"
-            arrays[f"{key}.mean"] = np.stack([v.mean.cpu() for v in views], 1)
-            arrays[f"{key}.error"] = np.stack([v.standard_error.cpu() for v in views], 1)
-            arrays[f"{key}.off_path"] = flows.off_path.mean(0).cpu().numpy()
+            flows = [rt.dominant_flows(net, data, rule=rule) for net in nets[kind, state]]
+            arrays[f"{label}.{state}"] = np.array(
+                [
+                    np.stack([f.under(mode="sap", statistic=s).mean.cpu() for s in STATISTICS], 1)
+                    for f in flows
+                ]
+            )
     return arrays
 
 
 def _curves(a: Arrays, state: str) -> tuple[np.ndarray, np.ndarray]:
-    """f_l by the paper's statistic: net with identities, plain net."""
-    return a[f"identity.{state}.mean"][:, 0], a[f"plain.{state}.mean"][:, 0]
+    """f_l by the paper's statistic, (seeds, layers): net with identities, plain net."""
+    return a[f"identity.{state}"][..., 0], a[f"plain.{state}"][..., 0]
 
 
 def _states(a: Arrays) -> list[str]:
-    return [key.split(".")[1] for key in _keys(a, ".mean") if key.startswith("identity")]
+    return [state for state in ("initial", "trained") if f"identity.{state}" in a]
+
+
+def _log_ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """Log of the ratio of the means over one of ``parts`` equal parts of the layers, (seeds,)."""
+    chosen = np.array_split(np.arange(own.shape[1]), parts)[part]
+    return np.log(own[:, chosen].mean(1) / plain[:, chosen].mean(1))
 
 
 def judge_figure_12_simplified(a: Arrays) -> list[Criterion]:
-    """Require residual above plain, most in deep layers, and both lowered by training."""
+    """Test by paired seeds: residual above plain, most in deep layers, both lowered by training."""
     criteria = []
     for state in _states(a):
         own, plain = _curves(a, state)
+        early, late = (_log_ratio(own, plain, half, 2) for half in (0, 1))
         criteria += [
-            Criterion(
-                f"{state}: mean of f over the layers, residual against plain",
-                "residual > plain (paper: 1.24 times in early, 4.06 in late layers)",
-                f"{own.mean():.3f} against {plain.mean():.3f}, {int(a['samples'])} samples; ratio "
-                f"of the halves {_ratio(own, plain, 0, 2):.2f}, {_ratio(own, plain, 1, 2):.2f}",
-                own.mean() > plain.mean(),
+            above(
+                f"{state}: f of residual less f of plain nets, mean over the layers",
+                (own - plain).mean(1),
+                source="Figure 12 a: above through the whole training",
+                shown=f"{own.mean():.3f} against {plain.mean():.3f}; above in "
+                f"{np.mean(own > plain):.0%} of the layers; {int(a['samples'])} images",
             ),
-            Criterion(
-                f"{state}: residual, last three layers against the first three",
-                "greater (increases with the layer)",
-                f"{own[-3:].mean():.3f} against {own[:3].mean():.3f}",
-                own[-3:].mean() > own[:3].mean(),
+            above(
+                f"{state}: log of the ratio of f, residual to plain, early layers",
+                early,
+                source="section D: 1.24 times",
+                shown=f"ratio {np.exp(early.mean()):.2f}",
+            ),
+            above(
+                f"{state}: log of the ratio of f, residual to plain, late less early layers",
+                late - early,
+                source="section D: 1.24 times in early, 4.06 times in late layers",
+                shown=f"ratio {np.exp(late.mean()):.2f} in late layers",
             ),
         ]
-    if "initial" in _states(a):
-        own, plain = _curves(a, "initial")
-        criteria.append(
-            Criterion(
-                "initial: layers in which residual is above plain",
-                "≥ 80 %",
-                f"{int((own > plain).sum())} of {len(own)}",
-                bool((own > plain).mean() >= 0.8),
-            )
-        )
     if len(_states(a)) == 2:
-        means = np.array([[curve.mean() for curve in _curves(a, s)] for s in _states(a)]).T
+        before, after = (np.array([c.mean(1) for c in _curves(a, s)]) for s in _states(a))
         criteria.append(
-            Criterion(
-                "mean of f over the layers decreases with training",
-                "trained < initial, both nets",
-                ", ".join(
-                    f"{net} {before:.3f} to {after:.3f}"
-                    for net, (before, after) in zip(("residual", "plain"), means, strict=True)
+            above(
+                "f before less f after training, mean over the layers, the lesser of both nets",
+                (before - after).min(0),
+                source="Figure 12 a: training makes fewer",
+                shown="residual {:.3f} to {:.3f}, plain {:.3f} to {:.3f}".format(
+                    *np.stack([before.mean(1), after.mean(1)], 1).ravel()
                 ),
-                all(after < before for before, after in means),
             )
         )
     return criteria
 
 
-def _ratio(own: np.ndarray, plain: np.ndarray, part: int, parts: int) -> float:
-    """Ratio of the means of two nets over one of ``parts`` equal parts of the layers."""
-    chosen = np.array_split(np.arange(len(own)), parts)[part]
-    return float(own[chosen].mean() / plain[chosen].mean())
-
-
 def judge_figure_12_deep(a: Arrays) -> list[Criterion]:
-    """Require that with BatchNorm only deep layers differ."""
+    """Test by paired seeds that with BatchNorm deep layers differ, and early ones do not."""
     criteria = []
     for state in _states(a):
         own, plain = _curves(a, state)
-        early, late = _ratio(own, plain, 0, 3), _ratio(own, plain, 2, 3)
-        criteria.append(
-            Criterion(
-                f"{state}: f with identities over f without, last third of the layers",
-                "> 1, and more than in the first third (paper: 0.99 early, 3.07 deep)",
-                f"{late:.2f}; first third {early:.2f}; {int(a['samples'])} samples",
-                late > 1 and late > early,
-            )
-        )
+        early, late = (_log_ratio(own, plain, third, 3) for third in (0, 2))
+        criteria += [
+            above(
+                f"{state}: log of the ratio of f, with identities to without, last third",
+                late,
+                source="Figure 12 b: 3.07 times in deep layers",
+                shown=f"ratio {np.exp(late.mean()):.2f}; {int(a['samples'])} images",
+            ),
+            near(
+                f"{state}: the same, first third",
+                early,
+                margin=float(np.log(1.24)),
+                source="Figure 12 b: .99; as margin the 1.24 of the early layers of Figure 12 a",
+                shown=f"ratio {np.exp(early.mean()):.2f}",
+            ),
+        ]
     return criteria
 
 
 def draw_figure_12(figure: Figure, a: Arrays) -> None:
-    """Plot f_l by layer: by the paper's statistic, and as a ratio of means."""
+    """Plot f_l by layer: by the paper's statistic, and as a ratio of means; bars over seeds."""
     states = _states(a)
     panels = figure.subplots(len(states), 2, squeeze=False)
     labels = {"identity": "with identities", "plain": "plain"}
     for row, state in zip(panels, states, strict=True):
+        tables = {label: a[f"{net}.{state}"] for net, label in labels.items()}
         for column, (panel, title) in enumerate(
             zip(row, ("mean of ratios (paper)", "ratio of means"), strict=True)
         ):
+            many = {label: table[..., column] for label, table in tables.items()}
             rt.plots.flow_curve(
-                np.arange(len(a[f"plain.{state}.mean"])),
-                {label: a[f"{net}.{state}.mean"][:, column] for net, label in labels.items()},
-                errors={
-                    label: a[f"{net}.{state}.error"][:, column] for net, label in labels.items()
-                },
+                np.arange(tables["plain"].shape[1]),
+                {label: rows.mean(0) for label, rows in many.items()},
+                errors={label: rows.std(0) / len(rows) ** 0.5 for label, rows in many.items()},
                 xlabel="layer or block",
                 ax=panel,
             )
@@ -217,57 +248,58 @@ def draw_figure_12(figure: Figure, a: Arrays) -> None:
 
 # -- the claims ------------------------------------------------------------------------------------
 
-_SCALED = "nets trained for 15 epochs"
-_QUICK_FLOWS = dict(
-    states=["initial"], dataset="digits", samples=4, size=16,
-    scaled="initial weights only, four digits of 16 x 16 pixels",
-)  # fmt: skip
 
-
-def _figure_12(pair: str, name: str, source: str, says: str, judge) -> Claim:
-    both = dict(pair=pair, states=["initial", "trained"], dataset="cifar10", size=32)
+def _figure_12(pair: str, name: str, source: str, says: str, judge: Any) -> Claim:
+    both = {"pair": pair, "states": ["initial", "trained"], "dataset": "cifar10"}
+    small, scaled = SMALLER[pair]
     return Claim(
         id=f"noise_stability/{name}",
         source=source,
         says=says,
         settings={
-            "quick": dict(pair=pair, **_QUICK_FLOWS),
-            "short": dict(**both, samples=64, scaled=_SCALED),
-            "single": dict(**both, samples=64, epochs=FULL_EPOCHS, scaled="one seed, 64 images"),
-            "paper": dict(**both, samples=128, epochs=FULL_EPOCHS),
+            "quick": {
+                "pair": pair, "states": ["initial"], "dataset": "digits", "samples": 2, "size": 8,
+                "scaled": "initial weights of one seed, two digits at 8 x 8",
+            },
+            "short": {
+                **both, "samples": 20, "size": 8, "training": small,
+                "scaled": f"nets of {scaled}; before and after training; 20 images",
+            },
+            "single": {
+                **both, "samples": 64, "size": 32, "training": ONE,
+                "scaled": "one seed, before and after training, 64 images",
+            },
+            "paper": {**both, "samples": 128, "size": 32, "training": FULL},
         },
         compute=compute_figure_12,
         judge=judge,
         draw=draw_figure_12,
-    )
+    )  # fmt: skip
 
 
 CLAIMS = [
     Claim(
         id="noise_stability/figure_10",
         source=f"{PAPER}, Figure 10",
-        says="The loss gradient in the final features is centred, roughly normal.",
+        says="The loss gradient in the final features is roughly normal with mean zero "
+        "(Figure 10).",
         settings={
-            "quick": dict(
-                nets=["simplified_residual_20", "simplified_plain_20"], states=["initial"],
-                dataset="digits", samples=100, size=16,
-                scaled="initial weights only, 100 digits of 16 x 16 pixels",
-            ),
-            "short": dict(
-                nets=["simplified_residual_20", "simplified_plain_20"],
-                states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
-                scaled=_SCALED,
-            ),
-            "single": dict(
-                nets=["simplified_residual_20", "simplified_plain_20"],
-                states=["initial", "trained"], dataset="cifar10", samples=1000, size=32,
-                epochs=FULL_EPOCHS, scaled="one seed, 1,000 images",
-            ),
-            "paper": dict(
-                nets=["simplified_residual_20", "simplified_plain_20"],
-                states=["initial", "trained"], dataset="cifar10", samples=10_000, size=32,
-                epochs=FULL_EPOCHS,
-            ),
+            "quick": {
+                "states": ["initial"], "dataset": "digits", "samples": 40, "size": 8,
+                "scaled": "initial weights of one seed, 40 digits at 8 x 8",
+            },
+            "short": {
+                "states": ["initial", "trained"], "dataset": "cifar10", "samples": 1000,
+                "size": 32, "scaled": f"{SHIPPED}, 1,000 images",
+            },
+            "single": {
+                "states": ["initial", "trained"], "dataset": "cifar10", "samples": 1000,
+                "size": 32, "training": ONE, "scaled": "one seed, 1,000 images",
+            },
+            "paper": {
+                "states": ["initial", "trained"], "dataset": "cifar10", "samples": 10_000,
+                "size": 32, "training": FULL,
+            },
         },
         compute=compute_figure_10,
         judge=judge_figure_10,
@@ -277,8 +309,9 @@ CLAIMS = [
         "simplified",
         "figure_12_simplified",
         f"{PAPER}, Figure 12 (a)",
-        "In simplified nets residual connections make more gradient flows dominant, most in deep "
-        "layers, and training makes fewer.",
+        "In simplified nets residual connections make more gradient flows dominant, 1.24 times in "
+        "early and 4.06 times in late layers, before and after training, which makes fewer "
+        "(Figure 12 a).",
         judge_figure_12_simplified,
     ),
     _figure_12(
@@ -286,7 +319,7 @@ CLAIMS = [
         "figure_12_full",
         f"{PAPER}, Figure 12 (b)",
         "In nets with BatchNorm and two convolutions a block only deep layers have more dominant "
-        "flows than plain nets.",
+        "flows than plain nets, 3.07 times against 0.99 times in early ones (Figure 12 b).",
         judge_figure_12_deep,
     ),
 ]  # fmt: skip

@@ -226,7 +226,7 @@ class _Meter:
             self._set_apart(name, look.apart[name])
         self.samples = batch.size
         self.inputs.clear()
-        with self.observer.watching(lambda use: self.take(use) if use.name in names else None):
+        with self.observer.watching(self.take):
             batch.call(self.net)
         self.latest = None
         for key in look.layouts:
@@ -252,18 +252,20 @@ class _Meter:
         """Measure a map one sample at a time from the first batch on, or not at all."""
         if name in self.apart or name in self.irregular:
             return
-        (self.irregular if self.measured or not self.independent else self.apart)[name] = why
-        for key in [key for key in self.rows if key[0] == name]:
+        known = [key for key in self.rows if key[0] == name]
+        late = self.measured and any(self._count(key) for key in known)
+        (self.irregular if late or not self.independent else self.apart)[name] = why
+        for key in known:
             del self.rows[key]
 
     def _count(self, key: Key) -> int:
-        return sum(part.shape[1] for part in self.rows[key])
+        return sum(part.shape[1] for part in self.rows.get(key, ()))
 
     def take(self, use: LinearUse) -> None:
         """Measure one use in a batch."""
         look, name, x = self.look, use.name, use.input
         assert look is not None
-        if name in self.irregular:
+        if name in self.irregular or self.layers is not None and name not in self.layers:
             return
         whole = None
         if name not in self.apart:

@@ -83,6 +83,7 @@ class WeightTracker:
         self._known: dict[int, _Constant] = {}
         self._routed: dict[int, weakref.ref[Tensor]] = {}
         self._storages: dict[int, list[Tensor]] = defaultdict(list)
+        self._numbers_read = False  # by Python, which may index with them
 
     def start(self) -> None:
         """Take the parameters and other tensors of the modules as they are before a pass."""
@@ -136,12 +137,13 @@ class WeightTracker:
             and name not in _SCATTERS
             and any(map(self.is_routed, _tensors(args)))
         )
-        if name in ("__getitem__", "index_select", "masked_select"):
+        if name == "tolist" and not self.constant(args[0]):
+            self._numbers_read = True
+        if name in ("__getitem__", "index_select", "masked_select") and not self.label(args[0]):
             index = args[1] if name == "__getitem__" else args[-1]
             first = index[0] if isinstance(index, tuple) and index else index
-            routed |= isinstance(first, Tensor) and not (
-                self.constant(first) or self.label(args[0])
-            )
+            chosen = isinstance(first, Tensor) and not self.constant(first)
+            routed |= chosen or self._numbers_read and isinstance(first, (list, Tensor))
         if routed:
             self._routed |= {id(made): weakref.ref(made) for made in _tensors([result])}
 
