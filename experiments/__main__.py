@@ -37,7 +37,7 @@ from experiments.record_checks import (
 )
 from experiments.records import MANIFEST, RECORDS, Record, judge_again, record, record_path
 from experiments.registry import CLAIMS, select
-from experiments.report import readme_with, results_page, table
+from experiments.report import counts, readme_with, results_page
 from experiments.verdicts import verdict
 from resid_theory.runtime import store
 
@@ -163,7 +163,7 @@ def _report(options: argparse.Namespace) -> int:
         HISTORY: history_page(CLAIMS, folder, changes()),
     }
     if README.exists():
-        pages[README] = readme_with(README.read_text(encoding="utf-8"), table(CLAIMS, folder))
+        pages[README] = readme_with(README.read_text(encoding="utf-8"), counts(CLAIMS, folder))
     for path, text in pages.items():
         store.write_bytes(path, text.encode())
     print(f"wrote {MANIFEST}, {', '.join(path.name for path in pages)}")
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--seed", type=int, help="of the sample; default: from the clock, printed")
     verb.set_defaults(call=_check)
-    verb = verbs.add_parser("report", help="write RESULTS.md and the table of the README")
+    verb = verbs.add_parser("report", help="write RESULTS.md, HISTORY.md, counts in the README")
     verb.set_defaults(call=_report)
     part_verbs.add_verbs(verbs)
     lease_verbs.add_verbs(verbs)

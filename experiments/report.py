@@ -1,4 +1,4 @@
-"""Pages made from the records: RESULTS.md and the table of the README."""
+"""Pages made from the records: RESULTS.md and the counts in the README."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -12,41 +12,12 @@ from experiments.records import Record, load, markdown_row, record_path
 from experiments.verdicts import ORDER, verdict
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+PAPERS = {
+    "demystifying_resnet": "Demystifying ResNet (1611.01186)",
+    "noise_stability": "Identity Connections in Residual Nets Improve Noise Stability (1905.10944)",
+    "diracnets": "DiracNets (1706.00388)",
+}
 Claims = Mapping[str, Claim]
-
-
-def table(claims: Claims, folder: Path, *, base: str = "experiments/records") -> str:
-    """Counts and table of the claims in Markdown; ``base`` is the prefix of links to records.
-
-    A claim whose criteria all hold has one row with its first criterion; any other claim has a row
-    for every criterion that does not hold.
-    """
-    head = [
-        "| claim | source | criterion | expected | ours | verdict | scale, hardware |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    rows = [row for claim in claims.values() for row in _rows(claim, folder, base)]
-    return "\n".join([counts(claims, folder), "", *head, *rows])
-
-
-def _rows(claim: Claim, folder: Path, base: str) -> list[str]:
-    stands = verdict(claim, folder=folder)
-    if stands.record is None:
-        return [
-            markdown_row(claim.id, claim.source, claim.says, "", "", stands.word, stands.detail)
-        ]
-    scale, run, criteria = stands.record.scale, stands.record.run, stands.record.criteria
-    link = f"[{claim.id}]({base}/{claim.id}.{scale}.json)"
-    note = f" ({stands.detail})" if stands.detail else ""
-    place = f"{run['threads']} threads" if run["device"] == "cpu" else str(run["device"])
-    where = f"{scale}{note}, {run['hardware']}, {place}"
-    failing = [v for v in criteria if not v.holds]
-    held = f"{stands.word}, {len(criteria) - len(failing)} of {len(criteria)} criteria hold"
-    held = f"**{held}**" if failing else held
-    first, *others = [(v.criterion, v.expected, v.measured) for v in failing or criteria[:1]]
-    return [markdown_row(link, claim.source, *first, held, where)] + [
-        markdown_row("", "", *row, "", "") for row in others
-    ]
 
 
 def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str:
@@ -65,16 +36,24 @@ def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str
 
 
 def counts(claims: Claims, folder: Path) -> str:
-    """Table of the number of claims by kind and verdict."""
-    kinds = {"paper": "claims of the papers", "extension": "extensions", "law": "laws of our own"}
-    found = Counter((c.kind, verdict(c, folder=folder).word) for c in claims.values())
-    words = [word for word in ORDER if any(found[kind, word] for kind in KINDS)]
-    head = ["| | " + " | ".join(words) + " | all |", "|---" * (len(words) + 2) + "|"]
-    rows = [
-        markdown_row(kinds[kind], *(str(found[kind, word]) for word in words), str(total))
-        for kind in KINDS
-        if (total := sum(found[kind, word] for word in words))
-    ]
+    """Table of the number of claims by verdict: of each paper and of all, extensions, laws."""
+    words = {claim.id: verdict(claim, folder=folder).word for claim in claims.values()}
+    papers = {claim.id.split("/")[0]: [] for claim in claims.values() if claim.kind == "paper"}
+    kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for claim in claims.values():
+        kinds[claim.kind].append(claim.id)
+        if claim.kind == "paper":
+            papers[claim.id.split("/")[0]].append(claim.id)
+    groups = {PAPERS.get(paper, paper): group for paper, group in papers.items()}
+    groups["claims of the papers"] = kinds["paper"]
+    groups["extensions"], groups["laws of our own"] = kinds["extension"], kinds["law"]
+    shown = [word for word in ORDER if word in words.values()]
+    head = ["| | " + " | ".join(shown) + " | all |", "|---" * (len(shown) + 2) + "|"]
+    rows = []
+    for name, group in groups.items():
+        found = Counter(words[claim_id] for claim_id in group)
+        if group:
+            rows.append(markdown_row(name, *(str(found[word]) for word in shown), str(len(group))))
     return "\n".join(head + rows)
 
 
@@ -132,8 +111,8 @@ def _parts(group: Mapping[str, Any]) -> str:
     return f"{count} on {where} ({', '.join(word for word in told if word)})"
 
 
-def readme_with(readme: str, claims_table: str) -> str:
-    """Replace the table between the two markers of the README."""
+def readme_with(readme: str, counted: str) -> str:
+    """Replace the counts between the two markers of the README."""
     if (
         readme.count(BEGIN) != 1
         or readme.count(END) != 1
@@ -141,4 +120,4 @@ def readme_with(readme: str, claims_table: str) -> str:
     ):
         raise ValueError(f"README.md: needs the lines {BEGIN} and {END}, once each, in this order")
     before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{claims_table}\n\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n\n{counted}\n\n{END}{rest.split(END)[1]}"
