@@ -37,7 +37,7 @@ IMAGES = {"seeds": [0, 3], "epochs": 1, "data": "digits", "samples": 32, "size":
 TINY = {
     "figure_4_digits": {"samples": 300, "depths": [3, 6], "seeds": 2},
     "figure_7_digits": {**DESCENTS, "near": None},
-    "figure_8_digits": DESCENTS,
+    "figure_8_digits": {**DESCENTS, "near": None},
     "figure_9_surrogate_digits": DESCENTS,
     "figure_9": {"depths": [10], "training": IMAGES},
 }

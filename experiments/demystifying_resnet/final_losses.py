@@ -296,6 +296,20 @@ _BEST = {
 _QUICK_7 = dict(dataset="digits", depths=[6, 12], rates=[-1.5, 1.0, 0.25], seeds=1, epochs=80)
 _FIGURE_8 = dict(depths=[4, 8, 16, 32], scale=0.01)
 _SHORT_8 = dict(**_FIGURE_8, samples=600, epochs=600)
+# The best by the earlier records of one seed, on a grid from 10^-2 to 10^0.5. At 32 layers Xavier
+# nets end at the loss of the zero map, or diverge, at every rate.
+_BEST_8 = {
+    "mnist": {
+        "xavier": [0.0, -0.25, -0.25, 0.25],
+        "orthogonal": [-0.25, 0.0, -0.25, -0.5],
+        "two_shortcut": [-0.25, -0.25, 0.0, 0.25],
+    },
+    "digits": {
+        "xavier": [0.0, 0.0, -0.25, 0.25],
+        "orthogonal": [0.0, 0.0, -0.25, -0.25],
+        "two_shortcut": [-0.75, -0.25, 0.0, 0.25],
+    },
+}
 _QUICK_8 = dict(samples=100, depths=[8, 32], rates=[-0.5, 0.0, 0.5], seeds=1, epochs=120)
 
 
@@ -351,9 +365,10 @@ CLAIMS = [
             "short": dict(
                 **_SHORT_8,
                 dataset="mnist",
-                rates=[-2.0, 0.5, 0.25],
-                seeds=1,
-                scaled="600 of the 60,000 samples, 600 of 1,000 epochs, 1 of 10 runs",
+                rates=[-0.25, 0.25, 0.25],
+                near=_BEST_8["mnist"],
+                seeds=5,
+                scaled="600 of the 60,000 samples, 600 of 1,000 epochs, 5 of 10 runs",
             ),
             "paper": dict(
                 **_FIGURE_8, dataset="mnist", samples=None, rates=[-1.0, 0.75, 0.25], seeds=10,
@@ -369,9 +384,10 @@ CLAIMS = [
             "short": dict(
                 **_SHORT_8,
                 dataset="digits",
-                rates=[-2.0, 0.5, 0.25],
-                seeds=1,
-                scaled="600 of the 1,797 samples, 600 of 1,000 epochs, 1 of 10 runs",
+                rates=[-0.25, 0.25, 0.25],
+                near=_BEST_8["digits"],
+                seeds=5,
+                scaled="600 of the 1,797 samples, 600 of 1,000 epochs, 5 of 10 runs",
             )
         },
     ),

@@ -149,6 +149,6 @@ CLAIMS.insert(
         id="demystifying_resnet/figure_3_digits",
         kind="extension",
         source=f"{PAPER}, Figure 3, left, on digits",
-        settings={"paper": dict(_ON_MNIST, samples=None, dataset="digits")},
+        settings={"paper": {**CLAIMS[0].settings["paper"], "dataset": "digits"}},
     ),
 )
