@@ -45,6 +45,7 @@ def operator_frobenius(
     tables = [
         _table(geometry, weight.shape[2 + axis], axis, length) for axis, length in enumerate(size)
     ]
+    weight = weight.detach().to(torch.float64)
     scale = weight.abs().max()
     if scale == 0:
         return scale
