@@ -333,6 +333,15 @@ def test_figure_5_is_judged_by_its_three_sentences(two, expected):
     assert [c.holds for c in decided(curvature.judge_figure_5(arrays))] == expected
 
 
+@pytest.mark.parametrize(
+    ("ratios", "holds"), [([0.2, 0.3, 0.5], True), ([0.2, 0.3, -4.0], None), ([2.0] * 3, False)]
+)
+def test_an_end_that_the_paper_does_not_name_is_decided_where_all_ends_agree(ratios, holds):
+    levels = np.array([0.05, 0.01, 0.001])
+    pairs = [(levels, np.array(ratios) + 0.01 * seed) for seed in range(5)]
+    assert curvature.judge_end("log10 of the ratio", pairs).holds is holds
+
+
 def test_losses_between_distant_epochs_are_not_measured():
     jump, steps = np.array([8.0, 1.5, 1.2, 1.1]), np.array([9.0, 5.0, 3.0, 2.0, 1.5, 1.2, 1.15])
     found = curvature.common_losses(1.0, jump, steps)
