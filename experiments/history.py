@@ -23,7 +23,8 @@ def order(repository: Repository, claim: Claim, content: Content) -> str:
     """Whether the criterion was there before the run, as far as git shows it.
 
     It was if the code of ``judge``, without the modules that all papers share, is at the commit of
-    the run what it is today. Settings are part of the code that a run from committed files uses.
+    the run what it is today, and if no earlier run of these settings was judged by another one with
+    another result. Settings are part of the code that a run from committed files uses.
     """
     run = content["run"]
     if not repository.is_whole or run["commit"] not in repository.commits:
@@ -36,9 +37,35 @@ def order(repository: Repository, claim: Claim, content: Content) -> str:
     if today is None or today != then:
         return YOUNGER
     for earlier in content.get("earlier", []):
-        if _computed(earlier) == _computed(content) and _texts(earlier) != _texts(content):
+        if _computed(earlier) == _computed(content) and _is_other(
+            repository, claim, earlier, content
+        ):
             return REPEATED
     return BEFORE
+
+
+def _is_other(repository: Repository, claim: Claim, earlier: Content, content: Content) -> bool:
+    """True if an earlier result was judged otherwise: by other words, or by other code."""
+    if _texts(earlier) != _texts(content):
+        return True
+    if _outcomes(earlier) == _outcomes(content):
+        return False
+    # Outcomes under equal words differ by the arrays or by the judge.
+    commit = (earlier.get("judged") or {}).get("commit") or earlier["run"]["commit"]
+    if commit not in repository.commits:
+        return True
+    then, today = (_digest(repository, at, claim, "judge", own=True) for at in (commit, None))
+    return then != today
+
+
+def has_failed(content: Content) -> bool:
+    """True if a run with other settings had a criterion that fails, and the last has none."""
+    others = [e for e in content.get("earlier", []) if _computed(e) != _computed(content)]
+    return False not in _outcomes(content) and any(False in _outcomes(e) for e in others)
+
+
+def _outcomes(result: Content) -> list[bool | None]:
+    return [each["holds"] for each in result["criteria"]]
 
 
 def _computed(result: Content) -> dict[str, Any]:

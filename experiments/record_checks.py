@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiments.claim import Claim
 from experiments.digest import ROOT, code_digest
-from experiments.history import commit_faults, order, rewritten
+from experiments.history import commit_faults, has_failed, order, rewritten
 from experiments.manifest import manifest_faults, name_of, record_files
 from experiments.records import faults, load
 from experiments.repository import Repository
@@ -74,5 +74,6 @@ def notes(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, str]:
         for path in found:
             content = store.read_json(path)
             when = order(repository, claims[content["claim"]], content)
-            found[path] = f"{when}; computed by {found[path]}"
+            failed = "; a former run with other settings failed" if has_failed(content) else ""
+            found[path] = f"{when}{failed}; computed by {found[path]}"
     return found

@@ -30,6 +30,7 @@ def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str
         "Written by `python -m experiments report` from the records; not to be edited. "
         "[History](HISTORY.md) lists what changed after a result was known.",
         counts(claims, folder),
+        _orders(claims, folder, notes),
         *(_section(claim, folder, notes) for claim in claims.values()),
     ]
     return "\n\n".join(parts) + "\n"
@@ -55,6 +56,18 @@ def counts(claims: Claims, folder: Path) -> str:
         if group:
             rows.append(markdown_row(name, *(str(found[word]) for word in shown), str(len(group))))
     return "\n".join(head + rows)
+
+
+def _orders(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str:
+    """Order of criterion and run of what is reproduced."""
+    stand = [verdict(claim, folder=folder) for claim in claims.values()]
+    found = Counter(
+        notes[record_path(each.record.claim, each.record.scale, folder)].split(";")[0]
+        for each in stand
+        if each.record is not None and each.word == "reproduced"
+    )
+    told = "; ".join(f"{count} {when}" for when, count in found.most_common())
+    return f"Of what is reproduced: {told or 'nothing yet'}."
 
 
 def _section(claim: Claim, folder: Path, notes: Mapping[Path, str]) -> str:
@@ -97,7 +110,12 @@ def _outcome(criterion: Criterion) -> str:
     test = criterion.test
     if test is None:
         return word
-    seen = "no power" if test.seen is None else f"sees {test.seen:.3g} with power {POWER}"
+    if test.seen is None:
+        seen = "no power"
+    elif test.kind == "sign":  # seen is a share beyond one half
+        seen = f"sees {0.5 + test.seen:.0%} of the seeds on one side with power {POWER}"
+    else:
+        seen = f"sees {test.seen:.3g} with power {POWER}"
     more = f"; n = {test.decides} would decide" if test.decides else ""
     return f"{word} ({seen}{more})"
 

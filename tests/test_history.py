@@ -16,6 +16,7 @@ from experiments.history import (
     UNKNOWN,
     YOUNGER,
     commit_faults,
+    has_failed,
     order,
 )
 from experiments.history_page import history_page
@@ -252,6 +253,13 @@ def test_the_order_of_criterion_and_run(lab, monkeypatch):
     former = {**results(content)[0], "criteria": [{**content["criteria"][0], "expected": ">= 2"}]}
     assert lab.order({**content, "earlier": [former]}) == REPEATED
     assert lab.order({**content, "earlier": results(content)}) == BEFORE
+    failed = [{**content["criteria"][0], "holds": False}]
+    other = {**results(content)[0], "criteria": failed}
+    assert lab.order({**content, "earlier": [other]}) == BEFORE  # judged by the same code
+    strange = {**other, "judged": {"commit": "0" * 40}}
+    assert lab.order({**content, "earlier": [strange]}) == REPEATED
+    assert not has_failed({**content, "earlier": [other]})
+    assert has_failed({**content, "earlier": [{**other, "settings": {"numbers": [5.0]}}]})
     lab.change("heron/claims.py", "LEAST = 1.0", "LEAST = 0.5")
     lab.commit()
     monkeypatch.setattr(digest, "_TODAY", Sources(lab.root))

@@ -134,9 +134,13 @@ def _rates(a: Arrays, name: str) -> np.ndarray:
 
 
 def at_best(a: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Final losses at the rate with the smallest mean, (depths, seeds), and that rate."""
-    losses, rates = a[f"{name}.loss"], _rates(a, name)
-    best, each = losses.mean(-1).argmin(-1), np.arange(len(losses))
+    """Final losses at the rate with the smallest mean, (depths, seeds), and that rate.
+
+    Where every rate diverged in some seed, the smallest median decides.
+    """
+    losses, rates, each = a[f"{name}.loss"], _rates(a, name), np.arange(len(a[f"{name}.loss"]))
+    means, medians = losses.mean(-1), np.median(losses, -1)
+    best = np.where(np.isfinite(means).any(-1), means.argmin(-1), medians.argmin(-1))
     return losses[each, best], rates[each, best]
 
 
