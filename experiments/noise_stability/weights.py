@@ -200,7 +200,7 @@ def judge_table_3(a: Arrays) -> list[Criterion]:
 
     def layers(rows: np.ndarray) -> str:
         values = rows[np.isfinite(rows)]
-        found = f"{len(values)} of {rows.size} layers have such weights"
+        found = f"{len(values)} of {rows.size} layers have weights above it"
         if not len(values):
             return found
         low, middle, high = np.quantile(values, (0, 0.5, 1))
@@ -228,7 +228,7 @@ def judge_table_3(a: Arrays) -> list[Criterion]:
             0.9,
             margin=0.1,
             source="Figure 7: a mode of about .9; the margin as before",
-            shown=layers(entry),
+            shown=f"layers {entry.min():.3f} to {entry.max():.3f}, median {np.median(entry):.3f}",
         ),
     ]
 
