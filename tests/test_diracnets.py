@@ -165,20 +165,38 @@ def test_paired_seeds_decide(judge, arrays, expected):
 
 
 def test_scales_are_judged_by_layer_and_by_plane():
-    whole = np.full((2, 2, 200), 0.5)  # seeds, a or b, planes of two layers
+    # (seeds, a or b, planes of two layers)
+    whole = np.full((6, 2, 200), 0.5) + SEEDS[:, None, None] / 10
     few, layer = whole.copy(), whole.copy()
-    few[:, 1, [0, 199]], layer[0, 0, :100] = 0.001, 0.001
-    for found, expected in ((whole, "holds holds"), (few, "holds holds"), (layer, "fails fails")):
+    few[:, 1, [0, 199]] = 0.001
+    layer[:, 0, :100] = 0.001 + SEEDS[:, None] / 1000
+    for found, expected in (
+        (whole, "holds holds"),
+        (few, "holds holds"),
+        (layer, "fails fails"),
+        (whole[:1], "undecided undecided"),  # one net, however many layers
+    ):
         arrays = {"scales": found, "planes": np.array([100, 100])}
         assert outcomes(scales.judge_section_3_3(arrays)) == expected.split()
 
 
-def test_groups_differ_or_are_undecided():
-    sizes = np.ones((3, 2, 6)) * np.array([1, 1, 1.01])[:, None, None]
-    sizes[:, 0] += np.array([0.0, 0.01, -0.01])[:, None] * np.arange(6)
-    assert outcomes(scales.judge_figure_2({"sizes": sizes})) == ["undecided"]
-    sizes[:, 1, 4:] = 0.5
-    assert outcomes(scales.judge_figure_2({"sizes": sizes})) == ["holds"]
+@pytest.mark.parametrize(
+    ("groups", "within", "epochs", "expected"),
+    [
+        ((1.0, 1.5, 2.0), 0.1, 200, "holds"),
+        ((2.0, 1.5, 1.0), 0.1, 200, "holds"),
+        ((1.0, 1.0, 1.0), 0.1, 200, "fails"),
+        ((1.0, 1.5, 2.0), 0.1, 6, "undecided"),
+    ],
+)
+def test_groups_differ_by_more_than_their_layers(groups, within, epochs, expected):
+    layers = np.repeat(np.log(groups), 4) + within * np.tile([-1, 1, 1, -1], 3)
+    ratio = np.exp(layers * (1 + SEEDS[:, None]) + 1e-2 * np.sin(np.arange(72).reshape(6, 12)))
+    sizes = np.stack([ratio, np.ones_like(ratio)], 1)
+    arrays = {"sizes": sizes, "means": np.zeros((6, 2, 12, epochs + 1))}
+    assert outcomes(scales.judge_figure_2(arrays)) == [expected]
+    one = {name: a[:1] for name, a in arrays.items()}
+    assert outcomes(scales.judge_figure_2(one)) == ["undecided"]
 
 
 @pytest.mark.parametrize(("sign", "outcome"), [(1, "holds"), (-1, "fails")])
@@ -197,3 +215,5 @@ def test_noise_is_judged_over_nets(sign, outcome):
             f"trained.{name}.smoothness": np.ones(19),
         }
     assert outcomes(noise.judge_noise(arrays))[:3] == [outcome] * 3
+    before = {key.replace("trained", "initial"): a for key, a in arrays.items()}
+    assert noise.judge_noise(before | arrays) == noise.judge_noise(arrays)

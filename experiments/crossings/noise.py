@@ -124,9 +124,10 @@ def _totals(a: Arrays) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def judge_noise(a: Arrays) -> list[Criterion]:
-    """Require positive rank correlations over the layers of trained nets, and over the nets.
+    """Require positive rank correlations over the layers of trained nets, and over these nets.
 
-    Layers of one net are no independent sample: each net gives one number.
+    Layers of one net, and a net before and after its training, are no independent samples: each
+    net gives one number.
     """
     keys, bound, error = _totals(a)
     trained = [key for key in keys if key.startswith("trained.")]
@@ -146,19 +147,17 @@ def judge_noise(a: Arrays) -> list[Criterion]:
                 shown=f"{int(a['samples'])} samples; {listed}",
             )
         )
-    if len(keys) >= 4:
-        rho, low, high = rank_correlation(bound, error)
+    if len(trained) >= 4:
         rows = [i for i, key in enumerate(keys) if key in trained]
-        alone = rank_correlation(bound[rows], error[rows])
-        smooth = [a[f"{key}.smoothness"].min() >= 3 * len(a[f"{key}.terms"]) for key in keys]
+        rho, low, high = rank_correlation(bound[rows], error[rows])
+        smooth = [a[f"{key}.smoothness"].min() >= 3 * len(a[f"{key}.terms"]) for key in trained]
         criteria.append(
             Criterion(
-                "nets: c d √(Σ β² ⌈κ/s⌉² / (μ_i² μ_i→²)) against the error of noise in all weights",
+                "trained nets: c d √(Σ β² ⌈κ/s⌉² / (μ_i² μ_i→²)) against the error of noise in all "
+                "weights",
                 "Spearman's ρ with its 95 % interval above 0; fails if it is below 0",
-                f"{rho:.2f} [{low:.2f}, {high:.2f}] (n = {len(keys)}, initial and trained); "
-                f"trained ones alone {alone[0]:.2f} [{alone[1]:.2f}, {alone[2]:.2f}] "
-                f"(n = {len(rows)}); the bound's premise, smoothness of at least 3 d, holds in "
-                f"{sum(smooth)} nets",
+                f"{rho:.2f} [{low:.2f}, {high:.2f}] (n = {len(rows)}); the bound's premise, "
+                f"smoothness of at least 3 d, holds in {sum(smooth)} nets",
                 {(True, False): True, (False, True): False}.get((low > 0, high < 0)),
             )
         )

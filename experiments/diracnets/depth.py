@@ -296,8 +296,8 @@ CLAIMS = [
     Claim(
         id="diracnets/section_3_1",
         source=f"{PAPER}, section 3.1",
-        says="DiracNets of 52 and of 100 layers train; plain nets of their shape lag from 34 "
-        "layers on, and at 100 do not start.",
+        says="Deep plain nets lag behind DiracNets of their shape; at 100 layers they do not "
+        "start, and DiracNets do.",
         settings={
             "quick": {
                 "depths": [34], "training": QUICK, "scaled": f"{QUICK_SCALED}, depth 34 only",

@@ -12,7 +12,6 @@ import numpy as np
 from torch import nn
 
 from experiments.trainings import Fit, Training
-from resid_theory.eigen.estimate import student
 from resid_theory.training import DIRACNETS
 
 PAPER = "Zagoruyko & Komodakis 2017, arXiv:1706.00388v2"
@@ -105,16 +104,6 @@ def _training(
 def each_seed(fitted: Sequence[Fit], name: str) -> np.ndarray:
     """One measure of the net of each seed, (seeds,)."""
     return np.array([fit.number(name) for fit in fitted])
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over seeds and its 95 % interval by Student's distribution."""
-    values = np.ravel(values)
-    mean = float(values.mean())
-    if len(values) == 1:
-        return mean, -np.inf, np.inf
-    half = student(len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def percent(values: np.ndarray) -> str:

@@ -32,7 +32,7 @@ from resid_theory.stability import STATISTICS, feature_gradients
 
 # -- Figure 10 -------------------------------------------------------------------------------------
 
-GROUPS = 20  # of images; groups are independent, the entries of one image are not
+GROUPS = 20  # of images, which show the spread within a net
 
 
 def compute_figure_10(
@@ -70,17 +70,23 @@ def _keys(a: Arrays, ending: str) -> list[str]:
 
 
 def judge_figure_10(a: Arrays) -> list[Criterion]:
-    """Test on groups of images that the gradient is centred and that its kurtosis is normal."""
+    """Test over nets that the gradient is centred and that its kurtosis is normal.
+
+    Groups of images of one net share its weights: each net gives their mean.
+    """
     found = []
     for key in _keys(a, ".moments"):
-        name, (mean, kurtosis) = key.replace(".", " net, "), a[f"{key}.moments"].T
-        groups = f"{len(mean)} groups of the {int(a['samples'])} images"
+        name, every = key.replace(".", " net, "), a[f"{key}.moments"]
+        mean, kurtosis = every.reshape(-1, GROUPS, 2).mean(1).T  # (nets,)
+        groups = f"mean over {GROUPS} groups of the {int(a['samples'])} images"
+        low, high = every.min(0), every.max(0)
         found += [
             near(
                 f"{name}: mean over standard deviation of dR/da_L, {groups}",
                 mean,
                 margin=0.1,
                 source="Figure 10 is centred; a tenth, as before",
+                shown=f"groups {low[0]:.3f} to {high[0]:.3f}",
             ),
             near(
                 f"{name}: kurtosis of dR/da_L, {groups}",
@@ -89,6 +95,7 @@ def judge_figure_10(a: Arrays) -> list[Criterion]:
                 margin=1,
                 source="Figure 10, roughly normal, which has 3; a uniform law has 1.8, a "
                 "two-sided exponential one 6",
+                shown=f"groups {low[1]:.2f} to {high[1]:.2f}",
             ),
         ]
     return found

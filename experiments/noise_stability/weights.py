@@ -1,11 +1,13 @@
 """The weights of initial and of trained nets, Tables 3 and 4 with Figure 7."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import nn
 
 from experiments.claim import Arrays, Claim
@@ -36,6 +38,7 @@ from resid_theory.identity import id_mask
 
 TABLE_4 = {20: 5.393e-4, 32: 8.878e-4, 44: 1.238e-3}
 TABLE_3 = 32  # depth of its nets
+FEWEST_DRAWS = 5  # with fewer, a prediction interval takes nearly any number
 
 
 def _penalty(net: nn.Module) -> float:
@@ -66,42 +69,62 @@ def compute_initial_weights(*, depths: Sequence[int], seeds: Sequence[int]) -> A
     return {"depth": np.array(depths), "penalty": np.array(penalties), "mass": np.array(masses)}
 
 
+def _one_draw(name: str, draws: np.ndarray, printed: float, digit: float, table: str) -> Criterion:
+    """Require that a printed number, of one net, lies in the prediction interval of one draw.
+
+    ``digit`` is the unit of the last printed digit: a draw counts as what it rounds to.
+    """
+    n, mean = len(draws), float(draws.mean())
+    expected = f"{printed:.4g} ({table}, of one net) within what one more draw prints, 95 %"
+    if n < FEWEST_DRAWS:
+        return Criterion(name, expected, f"mean {mean:.4g}; n = {n} is too few for a spread", None)
+    spread = float(draws.std(ddof=1))
+    error = spread * (1 + 1 / n) ** 0.5
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    low, high = (digit * round(end / digit) for end in (mean - half, mean + half))
+    away = abs(printed - mean) - digit / 2
+    p = min(1.0, 2 * float(stats.t.sf(away / error, n - 1)))
+    return Criterion(
+        name,
+        expected,
+        f"{low:.4g} to {high:.4g}; mean {mean:.4g}, standard deviation {spread:.2g}, n = {n}; "
+        f"{printed:.4g} has p = {p:.2g}",
+        away <= half,
+    )
+
+
 def judge_initial_weights(a: Arrays) -> list[Criterion]:
-    """Test that means over seeds are the paper's numbers."""
+    """Require that every number of the paper, which has one net each, is a draw of the law."""
     depth = list(a["depth"])
-    found = [
-        near(
-            f"½λ‖θ‖²/128 of plain nets of depth {d}, over the paper's number, less 1",
-            a["penalty"][0, depth.index(d)] / printed - 1,
-            margin=0.01,
-            source=f"Table 4: {printed:.4g}",
-        )
-        for d, printed in TABLE_4.items()
-        if d in depth
-    ]
     shallow = a["penalty"][:, depth.index(20)]
     return [
-        *found,
-        near(
+        *(
+            _one_draw(
+                f"½λ‖θ‖²/128 of plain nets of depth {d}",
+                a["penalty"][0, depth.index(d)],
+                printed,
+                10.0 ** (math.floor(math.log10(printed)) - 3),
+                "Table 4",
+            )
+            for d, printed in TABLE_4.items()
+            if d in depth
+        ),
+        _one_draw(
             "that penalty of plain nets over that of residual nets, depth 20",
             shallow[0] / shallow[1],
-            265,
-            margin=25,
-            source="Table 4: 268; 263 by the law of the draw; a tenth as margin, as before",
+            268,
+            1,
+            "Table 4",
         ),
-        near(
-            "L1 mass of the ID entries of plain nets, depth 32",
-            a["mass"][0],
-            67,
-            margin=3.2,
-            source="Table 3, of one net; two standard deviations of a draw as margin",
+        _one_draw(
+            "L1 mass of the ID entries of plain nets, depth 32", a["mass"][0], 67, 1, "Table 3"
         ),
-        near(
+        _one_draw(
             "L1 mass of the ID entries of transferred residual nets, depth 32",
             a["mass"][1],
             1120,
-            margin=5,
-            source="Table 3, 1120 entries of 1; the margin as before",
+            1,
+            "Table 3",
         ),
     ]
 
@@ -165,37 +188,47 @@ def compute_table_3(
 
 
 def judge_table_3(a: Arrays) -> list[Criterion]:
-    """Test on the layers of the nets that large weights are ID entries in residual nets only.
+    """Test over nets that large weights are ID entries in residual nets only.
 
-    The sample is the layers with ID entries, each a tensor of its own; they share their training.
+    Layers of one net share its training: each net gives their mean. A net without large weights
+    has no ID entry among them, and the share 0.
     """
-    plain, residual = a["share"].reshape(2, -1)
-    entry = a["median"][1].ravel()
-    nets = a["share"].shape[1]
-    layers = f"layers of {nets} net{'s' if nets > 1 else ''}"
-    large = plain[np.isfinite(plain)]
+    plain, residual = a["share"]  # (nets, layers)
+    entry = a["median"][1]
+    large = np.isfinite(a["share"])
+    shares = np.where(large, a["share"], 0).sum(2) / np.maximum(large.sum(2), 1)
+
+    def layers(rows: np.ndarray) -> str:
+        values = rows[np.isfinite(rows)]
+        found = f"{len(values)} of {rows.size} layers have weights above it"
+        if not len(values):
+            return found
+        low, middle, high = np.quantile(values, (0, 0.5, 1))
+        return f"{found}: {low:.3f} to {high:.3f}, median {middle:.3f}"
+
     return [
         above(
-            f"{layers}: share of ID entries in the mass of weights above .25, residual",
-            residual[np.isfinite(residual)],
+            f"share of ID entries in the mass of weights above {LARGE}, residual, mean over layers",
+            shares[1],
             0.7,
-            of="median",
             source="Table 3, of the whole net: > .76; .7 as before",
+            shown=layers(residual),
         ),
         below(
-            f"{layers}: the same share, plain",
-            large if len(large) else [0.0],
+            "the same share, plain",
+            shares[0],
             0.2,
-            of="median",
             source="Table 3, of the whole net: .10; .2 as before",
-            shown=f"{len(plain) - len(large)} layers have no weight above .25",
+            shown=layers(plain),
         ),
         near(
-            f"{layers}: median of the ID entries, residual, as the plain net that it equals",
-            entry,
+            "median of the ID entries of a layer, residual, as the plain net that it equals, mean "
+            "over layers",
+            entry.mean(1),
             0.9,
             margin=0.1,
             source="Figure 7: a mode of about .9; the margin as before",
+            shown=f"layers {entry.min():.3f} to {entry.max():.3f}, median {np.median(entry):.3f}",
         ),
     ]
 
