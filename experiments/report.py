@@ -5,17 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.claim import KINDS, SCALES, Claim
+from experiments.claim import SCALES, Claim
 from experiments.criteria import Criterion
 from experiments.evidence import POWER
 from experiments.records import Record, load, markdown_row, record_path
-from experiments.verdicts import ORDER, verdict
+from experiments.verdicts import ORDER, Verdict, verdict
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 PAPERS = {
     "demystifying_resnet": "Demystifying ResNet (1611.01186)",
     "noise_stability": "Identity Connections in Residual Nets Improve Noise Stability (1905.10944)",
     "diracnets": "DiracNets (1706.00388)",
+}
+KIND_NAMES = {
+    "paper": "claims of the papers",
+    "extension": "extensions",
+    "law": "laws of our own",
 }
 Claims = Mapping[str, Claim]
 
@@ -25,53 +30,59 @@ def results_page(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str
 
     ``notes`` tells of each record how old its criterion and its code are.
     """
+    stand = _verdicts(claims, folder)
     parts = [
         "# Results",
         "Written by `python -m experiments report` from the records; not to be edited. "
         "[History](HISTORY.md) lists what changed after a result was known.",
-        counts(claims, folder),
-        _orders(claims, folder, notes),
-        *(_section(claim, folder, notes) for claim in claims.values()),
+        _counted(claims, stand),
+        _orders(stand, folder, notes),
+        *(_section(claim, stand[claim.id], folder, notes) for claim in claims.values()),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def counts(claims: Claims, folder: Path) -> str:
     """Table of the number of claims by verdict: of each paper and of all, extensions, laws."""
-    words = {claim.id: verdict(claim, folder=folder).word for claim in claims.values()}
-    papers = {claim.id.split("/")[0]: [] for claim in claims.values() if claim.kind == "paper"}
-    kinds: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for claim in claims.values():
-        kinds[claim.kind].append(claim.id)
-        if claim.kind == "paper":
-            papers[claim.id.split("/")[0]].append(claim.id)
-    groups = {PAPERS.get(paper, paper): group for paper, group in papers.items()}
-    groups["claims of the papers"] = kinds["paper"]
-    groups["extensions"], groups["laws of our own"] = kinds["extension"], kinds["law"]
-    shown = [word for word in ORDER if word in words.values()]
+    return _counted(claims, _verdicts(claims, folder))
+
+
+def _verdicts(claims: Claims, folder: Path) -> dict[str, Verdict]:
+    """Verdicts by id; each reads a record with its arrays."""
+    return {claim.id: verdict(claim, folder=folder) for claim in claims.values()}
+
+
+def _counted(claims: Claims, stand: Mapping[str, Verdict]) -> str:
+    of_papers = [claim.id for claim in claims.values() if claim.kind == "paper"]
+    groups = {
+        PAPERS.get(paper, paper): [c for c in of_papers if c.startswith(f"{paper}/")]
+        for paper in dict.fromkeys(claim_id.split("/")[0] for claim_id in of_papers)
+    }
+    for kind, name in KIND_NAMES.items():
+        groups[name] = [claim.id for claim in claims.values() if claim.kind == kind]
+    words = Counter(each.word for each in stand.values())
+    shown = [word for word in ORDER if word in words]
     head = ["| | " + " | ".join(shown) + " | all |", "|---" * (len(shown) + 2) + "|"]
     rows = []
     for name, group in groups.items():
-        found = Counter(words[claim_id] for claim_id in group)
+        found = Counter(stand[claim_id].word for claim_id in group)
         if group:
             rows.append(markdown_row(name, *(str(found[word]) for word in shown), str(len(group))))
     return "\n".join(head + rows)
 
 
-def _orders(claims: Claims, folder: Path, notes: Mapping[Path, str]) -> str:
+def _orders(stand: Mapping[str, Verdict], folder: Path, notes: Mapping[Path, str]) -> str:
     """Order of criterion and run of what is reproduced."""
-    stand = [verdict(claim, folder=folder) for claim in claims.values()]
     found = Counter(
         notes[record_path(each.record.claim, each.record.scale, folder)].split(";")[0]
-        for each in stand
+        for each in stand.values()
         if each.record is not None and each.word == "reproduced"
     )
     told = "; ".join(f"{count} {when}" for when, count in found.most_common())
     return f"Of what is reproduced: {told or 'nothing yet'}."
 
 
-def _section(claim: Claim, folder: Path, notes: Mapping[Path, str]) -> str:
-    stands = verdict(claim, folder=folder)
+def _section(claim: Claim, stands: Verdict, folder: Path, notes: Mapping[Path, str]) -> str:
     detail = f" ({stands.detail})" if stands.detail else ""
     at = f", {stands.record.scale} scale" if stands.record else ""
     parts = [f"## {claim.id}: {stands.word}{at}{detail}", f"{claim.says} ({claim.source})"]
