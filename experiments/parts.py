@@ -4,7 +4,6 @@ A ``compute`` with a parameter ``each`` passes it all its parts in one call and 
 arrays in the same order; the default is ``in_turn``. Claims that ask for equal parts share them.
 """
 
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from experiments.digest import code_digest
-from experiments.provenance import ROOT, run_information
+from experiments.provenance import ROOT, clocks, run_information
 from resid_theory.runtime import store
 from resid_theory.sweep import Outcome, Task
 from resid_theory.sweep.results import Cell, Results
@@ -250,9 +249,10 @@ class Store:
 def _computed(part: Part, execution: Execution, folder: Path | None) -> Finished:
     # The code before it runs, because sources may be edited meanwhile.
     code, means = code_digest(type(part)), part.means(execution, folder)
-    started = time.perf_counter() - part.spent(folder)
+    earlier, started = part.spent(folder), clocks()
     arrays = part.compute(execution, folder)
-    run = run_information(execution.device, time.perf_counter() - started)
+    seconds, processor = clocks() - started
+    run = run_information(execution.device, earlier + seconds, None if earlier else processor)
     return Finished(arrays=arrays, record={**run, **means, "code": code})
 
 
@@ -272,7 +272,7 @@ class Stored:
 
     Attributes:
         given: Parts given so far, by key.
-        seconds: Spent in calls.
+        spent: Seconds spent in calls, by both clocks.
 
     Args:
         store: Where they are kept.
@@ -282,12 +282,12 @@ class Stored:
     def __init__(self, store: Store, execution: Execution | None = None) -> None:
         self.store, self.execution = store, execution
         self.given: dict[str, tuple[Part, Finished]] = {}
-        self.seconds = 0.0
+        self.spent = np.zeros(2)
 
     def __call__(
         self, parts: Sequence[Part], device: str, *, weights: bool = False
     ) -> list[Arrays]:
-        started = time.perf_counter()
+        started = clocks()
         found = {}
         wanted = {part.key: part for part in parts}
         for key, part in wanted.items():
@@ -297,7 +297,7 @@ class Stored:
                 ready = self.store.find_or_compute(part, self.execution, weights=weights)
             if ready is not None:
                 found[key] = ready
-        self.seconds += time.perf_counter() - started
+        self.spent += clocks() - started
         if len(found) < len(wanted):
             words = " with their weights" if weights else ""
             raise UnfinishedError(f"{len(found)} of {len(wanted)} parts are done{words}")
@@ -311,9 +311,12 @@ class Stored:
         for part, done in self.given.values():
             record = done.record
             told = {name: record.get(name) for name in names} | {"age": done.age(part)}
-            group = groups.setdefault(tuple(told.values()), {**told, "parts": 0, "seconds": 0.0})
+            none = {"parts": 0, "seconds": 0.0, "processor_seconds": 0.0}
+            group = groups.setdefault(tuple(told.values()), {**told, **none})
             group["parts"] += 1
-            group["seconds"] = round(group["seconds"] + record["seconds"], 3)
+            for clock in ("seconds", "processor_seconds"):
+                both = (group[clock], record.get(clock))
+                group[clock] = None if None in both else round(sum(both), 3)
         return list(groups.values())
 
 

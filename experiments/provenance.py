@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ import torch
 from experiments.digest import ROOT
 
 
-def run_information(device: str, seconds: float) -> dict[str, Any]:
-    """Code, machine and versions of a run, and its duration."""
+def clocks() -> np.ndarray:
+    """Seconds of the clock and of the processor; on a busy machine the latter tell the cost."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def run_information(device: str, seconds: float, processor: float | None = None) -> dict[str, Any]:
+    """Code, machine and versions of a run, and its seconds by both clocks."""
     commit, dirty = commit_of_code()
     return {
         "commit": commit,
@@ -25,6 +31,7 @@ def run_information(device: str, seconds: float) -> dict[str, Any]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "seconds": round(seconds, 3),
+        "processor_seconds": None if processor is None else round(processor, 3),
     }
 
 

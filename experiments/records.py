@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from experiments.claim import SCALES, Arrays, Claim
 from experiments.criteria import Criterion, decided
 from experiments.digest import code_digest
 from experiments.parts import Execution, Store, Stored, float32_by_default
-from experiments.provenance import commit_of_code, run_information
+from experiments.provenance import clocks, commit_of_code, run_information
 from resid_theory._check import check_choice
 from resid_theory.runtime import store
 
@@ -98,12 +97,15 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Stored | Non
         each = each or Stored(Store(None), Execution(device=device))
         given["each"] = each
     code = code_digest(claim.compute)  # before it runs: sources may be edited meanwhile
-    start = time.perf_counter()
+    start = clocks()
     with float32_by_default():
         arrays = claim.compute(**given)
-    seconds, parts = time.perf_counter() - start, each.summary() if each is not None else []
+    spent, parts = clocks() - start, each.summary() if each is not None else []
     if each is not None:
-        seconds += sum(group["seconds"] for group in parts) - each.seconds
+        spent -= each.spent
+    cost = [spent[0] + sum(group["seconds"] for group in parts)]
+    if all(group["processor_seconds"] is not None for group in parts):
+        cost.append(spent[1] + sum(group["processor_seconds"] for group in parts))
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     return Record(
         claim=claim.id,
@@ -112,7 +114,7 @@ def measure(claim: Claim, scale: str, *, device: str = "cpu", each: Stored | Non
         arrays=arrays,
         criteria=judged(claim, arrays),
         run={
-            **run_information(device, seconds),
+            **run_information(device, *cost),
             "code": code,
             **({"parts": parts} if parts else {}),
         },

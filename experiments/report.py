@@ -97,11 +97,13 @@ def _evidence(found: Record, note: str) -> str:
     run = found.run
     code = run["commit"][:12] if run["commit"] else "unknown commit"
     changed = " with uncommitted changes" if run["dirty"] else ""
+    cost = run.get("processor_seconds")
+    processor = "" if cost is None else f" ({cost:.3g} s of a processor)"
     link = f"[record](records/{found.claim}.{found.scale}.json)"
     here = (run["hardware"], run["commit"])
     elsewhere = [g for g in run.get("parts", ()) if (g["hardware"], g["commit"]) != here]
     lines = [
-        f"**{found.scale} scale**: {link}, {run['seconds']:.3g} s on {run['device']} "
+        f"**{found.scale} scale**: {link}, {run['seconds']:.3g} s{processor} on {run['device']} "
         f"({run['hardware']}, {run['threads']} threads), torch {run['torch']}, {code}{changed}."
         + "".join(f" {_parts(group)}." for group in elsewhere)
         + f" {note[0].upper()}{note[1:]}.",

@@ -400,9 +400,9 @@ def test_rates_count_from_those_of_each_net_and_depth():
 @pytest.mark.parametrize(
     ("two", "holds"),
     [
-        ([0.3, 0.01], [True] * 4),  # worse at a small depth, best at its best one
-        ([0.02, 0.6], [False, False, True, True]),
-        ([0.3, 0.4], [True, True, False, False]),
+        ([0.3, 0.01], [False] * 2 + [True] * 4),  # best at its best depth
+        ([0.02, 0.6], [True] * 2 + [False] * 2 + [True] * 2),
+        ([0.3, 0.4], [False] * 2 + [True] * 2 + [False] * 2),
     ],
 )
 def test_figure_8_asks_for_better_optima(two, holds):

@@ -155,9 +155,9 @@ CLAIMS = [
         settings={
             "quick": {
                 "nets": ["Dirac-18"],
-                "training": {"epochs": 1, "batch": 8, "size": 32},
+                "training": {"epochs": 1, "batch": 16, "size": 32},
                 "data": STRIPES,
-                "scaled": "one epoch on 16 generated images of 32 x 32: the errors say nothing",
+                "scaled": "one step on 16 generated images of 32 x 32: the errors say nothing",
             },
             "single": {
                 "nets": ["Dirac-18", "ResNet-18"],
