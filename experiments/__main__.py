@@ -13,7 +13,7 @@ from experiments import part_verbs
 from experiments.claim import SCALES, Claim
 from experiments.history_page import history_page
 from experiments.lease import lease_verbs
-from experiments.manifest import changes, unlisted_records, write_manifest
+from experiments.manifest import changes, unlisted, wordings, write_manifest
 from experiments.parts import (
     PARTS,
     BusyError,
@@ -24,7 +24,7 @@ from experiments.parts import (
     UnfinishedError,
 )
 from experiments.provenance import ROOT
-from experiments.recompute import items, recompute
+from experiments.recompute import Item, items, recompute
 from experiments.record_checks import (
     OLDER,
     TODAY,
@@ -32,6 +32,7 @@ from experiments.record_checks import (
     ages,
     all_faults,
     is_valid,
+    judging_ages,
     notes,
     record_faults,
 )
@@ -103,11 +104,14 @@ def _show(found: Record) -> None:
 
 
 def _judge(options: argparse.Namespace) -> int:
-    """Judge records by today's criteria where they or the criteria have changed."""
+    """Judge records by today's criteria where they, the criteria or the tests have changed."""
+    ages_of = judging_ages(CLAIMS, options.records)
     for claim in select(options.claims):
         for scale in claim.settings:
             path = record_path(claim.id, scale, options.records)
-            if path.exists() and record_faults(CLAIMS, options.records, path):
+            if path.exists() and (
+                ages_of[path] == OLDER or record_faults(CLAIMS, options.records, path)
+            ):
                 print(f"{claim.id} ({scale})")
                 _show(judge_again(claim, scale, folder=options.records))
     return 0
@@ -116,26 +120,34 @@ def _judge(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     folder = options.records
     wrong = all_faults(CLAIMS, folder)
-    for path, fault in unlisted_records(folder).items():
+    for path, fault in unlisted(CLAIMS, folder).items():
         wrong.setdefault(path, []).append(fault)
     _tell(wrong)
     if not wrong:
-        found = ages(CLAIMS, folder)
-        for path, age in found.items():
-            if age != TODAY:
-                print(f"{path}: computed by {age}")
-        count = Counter(found.values())
-        told = ", ".join(f"{count[age]} by {age}" for age in (TODAY, OLDER, UNKNOWN))
-        print(f"{count.total()} records are valid; computed: {told}")
-        wrong = _recomputed(options) if options.recompute else {}
+        counted = {}
+        for verb, found in (
+            ("computed", ages(CLAIMS, folder)),
+            ("judged", judging_ages(CLAIMS, folder)),
+        ):
+            for path, age in found.items():
+                if age != TODAY:
+                    print(f"{path}: {verb} by {age}")
+            count = Counter(found.values())
+            counted[verb] = ", ".join(f"{count[age]} by {age}" for age in (TODAY, OLDER, UNKNOWN))
+        every = items(CLAIMS, folder)
+        beyond = [item for item in every if item.reason]
+        for item in beyond:
+            print(f"{item.name}: cannot be computed again here: {item.reason}")
+        print("records are valid; " + "; ".join(f"{v}: {told}" for v, told in counted.items()))
+        print(f"{len(every) - len(beyond)} of {len(every)} records and parts can be checked here")
+        wrong = _recomputed(every, options) if options.recompute else {}
     return int(bool(wrong))
 
 
-def _recomputed(options: argparse.Namespace) -> dict[str, str]:
+def _recomputed(every: Sequence[Item], options: argparse.Namespace) -> dict[str, str]:
     """Compute a random sample of records and parts again; what differs, by name."""
     seed = int(time.time()) if options.seed is None else options.seed
     print(f"computing a sample again, --seed {seed}", flush=True)
-    every = items(CLAIMS, options.records)
     wrong = {}
     for item, fault, told in recompute(every, minutes=options.recompute, seed=seed):
         print(f"{item.name}, {item.seconds:.3g} s: {fault or told}", flush=True)
@@ -157,10 +169,10 @@ def _report(options: argparse.Namespace) -> int:
         _tell(wrong)
         print("no report written: git has the former records; changed claims are run again")
         return 1
-    write_manifest(folder)
+    write_manifest(CLAIMS, folder)
     pages = {
         RESULTS: results_page(CLAIMS, folder, notes(CLAIMS, folder)),
-        HISTORY: history_page(CLAIMS, folder, changes()),
+        HISTORY: history_page(CLAIMS, folder, changes(), wordings(folder)),
     }
     if README.exists():
         pages[README] = readme_with(README.read_text(encoding="utf-8"), counts(CLAIMS, folder))

@@ -7,7 +7,7 @@ import torch
 
 import resid_theory as rt
 from experiments.digest import code_digest
-from experiments.parts import Execution, Store, float32_by_default
+from experiments.parts import Execution, Finished, Store, float32_by_default
 from experiments.provenance import run_information
 from experiments.trainings import Training
 
@@ -73,6 +73,14 @@ def confirm(part: Training, own: Store, device: str = "cpu") -> Confirmation:
     done = own.find(part)
     if done is None:
         raise ValueError(f"part: {part.cell} is not finished, so there is nothing to confirm")
+    found = replay(part, done, device)
+    if not found.gap:
+        own.confirm(part, asdict(found))
+    return found
+
+
+def replay(part: Training, done: Finished, device: str = "cpu") -> Confirmation:
+    """Take the first steps of a finished training once more; see ``confirm``."""
     there = done.arrays["first_losses"].tolist()
     if not there:
         raise ValueError(
@@ -89,7 +97,4 @@ def confirm(part: Training, own: Store, device: str = "cpu") -> Confirmation:
     gap = "" if exact else loss_gap(here, there, str(how["precision"]))
     if same and not exact:
         gap = gap or "not equal to the last bit, on a machine of the same kind"
-    found = Confirmation(code=code, steps=len(there), exact=exact, gap=gap)
-    if not gap:
-        own.confirm(part, asdict(found))
-    return found
+    return Confirmation(code=code, steps=len(there), exact=exact, gap=gap)

@@ -7,9 +7,10 @@ from typing import Any
 
 from experiments.claim import Claim
 from experiments.digest import code_digest
-from experiments.manifest import changes, name_of, read_record, record_files
-from experiments.records import MANIFEST, results
+from experiments.manifest import changes, continues, name_of, read_record, record_files
+from experiments.records import MANIFEST, judging, results
 from experiments.repository import Repository
+from resid_theory.runtime import store
 
 BEFORE = "criterion and settings fixed before the run"
 REPEATED = "criterion changed after an earlier run of these settings"
@@ -22,8 +23,8 @@ Content = Mapping[str, Any]
 def order(repository: Repository, claim: Claim, content: Content) -> str:
     """Whether the criterion was there before the run, as far as git shows it.
 
-    It was if the code of ``judge``, without the modules that all papers share, is at the commit of
-    the run what it is today, and if no earlier run of these settings was judged by another one with
+    It was if the code of ``judge`` and of the tests, without the library, is at the commit of the
+    run what it is today, and if no earlier run of these settings was judged by another one with
     another result. Settings are part of the code that a run from committed files uses.
     """
     run = content["run"]
@@ -31,9 +32,7 @@ def order(repository: Repository, claim: Claim, content: Content) -> str:
         return UNKNOWN
     if run["dirty"]:
         return UNCOMMITTED
-    today, then = (
-        _digest(repository, commit, claim, "judge", own=True) for commit in (None, run["commit"])
-    )
+    today, then = (judging_code(repository, claim, at) for at in (None, run["commit"]))
     if today is None or today != then:
         return YOUNGER
     for earlier in content.get("earlier", []):
@@ -54,8 +53,7 @@ def _is_other(repository: Repository, claim: Claim, earlier: Content, content: C
     commit = (earlier.get("judged") or {}).get("commit") or earlier["run"]["commit"]
     if commit not in repository.commits:
         return True
-    then, today = (_digest(repository, at, claim, "judge", own=True) for at in (commit, None))
-    return then != today
+    return judging_code(repository, claim, commit) != judging_code(repository, claim, None)
 
 
 def has_failed(content: Content) -> bool:
@@ -76,11 +74,14 @@ def _texts(result: Content) -> list[tuple[str, str]]:
     return [(each["criterion"], each["expected"]) for each in result["criteria"]]
 
 
+def judging_code(repository: Repository, claim: Claim, commit: str | None) -> str | None:
+    """Digest of what judged a claim at a commit, today's without one; None if it is not there."""
+    return _digest(repository, commit, judging(claim), own=True)
+
+
 def _digest(
-    repository: Repository, commit: str | None, claim: Claim, part: str, *, own: bool = False
+    repository: Repository, commit: str | None, call: Any, *, own: bool = False
 ) -> str | None:
-    """Digest of a part of a claim at a commit, today's without one; None if it is not there."""
-    call = getattr(claim, part)
     try:
         if commit is None:
             return code_digest(call, own=own)
@@ -100,9 +101,12 @@ def commit_faults(repository: Repository, claim: Claim, content: Content) -> lis
         if commit is not None and commit not in repository.commits
     ]
     if not wrong and run.get("code") and run["commit"] and not run["dirty"]:
-        then = _digest(repository, run["commit"], claim, "compute")
+        then = _digest(repository, run["commit"], claim.compute)
         if then != run["code"]:
             wrong.append(f"the code that it ran through is not that of its commit {run['commit']}")
+    if not wrong and judged.get("code") and judged["commit"] and not judged["dirty"]:
+        if judging_code(repository, claim, judged["commit"]) != judged["code"]:
+            wrong.append(f"the code that judged it is not that of its commit {judged['commit']}")
     return wrong
 
 
@@ -119,6 +123,10 @@ def rewritten(repository: Repository, folder: Path) -> dict[Path, str]:
     guarded = repository.since(folder / MANIFEST)
     for change in repository.changes(folder):
         path = repository.root / change.path
+        if path == folder / MANIFEST and change.commit in guarded and change.after:
+            new, *old = (json.loads(repository.text(b)) for b in (change.after, *change.before))
+            if old and not any(continues(new, before) for before in old):
+                found[path] = f"lost an entry in commit {change.commit[:12]}"
         if path.suffix != ".json" or path.name == MANIFEST:
             continue
         if path not in here and path not in gone:  # the latest change comes first
@@ -131,6 +139,9 @@ def rewritten(repository: Repository, folder: Path) -> dict[Path, str]:
             if not any(_continues(new, json.loads(repository.text(b))) for b in change.before):
                 found[path] = f"lost a result in commit {change.commit[:12]}"
     for path, blob in repository.committed(folder).items():
+        known = path == folder / MANIFEST and path.is_file()
+        if known and not continues(store.read_json(path), json.loads(repository.text(blob))):
+            found[path] = "lost an entry of the committed one"
         if path in here and not _continues(read_record(path), json.loads(repository.text(blob))):
             found[path] = "is not what is committed: it was edited after it was made"
     return found

@@ -7,6 +7,7 @@ from typing import Any
 from experiments.claim import SCALES, Claim
 from experiments.criteria import Criterion
 from experiments.records import markdown_row, record_path, results
+from experiments.verdicts import verdict
 from resid_theory.runtime import store
 
 HEAD = """# History
@@ -16,15 +17,27 @@ records after a result was known, each with the results before and after it. Onl
 differ are shown. Results come from the records, which keep them; those from before there was a
 [manifest](records/manifest.json) come from git, as [changes.json](changes.json) lists them."""
 
+NOT_REPRODUCED = (  # by the page of results at df81815
+    *(f"demystifying_resnet/figure_{name}" for name in (
+        "4_cross_entropy", "4_tanh", "6_digits", "6_mnist", "7", "7_digits", "9",
+    )),
+    "noise_stability/figure_9", "noise_stability/section_5", "noise_stability/table_5",
+    "diracnets/first_scale", "diracnets/section_3_4",
+)  # fmt: skip
+
 
 def history_page(
-    claims: Mapping[str, Claim], folder: Path, changes: Sequence[Mapping[str, Any]]
+    claims: Mapping[str, Claim],
+    folder: Path,
+    changes: Sequence[Mapping[str, Any]],
+    wordings: Mapping[str, Sequence[Mapping[str, str]]],
 ) -> str:
-    """Contents of HISTORY.md, in the order of the claims."""
-    told = {each["claim"] for each in changes} - set(claims)
-    parts = [HEAD]
-    for claim in [*claims, *sorted(told)]:
+    """Contents of HISTORY.md, by claim; ``wordings`` are those of the manifest."""
+    told = {each["claim"] for each in changes} | set(wordings)
+    parts = [HEAD, *_former(claims, folder)]
+    for claim in [*claims, *sorted(told - set(claims))]:
         found = [_told(each) for each in changes if each["claim"] == claim]
+        found += _reworded(wordings.get(claim, ()))
         for scale in SCALES:
             path = record_path(claim, scale, folder)
             if path.exists():
@@ -32,6 +45,34 @@ def history_page(
         if found:
             parts += [f"## {claim}", *found]
     return "\n\n".join(parts) + "\n"
+
+
+def _former(claims: Mapping[str, Claim], folder: Path) -> list[str]:
+    """What decides now each of the claims that were once "not reproduced"."""
+    rows = []
+    for claim in (claims[name] for name in NOT_REPRODUCED if name in claims):
+        stands = verdict(claim, folder=folder)
+        criteria = stands.record.criteria if stands.record else ()
+        wanted = next((w for w in (False, None) if w in [c.holds for c in criteria]), True)
+        decisive = [c for c in criteria if c.holds is wanted]
+        shown = "; ".join(f"{c.criterion}: {c.measured.split(';')[0]}" for c in decisive)
+        count = f"{len(decisive)} of {len(criteria)} {decisive[0].outcome}" if decisive else ""
+        at = f", {stands.record.scale} scale" if stands.record else ""
+        rows.append(markdown_row(claim.id, f"{claim.kind}: {stands.word}{at}", f"{count}: {shown}"))
+    head = ["| claim | verdict now | what decides |", "|---|---|---|"]
+    about = f'The {len(rows)} claims that were "not reproduced" at df81815 (2026-11-21).'
+    return [f"## What once was not reproduced\n\n{about}\n", "\n".join(head + rows)] if rows else []
+
+
+def _reworded(said: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Changes of what a claim says, of its source and of its kind."""
+    for before, after in zip(said, said[1:], strict=False):
+        changed = [
+            f"{name} from {before[name]!r} to {after[name]!r}"
+            for name in after
+            if before.get(name) != after[name]
+        ]
+        yield f"**Words**: {'; '.join(changed)}."
 
 
 def _told(change: Mapping[str, Any]) -> str:

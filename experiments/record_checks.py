@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from experiments.claim import Claim
 from experiments.digest import ROOT, code_digest
-from experiments.history import commit_faults, has_failed, order, rewritten
+from experiments.history import commit_faults, has_failed, judging_code, order, rewritten
 from experiments.manifest import manifest_faults, name_of, record_files
+from experiments.parts import Store, requests_of
 from experiments.records import faults, load
 from experiments.repository import Repository
 from resid_theory.runtime import store
@@ -21,14 +23,15 @@ def all_faults(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, li
     for arrays in sorted(folder.rglob("*.npz")):
         if not arrays.with_suffix(".json").exists():
             found[arrays] = ["has no .json beside it"]
-    others = [manifest_faults(folder)]
+    others = [manifest_faults(claims, folder)]
     if folder.resolve().is_relative_to(root.resolve()):
         with Repository(root) as repository:
             others.append(rewritten(repository, folder))
             for path, wrong in found.items():
                 if path.suffix == ".json" and not wrong:
                     content = store.read_json(path)
-                    wrong += commit_faults(repository, claims[content["claim"]], content)
+                    claim = claims[content["claim"]]
+                    wrong += commit_faults(repository, claim, content) + unfounded(claim, content)
     for each in others:
         for path, fault in each.items():
             found.setdefault(path, []).append(fault)
@@ -44,6 +47,23 @@ def record_faults(claims: Claims, folder: Path, path: Path) -> list[str]:
         return faults(claims[claim_id], load(claim_id, scale, folder=folder))
     except ValueError as error:
         return [str(error)]
+
+
+def unfounded(claim: Claim, content: Mapping[str, Any]) -> list[str]:
+    """Faults of a record of another device than a CPU whose parts are not all committed.
+
+    Its parts can be checked, see ``recompute``, and its arrays follow from them.
+    """
+    run = content["run"]
+    devices = {run["device"], *(group["device"] for group in run.get("parts", ()))} - {"cpu"}
+    if not devices:
+        return []
+    wanted = requests_of(claim, content["scale"])
+    missing = sum(Store(None).find(request.part) is None for request in wanted)
+    if wanted and not missing:
+        return []
+    told = f"{missing} of its {len(wanted)} parts are not committed" if wanted else "has no parts"
+    return [f"was computed on {', '.join(sorted(devices))} and {told}, so that nobody can check it"]
 
 
 def is_valid(claim: Claim, scale: str, folder: Path) -> bool:
@@ -67,13 +87,28 @@ def ages(claims: Claims, folder: Path) -> dict[Path, str]:
     return found
 
 
+def judging_ages(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, str]:
+    """Whether the code that judged each valid record, its tests included, is that of today."""
+    found = {}
+    with Repository(root) as repository:
+        for path in record_files(folder):
+            content = store.read_json(path)
+            claim, judged = claims[content["claim"]], content.get("judged") or {}
+            today, then = judging_code(repository, claim, None), judged.get("code")
+            if then is None and judged.get("commit") in repository.commits and not judged["dirty"]:
+                then = judging_code(repository, claim, judged["commit"])
+            found[path] = UNKNOWN if None in (then, today) else TODAY if then == today else OLDER
+    return found
+
+
 def notes(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, str]:
     """How old criterion and code of each valid record are, in words."""
-    found = ages(claims, folder)
+    found, judged = ages(claims, folder), judging_ages(claims, folder, root)
     with Repository(root) as repository:
         for path in found:
             content = store.read_json(path)
             when = order(repository, claims[content["claim"]], content)
             failed = "; a former run with other settings failed" if has_failed(content) else ""
-            found[path] = f"{when}{failed}; computed by {found[path]}"
+            old = f", judged by {judged[path]}" if judged[path] == OLDER else ""
+            found[path] = f"{when}{failed}; computed by {found[path]}{old}"
     return found

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def record(
         "scale": scale,
         "settings": found.settings,
         "criteria": [asdict(criterion) for criterion in found.criteria],
-        "judged": {"commit": found.run["commit"], "dirty": found.run["dirty"]},
+        "judged": _judging_run(claim),
         "arrays": {"file": arrays.name, "sha256": sha256},
         "run": found.run,
         "earlier": earlier,
@@ -169,7 +170,7 @@ def judge_again(claim: Claim, scale: str, *, folder: str | Path = RECORDS) -> Re
         "earlier": _earlier(path),
         "settings": settings,
         "criteria": [asdict(criterion) for criterion in judged(claim, found.arrays)],
-        "judged": dict(zip(("commit", "dirty"), commit_of_code(), strict=True)),
+        "judged": _judging_run(claim),
     }
     store.write_json(path, content)
     return load(claim, scale, folder=folder)
@@ -206,6 +207,16 @@ def judged(claim: Claim, arrays: Arrays) -> tuple[Criterion, ...]:
     if not criteria or not all(isinstance(criterion, Criterion) for criterion in criteria):
         raise ValueError(f"judge: {claim.id} returned {criteria!r}, needs at least one Criterion")
     return decided(criteria)
+
+
+def judging(claim: Claim) -> Any:
+    """What a claim's arrays are judged by, tests and their correction included: for its digest."""
+    return partial(decided, claim.judge)
+
+
+def _judging_run(claim: Claim) -> dict[str, Any]:
+    commit, dirty = commit_of_code()
+    return {"commit": commit, "dirty": dirty, "code": code_digest(judging(claim), own=True)}
 
 
 def _as_json(settings: Mapping[str, object]) -> Any:

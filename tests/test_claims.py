@@ -21,7 +21,7 @@ from experiments.claim import Claim
 from experiments.criteria import Criterion, above
 from experiments.external_data import Need
 from experiments.history_page import history_page
-from experiments.manifest import changes, record_files, unlisted_records
+from experiments.manifest import changes, record_files, unlisted, wordings
 from experiments.recompute import differences, items, recompute, same_machine
 from experiments.record_checks import all_faults, notes, record_faults
 from experiments.records import (
@@ -108,7 +108,7 @@ def test_record_is_valid_today(path):
 
 def test_records_are_those_of_the_manifest_and_of_git():
     assert not all_faults(CLAIMS, RECORDS)
-    assert not unlisted_records(RECORDS)
+    assert not unlisted(CLAIMS, RECORDS)
 
 
 def test_results_page_matches_the_records():
@@ -116,12 +116,12 @@ def test_results_page_matches_the_records():
     with Repository(provenance.ROOT) as repository:
         # The age of code changes with any file that it runs through; the order is known with git.
         order = "" if repository.is_whole else "[^;.]+; "
-    masked = re.compile(f"{order}computed by [a-z' ]+")
+    masked = re.compile(f"{order}computed by [a-z', ]+")
     assert masked.sub("", command.RESULTS.read_text(encoding="utf-8")) == masked.sub("", page)
 
 
 def test_history_page_matches_the_records():
-    page = history_page(CLAIMS, RECORDS, changes())
+    page = history_page(CLAIMS, RECORDS, changes(), wordings(RECORDS))
     assert command.HISTORY.read_text(encoding="utf-8") == page
 
 

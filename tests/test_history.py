@@ -2,12 +2,15 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import digest, history, manifest, provenance
 from experiments.claim import Claim
+from experiments.criteria import above, decided
 from experiments.digest import Sources
 from experiments.history import (
     BEFORE,
@@ -20,9 +23,9 @@ from experiments.history import (
     order,
 )
 from experiments.history_page import history_page
-from experiments.manifest import unlisted_records, write_manifest
-from experiments.recompute import differences, items, recompute
-from experiments.record_checks import OLDER, TODAY, ages, all_faults
+from experiments.manifest import unlisted, wordings, write_manifest
+from experiments.recompute import _moved, differences, items, recompute
+from experiments.record_checks import OLDER, TODAY, ages, all_faults, judging_ages
 from experiments.records import MANIFEST, judge_again, record, results
 from experiments.repository import Repository
 from resid_theory.runtime import store
@@ -40,6 +43,7 @@ FILES = {
     "heron/powers.py": "from heron.exponent import EXPONENT\n\ndef power(x):\n"
     "    return x**EXPONENT\n",
     "heron/exponent.py": "EXPONENT = 2\n",
+    "experiments/criteria.py": "ALPHA = 0.05\n\ndef decided(criteria):\n    return ALPHA\n",
 }
 NAME = "heron/squares.paper.json"
 
@@ -108,9 +112,9 @@ def lab(tmp_path, monkeypatch):
     )
     made.claims = {made.claim.id: made.claim}
     record(made.claim, "paper", folder=made.folder)
-    write_manifest(made.folder)
+    write_manifest(made.claims, made.folder)
     made.commit()
-    assert not made.faults() and not unlisted_records(made.folder)
+    assert not made.faults() and not unlisted(made.claims, made.folder)
     yield made
     for name in [name for name in sys.modules if name.partition(".")[0] == "heron"]:
         del sys.modules[name]
@@ -157,7 +161,7 @@ def test_an_edited_record_is_noticed(lab, cheat):
     assert NAME in lab.faults()
     if cheat != "array":  # beside an untouched record
         with pytest.raises(ValueError, match=r"squares\.paper\.json is"):
-            write_manifest(lab.folder)
+            write_manifest(lab.claims, lab.folder)
 
 
 @pytest.mark.parametrize("cheat", ["device", "arrays_and_all_that_follows", "deleted"])
@@ -165,7 +169,7 @@ def test_an_edited_record_is_noticed(lab, cheat):
 def test_with_the_manifest_rewritten_git_knows(lab, cheat, committed):
     CHEATS[cheat](lab)
     (lab.folder / MANIFEST).unlink()
-    write_manifest(lab.folder)
+    write_manifest(lab.claims, lab.folder)
     if committed:
         lab.commit()
         (lab.root / "README").write_text("Cubes.\n")
@@ -187,7 +191,7 @@ def test_a_record_may_go_where_its_result_is_told(lab, monkeypatch, holds, notic
 
 def test_a_missing_manifest_and_an_added_record_are_noticed(lab):
     record(lab.claim, "short", folder=lab.folder)
-    assert list(unlisted_records(lab.folder)) == [lab.folder / "heron/squares.short.json"]
+    assert list(unlisted(lab.claims, lab.folder)) == [lab.folder / "heron/squares.short.json"]
     (lab.folder / MANIFEST).unlink()
     assert list(lab.faults()) == [MANIFEST]
 
@@ -198,18 +202,114 @@ def test_what_is_invented_throughout_is_noticed_by_computing_again(lab):
     former = results(store.read_json(lab.path))
     invent(lab)
     lab.edit(lambda c: c.update(earlier=former))  # as if it had been run again
-    write_manifest(lab.folder)
+    write_manifest(lab.claims, lab.folder)
     lab.commit()
     assert not lab.faults()
     ((_, fault, _),) = recompute(items(lab.claims, lab.folder), minutes=1, seed=0)
     assert fault.startswith("not equal to the last bit") and "squares by 5.6e-01" in fault
     lab.edit(lambda c: c["run"].update(hardware="another"))
     ((_, fault, told),) = recompute(items(lab.claims, lab.folder), minutes=1, seed=0)
-    assert not fault and told == (
-        "every criterion comes out alike on another machine; squares by 5.6e-01"
-    )
+    assert fault == "differs by more than 1e-06 from another machine: squares by 5.6e-01"
     lab.edit(lambda c: c["run"].update(seconds=61.0))
     assert not list(recompute(items(lab.claims, lab.folder), minutes=1, seed=0))
+
+
+# Words, parts, devices ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"kind": "law"}, {"source": "Metrica II"}, {"says": "Squares are."}], ids=str
+)
+def test_other_words_of_a_claim_are_noticed_and_kept(lab, change):
+    ((name, word),) = change.items()
+    was = getattr(lab.claim, name)
+    lab.claims = {lab.claim.id: replace(lab.claim, **change)}
+    assert unlisted(lab.claims, lab.folder)[lab.folder / lab.claim.id].startswith(
+        f"{name} was {was!r}, is {word!r}; 'python -m experiments report'"
+    )
+    write_manifest(lab.claims, lab.folder)
+    assert not unlisted(lab.claims, lab.folder) and not lab.faults()
+    page = history_page(lab.claims, lab.folder, [], wordings(lab.folder))
+    assert f"**Words**: {name} from {was!r} to {word!r}." in page
+    lab.commit()
+    (lab.folder / MANIFEST).unlink()  # forgets the former words
+    write_manifest(lab.claims, lab.folder)
+    assert lab.faults() == {MANIFEST: ["lost an entry of the committed one"]}
+    lab.commit()
+    assert "lost an entry in commit" in " ".join(lab.faults()[MANIFEST])
+
+
+def test_a_claim_does_not_go_without_a_word(lab):
+    lab.claims = {**lab.claims, "heron/cubes": replace(lab.claim, id="heron/cubes")}
+    write_manifest(lab.claims, lab.folder)
+    del lab.claims["heron/cubes"]
+    assert list(lab.faults()) == ["heron/cubes"]
+
+
+@pytest.mark.parametrize("harm", ["edited", "tensor", "deleted", "added"])
+@pytest.mark.parametrize("place", ["finished/cells/0/result.json", "checkpoints/net.json"])
+def test_an_edited_part_is_noticed(lab, place, harm):
+    path = lab.folder.parent / place
+    store.write_checkpoint(path, {"weight": torch.ones(1)}, {"seconds": 1.0})
+    write_manifest(lab.claims, lab.folder)
+    lab.commit()
+    assert not unlisted(lab.claims, lab.folder)
+    {
+        "edited": lambda: path.write_text(path.read_text().replace("1.0", "2.0")),
+        "tensor": lambda: next(path.parent.glob("*.safetensors")).write_bytes(b"0"),
+        "deleted": path.unlink,
+        "added": lambda: store.write_checkpoint(path.with_name("b.json"), {}, {}),
+    }[harm]()
+    if harm == "added":
+        assert list(unlisted(lab.claims, lab.folder)) == [path.with_name("b.json")]
+        return
+    found = all_faults(lab.claims, lab.folder, lab.root)
+    assert list(found) == [path]
+    if harm != "tensor":
+        (lab.folder / MANIFEST).unlink()
+        write_manifest(lab.claims, lab.folder)
+        found = all_faults(lab.claims, lab.folder, lab.root)
+        assert found[lab.folder / MANIFEST] == ["lost an entry of the committed one"]
+
+
+def test_a_later_result_of_another_device_needs_parts_that_can_be_checked(lab):
+    former = results(store.read_json(lab.path))
+    invent(lab)
+    lab.edit(lambda c: c.update(earlier=former))
+    lab.edit(lambda c: c["run"].update(device="cuda"))
+    write_manifest(lab.claims, lab.folder)
+    lab.commit()
+    assert lab.faults() == {
+        NAME: ["was computed on cuda and has no parts, so that nobody can check it"]
+    }
+    (item,) = items(lab.claims, lab.folder)
+    assert item.reason == "it was computed on cuda"
+    assert not list(recompute([item], minutes=1, seed=0))
+
+
+def test_a_change_of_the_shared_tests_ages_the_judging(lab, monkeypatch):
+    assert judging_ages(lab.claims, lab.folder, lab.root) == {lab.path: TODAY}
+    assert lab.order() == BEFORE
+    lab.change("experiments/criteria.py", "0.05", "0.5")
+    lab.commit()
+    monkeypatch.setattr(digest, "_TODAY", Sources(lab.root))
+    assert judging_ages(lab.claims, lab.folder, lab.root) == {lab.path: OLDER}
+    assert ages(lab.claims, lab.folder) == {lab.path: TODAY}
+    assert lab.order() == YOUNGER
+    run = store.read_json(lab.path)["run"]
+    judge_again(lab.claim, "paper", folder=lab.folder)
+    assert judging_ages(lab.claims, lab.folder, lab.root) == {lab.path: TODAY}
+    assert store.read_json(lab.path)["run"] == run and not lab.faults()
+    lab.edit(lambda c: c["judged"].update(code="0" * 16))
+    assert "the code that judged it is not that of its commit" in " ".join(lab.faults()[NAME])
+
+
+@pytest.mark.parametrize(("shift", "moved"), [(0.1, False), (5.0, True)])
+def test_intervals_of_two_machines_have_a_number_in_common(shift, moved):
+    sample = np.array([1.0, 2.0, 3.0])
+    (then,), (now,) = (decided([above("c", s, source="s")]) for s in (sample, sample + shift))
+    assert now.outcome == then.outcome
+    assert _moved(then, now) is moved and _moved(then, None)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +334,10 @@ def test_a_run_keeps_the_former_results(lab):
     content = store.read_json(lab.path)
     assert len(content["earlier"]) == 2 and content["earlier"][:1] == former
     assert not lab.faults()
-    assert list(unlisted_records(lab.folder)) == [lab.path]
-    write_manifest(lab.folder)
+    assert list(unlisted(lab.claims, lab.folder)) == [lab.path]
+    write_manifest(lab.claims, lab.folder)
     lab.commit()
-    assert not lab.faults() and not unlisted_records(lab.folder)
+    assert not lab.faults() and not unlisted(lab.claims, lab.folder)
     lab.edit(lambda c: c["earlier"].pop())
     assert NAME in lab.faults()
 
@@ -291,7 +391,7 @@ def test_a_shallow_clone_tells_nothing(lab, tmp_path):
 
 def test_history_lists_both_results(lab):
     before = store.read_json(lab.path)
-    assert "##" not in history_page(lab.claims, lab.folder, [])
+    assert "##" not in history_page(lab.claims, lab.folder, [], {})
     former = results(before)[0]
     former["criteria"] = [{**former["criteria"][0], "expected": ">= 2", "holds": False}]
     former["settings"] = {"numbers": [1.0, 3.0]}
@@ -300,7 +400,7 @@ def test_history_lists_both_results(lab):
         **{"claim": "heron/gone", "scale": "quick", "commit": "a" * 40, "date": "2026-11-21"},
         **{"what": "Taken back", "settings": {}, "before": former["criteria"], "after": None},
     }
-    page = history_page(lab.claims, lab.folder, [told])
+    page = history_page(lab.claims, lab.folder, [told], {})
     assert "Settings: numbers from [1.0, 3.0] to [1.0, 2.0]." in page
     assert "| least square | >= 2 | **fails**: 1 | not judged |" in page
     assert "| least square | >= 1.0 | not judged | holds: 1 |" in page

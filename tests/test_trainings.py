@@ -18,6 +18,7 @@ from experiments.demystifying_resnet import preactivation
 from experiments.noise_stability.nets import start_net, training_of
 from experiments.parts import Execution, Finished, StoppedError, Store, float32_by_default
 from experiments.provenance import run_information
+from experiments.recompute import evaluated, part_item
 from experiments.trainings import Fit, Training, fits, measured
 
 RECIPE = rt.Recipe(epochs=2, batch=8, lr=0.01, milestones=(), augmentation="none")
@@ -254,6 +255,28 @@ def test_a_replay_elsewhere_is_within_bounds(older, whole, relative, hardware, g
     assert re.match(gap, found.gap) if gap else not found.gap
     assert not found.exact
     assert own.find(SMALL).age(SMALL) == ("older code" if gap else "older code, confirmed")
+
+
+@pytest.mark.parametrize(("relative", "fault"), [(1e-7, ""), (1e-2, "gap")])
+def test_a_part_of_another_device_is_replayed_here(older, whole, relative, fault):
+    there = {"device": "cuda", "hardware": "NVIDIA H200"}
+    own = older(first_losses=whole["first_losses"] * (1 + relative), **there)
+    item = part_item(SMALL, own.find(SMALL))
+    found, told = item.compare()
+    assert found.startswith(fault) and bool(found) == bool(fault)
+    assert told == "first 6 losses within bounds" and not item.reason
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.9])
+def test_a_net_that_ships_has_the_loss_of_its_part(whole, factor):
+    arrays = {**whole, "test_loss": whole["test_loss"] * factor}
+    fault, _ = evaluated(SMALL, Finished(arrays=arrays, record={}))
+    assert bool(fault) == (factor != 1.0)
+
+
+def test_a_part_that_cannot_be_checked_says_so(older):
+    item = part_item(SMALL, older(first_losses=np.zeros(0)).find(SMALL))
+    assert item.reason == "it kept no first losses, and its net does not ship"
 
 
 def test_what_cannot_be_replayed_is_told(older, tmp_path):
