@@ -128,6 +128,13 @@ class EmpiricalRisk:
         return any(leaf is p for leaf in self.read_beside for p in self.net.parameters())
 
     @property
+    def is_semidefinite(self) -> bool:
+        """True if it is known that no eigenvalue is negative, whatever the net."""
+        convex = self.loss.identity or self.loss.name == "cross_entropy"
+        squares = self.matrix == "fisher" or self.matrix == "gauss_newton" and convex
+        return squares and not self.read_beside
+
+    @property
     def compares(self) -> bool:
         """True if weights of batches can be compared with those in other processes."""
         found = self._found.weighting
