@@ -24,7 +24,7 @@ from experiments.parts import (
 )
 from resid_theory import networks, training
 from resid_theory._check import check_choice
-from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
+from resid_theory.identity import DiracWeight, layer_identity, trained_weight
 from resid_theory.runtime import store
 from resid_theory.runtime.preserve import deterministic
 

@@ -101,6 +101,9 @@ from .equivalence import (
     check_equivalence as check_equivalence,
 )
 from .equivalence import (
+    conversion as conversion,
+)
+from .equivalence import (
     fold as fold,
 )
 from .equivalence import (

@@ -8,7 +8,7 @@ from test_lanczos import Wrapped, rotated
 from tolerances import EPS, round_off
 
 import resid_theory as rt
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.eigen.matrix_error import MatrixError
 
 
 class Single(Wrapped):

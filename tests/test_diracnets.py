@@ -8,7 +8,7 @@ from torch import nn
 from experiments.criteria import decided
 from experiments.crossings import noise
 from experiments.diracnets import depth, nets, scales, start, tables
-from resid_theory.identity.parametrizations import layer_identity, trained_weight
+from resid_theory.identity import layer_identity, trained_weight
 
 SEEDS = np.linspace(-0.2, 0.2, 6)  # points that seeds differ by
 

@@ -2,12 +2,15 @@
 
 from contextlib import nullcontext
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+import resid_theory as rt
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 
 CONVOLUTIONS = {
@@ -120,3 +123,43 @@ def test_batch_statistics_leave_the_running_ones_alone():
     with CheapDoubleBackward():
         out = norm(torch.randn(3, 2, 4, 4))
     assert not norm.running_mean.any() and float(out.detach().mean().abs()) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_run_without_cudnn(kind):
+    """cuDNN's backward cannot be differentiated; the flag is read when a layer is called."""
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func.__name__ in ("lstm", "gru", "rnn_tanh"):
+                seen.append(torch.backends.cudnn.enabled)
+            return func(*args, **(kwargs or {}))
+
+    with Watch(), CheapDoubleBackward():
+        kind(2, 3)(torch.zeros(4, 1, 2))
+    assert seen == [False] and torch.backends.cudnn.enabled
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_products_of_recurrent_layers(kind, device):
+    """On a GPU torch's own second derivative is that without cuDNN."""
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.top = kind(2, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.top(self.layer(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    net = Last().double().to(device)
+    x, y = torch.randn(5, 4, 2, dtype=torch.float64).to(device), torch.arange(5).to(device) % 2
+    with torch.backends.cudnn.flags(enabled=False):
+        exact = oracles.hessian_by_nested_gradients(
+            F.cross_entropy(net(x), y), list(net.parameters())
+        )
+    assert (
+        relative_error(rt.curvature_operator(net, "cross_entropy", (x, y)).dense(), exact) < HESSIAN
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tolerances import EPS, assert_same, relative_error
 from torch import nn
+from torch.nn.utils import prune
 
 import resid_theory as rt
 from resid_theory.equivalence import Gap
@@ -192,7 +193,9 @@ def test_explicit_and_residual_share_v():
 
 
 @pytest.mark.parametrize(
-    "convert", [rt.to_plain, rt.to_residual, rt.fold], ids=lambda f: f.__name__
+    "convert",
+    [rt.to_plain, partial(rt.to_residual, explicit=True), rt.fold],
+    ids=["to_plain", "to_residual", "fold"],
 )
 def test_the_original_is_untouched(generator, convert):
     net = rt.simplified_net(8, identity="residual").eval()
@@ -454,13 +457,27 @@ def test_sigma_over_gamma_on_the_id_entries(generator):
 # --- what cannot be converted
 
 
-def other_parametrization():
-    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+def normed(layer):
+    return nn.Sequential(layer, nn.BatchNorm1d(2)).eval()
 
 
 class Scaled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
+
+
+def two_convs():
+    return Block(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)))
+
+
+def used_twice():
+    part = nn.Sequential(two_convs())
+    return nn.Sequential(nn.ReLU(), part, nn.Conv2d(1, 1, 1), part)
+
+
+def sign_lost():
+    part = nn.Sequential(nn.Conv2d(1, 1, 1))
+    return nn.Sequential(part, nn.ReLU(), part, two_convs())
 
 
 def tied():
@@ -480,10 +497,14 @@ def tied():
         (lambda: rt.fold(nn.Sequential(nn.BatchNorm2d(1)).eval()), "BatchNorm without a layer in"),
         (lambda: rt.fold(rt.preresnet(10).eval()), "'block1.branch.bn1' is a BatchNorm with"),
         (lambda: rt.fold(nn.ModuleList([nn.BatchNorm2d(1)])), "order of its layers is unknown"),
-        (lambda: rt.fold(other_parametrization()), "parametrizations other than one identity"),
+        (lambda: rt.fold(normed(Scaled(2, 2))), "'0' in front of the BatchNorm '1' is a Scaled"),
+        (lambda: rt.fold(normed(prune.identity(nn.Linear(2, 2), "weight"))),
+         "'0' is made by hooks"),
+        (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))),
+         "'0' changes whenever it is read"),
         (lambda: rt.fold("net"), "got str, needs an nn.Module"),
-        (lambda: rt.to_plain(other_parametrization()), "layer '0' has parametrizations other"),
-        (lambda: rt.to_plain(nn.Sequential(Scaled(2, 2))), "layer '0' is a Scaled"),
+        (lambda: rt.to_plain(used_twice()), "'3' is used twice, only once behind a ReLU"),
+        (lambda: rt.to_plain(sign_lost()), "input that may be negative"),
         (lambda: rt.to_plain(rt.full_net(8)), "block1.branch.bn1' uses the statistics"),
         (lambda: rt.to_plain(rt.full_net(8).eval()[3:]), "input that may be negative"),
         (lambda: rt.to_plain(rt.preresnet(10).eval()[:2]), "BatchNorm with"),
@@ -503,7 +524,7 @@ def tied():
          "'conv0' has no identity kernel; shape: got 16 outputs for 3 inputs"),
         (lambda: rt.to_residual(rt.simplified_net(8), rule="repeet"), "did you mean 'repeat'"),
         (lambda: rt.to_residual(nn.Sequential(nn.Linear(2, 2))), "layers: got none"),
-        (lambda: rt.to_residual(tied()), "layers '1' and '2' share a parameter"),
+        (lambda: rt.to_residual(tied(), ["1"]), "layers '1' and '2' share a parameter"),
         (lambda: rt.to_residual(None), "got NoneType"),
         (lambda: rt.check_equivalence(nn.Linear(2, 2), nn.Linear(2, 3), torch.ones(1, 2)),
          "net_b: gives outputs of shape \\(1, 3\\)"),

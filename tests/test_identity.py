@@ -21,10 +21,10 @@ from resid_theory.identity import (
     identity_removed,
     initialize_layer,
     shifted,
+    trained_weight,
     undecayed,
     with_identity,
 )
-from resid_theory.identity.parametrizations import trained_weight
 
 KINDS = ("residual", "dirac", "dominant")
 

@@ -33,7 +33,7 @@ from experiments.diracnets.nets import (
 )
 from experiments.parts import Each, in_turn
 from experiments.trainings import fits, image_set
-from resid_theory.identity.parametrizations import layer_identity, trained_weight
+from resid_theory.identity import layer_identity, trained_weight
 from resid_theory.training import DIRACNETS
 
 LAWS = {"std": "normal", "gain": "orthogonal"}  # what scales a law: its law

@@ -1,6 +1,7 @@
 """The weights of initial and of trained nets, Tables 3 and 4 with Figure 7."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from experiments.noise_stability.nets import (
 )
 from experiments.parts import Each, in_turn
 from experiments.trainings import fits, spread
-from resid_theory.equivalence import to_plain
+from resid_theory.equivalence import NothingConverted, to_plain
 from resid_theory.identity import id_mask
 
 # -- before training -------------------------------------------------------------------------------
@@ -46,9 +47,16 @@ def _penalty(net: nn.Module) -> float:
     return 0.5 * DECAY * square / BATCH
 
 
+def _plain(net: nn.Module) -> nn.Module:
+    """The equivalent plain net; of a plain net that is a copy."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingConverted)
+        return to_plain(net)
+
+
 def _by_layer(net: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights and ID entries of every kernel of the equivalent plain net that has ID entries."""
-    plain = to_plain(net)
+    plain = _plain(net)
     masks = id_mask(plain)
     return [
         (parameter.detach().double().numpy(), parameter.detach().double()[masks[name]].numpy())
@@ -149,7 +157,7 @@ NETS = ("plain", "transferred")
 
 def _histograms(net: nn.Module) -> np.ndarray:
     """Counts of all convolution weights and of ID entries."""
-    kernels = [p.detach().flatten() for p in to_plain(net).parameters() if p.ndim == 4]
+    kernels = [p.detach().flatten() for p in _plain(net).parameters() if p.ndim == 4]
     entries = np.concatenate([entries for _, entries in _by_layer(net)])
     parts = (torch.cat(kernels).double().numpy(), entries)
     return np.array([np.histogram(part, EDGES)[0] for part in parts])
@@ -269,7 +277,7 @@ def compute_table_4(
         "depth": np.array(depths),
         "before": number(lambda fit: _penalty(fit.training.start())),
         "after": number(lambda fit: _penalty(fit.net)),
-        "transferred": number(lambda fit: _penalty(to_plain(fit.net))),
+        "transferred": number(lambda fit: _penalty(_plain(fit.net))),
         "loss": number(lambda fit: fit.number("loss")),
     }
 

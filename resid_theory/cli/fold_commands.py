@@ -38,8 +38,14 @@ def fold(
         rt.save_dirac_file(out, folded)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (net, folded))
     norms = sum(name.endswith("running_var") for name, _ in net.named_buffers())
-    content = {"out": str(out), "norms": norms, "parameters": [before, after]}
+    done = rt.conversion(folded)
+    content = {
+        "out": str(out), "norms": norms, "parameters": [before, after],
+        "converted": {name: list(words) for name, words in done.converted.items()},
+        "left": dict(done.left),
+    }  # fmt: skip
     words = f"{norms} BatchNorms folded, {before:,} parameters became {after:,}; {out} written."
+    words = f"{words}\n{done!r}"
     emit(content, words, as_json)
 
 

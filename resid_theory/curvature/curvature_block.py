@@ -1,27 +1,25 @@
 """Rows and columns of a symmetric curvature matrix, as a linear operator."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from resid_theory._check import as_tensor
 from resid_theory.curvature.accumulation import BatchSum
 from resid_theory.curvature.matvec_graphs import MatvecGraph
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.curvature.parameter_selection import select_parameters
+from resid_theory.eigen.linear_operator import LinearOperator
+from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.products import Shapes
 from resid_theory.runtime.process_group import ProcessGroup
 
 __all__ = ["CurvatureBlock"]
 
-_ARRAYS = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
-_DENSE_STEP = 256  # columns of a dense matrix computed at a time
 
-
-class CurvatureBlock:
+class CurvatureBlock(LinearOperator):
     """Rows and columns of a symmetric curvature matrix, as a linear operator.
 
     Made by :meth:`CurvatureOperator.block`; ``A @ V`` costs no more than the parts of the net
@@ -52,6 +50,34 @@ class CurvatureBlock:
         return sum(sizes[k] for k in self._rows), sum(sizes[k] for k in self._columns)
 
     @property
+    def row_shapes(self) -> Shapes:
+        """Names and shapes of the parameters that rows stand for."""
+        return self._shapes(self._rows)
+
+    @property
+    def column_shapes(self) -> Shapes:
+        """Names and shapes of the parameters that columns stand for."""
+        return self._shapes(self._columns)
+
+    def _shapes(self, places: Sequence[int]) -> Shapes:
+        risk = self._sums.risk
+        return {risk.names[k]: risk.parameters[k].shape for k in places}
+
+    @property
+    def lowest(self) -> float:  # type: ignore[override]
+        """The weight decay, where the matrix is positive semidefinite without it."""
+        risk, square = self._sums.risk, list(self._rows) == list(self._columns)
+        return risk.weight_decay if square and risk.is_semidefinite else -math.inf
+
+    @property
+    def T(self) -> "CurvatureBlock":
+        """The block on the other side of the diagonal."""
+        return CurvatureBlock(
+            self._sums, self._process_group, self._columns, self._rows, self._weight, self._dtype,
+            self.error,
+        )  # fmt: skip
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of results: the precision in which chunks are added up."""
         return self._dtype
@@ -61,26 +87,35 @@ class CurvatureBlock:
         """The device of the net and of the results."""
         return self._sums.risk.device
 
-    def __matmul__(self, vectors: Any) -> Tensor:
-        """The matrix times one vector or several.
+    def block(self, rows: Any, columns: Any = None) -> "CurvatureBlock":
+        """A diagonal block, or the block of some rows and some columns.
 
         Args:
-            vectors: (columns,) or (columns, b), any real dtype; moved to the operator's device.
+            rows: Names, patterns or parameters among the operator's own, as ``parameters`` of
+                `curvature_operator`.
+            columns: The same; None takes the rows.
 
         Returns:
-            (rows,) or (rows, b), of the operator's dtype.
+            The operator of that block, in the order of ``names`` whatever the order given.
 
         Raises:
-            ValueError: If the shape does not fit, or net or data changed meanwhile.
+            ValueError: If a name chooses nothing.
         """
-        given = as_tensor("V", vectors).detach()
-        if given.dim() not in (1, 2) or len(given) != self.shape[1]:
-            raise ValueError(
-                f"V: got shape {tuple(given.shape)} for an operator of shape {self.shape}; needs "
-                f"({self.shape[1]},) or ({self.shape[1]}, b)"
-            )
-        columns = given.to(self.device, torch.float64)
-        columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
+        across = self._chosen("rows", rows, self._rows)
+        down = across
+        if columns is not None or list(self._rows) != list(self._columns):
+            down = self._chosen("columns", rows if columns is None else columns, self._columns)
+        return CurvatureBlock(
+            self._sums, self._process_group, across, down, self._weight, self._dtype, self.error
+        )
+
+    def _chosen(self, argument: str, given: Any, among: Sequence[int]) -> list[int]:
+        risk = self._sums.risk
+        place = {risk.names[k]: k for k in among}
+        known = {name: risk.parameters[k] for name, k in place.items()}
+        return [place[name] for name in select_parameters(argument, given, known)]
+
+    def _product(self, columns: Tensor) -> Tensor:
         # Products are linear: a power of two keeps vectors in float32's range without rounding.
         size = columns.abs().amax(0) if len(columns) else columns.new_ones(columns.shape[1])
         scale = torch.where(size > 0, torch.exp2(torch.floor(torch.log2(size))), 1.0)
@@ -94,7 +129,7 @@ class CurvatureBlock:
         local = total.mT.double() * scale
         result = self._process_group.add_product(local, columns) / self._weight
         self._add_decay(result, columns)
-        return result.to(self._dtype).view(self.shape[0], *given.shape[1:])
+        return result
 
     def _add_decay(self, result: Tensor, vectors: Tensor) -> None:
         """Add the weight decay times the vectors, where rows and columns are the same parameter."""
@@ -108,45 +143,3 @@ class CurvatureBlock:
                 decay = self._sums.risk.weight_decay
                 result[start : start + sizes[k]].add_(vectors[places[k]], alpha=decay)
             start += sizes[k]
-
-    def to_scipy(self) -> Any:
-        """For ``scipy.sparse.linalg``, whose arrays are on the CPU.
-
-        Returns:
-            A LinearOperator with ``matmat`` for blocks of vectors, and the transpose.
-        """
-        from scipy.sparse.linalg import LinearOperator  # a third of a second of import
-
-        mirror = CurvatureBlock(
-            self._sums, self._process_group, self._columns, self._rows, self._weight, self._dtype,
-            self.error,
-        )  # fmt: skip
-
-        def product(block: CurvatureBlock) -> Callable[[Any], Any]:
-            return lambda vectors: (block @ np.asarray(vectors)).cpu().numpy()
-
-        return LinearOperator(
-            self.shape, dtype=_ARRAYS[self._dtype], matvec=product(self), matmat=product(self),
-            rmatvec=product(mirror), rmatmat=product(mirror),
-        )  # fmt: skip
-
-    def dense(self, *, progress: bool = False) -> Tensor:
-        """The matrix itself, for a small operator only.
-
-        Args:
-            progress: Whether to show a progress bar on standard error.
-
-        Returns:
-            ``shape``, of the operator's dtype, from products with unit vectors.
-        """
-        rows, columns = self.shape
-        matrix = torch.empty(rows, columns, dtype=self._dtype, device=self.device)
-        title = self._sums.risk.title
-        with tqdm(total=columns, disable=not progress, desc=title, unit="column") as bar:
-            for start in range(0, columns, _DENSE_STEP):
-                count = min(_DENSE_STEP, columns - start)
-                units = torch.zeros(columns, count, dtype=self._dtype, device=self.device)
-                units[start + torch.arange(count), torch.arange(count)] = 1.0
-                matrix[:, start : start + count] = self @ units
-                bar.update(count)
-        return matrix

@@ -15,7 +15,7 @@ from resid_theory.curvature.input_checks import NOT_SYMMETRIC, check_net, traina
 from resid_theory.curvature.layer_pairs import chain_hessian
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
 from resid_theory.data.moments import Moments
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import LossLike, NoWeighting
 from resid_theory.runtime.preserve import preserved

@@ -6,7 +6,8 @@ and BatchNorm in eval mode by some twenty elementwise operations. Inside
 derivatives, whose second backward pass calls the operations that the first one calls. On batch
 statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
 derivative, is written as a clamp, and weight normalization, whose second derivative torch gets
-wrong, as a quotient; gradients of embeddings are dense, whatever their format.
+wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent layers run
+without cuDNN, which differentiates them once, and in train mode only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["CheapDoubleBackward", "without_checkpoints"]
 
 _AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
 
@@ -52,7 +54,21 @@ class CheapDoubleBackward(TorchFunctionMode):
             replacement = _weight_norm(*args, **kwargs)
         elif func is F.embedding and kwargs.get("sparse"):
             replacement = func(*args, **{**kwargs, "sparse": False})
+        elif getattr(func, "__name__", "") in _RECURRENT:
+            with _without_cudnn():
+                return func(*args, **kwargs)
         return func(*args, **kwargs) if replacement is None else replacement
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Switch cuDNN off, and no other flag of it, as ``torch.backends.cudnn.flags`` would."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_finite
-from resid_theory.curvature.double_backward import without_checkpoints
+from resid_theory.curvature.double_backward import CheapDoubleBackward, without_checkpoints
 from resid_theory.curvature.first_look import (
     EXAMPLES,
     Findings,
@@ -128,6 +128,13 @@ class EmpiricalRisk:
         return any(leaf is p for leaf in self.read_beside for p in self.net.parameters())
 
     @property
+    def is_semidefinite(self) -> bool:
+        """True if it is known that no eigenvalue is negative, whatever the net."""
+        convex = self.loss.identity or self.loss.name == "cross_entropy"
+        squares = self.matrix == "fisher" or self.matrix == "gauss_newton" and convex
+        return squares and not self.read_beside
+
+    @property
     def compares(self) -> bool:
         """True if weights of batches can be compared with those in other processes."""
         found = self._found.weighting
@@ -155,6 +162,8 @@ class EmpiricalRisk:
                 begun += [batch for batch in [next(stream, None)] if batch]
             self.look(begun)
         if self.loss.takes_batches and self._checks:
+            self.loss = self.loss.weighed(self.net, begun[0].placed)
+            self._found.whole = self.loss.whole
             again = partial(self._of_batch, self.net, begun[0].placed)
             check_repeatable("loss", self.net, again, self.note)
         if self.whole and len(begun) == 1:
@@ -194,11 +203,12 @@ class EmpiricalRisk:
         )
         if watch.seen:
             few = batches[0].spread(EXAMPLES)
-            self.note(
-                check_cuts(
-                    self.parameters, lambda: loss_value(self.loss, self._call(few), few.target)
+            with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
+                self.note(
+                    check_cuts(
+                        self.parameters, lambda: loss_value(self.loss, self._call(few), few.target)
+                    )
                 )
-            )
         if self._found.whole:
             self.keep_whole(self._found.whole)
         if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
@@ -262,7 +272,7 @@ class EmpiricalRisk:
     def _call(self, batch: Batch) -> Any:
         """The net's output; a ValueError if it does not take the batch."""
         try:
-            return batch.call(self.net, self._format)
+            return self.loss.reads(batch.call(self.net, self._format))
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             if is_out_of_memory(error):
                 raise

@@ -145,7 +145,7 @@ def check_output(loss: Loss, output: Any, samples: int) -> None:
         given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output)
         raise ValueError(
             f"net: gives {given} for {samples} samples; the loss {loss.name!r} needs a tensor with "
-            "one output for each sample along its first axis"
+            "one output for each sample along its first axis, alone or as 'logits' in a mapping"
         )
     if not any(tensor.is_floating_point() for tensor in tensors_of(output)):
         raise ValueError(f"net: gives {type(output).__name__} without floating-point tensors")

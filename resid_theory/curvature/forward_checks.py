@@ -30,7 +30,6 @@ _REMEDIES = {
     "embedding_bag": "take F.embedding and a sum or mean over each bag",
     "cdist": "take (a.unsqueeze(-2) - b.unsqueeze(-3)).norm(dim=-1)",
     "scaled_dot_product": "call F.scaled_dot_product_attention without choosing a kernel",
-    "cudnn_rnn": "call it inside torch.backends.cudnn.flags(enabled=False)",
 }
 _CUTS = (Tensor.detach, torch.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
 _NAMED = 3  # parameters that are named at most

@@ -10,8 +10,7 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.parameter_selection import select_parameters
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.losses import LossLike
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import readable_bytes
@@ -94,30 +93,6 @@ class CurvatureOperator(CurvatureBlock):
     def check_unchanged(self) -> None:
         """Raise a ValueError if the net changed since the operator was made."""
         self._sums.check_unchanged()
-
-    def block(self, rows: Any, columns: Any = None) -> CurvatureBlock:
-        """A diagonal block, or the block of some rows and some columns.
-
-        Args:
-            rows: Names, patterns or parameters among the operator's own, as ``parameters`` of
-                `curvature_operator`.
-            columns: The same; None takes the rows.
-
-        Returns:
-            The operator of that block, in the order of ``names`` whatever the order given.
-
-        Raises:
-            ValueError: If a name chooses nothing.
-        """
-        known = dict(zip(self.risk.names, self.risk.parameters, strict=True))
-        place = {name: number for number, name in enumerate(known)}
-        lower = [place[name] for name in select_parameters("rows", rows, known)]
-        across = lower
-        if columns is not None:
-            across = [place[name] for name in select_parameters("columns", columns, known)]
-        return CurvatureBlock(
-            self._sums, self._process_group, lower, across, self._weight, self._dtype, self.error
-        )
 
     def describe(self) -> str:
         """A few lines on the operator, its engine, and the cost of a product."""

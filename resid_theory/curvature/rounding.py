@@ -9,7 +9,7 @@ from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.data import Batch
 from resid_theory.data.batch import Place
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.eigen.matrix_error import MatrixError
 
 __all__ = ["in_float64", "measured_error"]
 

@@ -14,7 +14,7 @@ from resid_theory.curvature.input_checks import check_net, trainable
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
-from resid_theory.eigen.operator_log import MatrixError
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.losses import LossLike

@@ -1,7 +1,7 @@
 """Data of any form: the one door through which samples enter, batch by batch."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,19 @@ from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_finite
 from resid_theory.data.batch import Batch, Place, join
-from resid_theory.data.forms import as_batches, batch_size, check_triple, has_weights, whole_set
+from resid_theory.data.forms import (
+    as_batches,
+    batch_size,
+    check_triple,
+    has_weights,
+    is_labelled,
+    whole_set,
+)
 from resid_theory.data.image_set import Images
-from resid_theory.data.net_arguments import inputs_of, whole_inputs
+from resid_theory.data.model_labels import labels_are_next, next_labels
+from resid_theory.data.net_arguments import inputs_of, taken_by, whole_inputs
 from resid_theory.data.pass_record import PassRecord
+from resid_theory.losses import IGNORED
 from resid_theory.nested import tensors_of
 
 __all__ = ["Data"]
@@ -46,6 +55,7 @@ class Data:
         self._checked: Batch | None = None  # a whole set, which is checked once
         # What reads no targets has no loss to weigh, one of (net, batch) weighs by itself.
         self._weighs = bool(pairs and targets)
+        self._next: bool | None = None  # whether labels are those of the next token
         self.ordered = self.shuffled = False
         self.notes: list[str] = []
 
@@ -62,10 +72,11 @@ class Data:
 
         Args:
             data: A pair (x, y) of tensors, arrays or lists, (m, ...) each; an object or a mapping
-                with ``x`` and ``y``; images; a ``Dataset`` of torch; or a ``DataLoader``, a list or
-                any other iterable of such pairs. x is one tensor, a tuple of those for
-                ``net(*x)``, or a mapping for ``net(**x)``. Integers behind (x, y) are indices,
-                which are left out.
+                with ``x`` and ``y``; images; a mapping of inputs by name with ``labels`` among
+                them; a ``Dataset`` of torch; or a ``DataLoader``, a list or any other iterable of
+                such batches. x is one tensor, a tuple of those for ``net(*x)``, or a mapping for
+                ``net(**x)``. Integers behind (x, y) are indices, which are left out. Labels of
+                tokens are moved to the logits that predict them if the model's own loss does so.
             like: A net that is to take them. Batches go to its device, floating-point numbers to
                 its dtype, with a note; those of a net of several dtypes to that of its first
                 parameter, which their targets keep off.
@@ -108,7 +119,8 @@ class Data:
             if isinstance(data, list) and isinstance(made._whole, tuple):
                 made._note("a list of two tensors is taken for inputs and targets")
         if made._whole is None:
-            made._source = as_batches(data)
+            one = not pairs and isinstance(data, Mapping)
+            made._source = [data] if one else as_batches(data)
             made._check_iterable(data)
         return made
 
@@ -117,8 +129,8 @@ class Data:
         if not self._pairs:
             wanted = "a list of batches or a loader for a loss (net, batch)"
             bare = isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor)
-            if bare or isinstance(data, (Tensor, dict)):
-                kind = "a bare pair" if bare else f"one {type(data).__name__}"
+            if bare or isinstance(data, Tensor):
+                kind = "a bare pair" if bare else "one Tensor"
                 raise ValueError(f"data: got {kind}, needs {wanted}: pass [batch]")
         if not hasattr(self._source, "__iter__"):
             raise ValueError(f"data: got {type(data).__name__}, needs {wanted}")
@@ -282,6 +294,8 @@ class Data:
         if not self._targets:
             return self._inputs(content)
         x, y, behind = check_triple(content)
+        if is_labelled(content) and self._net is not None:
+            x, y = self._labelled(x, y)
         size = batch_size(y)
         assert size is not None
         given = self._sample_weight
@@ -303,6 +317,20 @@ class Data:
         self._note_casts("x", x, self._place.inputs)
         self._note_casts("y", y, self._place.targets)
         return Batch(content=(x, y), size=size, sample_weight=self._weights(behind, size))
+
+    def _labelled(self, x: Any, labels: Any) -> tuple[Any, Any]:
+        """Inputs that the net takes, and labels at the places of the logits they belong to."""
+        assert self._net is not None
+        x, note = taken_by(self._net, x, labels)
+        if note is not None:
+            self._note(note)
+        if self._next is None and bool((labels != IGNORED).any()):
+            given = self._place.put(x, self._place.inputs), self._place.put(labels, None)
+            self._next = labels_are_next(self._net, *given)
+        if not self._next:
+            return x, labels
+        self._note("labels are those of the next token, as the model's own loss takes them")
+        return x, next_labels(labels)
 
     def _inputs(self, content: Any) -> Batch:
         self._check_weighs(True if has_weights(content) else self._sample_weight)

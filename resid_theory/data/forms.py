@@ -17,16 +17,18 @@ __all__ = [
     "batch_size",
     "check_triple",
     "has_weights",
+    "is_labelled",
     "whole_set",
 ]
 
 Triple = tuple[Any, Any, Any]
 """Inputs, targets, and what stands behind them: None, indices or weights."""
 
+_WEIGHT = "sample_weight"
 _ROWS = 256  # samples of a Dataset that are read together
 
 
-def whole_set(data: Any) -> Triple | Images | None:
+def whole_set(data: Any) -> Triple | Images | Mapping[str, Any] | None:
     """The whole set, if the data are one pair or triple, or images; None for batches.
 
     Args:
@@ -34,9 +36,9 @@ def whole_set(data: Any) -> Triple | Images | None:
 
     Returns:
         Inputs, targets and what is behind them, unchecked; images for inputs that are bytes of
-        images.
+        images; a mapping with labels as it is.
     """
-    if isinstance(data, Images):
+    if isinstance(data, Images) or is_labelled(data):
         return data
     if isinstance(data, TensorDataset):
         return _as_images(_triple(data.tensors))
@@ -78,7 +80,8 @@ def check_triple(item: Any) -> Triple:
     """Check a batch of inputs and targets.
 
     Args:
-        item: A pair or triple, or an object or a mapping with ``x`` and ``y``.
+        item: A pair or triple, an object or a mapping with ``x`` and ``y``, or a mapping of inputs
+            with ``labels`` among them.
 
     Returns:
         Inputs and targets as tensors or nests of them, and what is behind: a tensor or None.
@@ -95,7 +98,8 @@ def check_triple(item: Any) -> Triple:
         keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
         remedy = (
             "; pass pairs (inputs, targets), inputs being a mapping where the net takes names, or "
-            'mark a loss of (net, batch) by rt.Loss(loss, of="batch")'
+            "targets as its entry 'labels', or mark a loss of (net, batch) by "
+            'rt.Loss(loss, of="batch")'
         )
         raise ValueError(
             f"data: got a batch that is {kind}{keys}, needs a pair (x, y)" + (keys and remedy)
@@ -123,6 +127,18 @@ def has_weights(data: Any) -> bool:
     return named is not None and named[2] is not None
 
 
+def is_labelled(data: Any) -> bool:
+    """True for inputs by name with their targets among them, as models of transformers take both.
+
+    Args:
+        data: A batch or anything else.
+
+    Returns:
+        Whether it is a mapping with an entry ``labels`` beside others.
+    """
+    return isinstance(data, Mapping) and "labels" in data and len(data) > 1
+
+
 def batch_size(content: Any) -> int | None:
     """Length of the first tensor; None if there is none, or it has no axis."""
     first = next(tensors_of(content), None)
@@ -136,14 +152,17 @@ def _triple(parts: Any) -> Triple | None:
 
 
 def _named(data: Any) -> Triple | None:
-    """Entries or attributes x and y, and sample_weight if there is one."""
+    """Entries or attributes x and y, or labels, and sample_weight if there is one."""
+    if is_labelled(data):
+        rest = {name: part for name, part in data.items() if name not in ("labels", _WEIGHT)}
+        return rest, data["labels"], data.get(_WEIGHT)
     if isinstance(data, Mapping):
-        if not {"x", "y"} <= data.keys() <= {"x", "y", "sample_weight"}:
+        if not {"x", "y"} <= data.keys() <= {"x", "y", _WEIGHT}:
             return None
-        return data["x"], data["y"], data.get("sample_weight")
+        return data["x"], data["y"], data.get(_WEIGHT)
     if isinstance(data, Tensor) or not (hasattr(data, "x") and hasattr(data, "y")):
         return None
-    return data.x, data.y, getattr(data, "sample_weight", None)
+    return data.x, data.y, getattr(data, _WEIGHT, None)
 
 
 def _is_array(value: Any) -> bool:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
-from resid_theory.data.forms import batch_size
+from resid_theory.data.forms import batch_size, is_labelled
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
 
-__all__ = ["arguments_of", "call_net", "inputs_of", "whole_inputs"]
+__all__ = ["arguments_of", "call_net", "inputs_of", "taken_by", "takes", "whole_inputs"]
 
 
 def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -26,9 +26,9 @@ def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any
         Those of ``net(*x)`` for a tuple, of ``net(**x)`` for a mapping, of ``net(x)`` for all else
         and where only that fits the signature of ``net.forward``.
     """
-    if isinstance(x, Mapping) and (_takes(net, **x) or not _takes(net, x)):
+    if isinstance(x, Mapping) and (takes(net, **x) or not takes(net, x)):
         return (), dict(x)
-    if isinstance(x, (tuple, list)) and (_takes(net, *x) or not _takes(net, x)):
+    if isinstance(x, (tuple, list)) and (takes(net, *x) or not takes(net, x)):
         return tuple(x), {}
     return (x,), {}
 
@@ -83,16 +83,16 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
     elif isinstance(item, (tuple, list)) and item:
         # Of (a, b, y) the net takes as many as it needs; usually one, and of ((a, b), y) the first.
         counts = range(1, len(item) + 1 if net is not None and not _is_nest(item[0]) else 1)
-        count = next((n for n in counts if net and _takes(net, *item[:n])), 1)
+        count = next((n for n in counts if net and takes(net, *item[:n])), 1)
         x, y = (item[0] if count == 1 else tuple(item[:count])), (*item, None)[count]
     elif not _is_array(item) and hasattr(item, "x"):
         x, y = item.x, getattr(item, "y", None)
-    if isinstance(x, Mapping) and net is not None and not (_takes(net, **x) or _takes(net, x)):
-        known = [name for name in x if name in inspect.signature(net.forward).parameters]
-        if known and _takes(net, **{name: x[name] for name in known}):
-            unknown = ", ".join(repr(name) for name in x if name not in known)
-            note = f"of x, {unknown} is left out, which the net does not take"
-            x = {name: x[name] for name in known}
+    if is_labelled(x) and net is not None:
+        rest = {name: part for name, part in x.items() if name != "labels"}
+        kept, note = taken_by(net, rest, x["labels"])
+        x = kept if takes(net, **kept) else x
+    elif isinstance(x, Mapping) and net is not None:
+        x, note = taken_by(net, x)
     x = _as_tensors(x)
     size = batch_size(x)
     if size is None:
@@ -112,6 +112,33 @@ def inputs_of(item: Any, net: nn.Module | None) -> tuple[Any, Any, str | None]:
     return x, y, note
 
 
+def taken_by(
+    net: nn.Module, x: Mapping[str, Any], labels: Any = None
+) -> tuple[Mapping[str, Any], str | None]:
+    """Those of some inputs that a net takes by name.
+
+    Args:
+        net: A net.
+        x: Its inputs and maybe more, by name.
+        labels: Targets that came with them. An encoder with a decoder makes the decoder's inputs
+            from them, where there are no others; they are then inputs, too.
+
+    Returns:
+        The inputs, and a sentence about entries that are left out.
+    """
+    decodes = getattr(getattr(net, "config", None), "is_encoder_decoder", False)
+    if labels is not None and decodes and not any(name.startswith("decoder_input") for name in x):
+        x = {**x, "labels": labels}
+    if takes(net, **x):
+        return x, None
+    known = [name for name in x if name in inspect.signature(net.forward).parameters]
+    if not known or not takes(net, **{name: x[name] for name in known}):
+        return x, None
+    unknown = ", ".join(repr(name) for name in x if name not in known)
+    note = f"of x, {unknown} is left out, which the net does not take"
+    return {name: x[name] for name in known}, note
+
+
 def _as_tensors(x: Any) -> Any:
     """Arrays as tensors, also in a tuple or a mapping; other objects as they are."""
     if isinstance(x, tuple) and any(map(_is_array, x)):
@@ -121,8 +148,17 @@ def _as_tensors(x: Any) -> Any:
     return x if _is_nest(x) else as_tensor("data x", x)
 
 
-def _takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
-    """True if the arguments fit the signature of the net, or it shows none."""
+def takes(net: nn.Module, *args: Any, **kwargs: Any) -> bool:
+    """True if arguments fit the signature of a net, or it shows none.
+
+    Args:
+        net: A net.
+        args: Arguments by position.
+        kwargs: Those by name.
+
+    Returns:
+        True or False.
+    """
     try:
         inspect.signature(net.forward).bind(*args, **kwargs)
     except TypeError:

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,38 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resid_theory._check import check_finite
+from resid_theory.eigen.linear_operator import as_operator
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.runtime.store import read_checkpoint, write_checkpoint
 
-__all__ = ["MatrixError", "Operator", "OutOfProducts", "RecordedOperator"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixError:
-    """Difference E of the matrix that an operator multiplies by from the one it stands for.
-
-    Attributes:
-        spectral: Largest shift of an eigenvalue, the spectral norm of E; in units of the
-            eigenvalues, as all three.
-        frobenius: Frobenius norm of E.
-        trace: Magnitude of the trace of E.
-    """
-
-    spectral: float = 0.0
-    frobenius: float = 0.0
-    trace: float = 0.0
-
-    def at_least(self, norm: float) -> "MatrixError":
-        """The larger of this error and one of some Frobenius norm that has no pattern."""
-        return replace(
-            self,
-            spectral=max(self.spectral, norm),
-            frobenius=max(self.frobenius, norm),
-            trace=max(self.trace, norm),
-        )
-
-    def scaled(self, unit: float) -> "MatrixError":
-        """The error of the operator times a positive number."""
-        return MatrixError(**{name: unit * part for name, part in asdict(self).items()})
+__all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
 
 
 _FAR = 100  # powers of two beyond which products are scaled
@@ -103,6 +75,10 @@ class RecordedOperator:
         expected: int | None = None,
         square: bool = True,
     ) -> None:
+        if not isinstance(matrix, Tensor) and not isinstance(
+            getattr(matrix, "dtype", None), torch.dtype
+        ):
+            matrix = as_operator(matrix)
         shape = tuple(matrix.shape)
         if len(shape) != 2 or min(shape) < 1 or square and shape[0] != shape[1]:
             needed = "a square operator (P, P)" if square else "an operator (rows, columns)"

@@ -14,7 +14,8 @@ from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
 from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
 from resid_theory.eigen.lanczos import BLOCK, search
-from resid_theory.eigen.operator_log import MatrixError, Operator, RecordedOperator
+from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots
 from resid_theory.eigen.quadrature import lanczos_quadrature
 from resid_theory.eigen.ritz_bounds import Goal

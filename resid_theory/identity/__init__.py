@@ -8,20 +8,26 @@ from resid_theory.identity.decay import IdDecay, id_mask, shifted, undecayed
 from resid_theory.identity.identity_kernel import (
     RULES,
     id_entries,
-    id_rule,
     identity_kernel,
     identity_map,
     identity_of,
     mark,
 )
 from resid_theory.identity.init import initialize_layer
+from resid_theory.identity.layer_weight import (
+    current_weight,
+    id_rule,
+    identity_removed,
+    layer_identity,
+    parametrizations_of,
+    trained_weight,
+    weight_and_rest,
+)
 from resid_theory.identity.parametrizations import (
     AddIdentity,
     DiracWeight,
     DominantWeight,
     ResidualWeight,
-    identity_removed,
-    layer_identity,
     with_identity,
 )
 
@@ -32,6 +38,7 @@ __all__ = [
     "DominantWeight",
     "IdDecay",
     "ResidualWeight",
+    "current_weight",
     "id_entries",
     "id_mask",
     "id_rule",
@@ -42,7 +49,10 @@ __all__ = [
     "initialize_layer",
     "layer_identity",
     "mark",
+    "parametrizations_of",
     "shifted",
+    "trained_weight",
     "undecayed",
+    "weight_and_rest",
     "with_identity",
 ]

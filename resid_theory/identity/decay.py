@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.identity.identity_kernel import id_rule, identity_of
-from resid_theory.identity.parametrizations import AddIdentity, DiracWeight, layer_identity
+from resid_theory.identity.identity_kernel import identity_of
+from resid_theory.identity.layer_weight import id_rule, layer_identity, trained_weight
+from resid_theory.identity.parametrizations import AddIdentity, DiracWeight
 
 __all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
 
@@ -24,6 +25,10 @@ def id_mask(net: nn.Module) -> dict[str, Tensor]:
     Returns:
         Booleans of the parameter's shape, only for parameters with ID entries.
 
+    Raises:
+        ValueError: If a layer's weight has an identity and another parametrization, so that its
+            entries are not those of a parameter.
+
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3 and Appendix C.
 
@@ -34,10 +39,11 @@ def id_mask(net: nn.Module) -> dict[str, Tensor]:
     masks = {}
     for name, layer in net.named_modules():
         prefix = f"{name}." if name else ""
-        inside, rule = layer_identity(layer), id_rule(layer)
-        if inside is not None:
+        if (inside := layer_identity(layer)) is not None:
+            trained_weight(layer, name)
             masks[f"{prefix}parametrizations.weight.original"] = inside.mask()
-        elif rule is not None:
+        elif (rule := id_rule(layer)) is not None:
+            trained_weight(layer, name)
             masks[f"{prefix}weight"] = identity_of(layer, rule) != 0
     return masks
 
@@ -50,13 +56,23 @@ def shifted(net: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
 
     Yields:
         The parameter V of a layer and a bool mask of its shape.
+
+    Raises:
+        ValueError: If another parametrization has a part in such a weight, which is then not V + I.
     """
-    for layer in net.modules():
+    for name, layer in net.named_modules():
         inside = layer_identity(layer)
         if inside is not None and not isinstance(inside, DiracWeight):
-            yield layer.get_parameter("parametrizations.weight.original"), inside.mask()
+            yield trained_weight(layer, name), inside.mask()
         elif isinstance(layer, AddIdentity):
-            yield layer.layer.get_parameter("weight"), identity_of(layer.layer, layer.rule) != 0
+            yield _beside(layer, name), identity_of(layer.layer, layer.rule) != 0
+
+
+def _beside(added: AddIdentity, name: str) -> nn.Parameter:
+    """The weight beside an identity that is added to the output, which must have none inside."""
+    if layer_identity(added.layer) is not None:
+        raise ValueError(f"net: layer {name!r} has its identity twice; to_plain makes one weight")
+    return trained_weight(added.layer, f"{name}.layer".lstrip("."))
 
 
 def undecayed(net: nn.Module) -> list[nn.Parameter]:
@@ -103,7 +119,8 @@ class IdDecay:
 
     Raises:
         ValueError: If the optimizer holds none of the net's shifted parameters, or is of another
-            class and ``decoupled`` is not given.
+            class and ``decoupled`` is not given, or the weight of a residual layer has another
+            parametrization, so that it is not V + I.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1, for SGD; other optimizers derived here.

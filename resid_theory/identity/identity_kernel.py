@@ -13,7 +13,6 @@ __all__ = [
     "RULES",
     "checked_layer",
     "id_entries",
-    "id_rule",
     "identity_kernel",
     "identity_map",
     "identity_of",
@@ -247,15 +246,3 @@ def mark(layer: nn.Module, rule: str) -> nn.Module:
     """
     layer.__dict__["id_rule"] = check_choice("rule", rule, RULES)
     return layer
-
-
-def id_rule(layer: nn.Module) -> str | None:
-    """The rule that :func:`mark` recorded.
-
-    Args:
-        layer: Any module.
-
-    Returns:
-        A name of :data:`RULES`; None where the net's design has no identity.
-    """
-    return layer.__dict__.get("id_rule")

@@ -7,7 +7,8 @@ from torch import nn
 
 from resid_theory._check import as_generator, check_choice
 from resid_theory.identity.identity_kernel import checked_layer
-from resid_theory.identity.parametrizations import DiracWeight, layer_identity, trained_weight
+from resid_theory.identity.layer_weight import layer_identity, trained_weight
+from resid_theory.identity.parametrizations import DiracWeight
 from resid_theory.initializations import draw_initial, initializations_for
 
 __all__ = ["initialize_layer"]

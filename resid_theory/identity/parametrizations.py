@@ -6,16 +6,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from resid_theory._check import check_choice, check_int
-from resid_theory.identity.identity_kernel import checked_layer, identity_map, identity_of, mark
+from resid_theory.identity.identity_kernel import identity_map, identity_of, mark
 
 __all__ = [
     "AddIdentity",
     "DiracWeight",
     "DominantWeight",
     "ResidualWeight",
-    "identity_removed",
-    "layer_identity",
-    "trained_weight",
     "with_identity",
 ]
 
@@ -269,47 +266,3 @@ def with_identity(
     if inside is not None:
         parametrize.register_parametrization(layer, "weight", inside)
     return mark(layer, rule)
-
-
-def layer_identity(layer: nn.Module) -> ResidualWeight | None:
-    """The identity inside the weight of a layer.
-
-    Args:
-        layer: Any module.
-
-    Returns:
-        The only parametrization of the weight if it is a :class:`ResidualWeight`, otherwise None.
-    """
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    only = layer.get_submodule("parametrizations.weight")
-    assert isinstance(only, parametrize.ParametrizationList)
-    first = only[0]
-    return first if len(only) == 1 and isinstance(first, ResidualWeight) else None
-
-
-def identity_removed(layer: nn.Module) -> Tensor:
-    """R := W - a I, a layer's weight with the identity removed.
-
-    Args:
-        layer: ``nn.Linear`` or ``nn.Conv1d``, ``2d``, ``3d``, with or without an identity inside.
-
-    Returns:
-        Shape of the weight; W itself for a plain layer.
-
-    Raises:
-        ValueError: If the layer is of another type.
-
-    Source:
-        Yu & Tomasi, arXiv:1905.10944, Figure 3: "with 1 removed from the ID entries".
-    """
-    inside = layer_identity(checked_layer(layer))
-    return trained_weight(layer) if inside is None else inside.branch(trained_weight(layer))
-
-
-def trained_weight(layer: nn.Module) -> Tensor:
-    """The tensor that the optimizer sees: V, or the weight of a plain layer."""
-    inside = layer_identity(layer) is not None
-    tensor = layer.get_parameter("parametrizations.weight.original") if inside else layer.weight
-    assert isinstance(tensor, Tensor)
-    return tensor

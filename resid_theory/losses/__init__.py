@@ -1,6 +1,8 @@
 """Losses: by name, as a function, or as a module of torch.nn."""
 
+from resid_theory.losses.formulas import IGNORED
 from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_outputs, check_scalar
+from resid_theory.losses.own_loss import OwnLoss
 from resid_theory.losses.sample_axes import SampleAxes
 from resid_theory.losses.weighting import (
     KnownWeighting,
@@ -11,11 +13,13 @@ from resid_theory.losses.weighting import (
 )
 
 __all__ = [
+    "IGNORED",
     "LOSSES",
     "KnownWeighting",
     "Loss",
     "LossLike",
     "NoWeighting",
+    "OwnLoss",
     "SampleAxes",
     "Weighting",
     "check_outputs",

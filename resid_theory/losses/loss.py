@@ -1,7 +1,7 @@
 """Losses by name, as functions, or as modules: one object that answers what callers ask of it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,7 @@ class Loss:
         identity: As given.
         null_direction: As given.
         is_known: Whether weights need not be measured.
+        whole: Reason for which several batches are refused; empty for most.
 
     Raises:
         ValueError: If the function cannot be called, or a name is unknown.
@@ -89,6 +90,7 @@ class Loss:
         self.weights, self.sums = weights, sums
         self.identity, self.null_direction = identity, null_direction
         self.is_known = weights is not None or sums
+        self._reads_tensor, self.whole = targets != "any", ""
 
     @staticmethod
     def of(given: Any) -> "Loss":
@@ -107,7 +109,10 @@ class Loss:
         if isinstance(given, Loss):
             return given
         if callable(given):
-            return Loss(given, **formula_of(given))
+            formula = formula_of(given)
+            made = Loss(given, **formula)
+            made._reads_tensor = bool(formula)
+            return made
         return LOSSES[check_choice("loss", given, list(LOSSES))]
 
     @property
@@ -122,6 +127,33 @@ class Loss:
     def __repr__(self) -> str:
         """Its name."""
         return f"Loss({self.name}, of={self._of!r})" if self.takes_batches else f"Loss({self.name})"
+
+    def reads(self, output: Any) -> Any:
+        """The part of a net's output that the loss reads.
+
+        Args:
+            output: What the net gave.
+
+        Returns:
+            For a loss of one tensor, by name or of torch, the ``logits`` of an output of named
+            tensors; the output as it is for a user's function, and where there are no logits.
+        """
+        if not self._reads_tensor or not isinstance(output, Mapping):
+            return output
+        logits = output.get("logits")
+        return logits if isinstance(logits, Tensor) else output
+
+    def weighed(self, net: nn.Module, batch: Any) -> "Loss":
+        """The same loss, with the weights that it has for a net; as it is for most.
+
+        Args:
+            net: The net.
+            batch: A batch of the data.
+
+        Returns:
+            A loss.
+        """
+        return self
 
     def check_target(self, output: Any, target: Any) -> None:
         """Raise ValueError for targets that do not fit, before broadcasting hides it.

@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from resid_theory.identity import AddIdentity, layer_identity
+from resid_theory.identity import (
+    AddIdentity,
+    identity_removed,
+    layer_identity,
+    parametrizations_of,
+)
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
 
@@ -42,6 +47,7 @@ _REASONS = {
     **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, or used "
                     "in a form without rows, such as torch.vmap"),
     "part": "is used in part, without its identity having parts",
+    "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
 }  # fmt: skip
 _UNSEEN = (
@@ -209,6 +215,9 @@ class MapObserver(TorchFunctionMode):
         if label.part and layer_identity(self._modules.get(label.module, self._root)):
             self._tracker.met[label._replace(part="")].add("part")
             return
+        if owner is not None and not _can_lose_identity(owner):
+            self._tracker.met[label].add("mixed")
+            return
         x, geometry = piece.input, operation.geometry
         turned = geometry is None and _is_turned(piece.weight)
         if self._turned.setdefault(label, turned) != turned:
@@ -245,6 +254,14 @@ class MapObserver(TorchFunctionMode):
             name = self._around[label.module]
             return self._modules[name], name
         return (module if module and layer_identity(module) else None), label.module
+
+
+def _can_lose_identity(owner: nn.Module) -> bool:
+    layer = owner.layer if isinstance(owner, AddIdentity) else owner
+    try:
+        return len(parametrizations_of(layer)) < 2 or identity_removed(layer).dim() > 0
+    except ValueError:
+        return False
 
 
 def _is_turned(weight: Tensor) -> bool:

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
-from resid_theory.identity import AddIdentity, id_entries, id_rule
+from resid_theory.identity import (
+    AddIdentity,
+    id_entries,
+    id_rule,
+    layer_identity,
+    parametrizations_of,
+    weight_and_rest,
+)
 from resid_theory.identity.identity_kernel import RULES
 from resid_theory.networks import Block, IdentityShortcut
 
@@ -156,6 +163,13 @@ def _through(layer: nn.Module, at: Tensor, rule: str) -> Tensor:
         dilation=layer.dilation,
         groups=layer.groups,
     )
+    if layer_identity(layer) and len(parametrizations_of(layer)) > 1:  # it may be pruned or mixed
+        try:
+            weight, rest = weight_and_rest(layer)
+        except ValueError as error:
+            raise _Ends(str(error)) from error
+        kept = (weight - rest)[entries] != 0
+        entries = tuple(index[kept.cpu()] for index in entries)
     return _followed(entries, layer.out_channels, at)
 
 

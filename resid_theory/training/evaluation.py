@@ -114,7 +114,7 @@ def evaluate(
         totals = _Totals(scored, wanted, begun, net)
         for part in chain(begun, parts):
             with torch.no_grad():
-                totals.add(part, part.try_call(net))
+                totals.add(part, scored.reads(part.try_call(net)))
     return totals.result(tuple(samples.notes))
 
 
@@ -125,7 +125,7 @@ class _Totals:
         self, loss: Loss, top: list[int] | None, batches: Sequence[Batch], net: nn.Module
     ) -> None:
         few, more = examples(batches, _EXAMPLES)
-        small, output = few.try_call(net), more.try_call(net)
+        small, output = (loss.reads(some.try_call(net)) for some in (few, more))
         leaves = [leaf for leaf in tensors_of(output) if leaf.is_floating_point()]
         if not leaves:
             raise ValueError(f"net: gives {type(output).__name__}, needs tensors of floating point")

@@ -1,0 +1,68 @@
+"""Diagonals of operators: by columns, or estimated with error bars."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_generator, check_int
+from resid_theory.eigen.estimate import student
+from resid_theory.eigen.products import MatrixProducts, check_square
+
+__all__ = ["Diagonal", "diagonal"]
+
+_BLOCK = 64  # vectors multiplied together
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Diagonal:
+    """The diagonal of a matrix.
+
+    Attributes:
+        values: (P,), float64.
+        standard_errors: Of the values, (P,); zeros where they are exact.
+        half_widths: Of the 95 % interval of each value, taken for itself.
+        is_exact: Whether the values come from the columns themselves.
+        products: Products with one vector.
+    """
+
+    values: Tensor
+    standard_errors: Tensor
+    half_widths: Tensor
+    is_exact: bool
+    products: int
+
+    def __str__(self) -> str:
+        """One line."""
+        how = "exact" if self.is_exact else f"± {float(self.half_widths.median()):.2g} (median)"
+        low, high = float(self.values.min()), float(self.values.max())
+        return f"{len(self.values)} entries from {low:.4g} to {high:.4g}, {how}"
+
+
+def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int) -> Diagonal:
+    """The diagonal of a square operator, by columns or estimated."""
+    size = check_square(A)
+    generator = as_generator(generator)
+    count = min(check_int("budget", budget, 2), size)
+    exact = count == size
+    first = second = torch.zeros(size, dtype=torch.float64, device=A.device)
+    for start in range(0, count, _BLOCK):
+        several = min(_BLOCK, count - start)
+        if exact:
+            vectors = torch.zeros(size, several, dtype=torch.float64, device=A.device)
+            vectors[start + torch.arange(several), torch.arange(several)] = 1.0
+        else:
+            signs = torch.randint(2, (size, several), generator=generator, device=generator.device)
+            vectors = (2.0 * signs - 1.0).to(A.device, torch.float64)
+        samples = vectors * (A @ vectors)
+        first = first + samples.sum(1)
+        second = second + (samples**2).sum(1)
+    mean = first if exact else first / count
+    spread = (second / count - mean**2).clamp_min(0) / (count - 1) * (not exact)
+    return Diagonal(
+        values=mean,
+        standard_errors=spread.sqrt(),
+        half_widths=student(count - 1) * spread.sqrt(),
+        is_exact=exact,
+        products=count,
+    )

@@ -1,0 +1,114 @@
+"""Linear systems of symmetric operators, solved by products."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_tensor, check_finite, check_int, check_positive
+from resid_theory.eigen.products import MatrixProducts, check_square
+
+__all__ = ["Solution", "solve"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """Solutions x of (A + damping I) x = v, and how well they are known.
+
+    Attributes:
+        values: x, (P,) or (P, b), float64.
+        residuals: |v - (A + damping I) x| / |v| of each, computed by one more product.
+        error_bounds: Bound of |x - x*| of each, the residual's length over the smallest eigenvalue;
+            inf where no bound of that is known.
+        converged: Whether every residual is within the tolerance.
+        method: ``cg`` or ``minres``.
+        products: Products with one vector in all.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    error_bounds: Tensor
+    converged: bool
+    method: str
+    products: int
+
+    def __str__(self) -> str:
+        """One line."""
+        state = "converged" if self.converged else "not converged"
+        bound = float(self.error_bounds.max())
+        return (
+            f"{self.method}: residual {float(self.residuals.max()):.2g}, {state}, "
+            f"error {'unknown' if math.isinf(bound) else f'at most {bound:.2g}'}, "
+            f"{self.products} products"
+        )
+
+
+def solve(
+    A: MatrixProducts,
+    vectors: Any,
+    *,
+    damping: float = 0.0,
+    tolerance: float = 1e-6,
+    max_products: int = 1000,
+) -> Solution:
+    """Solve (A + damping I) x = v."""
+    from scipy.sparse import linalg  # a third of a second of import
+
+    size = check_square(A)
+    given = check_finite("V", as_tensor("V", vectors)).detach().to(A.device, torch.float64)
+    if given.dim() not in (1, 2) or len(given) != size:
+        raise ValueError(f"V: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)")
+    check_positive("tolerance", tolerance)
+    limit = check_int("max_products", max_products)
+    if not math.isfinite(damping):
+        raise ValueError(f"damping: got {damping}, needs a finite number")
+    lowest, spent = A.lowest + damping, 0
+
+    def product(x: np.ndarray) -> np.ndarray:
+        nonlocal spent
+        spent += 1
+        return (A @ torch.from_numpy(x.reshape(size))).double().cpu().numpy() + damping * x.reshape(
+            size
+        )
+
+    operator = linalg.LinearOperator((size, size), matvec=product, dtype=np.dtype(np.float64))
+    method = "cg" if lowest > 0 else "minres"
+    solver = {"cg": linalg.cg, "minres": linalg.minres}[method]
+    solutions, residuals, lengths = [], [], []
+    columns = given.reshape(size, -1).mT.cpu().numpy()
+    for v in columns:
+        length = float(np.linalg.norm(v))
+        x, left = np.zeros(size), v
+        remaining, goal = limit // len(columns), tolerance * length
+        far = length
+        while far > goal and remaining > 1:
+            # The solvers' own residuals drift from the true one: what is left is solved for again.
+            before = spent
+            aim = max(goal / far, 1e-14) / 2
+            step, _ = solver(operator, left, rtol=aim, maxiter=remaining - 1)
+            nearer = v - product(x + step)
+            remaining -= spent - before
+            if not (distance := float(np.linalg.norm(nearer))) < far:
+                break  # rounding, or a singular matrix whose range v is not in
+            progress = distance / far
+            x, left, far = x + step, nearer, distance
+            if progress > 0.9:
+                break
+        solutions.append(torch.from_numpy(x))
+        residuals.append(far / length if length else 0.0)
+        lengths.append(far)
+    values = torch.stack(solutions, dim=1).to(A.device) if solutions else given.reshape(size, 0)
+    relative = torch.tensor(residuals, dtype=torch.float64)
+    inverse = 1 / lowest if lowest > 0 else math.inf
+    bounds = torch.tensor([r * inverse if r else 0.0 for r in lengths], dtype=torch.float64)
+    return Solution(
+        values=values.view(given.shape),
+        residuals=relative.view(given.shape[1:]),
+        error_bounds=bounds.view(given.shape[1:]),
+        converged=bool((relative <= tolerance).all()),
+        method=method,
+        products=spent,
+    )

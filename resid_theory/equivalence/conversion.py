@@ -1,0 +1,286 @@
+"""Records of conversions, new layers with given weights, and ties between weights that remain."""
+
+import copy
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from resid_theory.identity import (
+    AddIdentity,
+    current_weight,
+    id_rule,
+    mark,
+    parametrizations_of,
+)
+from resid_theory.networks import Block, IdentityShortcut
+
+__all__ = [
+    "LINEAR_MAPS",
+    "Conversion",
+    "Converter",
+    "NothingConverted",
+    "conversion",
+    "described",
+    "effective",
+    "same",
+]
+
+LINEAR_MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+_IN_ORDER = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Block, AddIdentity, IdentityShortcut)
+
+
+class NothingConverted(UserWarning):
+    """Warning of a conversion that found nothing to convert and returned a copy."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conversion:
+    """Record of what a conversion did to the modules of a net.
+
+    Attributes:
+        call: ``"to_plain"``, ``"to_residual"`` or ``"fold"``.
+        converted: What each module was and became, by its name in the given net.
+        left: Reasons, by name, for linear layers and modules with a forward of their own that are
+            as they were.
+    """
+
+    call: str
+    converted: Mapping[str, tuple[str, str]]
+    left: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        """One line for each kind of module that was converted, and for each reason."""
+        lines = [f"{self.call}: {len(self.converted)} converted, {len(self.left)} left"]
+        for (old, new), count in Counter(self.converted.values()).items():
+            lines.append(f"  {count} x {old} -> {new}")
+        names: dict[str, list[str]] = defaultdict(list)
+        for name, reason in self.left.items():
+            names[reason].append(name or "the net itself")
+        for reason, some in names.items():
+            more = f" and {len(some) - 3} more" if len(some) > 3 else ""
+            lines.append(f"  left: {', '.join(some[:3])}{more}: {reason}")
+        return "\n".join(lines)
+
+
+def conversion(net: nn.Module) -> Conversion:
+    """The record of the conversion that made a net: what was converted, and what not.
+
+    Args:
+        net: A net from ``to_plain``, ``to_residual`` or ``fold``, or a copy of one.
+
+    Returns:
+        That of the last conversion.
+
+    Raises:
+        ValueError: If the net comes from none of them, or from a file, which keeps no such record.
+
+    Example:
+        >>> conversion(rt.to_plain(rt.simplified_net(8, identity="residual")))
+        to_plain: 6 converted, 2 left
+          6 x Conv2d with ResidualWeight -> Conv2d
+          left: conv0, fc: carries no identity
+    """
+    record = net.__dict__.get("_conversion") if isinstance(net, nn.Module) else None
+    if not isinstance(record, Conversion):
+        raise ValueError(
+            f"net: got {type(net).__name__} without a record, needs what to_plain, to_residual or "
+            "fold returned"
+        )
+    return record
+
+
+def described(module: nn.Module) -> str:
+    """A module's class, with what carries its identity."""
+    if isinstance(module, AddIdentity):
+        return f"AddIdentity of {described(module.layer)}"
+    kind = parametrize.type_before_parametrizations(module).__name__
+    parts = parametrizations_of(module)
+    return f"{kind} with {', '.join(type(part).__name__ for part in parts)}" if parts else kind
+
+
+class Converter:
+    """One conversion of a copy of a net, and its record.
+
+    Args:
+        net: Any module.
+        call: Name of the conversion.
+
+    Attributes:
+        net: The copy.
+        converted: As in :class:`Conversion`.
+        left: As in :class:`Conversion`.
+        unties: Whether weights that shared parameters may become different ones.
+    """
+
+    unties = False
+
+    def __init__(self, net: nn.Module, call: str) -> None:
+        if not isinstance(net, nn.Module):
+            raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
+        self.call, self.given, self.net = call, net, _copied(net)
+        self.converted: dict[str, tuple[str, str]] = {}
+        self.left: dict[str, str] = {}
+        self._made: list[tuple[str, str, set[nn.Parameter], nn.Parameter]] = []
+
+    def finished(self, new: nn.Module, sought: str) -> nn.Module:
+        """The new net with its record; a warning where nothing was converted.
+
+        Args:
+            new: The new net.
+            sought: What there would have been to convert, for the warning.
+
+        Returns:
+            The net.
+        """
+        remaining = set(new.parameters())
+        for name, _, sources, _ in self._made:
+            if sources & remaining:
+                self._untie(name, "a module that is not converted")
+        new.__dict__["_conversion"] = Conversion(
+            call=self.call, converted=self.converted, left=self.left
+        )
+        if not self.converted:
+            warnings.warn(
+                f"{self.call}: nothing was converted, the net is a copy: {sought}",
+                NothingConverted, stacklevel=3,
+            )  # fmt: skip
+        elif isinstance(record := getattr(self.given, "architecture", None), Mapping):
+            if self.call != "to_residual":
+                then = [*record.get("then", ()), self.call]
+                new.architecture = {**record, "then": then}  # type: ignore[assignment]
+        return new
+
+    def leave(self, new: nn.Module, plain: str) -> None:
+        """List the modules of the new net that stand as they were.
+
+        Args:
+            new: The new net.
+            plain: Reason for linear layers without anything to convert.
+        """
+        inside = tuple(f"{name}." for name in self.converted if name)
+        for name, module in new.named_modules():
+            if name in self.left or name in self.converted or "" in self.converted:
+                continue
+            if name.startswith(inside) or ".parametrizations" in f".{name}":
+                continue
+            kind = parametrize.type_before_parametrizations(module)
+            from_torch = kind.__module__.startswith("torch.nn")
+            if isinstance(module, LINEAR_MAPS):
+                parts = ", ".join(type(part).__name__ for part in parametrizations_of(module))
+                self.left[name] = f"{plain}; its weight is made by {parts}" if parts else plain
+            elif not isinstance(module, _IN_ORDER) and (not from_torch or module._modules):
+                self.left[name] = f"a {kind.__name__}, in whose forward additions are not seen"
+
+    def rebuilt(
+        self, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None,
+        sources: Iterable[nn.Parameter | None] = (),
+    ) -> nn.Module:  # fmt: skip
+        """A layer of the same class with another weight and bias; all else is kept.
+
+        Args:
+            layer: Linear layer, perhaps parametrized.
+            name: Its name in the net.
+            weight: Its new weight; the channels may differ.
+            bias: Its new bias; a parameter of the copy stays that parameter.
+            sources: Parameters of other modules that are in both.
+
+        Returns:
+            The new layer. Weights that shared a parameter and are equal are one parameter again.
+        """
+        # Not remove_parametrizations on a copy: it would break the original, whose class is the
+        # same; not the constructor: a subclass may have one of its own.
+        kind: Any = parametrize.type_before_parametrizations(layer)
+        new: nn.Module = kind.__new__(kind)
+        new.__dict__.update(
+            {k: v.copy() if isinstance(v, dict) else v for k, v in layer.__dict__.items()}
+        )
+        new._modules.pop("parametrizations", None)
+        held = {n: p for n, p in new._parameters.items() if n not in ("weight", "bias")}
+        trained = list(_sources(layer, "weight"))
+        new._parameters = {"weight": self._tied(name, "weight", weight, [*trained, *sources])}
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            own = list(_sources(layer, "bias")) or trained
+            bias = self._tied(name, "bias", bias, [*own, *sources])
+        new._parameters["bias"] = bias
+        new._parameters |= held
+        outputs, inputs = weight.shape[0], weight.shape[1] * getattr(layer, "groups", 1)
+        words = ("out_features", "in_features", "out_channels", "in_channels")
+        for word, size in zip(words, (outputs, inputs) * 2, strict=True):
+            if word in new.__dict__:
+                new.__dict__[word] = size
+        rule = id_rule(layer)
+        return new if rule is None else mark(new, rule)
+
+    def _tied(
+        self, name: str, kind: str, value: Tensor, sources: Iterable[nn.Parameter | None]
+    ) -> nn.Parameter:
+        own = {p for p in sources if p is not None}
+        akin = [made for made in self._made if made[1] == kind and own & made[2]]
+        for _, _, _, parameter in akin:
+            if same(parameter, value):
+                return parameter
+        if akin:
+            self._untie(name, f"layer {akin[0][0]!r}")
+        trainable = any(p.requires_grad for p in own)
+        new = nn.Parameter(value.detach().clone(), requires_grad=trainable)
+        self._made.append((name, kind, own, new))
+        return new
+
+    def _untie(self, name: str, other: str) -> None:
+        if not self.unties:
+            raise ValueError(
+                f"net: layer {name!r} shares a parameter with {other}, but what it makes of it is "
+                "another weight; needs weights of their own"
+            )
+        old, new = self.converted.get(name, ("", ""))
+        self.converted[name] = old, f"{new}, no longer tied to {other}".lstrip(", ")
+
+
+def _sources(layer: nn.Module, tensor: str) -> Iterable[nn.Parameter]:
+    """Parameters that a layer's tensor is or is made from."""
+    if parametrize.is_parametrized(layer, tensor):
+        yield from layer.get_submodule(f"parametrizations.{tensor}").parameters()
+    elif (own := layer._parameters.get(tensor)) is not None:
+        yield own
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """True for equal tensors, and for two of one shape on the device meta, which has no values."""
+    return one.shape == other.shape and (one.is_meta or torch.equal(one, other))
+
+
+def effective(layer: nn.Module, name: str) -> Tensor:
+    """A copy of a layer's effective weight; ValueError where it is not one and the same."""
+    if not parametrize.is_parametrized(layer, "weight") and "weight" not in layer._parameters:
+        raise ValueError(
+            f"net: the weight of layer {name!r} is made by hooks, needs a parameter: remove them "
+            "with torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove"
+        )
+    try:
+        weight, again = (current_weight(layer).detach().clone() for _ in range(2))
+    except ValueError as error:
+        raise ValueError(f"net: layer {name!r}: {error}") from error
+    if not same(weight, again):
+        raise ValueError(
+            f"net: the weight of layer {name!r} changes whenever it is read, as that of a spectral "
+            "norm in train mode, or is not finite; call net.eval() first"
+        )
+    return weight
+
+
+def _copied(net: nn.Module) -> nn.Module:
+    """A deep copy; tensors that hooks compute, which torch does not copy, are cut off."""
+    known = {
+        id(value): value.detach().clone()
+        for module in net.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(net, known)

@@ -1,0 +1,318 @@
+"""Records of conversions, several parametrizations of one weight, subclasses, and tied weights."""
+
+import copy
+
+import pytest
+import torch
+from tolerances import relative_error, round_off
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import resid_theory as rt
+from resid_theory.equivalence import NothingConverted
+from resid_theory.identity import (
+    AddIdentity,
+    DiracWeight,
+    DominantWeight,
+    IdDecay,
+    ResidualWeight,
+    identity_removed,
+    with_identity,
+)
+from resid_theory.stability.paths import subactivation_paths
+
+WIDTH = 4
+
+TOLERANCE = round_off(200)
+"""Norms and quotients of a few dozen terms, in a net of three layers."""
+
+# --- two parametrizations of one weight
+
+
+class Mask(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+def mask():
+    kept = torch.ones(WIDTH, WIDTH)
+    kept[0, 0] = kept[1, 3] = kept[2, 1] = 0
+    return kept
+
+
+def ours(layer, kind):
+    eye = torch.eye(WIDTH)
+    inside = {
+        "residual": lambda: ResidualWeight(eye),
+        "dominant": lambda: DominantWeight(eye, dense=WIDTH),
+        "dirac": lambda: DiracWeight(eye),
+        "eq4": lambda: DiracWeight(eye, normalize=False),
+    }[kind]()
+    parametrize.register_parametrization(layer, "weight", inside)
+    for p in inside.parameters():
+        nn.init.uniform_(p, 0.5, 1.5)
+
+
+def pruned(layer):
+    inner = layer.parametrizations.weight
+    prune.custom_from_mask(inner, "original", mask().view_as(inner.original))
+
+
+THEIRS = {
+    "spectral": parametrizations.spectral_norm,
+    "orthogonal": lambda layer: parametrizations.orthogonal(layer, use_trivialization=False),
+    "weight": parametrizations.weight_norm,
+    "mask": lambda layer: parametrize.register_parametrization(layer, "weight", Mask(mask())),
+    "prune": pruned,
+}
+PAIRS = [
+    (kind, other, order)
+    for kind in ("residual", "dominant", "dirac", "eq4")
+    for other in THEIRS
+    for order in ("ours first", "theirs first")
+    # torch refuses to prune what is no parameter, and a second V of another shape than the weight
+    if order == "ours first" or other != "prune" and kind != "dominant"
+]
+
+
+def paired(kind, other, order):
+    """A layer whose weight is made in two steps, and its net."""
+    torch.manual_seed(3)
+    layer = nn.Linear(WIDTH, WIDTH)
+    steps = [lambda: ours(layer, kind), lambda: THEIRS[other](layer)]
+    for step in steps if order == "ours first" else reversed(steps):
+        step()
+    ends = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+    return layer, nn.Sequential(ends[0], nn.ReLU(), layer, nn.ReLU(), ends[1]).eval()
+
+
+def step_of(other, part, weight):
+    """One parametrization of torch, in eval mode, written out."""
+    if other == "spectral":
+        return weight / (part._u @ weight @ part._v)
+    if other == "orthogonal":
+        return torch.linalg.qr(weight)[0]
+    return weight * mask()
+
+
+def rest_by_hand(layer, kind, other, order):
+    """W and W - a I, from the tensors that are trained."""
+    parts = layer.parametrizations.weight
+    identity = next(part for part in parts if isinstance(part, ResidualWeight))
+    theirs = next((part for part in parts if part is not identity), None)
+
+    def inside(v):
+        v = v.reshape(WIDTH, WIDTH)
+        if kind == "dirac":
+            v = identity.b[:, None] * v / v.norm(dim=1, keepdim=True)
+        a = identity.a[:, None] if kind in ("dirac", "eq4") else 1
+        return v, a * torch.eye(WIDTH)
+
+    if other == "weight":
+        g, v = parts.original0, parts.original1
+        r, a = inside(g * v / v.norm(dim=1, keepdim=True))
+    elif other == "prune":
+        r, a = inside(parts.original_orig.reshape(WIDTH, WIDTH) * mask())
+    elif order == "theirs first":
+        if other == "orthogonal":  # the signs of its columns are torch's business
+            r, a = inside(theirs(parts.original))
+        else:
+            r, a = inside(step_of(other, theirs, parts.original))
+    else:
+        r, a = inside(parts.original)
+        scale = step_of(other, theirs, r + a) / (r + a)
+        r, a = r * scale, a * scale
+    return (r + a).detach(), r.detach()
+
+
+@pytest.mark.parametrize(("kind", "other", "order"), PAIRS, ids=str)
+def test_a_second_parametrization_hides_no_identity(kind, other, order):
+    layer, net = paired(kind, other, order)
+    x = torch.randn(6, WIDTH)
+    if (other, order) == ("weight", "ours first"):  # torch builds it and cannot compute it
+        for call in (rt.to_plain, rt.fold, identity_removed):
+            with pytest.raises(ValueError, match="WeightNorm, cannot be computed"):
+                call(net if call is not identity_removed else layer)
+        return
+    refuse = [rt.id_mask, lambda net: rt.to_residual(net, ["2"])]
+    if kind in ("residual", "dominant"):  # the decay of a Dirac layer needs no correction
+        refuse.append(lambda net: IdDecay(torch.optim.SGD(net.parameters()), net))
+    for call in refuse:
+        with pytest.raises(ValueError, match="layer '2' (is made by|has a D)"):
+            call(net)
+    for convert in (rt.to_plain, rt.fold):
+        new = convert(net)
+        assert type(new[2]) is nn.Linear and list(rt.conversion(new).converted) == ["2"]
+        assert relative_error(new(x), net(x)) < TOLERANCE
+    cushions = rt.layer_cushions(net, x)
+    if (other, order) == ("orthogonal", "ours first"):
+        with pytest.raises(ValueError, match="mixes entries"):
+            identity_removed(layer)
+        assert "2" not in cushions.layers
+        return
+    weight, rest = rest_by_hand(layer, kind, other, order)
+    assert relative_error(identity_removed(layer), rest) < TOLERANCE
+    assert relative_error(rt.to_plain(net)[2].weight, weight) < TOLERANCE
+    if "2" in cushions.layers:
+        below = torch.relu(net[0](x)).detach()
+        norms = (below @ weight.T).norm(dim=1) / below.norm(dim=1)
+        row = list(cushions.layers).index("2")
+        for found, expected in ((cushions.effective, weight), (cushions.identity_removed, rest)):
+            assert relative_error(found[row], norms / expected.norm()) < TOLERANCE
+    else:
+        assert any(name.startswith("2") for name in cushions.not_covered)
+
+
+def test_an_identity_appears_once():
+    layer = with_identity(nn.Linear(WIDTH, WIDTH), "residual")
+    net = nn.Sequential(AddIdentity(layer))
+    assert relative_error(rt.to_plain(net)[0].weight, layer.weight + torch.eye(WIDTH)) == 0
+    for call in (rt.to_residual, lambda net: IdDecay(torch.optim.SGD(net.parameters()), net)):
+        with pytest.raises(ValueError, match="'0' has its identity twice"):
+            call(net)
+    parametrize.register_parametrization(layer, "weight", DiracWeight(torch.eye(WIDTH)))
+    for call in (rt.id_mask, rt.to_plain, identity_removed):
+        with pytest.raises(ValueError, match="ResidualWeight and DiracWeight, needs one identity"):
+            call(layer)
+
+
+@pytest.mark.parametrize("pruned_entry", [False, True])
+def test_flows_follow_an_identity_that_was_not_marked(pruned_entry):
+    net = rt.simplified_net(8, generator=1)
+    marked = rt.to_residual(net)
+    layer = net.conv3
+    del layer.__dict__["id_rule"]
+    identity = marked.conv3.parametrizations.weight[0]
+    parametrize.register_parametrization(layer, "weight", ResidualWeight(identity.identity))
+    kept = torch.ones_like(layer.weight)
+    if pruned_entry:
+        kept[0, 0, 1, 1] = 0
+    parametrize.register_parametrization(layer, "weight", Mask(kept))
+    found, expected = subactivation_paths(net), subactivation_paths(marked)
+    assert found.names == expected.names
+    below = {name: at.tolist() for name, at in zip(found.names, found.channels, strict=True)}
+    ended = [at for name in list(below)[:2] for at in below[name] if at < 0]
+    assert bool(ended) is pruned_entry
+    if not pruned_entry:
+        assert all(map(torch.equal, found.channels, expected.channels))
+
+
+# --- records
+
+
+class Own(nn.Linear):
+    """A subclass with a forward and an attribute of its own."""
+
+    def __init__(self, width, factor):
+        super().__init__(width, width)
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * super().forward(x)
+
+
+class Adds(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def test_a_record_names_every_layer():
+    residual = with_identity(Own(WIDTH, 3.0), "residual")
+    normed = parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+    net = nn.Sequential(Own(WIDTH, 2.0), Adds(residual, nn.Linear(WIDTH, WIDTH)), normed)
+    x = torch.randn(5, WIDTH)
+    plain = rt.to_plain(net)
+    assert torch.equal(plain(x), net(x))
+    assert type(plain[0]) is Own and plain[0].factor == 2.0
+    assert type(plain[1].layers[0]) is Own and plain[1].layers[0].factor == 3.0
+    record = rt.conversion(copy.deepcopy(plain))
+    assert dict(record.converted) == {"1.layers.0": ("Own with ResidualWeight", "Own")}
+    assert dict(record.left) == {
+        "0": "carries no identity",
+        "1": "a Adds, in whose forward additions are not seen",
+        "1.layers.1": "carries no identity",
+        "2": "carries no identity; its weight is made by _WeightNorm",
+    }
+    assert repr(record).splitlines()[0] == "to_plain: 1 converted, 4 left"
+    folded = rt.fold(net)
+    assert list(rt.conversion(folded).converted) == ["1.layers.0", "2"]
+    assert relative_error(folded(x), net(x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("convert", [rt.to_plain, rt.fold, rt.to_residual])
+def test_a_copy_comes_with_a_warning(convert):
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(2, 3))
+    with pytest.warns(NothingConverted, match=f"{convert.__name__}: nothing was converted"):
+        new = convert(net)
+    record = rt.conversion(new)
+    assert not record.converted and set(record.left) == {"0", "1", "2"}
+    if convert is rt.to_residual:
+        assert "2 outputs for 3 inputs" in record.left["1"]
+    with pytest.raises(ValueError, match="Sequential without a record"):
+        rt.conversion(net)
+
+
+def test_other_rules_give_the_same_function():
+    layer = with_identity(nn.Conv2d(2, 4, 3, padding=1), "residual", rule="repeat")
+    x = torch.randn(2, 2, 5, 5)
+    for net in (layer, AddIdentity(rt.to_plain(layer))):
+        new = rt.to_residual(nn.Sequential(net), ["0"], rule="truncate")
+        assert relative_error(new(x), net(x)) < TOLERANCE
+
+
+# --- ties
+
+
+def unique(net):
+    return sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("convert", [rt.to_plain, rt.fold])
+def test_tied_layers_stay_tied(convert):
+    first, second, other = (with_identity(nn.Linear(WIDTH, WIDTH), "residual") for _ in range(3))
+    v = first.parametrizations.weight.original
+    second.parametrizations.weight.original = v
+    second.bias = other.bias = first.bias
+    net = nn.Sequential(first, second, nn.Tanh(), other, first)
+    new = convert(net)
+    assert new[0] is new[4] and new[0] is not new[1]
+    assert new[0].weight is new[1].weight and new[0].bias is new[3].bias
+    assert unique(new) == unique(net)
+    assert [key.replace("parametrizations.weight.original", "weight") for key in
+            sorted(net.state_dict())] == sorted(new.state_dict())  # fmt: skip
+    back = rt.to_residual(new, ["0", "1", "3"])
+    assert unique(back) == unique(net) and sorted(back.state_dict()) == sorted(net.state_dict())
+    x = torch.randn(3, WIDTH)
+    assert max(relative_error(each(x), net(x)) for each in (new, back)) < TOLERANCE
+
+
+def test_ties_that_no_plain_net_can_keep():
+    residual, plain = with_identity(nn.Linear(WIDTH, WIDTH), "residual"), nn.Linear(WIDTH, WIDTH)
+    plain.weight = residual.parametrizations.weight.original
+    net = nn.Sequential(residual, plain)
+    with pytest.raises(ValueError, match="layer '0' shares a parameter with a module that is not"):
+        rt.to_plain(net)
+    assert "no longer tied to a module" in rt.conversion(rt.fold(net)).converted["0"][1]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["one norm", "two norms"])
+def test_a_convolution_behind_two_norms(same):
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    norms = [nn.BatchNorm2d(2) for _ in range(2)]
+    for norm in norms:
+        norm.running_mean.normal_()
+    net = nn.Sequential(conv, norms[0], nn.ReLU(), conv, norms[0 if same else 1]).eval()
+    new, x = rt.fold(net), torch.randn(2, 2, 5, 5)
+    assert relative_error(new(x), net(x)) < TOLERANCE
+    assert (new[0] is new[2]) is same
+    assert ("no longer tied" in repr(rt.conversion(new))) is not same

@@ -1,0 +1,158 @@
+"""Models and batches as transformers has them: labels among the inputs, logits in a mapping."""
+
+from collections import OrderedDict, UserDict
+from types import SimpleNamespace
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from tolerances import HESSIAN, assert_same, relative_error
+from torch import nn
+from torch.utils.data import DataLoader
+
+import resid_theory as rt
+
+WORDS, TOKENS = 7, 5
+
+
+class Output(OrderedDict):
+    """Like a ModelOutput: a mapping whose entries are attributes, too."""
+
+    def __getattr__(self, name):
+        return self[name]
+
+
+class Encoding(UserDict):
+    """Like a BatchEncoding."""
+
+
+class Language(nn.Module):
+    """A model of tokens that attends to those before, or to all that the mask lets through."""
+
+    def __init__(self, causal, *, own="mean", decodes=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.causal, self.own = causal, own
+        self.config = SimpleNamespace(is_encoder_decoder=decodes)
+        self.words, self.head = nn.Embedding(WORDS, 3), nn.Linear(3, WORDS)
+        self.double()
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        h = self.words(input_ids)
+        if self.config.is_encoder_decoder:
+            h = h + self.words(labels.clamp(min=0).roll(1, 1))
+        seen = attention_mask[:, None, :].bool().expand(-1, TOKENS, -1)
+        if self.causal:
+            seen = seen & torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()
+        scores = (h @ h.mT).masked_fill(~seen, -1e9)
+        logits = self.head(torch.tanh(h + scores.softmax(-1) @ h))
+        output = Output(logits=logits)
+        if labels is not None:
+            pair = (logits[:, :-1], labels[:, 1:]) if self.causal else (logits, labels)
+            flat = [part.flatten(0, 1) for part in pair]
+            smoothing = 0.3 if self.own == "smoothed" else 0.0
+            own = F.cross_entropy(*flat, label_smoothing=smoothing)
+            if self.own == "balanced":  # as a term that spreads tokens over experts
+                own = own + scores.softmax(-1).mean((0, 1)).square().sum()
+            output = Output(loss=own, logits=logits)
+        return output
+
+
+def batch(seed=0, samples=6):
+    source = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(TOKENS) < torch.randint(2, TOKENS + 1, (samples, 1), generator=source)) + 0
+    ids = torch.randint(WORDS, mask.shape, generator=source)
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def rows(whole, some):
+    return {name: part[some] for name, part in whole.items()}
+
+
+def exact(net, whole):
+    """The Hessian of the model's own loss on all samples together."""
+    return oracles.hessian_by_nested_gradients(net(**whole).loss, list(net.parameters()))
+
+
+FORMS = {
+    "one batch": lambda b: b,
+    "list": lambda b: [rows(b, slice(0, 2)), rows(b, slice(2, 6))],
+    "encodings": lambda b: [Encoding(rows(b, slice(0, 4))), Encoding(rows(b, slice(4, 6)))],
+    "loader": lambda b: DataLoader([rows(b, k) for k in range(6)], batch_size=4),
+    "more entries": lambda b: [{**b, "idx": torch.arange(6)}],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "model"])
+def test_curvature_by_one_call(loss, causal, form):
+    net, whole = Language(causal), batch()
+    if (loss, form) == ("model", "more entries"):
+        pytest.skip("a model's own loss gets the batch as it is")
+    operator = rt.curvature_operator(net, loss, FORMS[form](whole))
+    assert relative_error(operator.dense(), exact(net, whole)) < HESSIAN
+    moved = [note for note in operator.notes if "next token" in note]
+    assert bool(moved) == (causal and loss == "cross_entropy")
+
+
+@pytest.mark.parametrize("call", [rt.hessian, rt.spectrum], ids=["hessian", "spectrum"])
+def test_other_calls_take_the_same_names(call):
+    net, whole = Language(True), batch()
+    found, known = (call(net, "cross_entropy", data) for data in (whole, FORMS["list"](whole)))
+    if call is rt.spectrum:
+        found, known = (report.largest[0].value for report in (found, known))
+        assert found == pytest.approx(known, rel=1e-10)
+        return
+    assert relative_error(found, known) < HESSIAN
+
+
+def test_targets_that_are_given_stay_where_they_are():
+    net, whole = Language(True), batch()
+    labels = whole.pop("labels")
+    value = F.cross_entropy(net(**whole).logits.flatten(0, 1), labels.flatten())
+    known = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    found = rt.curvature_operator(net, "cross_entropy", (whole, labels)).dense()
+    assert relative_error(found, known) < HESSIAN
+
+
+def test_equal_logits_do_not_hide_that_labels_are_moved():
+    net, whole = Language(True), batch()
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.bias.zero_()
+    assert relative_error(rt.hessian(net, "cross_entropy", whole), exact(net, whole)) < HESSIAN
+
+
+def test_a_decoder_reads_the_labels():
+    net, whole = Language(False, decodes=True), batch()
+    assert relative_error(rt.hessian(net, "cross_entropy", whole), exact(net, whole)) < HESSIAN
+    assert rt.layer_cushions(net, whole).layers == ("head",)
+
+
+@pytest.mark.parametrize(
+    ("own", "loss", "data", "words"),
+    [
+        ("smoothed", "cross_entropy", lambda b: b, "unknown which belong together"),
+        ("balanced", "model", FORMS["list"], "no mean over samples or labels"),
+        ("mean", "model", lambda b: [(b["input_ids"], b["labels"])], "a mapping with 'labels'"),
+        ("mean", "square", lambda b: b, "data y"),
+    ],
+)
+def test_refusals(own, loss, data, words):
+    with pytest.raises(ValueError, match=words):
+        rt.curvature_operator(Language(True, own=own), loss, data(batch()))
+
+
+def test_a_loss_that_is_no_mean_takes_one_batch():
+    net, whole = Language(True, own="balanced"), batch()
+    assert relative_error(rt.hessian(net, "model", whole), exact(net, whole)) < HESSIAN
+
+
+def test_evaluation_and_cushions_of_labelled_batches():
+    net, whole = Language(True), batch()
+    found = rt.evaluate(net, FORMS["list"](whole))
+    assert found.loss == pytest.approx(net(**whole).loss.item(), rel=1e-12)
+    plain = {name: part for name, part in whole.items() if name != "labels"}
+    assert_same(*(rt.layer_cushions(net, data).values for data in (whole, plain)))

@@ -1,0 +1,190 @@
+"""Sums, multiples, shifts, diagonals and solutions, against dense matrices by plain autograd."""
+
+import numpy as np
+import oracles
+import pytest
+import scipy.sparse
+import torch
+from scipy.sparse.linalg import aslinearoperator
+from tolerances import HESSIAN
+from torch import nn
+
+import resid_theory as rt
+
+EPS = torch.finfo(torch.float64).eps
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(7, 2, generator=generator, dtype=torch.float64)
+    parameters = list(net.parameters())
+    hessian = oracles.hessian_by_nested_gradients(oracles.square_loss(net(x), y), parameters)
+    output = net(x)
+    newton = oracles.gauss_newton_by_jacobians(
+        output, lambda z: oracles.square_loss(z, y), parameters
+    )
+    H = rt.curvature_operator(net, "square", (x, y))
+    G = rt.curvature_operator(net, "square", (x, y), matrix="gauss_newton")
+    return H, G, hessian.detach(), newton.detach(), generator
+
+
+def close(found, expected):
+    return float((found - expected).norm()) <= HESSIAN * max(1.0, float(expected.norm()))
+
+
+EYE = torch.eye(26, dtype=torch.float64)
+SUMS = [
+    (lambda H, G: 2 * (H - G), lambda h, g: 2 * h - 2 * g),
+    (lambda H, G: (H + G) / 3, lambda h, g: (h + g) / 3),
+    (lambda H, G: -H + np.float64(0.5) * G, lambda h, g: 0.5 * g - h),
+    (lambda H, G: H * torch.tensor(0.25) - G * 4, lambda h, g: 0.25 * h - 4 * g),
+    (lambda H, G: H.shift(0.1) + G.T, lambda h, g: h + 0.1 * EYE + g),
+    (lambda H, G: H + 0.1 * EYE, lambda h, g: h + 0.1 * EYE),
+    (lambda H, G: 0.1 * EYE - H, lambda h, g: 0.1 * EYE - h),
+    (lambda H, G: EYE.numpy() + H, lambda h, g: h + EYE),
+    (lambda H, G: H - scipy.sparse.csr_array(EYE.numpy()), lambda h, g: h - EYE),
+    (lambda H, G: H + aslinearoperator(EYE.numpy()) - G, lambda h, g: h + EYE - g),
+]
+
+
+@pytest.mark.parametrize(("calculate", "densely"), SUMS)
+def test_sums_are_those_of_the_matrices(problem, calculate, densely):
+    H, G, hessian, newton, generator = problem
+    made, expected = calculate(H, G), densely(hessian, newton)
+    vectors = torch.randn(26, 3, generator=generator, dtype=torch.float64)
+    assert close(made.dense(), expected)
+    assert close(made @ vectors[:, 0], expected @ vectors[:, 0])
+    assert close(vectors.mT @ made, vectors.mT @ expected)
+    assert close(made.quadratic(vectors), torch.einsum("pb,pq,qb->b", vectors, expected, vectors))
+    values = rt.eigenpairs(made, 2, tolerance=1e-10).values
+    assert float((values - torch.linalg.eigvalsh(expected).flip(0)[:2]).abs().max()) <= 1e-9
+
+
+def test_a_block_of_a_sum_is_the_sum_of_blocks(problem):
+    H, G, hessian, newton, _ = problem
+    weights = torch.arange(26.0, dtype=torch.float64)
+    made = (H - 2 * G + torch.diag(weights)).shift(0.5).block("2.*", ["2.bias", "0.bias"])
+    expected = hessian - 2 * newton + torch.diag(weights + 0.5)
+    assert list(made.row_shapes) == ["2.weight", "2.bias"]
+    assert list(made.column_shapes) == ["0.bias", "2.bias"]
+    assert close(made.dense(), expected[16:26][:, [12, 13, 14, 15, 24, 25]])
+    assert close(made.T.dense(), expected[16:26][:, [12, 13, 14, 15, 24, 25]].mT)
+    again = H.block(["0.*", "2.bias"], "2.*").block("0.bias", "2.bias")
+    assert close(again.dense(), hessian[12:16, 24:26])
+
+
+def test_what_cancels_is_within_the_bars():
+    # With one linear layer the Gauss-Newton matrix is the Hessian: the difference is rounding.
+    generator = torch.Generator().manual_seed(1)
+    net = nn.Linear(30, 5).double()
+    data = 1e3 * torch.randn(40, 30, generator=generator).double(), torch.arange(40) % 5
+    H = rt.curvature_operator(net, "cross_entropy", data)
+    G = rt.curvature_operator(net, "cross_entropy", data, matrix="gauss_newton")
+    D = H - G
+    largest = rt.eigenpairs(D, 1, which="magnitude").largest
+    assert largest.low <= 0 <= largest.high
+    assert 0 < D.error.spectral <= 1e-9 * float(rt.eigenpairs(H, 1).values)
+
+
+def test_vectors_by_parameter(problem):
+    H, _, hessian, _, _ = problem
+    pairs = rt.eigenpairs(H, 3, tolerance=1e-10)
+    parts = (2 * H).split(pairs.vectors)
+    assert {name: part.shape for name, part in parts.items()} == {
+        "0.weight": (3, 4, 3), "0.bias": (3, 4), "2.weight": (3, 2, 4), "2.bias": (3, 2),
+    }  # fmt: skip
+    assert torch.equal(H.join(parts), pairs.vectors)
+    single = H.split(pairs.vectors[:, 1])
+    assert torch.equal(single["2.weight"], parts["2.weight"][1])
+    assert torch.equal(H.join(single), pairs.vectors[:, 1])
+
+
+def test_diagonals_are_exact_by_columns_and_have_bars_else(problem):
+    H, _, hessian, _, _ = problem
+    exact = H.diagonal()
+    assert exact.is_exact and exact.products == 26 and close(exact.values, hessian.diagonal())
+    inside, far = 0, []
+    for seed in range(60):
+        found = H.diagonal(budget=12, generator=seed)
+        assert found.products == 12 and not found.is_exact
+        gaps = (found.values - hessian.diagonal()).abs()
+        inside += int((gaps <= found.half_widths).sum())
+        far.append(found.values - hessian.diagonal())
+    # 95 % of 1,560 entries, of which those of one draw depend on one another.
+    assert 0.91 <= inside / (60 * 26) <= 0.985
+    spread = torch.stack(far).square().mean(0)
+    off = (hessian - torch.diag(hessian.diagonal())).square().sum(1) / 12
+    assert torch.allclose(spread, off, rtol=0.8)
+
+
+@pytest.mark.parametrize("definite", [False, True])
+def test_solutions(problem, definite):
+    H, G, hessian, newton, generator = problem
+    A, dense, method = (G, newton, "cg") if definite else (H, hessian, "minres")
+    v = torch.randn(26, 2, generator=generator, dtype=torch.float64)
+    found = A.solve(v, damping=0.3, tolerance=1e-10)
+    exact = torch.linalg.solve(dense + 0.3 * EYE, v)
+    gaps = (found.values - exact).norm(dim=0)
+    assert found.converged and found.method == method
+    assert float(gaps.max()) <= 1e-8 * float(exact.norm())
+    residuals = (dense @ found.values + 0.3 * found.values - v).norm(dim=0) / v.norm(dim=0)
+    assert torch.allclose(found.residuals, residuals, atol=1e-13, rtol=1e-2)
+    if definite:  # lowest eigenvalue at least the damping
+        assert bool((gaps <= found.error_bounds * (1 + 1e-6) + 1e-14).all())
+        assert float(found.error_bounds.max()) <= 1e-10 * float(v.norm()) / 0.3
+    else:
+        assert bool(torch.isinf(found.error_bounds).all())
+    short = A.solve(v[:, 0], damping=1e-6, max_products=4)
+    assert not short.converged and short.products <= 4 and short.values.shape == (26,)
+    assert "not converged" in str(short)
+
+
+def test_known_lower_bounds(problem):
+    H, G, _, newton, _ = problem
+    assert H.lowest == -np.inf and (H - G).lowest == -np.inf and (-G).lowest == -np.inf
+    assert G.lowest == 0 and (2 * G).shift(0.5).lowest == 0.5 and (G.shift(-1)).lowest == -1
+    assert G.block("0.*").lowest == 0 and G.block("0.*", "2.*").lowest == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("calculate", "words"),
+    [
+        (lambda H: H + 1.0, "B: got float"),
+        (lambda H: H * "2", "c: got str"),
+        (lambda H: H * float("nan"), "c: got nan"),
+        (lambda H: H / 0, "c: got 0"),
+        (lambda H: H - torch.eye(3), r"B: got shape \(3, 3\)"),
+        (lambda H: H - H.block("0.*"), r"B: got shape \(16, 16\)"),
+        (lambda H: H.block("0.*", "2.*").shift(1), "A: got shape"),
+        (lambda H: H.block("0.*", "2.*").diagonal(), "A: got shape"),
+        (lambda H: H.solve(torch.ones(3)), r"V: got shape \(3,\)"),
+        (lambda H: H @ torch.ones(3), r"V: got shape \(3,\)"),
+        (lambda H: H.join({"0.weight": torch.ones(4, 3)}), "parts: 0.bias"),
+        (lambda H: rt.eigen.as_operator(torch.eye(2)).split(torch.ones(2)), "A: its columns"),
+        (lambda H: rt.eigenpairs("A"), "A: got str"),
+        (lambda H: rt.eigenpairs(np.eye(2) * 1j), "A: got dtype complex128"),
+    ],
+)
+def test_wrong_calls(problem, calculate, words):
+    with pytest.raises(ValueError, match=words):
+        calculate(problem[0])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        np.diag(np.arange(40.0)), np.diag(np.arange(40)), scipy.sparse.diags_array(np.arange(40.0)),
+        aslinearoperator(np.diag(np.arange(40.0))),
+        np.diag(np.arange(40.0, dtype=np.float32)),
+    ],
+)  # fmt: skip
+def test_matrices_of_other_libraries(given):
+    assert rt.eigenpairs(given, 2, tolerance=1e-6).values.tolist() == pytest.approx([39, 38])
+    assert rt.trace(given, budget=40).covers(780)
+    assert rt.eigen.as_operator(given).shift(1).diagonal().values.tolist() == list(range(1, 41))
