@@ -104,7 +104,7 @@ def commit_faults(repository: Repository, claim: Claim, content: Content) -> lis
         then = _digest(repository, run["commit"], claim.compute)
         if then != run["code"]:
             wrong.append(f"the code that it ran through is not that of its commit {run['commit']}")
-    if not wrong and judged.get("code") and judged["commit"] and not judged["dirty"]:
+    if not wrong and judged.get("code") and judged["commit"] and judged.get("dirty") is False:
         if judging_code(repository, claim, judged["commit"]) != judged["code"]:
             wrong.append(f"the code that judged it is not that of its commit {judged['commit']}")
     return wrong

@@ -94,9 +94,10 @@ def judging_ages(claims: Claims, folder: Path, root: Path = ROOT) -> dict[Path, 
         for path in record_files(folder):
             content = store.read_json(path)
             claim, judged = claims[content["claim"]], content.get("judged") or {}
-            today, then = judging_code(repository, claim, None), judged.get("code")
-            known = judged.get("commit") in repository.commits and not judged.get("dirty")
-            if then is None and known:
+            today, then = judging_code(repository, claim, None), None
+            if "dirty" in judged:  # older records hold the digest of the judge alone
+                then = judged.get("code")
+            if then is None and judged.get("commit") in repository.commits:
                 then = judging_code(repository, claim, judged["commit"])
             found[path] = UNKNOWN if None in (then, today) else TODAY if then == today else OLDER
     return found
