@@ -92,14 +92,12 @@ def unlisted(claims: Mapping[str, Claim], folder: Path) -> dict[Path, str]:
         if name not in listed["parts"]:
             found[folder.parent / name] = f"is not in the manifest; {adds}"
     for claim in claims.values():
-        for then in listed["claims"].get(claim.id, [{}])[-1:]:
-            changed = [
-                f"{name} was {then.get(name)!r}, is {word!r}"
-                for name, word in _words(claim).items()
-                if then.get(name) != word
-            ]
-            if changed:
-                found[folder / claim.id] = f"{'; '.join(changed)}; {adds}, and to HISTORY.md"
+        said, words = listed["claims"].get(claim.id, []), _words(claim)
+        then = said[-1] if said else {}
+        changed = [f"{n} was {w!r}, is {words[n]!r}" for n, w in then.items() if w != words[n]]
+        if not said or changed:
+            told = "; ".join(changed) or "is not in the manifest"
+            found[folder / claim.id] = f"{told}; {adds}, changes to HISTORY.md"
     return found
 
 
