@@ -502,7 +502,7 @@ def tied():
          "'0' is made by hooks"),
         (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))),
          "'0' changes whenever it is read"),
-        (lambda: rt.fold("net"), "got str, needs an nn.Module"),
+        (lambda: rt.fold("net"), "got str, needs a torch.nn.Module"),
         (lambda: rt.to_plain(used_twice()), "'3' is used twice, only once behind a ReLU"),
         (lambda: rt.to_plain(sign_lost()), "input that may be negative"),
         (lambda: rt.to_plain(rt.full_net(8)), "block1.branch.bn1' uses the statistics"),

@@ -113,7 +113,7 @@ class CurvatureBlock(LinearOperator):
         risk = self._sums.risk
         place = {risk.names[k]: k for k in among}
         known = {name: risk.parameters[k] for name, k in place.items()}
-        return [place[name] for name in select_parameters(argument, given, known)]
+        return [place[name] for name in select_parameters(argument, given, known, risk.net)]
 
     def _product(self, columns: Tensor) -> Tensor:
         # Products are linear: a power of two keeps vectors in float32's range without rounding.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.double_backward import CheapDoubleBackward, without_checkpoints
+from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
@@ -330,7 +330,7 @@ def _pull_back(
 def twice_differentiable() -> Iterator[None]:
     """Run a net inside with functions that are cheap to differentiate twice."""
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.enable_grad(), math, without_checkpoints(), CheapDoubleBackward():
+    with torch.enable_grad(), math, CheapDoubleBackward():
         yield
 
 

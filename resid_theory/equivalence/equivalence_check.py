@@ -1,6 +1,5 @@
 """Measured differences of two nets: outputs, gradients, steps of training."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_int, check_net
+from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.data.net_arguments import call_net
 from resid_theory.identity import AddIdentity, IdDecay, shifted
 from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.runtime.net_entry import as_written, check_net
+from resid_theory.runtime.net_state import copied
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
 
@@ -99,9 +100,8 @@ def check_equivalence(
     steps, scored = check_int("steps", steps, minimum=0), Loss.of(loss)
     if steps and optimizer is None:
         raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
-    for name, net in (("net_a", net_a), ("net_b", net_b)):
-        check_net(net, name, finite=False)
-    nets = copy.deepcopy(net_a), copy.deepcopy(net_b)
+    net_a = copied(check_net(net_a, "net_a", finite=False))
+    nets = net_a, copied(check_net(net_b, "net_b", finite=False))
     shapes = [{(n, tuple(p.shape)) for n, p in _trainable(net).items()} for net in nets]
     same = bool(shapes[0]) and shapes[0] == shapes[1]
     if steps and not same:
@@ -156,7 +156,8 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
     )
     leaves, named = [t for t in tensors_of(x) if t.requires_grad], _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.
-    output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
+    with as_written(net):
+        output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
     value = _value(loss, output, batch.target)
     gradients = torch.autograd.grad(
         value, [*leaves, *named.values()], allow_unused=True, materialize_grads=True
