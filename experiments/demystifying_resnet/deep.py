@@ -25,6 +25,8 @@ from experiments.demystifying_resnet.nets import (
 from resid_theory.data.regression import Regression
 from resid_theory.losses import LOSSES
 
+BOTH = ("square", "cross_entropy")
+
 # -- orthogonal nets -------------------------------------------------------------------------------
 
 
@@ -37,7 +39,7 @@ def compute_equivalence(
     """
     data = whitened(dataset, samples)
     arrays = {"depth": np.array(depths)}
-    for loss in LOSSES:
+    for loss in BOTH:
         rows = []
         for depth in depths:
             plain = build(depth, NETS["orthogonal"])
@@ -69,7 +71,7 @@ def _one_shortcut_spectrum(plain: rt.ShortcutNet, loss: str, data: Regression) -
 def judge_equivalence(a: Arrays) -> list[Criterion]:
     """Require equal spectra up to round-off for both losses."""
     criteria = []
-    for loss in LOSSES:
+    for loss in BOTH:
         for key, what in (("nets", "1-shortcut net"), ("formula", "its closed form")):
             gap = a[f"{loss}.{key}"]
             criteria.append(
@@ -85,7 +87,7 @@ def judge_equivalence(a: Arrays) -> list[Criterion]:
 
 def draw_equivalence(figure: Figure, a: Arrays) -> None:
     """Plot all eigenvalues of both nets at the greatest depth."""
-    for loss, ax in zip(LOSSES, figure.subplots(1, len(LOSSES)), strict=True):
+    for loss, ax in zip(BOTH, figure.subplots(1, len(BOTH)), strict=True):
         values, others = a[f"{loss}.orthogonal"], a[f"{loss}.one_shortcut"]
         step = max(1, len(values) // 40)
         ax.plot(values, label="plain, orthogonal")
