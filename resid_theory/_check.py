@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "as_generator",
@@ -14,7 +14,6 @@ __all__ = [
     "check_choice",
     "check_finite",
     "check_int",
-    "check_net",
     "check_positive",
     "first_difference",
 ]
@@ -93,16 +92,6 @@ def check_finite(argument: str, given: Tensor) -> Tensor:
         f"{argument}: entry {where} is {given[where].item()} "
         f"({len(bad)} of {given.numel()} entries are not finite); needs finite numbers"
     )
-
-
-def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Module:
-    """Return a module; unless told otherwise, one whose parameters are finite."""
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
-    for name, parameter in net.named_parameters():
-        if finite and not nn.parameter.is_lazy(parameter):
-            check_finite(f"{argument} {name}", parameter)
-    return net
 
 
 def first_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:

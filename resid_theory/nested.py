@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["map_tensors", "moved", "rows_of", "tensors_of"]
+__all__ = ["leaves_of", "map_tensors", "moved", "rows_of", "tensors_of"]
 
 _STEPS = 2e-6  # relative change that is let through: 16 float32 steps, inside a float64 net as well
 
@@ -66,6 +66,41 @@ def tensors_of(content: Any) -> Iterator[Tensor]:
     elif _holds_tensors(content):
         for name in _names(content):
             yield from tensors_of(getattr(content, name))
+
+
+def leaves_of(content: Any) -> Iterator[tuple[str, Any]]:
+    """All that a nest holds, tensors and all else, by name.
+
+    Args:
+        content: As for :func:`map_tensors`; objects are taken apart wherever they are.
+
+    Yields:
+        Names such as ``logits`` or ``past[0].keys``, ``""`` for the content itself, and leaves. An
+        object that holds itself is taken apart once.
+    """
+    open_objects: set[int] = set()
+
+    def walk(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+        parts: list[tuple[str, Any]] | None = None
+        if isinstance(part, Mapping):
+            parts = [
+                (f".{key}" if isinstance(key, str) else f"[{key!r}]", value)
+                for key, value in part.items()
+            ]
+        elif isinstance(part, (tuple, list)):
+            parts = [(f"[{number}]", value) for number, value in enumerate(part)]
+        elif not isinstance(part, (Tensor, torch.nn.Module, type)) and not callable(part):
+            if is_dataclass(part) or hasattr(part, "__dict__"):
+                parts = [(f".{key}", getattr(part, key)) for key in _names(part)]
+        if parts is None:
+            yield name.lstrip("."), part
+        elif id(part) not in open_objects:
+            open_objects.add(id(part))
+            for key, value in parts:
+                yield from walk(name + key, value)
+            open_objects.remove(id(part))
+
+    yield from walk("", content)
 
 
 def rows_of(content: Any, rows: Any, samples: int) -> Any:

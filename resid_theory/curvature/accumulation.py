@@ -20,6 +20,7 @@ from resid_theory.runtime.resources import available_bytes, clock, is_out_of_mem
 
 __all__ = ["ENGINES", "BatchSum"]
 
+Add = Callable[[MatvecGraph, Tensor, float, int], None]
 ENGINES = ("auto", "retained", "rebuilt")
 _PROBE = 16  # samples that memory and time are measured on
 _CHUNK = 1 << 28  # bytes of a chunk's graph; far above, a processor's caches no longer help
@@ -89,7 +90,7 @@ class BatchSum:
                 keeping = keeping and start == batch.size
                 if start < batch.size:
                     self._graphs = []
-                    self._add_rebuilt(batch, start, _value_and_gradient, self.total, bar)
+                    self._add_rebuilt(batch, start, _add_value_and_gradient, self.total, bar)
         risk.check_read_only()
         risk.check_reached(first)
         self.engine = "retained" if keeping else "rebuilt"
@@ -157,7 +158,7 @@ class BatchSum:
         vectors = torch.randn(tries, size, generator=generator, dtype=torch.float64)
         vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
         with check_twice(graph.given, graph.first_derivatives):
-            products = graph.product(vectors, every, every, 1).double()
+            products = graph.product(vectors, every, every, 1)
         if self.risk.matrix == "gauss_newton" and not products.any():
             self.risk.note(
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
@@ -190,7 +191,7 @@ class BatchSum:
                 graph = self.risk.graph(batch, start, count)
                 if graph.weight:  # without one it may not be a number: ignored labels
                     self._graphs.append((count, graph))
-                    self.total.add_(graph.value_and_gradient(), alpha=graph.weight)
+                    graph.add_value_and_gradient(self.total, graph.weight)
                 self.weight += graph.weight
                 start += count
                 bar.update(count)
@@ -233,8 +234,8 @@ class BatchSum:
                 f"old one ({change}); make a new operator"
             )
 
-    def add_up(self, function: Callable[..., Tensor], total: Tensor) -> Tensor:
-        """Add to zeros the weighted sum over chunks of ``function(graph, together=)``."""
+    def add_up(self, add: Add, total: Tensor) -> Tensor:
+        """Add to zeros the sum over chunks of what ``add(graph, total, weight, together)`` adds."""
         self.check_unchanged()
         with deterministic(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
@@ -242,8 +243,7 @@ class BatchSum:
         ) as bar:  # fmt: skip
             try:
                 for count, graph in self._graphs:
-                    product = function(graph, together=self._together(count))
-                    total.add_(product, alpha=graph.weight)
+                    add(graph, total, graph.weight, self._together(count))
                     bar.update(count)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._fixed:
@@ -259,14 +259,14 @@ class BatchSum:
                 risk = self.risk
                 with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False):
                     for batch in self.risk.data:
-                        self._add_rebuilt(batch, 0, function, total, bar)
+                        self._add_rebuilt(batch, 0, add, total, bar)
         return total
 
     def _add_rebuilt(
         self,
         batch: Batch,
         start: int,
-        function: Callable[..., Tensor],
+        add: Add,
         total: Tensor,
         bar: "tqdm[None]",
     ) -> None:
@@ -274,7 +274,7 @@ class BatchSum:
         while start < batch.size:
             count = min(self._chunk_size(batch.size), batch.size - start)
             try:
-                result, weight = self._of_chunk(batch, start, count, function)
+                result, weight = self._of_chunk(batch, start, count, add, total)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -304,15 +304,19 @@ class BatchSum:
             )
 
     def _of_chunk(
-        self, batch: Batch, start: int, count: int, function: Callable[..., Tensor]
+        self, batch: Batch, start: int, count: int, add: Add, like: Tensor
     ) -> tuple[Tensor, float]:
-        """The function of a chunk's graph, which is gone afterwards, and its weight."""
+        """The part of a chunk, whose graph is gone afterwards, and its weight."""
         graph = self.risk.graph(batch, start, count)
-        return function(graph, together=self._together(count)), graph.weight
+        part = torch.zeros_like(like)
+        add(graph, part, 1.0, self._together(count))
+        return part, graph.weight
 
 
-def _value_and_gradient(graph: MatvecGraph, together: int) -> Tensor:
-    return graph.value_and_gradient()
+def _add_value_and_gradient(
+    graph: MatvecGraph, total: Tensor, weight: float, together: int
+) -> None:
+    graph.add_value_and_gradient(total, weight)
 
 
 def _too_large(needed: int, limit: int | None) -> str:

@@ -1,6 +1,5 @@
 """Curvature along a training: a callback that adds it to the metrics of ``train``."""
 
-import copy
 import hashlib
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -17,6 +16,8 @@ from resid_theory.data import Data
 from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.spectrum_report import spectral_estimates
 from resid_theory.losses import Loss, LossLike
+from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.preserve import preserved
 
 __all__ = ["curvature_callback"]
@@ -132,15 +133,16 @@ def curvature_callback(
     check_int("seed", seed, 0)
 
     def measure(net: nn.Module, moment: TrainingMoment) -> dict[str, float]:
+        net = check_net(net, finite=False)
         digest = hashlib.sha256(f"curvature {seed} {moment.step}".encode()).digest()
         step_seed = int.from_bytes(digest[:8], "big") >> 1  # far from those of the steps nearby
         with preserved(net):
             # A loader that shuffles takes its order from here, whatever was drawn before.
             torch.default_generator.manual_seed(step_seed)
             known = trainable_by_name(net)
-            names = select_parameters("parameters", parameters, known)
+            names = select_parameters("parameters", parameters, known, net)
             every = sum(known[name].numel() for name in names) <= dense
-            wide = copy.deepcopy(net).double() if every else net
+            wide = copied(net).double() if every else net
             options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm}
             operator = curvature_operator(wide, scored, data, **options)
             beside = operator.risk.read_beside

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.eigen.linear_operator import LinearOperator
 from resid_theory.eigen.matrix_error import MatrixError
-from resid_theory.eigen.products import Shapes
+from resid_theory.eigen.products import NUMPY_DTYPES, Shapes
 from resid_theory.runtime.process_group import ProcessGroup
 
 __all__ = ["CurvatureBlock"]
@@ -113,21 +113,23 @@ class CurvatureBlock(LinearOperator):
         risk = self._sums.risk
         place = {risk.names[k]: k for k in among}
         known = {name: risk.parameters[k] for name, k in place.items()}
-        return [place[name] for name in select_parameters(argument, given, known)]
+        return [place[name] for name in select_parameters(argument, given, known, risk.net)]
 
     def _product(self, columns: Tensor) -> Tensor:
-        # Products are linear: a power of two keeps vectors in float32's range without rounding.
-        size = columns.abs().amax(0) if len(columns) else columns.new_ones(columns.shape[1])
-        scale = torch.where(size > 0, torch.exp2(torch.floor(torch.log2(size))), 1.0)
-        scaled = (columns / scale).mT
-        total = torch.zeros(len(scaled), self.shape[0], dtype=self._dtype, device=self.device)
-        if len(scaled):
-            product = partial(
-                MatvecGraph.product, vectors=scaled, rows=self._rows, columns=self._columns
+        count = columns.shape[1]
+        # NumPy asks for huge pages: filling a large array for the first time is most of its cost.
+        zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self._dtype])
+        total = torch.from_numpy(zeros).to(self.device)
+
+        def add(graph: MatvecGraph, into: Tensor, weight: float, together: int) -> None:
+            graph.add_product(
+                into, weight, together, vectors=columns.mT, rows=self._rows, columns=self._columns
             )
-            self._sums.add_up(product, total)
-        local = total.mT.double() * scale
-        result = self._process_group.add_product(local, columns) / self._weight
+
+        if count:
+            self._sums.add_up(add, total)
+        local = total.double().mT
+        result = self._process_group.add_product(local, columns).div_(self._weight)
         self._add_decay(result, columns)
         return result
 

@@ -11,13 +11,14 @@ from tqdm import tqdm
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.input_checks import NOT_SYMMETRIC, check_net, trainable
+from resid_theory.curvature.input_checks import NOT_SYMMETRIC, trainable
 from resid_theory.curvature.layer_pairs import chain_hessian
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import LossLike, NoWeighting
+from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
@@ -103,7 +104,7 @@ def hessian(
         >>> rt.hessian(net, "square", data).diagonal().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    check_net(net)
+    net = check_net(net, finite=False)
     with preserved(net, batchnorm=batchnorm):
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
@@ -144,7 +145,7 @@ def hessian_spectrum(
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
         MemoryError: If the matrix and LAPACK's copy of it do not fit.
     """
-    check_net(net)
+    net = check_net(net, finite=False)
     size = sum(p.numel() for p in trainable(net))
     # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
     _refuse_if_too_large(18 * size**2, net, memory_limit)
@@ -175,7 +176,7 @@ def hessian_cost(
     Raises:
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
     """
-    check_net(net)
+    net = check_net(net, finite=False)
     with preserved(net, batchnorm=batchnorm):
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm)
         plan = HessianPlan.of(risk, method=method)

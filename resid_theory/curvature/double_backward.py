@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CheapDoubleBackward", "without_checkpoints"]
+__all__ = ["CheapDoubleBackward"]
 
 _AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -229,39 +228,3 @@ class _AffineBack(torch.autograd.Function):
         axes = [0, *range(2, x.dim())]
         out = torch.addcmul(at_shift, at_input, scale) + x * at_scale
         return out, grad * at_scale, (at_input * grad).sum(axes, keepdim=True)
-
-
-class _AtOnce:
-    """A function that keeps its graph, called as torch calls one that it would run again."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _keep_graph(*_args: Any, **_kwargs: Any) -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def without_checkpoints() -> Iterator[None]:
-    """Switch ``torch.utils.checkpoint`` off inside, whose nets run again in every backward pass.
-
-    Graphs are kept for many products, and large ones are made of fewer samples.
-
-    Yields:
-        Nothing.
-    """
-    module: Any = torch.utils.checkpoint
-    own = {
-        "CheckpointFunction": _AtOnce,
-        "_checkpoint_without_reentrant_generator": _keep_graph,
-    }
-    before = {name: getattr(module, name) for name in own if hasattr(module, name)}
-    try:
-        for name in before:
-            setattr(module, name, own[name])
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(module, name, value)

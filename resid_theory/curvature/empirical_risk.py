@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_finite
-from resid_theory.curvature.double_backward import CheapDoubleBackward, without_checkpoints
+from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
     EXAMPLES,
     Findings,
@@ -29,19 +29,24 @@ from resid_theory.curvature.forward_checks import (
     gains_from_channels_last,
     leaves_of,
 )
-from resid_theory.curvature.input_checks import check_decay, check_net
+from resid_theory.curvature.input_checks import check_decay
 from resid_theory.curvature.matvec_graphs import (
     MATRICES,
     FisherOfOneGraph,
     MatvecGraph,
     record_graph,
 )
-from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
+from resid_theory.curvature.parameter_selection import (
+    select_parameters,
+    tied_names,
+    trainable_by_name,
+)
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.losses import KnownWeighting, Loss, LossLike, reweighted
 from resid_theory.nested import map_tensors
-from resid_theory.runtime.net_state import NetState
+from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_state import NetState, copied
 from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["EmpiricalRisk"]
@@ -72,7 +77,7 @@ class EmpiricalRisk:
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
-        check_net(net)
+        net = check_net(net, finite=False)
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
         self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
         self.state = NetState(net)
@@ -84,8 +89,12 @@ class EmpiricalRisk:
         self._reached, self.alone = set[str](), False
         self._found = Findings(weighting=KnownWeighting(self.loss))
         known = trainable_by_name(net)
-        self.names = select_parameters("parameters", parameters, known)
+        self.names = select_parameters("parameters", parameters, known, net)
         self.parameters = [known[name] for name in self.names]
+        for name, *others in tied_names(net):
+            if name in self.names:
+                also = ", ".join(map(repr, others))
+                self.note(f"{name!r} is also {also}: one parameter, whose rows come once")
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self._mixes = batchnorm == "batch" and bool(norms)
         self.splits = not (self.loss.takes_batches or self._mixes)
@@ -176,7 +185,6 @@ class EmpiricalRisk:
         yield from chain(begun, stream)
         self._checks = False
 
-    @without_checkpoints()  # whose nets run without a graph at first
     def look(self, batches: Sequence[Batch], *, alone: bool = False) -> None:
         """Run the net on a few samples, to learn what loss and outputs are like.
 
@@ -299,10 +307,10 @@ class EmpiricalRisk:
             ValueError: If the loss reads the net itself, which its copy does not move.
         """
         wide = copy.copy(self)
-        wide.net, wide._format = copy.deepcopy(self.net).double(), torch.preserve_format
+        wide.net, wide._format = copied(self.net).double(), torch.preserve_format
         if isinstance(self.loss.function, nn.Module):
             wide.loss = copy.copy(self.loss)
-            wide.loss.function = copy.deepcopy(self.loss.function).double()
+            wide.loss.function = copied(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
         few = batch.spread(EXAMPLES) if batch.is_pair else batch

@@ -4,6 +4,7 @@ A graph is built once and differentiated once more for every matrix-vector produ
 reverse. A new matrix is a subclass of :class:`MatvecGraph` and an entry of ``MATRICES``.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from resid_theory.curvature.double_backward import CheapDoubleBackward, without_checkpoints
+from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
 __all__ = ["MATRICES", "FisherOfOneGraph", "MatvecGraph", "record_graph"]
 
 Index = Sequence[int]
+_NEAR = 20  # powers of two beyond which vectors are scaled
 
 
 class MatvecGraph(ABC):
@@ -95,39 +97,48 @@ class MatvecGraph(ABC):
             together: Number of vectors that one backward pass takes.
 
         Returns:
-            (b, size of the rows), in the parameters' dtype.
+            (b, size of the rows), float64.
         """
-        shapes = [self.parameters[k].shape for k in columns]
-        products = []
-        for group in vectors.to(self.parameters[0].dtype).split(together):
-            count = len(group)
-            parts = group.split([shape.numel() for shape in shapes], dim=1)
+        size = sum(self.parameters[k].numel() for k in rows)
+        total = vectors.new_zeros(len(vectors), size, dtype=torch.float64)
+        self.add_product(total, 1.0, together, vectors=vectors, rows=rows, columns=columns)
+        return total
+
+    def add_product(
+        self, total: Tensor, weight: float, together: int, *, vectors: Tensor, rows: Index,
+        columns: Index,
+    ) -> None:  # fmt: skip
+        """Add the product times a weight to ``total`` (b, size of the rows)."""
+        shapes, results = ([self.parameters[k].shape for k in side] for side in (columns, rows))
+        pairs = zip(vectors.split(together), total.split(together), strict=True)
+        for given, place in pairs:
+            count = len(given)
+            group, scales = _near_one(given.contiguous())
+            flat = group.to(self.parameters[0].dtype).split([s.numel() for s in shapes], dim=1)
             # Copies begin where complex views of them may begin.
-            pairs = zip(parts, shapes, strict=True)
-            blocks = [part.reshape(count, *shape).clone() for part, shape in pairs]
-            pulled: Sequence[Tensor] | None = None
-            if count > 1:
+            blocks = [p.reshape(count, *s).clone() for p, s in zip(flat, shapes, strict=True)]
+            parts = place.split([s.numel() for s in results], dim=1)
+            into = [p.view(count, *s) for p, s in zip(parts, results, strict=True)]
+            several: Sequence[Tensor] | None = None
+            if count > 1 and len(set(scales)) == 1:
                 try:
-                    pulled = self.pull(blocks, rows, columns, True)
+                    several = self.pull(blocks, rows, columns, True)
                 except RuntimeError:
                     pass  # an operation without a batching rule: one at a time gives the same
-            if pulled is None:
-                each = [
-                    self.pull([b[i] for b in blocks], rows, columns, False) for i in range(count)
-                ]
-                pulled = [torch.stack(several) for several in zip(*each, strict=True)]
-            # A parameter that the gradient does not reach has zeros without the group's axis.
-            flat = [
-                part.expand(count, *self.parameters[k].shape).reshape(count, -1)
-                for part, k in zip(pulled, rows, strict=True)
-            ]
-            products.append(torch.cat(flat, dim=1))
-        return torch.cat(products)
+            if several is not None:
+                # What the gradient does not reach has zeros without the group's axis.
+                for part, pulled in zip(into, several, strict=True):
+                    part.add_(pulled, alpha=weight * scales[0])
+                continue
+            for i, scale in enumerate(scales):
+                single = self.pull([b[i] for b in blocks], rows, columns, False)
+                for part, pulled in zip(into, single, strict=True):
+                    part[i].add_(pulled, alpha=weight * scale)
 
-    def value_and_gradient(self) -> Tensor:
-        """The loss and its gradient in one vector, (1 + P,), float64."""
-        gradient = torch.cat([part.reshape(-1) for part in self.gradient])
-        return torch.cat([self.value.view(1), gradient.double()])
+    def add_value_and_gradient(self, total: Tensor, weight: float) -> None:
+        """Add the loss and its gradient times a weight to ``total`` (1 + P,)."""
+        total[0] += weight * self.value
+        total[1:].add_(torch.cat([part.reshape(-1) for part in self.gradient]), alpha=weight)
 
 
 class HessianGraph(MatvecGraph):
@@ -287,6 +298,20 @@ MATRICES: dict[str, type[MatvecGraph]] = {
 }
 
 
+def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
+    """Vectors over powers of two that keep them in float32's range without rounding, and these."""
+    scales = []
+    for vector in vectors:
+        low, high = torch.aminmax(vector) if len(vector) else (vector.new_zeros(()),) * 2
+        largest = max(-low.item(), high.item())
+        power = math.frexp(largest)[1] - 1
+        scales.append(2.0**power if largest > 0 and abs(power) > _NEAR else 1.0)
+    if set(scales) <= {1.0}:
+        return vectors, scales
+    wide = vectors.double()
+    return wide / wide.new_tensor(scales).unsqueeze(1), scales
+
+
 def _gradient_with_graph(
     value: Tensor | Sequence[Tensor], at: Sequence[Tensor], along: Sequence[Tensor] | None = None
 ) -> tuple[Sequence[Tensor], list[bool]]:
@@ -330,7 +355,7 @@ def _pull_back(
 def twice_differentiable() -> Iterator[None]:
     """Run a net inside with functions that are cheap to differentiate twice."""
     math = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-    with torch.enable_grad(), math, without_checkpoints(), CheapDoubleBackward():
+    with torch.enable_grad(), math, CheapDoubleBackward():
         yield
 
 

@@ -79,5 +79,5 @@ def _product(graphs: list[MatvecGraph], vector: Tensor) -> Tensor:
     """The mean of products with a vector, which is scaled to entries up to one."""
     every, scale = range(len(graphs[0].parameters)), vector.abs().max()
     given = (vector / scale)[None]
-    products = [scale * graph.product(given, every, every, 1)[0].double() for graph in graphs]
+    products = [scale * graph.product(given, every, every, 1)[0] for graph in graphs]
     return torch.stack(products).mean(0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_choice, check_int
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.input_checks import check_net, trainable
+from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
@@ -18,6 +18,7 @@ from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport, spectral_estimates
 from resid_theory.losses import LossLike
+from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes
 
@@ -104,7 +105,7 @@ def spectrum(
         operator, limit, risk = net, net.memory_limit, net.risk
         operator.check_unchanged()
     else:
-        check_net(net)
+        net = check_net(net, finite=False)
         if loss is None:
             raise ValueError(
                 "loss: is missing; call spectrum(net, loss, data) or spectrum(operator)"

@@ -24,6 +24,7 @@ from resid_theory.data.net_arguments import inputs_of, taken_by, whole_inputs
 from resid_theory.data.pass_record import PassRecord
 from resid_theory.losses import IGNORED
 from resid_theory.nested import tensors_of
+from resid_theory.runtime.net_entry import inner_net
 
 __all__ = ["Data"]
 
@@ -48,6 +49,7 @@ class Data:
         targets: bool | None,
         sample_weight: Any,
     ) -> None:
+        net = None if net is None else inner_net(net)
         self._source, self._net, self._place = source, net, Place.of(net)
         self._pairs, self._targets, self._sample_weight = pairs, targets, sample_weight
         self._whole: Any = None  # a list of batches, images, or one triple

@@ -181,7 +181,7 @@ class Identity(LinearOperator):
         return self
 
     def _product(self, vectors: Tensor) -> Tensor:
-        return vectors.clone()
+        return vectors.double()
 
 
 class WrappedOperator(LinearOperator):
@@ -234,7 +234,7 @@ class WrappedOperator(LinearOperator):
         if self._torch:
             product = self._matrix @ vectors.to(self._matrix.dtype)
         else:
-            product = as_tensor("A @ V", self._matrix @ vectors.numpy())
+            product = as_tensor("A @ V", self._matrix @ vectors.double().numpy())
         product = product.to(vectors.device, torch.float64)
         return product if self._rows is None else product[self._rows]
 
@@ -387,6 +387,7 @@ class OperatorSum(LinearOperator):
         ])  # fmt: skip
 
     def _product(self, vectors: Tensor) -> Tensor:
+        vectors = vectors.double()
         total = vectors.new_zeros(self.shape[0], vectors.shape[1])
         size = vectors.new_zeros(vectors.shape[1])
         for factor, term in self.terms:

@@ -13,9 +13,12 @@ from tqdm import tqdm
 from resid_theory._check import as_tensor
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = ["MatrixProducts", "Shapes", "check_square"]
+__all__ = ["NUMPY_DTYPES", "MatrixProducts", "Shapes", "check_square"]
 
-_ARRAYS = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
+NUMPY_DTYPES: dict[torch.dtype, Any] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+}
 _DENSE_STEP = 256  # columns of a dense matrix computed at a time
 
 Shapes = Mapping[str, torch.Size]
@@ -54,7 +57,7 @@ class MatrixProducts(ABC):
 
     @abstractmethod
     def _product(self, vectors: Tensor) -> Tensor:
-        """The product with float64 vectors (columns, b) on this device."""
+        """The product, float64, with floating vectors (columns, b) on this device."""
 
     @property
     @abstractmethod
@@ -89,7 +92,8 @@ class MatrixProducts(ABC):
                 f"V: got shape {tuple(given.shape)} for an operator of shape {self.shape}; needs "
                 f"({self.shape[1]},) or ({self.shape[1]}, b)"
             )
-        columns = given.to(self.device, torch.float64)
+        columns = given.to(self.device)
+        columns = columns if columns.is_floating_point() else columns.double()
         columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
         return self._product(columns).to(self.dtype).view(self.shape[0], *given.shape[1:])
 
@@ -205,7 +209,7 @@ class MatrixProducts(ABC):
             return lambda vectors: (operator @ np.asarray(vectors)).cpu().numpy()
 
         return linalg.LinearOperator(
-            self.shape, dtype=_ARRAYS[self.dtype], matvec=product(self), matmat=product(self),
+            self.shape, dtype=NUMPY_DTYPES[self.dtype], matvec=product(self), matmat=product(self),
             rmatvec=product(self.T), rmatmat=product(self.T),
         )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Records of conversions, new layers with given weights, and ties between weights that remain."""
 
-import copy
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,8 @@ from resid_theory.identity import (
     parametrizations_of,
 )
 from resid_theory.networks import Block, IdentityShortcut
+from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_state import copied
 
 __all__ = [
     "LINEAR_MAPS",
@@ -122,9 +123,8 @@ class Converter:
     unties = False
 
     def __init__(self, net: nn.Module, call: str) -> None:
-        if not isinstance(net, nn.Module):
-            raise ValueError(f"net: got {type(net).__name__}, needs an nn.Module")
-        self.call, self.given, self.net = call, net, _copied(net)
+        net = check_net(net, finite=False)
+        self.call, self.given, self.net = call, net, copied(net)
         self.converted: dict[str, tuple[str, str]] = {}
         self.left: dict[str, str] = {}
         self._made: list[tuple[str, str, set[nn.Parameter], nn.Parameter]] = []
@@ -273,14 +273,3 @@ def effective(layer: nn.Module, name: str) -> Tensor:
             "norm in train mode, or is not finite; call net.eval() first"
         )
     return weight
-
-
-def _copied(net: nn.Module) -> nn.Module:
-    """A deep copy; tensors that hooks compute, which torch does not copy, are cut off."""
-    known = {
-        id(value): value.detach().clone()
-        for module in net.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(net, known)

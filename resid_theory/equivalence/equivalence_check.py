@@ -1,52 +1,87 @@
 """Measured differences of two nets: outputs, gradients, steps of training."""
 
-import copy
+import enum
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_int, check_net
+from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.data.net_arguments import call_net
 from resid_theory.identity import AddIdentity, IdDecay, shifted
 from resid_theory.losses import Loss, LossLike
-from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.nested import leaves_of, map_tensors, tensors_of
+from resid_theory.runtime.net_entry import as_written, check_net
+from resid_theory.runtime.net_state import copied
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
 
+_VALUES = (str, bytes, enum.Enum, type, torch.dtype, torch.device)
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+ROUNDINGS = 1e3
+"""Roundings of the largest number that a sum which cancels may keep: some in every layer."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gap:
     """Measured differences between two nets; all relative, 0 for the same net.
 
+    A difference counts in units of the largest number in the same tensor of the first net. One
+    within :data:`ROUNDINGS` roundings of the largest number in all tensors of its kind counts in
+    units of that one: it is what a sum that cancels leaves, as the gradient of a bias in front of
+    BatchNorm.
+
     Attributes:
-        outputs: Largest difference of outputs over the largest output of the first net.
-        input_gradient: Largest difference of the loss's gradients at the inputs over the largest of
-            the first net's; 0 where inputs are integers.
-        gradients: The same for the gradient of each parameter, the largest of all; None when the
-            parameters do not correspond one to one, as in a folded net.
+        outputs: Largest difference of outputs.
+        input_gradient: Largest difference of the loss's gradients at the inputs; 0 where inputs
+            are integers.
+        gradients: The same for the gradients of parameters; None when the parameters do not
+            correspond one to one, as in a folded net.
         steps: Largest difference of effective weights over the largest weight of the first net,
             after each step of training, (steps,), float64.
-        notes: What was done to the data on the way into the nets.
+        by_output: ``outputs`` of each leaf of the output, by its name: ``logits``, ``past[0]``, or
+            ``""`` if the output is a tensor. Infinite where leaves other than numbers differ.
+        by_parameter: ``gradients`` of each parameter, by its name in the plain net.
+        notes: What was done to the data on the way into the nets, and leaves that have no value to
+            compare.
     """
 
     outputs: float
     input_gradient: float
     gradients: float | None
     steps: Tensor
+    by_output: Mapping[str, float] = field(default_factory=dict)
+    by_parameter: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def largest(self) -> float:
         """The largest of all these differences."""
         return max(self.outputs, self.input_gradient, self.gradients or 0.0, *self.steps.tolist())
+
+    def __repr__(self) -> str:
+        """The differences in one line, with the leaf and the parameter that differ most."""
+        words = [f"outputs {self.outputs:.2g}{_worst(self.by_output)}",
+                 f"input gradient {self.input_gradient:.2g}"]  # fmt: skip
+        if self.gradients is not None:
+            words.append(f"gradients {self.gradients:.2g}{_worst(self.by_parameter)}")
+        if len(self.steps):
+            words.append(f"weights after {len(self.steps)} steps {float(self.steps[-1]):.2g}")
+        return f"Gap({', '.join(words)})"
+
+
+def _worst(gaps: Mapping[str, float]) -> str:
+    name = max(gaps, key=lambda name: gaps[name], default="")
+    return f" at {name}" if name and gaps[name] else ""
 
 
 @torch.inference_mode(False)
@@ -64,8 +99,9 @@ def check_equivalence(
     """Measure the differences of two nets in outputs, gradients and training.
 
     Both are copied and measured in their current mode. Parameters correspond when their layers have
-    the same names and shapes; V is compared after adding I. Outputs may be tensors, or tuples,
-    mappings or objects of tensors, all of which are compared.
+    the same names and shapes; V is compared after adding I. Outputs may be tensors or nests of
+    tuples, lists, mappings and objects, as those of transformers: tensors and numbers of any dtype
+    are compared by their differences, None, names and the like by equality.
 
     Args:
         net_a: The first net.
@@ -84,8 +120,9 @@ def check_equivalence(
         The differences. The nets are not changed.
 
     Raises:
-        ValueError: If the outputs' shapes differ, ``steps`` is given without ``optimizer``, or
-            training cannot be compared because the parameters do not correspond.
+        ValueError: If the outputs' names or shapes differ, ``steps`` is given without
+            ``optimizer``, or training cannot be compared because the parameters do not correspond
+            or no output has a gradient.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1 and Appendix B.
@@ -99,9 +136,8 @@ def check_equivalence(
     steps, scored = check_int("steps", steps, minimum=0), Loss.of(loss)
     if steps and optimizer is None:
         raise ValueError("optimizer: got None with steps > 0, needs a function of the parameters")
-    for name, net in (("net_a", net_a), ("net_b", net_b)):
-        check_net(net, name, finite=False)
-    nets = copy.deepcopy(net_a), copy.deepcopy(net_b)
+    net_a = copied(check_net(net_a, "net_a", finite=False))
+    nets = net_a, copied(check_net(net_b, "net_b", finite=False))
     shapes = [{(n, tuple(p.shape)) for n, p in _trainable(net).items()} for net in nets]
     same = bool(shapes[0]) and shapes[0] == shapes[1]
     if steps and not same:
@@ -111,17 +147,13 @@ def check_equivalence(
             f"{odd[1]} is in one only; needs steps=0"
         )
     samples = Data.of(data, like=nets[0], targets=None)
-    outputs, inputs = _Difference(), _Difference()
+    outputs, inputs, gradients = _Differences(), _Differences(), _Differences()
     kept: list[tuple[Batch, Batch]] = []
     totals: tuple[dict[str, Tensor], ...] = {}, {}
     for batch in samples:
         parts = batch, replace(batch, place=Place.of(nets[1]))
         a, b = (_measure(net, part, scored) for net, part in zip(nets, parts, strict=True))
-        if [t.shape for t in a.outputs] != [t.shape for t in b.outputs]:
-            raise ValueError(
-                f"net_b: gives outputs of shape {_shapes(b.outputs)}, needs those of net_a, "
-                f"{_shapes(a.outputs)}"
-            )
+        _check_alike(a.outputs, b.outputs)
         outputs.add(a.outputs, b.outputs)
         inputs.add(a.inputs, b.inputs)
         for total, each in zip(totals, (a, b), strict=True):
@@ -132,21 +164,25 @@ def check_equivalence(
     drift: list[float] = []
     if steps and optimizer is not None:
         drift = _train(nets, kept, scored, steps, optimizer, correct)
+    if same:
+        gradients.add(*totals)
     return Gap(
-        outputs=outputs.relative,
-        input_gradient=inputs.relative,
-        gradients=max(_relative(totals[0][n], totals[1][n]) for n in totals[0]) if same else None,
+        outputs=max(outputs.relative().values(), default=0.0),
+        input_gradient=max(inputs.relative().values(), default=0.0),
+        gradients=max(gradients.relative().values()) if same else None,
         steps=torch.tensor(drift, dtype=torch.float64),
-        notes=tuple(samples.notes),
+        by_output=outputs.relative(),
+        by_parameter=gradients.relative(),
+        notes=(*samples.notes, *(f"output {name!r} is not compared" for name in outputs.opaque)),
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Response:
-    """Outputs of a net on a batch, and the gradients of the loss there."""
+    """Leaves of a net's output on a batch, and the gradients of the loss there."""
 
-    outputs: list[Tensor]
-    inputs: list[Tensor]
+    outputs: dict[str, Any]
+    inputs: dict[str, Tensor]
     parameters: dict[str, Tensor]
 
 
@@ -154,27 +190,32 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
     x = map_tensors(
         batch.inputs, lambda t: t.detach().clone().requires_grad_(t.is_floating_point())
     )
-    leaves, named = [t for t in tensors_of(x) if t.requires_grad], _trainable(net)
+    leaves = {f"{n}": t for n, t in enumerate(tensors_of(x)) if t.requires_grad}
+    named = _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.
-    output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
-    value = _value(loss, output, batch.target)
-    gradients = torch.autograd.grad(
-        value, [*leaves, *named.values()], allow_unused=True, materialize_grads=True
-    )
+    with as_written(net):
+        output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
+    value, wanted = _value(loss, output, batch.target), [*leaves.values(), *named.values()]
+    gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
+    if value is not None and value.requires_grad:
+        gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
     return _Response(
-        outputs=[tensor.detach() for tensor in tensors_of(output)],
-        inputs=list(gradients[: len(leaves)]),
+        outputs={name: leaf.detach() if isinstance(leaf, Tensor) else leaf
+                 for name, leaf in leaves_of(output)},
+        inputs=dict(zip(leaves, gradients[: len(leaves)], strict=True)),
         parameters=dict(zip(named, gradients[len(leaves) :], strict=True)),
-    )
+    )  # fmt: skip
 
 
-def _value(loss: Loss, output: Any, target: Any) -> Tensor:
-    """The loss; without targets that of zeros, summed over the output's tensors."""
-    parts = [part for part in tensors_of(output) if part.is_floating_point()]
-    if not parts:
-        raise ValueError(f"net_a: gives {type(output).__name__}, needs tensors of floating point")
+def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
+    """The loss; without targets that of zeros, summed over all with a gradient, None without."""
     if target is None:
-        return torch.stack([loss(part, torch.zeros_like(part)) for part in parts]).sum()
+        found = [leaf for _, leaf in leaves_of(output) if isinstance(leaf, Tensor)]
+        real = [torch.view_as_real(part) if part.is_complex() else part for part in found]
+        parts = [part.reshape(-1) if part.dim() == 0 else part for part in real
+                 if part.is_floating_point() and part.requires_grad]  # fmt: skip
+        each = [loss(part, torch.zeros_like(part)).double() for part in parts]
+        return torch.stack(each).sum() if each else None
     if loss.targets != "any" and not isinstance(output, Tensor):
         raise ValueError(
             f"net_a: gives {type(output).__name__}; the loss {loss.name!r} needs a tensor: leave "
@@ -184,12 +225,31 @@ def _value(loss: Loss, output: Any, target: Any) -> Tensor:
     return loss(output, target)
 
 
+def _check_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raise a ValueError for leaves that only one output has, or of different shapes."""
+    for name in a.keys() | b.keys():
+        kinds = [_kind(each[name]) if name in each else "nothing" for each in (a, b)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"net_b: gives {kinds[1]} as output{f' {name!r}' if name else ''}, needs "
+                f"{kinds[0]} as net_a does"
+            )
+
+
+def _kind(leaf: Any) -> str:
+    if _is_numbers(leaf):
+        return f"a tensor of shape {tuple(torch.as_tensor(leaf).shape)}"
+    return type(leaf).__name__
+
+
+def _is_numbers(leaf: Any) -> bool:
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf.dtype.kind in "biufc"
+    return isinstance(leaf, (Tensor, bool, int, float, complex))
+
+
 def _trainable(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in _parameters(net).items() if p.requires_grad}
-
-
-def _shapes(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
 
 
 def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -205,34 +265,51 @@ def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-@dataclass
-class _Difference:
-    """Largest difference of tensors of two nets, and largest number of the first net."""
+class _Differences:
+    """Largest differences of named leaves of two nets, and largest numbers of the first net's."""
 
-    largest: float = 0.0
-    scale: float = 0.0
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+        self.scales: dict[str, float] = {}
+        self.opaque: dict[str, None] = {}
+        self.eps = 0.0
 
-    def add(self, a: Iterable[Tensor], b: Iterable[Tensor]) -> None:
-        """Add tensors."""
-        for one, other in zip(a, b, strict=True):
-            if one.numel():
-                gap = float((one.double() - other.to(one.device).double()).abs().max())
-                # max() would pass over a NaN.
-                self.largest = max(self.largest, gap if math.isfinite(gap) else math.inf)
-                self.scale = max(self.scale, float(one.double().abs().max()))
+    def add(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+        """Add leaves of equal names."""
+        for name, leaf in a.items():
+            gap, scale = 0.0, 0.0
+            if _is_numbers(leaf):
+                gap, scale = self._compared(torch.as_tensor(leaf), torch.as_tensor(b[name]))
+            elif leaf is None or isinstance(leaf, _VALUES):
+                gap = 0.0 if leaf == b[name] else math.inf
+            else:
+                self.opaque[name] = None
+                continue
+            self.largest[name] = max(self.largest.get(name, 0.0), gap)
+            self.scales[name] = max(self.scales.get(name, 0.0), scale)
 
-    @property
-    def relative(self) -> float:
-        """Difference over scale."""
-        if self.largest in (0.0, math.inf):
-            return self.largest
-        return self.largest / self.scale if self.scale else math.inf
+    def _compared(self, one: Tensor, other: Tensor) -> tuple[float, float]:
+        for tensor in (one, other):
+            if tensor.is_floating_point() or tensor.is_complex():
+                self.eps = max(self.eps, torch.finfo(tensor.dtype).eps)
+        wide = torch.complex128 if one.is_complex() or other.is_complex() else torch.float64
+        one, other = (t.to_dense().to(one.device, wide) for t in (one, other))
+        apart = torch.where(one == other, 0, one - other)  # equal infinities do not differ
+        if not one.numel():
+            return 0.0, 0.0
+        gap = float(apart.abs().max())
+        finite = torch.where(one.isfinite(), one, 0)
+        # max() would pass over a NaN.
+        return gap if math.isfinite(gap) else math.inf, float(finite.abs().max())
 
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    found = _Difference()
-    found.add([a], [b])
-    return found.relative
+    def relative(self) -> dict[str, float]:
+        """Difference over scale, by name."""
+        top = max(self.scales.values(), default=0.0)
+        found = {}
+        for name, gap in self.largest.items():
+            scale = top if gap <= ROUNDINGS * self.eps * top else self.scales[name]
+            found[name] = gap if gap in (0.0, math.inf) else gap / scale if scale else math.inf
+        return found
 
 
 def _train(
@@ -252,7 +329,10 @@ def _train(
     for step in range(steps):
         for net, each, batch in zip(nets, optimizers, batches[step % len(batches)], strict=True):
             each.zero_grad()
-            _value(loss, batch.call(net), batch.target).backward()
+            value = _value(loss, batch.call(net), batch.target)
+            if value is None:
+                raise ValueError(f"steps: got {steps}, but no output has a gradient; needs steps=0")
+            value.backward()
             each.step()
         weights = []
         for net in nets:  # effective ones: V with the identity added
@@ -260,5 +340,7 @@ def _train(
             named = _parameters(net).items()
             weights.append({name: p.detach() + masks.get(p, 0) for name, p in named})
         # By name: the two nets may list them in another order.
-        drift.append(_relative(*(torch.cat([w[n].flatten() for n in weights[0]]) for w in weights)))
+        apart = _Differences()
+        apart.add(*({"": torch.cat([w[n].flatten() for n in weights[0]])} for w in weights))
+        drift.append(apart.relative()[""])
     return drift

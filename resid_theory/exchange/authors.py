@@ -16,6 +16,7 @@ from resid_theory.equivalence import fold
 from resid_theory.identity import identity_kernel, layer_identity
 from resid_theory.networks import diracnet, diracnet_imagenet
 from resid_theory.runtime import store
+from resid_theory.runtime.net_entry import check_net
 
 __all__ = ["load_dirac_file", "save_dirac_file"]
 
@@ -248,6 +249,7 @@ def save_dirac_file(path: str | Path, net: nn.Module) -> str:
         The authors' code of Zagoruyko & Komodakis, arXiv:1706.00388v2. BatchNorm's count of batches
         has no place in their files.
     """
+    net = check_net(net, finite=False)
     layers = _layers_of_net(net)
     for name, tensor in net.state_dict().items():
         check_finite(f"net: {name!r}", tensor)

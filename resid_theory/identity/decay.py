@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from resid_theory.identity.identity_kernel import identity_of
 from resid_theory.identity.layer_weight import id_rule, layer_identity, trained_weight
 from resid_theory.identity.parametrizations import AddIdentity, DiracWeight
+from resid_theory.runtime.net_entry import inner_net
 
 __all__ = ["IdDecay", "id_mask", "shifted", "undecayed"]
 
@@ -37,7 +38,7 @@ def id_mask(net: nn.Module) -> dict[str, Tensor]:
         672
     """
     masks = {}
-    for name, layer in net.named_modules():
+    for name, layer in inner_net(net).named_modules():
         prefix = f"{name}." if name else ""
         if (inside := layer_identity(layer)) is not None:
             trained_weight(layer, name)

@@ -1,5 +1,6 @@
 """State of a net: layers, parameters, buffers and attributes, to compare and to put back."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetState", "changeable_buffers"]
+__all__ = ["NetState", "changeable_buffers", "copied"]
 
 _OF_TORCH = set(vars(nn.Module()))  # attributes of every module: hooks, flags, tables
 _NUMBERS = (bool, int, float, complex, str)
@@ -130,6 +131,25 @@ def changeable_buffers(net: nn.Module) -> dict[str, Tensor]:
         for name in getattr(module, "constant_buffers", ())
     }
     return {name: buffer for name, buffer in net.named_buffers() if name not in constant}
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A copy of a net, also of one that keeps what it computed in its last call.
+
+    So do pruning and the older forms of weight and spectral normalization, and torch copies no
+    tensor that has a graph.
+
+    Args:
+        net: Any module.
+
+    Returns:
+        A copy, in which these tensors have no graph.
+    """
+    owns = [vars(module) for module in net.modules()]
+    nests = [*owns, *(container for container, _ in _containers(owns))]
+    values = (v for nest in nests for v in (nest.values() if isinstance(nest, dict) else nest))
+    computed = [v for v in values if isinstance(v, Tensor) and v.grad_fn is not None]
+    return copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 def _layers(net: nn.Module) -> dict[str, nn.Module]:

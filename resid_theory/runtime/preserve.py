@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from resid_theory._check import check_choice
+from resid_theory.runtime.net_entry import as_written, set_eval
 from resid_theory.runtime.net_state import NetState
 
 __all__ = ["deterministic", "preserved"]
@@ -103,7 +104,7 @@ def preserved(
         ValueError: If ``batchnorm`` is neither.
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
-    flags = {module: module.training for module in net.modules()}
+    flags = {m: m.training for m in net.modules() if hasattr(m, "training")}
     state = NetState(net) if state is None else state
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
@@ -113,10 +114,11 @@ def preserved(
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(),
+        as_written(net),
     ):
         try:
             state.put_back_attributes()
-            net.eval()
+            set_eval(net)
             if batchnorm == "batch":
                 for module in net.modules():
                     if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -53,6 +53,7 @@ class ProcessGroup:
         """Sum products of shape (rows, b) and check that all have the same ``vectors``."""
         if self._group is None:
             return total
+        vectors = vectors.double()
         # A sketch of the vectors goes through the same reduction as the products.
         places = torch.arange(len(vectors), device=vectors.device, dtype=torch.float64)
         sketch = torch.cos(places) @ vectors.sum(1)

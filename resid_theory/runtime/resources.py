@@ -1,12 +1,10 @@
 """Resources of the machine: free memory, and its rate of matrix products."""
 
-import copy
 import os
 import time
 from functools import cache
 
 import torch
-from torch import nn
 
 __all__ = [
     "available_bytes",
@@ -14,7 +12,6 @@ __all__ = [
     "clock",
     "is_out_of_memory",
     "matmul_rate",
-    "on_device",
     "readable_bytes",
 ]
 
@@ -49,14 +46,6 @@ def check_device(argument: str, name: str | torch.device, *, here: bool = True) 
             f"{argument}: got {str(name)!r}, which torch cannot use: {reason}; this machine has "
             f"'cpu' and {torch.cuda.device_count()} CUDA devices"
         ) from error
-
-
-def on_device(net: nn.Module, device: torch.device | str | None) -> nn.Module:
-    """The net itself, or a copy if another device than its own is asked for."""
-    first = next(net.parameters(), None)
-    if device is None or first is None or torch.device(device) == first.device:
-        return net
-    return copy.deepcopy(net).to(device)
 
 
 def available_bytes(device: torch.device | None = None) -> int:

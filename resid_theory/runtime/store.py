@@ -190,9 +190,13 @@ def write_checkpoint(
 
     path = _manifest(path)
     _as_json(path, about)  # refused before anything is written
+    # Clones: two names may share memory, which the format refuses.
+    copies = {k: tensors[k].detach().cpu().contiguous().clone() for k in sorted(tensors)}
     try:
-        # Clones: two names may share memory, which the format refuses.
-        data = save({k: tensors[k].detach().cpu().contiguous().clone() for k in sorted(tensors)})
+        data = save(copies)
+    except KeyError as error:  # complex128, for example
+        raise ValueError(f"tensors: {error} has no place in the safetensors format") from error
+    try:
         sha256 = digest(data)
         file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
         write_bytes(file, data, flush=flush)

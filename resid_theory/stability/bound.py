@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_int, check_net, check_positive
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
+from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.linear_uses import LinearUse
@@ -111,7 +111,7 @@ def compression_bound(
     """
     margin, source = check_positive("margin", margin), as_generator(generator)
     check_int("batch", batch)
-    net = on_device(check_net(net), device)
+    net = layered_net(net, device)
     activations = activations_of(net)
     chain = chain_of_layers(net)
     observer, uses = MapObserver(net), list[LinearUse]()

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_int, check_net
+from resid_theory._check import check_choice, check_int
 from resid_theory.data import Batch, Data
+from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import on_device
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, Layout, looks_at, same
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
@@ -170,10 +170,10 @@ def layer_cushions(
     check_choice("norm", norm, list(NORMS))
     check_choice("weight", weight, WEIGHTS)
     check_int("batch", batch)
-    net = on_device(check_net(net), device)
-    layers = [layers] if isinstance(layers, str) else layers
+    net = layered_net(net, device)
     samples = Data.of(data, like=net, targets=False)
-    meter = _Meter(net=net, observer=MapObserver(net), layers=layers, norm=norm,
+    observer = MapObserver(net)
+    meter = _Meter(net=net, observer=observer, layers=observer.first_names(layers), norm=norm,
                    include_bias=include_bias, independent=batchnorm == "eval")  # fmt: skip
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
         with tqdm(total=samples.count(batch), disable=not progress, desc="cushions") as bar:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_choice, check_int, check_net
+from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
+from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import (
     better_side,
     differentiable,
@@ -257,7 +257,7 @@ def _measure(
     check_int("probes", probes, minimum=2)
     check_int("batch", batch)
     source = as_generator(generator)
-    net = on_device(check_net(net), device)
+    net = layered_net(net, device)
     samples = Data.of(data, like=net, targets=False)
     rows: dict[str, list[Tensor]] = {}
     plans: dict[str, tuple[int | None, str]] = {}

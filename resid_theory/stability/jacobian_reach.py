@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_int
 from resid_theory.data import Batch
 from resid_theory.identity import AddIdentity
+from resid_theory.runtime.net_entry import is_sequential
 from resid_theory.stability.jacobian import jacobian_product
 from resid_theory.stability.norms import row_norms
 
@@ -74,7 +75,7 @@ class ModuleChain:
 
 def chain_of_layers(net: nn.Module) -> ModuleChain:
     """A sequential net as a chain; a ValueError if a linear layer lies inside another module."""
-    if not isinstance(net, nn.Sequential):
+    if not is_sequential(net):
         raise ValueError(f"net: got {type(net).__name__}, needs an nn.Sequential of layers")
     modules = _flat(net, "")
     layers = []
@@ -96,8 +97,8 @@ def chain_of_layers(net: nn.Module) -> ModuleChain:
 
 def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
-    for name, module in net.named_children():
-        if isinstance(module, nn.Sequential):
+    for name, module in zip(net._modules, net, strict=True):  # also those that come twice
+        if is_sequential(module):
             found += _flat(module, f"{prefix}{name}.")
         else:
             found.append((f"{prefix}{name}", module))

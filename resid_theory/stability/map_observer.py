@@ -3,7 +3,7 @@
 import itertools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FunctionType
@@ -114,6 +114,17 @@ class MapObserver(TorchFunctionMode):
             self._tracker.forget()
             for handle in handles:
                 handle.remove()
+
+    def first_names(self, layers: str | Sequence[str] | None) -> list[str] | None:
+        """Names of maps that a caller wants; of a module with several names the first one."""
+        if layers is None:
+            return None
+        firsts = {module: name for name, module in self._modules.items()}
+        every = dict(self._root.named_modules(remove_duplicate=False))
+        return [
+            firsts[every[name]] if name in every else name
+            for name in ([layers] if isinstance(layers, str) else layers)
+        ]
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         """Names of maps in the order of the net."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from resid_theory._check import as_generator, check_choice, check_int, check_net
+from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
+from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, looks_at
@@ -125,7 +125,7 @@ def activation_noise(
         Arora, Ge, Neyshabur & Zhang, arXiv:1802.05296, section 3 and Figure 1; the law for small
         noise is derived from their Definition 5.
     """
-    net, source = on_device(check_net(net), device), as_generator(generator)
+    net, source = layered_net(net, device), as_generator(generator)
     strengths = _levels(levels)
     check_int("draws", draws)
     check_int("batch", batch)
@@ -219,12 +219,12 @@ def weight_noise(
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 5; Arora et al., arXiv:1802.05296, section 3.
     """
-    net, source = on_device(check_net(net), device), as_generator(generator)
+    net, source = layered_net(net, device), as_generator(generator)
     strengths = _levels(levels)
     check_int("draws", draws)
     check_int("batch", batch)
-    layers = [layers] if isinstance(layers, str) else layers
     samples, observer = Data.of(data, like=net, targets=False), MapObserver(net)
+    layers = observer.first_names(layers)
     states: dict[str, Tensor] = {}  # of the generator, before the noise of each layer
     rows: list[Tensor] = []
     names: list[str] = []

@@ -17,6 +17,7 @@ from resid_theory.identity import (
 )
 from resid_theory.identity.identity_kernel import RULES
 from resid_theory.networks import Block, IdentityShortcut
+from resid_theory.runtime.net_entry import is_sequential, layered_net
 
 __all__ = ["ChannelPaths", "final_features", "subactivation_paths"]
 
@@ -80,9 +81,10 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPa
     """
     if rule is not None:
         check_choice("rule", rule, RULES)
+    net = layered_net(net)
     top, features = final_features(net)
     assert isinstance(net, nn.Sequential)
-    modules = list(net.named_children())
+    modules = list(zip(net._modules, net, strict=True))
     points = [i for i in range(top) if isinstance(modules[i][1], (nn.ReLU, Block, nn.Sequential))]
     at = torch.arange(features, device="cpu")
     mixed, reason = False, None
@@ -108,7 +110,7 @@ def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPa
 
 def final_features(net: nn.Module) -> tuple[int, int]:
     """Number of modules that lead to the final features, the pooled channels, and of features."""
-    modules = list(net.children()) if isinstance(net, nn.Sequential) else []
+    modules = list(net) if is_sequential(net) else []
     last = modules[-3:]
     kinds = (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear)
     if len(last) < 3 or not all(isinstance(m, kind) for m, kind in zip(last, kinds, strict=True)):
@@ -147,7 +149,7 @@ def _below(module: nn.Module, at: Tensor, rule: str | None) -> Tensor:
         elif not isinstance(shortcut, nn.Identity):
             raise _Ends("its shortcut is a projection, which mixes all channels")
         return _below(module.before, at, rule)
-    if isinstance(module, nn.Sequential):
+    if is_sequential(module):
         for inner in reversed(module):
             at = _below(inner, at, rule)
         return at

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_int, check_net, check_positive
+from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
+from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
-from resid_theory.runtime.resources import on_device
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.jacobian_reach import chain_of_layers
 from resid_theory.stability.noise import normal_like
@@ -60,7 +60,7 @@ def activation_contraction(
         1.6666666666666667
     """
     check_int("batch", batch)
-    net = on_device(check_net(net), device)
+    net = layered_net(net, device)
     with preserved(net), torch.no_grad(), contractions(activations_of(net)) as largest:
         for part in Data.of(data, like=net, targets=False).chunks(batch):
             part.try_call(net)
@@ -178,7 +178,7 @@ def interlayer_smoothness(
     Source:
         Arora et al., arXiv:1802.05296, Definition 7; with biases the linearization is x_j + J η.
     """
-    net, source = on_device(check_net(net), device), as_generator(generator)
+    net, source = layered_net(net, device), as_generator(generator)
     check_int("batch", batch)
     check_positive("epsilon", epsilon)
     chain = chain_of_layers(net)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_choice
 from resid_theory.data import Batch
 from resid_theory.nested import tensors_of
+from resid_theory.runtime.net_entry import is_sequential
 from resid_theory.stability.jacobian import Function
 
 __all__ = ["Submap", "block_maps", "joined", "map_between"]
@@ -57,7 +58,7 @@ def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str 
     """The map from the input of one module to that of another, or to the output, for a batch."""
     name = f"{start}:{'' if stop is None else stop}"
     first, last = _index(net, "start", start), _index(net, "stop", stop)
-    if isinstance(net, nn.Sequential) and first is not None and (stop is None or last is not None):
+    if is_sequential(net) and first is not None and (stop is None or last is not None):
         end = len(net) if last is None else last
         if first >= end:
             raise ValueError(f"stop: got {stop!r} for start={start!r}, needs a later layer")
@@ -160,9 +161,9 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _index(net: nn.Module, argument: str, place: int | str | None) -> int | None:
     """Position in a sequential net; None for a place that is none."""
-    if place is None or not isinstance(net, nn.Sequential):
+    if place is None or not is_sequential(net):
         return None
-    names = [name for name, _ in net.named_children()]
+    names = list(net._modules)
     if isinstance(place, str):
         return names.index(place) if place in names else None
     position = place + len(net) if place < 0 else place

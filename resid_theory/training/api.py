@@ -11,6 +11,7 @@ from torch import nn
 
 from resid_theory._check import check_int
 from resid_theory.losses import LOSSES, Loss
+from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import check_device
 from resid_theory.training.checkpoint import Folder
@@ -56,7 +57,9 @@ def train(
     from torch's generator, which is seeded with the first seed and restored afterwards.
 
     Args:
-        net: A module, or a list of modules, which go through the epochs together.
+        net: A module, or a list of modules, which go through the epochs together. What
+            ``torch.compile`` or ``DataParallel`` wraps is trained itself; ``recipe.compile`` and
+            ``process_group`` take their places.
         data: :class:`Images`; pairs (x, y) of inputs, of a net of several a tuple or a mapping of
             them, and class labels or other targets; a ``Dataset``, a loader or an iterator, which
             is read once. All samples are kept on the device. Floating-point numbers are cast to the
@@ -110,7 +113,8 @@ def train(
         >>> run.column("epoch"), run.column("loss")[1] < run.column("loss")[0]
         ([0, 1, 2], True)
     """
-    nets = _as_nets(net)
+    group = ProcessGroup(process_group)
+    nets = _as_nets(net, group)
     seeds = _as_seeds(seed, len(nets))
     if not save_seconds >= 0:
         raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
@@ -124,7 +128,7 @@ def train(
         save_seconds=save_seconds,
         stop=stop,
         progress=progress,
-        process_group=ProcessGroup(process_group),
+        process_group=group,
     )
     return _train(nets, data, test, recipe, seeds, settings, {})
 
@@ -194,7 +198,7 @@ def resume(
                 "net: the checkpoint has no architecture record; pass the module as net="
             )
         net = [build_net(record) for record in about["architectures"]]
-    nets = _as_nets(net)
+    nets = _as_nets(net, group)
     recipe, seeds = Recipe(**about["recipe"]), tuple(about["seeds"])
     return _train(nets, data, test, recipe, seeds, settings, {"initial": "unknown"})
 
@@ -212,8 +216,8 @@ def _train(
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
     dtype = DTYPES[recipe.precision]
     for net in nets:
-        dtypes = {p.dtype for p in net.parameters() if p.is_floating_point()}
-        # A net of several dtypes keeps them.
+        # A net of several dtypes keeps them, also of complex ones, which real numbers cannot hold.
+        dtypes = {p.dtype for p in net.parameters() if p.is_floating_point() or p.is_complex()}
         net.to(device=settings.device, dtype=dtype if len(dtypes) == 1 else None)
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -240,17 +244,25 @@ def _train(
         return Session(nets, samples, tests, recipe, seeds, settings).run(known)
 
 
-def _as_nets(net: Nets) -> list[nn.Module]:
+def _as_nets(net: Nets, process_group: ProcessGroup) -> list[nn.Module]:
     # A Sequential is a module first, whatever else it looks like.
-    nets = [net] if isinstance(net, nn.Module) else list(net)
-    wrong = next((n for n in nets if not isinstance(n, nn.Module)), None)
-    if not nets or wrong is not None or len({id(n) for n in nets}) < len(nets):
+    given = [net] if isinstance(net, nn.Module) else list(net)
+    nets = [check_net(each, finite=False) for each in given if isinstance(each, nn.Module)]
+    if not nets or len(set(map(id, nets))) < len(given):
         raise ValueError(
             f"net: got {net!r:.200}, needs a module, or a list of modules that are not the same"
         )
     for i, module in enumerate(nets):
         if not any(p.requires_grad for p in module.parameters()):
             raise ValueError(f"net: net {i} has no parameter that requires a gradient")
+    parallel = (nn.parallel.DistributedDataParallel,)
+    for part in (part for each in given for part in each.modules() if isinstance(part, parallel)):
+        shared: Any = part.process_group
+        if shared.size() > process_group.count:
+            raise ValueError(
+                "net: got DistributedDataParallel of several processes, which only share a batch "
+                "if process_group says so; pass process_group='world'"
+            )
     return nets
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_int, check_net
+from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.sample_look import coupling, examples
 from resid_theory.losses import (
@@ -22,6 +22,7 @@ from resid_theory.losses import (
 )
 from resid_theory.losses.formulas import IGNORED, class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
+from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
 
@@ -103,7 +104,7 @@ def evaluate(
         >>> evaluate(torch.nn.Identity(), (x, y), top=(1, 2)).wrong
         {1: 2, 2: 1}
     """
-    check_net(net, finite=False)
+    net = check_net(net, finite=False)
     size, scored, samples = check_int("batch", batch), Loss.of(loss), Data.of(data, like=net)
     if scored.takes_batches:
         raise ValueError("loss: got one of (net, batch), needs one of (output, target)")

@@ -98,7 +98,8 @@ class Measurements:
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         for name, parameter in self._group.parameters.items():
             for part, view in self._group.split(name, parameter.detach()).items():
-                square = float(view.double().square().sum())
+                real = torch.view_as_real(view) if view.is_complex() else view
+                square = float(real.double().square().sum())
                 totals[int(part.partition(".")[0])] += 0.5 * decay[id(parameter)] * square
         return totals
 

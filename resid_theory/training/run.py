@@ -40,7 +40,8 @@ class Run:
     """A training that is finished or was stopped.
 
     Attributes:
-        nets: The trained modules, which are those that were given, in train mode.
+        nets: The trained modules, which are those that were given, without wrappers, in train
+            mode.
         recipe: How they were trained.
         seeds: Seed of each net.
         metrics: One dict for each net and epoch, epoch 0 before the first step: ``epoch``,

@@ -13,6 +13,7 @@ from resid_theory._check import check_choice, first_difference
 from resid_theory.equivalence import fold, to_plain
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
+from resid_theory.runtime.net_entry import check_net
 
 __all__ = [
     "architecture_of",
@@ -56,6 +57,7 @@ def save_checkpoint(
             has no JSON form.
         OSError: If it cannot be written; an earlier file is then intact.
     """
+    net = check_net(net, finite=False)
     if architecture is not None:
         fault = first_difference(build_net(architecture).state_dict(), net.state_dict())
         if fault:

@@ -1,0 +1,185 @@
+"""The way in for nets: wrappers are looked through, what nothing here can measure is refused."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeGuard
+
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from resid_theory._check import check_finite
+from resid_theory.runtime.net_state import copied
+
+__all__ = [
+    "as_written",
+    "check_net",
+    "inner_net",
+    "is_sequential",
+    "layered_net",
+    "set_eval",
+]
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+
+
+def inner_net(net: nn.Module) -> nn.Module:
+    """The net inside wrappers that only call it.
+
+    Args:
+        net: A net, or what ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` or
+            ``AveragedModel`` made of one, also one around the other.
+
+    Returns:
+        The net itself, which shares its parameters with the wrapper, under its own names.
+
+    Raises:
+        ValueError: If a wrapper has hooks, which the net inside does not call.
+    """
+    while (inner := _wrapped(net)) is not None:
+        if net._forward_hooks or net._forward_pre_hooks:
+            raise ValueError(
+                f"net: {type(net).__name__} has hooks of its own, and what it wraps is measured; "
+                "register them on the module inside"
+            )
+        net = inner
+    return net
+
+
+def _wrapped(net: nn.Module) -> nn.Module | None:
+    """The module that a wrapper calls; None for another module."""
+    if "_orig_mod" in net._modules:  # of torch.compile, whose class takes a second to import
+        return net._modules["_orig_mod"]
+    if "forward" in vars(net) or not isinstance(net, _WRAPPERS):
+        return None
+    passes_on = any(type(net).forward is kind.forward for kind in _WRAPPERS)
+    return net.module if passes_on else None
+
+
+def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Module:
+    """Look through the wrappers of a net, and check what is inside.
+
+    Args:
+        net: Any module.
+        argument: Name of the argument.
+        finite: Whether parameters are to be finite.
+
+    Returns:
+        The net inside its wrappers.
+
+    Raises:
+        ValueError: If it is no module, its parameters have no shape yet or are distributed over
+            processes, or they are not finite.
+    """
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
+    net = inner_net(net)
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            layer = name.rpartition(".")[0]
+            raise ValueError(
+                f"{argument}: layer {layer!r} has no shape yet; call the net once before, on a "
+                "batch of its data"
+            )
+        if hasattr(tensor, "placements") or "_fsdp_wrapped_module" in name:  # a DTensor, or FSDP
+            raise ValueError(
+                f"{argument}: its parameters are distributed over processes (fully sharded); needs "
+                "a net with whole parameters"
+            )
+    for name, parameter in net.named_parameters() if finite else ():
+        check_finite(f"{argument} {name}", parameter)
+    return net
+
+
+def layered_net(net: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """The net whose layers are measured: that inside wrappers, or its copy on another device.
+
+    Args:
+        net: Any module.
+        device: Device to measure on, None for the net's own.
+
+    Returns:
+        A net whose layers Python calls.
+
+    Raises:
+        ValueError: If :func:`check_net` refuses it, or it is scripted or traced.
+    """
+    net = check_net(net)
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ValueError(
+            f"net: {type(net).__name__} is scripted or traced, so nothing is seen of what its "
+            "layers do; pass the module that it was made from (rt.spectrum and rt.evaluate take it)"
+        )
+    first = next(net.parameters(), None)
+    if device is None or first is None or torch.device(device) == first.device:
+        return net
+    return copied(net).to(device)
+
+
+def is_sequential(net: nn.Module) -> TypeGuard[nn.Sequential]:
+    """True for an ``nn.Sequential`` that only calls its modules in turn, so that parts are maps."""
+    return isinstance(net, nn.Sequential) and type(net).forward is nn.Sequential.forward
+
+
+def set_eval(net: nn.Module) -> None:
+    """Put a net into eval mode; frozen scripts and exported graphs have one mode only."""
+    if hasattr(net, "training"):
+        with suppress(NotImplementedError):
+            net.eval()
+
+
+@contextmanager
+def as_written(net: nn.Module) -> Iterator[None]:
+    """Run inside what the code of a net says, in one piece.
+
+    Compiled parts have one derivative only, checkpoints run a part again in every backward pass,
+    and wrappers inside the net split batches or hook gradients: all of them step aside.
+
+    Args:
+        net: Any module.
+
+    Yields:
+        Nothing.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_without_checkpoints())
+        if "torch._dynamo" in sys.modules:  # a second of import, and only then something compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in net.modules():
+            inner = _wrapped(module)
+            if inner is not None and "forward" not in vars(module):
+                vars(module)["forward"] = inner.__call__
+                stack.callback(vars(module).pop, "forward")
+        yield
+
+
+class _AtOnce:
+    """A function that keeps its graph, called as torch calls one that it would run again."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _keep_graph(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Switch ``torch.utils.checkpoint`` off inside."""
+    module: Any = torch.utils.checkpoint
+    own = {
+        "CheckpointFunction": _AtOnce,
+        "_checkpoint_without_reentrant_generator": _keep_graph,
+    }
+    before = {name: getattr(module, name) for name in own if hasattr(module, name)}
+    try:
+        for name in before:
+            setattr(module, name, own[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
