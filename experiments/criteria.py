@@ -167,6 +167,53 @@ def rate(
     return _criterion(criterion, f"rate {'>' if up else '<'} {threshold:g} ({source})", test, shown)
 
 
+def all_above(
+    criterion: str,
+    means: ArrayLike,
+    errors: ArrayLike,
+    n: int,
+    threshold: float = 0.0,
+    *,
+    source: str,
+    shown: str = "",
+) -> Criterion:
+    """Test that every one of some means exceeds a threshold.
+
+    It holds if each is shown to, by a t test of its own, and fails if one is shown not to, among as
+    many tests (Bonferroni). The estimate is the mean with the least evidence.
+
+    Args:
+        criterion: The compared quantity with its unit.
+        means: Means of n draws each.
+        errors: Their standard errors; 0 for a mean that is exact.
+        n: Number of draws behind each.
+        threshold: What all means must exceed.
+        source: Where the threshold comes from.
+        shown: Text that follows the measured value.
+    """
+    values, error = _values(means), _values(errors)
+    away = values - threshold
+    with np.errstate(divide="ignore", invalid="ignore"):
+        score = np.where(away == 0, 0.0, away / error)
+    worst = int(score.argmin())
+    half = float(stats.t.isf(ALPHA, n - 1) * error[worst])
+    test = Test(
+        kind="t",
+        side="above",
+        n=n,
+        estimate=short(values[worst]),
+        spread=short(error[worst] * math.sqrt(n)),
+        low=short(values[worst] - half),
+        high=short(values[worst] + half),
+        target=float(threshold),
+        margin=0.0,
+        p_holds=short(stats.t.sf(score[worst], n - 1)),
+        p_fails=short(min(1.0, len(values) * stats.t.cdf(score[worst], n - 1))),
+    )
+    told = f"least of {len(values)}" + (f"; {shown}" if shown else "")
+    return _criterion(criterion, f"every mean > {threshold:g} ({source})", test, told)
+
+
 def _one_sided(
     criterion: str,
     sample: ArrayLike,

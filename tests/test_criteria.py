@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.criteria import Criterion, above, below, decided, near, rate
+from experiments.criteria import Criterion, above, all_above, below, decided, near, rate
 
 SAMPLE = np.array([0.3, 1.2, -0.4, 0.9, 0.8, 1.1, 0.2])
 
@@ -52,6 +52,17 @@ def test_rates_are_tested_exactly(count):
     assert up.p_fails == down.p_holds == pytest.approx(less, rel=1e-3)
     ends = stats.binomtest(count, 20).proportion_ci(0.90)
     assert (up.low, up.high) == pytest.approx(tuple(ends), rel=1e-3)
+
+
+def test_all_of_some_means_are_judged_by_the_least_evident():
+    one = all_above("c", SAMPLE.mean(), SAMPLE.std(ddof=1) / 7**0.5, 7, 0.1, source="s").test
+    alone = above("c", SAMPLE, 0.1, source="s").test
+    assert one.p_holds == alone.p_holds and one.p_fails == alone.p_fails
+    assert (one.low, one.high, one.spread) == (alone.low, alone.high, alone.spread)
+    for means, holds in (([0.5, 0.3], True), ([0.5, 0.1], None), ([0.5, -0.3], False)):
+        assert decide(all_above("c", means, 0.1 * np.ones(2), 20, source="s")).holds is holds
+    assert decide(all_above("c", [0.1, 0.5], [0.0, 0.1], 20, source="s")).holds is True  # exact
+    assert decide(all_above("c", [0.0, 0.5], [0.0, 0.1], 20, source="s")).holds is None
 
 
 def test_equivalence_is_the_worse_of_two_tests():

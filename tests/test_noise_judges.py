@@ -246,11 +246,13 @@ def test_figure_12_full_asks_that_early_layers_are_equal(early, late, found):
     assert outcomes(flows.judge_figure_12_deep, arrays) == found
 
 
-def test_a_simulation_decides_beyond_its_errors():
-    slack, error = np.array([0.1, 0.5]), np.array([0.01, 0.1])
-    assert gaussian._sure(slack, error) is True
-    assert gaussian._sure(slack - 0.08, error) is None
-    assert gaussian._sure(slack - 0.2, error) is False
+@pytest.mark.parametrize(
+    ("gap", "found"), [(0.0, HOLDS), (0.025, UNDECIDED), (-0.04, FAILS)], ids=str
+)
+def test_a_simulation_decides_beyond_its_errors(gap, found):
+    made = gaussian._all_within("c", np.array([0.0, gap]), np.full(2, 0.004), 30, 0.03, source="s")
+    (criterion,) = decided([made])
+    assert criterion.holds is {HOLDS: True, FAILS: False, UNDECIDED: None}[found]
 
 
 # Table 5 -----------------------------------------------------------------------------------------

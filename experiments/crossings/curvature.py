@@ -16,7 +16,7 @@ from torch import nn
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim
-from experiments.criteria import Criterion
+from experiments.criteria import Criterion, below
 from experiments.parts import Each, Execution, Part, by_name, in_turn
 from experiments.shipped import SHORT_EPOCHS, listed_nets
 from experiments.trainings import FULL_EPOCHS, image_set
@@ -72,40 +72,43 @@ def _keys(a: Arrays) -> list[str]:
     return sorted(key.removesuffix(".values") for key in a if key.endswith(".values"))
 
 
-def _judge_spectrum(a: Arrays, key: str) -> list[Criterion]:
-    """Judge the consistency of one spectrum; the criteria report its numbers."""
-    values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
-    trace, again, index = a[f"{key}.intervals"]
-    k, missed = len(values) // 2, float(a[f"{key}.missed"])
-    overlap = max(trace[1], again[1]) <= min(trace[2], again[2])
-    energy, norm = float(np.sqrt(np.sum(values**2))), a[f"{key}.frobenius"][1]
+def _judge_spectra(a: Arrays) -> list[Criterion]:
+    """Judge the certificate of each spectrum; test over nets what rests on random probes."""
+    keys, found, gaps, ratios = _keys(a), [], [], []
+    for key in keys:
+        values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
+        trace, again, index = a[f"{key}.intervals"]
+        k, missed = len(values) // 2, float(a[f"{key}.missed"])
+        gaps.append(abs(trace[0] - again[0]) / (np.ptp(trace[1:]) / 2 + np.ptp(again[1:]) / 2))
+        ratios.append(np.log(np.sqrt(np.sum(values**2)) / a[f"{key}.frobenius"][0]))
+        found.append(
+            Criterion(
+                f"{key}: extreme eigenpairs within their bounds, none missed",
+                "every one converged to 1e-3; P(missed) <= 0.01",
+                f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[k]:.4g} ± "
+                f"{bounds[k]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}; trace "
+                f"{trace[0]:.4g} and {again[0]:.4g}, index {index[0]:.3f}",
+                bool(a[f"{key}.converged"].all()) and missed <= 0.01,
+            )
+        )
     return [
-        Criterion(
-            f"{key}: extreme eigenpairs within their bounds, none missed",
-            "every one converged to 1e-3; P(missed) <= 0.01",
-            f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[k]:.4g} ± "
-            f"{bounds[k]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}",
-            bool(a[f"{key}.converged"].all()) and missed <= 0.01,
+        *found,
+        below(
+            "gap of two independent estimates of the trace, in units of the sum of the half-widths "
+            "of their 95 % intervals",
+            gaps,
+            1.0,
+            source="below it, intervals overlap",
+            shown=f"the intervals of {sum(gap <= 1 for gap in gaps)} of {len(gaps)} nets overlap",
         ),
-        Criterion(
-            f"{key}: two independent estimates of the trace",
-            "95 % intervals that overlap",
-            f"{trace[0]:.4g} [{trace[1]:.4g}, {trace[2]:.4g}] and {again[0]:.4g} "
-            f"[{again[1]:.4g}, {again[2]:.4g}]; index {index[0]:.3f} "
-            f"[{index[1]:.3f}, {index[2]:.3f}]",
-            bool(overlap),
-        ),
-        Criterion(
-            f"{key}: the eigenvalues found against the Frobenius norm",
-            "root of their squares at most the upper end of its interval",
-            f"{energy:.4g} of {norm:.4g}",
-            bool(energy <= norm),
+        below(
+            "log of the ratio of the eigenvalues found, root of the sum of squares, to the "
+            "estimate of the Frobenius norm",
+            ratios,
+            source="they are a part of it",
+            shown=f"ratio {np.exp(min(ratios)):.2g} to {np.exp(max(ratios)):.2g}",
         ),
     ]
-
-
-def _judge_spectra(a: Arrays) -> list[Criterion]:
-    return [criterion for key in _keys(a) for criterion in _judge_spectrum(a, key)]
 
 
 # -- extremes against depth ------------------------------------------------------------------------
