@@ -110,7 +110,7 @@ def _judge(options: argparse.Namespace) -> int:
         for scale in claim.settings:
             path = record_path(claim.id, scale, options.records)
             if path.exists() and (
-                ages_of[path] == OLDER or record_faults(CLAIMS, options.records, path)
+                ages_of[path] != TODAY or record_faults(CLAIMS, options.records, path)
             ):
                 print(f"{claim.id} ({scale})")
                 _show(judge_again(claim, scale, folder=options.records))
@@ -137,7 +137,7 @@ def _check(options: argparse.Namespace) -> int:
         every = items(CLAIMS, folder)
         beyond = [item for item in every if item.reason]
         for item in beyond:
-            print(f"{item.name}: cannot be computed again here: {item.reason}")
+            print(f"{item.name}: is not computed again here: {item.reason}")
         print("records are valid; " + "; ".join(f"{v}: {told}" for v, told in counted.items()))
         print(f"{len(every) - len(beyond)} of {len(every)} records and parts can be checked here")
         wrong = _recomputed(every, options) if options.recompute else {}

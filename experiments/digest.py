@@ -27,7 +27,8 @@ _Functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 _Name = tuple[str, str]  # of a module, and of a definition in it
 _Import = tuple[str, str | None]  # a module, and a name in it
 Reader = Callable[[str], str | None]  # from a path below the root to the text of that file
-_LIBRARY = re.compile(r"resid_theory(\..+)?")
+# Modules that all papers share, but for the tests of criteria.
+_SHARED = re.compile(r"resid_theory(\..+)?|experiments(\.(?!(criteria|evidence)$)\w+)?")
 
 
 class _Statement:
@@ -92,7 +93,8 @@ class Sources:
     def digest(self, call: Callable[..., Any] | str, *, own: bool = False) -> str:
         """Digest of the code that a function, class, partial or ``"module:name"`` runs through.
 
-        With ``own``, the library counts by its names only.
+        With ``own``, the library and the modules that all papers share count by their names only,
+        but for the tests of criteria.
         Raises a ValueError for a callable that no module under the root defines by name.
         """
         if isinstance(call, partial):
@@ -213,7 +215,7 @@ def _parsed(
 
 
 def _unshared(names: list[_Name]) -> list[_Name]:
-    return [name for name in names if not (name[1] and _LIBRARY.fullmatch(name[0]))]
+    return [name for name in names if not (name[1] and _SHARED.fullmatch(name[0]))]
 
 
 _TODAY = Sources()

@@ -56,12 +56,14 @@ def _former(claims: Mapping[str, Claim], folder: Path) -> list[str]:
         wanted = next((w for w in (False, None) if w in [c.holds for c in criteria]), True)
         decisive = [c for c in criteria if c.holds is wanted]
         shown = "; ".join(f"{c.criterion}: {c.measured.split(';')[0]}" for c in decisive)
-        count = f"{len(decisive)} of {len(criteria)} {decisive[0].outcome}" if decisive else ""
+        outcome = decisive[0].outcome if decisive else "nothing"
+        count = f"{len(decisive)} of {len(criteria)} criteria: {outcome}"
         at = f", {stands.record.scale} scale" if stands.record else ""
-        rows.append(markdown_row(claim.id, f"{claim.kind}: {stands.word}{at}", f"{count}: {shown}"))
+        rows.append(markdown_row(claim.id, f"{claim.kind}: {stands.word}{at}", f"{count}. {shown}"))
     head = ["| claim | verdict now | what decides |", "|---|---|---|"]
     about = f'The {len(rows)} claims that were "not reproduced" at df81815 (2026-11-21).'
-    return [f"## What once was not reproduced\n\n{about}\n", "\n".join(head + rows)] if rows else []
+    title = "## What once was not reproduced"
+    return [title, about, "\n".join(head + rows)] if rows else []
 
 
 def _reworded(said: Sequence[Mapping[str, str]]) -> Iterator[str]:

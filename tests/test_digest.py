@@ -76,10 +76,12 @@ def test_nothing_else_changes_it(tmp_path, file, old, new):
 
 
 def test_modules_that_papers_share_may_count_by_name():
-    judge = "def judge():\n    return near(F)\n"
+    judge = "def judge():\n    return near(told(F))\n"
     files = {
         "experiments/criteria.py": "def near():\n    return 1\n",
+        "experiments/trainings.py": "def told():\n    return 1\n",
         "experiments/paper/a.py": "from experiments.criteria import near\n"
+        "from experiments.trainings import told\n"
         f"from experiments.paper.b import F\n{judge}",
         "experiments/paper/b.py": "F = 2\n",
     }
@@ -89,7 +91,8 @@ def test_modules_that_papers_share_may_count_by_name():
         given = {**files, **changes}
         return Sources(given.get).digest(call, own=True)
 
-    assert own() == own(**{"experiments/criteria.py": "def near():\n    return 3\n"})
+    assert own() == own(**{"experiments/trainings.py": "def told():\n    return 3\n"})
+    assert own() != own(**{"experiments/criteria.py": "def near():\n    return 3\n"})
     assert own() != own(**{"experiments/paper/b.py": "F = 3\n"})
     assert Sources(files.get).digest(call) != own()
 
