@@ -76,6 +76,11 @@ def cushions(seed=0):
     return rt.layer_cushions(net, x)
 
 
+def operator():
+    net, data = chain()
+    return rt.curvature_operator(net, "square", data)
+
+
 def report(**options):
     net, data = chain()
     return rt.spectrum(net, "square", data, k=2, **options)
@@ -90,9 +95,11 @@ MADE = {
     "Comparison": lambda: rt.compare_cushions(cushions(), cushions(1), resamples=20),
     "CompressionBound": lambda: stability.compression_bound(*chain(), margin=0.5),
     "Curve": lambda: density().smoothed(),
+    "Conversion": lambda: rt.conversion(rt.to_plain(rt.simplified_net(8, identity="residual"))),
     "Cushions": cushions,
     "Density": density,
     "Descent": lambda: descended()[2],
+    "Diagonal": lambda: operator().diagonal(budget=8),
     "Eigenpairs": lambda: rt.eigenpairs(torch.diag(torch.arange(20.0).double()), k=2),
     "Estimate": lambda: eigen.Estimate(value=1.0, standard_error=math.inf, low=0.5, high=math.inf),
     "Evaluation": lambda: rt.evaluate(chain()[0], (drawn(8, 4), torch.arange(8) % 3)),
@@ -107,11 +114,13 @@ MADE = {
     ),
     "InterlayerCushions": lambda: rt.interlayer_cushions(*chain(), start=0, method="probes"),
     "Interpolation": interpolated,
+    "MatrixError": lambda: eigen.matrix_error.MatrixError(spectral=1e-9),
     "NoiseCurves": lambda: stability.activation_noise(chain()[0], chain()[1][0], draws=2),
     "Outcome": lambda: Outcome(numbers={"loss": math.nan}, arrays={"x": drawn(2)}),
     "PathChart": lambda: interpolated().chart(0),
     "Run": trained,
     "Smoothness": lambda: stability.interlayer_smoothness(*chain(), draws=3),
+    "Solution": lambda: operator().solve(drawn(51), damping=2.0),
     "Spectrum": lambda: rt.hessian_spectrum(chain()[0], "square", chain()[1]),
     "SpectrumReport": lambda: report(method="matrix-free", steps=8, probes=3),
     "SweepReport": lambda: SweepReport(
@@ -272,8 +281,9 @@ def test_json_of_another_result_is_refused():
 # -- pictures --------------------------------------------------------------------------------------
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
-WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Eigenpairs", "Estimate", "Evaluation", "Gap",
-           "HessianCost", "Interpolation", "Outcome", "Smoothness", "SweepReport"}  # fmt: skip
+WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "MatrixError",
+           "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
 
 
 def draw(name, found):

@@ -1,7 +1,7 @@
 """Records of conversions, new layers with given weights, and ties between weights that remain."""
 
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from resid_theory.identity import (
 from resid_theory.networks import Block, IdentityShortcut
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = [
     "LINEAR_MAPS",
@@ -42,7 +43,7 @@ class NothingConverted(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Conversion:
+class Conversion(Result):
     """Record of what a conversion did to the modules of a net.
 
     Attributes:
@@ -56,18 +57,21 @@ class Conversion:
     converted: Mapping[str, tuple[str, str]]
     left: Mapping[str, str]
 
-    def __repr__(self) -> str:
-        """One line for each kind of module that was converted, and for each reason."""
-        lines = [f"{self.call}: {len(self.converted)} converted, {len(self.left)} left"]
-        for (old, new), count in Counter(self.converted.values()).items():
-            lines.append(f"  {count} x {old} -> {new}")
-        names: dict[str, list[str]] = defaultdict(list)
-        for name, reason in self.left.items():
-            names[reason].append(name or "the net itself")
-        for reason, some in names.items():
-            more = f" and {len(some) - 3} more" if len(some) > 3 else ""
-            lines.append(f"  left: {', '.join(some[:3])}{more}: {reason}")
-        return "\n".join(lines)
+    @property
+    def title(self) -> str:
+        """Numbers of modules that were converted and left."""
+        return f"{self.call}: {len(self.converted)} converted, {len(self.left)} left"
+
+    def table(self) -> Columns:
+        """One row for each module that was converted."""
+        was, became = zip(*self.converted.values(), strict=True) if self.converted else ((), ())
+        return {"module": list(self.converted), "was": was, "became": became}
+
+    def shown(self) -> Columns:
+        """One row for each kind of module."""
+        kinds = Counter(self.converted.values())
+        was, became = zip(*kinds, strict=True) if kinds else ((), ())
+        return {"modules": list(kinds.values()), "was": was, "became": became}
 
 
 def conversion(net: nn.Module) -> Conversion:
@@ -85,8 +89,10 @@ def conversion(net: nn.Module) -> Conversion:
     Example:
         >>> conversion(rt.to_plain(rt.simplified_net(8, identity="residual")))
         to_plain: 6 converted, 2 left
-          6 x Conv2d with ResidualWeight -> Conv2d
-          left: conv0, fc: carries no identity
+          modules  6
+          was      Conv2d with ResidualWeight
+          became   Conv2d
+        Left: conv0, fc: carries no identity.
     """
     record = net.__dict__.get("_conversion") if isinstance(net, nn.Module) else None
     if not isinstance(record, Conversion):

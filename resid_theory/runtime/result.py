@@ -76,7 +76,7 @@ class Result(Storable):
     def remarks(self) -> Sequence[str]:
         """Lines below the table: what is missing, by reason, and notes."""
         lines = []
-        for kind in ("not_covered", "not_compared", "unmeasured"):
+        for kind in ("not_covered", "not_compared", "unmeasured", "left"):
             names: dict[str, list[str]] = {}
             for name, reason in getattr(self, kind, {}).items():
                 names.setdefault(reason, []).append(name or "the net itself")
