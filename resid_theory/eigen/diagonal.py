@@ -35,6 +35,10 @@ class Diagonal(Result):
 
     tabulated = {"value": "values", "value_error": "standard_errors", "half_width": "half_widths"}
 
+    def __str__(self) -> str:
+        """The title alone."""
+        return self.title
+
     @property
     def title(self) -> str:
         """Range and error of the entries."""

@@ -41,6 +41,10 @@ class Solution(Result):
         "error_bound": lambda found: found.error_bounds.reshape(-1),
     }
 
+    def __str__(self) -> str:
+        """The title alone."""
+        return self.title
+
     @property
     def title(self) -> str:
         """The worst of them."""

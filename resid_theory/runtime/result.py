@@ -180,8 +180,8 @@ class Result(Storable):
         """Header and rows in words: a single row stands upright, of many the middle is left out."""
         columns = {name.replace("_", " "): column for name, column in self.shown().items()}
         count = len(next(iter(columns.values()), ()))
-        if count == 1:
-            yield from ([name, _cell(column[0])] for name, column in columns.items())
+        if count < 2:
+            yield from ([name, _cell(column[0])] for name, column in columns.items() if count)
             return
         yield list(columns)
         half = limit // 2 if count > limit + 1 else count
