@@ -27,6 +27,7 @@ __all__ = [
     "Conversion",
     "Converter",
     "NothingConverted",
+    "bias_of",
     "conversion",
     "described",
     "effective",
@@ -49,8 +50,8 @@ class Conversion(Result):
     Attributes:
         call: ``"to_plain"``, ``"to_residual"`` or ``"fold"``.
         converted: What each module was and became, by its name in the given net.
-        left: Reasons, by name, for linear layers and modules with a forward of their own that are
-            as they were.
+        left: Reasons, by name, for linear layers that are as they were and, of ``to_plain``, for
+            modules with layers and a forward of their own, which may add their input.
     """
 
     call: str
@@ -163,12 +164,13 @@ class Converter:
                 new.architecture = {**record, "then": then}  # type: ignore[assignment]
         return new
 
-    def leave(self, new: nn.Module, plain: str) -> None:
+    def leave(self, new: nn.Module, plain: str, *, additions: bool = False) -> None:
         """List the modules of the new net that stand as they were.
 
         Args:
             new: The new net.
             plain: Reason for linear layers without anything to convert.
+            additions: Whether modules of layers with a forward of their own are listed, too.
         """
         inside = tuple(f"{name}." for name in self.converted if name)
         for name, module in new.named_modules():
@@ -181,8 +183,9 @@ class Converter:
             if isinstance(module, LINEAR_MAPS):
                 parts = ", ".join(type(part).__name__ for part in parametrizations_of(module))
                 self.left[name] = f"{plain}; its weight is made by {parts}" if parts else plain
-            elif not isinstance(module, _IN_ORDER) and (not from_torch or module._modules):
-                self.left[name] = f"a {kind.__name__}, in whose forward additions are not seen"
+            elif additions and not isinstance(module, _IN_ORDER):
+                if module._modules or module._parameters and not from_torch:
+                    self.left[name] = f"a {kind.__name__}, in whose forward additions are not seen"
 
     def rebuilt(
         self, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None,
@@ -255,6 +258,13 @@ def _sources(layer: nn.Module, tensor: str) -> Iterable[nn.Parameter]:
         yield from layer.get_submodule(f"parametrizations.{tensor}").parameters()
     elif (own := layer._parameters.get(tensor)) is not None:
         yield own
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """A layer's bias."""
+    bias = layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
-from resid_theory.equivalence.conversion import LINEAR_MAPS, Converter, described, effective, same
+from resid_theory.equivalence.conversion import (
+    LINEAR_MAPS,
+    Converter,
+    bias_of,
+    described,
+    effective,
+    same,
+)
 from resid_theory.equivalence.folding import Folding
 from resid_theory.identity import (
     RULES,
@@ -71,7 +78,7 @@ def to_plain(net: nn.Module) -> nn.Module:
     """
     plain = _Plain(net, "to_plain")
     new = plain.convert(plain.net, "")
-    plain.leave(new, "carries no identity")
+    plain.leave(new, "carries no identity", additions=True)
     return plain.finished(
         new, "no weight has a ResidualWeight, DominantWeight or DiracWeight, and there is no "
         "AddIdentity and no networks.Block; additions in a module's forward are not seen"
@@ -117,11 +124,11 @@ class _Plain(Folding):
             layer = module.layer
             weight = effective(layer, f"{name}.layer".lstrip("."))
             weight += identity_of(layer, module.rule)
-            return self.rebuilt(layer, name, weight, _bias_of(layer))
+            return self.rebuilt(layer, name, weight, bias_of(layer))
         if isinstance(module, LINEAR_MAPS):
             if layer_identity(module) is None:
                 return module
-            return self.rebuilt(module, name, effective(module, name), _bias_of(module))
+            return self.rebuilt(module, name, effective(module, name), bias_of(module))
         if isinstance(module, Block):
             new = _widened(module, name, self)
             inside = [key for key in self.converted if key.startswith(f"{name}." if name else "")]
@@ -220,12 +227,6 @@ def _parts(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, nn.Sequential) else [module]
 
 
-def _bias_of(layer: nn.Module) -> Tensor | None:
-    bias = layer.bias
-    assert bias is None or isinstance(bias, Tensor)
-    return bias
-
-
 def _bias(conv: nn.Conv2d) -> Tensor:
     none = conv.weight.new_zeros(conv.out_channels)
     return none if conv.bias is None else conv.bias.detach()
@@ -291,7 +292,7 @@ def to_residual(
         except ValueError as error:
             if chosen:
                 raise
-            converter.left[name] = str(error).removeprefix("net: ")
+            converter.left[name] = str(error).removeprefix(f"net: layer {name!r} ")
             continue
         if made is old:
             converter.left[name] = "is residual already"
@@ -365,7 +366,7 @@ def _residual(
         return layer
     with torch.no_grad():
         weight = held if keeps else held - identity + (0 if own is None else own)
-    new = converter.rebuilt(plain, name, weight, _bias_of(plain))
+    new = converter.rebuilt(plain, name, weight, bias_of(plain))
     if explicit:
         return AddIdentity(new, rule)
     v = new.get_parameter("weight")
