@@ -28,6 +28,7 @@ __all__ = [
     "Converter",
     "NothingConverted",
     "bias_of",
+    "check_no_hooks",
     "conversion",
     "described",
     "effective",
@@ -265,6 +266,18 @@ def bias_of(layer: nn.Module) -> Tensor | None:
     bias = layer.bias
     assert bias is None or isinstance(bias, Tensor)
     return bias
+
+
+def check_no_hooks(module: nn.Module, name: str) -> None:
+    """Raise a ValueError for hooks, which would see other values in the new net, or be lost."""
+    for inner, part in module.named_modules():
+        inside = "parametrizations" in inner.split(".")  # those compute the weight
+        if not inside and (part._forward_hooks or part._forward_pre_hooks):
+            where = ".".join(filter(None, (name, inner)))
+            raise ValueError(
+                f"net: {where!r} has hooks, which would not see the values that they see now; "
+                "remove them first"
+            )
 
 
 def same(one: Tensor, other: Tensor) -> bool:

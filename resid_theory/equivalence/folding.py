@@ -7,6 +7,7 @@ from resid_theory.equivalence.conversion import (
     LINEAR_MAPS,
     Converter,
     bias_of,
+    check_no_hooks,
     described,
     effective,
 )
@@ -36,8 +37,8 @@ def fold(net: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If a BatchNorm is in train mode or keeps no statistics, if one is not directly
-            behind a linear layer (as in pre-activation nets) or that has a forward of its own, or a
-            weight is made by hooks or changes whenever it is read.
+            behind a linear layer (as in pre-activation nets) or that has a forward of its own or
+            hooks, or a weight is made by hooks or changes whenever it is read.
 
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
@@ -132,6 +133,8 @@ class Folding(Converter):
                 new = self.rebuilt(layer, name, effective(layer, name), bias_of(layer))
             else:
                 weight, bias = _with_norm(layer, name, norm, norm_name)
+                check_no_hooks(layer, name)
+                check_no_hooks(norm, norm_name)
                 new = self.rebuilt(layer, name, weight, bias, norm.parameters())
             self._folded[layer, norm] = new
         return self._folded[layer, norm]

@@ -15,6 +15,7 @@ from resid_theory.equivalence.conversion import (
     LINEAR_MAPS,
     Converter,
     bias_of,
+    check_no_hooks,
     described,
     effective,
     same,
@@ -65,7 +66,8 @@ def to_plain(net: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a block has no plain net (a pre-activation block, an input that may be
             negative, different strides), a BatchNorm in a block is in train mode, the weight beside
-            an identity changes whenever it is read, or weights that share a parameter differ.
+            an identity changes whenever it is read, weights that share a parameter differ, or a
+            block has hooks or a forward of its own.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3; blocks of several convolutions are derived here.
@@ -110,16 +112,24 @@ class _Plain(Folding):
         new = self._new(module, name)
         if new is not module:
             self.converted[name] = old, described(new)
-        if isinstance(module, nn.ReLU):
+        if type(module) is nn.ReLU:
             self.nonnegative = True
         elif isinstance(module, Block):
-            self.nonnegative = isinstance(module.after, nn.ReLU)
+            self.nonnegative = type(module.after) is nn.ReLU
         else:
-            self.nonnegative &= type(module) is nn.Sequential or isinstance(module, _KEEP_SIGN)
+            self.nonnegative &= type(module) in (nn.Sequential, *_KEEP_SIGN)
         self._known[module] = new, before, self.nonnegative, has_block
         return new
 
     def _new(self, module: nn.Module, name: str) -> nn.Module:
+        for base in (AddIdentity, Block):
+            if isinstance(module, base):
+                check_no_hooks(module, name)
+                if type(module).forward is not base.forward or "forward" in vars(module):
+                    raise ValueError(
+                        f"net: {name!r} is a {type(module).__name__} with a forward of its own, "
+                        f"needs that of {base.__name__}"
+                    )
         if isinstance(module, AddIdentity):
             layer = module.layer
             weight = effective(layer, f"{name}.layer".lstrip("."))
@@ -182,7 +192,7 @@ def _branch(block: Block, name: str, plain: _Plain) -> list[nn.Conv2d]:
     """The convolutions of a block of convolutions with ReLUs between them, BatchNorm folded."""
     parts = _parts(plain.part(block.branch, f"{name}.branch".lstrip(".")))
     convs, between = parts[::2], parts[1::2]
-    fits = len(parts) % 2 == 1 and all(isinstance(part, nn.ReLU) for part in between)
+    fits = len(parts) % 2 == 1 and all(type(part) is nn.ReLU for part in between)
     if not fits or not isinstance(block.before, nn.Identity):
         kinds = ", ".join(type(part).__name__ for part in [block.before, *parts])
         raise ValueError(
