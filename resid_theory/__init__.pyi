@@ -151,6 +151,9 @@ from .networks import (
 from .networks import (
     simplified_net as simplified_net,
 )
+from .runtime.result import (
+    load_result as load_result,
+)
 from .stability import (
     compare_cushions as compare_cushions,
 )

@@ -107,7 +107,7 @@ def test_a_layer_without_values_in_the_seeds_of_one_side_is_named(known):
         assert found.units.tolist() == [[4, 3], [2, 3]] and not found.not_compared
     else:
         assert found.not_compared == {"two": f"has a value in {known} seeds of a, needs two"}
-        assert f"not compared: two: has a value in {known} seeds" in str(found)
+        assert f"Not compared: two: has a value in {known} seeds" in str(found)
 
 
 def test_layers_that_one_side_lacks_are_named():
@@ -115,7 +115,7 @@ def test_layers_that_one_side_lacks_are_named():
     found = rt.compare_cushions(a, b)
     assert found.layers == ("two",)
     assert found.not_compared == {"one": "only in a", "three": "only in b"}
-    assert "not compared: three: only in b" in str(found)
+    assert "Not compared: three: only in b" in str(found)
     found = rt.compare_cushions([a, b], [a, a])
     assert found.not_compared == {"one": "not in every net of a", "three": "not in every net of a"}
 
@@ -137,7 +137,7 @@ def test_plain_and_residual_nets_differ_by_the_convention():
     assert (removed.cliffs_delta[1:-1] == 1).all()
     effective = rt.compare_cushions(residual.under("effective"), plain.under("effective"))
     assert float(effective.difference[1:-1].abs().max()) < 0.1
-    assert list(removed.frame().index) == list(plain.layers)
+    assert list(removed.frame()["layer"]) == list(plain.layers)
 
 
 @pytest.mark.parametrize(

@@ -316,3 +316,34 @@ def test_a_convolution_behind_two_norms(same):
     assert relative_error(new(x), net(x)) < TOLERANCE
     assert (new[0] is new[2]) is same
     assert ("no longer tied" in repr(rt.conversion(new))) is not same
+
+
+class Doubled(AddIdentity):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(module):
+    module.register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("convert", "net", "says"),
+    [
+        (rt.to_plain, Doubled(nn.Linear(2, 2)), "is a Doubled with a forward of its own"),
+        (rt.to_plain, AddIdentity(hooked(nn.Linear(2, 2))), "'0.layer' has hooks"),
+        (rt.fold, hooked(nn.Linear(2, 2)), "'0' has hooks"),
+    ],
+    ids=["own forward", "beside an identity", "in front of BatchNorm"],
+)
+def test_what_would_get_lost_is_refused(convert, net, says):
+    with pytest.raises(ValueError, match=says):
+        convert(nn.Sequential(net, nn.BatchNorm1d(2)).eval())
+
+
+def test_hooks_of_a_converted_layer_stay():
+    layer, seen = with_identity(nn.Linear(2, 2), "residual"), []
+    layer.register_forward_hook(lambda module, given, made: seen.append(type(module)))
+    rt.to_plain(nn.Sequential(layer))(torch.ones(1, 2))
+    assert seen == [nn.Linear]

@@ -728,7 +728,7 @@ def test_too_few_samples_leave_an_end_open():
 
 def test_frame_has_a_row_for_each_layer():
     frame = rt.layer_cushions(rt.simplified_net(8), noise(5, 3, 16, 16)).frame()
-    assert list(frame.index) == [*(f"conv{i}" for i in range(7)), "fc"]
+    assert list(frame["layer"]) == [*(f"conv{i}" for i in range(7)), "fc"]
     assert (frame["minimum"] <= frame["q01"]).all() and (frame["q05"] <= frame["median"]).all()
     assert (frame["samples"] == 5).all()
 

@@ -144,6 +144,7 @@ def test_fold_writes_what_evaluates_alike(capsys, tmp_path, checkpoint, name):
     out = tmp_path / name
     found = content(capsys, "fold", "--checkpoint", checkpoint, "--out", out)
     assert (found["norms"], found["parameters"]) == (7, [75_738, 75_050])
+    assert len(found["converted"]) == 7 and list(found["left"]) == ["fc"]
     options = ("--data", "digits", "--samples", "20", "--top", "1,5")
     before = content(capsys, "evaluate", "--checkpoint", checkpoint, *options)
     after = content(capsys, "evaluate", "--checkpoint", out, *options)

@@ -104,7 +104,9 @@ def test_import_export_import_is_bit_identical(tmp_path, generator, layout, imag
     assert_same(rt.load_dirac_file(tmp_path / "b.pth").state_dict(), net.state_dict())
 
 
-@pytest.mark.parametrize("form", ["statistics apart", "older torch", "no identities", "training"])
+@pytest.mark.parametrize(
+    "form", ["statistics apart", "older torch", "no identities", "training", "parallel"]
+)
 def test_other_forms_of_a_file(tmp_path, generator, form):
     params = oracles.dirac_params((2, 2, 2), generator=generator)
     content, options = {"params": params}, {}
@@ -121,6 +123,8 @@ def test_other_forms_of_a_file(tmp_path, generator, form):
         weight.sum().backward()
         optimizer.step()
         content |= {"optimizer": optimizer.state_dict(), "epoch": 9}
+    if form == "parallel":  # trained in a DataParallel
+        content = {"params": {f"module.{name}": tensor for name, tensor in params.items()}}
     other = saved(tmp_path / "other", content, **options)
     assert (other.read_bytes()[:2] == b"PK") is (form != "older torch")
     net = rt.load_dirac_file(saved(tmp_path / "plain", {"params": params}))

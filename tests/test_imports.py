@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # face of its rooms. A new file in a room needs no entry.
 FLOORS = [
     ["_check", "nested"],
-    ["activations", "initializations", "losses", "runtime", "theory.flow", "theory.interpolation"],
+    ["activations", "initializations", "losses", "runtime", "theory.flow"],
     ["identity"],
-    ["data", "eigen", "networks"],
+    ["data", "eigen", "networks", "theory.interpolation"],
     ["equivalence", "stability", "theory.linear", "theory.zero_weights"],
     ["curvature", "exchange", "theory", "training"],
     ["descent", "plots", "sweep"],

@@ -231,7 +231,7 @@ def test_inputs_go_to_the_dtype_of_the_first_layer_and_reports_say_so(dtype):
     assert relative_error(found.values[1], expected) < 1e-6
     cast = ("x is cast from torch.float64 to the net's torch.float32",)
     assert found.notes == (cast if dtype == torch.float64 else ())
-    assert (f"note: {cast[0]}" in str(found)) == (dtype == torch.float64)
+    assert (f"Note: {cast[0]}." in str(found)) == (dtype == torch.float64)
 
 
 @pytest.mark.parametrize("of", [torch.float32, torch.float64], ids=str)

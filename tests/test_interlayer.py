@@ -177,7 +177,7 @@ def test_both_errors_of_the_mean_are_told_apart():
     assert found.sampling_error.item() == pytest.approx((row.std() / 6**0.5).item(), rel=1e-12)
     errors = found.standard_errors[0]
     assert found.probe_error.item() == pytest.approx(errors.norm().item() / 6, rel=1e-12)
-    assert "± probes" in str(found) and "10 probes" in str(found)
+    assert "probe error" in str(found) and "10 probes" in str(found)
 
 
 # -- laws ------------------------------------------------------------------------------------------

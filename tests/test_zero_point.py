@@ -1,6 +1,5 @@
 """The zero point: verdicts and their reasons, bounds, structure, and what is refused."""
 
-import json
 import math
 import time
 
@@ -239,23 +238,11 @@ def test_the_summary_holds_the_numbers_of_the_zero_point(n, loss, generator):
     assert point.escape_steps == pytest.approx(expected)
 
 
-def test_json_reads_back_with_levels_and_multiplicities(generator):
-    data = samples(generator)
-    point = zero_point(data, blocks=5, shortcut_depth=2, hidden=7, mid="relu")
-    back = json.loads(point.json())
-    assert back["slope"] == 0.5 and back["hidden"] == 7 and back["reason"] == point.reason
-    spectrum = rt.Spectrum.of(back["levels"], back["multiplicities"])
-    assert spectrum.distance(point.spectrum) == 0.0
-    assert sum(back["multiplicities"]) == 5 * 7 * 2 * D
-    flat = json.loads(zero_point(data, blocks=1, shortcut_depth=3).json())
-    assert float(flat["learning_rate_scale"]) == math.inf
-
-
 def test_a_deep_net_of_one_layer_answers_by_its_limits(generator):
     data = samples(generator)
     point = zero_point(data, blocks=10_000, shortcut_depth=1)
     assert not point.is_listed
-    found = json.loads(point.json())
+    found = point.summary()
     assert found["max_magnitude"] == pytest.approx(1e4 * point.growth_rate)
     assert point.escape_time == 0.0
     assert "tends to" in str(point)

@@ -244,8 +244,10 @@ def _cushion_content(found: "Summaries") -> dict[str, Any]:
     from resid_theory.stability.cushions import WEIGHTS, Cushions
 
     if not isinstance(found, Cushions):
-        return {"layers": found.frame().to_dict("index")}
-    tables = {name: found.under(name).frame().to_dict("index") for name in WEIGHTS}
+        return {"layers": found.frame().set_index("layer").to_dict("index")}
+    tables = {
+        name: found.under(name).frame().set_index("layer").to_dict("index") for name in WEIGHTS
+    }
     layers = {row: {name: table[row] for name, table in tables.items()} for row in found.rows}
     return {"layers": layers, "not_covered": dict(found.not_covered)}
 

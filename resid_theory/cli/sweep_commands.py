@@ -59,11 +59,11 @@ def sweep(
     content = asdict(report) | {
         "folder": str(report.folder),
         "failed": [
-            {"key": key, "error": error, "config": dict(report.failed_cells[key].config)}
+            {"key": key, "error": error, "config": dict(report.failed_configs[key])}
             for key, error in report.failed.items()
         ],
     }
-    del content["failed_cells"]
+    del content["failed_configs"]
     emit(content, f"{report}\nResults in {report.folder}.", as_json)
     if report.failed:
         raise typer.Exit(1)

@@ -21,6 +21,7 @@ from resid_theory.losses import LossLike, NoWeighting
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
+from resid_theory.runtime.result import Result
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
 
 __all__ = ["METHODS", "HessianCost", "HessianPlan", "hessian", "hessian_cost", "hessian_spectrum"]
@@ -33,11 +34,11 @@ _BANDWIDTH = {"cpu": 2e9, "cuda": 5e11}
 
 
 @dataclass(frozen=True, kw_only=True)
-class HessianCost:
+class HessianCost(Result):
     """Memory and time of a dense Hessian, known before the work starts.
 
     Attributes:
-        method: ``closed_form``, ``layer_pairs`` or ``columns``.
+        method: ``closed_form``, ``layer_pairs`` or ``table``.
         parameters: Number of trainable parameters P.
         bytes: Memory at the peak, the (P, P) result included.
         seconds: Estimated time on this machine, from its measured rate of matrix products.
@@ -48,8 +49,9 @@ class HessianCost:
     bytes: int
     seconds: float
 
-    def __str__(self) -> str:
-        """One line."""
+    @property
+    def title(self) -> str:
+        """All in one line."""
         return (
             f"{self.method}: P = {self.parameters}, {readable_bytes(self.bytes)}, "
             f"about {self.seconds:.2g} s"

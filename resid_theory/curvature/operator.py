@@ -10,8 +10,10 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.varied_net import vary_activations
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.losses import LossLike
+from resid_theory.runtime.net_entry import inner_net
 from resid_theory.runtime.process_group import ProcessGroup
 from resid_theory.runtime.resources import readable_bytes
 
@@ -126,6 +128,7 @@ def curvature_operator(
     *,
     matrix: str = "hessian",
     parameters: Any = None,
+    wrt: str = "parameters",
     batchnorm: str = "eval",
     weight_decay: float = 0.0,
     chunk: int | None = None,
@@ -165,6 +168,9 @@ def curvature_operator(
             of a sum, :math:`\sum_i g_i g_i^T`.
         parameters: None for all that are trainable; a name, a shell-style pattern
             (``"conv*.weight"``), a parameter, or several of these. The others are held fixed.
+        wrt: ``"parameters"``; ``"inputs"`` for the curvature in the inputs of all samples together,
+            (samples · inputs) rows and columns; or the name of a module, for that in its outputs.
+            The samples are then held in memory at once.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         weight_decay: λ of a penalty λ/2 |θ|² over the parameters chosen, which adds λ to the
             diagonal of every matrix, and its own parts to loss and gradient.
@@ -211,6 +217,13 @@ def curvature_operator(
     failure: Exception | None = None
     try:
         seed = source.initial_seed()
+        if wrt != "parameters":
+            if parameters is not None or weight_decay:
+                raise ValueError(
+                    f"wrt: got {wrt!r} together with parameters or weight_decay, needs 'parameters'"
+                )
+            net, data = vary_activations(inner_net(net), data, wrt)
+            parameters = "inputs" if wrt == "inputs" else "activations"
         risk = EmpiricalRisk(
             net,
             loss,

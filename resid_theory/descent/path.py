@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resid_theory.runtime.result import Columns, Result
+
 __all__ = ["Descent"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Descent:
+class Descent(Result):
     """Full-batch gradient descent of many nets; ``rows`` stands for the leading axes.
 
     Attributes:
@@ -36,6 +38,31 @@ class Descent:
     weights: Tensor
     kept: Tensor
     kept_weights: Tensor
+
+    headline = "gradient descent, {0.epochs.shape[0]} recorded epochs"
+
+    def table(self) -> Columns:
+        """One row for each recorded epoch and net; ``row`` counts the nets through all axes."""
+        rows, times = self.learning_rate.numel(), len(self.epochs)
+        return {
+            "epoch": self.epochs.repeat_interleave(rows),
+            "row": torch.arange(rows).repeat(times),
+            "learning_rate": self.learning_rate.flatten().repeat(times),
+            "loss": self.loss.flatten(),
+            "gradient_norm": self.gradient_norm.flatten(),
+            "mean_weight_norm": self.mean_weight_norm.flatten(),
+        }
+
+    def shown(self) -> Columns:
+        """First and last loss of each net."""
+        ends = self.diverged_at.flatten().tolist()
+        return {
+            "row": range(len(ends)),
+            "learning_rate": self.learning_rate.flatten(),
+            "first_loss": self.loss[0].flatten(),
+            "last_loss": self.final_loss.flatten(),
+            "diverged_at": [None if epoch < 0 else epoch for epoch in ends],
+        }
 
     @property
     def final_loss(self) -> Tensor:

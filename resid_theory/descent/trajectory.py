@@ -16,13 +16,14 @@ from resid_theory.descent.path import Descent
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, LossLike
 from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.runtime.result import Result
 from resid_theory.theory import linear_hessian
 
 __all__ = ["HessianTrajectory", "at_loss", "hessian_trajectory"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class HessianTrajectory:
+class HessianTrajectory(Result):
     """All eigenvalues of the Hessian at chosen epochs of one row of a descent.
 
     Attributes:
@@ -36,6 +37,17 @@ class HessianTrajectory:
     loss: Tensor
     gradient_norm: Tensor
     spectra: tuple[Spectrum, ...]
+
+    headline = "Hessian along a descent, P = {0.spectra[0].size}"
+    tabulated = {
+        "epoch": "epochs",
+        "loss": "loss",
+        "gradient_norm": "gradient_norm",
+        "largest": lambda found: found.each(lambda spectrum: spectrum.largest),
+        "smallest": lambda found: found.each(lambda spectrum: spectrum.smallest),
+        "condition_number": lambda found: found.each(lambda spectrum: spectrum.condition_number),
+        "index": lambda found: found.each(lambda spectrum: spectrum.index),
+    }
 
     def each(self, statistic: Callable[[Spectrum], float]) -> Tensor:
         """A statistic of every spectrum.

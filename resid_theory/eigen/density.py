@@ -10,12 +10,13 @@ from torch import Tensor
 from resid_theory._check import as_tensor, check_positive
 from resid_theory.eigen.estimate import Estimate, mean_estimate, student
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Curve", "Density", "jacobi_matrix"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Curve:
+class Curve(Result):
     """A function on a grid, with a standard error at every point.
 
     Attributes:
@@ -30,9 +31,12 @@ class Curve:
     standard_errors: Tensor
     width: float
 
+    headline = "Curve over eigenvalues, kernel of width {0.width:.4g}"
+    tabulated = {"eigenvalue": "grid", "value": "values", "value_error": "standard_errors"}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Density:
+class Density(Result):
     """Distribution of the eigenvalues of a symmetric operator: known ones, and a sample of probes.
 
     A probe z, uniform on the unit sphere of the complement of the known eigenvectors, weights every
@@ -72,6 +76,28 @@ class Density:
     known_error: float
     round_off: float
     products: int
+
+    headline = (
+        "Density of P = {0.size} eigenvalues: {0.probes} probes of {0.nodes.shape[1]} nodes, "
+        "{0.known.shape[0]} known ones, {0.products} products"
+    )
+
+    def table(self) -> Columns:
+        """One row for each node and each known eigenvalue (probe -1), with its share of all."""
+        atoms = torch.arange(self.probes).repeat_interleave(self.nodes.shape[1])
+        share, known = self._share / self.probes, torch.ones_like(self.known)
+        return {
+            "probe": torch.cat([atoms, -known.long()]),
+            "eigenvalue": torch.cat([self.nodes.flatten(), self.known]),
+            "share": torch.cat([share * self.weights.flatten(), known / self.size]),
+        }
+
+    def shown(self) -> Columns:
+        """Quantiles and the share of negative eigenvalues, each with its 95 % interval."""
+        levels = (0.01, 0.1, 0.5, 0.9, 0.99)
+        found = {f"quantile {level:g}": self.quantile(level) for level in levels}
+        found["share of negative ones"] = self.negative_share
+        return {"quantity": list(found), "value": list(map(str, found.values()))}
 
     @property
     def probes(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.estimate import student
 from resid_theory.eigen.products import MatrixProducts, check_square
+from resid_theory.runtime.result import Result
 
 __all__ = ["Diagonal", "diagonal"]
 
@@ -15,7 +16,7 @@ _BLOCK = 64  # vectors multiplied together
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Diagonal:
+class Diagonal(Result):
     """The diagonal of a matrix.
 
     Attributes:
@@ -32,8 +33,15 @@ class Diagonal:
     is_exact: bool
     products: int
 
+    tabulated = {"value": "values", "value_error": "standard_errors", "half_width": "half_widths"}
+
     def __str__(self) -> str:
-        """One line."""
+        """The title alone."""
+        return self.title
+
+    @property
+    def title(self) -> str:
+        """Range and error of the entries."""
         how = "exact" if self.is_exact else f"± {float(self.half_widths.median()):.2g} (median)"
         low, high = float(self.values.min()), float(self.values.max())
         return f"{len(self.values)} entries from {low:.4g} to {high:.4g}, {how}"

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from resid_theory.eigen.estimate import Estimate
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Eigenpairs", "clusters"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Eigenpairs:
+class Eigenpairs(Result):
     """Extreme eigenpairs of a symmetric operator, each with a bound on its error.
 
     Attributes:
@@ -88,23 +89,27 @@ class Eigenpairs:
         """Number of pairs."""
         return len(self.values)
 
-    def __str__(self) -> str:
-        """A table: value, bound, residual, multiplicity."""
-        lines = ["        eigenvalue        bound     residual  multiplicity"]
-        for number in range(len(self)):
-            more = "≥ " if bool(self.at_least[number]) else ""
-            mark = "" if bool(self.converged[number]) else "  not converged"
-            lines.append(
-                f"{self.values[number].item():18.10g} {self.bounds[number].item():12.2e} "
-                f"{self.residuals[number].item():12.2e} "
-                f"{more + str(int(self.multiplicities[number])):>13}{mark}"
-            )
-        low, high = self.limits
-        lines.append(
-            f"{self.products} products; missed one beyond these with probability ≤ "
-            f"{self.missed_probability:.1g}, one outside [{low:.4g}, {high:.4g}] with ≤ 0.001"
-        )
-        return "\n".join(lines)
+    headline = (
+        "Eigenpairs, {0.which}, {0.products} products; missed one beyond these with probability ≤ "
+        "{0.missed_probability:.1g}, one outside [{0.limits[0]:.4g}, {0.limits[1]:.4g}] with ≤ .001"
+    )
+    tabulated = {
+        "eigenvalue": "values",
+        "bound": "bounds",
+        "residual": "residuals",
+        "multiplicity": "multiplicities",
+        "at_least": "at_least",
+        "converged": "converged",
+    }
+
+    def shown(self) -> Columns:
+        """The pairs, their values in ten digits."""
+        columns, counts = dict(self.table()), self.multiplicities.tolist()
+        more = columns.pop("at_least").tolist()  # type: ignore[union-attr]
+        return columns | {
+            "eigenvalue": [f"{value:.10g}" for value in self.values.tolist()],
+            "multiplicity": ["≥ " * m + str(count) for m, count in zip(more, counts, strict=True)],
+        }
 
 
 def clusters(values: Tensor, widths: Tensor) -> Tensor:

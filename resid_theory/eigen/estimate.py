@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, replace
 
 from torch import Tensor
 
+from resid_theory.runtime.result import Result
+
 __all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "student"]
 
 
@@ -19,7 +21,7 @@ def student(degrees: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Estimate(Result):
     """A number, its standard error, and the ends of its 95 % interval.
 
     Attributes:
@@ -64,6 +66,12 @@ class Estimate:
         """Return whether a number lies in the 95 % interval, ends included."""
         return self.low <= truth <= self.high
 
+    headline = "{0!s} (95 % interval)"
+
+    def __repr__(self) -> str:
+        """One line, since estimates stand in other results."""
+        return f"Estimate({self})"
+
     def __str__(self) -> str:
         """The value with half the width of its interval, or the interval where it is lopsided."""
         below, above = self.value - self.low, self.high - self.value
@@ -71,7 +79,15 @@ class Estimate:
             return f"{self.value:.6g} (exact)"
         if math.isinf(self.high) or not 0.5 <= (above / below if below else math.inf) <= 2:
             return f"{self.value:.4g} in [{self.low:.4g}, {self.high:.4g}]"
-        return f"{self.value:.6g} ± {max(below, above):.2g}"
+        half = max(below, above)
+        # As many digits as the interval is worth: to its second one.
+        digits = 2 + _magnitude(self.value) - _magnitude(half)
+        return f"{self.value:.{min(max(digits, 1), 6)}g} ± {half:.2g}"
+
+
+def _magnitude(value: float) -> int:
+    """Power of ten of the first digit."""
+    return math.floor(math.log10(abs(value))) if value else -400
 
 
 def mean_estimate(

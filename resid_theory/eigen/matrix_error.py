@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from resid_theory.runtime.result import Result
+
 __all__ = ["MatrixError"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatrixError:
+class MatrixError(Result):
     """Difference E of the matrix that an operator multiplies by from the one it stands for.
 
     Attributes:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 from resid_theory.eigen.products import MatrixProducts, check_square
+from resid_theory.runtime.result import Result
 
 __all__ = ["Solution", "solve"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
+class Solution(Result):
     """Solutions x of (A + damping I) x = v, and how well they are known.
 
     Attributes:
@@ -35,8 +36,18 @@ class Solution:
     method: str
     products: int
 
+    tabulated = {
+        "residual": lambda found: found.residuals.reshape(-1),
+        "error_bound": lambda found: found.error_bounds.reshape(-1),
+    }
+
     def __str__(self) -> str:
-        """One line."""
+        """The title alone."""
+        return self.title
+
+    @property
+    def title(self) -> str:
+        """The worst of them."""
         state = "converged" if self.converged else "not converged"
         bound = float(self.error_bounds.max())
         return (

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
+from resid_theory.runtime.result import Result
 
 __all__ = ["Spectrum"]
 
@@ -16,7 +17,7 @@ _EXPAND_LIMIT = 1 << 27  # eigenvalues, 1 GiB in float64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Spectrum(SpectralStatistics):
+class Spectrum(SpectralStatistics, Result):
     r"""All eigenvalues of a symmetric operator, equal ones stored once with their multiplicity.
 
     A closed form knows its multiplicities, so that ten numbers can represent millions of
@@ -97,6 +98,12 @@ class Spectrum(SpectralStatistics):
             share = (error + made.zero_threshold) / made.max_magnitude
             return replace(made, resolution=share)
         return made
+
+    headline = (
+        "Spectrum, P = {0.size}: λ in [{0.smallest:.4g}, {0.largest:.4g}] loss / weight², rank "
+        "{0.rank}, condition number {0.condition_number:.4g}, share below zero {0.index:.4g}"
+    )
+    tabulated = {"eigenvalue": "levels", "multiplicity": "multiplicities"}
 
     @property
     def size(self) -> int:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,15 +19,13 @@ from resid_theory.eigen.orthogonalization import dots
 from resid_theory.eigen.quadrature import lanczos_quadrature
 from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum import Spectrum
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["SpectrumReport", "spectral_estimates"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpectrumReport:
+class SpectrumReport(Result):
     """Summary of the spectrum of a symmetric operator, every number with its error bar.
 
     Attributes:
@@ -140,49 +137,38 @@ class SpectrumReport:
             products=0 if pairs is None else pairs.products,
         )
 
-    def rows(self) -> list[tuple[str, Estimate]]:
+    @property
+    def numbers(self) -> dict[str, Estimate]:
         """The numbers by name, extremes first, without those that were not estimated."""
-        named = [(f"largest {i}", end) for i, end in enumerate(self.largest, 1)]
-        named += [(f"smallest {i}", end) for i, end in enumerate(self.smallest, 1)]
-        named += [("trace", self.trace), ("Frobenius norm", self.frobenius_norm)]
+        named = {f"largest {i}": end for i, end in enumerate(self.largest, 1)}
+        named |= {f"smallest {i}": end for i, end in enumerate(self.smallest, 1)}
+        named |= {"trace": self.trace, "Frobenius norm": self.frobenius_norm}
         if self.index is not None:
-            named.append((f"index, share below {-self.index_threshold:.2g}", self.index))
+            named[f"index, share below {-self.index_threshold:.2g}"] = self.index
         if self.condition_number is not None:
-            label = f"condition number, percentile {self.percentile:g}"
-            named.append((label, self.condition_number))
+            named[f"condition number, percentile {self.percentile:g}"] = self.condition_number
         return named
 
-    def frame(self) -> "DataFrame":
-        """The numbers as a pandas data frame.
-
-        Returns:
-            One row per number: ``quantity``, ``value``, ``standard_error``, ``low`` and ``high``
-            (the 95 % interval), and the same ``method``, ``matrix``, ``parameters`` in all rows.
-        """
-        from pandas import DataFrame
-
-        about = {"method": self.method, "matrix": self.matrix, "parameters": self.parameters}
-        rows = self.rows()
-        return DataFrame([{"quantity": name} | asdict(number) | about for name, number in rows])
-
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """Matrix, size, method and its reason."""
         data = "" if self.samples is None else f", {self.samples} samples"
         cost = f", {self.products} products" if self.products else ""
         return f"{self.matrix}, P = {self.parameters}{data}: {self.method}{cost} ({self.reason})"
 
-    def __str__(self) -> str:
-        """The numbers as a plain table."""
-        rows = self.rows()
-        width = max(len(name) for name, _ in rows)
-        lines = [self._title, *(f"  {name:<{width}}  {number}" for name, number in rows)]
-        return "\n".join([*lines, *(f"  Note: {note}." for note in self.notes)])
+    def table(self) -> Columns:
+        """One row for each number, with its standard error and the ends of its 95 % interval."""
+        parts = [asdict(number) for number in self.numbers.values()]
+        about = {"method": self.method, "matrix": self.matrix, "parameters": self.parameters}
+        return {
+            "quantity": list(self.numbers),
+            **{name: [part[name] for part in parts] for name in parts[0]},
+            **{name: [value] * len(parts) for name, value in about.items()},
+        }
 
-    def _repr_markdown_(self) -> str:
-        """The numbers as a Markdown table, for notebooks."""
-        lines = [f"**{self._title}**", "", "| quantity | value |", "|---|---|"]
-        lines += [f"| {name} | {number} |" for name, number in self.rows()]
-        return "\n".join([*lines, *(f"\nNote: {note}." for note in self.notes)])
+    def shown(self) -> Columns:
+        """The numbers with their intervals."""
+        return {"quantity": list(self.numbers), "value": list(map(str, self.numbers.values()))}
 
 
 def _ends(spectrum: Spectrum, k: int, sign: int, bound: float) -> tuple[Estimate, ...]:

@@ -1,7 +1,7 @@
 """Records of conversions, new layers with given weights, and ties between weights that remain."""
 
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,15 @@ from resid_theory.identity import (
 from resid_theory.networks import Block, IdentityShortcut
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = [
     "LINEAR_MAPS",
     "Conversion",
     "Converter",
     "NothingConverted",
+    "bias_of",
+    "check_no_hooks",
     "conversion",
     "described",
     "effective",
@@ -42,32 +45,35 @@ class NothingConverted(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Conversion:
+class Conversion(Result):
     """Record of what a conversion did to the modules of a net.
 
     Attributes:
         call: ``"to_plain"``, ``"to_residual"`` or ``"fold"``.
         converted: What each module was and became, by its name in the given net.
-        left: Reasons, by name, for linear layers and modules with a forward of their own that are
-            as they were.
+        left: Reasons, by name, for linear layers that are as they were and, of ``to_plain``, for
+            modules with layers and a forward of their own, which may add their input.
     """
 
     call: str
     converted: Mapping[str, tuple[str, str]]
     left: Mapping[str, str]
 
-    def __repr__(self) -> str:
-        """One line for each kind of module that was converted, and for each reason."""
-        lines = [f"{self.call}: {len(self.converted)} converted, {len(self.left)} left"]
-        for (old, new), count in Counter(self.converted.values()).items():
-            lines.append(f"  {count} x {old} -> {new}")
-        names: dict[str, list[str]] = defaultdict(list)
-        for name, reason in self.left.items():
-            names[reason].append(name or "the net itself")
-        for reason, some in names.items():
-            more = f" and {len(some) - 3} more" if len(some) > 3 else ""
-            lines.append(f"  left: {', '.join(some[:3])}{more}: {reason}")
-        return "\n".join(lines)
+    @property
+    def title(self) -> str:
+        """Numbers of modules that were converted and left."""
+        return f"{self.call}: {len(self.converted)} converted, {len(self.left)} left"
+
+    def table(self) -> Columns:
+        """One row for each module that was converted."""
+        was, became = zip(*self.converted.values(), strict=True) if self.converted else ((), ())
+        return {"module": list(self.converted), "was": was, "became": became}
+
+    def shown(self) -> Columns:
+        """One row for each kind of module."""
+        kinds = Counter(self.converted.values())
+        was, became = zip(*kinds, strict=True) if kinds else ((), ())
+        return {"modules": list(kinds.values()), "was": was, "became": became}
 
 
 def conversion(net: nn.Module) -> Conversion:
@@ -85,8 +91,10 @@ def conversion(net: nn.Module) -> Conversion:
     Example:
         >>> conversion(rt.to_plain(rt.simplified_net(8, identity="residual")))
         to_plain: 6 converted, 2 left
-          6 x Conv2d with ResidualWeight -> Conv2d
-          left: conv0, fc: carries no identity
+          modules  6
+          was      Conv2d with ResidualWeight
+          became   Conv2d
+        Left: conv0, fc: carries no identity.
     """
     record = net.__dict__.get("_conversion") if isinstance(net, nn.Module) else None
     if not isinstance(record, Conversion):
@@ -157,12 +165,13 @@ class Converter:
                 new.architecture = {**record, "then": then}  # type: ignore[assignment]
         return new
 
-    def leave(self, new: nn.Module, plain: str) -> None:
+    def leave(self, new: nn.Module, plain: str, *, additions: bool = False) -> None:
         """List the modules of the new net that stand as they were.
 
         Args:
             new: The new net.
             plain: Reason for linear layers without anything to convert.
+            additions: Whether modules of layers with a forward of their own are listed, too.
         """
         inside = tuple(f"{name}." for name in self.converted if name)
         for name, module in new.named_modules():
@@ -175,8 +184,9 @@ class Converter:
             if isinstance(module, LINEAR_MAPS):
                 parts = ", ".join(type(part).__name__ for part in parametrizations_of(module))
                 self.left[name] = f"{plain}; its weight is made by {parts}" if parts else plain
-            elif not isinstance(module, _IN_ORDER) and (not from_torch or module._modules):
-                self.left[name] = f"a {kind.__name__}, in whose forward additions are not seen"
+            elif additions and not isinstance(module, _IN_ORDER):
+                if module._modules or module._parameters and not from_torch:
+                    self.left[name] = f"a {kind.__name__}, in whose forward additions are not seen"
 
     def rebuilt(
         self, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None,
@@ -249,6 +259,25 @@ def _sources(layer: nn.Module, tensor: str) -> Iterable[nn.Parameter]:
         yield from layer.get_submodule(f"parametrizations.{tensor}").parameters()
     elif (own := layer._parameters.get(tensor)) is not None:
         yield own
+
+
+def bias_of(layer: nn.Module) -> Tensor | None:
+    """A layer's bias."""
+    bias = layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return bias
+
+
+def check_no_hooks(module: nn.Module, name: str) -> None:
+    """Raise a ValueError for hooks, which would see other values in the new net, or be lost."""
+    for inner, part in module.named_modules():
+        inside = "parametrizations" in inner.split(".")  # those compute the weight
+        if not inside and (part._forward_hooks or part._forward_pre_hooks):
+            where = ".".join(filter(None, (name, inner)))
+            raise ValueError(
+                f"net: {where!r} has hooks, which would not see the values that they see now; "
+                "remove them first"
+            )
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -19,6 +19,7 @@ from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import leaves_of, map_tensors, tensors_of
 from resid_theory.runtime.net_entry import as_written, check_net
 from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Gap", "OptimizerFactory", "check_equivalence"]
 
@@ -32,7 +33,7 @@ ROUNDINGS = 1e3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Gap:
+class Gap(Result):
     """Measured differences between two nets; all relative, 0 for the same net.
 
     A difference counts in units of the largest number in the same tensor of the first net. One
@@ -63,25 +64,35 @@ class Gap:
     by_parameter: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    headline = "differences of two nets, relative, at most {0.largest:.4g}"
+
+    def table(self) -> Columns:
+        """One row for each output, parameter and step of training, and one for the inputs."""
+        rows = [
+            *(("outputs", name, gap) for name, gap in self.by_output.items()),
+            ("input gradient", "", self.input_gradient),
+            *(("gradients", name, gap) for name, gap in self.by_parameter.items()),
+            *(("weights", f"step {n}", gap) for n, gap in enumerate(self.steps.tolist(), 1)),
+        ]
+        quantities, places, differences = zip(*rows, strict=True)
+        return {"quantity": quantities, "at": places, "difference": differences}
+
+    def shown(self) -> Columns:
+        """The largest difference of each quantity."""
+        rows = sorted(zip(*self.table().values(), strict=True), key=lambda row: row[2])
+        worst = {quantity: (place, gap) for quantity, place, gap in rows}
+        kinds = [kind for kind in ("outputs", "input gradient", "gradients", "weights")
+                 if kind in worst]  # fmt: skip
+        return {
+            "quantity": kinds,
+            "largest": [worst[kind][1] for kind in kinds],
+            "at": [worst[kind][0] for kind in kinds],
+        }
+
     @property
     def largest(self) -> float:
         """The largest of all these differences."""
         return max(self.outputs, self.input_gradient, self.gradients or 0.0, *self.steps.tolist())
-
-    def __repr__(self) -> str:
-        """The differences in one line, with the leaf and the parameter that differ most."""
-        words = [f"outputs {self.outputs:.2g}{_worst(self.by_output)}",
-                 f"input gradient {self.input_gradient:.2g}"]  # fmt: skip
-        if self.gradients is not None:
-            words.append(f"gradients {self.gradients:.2g}{_worst(self.by_parameter)}")
-        if len(self.steps):
-            words.append(f"weights after {len(self.steps)} steps {float(self.steps[-1]):.2g}")
-        return f"Gap({', '.join(words)})"
-
-
-def _worst(gaps: Mapping[str, float]) -> str:
-    name = max(gaps, key=lambda name: gaps[name], default="")
-    return f" at {name}" if name and gaps[name] else ""
 
 
 @torch.inference_mode(False)

@@ -3,7 +3,14 @@
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from resid_theory.equivalence.conversion import LINEAR_MAPS, Converter, described, effective
+from resid_theory.equivalence.conversion import (
+    LINEAR_MAPS,
+    Converter,
+    bias_of,
+    check_no_hooks,
+    described,
+    effective,
+)
 from resid_theory.networks import Block
 
 __all__ = ["Folding", "fold"]
@@ -30,8 +37,8 @@ def fold(net: nn.Module) -> nn.Module:
 
     Raises:
         ValueError: If a BatchNorm is in train mode or keeps no statistics, if one is not directly
-            behind a linear layer (as in pre-activation nets) or that has a forward of its own, or a
-            weight is made by hooks or changes whenever it is read.
+            behind a linear layer (as in pre-activation nets) or that has a forward of its own or
+            hooks, or a weight is made by hooks or changes whenever it is read.
 
     Source:
         Zagoruyko & Komodakis, arXiv:1706.00388v2, section 2.
@@ -123,18 +130,14 @@ class Folding(Converter):
             kind = parametrize.type_before_parametrizations(layer).__name__
             self.converted[name] = words, kind
             if norm is None:
-                new = self.rebuilt(layer, name, effective(layer, name), _bias_of(layer))
+                new = self.rebuilt(layer, name, effective(layer, name), bias_of(layer))
             else:
                 weight, bias = _with_norm(layer, name, norm, norm_name)
+                check_no_hooks(layer, name)
+                check_no_hooks(norm, norm_name)
                 new = self.rebuilt(layer, name, weight, bias, norm.parameters())
             self._folded[layer, norm] = new
         return self._folded[layer, norm]
-
-
-def _bias_of(layer: nn.Module) -> Tensor | None:
-    bias = layer.bias
-    assert bias is None or isinstance(bias, Tensor)
-    return bias
 
 
 def _with_norm(
@@ -156,7 +159,7 @@ def _with_norm(
     weight = effective(layer, name)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
-    bias = _bias_of(layer)
+    bias = bias_of(layer)
     if bias is not None:
         shift = shift + bias.detach().double()
     if norm.weight is not None:

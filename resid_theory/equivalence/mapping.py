@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice
-from resid_theory.equivalence.conversion import LINEAR_MAPS, Converter, described, effective, same
+from resid_theory.equivalence.conversion import (
+    LINEAR_MAPS,
+    Converter,
+    bias_of,
+    check_no_hooks,
+    described,
+    effective,
+    same,
+)
 from resid_theory.equivalence.folding import Folding
 from resid_theory.identity import (
     RULES,
@@ -58,7 +66,8 @@ def to_plain(net: nn.Module) -> nn.Module:
     Raises:
         ValueError: If a block has no plain net (a pre-activation block, an input that may be
             negative, different strides), a BatchNorm in a block is in train mode, the weight beside
-            an identity changes whenever it is read, or weights that share a parameter differ.
+            an identity changes whenever it is read, weights that share a parameter differ, or a
+            block has hooks or a forward of its own.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3; blocks of several convolutions are derived here.
@@ -71,7 +80,7 @@ def to_plain(net: nn.Module) -> nn.Module:
     """
     plain = _Plain(net, "to_plain")
     new = plain.convert(plain.net, "")
-    plain.leave(new, "carries no identity")
+    plain.leave(new, "carries no identity", additions=True)
     return plain.finished(
         new, "no weight has a ResidualWeight, DominantWeight or DiracWeight, and there is no "
         "AddIdentity and no networks.Block; additions in a module's forward are not seen"
@@ -103,25 +112,33 @@ class _Plain(Folding):
         new = self._new(module, name)
         if new is not module:
             self.converted[name] = old, described(new)
-        if isinstance(module, nn.ReLU):
+        if type(module) is nn.ReLU:
             self.nonnegative = True
         elif isinstance(module, Block):
-            self.nonnegative = isinstance(module.after, nn.ReLU)
+            self.nonnegative = type(module.after) is nn.ReLU
         else:
-            self.nonnegative &= type(module) is nn.Sequential or isinstance(module, _KEEP_SIGN)
+            self.nonnegative &= type(module) in (nn.Sequential, *_KEEP_SIGN)
         self._known[module] = new, before, self.nonnegative, has_block
         return new
 
     def _new(self, module: nn.Module, name: str) -> nn.Module:
+        for base in (AddIdentity, Block):
+            if isinstance(module, base):
+                check_no_hooks(module, name)
+                if type(module).forward is not base.forward or "forward" in vars(module):
+                    raise ValueError(
+                        f"net: {name!r} is a {type(module).__name__} with a forward of its own, "
+                        f"needs that of {base.__name__}"
+                    )
         if isinstance(module, AddIdentity):
             layer = module.layer
             weight = effective(layer, f"{name}.layer".lstrip("."))
             weight += identity_of(layer, module.rule)
-            return self.rebuilt(layer, name, weight, _bias_of(layer))
+            return self.rebuilt(layer, name, weight, bias_of(layer))
         if isinstance(module, LINEAR_MAPS):
             if layer_identity(module) is None:
                 return module
-            return self.rebuilt(module, name, effective(module, name), _bias_of(module))
+            return self.rebuilt(module, name, effective(module, name), bias_of(module))
         if isinstance(module, Block):
             new = _widened(module, name, self)
             inside = [key for key in self.converted if key.startswith(f"{name}." if name else "")]
@@ -175,7 +192,7 @@ def _branch(block: Block, name: str, plain: _Plain) -> list[nn.Conv2d]:
     """The convolutions of a block of convolutions with ReLUs between them, BatchNorm folded."""
     parts = _parts(plain.part(block.branch, f"{name}.branch".lstrip(".")))
     convs, between = parts[::2], parts[1::2]
-    fits = len(parts) % 2 == 1 and all(isinstance(part, nn.ReLU) for part in between)
+    fits = len(parts) % 2 == 1 and all(type(part) is nn.ReLU for part in between)
     if not fits or not isinstance(block.before, nn.Identity):
         kinds = ", ".join(type(part).__name__ for part in [block.before, *parts])
         raise ValueError(
@@ -218,12 +235,6 @@ def _shortcut(
 def _parts(module: nn.Module) -> list[nn.Module]:
     # Not children(), which omits the second use of a module.
     return list(module) if isinstance(module, nn.Sequential) else [module]
-
-
-def _bias_of(layer: nn.Module) -> Tensor | None:
-    bias = layer.bias
-    assert bias is None or isinstance(bias, Tensor)
-    return bias
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:
@@ -291,7 +302,7 @@ def to_residual(
         except ValueError as error:
             if chosen:
                 raise
-            converter.left[name] = str(error).removeprefix("net: ")
+            converter.left[name] = str(error).removeprefix(f"net: layer {name!r} ")
             continue
         if made is old:
             converter.left[name] = "is residual already"
@@ -365,7 +376,7 @@ def _residual(
         return layer
     with torch.no_grad():
         weight = held if keeps else held - identity + (0 if own is None else own)
-    new = converter.rebuilt(plain, name, weight, _bias_of(plain))
+    new = converter.rebuilt(plain, name, weight, bias_of(plain))
     if explicit:
         return AddIdentity(new, rule)
     v = new.get_parameter("weight")

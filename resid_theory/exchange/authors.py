@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +16,7 @@ from resid_theory.identity import identity_kernel, layer_identity
 from resid_theory.networks import diracnet, diracnet_imagenet
 from resid_theory.runtime import store
 from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.weight_files import read_safely, without_wrappers
 
 __all__ = ["load_dirac_file", "save_dirac_file"]
 
@@ -72,7 +72,7 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; needs one that torch.save has written")
     try:
-        tensors = _plain_tensors(_entries(_content(path)), path.stat().st_size)
+        tensors = _plain_tensors(_entries(read_safely(path)), path.stat().st_size)
         folded = any(name.startswith("features.") for name in tensors)
         first = "features.conv.weight" if folded else "conv"
         for name, axes in ((first, 4), ("fc.weight", 2)):
@@ -92,32 +92,11 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
     return net
 
 
-def _content(path: Path) -> Any:
-    """Content of a file that torch.save has written; nothing in it is run."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums
-                damaged = archive.testzip()
-                if damaged is not None:
-                    raise ValueError(f"its part {damaged!r} is damaged, copy the file again")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # The unpickler may stumble over a hostile file in any way.
-    except Exception as error:
-        text = str(error)
-        code = re.search(r"GLOBAL (\S+)", text)
-        text = text.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
-        first = re.split(r"\n|\. ", text)[0][:200].rstrip(".")
-        raise ValueError(
-            f"asks for {code[1]}, which no file of plain tensors does; nothing in it was run"
-            if code
-            else f"is not, or not whole, a file of tensors by torch.save ({first})"
-        ) from error
-
-
 def _entries(content: Any) -> dict[Any, Any]:
     """The named tensors of a file in one dict."""
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}, needs a dict of tensors")
+    content = _unwrapped(content)
     if "params" not in content:
         if any(str(name).startswith("features.") for name in content):
             return content
@@ -134,11 +113,17 @@ def _entries(content: Any) -> dict[Any, Any]:
         entries = content.get(part, {})
         if not isinstance(entries, dict):
             raise ValueError(f"{part!r} is a {type(entries).__name__}, needs a dict")
+        entries = _unwrapped(entries)
         twice = next((name for name in entries if name in merged), None)
         if twice is not None:
             raise ValueError(f"{twice!r:.80} is in 'params' and in 'stats'")
         merged |= entries
     return merged
+
+
+def _unwrapped(entries: dict[Any, Any]) -> dict[Any, Any]:
+    named = all(isinstance(name, str) for name in entries)
+    return without_wrappers(entries) if named else entries
 
 
 def _plain_tensors(entries: Mapping[Any, Any], size: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resid_theory.plots.canvas import SERIES, headroom, open_axes
+from resid_theory.plots.result_plots import refuse
 from resid_theory.stability.sample_statistics import Summaries
 
 __all__ = ["cushion_histogram", "cushion_violins"]
@@ -16,7 +17,7 @@ _DIGITS = ((1,), (1, 2, 5), range(1, 10))
 
 
 def cushion_histogram(
-    measured: Mapping[str, Summaries],
+    measured: Summaries | Mapping[str, Summaries],
     layer: str,
     *,
     bins: int = 40,
@@ -28,7 +29,7 @@ def cushion_histogram(
     marks the median of each net; the legend gives it and the number of samples.
 
     Args:
-        measured: Layer or interlayer cushions, by name of the net.
+        measured: Layer or interlayer cushions, of one net or by name of the net.
         layer: Name of a layer that all nets have.
         bins: Number of bins over the common range.
         ax: Axes to draw into; new ones by default.
@@ -37,12 +38,13 @@ def cushion_histogram(
         The axes.
 
     Raises:
-        ValueError: If a net has no such layer, or no finite cushion in it.
+        ValueError: If a result is of another kind, or a net has no such layer or no finite cushion
+            in it.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, Figure 3.
     """
-    ax = open_axes(ax)
+    measured, ax = _nets(measured), open_axes(ax)
     rows = {net: _finite_row(net, found, layer) for net, found in measured.items()}
     low, high = (min(map(np.min, rows.values())), max(map(np.max, rows.values())))
     wide = 0 < 20 * low < high
@@ -60,25 +62,26 @@ def cushion_histogram(
     return ax
 
 
-def cushion_violins(measured: Mapping[str, Summaries], *, ax: Axes | None = None) -> Axes:
+def cushion_violins(
+    measured: Summaries | Mapping[str, Summaries], *, ax: Axes | None = None
+) -> Axes:
     """Cushions of every layer as violins over the samples, several nets side by side.
 
     A violin reaches from the smallest to the largest cushion; its bar is the median. The axis is
     logarithmic, because cushions within a net differ by factors.
 
     Args:
-        measured: Layer or interlayer cushions, by name of the net; the layers of the first net are
-            drawn, for the other nets those among them that they have.
+        measured: Layer or interlayer cushions, of one net or by name of the net; the layers of the
+            first net are drawn, for the other nets those among them that they have.
         ax: Axes to draw into; new ones by default.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: If there is no net.
+        ValueError: If there is no net, or a result is of another kind.
     """
-    if not measured:
-        raise ValueError("measured: got no net, needs cushions by name of the net")
+    measured = _nets(measured)
     ax, layers = open_axes(ax), next(iter(measured.values())).rows
     width = 0.8 / len(measured)
     for number, (net, found) in enumerate(measured.items()):
@@ -102,6 +105,17 @@ def cushion_violins(measured: Mapping[str, Summaries], *, ax: Axes | None = None
     ax.set_yticks(np.log10(ticks), [f"{tick:.3g}" for tick in ticks])
     ax.legend(loc="upper left", frameon=False)
     return ax
+
+
+def _nets(measured: Summaries | Mapping[str, Summaries]) -> Mapping[str, Summaries]:
+    """Cushions by name of the net."""
+    nets = measured if isinstance(measured, Mapping) else {"cushions": measured}
+    if not nets:
+        raise ValueError("measured: got no net, needs cushions by name of the net")
+    for found in nets.values():
+        if not isinstance(found, Summaries):
+            refuse("measured", found, "Cushions", "InterlayerCushions")
+    return nets
 
 
 def _round_numbers(low: float, high: float) -> list[float]:

@@ -12,12 +12,13 @@ from resid_theory.eigen.density import Density
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, open_axes
+from resid_theory.plots.result_plots import refuse
 
 __all__ = ["spectral_density"]
 
 
 def spectral_density(
-    estimate: SpectrumReport | Density,
+    estimate: SpectrumReport | Density | Spectrum,
     *,
     exact: Spectrum | None = None,
     scale: str = "linear",
@@ -27,7 +28,7 @@ def spectral_density(
     """Density of the eigenvalues, with two standard errors around it and the extremes marked.
 
     Args:
-        estimate: A report or a density; a dense report is drawn as its histogram.
+        estimate: A report, a density or a spectrum; eigenvalues are drawn as their histogram.
         exact: All eigenvalues, where they are known, drawn as a histogram behind; those of a dense
             report by default.
         scale: ``linear`` or ``symlog``: of the eigenvalues. The density is per unit of eigenvalue
@@ -40,7 +41,8 @@ def spectral_density(
         The axes; the density is on a logarithmic axis.
 
     Raises:
-        ValueError: If the report holds neither eigenvalues nor a density, or a name is unknown.
+        ValueError: If the result is of another kind, if a report holds neither eigenvalues nor a
+            density, or if a name is unknown.
     """
     check_choice("scale", scale, ("linear", "symlog"))
     density, known, marks = _parts(estimate)
@@ -69,14 +71,15 @@ def spectral_density(
 
 
 def _parts(
-    estimate: SpectrumReport | Density,
+    estimate: SpectrumReport | Density | Spectrum,
 ) -> tuple[Density | None, Spectrum | None, list[float]]:
     """Density, eigenvalues and extremes of what was given."""
     if isinstance(estimate, Density):
         return estimate, None, estimate.known.tolist()
+    if isinstance(estimate, Spectrum):
+        return None, estimate, [estimate.largest, estimate.smallest]
     if not isinstance(estimate, SpectrumReport):
-        kind = type(estimate).__name__
-        raise ValueError(f"estimate: got {kind}, needs a SpectrumReport or a Density")
+        refuse("estimate", estimate, "SpectrumReport", "Density", "Spectrum")
     extremes = [end.value for end in (*estimate.largest, *estimate.smallest)]
     return estimate.density, estimate.spectrum, extremes
 

@@ -8,7 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.eigen.spectrum_report import SpectrumReport
 from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, headroom, open_axes
+from resid_theory.plots.result_plots import refuse
 from resid_theory.theory import ZeroPoint
 
 __all__ = ["spectrum", "zero_point"]
@@ -17,9 +19,9 @@ _LABELLED = 12  # levels; the multiplicities of more would cover the curve
 
 
 def spectrum(
-    measured: Spectrum,
+    measured: Spectrum | SpectrumReport | ZeroPoint,
     *,
-    predicted: Spectrum | None = None,
+    predicted: Spectrum | ZeroPoint | None = None,
     label: str = "measured",
     color: str = MEASURED,
     ax: Axes | None = None,
@@ -30,7 +32,7 @@ def spectrum(
     symmetric-logarithmic when half of those that are not zero are below 1 % of the largest.
 
     Args:
-        measured: Drawn as a broad line.
+        measured: All eigenvalues, as a spectrum or in a report; drawn as a broad line.
         predicted: Drawn as a thin line on top, its multiplicities in the legend, and beside the
             levels where these are few.
         label: Name of ``measured`` in the legend.
@@ -39,7 +41,12 @@ def spectrum(
 
     Returns:
         The axes.
+
+    Raises:
+        ValueError: If a result is of another kind or does not list its eigenvalues.
     """
+    measured = _eigenvalues("measured", measured)
+    predicted = None if predicted is None else _eigenvalues("predicted", predicted)
     ax = open_axes(ax)
     _stairs(ax, measured, color=color, linewidth=4, label=f"{label}, P = {measured.size}")
     if predicted is not None:
@@ -63,7 +70,12 @@ def zero_point(point: ZeroPoint, *, drawing: Figure | None = None) -> Figure:
 
     Returns:
         The figure.
+
+    Raises:
+        ValueError: If the result is of another kind.
     """
+    if not isinstance(point, ZeroPoint):
+        refuse("point", point, "ZeroPoint")
     panels = 2 if point.is_listed else 1
     drawing = figure(1, panels) if drawing is None else drawing
     axes = drawing.axes or list(np.atleast_1d(drawing.subplots(1, panels)))
@@ -75,6 +87,21 @@ def zero_point(point: ZeroPoint, *, drawing: Figure | None = None) -> Figure:
         spectrum(levels, label="predicted", color=PREDICTED, ax=axes[1])
         _label_levels(axes[1], levels)
     return drawing
+
+
+def _eigenvalues(argument: str, given: Spectrum | SpectrumReport | ZeroPoint) -> Spectrum:
+    """The eigenvalues that a result lists."""
+    if isinstance(given, (SpectrumReport, ZeroPoint)):
+        found = given.spectrum
+        if found is None:
+            raise ValueError(
+                f"{argument}: this report lists no eigenvalues; rt.plots.spectral_density draws "
+                "what it has, and method='dense' lists them"
+            )
+        return found
+    if not isinstance(given, Spectrum):
+        refuse(argument, given, "Spectrum", "SpectrumReport", "ZeroPoint")
+    return given
 
 
 def _stairs(ax: Axes, spectrum: Spectrum, *, color: str, linewidth: float, label: str) -> None:

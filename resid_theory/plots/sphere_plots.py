@@ -4,6 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from resid_theory.plots.canvas import PREDICTED, SERIES, open_axes
+from resid_theory.plots.result_plots import refuse
+from resid_theory.runtime.result import Result
 from resid_theory.theory.interpolation.sphere_paths import PathChart
 
 __all__ = ["interpolation_path"]
@@ -22,9 +24,14 @@ def interpolation_path(
     Returns:
         The axes.
 
+    Raises:
+        ValueError: If a result is of another kind.
+
     Source:
         Li et al., arXiv:1611.01186, Figure 10 (there a schematic).
     """
+    if isinstance(chart, Result) and not isinstance(chart, PathChart):
+        refuse("chart", chart, "PathChart: result.chart(sample) of an Interpolation")
     ax = open_axes(ax)
     for number, (longitude, latitude) in enumerate(np.asarray(chart.circles).swapaxes(1, 2)):
         label = "kept clear of other columns" if number == 0 else None

@@ -11,6 +11,7 @@ from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Result
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.linear_uses import LinearUse
@@ -22,7 +23,7 @@ __all__ = ["CompressionBound", "compression_bound"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CompressionBound:
+class CompressionBound(Result):
     r"""Quantities of the compression bound, and the effective number of parameters.
 
     Attributes:
@@ -49,6 +50,20 @@ class CompressionBound:
     margin: float
     samples: int
     notes: tuple[str, ...] = ()
+
+    headline = (
+        "compression bound, {0.samples} samples: {0.effective_parameters:.4g} effective parameters "
+        "(contraction {0.contraction:.4g}, largest output {0.output_norm:.4g}, margin "
+        "{0.margin:.4g})"
+    )
+    tabulated = {
+        "layer": "layers",
+        "layer_cushion": "layer_cushions",
+        "interlayer_cushion": "interlayer",
+        "spread": "spread",
+        "overlap": "overlap",
+        "term": "terms",
+    }
 
     @property
     def terms(self) -> Tensor:

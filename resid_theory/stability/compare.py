@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
+from resid_theory.runtime.result import Result
 from resid_theory.stability.sample_statistics import Summaries
-
-if TYPE_CHECKING:
-    import pandas
 
 __all__ = ["Comparison", "compare_cushions", "holm"]
 
@@ -20,7 +18,7 @@ _AT_ONCE = 1 << 22  # numbers held in one step of the bootstrap
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Comparison:
+class Comparison(Result):
     """Differences between the cushions of two sides, by layer.
 
     Attributes:
@@ -62,38 +60,23 @@ class Comparison:
         """Layers in which the median of a is above that of b."""
         return int((self.difference > 0).sum())
 
-    def frame(self) -> "pandas.DataFrame":
-        """The comparison as a table.
-
-        Returns:
-            One row for each layer: numbers of units, medians, their difference with its interval,
-            Cliff's delta, p-value and adjusted p-value.
-        """
-        import pandas
-
-        columns = {
-            "units_a": self.units[:, 0].tolist(),
-            "units_b": self.units[:, 1].tolist(),
-            "median_a": self.medians[:, 0].tolist(),
-            "median_b": self.medians[:, 1].tolist(),
-            "difference": self.difference.tolist(),
-            "low": self.intervals[:, 0].tolist(),
-            "high": self.intervals[:, 1].tolist(),
-            "cliffs_delta": self.cliffs_delta.tolist(),
-            "p": self.p_values.tolist(),
-            "p_holm": self.adjusted_p_values.tolist(),
-        }
-        return pandas.DataFrame(columns, index=pandas.Index(self.layers, name="layer"))
-
-    def __str__(self) -> str:
-        """The table, headed by the number of layers in which a is larger."""
-        lines = [
-            f"a - b over {self.unit}s, {100 * self.confidence:g} % intervals; a is larger in "
-            f"{self.layers_where_a_is_larger} of {len(self.layers)} layers",
-            self.frame().to_string(float_format=lambda value: f"{value:.4g}"),
-        ]
-        lines += [f"not compared: {name}: {reason}" for name, reason in self.not_compared.items()]
-        return "\n".join(lines)
+    headline = (
+        "a - b over {0.unit}s, intervals of {0.confidence:.4g}; a is larger in "
+        "{0.layers_where_a_is_larger} of {0.units.shape[0]} layers"
+    )
+    tabulated = {
+        "layer": "layers",
+        "units_a": lambda found: found.units[:, 0],
+        "units_b": lambda found: found.units[:, 1],
+        "median_a": lambda found: found.medians[:, 0],
+        "median_b": lambda found: found.medians[:, 1],
+        "difference": "difference",
+        "difference_low": lambda found: found.intervals[:, 0],
+        "difference_high": lambda found: found.intervals[:, 1],
+        "cliffs_delta": "cliffs_delta",
+        "p": "p_values",
+        "p_holm": "adjusted_p_values",
+    }
 
 
 def compare_cushions(

@@ -13,6 +13,7 @@ from resid_theory._check import check_choice, check_int
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Columns
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, Layout, looks_at, same
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
@@ -88,20 +89,15 @@ class Cushions(Summaries):
         """
         return replace(self, weight=weight)
 
-    def __str__(self) -> str:
-        """A table of statistics, with the other weight's median and what is not covered."""
+    headline = (
+        "layer cushions of {0.samples} samples: {0.norm} norm, {0.weight}, BatchNorm "
+        "{0.batchnorm}, include_bias={0.include_bias}"
+    )
+
+    def table(self) -> Columns:
+        """One row for each layer; last, the median with the other weight in the denominator."""
         other = WEIGHTS[self.weight == WEIGHTS[0]]
-        medians = [f"{value:.4g}" for value in self.under(other).median.tolist()]
-        title = (
-            f"layer cushions of {self.samples} samples: {self.norm} norm, {self.weight}, "
-            f"BatchNorm {self.batchnorm}" + (", with bias" if self.include_bias else "")
-        )
-        names: dict[str, list[str]] = defaultdict(list)
-        for name, reason in self.not_covered.items():
-            names[reason].append(name or "the net itself")
-        missing = [f"not covered: {', '.join(some)}: {why}" for why, some in names.items()]
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self._table(title, {f"median ({other})": medians}), *missing, *notes])
+        return {**super().table(), f"median_{other}": self.under(other).median}
 
 
 def layer_cushions(

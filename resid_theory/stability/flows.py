@@ -18,6 +18,7 @@ from resid_theory.data import Batch, Data
 from resid_theory.losses import Loss, LossLike, check_scalar, weighting_of
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Result
 from resid_theory.stability.flow_statistics import MODES, STATISTICS, Sums
 from resid_theory.stability.paths import ChannelPaths, final_features, subactivation_paths
 
@@ -28,7 +29,7 @@ _READ = 512  # samples of images that are normalized together: as numbers they a
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Flows:
+class Flows(Result):
     """Shares of dominant paths in the layers of a net, sample by sample.
 
     Attributes:
@@ -53,6 +54,17 @@ class Flows:
     statistic: str
     unmeasured: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+    headline = (
+        "shares of dominant flows, mean over {0.off_path.shape[0]} samples: mode {0.mode}, "
+        "statistic {0.statistic}"
+    )
+    tabulated = {
+        "layer": "layers",
+        "share": "mean",
+        "share_error": "standard_error",
+        "off_path": lambda found: found.off_path.mean(0),
+    }
 
     def under(self, *, mode: str, statistic: str) -> "Flows":
         """The same flows, counted by another mode or statistic.

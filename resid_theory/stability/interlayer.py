@@ -14,6 +14,7 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Columns
 from resid_theory.stability.jacobian import (
     better_side,
     differentiable,
@@ -103,22 +104,21 @@ class InterlayerCushions(Summaries):
         half = torch.tensor(widths, dtype=torch.float64)[:, None] * self.standard_errors
         return torch.stack([self.values - half, self.values + half], dim=2)
 
-    def __str__(self) -> str:
-        """A table with the mean and its two errors."""
-        title = (
-            f"interlayer cushions of {self.samples} samples: kappa {self.kappa}, "
-            f"BatchNorm {self.batchnorm}"
-        )
+    headline = (
+        "interlayer cushions of {0.samples} samples: kappa {0.kappa}, BatchNorm {0.batchnorm}"
+    )
+
+    def table(self) -> Columns:
+        """One row for each map; last, the mean with its two standard errors, and the norm."""
         how = [f"{k} probes ({side})" if k else f"exact ({side})"
                for k, side in zip(self.probes, self.sides, strict=True)]  # fmt: skip
-        numbers = {
+        return {
+            **super().table(),
             "mean": self.mean,
-            "± sampling": self.sampling_error,
-            "± probes": self.probe_error,
+            "sampling_error": self.sampling_error,
+            "probe_error": self.probe_error,
+            "norm": how,
         }
-        extra = {key: [f"{v:.4g}" for v in column.tolist()] for key, column in numbers.items()}
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([self._table(title, {**extra, "norm": how}), *notes])
 
 
 def interlayer_cushions(

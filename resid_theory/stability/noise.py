@@ -12,6 +12,7 @@ from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.stability.jacobian import differentiable
 from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, looks_at
@@ -24,7 +25,7 @@ __all__ = ["NoiseCurves", "activation_noise", "normal_like", "weight_noise"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NoiseCurves:
+class NoiseCurves(Result):
     """Relative errors caused by noise, measured and predicted.
 
     Attributes:
@@ -64,21 +65,24 @@ class NoiseCurves:
         """Median over the samples of ``at_output``, (levels, places)."""
         return self.at_output.nanquantile(0.5, dim=2)
 
-    def __str__(self) -> str:
-        """Medians over the samples, one line for each level and place."""
-        kind = "relative" if self.relative else "absolute"
-        lines = [f"noise, {kind}, {self.draws} draws: measured (predicted), at the output"]
-        for level, row, law, out in zip(
-            self.levels.tolist(), self.median, self.predicted_median, self.output_median,
-            strict=True,
-        ):  # fmt: skip
-            lines += [
-                f"{level:<8.3g} {place:<20} {a:.4g} ({b:.4g})  {c:.4g}"
-                for place, a, b, c in zip(
-                    self.places, row.tolist(), law.tolist(), out.tolist(), strict=True
-                )
-            ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+    headline = (
+        "errors by noise, relative={0.relative}, {0.draws} draws: medians over "
+        "{0.measured.shape[2]} samples"
+    )
+
+    def table(self) -> Columns:
+        """One row for each level and place: medians over the samples, and two quartiles."""
+        levels, places = self.measured.shape[:2]
+        low, high = (self.measured.nanquantile(level, dim=2) for level in (0.25, 0.75))
+        return {
+            "level": self.levels.repeat_interleave(places),
+            "place": self.places * levels,
+            "measured": self.median.flatten(),
+            "measured_q25": low.flatten(),
+            "measured_q75": high.flatten(),
+            "predicted": self.predicted_median.flatten(),
+            "at_output": self.output_median.flatten(),
+        }
 
 
 def activation_noise(

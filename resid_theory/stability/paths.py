@@ -18,6 +18,7 @@ from resid_theory.identity import (
 from resid_theory.identity.identity_kernel import RULES
 from resid_theory.networks import Block, IdentityShortcut
 from resid_theory.runtime.net_entry import is_sequential, layered_net
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["ChannelPaths", "final_features", "subactivation_paths"]
 
@@ -33,7 +34,7 @@ class _Ends(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ChannelPaths:
+class ChannelPaths(Result):
     """The sub-activation paths (SAPs) of a net of K final features; path k ends in feature k.
 
     Attributes:
@@ -49,6 +50,21 @@ class ChannelPaths:
     top: int
     channels: tuple[Tensor, ...]
     unmeasured: Mapping[str, str]
+
+    headline = "paths through layers"
+
+    def table(self) -> Columns:
+        """One row for each layer and path: its channel there, -1 where it has ended."""
+        paths = len(self.channels[0])
+        return {
+            "layer": [name for name in self.names for _ in range(paths)],
+            "path": torch.arange(paths).repeat(len(self.names)),
+            "channel": torch.cat(self.channels),
+        }
+
+    def shown(self) -> Columns:
+        """Number of paths in each layer."""
+        return {"layer": self.names, "paths": [int((c >= 0).sum()) for c in self.channels]}
 
 
 def subactivation_paths(net: nn.Module, *, rule: str | None = None) -> ChannelPaths:

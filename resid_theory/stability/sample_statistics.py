@@ -1,20 +1,19 @@
 """Order statistics of per-sample measurements."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import check_positive
-
-if TYPE_CHECKING:
-    import pandas
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Summaries"]
 
 
-class Summaries(ABC):
+class Summaries(Result, ABC):
     """Rows of numbers, one for each sample, and their statistics.
 
     The smallest value falls as samples are added, so the number of samples stands beside every
@@ -110,45 +109,21 @@ class Summaries(ABC):
                 end[1] = torch.inf if interval.high != interval.high else interval.high
         return ends
 
-    def frame(self) -> "pandas.DataFrame":
-        """The statistics as a table.
-
-        Returns:
-            One row for each layer: samples, samples without a value, minimum, 1 % and 5 % quantile
-            with the ends of their 95 % intervals, median, maximum.
-        """
-        import pandas
-
-        columns = {
+    def table(self) -> Columns:
+        """One row for each layer: statistics over the samples, with the ends of 95 % intervals."""
+        columns: dict[str, Sequence[Any] | Tensor] = {
+            "layer": self.rows,
             "samples": [self.samples] * len(self.rows),
-            "undefined": self.undefined.tolist(),
-            "minimum": self.minimum.tolist(),
+            "undefined": self.undefined,
+            "minimum": self.minimum,
         }
-        for level, name in ((0.01, "q01"), (0.05, "q05")):
-            interval = self.quantile_interval(level)
-            columns[name] = self.quantile(level).tolist()
-            columns[f"{name}_low"] = interval[:, 0].tolist()
-            columns[f"{name}_high"] = interval[:, 1].tolist()
-        columns["median"] = self.median.tolist()
-        columns["maximum"] = self.quantile(1.0).tolist()
-        return pandas.DataFrame(columns, index=pandas.Index(self.rows, name="layer"))
+        for level, name in ((0.01, "q01"), (0.05, "q05"), (0.5, "median")):
+            columns[name] = self.quantile(level)
+            columns[f"{name}_low"], columns[f"{name}_high"] = self.quantile_interval(level).T
+        return columns | {"maximum": self.quantile(1.0)}
 
-    def _table(self, title: str, extra: dict[str, list[str]]) -> str:
-        """A table of text: names, then numbers in columns."""
-        columns = {
-            "layer": list(self.rows),
-            "minimum": [f"{value:.4g}" for value in self.minimum.tolist()],
-            "q01": [f"{value:.4g}" for value in self.quantile(0.01).tolist()],
-            "q05": [f"{value:.4g}" for value in self.quantile(0.05).tolist()],
-            "median": [f"{value:.4g}" for value in self.median.tolist()],
-            **extra,
-        }
-        if bool(self.undefined.any()):
-            columns["undefined"] = [str(count) for count in self.undefined.tolist()]
-        widths = [max(map(len, [key, *cells])) for key, cells in columns.items()]
-        lines = [columns, *zip(*columns.values(), strict=True)]
-        padded = [
-            "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-            for cells in lines
-        ]
-        return "\n".join([title, *padded])
+    def shown(self) -> Columns:
+        """The statistics, of which the title has the number of samples."""
+        columns = super().shown()
+        hidden = ["samples"] if bool(self.undefined.any()) else ["samples", "undefined"]
+        return {name: column for name, column in columns.items() if name not in hidden}

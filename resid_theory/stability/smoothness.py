@@ -12,6 +12,7 @@ from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.stability.jacobian import differentiable, jacobian_product
 from resid_theory.stability.jacobian_reach import chain_of_layers
 from resid_theory.stability.noise import normal_like
@@ -109,7 +110,7 @@ def contractions(activations: Mapping[str, nn.Module]) -> Iterator[dict[str, flo
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Smoothness:
+class Smoothness(Result):
     r"""Interlayer smoothness: the accuracy with which Jacobians predict the effect of noise.
 
     Attributes:
@@ -119,6 +120,20 @@ class Smoothness:
     """
 
     ratios: Tensor
+
+    headline = (
+        "interlayer smoothness of {0.ratios.shape[1]} samples, {0.ratios.shape[0]} draws each"
+    )
+
+    def table(self) -> Columns:
+        """One row for each draw and sample."""
+        draws, samples = torch.ones_like(self.ratios).nonzero().T
+        return {"draw": draws, "sample": samples, "ratio": self.ratios.flatten()}
+
+    def shown(self) -> Columns:
+        """The largest ρ that a share 1 - δ of the draws reaches."""
+        deltas = (0.01, 0.05, 0.5)
+        return {"δ": deltas, "ρ": [self.rho(delta) for delta in deltas]}
 
     def rho(self, delta: float = 0.05) -> float:
         """The largest ρ that a share 1 - δ of all draws reaches.

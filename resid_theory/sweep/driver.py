@@ -13,6 +13,7 @@ from tqdm import tqdm
 from resid_theory._check import check_choice, check_int
 from resid_theory.runtime import store
 from resid_theory.runtime.resources import check_device
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.sweep.grid import grid_of
 from resid_theory.sweep.processes import run_in_processes
 from resid_theory.sweep.ray_executor import run_in_ray
@@ -30,7 +31,7 @@ EXECUTORS: Mapping[str, Executor] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepReport:
+class SweepReport(Result):
     """Outcome of a sweep.
 
     Attributes:
@@ -39,7 +40,7 @@ class SweepReport:
         found: Number of cells that were done before.
         done: Number of cells done by this call.
         failed: One-line error of each other cell, by key.
-        failed_cells: The failed cells, by key.
+        failed_configs: Task and settings of each failed cell, by key.
         seconds: Wall-clock time of the call.
         work: Seconds within the tasks, summed over all workers.
     """
@@ -49,18 +50,24 @@ class SweepReport:
     found: int
     done: int
     failed: Mapping[str, str]
-    failed_cells: Mapping[str, Cell]
+    failed_configs: Mapping[str, Mapping[str, Any]]
     seconds: float
     work: float
 
-    def __str__(self) -> str:
-        """Counts, and each failed cell with its error."""
-        lines = [
-            f"{self.found + self.done} of {self.cells} cells done, {self.found} of them before"
-        ]
-        for key, error in self.failed.items():
-            lines.append(f"failed: {self.failed_cells[key]}: {error} ({key})")
-        return "\n".join(lines)
+    @property
+    def title(self) -> str:
+        """Numbers of cells."""
+        done = self.found + self.done
+        return f"{done} of {self.cells} cells done, {self.found} of them before"
+
+    def table(self) -> Columns:
+        """One row for each failed cell; :func:`load_results` is the table of the others."""
+        cells = [Cell.of(config) for config in self.failed_configs.values()]
+        return {
+            "key": list(self.failed),
+            "cell": list(map(str, cells)),
+            "error": list(self.failed.values()),
+        }
 
 
 def run_sweep(
@@ -148,7 +155,7 @@ def run_sweep(
         found=found,
         done=done,
         failed={key: str(report.error) for key, report in failed.items()},
-        failed_cells={key: report.cell for key, report in failed.items()},
+        failed_configs={key: dict(report.cell.config) for key, report in failed.items()},
         seconds=time.perf_counter() - started,
         work=work,
     )

@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from resid_theory._check import check_int
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.sweep.config import Config
 
 __all__ = ["Number", "Outcome", "Task"]
@@ -16,7 +17,7 @@ Number = float | int | str | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Outcome:
+class Outcome(Result):
     """Result of one grid cell.
 
     Attributes:
@@ -26,6 +27,12 @@ class Outcome:
 
     numbers: Mapping[str, Number]
     arrays: Mapping[str, Tensor]
+
+    headline = "outcome of a cell"
+
+    def table(self) -> Columns:
+        """One row: the numbers by name."""
+        return {name: [value] for name, value in self.numbers.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

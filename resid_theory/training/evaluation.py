@@ -25,6 +25,7 @@ from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import is_out_of_memory
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -33,7 +34,7 @@ _USUAL = (1, 5)  # values of k, of which those are measured that there are class
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+class Evaluation(Result):
     """Loss and errors of a net on a data set.
 
     Attributes:
@@ -50,6 +51,23 @@ class Evaluation:
     loss: float
     wrong: Mapping[int, int]
     notes: tuple[str, ...] = ()
+
+    headline = "evaluation on {0.samples} samples"
+
+    def table(self) -> Columns:
+        """One row: the loss, and the top-k errors with Wilson's 95 % intervals over samples."""
+        columns: dict[str, list[Any]] = {
+            "samples": [self.samples], "labels": [self.labels], "loss": [self.loss],
+        }  # fmt: skip
+        for k, wrong in self.wrong.items():
+            name = f"top_{k}_error"
+            columns[name] = [self.error(k)]
+            if self.labels == self.samples:  # tokens of one sample are not independent
+                from scipy.stats import binomtest  # half a second of import
+
+                interval = binomtest(wrong, self.labels).proportion_ci(method="wilson")
+                columns[f"{name}_low"], columns[f"{name}_high"] = [interval.low], [interval.high]
+        return columns
 
     def error(self, k: int = 1) -> float:
         """The top-k error.

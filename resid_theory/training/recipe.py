@@ -7,6 +7,7 @@ from torch import nn
 
 from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.losses import LOSSES, Loss, LossLike
+from resid_theory.runtime.storable import Storable
 from resid_theory.runtime.store import digest
 
 __all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
@@ -21,7 +22,7 @@ _CHOICES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Storable):
     """Hyperparameters of stochastic gradient descent with its schedule and augmentation.
 
     Attributes:

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from resid_theory.runtime.process_group import ProcessGroup
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.training.checkpoint import Folder
 from resid_theory.training.recipe import Recipe
 
@@ -36,8 +37,11 @@ Correction = Callable[[torch.optim.Optimizer, nn.Module], Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
+class Run(Result):
     """A training that is finished or was stopped.
+
+    Its nets are not saved with it: :func:`save_checkpoint` keeps a net. A recipe whose loss is a
+    function cannot be saved.
 
     Attributes:
         nets: The trained modules, which are those that were given, without wrappers, in train
@@ -60,6 +64,8 @@ class Run:
         out: The folder of the checkpoint, or None.
     """
 
+    unsaved: ClassVar[Mapping[str, Any]] = {"nets": ()}
+
     nets: tuple[nn.Module, ...]
     recipe: Recipe
     seeds: tuple[int, ...]
@@ -73,10 +79,22 @@ class Run:
 
     @property
     def net(self) -> nn.Module:
-        """The net; a ValueError if there are several."""
+        """The net; a ValueError if there are several, or none because the run was loaded."""
+        if not self.nets:
+            raise ValueError("net: a loaded run has no nets; load_checkpoint loads a saved one")
         if len(self.nets) > 1:
             raise ValueError(f"net: {len(self.nets)} nets were trained, needs one; see nets")
         return self.nets[0]
+
+    headline = (
+        "training of seeds {0.seeds} to {0.recipe.epochs} epochs, finished: {0.finished}, "
+        "{0.seconds:.3g} s"
+    )
+
+    def table(self) -> Columns:
+        """One row for each net and epoch: all metrics; None where a line has none."""
+        names = list(dict.fromkeys(name for line in self.metrics for name in line))
+        return {name: [line.get(name) for line in self.metrics] for name in names}
 
     def column(self, name: str, net: int = 0) -> list[Any]:
         """Values of one metric along training.

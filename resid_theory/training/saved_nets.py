@@ -13,7 +13,8 @@ from resid_theory._check import check_choice, first_difference
 from resid_theory.equivalence import fold, to_plain
 from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime import store
-from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_entry import check_net, set_eval
+from resid_theory.runtime.weight_files import load_weights, read_weights
 
 __all__ = [
     "architecture_of",
@@ -120,7 +121,10 @@ def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Mod
     Args:
         name: A manifest, with or without ``.json``, or a folder of a finished training; otherwise a
             name that is looked up in ``$RESID_THEORY_CHECKPOINTS``, then in
-            ``experiments/checkpoints`` of the checkout.
+            ``experiments/checkpoints`` of the checkout. With ``net`` also a state dict from
+            elsewhere, by ``torch.save`` or in the safetensors format, alone or in a mapping under
+            ``"state_dict"`` or ``"model"``; wrappers (``module.``, ``_orig_mod.``) and a common
+            beginning of all names are taken off. Nothing in a file is ever run.
         net: A module of the same architecture that takes the weights, for nets that no public
             builder makes; None builds the net from the record in the manifest.
 
@@ -129,24 +133,27 @@ def load_checkpoint(name: str | Path, *, net: nn.Module | None = None) -> nn.Mod
 
     Raises:
         FileNotFoundError: If it is in none of these places; names them.
-        ValueError: If a file is damaged, the manifest has no architecture and ``net`` is None, or
-            the weights do not fit: names the first differing tensor and both shapes.
+        ValueError: If a file is damaged or holds more than data, there is no architecture and
+            ``net`` is None, or the weights do not fit: names all that are missing, unexpected, or
+            of another shape. The net is then as it was.
     """
     path = find_checkpoint(name)
-    tensors, content = store.read_checkpoint(path)
+    if path.suffix == ".json":
+        tensors, content = store.read_checkpoint(path)
+    else:
+        tensors, content = read_weights(path), {"kind": "net", "architecture": None}
     if content.get("kind") != "net":
         raise ValueError(f"{path}: is not the checkpoint of a net but a {content.get('kind')}")
     if net is None:
         if content["architecture"] is None:
             raise ValueError(f"{path}: has no architecture record; pass the module as net=")
         net = build_net(content["architecture"])
-    fault = first_difference(net.state_dict(), tensors)
-    if fault:
-        raise ValueError(f"{path}: does not fit the net: {fault}")
-    # The type of the weights is the file's, also where the default type is another.
-    wanted = next((t.dtype for t in tensors.values() if t.is_floating_point()), None)
-    net.to(dtype=wanted).load_state_dict(tensors)
-    return net.eval()
+    try:
+        load_weights(net, tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    set_eval(net)
+    return net
 
 
 def find_checkpoint(name: str | Path) -> Path:

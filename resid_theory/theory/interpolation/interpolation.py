@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import as_generator, as_tensor, check_choice, check_int, check_positive
+from resid_theory.runtime.result import Result
+from resid_theory.runtime.storable import Storable
 from resid_theory.theory.interpolation.construction import Plan, SpherePoints
 from resid_theory.theory.interpolation.error_correction import BRACE_COST, with_braces
 from resid_theory.theory.interpolation.norm_bounds import CLEARANCE, least_norm, perturbed
@@ -38,7 +40,7 @@ _ROUNDED = 1e-12  # a larger error has been amplified: a unit's own rounding is 
 _DRAWN = 1024  # points of a drawn path
 
 
-class InterpolationNet(nn.Module):
+class InterpolationNet(nn.Module, Storable):
     r"""The paper's equation (3): units of two matrices, a bias and a ReLU under an identity.
 
     Its parameters are named and shaped as those of ``ShortcutNet(d, L, 2, mid="relu", bias=True)``,
@@ -82,7 +84,7 @@ class InterpolationNet(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Interpolation:
+class Interpolation(Result):
     """A net that maps inputs to targets, with bounds of its norms.
 
     Norms, outputs and errors are those of ``net`` as it is now, also after further training; the
@@ -120,6 +122,17 @@ class Interpolation:
     positions: Tensor
     first: Tensor
     schedule: Schedule
+
+    headline = (
+        "interpolation ({0.mode}) by {0.units} units: norms at most {0.largest_norm:.4g}, bounds "
+        "{0.lower_bound:.4g} and {0.upper_bound:.4g}"
+    )
+    tabulated = {
+        "sample": lambda found: range(len(found.x)),
+        "units": lambda found: (found.movers == found.first[:, None]).sum(1),
+        "from_input": lambda found: (found.output - found.x).norm(dim=1),
+        "from_target": lambda found: (found.output - found.targets).norm(dim=1),
+    }
 
     @property
     def units(self) -> int:
@@ -189,12 +202,6 @@ class Interpolation:
         if check_int("sample", sample, 0) >= len(self.x):
             raise ValueError(f"sample: got {sample}, needs a number below {len(self.x)}")
         return int(self.first[sample])
-
-    def __repr__(self) -> str:
-        return (
-            f"Interpolation({self.mode}, {len(self.x)} samples, {self.units} units: norms at most "
-            f"{self.largest_norm:.4g}, bounds {self.lower_bound:.4g} and {self.upper_bound:.4g})"
-        )
 
 
 def interpolate(

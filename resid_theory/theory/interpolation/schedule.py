@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resid_theory.runtime.storable import Storable
 from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths
 
@@ -18,7 +19,7 @@ _CLOSE = 1e-3  # share of the units left idle, or of the step size, at which the
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Schedule:
+class Schedule(Storable):
     """Columns that travel one after the other, each along its own path.
 
     Attributes:

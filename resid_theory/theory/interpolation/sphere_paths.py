@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resid_theory.runtime.result import Result
+from resid_theory.runtime.storable import Storable
+
 __all__ = [
     "PathChart",
     "SpherePaths",
@@ -29,7 +32,7 @@ _ROUND = 96  # points of a drawn circle
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Arc:
+class Arc(Result):
     r"""An arc of a circle, or a straight line, parametrized by its length.
 
     At length s: ``center`` + ``cosine`` cos(rate s) + ``tangent`` sin(rate s) / rate.
@@ -174,7 +177,7 @@ def _part(arc: Arc, begin: float, end: float) -> Arc:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SpherePaths:
+class SpherePaths(Storable):
     """Several paths side by side, each a sequence of pieces.
 
     Attributes:
@@ -234,7 +237,7 @@ class SpherePaths:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PathChart:
+class PathChart(Result):
     """A chart of the sphere around one path, in radians: along the great arc, and away from it.
 
     Beyond three dimensions it shows the section by the great arc and the direction in which the
@@ -252,6 +255,12 @@ class PathChart:
     path: Tensor
     steps: Tensor
     circles: Tensor
+
+    headline = "chart of a path past {0.circles.shape[0]} obstacles, in radians"
+    tabulated = {
+        "along_the_arc": lambda chart: chart.steps[:, 0],
+        "away_from_it": lambda chart: chart.steps[:, 1],
+    }
 
 
 def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> PathChart:

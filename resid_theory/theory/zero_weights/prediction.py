@@ -1,6 +1,5 @@
 """The predicted Hessian at zero weights and all that follows from it."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.runtime.result import Columns, Result
 from resid_theory.theory.zero_weights.escape import escape_steps, escape_time
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
@@ -23,7 +23,7 @@ _SHOWN = 12  # levels in print
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ZeroPoint:
+class ZeroPoint(Result):
     """The Hessian at zero weights, predicted, and all that follows from it.
 
     ``print`` shows a report, :func:`resid_theory.plots.zero_point` draws it.
@@ -325,13 +325,16 @@ class ZeroPoint:
             found = self.spectrum if self.is_listed else found
         return numbers | {"max_magnitude": found.max_magnitude, **found.summary()}
 
-    def json(self) -> str:
-        """Summary and, for n >= 2, levels and multiplicities, as JSON; inf and nan are strings."""
+    headline = "Zero weights, {0.blocks:,} blocks of {0.shortcut_depth} layers: {0.verdict}"
+
+    def table(self) -> Columns:
+        """One row of the summary, but for the list of singular values."""
         content = self.summary()
-        if self.shortcut_depth > 1:
-            content["levels"] = self.spectrum.levels.tolist()
-            content["multiplicities"] = self.spectrum.multiplicities.tolist()
-        return json.dumps(_strict(content), indent=2, ensure_ascii=False, allow_nan=False)
+        return {name: [value] for name, value in content.items() if name != "singular_values"}
+
+    def __repr__(self) -> str:
+        """The report, which is short."""
+        return str(self)
 
     def __str__(self) -> str:
         """The report for people."""
@@ -352,7 +355,7 @@ class ZeroPoint:
             )
         values = " ".join(_shortened([f"{value:.4g}" for value in found["singular_values"]]))
         lines = [
-            f"Zero weights, {self.blocks:,} blocks of {self.shortcut_depth} layers: {self.verdict}",
+            self.title,
             f"  {self.reason}",
             f"M, {d} x {q}: singular values {values}; c = {self.slope:.4g}",
             f"Hessian, P = {self.size:,}, by {found['method']}: {levels}",
@@ -372,12 +375,3 @@ class ZeroPoint:
 def _shortened(words: list[str]) -> list[str]:
     half = _SHOWN // 2
     return words if len(words) <= _SHOWN else [*words[:half], "...", *words[-half:]]
-
-
-def _strict(value: Any) -> Any:
-    """The same with inf and nan as strings."""
-    if isinstance(value, dict):
-        return {key: _strict(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_strict(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -29,6 +29,7 @@ from torch import Tensor
 from resid_theory._check import check_finite, check_int
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.runtime.result import Result
 from resid_theory.theory.zero_weights.cyclic_reduction import Tridiagonal
 
 __all__ = ["BlockToeplitz"]
@@ -42,7 +43,7 @@ _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BlockToeplitz(SpectralStatistics):
+class BlockToeplitz(SpectralStatistics, Result):
     """Symmetric block Toeplitz matrix of one diagonal and one lower block: the Hessian for n = 1.
 
     Attributes:
@@ -77,6 +78,13 @@ class BlockToeplitz(SpectralStatistics):
         # The round-off of the sums behind it is less.
         if gap > 1e-10 * self.diagonal.abs().max().item():
             raise ValueError(f"diagonal: differs from its transpose by {gap:.2g}, needs symmetry")
+
+    headline = "block Toeplitz matrix, P = {0.size}, blocks of {0.block_size}"
+    tabulated = {
+        "blocks": lambda matrix: [matrix.blocks],
+        "growth_rate": lambda matrix: [matrix.growth_rate],
+        "negative_growth_rate": lambda matrix: [matrix.negative_growth_rate],
+    }
 
     @property
     def block_size(self) -> int:

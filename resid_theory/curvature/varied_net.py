@@ -1,0 +1,115 @@
+"""Inputs or a module's outputs in the place of parameters."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import check_choice
+from resid_theory.data import Batch, Data
+from resid_theory.data.net_arguments import call_net
+from resid_theory.nested import map_tensors, rows_of, tensors_of
+from resid_theory.runtime.preserve import preserved
+
+__all__ = ["vary_activations"]
+
+
+class _Varied(nn.Module):
+    """A net with a free displacement of every sample's activations; it takes sample numbers."""
+
+    def __init__(self, net: nn.Module, content: Any, size: int, wrt: str) -> None:
+        super().__init__()
+        self.net, self._content, self._size, self._wrt = net, content, size, wrt
+        self._shape: torch.Size | None = None
+
+    def free(self, like: Tensor) -> None:
+        """Add the displacements, zeros."""
+        shape = (self._size, *like.shape[1:])
+        name = "inputs" if self._wrt == "inputs" else "activations"
+        self.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
+        self._name = name
+
+    def forward(self, rows: Tensor) -> Any:
+        """The net's output for these samples."""
+        x, moves = rows_of(self._content, rows, self._size), self.get_parameter(self._name)[rows]
+        if self._wrt == "inputs":
+            return call_net(self.net, map_tensors(x, lambda t: _moved(t, moves)))
+        module = self.net.get_submodule(self._wrt)
+        hook = module.register_forward_hook(lambda m, a, output: output + moves)
+        try:
+            return call_net(self.net, x)
+        finally:
+            hook.remove()
+
+
+def _moved(tensor: Tensor, moves: Tensor) -> Tensor:
+    return tensor + moves if tensor.is_floating_point() else tensor
+
+
+def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Data]:
+    """Return a module whose only new parameter displaces activations, and its data.
+
+    Args:
+        net: Any module.
+        data: As `curvature_operator` takes them; all samples are joined in memory.
+        wrt: ``"inputs"``, or the name of a module, whose output is meant.
+
+    Returns:
+        The module, of which ``inputs`` or ``activations`` (samples, ...) is a parameter, zeros; and
+        its data, sample numbers and targets.
+
+    Raises:
+        ValueError: If no module has that name, samples have different shapes, or what is asked for
+            is not one floating-point tensor with a row for each sample.
+    """
+    check_choice("wrt", wrt, ["parameters", "inputs", *(n for n, _ in net.named_modules() if n)])
+    batches = list(Data.of(data, like=net))
+    whole: Batch | None = batches[0]
+    for batch in batches[1:]:
+        whole = None if whole is None else whole.joined(batch)
+    if whole is None:
+        raise ValueError(f"data: samples differ in shape; wrt={wrt!r} needs samples of one shape")
+    x, y = whole.pair
+    varied = _Varied(net, x, whole.size, wrt)
+    varied.free(_found(net, whole, wrt))
+    varied.train(net.training)
+    weights = [batch.sample_weight for batch in batches]
+    known = [weight for weight in weights if weight is not None]
+    weight = torch.cat(known) if known else None
+    rows = torch.arange(whole.size)
+    return varied, Data.of((rows, y), like=varied, sample_weight=weight)
+
+
+def _found(net: nn.Module, whole: Batch, wrt: str) -> Tensor:
+    """The activations of a few samples."""
+    few = whole.spread(2)
+    found = [t for t in tensors_of(few.pair[0]) if t.is_floating_point()]
+    needed = "one floating-point tensor with a row for each sample"
+    if wrt == "inputs":
+        if len(found) != 1 or len(found[0]) != few.size:
+            raise ValueError(
+                f"data x: has {len(found)} floating-point tensors, needs {needed} for "
+                "wrt='inputs'; of tokens name the embedding, e.g. wrt='embedding'"
+            )
+        return found[0]
+    outputs: list[Any] = []
+    hook = net.get_submodule(wrt).register_forward_hook(lambda m, a, o: outputs.append(o))
+    try:
+        with preserved(net), torch.no_grad():
+            call_net(net, few.pair[0])
+    finally:
+        hook.remove()
+    if len(outputs) != 1:
+        raise ValueError(
+            f"wrt: module {wrt!r} runs {len(outputs)} times in a pass, needs one that runs once"
+        )
+    output = outputs[0]
+    if not (isinstance(output, Tensor) and output.is_floating_point() and output.dim()) or (
+        len(output) != few.size
+    ):
+        kind = type(output).__name__
+        given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else kind
+        raise ValueError(
+            f"wrt: module {wrt!r} gives {given} for {few.size} samples, needs {needed}"
+        )
+    return output

@@ -1,0 +1,319 @@
+"""Results: every public one is shown in a few lines, tabled, and read back from JSON and files."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import resid_theory as rt
+from resid_theory import eigen, stability, theory
+from resid_theory.plots.result_plots import PICTURES
+from resid_theory.runtime import store
+from resid_theory.runtime.result import FORMAT, Result
+from resid_theory.sweep import Outcome, SweepReport
+
+# What goes into a call, or is a model that is asked: data, settings and nets in closed form.
+GIVEN = {"Batch", "Cell", "Crops", "Images", "Moments", "Progress", "Recipe", "Regression",
+         "SampleAxes", "Task", "TrivialFlow", "Unit", "Whitening"}  # fmt: skip
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@cache
+def chain(seed=0):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    return net, (drawn(12, 4), drawn(12, 3, seed=1))
+
+
+def trained(stop=None):
+    recipe = rt.Recipe(
+        loss="square", epochs=3, batch=4, lr=0.1, milestones=(), augmentation="none",
+        precision="float64",
+    )  # fmt: skip
+    net, data = chain(seed=1)
+    return rt.train(net, data, recipe, seed=0, device="cpu", progress=False, stop=stop)
+
+
+def descended():
+    net, data = rt.ShortcutNet(4, 2, 2), (drawn(12, 4), drawn(12, 4, seed=1))
+    start = rt.networks.draw_weights("near_zero", (3, 2, 2, 4, 4), generator=0)
+    rates = torch.tensor([0.01, 0.1, 1e3])
+    return net, data, rt.gradient_descent(
+        net, "square", data, weights=start, learning_rate=rates, epochs=6, keep=[0, 6]
+    )  # fmt: skip
+
+
+def zero_point(depth=2):
+    moments = rt.Moments.of((drawn(12, 4), drawn(12, 4, seed=1)))
+    return theory.zero_point(moments, blocks=3, shortcut_depth=depth)
+
+
+def interpolated():
+    x, y = (nn.functional.normalize(drawn(4, 4, seed=seed)) for seed in (0, 1))
+    return theory.interpolate(x, y, units=60)
+
+
+def density():
+    A = torch.diag(torch.cat([torch.linspace(-1, 1, 60), torch.tensor([9.0, 7.0])]).double())
+    return eigen.spectral_density(A, probes=3, steps=12, generator=0)
+
+
+def cushions(seed=0):
+    net, (x, _) = chain(seed)
+    return rt.layer_cushions(net, x)
+
+
+def operator():
+    net, data = chain()
+    return rt.curvature_operator(net, "square", data)
+
+
+def report(**options):
+    net, data = chain()
+    return rt.spectrum(net, "square", data, k=2, **options)
+
+
+MADE = {
+    "Arc": lambda: theory.great_arc(torch.eye(3)[0].double(), torch.eye(3)[1].double()),
+    "BlockToeplitz": lambda: zero_point(1).statistics,
+    "ChannelPaths": lambda: stability.subactivation_paths(
+        rt.simplified_net(8, identity="residual")
+    ),
+    "Comparison": lambda: rt.compare_cushions(cushions(), cushions(1), resamples=20),
+    "CompressionBound": lambda: stability.compression_bound(*chain(), margin=0.5),
+    "Curve": lambda: density().smoothed(),
+    "Conversion": lambda: rt.conversion(rt.to_plain(rt.simplified_net(8, identity="residual"))),
+    "Cushions": cushions,
+    "Density": density,
+    "Descent": lambda: descended()[2],
+    "Diagonal": lambda: operator().diagonal(budget=8),
+    "Eigenpairs": lambda: rt.eigenpairs(torch.diag(torch.arange(20.0).double()), k=2),
+    "Estimate": lambda: eigen.Estimate(value=1.0, standard_error=math.inf, low=0.5, high=math.inf),
+    "Evaluation": lambda: rt.evaluate(chain()[0], (drawn(8, 4), torch.arange(8) % 3)),
+    "Flows": lambda: rt.dominant_flows(
+        rt.simplified_net(8, identity="residual"),
+        (torch.rand(2, 3, 32, 32), torch.tensor([1, 2])),
+    ),
+    "Gap": lambda: rt.check_equivalence(chain()[0], chain(1)[0], chain()[1][0]),
+    "HessianCost": lambda: rt.curvature.hessian_cost(chain()[0], "square", chain()[1]),
+    "HessianTrajectory": lambda: rt.descent.hessian_trajectory(
+        descended()[0], "square", descended()[1], descended()[2], row=(0,)
+    ),
+    "InterlayerCushions": lambda: rt.interlayer_cushions(*chain(), start=0, method="probes"),
+    "Interpolation": interpolated,
+    "MatrixError": lambda: eigen.matrix_error.MatrixError(spectral=1e-9),
+    "NoiseCurves": lambda: stability.activation_noise(chain()[0], chain()[1][0], draws=2),
+    "Outcome": lambda: Outcome(numbers={"loss": math.nan}, arrays={"x": drawn(2)}),
+    "PathChart": lambda: interpolated().chart(0),
+    "Run": trained,
+    "Smoothness": lambda: stability.interlayer_smoothness(*chain(), draws=3),
+    "Solution": lambda: operator().solve(drawn(51), damping=2.0),
+    "Spectrum": lambda: rt.hessian_spectrum(chain()[0], "square", chain()[1]),
+    "SpectrumReport": lambda: report(method="matrix-free", steps=8, probes=3),
+    "SweepReport": lambda: SweepReport(
+        folder=Path("out"), cells=2, found=0, done=1, failed={"k": "ValueError: no"},
+        failed_configs={"k": {"task": "hessian", "blocks": 2}}, seconds=1.5, work=1.0,
+    ),
+    "ZeroPoint": zero_point,
+}  # fmt: skip
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+def handed_back():
+    """Dataclasses of the library that a public function, method or attribute names as its value."""
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.walk_packages(rt.__path__, "resid_theory.")
+        if ".cli" not in module.name
+    ]
+    known = {n: v for m in modules for n, v in vars(m).items()
+             if inspect.isclass(v) and dataclasses.is_dataclass(v)}  # fmt: skip
+    public = {name: getattr(m, name) for m in modules for name in getattr(m, "__all__", ())
+              if hasattr(m, "__path__") and not inspect.ismodule(getattr(m, name))}  # fmt: skip
+    members = [
+        getattr(member, "fget", None) or getattr(member, "__func__", member)
+        for value in public.values()
+        if inspect.isclass(value)
+        for name, member in vars(value).items()
+        if not name.startswith("_")
+    ]
+    values = [getattr(f, "__annotations__", {}).get("return") for f in (*public.values(), *members)]
+    words = set(re.findall(r"\w+", " ".join(map(str, values)))) | set(public)
+    return {name: known[name] for name in words & set(known)}
+
+
+def test_what_public_calls_hand_back_is_a_result_with_an_example_here():
+    found = handed_back()
+    assert {name for name in found if not issubclass(found[name], Result)} <= GIVEN
+    assert {name for name in found if issubclass(found[name], Result)} == set(MADE)
+
+
+@cache
+def made(kind):
+    return MADE[kind]()
+
+
+def same(a, b):
+    """Equal to the last bit, and of the same classes."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
+    elif isinstance(a, nn.Module):
+        same(dict(a.state_dict()), dict(b.state_dict()))
+    elif dataclasses.is_dataclass(a):
+        for field in dataclasses.fields(a):
+            if field.name not in getattr(a, "unsaved", {}):
+                same(getattr(a, field.name), getattr(b, field.name))
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        same(list(a.values()), list(b.values()))
+    elif isinstance(a, (tuple, list)):
+        assert len(a) == len(b)
+        for left, right in zip(a, b, strict=True):
+            same(left, right)
+    else:
+        assert repr(a) == repr(b)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_result_is_shown_tabled_and_read_back(kind, tmp_path):
+    found = made(kind)
+    assert type(found).__name__ == kind
+    for shown in (repr(found), found._repr_html_()):
+        assert "tensor" not in shown and len(shown) < 3000
+    assert len(repr(found).splitlines()) <= 14 and "<td>" in found._repr_html_()
+    frame = found.frame()
+    assert len(frame) > 0 and list(frame.index) == list(range(len(frame)))
+    text = found.to_json()
+    json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    same(type(found).from_json(text), found)
+    found.save(tmp_path / "found.json")
+    back = rt.load_result(tmp_path / "found")
+    same(back, found)
+    assert repr(back) == repr(found)
+
+
+def test_long_tables_show_their_ends():
+    lines = repr(eigen.Spectrum.of(range(1, 10**6))).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [*"12345", "…", *["1e+06"] * 5]
+    assert lines[7].strip() == "… 999989 more"
+
+
+def test_intervals_and_errors_stand_beside_their_numbers():
+    (row,) = [line for line in repr(made("Cushions")).splitlines() if line.startswith("  2 ")]
+    found = made("Cushions").frame().set_index("layer").loc["2"]
+    assert f"{found['median']:.4g} [{found['median_low']:.4g}, {found['median_high']:.4g}]" in row
+    assert f"{found['median_effective']:.4g}" in row
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def test_a_loaded_run_has_no_nets_and_says_so(tmp_path):
+    made("Run").save(tmp_path / "run.json")
+    with pytest.raises(ValueError, match="net: a loaded run has no nets; load_checkpoint"):
+        _ = rt.load_result(tmp_path / "run").net
+
+
+def test_a_function_is_not_saved(tmp_path):
+    run = dataclasses.replace(made("Run"), recipe=made("Run").recipe.change(loss=nn.L1Loss()))
+    with pytest.raises(ValueError, match=r"Run\.recipe\.loss: got a L1Loss, which cannot be saved"):
+        run.save(tmp_path / "run.json")
+    assert not list(tmp_path.iterdir())
+
+
+def edited(**changes):
+    content = json.loads(made("Estimate").to_json())
+    return {"kind": "result", **content, **changes}
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"kind": "net"}, "holds no result but net; load_checkpoint reads it"),
+        (["a list"], "holds no result but something else"),
+        (edited(format=FORMAT + 1), f"in format {FORMAT + 1}, this version .* up to {FORMAT}"),
+        (edited(result={"kind": "eigen.Guess", "fields": {}}), "'eigen.Guess', which this version"),
+        (edited(result={"kind": "os.system", "fields": {}}), "'os.system', which this version"),
+        (edited(result={"kind": "eigen.Estimate", "fields": {"value": 1.0}}),
+         r"fields of its eigen.Estimate differ from ours in \['high', 'low', 'standard_error'\]"),
+        (edited(result={"tensor": "9"}), "no result that can be read"),
+        (edited(result=3), "holds no result of resid_theory"),
+        (edited(result={"odd": 1}), r"unknown form, \['odd'\]"),
+    ],
+)  # fmt: skip
+def test_other_files_are_refused(tmp_path, about, message):
+    store.write_checkpoint(tmp_path / "other.json", {}, about)
+    with pytest.raises(ValueError, match=message):
+        rt.load_result(tmp_path / "other.json")
+
+
+def test_a_flipped_byte_is_noticed(tmp_path):
+    file = made("Spectrum").save(tmp_path / "found.json")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        rt.load_result(tmp_path / "found")
+
+
+def test_json_of_another_result_is_refused():
+    with pytest.raises(ValueError, match="text: holds a Estimate, needs a Spectrum"):
+        eigen.Spectrum.from_json(made("Estimate").to_json())
+
+
+# -- pictures --------------------------------------------------------------------------------------
+
+DRAWN = sorted({name for names in PICTURES.values() for name in names})
+WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "MatrixError",
+           "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
+
+
+def draw(name, found):
+    if name == "zero_point":
+        return rt.plots.zero_point(found)
+    more = {"layer": "2" if hasattr(found, "layers") else "0:"} if "histogram" in name else {}
+    return getattr(rt.plots, name)(found, ax=rt.plots.figure().axes[0], **more)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_plots_take_what_they_draw_and_name_it_otherwise(kind):
+    assert (kind in PICTURES) != (kind in WITHOUT)
+    found = report(method="dense") if kind == "SpectrumReport" else made(kind)
+    for name in DRAWN:
+        if name in PICTURES.get(kind, ()):
+            drawing = draw(name, found)
+            getattr(drawing, "figure", drawing).draw_without_rendering()
+        else:
+            taken = [other for other, names in PICTURES.items() if name in names]
+            with pytest.raises(ValueError, match=f"got a {kind}, needs a ") as caught:
+                draw(name, found)
+            words, others = str(caught.value), PICTURES.get(kind, ())
+            assert all(other in words for other in (*taken, *others))
+
+
+def test_a_curve_has_the_numbers_and_bars_of_its_column():
+    flows = made("Flows")
+    ax = rt.plots.curve(flows, ax=rt.plots.figure().axes[0])
+    assert ax.lines[0].get_ydata().tolist() == flows.mean.tolist()
+    ends = torch.tensor(np.array(ax.collections[0].get_segments()))[:, :, 1]
+    torch.testing.assert_close(ends[:, 1] - ends[:, 0], 2 * flows.standard_error)
+    with pytest.raises(ValueError, match="column: unknown name 'shares'; did you mean 'share'"):
+        rt.plots.curve(flows, "shares")

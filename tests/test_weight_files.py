@@ -1,0 +1,120 @@
+"""Weights from elsewhere: their forms, and what is refused."""
+
+import argparse
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tolerances import assert_same
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import resid_theory as rt
+
+
+def build(seed=1):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 2)))
+
+
+def prefixed(prefix):
+    return {f"{prefix}{name}": tensor for name, tensor in build(0).state_dict().items()}
+
+
+def beside(name):
+    """What a training writes: weights under a name, and other things."""
+    momenta = {0: {"momentum_buffer": torch.ones(3)}}
+    return {"epoch": 3, name: prefixed(""), "optimizer": {"state": momenta}, "best": torch.ones(1)}
+
+
+def inside(net):
+    net[2] = nn.DataParallel(net[2])
+    return net
+
+
+WRITTEN = build(0).state_dict()  # in float32, which a net of float64 takes over
+FORMS = {
+    "plain": prefixed(""),
+    "state_dict": beside("state_dict"),
+    "model": beside("model"),
+    "another name": beside("ema"),
+    "parallel": prefixed("module."),
+    "compiled": prefixed("_orig_mod."),
+    "both, in state_dict": {"state_dict": prefixed("_orig_mod.module.")},
+    "parallel inside": inside(build(0)).state_dict(),
+    "averaged": torch.optim.swa_utils.AveragedModel(build(0)).state_dict(),
+    "of a module that holds it": {"state_dict": prefixed("model."), "epoch": 1},
+    "older, without counts": {n: t for n, t in prefixed("").items() if "num_" not in n},
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel, inside],
+                         ids=["net", "parallel", "parallel inside"])  # fmt: skip
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_from_elsewhere(tmp_path, form, wrap):
+    torch.save(FORMS[form], tmp_path / "net.pt")
+    net = wrap(build())
+    assert rt.load_checkpoint(tmp_path / "net.pt", net=net) is net
+    assert not any(module.training for module in net.modules())
+    assert_same(list(net.state_dict().values()), list(WRITTEN.values()))
+
+
+def test_other_files_and_names(tmp_path):
+    save_file(prefixed("module."), tmp_path / "net.safetensors")
+    net = rt.load_checkpoint(tmp_path / "net.safetensors", net=build().double())
+    assert_same(net.state_dict(), build(0).state_dict())
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "layer.pt")  # names without a dot
+    rt.load_checkpoint(tmp_path / "layer.pt", net=nn.Linear(2, 2))
+    with pytest.warns(FutureWarning):
+        old = nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 2)))
+    torch.save(old.state_dict(), tmp_path / "old.pt")
+    new = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
+    rt.load_checkpoint(tmp_path / "old.pt", net=new)
+    old(torch.eye(3))
+    assert_same(new[0].weight.detach(), old[0].weight.detach())
+    with pytest.raises(ValueError, match=r"net.safetensors: has no architecture record; pass the"):
+        rt.load_checkpoint(tmp_path / "net.safetensors")
+
+
+class Payload:
+    """Pickles as a call: whoever unpickles it runs it."""
+
+    def __reduce__(self):
+        return os.system, ("false",)
+
+
+REFUSED = {
+    "call": ({"a.b": Payload()}, "asks for posix.system, which no file of plain tensors does"),
+    "arguments": ({"state_dict": prefixed(""), "args": argparse.Namespace()}, "argparse.Namespace"),
+    "whole module": (build(), "asks for torch.nn.modules.container.Sequential"),
+    "list": ([torch.ones(2)], "holds a list, needs a state dict"),
+    "number": ({"a": 1.0}, "holds no state dict, its entries are 'a'; needs tensors by name"),
+    "two": ({"a": prefixed(""), "b": prefixed("")}, "holds several state dicts, its entries are"),
+    "missing": ({"0.weight": torch.ones(4, 3)}, "missing: '0.bias', '1.weight', '1.bias', '1.run"),
+    "more": (prefixed("") | {"3.weight": torch.ones(1)}, "net: unexpected: '3.weight'"),
+    "shapes": (
+        prefixed("") | {"0.weight": torch.ones(3, 4), "0.bias": torch.ones(4) * 1j, "x": 2},
+        r"unexpected: 'x'; of another shape: '0.weight' (3, 4) for (4, 3), '0.bias' (4,) complex "
+        "for (4,)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_does_not_fit_is_refused_and_the_net_left_as_it_was(tmp_path, case):
+    content, says = REFUSED[case]
+    torch.save(content, tmp_path / "net.pt")
+    net = build()
+    with pytest.raises(ValueError) as refusal:
+        rt.load_checkpoint(tmp_path / "net.pt", net=net)
+    assert str(refusal.value).startswith(f"{tmp_path / 'net.pt'}: ") and says in str(refusal.value)
+    assert_same(net.state_dict(), build().state_dict())
+    assert net.training
+
+
+def test_files_that_are_none(tmp_path):
+    for name in ("net.pt", "net.safetensors"):
+        (tmp_path / name).write_bytes(b"no file of tensors")
+        with pytest.raises(ValueError, match=rf"{name}: (is not, or not whole|holds no tensors)"):
+            rt.load_checkpoint(tmp_path / name, net=build())
