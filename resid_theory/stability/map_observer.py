@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from resid_theory.identity import (
@@ -106,6 +107,13 @@ class MapObserver(TorchFunctionMode):
             for labels in self._tracker.owners.values() if len(labels) > 1  # which of them calls
             for label in labels
         ]  # fmt: skip
+        handles += [
+            module.register_forward_hook(
+                lambda *call, name=name: self._tracker.take(call[-1], Label.of(f"{name}.original"))
+            )
+            for name, module in self._modules.items()
+            if isinstance(module, ParametrizationList)
+        ]
         try:
             with self:
                 yield
@@ -155,7 +163,7 @@ class MapObserver(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function and read it."""
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").removesuffix(".default")
         if name == "multi_head_attention_forward":
             with self:
                 return _ATTENTION(*args, **kwargs)
