@@ -197,7 +197,7 @@ def test_a_result_is_shown_tabled_and_read_back(kind, tmp_path):
     assert type(found).__name__ == kind
     for shown in (repr(found), found._repr_html_()):
         assert "tensor" not in shown and len(shown) < 3000
-    assert len(repr(found).splitlines()) <= 14 and "<td>" in found._repr_html_()
+    assert len(repr(found).splitlines()) <= 16 and "<td>" in found._repr_html_()
     frame = found.frame()
     assert len(frame) > 0 and list(frame.index) == list(range(len(frame)))
     text = found.to_json()
