@@ -241,6 +241,7 @@ def test_nets_whose_weights_are_made_from_others(kind, left_alone, monkeypatch):
         cushions = rt.layer_cushions(net, X)
         part = rt.curvature_operator(net, "cross_entropy", (X, Y), parameters="*.weight")
     assert [vars(layer).get("weight") for layer in net] == held
+    assert cushions.layers == ("0", "2", "4")
     for module in (torch, __import__("sys").modules["torch.nn.utils.weight_norm"]):
         monkeypatch.setattr(module, "_weight_norm", by_hand)
     net = made(kind)

@@ -109,7 +109,7 @@ class MapObserver(TorchFunctionMode):
         ]  # fmt: skip
         handles += [
             module.register_forward_hook(
-                lambda *call, name=name: self._tracker.take(call[-1], Label.of(f"{name}.original"))
+                lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
             )
             for name, module in self._modules.items()
             if isinstance(module, ParametrizationList)
@@ -122,6 +122,11 @@ class MapObserver(TorchFunctionMode):
             self._tracker.forget()
             for handle in handles:
                 handle.remove()
+
+    def _take(self, made: Tensor, label: Label) -> None:
+        """Take what a parametrization made for the weight, which it may hold column by column."""
+        self._tracker.take(made, label)
+        self._turned[label] = made.dim() == 2 and _is_turned(made)
 
     def first_names(self, layers: str | Sequence[str] | None) -> list[str] | None:
         """Names of maps that a caller wants; of a module with several names the first one."""
