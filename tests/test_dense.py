@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
-from resid_theory.curvature import curvature_block, dense, layer_pairs
+from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
 from resid_theory.curvature.chain import chain_of
 from resid_theory.curvature.matvec_graphs import HessianGraph
 
@@ -458,22 +458,60 @@ def test_costs(method, data, device):
 @pytest.mark.parametrize("panel", [1, 5, 256])
 def test_columns_do_not_depend_on_panels(panel, data, monkeypatch):
     net = mlp()
-    monkeypatch.setattr(curvature_block, "_DENSE_STEP", panel)
-    monkeypatch.setattr(dense, "_PANEL", panel)
+    monkeypatch.setattr(columns, "PANEL", panel)  # groups of parameters, too
     measured = rt.hessian(net, "square", data, method="columns")
+    assert torch.equal(measured, measured.mT)
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 
 
-@pytest.mark.parametrize("panel", [1, 2, 256])
-def test_matrices_are_symmetrized_in_place(panel, generator, monkeypatch):
-    monkeypatch.setattr(dense, "_PANEL", panel)
-    matrix = torch.eye(5) + 1e-9 * torch.randn(5, 5, generator=generator)
-    expected = 0.5 * (matrix + matrix.T)
-    dense._symmetrize(matrix, torch.finfo(torch.float64).eps)
-    assert torch.equal(matrix, expected)
-    matrix[4, 0] = 1.0
+def test_columns_go_on_after_a_kill(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "PANEL", 5)
+    net = mlp()
+    whole = rt.hessian(net, "square", data, method="columns", folder=tmp_path)
+    recorded = sorted(tmp_path.rglob("product_*.json"))
+    assert torch.equal(whole, rt.hessian(net, "square", data, method="columns"))
+    for path in recorded[1:3]:
+        path.unlink()
+    made = []
+    product = CurvatureBlock._product
+    monkeypatch.setattr(
+        CurvatureBlock, "_product", lambda A, v: made.append(v.shape[1]) or product(A, v)
+    )
+    again = rt.hessian(net, "square", data, method="columns", folder=tmp_path)
+    # The first product of each group is compared with a new one, and three see the whole.
+    groups = len(list(tmp_path.iterdir()))
+    assert torch.equal(again, whole) and len(made) == groups + 2 + 1
+    with torch.no_grad():
+        next(net.parameters()).mul_(2)
+    with pytest.raises(ValueError, match="recorded with another operator"):
+        rt.hessian(net, "square", data, method="columns", folder=tmp_path)
+    with pytest.raises(ValueError, match="^folder: got one, but 'layer_pairs'"):
+        rt.hessian(net, "square", data, folder=tmp_path)
+
+
+@pytest.mark.parametrize("panel", [1, 256])
+def test_wrong_derivatives_across_layers_are_seen(panel, data, monkeypatch):
+    monkeypatch.setattr(columns, "PANEL", panel)
+    operator = rt.curvature_operator(mlp(), "square", data)
+    skewed = torch.zeros(26, 26, dtype=torch.float64)
+    skewed[0, 25] = 0.1
+    product = CurvatureBlock._product
+    monkeypatch.setattr(
+        CurvatureBlock,
+        "_product",
+        lambda A, v: product(A, v) + (skewed @ v if A.shape == (26, 26) else 0),
+    )
     with pytest.raises(ValueError, match="^net: its second derivatives are not symmetric"):
-        dense._symmetrize(matrix, torch.finfo(torch.float64).eps)
+        columns.columns_of(operator)
+
+
+def test_eigenvalues_in_the_matrix_itself(data):
+    expected = rt.hessian_spectrum(mlp(), "square", data)
+    cost = rt.curvature.hessian_cost(mlp(), "square", data)
+    short = rt.hessian_spectrum(mlp(), "square", data, memory_limit=cost.bytes)
+    in_place = dense._eigenvalues(rt.hessian(mlp(), "square", data), 0)
+    for found in (short.eigenvalues, in_place):
+        assert relative_error(found, expected.eigenvalues) <= HESSIAN
 
 
 @pytest.mark.parametrize("workspace", [1, 2000, 1 << 28])

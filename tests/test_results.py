@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import resid_theory as rt
 from resid_theory import eigen, stability, theory
+from resid_theory.curvature import filter_directions, loss_along
 from resid_theory.plots.result_plots import PICTURES
 from resid_theory.runtime import store
 from resid_theory.runtime.result import FORMAT, Result
@@ -100,6 +101,9 @@ MADE = {
     "Density": density,
     "Descent": lambda: descended()[2],
     "Diagonal": lambda: operator().diagonal(budget=8),
+    "LossAlong": lambda: loss_along(
+        operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])
+    ),
     "Eigenpairs": lambda: rt.eigenpairs(torch.diag(torch.arange(20.0).double()), k=2),
     "Estimate": lambda: eigen.Estimate(value=1.0, standard_error=math.inf, low=0.5, high=math.inf),
     "Evaluation": lambda: rt.evaluate(chain()[0], (drawn(8, 4), torch.arange(8) % 3)),
@@ -197,7 +201,7 @@ def test_a_result_is_shown_tabled_and_read_back(kind, tmp_path):
     assert type(found).__name__ == kind
     for shown in (repr(found), found._repr_html_()):
         assert "tensor" not in shown and len(shown) < 3000
-    assert len(repr(found).splitlines()) <= 14 and "<td>" in found._repr_html_()
+    assert len(repr(found).splitlines()) <= 16 and "<td>" in found._repr_html_()
     frame = found.frame()
     assert len(frame) > 0 and list(frame.index) == list(range(len(frame)))
     text = found.to_json()

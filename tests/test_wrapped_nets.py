@@ -71,7 +71,6 @@ def parallel_inside(net):
 
 
 WRAPPERS = {
-    "compiled": compiled,
     "compiled in place": compiled_in_place,
     "compiled inside": compiled_inside,
     "data parallel": nn.DataParallel,
@@ -93,7 +92,6 @@ CALLS = {
         net, "cross_entropy", (X, Y), engine="rebuilt"
     ).dense(),
     "hessian": lambda net: rt.hessian(net, "cross_entropy", (X, Y)),
-    "spectrum": lambda net: rt.spectrum(net, "cross_entropy", (X, Y)).pairs.values,
     "callback": lambda net: torch.tensor(
         list(rt.curvature_callback("cross_entropy", (X, Y), dense=0)(net, MOMENT).values())
     ),
@@ -210,6 +208,7 @@ MADE = {
     "weight norm, old, of all": lambda layer: nn.utils.weight_norm(layer, dim=None),
     "spectral norm": parametrizations.spectral_norm,
     "spectral norm, old": nn.utils.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
     "two": scaled_and_spectral,
 }
 
@@ -242,6 +241,7 @@ def test_nets_whose_weights_are_made_from_others(kind, left_alone, monkeypatch):
         cushions = rt.layer_cushions(net, X)
         part = rt.curvature_operator(net, "cross_entropy", (X, Y), parameters="*.weight")
     assert [vars(layer).get("weight") for layer in net] == held
+    assert cushions.layers == ("0", "2", "4")
     for module in (torch, __import__("sys").modules["torch.nn.utils.weight_norm"]):
         monkeypatch.setattr(module, "_weight_norm", by_hand)
     net = made(kind)
@@ -302,7 +302,7 @@ class Checkpointed(nn.Sequential):
         return self[4](checkpoint(inner, self[0](x), use_reentrant=self.reentrant))
 
 
-@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"train"}))
+@pytest.mark.parametrize("call", ["operator", "rebuilt", "cushions", "interlayer", "equivalence"])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpoints_change_nothing(reentrant, call):
     net = Checkpointed(*mlp())
@@ -407,3 +407,10 @@ def test_parts_of_a_sequential_that_does_more_are_no_maps():
     expected = (z @ jacobian.mT).norm(dim=1) / jacobian.norm() / z.norm(dim=1)
     found = rt.interlayer_cushions(net, X, start="2", kappa="none", method="exact").values[0]
     assert relative_error(found, expected) < HESSIAN
+
+
+def test_exported_nets_are_measured_as_the_module():
+    batch = torch.export.Dim("batch", min=1)
+    exported = torch.export.export(mlp(), (X,), dynamic_shapes=({0: batch},)).module()
+    for call in ("hessian", "cushions", "evaluate"):
+        assert relative_error(CALLS[call](exported), CALLS[call](mlp())) < 10 * HESSIAN

@@ -3,6 +3,7 @@
 from resid_theory.curvature.callback import curvature_callback
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
+from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
 from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.curvature.spectrum_of_net import spectrum
@@ -12,10 +13,13 @@ __all__ = [
     "CurvatureBlock",
     "CurvatureOperator",
     "HessianCost",
+    "LossAlong",
     "curvature_callback",
     "curvature_operator",
+    "filter_directions",
     "hessian",
     "hessian_cost",
     "hessian_spectrum",
+    "loss_along",
     "spectrum",
 ]

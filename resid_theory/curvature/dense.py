@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from tqdm import tqdm
 
 from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
+from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.input_checks import NOT_SYMMETRIC, trainable
+from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.layer_pairs import chain_hessian
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
 from resid_theory.data.moments import Moments
@@ -28,7 +30,6 @@ __all__ = ["METHODS", "HessianCost", "HessianPlan", "hessian", "hessian_cost", "
 
 METHODS = ("auto", "closed_form", "layer_pairs", "columns")
 _WORKSPACE = 1 << 28  # bytes that a route holds beside the matrix
-_PANEL = 256  # columns computed together, and rows symmetrized together
 # Bytes per second of writing new memory, for estimates only.
 _BANDWIDTH = {"cpu": 2e9, "cuda": 5e11}
 
@@ -67,6 +68,7 @@ def hessian(
     batchnorm: str = "eval",
     weight_decay: float = 0.0,
     memory_limit: int | None = None,
+    folder: str | Path | None = None,
     progress: bool = False,
 ) -> Tensor:
     """Exact Hessian of the loss over a data set.
@@ -86,6 +88,8 @@ def hessian(
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
         memory_limit: Bytes that may be used; by default what the machine has free.
+        folder: Folder in which ``"columns"`` records its columns, half as many bytes as the matrix
+            has. A killed call, made again, continues from there. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -111,7 +115,7 @@ def hessian(
         # Inside, because a loader draws from the global RNG even when it does not shuffle.
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
         plan = HessianPlan.of(risk, method=method)
-        return plan.matrix(memory_limit=memory_limit, progress=progress)[0]
+        return plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)[0]
 
 
 def hessian_spectrum(
@@ -123,6 +127,7 @@ def hessian_spectrum(
     batchnorm: str = "eval",
     weight_decay: float = 0.0,
     memory_limit: int | None = None,
+    folder: str | Path | None = None,
     progress: bool = False,
 ) -> Spectrum:
     """All eigenvalues of the exact Hessian.
@@ -136,26 +141,25 @@ def hessian_spectrum(
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
         memory_limit: Bytes that may be used; by default what the machine has free.
+        folder: Folder in which ``"columns"`` records its columns, half as many bytes as the matrix
+            has. A killed call, made again, continues from there. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
-        The spectrum, by ``torch.linalg.eigvalsh``: each eigenvalue is exact to its
-        ``zero_threshold``, about P times float64's epsilon times the largest |λ|; more for a net in
-        a lower precision that cannot be copied to float64.
+        The spectrum, by LAPACK, which overwrites the matrix where a copy does not fit: each
+        eigenvalue is exact to its ``zero_threshold``, about P times float64's epsilon times the
+        largest |λ|; more for a net in a lower precision that cannot be copied to float64.
 
     Raises:
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
-        MemoryError: If the matrix and LAPACK's copy of it do not fit.
+        MemoryError: If the matrix does not fit.
     """
     net = check_net(net, finite=False)
-    size = sum(p.numel() for p in trainable(net))
-    # The matrix, LAPACK's copy, and its buffers: measured at 2.1 matrices.
-    _refuse_if_too_large(18 * size**2, net, memory_limit)
     with preserved(net, batchnorm=batchnorm):
         risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
         plan = HessianPlan.of(risk, method=method)
-        matrix, error = plan.matrix(memory_limit=memory_limit, progress=progress)
-    return Spectrum.of(torch.linalg.eigvalsh(matrix), error=error.spectral)
+        matrix, error = plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)
+    return Spectrum.of(_eigenvalues(matrix, memory_limit), error=error.spectral)
 
 
 def hessian_cost(
@@ -252,7 +256,7 @@ class HessianPlan:
         """Memory at the peak, the result included."""
         matrix = 8 * self.size**2
         if self.method == "columns":  # a panel as unit vectors, as products, in several copies
-            return matrix + 8 * 8 * _PANEL * self.size + 2 * _WORKSPACE
+            return matrix + 8 * 8 * PANEL * self.size + 2 * _WORKSPACE
         assert self.chain is not None
         if self.method == "closed_form":
             return matrix + 8 * sum(len(weight) for weight in self.chain.layers) ** 2
@@ -274,24 +278,31 @@ class HessianPlan:
             self.risk.net, self.risk.loss, first.alone, batchnorm=self.risk.batchnorm
         )
         built = clock(device)
-        panel = torch.eye(self.size, min(_PANEL, self.size))
+        panel = torch.eye(self.size, min(PANEL, self.size))
         operator @ panel
         once, product = built - start, clock(device) - built
         return (once + product * self.size / panel.shape[1]) * self.samples / first.size + writing
 
     def matrix(
-        self, *, memory_limit: int | None = None, progress: bool = False
+        self,
+        *,
+        memory_limit: int | None = None,
+        folder: str | Path | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, MatrixError]:
         """The Hessian, (P, P), float64, and its error beyond the rounding of float64."""
         risk, error = self.risk, MatrixError()
+        if folder is not None and self.method != "columns":
+            raise ValueError(
+                f"folder: got one, but {self.method!r} takes no products; needs method='columns'"
+            )
         _refuse_if_too_large(self.bytes, risk.net, memory_limit)
         if self.method == "columns":
             allowed = available_bytes(risk.device) if memory_limit is None else memory_limit
             # Graphs may take half of what the matrix leaves.
             operator = self._operator((allowed - 8 * self.size**2) // 2)
-            result, error = operator.dense(progress=progress), operator.error or error
-            gap = _symmetrize(result, torch.finfo(operator.risk.parameters[0].dtype).eps)
-            error = error.at_least(gap)
+            result, gap = columns_of(operator, folder=folder, progress=progress)
+            error = (operator.error or error).at_least(gap)
             probe = result
         else:
             assert self.chain is not None
@@ -337,6 +348,18 @@ class HessianPlan:
         return operator_of(risk, memory_limit=memory_limit)
 
 
+def _eigenvalues(matrix: Tensor, limit: int | None) -> Tensor:
+    """Eigenvalues of a symmetric matrix, which is overwritten where memory for a copy is short."""
+    needed = 9 * matrix.numel()  # a copy and buffers, measured
+    free = available_bytes(matrix.device) if limit is None else limit - 8 * matrix.numel()
+    if needed <= free or matrix.device.type != "cpu":
+        return torch.linalg.eigvalsh(matrix)
+    from scipy.linalg import eigvalsh  # half as fast as torch's, which copies
+
+    values = eigvalsh(matrix.numpy().T, overwrite_a=True, check_finite=False)
+    return torch.from_numpy(values)
+
+
 def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:
     weights = trainable(net)
     available = available_bytes(weights[0].device) if limit is None else limit
@@ -349,24 +372,3 @@ def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None
             "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, "
             "which needs no matrix"
         )
-
-
-def _symmetrize(matrix: Tensor, eps: float) -> float:
-    """Average a matrix with its transpose, in place; return the norm of what was not symmetric."""
-    low, high = torch.aminmax(matrix)
-    gap, scale = 0.0, max(-low.item(), high.item()) or 1.0
-    squares = 0.0
-    for start in range(0, len(matrix), _PANEL):  # panel by panel
-        panel = slice(start, start + _PANEL)
-        rows, columns = matrix[panel, start:], matrix[start:, panel]
-        apart = (rows - columns.mT) / scale
-        gap, squares = max(gap, apart.abs().max().item()), squares + apart.square().sum().item()
-        mean = rows / 2 + columns.mT / 2
-        rows.copy_(mean)
-        columns.copy_(mean.mT)
-    # Round-off stays far below the fourth root of the precision, a wrong derivative far above.
-    if gap > eps**0.25:
-        raise ValueError(
-            f"net: its second derivatives are not symmetric (by {gap * scale:.2g}), {NOT_SYMMETRIC}"
-        )
-    return scale * squares**0.5

@@ -173,7 +173,7 @@ class EmpiricalRisk:
         if self.loss.takes_batches and self._checks:
             self.loss = self.loss.weighed(self.net, begun[0].placed)
             self._found.whole = self.loss.whole
-            again = partial(self._of_batch, self.net, begun[0].placed)
+            again = partial(self.of_batch, self.net, begun[0].placed)
             check_repeatable("loss", self.net, again, self.note)
         if self.whole and len(begun) == 1:
             begun += [batch for batch in [next(stream, None)] if batch]
@@ -201,7 +201,7 @@ class EmpiricalRisk:
 
         def run(batch: Batch) -> Any:
             with watch:
-                output = self._call(batch)
+                output = self.run(batch)
             self.check_read_only()
             return output
 
@@ -214,7 +214,7 @@ class EmpiricalRisk:
             with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
                 self.note(
                     check_cuts(
-                        self.parameters, lambda: loss_value(self.loss, self._call(few), few.target)
+                        self.parameters, lambda: loss_value(self.loss, self.run(few), few.target)
                     )
                 )
         if self._found.whole:
@@ -249,8 +249,8 @@ class EmpiricalRisk:
 
         def value() -> Tensor:
             if self.loss.takes_batches:
-                return self._of_batch(self.net, batch.placed)
-            return loss_value(self.loss, self._call(examples), examples.target)
+                return self.of_batch(self.net, batch.placed)
+            return loss_value(self.loss, self.run(examples), examples.target)
 
         examples = batch.spread(EXAMPLES) if batch.is_pair else batch
         if note := check_reached(self.net, self.state, unreached, value):
@@ -262,7 +262,7 @@ class EmpiricalRisk:
             if not batch.is_pair:
                 continue
             if (kinds := input_kinds(batch)) != self._found.kinds:
-                output = self._call(batch.part(0, 2))
+                output = self.run(batch.part(0, 2))
                 check_output(self.loss, output, min(2, batch.size))
                 self._found.kinds, self._found.output = kinds, output
             check_target(self.loss, self._found.output, batch)
@@ -277,7 +277,7 @@ class EmpiricalRisk:
         self.splits, self.data.ordered, self._found.whole = False, True, reason
         self._found.weighting = KnownWeighting(Loss(self.loss.function))
 
-    def _call(self, batch: Batch) -> Any:
+    def run(self, batch: Batch) -> Any:
         """The net's output; a ValueError if it does not take the batch."""
         try:
             return self.loss.reads(batch.call(self.net, self._format))
@@ -316,9 +316,9 @@ class EmpiricalRisk:
         few = batch.spread(EXAMPLES) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
         if self.loss.takes_batches:
-            value = wide._of_batch(wide.net, few.placed)
+            value = wide.of_batch(wide.net, few.placed)
         else:
-            value = loss_value(wide.loss, wide._call(few), few.target)
+            value = loss_value(wide.loss, wide.run(few), few.target)
         if any(leaf is p for leaf in leaves_of(value) for p in self.net.parameters()):
             raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
@@ -329,12 +329,12 @@ class EmpiricalRisk:
 
         def build() -> MatvecGraph:
             if self.loss.takes_batches:
-                content, loss = part.placed, Loss(self._of_batch)
+                content, loss = part.placed, Loss(self.of_batch)
                 graph = self._graph(self.net, content, loss, self.parameters, seed=self._seed)
                 weight = part.size if self.loss.weights is None else self.loss.weights(content)
                 graph.weight = 1.0 if self.sums else float(weight)
                 return graph
-            output, target = self._call(part), part.target
+            output, target = self.run(part), part.target
             if self._checks:
                 check_target(self.loss, output, part)
             loss, weight, shares = self.weigh(part, output)
@@ -351,7 +351,7 @@ class EmpiricalRisk:
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
 
-    def _of_batch(self, net: nn.Module, batch: Any) -> Tensor:
+    def of_batch(self, net: nn.Module, batch: Any) -> Tensor:
         """The loss of (net, batch); its errors name it."""
         try:
             return self.loss(net, batch)

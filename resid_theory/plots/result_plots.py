@@ -30,6 +30,7 @@ AXES = {
     "Descent": Curves("epoch", "loss", "row", scale="log"),
     "Flows": Curves("layer", "share"),
     "HessianTrajectory": Curves("epoch", "largest"),
+    "LossAlong": Curves("distance", "loss", "direction", "quadratic"),
     "NoiseCurves": Curves("level", "measured", "place", "predicted", "log"),
     "Run": Curves("epoch", "loss", "net"),
 }
@@ -60,8 +61,8 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
     row or layer; noise stands beside the law that predicts it.
 
     Args:
-        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, NoiseCurves
-            or Run.
+        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, LossAlong,
+            NoiseCurves or Run.
         column: A column of ``found.frame()``; by default the one that the result is about.
         ax: Axes to draw into; new ones by default.
 
@@ -98,7 +99,7 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
         ax.set_xscale("log")
     elif axis.x == "epoch":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
+    elif axis.x == "eigenvalue":
         ax.set_xlabel(f"{axis.x} ({UNIT})")
     ax.grid(alpha=0.3)
     if axis.of and len(parts) <= len(SERIES):  # a longer legend would cover the curves

@@ -61,7 +61,7 @@ class Comparison(Result):
         return int((self.difference > 0).sum())
 
     headline = (
-        "a - b over {0.unit}s, intervals of {0.confidence:.4g}; a is larger in "
+        "a - b over {0.unit}s, intervals at confidence {0.confidence:.4g}; a is larger in "
         "{0.layers_where_a_is_larger} of {0.units.shape[0]} layers"
     )
     tabulated = {

@@ -1,5 +1,6 @@
 """Layer cushions: the share of a layer's weight that acts on the input of each sample."""
 
+import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -267,8 +268,9 @@ class _Meter:
         if name not in self.apart:
             layout = look.layouts.get(use.key)
             if layout is not None and look.fits(use.key, x, self.samples):
-                if self.latest is None or self.latest[:2] != (id(x), layout):
-                    self.latest = id(x), layout, x, layout.norms(x, self.samples)
+                if self.latest is None or self.latest[0]() is not x or self.latest[1] != layout:
+                    # Weakly: an input that is held makes the net take new memory for the next one.
+                    self.latest = weakref.ref(x), layout, layout.norms(x, self.samples)
                 if not self.compares or look.agrees(use.key, x, self.samples):
                     whole = self.latest[-1]
                     self.rows[use.key].append(self._measured(use, layout, whole))
@@ -325,12 +327,11 @@ class _Meter:
         inputs = x.numel() // (1 if layout.axis is None else self.samples)
         places = inputs // (x[0].numel() if use.geometry else x.shape[-1])
         if (use.key, size, places) not in self.known:
-            kinds = {torch.complex64, torch.complex128}
-            both = [weight.to("cpu", torch.complex128 if weight.dtype in kinds else torch.float64)
-                    for weight in (use.removed, use.weight)]  # fmt: skip
-            self.known[use.key, size, places] = torch.stack(
-                [NORMS[self.norm](weight, use.geometry, size, places) for weight in both]
-            )
+            norm, weights = NORMS[self.norm], [use.removed, use.weight]
+            found = [
+                norm(_wide(w), use.geometry, size, places) for w in weights[: 1 + bool(use.owner)]
+            ]
+            self.known[use.key, size, places] = torch.stack([found[0], found[-1]])
         norms = self.known[use.key, size, places]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
@@ -376,3 +377,8 @@ class _Meter:
     def not_covered(self) -> dict[str, str]:
         """Reasons, by name, of all that has no row."""
         return self.observer.missing() | self.irregular
+
+
+def _wide(weight: Tensor) -> Tensor:
+    """A weight in float64, or complex numbers of such, on the CPU."""
+    return weight.to("cpu", torch.complex128 if weight.is_complex() else torch.float64)

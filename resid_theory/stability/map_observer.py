@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
 from resid_theory.identity import (
@@ -106,6 +107,13 @@ class MapObserver(TorchFunctionMode):
             for labels in self._tracker.owners.values() if len(labels) > 1  # which of them calls
             for label in labels
         ]  # fmt: skip
+        handles += [
+            module.register_forward_hook(
+                lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
+            )
+            for name, module in self._modules.items()
+            if isinstance(module, ParametrizationList)
+        ]
         try:
             with self:
                 yield
@@ -114,6 +122,11 @@ class MapObserver(TorchFunctionMode):
             self._tracker.forget()
             for handle in handles:
                 handle.remove()
+
+    def _take(self, made: Tensor, label: Label) -> None:
+        """Take what a parametrization made for the weight, which it may hold column by column."""
+        self._tracker.take(made, label)
+        self._turned[label] = made.dim() == 2 and _is_turned(made)
 
     def first_names(self, layers: str | Sequence[str] | None) -> list[str] | None:
         """Names of maps that a caller wants; of a module with several names the first one."""
@@ -155,7 +168,7 @@ class MapObserver(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run one function and read it."""
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").removesuffix(".default")
         if name == "multi_head_attention_forward":
             with self:
                 return _ATTENTION(*args, **kwargs)

@@ -95,6 +95,10 @@ class WeightTracker:
             self._keep(parameter, frozenset([first]), first)
             self._storages[_storage(parameter)].append(parameter)
 
+    def take(self, made: Tensor, label: Label) -> None:
+        """Take what a parametrization made, in whatever way, for the parameter's own values."""
+        self._keep(made, frozenset([label]), label)
+
     def follow(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Find out whether a result is made from parameters alone, or where one meets a sample.
 

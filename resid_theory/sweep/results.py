@@ -1,6 +1,5 @@
 """The folder of a sweep: a checksummed result for each finished cell, an error for each other."""
 
-import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.runtime import store
+from resid_theory.runtime.storable import decoded, encoded, inline, read_inline
 from resid_theory.sweep.config import SCHEMA, key_of
 from resid_theory.sweep.registry import Outcome, Task, task_of
 
@@ -93,7 +93,7 @@ class Results:
             "schema": SCHEMA,
             "key": cell.key,
             "config": dict(cell.config),
-            "numbers": {name: _as_json(value) for name, value in outcome.numbers.items()},
+            "numbers": {n: encoded(number, n, inline) for n, number in outcome.numbers.items()},
             "seconds": seconds,
             "torch": torch.__version__,
         }
@@ -121,11 +121,6 @@ def _is_result(about: Any, key: str) -> bool:
     if not isinstance(about, Mapping):
         return False
     return (about.get("kind"), about.get("schema"), about.get("key")) == ("cell", SCHEMA, key)
-
-
-def _as_json(value: Any) -> Any:
-    """The value, with inf and nan, which JSON lacks, as strings that ``float`` reads back."""
-    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFrame":
@@ -162,7 +157,7 @@ def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFra
             continue
         row = rows[key] = dict(about["config"])
         for name, value in about["numbers"].items():
-            number = float(value["float"]) if isinstance(value, Mapping) else value
+            number = decoded(value, str(path), read_inline)
             row[f"result_{name}" if name in row else name] = number
         row["seconds"] = about["seconds"]
         row.update({n: t.numpy() for n, t in tensors.items()} if arrays else {})

@@ -119,8 +119,8 @@ def zero_point(
         >>> point = zero_point(rt.load_whitened("digits"), blocks=50, shortcut_depth=2, mid="relu")
         >>> point.verdict, point.index
         ('strict saddle', 0.5)
-        >>> print(str(point).splitlines()[-1])
-        Escape from weights of 0.01 to 0.1: 3.662 (learning rate x steps); 3.322 steps at the scale
+        >>> round(point.escape_time, 3)  # learning rate times steps, from weights of 0.01 to 0.1
+        3.662
     """
     maps = {"input_map": input_map, "output_map": output_map}
     net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post, maps)

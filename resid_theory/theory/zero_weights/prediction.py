@@ -19,7 +19,12 @@ __all__ = ["ZeroPoint"]
 _DENSE = 3000  # parameters whose eigenvalues take seconds; beyond, n = 1 answers by its limits
 _DENSE_EXACT = 8000  # where exact numbers are asked for, counting takes longer than this
 _ESCAPE = {"start": 0.01, "stop": 0.1}  # sizes of the weights in the summary
-_SHOWN = 12  # levels in print
+_SHOWN = 12  # singular values in print
+_TOLD = (
+    "slope", "parameters", "method", "growth_rate", "max_magnitude", "condition_number_10",
+    "condition_number", "a_priori_bound", "condition_number_nonzero", "index",
+    "learning_rate_scale", "escape_from", "escape_to", "escape_time", "escape_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -332,46 +337,11 @@ class ZeroPoint(Result):
         content = self.summary()
         return {name: [value] for name, value in content.items() if name != "singular_values"}
 
-    def __repr__(self) -> str:
-        """The report, which is short."""
-        return str(self)
-
-    def __str__(self) -> str:
-        """The report for people."""
-        found, (d, q) = self.summary(), self.correlation.shape
-        if self.shortcut_depth == 1:
-            levels = f"largest |λ| over blocks tends to {self.growth_rate:.4g}"
-        else:
-            spectrum = self.spectrum
-            pairs = zip(spectrum.levels.tolist(), spectrum.multiplicities.tolist(), strict=True)
-            levels = ", ".join(_shortened([f"{value:.4g} x {count:,}" for value, count in pairs]))
-        ratios = ""
-        if "condition_number" in found:
-            bound = found["a_priori_bound"]
-            known = "" if bound is None else f" (a-priori bound {bound:.4g})"
-            ratios = (
-                f", over the smallest {found['condition_number']:.4g}{known}, over the smallest "
-                f"nonzero {found['condition_number_nonzero']:.4g}; index {found['index']:.4g}"
-            )
-        values = " ".join(_shortened([f"{value:.4g}" for value in found["singular_values"]]))
-        lines = [
-            self.title,
-            f"  {self.reason}",
-            f"M, {d} x {q}: singular values {values}; c = {self.slope:.4g}",
-            f"Hessian, P = {self.size:,}, by {found['method']}: {levels}",
-            f"  max |λ| {found['max_magnitude']:.4g}, over the 10th percentile "
-            f"{found['condition_number_10']:.4g}{ratios}",
-            f"Learning-rate scale 1 / max |λ|: {found['learning_rate_scale']:.4g}",
-        ]
-        if self.shortcut_depth > 1:
-            lines.append(
-                f"Escape from weights of {_ESCAPE['start']:g} to {_ESCAPE['stop']:g}: "
-                f"{self.escape_time:.4g} (learning rate x steps); {self.escape_steps:.4g} steps at "
-                "the scale"
-            )
-        return "\n".join(lines)
-
-
-def _shortened(words: list[str]) -> list[str]:
-    half = _SHOWN // 2
-    return words if len(words) <= _SHOWN else [*words[:half], "...", *words[-half:]]
+    def shown(self) -> Columns:
+        """The numbers of the summary that tell most, with the reason for the verdict."""
+        found = self.summary()
+        words = [f"{value:.4g}" for value in found["singular_values"]]
+        if len(words) > _SHOWN:
+            words[_SHOWN // 2 : -_SHOWN // 2] = ["..."]
+        named = {name: [found[name]] for name in _TOLD if found.get(name) is not None}
+        return {"reason": [self.reason], "singular_values": [" ".join(words)], **named}

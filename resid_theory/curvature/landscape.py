@@ -1,0 +1,172 @@
+"""The loss along directions in the space of weights, and random directions of the filters' size."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import as_generator, as_tensor, check_finite, check_int
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.operator import CurvatureOperator
+from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.result import Columns, Result
+
+__all__ = ["LossAlong", "filter_directions", "loss_along"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LossAlong(Result):
+    """The loss of a net on straight lines through its weights.
+
+    Attributes:
+        loss: At the weights themselves.
+        distances: (s,), in lengths of the directions.
+        losses: (directions, s), of all data; infinite or NaN where the net leaves its range.
+        slopes: Derivative at the weights along each direction.
+        curvatures: Second derivative along each direction, of the operator's matrix.
+    """
+
+    loss: float
+    distances: Tensor
+    losses: Tensor
+    slopes: Tensor
+    curvatures: Tensor
+
+    headline = "loss along {0.losses.shape[0]} directions"
+
+    @property
+    def quadratic(self) -> Tensor:
+        """The second-order expansion of the losses, (directions, s)."""
+        t = self.distances
+        return self.loss + self.slopes[:, None] * t + self.curvatures[:, None] * t**2 / 2
+
+    def table(self) -> Columns:
+        """A row for each direction and distance."""
+        count, steps = self.losses.shape
+        return {
+            "direction": torch.arange(count).repeat_interleave(steps),
+            "distance": self.distances.repeat(count),
+            "loss": self.losses.flatten(),
+            "quadratic": self.quadratic.flatten(),
+        }
+
+
+def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> LossAlong:
+    r"""Evaluate the loss at :math:`\theta + t v`, beside its second-order expansion.
+
+    Args:
+        A: An operator, which knows net, loss and data; its Hessian for the true second order.
+        directions: v, (P,) or (P, b), such as eigenvectors or `filter_directions`.
+        distances: t, (s,).
+
+    Returns:
+        The losses; the net is left as it was.
+
+    Raises:
+        ValueError: If shapes do not fit, or net or data changed since the operator was made.
+
+    Source:
+        Li et al. 2018, "Visualizing the loss landscape of neural nets", for the filters' size.
+
+    Example:
+        >>> net = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        >>> data = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        >>> A = rt.curvature_operator(net, "square", data)
+        >>> found = rt.curvature.loss_along(A, torch.ones(1), torch.tensor([-1.0, 0.0, 1.0]))
+        >>> bool((found.losses - found.quadratic).abs().max() < 1e-12)
+        True
+    """
+    A.check_unchanged()
+    size, risk = A.shape[0], A.risk
+    given = check_finite("directions", as_tensor("directions", directions)).to(A.device).double()
+    steps = check_finite("distances", as_tensor("distances", distances)).double().cpu()
+    if given.dim() not in (1, 2) or len(given) != size or given.numel() == 0:
+        raise ValueError(
+            f"directions: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)"
+        )
+    if steps.dim() != 1 or len(steps) == 0:
+        raise ValueError(f"distances: got shape {tuple(steps.shape)}, needs (s,), at least one")
+    lines = given.reshape(size, -1)
+    sizes = [p.numel() for p in risk.parameters]
+    kept = [p.data for p in risk.parameters]
+    losses = torch.empty(lines.shape[1], len(steps), dtype=torch.float64)
+    with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+        try:
+            for row, line in enumerate(lines.mT):
+                for column, t in enumerate(steps.tolist()):
+                    # New tensors: the operator's graphs hold the old ones.
+                    for p, old, part in zip(risk.parameters, kept, line.split(sizes), strict=True):
+                        p.data = (old.double() + t * part.view(old.shape)).to(old.dtype)
+                    losses[row, column] = _loss(risk, A.chunk)
+        finally:
+            for p, old in zip(risk.parameters, kept, strict=True):
+                p.data = old
+    return LossAlong(
+        loss=A.loss,
+        distances=steps,
+        losses=losses,
+        slopes=(A.gradient @ lines).cpu(),
+        curvatures=A.quadratic(lines).cpu(),
+    )
+
+
+def _loss(risk: EmpiricalRisk, chunk: int | None) -> float:
+    """The loss of all data at the weights that the net has now, without graphs."""
+    total = weight = 0.0
+    for batch in risk.data:
+        step = chunk if chunk and risk.splits else batch.size
+        for part in (batch.part(start, step) for start in range(0, batch.size, step)):
+            if risk.loss.takes_batches:
+                content, weights = part.placed, risk.loss.weights
+                own = part.size if weights is None else float(weights(content))
+                own = 1.0 if risk.sums else own
+                with torch.no_grad():
+                    value = risk.of_batch(risk.net, content)
+            else:
+                with torch.no_grad():
+                    output = risk.run(part)
+                loss, own, _ = risk.weigh(part, output)
+                value = loss(output, part.target)
+            total += own * float(value) if own else 0.0
+            weight += own
+    point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
+    return total / (1.0 if risk.sums else weight) + risk.weight_decay / 2 * float(point @ point)
+
+
+def filter_directions(
+    A: CurvatureOperator, count: int = 1, *, generator: torch.Generator | int = 0
+) -> Tensor:
+    """Random directions in which every filter has the length of that of the weights.
+
+    A filter is a row of a weight along its first axis. Parameters with one axis, biases and
+    normalizations, stay where they are.
+
+    Args:
+        A: An operator, which knows the weights.
+        count: Number of directions.
+        generator: A generator, or the seed of a new one.
+
+    Returns:
+        (P, count), float64.
+
+    Raises:
+        ValueError: If no parameter has two axes, or ``count`` is no whole number.
+
+    Source:
+        Li et al. 2018, "Visualizing the loss landscape of neural nets", section 4.
+    """
+    source, check = as_generator(generator), check_int("count", count)
+    if all(p.dim() < 2 for p in A.risk.parameters):
+        raise ValueError("A: none of its parameters has filters, needs one with two axes or more")
+    parts = []
+    for p in A.risk.parameters:
+        drawn = torch.randn(
+            check, *p.shape, generator=source, dtype=torch.float64, device=source.device
+        ).to(p.device)
+        if p.dim() < 2:
+            parts.append(torch.zeros_like(drawn).view(check, -1))
+            continue
+        rows = drawn.flatten(2)
+        lengths = p.detach().double().flatten(1).norm(dim=1)[:, None]
+        parts.append((rows / rows.norm(dim=2, keepdim=True) * lengths).flatten(1))
+    return torch.cat(parts, dim=1).mT

@@ -1,0 +1,90 @@
+"""The loss along directions: against evaluations of changed nets."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import resid_theory as rt
+from resid_theory.curvature import filter_directions, loss_along
+
+
+@pytest.fixture
+def problem(generator):
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+    ).double()
+    net(torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64))  # statistics
+    x = torch.randn(7, 1, 3, 3, generator=generator, dtype=torch.float64)
+    return net, x, torch.tensor([0, 2, 1, 1, 0, 2, 2])
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk": 2, "engine": "rebuilt"}, {"weight_decay": 0.3}])
+@pytest.mark.parametrize("parameters", [None, ["0.weight", "4.*"]])
+def test_losses_are_those_of_moved_nets(problem, options, parameters):
+    net, x, y = problem
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    A = rt.curvature_operator(net, "cross_entropy", batches, parameters=parameters, **options)
+    lines, steps = filter_directions(A, 2, generator=3), torch.tensor([-0.7, 0.0, 1.3])
+    before = A @ lines
+    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    found = loss_along(A, lines, steps)
+    assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items())
+    assert torch.equal(A @ lines, before)  # its graphs survive
+    for row, parts in enumerate(zip(*A.split(lines).values(), strict=True)):
+        for column, t in enumerate(steps.tolist()):
+            moved = copy.deepcopy(net).eval()
+            known = dict(moved.named_parameters())
+            with torch.no_grad():
+                for name, part in zip(A.names, parts, strict=True):
+                    known[name] += t * part
+                loss = F.cross_entropy(moved(x), y)
+                decay = options.get("weight_decay", 0.0) / 2
+                loss += decay * sum(known[name].square().sum() for name in A.names)
+            assert found.losses[row, column].item() == pytest.approx(loss.item(), rel=1e-13)
+    near = loss_along(A, lines, torch.tensor([1e-3]))
+    gap = (near.losses - near.quadratic).abs().max()
+    assert float(gap) <= 1e-6 < float((near.losses - near.loss).abs().min())
+
+
+def test_filters_keep_their_lengths(problem):
+    net, x, y = problem
+    A = rt.curvature_operator(net, "cross_entropy", (x, y))
+    parts = A.split(filter_directions(A, 4))
+    for name, weight in net.named_parameters():
+        if weight.dim() < 2:
+            assert not parts[name].any()
+        else:
+            lengths = weight.flatten(1).norm(dim=1).expand(4, -1)
+            assert torch.allclose(parts[name].flatten(2).norm(dim=2), lengths)
+    assert not torch.equal(parts["4.weight"][0], parts["4.weight"][1])
+    again = filter_directions(A, 4, generator=1)
+    assert not torch.equal(A.split(again)["4.weight"], parts["4.weight"])
+
+
+def test_losses_of_nets_and_batches(problem):
+    net, x, y = problem
+    loss = rt.Loss(lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]), of="batch")
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])]
+    A, B = (rt.curvature_operator(net, of, batches) for of in (loss, "cross_entropy"))
+    line, steps = torch.ones(A.shape[0], dtype=torch.float64), torch.tensor([0.1, 2.0])
+    found, expected = (loss_along(operator, line, steps).losses for operator in (A, B))
+    assert torch.allclose(found, expected, rtol=1e-13)
+
+
+def test_wrong_calls(problem):
+    net, x, y = problem
+    A = rt.curvature_operator(net, "cross_entropy", (x, y))
+    with pytest.raises(ValueError, match=r"^directions: got shape \(3,\)"):
+        loss_along(A, torch.ones(3), torch.ones(1))
+    with pytest.raises(ValueError, match=r"^distances: got shape \(\)"):
+        loss_along(A, torch.ones(A.shape[0]), torch.tensor(1.0))
+    biases = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="*.bias")
+    with pytest.raises(ValueError, match="^A: none of its parameters has filters"):
+        filter_directions(biases)
+    with torch.no_grad():
+        net[0].weight += 1
+    with pytest.raises(ValueError, match="^net: changed after the operator was made"):
+        loss_along(A, torch.ones(A.shape[0]), torch.ones(1))
