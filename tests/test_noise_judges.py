@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from experiments.criteria import decided
+from experiments.crossings import curvature
 from experiments.noise_stability import cushions, dominant, equality, flows, gaussian, training
 from experiments.noise_stability import nets as trained_nets
 from experiments.noise_stability import weights as weight_claims
@@ -286,3 +287,22 @@ def test_table_5_dense_asks_of_both_readings():
     for kind, errors in (("dominant_half", [0.2, 0.25]), ("dominant_upper", [0.2, 0.35])):
         arrays |= {f"{kind}.error": table(errors, errors)[0], f"{kind}.parameters": np.ones((2, 5))}
     assert outcomes(dominant.judge_table_5_dense, arrays) == [HOLDS, FAILS]
+
+
+# Spectra of nets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "norm", "found"), [(0.8, 5.0, [HOLDS, HOLDS]), (4.0, 2.0, [FAILS, FAILS])]
+)
+def test_estimates_of_spectra_are_tested_over_nets(gap, norm, found):
+    arrays = {}
+    for number in range(6):
+        away, here = gap * (1 + number / 10), norm + number / 10
+        net = {"values": [3.0, -1.0], "bounds": [0.0, 0.0], "converged": True, "missed": 1e-9}
+        net |= {"size": 10, "frobenius": [here, here + 1]}
+        net["intervals"] = [[0.0, -1.0, 1.0], [away, away - 1, away + 1], [0.1, 0.0, 0.2]]
+        arrays |= {f"{number}.{name}": np.array(value) for name, value in net.items()}
+    assert outcomes(curvature._judge_spectra, arrays)[-2:] == found
+    one = {name: a for name, a in arrays.items() if name.startswith("0.")}
+    assert outcomes(curvature._judge_spectra, one) == [HOLDS, UNDECIDED, UNDECIDED]
