@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import resid_theory as rt
 from resid_theory import eigen, stability, theory
-from resid_theory.curvature import filter_directions, loss_along
+from resid_theory.curvature import filter_directions, layer_table, loss_along
 from resid_theory.plots.result_plots import PICTURES
 from resid_theory.runtime import store
 from resid_theory.runtime.result import FORMAT, Result
@@ -101,6 +101,7 @@ MADE = {
     "Density": density,
     "Descent": lambda: descended()[2],
     "Diagonal": lambda: operator().diagonal(budget=8),
+    "LayerTable": lambda: layer_table(operator(), probes=4),
     "LossAlong": lambda: loss_along(
         operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])
     ),

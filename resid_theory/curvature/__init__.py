@@ -4,6 +4,7 @@ from resid_theory.curvature.callback import curvature_callback
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
 from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
+from resid_theory.curvature.layer_table import LayerTable, layer_table
 from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.curvature.spectrum_of_net import spectrum
@@ -13,6 +14,7 @@ __all__ = [
     "CurvatureBlock",
     "CurvatureOperator",
     "HessianCost",
+    "LayerTable",
     "LossAlong",
     "curvature_callback",
     "curvature_operator",
@@ -20,6 +22,7 @@ __all__ = [
     "hessian",
     "hessian_cost",
     "hessian_spectrum",
+    "layer_table",
     "loss_along",
     "spectrum",
 ]

@@ -30,6 +30,7 @@ AXES = {
     "Descent": Curves("epoch", "loss", "row", scale="log"),
     "Flows": Curves("layer", "share"),
     "HessianTrajectory": Curves("epoch", "largest"),
+    "LayerTable": Curves("parameter", "norm", scale="log"),
     "LossAlong": Curves("distance", "loss", "direction", "quadratic"),
     "NoiseCurves": Curves("level", "measured", "place", "predicted", "log"),
     "Run": Curves("epoch", "loss", "net"),
@@ -61,8 +62,8 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
     row or layer; noise stands beside the law that predicts it.
 
     Args:
-        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, LossAlong,
-            NoiseCurves or Run.
+        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, LayerTable,
+            LossAlong, NoiseCurves or Run.
         column: A column of ``found.frame()``; by default the one that the result is about.
         ax: Axes to draw into; new ones by default.
 
@@ -93,7 +94,7 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
     ax.set(xlabel=axis.x, ylabel=name.replace("_", " "))
     if name == axis.y:
         ax.set_yscale(axis.scale)
-    if axis.x == "layer":
+    if axis.x in ("layer", "parameter"):
         ax.tick_params(axis="x", rotation=90)
     elif axis.x == "level":
         ax.set_xscale("log")

@@ -1,0 +1,67 @@
+"""Blocks of a Hessian by parameter, against the dense matrix."""
+
+import pytest
+import torch
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.curvature import layer_table
+
+
+@pytest.fixture(scope="module")
+def problem():
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(20, 5, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (20,), generator=generator)
+    A = rt.curvature_operator(net, "cross_entropy", (x, y))
+    return A, A.dense()
+
+
+def exact(matrix, sizes):
+    blocks = [list(rows.split(sizes, 1)) for rows in matrix.split(sizes)]
+    norms = torch.tensor([[float(block.norm()) for block in row] for row in blocks])
+    return {
+        "traces": [float(blocks[k][k].trace()) for k in range(len(sizes))],
+        "largest": [float(torch.linalg.eigvalsh(blocks[k][k])[-1]) for k in range(len(sizes))],
+        "norms": norms.diagonal().tolist(),
+        "couplings": (norms.square().sum(0) - norms.diagonal() ** 2).sqrt().tolist(),
+        "block_norms": norms,
+    }
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_with_all_columns_the_numbers_are_exact(problem, shift):
+    A, dense = problem
+    A = A.shift(shift) if shift else A
+    expected = exact(dense + shift * torch.eye(75), [40, 8, 24, 3])
+    found = layer_table(A, probes=40, tolerance=1e-10)
+    for kind in ("traces", "norms", "couplings", "largest"):
+        values = [estimate.value for estimate in getattr(found, kind)]
+        assert values == pytest.approx(expected[kind], rel=1e-8), kind
+        if kind != "largest":
+            assert all(e.low == e.high for e in getattr(found, kind))
+    assert torch.allclose(found.block_norms, expected["block_norms"].double(), rtol=1e-6)
+
+
+def test_intervals_hold_the_truth(problem):
+    A, dense = problem
+    expected, missed, drawn = exact(dense, [40, 8, 24, 3]), 0, 0
+    for seed in range(40):
+        found = layer_table(A, probes=8, generator=seed)
+        for kind in ("traces", "norms", "couplings"):
+            for estimate, truth in zip(getattr(found, kind), expected[kind], strict=True):
+                drawn += estimate.standard_error > 0
+                missed += not estimate.low * (1 - 1e-12) <= truth <= estimate.high * (1 + 1e-12)
+    # Two layers have random numbers: 240 intervals at 95 %, those of a draw not independent.
+    assert drawn == 240 and 0 < missed <= 28
+    assert len(found.frame()) == 4 and found.frame()["parameter"][2] == "2.weight"
+
+
+def test_wrong_calls(problem):
+    A, dense = problem
+    with pytest.raises(ValueError, match="^A: its rows and columns are no parameters"):
+        layer_table(rt.eigen.as_operator(dense))
+    with pytest.raises(ValueError, match="^probes: got 3"):
+        layer_table(A, probes=3)
