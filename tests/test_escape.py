@@ -205,7 +205,7 @@ def test_lyapunov_exponents_are_measured_by_qr(init, generator, device):
 
 
 def test_jacobians_near_zero_are_nearly_isometries(generator, device):
-    """Against the semicircle's edge: at width 40 within the fluctuation d^(-2/3) of an edge."""
+    """At width 40 within the fluctuation d^(-2/3) of an edge."""
     width, blocks, scale = 40, 30, 0.1
     weights = rt.networks.draw_weights(
         "near_zero", (10, blocks, 2, width, width), generator=generator, scale=scale

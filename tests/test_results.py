@@ -101,6 +101,7 @@ MADE = {
     "Density": density,
     "Descent": lambda: descended()[2],
     "Diagonal": lambda: operator().diagonal(budget=8),
+    "Isometry": lambda: theory.isometry(0.5),
     "LayerTable": lambda: layer_table(operator(), probes=4),
     "LossAlong": lambda: loss_along(
         operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])

@@ -139,7 +139,7 @@ def judge_isometry(a: Arrays) -> list[Criterion]:
                 a[f"two_shortcut.{end}"][-1],
                 edge,
                 margin=0.25 * (edges["max"] - 1),
-                source="1 ± ε²√(2R) of infinite width; a quarter of the spread, for width 10, ours",
+                source="edges at infinite width; a quarter of the spread, for width 10, ours",
             )
             for end, edge in edges.items()
         ),
@@ -161,7 +161,7 @@ def draw_isometry(figure: Figure, a: Arrays) -> None:
             top, bottom = (a[f"{name}.{end}"].mean(-1) for end in ("max", "min"))
             (line,) = ax.plot(a["depth"], top, MARKERS[name] + "-", label=LABELS[name])
             ax.plot(a["depth"], bottom, MARKERS[name] + "-", color=line.get_color())
-    right.plot(a["depth"], a["edges"], "k--", label="1 ± ε²√(2R)")
+    right.plot(a["depth"], a["edges"], "k--", label="edges at infinite width")
     left.set(yscale="log", ylabel="extreme singular values of the Jacobian")
     for ax in (left, right):
         ax.set_xlabel("weight layers N")

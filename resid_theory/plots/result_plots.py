@@ -30,6 +30,7 @@ AXES = {
     "Descent": Curves("epoch", "loss", "row", scale="log"),
     "Flows": Curves("layer", "share"),
     "HessianTrajectory": Curves("epoch", "largest"),
+    "Isometry": Curves("singular_value", "density"),
     "LayerTable": Curves("parameter", "norm", scale="log"),
     "LossAlong": Curves("distance", "loss", "direction", "quadratic"),
     "NoiseCurves": Curves("level", "measured", "place", "predicted", "log"),
@@ -62,8 +63,8 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
     row or layer; noise stands beside the law that predicts it.
 
     Args:
-        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, LayerTable,
-            LossAlong, NoiseCurves or Run.
+        found: A Comparison, CompressionBound, Curve, Descent, Flows, HessianTrajectory, Isometry,
+            LayerTable, LossAlong, NoiseCurves or Run.
         column: A column of ``found.frame()``; by default the one that the result is about.
         ax: Axes to draw into; new ones by default.
 

@@ -26,10 +26,10 @@ from resid_theory.theory.zero_weights.escape import (
     escape_time,
     linear_escape,
 )
+from resid_theory.theory.zero_weights.isometry import Isometry, isometry, isometry_edges
 from resid_theory.theory.zero_weights.origin import zero_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.signal_propagation import (
-    isometry_edges,
     lyapunov_exponents,
     output_growth,
 )
@@ -39,6 +39,7 @@ __all__ = [
     "BlockToeplitz",
     "Interpolation",
     "InterpolationNet",
+    "Isometry",
     "PathChart",
     "TrivialFlow",
     "Unit",
@@ -51,6 +52,7 @@ __all__ = [
     "exceedance_integral",
     "great_arc",
     "interpolate",
+    "isometry",
     "isometry_edges",
     "least_norm",
     "linear_escape",

@@ -12,7 +12,7 @@ from torch import Tensor
 from resid_theory._check import check_choice, check_int, check_positive
 from resid_theory.initializations import INITIALIZATIONS
 
-__all__ = ["isometry_edges", "lyapunov_exponents", "output_growth"]
+__all__ = ["lyapunov_exponents", "output_growth"]
 
 _GAINS = [name for name, row in INITIALIZATIONS.items() if row.gain is not None]
 
@@ -105,33 +105,3 @@ def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01)
         return torch.zeros(d, dtype=torch.float64)
     freedom = torch.arange(d, 0, -1, dtype=torch.float64)
     return 0.5 * (math.log(2 * _gain(init, scale) / d) + torch.special.digamma(freedom / 2))
-
-
-def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[float, float]:
-    r"""Range of the Jacobian's singular values of an n-shortcut linear net near zero.
-
-    To first order in the branches, :math:`1 \pm \epsilon^n \sqrt{2R}`: the sum of R independent
-    products is nearly normal, and the eigenvalues of its symmetric part fill a semicircle.
-
-    Args:
-        blocks: Number of blocks R.
-        shortcut_depth: Matrices n in a block.
-        scale: Factor ε of ``near_zero`` on Xavier weights.
-
-    Returns:
-        Lower and upper edge, in the limit of infinite width.
-
-    Raises:
-        ValueError: If a count is below 1 or the scale is not positive.
-
-    Source:
-        Derived here, from Wigner's semicircle law.
-
-    Example:
-        >>> low, high = isometry_edges(50, 2, scale=0.1)
-        >>> f"{low:.2f} {high:.2f}"
-        '0.90 1.10'
-    """
-    n = check_int("shortcut_depth", shortcut_depth)
-    spread = check_positive("scale", scale) ** n * math.sqrt(2 * check_int("blocks", blocks))
-    return 1 - spread, 1 + spread

@@ -1,0 +1,167 @@
+r"""Singular values of deep residual Jacobians at large width.
+
+:math:`J = \prod_l (I + \sqrt{c/L}\, G_l)` with independent normal entries of variance 1/width: as
+the width and then the depth grow, the squared singular values have a limit that depends on the
+variance c of all branches together and on nothing else.
+"""
+
+import cmath
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resid_theory._check import check_int, check_positive
+from resid_theory.runtime.result import Result
+
+__all__ = ["Isometry", "isometry", "isometry_edges"]
+
+_GRID = 2001  # points of the density, dense at both edges
+_NEWTON = 50
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Isometry(Result):
+    r"""The limit of a residual Jacobian's singular values.
+
+    Attributes:
+        variance: c, the sum over blocks of the variance that a branch adds to a unit signal.
+        singular_values: s, (points,), ascending from edge to edge.
+        density: Of the singular values at these points, (points,).
+
+    Source:
+        Tarnowski, Warchoł, Jastrzębski, Tabor & Nowak, "Dynamical isometry is achieved in residual
+        networks in a universal way for any activation function", arXiv:1809.08848.
+    """
+
+    variance: float
+    singular_values: Tensor
+    density: Tensor
+
+    headline = (
+        "singular values {0.edges[0]:.4g} to {0.edges[1]:.4g} at branch variance {0.variance:.4g}"
+    )
+    tabulated = {"singular_value": "singular_values", "density": "density"}
+
+    @property
+    def edges(self) -> tuple[float, float]:
+        """Smallest and largest singular value; their product is one."""
+        return _edges(self.variance)
+
+    def moment(self, order: int) -> float:
+        """Mean of the squared singular values, or of their squares.
+
+        Args:
+            order: 1 or 2.
+
+        Returns:
+            :math:`e^c` or :math:`(1 + 2c) e^{2c}`.
+
+        Raises:
+            ValueError: If the order is another.
+        """
+        if order not in (1, 2):
+            raise ValueError(f"order: got {order!r}, needs 1 or 2")
+        c = self.variance
+        return math.exp(c) if order == 1 else (1 + 2 * c) * math.exp(2 * c)
+
+    def cdf(self, values: Tensor) -> Tensor:
+        """Share of singular values up to given ones.
+
+        Args:
+            values: Any number of them.
+
+        Returns:
+            Shares in [0, 1], float64, of the same shape.
+        """
+        s, given = self.singular_values, values.detach().double().cpu()
+        steps = (self.density[1:] + self.density[:-1]) / 2 * s.diff()
+        share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
+        share = share / share[-1]
+        right = torch.searchsorted(s, given.contiguous()).clamp(1, len(s) - 1)
+        part = ((given - s[right - 1]) / (s[right] - s[right - 1])).clamp(0, 1)
+        return share[right - 1] + part * (share[right] - share[right - 1])
+
+
+def isometry(variance: float) -> Isometry:
+    r"""Distribution of the singular values of a wide and deep residual net's Jacobian.
+
+    Args:
+        variance: c, the variances of all branches together: of linear branches of n matrices
+            with normal entries of variance :math:`\epsilon^2 / d`, :math:`c = R \epsilon^{2n}` in R
+            blocks; of a branch :math:`\phi(W u)` the mean over layers of
+            :math:`L \sigma_w^2 E\, \phi'(\sqrt{q_l} z)^2`; of :math:`W_2 \phi(W_1 u)` the product
+            of both variances times that mean.
+
+    Returns:
+        The distribution.
+
+    Raises:
+        ValueError: If the variance is not a finite number above zero.
+
+    Source:
+        Tarnowski et al., arXiv:1809.08848, section 4: with M(λ) the generating function of the
+        moments, :math:`\ln(1 + M) - \ln M + c(1 + 2M) = \ln \lambda`.
+
+    Example:
+        >>> found = isometry(0.25)
+        >>> [round(edge, 3) for edge in found.edges], round(found.moment(1), 3)
+        ([0.484, 2.066], 1.284)
+    """
+    c = check_positive("variance", variance)
+    top = 2 * math.log(_edges(c)[1])
+    start = (math.sqrt(1 + 2 / c) - 1) / 2
+    bend = 1 / start**2 - 1 / (1 + start) ** 2
+    # ln λ from the upper edge down; the density is symmetric around zero but for a factor.
+    angles = torch.linspace(0, math.pi, _GRID, dtype=torch.float64)
+    places = (top * torch.cos(angles)).tolist()
+    heights, m = [0.0], complex(start)
+    for number, place in enumerate(places[1:-1]):
+        if number == 0:
+            m = start - 1j * math.sqrt(2 * (top - place) / bend)
+        for _ in range(_NEWTON):
+            wrong = cmath.log(1 + m) - cmath.log(m) + c * (1 + 2 * m) - place
+            step = wrong / (1 / (1 + m) - 1 / m + 2 * c)
+            m -= step
+            if abs(step) <= 1e-14 * abs(m):
+                break
+        heights.append(-m.imag / math.pi)  # of ln λ
+    heights.append(0.0)
+    values = torch.tensor(places, dtype=torch.float64).mul(0.5).exp().flip(0)
+    density = torch.tensor(heights, dtype=torch.float64).flip(0) * 2 / values
+    return Isometry(variance=c, singular_values=values, density=density)
+
+
+def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[float, float]:
+    r"""Smallest and largest singular value of an n-shortcut linear net's Jacobian near zero.
+
+    Args:
+        blocks: Number of blocks R.
+        shortcut_depth: Matrices n in a block.
+        scale: Factor ε of ``near_zero`` on Xavier weights.
+
+    Returns:
+        Lower and upper edge at great width and depth, of `isometry` at
+        :math:`c = R \epsilon^{2n}`; :math:`1 \pm \sqrt{2c}` to first order.
+
+    Raises:
+        ValueError: If a count is below 1 or the scale is not positive.
+
+    Source:
+        Tarnowski et al., arXiv:1809.08848.
+
+    Example:
+        >>> low, high = isometry_edges(50, 2, scale=0.1)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.905 1.105'
+    """
+    n = check_int("shortcut_depth", shortcut_depth)
+    return _edges(check_int("blocks", blocks) * check_positive("scale", scale) ** (2 * n))
+
+
+def _edges(c: float) -> tuple[float, float]:
+    q = math.sqrt(1 + 2 / c)
+    # (q + 1) / (q - 1), without the difference.
+    top = math.sqrt((q + 1) ** 2 * c / 2) * math.exp(c * q / 2)
+    return 1 / top, top

@@ -1,0 +1,52 @@
+"""Singular values of deep residual Jacobians at large width, against random matrices."""
+
+import math
+
+import pytest
+import torch
+
+from resid_theory import theory
+
+
+@pytest.mark.parametrize("c", [0.25, 1.0, 2.0])
+def test_density_is_that_of_a_wide_and_deep_net(c, generator):
+    width, depth = 200, 200
+    jacobian = torch.eye(width, dtype=torch.float64)
+    for _ in range(depth):
+        drawn = torch.randn(width, width, generator=generator, dtype=torch.float64)
+        jacobian = jacobian + (c / depth / width) ** 0.5 * drawn @ jacobian
+    values = torch.linalg.svdvals(jacobian).flip(0)
+    found = theory.isometry(c)
+    places = torch.arange(1, width + 1) / width
+    assert float((found.cdf(values) - places).abs().max()) <= 0.02
+    # A wrong variance is seen.
+    assert float((theory.isometry(1.3 * c).cdf(values) - places).abs().max()) > 0.02
+
+
+@pytest.mark.parametrize("c", [1e-4, 0.01, 0.5, 3.0])
+def test_mass_moments_and_edges(c):
+    found = theory.isometry(c)
+    s, density = found.singular_values, found.density
+    assert bool((density >= 0).all())
+    for power, exact in ((0, 1.0), (2, found.moment(1)), (4, found.moment(2))):
+        assert torch.trapezoid(density * s**power, s).item() == pytest.approx(exact, rel=1e-5)
+    low, high = found.edges
+    assert s[0].item() == pytest.approx(low) and s[-1].item() == pytest.approx(high)
+    assert low * high == pytest.approx(1) and 0 < low < 1
+    q = math.sqrt(1 + 2 / c)
+    assert high == pytest.approx(math.sqrt((q + 1) / (q - 1)) * math.exp(c * q / 2), rel=1e-9)
+    outside = torch.tensor([0.0, low / 2, low, high, 2 * high], dtype=torch.float64)
+    assert found.cdf(outside).tolist() == pytest.approx([0, 0, 0, 1, 1])
+
+
+def test_edges_of_blocks():
+    for blocks, n, scale in ((100, 1, 0.05), (100, 1, 0.1), (200, 1, 0.1), (50, 2, 0.1)):
+        c = blocks * scale ** (2 * n)
+        assert theory.isometry_edges(blocks, n, scale=scale) == theory.isometry(c).edges
+    low, high = theory.isometry_edges(50, 2, scale=0.01)
+    assert high - 1 == pytest.approx(math.sqrt(2 * 50 * 1e-8), rel=1e-3)  # the first order
+    for wrong in (0.0, -1.0, math.inf, "c"):
+        with pytest.raises(ValueError, match="^variance: got"):
+            theory.isometry(wrong)
+    with pytest.raises(ValueError, match="^order: got 3"):
+        theory.isometry(1.0).moment(3)
