@@ -24,8 +24,8 @@ from resid_theory.runtime.result import FORMAT, Result
 from resid_theory.sweep import Outcome, SweepReport
 
 # What goes into a call, or is a model that is asked: data, settings and nets in closed form.
-GIVEN = {"Batch", "Cell", "Crops", "Images", "Moments", "Progress", "Recipe", "Regression",
-         "SampleAxes", "Task", "TrivialFlow", "Unit", "Whitening"}  # fmt: skip
+GIVEN = {"Batch", "Cell", "Crops", "Images", "Layout", "Moments", "Progress", "Recipe",
+         "Regression", "SampleAxes", "Task", "TrivialFlow", "Unit", "Whitening"}  # fmt: skip
 
 
 def drawn(*shape, seed=0):
@@ -103,6 +103,9 @@ MADE = {
     "Diagonal": lambda: operator().diagonal(budget=8),
     "Isometry": lambda: theory.isometry(0.5),
     "LayerTable": lambda: layer_table(operator(), probes=4),
+    "LayoutPoint": lambda: theory.zero_point(
+        (drawn(12, 4), drawn(12, 4, seed=1)), layout=theory.Layout.averaged(3)
+    ),
     "LossAlong": lambda: loss_along(
         operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])
     ),
@@ -288,8 +291,8 @@ def test_json_of_another_result_is_refused():
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
-           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "MatrixError",
-           "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "LayoutPoint",
+           "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
 
 
 def draw(name, found):

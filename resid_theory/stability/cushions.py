@@ -15,7 +15,7 @@ from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns
-from resid_theory.stability.layer_inputs import ROUTED, LayerLook, Layout, looks_at, same
+from resid_theory.stability.layer_inputs import ROUTED, LayerLook, RowOrder, looks_at, same
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import NORMS, row_norms
@@ -292,7 +292,7 @@ class _Meter:
                 use = replace(use, input=use.input[None], place=use.place[None])
             below = row_norms(use.input.reshape(1, -1))
             inputs[use.name].append(below.cpu())
-            values = self._measured(use, Layout(axis=None), below)
+            values = self._measured(use, RowOrder(axis=None), below)
             found.setdefault(use.key, empty.clone())[:, number : number + 1] = values
 
         self.samples = 1
@@ -316,7 +316,7 @@ class _Meter:
                 values,
             ]
 
-    def _measured(self, use: LinearUse, layout: Layout, below: Tensor) -> Tensor:
+    def _measured(self, use: LinearUse, layout: RowOrder, below: Tensor) -> Tensor:
         """Gains, and norms with the identity removed and of the effective weight, (3, samples)."""
         x = use.input
         if not bool(below.isfinite().all()):
@@ -336,7 +336,7 @@ class _Meter:
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
 
-    def _output_norms(self, use: LinearUse, layout: Layout, below: Tensor) -> Tensor:
+    def _output_norms(self, use: LinearUse, layout: RowOrder, below: Tensor) -> Tensor:
         """Norm of each sample's output, with or without the bias."""
         bias, output = use.bias, use.output
         if not self.include_bias and not use.exact:

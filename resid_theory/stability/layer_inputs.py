@@ -15,7 +15,7 @@ from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["ROUTED", "LayerLook", "Layout", "looks_at", "same"]
+__all__ = ["ROUTED", "LayerLook", "RowOrder", "looks_at", "same"]
 
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
@@ -26,7 +26,7 @@ _STEP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class RowOrder:
     """Position of the samples in a layer's input.
 
     Attributes:
@@ -77,7 +77,7 @@ class LayerLook:
         inputs: Their inputs of every use, (samples, entries), unless samples depend on others.
     """
 
-    layouts: dict[tuple[str, int], Layout]
+    layouts: dict[tuple[str, int], RowOrder]
     apart: dict[str, str]
     reasons: dict[str, str]
     places: Tensor
@@ -126,7 +126,7 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
         runs.append({})
         with observer.watching(keep):
             some.try_call(net)
-    found: dict[tuple[str, int], Layout] = {}
+    found: dict[tuple[str, int], RowOrder] = {}
     seen: dict[tuple[str, int], Tensor] = {}
     reasons: dict[str, str] = {}
     for name in observer.ordered(name for run in runs for name, _ in run):
@@ -158,14 +158,14 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
     return LayerLook(layouts=found, apart=apart, reasons=reasons, places=places, inputs=seen)
 
 
-def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> Layout | str:
-    """Layout of a use from its inputs for two samples, for three, and for one twice."""
+def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> RowOrder | str:
+    """Order of the rows of a use from its inputs for two samples, for three, and for one twice."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
     if two.numel() == 0 or last.shape != two.shape:
         return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
-        shared = Layout(axis=None)
+        shared = RowOrder(axis=None)
         single = two.dim() < axes  # one image
         alike = not single and all(same(two[None], x[None]) for x in (three, last))
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
@@ -178,7 +178,7 @@ def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> Layout | str
         return ROUTED
     if axis and (axes or axis == two.dim() - 1):
         return f"its input has the samples along axis {axis}, which the layer mixes: {shapes}"
-    ways = [Layout(axis=axis, sample_major=major, each=each) for major in (True, False)]
+    ways = [RowOrder(axis=axis, sample_major=major, each=each) for major in (True, False)]
     if each == 1:
         return ways[0]
     gaps = [_gap(way.rows(two, 2), way.rows(three, 3)[:2]) for way in ways]

@@ -18,8 +18,9 @@ In the paper's order of parameters (Definition 5) the blocks are those of equati
 """
 
 import math
+from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ from resid_theory.data.regression import one_hot
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, LossLike
+from resid_theory.theory.zero_weights.layout import Layout
+from resid_theory.theory.zero_weights.layout_point import LayoutPoint, layout_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.relu_limits import (
     check_direction,
@@ -54,11 +57,20 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
 __all__ = ["zero_point"]
 
 
-def zero_point(
+@overload
+def zero_point(data: Any, *, layout: Layout, **options: Any) -> LayoutPoint: ...
+
+
+@overload
+def zero_point(data: Any, *, layout: None = None, **options: Any) -> ZeroPoint: ...
+
+
+def zero_point(  # type: ignore[misc]  # which options go together is checked inside
     data: Any,
     *,
-    blocks: int,
-    shortcut_depth: int,
+    blocks: int | None = None,
+    shortcut_depth: int | None = None,
+    layout: Layout | None = None,
     loss: LossLike = "square",
     pre: str | Activation | None = None,
     mid: str | Activation | None = None,
@@ -69,7 +81,7 @@ def zero_point(
     output_map: Any = None,
     kink: Any = "line",
     exact: bool = False,
-) -> ZeroPoint:
+) -> ZeroPoint | LayoutPoint:
     r"""Hessian of an n-shortcut net at zero weights, predicted without differentiating a net.
 
     Cost and memory do not depend on ``blocks`` for n >= 2; for n = 1 they do only when an exact
@@ -81,6 +93,8 @@ def zero_point(
             ``bias``.
         blocks: Number of blocks R, at least 1.
         shortcut_depth: Weight matrices n under one shortcut, at least 1.
+        layout: Any other wiring, with blocks and matrices of its own; it takes no ``pre``, ``bias``
+            or direction, and for blocks of one layer no ``post``.
         loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
             samples.
         pre: Activation before a block's first matrix; only its values (n = 1: also its slopes) at
@@ -101,8 +115,8 @@ def zero_point(
             instead of using the limits of great depth.
 
     Returns:
-        The prediction: ``print`` shows a report, ``summary()`` and ``json()`` return its numbers,
-        and :func:`resid_theory.plots.zero_point` draws it.
+        The prediction: ``print`` shows a report, ``summary()`` returns its numbers, and
+        :func:`resid_theory.plots.zero_point` draws it; of a layout a :class:`LayoutPoint`.
 
     Raises:
         ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
@@ -123,7 +137,17 @@ def zero_point(
         3.662
     """
     maps = {"input_map": input_map, "output_map": output_map}
+    if layout is not None:
+        if blocks is not None or shortcut_depth is not None:
+            raise ValueError("layout: has blocks and shortcut_depth of its own, got them as well")
+        if pre is not None or bias or kink != "line" or (post is not None and layout.branch == 1):
+            raise ValueError(
+                "layout: needs pre=None, bias=False, kink='line' and, for blocks of one layer, "
+                "post=None"
+            )
+        blocks, shortcut_depth = layout.blocks, layout.branch
     net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post, maps)
+    net = net if layout is None else replace(net, direct=layout.direct)
     directed, scored = is_direction(kink), Loss.of(loss)
     data = _with_targets(data)
     bend = 0.0 if directed else net.bend(kink)
@@ -139,6 +163,8 @@ def zero_point(
     h = local.width if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
+    if layout is not None:
+        return layout_point(local, layout, hidden=h, slope=net.slope)
     own = None  # M of every hidden unit
     if directed:
         assert isinstance(local, FromSamples)

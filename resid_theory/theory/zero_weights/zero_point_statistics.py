@@ -54,12 +54,17 @@ class Architecture:
     post: AtZero
     input_map: Tensor | None
     output_map: Tensor | None
+    direct: float = 1.0  # share of the input in the output
 
     @classmethod
     def of(
         cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any, maps: dict[str, Any]
     ) -> "Architecture":
         """Look up the activations, check their values at zero, and read the maps in float64."""
+        fixed = {
+            name: None if m is None else check_finite(name, as_tensor(name, m).detach().double())
+            for name, m in maps.items()
+        }
         net = cls(
             blocks=check_int("blocks", blocks),
             n=check_int("shortcut_depth", n),
@@ -67,12 +72,8 @@ class Architecture:
             pre=activation("pre", pre),
             mid=at_zero(activation("mid", mid)),
             post=at_zero(activation("post", post)),
-            **{
-                name: None
-                if m is None
-                else check_finite(name, as_tensor(name, m).detach().double())
-                for name, m in maps.items()
-            },
+            input_map=fixed["input_map"],
+            output_map=fixed["output_map"],
         )
         for name in ("mid", "post") if net.n > 1 else ("post",):
             at: AtZero = getattr(net, name)
@@ -154,7 +155,7 @@ class FromMoments:
         gram = torch.eye(width, dtype=sxx.dtype, device=sxx.device)
         if net.output_map is not None:
             gram, back = net.output_map.mT @ net.output_map, net.output_map.mT @ back
-        forth = gram @ sxx
+        forth = net.direct * gram @ sxx
         bound = math.inf
         if net.input_map is None and net.output_map is None and moments.is_whitened:
             # The joint second moment of (x, y) is positive semidefinite, so
@@ -204,7 +205,7 @@ class FromSamples:
         samples = gather(data)
         x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
         net.check_maps(samples.x.shape[1], samples.y.shape[1])
-        output = x if net.output_map is None else x @ net.output_map.mT
+        output = net.direct * (x if net.output_map is None else x @ net.output_map.mT)
         weighting_of(loss, output, samples.y)  # refuses losses that compare samples
         g, curvatures = loss.derivatives(output, samples.y)
         if net.output_map is not None:

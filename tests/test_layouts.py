@@ -1,0 +1,243 @@
+"""Every wiring at zero weights: predicted against nested gradients of nets and of architectures."""
+
+import math
+
+import oracles
+import pytest
+import torch
+from tolerances import EPS, HESSIAN
+from torch import nn
+from torch.nn import functional as F
+
+import resid_theory as rt
+from resid_theory.networks import LayoutNet, layout_of
+from resid_theory.theory import Layout
+
+D, SAMPLES = 3, 9
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def data(seed=0):
+    return drawn(SAMPLES, D, seed=seed), drawn(SAMPLES, D, seed=seed + 1)
+
+
+def measured(net, x, y, loss="square"):
+    value = getattr(oracles, f"{loss}_loss" if loss == "square" else loss)(net(x), y)
+    matrix = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    return torch.linalg.eigvalsh(matrix)
+
+
+def random_layout(seed):
+    """Dense or sparse, one to three matrices in a block, up to six blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    count, branch = (int(torch.randint(1, top, (), generator=generator)) for top in (7, 4))
+    table = torch.randn(count + 1, count + 1, generator=generator, dtype=torch.float64).tril()
+    if seed % 2:
+        kept = torch.rand(table.shape, generator=generator) < 0.5
+        table = torch.where(kept, table, 0.0)
+    return Layout(table[:count, :count], table[-1], min(branch, 2 if count > 3 else 3))
+
+
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("kind", ["linear", "tanh", "cross_entropy", "hidden"])
+def test_random_layouts(seed, kind):
+    layout, (x, y) = random_layout(seed), data(seed)
+    options, loss = {}, "square"
+    if kind == "cross_entropy":
+        loss, y = kind, F.one_hot(y.argmax(1), D).double()
+    elif kind == "tanh" and layout.branch > 1:
+        options = {"mid": "tanh", "post": "tanh"}
+    elif kind == "hidden" and layout.branch > 1:
+        options = {"hidden": 4}
+    net = LayoutNet(D, *layout.coefficients(), branch=layout.branch, **options)
+    point = rt.theory.zero_point((x, y), layout=Layout(*layout_of(net)), loss=loss, **options)
+    values = measured(net, x, y, loss)
+    scale = max(1.0, float(values.abs().max()))
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+    value = getattr(oracles, "cross_entropy" if loss != "square" else "square_loss")(net(x), y)
+    gradients = torch.autograd.grad(value, list(net.weights), allow_unused=True)
+    if layout.branch == 1:
+        for found, exact in zip(point.gradient, gradients, strict=True):
+            assert float((found - (0 if exact is None else exact)).abs().max()) <= HESSIAN * scale
+    flat = all(g is None or not g.abs().max() > 1e-12 for g in gradients)
+    assert (point.verdict == "not stationary") == (not flat)
+    curved = bool(values.abs().max() > 1e-12)
+    assert (point.order <= 1) == curved or flat and point.order == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_shortcut_nets_have_the_layouts_of_their_names(n, shortcut):
+    x, y = data()
+    net = rt.ShortcutNet(D, 3, n, shortcut=shortcut)
+    made = (Layout.shortcut if shortcut else Layout.plain)(3, branch=n)
+    read = Layout(*layout_of(net))
+    for ours, theirs in zip(made.coefficients(), read.coefficients(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(made.products, read.products) and made.direct == read.direct
+    values = measured(net, x, y)
+    found = rt.theory.zero_point((x, y), layout=made).spectrum.eigenvalues
+    assert float((found - values).abs().max()) <= HESSIAN * max(1.0, float(values.abs().max()))
+    if shortcut:
+        old = rt.theory.zero_point((x, y), blocks=3, shortcut_depth=n).spectrum.eigenvalues
+        assert float((found - old).abs().max()) <= 1e-13 * max(1.0, float(old.abs().max()))
+
+
+class Wired(nn.Module):
+    """Architectures as their papers write them, with linear blocks W2 W1."""
+
+    def __init__(self, kind, blocks, seed=0):
+        super().__init__()
+        self.kind, self.streams = kind, 3
+        self.first = nn.Parameter(torch.zeros(blocks, D, D, dtype=torch.float64))
+        self.second = nn.Parameter(torch.zeros(blocks, D, D, dtype=torch.float64))
+        self.skip, self.scale = 1 + 0.3 * drawn(blocks, seed=seed), drawn(blocks, seed=seed + 1)
+        self.dense = drawn(blocks + 1, blocks + 1, seed=seed + 2).tril()
+        self.read, self.write = drawn(blocks, 3, seed=seed + 3), drawn(blocks, 3, seed=seed + 4)
+        self.mix = torch.eye(3).double() + 0.3 * drawn(blocks, 3, 3, seed=seed + 5)
+
+    def block(self, k, u):
+        return u @ self.first[k].mT @ self.second[k].mT
+
+    def forward(self, x):
+        count = len(self.first)
+        if self.kind == "scaled":
+            for k in range(count):
+                x = self.skip[k] * x + self.scale[k] * self.block(k, x)
+            return x
+        if self.kind == "dense":
+            y, kept = self.dense[0, 0] * x, [x]
+            for k in range(count):
+                kept.append(y + self.block(k, y))
+                y = sum(w * v for w, v in zip(self.dense[k + 1], kept, strict=False))
+            return y
+        if self.kind == "averaged":
+            sources = [x]
+            for k in range(count):
+                sources.append(self.block(k, sum(sources) / len(sources)))
+            return sum(sources) / len(sources)
+        streams = torch.stack([x] * 3)
+        for k in range(count):
+            out = self.block(k, torch.einsum("n,nmd->md", self.read[k], streams))
+            streams = torch.einsum("an,nmd->amd", self.mix[k], streams)
+            streams = streams + self.write[k][:, None, None] * out
+        return streams.mean(0) if self.kind == "streams, mean" else streams.sum(0)
+
+    def layout(self):
+        if self.kind == "scaled":
+            return Layout.scaled(len(self.first), skip=self.skip, scale=self.scale)
+        if self.kind == "dense":
+            return Layout.dense(self.dense)
+        if self.kind == "averaged":
+            return Layout.averaged(len(self.first))
+        readout = self.kind.split(", ")[1]
+        return Layout.hyper_connections(self.read, self.mix, self.write, readout=readout)
+
+
+KINDS = ["scaled", "dense", "averaged", "streams, mean", "streams, sum"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_architectures_have_the_layouts_of_their_names(kind, blocks):
+    (x, y), net = data(), Wired(kind, blocks)
+    layout = net.layout()
+    reads, out = layout.coefficients()
+    assert torch.allclose(layout.products, reads[:, 0] * out[1:], rtol=1e-12, atol=0)
+    assert layout.direct == pytest.approx(out[0].item(), rel=1e-12)
+    # At weights away from zero the whole table counts.
+    wired = LayoutNet(D, reads, out)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(drawn(*parameter.shape, seed=8))
+        for k in range(blocks):
+            wired.weights[2 * k].copy_(net.first[k])
+            wired.weights[2 * k + 1].copy_(net.second[k])
+        assert float((net(x) - wired(x)).norm()) <= 1e3 * EPS * float(net(x).norm())
+        for parameter in net.parameters():
+            parameter.zero_()
+    values, point = measured(net, x, y), rt.theory.zero_point((x, y), layout=layout)
+    scale = max(1.0, float(values.abs().max()))
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+
+
+def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
+    moments = rt.Moments(
+        sxx=2 * torch.eye(3).double(), syx=torch.diag(torch.tensor([0.3, -1.0, 0.5])).double(),
+        syy=torch.eye(3).double(), count=10,
+    )  # fmt: skip
+    for layout in (random_layout(4), Layout.shortcut(6, branch=1), Layout.averaged(5, branch=1)):
+        layout = Layout(*layout.coefficients(), branch=1)
+        dense = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
+        with monkeypatch.context() as patch:
+            patch.setattr("resid_theory.theory.zero_weights.layout_point._DENSE", 0)
+            scalar = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
+        assert float((dense - scalar).abs().max()) <= HESSIAN * float(dense.abs().max())
+
+
+def test_the_condition_number_is_free_of_depth_exactly_where_the_gains_are_equal():
+    x, y = data()
+    generator = torch.Generator().manual_seed(0)
+    residual = rt.theory.zero_point((x, y), layout=Layout.shortcut(1)).condition_number
+    for blocks in (1, 8, 64, 100_000):
+        logits = torch.randn(blocks, 4, 4, generator=generator, dtype=torch.float64)
+        mix = torch.zeros(blocks, 4, 4).double() + torch.eye(4)  # doubly stochastic: permutations
+        mix = torch.gather(mix, 1, logits[:, :1].argsort(-1).mT.expand(-1, -1, 4))
+        gates = torch.ones(blocks, 4, dtype=torch.float64)
+        found = rt.theory.zero_point((x, y), layout=Layout.hyper_connections(gates / 4, mix, gates))
+        assert found.condition_number == pytest.approx(residual, rel=1e-9)
+        assert found.index == pytest.approx(0.5)
+        free = Layout.hyper_connections(gates / 4, logits, gates)
+        assert math.isfinite(free.spread) and (free.spread > 1 or blocks == 1)
+
+
+def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
+    mix = 10.0 * torch.eye(2, dtype=torch.float64).expand(2000, 2, 2)
+    ones = torch.ones(2000, 2, dtype=torch.float64)
+    layout = Layout.hyper_connections(ones, mix, ones)
+    # Each block is read behind k and written in front of 1999 - k mixings.
+    assert torch.allclose(layout.log_gain, torch.tensor(1999 * math.log(10) + math.log(2)).double())
+    assert layout.spread == pytest.approx(1, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Layout(torch.ones(2, 2), torch.ones(3)), "A: block 1 reads block 1"),
+        (lambda: Layout(torch.ones(2, 3), torch.ones(3)), r"A: got shape \(2, 3\)"),
+        (lambda: Layout(torch.eye(2), torch.ones(2)), r"a: got shape \(2,\)"),
+        (lambda: Layout(torch.eye(2) * math.nan, torch.ones(3)), "A: entry"),
+        (lambda: Layout(torch.eye(2), torch.ones(3), branch=0), "branch: got 0"),
+        (lambda: Layout.scaled(3, skip=[1.0, 2.0]), r"skip: got shape \(2,\)"),
+        (lambda: Layout.dense(torch.ones(3, 3)), "weights: reads later blocks"),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 2, 2), torch.ones(2, 3)
+            ),
+            "mix: got shapes",
+        ),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 3, 3), torch.ones(2, 3), readout="last"
+            ),
+            "readout: got 'last'",
+        ),
+        (lambda: Layout.shortcut(10_000).coefficients(), "layout: 10000 blocks have no table"),
+        (
+            lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), blocks=2),
+            "layout: has blocks",
+        ),
+        (
+            lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), pre="relu"),
+            "layout: needs pre=None",
+        ),
+        (lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3)), "A: got shape"),
+        (lambda: layout_of(nn.Linear(2, 2)), "net: got Linear"),
+    ],
+)
+def test_wrong_calls(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
