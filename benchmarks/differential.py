@@ -102,7 +102,7 @@ def operator(case: Case, matrix: str, **options: Any) -> Any:
     return rt.curvature_operator(case.net, loss_of(case), data, matrix=matrix, **options)
 
 
-MATRICES = ("hessian", "gauss_newton", "fisher")
+MATRICES = ("hessian", "gauss_newton", "empirical_fisher")
 
 
 def eigenvalues(matrix: Tensor) -> Tensor:
@@ -197,7 +197,7 @@ CALLS: dict[str, Callable[[Case], dict[str, Tensor]]] = {
     "spectrum": of_spectrum,
     "operator": partial(of_operator, "hessian"),
     "gauss_newton": partial(of_operator, "gauss_newton"),
-    "fisher": partial(of_operator, "fisher"),
+    "empirical_fisher": partial(of_operator, "empirical_fisher"),
     "matrix-free": matrix_free,
     "evaluate": evaluation,
     "train": training,

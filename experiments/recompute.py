@@ -36,8 +36,9 @@ from resid_theory.runtime.preserve import deterministic
 
 # Largest gap of arrays of another machine, relative to their largest entry and to 1. Where training
 # amplifies round-off beyond it, all criteria must come out alike and the intervals of every test
-# must have a number in common.
+# must have a number in common, or, without intervals, its estimates agree to a tenth.
 BOUND = 1e-6
+ESTIMATE_BOUND = 0.1
 LOSS_BOUND = 1e-3  # relative, of the loss that a net has on another machine
 CLOCK = "seconds"  # an array of this name holds times
 
@@ -128,12 +129,15 @@ def _record_item(claim: Claim, then: Record, wanted: Mapping[str, Request]) -> I
 
 
 def _moved(then: Criterion | None, now: Criterion | None) -> bool:
-    """True if a criterion comes out otherwise, or if intervals have no number in common."""
+    """True if a criterion comes out otherwise, or if its estimates are too far apart."""
     if then is None or now is None or then.outcome != now.outcome:
         return True
     tests = [each.test for each in (then, now) if each.test is not None]
     low = max((test.low for test in tests if test.low is not None), default=-math.inf)
     high = min((test.high for test in tests if test.high is not None), default=math.inf)
+    if len(tests) == 2 and math.isinf(low) and math.isinf(high):
+        one, other = (test.estimate for test in tests)
+        return abs(one - other) > ESTIMATE_BOUND * max(abs(one), abs(other))
     return low > high
 
 

@@ -350,8 +350,8 @@ class Case:
         Where batches may matter, both of the whole set in one piece and of the batches as given.
 
         Args:
-            matrix: loss, gradient, hessian, gauss_newton, fisher, or evaluation, which is the loss
-                without weight decay.
+            matrix: loss, gradient, hessian, gauss_newton, empirical_fisher, or
+                evaluation, which is the loss without weight decay.
 
         Returns:
             The answers.
@@ -369,9 +369,9 @@ class Case:
     def _plain(self, matrix: str) -> list[Tensor]:
         row, whole = self.loss_row, [torch.arange(self.samples)]
         undefined = row.batch or row.decays or self.coupled or self.mixes
-        if matrix == "fisher" and undefined or matrix == "gauss_newton" and row.batch:
+        if matrix == "empirical_fisher" and undefined or matrix == "gauss_newton" and row.batch:
             return []
-        if matrix == "fisher":
+        if matrix == "empirical_fisher":
             return [self._fisher()]
         several = len(self.parts) > 1
         if self.mixes and (

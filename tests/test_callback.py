@@ -163,7 +163,7 @@ def test_draws_follow_seed_and_step_and_nothing_else(data):
     assert len({resolution(seed, step) for seed in range(2) for step in range(2)}) == 4
 
 
-@pytest.mark.parametrize("matrix", ["gauss_newton", "fisher"])
+@pytest.mark.parametrize("matrix", ["gauss_newton", "empirical_fisher"])
 def test_other_matrices_have_their_own_names(data, matrix):
     found = [
         rt.curvature_callback("cross_entropy", data, matrix=matrix, dense=dense, prefix="train_")(

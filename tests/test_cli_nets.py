@@ -62,11 +62,12 @@ def digits(channels=3):
 
 def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
     found = content(
-        capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1, "--matrix", "fisher"
+        capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1,
+        "--matrix", "empirical_fisher",
     )
     generator = torch.Generator().manual_seed(0)
     net = rt.load_checkpoint(checkpoints[0])
-    operator = rt.curvature_operator(net, "cross_entropy", digits(), matrix="fisher")
+    operator = rt.curvature_operator(net, "cross_entropy", digits(), matrix="empirical_fisher")
     report = rt.spectrum(operator, k=1, generator=generator)
     assert (found["method"], found["parameters"]) == (report.method, report.parameters)
     assert found["largest"][0]["value"] == report.largest[0].value

@@ -178,7 +178,7 @@ def test_gauss_newton_and_fisher_of_the_whole_set(name):
                 [function(called(net, rows(x, one)), y[one])], parameters
             )
             total = total + (own if isinstance(weights, str) else weights[i] / weights.sum() * own)
-    made = rt.curvature_operator(net, loss, data, matrix="fisher", chunk=3)
+    made = rt.curvature_operator(net, loss, data, matrix="empirical_fisher", chunk=3)
     assert relative_error(made.dense(), total) <= HESSIAN
 
 
@@ -203,7 +203,7 @@ def test_a_sample_of_weight_two_counts_like_two(name, form):
     for method in ("layer_pairs", "columns"):
         exact = rt.hessian(net, loss, twice, method="columns")
         assert relative_error(rt.hessian(net, loss, data, method=method), exact) <= HESSIAN
-    for matrix in ("hessian", "gauss_newton", "fisher"):
+    for matrix in ("hessian", "gauss_newton", "empirical_fisher"):
         expected = rt.curvature_operator(net, loss, twice, matrix=matrix)
         made = rt.curvature_operator(net, loss, data, matrix=matrix)
         assert made.loss == pytest.approx(expected.loss, rel=1e-13)
@@ -247,13 +247,13 @@ def test_weight_decay_in_the_loss_is_kept_by_every_route():
         made = rt.curvature_operator(net, decayed, data, matrix=matrix, chunk=2)
         exact = rt.curvature_operator(net, plain, data, matrix=matrix)
         assert relative_error(made.dense(), exact.dense() + eye) <= HESSIAN
-    with pytest.raises(ValueError, match="^matrix: 'fisher' needs gradients .*weight_decay="):
-        rt.curvature_operator(net, decayed, data, matrix="fisher")
+    with pytest.raises(ValueError, match="^matrix: 'empirical_fisher' needs gradients .*weight"):
+        rt.curvature_operator(net, decayed, data, matrix="empirical_fisher")
     with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .* sees outputs only"):
         rt.hessian(net, decayed, data, method="layer_pairs")
 
 
-@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 def test_weight_decay_adds_to_the_diagonal(matrix):
     net, data = mlp(), batched(VECTORS, LABELS)
     plain = rt.curvature_operator(net, "cross_entropy", data, matrix=matrix, parameters="0.*")
@@ -340,9 +340,9 @@ def test_samples_that_know_each_other_stay_together(kind):
     with pytest.raises(ValueError, match="^chunk: got 3, but a batch of 8 samples cannot be split"):
         rt.curvature_operator(net, loss, (x, y), chunk=3)
     with pytest.raises(
-        ValueError, match="^matrix: 'fisher' needs a net and a loss that treat every"
+        ValueError, match="^matrix: 'empirical_fisher' needs a net and a loss that treat every"
     ):
-        rt.curvature_operator(net, loss, (x, y), matrix="fisher")
+        rt.curvature_operator(net, loss, (x, y), matrix="empirical_fisher")
     assert rt.curvature_operator(net, loss, (x, y), chunk=M).chunk is None
     with pytest.raises(ValueError, match="^sample_weight: needs a net and a loss that treat every"):
         rt.hessian(net, loss, rt.Data.of((x, y), sample_weight=COPIES))
@@ -377,7 +377,7 @@ def test_steps_in_single_precision_are_no_reason_to_keep_samples_together(seed):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(5, 5), Gate(), nn.Linear(5, 3))
     data = numbers(9, 7, 5, seed=seed), torch.arange(63).view(9, 7) % 3
-    made = rt.curvature_operator(net, "cross_entropy", data, matrix="fisher", chunk=2)
+    made = rt.curvature_operator(net, "cross_entropy", data, matrix="empirical_fisher", chunk=2)
     assert made.chunk == 2
 
 

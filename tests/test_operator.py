@@ -4,10 +4,8 @@ import copy
 import itertools
 import warnings
 
-import numpy as np
 import oracles
 import pytest
-import scipy.stats
 import torch
 import torch.nn.functional as F
 from tolerances import HESSIAN, relative_error
@@ -16,7 +14,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.matvec_graphs import MATRICES, FisherGraph
 from resid_theory.identity import with_identity
 
 M, K = 7, 2
@@ -146,12 +143,12 @@ def gauss_newton(net, loss, x, y):
     )
 
 
-def fisher(net, loss, x, y):
+def empirical_fisher(net, loss, x, y):
     losses = [SQUARE[loss](net(x[i : i + 1].clone()), y[i : i + 1]) for i in range(len(x))]
     return oracles.fisher_by_samples(losses, list(net.parameters()))
 
 
-@pytest.mark.parametrize(("exact", "chunk"), [(gauss_newton, 3), (fisher, 2)])
+@pytest.mark.parametrize(("exact", "chunk"), [(gauss_newton, 3), (empirical_fisher, 2)])
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("loss", GIVEN)
 def test_gauss_newton_and_fisher_equal_their_definitions(kind, loss, exact, chunk, generator):
@@ -188,41 +185,8 @@ def test_gauss_newton_of_a_linear_loss_is_zero():
 def test_matrices_of_a_net_with_one_output_a_sample(generator):
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1), nn.Flatten(0))
     x, y = torch.randn(M, 4, generator=generator), torch.randn(M, generator=generator)
-    measured = rt.curvature_operator(net, "square", (x, y), matrix="fisher")
-    assert relative_error(measured.dense(), fisher(net, "square", x, y)) <= HESSIAN
-
-
-class RandomTargets(FisherGraph):
-    """Of gradients g at targets drawn around the outputs: its mean is the Gauss-Newton matrix."""
-
-    title = "Monte-Carlo Fisher matrix of the square loss"
-
-    def _record(self, output, target, loss):
-        recorded = super()._record(output, target, loss)
-        # A counter-based generator, so that a sample's numbers depend on its position alone.
-        stream = np.random.Generator(np.random.Philox(key=self.seed).advance(self.first))
-        ranks = np.stack([stream.random(4)[:K] for _ in range(len(output))])  # a step gives four
-        self._slopes = [torch.from_numpy(scipy.stats.norm.ppf(ranks)) / len(output)]
-        return recorded
-
-
-def test_a_random_matrix_is_one_row_and_does_not_depend_on_chunks(monkeypatch):
-    monkeypatch.setitem(MATRICES, "fisher_mc", RandomTargets)
-    net, x, y, _ = filled("tanh", 4)
-    parts = list(zip(x.split([4, 3]), y.split([4, 3]), strict=True))
-
-    def measured(data, seed=0, **options):
-        options |= {"matrix": "fisher_mc", "generator": seed}
-        return rt.curvature_operator(net, "square", data, **options)
-
-    whole = measured((x, y))
-    assert whole.describe().startswith("Monte-Carlo Fisher matrix of the square loss, P = 32")
-    assert whole.loss == rt.curvature_operator(net, "square", (x, y)).loss
-    for other in (measured((x, y), chunk=2), measured(parts, chunk=3, engine="rebuilt")):
-        assert relative_error(other.dense(), whole.dense()) <= HESSIAN
-    traces = torch.stack([measured((x, y), seed).dense().trace() for seed in range(100)])
-    exact = rt.curvature_operator(net, "square", (x, y), matrix="gauss_newton").dense().trace()
-    assert abs(traces.mean() - exact) <= 4 * traces.std() / len(traces) ** 0.5
+    measured = rt.curvature_operator(net, "square", (x, y), matrix="empirical_fisher")
+    assert relative_error(measured.dense(), empirical_fisher(net, "square", x, y)) <= HESSIAN
 
 
 # -- the operator ----------------------------------------------------------------------------------
@@ -442,11 +406,11 @@ def test_a_closure_needs_no_targets_and_may_differentiate_any_layer(kind, engine
 # -- nothing is touched ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 @pytest.mark.parametrize("engine", ["retained", "rebuilt"])
 @pytest.mark.parametrize("batchnorm", ["eval", "batch"])
 def test_the_model_stays_as_it_was(matrix, engine, batchnorm, left_alone):
-    if (matrix, batchnorm) == ("fisher", "batch"):
+    if (matrix, batchnorm) == ("empirical_fisher", "batch"):
         pytest.skip("not defined: refused")
     net, x, y, generator = filled("batchnorm", 0)
     net.train()
@@ -550,7 +514,7 @@ def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
 def test_a_look_at_many_samples_gives_way_to_one_at_few(monkeypatch, generator):
     net, _, _, _ = filled("tanh", 0)
     x, y = torch.randn(40, 4, generator=generator), torch.randn(40, K, generator=generator)
-    call, sizes = EmpiricalRisk._call, []
+    call, sizes = EmpiricalRisk.run, []
 
     def tight(self, batch):
         sizes.append(batch.size)
@@ -558,7 +522,7 @@ def test_a_look_at_many_samples_gives_way_to_one_at_few(monkeypatch, generator):
             raise torch.OutOfMemoryError("out of memory")
         return call(self, batch)
 
-    monkeypatch.setattr(EmpiricalRisk, "_call", tight)
+    monkeypatch.setattr(EmpiricalRisk, "run", tight)
     measured = rt.curvature_operator(net, lambda o, t: F.mse_loss(o, t), (x, y))
     exact = rt.curvature_operator(net, F.mse_loss, (x, y))
     assert sizes[:4] == [2, 16, 2, 3]
@@ -631,8 +595,8 @@ REFUSED = {
     "none": ({"parameters": []}, r"^parameters: got \[\], needs names"),
     "loss": ({"loss": "squar"}, "^loss: unknown name 'squar'; did you mean 'square'"),
     "closure": (
-        {"loss": ENERGY, "matrix": "fisher", "data": [{"points": torch.ones(2, 4)}]},
-        r"^matrix: 'fisher' needs the net's outputs, which a loss of \(net, batch\) hides",
+        {"loss": ENERGY, "matrix": "empirical_fisher", "data": [{"points": torch.ones(2, 4)}]},
+        r"^matrix: 'empirical_fisher' needs the net's outputs, which a loss of \(net, batch\) h",
     ),
     "closure-chunk": (
         {"loss": ENERGY, "chunk": 1, "data": [{"points": torch.ones(2, 4)}]},
@@ -647,16 +611,17 @@ REFUSED = {
         "^process_group: got 'world', but torch.distributed is not initialized",
     ),
     "mixing": (
-        {"net": nn.Sequential(Crossed(4, 2)), "matrix": "fisher"},
-        "^matrix: 'fisher' needs a net and a loss that treat every sample alone",
+        {"net": nn.Sequential(Crossed(4, 2)), "matrix": "empirical_fisher"},
+        "^matrix: 'empirical_fisher' needs a net and a loss that treat every sample alone",
     ),
     "infinite": (
         {"loss": lambda o, t: (o * torch.inf).mean()},
         "^loss: is not a number on these data",
     ),
     "mixed-statistics": (
-        {"net": nn.Sequential(nn.BatchNorm1d(4)), "matrix": "fisher", "batchnorm": "batch"},
-        "^matrix: 'fisher' needs a gradient for every sample",
+        {"net": nn.Sequential(nn.BatchNorm1d(4)), "matrix": "empirical_fisher",
+         "batchnorm": "batch"},
+        "^matrix: 'empirical_fisher' needs a gradient for every sample",
     ),
     "not-a-net": ({"net": "resnet"}, "^net: got str, needs a torch.nn.Module"),
 }

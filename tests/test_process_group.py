@@ -16,6 +16,9 @@ from resid_theory.runtime.process_group import ProcessGroup
 M, D, K = 11, 3, 2
 
 
+MATRICES = ("hessian", "fisher", "empirical_fisher")
+
+
 def problem(seed=0):
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(nn.Linear(D, 4), nn.Tanh(), nn.Linear(4, K)).double()
@@ -65,7 +68,7 @@ def work(rank, folder):
     found = {}
     for count, group in groups.items():
         if rank < count:
-            found[count] = {m: measured(group, rank, count, m) for m in ("hessian", "fisher")}
+            found[count] = {m: measured(group, rank, count, m) for m in MATRICES}
     if rank < 2:
         for name, call in {"weights": differing, "failure": failing, "V": unequal}.items():
             found[name] = complaint(lambda call=call: call(groups[2], rank))
@@ -87,7 +90,7 @@ def found(tmp_path_factory):
     "bit-identical on all of them, and to 1e-12 what one process computes",
 )
 @pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("matrix", ["hessian", "fisher"])
+@pytest.mark.parametrize("matrix", MATRICES)
 @pytest.mark.parametrize("what", ["product", "block", "loss", "gradient", "samples"])
 def test_worlds_agree(found, count, matrix, what):
     net, x, y, vectors = problem()

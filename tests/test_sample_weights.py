@@ -66,7 +66,7 @@ CALLS = {
     "curvature_callback": (CLASSES, lambda d: torch.tensor(list(rt.curvature_callback(
         "cross_entropy", d)(perceptron(), type("Moment", (), {"step": 1})).values()))),
     "curvature_operator": (CLASSES, lambda d: rt.curvature_operator(
-        perceptron(), "cross_entropy", d, matrix="fisher").dense()),
+        perceptron(), "cross_entropy", d, matrix="empirical_fisher").dense()),
     "dominant_flows": (IMAGES, lambda d: rt.dominant_flows(images_net(), d).all_shares),
     "evaluate": (CLASSES, lambda d: torch.tensor(rt.evaluate(perceptron(), d).loss)),
     "gradient_descent": (REGRESSION, lambda d: descended(d).kept_weights[1]),

@@ -193,7 +193,7 @@ ROUTES = {
     "dense": rt.hessian,
     "spectrum": rt.spectrum,
     "rebuilt": lambda *given: rt.curvature_operator(*given, engine="rebuilt"),
-    "fisher": lambda *given: rt.curvature_operator(*given, matrix="fisher"),
+    "empirical_fisher": lambda *given: rt.curvature_operator(*given, matrix="empirical_fisher"),
     "batch statistics": lambda *given: rt.curvature_operator(*given, batchnorm="batch"),
 }
 
@@ -334,13 +334,13 @@ def test_functions_without_a_second_derivative_are_named(name, loss, data):
     for matrix in ("hessian", "gauss_newton"):
         with pytest.raises(ValueError, match=f"^net: .* second derivative of {name} .*{remedy}"):
             rt.curvature_operator(net, loss, data, matrix=matrix)
-    with pytest.raises(ValueError, match="second derivative of .* matrix='fisher'"):
+    with pytest.raises(ValueError, match="second derivative of .* matrix='empirical_fisher'"):
         rt.hessian(net, loss, data)
     weighted = (*data, torch.arange(6).double())
     for given in (data, rt.Data.of(weighted[:2], sample_weight=weighted[2])):
         for engine in ENGINES:
             found, exact = (
-                rt.curvature_operator(n, loss, given, matrix="fisher", engine=engine)
+                rt.curvature_operator(n, loss, given, matrix="empirical_fisher", engine=engine)
                 for n in (net, plain)
             )
             torch.testing.assert_close(found.gradient, exact.gradient)
@@ -357,7 +357,7 @@ def test_losses_without_a_second_derivative_are_named(data):
     loss = rt.Loss(loss, weights=lambda target: torch.ones(len(target)))
     with pytest.raises(ValueError, match="second derivative of ctc_loss in net or loss"):
         rt.hessian(made(Scaled), loss, data)
-    fisher = rt.curvature_operator(made(Scaled), loss, data, matrix="fisher")
+    fisher = rt.curvature_operator(made(Scaled), loss, data, matrix="empirical_fisher")
     assert fisher.dense().trace() > 0
 
 
@@ -369,7 +369,7 @@ def test_hardsigmoid_is_differentiated(data):
     torch.testing.assert_close(rt.hessian(net, "cross_entropy", data), exact)
 
 
-@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 def test_sparse_gradients_are_a_format_only(matrix):
     def measured(sparse):
         net = made(

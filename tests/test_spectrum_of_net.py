@@ -45,11 +45,11 @@ def test_both_methods_agree(problem):
 @pytest.mark.parametrize(
     ("keywords", "method"),
     [
-        ({"matrix": "fisher"}, "dense"),
+        ({"matrix": "empirical_fisher"}, "dense"),
         ({"parameters": "0.*"}, "dense"),
         ({"memory_limit": 1000}, "matrix-free"),
     ],
-    ids=["fisher", "subset", "no memory"],
+    ids=["empirical_fisher", "subset", "no memory"],
 )
 def test_an_operator_brings_its_own_options(problem, keywords, method):
     net, data = problem

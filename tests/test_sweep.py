@@ -239,7 +239,7 @@ SMALL = {"depth": 5, "size": 8, "samples": 32}
 
 def test_curvature_cushions_and_trainings(tmp_path):
     grids = [
-        {"task": "curvature", "k": 1, "matrix": "fisher", "tolerance": 0.1},
+        {"task": "curvature", "k": 1, "matrix": "empirical_fisher", "tolerance": 0.1},
         {"task": "cushions", "identity": ["plain", "residual"]},
         {"task": "training", "epochs": 1, "batch": 16, "lr": [0.01, 0.02]},
     ]

@@ -3,9 +3,9 @@
 from resid_theory.curvature.callback import curvature_callback
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
+from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
 from resid_theory.curvature.layer_table import LayerTable, layer_table
-from resid_theory.curvature.matvec_graphs import MATRICES
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.curvature.spectrum_of_net import spectrum
 

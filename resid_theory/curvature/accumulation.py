@@ -134,7 +134,7 @@ class BatchSum:
             try:
                 self._measure(batch, count)
             except NoSecondDerivative:
-                if self.risk.matrix != "fisher":
+                if self.risk.matrix != "empirical_fisher":
                     raise
                 self.risk.take_gradients_alone()
                 self.chunk = count = 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory._check import check_choice, check_int, check_positive
-from resid_theory.curvature.matvec_graphs import MATRICES
+from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.curvature.parameter_selection import select_parameters, trainable_by_name
 from resid_theory.curvature.spectrum_of_net import spectrum
@@ -75,7 +75,7 @@ def curvature_callback(
         k: Number of eigenvalues at each end.
         index: Whether to find the index, which takes ``probes * steps`` more products where not
             all eigenvalues are computed.
-        matrix: ``"hessian"``, ``"gauss_newton"`` or ``"fisher"``.
+        matrix: One that `curvature_operator` knows.
         parameters: Names or patterns of parameters; None for all trainable ones.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         dense: Largest number of parameters for which all eigenvalues are computed, on a float64
@@ -143,7 +143,8 @@ def curvature_callback(
             names = select_parameters("parameters", parameters, known, net)
             every = sum(known[name].numel() for name in names) <= dense
             wide = copied(net).double() if every else net
-            options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm}
+            options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm,
+                       "generator": seed}
             operator = curvature_operator(wide, scored, data, **options)
             beside = operator.risk.read_beside
             if every and any(leaf is p for leaf in beside for p in net.parameters()):

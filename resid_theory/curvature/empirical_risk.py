@@ -21,6 +21,7 @@ from resid_theory.curvature.first_look import (
     input_kinds,
     loss_value,
 )
+from resid_theory.curvature.fisher_graphs import MATRICES, EmpiricalFisherOfOneGraph
 from resid_theory.curvature.forward_checks import (
     WatchCuts,
     check_cuts,
@@ -30,12 +31,7 @@ from resid_theory.curvature.forward_checks import (
     leaves_of,
 )
 from resid_theory.curvature.input_checks import check_decay
-from resid_theory.curvature.matvec_graphs import (
-    MATRICES,
-    FisherOfOneGraph,
-    MatvecGraph,
-    record_graph,
-)
+from resid_theory.curvature.matvec_graphs import MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import (
     select_parameters,
     tied_names,
@@ -76,6 +72,7 @@ class EmpiricalRisk:
         batchnorm: str = "eval",
         weight_decay: float = 0.0,
         seed: int = 0,
+        draws: int = 1,
     ) -> None:
         net = check_net(net, finite=False)
         self._graph = MATRICES[check_choice("matrix", matrix, tuple(MATRICES))]
@@ -84,7 +81,7 @@ class EmpiricalRisk:
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
         self.weight_decay = check_decay(weight_decay)
         self.notes: list[str] = []
-        self._seed, self._looked, self._checks = seed, False, True
+        self._seed, self._draws, self._looked, self._checks = seed, draws, False, True
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
         self._found = Findings(weighting=KnownWeighting(self.loss))
@@ -103,13 +100,20 @@ class EmpiricalRisk:
                 f"matrix: {matrix!r} needs the net's outputs, which a loss of (net, batch) hides; "
                 "use 'hessian', or a loss of (output, target)"
             )
+        if self._graph.needs_likelihood and self.loss.likelihood is None:
+            raise ValueError(
+                f"matrix: {matrix!r} takes targets from the model, and the loss {self.loss.name!r} "
+                "is not known to be the negative log-likelihood of any; use 'square', "
+                "'cross_entropy', MSELoss, CrossEntropyLoss, NLLLoss or BCEWithLogitsLoss without "
+                "class weights and smoothing, or the matrix 'empirical_fisher'"
+            )
         if self._mixes and self._graph.needs_samples:
             raise ValueError(
                 f"matrix: {matrix!r} needs a gradient for every sample, and with batchnorm='batch' "
                 "samples share statistics; use batchnorm='eval'"
             )
         self.data = Data.of(data, like=net, pairs=not self.loss.takes_batches)
-        self.data.ordered = not self.splits
+        self.data.ordered = not self.splits or self._graph.is_random
 
     @property
     def title(self) -> str:
@@ -140,7 +144,7 @@ class EmpiricalRisk:
     def is_semidefinite(self) -> bool:
         """True if it is known that no eigenvalue is negative, whatever the net."""
         convex = self.loss.identity or self.loss.name == "cross_entropy"
-        squares = self.matrix == "fisher" or self.matrix == "gauss_newton" and convex
+        squares = self._graph.needs_samples or self.matrix == "gauss_newton" and convex
         return squares and not self.read_beside
 
     @property
@@ -229,7 +233,7 @@ class EmpiricalRisk:
 
     def take_gradients_alone(self) -> None:
         """Go on with graphs of single samples, which need first derivatives only."""
-        self._graph, self.alone = FisherOfOneGraph, True
+        self._graph, self.alone = EmpiricalFisherOfOneGraph, True
 
     def check_read_only(self) -> None:
         """Refuse a net that has written its parameters while it ran."""
@@ -339,8 +343,8 @@ class EmpiricalRisk:
                 check_target(self.loss, output, part)
             loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
-                output, target, loss, self.parameters, seed=self._seed, first=part.first,
-                axes=self._found.axes, shares=shares,
+                output, target, loss, self.parameters, seed=self._seed, draws=self._draws,
+                first=part.first, axes=self._found.axes, shares=shares,
             )  # fmt: skip
             graph.weight = weight
             return graph

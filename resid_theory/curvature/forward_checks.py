@@ -195,7 +195,7 @@ class NoSecondDerivative(ValueError):
     def __init__(self, function: str, remedy: str) -> None:
         super().__init__(
             f"net: torch has no second derivative of {function} in net or loss; {remedy}, or take "
-            "matrix='fisher', which needs first derivatives only"
+            "matrix='empirical_fisher', which needs first derivatives only"
         )
 
 

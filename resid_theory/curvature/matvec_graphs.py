@@ -1,4 +1,4 @@
-"""Curvature matrices of one batch as autograd graphs, and the table of all such matrices.
+"""Curvature matrices of one batch as autograd graphs.
 
 A graph is built once and differentiated once more for every matrix-vector product: reverse over
 reverse. A new matrix is a subclass of :class:`MatvecGraph` and an entry of ``MATRICES``.
@@ -17,7 +17,7 @@ from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["MATRICES", "FisherOfOneGraph", "MatvecGraph", "record_graph"]
+__all__ = ["GaussNewtonGraph", "HessianGraph", "Index", "MatvecGraph", "record_graph"]
 
 Index = Sequence[int]
 _NEAR = 20  # powers of two beyond which vectors are scaled
@@ -32,6 +32,7 @@ class MatvecGraph(ABC):
         loss: A function of these two.
         parameters: Tensors that rows and columns stand for.
         seed: Seed of a random matrix.
+        draws: Number of targets that it draws for each prediction.
         first: Position of the batch's first sample in the data. A random matrix seeds its draws
             for each sample by its position, so that they do not depend on the chunk size.
         axes: Where samples are in the output, where single ones are needed.
@@ -41,6 +42,8 @@ class MatvecGraph(ABC):
         title: The matrix's name in reports.
         needs_output: Whether the net's output is needed, which a loss of (net, batch) hides.
         needs_samples: Whether the gradient of every single sample is needed.
+        needs_likelihood: Whether targets are drawn from the model.
+        is_random: Whether the matrix depends on the seed.
         value: The batch's loss, float64.
         gradient: Its gradient, a tensor for each parameter, without a graph.
         weight: The batch's weight in the loss of all data.
@@ -52,6 +55,8 @@ class MatvecGraph(ABC):
     title: ClassVar[str]
     needs_output: ClassVar[bool] = True
     needs_samples: ClassVar[bool] = False
+    needs_likelihood: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -61,11 +66,12 @@ class MatvecGraph(ABC):
         parameters: Sequence[Tensor],
         *,
         seed: int = 0,
+        draws: int = 1,
         first: int = 0,
         axes: SampleAxes | None = None,
         shares: Tensor | None = None,
     ) -> None:
-        self.parameters, self.seed, self.first = parameters, seed, first
+        self.parameters, self.seed, self.draws, self.first = parameters, seed, draws, first
         self.axes, self.shares, self.saved, self.weight = axes, shares, 0, 1.0
         self.reached: list[bool] = []
         self.given: Sequence[Tensor] = []
@@ -224,78 +230,6 @@ class GaussNewtonGraph(MatvecGraph):
     def is_flat(self) -> bool:
         """True if C is zero, because the loss is linear in the outputs."""
         return not any(slope.requires_grad for slope in self._slopes)
-
-
-class FisherGraph(GaussNewtonGraph):
-    """Weighted mean of g g^T over the samples, g the gradient of each sample's own loss."""
-
-    title = "empirical Fisher matrix"
-    needs_samples = True
-
-    @property
-    def first_derivatives(self) -> Sequence[Tensor]:
-        """The outputs' derivative times any slopes."""
-        return self._transposed
-
-    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
-        assert self.axes is not None
-        self._places = self.axes.floating(output)
-        return super()._record(output, target, loss)
-
-    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
-        assert self.shares is not None
-        # A slope is the sample's share of the loss times the slope of its own loss.
-        given = [slope.detach() for slope in self._slopes]
-        slopes = self._places.spread(given)
-        shares = self.shares.to(slopes[0])
-        inverse = torch.where(shares > 0, 1 / shares, 0.0)
-
-        def along(move: Sequence[Tensor]) -> list[Tensor]:
-            pairs = zip(slopes, self._places.spread(move), strict=True)
-            products = sum((s * m).reshape(len(s), -1).sum(1) for s, m in pairs) * inverse
-            curved = [s * products.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
-            joined: list[Tensor] = self._places.gather(curved, [torch.zeros_like(s) for s in given])
-            return joined
-
-        return torch.vmap(along)(list(moves)) if batched else along(moves)
-
-
-class FisherOfOneGraph(FisherGraph):
-    """The same of one sample, from its gradient alone: nothing is differentiated twice."""
-
-    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
-        value = check_scalar(loss(output, target))
-        parts = torch.autograd.grad(value, self.parameters, allow_unused=True)
-        self.reached = [part is not None for part in parts]
-        self._own = [
-            torch.zeros_like(p) if part is None else part
-            for p, part in zip(self.parameters, parts, strict=True)
-        ]
-        return value, self._own
-
-    @property
-    def first_derivatives(self) -> Sequence[Tensor]:
-        """Nothing."""
-        return []
-
-    def pull(
-        self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
-    ) -> Sequence[Tensor]:
-        """Multiply by the gradient's outer product with itself."""
-        assert self.shares is not None
-        lead = (len(vectors[0]),) if batched else ()
-        own = [self._own[k] for k in columns]
-        pairs = zip(own, vectors, strict=True)
-        inner = torch.stack([(g * v).reshape(*lead, -1).sum(-1) for g, v in pairs]).sum(0)
-        inner = inner / (float(self.shares.sum()) or 1.0)  # in a sum, a sample may weigh nothing
-        return [self._own[k] * inner.view(*lead, *[1] * self._own[k].dim()) for k in rows]
-
-
-MATRICES: dict[str, type[MatvecGraph]] = {
-    "hessian": HessianGraph,
-    "gauss_newton": GaussNewtonGraph,
-    "fisher": FisherGraph,
-}
 
 
 def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:

@@ -1,4 +1,4 @@
-"""Hessian, generalized Gauss-Newton and empirical Fisher as linear operators, at any size."""
+"""Hessian, generalized Gauss-Newton and Fisher matrices as linear operators, at any size."""
 
 from dataclasses import asdict
 from typing import Any
@@ -137,6 +137,7 @@ def curvature_operator(
     memory_limit: int | None = None,
     process_group: Any = None,
     generator: torch.Generator | int = 0,
+    draws: int = 1,
     progress: bool = False,
 ) -> CurvatureOperator:
     r"""Curvature of the loss over a data set as a linear operator, without the matrix.
@@ -162,10 +163,13 @@ def curvature_operator(
             samples are then refused; another order is refused where samples of a batch depend on
             one another (``batchnorm="batch"``, a loss of (net, batch)), and gives a warning
             elsewhere.
-        matrix: ``"hessian"``; ``"gauss_newton"``, with C the loss's Hessian at the outputs; or
-            ``"fisher"`` (empirical: true targets), :math:`\sum_i w_i g_i g_i^T / \sum_i w_i` with
-            :math:`g_i` the gradient of sample i's own loss and :math:`w_i` its weight in the loss;
-            of a sum, :math:`\sum_i g_i g_i^T`.
+        matrix: ``"hessian"``; ``"gauss_newton"``, with C the loss's Hessian at the outputs;
+            ``"fisher"``, the mean of :math:`g g^T` over the predictions (samples, tokens) and over
+            the targets that the model gives them, g the gradient of a prediction's loss: equal to
+            Gauss-Newton where outputs are logits or means; ``"fisher_mc"``, the same with some
+            drawn targets instead of all; or ``"empirical_fisher"``, with the targets of the data:
+            :math:`\sum_i w_i g_i g_i^T / \sum_i w_i` with :math:`g_i` the gradient of sample i's
+            own loss and :math:`w_i` its weight in the loss; of a sum, :math:`\sum_i g_i g_i^T`.
         parameters: None for all that are trainable; a name, a shell-style pattern
             (``"conv*.weight"``), a parameter, or several of these. The others are held fixed.
         wrt: ``"parameters"``; ``"inputs"`` for the curvature in the inputs of all samples together,
@@ -185,8 +189,9 @@ def curvature_operator(
             ``"world"`` or a process group, each of whose processes holds the net and its own shard
             of the data; all call the operator together, with the same vectors. With
             ``batchnorm="batch"`` statistics are those of each process's own batches.
-        generator: A seed, or a generator whose seed is taken, for matrices that are themselves
-            random; the three above are not.
+        generator: A seed, or a generator whose seed is taken, for ``"fisher_mc"``, which draws for
+            each sample by its place in the data (of each process), whatever the batches.
+        draws: Targets that it draws for each prediction.
         progress: Whether products show a progress bar on standard error.
 
     Returns:
@@ -216,7 +221,7 @@ def curvature_operator(
     group = ProcessGroup(process_group)
     failure: Exception | None = None
     try:
-        seed = source.initial_seed()
+        seed = source.initial_seed() + (group.rank << 64)
         if wrt != "parameters":
             if parameters is not None or weight_decay:
                 raise ValueError(
@@ -233,6 +238,7 @@ def curvature_operator(
             batchnorm=batchnorm,
             weight_decay=weight_decay,
             seed=seed,
+            draws=check_int("draws", draws),
         )
         risk.data.check_rewindable("every product")
         sums = BatchSum(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_int
+from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import trainable
@@ -63,7 +63,7 @@ def spectrum(
         loss: ``"square"``, ``"cross_entropy"``, or a callable, as `curvature_operator` takes it.
             Left out for an operator, which has its own, as has it data.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, a loader or a list of pairs.
-        matrix: ``"hessian"``, which None stands for, ``"gauss_newton"`` or ``"fisher"``.
+        matrix: One that `curvature_operator` knows; None stands for ``"hessian"``.
         weight_decay: λ of a penalty λ/2 |θ|², which adds λ to every eigenvalue.
         k: Number of eigenvalues at each end.
         density: Whether to estimate the density, the index and the condition number where they are
@@ -90,7 +90,7 @@ def spectrum(
         >>> report = rt.spectrum(net, "square", data, k=1)
         >>> report.method, report.trace.value
         ('dense', 2.0)
-        >>> rt.spectrum(net, "square", data, k=1, matrix="fisher").trace.value
+        >>> rt.spectrum(net, "square", data, k=1, matrix="empirical_fisher").trace.value
         1.0
     """
     check_choice("method", method, ("auto", "dense", "matrix-free"))
@@ -110,7 +110,10 @@ def spectrum(
             raise ValueError(
                 "loss: is missing; call spectrum(net, loss, data) or spectrum(operator)"
             )
-        risk = EmpiricalRisk(net, loss, data, matrix=matrix or "hessian", weight_decay=weight_decay)
+        risk = EmpiricalRisk(
+            net, loss, data, matrix=matrix or "hessian", weight_decay=weight_decay,
+            seed=as_generator(generator).initial_seed(),
+        )  # fmt: skip
     size = sum(weight.numel() for weight in trainable(risk.net))
     # The dense routes take the Hessian with respect to all parameters, in one process.
     plain = risk.matrix == "hessian" and sum(p.numel() for p in risk.parameters) == size

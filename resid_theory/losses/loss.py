@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from resid_theory._check import check_choice
 from resid_theory.losses.formulas import IGNORED, class_axis, formula_of, valid_labels
+from resid_theory.losses.likelihood import Categorical, Gaussian, Likelihood, likelihood_of
 
 __all__ = ["LOSSES", "Loss", "LossLike", "check_outputs", "check_scalar"]
 
@@ -39,6 +41,8 @@ class Loss:
         sums: Whether the loss is a sum over samples: that of a data set is the sum over batches.
         identity: Whether the Hessian of a sample's loss at its output is the identity.
         null_direction: Whether adding a number to all outputs of a sample leaves the loss as it is.
+        likelihood: Distribution of targets whose negative log-likelihood the loss is, as Fisher
+            matrices need it: a function (output, target) of the ``losses.likelihood`` module.
 
     Attributes:
         function: As given.
@@ -48,6 +52,7 @@ class Loss:
         sums: As given; of a loss without a formula it is found out later.
         identity: As given.
         null_direction: As given.
+        likelihood: As given; None where the distribution is not known.
         is_known: Whether weights need not be measured.
         whole: Reason for which several batches are refused; empty for most.
 
@@ -77,6 +82,7 @@ class Loss:
         sums: bool = False,
         identity: bool = False,
         null_direction: bool = False,
+        likelihood: Likelihood | None = None,
     ) -> None:
         if not callable(function):
             raise ValueError(
@@ -89,6 +95,7 @@ class Loss:
         self.targets = check_choice("targets", targets, ("labels", "values", "shape", "any"))
         self.weights, self.sums = weights, sums
         self.identity, self.null_direction = identity, null_direction
+        self.likelihood = likelihood
         self.is_known = weights is not None or sums
         self._reads_tensor, self.whole = targets != "any", ""
 
@@ -110,7 +117,7 @@ class Loss:
             return given
         if callable(given):
             formula = formula_of(given)
-            made = Loss(given, **formula)
+            made = Loss(given, **formula, likelihood=likelihood_of(given))
             made._reads_tensor = bool(formula)
             return made
         return LOSSES[check_choice("loss", given, list(LOSSES))]
@@ -357,9 +364,11 @@ def check_scalar(value: Tensor, *, gradient: bool = True) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "square": Loss(
-        square, targets="values", identity=True, weights=lambda target: torch.ones(len(target))
+        square, targets="values", identity=True, weights=lambda target: torch.ones(len(target)),
+        likelihood=partial(Gaussian, total=True),
     ),
     "cross_entropy": Loss(
-        cross_entropy, targets="labels", null_direction=True, weights=valid_labels
+        cross_entropy, targets="labels", null_direction=True, weights=valid_labels,
+        likelihood=partial(Categorical, axis=None),
     ),
 }

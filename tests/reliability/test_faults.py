@@ -165,7 +165,7 @@ def test_weights_of_a_measurement(net, data, value, measure):
     "halved until it fits; at most 1e-13 from the product in one piece",
 )
 @pytest.mark.parametrize("most", [16, 9, 4, 2, 1])
-@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "fisher"])
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 @pytest.mark.filterwarnings("ignore")  # that chunks were halved
 def test_chunks_are_halved(net, data, generator, matrix, most):
     build = EmpiricalRisk.graph

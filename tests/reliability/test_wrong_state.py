@@ -86,7 +86,7 @@ OF_ANY_NET = {
     "hessian_spectrum": lambda n, x, y: rt.hessian_spectrum(n[4:], CE, (hidden(x), y)),
     "curvature_operator": lambda n, x, y: product(n, x, y, "hessian"),
     "gauss_newton": lambda n, x, y: product(n, x, y, "gauss_newton"),
-    "fisher": lambda n, x, y: product(n, x, y, "fisher"),
+    "empirical_fisher": lambda n, x, y: product(n, x, y, "empirical_fisher"),
     "eigenpairs": lambda n, x, y: rt.eigenpairs(operator(n, x, y), 1),
     "trace": lambda n, x, y: rt.trace(operator(n, x, y), budget=9),
     "frobenius_norm": lambda n, x, y: rt.frobenius_norm(operator(n, x, y), budget=9),

@@ -1,0 +1,147 @@
+"""Fisher matrices as autograd graphs, and the table of all curvature matrices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resid_theory.curvature.matvec_graphs import (
+    GaussNewtonGraph,
+    HessianGraph,
+    Index,
+    MatvecGraph,
+)
+from resid_theory.losses import Loss, check_scalar
+
+__all__ = [
+    "MATRICES",
+    "EmpiricalFisherGraph",
+    "EmpiricalFisherOfOneGraph",
+    "FisherGraph",
+    "MonteCarloFisherGraph",
+]
+
+
+class EmpiricalFisherGraph(GaussNewtonGraph):
+    """Weighted mean of g g^T over the samples, g the gradient of each sample's own loss."""
+
+    title = "empirical Fisher matrix"
+    needs_samples = True
+
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """The outputs' derivative times any slopes."""
+        return self._transposed
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        assert self.axes is not None
+        self._places = self.axes.floating(output)
+        return super()._record(output, target, loss)
+
+    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
+        assert self.shares is not None
+        # A slope is the sample's share of the loss times the slope of its own loss.
+        given = [slope.detach() for slope in self._slopes]
+        slopes = self._places.spread(given)
+        shares = self.shares.to(slopes[0])
+        inverse = torch.where(shares > 0, 1 / shares, 0.0)
+
+        def along(move: Sequence[Tensor]) -> list[Tensor]:
+            pairs = zip(slopes, self._places.spread(move), strict=True)
+            products = sum((s * m).reshape(len(s), -1).sum(1) for s, m in pairs) * inverse
+            curved = [s * products.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
+            joined: list[Tensor] = self._places.gather(curved, [torch.zeros_like(s) for s in given])
+            return joined
+
+        return torch.vmap(along)(list(moves)) if batched else along(moves)
+
+
+class EmpiricalFisherOfOneGraph(EmpiricalFisherGraph):
+    """The same of one sample, from its gradient alone: nothing is differentiated twice."""
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        value = check_scalar(loss(output, target))
+        parts = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        self.reached = [part is not None for part in parts]
+        self._own = [
+            torch.zeros_like(p) if part is None else part
+            for p, part in zip(self.parameters, parts, strict=True)
+        ]
+        return value, self._own
+
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """Nothing."""
+        return []
+
+    def pull(
+        self, vectors: Sequence[Tensor], rows: Index, columns: Index, batched: bool
+    ) -> Sequence[Tensor]:
+        """Multiply by the gradient's outer product with itself."""
+        assert self.shares is not None
+        lead = (len(vectors[0]),) if batched else ()
+        own = [self._own[k] for k in columns]
+        pairs = zip(own, vectors, strict=True)
+        inner = torch.stack([(g * v).reshape(*lead, -1).sum(-1) for g, v in pairs]).sum(0)
+        inner = inner / (float(self.shares.sum()) or 1.0)  # in a sum, a sample may weigh nothing
+        return [self._own[k] * inner.view(*lead, *[1] * self._own[k].dim()) for k in rows]
+
+
+class FisherGraph(GaussNewtonGraph):
+    """J^T C J, C the second moment of the loss's slope at the outputs, of targets of the model."""
+
+    title = "Fisher matrix of the model's own targets"
+    needs_samples = needs_likelihood = True
+
+    @property
+    def first_derivatives(self) -> Sequence[Tensor]:
+        """The outputs' derivative times any slopes."""
+        return self._transposed
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        recorded = super()._record(output, target, loss)
+        if len(self._points) != 1:
+            raise ValueError(f"net: gives {len(self._points)} tensors, a Fisher matrix needs one")
+        assert loss.likelihood is not None and self.shares is not None
+        point = self._points[0].detach()
+        self._predictions = loss.likelihood(point, target)
+        shares = self.shares.to(point).view(-1, *[1] * (point.dim() - 1))
+        self._weights = shares * self._predictions.weights
+        return recorded
+
+    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
+        return [self._weights * self._predictions.curve(moves[0])]
+
+
+class MonteCarloFisherGraph(FisherGraph):
+    """The same with the mean over some drawn targets in place of the expectation."""
+
+    title = "Monte-Carlo Fisher matrix of the model's own targets"
+    is_random = True
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        recorded = super()._record(output, target, loss)
+        shape = (self.draws, *self._predictions.shape[1:])
+        # A counter for each sample, so that its numbers depend on its position alone.
+        ranks = [
+            np.random.Generator(np.random.Philox(key=self.seed, counter=place << 64)).random(shape)
+            for place in range(self.first, self.first + self._predictions.shape[0])
+        ]
+        each = torch.from_numpy(np.stack(ranks, axis=1) + 2.0**-54).to(output.device)
+        self._drawn = torch.stack([self._predictions.drawn(some) for some in each])
+        return recorded
+
+    def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
+        total = sum(self._predictions.along(slope, moves[0]) for slope in self._drawn)
+        return [self._weights / self.draws * total]
+
+
+MATRICES: dict[str, type[MatvecGraph]] = {
+    "hessian": HessianGraph,
+    "gauss_newton": GaussNewtonGraph,
+    "fisher": FisherGraph,
+    "fisher_mc": MonteCarloFisherGraph,
+    "empirical_fisher": EmpiricalFisherGraph,
+}

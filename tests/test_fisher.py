@@ -1,0 +1,167 @@
+"""Fisher matrices of the model's own targets: against a sum over all targets, one by one."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import noise
+from tolerances import HESSIAN, relative_error
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import resid_theory as rt
+
+M, T, K = 5, 3, 3
+
+
+class LastAxisToOne(nn.Module):
+    def forward(self, x):
+        return x.movedim(-1, 1)
+
+
+def net(*heads):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, K), *heads).double()
+
+
+# Each yields (weight in the loss, probability, loss) of every target of every prediction.
+
+
+def categorical(z, valid, total, log=F.log_softmax):
+    """Logits (m, ..., k); ``valid`` holds the weights of the places."""
+    for place in itertools.product(*map(range, z.shape[:-1])):
+        values = log(z[place], -1)
+        for k in range(K):
+            yield valid[place] / total, values[k].detach().exp(), -values[k]
+
+
+def bernoulli(z, w):
+    for i, k, y in itertools.product(range(M), range(K), (0.0, 1.0)):
+        p = z[i, k].sigmoid()
+        yield w[i] / w.sum() / K, (p if y else 1 - p).detach(), -(p if y else 1 - p).log()
+
+
+def gaussian(z, w, scale, variance):
+    """Two targets a standard deviation off have the mean and the variance of all."""
+    for place in itertools.product(*map(range, z.shape)):
+        for sign in (-1, 1):
+            target = z[place].detach() + sign * variance**0.5
+            value = (z[place] - target) ** 2 / (2 * variance)
+            yield w[place[0]] / w.sum() * scale, 0.5, value
+
+
+LABELS = torch.tensor([[0, 2, 1], [2, -100, 0], [1, 1, -100], [0, 2, 2], [-100, 1, 0]])
+VALID = (LABELS != -100).double()
+ONES, UNEQUAL = torch.ones(M).double(), torch.tensor([1.0, 0.0, 2.5, 1.0, 0.5]).double()
+POINTS, SEQUENCES = noise(M, 2, seed=1).double(), noise(M, T, 2, seed=2).double()
+# Net, loss, inputs, targets, weights of samples, and the sum over targets.
+CASES = {
+    "labels": (net(), "cross_entropy", POINTS, LABELS[:, 2].clamp(0), UNEQUAL,
+               lambda z: categorical(z, UNEQUAL, UNEQUAL.sum())),
+    "tokens": (net(), "cross_entropy", SEQUENCES, LABELS, UNEQUAL, lambda z: categorical(
+        z, VALID * UNEQUAL[:, None], (VALID * UNEQUAL[:, None]).sum())),
+    "pixels, summed": (net(LastAxisToOne()), nn.CrossEntropyLoss(reduction="sum"), SEQUENCES,
+                       LABELS, ONES, lambda z: categorical(z.movedim(1, -1), VALID, 1.0)),
+    "another ignored label": (net(), nn.CrossEntropyLoss(ignore_index=1), POINTS,
+                              torch.tensor([0, 1, 2, 0, 1]), ONES, lambda z: categorical(
+                                  z, torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0]), 3.0)),
+    "probabilities": (net(), "cross_entropy", POINTS, noise(M, K, seed=3).double().softmax(1), ONES,
+                      lambda z: categorical(z, ONES, M)),
+    "log-probabilities": (net(nn.LogSoftmax(1)), F.nll_loss, POINTS, LABELS[:, 2].clamp(0), ONES,
+                          lambda z: categorical(z, ONES, M, log=lambda row, axis: row)),
+    "bernoulli": (net(), nn.BCEWithLogitsLoss(), POINTS,
+                  noise(M, K, seed=4).double().sigmoid(), UNEQUAL, lambda z: bernoulli(z, UNEQUAL)),
+    "square": (net(), "square", SEQUENCES, noise(M, T, K, seed=5).double(), UNEQUAL,
+               lambda z: gaussian(z, UNEQUAL, 1.0, 1.0)),
+    "mse": (net(), nn.MSELoss(), SEQUENCES, noise(M, T, K, seed=5).double(), ONES,
+            lambda z: gaussian(z, ONES, 1 / (T * K), 0.5)),
+}  # fmt: skip
+
+
+def brute_force(name):
+    model, _, x, _, _, terms = CASES[name]
+    parameters = list(model.parameters())
+    total = 0.0
+    for weight, probability, value in terms(model(x)):
+        parts = torch.autograd.grad(value, parameters, retain_graph=True)
+        g = torch.cat([part.reshape(-1) for part in parts])
+        total = total + weight * probability * torch.outer(g, g)
+    return total
+
+
+def measured(name, matrix="fisher", cut=None, **options):
+    model, loss, x, y, weights, _ = CASES[name]
+    if cut is None:
+        data = rt.Data.of((x, y), sample_weight=weights)
+    else:
+        rows = zip(*(part.split([cut, M - cut]) for part in (x, y, weights)), strict=True)
+        data = rt.Data.of(list(rows), sample_weight=True)
+    data = data if loss in ("square", "cross_entropy") or name == "bernoulli" else (
+        (x, y) if cut is None else [(x[:cut], y[:cut]), (x[cut:], y[cut:])])  # fmt: skip
+    return rt.curvature_operator(model, loss, data, matrix=matrix, **options)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fisher_matrix_is_the_sum_over_all_targets(name):
+    exact = brute_force(name)
+    assert relative_error(measured(name).dense(), exact) <= HESSIAN
+    parts = measured(name, cut=2, chunk=2, engine="rebuilt")
+    assert relative_error(parts.dense(), exact) <= HESSIAN
+    assert parts.describe().startswith("Fisher matrix of the model's own targets, P = ")
+    assert parts.lowest == 0.0
+    if name != "log-probabilities":  # whose Gauss-Newton matrix is zero
+        assert relative_error(measured(name, "gauss_newton").dense(), exact) <= HESSIAN
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
+    exact, v = brute_force(name), noise(len(brute_force(name)), 3, seed=6)
+    drawn = [measured(name, "fisher_mc", generator=seed, draws=2) for seed in range(40)]
+    forms = torch.stack([operator.quadratic(v) for operator in drawn])
+    error = forms.std(0) / len(forms) ** 0.5
+    gap = (forms.mean(0) - (v * (exact @ v)).sum(0)).abs()
+    assert (gap <= 4 * error + HESSIAN * exact.abs().max()).all()
+    matrix = drawn[0].dense()
+    assert relative_error(matrix, matrix.mT) <= HESSIAN
+    assert torch.linalg.eigvalsh(matrix)[0] >= -HESSIAN * matrix.abs().max()
+    assert (forms.std(0) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["tokens", "square"])
+def test_draws_belong_to_a_sample_whatever_its_batch(name):
+    whole = measured(name, "fisher_mc", draws=3, generator=7).dense()
+    for options in ({"chunk": 1}, {"cut": 2, "chunk": 2, "engine": "rebuilt"}, {"cut": 4}):
+        other = measured(name, "fisher_mc", draws=3, generator=7, **options).dense()
+        assert relative_error(other, whole) <= HESSIAN
+    assert relative_error(measured(name, "fisher_mc", draws=3).dense(), whole) > 0.01
+    many = measured(name, "fisher_mc", draws=2000).dense()
+    assert relative_error(many, measured(name).dense()) < 0.1  # a draw's own spread is about 1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: F.cross_entropy(z, y), nn.CrossEntropyLoss(weight=torch.ones(K).double()),
+        nn.CrossEntropyLoss(label_smoothing=0.1), nn.MultiMarginLoss(),
+    ],
+    ids=["a function", "class weights", "smoothed labels", "margins"],
+)  # fmt: skip
+@pytest.mark.parametrize("matrix", ["fisher", "fisher_mc"])
+def test_losses_that_are_the_likelihood_of_nothing_known_are_refused(loss, matrix):
+    data = POINTS, LABELS[:, 2].clamp(0)
+    with pytest.raises(ValueError, match=f"^matrix: '{matrix}' takes targets from the model, and"):
+        rt.curvature_operator(net(), loss, data, matrix=matrix)
+
+
+def test_drawn_targets_need_the_order_of_the_first_pass():
+    data = TensorDataset(SEQUENCES, LABELS)
+    order = torch.Generator().manual_seed(0)
+    loader = DataLoader(data, batch_size=2, shuffle=True, generator=order)
+    operator = rt.curvature_operator(
+        net(), "cross_entropy", loader, matrix="fisher_mc", engine="rebuilt"
+    )
+    with pytest.raises(ValueError, match="order"):
+        operator @ torch.ones(operator.shape[0])
+    with pytest.raises(ValueError, match="^draws"):
+        rt.curvature_operator(net(), "square", (POINTS, POINTS), matrix="fisher_mc", draws=0)
