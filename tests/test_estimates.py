@@ -63,16 +63,6 @@ def test_estimates_print(estimate, text):
 # -- trace and Frobenius norm ----------------------------------------------------------------------
 
 
-def test_trace_is_the_naive_algorithm(generator):
-    matrix = rotated(LEVELS, generator)
-    found = rt.trace(matrix, budget=30, generator=4)
-    g = torch.Generator().manual_seed(4)
-    sketch = torch.randn(60, 10, generator=g)
-    probes = torch.cat([torch.randn(60, 1, generator=g) for _ in range(10)], 1)
-    naive = oracles.hutch_plus_plus(matrix, sketch, probes).item()
-    assert found.value == pytest.approx(naive, rel=1e-11)
-
-
 @pytest.mark.parametrize("function", [rt.trace, rt.frobenius_norm], ids=["trace", "norm"])
 @pytest.mark.parametrize("rank", [0, 3, 20])
 def test_a_sketch_that_holds_the_range_is_exact(function, rank, generator):
@@ -114,7 +104,7 @@ def probe():
 
 def test_quadrature_is_textbook_lanczos(generator):
     matrix = rotated(LEVELS, generator)
-    found = rt.spectral_density(matrix, probes=2, steps=12, generator=7)
+    found = rt.spectral_density(matrix, probes=1, steps=12, generator=7)
     nodes, weights = oracles.lanczos_quadrature(matrix, probe(), 12)
     assert relative_error(found.nodes[0], nodes) < 1e-12
     assert relative_error(found.weights[0], weights) < 1e-10
@@ -142,13 +132,16 @@ def test_full_krylov_spaces_find_every_level(deflate, generator):
     distances = (found._seen[:, None] - levels.unique()).abs()
     assert float(distances.min(1).values.max()) < 1e-12
     assert found.quadrature_error == 0.0
-    assert found.nodes.shape[1] == (3 if deflate else 5)  # one step per level, then it stops
+    # One step per level, then it stops; of the levels, the single ones are told from the others.
+    assert found.nodes.shape[1] == 3
+    assert found.known.sort().values.tolist() == pytest.approx([-3.0, 8.0], abs=1e-12)
 
 
 def test_no_ghost_in_a_long_run(generator):
     levels = torch.cat([0.1 * torch.randn(500, generator=generator), torch.tensor([30.0, 20.0])])
     found = rt.spectral_density(torch.diag(levels), probes=2, steps=300, generator=generator)
-    assert (found.nodes > 1).sum(1).tolist() == [2, 2]
+    assert not (found.nodes > 1).any()
+    assert (found.known > 1).sum() == 2
 
 
 @pytest.mark.parametrize("steps", [20, 60, 400])

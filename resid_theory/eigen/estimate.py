@@ -7,7 +7,7 @@ from torch import Tensor
 
 from resid_theory.runtime.result import Result
 
-__all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "student"]
+__all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "sphere_mean", "student"]
 
 
 def student(degrees: float) -> float:
@@ -118,6 +118,22 @@ def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
         low=offset + mean / ratio,
         high=offset + mean * ratio,
     )
+
+
+def sphere_mean(
+    samples: Tensor, squares: Tensor, *, dimension: int, share: float, offset: float
+) -> Estimate:
+    """``offset`` plus a trace, from zᵀ A z and |A z|² of orthonormal z, uniform on a sphere."""
+    # For one z the variance is 2 / (N + 2) (|A|² / N - (tr A / N)²), for n orthonormal ones
+    # (N - n) / (N - 1) / n of it. The relative variance of |A z|² is twice the ``share`` of few
+    # eigenvalues, Σ λ⁴ / (Σ λ²)².
+    count, mean = len(samples), samples.mean().item()
+    spread = max(0.0, squares.mean().item() - mean**2) * 2 / (dimension + 2)
+    fewer = (dimension - count) / max(1, dimension - 1)
+    error = dimension * math.sqrt(spread * fewer / count)
+    half = student(count / max(share, 1e-9)) * error if error else 0.0
+    value = offset + dimension * mean
+    return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
 
 
 def root(square: Estimate) -> Estimate:

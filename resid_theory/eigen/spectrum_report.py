@@ -307,7 +307,13 @@ def _condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Es
     top, slack = pairs.values[outermost].abs().item(), pairs.bounds[outermost].item()
     if top == 0:
         return Estimate.exact(math.nan)
-    bottom = seen.quantile(percentile / 100, magnitude=True)
+    # Between the two eigenvalues that a percentile of a list lies between.
+    position = percentile / 100 * (seen.size - 1)
+    rank = int(position)
+    ranks = (rank + 1, min(rank + 2, seen.size))
+    bottom, above = (seen.quantile(place / seen.size, magnitude=True) for place in ranks)
+    between = bottom.value + (position - rank) * (above.value - bottom.value)
+    bottom = replace(bottom, value=between, high=above.high)
     floor = seen.resolution
     least = (top - slack) / max(bottom.high, floor)
     if bottom.value <= floor:
