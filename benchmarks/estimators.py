@@ -55,7 +55,7 @@ def sketches(levels: Tensor, width: int, draws: int, g: torch.Generator) -> Iter
 def hutch_plus_plus(
     levels: Tensor, products: int, draws: int, g: torch.Generator, power: int = 1
 ) -> float:
-    """A third of the products for a sketch, a third for its part of tr A^power, a third of probes."""
+    """A third of the products for a sketch, a third for its part of tr Aᵖ, a third for probes."""
     width, variances, form = products // 3, [], levels**power
     for block in sketches(levels, width, draws, g):
         q = torch.linalg.qr(levels[:, None] * block)[0]
@@ -183,11 +183,14 @@ if __name__ == "__main__":
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
     parser.add_argument("--parts", nargs="+", default=["traces", "norms", "densities"])
+    parser.add_argument("--only", default="", help="part of the names of the spectra")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stored = load()
     for part in arguments.parts:
         for name in TUNE if arguments.tune else JUDGE:
+            if arguments.only not in name:
+                continue
             if part == "densities":
                 densities(name, stored[name], max(2, arguments.draws // 50))
                 continue

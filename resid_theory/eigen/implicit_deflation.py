@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = ["RESOLVED", "ProbeMeasure", "jacobi_matrix", "nearest", "without_resolved"]
 
+_GHOST = 1e-20  # weight of the copies of an eigenvalue that rounding brings into a long run
 RESOLVED = 0.05  # largest residual relative to the distance to the next node
 
 
@@ -74,6 +75,8 @@ class ProbeMeasure:
 
     def without(self, places: list[int]) -> "ProbeMeasure":
         """The measure without some nodes, with mass one again."""
+        if not places:
+            return self
         keep = torch.ones(len(self.nodes), dtype=torch.bool).index_fill(
             0, torch.tensor(places), False
         )
@@ -104,7 +107,8 @@ class ProbeMeasure:
 def without_resolved(
     measures: list[ProbeMeasure],
 ) -> tuple[list[ProbeMeasure], list[float], list[float]]:
-    """What is left of each measure, and the values and residuals that are known, each copy."""
+    """Take out what all have resolved; the rest, and value and residual of each known copy."""
+    measures = [m.without((m.weights < _GHOST).nonzero()[:, 0].tolist()) for m in measures]
     values: list[float] = []
     residuals: list[float] = []
     taken: list[list[int]] = [[] for _ in measures]
@@ -126,8 +130,6 @@ def without_resolved(
         ] * copies
         for list_of_run, i in zip(taken, same, strict=True):
             list_of_run.append(i)
-    if not values:
-        return measures, values, residuals
     rest = [m.without(places) for m, places in zip(measures, taken, strict=True)]
     return rest, values, residuals
 

@@ -31,6 +31,8 @@ class Quadrature:
     # The rest is in units of the operator's ``unit``.
     first: Tensor  # zᵀ A z for each unit probe z, (probes,)
     squares: Tensor  # |A z|² for each unit probe, (probes,), including the part along U
+    # Sum of λ⁴ over the square of that of λ², beside U; of a single step, by the spread of squares.
+    share: float
     rounding: float  # length of the rounding error of a product with a unit vector
     certificates: list[Certificate]  # one for each probe, of the operator on the complement
 
@@ -172,6 +174,7 @@ def lanczos_quadrature(
         density=density,
         first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
         squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
+        share=_share(runs, dimension),
         rounding=rounding,
         certificates=[
             Certificate(dimension=dimension, draws=1, ladder=run.ladder, noise=noise)
@@ -239,6 +242,22 @@ class _ProbeRun:
         )
         matrix[-1, -1] = self.links[-1]
         return matrix[:-1] if self.complete else matrix
+
+
+def _share(runs: list[_ProbeRun], dimension: int) -> float:
+    """Share of few eigenvalues in the sum of all λ²."""
+    squares = torch.tensor([run.square for run in runs], dtype=torch.float64)
+    mean = squares.mean().item()
+    if mean == 0 or len(runs) < 2 and len(runs[0].diagonal) < 2:
+        return 1.0
+    if all(run.complete or len(run.diagonal) > 1 for run in runs):
+        ladders = [run.ladder for run in runs]
+        firsts = [ladder[: ladder.shape[1], 0] for ladder in ladders]
+        fourth = [(a @ b).square().sum() for a, b in zip(ladders, firsts, strict=True)]
+        second = [b.square().sum() for b in firsts]
+        mean = float(torch.stack(second).mean())
+        return float(torch.stack(fourth).mean()) / (dimension * mean**2) if mean else 1.0
+    return squares.var().item() / mean**2 / 2
 
 
 def _padded(measures: list[ProbeMeasure]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

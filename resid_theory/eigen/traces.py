@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
-from resid_theory.eigen.estimate import Estimate, positive_mean, root, sphere_mean
+from resid_theory.eigen.estimate import Estimate, root, sphere_mean, squares_mean
 from resid_theory.eigen.krylov import product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
@@ -228,7 +228,7 @@ def _estimates(
 ) -> tuple[Estimate, Estimate]:
     """Trace, of no meaning for a block that is not square, and Frobenius norm, in its units."""
     drawn = _draw(operator, check_int("budget", budget, 6), as_generator(generator), power)
-    square, known, dimension = operator.rows == operator.size, drawn.known, operator.size
+    square, known = operator.rows == operator.size, drawn.known
     lengths = _squares(drawn.images)
     inside = lengths[:known].sum().item()
     within = torch.zeros(drawn.count, drawn.count, dtype=torch.float64)
@@ -237,18 +237,21 @@ def _estimates(
     own = within.diagonal()
     total, norm = Estimate.exact(own[:known].sum().item()), root(Estimate.exact(inside))
     if known < operator.size:
-        dimension -= known
-        norm = root(positive_mean(lengths[known:], scale=dimension, offset=inside))
-    if square and known < operator.size:
+        dimension, count = operator.size - known, drawn.count - known
         rest = drawn.images[:, known:].clone()
-        project_out(rest, drawn.vectors[:, :known])
-        total = sphere_mean(
-            own[known:],
-            _squares(rest),
-            dimension=dimension,
-            share=_concentration(dots(rest, rest).cpu()),
-            offset=total.value,
-        )
+        share = _concentration(dots(rest, rest).cpu())
+        squares = squares_mean(lengths[known:], scale=dimension, share=share, offset=inside)
+        norm = root(squares)
+        if square:
+            project_out(rest, drawn.vectors[:, :known])
+            total = sphere_mean(
+                own[known:],
+                _squares(rest),
+                dimension=dimension,
+                share=_concentration(dots(rest, rest).cpu()),
+                offset=total.value,
+                part=(dimension - count) / max(1, dimension - 1),
+            )
     asymmetry = float((within - within.T).norm()) / 2
     if asymmetry > _NOISE * float(within.norm()):
         asymmetry = 0.0  # of the matrix, and no sign of rounding
