@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_positive
 from resid_theory.eigen.estimate import Estimate, mean_estimate, student
-from resid_theory.eigen.implicit_deflation import RESOLVED, jacobi_matrix, nearest
+from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest, radau_rule
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.wasserstein import Masses
 from resid_theory.runtime.result import Columns, Result
@@ -257,7 +257,7 @@ class Density(Result):
         exact = self._by_probe(torch.tensor([place], dtype=torch.float64))[:, 0]
         least, most = exact.clone(), exact.clone()
         for number in (~self.complete).nonzero()[:, 0].tolist():
-            nodes, weights = _radau(self.diagonals[number], self.links[number], place)
+            nodes, weights = radau_rule(self.diagonals[number], self.links[number], place)
             here = int((nodes - place).abs().argmin())
             least[number] = weights[:here].sum()
             most[number] = weights[: here + 1].sum()
@@ -345,14 +345,8 @@ class Density(Result):
             raise ValueError(
                 f"exact: has {exact.size} eigenvalues, the density {self.size}; needs equal sizes"
             )
-        part, known = self._share / self.probes, torch.full_like(self.known, 1 / self.size)
-        every = Masses(
-            places=torch.cat([*(m.places for m in self._measures), self.known]),
-            weights=torch.cat([*(part * m.weights for m in self._measures), known]),
-            starts=torch.cat([m.starts for m in self._measures]),
-            ends=torch.cat([m.ends for m in self._measures]),
-            spread=torch.cat([part * m.spread for m in self._measures]),
-        )
+        known = torch.full_like(self.known, 1 / self.size)
+        every = Masses.sum(self._measures, self._share / self.probes, self.known, known)
         return every.distance(exact.levels, exact.multiplicities.double() / self.size)
 
     @cached_property
@@ -395,26 +389,6 @@ def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:
     # Rounding of the sums must not move a share that falls on the edge of an atom.
     reached = totals >= share - 4 * len(totals) * torch.finfo(torch.float64).eps
     return atoms[0][int(reached.int().argmax()) if bool(reached.any()) else -1].item()
-
-
-def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the quadrature with one more node, at a given place."""
-    unit = max(diagonal.abs().max().item(), links.abs().max().item(), abs(place)) or 1.0
-    if unit != 1.0:  # a node near the place moves the last diagonal entry far away
-        nodes, weights = _radau(diagonal / unit, links / unit, place / unit)
-        return nodes * unit, weights
-    matrix = jacobi_matrix(diagonal, links)
-    nodes, vectors = torch.linalg.eigh(matrix)
-    distances = nodes - place
-    if bool((distances == 0).any()):
-        return nodes, vectors[0].square()
-    # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
-    last = place + links[-1] * (vectors[-1].square() * (links[-1] / distances)).sum()
-    extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
-    extended[:-1, :-1], extended[-1, -1] = matrix, last
-    extended[-1, -2] = extended[-2, -1] = links[-1]
-    nodes, vectors = torch.linalg.eigh(extended)
-    return nodes, vectors[0].square()
 
 
 def _kernel(grid: Tensor, places: Tensor, width: float) -> Tensor:

@@ -7,7 +7,15 @@ from torch import Tensor
 
 from resid_theory.runtime.result import Result
 
-__all__ = ["Estimate", "mean_estimate", "root", "sphere_mean", "squares_mean", "student"]
+__all__ = [
+    "Estimate",
+    "mean_estimate",
+    "positive_mean",
+    "root",
+    "sphere_mean",
+    "squares_mean",
+    "student",
+]
 
 _FLAT = 1e-9  # share of few eigenvalues below which a distribution is normal
 
@@ -103,6 +111,23 @@ def mean_estimate(
     error = abs(scale) * samples.std().item() / math.sqrt(count)
     half = student(count - 1) * error + bound
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
+
+
+def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
+    """The same for positive samples, with an interval that is even on a logarithmic axis."""
+    # Squares are skewed: where their mean is too low, their spread is too low as well, so that an
+    # even interval misses the truth above it too often.
+    even = mean_estimate(samples, scale=scale, offset=offset)
+    mean = even.value - offset
+    if mean <= 0 or math.isinf(even.standard_error):
+        return even
+    ratio = math.exp(min(700.0, (even.high - even.value) / mean))
+    return Estimate(
+        value=even.value,
+        standard_error=even.standard_error,
+        low=offset + mean / ratio,
+        high=offset + mean * ratio,
+    )
 
 
 def sphere_mean(

@@ -16,22 +16,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["RESOLVED", "ProbeMeasure", "jacobi_matrix", "nearest", "without_resolved"]
+from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest
+
+__all__ = ["ProbeMeasure", "without_resolved"]
 
 _GHOST = 1e-20  # weight of the copies of an eigenvalue that rounding brings into a long run
-RESOLVED = 0.05  # largest residual relative to the distance to the next node
-
-
-def jacobi_matrix(diagonal: Tensor, links: Tensor) -> Tensor:
-    """The tridiagonal matrix of a Lanczos run, without its last link."""
-    return torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
-
-
-def nearest(nodes: Tensor) -> Tensor:
-    """Distance of each of some ascending nodes to the next one, (..., m)."""
-    ends = torch.full_like(nodes[..., :1], torch.inf)
-    gaps = nodes.diff(dim=-1)
-    return torch.minimum(torch.cat([ends, gaps], -1), torch.cat([gaps, ends], -1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,8 @@ from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
-from resid_theory.eigen.implicit_deflation import ProbeMeasure, jacobi_matrix, without_resolved
+from resid_theory.eigen.gauss_rules import jacobi_matrix
+from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
 from resid_theory.eigen.krylov import check_symmetric, coefficient_noise, product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal

@@ -1,5 +1,6 @@
 """Distributions of masses at points and spread evenly over intervals, and their distance."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,19 @@ class Masses:
     starts: Tensor
     ends: Tensor
     spread: Tensor
+
+    @classmethod
+    def sum(
+        cls, measures: Sequence["Masses"], factor: float, places: Tensor, weights: Tensor
+    ) -> "Masses":
+        """Sum of measures, each times a factor, and of further atoms."""
+        return cls(
+            places=torch.cat([*(m.places for m in measures), places]),
+            weights=torch.cat([*(factor * m.weights for m in measures), weights]),
+            starts=torch.cat([m.starts for m in measures]),
+            ends=torch.cat([m.ends for m in measures]),
+            spread=torch.cat([factor * m.spread for m in measures]),
+        )
 
     def below(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Mass up to and including ascending points, and mass per length behind each, (n,)."""
