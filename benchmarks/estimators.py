@@ -208,8 +208,8 @@ def page(rows: dict[str, list[str]]) -> str:
         "median half width over the error, and over that of Hutch++ with Student's interval over",
         "its probes, which this library gave before.",
         "",
-        "| matrix | products | Hutchinson | Hutch++ | XTrace | `rt.trace` | covered | width / error "
-        "| width / former |",
+        "| matrix | products | Hutchinson | Hutch++ | XTrace | `rt.trace` | covered "
+        "| width / error | width / former |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows["traces"]:

@@ -27,7 +27,7 @@ TUNE = (
     "attention, initial",
     "Gauss-Newton of conv net, initial",
     "Gauss-Newton of MNIST MLP, trained",
-    "Fisher of digits MLP, initial",
+    "empirical Fisher of digits MLP, initial",
     "squared loss of digits MLP, trained",
     "residual MLP, trained",
 )
@@ -40,7 +40,7 @@ JUDGE = (
     "attention, trained",
     "Gauss-Newton of conv net, trained",
     "Gauss-Newton of attention, initial",
-    "Fisher of digits MLP, trained",
+    "empirical Fisher of digits MLP, trained",
     "squared loss of conv net, initial",
     "residual MLP, initial",
 )
@@ -133,7 +133,9 @@ PROBLEMS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Te
 def eigenvalues(name: str) -> np.ndarray:
     """All eigenvalues of a matrix by its name."""
     squared = name.startswith("squared loss of ") or "shortcut" in name
-    matrix = next((m for m in ("Gauss-Newton", "Fisher") if name.startswith(m)), "Hessian")
+    matrix = next(
+        (m for m in ("Gauss-Newton", "empirical Fisher") if name.startswith(m)), "Hessian"
+    )
     problem = next(part for part in PROBLEMS if part in name)
     build, load = PROBLEMS[problem]
     torch.manual_seed(0)
@@ -147,7 +149,7 @@ def eigenvalues(name: str) -> np.ndarray:
             optimizer.zero_grad()
             loss(net(x), y).backward()
             optimizer.step()
-    kind = matrix.lower().replace("-", "_")
+    kind = matrix.lower().replace("-", "_").replace(" ", "_")
     operator = rt.curvature_operator(net, loss, (x, y), matrix=kind)
     dense = operator.dense()
     return torch.linalg.eigvalsh((dense + dense.T) / 2).numpy()
