@@ -349,8 +349,10 @@ SECTIONS: dict[str, list[tuple[str, str, Error, Sequence[torch.dtype]]]] = {
             ALL_FLOAT,
         ),
         (
-            "empirical Fisher product, chunks of 7", COLUMNS,
-            hessian_vector("empirical_fisher", chunk=7), ALL_FLOAT,
+            "empirical Fisher product, chunks of 7",
+            COLUMNS,
+            hessian_vector("empirical_fisher", chunk=7),
+            ALL_FLOAT,
         ),
         ("`rt.eigenpairs`, top 5, tolerance 1e-3", MATRIX, eigenvalues(1e-3), ALL_FLOAT),
         ("`rt.eigenpairs`, top 5, tolerance 1e-6", MATRIX, eigenvalues(1e-6), ALL_FLOAT),

@@ -195,22 +195,6 @@ def lanczos_quadrature(matrix, start, steps):
     return nodes, vectors[0] ** 2
 
 
-def hutch_plus_plus(matrix, sketch, probes):
-    """Algorithm 1 of Meyer, Musco, Musco & Woodruff 2021, line by line, for given random draws.
-
-    Probes are projected on the complement of the sketch's range and scaled to its dimension.
-    """
-    q, _ = torch.linalg.qr(matrix @ sketch)
-    total = torch.trace(q.T @ matrix @ q)
-    terms = []
-    for g in probes.T:
-        g = g - q @ (q.T @ g)
-        g = g - q @ (q.T @ g)
-        g = g / g.norm() * (len(matrix) - q.shape[1]) ** 0.5
-        terms.append(torch.dot(g, matrix @ g))
-    return total + torch.stack(terms).mean()
-
-
 def dirac_params(layers, *, width=1, classes=10, imagenet=False, generator=None, dtype=None):
     """A flat dict under the names of the DiracNet authors, random numbers inside."""
     channels = [64, 128, 256, 512] if imagenet else [16 * width, 32 * width, 64 * width]

@@ -62,8 +62,14 @@ def digits(channels=3):
 
 def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
     found = content(
-        capsys, "spectrum", f"--checkpoint={checkpoints[0]}", *SMALL, "--k", 1,
-        "--matrix", "empirical_fisher",
+        capsys,
+        "spectrum",
+        f"--checkpoint={checkpoints[0]}",
+        *SMALL,
+        "--k",
+        1,
+        "--matrix",
+        "empirical_fisher",
     )
     generator = torch.Generator().manual_seed(0)
     net = rt.load_checkpoint(checkpoints[0])

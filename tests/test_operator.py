@@ -619,8 +619,11 @@ REFUSED = {
         "^loss: is not a number on these data",
     ),
     "mixed-statistics": (
-        {"net": nn.Sequential(nn.BatchNorm1d(4)), "matrix": "empirical_fisher",
-         "batchnorm": "batch"},
+        {
+            "net": nn.Sequential(nn.BatchNorm1d(4)),
+            "matrix": "empirical_fisher",
+            "batchnorm": "batch",
+        },
         "^matrix: 'empirical_fisher' needs a gradient for every sample",
     ),
     "not-a-net": ({"net": "resnet"}, "^net: got str, needs a torch.nn.Module"),

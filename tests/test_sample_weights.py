@@ -76,6 +76,7 @@ CALLS = {
     "hessian_spectrum": (REGRESSION, lambda d: rt.hessian_spectrum(
         linear_net(), "square", d).eigenvalues),
     "interlayer_cushions": (CLASSES, lambda d: rt.interlayer_cushions(perceptron(), d, start=1)),
+    "kfac": (CLASSES, lambda d: rt.curvature.kfac(perceptron(), "cross_entropy", d).dense()),
     "layer_cushions": (CLASSES, lambda d: rt.layer_cushions(perceptron(), d)),
     "spectrum": (CLASSES, lambda d: torch.tensor(rt.spectrum(
         perceptron(), "cross_entropy", d, matrix="gauss_newton").trace.value)),
@@ -102,7 +103,7 @@ CALLS = {
 }  # fmt: skip
 WEIGHED = {
     "curvature_callback", "curvature_operator", "evaluate", "hessian", "hessian_cost",
-    "hessian_spectrum", "hessian_trajectory", "spectrum", "train",
+    "hessian_spectrum", "hessian_trajectory", "kfac", "spectrum", "train",
 }  # fmt: skip
 
 

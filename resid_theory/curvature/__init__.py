@@ -4,6 +4,8 @@ from resid_theory.curvature.callback import curvature_callback
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
 from resid_theory.curvature.fisher_graphs import MATRICES
+from resid_theory.curvature.kronecker_factors import kfac
+from resid_theory.curvature.kronecker_operator import KroneckerOperator
 from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
 from resid_theory.curvature.layer_table import LayerTable, layer_table
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
@@ -14,6 +16,7 @@ __all__ = [
     "CurvatureBlock",
     "CurvatureOperator",
     "HessianCost",
+    "KroneckerOperator",
     "LayerTable",
     "LossAlong",
     "curvature_callback",
@@ -22,6 +25,7 @@ __all__ = [
     "hessian",
     "hessian_cost",
     "hessian_spectrum",
+    "kfac",
     "layer_table",
     "loss_along",
     "spectrum",

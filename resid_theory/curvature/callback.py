@@ -143,8 +143,12 @@ def curvature_callback(
             names = select_parameters("parameters", parameters, known, net)
             every = sum(known[name].numel() for name in names) <= dense
             wide = copied(net).double() if every else net
-            options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm,
-                       "generator": seed}
+            options = {
+                "matrix": matrix,
+                "parameters": parameters,
+                "batchnorm": batchnorm,
+                "generator": seed,
+            }
             operator = curvature_operator(wide, scored, data, **options)
             beside = operator.risk.read_beside
             if every and any(leaf is p for leaf in beside for p in net.parameters()):

@@ -1,6 +1,7 @@
 """Fisher matrices as autograd graphs, and the table of all curvature matrices."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,34 @@ __all__ = [
     "EmpiricalFisherOfOneGraph",
     "FisherGraph",
     "MonteCarloFisherGraph",
+    "SampledGraph",
 ]
 
 
-class EmpiricalFisherGraph(GaussNewtonGraph):
-    """Weighted mean of g g^T over the samples, g the gradient of each sample's own loss."""
+class SampledGraph(GaussNewtonGraph):
+    """J^T C J with a C of each sample, a sum of outer products."""
 
-    title = "empirical Fisher matrix"
     needs_samples = True
 
     @property
     def first_derivatives(self) -> Sequence[Tensor]:
         """The outputs' derivative times any slopes."""
         return self._transposed
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """The net's outputs, with their graphs."""
+        return self._outputs
+
+    @abstractmethod
+    def roots(self) -> Iterator[Sequence[Tensor]]:
+        """Tensors like the outputs; over all of them each sample's outer products add up to C."""
+
+
+class EmpiricalFisherGraph(SampledGraph):
+    """Weighted mean of g g^T over the samples, g the gradient of each sample's own loss."""
+
+    title = "empirical Fisher matrix"
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         assert self.axes is not None
@@ -56,6 +72,15 @@ class EmpiricalFisherGraph(GaussNewtonGraph):
             return joined
 
         return torch.vmap(along)(list(moves)) if batched else along(moves)
+
+    def roots(self) -> Iterator[Sequence[Tensor]]:
+        """The slopes of the samples' own losses, at once."""
+        assert self.shares is not None
+        given = [slope.detach() for slope in self._slopes]
+        slopes = self._places.spread(given)
+        root = torch.where(self.shares > 0, self.shares.rsqrt(), 0.0).to(slopes[0])
+        scaled = [s * root.view(-1, *[1] * (s.dim() - 1)) for s in slopes]
+        yield self._places.gather(scaled, [torch.zeros_like(s) for s in given])
 
 
 class EmpiricalFisherOfOneGraph(EmpiricalFisherGraph):
@@ -89,16 +114,11 @@ class EmpiricalFisherOfOneGraph(EmpiricalFisherGraph):
         return [self._own[k] * inner.view(*lead, *[1] * self._own[k].dim()) for k in rows]
 
 
-class FisherGraph(GaussNewtonGraph):
+class FisherGraph(SampledGraph):
     """J^T C J, C the second moment of the loss's slope at the outputs, of targets of the model."""
 
     title = "Fisher matrix of the model's own targets"
-    needs_samples = needs_likelihood = True
-
-    @property
-    def first_derivatives(self) -> Sequence[Tensor]:
-        """The outputs' derivative times any slopes."""
-        return self._transposed
+    needs_likelihood = True
 
     def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
         recorded = super()._record(output, target, loss)
@@ -113,6 +133,15 @@ class FisherGraph(GaussNewtonGraph):
 
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         return [self._weights * self._predictions.curve(moves[0])]
+
+    def roots(self) -> Iterator[Sequence[Tensor]]:
+        """One prediction of each sample at a time, for they share layers."""
+        axis, shape = self._predictions.axis, self._predictions.shape
+        for root in self._predictions.roots():
+            root = self._weights.sqrt() * root
+            for place in torch.eye(shape[1:].numel(), dtype=root.dtype, device=root.device):
+                chosen = place.view(shape[1:]).expand(shape)
+                yield [root * (chosen if axis is None else chosen.unsqueeze(axis))]
 
 
 class MonteCarloFisherGraph(FisherGraph):
@@ -136,6 +165,11 @@ class MonteCarloFisherGraph(FisherGraph):
     def _curve(self, moves: Sequence[Tensor], batched: bool) -> Sequence[Tensor]:
         total = sum(self._predictions.along(slope, moves[0]) for slope in self._drawn)
         return [self._weights / self.draws * total]
+
+    def roots(self) -> Iterator[Sequence[Tensor]]:
+        """A draw of all predictions at a time: products of two have no mean."""
+        for slope in self._drawn:
+            yield [(self._weights / self.draws).sqrt() * slope]
 
 
 MATRICES: dict[str, type[MatvecGraph]] = {

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_positive
 from resid_theory.eigen.estimate import Estimate, mean_estimate, student
+from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest, radau_rule
 from resid_theory.eigen.spectrum import Spectrum
+from resid_theory.eigen.wasserstein import Masses
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Curve", "Density", "jacobi_matrix"]
+__all__ = ["Curve", "Density"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,27 +125,51 @@ class Density(Result):
         """Share of the eigenvalues that the probes represent."""
         return (self.size - len(self.known)) / self.size
 
-    @cached_property
-    def _atoms(self) -> tuple[Tensor, Tensor]:
-        """Places and weights of the mean over probes and the known eigenvalues, sorted."""
-        return self._sorted(torch.cat([self.nodes.reshape(-1), self.known]))
-
     def _sorted(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with the atoms at other places."""
+        """Some places of all nodes and known eigenvalues, and their weights, ascending."""
         known = torch.full_like(self.known, 1 / self.size)
         weights = torch.cat([(self._share / self.probes * self.weights).reshape(-1), known])
         places, order = places.sort(stable=True)
         return places, weights[order]
 
     @cached_property
-    def _reach(self) -> Tensor:
-        """Distance of each atom from an eigenvalue at most, as ``_sorted`` takes them."""
-        reach = torch.zeros_like(self.nodes)
+    def _residuals(self) -> Tensor:
+        """Residual of the Ritz vector of each node, (probes, m)."""
+        residuals = torch.zeros_like(self.nodes)
         for number in (~self.complete).nonzero()[:, 0].tolist():
             links = self.links[number]
             vectors = torch.linalg.eigh(jacobi_matrix(self.diagonals[number], links)).eigenvectors
-            reach[number] = links[-1] * vectors[-1].abs()  # the residual of a Ritz vector
-        return torch.cat([reach.reshape(-1), self.known_residuals]) + self.round_off
+            residuals[number] = links[-1] * vectors[-1].abs()
+        return residuals
+
+    @property
+    def _reach(self) -> Tensor:
+        """Distance of each atom from an eigenvalue at most, as ``_sorted`` takes them."""
+        return torch.cat([self._residuals.reshape(-1), self.known_residuals]) + self.round_off
+
+    @cached_property
+    def _measures(self) -> list[Masses]:
+        """The measure of each probe, with mass one."""
+        # Half of the weight of a node lies on either side of it. Where two nodes stand for many
+        # eigenvalues, the mass between them is spread evenly. It is as much as the lighter one
+        # shows: the rest of the heavier one may be a single level.
+        gaps = self.nodes.diff(dim=1)
+        many = self._residuals > RESOLVED * nearest(self.nodes)
+        lighter = torch.minimum(self.weights[:, 1:], self.weights[:, :-1])
+        spread = torch.where(many[:, 1:] & many[:, :-1] & (gaps > 0), lighter, 0.0)
+        atoms = self.weights.clone()
+        atoms[:, 1:] -= spread / 2
+        atoms[:, :-1] -= spread / 2
+        return [
+            Masses(
+                places=row,
+                weights=weights,
+                starts=row[:-1][between > 0],
+                ends=row[1:][between > 0],
+                spread=between[between > 0],
+            )
+            for row, weights, between in zip(self.nodes, atoms, spread, strict=True)
+        ]
 
     def _by_probe(self, places: Tensor) -> Tensor:
         """Share of a probe's own measure up to and including each place, (probes, n)."""
@@ -162,7 +188,9 @@ class Density(Result):
         """
         grid = as_tensor("grid", grid).to("cpu", torch.float64).reshape(-1)
         below = (self.known[:, None] <= grid).sum(0) / self.size
-        return self._curve(grid, self._share * self._by_probe(grid), below, 0.0)
+        points, at = grid.unique(return_inverse=True)
+        by_probe = torch.stack([measure.below(points)[0][at] for measure in self._measures])
+        return self._curve(grid, self._share * by_probe, below, 0.0)
 
     def smoothed(self, grid: Tensor | None = None, *, width: float | None = None) -> Curve:
         """The density of eigenvalues, convolved with a normal kernel.
@@ -229,7 +257,7 @@ class Density(Result):
         exact = self._by_probe(torch.tensor([place], dtype=torch.float64))[:, 0]
         least, most = exact.clone(), exact.clone()
         for number in (~self.complete).nonzero()[:, 0].tolist():
-            nodes, weights = _radau(self.diagonals[number], self.links[number], place)
+            nodes, weights = radau_rule(self.diagonals[number], self.links[number], place)
             here = int((nodes - place).abs().argmin())
             least[number] = weights[:here].sum()
             most[number] = weights[: here + 1].sum()
@@ -317,10 +345,9 @@ class Density(Result):
             raise ValueError(
                 f"exact: has {exact.size} eigenvalues, the density {self.size}; needs equal sizes"
             )
-        places, weights = self._atoms
-        joint, order = torch.cat([places, exact.levels]).sort(stable=True)
-        signed = torch.cat([weights, -exact.multiplicities.double() / self.size])[order]
-        return (signed.cumsum(0)[:-1].abs() * joint.diff()).sum().item()
+        known = torch.full_like(self.known, 1 / self.size)
+        every = Masses.sum(self._measures, self._share / self.probes, self.known, known)
+        return every.distance(exact.levels, exact.multiplicities.double() / self.size)
 
     @cached_property
     def wasserstein_error(self) -> float:
@@ -340,17 +367,19 @@ class Density(Result):
     @cached_property
     def sampling_error(self) -> float:
         """The part of ``wasserstein_error`` that more probes reduce; inf for a single probe."""
-        places = self._atoms[0]
-        errors = self.cumulative(places).standard_errors[:-1]
         if self.probes < 2:
             return math.inf
+        places = self._seen.unique()
+        errors = self.cumulative((places[1:] + places[:-1]) / 2).standard_errors
         return student(self.probes - 1) * (errors * places.diff()).sum().item()
 
     @cached_property
     def quadrature_error(self) -> float:
         """The part of ``wasserstein_error`` that more steps reduce."""
-        heavier = torch.maximum(self.weights[:, 1:], self.weights[:, :-1])
-        bounds = (heavier * self.nodes.diff(dim=1)).sum(1)
+        left, right = self.weights[:, :-1], self.weights[:, 1:]
+        # Mass that is spread between two nodes adds a quarter of itself.
+        heights = torch.maximum(left, right) + torch.minimum(left, right) / 4
+        bounds = (heights * self.nodes.diff(dim=1)).sum(1)
         return self._share * torch.where(self.complete, 0.0, bounds).mean().item()
 
 
@@ -360,31 +389,6 @@ def _place(atoms: tuple[Tensor, Tensor], share: float) -> float:
     # Rounding of the sums must not move a share that falls on the edge of an atom.
     reached = totals >= share - 4 * len(totals) * torch.finfo(torch.float64).eps
     return atoms[0][int(reached.int().argmax()) if bool(reached.any()) else -1].item()
-
-
-def jacobi_matrix(diagonal: Tensor, links: Tensor) -> Tensor:
-    """The tridiagonal matrix of a Lanczos run, without its last link."""
-    return torch.diag(diagonal) + torch.diag(links[:-1], 1) + torch.diag(links[:-1], -1)
-
-
-def _radau(diagonal: Tensor, links: Tensor, place: float) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the quadrature with one more node, at a given place."""
-    unit = max(diagonal.abs().max().item(), links.abs().max().item(), abs(place)) or 1.0
-    if unit != 1.0:  # a node near the place moves the last diagonal entry far away
-        nodes, weights = _radau(diagonal / unit, links / unit, place / unit)
-        return nodes * unit, weights
-    matrix = jacobi_matrix(diagonal, links)
-    nodes, vectors = torch.linalg.eigh(matrix)
-    distances = nodes - place
-    if bool((distances == 0).any()):
-        return nodes, vectors[0].square()
-    # The place is an eigenvalue of the extended matrix if this is its last diagonal entry.
-    last = place + links[-1] * (vectors[-1].square() * (links[-1] / distances)).sum()
-    extended = torch.zeros(len(nodes) + 1, len(nodes) + 1, dtype=torch.float64)
-    extended[:-1, :-1], extended[-1, -1] = matrix, last
-    extended[-1, -2] = extended[-2, -1] = links[-1]
-    nodes, vectors = torch.linalg.eigh(extended)
-    return nodes, vectors[0].square()
 
 
 def _kernel(grid: Tensor, places: Tensor, width: float) -> Tensor:

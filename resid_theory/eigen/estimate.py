@@ -7,7 +7,17 @@ from torch import Tensor
 
 from resid_theory.runtime.result import Result
 
-__all__ = ["Estimate", "mean_estimate", "positive_mean", "root", "student"]
+__all__ = [
+    "Estimate",
+    "mean_estimate",
+    "positive_mean",
+    "root",
+    "sphere_mean",
+    "squares_mean",
+    "student",
+]
+
+_FLAT = 1e-9  # share of few eigenvalues below which a distribution is normal
 
 
 def student(degrees: float) -> float:
@@ -118,6 +128,40 @@ def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
         low=offset + mean / ratio,
         high=offset + mean * ratio,
     )
+
+
+def sphere_mean(
+    samples: Tensor, squares: Tensor, *, dimension: int, share: float, offset: float, part: float
+) -> Estimate:
+    """``offset`` plus a trace, from zᵀ A z and |A z|² of unit vectors z, uniform on a sphere."""
+    # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²); for n of them it is one n-th
+    # of a ``part`` of it. The relative variance of |A z|² is twice the ``share`` of few
+    # eigenvalues, Σ λ⁴ / (Σ λ²)².
+    count, mean = len(samples), samples.mean().item()
+    spread = max(0.0, squares.mean().item() - mean**2) * 2 / (dimension + 2)
+    error = dimension * math.sqrt(spread * part / count)
+    half = student(count / max(share, _FLAT)) * error if error else 0.0
+    value = offset + dimension * mean
+    return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
+
+
+def squares_mean(squares: Tensor, *, scale: float, share: float, offset: float) -> Estimate:
+    """``offset`` plus ``scale`` times the mean of |A z|²; the ``share`` as for the trace."""
+    # Like a sum of squares of normal numbers, with the degrees of freedom of its variance. Few
+    # samples may hide their spread in their angles or in their lengths, hardly in both.
+    count, mean = len(squares), squares.mean().item()
+    if mean == 0:
+        return Estimate.exact(offset)
+    if count > 1:
+        share = max(share, squares.var().item() / mean**2 / 2)
+    from scipy.special import chdtri
+
+    degrees = count / max(share, _FLAT)
+    tail = (1 - 0.95) / 2
+    low, high = (scale * mean * degrees / float(chdtri(degrees, t)) for t in (tail, 1 - tail))
+    error = scale * mean * math.sqrt(2 / degrees)
+    value = offset + scale * mean
+    return Estimate(value=value, standard_error=error, low=offset + low, high=offset + high)
 
 
 def root(square: Estimate) -> Estimate:

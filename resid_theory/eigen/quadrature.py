@@ -9,8 +9,10 @@ from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.certificate import Certificate
-from resid_theory.eigen.density import Density, jacobi_matrix
+from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
+from resid_theory.eigen.gauss_rules import jacobi_matrix
+from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
 from resid_theory.eigen.krylov import check_symmetric, coefficient_noise, product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
@@ -19,6 +21,7 @@ from resid_theory.runtime.resources import available_bytes, readable_bytes
 __all__ = ["Quadrature", "lanczos_quadrature", "spectral_density"]
 
 _MEMORY = 1 << 30  # bytes of Lanczos vectors for probes that run side by side
+_SKETCH = 8  # random vectors beside one for each probe, by which dimensions are counted
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,6 +32,8 @@ class Quadrature:
     # The rest is in units of the operator's ``unit``.
     first: Tensor  # zᵀ A z for each unit probe z, (probes,)
     squares: Tensor  # |A z|² for each unit probe, (probes,), including the part along U
+    # Sum of λ⁴ over the square of that of λ², beside U; of a single step, by the spread of squares.
+    share: float
     rounding: float  # length of the rounding error of a product with a unit vector
     certificates: list[Certificate]  # one for each probe, of the operator on the complement
 
@@ -115,6 +120,9 @@ def lanczos_quadrature(
             f"{readable_bytes(available_bytes())} are available; ask for fewer steps"
         )
     at_once = max(1, min(probes, _MEMORY // one))
+    # Spans of vectors are told by their products with a few random ones, of a stream of its own.
+    own = torch.Generator().manual_seed(0)
+    sketch = torch.randn(operator.size, probes + _SKETCH, generator=own).to(vectors)
     runs: list[_ProbeRun] = []
     for begin in range(0, probes, at_once):
         count = min(at_once, probes - begin)
@@ -129,15 +137,21 @@ def lanczos_quadrature(
             if not active:
                 break
         for run in fresh:
+            run.sketch = dots(sketch, run.basis[:, : len(run.diagonal)]).cpu()
             del run.basis  # the vectors are large, and no longer needed
             # As many steps as there are dimensions: nothing is left outside.
             run.complete |= len(run.diagonal) + vectors.shape[1] == operator.size
         runs += fresh
-    nodes, weights, diagonals, links = _gauss_rules(runs)
     # Where only zeros are left beside the known ones, the probes see nothing but their rounding.
     largest = max([*(run.scale for run in runs), *(known.abs() / operator.unit).tolist()])
     check_symmetric(operator, max(run.asymmetry for run in runs), largest)
     rounding = max(run.rounding(operator, largest) for run in runs)
+    shift = operator.size**0.5 * rounding  # of an eigenvalue, at most
+    measures, values, spread = without_resolved([run.measure(shift) for run in runs])
+    known = torch.cat([known, operator.unit * torch.tensor(values, dtype=torch.float64)])
+    own_residuals = operator.unit * torch.tensor(spread, dtype=torch.float64)
+    residuals = torch.cat([residuals, own_residuals])
+    nodes, weights, diagonals, links = _padded(measures)
     # The nuclear norm is at most the sum of the columns' norms, or sqrt(P) Frobenius norms.
     known_error = 2 * residuals.sum().item() / operator.size + operator.unit * (
         rounding + operator.error.frobenius / operator.size**0.5
@@ -152,7 +166,7 @@ def lanczos_quadrature(
         known=known,
         known_residuals=residuals,
         known_error=known_error,
-        round_off=max(operator.size**0.5 * rounding, operator.error.spectral) * operator.unit,
+        round_off=max(shift, operator.error.spectral) * operator.unit,
         products=operator.count,
     )
     noise = max(coefficient_noise(operator, rounding), torch.finfo(torch.float64).tiny)
@@ -161,6 +175,7 @@ def lanczos_quadrature(
         density=density,
         first=torch.tensor([run.diagonal[0] for run in runs], dtype=torch.float64),
         squares=torch.tensor([run.square for run in runs], dtype=torch.float64),
+        share=_share(runs, dimension),
         rounding=rounding,
         certificates=[
             Certificate(dimension=dimension, draws=1, ladder=run.ladder, noise=noise)
@@ -178,6 +193,7 @@ class _ProbeRun:
         self.diagonal: list[float] = []
         self.links: list[float] = []
         self.square, self.complete, self.scale, self.asymmetry = 0.0, False, 0.0, 0.0
+        self.sketch = torch.empty(0, dtype=torch.float64)
 
     def advance(self, product: Tensor, vectors: Tensor, operator: RecordedOperator) -> None:
         """One step: orthogonalize the product against U and the basis, twice."""
@@ -206,6 +222,16 @@ class _ProbeRun:
         """Length of the rounding error of a product with a unit vector."""
         return product_rounding(operator, scale, self.asymmetry, len(self.diagonal))
 
+    def measure(self, noise: float) -> ProbeMeasure:
+        """The measure of the probe, as far as the run shows it."""
+        links = [*self.links[:-1], 0.0 if self.complete else self.links[-1]]
+        return ProbeMeasure(
+            diagonal=torch.tensor(self.diagonal, dtype=torch.float64),
+            links=torch.tensor(links, dtype=torch.float64),
+            sketch=self.sketch,
+            noise=noise,
+        )
+
     @property
     def ladder(self) -> Tensor:
         """The Jacobi matrix above its last link, which is left out where the space is invariant."""
@@ -219,20 +245,30 @@ class _ProbeRun:
         return matrix[:-1] if self.complete else matrix
 
 
-def _gauss_rules(runs: list[_ProbeRun]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Nodes, weights, diagonals and links of all runs, padded to one length."""
-    most = max(len(run.diagonal) for run in runs)
-    nodes = torch.zeros(len(runs), most, dtype=torch.float64)
+def _share(runs: list[_ProbeRun], dimension: int) -> float:
+    """Share of few eigenvalues in the sum of all λ²."""
+    squares = torch.tensor([run.square for run in runs], dtype=torch.float64)
+    mean = squares.mean().item()
+    if mean == 0 or len(runs) < 2 and len(runs[0].diagonal) < 2:
+        return 1.0
+    if all(run.complete or len(run.diagonal) > 1 for run in runs):
+        ladders = [run.ladder for run in runs]
+        firsts = [ladder[: ladder.shape[1], 0] for ladder in ladders]
+        fourth = [(a @ b).square().sum() for a, b in zip(ladders, firsts, strict=True)]
+        second = [b.square().sum() for b in firsts]
+        mean = float(torch.stack(second).mean())
+        return float(torch.stack(fourth).mean()) / (dimension * mean**2) if mean else 1.0
+    return squares.var().item() / mean**2 / 2
+
+
+def _padded(measures: list[ProbeMeasure]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Nodes, weights, diagonals and links of all measures, padded to one length."""
+    most = max(len(measure.nodes) for measure in measures)
+    nodes = torch.zeros(len(measures), most, dtype=torch.float64)
     weights, diagonals, links = (torch.zeros_like(nodes) for _ in range(3))
-    for number, run in enumerate(runs):
-        count = len(run.diagonal)
-        diagonals[number, :count] = torch.tensor(run.diagonal, dtype=torch.float64)
-        links[number, :count] = torch.tensor(run.links, dtype=torch.float64)
-        places, vectors = torch.linalg.eigh(
-            jacobi_matrix(diagonals[number, :count], links[number, :count])
-        )
-        nodes[number] = places[-1]  # the rest has no weight
-        nodes[number, :count] = places
-        shares = vectors[0].square()
-        weights[number, :count] = shares / shares.sum()
+    for number, measure in enumerate(measures):
+        count = len(measure.nodes)
+        nodes[number] = measure.nodes[-1]  # the rest has no weight
+        nodes[number, :count], weights[number, :count] = measure.nodes, measure.weights
+        diagonals[number, :count], links[number, :count] = measure.diagonal, measure.links
     return nodes, weights, diagonals, links

@@ -11,7 +11,7 @@ from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
-from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
+from resid_theory.eigen.estimate import Estimate, root, sphere_mean, squares_mean
 from resid_theory.eigen.lanczos import BLOCK, search
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
@@ -200,9 +200,10 @@ def spectral_estimates(
 
     The extreme eigenpairs come first. Their span U is then treated exactly: its part of the trace
     and of the Frobenius norm needs no further product, and the probes of the density stay in its
-    complement. The first product of each probe gives the rest of the trace (as in Hutch++, with U
-    as the sketch) and of the norm; all products together give the density, and from it the index
-    and the condition number. Each probe also searches for an eigenvalue beyond the extremes.
+    complement. The first product of each probe gives the rest of the trace (as in :func:`trace`,
+    with U as the known space) and of the norm; all products together give the density, and from it
+    the error bars of both, the index and the condition number. Each probe also searches for an
+    eigenvalue beyond the extremes.
 
     Args:
         A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
@@ -277,8 +278,15 @@ def spectral_estimates(
     pairs = pairs.scaled(unit)
     inside = values.square().sum().item() + residuals.square().sum().item()
     noise = operator.size**0.5 * found.rounding
-    total = mean_estimate(found.first, scale=rest, offset=values.sum().item())
-    norm = root(positive_mean(found.squares, scale=rest, offset=inside))
+    total = sphere_mean(
+        found.first,
+        found.squares,
+        dimension=rest,
+        share=found.share,
+        offset=values.sum().item(),
+        part=1.0,
+    )
+    norm = root(squares_mean(found.squares, scale=rest, share=found.share, offset=inside))
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
@@ -307,7 +315,13 @@ def _condition_number(pairs: Eigenpairs, seen: Density, percentile: float) -> Es
     top, slack = pairs.values[outermost].abs().item(), pairs.bounds[outermost].item()
     if top == 0:
         return Estimate.exact(math.nan)
-    bottom = seen.quantile(percentile / 100, magnitude=True)
+    # Between the two eigenvalues that a percentile of a list lies between.
+    position = percentile / 100 * (seen.size - 1)
+    rank = int(position)
+    ranks = (rank + 1, min(rank + 2, seen.size))
+    bottom, above = (seen.quantile(place / seen.size, magnitude=True) for place in ranks)
+    between = bottom.value + (position - rank) * (above.value - bottom.value)
+    bottom = replace(bottom, value=between, high=above.high)
     floor = seen.resolution
     least = (top - slack) / max(bottom.high, floor)
     if bottom.value <= floor:

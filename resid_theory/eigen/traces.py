@@ -1,4 +1,21 @@
-"""Trace and Frobenius norm by Hutch++: a sketch of the range, and random probes for the rest."""
+r"""Trace and Frobenius norm from random products, behind a Krylov space where that pays.
+
+A few random orthonormal vectors come first. The products y of random unit vectors show how much of
+the operator is in few eigenvalues: the mean of cos²(y_i, y_j) is that of λ⁴ over P times the square
+of that of λ². If this share is small, further random vectors are best, and the first ones count as
+much as any (Hutchinson's estimator, on the sphere). If it is large, Lanczos goes on from the
+strongest combination of the y. Each step adds a vector whose image is known, so that the trace on
+this space V is exact; it ends when the part of |A|² that steps remove, relative to what is left, is
+less than one over the number of products that are left. These probe the complement of V.
+
+A unit vector z, uniform on the sphere of N dimensions, has the variance of zᵀ A z
+
+    2 / (N + 2) (|A|² / N - (tr A / N)²),    |A|² = N E |A z|²,
+
+so that the lengths of the products give the error bar, far more exactly than the spread of the few
+zᵀ A z would; n orthonormal vectors have (N - n) / (N - 1) / n of it. The share c from above is half
+the relative variance of |A z|²: Student's distribution with n / c degrees of freedom.
+"""
 
 from pathlib import Path
 
@@ -6,14 +23,18 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
-from resid_theory.eigen.estimate import Estimate, mean_estimate, positive_mean, root
+from resid_theory.eigen.estimate import Estimate, root, sphere_mean, squares_mean
 from resid_theory.eigen.krylov import product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
-from resid_theory.eigen.orthogonalization import dots, orthonormal, random_orthonormal
+from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
 
 __all__ = ["frobenius_norm", "trace"]
 
 _NOISE = 1e-2  # relative; an asymmetry up to this is taken for rounding
+# Chosen on the eleven spectra that benchmarks/hessian_spectra.py sets aside for it.
+_PILOT = 12  # one product in so many is a random vector to begin with, and two or three more
+_FEWEST = 4  # probes of the complement are at least one in so many products
+_PAYS = 1.5  # share in few eigenvalues times the products left, above which Lanczos goes on
 
 
 def trace(
@@ -24,32 +45,35 @@ def trace(
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Estimate:
-    """Trace of a square operator, by Hutch++, with an error bar.
+    """Trace of a square operator from random products, with an error bar.
 
-    A third of the products sketches the range, a third makes its part of the trace exact, a third
-    probes the complement. The probes are uniform on the complement's sphere instead of Gaussian:
+    The first products show whether few eigenvalues carry most of the Frobenius norm. If so, a
+    Krylov space takes these up, on which the trace is exact, and random vectors probe the rest;
+    else all products are those of random vectors. These are orthonormal and uniform on the sphere:
     their length carries no information, so that a fixed length lowers the variance.
 
     Args:
         A: (P, P): a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a shape, a dtype
-            and a device. It need not be symmetric; if it is, the sketch is best.
+            and a device. It need not be symmetric; if it is not, the interval may be too wide.
         budget: Largest number of products with one vector, at least 6. From P on, P products give
             the trace without a random error.
-        generator: For sketch and probes: a generator, or the seed of a new one.
+        generator: For the random vectors: a generator, or the seed of a new one.
         folder: Folder in which to record the products, so that a killed call, made again, continues
             from there. None for no record.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
-        The trace, in units of the eigenvalues; its interval is Student's over the probes, widened
-        by the rounding of the products.
+        The trace, in units of the eigenvalues. Its standard error is that of random vectors on a
+        sphere, from the lengths of the products; the interval is Student's, widened by the rounding
+        of the products.
 
     Raises:
         ValueError: If A is not a square operator or the budget is too small.
 
     Source:
-        Meyer, Musco, Musco & Woodruff 2021, "Hutch++: Optimal stochastic trace estimation",
-        Algorithm 1.
+        Girard 1989 and Hutchinson 1990 for the probes; Meyer, Musco, Musco & Woodruff 2021,
+        "Hutch++: Optimal stochastic trace estimation", for an exact part; Chen & Hallman 2023,
+        "Krylov-aware stochastic trace estimation", arXiv:2205.01736, for the Krylov space.
 
     Example:
         >>> A = torch.diag(torch.arange(1.0, 101.0))
@@ -59,7 +83,7 @@ def trace(
     with RecordedOperator(
         A, folder=folder, progress=progress, label="trace", expected=budget
     ) as operator:
-        return _hutch_plus_plus(operator, budget, generator)[0].scaled(operator.unit)
+        return _estimates(operator, budget, generator, power=1)[0].scaled(operator.unit)
 
 
 def frobenius_norm(
@@ -70,14 +94,17 @@ def frobenius_norm(
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Estimate:
-    """Frobenius norm of an operator, from the same products as :func:`trace`.
+    """Frobenius norm of an operator, by the method of :func:`trace`.
+
+    The samples |A z|² of random unit vectors vary with λ⁴ where those of the trace vary with λ², so
+    that the Krylov space pays earlier and ends later.
 
     Args:
         A: (P, P), or the block (rows, P) of a matrix: a tensor, or anything with ``A @ vectors``
             for (P, b) vectors, a shape, a dtype and a device. It need not be symmetric.
         budget: Largest number of products with one vector, at least 6. From P on, P products give
             the norm without a random error.
-        generator: For sketch and probes: a generator, or the seed of a new one.
+        generator: For the random vectors: a generator, or the seed of a new one.
         folder: Folder in which to record the products, so that a killed call, made again, continues
             from there. None for no record.
         progress: Whether to show a progress bar on standard error.
@@ -102,46 +129,140 @@ def frobenius_norm(
         expected=budget,
         square=False,
     ) as operator:
-        return _hutch_plus_plus(operator, budget, generator)[1].scaled(operator.unit)
+        return _estimates(operator, budget, generator, power=2)[1].scaled(operator.unit)
 
 
-def _hutch_plus_plus(
-    operator: RecordedOperator, budget: int, generator: torch.Generator | int
-) -> tuple[Estimate, Estimate]:
-    """Trace, of no meaning for a block that is not square, and Frobenius norm, in its units."""
-    budget, generator = check_int("budget", budget, 6), as_generator(generator)
-    size, square = operator.size, operator.rows == operator.size
-    basis, spent = operator.no_vectors, 0
+class _Drawn:
+    """Orthonormal vectors with their images: a space V first, then random ones behind it."""
+
+    def __init__(self, operator: RecordedOperator, most: int) -> None:
+        self.operator, self.count = operator, 0
+        self.known = 0  # number of vectors of V
+        self._vectors = operator.no_vectors.new_empty(most, operator.size).T
+        self._images = operator.no_vectors.new_empty(most, operator.rows).T
+
+    @property
+    def vectors(self) -> Tensor:
+        """[V, Z], (P, m)."""
+        return self._vectors[:, : self.count]
+
+    @property
+    def images(self) -> Tensor:
+        """A [V, Z], (rows, m)."""
+        return self._images[:, : self.count]
+
+    def add(self, vectors: Tensor) -> Tensor:
+        """Take in orthonormal vectors, and return their images."""
+        new = slice(self.count, self.count + vectors.shape[1])
+        self._vectors[:, new], self._images[:, new] = vectors, self.operator @ vectors
+        self.count = new.stop
+        return self._images[:, new]
+
+    def add_random(self, count: int, generator: torch.Generator) -> None:
+        """Take in vectors that are uniform in the complement of those before."""
+        self.add(random_orthonormal(count, self.vectors, generator))
+
+
+def _draw(
+    operator: RecordedOperator, budget: int, generator: torch.Generator, power: int
+) -> _Drawn:
+    """Make the products, for samples that vary with λ² (``power`` 1) or λ⁴ (2)."""
+    size = operator.size
+    drawn = _Drawn(operator, min(budget, size))
     if budget >= size:
         # Not unit vectors, whose products may be exact where others are rounded.
-        basis = random_orthonormal(size, basis, generator)
-    elif square:  # the range of another block is in another space
-        image = operator @ random_orthonormal(budget // 3, basis, generator)
-        scale, spent = float(dots(image, image).diagonal().max().sqrt()), budget // 3
-        basis, _ = orthonormal(image, product_rounding(operator, scale))
-    onto = operator @ basis if basis.shape[1] else basis
-    known, rest = basis.shape[1], size - basis.shape[1]
-    within = dots(basis, onto).cpu() if square else torch.zeros(1, 1, dtype=torch.float64)
-    inside = _inner(onto, onto).sum().item()
-    diagonal, squares = Estimate.exact(within.trace().item()), Estimate.exact(inside)
-    if rest:
-        count = budget - spent - known
-        probes = torch.cat([random_orthonormal(1, basis, generator) for _ in range(count)], 1)
-        images = operator @ probes
-        squares = positive_mean(_inner(images, images), scale=rest, offset=inside)
+        drawn.add_random(size, generator)
+        drawn.known = size
+        return drawn
+    while drawn.count < budget and not drawn.known:
+        left = budget - drawn.count
+        drawn.add_random(min(int(2.5 + budget / _PILOT), left), generator)
+        left = budget - drawn.count
+        share = _concentration(dots(drawn.images, drawn.images).cpu())
+        if operator.rows == size and share ** (1 / power) * left > _PAYS:
+            _extend(drawn, budget, power)
+    if drawn.count < budget:
+        drawn.add_random(budget - drawn.count, generator)
+    return drawn
+
+
+def _extend(drawn: _Drawn, budget: int, power: int) -> None:
+    """Go on by Lanczos from images of random vectors, as long as this lowers the error."""
+    random, removed = drawn.count, []
+    rest = drawn.images.clone()
+    gram = dots(rest, rest)
+    rounding = product_rounding(drawn.operator, float(gram.diagonal().max().sqrt()))
+    vector = rest @ torch.linalg.eigh(gram).eigenvectors[:, -1:].to(rest)
+    project_out(rest, drawn.vectors)
+    while budget - drawn.count > max(3, budget // _FEWEST):
+        for _ in range(2):
+            project_out(vector, drawn.vectors)
+        norm = float(dots(vector, vector).sqrt())
+        if norm <= rounding:
+            break
+        vector = vector / norm
+        image = drawn.add(vector)
+        own = float(dots(vector, image))
+        project_out(rest, vector)
+        vector = image.clone()
+        project_out(vector, drawn.vectors)
+        removed.append(own**2 + 2 * float(dots(vector, vector)))
+        gram = dots(rest, rest).cpu()
+        # The vector that Lanczos began with took one direction of the images.
+        remaining = float(gram.trace()) * drawn.operator.size / (random - 1)
+        gain = (sum(removed[-2:]) / 2) ** power * (budget - drawn.count)
+        if len(removed) > 1 and gain < remaining**power * _concentration(gram) ** (power - 1):
+            break
+    drawn.known = drawn.count
+
+
+def _concentration(gram: Tensor) -> float:
+    """Mean cos² of the angles between the images of random vectors, from their Gram matrix."""
+    lengths = gram.diagonal()
+    pairs = float(lengths.sum() ** 2 - lengths.square().sum())
+    return float(gram.square().sum() - lengths.square().sum()) / pairs if pairs > 0 else 1.0
+
+
+def _estimates(
+    operator: RecordedOperator, budget: int, generator: torch.Generator | int, *, power: int
+) -> tuple[Estimate, Estimate]:
+    """Trace, of no meaning for a block that is not square, and Frobenius norm, in its units."""
+    drawn = _draw(operator, check_int("budget", budget, 6), as_generator(generator), power)
+    square, known = operator.rows == operator.size, drawn.known
+    lengths = _squares(drawn.images)
+    inside = lengths[:known].sum().item()
+    within = torch.zeros(drawn.count, drawn.count, dtype=torch.float64)
+    if square:
+        within = dots(drawn.vectors, drawn.images).cpu()
+    own = within.diagonal()
+    total, norm = Estimate.exact(own[:known].sum().item()), root(Estimate.exact(inside))
+    if known < operator.size:
+        dimension, count = operator.size - known, drawn.count - known
+        rest = drawn.images[:, known:].clone()
+        share = _concentration(dots(rest, rest).cpu())
+        squares = squares_mean(lengths[known:], scale=dimension, share=share, offset=inside)
+        norm = root(squares)
         if square:
-            diagonal = mean_estimate(_inner(probes, images), scale=rest, offset=diagonal.value)
-    norm, asymmetry = root(squares), float((within - within.T).norm()) / 2
+            project_out(rest, drawn.vectors[:, :known])
+            total = sphere_mean(
+                own[known:],
+                _squares(rest),
+                dimension=dimension,
+                share=_concentration(dots(rest, rest).cpu()),
+                offset=total.value,
+                part=(dimension - count) / max(1, dimension - 1),
+            )
+    asymmetry = float((within - within.T).norm()) / 2
     if asymmetry > _NOISE * float(within.norm()):
         asymmetry = 0.0  # of the matrix, and no sign of rounding
     # Errors of single products are independent: their squares add up, as those of the columns do.
-    rounding = product_rounding(operator, norm.value, asymmetry, known)
+    rounding = product_rounding(operator, norm.value, asymmetry, drawn.count)
     return (
-        diagonal.widened(rounding + operator.error.trace),
+        total.widened(rounding + operator.error.trace),
         norm.widened(rounding + operator.error.frobenius),
     )
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product of each column pair, float64."""
-    return (left.double() * right.double()).sum(0).cpu()
+def _squares(vectors: Tensor) -> Tensor:
+    """Squared length of each column, float64."""
+    return vectors.double().square().sum(0).cpu()

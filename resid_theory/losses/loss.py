@@ -364,11 +364,17 @@ def check_scalar(value: Tensor, *, gradient: bool = True) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "square": Loss(
-        square, targets="values", identity=True, weights=lambda target: torch.ones(len(target)),
+        square,
+        targets="values",
+        identity=True,
+        weights=lambda target: torch.ones(len(target)),
         likelihood=partial(Gaussian, total=True),
     ),
     "cross_entropy": Loss(
-        cross_entropy, targets="labels", null_direction=True, weights=valid_labels,
+        cross_entropy,
+        targets="labels",
+        null_direction=True,
+        weights=valid_labels,
         likelihood=partial(Categorical, axis=None),
     ),
 }

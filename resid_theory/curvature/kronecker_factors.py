@@ -1,0 +1,272 @@
+r"""Kronecker-factored Fisher matrices (K-FAC) of linear and convolutional layers.
+
+A layer :math:`z_r = W a_r + b` at R places r of a sample (tokens, pixels) has the gradient
+:math:`\sum_r g_r a_r^T`. Its block of a Fisher matrix is approximated by :math:`G \otimes A`: the
+second moment of the gradients g at its outputs, and that of its inputs a with a one for the bias.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.fisher_graphs import MATRICES, SampledGraph
+from resid_theory.curvature.kronecker_operator import KroneckerBlock, KroneckerOperator
+from resid_theory.data import Batch
+from resid_theory.losses import LossLike
+from resid_theory.runtime.preserve import deterministic, preserved
+
+__all__ = ["kfac"]
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SHARING = ("expand", "reduce")
+
+
+@dataclass(kw_only=True, eq=False)
+class _FactoredLayer:
+    """A layer that is covered, its sums, and what the last pass of the net left in it."""
+
+    module: Any
+    names: list[str]
+    columns: list[int]
+    calls: list[tuple[Tensor, Tensor]]
+    A: Tensor = torch.zeros(())
+    G: Tensor = torch.zeros(())
+
+    def inputs(self) -> Tensor:
+        """Inputs at every place, (samples, places, in + 1), of the parameters with rows."""
+        module, (given, _) = self.module, self.calls[0]
+        places = given
+        if not isinstance(module, nn.Linear):
+            # A convolution with unit kernels cuts the patches out, padded as the layer pads.
+            size = module.weight[0].numel()
+            unit = torch.eye(size, dtype=given.dtype, device=given.device)
+            kernels = unit.view(size, *module.weight.shape[1:])
+            places = module._conv_forward(given, kernels, None).flatten(2).mT
+        flat = places.reshape(len(given), -1, places.shape[-1]).double()
+        ones = torch.ones_like(flat[..., :1])
+        parts = [ones if _is_bias(name) else flat for name in self.names]
+        return torch.cat(parts, dim=2)
+
+    def at_places(self, gradient: Tensor) -> Tensor:
+        """Gradients at the outputs, (samples, places, out)."""
+        if not isinstance(self.module, nn.Linear):
+            gradient = gradient.flatten(2).mT
+        return gradient.reshape(len(gradient), -1, gradient.shape[-1]).double()
+
+
+def _is_bias(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] == "bias"
+
+
+@contextmanager
+def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """Inputs and outputs of layers in the pass inside."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in modules}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            given = next(iter((*args, *kwargs.values())))
+            calls[name].append((given.detach().clone(), output))
+            return output.clone()  # what follows may overwrite its input
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in modules.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _cover(risk: EmpiricalRisk, batch: Batch) -> tuple[list[_FactoredLayer], dict[str, str]]:
+    """Layers that have factors, and the reason for which a parameter is in none."""
+    names = dict(zip(map(id, risk.parameters), risk.names, strict=True))
+    modules: dict[str, nn.Module] = {
+        name: module for name, module in risk.net.named_modules() if isinstance(module, _LAYERS)
+    }
+    reasons = {}
+    for module in risk.net.modules():
+        kind = type(module).__name__
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in names:
+                reasons[names[id(parameter)]] = f"{kind} is no linear or convolutional layer"
+    seen = {}
+    for count in (2, 3):
+        with _watched(modules) as calls:
+            graph = risk.graph(batch.cycled(count), 0, count)
+            seen[count] = calls
+    layers = []
+    for name, module in modules.items():
+        own = [p for p in module.parameters() if id(p) in names]
+        if not own:
+            continue
+        layer = _FactoredLayer(
+            module=module, calls=seen[3][name], names=[names[id(p)] for p in own],
+            columns=[p.numel() // len(p) for p in own],
+        )  # fmt: skip
+        why = _reason(layer, own, graph, [len(calls[name][0][0]) for calls in seen.values()
+                                          if calls[name]])  # fmt: skip
+        reasons |= dict.fromkeys(layer.names, why)
+        if not why:
+            layers.append(layer)
+    return layers, {name: why for name, why in reasons.items() if why}
+
+
+def _reason(
+    layer: _FactoredLayer, own: Sequence[Tensor], graph: Any, samples: Sequence[int]
+) -> str:
+    """Reason for which a layer has no factors; empty if it has."""
+    module, weight = layer.module, layer.module.weight
+    if len(layer.calls) != 1:
+        times = "never" if not layer.calls else f"{len(layer.calls)} times"
+        return f"its layer is called {times} in a pass of the net, needs once"
+    if getattr(module, "groups", 1) > 1:
+        return f"its convolution has {module.groups} groups"
+    if list(samples) != [2, 3]:
+        return "its layer's input has no axis of samples in front"
+    for parameter, name in zip(own, layer.names, strict=True):
+        made = module.bias if _is_bias(name) else weight
+        if made.shape != parameter.shape or not _is_shift(made, parameter):
+            return "its layer's weight is not a parameter plus a constant (parametrized)"
+    # A parameter that is used beside its layer has more gradient than the layer's map gives it.
+    probe = [torch.randn(t.shape, generator=torch.Generator().manual_seed(0)).to(t)
+             for t in graph.outputs]  # fmt: skip
+    at = [layer.calls[0][1], *own]
+    z, *found = torch.autograd.grad(
+        graph.outputs, at, probe, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    joined = torch.einsum("mro,mri->oi", layer.at_places(z), layer.inputs())
+    for part, right in zip(joined.split(layer.columns, dim=1), found, strict=True):
+        gap = (part.reshape(right.shape) - right.double()).norm()
+        if gap > torch.finfo(right.dtype).eps ** 0.5 * right.double().norm():
+            return "it is used beside its layer"
+    return ""
+
+
+def _is_shift(made: Tensor, parameter: Tensor) -> bool:
+    """True if a weight moves as the parameter does."""
+    if made is parameter:
+        return True
+    if not made.requires_grad:
+        return False
+    v = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made)
+    (found,) = torch.autograd.grad(made, parameter, v, allow_unused=True)
+    return found is not None and torch.equal(found, v)
+
+
+def kfac(
+    net: nn.Module,
+    loss: LossLike,
+    data: Any,
+    *,
+    matrix: str = "fisher",
+    weight_sharing: str = "expand",
+    parameters: Any = None,
+    chunk: int = 64,
+    generator: torch.Generator | int = 0,
+    draws: int = 1,
+) -> KroneckerOperator:
+    """Approximate a Fisher matrix by a Kronecker product for each linear or convolutional layer.
+
+    It equals the diagonal blocks where the gradients at a layer's outputs are the same for all
+    samples, as in linear nets under the square loss, and for a single sample; with weight sharing,
+    where each place has outputs of its own (``"expand"``) or all are averaged (``"reduce"``).
+
+    Args:
+        net: Any module, measured in eval mode and left as it was.
+        loss: As `curvature_operator` takes it.
+        data: As `curvature_operator` takes them; samples count by their weights in the loss.
+        matrix: ``"fisher"``, which takes a backward pass for every class (output) of every
+            prediction of a sample; ``"fisher_mc"``, one for every draw; or
+            ``"empirical_fisher"``.
+        weight_sharing: Of layers that a sample meets at several places, such as tokens or pixels:
+            ``"expand"`` takes second moments at each place, ``"reduce"`` those of the inputs' mean
+            and the gradients' sum over places.
+        parameters: None for all that are trainable; names, patterns or parameters.
+        chunk: Most samples that are differentiated together.
+        generator: A seed, or a generator whose seed is taken, for ``"fisher_mc"``.
+        draws: Targets that it draws for each prediction.
+
+    Returns:
+        The operator, with rows for the parameters that are covered. It lists the others, with the
+        reason: no linear or convolutional layer, a layer that runs several times, groups, a weight
+        that a parametrization makes out of its parameter other than by adding to it.
+
+    Raises:
+        ValueError: If no parameter is covered, or net, loss and data do not fit one another.
+
+    Source:
+        Martens & Grosse 2015, arXiv:1503.05671; Grosse & Martens 2016, arXiv:1602.01407, for
+        convolutions; Eschenhagen et al. 2023, arXiv:2311.00636, for weight sharing; Bernacchia,
+        Lengyel & Hennequin 2018 for linear nets, where it is exact.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).double()
+        >>> x, y = torch.eye(2).double(), torch.zeros(2, 1).double()
+        >>> found = rt.curvature.kfac(net, "square", (x, y))
+        >>> exact = rt.curvature_operator(net, "square", (x, y), matrix="fisher")
+        >>> gap = found.block("0.*").dense() - exact.block("0.*").dense()
+        >>> bool(gap.abs().max() < 1e-12), found.eigenvalues.size
+        (True, 9)
+    """
+    kinds = [name for name, kind in MATRICES.items() if issubclass(kind, SampledGraph)]
+    check_choice("matrix", matrix, kinds)
+    check_choice("weight_sharing", weight_sharing, _SHARING)
+    check_int("chunk", chunk)
+    risk = EmpiricalRisk(
+        net, loss, data, matrix=matrix, parameters=parameters,
+        seed=as_generator(generator).initial_seed(), draws=check_int("draws", draws),
+    )  # fmt: skip
+    total, reduce = 0.0, weight_sharing == "reduce"
+    with preserved(risk.net, batchnorm="eval", state=risk.state), deterministic():
+        batches = risk.first_pass()
+        first = next(batches)
+        layers, not_covered = _cover(risk, first)
+        if not layers:
+            reasons = "; ".join(f"{name}: {why}" for name, why in not_covered.items())
+            raise ValueError(f"net: K-FAC covers no parameter of it: {reasons}")
+        modules = {str(place): layer.module for place, layer in enumerate(layers)}
+        for batch in chain([first], batches):
+            for start in range(0, batch.size, chunk):
+                with _watched(modules) as calls:
+                    graph = risk.graph(batch, start, chunk)
+                if graph.weight:
+                    for layer, found in zip(layers, calls.values(), strict=True):
+                        layer.calls = found
+                    total += _add(layers, graph, reduce)
+    blocks = [
+        KroneckerBlock(
+            names=tuple(layer.names), columns=tuple(layer.columns), A=layer.A / total,
+            G=layer.G / (1.0 if risk.sums else total),
+        )
+        for layer in layers
+    ]  # fmt: skip
+    known = dict(zip(risk.names, risk.parameters, strict=True))
+    return KroneckerOperator(blocks, known, risk.net, title=risk.title, not_covered=not_covered)
+
+
+def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:
+    """Add the moments of a chunk; return the sum of its samples' weights."""
+    shares = graph.weight * graph.shares.to(layers[0].module.weight.device)
+    for layer in layers:
+        a = layer.inputs()
+        a = a.mean(1, keepdim=True) if reduce else a / a.shape[1] ** 0.5
+        layer.A = layer.A + torch.einsum("m,mri,mrj->ij", shares, a, a)
+    at = [layer.calls[0][1] for layer in layers]
+    for root in graph.roots():
+        gradients = torch.autograd.grad(
+            graph.outputs, at, root, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for layer, gradient in zip(layers, gradients, strict=True):
+            g = layer.at_places(gradient)
+            g = (g.sum(1) if reduce else g.flatten(0, 1)) * graph.weight**0.5
+            layer.G = layer.G + g.mT @ g
+    return float(shares.sum())

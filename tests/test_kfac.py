@@ -1,0 +1,239 @@
+"""K-FAC: exact where theory says so, its factors against loops, and its algebra against dense."""
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import noise
+from tolerances import HESSIAN, relative_error
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import resid_theory as rt
+from resid_theory.identity import with_identity
+
+M = 5
+WEIGHTS = torch.tensor([1.0, 0.0, 2.5, 1.0, 0.5])
+
+
+def seeded(*layers):
+    net = nn.Sequential(*layers).double()
+    for number, p in enumerate(net.parameters()):
+        p.data.copy_(noise(*p.shape, seed=number))
+    return net
+
+
+class MeanOverPlaces(nn.Module):
+    """Channels behind the samples, or with ``axis`` the axis of the places."""
+
+    def __init__(self, axis=None):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, z):
+        return z.flatten(2).mean(2) if self.axis is None else z.mean(self.axis)
+
+
+def conv(kind, *shape, **options):
+    return seeded(kind(*shape, **options), MeanOverPlaces(), nn.Linear(shape[1], 2))
+
+
+def layers_of(net):
+    return [f"{n}.*" if n else "*" for n, m in net.named_modules() if list(m.parameters(False))]
+
+
+def in_batches(x, y):
+    rows = zip(*(part.split([2, 3]) for part in (x, y, WEIGHTS)), strict=True)
+    return rt.Data.of(list(rows), sample_weight=True)
+
+
+def mean_over(samples, matrix, x):
+    parts = [w * matrix(x[i : i + 1], i) for i, w in enumerate(WEIGHTS[:samples]) if w]
+    return sum(parts) / WEIGHTS[:samples].sum()
+
+
+# Nets, inputs, the shape of their targets, and the setting in which K-FAC is exact.
+LINEAR = {
+    "deep": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 2, bias=False), nn.Linear(2, 2)),
+             (M, 3), (M, 2), ("expand", "reduce")),
+    "outputs at each token": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 2)),
+                              (M, 3, 3), (M, 3, 2), ("expand",)),
+    "mean over tokens": (lambda: seeded(nn.Linear(3, 4), nn.Linear(4, 4), MeanOverPlaces(1),
+                                        nn.Linear(4, 2)), (M, 3, 3), (M, 2), ("reduce",)),
+    "conv1d": (lambda: conv(nn.Conv1d, 2, 3, 3, stride=2, padding=1, dilation=2),
+               (M, 2, 7), (M, 2), ("reduce",)),
+    "conv2d": (lambda: conv(nn.Conv2d, 2, 3, (3, 2), padding=1, padding_mode="circular",
+                            bias=False), (M, 2, 4, 5), (M, 2), ("reduce",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_blocks_of_linear_nets_are_exact(name):
+    make, inputs, targets, exact_in = LINEAR[name]
+    net, x, y = make(), noise(*inputs), noise(*targets, seed=1)
+
+    def gauss_newton(one, i):
+        return oracles.gauss_newton_by_jacobians(
+            net(one), lambda z: oracles.square_loss(z, y[i : i + 1]), list(net.parameters())
+        )
+
+    right = mean_over(M, gauss_newton, x)
+    for sharing in ("expand", "reduce"):
+        found = rt.curvature.kfac(
+            net, "square", in_batches(x, y), weight_sharing=sharing, chunk=2
+        )
+        assert not found.not_covered and list(found.row_shapes) == list(
+            dict(net.named_parameters())
+        )
+        gaps, start = [], 0
+        for pattern in layers_of(net):
+            block = found.block(pattern).dense()
+            rows = slice(start, start := start + len(block))
+            gaps.append(relative_error(block, right[rows, rows]))
+        if sharing in exact_in:
+            assert max(gaps) <= HESSIAN
+        else:
+            assert max(gaps) > 0.01
+
+
+@pytest.mark.parametrize("matrix", ["fisher", "empirical_fisher"])
+def test_the_blocks_of_one_sample_are_exact(matrix):
+    residual = with_identity(nn.Linear(4, 4), "residual")  # its bias comes before its weight
+    net = seeded(nn.Linear(3, 4), nn.Tanh(), residual, nn.Tanh(), nn.Linear(4, 3))
+    x, y = noise(1, 3), torch.tensor([2])
+    found = rt.curvature.kfac(net, "cross_entropy", (x, y), matrix=matrix)
+    whole = rt.curvature_operator(net, "cross_entropy", (x, y), matrix=matrix)
+    for pattern in ("0.*", "2.*", "4.*"):
+        exact = whole.block(pattern).dense()
+        assert relative_error(found.block(pattern).dense(), exact) <= HESSIAN
+
+
+def factors(net, x, y, sharing, valid, layers):
+    """Of a net of linear layers with tanh and mixed tokens, prediction by prediction and place."""
+    sums = {name: [0.0, 0.0] for name in layers}
+    for i in range(M):
+        kept = {}
+        hooks = [
+            getattr(net, name).register_forward_hook(
+                lambda m, a, z, name=name, kept=kept: kept.__setitem__(name, (a[0], z)))
+            for name in layers
+        ]  # fmt: skip
+        log = F.log_softmax(net(x[i : i + 1]), -1)[0]
+        for hook in hooks:
+            hook.remove()
+        for name in layers:
+            a, z = kept[name]
+            a, places = torch.cat([a[0].detach(), torch.ones(len(a[0]), 1)], 1), len(a[0])
+            weight = WEIGHTS[i] * valid[i].sum()
+            rows = [a.mean(0)] if sharing == "reduce" else [row / places**0.5 for row in a]
+            sums[name][0] += weight * sum(torch.outer(row, row) for row in rows)
+            for t in range(len(log)):
+                for k in range(log.shape[-1]):
+                    (g,) = torch.autograd.grad(log[t, k], z, retain_graph=True)
+                    rows = [g[0].sum(0)] if sharing == "reduce" else list(g[0])
+                    moment = sum(torch.outer(row, row) for row in rows)
+                    share = WEIGHTS[i] * valid[i, t] * log[t, k].detach().exp()
+                    sums[name][1] += share * moment
+    total = (WEIGHTS[:, None] * valid).sum()
+    return {name: (a / total, g / total) for name, (a, g) in sums.items()}
+
+
+class Mixing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = seeded(nn.Linear(2, 3))[0], seeded(nn.Linear(3, 3))[0]
+
+    def forward(self, x):
+        z = torch.tanh(self.first(x))
+        return self.last(z + 0.5 * z.flip(1).cumsum(1))
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+def test_factors_equal_loops_over_predictions_and_places(sharing):
+    net, x = Mixing(), noise(M, 3, 2, seed=1)
+    y = torch.tensor([[0, 2, 1], [2, -100, 0], [1, 1, -100], [0, 2, 2], [-100, 1, 0]])
+    right = factors(net, x, y, sharing, (y != -100).double(), ("first", "last"))
+    found = rt.curvature.kfac(net, "cross_entropy", in_batches(x, y), weight_sharing=sharing)
+    for block, (a, g) in zip(found.blocks, right.values(), strict=True):
+        assert relative_error(block.A, a) <= HESSIAN
+        assert relative_error(block.G, g) <= HESSIAN
+    options = {"weight_sharing": sharing, "matrix": "fisher_mc", "generator": 3}
+    few = [rt.curvature.kfac(net, "cross_entropy", in_batches(x, y), chunk=n, draws=2, **options)
+           for n in (1, 64)]  # fmt: skip
+    assert relative_error(few[0].dense(), few[1].dense()) <= HESSIAN
+    many = rt.curvature.kfac(net, "cross_entropy", in_batches(x, y), draws=1000, **options)
+    assert relative_error(many.blocks[0].G, right["first"][1]) < 0.1  # spread of a draw: 1 or 2
+    assert relative_error(few[1].blocks[0].G, right["first"][1]) > 0.1
+
+
+def test_its_algebra_is_that_of_the_matrix():
+    net = seeded(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    x, y = noise(M, 3), noise(M, 3, seed=1)
+    found = rt.curvature.kfac(net, nn.MSELoss(reduction="sum"), (x, y))
+    mean = rt.curvature.kfac(net, nn.MSELoss(), (x, y))
+    matrix, v = found.dense(), noise(len(found.dense()), 2, seed=2)
+    assert relative_error(matrix, M * 3 * mean.dense()) <= HESSIAN
+    assert relative_error(found @ v, matrix @ v) <= HESSIAN
+    assert relative_error(found.diagonal().values, matrix.diagonal()) <= HESSIAN
+    spectrum = found.eigenvalues
+    assert relative_error(spectrum.eigenvalues, torch.linalg.eigvalsh(matrix)) <= HESSIAN
+    solved = found.solve(v, damping=0.1)
+    right = torch.linalg.solve(matrix + 0.1 * torch.eye(len(matrix)), v)
+    assert solved.converged and relative_error(solved.values, right) <= 1e-10  # condition 1e3
+    assert ((solved.values - right).norm(dim=0) <= solved.error_bounds + 1e-12).all()
+    places = torch.arange(len(matrix)).split([12, 4, 12, 3])
+    for rows, columns in ((1, 0), (0, 2)):
+        names = list(found.row_shapes)
+        part = found.block(names[rows], names[columns]).dense()
+        assert relative_error(part + 1, matrix[places[rows]][:, places[columns]] + 1) <= HESSIAN
+    alone = rt.curvature.kfac(net, nn.MSELoss(reduction="sum"), (x, y), parameters="*.weight")
+    weights = torch.cat([places[0], places[2]])
+    assert relative_error(alone.dense(), matrix[weights][:, weights]) <= HESSIAN
+    assert relative_error(found.block("*.weight").dense(), alone.dense()) <= HESSIAN
+    with pytest.raises(ValueError, match=r"^damping: got 0.0 for eigenvalues from "):
+        rt.curvature.kfac(net, nn.MSELoss(), (x[:2], y[:2])).solve(v)
+
+
+class Odd(nn.Module):
+    """Layers of which each is in some way no linear map of its own weight and input."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain = nn.Linear(4, 4)
+        self.residual = with_identity(nn.Linear(4, 4), "residual")
+        self.dirac = with_identity(nn.Linear(4, 4), "dirac")
+        self.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+        self.pruned = prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
+        self.twice, self.never, self.beside = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.grouped, self.norm = nn.Conv1d(4, 4, 1, groups=2), nn.BatchNorm1d(4)
+        self.turned = nn.Linear(1, 1)
+
+    def forward(self, x):
+        z = torch.relu_(self.plain(x))
+        z = self.norm(self.pruned(self.normed(self.dirac(self.residual(z)))))
+        z = self.grouped(self.twice(torch.tanh(self.twice(z)))[..., None])[..., 0]
+        z = F.linear(self.beside(z), self.beside.weight)
+        return z + 0 * self.never.weight.sum() + self.turned(z.mT[..., None]).squeeze(-1).mT
+
+
+def test_what_has_no_factors_is_listed_with_the_reason():
+    torch.manual_seed(0)
+    net = Odd().double().eval()
+    x, y = noise(M, 4), torch.arange(M) % 4
+    found = rt.curvature.kfac(net, "cross_entropy", (x, y))
+    assert {name.split(".")[0] for name in found.row_shapes} == {"plain", "residual"}
+    reasons = {name.split(".")[0]: why for name, why in found.not_covered.items()}
+    assert set(found.row_shapes) | set(found.not_covered) == set(dict(net.named_parameters()))
+    parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"
+    assert reasons == {
+        "dirac": parametrized, "normed": parametrized, "pruned": parametrized,
+        "twice": "its layer is called 2 times in a pass of the net, needs once",
+        "never": "its layer is called never in a pass of the net, needs once",
+        "beside": "it is used beside its layer",
+        "grouped": "its convolution has 2 groups",
+        "norm": "BatchNorm1d is no linear or convolutional layer",
+        "turned": "its layer's input has no axis of samples in front",
+    }  # fmt: skip
+    assert "not covered: norm.weight: BatchNorm1d is no" in repr(found)
+    with pytest.raises(ValueError, match="^net: K-FAC covers no parameter of it: norm.weight: B"):
+        rt.curvature.kfac(net, "cross_entropy", (x, y), parameters="norm.*")
