@@ -89,6 +89,9 @@ def report(**options):
 
 MADE = {
     "Arc": lambda: theory.great_arc(torch.eye(3)[0].double(), torch.eye(3)[1].double()),
+    "BatchSpectra": lambda: rt.curvature.batch_spectra(
+        chain()[0], "square", chain()[1], batch=5
+    ),
     "BlockToeplitz": lambda: zero_point(1).statistics,
     "ChannelPaths": lambda: stability.subactivation_paths(
         rt.simplified_net(8, identity="residual")

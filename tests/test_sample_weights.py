@@ -62,6 +62,8 @@ def images_net():
 CLASSES, REGRESSION = (X, LABELS), (X, VALUES)
 # A pair, and what a call makes of data: a number or a tensor; None of what cannot have weights.
 CALLS = {
+    "batch_spectra": (CLASSES, lambda d: torch.tensor(rt.curvature.batch_spectra(
+        perceptron(), "cross_entropy", d, batch=3, tolerance=1e-9).whole.value)),
     "check_equivalence": (CLASSES, lambda d: rt.check_equivalence(perceptron(), perceptron(), d)),
     "curvature_callback": (CLASSES, lambda d: torch.tensor(list(rt.curvature_callback(
         "cross_entropy", d)(perceptron(), type("Moment", (), {"step": 1})).values()))),
@@ -102,8 +104,8 @@ CALLS = {
     "zero_point": (REGRESSION, lambda d: rt.theory.zero_point(d, blocks=2, shortcut_depth=2)),
 }  # fmt: skip
 WEIGHED = {
-    "curvature_callback", "curvature_operator", "evaluate", "hessian", "hessian_cost",
-    "hessian_spectrum", "hessian_trajectory", "kfac", "spectrum", "train",
+    "batch_spectra", "curvature_callback", "curvature_operator", "evaluate", "hessian",
+    "hessian_cost", "hessian_spectrum", "hessian_trajectory", "kfac", "spectrum", "train",
 }  # fmt: skip
 
 

@@ -8,17 +8,20 @@ from resid_theory.curvature.kronecker_factors import kfac
 from resid_theory.curvature.kronecker_operator import KroneckerOperator
 from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
 from resid_theory.curvature.layer_table import LayerTable, layer_table
+from resid_theory.curvature.mini_batches import BatchSpectra, batch_spectra
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.curvature.spectrum_of_net import spectrum
 
 __all__ = [
     "MATRICES",
+    "BatchSpectra",
     "CurvatureBlock",
     "CurvatureOperator",
     "HessianCost",
     "KroneckerOperator",
     "LayerTable",
     "LossAlong",
+    "batch_spectra",
     "curvature_callback",
     "curvature_operator",
     "filter_directions",

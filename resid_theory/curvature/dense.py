@@ -274,8 +274,9 @@ class HessianPlan:
             return 4 * self.samples * self.size**2 / rate + writing
         first = next(iter(self.risk.data))
         start = clock(device)
+        risk = self.risk
         operator = curvature_operator(
-            self.risk.net, self.risk.loss, first.alone, batchnorm=self.risk.batchnorm
+            risk.net, risk.loss, risk.data.only(first), batchnorm=risk.batchnorm
         )
         built = clock(device)
         panel = torch.eye(self.size, min(PANEL, self.size))

@@ -153,11 +153,6 @@ class Batch:
         return replace(self, content=some, size=size, sample_weight=weight)
 
     @property
-    def alone(self) -> Any:
-        """Data of this batch alone, as the calls of the library take them."""
-        return self.content if self.is_pair else [self.content]
-
-    @property
     def placed(self) -> Any:
         """The content on the net's device and in its dtypes; images as (inputs, labels)."""
         if not self.is_pair:

@@ -47,7 +47,7 @@ class Data:
         *,
         pairs: bool,
         targets: bool | None,
-        sample_weight: Any,
+        sample_weight: Any = None,
     ) -> None:
         net = None if net is None else inner_net(net)
         self._source, self._net, self._place = source, net, Place.of(net)
@@ -175,11 +175,13 @@ class Data:
         """
         if isinstance(self._whole, Images):
             return self
-        made = Data(
-            self._source, self._net, pairs=self._pairs, targets=self._targets, sample_weight=None
-        )
-        made._whole = [replace(batch, content=batch.placed) for batch in self]
+        made = self._holding([replace(batch, content=batch.placed) for batch in self])
         made.notes = self.notes
+        return made
+
+    def _holding(self, batches: list[Batch]) -> "Data":
+        made = Data(self._source, self._net, pairs=self._pairs, targets=self._targets)
+        made._whole = batches
         return made
 
     def __iter__(self) -> Iterator[Batch]:
@@ -263,6 +265,17 @@ class Data:
             ValueError: If samples of different batches have different shapes.
         """
         return join(list(self))
+
+    def only(self, batch: Batch) -> "Data":
+        """Data of one batch alone, held, with its weights.
+
+        Args:
+            batch: A batch of these data, or some of its samples.
+
+        Returns:
+            New data.
+        """
+        return self._holding([replace(batch, first=0)])
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Read the batches, placed; those of a whole set in parts.

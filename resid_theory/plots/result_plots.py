@@ -24,6 +24,7 @@ class Curves(NamedTuple):
 
 # A new result with curves is a row here.
 AXES = {
+    "BatchSpectra": Curves("batch", "largest"),
     "Comparison": Curves("layer", "difference"),
     "CompressionBound": Curves("layer", "term", scale="log"),
     "Curve": Curves("eigenvalue", "value"),
