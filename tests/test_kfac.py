@@ -79,9 +79,7 @@ def test_the_blocks_of_linear_nets_are_exact(name):
 
     right = mean_over(M, gauss_newton, x)
     for sharing in ("expand", "reduce"):
-        found = rt.curvature.kfac(
-            net, "square", in_batches(x, y), weight_sharing=sharing, chunk=2
-        )
+        found = rt.curvature.kfac(net, "square", in_batches(x, y), weight_sharing=sharing, chunk=2)
         assert not found.not_covered and list(found.row_shapes) == list(
             dict(net.named_parameters())
         )

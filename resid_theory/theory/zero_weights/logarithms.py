@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["Logarithms", "carried"]
 
+_STEPS = 8  # mixings between two divisions by the length
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Logarithms:
@@ -55,8 +57,7 @@ def carried(mixings: np.ndarray, vector: np.ndarray) -> tuple[Logarithms, Logari
     directions, logs = np.empty((len(mixings), len(vector))), np.empty(len(mixings))
     log = 0.0
     for k, mixing in enumerate(mixings):
-        size = float(np.abs(vector).max())
-        if size:
+        if k % _STEPS == 0 and (size := float(np.abs(vector).max())):
             vector, log = vector / size, log + math.log(size)
         directions[k], logs[k] = vector, log
         vector = mixing @ vector
