@@ -182,6 +182,18 @@ def test_larger_with_a_bulk(dtype, generator, device):
     assert found.products < 40
 
 
+def test_a_smaller_probability_at_stake_takes_more_products(generator):
+    levels = torch.cat([0.3 * torch.randn(500, generator=generator), torch.tensor([9.0, 7, 5, 4])])
+    found = [rt.eigenpairs(torch.diag(levels), 3, missed=at) for at in (1e-2, 1e-9, 1e-12)]
+    products, widest = [f.products for f in found], [f.limits[1] for f in found]
+    assert products == sorted(products) and products[0] < products[-1]
+    assert all(f.missed_probability <= f.accepted_miss for f in found)
+    assert widest[0] < 4.1 and widest == sorted(widest)  # the fourth is 4
+    for missed in (0, 1, -0.5):
+        with pytest.raises(ValueError, match=f"missed: got {missed}, needs a probability"):
+            rt.eigenpairs(torch.diag(levels), 3, missed=missed)
+
+
 @pytest.mark.parametrize("which", WHICH)
 def test_thick_restart(which, generator):
     levels = torch.cat([torch.linspace(-1, 1, 396), torch.tensor([1.1, 1.2, -1.1, -1.3])])

@@ -42,6 +42,7 @@ def spectrum(
     method: str = "auto",
     percentile: float = 10.0,
     tolerance: float = 1e-3,
+    missed: float = 1e-3,
     probes: int = 10,
     steps: int = 100,
     generator: torch.Generator | int = 0,
@@ -71,6 +72,7 @@ def spectrum(
         method: ``"dense"``, ``"matrix-free"``, or ``"auto"``.
         percentile: Percentile of |λ|, in [0, 100], in the condition number.
         tolerance: Largest distance of an extreme eigenvalue from its estimate, relative to |λ|.
+        missed: Probability of a missed extreme eigenvalue at which their search ends.
         probes: Number of random vectors for trace, norm and density.
         steps: Lanczos steps of each probe for the density.
         generator: A generator for all random vectors, or the seed of a new one.
@@ -152,6 +154,7 @@ def spectrum(
         density=density,
         percentile=percentile,
         tolerance=tolerance,
+        missed=missed,
         probes=probes,
         steps=steps,
         generator=generator,

@@ -11,9 +11,8 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
 from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 
-__all__ = ["ACCEPTED_MISS", "Edges", "SearchState"]
+__all__ = ["Edges", "SearchState"]
 
-ACCEPTED_MISS = 1e-3  # probability of a missed eigenvalue at which a search ends
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
 
@@ -162,9 +161,11 @@ class SearchState:
 
     def _innermost(self, sign: int) -> float:
         """The innermost number at an end beyond which hardly an eigenvalue is missed, or inf."""
-        if self.certificate is None or self.missed > ACCEPTED_MISS:
+        if self.certificate is None or self.missed > self.goal.missed:
             return sign * math.inf
         others = self.ritz.values[self._others]
         inner = (others if len(others) else -sign * self.ritz.values.abs().max()[None]) * sign
-        found = sign * self.certificate.edge(sign, ACCEPTED_MISS, inner=sign * inner.max().item())
+        found = sign * self.certificate.edge(
+            sign, self.goal.missed, inner=sign * inner.max().item()
+        )
         return sign * min(found, sign * self.edges.by_sign.get(sign, sign * math.inf))

@@ -36,7 +36,8 @@ class Eigenpairs(Result):
             that this run missed an eigenvalue beyond the last value by more than its tolerance.
             1 where it was not checked, 0 where all eigenvalues were seen.
         limits: Every eigenvalue that is not among the values lies between these two, except with
-            probability 1e-3 at each end; infinite where it was not checked.
+            probability ``accepted_miss`` at each end; infinite where it was not checked.
+        accepted_miss: Probability of a missed eigenvalue at which the verification was to end.
         round_off: Part of each bound that covers rounding, in units of the eigenvalues.
         products: Number of products of the operator with one vector.
 
@@ -60,6 +61,7 @@ class Eigenpairs(Result):
     limits: tuple[float, float]
     round_off: float
     products: int
+    accepted_miss: float = 1e-3
 
     def scaled(self, unit: float) -> "Eigenpairs":
         """The eigenpairs of the operator times a positive number."""
@@ -91,7 +93,8 @@ class Eigenpairs(Result):
 
     headline = (
         "Eigenpairs, {0.which}, {0.products} products; missed one beyond these with probability ≤ "
-        "{0.missed_probability:.1g}, one outside [{0.limits[0]:.4g}, {0.limits[1]:.4g}] with ≤ .001"
+        "{0.missed_probability:.1g}, one outside [{0.limits[0]:.4g}, {0.limits[1]:.4g}] with ≤ "
+        "{0.accepted_miss:.1g}"
     )
     tabulated = {
         "eigenvalue": "values",

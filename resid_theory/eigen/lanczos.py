@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_choice, check_int, check_positive
-from resid_theory.eigen.convergence import ACCEPTED_MISS, Edges, SearchState
+from resid_theory.eigen.convergence import Edges, SearchState
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
@@ -36,6 +36,7 @@ def eigenpairs(
     max_products: int | None = None,
     capacity: int | None = None,
     verify: bool = True,
+    missed: float = 1e-3,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> Eigenpairs:
@@ -43,9 +44,9 @@ def eigenpairs(
 
     Block Lanczos with two Gram-Schmidt passes against all vectors and thick restarts. A run ends
     when the k pairs meet the tolerance and the probability, over its random start, that it missed
-    an eigenvalue beyond the k-th, or a further copy of one, is at most 1e-3. A Krylov space holds
-    as many copies of an eigenvalue as its start has vectors: where so many are found, they are set
-    aside, and runs from new random vectors in their complement follow.
+    an eigenvalue beyond the k-th, or a further copy of one, is at most ``missed``. A Krylov space
+    holds as many copies of an eigenvalue as its start has vectors: where so many are found, they
+    are set aside, and runs from new random vectors in their complement follow.
 
     Args:
         A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
@@ -64,6 +65,7 @@ def eigenpairs(
         verify: Whether to verify that no pair and no copy is missing, with up to sixty products
             beyond those that the tolerance needs, or a further run. Without it, a run ends when
             another eigenvalue between those found is improbable; copies are not searched.
+        missed: Probability of a missed pair or copy at which the verification ends.
         folder: Folder in which to record the products, one file each. A killed call, made again,
             continues from there, with bit-identical results. None for no record.
         progress: Whether to show a progress bar on standard error.
@@ -94,6 +96,7 @@ def eigenpairs(
             k=check_int("k", k),
             tolerance=check_positive("tolerance", tolerance),
             verify=verify,
+            missed=missed,
         )
         if block is None:
             block = BLOCK if verify else 1
@@ -138,7 +141,7 @@ def search(
             state = replace(state, ritz=ritz, columns=columns, found=0, certificate=None)
         check_symmetric(operator, krylov.asymmetry, krylov.scale)
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
-        enough = state.is_settled and (not goal.verify or state.missed <= ACCEPTED_MISS)
+        enough = state.is_settled and (not goal.verify or state.missed <= goal.missed)
         given_up = state.is_settled and not krylov.is_invariant and not state.is_crowded
         if not in_budget or complete or not state.found or enough or given_up:
             break
@@ -179,7 +182,7 @@ def _run(
                 sure = state.missed_apart <= _APART
             else:  # of a value with as many copies as the start has vectors, a new start shows more
                 crowded = state.found > 0 and state.is_crowded
-                sure = state.missed <= ACCEPTED_MISS or crowded
+                sure = state.missed <= goal.missed or crowded
             if krylov.restarts or krylov.steps >= allowance or sure:
                 return state, True
 
@@ -227,6 +230,7 @@ def _result(krylov: Krylov, state: SearchState, complete: bool) -> Eigenpairs:
             if len(state.targets) == len(columns)
             else torch.zeros(len(columns), dtype=torch.bool)
         ),
+        accepted_miss=goal.missed,
         missed_probability=0.0 if complete else state.missed,
         limits=limits,
         round_off=ritz.noise,

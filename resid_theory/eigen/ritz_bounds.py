@@ -25,6 +25,11 @@ class Goal:
     k: int  # number of pairs; at each end for ``both``
     tolerance: float  # relative error at which a pair has converged
     verify: bool = True  # whether to verify that none is missed
+    missed: float = 1e-3  # probability of a missed one at which a search ends
+
+    def __post_init__(self) -> None:
+        if not 0 < self.missed < 1:
+            raise ValueError(f"missed: got {self.missed!r}, needs a probability between 0 and 1")
 
     @property
     def total(self) -> int:

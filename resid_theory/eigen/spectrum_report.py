@@ -187,6 +187,7 @@ def spectral_estimates(
     density: bool = True,
     percentile: float = 10.0,
     tolerance: float = 1e-3,
+    missed: float = 1e-3,
     probes: int = 10,
     steps: int = 100,
     generator: torch.Generator | int = 0,
@@ -213,6 +214,7 @@ def spectral_estimates(
         percentile: Percentile of |λ| for the condition number, in [0, 100].
         tolerance: Error bound of each extreme eigenvalue relative to its magnitude, or to a
             hundredth of the largest magnitude where that is more.
+        missed: Probability of a missed extreme eigenvalue at which their search ends.
         probes: Number of independent random vectors; at least two for an error bar.
         steps: Number of Lanczos steps per probe.
         generator: For all random vectors: a generator, or the seed of a new one.
@@ -241,7 +243,7 @@ def spectral_estimates(
     steps = check_int("steps", steps) if density else 1
     with RecordedOperator(A, folder=folder, progress=progress, label="spectrum") as operator:
         k, tolerance = check_int("k", k), check_positive("tolerance", tolerance)
-        goal = Goal(which="both", k=k, tolerance=tolerance)
+        goal = Goal(which="both", k=k, tolerance=tolerance, missed=missed)
         pairs, locked = search(operator, goal, block=BLOCK, generator=generator)
         values, unit, error = locked.values, operator.unit, operator.error
         rest = operator.size - len(values)
