@@ -26,6 +26,7 @@ from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.zero_point_statistics import (
     FromMoments,
     FromSamples,
+    both_signs,
     check_dense,
     resolution_of,
 )
@@ -171,20 +172,16 @@ def _order(layout: Layout) -> float:
 
 def _of_pairs(g: Tensor, products: Tensor, layout: Layout, hidden: int) -> Spectrum:
     """Both signs of all products of singular values, and zeros for the rest."""
-    resolution, n = resolution_of(g), layout.branch
     values = torch.linalg.svdvals(g).cpu()
-    values = torch.where(values <= resolution * values.max(), 0.0, values)
     sizes, counts = products.abs().unique(return_counts=True)
-    levels = torch.outer(sizes, values).flatten()
     copies = hidden * counts.repeat_interleave(len(values))
     width, inputs = g.shape
-    parameters = layout.blocks * hidden * (width + inputs + (n - 2) * hidden)
-    zeros = parameters - 2 * int(copies.sum())
-    return Spectrum.of(
-        torch.cat([levels, -levels, levels.new_zeros(1)]),
-        torch.cat([copies, copies, torch.tensor([zeros])]),
-        resolution=resolution,
-    ).distinct(0.0)
+    parameters = layout.blocks * hidden * (width + inputs + (layout.branch - 2) * hidden)
+    levels, resolution = torch.outer(sizes, values).flatten(), resolution_of(g)
+    # Zeros of G stay zeros, however far the products are apart.
+    levels[(values <= resolution * values.max()).repeat(len(sizes))] = 0.0
+    small = resolution * float(sizes.min() / sizes.max()) if sizes.max() else resolution
+    return both_signs(levels, copies, parameters, small)
 
 
 def _of_single_layers(local: FromMoments | FromSamples, layout: Layout, slope: float) -> Spectrum:
@@ -198,9 +195,8 @@ def _of_single_layers(local: FromMoments | FromSamples, layout: Layout, slope: f
         sigma = torch.linalg.svdvals(beta)[: layout.blocks // 2]
         levels = torch.outer(sigma, torch.linalg.svdvals(g)).flatten()
         copies = torch.full((len(levels),), width)
-        zeros = layout.blocks * width**2 - 2 * int(copies.sum())
-        every = torch.cat([levels, -levels, levels.new_zeros(1)])
-        return Spectrum.of(every, torch.cat([copies, copies, torch.tensor([zeros])]))
+        size = layout.blocks * width**2
+        return both_signs(levels, copies, size, resolution_of(beta) + resolution_of(g))
     second = local.pair_moment(g.new_ones(width, width).to(local.correlation)).cpu()
     # (s, q', p, q): rows of the later matrix by (output s, input q'), of the other by (p, q).
     size = layout.blocks * width**2

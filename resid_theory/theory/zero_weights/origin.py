@@ -49,6 +49,7 @@ from resid_theory.theory.zero_weights.zero_point_statistics import (
     FromMoments,
     FromSamples,
     add_chain,
+    both_signs,
     by_columns,
     check_dense,
     resolution_of,
@@ -210,14 +211,9 @@ def _statistics(
         matrices = abs(net.slope) * local.correlation if own is None else own
         copies = net.blocks * hidden if own is None else 1
         values = torch.linalg.svdvals(matrices).reshape(-1)
-        # Values that an SVD cannot tell from zero are set to zero: a symmetry of the loss must not
-        # look like curvature.
-        resolution = resolution_of(matrices)
-        values = torch.where(values <= resolution * values.max(), 0.0, values)
-        zeros = net.blocks * hidden * (width + inputs) - 2 * copies * len(values)
-        levels = torch.cat([values, -values, values.new_zeros(1)])
-        counts = torch.tensor([copies] * 2 * len(values) + [zeros])
-        return Spectrum.of(levels, counts, resolution=resolution).distinct(0.0)
+        parameters = net.blocks * hidden * (width + inputs)
+        every = torch.full((len(values),), copies)
+        return both_signs(values, every, parameters, resolution_of(matrices))
     if is_direction(kink):
         assert isinstance(local, FromSamples)
         check_dense(net.blocks * width * inputs)

@@ -11,6 +11,7 @@ from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
+from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, weighting_of
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "FromMoments",
     "FromSamples",
     "add_chain",
+    "both_signs",
     "by_columns",
     "check_dense",
     "resolution_of",
@@ -40,6 +42,20 @@ def check_dense(size: int) -> None:
 def resolution_of(matrices: Tensor) -> float:
     """Smallest singular value of (..., d, q) that an SVD tells from zero, over the largest."""
     return 4 * max(matrices.shape[-2:]) * torch.finfo(matrices.dtype).eps
+
+
+def both_signs(values: Tensor, copies: Tensor, parameters: int, resolution: float) -> Spectrum:
+    """The spectrum of plus and minus each value, as often as it says, and zeros for the rest."""
+    # Values that an SVD cannot tell from zero are set to zero: a symmetry of the loss must not
+    # look like curvature.
+    top = float(values.max()) if len(values) else 0.0
+    values = torch.where(values <= resolution * top, 0.0, values)
+    zeros = parameters - 2 * int(copies.sum())
+    return Spectrum.of(
+        torch.cat([values, -values, values.new_zeros(1)]),
+        torch.cat([copies, copies, copies.new_tensor([zeros])]),
+        resolution=resolution,
+    ).distinct(0.0)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
