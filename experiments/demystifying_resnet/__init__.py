@@ -7,6 +7,7 @@ from experiments.demystifying_resnet import (
     escape,
     final_losses,
     interpolation,
+    layouts,
     lemmas,
     norms,
     preactivation,
@@ -27,5 +28,6 @@ CLAIMS = [
     *escape.CLAIMS,
     *lemmas.CLAIMS,
     *interpolation.CLAIMS,
+    *layouts.CLAIMS,
     *schematics.CLAIMS,
 ]
