@@ -210,7 +210,10 @@ def _extend(drawn: _Drawn, budget: int, power: int) -> None:
         gram = dots(rest, rest).cpu()
         # The vector that Lanczos began with took one direction of the images.
         remaining = float(gram.trace()) * drawn.operator.size / (random - 1)
-        gain = (sum(removed[-2:]) / 2) ** power * (budget - drawn.count)
+        gain = sum(removed[-2:]) / 2
+        if power == 2:  # what comes after a pause in λ⁴ is worth the wait for it
+            gain = max(removed[-max(4, len(removed) // 2) :]) ** 2
+        gain *= budget - drawn.count
         if len(removed) > 1 and gain < remaining**power * _concentration(gram) ** (power - 1):
             break
     drawn.known = drawn.count
