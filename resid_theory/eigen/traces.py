@@ -118,7 +118,7 @@ def frobenius_norm(
 
     Example:
         >>> A = torch.diag(torch.arange(1.0, 101.0))
-        >>> rt.frobenius_norm(A).covers(A.norm().item())
+        >>> rt.frobenius_norm(A, generator=1).covers(A.norm().item())  # as 19 of 20 seeds do
         True
     """
     with RecordedOperator(
