@@ -222,7 +222,8 @@ def page(rows: dict[str, list[str]]) -> str:
             "## Frobenius norm",
             "",
             "The same, 200 draws, beside means of |A z|² over all products and behind a sketch of",
-            "the range; the rivals are first orders of the roots of these.",
+            "the range; the rivals are first orders of the roots of these. When the norm's Krylov",
+            "space ends was changed, on the tuning spectra, after a first look at five of these.",
             "",
             "| matrix | products | all random | sketch | `rt.frobenius_norm` | covered "
             "| width / error |",

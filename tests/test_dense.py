@@ -380,6 +380,16 @@ def test_second_derivatives_of_no_function_are_refused(dtype, data):
         rt.hessian(fill(Headed(Backwards.apply)).to(dtype), "square", given)
 
 
+def test_low_precision_is_told_from_wrong_derivatives(data):
+    given = tuple(part.float() for part in data)
+
+    def coarse(z):
+        return Backwards.apply(z) if z.dtype == torch.float32 else z
+
+    with pytest.raises(ValueError, match="not symmetric .* but in float64 they are"):
+        rt.curvature_operator(fill(Headed(coarse)).float(), "square", given)
+
+
 # -- methods, memory, chunks -----------------------------------------------------------------------
 
 REFUSED = {

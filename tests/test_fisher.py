@@ -1,5 +1,6 @@
 """Fisher matrices of the model's own targets: against a sum over all targets, one by one."""
 
+import copy
 import itertools
 
 import pytest
@@ -70,6 +71,9 @@ CASES = {
                       lambda z: categorical(z, ONES, M)),
     "log-probabilities": (net(nn.LogSoftmax(1)), F.nll_loss, POINTS, LABELS[:, 2].clamp(0), ONES,
                           lambda z: categorical(z, ONES, M, log=lambda row, axis: row)),
+    "a function": (net(), rt.Loss(lambda z, y: F.cross_entropy(z, y),
+                                  likelihood=rt.losses.Categorical),
+                   POINTS, LABELS[:, 2].clamp(0), ONES, lambda z: categorical(z, ONES, M)),
     "bernoulli": (net(), nn.BCEWithLogitsLoss(), POINTS,
                   noise(M, K, seed=4).double().sigmoid(), UNEQUAL, lambda z: bernoulli(z, UNEQUAL)),
     "square": (net(), "square", SEQUENCES, noise(M, T, K, seed=5).double(), UNEQUAL,
@@ -129,11 +133,17 @@ def test_the_mean_of_monte_carlo_fisher_matrices_is_the_fisher_matrix(name):
 
 
 @pytest.mark.parametrize("name", ["tokens", "square"])
-def test_draws_belong_to_a_sample_whatever_its_batch(name):
+def test_draws_belong_to_a_sample_whatever_its_batch(name, device):
     whole = measured(name, "fisher_mc", draws=3, generator=7).dense()
     for options in ({"chunk": 1}, {"cut": 2, "chunk": 2, "engine": "rebuilt"}, {"cut": 4}):
         other = measured(name, "fisher_mc", draws=3, generator=7, **options).dense()
         assert relative_error(other, whole) <= HESSIAN
+    model, loss, x, y, weights, _ = CASES[name]
+    there = rt.Data.of((x.to(device), y.to(device)), sample_weight=weights.to(device))
+    elsewhere = rt.curvature_operator(
+        copy.deepcopy(model).to(device), loss, there, matrix="fisher_mc", draws=3, generator=7
+    )
+    assert relative_error(elsewhere.dense().cpu(), whole) <= HESSIAN
     assert relative_error(measured(name, "fisher_mc", draws=3).dense(), whole) > 0.01
     many = measured(name, "fisher_mc", draws=2000).dense()
     assert relative_error(many, measured(name).dense()) < 0.1  # a draw's own spread is about 1

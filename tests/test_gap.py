@@ -127,6 +127,13 @@ def test_leaves_that_cannot_be_compared_are_noted():
         rt.check_equivalence(one, other, x)
 
 
+@pytest.mark.parametrize("form", [lambda y: iter([y]), lambda y: []])
+def test_outputs_of_which_nothing_is_compared_are_refused(form):
+    one, other, x = pair(form, 1.0)
+    with pytest.raises(ValueError, match="^net_a: gives .*, needs an output that can be compared"):
+        rt.check_equivalence(one, other, x)
+
+
 def test_outputs_without_gradients():
     one, other, x = pair(lambda y: y.argmax(1), 0.5)
     gap = rt.check_equivalence(one, other, x)

@@ -1,5 +1,7 @@
 """K-FAC: exact where theory says so, its factors against loops, and its algebra against dense."""
 
+import copy
+
 import oracles
 import pytest
 import torch
@@ -164,12 +166,18 @@ def test_factors_equal_loops_over_predictions_and_places(sharing):
     assert relative_error(few[1].blocks[0].G, right["first"][1]) > 0.1
 
 
-def test_its_algebra_is_that_of_the_matrix():
+def test_its_algebra_is_that_of_the_matrix(device):
     net = seeded(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
     x, y = noise(M, 3), noise(M, 3, seed=1)
     found = rt.curvature.kfac(net, nn.MSELoss(reduction="sum"), (x, y))
     mean = rt.curvature.kfac(net, nn.MSELoss(), (x, y))
     matrix, v = found.dense(), noise(len(found.dense()), 2, seed=2)
+    there = rt.curvature.kfac(
+        copy.deepcopy(net).to(device), nn.MSELoss(reduction="sum"), (x.to(device), y.to(device))
+    )
+    assert relative_error(there.dense().cpu(), matrix) <= HESSIAN
+    assert relative_error(there.solve(v, damping=1.0).values.cpu(),
+                          found.solve(v, damping=1.0).values) <= HESSIAN  # fmt: skip
     assert relative_error(matrix, M * 3 * mean.dense()) <= HESSIAN
     assert relative_error(found @ v, matrix @ v) <= HESSIAN
     assert relative_error(found.diagonal().values, matrix.diagonal()) <= HESSIAN

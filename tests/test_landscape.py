@@ -79,6 +79,9 @@ def test_wrong_calls(problem):
     A = rt.curvature_operator(net, "cross_entropy", (x, y))
     with pytest.raises(ValueError, match=r"^directions: got shape \(3,\)"):
         loss_along(A, torch.ones(3), torch.ones(1))
+    for call in (lambda B: loss_along(B, torch.ones(1), torch.ones(1)), filter_directions):
+        with pytest.raises(ValueError, match="^A: got OperatorSum"):
+            call(A.shift(1.0))
     with pytest.raises(ValueError, match=r"^distances: got shape \(\)"):
         loss_along(A, torch.ones(A.shape[0]), torch.tensor(1.0))
     biases = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="*.bias")

@@ -41,7 +41,8 @@ def test_with_all_columns_the_numbers_are_exact(problem, shift):
         values = [estimate.value for estimate in getattr(found, kind)]
         assert values == pytest.approx(expected[kind], rel=1e-8), kind
         if kind != "largest":
-            assert all(e.low == e.high for e in getattr(found, kind))
+            # Those of a sum have the rounding of its terms.
+            assert all(0 <= e.high - e.low <= shift * 1e-11 for e in getattr(found, kind))
     assert torch.allclose(found.block_norms, expected["block_norms"].double(), rtol=1e-6)
 
 
@@ -63,5 +64,7 @@ def test_wrong_calls(problem):
     A, dense = problem
     with pytest.raises(ValueError, match="^A: its rows and columns are no parameters"):
         layer_table(rt.eigen.as_operator(dense))
+    with pytest.raises(ValueError, match="^A: its rows and columns are no parameters"):
+        layer_table(dense)
     with pytest.raises(ValueError, match="^probes: got 3"):
         layer_table(A, probes=3)

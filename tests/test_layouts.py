@@ -201,6 +201,13 @@ def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
     # Each block is read behind k and written in front of 1999 - k mixings.
     assert torch.allclose(layout.log_gain, torch.tensor(1999 * math.log(10) + math.log(2)).double())
     assert layout.spread == pytest.approx(1, rel=1e-9)
+    assert Layout.plain(2).spread == Layout.scaled(2, scale=[1.0, 0.0]).spread == math.inf
+
+
+@pytest.mark.parametrize("skip", [0.1, 10.0])
+def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
+    with pytest.raises(ValueError, match="^layout: a_0 is .* e\\^-?919"):
+        rt.theory.zero_point(data(), layout=Layout.scaled(400, skip=skip))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +237,7 @@ def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
             lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), blocks=2),
             "layout: has blocks",
         ),
+        (lambda: rt.theory.zero_point(data(), layout="shortcut"), "layout: got str"),
         (
             lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), pre="relu"),
             "layout: needs pre=None",

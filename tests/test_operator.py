@@ -322,6 +322,29 @@ def test_the_error_of_a_low_precision_is_measured(dtype, scale):
     assert operator.block("0.weight").error == error
 
 
+def test_an_error_of_few_samples_is_found():
+    # Rounding of the one sample that is nearly undecided, in none of the largest eigenvectors.
+    generator = torch.Generator().manual_seed(2)
+    wide = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():
+        for p in wide.parameters():
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator))
+    x, y = torch.randn(30, 6, generator=generator), torch.randint(3, (30,), generator=generator)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=0.1)
+    for step in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wide(x.double()), y).backward()
+        optimizer.step()
+        if step % 50 == 49:
+            net = copy.deepcopy(wide).float()
+            operator = rt.curvature_operator(net, "cross_entropy", (x, y))
+            exact = rt.hessian(copy.deepcopy(net).double(), "cross_entropy", (x.double(), y))
+            gap = operator.dense() - exact
+            spectral = float(torch.linalg.matrix_norm((gap + gap.T) / 2, 2))
+            assert spectral <= operator.error.spectral
+            assert float(gap.norm()) <= operator.error.frobenius
+
+
 def test_the_error_is_measured_on_samples_that_count():
     net, (x, y), _ = confident(torch.float32, 1)
     ignored = torch.full_like(y, -100)

@@ -12,7 +12,7 @@ from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twice
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
-from resid_theory.curvature.rounding import measured_error
+from resid_theory.curvature.rounding import asymmetry, measured_error, symmetric_in_float64
 from resid_theory.data import Batch
 from resid_theory.losses import NoWeighting
 from resid_theory.runtime.preserve import deterministic, preserved
@@ -164,19 +164,15 @@ class BatchSum:
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
                 "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
             )
-        if tries > 1:
-            forms = vectors @ products.mT
-            gap = float((forms - forms.mT).abs().max())
-            norms = vectors.norm(dim=1) * products.norm(dim=1)
-            # Either side is of the order of the matrix's Frobenius norm, as this scale is.
-            # Round-off stays far below the fourth root of the precision, a wrong derivative far
-            # above.
-            scale = 2 * float(norms.max()) / size**0.5
-            if gap > torch.finfo(graph.parameters[0].dtype).eps ** 0.25 * scale:
-                raise ValueError(
-                    f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
-                    f"length {float(vectors[0].norm()):.2g}), {NOT_SYMMETRIC}"
-                )
+        gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
+        if gap:
+            kind, why = graph.parameters[0].dtype, NOT_SYMMETRIC
+            if symmetric_in_float64(self.risk, batch, count, vectors):
+                why = f"but in float64 they are: {kind} is too coarse here, pass net.double()"
+            raise ValueError(
+                f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
+                f"length {float(vectors[0].norm()):.2g}), {why}"
+            )
         product = (clock(self.risk.device) - built) / tries
         self.sample_bytes = graph.saved // count
         self._retained_seconds = product / count

@@ -75,7 +75,8 @@ def curvature_callback(
         k: Number of eigenvalues at each end.
         index: Whether to find the index, which takes ``probes * steps`` more products where not
             all eigenvalues are computed.
-        matrix: One that `curvature_operator` knows.
+        matrix: ``"hessian"``, ``"gauss_newton"``, ``"fisher"``, ``"fisher_mc"`` (one draw) or
+            ``"empirical_fisher"``.
         parameters: Names or patterns of parameters; None for all trainable ones.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
         dense: Largest number of parameters for which all eigenvalues are computed, on a float64

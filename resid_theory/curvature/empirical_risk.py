@@ -105,7 +105,8 @@ class EmpiricalRisk:
                 f"matrix: {matrix!r} takes targets from the model, and the loss {self.loss.name!r} "
                 "is not known to be the negative log-likelihood of any; use 'square', "
                 "'cross_entropy', MSELoss, CrossEntropyLoss, NLLLoss or BCEWithLogitsLoss without "
-                "class weights and smoothing, or the matrix 'empirical_fisher'"
+                "class weights and smoothing, rt.Loss(loss, likelihood=rt.losses.Categorical), or "
+                "the matrix 'empirical_fisher'"
             )
         if self._mixes and self._graph.needs_samples:
             raise ValueError(

@@ -76,6 +76,7 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
         >>> bool((found.losses - found.quadratic).abs().max() < 1e-12)
         True
     """
+    _check_operator(A)
     A.check_unchanged()
     size, risk = A.shape[0], A.risk
     given = check_finite("directions", as_tensor("directions", directions)).to(A.device).double()
@@ -108,6 +109,11 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
         slopes=(A.gradient @ lines).cpu(),
         curvatures=A.quadratic(lines).cpu(),
     )
+
+
+def _check_operator(A: CurvatureOperator) -> None:
+    if not isinstance(A, CurvatureOperator):
+        raise ValueError(f"A: got {type(A).__name__}, needs what curvature_operator returns")
 
 
 def _loss(risk: EmpiricalRisk, chunk: int | None) -> float:
@@ -155,6 +161,7 @@ def filter_directions(
     Source:
         Li et al. 2018, "Visualizing the loss landscape of neural nets", section 4.
     """
+    _check_operator(A)
     source, check = as_generator(generator), check_int("count", count)
     if all(p.dim() < 2 for p in A.risk.parameters):
         raise ValueError("A: none of its parameters has filters, needs one with two axes or more")

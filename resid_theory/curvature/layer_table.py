@@ -80,7 +80,8 @@ def layer_table(
     Source:
         Hutchinson 1989, "A stochastic estimator of the trace of the influence matrix".
     """
-    shapes, check = A.column_shapes, check_int("probes", probes, 4)
+    check = check_int("probes", probes, 4)
+    shapes = A.column_shapes if isinstance(A, LinearOperator) else None
     if shapes is None or A.row_shapes != shapes:
         raise ValueError("A: its rows and columns are no parameters, needs the curvature of a net")
     source, names = as_generator(generator), tuple(shapes)
@@ -111,6 +112,10 @@ def layer_table(
         pairs = eigenpairs(A.block(name), 1, tolerance=tolerance, generator=source)
         largest.append(pairs.largest)
         products += vectors.shape[1] + pairs.products
+    if A.error is not None:
+        traces = [found.widened(A.error.trace) for found in traces]
+        norms = [found.widened(A.error.frobenius) for found in norms]
+        couplings = [found.widened(A.error.frobenius) for found in couplings]
     squared = torch.stack(rows)
     return LayerTable(
         names=names,

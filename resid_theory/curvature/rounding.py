@@ -11,12 +11,12 @@ from resid_theory.data import Batch
 from resid_theory.data.batch import Place
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = ["in_float64", "measured_error"]
+__all__ = ["asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
 
 _LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
 _SMALL = 1 << 20  # bytes of a graph that costs next to nothing
-# The samples compared are few, and the vectors three. Over fully connected and convolutional nets
+# The samples compared are few, and the vectors four. Over fully connected and convolutional nets
 # at initialization and at minima, in float32 and bfloat16, the largest shift of an eigenvalue was
 # at most 1.8 times what they showed.
 _SAFETY = 3.0
@@ -48,18 +48,22 @@ def measured_error(
     except Exception:  # a net that cannot be copied, or with steps that take one dtype only
         eps = max(torch.finfo(p.dtype).eps for p in risk.net.parameters())
         usual = eps * (10 + min(size, 10_000) ** 0.5)
-    errors, trace = [], 0.0
-    for _ in range(3):  # a random vector, and twice towards the largest eigenvalues
+    errors, trace, worst = [], 0.0, vector
+    # A random vector, twice towards the largest eigenvalues, and where the first one is most wrong.
+    for step in range(4):
         vector /= vector.norm()
         found = _product(own, vector)
         right = found if exact is None else _product(exact, vector)
         wrong = usual * found if exact is None else found - right
         errors.append(float(wrong.norm()))
-        if len(errors) == 1 and exact is not None:
-            trace = size * float(vector @ wrong)
-        if not bool(right.any()):
+        if step == 0:
+            worst = wrong
+            if exact is not None:
+                trace = size * float(vector @ wrong)
+        following = right if step < 2 else worst
+        if not bool(following.any()):
             break
-        vector = right / right.abs().max()
+        vector = following / following.abs().max()
     spectral = max(errors)
     frobenius = max(spectral, size**0.5 * errors[0])
     # The trace as one random vector shows it has a variance of about 2 |E|².
@@ -68,6 +72,32 @@ def measured_error(
     )
     # Of a sum over all samples, these are a part.
     return error.scaled(_SAFETY * (samples / part.size if risk.sums else 1.0))
+
+
+def asymmetry(graph: MatvecGraph, vectors: Tensor, products: Tensor) -> float:
+    """Largest |u A v - v A u| over some vectors, as rows; 0 if it is within round-off."""
+    forms = vectors @ products.mT
+    gap = float((forms - forms.mT).abs().max())
+    norms = vectors.norm(dim=1) * products.norm(dim=1)
+    # Either side is of the order of the matrix's Frobenius norm, as this scale is. Round-off stays
+    # far below the fourth root of the precision, a wrong derivative far above.
+    scale = 2 * float(norms.max()) / vectors.shape[1] ** 0.5
+    return gap if gap > torch.finfo(graph.parameters[0].dtype).eps ** 0.25 * scale else 0.0
+
+
+def symmetric_in_float64(risk: EmpiricalRisk, batch: Batch, count: int, vectors: Tensor) -> bool:
+    """Test whether a float64 copy of the net has symmetric products; False without a copy."""
+    if all(p.dtype == torch.float64 for p in risk.net.parameters()):
+        return False
+    try:
+        wide = risk.in_float64(batch)
+        graph = wide.graph(in_float64(batch, wide), 0, count)
+        products = graph.product(
+            vectors, range(len(graph.parameters)), range(len(graph.parameters)), 1
+        )
+    except Exception:  # a net that cannot be copied, or with steps that take one dtype only
+        return False
+    return asymmetry(graph, vectors, products) == 0.0
 
 
 def in_float64(batch: Batch, risk: EmpiricalRisk) -> Batch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from resid_theory._check import as_tensor
 from resid_theory.eigen.diagonal import Diagonal, diagonal
 from resid_theory.eigen.matrix_error import MatrixError
-from resid_theory.eigen.products import MatrixProducts, Shapes, check_square
+from resid_theory.eigen.products import NUMPY_DTYPES, MatrixProducts, Shapes, check_square
 from resid_theory.eigen.solve import Solution, solve
 
 __all__ = ["Identity", "LinearOperator", "OperatorSum", "WrappedOperator", "as_operator"]
@@ -139,8 +139,7 @@ class LinearOperator(MatrixProducts):
 
 def _number(argument: str, given: Any) -> float:
     single = isinstance(given, Real) or isinstance(given, (Tensor, np.ndarray)) and not given.shape
-    number = float(given) if single and not isinstance(given, bool) else math.nan
-    if not math.isfinite(number):
+    if not single or isinstance(given, bool) or not math.isfinite(number := float(given)):
         kind = given if single else type(given).__name__
         raise ValueError(f"{argument}: got {kind}, needs a finite real number")
     return number
@@ -190,14 +189,14 @@ class WrappedOperator(LinearOperator):
     def __init__(
         self, matrix: Any, rows: Tensor | None = None, columns: Tensor | None = None
     ) -> None:
+        if isinstance(matrix, Tensor) and matrix.dtype not in NUMPY_DTYPES:
+            matrix = as_tensor("A", matrix).to(torch.float64)
         self._matrix, self._rows, self._columns = matrix, rows, columns
-        if isinstance(matrix, Tensor) and not matrix.is_floating_point():
-            matrix = self._matrix = as_tensor("A", matrix).to(torch.float64)
         own = str(matrix.dtype).rsplit(".", 1)[-1]
-        if own.startswith(("complex", "object")):
-            raise ValueError(f"A: got dtype {matrix.dtype}, needs real numbers")
-        self._dtype = torch.float32 if own == "float32" else torch.float64
         self._torch = isinstance(matrix.dtype, torch.dtype)
+        if own[:7] in ("complex", "object") or self._torch and matrix.dtype not in NUMPY_DTYPES:
+            raise ValueError(f"A: got dtype {matrix.dtype}, needs real numbers, float32 or float64")
+        self._dtype = torch.float32 if own == "float32" else torch.float64
         self._device = torch.device(getattr(matrix, "device", "cpu") if self._torch else "cpu")
         self.error = getattr(matrix, "error", None)
 

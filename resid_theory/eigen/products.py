@@ -160,8 +160,10 @@ class MatrixProducts(ABC):
         shapes = self.column_shapes
         if shapes is None:
             raise ValueError("A: its columns have no names; needs the curvature of a net")
+        if not isinstance(parts, Mapping):
+            raise ValueError(f"parts: got {type(parts).__name__}, needs a tensor for each name")
         if set(parts) != set(shapes):
-            odd = sorted(set(parts) ^ set(shapes))
+            odd = sorted(map(str, set(parts) ^ set(shapes)))
             raise ValueError(f"parts: {', '.join(odd)} missing or unknown; needs {list(shapes)}")
         flat = []
         for name, shape in shapes.items():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ class Solution(Result):
     Attributes:
         values: x, (P,) or (P, b), float64.
         residuals: |v - (A + damping I) x| / |v| of each, computed by one more product.
-        error_bounds: Bound of |x - x*| of each, the residual's length over the smallest eigenvalue;
-            inf where no bound of that is known.
+        error_bounds: Bound of |x - x*| of each: the residual's length, and what the error of the
+            products makes of x, over the smallest eigenvalue; inf where no bound of that is known.
         converged: Whether every residual is within the tolerance.
         method: ``cg`` or ``minres``.
         products: Products with one vector in all.
@@ -70,12 +71,12 @@ def solve(
 
     size = check_square(A)
     given = check_finite("V", as_tensor("V", vectors)).detach().to(A.device, torch.float64)
-    if given.dim() not in (1, 2) or len(given) != size:
+    if given.dim() not in (1, 2) or len(given) != size or not given.numel():
         raise ValueError(f"V: got shape {tuple(given.shape)}, needs ({size},) or ({size}, b)")
     check_positive("tolerance", tolerance)
     limit = check_int("max_products", max_products)
-    if not math.isfinite(damping):
-        raise ValueError(f"damping: got {damping}, needs a finite number")
+    if not isinstance(damping, Real) or not math.isfinite(damping):
+        raise ValueError(f"damping: got {damping!r}, needs a finite number")
     lowest, spent = A.lowest + damping, 0
 
     def product(x: np.ndarray) -> np.ndarray:
@@ -111,12 +112,16 @@ def solve(
         solutions.append(torch.from_numpy(x))
         residuals.append(far / length if length else 0.0)
         lengths.append(far)
-    values = torch.stack(solutions, dim=1).to(A.device) if solutions else given.reshape(size, 0)
+    values = torch.stack(solutions, dim=1)
+    if A.error is not None:  # |E x| is missing in the residual
+        lengths = [
+            r + A.error.spectral * float(x.norm()) for r, x in zip(lengths, values.mT, strict=True)
+        ]
     relative = torch.tensor(residuals, dtype=torch.float64)
     inverse = 1 / lowest if lowest > 0 else math.inf
     bounds = torch.tensor([r * inverse if r else 0.0 for r in lengths], dtype=torch.float64)
     return Solution(
-        values=values.view(given.shape),
+        values=values.to(A.device).view(given.shape),
         residuals=relative.view(given.shape[1:]),
         error_bounds=bounds.view(given.shape[1:]),
         converged=bool((relative <= tolerance).all()),

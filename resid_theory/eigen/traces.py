@@ -118,7 +118,7 @@ def frobenius_norm(
 
     Example:
         >>> A = torch.diag(torch.arange(1.0, 101.0))
-        >>> rt.frobenius_norm(A).covers(A.norm().item())
+        >>> rt.frobenius_norm(A, generator=1).covers(A.norm().item())  # as 19 of 20 seeds do
         True
     """
     with RecordedOperator(
@@ -210,7 +210,10 @@ def _extend(drawn: _Drawn, budget: int, power: int) -> None:
         gram = dots(rest, rest).cpu()
         # The vector that Lanczos began with took one direction of the images.
         remaining = float(gram.trace()) * drawn.operator.size / (random - 1)
-        gain = (sum(removed[-2:]) / 2) ** power * (budget - drawn.count)
+        gain = sum(removed[-2:]) / 2
+        if power == 2:  # what comes after a pause in λ⁴ is worth the wait for it
+            gain = max(removed[-max(4, len(removed) // 2) :]) ** 2
+        gain *= budget - drawn.count
         if len(removed) > 1 and gain < remaining**power * _concentration(gram) ** (power - 1):
             break
     drawn.known = drawn.count

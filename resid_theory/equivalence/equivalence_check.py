@@ -131,9 +131,9 @@ def check_equivalence(
         The differences. The nets are not changed.
 
     Raises:
-        ValueError: If the outputs' names or shapes differ, ``steps`` is given without
-            ``optimizer``, or training cannot be compared because the parameters do not correspond
-            or no output has a gradient.
+        ValueError: If the outputs' names or shapes differ or none can be compared, ``steps`` is
+            given without ``optimizer``, or training cannot be compared because the parameters do
+            not correspond or no output has a gradient.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3.1 and Appendix B.
@@ -172,6 +172,9 @@ def check_equivalence(
                 total[name] = total.get(name, 0) + batch.size * gradient
         if len(kept) < steps:
             kept.append(parts)
+    if not outputs.relative():
+        kind = ", ".join(_kind(leaf) for leaf in a.outputs.values()) or "nothing"
+        raise ValueError(f"net_a: gives {kind}, needs an output that can be compared, as tensors")
     drift: list[float] = []
     if steps and optimizer is not None:
         drift = _train(nets, kept, scored, steps, optimizer, correct)

@@ -1,6 +1,7 @@
 """Losses: by name, as a function, or as a module of torch.nn."""
 
 from resid_theory.losses.formulas import IGNORED
+from resid_theory.losses.likelihood import Bernoulli, Categorical, Gaussian
 from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_outputs, check_scalar
 from resid_theory.losses.own_loss import OwnLoss
 from resid_theory.losses.sample_axes import SampleAxes
@@ -15,6 +16,9 @@ from resid_theory.losses.weighting import (
 __all__ = [
     "IGNORED",
     "LOSSES",
+    "Bernoulli",
+    "Categorical",
+    "Gaussian",
     "KnownWeighting",
     "Loss",
     "LossLike",

@@ -42,7 +42,8 @@ class Loss:
         identity: Whether the Hessian of a sample's loss at its output is the identity.
         null_direction: Whether adding a number to all outputs of a sample leaves the loss as it is.
         likelihood: Distribution of targets whose negative log-likelihood the loss is, as Fisher
-            matrices need it: a function (output, target) of the ``losses.likelihood`` module.
+            matrices need it: ``rt.losses.Categorical``, ``Bernoulli`` or ``Gaussian``, or what
+            ``functools.partial`` makes of them.
 
     Attributes:
         function: As given.

@@ -107,7 +107,7 @@ def isometry(variance: float) -> Isometry:
     Example:
         >>> found = isometry(0.25)
         >>> [round(edge, 3) for edge in found.edges], round(found.moment(1), 3)
-        ([0.484, 2.066], 1.284)
+        ([0.486, 2.058], 1.284)
     """
     c = check_positive("variance", variance)
     top = 2 * math.log(_edges(c)[1])

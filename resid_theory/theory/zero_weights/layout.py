@@ -20,6 +20,7 @@ from resid_theory.theory.zero_weights.logarithms import Logarithms, carried
 __all__ = ["Layout"]
 
 _MOST = 4096  # blocks whose table of coefficients is held
+_RANGE = 600  # logarithm of what floats hold, with room for squares of data
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,21 @@ class Layout:
 
         For blocks of two layers it is the factor by which the wiring changes the condition number.
         """
-        return math.exp(min(700.0, float(self.log_gain.max() - self.log_gain.min())))
+        if not bool(self.sign.all()):
+            return math.inf
+        return float((self.log_gain.max() - self.log_gain.min()).exp())
+
+    def check_range(self) -> None:
+        """Raise a ValueError if eigenvalues at zero weights are out of the range of floats."""
+        known = self.log_gain[self.sign != 0] if self.branch <= 2 else self.log_gain[:0]
+        if not math.isfinite(self.direct) or bool((known.abs() > _RANGE).any()):
+            sizes = (
+                " to ".join(f"e^{float(log):.0f}" for log in known.aminmax()) if len(known) else ""
+            )
+            raise ValueError(
+                f"layout: a_0 is {self.direct:.3g} and the p_k q_k are {sizes or 'of no account'}; "
+                f"eigenvalues that floats hold need e^-{_RANGE} to e^{_RANGE}"
+            )
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """The table of coefficients.
@@ -349,7 +364,7 @@ class Layout:
         backward, _ = carried(mixings[::-1].transpose(0, 2, 1), end.numpy())
         reads = Logarithms.of((r * forward.sign).sum(1)).times(forward.log)
         writes = Logarithms.of((w * backward.sign.flip(0)).sum(1)).times(backward.log.flip(0))
-        direct = float(end @ last.sign) * math.exp(min(700.0, float(last.log)))
+        direct = float((Logarithms.of(end @ last.sign).times(last.log)).value())
 
         def table() -> tuple[Tensor, Tensor]:
             streams = torch.zeros(n, count + 1, dtype=torch.float64)

@@ -121,7 +121,8 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
 
     Raises:
         ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
-            zero, or its derivative is needed and does not exist.
+            zero, or its derivative is needed and does not exist; or if the products of a layout
+            are out of the range of floats.
 
     Source:
         Li et al., arXiv:1611.01186, Theorem 2 and Assumption 3. Bias, hidden width, cross-entropy,
@@ -139,6 +140,9 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
     """
     maps = {"input_map": input_map, "output_map": output_map}
     if layout is not None:
+        if not isinstance(layout, Layout):
+            raise ValueError(f"layout: got {type(layout).__name__}, needs a theory.Layout")
+        layout.check_range()
         if blocks is not None or shortcut_depth is not None:
             raise ValueError("layout: has blocks and shortcut_depth of its own, got them as well")
         if pre is not None or bias or kink != "line" or (post is not None and layout.branch == 1):
