@@ -164,6 +164,24 @@ def test_architectures_have_the_layouts_of_their_names(kind, blocks):
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
 
 
+@pytest.fixture
+def single_precision():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # torch's own default, not that of these tests
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "plain", "shortcut"])
+def test_coefficients_are_in_double_precision(kind, single_precision):
+    named = {"plain": Layout.plain, "shortcut": Layout.shortcut}
+    layout = named[kind](3) if kind in named else Wired(kind, 3).layout()
+    reads, out = layout.coefficients()
+    assert reads.dtype == out.dtype == layout.products.dtype == torch.float64
+    assert torch.allclose(layout.products, reads[:, 0] * out[1:], rtol=1e-12, atol=0)
+    assert layout.direct == pytest.approx(out[0].item(), rel=1e-12)
+
+
 def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
     moments = rt.Moments(
         sxx=2 * torch.eye(3).double(), syx=torch.diag(torch.tensor([0.3, -1.0, 0.5])).double(),

@@ -305,7 +305,8 @@ class Layout:
 
         def table() -> tuple[Tensor, Tensor]:
             ones = torch.ones(count, count, dtype=torch.float64).tril()
-            return shares[:, None] * ones, torch.full((count + 1,), 1 / (count + 1)).double()
+            out = torch.full((count + 1,), 1 / (count + 1), dtype=torch.float64)
+            return shares[:, None] * ones, out
 
         gains = Logarithms.of(shares) * Logarithms.of(torch.full_like(shares, 1 / (count + 1)))
         return cls._of(gains, 1 / (count + 1), branch, "averaged", table)
