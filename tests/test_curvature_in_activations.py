@@ -39,6 +39,8 @@ def test_hessians_in_activations(problem, wrt, layer, engine):
     expected = exact(net, x, y, layer)
     assert A.shape == expected.shape
     assert float((A.dense() - expected).norm()) <= HESSIAN * float(expected.norm())
+    x.mul_(2)  # the operator keeps the inputs that it was made for
+    assert float((A.dense() - expected).norm()) <= HESSIAN * float(expected.norm())
     name = "inputs" if wrt == "inputs" else "activations"
     assert A.split(A.gradient)[name].shape == net[:layer](x).shape
 

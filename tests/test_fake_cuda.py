@@ -172,7 +172,7 @@ def test_curvature(net, data, tmp_path):
 def test_stability(net, data):
     assert rt.layer_cushions(net, data).identity_removed.shape == (5, 4)
     assert rt.dominant_flows(net, data).shares.shape[0] == 4
-    assert rt.check_equivalence(net, rt.to_plain(net), data[0].to("cuda")).largest < 1e-12
+    assert rt.check_equivalence(net, rt.to_residual(net), data[0].to("cuda")).largest < 1e-12
 
 
 def test_a_trained_net_folds_and_is_evaluated_there():

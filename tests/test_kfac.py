@@ -243,3 +243,12 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     assert "not covered: norm.weight: BatchNorm1d is no" in repr(found)
     with pytest.raises(ValueError, match="^net: K-FAC covers no parameter of it: norm.weight: B"):
         rt.curvature.kfac(net, "cross_entropy", (x, y), parameters="norm.*")
+
+
+def test_nets_in_single_precision_are_computed_in_double():
+    net = seeded(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).float()
+    x, y = noise(M, 3).float(), torch.arange(M) % 2
+    single = rt.curvature.kfac(net, "cross_entropy", (x, y))
+    double = rt.curvature.kfac(copy.deepcopy(net).double(), "cross_entropy", (x.double(), y))
+    assert next(net.parameters()).dtype == torch.float32
+    assert relative_error(single.dense(), double.dense()) <= HESSIAN

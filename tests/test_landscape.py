@@ -87,6 +87,9 @@ def test_wrong_calls(problem):
     biases = rt.curvature_operator(net, "cross_entropy", (x, y), parameters="*.bias")
     with pytest.raises(ValueError, match="^A: none of its parameters has filters"):
         filter_directions(biases)
+    inputs = rt.curvature_operator(net, "cross_entropy", (x, y), wrt="inputs")
+    with pytest.raises(ValueError, match="^A: stands for inputs"):
+        filter_directions(inputs)
     with torch.no_grad():
         net[0].weight += 1
     with pytest.raises(ValueError, match="^net: changed after the operator was made"):

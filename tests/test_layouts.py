@@ -1,6 +1,7 @@
 """Every wiring at zero weights: predicted against nested gradients of nets and of architectures."""
 
 import math
+import pickle
 
 import oracles
 import pytest
@@ -175,7 +176,9 @@ def single_precision():
 @pytest.mark.parametrize("kind", [*KINDS, "plain", "shortcut"])
 def test_coefficients_are_in_double_precision(kind, single_precision):
     named = {"plain": Layout.plain, "shortcut": Layout.shortcut}
-    layout = named[kind](3) if kind in named else Wired(kind, 3).layout()
+    layout = named[kind](4) if kind in named else Wired(kind, 4).layout()
+    layout = pickle.loads(pickle.dumps(layout))
+    assert repr(layout).endswith(", blocks=4, branch=2)") or kind in named
     reads, out = layout.coefficients()
     assert reads.dtype == out.dtype == layout.products.dtype == torch.float64
     assert torch.allclose(layout.products, reads[:, 0] * out[1:], rtol=1e-12, atol=0)
@@ -210,6 +213,12 @@ def test_the_condition_number_is_free_of_depth_exactly_where_the_gains_are_equal
         assert found.index == pytest.approx(0.5)
         free = Layout.hyper_connections(gates / 4, logits, gates)
         assert math.isfinite(free.spread) and (free.spread > 1 or blocks == 1)
+
+
+def test_gains_far_apart_are_told_from_zero():
+    layout = Layout.scaled(2, scale=[1.0, 1e-14])
+    point = rt.theory.zero_point(data(), layout=layout)
+    assert point.index == 0.5 and point.condition_number > 1e13
 
 
 def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():

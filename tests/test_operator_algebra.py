@@ -43,6 +43,7 @@ def close(found, expected):
 EYE = torch.eye(26, dtype=torch.float64)
 SUMS = [
     (lambda H, G: 2 * (H - G), lambda h, g: 2 * h - 2 * g),
+    (lambda H, G: sum([H, G]), lambda h, g: h + g),
     (lambda H, G: (H + G) / 3, lambda h, g: (h + g) / 3),
     (lambda H, G: -H + np.float64(0.5) * G, lambda h, g: 0.5 * g - h),
     (lambda H, G: H * torch.tensor(0.25) - G * 4, lambda h, g: 0.25 * h - 4 * g),

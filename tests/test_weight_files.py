@@ -85,6 +85,10 @@ class Payload:
 
 
 REFUSED = {
+    "complex": (
+        {name: value * 1j for name, value in prefixed("").items()},
+        "of another shape: '0.weight' (4, 3) complex",
+    ),
     "call": ({"a.b": Payload()}, "asks for posix.system, which no file of plain tensors does"),
     "arguments": ({"state_dict": prefixed(""), "args": argparse.Namespace()}, "argparse.Namespace"),
     "whole module": (build(), "asks for torch.nn.modules.container.Sequential"),

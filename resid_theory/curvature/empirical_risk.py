@@ -81,7 +81,7 @@ class EmpiricalRisk:
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
         self.weight_decay = check_decay(weight_decay)
         self.notes: list[str] = []
-        self._seed, self._draws, self._looked, self._checks = seed, draws, False, True
+        self.seed, self.draws, self._looked, self._checks = seed, draws, False, True
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
         self._found = Findings(weighting=KnownWeighting(self.loss))
@@ -335,7 +335,7 @@ class EmpiricalRisk:
         def build() -> MatvecGraph:
             if self.loss.takes_batches:
                 content, loss = part.placed, Loss(self.of_batch)
-                graph = self._graph(self.net, content, loss, self.parameters, seed=self._seed)
+                graph = self._graph(self.net, content, loss, self.parameters, seed=self.seed)
                 weight = part.size if self.loss.weights is None else self.loss.weights(content)
                 graph.weight = 1.0 if self.sums else float(weight)
                 return graph
@@ -344,7 +344,7 @@ class EmpiricalRisk:
                 check_target(self.loss, output, part)
             loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
-                output, target, loss, self.parameters, seed=self._seed, draws=self._draws,
+                output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
                 first=part.first, axes=self._found.axes, shares=shares,
             )  # fmt: skip
             graph.weight = weight

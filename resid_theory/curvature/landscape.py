@@ -163,6 +163,8 @@ def filter_directions(
     """
     _check_operator(A)
     source, check = as_generator(generator), check_int("count", count)
+    if {"inputs", "activations"} & set(A.names) and len(A.names) == 1:
+        raise ValueError("A: stands for inputs or activations, which have no filters")
     if all(p.dim() < 2 for p in A.risk.parameters):
         raise ValueError("A: none of its parameters has filters, needs one with two axes or more")
     parts = []

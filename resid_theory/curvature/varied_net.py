@@ -70,6 +70,7 @@ def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Da
     if whole is None:
         raise ValueError(f"data: samples differ in shape; wrt={wrt!r} needs samples of one shape")
     x, y = whole.pair
+    x = map_tensors(x, torch.clone)  # the caller's may change
     varied = _Varied(net, x, whole.size, wrt)
     varied.free(_found(net, whole, wrt))
     varied.train(net.training)

@@ -34,7 +34,9 @@ class LinearOperator(MatrixProducts):
         """The transpose."""
 
     def __add__(self, other: Any) -> "LinearOperator":
-        """The sum with another matrix."""
+        """The sum with another matrix; with 0, where ``sum`` begins, itself."""
+        if isinstance(other, int) and other == 0:
+            return self
         return OperatorSum.of([(1.0, self), (1.0, other)])
 
     __radd__ = __add__

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.activations import Activation, activation
 from resid_theory.networks.shortcut import ShortcutNet
+from resid_theory.runtime.net_entry import inner_net
 
 __all__ = ["LayoutNet", "layout_of"]
 
@@ -116,6 +117,7 @@ def layout_of(net: nn.Module) -> tuple[Tensor, Tensor, int]:
         >>> A.tolist(), a.tolist(), branch
         ([[1.0, 0.0], [1.0, 1.0]], [1.0, 1.0, 1.0], 2)
     """
+    net = inner_net(net) if isinstance(net, nn.Module) else net
     if isinstance(net, LayoutNet):
         return net.reads.double().cpu(), net.writes.double().cpu(), net.branch
     if not isinstance(net, ShortcutNet):

@@ -131,7 +131,14 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
         if name.endswith("num_batches_tracked"):  # older files have none
             found[name] = wanted[name]
     if faults := _faults(wanted, found):
+        complex_into_real = any(
+            isinstance(value, Tensor) and value.is_complex() and not known.is_complex()
+            for name, value in found.items()
+            if isinstance(known := wanted.get(name), Tensor)
+        )
         try:  # modules may take entries under names of an older form
+            if complex_into_real:  # torch would drop the imaginary parts
+                raise ValueError
             copied(inner).load_state_dict(found)
         except (RuntimeError, ValueError):
             raise ValueError(f"does not fit the net: {faults}") from None

@@ -9,12 +9,14 @@ matter: what a block reads of the input, :math:`p_k = A_{k0}`, what the output r
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
+from resid_theory.theory.zero_weights import layout_tables
 from resid_theory.theory.zero_weights.logarithms import Logarithms, carried
 
 __all__ = ["Layout"]
@@ -23,7 +25,7 @@ _MOST = 4096  # blocks whose table of coefficients is held
 _RANGE = 600  # logarithm of what floats hold, with room for squares of data
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layout:
     """A wiring of blocks by fixed coefficients.
 
@@ -72,7 +74,7 @@ class Layout:
                 "above the diagonal"
             )
         self._set(Logarithms.of(reads[:, 0]) * Logarithms.of(out[1:]), out[0].item(), branch, name)
-        object.__setattr__(self, "table", lambda: (reads, out))
+        object.__setattr__(self, "table", partial(layout_tables.given, reads, out))
 
     def _set(self, gains: "Logarithms", direct: float, branch: int, name: str) -> None:
         object.__setattr__(self, "log_gain", gains.log)
@@ -162,6 +164,10 @@ class Layout:
         total[ends] = out
         return wide[:, :size], total
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"Layout({self.name!r}, blocks={self.blocks}, branch={self.branch})"
+
     # -- wirings --
 
     @classmethod
@@ -179,10 +185,9 @@ class Layout:
         gains = torch.zeros(count, dtype=torch.float64)
         gains[0] = float(count == 1)  # alone it is read and written
 
-        def table() -> tuple[Tensor, Tensor]:
-            return torch.eye(count).double(), torch.eye(count + 1)[count].double()
-
-        return cls._of(Logarithms.of(gains), 0.0, branch, "plain", table)
+        return cls._of(
+            Logarithms.of(gains), 0.0, branch, "plain", partial(layout_tables.chain, count)
+        )
 
     @classmethod
     def shortcut(cls, blocks: int, *, branch: int = 2) -> "Layout":
@@ -236,15 +241,7 @@ class Layout:
         write = _each("scale", scale, count)
         before, after = along.before(), along.after()
 
-        def table() -> tuple[Tensor, Tensor]:
-            reads = torch.zeros(count, count, dtype=torch.float64)
-            reads[0, 0], factors = 1.0, _each("skip", skip, count)
-            for k in range(1, count):
-                reads[k] = factors[k - 1] * reads[k - 1]
-                reads[k, k] = write[k - 1]
-            out = torch.cat([factors[-1] * reads[-1], write[-1:]])
-            return reads, out
-
+        table = partial(layout_tables.scaled_stream, _each("skip", skip, count), write)
         direct = (along.before() * along).value()[-1].item()
         return cls._of(before * after * Logarithms.of(write), direct, branch, name, table)
 
@@ -303,13 +300,10 @@ class Layout:
         count = check_int("blocks", blocks)
         shares = 1 / torch.arange(1, count + 1, dtype=torch.float64)
 
-        def table() -> tuple[Tensor, Tensor]:
-            ones = torch.ones(count, count, dtype=torch.float64).tril()
-            out = torch.full((count + 1,), 1 / (count + 1), dtype=torch.float64)
-            return shares[:, None] * ones, out
-
         gains = Logarithms.of(shares) * Logarithms.of(torch.full_like(shares, 1 / (count + 1)))
-        return cls._of(gains, 1 / (count + 1), branch, "averaged", table)
+        return cls._of(
+            gains, 1 / (count + 1), branch, "averaged", partial(layout_tables.averages, shares)
+        )
 
     @classmethod
     def hyper_connections(
@@ -367,16 +361,7 @@ class Layout:
         writes = Logarithms.of((w * backward.sign.flip(0)).sum(1)).times(backward.log.flip(0))
         direct = float((Logarithms.of(end @ last.sign).times(last.log)).value())
 
-        def table() -> tuple[Tensor, Tensor]:
-            streams = torch.zeros(n, count + 1, dtype=torch.float64)
-            streams[:, 0] = begin
-            rows = torch.zeros(count, count, dtype=torch.float64)
-            for k in range(count):
-                rows[k] = (r[k] @ streams)[:count]
-                streams = h[k] @ streams
-                streams[:, k + 1] += w[k]
-            return rows, end @ streams
-
+        table = partial(layout_tables.streams, r, h, w, begin, end)
         return cls._of(reads * writes, direct, branch, name, table)
 
 

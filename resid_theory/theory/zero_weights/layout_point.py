@@ -106,8 +106,9 @@ class LayoutPoint(Result):
 
     @property
     def index(self) -> float:
-        """Share of negative eigenvalues, in [0, 1]."""
-        return self.spectrum.index
+        """Share of negative eigenvalues, in [0, 1]: all below ``-spectrum.zero_threshold``."""
+        found = self.spectrum
+        return found.count_below(-found.zero_threshold) / found.size
 
     headline = "zero weights, {0.blocks:,} blocks of {0.branch}, {0.wiring}: {0.verdict}"
 
