@@ -7,6 +7,7 @@ import pytest
 import torch
 import trials
 from fake_cuda import pretended
+from torch import nn
 
 
 def pytest_addoption(parser):
@@ -145,3 +146,13 @@ def kernel_settings():
     before = settings()
     yield settings
     settings(*before)
+
+
+@pytest.fixture
+def conv_net(generator):
+    """A small net for images (1, 3, 3), whose BatchNorm has seen some."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
+    ).double()
+    net(torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64))
+    return net

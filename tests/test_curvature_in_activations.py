@@ -10,13 +10,9 @@ import resid_theory as rt
 
 
 @pytest.fixture
-def problem(generator):
-    net = nn.Sequential(
-        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
-    ).double()
-    net(torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64))  # statistics
+def problem(conv_net, generator):
     x = torch.randn(5, 1, 3, 3, generator=generator, dtype=torch.float64)
-    return net.train(), x, torch.tensor([0, 2, 1, 1, 0])
+    return conv_net.train(), x, torch.tensor([0, 2, 1, 1, 0])
 
 
 def exact(net, x, y, layer, weights=None):

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import resid_theory as rt
@@ -12,13 +11,9 @@ from resid_theory.curvature import filter_directions, loss_along
 
 
 @pytest.fixture
-def problem(generator):
-    net = nn.Sequential(
-        nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
-    ).double()
-    net(torch.randn(9, 1, 3, 3, generator=generator, dtype=torch.float64))  # statistics
+def problem(conv_net, generator):
     x = torch.randn(7, 1, 3, 3, generator=generator, dtype=torch.float64)
-    return net, x, torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    return conv_net, x, torch.tensor([0, 2, 1, 1, 0, 2, 2])
 
 
 @pytest.mark.parametrize("options", [{}, {"chunk": 2, "engine": "rebuilt"}, {"weight_decay": 0.3}])

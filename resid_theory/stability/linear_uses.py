@@ -284,4 +284,4 @@ READERS: dict[str, Callable[..., Operation | None]] = {
     "inner": _inner,
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
 }
-"""How the functions of torch read as operations, by name; None for a call that is none."""
+"""Operations that functions of torch stand for, by name; None for a call that is none."""
