@@ -136,8 +136,8 @@ def test_initial_weights_are_the_papers(factor, found):
 def test_a_draw_counts_as_what_it_rounds_to():
     draws = 260 + np.array([-4.0, -2.0, 0.0, 2.0, 4.0])  # a further one: within 9.6 of 260
     for printed, found in ((269, True), (270, True), (271, False), (250, True), (249, False)):
-        assert weight_claims._one_draw("ratio", draws, printed, 1, "Table").holds is found
-    assert weight_claims._one_draw("ratio", draws + 0.4, 271, 1, "Table").holds is False  # 270.02
+        assert weight_claims.one_draw("ratio", draws, printed, 1, "Table").holds is found
+    assert weight_claims.one_draw("ratio", draws + 0.4, 271, 1, "Table").holds is False  # 270.02
 
 
 def test_table_3_asks_net_by_net_and_passes_over_layers_without_large_weights():

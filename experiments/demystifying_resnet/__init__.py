@@ -13,6 +13,7 @@ from experiments.demystifying_resnet import (
     preactivation,
     schematics,
     shortcut_depths,
+    stability,
     zero_point,
 )
 
@@ -23,6 +24,7 @@ CLAIMS = [
     *norms.CLAIMS,
     *final_losses.CLAIMS,
     *shortcut_depths.CLAIMS,
+    *stability.CLAIMS,
     *curvature.CLAIMS,
     *deep.CLAIMS,
     *escape.CLAIMS,

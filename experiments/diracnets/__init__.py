@@ -1,6 +1,6 @@
 """Zagoruyko & Komodakis, "DiracNets" (arXiv:1706.00388v2), as claims."""
 
-from experiments.diracnets import depth, fold, imagenet, scales, start, tables
+from experiments.diracnets import depth, fold, imagenet, layer, scales, start, tables
 
 CLAIMS = [
     *depth.CLAIMS,
@@ -9,4 +9,5 @@ CLAIMS = [
     *tables.CLAIMS,
     *imagenet.CLAIMS,
     *fold.CLAIMS,
+    *layer.CLAIMS,
 ]

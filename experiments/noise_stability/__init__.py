@@ -3,6 +3,7 @@
 """
 
 from experiments.noise_stability import (
+    architecture,
     cushions,
     dominant,
     equality,
@@ -13,6 +14,7 @@ from experiments.noise_stability import (
 )
 
 CLAIMS = [
+    *architecture.CLAIMS,
     *training.CLAIMS,
     *equality.CLAIMS,
     *weights.CLAIMS,

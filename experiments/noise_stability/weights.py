@@ -42,7 +42,7 @@ TABLE_3 = 32  # depth of its nets
 FEWEST_DRAWS = 5  # with fewer, a prediction interval takes nearly any number
 
 
-def _penalty(net: nn.Module) -> float:
+def penalty(net: nn.Module) -> float:
     square = sum(float(p.detach().double().square().sum()) for p in net.parameters())
     return 0.5 * DECAY * square / BATCH
 
@@ -72,12 +72,12 @@ def compute_initial_weights(*, depths: Sequence[int], seeds: Sequence[int]) -> A
         layers = _by_layer(start_net(kind, TABLE_3, seed))
         return float(sum(np.abs(entries).sum() for _, entries in layers))
 
-    penalties = [[[_penalty(start_net(k, d, s)) for s in seeds] for d in depths] for k in KINDS]
+    penalties = [[[penalty(start_net(k, d, s)) for s in seeds] for d in depths] for k in KINDS]
     masses = [[mass(kind, seed) for seed in seeds] for kind in KINDS]
     return {"depth": np.array(depths), "penalty": np.array(penalties), "mass": np.array(masses)}
 
 
-def _one_draw(name: str, draws: np.ndarray, printed: float, digit: float, table: str) -> Criterion:
+def one_draw(name: str, draws: np.ndarray, printed: float, digit: float, table: str) -> Criterion:
     """Require that a printed number, of one net, lies in the prediction interval of one draw.
 
     ``digit`` is the unit of the last printed digit: a draw counts as what it rounds to.
@@ -107,7 +107,7 @@ def judge_initial_weights(a: Arrays) -> list[Criterion]:
     shallow = a["penalty"][:, depth.index(20)]
     return [
         *(
-            _one_draw(
+            one_draw(
                 f"½λ‖θ‖²/128 of plain nets of depth {d}",
                 a["penalty"][0, depth.index(d)],
                 printed,
@@ -117,17 +117,17 @@ def judge_initial_weights(a: Arrays) -> list[Criterion]:
             for d, printed in TABLE_4.items()
             if d in depth
         ),
-        _one_draw(
+        one_draw(
             "that penalty of plain nets over that of residual nets, depth 20",
             shallow[0] / shallow[1],
             268,
             1,
             "Table 4",
         ),
-        _one_draw(
+        one_draw(
             "L1 mass of the ID entries of plain nets, depth 32", a["mass"][0], 67, 1, "Table 3"
         ),
-        _one_draw(
+        one_draw(
             "L1 mass of the ID entries of transferred residual nets, depth 32",
             a["mass"][1],
             1120,
@@ -275,9 +275,9 @@ def compute_table_4(
 
     return {
         "depth": np.array(depths),
-        "before": number(lambda fit: _penalty(fit.training.start())),
-        "after": number(lambda fit: _penalty(fit.net)),
-        "transferred": number(lambda fit: _penalty(_plain(fit.net))),
+        "before": number(lambda fit: penalty(fit.training.start())),
+        "after": number(lambda fit: penalty(fit.net)),
+        "transferred": number(lambda fit: penalty(_plain(fit.net))),
         "loss": number(lambda fit: fit.number("loss")),
     }
 
