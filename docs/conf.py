@@ -54,7 +54,8 @@ def copy_notebooks() -> None:
 
 def write_claims() -> None:
     """The pages of the experiments, their links as seen from here."""
-    for name, page in (("RESULTS.md", "claims.md"), ("HISTORY.md", "history.md")):
+    pages = {"RESULTS.md": "claims.md", "HISTORY.md": "history.md", "COVERAGE.md": "coverage.md"}
+    for name, page in pages.items():
         text = (ROOT / "experiments" / name).read_text(encoding="utf-8")
         for link in ("records/", "changes.json"):
             text = text.replace(f"]({link}", f"](../experiments/{link}")

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from experiments import part_verbs
 from experiments.claim import SCALES, Claim
+from experiments.coverage import coverage_page, coverage_table, nodes, papers, unnamed
 from experiments.history_page import history_page
 from experiments.lease import lease_verbs
 from experiments.manifest import changes, unlisted, wordings, write_manifest
@@ -44,6 +45,7 @@ from resid_theory.runtime import store
 
 RESULTS = ROOT / "experiments" / "RESULTS.md"
 HISTORY = ROOT / "experiments" / "HISTORY.md"
+COVERAGE = ROOT / "experiments" / "COVERAGE.md"
 README = ROOT / "README.md"
 
 
@@ -161,6 +163,19 @@ def _tell(wrong: Mapping[Path, Sequence[str]]) -> None:
         print(f"{path}: {'; '.join(reasons)}")
 
 
+def _coverage(options: argparse.Namespace) -> int:
+    """Print the share of each paper that is covered, and the rest; fail if a claim is unnamed."""
+    contents = papers(CLAIMS)
+    found = {paper: nodes(paper, of, CLAIMS, options.records) for paper, of in contents.items()}
+    print(coverage_table(found))
+    for paper, of in found.items():
+        for node in (node for node in of if node.way == "open"):
+            print(f"{paper}, {node.at}: {node.says} Uncovered: {node.told}")
+    left = [claim_id for paper, of in found.items() for claim_id in unnamed(paper, of, CLAIMS)]
+    print(*(f"{claim_id}: no sentence names it" for claim_id in left), sep="\n", end="")
+    return int(bool(left))
+
+
 def _report(options: argparse.Namespace) -> int:
     folder = options.records
     wrong = all_faults(CLAIMS, folder)
@@ -173,6 +188,7 @@ def _report(options: argparse.Namespace) -> int:
     pages = {
         RESULTS: results_page(CLAIMS, folder, notes(CLAIMS, folder)),
         HISTORY: history_page(CLAIMS, folder, changes(), wordings(folder)),
+        COVERAGE: coverage_page(CLAIMS, folder),
     }
     if README.exists():
         pages[README] = readme_with(README.read_text(encoding="utf-8"), counts(CLAIMS, folder))
@@ -210,7 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--seed", type=int, help="of the sample; default: from the clock, printed")
     verb.set_defaults(call=_check)
-    verb = verbs.add_parser("report", help="write RESULTS.md, HISTORY.md, counts in the README")
+    verb = verbs.add_parser("coverage", help="print the share of the papers that is covered")
+    verb.set_defaults(call=_coverage)
+    verb = verbs.add_parser("report", help="write the pages and the counts in the README")
     verb.set_defaults(call=_report)
     part_verbs.add_verbs(verbs)
     lease_verbs.add_verbs(verbs)

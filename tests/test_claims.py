@@ -180,9 +180,8 @@ def toys(tmp_path, monkeypatch):
     both = join([toy(), toy(id="toy/wrong", judge=failing)])
     for module in (command, registry):
         monkeypatch.setattr(module, "CLAIMS", both)
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "RESULTS.md")
-    monkeypatch.setattr(command, "HISTORY", tmp_path / "HISTORY.md")
-    monkeypatch.setattr(command, "README", tmp_path / "README.md")
+    for page in ("RESULTS", "HISTORY", "COVERAGE", "README"):
+        monkeypatch.setattr(command, page, tmp_path / f"{page}.md")
     return tmp_path / "records"
 
 
