@@ -280,9 +280,14 @@ def faults(claim: Claim, found: Record) -> list[str]:
 
 def picture(claim: Claim, found: Record, *, width: float = 7.0, height: float = 4.5) -> "Figure":
     """Draw the figure of a claim from a record; sizes in inches."""
-    from matplotlib import pyplot  # its import takes a second, which other calls do not need
+    # Their import takes a second, which other calls do not need.
+    from matplotlib import pyplot
 
-    figure = pyplot.figure(figsize=(width, height), layout="constrained")
-    claim.draw(figure, found.arrays)
+    from resid_theory import plots
+
+    with pyplot.rc_context(plots.style()):
+        figure = pyplot.figure(figsize=(width, height), layout="constrained")
+        claim.draw(figure, found.arrays)
+        plots.finish(figure)
     pyplot.close(figure)  # a notebook shows the returned figure; an open one would appear twice
     return figure

@@ -6,10 +6,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import same_color
 
 import resid_theory as rt
 from resid_theory import plots
-from resid_theory.plots import matrices
+from resid_theory.plots import canvas, matrices
 from resid_theory.stability.sample_statistics import Summaries
 
 matplotlib.use("agg")
@@ -243,3 +244,30 @@ def test_cushions_that_are_not_there_are_refused(ax):
         plots.cushion_histogram({"a": Rows(x=[math.nan])}, "x", ax=ax)
     with pytest.raises(ValueError, match="^measured: got no net"):
         plots.cushion_violins({}, ax=ax)
+
+
+def test_a_finished_figure_is_fit_to_print():
+    with matplotlib.rc_context(plots.style()):
+        drawing = plots.figure()
+        (ax,) = drawing.axes
+        ax.plot([1.9, 2.3], [0.02, 0.9], "C1", label="curve")
+        ax.set(xscale="log", yscale="log")
+        ax.legend()
+        plots.finish(drawing)
+    assert ax.get_legend() is None and len(drawing.legends) == 1  # beside the curve
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        seen = [place for place in axis.get_majorticklocs() if low <= place <= high]
+        assert len(seen) >= 3
+        assert not any(label.get_text() for label in axis.get_minorticklabels())
+    assert same_color(ax.lines[0].get_color(), canvas.SERIES[1])  # outside the context, too
+    assert b">curve</text>" in plots.svg(drawing)
+
+
+def test_legends_that_differ_stay_above_their_own_panel():
+    drawing = plots.figure(1, 2)
+    for ax, label in zip(drawing.axes, ("left", "right"), strict=True):
+        ax.plot([0, 1], label=label)
+        ax.legend()
+    plots.finish(drawing)
+    assert [labels(ax) for ax in drawing.axes] == [["left"], ["right"]] and not drawing.legends

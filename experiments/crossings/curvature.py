@@ -25,7 +25,7 @@ DEMYSTIFYING = "Li et al., arXiv:1611.01186v2"
 STABILITY = "Yu & Tomasi, arXiv:1905.10944"
 DIRACNETS = "Zagoruyko & Komodakis, arXiv:1706.00388v2"
 NORMS = ("identity_removed", "effective")
-COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
+COLORS = {"plain": "C0", "residual": "C1", "dirac": "C2"}
 
 
 # -- curvature of convolutional nets ---------------------------------------------------------------

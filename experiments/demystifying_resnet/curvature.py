@@ -301,17 +301,20 @@ def draw_figure_6(figure: Figure, a: Arrays) -> None:
         shares = 100 * _by_threshold(_pairs(a, other))
         middle.plot(shares.T, ".", color=color, alpha=0.4)
         middle.plot(np.median(shares, 0), color=color, label=f"than {LABELS[other]}")
-    middle.set_xticks(range(len(THRESHOLDS)), [f"{t:.0e}" if t else "0" for t in THRESHOLDS])
+    middle.set_xticks(
+        range(len(THRESHOLDS)), [f"{t:.0e}" if t else "0" for t in THRESHOLDS], rotation=45
+    )
     middle.set(
         xlabel="threshold / max |λ|", ylabel="% of losses with smaller index", ylim=(-5, 105)
     )
     middle.legend(fontsize="small")
     rows = (a["two_shortcut.seed"] == a["two_shortcut.seed"][0]) & (a["two_shortcut.epoch"] <= 60)
     right.plot(a["two_shortcut.epoch"][rows], a["two_shortcut.index"][rows], "k.-")
-    right.set(xlabel="epoch", ylabel="index, 2-shortcut (black)")
+    right.set(xlabel="epoch", ylabel="index, 2-shortcut (dots)")
     twin = right.twinx()
-    twin.plot(a["two_shortcut.gradient"][0, :61], color="#D55E00")
-    twin.set_ylabel("gradient norm (orange)")
+    twin.plot(a["two_shortcut.gradient"][0, :61], "C3--")
+    twin.spines["right"].set_visible(True)
+    twin.set_ylabel("gradient norm (dashed)")
 
 
 # -- the claims ------------------------------------------------------------------------------------

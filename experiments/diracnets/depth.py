@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.claim import Arrays, Claim
@@ -105,7 +106,9 @@ def draw_section_3_1(figure: Figure, a: Arrays) -> None:
         right.plot(a["depth"], accuracy, ".", color=COLORS[kind])
     left.axhline(CHANCE, color="0.7", linewidth=1)
     left.set(xlabel="epoch", ylabel="training risk")
-    right.set(xlabel="depth", ylabel="test accuracy, %", xticks=a["depth"])
+    _draw_printed(right)
+    ticks = sorted({*a["depth"].tolist(), 34})
+    right.set(xlabel="depth (layers)", ylabel="test accuracy (%)", xticks=ticks)
     left.legend(fontsize="small")
     right.legend()
 
@@ -113,6 +116,14 @@ def draw_section_3_1(figure: Figure, a: Arrays) -> None:
 # -- Figure 1 --------------------------------------------------------------------------------------
 
 FAMILIES = ("plain", "dirac", "residual")
+PRINTED = {"plain": {34: 91.2, 52: 88.0, 100: 40.0}, "dirac": {34: 92.8, 100: 92.4}}  # %, Figure 1
+
+
+def _draw_printed(ax: Axes) -> None:
+    """Plot the accuracies that the paper's text gives as crosses."""
+    for kind, points in PRINTED.items():
+        told = f"{kind}, paper (200 epochs)"
+        ax.plot(list(points), list(points.values()), "x", color=COLORS[kind], ms=7, label=told)
 
 
 def compute_figure_1(
@@ -242,7 +253,12 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
             ax.plot(a["depth"][rows], accuracy, style, color=COLORS[kind], label=label)
             area = 20 * a["parameters"][rows] / a["parameters"].min()
             ax.scatter(a["depth"][rows], accuracy, area, color=COLORS[kind], alpha=0.5)
-    ax.set(xlabel="depth", ylabel="test accuracy, %, median over seeds")
+        # Every seed, to show the spread.
+        rows = np.flatnonzero(a["kind"] == FAMILIES.index(kind))
+        every = 100 * (1 - a["test_error"][rows])
+        ax.plot(a["depth"][rows], every, "_", color=COLORS[kind], alpha=0.7)
+    _draw_printed(ax)
+    ax.set(xlabel="depth (layers)", ylabel="test accuracy (%), median over seeds")
     ax.legend()
 
 

@@ -141,8 +141,10 @@ def draw_table_3(figure: Figure, a: Arrays) -> None:
     """Plot the top-1 error of single crops by epoch, as in Figure 3."""
     ax = figure.subplots()
     for name, along in zip(a["net"], a["along"], strict=True):
-        ax.plot(np.arange(len(along)), 100 * along, ".-", label=name)
-    ax.set(xlabel="epoch", ylabel="top-1 error, %")
+        (line,) = ax.plot(np.arange(len(along)), 100 * along, ".-", label=name)
+        ax.plot(len(along) - 1, ERRORS[name][0], "x", color=line.get_color(), ms=7,
+                label=f"{name}, Table 3")  # fmt: skip
+    ax.set(xlabel="epoch", ylabel="top-1 error (%)")
     ax.legend()
 
 

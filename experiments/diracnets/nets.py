@@ -39,7 +39,7 @@ SHORT_SCALED = (
 FULL = {"seeds": [0, 1, 2, 3, 4], "epochs": 200}
 ONE = {**FULL, "seeds": [0]}
 ONE_SEED = "one seed, which decides no test"
-COLORS = {"plain": "tab:blue", "residual": "tab:orange", "dirac": "tab:green"}
+COLORS = {"plain": "C0", "residual": "C1", "dirac": "C2"}
 # Names of the compared nets; depth, width, std and init are further arguments. The authors' code
 # initializes V by He's distribution, the library's default, their paper by N(0, 1);
 # ``start.compute_first_scale`` compares the two.

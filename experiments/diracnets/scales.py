@@ -31,7 +31,7 @@ from experiments.trainings import FULL_EPOCHS, Fit, dirac_layers, dirac_scales, 
 
 DEGRADED = 0.01  # |a| or |b| below this
 LOW = 0.05  # a share of degraded planes below it is low; the paper gives no number
-GROUP_COLORS = ("tab:blue", "tab:orange", "tab:green")
+GROUP_COLORS = ("C0", "C1", "C2")
 
 
 def _final(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def draw_section_2(figure: Figure, a: Arrays) -> None:
     """Plot mean and range of the risk by epoch."""
     ax = figure.subplots()
     epoch = np.arange(1, a["risk"].shape[-1] + 1)
-    for way, risks, color in zip(WAYS, a["risk"], ("tab:green", "tab:red"), strict=True):
+    for way, risks, color in zip(WAYS, a["risk"], ("C2", "C3"), strict=True):
         ax.plot(epoch, risks.mean(0), ".-", color=color, label=way)
         ax.fill_between(epoch, risks.min(0), risks.max(0), color=color, alpha=0.15)
     ax.set(xlabel="epoch", ylabel="training risk")
@@ -138,7 +138,7 @@ def judge_section_2_decay(a: Arrays) -> list[Criterion]:
 def draw_section_2_decay(figure: Figure, a: Arrays) -> None:
     """Plot the distributions of the final scales."""
     ax = figure.subplots()
-    for way, scales, color in zip(DECAYED, a["scales"], ("tab:green", "tab:purple"), strict=True):
+    for way, scales, color in zip(DECAYED, a["scales"], ("C2", "C4"), strict=True):
         for scale, style in ((0, "-"), (1, "--")):
             values = np.sort(scales[:, scale].ravel())
             share = np.arange(1, len(values) + 1) / len(values)
@@ -212,9 +212,9 @@ def draw_section_3_3(figure: Figure, a: Arrays) -> None:
     layers = [layer[:, 0] / layer[:, 1] for layer in _by_layer(a)]
     at = np.arange(1, len(layers) + 1)
     low, left, middle, right, high = np.array([np.quantile(layer, QUANTILES) for layer in layers]).T
-    ax.fill_between(at, low, high, color="tab:green", alpha=0.15, label="all planes")
-    ax.fill_between(at, left, right, color="tab:green", alpha=0.4, label="5 to 95 %")
-    ax.plot(at, middle, color="tab:green", label="median")
+    ax.fill_between(at, low, high, color="C2", alpha=0.15, label="all planes")
+    ax.fill_between(at, left, right, color="C2", alpha=0.4, label="5 to 95 %")
+    ax.plot(at, middle, color="C2", label="median")
     ax.set(xlabel="layer", ylabel="|a| / |b| at the end", yscale="log")
     ax.legend()
 

@@ -130,7 +130,7 @@ def draw_section_3_4(figure: Figure, a: Arrays) -> None:
     """Plot accuracy against sigma and gain; sigma 0 is at the left end."""
     ax = figure.subplots()
     least = min(a["std"][a["std"] > 0].min(), a["gain"].min())
-    for (name, law), color in zip(LAWS.items(), ("tab:orange", "tab:purple"), strict=True):
+    for (name, law), color in zip(LAWS.items(), ("C1", "C4"), strict=True):
         at = np.where(a[name] > 0, a[name], least / 100)
         accuracy = 100 * (1 - a[f"{name}_error"])
         order = np.argsort(at)

@@ -163,7 +163,7 @@ def judge_table_2(a: Arrays) -> list[Criterion]:
 def draw_table_2(figure: Figure, a: Arrays) -> None:
     """Plot error against width, one dot per seed, crosses for the paper."""
     ax = figure.subplots()
-    ax.plot(a["width"], 100 * a["test_error"], "o", color="tab:green")
+    ax.plot(a["width"], 100 * a["test_error"], "o", color="C2")
     printed = PAPER_ERRORS[str(a["data"])]
     ax.plot(list(printed), list(printed.values()), "x", color="k", label="Table 2")
     ax.set(xlabel="width", ylabel="test error, %", xticks=a["width"])

@@ -242,6 +242,7 @@ def draw_section_5(figure: Figure, a: Arrays) -> None:
             ax.plot(blocks, rows.T, "-", color=COLORS[kind], alpha=0.3)
             ax.plot(blocks, rows.mean(0), "o-", color=COLORS[kind], label=kind)
         ax.set(xlabel="block", yscale="log", xticks=blocks, title=f"{_state(a)}, {mode} statistics")
+    axes[0].axhline(0.2, color="0.4", linestyle=":", label="residual, a block of the paper: .20")
     axes[0].set_ylabel("interlayer cushion")
     axes[0].legend()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import resid_theory as rt
 from experiments.claim import Arrays, Claim
@@ -251,6 +252,9 @@ def draw_figure_12(figure: Figure, a: Arrays) -> None:
                 ax=panel,
             )
             panel.set_title(f"{state}, {title}", fontsize="medium")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if column:
+                panel.set_ylabel("")
 
 
 # -- the claims ------------------------------------------------------------------------------------

@@ -301,8 +301,8 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
         )
         panel.plot(a[f"{sweep}.x"], a[f"{sweep}.residual.approximation"], "k:", linewidth=1)
         panel.set_xscale({"a": "log", "c": "log", "d": "log"}.get(sweep, "linear"))
-        if sweep != "a":
-            panel.get_legend().remove()
+        if sweep not in "ad":
+            panel.set_ylabel("")
     last = figure.axes[5]
     rows = a["map.rows"]
     error = np.abs(rows[..., 0] - rows[..., 3]).max((1, 3))
@@ -310,7 +310,8 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
     last.set(xlabel="share p of open units", ylabel="channels n")
     last.set_xticks(range(error.shape[1]), [f"{p:g}" for p in SHARES])
     last.set_yticks(range(error.shape[0]), [str(n) for n in a["map.channels"]])
-    figure.colorbar(image, ax=last, label="largest error of the recursion")
+    figure.colorbar(image, ax=last, label="largest error")
+    last.set_title("error of the recursion", fontsize="medium")
 
 
 # -- the claims ------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from resid_theory.training import NOISE_STABILITY, NOISE_STABILITY_BN
 PAPER = "Yu & Tomasi 2019, arXiv:1905.10944"
 KINDS = ("plain", "residual")
 FULL_KINDS = ("full_plain", "full_residual")  # with BatchNorm and two convolutions a block
-COLORS = {"plain": "tab:blue", "residual": "tab:orange"}
+COLORS = {"plain": "C0", "residual": "C1"}
 DECAY, BATCH = 1e-4, 128  # the paper logs ½λ‖θ‖² divided by the batch
 SHIPPED = (
     "15 of 200 epochs, one seed; of plain nets of depth 32 one of two seeds starts (exact 95 % "

@@ -249,9 +249,10 @@ def draw_table_3(figure: Figure, a: Arrays) -> None:
             weights, entries = a[f"histogram_{time}"][row]
             ax = axes[row, column]
             ax.stairs(weights, EDGES, fill=True, color="lightgrey", label="all weights")
-            ax.stairs(entries, EDGES, fill=True, color="tab:red", label="ID entries")
+            ax.stairs(entries, EDGES, fill=True, color="C3", label="ID entries")
             ax.set(ylim=(0, 800), title=f"{kind}, {time} training", xlabel="weight")
-    axes[0, 0].legend()
+    axes[1, 1].axvline(0.9, color="k", linestyle=":", label="mode in the paper: about .9")
+    axes[1, 1].legend()
 
 
 # -- Table 4 ---------------------------------------------------------------------------------------
@@ -314,7 +315,8 @@ def draw_table_4(figure: Figure, a: Arrays) -> None:
             label = f"{kind}, {time}"
             ax.semilogy(a["depth"], rows.mean(1), style, color=COLORS[kind], label=label)
     ax.semilogy(a["depth"], a["transferred"][1].mean(1), "s:", color="0.5", label="transferred")
-    ax.set(xlabel="depth", ylabel="½λ‖θ‖²/128", xticks=a["depth"])
+    ax.semilogy(list(TABLE_4), list(TABLE_4.values()), "kx", label="Table 4, plain, before")
+    ax.set(xlabel="depth", ylabel="½λ‖θ‖²/128", xticks=list(TABLE_4))
     ax.legend()
 
 

@@ -4,7 +4,7 @@ Every function draws into ``ax`` and returns it; without ``ax`` it opens a pyplo
 notebook shows. :func:`figure` and :func:`png` need no display and open no window.
 """
 
-from resid_theory.plots.canvas import figure, png
+from resid_theory.plots.canvas import figure, finish, png, style, svg
 from resid_theory.plots.curves import by_depth, flow_curve
 from resid_theory.plots.cushion_plots import cushion_histogram, cushion_violins
 from resid_theory.plots.density_plots import spectral_density
@@ -19,6 +19,7 @@ __all__ = [
     "cushion_histogram",
     "cushion_violins",
     "figure",
+    "finish",
     "flow_curve",
     "folded_filters",
     "hessian_pattern",
@@ -26,5 +27,7 @@ __all__ = [
     "png",
     "spectral_density",
     "spectrum",
+    "style",
+    "svg",
     "zero_point",
 ]

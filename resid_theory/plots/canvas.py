@@ -1,10 +1,21 @@
 """Figures, axes and colours shared by all plots."""
 
 import io
+import math
+from textwrap import fill
+from typing import Any
 
+import matplotlib
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import Collection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
 
 from resid_theory._check import check_int
 
@@ -15,16 +26,41 @@ __all__ = [
     "SERIES",
     "UNIT",
     "figure",
+    "finish",
     "headroom",
     "open_axes",
     "png",
+    "round_numbers",
+    "style",
+    "svg",
 ]
 
-# Okabe and Ito's palette, told apart by colour-blind readers; Wong, Nature Methods 8, 441 (2011).
-MEASURED, PREDICTED = "#56B4E9", "#D55E00"
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+# After Okabe and Ito's palette, told apart by colour-blind readers.
+SERIES = tuple(seaborn.color_palette("colorblind").as_hex())
+MEASURED, PREDICTED = SERIES[9], SERIES[3]
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 UNIT = "loss / weight²"
+_DIGITS = ((1,), (1, 2, 5), range(1, 10))
+
+
+def style() -> dict[Any, Any]:
+    """Settings of matplotlib that all figures share; use them by ``matplotlib.rc_context``."""
+    return {
+        **seaborn.axes_style("ticks"),
+        **seaborn.plotting_context("paper", font_scale=1.1),
+        "axes.prop_cycle": cycler(color=SERIES),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        # Comes with matplotlib: text has the same size everywhere.
+        "font.sans-serif": ["DejaVu Sans"],
+        "legend.frameon": False,
+        "lines.markersize": 5,
+        # seaborn's white edges would hide boxes and arrows.
+        "patch.edgecolor": "black",
+        "patch.force_edgecolor": False,
+        "savefig.dpi": 150,
+        "svg.fonttype": "none",
+    }
 
 
 def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8, 3.9)) -> Figure:
@@ -42,8 +78,9 @@ def figure(rows: int = 1, columns: int = 1, *, panel: tuple[float, float] = (4.8
         ValueError: If a number of panels is not a whole number of at least 1.
     """
     size = (panel[0] * check_int("columns", columns), panel[1] * check_int("rows", rows))
-    drawing = Figure(figsize=size, layout="constrained")
-    drawing.subplots(rows, columns)
+    with matplotlib.rc_context(style()):
+        drawing = Figure(figsize=size, layout="constrained")
+        drawing.subplots(rows, columns)
     return drawing
 
 
@@ -63,6 +100,21 @@ def png(drawing: Figure, *, dpi: float = 150) -> bytes:
     return buffer.getvalue()
 
 
+def svg(drawing: Figure) -> bytes:
+    """Content of an SVG file of a figure, whose text stays text.
+
+    Args:
+        drawing: The figure.
+
+    Returns:
+        The bytes.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "resid_theory"}):
+        drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
 def open_axes(ax: Axes | None) -> Axes:
     """The given axes, or new ones in a figure that a notebook shows."""
     if ax is not None:
@@ -70,7 +122,8 @@ def open_axes(ax: Axes | None) -> Axes:
     # Imported here, since pyplot chooses a backend for the whole process.
     from matplotlib import pyplot
 
-    return pyplot.subplots(layout="constrained")[1]
+    with matplotlib.rc_context(style()):
+        return pyplot.subplots(layout="constrained")[1]
 
 
 def headroom(ax: Axes, share: float) -> None:
@@ -80,3 +133,67 @@ def headroom(ax: Axes, share: float) -> None:
     low, high = transform.transform(np.array(ax.get_ylim()))
     (top,) = transform.inverted().transform(np.array([high + share * (high - low)]))
     ax.set_ylim(top=top)
+
+
+def finish(drawing: Figure) -> None:
+    """Make a drawn figure fit to print.
+
+    Legends move out of the axes, where they hide no curve; equal ones become one. Logarithmic axes
+    of few decades get several ticks with plain numbers; chosen ticks stay. Colours of the cycle
+    become those of :func:`style`, for whoever saves the figure later.
+
+    Args:
+        drawing: The figure, drawn within ``matplotlib.rc_context(style())``.
+    """
+    for line in drawing.findobj(Line2D):
+        line.set_color(to_hex(line.get_color(), keep_alpha=True))
+    for area in drawing.findobj(Collection):
+        area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
+    for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
+        if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
+            _log_ticks(axis)
+    _legends_beside(drawing)
+
+
+def _legends_beside(drawing: Figure) -> None:
+    legends = {ax: legend for ax in drawing.axes if (legend := ax.get_legend()) is not None}
+    texts = {ax: [text.get_text() for text in legends[ax].get_texts()] for ax in legends}
+    one = len({tuple(labels) for labels in texts.values()}) == 1
+    panels = len({ax.get_subplotspec() for ax in drawing.axes if ax.get_subplotspec()})
+    for number, (ax, legend) in enumerate(legends.items()):
+        known: dict[str, Any] = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        labels = texts[ax]
+        given: dict[str, Any] = {
+            "handles": [
+                known.get(*pair) for pair in zip(labels, legend.legend_handles, strict=True)
+            ],
+            "labels": labels,
+            "title": fill(legend.get_title().get_text(), 30 if panels == 1 else 60) or None,
+        }
+        legend.remove()
+        if not one:
+            columns = 2 if len(labels) > 2 and max(map(len, labels)) < 20 else 1
+            above = (0, 1.08 if ax.get_title() else 1.0)
+            ax.legend(loc="lower left", bbox_to_anchor=above, ncols=columns, **given)
+        elif number == 0 and panels == 1:
+            drawing.legend(loc="outside right upper", **given)
+        elif number == 0:
+            drawing.legend(loc="outside upper center", ncols=min(len(labels), 4), **given)
+
+
+def _log_ticks(axis: Axis) -> None:
+    low, high = sorted(math.log10(end) for end in axis.get_view_interval())
+    if math.floor(high) - math.ceil(low) < 2:  # fewer than three powers of ten
+        ticks = round_numbers(low, high)
+        axis.set_ticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    axis.set_minor_formatter(NullFormatter())
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers with logarithms in an interval: the coarsest set with at least three."""
+    powers = range(math.floor(low), math.ceil(high))
+    sets = [[digit * 10.0**k for k in powers for digit in digits] for digits in _DIGITS]
+    even = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(10**low, 10**high)
+    sets.append([tick for tick in even if tick > 0])
+    inside = [[tick for tick in ticks if low <= math.log10(tick) <= high] for ticks in sets]
+    return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])

@@ -1,19 +1,15 @@
 """Cushions over samples: histograms of one layer, violins of all layers."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 
-from resid_theory.plots.canvas import SERIES, headroom, open_axes
+from resid_theory.plots.canvas import SERIES, headroom, open_axes, round_numbers
 from resid_theory.plots.result_plots import refuse
 from resid_theory.stability.sample_statistics import Summaries
 
 __all__ = ["cushion_histogram", "cushion_violins"]
-
-_DIGITS = ((1,), (1, 2, 5), range(1, 10))
 
 
 def cushion_histogram(
@@ -101,7 +97,7 @@ def cushion_violins(
     ax.set(xlabel="layer", ylabel="cushion, logarithmic")
     ax.grid(axis="y", alpha=0.3)
     headroom(ax, 0.1 * len(measured))
-    ticks = _round_numbers(*ax.get_ylim())
+    ticks = round_numbers(*ax.get_ylim())
     ax.set_yticks(np.log10(ticks), [f"{tick:.3g}" for tick in ticks])
     ax.legend(loc="upper left", frameon=False)
     return ax
@@ -116,15 +112,6 @@ def _nets(measured: Summaries | Mapping[str, Summaries]) -> Mapping[str, Summari
         if not isinstance(found, Summaries):
             refuse("measured", found, "Cushions", "InterlayerCushions")
     return nets
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """Round numbers with logarithms in an interval: the coarsest set with at least three."""
-    powers = range(math.floor(low), math.ceil(high))
-    sets = [[digit * 10.0**k for k in powers for digit in digits] for digits in _DIGITS]
-    sets.append([tick for tick in MaxNLocator(5).tick_values(10**low, 10**high) if tick > 0])
-    inside = [[tick for tick in ticks if low <= math.log10(tick) <= high] for ticks in sets]
-    return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])
 
 
 def _finite_row(net: str, found: Summaries, layer: str) -> np.ndarray:

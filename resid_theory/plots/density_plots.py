@@ -29,8 +29,8 @@ def spectral_density(
 
     Args:
         estimate: A report, a density or a spectrum; eigenvalues are drawn as their histogram.
-        exact: All eigenvalues, where they are known, drawn as a histogram behind; those of a dense
-            report by default.
+        exact: All eigenvalues, where they are known, drawn behind by the same kernel, alone as a
+            histogram; those of a dense report by default.
         scale: ``linear`` or ``symlog``: of the eigenvalues. The density is per unit of eigenvalue
             on both.
         width: Standard deviation of the kernel, in units of the eigenvalues; what the quadrature
@@ -54,10 +54,12 @@ def spectral_density(
     ax = open_axes(ax)
     low, high, near = _extent(density, exact)
     places = _places(low, high, near, scale)
-    if exact is not None:
-        _histogram(ax, exact, places)
     if density is not None:
-        _band(ax, density, places, width)
+        kernel = _band(ax, density, places, width)
+    if exact is not None and density is not None:
+        _smoothed(ax, exact, places, kernel)
+    elif exact is not None:
+        _histogram(ax, exact, places)
     for mark in marks:
         ax.axvline(mark, ymax=0.06, color=PREDICTED, linewidth=1.5)
     if scale == "symlog":
@@ -113,10 +115,20 @@ def _histogram(ax: Axes, exact: Spectrum, places: Tensor) -> None:
     ax.stairs(heights.numpy(), edges.numpy(), fill=True, color=MEASURED, label="exact")
 
 
-def _band(ax: Axes, density: Density, places: Tensor, width: float | None) -> None:
+def _smoothed(ax: Axes, exact: Spectrum, places: Tensor, width: float) -> None:
+    """The density of known eigenvalues, by the kernel of the estimate that stands beside it."""
+    apart = (places[:, None] - exact.levels.double()) / width
+    share = exact.multiplicities.double() / (exact.size * width * math.sqrt(2 * math.pi))
+    heights = torch.exp(-0.5 * apart.square()) @ share
+    ax.fill_between(places.numpy(), heights.numpy(), color=MEASURED, linewidth=0, label="exact")
+
+
+def _band(ax: Axes, density: Density, places: Tensor, width: float | None) -> float:
+    """The estimate with its errors; returns the width of its kernel."""
     curve = density.smoothed(places, width=width)
     values, errors = curve.values.numpy(), curve.standard_errors.numpy()
     label = f"{density.probes} probes, kernel {curve.width:.2g}"
     ax.plot(places.numpy(), values, color="black", linewidth=1.2, label=label)
     lower = np.maximum(values - 2 * errors, 0)
     ax.fill_between(places.numpy(), lower, values + 2 * errors, color="black", alpha=0.25)
+    return curve.width
