@@ -1,8 +1,9 @@
 """Sums over a data set of matrix-vector products, from graphs that are retained or rebuilt."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,6 @@ from resid_theory.runtime.resources import available_bytes, clock, is_out_of_mem
 
 __all__ = ["ENGINES", "BatchSum"]
 
-Add = Callable[[MatvecGraph, Tensor, float, int], None]
 ENGINES = ("auto", "retained", "rebuilt")
 _PROBE = 16  # samples that memory and time are measured on
 _CHUNK = 1 << 28  # bytes of a chunk's graph; far above, a processor's caches no longer help
@@ -90,7 +90,7 @@ class BatchSum:
                 keeping = keeping and start == batch.size
                 if start < batch.size:
                     self._graphs = []
-                    self._add_rebuilt(batch, start, _add_value_and_gradient, self.total, bar)
+                    self._add_rebuilt(batch, start, self.total, bar)
         risk.check_read_only()
         risk.check_reached(first)
         self.engine = "retained" if keeping else "rebuilt"
@@ -230,8 +230,8 @@ class BatchSum:
                 f"old one ({change}); make a new operator"
             )
 
-    def add_up(self, add: Add, total: Tensor) -> Tensor:
-        """Add to zeros the sum over chunks of what ``add(graph, total, weight, together)`` adds."""
+    def add_products(self, total: Tensor, **block: Any) -> None:
+        """Add a product to zeros (b, size of the rows); the block as of `MatvecGraph.product`."""
         self.check_unchanged()
         with deterministic(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
@@ -239,7 +239,7 @@ class BatchSum:
         ) as bar:  # fmt: skip
             try:
                 for count, graph in self._graphs:
-                    add(graph, total, graph.weight, self._together(count))
+                    graph.add_product(total, graph.weight, self._together(count), **block)
                     bar.update(count)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._fixed:
@@ -255,22 +255,21 @@ class BatchSum:
                 risk = self.risk
                 with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False):
                     for batch in self.risk.data:
-                        self._add_rebuilt(batch, 0, add, total, bar)
-        return total
+                        self._add_rebuilt(batch, 0, total, bar, block)
 
     def _add_rebuilt(
         self,
         batch: Batch,
         start: int,
-        add: Add,
         total: Tensor,
         bar: "tqdm[None]",
+        block: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a batch's sum from a sample on; halve the chunks where memory does not suffice."""
+        """Add a batch's product, or loss and gradient; halve chunks where memory is short."""
         while start < batch.size:
             count = min(self._chunk_size(batch.size), batch.size - start)
             try:
-                result, weight = self._of_chunk(batch, start, count, add, total)
+                result, weight = self._of_chunk(batch, start, count, total, block)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -286,7 +285,7 @@ class BatchSum:
             else:
                 if weight:
                     total.add_(result, alpha=weight)
-                if total is self.total:
+                if block is None:
                     self.weight += weight
                 bar.update(count)
                 start += count
@@ -300,19 +299,16 @@ class BatchSum:
             )
 
     def _of_chunk(
-        self, batch: Batch, start: int, count: int, add: Add, like: Tensor
+        self, batch: Batch, start: int, count: int, like: Tensor, block: Mapping[str, Any] | None
     ) -> tuple[Tensor, float]:
         """The part of a chunk, whose graph is gone afterwards, and its weight."""
         graph = self.risk.graph(batch, start, count)
         part = torch.zeros_like(like)
-        add(graph, part, 1.0, self._together(count))
+        if block is None:
+            graph.add_value_and_gradient(part, 1.0)
+        else:
+            graph.add_product(part, 1.0, self._together(count), **block)
         return part, graph.weight
-
-
-def _add_value_and_gradient(
-    graph: MatvecGraph, total: Tensor, weight: float, together: int
-) -> None:
-    graph.add_value_and_gradient(total, weight)
 
 
 def _too_large(needed: int, limit: int | None) -> str:

@@ -105,7 +105,7 @@ class CurvatureOperator(CurvatureBlock):
             f"{risk.title}, P = {self.shape[0]}, {average} over {self.samples} samples"
             + (f" on {self.processes} ranks" if self.processes > 1 else ""),
             f"BatchNorm: {risk.batchnorm}; products in {risk.parameters[0].dtype}, added in "
-            f"{self._dtype}; chunks of {self.chunk or 'whole batches'}",
+            f"{self.dtype}; chunks of {self.chunk or 'whole batches'}",
             f"engine: {self.engine}; retained graphs: {held}, about "
             f"{sums.retained_seconds:.2g} s a product; rebuilt: {sums.rebuilt_seconds:.2g} s",
         ]
