@@ -106,9 +106,6 @@ MADE = {
     "Diagonal": lambda: operator().diagonal(budget=8),
     "Isometry": lambda: theory.isometry(0.5),
     "LayerTable": lambda: layer_table(operator(), probes=4),
-    "LayoutPoint": lambda: theory.zero_point(
-        (drawn(12, 4), drawn(12, 4, seed=1)), layout=theory.Layout.averaged(3)
-    ),
     "LossAlong": lambda: loss_along(
         operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])
     ),
@@ -294,7 +291,7 @@ def test_json_of_another_result_is_refused():
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
-           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "LayoutPoint",
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation",
            "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
 
 

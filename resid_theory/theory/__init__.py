@@ -28,7 +28,6 @@ from resid_theory.theory.zero_weights.escape import (
 )
 from resid_theory.theory.zero_weights.isometry import Isometry, isometry, isometry_edges
 from resid_theory.theory.zero_weights.layout import Layout
-from resid_theory.theory.zero_weights.layout_point import LayoutPoint
 from resid_theory.theory.zero_weights.origin import zero_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.signal_propagation import (
@@ -43,7 +42,6 @@ __all__ = [
     "InterpolationNet",
     "Isometry",
     "Layout",
-    "LayoutPoint",
     "PathChart",
     "TrivialFlow",
     "Unit",
