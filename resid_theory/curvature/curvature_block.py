@@ -1,6 +1,8 @@
 """Rows and columns of a symmetric curvature matrix, as a linear operator."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,6 @@ class CurvatureBlock(LinearOperator):
     Made by :meth:`CurvatureOperator.block`; ``A @ V`` costs no more than the parts of the net
     between its rows and columns.
 
-    Attributes:
-        error: Difference of the whole matrix from that of the same weights in float64, measured on
-            a few samples when the operator is made; None for a net in float64.
     """
 
     def __init__(
@@ -36,9 +35,9 @@ class CurvatureBlock(LinearOperator):
         columns: Sequence[int],
         weight: float,
         dtype: torch.dtype,
-        error: MatrixError | None,
+        whole: "CurvatureBlock | None" = None,
     ) -> None:
-        self._sums, self._process_group, self.error = sums, process_group, error
+        self._sums, self._process_group, self._whole = sums, process_group, whole
         self._rows, self._columns, self._weight, risk = rows, columns, weight, sums.risk
         across, down = (
             {risk.names[k]: risk.parameters[k].shape for k in side} for side in (rows, columns)
@@ -53,8 +52,25 @@ class CurvatureBlock(LinearOperator):
         """The block on the other side of the diagonal."""
         return CurvatureBlock(
             self._sums, self._process_group, self._columns, self._rows, self._weight, self.dtype,
-            self.error,
+            self._whole or self,
         )  # fmt: skip
+
+    @cached_property
+    def error(self) -> MatrixError | None:  # type: ignore[override]
+        """Difference of the whole matrix from that of the same weights in float64.
+
+        Measured on a few samples when it is first asked for; None for a net in float64.
+        """
+        if self._whole is not None:
+            return self._whole.error
+        error, group = self._sums.error(), self._process_group
+        if error is None:
+            return None
+        # Those of the processes add up as their matrices do.
+        own = asdict(error)
+        parts = torch.tensor(list(own.values()), dtype=torch.float64, device=self.device)
+        mean = group.add(parts * self._sums.weight) / self._weight
+        return MatrixError(**dict(zip(own, mean.tolist(), strict=True)))
 
     def block(self, rows: Any, columns: Any = None) -> "CurvatureBlock":
         """A diagonal block, or the block of some rows and some columns.
@@ -75,7 +91,13 @@ class CurvatureBlock(LinearOperator):
         if columns is not None or list(self._rows) != list(self._columns):
             down = self._chosen("columns", rows if columns is None else columns, self._columns)
         return CurvatureBlock(
-            self._sums, self._process_group, across, down, self._weight, self.dtype, self.error
+            self._sums,
+            self._process_group,
+            across,
+            down,
+            self._weight,
+            self.dtype,
+            self._whole or self,
         )
 
     def _chosen(self, argument: str, given: Any, among: Sequence[int]) -> list[int]:

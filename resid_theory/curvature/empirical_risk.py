@@ -318,7 +318,7 @@ class EmpiricalRisk:
             wide.loss.function = copied(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
-        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        few = batch.spread(2) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
         if self.loss.takes_batches:
             value = wide.of_batch(wide.net, few.placed)
