@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.fisher_graphs import EmpiricalFisherOfOneGraph
 from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twice
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
@@ -135,7 +136,7 @@ class BatchSum:
             except NoSecondDerivative:
                 if self.risk.matrix != "empirical_fisher":
                     raise
-                self.risk.take_gradients_alone()
+                self.risk.take_graphs(EmpiricalFisherOfOneGraph, alone=True)
                 self.chunk = count = 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not splits or count == 1:

@@ -35,14 +35,21 @@ from resid_theory.theory.zero_weights.signal_propagation import (
     output_growth,
 )
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
+from resid_theory.theory.zero_weights.transformer_point import (
+    Branch,
+    TransformerPoint,
+    transformer_zero_point,
+)
 
 __all__ = [
     "BlockToeplitz",
+    "Branch",
     "Interpolation",
     "InterpolationNet",
     "Isometry",
     "Layout",
     "PathChart",
+    "TransformerPoint",
     "TrivialFlow",
     "Unit",
     "ZeroPoint",
@@ -69,6 +76,7 @@ __all__ = [
     "output_growth",
     "path_around",
     "rotated_moments",
+    "transformer_zero_point",
     "widest_margin",
     "zero_point",
 ]
