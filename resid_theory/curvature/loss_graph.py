@@ -229,12 +229,12 @@ class LossGraph:
         on_way = {self._maps[n] for n in self._maps} - {self._maps[n] for n in around}
         return list(dict.fromkeys(self._maps[n] for n in around if self._maps[n] not in on_way))
 
-    def without(self, names: Iterable[str]) -> "Branches":
+    def without(self, names: Iterable[str]) -> "BranchGraph":
         """The stream that is left without some weights, and the branches that they make."""
-        return Branches(self, set(names))
+        return BranchGraph(self, set(names))
 
 
-class Branches:
+class BranchGraph:
     """Parts of a loss's graph beside the stream.
 
     Args:
