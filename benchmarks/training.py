@@ -10,6 +10,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resid_theory as rt
 from benchmarks.timing import line, medians
@@ -35,6 +36,42 @@ def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> S
         net.to(device)
     samples = DeviceDataset("data", images(), nets[0], recipe)
     return Session(nets, samples, None, recipe, tuple(range(len(nets))), settings)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed inside, views left out.
+
+    Attributes:
+        count: Number of operations; on a GPU each one is a kernel or more.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: D105
+        returns = func._schema.returns
+        self.count += all(r.alias_info is None or r.alias_info.is_write for r in returns)
+        return func(*args, **(kwargs or {}))
+
+
+def operations(device: torch.device) -> None:
+    """Operations of a step, which do not depend on the size of a batch, and of its passes alone."""
+    nets = {
+        "diracnet(34)": (rt.diracnet(34), rt.training.DIRACNETS),
+        "diracnet(100)": (rt.diracnet(100), rt.training.DIRACNETS),
+        "simplified_net(44)": (rt.simplified_net(44), rt.training.NOISE_STABILITY),
+        "preresnet(40)": (rt.preresnet(40), rt.training.DIRACNETS),
+    }
+    for name, (net, recipe) in nets.items():
+        running = session([net.float()], recipe.change(batch=2), device)
+        step = trainer_step(running)
+        step()  # the first one makes the momenta
+        with Operations() as whole:
+            step()
+        running.optimizer.zero_grad(set_to_none=True)
+        with Operations() as passes:
+            running.group.gradients([running.epochs.draw(0, 0).batch(slice(2))])
+        line(f"{name}: operations of a step", f"{whole.count}", "reported")
+        line("    of its forward and backward pass", f"{passes.count}", "reported")
 
 
 def trainer_step(running: Session):
@@ -130,6 +167,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     chosen = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {chosen}")
+    operations(chosen)
     overhead(chosen, arguments.rounds)
     parametrization(chosen, max(3, arguments.rounds // 3))
     stacking(chosen, max(1, arguments.rounds // 5))

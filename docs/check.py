@@ -31,6 +31,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.fetched: list[str] = []
         self.anchors: set[str] = set()
+        self.unnamed = 0
         self.text = path.read_text(encoding="utf-8")
         self.feed(self.text)
 
@@ -39,6 +40,7 @@ class Page(HTMLParser):
         self.anchors |= {found[name] for name in ("id", "name") if name in found}
         if tag == "a" and "href" in found:
             self.links.append(found["href"])
+        self.unnamed += tag == "img" and found.get("alt", "") in ("", found.get("src"))
         is_style = tag == "link" and found.get("rel") in ("stylesheet", "icon", "preload")
         source = found.get("href" if is_style else "src", "")
         if source and (is_style or tag in ("img", "script", "iframe", "source")):
@@ -70,6 +72,10 @@ def faults_of(path: Path, page: Page, pages: dict[Path, Page]) -> Iterator[str]:
         yield "holds a traceback"
     if "problematic" in page.text or "system-message" in page.text:
         yield "holds an unresolved reference"
+    if re.search(r"<p>\| ", page.text):
+        yield "shows a table as text"
+    if page.unnamed:
+        yield f"has {page.unnamed} figures without alternative text"
     for source in page.fetched:
         if re.match(r"(https?:)?//", source):
             yield f"fetches {source} from a network"
@@ -113,14 +119,16 @@ def names_missing(site: Path) -> Iterator[str]:
     content = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     known = {line.split(" ", 1)[0] for line in zlib.decompress(content).decode().splitlines()}
     public = {name: getattr(rt, name) for name in rt.__all__}
-    names = [
-        f"resid_theory.{value.__module__.split('.')[1]}.{name}"
-        for name, value in public.items()
-        if not inspect.ismodule(value)
-    ]
+    names = [home(name, v) for name, v in public.items() if not inspect.ismodule(v)]
     for room in (theory, stability):
         names += [f"{room.__name__}.{name}" for name in room.__all__ if not name.isupper()]
     yield from (f"{name} has no entry" for name in sorted(set(names)) if name not in known)
+
+
+def home(name: str, value: object) -> str:
+    """The name under which a public object is described: of its room, or of a module of runtime."""
+    room = ".".join(value.__module__.split(".")[:2])
+    return f"{room}.{name}" if hasattr(sys.modules[room], name) else f"{value.__module__}.{name}"
 
 
 def browser() -> str | None:

@@ -1,6 +1,7 @@
 """How the documentation is built: `make docs`, without a network."""
 
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(HERE), str(ROOT)]
 
-import resid_theory as rt  # noqa: E402  (found by the line above)
+from check import home  # noqa: E402
+
+import resid_theory as rt  # noqa: E402  (found by the lines above)
+from experiments import CLAIMS, picture, verdict  # noqa: E402
 
 project = "resid_theory"
 author = "The resid_theory developers"
@@ -30,6 +34,7 @@ html_title = f"resid_theory {version}"
 html_show_sourcelink = False
 
 nb_execution_mode = "off"  # notebooks are shown as saved; the tests run them
+nb_render_markdown_format = "myst"  # CommonMark, the default, has no tables
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # by default they come from a network
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -44,12 +49,18 @@ napoleon_custom_sections = ["Source"]
 
 
 def copy_notebooks() -> None:
-    """Put the saved notebooks where Sphinx looks."""
+    """Put the saved notebooks where Sphinx looks; a figure's text is the heading above it."""
     folder = HERE / "notebooks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        shutil.copy(path, folder)
+        content, heading = json.loads(path.read_text(encoding="utf-8")), path.stem
+        for cell in content["cells"]:
+            found = re.findall(r"^#+ (.*)$", "".join(cell["source"]), re.MULTILINE)
+            if cell["cell_type"] == "markdown" and found:
+                heading = found[-1]
+            cell["metadata"]["mystnb"] = {"image": {"alt": heading}}
+        (folder / path.name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def write_claims() -> None:
@@ -71,10 +82,44 @@ def write_names() -> None:
         value = getattr(rt, name)
         if inspect.ismodule(value):
             continue
-        home = f"resid_theory.{value.__module__.split('.')[1]}.{name}"
         first = (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
-        lines.append(f"| {{py:obj}}`rt.{name} <{home}>` | {first.replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| {{py:obj}}`rt.{name} <{home(name, value)}>` | {first.replace('|', chr(92) + '|')} |"
+        )
     (HERE / "api" / "names.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+GALLERY = {  # claims with the page that explains them
+    "demystifying_resnet/layouts": (
+        "The condition number against depth, ten layouts",
+        "topics/layouts",
+    ),
+    "demystifying_resnet/theorem_2_two_shortcut": (
+        "A saddle that depth cannot change",
+        "topics/zero_point",
+    ),
+    "crossings/depth": ("Curvature at the start, by depth", "topics/curvature"),
+    "noise_stability/figure_11": ("Gradient flow through identities", "topics/flows"),
+    "crossings/dirac_cushions": ("Cushions of trained DiracNets", "topics/cushions"),
+    "diracnets/figure_2": ("Plain, residual and Dirac nets, by depth", "topics/diracnets"),
+}
+
+
+def draw_gallery() -> None:
+    """Figures of the start page, from the records."""
+    folder = HERE / "_build" / "gallery"
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = []
+    for name, (title, page) in GALLERY.items():
+        claim, record = CLAIMS[name], verdict(CLAIMS[name]).record
+        file = folder / f"{name.replace('/', '.')}.png"
+        picture(claim, record).savefig(file, dpi=110)
+        words = f"{title}; {record.scale} scale"
+        cells.append(f"[![{claim.says}](_build/gallery/{file.name})]({page}.md)<br>{words}")
+    rows = [f"| {a} | {b} |" for a, b in zip(cells[::2], cells[1::2], strict=True)]
+    (HERE / "_build" / "gallery.md").write_text(
+        "\n".join(["| | |", "|---|---|", *rows]) + "\n", encoding="utf-8"
+    )
 
 
 # Literals, doctests and displayed formulas.
@@ -82,18 +127,31 @@ _AS_IT_IS = re.compile(r"(``[\s\S]*?``|`[^`]*`|^ *(?:>>>|\.\. math::).*(?:\n.+)*
 _MARKUP = re.compile(r"(?<!\\)([|*])(?=\S)|(?<=[^\s\\])([|])")
 
 
-def escape(_app, _what, _name, _thing, _options, lines: list[str]) -> None:
+_COLON = "\ue000"
+
+
+def escape(_app, what, _name, _thing, _options, lines: list[str]) -> None:
     """Let |λ| and (*batch, d) stand in docstrings as they are; reStructuredText has other plans."""
     parts = re.split(_AS_IT_IS, "\n".join(lines))
     parts[::2] = [re.sub(_MARKUP, r"\\\1\2", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")
+    if what in ("property", "attribute"):
+        # Napoleon takes what stands before a colon for the type.
+        lines[:] = [line.replace(":", _COLON) for line in lines]
+
+
+def unescape(_app, _what, _name, _thing, _options, lines: list[str]) -> None:
+    """After napoleon."""
+    lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
 def setup(app) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", unescape, priority=600)
 
 
 copy_notebooks()
 write_claims()
 write_names()
+draw_gallery()

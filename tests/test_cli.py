@@ -207,6 +207,20 @@ def test_zero_point_writes_and_prints(capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zero_point.json", "zero_point.png"]
 
 
+def test_files_are_replaced_when_asked_for(capsys, tmp_path):
+    (tmp_path / "zero_point.json").touch()
+    run(capsys, "zero-point", "--out", str(tmp_path), "--overwrite")
+    assert json.loads((tmp_path / "zero_point.json").read_text())["verdict"] == "strict saddle"
+
+
+@pytest.mark.parametrize(("depth", "said"), [(1, True), (2, False)])
+def test_an_activation_without_effect_is_told(capsys, depth, said):
+    words = ["--mid", "tanh", "--shortcut-depth", depth, "--blocks", 1]
+    note = content(capsys, "spectrum", *words)["note"]
+    reason = content(capsys, "zero-point", *words)["reason"]
+    assert ["--mid tanh has no effect" in text for text in (note, reason)] == [said, said]
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -229,15 +243,21 @@ def test_zero_point_writes_and_prints(capsys, tmp_path):
         ("spectrum --bloks 3", "No such option: --bloks"),
         ("zero-point --mid softplus", "--mid: the activation is 0.693147 at zero"),
         ("demo --blocks 2,x", "--blocks: got '2,x'"),
-        ("demo --out {file}", "{file}"),
+        ("spectrum --seeds 1,2,1", "--seeds: got '1,2,1', needs every number once"),
+        ("spectrum --model a:b", "No such option: --model"),
+        ("demo --out {file}", "--out: {file} cannot be a folder: File exists"),
+        ("spectrum --blocks 1 --out {file}/below", "--out: {file}/below cannot be a folder"),
+        ("zero-point --out {written}", "zero_point.json: there already; needs --overwrite"),
         ("nothing", "No such command 'nothing'"),
     ],
     ids=str,
 )
 def test_errors_are_one_line_that_names_the_argument(capsys, tmp_path, words, says):
-    file = tmp_path / "file"
-    file.touch()
-    assert says.format(file=file) in error(capsys, *words.format(file=file).split())
+    places = {"file": tmp_path / "file", "written": tmp_path}
+    for name in ("file", "zero_point.json"):
+        (tmp_path / name).touch()
+    assert says.format(**places) in error(capsys, *words.format(**places).split())
+    assert (tmp_path / "zero_point.json").read_bytes() == b""
 
 
 @pytest.mark.parametrize(
@@ -282,15 +302,17 @@ def test_what_stood_behind_an_option_is_told(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [("--help", 0, ("demo", "spectrum", "zero-point")),
+     ("", 0, ("Usage", "checkpoints")),
+     ("zero-point", 0, ("largest |lambda|", "lr x steps")),
      ("spectrum --init xavir", 2, ("resid-theory: --init: ",))],
-    ids=["help", "error"],
+    ids=["help", "nothing", "ascii", "error"],
 )  # fmt: skip
 def test_a_process_of_its_own(words, code, says):
     done = subprocess.run(
         [sys.executable, "-m", "resid_theory.cli", *words.split()],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
     )
     assert done.returncode == code and "Traceback" not in done.stderr
     said, nothing = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)

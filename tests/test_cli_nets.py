@@ -60,10 +60,10 @@ def digits(channels=3):
 # -- curvature -------------------------------------------------------------------------------------
 
 
-def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
+def test_curvature_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
     found = content(
         capsys,
-        "spectrum",
+        "curvature",
         f"--checkpoint={checkpoints[0]}",
         *SMALL,
         "--k",
@@ -82,8 +82,8 @@ def test_spectrum_of_a_checkpoint_is_the_librarys(capsys, checkpoints):
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "square"])
-def test_spectrum_of_ones_own_model_is_exact(capsys, own, loss):
-    found = content(capsys, "spectrum", *OWN, "own_net:build", "--seed", 3, "--loss", loss)
+def test_curvature_of_ones_own_model_is_exact(capsys, own, loss):
+    found = content(capsys, "curvature", *OWN, "own_net:build", "--seed", 3, "--loss", loss)
     torch.manual_seed(3)
     scope = {}
     exec(SOURCE, scope)
@@ -98,33 +98,29 @@ def test_spectrum_of_ones_own_model_is_exact(capsys, own, loss):
 
 def test_a_net_that_is_there_already_is_taken_and_the_rng_is_left(capsys, own):
     before = torch.get_rng_state()
-    assert content(capsys, "spectrum", *OWN, "own_net:net")["parameters"] == 650
+    assert content(capsys, "curvature", *OWN, "own_net:net")["parameters"] == 650
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_spectrum_prints_and_draws(capsys, own):
-    said = printed(capsys, "spectrum", *OWN, "own_net:build", "--plot", "new/a.png", "--out", "b")
+def test_curvature_prints_and_draws(capsys, own):
+    said = printed(capsys, "curvature", *OWN, "own_net:build", "--plot", "a.png", "--out", "b")
     assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said
-    assert (own / "new" / "a.png").read_bytes() == (own / "b" / "spectrum.png").read_bytes()
-    assert json.loads((own / "b" / "spectrum.json").read_text())["net"] == "own_net:build"
+    assert (own / "a.png").read_bytes() == (own / "b" / "curvature.png").read_bytes()
+    assert json.loads((own / "b" / "curvature.json").read_text())["net"] == "own_net:build"
 
 
 def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch):
     asked = []
 
-    def measure(*_, k: int = 5, density, **__):
+    def measure(*_, k: int = 5, probes: int = 10, steps: int = 100, density, **__):
         asked.append(density)
         raise ValueError("k: enough")
 
     monkeypatch.setattr(rt, "spectrum", measure)
-    for verb, *more in (["curvature"], ["spectrum", "--plot", tmp_path / "a.png"]):
-        words = [verb, "--checkpoint", checkpoints[0], *SMALL, *more]
+    for more in ([], ["--plot", tmp_path / "a.png"]):
+        words = ["curvature", "--checkpoint", checkpoints[0], *SMALL, *more, "--json"]
         assert error(capsys, *words) == "resid-theory: --k: enough\n"
     assert asked == [False, True]
-
-
-def test_spectrum_of_shortcut_nets_is_what_it_was(capsys):
-    assert content(capsys, "spectrum", "--blocks", 1)["setup"]["blocks"] == 1
 
 
 # -- cushions --------------------------------------------------------------------------------------
@@ -165,6 +161,29 @@ def test_cushions_of_ones_own_model_print_and_draw(capsys, own):
         "layers"]) == ["0", "3"]  # fmt: skip
 
 
+def test_layers_and_weights_of_ones_own_model(capsys, own):
+    scope = {}
+    exec(SOURCE, scope)
+    net = scope["build"]()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, "own.pt")
+    words = [*OWN, "own_net:build", "--state-dict", "own.pt", "--layers", "3"]
+    (found,) = content(capsys, "cushions", *words)["nets"].values()
+    measured = rt.layer_cushions(net, digits(1), layers=["3"])
+    assert list(found["layers"]) == ["3"]
+    assert found["layers"]["3"]["effective"]["median"] == float(measured.under("effective").median)
+
+
+# -- what ships ------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_listed_with_their_errors(capsys):
+    found = content(capsys, "checkpoints")
+    assert found["simplified_residual_20"]["about"]["test_error"] == 0.2338
+    assert all(rt.training.build_net(each["architecture"]) for each in found.values())
+    said = printed(capsys, "checkpoints")
+    assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
+
+
 # -- images ----------------------------------------------------------------------------------------
 
 
@@ -188,11 +207,19 @@ def test_images_of_a_folder_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("spectrum --checkpoint nowhere --data digits", "--checkpoint: no checkpoint 'nowhere'"),
-        ("spectrum --checkpoint {net} --data digits --blocks 3", "No such option: --blocks"),
-        ("spectrum --checkpoint {net}", "Missing option '--data'"),
+        ("curvature --checkpoint nowhere --data digits", "--checkpoint: no checkpoint 'nowhere'"),
+        ("curvature --checkpoint {net} --data digits --blocks 3", "No such option: --blocks"),
+        ("curvature --checkpoint {net}", "Missing option '--data'"),
         ("curvature --data digits", "--checkpoint, --model: got neither, needs one of them"),
         ("curvature --data digits --checkpoint {net} --model a:b", "--model: got both"),
+        ("curvature --checkpoint {net} {small} --state-dict a.pt", "--state-dict: got weights"),
+        ("curvature {small} --model own_net:net --state-dict a.pt", "--state-dict: "),
+        ("cushions --checkpoint {net} {small} --layers a,b", "--layers: "),
+        (
+            "cushions --checkpoint {net} {small} --layers a --blocks all",
+            "--layers: got it together",
+        ),
+        ("cushions --checkpoint {net} {small} --plot new/a.png", "there is no folder new"),
         ("cushions --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
         ("cushions --checkpoint {net} --data digits --samples 9999", "--samples: got 9999"),
         ("cushions --checkpoint {net} {small} --channels 1", "--data: the net does not take"),
@@ -201,16 +228,19 @@ def test_images_of_a_folder_are_drawn(tmp_path):
         ("cushions --checkpoint {net} {small} --blocks all --norm kernel", "--norm: got 'kernel'"),
         ("cushions --checkpoint {net} {small} --kappa total", "--kappa: got 'total' for cushions"),
         ("cushions --checkpoint {net} {small} --plot a.jpg", "--plot: got 'a.jpg', needs a name"),
-        ("spectrum --checkpoint {net} {small} --device cud", "--device: got 'cud'"),
-        ("spectrum --checkpoint {net} {small} --k 0", "--k: got 0, needs at least 1"),
-        ("spectrum --checkpoint {net} {small} --matrix hesian", "--matrix: unknown name"),
-        ("spectrum --checkpoint {net} {small} --loss squar", "--loss: unknown name 'squar'"),
-        ("spectrum {small} --model own_net", "--model: got 'own_net', needs module:callable"),
-        ("spectrum {small} --model no_such:net", "--model: got 'no_such:net', no module 'no_such'"),
-        ("spectrum {small} --model own_net:bild", "unknown name 'bild'; did you mean 'build'?"),
-        ("spectrum {small} --model own_net:number", "own_net:number returns int, needs a torch"),
-        ("spectrum {small} --model own_net:broken", "KeyError: 'no\\nkey' (own_net.py, line 16)"),
-        ("spectrum {small} --model wanting:net", "raised ModuleNotFoundError: No module named"),
+        ("curvature --checkpoint {net} {small} --device cud", "--device: got 'cud'"),
+        ("curvature --checkpoint {net} {small} --k 0", "--k: got 0, needs at least 1"),
+        ("curvature --checkpoint {net} {small} --matrix hesian", "--matrix: unknown name"),
+        ("curvature --checkpoint {net} {small} --loss squar", "--loss: unknown name 'squar'"),
+        ("curvature {small} --model own_net", "--model: got 'own_net', needs module:callable"),
+        (
+            "curvature {small} --model no_such:net",
+            "--model: got 'no_such:net', no module 'no_such'",
+        ),
+        ("curvature {small} --model own_net:bild", "unknown name 'bild'; did you mean 'build'?"),
+        ("curvature {small} --model own_net:number", "own_net:number returns int, needs a torch"),
+        ("curvature {small} --model own_net:broken", "KeyError: 'no\\nkey' (own_net.py, line 16)"),
+        ("curvature {small} --model wanting:net", "raised ModuleNotFoundError: No module named"),
     ],
     ids=lambda value: value if "--" in value and "{" in value else None,
 )
@@ -220,5 +250,5 @@ def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, wor
 
 
 def test_help_says_that_code_is_run(capsys):
-    said = " ".join(printed(capsys, "spectrum", "--model", "x:y", "--help").split())
+    said = " ".join(printed(capsys, "curvature", "--help").split())
     assert "runs the code" in said.replace("│ │ ", "")

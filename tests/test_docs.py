@@ -89,8 +89,9 @@ def faults_of(check, folder, body):
     return list(check.faults_of(path, pages[path], pages))
 
 
-GOOD = """<a href="other.html#place">a</a> <a href="#here" id="here">b</a> <img src="figure.png">
-<a href="https://arxiv.org">c</a> <img src="data:image/png;base64,AA==">"""
+GOOD = """<a href="other.html#place">a</a> <a href="#here" id="here">b</a> <img src="figure.png" alt="d">
+<p>|λ| is a number.</p>
+<a href="https://arxiv.org">c</a> <img alt="e" src="data:image/png;base64,AA==">"""
 
 
 def test_a_good_page_has_no_fault(check, tmp_path):
@@ -103,7 +104,10 @@ def test_a_good_page_has_no_fault(check, tmp_path):
         ('<a href="gone.html">a</a>', "links to gone.html, which is not there"),
         ('<a href="other.html#gone">a</a>', "which has no such place"),
         ('<a href="#gone">a</a>', "which has no such place"),
-        ('<img src="gone.png">', "gone.png is not there"),
+        ('<img alt="f" src="gone.png">', "gone.png is not there"),
+        ('<img src="figure.png">', "has 1 figures without alternative text"),
+        ('<img src="figure.png" alt="figure.png">', "has 1 figures without alternative text"),
+        ("<p>| a | b |\n|---|---|</p>", "shows a table as text"),
         ('<script src="https://cdn.net/a.js"></script>', "from a network"),
         ('<link rel="stylesheet" href="//cdn.net/a.css">', "from a network"),
         ("<pre>Traceback (most recent call last):</pre>", "a traceback"),

@@ -11,6 +11,7 @@ from torch import nn
 import resid_theory as rt
 from resid_theory.identity import (
     AddIdentity,
+    DiracWeights,
     IdDecay,
     id_entries,
     id_mask,
@@ -174,6 +175,41 @@ def test_dirac_weight_filter_by_filter(generator, normalize, channels):
     removed = expected - inside.a.view(-1, 1, 1, 1) * inside.identity
     torch.testing.assert_close(identity_removed(one), removed, rtol=0, atol=round_off(10))
     assert (inside.b is None) is not normalize
+
+
+class Doubled(nn.Module):
+    """A parametrization that follows another one."""
+
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("form", ["as_is", "channels_last", "eq4"])
+def test_weights_of_all_dirac_layers_at_once_are_those_of_each(form):
+    kinds = [("conv2d", 3, 3)] * 3 + [("conv2d", 3, 5), ("linear", 4, 4), ("conv1d", 3, 3)]
+    net = nn.Sequential(*(layer(*kind) for kind in kinds))
+    for one, rule in zip(net, ["repeat", "truncate"] * 3, strict=True):
+        with_identity(one, "dirac", rule=rule, normalize=form != "eq4")
+    torch.nn.utils.parametrize.register_parametrization(net[2], "weight", Doubled())
+    with torch.no_grad():
+        net[0].parametrizations.weight.original[1] = 0
+    if form == "channels_last":
+        net[:4].to(memory_format=torch.channels_last)
+
+    def weights_and_gradients():
+        weights = [one.weight for one in net]
+        total = sum((w * w.detach().cos()).sum() for w in weights)
+        scales = [p for name, p in net.named_parameters() if "weight" in name]
+        return weights, torch.autograd.grad(total, scales)
+
+    with DiracWeights(net).ready():
+        weights, gradients = weights_and_gradients()
+    expected = weights_and_gradients()
+    torch.testing.assert_close(weights, expected[0], rtol=round_off(30), atol=0)
+    torch.testing.assert_close(gradients, expected[1], rtol=round_off(30), atol=round_off(30))
+    assert all(a.stride() == b.stride() for a, b in zip(weights, expected[0], strict=True))
+    trained_weight(net[1]).data.neg_()
+    assert not torch.equal(net[1].weight, weights[1])  # computed anew
 
 
 def test_a_filter_of_zeros_has_no_direction():

@@ -165,6 +165,200 @@ def test_architectures_have_the_layouts_of_their_names(kind, blocks):
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
 
 
+# -- matrices, normalizations, biases --------------------------------------------------------------
+
+EYE = torch.eye(D, dtype=torch.float64)
+
+
+def one_layer():
+    return Layout.scaled(2, scale=0.5, branch=1)
+
+
+def point_of(layout=None, **options):
+    layout = Layout.scaled(2, scale=[0.5, 1.0]) if layout is None else layout
+    return rt.theory.zero_point(data(), layout=layout, **options)
+
+
+def random_maps(seed):
+    """Rectangular layers, projections, gains and missing links: rows, read-out, widths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    count, outputs = number(1, 4), number(2, 4)
+    inner, wide = ([number(1, 4) for _ in range(count)] for _ in range(2))
+    sources = [D, *wide]
+
+    def entry(rows, columns, needed):
+        if not needed and number(0, 2) == 0:
+            return None
+        if rows == columns and number(0, 1):
+            return torch.randn(rows, generator=generator).double()
+        return torch.randn(rows, columns, generator=generator).double()
+
+    rows = [[entry(inner[k], sources[j], j == 0) for j in range(k + 1)] for k in range(count)]
+    out = [entry(outputs, sources[j], True) for j in range(count + 1)]
+    return rows, out, inner, wide, outputs
+
+
+def rms(u, gain):
+    return gain * u / (u.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def layer_norm(u, gain):
+    centred = u - u.mean(-1, keepdim=True)
+    return gain * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() + 0.3 * gain**2
+
+
+WIRED = {
+    "maps": {},
+    "maps, norms": {"norm": rms},
+    "maps, activations": {"mid": torch.tanh, "post": torch.sin, "pre": torch.tanh},
+    "maps, biases": {"bias": True, "last_bias": True},
+    "maps, all": {"norm": layer_norm, "bias": True, "last_bias": True, "mid": torch.tanh},
+    "maps, written": {"norm": rms, "norm_at": "write", "bias": True},
+    "stream": {"norm": layer_norm, "norm_at": "stream", "bias": True, "pre": torch.sin},
+    "numbers, norms": {"norm": layer_norm, "last_bias": True},
+    "numbers, one norm": {"norm": layer_norm, "shared": True, "bias": True},
+    "numbers, written": {"norm": rms, "norm_at": "write", "shared": True},
+    "numbers, curved": {"post": lambda z: z + z**2, "bias": True},
+}
+
+
+def brute(x, rows, out, weights, biases, lasts, norm, case):
+    """The net of a case as its definition reads; rows and out are matrices or numbers."""
+
+    def seen(c, v):
+        return c * v if c.dim() < 2 else v @ c.mT
+
+    def block(k, u):
+        z = norm(u, k) if norm and case.get("norm_at", "branch") == "branch" else u
+        z = case.get("pre", lambda s: s)(z)
+        for position, weight in enumerate(weights[k]):
+            last = position == len(weights[k]) - 1
+            z = z @ weight.mT
+            z = z + biases[k] if biases and position == 0 else z
+            z = z + lasts[k] if lasts and last else z
+            z = case.get("post" if last else "mid", lambda s: s)(z)
+        return norm(z, k) if norm and case.get("norm_at") == "write" else z
+
+    if case.get("norm_at") == "stream":
+        for k in range(len(weights)):  # rows and out are the scales of skip and branch here
+            x = norm(rows[k] * x + out[k] * block(k, x), k)
+        return x
+    written = [x]
+    for k, row in enumerate(rows):
+        written.append(block(k, sum(seen(c, v) for c, v in zip(row, written, strict=False)
+                                    if c is not None)))  # fmt: skip
+    return sum(seen(c, v) for c, v in zip(out, written, strict=True) if c is not None)
+
+
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+@pytest.mark.parametrize("branch", [1, 2, 3])
+@pytest.mark.parametrize("name", WIRED)
+@pytest.mark.parametrize("seed", range(2))
+def test_matrices_normalizations_and_biases(name, branch, loss, seed):
+    case, hidden = dict(WIRED[name]), 2
+    if branch == 1 and case.get("norm_at", "branch") != "branch":
+        return  # refused
+    if name.startswith("maps"):
+        rows, out, inner, wide, outputs = random_maps(10 * seed + branch)
+        layout = Layout(rows, out, branch)
+    else:
+        table = drawn(4, 4, seed=seed + 5).tril()
+        rows, out, outputs = list(table[:3, :3]), table[3], D
+        layout = Layout(table[:3, :3], out, branch)
+        if case.get("shared"):
+            layout = Layout.scaled(3, scale=out[1:], branch=branch)
+            rows, out = layout.coefficients()
+        inner = wide = [D] * 3
+        if name == "stream":
+            rows, out = table[:3, 0], table[3, 1:]
+            layout = Layout.scaled(3, skip=rows, scale=out, branch=branch)
+    count = len(wide)
+    x, y = drawn(SAMPLES, D, seed=seed), drawn(SAMPLES, outputs, seed=seed + 1)
+    y = F.one_hot(y.argmax(1), outputs).double() if loss == "cross_entropy" else y
+    weights = []
+    for i, o in zip(inner, wide, strict=True):
+        sizes = [i, *[hidden] * (branch - 1), o]
+        weights.append([torch.zeros(b, a).double().requires_grad_()
+                        for a, b in zip(sizes, sizes[1:], strict=False)])  # fmt: skip
+    heads = [w[0].shape[0] for w in weights]
+    last_bias = case.pop("last_bias", False) and branch > 1
+    biases = [torch.zeros(h).double().requires_grad_() for h in heads if case.get("bias")]
+    lasts = [torch.zeros(o).double().requires_grad_() for o in wide if last_bias]
+    norm, shared, form = None, case.pop("shared", False), case.pop("norm", None)
+    sizes = wide if case.get("norm_at") == "write" else inner
+    if form:
+        gains = [drawn(size, seed=0 if shared else 30 + k) for k, size in enumerate(sizes)]
+
+        def norm(u, k):
+            return form(u, gains[k])
+
+        given = [lambda u, k=k: norm(u, k) for k in range(count)]
+        case["norm"] = given[0] if shared else given
+    value = getattr(oracles, "cross_entropy" if loss != "square" else "square_loss")(
+        brute(x, rows, out, weights, biases, lasts, norm, case), y
+    )
+    every = [*(w for one in weights for w in one), *biases, *lasts]
+    values = torch.linalg.eigvalsh(oracles.hessian_by_nested_gradients(value, every))
+    options = {key: part for key, part in case.items() if key != "bias"}
+    if branch > 1:
+        options["hidden"] = hidden
+    point = rt.theory.zero_point(
+        (x, y), layout=layout, loss=loss, bias=bool(biases), last_bias=last_bias, **options
+    )
+    scale = max(1.0, float(values.abs().max()))
+    assert point.spectrum.size == len(values)
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+    gradients = torch.autograd.grad(value, every, allow_unused=True, materialize_grads=True)
+    firsts = gradients[: count * branch : branch]
+    if biases:
+        firsts = [torch.cat([w, b[:, None]], 1) for w, b in
+                  zip(firsts, gradients[count * branch :][:count], strict=True)]  # fmt: skip
+    if branch == 1:
+        for found, exact in zip(point.gradient, firsts, strict=True):
+            assert float((found - exact).abs().max()) <= HESSIAN * scale
+    still = all(float(g.abs().max()) <= 1e-12 * scale for g in gradients)
+    assert (point.verdict == "not stationary") == (not still)
+    if branch == 3 and not (biases or lasts):
+        moved = [[drawn(*w.shape, seed=40 + k) for w in one] for k, one in enumerate(weights)]
+        change = []
+        for size in (1e-3, -1e-3):
+            near = [[size * w for w in one] for one in moved]
+            there = brute(x, rows, out, near, [], [], norm, case)
+            kind = oracles.cross_entropy if loss != "square" else oracles.square_loss
+            change.append(float(kind(there, y).detach()))
+        jet = 1e-9 * float(point.leading_jet([w for one in moved for w in one]))
+        curved = abs(jet) * 1e-2 + 1e-11  # paths of two blocks or curvature: of higher order
+        assert abs((change[0] - change[1]) / 2 - jet) <= curved
+
+
+@pytest.mark.parametrize("name", ["maps, all", "stream", "maps, written"])
+def test_nets_of_all_parts_agree_with_their_definition(name):
+    case, branch = dict(WIRED[name]), 2
+    case["norm"] = nn.LayerNorm if name != "maps, written" else nn.RMSNorm
+    if name == "stream":
+        A, a = Layout.scaled(3, skip=[0.5, 2.0, 1.0], scale=[1.0, -1.0, 0.5]).coefficients()
+        outputs = D
+    else:
+        A, a, *_, outputs = random_maps(3)
+    net = LayoutNet(D, A, a, branch=branch, hidden=2, **case)
+    for number, part in enumerate(net.norms.parameters()):
+        with torch.no_grad():
+            part.copy_(0.0 * part if name == "maps, written" and part.dim() > 1
+                       else drawn(*part.shape, seed=number))  # fmt: skip
+    x, y = drawn(SAMPLES, D), drawn(SAMPLES, outputs, seed=1)
+    free = list(net.weights) + list(net.biases) + list(net.last_biases)
+    value = oracles.square_loss(net(x), y)
+    values = torch.linalg.eigvalsh(oracles.hessian_by_nested_gradients(value, free))
+    case["norm"], reads = list(net.norms), layout_of(net)
+    point = rt.theory.zero_point((x, y), layout=Layout(*reads), hidden=2, **case)
+    scale = max(1.0, float(values.abs().max()))
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
+
+
 @pytest.fixture
 def single_precision():
     before = torch.get_default_dtype()
@@ -194,7 +388,7 @@ def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
         layout = Layout(*layout.coefficients(), branch=1)
         dense = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         with monkeypatch.context() as patch:
-            patch.setattr("resid_theory.theory.zero_weights.layout_point._DENSE", 0)
+            patch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
             scalar = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         assert float((dense - scalar).abs().max()) <= HESSIAN * float(dense.abs().max())
 
@@ -226,7 +420,8 @@ def test_gains_beyond_the_range_of_floats_are_carried_as_logarithms():
     ones = torch.ones(2000, 2, dtype=torch.float64)
     layout = Layout.hyper_connections(ones, mix, ones)
     # Each block is read behind k and written in front of 1999 - k mixings.
-    assert torch.allclose(layout.log_gain, torch.tensor(1999 * math.log(10) + math.log(2)).double())
+    exact = torch.full((2000,), 1999 * math.log(10) + math.log(2)).double()
+    assert torch.allclose(layout.log_gain, exact)
     assert layout.spread == pytest.approx(1, rel=1e-9)
     assert Layout.plain(2).spread == Layout.scaled(2, scale=[1.0, 0.0]).spread == math.inf
 
@@ -265,11 +460,38 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
             "layout: has blocks",
         ),
         (lambda: rt.theory.zero_point(data(), layout="shortcut"), "layout: got str"),
+        (lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3)), "A: block 1 reads block 1"),
+        (lambda: Layout([[EYE], [EYE, None, EYE]], [EYE, EYE, None]), "A: block 2 reads block 2"),
+        (lambda: Layout([[EYE], [EYE]], [EYE, EYE, None]), "maps from block 2: got widths"),
+        (lambda: Layout([[EYE]], [EYE[:2], EYE]), r"a: got widths \[2, 3\]"),
+        (lambda: Layout([[EYE]], [EYE]), "a: got 1 maps"),
+        (lambda: Layout([[EYE * math.inf]], [EYE, EYE]), r"A\[0\]\[0\]: entry"),
+        (lambda: Layout([[EYE]], [EYE, EYE]).products, "layout: has matrices"),
         (
-            lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), pre="relu"),
-            "layout: needs pre=None",
+            lambda: rt.theory.zero_point(data(), layout=Layout([[EYE[:, :2]]], [EYE[:, :2], EYE])),
+            "data x: has 3 inputs, the layout reads 2",
         ),
-        (lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3)), "A: got shape"),
+        (lambda: point_of(norm=nn.LayerNorm(D), norm_at="behind"), "norm_at: unknown name"),
+        (lambda: point_of(norm=[torch.tanh] * 3), "norm: got 3, needs one callable, or one for"),
+        (lambda: point_of(norm=nn.BatchNorm1d(D)), "norm: normalizes over samples"),
+        (lambda: point_of(norm=lambda u: u - u.mean(0)), "norm: a sample's result depends"),
+        (lambda: point_of(norm=lambda u: u[:, :2]), r"norm: turns shape \(9, 3\) into \(9, 2\)"),
+        (lambda: point_of(norm=nn.LayerNorm(D, bias=False, eps=0), norm_at="write"), "norm"),
+        (lambda: point_of(norm=lambda u: u + 1, norm_at="write"), "norm: is not 0 at zero"),
+        (
+            lambda: point_of(
+                norm=nn.LayerNorm(D), norm_at="stream", layout=Layout.dense(drawn(3, 3).tril())
+            ),
+            "layout: a normalized stream needs the coefficients of one stream",
+        ),
+        (
+            lambda: point_of(norm=nn.LayerNorm(D), norm_at="write", layout=one_layer()),
+            "norm_at: got 'write', for blocks of one layer",
+        ),
+        (lambda: point_of(last_bias=True, layout=one_layer()), "last_bias: a block of one layer"),
+        (lambda: point_of(last_bias=True, post="elu"), "last_bias: needs norm_at='branch'"),
+        (lambda: point_of(mid="sigmoid"), "mid: the activation is 0.5 at zero"),
+        (lambda: point_of(kink="mean"), "kink: other rules than 'line'"),
         (lambda: layout_of(nn.Linear(2, 2)), "net: got Linear"),
     ],
 )

@@ -519,6 +519,13 @@ def lacking(monkeypatch, most):
     monkeypatch.setattr(EmpiricalRisk, "graph", graph)
 
 
+def test_weights_do_not_count_for_every_sample(generator):
+    net = nn.Sequential(nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 1))
+    data = torch.randn(8, 500, generator=generator), torch.randn(8, 1, generator=generator)
+    vector = 500 * 8  # bytes; a sample holds a few of these, the weights 500
+    assert rt.curvature_operator(net, "square", data).chunk > 2**28 / (20 * vector)
+
+
 def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
     net, x, y, exact, _ = problem()
     lacking(monkeypatch, 2)

@@ -24,7 +24,7 @@ from resid_theory.runtime.result import FORMAT, Result
 from resid_theory.sweep import Outcome, SweepReport
 
 # What goes into a call, or is a model that is asked: data, settings and nets in closed form.
-GIVEN = {"Batch", "Cell", "Crops", "Images", "Layout", "Moments", "Progress", "Recipe",
+GIVEN = {"Batch", "Branch", "Cell", "Crops", "Images", "Layout", "Moments", "Progress", "Recipe",
          "Regression", "SampleAxes", "Task", "TrivialFlow", "Unit", "Whitening"}  # fmt: skip
 
 
@@ -106,9 +106,6 @@ MADE = {
     "Diagonal": lambda: operator().diagonal(budget=8),
     "Isometry": lambda: theory.isometry(0.5),
     "LayerTable": lambda: layer_table(operator(), probes=4),
-    "LayoutPoint": lambda: theory.zero_point(
-        (drawn(12, 4), drawn(12, 4, seed=1)), layout=theory.Layout.averaged(3)
-    ),
     "LossAlong": lambda: loss_along(
         operator(), filter_directions(operator(), 2), torch.tensor([-1.0, 0.0, 1.0])
     ),
@@ -133,6 +130,9 @@ MADE = {
     "Run": trained,
     "Smoothness": lambda: stability.interlayer_smoothness(*chain(), draws=3),
     "Solution": lambda: operator().solve(drawn(51), damping=2.0),
+    "TransformerPoint": lambda: theory.transformer_zero_point(
+        [theory.Branch.attention(drawn(2, 5, 4), drawn(2, 5, 4, seed=1), heads=2)]
+    ),
     "Spectrum": lambda: rt.hessian_spectrum(chain()[0], "square", chain()[1]),
     "SpectrumReport": lambda: report(method="matrix-free", steps=8, probes=3),
     "SweepReport": lambda: SweepReport(
@@ -294,8 +294,9 @@ def test_json_of_another_result_is_refused():
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
-           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "LayoutPoint",
-           "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport"}  # fmt: skip
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation",
+           "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport",
+           "TransformerPoint"}  # fmt: skip
 
 
 def draw(name, found):

@@ -23,6 +23,7 @@ from small_trainings import (
 from torch import nn
 
 import resid_theory as rt
+from benchmarks.training import Operations
 from resid_theory import training
 from resid_theory._check import first_difference
 from resid_theory.runtime import resources, store
@@ -70,6 +71,18 @@ def test_training_is_the_descent_of_its_formula(settings):
     recipe = RECIPE.change(**settings)
     trained = fit(conv_net(), recipe=recipe, seed=5).net
     assert difference(trained, by_hand(conv_net(), recipe, 5, images())) < 1e-13
+
+
+def test_dirac_weights_cost_as_much_in_any_depth():
+    def passes(depth, identity):
+        net = rt.diracnet(depth, identity=identity)
+        group = training.step.Separate([net], RECIPE, torch.device("cpu"))
+        with Operations() as found:
+            group.gradients([(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]), None, None)])
+        return found.count
+
+    extra = [passes(depth, "dirac") - passes(depth, "plain") for depth in (10, 16)]
+    assert extra[0] == extra[1] < 5 * 50  # five shapes
 
 
 def test_every_image_is_seen_once_an_epoch_and_orders_differ():

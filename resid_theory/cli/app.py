@@ -21,28 +21,22 @@ from resid_theory.cli import (
     train_commands,
     verbs,
 )
+from resid_theory.cli.output import spell_out
 
 __all__ = ["main"]
 
 
 class _Program(TyperGroup):
-    """The verbs, each completed when it is called; ``spectrum`` of a given net is ``curvature``."""
+    """The verbs, each completed when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         super().resolve_command(ctx, args)  # an error if there is no such verb
-        name = _verb(args)
-        return name, verbs.command_of(name), args[1:]
-
-
-def _verb(words: Sequence[str]) -> str:
-    given_net = {"--checkpoint", "--model"} & {word.partition("=")[0] for word in words}
-    return "curvature" if words[0] == "spectrum" and given_net else words[0]
+        return args[0], verbs.command_of(args[0]), args[1:]
 
 
 app = typer.Typer(
     cls=_Program,
     add_completion=False,
-    no_args_is_help=True,
     help="Identity and shortcut nets: curvature and noise stability, predicted and measured.",
 )
 
@@ -55,13 +49,16 @@ def _say_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", help="Print the version.", callback=_say_version, is_eager=True),
     ] = False,
-) -> None: ...
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 verbs.register(app, demo.demo)
@@ -69,6 +66,7 @@ verbs.register(app, shortcut_commands.spectrum, shortcut_commands.setup_options)
 verbs.register(app, shortcut_commands.zero_point, shortcut_commands.zero_point_options)
 verbs.register(app, fold_commands.fold)
 verbs.register(app, fold_commands.evaluate)
+verbs.register(app, fold_commands.checkpoints)
 verbs.register(app, net_commands.curvature, net_commands.curvature_options)
 verbs.register(app, net_commands.cushions, net_commands.cushion_options)
 verbs.register(app, train_commands.train, train_commands.train_options)
@@ -88,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after an error, 130 after an interrupt.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    spell_out(sys.stdout, sys.stderr)
     command = typer.main.get_command(app)
     try:
         code = command.main(words, prog_name="resid-theory", standalone_mode=False)
@@ -122,6 +121,6 @@ def _fail(message: str, code: int) -> int:
 def _named(message: str, words: list[str]) -> str:
     """A message that begins with the name of an argument, with the option's name instead."""
     found = re.match(r"(\w+)(?: \w+)?: ", message)
-    if found is None or found[1] not in verbs.option_names(_verb(words)):
+    if found is None or found[1] not in verbs.option_names(words[0]):
         return message
     return f"--{found[1].replace('_', '-')}{message[found.end(1) :]}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resid_theory.cli.comparison import PredictionCheck, measure, numbers
-from resid_theory.cli.output import Json, bar, number, print_json, say, whole_numbers, write
+from resid_theory.cli.output import Files, Json, bar, number, print_json, say, whole_numbers
 from resid_theory.cli.shortcut_commands import WORDS, threads_for
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ __all__ = ["demo"]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for figure and numbers.")] = Path(
-        "resid_theory_demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for figure and numbers; those there are replaced.")
+    ] = Path("resid_theory_demo"),
     blocks: Annotated[str, typer.Option(help="Numbers of blocks of two layers.")] = "2,4,8",
     as_json: Json = False,
 ) -> None:
@@ -31,6 +31,7 @@ def demo(
     from resid_theory.sweep.setup import Setup
 
     started, depths = time.perf_counter(), whole_numbers("blocks", blocks, 1)
+    files = Files.of("demo", out, None, overwrite=True)
     setups = {
         "2-shortcut, at zero": Setup(init="zero"),
         "2-shortcut, near zero": Setup(init="near_zero"),
@@ -38,7 +39,6 @@ def demo(
         "Xavier, plain": Setup(init="xavier", plain=True),
     }
     data = Setup().load(progress=False)
-    out.mkdir(parents=True, exist_ok=True)
     cases = [(net, replace(setup, blocks=r)) for net, setup in setups.items() for r in depths]
     runs: dict[str, list[PredictionCheck]] = {net: [] for net in setups}
     with threads_for(0):
@@ -49,12 +49,12 @@ def demo(
         "components": 10,
         "nets": {net: [run.content() for run in found] for net, found in runs.items()},
     }
-    paths = write(out, "demo", content, _figure(runs, data))
+    written = files.save(content, lambda: _figure(runs, data))
     if as_json:
         print_json(content)
         return
     _tables(runs)
-    say(f"{paths} written in {time.perf_counter() - started:.1f} s.")
+    say(f"{written.removesuffix('.')} in {time.perf_counter() - started:.1f} s.")
 
 
 def _tables(runs: Mapping[str, Sequence[PredictionCheck]]) -> None:

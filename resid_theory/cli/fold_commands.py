@@ -1,14 +1,14 @@
-"""Verbs ``fold`` and ``evaluate``: trained nets from checkpoints or the DiracNet authors' files."""
+"""Verbs on trained nets, by checkpoint or authors' file: fold, evaluate, and the shipped ones."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from resid_theory.cli.output import Json, emit, whole_numbers
+from resid_theory.cli.output import Json, Overwrite, emit, number, print_json, say, whole_numbers
 from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
 
-__all__ = ["evaluate", "fold"]
+__all__ = ["checkpoints", "evaluate", "fold"]
 
 Checkpoint = Annotated[
     str,
@@ -23,6 +23,7 @@ def fold(
     out: Annotated[
         Path, typer.Option(help="Checkpoint to write (.json), or an authors' file (.pt7, .pth).")
     ],
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Fold identities and BatchNorm into the kernels, and write the folded net."""
@@ -30,6 +31,10 @@ def fold(
 
     if out.suffix not in (".json", *AUTHORS):
         raise ValueError(f"--out: got {str(out)!r}, needs a name ending in .json, .pt7 or .pth")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out: got {str(out)!r}, but there is no folder {out.parent}")
+    if out.exists() and not overwrite:
+        raise ValueError(f"--out: {out} is there already; needs --overwrite, or another name")
     net = checkpoint_net(checkpoint)
     folded = rt.fold(net)
     if out.suffix == ".json":
@@ -87,3 +92,29 @@ def evaluate(
     words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in scores.wrong)
     said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."
     emit({**content, "loss": scores.loss, **errors}, said, as_json)
+
+
+def checkpoints(as_json: Json = False) -> None:
+    """List the trained nets that ship with the checkout, with data, recipe and test error."""
+    from rich.table import Column, Table
+
+    import resid_theory as rt
+
+    nets = rt.training.list_checkpoints()
+    if as_json:
+        print_json(nets)
+        return
+    right = (Column(name, justify="right") for name in ("epochs", "test error", "test loss"))
+    table = Table(Column("name", no_wrap=True), "net", "data", *right, box=None, pad_edge=False)
+    for name, found in nets.items():
+        about, net = found["about"], found["architecture"]
+        settings = about.get("settings", {})
+        arguments = ", ".join(f"{k}={v}" for k, v in net["arguments"].items() if k != "generator")
+        epochs = rt.Recipe(**settings["recipe"]).epochs if "recipe" in settings else None
+        error = about.get("test_error")
+        table.add_row(
+            name, f"{net['builder']}({arguments})", settings.get("data"),
+            number(epochs),
+            "" if error is None else f"{100 * error:.1f} %", number(about.get("test_loss")),
+        )  # fmt: skip
+    say(table)

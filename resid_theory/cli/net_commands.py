@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resid_theory.cli.output import Json, Out, emit, say, shows_progress, write
+from resid_theory.cli.output import Files, Json, Out, Overwrite, emit, say, shows_progress
 from resid_theory.cli.sources import (
     Data,
     Device,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from resid_theory import Images
+    from resid_theory.curvature.operator import CurvatureOperator
     from resid_theory.eigen import SpectrumReport
     from resid_theory.stability.sample_statistics import Summaries
 
@@ -39,6 +40,12 @@ Model = Annotated[
         "returns a torch.nn.Module. This runs the code of that file.",
     ),
 ]
+StateDict = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Weights of --model: a state dict by torch.save, or safetensors."
+    ),
+]
 Split = Annotated[str, typer.Option(help="train or test; of a named set.")]
 Samples = Annotated[
     int, typer.Option(help="Images: the first of a set; of a folder, drawn by --seed.")
@@ -47,6 +54,7 @@ Channels = Annotated[int, typer.Option(help="Channels of a named set; grey image
 Seed = Annotated[
     int, typer.Option(min=0, help="Of everything drawn: probes, images, weights of --model.")
 ]
+_LARGE = 5000  # parameters; above, products are counted and timed before the run
 Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="File for the figure.")]
 
 
@@ -67,6 +75,7 @@ def curvature(
         str | None, typer.Option(help="Name or path of a checkpoint, or an authors' file (.pt7).")
     ] = None,
     model: Model = None,
+    state_dict: StateDict = None,
     split: Split = "train",
     samples: Samples = 500,
     size: Size = None,
@@ -84,18 +93,19 @@ def curvature(
         Path | None,
         typer.Option(metavar="FILE.png", help="File for the figure; implies --density."),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Measure the curvature of a trained net or of your own model: extremes, trace, density.
 
-    The same as spectrum with --checkpoint or --model. Every number comes with its error bar.
+    Every number comes with its error bar. Before a long run its products are counted and timed.
     """
     import resid_theory as rt
 
-    files = _Files.of("spectrum", out, plot)
+    files = Files.of("curvature", out, plot, overwrite=overwrite)
     flag = _one_net(checkpoint, model)
-    source = _Source(data, split, samples, size, channels, device, seed)
+    source = _Source(data, split, samples, size, channels, device, seed, state_dict)
     given = with_defaults(options, rt.spectrum, rt.curvature_operator)
     of_operator = inspect.signature(rt.curvature_operator).parameters
     net, found = source.load(checkpoint, model, as_json)
@@ -107,9 +117,12 @@ def curvature(
             generator=seed,
             **{name: given[name] for name in given if name in of_operator},
         )
+        density = density or plot is not None
+        if not as_json and (options.get("method") == "matrix-free" or operator.shape[0] > _LARGE):
+            say(_estimate(operator, given["k"], given["probes"], given["steps"] if density else 1))
         report = rt.spectrum(
             operator,
-            density=density or plot is not None,
+            density=density,
             generator=seed,
             progress=shows_progress(as_json),
             **{name: given[name] for name in given if name not in of_operator},
@@ -117,9 +130,31 @@ def curvature(
     content = {"net": checkpoint or model, **asdict(source), "loss": loss, **given}
     content |= _report_content(report)
     drawable = report.spectrum is not None or report.density is not None
-    said = files.save(content, _density_figure(report) if drawable and files else None)
+    said = files.save(content, (lambda: _density_figure(report)) if drawable else None)
     words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of loss / weight²."
     _finish(content, words, said, as_json)
+
+
+def _estimate(operator: "CurvatureOperator", k: int, probes: int, steps: int) -> str:
+    """Words on the products that a matrix-free run takes at least, their time and memory."""
+    import torch
+
+    from resid_theory._check import check_int
+    from resid_theory.runtime.resources import clock, peak_bytes, readable_bytes
+
+    for name, value in (("k", k), ("probes", probes), ("steps", steps)):
+        check_int(name, value)
+    vector = torch.ones(operator.shape[0], 1, dtype=operator.dtype, device=operator.device)
+    for _ in range(2):  # the first product builds what the others use
+        start = clock(operator.device)
+        operator @ vector
+        seconds = clock(operator.device) - start
+    products = 2 * k + probes * steps
+    return (
+        f"P = {operator.shape[0]:,}, {seconds:.2g} s a product, "
+        f"{readable_bytes(peak_bytes(operator.device))} used; at least {products:,} products, "
+        f"{products * seconds / 60:,.1f} min."
+    )
 
 
 def _with_targets(net: "nn.Module", found: "Images", loss: str) -> "Images":
@@ -181,10 +216,14 @@ def cushions(
         typer.Option(help="Name or path of a checkpoint, or an authors' file; repeat for more."),
     ] = None,
     model: Model = None,
+    state_dict: StateDict = None,
     split: Split = "train",
     samples: Samples = 500,
     size: Size = None,
     channels: Channels = 3,
+    layers: Annotated[
+        str | None, typer.Option(help="Names of the layers to measure, as in a,b; all by default.")
+    ] = None,
     blocks: Annotated[
         str | None,
         typer.Option(
@@ -196,6 +235,7 @@ def cushions(
     seed: Seed = 0,
     out: Out = None,
     plot: Plot = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
@@ -205,22 +245,26 @@ def cushions(
     """
     import resid_theory as rt
 
-    files = _Files.of("cushions", out, plot)
+    files = Files.of("cushions", out, plot, overwrite=overwrite)
+    if layers is not None and blocks is not None:
+        raise ValueError("--layers: got it together with --blocks, needs one of them")
     flag = _one_net(checkpoint, model)
-    source = _Source(data, split, samples, size, channels, device, seed)
+    source = _Source(data, split, samples, size, channels, device, seed, state_dict)
     measure: Any = rt.layer_cushions if blocks is None else rt.stability.block_cushions
     given = _settings_of(measure, options, "layers" if blocks is None else "blocks")
     keywords: dict[str, Any] = {**given, "progress": shows_progress(as_json)}
     if blocks is not None:
         keywords |= {"blocks": None if blocks == "all" else blocks.split(","), "generator": seed}
+    if layers is not None:
+        keywords["layers"] = layers.split(",")
     measured: dict[str, Summaries] = {}
     for name in dict.fromkeys([model] if model else checkpoint or []):
         net, found = source.load(name, model, as_json)
         with renamed(net=flag):
             measured[str(name)] = measure(net, found, **keywords)
-    content = {**asdict(source), **given, "blocks": blocks}
+    content = {**asdict(source), **given, "layers": layers, "blocks": blocks}
     content["nets"] = {name: _cushion_content(found) for name, found in measured.items()}
-    said = files.save(content, _violins(measured) if files else None)
+    said = files.save(content, lambda: _violins(measured))
     tables = [f"{name} on {data}: {found}" for name, found in measured.items()]
     _finish(content, "\n\n".join(tables), said, as_json)
 
@@ -275,6 +319,7 @@ class _Source:
     channels: int
     device: str
     seed: int
+    state_dict: Path | None
 
     def load(
         self, checkpoint: str | None, model: str | None, as_json: bool
@@ -283,7 +328,12 @@ class _Source:
         from resid_theory.runtime.resources import check_device
 
         device = check_device("device", self.device)
-        net = model_net(model, self.seed) if model else checkpoint_net(str(checkpoint))
+        if model:
+            net = model_net(model, self.seed, self.state_dict)
+        elif self.state_dict:
+            raise ValueError("--state-dict: got weights without --model, which they belong to")
+        else:
+            net = checkpoint_net(str(checkpoint))
         found = images(
             self.data, split=self.split, samples=self.samples, size=self.size,
             channels=self.channels, seed=self.seed, progress=not as_json,
@@ -300,44 +350,7 @@ def _one_net(checkpoint: Sequence[str] | str | None, model: str | None) -> str:
     return "--model" if model else "--checkpoint"
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Files for numbers and figure."""
-
-    name: str
-    out: Path | None
-    plot: Path | None
-
-    @classmethod
-    def of(cls, name: str, out: Path | None, plot: Path | None) -> "_Files":
-        """The files; an error before the work if they cannot be written."""
-        if plot is not None and plot.suffix != ".png":
-            raise ValueError(f"--plot: got {str(plot)!r}, needs a name ending in .png")
-        for place in filter(None, (out, plot and plot.parent)):
-            place.mkdir(parents=True, exist_ok=True)
-        return cls(name, out, plot)
-
-    def __bool__(self) -> bool:
-        return self.out is not None or self.plot is not None
-
-    def save(self, content: Any, drawing: "Figure | None") -> str:
-        """Write the requested files; returns their names."""
-        from resid_theory import plots
-        from resid_theory.runtime import store
-
-        written = []
-        if self.out is not None:
-            written.append(write(self.out, self.name, content, None))
-        if drawing is not None:
-            picture = plots.png(drawing)  # once: drawing settles the layout, which moves a little
-            beside = self.out and self.out / f"{self.name}.png"
-            for place in filter(None, (beside, self.plot)):
-                store.write_bytes(place, picture)
-                written.append(str(place))
-        return " and ".join(written)
-
-
-def _finish(content: Any, words: str, files: str, as_json: bool) -> None:
+def _finish(content: Any, words: str, written: str, as_json: bool) -> None:
     emit(content, words, as_json)
-    if files and not as_json:
-        say(f"{files} written.")
+    if written and not as_json:
+        say(written)

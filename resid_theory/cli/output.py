@@ -1,9 +1,14 @@
-"""Output of the verbs: tables, strict JSON and figures; nothing heavy is imported at the top."""
+"""Output of the verbs: tables, strict JSON and files; nothing heavy is imported at the top."""
 
+import codecs
+import io
 import json
 import math
+import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +18,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Json", "Out", "bar", "emit", "number", "print_json", "say", "shows_progress", "strict",
-    "whole_numbers", "write",
+    "Files", "Json", "Out", "Overwrite", "bar", "emit", "number", "print_json", "say",
+    "shows_progress", "spell_out", "strict", "whole_numbers",
 ]  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the numbers (JSON) and the figure.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files of this name that are there.")
+]
+
+_SPELLED = {
+    "±": "+-", "×": "x", "·": "*", "−": "-", "–": "-", "…": "...", "≤": "<=", "≥": ">=", "‖": "||",
+    "→": "->", "↔": "<->", "√": "sqrt", "∞": "inf", "²": "^2", "³": "^3", "⁻": "^-", "’": "'",
+    "≈": "~", "∂": "d", "Σ": "sum",
+}  # fmt: skip
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def spell_out(*streams: Any) -> None:
+    """Let streams that cannot encode a character print words for it, as in ``lambda``."""
+    codecs.register_error("spelled", _spelled)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and "utf" not in stream.encoding.lower():
+            stream.reconfigure(errors="spelled")
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(each) or _name(each) for each in unknown), error.end
+
+
+def _name(character: str) -> str:
+    """A Greek letter's name, a letter without its accent, or a question mark."""
+    name = unicodedata.name(character, "")
+    if name.startswith("GREEK "):
+        return name.rpartition(" ")[2].lower().replace("lamda", "lambda")
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or "?"
 
 
 def say(what: Any, style: str | None = None) -> None:
@@ -26,7 +67,7 @@ def say(what: Any, style: str | None = None) -> None:
     from rich.console import Console
 
     # A file has no width; 100 columns keep a table's row on one line.
-    width = None if sys.stdout.isatty() else 100
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100
     Console(highlight=False, markup=False, width=width).print(what, style=style)
 
 
@@ -37,16 +78,16 @@ def emit(content: Any, words: str, as_json: bool) -> None:
 
 def print_json(content: Any) -> None:
     """Print an object as strict JSON."""
-    print(json.dumps(strict(content), indent=2, ensure_ascii=False, allow_nan=False))
+    print(json.dumps(strict(content), indent=2, allow_nan=False))
 
 
 def strict(content: Any) -> Any:
-    """The object with inf and nan, which JSON lacks, as strings that ``float`` reads back."""
+    """The object with paths, and with inf and nan, which JSON lacks, as strings."""
     if isinstance(content, Mapping):
         return {key: strict(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [strict(value) for value in content]
-    if isinstance(content, float) and not math.isfinite(content):
+    if isinstance(content, Path) or isinstance(content, float) and not math.isfinite(content):
         return str(content)
     return content
 
@@ -59,13 +100,15 @@ def number(value: float | None) -> str:
 
 
 def whole_numbers(argument: str, text: str, minimum: int) -> list[int]:
-    """Integers from a text such as ``2,4,8``, each at least ``minimum``."""
+    """Different integers from a text such as ``2,4,8``, each at least ``minimum``."""
     from resid_theory._check import check_int
 
     try:
         found = [int(part) for part in text.rstrip(",").split(",")]
     except ValueError:
         raise ValueError(f"{argument}: got {text!r}, needs whole numbers such as 2,4,8") from None
+    if len(set(found)) < len(found):
+        raise ValueError(f"{argument}: got {text!r}, needs every number once")
     return [check_int(argument, value, minimum) for value in found]
 
 
@@ -82,14 +125,62 @@ def bar(items: Sequence[Any], as_json: bool, unit: str) -> Iterable[Any]:
     return tqdm(items, unit=unit, leave=False, disable=hidden)
 
 
-def write(out: Path, name: str, content: Any, drawing: "Figure | None") -> str:
-    """Write numbers and figure to ``out/name.json`` and ``.png``; returns the files' names."""
-    from resid_theory import plots
-    from resid_theory.runtime import store
+# -- files -----------------------------------------------------------------------------------------
 
-    paths = [out / f"{name}.json"]
-    store.write_json(paths[0], strict(content))
-    if drawing is not None:
-        paths.append(out / f"{name}.png")
-        store.write_bytes(paths[1], plots.png(drawing))
-    return " and ".join(map(str, paths))
+
+@dataclass(frozen=True)
+class Files:
+    """Files for numbers and figure: ``out/name.json``, ``out/name.png``, and ``plot``."""
+
+    name: str
+    out: Path | None = None
+    plot: Path | None = None
+
+    @classmethod
+    def of(cls, name: str, out: Path | None, plot: Path | None, *, overwrite: bool) -> "Files":
+        """The files; an error before the work if they cannot be written, or are there already."""
+        files = cls(name, out, plot)
+        if plot is not None and plot.suffix != ".png":
+            raise ValueError(f"--plot: got {str(plot)!r}, needs a name ending in .png")
+        if plot is not None and not plot.parent.is_dir():
+            raise ValueError(f"--plot: got {str(plot)!r}, but there is no folder {plot.parent}")
+        if out is not None:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ValueError(f"--out: {out} cannot be a folder: {error.strerror}") from error
+        for option, folder in (("--out", out), ("--plot", plot and plot.parent)):
+            if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"{option}: nothing can be written in {folder}, needs permission")
+        there = [str(path) for path in (*files._numbers(), *files._figures()) if path.exists()]
+        if there and not overwrite:
+            raise ValueError(
+                f"{', '.join(there)}: there already; needs --overwrite to replace it, or another "
+                "name"
+            )
+        return files
+
+    def _numbers(self) -> list[Path]:
+        return [] if self.out is None else [self.out / f"{self.name}.json"]
+
+    def _figures(self) -> list[Path]:
+        beside = None if self.out is None else self.out / f"{self.name}.png"
+        return [path for path in (beside, self.plot) if path is not None]
+
+    def __bool__(self) -> bool:
+        return self.out is not None or self.plot is not None
+
+    def save(self, content: Any, draw: "Callable[[], Figure] | None") -> str:
+        """Write numbers and figure, where asked for; returns the files' names in a sentence."""
+        from resid_theory import plots
+        from resid_theory.runtime import store
+
+        for path in self._numbers():
+            store.write_json(path, strict(content))
+        written = self._numbers()
+        if draw is not None and self:
+            picture = plots.png(draw())  # once: drawing settles the layout, which moves a little
+            for path in self._figures():
+                store.write_bytes(path, picture)
+            written += self._figures()
+        return f"{' and '.join(map(str, written))} written." if written else ""

@@ -13,15 +13,16 @@ import typer
 
 from resid_theory.cli.comparison import PredictionCheck, measure, numbers
 from resid_theory.cli.output import (
+    Files,
     Json,
     Out,
+    Overwrite,
     bar,
     number,
     print_json,
     say,
     shows_progress,
     whole_numbers,
-    write,
 )
 from resid_theory.cli.verbs import options_of
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory.sweep.setup import Setup
+    from resid_theory.theory import ZeroPoint
 
 __all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
 
@@ -72,19 +74,19 @@ def zero_point_options() -> list[inspect.Parameter]:
 def spectrum(
     seeds: Annotated[str, typer.Option(help="How many (3), or which (0,1,2).")] = "1",
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
-    """Measure all eigenvalues of the Hessian, beside the prediction where there is one.
+    """Measure all eigenvalues of an n-shortcut net's Hessian, beside the prediction, if any.
 
-    With --checkpoint or --model: of a trained net or of your own; options: curvature --help.
+    A trained net or one of your own: the verb curvature.
     """
     import resid_theory as rt
 
+    files = Files.of("spectrum", out, None, overwrite=overwrite)
     setup, chosen, shows = _setup(options), _seeds(seeds), shows_progress(as_json)
     data = setup.load(progress=shows)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     cost = rt.curvature.hessian_cost(setup.net(chosen[0]), setup.loss, data)
     # LAPACK works on a copy and needs about as much again.
     size = max(cost.bytes, 24 * cost.parameters**2)
@@ -98,13 +100,13 @@ def spectrum(
         "cost": {"method": cost.method, "parameters": cost.parameters, "bytes": size},
         **_summary(runs),
     }
-    paths = "" if out is None else write(out, "spectrum", content, _spectrum_figure(runs))
+    written = files.save(content, lambda: _spectrum_figure(runs))
     if as_json:
         print_json(content)
         return
     _spectrum_table(content)
-    if paths:
-        say(f"{paths} written.")
+    if written:
+        say(written)
 
 
 def zero_point(
@@ -112,36 +114,39 @@ def zero_point(
         bool, typer.Option("--exact", help="n = 1: count eigenvalues at any depth; slow.")
     ] = False,
     out: Out = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     **options: Any,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
+    files = Files.of("zero_point", out, None, overwrite=overwrite)
     setup = _setup({**options, "init": "zero"})
     data = setup.load(progress=shows_progress(as_json))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     point = setup.zero_point(data, exact=exact)
     # Limits and counts are many small problems at any depth.
     with threads_for(point.size if point.method == "dense solver" else 0):
         content = {"setup": asdict(setup), **point.summary()}
-        drawing = None
-        if out is not None and point.is_listed:
-            from resid_theory import plots
-
-            drawing = plots.zero_point(point)
-        paths = "" if out is None else write(out, "zero_point", content, drawing)
+        content["reason"] += _unused(setup)
+        written = files.save(content, (lambda: _zero_figure(point)) if point.is_listed else None)
     if as_json:
         print_json(content)
         return
     _zero_point_table(content)
-    if paths:
-        say(f"{paths} written.")
+    if written:
+        say(written)
 
 
 def _setup(options: Mapping[str, Any]) -> "Setup":
     from resid_theory.sweep.setup import Setup
 
     return Setup(**{name: value for name, value in options.items() if value is not None})
+
+
+def _unused(setup: "Setup") -> str:
+    """A sentence on an option that changes nothing; empty if there is none."""
+    if setup.mid is None or setup.shortcut_depth > 1:
+        return ""
+    return f" --mid {setup.mid} has no effect: a block of one layer has nothing between its layers."
 
 
 def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
@@ -155,7 +160,7 @@ def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
     if predicted:
         measured = [n | {"distance": r.distance} for n, r in zip(measured, runs, strict=True)]
     return {
-        "note": runs[0].note,
+        "note": runs[0].note + _unused(runs[0].setup),
         "runs": [run.content() for run in runs],
         "mean": over(fmean, measured),
         "standard_deviation": over(_spread, measured),
@@ -198,6 +203,12 @@ def _spectrum_figure(runs: Sequence[PredictionCheck]) -> "Figure":
     label = f"measured, seed {first.seed}"
     plots.spectrum(first.measured, predicted=first.predicted, label=label, ax=ax)
     return drawing
+
+
+def _zero_figure(point: "ZeroPoint") -> "Figure":
+    from resid_theory import plots
+
+    return plots.zero_point(point)
 
 
 def _zero_point_table(content: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ def checkpoint_net(checkpoint: str) -> "nn.Module":
         return rt.load_checkpoint(checkpoint)
 
 
-def model_net(model: str, seed: int) -> "nn.Module":
+def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module":
     """A net that a user's own code makes; the code is run.
 
     Args:
@@ -81,17 +81,19 @@ def model_net(model: str, seed: int) -> "nn.Module":
             arguments the callable returns an ``nn.Module``. A module that is there already is
             taken as it is.
         seed: Of torch's generator while the code runs, so that weights drawn there come again.
+        weights: State dict or checkpoint that the net then takes.
 
     Returns:
         The net.
 
     Raises:
-        ValueError: If there is no such module or callable, the code raises an error, or what it
-            returns is no net.
+        ValueError: If there is no such module or callable, the code raises an error, what it
+            returns is no net, or the weights do not fit it.
     """
     import torch
     from torch import nn
 
+    import resid_theory as rt
     from resid_theory._check import check_choice
 
     name, colon, attribute = model.partition(":")
@@ -107,7 +109,12 @@ def model_net(model: str, seed: int) -> "nn.Module":
         net = make if isinstance(make, nn.Module) else _called(model, make)
     if not isinstance(net, nn.Module):
         raise ValueError(f"--model: {model} returns {type(net).__name__}, needs a torch.nn.Module")
-    return net
+    if weights is None:
+        return net
+    with renamed(
+        name="--state-dict", path="--state-dict", **{str(weights): f"--state-dict: {weights}"}
+    ):
+        return rt.load_checkpoint(weights, net=net)
 
 
 def search_here() -> str:

@@ -11,6 +11,7 @@ from resid_theory.curvature.layer_table import LayerTable, layer_table
 from resid_theory.curvature.mini_batches import BatchSpectra, batch_spectra
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
 from resid_theory.curvature.spectrum_of_net import spectrum
+from resid_theory.curvature.zero_point_of_net import zero_point_of_net
 
 __all__ = [
     "MATRICES",
@@ -32,4 +33,5 @@ __all__ = [
     "layer_table",
     "loss_along",
     "spectrum",
+    "zero_point_of_net",
 ]

@@ -1,28 +1,31 @@
 """Sums over a data set of matrix-vector products, from graphs that are retained or rebuilt."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.fisher_graphs import EmpiricalFisherOfOneGraph
 from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twice
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.rounding import asymmetry, measured_error, symmetric_in_float64
 from resid_theory.data import Batch
+from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.losses import NoWeighting
 from resid_theory.runtime.preserve import deterministic, preserved
-from resid_theory.runtime.resources import available_bytes, clock, is_out_of_memory, readable_bytes
+from resid_theory.runtime.resources import available_bytes, is_out_of_memory, readable_bytes
 
 __all__ = ["ENGINES", "BatchSum"]
 
-Add = Callable[[MatvecGraph, Tensor, float, int], None]
 ENGINES = ("auto", "retained", "rebuilt")
-_PROBE = 16  # samples that memory and time are measured on
+_PROBE = 4  # samples that memory is measured on, and symmetry
+_AGAIN = 32  # samples of which derivatives are refused that are not symmetric on fewer
 _CHUNK = 1 << 28  # bytes of a chunk's graph; far above, a processor's caches no longer help
 _SMALL = 1 << 20  # bytes of a graph below which a product on a CPU is mostly overhead
 _SHARE = 8  # vectors differentiated together may take this fraction of a GPU's free memory
@@ -41,7 +44,6 @@ class BatchSum:
             a sum.
         total: Loss and gradient, (1 + P,), float64, times the weight.
         sample_bytes: Bytes of a graph for each sample, measured.
-        error: Difference from the matrix in float64, measured; None for a net in float64.
     """
 
     def __init__(
@@ -90,11 +92,10 @@ class BatchSum:
                 keeping = keeping and start == batch.size
                 if start < batch.size:
                     self._graphs = []
-                    self._add_rebuilt(batch, start, _add_value_and_gradient, self.total, bar)
+                    self._add_rebuilt(batch, start, self.total, bar)
         risk.check_read_only()
         risk.check_reached(first)
-        self.engine = "retained" if keeping else "rebuilt"
-        self.error = measured_error(risk, weighed, self.samples, self.sample_bytes)
+        self.engine, self._weighed = "retained" if keeping else "rebuilt", weighed
 
     def _check_chunk(self, samples: int) -> None:
         """Refuse chunks smaller than a batch that cannot be split."""
@@ -109,25 +110,24 @@ class BatchSum:
         """True if graphs of so many samples may be kept."""
         allowed = self._free if self.limit is None else self.limit
         # Beside the kept graphs, a product holds about as much as the graph that it is made from.
-        needed = self.sample_bytes * (samples + self._chunk_size(samples))
+        chunk = self._chunk_size(samples)
+        needed = self.sample_bytes * (samples + chunk) + self._shared_bytes * (samples // chunk + 2)
         if needed > allowed and self._fixed:
             raise MemoryError(_too_large(needed, allowed))
         return needed <= allowed
 
-    @property
-    def retained_seconds(self) -> float:
-        """Time of one vector's product over all samples on retained graphs."""
-        return self._retained_seconds * self.samples
-
-    @property
-    def rebuilt_seconds(self) -> float:
-        """The same on rebuilt graphs."""
-        return self._rebuilt_seconds * self.samples
+    def error(self) -> MatrixError | None:
+        """Measure the difference from the matrix in float64; None for a net in float64."""
+        self.check_unchanged()
+        risk = self.risk
+        few = (_SMALL - self._held_bytes(0)) // max(1, self.sample_bytes)
+        with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state):
+            return measured_error(risk, self._weighed, self.samples, few)
 
     # -- before the first product --
 
     def _probe(self, batch: Batch) -> None:
-        """Measure memory and time on a few samples, and check that the Hessian is symmetric."""
+        """Measure memory on a few samples, and check that the Hessian is symmetric."""
         splits = self.risk.splits
         count = min(_PROBE, batch.size) if splits else batch.size
         while True:
@@ -136,7 +136,7 @@ class BatchSum:
             except NoSecondDerivative:
                 if self.risk.matrix != "empirical_fisher":
                     raise
-                self.risk.take_gradients_alone()
+                self.risk.take_graphs(EmpiricalFisherOfOneGraph, alone=True)
                 self.chunk = count = 1
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or not splits or count == 1:
@@ -148,10 +148,8 @@ class BatchSum:
             self.chunk = max(1, _CHUNK // max(1, self.sample_bytes))
 
     def _measure(self, batch: Batch, count: int) -> None:
-        start = clock(self.risk.device)
         graph = self.risk.graph(batch, 0, count, weigh=True)
         self.risk.check_read_only()
-        built = clock(self.risk.device)
         tries = 3 if self.risk.matrix == "hessian" else 1  # the others are symmetric as written
         size = sum(p.numel() for p in graph.parameters)
         generator = torch.Generator().manual_seed(0)
@@ -165,6 +163,11 @@ class BatchSum:
                 "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
             )
         gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
+        more = min(_AGAIN, batch.size)
+        if gap and self.risk.splits and count < more:
+            # Where a few samples are classified with certainty, derivatives are all rounding.
+            self._measure(batch, more)
+            return
         if gap:
             kind, why = graph.parameters[0].dtype, NOT_SYMMETRIC
             if symmetric_in_float64(self.risk, batch, count, vectors):
@@ -173,10 +176,12 @@ class BatchSum:
                 f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
                 f"length {float(vectors[0].norm()):.2g}), {why}"
             )
-        product = (clock(self.risk.device) - built) / tries
-        self.sample_bytes = graph.saved // count
-        self._retained_seconds = product / count
-        self._rebuilt_seconds = (product + built - start) / count
+        # Fewer samples show what a graph holds whatever their number: weights, mostly.
+        less = count // 2 if self.risk.splits and count >= 4 else 0
+        fewer = self.risk.graph(batch, 0, less, weigh=True).saved if less else 0
+        self.sample_bytes = max(0, graph.saved - fewer) // (count - less)
+        self._weight_bytes = sum(p.nbytes for p in graph.parameters)
+        self._shared_bytes = max(0, graph.saved - self.sample_bytes * count - self._weight_bytes)
 
     def _retain(self, batch: Batch, bar: "tqdm[None]") -> int:
         """Keep a batch's graphs and add up their gradients; return how many samples fitted."""
@@ -217,10 +222,14 @@ class BatchSum:
 
     def _together(self, count: int) -> int:
         """Number of vectors differentiated together on a graph of ``count`` samples."""
-        held = max(1, self.sample_bytes * count)
+        held = self._held_bytes(count)
         if self.risk.device.type == "cpu":
             return _MOST if held <= _SMALL else 1
         return max(1, min(_MOST, self._workspace // held))
+
+    def _held_bytes(self, count: int) -> int:
+        """Bytes that a product reads on a graph of ``count`` samples."""
+        return self._weight_bytes + self._shared_bytes + self.sample_bytes * count
 
     def check_unchanged(self) -> None:
         """Refuse a net that is not what it was when the operator was made."""
@@ -230,8 +239,8 @@ class BatchSum:
                 f"old one ({change}); make a new operator"
             )
 
-    def add_up(self, add: Add, total: Tensor) -> Tensor:
-        """Add to zeros the sum over chunks of what ``add(graph, total, weight, together)`` adds."""
+    def add_products(self, total: Tensor, **block: Any) -> None:
+        """Add a product to zeros (b, size of the rows); the block as of `MatvecGraph.product`."""
         self.check_unchanged()
         with deterministic(), tqdm(
             total=self.samples, disable=not self._progress, desc="Product", unit="sample",
@@ -239,7 +248,7 @@ class BatchSum:
         ) as bar:  # fmt: skip
             try:
                 for count, graph in self._graphs:
-                    add(graph, total, graph.weight, self._together(count))
+                    graph.add_product(total, graph.weight, self._together(count), **block)
                     bar.update(count)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self._fixed:
@@ -255,22 +264,21 @@ class BatchSum:
                 risk = self.risk
                 with preserved(risk.net, batchnorm=risk.batchnorm, state=risk.state, weights=False):
                     for batch in self.risk.data:
-                        self._add_rebuilt(batch, 0, add, total, bar)
-        return total
+                        self._add_rebuilt(batch, 0, total, bar, block)
 
     def _add_rebuilt(
         self,
         batch: Batch,
         start: int,
-        add: Add,
         total: Tensor,
         bar: "tqdm[None]",
+        block: Mapping[str, Any] | None = None,
     ) -> None:
-        """Add a batch's sum from a sample on; halve the chunks where memory does not suffice."""
+        """Add a batch's product, or loss and gradient; halve chunks where memory is short."""
         while start < batch.size:
             count = min(self._chunk_size(batch.size), batch.size - start)
             try:
-                result, weight = self._of_chunk(batch, start, count, add, total)
+                result, weight = self._of_chunk(batch, start, count, total, block)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -286,7 +294,7 @@ class BatchSum:
             else:
                 if weight:
                     total.add_(result, alpha=weight)
-                if total is self.total:
+                if block is None:
                     self.weight += weight
                 bar.update(count)
                 start += count
@@ -300,19 +308,16 @@ class BatchSum:
             )
 
     def _of_chunk(
-        self, batch: Batch, start: int, count: int, add: Add, like: Tensor
+        self, batch: Batch, start: int, count: int, like: Tensor, block: Mapping[str, Any] | None
     ) -> tuple[Tensor, float]:
         """The part of a chunk, whose graph is gone afterwards, and its weight."""
         graph = self.risk.graph(batch, start, count)
         part = torch.zeros_like(like)
-        add(graph, part, 1.0, self._together(count))
+        if block is None:
+            graph.add_value_and_gradient(part, 1.0)
+        else:
+            graph.add_product(part, 1.0, self._together(count), **block)
         return part, graph.weight
-
-
-def _add_value_and_gradient(
-    graph: MatvecGraph, total: Tensor, weight: float, together: int
-) -> None:
-    graph.add_value_and_gradient(total, weight)
 
 
 def _too_large(needed: int, limit: int | None) -> str:

@@ -1,6 +1,6 @@
 """A dense symmetric matrix from products with unit vectors, at half the price of all columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from tqdm import tqdm
 from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.products import unit_vectors
 
 __all__ = ["PANEL", "columns_of"]
 
@@ -40,26 +41,23 @@ def columns_of(
     size = operator.shape[0]
     # NumPy asks for huge pages.
     matrix = torch.from_numpy(np.zeros((size, size))).to(operator.device)
-    names = operator.names
+    names, groups = operator.names, list(_groups(operator))
     with tqdm(total=size, disable=not progress, desc=operator.risk.title, unit="column") as bar:
-        for number, (first, last, start, stop) in enumerate(_groups(operator)):
+        for number, (first, last, start, stop) in enumerate(groups):
             block = operator.block(names[first:], names[first:last])
             own = None if folder is None else Path(folder) / f"columns_{number:03d}"
             with RecordedOperator(block, folder=own, square=False) as record:
                 for left in range(start, stop, PANEL):
                     right = min(left + PANEL, stop)
-                    units = torch.zeros(stop - start, right - left, dtype=torch.float64)
-                    units[torch.arange(left, right) - start, torch.arange(right - left)] = 1.0
-                    columns = record @ units.to(operator.device)
+                    columns = record @ unit_vectors(block, left - start, right - start)
                     matrix[start:, left:right] = columns.mul_(record.unit)
                     bar.update(right - left)
-    eps = torch.finfo(operator.risk.parameters[0].dtype).eps
-    return matrix, _symmetrize(matrix, operator, eps)
+    return matrix, _symmetrize(matrix, operator, groups)
 
 
 def _groups(operator: CurvatureOperator) -> Iterator[tuple[int, int, int, int]]:
     """Consecutive parameters with a panel of columns or more: numbers of these and of columns."""
-    sizes = [shape.numel() for shape in operator.column_shapes.values()]
+    sizes = [parameter.numel() for parameter in operator.risk.parameters]
     first = start = stop = 0
     for last, size in enumerate(sizes, 1):
         stop += size
@@ -68,9 +66,11 @@ def _groups(operator: CurvatureOperator) -> Iterator[tuple[int, int, int, int]]:
             first, start = last, stop
 
 
-def _symmetrize(matrix: Tensor, operator: CurvatureOperator, eps: float) -> float:
+def _symmetrize(
+    matrix: Tensor, operator: CurvatureOperator, groups: Sequence[tuple[int, int, int, int]]
+) -> float:
     """Fill the upper triangle; return the norm of what was not symmetric."""
-    groups = list(_groups(operator))
+    eps = torch.finfo(operator.risk.parameters[0].dtype).eps
     for _, _, start, stop in groups:
         matrix[start:stop, stop:] = matrix[stop:, start:stop].mT
     low, high = torch.aminmax(matrix)

@@ -1,7 +1,8 @@
 """Rows and columns of a symmetric curvature matrix, as a linear operator."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,10 @@ import torch
 from torch import Tensor
 
 from resid_theory.curvature.accumulation import BatchSum
-from resid_theory.curvature.matvec_graphs import MatvecGraph
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.eigen.linear_operator import LinearOperator
 from resid_theory.eigen.matrix_error import MatrixError
-from resid_theory.eigen.products import NUMPY_DTYPES, Shapes
+from resid_theory.eigen.products import NUMPY_DTYPES
 from resid_theory.runtime.process_group import ProcessGroup
 
 __all__ = ["CurvatureBlock"]
@@ -25,9 +25,6 @@ class CurvatureBlock(LinearOperator):
     Made by :meth:`CurvatureOperator.block`; ``A @ V`` costs no more than the parts of the net
     between its rows and columns.
 
-    Attributes:
-        error: Difference of the whole matrix from that of the same weights in float64, measured on
-            a few samples when the operator is made; None for a net in float64.
     """
 
     def __init__(
@@ -38,54 +35,42 @@ class CurvatureBlock(LinearOperator):
         columns: Sequence[int],
         weight: float,
         dtype: torch.dtype,
-        error: MatrixError | None,
+        whole: "CurvatureBlock | None" = None,
     ) -> None:
-        self._sums, self._process_group, self.error = sums, process_group, error
-        self._rows, self._columns, self._weight, self._dtype = rows, columns, weight, dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of rows and columns."""
-        sizes = [parameter.numel() for parameter in self._sums.risk.parameters]
-        return sum(sizes[k] for k in self._rows), sum(sizes[k] for k in self._columns)
-
-    @property
-    def row_shapes(self) -> Shapes:
-        """Names and shapes of the parameters that rows stand for."""
-        return self._shapes(self._rows)
-
-    @property
-    def column_shapes(self) -> Shapes:
-        """Names and shapes of the parameters that columns stand for."""
-        return self._shapes(self._columns)
-
-    def _shapes(self, places: Sequence[int]) -> Shapes:
-        risk = self._sums.risk
-        return {risk.names[k]: risk.parameters[k].shape for k in places}
-
-    @property
-    def lowest(self) -> float:  # type: ignore[override]
-        """The weight decay, where the matrix is positive semidefinite without it."""
-        risk, square = self._sums.risk, list(self._rows) == list(self._columns)
-        return risk.weight_decay if square and risk.is_semidefinite else -math.inf
+        self._sums, self._process_group, self._whole = sums, process_group, whole
+        self._rows, self._columns, self._weight, risk = rows, columns, weight, sums.risk
+        across, down = (
+            {risk.names[k]: risk.parameters[k].shape for k in side} for side in (rows, columns)
+        )
+        height, width = (sum(s.numel() for s in side.values()) for side in (across, down))
+        super().__init__((height, width), dtype, risk.device, row_shapes=across, column_shapes=down)
+        if list(rows) == list(columns) and risk.is_semidefinite:
+            self.lowest = risk.weight_decay
 
     @property
     def T(self) -> "CurvatureBlock":
         """The block on the other side of the diagonal."""
         return CurvatureBlock(
-            self._sums, self._process_group, self._columns, self._rows, self._weight, self._dtype,
-            self.error,
+            self._sums, self._process_group, self._columns, self._rows, self._weight, self.dtype,
+            self._whole or self,
         )  # fmt: skip
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of results: the precision in which chunks are added up."""
-        return self._dtype
+    @cached_property
+    def error(self) -> MatrixError | None:  # type: ignore[override]
+        """Difference of the whole matrix from that of the same weights in float64.
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the net and of the results."""
-        return self._sums.risk.device
+        Measured on a few samples when it is first asked for; None for a net in float64.
+        """
+        if self._whole is not None:
+            return self._whole.error
+        error, group = self._sums.error(), self._process_group
+        if error is None:
+            return None
+        # Those of the processes add up as their matrices do.
+        own = asdict(error)
+        parts = torch.tensor(list(own.values()), dtype=torch.float64, device=self.device)
+        mean = group.add(parts * self._sums.weight) / self._weight
+        return MatrixError(**dict(zip(own, mean.tolist(), strict=True)))
 
     def block(self, rows: Any, columns: Any = None) -> "CurvatureBlock":
         """A diagonal block, or the block of some rows and some columns.
@@ -106,7 +91,13 @@ class CurvatureBlock(LinearOperator):
         if columns is not None or list(self._rows) != list(self._columns):
             down = self._chosen("columns", rows if columns is None else columns, self._columns)
         return CurvatureBlock(
-            self._sums, self._process_group, across, down, self._weight, self._dtype, self.error
+            self._sums,
+            self._process_group,
+            across,
+            down,
+            self._weight,
+            self.dtype,
+            self._whole or self,
         )
 
     def _chosen(self, argument: str, given: Any, among: Sequence[int]) -> list[int]:
@@ -118,16 +109,12 @@ class CurvatureBlock(LinearOperator):
     def _product(self, columns: Tensor) -> Tensor:
         count = columns.shape[1]
         # NumPy asks for huge pages: filling a large array for the first time is most of its cost.
-        zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self._dtype])
+        zeros = np.zeros((count, self.shape[0]), NUMPY_DTYPES[self.dtype])
         total = torch.from_numpy(zeros).to(self.device)
-
-        def add(graph: MatvecGraph, into: Tensor, weight: float, together: int) -> None:
-            graph.add_product(
-                into, weight, together, vectors=columns.mT, rows=self._rows, columns=self._columns
-            )
-
         if count:
-            self._sums.add_up(add, total)
+            self._sums.add_products(
+                total, vectors=columns.mT, rows=self._rows, columns=self._columns
+            )
         local = total.double().mT
         result = self._process_group.add_product(local, columns).div_(self._weight)
         self._add_decay(result, columns)

@@ -21,7 +21,7 @@ from resid_theory.curvature.first_look import (
     input_kinds,
     loss_value,
 )
-from resid_theory.curvature.fisher_graphs import MATRICES, EmpiricalFisherOfOneGraph
+from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.curvature.forward_checks import (
     WatchCuts,
     check_cuts,
@@ -232,9 +232,9 @@ class EmpiricalRisk:
                 "parameters beside the output; leave weight decay out, and pass weight_decay="
             )
 
-    def take_gradients_alone(self) -> None:
-        """Go on with graphs of single samples, which need first derivatives only."""
-        self._graph, self.alone = EmpiricalFisherOfOneGraph, True
+    def take_graphs(self, kind: type[MatvecGraph], *, alone: bool = False) -> None:
+        """Go on with graphs of another kind, perhaps of single samples."""
+        self._graph, self.alone = kind, alone
 
     def check_read_only(self) -> None:
         """Refuse a net that has written its parameters while it ran."""
@@ -318,7 +318,7 @@ class EmpiricalRisk:
             wide.loss.function = copied(self.loss.function).double()
         known = trainable_by_name(wide.net)
         wide.parameters = [known[name] for name in self.names]
-        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        few = batch.spread(2) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
         if self.loss.takes_batches:
             value = wide.of_batch(wide.net, few.placed)

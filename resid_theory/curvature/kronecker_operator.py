@@ -12,7 +12,6 @@ from resid_theory._check import as_tensor, check_finite, check_positive
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.eigen.diagonal import Diagonal
 from resid_theory.eigen.linear_operator import LinearOperator, WrappedOperator
-from resid_theory.eigen.products import Shapes
 from resid_theory.eigen.solve import Solution
 from resid_theory.eigen.spectrum import Spectrum
 
@@ -77,41 +76,20 @@ class KroneckerOperator(LinearOperator):
         self.blocks, self.title, self.not_covered = tuple(blocks), title, dict(not_covered)
         self._parameters = {name: p for name, p in parameters.items() if name in covered}
         self._net = net
-        sizes = [p.numel() for p in self._parameters.values()]
+        shapes = {name: p.shape for name, p in self._parameters.items()}
+        sizes = [shape.numel() for shape in shapes.values()]
+        super().__init__(
+            (sum(sizes), sum(sizes)), torch.float64, blocks[0].A.device, row_shapes=shapes,
+            column_shapes=shapes,
+        )  # fmt: skip
         ends = torch.tensor(sizes).cumsum(0).tolist()
         spans = (slice(end - size, end) for size, end in zip(sizes, ends, strict=True))
         self._spans = dict(zip(self._parameters, spans, strict=True))
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P), of the parameters that are covered."""
-        size = sum(p.numel() for p in self._parameters.values())
-        return size, size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float64."""
-        return torch.float64
-
-    @property
-    def device(self) -> torch.device:
-        """That of the factors."""
-        return self.blocks[0].A.device
-
-    @property
     def T(self) -> "KroneckerOperator":
         """The matrix itself."""
         return self
-
-    @property
-    def row_shapes(self) -> Shapes:
-        """Names and shapes of the parameters covered, in the net's order."""
-        return {name: p.shape for name, p in self._parameters.items()}
-
-    @property
-    def column_shapes(self) -> Shapes:
-        """The same."""
-        return self.row_shapes
 
     def _apply(self, vectors: Tensor, act: Callable[[KroneckerBlock, Tensor], Tensor]) -> Tensor:
         """Act on each layer's vectors, (b, out, in + 1)."""

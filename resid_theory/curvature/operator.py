@@ -1,6 +1,5 @@
 """Hessian, generalized Gauss-Newton and Fisher matrices as linear operators, at any size."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from resid_theory.curvature.accumulation import ENGINES, BatchSum
 from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.varied_net import vary_activations
-from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.losses import LossLike
 from resid_theory.runtime.net_entry import inner_net
 from resid_theory.runtime.process_group import ProcessGroup
@@ -33,18 +31,16 @@ class CurvatureOperator(CurvatureBlock):
     """
 
     def __init__(self, sums: BatchSum, process_group: ProcessGroup, dtype: torch.dtype) -> None:
-        risk, total, error = sums.risk, sums.total, None
+        risk, total = sums.risk, sums.total
         counts = process_group.add(total.new_tensor([sums.samples, sums.weight])).tolist()
         weight, every = 1.0 if risk.sums else counts[1], range(len(risk.parameters))
-        if sums.error is not None:  # those of the processes add up as their matrices do
-            own = asdict(sums.error)
-            parts = process_group.add(total.new_tensor(list(own.values())) * sums.weight)
-            error = MatrixError(**dict(zip(own, (parts / (weight or 1.0)).tolist(), strict=True)))
         if weight == 0.0:
             raise ValueError(
                 "loss: is not a number on these data: no label counts, or the loss is not finite"
             )
-        super().__init__(sums, process_group, every, every, weight, dtype, error)
+        super().__init__(sums, process_group, every, every, weight, dtype)
+        if process_group.count > 1:
+            _ = self.error  # while all are here
         mean = process_group.add(total) / weight
         if not bool(torch.isfinite(mean).all()):
             raise ValueError(
@@ -97,7 +93,7 @@ class CurvatureOperator(CurvatureBlock):
         self._sums.check_unchanged()
 
     def describe(self) -> str:
-        """A few lines on the operator, its engine, and the cost of a product."""
+        """A few lines on the operator and its engine."""
         sums, risk = self._sums, self.risk
         held = readable_bytes(sums.sample_bytes * sums.samples)
         average = "sum" if risk.sums else "mean"
@@ -105,9 +101,8 @@ class CurvatureOperator(CurvatureBlock):
             f"{risk.title}, P = {self.shape[0]}, {average} over {self.samples} samples"
             + (f" on {self.processes} ranks" if self.processes > 1 else ""),
             f"BatchNorm: {risk.batchnorm}; products in {risk.parameters[0].dtype}, added in "
-            f"{self._dtype}; chunks of {self.chunk or 'whole batches'}",
-            f"engine: {self.engine}; retained graphs: {held}, about "
-            f"{sums.retained_seconds:.2g} s a product; rebuilt: {sums.rebuilt_seconds:.2g} s",
+            f"{self.dtype}; chunks of {self.chunk or 'whole batches'}",
+            f"engine: {self.engine}; retained graphs: {held}",
         ]
         if risk.data.shuffled:
             lines.append("the loader shuffles between passes: products agree to round-off")

@@ -15,22 +15,29 @@ __all__ = ["asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
 
 _LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
-_SMALL = 1 << 20  # bytes of a graph that costs next to nothing
 # The samples compared are few, and the vectors four. Over fully connected and convolutional nets
 # at initialization and at minima, in float32 and bfloat16, the largest shift of an eigenvalue was
 # at most 1.8 times what they showed.
 _SAFETY = 3.0
 
 
-def measured_error(
-    risk: EmpiricalRisk, batch: Batch, samples: int, sample_bytes: int
-) -> MatrixError | None:
-    """Difference from the matrix of the same weights in float64; None where these are float64."""
+def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) -> MatrixError | None:
+    """Difference from the matrix of the same weights in float64; None where these are float64.
+
+    Args:
+        risk: Net, loss and matrix.
+        batch: Samples to choose from.
+        samples: Number of samples of all data.
+        few: Samples whose graph costs next to nothing.
+
+    Returns:
+        The error.
+    """
     # The epsilon of the precision does not bound it: at a minimum of the cross-entropy, where
     # 1 - p cancels, a float32 Hessian is off by a thousandth, a bfloat16 one by half.
     if all(p.dtype == torch.float64 for p in risk.net.parameters()):
         return None
-    count = max(min(samples // _SHARE, _MOST), _SMALL // max(1, sample_bytes), _LEAST)
+    count = max(min(samples // _SHARE, _MOST), few, _LEAST)
     if risk.alone:
         part, step = batch.spread(_MOST), 1
     else:

@@ -17,17 +17,12 @@ __all__ = ["vary_activations"]
 class _Varied(nn.Module):
     """A net with a free displacement of every sample's activations; it takes sample numbers."""
 
-    def __init__(self, net: nn.Module, content: Any, size: int, wrt: str) -> None:
+    def __init__(self, net: nn.Module, content: Any, size: int, wrt: str, like: Tensor) -> None:
         super().__init__()
         self.net, self._content, self._size, self._wrt = net, content, size, wrt
-        self._shape: torch.Size | None = None
-
-    def free(self, like: Tensor) -> None:
-        """Add the displacements, zeros."""
-        shape = (self._size, *like.shape[1:])
-        name = "inputs" if self._wrt == "inputs" else "activations"
-        self.register_parameter(name, nn.Parameter(like.new_zeros(shape)))
-        self._name = name
+        self._name = "inputs" if wrt == "inputs" else "activations"
+        zeros = like.new_zeros(size, *like.shape[1:])
+        self.register_parameter(self._name, nn.Parameter(zeros))
 
     def forward(self, rows: Tensor) -> Any:
         """The net's output for these samples."""
@@ -71,8 +66,7 @@ def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Da
         raise ValueError(f"data: samples differ in shape; wrt={wrt!r} needs samples of one shape")
     x, y = whole.pair
     x = map_tensors(x, torch.clone)  # the caller's may change
-    varied = _Varied(net, x, whole.size, wrt)
-    varied.free(_found(net, whole, wrt))
+    varied = _Varied(net, x, whole.size, wrt, _found(net, whole, wrt))
     varied.train(net.training)
     weights = [batch.sample_weight for batch in batches]
     known = [weight for weight in weights if weight is not None]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
 from resid_theory.eigen.estimate import student
-from resid_theory.eigen.products import MatrixProducts, check_square
+from resid_theory.eigen.products import MatrixProducts, check_square, unit_vectors
 from resid_theory.runtime.result import Result
 
 __all__ = ["Diagonal", "diagonal"]
@@ -61,8 +61,7 @@ def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int
     for start in range(0, count, _BLOCK):
         several = min(_BLOCK, count - start)
         if exact:
-            vectors = torch.zeros(size, several, dtype=torch.float64, device=A.device)
-            vectors[start + torch.arange(several), torch.arange(several)] = 1.0
+            vectors = unit_vectors(A, start, start + several)
         else:
             signs = torch.randint(2, (size, several), generator=generator, device=generator.device)
             vectors = (2.0 * signs - 1.0).to(A.device, torch.float64)

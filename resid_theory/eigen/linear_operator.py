@@ -159,22 +159,7 @@ class Identity(LinearOperator):
         dtype: torch.dtype = torch.float64,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._size, self._dtype, self._device = size, dtype, torch.device(device)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(P, P)."""
-        return self._size, self._size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype given."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device given."""
-        return self._device
+        super().__init__((size, size), dtype, device)
 
     @property
     def T(self) -> LinearOperator:
@@ -198,28 +183,14 @@ class WrappedOperator(LinearOperator):
         self._torch = isinstance(matrix.dtype, torch.dtype)
         if own[:7] in ("complex", "object") or self._torch and matrix.dtype not in NUMPY_DTYPES:
             raise ValueError(f"A: got dtype {matrix.dtype}, needs real numbers, float32 or float64")
-        self._dtype = torch.float32 if own == "float32" else torch.float64
-        self._device = torch.device(getattr(matrix, "device", "cpu") if self._torch else "cpu")
         self.error = getattr(matrix, "error", None)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of rows and columns."""
-        rows, columns = self._matrix.shape
-        return (
-            int(rows) if self._rows is None else len(self._rows),
-            int(columns) if self._columns is None else len(self._columns),
+        sides = zip(matrix.shape, (rows, columns), strict=True)
+        height, width = (int(size) if some is None else len(some) for size, some in sides)
+        super().__init__(
+            (height, width),
+            torch.float32 if own == "float32" else torch.float64,
+            getattr(matrix, "device", "cpu") if self._torch else "cpu",
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float32 for a matrix of float32, else float64."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The matrix's."""
-        return self._device
 
     @property
     def T(self) -> LinearOperator:
@@ -289,6 +260,17 @@ class OperatorSum(LinearOperator):
     def __init__(self, terms: Sequence[tuple[float, LinearOperator]]) -> None:
         self.terms = tuple(terms)
         self._rounding = 0.0  # largest seen so far, relative to a vector
+        every = [term for _, term in terms]
+        wide = any(term.dtype == torch.float64 for term in every)
+        super().__init__(
+            every[0].shape,
+            torch.float64 if wide else torch.float32,
+            every[0].device,
+            row_shapes=next((t.row_shapes for t in every if t.row_shapes is not None), None),
+            column_shapes=next(
+                (t.column_shapes for t in every if t.column_shapes is not None), None
+            ),
+        )
 
     @classmethod
     def of(cls, terms: Sequence[tuple[float, Any]]) -> "OperatorSum":
@@ -311,34 +293,6 @@ class OperatorSum(LinearOperator):
             if odd is not None:
                 raise ValueError(f"B: stands for {list(odd)}, needs {list(named[0])}")
         return cls(flat)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """That of every term."""
-        return self.terms[0][1].shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """float64 if a term has it."""
-        kinds = {term.dtype for _, term in self.terms}
-        return torch.float64 if torch.float64 in kinds else torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """That of every term."""
-        return self.terms[0][1].device
-
-    @property
-    def row_shapes(self) -> Shapes | None:
-        """Those of the terms that have some."""
-        every = (term.row_shapes for _, term in self.terms)
-        return next((shapes for shapes in every if shapes is not None), None)
-
-    @property
-    def column_shapes(self) -> Shapes | None:
-        """Those of the terms that have some."""
-        every = (term.column_shapes for _, term in self.terms)
-        return next((shapes for shapes in every if shapes is not None), None)
 
     @property
     def T(self) -> LinearOperator:

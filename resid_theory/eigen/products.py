@@ -13,7 +13,7 @@ from tqdm import tqdm
 from resid_theory._check import as_tensor
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = ["NUMPY_DTYPES", "MatrixProducts", "Shapes", "check_square"]
+__all__ = ["NUMPY_DTYPES", "MatrixProducts", "Shapes", "check_square", "unit_vectors"]
 
 NUMPY_DTYPES: dict[torch.dtype, Any] = {
     torch.float64: np.dtype(np.float64),
@@ -30,6 +30,12 @@ class MatrixProducts(ABC):
     ``A @ V`` multiplies, ``V @ A`` multiplies by the transpose.
 
     Attributes:
+        shape: Numbers of rows and columns.
+        dtype: Data type of the products.
+        device: Device of the products.
+        row_shapes: Parameters that the rows stand for, in order, with their shapes; None without
+            names.
+        column_shapes: The same of the columns.
         error: Difference from the matrix that it stands for; None where products are as exact as
             ``dtype``.
         lowest: A number that no eigenvalue is below, -inf where none is known.
@@ -40,20 +46,17 @@ class MatrixProducts(ABC):
     # NumPy leaves operations with its arrays and numbers to this class.
     __array_ufunc__ = None
 
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """Numbers of rows and columns."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """Data type of the products."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Device of the products."""
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        row_shapes: Shapes | None = None,
+        column_shapes: Shapes | None = None,
+    ) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+        self.row_shapes, self.column_shapes = row_shapes, column_shapes
 
     @abstractmethod
     def _product(self, vectors: Tensor) -> Tensor:
@@ -63,16 +66,6 @@ class MatrixProducts(ABC):
     @abstractmethod
     def T(self) -> "MatrixProducts":
         """The transpose."""
-
-    @property
-    def row_shapes(self) -> Shapes | None:
-        """Parameters that the rows stand for, in order, with their shapes; None without names."""
-        return None
-
-    @property
-    def column_shapes(self) -> Shapes | None:
-        """The same of the columns."""
-        return None
 
     def __matmul__(self, vectors: Any) -> Tensor:
         """The matrix times one vector or several.
@@ -192,11 +185,9 @@ class MatrixProducts(ABC):
         matrix = torch.empty(rows, columns, dtype=self.dtype, device=self.device)
         with tqdm(total=columns, disable=not progress, desc="Matrix", unit="column") as bar:
             for start in range(0, columns, _DENSE_STEP):
-                count = min(_DENSE_STEP, columns - start)
-                units = torch.zeros(columns, count, dtype=torch.float64, device=self.device)
-                units[start + torch.arange(count), torch.arange(count)] = 1.0
-                matrix[:, start : start + count] = self @ units
-                bar.update(count)
+                stop = min(start + _DENSE_STEP, columns)
+                matrix[:, start:stop] = self @ unit_vectors(self, start, stop)
+                bar.update(stop - start)
         return matrix
 
     def to_scipy(self) -> Any:
@@ -218,6 +209,14 @@ class MatrixProducts(ABC):
     def __repr__(self) -> str:
         """One line."""
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+
+def unit_vectors(operator: MatrixProducts, start: int, stop: int) -> Tensor:
+    """Return some columns of the identity that an operator multiplies, (columns, stop - start)."""
+    size = operator.shape[1], stop - start
+    units = torch.zeros(size, dtype=torch.float64, device=operator.device)
+    units[start:stop].fill_diagonal_(1.0)
+    return units
 
 
 def check_square(operator: MatrixProducts) -> int:

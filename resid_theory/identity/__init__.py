@@ -5,6 +5,7 @@ and R of learned norm. Everything here follows from the kernel I, whose ones are
 """
 
 from resid_theory.identity.decay import IdDecay, id_mask, shifted, undecayed
+from resid_theory.identity.dirac_weights import DiracWeights
 from resid_theory.identity.identity_kernel import (
     RULES,
     id_entries,
@@ -35,6 +36,7 @@ __all__ = [
     "RULES",
     "AddIdentity",
     "DiracWeight",
+    "DiracWeights",
     "DominantWeight",
     "IdDecay",
     "ResidualWeight",

@@ -159,6 +159,7 @@ class DiracWeight(ResidualWeight):
     """
 
     b: nn.Parameter | None
+    ready: Tensor | None = None  # the weight, where DiracWeights has computed it with others
 
     def __init__(self, identity: Tensor, *, normalize: bool = True) -> None:
         super().__init__(identity)
@@ -174,6 +175,8 @@ class DiracWeight(ResidualWeight):
 
     def forward(self, original: Tensor) -> Tensor:
         """The effective weight diag(a) I + R."""
+        if self.ready is not None:
+            return self.ready
         return _rows(self.a, original) * self.identity + self.branch(original)
 
     @torch.no_grad()

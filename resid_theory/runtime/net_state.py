@@ -113,9 +113,10 @@ class NetState:
         """True if tensors have the bits that they had."""
         differences: dict[torch.device, list[Tensor]] = defaultdict(list)
         for tensor in dict.fromkeys(tensors):
-            now, before = _bits(tensor), _bits(self._copies[id(tensor)])
-            if (now.shape, now.dtype, now.device) != (before.shape, before.dtype, before.device):
+            copy = self._copies[id(tensor)]
+            if (tensor.shape, tensor.dtype, tensor.device) != (copy.shape, copy.dtype, copy.device):
                 return False
+            now, before = _bits(tensor, copy)
             if now.device.type == "cuda":  # answers are awaited together
                 differences[now.device].append((now != before).any())
             elif not (now.is_meta or torch.equal(now, before)):
@@ -167,11 +168,20 @@ def _kind(tensor: Tensor) -> str:
     return f"({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}, {trained})"
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The same memory as integers, in which nan is equal to itself."""
-    plain = tensor.detach()
-    plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
-    return plain.view(_INTEGERS[plain.element_size()]) if plain.is_floating_point() else plain
+def _bits(*tensors: Tensor) -> list[Tensor]:
+    """Memory of tensors of one shape as integers, in which nan is equal to itself."""
+    plain = [tensor.detach() for tensor in tensors]
+    plain = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in plain]
+    if not plain[0].is_floating_point():
+        return plain
+    size = plain[0].element_size()
+    # Integers of 8 bytes are compared two to three times as fast as those of 4.
+    if all(
+        t.is_contiguous() and not (t.numel() * size % 8 or t.storage_offset() * size % 8)
+        for t in plain
+    ):
+        return [t.view(-1).view(torch.int64) for t in plain]
+    return [t.view(_INTEGERS[size]) for t in plain]
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:

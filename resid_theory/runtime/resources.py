@@ -1,6 +1,7 @@
 """Resources of the machine: free memory, and its rate of matrix products."""
 
 import os
+import sys
 import time
 from functools import cache
 
@@ -12,6 +13,7 @@ __all__ = [
     "clock",
     "is_out_of_memory",
     "matmul_rate",
+    "peak_bytes",
     "readable_bytes",
 ]
 
@@ -66,6 +68,16 @@ def available_bytes(device: torch.device | None = None) -> int:
     except (OSError, KeyError, ValueError):
         pass  # not Linux, or no such limit: the smallest of what is known decides
     return max(0, min(free))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has used: of a GPU's own, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def readable_bytes(count: int) -> str:

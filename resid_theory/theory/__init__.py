@@ -28,7 +28,6 @@ from resid_theory.theory.zero_weights.escape import (
 )
 from resid_theory.theory.zero_weights.isometry import Isometry, isometry, isometry_edges
 from resid_theory.theory.zero_weights.layout import Layout
-from resid_theory.theory.zero_weights.layout_point import LayoutPoint
 from resid_theory.theory.zero_weights.origin import zero_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.signal_propagation import (
@@ -36,15 +35,21 @@ from resid_theory.theory.zero_weights.signal_propagation import (
     output_growth,
 )
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
+from resid_theory.theory.zero_weights.transformer_point import (
+    Branch,
+    TransformerPoint,
+    transformer_zero_point,
+)
 
 __all__ = [
     "BlockToeplitz",
+    "Branch",
     "Interpolation",
     "InterpolationNet",
     "Isometry",
     "Layout",
-    "LayoutPoint",
     "PathChart",
+    "TransformerPoint",
     "TrivialFlow",
     "Unit",
     "ZeroPoint",
@@ -71,6 +76,7 @@ __all__ = [
     "output_growth",
     "path_around",
     "rotated_moments",
+    "transformer_zero_point",
     "widest_margin",
     "zero_point",
 ]

@@ -11,7 +11,12 @@ from resid_theory.training.recipe import (
     Recipe,
 )
 from resid_theory.training.run import Progress, Run
-from resid_theory.training.saved_nets import build_net, load_checkpoint, save_checkpoint
+from resid_theory.training.saved_nets import (
+    build_net,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 __all__ = [
     "DIRACNETS",
@@ -25,6 +30,7 @@ __all__ = [
     "Run",
     "build_net",
     "evaluate",
+    "list_checkpoints",
     "load_checkpoint",
     "resume",
     "save_checkpoint",

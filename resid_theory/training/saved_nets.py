@@ -20,6 +20,7 @@ __all__ = [
     "architecture_of",
     "build_net",
     "find_checkpoint",
+    "list_checkpoints",
     "load_checkpoint",
     "save_checkpoint",
 ]
@@ -166,7 +167,7 @@ def find_checkpoint(name: str | Path) -> Path:
             if path.is_file():
                 return path
     first = folders[0] if folders else "$RESID_THEORY_CHECKPOINTS (not set)"
-    names = ", ".join(sorted(path.stem for path in _CHECKOUT.glob("*.json")))
+    names = ", ".join(list_checkpoints())
     shipped = f"there are {names}" if names else (
         "trained nets ship with the checkout: install it with pip install -e, or set "
         "RESID_THEORY_CHECKPOINTS to its experiments/checkpoints"
@@ -175,3 +176,20 @@ def find_checkpoint(name: str | Path) -> Path:
         f"name: no checkpoint {str(name)!r}: it is no path here, and there is no {name}.json in "
         f"{first} nor in {_CHECKOUT}; {shipped}"
     )
+
+
+def list_checkpoints() -> dict[str, dict[str, Any]]:
+    """Trained nets that ship with the checkout.
+
+    Returns:
+        By the name that :func:`load_checkpoint` takes: architecture, and ``about`` with loss (nats)
+        and error (share) on training and test images, and data and recipe in ``settings``. Empty
+        if the library was installed without its checkout.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(_CHECKOUT.glob("*.json")) + sorted(_CHECKOUT.glob("paper_scale/*.json")):
+        content = store.read_checkpoint(path)[1]
+        found[str(path.relative_to(_CHECKOUT).with_suffix(""))] = {
+            "architecture": content["architecture"], "about": content.get("about", {})
+        }  # fmt: skip
+    return found

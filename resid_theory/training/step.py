@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from resid_theory._check import first_difference
 from resid_theory.data.net_arguments import arguments_of
+from resid_theory.identity import DiracWeights
 from resid_theory.losses import Loss
 from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
@@ -143,13 +145,15 @@ class Separate(NetGroup):
         # The graphs of a second net's step write over what those of the first gave.
         self._own = compiled and device.type == "cuda" and len(self.nets) > 1
         self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
+        self._weights = [DiracWeights(n) for n in (() if compiled else nets)]  # else it fuses them
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Run the nets one after the other."""
         losses, wrong = [], []
         for i, call in enumerate(self._calls):
-            loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
-            loss.backward()
+            with self._weights[i].ready() if self._weights else nullcontext():
+                loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
+                loss.backward()
             if self._own:
                 for parameter in self.nets[i].parameters():
                     if parameter.grad is not None:

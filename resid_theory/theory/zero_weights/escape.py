@@ -42,6 +42,10 @@ class LeadingJet(Protocol):
     def correlation(self) -> Tensor:
         """M, (d, q)."""
 
+    @property
+    def gain(self) -> float:
+        """Largest factor of M in a block."""
+
 
 def escape_time(point: LeadingJet, *, start: float, stop: float) -> float:
     r"""Time of gradient flow from weights of size ``start`` to size ``stop``.
@@ -194,4 +198,4 @@ def _speed(point: LeadingJet) -> float:
     """|c_n| s_1, the rate of the escape."""
     if point.shortcut_depth == 1:
         raise ValueError("point: has n = 1, where zero is not stationary: nothing to escape from")
-    return abs(point.slope) * torch.linalg.matrix_norm(point.correlation, 2).item()
+    return abs(point.slope) * point.gain * torch.linalg.matrix_norm(point.correlation, 2).item()

@@ -7,17 +7,16 @@ matter: what a block reads of the input, :math:`p_k = A_{k0}`, what the output r
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.theory.zero_weights import layout_tables
-from resid_theory.theory.zero_weights.logarithms import Logarithms, carried
+from resid_theory.networks.wiring import has_maps, map_table, number_table
+from resid_theory.theory.zero_weights.logarithms import Logarithms
+from resid_theory.theory.zero_weights.streams import Streams
 
 __all__ = ["Layout"]
 
@@ -25,21 +24,27 @@ _MOST = 4096  # blocks whose table of coefficients is held
 _RANGE = 600  # logarithm of what floats hold, with room for squares of data
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Layout:
     """A wiring of blocks by fixed coefficients.
 
+    Coefficients are numbers, or matrices where layers are rectangular, or where projections, gains
+    of channels or fixed embeddings and read-outs are in the way.
+
     Args:
         A: (K, K): row k - 1 holds what block k reads of the input and of the blocks before it, so
-            that A[k - 1, 0] is the input's share; zero above the diagonal.
+            that A[k - 1, 0] is the input's share; zero above the diagonal. Of matrices, rows of
+            (in, out of the source); a vector is a diagonal, None no link.
         a: (K + 1,): what the output reads of the input and of each block.
         branch: Weight matrices n in a block.
         name: For reports.
 
     Attributes:
-        log_gain: Natural logarithm of the magnitude of each p_k q_k, (K,); -inf for none.
-        sign: Its sign, (K,).
-        direct: a_0.
+        reads: p, as logarithms of magnitudes and signs; None of matrices.
+        writes: q, likewise.
+        direct: a_0, a number or a matrix.
+        streams: The streams behind the coefficients, if that is how they are known.
+        maps: Matrices (rows, read-out), if coefficients are matrices.
+        widths: Then the widths (in, out) of the net and of each block.
 
     Raises:
         ValueError: If shapes differ, a coefficient is not finite, or a block reads itself or a
@@ -53,50 +58,31 @@ class Layout:
         [1.0, 1.0, 1.0]
     """
 
-    log_gain: Tensor
-    sign: Tensor
-    direct: float
-    branch: int
-    name: str
-    table: Callable[[], tuple[Tensor, Tensor]]
-
     def __init__(self, A: Any, a: Any, branch: int = 1, name: str = "layout") -> None:
-        reads = check_finite("A", as_tensor("A", A)).detach().double().cpu()
-        out = check_finite("a", as_tensor("a", a)).detach().double().cpu()
-        if reads.dim() != 2 or reads.shape[0] != reads.shape[1] or not len(reads):
-            raise ValueError(f"A: got shape {tuple(reads.shape)}, needs (blocks, blocks)")
-        if out.shape != (len(reads) + 1,):
-            raise ValueError(f"a: got shape {tuple(out.shape)}, needs ({len(reads) + 1},)")
-        if bool(reads.triu(1).any()):
-            row, column = reads.triu(1).nonzero()[0].tolist()
-            raise ValueError(
-                f"A: block {row + 1} reads block {column}, which is not before it; needs zeros "
-                "above the diagonal"
-            )
-        self._set(Logarithms.of(reads[:, 0]) * Logarithms.of(out[1:]), out[0].item(), branch, name)
-        object.__setattr__(self, "table", partial(layout_tables.given, reads, out))
-
-    def _set(self, gains: "Logarithms", direct: float, branch: int, name: str) -> None:
-        object.__setattr__(self, "log_gain", gains.log)
-        object.__setattr__(self, "sign", gains.sign)
-        object.__setattr__(self, "direct", direct)
-        object.__setattr__(self, "branch", check_int("branch", branch))
-        object.__setattr__(self, "name", name)
+        self.branch, self.name = check_int("branch", branch), name
+        self.streams: Streams | None = None
+        self.maps, self.widths = None, None
+        self.reads: Logarithms | None = None
+        self.writes: Logarithms | None = None
+        self.direct: float | Tensor
+        if has_maps(a):
+            self.maps, self.widths = map_table(A, a)
+            first = self.maps[1][0]
+            self.direct = torch.zeros(*self.widths[0][::-1]).double() if first is None else first
+            self.blocks = len(self.maps[0])
+            return
+        self._table = number_table(A, a)
+        self.blocks = len(self._table[0])
+        self.reads = Logarithms.of(self._table[0][:, 0])
+        self.writes, self.direct = Logarithms.of(self._table[1][1:]), self._table[1][0].item()
 
     @classmethod
-    def _of(
-        cls, gains: "Logarithms", direct: float, branch: int, name: str,
-        table: Callable[[], tuple[Tensor, Tensor]],
-    ) -> "Layout":  # fmt: skip
+    def _of(cls, streams: Streams, branch: int, name: str) -> "Layout":
         made = cls.__new__(cls)
-        made._set(gains, direct, branch, name)
-        object.__setattr__(made, "table", table)
+        made.branch, made.name = check_int("branch", branch), name
+        made.blocks, made.streams, made.maps, made.widths = len(streams.read), streams, None, None
+        made.reads, made.writes, made.direct = streams.shares()
         return made
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks K."""
-        return len(self.sign)
 
     @property
     def layers(self) -> int:
@@ -104,9 +90,24 @@ class Layout:
         return self.blocks * self.branch
 
     @property
+    def _gains(self) -> Logarithms:
+        if self.reads is None or self.writes is None:
+            raise ValueError("layout: has matrices as coefficients, p_k q_k needs numbers")
+        return self.reads * self.writes
+
+    @property
     def products(self) -> Tensor:
-        """p_k q_k: the input's share in a block times the block's in the output, (K,)."""
-        return self.sign * self.log_gain.exp()
+        """p_k q_k: the input's share in a block times the block's in the output, (K,).
+
+        Raises:
+            ValueError: If coefficients are matrices.
+        """
+        return self._gains.value()
+
+    @property
+    def log_gain(self) -> Tensor:
+        """Natural logarithm of their magnitudes, (K,), -inf for none."""
+        return self._gains.log
 
     @property
     def spread(self) -> float:
@@ -114,13 +115,17 @@ class Layout:
 
         For blocks of two layers it is the factor by which the wiring changes the condition number.
         """
-        if not bool(self.sign.all()):
+        gains = self._gains
+        if not bool(gains.sign.all()):
             return math.inf
-        return float((self.log_gain.max() - self.log_gain.min()).exp())
+        return float((gains.log.max() - gains.log.min()).exp())
 
     def check_range(self) -> None:
         """Raise a ValueError if eigenvalues at zero weights are out of the range of floats."""
-        known = self.log_gain[self.sign != 0] if self.branch <= 2 else self.log_gain[:0]
+        if self.maps is not None:
+            return
+        gains = self._gains
+        known = gains.log[gains.sign != 0] if self.branch <= 2 else gains.log[:0]
         if not math.isfinite(self.direct) or bool((known.abs() > _RANGE).any()):
             sizes = (
                 " to ".join(f"e^{float(log):.0f}" for log in known.aminmax()) if len(known) else ""
@@ -130,6 +135,30 @@ class Layout:
                 f"eigenvalues that floats hold need e^-{_RANGE} to e^{_RANGE}"
             )
 
+    def path(self) -> float:
+        """Count the weight matrices on the shortest way from input to output; inf without a way."""
+        if self.maps is None:
+            if bool(self._gains.sign.any()):
+                return self.branch
+            links, out = (part != 0 for part in self.coefficients())
+        else:
+            rows, last = self.maps
+            size = self.blocks
+            links, out = torch.zeros(size, size + 1).bool(), torch.zeros(size + 1).bool()
+            for k, row in enumerate(rows):
+                for j, entry in enumerate(row):
+                    links[k, j] = entry is not None and bool(entry.any())
+            for j, entry in enumerate(last):
+                out[j] = entry is not None and bool(entry.any())
+        edges = links[:, 1 : self.blocks]
+        reached, steps = links[:, 0], 1
+        while bool(reached.any()) and steps <= self.blocks:
+            if bool((reached & out[1:]).any()):
+                return steps * self.branch
+            reached = (edges & reached[:-1]).any(1)
+            steps += 1
+        return math.inf  # no way through: the loss does not depend on the weights
+
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """The table of coefficients.
 
@@ -137,11 +166,13 @@ class Layout:
             A, (K, K), and a, (K + 1,), as the class takes them.
 
         Raises:
-            ValueError: If there are more than 4096 blocks.
+            ValueError: If there are more than 4096 blocks, or coefficients are matrices.
         """
+        if self.maps is not None:
+            raise ValueError("layout: has matrices as coefficients, they are in maps")
         if self.blocks > _MOST:
             raise ValueError(f"layout: {self.blocks} blocks have no table, needs at most {_MOST}")
-        return self.table()
+        return self._table if self.streams is None else self.streams.coefficients()
 
     def layer_coefficients(self) -> tuple[Tensor, Tensor]:
         """The same by layers: inside a block each layer reads the one before it.
@@ -150,7 +181,7 @@ class Layout:
             A, (L, L), and a, (L + 1,), of L = K n layers.
 
         Raises:
-            ValueError: If there are more than 4096 blocks.
+            ValueError: If there are more than 4096 blocks, or coefficients are matrices.
         """
         reads, out = self.coefficients()
         n, size = self.branch, self.layers
@@ -181,13 +212,7 @@ class Layout:
         Returns:
             The wiring.
         """
-        count = check_int("blocks", blocks)
-        gains = torch.zeros(count, dtype=torch.float64)
-        gains[0] = float(count == 1)  # alone it is read and written
-
-        return cls._of(
-            Logarithms.of(gains), 0.0, branch, "plain", partial(layout_tables.chain, count)
-        )
+        return cls.scaled(blocks, skip=0.0, branch=branch, name="plain")
 
     @classmethod
     def shortcut(cls, blocks: int, *, branch: int = 2) -> "Layout":
@@ -237,13 +262,8 @@ class Layout:
             arXiv:2010.12859; Yang et al., arXiv:2310.02244; Dey et al., arXiv:2505.01618.
         """
         count = check_int("blocks", blocks)
-        along = Logarithms.of(_each("skip", skip, count))
-        write = _each("scale", scale, count)
-        before, after = along.before(), along.after()
-
-        table = partial(layout_tables.scaled_stream, _each("skip", skip, count), write)
-        direct = (along.before() * along).value()[-1].item()
-        return cls._of(before * after * Logarithms.of(write), direct, branch, name, table)
+        mix, write = (_numbers(*given, count) for given in (("skip", skip), ("scale", scale)))
+        return cls._of(Streams.single(torch.ones_like(mix), mix, write), branch, name)
 
     @classmethod
     def dense(cls, weights: Any, *, branch: int = 2, name: str = "dense") -> "Layout":
@@ -299,11 +319,9 @@ class Layout:
         """
         count = check_int("blocks", blocks)
         shares = 1 / torch.arange(1, count + 1, dtype=torch.float64)
-
-        gains = Logarithms.of(shares) * Logarithms.of(torch.full_like(shares, 1 / (count + 1)))
-        return cls._of(
-            gains, 1 / (count + 1), branch, "averaged", partial(layout_tables.averages, shares)
-        )
+        ones = torch.ones_like(shares)
+        made = Streams.single(shares, ones, ones, end=1 / (count + 1))
+        return cls._of(made, branch, "averaged")
 
     @classmethod
     def hyper_connections(
@@ -346,34 +364,20 @@ class Layout:
                 f"mix: got shapes {tuple(r.shape)}, {tuple(h.shape)} and {tuple(w.shape)} of read, "
                 "mix and write; needs (K, n), (K, n, n) and (K, n)"
             )
-        count, n = r.shape
-        begin = torch.ones(n, dtype=torch.float64) if start is None else _streams("start", start, n)
+        n = r.shape[1]
+        begin = torch.ones(n).double() if start is None else _numbers("start", start, n, one=False)
         if isinstance(readout, str):
             if readout not in ("mean", "sum"):
                 raise ValueError(f"readout: got {readout!r}, needs 'mean', 'sum' or (n,) numbers")
             end = torch.full((n,), 1.0 / n if readout == "mean" else 1.0, dtype=torch.float64)
         else:
-            end = _streams("readout", readout, n)
-        mixings = h.numpy()
-        forward, last = carried(mixings, begin.numpy())
-        backward, _ = carried(mixings[::-1].transpose(0, 2, 1), end.numpy())
-        reads = Logarithms.of((r * forward.sign).sum(1)).times(forward.log)
-        writes = Logarithms.of((w * backward.sign.flip(0)).sum(1)).times(backward.log.flip(0))
-        direct = float((Logarithms.of(end @ last.sign).times(last.log)).value())
-
-        table = partial(layout_tables.streams, r, h, w, begin, end)
-        return cls._of(reads * writes, direct, branch, name, table)
+            end = _numbers("readout", readout, n, one=False)
+        return cls._of(Streams(read=r, mix=h, write=w, begin=begin, end=end), branch, name)
 
 
-def _each(argument: str, given: Any, count: int) -> Tensor:
+def _numbers(argument: str, given: Any, count: int, *, one: bool = True) -> Tensor:
     numbers = check_finite(argument, as_tensor(argument, given)).detach().double().cpu()
-    if numbers.shape not in ((), (count,)):
-        raise ValueError(f"{argument}: got shape {tuple(numbers.shape)}, needs one or ({count},)")
+    if numbers.shape != (count,) and not (one and numbers.dim() == 0):
+        needed = f"one or ({count},)" if one else f"({count},)"
+        raise ValueError(f"{argument}: got shape {tuple(numbers.shape)}, needs {needed}")
     return numbers.expand(count).clone()
-
-
-def _streams(argument: str, given: Any, count: int) -> Tensor:
-    numbers = check_finite(argument, as_tensor(argument, given)).detach().double().cpu()
-    if numbers.shape != (count,):
-        raise ValueError(f"{argument}: got shape {tuple(numbers.shape)}, needs ({count},)")
-    return numbers

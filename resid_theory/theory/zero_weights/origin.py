@@ -18,9 +18,8 @@ In the paper's order of parameters (Definition 5) the blocks are those of equati
 """
 
 import math
-from dataclasses import replace
 from itertools import chain
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +33,9 @@ from resid_theory.data.regression import one_hot
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, LossLike
+from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.layout import Layout
-from resid_theory.theory.zero_weights.layout_point import LayoutPoint, layout_point
+from resid_theory.theory.zero_weights.layout_hessian import Branches
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.relu_limits import (
     check_direction,
@@ -43,30 +43,23 @@ from resid_theory.theory.zero_weights.relu_limits import (
     is_direction,
     own_correlations,
 )
+from resid_theory.theory.zero_weights.row_maps import RowMaps
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import (
-    Architecture,
     FromMoments,
     FromSamples,
     add_chain,
     both_signs,
     by_columns,
     check_dense,
+    flushed,
     resolution_of,
 )
 
 __all__ = ["zero_point"]
 
 
-@overload
-def zero_point(data: Any, *, layout: Layout, **options: Any) -> LayoutPoint: ...
-
-
-@overload
-def zero_point(data: Any, *, layout: None = None, **options: Any) -> ZeroPoint: ...
-
-
-def zero_point(  # type: ignore[misc]  # which options go together is checked inside
+def zero_point(
     data: Any,
     *,
     blocks: int | None = None,
@@ -78,12 +71,15 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
     post: str | Activation | None = None,
     hidden: int | None = None,
     bias: bool = False,
+    last_bias: bool = False,
+    norm: Any = None,
+    norm_at: str = "branch",
     input_map: Any = None,
     output_map: Any = None,
     kink: Any = "line",
     exact: bool = False,
-) -> ZeroPoint | LayoutPoint:
-    r"""Hessian of an n-shortcut net at zero weights, predicted without differentiating a net.
+) -> ZeroPoint:
+    r"""Hessian at zero weights of an n-shortcut net or any layout, predicted without the net.
 
     Cost and memory do not depend on ``blocks`` for n >= 2; for n = 1 they do only when an exact
     eigenvalue is asked for.
@@ -94,8 +90,7 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
             ``bias``.
         blocks: Number of blocks R, at least 1.
         shortcut_depth: Weight matrices n under one shortcut, at least 1.
-        layout: Any other wiring, with blocks and matrices of its own; it takes no ``pre``, ``bias``
-            or direction, and for blocks of one layer no ``post``.
+        layout: Any other wiring, with blocks and matrices of its own.
         loss: ``"square"``, ``"cross_entropy"``, or a callable (output, target) -> mean over
             samples.
         pre: Activation before a block's first matrix; only its values (n = 1: also its slopes) at
@@ -104,6 +99,11 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
         post: Activation after a block's last matrix; must vanish at zero.
         hidden: Width h inside a block, ``d`` by default.
         bias: Whether the first matrix of a block has a bias (equation (3)).
+        last_bias: Whether the last one has, for n >= 2; zero is then not stationary.
+        norm: Normalization of samples one by one, a callable (m, width) -> (m, width) with its own
+            gains, or one for each block. One behind the net belongs to ``loss``.
+        norm_at: ``"branch"``, in front of ``pre``; ``"stream"``, behind each sum (post-LN, n >= 2);
+            or ``"write"``, of what a block adds (n >= 2), where its slope at zero counts.
         input_map: Fixed map U in front of the network, (d, q), None for the identity; where x and
             y differ in width, such a map or :func:`resid_theory.data.whiten` makes them equal.
         output_map: Fixed map V behind the network, (k, d), None for the identity.
@@ -117,7 +117,7 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
 
     Returns:
         The prediction: ``print`` shows a report, ``summary()`` returns its numbers, and
-        :func:`resid_theory.plots.zero_point` draws it; of a layout a :class:`LayoutPoint`.
+        :func:`resid_theory.plots.zero_point` draws it.
 
     Raises:
         ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
@@ -139,52 +139,65 @@ def zero_point(  # type: ignore[misc]  # which options go together is checked in
         3.662
     """
     maps = {"input_map": input_map, "output_map": output_map}
-    if layout is not None:
-        if not isinstance(layout, Layout):
-            raise ValueError(f"layout: got {type(layout).__name__}, needs a theory.Layout")
-        layout.check_range()
-        if blocks is not None or shortcut_depth is not None:
-            raise ValueError("layout: has blocks and shortcut_depth of its own, got them as well")
-        if pre is not None or bias or kink != "line" or (post is not None and layout.branch == 1):
-            raise ValueError(
-                "layout: needs pre=None, bias=False, kink='line' and, for blocks of one layer, "
-                "post=None"
-            )
-        blocks, shortcut_depth = layout.blocks, layout.branch
-    net = Architecture.of(blocks, shortcut_depth, bias, pre, mid, post, maps)
-    net = net if layout is None else replace(net, direct=layout.direct)
+    if layout is None:
+        count, matrices = check_int("blocks", blocks), check_int("shortcut_depth", shortcut_depth)
+        layout = Layout.shortcut(count, branch=matrices)
+    elif not isinstance(layout, Layout):
+        raise ValueError(f"layout: got {type(layout).__name__}, needs a theory.Layout")
+    elif blocks is not None or shortcut_depth is not None:
+        raise ValueError("layout: has blocks and shortcut_depth of its own, got them as well")
+    layout.check_range()
+    norms = RowMaps.of(norm, norm_at, layout.blocks)
+    acts = {"pre": pre, "mid": mid, "post": post}
+    net = Architecture.of(layout, (bool(bias), bool(last_bias)), acts, maps, norms)
     directed, scored = is_direction(kink), Loss.of(loss)
+    one_stream = layout.streams is not None and layout.streams.is_shortcut and not norms.at
+    net.check_parts(directed or kink != "line", one_stream)
     data = _with_targets(data)
     bend = 0.0 if directed else net.bend(kink)
-    if scored.identity and net.pre is None and not (net.bias or bend or directed):
+    samples = net.is_featured or last_bias or bend or directed
+    if scored.identity and not samples:
         local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), net)
     elif isinstance(data, Moments):
         raise ValueError(
-            "data: got Moments, which suffice for the square loss without pre, bias, a direction "
-            "or (for n = 1) a curved post; needs the samples (x, y) here"
+            "data: got Moments, which suffice for the square loss without pre, norm, biases, a "
+            "direction or (for n = 1) a curved post; needs the samples (x, y) here"
         )
     else:
         local = FromSamples.of(data, net, scored)
     h = local.width if hidden is None else check_int("hidden", hidden)
-    if net.n == 1 and h != local.width:
+    if net.n == 1 and hidden is not None and h != local.width:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
-    if layout is not None:
-        return layout_point(local, layout, hidden=h, slope=net.slope)
+    branches = Branches.of(local, net)
     own = None  # M of every hidden unit
     if directed:
         assert isinstance(local, FromSamples)
         check_direction(kink, net, h, local.width)
         own = own_correlations(local, net, kink) if net.n == 2 else None
+    if (directed and net.n < 3) or (net.n == 1 and one_stream):
+        assert not branches.own
+        statistics = _of_shortcuts(local, net, kink, own)
+    else:
+        statistics = branches.statistics(h)
+    shift = None
+    if last_bias:
+        assert isinstance(local, FromSamples)
+        mean = local.gradients.mean(0)
+        shift = flushed(mean, float(local.gradients.abs().mean()))
     return ZeroPoint(
-        blocks=net.blocks,
-        shortcut_depth=net.n,
+        wiring=layout.name,
+        blocks=layout.blocks,
+        shortcut_depth=layout.branch,
+        path=layout.path(),
         hidden=h,
-        correlation=local.correlation,
+        correlation=branches.leading,
+        gains=branches.gains,
         slope=net.slope,
-        statistics=_statistics(local, net, h, kink, own),
-        a_priori_bound=local.a_priori_bound if net.n == 2 else math.inf,
+        statistics=statistics,
+        a_priori_bound=local.a_priori_bound if net.n == 2 and one_stream else math.inf,
         null_direction=scored.null_direction and output_map is None,
-        blocks_of_m=own,
+        blocks_of_m=own if branches.own is None else branches.own,
+        shift=shift,
         exact=exact,
     )
 
@@ -203,26 +216,20 @@ def _with_targets(data: Any) -> Any:
     return x, one_hot(labels, int(labels.max()) + 1)
 
 
-def _statistics(
-    local: FromMoments | FromSamples, net: Architecture, hidden: int, kink: Any, own: Tensor | None
+def _of_shortcuts(
+    local: FromMoments | FromSamples, net: Architecture, kink: Any, own: Tensor | None
 ) -> SpectralStatistics:
+    """Along a direction, or the block Toeplitz matrix of a 1-shortcut net, equation (10)."""
     width, inputs = local.correlation.shape
-    if net.n >= 3:
-        size = hidden * inputs + (net.n - 2) * hidden**2 + width * hidden
-        return Spectrum.of([0.0], [net.blocks * size])
-    if net.n == 2:
-        # Both signs of all singular values, each ``copies`` times, and zeros for the rest.
-        matrices = abs(net.slope) * local.correlation if own is None else own
-        copies = net.blocks * hidden if own is None else 1
-        values = torch.linalg.svdvals(matrices).reshape(-1)
-        parameters = net.blocks * hidden * (width + inputs)
-        every = torch.full((len(values),), copies)
-        return both_signs(values, every, parameters, resolution_of(matrices))
+    if own is not None:
+        values = torch.linalg.svdvals(own).reshape(-1)
+        parameters = own.shape[0] * own.shape[1] * (width + inputs)
+        ones = torch.ones(len(values), dtype=torch.int64)
+        return both_signs(values, ones, parameters, resolution_of(own))
     if is_direction(kink):
         assert isinstance(local, FromSamples)
         check_dense(net.blocks * width * inputs)
         return Spectrum.of(torch.linalg.eigvalsh(directed_hessian(local, net, kink)))
-    # The block Toeplitz matrix of a 1-shortcut net, equation (10).
     a = net.post.slope
     squared = local.correlation.new_full((width, width), a * a)
     within = squared.clone()

@@ -34,14 +34,18 @@ class ZeroPoint(Result):
     ``print`` shows a report, :func:`resid_theory.plots.zero_point` draws it.
 
     Attributes:
+        wiring: Name of the layout.
         blocks: Number of blocks R.
-        shortcut_depth: Weight matrices n under one shortcut.
+        shortcut_depth: Weight matrices n in a block.
+        path: Weight matrices on the shortest way from input to output; inf without a way.
         hidden: Width h inside a block.
         correlation: M, (d, q), or (d, q + 1) with a bias: its last column is the mean of g. Exactly
-            zero where it is zero to 1e-12 of the mean |g| |s|.
+            zero where it is zero to 1e-12 of the mean |g| |s|. Where blocks have no common M, the
+            largest.
+        gains: Factor of M in each block, (R,): p_k q_k of the layout.
         slope: c_n, dimensionless.
-        statistics: Statistics of the eigenvalues: a ``Spectrum`` with multiplicities for n >= 2,
-            a ``BlockToeplitz`` for n = 1 (a ``Spectrum`` in the limit along given weights).
+        statistics: Statistics of the eigenvalues: a ``Spectrum`` with multiplicities for n >= 2;
+            for n = 1 a ``BlockToeplitz``, with layouts and along given weights a ``Spectrum``.
         a_priori_bound: For n = 2, whitened inputs and the square loss: an upper bound of the
             condition number from the second moment of the targets alone, (1 + √p) / (1 - √p) with p
             its largest eigenvalue (one-hot targets: the largest class prior); inf where it does not
@@ -49,7 +53,8 @@ class ZeroPoint(Result):
         null_direction: Whether the loss ignores a shift of all outputs (softmax), which makes M
             singular for all data.
         blocks_of_m: For a limit along given weights: the matrix M of every hidden unit,
-            (R, h, d, q); otherwise None.
+            (R, h, d, q); where blocks have no common M, a list of those of all; otherwise None.
+        shift: With last biases, the mean of g; otherwise None.
         exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
             or uses the limits of great depth.
 
@@ -60,24 +65,36 @@ class ZeroPoint(Result):
         depth, not exponentially; with a bias or cross-entropy the Hessian is singular.
     """
 
+    wiring: str
     blocks: int
     shortcut_depth: int
+    path: float
     hidden: int
     correlation: Tensor
+    gains: Tensor
     slope: float
     statistics: SpectralStatistics
     a_priori_bound: float
     null_direction: bool
-    blocks_of_m: Tensor | None = None
+    blocks_of_m: Tensor | list[Tensor] | None = None
+    shift: Tensor | None = None
     exact: bool = False
 
     @property
-    def order(self) -> int:
-        """Orders of derivatives that vanish, at least: n - 1, or more where M or c_n is zero."""
-        if self._is_flat:
-            # The leading jet is gone; for n = 1 the gradient is zero but the Hessian need not be.
-            return 1 if self.shortcut_depth == 1 else self.shortcut_depth
-        return self.shortcut_depth - 1
+    def gain(self) -> float:
+        """Largest factor of M in a block."""
+        return float(self.gains.abs().max())
+
+    @property
+    def order(self) -> float:
+        """Orders of derivatives that vanish, at least: n - 1 with shortcuts, inf where all do.
+
+        One more where M or c_n is zero.
+        """
+        if self.shift is not None and bool(self.shift.any()):
+            return 0
+        # With M = 0 the leading jet is gone; for n = 1 the Hessian need not be.
+        return self.path - 1 + self._is_flat
 
     @property
     def verdict(self) -> str:
@@ -87,10 +104,11 @@ class ZeroPoint(Result):
         saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
         leading derivative vanishes too). ``reason`` says why.
         """
-        if self._is_flat:
+        if self.order == 0:
+            return "not stationary"
+        if self._is_flat or self.order == math.inf:
             return "degenerate"
-        kinds = {1: "not stationary", 2: "strict saddle"}
-        return kinds.get(self.shortcut_depth, "degenerate saddle")
+        return "strict saddle" if self.order == 1 else "degenerate saddle"
 
     @property
     def _is_flat(self) -> bool:
@@ -100,16 +118,22 @@ class ZeroPoint(Result):
     @property
     def reason(self) -> str:
         """Explanation of the verdict in one sentence."""
-        n = self.shortcut_depth
+        n = self.order + 1
+        if self.order == 0 and self.shift is not None:
+            return "the last biases have a gradient, the mean of g"
         if self.slope == 0.0:
             return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
         if self._is_flat:
             why = "no gradient correlates with the features"
             return f"M = 0: {why}, the identity is optimal already"
+        if n == math.inf:
+            return "no way leads from the input through weights to the output"
         if n == 1:
             return "the gradient is c M in every block"
         if n >= 3:
             return f"derivatives up to order {n - 1} vanish, the one of order {n} takes both signs"
+        if self.shortcut_depth == 1 or isinstance(self.blocks_of_m, list):
+            return "half of the nonzero eigenvalues are negative"
         rows, columns = self.correlation.shape
         # The resolution of the spectrum's zeros.
         rank = int(torch.linalg.matrix_rank(self.correlation, rtol=resolution_of(self.correlation)))
@@ -180,8 +204,9 @@ class ZeroPoint(Result):
 
     @property
     def index(self) -> float:
-        """Share of negative eigenvalues, in [0, 1]."""
-        return self.statistics.index
+        """Share of negative eigenvalues, in [0, 1]: below ``-statistics.zero_threshold``."""
+        found = self.statistics
+        return found.count_below(-found.zero_threshold) / found.size
 
     @property
     def growth_rate(self) -> float:
@@ -219,11 +244,15 @@ class ZeroPoint(Result):
         return math.inf if math.isinf(rate) else escape_steps(self, **_ESCAPE, learning_rate=rate)
 
     @property
-    def gradient(self) -> Tensor:
-        """Gradient of one block's first matrix, (d, q): c M for n = 1, zero for n >= 2."""
-        if self.shortcut_depth == 1:
-            return self.slope * self.correlation
-        return torch.zeros_like(self.correlation)
+    def gradient(self) -> Tensor | list[Tensor]:
+        """Gradient of each block's first matrix, (R, d, q): c M for n = 1, zero for n >= 2.
+
+        A list where blocks have no common M.
+        """
+        scale = self.slope if self.shortcut_depth == 1 else 0.0
+        if isinstance(self.blocks_of_m, list):
+            return [scale * matrix for matrix in self.blocks_of_m]
+        return (scale * self.gains).to(self.correlation).view(-1, 1, 1) * self.correlation
 
     @property
     def matrix_a(self) -> Tensor:
@@ -234,7 +263,7 @@ class ZeroPoint(Result):
         """
         if isinstance(self.statistics, BlockToeplitz):
             return self.statistics.lower
-        if self.shortcut_depth != 2 or self.blocks_of_m is not None:
+        if self.shortcut_depth != 2 or self.blocks_of_m is not None or self.shift is not None:
             raise ValueError("matrix_a: exists for n = 1 and n = 2, when all blocks are equal")
         # C (M^T kron I_h) K_{d,h}: rows vec W1, columns vec W2, both by columns.
         scaled, h = self.slope * self.correlation, self.hidden
@@ -263,12 +292,12 @@ class ZeroPoint(Result):
         block = a.new_zeros(sum(a.shape), sum(a.shape))
         block[:first, first:] = a
         block[first:, :first] = a.mT
-        return torch.kron(torch.eye(self.blocks, dtype=a.dtype, device=a.device), block)
+        return torch.kron(torch.diag(self.gains.to(a)), block)
 
     def leading_jet(self, weights: Any) -> Tensor:
-        r"""Leading change of the loss near zero.
+        r"""Leading change of the loss near zero, where each block has a way of its own.
 
-        :math:`c_n \sum_r \langle M, W^{r,n} \cdots W^{r,1} \rangle`.
+        :math:`c_n \sum_r \langle p_r q_r M, W^{r,n} \cdots W^{r,1} \rangle`.
 
         Its error is of order n + 1 in the weights for n >= 2, of order 2 for n = 1.
 
@@ -286,14 +315,16 @@ class ZeroPoint(Result):
         n = self.shortcut_depth
         if len(layers) != self.blocks * n:
             raise ValueError(f"weights: got {len(layers)} matrices, needs {self.blocks * n}")
-        if self.correlation.shape[1] != layers[0].shape[1]:
+        m = self.correlation
+        if m.shape[1] != layers[0].shape[1] and not isinstance(self.blocks_of_m, list):
             raise ValueError("weights: the jet of a net with a bias needs the bias as a column")
         total = self.correlation.new_zeros(())
-        for start in range(0, len(layers), n):
-            product = layers[start].detach().to(torch.float64)
-            for weight in layers[start + 1 : start + n]:
+        for block, gain in enumerate(self.gains.tolist()):
+            product = layers[block * n].detach().to(torch.float64)
+            for weight in layers[block * n + 1 : (block + 1) * n]:
                 product = weight.detach().to(torch.float64) @ product
-            total = total + (self.correlation * product).sum()
+            own = self.blocks_of_m[block] if isinstance(self.blocks_of_m, list) else gain * m
+            total = total + (own * product).sum()
         return self.slope * total
 
     def summary(self) -> dict[str, Any]:
@@ -304,8 +335,8 @@ class ZeroPoint(Result):
             of singular values.
         """
         names = (
-            "method", "blocks", "shortcut_depth", "hidden", "verdict", "reason", "order", "slope",
-            "a_priori_bound", "learning_rate_scale", "singular_values",
+            "method", "wiring", "blocks", "shortcut_depth", "hidden", "verdict", "reason", "order",
+            "slope", "a_priori_bound", "learning_rate_scale", "singular_values",
         )  # fmt: skip
         numbers: dict[str, Any] = {name: getattr(self, name) for name in names}
         if math.isinf(self.a_priori_bound):
@@ -330,7 +361,9 @@ class ZeroPoint(Result):
             found = self.spectrum if self.is_listed else found
         return numbers | {"max_magnitude": found.max_magnitude, **found.summary()}
 
-    headline = "Zero weights, {0.blocks:,} blocks of {0.shortcut_depth} layers: {0.verdict}"
+    headline = (
+        "Zero weights, {0.wiring}, {0.blocks:,} blocks of {0.shortcut_depth} layers: {0.verdict}"
+    )
 
     def table(self) -> Columns:
         """One row of the summary, but for the list of singular values."""

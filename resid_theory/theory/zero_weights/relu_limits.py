@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_choice
+from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.zero_point_statistics import (
-    Architecture,
     FromSamples,
     add_chain,
     by_columns,

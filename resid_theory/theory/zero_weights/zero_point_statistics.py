@@ -1,27 +1,29 @@
 """Statistics of the data and the loss that determine the Hessian at zero weights."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_finite, check_int
-from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
+from resid_theory.activations import Activation, derivatives
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import gather
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, weighting_of
+from resid_theory.theory.zero_weights.architecture import Architecture
 
 __all__ = [
-    "Architecture",
     "FromMoments",
     "FromSamples",
     "add_chain",
     "both_signs",
     "by_columns",
     "check_dense",
+    "flushed",
+    "pair_spectrum",
     "resolution_of",
 ]
 
@@ -58,94 +60,44 @@ def both_signs(values: Tensor, copies: Tensor, parameters: int, resolution: floa
     ).distinct(0.0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Architecture:
-    """The architecture and the fixed maps in front of and behind it, looked up and checked."""
+def pair_spectrum(
+    matrices: Sequence[Tensor], copies: Sequence[int], parameters: int, weights: Any = None
+) -> Spectrum:
+    r"""Eigenvalues of pairs of layers with a loss of :math:`\sum_k \langle B_k, W_2 W_1 \rangle`.
 
-    blocks: int
-    n: int
-    bias: bool
-    pre: Activation | None
-    mid: AtZero
-    post: AtZero
-    input_map: Tensor | None
-    output_map: Tensor | None
-    direct: float = 1.0  # share of the input in the output
+    They are :math:`\pm s_i(B_k)`, each as often as pair k is wide inside, and zeros for the rest.
 
-    @classmethod
-    def of(
-        cls, blocks: Any, n: Any, bias: bool, pre: Any, mid: Any, post: Any, maps: dict[str, Any]
-    ) -> "Architecture":
-        """Look up the activations, check their values at zero, and read the maps in float64."""
-        fixed = {
-            name: None if m is None else check_finite(name, as_tensor(name, m).detach().double())
-            for name, m in maps.items()
-        }
-        net = cls(
-            blocks=check_int("blocks", blocks),
-            n=check_int("shortcut_depth", n),
-            bias=bool(bias),
-            pre=activation("pre", pre),
-            mid=at_zero(activation("mid", mid)),
-            post=at_zero(activation("post", post)),
-            input_map=fixed["input_map"],
-            output_map=fixed["output_map"],
-        )
-        for name in ("mid", "post") if net.n > 1 else ("post",):
-            at: AtZero = getattr(net, name)
-            if math.isnan(at.slope):
-                raise ValueError(
-                    f"{name}: the activation has no finite slope at zero, needs one on either side "
-                    "(Assumption 3)"
-                )
-            if not abs(at.value) <= 4 * _EPS:  # round-off of a function of order one
-                raise ValueError(
-                    f"{name}: the activation is {at.value:.6g} at zero, needs 0 there (Assumption "
-                    "3); subtract the value, e.g. 'shifted_softplus' for 'softplus'"
-                )
-        return net
+    Args:
+        matrices: B, one for each pair, of any shapes; one matrix for all if ``weights`` are given.
+        copies: Width inside each pair.
+        parameters: Number of all eigenvalues.
+        weights: (K,), factors of a common B.
 
-    @property
-    def slope(self) -> float:
-        """c_n, the product of the slopes at zero along a block."""
-        return self.mid.slope ** (self.n - 1) * self.post.slope
-
-    def bend(self, rule: str) -> float:
-        """Second derivative of ``post`` at zero; for n = 1 it multiplies the mean of g s s^T."""
-        if self.n > 1:
-            return 0.0
-        left, right = self.post.second_left, self.post.second_right
-        if rule == "mean":  # every sample falls on either side equally often
-            return 0.5 * (left + right)
-        if math.isnan(self.post.second):
-            raise ValueError(
-                f"post: its second derivative jumps at zero from {left:.6g} to {right:.6g}; for "
-                "shortcut_depth=1 it is needed there: use kink='mean' or a net"
-            )
-        return self.post.second
-
-    def check_maps(self, inputs: int, targets: int) -> int:
-        """Width of the network, after a check that data and maps fit together."""
-        width = outputs = inputs
-        if self.input_map is not None:
-            width = outputs = _rows("input_map", self.input_map, inputs)
-        if self.output_map is not None:
-            outputs = _rows("output_map", self.output_map, width)
-        if outputs != targets:
-            raise ValueError(
-                f"data y: has {targets} targets, the net has {outputs} outputs; needs equal "
-                "numbers (components = classes), or an output_map"
-            )
-        return width
+    Returns:
+        The spectrum.
+    """
+    if weights is not None:
+        sizes, counts = weights.abs().unique(return_counts=True)
+        values, resolution = torch.linalg.svdvals(matrices[0]).cpu(), resolution_of(matrices[0])
+        levels = torch.outer(sizes, _told_from_zero(values, resolution)).flatten()
+        number = (copies[0] * counts).repeat_interleave(len(values))
+        small = resolution * float(sizes.min() / sizes.max()) if sizes.max() else resolution
+        return both_signs(levels, number, parameters, small)
+    # Zeros of one matrix stay zeros, however far matrices are apart.
+    found = [_told_from_zero(torch.linalg.svdvals(m).cpu(), resolution_of(m)) for m in matrices]
+    levels = torch.cat(found)
+    number = torch.tensor(copies).repeat_interleave(torch.tensor([len(part) for part in found]))
+    seen = levels[levels > 0]
+    resolution = max(resolution_of(m) for m in matrices)
+    small = resolution * float(seen.min() / seen.max()) if len(seen) else resolution
+    return both_signs(levels, number, parameters, small)
 
 
-def _rows(name: str, given: Tensor, columns: int) -> int:
-    if given.dim() != 2 or given.shape[1] != columns:
-        raise ValueError(f"{name}: got shape {tuple(given.shape)}, needs (rows, {columns})")
-    return given.shape[0]
+def _told_from_zero(values: Tensor, resolution: float) -> Tensor:
+    return torch.where(values <= resolution * values.max(), 0.0, values)
 
 
-def _flush(correlation: Tensor, scale: float) -> Tensor:
+def flushed(correlation: Tensor, scale: float) -> Tensor:
     """M, exactly zero where all of it is round-off."""
     if correlation.abs().max().item() <= _ZERO * scale:
         return torch.zeros_like(correlation)
@@ -171,7 +123,7 @@ class FromMoments:
         gram = torch.eye(width, dtype=sxx.dtype, device=sxx.device)
         if net.output_map is not None:
             gram, back = net.output_map.mT @ net.output_map, net.output_map.mT @ back
-        forth = net.direct * gram @ sxx
+        forth = gram @ net.direct(sxx).mT
         bound = math.inf
         if net.input_map is None and net.output_map is None and moments.is_whitened:
             # The joint second moment of (x, y) is positive semidefinite, so
@@ -181,7 +133,7 @@ class FromMoments:
         return cls(
             gram=gram,
             sxx=sxx,
-            correlation=_flush(forth - back, (forth.norm() + back.norm()).item()),
+            correlation=flushed(forth - back, (forth.norm() + back.norm()).item()),
             a_priori_bound=bound,
         )
 
@@ -189,6 +141,11 @@ class FromMoments:
     def width(self) -> int:
         """Width d of the network."""
         return len(self.gram)
+
+    @property
+    def mean_curvature(self) -> Tensor:
+        """Mean of H, (d, d)."""
+        return self.gram
 
     def pair_moment(self, factor: Tensor) -> Tensor:
         """Mean of s[q'] s[q] factor[s, p] H[s, p], (s, q', p, q)."""
@@ -221,15 +178,15 @@ class FromSamples:
         samples = gather(data)
         x = samples.x if net.input_map is None else samples.x @ net.input_map.mT
         net.check_maps(samples.x.shape[1], samples.y.shape[1])
-        output = net.direct * (x if net.output_map is None else x @ net.output_map.mT)
+        output = net.direct(x)
+        output = output if net.output_map is None else output @ net.output_map.mT
         weighting_of(loss, output, samples.y)  # refuses losses that compare samples
         g, curvatures = loss.derivatives(output, samples.y)
         if net.output_map is not None:
             g = g @ net.output_map
             curvatures = net.output_map.mT @ curvatures @ net.output_map
-        features = check_finite("pre(x)", x if net.pre is None else net.pre(x))
-        if net.bias:
-            features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+        share = net.shared_share
+        features = x if share is None else net.seen(share * x, 0).detach()
         scale = (g.norm() * features.norm()).item() / len(x)
         correlation = g.mT @ features / len(x)
         if loss.null_direction and net.output_map is None:
@@ -241,13 +198,18 @@ class FromSamples:
             pre=net.pre,
             gradients=g,
             curvatures=curvatures,
-            correlation=_flush(correlation, scale),
+            correlation=flushed(correlation, scale),
         )
 
     @property
     def width(self) -> int:
         """Width d of the network."""
         return self.gradients.shape[1]
+
+    @property
+    def mean_curvature(self) -> Tensor:
+        """Mean of H, (d, d)."""
+        return self.curvatures.mean(0)
 
     def pair_moment(self, factor: Tensor) -> Tensor:
         """Mean of s[q'] s[q] factor[s, p] H[s, p], (s, q', p, q)."""

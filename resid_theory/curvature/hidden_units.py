@@ -1,0 +1,249 @@
+"""Hidden units of branches: which weights are paired, and how the loss couples each pair."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.curvature.loss_graph import WeightUse
+from resid_theory.curvature.zero_pass import ZeroPass
+
+__all__ = ["HiddenUnits", "UnitGroup", "pushed"]
+
+_PROBES = 4
+_SAME = 1e-8  # relative difference of responses that are equal but for round-off
+_NONE = 1e-3  # of the largest response: what a step across a kink leaves of a response of zero
+_CHECKED = 1e-6  # relative difference of pushed and assembled responses
+
+Key = tuple[Any, ...]
+Sides = list[ZeroPass]
+"""Graphs of one batch: at zero, or on both sides of it, whose responses are averaged."""
+
+
+@dataclass(kw_only=True, eq=False)
+class UnitGroup:
+    """Hidden units whose inputs respond alike.
+
+    Attributes:
+        reader: Weight with a row for each unit.
+        units: Numbers of the rows, (s,).
+        slots: Weights with a column for each unit, and the numbers of the columns.
+        blocks: For each slot the coupling B, (out, in).
+    """
+
+    reader: Key
+    units: Tensor
+    slots: list[tuple[Key, Tensor]]
+    blocks: list[Tensor]
+
+    @property
+    def correlation(self) -> Tensor:
+        """Couplings of all slots below one another."""
+        return torch.cat(self.blocks)
+
+
+class HiddenUnits:
+    """Pairs of weights in branches, found by changes that are sent from readers to writers.
+
+    Args:
+        batches: Passes over the data; gives graphs of each batch.
+        exact: Whether these are at zero, not on both sides of it.
+    """
+
+    def __init__(self, batches: Callable[[], Iterable[Sides]], *, exact: bool) -> None:
+        self._batches, self._exact = batches, exact
+        self._draws = torch.Generator().manual_seed(0)
+        self._scales: dict[Key, Tensor] = {}
+        self._partners: dict[Key, Tensor] = {}  # of a writer's columns: units of all readers
+        self._columns: dict[Key, int] = {}
+        self.groups: list[UnitGroup] = []
+        self._pair(self._responses())
+        self._couple()
+
+    # -- pairs -------------------------------------------------------------------------------------
+
+    def _responses(self) -> dict[Key, Tensor]:
+        """Responses of each writer's columns to equal changes of all units, and to scaled ones."""
+        directions: dict[Key, Tensor] = {}
+        found: dict[Key, list[Tensor]] = defaultdict(list)
+        for sides in self._batches():
+            first = sides[0]
+            for number in first.readers:
+                use = first.uses[number]
+                self._columns[use.key] = inputs_of(use).shape[-1]
+                if use.key not in directions:
+                    directions[use.key] = self._drawn(self._columns[use.key])
+                    # The integer tells the reader, the rest the unit.
+                    order = torch.randperm(use.units, generator=self._draws)
+                    start = 1 + len(self._scales)
+                    self._scales[use.key] = start + (order.double() + 0.5) / use.units
+            equal, scaled = {}, {}
+            for number in first.readers:
+                use = first.uses[number]
+                z = inputs_of(use) @ directions[use.key].to(use.input)
+                width = use.weight.shape[-1]
+                equal[number] = z[..., None].expand(*z.shape, width)
+                scaled[number] = equal[number] * self._scales[use.key].to(z).view(-1, 1, width)
+            one, other = pushed(sides, equal), pushed(sides, scaled)
+            for number, v in one.items():
+                probes = self._drawn(v.shape[1], _PROBES).to(v)
+                both = [(side.mT @ probes).flatten(0, 1).cpu() for side in (v, other[number])]
+                found[first.uses[number].key].append(torch.stack(both))
+        return {key: torch.cat(parts, dim=-1) for key, parts in found.items()}
+
+    def _drawn(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._draws, dtype=torch.float64)
+
+    def _pair(self, responses: dict[Key, Tensor]) -> None:
+        """Find the unit that each column of a writer reads, and units that are alike."""
+        slots: dict[Key, dict[int, list[tuple[Key, int]]]] = defaultdict(lambda: defaultdict(list))
+        top = max((float(r.abs().max()) for r in responses.values()), default=0.0)
+        for writer, (one, other) in responses.items():
+            seen = one.abs().amax(1) > (0.0 if self._exact else _NONE * top)
+            ratios = (one * other).sum(1) / one.square().sum(1)
+            gaps = (other - ratios[:, None] * one).abs().amax(1) / other.abs().amax(1)
+            for column in seen.nonzero().flatten().tolist():
+                reader, unit = self._of_scale(float(ratios[column]))
+                if reader is None or float(gaps[column]) > _CHECKED:
+                    raise _mixed(writer)
+                slots[reader][unit].append((writer, column))
+        for key, units in slots.items():
+            kinds: dict[tuple[Key, ...], list[int]] = defaultdict(list)
+            for unit, places in sorted(units.items()):
+                kinds[tuple(writer for writer, _ in places)].append(unit)
+            for writers, members in kinds.items():
+                columns = torch.tensor([[c for _, c in units[unit]] for unit in members])
+                each = [responses[w][0][columns[:, n]] for n, w in enumerate(writers)]
+                for alike in _clusters(torch.cat(each, dim=-1)):
+                    self.groups.append(UnitGroup(
+                        reader=key, units=torch.tensor(members)[alike], blocks=[],
+                        slots=[(w, columns[alike, n]) for n, w in enumerate(writers)],
+                    ))  # fmt: skip
+
+    def _of_scale(self, ratio: float) -> tuple[Key | None, int]:
+        """Reader and number of the unit that has a scale."""
+        keys = list(self._scales)
+        if not 1 <= ratio < 1 + len(keys):
+            return None, 0
+        scales = self._scales[keys[int(ratio) - 1]]
+        distance = (scales - ratio).abs()
+        unit = int(distance.argmin())
+        return (keys[int(ratio) - 1], unit) if distance[unit] * len(scales) < 0.1 else (None, 0)
+
+    # -- couplings ---------------------------------------------------------------------------------
+
+    def _couple(self) -> None:
+        """Send the columns of the inputs through units of a group, as many as it has at a time."""
+        places: dict[Key, Tensor] = {
+            key: torch.full((len(scale),), -1) for key, scale in self._scales.items()
+        }
+        for group in self.groups:
+            places[group.reader][group.units] = torch.arange(len(group.units))
+        rounds = max((-(-self._columns[g.reader] // len(g.units)) for g in self.groups), default=0)
+        tries = {
+            key: self._drawn(len(scale), self._columns[key]) for key, scale in self._scales.items()
+        }
+        self.total = 0.0
+        pushed_tries: dict[Key, Tensor] = {}
+        for sides in self._batches():
+            first = sides[0]
+            self.total += first.weight
+            for turn in range(rounds):
+                columns = {}
+                for key, place in places.items():
+                    count = torch.zeros_like(place)
+                    for group in self.groups:
+                        if group.reader == key:
+                            count[group.units] = len(group.units)
+                    at = turn * count + place
+                    columns[key] = torch.where((place < 0) | (at >= self._columns[key]), -1, at)
+                moves = {n: _column(first.uses[n], columns[first.uses[n].key])
+                         for n in first.readers}  # fmt: skip
+                found = self._at_writers(sides, moves)
+                for group in self.groups:
+                    self._take(group, columns[group.reader][group.units], found)
+            moves = {}
+            for number in first.readers:
+                use = first.uses[number]
+                weight = tries[use.key].view(len(use.input), -1, self._columns[use.key])
+                moves[number] = inputs_of(use) @ weight.to(use.input).mT
+            for key, value in self._at_writers(sides, moves).items():
+                pushed_tries[key] = pushed_tries.get(key, 0.0) + value
+        self._check(tries, pushed_tries)
+
+    def _at_writers(self, sides: Sides, moves: dict[int, Tensor]) -> dict[Key, Tensor]:
+        """Weighted change of the loss's gradient in each writer, (out, columns)."""
+        first, found = sides[0], dict[Key, Tensor]()
+        for number, v in pushed(sides, moves).items():
+            change = first.weight * (first.writers[number].mT @ v)
+            change = change.transpose(0, 1).flatten(1).cpu()
+            key = first.uses[number].key
+            found[key] = found[key] + change if key in found else change
+        return found
+
+    def _take(self, group: UnitGroup, columns: Tensor, found: dict[Key, Tensor]) -> None:
+        some = columns >= 0
+        for slot, (writer, places) in enumerate(group.slots):
+            if writer not in found:
+                continue
+            if len(group.blocks) <= slot:
+                group.blocks.append(torch.zeros(
+                    len(found[writer]), self._columns[group.reader], dtype=torch.float64
+                ))  # fmt: skip
+            group.blocks[slot][:, columns[some]] += found[writer][:, places[some]]
+
+    def _check(self, tries: dict[Key, Tensor], pushed_tries: dict[Key, Tensor]) -> None:
+        """Compare what was assembled with a change in all entries of all readers at once."""
+        expected = {key: torch.zeros_like(value) for key, value in pushed_tries.items()}
+        for group in self.groups:
+            for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
+                expected[writer][:, columns] += block @ tries[group.reader][group.units].mT
+        bound = _CHECKED if self._exact else _NONE
+        top = max((float(value.abs().max()) for value in pushed_tries.values()), default=0.0)
+        for writer, value in pushed_tries.items():
+            if float((value - expected[writer]).abs().max()) > bound * top:
+                raise _mixed(writer)
+
+
+def inputs_of(use: WeightUse) -> Tensor:
+    """The input of a use, with a column of ones for a bias, (parts, T, columns)."""
+    x = use.input.detach()
+    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1) if use.bias else x
+
+
+def pushed(sides: Sides, moves: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Mean over sides of what moves change."""
+    total: dict[int, Tensor] = {}
+    for side in sides:
+        for number, v in side.push(moves).items():
+            part = v / len(sides)
+            total[number] = total[number] + part if number in total else part
+    return total
+
+
+def _column(use: WeightUse, columns: Tensor) -> Tensor:
+    """For each unit one column of its input; zeros where the column is -1."""
+    x, width = inputs_of(use), use.weight.shape[-1]
+    at = columns.view(len(x), 1, width).to(x.device)
+    found = x.gather(-1, at.clamp(min=0).expand(-1, x.shape[1], -1))
+    return torch.where(at < 0, 0.0, found)
+
+
+def _clusters(rows: Tensor) -> Iterator[Tensor]:
+    """Numbers of rows that are equal but for round-off."""
+    rest = torch.arange(len(rows))
+    scale = float(rows.abs().max())
+    while len(rest):
+        near = (rows[rest] - rows[rest[0]]).abs().amax(1) <= _SAME * scale
+        yield rest[near]
+        rest = rest[~near]
+
+
+def _mixed(writer: Key) -> ValueError:
+    return ValueError(
+        f"net: a column of {writer[0]!r} reads several hidden units of its branch, or units that "
+        "are not moved by linear maps alone; needs one hidden unit for each column"
+    )

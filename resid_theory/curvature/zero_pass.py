@@ -1,0 +1,132 @@
+"""One batch's graph at zero branches: what branches read, the gradients at what they write."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.loss_graph import LossGraph, WeightUse
+from resid_theory.curvature.matvec_graphs import MatvecGraph
+from resid_theory.data import Batch
+from resid_theory.losses import Loss, check_scalar
+from resid_theory.nested import map_tensors, tensors_of
+
+__all__ = ["LossItself", "ZeroPass"]
+
+
+class LossItself(MatvecGraph):
+    """The loss of a batch with its graph; it multiplies nothing."""
+
+    title = "loss"
+    needs_output = False
+    first_derivatives: Sequence[Tensor] = ()
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        self.loss = check_scalar(loss(output, target))
+        self.reached = [False] * len(self.parameters)
+        return self.loss, []
+
+    def pull(self, *_args: Any) -> Sequence[Tensor]:
+        """Refuse."""
+        raise NotImplementedError
+
+
+class ZeroPass:
+    """Graph of a batch, and the products of weights in branches.
+
+    Args:
+        risk: Net, loss and data.
+        batch: The batch.
+        names: Weights in the branches; None to find them.
+
+    Attributes:
+        loss: With its graph.
+        weight: That of the batch in the loss of all data.
+        graph: The whole graph.
+        names: Weights in the branches.
+        uses: Products of these with data.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, batch: Batch, names: Sequence[str] | None) -> None:
+        if batch.is_pair:
+            x, y = batch.pair
+            inputs = map_tensors(
+                x, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t
+            )
+            batch = replace(batch, content=(inputs, y))
+        else:
+            inputs = batch.placed
+        recorded = risk.graph(batch, 0, batch.size)
+        assert isinstance(recorded, LossItself)
+        self.loss, self.weight = recorded.loss, recorded.weight
+        self.graph = LossGraph(self.loss, risk.net, tensors_of(inputs))
+        self.names = list(self.graph.branch_names() if names is None else names)
+        self.uses = [use for use in self.graph.uses if use.name in self.names]
+
+    def sort(self) -> None:
+        """Tell uses that read the stream from those that write it, and take gradients there.
+
+        Raises:
+            ValueError: If one does both, or a number is not finite.
+        """
+        self.branches = self.graph.without(self.names)
+        found = torch.autograd.grad(
+            self.loss, [use.output for use in self.uses], retain_graph=True, allow_unused=True
+        )
+        self.readers: list[int] = []
+        self.writers: dict[int, Tensor] = {}  # with gradients, (parts, T, N)
+        for number, (use, g) in enumerate(zip(self.uses, found, strict=True)):
+            x = use.input.detach()
+            if not bool(x.isfinite().all()) or g is not None and not bool(g.isfinite().all()):
+                raise ValueError(
+                    f"net: at zero weights the input of {use.name!r} or the gradient behind it is "
+                    "not finite; a norm behind a branch needs eps above zero"
+                )
+            reads, writes = bool(x.any()), g is not None and bool(g.any())
+            if reads and writes:
+                raise ValueError(self._first_order(use))
+            if reads:
+                self.readers.append(number)
+            elif writes and g is not None:
+                self.writers[number] = use.rows(g)
+
+    def _first_order(self, use: WeightUse) -> str:
+        inside = set(self.branches.inside(use.node))
+        if any(other.node in inside for other in self.uses if other is not use):
+            return (
+                f"net: the input of {use.name!r} is not zero at zero weights, because an "
+                "activation in front of it is not; needs φ(0) = 0"
+            )
+        return (
+            f"net: {use.name!r} alone is a branch, and a single layer has a gradient at zero; "
+            "rt.theory.zero_point predicts nets of such branches"
+        )
+
+    def connect(self, readers: Sequence[int], writers: Sequence[int]) -> None:
+        """Prepare :meth:`push` from some uses to others."""
+        self._moving = [w for w in writers if self.uses[w].input.requires_grad]
+        self._probes = [torch.zeros_like(self.uses[w].input).requires_grad_() for w in self._moving]
+        self._back: list[tuple[int, Tensor]] = []
+        if self._moving and readers:
+            # J^T c is linear in c: differentiated by c it gives J v, without forward mode.
+            back = torch.autograd.grad(
+                [self.uses[w].input for w in self._moving],
+                [self.uses[r].output for r in readers],
+                self._probes, create_graph=True, allow_unused=True,
+            )  # fmt: skip
+            self._back = [(r, t) for r, t in zip(readers, back, strict=True)
+                          if t is not None and t.requires_grad]  # fmt: skip
+
+    def push(self, moves: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Changes of what writers multiply, of changes (parts, T, N) behind readers."""
+        if not self._back:
+            return {}
+        found = torch.autograd.grad(
+            [t for _, t in self._back], self._probes,
+            [self.uses[r].placed(moves[r]) for r, _ in self._back],
+            retain_graph=True, allow_unused=True,
+        )  # fmt: skip
+        return {w: v for w, v in zip(self._moving, found, strict=True) if v is not None}

@@ -1,0 +1,291 @@
+"""The zero point of transformers: numbers against nets, and nets against dense Hessians."""
+
+import math
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracles import hessian_by_nested_gradients
+from small_transformers import LanguageModel, RMSNorm
+from tolerances import HESSIAN
+from torch import nn
+
+import resid_theory as rt
+from resid_theory.curvature import zero_point_of_net
+from resid_theory.theory import Branch, transformer_zero_point
+
+CASES = {
+    "causal": {},
+    "full": {"causal": False, "mlp": "tanh"},
+    "groups of heads": {"heads": 4, "kv_heads": 2, "width": 8, "layers": 1},
+    "one key head": {"heads": 4, "kv_heads": 1},
+    "fused projection": {"fused": True, "heads": 4, "kv_heads": 2},
+    "gated": {"mlp": "gated", "bias": True},
+    "RMSNorm": {"norm": RMSNorm},
+    "biases": {"bias": True},
+    "parallel": {"order": "parallel"},
+    "post-LN": {"order": "post"},
+    "tied": {"tied": True},
+    "biases of scores": {"alibi": True, "heads": 4, "kv_heads": 2},
+    "layer scale": {"scale": True},
+    "output biases": {"bias": True, "out_bias": True},
+    "output biases, post-LN": {"order": "post", "out_bias": True},
+    "output biases, layer scale": {"scale": True, "out_bias": True},
+}
+IDS, WORDS = (torch.randint(7, (6, 5), generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+
+
+def loss(output, target):
+    return F.cross_entropy(output.flatten(0, 1), target.flatten(), ignore_index=6)
+
+
+def model(**options):
+    torch.manual_seed(0)
+    return LanguageModel(**options)
+
+
+def dense(net, names, value):
+    """The Hessian of a net with branches at zero, and where the named parameters are in it."""
+    with torch.no_grad():
+        for parameter in net.branch_weights().values():
+            parameter.zero_()
+    own = dict(net.named_parameters())
+    matrix = hessian_by_nested_gradients(value(net), list(own.values()))
+    inside = [torch.full((p.numel(),), name in names) for name, p in own.items()]
+    return matrix, torch.cat(inside)
+
+
+def off(spectrum, matrix):
+    exact = torch.linalg.eigvalsh(matrix)
+    return float((spectrum.eigenvalues - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_net_has_the_predicted_hessian(case):
+    net = model(**CASES[case])
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    point = zero_point_of_net(net, loss, (IDS, WORDS))
+    assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
+    matrix, inside = dense(net, point.parameters, lambda net: loss(net(IDS), WORDS))
+    assert set(net.branch_weights()) <= set(point.parameters)
+    assert off(point.spectrum, matrix[inside][:, inside]) <= HESSIAN
+    if "output" not in case:  # embeddings and read-out do not mix with branches
+        assert not matrix[inside][:, ~inside].any()
+        assert point.verdict == "strict saddle"
+        assert point.spectrum.count_below(0.0) * 2 == point.spectrum.rank
+    else:
+        assert point.verdict == "not stationary"
+
+
+def by_hand(net, options):
+    """Branches from gradients and inputs that hooks find in a net at zero."""
+    seen, made = {}, []
+    for name, module in net.named_modules():
+        if name.rpartition(".")[2] in ("attention", "mlp"):
+            module.register_forward_hook(
+                lambda _, given, output, name=name: seen.update({name: (given[0], output)})
+            )
+    for parameter in net.branch_weights().values():
+        parameter.data.zero_()
+    value = loss(net(IDS), WORDS)
+    heads, bias = options.get("heads", 2), options.get("bias", False)
+    for name, (z, output) in seen.items():
+        (g,) = torch.autograd.grad(value, output, retain_graph=True)
+        if name.endswith("mlp"):
+            gated = options.get("mlp") == "gated"
+            made.append(Branch.mlp(g, z, hidden=5, slope=0.5, gated=gated, bias=bias, name=name))
+            continue
+        weights = None
+        if "alibi" in options:
+            places = torch.arange(5)
+            far = -torch.linspace(0.2, 1.0, heads)[:, None, None] * (places[:, None] - places).abs()
+            weights = far.masked_fill(places[:, None] < places, -math.inf).softmax(-1)
+        made.append(Branch.attention(
+            g, z, heads=heads, kv_heads=options.get("kv_heads"), causal=weights is None,
+            attended=weights, bias=bias, name=name,
+        ))  # fmt: skip
+    return transformer_zero_point(made)
+
+
+@pytest.mark.parametrize("case", ["causal", "groups of heads", "gated", "biases of scores"])
+def test_numbers_give_the_spectrum_of_the_net(case):
+    net, options = model(**CASES[case]), CASES[case]
+    point = by_hand(net, options)
+    matrix, inside = dense(net, net.branch_weights(), lambda net: loss(net(IDS), WORDS))
+    assert off(point.spectrum, matrix[inside][:, inside]) <= HESSIAN
+    flat = [b.flat for b in point.branches if b.flat]
+    assert all(set(kinds) <= {"query, key", "gate, up, down"} for kinds in flat)
+
+
+def test_a_kink_has_the_mean_of_the_hessians_on_both_sides():
+    net = model(mlp="relu", layers=1)
+    point = zero_point_of_net(net, loss, (IDS, WORDS))
+    assert any("kink" in note for note in point.notes)
+    total, step = 0.0, 1e-9
+    draws = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(2))
+             for name, p in net.branch_weights().items()}  # fmt: skip
+    for sign in (1, -1):
+        for name, p in net.branch_weights().items():
+            p.data = sign * step * draws[name]
+        own = [p for name, p in net.named_parameters() if name in point.parameters]
+        total = total + hessian_by_nested_gradients(loss(net(IDS), WORDS), own) / 2
+    assert off(point.spectrum, total) <= 100 * step
+
+
+class Rare(nn.Module):
+    """Einsum, weights on the left, experts, several streams, and weights that two layers share."""
+
+    def __init__(self):
+        super().__init__()
+        weight = lambda *shape: nn.Parameter(torch.randn(*shape))  # noqa: E731
+        self.words, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
+        self.q, self.k, self.v, self.o = (weight(2, 4, 3) for _ in range(4))
+        self.mix_up, self.mix_down, self.shift = weight(6, 5), weight(5, 6), weight(6, 1)
+        self.read, self.mix = weight(2, 3), weight(2, 3, 3)
+        self.experts_up, self.experts_down = weight(3, 4, 5), weight(3, 5, 4)
+
+    def branch_weights(self):
+        known = dict(self.named_parameters())
+        return {n: p for n, p in known.items() if n not in ("read", "mix") and "." not in n}
+
+    def forward(self, ids):
+        streams = self.words(ids)[..., None, :].expand(-1, -1, 3, -1)
+        for read, mix in zip(self.read, self.mix, strict=True):
+            x = torch.einsum("n,btnd->btd", read, streams)
+            q, k, v = (torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v))
+            found = (q @ k.mT).softmax(-1) @ v
+            y = torch.einsum("bhtk,hdk->btd", found, self.o)
+            y = y + self.mix_down @ torch.tanh(self.mix_up @ x + self.shift)
+            flat = x.reshape(1, -1, 4).expand(3, -1, -1)
+            hidden = torch.sin(torch.bmm(flat, self.experts_up))
+            y = y + torch.bmm(hidden, self.experts_down).mean(0).view_as(x)
+            streams = torch.einsum("mn,btnd->btmd", mix, streams) + y[..., None, :]
+        return self.head(streams.mean(-2))
+
+
+def test_any_form_of_matrices_on_any_streams():
+    torch.manual_seed(0)
+    net = Rare()
+    point = zero_point_of_net(net, loss, (IDS, WORDS))
+    matrix, inside = dense(net, point.parameters, lambda net: loss(net(IDS), WORDS))
+    assert off(point.spectrum, matrix[inside][:, inside]) <= HESSIAN
+    kinds = point.table()["weights"]
+    assert {"v, o", "mix_up, mix_down", "experts_up, experts_down"} <= set(kinds)
+
+
+def test_layers_of_torch_batches_and_float32():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 5, 0.3, "gelu", batch_first=True, norm_first=True)
+    net = nn.Sequential(nn.Linear(3, 4), layer, nn.Linear(4, 2)).float()
+    x, y = torch.randn(7, 5, 3), torch.randn(7, 5, 2)
+    point = zero_point_of_net(net, "square", [(x[:3], y[:3]), (x[3:], y[3:])])
+    wide = net.double().eval()
+    inside = [p for name, p in wide.named_parameters() if name in point.parameters]
+    with torch.no_grad():
+        for name, p in wide[1].named_parameters():
+            if "norm" not in name:
+                p.zero_()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        value = 0.5 * (wide(x) - y).square().sum() / 7
+        exact = hessian_by_nested_gradients(value, inside)
+    assert off(point.spectrum, exact) <= 1e-6  # the data are in float32
+
+
+class Branched(nn.Module):
+    def __init__(self, branch):
+        super().__init__()
+        self.branch, self.head = branch, nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(x + self.branch(x))
+
+
+def chain(*layers):
+    return Branched(nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "words"),
+    [
+        (lambda: chain(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 3)), {}, "branch.2.weight.* φ"),
+        (lambda: chain(nn.Tanh(), nn.Linear(3, 3)), {}, "branch.1.weight' alone is a branch"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), {}, "has no branch"),
+        (
+            lambda: chain(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)),
+            {"branches": "head.weight"},
+            "no way leads from the data to the loss without 'head.weight'",
+        ),
+        (
+            lambda: chain(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)),
+            {"branches": "branch.0.bias"},
+            "'branch.0.bias' is in no product of a weight with data",
+        ),
+        (
+            lambda: chain(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 3)),
+            {},
+            "is computed from its parameter",
+        ),
+        (
+            lambda: chain(nn.Linear(3, 4), nn.Linear(4, 3), nn.LayerNorm(3, eps=0.0)),
+            {},
+            "a norm behind a branch needs eps above zero",
+        ),
+        (
+            lambda: chain(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 1), nn.Conv1d(2, 1, 1),
+                          nn.Flatten()),
+            {},
+            "is in a convolution",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused(net, options, words):
+    data = torch.randn(5, 3), torch.randn(5, 3)
+    with pytest.raises(ValueError, match=words):
+        zero_point_of_net(net(), "square", data, **options)
+
+
+def test_a_norm_behind_a_branch_is_told():
+    net = chain(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False), nn.LayerNorm(3))
+    point = zero_point_of_net(net, "square", (torch.randn(5, 3), torch.randn(5, 3)))
+    assert re.search("up to 3[01].* at zero", point.notes[0])  # at most 1 / √1e-5
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda g: Branch.attention(g, g[:1], heads=2), "inputs: got shapes"),
+        (lambda g: Branch.attention(g, g, heads=3), "head_width: is missing"),
+        (lambda g: Branch.attention(g, g, heads=4, kv_heads=3), "kv_heads: got 3"),
+        (lambda g: Branch.attention(g, g, heads=2, attended=torch.eye(4)), "attended: got shape"),
+        (
+            lambda g: Branch.attention(g, g, heads=2, attended=torch.ones(3, 5, 5)),
+            "attended: got shape .*needs 2 heads",
+        ),
+        (
+            lambda g: Branch.attention(g, g, heads=2, attended=torch.eye(5), causal=True),
+            "causal: is told",
+        ),
+        (lambda g: Branch.mlp(g, g, hidden=0), "hidden: got 0"),
+        (lambda g: Branch.mlp(g, g, hidden=2, slope=math.nan), "slope"),
+        (lambda g: transformer_zero_point([]), "branches: got none"),
+        (
+            lambda g: transformer_zero_point([Branch.mlp(g, g, hidden=1)], biases=2),
+            "shift: got none with 2 biases",
+        ),
+        (
+            lambda g: transformer_zero_point([Branch.mlp(g, g, hidden=1)], shift=g[0], biases=2),
+            "shift: got shape",
+        ),
+    ],
+)
+def test_wrong_numbers(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(torch.ones(2, 5, 4))
+
+
+def test_a_flat_point_is_degenerate():
+    g = torch.ones(2, 5, 4)
+    point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])
+    assert (point.verdict, point.index, point.spectrum.rank) == ("degenerate", 0.0, 0)
+    assert "no gradient" in point.reason and rt.Spectrum.of([0.0] * 36).size == point.spectrum.size
