@@ -69,18 +69,18 @@ def operations(device: torch.device) -> None:
             step()
         running.optimizer.zero_grad(set_to_none=True)
         with Operations() as passes:
-            running.group.gradients([running.epochs.draw(0, 0).batch(slice(2))])
+            running.group.gradients([running.plans[0].batch(slice(2))])
         line(f"{name}: operations of a step", f"{whole.count}", "reported")
         line("    of its forward and backward pass", f"{passes.count}", "reported")
 
 
 def trainer_step(running: Session):
     """One step of the trainer; positions go round."""
-    plans = {seed: running.epochs.draw(seed, 0) for seed in running.seeds}
+    running.plans = {seed: running.epochs.draw(seed, 0) for seed in running.seeds}
     wait = torch.cuda.synchronize if running.settings.device.type == "cuda" else lambda: None
 
     def step() -> None:
-        running._advance(plans, running.step % running.epochs.steps)
+        running._advance(running.step % running.epochs.steps)
         wait()
 
     return step

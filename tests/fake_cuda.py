@@ -4,8 +4,9 @@ Inside ``pretended()`` a tensor that was asked for on ``"cuda"`` says that it is
 what is computed from it. What CUDA refuses is refused: operations between devices (scalars
 excepted), NumPy arrays of tensors on the GPU, generators of the other device, indices on the GPU
 for a tensor on the CPU. Random numbers are drawn there from a generator of its own, autocast rounds
-as on the CPU, and ``host_waits()`` lists what would wait for the GPU. Kernels, streams, graphs and
-generators that are arguments are not imitated.
+as on the CPU, and ``host_waits()`` lists what would wait for the GPU. A graph repeats operations on
+the tensors of the time when it was recorded, when nothing may wait. Kernels, streams and generators
+that are arguments are not imitated.
 """
 
 import contextlib
@@ -45,12 +46,54 @@ WAITING = {
     "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::nonzero",
 }  # fmt: skip
 COPYING = {"as_tensor", "asarray", "cpu", "new_tensor", "tensor", "to"}
+
+
+class Graph(TorchDispatchMode):
+    """The operations of a CUDA graph; unlike that, it executes them while it is recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        """Write anew what the recorded operations gave."""
+        with torch._C.DisableTorchFunction():
+            for func, args, kwargs, out in self.calls:
+                given = {storage(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+                again = tree_leaves(func(*args, **kwargs))
+                for old, new in zip(tree_leaves(out), again, strict=True):
+                    if isinstance(old, Tensor) and storage(new) not in given:
+                        put(new, place_of(old))
+                        old.copy_(new)
+
+
+@contextlib.contextmanager
+def recorded(graph, **_):
+    """Record what is done inside."""
+    begun = len(WAITS)
+    with graph:
+        yield
+    if WAITS[begun:]:
+        raise RuntimeError(f"operation not permitted when stream is capturing: {WAITS[begun:]}")
+
+
 REPLACED = {
+    "CUDAGraph": Graph,
+    "Stream": mock.MagicMock,
+    "current_stream": mock.MagicMock,
     "current_device": lambda: 0,
     "device": lambda *_: contextlib.nullcontext(),
     "device_count": lambda: 1,
     "empty_cache": lambda: None,
     "get_device_name": lambda *_: "pretended",
+    "graph": recorded,
+    "graph_pool_handle": lambda: 0,
     "get_rng_state": lambda *_: GENERATOR.get_state(),
     "is_available": lambda: True,
     "is_initialized": lambda: True,
@@ -60,6 +103,7 @@ REPLACED = {
     "memory_allocated": lambda *_: 0,
     "memory_reserved": lambda *_: 0,
     "set_rng_state": lambda state, *_: GENERATOR.set_state(state),
+    "stream": lambda _: contextlib.nullcontext(),
     "synchronize": lambda *_: WAITS.append("synchronize"),
 }
 

@@ -136,7 +136,8 @@ def test_a_rehearsal(tmp_path):
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
     assert call.wait() == 0
     log = (tmp_path / "log").read_text()
-    assert "simplified_net, channels_last:" in log and "simplified_net: chosen" in log, log
+    tried = [word in log for word in ("channels_last:", "graph:", "stacked:")]
+    assert all(tried) and "NOT USED" not in log and "simplified_net: chosen" in log, log
     found = collect(tmp_path, tmp_path / "parts")
     assert (found.finished, found.unfinished) == ([short.part.key], [endless.part.key])
     table = told(found.calls)

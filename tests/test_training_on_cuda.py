@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from fake_cuda import host_waits
-from small_trainings import RECIPE, Interrupted, conv_net, difference, fit, images, left
+from small_trainings import RECIPE, Interrupted, Poison, conv_net, difference, fit, images, left
+from torch import nn
 
 import resid_theory as rt
 from resid_theory.runtime import store
@@ -14,6 +15,7 @@ from resid_theory.training import DivergenceError, loop
 
 SINGLE, TF32 = RECIPE.change(precision="float32"), RECIPE.change(precision="tf32")
 HALF = RECIPE.change(precision="bf16", channels_last=True)
+GRAPH = HALF.change(compile="graph")
 
 
 def on_images(count, noise, recipe, **settings):
@@ -38,8 +40,10 @@ TRAININGS = {
     "half": lambda **how: on_images(1, 0.2, HALF, **how),
     "stacked": lambda **how: on_images(2, 0.2, TF32, **how),
     "turns": lambda **how: on_images(2, 0.2, SINGLE, stacked=False, **how),
-    "dirac": lambda **how: on_digits(dirac, HALF, **how),
     "decay": lambda **how: on_digits(residual, SINGLE, correction=rt.IdDecay, **how),
+    "graph": lambda **how: on_images(2, 0.2, GRAPH, stacked=False, **how),
+    "graph of a stack": lambda **how: on_images(2, 0.0, TF32.change(compile="graph"), **how),
+    "graph of dirac": lambda **how: on_digits(dirac, GRAPH.change(padding="reflect"), **how),
 }
 
 
@@ -78,16 +82,63 @@ def test_the_training_is_that_of_the_cpu(cuda, recipe, bound):
     assert difference(there.to("cpu").double(), here) < bound
 
 
+@pytest.mark.parametrize("compile", ["none", "graph"])
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
-def test_a_number_that_is_not_finite_is_found_with_its_step_and_net(cuda, tmp_path, stacked):
+def test_a_number_that_is_not_finite_is_found_with_its_step_and_net(
+    cuda, tmp_path, stacked, compile
+):
     nets = [conv_net(seed, norm=False) for seed in range(3)]
     with torch.no_grad():
         nets[1][0].bias[2] = torch.nan
+    recipe = SINGLE.change(compile=compile)
     with pytest.raises(DivergenceError) as caught:
-        fit(nets, recipe=SINGLE, device=cuda, stacked=stacked, out=tmp_path)
+        fit(nets, recipe=recipe, device=cuda, stacked=stacked, out=tmp_path)
     found = caught.value.step, caught.value.net, caught.value.tensor
     assert found == (1, 1, "the loss")  # the GPU has gone on since
     assert store.read_checkpoint(tmp_path / "checkpoint.json")[1]["step"] == 0
+
+
+@pytest.mark.parametrize(("save_seconds", "saved"), [(0, 5), (1e9, 0)], ids=["often", "rarely"])
+def test_losses_are_looked_at_once_an_epoch_and_before_they_are_saved(
+    cuda, tmp_path, save_seconds, saved
+):
+    net = nn.Sequential(nn.Flatten(), Poison(torch.nan, 6), nn.Linear(64, 10))
+    with pytest.raises(DivergenceError) as caught:
+        fit(net, recipe=SINGLE, device=cuda, out=tmp_path, save_seconds=save_seconds)
+    assert (caught.value.step, caught.value.tensor) == (6, "the loss")
+    assert store.read_checkpoint(tmp_path / "checkpoint.json")[1]["step"] == saved
+
+
+class Moody(nn.Module):
+    """Computes with what the host knows of the GPU, or of its calls."""
+
+    calls = 0
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        self.calls += 1
+        return x * (float(x.sum()) if self.kind == "waits" else self.calls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("waits", "RuntimeError: "), ("counts", "losses of replayed steps differ")]
+)
+def test_a_step_that_cannot_be_replayed_is_taken_as_it_is_and_said(cuda, kind, says):
+    net = nn.Sequential(nn.Flatten(), Moody(kind), nn.Linear(64, 10))
+    run = fit(net, recipe=SINGLE.change(compile="graph", lr=1e-9), device=cuda)
+    assert run.finished and "are not replayed as a CUDA graph" in run.notes[-1]
+    assert says in run.notes[-1]
+
+
+def test_a_replayed_training_is_that_of_its_steps(cuda):
+    # Rates that change, two sizes of batches, dropout, running statistics, momentum.
+    runs = [on_images(2, 0.2, recipe, device=cuda, stacked=False)
+            for recipe in (HALF, GRAPH)]  # fmt: skip
+    assert runs[0].metrics == runs[1].metrics
+    assert max(map(difference, runs[0].nets, runs[1].nets)) == 0
 
 
 @contextmanager
@@ -112,11 +163,13 @@ def counted_waits(device):
 def test_a_step_never_waits_for_the_gpu(cuda, monkeypatch, name):
     waits, advance = [], loop.Session._advance
 
-    def counting(session, plans, position):
+    def counting(session, position):
         with counted_waits(cuda) as found:
-            advance(session, plans, position)
+            advance(session, position)
         waits.append(found)
 
     monkeypatch.setattr(loop.Session, "_advance", counting)
-    TRAININGS[name](device=cuda)
-    assert waits == [[]] * 12
+    run = TRAININGS[name](device=cuda)
+    assert not [note for note in run.notes if "graph" in note]
+    recorded = (0, 3) if "graph" in name else ()  # of a batch, and of the smaller last one
+    assert [bool(found) for found in waits] == [step in recorded for step in range(12)]

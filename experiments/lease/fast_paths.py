@@ -22,6 +22,7 @@ from experiments.lease import time_table
 from experiments.lease.part_processes import Machine, context
 from experiments.trainings import Training
 from resid_theory.training.run import Run, Stop
+from resid_theory.training.step_graphs import NOT_REPLAYED
 
 PLAIN = {"precision": "float32", "channels_last": False, "compile": "none"}
 WARM, TIMED = 20, 30  # steps of a trial before the clock starts, and those that it times
@@ -73,9 +74,8 @@ def trials(training: Training, machine: Machine, lock: Path) -> Iterable[Trial]:
         good += [] if fault(trial, plain) else [trial]
         yield trial
     best = min(good, key=lambda trial: trial.milliseconds)
+    yield _trial(training, "graph", {**best.how, "compile": "graph"}, machine, lock)
     yield _trial(training, "stacked", best.how, machine, lock, nets=2)
-    if not machine.rehearsal:
-        yield _trial(training, "compile", {**best.how, "compile": "reduce-overhead"}, machine, lock)
 
 
 def _trial(
@@ -104,8 +104,9 @@ def _trial(
         except Exception as error:  # whatever a machine raises: the path is not used
             traceback.print_exc()
             return Trial(**about, error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
-    if run.unstacked:
-        return Trial(**about, error=run.unstacked)
+    slower = [run.unstacked, *(note for note in run.notes if note.startswith(NOT_REPLAYED))]
+    if any(slower):
+        return Trial(**about, error="; ".join(filter(None, slower)))
     return Trial(
         **about,
         losses=run.first_losses[0].tolist(),

@@ -42,7 +42,7 @@ class Machine:
     Attributes:
         parts: Folder of the parts.
         device: A torch device.
-        rehearsal: Whether only the way is tried: few steps in checks, no ``torch.compile``.
+        rehearsal: Whether only the way is tried: few steps in checks.
         inside: Makes the context in which a process computes; tests pretend a device with it.
     """
 

@@ -15,7 +15,7 @@ __all__ = ["deterministic", "preserved"]
 
 
 @contextmanager
-def deterministic(*, tf32: bool = False) -> Iterator[None]:
+def deterministic(*, tf32: bool = False, fastest: bool = False) -> Iterator[None]:
     """Compute inside with kernels that repeat, and in the precision that the tensors have.
 
     By default cuDNN rounds the factors of float32 convolutions to the 10 bits of TF32, which no
@@ -23,13 +23,15 @@ def deterministic(*, tf32: bool = False) -> Iterator[None]:
 
     Args:
         tf32: Whether products and convolutions of float32 may use it.
+        fastest: Whether cuDNN measures its kernels that repeat, and takes the fastest. Another run
+            may take another one, which differs by round-off.
 
     Yields:
         Nothing; the settings are put back afterwards.
     """
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.deterministic, cudnn.benchmark = True, fastest
     try:
         with _precision(tf32):
             yield

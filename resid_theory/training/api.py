@@ -50,7 +50,8 @@ def train(
     With ``out``, a training that was killed at any moment resumes from its last checkpoint when it
     is called again with equal arguments, and ends with weights, optimizer state and metrics that
     are bit-identical to those of an uninterrupted one (same device, PyTorch version and number of
-    threads); a finished one returns at once.
+    threads; with ``compile="graph"`` in tf32 or bf16 as long as cuDNN finds the same kernels the
+    fastest); a finished one returns at once.
 
     The order of the samples, the crops and the flips of an epoch are a function of seed and epoch
     alone, equal on every device and for every net. Random numbers that a net draws (dropout) come

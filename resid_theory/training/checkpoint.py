@@ -121,8 +121,7 @@ def unpack(
             if not saved.keys() >= group.split(name, parameter).keys():
                 continue  # had no gradient so far
             # Made like the parameter: strides decide which kernels run, and so the last bits.
-            state = torch.zeros_like(parameter)
-            optimizer.state[parameter][key] = state
+            state = optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
             _copy(saved, "", group.split(name, state))
     torch.set_rng_state(packed["rng.cpu"])
     device = _device(group)

@@ -1,6 +1,5 @@
 """Training data on the device: any rows as inputs, targets and labels."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,7 +64,7 @@ class DeviceDataset:
         self._inputs = None if images else whole.inputs
         count = min(_EXAMPLES, self._size)
         rows = torch.arange(count) * self._size // count
-        some = self._x(rows), rows_of(whole.target, rows, self._size)
+        some = self._x(self.stored(rows)), rows_of(whole.target, rows, self._size)
         examples = Batch(content=some, size=len(rows))
         few, examples = few_and_more([examples], _EXAMPLES)
         with preserved(net):
@@ -140,29 +139,34 @@ class DeviceDataset:
         known = self.weighting
         return known is not None and not known.sums and known.counts and self._weights is None
 
-    def weight(self, rows: Tensor) -> float | Tensor:
+    def weight(self, rows: Tensor | slice) -> float | Tensor:
         """Weight of some samples in the loss of all."""
         if self.weighting is not None and self.weighting.sums:
             return 1.0
-        return float(len(rows)) if self._weights is None else self._weights[rows].sum()
+        if self._weights is not None:
+            return self._weights[rows].sum()
+        return float(len(range(self._size)[rows] if isinstance(rows, slice) else rows))
 
-    def batch(
-        self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None
-    ) -> StepBatch:
-        """Some of the samples, by index or slice; ``change`` is applied to their pixels."""
+    def stored(self, rows: Tensor | slice) -> Any:
+        """Pixels or inputs of some samples, as they lie on the device."""
+        if self._images is None:
+            return rows_of(self._inputs, rows, self._size)
+        return self._images.pixels[rows]
+
+    def batch(self, rows: Tensor | slice, stored: Any = None) -> StepBatch:
+        """Some of the samples, by index or slice; with ``stored`` in place of what is stored."""
+        x = self._x(self.stored(rows) if stored is None else stored)
         target = rows_of(self._targets, rows, self._size)
         labels = None if self._labels is None else self._labels[rows]
         weights = self._weights[rows] if self._is_weighted and self._weights is not None else None
-        return self._x(rows, change), target, labels, weights
+        return x, target, labels, weights
 
-    def _x(self, rows: Tensor | slice, change: Callable[[Tensor], Tensor] | None = None) -> Any:
-        if self._images is None:
-            x = rows_of(self._inputs, rows, self._size)
-            x = x if change is None else change(x)
-        else:
-            pixels = self._images.pixels[rows]
+    def _x(self, stored: Any) -> Any:
+        """Inputs of the net."""
+        x = stored
+        if self._images is not None:
             dtype = self._place.inputs or torch.get_default_dtype()
-            x = self._images.inputs(pixels if change is None else change(pixels), dtype)
+            x = self._images.inputs(stored, dtype)
         if self._channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return x

@@ -15,12 +15,15 @@ from resid_theory.training.step import NetGroup, StepBatch
 
 __all__ = ["DivergenceError", "Watch", "fitting_batch"]
 
+_FIRST = 50  # steps whose losses are kept
+
 
 class DivergenceError(ArithmeticError):
     """NaN or infinity in a training.
 
     Attributes:
-        step: The first step with such a number; the first of all steps is 1.
+        step: The first step with such a loss, or the step after which such a weight was found; the
+            first of all steps is 1.
         net: Number of the net.
         tensor: The first tensor with such a number.
     """
@@ -34,60 +37,64 @@ class DivergenceError(ArithmeticError):
 
 
 class Watch:
-    """Checks losses, gradients and weights of every step, on a GPU every 50 steps.
+    """Losses of the steps, kept on the device, and whether they and the weights are finite.
 
-    Each check waits for the queue of a GPU to empty.
+    Attributes:
+        first: Losses of the first steps, (nets, steps), on the device.
     """
 
-    def __init__(self, group: NetGroup, device: torch.device) -> None:
-        self._group, self._interval = group, 50 if device.type == "cuda" else 1
-        self._pending: list[tuple[int, Tensor]] = []
+    def __init__(self, group: NetGroup, steps: int, device: torch.device) -> None:
+        self._group, self._seen = group, 0
+        self._epoch = torch.zeros(len(group.nets), steps, dtype=torch.float64, device=device)
+        self.first = self._epoch[:, :0]
 
-    def look(self, step: int, losses: Tensor, batches: Sequence[StepBatch]) -> None:
-        """Note a step after its backward pass, before the weights move."""
-        gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
-        # Weights too: tanh and ReLU hide an infinite one from the loss and from every gradient.
-        watched = gradients + [p.detach() for p in self._group.parameters.values()]
-        norms = torch._foreach_norm(watched, float("inf"))
-        self._pending.append((step, torch.cat([losses.to(norms[0].dtype), torch.stack(norms)])))
-        if len(self._pending) >= self._interval:
-            self.settle(batches)
+    def resume(self, step: int, first: Tensor | None) -> None:
+        """Go on after a step; ``first`` is absent in checkpoints of the first versions."""
+        self._seen = step
+        self.first = self.first if first is None else first.to(self._epoch.device)
 
-    def settle(self, batches: Sequence[StepBatch] = ()) -> None:
-        """Check the steps noted so far; with batches the last one, which can be repeated."""
-        pending, self._pending = self._pending, []
-        if not pending or bool(torch.isfinite(torch.stack([t for _, t in pending]).sum())):
+    def note(self, place: slice | Tensor, losses: Tensor) -> None:
+        """Keep the losses of the step at a place in its epoch."""
+        self._epoch[:, place] = losses.double()[:, None]
+
+    def settle(self, step: int, batches: Sequence[StepBatch] = ()) -> None:
+        """Check the losses up to a step and, without its batches, the weights; a GPU is waited for.
+
+        Args:
+            step: Number of steps done.
+            batches: Those of the last step, whose layers tell where a number that is not finite
+                comes from.
+
+        Raises:
+            DivergenceError: If one is not finite.
+        """
+        if not step:
             return
-        for step, record in pending:
-            if not bool(torch.isfinite(record).all()):
-                raise self._error(step, record, batches if step == pending[-1][0] else ())
-
-    def _error(self, step: int, record: Tensor, batches: Sequence[StepBatch]) -> DivergenceError:
-        losses, norms = record.split([len(self._group.nets), len(record) - len(self._group.nets)])
-        if _finite(losses):
-            return self._bad_tensor(step, norms)
-        net = int((~torch.isfinite(losses)).nonzero()[0, 0])
-        if not batches:  # a GPU has gone on since
-            return DivergenceError(step, net, "the loss")
-        self._group.write_back()
-        x = batches[net if len(batches) > 1 else 0][0]
-        return DivergenceError(step, net, _first_bad(self._group.nets[net], x))
-
-    def _bad_tensor(self, step: int, norms: Tensor) -> DivergenceError:
+        begin = self._seen % self._epoch.shape[1]
+        losses = self._epoch[:, begin : begin + step - self._seen]
         parameters = self._group.parameters
-        trained = [n for n, p in parameters.items() if p.grad is not None]
-        # A bad weight spoils its gradient or not, a bad gradient not yet its weight.
-        bad = ~torch.isfinite(norms)
-        is_weight = bool(bad[len(trained) :].any())
-        names = list(parameters) if is_weight else trained
-        first = names[int(bad[len(trained) if is_weight else 0 :].nonzero()[0, 0])]
-        tensor = parameters[first].detach() if is_weight else parameters[first].grad
-        parts = {} if tensor is None else self._group.split(first, tensor)
-        # On a GPU the tensor is by now that of a later step: every net's may be finite again.
-        name = next((n for n, part in parts.items() if not _finite(part)), next(iter(parts)))
-        net, _, part = name.partition(".")
-        kind = "parameter" if is_weight else "gradient of"
-        return DivergenceError(step, int(net), f"the {kind} {part!r}")
+        # An infinite weight may be hidden from every loss, by tanh or ReLU.
+        norms = [] if batches else [*torch._foreach_norm([*parameters.values()], float("inf"))]
+        finite = torch.isfinite(losses).all()
+        if bool(torch.isfinite(torch.stack(norms)).all() & finite if norms else finite):
+            if self.first.shape[1] == self._seen < _FIRST:
+                self.first = torch.cat([self.first, losses], 1)[:, :_FIRST]
+            self._seen = step
+            return
+        bad = (~torch.isfinite(losses)).T.nonzero().tolist()  # by step, then by net
+        if bad:
+            at, net = bad[0]
+            raise DivergenceError(self._seen + at + 1, net, self._cause(net, batches))
+        name = next(n for n, norm in zip(parameters, norms, strict=True) if not _finite(norm))
+        parts = self._group.split(name, parameters[name].detach())
+        net, _, part = next(n for n, one in parts.items() if not _finite(one)).partition(".")
+        raise DivergenceError(step, int(net), f"the parameter {part!r}")
+
+    def _cause(self, net: int, batches: Sequence[StepBatch]) -> str:
+        if not batches:  # the weights have moved since
+            return "the loss"
+        self._group.write_back()
+        return _first_bad(self._group.nets[net], batches[net if len(batches) > 1 else 0][0])
 
 
 def _finite(tensor: Tensor) -> bool:

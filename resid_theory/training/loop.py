@@ -21,7 +21,7 @@ from resid_theory.training.divergence import Watch, fitting_batch
 from resid_theory.training.epochs import Epoch, Epochs
 from resid_theory.training.measurements import Measurements
 from resid_theory.training.parallel import Parallel
-from resid_theory.training.recipe import Recipe
+from resid_theory.training.recipe import GRAPH, Recipe
 from resid_theory.training.run import Run, RunSettings
 from resid_theory.training.saved_nets import architecture_of, save_checkpoint
 from resid_theory.training.step import (
@@ -31,8 +31,10 @@ from resid_theory.training.step import (
     Stacked,
     StepBatch,
     optimizer_of,
+    set_rate,
     stack,
 )
+from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
 __all__ = ["Session"]
 
@@ -89,7 +91,13 @@ class Session:
             self.group, self.optimizer, self.epochs, test, settings, self.folder
         )
         self.parallel = Parallel(settings.process_group, self.group, seeds[0])
-        self.watch = Watch(self.group, settings.device)
+        self.watch = Watch(self.group, self.epochs.steps, settings.device)
+        self.plans: dict[int, Epoch] = {}  # the present epoch, by seed
+        self.graphs: StepGraphs | None = None
+        if recipe.compile == GRAPH and self.parallel.alone and settings.device.type == "cuda":
+            self.graphs = StepGraphs(
+                self.group, self.optimizer, self.measurements.sums, self._descend_at
+            )
         self.step, self.seconds, self.saved, self.saved_step = 0, 0.0, -math.inf, -1
         self.save_seconds = settings.save_seconds
         self.environments: list[dict[str, Any]] = []
@@ -98,7 +106,7 @@ class Session:
         """Train to the end; ``known`` replaces what a checkpoint is compared with."""
         self.started = time.perf_counter()
         total = self.epochs.steps * self.recipe.epochs
-        with _surroundings(self.settings.device, self.seeds[0], self.recipe.precision == "tf32"):
+        with _surroundings(self.settings.device, self.seeds[0], self.recipe):
             self._begin(known)
             hidden = not self.settings.progress or self.settings.process_group.rank > 0
             with tqdm(
@@ -112,8 +120,8 @@ class Session:
             recipe=self.recipe,
             seeds=self.seeds,
             metrics=self.measurements.lines,
-            first_losses=self.measurements.first_losses.cpu(),
-            notes=self.epochs.data.notes,
+            first_losses=self.watch.first.cpu(),
+            notes=self._notes(),
             finished=self.step == total,
             seconds=self._elapsed(),
             unstacked=self.unstacked,
@@ -144,10 +152,8 @@ class Session:
         if found is not None:
             tensors, about, self.measurements.lines = found
             unpack(tensors, self.group, self.optimizer, self.measurements.sums)
-            # Absent in checkpoints of the first versions.
-            first = tensors.get("first_losses", self.measurements.first_losses)
-            self.measurements.first_losses = first.to(device)
             self.step, self.seconds = about["step"], about["seconds"]
+            self.watch.resume(self.step, tensors.get("first_losses"))
             self.saved_step = self.step
             self.identity["initial"] = about["initial"]
             self.environments = about["environments"]
@@ -165,11 +171,16 @@ class Session:
         """Take the remaining steps of an epoch; False if the training is to stop."""
         steps = self.epochs.steps
         number, first = divmod(self.step, steps)
-        plans = {seed: self.epochs.draw(seed, number) for seed in dict.fromkeys(self.seeds)}
+        for seed in dict.fromkeys(self.seeds):
+            drawn = self.epochs.draw(seed, number)
+            if seed in self.plans:
+                self.plans[seed].become(drawn)
+            else:
+                self.plans[seed] = drawn
         for position in range(first, steps):
             if self._stops():
                 return False
-            self._advance(plans, position)
+            self._advance(position)
             tick()
             if self.step % steps == 0:
                 self._measure(number + 1)
@@ -190,26 +201,47 @@ class Session:
         answers = torch.tensor([float(answer)], device=self.settings.device)
         return bool(self.settings.process_group.add(answers) > 0)
 
-    def _advance(self, plans: Mapping[int, Epoch], position: int) -> None:
+    def _advance(self, position: int) -> None:
         """One step of gradient descent."""
-        start = position * self.recipe.batch
-        stop = min(start + self.recipe.batch, len(self.epochs.data))
-        rows, share = self.parallel.part(start, stop)
-        batches = [plan.batch(rows) for plan in plans.values()]
-        if len(batches) > 1:  # one for each net, also where some share a seed
-            by_seed = dict(zip(plans, batches, strict=True))
-            batches = [by_seed[seed] for seed in self.seeds]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate(self.step, self.epochs.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.parallel.begin(self.step)
-        losses, wrong = self.parallel.join(*self._gradients(batches), share)
-        self.watch.look(self.step + 1, losses, batches)
-        self.optimizer.step()
-        rows = slice(start, stop)
-        weights = {seed: plan.weight(rows) for seed, plan in plans.items()}
-        self.measurements.add(self.step, losses, wrong, [weights[seed] for seed in self.seeds])
+        batch, size = self.recipe.batch, len(self.epochs.data)
+        start = position * batch
+        stop = min(start + batch, size)
+        set_rate(self.optimizer, self.recipe.rate(self.step, self.epochs.steps))
+        last = size // batch - 1 if stop - start == batch else position
+        if self.graphs is None or not self.graphs.replay(position, stop - start, last):
+            rows, share = self.parallel.part(start, stop)
+            self.parallel.begin(self.step)
+            self._descend(slice(position, position + 1), rows, share, slice(start, stop))
         self.step += 1
+
+    def _descend_at(self, place: Tensor, samples: int) -> Tensor:
+        """The step at a place, (1,), that only the device knows."""
+        places = torch.arange(samples, device=place.device)
+        rows = place * self.recipe.batch + places
+        return self._descend(place, rows, 1.0, rows)
+
+    def _descend(
+        self, place: slice | Tensor, rows: slice | Tensor, share: float, all_rows: slice | Tensor
+    ) -> Tensor:
+        """Operations of a step on the device, of this process's share of the rows; the losses."""
+        batches = [plan.batch(rows) for plan in self.plans.values()]
+        if len(batches) > 1:  # one for each net, also where some share a seed
+            by_seed = dict(zip(self.plans, batches, strict=True))
+            batches = [by_seed[seed] for seed in self.seeds]
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, wrong = self.parallel.join(*self._gradients(batches), share)
+        self.watch.note(place, losses)
+        if self.settings.device.type == "cpu":  # elsewhere it would wait for the device
+            self.watch.settle(self.step + 1, batches)
+        self.optimizer.step()
+        weights = {seed: plan.weight(all_rows) for seed, plan in self.plans.items()}
+        self.measurements.add(losses, wrong, [weights[seed] for seed in self.seeds])
+        return losses
+
+    def _notes(self) -> tuple[str, ...]:
+        fault = None if self.graphs is None else self.graphs.fault
+        told = () if fault is None else (f"{NOT_REPLAYED}: {fault}",)
+        return self.epochs.data.notes + told
 
     def _gradients(self, batches: list[StepBatch]) -> tuple[Tensor, Tensor]:
         try:
@@ -235,13 +267,13 @@ class Session:
         )
 
     def _measure(self, epoch: int | None) -> None:
-        self.watch.settle()
+        self.watch.settle(self.step)
         self.measurements.measure(self.step, epoch)
 
     def _save(self) -> None:
         if self.folder is None:
             return
-        self.watch.settle()  # a state that is not finite is never saved
+        self.watch.settle(self.step)  # a state that is not finite is never saved
         begun = time.perf_counter()
         about = {
             "kind": "training",
@@ -252,7 +284,7 @@ class Session:
             "environments": self.environments,
         }
         tensors = pack(self.group, self.optimizer, self.measurements.sums)
-        tensors["first_losses"] = self.measurements.first_losses
+        tensors["first_losses"] = self.watch.first
         self.folder.save(tensors, about)
         self.saved, self.saved_step = time.perf_counter(), self.step
         if self.settings.save_seconds > 0:
@@ -260,7 +292,7 @@ class Session:
 
     def _end(self, finished: bool) -> None:
         """Save the last state and, of a finished training, each net by itself."""
-        self.watch.settle()
+        self.watch.settle(self.step)
         self.group.write_back()
         if self.folder is None:
             return
@@ -293,14 +325,15 @@ def _group(
 
 
 @contextmanager
-def _surroundings(device: torch.device, seed: int, tf32: bool) -> Iterator[None]:
+def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[None]:
     """Seeded, with gradients, with kernels that repeat; everything is put back afterwards."""
+    tf32, rounds = recipe.precision == "tf32", recipe.precision in ("tf32", "bf16")
     devices = [device] if device.type == "cuda" else []
     with (
         torch.random.fork_rng(devices=devices),
         torch.inference_mode(False),
         torch.enable_grad(),
-        deterministic(tf32=tf32),
+        deterministic(tf32=tf32, fastest=rounds and recipe.compile == GRAPH),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", STACKED_POOL)

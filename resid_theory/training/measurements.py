@@ -16,8 +16,6 @@ from resid_theory.training.step import NetGroup, errors_of
 
 __all__ = ["Measurements"]
 
-_FIRST = 50  # steps whose losses are kept
-
 
 class Measurements:
     """The lines of metrics of a training, and the sums that the next ones are made of.
@@ -25,7 +23,6 @@ class Measurements:
     Attributes:
         lines: One dict for each net at each time of measurement.
         sums: Loss times samples, and errors, of each net since the last full line, (nets,).
-        first_losses: Losses of the first steps, (nets, steps), on the device.
     """
 
     def __init__(
@@ -41,20 +38,13 @@ class Measurements:
         self._settings, self._folder = settings, folder
         zeros = torch.zeros(len(group.nets), dtype=torch.float64, device=settings.device)
         self.sums = {"loss": zeros, "wrong": zeros.clone()}
-        self.first_losses = zeros.new_zeros(len(group.nets), 0)
         self.lines: list[dict[str, Any]] = []
 
-    def add(
-        self, step: int, losses: Tensor, wrong: Tensor, weights: Sequence[float | Tensor]
-    ) -> None:
-        """Add losses and errors of one step, whose number counts from 0."""
-        losses = losses.double()
+    def add(self, losses: Tensor, wrong: Tensor, weights: Sequence[float | Tensor]) -> None:
+        """Add losses and errors of one step."""
         tensors = [weight for weight in weights if isinstance(weight, Tensor)]
-        self.sums["loss"] += losses * (torch.stack(tensors) if tensors else weights[0])
+        self.sums["loss"] += losses.double() * (torch.stack(tensors) if tensors else weights[0])
         self.sums["wrong"] += wrong
-        # Not equal after a resume from a checkpoint without them.
-        if self.first_losses.shape[1] == step < _FIRST:
-            self.first_losses = torch.cat([self.first_losses, losses[:, None]], 1)
 
     def measure(self, step: int, epoch: int | None) -> None:
         """Write a line for each net: a full one at the end of an epoch, else of callbacks only."""
@@ -93,35 +83,38 @@ class Measurements:
 
     def _penalties(self) -> list[float]:
         """½λ‖θ‖² of each net, as the optimizer decays it."""
-        totals = [0.0] * len(self._group.nets)
         groups = self._optimizer.param_groups
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        nets, factors, squares = [], [], []
         for name, parameter in self._group.parameters.items():
             for part, view in self._group.split(name, parameter.detach()).items():
                 real = torch.view_as_real(view) if view.is_complex() else view
-                square = float(real.double().square().sum())
-                totals[int(part.partition(".")[0])] += 0.5 * decay[id(parameter)] * square
+                squares.append(real.double().square().sum())
+                nets.append(int(part.partition(".")[0]))
+                factors.append(0.5 * decay[id(parameter)])
+        totals = [0.0] * len(self._group.nets)
+        for net, factor, square in zip(nets, factors, torch.stack(squares).tolist(), strict=True):
+            totals[net] += factor * square
         return totals
 
     def _evaluation(self, net: nn.Module, test: DeviceDataset) -> dict[str, float]:
-        """Loss and error on the test data, shared among the processes."""
+        """Loss and error on the test data, shared among the processes, in one transfer."""
         size = 4 * self._epochs.recipe.batch  # no graph is kept
         process_group = self._settings.process_group
-        totals = torch.zeros(3, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64, device=self._settings.device)
         assert test.weighting is not None
         with preserved(net), torch.no_grad():
             for start in range(process_group.rank * size, len(test), process_group.count * size):
-                x, target, labels, weights = test.batch(slice(start, start + size))
-                output, samples = self._group.output(net, x), min(size, len(test) - start)
-                weight = test.weighting.of_part(output, target, samples)
-                if weights is not None:
-                    weight = float(weights.sum())
-                if weight > 0:  # labels that do not count have no loss
-                    value = self._group.value(output, target, weights)
-                    totals[0] += weight * float(value)
+                rows = slice(start, start + size)
+                x, target, labels, weights = test.batch(rows)
+                output, weight = self._group.output(net, x), test.weight(rows)
+                value = self._group.value(output, target, weights)
+                if isinstance(weight, Tensor):  # labels that do not count have no loss
+                    value = torch.where(weight > 0, value, 0.0)
+                totals[0] += weight * value.double()
                 totals[1] += weight
                 if labels is not None:
-                    totals[2] += float(errors_of(output, labels))
-        loss, weight, wrong = process_group.add(totals.to(self._settings.device)).tolist()
+                    totals[2] += errors_of(output, labels)
+        loss, weight, wrong = process_group.add(totals).tolist()
         shown = {"test_loss": loss if test.weighting.sums else loss / weight}
         return {**shown, "test_error": wrong / test.labels} if test.labels else shown

@@ -23,11 +23,14 @@ class Parallel:
     change of the running statistics is averaged over the processes in every step.
 
     Random numbers of the nets, as for dropout, differ between processes and steps.
+
+    Attributes:
+        alone: Whether there is one process.
     """
 
     def __init__(self, process_group: ProcessGroup, group: NetGroup, seed: int) -> None:
         self._process_group, self._group, self._seed = process_group, group, seed
-        self._alone = process_group.count == 1
+        self.alone = process_group.count == 1
         self._before: list[Tensor] = []
 
     def part(self, start: int, stop: int) -> tuple[slice, float]:
@@ -40,7 +43,7 @@ class Parallel:
 
     def begin(self, step: int) -> None:
         """Seed this step and note what its forward pass will change."""
-        if self._alone:
+        if self.alone:
             return
         # A function of step and rank: a resume draws the same, with nothing to save for each rank.
         torch.manual_seed(seed_from(self._seed, step, self._process_group.rank))
@@ -49,7 +52,7 @@ class Parallel:
     @torch.no_grad()
     def join(self, losses: Tensor, wrong: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Make gradients, running statistics, losses and errors those of the whole batch."""
-        if self._alone:
+        if self.alone:
             return losses, wrong
         gradients = [p.grad for p in self._group.parameters.values() if p.grad is not None]
         buffers = self._group.buffers()

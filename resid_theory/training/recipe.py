@@ -10,14 +10,22 @@ from resid_theory.losses import LOSSES, Loss, LossLike
 from resid_theory.runtime.storable import Storable
 from resid_theory.runtime.store import digest
 
-__all__ = ["DIRACNETS", "DIRACNETS_IMAGENET", "NOISE_STABILITY", "NOISE_STABILITY_BN", "Recipe"]
+__all__ = [
+    "DIRACNETS",
+    "DIRACNETS_IMAGENET",
+    "GRAPH",
+    "NOISE_STABILITY",
+    "NOISE_STABILITY_BN",
+    "Recipe",
+]
 
+GRAPH = "graph"  # the way of computing a step that is no mode of torch.compile
 _CHOICES = {
     "decay": ("all", "multi_axis"),
     "augmentation": ("none", "crop_flip"),
     "padding": ("zeros", "reflect"),
     "precision": ("float64", "float32", "tf32", "bf16"),
-    "compile": ("none", "default", "reduce-overhead", "max-autotune"),
+    "compile": ("none", GRAPH, "default", "reduce-overhead", "max-autotune"),
 }
 
 
@@ -44,8 +52,9 @@ class Recipe(Storable):
             to 10 bits), or ``"bf16"`` (float32 weights, with bfloat16 in the operations that
             autocast chooses).
         channels_last: Whether images and kernels are stored with the channels innermost.
-        compile: ``"none"``, or a mode of ``torch.compile``; ``"reduce-overhead"`` replays the
-            forward and backward pass of a step as CUDA graphs.
+        compile: ``"none"``; on a GPU ``"graph"``, which records a whole step as a CUDA graph and
+            replays it, after a proof that the first losses are the same; or a mode of
+            ``torch.compile``.
         loss: A name in ``rt.losses.LOSSES``, such as ``"cross_entropy"`` of labels or ``"square"``,
             ½‖f(x) − y‖² summed over outputs; or a loss of ``torch.nn`` or a function
             ``(output, target) -> scalar``. Labels become one-hot rows where it needs values of the

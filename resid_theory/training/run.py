@@ -56,7 +56,8 @@ class Run(Result):
         first_losses: Mean loss of each net on the batches of the first 50 steps, before each step,
             (nets, steps), float64, on the CPU; what a replay of the training is compared with.
             (nets, 0) after a resume from a checkpoint of an earlier version, which has none.
-        notes: What was done to the data on the way into the nets.
+        notes: What was done to the data on the way into the nets, and why steps were not replayed
+            as a CUDA graph if the recipe asked for it.
         finished: Whether all steps were taken; False if ``stop`` said so.
         seconds: Duration over all resumed parts, measurements included.
         unstacked: Reason why several nets took turns in each step; None if they were stacked, if

@@ -17,7 +17,7 @@ from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.runtime.preserve import preserved
-from resid_theory.training.recipe import Recipe
+from resid_theory.training.recipe import GRAPH, Recipe
 
 __all__ = [
     "DTYPES",
@@ -28,6 +28,7 @@ __all__ = [
     "StepBatch",
     "errors_of",
     "optimizer_of",
+    "set_rate",
     "stack",
 ]
 
@@ -72,13 +73,15 @@ class NetGroup:
         self._dtype = DTYPES[recipe.precision]
         self.loss = Loss.of(recipe.loss).to(device, self._dtype)
         self._half, self._device = recipe.precision == "bf16", device.type
+        self._compile = "none" if recipe.compile == GRAPH else recipe.compile
 
     def output(self, net: Any, x: Any) -> Any:
         """The output of a net, or of a function that has the first net's arguments."""
         args, kwargs = arguments_of(self.nets[0], x)
         if not self._half:
             return net(*args, **kwargs)
-        with torch.autocast(self._device, torch.bfloat16):
+        # A CUDA graph must cast weights anew in each replay.
+        with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
             output = net(*args, **kwargs)
         return map_tensors(output, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
 
@@ -141,10 +144,10 @@ class Separate(NetGroup):
             for name, parameter in net.named_parameters()
             if parameter.requires_grad
         }
-        compiled = recipe.compile != "none"
+        compiled = self._compile != "none"
         # The graphs of a second net's step write over what those of the first gave.
         self._own = compiled and device.type == "cuda" and len(self.nets) > 1
-        self._calls = [torch.compile(n, mode=recipe.compile) if compiled else n for n in nets]
+        self._calls = [torch.compile(n, mode=self._compile) if compiled else n for n in nets]
         self._weights = [DiracWeights(n) for n in (() if compiled else nets)]  # else it fuses them
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
@@ -194,9 +197,9 @@ class Stacked(NetGroup):
         self._like: Any = None  # a batch, whose structure tells what its tensors are
         self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
         self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
-        if recipe.compile != "none":
-            self._call = torch.compile(self._call, mode=recipe.compile)
-            self._shared = torch.compile(self._shared, mode=recipe.compile)
+        if self._compile != "none":
+            self._call = torch.compile(self._call, mode=self._compile)
+            self._shared = torch.compile(self._shared, mode=self._compile)
 
     def _one(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], leaves: list[Tensor]
@@ -303,7 +306,7 @@ def _other_output(trial: Stacked, x: Any) -> str | None:
 
 
 def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with the recipe's decay groups; the loop sets its rate."""
+    """Stochastic gradient descent with the recipe's decay groups; see :func:`set_rate`."""
     least = 2 if recipe.decay == "multi_axis" else 0
     parts: Mapping[bool, list[Tensor]] = {True: [], False: []}
     for parameter in group.parameters.values():
@@ -313,4 +316,19 @@ def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
         for decays, part in parts.items()
         if part
     ]
-    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    # One operation for all tensors, which reads the rate, in float32, from the device.
+    fused = all(p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values())
+    device = next(iter(group.parameters.values())).device
+    rate = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused or None
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next steps."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -1,0 +1,126 @@
+"""Whole steps as CUDA graphs: recorded once, proved, and replayed without the host."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resid_theory.training.checkpoint import pack, unpack
+from resid_theory.training.step import NetGroup
+
+__all__ = ["NOT_REPLAYED", "StepGraphs"]
+
+NOT_REPLAYED = "steps are not replayed as a CUDA graph"  # begins the note that says why
+_TRIED = 3  # steps that must have the same losses: the second one is the first to use momentum
+_EQUAL = 1e-5  # relative; kernels that repeat give the same bits
+
+
+class StepGraphs:
+    """Graphs of a step, one for each number of samples.
+
+    A graph repeats what the device did, with the same memory and without any Python. So a step may
+    depend on tensors only, which are overwritten in place: the place in the epoch, which the graph
+    itself moves on, the order of the samples, their images, the rate. What a net counts in Python
+    does not go on; the proof compares a few steps, and what it changes is put back.
+
+    Attributes:
+        fault: Why steps are not replayed; None as long as they are.
+
+    Args:
+        group: The nets.
+        optimizer: Their optimizer.
+        sums: Sums that a step adds to.
+        step: Takes a step of so many samples at a place, (1,), in the epoch, and gives the losses.
+    """
+
+    def __init__(
+        self,
+        group: NetGroup,
+        optimizer: torch.optim.Optimizer,
+        sums: dict[str, Tensor],
+        step: Callable[[Tensor, int], Tensor],
+    ) -> None:
+        self._group, self._optimizer, self._sums, self._step = group, optimizer, sums, step
+        self._device = next(iter(sums.values())).device
+        self._place = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._next = -1  # the place that the graph has moved on to
+        self._replays: dict[int, Callable[[], object]] = {}
+        self._pool: Any = None
+        self.fault: str | None = None
+
+    def replay(self, place: int, samples: int, last: int) -> bool:
+        """Take a step, recorded before if it is the first of its kind.
+
+        Args:
+            place: Place of the step in its epoch.
+            samples: Number of its samples.
+            last: Place of the last step with as many.
+
+        Returns:
+            Whether it was taken.
+        """
+        if not isinstance(self._optimizer.param_groups[0]["lr"], Tensor):
+            self.fault = "parameters are not all in float32"
+        if samples not in self._replays and self.fault is None:
+            try:
+                with torch.cuda.device(self._device):
+                    self._replays[samples] = self._record(place, samples, last - place + 1)
+            except RuntimeError as error:
+                self.fault = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if self.fault is not None:
+            return False
+        if self._next != place:
+            self._place.fill_(place)
+        self._replays[samples]()
+        self._next = place + 1
+        return True
+
+    def _record(self, place: int, samples: int, left: int) -> Callable[[], object]:
+        """Record a step and compare a few replays with steps as they are; all is undone."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                # Momentum of zeros: without any, the first step is another one than the rest.
+                state = self._optimizer.state[parameter]
+                state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+        before = {k: t.clone() for k, t in pack(self._group, self._optimizer, self._sums).items()}
+        losses = torch.empty(0)
+
+        def step() -> None:
+            nonlocal losses
+            losses = self._step(self._place, samples)
+            self._place.add_(1)
+
+        def undo() -> None:
+            unpack(before, self._group, self._optimizer, self._sums)
+            self._place.fill_(place)
+
+        def tried(call: Callable[[], object]) -> Tensor:
+            found = []
+            for _ in range(min(_TRIED, left)):
+                call()
+                found.append(losses.clone())
+            return torch.stack(found)
+
+        try:
+            side = torch.cuda.Stream()  # libraries are to be started on another stream
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                plain = tried(step)
+            torch.cuda.current_stream().wait_stream(side)
+            undo()
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            # So that a thread that writes a checkpoint may go on.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                step()
+            undo()
+            replayed = tried(graph.replay)
+        finally:
+            undo()
+            self._next = place
+        gap = float(((replayed - plain).abs() / plain.abs().clamp_min(1e-30)).max())
+        if not gap <= _EQUAL:
+            raise RuntimeError(f"the losses of replayed steps differ by {gap:.1g}")
+        replay: Callable[[], object] = graph.replay
+        return replay
