@@ -89,7 +89,8 @@ def faults_of(check, folder, body):
     return list(check.faults_of(path, pages[path], pages))
 
 
-GOOD = """<a href="other.html#place">a</a> <a href="#here" id="here">b</a> <img src="figure.png" alt="d">
+GOOD = """<a href="other.html#place">a</a> <a href="#here" id="here">b</a>
+<img src="figure.png" alt="d">
 <p>|λ| is a number.</p>
 <a href="https://arxiv.org">c</a> <img alt="e" src="data:image/png;base64,AA==">"""
 
