@@ -128,6 +128,7 @@ MADE = {
     "Outcome": lambda: Outcome(numbers={"loss": math.nan}, arrays={"x": drawn(2)}),
     "PathChart": lambda: interpolated().chart(0),
     "Run": trained,
+    "Shortcuts": lambda: rt.shortcuts(rt.full_net(8)),
     "Smoothness": lambda: stability.interlayer_smoothness(*chain(), draws=3),
     "Solution": lambda: operator().solve(drawn(51), damping=2.0),
     "TransformerPoint": lambda: theory.transformer_zero_point(
@@ -295,7 +296,7 @@ def test_json_of_another_result_is_refused():
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
            "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation",
-           "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport",
+           "MatrixError", "Outcome", "Shortcuts", "Smoothness", "Solution", "SweepReport",
            "TransformerPoint"}  # fmt: skip
 
 
