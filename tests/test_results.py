@@ -277,6 +277,25 @@ def test_other_files_are_refused(tmp_path, about, message):
         rt.load_result(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("levels", "many", "^text: eigen.Spectrum has a str as 'levels'$"),
+        ("levels", None, "^text: eigen.Spectrum has a NoneType as 'levels'$"),
+        ("resolution", "small", "^text: eigen.Spectrum has a str as 'resolution'$"),
+        ("levels", {"tensor": ["x"], "dtype": "float64", "shape": [1]},
+         "^text: holds no result that can be read .could not convert string to float: 'x'"),
+        ("levels", {"tensor": [1.0], "dtype": "float64", "shape": [2]},
+         "^text: holds no result that can be read .shape"),
+    ],
+)  # fmt: skip
+def test_edited_json_is_refused_in_one_sentence(field, value, message):
+    content = json.loads(made("Spectrum").to_json())
+    content["result"]["fields"][field] = value
+    with pytest.raises(ValueError, match=message):
+        eigen.Spectrum.from_json(json.dumps(content))
+
+
 def test_a_flipped_byte_is_noticed(tmp_path):
     file = made("Spectrum").save(tmp_path / "found.json")
     data = bytearray(file.read_bytes())
