@@ -57,6 +57,12 @@ def descended():
     )  # fmt: skip
 
 
+def semiseparable():
+    layout = theory.Layout.scaled(3001, skip=0.9, branch=1)
+    point = theory.zero_point((drawn(12, 1), drawn(12, 1, seed=1)), layout=layout)
+    return point.statistics
+
+
 def zero_point(depth=2):
     moments = rt.Moments.of((drawn(12, 4), drawn(12, 4, seed=1)))
     return theory.zero_point(moments, blocks=3, shortcut_depth=depth)
@@ -93,6 +99,7 @@ MADE = {
         chain()[0], "square", chain()[1], batch=5
     ),
     "BlockToeplitz": lambda: zero_point(1).statistics,
+    "Semiseparable": semiseparable,
     "ChannelPaths": lambda: stability.subactivation_paths(
         rt.simplified_net(8, identity="residual")
     ),
@@ -314,8 +321,8 @@ def test_json_of_another_result_is_refused():
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
-           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation",
-           "MatrixError", "Outcome", "Shortcuts", "Smoothness", "Solution", "SweepReport",
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "MatrixError",
+           "Outcome", "Semiseparable", "Shortcuts", "Smoothness", "Solution", "SweepReport",
            "TransformerPoint"}  # fmt: skip
 
 
