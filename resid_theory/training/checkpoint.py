@@ -35,7 +35,7 @@ class Folder:
         return store.locked(self.path / ".lock", f"out: another process trains in {self.path}")
 
     def metrics_now(self) -> dict[str, Any]:
-        """What a checkpoint records of the metrics, which more may follow before it is written."""
+        """Length and sha256 of the metrics so far, for a checkpoint that is written later."""
         data = self._metrics_bytes()
         return {"bytes": len(data), "sha256": store.digest(data)}
 
