@@ -1,5 +1,5 @@
 """Claims that apply the analyses of one paper to the nets of another."""
 
-from experiments.crossings import curvature, dirac, linear, noise
+from experiments.crossings import absorption, curvature, dirac, linear, noise
 
-CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS, *noise.CLAIMS]
+CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS, *noise.CLAIMS, *absorption.CLAIMS]
