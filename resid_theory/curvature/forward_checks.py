@@ -108,7 +108,7 @@ def check_reached(
     finally:
         for parameter, copy in zip(parameters, copies, strict=True):
             parameter.data.copy_(copy)  # by .data, which leaves retained graphs valid
-        state.put_back_attributes()
+        state.attributes.put_back()
     if before.device.type == "cpu":  # where kernels repeat to the bit
         same = torch.equal(before.nan_to_num(), after.nan_to_num())
     else:
@@ -269,7 +269,7 @@ def gains_from_channels_last(net: nn.Module, x: Any) -> bool:
 
 def _without_caches(net: nn.Module, state: NetState, value: Callable[[], Tensor]) -> Tensor:
     """The loss, computed from parameters as they are."""
-    state.put_back_attributes()
+    state.attributes.put_back()
     flags = {module: module.training for module in net.modules()}
     net.train()  # in which nets empty their caches
     net.eval()

@@ -20,6 +20,7 @@ from resid_theory.identity import (
     layer_identity,
     parametrizations_of,
 )
+from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
 
@@ -81,6 +82,7 @@ class MapObserver(TorchFunctionMode):
         self._root, self._modules = net, dict(net.named_modules())
         self._around = {f"{name}.layer".lstrip("."): name for name, module in self._modules.items()
                         if isinstance(module, AddIdentity)}  # fmt: skip
+        self._attributes = NetAttributes(net)
         self._tracker = WeightTracker(self._modules)
         self._order: dict[Label, int] = {}
         self._turned: dict[Label, bool] = {}
@@ -95,6 +97,7 @@ class MapObserver(TorchFunctionMode):
     @contextmanager
     def watching(self, report: UseReport) -> Iterator[None]:
         """Report every use of a weight in one forward pass."""
+        self._attributes.put_back()  # what an earlier pass kept shows nothing of its making
         self._report = report
         self._counts: dict[str, int] = defaultdict(int)
         self._padded: tuple[Any, ...] = ()
