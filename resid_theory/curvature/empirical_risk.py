@@ -286,7 +286,7 @@ class EmpiricalRisk:
         """The net's output; a ValueError if it does not take the batch."""
         try:
             return self.loss.reads(batch.call(self.net, self._format))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise
             if self._mixes and batch.size == 1:

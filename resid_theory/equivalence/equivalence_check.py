@@ -14,7 +14,13 @@ from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.data.net_arguments import call_net
-from resid_theory.identity import AddIdentity, IdDecay, shifted
+from resid_theory.identity import (
+    AddIdentity,
+    IdDecay,
+    ResidualWeight,
+    parametrizations_of,
+    shifted,
+)
 from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import leaves_of, map_tensors, tensors_of
 from resid_theory.runtime.net_entry import as_written, check_net
@@ -267,15 +273,19 @@ def _trainable(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by their names in the plain net."""
+    """Parameters by their names in the plain net, if they have the same gradients there."""
     wrapped = [name for name, module in net.named_modules() if isinstance(module, AddIdentity)]
+    plain = {f"{name}.parametrizations.weight.original".lstrip("."): f"{name}.weight".lstrip(".")
+             for name, module in net.named_modules()
+             if [*map(type, parametrizations_of(module))] == [ResidualWeight]}  # fmt: skip
     named = {}
     for name, parameter in net.named_parameters():
+        name = plain.get(name, name)
         for prefix in wrapped:
             inner = f"{prefix}.layer." if prefix else "layer."
             if name.startswith(inner):
                 name = inner.removesuffix("layer.") + name.removeprefix(inner)
-        named[name.replace("parametrizations.weight.original", "weight")] = parameter
+        named[name] = parameter
     return named
 
 

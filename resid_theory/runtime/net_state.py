@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetAttributes", "NetState", "changeable_buffers", "copied"]
+__all__ = ["OF_TORCH", "NetAttributes", "NetState", "changeable_buffers", "copied"]
 
-_OF_TORCH = set(vars(nn.Module()))  # attributes of every module: hooks, flags, tables
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: hooks, flags, tables."""
+
 _NUMBERS = (bool, int, float, complex, str)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class NetAttributes:
-    """What the modules of a net hold beside their tables, and what their lists and mappings hold.
+    """Attributes of the modules of a net, and the contents of their lists and mappings.
 
     Args:
         net: Any module.
@@ -198,7 +200,7 @@ def _bits(*tensors: Tensor) -> list[Tensor]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key not in _OF_TORCH}
+    return {key: value for key, value in vars(module).items() if key not in OF_TORCH}
 
 
 def _containers(given: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

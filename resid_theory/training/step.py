@@ -76,13 +76,13 @@ class NetGroup:
         self._compile = "none" if recipe.compile == GRAPH else recipe.compile
 
     def output(self, net: Any, x: Any) -> Any:
-        """The output of a net, or of a function that has the first net's arguments."""
+        """The part of the output that the loss reads, of a net or of a function like it."""
         args, kwargs = arguments_of(self.nets[0], x)
         if not self._half:
-            return net(*args, **kwargs)
+            return self.loss.reads(net(*args, **kwargs))
         # A CUDA graph must cast weights anew in each replay.
         with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
-            output = net(*args, **kwargs)
+            output = self.loss.reads(net(*args, **kwargs))
         return map_tensors(output, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
 
     def score(self, net: Any, batch: StepBatch) -> tuple[Tensor, Tensor]:
