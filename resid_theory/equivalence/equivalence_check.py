@@ -2,7 +2,8 @@
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,8 +116,9 @@ def check_equivalence(
 ) -> Gap:
     """Measure the differences of two nets in outputs, gradients and training.
 
-    Both are copied and measured in their current mode. Parameters correspond when their layers have
-    the same names and shapes; V is compared after adding I. Outputs may be tensors or nests of
+    Both are copied and measured in their current mode, with the same random numbers. Parameters
+    correspond when their layers have the same names and shapes; V is compared after adding I, and
+    what goes into another parametrization only with its like. Outputs may be tensors or nests of
     tuples, lists, mappings and objects, as those of transformers: tensors and numbers of any dtype
     are compared by their differences, None, names and the like by equality.
 
@@ -213,7 +215,7 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
     leaves = {f"{n}": t for n, t in enumerate(tensors_of(x)) if t.requires_grad}
     named = _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.
-    with as_written(net):
+    with as_written(net), _same_draws(net, 0):
         output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
     value, wanted = _value(loss, output, batch.target), [*leaves.values(), *named.values()]
     gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
@@ -225,6 +227,15 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
         inputs=dict(zip(leaves, gradients[: len(leaves)], strict=True)),
         parameters=dict(zip(named, gradients[len(leaves) :], strict=True)),
     )  # fmt: skip
+
+
+@contextmanager
+def _same_draws(net: nn.Module, seed: int) -> Iterator[None]:
+    """Let two nets draw the same random numbers, as for dropout in train mode."""
+    indices = {p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(indices)):
+        torch.manual_seed(seed)
+        yield
 
 
 def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
@@ -353,7 +364,8 @@ def _train(
     for step in range(steps):
         for net, each, batch in zip(nets, optimizers, batches[step % len(batches)], strict=True):
             each.zero_grad()
-            value = _value(loss, batch.call(net), batch.target)
+            with _same_draws(net, step):
+                value = _value(loss, batch.call(net), batch.target)
             if value is None:
                 raise ValueError(f"steps: got {steps}, but no output has a gradient; needs steps=0")
             value.backward()
