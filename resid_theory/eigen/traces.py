@@ -2,11 +2,17 @@ r"""Trace and Frobenius norm from random products, behind a Krylov space where t
 
 A few random orthonormal vectors come first. The products y of random unit vectors show how much of
 the operator is in few eigenvalues: the mean of cos²(y_i, y_j) is that of λ⁴ over P times the square
-of that of λ². If this share is small, further random vectors are best, and the first ones count as
-much as any (Hutchinson's estimator, on the sphere). If it is large, Lanczos goes on from the
-strongest combination of the y. Each step adds a vector whose image is known, so that the trace on
-this space V is exact; it ends when the part of |A|² that steps remove, relative to what is left, is
-less than one over the number of products that are left. These probe the complement of V.
+of that of λ². If this share is small, further random vectors are best (Hutchinson's estimator, on
+the sphere). If it is large, Lanczos goes on from the strongest combination of the y. Each step adds
+a vector whose image is known, so that the trace on this space V is exact. What is left of the y
+beside V shows |A|² and the share of few eigenvalues there. Their product is what a new start from
+the y is expected to remove of |A|² per step: Lanczos starts anew where its own steps remove less,
+and ends where neither removes one part in so many as there are products left. These probe the
+complement of V.
+
+Given V, the mean of these probes is the truth, so that its error is uncorrelated with that of the
+first vectors as probes of A itself: the two are weighted by their inverse variances, so that the
+first vectors are not lost where Lanczos removed little.
 
 A unit vector z, uniform on the sphere of N dimensions, has the variance of zᵀ A z
 
@@ -181,7 +187,7 @@ def _draw(
         drawn.add_random(min(int(2.5 + budget / _PILOT), left), generator)
         left = budget - drawn.count
         share = _concentration(dots(drawn.images, drawn.images).cpu())
-        if operator.rows == size and share ** (1 / power) * left > _PAYS:
+        if operator.rows == size and share ** (1 / power) * left > _PAYS * power:
             _extend(drawn, budget, power)
     if drawn.count < budget:
         drawn.add_random(budget - drawn.count, generator)
