@@ -196,7 +196,8 @@ def _draw(
 
 def _extend(drawn: _Drawn, budget: int, power: int) -> None:
     """Go on by Lanczos from images of random vectors, as long as this lowers the error."""
-    drawn.pilots, removed, vector = drawn.count, [], None
+    removed: list[float] = []
+    drawn.pilots, vector = drawn.count, None
     rest = drawn.images.clone()
     rounding = product_rounding(drawn.operator, float(_squares(rest).max().sqrt()))
     project_out(rest, drawn.vectors)
