@@ -330,7 +330,10 @@ def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
         if part
     ]
     # One operation for all tensors, which reads the rate, in float32, from the device.
-    fused = all(p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values())
+    sparse = any(getattr(m, "sparse", False) for net in group.nets for m in net.modules())
+    fused = not sparse and all(
+        p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values()
+    )
     device = next(iter(group.parameters.values())).device
     rate = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
     return torch.optim.SGD(
