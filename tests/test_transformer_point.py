@@ -245,6 +245,26 @@ def test_what_is_refused(net, options, words):
         zero_point_of_net(net(), "square", data, **options)
 
 
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = (
+            nn.Linear(3, 4),
+            nn.Linear(3, 4),
+            nn.Linear(4, 3, bias=False),
+        )
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def test_gated_branches_alone_are_flat_and_have_no_kink():
+    data = torch.randn(5, 3), torch.randn(5, 3)
+    point = zero_point_of_net(Branched(Gate()), "square", data)
+    assert (point.verdict, point.spectrum.size, point.spectrum.rank) == ("degenerate", 44, 0)
+    assert not point.notes
+
+
 class Routed(nn.Module):
     def __init__(self):
         super().__init__()

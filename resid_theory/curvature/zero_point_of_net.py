@@ -28,7 +28,7 @@ from resid_theory.theory.zero_weights.transformer_point import (
 __all__ = ["zero_point_of_net"]
 
 _STEP = 1e-6  # size of what hidden units receive on either side of a kink
-_KINK = 1e-3  # relative change of slopes across zero
+_KINK = 1e-3  # change of slopes across zero
 _NORMED = 20.0  # gain of a branch's last step that only a norm at zero has
 
 
@@ -185,7 +185,7 @@ class _Measurement:
             drawn = torch.randn(*use.rows_shape, generator=draws, dtype=torch.float64)
             moves[number] = drawn.to(use.input)
         at, around = zero.push(moves), pushed(self._both_sides(self._batches[0]), moves)
-        top = max((float(v.abs().max()) for v in around.values()), default=0.0)
+        top = max((float(move.abs().max()) for move in moves.values()), default=0.0)
         return any(float((v - at.get(n, 0.0)).abs().max()) > _KINK * top
                    for n, v in around.items())  # fmt: skip
 
