@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -131,6 +132,12 @@ def _checked(found: ZeroPass) -> tuple[list[str], list[str]]:
     return found.names, list(inside)
 
 
+def _reads_alike(one: ZeroPass, other: ZeroPass) -> bool:
+    """True if readers multiply the same numbers in two graphs."""
+    pairs = [(one.uses[n].input, other.uses[n].input) for n in other.readers if n < len(one.uses)]
+    return len(one.uses) == len(other.uses) and all(torch.equal(a, b) for a, b in pairs)
+
+
 class _Measurement:
     """The zero point of a net whose branches are at zero."""
 
@@ -157,6 +164,11 @@ class _Measurement:
                     drawn = torch.randn(weight.shape, generator=draws, dtype=torch.float64)
                     weight.copy_(sign * _STEP / weight.shape[-1] ** 0.5 * drawn)
                 side = ZeroPass(self._risk, batch, self._names)
+                if not _reads_alike(side, zero):
+                    raise ValueError(
+                        "net: the weights of branches decide which weights a token meets (routed "
+                        "experts); name all weights of the branches but the router's by branches="
+                    )
                 side.readers, side.writers = zero.readers, zero.writers
                 side.connect(side.readers, list(side.writers))
                 sides.append(side)
@@ -200,11 +212,13 @@ class _Measurement:
             )
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}
-        return transformer_zero_point(
-            branches, shift=shift, biases=count, gradient=gradient,
-            parameters=[name for name in self._own if name in inside],
+        biases = {use.bias for use in zero.uses}
+        return replace(
+            transformer_zero_point(branches, shift=shift, biases=count, gradient=gradient),
+            parameters=tuple(name for name in self._own if name in inside),
+            zeroed=tuple(n for n in self._own if n in self._names or n in biases),
             notes=(*self._risk.data.notes, *self._notes),
-        )  # fmt: skip
+        )
 
     def _note_norms(self, zero: ZeroPass) -> None:
         """Tell of branches that end in a norm, whose slope at zero is that of its eps."""
