@@ -267,7 +267,10 @@ def test_a_finished_figure_is_fit_to_print():
 def test_legends_that_differ_stay_above_their_own_panel():
     drawing = plots.figure(1, 2)
     for ax, label in zip(drawing.axes, ("left", "right"), strict=True):
-        ax.plot([0, 1], label=label)
+        for color in ("red", "blue"):
+            ax.plot([0, 1], color=color, label=label)
         ax.legend()
     plots.finish(drawing)
-    assert [labels(ax) for ax in drawing.axes] == [["left"], ["right"]] and not drawing.legends
+    assert [labels(ax) for ax in drawing.axes] == [["left"] * 2, ["right"] * 2]
+    kept = drawing.axes[0].get_legend().legend_handles  # two curves of one name are still two
+    assert not drawing.legends and not same_color(*(line.get_color() for line in kept))

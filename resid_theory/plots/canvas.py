@@ -161,12 +161,10 @@ def _legends_beside(drawing: Figure) -> None:
     one = len({tuple(labels) for labels in texts.values()}) == 1
     panels = len({ax.get_subplotspec() for ax in drawing.axes if ax.get_subplotspec()})
     for number, (ax, legend) in enumerate(legends.items()):
-        known: dict[str, Any] = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        handles, found = ax.get_legend_handles_labels()
         labels = texts[ax]
         given: dict[str, Any] = {
-            "handles": [
-                known.get(*pair) for pair in zip(labels, legend.legend_handles, strict=True)
-            ],
+            "handles": handles if found == labels else legend.legend_handles,
             "labels": labels,
             "title": fill(legend.get_title().get_text(), 30 if panels == 1 else 60) or None,
         }
