@@ -6,6 +6,8 @@ trainer's step adds gathering, crops, flips, normalization, schedule, sums and t
 
 import argparse
 import copy
+import tempfile
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import resid_theory as rt
 from benchmarks.timing import line, medians
+from resid_theory.training.checkpoint import Folder, Writer, pack
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.loop import Session
 from resid_theory.training.run import RunSettings
@@ -72,6 +75,23 @@ def operations(device: torch.device) -> None:
             running.group.gradients([running.plans[0].batch(slice(2))])
         line(f"{name}: operations of a step", f"{whole.count}", "reported")
         line("    of its forward and backward pass", f"{passes.count}", "reported")
+
+
+def checkpoint(device: torch.device, rounds: int) -> None:
+    """A checkpoint of DiracNet-28-5: its size, how long it holds the steps up, and all of it."""
+    running = session([rt.diracnet(28, width=5).float()], rt.training.DIRACNETS, device)
+    trainer_step(running)()
+    tensors = pack(running.group, running.optimizer, running.measurements.sums)
+    with tempfile.TemporaryDirectory() as place:
+        writer = Writer(Folder(place), device)
+        begin = medians({"begin": lambda: writer.write(tensors, {})}, rounds)["begin"]
+        whole = medians({"all": lambda: (writer.write(tensors, {}), writer.finish())}, rounds)[
+            "all"
+        ]
+        size = sum(path.stat().st_size for path in Path(place).iterdir())
+    line("diracnet(28, width=5): a checkpoint, MiB", f"{size / 2**20:.1f}", "reported")
+    line("    the steps wait for it, ms", f"{1e3 * begin:.0f}", "for its copy on a GPU")
+    line("    until it is written, ms", f"{1e3 * whole:.0f}", "reported")
 
 
 def trainer_step(running: Session):
@@ -168,6 +188,7 @@ if __name__ == "__main__":
     chosen = torch.device(arguments.device)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {chosen}")
     operations(chosen)
+    checkpoint(chosen, max(3, arguments.rounds // 3))
     overhead(chosen, arguments.rounds)
     parametrization(chosen, max(3, arguments.rounds // 3))
     stacking(chosen, max(1, arguments.rounds // 5))

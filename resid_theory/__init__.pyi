@@ -98,6 +98,9 @@ from .eigen import (
     trace as trace,
 )
 from .equivalence import (
+    absorb as absorb,
+)
+from .equivalence import (
     check_equivalence as check_equivalence,
 )
 from .equivalence import (
@@ -105,6 +108,9 @@ from .equivalence import (
 )
 from .equivalence import (
     fold as fold,
+)
+from .equivalence import (
+    shortcuts as shortcuts,
 )
 from .equivalence import (
     to_plain as to_plain,

@@ -85,6 +85,7 @@ def recorded(graph, **_):
 
 REPLACED = {
     "CUDAGraph": Graph,
+    "Event": mock.MagicMock,
     "Stream": mock.MagicMock,
     "current_stream": mock.MagicMock,
     "current_device": lambda: 0,
@@ -161,6 +162,7 @@ class Functions(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        kwargs.pop("pin_memory", None)
         name = getattr(func, "__name__", "")
         own = place_of(args[0]) if args and isinstance(args[0], Tensor) else None
         if func == DEVICE:
@@ -234,7 +236,8 @@ class Operations(TorchDispatchMode):
         places = [place_of(tensor) for tensor in given]
         place = places[0] if name in MOVING and places else self._common(name, args, given, places)
         there = "cuda" in places
-        if there and (name in WAITING or name == "aten::copy_" and len({*places}) > 1):
+        copies = name == "aten::copy_" and len({*places}) > 1 and not args[2:3] == (True,)
+        if there and (name in WAITING or copies):
             WAITS.append(name)
         draws = torch.Tag.nondeterministic_seeded in func.tags and (there or "any" in places)
         with drawing() if draws else contextlib.nullcontext():

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.transformers_nets import DOCS, page
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-HELPERS = {"libraries", "routed_nets", "timing"}
+HELPERS = {"libraries", "routed_nets", "shortcut_nets", "timing"}
 SCRIPTS = sorted({path.stem for path in FOLDER.glob("*.py")} - HELPERS)
 
 

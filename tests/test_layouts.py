@@ -393,6 +393,49 @@ def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
         assert float((dense - scalar).abs().max()) <= HESSIAN * float(dense.abs().max())
 
 
+@pytest.mark.parametrize("kind", ["isotropic, symmetric", "isotropic", "general"])
+@pytest.mark.parametrize("make", ["streams", "averaged", "scaled"])
+def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
+    blocks = 12
+    layout = {
+        "streams": lambda: Layout.hyper_connections(
+            drawn(blocks, 3), torch.eye(3) + 0.1 * drawn(blocks, 3, 3), drawn(blocks, 3, seed=1),
+            branch=1,
+        ),
+        "averaged": lambda: Layout.averaged(blocks, branch=1),
+        "scaled": lambda: Layout.scaled(blocks, skip=0.9, scale=drawn(blocks), branch=1),
+    }[make]()  # fmt: skip
+    mixed = drawn(3, 3, seed=4)
+    mixed = mixed + mixed.T if "symmetric" in kind else mixed
+    inputs = EYE if "isotropic" in kind else EYE + mixed @ mixed.T
+    data = rt.Moments(sxx=2 * inputs, syx=mixed, syy=40 * EYE, count=9)
+    dense = rt.theory.zero_point(data, layout=layout).spectrum.eigenvalues
+    monkeypatch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    point = rt.theory.zero_point(data, layout=layout)
+    scale = float(dense.abs().max())
+    assert type(point.statistics).__name__ == "Semiseparable"
+    assert float((point.spectrum.eigenvalues - dense).abs().max()) <= HESSIAN * scale
+    found = point.statistics
+    assert found.largest == pytest.approx(dense[-1].item(), abs=1e-9 * scale)
+    assert found.smallest == pytest.approx(dense[0].item(), abs=1e-9 * scale)
+    assert found.eigenvalue(7) == pytest.approx(dense[7].item(), abs=1.5e-8 * scale)
+    points = torch.cat([torch.linspace(-1.07, 1.13, 45) * scale, dense[::9] + 1e-7 * scale])
+    assert found.counts_below(points).tolist() == [int((dense < t).sum()) for t in points]
+    assert point.index == int((dense < -found.zero_threshold).sum()) / len(dense)
+    assert point.summary()["largest"] == found.largest and point.method == "inertia counts"
+
+
+def test_streams_out_of_the_range_of_floats_are_refused_where_layers_meet(monkeypatch):
+    monkeypatch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
+    mix = torch.diag_embed(torch.full((800, 1), 10.0)).double()
+    mix[400:] = 0.1
+    ones = torch.ones(800, 1).double()
+    layout = Layout.hyper_connections(ones, mix, ones, branch=1)
+    with pytest.raises(ValueError, match="^layout: what blocks read of the input .* out of the"):
+        rt.theory.zero_point(data(), layout=layout)
+
+
 def test_the_condition_number_is_free_of_depth_exactly_where_the_gains_are_equal():
     x, y = data()
     generator = torch.Generator().manual_seed(0)

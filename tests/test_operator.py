@@ -519,10 +519,11 @@ def lacking(monkeypatch, most):
     monkeypatch.setattr(EmpiricalRisk, "graph", graph)
 
 
-def test_weights_do_not_count_for_every_sample(generator):
-    net = nn.Sequential(nn.Linear(500, 500), nn.Tanh(), nn.Linear(500, 1))
+def test_normed_weights_do_not_count_for_every_sample(generator):
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(500, 500))
+    net = nn.Sequential(normed, nn.Tanh(), nn.Linear(500, 1))
     data = torch.randn(8, 500, generator=generator), torch.randn(8, 1, generator=generator)
-    vector = 500 * 8  # bytes; a sample holds a few of these, the weights 500
+    vector = 500 * 8  # bytes; a sample holds a few of these, the normed weights 500
     assert rt.curvature_operator(net, "square", data).chunk > 2**28 / (20 * vector)
 
 

@@ -57,6 +57,12 @@ def descended():
     )  # fmt: skip
 
 
+def semiseparable():
+    layout = theory.Layout.scaled(3001, skip=0.9, branch=1)
+    point = theory.zero_point((drawn(12, 1), drawn(12, 1, seed=1)), layout=layout)
+    return point.statistics
+
+
 def zero_point(depth=2):
     moments = rt.Moments.of((drawn(12, 4), drawn(12, 4, seed=1)))
     return theory.zero_point(moments, blocks=3, shortcut_depth=depth)
@@ -93,6 +99,7 @@ MADE = {
         chain()[0], "square", chain()[1], batch=5
     ),
     "BlockToeplitz": lambda: zero_point(1).statistics,
+    "Semiseparable": semiseparable,
     "ChannelPaths": lambda: stability.subactivation_paths(
         rt.simplified_net(8, identity="residual")
     ),
@@ -128,6 +135,7 @@ MADE = {
     "Outcome": lambda: Outcome(numbers={"loss": math.nan}, arrays={"x": drawn(2)}),
     "PathChart": lambda: interpolated().chart(0),
     "Run": trained,
+    "Shortcuts": lambda: rt.shortcuts(rt.full_net(8)),
     "Smoothness": lambda: stability.interlayer_smoothness(*chain(), draws=3),
     "Solution": lambda: operator().solve(drawn(51), damping=2.0),
     "TransformerPoint": lambda: theory.transformer_zero_point(
@@ -276,6 +284,25 @@ def test_other_files_are_refused(tmp_path, about, message):
         rt.load_result(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("levels", "many", "^text: eigen.Spectrum has a str as 'levels'$"),
+        ("levels", None, "^text: eigen.Spectrum has a NoneType as 'levels'$"),
+        ("resolution", "small", "^text: eigen.Spectrum has a str as 'resolution'$"),
+        ("levels", {"tensor": ["x"], "dtype": "float64", "shape": [1]},
+         "^text: holds no result that can be read .could not convert string to float: 'x'"),
+        ("levels", {"tensor": [1.0], "dtype": "float64", "shape": [2]},
+         "^text: holds no result that can be read .shape"),
+    ],
+)  # fmt: skip
+def test_edited_json_is_refused_in_one_sentence(field, value, message):
+    content = json.loads(made("Spectrum").to_json())
+    content["result"]["fields"][field] = value
+    with pytest.raises(ValueError, match=message):
+        eigen.Spectrum.from_json(json.dumps(content))
+
+
 def test_a_flipped_byte_is_noticed(tmp_path):
     file = made("Spectrum").save(tmp_path / "found.json")
     data = bytearray(file.read_bytes())
@@ -294,8 +321,8 @@ def test_json_of_another_result_is_refused():
 
 DRAWN = sorted({name for names in PICTURES.values() for name in names})
 WITHOUT = {"Arc", "BlockToeplitz", "ChannelPaths", "Conversion", "Diagonal", "Eigenpairs",
-           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation",
-           "MatrixError", "Outcome", "Smoothness", "Solution", "SweepReport",
+           "Estimate", "Evaluation", "Gap", "HessianCost", "Interpolation", "MatrixError",
+           "Outcome", "Semiseparable", "Shortcuts", "Smoothness", "Solution", "SweepReport",
            "TransformerPoint"}  # fmt: skip
 
 

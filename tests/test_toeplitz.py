@@ -10,7 +10,7 @@ from tolerances import relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.theory import zero_point
-from resid_theory.theory.zero_weights import toeplitz
+from resid_theory.theory.zero_weights import counted_spectrum
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 
 SIZES = [(1, 1), (1, 6), (2, 2), (3, 5), (4, 8), (4, 33)]
@@ -88,7 +88,7 @@ def test_eigenvalues_by_counts(size, blocks, kind):
 @pytest.mark.parametrize("blocks", [1, 2, 9, 30])
 def test_statistics_by_counts_equal_those_of_the_dense_matrix(blocks, kind, monkeypatch):
     dense = make(3, blocks, kind).summary()
-    monkeypatch.setattr(toeplitz, "_DENSE", 0)
+    monkeypatch.setattr(counted_spectrum, "_DENSE", 0)
     counted = make(3, blocks, kind).summary()
     whole = ["parameters", "rank", "nullity", "index"]
     assert {k: counted[k] for k in whole} == {k: dense[k] for k in whole}
@@ -104,7 +104,7 @@ def test_null_spaces_are_counted_whole(blocks):
     x = torch.randn(30, 4, generator=generator)
     y = torch.softmax(torch.randn(30, 4, generator=generator), 1)
     point = zero_point((x, y), blocks=blocks, shortcut_depth=1, loss="cross_entropy")
-    assert point.size > toeplitz._DENSE
+    assert point.size > counted_spectrum._DENSE
     assert point.statistics.nullity == blocks + 3
     assert math.isinf(point.condition_number)
 

@@ -612,7 +612,7 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_bytes", full)
+        patch.setattr(os, "replace", full)
         with pytest.raises(OSError, match="No space left.*previous checkpoint is intact"):
             fit(conv_net(), out=tmp_path, save_seconds=0)
     assert left(tmp_path)[:2] == before[:2]

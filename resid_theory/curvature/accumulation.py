@@ -157,17 +157,17 @@ class BatchSum:
         vectors, every = vectors.to(self.risk.device), range(len(graph.parameters))
         with check_twice(graph.given, graph.first_derivatives):
             products = graph.product(vectors, every, every, 1)
-        if self.risk.matrix == "gauss_newton" and not products.any():
+        gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
+        more, zero = min(_AGAIN, batch.size), not products.any()
+        if (gap or zero) and self.risk.splits and count < more:
+            # Of a few samples that are classified with certainty, all derivatives are rounding.
+            self._measure(batch, more)
+            return
+        if zero and self.risk.matrix == "gauss_newton":
             self.risk.note(
                 "the Gauss-Newton matrix is zero, because the loss is linear in the outputs; of "
                 "log-probabilities take the logits as outputs, and the loss 'cross_entropy'"
             )
-        gap = asymmetry(graph, vectors, products) if tries > 1 else 0.0
-        more = min(_AGAIN, batch.size)
-        if gap and self.risk.splits and count < more:
-            # Where a few samples are classified with certainty, derivatives are all rounding.
-            self._measure(batch, more)
-            return
         if gap:
             kind, why = graph.parameters[0].dtype, NOT_SYMMETRIC
             if symmetric_in_float64(self.risk, batch, count, vectors):
@@ -176,12 +176,12 @@ class BatchSum:
                 f"net: its second derivatives are not symmetric (by {gap:.2g} on vectors of "
                 f"length {float(vectors[0].norm()):.2g}), {why}"
             )
-        # Fewer samples show what a graph holds whatever their number: weights, mostly.
+        # Fewer samples show what a graph holds whatever their number: weights made of others.
         less = count // 2 if self.risk.splits and count >= 4 else 0
         fewer = self.risk.graph(batch, 0, less, weigh=True).saved if less else 0
         self.sample_bytes = max(0, graph.saved - fewer) // (count - less)
         self._weight_bytes = sum(p.nbytes for p in graph.parameters)
-        self._shared_bytes = max(0, graph.saved - self.sample_bytes * count - self._weight_bytes)
+        self._shared_bytes = graph.saved - self.sample_bytes * count
 
     def _retain(self, batch: Batch, bar: "tqdm[None]") -> int:
         """Keep a batch's graphs and add up their gradients; return how many samples fitted."""

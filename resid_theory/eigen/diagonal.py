@@ -14,7 +14,6 @@ from resid_theory.runtime.result import Result
 __all__ = ["Diagonal", "diagonal"]
 
 _BLOCK = 64  # vectors multiplied together
-_FEW = 6  # signs below which all products agree in more than 5 % of cases, whatever the truth
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,9 +69,7 @@ def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int
         second = second + (samples**2).sum(1)
     mean = first if exact else first / count
     spread = (second / count - mean**2).clamp_min(0) / (count - 1) * (not exact)
-    half = torch.full_like(mean, math.inf)
-    if exact or count >= _FEW:
-        half = spread.sqrt() * (student(count - 1) if count > 1 else 0.0)
+    half = torch.zeros_like(mean) if exact else spread.sqrt() * _factor(count)
     return Diagonal(
         values=mean,
         standard_errors=spread.sqrt(),
@@ -80,3 +77,16 @@ def diagonal(A: MatrixProducts, *, budget: int, generator: torch.Generator | int
         is_exact=exact,
         products=count,
     )
+
+
+def _factor(count: int) -> float:
+    """Half-width in standard errors that holds 95 % of normal samples, and of signs."""
+    from scipy.special import bdtrc  # half a second of import that few calls need
+
+    # With one large entry in the row, samples are that times a sign: their mean takes few values.
+    most = next(k for k in range(count + 1) if bdtrc(k, count, 0.5) <= 0.025)
+    mean = 2 * most / count - 1
+    if mean == 1:  # all agree too often, whatever the truth
+        return math.inf
+    signs = mean * ((count - 1) / (1 - mean**2)) ** 0.5
+    return max(student(count - 1), signs * (1 + 1e-6))

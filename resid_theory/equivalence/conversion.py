@@ -160,7 +160,7 @@ class Converter:
                 NothingConverted, stacklevel=3,
             )  # fmt: skip
         elif isinstance(record := getattr(self.given, "architecture", None), Mapping):
-            if self.call != "to_residual":
+            if self.call not in ("to_residual", "absorb"):
                 then = [*record.get("then", ()), self.call]
                 new.architecture = {**record, "then": then}  # type: ignore[assignment]
         return new

@@ -234,8 +234,10 @@ def _read(where: str, content: Any, tensor: Any) -> Result:
         )
     try:
         found = decoded(content["result"], where, tensor)
-    except (AttributeError, KeyError, TypeError) as error:  # somebody else's work
-        raise ValueError(f"{where}: holds no result that can be read ({error})") from error
+    except (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        if str(e).startswith(f"{where}: "):
+            raise
+        raise ValueError(f"{where}: holds no result that can be read ({e})") from e
     if not isinstance(found, Result):
         raise ValueError(f"{where}: holds no result of resid_theory")
     return found

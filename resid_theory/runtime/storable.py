@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -103,7 +104,12 @@ def decoded(node: Any, where: str, tensor: Callable[[Mapping[str, Any]], Tensor]
             odd = sorted(set(content) ^ set(_saved(cls)))
             if odd:
                 raise ValueError(f"{where}: the fields of its {kind} differ from ours in {odd}")
-            return cls(**each(content), **cls.unsaved)
+            hints: Mapping[str, Any] = get_type_hints(cls) if is_dataclass(cls) else {}
+            given = each(content)
+            for name, value in given.items():
+                if not _fits(value, hints.get(name, Any)):
+                    raise ValueError(f"{where}: {kind} has a {type(value).__name__} as {name!r}")
+            return cls(**given, **cls.unsaved)
         case {"tensor": _}:
             return tensor(node)
         case {"float": str(number)}:
@@ -119,6 +125,26 @@ def decoded(node: Any, where: str, tensor: Callable[[Mapping[str, Any]], Tensor]
         case dict():
             raise ValueError(f"{where}: holds an object of unknown form, {sorted(node)!r:.80}")
     return node
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True unless a value is not of a type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple and isinstance(value, tuple) and parts:
+        every = parts[:1] * len(value) if parts[-1] is ... else parts
+        return len(every) == len(value) and all(map(_fits, value, every))
+    if isinstance(value, Mapping) and len(parts) == 2:
+        return all(_fits(part, parts[1]) for part in value.values())
+    if origin is Literal:
+        return value in parts
+    kind = origin or hint
+    if kind is float:
+        kind = (int, float)
+    number = hint in (int, float) and isinstance(value, bool)
+    free = kind is Any or not isinstance(kind, (type, tuple))
+    return not number and (free or isinstance(value, kind))
 
 
 def inline(tensor: Tensor) -> dict[str, Any]:

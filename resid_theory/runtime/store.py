@@ -52,6 +52,11 @@ def digest(data: bytes | str | Path) -> str:
 
 def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:
     """Write a file atomically and return the sha256; folders on the way are made."""
+    _write(path, data, flush=flush)
+    return digest(data)
+
+
+def _write(path: str | Path, data: bytes, *, flush: bool) -> None:
     # Without ``flush`` the process may still be killed at any moment, but a power cut may leave
     # damage, which the sha256 reveals.
     path = Path(path)
@@ -74,7 +79,6 @@ def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    return digest(data)
 
 
 def read_bytes(path: str | Path, *, sha256: str | None = None, remedy: str = "") -> bytes:
@@ -199,10 +203,10 @@ def write_checkpoint(
     try:
         sha256 = digest(data)
         file = path.with_name(f"{path.stem}.{sha256[:16]}.safetensors")
-        write_bytes(file, data, flush=flush)
+        _write(file, data, flush=flush)
         body = {"file": file.name, "bytes": len(data), "sha256": sha256, "about": about}
         sealed = {"manifest": body, "manifest_sha256": digest(_as_json(path, body))}
-        write_bytes(path, _as_json(path, sealed), flush=flush)
+        _write(path, _as_json(path, sealed), flush=flush)
     except OSError as error:
         kept = "the previous checkpoint is intact" if path.exists() else "there was none before"
         raise OSError(

@@ -30,6 +30,7 @@ from resid_theory.theory.zero_weights.isometry import Isometry, isometry, isomet
 from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.origin import zero_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
+from resid_theory.theory.zero_weights.semiseparable import Semiseparable
 from resid_theory.theory.zero_weights.signal_propagation import (
     lyapunov_exponents,
     output_growth,
@@ -49,6 +50,7 @@ __all__ = [
     "Isometry",
     "Layout",
     "PathChart",
+    "Semiseparable",
     "TransformerPoint",
     "TrivialFlow",
     "Unit",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from resid_theory._check import first_difference
 from resid_theory.runtime import store
 from resid_theory.training.step import NetGroup
 
-__all__ = ["Folder", "check_same", "digest", "pack", "unpack"]
+__all__ = ["Folder", "Writer", "check_same", "digest", "pack", "unpack"]
 
 
 class Folder:
@@ -33,14 +34,17 @@ class Folder:
         """Make the folder and keep other processes out of it; a ValueError if one trains there."""
         return store.locked(self.path / ".lock", f"out: another process trains in {self.path}")
 
+    def metrics_now(self) -> dict[str, Any]:
+        """Length and sha256 of the metrics so far, for a checkpoint that is written later."""
+        data = self._metrics_bytes()
+        return {"bytes": len(data), "sha256": store.digest(data)}
+
     def save(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
         """Replace the checkpoint; the metrics reach the disk before it."""
         if self.metrics.exists():
             with open(self.metrics, "rb") as file:
                 os.fsync(file.fileno())
-        data = self._metrics_bytes()
-        metrics = {"bytes": len(data), "sha256": store.digest(data)}
-        store.write_checkpoint(self.checkpoint, tensors, {**about, "metrics": metrics})
+        store.write_checkpoint(self.checkpoint, tensors, about)
 
     def _metrics_bytes(self) -> bytes:
         return self.metrics.read_bytes() if self.metrics.exists() else b""
@@ -74,6 +78,46 @@ class Folder:
                 f"{self.metrics}: not written ({error.strerror}); the previous checkpoint is "
                 "intact; make room, then run again to continue",
             ) from error
+
+
+class Writer:
+    """Writes checkpoints: of a GPU's tensors in a thread, while the GPU goes on."""
+
+    def __init__(self, folder: Folder, device: torch.device) -> None:
+        self._folder, self._cuda = folder, device.type == "cuda"
+        self._threads = ThreadPoolExecutor(1)
+        self._begun: Future[None] | None = None
+
+    def write(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Replace the checkpoint by the tensors as they are now, after the one before."""
+        self.finish()
+        about = {**about, "metrics": self._folder.metrics_now()}
+        if not self._cuda:
+            self._folder.save(tensors, about)
+            return
+        copies = {name: _pinned(tensor) for name, tensor in tensors.items()}
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def save() -> None:
+            copied.synchronize()
+            self._folder.save(copies, about)
+
+        self._begun = self._threads.submit(save)
+
+    def finish(self) -> None:
+        """Wait until what was begun is written; an OSError if it could not be."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy that the GPU writes to the host in the order of its queue, and nobody waits for."""
+    if not tensor.is_cuda:
+        return tensor.clone()
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return copy.copy_(tensor.detach(), non_blocking=True)
 
 
 def pack(

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from resid_theory.nested import rows_of, tensors_of
 from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import is_out_of_memory
-from resid_theory.training.checkpoint import check_same, digest, pack, unpack
+from resid_theory.training.checkpoint import Writer, check_same, digest, pack, unpack
 from resid_theory.training.device_dataset import DeviceDataset
 from resid_theory.training.divergence import Watch, fitting_batch
 from resid_theory.training.epochs import Epoch, Epochs
@@ -86,6 +86,7 @@ class Session:
         }
         # The first process writes for all.
         self.folder = settings.folder if settings.process_group.rank == 0 else None
+        self.writer = Writer(self.folder, settings.device) if self.folder else None
         self.epochs = Epochs(data, recipe, settings.device)
         self.measurements = Measurements(
             self.group, self.optimizer, self.epochs, test, settings, self.folder
@@ -106,7 +107,10 @@ class Session:
         """Train to the end; ``known`` replaces what a checkpoint is compared with."""
         self.started = time.perf_counter()
         total = self.epochs.steps * self.recipe.epochs
-        with _surroundings(self.settings.device, self.seeds[0], self.recipe):
+        with ExitStack() as stack:
+            if self.writer is not None:
+                stack.callback(self.writer.finish)
+            stack.enter_context(_surroundings(self.settings.device, self.seeds[0], self.recipe))
             self._begin(known)
             hidden = not self.settings.progress or self.settings.process_group.rank > 0
             with tqdm(
@@ -271,7 +275,7 @@ class Session:
         self.measurements.measure(self.step, epoch)
 
     def _save(self) -> None:
-        if self.folder is None:
+        if self.writer is None:
             return
         self.watch.settle(self.step)  # a state that is not finite is never saved
         begun = time.perf_counter()
@@ -285,7 +289,7 @@ class Session:
         }
         tensors = pack(self.group, self.optimizer, self.measurements.sums)
         tensors["first_losses"] = self.watch.first
-        self.folder.save(tensors, about)
+        self.writer.write(tensors, about)
         self.saved, self.saved_step = time.perf_counter(), self.step
         if self.settings.save_seconds > 0:
             self.save_seconds = max(self.settings.save_seconds, 20 * (self.saved - begun))

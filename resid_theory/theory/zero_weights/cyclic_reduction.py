@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["Tridiagonal"]
+__all__ = ["Tridiagonal", "inverse"]
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -28,15 +28,15 @@ class Tridiagonal:
     def halved(self, blocks: int) -> tuple["Tridiagonal", np.ndarray]:
         """Eliminate blocks 1, 3, 5, ... of at least 2; count their negative pivots, (t,)."""
         if blocks == 2:
-            gone, negative = _inverse(self.last)
+            gone, negative = inverse(self.last)
             return replace(self, first=_symmetric(self.first - _down(self.side, gone))), negative
-        gone, negative = _inverse(self.inner)
+        gone, negative = inverse(self.inner)
         above = self.side @ gone @ self.side.swapaxes(-1, -2)
         below = _down(self.side, gone)
         if blocks % 2:
             total, last = (blocks - 1) // 2 * negative, self.last - above
         else:
-            end, of_end = _inverse(self.last)
+            end, of_end = inverse(self.last)
             total = (blocks // 2 - 1) * negative + of_end
             last = self.inner - above - _down(self.side, end)
         rest = Tridiagonal(
@@ -56,11 +56,26 @@ def _symmetric(matrices: np.ndarray) -> np.ndarray:
     return 0.5 * (matrices + matrices.swapaxes(-1, -2))
 
 
-def _inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses and numbers of negative eigenvalues."""
+    if pivots.shape[-1] == 2:
+        return _small_inverse(pivots)
     values, vectors = np.linalg.eigh(pivots)
     # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
     # at this distance.
     tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
     safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
     return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)
+
+
+def _small_inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of two rows, without a solver."""
+    a, b, c = pivots[..., 0, 0], pivots[..., 0, 1], pivots[..., 1, 1]
+    size = np.abs(a) + np.abs(b) + np.abs(c) + 1e-150
+    det = a * c - b * b
+    tiny = _EPS * size**2
+    det = np.where(np.abs(det) < tiny, np.copysign(tiny, det), det)
+    made = np.empty_like(pivots)
+    made[..., 0, 0], made[..., 1, 1] = c / det, a / det
+    made[..., 0, 1] = made[..., 1, 0] = -b / det
+    return made, np.where(det < 0, 1, np.where(a + c < 0, 2, 0))

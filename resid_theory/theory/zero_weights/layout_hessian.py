@@ -25,6 +25,7 @@ from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.layout import Layout
+from resid_theory.theory.zero_weights.semiseparable import Semiseparable
 from resid_theory.theory.zero_weights.zero_point_statistics import (
     FromMoments,
     FromSamples,
@@ -191,6 +192,21 @@ def _of_numbers(
     """Coefficients are numbers: H = α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ, K(E) = G Eᵀ."""
     g, width = local.correlation.cpu(), local.width
     size = layout.blocks * width**2
+    second = local.pair_moment(g.new_ones(width, width).to(local.correlation)).cpu()
+    # (s, q', p, q): rows of the later matrix by (output s, input q'), of the other by (p, q).
+    flat = second.reshape(width**2, width**2)
+    # K(E) = G E^T: entry (i, j) of the later matrix meets (j, q) of the earlier one with G[i, q].
+    pairing = torch.einsum("iq,jp->ijpq", g, torch.eye(width, dtype=g.dtype))
+    pairing = pairing.reshape(width**2, width**2)
+    isotropic = flat[0, 0] * torch.eye(width**2, dtype=g.dtype)
+    is_scalar = bool(
+        (flat - isotropic).abs().max() <= 1e-12 * flat.abs().max()
+        and (g - g.mT).abs().max() <= 1e-12 * g.abs().max()
+    )
+    if layout.streams is not None and size > _DENSE and bool(layout.products.any()):
+        parts = _parts(flat[0, 0], torch.linalg.eigvalsh(g)) if is_scalar else None
+        own, paired, idle = parts or (flat[None], pairing[None], torch.zeros(1).long())
+        return _counted(layout, slope, own, paired, idle)
     reads, out = layout.coefficients()
     alpha = slope * layout.products
     beta = torch.zeros_like(reads)
@@ -201,22 +217,41 @@ def _of_numbers(
         levels = torch.outer(sigma, torch.linalg.svdvals(g)).flatten()
         copies = torch.full((len(levels),), width)
         return both_signs(levels, copies, size, resolution_of(beta) + resolution_of(g))
-    second = local.pair_moment(g.new_ones(width, width).to(local.correlation)).cpu()
-    # (s, q', p, q): rows of the later matrix by (output s, input q'), of the other by (p, q).
-    isotropic = second[0, 0, 0, 0] * torch.eye(width**2, dtype=g.dtype)
-    flat = second.reshape(width**2, width**2)
-    if (
-        size > _DENSE
-        and float((flat - isotropic).abs().max()) <= 1e-12 * float(flat.abs().max())
-        and float((g - g.mT).abs().max()) <= 1e-12 * float(g.abs().max())
-    ):
-        return _of_entries(alpha, beta, float(second[0, 0, 0, 0]), torch.linalg.eigvalsh(g))
+    if size > _DENSE and is_scalar:
+        return _of_entries(alpha, beta, float(flat[0, 0]), torch.linalg.eigvalsh(g))
     check_dense(size)
     hessian = torch.kron(torch.outer(alpha, alpha), flat)
-    # K(E) = G E^T: entry (i, j) of the later matrix meets (j, q) of the earlier one with G[i, q].
-    pairing = torch.einsum("iq,jp->ijpq", g, torch.eye(width, dtype=g.dtype))
-    crossed = torch.kron(beta, pairing.reshape(width**2, width**2))
+    crossed = torch.kron(beta, pairing)
     return Spectrum.of(torch.linalg.eigvalsh(hessian + crossed + crossed.mT))
+
+
+def _parts(sigma: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Isotropic inputs and a symmetric G: entries (i, j) meet (j, i) alone, two rows at a time."""
+    d = len(g)
+    i, j = torch.tril_indices(d, d, -1)
+    own = sigma * torch.eye(2).to(g).repeat(d + len(i), 1, 1)
+    paired, idle = torch.zeros_like(own), torch.zeros(len(own), dtype=torch.int64)
+    paired[:d, 0, 0], own[:d, 1, 1], idle[:d] = g, 0.0, 1  # an entry (i, i) is one row
+    paired[d:, 0, 1], paired[d:, 1, 0] = g[i], g[j]
+    return own, paired, idle
+
+
+def _counted(
+    layout: Layout, slope: float, own: Tensor, pairing: Tensor, idle: Tensor
+) -> Semiseparable:
+    streams = layout.streams
+    assert streams is not None and layout.reads is not None and layout.writes is not None
+    p, q = layout.reads.value(), layout.writes.value()
+    if not bool(p.isfinite().all() and q.isfinite().all()):
+        raise ValueError(
+            "layout: what blocks read of the input or what the output reads of blocks is out of "
+            "the range of floats; blocks of one layer need both in it"
+        )
+    return Semiseparable(
+        read=slope * q[:, None] * streams.read, mix=streams.mix,
+        write=slope * p[:, None] * streams.write,
+        alpha=slope * layout.products, own=own, pairing=pairing, idle=idle,
+    )  # fmt: skip
 
 
 def _of_entries(alpha: Tensor, beta: Tensor, sigma: float, g: Tensor) -> Spectrum:

@@ -10,7 +10,9 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Columns, Result
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum
 from resid_theory.theory.zero_weights.escape import escape_steps, escape_time
+from resid_theory.theory.zero_weights.semiseparable import Semiseparable
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
 
@@ -45,7 +47,8 @@ class ZeroPoint(Result):
         gains: Factor of M in each block, (R,): p_k q_k of the layout.
         slope: c_n, dimensionless.
         statistics: Statistics of the eigenvalues: a ``Spectrum`` with multiplicities for n >= 2;
-            for n = 1 a ``BlockToeplitz``, with layouts and along given weights a ``Spectrum``.
+            for n = 1 a ``BlockToeplitz``, of great layouts of streams a ``Semiseparable``, else
+            and along given weights a ``Spectrum``.
         a_priori_bound: For n = 2, whitened inputs and the square loss: an upper bound of the
             condition number from the second moment of the targets alone, (1 + √p) / (1 - √p) with p
             its largest eigenvalue (one-hot targets: the largest class prior); inf where it does not
@@ -166,7 +169,7 @@ class ZeroPoint(Result):
             ValueError: If n = 1 and the dense matrix is above 8 GiB; ``statistics`` needs no
                 matrix.
         """
-        if isinstance(self.statistics, BlockToeplitz):
+        if isinstance(self.statistics, CountedSpectrum):
             check_dense(self.size)
             return self.statistics.spectrum
         assert isinstance(self.statistics, Spectrum)
@@ -175,8 +178,10 @@ class ZeroPoint(Result):
     @property
     def method(self) -> str:
         """Method by which the summary finds the numbers of the spectrum."""
+        if isinstance(self.statistics, Semiseparable):
+            return "inertia counts"
         if not isinstance(self.statistics, BlockToeplitz):
-            return "closed form"
+            return "closed form" if self.shortcut_depth > 1 else "dense solver"
         if self.size <= (_DENSE_EXACT if self.exact else _DENSE):
             return "dense solver"
         if self.exact:
@@ -349,6 +354,9 @@ class ZeroPoint(Result):
                 "escape_steps": self.escape_steps,
             }
         found = self.statistics
+        if isinstance(found, Semiseparable):  # percentiles take one search after another
+            ends = {"largest": found.largest, "smallest": found.smallest, "index": self.index}
+            return numbers | {"parameters": self.size, **ends}
         if isinstance(found, BlockToeplitz):
             numbers["growth_rate"] = self.growth_rate
             if not (self.is_listed or self.exact):

@@ -18,7 +18,6 @@ matrices:
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,23 +26,19 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_finite, check_int
-from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum
 from resid_theory.theory.zero_weights.cyclic_reduction import Tridiagonal
 
 __all__ = ["BlockToeplitz"]
 
 _EPS = torch.finfo(torch.float64).eps
-# Near an eigenvalue of B or where H is singular a pivot s is small while its neighbours S are not,
-# and S s⁻¹ S carries errors of eps |S|² / s: counts resolve no more than s = √eps |S|.
-_RESOLUTION = _EPS**0.5
-_DENSE = 3000  # rows up to which one dense solve beats counting
 _ANGLES = 256  # midpoint rule on half the circle for the bulk: percentiles good to about 1e-4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BlockToeplitz(SpectralStatistics, Result):
+class BlockToeplitz(CountedSpectrum, Result):
     """Symmetric block Toeplitz matrix of one diagonal and one lower block: the Hessian for n = 1.
 
     Attributes:
@@ -150,75 +145,11 @@ class BlockToeplitz(SpectralStatistics, Result):
             blocks = (blocks + 1) // 2
         return torch.from_numpy(counts + (np.linalg.eigvalsh(half.first) < 0).sum(-1))
 
-    def _search(self, reached: Callable[[Tensor], Tensor], *, signed: bool) -> float:
-        """Smallest point at which a monotone condition on eigenvalues or magnitudes turns true."""
-        # Block rows summed: at least the largest |eigenvalue|.
-        high = torch.linalg.matrix_norm(self.diagonal, 2).item()
-        high += (self.blocks - 1) * torch.linalg.matrix_norm(self.lower, 2).item()
-        low, scale = -high if signed else 0.0, high
-        # Points counted together: many while calls dominate the cost, few for large blocks.
-        sections = max(1, min(32, 4096 // self.block_size**2))
-        while high - low > 4 * _EPS * max(scale, 1e-300):
-            points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
-            flags = reached(points)
-            first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
-            new_low = low if first == 0 else points[first - 1].item()
-            new_high = high if first == sections else points[first].item()
-            if (new_low, new_high) == (low, high):
-                break
-            low, high = new_low, new_high
-        return 0.5 * (low + high)
-
-    def eigenvalue(self, rank: int) -> float:
-        """The eigenvalue of a given rank by inertia counts; error below 1.5e-8 of the largest."""
-        return self._search(lambda t: self.counts_below(t) > rank, signed=True)
-
-    def magnitude(self, rank: int) -> float:
-        """The |λ| of a given rank; error below 1.5e-8 of the largest (round-off while dense)."""
-        return self._small.magnitude(rank) if self._small else self.magnitude_by_counts(rank)
-
-    def magnitude_by_counts(self, rank: int) -> float:
-        """The |λ| of a given rank by inertia counts; error below 1.5e-8 of the largest."""
-
-        def reached(t: Tensor) -> Tensor:
-            counts = self.counts_below(torch.cat([t, -t]))
-            return counts[: len(t)] - counts[len(t) :] > rank
-
-        return self._search(reached, signed=False)
-
-    @cached_property
-    def _small(self) -> Spectrum | None:
-        """The dense spectrum where that is faster than counting."""
-        return self.spectrum if self.size <= _DENSE else None
-
-    @cached_property
-    def largest(self) -> float:
-        """Largest eigenvalue."""
-        return self._small.largest if self._small else self.eigenvalue(self.size - 1)
-
-    @cached_property
-    def smallest(self) -> float:
-        """Smallest eigenvalue (signed)."""
-        return self._small.smallest if self._small else self.eigenvalue(0)
-
-    def count_within(self, threshold: float) -> int:
-        """Number of eigenvalues with |λ| up to a threshold."""
-        if self._small:
-            return self._small.count_within(threshold)
-        above = math.nextafter(threshold, math.inf)
-        high, low = self.counts_below(torch.tensor([above, -threshold], dtype=torch.float64))
-        return max(0, int(high - low))  # round-off may order two counts the wrong way
-
     @property
-    def zero_threshold(self) -> float:
-        """|λ| up to this counts as zero; beyond the dense size it is the resolution of counts."""
-        return super().zero_threshold if self._small else _RESOLUTION * self.max_magnitude
-
-    def count_below(self, threshold: float) -> int:
-        """Number of eigenvalues below a threshold."""
-        if self._small:
-            return self._small.count_below(threshold)
-        return int(self.counts_below(torch.tensor([threshold], dtype=torch.float64)))
+    def radius(self) -> float:
+        """A bound of all |eigenvalues|: block rows, summed."""
+        own = torch.linalg.matrix_norm(self.diagonal, 2).item()
+        return own + (self.blocks - 1) * torch.linalg.matrix_norm(self.lower, 2).item()
 
     @cached_property
     def growth_rate(self) -> float:

@@ -1,0 +1,273 @@
+"""Nets without their shortcuts, and the list of a net's shortcuts."""
+
+import itertools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from resid_theory._check import check_choice
+from resid_theory.equivalence.block_verdicts import Verdict, judged
+from resid_theory.equivalence.conversion import Converter, check_no_hooks
+from resid_theory.equivalence.net_graph import NetGraph
+from resid_theory.equivalence.shortcut_paths import ShortcutPath, paths_in
+from resid_theory.equivalence.tracing import parts_of
+from resid_theory.runtime.net_entry import check_net
+from resid_theory.runtime.net_state import copied
+from resid_theory.runtime.result import Columns, Result
+
+__all__ = ["Shortcuts", "absorb", "shortcuts"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shortcuts(Result):
+    """Shortcuts of a net.
+
+    Attributes:
+        modules: Where the sum is, or the layer whose weight has the identity.
+        enters: Form of the shortcut: ``"in the weight"``, ``"identity"``, ``"scaled"``,
+            ``"normalized"`` (an affine or a proper norm on it), ``"subsampled"``, ``"projection"``,
+            ``"gated"``, or ``"parallel"`` (branches of one layer each).
+        layers: Layers with weights that it goes around.
+        around: Their names.
+        answers: ``"folds"`` (the branches are one layer), ``"same width"``,
+            ``"wider"``, ``"never"`` (a theorem forbids it) or ``"open"``.
+        how: The construction, the theorem, or what is not known.
+        extra: Further hidden units or channels, None where there is no construction.
+        distance_low: Lower bound of min over S of the Frobenius norm of P + κ V[:, S] W[S, :], by
+            the box relaxation; None where there are no two matrices.
+        distance_high: Upper bound, by rounding and local search.
+        gap: Difference of the block with and without its shortcut, relative; None if not measured.
+        untraced: Reasons by module for those whose ``forward`` could not be traced.
+    """
+
+    modules: tuple[str, ...]
+    enters: tuple[str, ...]
+    layers: tuple[int, ...]
+    around: tuple[str, ...]
+    answers: tuple[str, ...]
+    how: tuple[str, ...]
+    extra: tuple[int | None, ...]
+    distance_low: tuple[float | None, ...]
+    distance_high: tuple[float | None, ...]
+    gap: tuple[float | None, ...]
+    untraced: Mapping[str, str]
+
+    tabulated = {
+        "module": "modules", "enters": "enters", "layers": "layers", "answer": "answers",
+        "extra": "extra", "distance_low": "distance_low", "distance_high": "distance_high",
+        "gap": "gap", "how": "how",
+    }  # fmt: skip
+
+    @property
+    def title(self) -> str:
+        """Numbers of shortcuts by answer."""
+        counts = [f"{self.answers.count(word)} {word}" for word in dict.fromkeys(self.answers)]
+        return f"{len(self.modules)} shortcuts: {', '.join(counts)}" if counts else "no shortcuts"
+
+    def shown(self) -> Columns:
+        """The columns, with both bounds of the distance in one."""
+        columns = dict(self.table())
+        bounds = zip(columns.pop("distance_low"), columns.pop("distance_high"), strict=True)
+        distances = ["" if high is None else f"{low:.3g} to {high:.3g}" for low, high in bounds]
+        how = columns.pop("how")
+        return {**columns, **({"distance": distances} if any(distances) else {}), "how": how}
+
+    def remarks(self) -> Sequence[str]:
+        """Modules that could not be traced, by reason."""
+        return [f"{name or 'the net itself'}: {why}." for name, why in self.untraced.items()]
+
+
+def shortcuts(
+    net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None = None
+) -> Shortcuts:
+    """List every shortcut of a net, and whether it can enter the weights.
+
+    A shortcut is a path from a node of the net's graph to a sum whose other terms go through layers
+    with weights, or an identity inside a weight. The net is read in eval mode.
+
+    Args:
+        net: Any module that ``torch.fx`` can trace, or ``torch.export`` with a sample. Of another
+            one the largest modules inside that can be traced are read, and the rest is listed.
+        sample: A tensor, or the arguments of a call, for ``torch.export`` where ``torch.fx`` fails.
+        blocks: Names of modules to read instead of the whole net.
+
+    Returns:
+        One row for each shortcut, from input to output.
+
+    Raises:
+        ValueError: If the net is no module with finite parameters, or a block's name is unknown.
+
+    Source:
+        Two layers at the same width: arXiv:2604.23705. Channels that carry the stream: Meng et al.,
+        "RMNet", arXiv:2111.00687. Parallel branches: Ding et al., "RepVGG", arXiv:2101.03697. The
+        widths of signed streams and the theorems on bounded and flat branches are derived here.
+
+    Example:
+        >>> net = nn.Sequential(rt.networks.Block(nn.Linear(3, 3)), nn.ReLU())
+        >>> shortcuts(net).answers
+        ('folds',)
+    """
+    net = copied(check_net(net)).eval()
+    rows: list[dict[str, Any]] = []
+    graphs, untraced = parts_of(net, _arguments(sample), _checked(net, blocks))
+    names: dict[str, int] = {}
+    for graph in graphs.values():
+        for path in paths_in(graph):
+            verdict = judged(path)
+            row = _row(path, verdict)
+            names[row["modules"]] = count = names.get(row["modules"], 0) + 1
+            rows.append({**row, "modules": row["modules"] + (f" ({count})" if count > 1 else "")})
+    columns = {field.name: tuple(row[field.name] for row in rows)
+               for field in fields(Shortcuts) if field.name != "untraced"}  # fmt: skip
+    return Shortcuts(**columns, untraced=untraced)
+
+
+def _row(path: ShortcutPath, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "modules": path.label, "enters": path.form, "layers": len(path.around),
+        "around": ", ".join(path.graph.label(node) for node in path.around),
+        "answers": verdict.answer, "how": verdict.how, "extra": verdict.extra,
+        "distance_low": verdict.low, "distance_high": verdict.high, "gap": verdict.gap(),
+    }  # fmt: skip
+
+
+def _arguments(sample: Any) -> tuple[Any, ...] | None:
+    return sample if sample is None or isinstance(sample, tuple) else (sample,)
+
+
+def _checked(net: nn.Module, blocks: Iterable[str] | None) -> list[str] | None:
+    if blocks is None:
+        return None
+    known = [name for name, _ in net.named_modules()]
+    return [check_choice("blocks", name, known) for name in blocks]
+
+
+def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None = None) -> nn.Module:
+    """Move the shortcuts of a net into its weights, wherever a construction is known.
+
+    Parallel branches without functions between them become one layer. A shortcut around two layers
+    enters at the same width where flipped, dead or parallel units make room, otherwise hidden units
+    or channels carry it. BatchNorm in eval mode is folded on the way. :func:`conversion` says what
+    became of every shortcut; :func:`check_equivalence` compares the two nets.
+
+    Args:
+        net: A net, in eval mode if it has BatchNorm or dropout in its branches.
+        sample: As for :func:`shortcuts`.
+        blocks: Names of modules to convert, instead of the whole net.
+
+    Returns:
+        A new net, of ``torch.fx.GraphModule`` where shortcuts were removed; the given one is not
+        changed. Layers that are not converted keep their names.
+
+    Raises:
+        ValueError: As :func:`shortcuts`, and if a module with shortcuts has hooks.
+
+    Source:
+        As :func:`shortcuts`.
+
+    Example:
+        >>> net = nn.Sequential(rt.networks.Block(nn.Linear(3, 3)), nn.ReLU())
+        >>> rt.check_equivalence(net, absorb(net), torch.ones(2, 3)).outputs < 1e-6
+        True
+    """
+    converter = Converter(net, "absorb")
+    new = converter.net
+    graphs, refused = parts_of(new, _arguments(sample), _checked(new, blocks))
+    converter.left.update(refused)
+    for name, graph in graphs.items():
+        if not _absorb_all(graph, converter.converted, converter.left):
+            continue
+        check_no_hooks(new.get_submodule(name), name)
+        graph.module.train(new.get_submodule(name).training)
+        if name:
+            new.set_submodule(name, graph.module)
+        else:
+            new = graph.module
+    return converter.finished(new, "rt.shortcuts(net) lists the reasons")
+
+
+def _absorb_all(
+    graph: NetGraph, converted: dict[str, tuple[str, str]], left: dict[str, str]
+) -> bool:
+    """Absorb what can be absorbed, inner shortcuts first; whether anything was."""
+    tried: set[tuple[str, str]] = set()
+    changed, searching = False, True
+    while searching:
+        searching = False
+        for path in paths_in(graph):
+            key = path.total.name, path.source.name
+            if key in tried:
+                continue
+            tried.add(key)
+            verdict = judged(path)
+            name = next(n for n in _numbered(path.label) if n not in converted and n not in left)
+            if verdict.build is None:
+                left[name] = verdict.how
+                continue
+            count = len(path.around)
+            was = f"{path.form} around {count} layer{'s' * (count > 1)}"
+            converted[name] = was, f"{verdict.answer}: {verdict.how}"
+            _rewrite(graph, verdict)
+            changed = searching = True
+            break
+    return changed
+
+
+def _numbered(name: str) -> Iterable[str]:
+    yield name
+    yield from (f"{name} ({count})" for count in itertools.count(2))
+
+
+def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
+    """Put new layers in the place of a sum's shortcut and of the branch that takes it."""
+    path, net = verdict.path, graph.module
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
+    chain = path.chain(verdict.term) if verdict.term is not None else None
+    pieces = chain.pieces if chain else [(path.source, path.total)]
+    made: list[tuple[fx.Node, str | None]] = []
+    with net.graph.inserting_before(path.total):
+        x = path.source
+        for layer, piece, function in zip(
+            verdict.layers, pieces, [*verdict.functions, None], strict=True
+        ):
+            taken = {str(node.target) for node in net.graph.nodes}
+            name = next(n for n in (f"absorbed_{k}" for k in itertools.count()) if n not in taken)
+            net.add_submodule(name, layer.module(like))
+            x = net.graph.call_module(name, (x,))
+            made.append((x, _layer_name(graph, *piece)))
+            if function is not None:
+                x = _copied_function(graph, *function, x)
+        for other in path.others:
+            if other is not verdict.term:
+                x = net.graph.call_function(operator.add, (x, other))
+    x.meta = dict(path.total.meta)
+    path.total.replace_all_uses_with(x)
+    net.graph.eliminate_dead_code()
+    net.delete_all_unused_submodules()
+    for node, old in made:  # the names of layers that are gone
+        taken = {f"{other.target}." for other in net.graph.nodes}
+        if old is not None and not any(name.startswith(f"{old}.") for name in taken):
+            net.add_submodule(old, graph.layer(node))
+            node.target = old
+    net.delete_all_unused_submodules()
+    net.recompile()
+    graph.refresh()
+
+
+def _layer_name(graph: NetGraph, first: fx.Node, last: fx.Node) -> str | None:
+    """The name of the first layer of a piece, None if that is a function."""
+    for node in graph.between(first, last):
+        if node.op == "call_module" and graph.holds_layer(node):
+            return str(node.target)
+    return None
+
+
+def _copied_function(graph: NetGraph, first: fx.Node, last: fx.Node, x: fx.Node) -> fx.Node:
+    new = {first: x}
+    for node in graph.between(first, last):
+        new[node] = graph.module.graph.node_copy(node, lambda part: new.get(part, part))
+    return new[last]

@@ -1,0 +1,278 @@
+"""Matrices and convolutions as values: their windows, sums and compositions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resid_theory.equivalence.net_graph import NotOneLayer
+
+__all__ = ["AffineLayer", "Window", "behind", "grouped", "identity_layer", "sum_of_layers"]
+
+_CHUNK = 64  # rows of a kernel at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AffineLayer:
+    """A matrix or a convolution with its bias, float64.
+
+    Attributes:
+        weight: (out, in / groups, *kernel).
+        bias: (out,).
+        stride: Along each axis; empty for a matrix on the last axis.
+        padding: Along each axis.
+        dilation: Along each axis.
+        groups: Of the channels.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def inputs(self) -> int:
+        """Channels that it reads."""
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def dense(self) -> "AffineLayer":
+        """The same without groups."""
+        if self.groups == 1:
+            return self
+        rows = len(self.weight) // self.groups
+        whole = self.weight.new_zeros(len(self.weight), self.inputs, *self.weight.shape[2:])
+        for group in range(self.groups):
+            part = slice(group * rows, group * rows + rows)
+            columns = self.weight.shape[1]
+            whole[part, group * columns : (group + 1) * columns] = self.weight[part]
+        return replace(self, weight=whole, groups=1)
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for a matrix, and for a convolution with one tap, stride 1 and no padding."""
+        return self.weight[0, 0].numel() == 1 and {*self.stride} <= {1} and {*self.padding} <= {0}
+
+    @property
+    def is_identity(self) -> bool:
+        """True for the identity."""
+        if not self.is_matrix or self.inputs != len(self.bias) or self.bias.any():
+            return False
+        return torch.equal(self.dense.weight.flatten(1), torch.eye(self.inputs).to(self.weight))
+
+    @property
+    def undilated(self) -> "AffineLayer":
+        """The same with the holes of its kernel filled with zeros."""
+        if {*self.dilation} <= {1}:
+            return self
+        steps = zip(self.weight.shape[2:], self.dilation, strict=True)
+        weight = self.weight.new_zeros(*self.weight.shape[:2], *((k - 1) * d + 1 for k, d in steps))
+        holes = [slice(None, None, d) for d in self.dilation]
+        weight[(slice(None), slice(None), *holes)] = self.weight
+        return replace(self, weight=weight, dilation=(1,) * len(holes))
+
+    def tap(self, matrix: Tensor) -> Tensor:
+        """A matrix (out, in) at the tap over an output's own position.
+
+        Args:
+            matrix: (out, in).
+
+        Returns:
+            A kernel.
+
+        Raises:
+            NotOneLayer: If the kernel has none there.
+        """
+        kernel = matrix.new_zeros(*matrix.shape, *self.weight.shape[2:])
+        taps: list[Any] = [slice(None), slice(None)]
+        for side, pad, step in zip(self.weight.shape[2:], self.padding, self.dilation, strict=True):
+            tap, rest = divmod(pad, step)
+            if rest or tap >= side:
+                raise NotOneLayer("its convolution has no tap at the output's own position")
+            taps.append(tap)
+        kernel[tuple(taps)] = matrix
+        return kernel
+
+    def module(self, like: Tensor) -> nn.Module:
+        """The layer of torch, with dtype and device of another tensor."""
+        options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        outputs, axes = len(self.weight), len(self.stride)
+        with torch.no_grad():
+            if axes:
+                kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+                layer: nn.Module = nn.utils.skip_init(
+                    kind, self.inputs, outputs, tuple(self.weight.shape[2:]), stride=self.stride,
+                    padding=self.padding, dilation=self.dilation, groups=self.groups, **options,
+                )  # fmt: skip
+            else:
+                layer = nn.utils.skip_init(nn.Linear, self.inputs, outputs, **options)
+            layer.get_parameter("weight").copy_(self.weight)
+            layer.get_parameter("bias").copy_(self.bias)
+        return layer
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (batch, in, *spatial), or (..., in) for a matrix."""
+        if not self.stride:
+            return nn.functional.linear(x, self.weight, self.bias)
+        convolve: Callable[..., Tensor] = (
+            nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d,
+        )[len(self.stride) - 1]  # fmt: skip
+        return convolve(
+            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+def identity_layer(like: AffineLayer) -> AffineLayer:
+    """The identity on what another layer reads."""
+    axes = len(like.stride)
+    eye = torch.eye(like.inputs, dtype=torch.float64, device=like.weight.device)
+    return AffineLayer(
+        weight=eye.view(*eye.shape, *[1] * axes), bias=eye.new_zeros(len(eye)), stride=(1,) * axes,
+        padding=(0,) * axes, dilation=(1,) * axes,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Positions o * stride + low … o * stride + high that output o reads, along each axis."""
+
+    stride: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, side: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> "Window":  # fmt: skip
+        """From the words of a convolution."""
+        high = tuple((k - 1) * d - p for k, d, p in zip(side, dilation, padding, strict=True))
+        return cls(stride=tuple(stride), low=tuple(-p for p in padding), high=high)
+
+    @classmethod
+    def over(cls, layer: AffineLayer) -> "Window":
+        """That of a layer."""
+        return cls.of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
+
+    def then(self, later: "Window") -> "Window":
+        """The window of another one behind it."""
+        steps = self.stride
+        low, high = (
+            tuple(o + s * e for o, s, e in zip(own, steps, edge, strict=True))
+            for own, edge in ((self.low, later.low), (self.high, later.high))
+        )
+        stride = tuple(s * t for s, t in zip(steps, later.stride, strict=True))
+        return Window(stride=stride, low=low, high=high)
+
+    def layer(self, weight: Tensor, bias: Tensor) -> AffineLayer:
+        """A convolution with this window."""
+        axes = len(self.stride)
+        return AffineLayer(weight=weight, bias=bias, stride=self.stride, dilation=(1,) * axes,
+                           padding=tuple(-low for low in self.low))  # fmt: skip
+
+
+def behind(
+    inner: AffineLayer, operation: Callable[[Tensor], Tensor], own: AffineLayer | Window
+) -> AffineLayer:
+    """An operation behind a layer.
+
+    Args:
+        inner: The layer.
+        operation: The operation, affine and the same at all positions.
+        own: The operation as a layer, or its window: then its answers to impulses are the kernel.
+
+    Returns:
+        Both as one layer, which is wrong at borders where the operation pads what is not zero.
+
+    Raises:
+        NotOneLayer: If one is a matrix and one a convolution, or the input is cropped.
+    """
+    if isinstance(own, AffineLayer):
+        if len(own.stride) != len(inner.stride):
+            raise NotOneLayer("a matrix and a convolution follow each other")
+        if inner.is_identity:
+            return own
+        if own.is_matrix:
+            inner, matrix = inner.dense, own.dense.weight.flatten(1)
+            weight = torch.einsum("om,mi...->oi...", matrix, inner.weight)
+            return replace(inner, weight=weight, bias=matrix @ inner.bias + own.bias)
+        own = Window.over(own)
+    window = Window.over(inner).then(own)
+    if any(low > 0 for low in window.low):
+        raise NotOneLayer("it crops its input")
+    at: list[Any] = [-(low // s) for low, s in zip(window.low, window.stride, strict=True)]
+    ends = [s * o + high for s, o, high in zip(window.stride, at, window.high, strict=True)]
+    x = inner.bias.new_zeros(1, inner.inputs, *[end + 1 for end in ends])
+    bias = operation(inner(x))[(0, slice(None), *at)].detach()
+    rows = []
+    for start in range(0, len(bias), _CHUNK):
+        count = min(_CHUNK, len(bias) - start)
+        many = x.expand(count, *x.shape[1:]).clone().requires_grad_()
+        with torch.enable_grad():
+            out = operation(inner(many))[(slice(None), slice(start, start + count), *at)]
+            rows.append(torch.autograd.grad(out.diagonal().sum(), many)[0])
+    edges = zip(window.stride, at, window.low, ends, strict=True)
+    sides = [slice(s * o + low, end + 1) for s, o, low, end in edges]
+    kernel = torch.cat(rows)[(slice(None), slice(None), *sides)].contiguous()
+    return window.layer(kernel, bias)
+
+
+def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
+    """The sum of layers that read the same.
+
+    Args:
+        layers: At least one.
+
+    Returns:
+        One layer with the window of all.
+
+    Raises:
+        NotOneLayer: If strides or channels differ.
+    """
+    if len({(layer.stride, len(layer.bias)) for layer in layers}) > 1:
+        raise NotOneLayer("its branches have different strides or channels")
+    shapes = {(layer.weight.shape[2:], layer.padding, layer.dilation) for layer in layers}
+    if len(shapes) > 1:
+        layers = [layer.dense.undilated for layer in layers]
+    elif len({layer.groups for layer in layers}) > 1:
+        layers = [layer.dense for layer in layers]
+    bias = torch.stack([layer.bias for layer in layers]).sum(0)
+    windows = [Window.over(layer) for layer in layers]
+    low = tuple(map(min, zip(*(window.low for window in windows), strict=True)))
+    high = tuple(map(max, zip(*(window.high for window in windows), strict=True)))
+    if all((window.low, window.high) == (low, high) for window in windows):
+        return replace(
+            layers[0], weight=torch.stack([layer.weight for layer in layers]).sum(0), bias=bias
+        )
+    kernels = []
+    for layer, window in zip(layers, windows, strict=True):
+        edges = zip(window.low, low, high, window.high, strict=True)
+        room = [n for a, start, end, b in reversed([*edges]) for n in (a - start, end - b)]
+        kernels.append(nn.functional.pad(layer.weight, room))
+    whole = Window(stride=layers[0].stride, low=low, high=high)
+    return whole.layer(torch.stack(kernels).sum(0), bias)
+
+
+def grouped(layer: AffineLayer, groups: set[int]) -> AffineLayer:
+    """The same with as many groups as the zeros of its weight allow.
+
+    Args:
+        layer: A layer without groups, or with some.
+        groups: Numbers to try.
+
+    Returns:
+        The layer.
+    """
+    for count in sorted(groups, reverse=True):
+        if count < 2 or layer.groups != 1 or layer.inputs % count or len(layer.bias) % count:
+            continue
+        rows, columns = len(layer.bias) // count, layer.inputs // count
+        parts = layer.weight.unflatten(0, (count, rows)).unflatten(2, (count, columns))
+        own = torch.stack([parts[n, :, n] for n in range(count)])
+        if torch.equal(own.count_nonzero(), layer.weight.count_nonzero()):
+            return replace(layer, weight=own.flatten(0, 1), groups=count)
+    return layer

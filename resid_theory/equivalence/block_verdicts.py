@@ -1,0 +1,336 @@
+"""Verdicts on shortcuts: whether one can enter the weights, at what width, or what forbids it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from resid_theory.equivalence.affine_layer import AffineLayer, sum_of_layers
+from resid_theory.equivalence.net_graph import NetGraph, NotOneLayer
+from resid_theory.equivalence.one_layer import layer_between
+from resid_theory.equivalence.shortcut_paths import Chain, ShortcutPath, unit_of
+from resid_theory.equivalence.units import TwoLayers, UnitKind
+
+__all__ = ["Verdict", "judged"]
+
+BOUNDED = "behind {0} a branch of any width is bounded, and the shortcut is not"
+FLAT = "without biases a branch with {0} has slope 0 at 0, at any width, and the shortcut has not"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """Answer for one shortcut.
+
+    Attributes:
+        path: The shortcut.
+        answer: ``"folds"``, ``"same width"``, ``"wider"``, ``"never"`` or ``"open"``.
+        how: The construction, the theorem that forbids it, or what is not known.
+        extra: Further hidden units or channels.
+        low: Lower bound of the distance to absorbability at the same width.
+        high: Upper bound.
+        term: The term of the sum into which it goes.
+        build: Makes the new layers.
+        functions: The functions between them, by the nodes that they read and give.
+        positive: Whether the stream is >= 0.
+    """
+
+    path: ShortcutPath
+    answer: str
+    how: str
+    extra: int | None = None
+    low: float | None = None
+    high: float | None = None
+    term: fx.Node | None = None
+    build: Callable[[], list[AffineLayer]] | None = None
+    functions: Sequence[tuple[fx.Node, fx.Node]] = ()
+    positive: bool = False
+
+    @cached_property
+    def layers(self) -> list[AffineLayer]:
+        """The new layers, between which the functions stand."""
+        assert self.build is not None
+        return self.build()
+
+    @torch.no_grad()
+    def gap(self) -> float | None:
+        """Difference of the old and the new sum on noise, relative; None without new layers."""
+        if self.build is None:
+            return None
+        graph, path = self.path.graph, self.path
+        first = self.layers[0]
+        # A position in the middle, whose windows end inside, and borders.
+        sides = [1] * len(first.stride)
+        for layer in reversed(self.layers):
+            steps = zip(sides, layer.stride, layer.weight.shape[2:], layer.dilation, strict=True)
+            sides = [side * s + (k - 1) * d for side, s, k, d in steps]
+        source = torch.Generator().manual_seed(0)
+        x = torch.randn(3, first.inputs, *sides, generator=source, dtype=torch.float64)
+        x = (x.abs() if self.positive else x).to(first.weight.device)
+        terms = path.terms if self.term is None else (*path.terms, self.term)
+        exact = torch.stack([graph.run(term, {path.source: x}) for term in terms]).sum(0)
+        for layer, function in zip(self.layers, [*self.functions, None], strict=True):
+            x = layer(x)
+            if function is not None:
+                x = graph.run(function[1], {function[0]: x})
+        scale = float(exact.abs().max())
+        return float((x - exact).abs().max()) / (scale or 1.0)
+
+
+def judged(path: ShortcutPath, *, positive: bool | None = None) -> Verdict:
+    """Decide whether a shortcut can enter the weights around it.
+
+    Args:
+        path: The shortcut.
+        positive: Whether the source is >= 0; by default as the graph shows.
+
+    Returns:
+        The verdict.
+    """
+    graph = path.graph
+    if positive is None:
+        positive = is_nonnegative(graph, path.source)
+    try:
+        if not path.others:
+            layer = layer_between(graph, path.source, path.total)
+            return Verdict(
+                path=path, answer="folds", extra=0, build=lambda: [layer], positive=positive,
+                how="a weight that holds the identity is one layer" if path.form == "in the weight"
+                else "branches without a function between them are one layer",
+            )  # fmt: skip
+        reasons = []
+        for other in path.others:
+            chain = path.chain(other)
+            if chain.reason:
+                reasons.append(chain.reason)
+                continue
+            found = _in_chain(path, other, chain, positive)
+            if isinstance(found, Verdict):
+                return found
+            reasons.append(found)
+    except NotOneLayer as reason:
+        reasons = [str(reason)]
+    theorem = _theorem(path) if path.others else None
+    if theorem is not None:
+        return Verdict(path=path, answer="never", how=theorem)
+    if path.sums_inside:
+        reasons.append("it goes around other shortcuts, which must enter first")
+    return Verdict(path=path, answer="open", how="; ".join(dict.fromkeys(reasons)))
+
+
+def _in_chain(path: ShortcutPath, other: fx.Node, chain: Chain, positive: bool) -> Verdict | str:
+    """The verdict where the shortcut can be carried through a chain, otherwise why it cannot."""
+    graph = path.graph
+    if (
+        path.form == "gated"
+        or path.form == "normalized"
+        and any(graph.affine_entry(term, path.source) is not path.source for term in path.terms)
+    ):
+        return f"the shortcut itself is {path.form}"
+    for (first, last), words in (
+        (chain.pieces[0], "no layer in front of the function reads the stream: u + V φ(u)"),
+        (chain.pieces[-1], "no layer behind the function writes to the stream: u + φ(V u)"),
+    ):
+        if first is last:
+            return words
+    units = chain.units()
+    if None in units:
+        return "its function differs from channel to channel"
+    kinds = [unit for unit in units if unit is not None]
+    keeps = positive and all(unit.keeps_positive for unit in kinds)
+    if not keeps and any(unit.kappa is None for unit in kinds):
+        return "its function has no φ(t) - φ(-t) = κ t, and no other construction is known"
+    layers = [layer_between(graph, first, last) for first, last in chain.pieces]
+    join = sum_of_layers(
+        [layer_between(graph, path.source, term, layers[0]) for term in path.terms]
+    )
+    options: dict[str, Any] = {
+        "path": path, "term": other, "functions": chain.functions, "positive": positive,
+    }  # fmt: skip
+    if len(kinds) == 1 and all(layer.is_matrix for layer in (*layers, join)):
+        return _two_layers(layers, join, kinds[0], options)
+    width = join.inputs * (1 if keeps else 2)
+    _check_geometry(layers, join)
+    return Verdict(
+        **options, answer="wider", extra=width, build=lambda: _widened(layers, join, kinds, keeps),
+        how=f"{width} channels carry the stream, {'>= 0' if keeps else 'both signs'}, through "
+        f"{len(kinds)} function{'s' * (len(kinds) > 1)}",
+    )  # fmt: skip
+
+
+def _two_layers(
+    layers: list[AffineLayer], join: AffineLayer, unit: UnitKind, options: dict[str, Any]
+) -> Verdict:
+    up, down = (layer.dense for layer in layers)
+    eps = options["path"].graph.eps
+    block = TwoLayers(
+        up=up.weight.flatten(1), bias=up.bias, down=down.weight.flatten(1),
+        offset=down.bias + join.bias, shortcut=join.dense.weight.flatten(1), unit=unit,
+        rounding=eps, positive=options["positive"],
+    )  # fmt: skip
+    new, distance = block.without_shortcut()
+    bounds: dict[str, Any] = (
+        {} if distance is None else {"low": distance.low, "high": distance.high}
+    )
+    extra = len(new.up) - len(block.up)
+
+    def build() -> list[AffineLayer]:
+        return [
+            replace(up, weight=new.up.view(*new.up.shape, *up.weight.shape[2:]), bias=new.bias),
+            replace(
+                down, weight=new.down.view(*new.down.shape, *down.weight.shape[2:]), bias=new.offset
+            ),
+        ]
+
+    if extra <= 0:
+        how = "flipped units leave no shortcut: κ V[:, S] W[S, :] = -P"
+        if distance is None or distance.high > block.tolerance:
+            how = "dead or parallel units make room for those that carry the shortcut"
+        return Verdict(**options, answer="same width", extra=0, how=how, build=build,
+                       **bounds)  # fmt: skip
+    how = f"{extra} hidden units carry the shortcut"
+    if distance is not None and not distance.decided:
+        how += "; whether flips alone do is not decided"
+    return Verdict(**options, answer="wider", extra=extra, how=how, build=build, **bounds)
+
+
+def _check_geometry(layers: list[AffineLayer], join: AffineLayer) -> None:
+    if not join.stride:
+        return
+    inner = [1] * len(join.stride)
+    for layer in layers[:-1]:
+        layer.tap(torch.zeros(1, 1, dtype=torch.float64))
+        inner = [a * b for a, b in zip(inner, layer.stride, strict=True)]
+    whole = tuple(a * b for a, b in zip(inner, layers[-1].stride, strict=True))
+    if whole != join.stride:
+        raise NotOneLayer(f"the shortcut has stride {join.stride}, its branch {whole}")
+    one_tap = join.weight[0, 0].numel() == 1 and not any(join.padding)
+    if not one_tap and max(inner) > 1:
+        raise NotOneLayer("the shortcut has a kernel of several taps, its branch an inner stride")
+
+
+def _widened(
+    layers: list[AffineLayer], join: AffineLayer, units: list[UnitKind], keeps: bool
+) -> list[AffineLayer]:
+    """Layers that carry the stream beside the branch and add it in the last one."""
+    d = join.inputs
+    eye = torch.eye(d, dtype=torch.float64, device=join.weight.device)
+    coded = eye if keeps else torch.cat([eye, -eye])
+    new: list[AffineLayer] = []
+    before = eye
+    for layer, unit in zip(layers[:-1], units, strict=True):
+        # What the last function left of the stream is read by `before`, and coded again.
+        mix = coded if before is eye else coded @ before
+        new.append(_beside(layer, mix, first=not new))
+        before = eye if keeps else torch.cat([eye, -eye], dim=1) / (unit.kappa or 1.0)
+    last = layers[-1].dense
+    kernel = join.dense.weight
+    if before is not eye:
+        kernel = torch.einsum("oi...,ic->oc...", kernel, before)
+    if join.weight[0, 0].numel() == 1:
+        carry = replace(last, weight=last.tap(kernel.flatten(1)), bias=join.bias)
+    else:
+        carry = replace(join.dense, weight=kernel)
+    rooms = [last.weight.shape[1], carry.weight.shape[1]]
+    apart = [replace(part, weight=_padded(part.weight, before=start, behind=end))
+             for part, start, end in ((last, 0, rooms[1]), (carry, rooms[0], 0))]  # fmt: skip
+    return [*new, sum_of_layers(apart)]
+
+
+def _beside(layer: AffineLayer, mix: Tensor, *, first: bool) -> AffineLayer:
+    """A layer with a matrix beside it, which reads the same or what comes behind it."""
+    rows = len(mix)
+    bias = torch.cat([layer.bias, layer.bias.new_zeros(rows)])
+    eye = torch.eye(rows, dtype=mix.dtype, device=mix.device)
+    if not first and layer.groups == layer.inputs == len(layer.bias) and torch.equal(mix, eye):
+        kernel = layer.tap(mix.new_ones(rows, 1))
+        weight = torch.cat([layer.weight, kernel])
+        return replace(layer, weight=weight, bias=bias, groups=layer.groups + rows)
+    layer, kernel = layer.dense, layer.tap(mix)
+    above = layer.weight
+    if not first:
+        above = _padded(above, before=0, behind=mix.shape[1])
+        kernel = _padded(kernel, before=layer.inputs, behind=0)
+    return replace(layer, weight=torch.cat([above, kernel]), bias=bias)
+
+
+def _padded(weight: Tensor, *, before: int, behind: int) -> Tensor:
+    """A kernel with zeros for further inputs."""
+    zeros = [weight.new_zeros(len(weight), count, *weight.shape[2:]) for count in (before, behind)]
+    return torch.cat([zeros[0], weight, zeros[1]], dim=1)
+
+
+def is_nonnegative(graph: NetGraph, node: fx.Node) -> bool:
+    """True if the operations above a node show that its values are >= 0."""
+    parts, word = graph.inputs(node), graph.word(node).lower()
+    if graph.kinds[node] == "elementwise":
+        unit = unit_of(graph, parts[0], node)
+        return unit is not None and unit.nonnegative
+    if graph.kinds[node] in ("same", "sum") or word in _KEEP_SIGN:
+        return bool(parts) and all(is_nonnegative(graph, part) for part in parts)
+    return False
+
+
+def _theorem(path: ShortcutPath) -> str | None:
+    """The theorem by which no branch of this kind is the shortcut, None without one."""
+    graph = path.graph
+    nodes = {node for other in path.others for node in graph.between(path.source, other)}
+    if path.form == "gated" or any(
+        graph.kinds[node] == "norm" and graph.is_above(node, term)
+        for term in path.terms for node in graph.between(path.source, term)
+    ):  # fmt: skip
+        return None  # the shortcut itself may be bounded
+    bounded = {node for node in nodes if graph.is_bounded(node)}
+    if all(not _reaches(graph, path.source, other, bounded) for other in path.others):
+        words = {f"{graph.label(node)} ({graph.word(node)})" for node in bounded}
+        return BOUNDED.format(min(words))
+    flat = set()
+    for node in nodes:
+        kind, parts = graph.kinds[node], graph.inputs(node)
+        if kind == "elementwise":
+            unit = unit_of(graph, parts[0], node)
+            if unit is None or not unit.zero:
+                return None
+            flat |= {node} if unit.flat else set()
+        elif kind == "product":
+            flat |= {node} if all(graph.is_above(path.source, part) for part in parts) else set()
+        elif kind == "affine" and _has_offset(graph, node) or kind not in ("affine", "same", "sum"):
+            return None
+    if all(not _reaches(graph, path.source, other, flat) for other in path.others):
+        words = {f"{graph.label(node) or node.name} ({graph.word(node)})" for node in flat}
+        return FLAT.format(min(words))
+    return None
+
+
+def _reaches(graph: NetGraph, source: fx.Node, end: fx.Node, blocked: set[fx.Node]) -> bool:
+    seen, waiting = {end}, [end]
+    while waiting:
+        node = waiting.pop()
+        if node is source:
+            return True
+        if node in blocked or not graph.is_above(source, node):
+            continue
+        waiting += [part for part in graph.inputs(node) if part not in seen]
+        seen.update(waiting)
+    return False
+
+
+def _has_offset(graph: NetGraph, node: fx.Node) -> bool:
+    """True if an affine operation has, or may be trained to have, an offset."""
+    word = graph.word(node)
+    if word.startswith(("BatchNorm", "batch_norm")) or word in ("add", "sub", "rsub"):
+        return True
+    if node.op == "call_module":
+        return getattr(graph.layer(node), "bias", None) is not None
+    if word in ("linear", "conv1d", "conv2d", "conv3d"):
+        return graph.option(node, 2, "bias") is not None
+    return False
+
+
+_KEEP_SIGN = {"flatten", "view", "reshape", "permute", "transpose"} | {
+    f"{pool}{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_with_indices")
+    for pool in ("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool", "max_pool", "avg_pool",
+                 "adaptive_avg_pool", "adaptive_max_pool")
+}  # fmt: skip

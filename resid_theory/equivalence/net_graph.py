@@ -1,0 +1,326 @@
+"""A net as one graph of operations, in which a shortcut is a path from a node to a sum.
+
+Listing shortcuts and moving them into weights ask the same four things of a graph: where values
+part and meet again (dominators), which pieces are affine, which are elementwise, and what a piece
+computes (its nodes, run in float64).
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from resid_theory.runtime.net_state import copied
+
+__all__ = ["NetGraph", "NotOneLayer"]
+
+_AFFINE = {
+    "Linear", "Conv1d", "Conv2d", "Conv3d", "AvgPool1d", "AvgPool2d", "AvgPool3d", "AddIdentity",
+    "IdentityShortcut", "linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "neg", "mul", "div", "truediv", "add", "sub", "rsub", "batch_norm",
+    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "pad",
+}  # fmt: skip
+LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "linear", "conv1d", "conv2d", "conv3d", "matmul",
+          "mm", "addmm", "AddIdentity", "MultiheadAttention", "Bilinear", "LSTM", "GRU",
+          "RNN"}  # fmt: skip
+_CASTS = {"to", "float", "double", "half", "bfloat16", "type_as", "_to_copy"}
+_SAME = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
+         "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "contiguous",
+         "clone", "alias", "detach", *_CASTS}  # fmt: skip
+_SHAPES = {"shape", "size", "dim", "ndim", "device", "dtype", "len", "sym_size", "numel",
+           "new_zeros", "zeros_like", "ones_like", "empty_like", "_guards_fn"}  # fmt: skip
+_ELEMENTWISE = {
+    "relu", "gelu", "silu", "leakyrelu", "tanh", "sigmoid", "elu", "selu", "celu", "softplus",
+    "mish", "hardswish", "hardtanh", "relu6", "hardsigmoid", "softsign", "square", "pow", "erf",
+    "sin", "cos", "exp", "abs", "clamp", "clampmin", "logsigmoid", "tanhshrink", "hardshrink",
+    "softshrink", "threshold", "atan", "prelu",
+}  # fmt: skip
+_BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "sin", "cos", "erf",
+            "atan", "softmax"}  # fmt: skip
+_NORMS = {"layernorm", "groupnorm", "rmsnorm", "normalize", "instancenorm", "instancenorm1d",
+          "instancenorm2d", "instancenorm3d", "nativelayernorm"}  # fmt: skip
+
+
+class NotOneLayer(ValueError):
+    """A piece of a graph that no single layer computes; its text says why."""
+
+
+class NetGraph:
+    """The graph of a module.
+
+    Args:
+        module: Its graph, without operations in place, and with differences as sums.
+        name: Its name in the net.
+
+    Attributes:
+        module: The graph module.
+        name: Its name.
+        kinds: ``"input"``, ``"constant"``, ``"same"``, ``"affine"``, ``"elementwise"``, ``"sum"``,
+            ``"product"``, ``"norm"`` or ``"other"``, by node.
+    """
+
+    def __init__(self, module: fx.GraphModule, name: str = "") -> None:
+        self.module, self.name = module, name
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the graph again after it was changed."""
+        self._exact: dict[str, Any] = {}
+        self._constants: dict[fx.Node, Any] = {}
+        self._fixed: set[fx.Node] = set()  # the same at every call, sizes are not
+        self.kinds: dict[fx.Node, str] = {}
+        self.above: dict[fx.Node, int] = {}
+        self.fork: dict[fx.Node, fx.Node | None] = {}
+        depth: dict[fx.Node | None, int] = {None: 0}
+        self.bit = {node: 1 << n for n, node in enumerate(self.module.graph.nodes)}
+        for node in self.bit:
+            self.kinds[node] = kind = self._kind(node)
+            parts = self.inputs(node)
+            if (
+                node.op == "get_attr"
+                or node.op != "placeholder"
+                and all(part in self._fixed for part in node.all_input_nodes)
+            ):
+                self._fixed.add(node)
+            self.above[node] = 0 if kind == "constant" else self.bit[node]
+            for part in parts:
+                self.above[node] |= self.above[part]
+            meet = parts[0] if parts else None
+            for part in parts[1:]:
+                other: fx.Node | None = part
+                while meet is not other:
+                    if depth[meet] >= depth[other]:
+                        assert meet is not None
+                        meet = self.fork[meet]
+                    else:
+                        assert other is not None
+                        other = self.fork[other]
+            self.fork[node] = meet
+            depth[node] = depth[meet] + 1
+
+    @property
+    def eps(self) -> float:
+        """Relative rounding of the net's parameters."""
+        kinds = {p.dtype for p in self.module.parameters()} or {torch.float64}
+        return max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+
+    def inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs of a node whose values come from the net's inputs."""
+        return [part for part in node.all_input_nodes if self.kinds[part] != "constant"]
+
+    def is_above(self, node: fx.Node, other: fx.Node) -> bool:
+        """True if a value goes into another, or is it."""
+        return bool(self.above[other] & self.bit[node])
+
+    def between(self, first: fx.Node, last: fx.Node) -> list[fx.Node]:
+        """Nodes behind the first on the way to the last, the last one included."""
+        return [
+            node
+            for node in self.bit
+            if node is not first and self.is_above(first, node) and self.is_above(node, last)
+        ]
+
+    def word(self, node: fx.Node) -> str:
+        """A node's operation: the class of a layer of torch, or the name of a function."""
+        if node.op == "call_module":
+            kind = parametrize.type_before_parametrizations(self.layer(node))
+            known = kind.__module__.startswith(("torch.nn", "resid_theory"))
+            return kind.__name__ if known or node.target == "_guards_fn" else "other"
+        if isinstance(node.target, torch._ops.OpOverload):
+            return str(node.target._schema.name).partition("::")[2].rstrip("_")
+        word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        return str(node.args[1]) if word == "getattr" else word.rstrip("_")
+
+    def option(self, node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+        """An argument of a function by place or name."""
+        return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+    def layer(self, node: fx.Node) -> nn.Module:
+        """The module that a node calls."""
+        assert isinstance(node.target, str)
+        return self.module.get_submodule(node.target)
+
+    def label(self, node: fx.Node) -> str:
+        """A node's place in the net, for people."""
+        stack = [str(name) for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+        own = stack[-1] if stack else ""
+        if node.op in ("call_module", "placeholder"):
+            own = str(node.target)
+        return ".".join(filter(None, (self.name, own))) or node.name
+
+    def _kind(self, node: fx.Node) -> str:
+        if node.op == "placeholder":
+            return "input"
+        parts = self.inputs(node)
+        if not parts:
+            return "constant"
+        word = self.word(node)
+        small = _plain(word)
+        if word in _SHAPES:
+            return "constant"
+        if node.op == "output":
+            return "other"
+        in_training = self._in_training(node, word)
+        if small in _NORMS or word in ("mul", "div", "truediv") and self._is_rms(node, parts):
+            return "norm"
+        if word in ("add", "mul") and len(parts) == 2:
+            return "sum" if word == "add" else "product"
+        if len(parts) > 1:
+            return "other"
+        if word in _SAME:
+            return "other" if in_training and "ropout" in word else "same"
+        if word in _AFFINE:
+            if in_training and word.startswith(("Batch", "batch")):
+                return "other"
+            first = node.args and node.args[0] is parts[0]
+            turned = word in ("matmul", "mm", "div", "truediv", "linear") and not first
+            return "other" if turned else "affine"
+        if word == "getitem" and _every_nth(node.args[1]):
+            return "affine"
+        if small in _ELEMENTWISE:
+            return "elementwise"
+        return "other"
+
+    def _in_training(self, node: fx.Node, word: str) -> bool:
+        if node.op == "call_module":
+            layer = self.layer(node)
+            return layer.training or getattr(layer, "running_mean", 0) is None
+        place, default = {"batch_norm": (5, False)}.get(word, (2, True))
+        return bool(self.option(node, place, "training", default))
+
+    def _is_rms(self, node: fx.Node, parts: list[fx.Node]) -> bool:
+        """True for u / sqrt(mean(u²) + eps), written out."""
+        for whole, factor in (parts, parts[::-1]) if len(parts) == 2 else ():
+            words = []
+            while factor is not whole and len(self.inputs(factor)) == 1:
+                words.append(self.word(factor))
+                factor = self.inputs(factor)[0]
+            root = {"rsqrt", "sqrt", "norm"} & {*words}
+            if factor is whole and root and {*words} & {"mean", "sum", "norm"}:
+                return True
+        return False
+
+    def is_bounded(self, node: fx.Node) -> bool:
+        """True where the values of a node lie in a bounded set, whatever its input."""
+        return self.kinds[node] == "norm" or _plain(self.word(node)) in _BOUNDED
+
+    def holds_layer(self, node: fx.Node) -> bool:
+        """True for a linear map with weights, and for a layer of attention or recurrence."""
+        return self.kinds[node] != "constant" and self.word(node) in LAYERS
+
+    # Pieces ------------------------------------------------------------------------------------
+
+    def affine_entry(self, last: fx.Node, first: fx.Node) -> fx.Node | None:
+        """The one node of which another is an affine function, None if there are several.
+
+        It is the other itself where that is not affine. The search stops at ``first``.
+
+        Args:
+            last: The function.
+            first: Where the search stops.
+
+        Returns:
+            The node.
+        """
+        return self._entry(last, first, self._is_affine)
+
+    def elementwise_entry(self, last: fx.Node, first: fx.Node) -> fx.Node | None:
+        """The one node of which another is the same function in every entry, None if none is."""
+        node: fx.Node | None = last
+        while node is not None and node is not first:
+            if self.kinds[node] == "elementwise":
+                node = self.inputs(node)[0]
+            elif self.kinds[node] == "product":
+                node = self._entry(node, first, self._is_elementwise)
+            else:
+                break
+        return node
+
+    def _entry(
+        self, last: fx.Node, first: fx.Node, inside: Callable[[fx.Node], bool]
+    ) -> fx.Node | None:
+        ends: set[fx.Node] = set()
+        seen, waiting = {last}, [last]
+        while waiting:
+            node = waiting.pop()
+            if node is first or not inside(node) or not self.is_above(first, node):
+                ends.add(node)
+                continue
+            waiting += [part for part in self.inputs(node) if part not in seen]
+            seen.update(waiting)
+        return ends.pop() if len(ends) == 1 else None
+
+    def _is_affine(self, node: fx.Node) -> bool:
+        return self.kinds[node] in ("affine", "same", "sum")
+
+    def _is_elementwise(self, node: fx.Node) -> bool:
+        kind = self.kinds[node]
+        if kind == "affine" and self.word(node) in ("mul", "div", "truediv", "add", "sub", "neg"):
+            others = [part for part in node.all_input_nodes if self.kinds[part] == "constant"]
+            return all(torch.as_tensor(self.constant(part)).numel() == 1 for part in others)
+        return kind in ("elementwise", "product", "sum", "same")
+
+    # Values ------------------------------------------------------------------------------------
+
+    def constant(self, node: fx.Node) -> Any:
+        """The value of a node that does not depend on the net's inputs, in float64."""
+        return self.run(node, {})
+
+    def run(self, last: fx.Node, given: Mapping[fx.Node, Any]) -> Any:
+        """The value of a node in float64, from those of nodes before it."""
+        values = dict(given)
+        needed, waiting = {last}, [last]
+        while waiting:
+            node = waiting.pop()
+            if node in values or node in self._constants:
+                continue
+            fresh = [part for part in node.all_input_nodes if part not in needed]
+            needed.update(fresh)
+            waiting += fresh
+        for node in self.bit:
+            if node not in needed or node in values:
+                continue
+            if node in self._constants:
+                values[node] = self._constants[node]
+                continue
+            if node.op == "placeholder":
+                raise NotOneLayer(f"its sizes depend on the input {node.target!r}")
+            values[node] = self._computed(node, values)
+            if node in self._fixed:
+                self._constants[node] = values[node]
+        return values[last]
+
+    def _computed(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+        args = fx.map_arg(node.args, values.__getitem__)
+        options = fx.map_arg(node.kwargs, values.__getitem__)
+        if self.word(node) in _CASTS and node.op != "call_module":
+            return args[0]
+        if node.op in ("get_attr", "call_module"):
+            name = str(node.target)
+            if name not in self._exact:
+                own = operator.attrgetter(name)(self.module)
+                if isinstance(own, Tensor):
+                    own = own.detach().double() if own.is_floating_point() else own
+                self._exact[name] = copied(own).double() if isinstance(own, nn.Module) else own
+            found = self._exact[name]
+            return found if node.op == "get_attr" else found(*args, **options)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **options)
+        assert callable(node.target)
+        return node.target(*args, **options)
+
+
+def _plain(word: str) -> str:
+    """One word for a function and the module of its name."""
+    return word.lower().replace("_", "")
+
+
+def _every_nth(index: Any) -> bool:
+    """True for an index that keeps every axis and starts at its first entry."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return len(parts) > 2 and all(
+        isinstance(part, slice) and part.start in (None, 0) and part.stop is None for part in parts
+    )

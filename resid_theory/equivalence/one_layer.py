@@ -1,0 +1,228 @@
+"""One layer that computes what a piece of a net computes.
+
+An affine map that commutes with shifts is a convolution with its impulse response, so only the
+windows of its parts have to be known: parallel branches, BatchNorm, pooling, scales and identities
+become one kernel. A map that treats borders otherwise is not one; a comparison there shows it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from resid_theory.equivalence.affine_layer import (
+    AffineLayer,
+    Window,
+    behind,
+    grouped,
+    identity_layer,
+    sum_of_layers,
+)
+from resid_theory.equivalence.conversion import bias_of, effective
+from resid_theory.equivalence.net_graph import NetGraph, NotOneLayer
+from resid_theory.identity import AddIdentity, identity_of
+
+__all__ = ["layer_between"]
+
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_EXACT = 1e-9
+"""Gap in float64, relative, above which two maps are not the same."""
+
+
+def layer_between(
+    graph: NetGraph, first: fx.Node, last: fx.Node, like: AffineLayer | None = None
+) -> AffineLayer:
+    """The layer that computes a node, an affine function of another, from that one.
+
+    Args:
+        graph: The graph of both.
+        first: What it reads.
+        last: What it computes.
+        like: A layer that reads the same, where nothing in between says its channels.
+
+    Returns:
+        The layer, compared with the piece on noise, at the borders too.
+
+    Raises:
+        NotOneLayer: If there is none, with the reason.
+    """
+    piece = _Piece(graph, first, last, like)
+    try:
+        layer = piece.layer(last)
+        steps = zip(layer.weight.shape[2:], layer.dilation, layer.stride, strict=True)
+        side = [(size - 1) * wide + 1 + 2 * step for size, wide, step in steps]
+        source = torch.Generator().manual_seed(0)
+        x = torch.randn(3, layer.inputs, *side, generator=source, dtype=torch.float64)
+        x = x.to(layer.weight.device)
+        with torch.no_grad():
+            found, exact = layer(x), graph.run(last, {first: x})
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise NotOneLayer(f"its parts do not run alone: {str(error).splitlines()[0]}") from error
+    if found.shape != exact.shape:
+        raise NotOneLayer(f"no padding of one convolution gives its size {tuple(exact.shape[2:])}")
+    if float((found - exact).abs().max()) > _EXACT * max(float(exact.abs().max()), 1e-300):
+        raise NotOneLayer("it treats borders unlike a convolution, as a bias in front of a padding")
+    return grouped(layer, piece.groups)
+
+
+class _Piece:
+    """Layers of the nodes between two nodes."""
+
+    def __init__(
+        self, graph: NetGraph, first: fx.Node, last: fx.Node, like: AffineLayer | None
+    ) -> None:
+        self.graph, self.first = graph, first
+        self.groups: set[int] = set()
+        inside, waiting = {last}, [last]
+        while waiting:
+            node = waiting.pop()
+            if node is not first:
+                waiting += [part for part in graph.inputs(node) if part not in inside]
+                inside.update(waiting)
+        self.own = {node: own for node in inside - {first} if (own := self._own(node)) is not None}
+        readers = [own for node, own in self.own.items() if self._reads(node)]
+        readers += [*filter(None, map(self._channelwise, inside - {first}))]
+        self.like = like or next(iter(readers), None)
+        if self.like is None:
+            raise NotOneLayer("nothing says its number of channels")
+        self._known: dict[fx.Node, AffineLayer] = {first: identity_layer(self.like)}
+
+    def _reads(self, node: fx.Node) -> bool:
+        """True if only nodes that keep channels lie between the first node and this one."""
+        while node is not self.first:
+            node = self.graph.inputs(node)[0]
+            if node is not self.first and (node in self.own or self.graph.kinds[node] == "sum"):
+                return False
+        return True
+
+    def _channelwise(self, node: fx.Node) -> AffineLayer | None:
+        """An identity with the channels of a BatchNorm that reads the first node."""
+        word = self.graph.word(node)
+        if not word.lower().startswith("batch") or not self._reads(node):
+            return None
+        axes = max(2 * (word == "batch_norm"), *(n * word.endswith(f"{n}d") for n in (2, 3)))
+        if word == "batch_norm":
+            place = 1 if node.target is F.batch_norm else 3  # of torch.export, behind the weights
+            mean = self.graph.constant(self.graph.option(node, place, "running_mean"))
+        else:
+            mean = self.graph.layer(node).get_buffer("running_mean").double()
+        weight = torch.diag(torch.ones_like(mean)).view(*mean.shape * 2, *[1] * axes)
+        return AffineLayer(weight=weight, bias=0 * mean, stride=(1,) * axes, padding=(0,) * axes,
+                           dilation=(1,) * axes)  # fmt: skip
+
+    def layer(self, node: fx.Node) -> AffineLayer:
+        """The layer from the first node to this one."""
+        if node not in self._known:
+            self._known[node] = self._made(node)
+        return self._known[node]
+
+    def _made(self, node: fx.Node) -> AffineLayer:
+        inner = [self.layer(part) for part in self.graph.inputs(node)]
+        word = self.graph.word(node)
+        if self.graph.kinds[node] == "same":
+            return inner[0]
+        if self.graph.kinds[node] == "sum":
+            return sum_of_layers(inner)
+        if node in self.own:
+            return behind(inner[0], self.own[node], self.own[node])
+        if word.startswith(("AvgPool", "avg_pool", "getitem", "pad", "IdentityShortcut")):
+            axes = len(inner[0].stride)
+            return behind(inner[0], self._operation(node), _geometry(self.graph, node, axes))
+        return self._scaled(node, inner[0])
+
+    def _operation(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
+        before = self.graph.inputs(node)[0]
+        return lambda x: self.graph.run(node, {before: x})
+
+    def _scaled(self, node: fx.Node, inner: AffineLayer) -> AffineLayer:
+        """A layer behind which every channel is scaled and shifted."""
+        operation, rows = self._operation(node), (-1, *[1] * (inner.weight.dim() - 1))
+        at = [operation(inner.bias.new_full((1, len(inner.bias), *rows[2:]), value))
+              for value in (0.0, 1.0)]  # fmt: skip
+        if at[0].numel() != len(inner.bias):
+            raise NotOneLayer(f"{self.graph.word(node)} is not one map for all positions")
+        scale = (at[1] - at[0]).flatten()
+        weight = inner.weight * scale.view(rows)
+        return replace(inner, weight=weight, bias=inner.bias * scale + at[0].flatten())
+
+    def _own(self, node: fx.Node) -> AffineLayer | None:
+        """The layer that an operation with weights is."""
+        graph, word = self.graph, self.graph.word(node)
+        if graph.kinds[node] != "affine":
+            return None
+        weight: Any
+        if word == "AddIdentity" or word.startswith(("Linear", "Conv")):
+            module = graph.layer(node)
+            layer = getattr(module, "layer", module)
+            weight = effective(layer, str(node.target)).double()
+            if isinstance(module, AddIdentity):
+                weight = weight + identity_of(layer, module.rule).double()
+            bias = bias_of(layer)
+            geometry = {name: getattr(layer, name, None) for name in _GEOMETRY}
+            if getattr(layer, "padding_mode", "zeros") != "zeros":
+                raise NotOneLayer(f"its padding is {layer.padding_mode}")
+        elif word in ("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"):
+            names = ("weight", "bias", *_GEOMETRY)
+            given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+            value: dict[str, Any] = {
+                name: graph.constant(part) if isinstance(part, fx.Node) else part
+                for name, part in given.items()
+            }
+            weight, bias = value.get("weight", value.get("other")), value.get("bias")
+            weight = weight.mT if word in ("matmul", "mm") else weight
+            geometry = {name: value.get(name) for name in _GEOMETRY}
+        else:
+            return None
+        if weight.dim() < 2 or word in ("matmul", "mm", "linear", "Linear") and weight.dim() > 2:
+            return None
+        axes = weight.dim() - 2
+        side = tuple(weight.shape[2:])
+        stride = _each(geometry["stride"] or 1, axes)
+        dilation = _each(geometry["dilation"] or 1, axes)
+        padding = geometry["padding"] or 0
+        if isinstance(padding, str):
+            whole = [d * (k - 1) for d, k in zip(dilation, side, strict=True)]
+            if padding == "same" and any(each % 2 for each in whole):
+                raise NotOneLayer("its padding is not symmetric")
+            padding = tuple(each // 2 for each in whole) if padding == "same" else 0
+        groups = geometry["groups"] or 1
+        self.groups.add(groups)
+        weight = weight.detach().double()
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+        return AffineLayer(weight=weight, bias=bias, stride=stride, padding=_each(padding, axes),
+                           dilation=dilation, groups=groups)  # fmt: skip
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    parts = (value,) if isinstance(value, int) else tuple(value)
+    return parts * axes if len(parts) == 1 else parts
+
+
+def _geometry(graph: NetGraph, node: fx.Node, axes: int) -> Window:
+    """The window of an operation without weights."""
+    word, ones = graph.word(node), (1,) * axes
+    side, stride, padding = ones, ones, (0,) * axes
+    if word == "getitem":
+        index: Any = node.args[1]
+        steps = [part.step or 1 for part in index]
+        stride = tuple([*steps[2:], *ones][:axes])
+    elif word == "IdentityShortcut":
+        stride = _each(graph.layer(node).stride, axes)
+    elif word == "pad":
+        sizes = [*graph.option(node, 1, "pad"), *[0] * 2 * axes]
+        if graph.option(node, 2, "mode", "constant") != "constant" or graph.option(
+            node, 3, "value"
+        ):
+            raise NotOneLayer("its padding is not by zeros")
+        padding = tuple(sizes[2 * n] for n in reversed(range(axes)))
+    else:
+        source = vars(graph.layer(node)) if node.op == "call_module" else {}
+        names = ("kernel_size", "stride", "padding")
+        found = [source[name] if source else graph.option(node, n, name)
+                 for n, name in enumerate(names, 1)]  # fmt: skip
+        side = _each(found[0], axes)
+        stride, padding = _each(found[1] or side, axes), _each(found[2] or 0, axes)
+    return Window.of(side, stride, padding, ones)

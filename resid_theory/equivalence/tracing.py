@@ -1,0 +1,160 @@
+"""Graphs of nets, by ``torch.fx`` or ``torch.export``, without operations in place."""
+
+import inspect
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from resid_theory.equivalence.net_graph import NetGraph
+from resid_theory.identity import AddIdentity
+from resid_theory.networks import Block, IdentityShortcut
+
+__all__ = ["parts_of"]
+
+_IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+
+
+class _TracedBlock(Block):
+    """A block whose forward asserts nothing about its values, which are proxies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map as a block does."""
+        x = self.before(x)
+        out: Tensor = self.after(self.branch(x) + self.shortcut(x))
+        return out
+
+
+class _Tracer(fx.Tracer):
+    """Calls of torch's layers are nodes; what is built of them is looked into."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """True for layers of torch, parametrized ones, and identities beside a layer."""
+        if isinstance(module, (AddIdentity, IdentityShortcut)):
+            return True
+        composed = isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer))
+        return not composed and super().is_leaf_module(module, name)
+
+
+def parts_of(
+    net: nn.Module, sample: Sequence[Any] | None = None, blocks: Iterable[str] | None = None
+) -> tuple[dict[str, NetGraph], dict[str, str]]:
+    """Graphs of a net: of the whole, or of the largest modules inside it that can be traced.
+
+    Args:
+        net: A copy of a net; modules in place may become modules that are not.
+        sample: Arguments of one call; with them ``torch.export`` is tried after ``torch.fx``.
+        blocks: Names of modules to trace instead of the net.
+
+    Returns:
+        Graphs by the names of their modules, and reasons by the names of those without one.
+    """
+    graphs: dict[str, NetGraph] = {}
+    refused: dict[str, str] = {}
+    names = [""] if blocks is None else blocks
+    waiting = [(name, net.get_submodule(name)) for name in names]
+    while waiting:
+        name, module = waiting.pop(0)
+        inside = [(f"{name}.{key}" if name else key, child)
+                  for key, child in module.named_children()]  # fmt: skip
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            waiting = [*inside, *waiting]
+            continue
+        try:
+            module = _traced(module, None if name else sample)
+            _without_in_place(module)
+            graphs[name] = NetGraph(module, name)
+        except Exception as error:  # whatever the user's forward raises
+            words = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            refused[name] = f"cannot be traced: {words}"
+            waiting = [*inside, *waiting] if blocks is None else waiting
+    return graphs, refused
+
+
+def _traced(net: nn.Module, sample: Sequence[Any] | None) -> fx.GraphModule:
+    """The graph, by ``torch.fx`` or, with a sample, ``torch.export``."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    given = 0 if sample is None else len(sample)
+    defaults = {p.name: p.default for n, p in enumerate(parameters)
+                if n >= given and p.default is not p.empty}  # fmt: skip
+    blocks = [module for module in net.modules() if type(module) is Block]
+    for block in blocks:
+        block.__class__ = _TracedBlock
+    try:
+        tracer = _Tracer()
+        graph = tracer.trace(net, concrete_args=defaults)
+        for node in graph.find_nodes(op="placeholder"):
+            if (name := node.target.rpartition("_")[0]) in defaults:  # fx renames what is given
+                node.target = name
+        return fx.GraphModule(tracer.root, graph)
+    except Exception:
+        if sample is None:
+            raise
+    finally:
+        for block in blocks:
+            block.__class__ = Block
+    args = tuple(sample or ())
+    free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) and a.dim() else None
+                 for a in args)  # fmt: skip
+    with torch.no_grad():
+        for shapes in (free, None):
+            try:
+                program = torch.export.export(net, args, dynamic_shapes=shapes)
+                module = program.module()
+                assert isinstance(module, fx.GraphModule)
+                for mode in ("train", "eval"):  # these refuse
+                    vars(module).pop(mode, None)
+                return module
+            except Exception:
+                if shapes is None:
+                    raise
+    raise AssertionError
+
+
+def _without_in_place(module: fx.GraphModule) -> None:
+    """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
+    graph = module.graph
+    order = {node: n for n, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not node.args or not isinstance(node.args[0], fx.Node):
+            continue
+        called = module.get_submodule(node.target) if node.op == "call_module" else None
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        aten = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        method = called is None and name.endswith("_") and not name.endswith("__")
+        writes = getattr(called, "inplace", False) or node.kwargs.get("inplace") or method or aten
+        if not (writes or node.target in _IN_PLACE) or node.op == "get_attr":
+            continue
+        if called is not None:
+            called.inplace = False  # type: ignore[assignment]
+        elif node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        elif node.op == "call_method":
+            node.target = name.rstrip("_")
+        else:
+            node.target = _IN_PLACE.get(node.target, node.target)
+        for user in list(node.args[0].users):
+            if order[user] > order[node]:
+                user.replace_input_with(node.args[0], node)
+    for node in list(graph.nodes):
+        word = getattr(node.target, "__name__", node.target)
+        word = str(word).partition(".")[0]
+        tensors = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        rest = [arg for arg in node.args if arg not in tensors]
+        if word == "add" and len(tensors) == 1 and rest == [0]:
+            node.replace_all_uses_with(tensors[0])
+            graph.erase_node(node)
+            continue
+        alpha = node.kwargs.get("alpha", 1)
+        if word not in ("add", "sub") or len(tensors) != 2 or word == "add" and alpha == 1:
+            continue
+        with graph.inserting_before(node):
+            factor = -alpha if word == "sub" else alpha
+            scaled = graph.call_function(operator.mul, (node.args[1], factor))
+            total = graph.call_function(operator.add, (node.args[0], scaled))
+        scaled.meta, total.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+    module.recompile()

@@ -1,0 +1,314 @@
+"""Hidden units that can carry a linear map, and how many of them a block needs.
+
+For a function with φ(t) − φ(−t) = κ t a unit may be flipped: v φ(w·x + b) = v φ(−w·x − b) +
+κ v (w·x + b). Flipping the units of a set S adds κ V[:, S] W[S, :] x, and where that is minus the
+shortcut P x the block has the same function without it. What S leaves, R = P + κ V[:, S] W[S, :],
+is carried by units beside those that are there: the opposite of one, or a pair of a new direction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Distance", "TwoLayers", "UnitKind", "nearest_set"]
+
+_GRID = 200
+_ENTRIES = 1 << 22  # of the matrix whose columns are the units' linear maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitKind:
+    """Properties of an elementwise function that decide what it can carry.
+
+    Attributes:
+        function: The function φ.
+        kappa: The κ of φ(t) − φ(−t) = κ t, None without one.
+        keeps_positive: Whether φ(t) = t for t >= 0.
+        nonnegative: Whether φ >= 0.
+        homogeneous: Whether φ(c t) = c φ(t) for c > 0.
+        flat: Whether φ(0) = 0 and both slopes there are 0.
+        zero: Whether φ(0) = 0.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    kappa: float | None
+    keeps_positive: bool
+    nonnegative: bool
+    homogeneous: bool
+    flat: bool
+    zero: bool
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, function: Callable[[Tensor], Tensor]) -> "UnitKind":
+        """Measure a function in float64, at numbers of magnitudes 1e-3 … 1e2.
+
+        Args:
+            function: Elementwise.
+
+        Returns:
+            Its properties.
+        """
+        t = torch.logspace(-3, 2, _GRID, dtype=torch.float64)
+        right, left = function(t.clone()), function(-t)
+        odd, tiny = (right - left) / t, 1e-9
+        kappa = float(odd[-1])
+        scaled = function(3 * torch.cat([t, -t])) - 3 * torch.cat([right, left])
+        slopes = function(torch.tensor([-1e-8, 0.0, 1e-8], dtype=torch.float64))
+        holds = bool(((odd - kappa).abs() <= tiny).all()) and abs(kappa) > tiny
+        return cls(
+            function=function,
+            kappa=kappa if holds else None,
+            keeps_positive=bool(((right - t).abs() <= tiny * t).all()),
+            nonnegative=bool((torch.cat([left, slopes, right]) >= 0).all()),
+            homogeneous=bool((scaled.abs() <= tiny * t.repeat(2)).all()),
+            flat=bool((slopes.abs() <= 1e-14).all()),
+            zero=float(slopes[1].abs()) <= 1e-14,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distance:
+    """Bounds of min over S of the Frobenius norm of P + κ V[:, S] W[S, :].
+
+    Attributes:
+        low: Lower bound: the best over the box [0, 1]^h, less what a duality gap leaves open.
+        high: The value at ``chosen``.
+        chosen: The best set that was found, (h,), bool.
+        decided: Whether it is known that a set of distance 0 exists or that none does.
+    """
+
+    low: float
+    high: float
+    chosen: Tensor
+    decided: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TwoLayers:
+    """x -> P x + V φ(W x + b) + c, float64.
+
+    Attributes:
+        up: W, (h, d).
+        bias: b, (h,).
+        down: V, (o, h).
+        offset: c, (o,).
+        shortcut: P, (o, d).
+        unit: The function φ.
+        rounding: Relative size of rounding errors in the weights.
+        positive: Whether x >= 0.
+    """
+
+    up: Tensor
+    bias: Tensor
+    down: Tensor
+    offset: Tensor
+    shortcut: Tensor
+    unit: UnitKind
+    rounding: float = 1e-15
+    positive: bool = False
+
+    @property
+    def tolerance(self) -> float:
+        """Norm below which a matrix of the size of the shortcut is rounding."""
+        size = float(self.shortcut.norm() + (self.down.norm(dim=0) * self.up.norm(dim=1)).sum())
+        return 10 * self.rounding * size
+
+    def merged(self) -> "TwoLayers":
+        """The same function without dead units, and one unit for parallel ones."""
+        parts = torch.cat([self.up, self.bias[:, None]], dim=1)
+        fits = 1e2 * self.rounding
+        down, shortcut, offset = self.down.clone(), self.shortcut.clone(), self.offset.clone()
+        factors = parts.norm(dim=1)
+        factors = factors if self.unit.homogeneous else torch.ones_like(factors)
+        rows = parts / torch.where(factors > 0, factors, 1)[:, None]
+        norms = rows.norm(dim=1).clamp_min(1e-300)
+        alike = (rows @ rows.T).abs() / (norms[:, None] * norms) > 1 - 1e-9
+        kept: list[int] = []
+        for unit in range(len(parts)):
+            if not self.up[unit].any():
+                offset += down[:, unit] * self.unit.function(self.bias[unit : unit + 1])
+            if not self.up[unit].any() or not down[:, unit].any():
+                continue
+            for other in kept:
+                if not alike[unit, other]:
+                    continue
+                for sign in (1, -1):
+                    apart = (rows[unit] - sign * rows[other]).norm() > fits * norms[unit]
+                    if apart or sign < 0 and self.unit.kappa is None:
+                        continue
+                    ratio = float(factors[unit] / factors[other])
+                    weight = ratio * down[:, unit]
+                    down[:, other] += weight
+                    if sign < 0:  # φ(−t) = φ(t) − κ t
+                        assert self.unit.kappa is not None
+                        shortcut -= self.unit.kappa * torch.outer(weight, self.up[other])
+                        offset -= self.unit.kappa * weight * self.bias[other]
+                    break
+                else:
+                    continue
+                break
+            else:
+                kept.append(unit)
+        live = [unit for unit in kept if down[:, unit].any()]
+        return TwoLayers(
+            up=self.up[live], bias=self.bias[live], down=down[:, live], offset=offset,
+            shortcut=shortcut, unit=self.unit, rounding=self.rounding, positive=self.positive,
+        )  # fmt: skip
+
+    def flipped(self, chosen: Tensor) -> "TwoLayers":
+        """The same function with the units of a set flipped."""
+        assert self.unit.kappa is not None
+        sign = torch.where(chosen, -1.0, 1.0).to(self.up)
+        moved = self.unit.kappa * self.down * chosen
+        return TwoLayers(
+            up=sign[:, None] * self.up, bias=sign * self.bias, down=self.down,
+            offset=self.offset + moved @ self.bias, shortcut=self.shortcut + moved @ self.up,
+            unit=self.unit, rounding=self.rounding, positive=self.positive,
+        )  # fmt: skip
+
+    def carried(self, tolerance: float) -> "TwoLayers":
+        """The same function without a shortcut, with the fewest further units that are known."""
+        R, kappa = self.shortcut, self.unit.kappa
+        zero = torch.zeros_like(R)
+        if float(R.norm()) <= tolerance:
+            return self._with([], [], [], self.offset, zero)
+        ways = []
+        if self.positive and self.unit.keeps_positive:
+            used = [n for n in range(R.shape[1]) if R[:, n].norm() > tolerance]
+            eye, no_bias = torch.eye(R.shape[1]).to(R), R.new_zeros(len(used))
+            ways.append(self._with([eye[used]], [no_bias], [R[:, used]], self.offset, zero))
+        if kappa is not None:
+            for beside in (_independent(self.up), list[int]()):
+                old, grown = self.up[beside], self.down.clone()
+                basis, triangle = torch.linalg.qr(old.T)
+                V, left_over = R.new_zeros(len(R), len(beside)), R @ basis
+                for _ in range(2):  # the second time for what rounding left
+                    step = torch.linalg.solve_triangular(triangle, left_over.T, upper=True).T
+                    V += step / kappa
+                    left_over = (R - kappa * V @ old) @ basis
+                rest = R - (R @ basis) @ basis.T
+                grown[:, beside] += V
+                up, bias, down = [-old], [-self.bias[beside]], [-V]
+                offset = self.offset - kappa * V @ self.bias[beside]
+                left, size, right = torch.linalg.svd(rest, full_matrices=False)
+                rank = int((size > tolerance).sum())
+                new = (left[:, :rank] * size[:rank] / kappa, right[:rank])
+                up += [new[1], -new[1]]
+                bias += [R.new_zeros(2 * rank)]
+                down += [new[0], -new[0]]
+                ways.append(self._with(up, bias, down, offset, zero, grown))
+        return min(ways, key=lambda way: len(way.up))
+
+    def _with(
+        self, up: list[Tensor], bias: list[Tensor], down: list[Tensor], offset: Tensor,
+        shortcut: Tensor, grown: Tensor | None = None,
+    ) -> "TwoLayers":  # fmt: skip
+        return TwoLayers(
+            up=torch.cat([self.up, *up]), bias=torch.cat([self.bias, *bias]),
+            down=torch.cat([self.down if grown is None else grown, *down], dim=1), offset=offset,
+            shortcut=shortcut, unit=self.unit, rounding=self.rounding, positive=self.positive,
+        )  # fmt: skip
+
+    def without_shortcut(self) -> tuple["TwoLayers", Distance | None]:
+        """The same function without a shortcut, and the distance where flips are possible."""
+        least = self.merged()
+        if self.unit.kappa is None:
+            return least.carried(self.tolerance), None
+        found = nearest_set(least)
+        ways = [least.carried(self.tolerance), least.flipped(found.chosen).carried(self.tolerance)]
+        return min(ways, key=lambda way: len(way.up)), found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The function of x, (samples, d)."""
+        hidden = self.unit.function(x @ self.up.T + self.bias)
+        return x @ self.shortcut.T + hidden @ self.down.T + self.offset
+
+
+def _independent(rows: Tensor) -> list[int]:
+    """Indices of linearly independent rows that span all, the longest first."""
+    rest, chosen = rows.clone(), []
+    floor = 1e-10 * float(rows.norm(dim=1).max()) if len(rows) else 0.0
+    for _ in range(min(rows.shape)):
+        norms = rest.norm(dim=1)
+        best = int(norms.argmax())
+        if float(norms[best]) <= floor:
+            break
+        chosen.append(best)
+        unit = rest[best] / norms[best]
+        rest = rest - torch.outer(rest @ unit, unit)
+    return chosen
+
+
+@torch.no_grad()
+def nearest_set(block: TwoLayers, *, steps: int = 300, starts: int = 8) -> Distance:
+    """Bound the distance of a block to one that needs no shortcut at its own width.
+
+    min over s in {0, 1}^h of ‖P + κ Σ s_i v_i w_iᵀ‖ is a binary least-squares problem. Where the
+    matrices v_i w_iᵀ are linearly independent, its least squares solution decides whether 0 is
+    reached.
+
+    Args:
+        block: With a κ, without parallel units.
+        steps: Of the projected gradient method on the box.
+        starts: Starts of the local search by single flips.
+
+    Returns:
+        The bounds and the best set.
+    """
+    P, kappa, h = block.shortcut, block.unit.kappa, len(block.up)
+    assert kappa is not None
+    none = torch.zeros(h, dtype=torch.bool)
+    if not h:
+        return Distance(low=float(P.norm()), high=float(P.norm()), chosen=none, decided=True)
+    G = kappa**2 * (block.down.T @ block.down) * (block.up @ block.up.T)
+    c = kappa * ((block.down.T @ P) * block.up).sum(1)
+    constant = float(P.square().sum())
+
+    def value(s: Tensor) -> float:
+        return float((P + kappa * (block.down * s) @ block.up).norm())
+
+    # Nesterov's method on the box, and the linear lower bound at its last point.
+    bound = float(G.abs().sum(1).max().clamp_min(1e-300))
+    s = ahead = torch.full((h,), 0.5, dtype=P.dtype)
+    for step in range(steps):
+        new = (ahead - (G @ ahead + c) / bound).clamp(0, 1)
+        ahead, s = new + step / (step + 3) * (new - s), new
+    slope = 2 * (G @ s + c)
+    gap = torch.minimum(-slope * s, slope * (1 - s)).sum()
+    squared = constant + float(2 * c @ s + s @ G @ s + gap)
+    low = max(squared, 0.0) ** 0.5
+    source = torch.Generator().manual_seed(0)
+    begins = [s.round(), torch.zeros_like(s)]
+    begins += [torch.randint(2, (h,), generator=source).to(s) for _ in range(starts - 2)]
+    unique = False
+    if h <= P.numel() and h * P.numel() <= _ENTRIES:
+        columns = kappa * (block.down[:, None, :] * block.up.T[None]).flatten(0, 1)
+        left, size, right = torch.linalg.svd(columns, full_matrices=False)
+        unique = bool(size[-1] > 1e-10 * size[0])
+        if unique:
+            exact = right.T @ ((left.T @ -P.flatten()) / size)
+            begins.insert(0, exact.clamp(0, 1).round())
+    best = min((_descended(start, G, c) for start in begins), key=value)
+    high = value(best)
+    reached = high <= block.tolerance
+    # The square of a number near rounding has lost it: such a bound says nothing.
+    low = 0.0 if low**2 <= 1e-13 * constant else min(low, high)
+    return Distance(
+        low=low, high=high, chosen=best.bool(), decided=reached or unique or low > block.tolerance
+    )
+
+
+def _descended(s: Tensor, G: Tensor, c: Tensor) -> Tensor:
+    """A set that no single flip improves."""
+    s, product = s.clone(), G @ s
+    for _ in range(4 * len(s)):
+        gain = (1 - 2 * s) * 2 * (product + c) + G.diagonal()
+        best = int(gain.argmin())
+        if float(gain[best]) >= 0:
+            break
+        product += (1 - 2 * s[best]) * G[best]
+        s[best] = 1 - s[best]
+    return s

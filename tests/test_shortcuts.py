@@ -1,0 +1,243 @@
+"""Shortcuts of nets: listed, absorbed, refused; verdicts against brute force."""
+
+import warnings
+
+import pytest
+import torch
+from tolerances import relative_error
+from torch import fx, nn
+from torch.nn import functional as F
+
+import resid_theory as rt
+from benchmarks.absorption import constructed_block, judged, random_block, refused
+from benchmarks.shortcut_nets import (
+    Apply,
+    DiracLayer,
+    RepVGG,
+    Residual,
+    Transformer,
+    families,
+    scattered,
+)
+from resid_theory.equivalence import NothingConverted
+from resid_theory.equivalence.units import TwoLayers, UnitKind, nearest_set
+from resid_theory.identity import AddIdentity, with_identity
+
+SAME = 1e-12
+"""What folds and absorptions promise in float64."""
+
+FAMILIES = families()
+REFUSED = refused()
+
+
+def additions(net):
+    """Additions of two values that depend on the input, counted by the plain tracer of torch."""
+    nodes = fx.symbolic_trace(net).graph.nodes
+    names = [getattr(n.target, "__name__", n.target) for n in nodes if len(n.all_input_nodes) > 1]
+    return sum(name in ("add", "iadd", "add_") for name in names)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shortcuts_enter_the_weights(name):
+    net, x = FAMILIES[name]
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    new = rt.absorb(net)
+    assert additions(net) > 0 and additions(new) == 0
+    assert not rt.conversion(new).left and not rt.shortcuts(new).modules
+    for size in (x, x[:1], x[..., : x.shape[-1]]):
+        assert relative_error(new(size), net(size)) < SAME
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+    gaps = [gap for gap in rt.shortcuts(net).gap if gap is not None]
+    assert gaps and max(gaps) < SAME
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_blocks_are_judged_as_brute_force_says(seed):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingConverted)
+        right, gap = judged(random_block(seed))
+    assert right and gap < SAME
+
+
+@pytest.mark.parametrize("number", range(21))
+def test_constructed_blocks_are_judged_as_they_were_built(number):
+    right, gap = judged(constructed_block(number))
+    assert right and gap < SAME
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_theorem_or_say_open(name):
+    found = rt.shortcuts(REFUSED[name])
+    theorem = {"ReLU²": "slope 0", "ReGLU": "slope 0", "SwiGLU": "slope 0", "GeGLU": "slope 0"}
+    bounded = ("tanh", "pre-LN MLP", "pre-RMSNorm attention")
+    expected = theorem.get(name, "bounded" if name in bounded else "")
+    assert found.answers == (("never",) if expected else ("open",)) and expected in found.how[0]
+    with pytest.warns(NothingConverted, match="absorb: nothing was converted"):
+        assert rt.conversion(rt.absorb(REFUSED[name])).left
+
+
+def test_the_distance_lies_between_its_bounds():
+    for seed in range(10):
+        torch.manual_seed(seed)
+        up, down = torch.randn(9, 3), torch.randn(3, 9)
+        block = TwoLayers(
+            up=up, bias=torch.zeros(9), down=down, offset=torch.zeros(3), shortcut=torch.eye(3),
+            unit=UnitKind.of(F.gelu),
+        )  # fmt: skip
+        found = nearest_set(block)
+        exact = min(
+            float((torch.eye(3) + down[:, kept] @ up[kept]).norm())
+            for kept in (torch.tensor([bool(n >> i & 1) for i in range(9)]) for n in range(512))
+        )
+        assert found.low <= exact * (1 + SAME) and exact <= found.high * (1 + SAME)
+        assert found.low > 0 and found.high < 1.2 * exact
+
+
+@pytest.mark.parametrize(
+    ("function", "kappa", "keeps"),
+    [(F.relu, 1, True), (F.gelu, 1, False), (F.silu, 1, False), (F.elu, None, True),
+     (lambda t: F.leaky_relu(t, 0.3), 1.3, True), (F.softplus, 1, False), (F.mish, None, False),
+     (torch.tanh, None, False), (F.hardswish, 1, False), (F.relu6, None, False),
+     (lambda t: F.relu(t) ** 2, None, False)],
+)  # fmt: skip
+def test_units_that_carry_a_line(function, kappa, keeps):
+    unit = UnitKind.of(function)
+    assert unit.keeps_positive is keeps
+    assert unit.kappa == (None if kappa is None else pytest.approx(kappa, rel=1e-12))
+
+
+def test_a_shortcut_is_found_wherever_its_identity_enters():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(
+        with_identity(nn.Conv2d(4, 4, 3, padding=1), "residual"), DiracLayer(4), AddIdentity(layer),
+        RepVGG(4), Residual(layer, nn.Sigmoid()), Residual(layer, nn.ReLU(), layer),
+    ).eval()  # fmt: skip
+    found = rt.shortcuts(net)
+    assert found.enters == (
+        "in the weight", "in the weight", "identity", "normalized", "identity", "identity",
+    )  # fmt: skip
+    assert found.modules == ("0", "1", "2", "3", "4", "5")
+    assert found.answers == ("folds",) * 4 + ("never", "wider")
+    assert found.layers == (1, 1, 1, 2, 1, 2)
+    x = torch.randn(2, 4, 7, 7)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+class Highway(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.gate, self.layer = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.gate(x))
+        return gate * torch.relu(self.layer(x)) + (1 - gate) * x
+
+
+class DenseFormer(nn.Module):
+    """Every block reads and adds to a mean of all states so far."""
+
+    def __init__(self, width, depth):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Residual(nn.Linear(width, 5), nn.GELU(), nn.Linear(5, width)) for _ in range(depth)
+        )
+        self.mix = nn.Parameter(torch.randn(depth, depth + 1))
+
+    def forward(self, x):
+        states = [x]
+        for row, block in enumerate(self.blocks):
+            states.append(block(states[-1]))
+            states[-1] = sum(self.mix[row, n] * state for n, state in enumerate(states))
+        return states[-1]
+
+
+def test_gates_and_mixtures_are_named():
+    found = rt.shortcuts(Highway(3))
+    assert "gated" in found.enters and set(found.answers) == {"open"}
+    net = DenseFormer(3, 2)
+    found = rt.shortcuts(net)
+    assert set(found.enters) == {"identity", "scaled"} and "wider" in found.answers
+    x = torch.randn(4, 3)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+def test_a_language_model_keeps_its_shortcuts():
+    found = rt.shortcuts(Transformer(3, 8, 2, 11, 5))
+    assert found.answers == ("never",) * 6
+    assert found.modules == tuple(f"blocks.{n}" for n in range(6))
+
+
+class Picky(nn.Module):
+    """A forward that looks at values, which a tracer has none of."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, scale=None):
+        if float(x.sum()) > 1e9:
+            return x
+        return self.block(x if scale is None else scale * x)
+
+
+class Sized(Picky):
+    def forward(self, x):
+        if x.shape[-1] != 3:
+            raise ValueError("needs width 3")
+        return 2 * x + self.block(x)
+
+
+def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
+    torch.manual_seed(0)
+    branch = nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 3)
+    net, x = Picky(Residual(*branch)), torch.randn(5, 3)
+    found = rt.shortcuts(net)
+    assert found.modules == ("block",) and "cannot be traced" in found.untraced[""]
+    new = rt.absorb(net)
+    assert type(new) is Picky and relative_error(new(x), net(x)) < SAME
+    assert "cannot be traced" in rt.conversion(new).left[""]
+    assert rt.shortcuts(net, blocks=["block"]).modules == ("block",)
+    sized = Sized(nn.Sequential(*branch))
+    assert not rt.shortcuts(sized).modules and rt.shortcuts(sized).untraced
+    found = rt.shortcuts(sized, x)  # by torch.export
+    assert found.answers == ("wider",) and found.enters == ("scaled",)
+    assert relative_error(rt.absorb(sized, x)(torch.cat([x, x])), sized(torch.cat([x, x]))) < SAME
+    with pytest.raises(ValueError, match="blocks: unknown name 'blocks'"):
+        rt.shortcuts(net, blocks=["blocks"])
+
+
+def test_train_mode_and_hooks():
+    net = RepVGG(4)
+    with pytest.warns(NothingConverted):
+        assert rt.conversion(rt.absorb(net)).left  # BatchNorm uses the statistics of each batch
+    assert rt.shortcuts(net).answers == ("folds",) and net.training
+    net.eval().register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="has hooks"):
+        rt.absorb(net)
+
+
+def test_float32_and_values_in_place():
+    with torch.device("cpu"):
+        torch.manual_seed(0)
+        branch = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1)]
+        net = scattered(nn.Sequential(nn.Conv2d(4, 4, 1), Residual(nn.ReLU(inplace=True), *branch)))
+    net, x = net.float(), torch.randn(2, 4, 6, 6, dtype=torch.float32)
+    exact = net(x)  # the first ReLU writes into the stream before it is added
+    assert rt.shortcuts(net).answers == ("wider",)
+    new = rt.absorb(net)
+    assert new(x).dtype == torch.float32 and relative_error(new(x), exact) < 1e-5
+
+
+def test_layers_that_no_convolution_is():
+    torch.manual_seed(0)
+    biased = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1))
+    found = rt.shortcuts(Residual(biased))
+    assert found.answers == ("open",) and "borders" in found.how[0]
+    reflected = Residual(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
+    assert "padding is reflect" in rt.shortcuts(reflected).how[0]
+    slopes = Residual(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 3))
+    assert "channel to channel" in rt.shortcuts(slopes).how[0]
+    twice = Residual(nn.Linear(3, 4), Apply(lambda t: F.relu(t) + 1), nn.Linear(4, 3))
+    x = torch.randn(4, 3)
+    assert relative_error(rt.absorb(twice)(x), twice(x)) < SAME
