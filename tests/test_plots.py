@@ -225,10 +225,9 @@ def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
     ("values", "expected"),
     [
         ([0.01, 10.0], ["0.01", "0.1", "1", "10"]),
-        ([0.15, 0.9], ["0.2", "0.5", "1"]),
+        ([0.15, 1.2], ["0.2", "0.5", "1"]),
         ([0.31, 0.69], ["0.3", "0.4", "0.5", "0.6", "0.7"]),
-        # With room for the legend the axis goes beyond the largest value.
-        ([0.301, 0.309], ["0.302", "0.304", "0.306", "0.308", "0.31"]),
+        ([0.301, 0.309], ["0.302", "0.304", "0.306", "0.308"]),
     ],
     ids=["powers", "factors", "digits", "linear"],
 )
