@@ -36,8 +36,8 @@ class Execution:
         device: A torch device.
         precision: Of a training, no coarser than its recipe allows. None takes the recipe's on a
             GPU and float32 on a CPU.
-        channels_last: Of a training; None takes its recipe's.
-        compile: Of a training; None takes its recipe's.
+        channels_last: Of a training; None takes its recipe's, on a GPU True in bfloat16.
+        compile: Of a training; None takes its recipe's, on a GPU ``"graph"``.
         stop: Asked with the number of steps done; True stops a part that can resume.
     """
 

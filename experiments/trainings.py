@@ -27,6 +27,7 @@ from resid_theory._check import check_choice
 from resid_theory.identity import DiracWeight, layer_identity, trained_weight
 from resid_theory.runtime import store
 from resid_theory.runtime.preserve import deterministic
+from resid_theory.training.step_graphs import NOT_REPLAYED
 
 FULL_EPOCHS = 200  # length of the papers' trainings on CIFAR-10
 LOG = "log."  # begins the names of arrays with a value for each epoch, the start included
@@ -101,17 +102,22 @@ class Training(Part):
     def means(self, execution: Execution, folder: Path | None = None) -> dict[str, Any]:
         """Precision, layout and compilation; an interrupted training goes on as it was begun.
 
-        The precision is no coarser than the recipe's, and on a CPU float32 if it may be.
+        The precision is no coarser than the recipe's, and on a CPU float32 if it may be. On a GPU
+        steps are replayed as graphs, in bfloat16 with the channels last.
         """
         begun = _checkpoint(folder)
         if begun is not None:
             return {name: begun["recipe"][name] for name in ("precision", *HOW)}
-        asked = {name: getattr(execution, name) for name in HOW}
-        how = {k: getattr(self.recipe, k) if v is None else v for k, v in asked.items()}
         allowed = PRECISIONS[PRECISIONS.index(self.recipe.precision) :]
-        usual = "float32" if torch.device(execution.device).type == "cpu" else allowed[0]
-        precision = execution.precision or (usual if usual in allowed else allowed[0])
-        return {"precision": check_choice("precision", precision, allowed), **how}
+        on_cpu = torch.device(execution.device).type == "cpu"
+        usual = "float32" if on_cpu and "float32" in allowed else allowed[0]
+        precision = check_choice("precision", execution.precision or usual, allowed)
+        how = {name: getattr(self.recipe, name) for name in HOW}
+        if not on_cpu:
+            how = {"channels_last": precision == "bf16", "compile": "graph"}
+        asked = {name: getattr(execution, name) for name in HOW}
+        how |= {name: value for name, value in asked.items() if value is not None}
+        return {"precision": precision, **how}
 
     def spent(self, folder: Path | None) -> float:
         """Seconds until the checkpoint of a stopped training."""
@@ -140,6 +146,9 @@ class Training(Part):
             stop=execution.stop,
             progress=False,
         )
+        for note in run.notes:
+            if note.startswith(NOT_REPLAYED):
+                print(note)
         if not run.finished:
             raise StoppedError(f"{self.cell} was stopped; run it again to resume")
         arrays = result(run.net, run.metrics, data, test)

@@ -73,12 +73,19 @@ class Graph(TorchDispatchMode):
                         old.copy_(new)
 
 
+CAPTURING = []
+
+
 @contextlib.contextmanager
 def recorded(graph, **_):
     """Record what is done inside."""
     begun = len(WAITS)
-    with graph:
-        yield
+    CAPTURING.append(graph)
+    try:
+        with graph:
+            yield
+    finally:
+        CAPTURING.pop()
     if WAITS[begun:]:
         raise RuntimeError(f"operation not permitted when stream is capturing: {WAITS[begun:]}")
 
@@ -97,6 +104,7 @@ REPLACED = {
     "graph_pool_handle": lambda: 0,
     "get_rng_state": lambda *_: GENERATOR.get_state(),
     "is_available": lambda: True,
+    "is_current_stream_capturing": lambda: bool(CAPTURING),
     "is_initialized": lambda: True,
     "manual_seed": GENERATOR.manual_seed,
     "manual_seed_all": GENERATOR.manual_seed,

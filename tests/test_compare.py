@@ -46,6 +46,48 @@ def test_interval_of_the_median_difference_covers_it():
     assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / pairs) < covered <= 1
 
 
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_intervals_are_as_wide_as_their_confidence(confidence):
+    """Medians of n normal numbers vary by π / 2n; the bootstrap's own spread is averaged out."""
+    layers, n, m = 60, 400, 600
+    names = tuple(str(number) for number in range(layers))
+    x, y = cushions(noise(layers, n, seed=0), names), cushions(noise(layers, m, seed=1), names)
+    found = rt.compare_cushions(x, y, confidence=confidence, resamples=600)
+    low, high = found.intervals.unbind(1)
+    expected = 2 * stats.norm.ppf((1 + confidence) / 2) * math.sqrt(math.pi / 2 * (1 / n + 1 / m))
+    # 90 and 95 % are 19 % apart, 95 and 99 % are 31 %.
+    assert float((high - low).mean()) == pytest.approx(expected, rel=0.08)
+    assert found.confidence == confidence
+
+
+def test_columns_of_the_table_are_what_they_are_called():
+    found = rt.compare_cushions(cushions(noise(2, 30, seed=0)), cushions(noise(2, 20, seed=1)))
+    pairs = {"median": found.medians, "units": found.units}
+    expected = {f"{name}_{side}": both[:, n] for name, both in pairs.items()
+                for n, side in enumerate("ab")}  # fmt: skip
+    expected |= {
+        "difference": found.medians[:, 0] - found.medians[:, 1],
+        "difference_low": found.intervals[:, 0], "difference_high": found.intervals[:, 1],
+        "cliffs_delta": found.cliffs_delta, "p": found.p_values, "p_holm": found.adjusted_p_values,
+    }  # fmt: skip
+    table = found.frame()
+    assert table["layer"].tolist() == ["one", "two"] and len(table.columns) == 1 + len(expected)
+    for name, column in expected.items():
+        assert table[name].tolist() == column.tolist(), name
+    assert (found.intervals[:, 0] < found.intervals[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"confidence": 0.0}, {"confidence": 1.0}, {"confidence": -0.5}, {"resamples": 1}],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings):
+    a = cushions(noise(2, 9, seed=0))
+    with pytest.raises(ValueError, match=f"^{next(iter(settings))}: got"):
+        rt.compare_cushions(a, a, **settings)
+
+
 def test_equal_nets_do_not_differ():
     same = cushions(noise(2, 40, seed=0))
     found = rt.compare_cushions(same, same)

@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from oracles import noise
+from scipy import stats
 from tolerances import relative_error, round_off
 from torch import nn
 
@@ -700,24 +702,21 @@ def test_an_overflow_inside_the_net_names_the_layer():
 # -- summaries -------------------------------------------------------------------------------------
 
 
-def test_quantiles_are_those_of_numpy_and_intervals_cover_them():
-    """An interval of order statistics covers the true quantile in at least 95 % of all draws."""
-    layer = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(layer.weight)
-    covered, trials = 0, 200
-    for seed in range(trials):
-        x = noise(400, 2, seed=seed).abs()  # the ratio of the two entries is what varies
-        net = nn.Sequential(nn.Linear(2, 1, bias=False))
-        net[0].weight.data.copy_(torch.tensor([[1.0, 0.0]]))
-        cushions = rt.layer_cushions(net, x, batch=400)
-        low, high = cushions.quantile_interval(0.05)[0].tolist()
-        truth = torch.sin(torch.tensor(0.05 * torch.pi / 2)).item()  # |cos| of a uniform angle
-        covered += low <= truth <= high
-        if seed == 0:
-            expected = torch.quantile(cushions.values[0], 0.05)
-            assert cushions.quantile(0.05).item() == pytest.approx(expected.item(), rel=1e-12)
-    # Binomial(200, .95) stays above this with probability 1 - 1e-4.
-    assert covered / trials > 0.95 - 4 * (0.95 * 0.05 / trials) ** 0.5
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
+def test_intervals_of_quantiles_are_the_tightest_order_statistics(level, confidence):
+    """By the binomial law of the number of samples below a quantile, from both sides."""
+    layer, x = nn.Linear(2, 1, bias=False), noise(200, 2)
+    x[:3] = 0.0  # have no value, and count nowhere
+    cushions = rt.layer_cushions(nn.Sequential(layer), x, batch=64)
+    known = cushions.values[0][3:].sort().values
+    expected = np.quantile(known.numpy(), level)
+    assert cushions.quantile(level).item() == pytest.approx(expected, rel=1e-12)
+    low, high = (int((known == end).nonzero()) for end in
+                 cushions.quantile_interval(level, confidence)[0])  # fmt: skip
+    below, tail = stats.binom(len(known), level), (1 - confidence) / 2
+    assert below.cdf(low) <= tail < below.cdf(low + 1)  # of at most so many below the quantile
+    assert below.sf(high) <= tail < below.sf(high - 1)
 
 
 def test_too_few_samples_leave_an_end_open():
@@ -726,11 +725,24 @@ def test_too_few_samples_leave_an_end_open():
     assert cushions.quantile_interval(0.99)[0, 1] == torch.inf
 
 
-def test_frame_has_a_row_for_each_layer():
-    frame = rt.layer_cushions(rt.simplified_net(8), noise(5, 3, 16, 16)).frame()
+def test_columns_of_the_frame_are_what_they_are_called():
+    found = rt.layer_cushions(rt.simplified_net(8), noise(90, 3, 8, 8))
+    frame, values = found.frame(), found.values.numpy()
     assert list(frame["layer"]) == [*(f"conv{i}" for i in range(7)), "fc"]
-    assert (frame["minimum"] <= frame["q01"]).all() and (frame["q05"] <= frame["median"]).all()
-    assert (frame["samples"] == 5).all()
+    assert (frame["samples"] == 90).all() and (frame["undefined"] == 0).all()
+    for name, level in {
+        "minimum": 0,
+        "q01": 0.01,
+        "q05": 0.05,
+        "median": 0.5,
+        "maximum": 1,
+    }.items():
+        expected = np.quantile(values, level, axis=1)
+        assert frame[name].tolist() == pytest.approx(expected.tolist(), rel=1e-12), name
+        if 0 < level < 1:
+            low, high = found.quantile_interval(level, 0.95).unbind(1)
+            assert frame[f"{name}_low"].tolist() == low.tolist()
+            assert frame[f"{name}_high"].tolist() == high.tolist()
 
 
 def test_rows_of_tiny_and_huge_numbers_have_norms():

@@ -84,6 +84,55 @@ def test_levels_share_their_noise():
     assert found.places == ("0", "1.0") and found.measured.shape == (2, 2, 2)
 
 
+def steep_net():
+    """Layers whose Jacobians have orthogonal columns: any one sign vector gives their norms."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 6, bias=False))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.diag(torch.tensor([1.0, -2.0, 0.5, 3.0])))
+        net[2].weight.copy_(torch.linalg.qr(noise(6, 4, seed=5)).Q * torch.tensor([2.0, 1, 3, 4]))
+    return net
+
+
+def test_the_law_is_that_of_exact_jacobians_for_each_sample():
+    """Samples of norms 1 to 100 in unequal batches: each has noise by its own norm."""
+    net, x = steep_net(), noise(5, 4) * torch.tensor([[1.0], [100], [1e-2], [10], [1]])
+    found = stability.activation_noise(net, x, levels=[1e-7], draws=300, probes=2, batch=2)
+    for row, sample in enumerate(x):
+        for place, stop in enumerate((1, 3)):
+            jacobian = torch.func.jacrev(net[:stop])(sample)
+            out = net[:stop](sample).norm()
+            law = (1e-7 * jacobian.norm() / 2 * sample.norm() / out).item()
+            assert found.predicted[0, place, row].item() == pytest.approx(law, rel=1e-12)
+            measured = found.measured[0, place, row].item() / law
+            assert abs(measured**2 - 1) < 4 * (2 / 300) ** 0.5
+
+
+def test_the_error_at_the_output_is_behind_the_last_module():
+    net, x = nn.Sequential(*steep_net(), nn.Softmax(1)), noise(4, 4)
+    found = stability.activation_noise(net, x, levels=[1e-6], draws=300, probes=2, batch=3)
+    jacobians = torch.func.vmap(torch.func.jacrev(lambda z: net(z[None])[0]))(x)
+    ratio = jacobians.flatten(1).norm(dim=1) / 2 * x.norm(dim=1) / net(x).norm(dim=1)
+    law = (1e-6 * ratio).detach()
+    for place in range(2):
+        # Rank one at least: a squared norm varies by 2, in 4 samples and 300 draws each.
+        assert float((found.at_output[0, place] / law - 1).abs().max()) < 4 * (0.5 / 300) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda net, x: stability.activation_noise(net, x, draws=2, probes=2),
+        lambda net, x: stability.weight_noise(net, x, draws=2),
+    ],
+    ids=["activations", "weights"],
+)
+def test_a_first_module_that_works_in_place_changes_nothing(measure):
+    layer, x = nn.Linear(4, 3), noise(5, 4)
+    one, other = (measure(nn.Sequential(nn.SiLU(inplace=b), layer), x) for b in (True, False))
+    for name in ("measured", "predicted", "at_output"):
+        assert torch.equal(getattr(one, name), getattr(other, name))
+
+
 # -- weights ---------------------------------------------------------------------------------------
 
 KINDS = {
@@ -202,9 +251,42 @@ def test_bound_of_a_small_net_from_full_jacobians():
     assert found.overlap.tolist() == [3, 2, 1]
     assert found.contraction == max(stability.activation_contraction(net, x).values())
     assert found.output_norm == pytest.approx(net(x).norm(dim=1).max().item(), rel=1e-12)
-    terms = (found.spread * found.overlap / (found.layer_cushions * found.interlayer)) ** 2
-    expected = (found.contraction * 3 * found.output_norm / 2) ** 2 * terms.sum().item()
-    assert found.effective_parameters == pytest.approx(expected, rel=1e-12)
+
+
+@torch.no_grad()
+def plain_bound(net, x, margin):
+    """The number of parameters by full Jacobians of a net Conv1d, ReLU, Conv1d of side 1."""
+    places, layers = x.shape[2], (0, 2)
+    largest, contraction, sums = 0.0, 1.0, [torch.inf, torch.inf]
+    cushions, spread = [torch.inf, torch.inf], 1.0
+    for sample in x:
+        z = [sample, net[0](sample), net[:2](sample), net(sample)]
+        largest = max(largest, float(z[3].norm()))
+        contraction = max(contraction, float(z[1].norm() / z[2].norm()))
+        for number, layer in enumerate(layers):
+            mu = z[layer + 1].norm() / net[layer].weight.norm() / z[layer].norm()
+            cushions[number] = min(cushions[number], float(mu))
+            sums[number] = min(sums[number], (places / z[layer + 1].numel()) ** 0.5)
+        jacobian = torch.func.jacrev(net[1:])(z[1])
+        by_place = jacobian.square().sum((0, 2, 3))
+        spread = max(spread, float((places * by_place.max() / by_place.sum()).sqrt()))
+        product = places**0.5 * z[3].norm() / jacobian.norm() / z[1].norm()
+        sums[0] = min(sums[0], float(product))
+    first = (spread / (cushions[0] * sums[0])) ** 2 + 1 / (cushions[1] * sums[1]) ** 2
+    return (contraction * 2 * largest / margin) ** 2 * first
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("turned", [False, True])
+def test_extremes_of_the_bound_are_those_of_all_batches(batch, turned):
+    """Orthogonal columns make every probe exact; turned, the extremes are in other batches."""
+    net = nn.Sequential(nn.Conv1d(2, 3, 1, bias=False), nn.ReLU(), nn.Conv1d(3, 4, 1, bias=False))
+    net[2].weight.data[:, :, 0] = torch.linalg.qr(noise(4, 3, seed=2)).Q * torch.tensor([1.0, 2, 3])
+    x = noise(5, 2, 6, seed=3) * torch.tensor([4.0, 1, 2, 1, 1])[:, None, None]
+    x = x.flip(0) if turned else x
+    found = stability.compression_bound(net, x, margin=0.7, probes=2, batch=batch)
+    assert found.samples == 5 and float(found.spread[0]) > 1.05
+    assert found.effective_parameters == pytest.approx(plain_bound(net, x, 0.7), rel=1e-10)
 
 
 def test_spread_is_one_where_all_positions_are_alike():

@@ -527,6 +527,14 @@ def test_normed_weights_do_not_count_for_every_sample(generator):
     assert rt.curvature_operator(net, "square", data).chunk > 2**28 / (20 * vector)
 
 
+def test_chunks_fill_a_gpu(cuda):
+    def chunk(device):
+        net, x = nn.Linear(3, 2).to(device), torch.ones(4, 3, device=device)
+        return rt.curvature_operator(net, "square", (x, torch.zeros(4, 2, device=device))).chunk
+
+    assert chunk(cuda) >= 4 * chunk("cpu")  # an eighth of 8 GiB or more, against 256 MiB
+
+
 def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
     net, x, y, exact, _ = problem()
     lacking(monkeypatch, 2)

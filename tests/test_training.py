@@ -354,9 +354,8 @@ def test_nets_that_do_not_stack_take_turns_and_say_why(name):
     assert max(map(difference, alone, nets)) == 0
 
 
-def test_on_a_cpu_turns_are_taken_unless_asked_and_no_net_is_the_only_one():
+def test_of_several_nets_none_is_the_only_one():
     run = fit([conv_net(0), conv_net(1)])
-    assert "on a CPU turns are faster" in run.unstacked
     assert run.column("epoch", 1) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="2 nets were trained"):
         _ = run.net
@@ -420,7 +419,7 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
 
     plain, residual = [rt.to_plain(net) for net in nets("residual")], nets("residual")
     fit(plain, data, recipe)
-    run = fit(residual, data, recipe, correction=rt.IdDecay)
+    run = fit(residual, data, recipe, correction=rt.IdDecay, stacked=True)
     assert (run.unstacked is None) == (several == 1)
     for one, other in zip(plain, residual, strict=True):
         assert difference(one, rt.to_plain(other)) < 1e-12

@@ -41,11 +41,13 @@ def dirac():
 
 TRAININGS = {
     "half": lambda **how: on_images(1, 0.2, HALF, **how),
-    "stacked": lambda **how: on_images(2, 0.2, TF32, **how),
-    "turns": lambda **how: on_images(2, 0.2, SINGLE, stacked=False, **how),
+    "stacked": lambda **how: on_images(2, 0.2, TF32, stacked=True, **how),
+    "turns": lambda **how: on_images(2, 0.2, SINGLE, **how),
     "decay": lambda **how: on_digits(residual, SINGLE, correction=rt.IdDecay, **how),
-    "graph": lambda **how: on_images(2, 0.2, GRAPH, stacked=False, **how),
-    "graph of a stack": lambda **how: on_images(2, 0.0, TF32.change(compile="graph"), **how),
+    "graph": lambda **how: on_images(2, 0.2, GRAPH, **how),
+    "graph of a stack": lambda **how: on_images(
+        2, 0.0, TF32.change(compile="graph"), stacked=True, **how
+    ),
     "graph of dirac": lambda **how: fit(
         dirac(), images(), GRAPH.change(padding="reflect"), test=images(20), **how
     ),
@@ -151,8 +153,7 @@ def test_a_step_that_cannot_be_replayed_is_taken_as_it_is_and_said(cuda, kind, s
 
 def test_a_replayed_training_is_that_of_its_steps(cuda):
     # Rates that change, two sizes of batches, dropout, running statistics, momentum.
-    runs = [on_images(2, 0.2, recipe, device=cuda, stacked=False)
-            for recipe in (HALF, GRAPH)]  # fmt: skip
+    runs = [on_images(2, 0.2, recipe, device=cuda) for recipe in (HALF, GRAPH)]
     assert runs[0].metrics == runs[1].metrics
     assert max(map(difference, runs[0].nets, runs[1].nets)) == 0
 

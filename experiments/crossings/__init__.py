@@ -1,5 +1,8 @@
 """Claims that apply the analyses of one paper to the nets of another."""
 
-from experiments.crossings import curvature, dirac, linear, noise
+from experiments.crossings import absorption, complete, curvature, dirac, linear, noise
 
-CLAIMS = [*curvature.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS, *noise.CLAIMS]
+CLAIMS = [
+    *curvature.CLAIMS, *complete.CLAIMS, *linear.CLAIMS, *dirac.CLAIMS, *noise.CLAIMS,
+    *absorption.CLAIMS,
+]  # fmt: skip

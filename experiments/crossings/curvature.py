@@ -78,15 +78,15 @@ def _judge_spectra(a: Arrays) -> list[Criterion]:
     for key in keys:
         values, bounds = a[f"{key}.values"], a[f"{key}.bounds"]
         trace, again, index = a[f"{key}.intervals"]
-        k, missed = len(values) // 2, float(a[f"{key}.missed"])
+        missed = float(a[f"{key}.missed"])
         gaps.append(abs(trace[0] - again[0]) / (np.ptp(trace[1:]) / 2 + np.ptp(again[1:]) / 2))
         ratios.append(np.log(np.sqrt(np.sum(values**2)) / a[f"{key}.frobenius"][0]))
         found.append(
             Criterion(
                 f"{key}: extreme eigenpairs within their bounds, none missed",
                 "every one converged to 1e-3; P(missed) <= 0.01",
-                f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[k]:.4g} ± "
-                f"{bounds[k]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}; trace "
+                f"largest {values[0]:.4g} ± {bounds[0]:.1g}, most negative {values[-1]:.4g} ± "
+                f"{bounds[-1]:.1g}, P(missed) {missed:.1e}; P = {int(a[f'{key}.size'])}; trace "
                 f"{trace[0]:.4g} and {again[0]:.4g}, index {index[0]:.3f}",
                 bool(a[f"{key}.converged"].all()) and missed <= 0.01,
             )
@@ -183,7 +183,7 @@ def _by_depth(a: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     for kind in dict.fromkeys(kind for kind, _ in named):
         depths = [depth for name, depth in named if name == kind]
         ends = [a[f"{kind}_{depth}.values"] for depth in depths]
-        extremes = np.array([(values[0], values[len(values) // 2]) for values in ends])
+        extremes = np.array([(values[0], values[-1]) for values in ends])
         found[kind] = (np.array(depths), extremes)
     return found
 

@@ -38,8 +38,8 @@ class Trial:
         kind: Row of ``time_table.STEPS``.
         path: Name of the path.
         how: Changes of the recipe.
-        losses: First losses of the first net; empty if it failed.
-        milliseconds: Duration of a step, for each net.
+        losses: First losses; empty if it failed.
+        milliseconds: Duration of a step.
         start: Seconds until the first step was done.
         error: Why it failed.
     """
@@ -75,7 +75,6 @@ def trials(training: Training, machine: Machine, lock: Path) -> Iterable[Trial]:
         yield trial
     best = min(good, key=lambda trial: trial.milliseconds)
     yield _trial(training, "graph", {**best.how, "compile": "graph"}, machine, lock)
-    yield _trial(training, "stacked", best.how, machine, lock, nets=2)
 
 
 def _trial(
@@ -84,7 +83,6 @@ def _trial(
     how: Mapping[str, Any],
     machine: Machine,
     lock: Path,
-    nets: int = 1,
 ) -> Trial:
     about: dict[str, Any] = {"kind": time_table.kind_of(training), "path": path, "how": dict(how)}
     warm, timed = (round((SHORT if machine.rehearsal else 1) * n) for n in (WARM, TIMED))
@@ -100,32 +98,29 @@ def _trial(
             return step >= warm + timed
 
         try:
-            run = _train([training] * nets, how, machine, stop)
+            run = _train(training, how, machine, stop)
         except Exception as error:  # whatever a machine raises: the path is not used
             traceback.print_exc()
             return Trial(**about, error=" ".join(f"{type(error).__name__}: {error}".split())[:300])
-    slower = [run.unstacked, *(note for note in run.notes if note.startswith(NOT_REPLAYED))]
-    if any(slower):
-        return Trial(**about, error="; ".join(filter(None, slower)))
+    for note in run.notes:
+        if note.startswith(NOT_REPLAYED):
+            return Trial(**about, error=note)
     return Trial(
         **about,
         losses=run.first_losses[0].tolist(),
-        milliseconds=1e3 * (moments[warm + timed] - moments[warm]) / timed / nets,
+        milliseconds=1e3 * (moments[warm + timed] - moments[warm]) / timed,
         start=moments[1] - moments[0],
     )
 
 
-def _train(
-    trainings: Sequence[Training], how: Mapping[str, Any], machine: Machine, stop: Stop
-) -> Run:
-    recipe = trainings[0].recipe.change(**how)
+def _train(training: Training, how: Mapping[str, Any], machine: Machine, stop: Stop) -> Run:
+    recipe = training.recipe.change(**how)
     return rt.train(
-        [training.start() for training in trainings],
-        _images(trainings[0], (WARM + TIMED) * recipe.batch),
+        training.start(),
+        _images(training, (WARM + TIMED) * recipe.batch),
         recipe,
-        seed=[training.seed for training in trainings],
+        seed=training.seed,
         device=machine.device,
-        stacked=len(trainings) > 1,
         stop=stop,
         progress=False,
     )
@@ -233,7 +228,7 @@ def _beside(
         return True
 
     with machine.inside():
-        _train([training], how, machine, stop)
+        _train(training, how, machine, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +253,7 @@ def choose(tried: Sequence[Trial], longest: Mapping[str, int]) -> dict[str, Choi
                 f"{kind}, {trial.path}: {trial.milliseconds:.2f} ms a step, first after "
                 f"{trial.start:.1f} s" + (f": NOT USED, {wrong}" if wrong else "")
             )
-            # Stacked nets are of one claim at the scale of the paper; here each part is one net.
-            good += [] if wrong or trial.path == "stacked" else [trial]
+            good += [] if wrong else [trial]
         best = min(
             good,
             key=lambda trial: trial.start + longest[kind] * trial.milliseconds / 1e3,

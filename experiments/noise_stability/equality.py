@@ -95,7 +95,6 @@ class Divergence(Part):
             callbacks=[seen],
             every=1,
             correction=rt.IdDecay if self.corrected else None,
-            stacked=False,
             progress=False,
         )
         return {"rows": np.array(seen.rows)[: self.steps + 1]}

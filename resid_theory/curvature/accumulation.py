@@ -145,7 +145,10 @@ class BatchSum:
             else:
                 break
         if self.chunk is None and splits:
-            self.chunk = max(1, _CHUNK // max(1, self.sample_bytes))
+            size, device = _CHUNK, self.risk.device
+            if device.type == "cuda":  # which a graph that does not fill it keeps waiting
+                size = max(size, available_bytes(device) // _SHARE)
+            self.chunk = max(1, size // max(1, self.sample_bytes))
 
     def _measure(self, batch: Batch, count: int) -> None:
         graph = self.risk.graph(batch, 0, count, weigh=True)

@@ -39,7 +39,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     every: int | None = None,
     correction: Correction | None = None,
-    stacked: bool | None = None,
+    stacked: bool = False,
     save_seconds: float = 60.0,
     stop: Stop | None = None,
     progress: bool = True,
@@ -79,8 +79,9 @@ def train(
         correction: Called once for each net as ``correction(optimizer, net)``, such as
             ``IdDecay``; it may hook the optimizer. Several nets then take turns.
         stacked: Whether each step of several nets of one architecture is one operation per layer;
-            the same training to round-off. None: on a GPU, where that is several times faster.
-            Nets that cannot be stacked take turns, and the result says why.
+            the same training to round-off. Convolutions are then grouped, which only a GPU may
+            compute faster than turns. Nets that cannot be stacked take turns, and the result says
+            why.
         save_seconds: Least time between two checkpoints, which is 20 times the duration of the last
             one if that is longer; 0 saves after every step.
         stop: Asked before each step with the number of steps done; True ends the call with a

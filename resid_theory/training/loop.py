@@ -316,16 +316,12 @@ def _group(
     nets: Sequence[nn.Module], data: DeviceDataset, recipe: Recipe, settings: RunSettings
 ) -> tuple[NetGroup, str | None]:
     """The nets as they will be trained, and why several are not stacked."""
-    if len(nets) == 1 or settings.stacked is False:
+    if len(nets) == 1 or not settings.stacked:
         return Separate(nets, recipe, settings.device), None
     if settings.correction is not None:
         reason = "a correction of the decay works on the tensors of each net"
-    elif settings.stacked is None and settings.device.type == "cpu":
-        # Grouped convolutions cost more than twice as much as turns there.
-        reason = "on a CPU turns are faster; stacked=True stacks nevertheless"
-    else:
-        return stack(nets, data.batch(slice(2)), recipe, settings.device)
-    return Separate(nets, recipe, settings.device), reason
+        return Separate(nets, recipe, settings.device), reason
+    return stack(nets, data.batch(slice(2)), recipe, settings.device)
 
 
 @contextmanager

@@ -60,8 +60,7 @@ class Run(Result):
             as a CUDA graph if the recipe asked for it.
         finished: Whether all steps were taken; False if ``stop`` said so.
         seconds: Duration over all resumed parts, measurements included.
-        unstacked: Reason why several nets took turns in each step; None if they were stacked, if
-            turns were asked for, or if there is one net.
+        unstacked: Reason why nets that were to be stacked took turns; None if they were not.
         out: The folder of the checkpoint, or None.
     """
 
@@ -119,7 +118,7 @@ class RunSettings:
     callbacks: tuple[Callback, ...] = ()
     every: int | None = None
     correction: Correction | None = None
-    stacked: bool | None = None
+    stacked: bool = False
     save_seconds: float = 60.0
     stop: Stop | None = None
     progress: bool = True

@@ -151,10 +151,11 @@ class Separate(NetGroup):
         self._weights = [DiracWeights(n) for n in (() if compiled else nets)]  # else it fuses them
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
-        """Run the nets one after the other."""
-        losses, wrong = [], []
+        """Run the nets one after the other; in a CUDA graph beside each other."""
+        losses, wrong, streams = [], [], self._branches()
         for i, call in enumerate(self._calls):
-            with self._weights[i].ready() if self._weights else nullcontext():
+            ready = self._weights[i].ready() if self._weights else nullcontext()
+            with torch.cuda.stream(streams[i]) if streams else nullcontext(), ready:
                 loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
                 loss.backward()
             if self._own:
@@ -163,7 +164,19 @@ class Separate(NetGroup):
                         parameter.grad = parameter.grad.clone()
             losses.append(loss.detach().clone())  # a CUDA graph would write over it
             wrong.append(errors.clone())
+        for stream in streams:
+            torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses), torch.stack(wrong)
+
+    def _branches(self) -> list[torch.cuda.Stream]:
+        """A stream for each of several nets while a CUDA graph is recorded, else none."""
+        alone = len(self.nets) == 1 or self._device != "cuda"
+        if alone or not torch.cuda.is_current_stream_capturing():
+            return []
+        streams = [torch.cuda.Stream() for _ in self.nets]
+        for stream in streams:
+            stream.wait_stream(torch.cuda.current_stream())
+        return streams
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of all nets."""
