@@ -95,11 +95,17 @@ def random_block(seed: int) -> Case:
         function = list(BOUNDED.values())[integer(0, 2)]
         net = block(normal(source, h, d), normal(source, d, h), function, bias=bias, source=source)
     elif kind == 7:
-        function = list(OTHER.values())[integer(0, 2)]
+        number = integer(0, 2)
+        function = list(OTHER.values())[number]
         net = block(normal(source, h, d), normal(source, d, h), function, bias=bias, source=source)
+        if bias and number == 2:
+            return net, "wider", 4 * d
     elif kind == 8:
-        gate = [F.silu, F.relu, F.gelu, torch.sigmoid][integer(0, 3)]
+        number = integer(0, 3)
+        gate = [F.silu, F.relu, F.gelu, torch.sigmoid][number]
         net = Residual(Gated(d, h, gate, bias=bias).double())
+        if bias or number == 3:  # units whose gate is a constant
+            return net, "wider", d
     else:
         norm = nn.LayerNorm(d) if bias else RMSNorm(d)
         net = Residual(norm, *Residual(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, d)).branch).double()
@@ -195,7 +201,6 @@ def refused() -> dict[str, nn.Module]:
         "ReLU²": Residual(linear(4, 9, False), Apply(OTHER["relu_squared"]), linear(9, 4, False)),
         "ReGLU": Residual(Gated(4, 9, F.relu)), "SwiGLU": Residual(Gated(4, 9, F.silu)),
         "GeGLU": Residual(Gated(4, 9, F.gelu)),
-        "SwiGLU with biases": Residual(Gated(4, 9, F.silu, bias=True)),
         "tanh": Residual(linear(4, 9), nn.Tanh(), linear(9, 4)),
         "ELU": Residual(linear(4, 9), nn.ELU(), linear(9, 4)),
         "pre-LN MLP": Residual(nn.LayerNorm(4), linear(4, 9), nn.GELU(), linear(9, 4)),

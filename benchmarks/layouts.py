@@ -1,15 +1,15 @@
 """Layouts at zero weights: predictions against double autograd, condition numbers against depth.
 
-    python -m benchmarks.layouts [agreement] [depth] [gain] [isometry]
+    python -m benchmarks.layouts [agreement] [depth]
 
 "agreement" draws random layouts and compares all eigenvalues with those of plain double autograd.
-"depth" times predictions at 100,000 blocks. "gain" draws hyper-connections and shows how their gain
-and their condition number grow with depth. "isometry" compares the singular values of random
-Jacobians with their limit.
+"depth" times predictions at 100,000 blocks. Gain, condition numbers and singular values against
+depth are claims, every_layout/*.
 """
 
-import math
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from benchmarks.timing import line, run_parts
 from resid_theory.networks import LayoutNet
 from resid_theory.theory import Layout
 
-WORST, LAYOUTS, DRAWS = 1e-12, 1000, 400
+WORST, LAYOUTS = 1e-12, 1000
+PARTS = ("numbers", "maps", "norm at branch", "norm at stream", "norm at write")
 LOSSES = {
     "square": lambda f, y: (f - y).square().sum() / (2 * len(y)),
     "cross_entropy": F.cross_entropy,
@@ -29,8 +30,9 @@ LOSSES = {
 
 def exact(net: LayoutNet, loss: str, x: Tensor, y: Tensor) -> Tensor:
     """All eigenvalues, by a gradient of a gradient for every weight."""
-    weights = list(net.parameters())
-    first = torch.autograd.grad(LOSSES[loss](net(x), y), weights, create_graph=True)
+    weights = [*net.weights, *net.biases, *net.last_biases]
+    value = LOSSES[loss](net(x), y)
+    first = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
     rows = [
         torch.autograd.grad(entry, weights, retain_graph=True, materialize_grads=True)
         for entry in torch.cat([part.flatten() for part in first])
@@ -40,8 +42,23 @@ def exact(net: LayoutNet, loss: str, x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(matrix)
 
 
+def random_maps(size: int, width: int, integer: Callable[[int, int], int], draws: torch.Generator):
+    """Rectangular layers, projections, gains and missing links."""
+
+    def entry(rows: int, columns: int, needed: bool) -> Tensor | None:
+        if not needed and integer(0, 2) == 0:
+            return None
+        shape = (rows,) if rows == columns and integer(0, 1) else (rows, columns)
+        return torch.randn(shape, generator=draws, dtype=torch.float64)
+
+    inner, wide = ([integer(1, 4) for _ in range(size)] for _ in range(2))
+    sources = [width, *wide]
+    rows = [[entry(inner[k], sources[j], j == 0) for j in range(k + 1)] for k in range(size)]
+    return rows, [entry(width, source, True) for source in sources]
+
+
 def agreement() -> None:
-    """Up to eight layers of width up to four, dense and sparse."""
+    """Up to eight layers of width up to four, dense and sparse, of numbers and of matrices."""
     worst: dict[str, float] = {}
     for seed in range(LAYOUTS):
         generator = torch.Generator().manual_seed(seed)
@@ -56,20 +73,41 @@ def agreement() -> None:
         table = torch.randn(blocks + 1, blocks + 1, generator=generator, dtype=torch.float64).tril()
         if seed % 2:
             table *= torch.rand(table.shape, generator=generator) < 0.6
+        A, a = table[:blocks, :blocks], table[-1]
         x = torch.randn(10, width, generator=generator, dtype=torch.float64)
         y = torch.randn(10, width, generator=generator, dtype=torch.float64)
         y = F.one_hot(y.argmax(1), width).double() if loss == "cross_entropy" else y
-        layout = Layout(table[:blocks, :blocks], table[-1], branch)
+        part = PARTS[seed % len(PARTS)]
+        options: dict[str, object] = {}
+        if part == "maps":
+            A, a = random_maps(blocks, width, integer, generator)
+        elif part != "numbers":
+            place = part.split()[-1] if branch > 1 else "branch"
+            norm = torch.nn.RMSNorm if place == "write" else torch.nn.LayerNorm
+            if place == "stream":
+                numbers = torch.randn(2, blocks, generator=generator, dtype=torch.float64)
+                stream = Layout.scaled(blocks, skip=numbers[0], scale=numbers[1])
+                A, a = stream.coefficients()
+            options = {"norm": partial(norm, eps=1e-3), "norm_at": place, "bias": True,
+                       "last_bias": branch > 1 and place == "branch"}  # fmt: skip
+        layout = Layout(A, a, branch)
         hidden = width if branch == 1 else integer(1, 5)
-        point = rt.theory.zero_point((x, y), layout=layout, loss=loss, mid=mid, hidden=hidden)
         # A ReLU has slope 1/2 on the least-squares line; autograd takes 0 or 1 at its kink.
         act = (lambda z: z / 2) if mid == "relu" else mid
-        net = LayoutNet(width, table[:blocks, :blocks], table[-1], branch=branch, mid=act,
-                        hidden=hidden)  # fmt: skip
+        net = LayoutNet(width, A, a, branch=branch, mid=act, hidden=hidden, **options)
+        with torch.no_grad():
+            for gain in net.norms.parameters():
+                gain += 0.3 * torch.randn(gain.shape, generator=generator, dtype=torch.float64)
+        if net.norms:
+            options["norm"] = list(net.norms)
+        point = rt.theory.zero_point(
+            (x, y), layout=layout, loss=loss, mid=mid,
+            hidden=hidden if branch > 1 else None, **options,
+        )  # fmt: skip
         values = exact(net, loss, x, y)
         gap = float((point.spectrum.eigenvalues - values).abs().max())
         gap /= max(1.0, float(values.abs().max()))
-        kind = f"blocks of {branch}, {mid or 'linear'}, {loss}"
+        kind = f"blocks of {branch}, {part}, {loss}"
         worst[kind] = max(worst.get(kind, 0.0), gap)
     for kind, gap in sorted(worst.items()):
         line(kind, f"{gap:.1e}", f"<= {WORST:.0e}")
@@ -91,26 +129,15 @@ def gates(blocks: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     return read, 4 * write / write.sum(-1, keepdim=True)
 
 
-def mixing(kind: str, blocks: int, draws: torch.Generator) -> Tensor:
-    """Mixings of four streams."""
-    drawn = torch.randn(blocks, 4, 4, generator=draws, dtype=torch.float64)
-    if kind == "free":
-        return torch.eye(4, dtype=torch.float64) + 0.3 * drawn
-    if kind == "orthogonal":
-        return torch.linalg.qr(drawn).Q
-    mix = drawn.exp()  # Sinkhorn's steps, to the end
-    for _ in range(200):
-        mix = mix / mix.sum(-1, keepdim=True)
-        mix = mix / mix.sum(-2, keepdim=True)
-    return mix
-
-
 def depth() -> None:
     """Seconds of processor time at 100,000 blocks."""
     data, blocks = whitened(4), 100_000
     draws = torch.Generator().manual_seed(0)
     read, write = gates(blocks, draws)
-    mix = mixing("doubly stochastic", blocks, draws)
+    mix = torch.randn(blocks, 4, 4, generator=draws, dtype=torch.float64).exp()
+    for _ in range(200):  # Sinkhorn's steps, to the end
+        mix = mix / mix.sum(-1, keepdim=True)
+        mix = mix / mix.sum(-2, keepdim=True)
     for name, make in (
         ("shortcuts", lambda: Layout.shortcut(blocks)),
         ("averaged over depth", lambda: Layout.averaged(blocks)),
@@ -121,55 +148,16 @@ def depth() -> None:
         spent = time.process_time() - start
         line(f"{name}, {blocks} blocks: condition {point.condition_number:.4g}",
              f"{spent:.2f} s", "< 1 s")  # fmt: skip
-
-
-def gain() -> None:
-    """Medians and quartiles over draws: condition number, and gain of the mixings alone."""
-    data, places = whitened(4), (1, 4, 16, 64)
-    one = rt.theory.zero_point(data, layout=Layout.shortcut(1)).condition_number
-    line("shortcuts, at every depth", f"{one:.4g}", "")
-    for kind in ("free", "orthogonal", "doubly stochastic"):
-        draws = torch.Generator().manual_seed(1)
-        for blocks in places:
-            found, gains = [], []
-            for _ in range(DRAWS):
-                read, write = gates(blocks, draws)
-                mix = mixing(kind, blocks, draws)
-                layout = Layout.hyper_connections(read, mix, write)
-                found.append(rt.theory.zero_point(data, layout=layout).condition_number)
-                total = torch.eye(4, dtype=torch.float64)
-                for step in mix:
-                    total = step @ total
-                gains.append(float(torch.linalg.matrix_norm(total, 2)))
-            low, middle, high = torch.tensor(found).quantile(torch.tensor([0.25, 0.5, 0.75]))
-            amount = torch.tensor(gains).median()
-            line(f"{kind}, {blocks} blocks: gain {amount:.3g}",
-                 f"{middle:.4g} [{low:.4g}, {high:.4g}]", "condition number")  # fmt: skip
-    for blocks in places:
-        averaged = rt.theory.zero_point(data, layout=Layout.averaged(blocks)).condition_number
-        inner = data.sxx / (blocks + 1) - data.syx
-        by_hand = blocks * float(torch.linalg.cond(inner))
-        line(f"averaged, {blocks} blocks", f"{averaged:.4g}", f"K κ(S/(K+1) - Syx) = {by_hand:.4g}")
-
-
-def isometry() -> None:
-    """Kolmogorov distance and edges of one draw of width 300 and depth 300."""
-    width = depth = 300
-    for c in (0.25, 1.0, 2.0):
-        draws = torch.Generator().manual_seed(0)
-        total = torch.eye(width, dtype=torch.float64)
-        for _ in range(depth):
-            noise = torch.randn(width, width, generator=draws, dtype=torch.float64)
-            total = total + math.sqrt(c / depth / width) * noise @ total
-        values, limit = torch.linalg.svdvals(total).flip(0), rt.theory.isometry(c)
-        apart = float((limit.cdf(values) - torch.arange(1, width + 1) / width).abs().max())
-        ends = [float(v / e - 1) for v, e in zip(values[[0, -1]], limit.edges, strict=True)]
-        line(
-            f"variance {c}: edges off by {ends[0]:+.1%} and {ends[1]:+.1%}",
-            f"{apart:.4f}",
-            "<= .02",
-        )
+    mixed = (data.syx + data.syx.mT) / 2
+    for name, syx in (("symmetric", mixed), ("general", data.syx)):
+        moments = rt.Moments(sxx=data.sxx, syx=syx, syy=data.syy, count=100)
+        start = time.process_time()
+        layout = Layout.hyper_connections(read, mix, write, branch=1)
+        point = rt.theory.zero_point(moments, layout=layout)
+        ends = point.statistics.smallest, point.statistics.largest
+        words = f"one layer, four streams, {name}: {ends[0]:.6g} to {ends[1]:.6g}"
+        line(f"{words}, index {point.index:.5f}", f"{time.process_time() - start:.0f} s", "< 60 s")
 
 
 if __name__ == "__main__":
-    run_parts({"agreement": agreement, "depth": depth, "gain": gain, "isometry": isometry}, __doc__)
+    run_parts({"agreement": agreement, "depth": depth}, __doc__)

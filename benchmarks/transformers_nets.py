@@ -2,11 +2,14 @@
 
 python -m benchmarks.transformers_nets [type ...]. Needs transformers, which this project does not,
 and downloads nothing. Writes docs/transformers.json after every type, goes on where it stopped
-(--again starts anew), and writes the page docs/transformers.md. What it compares with imports
-nothing of ours: double autograd, and the products and convolutions that torch's dispatcher sees.
+(--again checks anew what was not checked today), and writes the page docs/transformers.md. What it
+compares with imports nothing of ours: double autograd, and the products and convolutions that
+torch's dispatcher sees.
 """
 
 import argparse
+import collections
+import datetime
 import json
 import os
 import platform
@@ -25,21 +28,23 @@ import resid_theory as rt
 from benchmarks.routed_nets import Products, routed_nets
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-WORDS, PIXELS, SAMPLES, SECONDS = 64, 32, 4, 60
+WORDS, PIXELS, SAMPLES, SECONDS = 64, 32, 4, 300
 SMALL = {
     32: "hidden_size d_model n_embd dim embed_dim encoder_embed_dim decoder_hidden_size image_size "
     "word_embed_proj_dim embedding_size emb_dim model_dim hidden_sizes",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers "
     "num_encoder_layers num_decoder_layers num_hidden_groups num_experts_per_tok top_k moe_topk "
     "moe_top_k num_key_value_heads n_group topk_group num_kv_heads num_block_layers eos_token_id "
-    "decoder_start_token_id",
+    "decoder_start_token_id linear_num_key_heads linear_num_value_heads",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads num_experts "
     "decoder_attention_heads num_local_experts n_routed_experts moe_num_experts attention_window",
     48: "intermediate_size ffn_dim d_ff encoder_ffn_dim decoder_ffn_dim n_inner hidden_dim "
     "ffn_hidden_size",
-    16: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size",
+    16: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
+    "mamba_chunk_size chunk_size",
     8: "head_dim d_kv kv_lora_rank q_lora_rank qk_rope_head_dim qk_nope_head_dim v_head_dim "
-    "patch_size attention_head_size",
+    "patch_size attention_head_size linear_key_head_dim linear_value_head_dim ssm_state_size "
+    "mamba_d_state",
     WORDS: "vocab_size max_position_embeddings n_positions max_seq_len vocab_size_per_layer_input",
     0: "pad_token_id first_k_dense_replace",
     1: "bos_token_id n_shared_experts depths",
@@ -318,7 +323,11 @@ def page(results: dict[str, Any]) -> str:
         lines += [f"**{kind.lower().replace('_', ' ')}:** {', '.join(names) or 'none'}.", ""]
     unbuilt = [_named(k) for k in results["types"] if k not in built]
     lines += ["## Not built", "", f"{len(unbuilt)} types do not build or run with these small "
-              f"settings: {', '.join(unbuilt) or 'none'}.", "", results["where"] + "."]  # fmt: skip
+              f"settings: {', '.join(unbuilt) or 'none'}.", ""]  # fmt: skip
+    days = collections.Counter(r.get("checked", "earlier days") for r in built.values())
+    lines.append("Types checked by day, with the code of that day: " + ", ".join(
+        f"{count} on {day}" for day, count in sorted(days.items())
+    ) + f"; {results['where']}.")  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
@@ -343,7 +352,7 @@ def main() -> None:
     """Check types one by one, write results and page, and print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="gpt2, CAUSAL_LM or CAUSAL_LM:gpt2; all if none")
-    parser.add_argument("--again", action="store_true", help="check again what failed")
+    parser.add_argument("--again", action="store_true", help="also what was checked before today")
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
@@ -358,12 +367,14 @@ def main() -> None:
         f"transformers {transformers.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}"
     )
-    results["routed"] = routed_nets(200)
+    today = datetime.date.today().isoformat()
+    if given.again or "routed" not in results:
+        results["routed"] = routed_nets(200)
     print("routed nets:", results["routed"], flush=True)
     for kind, name in labels_of(modeling_auto, given.types):
         key, start = f"{kind}:{name}", time.process_time()
         known = results["types"].get(key)
-        if known and not (given.again and failures(known)):
+        if known and not (given.again and known.get("checked") != today):
             continue
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
@@ -372,7 +383,7 @@ def main() -> None:
             result = {"failed": f"takes more than {SECONDS} s of a processor"}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        results["types"][key] = result
+        results["types"][key] = result | {"checked": today}
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         said = result.get("unbuilt") or "; ".join(failures(result)) or "passes"
         print(f"{key:<46}{time.process_time() - start:6.1f} s  {said}"[:300], flush=True)

@@ -2,7 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from experiments import crossings, demystifying_resnet, diracnets, noise_stability
+from experiments import (
+    crossings,
+    demystifying_resnet,
+    diracnets,
+    every_layout,
+    noise_stability,
+)
 from experiments.claim import Claim
 from experiments.records import Record, judged, load, record_path
 from resid_theory._check import check_choice
@@ -19,7 +25,11 @@ def join(*papers: Iterable[Claim]) -> dict[str, Claim]:
 
 
 CLAIMS = join(
-    demystifying_resnet.CLAIMS, noise_stability.CLAIMS, diracnets.CLAIMS, crossings.CLAIMS
+    demystifying_resnet.CLAIMS,
+    noise_stability.CLAIMS,
+    diracnets.CLAIMS,
+    crossings.CLAIMS,
+    every_layout.CLAIMS,
 )
 
 

@@ -93,7 +93,11 @@ def test_all_products_give_the_exact_trace(generator):
 
 
 @pytest.mark.parametrize("function", [rt.trace, rt.frobenius_norm], ids=["trace", "norm"])
-@pytest.mark.parametrize("levels", [LEVELS, LEVELS[:56]], ids=["outliers", "flat"])
+@pytest.mark.parametrize(
+    "levels",
+    [LEVELS, LEVELS[:56], torch.cat([torch.linspace(0, 1, 199), torch.tensor([50.0])])],
+    ids=["outliers", "flat", "one of 50"],
+)
 def test_intervals_have_their_coverage(function, levels):
     matrix = torch.diag(levels)
     truth = (levels.sum() if function is rt.trace else levels.norm()).item()
@@ -101,12 +105,31 @@ def test_intervals_have_their_coverage(function, levels):
     assert low <= trials(400, lambda g: function(matrix, budget=24, generator=g), truth) <= high
 
 
-def test_outliers_are_taken_from_the_error():
-    """Of a random vector alone the error is 8; the bulk beside the outliers leaves 0.5."""
-    levels = torch.cat([torch.linspace(-0.1, 0.1, 600), torch.tensor([9.0, 7.0, 5.0, -6.0])])
-    found = [rt.trace(torch.diag(levels), budget=30, generator=seed) for seed in range(20)]
-    error = (sum((e.value - 15.0) ** 2 for e in found) / 20) ** 0.5
-    assert error < 0.8 < 8 / 30**0.5 * 1.05
+BULK = torch.linspace(-0.1, 0.1, 600)
+CLUSTERS = [torch.linspace(100, 100.01, 4), torch.linspace(10, 10.01, 4)]
+
+
+@pytest.mark.parametrize(
+    ("outliers", "budget", "bar"),
+    [
+        # Random vectors alone have errors of 2.5 and 36; behind the outliers 0.5 and 0.3.
+        pytest.param(torch.tensor([9.0, 7.0, 5.0, -6.0]), 30, 0.8, id="apart"),
+        # Of each cluster one start sees one vector.
+        pytest.param(torch.cat(CLUSTERS), 60, 0.5, id="in clusters"),
+    ],
+)
+def test_outliers_are_taken_from_the_error(outliers, budget, bar):
+    levels = torch.cat([BULK, outliers])
+    found = [rt.trace(torch.diag(levels), budget=budget, generator=seed) for seed in range(20)]
+    error = (sum((e.value - levels.sum().item()) ** 2 for e in found) / 20) ** 0.5
+    assert error < bar
+
+
+def test_uncorrelated_estimates_are_weighted_by_their_variances():
+    mean = Estimate(value=1.0, standard_error=3.0, low=-5.0, high=10.0).joined(26.0, 4.0)
+    assert (mean.value, mean.standard_error) == pytest.approx((1 + 25 * 9 / 25, 3 * 4 / 5))
+    assert (mean.low, mean.high) == pytest.approx((10 - 6 * 0.8, 10 + 9 * 0.8))
+    assert Estimate.exact(2.0).joined(5.0, 1.0) == Estimate.exact(2.0).joined(5.0, 0.0)
 
 
 # -- density ---------------------------------------------------------------------------------------

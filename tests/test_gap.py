@@ -9,6 +9,7 @@ import pytest
 import torch
 from tolerances import round_off
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import resid_theory as rt
 from resid_theory.equivalence import Gap
@@ -167,6 +168,21 @@ def test_a_gap_hides_no_nan():
     with torch.no_grad():
         broken.bias[0] = torch.nan
     assert rt.check_equivalence(net, broken, torch.ones(1, 2)).largest == float("inf")
+
+
+class Symmetric(nn.Module):
+    def forward(self, w):
+        return w.triu() + w.triu(1).T
+
+
+def test_equal_nets_have_no_gap_whatever_they_draw_and_train():
+    net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(), nn.Linear(WIDTH, WIDTH)).train()
+    parametrize.register_parametrization(net[2], "weight", Symmetric())
+    x, settings = torch.randn(4, WIDTH), {"steps": 2, "optimizer": torch.optim.Adam}
+    assert rt.check_equivalence(net, copy.deepcopy(net), x, **settings).largest == 0
+    gap = rt.check_equivalence(net, rt.fold(net), x)
+    # The optimizer sees another tensor: its gradient is no difference of the nets.
+    assert gap.gradients is None and gap.largest == 0
 
 
 def test_the_largest_of_a_gap():

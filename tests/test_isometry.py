@@ -39,6 +39,39 @@ def test_mass_moments_and_edges(c):
     assert found.cdf(outside).tolist() == pytest.approx([0, 0, 0, 1, 1])
 
 
+def simulated(branch, width, depth, generator):
+    """Squared singular values of a random residual net's Jacobian at a normal input."""
+    h = torch.randn(width, generator=generator, dtype=torch.float64)
+    jacobian = torch.eye(width, dtype=torch.float64)
+    for _ in range(depth):
+        w = torch.randn(width, width, generator=generator, dtype=torch.float64) / width**0.5
+        value, slope = branch(w @ h)
+        h, jacobian = (
+            h + value / depth**0.5,
+            jacobian + slope[:, None] * (w @ jacobian) / depth**0.5,
+        )
+    return torch.linalg.svdvals(jacobian).square()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_activations_change_the_variance(seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = simulated(lambda z: (z.tanh(), 1 - z.tanh().square()), 150, 150, generator)
+    found = theory.effective_variance("tanh", variance=1.0, layers=150)
+    # The first moment is e^c; at this width it fluctuates by a few percent.
+    assert math.log(values.mean()) == pytest.approx(found, abs=0.05)
+    assert theory.effective_variance("identity", variance=0.7, layers=9) == pytest.approx(0.7)
+    he = theory.effective_variance("relu", variance=2.0, layers=9)
+    assert he == pytest.approx(1.0)  # half of the slopes are one
+
+
+@pytest.mark.parametrize("variance", [351.0, 1e3])
+def test_variances_beyond_the_range_of_floats_are_refused(variance):
+    with pytest.raises(ValueError, match="^variance: got .* beyond the squares"):
+        theory.isometry(variance)
+    assert math.isfinite(theory.isometry(350.0).moment(2))
+
+
 def test_edges_of_blocks():
     for blocks, n, scale in ((100, 1, 0.05), (100, 1, 0.1), (200, 1, 0.1), (50, 2, 0.1)):
         c = blocks * scale ** (2 * n)

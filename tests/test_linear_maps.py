@@ -150,6 +150,28 @@ def test_other_uses_are_no_maps(shape, function):
     assert found.layers == ("head",) and set(found.not_covered) == {"w"}
 
 
+class Keeping(nn.Module):
+    """Makes its weight in the first call in eval mode, as layers with merged low-rank parts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.ready = nn.Parameter(noise(4, 3)), False
+
+    def forward(self, x):
+        if not self.ready and not self.training:
+            self.made, self.ready = self.w.T.contiguous(), True
+        return F.linear(x, self.w.T if self.training else self.made)
+
+
+def test_a_weight_that_is_kept_from_the_first_call_is_seen_in_every_call(left_alone):
+    net, x = Keeping().train(), noise(6, 4)
+    with left_alone(net):
+        found = rt.layer_cushions(net, x, batch=3)
+    assert found.layers == ("w",) and not hasattr(net, "made") and not net.ready
+    exact = (x @ net.w).norm(dim=1) / net.w.norm() / x.norm(dim=1)
+    torch.testing.assert_close(found.values[0], exact.detach(), rtol=1e-12, atol=0)
+
+
 class Tied(nn.Module):
     """An embedding that is the decoder, too, by function or by a layer that shares it."""
 

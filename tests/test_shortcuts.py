@@ -7,6 +7,7 @@ import torch
 from tolerances import relative_error
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import resid_theory as rt
 from benchmarks.absorption import constructed_block, judged, random_block, refused
@@ -160,6 +161,20 @@ def test_gates_and_mixtures_are_named():
     assert set(found.enters) == {"identity", "scaled"} and "wider" in found.answers
     x = torch.randn(4, 3)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+def test_branches_that_only_look_bounded_or_read_mixtures():
+    unbounded = Apply(lambda x: x / x.abs().mean(-1, keepdim=True).sqrt())  # grows as √x
+    statistics = nn.InstanceNorm2d(4, track_running_stats=True)  # affine in eval mode
+    hooked = prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
+    for branch in ((unbounded, nn.Linear(4, 4)), (statistics, nn.Conv2d(4, 4, 1)), (hooked,)):
+        assert rt.shortcuts(Residual(*branch)).answers == ("open",)
+    bounded = Apply(lambda x: x / x.norm(dim=-1, keepdim=True))
+    assert rt.shortcuts(Residual(bounded, nn.Linear(4, 4))).answers == ("never",)
+    mixed = Apply(lambda h: torch.einsum("mn,bnd->bmd", torch.ones(2, 2), h))
+    mlp = nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4)
+    found = rt.shortcuts(Residual(*mlp, projection=mixed))
+    assert found.enters == ("mixed",) and found.answers == ("open",)
 
 
 def test_a_language_model_keeps_its_shortcuts():

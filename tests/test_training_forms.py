@@ -265,6 +265,13 @@ class OfTwo(Net):
         return super().forward(torch.cat([a, b], 1))
 
 
+class Named(Net):
+    """Gives its output as models of transformers do."""
+
+    def forward(self, x):
+        return UserDict(logits=super().forward(x), hidden=x)
+
+
 class Rows(Dataset):
     def __len__(self):
         return 22
@@ -294,6 +301,7 @@ FORMS = {
     "batches of two": (OfTwo, lambda: batches(
         lambda part: ((X[part, :2], X[part, 2:]), LABELS[part]))),
     "mapping": (OfTwo, lambda: (two(), LABELS)),
+    "logits by name": (Named, lambda: (X, LABELS)),
     "encodings": (OfTwo, lambda: batches(lambda part: (UserDict(two(part)), LABELS[part]))),
 }  # fmt: skip
 

@@ -77,6 +77,17 @@ def test_other_files_and_names(tmp_path):
         rt.load_checkpoint(tmp_path / "net.safetensors")
 
 
+def test_names_of_one_tensor(tmp_path):
+    net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    net[1].weight = net[0].weight
+    save_file({"1.weight": torch.eye(3)}, tmp_path / "one.safetensors")
+    rt.load_checkpoint(tmp_path / "one.safetensors", net=net)
+    assert torch.equal(net[0].weight, torch.eye(3))
+    torch.save({"0.weight": torch.eye(3), "1.weight": torch.ones(3, 3)}, tmp_path / "two.pt")
+    with pytest.raises(ValueError, match="'0.weight' and '1.weight' are one tensor there"):
+        rt.load_checkpoint(tmp_path / "two.pt", net=net)
+
+
 class Payload:
     """Pickles as a call: whoever unpickles it runs it."""
 

@@ -98,6 +98,7 @@ CALLS = {
     "cushions": lambda net: rt.layer_cushions(net, X).values,
     "interlayer": lambda net, start=2: rt.interlayer_cushions(net, X, start=start).values,
     "noise": lambda net: stability.weight_noise(net, X, levels=[0.1], draws=2).measured,
+    "noise below": lambda net: stability.activation_noise(net, X, levels=[0.1], draws=2).measured,
     "evaluate": lambda net: torch.tensor(rt.evaluate(net, (X, Y)).loss),
     "equivalence": lambda net: torch.tensor(rt.check_equivalence(mlp(), net, X).largest),
     "train": trained,
@@ -376,6 +377,13 @@ def test_scripted_nets_have_curvature_and_no_layers(kind):
     inside = mlp()
     inside[2] = SCRIPTED[kind](nn.Linear(4, 4))
     assert "runs it scripted" in rt.layer_cushions(inside, X).not_covered["2.weight"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of tracing
+def test_batch_statistics_that_are_fixed_in_a_graph_are_refused():
+    traced = torch.jit.trace(nn.BatchNorm1d(3).double().train(), X)
+    with pytest.raises(ValueError, match=r"^net: writes '0.running_mean' in eval mode, as BatchN"):
+        rt.hessian(nn.Sequential(traced, nn.Linear(3, 3)), "cross_entropy", (X, Y))
 
 
 def test_modules_that_come_twice_in_a_sequential_stay_in_the_chain():

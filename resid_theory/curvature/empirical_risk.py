@@ -1,7 +1,7 @@
 """The loss of a net over a data set: checks, and the graph of any chunk of samples."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -176,7 +176,7 @@ class EmpiricalRisk:
                 begun += [batch for batch in [next(stream, None)] if batch]
             self.look(begun)
         if self.loss.takes_batches and self._checks:
-            self.loss = self.loss.weighed(self.net, begun[0].placed)
+            self.loss = self.of_batch(self.net, begun[0].placed, self.loss.weighed)
             self._found.whole = self.loss.whole
             again = partial(self.of_batch, self.net, begun[0].placed)
             check_repeatable("loss", self.net, again, self.note)
@@ -286,7 +286,7 @@ class EmpiricalRisk:
         """The net's output; a ValueError if it does not take the batch."""
         try:
             return self.loss.reads(batch.call(self.net, self._format))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
             if is_out_of_memory(error):
                 raise
             if self._mixes and batch.size == 1:
@@ -356,12 +356,12 @@ class EmpiricalRisk:
             self._reached.update(name for name, gradient in reached if gradient)
         return graph
 
-    def of_batch(self, net: nn.Module, batch: Any) -> Tensor:
-        """The loss of (net, batch); its errors name it."""
+    def of_batch(self, net: nn.Module, batch: Any, read: Callable[..., Any] | None = None) -> Any:
+        """The loss of (net, batch), or what is read of them; its errors name it."""
         try:
-            return self.loss(net, batch)
-        except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as error:
-            if is_out_of_memory(error):
+            return (read or self.loss)(net, batch)
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            if is_out_of_memory(error) or (read and isinstance(error, ValueError)):
                 raise
             raise ValueError(
                 f"loss: of (net, batch), fails on a batch that is {type(batch).__name__}: {error!r}"

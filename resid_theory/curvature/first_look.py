@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory.curvature.forward_checks import WatchCuts, check_repeatable, leaves_of
+from resid_theory.curvature.forward_checks import (
+    WatchCuts,
+    check_repeatable,
+    leaves_of,
+    unwritten_statistics,
+)
 from resid_theory.data import Batch
 from resid_theory.data.sample_look import coupling, examples
 from resid_theory.losses import (
@@ -86,7 +91,8 @@ def first_look(
         RuntimeError: The same in torch's words.
     """
     few, more = examples(batches, 3 if loss.is_known else EXAMPLES)
-    output = run(few)
+    with unwritten_statistics(net):
+        output = run(few)
     check_output(loss, output, few.size)
     check_target(loss, output, batches[0])
     with watch:

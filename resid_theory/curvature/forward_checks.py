@@ -23,6 +23,7 @@ __all__ = [
     "check_twice",
     "gains_from_channels_last",
     "leaves_of",
+    "unwritten_statistics",
 ]
 
 _REPEATS = 30  # runs of what draws random numbers; dropped paths show in few of them
@@ -108,7 +109,7 @@ def check_reached(
     finally:
         for parameter, copy in zip(parameters, copies, strict=True):
             parameter.data.copy_(copy)  # by .data, which leaves retained graphs valid
-        state.put_back_attributes()
+        state.attributes.put_back()
     if before.device.type == "cpu":  # where kernels repeat to the bit
         same = torch.equal(before.nan_to_num(), after.nan_to_num())
     else:
@@ -235,6 +236,34 @@ def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> It
         raise NoSecondDerivative(name, next(remedies, "write it by other functions")) from error
 
 
+@contextmanager
+def unwritten_statistics(net: nn.Module) -> Iterator[None]:
+    """Refuse a graph that BatchNorm has entered in train mode, in which it stays.
+
+    Args:
+        net: A net that runs inside, in eval mode.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If a scripted, traced or exported part writes a buffer of statistics.
+    """
+    fixed = (torch.jit.ScriptModule, torch.fx.GraphModule)
+    buffers = {
+        f"{prefix}.{name}".lstrip("."): (buffer, buffer.clone())
+        for prefix, module in net.named_modules() if isinstance(module, fixed)
+        for name, buffer in module.named_buffers() if buffer.is_floating_point()
+    }  # fmt: skip
+    yield
+    for name, (buffer, before) in buffers.items():  # by value: torch counts no versions there
+        if not torch.equal(buffer, before):
+            raise ValueError(
+                f"net: writes {name!r} in eval mode, as BatchNorm does that was traced or exported "
+                "in train mode; call eval() on the module before it is traced or exported"
+            )
+
+
 def leaves_of(value: Tensor) -> Iterator[Tensor]:
     """The tensors with gradients from which a value was computed."""
     for function in _functions(value):
@@ -269,7 +298,7 @@ def gains_from_channels_last(net: nn.Module, x: Any) -> bool:
 
 def _without_caches(net: nn.Module, state: NetState, value: Callable[[], Tensor]) -> Tensor:
     """The loss, computed from parameters as they are."""
-    state.put_back_attributes()
+    state.attributes.put_back()
     flags = {module: module.training for module in net.modules()}
     net.train()  # in which nets empty their caches
     net.eval()

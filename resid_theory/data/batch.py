@@ -216,7 +216,9 @@ class Batch:
         """As :meth:`call`; a ValueError with the net's own words if it does not take the inputs."""
         try:
             return self.call(net, memory_format)
-        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        except (
+            RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError
+        ) as error:  # fmt: skip
             if is_out_of_memory(error):
                 raise
             shapes = ", ".join(

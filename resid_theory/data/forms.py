@@ -101,6 +101,10 @@ def check_triple(item: Any) -> Triple:
             "targets as its entry 'labels', or mark a loss of (net, batch) by "
             'rt.Loss(loss, of="batch")'
         )
+        if isinstance(item, str):
+            raise ValueError(
+                f"data: got a mapping with {item!r} and no targets, needs 'labels' too"
+            )
         raise ValueError(
             f"data: got a batch that is {kind}{keys}, needs a pair (x, y)" + (keys and remedy)
         )

@@ -62,7 +62,8 @@ def labels_are_next(net: nn.Module, x: Mapping[str, Any], labels: Tensor) -> boo
         for moved, is_next in ((labels, False), (next_labels(labels), True)):
             point = logits.detach().requires_grad_(found.dim() > 0)
             known = _slope(Loss.of("cross_entropy")(point, moved), point)
-            if float((found - known).norm()) <= _ALIKE * float(known.norm()):
+            step = max(_ALIKE, torch.finfo(logits.dtype).eps)
+            if float((found - known).norm()) <= step * float(known.norm()):
                 return is_next
     raise ValueError(
         "data: the model's own loss is the cross-entropy of its logits neither with the labels nor "

@@ -18,6 +18,7 @@ __all__ = [
 ]
 
 _FLAT = 1e-9  # share of few eigenvalues below which a distribution is normal
+_FEW = 8  # samples whose angles or lengths may hide their spread
 
 
 def student(degrees: float) -> float:
@@ -71,6 +72,19 @@ class Estimate(Result):
     def widened(self, bound: float) -> "Estimate":
         """The same with room for an error that is not random."""
         return replace(self, low=self.low - bound, high=self.high + bound)
+
+    def joined(self, value: float, error: float) -> "Estimate":
+        """Mean with a value of an uncorrelated standard error, weighted by inverse variances."""
+        both = math.hypot(self.standard_error, error)
+        weight = (self.standard_error / both) ** 2 if both else 0.0
+        shrunk = error / both if both else 1.0
+        mean = self.value + weight * (value - self.value)
+        return Estimate(
+            value=mean,
+            standard_error=shrunk * self.standard_error,
+            low=mean - shrunk * (self.value - self.low),
+            high=mean + shrunk * (self.high - self.value),
+        )
 
     def covers(self, truth: float) -> bool:
         """Return whether a number lies in the 95 % interval, ends included."""
@@ -147,13 +161,16 @@ def sphere_mean(
 
 def squares_mean(squares: Tensor, *, scale: float, share: float, offset: float) -> Estimate:
     """``offset`` plus ``scale`` times the mean of |A z|²; the ``share`` as for the trace."""
-    # Like a sum of squares of normal numbers, with the degrees of freedom of its variance. Few
-    # samples may hide their spread in their angles or in their lengths, hardly in both.
+    # Like a sum of squares of normal numbers, with the degrees of freedom of its variance. Angles,
+    # of which there are count / 2 for each length, show it best; but few samples may hide it in
+    # their angles or in their lengths, hardly in both.
     count, mean = len(squares), squares.mean().item()
     if mean == 0:
         return Estimate.exact(offset)
     if count > 1:
-        share = max(share, squares.var().item() / mean**2 / 2)
+        spread = squares.var().item() / mean**2 / 2
+        pooled = (count / 2 * share + spread) / (count / 2 + 1)
+        share = max(share, spread) if count < _FEW else pooled
     from scipy.special import chdtri
 
     degrees = count / max(share, _FLAT)

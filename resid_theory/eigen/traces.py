@@ -2,11 +2,17 @@ r"""Trace and Frobenius norm from random products, behind a Krylov space where t
 
 A few random orthonormal vectors come first. The products y of random unit vectors show how much of
 the operator is in few eigenvalues: the mean of cos²(y_i, y_j) is that of λ⁴ over P times the square
-of that of λ². If this share is small, further random vectors are best, and the first ones count as
-much as any (Hutchinson's estimator, on the sphere). If it is large, Lanczos goes on from the
-strongest combination of the y. Each step adds a vector whose image is known, so that the trace on
-this space V is exact; it ends when the part of |A|² that steps remove, relative to what is left, is
-less than one over the number of products that are left. These probe the complement of V.
+of that of λ². If this share is small, further random vectors are best (Hutchinson's estimator, on
+the sphere). If it is large, Lanczos goes on from the strongest combination of the y. Each step adds
+a vector whose image is known, so that the trace on this space V is exact. What is left of the y
+beside V shows |A|² and the share of few eigenvalues there. Their product is what a new start from
+the y is expected to remove of |A|² per step: Lanczos starts anew where its own steps remove less,
+and ends where neither removes one part in so many as there are products left. These probe the
+complement of V.
+
+Given V, the mean of these probes is the truth, so that its error is uncorrelated with that of the
+first vectors as probes of A itself: the two are weighted by their inverse variances, so that the
+first vectors are not lost where Lanczos removed little.
 
 A unit vector z, uniform on the sphere of N dimensions, has the variance of zᵀ A z
 
@@ -17,6 +23,7 @@ zᵀ A z would; n orthonormal vectors have (N - n) / (N - 1) / n of it. The shar
 the relative variance of |A z|²: Student's distribution with n / c degrees of freedom.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -34,7 +41,7 @@ _NOISE = 1e-2  # relative; an asymmetry up to this is taken for rounding
 # Chosen on the eleven spectra that benchmarks/hessian_spectra.py sets aside for it.
 _PILOT = 12  # one product in so many is a random vector to begin with, and two or three more
 _FEWEST = 4  # probes of the complement are at least one in so many products
-_PAYS = 1.5  # share in few eigenvalues times the products left, above which Lanczos goes on
+_PAYS = 0.7  # share in few eigenvalues times the products left, above which Lanczos goes on
 
 
 def trace(
@@ -138,6 +145,7 @@ class _Drawn:
     def __init__(self, operator: RecordedOperator, most: int) -> None:
         self.operator, self.count = operator, 0
         self.known = 0  # number of vectors of V
+        self.pilots = 0  # the first ones of these that are random
         self._vectors = operator.no_vectors.new_empty(most, operator.size).T
         self._images = operator.no_vectors.new_empty(most, operator.rows).T
 
@@ -179,7 +187,7 @@ def _draw(
         drawn.add_random(min(int(2.5 + budget / _PILOT), left), generator)
         left = budget - drawn.count
         share = _concentration(dots(drawn.images, drawn.images).cpu())
-        if operator.rows == size and share ** (1 / power) * left > _PAYS:
+        if operator.rows == size and share ** (1 / power) * left > _PAYS * power:
             _extend(drawn, budget, power)
     if drawn.count < budget:
         drawn.add_random(budget - drawn.count, generator)
@@ -188,18 +196,33 @@ def _draw(
 
 def _extend(drawn: _Drawn, budget: int, power: int) -> None:
     """Go on by Lanczos from images of random vectors, as long as this lowers the error."""
-    random, removed = drawn.count, []
+    removed: list[float] = []
+    drawn.pilots, vector = drawn.count, None
     rest = drawn.images.clone()
-    gram = dots(rest, rest)
-    rounding = product_rounding(drawn.operator, float(gram.diagonal().max().sqrt()))
-    vector = rest @ torch.linalg.eigh(gram).eigenvectors[:, -1:].to(rest)
+    rounding = product_rounding(drawn.operator, float(_squares(rest).max().sqrt()))
     project_out(rest, drawn.vectors)
-    while budget - drawn.count > max(3, budget // _FEWEST):
-        for _ in range(2):
-            project_out(vector, drawn.vectors)
+    while (left := budget - drawn.count) > max(3, budget // _FEWEST):
+        gram = dots(rest, rest).cpu()
+        many = len(gram) > 1
+        remaining = float(gram.trace()) * drawn.operator.size / max(1, len(gram))
+        share = _concentration(gram) if many else 0.0
+        # Two steps show what Lanczos removes; a new start from images y is expected to remove
+        # |A y|² / |y|², after a pause or where vectors have the same image.
+        anew, gain = share * remaining, sum(removed[-2:]) / 2
+        if len(removed) > 1:
+            if left * max(anew, gain) ** power < remaining**power * share ** (power - 1):
+                break
+            vector = None if many and gain < anew else vector
+        if vector is None:
+            if not len(gram):
+                break
+            strongest = torch.linalg.eigh(gram).eigenvectors[:, -1:].to(rest)
+            vector, rest, removed = rest @ strongest, rest @ _complement(strongest), []
+        project_out(vector, drawn.vectors)
         norm = float(dots(vector, vector).sqrt())
         if norm <= rounding:
-            break
+            vector, removed = None, []
+            continue
         vector = vector / norm
         image = drawn.add(vector)
         own = float(dots(vector, image))
@@ -207,16 +230,15 @@ def _extend(drawn: _Drawn, budget: int, power: int) -> None:
         vector = image.clone()
         project_out(vector, drawn.vectors)
         removed.append(own**2 + 2 * float(dots(vector, vector)))
-        gram = dots(rest, rest).cpu()
-        # The vector that Lanczos began with took one direction of the images.
-        remaining = float(gram.trace()) * drawn.operator.size / (random - 1)
-        gain = sum(removed[-2:]) / 2
-        if power == 2:  # what comes after a pause in λ⁴ is worth the wait for it
-            gain = max(removed[-max(4, len(removed) // 2) :]) ** 2
-        gain *= budget - drawn.count
-        if len(removed) > 1 and gain < remaining**power * _concentration(gram) ** (power - 1):
-            break
     drawn.known = drawn.count
+
+
+def _complement(direction: Tensor) -> Tensor:
+    """Orthonormal columns beside one of n entries, (n, n - 1): a reflection, in which all mix."""
+    first = torch.zeros_like(direction)
+    first[0] = -1.0 if direction[0] > 0 else 1.0
+    mirror = (direction - first) / (direction - first).norm()
+    return (torch.eye(len(direction)).to(direction) - 2 * mirror * mirror.T)[:, 1:]
 
 
 def _concentration(gram: Tensor) -> float:
@@ -241,11 +263,11 @@ def _estimates(
     total, norm = Estimate.exact(own[:known].sum().item()), root(Estimate.exact(inside))
     if known < operator.size:
         dimension, count = operator.size - known, drawn.count - known
-        rest = drawn.images[:, known:].clone()
-        share = _concentration(dots(rest, rest).cpu())
+        gram = dots(drawn.images, drawn.images).cpu()
+        share = _concentration(gram[known:, known:])
         squares = squares_mean(lengths[known:], scale=dimension, share=share, offset=inside)
-        norm = root(squares)
         if square:
+            rest = drawn.images[:, known:].clone()
             project_out(rest, drawn.vectors[:, :known])
             total = sphere_mean(
                 own[known:],
@@ -255,6 +277,21 @@ def _estimates(
                 offset=total.value,
                 part=(dimension - count) / max(1, dimension - 1),
             )
+        if drawn.pilots:
+            # The first vectors are probes of A itself. The mean of the later estimates is the truth
+            # whatever came before them, so that the errors are uncorrelated.
+            first = drawn.pilots
+            spread = max(0.0, squares.value / operator.size - (total.value / operator.size) ** 2)
+            total = total.joined(
+                operator.size * own[:first].mean().item(),
+                operator.size * math.sqrt(2 / (operator.size + 2) * spread / first),
+            )
+            fourth = float(gram[:known, :known].square().sum())
+            squares = squares.joined(
+                operator.size * lengths[:first].mean().item(),
+                math.sqrt((2 * fourth + count * squares.standard_error**2) / first),
+            )
+        norm = root(squares)
     asymmetry = float((within - within.T).norm()) / 2
     if asymmetry > _NOISE * float(within.norm()):
         asymmetry = 0.0  # of the matrix, and no sign of rounding

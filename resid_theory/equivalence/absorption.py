@@ -30,7 +30,8 @@ class Shortcuts(Result):
         modules: Where the sum is, or the layer whose weight has the identity.
         enters: Form of the shortcut: ``"in the weight"``, ``"identity"``, ``"scaled"``,
             ``"normalized"`` (an affine or a proper norm on it), ``"subsampled"``, ``"projection"``,
-            ``"gated"``, or ``"parallel"`` (branches of one layer each).
+            ``"mixed"`` (by a matrix over streams), ``"gated"``, or ``"parallel"`` (branches of one
+            layer each).
         layers: Layers with weights that it goes around.
         around: Their names.
         answers: ``"folds"`` (the branches are one layer), ``"same width"``,
@@ -226,21 +227,16 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     """Put new layers in the place of a sum's shortcut and of the branch that takes it."""
     path, net = verdict.path, graph.module
     like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
-    chain = path.chain(verdict.term) if verdict.term is not None else None
-    pieces = chain.pieces if chain else [(path.source, path.total)]
     made: list[tuple[fx.Node, str | None]] = []
     with net.graph.inserting_before(path.total):
-        x = path.source
-        for layer, piece, function in zip(
-            verdict.layers, pieces, [*verdict.functions, None], strict=True
-        ):
+        new = {path.source: path.source}
+        for layer, (start, end) in zip(verdict.layers, verdict.pieces, strict=True):
             taken = {str(node.target) for node in net.graph.nodes}
             name = next(n for n in (f"absorbed_{k}" for k in itertools.count()) if n not in taken)
             net.add_submodule(name, layer.module(like))
-            x = net.graph.call_module(name, (x,))
-            made.append((x, _layer_name(graph, *piece)))
-            if function is not None:
-                x = _copied_function(graph, *function, x)
+            new[end] = net.graph.call_module(name, (_copied(graph, start, new),))
+            made.append((new[end], _layer_name(graph, start, end)))
+        x = new[end]
         for other in path.others:
             if other is not verdict.term:
                 x = net.graph.call_function(operator.add, (x, other))
@@ -266,8 +262,10 @@ def _layer_name(graph: NetGraph, first: fx.Node, last: fx.Node) -> str | None:
     return None
 
 
-def _copied_function(graph: NetGraph, first: fx.Node, last: fx.Node, x: fx.Node) -> fx.Node:
-    new = {first: x}
-    for node in graph.between(first, last):
+def _copied(graph: NetGraph, node: fx.Node, new: dict[fx.Node, fx.Node]) -> fx.Node:
+    """A copy of a node and of those above it that reads new nodes in the place of old ones."""
+    if node not in new and any(graph.is_above(old, node) for old in new):
+        for part in node.all_input_nodes:
+            _copied(graph, part, new)
         new[node] = graph.module.graph.node_copy(node, lambda part: new.get(part, part))
-    return new[last]
+    return new.get(node, node)

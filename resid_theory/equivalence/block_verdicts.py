@@ -33,7 +33,7 @@ class Verdict:
         high: Upper bound.
         term: The term of the sum into which it goes.
         build: Makes the new layers.
-        functions: The functions between them, by the nodes that they read and give.
+        pieces: What the new layers take the place of, by the nodes that they read and give.
         positive: Whether the stream is >= 0.
     """
 
@@ -45,12 +45,12 @@ class Verdict:
     high: float | None = None
     term: fx.Node | None = None
     build: Callable[[], list[AffineLayer]] | None = None
-    functions: Sequence[tuple[fx.Node, fx.Node]] = ()
+    pieces: Sequence[tuple[fx.Node, fx.Node]] = ()
     positive: bool = False
 
     @cached_property
     def layers(self) -> list[AffineLayer]:
-        """The new layers, between which the functions stand."""
+        """The new layers, one for each piece."""
         assert self.build is not None
         return self.build()
 
@@ -71,12 +71,11 @@ class Verdict:
         x = (x.abs() if self.positive else x).to(first.weight.device)
         terms = path.terms if self.term is None else (*path.terms, self.term)
         exact = torch.stack([graph.run(term, {path.source: x}) for term in terms]).sum(0)
-        for layer, function in zip(self.layers, [*self.functions, None], strict=True):
-            x = layer(x)
-            if function is not None:
-                x = graph.run(function[1], {function[0]: x})
+        values = {path.source: x}
+        for layer, (start, end) in zip(self.layers, self.pieces, strict=True):
+            values[end] = layer(graph.run(start, values))
         scale = float(exact.abs().max())
-        return float((x - exact).abs().max()) / (scale or 1.0)
+        return float((values[self.pieces[-1][1]] - exact).abs().max()) / (scale or 1.0)
 
 
 def judged(path: ShortcutPath, *, positive: bool | None = None) -> Verdict:
@@ -97,20 +96,19 @@ def judged(path: ShortcutPath, *, positive: bool | None = None) -> Verdict:
             layer = layer_between(graph, path.source, path.total)
             return Verdict(
                 path=path, answer="folds", extra=0, build=lambda: [layer], positive=positive,
+                pieces=[(path.source, path.total)],
                 how="a weight that holds the identity is one layer" if path.form == "in the weight"
                 else "branches without a function between them are one layer",
             )  # fmt: skip
         reasons = []
         for other in path.others:
             chain = path.chain(other)
-            if chain.reason:
-                reasons.append(chain.reason)
-                continue
-            found = _in_chain(path, other, chain, positive)
+            found = chain.reason and (_in_gate(path, other) or chain.reason)
+            found = found or _in_chain(path, other, chain, positive)
             if isinstance(found, Verdict):
                 return found
             reasons.append(found)
-    except NotOneLayer as reason:
+    except ValueError as reason:  # also of a weight that is made by hooks
         reasons = [str(reason)]
     theorem = _theorem(path) if path.others else None
     if theorem is not None:
@@ -123,11 +121,7 @@ def judged(path: ShortcutPath, *, positive: bool | None = None) -> Verdict:
 def _in_chain(path: ShortcutPath, other: fx.Node, chain: Chain, positive: bool) -> Verdict | str:
     """The verdict where the shortcut can be carried through a chain, otherwise why it cannot."""
     graph = path.graph
-    if (
-        path.form == "gated"
-        or path.form == "normalized"
-        and any(graph.affine_entry(term, path.source) is not path.source for term in path.terms)
-    ):
+    if any(graph.affine_entry(term, path.source) is not path.source for term in path.terms):
         return f"the shortcut itself is {path.form}"
     for (first, last), words in (
         (chain.pieces[0], "no layer in front of the function reads the stream: u + V φ(u)"),
@@ -140,17 +134,20 @@ def _in_chain(path: ShortcutPath, other: fx.Node, chain: Chain, positive: bool) 
         return "its function differs from channel to channel"
     kinds = [unit for unit in units if unit is not None]
     keeps = positive and all(unit.keeps_positive for unit in kinds)
-    if not keeps and any(unit.kappa is None for unit in kinds):
+    squares = len(kinds) == 1 and kinds[0].squares and _has_offset(graph, *chain.pieces[0])
+    if not keeps and not squares and any(unit.kappa is None for unit in kinds):
         return "its function has no φ(t) - φ(-t) = κ t, and no other construction is known"
     layers = [layer_between(graph, first, last) for first, last in chain.pieces]
     join = sum_of_layers(
         [layer_between(graph, path.source, term, layers[0]) for term in path.terms]
     )
     options: dict[str, Any] = {
-        "path": path, "term": other, "functions": chain.functions, "positive": positive,
+        "path": path, "term": other, "pieces": chain.pieces, "positive": positive,
     }  # fmt: skip
     if len(kinds) == 1 and all(layer.is_matrix for layer in (*layers, join)):
         return _two_layers(layers, join, kinds[0], options)
+    if squares:
+        return "its function carries a line with offsets that borders would change"
     width = join.inputs * (1 if keeps else 2)
     _check_geometry(layers, join)
     return Verdict(
@@ -160,14 +157,61 @@ def _in_chain(path: ShortcutPath, other: fx.Node, chain: Chain, positive: bool) 
     )  # fmt: skip
 
 
+def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
+    """The verdict for V (φ(W x + b) * U x): a gate that is constant and not 0 lets a line pass."""
+    graph, source = path.graph, path.source
+    product = graph.affine_entry(other, source)
+    if product is None or graph.kinds[product] != "product":
+        return None
+    ends = [*graph.elementwise_ends(product, source)]
+    if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
+        return None
+    for gate, up in (ends, ends[::-1]):
+        t, at = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64), 1.0
+        if not _has_offset(graph, source, gate):
+            at = 0.0
+        values = graph.run(product, {gate: torch.full_like(t, at), up: t})
+        if torch.allclose(values, values[0] * t) and values[0]:
+            break
+    else:
+        return None
+    pieces = [(source, gate), (source, up), (product, other)]
+    old = [layer_between(graph, *piece).dense for piece in pieces]
+    join = sum_of_layers([layer_between(graph, source, term, old[0]) for term in path.terms]).dense
+    if not all(layer.is_matrix for layer in (*old, join)):
+        return None
+    P = join.weight.flatten(1)
+    kept = P.norm(dim=0) > 0
+    eye, extra = torch.eye(P.shape[1]).to(P)[kept], int(kept.sum())
+
+    def build() -> list[AffineLayer]:
+        tail = [1] * len(join.stride)
+        rows = [0 * eye, eye]
+        first, second = (
+            replace(layer, weight=torch.cat([layer.weight, row.view(*row.shape, *tail)]),
+                    bias=torch.cat([layer.bias, layer.bias.new_full((extra,), value)]))
+            for layer, row, value in zip(old, rows, (at, 0.0), strict=False)
+        )  # fmt: skip
+        columns = (P[:, kept] / values[0].to(P)).view(len(P), extra, *tail)
+        third = replace(old[2], weight=torch.cat([old[2].weight, columns], dim=1),
+                        bias=old[2].bias + join.bias)  # fmt: skip
+        return [first, second, third]
+
+    return Verdict(
+        path=path, answer="wider", extra=extra, term=other, build=build, pieces=pieces,
+        how=f"{extra} units with a constant gate carry the shortcut",
+    )  # fmt: skip
+
+
 def _two_layers(
     layers: list[AffineLayer], join: AffineLayer, unit: UnitKind, options: dict[str, Any]
 ) -> Verdict:
     up, down = (layer.dense for layer in layers)
     eps = options["path"].graph.eps
+    weights = up.weight.flatten(1), up.bias, down.weight.flatten(1), down.bias + join.bias
+    W, b, V, c = (part.cpu() for part in weights)
     block = TwoLayers(
-        up=up.weight.flatten(1), bias=up.bias, down=down.weight.flatten(1),
-        offset=down.bias + join.bias, shortcut=join.dense.weight.flatten(1), unit=unit,
+        up=W, bias=b, down=V, offset=c, shortcut=join.dense.weight.flatten(1).cpu(), unit=unit,
         rounding=eps, positive=options["positive"],
     )  # fmt: skip
     new, distance = block.without_shortcut()
@@ -177,11 +221,13 @@ def _two_layers(
     extra = len(new.up) - len(block.up)
 
     def build() -> list[AffineLayer]:
+        rows, columns = (
+            part.to(old.bias.device).view(*part.shape, *old.weight.shape[2:])
+            for part, old in ((new.up, up), (new.down, down))
+        )
         return [
-            replace(up, weight=new.up.view(*new.up.shape, *up.weight.shape[2:]), bias=new.bias),
-            replace(
-                down, weight=new.down.view(*new.down.shape, *down.weight.shape[2:]), bias=new.offset
-            ),
+            replace(up, weight=rows, bias=new.bias.to(rows)),
+            replace(down, weight=columns, bias=new.offset.to(columns)),
         ]
 
     if extra <= 0:
@@ -296,7 +342,7 @@ def _theorem(path: ShortcutPath) -> str | None:
             flat |= {node} if unit.flat else set()
         elif kind == "product":
             flat |= {node} if all(graph.is_above(path.source, part) for part in parts) else set()
-        elif kind == "affine" and _has_offset(graph, node) or kind not in ("affine", "same", "sum"):
+        elif kind == "affine" and _shifts(graph, node) or kind not in ("affine", "same", "sum"):
             return None
     if all(not _reaches(graph, path.source, other, flat) for other in path.others):
         words = {f"{graph.label(node) or node.name} ({graph.word(node)})" for node in flat}
@@ -317,7 +363,12 @@ def _reaches(graph: NetGraph, source: fx.Node, end: fx.Node, blocked: set[fx.Nod
     return False
 
 
-def _has_offset(graph: NetGraph, node: fx.Node) -> bool:
+def _has_offset(graph: NetGraph, first: fx.Node, last: fx.Node) -> bool:
+    """True if a piece has, or may be trained to have, an offset."""
+    return any(_shifts(graph, node) for node in graph.between(first, last))
+
+
+def _shifts(graph: NetGraph, node: fx.Node) -> bool:
     """True if an affine operation has, or may be trained to have, an offset."""
     word = graph.word(node)
     if word.startswith(("BatchNorm", "batch_norm")) or word in ("add", "sub", "rsub"):

@@ -2,7 +2,8 @@
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +15,13 @@ from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
 from resid_theory.data.net_arguments import call_net
-from resid_theory.identity import AddIdentity, IdDecay, shifted
+from resid_theory.identity import (
+    AddIdentity,
+    IdDecay,
+    ResidualWeight,
+    parametrizations_of,
+    shifted,
+)
 from resid_theory.losses import Loss, LossLike
 from resid_theory.nested import leaves_of, map_tensors, tensors_of
 from resid_theory.runtime.net_entry import as_written, check_net
@@ -109,8 +116,9 @@ def check_equivalence(
 ) -> Gap:
     """Measure the differences of two nets in outputs, gradients and training.
 
-    Both are copied and measured in their current mode. Parameters correspond when their layers have
-    the same names and shapes; V is compared after adding I. Outputs may be tensors or nests of
+    Both are copied and measured in their current mode, with the same random numbers. Parameters
+    correspond when their layers have the same names and shapes; V is compared after adding I, and
+    what goes into another parametrization only with its like. Outputs may be tensors or nests of
     tuples, lists, mappings and objects, as those of transformers: tensors and numbers of any dtype
     are compared by their differences, None, names and the like by equality.
 
@@ -207,7 +215,7 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
     leaves = {f"{n}": t for n, t in enumerate(tensors_of(x)) if t.requires_grad}
     named = _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.
-    with as_written(net):
+    with as_written(net), _same_draws(net, 0):
         output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
     value, wanted = _value(loss, output, batch.target), [*leaves.values(), *named.values()]
     gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
@@ -219,6 +227,15 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
         inputs=dict(zip(leaves, gradients[: len(leaves)], strict=True)),
         parameters=dict(zip(named, gradients[len(leaves) :], strict=True)),
     )  # fmt: skip
+
+
+@contextmanager
+def _same_draws(net: nn.Module, seed: int) -> Iterator[None]:
+    """Let two nets draw the same random numbers, as for dropout in train mode."""
+    indices = {p.device.index or 0 for p in net.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(indices)):
+        torch.manual_seed(seed)
+        yield
 
 
 def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
@@ -267,15 +284,19 @@ def _trainable(net: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by their names in the plain net."""
+    """Parameters by their names in the plain net, if they have the same gradients there."""
     wrapped = [name for name, module in net.named_modules() if isinstance(module, AddIdentity)]
+    plain = {f"{name}.parametrizations.weight.original".lstrip("."): f"{name}.weight".lstrip(".")
+             for name, module in net.named_modules()
+             if [*map(type, parametrizations_of(module))] == [ResidualWeight]}  # fmt: skip
     named = {}
     for name, parameter in net.named_parameters():
+        name = plain.get(name, name)
         for prefix in wrapped:
             inner = f"{prefix}.layer." if prefix else "layer."
             if name.startswith(inner):
                 name = inner.removesuffix("layer.") + name.removeprefix(inner)
-        named[name.replace("parametrizations.weight.original", "weight")] = parameter
+        named[name] = parameter
     return named
 
 
@@ -343,7 +364,8 @@ def _train(
     for step in range(steps):
         for net, each, batch in zip(nets, optimizers, batches[step % len(batches)], strict=True):
             each.zero_grad()
-            value = _value(loss, batch.call(net), batch.target)
+            with _same_draws(net, step):
+                value = _value(loss, batch.call(net), batch.target)
             if value is None:
                 raise ValueError(f"steps: got {steps}, but no output has a gradient; needs steps=0")
             value.backward()

@@ -40,6 +40,8 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "sin", "cos", "erf",
             "atan", "softmax"}  # fmt: skip
+_OF_NORMS = {"rsqrt", "sqrt", "norm", "vector_norm", "square", "pow", "mean", "sum", "add",
+             "unsqueeze", "expand", *_CASTS}  # fmt: skip
 _NORMS = {"layernorm", "groupnorm", "rmsnorm", "normalize", "instancenorm", "instancenorm1d",
           "instancenorm2d", "instancenorm3d", "nativelayernorm"}  # fmt: skip
 
@@ -104,8 +106,8 @@ class NetGraph:
     @property
     def eps(self) -> float:
         """Relative rounding of the net's parameters."""
-        kinds = {p.dtype for p in self.module.parameters()} or {torch.float64}
-        return max(torch.finfo(kind).eps for kind in kinds if kind.is_floating_point)
+        kinds = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
+        return max((torch.finfo(kind).eps for kind in kinds), default=torch.finfo().eps)
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The inputs of a node whose values come from the net's inputs."""
@@ -164,7 +166,13 @@ class NetGraph:
         if node.op == "output":
             return "other"
         in_training = self._in_training(node, word)
-        if small in _NORMS or word in ("mul", "div", "truediv") and self._is_rms(node, parts):
+        fixed = node.op == "call_module" and getattr(self.layer(node), "running_mean", None)
+        if (
+            small in _NORMS
+            and fixed is None
+            or word in ("mul", "div", "truediv")
+            and self._is_rms(node, parts)
+        ):
             return "norm"
         if word in ("add", "mul") and len(parts) == 2:
             return "sum" if word == "add" else "product"
@@ -192,14 +200,18 @@ class NetGraph:
         return bool(self.option(node, place, "training", default))
 
     def _is_rms(self, node: fx.Node, parts: list[fx.Node]) -> bool:
-        """True for u / sqrt(mean(u²) + eps), written out."""
+        """True for u / sqrt(mean(u²) + eps) and u / ‖u‖, written out."""
         for whole, factor in (parts, parts[::-1]) if len(parts) == 2 else ():
             words = []
             while factor is not whole and len(self.inputs(factor)) == 1:
                 words.append(self.word(factor))
                 factor = self.inputs(factor)[0]
-            root = {"rsqrt", "sqrt", "norm"} & {*words}
-            if factor is whole and root and {*words} & {"mean", "sum", "norm"}:
+            divides = self.word(node) != "mul"
+            if divides and node.args[0] is not whole:
+                continue
+            roots = [{"norm"}, {"vector_norm"}, {"sqrt", "square"}, {"sqrt", "pow"}]
+            roots = roots if divides else [{"rsqrt", "square"}, {"rsqrt", "pow"}]
+            if factor is whole and {*words} <= _OF_NORMS and any(r <= {*words} for r in roots):
                 return True
         return False
 
@@ -225,7 +237,8 @@ class NetGraph:
         Returns:
             The node.
         """
-        return self._entry(last, first, self._is_affine)
+        ends = self._ends(last, first, self._is_affine)
+        return ends.pop() if len(ends) == 1 else None
 
     def elementwise_entry(self, last: fx.Node, first: fx.Node) -> fx.Node | None:
         """The one node of which another is the same function in every entry, None if none is."""
@@ -234,14 +247,19 @@ class NetGraph:
             if self.kinds[node] == "elementwise":
                 node = self.inputs(node)[0]
             elif self.kinds[node] == "product":
-                node = self._entry(node, first, self._is_elementwise)
+                ends = self.elementwise_ends(node, first)
+                node = ends.pop() if len(ends) == 1 else None
             else:
                 break
         return node
 
-    def _entry(
+    def elementwise_ends(self, last: fx.Node, first: fx.Node) -> set[fx.Node]:
+        """The nodes of which another is an elementwise function."""
+        return self._ends(last, first, self._is_elementwise)
+
+    def _ends(
         self, last: fx.Node, first: fx.Node, inside: Callable[[fx.Node], bool]
-    ) -> fx.Node | None:
+    ) -> set[fx.Node]:
         ends: set[fx.Node] = set()
         seen, waiting = {last}, [last]
         while waiting:
@@ -251,7 +269,7 @@ class NetGraph:
                 continue
             waiting += [part for part in self.inputs(node) if part not in seen]
             seen.update(waiting)
-        return ends.pop() if len(ends) == 1 else None
+        return ends
 
     def _is_affine(self, node: fx.Node) -> bool:
         return self.kinds[node] in ("affine", "same", "sum")

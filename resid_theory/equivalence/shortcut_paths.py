@@ -23,7 +23,7 @@ class ShortcutPath:
         terms: Terms of the sum that are affine, normalized or gated functions of the source alone.
         others: The other terms; none if all are affine.
         form: ``"in the weight"``, ``"identity"``, ``"scaled"``, ``"normalized"``, ``"gated"``,
-            ``"projection"``, ``"subsampled"`` or ``"parallel"``.
+            ``"mixed"``, ``"projection"``, ``"subsampled"`` or ``"parallel"``.
         around: The layers with weights that it goes around, the branch's inner sums and norms.
     """
 
@@ -180,7 +180,11 @@ def _is_diagonal(kernel: Tensor) -> bool:
     return aligned and len(at[:, 2:].unique(dim=0)) == 1
 
 
-_FORMS = ("identity", "scaled", "normalized", "subsampled", "projection", "gated", "parallel")
+_FORMS = (
+    "identity", "scaled", "normalized", "subsampled", "mixed", "projection", "gated", "parallel",
+)  # fmt: skip
+_SHAPED = {"view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten", "expand",
+           "getitem"}  # fmt: skip
 
 
 def _terms(graph: NetGraph, node: fx.Node, top: bool = True) -> list[fx.Node]:
@@ -217,8 +221,10 @@ def _walk(graph: NetGraph, term: fx.Node, others: list[fx.Node]) -> tuple[fx.Nod
             own = _of_affine(graph, node, word)
         elif kind == "norm" or word.startswith("Batch"):  # one in train mode, too
             own = "normalized"
-        elif kind == "same":
+        elif kind == "same" or word in _SHAPED:
             own = "identity"
+        elif word in ("einsum", "matmul", "bmm"):  # by a matrix over streams or tokens
+            own = "mixed"
         else:
             return None
         form = max(form, own, key=_FORMS.index)

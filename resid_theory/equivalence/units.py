@@ -27,6 +27,7 @@ class UnitKind:
         kappa: The κ of φ(t) − φ(−t) = κ t, None without one.
         keeps_positive: Whether φ(t) = t for t >= 0.
         nonnegative: Whether φ >= 0.
+        squares: Whether φ(t) + φ(-t) = t².
         homogeneous: Whether φ(c t) = c φ(t) for c > 0.
         flat: Whether φ(0) = 0 and both slopes there are 0.
         zero: Whether φ(0) = 0.
@@ -36,6 +37,7 @@ class UnitKind:
     kappa: float | None
     keeps_positive: bool
     nonnegative: bool
+    squares: bool
     homogeneous: bool
     flat: bool
     zero: bool
@@ -63,6 +65,7 @@ class UnitKind:
             kappa=kappa if holds else None,
             keeps_positive=bool(((right - t).abs() <= tiny * t).all()),
             nonnegative=bool((torch.cat([left, slopes, right]) >= 0).all()),
+            squares=bool(((right + left - t**2).abs() <= tiny * t**2).all()),
             homogeneous=bool((scaled.abs() <= tiny * t.repeat(2)).all()),
             flat=bool((slopes.abs() <= 1e-14).all()),
             zero=float(slopes[1].abs()) <= 1e-14,
@@ -132,9 +135,7 @@ class TwoLayers:
                 offset += down[:, unit] * self.unit.function(self.bias[unit : unit + 1])
             if not self.up[unit].any() or not down[:, unit].any():
                 continue
-            for other in kept:
-                if not alike[unit, other]:
-                    continue
+            for other in set(alike[unit].nonzero().flatten().tolist()) & set(kept):
                 for sign in (1, -1):
                     apart = (rows[unit] - sign * rows[other]).norm() > fits * norms[unit]
                     if apart or sign < 0 and self.unit.kappa is None:
@@ -200,6 +201,15 @@ class TwoLayers:
                 bias += [R.new_zeros(2 * rank)]
                 down += [new[0], -new[0]]
                 ways.append(self._with(up, bias, down, offset, zero, grown))
+        if self.unit.squares:  # 4 t = (t + 1)² - (t - 1)²
+            left, size, right = torch.linalg.svd(R, full_matrices=False)
+            rank = int((size > tolerance).sum())
+            column, row = left[:, :rank] * size[:rank] / 4, right[:rank]
+            ones = R.new_ones(rank)
+            ways.append(
+                self._with([row, -row, row, -row], [ones, -ones, -ones, ones],
+                           [column, column, -column, -column], self.offset, zero)
+            )  # fmt: skip
         return min(ways, key=lambda way: len(way.up))
 
     def _with(

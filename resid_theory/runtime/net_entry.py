@@ -70,8 +70,8 @@ def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Mod
         The net inside its wrappers.
 
     Raises:
-        ValueError: If it is no module, its parameters have no shape yet or are distributed over
-            processes, or they are not finite.
+        ValueError: If it is no module, its parameters have no shape or no values yet or are
+            distributed over processes, or they are not finite.
     """
     if not isinstance(net, nn.Module):
         raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
@@ -83,6 +83,8 @@ def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Mod
                 f"{argument}: layer {layer!r} has no shape yet; call the net once before, on a "
                 "batch of its data"
             )
+        if tensor.is_meta:
+            raise ValueError(f"{argument}: {name!r} is on the meta device, needs values")
         if hasattr(tensor, "placements") or "_fsdp_wrapped_module" in name:  # a DTensor, or FSDP
             raise ValueError(
                 f"{argument}: its parameters are distributed over processes (fully sharded); needs "

@@ -8,11 +8,50 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NetState", "changeable_buffers", "copied"]
+__all__ = ["OF_TORCH", "NetAttributes", "NetState", "changeable_buffers", "copied"]
 
-_OF_TORCH = set(vars(nn.Module()))  # attributes of every module: hooks, flags, tables
+OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes of every module: hooks, flags, tables."""
+
 _NUMBERS = (bool, int, float, complex, str)
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class NetAttributes:
+    """Attributes of the modules of a net, and the contents of their lists and mappings.
+
+    Args:
+        net: Any module.
+
+    Attributes:
+        held: Every module and its attributes, by its name.
+        written: Names of modules and of attributes that measuring itself writes.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self.held = {name: (module, _attributes(module)) for name, module in net.named_modules()}
+        self.written: set[tuple[str, str]] = set()
+        self._containers = list(_containers(own for _, own in self.held.values()))
+
+    def put_back(self) -> None:
+        """Take out what the net has kept for its next call: a cached product and its flag."""
+        for name, (module, before) in self.held.items():
+            now = _attributes(module)
+            for key in before.keys() | now.keys():
+                old, new = before.get(key), now.get(key)
+                if old is new:
+                    continue
+                self.written.add((name, key))
+                if not any(isinstance(v, _NUMBERS) or _holds_tensors(v) for v in (old, new)):
+                    continue
+                if key in before:
+                    vars(module)[key] = old
+                else:
+                    del vars(module)[key]
+        for container, before in self._containers:
+            if not _identical(container, before) and _holds_tensors([container, before]):
+                container.clear()
+                container.update(before) if isinstance(before, dict) else container.extend(before)
 
 
 class NetState:
@@ -23,6 +62,7 @@ class NetState:
 
     Attributes:
         net: The net.
+        attributes: Its attributes.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -32,11 +72,7 @@ class NetState:
         with torch.no_grad():
             held = {id(tensor): tensor for tensor in self._tensors.values()}
             self._copies = {key: tensor.detach().clone() for key, tensor in held.items()}
-        self._attributes = {
-            name: (module, _attributes(module)) for name, module in net.named_modules()
-        }
-        self._containers = list(_containers(own for _, own in self._attributes.values()))
-        self._written: set[tuple[str, str]] = set()  # attributes that measuring itself writes
+        self.attributes = NetAttributes(net)
 
     def change(self) -> str:
         """The first thing that is not as it was, in a few words; empty if all is."""
@@ -54,9 +90,11 @@ class NetState:
         if not self._same(self._tensors.values()):
             name = next(name for name, tensor in self._tensors.items() if not self._same([tensor]))
             return f"{name!r} has other values"
-        for name, (module, before) in self._attributes.items():
+        for name, (module, before) in self.attributes.held.items():
             for key, value in before.items():
-                if (name, key) not in self._written and _differ(value, vars(module).get(key)):
+                if (name, key) not in self.attributes.written and _differ(
+                    value, vars(module).get(key)
+                ):
                     return f"{f'{name}.{key}'.lstrip('.')!r} is another value"
         return ""
 
@@ -73,14 +111,11 @@ class NetState:
         Args:
             weights: Whether parameters are compared, too.
         """
-        self.put_back_attributes()
+        self.attributes.put_back()
         tensors = dict.fromkeys(self._tensors.values())
         compared = [t for t in tensors if weights or not isinstance(t, nn.Parameter)]
         if self._same(compared):
             return
-        for module, before in self._attributes.values() if weights else ():
-            # What goes with weights: whether a low-rank part is merged into them, for example.
-            vars(module).update({k: v for k, v in before.items() if isinstance(v, _NUMBERS)})
         for tensor in compared:
             if not self._same([tensor]):
                 copy = self._copies[id(tensor)]
@@ -88,26 +123,6 @@ class NetState:
                     tensor.data = copy.clone()
                 with torch.no_grad():
                     tensor.copy_(copy)
-
-    def put_back_attributes(self) -> None:
-        """Take out tensors that the net has kept for its next call, such as a cached product."""
-        for name, (module, before) in self._attributes.items():
-            now = _attributes(module)
-            for key in before.keys() | now.keys():
-                old, new = before.get(key), now.get(key)
-                if old is new:
-                    continue
-                self._written.add((name, key))
-                if not (_holds_tensors(old) or _holds_tensors(new)):
-                    continue  # counters and the like
-                if key in before:
-                    vars(module)[key] = old
-                else:
-                    del vars(module)[key]
-        for container, before in self._containers:
-            if not _identical(container, before) and _holds_tensors([container, before]):
-                container.clear()
-                container.update(before) if isinstance(before, dict) else container.extend(before)
 
     def _same(self, tensors: Iterable[Tensor]) -> bool:
         """True if tensors have the bits that they had."""
@@ -185,7 +200,7 @@ def _bits(*tensors: Tensor) -> list[Tensor]:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in vars(module).items() if key not in _OF_TORCH}
+    return {key: value for key, value in vars(module).items() if key not in OF_TORCH}
 
 
 def _containers(given: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -11,7 +11,7 @@ from resid_theory._check import check_choice
 from resid_theory.runtime.net_entry import as_written, set_eval
 from resid_theory.runtime.net_state import NetState
 
-__all__ = ["deterministic", "preserved"]
+__all__ = ["deterministic", "evaluated", "preserved"]
 
 
 @contextmanager
@@ -106,7 +106,6 @@ def preserved(
         ValueError: If ``batchnorm`` is neither.
     """
     check_choice("batchnorm", batchnorm, ("eval", "batch"))
-    flags = {m: m.training for m in net.modules() if hasattr(m, "training")}
     state = NetState(net) if state is None else state
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     # The RNG moves even in eval mode when a model draws noise; fork_rng puts it back.
@@ -119,14 +118,31 @@ def preserved(
         as_written(net),
     ):
         try:
-            state.put_back_attributes()
-            set_eval(net)
-            if batchnorm == "batch":
-                for module in net.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                        module.train()
-            yield
+            state.attributes.put_back()
+            with evaluated(net):
+                if batchnorm == "batch":
+                    for module in net.modules():
+                        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                            module.train()
+                yield
         finally:
             state.put_back(weights=weights)
-            for module, flag in flags.items():
-                module.training = flag  # not train(flag), which would reach into the children
+
+
+@contextmanager
+def evaluated(net: nn.Module) -> Iterator[None]:
+    """Run a net in eval mode inside; the flags of its modules are put back.
+
+    Args:
+        net: The model.
+
+    Yields:
+        Nothing.
+    """
+    flags = {m: m.training for m in net.modules() if hasattr(m, "training")}
+    try:
+        set_eval(net)
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag  # not train(flag), which would reach into the children

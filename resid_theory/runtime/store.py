@@ -194,6 +194,9 @@ def write_checkpoint(
 
     path = _manifest(path)
     _as_json(path, about)  # refused before anything is written
+    for name, value in tensors.items():  # packed weights and extra state are none
+        if not hasattr(value, "detach"):
+            raise ValueError(f"tensors: {name!r} is {type(value).__name__}, needs a tensor")
     # Clones: two names may share memory, which the format refuses.
     copies = {k: tensors[k].detach().cpu().contiguous().clone() for k in sorted(tensors)}
     try:

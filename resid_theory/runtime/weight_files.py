@@ -2,7 +2,7 @@
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,10 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
     inner = check_net(net, finite=False)
     wanted = inner.state_dict()
     found = _renamed(wanted, tensors)
+    shared = [names for names in _shared(wanted) if len(names) > 1]
+    for names in shared:  # files of safetensors have one name of each tensor
+        given = [found[name] for name in names if name in found]
+        found |= {name: given[0] for name in names if given and name not in found}
     for name in wanted.keys() - found.keys():
         if name.endswith("num_batches_tracked"):  # older files have none
             found[name] = wanted[name]
@@ -142,10 +146,27 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
             copied(inner).load_state_dict(found)
         except (RuntimeError, ValueError):
             raise ValueError(f"does not fit the net: {faults}") from None
+    for names in shared:
+        values = [(name, found[name].nan_to_num()) for name in names if name in found]
+        for name, value in values[1:]:
+            if not torch.equal(value, values[0][1].to(value.dtype)):
+                raise ValueError(
+                    f"does not fit the net: {values[0][0]!r} and {name!r} are one tensor there"
+                )
     dtypes = {t.dtype for t in found.values() if isinstance(t, Tensor) and t.is_floating_point()}
     if len(dtypes) == 1 and not any(p.is_complex() for p in inner.parameters()):
         inner.to(dtype=dtypes.pop())  # the file's, also where the default dtype is another
     inner.load_state_dict(found)
+
+
+def _shared(wanted: Mapping[str, Any]) -> Iterable[list[str]]:
+    """Names in a state dict by their tensor."""
+    names: dict[Any, list[str]] = {}
+    for name, value in wanted.items():
+        if isinstance(value, Tensor) and value.numel():
+            place = value.data_ptr(), value.shape, value.stride(), value.dtype
+            names.setdefault(place, []).append(name)
+    return names.values()
 
 
 def _renamed(wanted: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:

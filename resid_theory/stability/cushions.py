@@ -125,7 +125,8 @@ def layer_cushions(
     listed in ``not_covered`` with the reason.
 
     Samples are the axis of an input whose length follows the batch; tokens and positions are part
-    of a sample, and an input that follows no sample, such as a table of positions, belongs to each
+    of a sample, those of padding, too: they change its values (batches of one length have none).
+    An input that follows no sample, such as a table of positions, belongs to each
     of them. Where samples choose the rows, as those routed to experts, they run one at a time: a
     sample without a row has no value there.
 
@@ -342,8 +343,11 @@ class _Meter:
         if not self.include_bias and not use.exact:
             output = use.apply(use.input, use.weight)
         elif bias is not None and not self.include_bias:
-            # ‖y - b‖² from sums that read y once: no copy of it, no second convolution.
-            seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
+            # ‖y - b‖² from y·b = x·Wᵀb + b·b: no copy of y, no second convolution.
+            if use.geometry is None and use.input.shape[-1] <= len(bias):
+                seen = use.input @ (bias @ use.weight) + bias @ bias
+            else:
+                seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
             full = layout.norms(output, self.samples).square()
             entries = output.numel() // (1 if layout.axis is None else self.samples)
             offset = entries / len(bias) * bias.double().square().sum()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_int
 from resid_theory.data import Batch
 from resid_theory.identity import AddIdentity
-from resid_theory.runtime.net_entry import is_sequential
+from resid_theory.runtime.net_entry import inner_net, is_sequential
 from resid_theory.stability.jacobian import jacobian_product
 from resid_theory.stability.norms import row_norms
 
@@ -97,7 +97,7 @@ def chain_of_layers(net: nn.Module) -> ModuleChain:
 
 def _flat(net: nn.Sequential, prefix: str) -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
-    for name, module in zip(net._modules, net, strict=True):  # also those that come twice
+    for name, module in zip(net._modules, map(inner_net, net), strict=True):  # also twice the same
         if is_sequential(module):
             found += _flat(module, f"{prefix}{name}.")
         else:

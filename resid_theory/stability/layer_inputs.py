@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resid_theory.data import Batch
 from resid_theory.nested import tensors_of
-from resid_theory.runtime.preserve import preserved
+from resid_theory.runtime.preserve import evaluated
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
@@ -20,6 +20,8 @@ __all__ = ["ROUTED", "LayerLook", "RowOrder", "looks_at", "same"]
 ROUTED = "the rows of its input are not those of the samples in turn, as those routed to experts"
 """Reason why a layer has no layout."""
 _UNCLEAR = "cannot tell which sample each row of its input belongs to"
+_ORDER = [1, 2, 0]  # of three samples: what they share does not know which of them comes first
+_PLACES = [2, 0, 1]  # of each of them in it
 _STEP = (
     2e-6  # relative change by 16 float32 roundings, which other sizes of a batch round otherwise
 )
@@ -102,16 +104,15 @@ def looks_at(
     for batch in batches:
         shapes = [tensor.shape[1:] for tensor in tensors_of(batch.inputs)]
         if look is None or shapes != known:
-            with preserved(net), torch.no_grad():  # in eval mode whatever the statistics
+            with evaluated(net), torch.no_grad():  # whatever the statistics of BatchNorm
                 look, known = _look(net, observer, batch), shapes
         yield batch, look
 
 
 def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
     """Find the samples in the input of every use, by runs on a few of them."""
-    places = torch.arange(4) * batch.size // 4
-    # The last one twice: some nets take no batch of one.
-    few = [batch.rows(places[:2]), batch.rows(places[:3]), batch.rows(places[3:].repeat(2))]
+    places = torch.arange(3) * batch.size // 3
+    few = [batch.rows(places[:2]), batch.rows(places[_ORDER])]
     runs: list[dict[tuple[str, int], Tensor]] = []
     axes: dict[tuple[str, int], int] = {}  # of the inputs of convolutions
     apart: dict[str, str] = {}
@@ -136,15 +137,15 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
         if name in apart:
             continue
         for key in keys:
-            two, three, last = (run[key] for run in runs)
-            layout = _layout(two, three, last, axes[key])
+            two, three = (run[key] for run in runs)
+            layout = _layout(two, three, axes[key])
             if isinstance(layout, str):
                 (apart if layout in (ROUTED, _UNCLEAR) else reasons)[name] = layout
                 continue
             found[key] = layout
-            rows = layout.rows(three, 3)
+            rows = layout.rows(three, 3)[_PLACES]
             if same(layout.rows(two, 2), rows[:2]):
-                seen[key] = torch.cat([rows, layout.rows(last, 2)[:1]])
+                seen[key] = rows
     apart = {name: why for name, why in apart.items() if name not in reasons}
     found = {key: one for key, one in found.items() if key[0] not in apart | reasons}
     coupled = [key[0] for key in found if key not in seen]
@@ -158,16 +159,16 @@ def _look(net: nn.Module, observer: MapObserver, batch: Batch) -> LayerLook:
     return LayerLook(layouts=found, apart=apart, reasons=reasons, places=places, inputs=seen)
 
 
-def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> RowOrder | str:
-    """Order of the rows of a use from its inputs for two samples, for three, and for one twice."""
+def _layout(two: Tensor, three: Tensor, axes: int) -> RowOrder | str:
+    """Order of the rows of a use from its inputs for two samples and for three."""
     shapes = f"{tuple(two.shape)} for two samples and {tuple(three.shape)} for three"
-    if two.numel() == 0 or last.shape != two.shape:
+    if two.numel() == 0:
         return ROUTED
     grown = [a for a in range(two.dim()) if two.shape[a] != three.shape[a]]
     if not grown:
         shared = RowOrder(axis=None)
         single = two.dim() < axes  # one image
-        alike = not single and all(same(two[None], x[None]) for x in (three, last))
+        alike = not single and same(two, three)
         odd = f"its input has the shape {tuple(two.shape)} for any number of samples"
         return shared if alike else f"{odd}, and other values"
     axis = grown[0]
@@ -181,7 +182,7 @@ def _layout(two: Tensor, three: Tensor, last: Tensor, axes: int) -> RowOrder | s
     ways = [RowOrder(axis=axis, sample_major=major, each=each) for major in (True, False)]
     if each == 1:
         return ways[0]
-    gaps = [_gap(way.rows(two, 2), way.rows(three, 3)[:2]) for way in ways]
+    gaps = [_gap(way.rows(two, 2), way.rows(three, 3)[_PLACES[:2]]) for way in ways]
     if not min(gaps) > 1:
         return ways[gaps.index(min(gaps))]
     return _UNCLEAR

@@ -58,12 +58,13 @@ class Operation(NamedTuple):
 
     Attributes:
         operands: Both factors.
-        letters: A letter for each axis of either.
+        letters: A letter for each axis of either; none where the weight is a matrix or a kernel
+            and the others are as its map has them.
         result: A letter for each axis of the product.
         stacked: Letters along which products stand side by side, as in ``torch.bmm``.
         weight_at: Operand that is the weight; None if either may be.
         bias: What is added to the product.
-        geometry: Of a convolution, which has no letters.
+        geometry: Of a convolution.
         scaled: Whether the product or what is added to it has a factor.
     """
 
@@ -79,7 +80,7 @@ class Operation(NamedTuple):
     def pieces(self, at: int, output: Tensor) -> list[Piece]:
         """The maps in it, where the operand ``at`` is the weight; none if it is no such map."""
         w, x = self.operands[at], self.operands[1 - at]
-        if self.geometry is not None:
+        if not any(self.letters):
             return [Piece(w, w, x, output)]
         of_w, of_x, of_y = self.letters[at], self.letters[1 - at], self.result
         if any(len(set(letters)) < len(letters) for letters in (of_w, of_x)):
@@ -194,11 +195,11 @@ _BATCH = "abcdefgh"
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operation:
-    rest, out = _BATCH[: input.dim() - 1], "N" if weight.dim() == 2 else ""
-    return Operation(
-        operands=(input, weight), letters=(f"{rest}K", f"{out}K"), result=rest + out,
-        weight_at=1, bias=bias,
-    )  # fmt: skip
+    found = Operation(operands=(input, weight), weight_at=1, bias=bias)
+    if weight.dim() == 2:
+        return found
+    rest = _BATCH[: input.dim() - 1]
+    return found._replace(letters=(f"{rest}K", "K"), result=rest)
 
 
 def _matmul(one: Tensor, other: Tensor) -> Operation:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -20,6 +21,7 @@ from resid_theory.identity import (
     layer_identity,
     parametrizations_of,
 )
+from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
 
@@ -28,7 +30,7 @@ __all__ = ["MapObserver", "UseReport"]
 UseReport = Callable[[LinearUse], None]
 """Takes a use of a weight as soon as it has happened."""
 
-_SCALES = "scales each channel or entry by itself; has no matrix"
+_SCALES = "scales each channel or entry by itself, or is scaled by a sample; has no matrix"
 _ADDED = "is added, as a bias or a table of positions is"
 _REASONS = {
     "input": "is itself the input of a map",
@@ -45,15 +47,15 @@ _REASONS = {
                     "transposed convolution; the maps here are products and Conv1d, 2d, 3d"),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
                      "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
-    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, or used "
-                    "in a form without rows, such as torch.vmap"),
+    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters or from "
+                    "entries picked by index, or used in a form without rows, such as torch.vmap"),
     "part": "is used in part, without its identity having parts",
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
 }  # fmt: skip
 _UNSEEN = (
     "no function of torch was seen to apply it to an input: the forward pass leaves it out, or "
-    "runs it scripted, compiled, or in an autograd.Function"
+    "runs it scripted, compiled or in an autograd.Function, or keeps its product of an earlier call"
 )
 _LAZY = "has no shape yet; call the net once before"
 # The function of nn.MultiheadAttention, which hands itself over whole, step by step.
@@ -81,7 +83,9 @@ class MapObserver(TorchFunctionMode):
         self._root, self._modules = net, dict(net.named_modules())
         self._around = {f"{name}.layer".lstrip("."): name for name, module in self._modules.items()
                         if isinstance(module, AddIdentity)}  # fmt: skip
+        self._attributes = NetAttributes(net)
         self._tracker = WeightTracker(self._modules)
+        self._names: dict[tuple[Label, Label], tuple[nn.Module | None, str, str]] = {}
         self._order: dict[Label, int] = {}
         self._turned: dict[Label, bool] = {}
         for label in itertools.chain(*self._tracker.owners.values()):
@@ -95,6 +99,7 @@ class MapObserver(TorchFunctionMode):
     @contextmanager
     def watching(self, report: UseReport) -> Iterator[None]:
         """Report every use of a weight in one forward pass."""
+        self._attributes.put_back()  # what an earlier pass kept shows nothing of its making
         self._report = report
         self._counts: dict[str, int] = defaultdict(int)
         self._padded: tuple[Any, ...] = ()
@@ -173,6 +178,8 @@ class MapObserver(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
+        if isinstance(result, (int, torch.Size)) and name != "item":  # x.shape, x.dim()
+            return result
         self._tracker.follow_rows(name, args, result)
         if name in READERS and self._is_map(name, args, kwargs, result):
             return result
@@ -235,12 +242,13 @@ class MapObserver(TorchFunctionMode):
         self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
         bias: Tensor | None,
     ) -> None:  # fmt: skip
-        owner, name = self._named(label)
-        if label.part and layer_identity(self._modules.get(label.module, self._root)):
-            self._tracker.met[label._replace(part="")].add("part")
-            return
-        if owner is not None and not _can_lose_identity(owner):
-            self._tracker.met[label].add("mixed")
+        whole = label._replace(part="")
+        caller = self._callers.get(whole, whole)
+        if (label, caller) not in self._names:
+            self._names[label, caller] = self._named(label, caller)
+        owner, name, lost = self._names[label, caller]
+        if lost:
+            self._tracker.met[whole].add(lost)
             return
         x, geometry = piece.input, operation.geometry
         turned = geometry is None and _is_turned(piece.weight)
@@ -250,7 +258,6 @@ class MapObserver(TorchFunctionMode):
             x, geometry = _unpadded(x, geometry, *self._padded[1:])
         self._counts[name] += 1
         self._covers[name] = self._covers.get(name, frozenset()) | origins
-        caller = self._callers.get(label._replace(part=""), label._replace(part=""))
         self._places.setdefault(
             name, (self._order[caller], int(piece.part.storage_offset()), name.endswith(".mT"))
         )
@@ -262,30 +269,32 @@ class MapObserver(TorchFunctionMode):
             exact=not (operation.scaled or piece.weight.is_complex()),
         ))  # fmt: skip
 
-    def _named(self, label: Label) -> tuple[nn.Module | None, str]:
-        """The module with an identity whose weight this is, and the name of the map."""
-        if not label.part:
-            label = self._callers.get(label, label)
-        module = self._modules.get(label.module)
+    def _named(self, label: Label, caller: Label) -> tuple[nn.Module | None, str, str]:
+        """The module with an identity whose weight this is, the map's name, why it is no map."""
+        label = label if label.part else caller
+        module = self._modules.get(label.module, self._root)
         if isinstance(module, nn.MultiheadAttention):
             size = module.embed_dim
             rows = [f"[{n * size}:{n * size + size}]" for n in range(3)]
             role = "qkv"[rows.index(label.part)] if label.part in rows else label.tensor[0]
-            return None, f"{label.module}.{role}_proj".lstrip(".")
+            return None, f"{label.module}.{role}_proj".lstrip("."), ""
         if label.part or label.tensor != "weight" or isinstance(module, nn.Embedding):
-            return None, label.name
+            return None, label.name, "part" if label.part and layer_identity(module) else ""
         if label.module in self._around:
             name = self._around[label.module]
-            return self._modules[name], name
-        return (module if module and layer_identity(module) else None), label.module
+            return self._modules[name], name, _mixed(module)
+        return (module, label.module, _mixed(module)) if layer_identity(module) else (
+            None, label.module, "")  # fmt: skip
 
 
-def _can_lose_identity(owner: nn.Module) -> bool:
-    layer = owner.layer if isinstance(owner, AddIdentity) else owner
+def _mixed(layer: nn.Module) -> str:
+    """Why the identity of a layer cannot be removed; empty if it can."""
     try:
-        return len(parametrizations_of(layer)) < 2 or identity_removed(layer).dim() > 0
+        if len(parametrizations_of(layer)) > 1:
+            identity_removed(layer)
     except ValueError:
-        return False
+        return "mixed"
+    return ""
 
 
 def _is_turned(weight: Tensor) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from resid_theory.runtime.net_state import OF_TORCH
 from resid_theory.stability.linear_uses import READERS
 
 __all__ = ["Label", "WeightTracker", "has_no_values"]
@@ -89,7 +90,8 @@ class WeightTracker:
         """Take the parameters and other tensors of the modules as they are before a pass."""
         self.forget()
         for module in self._modules.values():
-            for tensor in _tensors([*module._buffers.values(), *vars(module).values()]):
+            own = [value for key, value in vars(module).items() if key not in OF_TORCH]
+            for tensor in _tensors([*module._buffers.values(), *own]):
                 self._keep(tensor, frozenset(), None)
         for parameter, (first, *_) in self.owners.items():
             self._keep(parameter, frozenset([first]), first)
@@ -108,7 +110,7 @@ class WeightTracker:
             kwargs: Those by name.
             result: Its result.
         """
-        if name == "__get__" and not self.constant(args[0]):  # x.shape, most often
+        if name == "__get__" and not self.constant(args[0]):
             return
         given = [*_tensors(args), *_tensors(kwargs.values())]
         known = [self.constant(tensor) for tensor in given]

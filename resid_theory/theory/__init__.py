@@ -26,7 +26,12 @@ from resid_theory.theory.zero_weights.escape import (
     escape_time,
     linear_escape,
 )
-from resid_theory.theory.zero_weights.isometry import Isometry, isometry, isometry_edges
+from resid_theory.theory.zero_weights.isometry import (
+    Isometry,
+    effective_variance,
+    isometry,
+    isometry_edges,
+)
 from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.origin import zero_point
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
@@ -56,6 +61,7 @@ __all__ = [
     "Unit",
     "ZeroPoint",
     "definition5_order",
+    "effective_variance",
     "escape_start",
     "escape_steps",
     "escape_time",

@@ -68,7 +68,7 @@ class DeviceDataset:
         examples = Batch(content=some, size=len(rows))
         few, examples = few_and_more([examples], _EXAMPLES)
         with preserved(net):
-            small, output = few.try_call(net), examples.try_call(net)
+            small, output = (loss.reads(some.try_call(net)) for some in (few, examples))
             axes = SampleAxes.between(small, output, (few.size, examples.size))
             self._targets, self._labels = whole.target, None
             if loss.targets != "any" or axes is None or axes.is_first:

@@ -76,13 +76,13 @@ class NetGroup:
         self._compile = "none" if recipe.compile == GRAPH else recipe.compile
 
     def output(self, net: Any, x: Any) -> Any:
-        """The output of a net, or of a function that has the first net's arguments."""
+        """The part of the output that the loss reads, of a net or of a function like it."""
         args, kwargs = arguments_of(self.nets[0], x)
         if not self._half:
-            return net(*args, **kwargs)
+            return self.loss.reads(net(*args, **kwargs))
         # A CUDA graph must cast weights anew in each replay.
         with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
-            output = net(*args, **kwargs)
+            output = self.loss.reads(net(*args, **kwargs))
         return map_tensors(output, lambda t: t.to(self._dtype) if t.is_floating_point() else t)
 
     def score(self, net: Any, batch: StepBatch) -> tuple[Tensor, Tensor]:
@@ -330,7 +330,10 @@ def optimizer_of(group: NetGroup, recipe: Recipe) -> torch.optim.Optimizer:
         if part
     ]
     # One operation for all tensors, which reads the rate, in float32, from the device.
-    fused = all(p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values())
+    sparse = any(getattr(m, "sparse", False) for net in group.nets for m in net.modules())
+    fused = not sparse and all(
+        p.is_cuda and p.dtype == torch.float32 for p in group.parameters.values()
+    )
     device = next(iter(group.parameters.values())).device
     rate = torch.tensor(recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
     return torch.optim.SGD(

@@ -61,7 +61,7 @@ class StepGraphs:
             Whether it was taken.
         """
         if not isinstance(self._optimizer.param_groups[0]["lr"], Tensor):
-            self.fault = "parameters are not all in float32"
+            self.fault = "needs parameters in float32 and dense gradients"
         if samples not in self._replays and self.fault is None:
             try:
                 with torch.cuda.device(self._device):

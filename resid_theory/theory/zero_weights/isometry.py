@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import check_int, check_positive
+from resid_theory.activations import Activation, derivatives
+from resid_theory.activations import activation as named_activation
 from resid_theory.runtime.result import Result
 
-__all__ = ["Isometry", "isometry", "isometry_edges"]
+__all__ = ["Isometry", "effective_variance", "isometry", "isometry_edges"]
 
 _GRID = 2001  # points of the density, dense at both edges
 _NEWTON = 50
+_LARGEST = 350  # e^(2c) (1 + 2c), the second moment, is a float
+_NODES = 200  # of the Gaussian mean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,7 +102,8 @@ def isometry(variance: float) -> Isometry:
         The distribution.
 
     Raises:
-        ValueError: If the variance is not a finite number above zero.
+        ValueError: If the variance is not a number above zero and at most 350, beyond which squares
+            of singular values leave the range of floats.
 
     Source:
         Tarnowski et al., arXiv:1809.08848, section 4: with M(λ) the generating function of the
@@ -109,7 +114,7 @@ def isometry(variance: float) -> Isometry:
         >>> [round(edge, 3) for edge in found.edges], round(found.moment(1), 3)
         ([0.486, 2.058], 1.284)
     """
-    c = check_positive("variance", variance)
+    c = _checked(variance)
     top = 2 * math.log(_edges(c)[1])
     start = (math.sqrt(1 + 2 / c) - 1) / 2
     bend = 1 / start**2 - 1 / (1 + start) ** 2
@@ -131,6 +136,60 @@ def isometry(variance: float) -> Isometry:
     values = torch.tensor(places, dtype=torch.float64).mul(0.5).exp().flip(0)
     density = torch.tensor(heights, dtype=torch.float64).flip(0) * 2 / values
     return Isometry(variance=c, singular_values=values, density=density)
+
+
+def effective_variance(
+    activation: str | Activation,
+    *,
+    variance: float,
+    layers: int,
+    weight_variance: float = 1.0,
+    signal: float = 1.0,
+) -> float:
+    r"""Branch variance c of a residual net with activations, for `isometry`.
+
+    Branches :math:`\sqrt{c/L}\, \phi(W u)` or :math:`W_2 \phi(W_1 u)` in a stream of mean square q:
+    :math:`q_{l+1} = q_l + \tfrac{c}{L} E\, \phi(z)^2` and :math:`c_{eff} = \tfrac1L \sum_l c\,
+    \sigma_w^2 E\, \phi'(z)^2` with z normal of variance :math:`\sigma_w^2 q_l`.
+
+    Args:
+        activation: φ, a name or an elementwise callable.
+        variance: c, layers times the variance of the branch's last factor (of :math:`W_2`, times
+            the width).
+        layers: Number of layers L.
+        weight_variance: :math:`\sigma_w^2`, the variance of W times the width.
+        signal: Mean square q_0 of an entry of the input.
+
+    Returns:
+        The variance in which the limit's singular values differ from those of linear branches.
+
+    Raises:
+        ValueError: If a number is not positive or the name is unknown.
+
+    Source:
+        Tarnowski et al., arXiv:1809.08848, section 3. A ReLU in front of no second matrix has one
+        singular value outside the limit.
+
+    Example:
+        >>> f"{effective_variance('tanh', variance=1.0, layers=300):.2f}"
+        '0.43'
+    """
+    import numpy as np
+
+    c, q = check_positive("variance", variance), check_positive("signal", signal)
+    count, scale = check_int("layers", layers), check_positive("weight_variance", weight_variance)
+    function = named_activation("activation", activation)
+    # An even number of nodes: none is at a kink.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
+    z, mass = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    total = 0.0
+    for _ in range(count):
+        at = math.sqrt(scale * q) * z
+        slope, _ = derivatives(function, at)
+        total += c * scale * float((mass * slope.square()).sum()) / count
+        value = at if function is None else function(at)
+        q += c / count * float((mass * value.square()).sum())
+    return total
 
 
 def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[float, float]:
@@ -157,7 +216,17 @@ def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[f
         '0.905 1.105'
     """
     n = check_int("shortcut_depth", shortcut_depth)
-    return _edges(check_int("blocks", blocks) * check_positive("scale", scale) ** (2 * n))
+    return _edges(_checked(check_int("blocks", blocks) * check_positive("scale", scale) ** (2 * n)))
+
+
+def _checked(variance: float) -> float:
+    c = check_positive("variance", variance)
+    if c > _LARGEST:
+        raise ValueError(
+            f"variance: got {c:g}, whose singular values are beyond the squares that floats hold; "
+            f"needs at most {_LARGEST}"
+        )
+    return c
 
 
 def _edges(c: float) -> tuple[float, float]:
