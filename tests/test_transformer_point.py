@@ -245,6 +245,52 @@ def test_what_is_refused(net, options, words):
         zero_point_of_net(net(), "square", data, **options)
 
 
+class Gate(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = (
+            nn.Linear(3, 4),
+            nn.Linear(3, 4),
+            nn.Linear(4, 3, bias=False),
+        )
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def test_gated_branches_alone_are_flat_and_have_no_kink():
+    data = torch.randn(5, 3), torch.randn(5, 3)
+    point = zero_point_of_net(Branched(Gate()), "square", data)
+    assert (point.verdict, point.spectrum.size, point.spectrum.rank) == ("degenerate", 44, 0)
+    assert not point.notes
+
+
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(3, 2)
+        self.up, self.down = (nn.ModuleList(nn.Linear(3, 3) for _ in "ab") for _ in "ab")
+
+    def forward(self, x):
+        chosen = self.router(x).softmax(-1)
+        total = x
+        for number, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+            own = (chosen.argmax(-1) == number).nonzero().flatten()
+            if len(own):
+                hidden = torch.tanh(up(x[own]))
+                total = total.index_add(0, own, chosen[own, number, None] * down(hidden))
+        return total
+
+
+def test_a_router_stays_as_it_is_or_is_refused():
+    torch.manual_seed(0)
+    net, data = Routed(), (torch.randn(8, 3), torch.randn(8, 3))
+    with pytest.raises(ValueError, match="decide which weights a token meets"):
+        zero_point_of_net(net, "square", data)
+    point = zero_point_of_net(net, "square", data, branches=["up.*.weight", "down.*.weight"])
+    assert set(point.table()["weights"]) >= {"up.0, down.0", "up.1, down.1"}
+
+
 def test_a_norm_behind_a_branch_is_told():
     net = chain(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False), nn.LayerNorm(3))
     point = zero_point_of_net(net, "square", (torch.randn(5, 3), torch.randn(5, 3)))

@@ -14,6 +14,7 @@ from experiments.demystifying_resnet import (
     schematics,
     shortcut_depths,
     stability,
+    transformers,
     zero_point,
 )
 
@@ -31,5 +32,6 @@ CLAIMS = [
     *lemmas.CLAIMS,
     *interpolation.CLAIMS,
     *layouts.CLAIMS,
+    *transformers.CLAIMS,
     *schematics.CLAIMS,
 ]

@@ -14,7 +14,7 @@ from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.input_checks import trainable
-from resid_theory.curvature.layer_pairs import chain_hessian
+from resid_theory.curvature.layer_pairs import chain_hessian, samples_together
 from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.matrix_error import MatrixError
@@ -39,7 +39,7 @@ class HessianCost(Result):
     """Memory and time of a dense Hessian, known before the work starts.
 
     Attributes:
-        method: ``closed_form``, ``layer_pairs`` or ``table``.
+        method: ``closed_form``, ``layer_pairs`` or ``columns``.
         parameters: Number of trainable parameters P.
         bytes: Memory at the peak, the (P, P) result included.
         seconds: Estimated time on this machine, from its measured rate of matrix products.
@@ -261,7 +261,9 @@ class HessianPlan:
         if self.method == "closed_form":
             return matrix + 8 * sum(len(weight) for weight in self.chain.layers) ** 2
         copies = 1 if self.chain.order is None else 3  # rows and columns are reordered at the end
-        return copies * matrix + 2 * _WORKSPACE
+        most, responses = samples_together(self.chain)
+        held = responses * min(most, max(batch.size for batch in self.risk.data))
+        return max(copies * matrix, matrix + 5 * held // 4)  # a quarter for products, measured
 
     def seconds(self) -> float:
         """Estimated time, within a factor of a few."""

@@ -24,7 +24,7 @@ from resid_theory.curvature.chain import LayerChain
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.data import Batch
 
-__all__ = ["chain_hessian"]
+__all__ = ["chain_hessian", "samples_together"]
 
 _WORKSPACE = 1 << 28  # bytes of responses held at a time
 
@@ -177,6 +177,16 @@ def _outer(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(1) * b).flatten(0, 1)
 
 
+def samples_together(chain: LayerChain) -> tuple[int, int]:
+    """Return how many samples' responses fit in the workspace, and the bytes of one's."""
+    outputs = entries = 0
+    for weight in chain.layers:
+        entries += outputs * weight.shape[1]
+        outputs += len(weight)
+    entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
+    return max(1, min(2048, _WORKSPACE // (8 * entries))), 8 * entries
+
+
 def chain_hessian(
     chain: LayerChain,
     risk: EmpiricalRisk,
@@ -186,12 +196,7 @@ def chain_hessian(
     """Exact Hessian of the loss of a chain; ``report`` gets the samples done after each chunk."""
     sizes = chain.augmented_sizes
     hessian = chain.layers[0].new_zeros(sum(sizes), sum(sizes))
-    outputs = entries = 0
-    for weight in chain.layers:
-        entries += outputs * weight.shape[1]
-        outputs += len(weight)
-    entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
-    chunk = max(1, min(2048, _WORKSPACE // (8 * entries)))  # samples whose responses fit
+    chunk, _ = samples_together(chain)
     total = 0.0
     for batch in risk.data:
         for start in range(0, batch.size, chunk):

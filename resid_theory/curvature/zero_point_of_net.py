@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from resid_theory.theory.zero_weights.transformer_point import (
 __all__ = ["zero_point_of_net"]
 
 _STEP = 1e-6  # size of what hidden units receive on either side of a kink
-_KINK = 1e-3  # relative change of slopes across zero
+_KINK = 1e-3  # change of slopes across zero
 _NORMED = 20.0  # gain of a branch's last step that only a norm at zero has
 
 
@@ -131,6 +132,12 @@ def _checked(found: ZeroPass) -> tuple[list[str], list[str]]:
     return found.names, list(inside)
 
 
+def _reads_alike(one: ZeroPass, other: ZeroPass) -> bool:
+    """True if readers multiply the same numbers in two graphs."""
+    pairs = [(one.uses[n].input, other.uses[n].input) for n in other.readers if n < len(one.uses)]
+    return len(one.uses) == len(other.uses) and all(torch.equal(a, b) for a, b in pairs)
+
+
 class _Measurement:
     """The zero point of a net whose branches are at zero."""
 
@@ -157,6 +164,11 @@ class _Measurement:
                     drawn = torch.randn(weight.shape, generator=draws, dtype=torch.float64)
                     weight.copy_(sign * _STEP / weight.shape[-1] ** 0.5 * drawn)
                 side = ZeroPass(self._risk, batch, self._names)
+                if not _reads_alike(side, zero):
+                    raise ValueError(
+                        "net: the weights of branches decide which weights a token meets (routed "
+                        "experts); name all weights of the branches but the router's by branches="
+                    )
                 side.readers, side.writers = zero.readers, zero.writers
                 side.connect(side.readers, list(side.writers))
                 sides.append(side)
@@ -173,7 +185,7 @@ class _Measurement:
             drawn = torch.randn(*use.rows_shape, generator=draws, dtype=torch.float64)
             moves[number] = drawn.to(use.input)
         at, around = zero.push(moves), pushed(self._both_sides(self._batches[0]), moves)
-        top = max((float(v.abs().max()) for v in around.values()), default=0.0)
+        top = max((float(move.abs().max()) for move in moves.values()), default=0.0)
         return any(float((v - at.get(n, 0.0)).abs().max()) > _KINK * top
                    for n, v in around.items())  # fmt: skip
 
@@ -200,11 +212,13 @@ class _Measurement:
             )
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}
-        return transformer_zero_point(
-            branches, shift=shift, biases=count, gradient=gradient,
-            parameters=[name for name in self._own if name in inside],
+        biases = {use.bias for use in zero.uses}
+        return replace(
+            transformer_zero_point(branches, shift=shift, biases=count, gradient=gradient),
+            parameters=tuple(name for name in self._own if name in inside),
+            zeroed=tuple(n for n in self._own if n in self._names or n in biases),
             notes=(*self._risk.data.notes, *self._notes),
-        )  # fmt: skip
+        )
 
     def _note_norms(self, zero: ZeroPass) -> None:
         """Tell of branches that end in a norm, whose slope at zero is that of its eps."""

@@ -172,6 +172,7 @@ class TransformerPoint(Result):
         shifts: Eigenvalues of the rows of biases that branches add to the stream; None without.
         gradient: Euclidean norm of the gradient in these biases.
         parameters: Names of the parameters with rows; empty for numbers without a net.
+        zeroed: Those that are zero; the others are norms, gates and the like.
         notes: What should be known about the numbers.
 
     Source:
@@ -182,6 +183,7 @@ class TransformerPoint(Result):
     shifts: Spectrum | None = None
     gradient: float = 0.0
     parameters: tuple[str, ...] = ()
+    zeroed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @cached_property
@@ -259,8 +261,6 @@ def transformer_zero_point(
     shift: Any = None,
     biases: int = 0,
     gradient: float = 0.0,
-    parameters: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> TransformerPoint:
     r"""Predict the Hessian of a transformer with branches of zero weights, and its biases at zero.
 
@@ -271,8 +271,6 @@ def transformer_zero_point(
             in all of them together, with ``biases=1``.
         biases: Number of branches with such a bias.
         gradient: Norm of the gradient in these biases.
-        parameters: Names of the parameters with rows, for reports.
-        notes: For reports.
 
     Returns:
         The prediction: of biases :math:`n \lambda_i(M)` once each, and zeros.
@@ -311,10 +309,7 @@ def transformer_zero_point(
             torch.cat([torch.ones(len(M), dtype=torch.int64), zeros]),
             resolution=0.0,
         ).distinct(0.0)
-    return TransformerPoint(
-        branches=tuple(branches), shifts=shifts, gradient=float(gradient),
-        parameters=tuple(parameters), notes=tuple(notes),
-    )  # fmt: skip
+    return TransformerPoint(branches=tuple(branches), shifts=shifts, gradient=float(gradient))
 
 
 def _pair(gradient: Any, inputs: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,88 @@
+"""Zero points of tiny random models of transformers, against dense Hessians by double autograd.
+
+python -m benchmarks.transformer_points [type ...]. Needs transformers, which this project does not,
+and downloads nothing. Prints the table of docs/topics/transformer_point.md.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+import resid_theory as rt
+from benchmarks import transformers_nets
+from benchmarks.transformers_nets import batch_of, model_of
+
+TYPES = {
+    "gpt2": "output biases, fused projection",
+    "llama": "groups of heads, gated MLP",
+    "qwen3": "norms of queries and keys",
+    "gpt_neox": "parallel branches",
+    "phi": "parallel branches behind one norm",
+    "gemma2": "norms behind branches",
+    "bert": "post-LN",
+}
+SMALL = {
+    8: "hidden_size n_embd",
+    12: "intermediate_size n_inner",
+    2: "head_dim num_hidden_layers n_layer num_key_value_heads",
+    4: "num_attention_heads n_head",
+    64: "vocab_size max_position_embeddings n_positions",
+}  # fmt: skip
+
+
+def columns(gradient: Tensor, parameters: list[Tensor]) -> Iterator[Tensor]:
+    """Rows of the Hessian, one backward pass each."""
+    for entry in gradient:
+        parts = torch.autograd.grad(
+            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        yield torch.cat([part.flatten() for part in parts])
+
+
+def compared(name: str) -> list[object]:
+    """A row of the table: sizes, the largest difference over the largest |λ|, and seconds."""
+    import transformers
+
+    kind = "MASKED_LM" if name == "bert" else "CAUSAL_LM"
+    net = model_of(transformers, kind, name)
+    source = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            gain = parameter.dim() == 1
+            drawn = torch.rand(parameter.shape, generator=source, dtype=torch.float64)
+            parameter.copy_(0.5 + drawn if gain else drawn - 0.5)
+    batch = batch_of(kind, net)
+    start = time.process_time()
+    point = rt.curvature.zero_point_of_net(net, "model", [batch])
+    seconds = time.process_time() - start
+    own = dict(net.named_parameters())
+    with torch.no_grad():
+        for part in point.zeroed:
+            own[part].zero_()
+    inside = [own[part] for part in point.parameters]
+    slopes = torch.autograd.grad(
+        net(**batch).loss, inside, create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    matrix = torch.stack(list(columns(torch.cat([s.flatten() for s in slopes]), inside)))
+    exact = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    error = (point.spectrum.eigenvalues - exact).abs().max() / exact.abs().max()
+    return [name, TYPES.get(name, ""), point.spectrum.size, point.spectrum.rank, point.verdict,
+            f"{point.condition_number:.4g}", f"{float(error):.1e}", f"{seconds:.2f}"]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    transformers_nets.SETTINGS.update(
+        {name: size for size, names in SMALL.items() for name in names.split()}
+    )
+    print("| type | what is special | P | nonzero | verdict | κ | error | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in sys.argv[1:] or TYPES:
+        print("|", " | ".join(map(str, compared(name))), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
