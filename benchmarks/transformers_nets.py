@@ -138,12 +138,15 @@ def known_curvature(value: Tensor, net: nn.Module, vector: Tensor) -> tuple[Tens
     )
     small = [k for k, g in enumerate(gradient)
              if g is not None and g.numel() <= TRACED and g.requires_grad]  # fmt: skip
+    whole = torch.cat([h.reshape(-1) for h in product])
+    # A block that is zero but for round-off, as that of a key's bias, has no trace to compare.
+    small = [k for k in small if product[k].norm() > CURVATURE * whole.norm()]
     if not small:
-        return torch.cat([h.reshape(-1) for h in product]), "", 0.0
-    chosen = min(small, key=lambda k: (not product[k].any(), product[k].numel()))
+        return whole, "", 0.0
+    chosen = min(small, key=lambda k: product[k].numel())
     rows = [torch.autograd.grad(entry, parameters[chosen], retain_graph=True)[0].reshape(-1)[i]
             for i, entry in enumerate(gradient[chosen].reshape(-1))]  # fmt: skip
-    return torch.cat([h.reshape(-1) for h in product]), names[chosen], float(sum(rows))
+    return whole, names[chosen], float(sum(rows))
 
 
 def curvature_error(

@@ -37,7 +37,7 @@ from experiments.record_checks import (
     notes,
     record_faults,
 )
-from experiments.records import MANIFEST, RECORDS, Record, judge_again, record, record_path
+from experiments.records import MANIFEST, RECORDS, Record, judge_again, picture, record, record_path
 from experiments.registry import CLAIMS, select
 from experiments.report import counts, readme_with, results_page
 from experiments.verdicts import verdict
@@ -163,6 +163,22 @@ def _tell(wrong: Mapping[Path, Sequence[str]]) -> None:
         print(f"{path}: {'; '.join(reasons)}")
 
 
+def _draw(options: argparse.Namespace) -> int:
+    """Draw the largest record of each claim into a file, which describes itself by the claim."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    for claim in select(options.claims):
+        found = verdict(claim, folder=options.records).record
+        if found is None:
+            print(f"{claim.id}: no record to draw")
+            continue
+        path = options.out / f"{claim.id.replace('/', '_')}.{options.format}"
+        title = "Subject" if options.format == "pdf" else "Description"
+        about = {title: f"{claim.says} ({claim.source}; {found.scale} scale)"}
+        picture(claim, found, width=8).savefig(path, dpi=150, metadata=about)
+        print(path)
+    return 0
+
+
 def _coverage(options: argparse.Namespace) -> int:
     """Print the share of each paper that is covered, and the rest; fail if a claim is unnamed."""
     contents = papers(CLAIMS)
@@ -226,6 +242,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--seed", type=int, help="of the sample; default: from the clock, printed")
     verb.set_defaults(call=_check)
+    verb = verbs.add_parser("draw", help="draw records into files")
+    verb.add_argument("claims", nargs="*", help="ids or prefixes of ids; default: all")
+    verb.add_argument("--format", choices=("png", "svg", "pdf"), default="png")
+    verb.add_argument("--out", type=Path, default=ROOT / "out" / "figures", help="folder")
+    verb.set_defaults(call=_draw)
     verb = verbs.add_parser("coverage", help="print the share of the papers that is covered")
     verb.set_defaults(call=_coverage)
     verb = verbs.add_parser("report", help="write the pages and the counts in the README")

@@ -539,6 +539,14 @@ def test_a_claim_that_breaks_does_not_stop_the_others(toys, monkeypatch, capsys)
     assert load("toy/wrong", "quick", folder=toys)
 
 
+def test_draw_writes_figures_that_say_what_they_show(toys, tmp_path, capsys):
+    assert call(toys, "run", "toy/roots", "--scale", "paper") == 0
+    assert call(toys, "draw", "--format", "svg", "--out", str(tmp_path / "drawn")) == 0
+    (path,) = (tmp_path / "drawn").iterdir()
+    assert "Squares of roots are the numbers. (Heron, Metrica I; paper" in path.read_text("utf-8")
+    assert "toy/wrong: no record to draw" in capsys.readouterr().out
+
+
 def test_list_shows_verdicts(toys, capsys):
     call(toys, "run", "toy/wrong", "--scale", "paper")
     capsys.readouterr()

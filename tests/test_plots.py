@@ -225,10 +225,9 @@ def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
     ("values", "expected"),
     [
         ([0.01, 10.0], ["0.01", "0.1", "1", "10"]),
-        ([0.15, 0.9], ["0.2", "0.5", "1"]),
+        ([0.15, 1.2], ["0.2", "0.5", "1"]),
         ([0.31, 0.69], ["0.3", "0.4", "0.5", "0.6", "0.7"]),
-        # With room for the legend the axis goes beyond the largest value.
-        ([0.301, 0.309], ["0.302", "0.304", "0.306", "0.308", "0.31"]),
+        ([0.301, 0.309], ["0.302", "0.304", "0.306", "0.308"]),
     ],
     ids=["powers", "factors", "digits", "linear"],
 )
@@ -267,7 +266,10 @@ def test_a_finished_figure_is_fit_to_print():
 def test_legends_that_differ_stay_above_their_own_panel():
     drawing = plots.figure(1, 2)
     for ax, label in zip(drawing.axes, ("left", "right"), strict=True):
-        ax.plot([0, 1], label=label)
+        for color in ("red", "blue"):
+            ax.plot([0, 1], color=color, label=label)
         ax.legend()
     plots.finish(drawing)
-    assert [labels(ax) for ax in drawing.axes] == [["left"], ["right"]] and not drawing.legends
+    assert [labels(ax) for ax in drawing.axes] == [["left"] * 2, ["right"] * 2]
+    kept = drawing.axes[0].get_legend().legend_handles  # two curves of one name are still two
+    assert not drawing.legends and not same_color(*(line.get_color() for line in kept))

@@ -159,9 +159,13 @@ def draw_isometry(figure: Figure, a: Arrays) -> None:
     for ax, names in ((left, JACOBIANS), (right, JACOBIANS[-1:])):
         for name in names:
             top, bottom = (a[f"{name}.{end}"].mean(-1) for end in ("max", "min"))
-            (line,) = ax.plot(a["depth"], top, MARKERS[name] + "-", label=LABELS[name])
-            ax.plot(a["depth"], bottom, MARKERS[name] + "-", color=line.get_color())
-    right.plot(a["depth"], a["edges"], "k--", label="edges at infinite width")
+            style = dict(color=f"C{JACOBIANS.index(name)}", marker=MARKERS[name])
+            ax.plot(a["depth"], top, label=LABELS[name], **style)
+            ax.plot(a["depth"], bottom, **style)
+            for end in ("max", "min"):
+                ax.plot(a["depth"], a[f"{name}.{end}"], ".", color=style["color"], alpha=0.3)
+    edges = right.plot(a["depth"], a["edges"], "k--")
+    edges[0].set_label("edges at infinite width")
     left.set(yscale="log", ylabel="extreme singular values of the Jacobian")
     for ax in (left, right):
         ax.set_xlabel("weight layers N")

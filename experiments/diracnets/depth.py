@@ -101,11 +101,12 @@ def draw_section_3_1(figure: Figure, a: Arrays) -> None:
                 epoch, risk.mean(0), color=COLORS[kind], alpha=number / len(risks),
                 label=f"{kind} {depth}",
             )  # fmt: skip
+            left.fill_between(epoch, risk.min(0), risk.max(0), color=COLORS[kind], alpha=0.1)
         accuracy = 100 * (1 - errors)
         right.plot(a["depth"], accuracy.mean(1), "-", color=COLORS[kind], label=kind)
         right.plot(a["depth"], accuracy, ".", color=COLORS[kind])
     left.axhline(CHANCE, color="0.7", linewidth=1)
-    left.set(xlabel="epoch", ylabel="training risk")
+    left.set(xlabel="epoch", ylabel="training risk (nats)")
     _draw_printed(right)
     ticks = sorted({*a["depth"].tolist(), 34})
     right.set(xlabel="depth (layers)", ylabel="test accuracy (%)", xticks=ticks)
@@ -303,7 +304,7 @@ def draw_section_3_2(figure: Figure, a: Arrays) -> None:
     ax = figure.subplots()
     ax.plot(a["width"], accuracy.mean(1), "-", color=COLORS["dirac"])
     ax.plot(a["width"], accuracy, ".", color=COLORS["dirac"])
-    ax.set(xlabel="width", ylabel="test accuracy, %", xticks=a["width"])
+    ax.set(xlabel="width k", ylabel="test accuracy (%)", xticks=a["width"])
 
 
 # -- the claims ------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def draw_section_2(figure: Figure, a: Arrays) -> None:
     for way, risks, color in zip(WAYS, a["risk"], ("C2", "C3"), strict=True):
         ax.plot(epoch, risks.mean(0), ".-", color=color, label=way)
         ax.fill_between(epoch, risks.min(0), risks.max(0), color=color, alpha=0.15)
-    ax.set(xlabel="epoch", ylabel="training risk")
+    ax.set(xlabel="epoch", ylabel="training risk (nats)")
     ax.legend()
 
 

@@ -137,7 +137,7 @@ def draw_section_3_4(figure: Figure, a: Arrays) -> None:
         ax.plot(at[order], accuracy.mean(1)[order], "-", color=color, label=law)
         ax.plot(at, accuracy, ".", color=color)
     ax.set(xscale="log", xlabel=f"scale of all weights ({least / 100:.0e}: zero)")
-    ax.set(ylabel="test accuracy, %")
+    ax.set(ylabel="test accuracy (%)")
     ax.legend()
 
 

@@ -166,7 +166,7 @@ def draw_table_2(figure: Figure, a: Arrays) -> None:
     ax.plot(a["width"], 100 * a["test_error"], "o", color="C2")
     printed = PAPER_ERRORS[str(a["data"])]
     ax.plot(list(printed), list(printed.values()), "x", color="k", label="Table 2")
-    ax.set(xlabel="width", ylabel="test error, %", xticks=a["width"])
+    ax.set(xlabel="width", ylabel="test error (%)", xticks=a["width"])
     ax.legend()
 
 

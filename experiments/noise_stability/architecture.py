@@ -202,6 +202,7 @@ def _chain(
 
 # -- initial losses of Table 4 ---------------------------------------------------------------------
 
+SHOWN = 2.4
 LOSSES = {"plain": {20: 2.309, 32: 2.308, 44: 2.309}, "residual": {20: 2.305, 32: 2.305, 44: 2.306}}
 
 
@@ -263,11 +264,14 @@ def draw_initial_losses(figure: Figure, a: Arrays) -> None:
     ax = figure.subplots()
     for kind, rows in zip(KINDS, a["loss"], strict=True):
         ax.plot(a["depth"], rows, ".", color=COLORS[kind], alpha=0.5)
-        ax.plot(a["depth"], rows.mean(1), "-", color=COLORS[kind], label=f"{kind}, mean of seeds")
+        ax.plot(a["depth"], np.median(rows, 1), "-", color=COLORS[kind], label=f"{kind}, median")
         ax.plot(*zip(*LOSSES[kind].items(), strict=True), "x", color=COLORS[kind], ms=9, mew=2,
                 label=f"{kind}, Table 4")  # fmt: skip
     ax.axhline(np.log(10), color="0.6", linestyle=":", label="ln 10: knows nothing")
     ax.set(xlabel="depth (layers)", ylabel="loss before training (nats)", xticks=a["depth"])
+    beyond = a["loss"][a["loss"] > SHOWN]
+    if len(beyond):  # plain nets have a heavy tail
+        ax.set(ylim=(2.295, SHOWN), title=f"{len(beyond)} draws above, to {beyond.max():.1f}")
     ax.legend()
 
 

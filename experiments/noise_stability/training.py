@@ -189,15 +189,16 @@ def judge_figure_8(a: Arrays) -> list[Criterion]:
 
 
 def draw_figure_8(figure: Figure, a: Arrays) -> None:
-    """Plot risk against epochs and test error against risk, means over seeds."""
+    """Plot risk against epochs and test error against risk, means and range of the seeds."""
     left, right = figure.subplots(1, 2)
     for kind, risks, errors in zip(KINDS, a["risk"], a["test_error"], strict=True):
         for depth, risk, error, style in zip(
-            a["depth"], risks.mean(1), errors.mean(1), ("-", "--", ":"), strict=False
+            a["depth"], risks, errors.mean(1), ("-", "--", ":"), strict=False
         ):
-            label = f"{kind} {depth}"
-            left.semilogy(np.arange(1, len(risk) + 1), risk, style, color=COLORS[kind], label=label)
-            right.semilogx(risk, error, style, marker=".", color=COLORS[kind])
+            epoch, color = np.arange(1, risk.shape[1] + 1), COLORS[kind]
+            left.plot(epoch, risk.mean(0), style, color=color, label=f"{kind} {depth}")
+            left.fill_between(epoch, risk.min(0), risk.max(0), color=color, alpha=0.1)
+            right.plot(risk.mean(0), error, style, marker=".", color=color)
     left.set(xlabel="epoch", ylabel="training risk (nats)", yscale="log")
     right.set(xlabel="training risk (nats)", ylabel="test error", xscale="log")
     left.legend()

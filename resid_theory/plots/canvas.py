@@ -6,7 +6,6 @@ from textwrap import fill
 from typing import Any
 
 import matplotlib
-import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from resid_theory._check import check_int
 
@@ -27,7 +27,8 @@ __all__ = [
     "UNIT",
     "figure",
     "finish",
-    "headroom",
+    "legend_above",
+    "log_ticks",
     "open_axes",
     "png",
     "round_numbers",
@@ -40,6 +41,7 @@ SERIES = tuple(seaborn.color_palette("colorblind").as_hex())
 MEASURED, PREDICTED = SERIES[9], SERIES[3]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 UNIT = "loss / weight²"
+_TITLE = 18  # points
 _DIGITS = ((1,), (1, 2, 5), range(1, 10))
 
 
@@ -126,13 +128,13 @@ def open_axes(ax: Axes | None) -> Axes:
         return pyplot.subplots(layout="constrained")[1]
 
 
-def headroom(ax: Axes, share: float) -> None:
-    """Make room for the legend above all data, on any scale of the axis."""
-    ax.autoscale(axis="y")  # again: an earlier curve may have made room already
-    transform = ax.yaxis.get_transform()
-    low, high = transform.transform(np.array(ax.get_ylim()))
-    (top,) = transform.inverted().transform(np.array([high + share * (high - low)]))
-    ax.set_ylim(top=top)
+def legend_above(ax: Axes, **given: Any) -> None:
+    """A legend above the axes, where it hides no curve, with room for a title between."""
+    labels = given.get("labels", ax.get_legend_handles_labels()[1])
+    columns = 2 if len(labels) > 2 and max(map(len, labels)) < 20 else 1
+    above = ax.transAxes + ScaledTranslation(0, _TITLE / 72, ax.figure.dpi_scale_trans)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": above}
+    ax.legend(ncols=columns, frameon=False, alignment="left", borderaxespad=0, **place, **given)
 
 
 def finish(drawing: Figure) -> None:
@@ -151,7 +153,7 @@ def finish(drawing: Figure) -> None:
         area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
     for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
         if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
-            _log_ticks(axis)
+            log_ticks(axis)
     _legends_beside(drawing)
 
 
@@ -161,27 +163,24 @@ def _legends_beside(drawing: Figure) -> None:
     one = len({tuple(labels) for labels in texts.values()}) == 1
     panels = len({ax.get_subplotspec() for ax in drawing.axes if ax.get_subplotspec()})
     for number, (ax, legend) in enumerate(legends.items()):
-        known: dict[str, Any] = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        handles, found = ax.get_legend_handles_labels()
         labels = texts[ax]
         given: dict[str, Any] = {
-            "handles": [
-                known.get(*pair) for pair in zip(labels, legend.legend_handles, strict=True)
-            ],
+            "handles": handles if found == labels else legend.legend_handles,
             "labels": labels,
             "title": fill(legend.get_title().get_text(), 30 if panels == 1 else 60) or None,
         }
         legend.remove()
         if not one:
-            columns = 2 if len(labels) > 2 and max(map(len, labels)) < 20 else 1
-            above = (0, 1.08 if ax.get_title() else 1.0)
-            ax.legend(loc="lower left", bbox_to_anchor=above, ncols=columns, **given)
+            legend_above(ax, **given)
         elif number == 0 and panels == 1:
             drawing.legend(loc="outside right upper", **given)
         elif number == 0:
             drawing.legend(loc="outside upper center", ncols=min(len(labels), 4), **given)
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
+    """Give a logarithmic axis of few decades several ticks with plain numbers."""
     low, high = sorted(math.log10(end) for end in axis.get_view_interval())
     if math.floor(high) - math.ceil(low) < 2:  # fewer than three powers of ten
         ticks = round_numbers(low, high)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from resid_theory.plots.canvas import MARKERS, SERIES, headroom, open_axes
+from resid_theory.plots.canvas import MARKERS, SERIES, legend_above, log_ticks, open_axes
 
 __all__ = ["by_depth", "flow_curve"]
 
@@ -47,10 +47,10 @@ def by_depth(
     ax.set(xscale="log", yscale="log", xlabel="weight layers", ylabel=ylabel)
     ax.set_xticks(list(layers), [str(count) for count in layers])
     ax.minorticks_off()
+    log_ticks(ax.yaxis)
     ax.grid(alpha=0.3)
-    headroom(ax, 0.1 * (len(measured) + 1))
     title = "markers measured, lines predicted" if lines else None
-    ax.legend(loc="upper left", frameon=False, title=title, alignment="left")
+    legend_above(ax, title=title)
     return ax
 
 
@@ -90,7 +90,7 @@ def flow_curve(
             ax.plot(positions, lines[net], color=color)
     ax.set(xlabel=xlabel, ylabel="share of dominant flows", ylim=(-0.03, 1.03))
     title = "markers measured, lines predicted" if lines else None
-    ax.legend(frameon=False, fontsize="small", title=title, alignment="left")
+    legend_above(ax, title=title)
     return ax
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 
-from resid_theory.plots.canvas import SERIES, headroom, open_axes, round_numbers
+from resid_theory.plots.canvas import SERIES, legend_above, log_ticks, open_axes, round_numbers
 from resid_theory.plots.result_plots import refuse
 from resid_theory.stability.sample_statistics import Summaries
 
@@ -53,8 +53,9 @@ def cushion_histogram(
         ax.hist(values, edges.tolist(), color=color, alpha=0.5, label=label)
         ax.axvline(median, color=color, linestyle="--", linewidth=1.2)
     ax.set(xlabel=f"cushion of {layer}", ylabel="samples", xscale="log" if wide else "linear")
-    headroom(ax, 0.1 * (len(rows) + 1))
-    ax.legend(loc="upper left", frameon=False)
+    if wide:
+        log_ticks(ax.xaxis)
+    legend_above(ax)
     return ax
 
 
@@ -96,10 +97,9 @@ def cushion_violins(
     ax.set_xticks(range(len(layers)), layers, rotation=90)
     ax.set(xlabel="layer", ylabel="cushion, logarithmic")
     ax.grid(axis="y", alpha=0.3)
-    headroom(ax, 0.1 * len(measured))
     ticks = round_numbers(*ax.get_ylim())
     ax.set_yticks(np.log10(ticks), [f"{tick:.3g}" for tick in ticks])
-    ax.legend(loc="upper left", frameon=False)
+    legend_above(ax)
     return ax
 
 

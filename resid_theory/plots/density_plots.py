@@ -11,7 +11,7 @@ from resid_theory._check import check_choice
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport
-from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, open_axes
+from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, legend_above, open_axes
 from resid_theory.plots.result_plots import refuse
 
 __all__ = ["spectral_density"]
@@ -67,8 +67,8 @@ def spectral_density(
     ax.set(yscale="log", xlabel=f"eigenvalue ({UNIT})", ylabel="density (1 / eigenvalue)")
     size = density.size if density is not None else exact.size if exact is not None else 0
     bottom = 0.1 / (size * (high - low or abs(high) or 1.0))
-    ax.set_ylim(bottom, 10 * ax.get_ylim()[1])  # room for the legend
-    ax.legend(loc="upper right", frameon=False, title=f"P = {size}")
+    ax.set_ylim(bottom=bottom)
+    legend_above(ax, title=f"P = {size}")
     return ax
 
 

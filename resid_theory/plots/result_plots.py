@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from resid_theory._check import check_choice
-from resid_theory.plots.canvas import MARKERS, SERIES, UNIT, open_axes
+from resid_theory.plots.canvas import MARKERS, SERIES, UNIT, legend_above, open_axes
 from resid_theory.runtime.result import Result
 
 __all__ = ["AXES", "PICTURES", "curve", "refuse"]
@@ -107,5 +107,5 @@ def curve(found: Result, column: str | None = None, *, ax: Axes | None = None) -
     ax.grid(alpha=0.3)
     if axis.of and len(parts) <= len(SERIES):  # a longer legend would cover the curves
         title = "markers measured, lines predicted" if law else None
-        ax.legend(frameon=False, fontsize="small", title=title)
+        legend_above(ax, title=title)
     return ax

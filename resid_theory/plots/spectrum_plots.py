@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.eigen.spectrum_report import SpectrumReport
-from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, headroom, open_axes
+from resid_theory.plots.canvas import MEASURED, PREDICTED, UNIT, figure, legend_above, open_axes
 from resid_theory.plots.result_plots import refuse
 from resid_theory.theory import ZeroPoint
 
@@ -55,8 +55,7 @@ def spectrum(
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlim=(0, 1), xlabel="rank, as a share of P", ylabel=f"eigenvalue ({UNIT})")
     _scale(ax, measured)
-    headroom(ax, 0.1 * len(ax.get_legend_handles_labels()[1]))
-    ax.legend(loc="upper left", frameon=False)
+    legend_above(ax)
     return ax
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from resid_theory.plots.canvas import PREDICTED, SERIES, open_axes
+from resid_theory.plots.canvas import PREDICTED, SERIES, legend_above, open_axes
 from resid_theory.plots.result_plots import refuse
 from resid_theory.runtime.result import Result
 from resid_theory.theory.interpolation.sphere_paths import PathChart
@@ -44,5 +44,5 @@ def interpolation_path(
     ax.set(xlabel="along the great arc (radians)", ylabel="away from it (radians)")
     ax.set_title(title or "")
     ax.set_aspect("equal", adjustable="box")
-    ax.legend(loc="best", frameon=False, fontsize="small")
+    legend_above(ax)
     return ax

@@ -1,5 +1,6 @@
 """Norms of linear layers as operators: exact, for every padding mode, without the matrix."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -63,6 +64,7 @@ def operator_frobenius(
     return scale * (flat.T @ flat * counts.to(flat)).sum().sqrt()
 
 
+@functools.lru_cache(maxsize=64)  # most layers of a net have the geometry of others
 def _table(geometry: Geometry, side: int, axis: int, length: int) -> Tensor:
     """C(t, t'): number of outputs along one axis that read one input through taps t and t'."""
     step, stride = geometry.dilation[axis], geometry.stride[axis]
