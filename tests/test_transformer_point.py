@@ -386,3 +386,12 @@ def test_a_flat_point_is_degenerate():
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])
     assert (point.verdict, point.index, point.spectrum.rank) == ("degenerate", 0.0, 0)
     assert "no gradient" in point.reason and rt.Spectrum.of([0.0] * 36).size == point.spectrum.size
+
+
+def test_large_inputs_make_no_kink():
+    torch.manual_seed(0)
+    net, (x, y) = (
+        chain(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)),
+        torch.randn(2, 5, 3),
+    )
+    assert not zero_point_of_net(net, "square", (1e8 * x, y)).notes

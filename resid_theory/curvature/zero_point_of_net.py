@@ -160,15 +160,18 @@ class _Measurement:
     def _both_sides(self, batch: Batch) -> list[ZeroPass]:
         """Graphs on either side of zero, along random weights of those that read."""
         zero, sides = self._at_zero(batch), []
-        uses = [zero.uses[number] for number in zero.readers]
-        reading = sorted({use.name if use.input.any() else use.bias for use in uses})
+        reading: dict[str, float] = {}  # with the size of what they multiply; of biases with one
+        for use in (zero.uses[number] for number in zero.readers):
+            size = float(use.input.detach().abs().max())
+            name = use.name if size else use.bias
+            reading[name] = max(reading.get(name, 0.0), size or 1.0)
         try:
             for sign in (1.0, -1.0):
                 draws = torch.Generator().manual_seed(0)
-                for name in reading:
-                    weight = self._own[name].data
+                for name in sorted(reading):
+                    weight, size = self._own[name].data, reading[name]
                     drawn = torch.randn(weight.shape, generator=draws, dtype=torch.float64)
-                    weight.copy_(sign * _STEP / weight.shape[-1] ** 0.5 * drawn)
+                    weight.copy_(sign * _STEP / size / weight.shape[-1] ** 0.5 * drawn)
                 side = ZeroPass(self._risk, batch, self._names)
                 if not _reads_alike(side, zero):
                     raise ValueError(
