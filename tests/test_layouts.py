@@ -541,3 +541,14 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
 def test_wrong_calls(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_hidden_width_is_that_of_the_input_and_a_class_is_no_norm():
+    draws = torch.Generator().manual_seed(0)
+    A, a = [[torch.randn(4, 3, generator=draws)]], [None, torch.randn(2, 5, generator=draws)]
+    data = torch.randn(9, 3, generator=draws), torch.randn(9, 2, generator=draws)
+    point = rt.theory.zero_point(data, layout=Layout(A, a, branch=2))
+    assert point.hidden == LayoutNet(3, A, a, branch=2).hidden == 3
+    assert point.spectrum.size == 3 * (4 + 5)
+    with pytest.raises(ValueError, match="norm: got the class LayerNorm"):
+        rt.theory.zero_point(data, layout=Layout(A, a, branch=2), norm=torch.nn.LayerNorm)

@@ -244,6 +244,139 @@ def test_float32_and_values_in_place():
     assert new(x).dtype == torch.float32 and relative_error(new(x), exact) < 1e-5
 
 
+class Written(nn.Module):
+    """Stems, a write into their output by a view of it or not, and a block."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.stem, self.alias, self.write = nn.Linear(3, 3), nn.Identity(), write
+        self.block = Residual(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        h = self.stem(x)
+        self.write(self, h)
+        return self.block(h)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda net, h: net.alias(h).relu_(), lambda _, h: h[:, :2].mul_(3), lambda _, h: h.view(-1)
+     .relu_(), lambda _, h: F.relu(h.detach(), inplace=True)],
+)  # fmt: skip
+def test_a_write_into_a_view_is_refused(write):
+    torch.manual_seed(0)
+    net, x = Written(write), torch.randn(5, 3)
+    found = rt.shortcuts(net)
+    assert found.modules == ("block",) and "writes in place into memory" in found.untraced[""]
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    free = Written(lambda net, h: (h.shape[0], h.relu_()))
+    assert relative_error(rt.absorb(free)(x), free(x)) < SAME
+
+
+def test_a_module_that_writes_into_what_its_caller_reads():
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 3))
+    net, x = Picky(Residual(Residual(branch), nn.GELU(), nn.Linear(3, 3))), torch.randn(5, 3)
+    with pytest.warns(NothingConverted):
+        new = rt.absorb(net)
+    assert torch.equal(new(x.clone()), net(x.clone()))
+    assert "caller sees" in rt.conversion(new).left["block"]
+
+
+@pytest.mark.parametrize(
+    "function", [lambda t: t.clamp(0, 5e3), lambda t: F.hardtanh(t, -1e4, 1e4)]
+)
+def test_functions_that_end_far_away_carry_nothing(function):
+    block = Residual(nn.Linear(3, 4), Apply(function), nn.Linear(4, 3))
+    assert rt.shortcuts(block).answers[0] in ("open", "never")
+
+
+def test_bounded_streams_and_poles_are_under_no_theorem():
+    half = Residual(nn.Linear(3, 4), nn.Sigmoid(), Apply(torch.log), nn.Linear(4, 3))
+    assert rt.shortcuts(half).answers == ("open",)  # log σ(t) - log σ(-t) = t
+    inner = Residual(nn.Linear(3, 4), nn.ReLU6(), nn.Linear(4, 3))
+    assert rt.shortcuts(inner).answers == ("never",)
+    for first in (nn.ReLU6(), nn.LayerNorm(3)):  # ReLU6 is a line there, or may be made one
+        assert rt.shortcuts(nn.Sequential(first, inner)).answers == ("open",)
+    whole = Residual(nn.Linear(3, 4), Apply(lambda t: t.to(torch.int64).to(t.dtype)), nn.ReLU(),
+                     nn.Linear(4, 3))  # fmt: skip
+    assert rt.shortcuts(whole).answers == ("open",)
+
+
+class Parallel(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
+
+
+def test_strides_are_compared_at_every_rest_of_a_size():
+    torch.manual_seed(0)
+    pooled = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 3, padding=1, bias=False))
+    even = nn.Conv2d(3, 3, 2, stride=2, bias=False)
+    padded = [nn.Sequential(Apply(lambda x: F.pad(x, (0, 1, 0, 1))), nn.Conv2d(3, 3, 3, stride=2))
+              for _ in range(2)]  # fmt: skip
+    for net in (Parallel(even, pooled), Parallel(*padded)):
+        assert rt.shortcuts(net).answers == ("open",)
+
+
+@pytest.mark.parametrize(
+    "join",
+    [torch.subtract, lambda x, y: torch.rsub(y, x), lambda x, y: torch.rsub(y, x, alpha=3),
+     lambda x, y: torch.lerp(x, y, 0.3), lambda x, y: torch.multiply(x, 2.0) + y,
+     lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0), value=2)],
+)  # fmt: skip
+def test_sums_by_other_names(join):
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 3))
+    net, x = Joined(branch, join), torch.randn(5, 3)
+    assert rt.shortcuts(net).answers == ("wider",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+class Joined(nn.Module):
+    def __init__(self, branch, join):
+        super().__init__()
+        self.branch, self.join = branch, join
+
+    def forward(self, x):
+        return self.join(x, self.branch(x))
+
+
+def test_wrapped_and_transposed_layers_are_read():
+    branch = nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 3)
+    assert rt.shortcuts(nn.DataParallel(Residual(*branch))).answers == ("wider",)
+    decoder = nn.TransformerDecoderLayer(4, 2, 8, batch_first=True)
+    assert len(rt.shortcuts(decoder).modules) == 3
+    assert len(rt.shortcuts(Residual(nn.ConvTranspose2d(3, 3, 1))).modules) == 1
+    by_einsum = Apply(lambda x: torch.einsum("od,nd->no", torch.ones(3, 3), x))
+    assert len(rt.shortcuts(Residual(by_einsum)).modules) == 1
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="net: got a ScriptModule"):
+        rt.shortcuts(scripted)
+
+
+def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
+    branch = nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)
+    net = Written(lambda *_: None)
+    net.stem.bfloat16()
+    net.alias = Apply(lambda h: h)
+    net.write = lambda *_: None
+    net.block = nn.Sequential(Apply(lambda h: h.double()), Residual(*branch).requires_grad_(False))
+    net.unread = nn.Linear(3, 2)
+    new, x = rt.absorb(net), torch.randn(5, 3, dtype=torch.bfloat16)
+    assert relative_error(new(x), net(x)) < SAME
+    assert {*rt.conversion(new).left} == {"unread.weight", "unread.bias"}
+    assert {*new.state_dict()} == {*net.state_dict()} - {"unread.weight", "unread.bias"}
+    assert not any(p.requires_grad for p in new.block.parameters())
+    noisy = Joined(nn.Sequential(*branch), lambda x, y: x + y + F.dropout(x, 0.5, noisy.training))
+    with pytest.raises(ValueError, match="dropout would stay in train mode"):
+        rt.absorb(noisy)
+
+
 def test_layers_that_no_convolution_is():
     torch.manual_seed(0)
     biased = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1))

@@ -206,8 +206,59 @@ def chain(*layers):
 
 
 @pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
+        lambda: (nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3, eps=0.1)),
+        lambda: (nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)),
+    ],
+    ids=["biases of middle layers", "bias of a norm behind", "train mode"],
+)
+def test_branches_of_layers_of_torch(layers):
+    torch.manual_seed(0)
+    net, (x, y) = chain(*layers()), torch.randn(2, 7, 3)
+    state = torch.get_rng_state()
+    point = zero_point_of_net(net, "square", (x, y))
+    assert torch.equal(state, torch.get_rng_state())
+    net.eval()
+    with torch.no_grad():
+        for name in point.zeroed:
+            net.get_parameter(name).zero_()
+    inside = [p for name, p in net.named_parameters() if name in point.parameters]
+    exact = hessian_by_nested_gradients(0.5 * (net(x) - y).square().sum() / 7, inside)
+    assert off(point.spectrum, exact) <= HESSIAN
+
+
+class Bilinear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.one(x) * self.other(x)
+
+
+class BehindItself(nn.Linear):
+    def forward(self, x):
+        return torch.tanh(super().forward(x)) @ self.weight
+
+
+class Places(nn.Linear):
+    def forward(self, x):
+        return x + super().forward(torch.eye(3))[0]
+
+
+@pytest.mark.parametrize(
     ("net", "options", "words"),
     [
+        (lambda: Branched(Bilinear()), {}, "has curvature at zero weights"),
+        (
+            lambda: chain(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+            {},
+            "'branch.1.bias' has curvature",
+        ),
+        (lambda: Branched(BehindItself(3, 4)), {}, "reads the stream and writes it"),
+        (lambda: chain(nn.Linear(3, 3), Places(3, 3), nn.Linear(3, 3)), {}, "in no product"),
         (lambda: chain(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 3)), {}, "branch.2.weight.* φ"),
         (lambda: chain(nn.Tanh(), nn.Linear(3, 3)), {}, "branch.1.weight' alone is a branch"),
         (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)), {}, "has no branch"),
@@ -335,3 +386,12 @@ def test_a_flat_point_is_degenerate():
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])
     assert (point.verdict, point.index, point.spectrum.rank) == ("degenerate", 0.0, 0)
     assert "no gradient" in point.reason and rt.Spectrum.of([0.0] * 36).size == point.spectrum.size
+
+
+def test_large_inputs_make_no_kink():
+    torch.manual_seed(0)
+    net, (x, y) = (
+        chain(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False)),
+        torch.randn(2, 5, 3),
+    )
+    assert not zero_point_of_net(net, "square", (1e8 * x, y)).notes

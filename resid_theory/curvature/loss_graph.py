@@ -55,16 +55,28 @@ class WeightUse:
     bias: str
 
     @cached_property
-    def part(self) -> int | None:
-        """A number for the entries of the parameter in the weight; None if it changes them."""
+    def entries(self) -> Tensor | None:
+        """Places in the parameter of the weight's entries; None if it changes them."""
         if self.parameter is None:
             return None
         numbers = torch.arange(1, self.weight.numel() + 1).view(self.weight.shape).to(self.weight)
         (found,) = torch.autograd.grad(self.weight, self.parameter, numbers, retain_graph=True)
-        entries = found[found != 0].sort().values
-        if not torch.equal(entries, numbers.flatten()):
+        values, places = found.flatten().sort(stable=True)
+        if not torch.equal(values[values != 0], numbers.flatten()):
             return None
-        return hash(found.long().cpu().numpy().tobytes())
+        return places[values != 0].view(self.weight.shape)
+
+    @cached_property
+    def part(self) -> int | None:
+        """A number for these places; None without."""
+        places = self.entries
+        return None if places is None else hash(places.cpu().numpy().tobytes())
+
+    def meets(self, other: "WeightUse") -> bool:
+        """True if both use some entries of one parameter."""
+        if self.entries is None or other.entries is None:
+            return self.name == other.name
+        return self.name == other.name and bool(torch.isin(self.entries, other.entries).any())
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -177,8 +189,11 @@ class LossGraph:
             return
         first, second, _ = _PRODUCTS[name]
         factors = [getattr(node, first), getattr(node, second)]
-        shape = (*factors[0].shape[:-1], factors[1].shape[-1])
         weight, x = factors[at], factors[1 - at]
+        if weight is None:  # autograd saves none beside a constant
+            self._maps[node] = parameter_name
+            return
+        shape = (*factors[0].shape[:-1], factors[1].shape[-1])
         if at == 0:
             weight, x = weight.mT, x.mT
         shared = weight.dim() == 2 or weight.stride(0) == 0

@@ -88,10 +88,19 @@ class ZeroPass:
             reads, writes = bool(x.any()), g is not None and bool(g.any())
             if reads and writes:
                 raise ValueError(self._first_order(use))
-            if reads:
+            if reads or use.bias and not writes:
                 self.readers.append(number)
             elif writes and g is not None:
                 self.writers[number] = use.rows(g)
+
+        for reader in self.readers:
+            for writer in self.writers:
+                one, other = self.uses[reader], self.uses[writer]
+                if one.meets(other):
+                    raise ValueError(
+                        f"net: {one.name!r} reads the stream and writes it, too; needs weights "
+                        "that do one of both"
+                    )
 
     def _first_order(self, use: WeightUse) -> str:
         inside = set(self.branches.inside(use.node))

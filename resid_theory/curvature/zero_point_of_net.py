@@ -14,6 +14,7 @@ from torch.autograd.graph import GradientEdge
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.hidden_units import HiddenUnits, UnitGroup, pushed
 from resid_theory.curvature.parameter_selection import select_parameters
+from resid_theory.curvature.predicted_loss import ROUND_OFF, SIDES, PredictedLoss, compare_product
 from resid_theory.curvature.shift_hessian import shift_hessian
 from resid_theory.curvature.zero_pass import LossItself, ZeroPass
 from resid_theory.data import Batch
@@ -41,7 +42,8 @@ def zero_point_of_net(
     read-outs, biases of scores. One forward and one backward pass give what branches read and the
     gradients at what they write; changes that run from the one to the other in a few more passes
     show the means over attended tokens, the slopes of activations, and which weights are paired. No
-    class or name of a layer is asked for.
+    class or name of a layer is asked for. A product of the whole Hessian with a random vector has
+    to be the predicted one.
 
     Args:
         net: Any module, measured in eval mode, in float64, and left as it was.
@@ -56,8 +58,9 @@ def zero_point_of_net(
 
     Raises:
         ValueError: If there is no branch, a branch is not zero to first order in its weights (an
-            activation with φ(0) ≠ 0, a single layer), a weight is computed from its parameter, or
-            net, loss and data do not fit one another.
+            activation with φ(0) ≠ 0, a single layer), a weight is computed from its parameter or
+            both reads and writes the stream, the Hessian has more than pairs and shifts, or net,
+            loss and data do not fit one another.
 
     Source:
         Derived here; see `theory.transformer_zero_point`.
@@ -74,7 +77,8 @@ def zero_point_of_net(
     """
     given = EmpiricalRisk(net, loss, data)
     given.data = given.data.held()
-    wide = given.in_float64(next(iter(given.data)))
+    with preserved(given.net, state=given.state):
+        wide = given.in_float64(next(iter(given.data)))
     own = dict(wide.net.named_parameters())
     for parameter in own.values():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -134,7 +138,8 @@ def _checked(found: ZeroPass) -> tuple[list[str], list[str]]:
 
 def _reads_alike(one: ZeroPass, other: ZeroPass) -> bool:
     """True if readers multiply the same numbers in two graphs."""
-    pairs = [(one.uses[n].input, other.uses[n].input) for n in other.readers if n < len(one.uses)]
+    pairs = [(one.uses[n].input, other.uses[n].input) for n in other.readers
+             if n < len(one.uses) and bool(other.uses[n].input.any())]  # fmt: skip
     return len(one.uses) == len(other.uses) and all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -155,14 +160,18 @@ class _Measurement:
     def _both_sides(self, batch: Batch) -> list[ZeroPass]:
         """Graphs on either side of zero, along random weights of those that read."""
         zero, sides = self._at_zero(batch), []
-        reading = sorted({zero.uses[number].name for number in zero.readers})
+        reading: dict[str, float] = {}  # with the size of what they multiply; of biases with one
+        for use in (zero.uses[number] for number in zero.readers):
+            size = float(use.input.detach().abs().max())
+            name = use.name if size else use.bias
+            reading[name] = max(reading.get(name, 0.0), size or 1.0)
         try:
             for sign in (1.0, -1.0):
                 draws = torch.Generator().manual_seed(0)
-                for name in reading:
-                    weight = self._own[name].data
+                for name in sorted(reading):
+                    weight, size = self._own[name].data, reading[name]
                     drawn = torch.randn(weight.shape, generator=draws, dtype=torch.float64)
-                    weight.copy_(sign * _STEP / weight.shape[-1] ** 0.5 * drawn)
+                    weight.copy_(sign * _STEP / size / weight.shape[-1] ** 0.5 * drawn)
                 side = ZeroPass(self._risk, batch, self._names)
                 if not _reads_alike(side, zero):
                     raise ValueError(
@@ -212,6 +221,13 @@ class _Measurement:
             )
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}
+        predicted = PredictedLoss({use.key: use for use in zero.uses}, units, total, shifts, shift)
+        compare_product(
+            lambda: map(take, self._batches),
+            {name: p for name, p in self._own.items() if name in inside},
+            predicted,
+            bound=ROUND_OFF if exact else SIDES,
+        )
         biases = {use.bias for use in zero.uses}
         return replace(
             transformer_zero_point(branches, shift=shift, biases=count, gradient=gradient),
@@ -244,14 +260,20 @@ class _Measurement:
     def _shifted(self, zero: ZeroPass) -> list[str]:
         """Parameters that move the stream at zero weights, or multiply what does."""
         biases = dict.fromkeys(zero.uses[n].bias for n in zero.writers if zero.uses[n].bias)
-        if not biases:
-            return []
         behind: dict[str, None] = {}
         ends = [zero.uses[n].node for n in zero.writers]
         for number in zero.branches.ends:
             behind |= dict.fromkeys(zero.branches.parameters(number, behind=ends))
         zeroed = {use.name for use in zero.uses}
-        return [*biases, *(name for name in behind if name not in biases and name not in zeroed)]
+        others = [name for name in behind if name not in biases and name not in zeroed]
+        if not biases:  # a norm behind a branch may add some
+            found = torch.autograd.grad(
+                zero.loss, [self._own[name] for name in others], retain_graph=True,
+                allow_unused=True,
+            ) if others else ()  # fmt: skip
+            if not any(g is not None and bool(g.any()) for g in found):
+                return []
+        return [*biases, *others]
 
     def _named(
         self, zero: ZeroPass, units: HiddenUnits, total: float, shifts: Sequence[str]

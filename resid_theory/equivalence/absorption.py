@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from resid_theory._check import check_choice
+from resid_theory.equivalence.affine_layer import AffineLayer
 from resid_theory.equivalence.block_verdicts import Verdict, judged
 from resid_theory.equivalence.conversion import Converter, check_no_hooks
 from resid_theory.equivalence.net_graph import NetGraph
@@ -88,7 +89,8 @@ def shortcuts(
     """List every shortcut of a net, and whether it can enter the weights.
 
     A shortcut is a path from a node of the net's graph to a sum whose other terms go through layers
-    with weights, or an identity inside a weight. The net is read in eval mode.
+    with weights, or an identity inside a weight. The net is read in eval mode, BatchNorm1d behind
+    a linear layer as on (batch, channels).
 
     Args:
         net: Any module that ``torch.fx`` can trace, or ``torch.export`` with a sample. Of another
@@ -104,8 +106,9 @@ def shortcuts(
 
     Source:
         Two layers at the same width: arXiv:2604.23705. Channels that carry the stream: Meng et al.,
-        "RMNet", arXiv:2111.00687. Parallel branches: Ding et al., "RepVGG", arXiv:2101.03697. The
-        widths of signed streams and the theorems on bounded and flat branches are derived here.
+        "RMNet", arXiv:2111.00687. Parallel branches: Ding et al., "RepVGG", arXiv:2101.03697. All
+        three as summarized; the texts were not read. The widths of signed streams and the theorems
+        on bounded and flat branches are derived here.
 
     Example:
         >>> net = nn.Sequential(rt.networks.Block(nn.Linear(3, 3)), nn.ReLU())
@@ -162,10 +165,12 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
 
     Returns:
         A new net, of ``torch.fx.GraphModule`` where shortcuts were removed; the given one is not
-        changed. Layers that are not converted keep their names.
+        changed. Layers that are not converted keep their names. What a forward decides by
+        ``training`` stays as it is now, so that functions for dropout stay off.
 
     Raises:
-        ValueError: As :func:`shortcuts`, and if a module with shortcuts has hooks.
+        ValueError: As :func:`shortcuts`, and if a module with shortcuts has hooks, or a function
+            for dropout in train mode.
 
     Source:
         As :func:`shortcuts`.
@@ -180,10 +185,18 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
     graphs, refused = parts_of(new, _arguments(sample), _checked(new, blocks))
     converter.left.update(refused)
     for name, graph in graphs.items():
+        old, kept = new.get_submodule(name), {*graph.module.state_dict()}
         if not _absorb_all(graph, converter.converted, converter.left):
             continue
-        check_no_hooks(new.get_submodule(name), name)
-        graph.module.train(new.get_submodule(name).training)
+        check_no_hooks(old, name)
+        fixed = (node for node in graph.bit if node.op == "call_function" and old.training)
+        if any("dropout" in graph.word(node) and graph.kinds[node] == "other" for node in fixed):
+            raise ValueError("net: a function for dropout would stay in train mode; "
+                             "call net.eval() first")  # fmt: skip
+        for key in sorted(old.state_dict().keys() - kept):
+            where = f"{name}.{key}" if name else key
+            converter.left[where] = "not in the new net: the forward does not read it by this name"
+        graph.module.train(old.training)
         if name:
             new.set_submodule(name, graph.module)
         else:
@@ -226,14 +239,13 @@ def _numbered(name: str) -> Iterable[str]:
 def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     """Put new layers in the place of a sum's shortcut and of the branch that takes it."""
     path, net = verdict.path, graph.module
-    like = next((p for p in net.parameters() if p.is_floating_point()), torch.zeros(()))
     made: list[tuple[fx.Node, str | None]] = []
     with net.graph.inserting_before(path.total):
         new = {path.source: path.source}
         for layer, (start, end) in zip(verdict.layers, verdict.pieces, strict=True):
             taken = {str(node.target) for node in net.graph.nodes}
             name = next(n for n in (f"absorbed_{k}" for k in itertools.count()) if n not in taken)
-            net.add_submodule(name, layer.module(like))
+            net.add_submodule(name, _made(graph, layer, start, end))
             new[end] = net.graph.call_module(name, (_copied(graph, start, new),))
             made.append((new[end], _layer_name(graph, start, end)))
         x = new[end]
@@ -247,11 +259,22 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     for node, old in made:  # the names of layers that are gone
         taken = {f"{other.target}." for other in net.graph.nodes}
         if old is not None and not any(name.startswith(f"{old}.") for name in taken):
-            net.add_submodule(old, graph.layer(node))
+            made_layer = graph.layer(node)
+            net.delete_submodule(str(node.target))  # else both names stay
+            net.add_submodule(old, made_layer)
             node.target = old
     net.delete_all_unused_submodules()
     net.recompile()
     graph.refresh()
+
+
+def _made(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.Node) -> nn.Module:
+    """A layer with the dtype of those in whose place it is, frozen if they all are."""
+    old = [p for node in graph.between(first, last) if node.op == "call_module"
+           for p in graph.layer(node).parameters() if p.is_floating_point()]  # fmt: skip
+    net = (p for p in graph.module.parameters() if p.is_floating_point())
+    new = layer.module(old[0] if old else next(net, torch.zeros(())))
+    return new.requires_grad_(not old or any(p.requires_grad for p in old))
 
 
 def _layer_name(graph: NetGraph, first: fx.Node, last: fx.Node) -> str | None:

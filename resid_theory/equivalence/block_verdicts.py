@@ -329,7 +329,12 @@ def _theorem(path: ShortcutPath) -> str | None:
     ):  # fmt: skip
         return None  # the shortcut itself may be bounded
     bounded = {node for node in nodes if graph.is_bounded(node)}
-    if all(not _reaches(graph, path.source, other, bounded) for other in path.others):
+    poles = [node for node in nodes if graph.has_pole(node)]
+    bounded -= {low for low in bounded for node in poles if graph.is_above(low, node)}
+    limits = {node for node in graph.bit if graph.is_bounded(node)}
+    inputs = graph.module.graph.find_nodes(op="placeholder")
+    free = any(_reaches(graph, start, path.source, limits) for start in inputs)
+    if free and all(not _reaches(graph, path.source, other, bounded) for other in path.others):
         words = {f"{graph.label(node)} ({graph.word(node)})" for node in bounded}
         return BOUNDED.format(min(words))
     flat = set()

@@ -24,12 +24,14 @@ _AFFINE = {
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "pad",
 }  # fmt: skip
 LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "linear", "conv1d", "conv2d", "conv3d", "matmul",
-          "mm", "addmm", "AddIdentity", "MultiheadAttention", "Bilinear", "LSTM", "GRU",
-          "RNN"}  # fmt: skip
+          "mm", "addmm", "AddIdentity", "MultiheadAttention", "Bilinear", "LSTM", "GRU", "RNN",
+          "LSTMCell", "GRUCell", "RNNCell",
+          *(f"{name}{n}d" for name in ("ConvTranspose", "conv_transpose") for n in (1, 2, 3)),
+          }  # fmt: skip
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type_as", "_to_copy"}
 _SAME = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
          "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "contiguous",
-         "clone", "alias", "detach", *_CASTS}  # fmt: skip
+         "clone", "alias", *_CASTS}  # fmt: skip
 _SHAPES = {"shape", "size", "dim", "ndim", "device", "dtype", "len", "sym_size", "numel",
            "new_zeros", "zeros_like", "ones_like", "empty_like", "_guards_fn"}  # fmt: skip
 _ELEMENTWISE = {
@@ -40,6 +42,8 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _BOUNDED = {"tanh", "sigmoid", "hardtanh", "relu6", "hardsigmoid", "softsign", "sin", "cos", "erf",
             "atan", "softmax"}  # fmt: skip
+_POLES = {"log", "log2", "log10", "log1p", "logit", "atanh", "arctanh", "erfinv", "tan",
+          "reciprocal", "rsqrt", "div", "truediv"}  # fmt: skip
 _OF_NORMS = {"rsqrt", "sqrt", "norm", "vector_norm", "square", "pow", "mean", "sum", "add",
              "unsqueeze", "expand", *_CASTS}  # fmt: skip
 _NORMS = {"layernorm", "groupnorm", "rmsnorm", "normalize", "instancenorm", "instancenorm1d",
@@ -134,7 +138,8 @@ class NetGraph:
         if isinstance(node.target, torch._ops.OpOverload):
             return str(node.target._schema.name).partition("::")[2].rstrip("_")
         word = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        return str(node.args[1]) if word == "getattr" else word.rstrip("_")
+        word = str(node.args[1]) if word == "getattr" else word.rstrip("_")
+        return {"multiply": "mul", "divide": "div", "true_divide": "div"}.get(word, word)
 
     def option(self, node: fx.Node, place: int, name: str, default: Any = None) -> Any:
         """An argument of a function by place or name."""
@@ -178,6 +183,11 @@ class NetGraph:
             return "sum" if word == "add" else "product"
         if len(parts) > 1:
             return "other"
+        if word in _CASTS and any(
+            isinstance(kind, torch.dtype) and not kind.is_floating_point
+            for kind in (*node.args, *node.kwargs.values())
+        ):
+            return "other"
         if word in _SAME:
             return "other" if in_training and "ropout" in word else "same"
         if word in _AFFINE:
@@ -219,9 +229,19 @@ class NetGraph:
         """True where the values of a node lie in a bounded set, whatever its input."""
         return self.kinds[node] == "norm" or _plain(self.word(node)) in _BOUNDED
 
+    def has_pole(self, node: fx.Node) -> bool:
+        """True for a function that may be unbounded on a bounded set, outside a norm."""
+        if (word := self.word(node)) == "pow":
+            power = self.option(node, 1, "exponent")
+            return not isinstance(power, (int, float)) or power < 0
+        in_norm = "norm" in (self.kinds[node], *{self.kinds[user] for user in node.users})
+        return word in _POLES and self.kinds[node] != "affine" and not in_norm
+
     def holds_layer(self, node: fx.Node) -> bool:
         """True for a linear map with weights, and for a layer of attention or recurrence."""
-        return self.kinds[node] != "constant" and self.word(node) in LAYERS
+        word = self.word(node)
+        fixed = word in ("einsum", "bmm") and not self._fixed.isdisjoint(node.all_input_nodes)
+        return self.kinds[node] != "constant" and (fixed or word in LAYERS)
 
     # Pieces ------------------------------------------------------------------------------------
 

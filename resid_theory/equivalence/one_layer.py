@@ -50,22 +50,33 @@ def layer_between(
         NotOneLayer: If there is none, with the reason.
     """
     piece = _Piece(graph, first, last, like)
-    try:
-        layer = piece.layer(last)
-        steps = zip(layer.weight.shape[2:], layer.dilation, layer.stride, strict=True)
-        side = [(size - 1) * wide + 1 + 2 * step for size, wide, step in steps]
-        source = torch.Generator().manual_seed(0)
-        x = torch.randn(3, layer.inputs, *side, generator=source, dtype=torch.float64)
-        x = x.to(layer.weight.device)
-        with torch.no_grad():
-            found, exact = layer(x), graph.run(last, {first: x})
-    except (RuntimeError, IndexError, TypeError) as error:
-        raise NotOneLayer(f"its parts do not run alone: {str(error).splitlines()[0]}") from error
+    more, rests = 0, 1
+    source = torch.Generator().manual_seed(0)
+    while more < rests:  # strides leave different rests of a size
+        try:
+            layer = piece.layer(last)
+            rests = max(layer.stride, default=1)
+            steps = zip(layer.weight.shape[2:], layer.dilation, layer.stride, strict=True)
+            side = [(size - 1) * wide + 1 + 2 * step + more for size, wide, step in steps]
+            x = torch.randn(3, layer.inputs, *side, generator=source, dtype=torch.float64)
+            x = x.to(layer.weight.device)
+            with torch.no_grad():
+                found, exact = layer(x), graph.run(last, {first: x})
+        except (RuntimeError, IndexError, TypeError) as error:
+            if not more:
+                words = str(error).splitlines()[0]
+                raise NotOneLayer(f"its parts do not run alone: {words}") from error
+        else:
+            _check_same(found, exact)
+        more += 1
+    return grouped(layer, piece.groups)
+
+
+def _check_same(found: Tensor, exact: Tensor) -> None:
     if found.shape != exact.shape:
         raise NotOneLayer(f"no padding of one convolution gives its size {tuple(exact.shape[2:])}")
     if float((found - exact).abs().max()) > _EXACT * max(float(exact.abs().max()), 1e-300):
         raise NotOneLayer("it treats borders unlike a convolution, as a bias in front of a padding")
-    return grouped(layer, piece.groups)
 
 
 class _Piece:

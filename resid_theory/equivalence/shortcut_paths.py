@@ -184,7 +184,7 @@ _FORMS = (
     "identity", "scaled", "normalized", "subsampled", "mixed", "projection", "gated", "parallel",
 )  # fmt: skip
 _SHAPED = {"view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten", "expand",
-           "getitem"}  # fmt: skip
+           "getitem", "detach"}  # fmt: skip
 
 
 def _terms(graph: NetGraph, node: fx.Node, top: bool = True) -> list[fx.Node]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from resid_theory.equivalence.net_graph import NetGraph
 from resid_theory.identity import AddIdentity
@@ -14,6 +15,14 @@ from resid_theory.networks import Block, IdentityShortcut
 
 __all__ = ["parts_of"]
 
+_VIEWS = {
+    "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
+    "dropout1d", "dropout2d", "dropout3d", "Flatten", "Unflatten", "view", "view_as", "reshape",
+    "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t", "T", "mT", "data",
+    "getitem", "chunk", "split", "unbind", "narrow", "select", "slice", "diagonal", "squeeze",
+    "unsqueeze", "expand", "expand_as", "contiguous", "detach", "alias", "to", "float", "double",
+    "half", "bfloat16", "type_as",
+}  # fmt: skip
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
@@ -34,8 +43,9 @@ class _Tracer(fx.Tracer):
         """True for layers of torch, parametrized ones, and identities beside a layer."""
         if isinstance(module, (AddIdentity, IdentityShortcut)):
             return True
-        composed = isinstance(module, (nn.TransformerEncoder, nn.TransformerEncoderLayer))
-        return not composed and super().is_leaf_module(module, name)
+        composed = any(True for _ in module.children()) and not parametrize.is_parametrized(module)
+        looked_into = composed and not isinstance(module, nn.MultiheadAttention)
+        return not looked_into and super().is_leaf_module(module, name)
 
 
 def parts_of(
@@ -50,7 +60,12 @@ def parts_of(
 
     Returns:
         Graphs by the names of their modules, and reasons by the names of those without one.
+
+    Raises:
+        ValueError: If the net is a ScriptModule.
     """
+    if isinstance(net, torch.jit.ScriptModule):
+        raise ValueError("net: got a ScriptModule, needs the module that it was made of")
     graphs: dict[str, NetGraph] = {}
     refused: dict[str, str] = {}
     names = [""] if blocks is None else blocks
@@ -64,7 +79,7 @@ def parts_of(
             continue
         try:
             module = _traced(module, None if name else sample)
-            _without_in_place(module)
+            _without_in_place(module, inner=bool(name))
             graphs[name] = NetGraph(module, name)
         except Exception as error:  # whatever the user's forward raises
             words = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
@@ -113,20 +128,50 @@ def _traced(net: nn.Module, sample: Sequence[Any] | None) -> fx.GraphModule:
     raise AssertionError
 
 
-def _without_in_place(module: fx.GraphModule) -> None:
+def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
+    """True for an operation that writes into its first argument."""
+    if not node.args or not isinstance(node.args[0], fx.Node) or node.op == "get_attr":
+        return False
+    called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    aten = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    method = called is None and name.endswith("_") and not name.endswith("__")
+    writes = getattr(called, "inplace", False) or node.kwargs.get("inplace") or method or aten
+    return bool(writes) or node.target in _IN_PLACE
+
+
+def _check_no_view_is_written(module: fx.GraphModule, inner: bool) -> None:
+    """Refuse a write that other names of the same memory, or a caller, may see."""
+    of: dict[fx.Node, fx.Node] = {}  # the value in whose memory a node may lie
+    order = {node: n for n, node in enumerate(module.graph.nodes)}
+    for node in order:
+        kind = module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        word = kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)
+        word = str(node.args[1]) if word == "getattr" else word
+        writes = _writes(module, node)
+        views = word.partition(".")[0].rstrip("_") in _VIEWS and node.all_input_nodes
+        of[node] = of[node.all_input_nodes[0]] if writes or views else node
+        if not writes:
+            continue
+        given = node.args[0]
+        others = (other for other in of if of[other] is of[node] and other not in (given, node))
+        seen = [other for other in others if not _writes(module, other)
+                and any(order[user] > order[node] for user in other.users)]  # fmt: skip
+        if seen or inner and of[node].op == "placeholder":
+            whose = f"{seen[0].name} shares" if seen else "the module's caller sees"
+            raise ValueError(f"{node.name} writes in place into memory that {whose}")
+
+
+def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
     """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
+    _check_no_view_is_written(module, inner)
     graph = module.graph
     order = {node: n for n, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
-        if not node.args or not isinstance(node.args[0], fx.Node):
+        if not _writes(module, node):
             continue
         called = module.get_submodule(node.target) if node.op == "call_module" else None
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        aten = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-        method = called is None and name.endswith("_") and not name.endswith("__")
-        writes = getattr(called, "inplace", False) or node.kwargs.get("inplace") or method or aten
-        if not (writes or node.target in _IN_PLACE) or node.op == "get_attr":
-            continue
         if called is not None:
             called.inplace = False  # type: ignore[assignment]
         elif node.kwargs.get("inplace"):
@@ -148,13 +193,24 @@ def _without_in_place(module: fx.GraphModule) -> None:
             graph.erase_node(node)
             continue
         alpha = node.kwargs.get("alpha", 1)
-        if word not in ("add", "sub") or len(tensors) != 2 or word == "add" and alpha == 1:
-            continue
+        a, b = (tensors * 2)[:2] if tensors else (node, node)
+        plain = word in ("add", "sub", "subtract", "rsub") and len(tensors) == 2
+        call = graph.call_function
         with graph.inserting_before(node):
-            factor = -alpha if word == "sub" else alpha
-            scaled = graph.call_function(operator.mul, (node.args[1], factor))
-            total = graph.call_function(operator.add, (node.args[0], scaled))
-        scaled.meta, total.meta = dict(node.meta), dict(node.meta)
+            if plain and (word != "add" or alpha != 1):
+                a, b = (b, a) if word == "rsub" else (a, b)
+                parts = [a, call(operator.mul, (b, alpha if word == "add" else -alpha))]
+            elif word == "lerp" and len(node.args) == 3:
+                kept = call(operator.sub, (1, node.args[2]))
+                parts = [call(operator.mul, (a, kept)), call(operator.mul, (b, node.args[2]))]
+            elif word == "addcmul" and len(tensors) == 3:
+                product = call(operator.mul, (b, tensors[2]))
+                parts = [a, call(operator.mul, (product, node.kwargs.get("value", 1)))]
+            else:
+                continue
+            total = call(operator.add, tuple(parts))
+        for part in (*parts, total):
+            part.meta = part.meta or dict(node.meta)
         node.replace_all_uses_with(total)
         graph.erase_node(node)
     module.recompile()

@@ -97,7 +97,7 @@ def zero_point(
             the data enter.
         mid: Activation between matrices; must vanish at zero.
         post: Activation after a block's last matrix; must vanish at zero.
-        hidden: Width h inside a block, ``d`` by default.
+        hidden: Width h inside a block; by default ``d``, that of the input.
         bias: Whether the first matrix of a block has a bias (equation (3)).
         last_bias: Whether the last one has, for n >= 2; zero is then not stationary.
         norm: Normalization of samples one by one, a callable (m, width) -> (m, width) with its own
@@ -165,8 +165,9 @@ def zero_point(
         )
     else:
         local = FromSamples.of(data, net, scored)
-    h = local.width if hidden is None else check_int("hidden", hidden)
-    if net.n == 1 and hidden is not None and h != local.width:
+    d = local.width if layout.widths is None else layout.widths[0][0]  # as LayoutNet takes it
+    h = d if hidden is None else check_int("hidden", hidden)
+    if net.n == 1 and hidden is not None and h != d:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
     branches = Branches.of(local, net)
     own = None  # M of every hidden unit

@@ -35,6 +35,9 @@ class RowMaps:
         if given is None:
             return cls(maps=(), at="")
         maps = (given,) if callable(given) else tuple(given)
+        for one in maps:
+            if isinstance(one, type):
+                raise ValueError(f"norm: got the class {one.__name__}, needs a map of rows")
         if len(maps) not in (1, blocks) or not all(callable(one) for one in maps):
             raise ValueError(f"norm: got {len(maps)}, needs one callable, or one for each block")
         if any(isinstance(one, nn.Module) and one.training and _mixes(one) for one in maps):
