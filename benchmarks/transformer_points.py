@@ -4,7 +4,7 @@ python -m benchmarks.transformer_points [type ...]. Needs transformers, which th
 and downloads nothing. Prints the table of docs/topics/transformer_point.md.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Iterator
 
@@ -75,12 +75,15 @@ def compared(name: str) -> list[object]:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*", help="of models; those of the page if none")
+    given = parser.parse_args()
     transformers_nets.SETTINGS.update(
         {name: size for size, names in SMALL.items() for name in names.split()}
     )
     print("| type | what is special | P | nonzero | verdict | κ | error | seconds |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in sys.argv[1:] or TYPES:
+    for name in given.types or TYPES:
         print("|", " | ".join(map(str, compared(name))), "|", flush=True)
 
 

@@ -29,6 +29,12 @@ def perceptron():
     return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
 
 
+def branching():
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    return nn.Sequential(rt.networks.Block(branch), nn.Linear(3, 3)).double()
+
+
 def linear_net(**options):
     net = rt.ShortcutNet(3, blocks=2, shortcut_depth=1, **options)
     rt.initialize(net, "near_zero", generator=0)
@@ -101,11 +107,14 @@ CALLS = {
     "linear_loss": (REGRESSION, lambda d: rt.theory.linear_loss(linear_net(), d)),
     "linear_optimum": (REGRESSION, rt.theory.linear_optimum),
     "rotated_moments": (REGRESSION, lambda d: rt.theory.rotated_moments([torch.eye(3)], d)),
+    "zero_point_of_net": (CLASSES, lambda d: rt.curvature.zero_point_of_net(
+        branching(), "cross_entropy", d).spectrum.eigenvalues),
     "zero_point": (REGRESSION, lambda d: rt.theory.zero_point(d, blocks=2, shortcut_depth=2)),
 }  # fmt: skip
 WEIGHED = {
     "batch_spectra", "curvature_callback", "curvature_operator", "evaluate", "hessian",
     "hessian_cost", "hessian_spectrum", "hessian_trajectory", "kfac", "spectrum", "train",
+    "zero_point_of_net",
 }  # fmt: skip
 
 

@@ -95,18 +95,17 @@ def check_triple(item: Any) -> Triple:
         found = _triple(item)
     if found is None:
         kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
+        if isinstance(item, str):  # a mapping of inputs gives its keys
+            kind += f" ({item!r:.40})"
         keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
         remedy = (
             "; pass pairs (inputs, targets), inputs being a mapping where the net takes names, or "
             "targets as its entry 'labels', or mark a loss of (net, batch) by "
             'rt.Loss(loss, of="batch")'
         )
-        if isinstance(item, str):
-            raise ValueError(
-                f"data: got a mapping with {item!r} and no targets, needs 'labels' too"
-            )
         raise ValueError(
-            f"data: got a batch that is {kind}{keys}, needs a pair (x, y)" + (keys and remedy)
+            f"data: got a batch that is {kind}{keys}, needs a pair (x, y)"
+            + (remedy if keys or isinstance(item, str) else "")
         )
     given_x, given_y, behind = found
     y = _nest("data y", given_y)

@@ -131,7 +131,7 @@ class Converter:
     unties = False
 
     def __init__(self, net: nn.Module, call: str) -> None:
-        net = check_net(net, finite=False)
+        net = check_net(net, finite=False, meta=True)
         self.call, self.given, self.net = call, net, copied(net)
         self.converted: dict[str, tuple[str, str]] = {}
         self.left: dict[str, str] = {}

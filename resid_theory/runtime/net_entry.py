@@ -58,13 +58,16 @@ def _wrapped(net: nn.Module) -> nn.Module | None:
     return net.module if passes_on else None
 
 
-def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Module:
+def check_net(
+    net: Any, argument: str = "net", *, finite: bool = True, meta: bool = False
+) -> nn.Module:
     """Look through the wrappers of a net, and check what is inside.
 
     Args:
         net: Any module.
         argument: Name of the argument.
         finite: Whether parameters are to be finite.
+        meta: Whether tensors may lack values.
 
     Returns:
         The net inside its wrappers.
@@ -83,7 +86,7 @@ def check_net(net: Any, argument: str = "net", *, finite: bool = True) -> nn.Mod
                 f"{argument}: layer {layer!r} has no shape yet; call the net once before, on a "
                 "batch of its data"
             )
-        if tensor.is_meta:
+        if tensor.is_meta and not meta:
             raise ValueError(f"{argument}: {name!r} is on the meta device, needs values")
         if hasattr(tensor, "placements") or "_fsdp_wrapped_module" in name:  # a DTensor, or FSDP
             raise ValueError(

@@ -58,12 +58,12 @@ class Watch:
         self._epoch[:, place] = losses.double()[:, None]
 
     def settle(self, step: int, batches: Sequence[StepBatch] = ()) -> None:
-        """Check the losses up to a step and, without its batches, the weights; a GPU is waited for.
+        """Check the losses up to a step, and the weights; a GPU is waited for.
 
         Args:
             step: Number of steps done.
-            batches: Those of the last step, whose layers tell where a number that is not finite
-                comes from.
+            batches: Those of the last step, before its weights move: then its gradients are
+                checked, too, and its layers tell where a number that is not finite comes from.
 
         Raises:
             DivergenceError: If one is not finite.
@@ -72,11 +72,15 @@ class Watch:
             return
         begin = self._seen % self._epoch.shape[1]
         losses = self._epoch[:, begin : begin + step - self._seen]
-        parameters = self._group.parameters
-        # An infinite weight may be hidden from every loss, by tanh or ReLU.
-        norms = [] if batches else [*torch._foreach_norm([*parameters.values()], float("inf"))]
-        finite = torch.isfinite(losses).all()
-        if bool(torch.isfinite(torch.stack(norms)).all() & finite if norms else finite):
+        # An infinite weight may be hidden from every loss, by tanh or ReLU, and a bad gradient is
+        # not yet in its weight.
+        parameters = self._group.parameters.items()
+        watched = [("parameter", name, p.detach()) for name, p in parameters]
+        watched += [
+            ("gradient of", n, p.grad) for n, p in parameters if batches and p.grad is not None
+        ]
+        norms = torch.stack(torch._foreach_norm([tensor for *_, tensor in watched], float("inf")))
+        if bool(torch.isfinite(norms).all() & torch.isfinite(losses).all()):
             if self.first.shape[1] == self._seen < _FIRST:
                 self.first = torch.cat([self.first, losses], 1)[:, :_FIRST]
             self._seen = step
@@ -85,10 +89,10 @@ class Watch:
         if bad:
             at, net = bad[0]
             raise DivergenceError(self._seen + at + 1, net, self._cause(net, batches))
-        name = next(n for n, norm in zip(parameters, norms, strict=True) if not _finite(norm))
-        parts = self._group.split(name, parameters[name].detach())
+        kind, name, tensor = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
+        parts = self._group.split(name, tensor)
         net, _, part = next(n for n, one in parts.items() if not _finite(one)).partition(".")
-        raise DivergenceError(step, int(net), f"the parameter {part!r}")
+        raise DivergenceError(step, int(net), f"the {kind} {part!r}")
 
     def _cause(self, net: int, batches: Sequence[StepBatch]) -> str:
         if not batches:  # the weights have moved since
