@@ -90,7 +90,7 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
         array.flags.writeable = False
     for name in ("eig", "eigh", "eigvals", "eigvalsh", "svd", "solve"):
         monkeypatch.delattr(np.linalg, name)
-    figure = Figure(layout="constrained")
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")  # as picture makes it
     with NoTorch():
         claim.draw(figure, arrays)
     figure.draw_without_rendering()

@@ -61,7 +61,9 @@ def compute_density(
               for c in variances]  # fmt: skip
     bent = [singular_values("tanh W", variance=1.0, seed=seed, **shape) for seed in seeds]
     found = rt.theory.effective_variance("tanh", variance=1.0, layers=depth)
+    laws = [rt.theory.isometry(c) for c in variances]
     return {
+        "law": np.array([[law.singular_values.numpy(), law.density.numpy()] for law in laws]),
         "variance": np.array(variances),
         "linear": np.array([[distance(v, c) for v in row]
                             for c, row in zip(variances, linear, strict=True)]),
@@ -91,10 +93,11 @@ def judge_density(a: Arrays) -> list[Criterion]:
 def draw_density(figure: Figure, a: Arrays) -> None:
     """Plot histograms and densities."""
     axes = figure.subplots(1, len(a["variance"]))
-    for ax, c, values in zip(np.atleast_1d(axes), a["variance"], a["values"], strict=True):
-        found = rt.theory.isometry(float(c))
+    for ax, c, values, law in zip(
+        np.atleast_1d(axes), a["variance"], a["values"], a["law"], strict=True
+    ):
         ax.hist(values, bins=30, density=True, alpha=0.4)
-        ax.plot(found.singular_values, found.density)
+        ax.plot(*law)
         ax.set(xlabel="singular value", title=f"variance {c:g}")
 
 
