@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch.overrides import TorchFunctionMode
 
@@ -37,6 +38,7 @@ from experiments.records import (
 from experiments.registry import CLAIMS, deviations, join, select
 from experiments.repository import Repository
 from experiments.verdicts import verdict
+from resid_theory import plots
 from resid_theory.runtime import store
 
 PATHS = record_files(RECORDS)
@@ -90,9 +92,10 @@ def test_draw_fills_a_figure_and_computes_nothing(claim, quick, monkeypatch):
         array.flags.writeable = False
     for name in ("eig", "eigh", "eigvals", "eigvalsh", "svd", "solve"):
         monkeypatch.delattr(np.linalg, name)
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")  # as picture makes it
-    with NoTorch():
+    with rc_context(plots.style()), NoTorch():  # as picture does
+        figure = Figure(figsize=(7.0, 4.5), layout="constrained")
         claim.draw(figure, arrays)
+        plots.finish(figure)
     figure.draw_without_rendering()
     # Limits of the data, not has_data(): that is true of an empty line.
     assert any(np.isfinite(axes.dataLim.get_points()).all() for axes in figure.axes)
