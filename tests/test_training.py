@@ -758,7 +758,7 @@ def test_the_checkpoint_of_a_training_is_not_a_net(finished):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 @pytest.mark.parametrize(
     ("backward", "tensor"),
-    [(False, "the output of layer '1'"), (True, "the parameter '0.weight'")],
+    [(False, "the output of layer '1'"), (True, "the gradient of '0.weight'")],
     ids=["forward", "backward"],
 )
 def test_nan_stops_and_names_step_and_tensor(tmp_path, value, backward, tensor):

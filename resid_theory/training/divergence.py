@@ -22,8 +22,8 @@ class DivergenceError(ArithmeticError):
     """NaN or infinity in a training.
 
     Attributes:
-        step: The first step with such a loss, or the step after which such a weight was found; the
-            first of all steps is 1.
+        step: The first step with such a loss or, on a CPU, gradient; or the step after which such a
+            weight was found. The first of all steps is 1.
         net: Number of the net.
         tensor: The first tensor with such a number.
     """
