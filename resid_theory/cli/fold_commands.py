@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from resid_theory.cli.output import Json, Overwrite, emit, number, print_json, say, whole_numbers
+from resid_theory.cli.output import (
+    Json,
+    Overwrite,
+    check_new,
+    emit,
+    number,
+    print_json,
+    say,
+    whole_numbers,
+)
 from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
 
 __all__ = ["checkpoints", "evaluate", "fold"]
@@ -31,10 +40,7 @@ def fold(
 
     if out.suffix not in (".json", *AUTHORS):
         raise ValueError(f"--out: got {str(out)!r}, needs a name ending in .json, .pt7 or .pth")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out: got {str(out)!r}, but there is no folder {out.parent}")
-    if out.exists() and not overwrite:
-        raise ValueError(f"--out: {out} is there already; needs --overwrite, or another name")
+    check_new("--out", out, overwrite=overwrite)
     net = checkpoint_net(checkpoint)
     folded = rt.fold(net)
     if out.suffix == ".json":

@@ -118,7 +118,10 @@ def curvature(
             **{name: given[name] for name in given if name in of_operator},
         )
         density = density or plot is not None
-        if not as_json and (options.get("method") == "matrix-free" or operator.shape[0] > _LARGE):
+        matrix_free = {"matrix-free": True, "dense": False}.get(
+            str(options.get("method")), operator.shape[0] > _LARGE
+        )
+        if matrix_free and not as_json:
             say(_estimate(operator, given["k"], given["probes"], given["steps"] if density else 1))
         report = rt.spectrum(
             operator,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Files", "Json", "Out", "Overwrite", "bar", "emit", "number", "print_json", "say",
+    "Files", "Json", "Out", "Overwrite", "bar", "check_new", "emit", "number", "print_json", "say",
     "shows_progress", "spell_out", "strict", "whole_numbers",
 ]  # fmt: skip
 
@@ -142,22 +142,15 @@ class Files:
         files = cls(name, out, plot)
         if plot is not None and plot.suffix != ".png":
             raise ValueError(f"--plot: got {str(plot)!r}, needs a name ending in .png")
-        if plot is not None and not plot.parent.is_dir():
-            raise ValueError(f"--plot: got {str(plot)!r}, but there is no folder {plot.parent}")
         if out is not None:
             try:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ValueError(f"--out: {out} cannot be a folder: {error.strerror}") from error
-        for option, folder in (("--out", out), ("--plot", plot and plot.parent)):
-            if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
-                raise ValueError(f"{option}: nothing can be written in {folder}, needs permission")
-        there = [str(path) for path in (*files._numbers(), *files._figures()) if path.exists()]
-        if there and not overwrite:
-            raise ValueError(
-                f"{', '.join(there)}: there already; needs --overwrite to replace it, or another "
-                "name"
-            )
+        if plot is not None:
+            check_new("--plot", plot, overwrite=overwrite)
+        for path in (*files._numbers(), *files._figures()):
+            check_new("--out", path, overwrite=overwrite)
         return files
 
     def _numbers(self) -> list[Path]:
@@ -172,15 +165,29 @@ class Files:
 
     def save(self, content: Any, draw: "Callable[[], Figure] | None") -> str:
         """Write numbers and figure, where asked for; returns the files' names in a sentence."""
+        if not self:
+            return ""
         from resid_theory import plots
         from resid_theory.runtime import store
 
         for path in self._numbers():
             store.write_json(path, strict(content))
         written = self._numbers()
-        if draw is not None and self:
+        if draw is not None:
             picture = plots.png(draw())  # once: drawing settles the layout, which moves a little
             for path in self._figures():
                 store.write_bytes(path, picture)
             written += self._figures()
         return f"{' and '.join(map(str, written))} written." if written else ""
+
+
+def check_new(option: str, path: Path, *, overwrite: bool) -> None:
+    """Raise a ValueError if a file cannot be written, or is there and is not to be replaced."""
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: got {str(path)!r}, but there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{option}: nothing can be written in {path.parent}, needs permission")
+    if path.exists() and not overwrite:
+        raise ValueError(
+            f"{option}: {path}: there already; needs --overwrite to replace it, or another name"
+        )
