@@ -197,8 +197,8 @@ def test_a_fast_path_that_computes_something_else_is_not_used():
     coarse = replace(plain, path="bf16", how={**fast_paths.PLAIN, "precision": "bf16"},
                      losses=[2.301, 2.202, 2.1], milliseconds=9.0)  # fmt: skip
     wrong = replace(coarse, path="channels_last", losses=[2.3, 2.0, 2.1], milliseconds=5.0)
-    failed = replace(coarse, path="compile", losses=[], error="RuntimeError: x", milliseconds=1.0)
-    slow = replace(coarse, path="compile", milliseconds=8.9, start=100.0)
+    failed = replace(coarse, path="graph", losses=[], error="RuntimeError: x", milliseconds=1.0)
+    slow = replace(coarse, path="graph", milliseconds=8.9, start=100.0)
     chosen = fast_paths.choose([plain, coarse, wrong, failed, slow], {"full_net": 10_000})
     assert chosen["full_net"].how == coarse.how
     words = "\n".join(chosen["full_net"].words)

@@ -248,23 +248,6 @@ def test_channels_come_last_if_asked_for(channels_last):
     assert set(seen) == {channels_last}
 
 
-@pytest.mark.parametrize("several", [False, True], ids=["one", "stacked"])
-def test_a_step_is_compiled_if_asked_for(monkeypatch, several):
-    modes = []
-
-    def compiled(function, mode):
-        modes.append(mode)
-        return function
-
-    monkeypatch.setattr(torch, "compile", compiled)
-    recipe = RECIPE.change(compile="reduce-overhead")
-    net, other = conv_net(), conv_net()
-    fit([net, conv_net(1)] if several else net, recipe=recipe, stacked=True)
-    assert set(modes) == {"reduce-overhead"}
-    fit(other)
-    assert difference(net, other) < 1e-13
-
-
 SEEDS = {"shared": (3, 3, 3), "own": (3, 4, 5), "two": (3, 4, 3)}
 
 

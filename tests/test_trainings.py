@@ -74,7 +74,7 @@ def test_a_result_has_the_log_and_the_measures_of_the_final_weights(whole):
         ({"seed": 1}, False),
         ({"recipe": RECIPE.change(lr=0.02)}, False),
         ({"recipe": RECIPE.change(precision="tf32")}, False),
-        ({"recipe": RECIPE.change(channels_last=True, compile="default")}, True),
+        ({"recipe": RECIPE.change(channels_last=True, compile="graph")}, True),
         ({"architecture": {**NET, "arguments": {"depth": 10, "generator": 1}}}, False),
         ({"architecture": {**NET, "arguments": {**NET["arguments"], "width": 1}}}, True),
         ({"samples": 16}, False),

@@ -19,13 +19,13 @@ __all__ = [
     "Recipe",
 ]
 
-GRAPH = "graph"  # the way of computing a step that is no mode of torch.compile
+GRAPH = "graph"
 _CHOICES = {
     "decay": ("all", "multi_axis"),
     "augmentation": ("none", "crop_flip"),
     "padding": ("zeros", "reflect"),
     "precision": ("float64", "float32", "tf32", "bf16"),
-    "compile": ("none", GRAPH, "default", "reduce-overhead", "max-autotune"),
+    "compile": ("none", GRAPH),
 }
 
 
@@ -53,8 +53,7 @@ class Recipe(Storable):
             autocast chooses).
         channels_last: Whether images and kernels are stored with the channels innermost.
         compile: ``"none"``; on a GPU ``"graph"``, which records a whole step as a CUDA graph and
-            replays it, after a proof that the first losses are the same; or a mode of
-            ``torch.compile``.
+            replays it, after a proof that the first losses are the same.
         loss: A name in ``rt.losses.LOSSES``, such as ``"cross_entropy"`` of labels or ``"square"``,
             ½‖f(x) − y‖² summed over outputs; or a loss of ``torch.nn`` or a function
             ``(output, target) -> scalar``. Labels become one-hot rows where it needs values of the

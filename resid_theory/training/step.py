@@ -17,7 +17,7 @@ from resid_theory.losses.formulas import class_axis, names_class
 from resid_theory.nested import map_tensors, tensors_of
 from resid_theory.runtime.net_state import changeable_buffers
 from resid_theory.runtime.preserve import preserved
-from resid_theory.training.recipe import GRAPH, Recipe
+from resid_theory.training.recipe import Recipe
 
 __all__ = [
     "DTYPES",
@@ -73,7 +73,6 @@ class NetGroup:
         self._dtype = DTYPES[recipe.precision]
         self.loss = Loss.of(recipe.loss).to(device, self._dtype)
         self._half, self._device = recipe.precision == "bf16", device.type
-        self._compile = "none" if recipe.compile == GRAPH else recipe.compile
 
     def output(self, net: Any, x: Any) -> Any:
         """The part of the output that the loss reads, of a net or of a function like it."""
@@ -144,26 +143,18 @@ class Separate(NetGroup):
             for name, parameter in net.named_parameters()
             if parameter.requires_grad
         }
-        compiled = self._compile != "none"
-        # The graphs of a second net's step write over what those of the first gave.
-        self._own = compiled and device.type == "cuda" and len(self.nets) > 1
-        self._calls = [torch.compile(n, mode=self._compile) if compiled else n for n in nets]
-        self._weights = [DiracWeights(n) for n in (() if compiled else nets)]  # else it fuses them
+        self._weights = [DiracWeights(net) for net in nets]
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
         """Run the nets one after the other; in a CUDA graph beside each other."""
         losses, wrong, streams = [], [], self._branches()
-        for i, call in enumerate(self._calls):
-            ready = self._weights[i].ready() if self._weights else nullcontext()
-            with torch.cuda.stream(streams[i]) if streams else nullcontext(), ready:
-                loss, errors = self.score(call, batches[i if len(batches) > 1 else 0])
+        for i, net in enumerate(self.nets):
+            beside = torch.cuda.stream(streams[i]) if streams else nullcontext()
+            with beside, self._weights[i].ready():
+                loss, errors = self.score(net, batches[i if len(batches) > 1 else 0])
                 loss.backward()
-            if self._own:
-                for parameter in self.nets[i].parameters():
-                    if parameter.grad is not None:
-                        parameter.grad = parameter.grad.clone()
-            losses.append(loss.detach().clone())  # a CUDA graph would write over it
-            wrong.append(errors.clone())
+            losses.append(loss.detach())
+            wrong.append(errors)
         for stream in streams:
             torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses), torch.stack(wrong)
@@ -210,9 +201,6 @@ class Stacked(NetGroup):
         self._like: Any = None  # a batch, whose structure tells what its tensors are
         self._call: Any = vmap(self._one, in_dims=(0, 0, 0), randomness="different")
         self._shared: Any = vmap(self._one, in_dims=(0, 0, None), randomness="different")
-        if self._compile != "none":
-            self._call = torch.compile(self._call, mode=self._compile)
-            self._shared = torch.compile(self._shared, mode=self._compile)
 
     def _one(
         self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], leaves: list[Tensor]
@@ -235,7 +223,7 @@ class Stacked(NetGroup):
             stacked = [torch.stack(parts) for parts in zip(*leaves, strict=True)]
             losses, wrong = self._call(self._all, self._buffers, stacked)
         losses.sum().backward()  # no net's loss depends on another's weights
-        return losses.detach().clone(), wrong.clone()
+        return losses.detach(), wrong
 
     def tensors(self) -> dict[str, Tensor]:
         """Views of the stacks."""
@@ -290,7 +278,7 @@ def _why_not(
             # vmap warns where it takes the nets in turn itself, operation by operation.
             warnings.filterwarnings("error", "There is a performance drop")
             warnings.filterwarnings("ignore", STACKED_POOL)
-            trial = Stacked(nets, recipe.change(compile="none"), device)
+            trial = Stacked(nets, recipe, device)
             other = _other_output(trial, batch[0])
             trial.gradients([batch])
     except (RuntimeError, ValueError, TypeError, NotImplementedError, Warning) as error:
