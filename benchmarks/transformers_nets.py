@@ -2,18 +2,18 @@
 
 python -m benchmarks.transformers_nets [type ...]. Needs transformers, which this project does not,
 and downloads nothing. Writes docs/transformers.json after every type, goes on where it stopped
-(--again checks anew what was not checked today), and writes the page docs/transformers.md. What it
+(--again checks anew what other code checked), and writes the page docs/transformers.md. What it
 compares with imports nothing of ours: double autograd, and the products and convolutions that
 torch's dispatcher sees.
 """
 
 import argparse
 import collections
-import datetime
 import json
 import os
 import platform
 import signal
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -327,9 +327,9 @@ def page(results: dict[str, Any]) -> str:
     unbuilt = [_named(k) for k in results["types"] if k not in built]
     lines += ["## Not built", "", f"{len(unbuilt)} types do not build or run with these small "
               f"settings: {', '.join(unbuilt) or 'none'}.", ""]  # fmt: skip
-    days = collections.Counter(r.get("checked", "earlier days") for r in built.values())
-    lines.append("Types checked by day, with the code of that day: " + ", ".join(
-        f"{count} on {day}" for day, count in sorted(days.items())
+    commits = collections.Counter(r.get("commit", "earlier ones") for r in built.values())
+    lines.append("Types checked by commit: " + ", ".join(
+        f"{count} by {commit}" for commit, count in sorted(commits.items())
     ) + f"; {results['where']}.")  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -355,7 +355,7 @@ def main() -> None:
     """Check types one by one, write results and page, and print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="gpt2, CAUSAL_LM or CAUSAL_LM:gpt2; all if none")
-    parser.add_argument("--again", action="store_true", help="also what was checked before today")
+    parser.add_argument("--again", action="store_true", help="also what other code checked")
     given = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     import transformers
@@ -370,14 +370,15 @@ def main() -> None:
         f"transformers {transformers.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}"
     )
-    today = datetime.date.today().isoformat()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=DOCS, text=True,
+                            capture_output=True, check=True).stdout.strip()  # fmt: skip
     if given.again or "routed" not in results:
         results["routed"] = routed_nets(200)
     print("routed nets:", results["routed"], flush=True)
     for kind, name in labels_of(modeling_auto, given.types):
         key, start = f"{kind}:{name}", time.process_time()
         known = results["types"].get(key)
-        if known and not (given.again and known.get("checked") != today):
+        if known and not (given.again and known.get("commit") != commit):
             continue
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
@@ -386,7 +387,7 @@ def main() -> None:
             result = {"failed": f"takes more than {SECONDS} s of a processor"}
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        results["types"][key] = result | {"checked": today}
+        results["types"][key] = result | {"commit": commit}
         file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         said = result.get("unbuilt") or "; ".join(failures(result)) or "passes"
         print(f"{key:<46}{time.process_time() - start:6.1f} s  {said}"[:300], flush=True)

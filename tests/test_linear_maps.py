@@ -96,6 +96,16 @@ OPERATIONS = {
                 "w[4:8]": lambda x, w: (w[4:], x, x @ w[4:].T)}),
     "unbound": ((2, 3, 4), lambda x, w: sum(F.linear(x, one) for one in w),
                 {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)}),
+    "rows by a list": (
+        (6, 4), lambda x, w: F.linear(x, w[[3, 0]]) - F.linear(x, w[[1, 1]]),
+        {f"w[pick {n}]": lambda x, w, ids=ids: (w[ids], x, x @ w[ids].T)
+         for n, ids in ((1, [3, 0]), (2, [1, 1]))}),
+    "columns by a tensor": (
+        (3, 6), lambda x, w: F.linear(x, torch.index_select(w, 1, torch.tensor([5, 0, 0, 2]))),
+        {"w[pick 1]": lambda x, w: (w[:, [5, 0, 0, 2]], x, x @ w[:, [5, 0, 0, 2]].T)}),
+    "entries along an axis": (
+        (4, 3), lambda x, w: x @ w.take_along_dim(w.argsort(0), 0),
+        {"w[pick 1]": lambda x, w: (w.sort(0).values, x, x @ w.sort(0).values)}),
     "reshaped": ((12,), lambda x, w: F.linear(x, w.view(3, 4)), whole(lambda w: w.view(3, 4))),
     "standardized": ((3, 4), lambda x, w: F.linear(x, standardized(w)), whole(standardized)),
     "masked": ((3, 4), lambda x, w: F.linear(x, w * torch.ones(3, 4).tril()), whole(torch.tril)),
@@ -148,6 +158,20 @@ def test_other_uses_are_no_maps(shape, function):
     x = noise(6, TOKENS, FEATURES)
     found = rt.layer_cushions(Net(), x)
     assert found.layers == ("head",) and set(found.not_covered) == {"w"}
+
+
+def test_picked_rows_of_a_weight_with_an_identity_have_no_identity():
+    class Picking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = rt.identity.with_identity(nn.Linear(4, 4), "residual")
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(F.linear(x, self.inner.weight[[0, 0, 1, 2]]))
+
+    found = rt.layer_cushions(Picking(), noise(3, 4))
+    assert found.layers == ("head",) and "without its identity" in str(found.not_covered)
 
 
 class Keeping(nn.Module):

@@ -35,7 +35,8 @@ class Cushions(Summaries):
 
     Attributes:
         layers: Names of the maps: the module whose weight it is, or a parameter and the part of it
-            that is used, ``experts.up[0]``, with ``.mT`` if it is used the other way round, too.
+            that is used, ``experts.up[0]``, or ``a.weight[pick 1]`` if entries are picked by index;
+            with ``.mT`` if it is used the other way round, too.
             What is used several times has a row for each use, ``name#1``, ``name#2``.
         identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
             identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
@@ -110,7 +111,7 @@ def layer_cushions(
     weight: str = "identity_removed",
     include_bias: bool = False,
     batchnorm: str = "eval",
-    batch: int = 256,
+    batch: int = 128,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Cushions:
@@ -144,7 +145,8 @@ def layer_cushions(
             Figure 3, or ``"effective"``. The result has both.
         include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
-        batch: Samples in one forward pass; a loader's batches stay as they are.
+        batch: Samples in one forward pass (more are no faster: their activations leave the cache);
+            a loader's batches stay as they are.
         device: Device to measure on; another device than the net's takes a copy of the net there.
         progress: Whether to show a progress bar on standard error.
 

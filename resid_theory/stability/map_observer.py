@@ -47,8 +47,9 @@ _REASONS = {
                     "transposed convolution; the maps here are products and Conv1d, 2d, 3d"),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
                      "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
-    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters or from "
-                    "entries picked by index, or used in a form without rows, such as torch.vmap"),
+    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters or looked"
+                    " up in an embedding, or used in a form without rows: torch.vmap, an einsum of "
+                    "three"),
     "part": "is used in part, without its identity having parts",
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
@@ -71,8 +72,8 @@ class MapObserver(TorchFunctionMode):
 
     An operand counts as a weight if it is a parameter, a part or a view of one, or made from one
     entry by entry: by a parametrization or a standardization. Names are those of modules where a
-    layer's whole weight is used, ``experts.up[0]`` for parts, and ``a.weight.mT`` for a weight that
-    is used the other way round, too.
+    layer's whole weight is used, ``experts.up[0]`` for parts, ``a.weight[pick 1]`` for entries that
+    are picked by index, and ``a.weight.mT`` for a weight that is used the other way round, too.
 
     Args:
         net: Any module.
@@ -146,7 +147,7 @@ class MapObserver(TorchFunctionMode):
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         """Names of maps in the order of the net."""
-        return sorted(set(names), key=lambda name: self._places[name])
+        return sorted(set(names), key=lambda name: (self._places[name], name))
 
     def missing(self) -> dict[str, str]:
         """Reasons, by module or parameter, for all that no map seen so far uses."""

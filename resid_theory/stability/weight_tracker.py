@@ -14,7 +14,7 @@ from resid_theory.stability.linear_uses import READERS
 
 __all__ = ["Label", "WeightTracker", "has_no_values"]
 
-_LOOKUPS = ("embedding", "__getitem__", "index_select", "gather")
+_PICKS = ("__getitem__", "index_select", "gather", "take", "take_along_dim", "masked_select")
 _SCATTERS = ("__setitem__", "index_add", "index_add_", "index_put", "index_put_", "index_copy",
              "index_copy_", "scatter", "scatter_", "scatter_add", "scatter_add_", "masked_scatter",
              "masked_scatter_")  # fmt: skip
@@ -84,6 +84,7 @@ class WeightTracker:
         self._known: dict[int, _Constant] = {}
         self._routed: dict[int, weakref.ref[Tensor]] = {}
         self._storages: dict[int, list[Tensor]] = defaultdict(list)
+        self._picks: dict[Label, int] = defaultdict(int)
         self._numbers_read = False  # by Python, which may index with them
 
     def start(self) -> None:
@@ -165,13 +166,17 @@ class WeightTracker:
         for tensor, one in constants:
             if one.label and _storage(tensor) == _storage(made):
                 return self.label_of_part(one.label, tensor, made)
-        if name in READERS:
+        first = constants[0][1].label if constants else None
+        if name in READERS or name.startswith("embedding"):
             return None
+        if name in _PICKS and first:
+            self._picks[first] += 1
+            return first._replace(part=f"{first.part}[pick {self._picks[first]}]")
         for tensor, one in constants:
             if one.label and tensor.numel() == made.numel():
                 return one.label
         labels = {one.label and one.label._replace(part="") for _, one in constants if one.origins}
-        return labels.pop() if len(labels) == 1 and name not in _LOOKUPS else None
+        return labels.pop() if len(labels) == 1 else None
 
     def _keep(self, tensor: Tensor, origins: frozenset[Label], label: Label | None) -> None:
         self._known[id(tensor)] = _Constant(weakref.ref(tensor), origins, label)
