@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
-from resid_theory.runtime.result import Result
+from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Spectrum"]
 
@@ -104,6 +104,10 @@ class Spectrum(SpectralStatistics, Result):
         "{0.rank}, condition number {0.condition_number:.4g}, share below zero {0.index:.4g}"
     )
     tabulated = {"eigenvalue": "levels", "multiplicity": "multiplicities"}
+
+    def shown(self) -> Columns:
+        """One row for eigenvalues that are equal but for round-off."""
+        return self.distinct().table()
 
     @property
     def size(self) -> int:
