@@ -552,7 +552,8 @@ def test_a_forward_of_its_own_hides_no_map():
 
 @pytest.mark.parametrize("batch_first", [True, False], ids=["batch-first", "batch-second"])
 @pytest.mark.parametrize("mask", [None, "causal"], ids=["all", "causal"])
-def test_projections_of_attention(batch_first, mask):
+@pytest.mark.parametrize("include_bias", [False, True], ids=["linear", "biased"])
+def test_projections_of_attention(batch_first, mask, include_bias):
     attention = nn.MultiheadAttention(6, 2, batch_first=batch_first)
     attention.in_proj_bias.data.normal_()
     attention.out_proj.bias.data.normal_()
@@ -569,7 +570,7 @@ def test_projections_of_attention(batch_first, mask):
             return out if batch_first else out.transpose(0, 1)
 
     x = noise(3, 4, 6)
-    cushions = rt.layer_cushions(Net(), x)
+    cushions = rt.layer_cushions(Net(), x, include_bias=include_bias)
     weights = attention.in_proj_weight.chunk(3)
     biases = attention.in_proj_bias.chunk(3)
     q, k, v = (F.linear(x, w, b).unflatten(2, (2, 3)).transpose(1, 2)
@@ -578,10 +579,11 @@ def test_projections_of_attention(batch_first, mask):
     if mask:
         scores = scores.masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
     context = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    expected = [(x, w) for w in weights] + [(context, attention.out_proj.weight)]
+    parts = [(x, *pair) for pair in zip(weights, biases, strict=True)]
+    parts.append((context, attention.out_proj.weight, attention.out_proj.bias))
     assert [n.split(".")[1] for n in cushions.layers] == ["q_proj", "k_proj", "v_proj", "out_proj"]
-    for row, (z, w) in zip(cushions.values, expected, strict=True):
-        above = (z @ w.T).flatten(1).norm(dim=1)
+    for row, (z, w, b) in zip(cushions.values, parts, strict=True):
+        above = (z @ w.T + b * include_bias).flatten(1).norm(dim=1)
         assert relative_error(row, (above / w.norm() / z.flatten(1).norm(dim=1)).detach()) < EXACT
 
 

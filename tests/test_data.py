@@ -128,6 +128,13 @@ def test_few_samples_have_rank_one_less_and_digits_61(samples, rank):
     assert whiten(digit_pixels()[:samples], 1)[1].rank == rank
 
 
+@pytest.mark.parametrize(("share", "rank"), [(0.8, 1), (1.2, 2)])
+def test_a_variance_counts_from_round_off_of_all_samples_on(generator, share, rank):
+    x = torch.randn(2000, 2, generator=generator)
+    x = torch.linalg.qr(x - x.mean(0)).Q * torch.tensor([1.0, (share * 2000 * EPS) ** 0.5])
+    assert whiten(x, 1)[1].rank == rank
+
+
 @pytest.mark.parametrize("policy", ["error", "truncate"])
 def test_constant_features_have_no_component(policy):
     with pytest.raises(ValueError, match="rank 0.*vary"):

@@ -504,6 +504,8 @@ def tied():
         (lambda: rt.fold("net"), "got str, needs a torch.nn.Module"),
         (lambda: rt.to_plain(used_twice()), "'3' is used twice, only once behind a ReLU"),
         (lambda: rt.to_plain(sign_lost()), "input that may be negative"),
+        (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 1), two_convs())),
+         "input that may be negative"),
         (lambda: rt.to_plain(rt.full_net(8)), "block1.branch.bn1' uses the statistics"),
         (lambda: rt.to_plain(rt.full_net(8).eval()[3:]), "input that may be negative"),
         (lambda: rt.to_plain(rt.preresnet(10).eval()[:2]), "BatchNorm with"),

@@ -254,13 +254,20 @@ def test_samples_that_stay_and_samples_that_repeat(generator):
 # Lower bound -------------------------------------------------------------------------------------
 
 
-def test_lower_bound_by_its_definition(generator):
+@pytest.mark.parametrize("near", [0, 1], ids=["stretched", "shrunk"])
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_lower_bound_by_its_definition(generator, tolerance, near):
     x, y, units = sphere(generator, 6, 4), sphere(generator, 6, 4), 30
-    w = rt.theory.least_norm(x, y, units=units)
-    ratios = [
-        float((y[i] - y[j]).norm() / (x[i] - x[j]).norm()) for i in range(6) for j in range(i)
-    ]
-    fits = lambda w: all((1 - w * w) ** units <= q <= (1 + w * w) ** units for q in ratios)  # noqa: E731
+    y = x + 0.5 * (y[:1] - x) if near else y  # all distances halved, or some of them doubled
+    w = rt.theory.least_norm(x, y, units=units, tolerance=tolerance)
+    pairs = [((y[i] - y[j]).norm(), (x[i] - x[j]).norm()) for i in range(6) for j in range(i)]
+
+    def fits(w):
+        """Whether each quotient can be met where both targets may move by the tolerance."""
+        return all((1 - w * w) ** units <= (after + 2 * tolerance) / before
+                   and (after - 2 * tolerance) / before <= (1 + w * w) ** units
+                   for after, before in pairs)  # fmt: skip
+
     assert fits(w * (1 + 1e-9)) and not fits(w * (1 - 1e-9))
 
 

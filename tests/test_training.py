@@ -108,8 +108,8 @@ def test_rates_of_the_papers(recipe, step, expected):
 
 
 def test_a_scaled_schedule_keeps_its_shares():
-    scaled = training.DIRACNETS.scaled(20)
-    assert (scaled.epochs, scaled.milestones) == (20, (6, 12, 16))
+    scaled = training.DIRACNETS.change(warmup=30).scaled(20)
+    assert (scaled.epochs, scaled.milestones, scaled.warmup) == (20, (6, 12, 16), 3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The zero point: verdicts and their reasons, bounds, structure, and what is refused."""
 
 import math
-import time
 
 import pytest
 import torch
@@ -162,10 +161,8 @@ def test_matrix_a_of_one_layer_is_the_lower_block_and_of_three_does_not_exist(ge
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_hundred_thousand_blocks(n, generator):
     data = rt.Moments.of(samples(generator, d=10, count=50))
-    start = time.perf_counter()
     deep = zero_point(data, blocks=100_000, shortcut_depth=n)
     summary = deep.summary()
-    assert time.perf_counter() - start < 1.0
     assert deep.size == summary["parameters"] == 100_000 * n * 100
     assert len(deep.spectrum.levels) <= 20  # the multiplicities hold the depth
     shallow = zero_point(data, blocks=1, shortcut_depth=n)

@@ -1,0 +1,123 @@
+"""Error bars by their definitions, on measures of three probes and runs whose numbers are known."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from test_lanczos import grown
+
+import resid_theory as rt
+from resid_theory.eigen.density import Density
+
+ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
+MASSES = [[0.1, 0.4, 0.3, 0.2], [0.2, 0.3, 0.3, 0.2], [0.15, 0.35, 0.25, 0.25]]
+NODES, WEIGHTS = (torch.tensor(rows, dtype=torch.float64) for rows in (ROWS, MASSES))
+KNOWN, SIZE, SHARE = (6.0, -3.0), 20, 18 / 20
+T = float(stats.t.ppf(0.975, 2))  # of three probes
+
+
+def density(complete=True, known_error=0.01):
+    """Two known eigenvalues of twenty, and three probes of four nodes for the others."""
+    return Density(
+        size=SIZE, nodes=NODES, weights=WEIGHTS, diagonals=NODES,
+        links=torch.full((3, 4), 0.1).double(), complete=torch.full((3,), complete),
+        known=torch.tensor(KNOWN).double(), known_residuals=torch.zeros(2).double(),
+        known_error=known_error, round_off=0.0, products=12,
+    )  # fmt: skip
+
+
+def shares(place):
+    """Share of each probe's measure up to a place."""
+    return (WEIGHTS * (place >= NODES)).sum(1)
+
+
+def test_the_kernel_is_as_wide_as_the_range_over_the_nodes():
+    width = (6.0 + 3.0) / 4
+    curve = density().smoothed()
+    assert curve.width == pytest.approx(width)
+    kernel = torch.from_numpy(stats.norm.pdf((curve.grid[:, None, None] - NODES) / width) / width)
+    by_probe = SHARE * (kernel * WEIGHTS).sum(2)
+    known = stats.norm.pdf(curve.grid[:, None], list(KNOWN), width).sum(1) / SIZE
+    torch.testing.assert_close(curve.values, by_probe.mean(1) + torch.from_numpy(known))
+    torch.testing.assert_close(curve.standard_errors, by_probe.std(1) / math.sqrt(3))
+
+
+def test_the_wasserstein_error_has_three_parts():
+    heights = [
+        sum((max(a, b) + min(a, b) / 4) * float(gap)
+            for a, b, gap in zip(w[:-1].tolist(), w[1:].tolist(), row.diff(), strict=True))
+        for row, w in zip(NODES, WEIGHTS, strict=True)
+    ]  # fmt: skip
+    assert density(complete=False).quadrature_error == pytest.approx(SHARE * sum(heights) / 3)
+    found, places = density(), sorted([*NODES.flatten().tolist(), *KNOWN])
+    exact = 0.0
+    for low, high in zip(places, places[1:], strict=False):
+        exact += T * SHARE * float(shares((low + high) / 2).std()) / math.sqrt(3) * (high - low)
+    assert (found.sampling_error, found.quadrature_error) == (pytest.approx(exact), 0.0)
+    assert found.wasserstein_error == pytest.approx(exact + 0.01)
+
+
+@pytest.mark.parametrize("place", [-1.0, 0.0, 1.2, 5.0])
+def test_a_share_has_students_interval(place):
+    found, below = density().share_below(place), sum(v <= place for v in KNOWN) / SIZE
+    half = T * SHARE * float(shares(place).std()) / math.sqrt(3)
+    value = SHARE * float(shares(place).mean()) + below
+    assert found.value == pytest.approx(value)
+    assert found.low == pytest.approx(max(value - half, below))
+    assert found.high == pytest.approx(min(value + half, below + SHARE))
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.8])
+def test_a_quantile_inverts_the_interval_of_the_share(share, magnitude):
+    places = torch.cat([NODES.flatten(), torch.tensor(KNOWN)]).double()
+    order = (places.abs() if magnitude else places).sort()
+    weights = torch.cat([SHARE / 3 * WEIGHTS.flatten(), torch.full((2,), 1 / SIZE)]).double()
+    totals = weights[order.indices].cumsum(0)
+
+    def at(wanted):
+        return float(order.values[(totals < wanted - 1e-9).sum().clamp(max=len(totals) - 1)])
+
+    value = at(share)
+    inside = NODES.abs() <= value if magnitude else value >= NODES
+    half = T * SHARE * float((WEIGHTS * inside).sum(1).std()) / math.sqrt(3)
+    found = density().quantile(share, magnitude=magnitude)
+    assert (found.value, found.low, found.high) == (value, at(share - half), at(share + half))
+
+
+def test_the_resolution_is_half_the_gap_beside_the_node_at_zero():
+    # Half of 1.5 around -0.5, of 1.6 around -0.2 and of 0.5 around 0.4.
+    assert density(complete=False).resolution == pytest.approx(0.75)
+    assert density().resolution == 0.0
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_the_probability_is_the_volume_of_the_ellipsoid(draws):
+    run = grown(torch.diag(torch.linspace(-1, 1, 500)), draws, 6, 0).certificate()
+    place = 1.5 * float(run.values[-1])
+    axes = float(torch.linalg.svdvals(run.ellipsoid(place)).prod())
+    volume = {1: 500**0.5 * (2 / math.pi) ** 0.5, 2: 250.0, 3: 250**1.5 * 4 / (3 * math.pi**0.5)}
+    assert run.missed_at(place) == pytest.approx(axes * volume[draws] * draws**0.5, rel=1e-12)
+    assert run.missed_at(place) < 1
+
+
+def test_a_space_that_is_nearly_complete_excludes_nothing():
+    run = grown(torch.diag(torch.linspace(-1, 1, 10)), 2, 4, 0).certificate()
+    assert run.missed_at(100.0) == 1.0
+
+
+def test_bounds_are_of_second_order_where_there_is_a_gap():
+    levels = torch.cat([torch.linspace(-1, 1, 300), torch.tensor([6.0, 7.0])])
+    found = rt.eigenpairs(torch.diag(levels), 2, tolerance=1e-3)
+    assert bool((found.bounds < 0.2 * found.residuals).all())
+    assert bool(((found.values - torch.tensor([7.0, 6.0])).abs() <= found.bounds).all())
+
+
+@pytest.mark.parametrize("function", [rt.trace, rt.frobenius_norm], ids=["trace", "norm"])
+@pytest.mark.parametrize("rank", [3, 60])
+def test_a_power_of_two_scales_every_digit(function, rank):
+    levels = torch.cat([torch.linspace(1, 3, rank), torch.zeros(400 - rank)])
+    plain, tiny = (function(torch.diag(s * levels), budget=90) for s in (1.0, 2.0**-66))
+    for name in ("value", "standard_error", "low", "high"):
+        assert getattr(tiny, name) == 2.0**-66 * getattr(plain, name)
