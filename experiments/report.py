@@ -16,6 +16,7 @@ PAPERS = {
     "demystifying_resnet": "Demystifying ResNet (1611.01186)",
     "noise_stability": "Identity Connections in Residual Nets Improve Noise Stability (1905.10944)",
     "diracnets": "DiracNets (1706.00388)",
+    "every_layout": "Later papers on residual streams",
 }
 KIND_NAMES = {
     "paper": "claims of the papers",
