@@ -326,7 +326,8 @@ def test_strides_are_compared_at_every_rest_of_a_size():
     "join",
     [torch.subtract, lambda x, y: torch.rsub(y, x), lambda x, y: torch.rsub(y, x, alpha=3),
      lambda x, y: torch.lerp(x, y, 0.3), lambda x, y: torch.multiply(x, 2.0) + y,
-     lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0), value=2)],
+     lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0), value=2),
+     lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack((y, x), -1).mean(dim=-1)],
 )  # fmt: skip
 def test_sums_by_other_names(join):
     torch.manual_seed(0)
@@ -343,6 +344,19 @@ class Joined(nn.Module):
 
     def forward(self, x):
         return self.join(x, self.branch(x))
+
+
+def test_concatenations_and_encoders_of_torch_are_listed():
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 3))
+    dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
+    found = rt.shortcuts(dense)
+    assert found.enters == ("concatenated",) and found.answers == ("open",)
+    assert not rt.shortcuts(Joined(branch, lambda x, y: torch.stack([x, y]).sum(1))).modules
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    net, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.ones(2, 3, 4)
+    assert rt.shortcuts(net).answers == ("open", "wider") * 2 and not rt.shortcuts(net).untraced
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
 def test_wrapped_and_transposed_layers_are_read():

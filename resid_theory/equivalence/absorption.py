@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from resid_theory._check import check_choice
 from resid_theory.equivalence.affine_layer import AffineLayer
 from resid_theory.equivalence.block_verdicts import Verdict, judged
-from resid_theory.equivalence.conversion import Converter, check_no_hooks
+from resid_theory.equivalence.conversion import Converter, check_no_hooks, check_two_axes
 from resid_theory.equivalence.net_graph import NetGraph
-from resid_theory.equivalence.shortcut_paths import ShortcutPath, paths_in
+from resid_theory.equivalence.shortcut_paths import paths_in
 from resid_theory.equivalence.tracing import parts_of
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.result import Columns, Result
 
-__all__ = ["Shortcuts", "absorb", "shortcuts"]
+__all__ = ["Shortcuts", "absorb", "shortcuts", "torch_layer"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +30,8 @@ class Shortcuts(Result):
         modules: Where the sum is, or the layer whose weight has the identity.
         enters: Form of the shortcut: ``"in the weight"``, ``"identity"``, ``"scaled"``,
             ``"normalized"`` (an affine or a proper norm on it), ``"subsampled"``, ``"projection"``,
-            ``"mixed"`` (by a matrix over streams), ``"gated"``, or ``"parallel"`` (branches of one
-            layer each).
+            ``"mixed"`` (by a matrix over streams), ``"gated"``, ``"concatenated"`` (kept in
+            channels of its own), or ``"parallel"`` (branches of one layer each).
         layers: Layers with weights that it goes around.
         around: Their names.
         answers: ``"folds"`` (the branches are one layer), ``"same width"``,
@@ -89,8 +88,8 @@ def shortcuts(
     """List every shortcut of a net, and whether it can enter the weights.
 
     A shortcut is a path from a node of the net's graph to a sum whose other terms go through layers
-    with weights, or an identity inside a weight. The net is read in eval mode, BatchNorm1d behind
-    a linear layer as on (batch, channels).
+    with weights, or an identity inside a weight. The net is read in eval mode. BatchNorm1d behind
+    a linear layer is taken as on (batch, channels); where it is folded, other inputs are refused.
 
     Args:
         net: Any module that ``torch.fx`` can trace, or ``torch.export`` with a sample. Of another
@@ -115,39 +114,20 @@ def shortcuts(
         >>> shortcuts(net).answers
         ('folds',)
     """
-    net = copied(check_net(net)).eval()
-    rows: list[dict[str, Any]] = []
-    graphs, untraced = parts_of(net, _arguments(sample), _checked(net, blocks))
-    names: dict[str, int] = {}
-    for graph in graphs.values():
-        for path in paths_in(graph):
-            verdict = judged(path)
-            row = _row(path, verdict)
-            names[row["modules"]] = count = names.get(row["modules"], 0) + 1
-            rows.append({**row, "modules": row["modules"] + (f" ({count})" if count > 1 else "")})
-    columns = {field.name: tuple(row[field.name] for row in rows)
+    graphs, untraced = parts_of(copied(check_net(net)).eval(), sample, blocks)
+    rows: dict[str, dict[str, Any]] = {}
+    for path in (path for graph in graphs.values() for path in paths_in(graph)):
+        verdict = judged(path)
+        name = next(name for name in _numbered(path.label) if name not in rows)
+        rows[name] = {
+            "modules": name, "enters": path.form, "layers": len(path.around),
+            "around": ", ".join(path.graph.label(node) for node in path.around),
+            "answers": verdict.answer, "how": verdict.how, "extra": verdict.extra,
+            "distance_low": verdict.low, "distance_high": verdict.high, "gap": verdict.gap(),
+        }  # fmt: skip
+    columns = {field.name: tuple(row[field.name] for row in rows.values())
                for field in fields(Shortcuts) if field.name != "untraced"}  # fmt: skip
     return Shortcuts(**columns, untraced=untraced)
-
-
-def _row(path: ShortcutPath, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "modules": path.label, "enters": path.form, "layers": len(path.around),
-        "around": ", ".join(path.graph.label(node) for node in path.around),
-        "answers": verdict.answer, "how": verdict.how, "extra": verdict.extra,
-        "distance_low": verdict.low, "distance_high": verdict.high, "gap": verdict.gap(),
-    }  # fmt: skip
-
-
-def _arguments(sample: Any) -> tuple[Any, ...] | None:
-    return sample if sample is None or isinstance(sample, tuple) else (sample,)
-
-
-def _checked(net: nn.Module, blocks: Iterable[str] | None) -> list[str] | None:
-    if blocks is None:
-        return None
-    known = [name for name, _ in net.named_modules()]
-    return [check_choice("blocks", name, known) for name in blocks]
 
 
 def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None = None) -> nn.Module:
@@ -182,7 +162,7 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
     """
     converter = Converter(net, "absorb")
     new = converter.net
-    graphs, refused = parts_of(new, _arguments(sample), _checked(new, blocks))
+    graphs, refused = parts_of(new, sample, blocks)
     converter.left.update(refused)
     for name, graph in graphs.items():
         old, kept = new.get_submodule(name), {*graph.module.state_dict()}
@@ -209,26 +189,20 @@ def _absorb_all(
 ) -> bool:
     """Absorb what can be absorbed, inner shortcuts first; whether anything was."""
     tried: set[tuple[str, str]] = set()
-    changed, searching = False, True
-    while searching:
-        searching = False
-        for path in paths_in(graph):
-            key = path.total.name, path.source.name
-            if key in tried:
-                continue
-            tried.add(key)
-            verdict = judged(path)
-            name = next(n for n in _numbered(path.label) if n not in converted and n not in left)
-            if verdict.build is None:
-                left[name] = verdict.how
-                continue
-            count = len(path.around)
-            was = f"{path.form} around {count} layer{'s' * (count > 1)}"
-            converted[name] = was, f"{verdict.answer}: {verdict.how}"
-            _rewrite(graph, verdict)
-            changed = searching = True
-            break
-    return changed
+    before = len(converted)
+    while path := next((path for path in paths_in(graph)
+                        if (path.total.name, path.source.name) not in tried), None):  # fmt: skip
+        tried.add((path.total.name, path.source.name))
+        verdict = judged(path)
+        name = next(n for n in _numbered(path.label) if n not in converted and n not in left)
+        if not verdict.layers:
+            left[name] = verdict.how
+            continue
+        count = len(path.around)
+        was = f"{path.form} around {count} layer{'s' * (count > 1)}"
+        converted[name] = was, f"{verdict.answer}: {verdict.how}"
+        _rewrite(graph, verdict)
+    return len(converted) > before
 
 
 def _numbered(name: str) -> Iterable[str]:
@@ -239,15 +213,17 @@ def _numbered(name: str) -> Iterable[str]:
 def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     """Put new layers in the place of a sum's shortcut and of the branch that takes it."""
     path, net = verdict.path, graph.module
-    made: list[tuple[fx.Node, str | None]] = []
+    made: dict[fx.Node, str | None] = {}
     with net.graph.inserting_before(path.total):
         new = {path.source: path.source}
         for layer, (start, end) in zip(verdict.layers, verdict.pieces, strict=True):
             taken = {str(node.target) for node in net.graph.nodes}
-            name = next(n for n in (f"absorbed_{k}" for k in itertools.count()) if n not in taken)
-            net.add_submodule(name, _made(graph, layer, start, end))
+            name = next(n for n in map("absorbed_{}".format, itertools.count()) if n not in taken)
+            net.add_submodule(name, torch_layer(graph, layer, start, end))
             new[end] = net.graph.call_module(name, (_copied(graph, start, new),))
-            made.append((new[end], _layer_name(graph, start, end)))
+            names = (str(node.target) for node in graph.between(start, end)
+                     if node.op == "call_module" and graph.holds_layer(node))  # fmt: skip
+            made[new[end]] = next(names, None)  # the name of the first layer in whose place it is
         x = new[end]
         for other in path.others:
             if other is not verdict.term:
@@ -256,7 +232,7 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     path.total.replace_all_uses_with(x)
     net.graph.eliminate_dead_code()
     net.delete_all_unused_submodules()
-    for node, old in made:  # the names of layers that are gone
+    for node, old in made.items():  # the names of layers that are gone
         taken = {f"{other.target}." for other in net.graph.nodes}
         if old is not None and not any(name.startswith(f"{old}.") for name in taken):
             made_layer = graph.layer(node)
@@ -268,21 +244,19 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     graph.refresh()
 
 
-def _made(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.Node) -> nn.Module:
+def torch_layer(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.Node) -> nn.Module:
     """A layer with the dtype of those in whose place it is, frozen if they all are."""
-    old = [p for node in graph.between(first, last) if node.op == "call_module"
-           for p in graph.layer(node).parameters() if p.is_floating_point()]  # fmt: skip
+    between = graph.between(first, last)
+    parts = [graph.layer(node) for node in between if node.op == "call_module"]
+    old = [p for part in parts for p in part.parameters() if p.is_floating_point()]
     net = (p for p in graph.module.parameters() if p.is_floating_point())
     new = layer.module(old[0] if old else next(net, torch.zeros(())))
+    normed = any(graph.word(node) in ("BatchNorm1d", "batch_norm") for node in between)
+    if isinstance(new, nn.Linear) and (
+        normed or any(check_two_axes in part._forward_pre_hooks.values() for part in parts)
+    ):
+        new.register_forward_pre_hook(check_two_axes)
     return new.requires_grad_(not old or any(p.requires_grad for p in old))
-
-
-def _layer_name(graph: NetGraph, first: fx.Node, last: fx.Node) -> str | None:
-    """The name of the first layer of a piece, None if that is a function."""
-    for node in graph.between(first, last):
-        if node.op == "call_module" and graph.holds_layer(node):
-            return str(node.target)
-    return None
 
 
 def _copied(graph: NetGraph, node: fx.Node, new: dict[fx.Node, fx.Node]) -> fx.Node:

@@ -16,20 +16,11 @@ _CHUNK = 64  # rows of a kernel at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AffineLayer:
-    """A matrix or a convolution with its bias, float64.
+    """A matrix or a convolution with its bias, float64."""
 
-    Attributes:
-        weight: (out, in / groups, *kernel).
-        bias: (out,).
-        stride: Along each axis; empty for a matrix on the last axis.
-        padding: Along each axis.
-        dilation: Along each axis.
-        groups: Of the channels.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    stride: tuple[int, ...] = ()
+    weight: Tensor  # (out, in / groups, *kernel)
+    bias: Tensor  # (out,)
+    stride: tuple[int, ...] = ()  # along each axis; empty for a matrix on the last axis
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
@@ -58,11 +49,9 @@ class AffineLayer:
         return self.weight[0, 0].numel() == 1 and {*self.stride} <= {1} and {*self.padding} <= {0}
 
     @property
-    def is_identity(self) -> bool:
-        """True for the identity."""
-        if not self.is_matrix or self.inputs != len(self.bias) or self.bias.any():
-            return False
-        return torch.equal(self.dense.weight.flatten(1), torch.eye(self.inputs).to(self.weight))
+    def window(self) -> "Window":
+        """Positions that it reads."""
+        return Window.of(self.weight.shape[2:], self.stride, self.padding, self.dilation)
 
     @property
     def undilated(self) -> "AffineLayer":
@@ -76,17 +65,7 @@ class AffineLayer:
         return replace(self, weight=weight, dilation=(1,) * len(holes))
 
     def tap(self, matrix: Tensor) -> Tensor:
-        """A matrix (out, in) at the tap over an output's own position.
-
-        Args:
-            matrix: (out, in).
-
-        Returns:
-            A kernel.
-
-        Raises:
-            NotOneLayer: If the kernel has none there.
-        """
+        """A matrix (out, in) at the tap over an output's own position."""
         kernel = matrix.new_zeros(*matrix.shape, *self.weight.shape[2:])
         taps: list[Any] = [slice(None), slice(None)]
         for side, pad, step in zip(self.weight.shape[2:], self.padding, self.dilation, strict=True):
@@ -100,16 +79,15 @@ class AffineLayer:
     def module(self, like: Tensor) -> nn.Module:
         """The layer of torch, with dtype and device of another tensor."""
         options: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
-        outputs, axes = len(self.weight), len(self.stride)
+        kind, sides = nn.Linear, []
+        if self.stride:
+            kind, sides = getattr(nn, f"Conv{len(self.stride)}d"), [tuple(self.weight.shape[2:])]
+            options |= {"stride": self.stride, "padding": self.padding, "groups": self.groups,
+                        "dilation": self.dilation}  # fmt: skip
+        layer: nn.Module = nn.utils.skip_init(
+            kind, self.inputs, len(self.weight), *sides, **options
+        )
         with torch.no_grad():
-            if axes:
-                kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
-                layer: nn.Module = nn.utils.skip_init(
-                    kind, self.inputs, outputs, tuple(self.weight.shape[2:]), stride=self.stride,
-                    padding=self.padding, dilation=self.dilation, groups=self.groups, **options,
-                )  # fmt: skip
-            else:
-                layer = nn.utils.skip_init(nn.Linear, self.inputs, outputs, **options)
             layer.get_parameter("weight").copy_(self.weight)
             layer.get_parameter("bias").copy_(self.bias)
         return layer
@@ -118,12 +96,9 @@ class AffineLayer:
         """Map (batch, in, *spatial), or (..., in) for a matrix."""
         if not self.stride:
             return nn.functional.linear(x, self.weight, self.bias)
-        convolve: Callable[..., Tensor] = (
-            nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d,
-        )[len(self.stride) - 1]  # fmt: skip
-        return convolve(
-            x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        convolve: Callable[..., Tensor] = getattr(nn.functional, f"conv{len(self.stride)}d")
+        return convolve(x, self.weight, self.bias, *geometry)
 
 
 def identity_layer(like: AffineLayer) -> AffineLayer:
@@ -153,11 +128,6 @@ class Window:
         high = tuple((k - 1) * d - p for k, d, p in zip(side, dilation, padding, strict=True))
         return cls(stride=tuple(stride), low=tuple(-p for p in padding), high=high)
 
-    @classmethod
-    def over(cls, layer: AffineLayer) -> "Window":
-        """That of a layer."""
-        return cls.of(layer.weight.shape[2:], layer.stride, layer.padding, layer.dilation)
-
     def then(self, later: "Window") -> "Window":
         """The window of another one behind it."""
         steps = self.stride
@@ -178,30 +148,16 @@ class Window:
 def behind(
     inner: AffineLayer, operation: Callable[[Tensor], Tensor], own: AffineLayer | Window
 ) -> AffineLayer:
-    """An operation behind a layer.
-
-    Args:
-        inner: The layer.
-        operation: The operation, affine and the same at all positions.
-        own: The operation as a layer, or its window: then its answers to impulses are the kernel.
-
-    Returns:
-        Both as one layer, which is wrong at borders where the operation pads what is not zero.
-
-    Raises:
-        NotOneLayer: If one is a matrix and one a convolution, or the input is cropped.
-    """
+    """An operation behind a layer."""
     if isinstance(own, AffineLayer):
         if len(own.stride) != len(inner.stride):
             raise NotOneLayer("a matrix and a convolution follow each other")
-        if inner.is_identity:
-            return own
         if own.is_matrix:
             inner, matrix = inner.dense, own.dense.weight.flatten(1)
             weight = torch.einsum("om,mi...->oi...", matrix, inner.weight)
             return replace(inner, weight=weight, bias=matrix @ inner.bias + own.bias)
-        own = Window.over(own)
-    window = Window.over(inner).then(own)
+        own = own.window
+    window = inner.window.then(own)
     if any(low > 0 for low in window.low):
         raise NotOneLayer("it crops its input")
     at: list[Any] = [-(low // s) for low, s in zip(window.low, window.stride, strict=True)]
@@ -222,17 +178,7 @@ def behind(
 
 
 def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
-    """The sum of layers that read the same.
-
-    Args:
-        layers: At least one.
-
-    Returns:
-        One layer with the window of all.
-
-    Raises:
-        NotOneLayer: If strides or channels differ.
-    """
+    """The sum of layers that read the same."""
     if len({(layer.stride, len(layer.bias)) for layer in layers}) > 1:
         raise NotOneLayer("its branches have different strides or channels")
     shapes = {(layer.weight.shape[2:], layer.padding, layer.dilation) for layer in layers}
@@ -241,7 +187,7 @@ def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
     elif len({layer.groups for layer in layers}) > 1:
         layers = [layer.dense for layer in layers]
     bias = torch.stack([layer.bias for layer in layers]).sum(0)
-    windows = [Window.over(layer) for layer in layers]
+    windows = [layer.window for layer in layers]
     low = tuple(map(min, zip(*(window.low for window in windows), strict=True)))
     high = tuple(map(max, zip(*(window.high for window in windows), strict=True)))
     if all((window.low, window.high) == (low, high) for window in windows):
@@ -258,15 +204,7 @@ def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
 
 
 def grouped(layer: AffineLayer, groups: set[int]) -> AffineLayer:
-    """The same with as many groups as the zeros of its weight allow.
-
-    Args:
-        layer: A layer without groups, or with some.
-        groups: Numbers to try.
-
-    Returns:
-        The layer.
-    """
+    """The same with as many groups as the zeros of its weight allow."""
     for count in sorted(groups, reverse=True):
         if count < 2 or layer.groups != 1 or layer.inputs % count or len(layer.bias) % count:
             continue

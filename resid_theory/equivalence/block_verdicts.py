@@ -1,63 +1,44 @@
 """Verdicts on shortcuts: whether one can enter the weights, at what width, or what forbids it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from resid_theory.equivalence.affine_layer import AffineLayer, sum_of_layers
-from resid_theory.equivalence.net_graph import NetGraph, NotOneLayer
+from resid_theory.equivalence.net_graph import RESHAPED, NetGraph, NotOneLayer
 from resid_theory.equivalence.one_layer import layer_between
-from resid_theory.equivalence.shortcut_paths import Chain, ShortcutPath, unit_of
+from resid_theory.equivalence.shortcut_paths import Piece, ShortcutPath, unit_of
 from resid_theory.equivalence.units import TwoLayers, UnitKind
 
-__all__ = ["Verdict", "judged"]
+__all__ = ["Verdict", "carriers", "is_nonnegative", "judged", "widened"]
 
 BOUNDED = "behind {0} a branch of any width is bounded, and the shortcut is not"
+CONCATENATED = "it is no sum: the stream keeps channels of its own, and no construction is tried"
 FLAT = "without biases a branch with {0} has slope 0 at 0, at any width, and the shortcut has not"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Verdict:
-    """Answer for one shortcut.
-
-    Attributes:
-        path: The shortcut.
-        answer: ``"folds"``, ``"same width"``, ``"wider"``, ``"never"`` or ``"open"``.
-        how: The construction, the theorem that forbids it, or what is not known.
-        extra: Further hidden units or channels.
-        low: Lower bound of the distance to absorbability at the same width.
-        high: Upper bound.
-        term: The term of the sum into which it goes.
-        build: Makes the new layers.
-        pieces: What the new layers take the place of, by the nodes that they read and give.
-        positive: Whether the stream is >= 0.
-    """
+    """Answer for one shortcut."""
 
     path: ShortcutPath
-    answer: str
-    how: str
-    extra: int | None = None
-    low: float | None = None
+    answer: str  # "folds", "same width", "wider", "never" or "open"
+    how: str  # the construction, the theorem that forbids it, or what is not known
+    extra: int | None = None  # further hidden units or channels
+    low: float | None = None  # bounds of the distance to absorbability at the same width
     high: float | None = None
-    term: fx.Node | None = None
-    build: Callable[[], list[AffineLayer]] | None = None
-    pieces: Sequence[tuple[fx.Node, fx.Node]] = ()
-    positive: bool = False
-
-    @cached_property
-    def layers(self) -> list[AffineLayer]:
-        """The new layers, one for each piece."""
-        assert self.build is not None
-        return self.build()
+    term: fx.Node | None = None  # of the sum, into which it goes
+    layers: Sequence[AffineLayer] = ()  # new ones, one for each piece
+    pieces: Sequence[Piece] = ()  # in whose place the layers go
+    positive: bool = False  # the stream is >= 0
 
     @torch.no_grad()
     def gap(self) -> float | None:
         """Difference of the old and the new sum on noise, relative; None without new layers."""
-        if self.build is None:
+        if not self.layers:
             return None
         graph, path = self.path.graph, self.path
         first = self.layers[0]
@@ -78,83 +59,86 @@ class Verdict:
         return float((values[self.pieces[-1][1]] - exact).abs().max()) / (scale or 1.0)
 
 
-def judged(path: ShortcutPath, *, positive: bool | None = None) -> Verdict:
-    """Decide whether a shortcut can enter the weights around it.
-
-    Args:
-        path: The shortcut.
-        positive: Whether the source is >= 0; by default as the graph shows.
-
-    Returns:
-        The verdict.
-    """
-    graph = path.graph
-    if positive is None:
-        positive = is_nonnegative(graph, path.source)
-    try:
-        if not path.others:
-            layer = layer_between(graph, path.source, path.total)
-            return Verdict(
-                path=path, answer="folds", extra=0, build=lambda: [layer], positive=positive,
-                pieces=[(path.source, path.total)],
-                how="a weight that holds the identity is one layer" if path.form == "in the weight"
-                else "branches without a function between them are one layer",
-            )  # fmt: skip
-        reasons = []
-        for other in path.others:
-            chain = path.chain(other)
-            found = chain.reason and (_in_gate(path, other) or chain.reason)
-            found = found or _in_chain(path, other, chain, positive)
-            if isinstance(found, Verdict):
-                return found
-            reasons.append(found)
-    except ValueError as reason:  # also of a weight that is made by hooks
-        reasons = [str(reason)]
+def judged(path: ShortcutPath) -> Verdict:
+    """Decide whether a shortcut can enter the weights around it."""
+    if path.form == "concatenated":
+        return Verdict(path=path, answer="open", how=CONCATENATED)
+    reasons = []
+    positive = is_nonnegative(path.graph, path.source)
+    for other in path.others or (None,):
+        try:
+            return _folded(path, positive) if other is None else _carried(path, other, positive)
+        except ValueError as reason:  # also of a weight that is made by hooks
+            reasons.append(str(reason))
     theorem = _theorem(path) if path.others else None
     if theorem is not None:
         return Verdict(path=path, answer="never", how=theorem)
-    if path.sums_inside:
+    between = {node for other in path.others for node in path.graph.between(path.source, other)}
+    if any(path.graph.kinds[node] == "sum" for node in between):
         reasons.append("it goes around other shortcuts, which must enter first")
     return Verdict(path=path, answer="open", how="; ".join(dict.fromkeys(reasons)))
 
 
-def _in_chain(path: ShortcutPath, other: fx.Node, chain: Chain, positive: bool) -> Verdict | str:
-    """The verdict where the shortcut can be carried through a chain, otherwise why it cannot."""
+def _folded(path: ShortcutPath, positive: bool) -> Verdict:
+    layer = layer_between(path.graph, path.source, path.total)
+    how = "branches without a function between them are one layer"
+    if path.form == "in the weight":
+        how = "a weight that holds the identity is one layer"
+    return Verdict(path=path, answer="folds", extra=0, layers=[layer], positive=positive,
+                   pieces=[(path.source, path.total)], how=how)  # fmt: skip
+
+
+def _carried(path: ShortcutPath, other: fx.Node, positive: bool) -> Verdict:
+    """The verdict where a term of the sum can carry the shortcut."""
+    try:
+        pieces, functions = path.chain(other)
+    except NotOneLayer:
+        if (verdict := _in_gate(path, other)) is None:
+            raise
+        return verdict
+    layers, join, units = carriers(path, pieces, functions, positive)
+    options: dict[str, Any] = {"path": path, "term": other, "pieces": pieces, "positive": positive}
+    if len(units) == 1 and all(layer.is_matrix for layer in (*layers, join)):
+        return _two_layers(layers, join, units[0], options)
+    keeps = positive and all(unit.keeps_positive for unit in units)
+    if not keeps and any(unit.kappa is None for unit in units):
+        raise NotOneLayer("its function carries a line with offsets that borders would change")
+    extra, signs = (join.inputs, ">= 0") if keeps else (2 * join.inputs, "both signs")
+    return Verdict(
+        **options, answer="wider", extra=extra, layers=widened(layers, join, units, keeps),
+        how=f"{extra} channels carry the stream, {signs}, through {len(units)} function"
+        + "s" * (len(units) > 1),
+    )  # fmt: skip
+
+
+def carriers(
+    path: ShortcutPath, pieces: Sequence[Piece], functions: Sequence[Piece], positive: bool
+) -> tuple[list[AffineLayer], AffineLayer, list[UnitKind]]:
+    """Read a branch whose functions can carry a shortcut."""
     graph = path.graph
     if any(graph.affine_entry(term, path.source) is not path.source for term in path.terms):
-        return f"the shortcut itself is {path.form}"
+        raise NotOneLayer(f"the shortcut itself is {path.form}")
     for (first, last), words in (
-        (chain.pieces[0], "no layer in front of the function reads the stream: u + V φ(u)"),
-        (chain.pieces[-1], "no layer behind the function writes to the stream: u + φ(V u)"),
+        (pieces[0], "no layer in front of the function reads the stream: u + V φ(u)"),
+        (pieces[-1], "no layer behind the function writes to the stream: u + φ(V u)"),
     ):
         if first is last:
-            return words
-    units = chain.units()
-    if None in units:
-        return "its function differs from channel to channel"
-    kinds = [unit for unit in units if unit is not None]
-    keeps = positive and all(unit.keeps_positive for unit in kinds)
-    squares = len(kinds) == 1 and kinds[0].squares and _has_offset(graph, *chain.pieces[0])
-    if not keeps and not squares and any(unit.kappa is None for unit in kinds):
-        return "its function has no φ(t) - φ(-t) = κ t, and no other construction is known"
-    layers = [layer_between(graph, first, last) for first, last in chain.pieces]
-    join = sum_of_layers(
-        [layer_between(graph, path.source, term, layers[0]) for term in path.terms]
-    )
-    options: dict[str, Any] = {
-        "path": path, "term": other, "pieces": chain.pieces, "positive": positive,
-    }  # fmt: skip
-    if len(kinds) == 1 and all(layer.is_matrix for layer in (*layers, join)):
-        return _two_layers(layers, join, kinds[0], options)
-    if squares:
-        return "its function carries a line with offsets that borders would change"
-    width = join.inputs * (1 if keeps else 2)
-    _check_geometry(layers, join)
-    return Verdict(
-        **options, answer="wider", extra=width, build=lambda: _widened(layers, join, kinds, keeps),
-        how=f"{width} channels carry the stream, {'>= 0' if keeps else 'both signs'}, through "
-        f"{len(kinds)} function{'s' * (len(kinds) > 1)}",
-    )  # fmt: skip
+            raise NotOneLayer(words)
+    units = []
+    for first, last in functions:
+        if (unit := unit_of(graph, first, last)) is None:
+            raise NotOneLayer("its function differs from channel to channel")
+        units.append(unit)
+    keeps = positive and all(unit.keeps_positive for unit in units)
+    offset = any(_shifts(graph, node) for node in graph.between(*pieces[0]))
+    squares = len(units) == 1 and units[0].squares and offset
+    if not keeps and not squares and any(unit.kappa is None for unit in units):
+        raise NotOneLayer(
+            "its function has no φ(t) - φ(-t) = κ t, and no other construction is known"
+        )
+    layers = [layer_between(graph, *piece) for piece in pieces]
+    terms = [layer_between(graph, path.source, term, layers[0]) for term in path.terms]
+    return layers, sum_of_layers(terms), units
 
 
 def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
@@ -167,9 +151,8 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     if len(ends) != 2 or any(graph.affine_entry(end, source) is not source for end in ends):
         return None
     for gate, up in (ends, ends[::-1]):
-        t, at = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64), 1.0
-        if not _has_offset(graph, source, gate):
-            at = 0.0
+        t = torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+        at = float(any(_shifts(graph, node) for node in graph.between(source, gate)))
         values = graph.run(product, {gate: torch.full_like(t, at), up: t})
         if torch.allclose(values, values[0] * t) and values[0]:
             break
@@ -184,21 +167,17 @@ def _in_gate(path: ShortcutPath, other: fx.Node) -> Verdict | None:
     kept = P.norm(dim=0) > 0
     eye, extra = torch.eye(P.shape[1]).to(P)[kept], int(kept.sum())
 
-    def build() -> list[AffineLayer]:
-        tail = [1] * len(join.stride)
-        rows = [0 * eye, eye]
-        first, second = (
-            replace(layer, weight=torch.cat([layer.weight, row.view(*row.shape, *tail)]),
-                    bias=torch.cat([layer.bias, layer.bias.new_full((extra,), value)]))
-            for layer, row, value in zip(old, rows, (at, 0.0), strict=False)
-        )  # fmt: skip
-        columns = (P[:, kept] / values[0].to(P)).view(len(P), extra, *tail)
-        third = replace(old[2], weight=torch.cat([old[2].weight, columns], dim=1),
-                        bias=old[2].bias + join.bias)  # fmt: skip
-        return [first, second, third]
-
+    tail = [1] * len(join.stride)
+    new = [
+        replace(layer, weight=torch.cat([layer.weight, row.view(*row.shape, *tail)]),
+                bias=torch.cat([layer.bias, layer.bias.new_full((extra,), value)]))
+        for layer, row, value in zip(old, (0 * eye, eye), (at, 0.0), strict=False)
+    ]  # fmt: skip
+    columns = (P[:, kept] / values[0].to(P)).view(len(P), extra, *tail)
+    weight = torch.cat([old[2].weight, columns], dim=1)
     return Verdict(
-        path=path, answer="wider", extra=extra, term=other, build=build, pieces=pieces,
+        path=path, answer="wider", extra=extra, term=other, pieces=pieces,
+        layers=[*new, replace(old[2], weight=weight, bias=old[2].bias + join.bias)],
         how=f"{extra} units with a constant gate carry the shortcut",
     )  # fmt: skip
 
@@ -207,45 +186,41 @@ def _two_layers(
     layers: list[AffineLayer], join: AffineLayer, unit: UnitKind, options: dict[str, Any]
 ) -> Verdict:
     up, down = (layer.dense for layer in layers)
-    eps = options["path"].graph.eps
-    weights = up.weight.flatten(1), up.bias, down.weight.flatten(1), down.bias + join.bias
-    W, b, V, c = (part.cpu() for part in weights)
+    W, b, V, c, P = (
+        part.flatten(1).cpu() if part.dim() > 1 else part.cpu()
+        for part in (up.weight, up.bias, down.weight, down.bias + join.bias, join.dense.weight)
+    )
     block = TwoLayers(
-        up=W, bias=b, down=V, offset=c, shortcut=join.dense.weight.flatten(1).cpu(), unit=unit,
-        rounding=eps, positive=options["positive"],
+        up=W, bias=b, down=V, offset=c, shortcut=P, unit=unit,
+        rounding=options["path"].graph.eps, positive=options["positive"],
     )  # fmt: skip
     new, distance = block.without_shortcut()
-    bounds: dict[str, Any] = (
-        {} if distance is None else {"low": distance.low, "high": distance.high}
-    )
+    low, high = (None, None) if distance is None else (distance.low, distance.high)
     extra = len(new.up) - len(block.up)
-
-    def build() -> list[AffineLayer]:
-        rows, columns = (
-            part.to(old.bias.device).view(*part.shape, *old.weight.shape[2:])
-            for part, old in ((new.up, up), (new.down, down))
-        )
-        return [
-            replace(up, weight=rows, bias=new.bias.to(rows)),
-            replace(down, weight=columns, bias=new.offset.to(columns)),
-        ]
-
+    how = f"{extra} hidden units carry the shortcut"
     if extra <= 0:
         how = "flipped units leave no shortcut: κ V[:, S] W[S, :] = -P"
-        if distance is None or distance.high > block.tolerance:
+        if high is None or high > block.tolerance:
             how = "dead or parallel units make room for those that carry the shortcut"
-        return Verdict(**options, answer="same width", extra=0, how=how, build=build,
-                       **bounds)  # fmt: skip
-    how = f"{extra} hidden units carry the shortcut"
-    if distance is not None and not distance.decided:
+    elif distance is not None and not distance.decided:
         how += "; whether flips alone do is not decided"
-    return Verdict(**options, answer="wider", extra=extra, how=how, build=build, **bounds)
+    made = [
+        replace(old, weight=matrix.view(*matrix.shape, *old.weight.shape[2:]).to(old.bias),
+                bias=bias.to(old.bias))
+        for old, matrix, bias in ((up, new.up, new.bias), (down, new.down, new.offset))
+    ]  # fmt: skip
+    return Verdict(
+        **options, answer="wider" if extra > 0 else "same width", extra=max(extra, 0), how=how,
+        layers=made, low=low, high=high,
+    )  # fmt: skip
 
 
-def _check_geometry(layers: list[AffineLayer], join: AffineLayer) -> None:
-    if not join.stride:
-        return
-    inner = [1] * len(join.stride)
+def widened(
+    layers: Sequence[AffineLayer], join: AffineLayer, units: Sequence[UnitKind], keeps: bool
+) -> list[AffineLayer]:
+    """Carry a stream in channels beside a branch and add it in the last layer."""
+    axes = len(join.stride)
+    inner = [1] * axes
     for layer in layers[:-1]:
         layer.tap(torch.zeros(1, 1, dtype=torch.float64))
         inner = [a * b for a, b in zip(inner, layer.stride, strict=True)]
@@ -253,16 +228,10 @@ def _check_geometry(layers: list[AffineLayer], join: AffineLayer) -> None:
     if whole != join.stride:
         raise NotOneLayer(f"the shortcut has stride {join.stride}, its branch {whole}")
     one_tap = join.weight[0, 0].numel() == 1 and not any(join.padding)
-    if not one_tap and max(inner) > 1:
+    if not one_tap and max(inner, default=1) > 1:
         raise NotOneLayer("the shortcut has a kernel of several taps, its branch an inner stride")
 
-
-def _widened(
-    layers: list[AffineLayer], join: AffineLayer, units: list[UnitKind], keeps: bool
-) -> list[AffineLayer]:
-    """Layers that carry the stream beside the branch and add it in the last one."""
-    d = join.inputs
-    eye = torch.eye(d, dtype=torch.float64, device=join.weight.device)
+    eye = torch.eye(join.inputs, dtype=torch.float64, device=join.weight.device)
     coded = eye if keeps else torch.cat([eye, -eye])
     new: list[AffineLayer] = []
     before = eye
@@ -271,14 +240,12 @@ def _widened(
         mix = coded if before is eye else coded @ before
         new.append(_beside(layer, mix, first=not new))
         before = eye if keeps else torch.cat([eye, -eye], dim=1) / (unit.kappa or 1.0)
-    last = layers[-1].dense
-    kernel = join.dense.weight
+    last, kernel = layers[-1].dense, join.dense.weight
     if before is not eye:
         kernel = torch.einsum("oi...,ic->oc...", kernel, before)
-    if join.weight[0, 0].numel() == 1:
+    carry = replace(join.dense, weight=kernel)
+    if one_tap:
         carry = replace(last, weight=last.tap(kernel.flatten(1)), bias=join.bias)
-    else:
-        carry = replace(join.dense, weight=kernel)
     rooms = [last.weight.shape[1], carry.weight.shape[1]]
     apart = [replace(part, weight=_padded(part.weight, before=start, behind=end))
              for part, start, end in ((last, 0, rooms[1]), (carry, rooms[0], 0))]  # fmt: skip
@@ -314,7 +281,8 @@ def is_nonnegative(graph: NetGraph, node: fx.Node) -> bool:
     if graph.kinds[node] == "elementwise":
         unit = unit_of(graph, parts[0], node)
         return unit is not None and unit.nonnegative
-    if graph.kinds[node] in ("same", "sum") or word in _KEEP_SIGN:
+    keeps = word in RESHAPED or "pool" in word or word.startswith("dropout")
+    if keeps or graph.kinds[node] in ("same", "sum"):
         return bool(parts) and all(is_nonnegative(graph, part) for part in parts)
     return False
 
@@ -368,11 +336,6 @@ def _reaches(graph: NetGraph, source: fx.Node, end: fx.Node, blocked: set[fx.Nod
     return False
 
 
-def _has_offset(graph: NetGraph, first: fx.Node, last: fx.Node) -> bool:
-    """True if a piece has, or may be trained to have, an offset."""
-    return any(_shifts(graph, node) for node in graph.between(first, last))
-
-
 def _shifts(graph: NetGraph, node: fx.Node) -> bool:
     """True if an affine operation has, or may be trained to have, an offset."""
     word = graph.word(node)
@@ -383,10 +346,3 @@ def _shifts(graph: NetGraph, node: fx.Node) -> bool:
     if word in ("linear", "conv1d", "conv2d", "conv3d"):
         return graph.option(node, 2, "bias") is not None
     return False
-
-
-_KEEP_SIGN = {"flatten", "view", "reshape", "permute", "transpose"} | {
-    f"{pool}{axes}d{end}" for axes in (1, 2, 3) for end in ("", "_with_indices")
-    for pool in ("maxpool", "avgpool", "adaptiveavgpool", "adaptivemaxpool", "max_pool", "avg_pool",
-                 "adaptive_avg_pool", "adaptive_max_pool")
-}  # fmt: skip

@@ -29,6 +29,7 @@ __all__ = [
     "NothingConverted",
     "bias_of",
     "check_no_hooks",
+    "check_two_axes",
     "conversion",
     "described",
     "effective",
@@ -115,20 +116,9 @@ def described(module: nn.Module) -> str:
 
 
 class Converter:
-    """One conversion of a copy of a net, and its record.
+    """One conversion of a copy of a net, and its record."""
 
-    Args:
-        net: Any module.
-        call: Name of the conversion.
-
-    Attributes:
-        net: The copy.
-        converted: As in :class:`Conversion`.
-        left: As in :class:`Conversion`.
-        unties: Whether weights that shared parameters may become different ones.
-    """
-
-    unties = False
+    unties = False  # whether weights that shared parameters may become different ones
 
     def __init__(self, net: nn.Module, call: str) -> None:
         net = check_net(net, finite=False, meta=True)
@@ -138,15 +128,7 @@ class Converter:
         self._made: list[tuple[str, str, set[nn.Parameter], nn.Parameter]] = []
 
     def finished(self, new: nn.Module, sought: str) -> nn.Module:
-        """The new net with its record; a warning where nothing was converted.
-
-        Args:
-            new: The new net.
-            sought: What there would have been to convert, for the warning.
-
-        Returns:
-            The net.
-        """
+        """The new net with its record; a warning where nothing was converted."""
         remaining = set(new.parameters())
         for name, _, sources, _ in self._made:
             if sources & remaining:
@@ -166,13 +148,7 @@ class Converter:
         return new
 
     def leave(self, new: nn.Module, plain: str, *, additions: bool = False) -> None:
-        """List the modules of the new net that stand as they were.
-
-        Args:
-            new: The new net.
-            plain: Reason for linear layers without anything to convert.
-            additions: Whether modules of layers with a forward of their own are listed, too.
-        """
+        """List the modules of the new net that stand as they were."""
         inside = tuple(f"{name}." for name in self.converted if name)
         for name, module in new.named_modules():
             if name in self.left or name in self.converted or "" in self.converted:
@@ -192,18 +168,7 @@ class Converter:
         self, layer: nn.Module, name: str, weight: Tensor, bias: Tensor | None,
         sources: Iterable[nn.Parameter | None] = (),
     ) -> nn.Module:  # fmt: skip
-        """A layer of the same class with another weight and bias; all else is kept.
-
-        Args:
-            layer: Linear layer, perhaps parametrized.
-            name: Its name in the net.
-            weight: Its new weight; the channels may differ.
-            bias: Its new bias; a parameter of the copy stays that parameter.
-            sources: Parameters of other modules that are in both.
-
-        Returns:
-            The new layer. Weights that shared a parameter and are equal are one parameter again.
-        """
+        """A layer of the same class with another weight and bias; all else is kept."""
         # Not remove_parametrizations on a copy: it would break the original, whose class is the
         # same; not the constructor: a subclass may have one of its own.
         kind: Any = parametrize.type_before_parametrizations(layer)
@@ -268,11 +233,21 @@ def bias_of(layer: nn.Module) -> Tensor | None:
     return bias
 
 
+def check_two_axes(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Refuse inputs along whose last axis BatchNorm1d, now in a linear layer, did not run."""
+    if given[0].dim() != 2:
+        raise ValueError(
+            f"x: got {given[0].dim()} axes, needs (batch, channels): BatchNorm1d, which is in this "
+            "linear layer now, would have normalized the second axis"
+        )
+
+
 def check_no_hooks(module: nn.Module, name: str) -> None:
     """Raise a ValueError for hooks, which would see other values in the new net, or be lost."""
     for inner, part in module.named_modules():
         inside = "parametrizations" in inner.split(".")  # those compute the weight
-        if not inside and (part._forward_hooks or part._forward_pre_hooks):
+        hooks = {*part._forward_hooks.values(), *part._forward_pre_hooks.values()}
+        if not inside and hooks - {check_two_axes}:
             where = ".".join(filter(None, (name, inner)))
             raise ValueError(
                 f"net: {where!r} has hooks, which would not see the values that they see now; "

@@ -172,16 +172,22 @@ def check_equivalence(
     for batch in samples:
         parts = batch, replace(batch, place=Place.of(nets[1]))
         a, b = (_measure(net, part, scored) for net, part in zip(nets, parts, strict=True))
-        _check_alike(a.outputs, b.outputs)
-        outputs.add(a.outputs, b.outputs)
-        inputs.add(a.inputs, b.inputs)
+        for name in a[0].keys() | b[0].keys():
+            kinds = [_kind(each[0][name]) if name in each[0] else "nothing" for each in (a, b)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"net_b: gives {kinds[1]} as output{f' {name!r}' if name else ''}, needs "
+                    f"{kinds[0]} as net_a does"
+                )
+        outputs.add(a[0], b[0])
+        inputs.add(a[1], b[1])
         for total, each in zip(totals, (a, b), strict=True):
-            for name, gradient in each.parameters.items():
+            for name, gradient in each[2].items():
                 total[name] = total.get(name, 0) + batch.size * gradient
         if len(kept) < steps:
             kept.append(parts)
     if not outputs.relative():
-        kind = ", ".join(_kind(leaf) for leaf in a.outputs.values()) or "nothing"
+        kind = ", ".join(_kind(leaf) for leaf in a[0].values()) or "nothing"
         raise ValueError(f"net_a: gives {kind}, needs an output that can be compared, as tensors")
     drift: list[float] = []
     if steps and optimizer is not None:
@@ -199,16 +205,10 @@ def check_equivalence(
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Response:
-    """Leaves of a net's output on a batch, and the gradients of the loss there."""
-
-    outputs: dict[str, Any]
-    inputs: dict[str, Tensor]
-    parameters: dict[str, Tensor]
-
-
-def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
+def _measure(
+    net: nn.Module, batch: Batch, loss: Loss
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """Leaves of the output on a batch, and gradients of the loss at inputs and parameters."""
     x = map_tensors(
         batch.inputs, lambda t: t.detach().clone().requires_grad_(t.is_floating_point())
     )
@@ -221,12 +221,10 @@ def _measure(net: nn.Module, batch: Batch, loss: Loss) -> _Response:
     gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
     if value is not None and value.requires_grad:
         gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-    return _Response(
-        outputs={name: leaf.detach() if isinstance(leaf, Tensor) else leaf
-                 for name, leaf in leaves_of(output)},
-        inputs=dict(zip(leaves, gradients[: len(leaves)], strict=True)),
-        parameters=dict(zip(named, gradients[len(leaves) :], strict=True)),
-    )  # fmt: skip
+    outputs = {name: leaf.detach() if isinstance(leaf, Tensor) else leaf
+               for name, leaf in leaves_of(output)}  # fmt: skip
+    inputs = dict(zip(leaves, gradients, strict=False))
+    return outputs, inputs, dict(zip(named, gradients[len(leaves) :], strict=True))
 
 
 @contextmanager
@@ -256,17 +254,6 @@ def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
     return loss(output, target)
 
 
-def _check_alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Raise a ValueError for leaves that only one output has, or of different shapes."""
-    for name in a.keys() | b.keys():
-        kinds = [_kind(each[name]) if name in each else "nothing" for each in (a, b)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                f"net_b: gives {kinds[1]} as output{f' {name!r}' if name else ''}, needs "
-                f"{kinds[0]} as net_a does"
-            )
-
-
 def _kind(leaf: Any) -> str:
     if _is_numbers(leaf):
         return f"a tensor of shape {tuple(torch.as_tensor(leaf).shape)}"
@@ -285,17 +272,18 @@ def _trainable(net: nn.Module) -> dict[str, nn.Parameter]:
 
 def _parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by their names in the plain net, if they have the same gradients there."""
-    wrapped = [name for name, module in net.named_modules() if isinstance(module, AddIdentity)]
-    plain = {f"{name}.parametrizations.weight.original".lstrip("."): f"{name}.weight".lstrip(".")
-             for name, module in net.named_modules()
-             if [*map(type, parametrizations_of(module))] == [ResidualWeight]}  # fmt: skip
+    swaps = {}
+    for name, module in net.named_modules():
+        inside = f"{name}." if name else ""
+        if isinstance(module, AddIdentity):
+            swaps[f"{inside}layer."] = inside
+        elif [*map(type, parametrizations_of(module))] == [ResidualWeight]:
+            swaps[f"{inside}parametrizations.weight.original"] = f"{inside}weight"
     named = {}
     for name, parameter in net.named_parameters():
-        name = plain.get(name, name)
-        for prefix in wrapped:
-            inner = f"{prefix}.layer." if prefix else "layer."
-            if name.startswith(inner):
-                name = inner.removesuffix("layer.") + name.removeprefix(inner)
+        for old, new in reversed(swaps.items()):  # inner ones first
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
         named[name] = parameter
     return named
 

@@ -8,12 +8,13 @@ from resid_theory.equivalence.conversion import (
     Converter,
     bias_of,
     check_no_hooks,
+    check_two_axes,
     described,
     effective,
 )
 from resid_theory.networks import Block
 
-__all__ = ["Folding", "fold"]
+__all__ = ["fold"]
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -48,8 +49,7 @@ def fold(net: nn.Module) -> nn.Module:
         >>> sorted({type(layer).__name__ for layer in fold(net)})
         ['AdaptiveAvgPool2d', 'Conv2d', 'Flatten', 'Linear', 'MaxPool2d', 'ReLU']
     """
-    folding = Folding(net, "fold")
-    folding.unties = True
+    folding = _Folding(net, "fold")
     new = folding.part(folding.net, "")
     folding.leave(new, "has an ordinary weight and no BatchNorm behind it")
     return folding.finished(
@@ -57,71 +57,45 @@ def fold(net: nn.Module) -> nn.Module:
     )
 
 
-class Folding(Converter):
-    """One conversion that folds; see :class:`Converter`."""
+class _Folding(Converter):
+    """One conversion that folds."""
+
+    unties = True
 
     def __init__(self, net: nn.Module, call: str) -> None:
         super().__init__(net, call)
         self._folded: dict[tuple[nn.Module, nn.Module | None], nn.Module] = {}
 
     def part(self, module: nn.Module, name: str) -> nn.Module:
-        """A folded module of the copy; sequences and blocks are changed in place.
-
-        Args:
-            module: The module.
-            name: Its name in the net.
-
-        Returns:
-            The module that takes its place.
-
-        Raises:
-            ValueError: As :func:`fold`.
-        """
+        """The folded module in a module's place; sequences and blocks are changed in place."""
         if isinstance(module, BatchNorm):
             raise ValueError(
-                f"net: {name!r} is a BatchNorm without a layer in front, needs a convolution"
+                f"net: {name!r} is a BatchNorm without a convolution or nn.Linear directly in "
+                "front; only one behind them folds"
             )
         if isinstance(module, LINEAR_MAPS):
-            return self._layer(module, name, None, "")
-        prefix = f"{name}." if name else ""
-        if type(module) is nn.Sequential:
-            self._sequence(module, prefix)
-            return module
+            return self._layer(module, name)
+        in_order = type(module) is nn.Sequential
         inside = [key for key, part in module.named_modules() if isinstance(part, BatchNorm)]
-        if inside and not isinstance(module, Block):
+        if inside and not in_order and not isinstance(module, Block):
             raise ValueError(
                 f"net: {name or 'it'!r} is a {type(module).__name__} with {inside[0]!r} inside; "
                 "the order of its layers is unknown, needs nn.Sequential or networks.Block"
             )
-        for key, child in list(module._modules.items()):
-            if child is not None:
-                module._modules[key] = self.part(child, prefix + key)
+        # Not named_children(), which omits the second use of a module.
+        parts = [(key, part) for key, part in module._modules.items() if part is not None]
+        for (key, part), (behind, norm) in zip(parts, [*parts[1:], ("", None)], strict=False):
+            where = f"{name}.{key}" if name else key
+            if in_order and isinstance(part, LINEAR_MAPS) and isinstance(norm, BatchNorm):
+                new = self._layer(part, where, norm, f"{name}.{behind}" if name else behind)
+                module._modules[key] = new
+                del module._modules[behind]
+            elif key in module._modules:
+                module._modules[key] = self.part(part, where)
         return module
 
-    def _sequence(self, net: nn.Sequential, prefix: str) -> None:
-        """Fold the parts of a sequence, each layer together with the BatchNorm behind it."""
-        # Not named_children(), which omits the second use of a module.
-        parts = [(name, part) for name, part in net._modules.items() if part is not None]
-        position = 0
-        while position < len(parts):
-            name, part = parts[position]
-            position += 1
-            behind, follower = parts[position] if position < len(parts) else ("", None)
-            if not isinstance(follower, BatchNorm):
-                net._modules[name] = self.part(part, prefix + name)
-                continue
-            if not isinstance(part, LINEAR_MAPS):
-                raise ValueError(
-                    f"net: {prefix + behind!r} follows {prefix + name!r}, a "
-                    f"{type(part).__name__}; only a BatchNorm directly behind a convolution or "
-                    "nn.Linear folds"
-                )
-            net._modules[name] = self._layer(part, prefix + name, follower, prefix + behind)
-            del net._modules[behind]
-            position += 1
-
     def _layer(
-        self, layer: nn.Module, name: str, norm: BatchNorm | None, norm_name: str
+        self, layer: nn.Module, name: str, norm: BatchNorm | None = None, norm_name: str = ""
     ) -> nn.Module:
         if norm is None and not parametrize.is_parametrized(layer, "weight"):
             return layer
@@ -136,6 +110,8 @@ class Folding(Converter):
                 check_no_hooks(layer, name)
                 check_no_hooks(norm, norm_name)
                 new = self.rebuilt(layer, name, weight, bias, norm.parameters())
+                if isinstance(layer, nn.Linear):
+                    new.register_forward_pre_hook(check_two_axes)
             self._folded[layer, norm] = new
         return self._folded[layer, norm]
 
@@ -159,8 +135,7 @@ def _with_norm(
     weight = effective(layer, name)
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = -norm.running_mean.double()
-    bias = bias_of(layer)
-    if bias is not None:
+    if (bias := bias_of(layer)) is not None:
         shift = shift + bias.detach().double()
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()

@@ -4,13 +4,14 @@ r"""The one-to-one mapping between plain and residual nets.
 the outputs agree everywhere, hence so do all gradients.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resid_theory._check import check_choice
+from resid_theory.equivalence.absorption import torch_layer
+from resid_theory.equivalence.block_verdicts import carriers, is_nonnegative, widened
 from resid_theory.equivalence.conversion import (
     LINEAR_MAPS,
     Converter,
@@ -20,27 +21,25 @@ from resid_theory.equivalence.conversion import (
     effective,
     same,
 )
-from resid_theory.equivalence.folding import Folding
+from resid_theory.equivalence.net_graph import NotOneLayer
+from resid_theory.equivalence.one_layer import layer_between
+from resid_theory.equivalence.shortcut_paths import Piece, paths_in
+from resid_theory.equivalence.tracing import parts_of
 from resid_theory.identity import (
     RULES,
     AddIdentity,
     DiracWeight,
     DominantWeight,
     id_rule,
-    identity_kernel,
     identity_of,
     layer_identity,
     trained_weight,
     with_identity,
 )
-from resid_theory.networks import Block, IdentityShortcut
+from resid_theory.networks import Block
+from resid_theory.runtime.net_state import copied
 
 __all__ = ["to_plain", "to_residual"]
-
-_KEEP_SIGN = (
-    nn.Identity, nn.Flatten, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
 
 
 def to_plain(net: nn.Module) -> nn.Module:
@@ -48,7 +47,7 @@ def to_plain(net: nn.Module) -> nn.Module:
 
     Residual, dominant and Dirac weights, with other parametrizations before or after them, and
     :class:`identity.AddIdentity` become ordinary layers of the same class. A
-    :class:`networks.Block` of convolutions and ReLUs becomes convolutions and ReLUs that carry the
+    :class:`networks.Block` of linear layers and ReLUs becomes layers and ReLUs that carry the
     block's input in extra channels: inner width C_mid + C for a block of two. This needs an
     input >= 0, hence a ReLU in front, and BatchNorm in eval mode, which is folded.
 
@@ -64,10 +63,10 @@ def to_plain(net: nn.Module) -> nn.Module:
         Layers used twice and tied weights remain so.
 
     Raises:
-        ValueError: If a block has no plain net (a pre-activation block, an input that may be
-            negative, different strides), a BatchNorm in a block is in train mode, the weight beside
-            an identity changes whenever it is read, weights that share a parameter differ, or a
-            block has hooks or a forward of its own.
+        ValueError: If a block has no plain net (an input that may be negative, different strides),
+            a BatchNorm in a block is in train mode, the weight beside an identity changes whenever
+            it is read, weights that share a parameter differ, or a block has hooks or a forward of
+            its own.
 
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 3; blocks of several convolutions are derived here.
@@ -87,39 +86,23 @@ def to_plain(net: nn.Module) -> nn.Module:
     )  # fmt: skip
 
 
-class _Plain(Folding):
-    """One conversion: the new modules by the old ones, and whether the current signal is >= 0."""
+class _Plain(Converter):
+    """One conversion: the new modules by the old ones, and graphs that show signs of inputs."""
 
     def __init__(self, net: nn.Module, call: str) -> None:
         super().__init__(net, call)
-        self.nonnegative = False
-        self._known: dict[nn.Module, tuple[nn.Module, bool, bool, bool]] = {}
+        self._known: dict[nn.Module, nn.Module] = {}
+        has_block = any(isinstance(part, Block) for part in self.net.modules())
+        self._graphs = parts_of(copied(self.net))[0].values() if has_block else ()
 
     def convert(self, module: nn.Module, name: str) -> nn.Module:
         """The plain module in a module's place; one that is used twice remains one."""
-        before = self.nonnegative
-        if module in self._known:
-            new, needed, after, has_block = self._known[module]
-            if has_block and needed and not before:
-                raise ValueError(
-                    f"net: {name!r} is used twice, only once behind a ReLU; its blocks need a ReLU "
-                    "in front both times"
-                )
-            self.nonnegative = after and (before or not needed)
-            return new
-        has_block = any(isinstance(part, Block) for part in module.modules())
-        old = described(module)
-        new = self._new(module, name)
-        if new is not module:
-            self.converted[name] = old, described(new)
-        if type(module) is nn.ReLU:
-            self.nonnegative = True
-        elif isinstance(module, Block):
-            self.nonnegative = type(module.after) is nn.ReLU
-        else:
-            self.nonnegative &= type(module) in (nn.Sequential, *_KEEP_SIGN)
-        self._known[module] = new, before, self.nonnegative, has_block
-        return new
+        if module not in self._known:
+            old, new = described(module), self._new(module, name)
+            if new is not module:
+                self.converted[name] = old, described(new)
+            self._known[module] = new
+        return self._known[module]
 
     def _new(self, module: nn.Module, name: str) -> nn.Module:
         for base in (AddIdentity, Block):
@@ -140,116 +123,66 @@ class _Plain(Folding):
                 return module
             return self.rebuilt(module, name, effective(module, name), bias_of(module))
         if isinstance(module, Block):
-            new = _widened(module, name, self)
-            inside = [key for key in self.converted if key.startswith(f"{name}." if name else "")]
-            for key in inside:  # folded on the way
-                del self.converted[key]
-            return new
+            try:
+                return self._without_shortcut(module, name)
+            except NotOneLayer as reason:
+                raise ValueError(f"net: block {name!r} has no plain net: {reason}") from reason
         for key, child in list(module._modules.items()):
-            # Only a Sequential is known to call its children in order.
-            self.nonnegative &= type(module) is nn.Sequential
             if child is not None and key != "parametrizations":
                 module._modules[key] = self.convert(child, f"{name}.{key}" if name else key)
         return module
 
-
-def _widened(block: Block, name: str, plain: _Plain) -> nn.Module:
-    """Convolutions that carry the block's input beside the branch and add it in the last one."""
-    convs = _branch(block, name, plain)
-    if not (plain.nonnegative or len(convs) == 1):
-        raise ValueError(
-            f"net: block {name!r} has {len(convs)} convolutions and an input that may be negative, "
-            "which the ReLU inside would set to 0; needs a ReLU in front of the block"
-        )
-    join, offset = _shortcut(block, name, convs, plain)
-    new = nn.Sequential()
-    for position, conv in enumerate(convs):
-        first, last = position == 0, position == len(convs) - 1
-        weight, bias = effective(conv, name), _bias(conv)
-        inputs = weight.shape[1] if first else join.shape[1]
-        if last:
-            placed = _at_tap(conv, join)
-            weight = weight + placed if first else torch.cat([weight, placed], dim=1)
-            bias = bias + offset
+    def _without_shortcut(self, block: Block, name: str) -> nn.Module:
+        """Layers that carry a block's input beside its branch and add it in the last one."""
+        graphs, refused = parts_of(copied(block))
+        found = [path for graph in graphs.values() for path in paths_in(graph)
+                 if not graph.owners(path.total)]  # fmt: skip
+        if not found:
+            raise NotOneLayer(refused.get("", "it has no layer under its shortcut"))
+        path, graph, functions = found[0], found[0].graph, list[Piece]()
+        pieces = [(path.source, path.total)]
+        if path.others:
+            pieces, functions = path.chain(path.others[0])
+            positive = self._is_nonnegative(name)
+            layers, join, units = carriers(path, pieces, functions, positive)
+            if not positive or not all(unit.keeps_positive for unit in units):
+                raise NotOneLayer(
+                    "it has an input that may be negative, or functions that change what is >= 0; "
+                    "needs a ReLU in front of the block and ReLUs inside, or rt.absorb"
+                )
+            layers = widened(layers, join, units, True)
         else:
-            # More outputs, which copy the block's input.
-            carry = _at_tap(conv, torch.eye(inputs, dtype=weight.dtype, device=weight.device))
-            if not first:
-                above = weight.new_zeros(len(weight), *carry.shape[1:])
-                below = carry.new_zeros(inputs, *weight.shape[1:])
-                weight, carry = torch.cat([weight, above], dim=1), torch.cat([below, carry], dim=1)
-            weight = torch.cat([weight, carry])
-            bias = torch.cat([bias, bias.new_zeros(inputs)])
-        new.add_module(f"conv{position + 1}", plain.rebuilt(conv, name, weight, bias))
-        if not last:
-            new.add_module(f"relu{position + 1}", nn.ReLU())
-    if not isinstance(block.after, nn.Identity):
-        new.add_module("after", block.after)
-    return new.train(block.training)
+            layers = [layer_between(graph, *pieces[0])]
+        new = nn.Sequential()
+        if not isinstance(block.before, nn.Identity):
+            new.add_module("before", block.before)
+        for n, (layer, piece) in enumerate(zip(layers, pieces, strict=True), 1):
+            ends = [piece[1], *(path.terms if n == len(pieces) else ())]
+            read = {node.target for end in ends for node in graph.between(piece[0], end)
+                    if node.op == "call_module"}  # fmt: skip
+            parts = [block.get_submodule(str(target)) for target in sorted(map(str, read))]
+            sources = [p for part in parts for p in part.parameters()]
+            made = torch_layer(graph, layer, *piece)
+            weight, bias = (made.get_parameter(word).detach() for word in ("weight", "bias"))
+            conv = self.rebuilt(made, name, weight, bias, sources)
+            new.add_module(f"conv{n}", conv)
+            if n < len(pieces):
+                between = graph.between(*functions[n - 1])
+                if len(between) != 1 or between[0].op != "call_module":
+                    raise NotOneLayer("its functions are more than one module between two layers")
+                new.add_module(f"relu{n}", block.get_submodule(str(between[0].target)))
+        if not isinstance(block.after, nn.Identity):
+            new.add_module("after", block.after)
+        return new.train(block.training)
 
-
-def _branch(block: Block, name: str, plain: _Plain) -> list[nn.Conv2d]:
-    """The convolutions of a block of convolutions with ReLUs between them, BatchNorm folded."""
-    parts = _parts(plain.part(block.branch, f"{name}.branch".lstrip(".")))
-    convs, between = parts[::2], parts[1::2]
-    fits = len(parts) % 2 == 1 and all(type(part) is nn.ReLU for part in between)
-    if not fits or not isinstance(block.before, nn.Identity):
-        kinds = ", ".join(type(part).__name__ for part in [block.before, *parts])
-        raise ValueError(
-            f"net: block {name!r} computes {kinds} beside its shortcut; only convolutions with "
-            "ReLUs between them have a plain net, a pre-activation block has none"
-        )
-    for conv in convs:
-        # Exactly this class: one with a forward of its own may not add what is put beside it.
-        if type(conv) is not nn.Conv2d or conv.groups != 1:
-            raise ValueError(f"net: block {name!r} needs nn.Conv2d without groups, got {conv}")
-    return [conv for conv in convs if isinstance(conv, nn.Conv2d)]
-
-
-def _shortcut(
-    block: Block, name: str, convs: list[nn.Conv2d], plain: _Plain
-) -> tuple[Tensor, Tensor]:
-    """A block's shortcut as a matrix (out, in) and an offset (out,)."""
-    shortcut, like = block.shortcut, convs[-1].weight
-    outputs, inputs = len(like), convs[0].in_channels
-    offset = like.new_zeros(outputs)
-    if isinstance(shortcut, (nn.Identity, IdentityShortcut)):
-        rule = getattr(shortcut, "rule", "repeat")
-        matrix = identity_kernel((outputs, inputs), rule=rule, dtype=like.dtype, device=like.device)
-        stride: tuple[int, ...] = (getattr(shortcut, "stride", 1),) * 2
-    else:
-        parts = _parts(plain.part(shortcut, f"{name}.shortcut".lstrip(".")))
-        only = parts[0]
-        if len(parts) != 1 or not isinstance(only, nn.Conv2d) or only.kernel_size != (1, 1):
-            raise ValueError(f"net: block {name!r} has a shortcut that is no 1x1 convolution")
-        matrix, offset, stride = only.weight.detach().flatten(1), _bias(only), only.stride
-    strides = tuple(math.prod(conv.stride[axis] for conv in convs) for axis in (0, 1))
-    if strides != stride:
-        raise ValueError(
-            f"net: block {name!r} has stride {stride} on the shortcut and {strides} on the branch, "
-            "needs the same"
-        )
-    return matrix, offset
-
-
-def _parts(module: nn.Module) -> list[nn.Module]:
-    # Not children(), which omits the second use of a module.
-    return list(module) if isinstance(module, nn.Sequential) else [module]
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    none = conv.weight.new_zeros(conv.out_channels)
-    return none if conv.bias is None else conv.bias.detach()
-
-
-def _at_tap(conv: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix (out, in) at the identity's tap of a convolution's kernel."""
-    assert isinstance(conv, nn.Conv2d)
-    tap = identity_kernel(
-        (1, 1, *conv.kernel_size), padding=conv.padding, dilation=conv.dilation,
-        dtype=matrix.dtype, device=matrix.device,
-    )  # fmt: skip
-    return matrix[:, :, None, None] * tap
+    def _is_nonnegative(self, name: str) -> bool:
+        """True if a graph shows that whatever goes into a block is >= 0."""
+        for graph in self._graphs:
+            inside = {node for node in graph.bit if name in graph.owners(node)}
+            if inside:
+                given = {part for node in inside for part in graph.inputs(node)} - inside
+                return bool(given) and all(is_nonnegative(graph, part) for part in given)
+        return False
 
 
 def to_residual(

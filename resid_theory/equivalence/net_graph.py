@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from resid_theory.runtime.net_state import copied
 
-__all__ = ["NetGraph", "NotOneLayer"]
+__all__ = ["LAYERS", "RESHAPED", "SAME", "WINDOWED", "NetGraph", "NotOneLayer"]
 
 _AFFINE = {
     "Linear", "Conv1d", "Conv2d", "Conv3d", "AvgPool1d", "AvgPool2d", "AvgPool3d", "AddIdentity",
@@ -29,7 +29,10 @@ LAYERS = {"Linear", "Conv1d", "Conv2d", "Conv3d", "linear", "conv1d", "conv2d", 
           *(f"{name}{n}d" for name in ("ConvTranspose", "conv_transpose") for n in (1, 2, 3)),
           }  # fmt: skip
 _CASTS = {"to", "float", "double", "half", "bfloat16", "type_as", "_to_copy"}
-_SAME = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
+RESHAPED = {"view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "flatten", "expand",
+            "getitem", "detach"}  # fmt: skip
+WINDOWED = ("AvgPool", "avg_pool", "getitem", "pad", "IdentityShortcut")
+SAME = {"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
          "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "contiguous",
          "clone", "alias", *_CASTS}  # fmt: skip
 _SHAPES = {"shape", "size", "dim", "ndim", "device", "dtype", "len", "sym_size", "numel",
@@ -55,17 +58,10 @@ class NotOneLayer(ValueError):
 
 
 class NetGraph:
-    """The graph of a module.
+    """The graph of a module, without operations in place, and with differences as sums.
 
-    Args:
-        module: Its graph, without operations in place, and with differences as sums.
-        name: Its name in the net.
-
-    Attributes:
-        module: The graph module.
-        name: Its name.
-        kinds: ``"input"``, ``"constant"``, ``"same"``, ``"affine"``, ``"elementwise"``, ``"sum"``,
-            ``"product"``, ``"norm"`` or ``"other"``, by node.
+    ``kinds`` of its nodes: ``"input"``, ``"constant"``, ``"same"``, ``"affine"``,
+    ``"elementwise"``, ``"sum"``, ``"product"``, ``"norm"`` or ``"other"``.
     """
 
     def __init__(self, module: fx.GraphModule, name: str = "") -> None:
@@ -85,25 +81,20 @@ class NetGraph:
         for node in self.bit:
             self.kinds[node] = kind = self._kind(node)
             parts = self.inputs(node)
-            if (
-                node.op == "get_attr"
-                or node.op != "placeholder"
-                and all(part in self._fixed for part in node.all_input_nodes)
-            ):
+            if node.op != "placeholder" and self._fixed.issuperset(node.all_input_nodes):
                 self._fixed.add(node)
             self.above[node] = 0 if kind == "constant" else self.bit[node]
             for part in parts:
                 self.above[node] |= self.above[part]
             meet = parts[0] if parts else None
             for part in parts[1:]:
-                other: fx.Node | None = part
-                while meet is not other:
-                    if depth[meet] >= depth[other]:
-                        assert meet is not None
-                        meet = self.fork[meet]
-                    else:
-                        assert other is not None
-                        other = self.fork[other]
+                pair: list[fx.Node | None] = [meet, part]
+                while pair[0] is not pair[1]:
+                    pair.sort(key=depth.__getitem__)
+                    deeper = pair[1]
+                    assert deeper is not None
+                    pair[1] = self.fork[deeper]
+                meet = pair[0]
             self.fork[node] = meet
             depth[node] = depth[meet] + 1
 
@@ -152,11 +143,15 @@ class NetGraph:
 
     def label(self, node: fx.Node) -> str:
         """A node's place in the net, for people."""
-        stack = [str(name) for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
-        own = stack[-1] if stack else ""
+        own = ["", *self.owners(node)][-1]
         if node.op in ("call_module", "placeholder"):
-            own = str(node.target)
-        return ".".join(filter(None, (self.name, own))) or node.name
+            own = ".".join(filter(None, (self.name, str(node.target))))
+        return own or self.name or node.name
+
+    def owners(self, node: fx.Node) -> list[str]:
+        """Names of the modules inside the graph's own in whose forward a node is."""
+        stack = (node.meta.get("nn_module_stack") or {}).values()
+        return [".".join(filter(None, (self.name, str(name)))) for name, _ in stack if name]
 
     def _kind(self, node: fx.Node) -> str:
         if node.op == "placeholder":
@@ -170,7 +165,11 @@ class NetGraph:
             return "constant"
         if node.op == "output":
             return "other"
-        in_training = self._in_training(node, word)
+        place, default = {"batch_norm": (5, False)}.get(word, (2, True))
+        in_training = self.option(node, place, "training", default)
+        if node.op == "call_module":
+            layer = self.layer(node)
+            in_training = layer.training or getattr(layer, "running_mean", 0) is None
         fixed = node.op == "call_module" and getattr(self.layer(node), "running_mean", None)
         if (
             small in _NORMS
@@ -188,7 +187,7 @@ class NetGraph:
             for kind in (*node.args, *node.kwargs.values())
         ):
             return "other"
-        if word in _SAME:
+        if word in SAME:
             return "other" if in_training and "ropout" in word else "same"
         if word in _AFFINE:
             if in_training and word.startswith(("Batch", "batch")):
@@ -196,18 +195,16 @@ class NetGraph:
             first = node.args and node.args[0] is parts[0]
             turned = word in ("matmul", "mm", "div", "truediv", "linear") and not first
             return "other" if turned else "affine"
-        if word == "getitem" and _every_nth(node.args[1]):
-            return "affine"
+        if word == "getitem":  # every axis is kept, from its first entry on
+            index: Any = node.args[1] if isinstance(node.args[1], tuple) else ()
+            if len(index) > 2 and all(
+                isinstance(part, slice) and part.start in (None, 0) and part.stop is None
+                for part in index
+            ):
+                return "affine"
         if small in _ELEMENTWISE:
             return "elementwise"
         return "other"
-
-    def _in_training(self, node: fx.Node, word: str) -> bool:
-        if node.op == "call_module":
-            layer = self.layer(node)
-            return layer.training or getattr(layer, "running_mean", 0) is None
-        place, default = {"batch_norm": (5, False)}.get(word, (2, True))
-        return bool(self.option(node, place, "training", default))
 
     def _is_rms(self, node: fx.Node, parts: list[fx.Node]) -> bool:
         """True for u / sqrt(mean(u²) + eps) and u / ‖u‖, written out."""
@@ -246,18 +243,8 @@ class NetGraph:
     # Pieces ------------------------------------------------------------------------------------
 
     def affine_entry(self, last: fx.Node, first: fx.Node) -> fx.Node | None:
-        """The one node of which another is an affine function, None if there are several.
-
-        It is the other itself where that is not affine. The search stops at ``first``.
-
-        Args:
-            last: The function.
-            first: Where the search stops.
-
-        Returns:
-            The node.
-        """
-        ends = self._ends(last, first, self._is_affine)
+        """The one node, not before ``first``, of which another is an affine function, or None."""
+        ends = self._ends(last, first, lambda n: self.kinds[n] in ("affine", "same", "sum"))
         return ends.pop() if len(ends) == 1 else None
 
     def elementwise_entry(self, last: fx.Node, first: fx.Node) -> fx.Node | None:
@@ -275,7 +262,15 @@ class NetGraph:
 
     def elementwise_ends(self, last: fx.Node, first: fx.Node) -> set[fx.Node]:
         """The nodes of which another is an elementwise function."""
-        return self._ends(last, first, self._is_elementwise)
+
+        def inside(node: fx.Node) -> bool:
+            kind, word = self.kinds[node], self.word(node)
+            if kind == "affine" and word in ("mul", "div", "truediv", "add", "sub", "neg"):
+                fixed = [part for part in node.all_input_nodes if self.kinds[part] == "constant"]
+                return all(torch.as_tensor(self.run(part)).numel() == 1 for part in fixed)
+            return kind in ("elementwise", "product", "sum", "same")
+
+        return self._ends(last, first, inside)
 
     def _ends(
         self, last: fx.Node, first: fx.Node, inside: Callable[[fx.Node], bool]
@@ -291,38 +286,20 @@ class NetGraph:
             seen.update(waiting)
         return ends
 
-    def _is_affine(self, node: fx.Node) -> bool:
-        return self.kinds[node] in ("affine", "same", "sum")
-
-    def _is_elementwise(self, node: fx.Node) -> bool:
-        kind = self.kinds[node]
-        if kind == "affine" and self.word(node) in ("mul", "div", "truediv", "add", "sub", "neg"):
-            others = [part for part in node.all_input_nodes if self.kinds[part] == "constant"]
-            return all(torch.as_tensor(self.constant(part)).numel() == 1 for part in others)
-        return kind in ("elementwise", "product", "sum", "same")
-
     # Values ------------------------------------------------------------------------------------
 
-    def constant(self, node: fx.Node) -> Any:
-        """The value of a node that does not depend on the net's inputs, in float64."""
-        return self.run(node, {})
-
-    def run(self, last: fx.Node, given: Mapping[fx.Node, Any]) -> Any:
-        """The value of a node in float64, from those of nodes before it."""
-        values = dict(given)
+    def run(self, last: fx.Node, given: Mapping[fx.Node, Any] | None = None) -> Any:
+        """The value of a node in float64, from those of nodes before it, or of a constant one."""
+        values = {**self._constants, **(given or {})}
         needed, waiting = {last}, [last]
         while waiting:
             node = waiting.pop()
-            if node in values or node in self._constants:
-                continue
             fresh = [part for part in node.all_input_nodes if part not in needed]
+            fresh = [] if node in values else fresh
             needed.update(fresh)
             waiting += fresh
         for node in self.bit:
             if node not in needed or node in values:
-                continue
-            if node in self._constants:
-                values[node] = self._constants[node]
                 continue
             if node.op == "placeholder":
                 raise NotOneLayer(f"its sizes depend on the input {node.target!r}")
@@ -345,20 +322,13 @@ class NetGraph:
                 self._exact[name] = copied(own).double() if isinstance(own, nn.Module) else own
             found = self._exact[name]
             return found if node.op == "get_attr" else found(*args, **options)
+        called: Any = node.target
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **options)
-        assert callable(node.target)
-        return node.target(*args, **options)
+            called = operator.attrgetter(called)(args[0])
+            args = args[1:]
+        return called(*args, **options)
 
 
 def _plain(word: str) -> str:
     """One word for a function and the module of its name."""
     return word.lower().replace("_", "")
-
-
-def _every_nth(index: Any) -> bool:
-    """True for an index that keeps every axis and starts at its first entry."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return len(parts) > 2 and all(
-        isinstance(part, slice) and part.start in (None, 0) and part.stop is None for part in parts
-    )

@@ -2,26 +2,23 @@
 
 import inspect
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from resid_theory.equivalence.net_graph import NetGraph
+from resid_theory._check import check_choice
+from resid_theory.equivalence.net_graph import RESHAPED, SAME, NetGraph
 from resid_theory.identity import AddIdentity
 from resid_theory.networks import Block, IdentityShortcut
 
 __all__ = ["parts_of"]
 
-_VIEWS = {
-    "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "dropout",
-    "dropout1d", "dropout2d", "dropout3d", "Flatten", "Unflatten", "view", "view_as", "reshape",
-    "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t", "T", "mT", "data",
-    "getitem", "chunk", "split", "unbind", "narrow", "select", "slice", "diagonal", "squeeze",
-    "unsqueeze", "expand", "expand_as", "contiguous", "detach", "alias", "to", "float", "double",
-    "half", "bfloat16", "type_as",
+_VIEWS = SAME - {"clone", "_to_copy"} | RESHAPED | {
+    "Flatten", "Unflatten", "view_as", "unflatten", "swapaxes", "movedim", "t", "T", "mT", "data",
+    "chunk", "split", "unbind", "narrow", "select", "slice", "diagonal", "expand_as",
 }  # fmt: skip
 _IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
@@ -34,6 +31,20 @@ class _TracedBlock(Block):
         x = self.before(x)
         out: Tensor = self.after(self.branch(x) + self.shortcut(x))
         return out
+
+
+class _TracedEncoder(nn.TransformerEncoder):
+    """An encoder without its fast path, which asks proxies for sizes."""
+
+    def forward(self, src: Tensor, mask: Any = None, src_key_padding_mask: Any = None,
+                is_causal: bool | None = None) -> Tensor:  # fmt: skip
+        """Map as an encoder does."""
+        for layer in self.layers:
+            src = layer(src, mask, src_key_padding_mask, bool(is_causal))
+        return src if self.norm is None else self.norm(src)
+
+
+_TRACED = {Block: _TracedBlock, nn.TransformerEncoder: _TracedEncoder}
 
 
 class _Tracer(fx.Tracer):
@@ -49,27 +60,16 @@ class _Tracer(fx.Tracer):
 
 
 def parts_of(
-    net: nn.Module, sample: Sequence[Any] | None = None, blocks: Iterable[str] | None = None
+    net: nn.Module, sample: Any = None, blocks: Iterable[str] | None = None
 ) -> tuple[dict[str, NetGraph], dict[str, str]]:
-    """Graphs of a net: of the whole, or of the largest modules inside it that can be traced.
-
-    Args:
-        net: A copy of a net; modules in place may become modules that are not.
-        sample: Arguments of one call; with them ``torch.export`` is tried after ``torch.fx``.
-        blocks: Names of modules to trace instead of the net.
-
-    Returns:
-        Graphs by the names of their modules, and reasons by the names of those without one.
-
-    Raises:
-        ValueError: If the net is a ScriptModule.
-    """
+    """Graphs of a net: of the whole, or of the largest modules inside it that can be traced."""
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("net: got a ScriptModule, needs the module that it was made of")
     graphs: dict[str, NetGraph] = {}
     refused: dict[str, str] = {}
-    names = [""] if blocks is None else blocks
-    waiting = [(name, net.get_submodule(name)) for name in names]
+    known = dict(net.named_modules(remove_duplicate=False))
+    names = [""] if blocks is None else [check_choice("blocks", name, [*known]) for name in blocks]
+    waiting = [(name, known[name]) for name in names]
     while waiting:
         name, module = waiting.pop(0)
         inside = [(f"{name}.{key}" if name else key, child)
@@ -88,16 +88,18 @@ def parts_of(
     return graphs, refused
 
 
-def _traced(net: nn.Module, sample: Sequence[Any] | None) -> fx.GraphModule:
+def _traced(net: nn.Module, sample: Any) -> fx.GraphModule:
     """The graph, by ``torch.fx`` or, with a sample, ``torch.export``."""
     parameters = inspect.signature(net.forward).parameters.values()
-    given = 0 if sample is None else len(sample)
+    args = sample if isinstance(sample, tuple) else () if sample is None else (sample,)
     defaults = {p.name: p.default for n, p in enumerate(parameters)
-                if n >= given and p.default is not p.empty}  # fmt: skip
-    blocks = [module for module in net.modules() if type(module) is Block]
-    for block in blocks:
-        block.__class__ = _TracedBlock
+                if n >= len(args) and p.default is not p.empty}  # fmt: skip
+    kinds = {module: type(module) for module in net.modules() if type(module) in _TRACED}
+    for module, kind in kinds.items():
+        module.__class__ = _TRACED[kind]
+    fast = torch.backends.mha.get_fastpath_enabled()  # it asks sizes of proxies
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         tracer = _Tracer()
         graph = tracer.trace(net, concrete_args=defaults)
         for node in graph.find_nodes(op="placeholder"):
@@ -108,9 +110,9 @@ def _traced(net: nn.Module, sample: Sequence[Any] | None) -> fx.GraphModule:
         if sample is None:
             raise
     finally:
-        for block in blocks:
-            block.__class__ = Block
-    args = tuple(sample or ())
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, kind in kinds.items():
+            module.__class__ = kind
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) and a.dim() else None
                  for a in args)  # fmt: skip
     with torch.no_grad():
@@ -162,6 +164,19 @@ def _check_no_view_is_written(module: fx.GraphModule, inner: bool) -> None:
             raise ValueError(f"{node.name} writes in place into memory that {whose}")
 
 
+def _stacked(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node sums along the axis along which they were stacked, none otherwise."""
+    given, values = node.args[0], dict(zip(("dim", "keepdim"), node.args[1:], strict=False))
+    options = {"dim": node.kwargs.get("axis"), **values, **node.kwargs}
+    name = given.target if isinstance(given, fx.Node) else ""
+    if getattr(name, "__name__", "").partition(".")[0] != "stack" or options.get("keepdim"):
+        return []
+    assert isinstance(given, fx.Node)
+    axis = given.kwargs.get("dim", given.args[1] if len(given.args) > 1 else 0)
+    given_parts: Any = given.args[0]
+    return [*given_parts] if options["dim"] in (axis, [axis], (axis,)) else []
+
+
 def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
     """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
     _check_no_view_is_written(module, inner)
@@ -203,12 +218,19 @@ def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
             elif word == "lerp" and len(node.args) == 3:
                 kept = call(operator.sub, (1, node.args[2]))
                 parts = [call(operator.mul, (a, kept)), call(operator.mul, (b, node.args[2]))]
+            elif word in ("sum", "mean") and (stacked := _stacked(node)):
+                parts = stacked
+                if word == "mean":
+                    parts = [call(operator.mul, (part, 1 / len(stacked))) for part in stacked]
             elif word == "addcmul" and len(tensors) == 3:
                 product = call(operator.mul, (b, tensors[2]))
                 parts = [a, call(operator.mul, (product, node.kwargs.get("value", 1)))]
             else:
                 continue
-            total = call(operator.add, tuple(parts))
+            total = parts[0]
+            for part in parts[1:]:
+                total = call(operator.add, (total, part))
+                total.meta = dict(node.meta)
         for part in (*parts, total):
             part.meta = part.meta or dict(node.meta)
         node.replace_all_uses_with(total)

@@ -6,59 +6,41 @@ shortcut P x the block has the same function without it. What S leaves, R = P + 
 is carried by units beside those that are there: the opposite of one, or a pair of a new direction.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 __all__ = ["Distance", "TwoLayers", "UnitKind", "nearest_set"]
 
-_GRID = 400
+_GRID, _STEPS = 400, 300
 _ENTRIES = 1 << 22  # of the matrix whose columns are the units' linear maps
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitKind:
-    """Properties of an elementwise function that decide what it can carry.
-
-    Attributes:
-        function: The function φ.
-        kappa: The κ of φ(t) − φ(−t) = κ t, None without one.
-        keeps_positive: Whether φ(t) = t for t >= 0.
-        nonnegative: Whether φ >= 0.
-        squares: Whether φ(t) + φ(-t) = t².
-        homogeneous: Whether φ(c t) = c φ(t) for c > 0.
-        flat: Whether φ(0) = 0 and both slopes there are 0.
-        zero: Whether φ(0) = 0.
-    """
+    """Properties of an elementwise function that decide what it can carry."""
 
     function: Callable[[Tensor], Tensor]
-    kappa: float | None
-    keeps_positive: bool
-    nonnegative: bool
-    squares: bool
-    homogeneous: bool
-    flat: bool
-    zero: bool
+    kappa: float | None  # of φ(t) − φ(−t) = κ t, None without one
+    keeps_positive: bool  # φ(t) = t for t >= 0
+    nonnegative: bool  # φ >= 0
+    squares: bool  # φ(t) + φ(−t) = t²
+    homogeneous: bool  # φ(c t) = c φ(t) for c > 0
+    flat: bool  # φ(0) = 0, and both slopes there are 0
+    zero: bool  # φ(0) = 0
 
     @classmethod
     @torch.no_grad()
     def of(cls, function: Callable[[Tensor], Tensor]) -> "UnitKind":
-        """Measure a function in float64, at numbers of magnitudes 1e-3 … 1e12.
-
-        Args:
-            function: Elementwise.
-
-        Returns:
-            Its properties.
-        """
-        t = torch.logspace(-3, 12, _GRID, dtype=torch.float64)
+        """Measure a function in float64, at numbers of magnitudes 1e-3 … 1e12."""
+        t = torch.logspace(-3, 12, _GRID, dtype=torch.float64, device="cpu")
         right, left = function(t.clone()), function(-t)
         odd, tiny = (right - left) / t, 1e-9
         kappa = float(odd[-1])
         scaled = function(3 * torch.cat([t, -t])) - 3 * torch.cat([right, left])
-        slopes = function(torch.tensor([-1e-8, 0.0, 1e-8], dtype=torch.float64))
+        slopes = function(t.new_tensor([-1e-8, 0.0, 1e-8]))
         holds = bool(((odd - kappa).abs() <= tiny).all()) and abs(kappa) > tiny
         return cls(
             function=function,
@@ -74,44 +56,26 @@ class UnitKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """Bounds of min over S of the Frobenius norm of P + κ V[:, S] W[S, :].
+    """Bounds of min over S of the Frobenius norm of P + κ V[:, S] W[S, :]."""
 
-    Attributes:
-        low: Lower bound: the best over the box [0, 1]^h, less what a duality gap leaves open.
-        high: The value at ``chosen``.
-        chosen: The best set that was found, (h,), bool.
-        decided: Whether it is known that a set of distance 0 exists or that none does.
-    """
-
-    low: float
-    high: float
-    chosen: Tensor
-    decided: bool
+    low: float  # the best over the box [0, 1]^h, less what a duality gap leaves open
+    high: float  # the value at `chosen`
+    chosen: Tensor  # the best set that was found, (h,), bool
+    decided: bool  # whether it is known that distance 0 is reached or is not
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TwoLayers:
-    """x -> P x + V φ(W x + b) + c, float64.
+    """x -> P x + V φ(W x + b) + c, float64."""
 
-    Attributes:
-        up: W, (h, d).
-        bias: b, (h,).
-        down: V, (o, h).
-        offset: c, (o,).
-        shortcut: P, (o, d).
-        unit: The function φ.
-        rounding: Relative size of rounding errors in the weights.
-        positive: Whether x >= 0.
-    """
-
-    up: Tensor
-    bias: Tensor
-    down: Tensor
-    offset: Tensor
-    shortcut: Tensor
-    unit: UnitKind
-    rounding: float = 1e-15
-    positive: bool = False
+    up: Tensor  # W, (h, d)
+    bias: Tensor  # b, (h,)
+    down: Tensor  # V, (o, h)
+    offset: Tensor  # c, (o,)
+    shortcut: Tensor  # P, (o, d)
+    unit: UnitKind  # the function φ
+    rounding: float = 1e-15  # relative size of rounding errors in the weights
+    positive: bool = False  # x >= 0
 
     @property
     def tolerance(self) -> float:
@@ -122,41 +86,36 @@ class TwoLayers:
     def merged(self) -> "TwoLayers":
         """The same function without dead units, and one unit for parallel ones."""
         parts = torch.cat([self.up, self.bias[:, None]], dim=1)
-        fits = 1e2 * self.rounding
         down, shortcut, offset = self.down.clone(), self.shortcut.clone(), self.offset.clone()
-        factors = parts.norm(dim=1)
-        factors = factors if self.unit.homogeneous else torch.ones_like(factors)
+        factors = parts.norm(dim=1) if self.unit.homogeneous else torch.ones(len(parts)).to(parts)
         rows = parts / torch.where(factors > 0, factors, 1)[:, None]
         norms = rows.norm(dim=1).clamp_min(1e-300)
         alike = (rows @ rows.T).abs() / (norms[:, None] * norms) > 1 - 1e-9
-        kept: list[int] = []
+        kappa, kept = self.unit.kappa, dict[int, None]()
         for unit in range(len(parts)):
             if not self.up[unit].any():
                 offset += down[:, unit] * self.unit.function(self.bias[unit : unit + 1])
             if not self.up[unit].any() or not down[:, unit].any():
                 continue
-            for other in set(alike[unit].nonzero().flatten().tolist()) & set(kept):
-                for sign in (1, -1):
-                    apart = (rows[unit] - sign * rows[other]).norm() > fits * norms[unit]
-                    if apart or sign < 0 and self.unit.kappa is None:
-                        continue
-                    ratio = float(factors[unit] / factors[other])
-                    weight = ratio * down[:, unit]
-                    down[:, other] += weight
-                    if sign < 0:  # φ(−t) = φ(t) − κ t
-                        assert self.unit.kappa is not None
-                        shortcut -= self.unit.kappa * torch.outer(weight, self.up[other])
-                        offset -= self.unit.kappa * weight * self.bias[other]
-                    break
-                else:
-                    continue
-                break
-            else:
-                kept.append(unit)
+            twins = (
+                (other, sign)
+                for other in alike[unit].nonzero().flatten().tolist() if other in kept
+                for sign in ((1, -1) if kappa is not None else (1,))
+                if (rows[unit] - sign * rows[other]).norm() <= 1e2 * self.rounding * norms[unit]
+            )  # fmt: skip
+            other, sign = next(twins, (unit, 1))
+            if other == unit:
+                kept[unit] = None
+                continue
+            weight = float(factors[unit] / factors[other]) * down[:, unit]
+            down[:, other] += weight
+            if sign < 0 and kappa is not None:  # φ(−t) = φ(t) − κ t
+                shortcut -= kappa * torch.outer(weight, self.up[other])
+                offset -= kappa * weight * self.bias[other]
         live = [unit for unit in kept if down[:, unit].any()]
-        return TwoLayers(
-            up=self.up[live], bias=self.bias[live], down=down[:, live], offset=offset,
-            shortcut=shortcut, unit=self.unit, rounding=self.rounding, positive=self.positive,
+        return replace(
+            self, up=self.up[live], bias=self.bias[live], down=down[:, live], offset=offset,
+            shortcut=shortcut,
         )  # fmt: skip
 
     def flipped(self, chosen: Tensor) -> "TwoLayers":
@@ -164,62 +123,53 @@ class TwoLayers:
         assert self.unit.kappa is not None
         sign = torch.where(chosen, -1.0, 1.0).to(self.up)
         moved = self.unit.kappa * self.down * chosen
-        return TwoLayers(
-            up=sign[:, None] * self.up, bias=sign * self.bias, down=self.down,
+        return replace(
+            self, up=sign[:, None] * self.up, bias=sign * self.bias,
             offset=self.offset + moved @ self.bias, shortcut=self.shortcut + moved @ self.up,
-            unit=self.unit, rounding=self.rounding, positive=self.positive,
         )  # fmt: skip
 
     def carried(self, tolerance: float) -> "TwoLayers":
         """The same function without a shortcut, with the fewest further units that are known."""
         R, kappa = self.shortcut, self.unit.kappa
-        zero = torch.zeros_like(R)
         if float(R.norm()) <= tolerance:
-            return self._with([], [], [], self.offset, zero)
+            return self._with([], [], [])
         ways = []
         if self.positive and self.unit.keeps_positive:
-            used = [n for n in range(R.shape[1]) if R[:, n].norm() > tolerance]
-            eye, no_bias = torch.eye(R.shape[1]).to(R), R.new_zeros(len(used))
-            ways.append(self._with([eye[used]], [no_bias], [R[:, used]], self.offset, zero))
+            used = R.norm(dim=0) > tolerance
+            ways.append(self._with([torch.eye(R.shape[1]).to(R)[used]], [0], [R[:, used]]))
         if kappa is not None:
             for beside in (_independent(self.up), list[int]()):
-                old, grown = self.up[beside], self.down.clone()
+                old = self.up[beside]
                 basis, triangle = torch.linalg.qr(old.T)
                 V, left_over = R.new_zeros(len(R), len(beside)), R @ basis
                 for _ in range(2):  # the second time for what rounding left
                     step = torch.linalg.solve_triangular(triangle, left_over.T, upper=True).T
                     V += step / kappa
                     left_over = (R - kappa * V @ old) @ basis
-                rest = R - (R @ basis) @ basis.T
+                grown = self.down.clone()
                 grown[:, beside] += V
-                up, bias, down = [-old], [-self.bias[beside]], [-V]
                 offset = self.offset - kappa * V @ self.bias[beside]
-                left, size, right = torch.linalg.svd(rest, full_matrices=False)
-                rank = int((size > tolerance).sum())
-                new = (left[:, :rank] * size[:rank] / kappa, right[:rank])
-                up += [new[1], -new[1]]
-                bias += [R.new_zeros(2 * rank)]
-                down += [new[0], -new[0]]
-                ways.append(self._with(up, bias, down, offset, zero, grown))
+                rest = (R - (R @ basis) @ basis.T) / kappa
+                columns, rows = _low_rank(rest, tolerance / abs(kappa))
+                ways.append(
+                    replace(self, down=grown, offset=offset)._with(
+                        [-old, rows, -rows], [-self.bias[beside], 0, 0], [-V, columns, -columns]
+                    )
+                )
         if self.unit.squares:  # 4 t = (t + 1)² - (t - 1)²
-            left, size, right = torch.linalg.svd(R, full_matrices=False)
-            rank = int((size > tolerance).sum())
-            column, row = left[:, :rank] * size[:rank] / 4, right[:rank]
-            ones = R.new_ones(rank)
-            ways.append(
-                self._with([row, -row, row, -row], [ones, -ones, -ones, ones],
-                           [column, column, -column, -column], self.offset, zero)
-            )  # fmt: skip
+            columns, rows = _low_rank(R / 4, tolerance / 4)
+            ways.append(self._with([rows, -rows, rows, -rows], [1, -1, -1, 1],
+                                   [columns, columns, -columns, -columns]))  # fmt: skip
         return min(ways, key=lambda way: len(way.up))
 
     def _with(
-        self, up: list[Tensor], bias: list[Tensor], down: list[Tensor], offset: Tensor,
-        shortcut: Tensor, grown: Tensor | None = None,
-    ) -> "TwoLayers":  # fmt: skip
-        return TwoLayers(
-            up=torch.cat([self.up, *up]), bias=torch.cat([self.bias, *bias]),
-            down=torch.cat([self.down if grown is None else grown, *down], dim=1), offset=offset,
-            shortcut=shortcut, unit=self.unit, rounding=self.rounding, positive=self.positive,
+        self, up: Sequence[Tensor], bias: Sequence[Tensor | int], down: Sequence[Tensor]
+    ) -> "TwoLayers":
+        """Further units in the place of the shortcut; a number is a bias of all of its rows."""
+        biases = [b * rows.new_ones(len(rows)) for b, rows in zip(bias, up, strict=True)]
+        return replace(
+            self, up=torch.cat([self.up, *up]), bias=torch.cat([self.bias, *biases]),
+            down=torch.cat([self.down, *down], dim=1), shortcut=torch.zeros_like(self.shortcut),
         )  # fmt: skip
 
     def without_shortcut(self) -> tuple["TwoLayers", Distance | None]:
@@ -235,6 +185,13 @@ class TwoLayers:
         """The function of x, (samples, d)."""
         hidden = self.unit.function(x @ self.up.T + self.bias)
         return x @ self.shortcut.T + hidden @ self.down.T + self.offset
+
+
+def _low_rank(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """Columns and orthonormal rows whose product is a matrix but for small singular values."""
+    left, size, right = torch.linalg.svd(matrix, full_matrices=False)
+    rank = int((size > tolerance).sum())
+    return left[:, :rank] * size[:rank], right[:rank]
 
 
 def _independent(rows: Tensor) -> list[int]:
@@ -253,20 +210,13 @@ def _independent(rows: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def nearest_set(block: TwoLayers, *, steps: int = 300, starts: int = 8) -> Distance:
-    """Bound the distance of a block to one that needs no shortcut at its own width.
-
-    min over s in {0, 1}^h of ‖P + κ Σ s_i v_i w_iᵀ‖ is a binary least-squares problem. Where the
-    matrices v_i w_iᵀ are linearly independent, its least squares solution decides whether 0 is
-    reached.
-
-    Args:
-        block: With a κ, without parallel units.
-        steps: Of the projected gradient method on the box.
-        starts: Starts of the local search by single flips.
+def nearest_set(block: TwoLayers) -> Distance:
+    """Bound the distance of a block without parallel units to one that needs no shortcut.
 
     Returns:
-        The bounds and the best set.
+        Bounds of min over s in {0, 1}^h of ‖P + κ Σ s_i v_i w_iᵀ‖, a binary least-squares problem,
+        from below by the box, from above by single flips. Where the matrices v_i w_iᵀ are linearly
+        independent, the least squares solution decides whether it is 0.
     """
     P, kappa, h = block.shortcut, block.unit.kappa, len(block.up)
     assert kappa is not None
@@ -283,7 +233,7 @@ def nearest_set(block: TwoLayers, *, steps: int = 300, starts: int = 8) -> Dista
     # Nesterov's method on the box, and the linear lower bound at its last point.
     bound = float(G.abs().sum(1).max().clamp_min(1e-300))
     s = ahead = torch.full((h,), 0.5, dtype=P.dtype)
-    for step in range(steps):
+    for step in range(_STEPS):
         new = (ahead - (G @ ahead + c) / bound).clamp(0, 1)
         ahead, s = new + step / (step + 3) * (new - s), new
     slope = 2 * (G @ s + c)
@@ -292,7 +242,7 @@ def nearest_set(block: TwoLayers, *, steps: int = 300, starts: int = 8) -> Dista
     low = max(squared, 0.0) ** 0.5
     source = torch.Generator().manual_seed(0)
     begins = [s.round(), torch.zeros_like(s)]
-    begins += [torch.randint(2, (h,), generator=source).to(s) for _ in range(starts - 2)]
+    begins += [torch.randint(2, (h,), generator=source).to(s) for _ in range(6)]
     unique = False
     if h <= P.numel() and h * P.numel() <= _ENTRIES:
         columns = kappa * (block.down[:, None, :] * block.up.T[None]).flatten(0, 1)
