@@ -1,7 +1,12 @@
-"""Claims on wirings of residual streams: at zero weights, at their papers' starts, at width."""
+"""Claims on wirings of residual streams: at zero weights, at their papers' starts, at width.
+
+Those on training curves and on accuracy of these papers are left out: they need their data sets and
+days of a GPU. Theorems whose constants stand only in the texts are judged by their orders.
+"""
 
 from experiments.every_layout import (
     depth_scaling,
+    identity_matters,
     random_jacobians,
     starting_points,
     stream_mixing,
@@ -10,6 +15,7 @@ from experiments.every_layout import (
 CLAIMS = [
     *stream_mixing.CLAIMS,
     *starting_points.CLAIMS,
+    *identity_matters.CLAIMS,
     *depth_scaling.CLAIMS,
     *random_jacobians.CLAIMS,
 ]
