@@ -396,8 +396,12 @@ def test_layers_that_no_convolution_is():
     biased = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1))
     found = rt.shortcuts(Residual(biased))
     assert found.answers == ("open",) and "borders" in found.how[0]
-    reflected = Residual(nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"))
-    assert "padding is reflect" in rt.shortcuts(reflected).how[0]
+    x = torch.randn(2, 3, 5, 5)
+    reflected, circular = (nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode)
+                           for mode in ("reflect", "circular"))  # fmt: skip
+    net, mixed = Residual(reflected), Residual(Parallel(reflected, circular))
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    assert "by circular and by reflect" in rt.shortcuts(mixed).how[0]
     slopes = Residual(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 3))
     assert "channel to channel" in rt.shortcuts(slopes).how[0]
     twice = Residual(nn.Linear(3, 4), Apply(lambda t: F.relu(t) + 1), nn.Linear(4, 3))

@@ -24,6 +24,7 @@ class AffineLayer:
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    padding_mode: str = "zeros"
 
     @property
     def inputs(self) -> int:
@@ -83,7 +84,7 @@ class AffineLayer:
         if self.stride:
             kind, sides = getattr(nn, f"Conv{len(self.stride)}d"), [tuple(self.weight.shape[2:])]
             options |= {"stride": self.stride, "padding": self.padding, "groups": self.groups,
-                        "dilation": self.dilation}  # fmt: skip
+                        "dilation": self.dilation, "padding_mode": self.padding_mode}  # fmt: skip
         layer: nn.Module = nn.utils.skip_init(
             kind, self.inputs, len(self.weight), *sides, **options
         )
@@ -96,7 +97,11 @@ class AffineLayer:
         """Map (batch, in, *spatial), or (..., in) for a matrix."""
         if not self.stride:
             return nn.functional.linear(x, self.weight, self.bias)
-        geometry = self.stride, self.padding, self.dilation, self.groups
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            room = [pad for pad in reversed(padding) for _ in range(2)]
+            x, padding = nn.functional.pad(x, room, self.padding_mode), (0,) * len(padding)
+        geometry = self.stride, padding, self.dilation, self.groups
         convolve: Callable[..., Tensor] = getattr(nn.functional, f"conv{len(self.stride)}d")
         return convolve(x, self.weight, self.bias, *geometry)
 
@@ -181,6 +186,9 @@ def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
     """The sum of layers that read the same."""
     if len({(layer.stride, len(layer.bias)) for layer in layers}) > 1:
         raise NotOneLayer("its branches have different strides or channels")
+    modes = {layer.padding_mode for layer in layers if any(layer.padding)} or {"zeros"}
+    if len(modes) > 1:
+        raise NotOneLayer(f"its branches have paddings by {' and by '.join(sorted(modes))}")
     shapes = {(layer.weight.shape[2:], layer.padding, layer.dilation) for layer in layers}
     if len(shapes) > 1:
         layers = [layer.dense.undilated for layer in layers]
@@ -191,16 +199,16 @@ def sum_of_layers(layers: Sequence[AffineLayer]) -> AffineLayer:
     low = tuple(map(min, zip(*(window.low for window in windows), strict=True)))
     high = tuple(map(max, zip(*(window.high for window in windows), strict=True)))
     if all((window.low, window.high) == (low, high) for window in windows):
-        return replace(
-            layers[0], weight=torch.stack([layer.weight for layer in layers]).sum(0), bias=bias
-        )
+        weight = torch.stack([layer.weight for layer in layers]).sum(0)
+        return replace(layers[0], weight=weight, bias=bias, padding_mode=modes.pop())
     kernels = []
     for layer, window in zip(layers, windows, strict=True):
         edges = zip(window.low, low, high, window.high, strict=True)
         room = [n for a, start, end, b in reversed([*edges]) for n in (a - start, end - b)]
         kernels.append(nn.functional.pad(layer.weight, room))
     whole = Window(stride=layers[0].stride, low=low, high=high)
-    return whole.layer(torch.stack(kernels).sum(0), bias)
+    summed = whole.layer(torch.stack(kernels).sum(0), bias)
+    return replace(summed, padding_mode=modes.pop())
 
 
 def grouped(layer: AffineLayer, groups: set[int]) -> AffineLayer:

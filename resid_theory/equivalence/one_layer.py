@@ -155,6 +155,7 @@ class _Piece:
         if graph.kinds[node] != "affine":
             return None
         weight: Any
+        mode = "zeros"
         if word == "AddIdentity" or word.startswith(("Linear", "Conv")):
             module = graph.layer(node)
             layer = getattr(module, "layer", module)
@@ -163,8 +164,7 @@ class _Piece:
                 weight = weight + identity_of(layer, module.rule).double()
             bias = bias_of(layer)
             geometry = {name: getattr(layer, name, None) for name in _GEOMETRY}
-            if getattr(layer, "padding_mode", "zeros") != "zeros":
-                raise NotOneLayer(f"its padding is {layer.padding_mode}")
+            mode = str(getattr(layer, "padding_mode", mode))
         elif word in ("linear", "conv1d", "conv2d", "conv3d", "matmul", "mm"):
             names = ("weight", "bias", *_GEOMETRY)
             given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
@@ -194,7 +194,7 @@ class _Piece:
         weight = weight.detach().double()
         bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
         return AffineLayer(weight=weight, bias=bias, stride=stride, padding=_each(padding, axes),
-                           dilation=dilation, groups=groups)  # fmt: skip
+                           dilation=dilation, groups=groups, padding_mode=mode)  # fmt: skip
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
