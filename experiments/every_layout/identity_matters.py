@@ -121,7 +121,8 @@ def judge_identity_descent(a: Arrays) -> list[Criterion]:
                   "loss off λ²/2, relative", "at most 0.01 (fails to converge; the value is ours)",
                   f"{off:.1e}", off <= 0.01),
         Criterion("the same in float64, whose rounding leaves that basis: final loss over that of "
-                  "the nearest singular matrix", "at least 0.999 (determinants stay positive; ours)",
+                  "the nearest singular matrix",
+                  "at least 0.999 (determinants stay positive; ours)",
                   f"{share.min():.4g} at least; below 0.99 λ²/2 in {left} of {len(share)}",
                   share.min() >= 0.999),
     ]  # fmt: skip
