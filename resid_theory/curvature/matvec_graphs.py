@@ -233,11 +233,6 @@ class GaussNewtonGraph(MatvecGraph):
         curved = _pull_back(self._slopes, self._points, moves, batched)
         return [c.expand_as(move) for c, move in zip(curved, moves, strict=True)]
 
-    @property
-    def is_flat(self) -> bool:
-        """True if C is zero, because the loss is linear in the outputs."""
-        return not any(slope.requires_grad for slope in self._slopes)
-
 
 def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
     """Vectors over powers of two that keep them in float32's range without rounding, and these."""

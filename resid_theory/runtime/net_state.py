@@ -83,8 +83,8 @@ class NetState:
                 key = next(key for key in was | here if was.get(key) is not here.get(key))
                 return f"{f'{name}.{key}'.lstrip('.')!r} is another object"
         for name, tensor in self._tensors.items():
-            if (now := _kind(tensor)) != (was := self._kinds[name]):
-                return f"{name!r} is {_in_words(now)} and was {_in_words(was)}"
+            if (kind := _kind(tensor)) != self._kinds[name]:
+                return f"{name!r} is {_in_words(kind)} and was {_in_words(self._kinds[name])}"
         if not self._same(self._tensors.values()):
             name = next(name for name, tensor in self._tensors.items() if not self._same([tensor]))
             return f"{name!r} has other values"
