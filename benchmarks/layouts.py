@@ -29,17 +29,18 @@ LOSSES = {
 
 
 def exact(net: LayoutNet, loss: str, x: Tensor, y: Tensor) -> Tensor:
-    """All eigenvalues, by a gradient of a gradient for every weight."""
+    """All eigenvalues, by a gradient of a gradient for every weight, side by side."""
     weights = [*net.weights, *net.biases, *net.last_biases]
     value = LOSSES[loss](net(x), y)
     first = torch.autograd.grad(value, weights, create_graph=True, materialize_grads=True)
-    rows = [
-        torch.autograd.grad(entry, weights, retain_graph=True, materialize_grads=True)
-        for entry in torch.cat([part.flatten() for part in first])
-        if entry.requires_grad
-    ]
-    matrix = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-    return torch.linalg.eigvalsh(matrix)
+    gradient = torch.cat([part.flatten() for part in first])
+    if not gradient.requires_grad:
+        return torch.zeros_like(gradient)
+    rows = torch.autograd.grad(
+        gradient, weights, torch.eye(len(gradient), dtype=torch.float64),
+        is_grads_batched=True, materialize_grads=True,
+    )  # fmt: skip
+    return torch.linalg.eigvalsh(torch.cat([part.flatten(1) for part in rows], dim=1))
 
 
 def random_maps(size: int, width: int, integer: Callable[[int, int], int], draws: torch.Generator):
