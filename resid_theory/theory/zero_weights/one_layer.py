@@ -108,7 +108,7 @@ class OneLayerBlocks:
         return _mean(first, through).permute(0, 2, 3, 1)
 
     def _alone(self, k: int, like: Tensor) -> Tensor:
-        """What two matrices have in common only if they are the same."""
+        """Terms that a matrix shares with itself alone."""
         z, extra = self.sees[k], torch.zeros_like(like)
         seen = z.unsqueeze(2) * z.unsqueeze(1)
         if self.curved is not None:
