@@ -388,7 +388,7 @@ def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
         layout = Layout(*layout.coefficients(), branch=1)
         dense = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         with monkeypatch.context() as patch:
-            patch.setattr("resid_theory.theory.zero_weights.one_layer._DENSE", 0)
+            patch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
             scalar = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         assert float((dense - scalar).abs().max()) <= HESSIAN * float(dense.abs().max())
 
@@ -410,7 +410,7 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     inputs = EYE if "isotropic" in kind else EYE + mixed @ mixed.T
     data = rt.Moments(sxx=2 * inputs, syx=mixed, syy=40 * EYE, count=9)
     dense = rt.theory.zero_point(data, layout=layout).spectrum.eigenvalues
-    monkeypatch.setattr("resid_theory.theory.zero_weights.one_layer._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     point = rt.theory.zero_point(data, layout=layout)
     scale = float(dense.abs().max())
@@ -437,7 +437,7 @@ def test_one_layer_blocks_behind_an_activation_are_counted(wiring, monkeypatch):
     reads, out = layout.coefficients()
     net = LayoutNet(D, reads, out, branch=1, pre="tanh", bias=True)
     assert float((dense - measured(net, *data())).abs().max()) <= HESSIAN * float(dense.abs().max())
-    monkeypatch.setattr("resid_theory.theory.zero_weights.one_layer._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     found = rt.theory.zero_point(data(), **options).statistics
     points = torch.linspace(-1.07, 1.13, 21) * dense.abs().max()
@@ -454,7 +454,7 @@ def test_biases_reach_the_output_of_a_plain_net():
 
 
 def test_streams_out_of_the_range_of_floats_are_refused_where_layers_meet(monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.one_layer._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     mix = torch.diag_embed(torch.full((800, 1), 10.0)).double()
     mix[400:] = 0.1
     ones = torch.ones(800, 1).double()

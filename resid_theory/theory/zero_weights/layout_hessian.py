@@ -24,8 +24,8 @@ from torch import Tensor
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.architecture import Architecture
-from resid_theory.theory.zero_weights.one_layer import OneLayerBlocks
 from resid_theory.theory.zero_weights.relu_limits import own_correlations
+from resid_theory.theory.zero_weights.single_layers import OneLayerBlocks
 from resid_theory.theory.zero_weights.zero_point_statistics import (
     LossAtZero,
     flushed,
