@@ -13,7 +13,7 @@ from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Result
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
+from resid_theory.stability.jacobian_reach import OnwardMap, chain_of_layers
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
@@ -159,9 +159,7 @@ def compression_bound(
                 itself = kappa / z[0].numel() ** 0.5  # J = I from a layer to itself
                 onward[i] = min(float(onward[i]), itself)
                 if later := list(chain.layers[i + 1 :]):
-                    norms = onward_norms(
-                        chain, z, position + 1, later, probes=probes, generator=source
-                    )
+                    norms = OnwardMap(chain, z, position + 1, later).jacobian_norms(probes, source)
                     found = kappa * norms.products / norms.frobenius / norms.inputs
                     least = float(found.nan_to_num(torch.inf).min())
                     onward[i] = min(float(onward[i]), least)

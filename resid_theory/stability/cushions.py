@@ -78,17 +78,7 @@ class Cushions(Summaries):
         return self.identity_removed if self.weight == "identity_removed" else self.effective
 
     def under(self, weight: str) -> "Cushions":
-        """The same measurement with another weight in the denominator.
-
-        Args:
-            weight: One of ``WEIGHTS``.
-
-        Returns:
-            A new result that shares memory with this one.
-
-        Raises:
-            ValueError: If the name is unknown.
-        """
+        """The same measurement with another of ``WEIGHTS`` in the denominator."""
         return replace(self, weight=weight)
 
     headline = (
@@ -180,7 +170,7 @@ def layer_cushions(
             for part, look in looks_at(net, meter.observer, samples.chunks(batch)):
                 meter.measure(part, look)
                 bar.update()
-    names, values = meter.result()
+    names, values, missing = meter.result()
     gains = values[:, 0]
     return Cushions(
         layers=names,
@@ -191,7 +181,7 @@ def layer_cushions(
         include_bias=include_bias,
         batchnorm=batchnorm,
         zero_inputs=gains.isnan().sum(1),
-        not_covered=meter.not_covered,
+        not_covered=missing,
         notes=tuple(samples.notes),
     )
 
@@ -210,7 +200,7 @@ class _Meter:
     compares: bool = False
     samples: int = 0
     measured: int = 0  # samples of earlier batches
-    rows: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[Key, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     inputs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
     latest: tuple[Any, ...] | None = None  # the projections of an attention share their input
@@ -259,7 +249,7 @@ class _Meter:
             del self.rows[key]
 
     def _count(self, key: Key) -> int:
-        return sum(part.shape[1] for part in self.rows.get(key, ()))
+        return sum(part.shape[1] for _, part in self.rows.get(key, ()))
 
     def take(self, use: LinearUse) -> None:
         """Measure one use in a batch."""
@@ -276,7 +266,7 @@ class _Meter:
                     self.latest = weakref.ref(x), layout, layout.norms(x, self.samples)
                 if not self.compares or look.agrees(use.key, x, self.samples):
                     whole = self.latest[-1]
-                    self.rows[use.key].append(self._measured(use, layout, whole))
+                    self.rows[use.key].append((self.measured, self._measured(use, layout, whole)))
             if whole is None:
                 self._set_apart(name, _CALLS if layout is None else ROUTED)
         whole = x if whole is None else whole
@@ -284,8 +274,6 @@ class _Meter:
 
     def _measure_apart(self, batch: Batch) -> None:
         """Measure maps whose rows in a batch do not tell the sample, one sample at a time."""
-        empty = torch.full((3, batch.size), torch.nan, dtype=torch.float64)
-        found = {key: empty.clone() for key in self.rows if key[0] in self.apart}
         inputs: dict[str, list[Tensor]] = defaultdict(list)
 
         def take(use: LinearUse) -> None:
@@ -296,7 +284,7 @@ class _Meter:
             below = row_norms(use.input.reshape(1, -1))
             inputs[use.name].append(below.cpu())
             values = self._measured(use, RowOrder(axis=None), below)
-            found.setdefault(use.key, empty.clone())[:, number : number + 1] = values
+            self.rows[use.key].append((self.measured + number, values))
 
         self.samples = 1
         try:
@@ -313,11 +301,6 @@ class _Meter:
             )
             if not same(*both):
                 self.irregular.setdefault(name, f"{why}, and depend on the other samples")
-        for key, values in found.items():
-            self.rows[key] += [
-                empty.new_full((3, self.measured - self._count(key)), torch.nan),
-                values,
-            ]
 
     def _measured(self, use: LinearUse, layout: RowOrder, below: Tensor) -> Tensor:
         """Gains, and norms with the identity removed and of the effective weight, (3, samples)."""
@@ -331,9 +314,9 @@ class _Meter:
         places = inputs // (x[0].numel() if use.geometry else x.shape[-1])
         if (use.key, size, places) not in self.known:
             norm, weights = NORMS[self.norm], [use.removed, use.weight]
-            found = [
-                norm(_wide(w), use.geometry, size, places) for w in weights[: 1 + bool(use.owner)]
-            ]
+            wide = torch.complex128 if use.kernel.is_complex() else torch.float64
+            found = [norm(w.to("cpu", wide), use.geometry, size, places)
+                     for w in weights[: 1 + bool(use.owner)]]  # fmt: skip
             self.known[use.key, size, places] = torch.stack([found[0], found[-1]])
         norms = self.known[use.key, size, places]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
@@ -360,31 +343,22 @@ class _Meter:
             output = use.apply(use.input, use.weight)
         return layout.norms(output, self.samples)
 
-    def result(self) -> tuple[tuple[str, ...], Tensor]:
-        """Names of the rows, and gains and norms, (rows, 3, samples)."""
-        names = {name for name, _ in self.rows} - self.irregular.keys()
-        keys = [key for name in self.observer.ordered(names)
+    def result(self) -> tuple[tuple[str, ...], Tensor, dict[str, str]]:
+        """Names of the rows; gains and norms, (rows, 3, samples); reasons for all without a row."""
+        missing = self.observer.missing() | self.irregular
+        known = {name for name, _ in self.rows} - self.irregular.keys()
+        keys = [key for name in self.observer.ordered(known)
                 for key in sorted(self.rows) if key[0] == name]  # fmt: skip
         if not keys:
-            reasons = "; ".join(f"{k}: {v}" for k, v in self.not_covered.items())
+            reasons = "; ".join(f"{k}: {v}" for k, v in missing.items())
             raise ValueError(
                 f"net: {type(self.net).__name__} has no linear layer to measure; "
                 + (reasons or "none at all")
             )
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
-        values = [torch.cat(self.rows[key], dim=1) for key in keys]
-        rest = [v.new_full((3, self.measured - v.shape[1]), torch.nan) for v in values]
-        return (
-            tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys),
-            torch.stack([torch.cat(pair, dim=1) for pair in zip(values, rest, strict=True)]),
-        )
-
-    @property
-    def not_covered(self) -> dict[str, str]:
-        """Reasons, by name, of all that has no row."""
-        return self.observer.missing() | self.irregular
-
-
-def _wide(weight: Tensor) -> Tensor:
-    """A weight in float64, or complex numbers of such, on the CPU."""
-    return weight.to("cpu", torch.complex128 if weight.is_complex() else torch.float64)
+        values = torch.full((len(keys), 3, self.measured), torch.nan, dtype=torch.float64)
+        for row, key in zip(values, keys, strict=True):
+            for start, part in self.rows[key]:
+                row[:, start : start + part.shape[1]] = part
+        names = tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys)
+        return names, values, missing

@@ -103,14 +103,7 @@ class WeightTracker:
         self._keep(made, frozenset([label]), label)
 
     def follow(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        """Find out whether a result is made from parameters alone, or where one meets a sample.
-
-        Args:
-            name: Name of the function that gave it.
-            args: The function's arguments.
-            kwargs: Those by name.
-            result: Its result.
-        """
+        """Find out whether a function's result is made from parameters alone, or meets a sample."""
         if name == "__get__" and not self.constant(args[0]):
             return
         given = [*_tensors(args), *_tensors(kwargs.values())]
@@ -132,13 +125,7 @@ class WeightTracker:
             }  # fmt: skip
 
     def follow_rows(self, name: str, args: Any, result: Any) -> None:
-        """Find out whether samples choose the rows of a result, or of what it is made from.
-
-        Args:
-            name: Name of the function that gave it.
-            args: The function's arguments.
-            result: Its result.
-        """
+        """Find out whether samples choose the rows of a result, or of what it is made from."""
         routed = (
             bool(self._routed)
             and name not in _SCATTERS
