@@ -312,13 +312,14 @@ class _Meter:
         # Places where the map is applied: one image of a convolution, all tokens of a sample.
         inputs = x.numel() // (1 if layout.axis is None else self.samples)
         places = inputs // (x[0].numel() if use.geometry else x.shape[-1])
-        if (use.key, size, places) not in self.known:
+        known = (use.key, use.kernel.shape, size, places)
+        if known not in self.known:
             norm, weights = NORMS[self.norm], [use.removed, use.weight]
             wide = torch.complex128 if use.kernel.is_complex() else torch.float64
             found = [norm(w.to("cpu", wide), use.geometry, size, places)
                      for w in weights[: 1 + bool(use.owner)]]  # fmt: skip
-            self.known[use.key, size, places] = torch.stack([found[0], found[-1]])
-        norms = self.known[use.key, size, places]
+            self.known[known] = torch.stack([found[0], found[-1]])
+        norms = self.known[known]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
 

@@ -110,10 +110,8 @@ def dominant_flows(
     (``"sap"``); those of the first C_l features (``"first"``); or the C_l channels, all their own
     paths together against the rest (``"sub"``).
 
-    Beware of the mean: the ratio of two centred normal numbers is Cauchy, its mean over M positions
-    does not converge but grows as :math:`\tfrac{2}{\pi} \rho \ln M`. So f_l by ``"mean"`` depends
-    on the size of the map: of flows half as strong as the rest, 30 % are dominant at M = 1 and
-    nearly all at M = 256. Compare nets, or layers of equal maps, and look at the other statistics.
+    Beware of the mean: the ratio of two centred normal numbers is Cauchy, and f_l by ``"mean"``
+    grows with the size M of the map. Compare nets, or layers of equal maps.
 
     BatchNorm uses its running statistics, so samples do not mix. The net stays as it was. The cost
     is one backward pass down to the first layer for each final feature: with 64 of them about 50

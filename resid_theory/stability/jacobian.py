@@ -8,7 +8,7 @@ For random signs v, :math:`E\|Jv\|^2 = \|J\|_F^2` with variance
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -60,16 +60,11 @@ def each_sample_a_batch(net: nn.Module) -> Iterator[None]:
             out = out * module.weight.view(shape) + module.bias.view(shape)
         return out
 
-    handles = [
-        module.register_forward_hook(own_statistics)
-        for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.enter_context(module.register_forward_hook(own_statistics))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def jacobian_product(function: Function, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:

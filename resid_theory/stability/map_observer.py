@@ -4,7 +4,7 @@ import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -23,7 +23,7 @@ from resid_theory.identity import (
 )
 from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
-from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
+from resid_theory.stability.weight_tracker import NUMBERS, Label, WeightTracker, has_no_values
 
 __all__ = ["MapObserver", "UseReport"]
 
@@ -47,9 +47,9 @@ _REASONS = {
                     "transposed convolution; the maps here are products and Conv1d, 2d, 3d"),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
                      "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
-    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters or looked"
-                    " up in an embedding, or used in a form without rows: torch.vmap, an einsum of "
-                    "three"),
+    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, looked "
+                    "up in an embedding or picked by numbers read from samples, or used in a form "
+                    "without rows: torch.vmap, an einsum of three"),
     "part": "is used in part, without its identity having parts",
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
@@ -106,32 +106,25 @@ class MapObserver(TorchFunctionMode):
         self._padded: tuple[Any, ...] = ()
         self._callers: dict[Label, Label] = {}
         self._tracker.start()
-        handles = [
-            self._modules[label.module].register_forward_pre_hook(
-                lambda *_, first=labels[0], label=label: self._callers.update({first: label})
-            )
-            for labels in self._tracker.owners.values() if len(labels) > 1  # which of them calls
-            for label in labels
-        ]  # fmt: skip
-        handles += [
-            module.register_forward_hook(
-                lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
-            )
-            for name, module in self._modules.items()
-            if isinstance(module, ParametrizationList)
-        ]
-        try:
+        with ExitStack() as hooks:
+            hooks.callback(self._tracker.forget)
+            hooks.callback(setattr, self, "_padded", ())  # which holds an input
+            for labels in self._tracker.owners.values():
+                for label in labels if len(labels) > 1 else ():  # which of them calls
+                    hooks.enter_context(self._modules[label.module].register_forward_pre_hook(
+                        lambda *_, first=labels[0], own=label: self._callers.update({first: own})
+                    ))  # fmt: skip
+            for name, module in self._modules.items():
+                if isinstance(module, ParametrizationList):
+                    hooks.enter_context(module.register_forward_hook(
+                        lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
+                    ))  # fmt: skip
             with self:
                 yield
-        finally:
-            self._padded = ()
-            self._tracker.forget()
-            for handle in handles:
-                handle.remove()
 
     def _take(self, made: Tensor, label: Label) -> None:
         """Take what a parametrization made for the weight, which it may hold column by column."""
-        self._tracker.take(made, label)
+        self._tracker.keep(made, frozenset([label]), label)
         self._turned[label] = made.dim() == 2 and _is_turned(made)
 
     def first_names(self, layers: str | Sequence[str] | None) -> list[str] | None:
@@ -179,7 +172,7 @@ class MapObserver(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, (int, torch.Size)) and name != "item":  # x.shape, x.dim()
+        if isinstance(result, (int, torch.Size)) and name not in NUMBERS:  # x.shape, x.dim()
             return result
         self._tracker.follow_rows(name, args, result)
         if name in READERS and self._is_map(name, args, kwargs, result):

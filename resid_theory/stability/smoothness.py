@@ -1,7 +1,7 @@
 """Two conditions of the compression bound: activation contraction and interlayer smoothness."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,17 +95,14 @@ def contractions(activations: Mapping[str, nn.Module]) -> Iterator[dict[str, flo
         if len(known):
             largest[name] = max(largest[name], float(known.max()))
 
-    handles = []
-    for name, module in activations.items():
-        handles.append(module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])))
-        handles.append(
-            module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True)
-        )
-    try:
+    with ExitStack() as hooks:
+        for name, module in activations.items():
+            for handle in (
+                module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])),
+                module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True),
+            ):
+                hooks.enter_context(handle)
         yield largest
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
