@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
@@ -134,10 +133,8 @@ def compression_bound(
     overlap, onward, spread = torch.ones_like(cushions), cushions.clone(), torch.ones_like(cushions)
     contraction, output_norm, samples = 0.0, 0.0, 0
     found_data = Data.of(data, like=net, targets=False)
-    parts = tqdm(found_data.chunks(batch), total=found_data.count(batch), disable=not progress,
-                 desc="bound")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
-        for part in parts:
+        for part in found_data.chunks(batch, "bound" if progress else None):
             samples += part.size
             for i, position in enumerate(chain.layers):
                 z = chain.input_of(position, part)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -166,10 +165,9 @@ def layer_cushions(
     meter = _Meter(net=net, observer=observer, layers=observer.first_names(layers), norm=norm,
                    include_bias=include_bias, independent=batchnorm == "eval")  # fmt: skip
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
-        with tqdm(total=samples.count(batch), disable=not progress, desc="cushions") as bar:
-            for part, look in looks_at(net, meter.observer, samples.chunks(batch)):
-                meter.measure(part, look)
-                bar.update()
+        parts = samples.chunks(batch, "cushions" if progress else None)
+        for part, look in looks_at(net, meter.observer, parts):
+            meter.measure(part, look)
     names, values, missing = meter.result()
     gains = values[:, 0]
     return Cushions(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -241,8 +240,7 @@ def _measure(
         stack.enter_context(differentiable())
         if batchnorm == "batch":
             stack.enter_context(each_sample_a_batch(net))
-        parts = tqdm(samples.chunks(batch), total=samples.count(batch), disable=not progress,
-                     desc="interlayer cushions")  # fmt: skip
+        parts = samples.chunks(batch, "interlayer cushions" if progress else None)
         for piece in (piece for part in parts for piece in cut(net, part)):
             z = piece.z
             if piece.name not in plans:

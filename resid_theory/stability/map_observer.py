@@ -204,33 +204,21 @@ class MapObserver(TorchFunctionMode):
             tracker.met[origin].add("input")
         if operation.bias is not None:
             self._biases |= tracker.origins(operation.bias)
-        for piece in pieces:
-            lone = len(pieces) == 1
-            part = label if lone else tracker.label_of_part(label, weight, piece.part)
-            self._tell(piece, operation, part, tracker.origins(weight), lone=lone)
-        return True
-
-    def _tell(
-        self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
-        *, lone: bool,
-    ) -> None:  # fmt: skip
-        """Report one map, or one by one the projections of an attention that share a matrix."""
-        module, bias = self._modules.get(label.module), operation.bias
-        size = len(piece.weight)
-        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
-            size = module.embed_dim
-        if bias is not None and not (lone and bias.dim() == 1 and len(bias) == len(piece.weight)):
+        bias, lone = operation.bias, len(pieces) == 1
+        if bias is not None and not (lone and bias.shape == (len(pieces[0].weight),)):
             operation, bias = operation._replace(scaled=True), None
-        for start in range(0, len(piece.weight), size):
-            some = slice(start, start + size)
-            if size < len(piece.weight):
-                part = self._tracker.label_of_part(label, piece.part, piece.part[some])
-                some_of_it = piece._replace(part=piece.part[some], weight=piece.weight[some],
-                                            place=piece.place[..., some])  # fmt: skip
-            else:
-                part, some_of_it = label, piece
-            self._report_one(some_of_it, operation, part, origins,
-                             None if bias is None else bias[some])  # fmt: skip
+        rows, module = [slice(None)], self._modules.get(label.module)
+        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
+            size, lone = module.embed_dim, False  # its projections share a matrix
+            rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
+        for piece, some in itertools.product(pieces, rows):
+            part = piece.part[some] if len(rows) > 1 else piece.part
+            self._report_one(
+                piece._replace(part=part, weight=piece.weight[some], place=piece.place[..., some]),
+                operation, label if lone else tracker.label_of_part(label, weight, part),
+                tracker.origins(weight), None if bias is None else bias[some],
+            )  # fmt: skip
+        return True
 
     def _report_one(
         self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
@@ -274,11 +262,10 @@ class MapObserver(TorchFunctionMode):
             return None, f"{label.module}.{role}_proj".lstrip("."), ""
         if label.part or label.tensor != "weight" or isinstance(module, nn.Embedding):
             return None, label.name, "part" if label.part and layer_identity(module) else ""
-        if label.module in self._around:
-            name = self._around[label.module]
-            return self._modules[name], name, _mixed(module)
-        return (module, label.module, _mixed(module)) if layer_identity(module) else (
-            None, label.module, "")  # fmt: skip
+        if label.module in self._around or layer_identity(module):
+            name = self._around.get(label.module, label.module)
+            return self._modules.get(name, module), name, _mixed(module)
+        return None, label.module, ""
 
 
 def _mixed(layer: nn.Module) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -138,10 +137,8 @@ def activation_noise(
     end = len(chain.modules) - 1
     both = places if places[-1] == end else [*places, end]
     measured, predicted, samples = [], [], Data.of(data, like=net, targets=False)
-    parts = tqdm(samples.chunks(batch), total=samples.count(batch), disable=not progress,
-                 desc="noise")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
-        for part in parts:
+        for part in samples.chunks(batch, "noise" if progress else None):
             onward = OnwardMap(chain, chain.input_of(start, part), start, both)
             norms, z = onward.jacobian_norms(probes, source), onward.z
             law = norms.frobenius / z[0].numel() ** 0.5 * norms.inputs / norms.outputs
@@ -223,25 +220,24 @@ def weight_noise(
     rows: list[Tensor] = []
     names: list[str] = []
     with preserved(net), torch.no_grad():
-        with tqdm(total=samples.count(batch), disable=not progress, desc="weight noise") as bar:
-            for part, look in looks_at(net, observer, samples.chunks(batch)):
-                known, lost = {name for name, _ in look.layouts}, look.reasons | look.apart
-                for name in layers or ():
-                    check_choice("layers", name, observer.ordered(known | lost.keys()))
-                names = names or observer.ordered(known if layers is None else layers)
-                if not names:
-                    raise ValueError("net: has no layer into whose weights noise could be put")
-                if gone := {name: lost[name] for name in names if name in lost}:
-                    raise ValueError(f"layers: {gone}")
-                measured = []
-                for name in names:
-                    # Every batch meets the same noise, which is too large to keep for all layers.
-                    source.set_state(states.setdefault(name, source.get_state()))
-                    measured.append(_one_batch(
-                        net, part, observer, name, look, strengths, relative, draws, source
-                    ))  # fmt: skip
-                bar.update()
-                rows.append(torch.stack(measured, 2))
+        parts = samples.chunks(batch, "weight noise" if progress else None)
+        for part, look in looks_at(net, observer, parts):
+            known, lost = {name for name, _ in look.layouts}, look.reasons | look.apart
+            for name in layers or ():
+                check_choice("layers", name, observer.ordered(known | lost.keys()))
+            names = names or observer.ordered(known if layers is None else layers)
+            if not names:
+                raise ValueError("net: has no layer into whose weights noise could be put")
+            if gone := {name: lost[name] for name in names if name in lost}:
+                raise ValueError(f"layers: {gone}")
+            measured = []
+            for name in names:
+                # Every batch meets the same noise, which is too large to keep for all layers.
+                source.set_state(states.setdefault(name, source.get_state()))
+                measured.append(_one_batch(
+                    net, part, observer, name, look, strengths, relative, draws, source
+                ))  # fmt: skip
+            rows.append(torch.stack(measured, 2))
     errors, predicted, output = torch.cat(rows, 3)
     return NoiseCurves(
         places=tuple(names),
