@@ -38,16 +38,14 @@ class Cushions(Summaries):
             with ``.mT`` if it is used the other way round, too.
             What is used several times has a row for each use, ``name#1``, ``name#2``.
         identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
-            identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
-            ``effective`` where there is no identity.
+            identity, (layers, samples), float64, on the CPU; nan where the input is zero, or where
+            a router sends the sample elsewhere. Equal to ``effective`` where there is no identity.
         effective: The same divided by :math:`\|\hat A\|`.
         weight: The weight in the denominator of ``values`` and of all statistics, one of
             ``WEIGHTS``.
         norm: The norm in the denominator, one of ``NORMS``.
         include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
-        zero_inputs: Number of samples whose input is zero, or that a router sends elsewhere, by
-            layer, (layers,), int64.
         not_covered: Reasons, by name, of modules and parameters that have no row.
         notes: What was done to the data on the way into the net.
     """
@@ -59,7 +57,6 @@ class Cushions(Summaries):
     norm: str
     include_bias: bool
     batchnorm: str
-    zero_inputs: Tensor
     not_covered: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -178,7 +175,6 @@ def layer_cushions(
         norm=norm,
         include_bias=include_bias,
         batchnorm=batchnorm,
-        zero_inputs=gains.isnan().sum(1),
         not_covered=missing,
         notes=tuple(samples.notes),
     )
