@@ -5,8 +5,8 @@
 
 A mutant differs from the library in one operator, constant, condition, argument or call. All that
 there are stand in a row by module, and one is drawn from each of ``--count`` equal stretches. Then
-those tests run that name its function, or a function that names it, and so on, the nearest first;
-of a test with many arguments the first three. Survivors are to be read: some compute the same.
+those of the fast tests run that name its function, or a function that names it, and so on, the
+nearest ones. Survivors are to be read: some compute the same.
 """
 
 import argparse
@@ -24,12 +24,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS = (
-    "benchmarks bootstrap claims digest docs fake_cuda history lease notebooks parallel parts "
-    "process_group readme rules sweep trainings"
-).split()
-"""Tests of something else than the library, of all of it at once, or in other processes."""
-TESTS, NEAR = 40, 5  # functions that run at most, and steps from one function to the next
+sys.path.insert(0, str(ROOT / "tests"))
+import fast  # noqa: E402
+
+NEAR = 5  # steps from one function to the next
 COMMON = 40  # a name that more functions mention says nothing
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -151,14 +149,15 @@ def targets(node: Any) -> ast.AST:
 class Reach:
     """Which tests to run against a fault in a function."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         trees = [ast.parse(p.read_text()) for p in sorted((ROOT / "resid_theory").rglob("*.py"))]
         self.library = [each for tree in trees for each in functions(tree)]
         counts = Counter(name for _, names in self.library for name in names)
         self.common = {name for name, count in counts.items() if count > COMMON}
         self.tests: dict[str, set[str]] = {}
         for path in sorted((ROOT / "tests").glob("test_*.py")):
-            if path.stem.removeprefix("test_") in OTHERS:
+            if fast.is_left_out(path):
                 continue
             own = list(functions(ast.parse(path.read_text())))
             for name, names in own:
@@ -179,23 +178,14 @@ class Reach:
             wanted = front - self.common
             front = {name for name, names in self.library if wanted & names} - known
             known |= front
-        return [module, *chosen[:TESTS]]
-
-
-def pytest_collection_modifyitems(items):  # with -p benchmarks.mutants
-    seen: Counter[str] = Counter()
-    for item in list(items):
-        function = item.nodeid.partition("[")[0]
-        seen[function] += 1
-        if seen[function] > 3:
-            items.remove(item)
+        return [module, *chosen[: self.most]]
 
 
 def verdict(folder: Path, module: str, text: str, tests: list[str], limit: float) -> str:
     """What becomes of a mutant in a copy of the repository."""
     before = (folder / module).read_bytes()
     (folder / module).write_text(text, encoding="utf-8")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.mutants"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--fast"]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests], cwd=folder, timeout=limit,
@@ -215,11 +205,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", type=int, default=40, help="test functions against a mutant")
     parser.add_argument("--seconds", type=float, default=300, help="for the tests of a mutant")
     parser.add_argument("--only", default="", help="part of the path of a module")
     parser.add_argument("--list", action="store_true", help="run nothing")
     given = parser.parse_args()
-    reach, told = Reach(), []
+    reach, told = Reach(given.tests), []
     with tempfile.TemporaryDirectory() as name:
         packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", name], input=packed.stdout, check=True)
