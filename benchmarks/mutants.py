@@ -195,7 +195,7 @@ def verdict(folder: Path, module: str, text: str, tests: list[str], limit: float
         return "out of time"
     finally:
         (folder / module).write_bytes(before)
-    lines = done.stdout.splitlines()
+    lines = (done.stdout + done.stderr).splitlines()
     if done.returncode == 0:
         return f"survives {lines[-1]}"
     return f"caught: {next((w for w in lines if w[:6] in ('FAILED', 'ERROR ')), lines[-1:])}"[:110]
