@@ -54,6 +54,16 @@ class NoiseCurves(Result):
         """Median over the samples of ``measured``, (levels, places)."""
         return self.measured.nanquantile(0.5, dim=2)
 
+    @property
+    def predicted_median(self) -> Tensor:
+        """Median over the samples of ``predicted``, (levels, places)."""
+        return self.predicted.nanquantile(0.5, dim=2)
+
+    @property
+    def output_median(self) -> Tensor:
+        """Median over the samples of ``at_output``, (levels, places)."""
+        return self.at_output.nanquantile(0.5, dim=2)
+
     headline = (
         "errors by noise, relative={0.relative}, {0.draws} draws: medians over "
         "{0.measured.shape[2]} samples"
@@ -69,8 +79,8 @@ class NoiseCurves(Result):
             "measured": self.median.flatten(),
             "measured_q25": low.flatten(),
             "measured_q75": high.flatten(),
-            "predicted": self.predicted.nanquantile(0.5, dim=2).flatten(),
-            "at_output": self.at_output.nanquantile(0.5, dim=2).flatten(),
+            "predicted": self.predicted_median.flatten(),
+            "at_output": self.output_median.flatten(),
         }
 
 
