@@ -1,4 +1,5 @@
 # make demo | make test    each sets up .venv first; at once when nothing changed.
+# make test-fast           the tests for every save: tests/fast.py says what it leaves out
 # make docs                builds docs/_build/html and looks it over; sets up .venv likewise
 #   PYTHON=python3.11      which interpreter .venv is made from
 #   NOVENV=1               use that interpreter as it is: no .venv, nothing installed
@@ -22,7 +23,7 @@ skipped = echo "$(1) is not importable by $(PYTHON): skipped."
 # Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
 processes = --numprocesses logical --maxprocesses 2 --dist loadfile
 
-.PHONY: demo test docs format set-up set-up-for-tests set-up-for-docs interpreter
+.PHONY: demo test test-fast docs format set-up set-up-for-tests set-up-for-docs interpreter
 
 demo: set-up
 	@$(demo)
@@ -36,6 +37,10 @@ test: set-up-for-tests
 	if $(call has,xdist); then together="$(processes)"; else $(call skipped,pytest-xdist); fi; \
 	$(run) -m pytest $$together || status=$$?; \
 	exit $$status
+
+test-fast: set-up-for-tests
+	@together=; if $(call has,xdist); then together="$(processes)"; fi; \
+	$(run) -m pytest -q --fast $$together
 
 # Every warning is an error. What is built before stays, so that only changed pages are built again.
 docs: set-up-for-docs

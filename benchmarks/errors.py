@@ -246,80 +246,18 @@ def flows(dtype: torch.dtype, seed: int) -> float:
     )
 
 
-# Closed forms ------------------------------------------------------------------------------------
-
-
-def whitened(seed: int) -> rt.Regression:
-    generator = torch.Generator().manual_seed(seed)
-    x, noise = torch.randn(2, 40, 4, generator=generator, dtype=F64)
-    return rt.Regression(x, 0.3 * x + noise)
-
-
-def zero_point(n: int) -> Error:
-    def error(_dtype: torch.dtype, seed: int) -> float:
-        data, net = whitened(seed), rt.ShortcutNet(4, 3, n)
-        with torch.no_grad():
-            net.weights.zero_()
-        order = net.definition5_order()
-        wanted = rt.hessian(net, "square", data, method="columns")[order][:, order]
-        return relative(rt.theory.zero_point(data, blocks=3, shortcut_depth=n).hessian(), wanted)
-
-    return error
-
-
-def linear(_dtype: torch.dtype, seed: int) -> float:
-    data, net = whitened(seed), rt.ShortcutNet(4, 3, 2)
-    rt.initialize(net, "xavier", generator=torch.Generator().manual_seed(seed))
-    wanted = rt.hessian(net, "square", data, method="columns")
-    return relative(rt.theory.linear_hessian(net, data.moments), wanted)
-
-
-def moments(dtype: torch.dtype, seed: int) -> float:
-    """Streamed in float64, whatever the data are."""
-    data = whitened(seed)
-    x, y = data.x.to(dtype), data.y.to(dtype)
-    wanted = x.double().mT @ x.double() / len(x)
-    return relative(rt.Moments.of([(x[:7], y[:7]), (x[7:], y[7:])]).sxx, wanted)
-
-
-def toeplitz(_dtype: torch.dtype, seed: int) -> float:
-    """Smallest, middle and largest |eigenvalue| for n = 1, counted without a matrix."""
-    statistics = rt.theory.zero_point(whitened(seed), blocks=6, shortcut_depth=1).statistics
-    ranks = [0, statistics.size // 2, statistics.size - 1]
-    wanted = statistics.spectrum.eigenvalues.abs().sort().values[ranks]
-    counted = torch.tensor([statistics.magnitude_by_counts(rank) for rank in ranks], dtype=F64)
-    return relative(counted, wanted)
-
-
-def exceedance(_dtype: torch.dtype, seed: int) -> float:
-    ratios = torch.logspace(-2, 2, 50, dtype=F64) * (1 + 0.1 * seed)
-    wanted = rt.theory.exceedance_integral(ratios)
-    return relative(rt.theory.exceedance(ratios), wanted)
-
-
-def interpolation(_dtype: torch.dtype, seed: int) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    x, y = (
-        nn.functional.normalize(t, dim=1)
-        for t in torch.randn(2, 6, 5, generator=generator, dtype=F64)
-    )
-    return relative(rt.theory.interpolate(x, y, units=200).net(x), y)
-
-
 # The page ----------------------------------------------------------------------------------------
 
-EVERY, ALL_FLOAT, DOUBLE = (BF16, F32, F64), (F32, F64), (F64,)
+EVERY, ALL_FLOAT = (BF16, F32, F64), (F32, F64)
 FUNCTION = "outputs of the given net in float64"
 TORCH = "`torch.autograd.functional.hessian` in float64"
 MATRIX = f"the matrix by {TORCH}"
 COLUMNS, SAME = "its columns in float64", "the same call on the net in float64"
-BY_COLUMNS = "`rt.hessian` by columns"
 PAIRS = "`rt.hessian`, products of layer pairs (always in float64)"
 THERE_AND_BACK = conversion(residual, lambda net: rt.to_residual(rt.to_plain(net)))
 REBUILT = hessian_vector("hessian", engine="rebuilt", chunk=7)
 TRACE_IN_ERRORS = estimate("trace", in_standard_errors=True)
 DENSITY = "`rt.spectral_density`, 10 probes, Wasserstein distance over max \\|λ\\|"
-POINT = "`rt.theory.zero_point(...).hessian()`, n = "
 
 # What, against what, its error, for nets of which precisions.
 SECTIONS: dict[str, list[tuple[str, str, Error, Sequence[torch.dtype]]]] = {
@@ -367,20 +305,6 @@ SECTIONS: dict[str, list[tuple[str, str, Error, Sequence[torch.dtype]]]] = {
         ("`rt.layer_cushions`, depth 20", SAME, cushions, EVERY),
         ("`rt.interlayer_cushions`, exact", SAME, interlayer, ALL_FLOAT),
         ("`rt.dominant_flows`, mean share (absolute)", SAME, flows, ALL_FLOAT),
-    ],
-    "Closed forms": [
-        (f"{POINT}1", BY_COLUMNS, zero_point(1), DOUBLE),
-        (f"{POINT}2", BY_COLUMNS, zero_point(2), DOUBLE),
-        ("`rt.theory.linear_hessian`", BY_COLUMNS, linear, DOUBLE),
-        (
-            "\\|eigenvalues\\| for n = 1 by counting, over the largest",
-            "a dense solver",
-            toeplitz,
-            DOUBLE,
-        ),
-        ("`rt.theory.exceedance`", "quadrature of the paper's integral", exceedance, DOUBLE),
-        ("`rt.theory.interpolate`, 200 units", "the targets", interpolation, DOUBLE),
-        ("`rt.Moments` of float32 or float64 data", "float64 of the same", moments, ALL_FLOAT),
     ],
 }
 

@@ -1,7 +1,6 @@
-"""Figures of a source tree: its rooms, names, layers of calls, passes over data, and times.
+"""Figures of a source tree: its rooms, names, layers of calls and passes over data.
 
-    python benchmarks/house.py [--tree PATH]                   # one tree, by default this one
-    python benchmarks/house.py --against PATH --times          # times of two trees, paired
+    python benchmarks/house.py [--tree PATH]     # by default of this one
 
 Sources are read, not imported; what is measured runs in a process of its own, with the tree on its
 path and public calls only, so that trees whose modules have other names can be compared.
@@ -12,10 +11,8 @@ import ast
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -153,16 +150,16 @@ def report(tree):
     heads = headlines(trees)
     riddles = sum(bool(RIDDLE.match(head)) for head in heads)
     show("headlines that begin with What/Which/Where/Whether/How", f"{riddles} of {len(heads)}")
-    for what, value in run(tree, "walk").items():
+    for what, value in walked(tree).items():
         show(what, *(value if isinstance(value, list) else [value]))
 
 
 # Measured in a process of its own ----------------------------------------------------------------
 
 
-def run(tree, part):
-    """A part of this script with the tree's library; what it prints last, as JSON."""
-    command = [sys.executable, "-P", str(HERE), "--part", part, "--tree", str(tree)]
+def walked(tree):
+    """What ``walk`` finds with the tree's library."""
+    command = [sys.executable, "-P", str(HERE), "--walk", "--tree", str(tree)]
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, text=True)
     done.check_returncode()
@@ -254,57 +251,14 @@ def walk(tree):
     return shown
 
 
-def seconds(_):
-    """Median CPU seconds of three calls."""
-    import resid_theory as rt
-
-    net, x, y = mlp(256, 256, 128, 10, samples=1024)
-    operator = rt.curvature_operator(net, "cross_entropy", (x, y))
-    vector = x.new_ones(operator.shape[0])
-    digits = rt.load_whitened("digits", components=10)
-    cushions, zero_point = rt.layer_cushions, rt.theory.zero_point
-    calls = {
-        "a Hessian-vector product": lambda: operator @ vector,
-        "layer_cushions": lambda: cushions(net, x),
-        "zero_point": lambda: zero_point(digits, blocks=8, shortcut_depth=2),
-    }
-    medians = {}
-    for name, call in calls.items():
-        call()
-        spent = []
-        for _ in range(25):
-            start = time.process_time()
-            call()
-            spent.append(time.process_time() - start)
-        medians[name] = statistics.median(spent)
-    return medians
-
-
-def compare_times(tree, other, rounds):
-    """Times of both trees, in turn, and the median of the ratios of a round."""
-    found = [(run(other, "seconds"), run(tree, "seconds")) for _ in range(rounds)]
-    for name in found[0][0]:
-        before, after = (statistics.median(pair[i][name] for pair in found) for i in (0, 1))
-        ratios = sorted(new[name] / old[name] for old, new in found)
-        text = f"{1e3 * before:.3f} -> {1e3 * after:.3f} ms, ratio {statistics.median(ratios):.3f}"
-        show(f"CPU time of {name}", f"{text} ({ratios[0]:.3f} to {ratios[-1]:.3f})")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tree", type=Path, default=HERE.parents[1], help="by default this one")
-    parser.add_argument("--against", type=Path, help="an older tree, for --times")
-    parser.add_argument("--times", action="store_true", help="times of both trees, and no more")
-    parser.add_argument("--rounds", type=int, default=9, help="of --times")
-    parser.add_argument("--part", choices=("walk", "seconds"), help=argparse.SUPPRESS)
+    parser.add_argument("--walk", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     tree = given.tree.resolve()
-    if given.part:
-        print(json.dumps({"walk": walk, "seconds": seconds}[given.part](tree)))
-    elif given.times:
-        if given.against is None:
-            parser.error("--times compares two trees: name the other one with --against PATH")
-        compare_times(tree, given.against.resolve(), given.rounds)
+    if given.walk:
+        print(json.dumps(walk(tree)))
     else:
         report(tree)
 

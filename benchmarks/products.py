@@ -1,10 +1,13 @@
-"""Speed of Hessian-vector products, relative to plain torch with and without a retained graph.
+"""Speed of products with curvature matrices, beside plain torch: one table.
 
-    python -m benchmarks.products [--images 32 128] [--repeats 5]
+    python -m benchmarks.products [ROW ...] [--repeats 5]
 
-Every line is from one run, its sides taking turns. "plain" keeps torch's own graph of the gradient,
-"rebuild" runs the net anew for every product; both add up in float32. The CIFAR-10 images are drawn
-at random where the data set is not there: the time does not depend on them.
+Processor time of one thread, float32, all sides in turns; a column of ratios says how many times
+the time of ours the other way takes. "retained" keeps torch's own graph of the gradient, as
+PyHessian does, "anew" makes it for every product, as hessian-eigenthings and curvlinops do. Of the
+Gauss-Newton matrix, "anew" differentiates J^T u by u (double backward), and "forward" pushes the
+vector through the net in forward mode and pulls back on a kept graph. Set-up is given in products.
+CIFAR-10 images are drawn at random where the data set is not there; times do not depend on that.
 """
 
 import argparse
@@ -14,9 +17,15 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import resid_theory as rt
-from benchmarks.timing import line, medians
+from benchmarks.timing import medians
+
+COLUMNS = (
+    "net", "P", "ms", "retained", "anew / ours anew", "block of 4", "set-up", "set-up of torch",
+    "Gauss-Newton, ms", "anew", "forward", "differs by",
+)  # fmt: skip
 
 
 def images(count: int) -> tuple[Tensor, Tensor]:
@@ -35,57 +44,144 @@ def perceptron() -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(128, 10))
 
 
-def gradient(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """With its graph, as a plain script has it."""
-    loss = F.cross_entropy(net(x), y)
-    parts = torch.autograd.grad(loss, list(net.parameters()), create_graph=True)
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
-def plain(net: nn.Module, kept: Tensor, vector: Tensor) -> Tensor:
-    """One product on a retained graph."""
-    parts = torch.autograd.grad(kept, list(net.parameters()), vector, retain_graph=True)
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
-def compare(name: str, net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> None:
-    """Print how products of one net compare."""
-    net.eval()
+def noise(samples: int) -> tuple[Tensor, Tensor]:
+    """Inputs and labels for the perceptron."""
     generator = torch.Generator().manual_seed(0)
-    ours = rt.curvature_operator(net, "cross_entropy", (x, y), engine="retained")
-    anew = rt.curvature_operator(net, "cross_entropy", (x, y), engine="rebuilt")
-    kept = gradient(net, x, y)
-    vector = torch.randn(len(kept), generator=generator)
-    block = torch.randn(len(kept), 4, generator=generator)
+    return torch.randn(samples, 128, generator=generator), torch.arange(samples) % 10
+
+
+class Encoder(nn.Module):
+    """A transformer of 10 million weights that gives ten logits for each sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(1000, 448)
+        self.layers = nn.Sequential(*(
+            nn.TransformerEncoderLayer(448, 8, 1792, 0.0, batch_first=True) for _ in range(4)
+        ))  # fmt: skip
+        self.read = nn.Linear(448, 10)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Logits of sequences."""
+        read: Tensor = self.read(self.layers(self.words(words)).mean(1))
+        return read
+
+
+def sequences() -> tuple[Tensor, Tensor]:
+    """16 sequences of 128 words: 2,048 tokens."""
+    words = torch.randint(1000, (16, 128), generator=torch.Generator().manual_seed(0))
+    return words, torch.arange(16) % 10
+
+
+ROWS: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[Tensor, Tensor]]]] = {
+    "mlp-64": ("8-layer MLP, 64 samples", perceptron, lambda: noise(64)),
+    "mlp": ("8-layer MLP, 2,048 samples", perceptron, lambda: noise(2048)),
+    "resnet": ("ResNet-20, 32 images", lambda: rt.full_net(20, generator=0), lambda: images(32)),
+    "dirac": ("DiracNet-34, 8 images", lambda: rt.diracnet(34, generator=0), lambda: images(8)),
+    "transformer": ("transformer, 2,048 tokens", Encoder, sequences),
+}
+
+
+def joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """One vector of all parameters' parts."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+class Plain:
+    """Products as a script has them."""
+
+    def __init__(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        self.net, self.x, self.y = net, x, y
+        self.weights = dict(net.named_parameters())
+        self.at = list(self.weights.values())
+
+    def outputs(self) -> Tensor:
+        """With their graph."""
+        found: Tensor = self.net(self.x)
+        return found
+
+    def gradient(self) -> Tensor:
+        """With its graph."""
+        loss = F.cross_entropy(self.outputs(), self.y)
+        return joined(torch.autograd.grad(loss, self.at, create_graph=True))
+
+    def hessian(self, gradient: Tensor, vector: Tensor) -> Tensor:
+        """A product on a graph of the gradient."""
+        return joined(torch.autograd.grad(gradient, self.at, vector, retain_graph=True))
+
+    def forward(self, outputs: Tensor, vector: Tensor) -> Tensor:
+        """A product with the Gauss-Newton matrix, forward and back."""
+        parts = vector.split([p.numel() for p in self.at])
+        moves = {n: v.view_as(p) for (n, p), v in zip(self.weights.items(), parts, strict=True)}
+
+        def call(weights: dict[str, Tensor]) -> Tensor:
+            found: Tensor = torch.func.functional_call(self.net, weights, (self.x,))
+            return found
+
+        fixed = {name: p.detach() for name, p in self.weights.items()}
+        _, pushed = torch.func.jvp(call, (fixed,), (moves,))
+        return self._back(outputs, pushed)
+
+    def double(self, vector: Tensor) -> Tensor:
+        """The same by differentiating J^T u by u."""
+        outputs = self.outputs()
+        u = torch.zeros_like(outputs, requires_grad=True)
+        turned = joined(torch.autograd.grad(outputs, self.at, u, create_graph=True))
+        (pushed,) = torch.autograd.grad(turned, u, vector, retain_graph=True)
+        return self._back(outputs, pushed)
+
+    def _back(self, outputs: Tensor, pushed: Tensor) -> Tensor:
+        p = outputs.detach().softmax(1)
+        curved = p * (pushed - (p * pushed).sum(1, keepdim=True)) / len(p)
+        return joined(torch.autograd.grad(outputs, self.at, curved, retain_graph=True))
+
+
+def row(name: str, repeats: int) -> list[str]:
+    """Times of one net."""
+    title, make, data = ROWS[name]
+    torch.manual_seed(0)
+    net, (x, y) = make().eval(), data()
+    plain = Plain(net, x, y)
+
+    def operator(**options: str) -> rt.curvature.CurvatureOperator:
+        return rt.curvature_operator(
+            net, "cross_entropy", (x, y), accumulate="float32", **options
+        )  # fmt: skip
+
+    ours, anew, GN = operator(), operator(engine="rebuilt"), operator(matrix="gauss_newton")
+    kept, outputs = plain.gradient(), plain.outputs()
+    vector, block = torch.randn(len(kept)), torch.randn(len(kept), 4)
     tasks: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain(net, kept, vector),
-        "rebuild": lambda: plain(net, gradient(net, x, y), vector),
         "ours": lambda: ours @ vector,
-        "rebuilt": lambda: anew @ vector,
+        "retained": lambda: plain.hessian(kept, vector),
+        "anew": lambda: anew @ vector,
+        "torch anew": lambda: plain.hessian(plain.gradient(), vector),
         "block": lambda: ours @ block,
+        "set-up": operator,
+        "gradient": plain.gradient,
+        "GN": lambda: GN @ vector,
+        "forward": lambda: plain.forward(outputs, vector),
+        "double": lambda: plain.double(vector),
     }
-    # Processor time: with one thread it is the wall time of a machine that nobody else uses.
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times = medians(tasks, repeats, clock)
-    far = (ours @ vector - plain(net, kept, vector)).norm() / (ours @ vector).norm()
-    print(f"{name}: {times['ours']:.3f} s a product, chunk {ours.chunk}, differs by {far:.1e}")
-    line("plain retained graph / ours", f"{times['plain'] / times['ours']:.2f}", "")
-    line("rebuild per product / ours", f"{times['rebuild'] / times['ours']:.2f}", "")
-    line("rebuild per product / ours rebuilt", f"{times['rebuild'] / times['rebuilt']:.2f}", "")
-    line("4 products one by one / a block of 4", f"{4 * times['ours'] / times['block']:.2f}", "")
+    found = medians(tasks, repeats, time.process_time)
+    pairs = ((tasks["ours"], tasks["retained"]), (tasks["GN"], tasks["forward"]))
+    far = max(float((a() - b()).norm() / b().norm()) for a, b in pairs)
+    ratios = [("retained", "ours"), ("torch anew", "anew"), ("block", "ours"), ("set-up", "ours"),
+              ("gradient", "ours"), ("double", "GN"), ("forward", "GN")]  # fmt: skip
+    shown = [f"{found[a] / found[b]:.2f}" for a, b in ratios]
+    times = [f"{1e3 * found[side]:.3g}" for side in ("ours", "GN")]
+    return [title, f"{len(kept):,}", times[0], *shown[:5], times[1], *shown[5:], f"{far:.0e}"]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[32, 128])
-    parser.add_argument("--samples", type=int, nargs="+", default=[2048])
+    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
-    for count in arguments.samples:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(count, 128, generator=generator)
-        compare(f"8-layer MLP, {count} samples", perceptron(), x, torch.arange(count) % 10,
-                arguments.repeats)  # fmt: skip
-    for count in arguments.images:
-        compare(f"ResNet-20, {count} images", rt.full_net(20), *images(count), arguments.repeats)
+    torch.set_num_threads(1)
+    torch.backends.mha.set_fastpath_enabled(False)
+    print(f"torch {torch.__version__}, 1 thread, float32; {time.strftime('%Y-%m-%d')}")
+    print("|".join(("", *COLUMNS, "")) + "\n" + "|".join(("", *("---" for _ in COLUMNS), "")))
+    with sdpa_kernel(SDPBackend.MATH):
+        for name in arguments.rows:
+            print("| " + " | ".join(row(name, arguments.repeats)) + " |", flush=True)

@@ -41,13 +41,6 @@ def medians(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def once(task: Callable[[], object]) -> float:
-    """Seconds of a single run."""
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
 def line(what: str, value: str, goal: str) -> None:
     """One row of a report."""
     print(f"{what:<64} {value:>16}   {goal}", flush=True)

@@ -3,6 +3,7 @@
 import os
 from contextlib import contextmanager
 
+import fast
 import pytest
 import torch
 import trials
@@ -11,6 +12,9 @@ from torch import nn
 
 
 def pytest_addoption(parser):
+    parser.addoption(
+        "--fast", action="store_true", help="a minute of tests for every save (tests/fast.py)"
+    )
     parser.addoption(
         "--device",
         choices=("cpu", "cuda", "pretended"),
@@ -44,7 +48,14 @@ def pytest_configure(config):
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
 
 
+def pytest_ignore_collect(collection_path, config):
+    return config.getoption("--fast") and fast.is_left_out(collection_path) or None
+
+
 def pytest_collection_modifyitems(config, items):
+    if config.getoption("--fast"):
+        items[:], left = fast.select(items)
+        config.hook.pytest_deselected(items=left)
     if unstable := [item.name for item in items if " at 0x" in item.name]:
         raise pytest.UsageError(f"names differ from process to process, give ids: {unstable}")
     device = config.getoption("--device")

@@ -16,7 +16,7 @@ def cushions(values, layers=("one", "two"), **settings):
     values = torch.as_tensor(values, dtype=torch.float64)
     known = {
         "weight": "effective", "norm": "kernel", "include_bias": False, "batchnorm": "eval",
-        "zero_inputs": torch.zeros(len(values), dtype=torch.int64), "not_covered": {},
+        "not_covered": {},
     } | settings  # fmt: skip
     return Cushions(layers=layers, identity_removed=values, effective=values, **known)
 

@@ -1,12 +1,10 @@
 """The DiracNet authors' files: the same function, the same bits, and nothing hostile gets in."""
 
-import os
-import pickle
-
 import oracles
 import pytest
 import torch
 from tolerances import assert_same, relative_error
+from trials import Payload
 
 import resid_theory as rt
 
@@ -142,16 +140,6 @@ def test_a_folded_net_exports_from_its_own_fold(tmp_path):
 # -- what is refused -------------------------------------------------------------------------------
 
 
-class Payload:
-    """Pickles as a call: whoever unpickles it runs it."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
 def cifar10(name=None, change=None):
     """A file of the authors with one tensor changed, added or, by None, left out."""
     params = oracles.dirac_params((2, 2, 2), generator=torch.Generator().manual_seed(0))
@@ -167,9 +155,7 @@ def one(_):
 
 
 REFUSED = [
-    ("call", lambda m: Payload(m), "asks for posix.system"),
     ("call inside", lambda m: cifar10("fc.bias", lambda t: Payload(m)), "asks for posix.system"),
-    ("module", lambda m: torch.nn.Sequential(torch.nn.ReLU()), "asks for torch.nn.modules"),
     ("expanded", lambda m: cifar10("conv", lambda t: t[:1].expand(10**9, 3, 3, 3)), "claim"),
     ("list", lambda m: [torch.zeros(3)], "holds a list"),
     ("other net", lambda m: rt.simplified_net(8).state_dict(), "neither 'params'"),
@@ -216,11 +202,6 @@ def test_a_wrong_or_hostile_file_is_refused_in_a_sentence(tmp_path, make, says):
     path = saved(tmp_path / "model.pt7", make(str(marker)))
     assert says in refusal_of(path)
     assert not marker.exists()
-
-
-def test_the_payload_is_real(tmp_path):
-    pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
-    assert (tmp_path / "executed").exists()
 
 
 def flipped(data):

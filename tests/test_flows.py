@@ -136,9 +136,9 @@ def test_one_channel_at_a_time_gives_the_same(generator, data, device, k, channe
     paths = subactivation_paths(net)
     layer = 2
     exact = flow_by_single_gradients(net, x[:1], y[:1], paths.ends[layer], paths.top, k, channel)
-    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
-    flow = dict(ladder.flows(g, torch.arange(64)))[layer]
+    ladder = room._ladder(net, Data.of(x, targets=False).whole(), paths)
+    g = room._gradients(net[paths.top :], ladder[-1][1], y, LOSSES["cross_entropy"])
+    flow = dict(room._flows(ladder, g, torch.arange(64)))[layer]
     scale = float(flow.abs().max())
     assert_close(flow[k, 0, channel], exact, rtol=0, atol=FLOW * scale)
 
@@ -161,15 +161,15 @@ def test_flows_follow_the_recursion(name, generator, data, device):
     net = build(name, generator).eval().to(device)
     x, y = data
     paths = subactivation_paths(net)
-    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
-    found = dict(ladder.flows(g, torch.arange(64)))
+    ladder = room._ladder(net, Data.of(x, targets=False).whole(), paths)
+    g = room._gradients(net[paths.top :], ladder[-1][1], y, LOSSES["cross_entropy"])
+    found = dict(room._flows(ladder, g, torch.arange(64)))
     convolutions = [m for m in net if isinstance(m, nn.Conv2d)][1:]
     last = net[:-3](x).detach()
     flow = torch.diag_embed(g).movedim(1, 0)[..., None, None] / last[0, 0].numel()
     flow = flow.expand(64, *last.shape)
     for layer in range(len(convolutions) - 1, -1, -1):
-        flow = transposed(convolutions[layer], flow, ladder.lower[layer])
+        flow = transposed(convolutions[layer], flow, ladder[layer][0])
         scale = float(flow.abs().max())
         assert_close(found[layer], flow.flatten(3), rtol=0, atol=FLOW * scale)
 
@@ -179,10 +179,10 @@ def test_flows_of_all_features_are_the_gradient(name, generator, device, data):
     net = build(name, generator).to(device).eval()
     x, y = data
     paths = subactivation_paths(net, rule=RULES.get(name))
-    ladder = room._Ladder.of(net, Data.of(x, targets=False).whole(), paths)
-    g = room._gradients(net[paths.top :], ladder.upper[-1], y, LOSSES["cross_entropy"])
-    for layer, flow in ladder.flows(g, torch.arange(g.shape[1], device=device)):
-        below = ladder.lower[layer].detach().requires_grad_()
+    ladder = room._ladder(net, Data.of(x, targets=False).whole(), paths)
+    g = room._gradients(net[paths.top :], ladder[-1][1], y, LOSSES["cross_entropy"])
+    for layer, flow in room._flows(ladder, g, torch.arange(g.shape[1], device=device)):
+        below = ladder[layer][0].detach().requires_grad_()
         loss = len(x) * F.cross_entropy(net[paths.ends[layer] :](below), y)
         (exact,) = torch.autograd.grad(loss, below)
         scale = float(exact.abs().max())

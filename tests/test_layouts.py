@@ -388,7 +388,7 @@ def test_isotropic_inputs_need_no_dense_matrix(monkeypatch):
         layout = Layout(*layout.coefficients(), branch=1)
         dense = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         with monkeypatch.context() as patch:
-            patch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
+            patch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
             scalar = rt.theory.zero_point(moments, layout=layout).spectrum.eigenvalues
         assert float((dense - scalar).abs().max()) <= HESSIAN * float(dense.abs().max())
 
@@ -410,7 +410,7 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     inputs = EYE if "isotropic" in kind else EYE + mixed @ mixed.T
     data = rt.Moments(sxx=2 * inputs, syx=mixed, syy=40 * EYE, count=9)
     dense = rt.theory.zero_point(data, layout=layout).spectrum.eigenvalues
-    monkeypatch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
     point = rt.theory.zero_point(data, layout=layout)
     scale = float(dense.abs().max())
@@ -426,8 +426,35 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     assert point.summary()["largest"] == found.largest and point.method == "inertia counts"
 
 
+@pytest.mark.parametrize("wiring", ["streams", "shortcuts"])
+def test_one_layer_blocks_behind_an_activation_are_counted(wiring, monkeypatch):
+    read = drawn(5, 2) + (1 if wiring == "streams" else 0)
+    streams = {"read": torch.cat([torch.ones(5, 1), 0 * read[:, :1]], 1), "write": read}
+    layout = Layout.hyper_connections(mix=torch.eye(2).repeat(5, 1, 1), branch=1, **streams)
+    layout = layout if wiring == "streams" else Layout.shortcut(5, branch=1)
+    options = {"layout": layout, "pre": "tanh", "bias": True}
+    dense = rt.theory.zero_point(data(), **options).spectrum.eigenvalues
+    reads, out = layout.coefficients()
+    net = LayoutNet(D, reads, out, branch=1, pre="tanh", bias=True)
+    assert float((dense - measured(net, *data())).abs().max()) <= HESSIAN * float(dense.abs().max())
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    found = rt.theory.zero_point(data(), **options).statistics
+    points = torch.linspace(-1.07, 1.13, 21) * dense.abs().max()
+    assert found.counts_below(points).tolist() == [int((dense < t).sum()) for t in points]
+
+
+def test_biases_reach_the_output_of_a_plain_net():
+    # Its last block sees a one: the gradient of its bias is the mean of g.
+    one = rt.theory.zero_point(data(), layout=Layout.plain(3), bias=True)
+    assert one.verdict == "not stationary" and float(one.gradient[-1][:, -1].abs().max()) > 0.1
+    two = rt.theory.zero_point(data(), layout=Layout.plain(3, branch=2), bias=True)
+    assert two.verdict == "strict saddle" and two.spectrum.smallest < -0.1
+    assert rt.theory.zero_point(data(), layout=Layout.plain(3, branch=2)).order == 5
+
+
 def test_streams_out_of_the_range_of_floats_are_refused_where_layers_meet(monkeypatch):
-    monkeypatch.setattr("resid_theory.theory.zero_weights.layout_hessian._DENSE", 0)
+    monkeypatch.setattr("resid_theory.theory.zero_weights.single_layers._DENSE", 0)
     mix = torch.diag_embed(torch.full((800, 1), 10.0)).double()
     mix[400:] = 0.1
     ones = torch.ones(800, 1).double()
@@ -518,6 +545,9 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
         (lambda: point_of(norm=[torch.tanh] * 3), "norm: got 3, needs one callable, or one for"),
         (lambda: point_of(norm=nn.BatchNorm1d(D)), "norm: normalizes over samples"),
         (lambda: point_of(norm=lambda u: u - u.mean(0)), "norm: a sample's result depends"),
+        (lambda: point_of(norm="layer"), "norm: got 'layer', needs a callable"),
+        (lambda: point_of(norm=nn.LayerNorm(2)), r"norm: fails on rows of shape \(9, 3\)"),
+        (lambda: point_of(norm=lambda u: u / 0), r"norm\(x\): entry"),
         (lambda: point_of(norm=lambda u: u[:, :2]), r"norm: turns shape \(9, 3\) into \(9, 2\)"),
         (lambda: point_of(norm=nn.LayerNorm(D, bias=False, eps=0), norm_at="write"), "norm"),
         (lambda: point_of(norm=lambda u: u + 1, norm_at="write"), "norm: is not 0 at zero"),

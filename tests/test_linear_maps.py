@@ -144,6 +144,7 @@ def test_an_operation_is_a_map(shape, function, expected, left_alone):
     ((4,), lambda x, w: x + w),
     ((9, 4), lambda x, w: x + F.embedding(x.argmax(-1), w)),
     ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2])),
+    ((4, 4), lambda x, w: F.linear(x, w[[int(x[0].abs().argmax()) % 4, 1, 2, 3]])),
     ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1)),
 ])  # fmt: skip
 def test_other_uses_are_no_maps(shape, function):

@@ -152,13 +152,6 @@ def test_weights_that_forward_writes_are_refused_and_put_back(call, left_alone):
     call(net, "cross_entropy", (ids, torch.arange(6) % 3))
 
 
-@pytest.mark.parametrize("call", [rt.hessian, rt.spectrum, rt.curvature_operator])
-def test_layers_without_shapes_are_named(call, data):
-    net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3))
-    with pytest.raises(ValueError, match="^net: layer '0' has no shape yet; call the net once"):
-        call(net, "cross_entropy", data)
-
-
 # -- random numbers --------------------------------------------------------------------------------
 
 

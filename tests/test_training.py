@@ -12,7 +12,6 @@ from small_trainings import (
     RECIPE,
     Greedy,
     Interrupted,
-    Poison,
     conv_net,
     difference,
     fit,
@@ -731,28 +730,6 @@ def test_a_converted_net_does_not_keep_a_wrong_record(tmp_path):
 def test_builders_are_public_names_that_build_nets(record, message):
     with pytest.raises(ValueError, match=message):
         rt.training.build_net(record)
-
-
-def test_the_checkpoint_of_a_training_is_not_a_net(finished):
-    with pytest.raises(ValueError, match="not the checkpoint of a net but a training"):
-        rt.load_checkpoint(finished / "checkpoint.json")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize(
-    ("backward", "tensor"),
-    [(False, "the output of layer '1'"), (True, "the gradient of '0.weight'")],
-    ids=["forward", "backward"],
-)
-def test_nan_stops_and_names_step_and_tensor(tmp_path, value, backward, tensor):
-    layers = [nn.Conv2d(1, 4, 3), Poison(value, 6, backward=backward), nn.ReLU(), nn.Flatten()]
-    net = nn.Sequential(*layers, nn.Linear(4 * 36, 10))
-    with pytest.raises(DivergenceError, match="learning rate") as caught:
-        fit(net, out=tmp_path, save_seconds=0)
-    assert (caught.value.step, caught.value.net, caught.value.tensor) == (6, 0, tensor)
-    saved, about = store.read_checkpoint(tmp_path / "checkpoint.json")
-    assert about["step"] == 5
-    assert all(bool(torch.isfinite(t).all()) for t in saved.values() if t.is_floating_point())
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])

@@ -205,16 +205,6 @@ def test_a_training_weighs_samples(kind, stacked):
     assert rt.evaluate(nets[0], data, loss=given).loss == pytest.approx(float(whole), rel=1e-12)
 
 
-def test_regressions_of_several_orders_are_stacked():
-    nets = [Net(), Net()]
-    run = fit(nets, (X, VALUES), RECIPE.change(loss="square"), seed=[0, 1], stacked=True)
-    assert run.unstacked is None
-    for net, seed in zip(nets, (0, 1), strict=True):
-        other = Net()
-        fit(other, (X, VALUES), RECIPE.change(loss="square"), seed=seed)
-        assert relative_error(net.first.weight, other.first.weight) < SAME
-
-
 # -- tokens ----------------------------------------------------------------------------------------
 
 
@@ -323,13 +313,15 @@ def test_data_of_any_form_train_the_same_net(form):
 
 
 @pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "in turns"])
-def test_nets_of_two_inputs_train_together(stacked):
-    nets = [OfTwo(), OfTwo()]
-    run = fit(nets, ((X[:, :2], X[:, 2:]), LABELS), RECIPE, seed=[0, 1], stacked=stacked)
+@pytest.mark.parametrize("loss", ["cross_entropy", "square"])
+def test_nets_of_two_inputs_and_several_orders_train_together(stacked, loss):
+    nets, y = [OfTwo(), OfTwo()], LABELS if loss == "cross_entropy" else VALUES
+    recipe = RECIPE.change(loss=loss)
+    run = fit(nets, ((X[:, :2], X[:, 2:]), y), recipe, seed=[0, 1], stacked=stacked)
     assert run.unstacked is None
     for net, seed in zip(nets, (0, 1), strict=True):
         other = Net()
-        fit(other, (X, LABELS), RECIPE, seed=seed)
+        fit(other, (X, y), recipe, seed=seed)
         for found, expected in zip(net.parameters(), other.parameters(), strict=True):
             assert relative_error(found, expected) < SAME
 

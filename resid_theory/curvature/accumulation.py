@@ -12,9 +12,13 @@ from tqdm import tqdm
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.fisher_graphs import EmpiricalFisherOfOneGraph
 from resid_theory.curvature.forward_checks import NoSecondDerivative, check_twice
-from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.matvec_graphs import MatvecGraph
-from resid_theory.curvature.rounding import asymmetry, measured_error, symmetric_in_float64
+from resid_theory.curvature.rounding import (
+    NOT_SYMMETRIC,
+    asymmetry,
+    measured_error,
+    symmetric_in_float64,
+)
 from resid_theory.data import Batch
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.losses import NoWeighting
@@ -109,12 +113,15 @@ class BatchSum:
     def _fits(self, samples: int) -> bool:
         """True if graphs of so many samples may be kept."""
         allowed = self._free if self.limit is None else self.limit
-        # Beside the kept graphs, a product holds about as much as the graph that it is made from.
-        chunk = self._chunk_size(samples)
-        needed = self.sample_bytes * (samples + chunk) + self._shared_bytes * (samples // chunk + 2)
+        needed = self.graph_bytes(samples)
         if needed > allowed and self._fixed:
             raise MemoryError(_too_large(needed, allowed))
         return needed <= allowed
+
+    def graph_bytes(self, samples: int) -> int:
+        """Bytes of kept graphs and of a product, which holds about as much as one of them."""
+        chunk = self._chunk_size(samples)
+        return self.sample_bytes * (samples + chunk) + self._shared_bytes * (samples // chunk + 2)
 
     def error(self) -> MatrixError | None:
         """Measure the difference from the matrix in float64; None for a net in float64."""

@@ -14,7 +14,6 @@ from resid_theory.curvature.parameter_selection import select_parameters, traina
 from resid_theory.curvature.spectrum_of_net import spectrum
 from resid_theory.data import Data
 from resid_theory.eigen.estimate import Estimate
-from resid_theory.eigen.spectrum_report import spectral_estimates
 from resid_theory.losses import Loss, LossLike
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.net_state import copied
@@ -144,28 +143,17 @@ def curvature_callback(
             names = select_parameters("parameters", parameters, known, net)
             every = sum(known[name].numel() for name in names) <= dense
             wide = copied(net).double() if every else net
-            options = {
-                "matrix": matrix,
-                "parameters": parameters,
-                "batchnorm": batchnorm,
-                "generator": seed,
-            }
+            options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm,
+                       "generator": seed}  # fmt: skip
             operator = curvature_operator(wide, scored, data, **options)
             beside = operator.risk.read_beside
             if every and any(leaf is p for leaf in beside for p in net.parameters()):
                 operator = curvature_operator(net, scored, data, **options)  # the copy is not read
-            if every:
-                report = spectrum(operator, k=k, method="dense")
-            else:
-                report = spectral_estimates(
-                    operator,
-                    k,
-                    density=index,
-                    tolerance=tolerance,
-                    probes=probes if index else 1,
-                    steps=steps,
-                    generator=step_seed,
-                )
+            report = spectrum(
+                operator, k=k, density=index, method="dense" if every else "matrix-free",
+                tolerance=tolerance, probes=probes if index else 1, steps=steps,
+                generator=step_seed,
+            )  # fmt: skip
         numbers = {
             "measured_loss": operator.loss,
             "gradient_norm": operator.gradient.norm().item(),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from resid_theory.curvature.input_checks import NOT_SYMMETRIC
 from resid_theory.curvature.operator import CurvatureOperator
+from resid_theory.curvature.rounding import NOT_SYMMETRIC
 from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.products import unit_vectors
 

@@ -50,8 +50,11 @@ class CurvatureBlock(LinearOperator):
     @property
     def T(self) -> "CurvatureBlock":
         """The block on the other side of the diagonal."""
+        return self._part(self._columns, self._rows)
+
+    def _part(self, rows: Sequence[int], columns: Sequence[int]) -> "CurvatureBlock":
         return CurvatureBlock(
-            self._sums, self._process_group, self._columns, self._rows, self._weight, self.dtype,
+            self._sums, self._process_group, rows, columns, self._weight, self.dtype,
             self._whole or self,
         )  # fmt: skip
 
@@ -90,15 +93,7 @@ class CurvatureBlock(LinearOperator):
         down = across
         if columns is not None or list(self._rows) != list(self._columns):
             down = self._chosen("columns", rows if columns is None else columns, self._columns)
-        return CurvatureBlock(
-            self._sums,
-            self._process_group,
-            across,
-            down,
-            self._weight,
-            self.dtype,
-            self._whole or self,
-        )
+        return self._part(across, down)
 
     def _chosen(self, argument: str, given: Any, among: Sequence[int]) -> list[int]:
         risk = self._sums.risk
@@ -115,8 +110,7 @@ class CurvatureBlock(LinearOperator):
             self._sums.add_products(
                 total, vectors=columns.mT, rows=self._rows, columns=self._columns
             )
-        local = total.double().mT
-        result = self._process_group.add_product(local, columns).div_(self._weight)
+        result = self._process_group.add_product(total.mT, columns).div_(self._weight)
         self._add_decay(result, columns)
         return result
 

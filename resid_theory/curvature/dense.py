@@ -1,6 +1,8 @@
 """The exact Hessian as a matrix, by the cheapest route that the model allows."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,8 @@ from resid_theory._check import check_choice
 from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.layer_pairs import chain_hessian, samples_together
-from resid_theory.curvature.operator import CurvatureOperator, curvature_operator, operator_of
+from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
@@ -29,7 +30,6 @@ from resid_theory.theory.linear.hessian_assembly import linear_hessian
 __all__ = ["METHODS", "HessianCost", "HessianPlan", "hessian", "hessian_cost", "hessian_spectrum"]
 
 METHODS = ("auto", "closed_form", "layer_pairs", "columns")
-_WORKSPACE = 1 << 28  # bytes that a route holds beside the matrix
 # Bytes per second of writing new memory, for estimates only.
 _BANDWIDTH = {"cpu": 2e9, "cuda": 5e11}
 
@@ -110,11 +110,7 @@ def hessian(
         >>> rt.hessian(net, "square", data).diagonal().tolist()
         [0.5, 0.5, 0.5, 0.5]
     """
-    net = check_net(net, finite=False)
-    with preserved(net, batchnorm=batchnorm):
-        # Inside, because a loader draws from the global RNG even when it does not shuffle.
-        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
-        plan = HessianPlan.of(risk, method=method)
+    with _planned(net, loss, data, method, batchnorm, weight_decay) as plan:
         return plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)[0]
 
 
@@ -133,16 +129,14 @@ def hessian_spectrum(
     """All eigenvalues of the exact Hessian.
 
     Args:
-        net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
-        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``, as :func:`hessian` takes
-            it.
+        net: As :func:`hessian` takes it, like all that follows.
+        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``.
         data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader.
-        method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
-        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
-        weight_decay: λ of a penalty λ/2 |θ|², which adds λ to the diagonal.
-        memory_limit: Bytes that may be used; by default what the machine has free.
-        folder: Folder in which ``"columns"`` records its columns, half as many bytes as the matrix
-            has. A killed call, made again, continues from there. None for no record.
+        method: One of ``METHODS``.
+        batchnorm: ``"eval"`` or ``"batch"``.
+        weight_decay: λ of a penalty λ/2 |θ|².
+        memory_limit: Bytes that may be used.
+        folder: Folder from which a killed call continues.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -154,10 +148,7 @@ def hessian_spectrum(
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
         MemoryError: If the matrix does not fit.
     """
-    net = check_net(net, finite=False)
-    with preserved(net, batchnorm=batchnorm):
-        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
-        plan = HessianPlan.of(risk, method=method)
+    with _planned(net, loss, data, method, batchnorm, weight_decay) as plan:
         matrix, error = plan.matrix(memory_limit=memory_limit, folder=folder, progress=progress)
     return Spectrum.of(_eigenvalues(matrix, memory_limit), error=error.spectral)
 
@@ -168,13 +159,11 @@ def hessian_cost(
     """Memory and time that :func:`hessian` would take, without the work.
 
     Args:
-        net: Any module.
-        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``, as :func:`hessian` takes
-            it.
-        data: A pair (x, y), an object with ``.x`` and ``.y``, images, or a loader; an iterator
-            that can be read only once is used up.
-        method: ``"auto"``, ``"closed_form"``, ``"layer_pairs"`` or ``"columns"``.
-        batchnorm: ``"eval"`` uses running statistics, ``"batch"`` each batch's own.
+        net: As :func:`hessian` takes it, like all that follows.
+        loss: A name, a loss of ``torch.nn``, a callable, or ``rt.Loss``.
+        data: The data; an iterator that can be read only once is used up.
+        method: One of ``METHODS``.
+        batchnorm: ``"eval"`` or ``"batch"``.
 
     Returns:
         Method, parameters, bytes and estimated seconds (within a factor of a few).
@@ -182,13 +171,21 @@ def hessian_cost(
     Raises:
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
     """
+    with _planned(net, loss, data, method, batchnorm) as plan:
+        plan.risk.check(plan.risk.first_pass())
+        return plan.cost()
+
+
+@contextmanager
+def _planned(
+    net: nn.Module, loss: LossLike, data: Any, method: str, batchnorm: str, weight_decay: float = 0
+) -> "Iterator[HessianPlan]":
+    """Choose the route for a net that is measured inside."""
     net = check_net(net, finite=False)
     with preserved(net, batchnorm=batchnorm):
-        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm)
-        plan = HessianPlan.of(risk, method=method)
-        plan.risk.check(plan.risk.first_pass())
-        seconds = plan.seconds()
-    return HessianCost(method=plan.method, parameters=plan.size, bytes=plan.bytes, seconds=seconds)
+        # Inside, because a loader draws from the global RNG even when it does not shuffle.
+        risk = EmpiricalRisk(net, loss, data, batchnorm=batchnorm, weight_decay=weight_decay)
+        yield HessianPlan.of(risk, method=method)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -253,10 +250,10 @@ class HessianPlan:
 
     @property
     def bytes(self) -> int:
-        """Memory at the peak, the result included."""
+        """Memory at the peak, the result included, without graphs that are rebuilt if need be."""
         matrix = 8 * self.size**2
         if self.method == "columns":  # a panel as unit vectors, as products, in several copies
-            return matrix + 8 * 8 * PANEL * self.size + 2 * _WORKSPACE
+            return matrix + 8 * 8 * PANEL * self.size
         assert self.chain is not None
         if self.method == "closed_form":
             return matrix + 8 * sum(len(weight) for weight in self.chain.layers) ** 2
@@ -265,26 +262,24 @@ class HessianPlan:
         held = responses * min(most, max(batch.size for batch in self.risk.data))
         return max(copies * matrix, matrix + 5 * held // 4)  # a quarter for products, measured
 
-    def seconds(self) -> float:
-        """Estimated time, within a factor of a few."""
-        device = self.risk.device
-        writing = 8 * self.size**2 / _BANDWIDTH.get(device.type, 2e9)
-        if self.method == "closed_form":
-            return writing
+    def cost(self) -> HessianCost:
+        """Memory, and time within a factor of a few."""
+        device, size, needed = self.risk.device, self.size, self.bytes
+        seconds = 8 * size**2 / _BANDWIDTH.get(device.type, 2e9)
         if self.method == "layer_pairs":
-            rate = matmul_rate(device)
-            return 4 * self.samples * self.size**2 / rate + writing
-        first = next(iter(self.risk.data))
-        start = clock(device)
-        risk = self.risk
-        operator = curvature_operator(
-            risk.net, risk.loss, risk.data.only(first), batchnorm=risk.batchnorm
-        )
-        built = clock(device)
-        panel = torch.eye(self.size, min(PANEL, self.size))
-        operator @ panel
-        once, product = built - start, clock(device) - built
-        return (once + product * self.size / panel.shape[1]) * self.samples / first.size + writing
+            seconds += 4 * self.samples * size**2 / matmul_rate(device)
+        elif self.method == "columns":
+            risk, first = copy.copy(self.risk), next(iter(self.risk.data))
+            risk.data = risk.data.only(first)
+            start = clock(device)
+            operator = replace(self, risk=risk)._operator()
+            built = clock(device)
+            panel = min(PANEL, size)
+            operator @ torch.eye(size, panel)
+            once, product = built - start, clock(device) - built
+            seconds += (once + product * size / panel) * self.samples / first.size
+            needed += operator.graph_bytes(self.samples)
+        return HessianCost(method=self.method, parameters=size, bytes=needed, seconds=seconds)
 
     def matrix(
         self,
@@ -299,11 +294,11 @@ class HessianPlan:
             raise ValueError(
                 f"folder: got one, but {self.method!r} takes no products; needs method='columns'"
             )
-        _refuse_if_too_large(self.bytes, risk.net, memory_limit)
+        self._refuse_if_too_large(memory_limit)
         if self.method == "columns":
             allowed = available_bytes(risk.device) if memory_limit is None else memory_limit
-            # Graphs may take half of what the matrix leaves.
-            operator = self._operator((allowed - 8 * self.size**2) // 2)
+            # Graphs may take what the matrix leaves, or half of what is free beside it.
+            operator = self._operator((allowed - self.bytes) // (1 + (memory_limit is None)))
             result, gap = columns_of(operator, folder=folder, progress=progress)
             error = (operator.error or error).at_least(gap)
             probe = result
@@ -331,7 +326,17 @@ class HessianPlan:
             )
         return result, error
 
-    def _operator(self, memory_limit: int) -> CurvatureOperator:
+    def _refuse_if_too_large(self, limit: int | None) -> None:
+        available = available_bytes(self.risk.device) if limit is None else limit
+        if self.bytes > available:
+            raise MemoryError(
+                f"hessian: P = {self.size} parameters need {readable_bytes(self.bytes)}, "
+                f"{readable_bytes(available)} are available; use a narrower or shallower net, "
+                "fewer trainable parameters (requires_grad_(False)), or at zero weights the "
+                "prediction rt.theory.zero_point, which needs no matrix"
+            )
+
+    def _operator(self, memory_limit: int | None = None) -> CurvatureOperator:
         """Products in float64, if the net and its loss can be copied and run there."""
         risk = self.risk
         low = any(p.dtype != torch.float64 for p in risk.net.parameters())
@@ -361,17 +366,3 @@ def _eigenvalues(matrix: Tensor, limit: int | None) -> Tensor:
 
     values = eigvalsh(matrix.numpy().T, overwrite_a=True, check_finite=False)
     return torch.from_numpy(values)
-
-
-def _refuse_if_too_large(needed: int, net: nn.Module, limit: int | None) -> None:
-    weights = trainable(net)
-    available = available_bytes(weights[0].device) if limit is None else limit
-    if needed > available:
-        size = sum(weight.numel() for weight in weights)
-        raise MemoryError(
-            f"hessian: P = {size} parameters need {readable_bytes(needed)}, "
-            f"{readable_bytes(available)} are available; use a narrower or shallower net, fewer "
-            "trainable parameters "
-            "(requires_grad_(False)), or at zero weights the prediction rt.theory.zero_point, "
-            "which needs no matrix"
-        )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice, check_finite
+from resid_theory._check import check_choice, check_finite, check_positive
 from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.curvature.first_look import (
     EXAMPLES,
@@ -30,7 +30,6 @@ from resid_theory.curvature.forward_checks import (
     gains_from_channels_last,
     leaves_of,
 )
-from resid_theory.curvature.input_checks import check_decay
 from resid_theory.curvature.matvec_graphs import MatvecGraph, record_graph
 from resid_theory.curvature.parameter_selection import (
     select_parameters,
@@ -79,7 +78,7 @@ class EmpiricalRisk:
         self.net, self.loss, self.matrix = net, Loss.of(loss), matrix
         self.state = NetState(net)
         self.batchnorm = check_choice("batchnorm", batchnorm, ("eval", "batch"))
-        self.weight_decay = check_decay(weight_decay)
+        self.weight_decay = check_positive("weight_decay", weight_decay) if weight_decay else 0.0
         self.notes: list[str] = []
         self.seed, self.draws, self._looked, self._checks = seed, draws, False, True
         self._format = torch.preserve_format
@@ -191,15 +190,7 @@ class EmpiricalRisk:
         self._checks = False
 
     def look(self, batches: Sequence[Batch], *, alone: bool = False) -> None:
-        """Run the net on a few samples, to learn what loss and outputs are like.
-
-        Args:
-            batches: One batch, or two of which the first has one sample.
-            alone: Whether the net is known to treat every sample alone.
-
-        Raises:
-            ValueError: If net, loss and data do not fit one another, or the matrix has no meaning.
-        """
+        """Run the net on a few samples of one batch, or of two whose first has one."""
         self._looked = True
 
         watch = WatchCuts()
@@ -300,17 +291,7 @@ class EmpiricalRisk:
             ) from error
 
     def in_float64(self, batch: Batch) -> "EmpiricalRisk":
-        """The same weights in float64, in a copy of the net.
-
-        Args:
-            batch: Samples on which the copy is tried.
-
-        Returns:
-            A risk of its own net.
-
-        Raises:
-            ValueError: If the loss reads the net itself, which its copy does not move.
-        """
+        """The same weights in float64, in a copy of the net that is tried on a few samples."""
         wide = copy.copy(self)
         wide.net, wide._format = copied(self.net).double(), torch.preserve_format
         if isinstance(self.loss.function, nn.Module):

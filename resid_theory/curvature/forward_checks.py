@@ -44,21 +44,7 @@ def check_repeatable(
     *,
     settled: Callable[[Any], bool] = lambda found: False,
 ) -> Any:
-    """Refuse what gives other values at every call.
-
-    Args:
-        argument: ``net`` or ``loss``.
-        net: The net in it.
-        run: Computes tensors.
-        note: Takes a remark on random numbers that had no effect.
-        settled: Whether what the first run gave needs no second one, if no random number was drawn.
-
-    Returns:
-        What the first run gave.
-
-    Raises:
-        ValueError: If another run gives other values, with the layer that draws random numbers.
-    """
+    """Run what has to give the same values at every call; one run is enough if it is `settled`."""
     states = _random_states(net)
     found = run()
     values = [tensor.detach() for tensor in tensors_of(found)]
@@ -82,20 +68,7 @@ def check_repeatable(
 def check_reached(
     net: nn.Module, state: NetState, unreached: dict[str, Tensor], value: Callable[[], Tensor]
 ) -> str:
-    """Refuse parameters that the loss depends on and no gradient reaches.
-
-    Args:
-        net: The net.
-        state: What it was when it was given.
-        unreached: Parameters without a gradient, by name.
-        value: Computes the loss of some samples.
-
-    Returns:
-        A remark on them, if the loss does not depend on them.
-
-    Raises:
-        ValueError: If the loss changes with them.
-    """
+    """Refuse parameters without a gradient that the loss depends on; a remark on the others."""
     names = ", ".join(map(repr, list(unreached)[:_NAMED]))
     if len(unreached) > _NAMED:
         names += f" and {len(unreached) - _NAMED} more"
@@ -151,15 +124,7 @@ class WatchCuts(TorchFunctionMode):
 
 
 def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str:
-    """Compare the slope of a loss along a direction with its gradient there.
-
-    Args:
-        parameters: Parameters that move.
-        value: Computes the loss of some samples.
-
-    Returns:
-        A remark, if the loss depends on values that are cut from the graph.
-    """
+    """A remark if the slope of a loss along a direction is not its gradient there."""
     generator = torch.Generator().manual_seed(0)
     moves = [
         torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p) for p in parameters
@@ -202,20 +167,8 @@ class NoSecondDerivative(ValueError):
 
 @contextmanager
 def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> Iterator[None]:
-    """Name functions that cannot be differentiated twice, around a product.
-
-    Args:
-        given: Loss and outputs, with their graphs.
-        differentiated: First derivatives, with theirs.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: If something else fails.
-        NoSecondDerivative: If there is one. torch says nothing where a backward that is marked
-            ``once_differentiable`` makes the second derivative zero.
-    """
+    """Name functions without a second derivative, around a product of first derivatives."""
+    # torch says nothing where a backward that is marked once_differentiable gives zeros.
     if any(function.name() == "torch::autograd::Error" for function in _functions(*differentiated)):
         own = [getattr(function, "_forward_cls", None) for function in _functions(*given)]
         once = [cls for cls in own if hasattr(getattr(cls, "backward", None), "__wrapped__")]
@@ -238,17 +191,7 @@ def check_twice(given: Sequence[Tensor], differentiated: Sequence[Tensor]) -> It
 
 @contextmanager
 def unwritten_statistics(net: nn.Module) -> Iterator[None]:
-    """Refuse a graph that BatchNorm has entered in train mode, in which it stays.
-
-    Args:
-        net: A net that runs inside, in eval mode.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        ValueError: If a scripted, traced or exported part writes a buffer of statistics.
-    """
+    """Refuse a scripted or exported part that inside, in eval mode, writes BatchNorm's buffers."""
     fixed = (torch.jit.ScriptModule, torch.fx.GraphModule)
     buffers = {
         f"{prefix}.{name}".lstrip("."): (buffer, buffer.clone())

@@ -107,18 +107,7 @@ class KroneckerOperator(LinearOperator):
         return self._apply(vectors, lambda block, v: block.G @ v @ block.A)
 
     def block(self, rows: Any, columns: Any = None) -> LinearOperator:
-        """A diagonal block, or the block of some rows and some columns.
-
-        Args:
-            rows: Names, patterns or parameters among those covered.
-            columns: The same; None takes the rows.
-
-        Returns:
-            The operator of that block; a diagonal one has Kronecker factors again.
-
-        Raises:
-            ValueError: If a name chooses nothing.
-        """
+        """A diagonal block, with Kronecker factors again, or that of some rows and some columns."""
         across = select_parameters("rows", rows, self._parameters, self._net)
         down = across
         if columns is not None:
@@ -134,15 +123,7 @@ class KroneckerOperator(LinearOperator):
         )  # fmt: skip
 
     def diagonal(self, *, budget: int = 256, generator: torch.Generator | int = 0) -> Diagonal:
-        """The diagonal, exact without a product.
-
-        Args:
-            budget: As of any operator; nothing is spent.
-            generator: As of any operator; nothing is drawn.
-
-        Returns:
-            The diagonal.
-        """
+        """The diagonal, exact without a product; arguments are those of any operator."""
         ones = torch.ones(self.shape[0], 1, dtype=torch.float64, device=self.device)
         found = self._apply(ones, lambda k, v: v * torch.outer(k.G.diagonal(), k.A.diagonal()))
         zeros = torch.zeros_like(found[:, 0])
@@ -164,20 +145,7 @@ class KroneckerOperator(LinearOperator):
         tolerance: float = 1e-6,
         max_products: int = 1000,
     ) -> Solution:
-        """Solve (A + damping I) x = v by the eigendecompositions of the factors.
-
-        Args:
-            vectors: v, (P,) or (P, b).
-            damping: Added to the diagonal of the whole matrix, at least 0.
-            tolerance: Residual relative to |v| at which a solution is accepted.
-            max_products: As of any operator; one a vector suffices.
-
-        Returns:
-            The solutions.
-
-        Raises:
-            ValueError: If the matrix is singular without damping, or an argument does not fit.
-        """
+        """Solve (A + damping I) x = v by the factors' eigenvectors; arguments of any operator."""
         given = check_finite("V", as_tensor("V", vectors)).detach().to(self.device, torch.float64)
         size = self.shape[0]
         if given.dim() not in (1, 2) or len(given) != size:

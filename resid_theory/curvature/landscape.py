@@ -1,5 +1,6 @@
 """The loss along directions in the space of weights, and random directions of the filters' size."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from resid_theory._check import as_generator, as_tensor, check_finite, check_int
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
@@ -78,7 +80,8 @@ def loss_along(A: CurvatureOperator, directions: Tensor, distances: Tensor) -> L
     """
     _check_operator(A)
     A.check_unchanged()
-    size, risk = A.shape[0], A.risk
+    size, risk = A.shape[0], copy.copy(A.risk)
+    risk.take_graphs(LossItself)
     given = check_finite("directions", as_tensor("directions", directions)).to(A.device).double()
     steps = check_finite("distances", as_tensor("distances", distances)).double().cpu()
     if given.dim() not in (1, 2) or len(given) != size or given.numel() == 0:
@@ -117,24 +120,14 @@ def _check_operator(A: CurvatureOperator) -> None:
 
 
 def _loss(risk: EmpiricalRisk, chunk: int | None) -> float:
-    """The loss of all data at the weights that the net has now, without graphs."""
+    """The loss of all data at the weights that the net has now."""
     total = weight = 0.0
     for batch in risk.data:
-        step = chunk if chunk and risk.splits else batch.size
-        for part in (batch.part(start, step) for start in range(0, batch.size, step)):
-            if risk.loss.takes_batches:
-                content, weights = part.placed, risk.loss.weights
-                own = part.size if weights is None else float(weights(content))
-                own = 1.0 if risk.sums else own
-                with torch.no_grad():
-                    value = risk.of_batch(risk.net, content)
-            else:
-                with torch.no_grad():
-                    output = risk.run(part)
-                loss, own, _ = risk.weigh(part, output)
-                value = loss(output, part.target)
-            total += own * float(value) if own else 0.0
-            weight += own
+        step = chunk or batch.size
+        for start in range(0, batch.size, step):
+            graph = risk.graph(batch, start, step)
+            total += graph.weight * float(graph.value) if graph.weight else 0.0
+            weight += graph.weight
     point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
     return total / (1.0 if risk.sums else weight) + risk.weight_decay / 2 * float(point @ point)
 

@@ -17,7 +17,7 @@ from resid_theory.curvature.double_backward import CheapDoubleBackward
 from resid_theory.losses import Loss, SampleAxes, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["GaussNewtonGraph", "HessianGraph", "Index", "MatvecGraph", "record_graph"]
+__all__ = ["GaussNewtonGraph", "HessianGraph", "Index", "LossItself", "MatvecGraph", "record_graph"]
 
 Index = Sequence[int]
 _NEAR = 20  # powers of two beyond which vectors are scaled
@@ -94,17 +94,7 @@ class MatvecGraph(ABC):
         """First derivatives, which :meth:`pull` differentiates once more."""
 
     def product(self, vectors: Tensor, rows: Index, columns: Index, together: int) -> Tensor:
-        """Some rows of the matrix times vectors on some columns.
-
-        Args:
-            vectors: (b, size of the columns), any floating dtype.
-            rows: Numbers of parameters.
-            columns: Numbers of parameters.
-            together: Number of vectors that one backward pass takes.
-
-        Returns:
-            (b, size of the rows), float64.
-        """
+        """Rows of the matrix times vectors (b, columns), some together in a pass, in float64."""
         size = sum(self.parameters[k].numel() for k in rows)
         total = vectors.new_zeros(len(vectors), size, dtype=torch.float64)
         self.add_product(total, 1.0, together, vectors=vectors, rows=rows, columns=columns)
@@ -145,6 +135,23 @@ class MatvecGraph(ABC):
         """Add the loss and its gradient times a weight to ``total`` (1 + P,)."""
         total[0] += weight * self.value
         total[1:].add_(torch.cat([part.reshape(-1) for part in self.gradient]), alpha=weight)
+
+
+class LossItself(MatvecGraph):
+    """The loss with its graph; it multiplies nothing."""
+
+    title = "loss"
+    needs_output = False
+    first_derivatives: Sequence[Tensor] = ()
+
+    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
+        self.loss = check_scalar(loss(output, target))
+        self.reached = [False] * len(self.parameters)
+        return self.loss, []
+
+    def pull(self, *_args: Any) -> Sequence[Tensor]:
+        """Refuse."""
+        raise NotImplementedError
 
 
 class HessianGraph(MatvecGraph):
@@ -225,11 +232,6 @@ class GaussNewtonGraph(MatvecGraph):
         """C times displacements of the outputs."""
         curved = _pull_back(self._slopes, self._points, moves, batched)
         return [c.expand_as(move) for c, move in zip(curved, moves, strict=True)]
-
-    @property
-    def is_flat(self) -> bool:
-        """True if C is zero, because the loss is linear in the outputs."""
-        return not any(slope.requires_grad for slope in self._slopes)
 
 
 def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:

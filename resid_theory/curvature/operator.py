@@ -25,6 +25,10 @@ class CurvatureOperator(CurvatureBlock):
 
     Attributes:
         risk: Net, loss, data and matrix.
+        matrix: The name of the matrix, such as ``hessian``.
+        names: Names of the parameters that rows and columns stand for, in order.
+        memory_limit: Bytes that may be used, None where the caller set no limit.
+        processes: Number of processes that share the data.
         loss: The loss, a float from a float64 sum over chunks.
         gradient: Its gradient, (P,), float64.
         samples: Number of samples, in all processes together.
@@ -50,18 +54,10 @@ class CurvatureOperator(CurvatureBlock):
         point = torch.cat([p.detach().reshape(-1).double() for p in risk.parameters])
         decay = risk.weight_decay
         self.risk, self.samples = risk, int(counts[0])
+        self.matrix, self.names = risk.matrix, list(risk.names)
+        self.memory_limit, self.processes = sums.limit, process_group.count
         self.loss = float(mean[0]) + decay / 2 * float(point @ point)
         self.gradient = mean[1:].add_(point, alpha=decay)
-
-    @property
-    def matrix(self) -> str:
-        """The name of the matrix, such as ``hessian``."""
-        return self.risk.matrix
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the parameters that rows and columns stand for, in order."""
-        return list(self.risk.names)
 
     @property
     def engine(self) -> str:
@@ -74,19 +70,13 @@ class CurvatureOperator(CurvatureBlock):
         return self._sums.chunk if self.risk.splits else None
 
     @property
-    def memory_limit(self) -> int | None:
-        """Bytes that may be used, None where the caller set no limit."""
-        return self._sums.limit
-
-    @property
-    def processes(self) -> int:
-        """Number of processes that share the data."""
-        return self._process_group.count
-
-    @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the matrix and its data."""
         return (*self.risk.data.notes, *self.risk.notes)
+
+    def graph_bytes(self, samples: int) -> int:
+        """Bytes of graphs of so many samples that are kept, and of those that a product takes."""
+        return self._sums.graph_bytes(samples)
 
     def check_unchanged(self) -> None:
         """Raise a ValueError if the net changed since the operator was made."""

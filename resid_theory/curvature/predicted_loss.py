@@ -62,17 +62,7 @@ def compare_product(
     batches: Callable[[], Iterable[Sides]], own: Mapping[str, Tensor], predicted: PredictedLoss,
     *, bound: float,
 ) -> None:  # fmt: skip
-    """Multiply a random vector by the Hessian and by the predicted one.
-
-    Args:
-        batches: Graphs of each batch, whose products are averaged.
-        own: Parameters with rows, by name.
-        predicted: The loss to second order.
-        bound: Largest difference, relative to the largest entry.
-
-    Raises:
-        ValueError: If the products differ, with the parameter in whose rows they differ most.
-    """
+    """Multiply a random vector by the Hessian in some parameters and by the predicted one."""
     draws = torch.Generator().manual_seed(3)
     vector = {
         name: torch.zeros(p.shape, dtype=torch.float64) if name in predicted.biases

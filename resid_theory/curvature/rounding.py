@@ -11,8 +11,12 @@ from resid_theory.data import Batch
 from resid_theory.data.batch import Place
 from resid_theory.eigen.matrix_error import MatrixError
 
-__all__ = ["asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
+__all__ = ["NOT_SYMMETRIC", "asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
 
+NOT_SYMMETRIC = (
+    "so they cannot come from a twice differentiable loss; the usual causes are a gradient written "
+    "by hand and an operation that torch differentiates correctly only once"
+)
 _LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
 # The samples compared are few, and the vectors four. Over fully connected and convolutional nets
@@ -22,17 +26,7 @@ _SAFETY = 3.0
 
 
 def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) -> MatrixError | None:
-    """Difference from the matrix of the same weights in float64; None where these are float64.
-
-    Args:
-        risk: Net, loss and matrix.
-        batch: Samples to choose from.
-        samples: Number of samples of all data.
-        few: Samples whose graph costs next to nothing.
-
-    Returns:
-        The error.
-    """
+    """Difference from the matrix of the same weights in float64; None where these are float64."""
     # The epsilon of the precision does not bound it: at a minimum of the cross-entropy, where
     # 1 - p cancels, a float32 Hessian is off by a thousandth, a bfloat16 one by half.
     if all(p.dtype == torch.float64 for p in risk.net.parameters()):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.curvature.dense import HessianPlan
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.input_checks import trainable
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
+from resid_theory.curvature.parameter_selection import trainable_by_name
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.lanczos import eigenpairs
 from resid_theory.eigen.matrix_error import MatrixError
@@ -117,7 +117,7 @@ def spectrum(
             net, loss, data, matrix=matrix or "hessian", weight_decay=weight_decay,
             seed=as_generator(generator).initial_seed(),
         )  # fmt: skip
-    size = sum(weight.numel() for weight in trainable(risk.net))
+    size = sum(weight.numel() for weight in trainable_by_name(risk.net).values())
     # The dense routes take the Hessian with respect to all parameters, in one process.
     plain = risk.matrix == "hessian" and sum(p.numel() for p in risk.parameters) == size
     plain = plain and (operator is None or operator.processes == 1)

@@ -42,21 +42,7 @@ def _moved(tensor: Tensor, moves: Tensor) -> Tensor:
 
 
 def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Data]:
-    """Return a module whose only new parameter displaces activations, and its data.
-
-    Args:
-        net: Any module.
-        data: As `curvature_operator` takes them; all samples are joined in memory.
-        wrt: ``"inputs"``, or the name of a module, whose output is meant.
-
-    Returns:
-        The module, of which ``inputs`` or ``activations`` (samples, ...) is a parameter, zeros; and
-        its data, sample numbers and targets.
-
-    Raises:
-        ValueError: If no module has that name, samples have different shapes, or what is asked for
-            is not one floating-point tensor with a row for each sample.
-    """
+    """A module whose one parameter displaces inputs or a module's outputs, and its data."""
     check_choice("wrt", wrt, ["parameters", "inputs", *(n for n, _ in net.named_modules() if n)])
     batches = list(Data.of(data, like=net))
     whole: Batch | None = batches[0]

@@ -2,36 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.loss_graph import LossGraph, WeightUse
-from resid_theory.curvature.matvec_graphs import MatvecGraph
+from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.data import Batch
-from resid_theory.losses import Loss, check_scalar
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["LossItself", "ZeroPass"]
-
-
-class LossItself(MatvecGraph):
-    """The loss of a batch with its graph; it multiplies nothing."""
-
-    title = "loss"
-    needs_output = False
-    first_derivatives: Sequence[Tensor] = ()
-
-    def _record(self, output: Any, target: Any, loss: Loss) -> tuple[Tensor, Sequence[Tensor]]:
-        self.loss = check_scalar(loss(output, target))
-        self.reached = [False] * len(self.parameters)
-        return self.loss, []
-
-    def pull(self, *_args: Any) -> Sequence[Tensor]:
-        """Refuse."""
-        raise NotImplementedError
+__all__ = ["ZeroPass"]
 
 
 class ZeroPass:
@@ -67,11 +48,7 @@ class ZeroPass:
         self.uses = [use for use in self.graph.uses if use.name in self.names]
 
     def sort(self) -> None:
-        """Tell uses that read the stream from those that write it, and take gradients there.
-
-        Raises:
-            ValueError: If one does both, or a number is not finite.
-        """
+        """Tell uses that read the stream from those that write it, and take gradients there."""
         self.branches = self.graph.without(self.names)
         found = torch.autograd.grad(
             self.loss, [use.output for use in self.uses], retain_graph=True, allow_unused=True

@@ -13,10 +13,12 @@ from torch.autograd.graph import GradientEdge
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.hidden_units import HiddenUnits, UnitGroup, pushed
+from resid_theory.curvature.matvec_graphs import LossItself
+from resid_theory.curvature.operator import operator_of
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.curvature.predicted_loss import ROUND_OFF, SIDES, PredictedLoss, compare_product
 from resid_theory.curvature.shift_hessian import shift_hessian
-from resid_theory.curvature.zero_pass import LossItself, ZeroPass
+from resid_theory.curvature.zero_pass import ZeroPass
 from resid_theory.data import Batch
 from resid_theory.losses import LossLike
 from resid_theory.runtime.preserve import preserved
@@ -215,10 +217,13 @@ class _Measurement:
         branches = self._named(zero, units, total, shifts)
         shift, count, gradient = None, 0, 0.0
         if shifts:
-            moved = [self._own[name] for name in shifts]
-            shift, count, gradient = shift_hessian(
-                lambda: map(self._at_zero, self._batches), moved, total
-            )
+            risk = EmpiricalRisk(
+                self._risk.net, self._risk.loss, self._risk.data,
+                parameters=[self._own[name] for name in shifts],
+            )  # fmt: skip
+            A = operator_of(risk)
+            shift, count = shift_hessian(A)
+            gradient = float(A.gradient.norm())
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}
         predicted = PredictedLoss({use.key: use for use in zero.uses}, units, total, shifts, shift)
@@ -273,7 +278,8 @@ class _Measurement:
             ) if others else ()  # fmt: skip
             if not any(g is not None and bool(g.any()) for g in found):
                 return []
-        return [*biases, *others]
+        moved = {*biases, *others}
+        return [name for name in self._own if name in moved]
 
     def _named(
         self, zero: ZeroPass, units: HiddenUnits, total: float, shifts: Sequence[str]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from resid_theory._check import as_tensor, check_finite
 from resid_theory.data.batch import Batch, Place, join
@@ -277,33 +278,29 @@ class Data:
         """
         return self._holding([replace(batch, first=0)])
 
-    def chunks(self, size: int) -> Iterator[Batch]:
+    def chunks(self, size: int, title: str | None = None) -> Iterator[Batch]:
         """Read the batches, placed; those of a whole set in parts.
 
         Args:
             size: Most samples of a part; batches that the data come in stay as they are.
+            title: Title of a progress bar on standard error; None shows none.
 
         Yields:
             Batches whose tensors are where the net is.
         """
-        for batch in self:
-            step = batch.size if self._whole is None or isinstance(self._whole, list) else size
-            for start in range(0, batch.size, step):
-                part = batch.part(start, step)
-                yield replace(part, content=part.placed)
-
-    def count(self, size: int) -> int | None:
-        """Number of parts that :meth:`chunks` yields; None where it is unknown.
-
-        Args:
-            size: Most samples of a part.
-
-        Returns:
-            A number for a progress bar.
-        """
-        if self._whole is None:
-            return len(self._source) if hasattr(self._source, "__len__") else None
-        return sum(1 if isinstance(self._whole, list) else -(-b.size // size) for b in self._read())
+        parted = self._whole is not None and not isinstance(self._whole, list)
+        total = None
+        if title is not None and self._whole is not None:
+            total = sum(-(-b.size // size) if parted else 1 for b in self._read())
+        elif title is not None and hasattr(self._source, "__len__"):
+            total = len(self._source)
+        with tqdm(total=total, disable=title is None, desc=title) as bar:
+            for batch in self:
+                step = size if parted else batch.size
+                for start in range(0, batch.size, step):
+                    part = batch.part(start, step)
+                    yield replace(part, content=part.placed)
+                    bar.update()
 
     def _pair(self, content: Any) -> Batch:
         if not self._targets:

@@ -60,7 +60,7 @@ class MatrixProducts(ABC):
 
     @abstractmethod
     def _product(self, vectors: Tensor) -> Tensor:
-        """The product, float64, with floating vectors (columns, b) on this device."""
+        """The product, float64 or of its dtype, with vectors (columns, b) on this device."""
 
     @property
     @abstractmethod

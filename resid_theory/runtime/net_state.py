@@ -67,7 +67,8 @@ class NetState:
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        self._layers, self._tensors = _layers(net), _tensors(net)
+        self._tensors = _tensors(net)
+        self._tables = [(name, table, dict(table.items())) for name, table in _tables(net)]
         self._kinds = {name: _kind(tensor) for name, tensor in self._tensors.items()}
         with torch.no_grad():
             held = {id(tensor): tensor for tensor in self._tensors.values()}
@@ -76,17 +77,14 @@ class NetState:
 
     def change(self) -> str:
         """The first thing that is not as it was, in a few words; empty if all is."""
-        sides: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (self._layers, _layers(self.net)),
-            (self._tensors, _tensors(self.net)),
-        ]
-        for was, now in sides:
-            for name in was | now:
-                if was.get(name) is not now.get(name):
-                    return f"{name!r} is another object"
+        for name, table, was in self._tables:
+            here = dict(table.items())
+            if not _identical(here, was):
+                key = next(key for key in was | here if was.get(key) is not here.get(key))
+                return f"{f'{name}.{key}'.lstrip('.')!r} is another object"
         for name, tensor in self._tensors.items():
-            if _kind(tensor) != self._kinds[name]:
-                return f"{name!r} is {_kind(tensor)} and was {self._kinds[name]}"
+            if (kind := _kind(tensor)) != self._kinds[name]:
+                return f"{name!r} is {_in_words(kind)} and was {_in_words(self._kinds[name])}"
         if not self._same(self._tensors.values()):
             name = next(name for name, tensor in self._tensors.items() if not self._same([tensor]))
             return f"{name!r} has other values"
@@ -168,8 +166,11 @@ def copied(net: nn.Module) -> nn.Module:
     return copy.deepcopy(net, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _layers(net: nn.Module) -> dict[str, nn.Module]:
-    return dict(net.named_modules(remove_duplicate=False))
+def _tables(net: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The modules' own layers, parameters and buffers, with the modules' names."""
+    for name, module in net.named_modules():
+        for table in (module._modules, module._parameters, module._buffers):
+            yield name, table
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:
@@ -178,9 +179,12 @@ def _tensors(net: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in found.items() if not nn.parameter.is_lazy(t)}
 
 
-def _kind(tensor: Tensor) -> str:
-    trained = "trainable" if tensor.requires_grad else "not trainable"
-    return f"({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}, {trained})"
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad
+
+
+def _in_words(kind: tuple[Any, ...]) -> str:
+    return f"({kind[0]}, {kind[1]}, {kind[2]}, {'' if kind[3] else 'not '}trainable)"
 
 
 def _bits(*tensors: Tensor) -> list[Tensor]:

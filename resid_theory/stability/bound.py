@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.data import Data
@@ -13,7 +12,7 @@ from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Result
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
+from resid_theory.stability.jacobian_reach import OnwardMap, chain_of_layers
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
@@ -131,37 +130,34 @@ def compression_bound(
     chain = chain_of_layers(net)
     observer, uses = MapObserver(net), list[LinearUse]()
     cushions = torch.full((len(chain.layers),), torch.inf, dtype=torch.float64)
-    overlap, onward, spread, output_norm, samples = (
-        torch.ones_like(cushions), cushions.clone(), torch.ones_like(cushions), 0.0, 0
-    )  # fmt: skip
-    contraction, found_data = 0.0, Data.of(data, like=net, targets=False)
-    parts = tqdm(found_data.chunks(batch), total=found_data.count(batch), disable=not progress,
-                 desc="bound")  # fmt: skip
+    overlap, onward, spread = torch.ones_like(cushions), cushions.clone(), torch.ones_like(cushions)
+    contraction, output_norm, samples = 0.0, 0.0, 0
+    found_data = Data.of(data, like=net, targets=False)
     with preserved(net), differentiable(), torch.no_grad():
-        for part in parts:
+        for part in found_data.chunks(batch, "bound" if progress else None):
             samples += part.size
             for i, position in enumerate(chain.layers):
                 z = chain.input_of(position, part)
                 uses.clear()
                 with observer.watching(uses.append):
-                    chain.modules[position](z.clone())
+                    output = chain.modules[position](z.clone())
                 if len(uses) != 1:
                     raise ValueError(f"net: {chain.names[position]} is not one linear map")
                 weight = uses[0].weight
-                overlap[i] = _overlap(uses[0])
+                steps = uses[0].geometry.stride if uses[0].geometry else ()
+                sides = zip(weight.shape[2:], steps, strict=True)
+                overlap[i] = max((-(-side // step) for side, step in sides), default=1)
                 below = row_norms(z.reshape(len(z), -1))
                 above = row_norms(uses[0].apply(z, weight).reshape(len(z), -1))
                 size = row_norms(weight.reshape(1, -1))
                 found = (above / below / size).nan_to_num(torch.inf)
                 cushions[i] = min(float(cushions[i]), float(found.min()))
-                z = chain.modules[position](z.clone())
-                kappa = z.shape[2:].numel() ** 0.5
-                itself = kappa / z[0].numel() ** 0.5  # J = I from a layer to itself
+                kappa = output.shape[2:].numel() ** 0.5
+                itself = kappa / output[0].numel() ** 0.5  # J = I from a layer to itself
                 onward[i] = min(float(onward[i]), itself)
-                if later := list(chain.layers[i + 1 :]):
-                    norms = onward_norms(
-                        chain, z, position + 1, later, probes=probes, generator=source
-                    )
+                if later := chain.layers[i + 1 :]:
+                    behind = OnwardMap(chain, output, position + 1, later)
+                    norms = behind.jacobian_norms(probes, source)
                     found = kappa * norms.products / norms.frobenius / norms.inputs
                     least = float(found.nan_to_num(torch.inf).min())
                     onward[i] = min(float(onward[i]), least)
@@ -169,8 +165,7 @@ def compression_bound(
             with contractions(activations) as largest:
                 output = chain.input_of(len(chain.modules), part)
             contraction = max(contraction, *largest.values())
-            norms_of_outputs = row_norms(output.reshape(part.size, -1))
-            output_norm = max(output_norm, float(norms_of_outputs.max()))
+            output_norm = max(output_norm, float(row_norms(output.reshape(part.size, -1)).max()))
     return CompressionBound(
         layers=tuple(chain.names[position] for position in chain.layers),
         layer_cushions=cushions,
@@ -182,12 +177,4 @@ def compression_bound(
         margin=margin,
         samples=samples,
         notes=tuple(found_data.notes),
-    )
-
-
-def _overlap(use: LinearUse) -> int:
-    """⌈kernel side / stride⌉, the largest over the axes; 1 for a matrix."""
-    steps = use.geometry.stride if use.geometry else ()
-    return max(
-        (-(-s // step) for s, step in zip(use.kernel.shape[2:], steps, strict=True)), default=1
     )

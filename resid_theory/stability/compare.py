@@ -197,12 +197,9 @@ def _why_not(name: str, sides: Sequence[Mapping[str, Any]], unit: str) -> str | 
 
 
 def _compared(
-    x: np.ndarray[Any, Any],
-    y: np.ndarray[Any, Any],
-    confidence: float,
-    resamples: int,
+    x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], confidence: float, resamples: int,
     rng: np.random.Generator,
-) -> tuple[tuple[float, float], tuple[float, float], float, float]:
+) -> tuple[tuple[float, float], tuple[float, float], float, float]:  # fmt: skip
     """Medians, the interval of their difference, Cliff's delta, p-value."""
     from scipy import stats  # half a second of import
 

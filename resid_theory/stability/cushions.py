@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -39,16 +38,14 @@ class Cushions(Summaries):
             with ``.mT`` if it is used the other way round, too.
             What is used several times has a row for each use, ``name#1``, ``name#2``.
         identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
-            identity, (layers, samples), float64, on the CPU; nan where the input is zero. Equal to
-            ``effective`` where there is no identity.
+            identity, (layers, samples), float64, on the CPU; nan where the input is zero, or where
+            a router sends the sample elsewhere. Equal to ``effective`` where there is no identity.
         effective: The same divided by :math:`\|\hat A\|`.
         weight: The weight in the denominator of ``values`` and of all statistics, one of
             ``WEIGHTS``.
         norm: The norm in the denominator, one of ``NORMS``.
         include_bias: Whether the numerator contains the bias.
         batchnorm: ``"eval"`` or ``"batch"``, the statistics that BatchNorm used.
-        zero_inputs: Number of samples whose input is zero, or that a router sends elsewhere, by
-            layer, (layers,), int64.
         not_covered: Reasons, by name, of modules and parameters that have no row.
         notes: What was done to the data on the way into the net.
     """
@@ -60,7 +57,6 @@ class Cushions(Summaries):
     norm: str
     include_bias: bool
     batchnorm: str
-    zero_inputs: Tensor
     not_covered: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -78,17 +74,7 @@ class Cushions(Summaries):
         return self.identity_removed if self.weight == "identity_removed" else self.effective
 
     def under(self, weight: str) -> "Cushions":
-        """The same measurement with another weight in the denominator.
-
-        Args:
-            weight: One of ``WEIGHTS``.
-
-        Returns:
-            A new result that shares memory with this one.
-
-        Raises:
-            ValueError: If the name is unknown.
-        """
+        """The same measurement with another of ``WEIGHTS`` in the denominator."""
         return replace(self, weight=weight)
 
     headline = (
@@ -176,11 +162,10 @@ def layer_cushions(
     meter = _Meter(net=net, observer=observer, layers=observer.first_names(layers), norm=norm,
                    include_bias=include_bias, independent=batchnorm == "eval")  # fmt: skip
     with preserved(net, batchnorm=batchnorm), torch.no_grad():
-        with tqdm(total=samples.count(batch), disable=not progress, desc="cushions") as bar:
-            for part, look in looks_at(net, meter.observer, samples.chunks(batch)):
-                meter.measure(part, look)
-                bar.update()
-    names, values = meter.result()
+        parts = samples.chunks(batch, "cushions" if progress else None)
+        for part, look in looks_at(net, meter.observer, parts):
+            meter.measure(part, look)
+    names, values, missing = meter.result()
     gains = values[:, 0]
     return Cushions(
         layers=names,
@@ -190,8 +175,7 @@ def layer_cushions(
         norm=norm,
         include_bias=include_bias,
         batchnorm=batchnorm,
-        zero_inputs=gains.isnan().sum(1),
-        not_covered=meter.not_covered,
+        not_covered=missing,
         notes=tuple(samples.notes),
     )
 
@@ -210,7 +194,7 @@ class _Meter:
     compares: bool = False
     samples: int = 0
     measured: int = 0  # samples of earlier batches
-    rows: dict[Key, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[Key, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     inputs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
     latest: tuple[Any, ...] | None = None  # the projections of an attention share their input
@@ -259,7 +243,7 @@ class _Meter:
             del self.rows[key]
 
     def _count(self, key: Key) -> int:
-        return sum(part.shape[1] for part in self.rows.get(key, ()))
+        return sum(part.shape[1] for _, part in self.rows.get(key, ()))
 
     def take(self, use: LinearUse) -> None:
         """Measure one use in a batch."""
@@ -276,7 +260,7 @@ class _Meter:
                     self.latest = weakref.ref(x), layout, layout.norms(x, self.samples)
                 if not self.compares or look.agrees(use.key, x, self.samples):
                     whole = self.latest[-1]
-                    self.rows[use.key].append(self._measured(use, layout, whole))
+                    self.rows[use.key].append((self.measured, self._measured(use, layout, whole)))
             if whole is None:
                 self._set_apart(name, _CALLS if layout is None else ROUTED)
         whole = x if whole is None else whole
@@ -284,8 +268,6 @@ class _Meter:
 
     def _measure_apart(self, batch: Batch) -> None:
         """Measure maps whose rows in a batch do not tell the sample, one sample at a time."""
-        empty = torch.full((3, batch.size), torch.nan, dtype=torch.float64)
-        found = {key: empty.clone() for key in self.rows if key[0] in self.apart}
         inputs: dict[str, list[Tensor]] = defaultdict(list)
 
         def take(use: LinearUse) -> None:
@@ -296,7 +278,7 @@ class _Meter:
             below = row_norms(use.input.reshape(1, -1))
             inputs[use.name].append(below.cpu())
             values = self._measured(use, RowOrder(axis=None), below)
-            found.setdefault(use.key, empty.clone())[:, number : number + 1] = values
+            self.rows[use.key].append((self.measured + number, values))
 
         self.samples = 1
         try:
@@ -313,11 +295,6 @@ class _Meter:
             )
             if not same(*both):
                 self.irregular.setdefault(name, f"{why}, and depend on the other samples")
-        for key, values in found.items():
-            self.rows[key] += [
-                empty.new_full((3, self.measured - self._count(key)), torch.nan),
-                values,
-            ]
 
     def _measured(self, use: LinearUse, layout: RowOrder, below: Tensor) -> Tensor:
         """Gains, and norms with the identity removed and of the effective weight, (3, samples)."""
@@ -329,13 +306,14 @@ class _Meter:
         # Places where the map is applied: one image of a convolution, all tokens of a sample.
         inputs = x.numel() // (1 if layout.axis is None else self.samples)
         places = inputs // (x[0].numel() if use.geometry else x.shape[-1])
-        if (use.key, size, places) not in self.known:
+        known = (use.key, use.kernel.shape, size, places)
+        if known not in self.known:
             norm, weights = NORMS[self.norm], [use.removed, use.weight]
-            found = [
-                norm(_wide(w), use.geometry, size, places) for w in weights[: 1 + bool(use.owner)]
-            ]
-            self.known[use.key, size, places] = torch.stack([found[0], found[-1]])
-        norms = self.known[use.key, size, places]
+            wide = torch.complex128 if use.kernel.is_complex() else torch.float64
+            found = [norm(w.to("cpu", wide), use.geometry, size, places)
+                     for w in weights[: 1 + bool(use.owner)]]  # fmt: skip
+            self.known[known] = torch.stack([found[0], found[-1]])
+        norms = self.known[known]
         gains = torch.where(below > 0, above / below, torch.nan).cpu()
         return torch.cat([gains[None], norms[:, None].expand(2, self.samples)])
 
@@ -360,31 +338,22 @@ class _Meter:
             output = use.apply(use.input, use.weight)
         return layout.norms(output, self.samples)
 
-    def result(self) -> tuple[tuple[str, ...], Tensor]:
-        """Names of the rows, and gains and norms, (rows, 3, samples)."""
-        names = {name for name, _ in self.rows} - self.irregular.keys()
-        keys = [key for name in self.observer.ordered(names)
+    def result(self) -> tuple[tuple[str, ...], Tensor, dict[str, str]]:
+        """Names of the rows; gains and norms, (rows, 3, samples); reasons for all without a row."""
+        missing = self.observer.missing() | self.irregular
+        known = {name for name, _ in self.rows} - self.irregular.keys()
+        keys = [key for name in self.observer.ordered(known)
                 for key in sorted(self.rows) if key[0] == name]  # fmt: skip
         if not keys:
-            reasons = "; ".join(f"{k}: {v}" for k, v in self.not_covered.items())
+            reasons = "; ".join(f"{k}: {v}" for k, v in missing.items())
             raise ValueError(
                 f"net: {type(self.net).__name__} has no linear layer to measure; "
                 + (reasons or "none at all")
             )
         calls = {name: sum(key[0] == name for key in keys) for name, _ in keys}
-        values = [torch.cat(self.rows[key], dim=1) for key in keys]
-        rest = [v.new_full((3, self.measured - v.shape[1]), torch.nan) for v in values]
-        return (
-            tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys),
-            torch.stack([torch.cat(pair, dim=1) for pair in zip(values, rest, strict=True)]),
-        )
-
-    @property
-    def not_covered(self) -> dict[str, str]:
-        """Reasons, by name, of all that has no row."""
-        return self.observer.missing() | self.irregular
-
-
-def _wide(weight: Tensor) -> Tensor:
-    """A weight in float64, or complex numbers of such, on the CPU."""
-    return weight.to("cpu", torch.complex128 if weight.is_complex() else torch.float64)
+        values = torch.full((len(keys), 3, self.measured), torch.nan, dtype=torch.float64)
+        for row, key in zip(values, keys, strict=True):
+            for start, part in self.rows[key]:
+                row[:, start : start + part.shape[1]] = part
+        names = tuple(f"{name}#{number}" if calls[name] > 1 else name for name, number in keys)
+        return names, values, missing

@@ -67,18 +67,7 @@ class Flows(Result):
     }
 
     def under(self, *, mode: str, statistic: str) -> "Flows":
-        """The same flows, counted by another mode or statistic.
-
-        Args:
-            mode: One of ``MODES``.
-            statistic: One of ``STATISTICS``.
-
-        Returns:
-            A new result that shares memory with this one.
-
-        Raises:
-            ValueError: If a name is unknown.
-        """
+        """The same flows, counted by another of ``MODES`` and ``STATISTICS``."""
         check_choice("mode", mode, MODES)
         check_choice("statistic", statistic, STATISTICS)
         return replace(self, mode=mode, statistic=statistic)
@@ -121,18 +110,15 @@ def dominant_flows(
     (``"sap"``); those of the first C_l features (``"first"``); or the C_l channels, all their own
     paths together against the rest (``"sub"``).
 
-    Beware of the mean: the ratio of two centred normal numbers is Cauchy, its mean over M positions
-    does not converge but grows as :math:`\tfrac{2}{\pi} \rho \ln M`. So f_l by ``"mean"`` depends
-    on the size of the map: of flows half as strong as the rest, 30 % are dominant at M = 1 and
-    nearly all at M = 256. Compare nets, or layers of equal maps, and look at the other statistics.
+    Beware of the mean: the ratio of two centred normal numbers is Cauchy, and f_l by ``"mean"``
+    grows with the size M of the map. Compare nets, or layers of equal maps.
 
     BatchNorm uses its running statistics, so samples do not mix. The net stays as it was. The cost
     is one backward pass down to the first layer for each final feature: with 64 of them about 50
     times that of one training step on the same samples.
 
     Args:
-        net: A net of this library, see :func:`subactivation_paths`, in any precision; float64 is
-            not needed to compare magnitudes.
+        net: A net of this library, see :func:`subactivation_paths`, in any precision.
         data: Images, pairs (x, y) of inputs and targets, a ``Dataset``, or a loader or iterator,
             which is read once; floating-point numbers are cast to the net's dtype.
         loss: ``"cross_entropy"``, ``"square"``, or a callable (output, target) that returns a mean
@@ -175,14 +161,14 @@ def dominant_flows(
             start, size = 0, step
             while start < some.size:
                 part = some.part(start, size or 1)
-                ladder = _Ladder.of(net, part, paths)
+                ladder = _ladder(net, part, paths)
                 if size is None:
                     # One sample has shown how large the flows are.
-                    size = max(1, min(some.size, _WORKSPACE // (6 * ladder.largest)))
+                    size = max(1, min(some.size, _at_once(ladder) // ladder[-1][1].shape[1]))
                     if size > 1:
                         continue
                 target = part.target
-                gradients = _gradients(net[paths.top :], ladder.upper[-1], target, scored)
+                gradients = _gradients(net[paths.top :], ladder[-1][1], target, scored)
                 parts.append((*_read(ladder, gradients, paths), gradients))
                 bar.update(len(target))
                 start += size
@@ -248,62 +234,47 @@ def _gradients(head: nn.Module, features: Tensor, target: Tensor, loss: Loss) ->
     return torch.where(shares > 0, slopes / shares, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Ladder:
-    """Activations of the layers, each with the graph of the part of the net up to the next layer.
-
-    Attributes:
-        lower: Activations of the layers as leaves of the graph.
-        upper: The next layers' activations, computed from ``lower``; the last are the final
-            features.
-    """
-
-    lower: list[Tensor]
-    upper: list[Tensor]
-
-    @classmethod
-    def of(cls, net: nn.Sequential, batch: Batch, paths: ChannelPaths) -> "_Ladder":
-        with torch.no_grad():
-            below = batch.try_call(net[: paths.ends[0]])
-        lower, upper = [], []
-        for start, end in zip(paths.ends, (*paths.ends[1:], paths.top), strict=True):
-            lower.append(below.detach().requires_grad_())
-            below = net[start:end](lower[-1])
-            upper.append(below)
-        return cls(lower=lower, upper=upper)
-
-    @property
-    def largest(self) -> int:
-        """Bytes of the flows into the largest layer, from all features."""
-        features = self.upper[-1].shape[1]
-        return features * max(a.numel() * a.element_size() for a in self.lower)
-
-    def flows(self, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Flows from chosen features into every layer, from the top, (features, batch, C, M)."""
-        flow = gradients.new_zeros(len(chosen), *gradients.shape)
-        rows = torch.arange(len(chosen), device=chosen.device)
-        flow[rows, :, chosen] = gradients[:, chosen].mT
-        for layer in reversed(range(len(self.lower))):
-            (flow,) = torch.autograd.grad(
-                self.upper[layer],
-                self.lower[layer],
-                flow,
-                retain_graph=True,
-                is_grads_batched=True,
-            )
-            yield layer, flow.flatten(3)
+Ladder = list[tuple[Tensor, Tensor]]
+"""The activation of each layer, a leaf of a graph, and that of the next one, computed from it."""
 
 
-def _read(ladder: _Ladder, gradients: Tensor, paths: ChannelPaths) -> tuple[Tensor, Tensor]:
+def _ladder(net: nn.Sequential, batch: Batch, paths: ChannelPaths) -> Ladder:
+    with torch.no_grad():
+        below = batch.try_call(net[: paths.ends[0]])
+    found = []
+    for start, end in zip(paths.ends, (*paths.ends[1:], paths.top), strict=True):
+        leaf = below.detach().requires_grad_()
+        below = net[start:end](leaf)
+        found.append((leaf, below))
+    return found
+
+
+def _at_once(ladder: Ladder) -> int:
+    """Number of flows, each of one sample and feature, for which there is memory."""
+    samples = len(ladder[0][0])
+    largest = max(a.numel() * a.element_size() for a, _ in ladder)
+    return _WORKSPACE * samples // (6 * largest)
+
+
+def _flows(ladder: Ladder, gradients: Tensor, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Flows from chosen features into every layer, from the top, (features, batch, C, M)."""
+    flow = gradients.new_zeros(len(chosen), *gradients.shape)
+    flow[torch.arange(len(chosen), device=chosen.device), :, chosen] = gradients[:, chosen].mT
+    for layer, (below, above) in reversed(list(enumerate(ladder))):
+        (flow,) = torch.autograd.grad(above, below, flow, retain_graph=True, is_grads_batched=True)
+        yield layer, flow.flatten(3)
+
+
+def _read(ladder: Ladder, gradients: Tensor, paths: ChannelPaths) -> tuple[Tensor, Tensor]:
     """Shares by every mode and statistic, and shares off the paths, sample by sample."""
     features = torch.arange(gradients.shape[1], device=gradients.device)
-    group = max(1, _WORKSPACE * len(features) // (6 * ladder.largest))
+    group = max(1, _at_once(ladder) // len(gradients))
     sums = [
         Sums.zero(activation, channels.to(gradients.device))
-        for activation, channels in zip(ladder.lower, paths.channels, strict=True)
+        for (activation, _), channels in zip(ladder, paths.channels, strict=True)
     ]
     for chosen in features.split(group):
-        for layer, flow in ladder.flows(gradients, chosen):
+        for layer, flow in _flows(ladder, gradients, chosen):
             sums[layer].add(flow, chosen)
     shares = torch.stack([total.shares() for total in sums], dim=1)
     return shares, torch.stack([total.off_path() for total in sums], dim=1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -85,17 +84,7 @@ class InterlayerCushions(Summaries):
         return self.standard_errors.nan_to_num(0.0).square().sum(1).sqrt() / count
 
     def intervals(self, confidence: float = 0.95) -> Tensor:
-        """Confidence interval of every value over the probes, by Student's t with k - 1 degrees.
-
-        Args:
-            confidence: In (0, 1).
-
-        Returns:
-            (pieces, samples, 2); both ends the value itself where the norm is exact.
-
-        Raises:
-            ValueError: If ``confidence`` is outside (0, 1).
-        """
+        """Intervals over the probes by Student's t, (pieces, samples, 2); no width where exact."""
         if not 0 < confidence < 1:
             raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
         from scipy import stats  # half a second of import
@@ -182,11 +171,8 @@ def interlayer_cushions(
         >>> rt.interlayer_cushions(net, torch.ones(1, 4), start=0, kappa="total").values.tolist()
         [[1.0]]
     """
-    return _measure(
-        net, data, lambda net, part: [map_between(net, part, start, stop)], kappa=kappa,
-        method=method, probes=probes, generator=generator, batchnorm=batchnorm, batch=batch,
-        device=device, progress=progress,
-    )  # fmt: skip
+    return _measure(net, data, lambda net, part: [map_between(net, part, start, stop)], kappa,
+                    method, probes, generator, batchnorm, batch, device, progress)  # fmt: skip
 
 
 def block_cushions(
@@ -229,27 +215,15 @@ def block_cushions(
     Source:
         Yu & Tomasi, arXiv:1905.10944, section 5: the nine blocks of a net of depth 20.
     """
-    return _measure(
-        net, data, lambda net, part: block_maps(net, part, blocks), kappa=kappa, method=method,
-        probes=probes, generator=generator, batchnorm=batchnorm, batch=batch, device=device,
-        progress=progress,
-    )  # fmt: skip
+    return _measure(net, data, lambda net, part: block_maps(net, part, blocks), kappa, method,
+                    probes, generator, batchnorm, batch, device, progress)  # fmt: skip
 
 
 def _measure(
-    net: nn.Module,
-    data: Any,
-    cut: Callable[[nn.Module, Batch], list[Submap]],
-    *,
-    kappa: str,
-    method: str,
-    probes: int,
-    generator: torch.Generator | int,
-    batchnorm: str,
-    batch: int,
-    device: torch.device | str | None,
-    progress: bool,
-) -> InterlayerCushions:
+    net: nn.Module, data: Any, cut: Callable[[nn.Module, Batch], list[Submap]], kappa: str,
+    method: str, probes: int, generator: torch.Generator | int, batchnorm: str, batch: int,
+    device: torch.device | str | None, progress: bool,
+) -> InterlayerCushions:  # fmt: skip
     """Cushions of the maps into which ``cut`` takes a net, batch after batch."""
     check_choice("kappa", kappa, KAPPAS)
     check_choice("method", method, METHODS)
@@ -266,10 +240,7 @@ def _measure(
         stack.enter_context(differentiable())
         if batchnorm == "batch":
             stack.enter_context(each_sample_a_batch(net))
-        parts = tqdm(
-            samples.chunks(batch), total=samples.count(batch),
-            disable=not progress, desc="interlayer cushions",
-        )  # fmt: skip
+        parts = samples.chunks(batch, "interlayer cushions" if progress else None)
         for piece in (piece for part in parts for piece in cut(net, part)):
             z = piece.z
             if piece.name not in plans:

@@ -8,8 +8,9 @@ For random signs v, :math:`E\|Jv\|^2 = \|J\|_F^2` with variance
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from resid_theory.stability.norms import row_norms
 
 __all__ = ["Function", "better_side", "differentiable", "each_sample_a_batch", "jacobian_product",
-           "squared_norm"]  # fmt: skip
+           "products", "squared_norm"]  # fmt: skip
 
 Function = Callable[[Tensor], Tensor]
 """A map of a batch, sample by sample: any number of rows, each row of the result from its own."""
@@ -59,16 +60,11 @@ def each_sample_a_batch(net: nn.Module) -> Iterator[None]:
             out = out * module.weight.view(shape) + module.bias.view(shape)
         return out
 
-    handles = [
-        module.register_forward_hook(own_statistics)
-        for module in net.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for module in net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.enter_context(module.register_forward_hook(own_statistics))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def jacobian_product(function: Function, z: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,14 +110,9 @@ def _recorded(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def squared_norm(
-    function: Function,
-    z: Tensor,
-    *,
-    probes: int | None,
-    side: str,
-    generator: torch.Generator,
+    function: Function, z: Tensor, *, probes: int | None, side: str, generator: torch.Generator,
     rows: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Squared Frobenius norms, exact for ``probes=None``, and their standard errors, (b,) each."""
     squares = _squares(function, z, side, probes, generator, rows)
     if probes is None:
@@ -141,34 +132,27 @@ def better_side(function: Function, z: Tensor, *, generator: torch.Generator, ro
     return "in" if spread["in"] < spread["out"] else "out"
 
 
-def _squares(
-    function: Function,
-    z: Tensor,
-    side: str,
-    probes: int | None,
-    generator: torch.Generator,
+def _squares(function: Function, z: Tensor, *how: Any) -> Tensor:
+    """Squared norms of the products, (vectors, b)."""
+    return torch.cat([row_norms(some.flatten(0, 1)).view(some.shape[:2]).square().cpu()
+                      for some in products(function, z, *how)])  # fmt: skip
+
+
+def products(
+    function: Function, z: Tensor, side: str, probes: int | None, generator: torch.Generator,
     rows: int,
-) -> Tensor:
-    """Squared norms of products with unit vectors or with so many sign vectors, (vectors, b)."""
-    at_once = max(1, rows // len(z))  # copies of the batch, each with vectors of its own
-    many = z.repeat(at_once, *[1] * (z.dim() - 1))
+) -> Iterator[Tensor]:  # fmt: skip
+    """Products with unit vectors or with so many sign vectors, some at once, (some, b, entries)."""
     size = z[0].numel()
     if side == "out":
         with torch.no_grad():
             size = function(z[:1].clone())[0].numel()
+    count = size if probes is None else probes
+    at_once = min(count, max(1, rows // len(z)))  # copies of the batch, each with its own vectors
+    many = z.repeat(at_once, *[1] * (z.dim() - 1))
+    if side == "out":
         with torch.enable_grad():
             value, leaf = _recorded(function, many)  # one graph for all vectors
-
-    def product(vectors: Tensor) -> Tensor:
-        if side == "in":
-            return jacobian_product(function, many, vectors.view_as(many))[1]
-        return torch.autograd.grad(
-            value, leaf, vectors.view_as(value), retain_graph=True,
-            allow_unused=True, materialize_grads=True,
-        )[0]  # fmt: skip
-
-    count = size if probes is None else probes
-    found = []
     for start in range(0, count, at_once):
         copies = min(at_once, count - start)
         vectors = torch.zeros(at_once, len(z), size, dtype=z.dtype, device=z.device)
@@ -178,7 +162,11 @@ def _squares(
         else:
             signs = torch.randint(2, (copies, len(z), size), generator=generator, dtype=torch.int8)
             vectors[:copies] = (2 * signs - 1).to(vectors)
-        products = product(vectors.flatten(0, 1)).reshape(at_once * len(z), -1)
-        norms = row_norms(products).view(at_once, len(z))
-        found.append(norms[:copies].square().cpu())
-    return torch.cat(found)
+        if side == "in":
+            product = jacobian_product(function, many, vectors.view_as(many))[1]
+        else:
+            (product,) = torch.autograd.grad(
+                value, leaf, vectors.view_as(value), retain_graph=True,
+                allow_unused=True, materialize_grads=True,
+            )  # fmt: skip
+        yield product.reshape(at_once, len(z), -1)[:copies]

@@ -11,10 +11,10 @@ from resid_theory._check import check_int
 from resid_theory.data import Batch
 from resid_theory.identity import AddIdentity
 from resid_theory.runtime.net_entry import inner_net, is_sequential
-from resid_theory.stability.jacobian import jacobian_product
+from resid_theory.stability.jacobian import jacobian_product, products
 from resid_theory.stability.norms import row_norms
 
-__all__ = ["ModuleChain", "OnwardNorms", "chain_of_layers", "onward_norms"]
+__all__ = ["ModuleChain", "OnwardMap", "OnwardNorms", "chain_of_layers", "normal_like"]
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ROWS = 256  # rows in one Jacobian product
@@ -53,24 +53,6 @@ class ModuleChain:
                 "floating point"
             )
         return z
-
-    def outputs(self, z: Tensor, start: int, places: Sequence[int]) -> list[Tensor]:
-        """Outputs of the modules at several places, from the input z of module ``start``."""
-        found = []
-        for position in range(start, places[-1] + 1):
-            z = self.modules[position](z)
-            if position in places:
-                found.append(z.clone())  # the next module may work in place
-        return found
-
-    def joined_outputs(self, z: Tensor, start: int, places: Sequence[int]) -> Tensor:
-        """The same outputs, flattened and joined, (b, entries)."""
-        return torch.cat([part.flatten(1) for part in self.outputs(z, start, places)], dim=1)
-
-    @torch.no_grad()
-    def shapes(self, z: Tensor, start: int, places: Sequence[int]) -> list[torch.Size]:
-        """Shapes of one sample's outputs at several places."""
-        return [part.shape[1:] for part in self.outputs(z[:1].clone(), start, places)]
 
 
 def chain_of_layers(net: nn.Module) -> ModuleChain:
@@ -124,44 +106,61 @@ class OnwardNorms(NamedTuple):
     spread: Tensor
 
 
-def onward_norms(
-    chain: ModuleChain,
-    z: Tensor,
-    start: int,
-    places: Sequence[int],
-    *,
-    probes: int,
-    generator: torch.Generator,
-) -> OnwardNorms:
-    """Norms of the Jacobians from the input z of module ``start`` to the outputs of later ones."""
+class OnwardMap:
+    """The map from a module's input z in a chain to the joined outputs of several later modules."""
 
-    def function(x: Tensor) -> Tensor:
-        return chain.joined_outputs(x, start, places)
+    def __init__(self, chain: ModuleChain, z: Tensor, start: int, places: Sequence[int]) -> None:
+        self.z, self._modules = z, chain.modules[start : places[-1] + 1]
+        self._kept = [place - start for place in places]
+        with torch.no_grad():
+            self._shapes = [part.shape[1:] for part in self._outputs(z[:1].clone())]
+        self._sizes = [shape.numel() for shape in self._shapes]
 
-    def norms(joined: Tensor) -> Tensor:
-        return torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
+    def _outputs(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for number, module in enumerate(self._modules):
+            x = module(x)
+            if number in self._kept:
+                found.append(x.clone())  # the next module may work in place
+        return found
 
-    value, product = jacobian_product(function, z, z)
-    shapes = chain.shapes(z, start, places)
-    sizes = [shape.numel() for shape in shapes]
-    squares = [torch.zeros(len(z), shape[1:].numel() or 1, dtype=torch.float64) for shape in shapes]
-    at_once = min(probes, max(1, _ROWS // len(z)))  # copies of the batch, each with its signs
-    for first in range(0, probes, at_once):
-        many = z.repeat(min(at_once, probes - first), *[1] * (z.dim() - 1))
-        signs = torch.randint(2, many.shape, generator=generator, dtype=torch.int8)
-        _, pushed = jacobian_product(function, many, (2 * signs - 1).to(z))
-        for total, part, shape in zip(squares, pushed.split(sizes, 1), shapes, strict=True):
-            by_place = part.double().square().view(-1, len(z), shape[0], total.shape[1])
-            total += by_place.sum((0, 2)).cpu() / probes
-    sums = [total.sum(1) for total in squares]
-    shares = [
-        (total.amax(1) * total.shape[1] / whole).sqrt()
-        for total, whole in zip(squares, sums, strict=True)
-    ]
-    return OnwardNorms(
-        products=norms(product),
-        inputs=row_norms(z.reshape(len(z), -1)).cpu(),
-        outputs=norms(value),
-        frobenius=torch.stack([total.sqrt() for total in sums]),
-        spread=torch.stack(shares),
-    )
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs for some input, flattened, (b, entries)."""
+        return torch.cat([part.flatten(1) for part in self._outputs(x)], dim=1)
+
+    def norms(self, joined: Tensor) -> Tensor:
+        """Norms of each place's part of joined outputs, (places, b), float64, on the CPU."""
+        return torch.stack([row_norms(part).cpu() for part in joined.split(self._sizes, 1)])
+
+    def noise(self, source: torch.Generator) -> Tensor:
+        """Normal noise of the norm of each sample's z, in root mean square."""
+        scale = row_norms(self.z.reshape(len(self.z), -1)) / self.z[0].numel() ** 0.5
+        return scale.to(self.z).view(-1, *[1] * (self.z.dim() - 1)) * normal_like(self.z, source)
+
+    def jacobian_norms(self, probes: int, generator: torch.Generator) -> OnwardNorms:
+        """Norms of the Jacobians, those of Frobenius by random signs."""
+        z, shapes = self.z, self._shapes
+        value, product = jacobian_product(self, z, z)
+        squares = [torch.zeros(len(z), shape[1:].numel() or 1, dtype=torch.float64)
+                   for shape in shapes]  # fmt: skip
+        for pushed in products(self, z, "in", probes, generator, _ROWS):
+            for total, part, shape in zip(
+                squares, pushed.split(self._sizes, 2), shapes, strict=True
+            ):
+                by_place = part.double().square().unflatten(2, (shape[0], -1))
+                total += by_place.sum((0, 2)).cpu() / probes
+        sums = [total.sum(1) for total in squares]
+        shares = [(total.amax(1) * total.shape[1] / whole).sqrt()
+                  for total, whole in zip(squares, sums, strict=True)]  # fmt: skip
+        return OnwardNorms(
+            products=self.norms(product),
+            inputs=row_norms(z.reshape(len(z), -1)).cpu(),
+            outputs=self.norms(value),
+            frobenius=torch.stack([total.sqrt() for total in sums]),
+            spread=torch.stack(shares),
+        )
+
+
+def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
+    """Standard normal numbers of x's shape, drawn in float64 on the CPU."""
+    return torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)

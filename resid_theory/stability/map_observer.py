@@ -4,7 +4,7 @@ import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -23,7 +23,7 @@ from resid_theory.identity import (
 )
 from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
-from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
+from resid_theory.stability.weight_tracker import NUMBERS, Label, WeightTracker, has_no_values
 
 __all__ = ["MapObserver", "UseReport"]
 
@@ -47,9 +47,9 @@ _REASONS = {
                     "transposed convolution; the maps here are products and Conv1d, 2d, 3d"),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell",
                      "rnn_tanh_cell", "rnn_relu_cell"), "its matrices act inside a recurrence"),
-    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters or looked"
-                    " up in an embedding, or used in a form without rows: torch.vmap, an einsum of "
-                    "three"),
+    **dict.fromkeys(READERS, "is in a weight that is put together from several parameters, looked "
+                    "up in an embedding or picked by numbers read from samples, or used in a form "
+                    "without rows: torch.vmap, an einsum of three"),
     "part": "is used in part, without its identity having parts",
     "mixed": "its identity is mixed with other entries by the parametrization that follows it",
     "bilinear": "bilinear in two inputs",
@@ -106,32 +106,25 @@ class MapObserver(TorchFunctionMode):
         self._padded: tuple[Any, ...] = ()
         self._callers: dict[Label, Label] = {}
         self._tracker.start()
-        handles = [
-            self._modules[label.module].register_forward_pre_hook(
-                lambda *_, first=labels[0], label=label: self._callers.update({first: label})
-            )
-            for labels in self._tracker.owners.values() if len(labels) > 1  # which of them calls
-            for label in labels
-        ]  # fmt: skip
-        handles += [
-            module.register_forward_hook(
-                lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
-            )
-            for name, module in self._modules.items()
-            if isinstance(module, ParametrizationList)
-        ]
-        try:
+        with ExitStack() as hooks:
+            hooks.callback(self._tracker.forget)
+            hooks.callback(setattr, self, "_padded", ())  # which holds an input
+            for labels in self._tracker.owners.values():
+                for label in labels if len(labels) > 1 else ():  # which of them calls
+                    hooks.enter_context(self._modules[label.module].register_forward_pre_hook(
+                        lambda *_, first=labels[0], own=label: self._callers.update({first: own})
+                    ))  # fmt: skip
+            for name, module in self._modules.items():
+                if isinstance(module, ParametrizationList):
+                    hooks.enter_context(module.register_forward_hook(
+                        lambda *call, name=name: self._take(call[-1], Label.of(f"{name}.original"))
+                    ))  # fmt: skip
             with self:
                 yield
-        finally:
-            self._padded = ()
-            self._tracker.forget()
-            for handle in handles:
-                handle.remove()
 
     def _take(self, made: Tensor, label: Label) -> None:
         """Take what a parametrization made for the weight, which it may hold column by column."""
-        self._tracker.take(made, label)
+        self._tracker.keep(made, frozenset([label]), label)
         self._turned[label] = made.dim() == 2 and _is_turned(made)
 
     def first_names(self, layers: str | Sequence[str] | None) -> list[str] | None:
@@ -179,7 +172,7 @@ class MapObserver(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, (int, torch.Size)) and name != "item":  # x.shape, x.dim()
+        if isinstance(result, (int, torch.Size)) and name not in NUMBERS:  # x.shape, x.dim()
             return result
         self._tracker.follow_rows(name, args, result)
         if name in READERS and self._is_map(name, args, kwargs, result):
@@ -211,33 +204,21 @@ class MapObserver(TorchFunctionMode):
             tracker.met[origin].add("input")
         if operation.bias is not None:
             self._biases |= tracker.origins(operation.bias)
-        for piece in pieces:
-            lone = len(pieces) == 1
-            part = label if lone else tracker.label_of_part(label, weight, piece.part)
-            self._tell(piece, operation, part, tracker.origins(weight), lone=lone)
-        return True
-
-    def _tell(
-        self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
-        *, lone: bool,
-    ) -> None:  # fmt: skip
-        """Report one map, or one by one the projections of an attention that share a matrix."""
-        module, bias = self._modules.get(label.module), operation.bias
-        size = len(piece.weight)
-        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
-            size = module.embed_dim
-        if bias is not None and not (lone and bias.dim() == 1 and len(bias) == len(piece.weight)):
+        bias, lone = operation.bias, len(pieces) == 1
+        if bias is not None and not (lone and bias.shape == (len(pieces[0].weight),)):
             operation, bias = operation._replace(scaled=True), None
-        for start in range(0, len(piece.weight), size):
-            some = slice(start, start + size)
-            if size < len(piece.weight):
-                part = self._tracker.label_of_part(label, piece.part, piece.part[some])
-                some_of_it = piece._replace(part=piece.part[some], weight=piece.weight[some],
-                                            place=piece.place[..., some])  # fmt: skip
-            else:
-                part, some_of_it = label, piece
-            self._report_one(some_of_it, operation, part, origins,
-                             None if bias is None else bias[some])  # fmt: skip
+        rows, module = [slice(None)], self._modules.get(label.module)
+        if isinstance(module, nn.MultiheadAttention) and label.tensor == "in_proj_weight":
+            size, lone = module.embed_dim, False  # its projections share a matrix
+            rows = [slice(n, n + size) for n in range(0, len(pieces[0].weight), size)]
+        for piece, some in itertools.product(pieces, rows):
+            part = piece.part[some] if len(rows) > 1 else piece.part
+            self._report_one(
+                piece._replace(part=part, weight=piece.weight[some], place=piece.place[..., some]),
+                operation, label if lone else tracker.label_of_part(label, weight, part),
+                tracker.origins(weight), None if bias is None else bias[some],
+            )  # fmt: skip
+        return True
 
     def _report_one(
         self, piece: Piece, operation: Operation, label: Label, origins: frozenset[Label],
@@ -281,11 +262,10 @@ class MapObserver(TorchFunctionMode):
             return None, f"{label.module}.{role}_proj".lstrip("."), ""
         if label.part or label.tensor != "weight" or isinstance(module, nn.Embedding):
             return None, label.name, "part" if label.part and layer_identity(module) else ""
-        if label.module in self._around:
-            name = self._around[label.module]
-            return self._modules[name], name, _mixed(module)
-        return (module, label.module, _mixed(module)) if layer_identity(module) else (
-            None, label.module, "")  # fmt: skip
+        if label.module in self._around or layer_identity(module):
+            name = self._around.get(label.module, label.module)
+            return self._modules.get(name, module), name, _mixed(module)
+        return None, label.module, ""
 
 
 def _mixed(layer: nn.Module) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resid_theory._check import as_generator, check_choice, check_int
 from resid_theory.data import Batch, Data
@@ -14,14 +13,14 @@ from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.stability.jacobian import differentiable
-from resid_theory.stability.jacobian_reach import chain_of_layers, onward_norms
+from resid_theory.stability.jacobian_reach import OnwardMap, chain_of_layers, normal_like
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, looks_at
 from resid_theory.stability.linear_uses import LinearUse
 from resid_theory.stability.map_observer import MapObserver
 from resid_theory.stability.norms import row_norms
 from resid_theory.stability.submaps import joined
 
-__all__ = ["NoiseCurves", "activation_noise", "normal_like", "weight_noise"]
+__all__ = ["NoiseCurves", "activation_noise", "weight_noise"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -138,31 +137,19 @@ def activation_noise(
     end = len(chain.modules) - 1
     both = places if places[-1] == end else [*places, end]
     measured, predicted, samples = [], [], Data.of(data, like=net, targets=False)
-    parts = tqdm(samples.chunks(batch), total=samples.count(batch), disable=not progress,
-                 desc="noise")  # fmt: skip
     with preserved(net), differentiable(), torch.no_grad():
-        for part in parts:
-            z = chain.input_of(start, part)
-            norms = onward_norms(chain, z, start, places, probes=probes, generator=source)
+        for part in samples.chunks(batch, "noise" if progress else None):
+            onward = OnwardMap(chain, chain.input_of(start, part), start, both)
+            norms, z = onward.jacobian_norms(probes, source), onward.z
             law = norms.frobenius / z[0].numel() ** 0.5 * norms.inputs / norms.outputs
-            predicted.append(strengths[:, None, None] * law)
-            sizes = [shape.numel() for shape in chain.shapes(z, start, both)]
-
-            def outputs(at: Tensor) -> Tensor:
-                return chain.joined_outputs(at.clone(), start, both)
-
-            def part_norms(values: Tensor, sizes: list[int] = sizes) -> Tensor:
-                return torch.stack([row_norms(value).cpu() for value in values.split(sizes, 1)])
-
-            clean = outputs(z)
-            below = part_norms(clean)
-            scale = row_norms(z.reshape(len(z), -1)) / z[0].numel() ** 0.5
-            scale = scale.to(z).view(-1, *[1] * (z.dim() - 1))
+            predicted.append(strengths[:, None, None] * law[: len(places)])
+            clean = onward(z.clone())
+            below = onward.norms(clean)
             squares = torch.zeros(len(strengths), len(both), len(z), dtype=torch.float64)
             for _ in range(draws):
-                noise = scale * normal_like(z, source)
+                noise = onward.noise(source)
                 for number, level in enumerate(strengths.tolist()):
-                    change = part_norms(outputs(z + level * noise) - clean)
+                    change = onward.norms(onward(z + level * noise) - clean)
                     squares[number] += (change / below).square() / draws
             measured.append(squares.sqrt())
     errors = torch.cat(measured, 2)
@@ -233,25 +220,24 @@ def weight_noise(
     rows: list[Tensor] = []
     names: list[str] = []
     with preserved(net), torch.no_grad():
-        with tqdm(total=samples.count(batch), disable=not progress, desc="weight noise") as bar:
-            for part, look in looks_at(net, observer, samples.chunks(batch)):
-                known, lost = {name for name, _ in look.layouts}, look.reasons | look.apart
-                for name in layers or ():
-                    check_choice("layers", name, observer.ordered(known | lost.keys()))
-                names = names or observer.ordered(known if layers is None else layers)
-                if not names:
-                    raise ValueError("net: has no layer into whose weights noise could be put")
-                if gone := {name: lost[name] for name in names if name in lost}:
-                    raise ValueError(f"layers: {gone}")
-                measured = []
-                for name in names:
-                    # Every batch meets the same noise, which is too large to keep for all layers.
-                    source.set_state(states.setdefault(name, source.get_state()))
-                    measured.append(_one_batch(
-                        net, part, observer, name, look, strengths, relative, draws, source
-                    ))  # fmt: skip
-                bar.update()
-                rows.append(torch.stack(measured, 2))
+        parts = samples.chunks(batch, "weight noise" if progress else None)
+        for part, look in looks_at(net, observer, parts):
+            known, lost = {name for name, _ in look.layouts}, look.reasons | look.apart
+            for name in layers or ():
+                check_choice("layers", name, observer.ordered(known | lost.keys()))
+            names = names or observer.ordered(known if layers is None else layers)
+            if not names:
+                raise ValueError("net: has no layer into whose weights noise could be put")
+            if gone := {name: lost[name] for name in names if name in lost}:
+                raise ValueError(f"layers: {gone}")
+            measured = []
+            for name in names:
+                # Every batch meets the same noise, which is too large to keep for all layers.
+                source.set_state(states.setdefault(name, source.get_state()))
+                measured.append(_one_batch(
+                    net, part, observer, name, look, strengths, relative, draws, source
+                ))  # fmt: skip
+            rows.append(torch.stack(measured, 2))
     errors, predicted, output = torch.cat(rows, 3)
     return NoiseCurves(
         places=tuple(names),
@@ -266,16 +252,9 @@ def weight_noise(
 
 
 def _one_batch(
-    net: nn.Module,
-    batch: Batch,
-    observer: MapObserver,
-    name: str,
-    look: LayerLook,
-    levels: Tensor,
-    relative: bool,
-    draws: int,
-    source: torch.Generator,
-) -> Tensor:
+    net: nn.Module, batch: Batch, observer: MapObserver, name: str, look: LayerLook,
+    levels: Tensor, relative: bool, draws: int, source: torch.Generator,
+) -> Tensor:  # fmt: skip
     """Measured and predicted errors of a layer, and those at the output, (3, levels, b)."""
     uses: list[LinearUse] = []
 
@@ -319,11 +298,6 @@ def _one_batch(
             measured[number] += (level * change).square() / len(noises)
             output[number] += (moved(level * noise) / scale).square() / len(noises)
     return torch.stack([measured.sqrt(), predicted, output.sqrt()])
-
-
-def normal_like(x: Tensor, source: torch.Generator) -> Tensor:
-    """Standard normal numbers of x's shape, drawn in float64 on the CPU."""
-    return torch.randn(x.shape, generator=source, dtype=torch.float64).to(x)
 
 
 def _levels(levels: Sequence[float]) -> Tensor:

@@ -43,8 +43,7 @@ class Summaries(Result, ABC):
     @property
     def minimum(self) -> Tensor:
         """Smallest value over the samples, (rows,); nan where no sample has one."""
-        lowest = self.values.nan_to_num(torch.inf, posinf=torch.inf).amin(1)
-        return torch.where(self.undefined == self.samples, torch.nan, lowest)
+        return self.quantile(0.0)
 
     @property
     def median(self) -> Tensor:
@@ -52,17 +51,7 @@ class Summaries(Result, ABC):
         return self.quantile(0.5)
 
     def quantile(self, level: float) -> Tensor:
-        """A quantile over the samples, linearly interpolated between order statistics.
-
-        Args:
-            level: In [0, 1].
-
-        Returns:
-            (rows,).
-
-        Raises:
-            ValueError: If ``level`` is outside [0, 1].
-        """
+        """A quantile over the samples, interpolated between order statistics, (rows,)."""
         if not 0 <= level <= 1:
             raise ValueError(f"level: got {level}, needs a number in [0, 1]")
         found = torch.full((len(self.rows),), torch.nan, dtype=torch.float64)

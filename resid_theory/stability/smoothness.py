@@ -1,7 +1,7 @@
 """Two conditions of the compression bound: activation contraction and interlayer smoothness."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,7 @@ from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.stability.jacobian import differentiable, jacobian_product
-from resid_theory.stability.jacobian_reach import chain_of_layers
-from resid_theory.stability.noise import normal_like
+from resid_theory.stability.jacobian_reach import OnwardMap, chain_of_layers
 from resid_theory.stability.norms import row_norms
 
 __all__ = [
@@ -96,17 +95,14 @@ def contractions(activations: Mapping[str, nn.Module]) -> Iterator[dict[str, flo
         if len(known):
             largest[name] = max(largest[name], float(known.max()))
 
-    handles = []
-    for name, module in activations.items():
-        handles.append(module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])))
-        handles.append(
-            module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True)
-        )
-    try:
+    with ExitStack() as hooks:
+        for name, module in activations.items():
+            for handle in (
+                module.register_forward_pre_hook(lambda _, a, n=name: enter(n, a[0])),
+                module.register_forward_hook(lambda _, a, y, n=name: leave(n, y), prepend=True),
+            ):
+                hooks.enter_context(handle)
         yield largest
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,27 +195,17 @@ def interlayer_smoothness(
     chain = chain_of_layers(net)
     places = chain.layers_from(start)
     check_int("draws", draws)
-
-    def function(at: Tensor) -> Tensor:
-        return chain.joined_outputs(at, start, places)
-
     found = []
     with preserved(net), differentiable(), torch.no_grad():
         for part in Data.of(data, like=net, targets=False).chunks(batch):
             z = chain.input_of(start, part)
-            sizes = [shape.numel() for shape in chain.shapes(z, start, places)]
-            norm = row_norms(z.reshape(len(z), -1)).cpu()
-            scale = (norm / z[0].numel() ** 0.5).to(z).view(-1, *[1] * (z.dim() - 1))
+            onward, norm = OnwardMap(chain, z, start, places), row_norms(z.reshape(len(z), -1))
             ratios = []
             for _ in range(draws):
-                noise = epsilon * scale * normal_like(z, source)
-                value, linear = jacobian_product(function, z, noise)
-                deviation = function(z + noise) - value - linear
-                below, above = (
-                    torch.stack([row_norms(part).cpu() for part in joined.split(sizes, 1)])
-                    for joined in (deviation, value)
-                )
-                relative = row_norms(noise.reshape(len(z), -1)).cpu() / norm
-                ratios.append((relative * above / below).amin(0))
+                noise = epsilon * onward.noise(source)
+                value, linear = jacobian_product(onward, z, noise)
+                deviation = onward.norms(onward(z + noise) - value - linear)
+                relative = (row_norms(noise.reshape(len(z), -1)) / norm).cpu()
+                ratios.append((relative * onward.norms(value) / deviation).amin(0))
             found.append(torch.stack(ratios))
     return Smoothness(ratios=torch.cat(found, 1))

@@ -1,6 +1,7 @@
 """Parts of a net as functions, from the input of one module to that of another."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,16 +75,13 @@ def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str 
 
     with torch.no_grad():
         batch.part(0, 2).try_call(net)
-    handle = entry.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), entry.register_forward_pre_hook(record, with_kwargs=True):
             batch.call(net)
     except _Reached as reached:
         z = reached.value
     else:
         raise ValueError(f"start: {str(start)!r} was not called on these data")
-    finally:
-        handle.remove()
 
     def function(z: Tensor) -> Tensor:
         """The net from ``start``'s input on, everything before it as it is for the batch."""
@@ -102,16 +100,14 @@ def map_between(net: nn.Module, batch: Batch, start: int | str, stop: int | str 
             if not waiting:
                 raise _Reached(_first(args, kwargs))
 
-        handles = [entry.register_forward_pre_hook(enter, with_kwargs=True)]
-        if exit_ is not None:
-            handles.append(exit_.register_forward_pre_hook(leave, with_kwargs=True))
-        try:
-            value = batch.cycled(len(z)).call(net)
-        except _Reached as reached:
-            return joined(reached.value, len(z))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks:
+            hooks.enter_context(entry.register_forward_pre_hook(enter, with_kwargs=True))
+            if exit_ is not None:
+                hooks.enter_context(exit_.register_forward_pre_hook(leave, with_kwargs=True))
+            try:
+                value = batch.cycled(len(z)).call(net)
+            except _Reached as reached:
+                return joined(reached.value, len(z))
         if exit_ is not None:
             raise ValueError(f"stop: is not reached behind start in {name}")
         return joined(value, len(z))
@@ -136,13 +132,10 @@ def block_maps(net: nn.Module, batch: Batch, blocks: Sequence[str] | None) -> li
         copies = [value.clone() if isinstance(value, Tensor) else value for value in args]
         inputs.setdefault(module, (copies, kwargs))
 
-    handles = [m.register_forward_pre_hook(record, with_kwargs=True) for m in modules.values()]
-    try:
-        with torch.no_grad():
-            batch.try_call(net)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in modules.values():
+            hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
+        batch.try_call(net)
     maps = []
     for name, module in modules.items():
         if module not in inputs:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from resid_theory.runtime.net_state import OF_TORCH
 from resid_theory.stability.linear_uses import READERS
 
-__all__ = ["Label", "WeightTracker", "has_no_values"]
+__all__ = ["NUMBERS", "Label", "WeightTracker", "has_no_values"]
 
+NUMBERS = ("tolist", "item", "numpy", "__int__", "__index__")
+"""Functions that hand numbers to Python."""
 _PICKS = ("__getitem__", "index_select", "gather", "take", "take_along_dim", "masked_select")
 _SCATTERS = ("__setitem__", "index_add", "index_add_", "index_put", "index_put_", "index_copy",
              "index_copy_", "scatter", "scatter_", "scatter_add", "scatter_add_", "masked_scatter",
@@ -54,9 +56,6 @@ class _Constant(NamedTuple):
 class WeightTracker:
     """Follower of tensors that no sample has a part in, and of rows that samples choose.
 
-    Args:
-        modules: The modules of a net by name, each once.
-
     Attributes:
         owners: Labels of every parameter; of a tied one a layer's before an embedding's.
         lazy: Labels of parameters without a shape.
@@ -85,7 +84,7 @@ class WeightTracker:
         self._routed: dict[int, weakref.ref[Tensor]] = {}
         self._storages: dict[int, list[Tensor]] = defaultdict(list)
         self._picks: dict[Label, int] = defaultdict(int)
-        self._numbers_read = False  # by Python, which may index with them
+        self._read: set[str] = set()  # how Python got numbers of samples, with which it may index
 
     def start(self) -> None:
         """Take the parameters and other tensors of the modules as they are before a pass."""
@@ -93,24 +92,13 @@ class WeightTracker:
         for module in self._modules.values():
             own = [value for key, value in vars(module).items() if key not in OF_TORCH]
             for tensor in _tensors([*module._buffers.values(), *own]):
-                self._keep(tensor, frozenset(), None)
+                self.keep(tensor, frozenset(), None)
         for parameter, (first, *_) in self.owners.items():
-            self._keep(parameter, frozenset([first]), first)
+            self.keep(parameter, frozenset([first]), first)
             self._storages[_storage(parameter)].append(parameter)
 
-    def take(self, made: Tensor, label: Label) -> None:
-        """Take what a parametrization made, in whatever way, for the parameter's own values."""
-        self._keep(made, frozenset([label]), label)
-
     def follow(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
-        """Find out whether a result is made from parameters alone, or where one meets a sample.
-
-        Args:
-            name: Name of the function that gave it.
-            args: The function's arguments.
-            kwargs: Those by name.
-            result: Its result.
-        """
+        """Find out whether a function's result is made from parameters alone, or meets a sample."""
         if name == "__get__" and not self.constant(args[0]):
             return
         given = [*_tensors(args), *_tensors(kwargs.values())]
@@ -119,7 +107,7 @@ class WeightTracker:
             constants = list(zip(given, [one for one in known if one], strict=True))
             origins: frozenset[Label] = frozenset().union(*(one.origins for _, one in constants))
             for made in _tensors([result]):
-                self._keep(made, origins, self._carried(name, constants, made))
+                self.keep(made, origins, self._carried(name, constants, made))
             return
         for one in filter(None, known):
             for origin in one.origins:
@@ -132,25 +120,19 @@ class WeightTracker:
             }  # fmt: skip
 
     def follow_rows(self, name: str, args: Any, result: Any) -> None:
-        """Find out whether samples choose the rows of a result, or of what it is made from.
-
-        Args:
-            name: Name of the function that gave it.
-            args: The function's arguments.
-            result: Its result.
-        """
+        """Find out whether samples choose the rows of a result, or of what it is made from."""
         routed = (
             bool(self._routed)
             and name not in _SCATTERS
             and any(map(self.is_routed, _tensors(args)))
         )
-        if name == "tolist" and not self.constant(args[0]):
-            self._numbers_read = True
+        if name in NUMBERS and not self.constant(args[0]):
+            self._read.add(name)
         if name in ("__getitem__", "index_select", "masked_select") and not self.label(args[0]):
             index = args[1] if name == "__getitem__" else args[-1]
             first = index[0] if isinstance(index, tuple) and index else index
             chosen = isinstance(first, Tensor) and not self.constant(first)
-            routed |= chosen or self._numbers_read and isinstance(first, (list, Tensor))
+            routed |= chosen or "tolist" in self._read and isinstance(first, (list, Tensor))
         if routed:
             self._routed |= {id(made): weakref.ref(made) for made in _tensors([result])}
 
@@ -170,6 +152,8 @@ class WeightTracker:
         if name in READERS or name.startswith("embedding"):
             return None
         if name in _PICKS and first:
+            if self._read:
+                return None
             self._picks[first] += 1
             return first._replace(part=f"{first.part}[pick {self._picks[first]}]")
         for tensor, one in constants:
@@ -178,7 +162,8 @@ class WeightTracker:
         labels = {one.label and one.label._replace(part="") for _, one in constants if one.origins}
         return labels.pop() if len(labels) == 1 else None
 
-    def _keep(self, tensor: Tensor, origins: frozenset[Label], label: Label | None) -> None:
+    def keep(self, tensor: Tensor, origins: frozenset[Label], label: Label | None) -> None:
+        """Take a tensor for a constant, made from the given parameters or, with a label, of one."""
         self._known[id(tensor)] = _Constant(weakref.ref(tensor), origins, label)
 
     def constant(self, tensor: Tensor) -> _Constant | None:

@@ -11,6 +11,7 @@ from trials import assert_refused
 
 import resid_theory as rt
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.runtime import store
 from resid_theory.training import DivergenceError
 
 BAD = {"NaN": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -44,6 +45,7 @@ def check_stopped(net, data, tensor, **options):
     try:
         run = train(net, data, **options)
     except DivergenceError as error:
+        assert "learning rate" in str(error)
         assert error.step == STEP and tensor in error.tensor
     else:  # tanh(inf) is 1 and ReLU(-inf) is 0: then there is nothing to stop for
         numbers = [*run.net.parameters(), torch.tensor(run.column("loss"))]
@@ -65,9 +67,13 @@ MEASUREMENT = pytest.mark.reliability(
 @each_value
 @pytest.mark.parametrize("place", range(1, 5))
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_activations_and_gradients(net, data, value, place, backward):
+def test_activations_and_gradients(net, data, value, place, backward, tmp_path):
     net.insert(place, Poison(value, STEP, backward=backward))
-    check_stopped(net, data, "the gradient of" if backward else f"the output of layer '{place}'")
+    tensor = "the gradient of" if backward else f"the output of layer '{place}'"
+    check_stopped(net, data, tensor, out=tmp_path, save_seconds=0)
+    saved, about = store.read_checkpoint(tmp_path / "checkpoint.json")
+    assert about["step"] in (STEP - 1, 8)  # before the bad number, or the end
+    assert all(bool(torch.isfinite(t).all()) for t in saved.values() if t.is_floating_point())
 
 
 @TRAINING

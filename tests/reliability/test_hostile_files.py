@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trials import assert_refused
+from trials import Payload, assert_refused
 
 import resid_theory as rt
 from resid_theory.data import cifar
@@ -23,16 +23,6 @@ from resid_theory.runtime import store
 from resid_theory.sweep import setup as setups
 
 EMPTY = b"\x02\0\0\0\0\0\0\0{}"  # a safetensors file without tensors
-
-
-class Payload:
-    """Pickles as a call: whoever unpickles it runs it."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
 
 
 # Readers ------------------------------------------------------------------------------------------

@@ -26,9 +26,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
     r"""Pr(\|X\| > \|Y\|) of two centred normal numbers, in closed form.
 
     Independent: :math:`c(\rho) = \tfrac{2}{\pi} \arctan \rho`, hence c(1/ρ) = 1 - c(ρ). Correlated:
-    :math:`\tfrac1\pi \operatorname{atan2}(2 \rho \sqrt{1 - r^2}, 1 - \rho^2)`, which is
-    :math:`\tfrac12 + \tfrac1\pi \arcsin \frac{\rho^2 - 1}{\sqrt{(\rho^2 + 1)^2 - 4 r^2 \rho^2}}`
-    without its loss of digits at small ρ.
+    :math:`\tfrac1\pi \operatorname{atan2}(2 \rho \sqrt{1 - r^2}, 1 - \rho^2)`.
 
     Args:
         ratio: ρ = sx / sy, any shape, 0 to infinity.
@@ -41,8 +39,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
         ValueError: If a ratio is negative or not a number, or the correlation out of range.
 
     Source:
-        Yu & Tomasi, arXiv:1905.10944, eq. (14), which is an integral there; the closed forms are
-        ours.
+        Yu & Tomasi, arXiv:1905.10944, eq. (14), an integral there; the closed forms are ours.
 
     Example:
         >>> exceedance([0.0, 1.0, torch.inf]).tolist()
@@ -61,8 +58,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
 def exceedance_integral(ratio: Any) -> Tensor:
     r""":func:`exceedance` of independent numbers by quadrature of the paper's integral.
 
-    :math:`4 \int_0^\infty \Phi(u)\, g(u; \rho)\, du - 1`, g the density of N(0, ρ²), taken as
-    :math:`2 \int_0^\infty \operatorname{erf}(\rho v / \sqrt 2)\, \varphi(v)\, dv` by the
+    :math:`4 \int_0^\infty \Phi(u)\, g(u; \rho)\, du - 1`, g the density of N(0, ρ²), by the
     trapezoidal rule in ln v, which converges exponentially for every ρ.
 
     Args:
@@ -88,8 +84,8 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
     r"""The paper's approximation of :func:`exceedance`: a logistic function of ln ρ.
 
     :math:`1 / (1 + \rho^{-b})`. The largest gap is 0.0063 for ``"minimax"``, 0.0071 for
-    ``"least_squares"`` and 0.0130 for ``"slope"``. The tail goes as ρ to the power b, the exact
-    one as ρ, so small ratios are refused: relatively the approximation is worthless there.
+    ``"least_squares"`` and 0.0130 for ``"slope"``. Small ratios are refused: the tail goes as ρ to
+    the power b, the exact one as ρ.
 
     Args:
         ratio: ρ = sx / sy, any shape, 0.01 or more.
@@ -124,9 +120,7 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
     return torch.sigmoid(b * rho.log())
 
 
-def half_normal_mean(
-    function: Callable[[Tensor], Tensor], *, device: torch.device | str = "cpu"
-) -> Tensor:
+def half_normal_mean(function: Callable[[Tensor], Tensor], *, device: Any = "cpu") -> Tensor:
     """E f(|z|) of a standard normal z, by the trapezoidal rule in ln |z|."""
     # The function maps (q,) to (..., q), is bounded, and analytic near the positive axis.
     grid = torch.arange(_LOWEST, _HIGHEST, _STEP, dtype=torch.float64, device=device)

@@ -177,17 +177,7 @@ class Interpolation(Result):
         return torch.cat([self.x[sample : sample + 1], self.positions[self.movers == sample]])
 
     def chart(self, sample: int) -> PathChart:
-        """A chart of the sphere around a sample's path, for ``rt.plots.interpolation_path``.
-
-        Args:
-            sample: Number of the sample.
-
-        Returns:
-            Great arc, path, steps and the circles around obstacles.
-
-        Raises:
-            ValueError: If the sample does not move.
-        """
+        """A chart of the sphere around a moving sample's path, for the plots."""
         row = int(torch.searchsorted(self.first.unique(), self._sample(sample)))
         if row not in self.schedule.moving.tolist():
             raise ValueError(f"sample: got {sample}, needs one that moves; its target is its input")
@@ -205,18 +195,10 @@ class Interpolation(Result):
 
 
 def interpolate(
-    x: Any,
-    y: Any,
-    *,
-    units: int,
-    mode: str = "exact",
-    allocation: str = "greedy",
-    braces: bool = True,
-    tolerance: float | None = None,
-    noise: float | None = None,
-    draws: int = 32,
-    generator: torch.Generator | int = 0,
-) -> Interpolation:
+    x: Any, y: Any, *, units: int, mode: str = "exact", allocation: str = "greedy",
+    braces: bool = True, tolerance: float | None = None, noise: float | None = None,
+    draws: int = 32, generator: torch.Generator | int = 0,
+) -> Interpolation:  # fmt: skip
     r"""Build a net of units with small weights that maps every input to its target.
 
     Columns travel one after the other, in the order of the samples, each along the great arc to its
@@ -226,17 +208,16 @@ def interpolate(
     Args:
         x: Inputs, unit vectors, (m, d), d at least 3.
         y: Targets, unit vectors, (m, d).
-        units: Number of units L, at least the number of distinct samples that move, and more than
-            that for a finite bound (more than three times as many for ``"merge"``).
+        units: Number of units L, at least that of distinct samples that move; for a finite bound
+            more (for ``"merge"`` more than three times as many).
         mode: ``"exact"``: targets must be distinct. ``"perturbed"``: they are moved apart first,
             and the loss that remains is ``result.loss``. ``"merge"``: every output is within
             ``tolerance`` of its target, equal targets allowed; costs grow with log(1/tolerance).
         allocation: ``"greedy"``: steps in proportion to the gap, which makes all norms nearly
             equal; ``"uniform"``: steps of equal length, the paper's. Not for ``"merge"``.
-        braces: Whether units get two more rows that correct rounding errors, if rounding moves an
-            output by more than 1e-12 without them, and as far as the bound allows; norms grow by
-            half. The paper's units have none: in a crowd of columns their errors grow from rounding
-            to any size.
+        braces: Whether units get two more rows that correct rounding errors, if without them
+            rounding moves an output by more than 1e-12, and as far as the bound allows; norms grow
+            by half. The paper's units have none: in a crowd of columns errors grow to any size.
         tolerance: For ``"merge"``: largest distance of an output from its target; 1e-3 by default,
             an eighth of the separation at most.
         noise: For ``"perturbed"``: length of the perturbation; 0.1 by default.
@@ -290,19 +271,11 @@ def interpolate(
     movers, positions = torch.full((units,), -1), torch.zeros(units, wanted.x.shape[1]).double()
     movers[:used], positions[:used] = wanted.numbers[steps.rows], steps.ends
     return Interpolation(
-        net=net.to(device),
-        x=wanted.x[place].to(device),
-        y=wanted.y[place].to(device),
-        targets=plan.schedule.ends[place].to(device),
-        mode=mode,
-        tolerance=plan.tolerance,
-        separation=plan.separation,
-        upper_bound=plan.norm_bound(units),
-        movers=movers,
-        positions=positions.to(device),
-        first=wanted.first,
-        schedule=plan.schedule,
-    )
+        net=net.to(device), x=wanted.x[place].to(device), y=wanted.y[place].to(device),
+        targets=plan.schedule.ends[place].to(device), mode=mode, tolerance=plan.tolerance,
+        separation=plan.separation, upper_bound=plan.norm_bound(units), movers=movers,
+        positions=positions.to(device), first=wanted.first, schedule=plan.schedule,
+    )  # fmt: skip
 
 
 def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner: str) -> float:

@@ -96,10 +96,7 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
         1.0
     """
     check_int("units", units)
-    x, y = (
-        as_tensor(name, given).detach().to("cpu", torch.float64)
-        for name, given in (("x", x), ("y", y))
-    )
+    x, y = (as_tensor(n, v).detach().to("cpu", torch.float64) for n, v in (("x", x), ("y", y)))
     if x.shape != y.shape or x.dim() != 2:
         raise ValueError(f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, needs (m, d)")
     if tolerance:

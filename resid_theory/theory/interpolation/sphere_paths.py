@@ -41,7 +41,7 @@ class Arc(Result):
         center: (d,).
         cosine: From the center to the start, (d,); zero for a straight line.
         tangent: Unit vector along which the arc starts, (d,).
-        rate: One over the circle's radius; 0 for a straight line, which starts at ``center``.
+        rate: One over the circle's radius; 0 for a straight line.
         length: Length of the arc.
     """
 
@@ -79,6 +79,13 @@ def _normal_to(*orthonormal: Tensor) -> Tensor:
     return unit(normal)
 
 
+def _across(start: Tensor, end: Tensor, *orthogonal: Tensor) -> tuple[float, Tensor]:
+    """Length and direction of a vector's part across a unit vector; any direction for none."""
+    across = end - (start @ end) * start
+    size = float(across.norm())
+    return size, unit(across) if size > _TINY else _normal_to(start, *orthogonal)
+
+
 def great_arc(start: Tensor, end: Tensor) -> Arc:
     """Shorter great arc between two points of the sphere; one of them between antipodes.
 
@@ -95,32 +102,20 @@ def great_arc(start: Tensor, end: Tensor) -> Arc:
         0.5
     """
     start, end = unit(start.to(torch.float64)), unit(end.to(torch.float64))
-    across = end - (start @ end) * start
-    angle = math.atan2(float(across.norm()), float(start @ end))
-    usable = float(across.norm()) > _TINY
-    tangent = unit(across) if usable else _normal_to(start)
-    return Arc(
-        center=torch.zeros_like(start), cosine=start, tangent=tangent, rate=1.0, length=angle
-    )
+    size, tangent = _across(start, end)
+    angle, origin = math.atan2(size, float(start @ end)), torch.zeros_like(start)
+    return Arc(center=origin, cosine=start, tangent=tangent, rate=1.0, length=angle)
 
 
 def _detour(obstacle: Tensor, enter: Tensor, leave: Tensor, angle: float) -> Arc:
     """The shorter way along the circle at an angle around an obstacle."""
-    first = unit(enter - (obstacle @ enter) * obstacle)
-    last = unit(leave - (obstacle @ leave) * obstacle)
+    first, last = (unit(p - (obstacle @ p) * obstacle) for p in (enter, leave))
     turn = 2 * math.atan2(float((last - first).norm()), float((last + first).norm()))
-    sideways = last - (first @ last) * first
     # Through the middle of the obstacle both ways are equally long. This needs a third dimension.
-    usable = float(sideways.norm()) > _TINY
-    tangent = unit(sideways) if usable else _normal_to(obstacle, first)
-    radius = math.sin(angle)
-    return Arc(
-        center=math.cos(angle) * obstacle,
-        cosine=radius * first,
-        tangent=tangent,
-        rate=1.0 / radius,
-        length=radius * turn,
-    )
+    _, tangent = _across(first, last, obstacle)
+    center, radius = math.cos(angle) * obstacle, math.sin(angle)
+    cosine, length = radius * first, radius * turn
+    return Arc(center=center, cosine=cosine, tangent=tangent, rate=1.0 / radius, length=length)
 
 
 def path_around(
@@ -181,17 +176,14 @@ class SpherePaths(Storable):
     """Several paths side by side, each a sequence of pieces.
 
     Attributes:
-        centers: (paths, pieces, d); shorter paths are padded with pieces that are never reached.
-        cosines: (paths, pieces, d).
-        tangents: (paths, pieces, d).
+        vectors: Centers, cosines and tangents, (3, paths, pieces, d); shorter paths are padded with
+            pieces that are never reached.
         rates: (paths, pieces).
         begins: Length at which each piece begins, (paths, pieces), inf for padding.
         lengths: Lengths of the whole paths, (paths,).
     """
 
-    centers: Tensor
-    cosines: Tensor
-    tangents: Tensor
+    vectors: Tensor
     rates: Tensor
     begins: Tensor
     lengths: Tensor
@@ -202,32 +194,26 @@ class SpherePaths(Storable):
         like, most = paths[0][0].center, max(len(path) for path in paths)
         rates = like.new_zeros(len(paths), most)
         begins = like.new_full((len(paths), most), math.inf)
-        vectors = like.new_zeros(3, len(paths), most, len(like))
+        vectors, totals = like.new_zeros(3, len(paths), most, len(like)), []
         for row, path in enumerate(paths):
             size, lengths = len(path), like.new_tensor([0.0, *(piece.length for piece in path)])
             rates[row, :size] = like.new_tensor([piece.rate for piece in path])
             begins[row, :size] = lengths[:-1].cumsum(0)
             for number, name in enumerate(("center", "cosine", "tangent")):
                 vectors[number, row, :size] = torch.stack([getattr(p, name) for p in path])
-        totals = like.new_tensor([sum(piece.length for piece in path) for path in paths])
-        centers, cosines, tangents = vectors
-        return cls(
-            centers=centers, cosines=cosines, tangents=tangents,
-            rates=rates, begins=begins, lengths=totals,
-        )  # fmt: skip
+            totals.append(sum(piece.length for piece in path))
+        return cls(vectors=vectors, rates=rates, begins=begins, lengths=like.new_tensor(totals))
 
     def at(self, rows: Tensor, s: Tensor) -> Tensor:
         """Points (n, d) of the paths ``rows``, (n,), at the lengths ``s``, (n,)."""
         begins = self.begins[rows]
         piece = (begins <= s.unsqueeze(1)).sum(1) - 1
-        rate = self.rates[rows, piece].unsqueeze(1)
-        along = (s - begins.gather(1, piece.unsqueeze(1)).squeeze(1)).unsqueeze(1)
-        turned = rate * along
+        along = s.unsqueeze(1) - begins.gather(1, piece.unsqueeze(1))
+        turned = self.rates[rows, piece].unsqueeze(1) * along
+        center, cosine, tangent = self.vectors[:, rows, piece]
+        # sin(rate s) / rate, also for rate 0
         return (
-            self.centers[rows, piece]
-            + turned.cos() * self.cosines[rows, piece]
-            # sin(rate s) / rate, also for rate 0
-            + along * torch.special.sinc(turned / math.pi) * self.tangents[rows, piece]
+            center + turned.cos() * cosine + along * torch.special.sinc(turned / math.pi) * tangent
         )
 
     def trace(self, row: int, count: int) -> Tensor:
@@ -273,15 +259,11 @@ def chart(path: Tensor, steps: Tensor, obstacles: Tensor, radius: float) -> Path
     # The third axis, orthogonal to the arc's plane: along it the path leaves the plane most.
     plane = torch.stack([arc.cosine, arc.tangent])
     off = path - path @ plane.mT @ plane
-    farthest = off[int(off.norm(dim=1).argmax())]
-    usable = float(farthest.norm()) > _TINY
-    leaving = unit(farthest) if usable else _normal_to(arc.cosine, arc.tangent)
+    _, leaving = _across(arc.cosine, off[int(off.norm(dim=1).argmax())], arc.tangent)
     frame = torch.stack([arc.at(half), arc.at(half + math.pi / 2), leaving])
     drawn = [_section(p, radius) for p in obstacles @ frame.mT]
-    mapped = [_map(circle, half) for circle in drawn if circle is not None]
-    # Circles beside the arc, and in one piece of the chart.
-    circles = []
-    for circle in mapped:
+    circles = []  # those beside the arc, and in one piece of the chart
+    for circle in (_map(circle, half) for circle in drawn if circle is not None):
         low, high = circle.amin(0).tolist(), circle.amax(0).tolist()
         beside = low[0] < arc.length + _BESIDE and high[0] > -_BESIDE
         if beside and low[1] < _BESIDE and high[1] > -_BESIDE and high[0] - low[0] < math.pi:

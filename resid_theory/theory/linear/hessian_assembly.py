@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory.theory.linear.linear_nets import Unit, prepare, residual
+from resid_theory.theory.linear.linear_nets import forward, prepare, residual
 
 __all__ = ["linear_hessian"]
 
@@ -23,8 +23,7 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     .. math:: (L_{k'}^T L_k)_{ip} (R_{k'} S_{xx} R_k^T)_{jq}
         + (L_{k'}^T \Gamma R_k^T)_{iq} (C_{k'k})_{jp},
 
-    the second term for k earlier than k' and mirrored otherwise. The cost is that of writing the
-    matrix: for every row of a weight two products of vectors of length P.
+    the second term for k earlier than k' and mirrored otherwise. The cost is that of writing it.
 
     Args:
         net: A linear ``ShortcutNet``, a sequence of :class:`Unit`, or of matrices (a plain net).
@@ -43,7 +42,9 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     gamma, layers = residual(maps, moments), maps.layers
     # All layers side by side: R_k one above the other (all inputs, d), L_k (k, all outputs).
     before, after = torch.cat(maps.before, -2), torch.cat(maps.after, -1)
-    responses = _responses(units, before.shape[0], after.shape[1])
+    # C of every pair of layers, (all inputs, all outputs): zero unless the column's is earlier.
+    own = torch.eye(after.shape[1]).to(after).split([len(w) for w in layers])
+    responses = torch.cat(forward(units, after.new_zeros(before.shape[1], after.shape[1]), own)[0])
     parameters = _slices([w.numel() for w in layers])
     inputs, outputs = _slices([w.shape[1] for w in layers]), _slices([w.shape[0] for w in layers])
     grids = [
@@ -93,24 +94,6 @@ def linear_hessian(net: Any, data: Any) -> Tensor:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(write, range(len(layers))))
     return hessian
-
-
-def _responses(units: list[Unit], inputs: int, outputs: int) -> Tensor:
-    """C of every pair of layers, (all inputs, all outputs): zero unless the column's is earlier."""
-    like = units[0].weights[0]
-    responses = like.new_zeros(inputs, outputs)
-    forward = like.new_zeros(like.shape[-1], outputs)
-    row = column = 0
-    for unit in units:
-        inner = forward
-        for weight in unit.weights:
-            out, width = weight.shape
-            responses[row : row + width] = inner
-            inner = weight @ inner
-            inner[:, column : column + out].diagonal().add_(1.0)
-            row, column = row + width, column + out
-        forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
-    return responses
 
 
 def _slices(sizes: list[int]) -> list[slice]:

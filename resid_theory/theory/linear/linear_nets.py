@@ -23,7 +23,9 @@ from resid_theory.data.moments import Moments
 __all__ = [
     "LayerMaps",
     "Unit",
+    "backward",
     "definition5_order",
+    "forward",
     "linear_gradient",
     "linear_hvp",
     "linear_loss",
@@ -67,6 +69,36 @@ def _eye(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
+def forward(
+    units: Sequence[Unit], start: Tensor, added: Sequence[Tensor] | None = None
+) -> tuple[list[Tensor], Tensor]:
+    """Products in front of every layer and behind the net; layers may add their own."""
+    before: list[Tensor] = []
+    for unit in units:
+        inner = start
+        for weight in unit.weights:
+            before.append(inner)
+            inner = weight @ inner
+            inner = inner if added is None else inner + added[len(before) - 1]
+        start = inner if unit.shortcut is None else inner + unit.shortcut @ start
+    return before, start
+
+
+def backward(
+    units: Sequence[Unit], start: Tensor, added: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Products behind every layer, from the net's output; layers may add their own."""
+    after: list[Tensor] = []
+    for unit in reversed(units):
+        inner = start
+        for weight in reversed(unit.weights):
+            after.append(inner)
+            inner = inner @ weight
+            inner = inner if added is None else inner + added[-len(after)]
+        start = inner if unit.shortcut is None else inner + start @ unit.shortcut
+    return after[::-1]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerMaps:
     """Maps around every layer: ``before`` is R_k (in, d), ``after`` is L_k (k, out)."""
@@ -75,28 +107,6 @@ class LayerMaps:
     before: list[Tensor]
     after: list[Tensor]
     total: Tensor
-
-    @classmethod
-    def of(cls, units: list[Unit]) -> "LayerMaps":
-        """One pass forward and one backward."""
-        layers = [w for unit in units for w in unit.weights]
-        before: list[Tensor] = []
-        after: list[Tensor] = []
-        forward = _eye(layers[0].shape[-1], layers[0])  # from the input to the unit
-        for unit in units:
-            inner = forward
-            for weight in unit.weights:
-                before.append(inner)
-                inner = weight @ inner
-            forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
-        backward = _eye(layers[-1].shape[-2], layers[0])  # from the unit to the output
-        for unit in reversed(units):
-            inner = backward
-            for weight in reversed(unit.weights):
-                after.append(inner)
-                inner = inner @ weight
-            backward = inner if unit.shortcut is None else inner + backward @ unit.shortcut
-        return cls(layers=layers, before=before, after=after[::-1], total=forward)
 
 
 def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
@@ -129,7 +139,10 @@ def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
         )
         for unit in units
     ]
-    maps = LayerMaps.of(units)
+    layers = [weight for unit in units for weight in unit.weights]
+    reads, total = forward(units, _eye(layers[0].shape[-1], layers[0]))
+    acts = backward(units, _eye(layers[-1].shape[-2], layers[0]))
+    maps = LayerMaps(layers=layers, before=reads, after=acts, total=total)
     moments = Moments.of(data).to(maps.total.device)
     shape, needed = tuple(moments.syx.shape), tuple(maps.total.shape[-2:])
     if shape != needed:
@@ -159,9 +172,6 @@ def linear_loss(net: Any, data: Any) -> Tensor:
 
     Raises:
         ValueError: If the net is not linear or the widths do not fit.
-
-    Source:
-        Li et al., arXiv:1611.01186, section 3.
     """
     _, maps, moments = prepare(net, data)
     quadratic = 0.5 * (maps.total @ moments.sxx * maps.total).sum((-2, -1))
@@ -196,9 +206,6 @@ def linear_gradient(net: Any, data: Any) -> Tensor:
 
     Raises:
         ValueError: If the net is not linear or the widths do not fit.
-
-    Source:
-        Derived from Li et al., arXiv:1611.01186, section 3, for any weights.
     """
     _, maps, moments = prepare(net, data)
     gamma = residual(maps, moments)
@@ -218,8 +225,7 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
         (..., P), float64.
 
     Raises:
-        ValueError: If the vector's last axis is not P, the net is not linear or the widths do not
-            fit.
+        ValueError: If the vector's last axis is not P, or the net does not fit.
     """
     units, maps, moments = prepare(net, data)
     sizes = [w.numel() for w in maps.layers]
@@ -227,30 +233,15 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
         raise ValueError(f"vector: got shape {tuple(vector.shape)}, needs (..., {sum(sizes)})")
     parts = vector.to(torch.float64).split(sizes, -1)
     moves = [v.unflatten(-1, w.shape) for v, w in zip(parts, maps.layers, strict=True)]
-    # The change of every ``before`` and of the whole map when the layers move.
-    d_before: list[Tensor] = []
-    forward, layer = torch.zeros_like(maps.before[0]), 0
-    for unit in units:
-        inner = forward
-        for weight in unit.weights:
-            d_before.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
-            inner = weight @ inner + moves[layer] @ maps.before[layer]
-            layer += 1
-        forward = inner if unit.shortcut is None else inner + unit.shortcut @ forward
-    # The change of every ``after``, from the last layer to the first.
-    d_after: list[Tensor] = []
-    backward = torch.zeros_like(maps.after[-1])
-    for unit in reversed(units):
-        inner = backward
-        for weight in reversed(unit.weights):
-            layer -= 1
-            d_after.append(inner.expand(moves[layer].shape[:-2] + inner.shape[-2:]))
-            inner = inner @ weight + maps.after[layer] @ moves[layer]
-        backward = inner if unit.shortcut is None else inner + backward @ unit.shortcut
-    gamma, d_gamma = residual(maps, moments), forward @ moments.sxx
+    # The change of every ``before``, of the whole map and of every ``after``.
+    moved = [v @ b for v, b in zip(moves, maps.before, strict=True)]
+    d_before, d_total = forward(units, torch.zeros_like(maps.before[0]), moved)
+    moved = [a @ v for a, v in zip(maps.after, moves, strict=True)]
+    d_after = backward(units, torch.zeros_like(maps.after[-1]), moved)
+    gamma, d_gamma = residual(maps, moments), d_total @ moments.sxx
     rows = [
         da.mT @ gamma @ b.mT + a.mT @ d_gamma @ b.mT + a.mT @ gamma @ db.mT
-        for a, b, da, db in zip(maps.after, maps.before, d_after[::-1], d_before, strict=True)
+        for a, b, da, db in zip(maps.after, maps.before, d_after, d_before, strict=True)
     ]
     return torch.cat([row.flatten(-2) for row in rows], -1)
 
@@ -305,9 +296,7 @@ def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
 
 
 def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Permutation from torch's parameter order to the paper's.
-
-    ``hessian[order][:, order]`` is the Hessian in the paper's order, ``vector[order]`` a vector.
+    """Permutation from torch's parameter order to the paper's: ``hessian[order][:, order]``.
 
     Args:
         shapes: (out, in) of every matrix, in the order of the parameter vector. For nets with a

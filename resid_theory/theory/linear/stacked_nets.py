@@ -1,9 +1,8 @@
 r"""Loss and gradient of many linear nets at once, from the moments of the data alone.
 
-Nets of one architecture are stacked along an axis, so that one batched product computes a layer of
-all of them. With the notation of :mod:`resid_theory.theory.linear.linear_nets`, a forward pass
-gives every :math:`R_k`, and a backward pass carries :math:`L_k^T \Gamma` from output to input:
-three products a layer for all gradients :math:`L_k^T \Gamma R_k^T`, for any number of samples.
+With the notation of :mod:`resid_theory.theory.linear.linear_nets`, a forward pass gives every
+:math:`R_k`, and a backward pass carries :math:`L_k^T \Gamma` from output to input: three products a
+layer for all gradients :math:`L_k^T \Gamma R_k^T`, for any number of samples.
 """
 
 import torch
@@ -27,9 +26,6 @@ class StackedChains:
 
     Raises:
         ValueError: If the data have different numbers of inputs and targets.
-
-    Source:
-        Derived from Li et al., arXiv:1611.01186, section 3, for any weights.
 
     Example:
         >>> eye = torch.eye(2, dtype=torch.float64)

@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resid_theory._check import as_tensor, check_finite
-from resid_theory.activations import Activation, AtZero, activation, at_zero
+from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.row_maps import RowMaps, row_jacobian
 
@@ -110,12 +110,27 @@ class Architecture:
         return torch.cat([z, torch.ones_like(z[:, :1])], dim=1) if self.bias else z
 
     def slopes(self, arrived: Tensor, block: int) -> Tensor:
-        """Derivatives of what a block sees, but for a column of ones, (m, q, q)."""
-        if self.pre is None and self.norm.at != "branch":
-            eye = torch.eye(arrived.shape[1], dtype=arrived.dtype, device=arrived.device)
-            return eye.expand(len(arrived), *eye.shape)
-        without = replace(self, bias=False)
-        return row_jacobian(partial(without.seen, block=block), arrived)
+        """Derivatives of what a block sees in what arrives there, (m, q, width)."""
+        if self.norm.at == "branch":
+            without = replace(self, bias=False)
+            inner = row_jacobian(partial(without.seen, block=block), arrived)
+        else:
+            inner = torch.diag_embed(derivatives(self.pre, arrived)[0])
+        return nn.functional.pad(inner, (0, 0, 0, int(self.bias)))  # ones do not move
+
+    def sights(
+        self, x: Tensor, gradients: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Inputs of each block, what its first matrix sees, and gradients at what it writes."""
+        layout, norm = self.layout, self.norm
+        if norm.at == "stream":
+            stream = norm.along(x, layout)
+            arrived, passed = stream[:-1], norm.back(stream, gradients, layout)
+        else:
+            arrived, passed = layout.arriving(x), layout.passed_back(gradients)
+        if norm.at == "write":
+            passed = [g @ norm.slope_at_zero(g.shape[1], k) for k, g in enumerate(passed)]
+        return arrived, [self.seen(u, k).detach() for k, u in enumerate(arrived)], passed
 
     def direct(self, x: Tensor) -> Tensor:
         """The network's output at zero weights, in front of the output map."""
@@ -130,7 +145,7 @@ class Architecture:
         return self.mid.slope ** (self.n - 1) * self.post.slope
 
     def bend(self, rule: str) -> float:
-        """Second derivative of ``post`` at zero; for n = 1 it multiplies the mean of g s s^T."""
+        """Second derivative of ``post`` at zero, for n = 1 that of the diagonal."""
         if self.n > 1:
             return 0.0
         left, right = self.post.second_left, self.post.second_right

@@ -82,15 +82,24 @@ class CountedSpectrum(SpectralStatistics):
 
         return self._search(reached, signed=False)
 
-    @cached_property
-    def largest(self) -> float:
-        """Largest eigenvalue."""
-        return self._small.largest if self._small else self.eigenvalue(self.size - 1)
+    @property
+    def _extremes(self) -> tuple[float, float]:
+        return self.eigenvalue(0), self.eigenvalue(self.size - 1)
 
     @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue."""
+        return (self._small.smallest, self._small.largest) if self._small else self._extremes
+
+    @property
+    def largest(self) -> float:
+        """Largest eigenvalue."""
+        return self._ends[1]
+
+    @property
     def smallest(self) -> float:
         """Smallest eigenvalue (signed)."""
-        return self._small.smallest if self._small else self.eigenvalue(0)
+        return self._ends[0]
 
     def count_within(self, threshold: float) -> int:
         """Number of eigenvalues with |λ| up to a threshold."""

@@ -60,12 +60,13 @@ def inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Inverses and numbers of negative eigenvalues."""
     if pivots.shape[-1] == 2:
         return _small_inverse(pivots)
-    values, vectors = np.linalg.eigh(pivots)
+    values = np.linalg.eigvalsh(pivots)
     # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
     # at this distance.
-    tiny = _EPS * np.abs(values).max(-1, keepdims=True) + 1e-300
-    safe = np.where(np.abs(values) < tiny, np.copysign(tiny, values), values)
-    return (vectors / safe[..., None, :]) @ vectors.swapaxes(-1, -2), (values < 0).sum(-1)
+    tiny = _EPS * np.abs(values).max(-1) + 1e-300
+    moved = np.where(np.abs(values).min(-1) < tiny, tiny, 0.0)[..., None]
+    safe = pivots + moved[..., None] * np.eye(pivots.shape[-1])
+    return np.linalg.inv(safe), (values + moved < 0).sum(-1)
 
 
 def _small_inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,12 @@ Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^
 * for n = 2 any small start obeys a linear equation, solved by cosh and sinh in each singular pair,
   and by powers of :math:`1 \pm \eta c s_i` for gradient descent with steps :math:`\eta`.
 
-Times are those of gradient flow: learning rate times number of steps.
+Times are those of gradient flow: learning rate times number of steps. All functions take a
+:class:`ZeroPoint <resid_theory.theory.ZeroPoint>` with n >= 2; for n = 1 zero is not stationary.
 """
 
 import math
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,31 +24,7 @@ from resid_theory._check import as_tensor, check_positive
 __all__ = ["escape_start", "escape_steps", "escape_time", "linear_escape"]
 
 
-class LeadingJet(Protocol):
-    """The part of a :class:`ZeroPoint <resid_theory.theory.ZeroPoint>` that the escape needs."""
-
-    @property
-    def shortcut_depth(self) -> int:
-        """Weight matrices n under one shortcut."""
-
-    @property
-    def hidden(self) -> int:
-        """Width h inside a block."""
-
-    @property
-    def slope(self) -> float:
-        """c_n."""
-
-    @property
-    def correlation(self) -> Tensor:
-        """M, (d, q)."""
-
-    @property
-    def gain(self) -> float:
-        """Largest factor of M in a block."""
-
-
-def escape_time(point: LeadingJet, *, start: float, stop: float) -> float:
+def escape_time(point: Any, *, start: float, stop: float) -> float:
     r"""Time of gradient flow from weights of size ``start`` to size ``stop``.
 
     :math:`\log(\delta / w) / (|c_2| s_1)` for n = 2, :math:`(w^{2-n} - \delta^{2-n}) / ((n-2) |c_n|
@@ -55,17 +32,15 @@ def escape_time(point: LeadingJet, *, start: float, stop: float) -> float:
     :func:`escape_start`; for n = 2 a random start differs by the logarithm of its overlap with it.
 
     Args:
-        point: The zero point, n >= 2.
-        start: Size w at the start, above 0.
-        stop: Size δ at the end, at least ``start``; the jet dominates while δ to the power n is far
-            below s_1.
+        point: The zero point.
+        start: Size w at the start.
+        stop: Size δ at the end; the jet dominates while δ to the power n is far below s_1.
 
     Returns:
         Learning rate times steps; inf where the leading jet vanishes.
 
     Raises:
-        ValueError: If n = 1 (zero is not stationary), a size is not positive or ``stop`` is below
-            ``start``.
+        ValueError: If n = 1, a size is not positive or ``stop`` is below ``start``.
 
     Source:
         Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
@@ -89,14 +64,14 @@ def escape_time(point: LeadingJet, *, start: float, stop: float) -> float:
     return (first ** (2 - n) - last ** (2 - n)) / ((n - 2) * speed)
 
 
-def escape_steps(point: LeadingJet, *, start: float, stop: float, learning_rate: float) -> float:
+def escape_steps(point: Any, *, start: float, stop: float, learning_rate: float) -> float:
     r"""Steps of gradient descent from weights of size ``start`` to size ``stop``.
 
     For n = 2 exact in the linear regime, :math:`\log(\delta / w) / \log(1 + \eta |c_2| s_1)`; for
     n >= 3 the time of gradient flow over the learning rate, the limit of small steps.
 
     Args:
-        point: The zero point, n >= 2.
+        point: The zero point.
         start: Size at the start, the Frobenius norm of each matrix.
         stop: Size at the end.
         learning_rate: Step size η.
@@ -106,9 +81,6 @@ def escape_steps(point: LeadingJet, *, start: float, stop: float, learning_rate:
 
     Raises:
         ValueError: If n = 1, a number is not positive or ``stop`` is below ``start``.
-
-    Source:
-        Derived here; see :func:`escape_time`.
     """
     rate = check_positive("learning_rate", learning_rate)
     time = escape_time(point, start=start, stop=stop)
@@ -117,14 +89,14 @@ def escape_steps(point: LeadingJet, *, start: float, stop: float, learning_rate:
     return time * _speed(point) / math.log1p(rate * _speed(point))
 
 
-def escape_start(point: LeadingJet, size: float) -> list[Tensor]:
+def escape_start(point: Any, size: float) -> list[Tensor]:
     r"""Balanced rank-one weights of one block along which the loss falls fastest from zero.
 
     :math:`W_1 = w a v^T`, inner matrices :math:`w a a^T`, :math:`W_n = -w\, sign(c_n)\, u a^T`,
     with (u, v) the top singular pair of M and a the first unit vector inside the block.
 
     Args:
-        point: The zero point, n >= 2; with a bias, the last column of the first matrix is the bias.
+        point: The zero point; with a bias, the last column of the first matrix is the bias.
         size: Frobenius norm w of each matrix.
 
     Returns:
@@ -132,9 +104,6 @@ def escape_start(point: LeadingJet, size: float) -> list[Tensor]:
 
     Raises:
         ValueError: If n = 1, or the size is not positive.
-
-    Source:
-        Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
     """
     _speed(point)  # refuses n = 1
     w = check_positive("size", size)
@@ -146,16 +115,15 @@ def escape_start(point: LeadingJet, size: float) -> list[Tensor]:
 
 
 def linear_escape(
-    point: LeadingJet, first: Tensor, second: Tensor, *, time: float, step: float | None = None
+    point: Any, first: Tensor, second: Tensor, *, time: float, step: float | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Small weights of a 2-shortcut block on their way from zero.
 
-    The linear equation :math:`\dot W_1 = -c W_2^T M,\; \dot W_2 = -c M W_1^T`, solved exactly; or
-    its analogue for gradient descent, where the growing part gains :math:`1 + \eta |c| s_i` a step.
+    The solution of :math:`\dot W_1 = -c W_2^T M,\; \dot W_2 = -c M W_1^T`, or of gradient descent.
 
     Args:
         point: The zero point, n = 2.
-        first: W_1 at the start, (..., h, q).
+        first: W_1 at the start, (..., h, q), with the bias as last column if the net has one.
         second: W_2 at the start, (..., d, h).
         time: Learning rate times steps.
         step: Learning rate of gradient descent; None for gradient flow.
@@ -194,7 +162,7 @@ def linear_escape(
     return one + (plus + minus - a) @ right, two + left @ (plus - minus - b).mT
 
 
-def _speed(point: LeadingJet) -> float:
+def _speed(point: Any) -> float:
     """|c_n| s_1, the rate of the escape."""
     if point.shortcut_depth == 1:
         raise ValueError("point: has n = 1, where zero is not stationary: nothing to escape from")

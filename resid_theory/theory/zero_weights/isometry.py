@@ -54,31 +54,14 @@ class Isometry(Result):
         return _edges(self.variance)
 
     def moment(self, order: int) -> float:
-        """Mean of the squared singular values, or of their squares.
-
-        Args:
-            order: 1 or 2.
-
-        Returns:
-            :math:`e^c` or :math:`(1 + 2c) e^{2c}`.
-
-        Raises:
-            ValueError: If the order is another.
-        """
+        """Mean of the squared singular values (order 1), or of their squares (2)."""
         if order not in (1, 2):
             raise ValueError(f"order: got {order!r}, needs 1 or 2")
         c = self.variance
         return math.exp(c) if order == 1 else (1 + 2 * c) * math.exp(2 * c)
 
     def cdf(self, values: Tensor) -> Tensor:
-        """Share of singular values up to given ones.
-
-        Args:
-            values: Any number of them.
-
-        Returns:
-            Shares in [0, 1], float64, of the same shape.
-        """
+        """Share of singular values up to given ones, any number of them."""
         s, given = self.singular_values, values.detach().double().cpu()
         steps = (self.density[1:] + self.density[:-1]) / 2 * s.diff()
         share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
@@ -102,8 +85,7 @@ def isometry(variance: float) -> Isometry:
         The distribution.
 
     Raises:
-        ValueError: If the variance is not a number above zero and at most 350, beyond which squares
-            of singular values leave the range of floats.
+        ValueError: If the variance is not above zero, or above 350, where squares leave the floats.
 
     Source:
         Tarnowski et al., arXiv:1809.08848, section 4: with M(λ) the generating function of the

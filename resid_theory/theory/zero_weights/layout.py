@@ -97,11 +97,7 @@ class Layout:
 
     @property
     def products(self) -> Tensor:
-        """p_k q_k: the input's share in a block times the block's in the output, (K,).
-
-        Raises:
-            ValueError: If coefficients are matrices.
-        """
+        """p_k q_k: the input's share in a block times the block's in the output, (K,)."""
         return self._gains.value()
 
     @property
@@ -111,10 +107,7 @@ class Layout:
 
     @property
     def spread(self) -> float:
-        """Largest over smallest magnitude of the products, inf where one is zero.
-
-        For blocks of two layers it is the factor by which the wiring changes the condition number.
-        """
+        """Largest over smallest |p_k q_k|: for two layers a factor of the condition number."""
         gains = self._gains
         if not bool(gains.sign.all()):
             return math.inf
@@ -127,31 +120,29 @@ class Layout:
         gains = self._gains
         known = gains.log[gains.sign != 0] if self.branch <= 2 else gains.log[:0]
         if not math.isfinite(self.direct) or bool((known.abs() > _RANGE).any()):
-            sizes = (
-                " to ".join(f"e^{float(log):.0f}" for log in known.aminmax()) if len(known) else ""
-            )
+            ends = known.aminmax() if len(known) else ()
+            sizes = " to ".join(f"e^{float(log):.0f}" for log in ends)
             raise ValueError(
                 f"layout: a_0 is {self.direct:.3g} and the p_k q_k are {sizes or 'of no account'}; "
                 f"eigenvalues that floats hold need e^-{_RANGE} to e^{_RANGE}"
             )
 
-    def path(self) -> float:
-        """Count the weight matrices on the shortest way from input to output; inf without a way."""
+    def path(self, seeing: Tensor | None = None) -> float:
+        """Count the matrices on the shortest way to the output from what sees an input."""
         if self.maps is None:
-            if bool(self._gains.sign.any()):
+            assert self.reads is not None and self.writes is not None
+            reached = self.reads.sign != 0 if seeing is None else seeing
+            if bool((reached & (self.writes.sign != 0)).any()):
                 return self.branch
             links, out = (part != 0 for part in self.coefficients())
         else:
-            rows, last = self.maps
-            size = self.blocks
-            links, out = torch.zeros(size, size + 1).bool(), torch.zeros(size + 1).bool()
-            for k, row in enumerate(rows):
-                for j, entry in enumerate(row):
-                    links[k, j] = entry is not None and bool(entry.any())
-            for j, entry in enumerate(last):
-                out[j] = entry is not None and bool(entry.any())
-        edges = links[:, 1 : self.blocks]
-        reached, steps = links[:, 0], 1
+            table = [*self.maps[0], self.maps[1]]
+            there = [[m is not None and bool(m.any()) for m in row] for row in table]
+            size = self.blocks + 1
+            every = torch.tensor([row + [False] * (size - len(row)) for row in there])
+            links, out = every[:-1, :-1], every[-1]
+            reached = links[:, 0] if seeing is None else seeing
+        edges, steps = links[:, 1:], 1
         while bool(reached.any()) and steps <= self.blocks:
             if bool((reached & out[1:]).any()):
                 return steps * self.branch
@@ -160,40 +151,33 @@ class Layout:
         return math.inf  # no way through: the loss does not depend on the weights
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
-        """The table of coefficients.
-
-        Returns:
-            A, (K, K), and a, (K + 1,), as the class takes them.
-
-        Raises:
-            ValueError: If there are more than 4096 blocks, or coefficients are matrices.
-        """
+        """A, (K, K), and a, (K + 1,), as the class takes them, of up to 4096 blocks."""
         if self.maps is not None:
             raise ValueError("layout: has matrices as coefficients, they are in maps")
         if self.blocks > _MOST:
             raise ValueError(f"layout: {self.blocks} blocks have no table, needs at most {_MOST}")
         return self._table if self.streams is None else self.streams.coefficients()
 
-    def layer_coefficients(self) -> tuple[Tensor, Tensor]:
-        """The same by layers: inside a block each layer reads the one before it.
+    @property
+    def is_shortcut(self) -> bool:
+        """True for one stream of coefficients that are all one."""
+        return self.streams is not None and self.streams.is_shortcut
 
-        Returns:
-            A, (L, L), and a, (L + 1,), of L = K n layers.
+    def arriving(self, x: Tensor) -> list[Tensor]:
+        """Parts of inputs (m, q) that blocks read."""
+        if self.reads is not None:
+            return [p * x for p in self.reads.value().tolist()]
+        assert self.maps is not None and self.widths is not None
+        firsts = zip((row[0] for row in self.maps[0]), self.widths[1:], strict=True)
+        return [_mapped(m, x, width) for m, (width, _) in firsts]
 
-        Raises:
-            ValueError: If there are more than 4096 blocks, or coefficients are matrices.
-        """
-        reads, out = self.coefficients()
-        n, size = self.branch, self.layers
-        ends = torch.tensor([0, *range(n, size + 1, n)])
-        wide = torch.zeros(size, size + 1, dtype=torch.float64)
-        first = torch.arange(0, size, n)
-        wide[first[:, None], ends[:-1]] = reads
-        inner = torch.tensor([layer for layer in range(size) if layer % n])
-        wide[inner, inner] = 1.0
-        total = torch.zeros(size + 1, dtype=torch.float64)
-        total[ends] = out
-        return wide[:, :size], total
+    def passed_back(self, g: Tensor) -> list[Tensor]:
+        """Gradients at what blocks write from those at the output; of the unit matrix, N_k."""
+        if self.writes is not None:
+            return [q * g for q in self.writes.value().tolist()]
+        assert self.maps is not None and self.widths is not None
+        backs = zip(self.maps[1][1:], self.widths[1:], strict=True)
+        return [_mapped(None if m is None else m.mT, g, width) for m, (_, width) in backs]
 
     def __repr__(self) -> str:
         """One line."""
@@ -203,43 +187,20 @@ class Layout:
 
     @classmethod
     def plain(cls, blocks: int, *, branch: int = 1) -> "Layout":
-        """A chain without shortcuts.
-
-        Args:
-            blocks: Number of blocks.
-            branch: Weight matrices in a block.
-
-        Returns:
-            The wiring.
-        """
+        """A chain of blocks without shortcuts."""
         return cls.scaled(blocks, skip=0.0, branch=branch, name="plain")
 
     @classmethod
     def shortcut(cls, blocks: int, *, branch: int = 2) -> "Layout":
-        """An identity shortcut around each block ("Demystifying ResNet", Definition 2).
-
-        Args:
-            blocks: Number of blocks.
-            branch: Weight matrices n under a shortcut.
-
-        Returns:
-            The wiring.
-
-        Source:
-            Li et al., arXiv:1611.01186.
-        """
+        """An identity around each block (Li et al., arXiv:1611.01186, Definition 2)."""
         return cls.scaled(blocks, branch=branch, name="shortcut")
 
     @classmethod
     def scaled(
         cls,
-        blocks: int,
-        *,
-        skip: float | Sequence[float] = 1.0,
-        scale: float | Sequence[float] = 1.0,
-        branch: int = 2,
-        name: str = "scaled",
-    ) -> "Layout":
+        blocks: int, *, skip: float | Sequence[float] = 1.0, scale: float | Sequence[float] = 1.0,
+        branch: int = 2, name: str = "scaled",
+    ) -> "Layout":  # fmt: skip
         r"""A scaled stream, :math:`h \leftarrow \lambda_k h + \alpha_k F_k(h)`.
 
         SkipInit and ReZero at a given α, Stable-ResNet, depth-μP and CompleteP multipliers.
@@ -253,9 +214,6 @@ class Layout:
 
         Returns:
             The wiring.
-
-        Raises:
-            ValueError: If there is not one number for each block, or one is not finite.
 
         Source:
             De & Smith, arXiv:2002.10444; Bachlechner et al., arXiv:2003.04887; Hayou et al.,
@@ -281,7 +239,7 @@ class Layout:
             The wiring.
 
         Raises:
-            ValueError: If the weights have another shape, are not finite or not lower triangular.
+            ValueError: If the weights are not lower triangular.
 
         Source:
             Pagliardini et al., "DenseFormer", arXiv:2402.02622.
@@ -305,18 +263,7 @@ class Layout:
 
     @classmethod
     def averaged(cls, blocks: int, *, branch: int = 2) -> "Layout":
-        """Attention over depth with zero queries: every block reads the mean of all before it.
-
-        Args:
-            blocks: Number of blocks.
-            branch: Weight matrices in a block.
-
-        Returns:
-            The wiring, that of attention residuals where the pseudo-queries are zero.
-
-        Source:
-            "Attention residuals", arXiv:2603.15031.
-        """
+        """Attention residuals with zero queries (arXiv:2603.15031): means of all before."""
         count = check_int("blocks", blocks)
         shares = 1 / torch.arange(1, count + 1, dtype=torch.float64)
         ones = torch.ones_like(shares)
@@ -326,15 +273,9 @@ class Layout:
     @classmethod
     def hyper_connections(
         cls,
-        read: Any,
-        mix: Any,
-        write: Any,
-        *,
-        start: Any = None,
-        readout: str | Any = "mean",
-        branch: int = 2,
-        name: str = "hyper-connections",
-    ) -> "Layout":
+        read: Any, mix: Any, write: Any, *, start: Any = None, readout: str | Any = "mean",
+        branch: int = 2, name: str = "hyper-connections",
+    ) -> "Layout":  # fmt: skip
         r"""Streams :math:`C_k = H_k C_{k-1} + w_k F_k(r_k^T C_{k-1})` of n copies of the signal.
 
         Args:
@@ -373,6 +314,10 @@ class Layout:
         else:
             end = _numbers("readout", readout, n, one=False)
         return cls._of(Streams(read=r, mix=h, write=w, begin=begin, end=end), branch, name)
+
+
+def _mapped(matrix: Tensor | None, rows: Tensor, width: int) -> Tensor:
+    return rows.new_zeros(len(rows), width) if matrix is None else rows @ matrix.to(rows).mT
 
 
 def _numbers(argument: str, given: Any, count: int, *, one: bool = True) -> Tensor:

@@ -13,15 +13,12 @@ S_{xx} - S_{yx}),
 * n = 2: every block contributes the eigenvalues :math:`\pm |c_2| s_i(M)`, each as often as the
   block is wide inside. Neither depth nor width nor activation changes their ratio.
 * n = 1: block Toeplitz, not stationary; the largest eigenvalue grows in proportion to depth.
-
-In the paper's order of parameters (Definition 5) the blocks are those of equations (8) and (10).
 """
 
 import math
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from resid_theory._check import check_int
@@ -30,55 +27,26 @@ from resid_theory.data import Data
 from resid_theory.data.batch import join
 from resid_theory.data.moments import Moments
 from resid_theory.data.regression import one_hot
-from resid_theory.eigen.spectral_statistics import SpectralStatistics
-from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import Loss, LossLike
 from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.layout_hessian import Branches
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
-from resid_theory.theory.zero_weights.relu_limits import (
-    check_direction,
-    directed_hessian,
-    is_direction,
-    own_correlations,
-)
+from resid_theory.theory.zero_weights.relu_limits import check_direction, is_direction
 from resid_theory.theory.zero_weights.row_maps import RowMaps
-from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
-from resid_theory.theory.zero_weights.zero_point_statistics import (
-    FromMoments,
-    FromSamples,
-    add_chain,
-    both_signs,
-    by_columns,
-    check_dense,
-    flushed,
-    resolution_of,
-)
+from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero, flushed
 
 __all__ = ["zero_point"]
 
 
 def zero_point(
-    data: Any,
-    *,
-    blocks: int | None = None,
-    shortcut_depth: int | None = None,
-    layout: Layout | None = None,
-    loss: LossLike = "square",
-    pre: str | Activation | None = None,
-    mid: str | Activation | None = None,
-    post: str | Activation | None = None,
-    hidden: int | None = None,
-    bias: bool = False,
-    last_bias: bool = False,
-    norm: Any = None,
-    norm_at: str = "branch",
-    input_map: Any = None,
-    output_map: Any = None,
-    kink: Any = "line",
+    data: Any, *, blocks: int | None = None, shortcut_depth: int | None = None,
+    layout: Layout | None = None, loss: LossLike = "square", pre: str | Activation | None = None,
+    mid: str | Activation | None = None, post: str | Activation | None = None,
+    hidden: int | None = None, bias: bool = False, last_bias: bool = False, norm: Any = None,
+    norm_at: str = "branch", input_map: Any = None, output_map: Any = None, kink: Any = "line",
     exact: bool = False,
-) -> ZeroPoint:
+) -> ZeroPoint:  # fmt: skip
     r"""Hessian at zero weights of an n-shortcut net or any layout, predicted without the net.
 
     Cost and memory do not depend on ``blocks`` for n >= 2; for n = 1 they do only when an exact
@@ -121,8 +89,7 @@ def zero_point(
 
     Raises:
         ValueError: If data, counts, names or widths do not fit, an activation does not vanish at
-            zero, or its derivative is needed and does not exist; or if the products of a layout
-            are out of the range of floats.
+            zero or lacks a derivative, or products of a layout are out of the range of floats.
 
     Source:
         Li et al., arXiv:1611.01186, Theorem 2 and Assumption 3. Bias, hidden width, cross-entropy,
@@ -151,56 +118,36 @@ def zero_point(
     acts = {"pre": pre, "mid": mid, "post": post}
     net = Architecture.of(layout, (bool(bias), bool(last_bias)), acts, maps, norms)
     directed, scored = is_direction(kink), Loss.of(loss)
-    one_stream = layout.streams is not None and layout.streams.is_shortcut and not norms.at
-    net.check_parts(directed or kink != "line", one_stream)
+    is_one_stream = layout.is_shortcut and not norms.at
+    net.check_parts(directed or kink != "line", is_one_stream)
     data = _with_targets(data)
-    bend = 0.0 if directed else net.bend(kink)
-    samples = net.is_featured or last_bias or bend or directed
+    samples = net.is_featured or last_bias or directed or net.bend(kink)
     if scored.identity and not samples:
-        local: FromMoments | FromSamples = FromMoments.of(Moments.of(data), net)
+        local = LossAtZero.of_moments(Moments.of(data), net)
     elif isinstance(data, Moments):
         raise ValueError(
             "data: got Moments, which suffice for the square loss without pre, norm, biases, a "
             "direction or (for n = 1) a curved post; needs the samples (x, y) here"
         )
     else:
-        local = FromSamples.of(data, net, scored)
+        local = LossAtZero.of_samples(data, net, scored)
     d = local.width if layout.widths is None else layout.widths[0][0]  # as LayoutNet takes it
     h = d if hidden is None else check_int("hidden", hidden)
     if net.n == 1 and hidden is not None and h != d:
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
-    branches = Branches.of(local, net)
-    own = None  # M of every hidden unit
     if directed:
-        assert isinstance(local, FromSamples)
         check_direction(kink, net, h, local.width)
-        own = own_correlations(local, net, kink) if net.n == 2 else None
-    if (directed and net.n < 3) or (net.n == 1 and one_stream):
-        assert not branches.own
-        statistics = _of_shortcuts(local, net, kink, own)
-    else:
-        statistics = branches.statistics(h)
+    branches = Branches.of(local, net, kink if directed else None)
     shift = None
     if last_bias:
-        assert isinstance(local, FromSamples)
-        mean = local.gradients.mean(0)
-        shift = flushed(mean, float(local.gradients.abs().mean()))
+        shift = flushed(local.gradients.mean(0), float(local.gradients.abs().mean()))
     return ZeroPoint(
-        wiring=layout.name,
-        blocks=layout.blocks,
-        shortcut_depth=layout.branch,
-        path=layout.path(),
-        hidden=h,
-        correlation=branches.leading,
-        gains=branches.gains,
-        slope=net.slope,
-        statistics=statistics,
-        a_priori_bound=local.a_priori_bound if net.n == 2 and one_stream else math.inf,
-        null_direction=scored.null_direction and output_map is None,
-        blocks_of_m=own if branches.own is None else branches.own,
-        shift=shift,
-        exact=exact,
-    )
+        wiring=layout.name, blocks=layout.blocks, shortcut_depth=layout.branch, hidden=h,
+        path=branches.path, correlation=branches.leading, gains=branches.gains, slope=net.slope,
+        statistics=branches.statistics(h, kink), blocks_of_m=branches.own, shift=shift,
+        a_priori_bound=local.a_priori_bound if net.n == 2 and is_one_stream else math.inf,
+        null_direction=scored.null_direction and output_map is None, exact=exact,
+    )  # fmt: skip
 
 
 def _with_targets(data: Any) -> Any:
@@ -215,31 +162,3 @@ def _with_targets(data: Any) -> Any:
     x, labels = join([first, *batches]).pair  # all labels tell how many classes there are
     check_int("data y", int(labels.min()), 0)
     return x, one_hot(labels, int(labels.max()) + 1)
-
-
-def _of_shortcuts(
-    local: FromMoments | FromSamples, net: Architecture, kink: Any, own: Tensor | None
-) -> SpectralStatistics:
-    """Along a direction, or the block Toeplitz matrix of a 1-shortcut net, equation (10)."""
-    width, inputs = local.correlation.shape
-    if own is not None:
-        values = torch.linalg.svdvals(own).reshape(-1)
-        parameters = own.shape[0] * own.shape[1] * (width + inputs)
-        ones = torch.ones(len(values), dtype=torch.int64)
-        return both_signs(values, ones, parameters, resolution_of(own))
-    if is_direction(kink):
-        assert isinstance(local, FromSamples)
-        check_dense(net.blocks * width * inputs)
-        return Spectrum.of(torch.linalg.eigvalsh(directed_hessian(local, net, kink)))
-    a = net.post.slope
-    squared = local.correlation.new_full((width, width), a * a)
-    within = squared.clone()
-    if kink == "mean":  # the mask of a unit meets itself: its square's mean, not its mean's square
-        within.fill_diagonal_(0.5 * (net.post.left**2 + net.post.right**2))
-    diagonal, lower = local.pair_moment(within), local.pair_moment(squared)
-    bend = net.bend(kink)
-    if bend:
-        curved = bend * local.gradient_moment()
-        diagonal.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
-    add_chain(lower, a * a * local.chain_moment())
-    return BlockToeplitz(blocks=net.blocks, diagonal=by_columns(diagonal), lower=by_columns(lower))

@@ -39,24 +39,21 @@ class ZeroPoint(Result):
         wiring: Name of the layout.
         blocks: Number of blocks R.
         shortcut_depth: Weight matrices n in a block.
-        path: Weight matrices on the shortest way from input to output; inf without a way.
+        path: Weight matrices on the shortest way from what a block sees to the output; inf without.
         hidden: Width h inside a block.
-        correlation: M, (d, q), or (d, q + 1) with a bias: its last column is the mean of g. Exactly
-            zero where it is zero to 1e-12 of the mean |g| |s|. Where blocks have no common M, the
-            largest.
+        correlation: M, (d, q), with a bias (d, q + 1): its last column is the mean of g. Exactly
+            zero where it is zero to 1e-12 of the mean |g| |s|; the largest where there are several.
         gains: Factor of M in each block, (R,): p_k q_k of the layout.
         slope: c_n, dimensionless.
-        statistics: Statistics of the eigenvalues: a ``Spectrum`` with multiplicities for n >= 2;
-            for n = 1 a ``BlockToeplitz``, of great layouts of streams a ``Semiseparable``, else
-            and along given weights a ``Spectrum``.
+        statistics: A ``Spectrum`` with multiplicities; for n = 1 with shortcuts a
+            ``BlockToeplitz``, of great layouts of streams a ``Semiseparable``.
         a_priori_bound: For n = 2, whitened inputs and the square loss: an upper bound of the
             condition number from the second moment of the targets alone, (1 + √p) / (1 - √p) with p
-            its largest eigenvalue (one-hot targets: the largest class prior); inf where it does not
-            apply.
+            its largest eigenvalue (one-hot targets: the largest class prior); else inf.
         null_direction: Whether the loss ignores a shift of all outputs (softmax), which makes M
             singular for all data.
-        blocks_of_m: For a limit along given weights: the matrix M of every hidden unit,
-            (R, h, d, q); where blocks have no common M, a list of those of all; otherwise None.
+        blocks_of_m: For a limit along given weights: M of every hidden unit, (R, h, d, q); where
+            blocks have no common M, a list of those of all; otherwise None.
         shift: With last biases, the mean of g; otherwise None.
         exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
             or uses the limits of great depth.
@@ -101,11 +98,11 @@ class ZeroPoint(Result):
 
     @property
     def verdict(self) -> str:
-        """Kind of the critical point.
+        """Kind of the critical point; ``reason`` says why.
 
         ``not stationary``, ``strict saddle`` (a direction of negative curvature), ``degenerate
         saddle`` (the Hessian vanishes, a higher derivative changes sign) or ``degenerate`` (the
-        leading derivative vanishes too). ``reason`` says why.
+        leading derivative vanishes too).
         """
         if self.order == 0:
             return "not stationary"
@@ -163,12 +160,7 @@ class ZeroPoint(Result):
 
     @property
     def spectrum(self) -> Spectrum:
-        """All eigenvalues; for n = 1 by a dense solver.
-
-        Raises:
-            ValueError: If n = 1 and the dense matrix is above 8 GiB; ``statistics`` needs no
-                matrix.
-        """
+        """All eigenvalues; for n = 1 by a dense solver, whose matrix may take 8 GiB."""
         if isinstance(self.statistics, CountedSpectrum):
             check_dense(self.size)
             return self.statistics.spectrum
@@ -224,20 +216,16 @@ class ZeroPoint(Result):
     def learning_rate_scale(self) -> float:
         r"""Learning rate set by the curvature at zero, 1 / max|λ|, in units of weight² / loss.
 
-        Independent of depth for n = 2, where it is :math:`1 / (|c_2| s_1)`;
-        :math:`1 / (\kappa R)` for n = 1, the limit of great depth; inf for n >= 3, where the
-        curvature at zero says nothing. The best learning rate shares its dependence on depth (as
-        in arXiv:1611.01186, Figure 7, right), but is larger: the largest eigenvalue soon falls.
+        :math:`1 / (|c_2| s_1)` at any depth for n = 2, :math:`1 / (\kappa R)` in the limit of great
+        depth for n = 1, inf for n >= 3. The best learning rate shares its dependence on depth
+        (arXiv:1611.01186, Figure 7, right), but is larger: the largest eigenvalue soon falls.
         """
         top = self.growth_rate * self.blocks or self.statistics.max_magnitude
         return 1.0 / top if top else math.inf
 
     @property
     def escape_time(self) -> float:
-        """Learning rate times steps from weights of 0.01 to 0.1; 0 for n = 1, which is not stuck.
-
-        :func:`resid_theory.theory.escape_time` takes other sizes.
-        """
+        """Learning rate times steps from weights of 0.01 to 0.1; 0 for n = 1, not stuck."""
         return 0.0 if self.shortcut_depth == 1 else escape_time(self, **_ESCAPE)
 
     @property
@@ -250,10 +238,7 @@ class ZeroPoint(Result):
 
     @property
     def gradient(self) -> Tensor | list[Tensor]:
-        """Gradient of each block's first matrix, (R, d, q): c M for n = 1, zero for n >= 2.
-
-        A list where blocks have no common M.
-        """
+        """Gradient of each block's first matrix, (R, d, q), or a list: c M for n = 1, else zero."""
         scale = self.slope if self.shortcut_depth == 1 else 0.0
         if isinstance(self.blocks_of_m, list):
             return [scale * matrix for matrix in self.blocks_of_m]
@@ -261,11 +246,7 @@ class ZeroPoint(Result):
 
     @property
     def matrix_a(self) -> Tensor:
-        """The block A of equation (8) for n = 2, of equation (10) for n = 1.
-
-        Raises:
-            ValueError: If n >= 3, or the limit is taken along weights: its blocks all differ.
-        """
+        """The block A of equation (8) for n = 2, of equation (10) for n = 1, if all are equal."""
         if isinstance(self.statistics, BlockToeplitz):
             return self.statistics.lower
         if self.shortcut_depth != 2 or self.blocks_of_m is not None or self.shift is not None:
@@ -277,16 +258,7 @@ class ZeroPoint(Result):
         return entries.reshape(scaled.shape[1] * h, h * scaled.shape[0])
 
     def hessian(self) -> Tensor:
-        """The whole matrix, (P, P), float64, in the paper's order (Definition 5).
-
-        ``net.definition5_order()`` brings a measured Hessian into the same order.
-
-        Returns:
-            A new tensor.
-
-        Raises:
-            ValueError: If it is above 8 GiB, or the limit is taken along weights.
-        """
+        """The whole matrix, (P, P), in the paper's order; ``net.definition5_order()`` gives it."""
         check_dense(self.size)
         if isinstance(self.statistics, BlockToeplitz):
             return self.statistics.dense()
@@ -302,16 +274,15 @@ class ZeroPoint(Result):
     def leading_jet(self, weights: Any) -> Tensor:
         r"""Leading change of the loss near zero, where each block has a way of its own.
 
-        :math:`c_n \sum_r \langle p_r q_r M, W^{r,n} \cdots W^{r,1} \rangle`.
-
-        Its error is of order n + 1 in the weights for n >= 2, of order 2 for n = 1.
+        :math:`c_n \sum_r \langle p_r q_r M, W^{r,n} \cdots W^{r,1} \rangle`, up to order n + 1 in
+        the weights for n >= 2, up to order 2 for n = 1.
 
         Args:
             weights: All matrices, block by block, input to output: a net's ``layers()``, or a
                 tensor (blocks, n, d, d).
 
         Returns:
-            A float64 scalar, in units of the loss.
+            A float64 scalar.
 
         Raises:
             ValueError: If the number of matrices is not blocks times n, or the net has a bias.
@@ -323,11 +294,11 @@ class ZeroPoint(Result):
         m = self.correlation
         if m.shape[1] != layers[0].shape[1] and not isinstance(self.blocks_of_m, list):
             raise ValueError("weights: the jet of a net with a bias needs the bias as a column")
-        total = self.correlation.new_zeros(())
+        total = m.new_zeros(())
         for block, gain in enumerate(self.gains.tolist()):
-            product = layers[block * n].detach().to(torch.float64)
-            for weight in layers[block * n + 1 : (block + 1) * n]:
-                product = weight.detach().to(torch.float64) @ product
+            product, *later = (w.detach().double() for w in layers[block * n : (block + 1) * n])
+            for weight in later:
+                product = weight @ product
             own = self.blocks_of_m[block] if isinstance(self.blocks_of_m, list) else gain * m
             total = total + (own * product).sum()
         return self.slope * total
@@ -336,8 +307,7 @@ class ZeroPoint(Result):
         """All numbers by name.
 
         Returns:
-            Strings, numbers (also inf and nan), None for a bound that does not apply, and the list
-            of singular values.
+            Strings, numbers (also inf and nan), None for no bound, and a list of singular values.
         """
         names = (
             "method", "wiring", "blocks", "shortcut_depth", "hidden", "verdict", "reason", "order",

@@ -5,7 +5,6 @@ keeps its own slopes. Averaged over symmetric directions they give the least-squ
 1/2 for ReLU; a single direction does not.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,13 +12,9 @@ from torch import Tensor
 
 from resid_theory._check import check_choice
 from resid_theory.theory.zero_weights.architecture import Architecture
-from resid_theory.theory.zero_weights.zero_point_statistics import (
-    FromSamples,
-    add_chain,
-    by_columns,
-)
+from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero
 
-__all__ = ["check_direction", "directed_hessian", "is_direction", "own_correlations"]
+__all__ = ["check_direction", "is_direction", "own_correlations", "own_derivatives"]
 
 
 def is_direction(kink: Any) -> bool:
@@ -49,49 +44,29 @@ def _by_side(z: Tensor, left: float, right: float) -> Tensor:
     return torch.full_like(z, left).masked_fill(z > 0, right)
 
 
-def _first_layers(net: Architecture, kink: Any) -> list[Tensor]:
-    """Every block's first matrix, with the bias as last column, in float64."""
-    firsts = [w.detach().to(torch.float64) for w in kink.layers()[:: net.n]]
-    if kink.bias is None:
-        return firsts
-    columns = kink.bias.detach().to(torch.float64).unsqueeze(-1)
-    return [torch.cat([w, column], dim=1) for w, column in zip(firsts, columns, strict=True)]
+def _first_outputs(local: LossAtZero, net: Architecture, kink: Any) -> list[Tensor]:
+    """Samples behind every block's first matrix and its bias, in float64."""
+    weights = [w.detach().to(local.features) for w in kink.layers()[:: net.n]]
+    if kink.bias is not None:
+        columns = kink.bias.detach().to(local.features).unsqueeze(-1)
+        weights = [torch.cat(pair, dim=1) for pair in zip(weights, columns, strict=True)]
+    return [local.features @ weight.mT for weight in weights]
 
 
-def own_correlations(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
+def own_correlations(local: LossAtZero, net: Architecture, kink: Any) -> Tensor:
     """M of every block and hidden unit, (R, h, d, q): each sample has the slopes of its side."""
-    m, (width, inputs) = len(local.features), local.correlation.shape
-    seconds = [w.detach().to(torch.float64) for w in kink.layers()[1::2]]
-    own = []
-    for first, second in zip(_first_layers(net, kink), seconds, strict=True):
-        z = local.features @ first.mT
+    own, seconds = [], kink.layers()[1::2]
+    for z, second in zip(_first_outputs(local, net, kink), seconds, strict=True):
         inner = _by_side(z, net.mid.left, net.mid.right)
-        outer = _by_side((inner * z) @ second.mT, net.post.left, net.post.right)
+        written = (inner * z) @ second.detach().to(z).mT
+        outer = _by_side(written, net.post.left, net.post.right)
         weighted = (outer * local.gradients).unsqueeze(2) * local.features.unsqueeze(1)
-        own.append((inner.mT @ weighted.flatten(1) / m).view(-1, width, inputs))
+        own.append((inner.mT @ weighted.flatten(1) / len(z)).view(-1, *local.correlation.shape))
     return torch.stack(own)
 
 
-def directed_hessian(local: FromSamples, net: Architecture, kink: Any) -> Tensor:
-    """The n = 1 Hessian with every block's own slopes, dense, in the paper's order."""
-    post, firsts = net.post, _first_layers(net, kink)
-    outputs = [local.features @ first.mT for first in firsts]
-    slopes = [_by_side(z, post.left, post.right) for z in outputs]
-    ones = torch.ones(local.width, local.width, dtype=outputs[0].dtype, device=outputs[0].device)
-    rows: list[list[Tensor]] = [[] for _ in slopes]
-    for later, own in enumerate(slopes):
-        for earlier in range(later + 1):
-            masked = own.unsqueeze(2) * local.curvatures * slopes[earlier].unsqueeze(1)
-            entries = replace(local, curvatures=masked).pair_moment(ones)
-            if earlier < later:
-                passed = replace(local, gradients=own * local.gradients)
-                add_chain(entries, passed.chain_moment(slopes[earlier]))
-            else:
-                bends = _by_side(outputs[later], post.second_left, post.second_right)
-                if bool(bends.any()):
-                    curved = replace(local, gradients=bends * local.gradients).gradient_moment()
-                    entries.diagonal(dim1=0, dim2=2).add_(curved.permute(1, 2, 0))
-            rows[later].append(by_columns(entries))
-    for row, later_rows in enumerate(rows):
-        rows[row] = later_rows + [rows[k][row].mT for k in range(row + 1, len(rows))]
-    return torch.cat([torch.cat(row, dim=1) for row in rows])
+def own_derivatives(local: LossAtZero, net: Architecture, kink: Any) -> list[list[Tensor]]:
+    """First and second derivatives of ``post`` in every block, of each sample and unit, n = 1."""
+    post, outputs = net.post, _first_outputs(local, net, kink)
+    sides = (post.left, post.right), (post.second_left, post.second_right)
+    return [[_by_side(z, *side) for z in outputs] for side in sides]

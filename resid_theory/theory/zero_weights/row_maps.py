@@ -1,6 +1,6 @@
 """Normalizations of samples one by one, in front of a branch, behind it, or along the stream."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,8 @@ class RowMaps:
         check_choice("norm_at", at, NORM_PLACES)
         if given is None:
             return cls(maps=(), at="")
+        if not callable(given) and not isinstance(given, Iterable) or isinstance(given, str):
+            raise ValueError(f"norm: got {given!r}, needs a callable, or one for each block")
         maps = (given,) if callable(given) else tuple(given)
         for one in maps:
             if isinstance(one, type):
@@ -51,15 +53,19 @@ class RowMaps:
     def __call__(self, rows: Tensor, block: int) -> Tensor:
         """Normalize the rows that arrive at a block; refuse what makes rows depend on others."""
         norm = self.maps[min(block, len(self.maps) - 1)]
-        made = norm(rows)
-        if made.shape != rows.shape:
+        try:
+            made = norm(rows)
+        except Exception as error:
             raise ValueError(
-                f"norm: turns shape {tuple(rows.shape)} into {tuple(made.shape)}, needs the same"
-            )
+                f"norm: fails on rows of shape {tuple(rows.shape)} in block {block + 1}: {error}"
+            ) from error
+        shape = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        if shape != tuple(rows.shape):
+            raise ValueError(f"norm: turns shape {tuple(rows.shape)} into {shape}, needs the same")
         alone = norm(rows[:1].detach())
-        if not torch.allclose(alone, made[:1].detach(), rtol=1e-9, atol=1e-12):
+        if not torch.allclose(alone, check_finite("norm(x)", made)[:1].detach(), 1e-9, 1e-12):
             raise ValueError("norm: a sample's result depends on other samples, needs its own only")
-        return check_finite("norm", made)
+        return made
 
     def along(self, x: Tensor, layout: Layout) -> list[Tensor]:
         """The normalized stream in front of each block and behind the last, at zero weights."""

@@ -11,7 +11,6 @@ the stationary value of the quadratic form over the later weights, the pivots R 
 negative eigenvalues as there are eigenvalues below λ (Sylvester).
 """
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,12 +22,27 @@ from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
 from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum
 from resid_theory.theory.zero_weights.cyclic_reduction import inverse
+from resid_theory.theory.zero_weights.streams import Streams
+from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
-__all__ = ["Semiseparable"]
+__all__ = ["Semiseparable", "spectrum_of_parts"]
 
-_EPS = float(np.finfo(np.float64).eps)
-_STEPS = 300  # of Lanczos; the ends of these spectra are far apart
-_SETTLED = 1e-10  # relative change in five steps, far above the error that is left
+_SYMMETRIC = 8  # blocks after which round-off is made symmetric
+_BASIS = 30  # vectors of a Krylov space: the ends of these spectra are far apart
+
+
+def spectrum_of_parts(
+    alpha: Tensor, beta: Tensor, own: Tensor, pairing: Tensor, idle: Tensor
+) -> Spectrum:
+    """Eigenvalues of α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ for pairs of Q and K whose last rows may idle."""
+    square, values = torch.outer(alpha, alpha), []
+    for one, two, rest in zip(own, pairing, idle.tolist(), strict=True):
+        rows = slice(len(one) - rest)
+        check_dense(len(alpha) * (len(one) - rest))
+        crossed = torch.kron(beta, two[rows, rows].contiguous())
+        whole = torch.kron(square, one[rows, rows].contiguous()) + crossed + crossed.mT
+        values.append(torch.linalg.eigvalsh(whole))
+    return Spectrum.of(torch.cat(values))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,27 +87,14 @@ class Semiseparable(CountedSpectrum, Result):
         """Number of rows, idle ones not counted."""
         return len(self.alpha) * (self.block_size - int(self.idle.sum()))
 
-    @cached_property
-    def _arrays(self) -> tuple[np.ndarray, ...]:
-        """T, B and the rows of C with a last stream for the sum of all earlier blocks."""
-        count, n = self.read.shape
-        t = np.zeros((count, n + 1, n + 1))
-        t[:, :n, :n], t[:, n, n] = self.mix.numpy(), 1.0
-        b = np.concatenate([self.write.numpy(), self.alpha.numpy()[:, None]], axis=1)
-        return t, b, self.read.numpy(), self.alpha.numpy()
-
     def counts_below(self, points: Tensor) -> Tensor:
-        """Number of eigenvalues below each point, in one pass over the blocks.
-
-        Args:
-            points: (t,), float64. A point within 1.5e-8 of the largest |λ| of an eigenvalue may
-                count either way.
-
-        Returns:
-            (t,), int64.
-        """
-        mixing, writes, reads, alpha = self._arrays
+        """Numbers of eigenvalues below points (t,), in one pass over the blocks."""
+        reads, alpha = self.read.numpy(), self.alpha.numpy()
         count, n = reads.shape
+        # A last stream for the sum of all earlier blocks.
+        mixing = np.zeros((count, n + 1, n + 1))
+        mixing[:, :n, :n], mixing[:, n, n] = self.mix.numpy(), 1.0
+        writes = np.concatenate([self.write.numpy(), alpha[:, None]], axis=1)
         own, pairing = self.own.numpy()[None], self.pairing.numpy()[None]
         size, parts = own.shape[-1], own.shape[1]
         states = size * (n + 1)  # ordered (row, stream): contractions over streams are one product
@@ -104,10 +105,9 @@ class Semiseparable(CountedSpectrum, Result):
         for m in range(count - 1, -1, -1):
             t, b = mixing[m], writes[m]
             right = (p.reshape(-1, n + 1) @ t).reshape(p.shape)  # P T
-            left = right.swapaxes(-1, -2).reshape(*shape, states, size, n + 1)  # (P T)ᵀ
-            bpt = (left @ b).swapaxes(-1, -2)
-            bpb = (p.reshape(*shape, states, size, n + 1) @ b).reshape(*shape, size, n + 1, size)
-            bpb = np.einsum("j,tpijk->tpik", b, bpb)
+            left = right.swapaxes(-1, -2).reshape(-1, n + 1)  # (P T)ᵀ
+            bpt = (left @ b).reshape(*shape, states, size).swapaxes(-1, -2)
+            bpb = b @ (p.reshape(-1, n + 1) @ b).reshape(*shape, size, n + 1, size)
             c = np.empty((1, parts, size, size, n + 1))
             c[..., :n] = pairing[..., None] * reads[m]
             c[..., n] = alpha[m] * own
@@ -115,115 +115,78 @@ class Semiseparable(CountedSpectrum, Result):
             r = alpha[m] ** 2 * own - shift + bpb
             gone, negative = inverse(0.5 * (r + r.swapaxes(-1, -2)))
             found += negative
-            p = (left.reshape(-1, n + 1) @ t).reshape(p.shape) - y.swapaxes(-1, -2) @ (gone @ y)
-            p = 0.5 * (p + p.swapaxes(-1, -2))
+            p = (left @ t).reshape(p.shape) - y.swapaxes(-1, -2) @ (gone @ y)
+            if m % _SYMMETRIC == 0:
+                p = 0.5 * (p + p.swapaxes(-1, -2))
         # An idle row is -λ in every block.
         spare = np.multiply.outer(points.numpy() > 0, self.idle.numpy()) * count
         return torch.from_numpy((found - spare).sum(1))
 
     def matvec(self, vectors: np.ndarray) -> np.ndarray:
         """Product with (K, r, b), by a pass in either direction."""
-        mixing, writes, reads, alpha = self._arrays
-        n = reads.shape[1]
+        mixing, writes, reads = self.mix.numpy(), self.write.numpy(), self.read.numpy()
+        alpha = self.alpha.numpy()
         own, pairing = self.own.numpy(), self.pairing.numpy()
         total = np.tensordot(alpha, vectors, 1)
         y = alpha[:, None, None] * np.einsum("rij,rj->ri", own, total)
         flat = vectors.reshape(len(alpha), -1)
-        state = _passed(mixing[:, :n, :n], writes[:, :n, None] * flat[:, None])
+        state = _passed(mixing, writes[:, :, None] * flat[:, None])
         seen = np.einsum("kn,knf->kf", reads, state).reshape(vectors.shape)
-        back = _passed(
-            mixing[::-1, :n, :n].swapaxes(-1, -2), (reads[:, :, None] * flat[:, None])[::-1]
-        )[::-1]
-        later = np.einsum("kn,knf->kf", writes[:, :n], back).reshape(vectors.shape)
+        added = (reads[:, :, None] * flat[:, None])[::-1]
+        back = _passed(mixing[::-1].swapaxes(-1, -2), added)[::-1]
+        later = np.einsum("kn,knf->kf", writes, back).reshape(vectors.shape)
         y += np.einsum("rij,krj->kri", pairing, seen) + np.einsum("rji,krj->kri", pairing, later)
         return y
 
     @property
     def radius(self) -> float:
         """A bound of all |eigenvalues|: those of Lanczos, with a margin."""
-        return 2 * max(abs(end) for end in self._ends)
+        return 2 * max(map(abs, self._ritz_values))
 
     @cached_property
-    def _ends(self) -> tuple[float, float]:
-        """Both ends of the spectrum by Lanczos without a stored basis: copies do no harm there."""
-        generator = np.random.default_rng(0)
+    def _ritz_values(self) -> tuple[float, float]:
+        """Both ends of the spectrum by Lanczos, whose values are inside the ends."""
+        from scipy.sparse.linalg import LinearOperator, eigsh
+
         shape = (len(self.alpha), *self.own.shape[:2])
-        v, before, beta = generator.standard_normal(shape), np.zeros(shape), 0.0
-        v /= np.linalg.norm(v)
-        diagonal: list[float] = []
-        beside: list[float] = []
-        ends = (0.0, 0.0)
-        for step in range(_STEPS):
-            w = self.matvec(v) - beta * before
-            diagonal.append(float(np.vdot(w, v)))
-            w -= diagonal[-1] * v
-            beta = float(np.linalg.norm(w))
-            if step % 5 == 4 or beta == 0.0:
-                inner = np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-                values = np.linalg.eigvalsh(inner)
-                new = (float(values[0]), float(values[-1]))
-                top = max(map(abs, new))
-                moved = max(abs(new[0] - ends[0]), abs(new[1] - ends[1]))
-                if beta <= _EPS * top or moved <= _SETTLED * top:
-                    return new
-                ends = new
-            beside.append(beta)
-            before, v = v, w / beta
-        return ends
+        size = int(np.prod(shape))
+        product = LinearOperator(
+            (size, size), matvec=lambda v: self.matvec(v.reshape(shape)).reshape(-1), dtype=float
+        )
+        values = eigsh(
+            product, k=2, which="BE", ncv=min(_BASIS, size), tol=1e-10,
+            v0=np.random.default_rng(0).standard_normal(size), return_eigenvectors=False,
+        )  # fmt: skip
+        return float(values.min()), float(values.max())
 
     @cached_property
-    def _checked(self) -> tuple[tuple[float, float], dict[float, int]]:
-        """The same, confirmed by counts: none is outside, one at least inside the margin.
-
-        The same pass counts around zero.
-        """
-        low, high = self._ends
+    def _counted(self) -> tuple[tuple[float, float], dict[float, int]]:
+        """Both ends, beyond which a count finds nothing; and the count below zero, of that pass."""
+        low, high = self._ritz_values
         top = max(abs(low), abs(high))
-        margin, zero = 1e-7 * top, RESOLUTION * top
-        points = [low - margin, low + margin, high - margin, high + margin, -zero,
-                  math.nextafter(zero, math.inf)]  # fmt: skip
+        points = [low - 1e-7 * top, high + 1e-7 * top, -RESOLUTION * top]
         counts = self.counts_below(torch.tensor(points, dtype=torch.float64)).tolist()
-        if not (counts[0] == 0 < counts[1] and counts[2] < self.size == counts[3]):
-            low, high = self.eigenvalue(0), self.eigenvalue(self.size - 1)
+        if counts[0] > 0 or counts[1] < self.size:
+            low, high = super()._extremes
         return (low, high), dict(zip(points, counts, strict=True))
+
+    @property
+    def _extremes(self) -> tuple[float, float]:
+        return self._counted[0]
 
     def count_below(self, threshold: float) -> int:
         """Number of eigenvalues below a threshold."""
-        known = {} if self._small else self._checked[1]
+        known = {} if self._small else self._counted[1]
         return known[threshold] if threshold in known else super().count_below(threshold)
-
-    def count_within(self, threshold: float) -> int:
-        """Number of eigenvalues with |λ| up to a threshold."""
-        if self._small:
-            return super().count_within(threshold)
-        return self.count_below(math.nextafter(threshold, math.inf)) - self.count_below(-threshold)
-
-    @cached_property
-    def largest(self) -> float:
-        """Largest eigenvalue."""
-        return self._small.largest if self._small else self._checked[0][1]
-
-    @cached_property
-    def smallest(self) -> float:
-        """Smallest eigenvalue (signed)."""
-        return self._small.smallest if self._small else self._checked[0][0]
 
     @cached_property
     def spectrum(self) -> Spectrum:
         """All eigenvalues by a dense solver."""
-        shape = (len(self.alpha), *self.own.shape[:2])
-        kept = torch.ones(shape, dtype=torch.bool)
-        for part, idle in enumerate(self.idle.tolist()):
-            kept[:, part, shape[2] - idle :] = False
-        places = kept.flatten().nonzero()[:, 0].tolist()
-        unit = np.zeros(int(np.prod(shape)))
-        columns = []
-        for place in places:
-            unit[place] = 1.0
-            columns.append(self.matvec(unit.reshape(shape)).reshape(-1)[places])
-            unit[place] = 0.0
-        matrix = torch.from_numpy(np.stack(columns))
-        return Spectrum.of(torch.linalg.eigvalsh(0.5 * (matrix + matrix.mT)))
+        none = torch.zeros_like(self.read[0])
+        streams = Streams(read=self.read, mix=self.mix, write=self.write, begin=none, end=none)
+        beta = torch.zeros(len(self.alpha), len(self.alpha), dtype=torch.float64)
+        beta[:, :-1] = streams.coefficients()[0][:, 1:]
+        return spectrum_of_parts(self.alpha, beta, self.own, self.pairing, self.idle)
 
 
 def _passed(mixing: np.ndarray, added: np.ndarray) -> np.ndarray:

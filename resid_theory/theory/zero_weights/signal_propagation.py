@@ -25,19 +25,13 @@ def _gain(init: str, scale: float) -> float:
 
 
 def output_growth(
-    init: str,
-    shortcut_depth: int,
-    *,
-    shortcut: bool = True,
-    mid: str | None = None,
+    init: str, shortcut_depth: int, *, shortcut: bool = True, mid: str | None = None,
     scale: float = 0.01,
-) -> float:
+) -> float:  # fmt: skip
     r"""Factor by which a block multiplies the mean squared norm of its input, at initialization.
 
     :math:`1 + g^n h^{n-1}` with a shortcut and :math:`g^n h^{n-1}` without, where g = d v is the
-    gain of a matrix and h = 1/2 for a ReLU in mid positions, 1 without. After R blocks it is the
-    R-th power: with Kaiming (MSRA) weights the output of a residual net explodes, with near-zero
-    weights it stays bounded.
+    gain of a matrix and h = 1/2 for a ReLU in mid positions, 1 without.
 
     Args:
         init: Initialization of the square matrices, one with a gain in the table of
@@ -54,8 +48,7 @@ def output_growth(
         ValueError: If a name is unknown, the count is below 1 or the scale is not positive.
 
     Source:
-        Li et al., arXiv:1611.01186, section 4.1 (the variance explodes); the factor is derived
-        here.
+        Li et al., arXiv:1611.01186, section 4.1; the factor is derived here.
 
     Example:
         >>> output_growth("kaiming", 2), output_growth("kaiming", 2, mid="relu")
@@ -74,8 +67,7 @@ def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01)
     r"""Growth per layer of the singular values of a plain linear net, in nats.
 
     :math:`\ell_i = \tfrac12 (\log(2 v) + \psi(\tfrac{d - i + 1}{2}))`: after N layers the i-th
-    singular value of the Jacobian is about :math:`e^{N \ell_i}`, so its condition number grows as
-    :math:`e^{N (\ell_1 - \ell_d)}`. All are zero for orthogonal weights.
+    singular value of the Jacobian is about :math:`e^{N \ell_i}`. Zero for orthogonal weights.
 
     Args:
         width: Width d.
@@ -89,8 +81,7 @@ def lyapunov_exponents(width: int, *, init: str = "xavier", scale: float = 0.01)
         ValueError: If the width is below 1 or the initialization is none of these.
 
     Source:
-        Newman 1986, "The distribution of Lyapunov exponents: exact results for random matrices",
-        Commun. Math. Phys. 103.
+        Newman, "The distribution of Lyapunov exponents", Commun. Math. Phys. 103, 1986.
 
     Example:
         >>> exponents = lyapunov_exponents(10)

@@ -47,8 +47,7 @@ class BlockToeplitz(CountedSpectrum, Result):
         blocks: Number of diagonal blocks R.
 
     Raises:
-        ValueError: If shapes or dtypes do not fit, an entry is not finite, B is not symmetric or
-            the number of blocks is below 1.
+        ValueError: If shapes or dtypes do not fit, an entry is not finite or B is not symmetric.
 
     Source:
         Li et al., arXiv:1611.01186, equations (10), (27)-(32); the four facts are derived here.
@@ -116,22 +115,10 @@ class BlockToeplitz(CountedSpectrum, Result):
         return Spectrum.of(torch.linalg.eigvalsh(self.dense()))
 
     def counts_below(self, points: Tensor) -> Tensor:
-        """Number of eigenvalues below each point, in O(log R) small eigenproblems per point.
-
-        First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
-        inner blocks are all equal. Eliminating every second block leaves such a matrix of half the
-        size, and all eliminated pivots are equal too: one of them is counted for all.
-
-        Args:
-            points: (t,), float64. A point within 1.5e-8 of the largest |λ| of an eigenvalue may
-                count either way; the usual distance is far smaller.
-
-        Returns:
-            (t,), int64.
-
-        Source:
-            Sylvester's law of inertia and block cyclic reduction; derived here from equation (10).
-        """
+        """Numbers of eigenvalues below points (t,), in O(log R) small eigenproblems per point."""
+        # First differences turn H - λ into a block tridiagonal matrix of the same inertia, whose
+        # inner blocks are all equal. Eliminating every second block leaves such a matrix of half
+        # the size, and all eliminated pivots are equal too: one of them is counted for all.
         # NumPy, because its batched solver does not start threads for matrices this small.
         at = points.detach().cpu().numpy()[:, None, None]
         a = self.lower.cpu().numpy()
@@ -153,12 +140,7 @@ class BlockToeplitz(CountedSpectrum, Result):
 
     @cached_property
     def growth_rate(self) -> float:
-        r"""Limit of :math:`\lambda_{max} / R` as the depth R grows; 0 if it does not grow.
-
-        Source:
-            Derived here: equation (10) tends to an integral operator, whose eigenfunctions are
-            exponentials of the antisymmetric part.
-        """
+        r"""Limit of :math:`\lambda_{max} / R` as the depth R grows; 0 if it does not grow."""
         return _growth(self.lower)
 
     @cached_property
@@ -178,29 +160,11 @@ class BlockToeplitz(CountedSpectrum, Result):
         return np.sort(np.abs(values).reshape(-1))
 
     def bulk_percentile(self, percent: float = 10.0) -> float:
-        """Percentile of |λ| in the limit of infinite depth.
-
-        Args:
-            percent: In [0, 100].
-
-        Returns:
-            The percentile, in units of the eigenvalues.
-
-        Source:
-            Derived here: in the limit the matrix is a skew-circulant plus a term of finite rank.
-        """
+        """Percentile of |λ| in the limit of infinite depth."""
         return float(np.percentile(self._bulk, percent))
 
     def predicted_condition_number(self, percent: float = 10.0) -> float:
-        r"""Asymptotic max|λ| / percentile: :math:`\max(\kappa, \kappa_-) R / b`.
-
-        Args:
-            percent: In [0, 100].
-
-        Returns:
-            The ratio, linear in the number of blocks; its relative error is O(1/R). inf for a bulk
-            of zeros.
-        """
+        r"""Asymptotic max|λ| / percentile, :math:`\max(\kappa, \kappa_-) R / b`, to O(1/R)."""
         rate = max(self.growth_rate, self.negative_growth_rate)
         bulk = self.bulk_percentile(percent)
         if bulk == 0.0:

@@ -48,18 +48,10 @@ class Branch(Storable):
 
     @classmethod
     def attention(
-        cls,
-        gradient: Any,
-        inputs: Any,
-        *,
-        heads: int,
-        kv_heads: int | None = None,
-        head_width: int | None = None,
-        attended: Any = None,
-        causal: bool = False,
-        bias: bool = False,
-        name: str = "attention",
-    ) -> "Branch":
+        cls, gradient: Any, inputs: Any, *, heads: int, kv_heads: int | None = None,
+        head_width: int | None = None, attended: Any = None, causal: bool = False,
+        bias: bool = False, name: str = "attention",
+    ) -> "Branch":  # fmt: skip
         r"""Attention with queries, keys, values and outputs at zero.
 
         Args:
@@ -118,16 +110,9 @@ class Branch(Storable):
 
     @classmethod
     def mlp(
-        cls,
-        gradient: Any,
-        inputs: Any,
-        *,
-        hidden: int,
-        slope: float = 1.0,
-        gated: bool = False,
-        bias: bool = False,
-        name: str = "mlp",
-    ) -> "Branch":
+        cls, gradient: Any, inputs: Any, *, hidden: int, slope: float = 1.0, gated: bool = False,
+        bias: bool = False, name: str = "mlp",
+    ) -> "Branch":  # fmt: skip
         r"""An MLP :math:`W_2 \phi(W_1 z)` or :math:`W_2 (\phi(W_g z) W_1 z)`.
 
         Args:
@@ -256,11 +241,7 @@ class TransformerPoint(Result):
 
 
 def transformer_zero_point(
-    branches: Sequence[Branch],
-    *,
-    shift: Any = None,
-    biases: int = 0,
-    gradient: float = 0.0,
+    branches: Sequence[Branch], *, shift: Any = None, biases: int = 0, gradient: float = 0.0
 ) -> TransformerPoint:
     r"""Predict the Hessian of a transformer with branches of zero weights, and its biases at zero.
 

@@ -1,0 +1,44 @@
+"""The part of the tests for every save: ``pytest --fast``, or ``make test-fast``.
+
+Chosen by measured seconds: files whose tests start processes or take minutes are left out, so are
+single tests of a second or more, and of a test with many cases the first two run.
+"""
+
+from collections import Counter
+
+CASES = 2
+FILES = {
+    "test_benchmarks", "test_bootstrap", "test_claims", "test_cli_train", "test_docs",
+    "test_fake_cuda", "test_history", "test_lease", "test_notebooks", "test_parallel", "test_parts",
+    "test_process_group", "test_readme", "test_sweep", "test_trainings", "test_training_on_cuda",
+    "test_trials",
+}  # fmt: skip
+FOLDERS = {"reliability"}
+TESTS = {
+    "test_a_killed_run_on_a_net_continues_bit_for_bit", "test_a_process_of_its_own",
+    "test_certificate_is_right_as_often_as_it_says", "test_columns_go_on_after_a_kill",
+    "test_demo_predicts_what_it_measures_at_zero", "test_demo_prints_where_its_files_are",
+    "test_every_flipped_bit_of_a_manifest_is_noticed", "test_every_setting_of_precision_comes_back",
+    "test_folding_depth_100_in_float32", "test_import_export_import_is_bit_identical",
+    "test_inside_a_room_no_imports_go_round", "test_interval_of_the_median_difference_covers_it",
+    "test_intervals_cover_the_exact_value", "test_intervals_have_their_coverage",
+    "test_mean_over_directions_is_the_mean", "test_mnist_is_complete",
+    "test_no_source_runs_what_it_reads", "test_residual_nets_stack_too",
+    "test_the_table_holds_the_official_checksums",
+    "test_too_large_a_net_is_refused_before_the_work",
+}  # fmt: skip
+
+
+def is_left_out(path):
+    return path.stem in FILES or path.name in FOLDERS
+
+
+def select(items):
+    """Items that run, and those that do not."""
+    seen, kept, left = Counter(), [], []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        seen[function] += 1
+        slow = function.rpartition("::")[2] in TESTS or seen[function] > CASES
+        (left if slow else kept).append(item)
+    return kept, left
