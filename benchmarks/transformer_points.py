@@ -1,7 +1,8 @@
 """Zero points of tiny random models of transformers, against dense Hessians by double autograd.
 
-python -m benchmarks.transformer_points [type ...]. Needs transformers, which this project does not,
-and downloads nothing. Prints the table of docs/topics/transformer_point.md.
+python -m benchmarks.transformer_points [type ...] [--shortcuts]. Needs transformers, which this
+project does not, and downloads nothing. Prints the table of docs/topics/transformer_point.md, or
+what rt.shortcuts says of the same models and a vision transformer, without and with a sample.
 """
 
 import argparse
@@ -73,14 +74,40 @@ def compared(name: str) -> list[object]:
             f"{point.condition_number:.4g}", f"{float(error):.1e}", f"{seconds:.2f}"]  # fmt: skip
 
 
+def listed(name: str) -> Iterator[list[object]]:
+    """Rows of the table of shortcuts, without and with a sample."""
+    import transformers
+
+    kind = {"bert": "MASKED_LM", "vit": "IMAGE_CLASSIFICATION"}.get(name, "CAUSAL_LM")
+    net = model_of(transformers, kind, name)
+    net.config.use_cache = True
+    batch = batch_of(kind, net)
+    for sample in (None, batch.get("pixel_values", batch.get("input_ids"))):
+        start = time.process_time()
+        found = rt.shortcuts(net, sample)
+        seconds = time.process_time() - start
+        told = "; ".join(f"{word}: {found.how[found.answers.index(word)]}"
+                         for word in dict.fromkeys(found.answers))  # fmt: skip
+        yield [name, "no" if sample is None else "yes", found.title,
+               told or found.untraced.get("", ""), f"{seconds:.1f}"]  # fmt: skip
+
+
 def main() -> None:
-    """Print the table."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("types", nargs="*", help="of models; those of the page if none")
+    parser.add_argument("--shortcuts", action="store_true", help="list shortcuts instead")
     given = parser.parse_args()
     transformers_nets.SETTINGS.update(
         {name: size for size, names in SMALL.items() for name in names.split()}
     )
+    if given.shortcuts:
+        print("| type | sample | shortcuts | first of each, or why not | seconds |")
+        print("|---|---|---|---|---|")
+        for name in given.types or [*TYPES, "vit"]:
+            for row in listed(name):
+                print("|", " | ".join(map(str, row)), "|", flush=True)
+        return
     print("| type | what is special | P | nonzero | verdict | κ | error | seconds |")
     print("|---|---|---|---|---|---|---|---|")
     for name in given.types or TYPES:

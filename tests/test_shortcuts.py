@@ -1,5 +1,6 @@
 """Shortcuts of nets: listed, absorbed, refused; verdicts against brute force."""
 
+import types
 import warnings
 
 import pytest
@@ -169,8 +170,8 @@ def test_branches_that_only_look_bounded_or_read_mixtures():
     hooked = prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
     for branch in ((unbounded, nn.Linear(4, 4)), (statistics, nn.Conv2d(4, 4, 1)), (hooked,)):
         assert rt.shortcuts(Residual(*branch)).answers == ("open",)
-    bounded = Apply(lambda x: x / x.norm(dim=-1, keepdim=True))
-    assert rt.shortcuts(Residual(bounded, nn.Linear(4, 4))).answers == ("never",)
+    for norm in (lambda x: x / x.norm(dim=-1, keepdim=True), lambda x: F.layer_norm(x, (4,))):
+        assert rt.shortcuts(Residual(Apply(norm), nn.Linear(4, 4))).answers == ("never",)
     mixed = Apply(lambda h: torch.einsum("mn,bnd->bmd", torch.ones(2, 2), h))
     mlp = nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 4)
     found = rt.shortcuts(Residual(*mlp, projection=mixed))
@@ -203,6 +204,12 @@ class Sized(Picky):
         return 2 * x + self.block(x)
 
 
+class Cached(Sized):
+    def forward(self, x):
+        cache = types.SimpleNamespace(states=super().forward(x))
+        return {"states": cache}
+
+
 def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
     torch.manual_seed(0)
     branch = nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 3)
@@ -218,6 +225,8 @@ def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
     found = rt.shortcuts(sized, x)  # by torch.export
     assert found.answers == ("wider",) and found.enters == ("scaled",)
     assert relative_error(rt.absorb(sized, x)(torch.cat([x, x])), sized(torch.cat([x, x]))) < SAME
+    cached = Cached(sized.block)  # torch.export does not know what it returns
+    assert rt.shortcuts(cached, x).answers == ("wider",) and not rt.shortcuts(cached, x).untraced
     with pytest.raises(ValueError, match="blocks: unknown name 'blocks'"):
         rt.shortcuts(net, blocks=["blocks"])
 

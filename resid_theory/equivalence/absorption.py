@@ -114,7 +114,7 @@ def shortcuts(
         >>> shortcuts(net).answers
         ('folds',)
     """
-    graphs, untraced = parts_of(copied(check_net(net)).eval(), sample, blocks)
+    graphs, untraced = parts_of(copied(check_net(net)).eval(), sample, blocks, leaves=True)
     rows: dict[str, dict[str, Any]] = {}
     for path in (path for graph in graphs.values() for path in paths_in(graph)):
         verdict = judged(path)

@@ -303,8 +303,8 @@ def _theorem(path: ShortcutPath) -> str | None:
     inputs = graph.module.graph.find_nodes(op="placeholder")
     free = any(_reaches(graph, start, path.source, limits) for start in inputs)
     if free and all(not _reaches(graph, path.source, other, bounded) for other in path.others):
-        words = {f"{graph.label(node)} ({graph.word(node)})" for node in bounded}
-        return BOUNDED.format(min(words))
+        node = min(bounded, key=graph.bit.__getitem__)
+        return BOUNDED.format(f"{graph.label(node)} ({graph.word(node)})")
     flat = set()
     for node in nodes:
         kind, parts = graph.kinds[node], graph.inputs(node)
@@ -318,8 +318,8 @@ def _theorem(path: ShortcutPath) -> str | None:
         elif kind == "affine" and _shifts(graph, node) or kind not in ("affine", "same", "sum"):
             return None
     if all(not _reaches(graph, path.source, other, flat) for other in path.others):
-        words = {f"{graph.label(node) or node.name} ({graph.word(node)})" for node in flat}
-        return FLAT.format(min(words))
+        node = min(flat, key=graph.bit.__getitem__)
+        return FLAT.format(f"{graph.label(node)} ({graph.word(node)})")
     return None
 
 

@@ -170,7 +170,8 @@ class NetGraph:
         if node.op == "call_module":
             layer = self.layer(node)
             in_training = layer.training or getattr(layer, "running_mean", 0) is None
-        fixed = node.op == "call_module" and getattr(self.layer(node), "running_mean", None)
+        called = self.layer(node) if node.op == "call_module" else None
+        fixed = getattr(called, "running_mean", None)
         if (
             small in _NORMS
             and fixed is None

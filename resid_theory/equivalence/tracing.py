@@ -1,5 +1,6 @@
 """Graphs of nets, by ``torch.fx`` or ``torch.export``, without operations in place."""
 
+import functools
 import inspect
 import operator
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 from resid_theory._check import check_choice
 from resid_theory.equivalence.net_graph import RESHAPED, SAME, NetGraph
 from resid_theory.identity import AddIdentity
+from resid_theory.nested import tensors_of
 from resid_theory.networks import Block, IdentityShortcut
 
 __all__ = ["parts_of"]
@@ -60,9 +62,9 @@ class _Tracer(fx.Tracer):
 
 
 def parts_of(
-    net: nn.Module, sample: Any = None, blocks: Iterable[str] | None = None
+    net: nn.Module, sample: Any = None, blocks: Iterable[str] | None = None, *, leaves: bool = False
 ) -> tuple[dict[str, NetGraph], dict[str, str]]:
-    """Graphs of a net: of the whole, or of the largest modules inside it that can be traced."""
+    """Graphs of a net, or of the largest modules that can be traced; leaves: outputs as tensors."""
     if isinstance(net, torch.jit.ScriptModule):
         raise ValueError("net: got a ScriptModule, needs the module that it was made of")
     graphs: dict[str, NetGraph] = {}
@@ -78,17 +80,19 @@ def parts_of(
             waiting = [*inside, *waiting]
             continue
         try:
-            module = _traced(module, None if name else sample)
+            module = _traced(module, None if name else sample, leaves)
             _without_in_place(module, inner=bool(name))
             graphs[name] = NetGraph(module, name)
         except Exception as error:  # whatever the user's forward raises
             words = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            if sample is None and not name:
+                words += "; with a sample torch.export is tried, too"
             refused[name] = f"cannot be traced: {words}"
             waiting = [*inside, *waiting] if blocks is None else waiting
     return graphs, refused
 
 
-def _traced(net: nn.Module, sample: Any) -> fx.GraphModule:
+def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
     """The graph, by ``torch.fx`` or, with a sample, ``torch.export``."""
     parameters = inspect.signature(net.forward).parameters.values()
     args = sample if isinstance(sample, tuple) else () if sample is None else (sample,)
@@ -113,6 +117,9 @@ def _traced(net: nn.Module, sample: Any) -> fx.GraphModule:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module, kind in kinds.items():
             module.__class__ = kind
+    own = net.forward
+    if leaves:
+        net.forward = functools.wraps(own)(lambda *args: tuple(tensors_of(own(*args))))
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) and a.dim() else None
                  for a in args)  # fmt: skip
     with torch.no_grad():
