@@ -208,11 +208,7 @@ class EmpiricalRisk:
         if watch.seen:
             few = batches[0].spread(EXAMPLES)
             with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
-                self.note(
-                    check_cuts(
-                        self.parameters, lambda: loss_value(self.loss, self.run(few), few.target)
-                    )
-                )
+                self.note(check_cuts(self.parameters, lambda: self.value(few)))
         if self._found.whole:
             self.keep_whole(self._found.whole)
         if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
@@ -242,15 +238,8 @@ class EmpiricalRisk:
         unreached = {name: p for name, p in named if name not in self._reached}
         if not unreached:
             return
-
-        def value() -> Tensor:
-            if self.loss.takes_batches:
-                return self.of_batch(self.net, batch.placed)
-            return loss_value(self.loss, self.run(examples), examples.target)
-
-        examples = batch.spread(EXAMPLES) if batch.is_pair else batch
-        if note := check_reached(self.net, self.state, unreached, value):
-            self.note(note)
+        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        self.note(check_reached(self.net, self.state, unreached, lambda: self.value(few)))
 
     def check(self, batches: Iterable[Batch]) -> None:
         """Refuse batches that net and loss do not take; samples of each kind run once."""
@@ -301,13 +290,15 @@ class EmpiricalRisk:
         wide.parameters = [known[name] for name in self.names]
         few = batch.spread(2) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
-        if self.loss.takes_batches:
-            value = wide.of_batch(wide.net, few.placed)
-        else:
-            value = loss_value(wide.loss, wide.run(few), few.target)
-        if any(leaf is p for leaf in leaves_of(value) for p in self.net.parameters()):
+        if any(leaf is p for leaf in leaves_of(wide.value(few)) for p in self.net.parameters()):
             raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
+
+    def value(self, batch: Batch) -> Tensor:
+        """The loss of a batch by itself."""
+        if self.loss.takes_batches:
+            return self.of_batch(self.net, batch.placed)
+        return loss_value(self.loss, self.run(batch), batch.target)
 
     def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
         """The graph of some samples of a batch, in the mode that the net is in."""
@@ -315,15 +306,14 @@ class EmpiricalRisk:
 
         def build() -> MatvecGraph:
             if self.loss.takes_batches:
-                content, loss = part.placed, Loss(self.of_batch)
-                graph = self._graph(self.net, content, loss, self.parameters, seed=self.seed)
-                weight = part.size if self.loss.weights is None else self.loss.weights(content)
-                graph.weight = 1.0 if self.sums else float(weight)
-                return graph
-            output, target = self.run(part), part.target
-            if self._checks:
-                check_target(self.loss, output, part)
-            loss, weight, shares = self.weigh(part, output)
+                output, target, loss, shares = self.net, part.placed, Loss(self.of_batch), None
+                own = part.size if self.loss.weights is None else self.loss.weights(target)
+                weight = 1.0 if self.sums else float(own)
+            else:
+                output, target = self.run(part), part.target
+                if self._checks:
+                    check_target(self.loss, output, part)
+                loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
                 first=part.first, axes=self._found.axes, shares=shares,
