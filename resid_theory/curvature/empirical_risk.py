@@ -126,6 +126,11 @@ class EmpiricalRisk:
         return self.parameters[0].device
 
     @property
+    def is_low(self) -> bool:
+        """True if a parameter is in a lower precision than float64."""
+        return any(p.dtype != torch.float64 for p in self.net.parameters())
+
+    @property
     def whole(self) -> str:
         """Reason for which one batch is not split and several are refused; empty else."""
         return self._found.whole
@@ -293,6 +298,18 @@ class EmpiricalRisk:
         if any(leaf is p for leaf in leaves_of(wide.value(few)) for p in self.net.parameters()):
             raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
+
+    def widened(self) -> "EmpiricalRisk":
+        """The same of a copy in float64, from the start; itself where the net is in float64."""
+        if not self.is_low:
+            return self
+        self.data = self.data.held()
+        wide = self.in_float64(next(iter(self.data)))
+        return EmpiricalRisk(
+            wide.net, wide.loss, self.data, matrix=self.matrix, parameters=wide.parameters,
+            batchnorm=self.batchnorm, weight_decay=self.weight_decay, seed=self.seed,
+            draws=self.draws,
+        )  # fmt: skip
 
     def value(self, batch: Batch) -> Tensor:
         """The loss of a batch by itself."""
