@@ -212,7 +212,8 @@ class HessianPlan:
         if chain is not None:  # its layers treat every sample alone
             risk.look(list(risk.data)[:2], alone=True)
         weighted = any(batch.sample_weight is not None for batch in risk.data)
-        if risk.reads_parameters or risk.whole or (chain and any(y.dim() > 2 for _, y in parts)):
+        mixed = risk.reads_parameters or bool(risk.found.whole)
+        if mixed or chain and any(y.dim() > 2 for _, y in parts):
             chain = None
         closed = (
             chain is not None
