@@ -287,7 +287,8 @@ class EmpiricalRisk:
         wide.parameters = [known[name] for name in self.names]
         few = batch.spread(2) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
-        if any(leaf is p for leaf in leaves_of(wide.value(few)) for p in self.net.parameters()):
+        own = set(map(id, self.net.parameters()))
+        if any(id(leaf) in own for leaf in leaves_of(wide.value(few))):
             raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
 
