@@ -104,7 +104,7 @@ class BatchSum:
     def _check_chunk(self, samples: int) -> None:
         """Refuse chunks smaller than a batch that cannot be split."""
         if self.chunk is not None and samples > self.chunk and not self.risk.splits:
-            why = self.risk.whole or "batchnorm='batch', or a loss of (net, batch)"
+            why = self.risk.found.whole or "batchnorm='batch', or a loss of (net, batch)"
             raise ValueError(
                 f"chunk: got {self.chunk}, but a batch of {samples} samples cannot be split "
                 f"({why}); leave it out, or make the data's own batches smaller"

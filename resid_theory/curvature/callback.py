@@ -146,7 +146,7 @@ def curvature_callback(
             options = {"matrix": matrix, "parameters": parameters, "batchnorm": batchnorm,
                        "generator": seed}  # fmt: skip
             operator = curvature_operator(wide, scored, data, **options)
-            beside = operator.risk.read_beside
+            beside = operator.risk.found.read_beside
             if every and any(leaf is p for leaf in beside for p in net.parameters()):
                 operator = curvature_operator(net, scored, data, **options)  # the copy is not read
             report = spectrum(

@@ -21,23 +21,9 @@ PANEL = 256  # columns computed together, and rows symmetrized together
 def columns_of(
     operator: CurvatureOperator, *, folder: str | Path | None = None, progress: bool = False
 ) -> tuple[Tensor, float]:
-    """The matrix of an operator, and the norm of what was not symmetric.
-
-    Columns of some parameters are computed in the rows of these and later parameters only: what is
-    differentiated is then the part of a net behind them. The rest is their mirror image.
-
-    Args:
-        operator: The operator.
-        folder: Folder in which to record the columns, from which a killed call continues.
-        progress: Whether to show a progress bar on standard error.
-
-    Returns:
-        The matrix (P, P), float64, and a Frobenius norm, on the whole matrix by three products.
-
-    Raises:
-        ValueError: If the second derivatives are not symmetric, or the folder belongs to another
-            matrix.
-    """
+    """The matrix of an operator, float64, and the Frobenius norm of what was not symmetric."""
+    # Columns of some parameters are computed in the rows of these and later parameters only: what
+    # is differentiated is then the part of a net behind them. The rest is their mirror image.
     size = operator.shape[0]
     # NumPy asks for huge pages.
     matrix = torch.from_numpy(np.zeros((size, size))).to(operator.device)

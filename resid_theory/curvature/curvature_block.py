@@ -111,18 +111,13 @@ class CurvatureBlock(LinearOperator):
                 total, vectors=columns.mT, rows=self._rows, columns=self._columns
             )
         result = self._process_group.add_product(total.mT, columns).div_(self._weight)
-        self._add_decay(result, columns)
+        if decay := self._sums.risk.weight_decay:
+            given = self._by_number(columns, self._columns)
+            for k, part in self._by_number(result, self._rows).items():
+                if k in given:
+                    part.add_(given[k], alpha=decay)
         return result
 
-    def _add_decay(self, result: Tensor, vectors: Tensor) -> None:
-        """Add the weight decay times the vectors, where rows and columns are the same parameter."""
-        sizes = [parameter.numel() for parameter in self._sums.risk.parameters]
-        places, start = {}, 0
-        for k in self._columns:
-            places[k], start = slice(start, start + sizes[k]), start + sizes[k]
-        start = 0
-        for k in self._rows if self._sums.risk.weight_decay else ():
-            if k in places:
-                decay = self._sums.risk.weight_decay
-                result[start : start + sizes[k]].add_(vectors[places[k]], alpha=decay)
-            start += sizes[k]
+    def _by_number(self, vectors: Tensor, numbers: Sequence[int]) -> dict[int, Tensor]:
+        sizes = [self._sums.risk.parameters[k].numel() for k in numbers]
+        return dict(zip(numbers, vectors.split(sizes), strict=True))

@@ -212,7 +212,8 @@ class HessianPlan:
         if chain is not None:  # its layers treat every sample alone
             risk.look(list(risk.data)[:2], alone=True)
         weighted = any(batch.sample_weight is not None for batch in risk.data)
-        if risk.reads_parameters or risk.whole or (chain and any(y.dim() > 2 for _, y in parts)):
+        mixed = risk.reads_parameters or bool(risk.found.whole)
+        if mixed or chain and any(y.dim() > 2 for _, y in parts):
             chain = None
         closed = (
             chain is not None
@@ -338,22 +339,12 @@ class HessianPlan:
 
     def _operator(self, memory_limit: int | None = None) -> CurvatureOperator:
         """Products in float64, if the net and its loss can be copied and run there."""
-        risk = self.risk
-        low = any(p.dtype != torch.float64 for p in risk.net.parameters())
-        if low:
+        if self.risk.is_low:
             try:
-                wide = risk.in_float64(next(iter(risk.data)))
-                wide = EmpiricalRisk(
-                    wide.net,
-                    wide.loss,
-                    risk.data,
-                    batchnorm=risk.batchnorm,
-                    weight_decay=risk.weight_decay,
-                )
-                return operator_of(wide, memory_limit=memory_limit)
+                return operator_of(self.risk.widened(), memory_limit=memory_limit)
             except Exception:  # then the operator says how exact its products are
                 pass
-        return operator_of(risk, memory_limit=memory_limit)
+        return operator_of(self.risk, memory_limit=memory_limit)
 
 
 def _eigenvalues(matrix: Tensor, limit: int | None) -> Tensor:

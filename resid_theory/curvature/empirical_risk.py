@@ -55,6 +55,7 @@ class EmpiricalRisk:
         loss, data: What `curvature_operator` takes, as ``Loss`` and ``Data``.
         state: What the net was when it was given.
         names, parameters: The parameters with rows, in order.
+        found: What a look at a few samples has shown.
         splits: Whether the loss of a batch is a mean or a sum over its parts.
         alone: Whether every graph is to have one sample only.
         notes: What should be known about the matrix.
@@ -83,7 +84,7 @@ class EmpiricalRisk:
         self.seed, self.draws, self._looked, self._checks = seed, draws, False, True
         self._format = torch.preserve_format
         self._reached, self.alone = set[str](), False
-        self._found = Findings(weighting=KnownWeighting(self.loss))
+        self.found = Findings(weighting=KnownWeighting(self.loss))
         known = trainable_by_name(net)
         self.names = select_parameters("parameters", parameters, known, net)
         self.parameters = [known[name] for name in self.names]
@@ -126,32 +127,27 @@ class EmpiricalRisk:
         return self.parameters[0].device
 
     @property
-    def whole(self) -> str:
-        """Reason for which one batch is not split and several are refused; empty else."""
-        return self._found.whole
-
-    @property
-    def read_beside(self) -> Sequence[Tensor]:
-        """Tensors with gradients that the loss depends on beside the output."""
-        return self._found.read_beside
+    def is_low(self) -> bool:
+        """True if a parameter is in a lower precision than float64."""
+        return any(p.dtype != torch.float64 for p in self.net.parameters())
 
     @property
     def reads_parameters(self) -> bool:
         """True if the loss depends on the net's parameters beside the output."""
-        return any(leaf is p for leaf in self.read_beside for p in self.net.parameters())
+        return any(leaf is p for leaf in self.found.read_beside for p in self.net.parameters())
 
     @property
     def is_semidefinite(self) -> bool:
         """True if it is known that no eigenvalue is negative, whatever the net."""
         convex = self.loss.identity or self.loss.name == "cross_entropy"
         squares = self._graph.needs_samples or self.matrix == "gauss_newton" and convex
-        return squares and not self.read_beside
+        return squares and not self.found.read_beside
 
     @property
     def compares(self) -> bool:
         """True if weights of batches can be compared with those in other processes."""
-        found = self._found.weighting
-        return found.counts and not (found.sums and self.read_beside)
+        found = self.found.weighting
+        return found.counts and not (found.sums and self.found.read_beside)
 
     def note(self, text: str) -> None:
         """Keep a remark on the matrix, once; none if it is empty."""
@@ -161,7 +157,7 @@ class EmpiricalRisk:
     @property
     def sums(self) -> bool:
         """True if the loss of the data is the sum over batches, not a weighted mean."""
-        return self._found.weighting.sums
+        return self.found.weighting.sums
 
     def first_pass(self) -> Iterator[Batch]:
         """Read the data once; a look at its first samples comes before the first batch."""
@@ -176,14 +172,15 @@ class EmpiricalRisk:
             self.look(begun)
         if self.loss.takes_batches and self._checks:
             self.loss = self.of_batch(self.net, begun[0].placed, self.loss.weighed)
-            self._found.whole = self.loss.whole
+            self.found.whole = self.loss.whole
             again = partial(self.of_batch, self.net, begun[0].placed)
             check_repeatable("loss", self.net, again, self.note)
-        if self.whole and len(begun) == 1:
+        whole = self.found.whole
+        if whole and len(begun) == 1:
             begun += [batch for batch in [next(stream, None)] if batch]
-        if self.whole and len(begun) > 1:
+        if whole and len(begun) > 1:
             raise ValueError(
-                f"{self.whole}, so the losses of batches do not make that of all samples; pass all "
+                f"{whole}, so the losses of batches do not make that of all samples; pass all "
                 'in one batch (x, y), or rt.Loss(loss, of="batch"), which takes batches as they are'
             )
         yield from chain(begun, stream)
@@ -202,19 +199,15 @@ class EmpiricalRisk:
             return output
 
         couples = True if self._mixes else False if alone else None
-        self._found = first_look(
+        self.found = first_look(
             self.net, self.loss, batches, run=run, note=self.note, couples=couples, watch=watch
         )
         if watch.seen:
             few = batches[0].spread(EXAMPLES)
             with CheapDoubleBackward():  # cuDNN has no derivative of recurrent layers in eval mode
-                self.note(
-                    check_cuts(
-                        self.parameters, lambda: loss_value(self.loss, self.run(few), few.target)
-                    )
-                )
-        if self._found.whole:
-            self.keep_whole(self._found.whole)
+                self.note(check_cuts(self.parameters, lambda: self.value(few)))
+        if self.found.whole:
+            self.keep_whole(self.found.whole)
         if gains_from_channels_last(self.net, batches[0].part(0, 2).pair[0]):
             self._format = torch.channels_last
         if self._graph.needs_samples and self.reads_parameters:
@@ -242,26 +235,19 @@ class EmpiricalRisk:
         unreached = {name: p for name, p in named if name not in self._reached}
         if not unreached:
             return
-
-        def value() -> Tensor:
-            if self.loss.takes_batches:
-                return self.of_batch(self.net, batch.placed)
-            return loss_value(self.loss, self.run(examples), examples.target)
-
-        examples = batch.spread(EXAMPLES) if batch.is_pair else batch
-        if note := check_reached(self.net, self.state, unreached, value):
-            self.note(note)
+        few = batch.spread(EXAMPLES) if batch.is_pair else batch
+        self.note(check_reached(self.net, self.state, unreached, lambda: self.value(few)))
 
     def check(self, batches: Iterable[Batch]) -> None:
         """Refuse batches that net and loss do not take; samples of each kind run once."""
         for batch in batches:
             if not batch.is_pair:
                 continue
-            if (kinds := input_kinds(batch)) != self._found.kinds:
+            if (kinds := input_kinds(batch)) != self.found.kinds:
                 output = self.run(batch.part(0, 2))
                 check_output(self.loss, output, min(2, batch.size))
-                self._found.kinds, self._found.output = kinds, output
-            check_target(self.loss, self._found.output, batch)
+                self.found.kinds, self.found.output = kinds, output
+            check_target(self.loss, self.found.output, batch)
 
     def keep_whole(self, reason: str) -> None:
         """Split no batch; refuse where that does not help."""
@@ -270,8 +256,8 @@ class EmpiricalRisk:
                 f"matrix: {self.matrix!r} needs a net and a loss that treat every sample alone; "
                 f"{reason}"
             )
-        self.splits, self.data.ordered, self._found.whole = False, True, reason
-        self._found.weighting = KnownWeighting(Loss(self.loss.function))
+        self.splits, self.data.ordered, self.found.whole = False, True, reason
+        self.found.weighting = KnownWeighting(Loss(self.loss.function))
 
     def run(self, batch: Batch) -> Any:
         """The net's output; a ValueError if it does not take the batch."""
@@ -301,13 +287,28 @@ class EmpiricalRisk:
         wide.parameters = [known[name] for name in self.names]
         few = batch.spread(2) if batch.is_pair else batch
         few = replace(few, content=few.placed, place=Place.of(wide.net))
-        if self.loss.takes_batches:
-            value = wide.of_batch(wide.net, few.placed)
-        else:
-            value = loss_value(wide.loss, wide.run(few), few.target)
-        if any(leaf is p for leaf in leaves_of(value) for p in self.net.parameters()):
+        own = set(map(id, self.net.parameters()))
+        if any(id(leaf) in own for leaf in leaves_of(wide.value(few))):
             raise ValueError("loss: reads the net itself, which a copy of the net does not move")
         return wide
+
+    def widened(self) -> "EmpiricalRisk":
+        """The same of a copy in float64, from the start; itself where the net is in float64."""
+        if not self.is_low:
+            return self
+        self.data = self.data.held()
+        wide = self.in_float64(next(iter(self.data)))
+        return EmpiricalRisk(
+            wide.net, wide.loss, self.data, matrix=self.matrix, parameters=wide.parameters,
+            batchnorm=self.batchnorm, weight_decay=self.weight_decay, seed=self.seed,
+            draws=self.draws,
+        )  # fmt: skip
+
+    def value(self, batch: Batch) -> Tensor:
+        """The loss of a batch by itself."""
+        if self.loss.takes_batches:
+            return self.of_batch(self.net, batch.placed)
+        return loss_value(self.loss, self.run(batch), batch.target)
 
     def graph(self, batch: Batch, start: int, count: int, *, weigh: bool = False) -> MatvecGraph:
         """The graph of some samples of a batch, in the mode that the net is in."""
@@ -315,18 +316,17 @@ class EmpiricalRisk:
 
         def build() -> MatvecGraph:
             if self.loss.takes_batches:
-                content, loss = part.placed, Loss(self.of_batch)
-                graph = self._graph(self.net, content, loss, self.parameters, seed=self.seed)
-                weight = part.size if self.loss.weights is None else self.loss.weights(content)
-                graph.weight = 1.0 if self.sums else float(weight)
-                return graph
-            output, target = self.run(part), part.target
-            if self._checks:
-                check_target(self.loss, output, part)
-            loss, weight, shares = self.weigh(part, output)
+                output, target, loss, shares = self.net, part.placed, Loss(self.of_batch), None
+                own = part.size if self.loss.weights is None else self.loss.weights(target)
+                weight = 1.0 if self.sums else float(own)
+            else:
+                output, target = self.run(part), part.target
+                if self._checks:
+                    check_target(self.loss, output, part)
+                loss, weight, shares = self.weigh(part, output)
             graph = self._graph(
                 output, target, loss, self.parameters, seed=self.seed, draws=self.draws,
-                first=part.first, axes=self._found.axes, shares=shares,
+                first=part.first, axes=self.found.axes, shares=shares,
             )  # fmt: skip
             graph.weight = weight
             return graph
@@ -352,26 +352,26 @@ class EmpiricalRisk:
         """The loss of some samples, its weight in that of all, and each sample's share of it."""
         fixed, target = map_tensors(output, torch.Tensor.detach), part.target
         if not self._graph.needs_samples and part.sample_weight is None:
-            weight = self._found.weighting.of_part(fixed, target, part.size)
-            repeated = self._found.weighting.repeated() if part.first else None
+            weight = self.found.weighting.of_part(fixed, target, part.size)
+            repeated = self.found.weighting.repeated() if part.first else None
             if repeated is None:
                 return self.loss, weight, None
             # The first part has it already.
             return Loss(lambda o, t: self.loss(o, t) - repeated, name=self.loss.name), weight, None
-        each = self._found.weighting.of_samples(fixed, target, part.size)
+        each = self.found.weighting.of_samples(fixed, target, part.size)
         loss = self.loss
         if part.sample_weight is not None:
-            if self.whole or self._mixes or self._found.axes is None:
-                reason = self.whole or "with batchnorm='batch' samples share statistics"
+            if self.found.whole or self._mixes or self.found.axes is None:
+                reason = self.found.whole or "with batchnorm='batch' samples share statistics"
                 raise ValueError(
                     f"sample_weight: needs a net and a loss that treat every sample alone; {reason}"
                 )
-            if self._found.weighting.repeated() is not None:
+            if self.found.weighting.repeated() is not None:
                 raise ValueError(
                     "sample_weight: the loss is a sum with a part that it has once, such as weight "
                     "decay; leave that out, and pass weight_decay="
                 )
             each = each * part.sample_weight.cpu()
-            loss = reweighted(loss, self._found.axes, each, sums=self.sums)
+            loss = reweighted(loss, self.found.axes, each, sums=self.sums)
         total = float(each.sum())
         return (loss, 1.0, each) if self.sums else (loss, total, each / total if total else each)

@@ -68,28 +68,10 @@ def first_look(
     *,
     run: Callable[[Batch], Any],
     note: Callable[[str], None],
-    couples: bool | None,
+    couples: bool | None,  # whether samples know each other; None where that is to be found
     watch: WatchCuts,
 ) -> Findings:
-    """Run a net on a few samples of one batch, or of two whose first has one sample.
-
-    Args:
-        net: The net.
-        loss: A loss of (output, target).
-        batches: These batches.
-        run: Runs the net on a batch.
-        note: Takes a remark.
-        couples: Whether samples know each other, as they were asked to; None if that is not known.
-        watch: Sees what the loss cuts from the graph.
-
-    Returns:
-        The findings.
-
-    Raises:
-        ValueError: If net, loss and data do not fit one another.
-        MemoryError: If three samples do not fit in memory.
-        RuntimeError: The same in torch's words.
-    """
+    """Run a net on a few samples of one batch, or of two whose first has one sample."""
     few, more = examples(batches, 3 if loss.is_known else EXAMPLES)
     with unwritten_statistics(net):
         output = run(few)

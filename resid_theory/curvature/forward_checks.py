@@ -72,17 +72,11 @@ def check_reached(
     names = ", ".join(map(repr, list(unreached)[:_NAMED]))
     if len(unreached) > _NAMED:
         names += f" and {len(unreached) - _NAMED} more"
-    parameters = list(unreached.values())
-    copies = [parameter.detach().clone() for parameter in parameters]
     before = _without_caches(net, state, value)
-    try:
-        for parameter in parameters:
-            parameter.data.mul_(1.1).add_(0.1)
+    parameters = list(unreached.values())
+    with _displaced(parameters, [0.1 * p.detach() + 0.1 for p in parameters]):
         after = _without_caches(net, state, value)
-    finally:
-        for parameter, copy in zip(parameters, copies, strict=True):
-            parameter.data.copy_(copy)  # by .data, which leaves retained graphs valid
-        state.attributes.put_back()
+    state.attributes.put_back()
     if before.device.type == "cpu":  # where kernels repeat to the bit
         same = torch.equal(before.nan_to_num(), after.nan_to_num())
     else:
@@ -135,15 +129,10 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
         float((g.double() * m.double()).sum()) for g, m in zip(gradient, moves, strict=True)
     )
     eps = torch.finfo(loss.dtype).eps
-    step, copies, sides = eps ** (1 / 3), [p.detach().clone() for p in parameters], []
-    try:
-        for side in (step, -step):
-            for parameter, copy, move in zip(parameters, copies, moves, strict=True):
-                parameter.data.copy_(copy + side * move)
+    step, sides = eps ** (1 / 3), []
+    for side in (step, -step):
+        with _displaced(parameters, [side * move for move in moves]):
             sides.append(float(value().detach()))
-    finally:
-        for parameter, copy in zip(parameters, copies, strict=True):
-            parameter.data.copy_(copy)
     measured = (sides[0] - sides[1]) / (2 * step)
     noise = 64 * eps / step * max(map(abs, sides))
     # Round-off and curvature stay far below the fourth root of the precision.
@@ -153,6 +142,19 @@ def check_cuts(parameters: Sequence[Tensor], value: Callable[[], Tensor]) -> str
         "the loss depends on values that detach or torch.no_grad cut from the graph; derivatives "
         "hold them fixed, as trainings do"
     )
+
+
+@contextmanager
+def _displaced(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
+    """Move parameters inside, by their data, which leaves retained graphs valid."""
+    copies = [parameter.detach().clone() for parameter in parameters]
+    try:
+        for parameter, move in zip(parameters, moves, strict=True):
+            parameter.data.add_(move)
+        yield
+    finally:
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.data.copy_(copy)
 
 
 class NoSecondDerivative(ValueError):

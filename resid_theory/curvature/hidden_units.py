@@ -140,8 +140,10 @@ class HiddenUnits:
         places: dict[Key, Tensor] = {
             key: torch.full((len(scale),), -1) for key, scale in self._scales.items()
         }
+        counts = {key: torch.zeros_like(place) for key, place in places.items()}
         for group in self.groups:
             places[group.reader][group.units] = torch.arange(len(group.units))
+            counts[group.reader][group.units] = len(group.units)
         rounds = max((-(-self._columns[g.reader] // len(g.units)) for g in self.groups), default=0)
         tries = {
             key: self._drawn(len(scale), self._columns[key]) for key, scale in self._scales.items()
@@ -154,11 +156,7 @@ class HiddenUnits:
             for turn in range(rounds):
                 columns = {}
                 for key, place in places.items():
-                    count = torch.zeros_like(place)
-                    for group in self.groups:
-                        if group.reader == key:
-                            count[group.units] = len(group.units)
-                    at = turn * count + place
+                    at = turn * counts[key] + place
                     columns[key] = torch.where((place < 0) | (at >= self._columns[key]), -1, at)
                 moves = {n: _column(first.uses[n], columns[first.uses[n].key])
                          for n in first.readers}  # fmt: skip

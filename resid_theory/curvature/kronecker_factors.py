@@ -226,7 +226,13 @@ def kfac(
         seed=as_generator(generator).initial_seed(), draws=check_int("draws", draws),
     )  # fmt: skip
     known = dict(zip(risk.names, risk.parameters, strict=True))
-    own, risk = risk.net, _in_float64(risk)
+    own = risk.net
+    try:
+        risk = risk.widened()
+    except Exception as error:
+        raise ValueError(
+            f"net: K-FAC needs it in float64, to which it cannot be copied ({error})"
+        ) from error
     total, reduce = 0.0, weight_sharing == "reduce"
     with preserved(risk.net, batchnorm="eval", state=risk.state), deterministic():
         batches = risk.first_pass()
@@ -252,23 +258,6 @@ def kfac(
         for layer in layers
     ]  # fmt: skip
     return KroneckerOperator(blocks, known, own, title=risk.title, not_covered=not_covered)
-
-
-def _in_float64(risk: EmpiricalRisk) -> EmpiricalRisk:
-    """The risk of a copy in float64, where the net is in a lower precision."""
-    if all(p.dtype == torch.float64 for p in risk.net.parameters()):
-        return risk
-    risk.data = risk.data.held()
-    try:
-        wide = risk.in_float64(next(iter(risk.data)))
-    except Exception as error:
-        raise ValueError(
-            f"net: K-FAC needs it in float64, to which it cannot be copied ({error})"
-        ) from error
-    return EmpiricalRisk(
-        wide.net, wide.loss, risk.data, matrix=risk.matrix, parameters=risk.names,
-        seed=risk.seed, draws=risk.draws,
-    )  # fmt: skip
 
 
 def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:

@@ -36,15 +36,16 @@ def select_parameters(
     argument: str, given: Any, known: Mapping[str, Tensor], net: nn.Module
 ) -> list[str]:
     """The names of the parameters given (by name, pattern or tensor; None: all), in known order."""
-    given = list(known) if given is None else given
-    single = isinstance(given, (str, Tensor))
-    parts = [given] if single else list(given) if isinstance(given, Iterable) else []
-    if not parts:
-        raise ValueError(
-            f"{argument}: got {given!r}, needs names, patterns or parameters, at least one"
-        )
-    names = _names(net)
-    found = {name for part in parts for name in _matches(argument, part, known, names)}
+    found = set(known)
+    if given is not None:
+        single = isinstance(given, (str, Tensor))
+        parts = [given] if single else list(given) if isinstance(given, Iterable) else []
+        if not parts:
+            raise ValueError(
+                f"{argument}: got {given!r}, needs names, patterns or parameters, at least one"
+            )
+        names = _names(net)
+        found = {name for part in parts for name in _matches(argument, part, known, names)}
     for name in found:
         if known[name].is_complex():
             raise ValueError(

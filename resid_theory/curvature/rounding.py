@@ -29,7 +29,7 @@ def measured_error(risk: EmpiricalRisk, batch: Batch, samples: int, few: int) ->
     """Difference from the matrix of the same weights in float64; None where these are float64."""
     # The epsilon of the precision does not bound it: at a minimum of the cross-entropy, where
     # 1 - p cancels, a float32 Hessian is off by a thousandth, a bfloat16 one by half.
-    if all(p.dtype == torch.float64 for p in risk.net.parameters()):
+    if not risk.is_low:
         return None
     count = max(min(samples // _SHARE, _MOST), few, _LEAST)
     if risk.alone:
@@ -88,7 +88,7 @@ def asymmetry(graph: MatvecGraph, vectors: Tensor, products: Tensor) -> float:
 
 def symmetric_in_float64(risk: EmpiricalRisk, batch: Batch, count: int, vectors: Tensor) -> bool:
     """Test whether a float64 copy of the net has symmetric products; False without a copy."""
-    if all(p.dtype == torch.float64 for p in risk.net.parameters()):
+    if not risk.is_low:
         return False
     try:
         wide = risk.in_float64(batch)

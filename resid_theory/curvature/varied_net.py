@@ -44,21 +44,13 @@ def _moved(tensor: Tensor, moves: Tensor) -> Tensor:
 def vary_activations(net: nn.Module, data: Any, wrt: str) -> tuple[nn.Module, Data]:
     """A module whose one parameter displaces inputs or a module's outputs, and its data."""
     check_choice("wrt", wrt, ["parameters", "inputs", *(n for n, _ in net.named_modules() if n)])
-    batches = list(Data.of(data, like=net))
-    whole: Batch | None = batches[0]
-    for batch in batches[1:]:
-        whole = None if whole is None else whole.joined(batch)
-    if whole is None:
-        raise ValueError(f"data: samples differ in shape; wrt={wrt!r} needs samples of one shape")
+    whole = Data.of(data, like=net).whole()
     x, y = whole.pair
     x = map_tensors(x, torch.clone)  # the caller's may change
     varied = _Varied(net, x, whole.size, wrt, _found(net, whole, wrt))
     varied.train(net.training)
-    weights = [batch.sample_weight for batch in batches]
-    known = [weight for weight in weights if weight is not None]
-    weight = torch.cat(known) if known else None
     rows = torch.arange(whole.size)
-    return varied, Data.of((rows, y), like=varied, sample_weight=weight)
+    return varied, Data.of((rows, y), like=varied, sample_weight=whole.sample_weight)
 
 
 def _found(net: nn.Module, whole: Batch, wrt: str) -> Tensor:

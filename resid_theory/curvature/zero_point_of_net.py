@@ -8,16 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.curvature.hidden_units import HiddenUnits, UnitGroup, pushed
 from resid_theory.curvature.matvec_graphs import LossItself
-from resid_theory.curvature.operator import operator_of
+from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.curvature.parameter_selection import select_parameters
 from resid_theory.curvature.predicted_loss import ROUND_OFF, SIDES, PredictedLoss, compare_product
-from resid_theory.curvature.shift_hessian import shift_hessian
 from resid_theory.curvature.zero_pass import ZeroPass
 from resid_theory.data import Batch
 from resid_theory.losses import LossLike
@@ -32,6 +31,8 @@ __all__ = ["zero_point_of_net"]
 
 _STEP = 1e-6  # size of what hidden units receive on either side of a kink
 _KINK = 1e-3  # change of slopes across zero
+_SAME = 1e-9  # relative difference of numbers that are equal but for round-off
+_WHOLE = 5000  # entries of biases whose Hessian is taken as a whole
 _NORMED = 20.0  # gain of a branch's last step that only a norm at zero has
 
 
@@ -145,6 +146,30 @@ def _reads_alike(one: ZeroPass, other: ZeroPass) -> bool:
     return len(one.uses) == len(other.uses) and all(torch.equal(a, b) for a, b in pairs)
 
 
+def _shift_hessian(A: CurvatureOperator) -> tuple[Tensor, int]:
+    """M, (d, d), and the number of biases that each move all as the others do; or the whole, 1."""
+    sizes = [p.numel() for p in A.risk.parameters]
+    size, count = sum(sizes), len(sizes)
+    probe = torch.randn(1, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if len(set(sizes)) == 1:
+        rows = torch.eye(sizes[0], size, dtype=torch.float64)
+        found = (A @ torch.cat([rows, probe]).mT).mT.cpu()
+        rows, tried = found[:-1], found[-1].view(count, -1)
+        M = rows[:, : sizes[0]]
+        off = (
+            (rows - M.repeat(1, count)).abs().max(),
+            (tried - M @ probe.view(count, -1).sum(0)).abs().max(),
+        )
+        if off[0] <= _SAME * M.abs().max() and off[1] <= _SAME * tried.abs().max():
+            return M, count
+    if size > _WHOLE:
+        raise ValueError(
+            f"net: branches add {size} biases to a stream on which they act in different ways; "
+            f"their Hessian is taken as a whole, up to {_WHOLE}"
+        )
+    return A.dense().cpu(), 1
+
+
 class _Measurement:
     """The zero point of a net whose branches are at zero."""
 
@@ -222,7 +247,7 @@ class _Measurement:
                 parameters=[self._own[name] for name in shifts],
             )  # fmt: skip
             A = operator_of(risk)
-            shift, count = shift_hessian(A)
+            shift, count = _shift_hessian(A)
             gradient = float(A.gradient.norm())
         beside = zero.branches
         inside = {name for number in beside.ends for name in beside.parameters(number)}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,11 +235,8 @@ def _measure(
     samples = Data.of(data, like=net, targets=False)
     rows: dict[str, list[Tensor]] = {}
     plans: dict[str, tuple[int | None, str]] = {}
-    with ExitStack() as stack:
-        stack.enter_context(preserved(net))
-        stack.enter_context(differentiable())
-        if batchnorm == "batch":
-            stack.enter_context(each_sample_a_batch(net))
+    own = each_sample_a_batch(net) if batchnorm == "batch" else nullcontext()
+    with preserved(net), differentiable(), own:
         parts = samples.chunks(batch, "interlayer cushions" if progress else None)
         for piece in (piece for part in parts for piece in cut(net, part)):
             z = piece.z

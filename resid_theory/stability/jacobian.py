@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resid_theory.stability.norms import row_norms
@@ -52,13 +53,7 @@ def each_sample_a_batch(net: nn.Module) -> Iterator[None]:
                 "batchnorm: 'batch' takes the statistics of one sample, which has one value per "
                 f"channel in a layer with inputs of shape {tuple(x.shape)}; use 'eval'"
             )
-        axes = tuple(range(2, x.dim()))
-        variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-        out = (x - mean) * (variance + module.eps).rsqrt()
-        shape = (1, -1) + (1,) * len(axes)
-        if module.weight is not None:
-            out = out * module.weight.view(shape) + module.bias.view(shape)
-        return out
+        return F.instance_norm(x, weight=module.weight, bias=module.bias, eps=module.eps)
 
     with ExitStack() as hooks:
         for module in net.modules():

@@ -105,7 +105,7 @@ class Operation(NamedTuple):
             found.append(Piece(
                 part=part,
                 weight=weight.reshape(math.prod(weight.shape[:len(outer)]), -1),
-                input=_flat(_arranged(z, axes_of_z, [*rest, *inner]), len(inner)),
+                input=_arranged(z, axes_of_z, [*rest, *inner]).flatten(-len(inner)),
                 place=_arranged(y, axes_of_y, [*rest, *outer]),
             ))  # fmt: skip
         return found
@@ -121,11 +121,6 @@ def _taken(tensor: Tensor, letters: str, index: dict[str, int]) -> tuple[Tensor,
 
 def _arranged(tensor: Tensor, letters: str, order: Sequence[str]) -> Tensor:
     return tensor.permute([letters.index(a) for a in order])
-
-
-def _flat(tensor: Tensor, axes: int) -> Tensor:
-    """The last axes as one."""
-    return tensor if axes == 1 else tensor.reshape(*tensor.shape[: tensor.dim() - axes], -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
