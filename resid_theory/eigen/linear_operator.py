@@ -257,7 +257,8 @@ class OperatorSum(LinearOperator):
             operator = as_operator(given, "B")
             inner = operator.terms if isinstance(operator, OperatorSum) else ((1.0, operator),)
             flat += [(factor * own, term) for own, term in inner]
-        self.terms, first = tuple(flat), flat[0][1]
+        self.terms: tuple[tuple[float, LinearOperator], ...] = tuple(flat)
+        first = flat[0][1]
         self._rounding = 0.0  # largest seen so far, relative to a vector
         for _, other in flat[1:]:
             if other.shape != first.shape or other.device != first.device:
