@@ -132,7 +132,7 @@ def test_a_single_weight_is_known_up_to_its_chi_square(count, generator):
     drawn = torch.randn(count, generator=generator)
     found = Cumulants.of_gram(3.0 * torch.outer(drawn, drawn))
     weight = 3.0 * drawn.square().mean().item()
-    assert (found.first, found.second, found.third) == pytest.approx((weight, weight**2, weight**3))
+    assert (found.first, found.second, found.third) == pytest.approx((weight, 1.0, 1.0))
 
 
 BULK = torch.linspace(-0.1, 0.1, 600)

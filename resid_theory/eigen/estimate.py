@@ -147,10 +147,10 @@ def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
 
 @dataclass(frozen=True)
 class Cumulants:
-    """Sums Σ w, Σ w², Σ w³ of the weights in a random sum Σ w χ² of squares of normal numbers."""
+    """Sums Σ w, Σ w² / (Σ w)², Σ w³ / (Σ w)³ of the weights in a random sum Σ w χ²."""
 
-    # |A z|² for a unit vector z, uniform on a sphere of N dimensions, is such a sum: w = λ² / N.
-    # Its cumulants are Σ w, 2 Σ w² and 8 Σ w³.
+    # |A z|² for a unit vector z, uniform on a sphere of N dimensions, is such a sum of squares of
+    # normal numbers: w = λ² / N. Its cumulants are Σ w, 2 Σ w² and 8 Σ w³.
     first: float
     second: float
     third: float
@@ -158,9 +158,8 @@ class Cumulants:
     @classmethod
     def of(cls, first: float, second: float, third: float) -> "Cumulants":
         """Estimates of the sums, as near to these as they can be for positive weights."""
-        second = min(max(second, _FLAT * first**2), first**2)
-        third = min(max(third, second**2 / first), second**1.5) if first else 0.0
-        return cls(first, second, third)
+        second = min(max(second, _FLAT), 1.0)
+        return cls(first, second, min(max(third, second**2), second**1.5))
 
     @classmethod
     def of_gram(cls, gram: Tensor) -> "Cumulants":
@@ -179,17 +178,18 @@ class Cumulants:
     @classmethod
     def of_samples(cls, samples: Tensor) -> "Cumulants":
         """Estimates from n samples of the sum alone, which hide more; for n >= 8."""
-        first, second, third = _statistics(samples)
         more = len(samples) / max(1, len(samples) - 1)
+        first, second, third = _statistics(samples)
         return cls.of(first, more**2 * second / 2, more**3 * third / 8)
 
 
 def _statistics(samples: Tensor) -> tuple[float, float, float]:
-    """The first three k-statistics; inf where there are too few samples."""
+    """The mean, the next two k-statistics over its powers; inf where there are too few samples."""
     count, mean = len(samples), samples.mean().item()
-    squares, cubes = ((samples - mean).pow(power).sum().item() for power in (2, 3))
+    apart = samples / mean - 1 if mean > 0 else torch.zeros(count)
+    squares, cubes = (apart.pow(power).sum().item() for power in (2, 3))
     return (
-        mean,
+        max(0.0, mean),
         squares / (count - 1) if count > 1 else math.inf,
         cubes * count / ((count - 1) * (count - 2)) if count > 2 else math.inf,
     )
@@ -202,7 +202,7 @@ def sphere_mean(
     # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²), known as well as |A|².
     variance = max(0.0, squares.first - form**2) * 2 / (dimension + 2)
     error = dimension * math.sqrt(variance / count)
-    half = student(count * squares.first**2 / squares.second) * error if error else 0.0
+    half = student(count / squares.second) * error if error else 0.0
     value = offset + dimension * form
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
 
@@ -213,19 +213,17 @@ def squares_mean(squares: Cumulants, *, count: float, scale: float, offset: floa
     # the mean is a constant plus a multiple of χ²(count k), whose quantiles give the interval. The
     # constant is what many small weights add up to. A single weight that was drawn too small is
     # so in all three cumulants, so that the interval of its part is that of χ²(count) exactly.
-    mean, second, third = squares.first, squares.second, squares.third
-    if mean == 0:
-        return Estimate.exact(offset)
     from scipy.special import chdtri
 
+    mean, second, third = scale * squares.first, squares.second, squares.third
     part, degrees = second**2 / third, count * second**3 / third**2
     tail = (1 - 0.95) / 2
     low, high = (
-        offset + scale * (mean - part + part * degrees / float(chdtri(degrees, t)))
+        offset + mean * (1 - part + part * degrees / float(chdtri(degrees, t)))
         for t in (tail, 1 - tail)
     )
-    error = scale * math.sqrt(2 * second / count)
-    return Estimate(value=offset + scale * mean, standard_error=error, low=low, high=high)
+    error = mean * math.sqrt(2 * second / count)
+    return Estimate(value=offset + mean, standard_error=error, low=low, high=high)
 
 
 def root(square: Estimate) -> Estimate:

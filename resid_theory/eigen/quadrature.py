@@ -196,13 +196,13 @@ def _totals(
     rest, count = operator.size - len(known), len(measures)
     forms = torch.stack([m.diagonal[0] for m in measures])
     cumulants = Cumulants.of_samples(forms**2 + torch.stack([m.links[0] ** 2 for m in measures]))
-    if min(len(m.nodes) for m in measures) >= _EXACT:
+    mean = cumulants.first
+    if mean > 0 and min(len(m.nodes) for m in measures) >= _EXACT:
         fourth, sixth = (
-            float(sum((m.weights * m.nodes**power).sum() for m in measures)) / count
+            sum(float(m.weights @ (m.nodes / mean**0.5) ** power) for m in measures) / count
             for power in (4, 6)
         )
-        mean = cumulants.first
-        cumulants = Cumulants.of(mean, (fourth - mean**2) / rest, sixth / rest**2)
+        cumulants = Cumulants.of(mean, (fourth - 1) / rest, sixth / rest**2)
     total = sphere_mean(
         forms.mean().item(),
         cumulants,
