@@ -187,6 +187,26 @@ def densities(name: str, levels: Tensor) -> str:
     return line
 
 
+def limits(name: str, levels: Tensor) -> None:
+    """Distance of the probes' own measures, some eigenvalues exact, over that of quadrature."""
+    levels, exact = levels.double().sort().values, rt.Spectrum.of(levels)
+    order, size = levels.abs().argsort(descending=True), len(levels)
+    for probes, steps in SETTINGS:
+        plain = [slq(levels, probes, steps, seed, exact) for seed in range(DENSITY_DRAWS)]
+        for known in (0, 4, 8, 16, 32):
+            distances = []
+            for seed in range(4 * DENSITY_DRAWS):
+                g = torch.Generator().manual_seed(seed)
+                squares = torch.randn(size, probes, generator=g, dtype=levels.dtype).square()
+                squares[order[:known]] = 0.0
+                shares = (squares / squares.sum(0)).mean(1) * (size - known) / size
+                shares[order[:known]] = 1 / size
+                apart = (shares - 1 / size).cumsum(0)[:-1].abs()
+                distances.append(float((apart * levels.diff()).sum()))
+            ratio = torch.tensor(distances).mean() / torch.tensor(plain).mean()
+            print(f"{name}, {probes} probes, {steps} steps, {known} exact: {ratio:.2f}", flush=True)
+
+
 def slq(levels: Tensor, probes: int, steps: int, seed: int, exact: rt.Spectrum) -> float:
     """Distance of stochastic Lanczos quadrature, each probe by itself."""
     g, places, weights = torch.Generator().manual_seed(seed), [], []
@@ -299,10 +319,15 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=list(DRAWS))
     parser.add_argument("--parts", nargs="+", default=list(SECTIONS), choices=SECTIONS)
     parser.add_argument("--only", default="", help="part of the names of the spectra")
+    parser.add_argument("--limits", action="store_true", help="errors of densities by sampling")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     stored, rows = load(), {part: [] for part in SECTIONS}
     names = [name for name in (TUNE if arguments.tune else JUDGE) if arguments.only in name]
+    if arguments.limits:
+        for name in names:
+            limits(name, stored[name])
+        return
     for part in arguments.parts:
         for name in names:
             if part == "densities":
