@@ -1,6 +1,7 @@
 """Top eigenvalues of Hessians: time and Hessian-vector products against other libraries.
 
     python -m benchmarks.compare_libraries [LIBRARY ...] [--only ROW ...] [--top 5] [--repeats 3]
+    python -m benchmarks.compare_libraries --steps --only mlp    # our search, step by step
 
 The libraries (pyhessian, hessian_eigenthings, curvlinops) are no dependencies: what is not
 importable is listed and skipped. Both sides are float32, one thread, in turns, construction
@@ -34,6 +35,10 @@ from benchmarks.libraries import (
 )
 from benchmarks.products import images, perceptron
 from benchmarks.timing import rounds
+from resid_theory.eigen.convergence import SearchState
+from resid_theory.eigen.krylov import Krylov, Locked
+from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.ritz_bounds import Goal
 
 ACCURACY = 1e-3
 
@@ -149,6 +154,29 @@ def eigenvalues(case: Case, rivals: list[object], k: int, repeats: int) -> None:
                   f"({min(ratios):.2f} to {max(ratios):.2f} over {repeats})")  # fmt: skip
 
 
+def search_steps(case: Case, k: int, most: int = 32) -> None:
+    """Bounds and certificate after each step of a first run from one, two and three vectors."""
+    print(f"\n{case.name}: products, largest relative bound of the top {k}, probability of a miss")
+    goal = Goal(which="largest", k=k, tolerance=ACCURACY)
+    for width in (1, 2, 3):
+        operator = RecordedOperator(case.operator())
+        run = Krylov(
+            operator,
+            Locked.none(operator),
+            width=width,
+            capacity=2 * most,
+            generator=torch.Generator().manual_seed(0),
+        )
+        edges: dict[int, float] = {}
+        while run.multiplied <= most - width:
+            run.extend(operator @ run.block)
+            state = SearchState.after(run, goal, edges, first=True)
+            edges = state.edges
+            if len(state.columns) == k:
+                bound = float((state.bounds / state.ritz.values[state.columns].abs()).max())
+                print(f"  {width} vectors {run.multiplied:4d} {bound:10.1e} {state.missed:10.1e}")
+
+
 ROWS = ("mlp", "mlp-loader", "resnet", "resnet-loader")
 
 
@@ -159,6 +187,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--top", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", action="store_true", help="show our search alone")
     parser.add_argument("--images", type=int, default=32, help="of a batch")
     parser.add_argument("--batches", type=int, default=3, help="of the loader of images")
     arguments = parser.parse_args()
@@ -167,7 +196,9 @@ def main() -> None:
     rivals = importable(arguments.libraries)
     cases = perceptrons() | residuals(arguments.images, arguments.batches)
     for row, case in cases.items():
-        if row in arguments.only:
+        if row in arguments.only and arguments.steps:
+            search_steps(case, arguments.top)
+        elif row in arguments.only:
             eigenvalues(case, rivals, arguments.top, arguments.repeats)
 
 

@@ -1,12 +1,12 @@
 """Share of random faults of the library that its tests notice.
 
     python -m benchmarks.mutants --count 60 --seed 1   # draw that many faults, show the survivors
-    python -m benchmarks.mutants --only eigen/ --list  # show them only
+    python -m benchmarks.mutants --only eigen/         # of these modules
 
 A mutant differs from the library in one operator, constant, condition, argument or call. All that
 there are stand in a row by module, and one is drawn from each of ``--count`` equal stretches. Then
-those of the fast tests run that name its function, or a function that names it, and so on, the
-nearest ones. Survivors are to be read: some compute the same.
+the tests run that name its function, or a function that names it, and so on, the nearest ones;
+``--fast`` runs two cases of each. Survivors are to be read: some compute the same.
 """
 
 import argparse
@@ -14,41 +14,35 @@ import ast
 import difflib
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from copy import copy
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import fast  # noqa: E402
 
-NEAR = 5  # steps from one function to the next
-COMMON = 40  # a name that more functions mention says nothing
-SWAPS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
-    ast.And: ast.Or, ast.Or: ast.And,
-}  # fmt: skip
+PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or".split(", ")
+SWAPS = {getattr(ast, a): getattr(ast, b) for p in PAIRS for a, b in (p.split(), p.split()[::-1])}
 TWINS = {"min": "max", "any": "all", "sum": "mean", "amin": "amax", "floor": "ceil"}
 TWINS |= {other: name for name, other in TWINS.items()}
 DROPPED = "abs sqrt square clone detach double conj clamp clamp_min clamp_max sort flip".split()
 SKIPPED = "annotation returns decorator_list bases exc __repr__ __str__ headline".split()
 
 
+def edited(node: Any, **fields: Any) -> Any:
+    return type(node)(**{**dict(ast.iter_fields(node)), **fields})
+
+
 def variants(node: ast.AST) -> Iterator[ast.AST]:
     """The faults of one node."""
-
-    def edited(node: Any, **fields: Any) -> Any:
-        made = copy(node)
-        made.__dict__.update(fields)
-        return made
-
     match node:
         case ast.Compare(ops=[first, *rest]) if type(first) in SWAPS:
             yield edited(node, ops=[SWAPS[type(first)](), *rest])
@@ -56,24 +50,19 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
             yield edited(node, op=SWAPS[type(node.op)]())
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
             yield node.operand
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value)):
-            yield from (ast.Constant(value + 1), ast.Constant(value - 1))
-        case ast.Constant(value=float(value)):
-            yield from (ast.Constant(2 * value), ast.Constant(value / 2))
+        case ast.Constant(value=bool() | int() | float() as value):
+            others = {bool: [not value], int: [value + 1, value - 1], float: [2 * value, value / 2]}
+            yield from map(ast.Constant, others[type(value)])
         case ast.If(body=[*_, ast.Raise()]):
             yield edited(node, test=ast.Constant(False))
         case ast.If() | ast.IfExp():
             yield edited(node, test=ast.UnaryOp(ast.Not(), node.test))
-        case ast.Attribute(attr="mT" | "T"):
-            yield node.value
         case ast.Call():
             function = node.func
             name = getattr(function, "attr", getattr(function, "id", ""))
             if name in TWINS:
-                field = "attr" if isinstance(function, ast.Attribute) else "id"
-                yield edited(node, func=edited(function, **{field: TWINS[name]}))
+                field = {"attr": TWINS[name]} if hasattr(function, "attr") else {"id": TWINS[name]}
+                yield edited(node, func=edited(function, **field))
             if name in DROPPED and isinstance(function, ast.Attribute):
                 yield function.value
             if len(node.args) > 1 and not isinstance(node.args[0], ast.Starred):
@@ -95,11 +84,8 @@ def mutants(node: ast.AST, inside: str = "") -> Iterator[str]:
                 yield inside
                 several[index] = child
                 setattr(node, field, value)
-            name = inside
-            if isinstance(child, ast.FunctionDef | ast.ClassDef):
-                local = "<locals>." * isinstance(node, ast.FunctionDef)
-                name = f"{inside}.{local}{child.name}".removeprefix(".")
-            yield from mutants(child, name)
+            named = isinstance(child, ast.FunctionDef | ast.ClassDef)
+            yield from mutants(child, f"{inside}.{child.name}".strip(".") if named else inside)
 
 
 def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -121,40 +107,32 @@ def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, li
 
 
 def mentioned(node: ast.AST) -> set[str]:
-    """Names in a piece of code, of functions, attributes, arguments and texts of one word."""
-    found = set()
-    for part in ast.walk(node):
-        for field in ("id", "attr", "arg", "name"):
-            found.add(getattr(part, field, None))
-        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            found.add(part.value)
-    return found - {None, getattr(node, "name", None)}
+    """Names in a piece of code, of functions, attributes and arguments, and its texts."""
+    parts = list(ast.walk(node))
+    found = {getattr(part, f, None) for part in parts for f in ("id", "attr", "arg", "name")}
+    return found | {part.value for part in parts if isinstance(part, ast.Constant)}
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """The functions and methods of a module with what they mention; a class by its own methods."""
+    """Functions, classes, methods and constants of a module with what they mention."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             for name, names in functions(node):
                 yield node.name if name.startswith("__") else name, names
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign):
-            for name in [node.name] if hasattr(node, "name") else mentioned(targets(node)):
-                yield name, mentioned(node)
-
-
-def targets(node: Any) -> ast.AST:
-    return ast.Tuple(node.targets) if isinstance(node, ast.Assign) else node.target
+        targets = getattr(node, "targets", [node])
+        for name in {getattr(t, "name", getattr(t, "id", None)) for t in targets} - {None}:
+            yield name, mentioned(node)
 
 
 class Reach:
     """Which tests to run against a fault in a function."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self) -> None:
         trees = [ast.parse(p.read_text()) for p in sorted((ROOT / "resid_theory").rglob("*.py"))]
         self.library = [each for tree in trees for each in functions(tree)]
+        # A name that many functions mention says nothing.
         counts = Counter(name for _, names in self.library for name in names)
-        self.common = {name for name, count in counts.items() if count > COMMON}
+        self.common = {name for name, count in counts.items() if count > 40}
         self.tests: dict[str, set[str]] = {}
         for path in sorted((ROOT / "tests").glob("test_*.py")):
             if fast.is_left_out(path):
@@ -166,31 +144,28 @@ class Reach:
                 if name.startswith("test_"):
                     self.tests[f"{path.relative_to(ROOT)}::{name}"] = names
 
-    def near(self, function: str, module: str) -> list[str]:
+    def near(self, function: str, module: str, most: int) -> list[str]:
         """Tests by the number of steps from what they name to the function."""
-        parts = [part for part in function.split(".") if part not in ("", "<locals>")]
-        at = [part for part in parts[:2] if not part.startswith("__")] or [Path(module).stem]
+        at = [part for part in function.split(".")[:2] if part and not part.startswith("__")]
+        at, words = at or [Path(module).stem], set(re.split("[/_.]", module)) - {"py"}
         front, known, chosen = {at[-1]}, set(at), []
-        for _ in range(NEAR):
+        for _ in range(5):
             level = [t for t, names in self.tests.items() if front & names and t not in chosen]
-            # Of equally near ones first those that name more of the way.
-            chosen += sorted(level, key=lambda t: -len(self.tests[t] & (known | front)))
+            chosen += sorted(level, key=lambda t: -len(words & {*re.split("::|_|/", t)}))
             wanted = front - self.common
             front = {name for name, names in self.library if wanted & names} - known
             known |= front
-        return [module, *chosen[: self.most]]
+        return [module, *chosen[:most]]
 
 
-def verdict(folder: Path, module: str, text: str, tests: list[str], limit: float) -> str:
+def verdict(folder: Path, module: str, text: str, tests: list[str], seconds: float) -> str:
     """What becomes of a mutant in a copy of the repository."""
     before = (folder / module).read_bytes()
     (folder / module).write_text(text, encoding="utf-8")
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--fast"]
+    call = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": seconds}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests], cwd=folder, timeout=limit,
-            env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True,
-        )  # fmt: skip
+        done = subprocess.run(call, env={**os.environ, "PYTHONPATH": str(folder)}, **options)
     except subprocess.TimeoutExpired:
         return "out of time"
     finally:
@@ -207,29 +182,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=40, help="test functions against a mutant")
     parser.add_argument("--seconds", type=float, default=300, help="for the tests of a mutant")
+    parser.add_argument("--fast", action="store_true", help="two cases of each of the fast tests")
     parser.add_argument("--only", default="", help="part of the path of a module")
-    parser.add_argument("--list", action="store_true", help="run nothing")
     given = parser.parse_args()
-    reach, told = Reach(given.tests), []
+    reach, told = Reach(), []
     with tempfile.TemporaryDirectory() as name:
         packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
         subprocess.run(["tar", "-x", "-C", name], input=packed.stdout, check=True)
-        plain = "tests/test_check.py"  # without a fault, tests pass
-        if not given.list:
-            text = (ROOT / plain).read_text(encoding="utf-8")
-            assert verdict(Path(name), plain, text, [plain], 300)[0] == "s"
+        plain, most = "tests/test_check.py", given.seconds  # without a fault, tests pass
+        assert verdict(Path(name), plain, (ROOT / plain).read_text(), [plain], most)[0] == "s"
         for module, function, text, lines in sample(given.count, given.seed, given.only):
-            tests = reach.near(function, module)
-            told.append(f"{len(tests)} tests" if given.list else verdict(
-                Path(name), module, text, tests, given.seconds))  # fmt: skip
+            tests = reach.near(function, module, given.tests) + ["--fast"] * given.fast
+            told.append(verdict(Path(name), module, text, tests, most))
             print(f"{module}:{function}: {told[-1]}", flush=True)
             if told[-1][0] != "c":
                 print(*(f"    {line}" for line in lines), sep="\n", flush=True)
     count, caught = len(told), sum(word[0] == "c" for word in told)
-    share, z = caught / count, 1.96 / count**0.5  # Wilson's interval
-    half = z * (share * (1 - share) + z**2 / 4) ** 0.5
-    low, high = ((share + z**2 / 2 + sign * half) / (1 + z**2) for sign in (-1, 1))
-    print(f"{caught} of {count} caught, 95 % interval {low:.1%} to {high:.1%}")
+    ends = binomtest(caught, count).proportion_ci(method="wilson")
+    print(f"{caught} of {count} caught, 95 % interval {ends.low:.1%} to {ends.high:.1%}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from test_lanczos import Wrapped, rotated
 from tolerances import relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.eigen.estimate import Estimate, mean_estimate, student
+from resid_theory.eigen.estimate import Cumulants, Estimate, mean_estimate, squares_mean, student
 from resid_theory.eigen.wasserstein import Masses
 
 INF = math.inf
@@ -103,6 +103,36 @@ def test_intervals_have_their_coverage(function, levels):
     truth = (levels.sum() if function is rt.trace else levels.norm()).item()
     low, high = expected(400)
     assert low <= trials(400, lambda g: function(matrix, budget=24, generator=g), truth) <= high
+
+
+@pytest.mark.parametrize("count", [5, 20])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        torch.cat([torch.ones(1), torch.full((200,), 1 / 200)]),
+        torch.cat([torch.ones(10), torch.full((200,), 1 / 20)]),
+        torch.arange(1.0, 101.0) ** -1.2,
+    ],
+    ids=["one and as much in many", "ten", "power law"],
+)
+def test_a_mean_of_squares_is_covered_from_both_sides(weights, count, generator):
+    drawn = torch.randn(1000, count, len(weights), generator=generator)
+    below = above = 0
+    for gram in (drawn * weights) @ drawn.mT:
+        found = squares_mean(Cumulants.of_gram(gram), count=count, scale=1.0, offset=0.0)
+        below += found.high < weights.sum()
+        above += found.low > weights.sum()
+    low, high = expected(1000)
+    assert low <= 1000 - below - above <= high
+    assert max(below, above) <= expected(1000, 0.025)[1] + 0.01 * 1000  # no side has all of them
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_a_single_weight_is_known_up_to_its_chi_square(count, generator):
+    drawn = torch.randn(count, generator=generator)
+    found = Cumulants.of_gram(3.0 * torch.outer(drawn, drawn))
+    weight = 3.0 * drawn.square().mean().item()
+    assert (found.first, found.second, found.third) == pytest.approx((weight, 1.0, 1.0))
 
 
 BULK = torch.linspace(-0.1, 0.1, 600)

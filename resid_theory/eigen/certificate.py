@@ -27,7 +27,6 @@ surely. Near θ_i its h_i is taken to be free, which makes the ellipsoid larger 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,33 +63,29 @@ class Certificate:
         """Ritz values, ascending."""
         return self._parts[0]
 
+    def _beyond(self, edge: float, sign: int) -> tuple[list[int], list[tuple[float, int, int]]]:
+        """Numbers of the Ritz values beyond an edge; the middles of neighbours, with theirs."""
+        numbers = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
+        middles = (self.values[numbers][1:] + self.values[numbers][:-1]) / 2
+        return numbers, list(zip(middles.tolist(), numbers, numbers[1:], strict=False))
+
     def missed_beyond(self, edge: float, sign: int) -> float:
         """Bound for an eigenvalue, or a copy, above an edge (``sign`` 1) or below it (-1)."""
-        beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
-        return max(self.missed_at(edge), self._missed_among(beyond))
-
-    def _missed_among(self, places: Sequence[int]) -> float:
-        """The largest probability at and between neighbouring Ritz values."""
-        chances = [self.missed_at(self.values[i].item(), near=i) for i in places]
-        chances += [self.missed_at(x, near=i) for *pair, x in self._middles(places) for i in pair]
-        return max(chances, default=0.0)
+        numbers, middles = self._beyond(edge, sign)
+        chances = [self.missed_at(self.values[i].item(), near=i) for i in numbers]
+        chances += [self.missed_at(x, near=i) for x, *pair in middles for i in pair]
+        return max([self.missed_at(edge), *chances])
 
     def missed_apart(self, edge: float, sign: int) -> float:
         """Bound for an eigenvalue beyond an edge that is far from all Ritz values."""
         # The largest over the edge, the middles between the Ritz values beyond it, and a point as
         # far outside as the last two are apart.
-        beyond = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
-        points = [edge, *(x for _, _, x in self._middles(beyond))]
-        if len(beyond) > 1:
-            ends = self.values[[beyond[-1], beyond[-2]] if sign > 0 else beyond[:2]]
+        numbers, middles = self._beyond(edge, sign)
+        points = [edge, *(x for x, _, _ in middles)]
+        if len(numbers) > 1:
+            ends = self.values[numbers[-2:][::-1] if sign > 0 else numbers[:2]]
             points.append((2 * ends[0] - ends[1]).item())
         return max(self.missed_at(x) for x in points)
-
-    def _middles(self, places: Sequence[int]) -> list[tuple[int, int, float]]:
-        return [
-            (i, j, (self.values[i] + self.values[j]).item() / 2)
-            for i, j in zip(places, places[1:], strict=False)
-        ]
 
     def missed_at(self, position: float, *, near: int | None = None) -> float:
         """Bound for an eigenvalue at a position; the Ritz value ``near`` has a free coefficient."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,19 +11,10 @@ from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.krylov import Krylov, Ritz
 from resid_theory.eigen.ritz_bounds import Goal, error_bounds
 
-__all__ = ["Edges", "SearchState"]
+__all__ = ["SearchState"]
 
 _SMALL = 1e-2  # of the largest magnitude: smaller eigenvalues are held to an absolute tolerance
 _MOST_EXTRA = 16  # vectors that are locked beside the wanted ones
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edges:
-    """Numbers beyond which no eigenvalue may be missed."""
-
-    # At the upper end (1) and the lower one (-1); empty until all pairs converged.
-    by_sign: dict[int, float] = field(default_factory=dict)
-    slack: float = math.inf  # least distance of an edge from the last wanted value there
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,12 +26,16 @@ class SearchState:
     columns: Tensor  # positions of the wanted Ritz values
     bounds: Tensor  # error bounds of these
     targets: Tensor  # errors that are small enough
-    edges: Edges  # numbers beyond which nothing may be missed
+    # Numbers beyond which nothing may be missed, at the upper end (1) and the lower one (-1); none
+    # until all pairs converged.
+    edges: dict[int, float]
     certificate: Certificate | None  # of this run; None after a restart, or without edges
     found: int  # number of values that this run found beyond the edges; all in the first run
 
     @classmethod
-    def after(cls, krylov: Krylov, goal: Goal, edges: Edges, *, first: bool) -> "SearchState":
+    def after(
+        cls, krylov: Krylov, goal: Goal, edges: dict[int, float], *, first: bool
+    ) -> "SearchState":
         """The state after a step; in the first run the edges follow the pairs that converged."""
         ritz = krylov.ritz()
         columns = goal.columns(ritz.values)
@@ -58,12 +53,11 @@ class SearchState:
         )
         if first and state.is_settled:
             state = replace(state, edges=state.new_edges())
-        by_sign = state.edges.by_sign
-        if by_sign and krylov.restarts == 0:
+        if state.edges and krylov.restarts == 0:
             state = replace(state, certificate=krylov.certificate())
-        if by_sign and not first:
+        if state.edges and not first:
             own = torch.linalg.eigvalsh(krylov.symmetric)
-            found = int(sum((s * own > s * edge).sum() for s, edge in by_sign.items()))
+            found = int(sum((s * own > s * edge).sum() for s, edge in state.edges.items()))
             state = replace(state, found=found)
         return state
 
@@ -84,29 +78,26 @@ class SearchState:
         return self._total(Certificate.missed_apart)
 
     def _total(self, chance: Callable[[Certificate, float, int], float]) -> float:
-        if not self.edges.by_sign or self.certificate is None:
+        if not self.edges or self.certificate is None:
             return 1.0
-        run, edges = self.certificate, self.edges.by_sign.items()
-        return min(1.0, sum(chance(run, edge, sign) for sign, edge in edges))
+        run = self.certificate
+        return min(1.0, sum(chance(run, edge, sign) for sign, edge in self.edges.items()))
 
     @property
     def is_crowded(self) -> bool:
         """True if a value may have more copies: as many were found as the start has vectors."""
         if self.certificate is None:
             return True
-        values = self.certificate.values
-        near = values[[i for sign in self.edges.by_sign for i in self._listed(sign)]]
+        # The run's own values among the wanted ones; two that are closer than the reach may be one.
+        values, reach = self.certificate.values, 2 * float(self._slack.max())
+        near = torch.cat([values[s * values > s * x - reach] for s, x in self.edges.items()])
         together = (near[:, None] - near).abs() <= 2 * float(self.bounds.max())
         return bool((together.sum(1) >= self.certificate.draws).any())
 
-    def _listed(self, sign: int) -> list[int]:
-        """Numbers of the run's own Ritz values that are among the wanted ones at an end."""
-        if self.certificate is None or sign not in self.edges.by_sign:
-            return []
-        # Two values that are closer than this may be one.
-        reach = float(torch.maximum(self.bounds, self.targets).max())
-        inside = sign * self.certificate.values > sign * self.edges.by_sign[sign] - 2 * reach
-        return inside.nonzero()[:, 0].tolist()
+    @property
+    def _slack(self) -> Tensor:
+        """Distance of an edge from each wanted value."""
+        return torch.maximum(self.bounds, self.targets)
 
     @property
     def _others(self) -> Tensor:
@@ -118,28 +109,31 @@ class SearchState:
     @property
     def to_lock(self) -> Tensor:
         """Positions to lock: the wanted ones, and others that do not move the edges."""
-        if not self.edges.by_sign:
+        if not self.edges:
             return self.columns
         others = self._others
         residuals = self.ritz.residuals[others]
         # By Weyl's inequality their coupling moves no eigenvalue further than the edges allow for.
-        close = others[residuals <= self.edges.slack / _MOST_EXTRA**0.5]
+        slack = min(float(self._slack[place]) for place in self._last.values())
+        close = others[residuals <= slack / _MOST_EXTRA**0.5]
         outermost = self.ritz.values[close].abs().argsort(descending=True, stable=True)
         return torch.cat([self.columns, close[outermost][:_MOST_EXTRA]])
 
-    def new_edges(self) -> Edges:
+    @property
+    def _last(self) -> dict[int, int]:
+        """Position of the last wanted value at each end."""
+        return {sign: self.goal.edge(self.columns, sign) for sign in self.goal.signs}
+
+    def new_edges(self) -> dict[int, float]:
         """Numbers beyond which the next run looks for more."""
-        goal, edges, least = self.goal, {}, math.inf
-        if len(self.columns) < goal.total:
-            return Edges()
-        values, slack = self.ritz.values[self.columns], torch.maximum(self.bounds, self.targets)
-        for sign in goal.signs:
-            position = goal.edge(values, sign)
-            last = values[position].item()
-            outermost = abs(last) if goal.which == "magnitude" else sign * last
-            edges[sign] = sign * (outermost + slack[position].item())
-            least = min(least, slack[position].item())
-        return Edges(by_sign=edges, slack=least)
+        edges: dict[int, float] = {}
+        if len(self.columns) < self.goal.total:
+            return edges
+        for sign, place in self._last.items():
+            last = self.ritz.values[self.columns[place]].item()
+            outermost = abs(last) if self.goal.which == "magnitude" else sign * last
+            edges[sign] = sign * (outermost + self._slack[place].item())
+        return edges
 
     def certified(self, bounds: Tensor) -> tuple[Tensor, Tensor, tuple[float, float]]:
         """Bounds that hold where copies are hidden, which values have none, limits of the rest."""
@@ -168,4 +162,4 @@ class SearchState:
         found = sign * self.certificate.edge(
             sign, self.goal.missed, inner=sign * inner.max().item()
         )
-        return sign * min(found, sign * self.edges.by_sign.get(sign, sign * math.inf))
+        return sign * min(found, sign * self.edges.get(sign, sign * math.inf))

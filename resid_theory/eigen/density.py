@@ -106,6 +106,11 @@ class Density(Result):
         """Number of independent probes."""
         return len(self.nodes)
 
+    @cached_property
+    def _seen(self) -> Tensor:
+        """All nodes and known eigenvalues."""
+        return torch.cat([self.nodes[self.weights > 0], self.known])
+
     @property
     def largest(self) -> float:
         """Largest node or known eigenvalue."""
@@ -115,10 +120,6 @@ class Density(Result):
     def smallest(self) -> float:
         """Smallest (most negative) node or known eigenvalue."""
         return self._seen.min().item()
-
-    @cached_property
-    def _seen(self) -> Tensor:
-        return torch.cat([self.nodes[self.weights > 0], self.known])
 
     @property
     def _share(self) -> float:
@@ -170,12 +171,6 @@ class Density(Result):
             )
             for row, weights, between in zip(self.nodes, atoms, spread, strict=True)
         ]
-
-    def _by_probe(self, places: Tensor) -> Tensor:
-        """Share of a probe's own measure up to and including each place, (probes, n)."""
-        totals = torch.cat([torch.zeros(self.probes, 1), self.weights.cumsum(1)], 1).double()
-        every = places.expand(self.probes, -1).contiguous()
-        return totals.gather(1, torch.searchsorted(self.nodes.contiguous(), every, right=True))
 
     def cumulative(self, grid: Tensor) -> Curve:
         """Share of eigenvalues up to and including each place.
@@ -254,8 +249,8 @@ class Density(Result):
 
     def _brackets(self, place: float) -> tuple[Tensor, Tensor]:
         """Bounds on the share of each probe's measure up to and including a place, (probes,)."""
-        exact = self._by_probe(torch.tensor([place], dtype=torch.float64))[:, 0]
-        least, most = exact.clone(), exact.clone()
+        least = (self.weights * (self.nodes <= place)).sum(1)
+        most = least.clone()
         for number in (~self.complete).nonzero()[:, 0].tolist():
             nodes, weights = radau_rule(self.diagonals[number], self.links[number], place)
             here = int((nodes - place).abs().argmin())

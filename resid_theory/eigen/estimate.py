@@ -3,11 +3,13 @@
 import math
 from dataclasses import asdict, dataclass, replace
 
+import torch
 from torch import Tensor
 
 from resid_theory.runtime.result import Result
 
 __all__ = [
+    "Cumulants",
     "Estimate",
     "mean_estimate",
     "positive_mean",
@@ -17,8 +19,7 @@ __all__ = [
     "student",
 ]
 
-_FLAT = 1e-9  # share of few eigenvalues below which a distribution is normal
-_FEW = 8  # samples whose angles or lengths may hide their spread
+_FLAT = 1e-9  # relative variance below which a distribution is normal
 
 
 def student(degrees: float) -> float:
@@ -144,41 +145,85 @@ def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
     )
 
 
-def sphere_mean(
-    samples: Tensor, squares: Tensor, *, dimension: int, share: float, offset: float, part: float
-) -> Estimate:
-    """``offset`` plus a trace, from zᵀ A z and |A z|² of unit vectors z, uniform on a sphere."""
-    # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²); for n of them it is one n-th
-    # of a ``part`` of it. The relative variance of |A z|² is twice the ``share`` of few
-    # eigenvalues, Σ λ⁴ / (Σ λ²)².
+@dataclass(frozen=True)
+class Cumulants:
+    """Sums Σ w, Σ w² / (Σ w)², Σ w³ / (Σ w)³ of the weights in a random sum Σ w χ²."""
+
+    # |A z|² for a unit vector z, uniform on a sphere of N dimensions, is such a sum of squares of
+    # normal numbers: w = λ² / N. Its cumulants are Σ w, 2 Σ w² and 8 Σ w³.
+    first: float
+    second: float
+    third: float
+
+    @classmethod
+    def of(cls, first: float, second: float, third: float) -> "Cumulants":
+        """Estimates of the sums, as near to these as they can be for positive weights."""
+        second = min(max(second, _FLAT), 1.0)
+        return cls(first, second, min(max(third, second**2), second**1.5))
+
+    @classmethod
+    def of_gram(cls, gram: Tensor) -> "Cumulants":
+        """Estimates from the Gram matrix of n images A z of orthonormal z."""
+        # The eigenvalues of this matrix, rather than its entries, are what does not depend on the
+        # basis of the z. Where one weight stands out, one of them is w χ²(n), the others zero, and
+        # their k-statistics over powers of n are w, w², w³, for the χ² that was drawn. Where many
+        # weights are alike, they are 1 + 2 / n and (1 + 2 / n) (1 + 4 / n) times as large as the
+        # sums on average. Few eigenvalues may hide weights. With another factor, intervals for one
+        # weight, ten, power laws and flat spectra hold 93.5 to 97 % of the truths from n = 4 on.
+        count = len(gram)
+        more = count / max(1, count - 1)
+        first, second, third = _statistics(torch.linalg.eigvalsh(gram))
+        return cls.of(first, more**0.5 * second / count, more**0.75 * third / count**2)
+
+    @classmethod
+    def of_samples(cls, samples: Tensor) -> "Cumulants":
+        """Estimates from n samples of the sum alone, which hide more; for n >= 8."""
+        more = len(samples) / max(1, len(samples) - 1)
+        first, second, third = _statistics(samples)
+        return cls.of(first, more**2 * second / 2, more**3 * third / 8)
+
+
+def _statistics(samples: Tensor) -> tuple[float, float, float]:
+    """The mean, the next two k-statistics over its powers; inf where there are too few samples."""
     count, mean = len(samples), samples.mean().item()
-    spread = max(0.0, squares.mean().item() - mean**2) * 2 / (dimension + 2)
-    error = dimension * math.sqrt(spread * part / count)
-    half = student(count / max(share, _FLAT)) * error if error else 0.0
-    value = offset + dimension * mean
+    apart = samples / mean - 1 if mean > 0 else torch.zeros(count)
+    squares, cubes = (apart.pow(power).sum().item() for power in (2, 3))
+    return (
+        max(0.0, mean),
+        squares / (count - 1) if count > 1 else math.inf,
+        cubes * count / ((count - 1) * (count - 2)) if count > 2 else math.inf,
+    )
+
+
+def sphere_mean(
+    form: float, squares: Cumulants, *, count: float, dimension: int, offset: float
+) -> Estimate:
+    """``offset`` plus a trace, from means over unit vectors z of zᵀ A z, and of |A z|²."""
+    # The variance for one z is 2 / (N + 2) (|A|² / N - (tr A / N)²), known as well as |A|².
+    variance = max(0.0, squares.first - form**2) * 2 / (dimension + 2)
+    error = dimension * math.sqrt(variance / count)
+    half = student(count / squares.second) * error if error else 0.0
+    value = offset + dimension * form
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
 
 
-def squares_mean(squares: Tensor, *, scale: float, share: float, offset: float) -> Estimate:
-    """``offset`` plus ``scale`` times the mean of |A z|²; the ``share`` as for the trace."""
-    # Like a sum of squares of normal numbers, with the degrees of freedom of its variance. Angles,
-    # of which there are count / 2 for each length, show it best; but few samples may hide it in
-    # their angles or in their lengths, hardly in both.
-    count, mean = len(squares), squares.mean().item()
-    if mean == 0:
-        return Estimate.exact(offset)
-    if count > 1:
-        spread = squares.var().item() / mean**2 / 2
-        pooled = (count / 2 * share + spread) / (count / 2 + 1)
-        share = max(share, spread) if count < _FEW else pooled
+def squares_mean(squares: Cumulants, *, count: float, scale: float, offset: float) -> Estimate:
+    """``offset`` plus ``scale`` times the mean of |A z|²."""
+    # A constant and k equal weights, with k and the constant such that all three cumulants agree:
+    # the mean is a constant plus a multiple of χ²(count k), whose quantiles give the interval. The
+    # constant is what many small weights add up to. A single weight that was drawn too small is
+    # so in all three cumulants, so that the interval of its part is that of χ²(count) exactly.
     from scipy.special import chdtri
 
-    degrees = count / max(share, _FLAT)
+    mean, second, third = scale * squares.first, squares.second, squares.third
+    part, degrees = second**2 / third, count * second**3 / third**2
     tail = (1 - 0.95) / 2
-    low, high = (scale * mean * degrees / float(chdtri(degrees, t)) for t in (tail, 1 - tail))
-    error = scale * mean * math.sqrt(2 / degrees)
-    value = offset + scale * mean
-    return Estimate(value=value, standard_error=error, low=offset + low, high=offset + high)
+    low, high = (
+        offset + mean * (1 - part + part * degrees / float(chdtri(degrees, t)))
+        for t in (tail, 1 - tail)
+    )
+    error = mean * math.sqrt(2 * second / count)
+    return Estimate(value=offset + mean, standard_error=error, low=low, high=high)
 
 
 def root(square: Estimate) -> Estimate:

@@ -98,25 +98,22 @@ def without_resolved(
 ) -> tuple[list[ProbeMeasure], list[float], list[float]]:
     """Take out what all have resolved; the rest, and value and residual of each known copy."""
     measures = [m.without((m.weights < _GHOST).nonzero()[:, 0].tolist()) for m in measures]
-    values: list[float] = []
-    residuals: list[float] = []
+    values, residuals = list[float](), list[float]()
     taken: list[list[int]] = [[] for _ in measures]
     least = min(len(measure.nodes) for measure in measures)
     for place in range(len(measures[0].nodes)):
         same = _same(measures, place)
         if not same or len(taken[0]) + 1 == least:  # something must carry the rest
             continue
-        vectors = torch.stack([m.vector(i) for m, i in zip(measures, same, strict=True)])
-        blur = max(float(m.sharpness[i]) for m, i in zip(measures, same, strict=True))
+        pairs = list(zip(measures, same, strict=True))
+        vectors = torch.stack([m.vector(i) for m, i in pairs])
+        blur = max(float(m.sharpness[i]) for m, i in pairs)
         spans = torch.linalg.svdvals(vectors) > len(measures) ** 0.5 * max(1e-6, 4 * blur)
         copies = int(spans.sum())
         if copies == len(measures):  # or more
             continue
-        nodes = [float(m.nodes[i]) for m, i in zip(measures, same, strict=True)]
-        values += [sum(nodes) / len(nodes)] * copies
-        residuals += [
-            max(float(m.residuals[i]) for m, i in zip(measures, same, strict=True))
-        ] * copies
+        values += [sum(float(m.nodes[i]) for m, i in pairs) / len(pairs)] * copies
+        residuals += [max(float(m.residuals[i]) for m, i in pairs)] * copies
         for list_of_run, i in zip(taken, same, strict=True):
             list_of_run.append(i)
     rest = [m.without(places) for m, places in zip(measures, taken, strict=True)]

@@ -150,6 +150,11 @@ class Krylov:
         return self._columns[:, begin : begin + self.waiting]
 
     @property
+    def multiplied_vectors(self) -> Tensor:
+        """V, (P, m)."""
+        return self._columns[:, self.offset : self.offset + self.multiplied]
+
+    @property
     def is_full(self) -> bool:
         """True if the next block of products may exceed the capacity."""
         filled = self.offset + self.multiplied + 2 * self.waiting
@@ -179,9 +184,9 @@ class Krylov:
             return
         # What the two passes left is small beside the product, not beside a small remainder.
         project_out(fresh, basis)
-        fresh, turn = torch.linalg.qr(fresh)
+        fresh, turn = orthonormal(fresh, 0.0)
         self._columns[:, end : end + count] = fresh[:, :count]
-        self._matrix[end : end + count, begin:end] = (turn.double() @ links)[:count].cpu()
+        self._matrix[end : end + count, begin:end] = (turn @ links)[:count].cpu()
         self.waiting = count
 
     def restart(self, keep: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_choice, check_int, check_positive
-from resid_theory.eigen.convergence import Edges, SearchState
+from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.eigenpair_result import Eigenpairs, clusters
 from resid_theory.eigen.krylov import Krylov, Locked, check_symmetric
 from resid_theory.eigen.operator_log import Operator, OutOfProducts, RecordedOperator
@@ -49,8 +49,8 @@ def eigenpairs(
     are set aside, and runs from new random vectors in their complement follow.
 
     Args:
-        A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
-            shape, a dtype and a device. float32 products are orthogonalized with float64 sums.
+        A: (P, P), symmetric: a tensor, or anything with ``@``, a shape, a dtype and a
+            device. Sums over float32 vectors are float64.
         k: Number of pairs; at each end for ``which="both"``.
         which: ``largest``, ``smallest`` (most negative), ``both``, or ``magnitude`` (largest |λ|).
         block: Number of random vectors in the start of the first run; by default three, or one
@@ -66,8 +66,8 @@ def eigenpairs(
             beyond those that the tolerance needs, or a further run. Without it, a run ends when
             another eigenvalue between those found is improbable; copies are not searched.
         missed: Probability of a missed pair or copy at which the verification ends.
-        folder: Folder in which to record the products, one file each. A killed call, made again,
-            continues from there, with bit-identical results. None for no record.
+        folder: Where to record the products, so that a killed call, made again, continues with
+            bit-identical results.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -129,7 +129,7 @@ def search(
     while True:
         first = state is None
         krylov = Krylov(operator, locked, width=width, capacity=capacity, generator=generator)
-        edges = Edges() if state is None else state.edges
+        edges = {} if state is None else state.edges
         latest, in_budget = _run(krylov, goal, edges, allowance)
         if latest is not None:
             state = latest
@@ -158,7 +158,7 @@ def search(
 
 
 def _run(
-    krylov: Krylov, goal: Goal, edges: Edges, allowance: int | None
+    krylov: Krylov, goal: Goal, edges: dict[int, float], allowance: int | None
 ) -> tuple[SearchState | None, bool]:
     """Grow a Krylov space until it has answered; return the last state, and if the budget held."""
     first, state = allowance is None, None  # the first run sets its own allowance of steps

@@ -34,37 +34,31 @@ class LinearOperator(MatrixProducts):
         """The transpose."""
 
     def __add__(self, other: Any) -> "LinearOperator":
-        """The sum with another matrix; with 0, where ``sum`` begins, itself."""
-        if isinstance(other, int) and other == 0:
+        if isinstance(other, int) and other == 0:  # where ``sum`` begins
             return self
-        return OperatorSum.of([(1.0, self), (1.0, other)])
+        return OperatorSum([(1.0, self), (1.0, other)])
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> "LinearOperator":
-        """The difference from another matrix."""
-        return OperatorSum.of([(1.0, self), (-1.0, other)])
+        return OperatorSum([(1.0, self), (-1.0, other)])
 
     def __rsub__(self, other: Any) -> "LinearOperator":
-        """The difference of another matrix from this one."""
-        return OperatorSum.of([(-1.0, self), (1.0, other)])
+        return OperatorSum([(-1.0, self), (1.0, other)])
 
     def __mul__(self, factor: Any) -> "LinearOperator":
-        """The product with a number."""
-        return OperatorSum.of([(_number("c", factor), self)])
+        return OperatorSum([(_number("c", factor), self)])
 
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> "LinearOperator":
-        """The quotient by a number."""
         number = _number("c", factor)
         if number == 0:
             raise ValueError("c: got 0, needs a number to divide by")
-        return OperatorSum.of([(1 / number, self)])
+        return OperatorSum([(1 / number, self)])
 
     def __neg__(self) -> "LinearOperator":
-        """The matrix times -1."""
-        return OperatorSum.of([(-1.0, self)])
+        return OperatorSum([(-1.0, self)])
 
     def shift(self, by: Any) -> "LinearOperator":
         """``A + by I``, as damping does it.
@@ -80,7 +74,7 @@ class LinearOperator(MatrixProducts):
         """
         number, size = _number("by", by), check_square(self)
         unit = Identity(size, dtype=self.dtype, device=self.device)
-        return OperatorSum.of([(1.0, self), (number, unit)])
+        return OperatorSum([(1.0, self), (number, unit)])
 
     def solve(
         self,
@@ -135,7 +129,7 @@ class LinearOperator(MatrixProducts):
         return diagonal(self, budget=budget, generator=generator)
 
     def block(self, rows: Any, columns: Any = None) -> "LinearOperator":
-        """Refuse a block by names, which only the curvature of a net has."""
+        """A block by names, which only the curvature of a net has."""
         raise ValueError("A: its rows have no names; needs the curvature of a net")
 
 
@@ -257,42 +251,36 @@ def as_operator(given: Any, argument: str = "A") -> LinearOperator:
 class OperatorSum(LinearOperator):
     """A sum of multiples of operators of one shape; made by their ``+``, ``-`` and ``*``."""
 
-    def __init__(self, terms: Sequence[tuple[float, LinearOperator]]) -> None:
-        self.terms = tuple(terms)
-        self._rounding = 0.0  # largest seen so far, relative to a vector
-        every = [term for _, term in terms]
-        wide = any(term.dtype == torch.float64 for term in every)
-        super().__init__(
-            every[0].shape,
-            torch.float64 if wide else torch.float32,
-            every[0].device,
-            row_shapes=next((t.row_shapes for t in every if t.row_shapes is not None), None),
-            column_shapes=next(
-                (t.column_shapes for t in every if t.column_shapes is not None), None
-            ),
-        )
-
-    @classmethod
-    def of(cls, terms: Sequence[tuple[float, Any]]) -> "OperatorSum":
-        """The sum; sums inside are merged, operands are checked."""
-        flat: list[tuple[float, LinearOperator]] = []
+    def __init__(self, terms: Sequence[tuple[float, Any]]) -> None:
+        flat: list[tuple[float, LinearOperator]] = []  # without sums inside
         for factor, given in terms:
             operator = as_operator(given, "B")
-            inner = operator.terms if isinstance(operator, cls) else ((1.0, operator),)
+            inner = operator.terms if isinstance(operator, OperatorSum) else ((1.0, operator),)
             flat += [(factor * own, term) for own, term in inner]
+        self.terms: tuple[tuple[float, LinearOperator], ...] = tuple(flat)
         first = flat[0][1]
+        self._rounding = 0.0  # largest seen so far, relative to a vector
         for _, other in flat[1:]:
             if other.shape != first.shape or other.device != first.device:
                 raise ValueError(
                     f"B: got shape {other.shape} on {other.device}, needs {first.shape} on "
                     f"{first.device}"
                 )
+        names: list[Shapes | None] = []
         for side in ("row_shapes", "column_shapes"):
             named = [getattr(term, side) for _, term in flat if getattr(term, side) is not None]
             odd = next((shapes for shapes in named if dict(shapes) != dict(named[0])), None)
             if odd is not None:
                 raise ValueError(f"B: stands for {list(odd)}, needs {list(named[0])}")
-        return cls(flat)
+            names.append(named[0] if named else None)
+        wide = any(term.dtype == torch.float64 for _, term in flat)
+        super().__init__(
+            first.shape,
+            torch.float64 if wide else torch.float32,
+            first.device,
+            row_shapes=names[0],
+            column_shapes=names[1],
+        )
 
     @property
     def T(self) -> LinearOperator:

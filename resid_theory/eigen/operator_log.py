@@ -110,6 +110,13 @@ class RecordedOperator:
         """An empty (P, 0) block of vectors of this operator."""
         return torch.empty(self.size, 0, dtype=self.dtype, device=self.device)
 
+    def choose_unit(self, largest: float) -> None:
+        """Take the unit by a number of the size of the products, once it is not zero."""
+        if largest > 0:
+            exponent = math.frexp(largest)[1] - 1
+            self.unit = 2.0**exponent if abs(exponent) > _FAR else 1.0
+            self._scaled = True
+
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """The product with (P, b) vectors; it uses b products of the budget."""
         if self.limit is not None and self.count + vectors.shape[1] > self.limit:
@@ -122,11 +129,8 @@ class RecordedOperator:
         if result is None and path is not None:
             about = {"question": _digest(vectors), "parameters": self.size}
             write_checkpoint(path, {"answer": answer}, about)
-        largest = 0.0 if self._scaled else float(answer.abs().max())
-        if largest > 0:
-            exponent = math.frexp(largest)[1] - 1
-            self.unit = 2.0**exponent if abs(exponent) > _FAR else 1.0
-            self._scaled = True
+        if not self._scaled:
+            self.choose_unit(float(answer.abs().max()))
         answer.div_(self.unit)
         if result is not None and fresh is not None:
             # Half the digits: a product may round differently after a restart, a wrong net may not.

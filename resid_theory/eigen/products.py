@@ -79,19 +79,13 @@ class MatrixProducts(ABC):
         Raises:
             ValueError: If the shape does not fit, or net or data changed meanwhile.
         """
-        given = as_tensor("V", vectors).detach()
-        if given.dim() not in (1, 2) or len(given) != self.shape[1]:
-            raise ValueError(
-                f"V: got shape {tuple(given.shape)} for an operator of shape {self.shape}; needs "
-                f"({self.shape[1]},) or ({self.shape[1]}, b)"
-            )
+        given = self._vectors(vectors).detach()
         columns = given.to(self.device)
         columns = columns if columns.is_floating_point() else columns.double()
         columns = columns.unsqueeze(1) if columns.dim() == 1 else columns
         return self._product(columns).to(self.dtype).view(self.shape[0], *given.shape[1:])
 
     def __rmatmul__(self, vectors: Any) -> Tensor:
-        """(rows,) or (b, rows) times the matrix."""
         given = as_tensor("V", vectors)
         return (self.T @ given.mT).mT if given.dim() == 2 else self.T @ given
 
@@ -123,14 +117,7 @@ class MatrixProducts(ABC):
         Raises:
             ValueError: If the columns stand for no parameters, or the shape does not fit.
         """
-        shapes, given = self.column_shapes, as_tensor("V", vectors)
-        if shapes is None:
-            raise ValueError("A: its columns have no names; needs the curvature of a net")
-        if given.dim() not in (1, 2) or len(given) != self.shape[1]:
-            raise ValueError(
-                f"V: got shape {tuple(given.shape)}, needs ({self.shape[1]},) or "
-                f"({self.shape[1]}, b)"
-            )
+        shapes, given = self._named_columns(), self._vectors(vectors)
         parts = given.split([shape.numel() for shape in shapes.values()])
         lead = given.shape[1:]
         return {
@@ -150,9 +137,7 @@ class MatrixProducts(ABC):
         Raises:
             ValueError: If the columns stand for no parameters, or names or shapes differ.
         """
-        shapes = self.column_shapes
-        if shapes is None:
-            raise ValueError("A: its columns have no names; needs the curvature of a net")
+        shapes = self._named_columns()
         if not isinstance(parts, Mapping):
             raise ValueError(f"parts: got {type(parts).__name__}, needs a tensor for each name")
         if set(parts) != set(shapes):
@@ -171,6 +156,20 @@ class MatrixProducts(ABC):
         if len({part.shape[1:] for part in flat}) > 1:
             raise ValueError("parts: some have an axis of several vectors, others none or another")
         return torch.cat(flat)
+
+    def _vectors(self, given: Any) -> Tensor:
+        vectors, columns = as_tensor("V", given), self.shape[1]
+        if vectors.dim() not in (1, 2) or len(vectors) != columns:
+            raise ValueError(
+                f"V: got shape {tuple(vectors.shape)} for an operator of shape {self.shape}; needs "
+                f"({columns},) or ({columns}, b)"
+            )
+        return vectors
+
+    def _named_columns(self) -> Shapes:
+        if self.column_shapes is None:
+            raise ValueError("A: its columns have no names; needs the curvature of a net")
+        return self.column_shapes
 
     def dense(self, *, progress: bool = False) -> Tensor:
         """The matrix itself, for a small operator only.

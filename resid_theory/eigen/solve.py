@@ -66,7 +66,7 @@ def solve(
     tolerance: float = 1e-6,
     max_products: int = 1000,
 ) -> Solution:
-    """Solve (A + damping I) x = v."""
+    """Solve (A + damping I) x = v, as :meth:`LinearOperator.solve` says."""
     from scipy.sparse import linalg  # a third of a second of import
 
     size = check_square(A)
@@ -82,20 +82,18 @@ def solve(
     def product(x: np.ndarray) -> np.ndarray:
         nonlocal spent
         spent += 1
-        return (A @ torch.from_numpy(x.reshape(size))).double().cpu().numpy() + damping * x.reshape(
-            size
-        )
+        x = x.reshape(size)
+        return (A @ torch.from_numpy(x)).double().cpu().numpy() + damping * x
 
     operator = linalg.LinearOperator((size, size), matvec=product, dtype=np.dtype(np.float64))
     method = "cg" if lowest > 0 else "minres"
-    solver = {"cg": linalg.cg, "minres": linalg.minres}[method]
+    solver = getattr(linalg, method)
     solutions, residuals, lengths = [], [], []
     columns = given.reshape(size, -1).mT.cpu().numpy()
     for v in columns:
         length = float(np.linalg.norm(v))
         x, left = np.zeros(size), v
-        remaining, goal = limit // len(columns), tolerance * length
-        far = length
+        remaining, goal, far = limit // len(columns), tolerance * length, length
         while far > goal and remaining > 1:
             # The solvers' own residuals drift from the true one: what is left is solved for again.
             before = spent

@@ -11,7 +11,7 @@ from resid_theory._check import as_generator, check_int, check_positive
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
-from resid_theory.eigen.estimate import Estimate, root, sphere_mean, squares_mean
+from resid_theory.eigen.estimate import Estimate
 from resid_theory.eigen.lanczos import BLOCK, search
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
@@ -201,14 +201,12 @@ def spectral_estimates(
 
     The extreme eigenpairs come first. Their span U is then treated exactly: its part of the trace
     and of the Frobenius norm needs no further product, and the probes of the density stay in its
-    complement. The first product of each probe gives the rest of the trace (as in :func:`trace`,
-    with U as the known space) and of the norm; all products together give the density, and from it
-    the error bars of both, the index and the condition number. Each probe also searches for an
-    eigenvalue beyond the extremes.
+    complement. All their products together give the density, in which eigenvalues that every probe
+    has resolved are counted exactly too, and from it trace, norm, index and condition number. Each
+    probe also searches for an eigenvalue beyond the extremes.
 
     Args:
-        A: (P, P), symmetric: a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a
-            shape, a dtype and a device.
+        A: (P, P), symmetric: a tensor, or anything with ``@``, a shape, a dtype and a device.
         k: Number of pairs at each end.
         density: Whether to run each probe for ``steps`` products; else for one.
         percentile: Percentile of |λ| for the condition number, in [0, 100].
@@ -221,8 +219,7 @@ def spectral_estimates(
         matrix: Name of the operator, for the report.
         samples: Number of samples of the data set, for the report.
         reason: Reason for this method, for the report.
-        folder: Folder in which to record the products, so that a killed call, made again, continues
-            from there. None for no record.
+        folder: Where to record the products, so that a killed call, made again, continues.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -246,8 +243,7 @@ def spectral_estimates(
         goal = Goal(which="both", k=k, tolerance=tolerance, missed=missed)
         pairs, locked = search(operator, goal, block=BLOCK, generator=generator)
         values, unit, error = locked.values, operator.unit, operator.error
-        rest = operator.size - len(values)
-        if rest == 0:
+        if len(values) == operator.size:
             noise = operator.size**0.5 * pairs.round_off
             error = MatrixError(
                 spectral=pairs.round_off,
@@ -264,31 +260,14 @@ def spectral_estimates(
                 pairs=pairs.scaled(unit),
                 error=error.scaled(unit),
             )
-        vectors, probes = locked.vectors, check_int("probes", probes)
+        probes = check_int("probes", probes)
         residuals = dots(locked.errors, locked.errors).diagonal().sqrt().cpu()
         found = lanczos_quadrature(
-            operator,
-            vectors,
-            values * unit,
-            residuals * unit,
-            probes=probes,
-            steps=steps,
-            generator=generator,
+            operator, locked, residuals, probes=probes, steps=steps, generator=generator
         )
     seen = found.density if density else None
     pairs, notes = _verified(pairs, found.certificates)
     pairs = pairs.scaled(unit)
-    inside = values.square().sum().item() + residuals.square().sum().item()
-    noise = operator.size**0.5 * found.rounding
-    total = sphere_mean(
-        found.first,
-        found.squares,
-        dimension=rest,
-        share=found.share,
-        offset=values.sum().item(),
-        part=1.0,
-    )
-    norm = root(squares_mean(found.squares, scale=rest, share=found.share, offset=inside))
     return SpectrumReport(
         method="matrix-free",
         reason=reason,
@@ -297,8 +276,8 @@ def spectral_estimates(
         samples=samples,
         largest=pairs.estimates(1)[:k],
         smallest=pairs.estimates(-1)[:k],
-        trace=total.widened(noise + error.trace).scaled(unit),
-        frobenius_norm=norm.widened(noise + error.frobenius).scaled(unit),
+        trace=found.trace,
+        frobenius_norm=found.frobenius_norm,
         index=None if seen is None else seen.negative_share,
         index_threshold=0.0 if seen is None else seen.resolution,
         condition_number=None if seen is None else _condition_number(pairs, seen, percentile),

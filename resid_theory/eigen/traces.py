@@ -19,8 +19,10 @@ A unit vector z, uniform on the sphere of N dimensions, has the variance of zᵀ
     2 / (N + 2) (|A|² / N - (tr A / N)²),    |A|² = N E |A z|²,
 
 so that the lengths of the products give the error bar, far more exactly than the spread of the few
-zᵀ A z would; n orthonormal vectors have (N - n) / (N - 1) / n of it. The share c from above is half
-the relative variance of |A z|²: Student's distribution with n / c degrees of freedom.
+zᵀ A z would; n orthonormal vectors have (N - n) / (N - 1) / n of it. As squares of
+normal numbers do, |A z|² varies by 2 Σ λ⁴ / N², which the Gram matrix of the products shows: over
+the square of the mean it gives the degrees of freedom of Student's distribution. For the interval
+of |A|² itself, see :func:`~resid_theory.eigen.estimate.squares_mean`.
 """
 
 import math
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor
 
 from resid_theory._check import as_generator, check_int
-from resid_theory.eigen.estimate import Estimate, root, sphere_mean, squares_mean
+from resid_theory.eigen.estimate import Cumulants, Estimate, root, sphere_mean, squares_mean
 from resid_theory.eigen.krylov import product_rounding
 from resid_theory.eigen.operator_log import Operator, RecordedOperator
 from resid_theory.eigen.orthogonalization import dots, project_out, random_orthonormal
@@ -40,7 +42,7 @@ __all__ = ["frobenius_norm", "trace"]
 _NOISE = 1e-2  # relative; an asymmetry up to this is taken for rounding
 # Chosen on the eleven spectra that benchmarks/hessian_spectra.py sets aside for it.
 _PILOT = 12  # one product in so many is a random vector to begin with, and two or three more
-_FEWEST = 4  # probes of the complement are at least one in so many products
+_FEWEST = 4  # probes of the complement are at least so many, and one in so many products
 _PAYS = 0.7  # share in few eigenvalues times the products left, above which Lanczos goes on
 
 
@@ -60,13 +62,12 @@ def trace(
     their length carries no information, so that a fixed length lowers the variance.
 
     Args:
-        A: (P, P): a tensor, or anything with ``A @ vectors`` for (P, b) vectors, a shape, a dtype
-            and a device. It need not be symmetric; if it is not, the interval may be too wide.
+        A: (P, P): a tensor, or anything with ``@``, a shape, a dtype and a device; if it is not
+            symmetric, the interval may be too wide.
         budget: Largest number of products with one vector, at least 6. From P on, P products give
             the trace without a random error.
         generator: For the random vectors: a generator, or the seed of a new one.
-        folder: Folder in which to record the products, so that a killed call, made again, continues
-            from there. None for no record.
+        folder: Where to record the products, so that a killed call, made again, continues.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -107,13 +108,12 @@ def frobenius_norm(
     that the Krylov space pays earlier and ends later.
 
     Args:
-        A: (P, P), or the block (rows, P) of a matrix: a tensor, or anything with ``A @ vectors``
-            for (P, b) vectors, a shape, a dtype and a device. It need not be symmetric.
+        A: (P, P), symmetric or not, or a block (rows, P): a tensor, or anything with ``@``, a
+            shape, a dtype and a device.
         budget: Largest number of products with one vector, at least 6. From P on, P products give
             the norm without a random error.
         generator: For the random vectors: a generator, or the seed of a new one.
-        folder: Folder in which to record the products, so that a killed call, made again, continues
-            from there. None for no record.
+        folder: Where to record the products, so that a killed call, made again, continues.
         progress: Whether to show a progress bar on standard error.
 
     Returns:
@@ -201,7 +201,7 @@ def _extend(drawn: _Drawn, budget: int, power: int) -> None:
     rest = drawn.images.clone()
     rounding = product_rounding(drawn.operator, float(_squares(rest).max().sqrt()))
     project_out(rest, drawn.vectors)
-    while (left := budget - drawn.count) > max(3, budget // _FEWEST):
+    while (left := budget - drawn.count) > max(_FEWEST, budget // _FEWEST):
         gram = dots(rest, rest).cpu()
         many = len(gram) > 1
         remaining = float(gram.trace()) * drawn.operator.size / max(1, len(gram))
@@ -263,19 +263,21 @@ def _estimates(
     total, norm = Estimate.exact(own[:known].sum().item()), root(Estimate.exact(inside))
     if known < operator.size:
         dimension, count = operator.size - known, drawn.count - known
+        # Orthonormal vectors count for more than independent ones.
+        several = count * (dimension - 1) / (dimension - count)
         gram = dots(drawn.images, drawn.images).cpu()
-        share = _concentration(gram[known:, known:])
-        squares = squares_mean(lengths[known:], scale=dimension, share=share, offset=inside)
+        squares = squares_mean(
+            Cumulants.of_gram(gram[known:, known:]), count=several, scale=dimension, offset=inside
+        )
         if square:
             rest = drawn.images[:, known:].clone()
             project_out(rest, drawn.vectors[:, :known])
             total = sphere_mean(
-                own[known:],
-                _squares(rest),
+                own[known:].mean().item(),
+                Cumulants.of_gram(dots(rest, rest).cpu()),
+                count=several,
                 dimension=dimension,
-                share=_concentration(dots(rest, rest).cpu()),
                 offset=total.value,
-                part=(dimension - count) / max(1, dimension - 1),
             )
         if drawn.pilots:
             # The first vectors are probes of A itself. The mean of the later estimates is the truth

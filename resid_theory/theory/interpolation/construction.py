@@ -11,10 +11,8 @@ from resid_theory._check import as_tensor, check_finite
 from resid_theory.theory.interpolation.norm_bounds import (
     CLEARANCE,
     Nearest,
-    merged_norm_bound,
     nearest_of_paths,
     nearest_of_points,
-    norm_bound,
 )
 from resid_theory.theory.interpolation.schedule import Schedule
 from resid_theory.theory.interpolation.sphere_paths import (
@@ -58,12 +56,10 @@ class SpherePoints:
             )
         first = _first_equal(torch.cat([x, y], 1))
         numbers = first.unique()
-        clash = _first_equal(x[numbers])
-        for row in (clash != torch.arange(len(numbers))).nonzero().flatten().tolist()[:1]:
-            a, b = int(numbers[clash[row]]), int(numbers[row])
+        if pair := _equal_pair(x[numbers], numbers):
             raise ValueError(
-                f"x: samples {a} and {b} are equal and have different targets, needs one target "
-                "for each input"
+                f"x: samples {pair[0]} and {pair[1]} are equal and have different targets, needs "
+                "one target for each input"
             )
         return cls(x=x[numbers], y=y[numbers], numbers=numbers, first=first)
 
@@ -94,6 +90,13 @@ def _first_equal(points: Tensor) -> Tensor:
     return first[group]
 
 
+def _equal_pair(points: Tensor, numbers: Tensor) -> tuple[int, int] | None:
+    """Numbers of two equal points."""
+    first = _first_equal(points)
+    rows = (first != torch.arange(len(points))).nonzero().flatten()
+    return (int(numbers[first[rows[0]]]), int(numbers[rows[0]])) if len(rows) else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """A schedule and the distance that it keeps between columns.
@@ -112,23 +115,30 @@ class Plan:
 
     def norm_bound(self, units: int) -> float:
         """Upper bound of all norms with so many units; inf for too few units."""
-        columns = len(self.schedule.moving)
-        if not columns:
-            return 0.0
+        m, rho = len(self.schedule.moving), self.separation
         if not self.tolerance:
-            return norm_bound(columns, units, self.separation)
-        return merged_norm_bound(columns, units, self.separation, self.tolerance, self.together)
+            # Equations (6) and (7) of the paper, with constants derived here: paths are at most
+            # pi²/2 long, and on them the gap is at least rho²/8.
+            spare, cost = units - m, 4 * math.pi**2 / rho**2
+        else:
+            # w² (L - 3m) <= m (8 pi² / rho² + (19 + 5.3 log(K rho / 4 epsilon)) / rho). On the
+            # sphere the gap is at least rho²/16, and rho²/64 on the last arc, of length below
+            # 0.29 rho; on the straight rest the distance shrinks geometrically, by a factor
+            # 1 - w² rho / 5.3 or better a unit.
+            shrinking = 19 + 5.3 * math.log(self.together * rho / (4 * self.tolerance))
+            spare, cost = units - 3 * m, 8 * math.pi**2 / rho**2 + shrinking / rho
+        if not m:
+            return 0.0
+        return math.sqrt(m * cost / (spare * (1 - CLEARANCE))) if spare > 0 else math.inf
 
     @classmethod
     def exact(cls, samples: SpherePoints) -> "Plan":
         """Every column to its own target."""
         x, y = samples.x, samples.y
-        equal = _first_equal(y)
-        for row in (equal != torch.arange(len(equal))).nonzero().flatten().tolist()[:1]:
-            a, b = int(samples.numbers[equal[row]]), int(samples.numbers[row])
+        if pair := _equal_pair(y, samples.numbers):
             raise ValueError(
-                f"y: samples {a} and {b} have one target, which no net with all norms below 1 "
-                "gives to both; needs distinct targets, or mode='perturbed' or 'merge'"
+                f"y: samples {pair[0]} and {pair[1]} have one target, which no net with all norms "
+                "below 1 gives to both; needs distinct targets, or mode='perturbed' or 'merge'"
             )
         nearest = nearest_of_paths(x, y)
         _check_apart(nearest, samples)
@@ -138,13 +148,10 @@ class Plan:
             for row in range(len(x))
         ]
         schedule = Schedule(
-            starts=x,
-            ends=y,
-            paths=SpherePaths.of(paths),
+            starts=x, ends=y, paths=SpherePaths.of(paths), fixed=x,
             moving=(x != y).any(1).nonzero().flatten(),
             approaches=x.new_full((len(x),), math.inf),
-            fixed=x,
-        )
+        )  # fmt: skip
         return cls(schedule=schedule, separation=nearest[0], tolerance=0.0, together=1)
 
     @classmethod
@@ -182,12 +189,8 @@ class Plan:
             approaches=x.new_tensor([sum(p.length for p in pieces[:-1]) for pieces in paths]),
             fixed=torch.stack(fixed),
         )
-        return cls(
-            schedule=schedule,
-            separation=separation,
-            tolerance=tolerance,
-            together=int(mates.sum(1).max()),
-        )
+        together = int(mates.sum(1).max())
+        return cls(schedule=schedule, separation=separation, tolerance=tolerance, together=together)
 
 
 def _check_apart(nearest: Nearest, samples: SpherePoints) -> None:

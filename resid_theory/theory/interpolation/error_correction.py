@@ -36,7 +36,7 @@ def with_braces(schedule: Schedule, steps: Steps, budget: float) -> Steps:
     names = ("rows", "starts", "ends", "directions", "highest")
     parts = []
     for fields in zip(*(getattr(steps, name).split(size) for name in names), strict=True):
-        part = Steps(**dict(zip(names, fields, strict=True)))
+        part = Steps(*fields)
         parts.append(_braces(part, schedule.offsets(part), budget))
     braces, braced, shares = (torch.cat(part) for part in zip(*parts, strict=True))
     return replace(steps, braces=braces, braced=braced, shares=shares)

@@ -43,8 +43,7 @@ _DRAWN = 1024  # points of a drawn path
 class InterpolationNet(nn.Module, Storable):
     r"""The paper's equation (3): units of two matrices, a bias and a ReLU under an identity.
 
-    Its parameters are named and shaped as those of ``ShortcutNet(d, L, 2, mid="relu", bias=True)``,
-    which loads its ``state_dict``.
+    ``ShortcutNet(d, L, 2, mid="relu", bias=True)`` loads its ``state_dict``.
 
     Args:
         weights: W1 and W2 of every unit, (L, 2, d, d); becomes the parameter ``weights``.
@@ -94,14 +93,12 @@ class Interpolation(Result):
         net: The module; its parameters may be trained.
         x: Inputs, (m, d), float64.
         y: The targets asked for, (m, d).
-        targets: The points that the construction leads to, (m, d): ``y`` itself, a perturbed ``y``,
-            or points within ``tolerance`` of ``y``.
+        targets: The points that the construction leads to, (m, d), as the mode says.
         mode: ``"exact"``, ``"perturbed"`` or ``"merge"``.
         tolerance: Distance of ``targets`` from ``y`` allowed in ``"merge"`` mode, otherwise 0.
         separation: rho, the smallest distance of two points that are kept apart; at most 2.
         upper_bound: Upper bound of ``largest_norm`` by the theorem; inf for too few units.
-        movers: The sample that each unit moves, (L,); of equal samples the first; -1 for a unit
-            that is not needed, whose weights are zero.
+        movers: The sample that each unit moves, (L,); of equal samples the first; -1 for none.
         positions: Position of the column that a unit moves, after the move, (L, d).
         first: The first sample equal to each sample, (m,).
         schedule: The paths of the distinct samples, in the order of travel.
@@ -294,10 +291,8 @@ def _steps(schedule: Schedule, units: int, allocation: str) -> Steps:
             f"units: got {units}, needs at least {moving}, one for each distinct sample that moves"
         )
     if not moving:
-        nothing, rows = schedule.starts[:0], torch.zeros(0, dtype=torch.long)
-        return Steps(
-            rows=rows, starts=nothing, ends=nothing, directions=nothing, highest=nothing[:, 0]
-        )
+        nothing = schedule.starts[:0]
+        return Steps(torch.zeros(0, dtype=torch.long), nothing, nothing, nothing, nothing[:, 0])
     return (schedule.equal_steps if allocation == "uniform" else schedule.greedy_steps)(units)
 
 

@@ -11,10 +11,8 @@ __all__ = [
     "CLEARANCE",
     "Nearest",
     "least_norm",
-    "merged_norm_bound",
     "nearest_of_paths",
     "nearest_of_points",
-    "norm_bound",
     "perturbed",
 ]
 
@@ -87,8 +85,7 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
         ValueError: If the shapes differ or a number is out of range.
 
     Source:
-        Derived here; it shows that the rate of arXiv:1611.01186, Theorem 1, is the best possible,
-        and that its Assumption 2 excludes one-hot targets for a reason.
+        Derived here: the rate of arXiv:1611.01186, Theorem 1, is the best possible.
 
     Example:
         >>> x = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
@@ -113,28 +110,6 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
     growth = math.expm1(math.log(max(float(longest), 1.0)) / units)
     log = math.log(min(float(shortest), 1.0)) if float(shortest) else -math.inf
     return math.sqrt(max(growth, -math.expm1(log / units)))
-
-
-def norm_bound(columns: int, units: int, separation: float) -> float:
-    r"""Upper bound of "Theorem 1", :math:`(2 \pi / \rho) \sqrt{m / (L - m)}`; inf for L = m."""
-    # Paths are at most pi²/2 long, and on them the gap is at least rho²/8. Equations (6) and (7) of
-    # the paper, with constants derived here.
-    spare = (units - columns) * (1 - CLEARANCE)
-    return 2 * math.pi / separation * math.sqrt(columns / spare) if spare else math.inf
-
-
-def merged_norm_bound(
-    columns: int, units: int, separation: float, tolerance: float, together: int
-) -> float:
-    """Upper bound for targets met to a tolerance, K = ``together`` equal ones; inf for L <= 3m."""
-    # Derived here: w² (L - 3m) <= m (8 pi² / rho² + (19 + 5.3 log(K rho / 4 epsilon)) / rho). On
-    # the sphere the gap is at least rho²/16, and rho²/64 on the last arc, of length below 0.29 rho;
-    # on the straight rest the distance shrinks geometrically, by a factor 1 - w² rho / 5.3 or
-    # better a unit.
-    spare = (units - 3 * columns) * (1 - CLEARANCE)
-    shrinking = 19 + 5.3 * math.log(together * separation / (4 * tolerance))
-    cost = 8 * math.pi**2 / separation**2 + shrinking / separation
-    return math.sqrt(columns * cost / spare) if spare > 0 else math.inf
 
 
 def perturbed(

@@ -79,17 +79,9 @@ class Schedule(Storable):
             ends[left] = self.paths.at(rows[left], s[left])
             parts.append((rows, points, ends, looking, highest))
             rows, s, points = rows[left], s[left], ends[left]
-        rows, starts, ends, looking, highest = (
-            torch.cat(part) for part in zip(*parts, strict=True)
-        )
-        order = rows.argsort(stable=True)  # by column; within one they come in order already
-        return Steps(
-            rows=rows[order],
-            starts=starts[order],
-            ends=ends[order],
-            directions=looking[order],
-            highest=highest[order],
-        )
+        joined = [torch.cat(part) for part in zip(*parts, strict=True)]
+        order = joined[0].argsort(stable=True)  # by column; within one they come in order already
+        return Steps(*(part[order] for part in joined))
 
     def equal_steps(self, units: int) -> Steps:
         """As many steps as units, none longer than all paths over (units - moving columns)."""
@@ -107,8 +99,7 @@ class Schedule(Storable):
         ends = points.roll(-1, 0)
         ends[number == steps - 1] = self.ends[self.moving]
         looking = self.look(rows, s, points)
-        highest = self.highest(rows, looking)
-        return Steps(rows=rows, starts=points, ends=ends, directions=looking, highest=highest)
+        return Steps(rows, points, ends, looking, self.highest(rows, looking))
 
     def greedy_steps(self, units: int) -> Steps:
         """At most ``units`` steps whose largest ratio of length to gap is as small as possible."""

@@ -27,9 +27,8 @@ def move_column(
         columns: Points, (m, d).
         index: Number of the column to move.
         target: Its new place, (d,).
-        direction: ``"column"``: along the column itself, the paper's choice, for points of the
-            sphere; ``"margin"``: along the direction of largest gap, which works for any
-            column outside the convex hull of the others.
+        direction: ``"column"``: along the column itself, the paper's choice on the sphere;
+            ``"margin"``: along the largest gap, for columns outside the convex hull of the others.
 
     Returns:
         ``(W1, b, W2)``, (d, d), (d,), (d, d), with equal Frobenius norms of W1 and W2; one row and
@@ -55,13 +54,8 @@ def move_column(
     column = columns[index]
     looking = widest_margin(column, others) if direction == "margin" else column / column.norm()
     highest = (others @ looking).max() if len(others) else -column.norm()
-    steps = Steps(
-        rows=torch.zeros(1, dtype=torch.long),
-        starts=column.unsqueeze(0),
-        ends=target.unsqueeze(0),
-        directions=looking.unsqueeze(0),
-        highest=highest.unsqueeze(0),
-    )
+    one = (torch.tensor(0), column, target, looking, highest)
+    steps = Steps(*(part.unsqueeze(0) for part in one))
     if not float(steps.gaps) > 0:
         raise ValueError(
             f"direction: along {direction!r} column {index} does not stand out (gap "
@@ -79,13 +73,12 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
         others: (k, d).
 
     Returns:
-        Unit vector, (d,), from the nearest point of the others' convex hull to ``point``: the gap
-        along it is the distance from the hull. Without others, or inside the hull: the point's own
-        direction.
+        Unit vector, (d,), from the nearest point of the others' convex hull to ``point``; without
+        others, or inside the hull, the point's own direction.
 
     Source:
-        Nearest point by nonnegative least squares: the solution of min |P w|² + (sum w - 1)²,
-        w >= 0, is proportional to the hull's weights (Lawson & Hanson 1974, chapter 23).
+        Lawson & Hanson 1974, chapter 23: the solution of min |P w|² + (sum w - 1)², w >= 0, is
+        proportional to the hull's weights.
     """
     from scipy.optimize import nnls  # a third of a second to import
 
@@ -102,7 +95,7 @@ def widest_margin(point: Tensor, others: Tensor) -> Tensor:
     return point / point.norm()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Steps:
     """Moves of single columns, one unit each, in the order of the units.
 

@@ -126,8 +126,7 @@ def path_around(
     Args:
         start: Unit vector, (d,), d at least 3.
         end: Unit vector, (d,).
-        obstacles: Unit vectors, (k, d), at least ``2 * radius`` from each other and at least
-            ``radius`` from both ends.
+        obstacles: Unit vectors, (k, d), ``2 * radius`` apart and ``radius`` from both ends.
         radius: Chordal distance to keep, below sqrt(2).
         short_of: Chordal distance from ``end`` at which the path stops.
 
@@ -135,9 +134,8 @@ def path_around(
         Arcs, end to end.
 
     Source:
-        Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, proof of Theorem 1.
-        Differs from the paper: it suggests the smallest distance of two points as radius, with
-        which the way around one obstacle may lead through another; half of it is enough.
+        arXiv:1611.01186, proof of Theorem 1, which suggests the smallest distance of two points as
+        radius; the way around one obstacle may then lead through another, half of it is enough.
 
     Example:
         >>> x, y, p = torch.eye(3).double()[0], torch.eye(3)[1], torch.ones(1, 3).double() / 3**0.5

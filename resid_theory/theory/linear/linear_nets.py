@@ -134,8 +134,8 @@ def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
             raise ValueError(f"net: a unit gives width {rows}, the next one takes {columns}")
     units = [  # in float64 and without gradients
         Unit(
-            tuple(weight.detach().to(torch.float64) for weight in unit.weights),
-            None if unit.shortcut is None else unit.shortcut.detach().to(torch.float64),
+            tuple(weight.detach().double() for weight in unit.weights),
+            None if unit.shortcut is None else unit.shortcut.detach().double(),
         )
         for unit in units
     ]
@@ -250,9 +250,8 @@ def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
     r"""Moments for which a 1-shortcut net at zero has the spectrum of an orthogonal plain net.
 
     A plain linear net of N orthogonal layers with product Q has, up to an orthogonal change of
-    parameters, the Hessian of the N-block 1-shortcut net at zero on targets :math:`Q^T y`. So its
-    whole spectrum is ``zero_point(rotated_moments(layers, data), blocks=N,
-    shortcut_depth=1).spectrum``.
+    parameters, the Hessian of the N-block 1-shortcut net at zero on targets :math:`Q^T y`, so the
+    spectrum of ``zero_point(rotated_moments(layers, data), blocks=N, shortcut_depth=1)``.
 
     Args:
         layers: N orthogonal matrices (d, d), from input to output.
@@ -287,12 +286,8 @@ def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
             f"data: has {moments.syx.shape[0]} targets for {moments.syx.shape[1]} inputs, needs "
             "equal numbers"
         )
-    return Moments(
-        sxx=moments.sxx,
-        syx=product.mT @ moments.syx,
-        syy=product.mT @ moments.syy @ product,
-        count=moments.count,
-    )
+    syx, syy = product.mT @ moments.syx, product.mT @ moments.syy @ product
+    return Moments(sxx=moments.sxx, syx=syx, syy=syy, count=moments.count)
 
 
 def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:

@@ -9,8 +9,9 @@ Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^
 * for n = 2 any small start obeys a linear equation, solved by cosh and sinh in each singular pair,
   and by powers of :math:`1 \pm \eta c s_i` for gradient descent with steps :math:`\eta`.
 
-Times are those of gradient flow: learning rate times number of steps. All functions take a
-:class:`ZeroPoint <resid_theory.theory.ZeroPoint>` with n >= 2; for n = 1 zero is not stationary.
+Derived here from arXiv:1611.01186, Theorem 2. Times are those of gradient flow: learning rate times
+number of steps. Functions take a :class:`ZeroPoint <resid_theory.theory.ZeroPoint>` with n >= 2, as
+zero is not stationary for n = 1.
 """
 
 import math
@@ -41,9 +42,6 @@ def escape_time(point: Any, *, start: float, stop: float) -> float:
 
     Raises:
         ValueError: If n = 1, a size is not positive or ``stop`` is below ``start``.
-
-    Source:
-        Derived here from the leading jet of arXiv:1611.01186, Theorem 2.
 
     Example:
         >>> eye = torch.eye(3, dtype=torch.float64)
@@ -133,9 +131,6 @@ def linear_escape(
 
     Raises:
         ValueError: If n is not 2, shapes do not fit, or the step is not positive.
-
-    Source:
-        Derived here from equation (8) of arXiv:1611.01186.
     """
     if point.shortcut_depth != 2:
         raise ValueError(f"point: has n = {point.shortcut_depth}, the equation is linear for n = 2")

@@ -75,11 +75,9 @@ def isometry(variance: float) -> Isometry:
     r"""Distribution of the singular values of a wide and deep residual net's Jacobian.
 
     Args:
-        variance: c, the variances of all branches together: of linear branches of n matrices
-            with normal entries of variance :math:`\epsilon^2 / d`, :math:`c = R \epsilon^{2n}` in R
-            blocks; of a branch :math:`\phi(W u)` the mean over layers of
-            :math:`L \sigma_w^2 E\, \phi'(\sqrt{q_l} z)^2`; of :math:`W_2 \phi(W_1 u)` the product
-            of both variances times that mean.
+        variance: c, the variances of all branches together: of R linear branches of n matrices
+            with normal entries of variance :math:`\epsilon^2 / d`, :math:`c = R \epsilon^{2n}`;
+            with activations :func:`effective_variance`.
 
     Returns:
         The distribution.
@@ -121,13 +119,9 @@ def isometry(variance: float) -> Isometry:
 
 
 def effective_variance(
-    activation: str | Activation,
-    *,
-    variance: float,
-    layers: int,
-    weight_variance: float = 1.0,
+    activation: str | Activation, *, variance: float, layers: int, weight_variance: float = 1.0,
     signal: float = 1.0,
-) -> float:
+) -> float:  # fmt: skip
     r"""Branch variance c of a residual net with activations, for `isometry`.
 
     Branches :math:`\sqrt{c/L}\, \phi(W u)` or :math:`W_2 \phi(W_1 u)` in a stream of mean square q:
@@ -188,9 +182,6 @@ def isometry_edges(blocks: int, shortcut_depth: int, *, scale: float) -> tuple[f
 
     Raises:
         ValueError: If a count is below 1 or the scale is not positive.
-
-    Source:
-        Tarnowski et al., arXiv:1809.08848.
 
     Example:
         >>> low, high = isometry_edges(50, 2, scale=0.1)

@@ -31,9 +31,9 @@ class Layout:
     of channels or fixed embeddings and read-outs are in the way.
 
     Args:
-        A: (K, K): row k - 1 holds what block k reads of the input and of the blocks before it, so
-            that A[k - 1, 0] is the input's share; zero above the diagonal. Of matrices, rows of
-            (in, out of the source); a vector is a diagonal, None no link.
+        A: (K, K): row k - 1 holds what block k reads of the input and of the blocks before it; zero
+            above the diagonal. Of matrices, rows of (in, out of the source); a vector is a
+            diagonal, None no link.
         a: (K + 1,): what the output reads of the input and of each block.
         branch: Weight matrices n in a block.
         name: For reports.
@@ -49,9 +49,6 @@ class Layout:
     Raises:
         ValueError: If shapes differ, a coefficient is not finite, or a block reads itself or a
             later one.
-
-    Source:
-        The formulas are derived here; the constructors name the papers of their wirings.
 
     Example:
         >>> Layout.shortcut(3).products.tolist()
@@ -250,16 +247,12 @@ class Layout:
         if bool(mix.triu(1).any()):
             raise ValueError("weights: reads later blocks, needs zeros above the diagonal")
         count = len(mix) - 1
-        rows = torch.zeros(count + 1, count + 1, dtype=torch.float64)  # x_k in terms of v_j
-        rows[0, 0] = 1.0
-        mixed = mix[0, 0] * rows[0]
-        reads = torch.zeros(count, count, dtype=torch.float64)
+        rows = torch.eye(count + 1, dtype=torch.float64)  # x_k in terms of v_j
+        mixed = [mix[0, 0] * rows[0]]
         for k in range(1, count + 1):
-            reads[k - 1] = mixed[:count]
-            rows[k] = mixed
-            rows[k, k] += 1.0
-            mixed = mix[k, : k + 1] @ rows[: k + 1]
-        return cls(reads, mixed, branch, name)
+            rows[k] += mixed[-1]
+            mixed.append(mix[k, : k + 1] @ rows[: k + 1])
+        return cls(torch.stack(mixed[:-1])[:, :count], mixed[-1], branch, name)
 
     @classmethod
     def averaged(cls, blocks: int, *, branch: int = 2) -> "Layout":

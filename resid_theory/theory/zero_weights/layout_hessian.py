@@ -66,7 +66,7 @@ class Branches:
             matrix = local.correlation
             if net.norm.at == "write":
                 matrix = net.norm.slope_at_zero(len(matrix), 0).mT @ matrix
-            own = own_correlations(local, net, along) if along and net.n == 2 else None
+            own = None if along is None or net.n != 2 else own_correlations(local, net, along)
             every = torch.full_like(gains, bool(local.features.any())).bool()
             path = layout.path(every if net.is_featured else None)
             return cls(net=net, local=local, shared=matrix, gains=gains, path=path, own=own)
@@ -89,11 +89,11 @@ class Branches:
     def statistics(self, hidden: int, kink: Any) -> SpectralStatistics:
         """Eigenvalues of the Hessian."""
         net, n = self.net, self.net.n
-        matrices = self.own if self.shared is None else [self.shared] * net.blocks
+        matrices = self.own if self.shared is None else [self.shared]
         assert matrices is not None
         shapes = [m.shape for m in matrices]
         sizes = [d * q if n == 1 else hidden * (d + q + (n - 2) * hidden) for d, q in shapes]
-        parameters = sum(sizes)
+        parameters = sum(sizes) * (1 if self.shared is None else net.blocks)
         if self.path > 2:
             found = Spectrum.of([0.0], [parameters])
         elif n == 1:

@@ -57,9 +57,6 @@ class Semiseparable(CountedSpectrum, Result):
         own: Q, (r, b, b).
         pairing: Block of a pair of layers, (r, b, b).
         idle: Rows of a part that are zero for all blocks, counted out, (r,).
-
-    Source:
-        Derived here.
     """
 
     read: Tensor

@@ -98,8 +98,12 @@ class OneLayerBlocks:
     def _pair(self, k: int, j: int) -> Tensor:
         """Curvature of the output in two layers."""
         outputs = self.acts[k].mT @ self.local.curvatures @ self.acts[j]
-        seen = (self.local.weights * self.sees[k]).unsqueeze(2) * self.sees[j].unsqueeze(1)
-        return _mean(seen, outputs).permute(2, 0, 3, 1)
+        return _mean(self._products(k, j), outputs).permute(2, 0, 3, 1)
+
+    def _products(self, k: int, j: int) -> Tensor:
+        weights, seen = self.local.weights, self.sees[k]
+        seen = seen if weights is None else weights @ seen
+        return seen.unsqueeze(2) * self.sees[j].unsqueeze(1)
 
     def _chain(self, k: int, j: int, link: Tensor) -> Tensor:
         """The way of a layer through a later one."""
@@ -109,13 +113,11 @@ class OneLayerBlocks:
 
     def _alone(self, k: int, like: Tensor) -> Tensor:
         """Terms that a matrix shares with itself alone."""
-        z, extra = self.sees[k], torch.zeros_like(like)
-        seen = z.unsqueeze(2) * z.unsqueeze(1)
+        extra, seen = torch.zeros_like(like), self._products(k, k)
         if self.curved is not None:
             extra.diagonal(dim1=0, dim2=2).add_(_mean(seen, self.curved[k]))
         if self.mask:  # a unit's mask meets itself: its square's mean, not its mean's square
             own = self.local.curvatures.diagonal(dim1=1, dim2=2)
-            seen = self.local.weights.unsqueeze(2) * seen
             extra.diagonal(dim1=0, dim2=2).add_(self.mask * _mean(seen, own))
         return extra
 

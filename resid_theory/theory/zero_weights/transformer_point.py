@@ -60,8 +60,8 @@ class Branch(Storable):
             heads: Heads H of the queries.
             kv_heads: Heads of keys and values, which divide H; H by default.
             head_width: Width of a head, d / H by default.
-            attended: Weights of attention where scores have biases, rows that add up to one:
-                (tokens, tokens), or with leading axes that end in (heads, tokens, tokens).
+            attended: Weights of attention where scores have biases, (tokens, tokens) or
+                (..., heads, tokens, tokens), rows that add up to one.
             causal: Whether a token attends only to those up to it; without ``attended``.
             bias: Whether queries, keys and values have biases, which are zero, too.
             name: Of the branch.

@@ -43,9 +43,7 @@ def resolution_of(matrices: Tensor) -> float:
 def pair_spectrum(
     matrices: Sequence[Tensor], copies: Sequence[int], parameters: int, weights: Any = None
 ) -> Spectrum:
-    r"""Eigenvalues of pairs of layers with a loss of :math:`\sum_k \langle B_k, W_2 W_1 \rangle`.
-
-    They are :math:`\pm s_i(B_k)`, each as often as pair k is wide inside, and zeros for the rest.
+    """Eigenvalues ±s_i(B_k) of pairs of layers, as often as each is wide inside, and zeros.
 
     Args:
         matrices: B, one for each pair, of any shapes; one matrix for all if ``weights`` are given.
@@ -90,13 +88,13 @@ class LossAtZero:
     features: Tensor  # s, (m, q), with a column of ones for a bias
     gradients: Tensor  # g, (m, d)
     curvatures: Tensor  # H, (m, d, d)
-    weights: Tensor  # of H among the samples, (m, 1)
     correlation: Tensor
+    weights: Tensor | None = None  # of H in pairs of samples, (m, m); None for equal single ones
     a_priori_bound: float = math.inf
 
     @classmethod
     def of_moments(cls, moments: Moments, net: Architecture) -> "LossAtZero":
-        """The square loss of linear features: samples along the axes of Sxx have its moments."""
+        """The square loss of linear features: unit vectors as samples, Sxx as their weights."""
         width = net.check_maps(len(moments.sxx), len(moments.syy))
         sxx, back = moments.sxx, moments.syx
         if net.input_map is not None:
@@ -112,18 +110,11 @@ class LossAtZero:
             # |Syx| <= sqrt(|Sxx| |Syy|).
             reach = math.sqrt(torch.linalg.matrix_norm(moments.syy, 2).item())
             bound = (1 + reach) / (1 - reach) if reach < 1.0 else math.inf
-        # Orthogonal samples whose curvatures are weighed, so that nothing is divided.
-        values, axes = torch.linalg.eigh(sxx)
-        size = math.sqrt(len(sxx))
+        axes = math.sqrt(len(sxx)) * torch.eye(len(sxx)).to(sxx)
         return cls(
-            inputs=size * axes.mT,
-            features=size * axes.mT,
-            gradients=size * (correlation @ axes).mT,
-            curvatures=gram.expand(len(sxx), width, width),
-            weights=values[:, None],
-            correlation=correlation,
-            a_priori_bound=bound,
-        )
+            inputs=axes, features=axes, gradients=axes @ correlation.mT, correlation=correlation,
+            curvatures=gram.expand(len(sxx), width, width), weights=sxx, a_priori_bound=bound,
+        )  # fmt: skip
 
     @classmethod
     def of_samples(cls, data: Any, net: Architecture, loss: Loss) -> "LossAtZero":
@@ -150,7 +141,6 @@ class LossAtZero:
             features=features,
             gradients=g,
             curvatures=curvatures,
-            weights=torch.ones_like(x[:, :1]),
             correlation=flushed(correlation, scale),
         )
 
