@@ -5,7 +5,7 @@
 "families" absorbs the shortcuts of nets in plain PyTorch and compares outputs. "verdicts" compares
 the answers for random and constructed blocks of two layers with all 2^h sets of units, with counts
 of units, and with growth and slopes measured on the branch. "refusals" prints the theorem of each.
-"times" lists the shortcuts of ResNet-50 and of a transformer of 24 layers.
+"times" lists the shortcuts of ResNet-50, of a transformer of 24 layers and of an encoder of torch.
 """
 
 import warnings
@@ -222,6 +222,10 @@ def part_times() -> None:
     """Processor seconds of one call."""
     nets = {"ResNet-50": ResNet(), "transformer, 24 layers, width 768": Transformer(
         24, 768, 12, 50257, 1024)}  # fmt: skip
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    nets["nn.TransformerEncoder, 6 layers, post-LN"] = nn.TransformerEncoder(
+        layer, 6, enable_nested_tensor=False
+    )
     for name, net in nets.items():
         results, seconds = rounds({name: lambda net=net: rt.shortcuts(net)}, 1)
         line(f"{name}: {results[name].title}", f"{seconds[name][0]:.1f} s", "")
