@@ -148,7 +148,7 @@ class Reach:
         """Tests by the number of steps from what they name to the function."""
         at = [part for part in function.split(".")[:2] if part and not part.startswith("__")]
         at, words = at or [Path(module).stem], set(re.split("[/_.]", module)) - {"py"}
-        front, known, chosen = {at[-1]}, set(at), []
+        front, known, chosen = {at[-1]} - self.common or {at[0]}, set(at), []
         for _ in range(5):
             level = [t for t, names in self.tests.items() if front & names and t not in chosen]
             chosen += sorted(level, key=lambda t: -len(words & {*re.split("::|_|/", t)}))
