@@ -6,6 +6,7 @@ from textwrap import fill
 from typing import Any
 
 import matplotlib
+import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -14,8 +15,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import AutoLocator, FixedLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
+from PIL import Image
 
 from resid_theory._check import check_int
 
@@ -36,13 +38,14 @@ __all__ = [
     "svg",
 ]
 
-# After Okabe and Ito's palette, told apart by colour-blind readers.
-SERIES = tuple(seaborn.color_palette("colorblind").as_hex())
+# After Okabe and Ito's palette, told apart by colour-blind readers, but for its pale yellow.
+_PALETTE = seaborn.color_palette("colorblind").as_hex()
+SERIES = (*_PALETTE[:8], "#332288", _PALETTE[9])
 MEASURED, PREDICTED = SERIES[9], SERIES[3]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 UNIT = "loss / weight²"
 _TITLE = 18  # points
-_DIGITS = ((1,), (1, 2, 5), range(1, 10))
+_DIGITS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
 def style() -> dict[Any, Any]:
@@ -96,10 +99,12 @@ def png(drawing: Figure, *, dpi: float = 150) -> bytes:
     Returns:
         The bytes.
     """
-    buffer = io.BytesIO()
-    # matplotlib would write its version into the file; the bytes should depend on the drawing only.
-    drawing.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+    drawn, small = io.BytesIO(), io.BytesIO()
+    drawing.savefig(drawn, format="png", dpi=dpi)
+    # A palette makes a third of the bytes; this way of choosing it keeps the colours of thin lines.
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(128, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def svg(drawing: Figure) -> bytes:
@@ -131,18 +136,33 @@ def open_axes(ax: Axes | None) -> Axes:
 def legend_above(ax: Axes, **given: Any) -> None:
     """A legend above the axes, where it hides no curve, with room for a title between."""
     labels = given.get("labels", ax.get_legend_handles_labels()[1])
-    columns = 2 if len(labels) > 2 and max(map(len, labels)) < 20 else 1
+    spec = ax.get_subplotspec()
+    width = ax.figure.bbox.width / ax.figure.dpi / (spec.get_gridspec().ncols if spec else 1)
     above = ax.transAxes + ScaledTranslation(0, _TITLE / 72, ax.figure.dpi_scale_trans)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": above}
-    ax.legend(ncols=columns, frameon=False, alignment="left", borderaxespad=0, **place, **given)
+    ax.legend(
+        ncols=_columns(labels, width),
+        frameon=False,
+        alignment="left",
+        borderaxespad=0,
+        **place,
+        **given,
+    )
+
+
+def _columns(labels: list[str], width: float) -> int:
+    """Columns of a legend that fit into a width in inches."""
+    longest = max(map(len, labels), default=0) + 7  # a handle and its gaps
+    return min(max(1, int(11 * width / longest)), max(1, len(labels)))
 
 
 def finish(drawing: Figure) -> None:
     """Make a drawn figure fit to print.
 
     Legends move out of the axes, where they hide no curve; equal ones become one. Logarithmic axes
-    of few decades get several ticks with plain numbers; chosen ticks stay. Colours of the cycle
-    become those of :func:`style`, for whoever saves the figure later.
+    of few decades get several ticks with plain numbers, linear ones at least three ticks, at whole
+    numbers below counts; chosen ticks stay. Colours of the cycle become those of :func:`style`,
+    for whoever saves the figure later.
 
     Args:
         drawing: The figure, drawn within ``matplotlib.rc_context(style())``.
@@ -151,6 +171,12 @@ def finish(drawing: Figure) -> None:
         line.set_color(to_hex(line.get_color(), keep_alpha=True))
     for area in drawing.findobj(Collection):
         area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
+    for ax in drawing.axes:
+        data = [np.asarray(line.get_xdata(), dtype=float) for line in ax.lines]
+        counts = bool(data) and all(np.all(values == np.round(values)) for values in data)
+        for axis, whole in ((ax.xaxis, counts), (ax.yaxis, False)):
+            if isinstance(locator := axis.get_major_locator(), AutoLocator):
+                locator.set_params(integer=whole, min_n_ticks=2 if whole else 3)
     for axis in (axis for ax in drawing.axes for axis in (ax.xaxis, ax.yaxis)):
         if axis.get_scale() == "log" and not isinstance(axis.get_major_locator(), FixedLocator):
             log_ticks(axis)
@@ -173,10 +199,12 @@ def _legends_beside(drawing: Figure) -> None:
         legend.remove()
         if not one:
             legend_above(ax, **given)
-        elif number == 0 and panels == 1:
-            drawing.legend(loc="outside right upper", **given)
         elif number == 0:
-            drawing.legend(loc="outside upper center", ncols=min(len(labels), 4), **given)
+            columns = _columns(labels, drawing.get_figwidth())
+            if panels == 1 and (max(map(len, labels)) <= 20 or len(labels) > 3 * columns):
+                drawing.legend(loc="outside right upper", **given)
+            else:
+                drawing.legend(loc="outside upper center", ncols=columns, **given)
 
 
 def log_ticks(axis: Axis) -> None:
@@ -184,7 +212,7 @@ def log_ticks(axis: Axis) -> None:
     low, high = sorted(math.log10(end) for end in axis.get_view_interval())
     if math.floor(high) - math.ceil(low) < 2:  # fewer than three powers of ten
         ticks = round_numbers(low, high)
-        axis.set_ticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.set_minor_formatter(NullFormatter())
 
 
