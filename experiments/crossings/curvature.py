@@ -201,14 +201,16 @@ def draw_depth(figure: Figure, a: Arrays) -> None:
     """Plot extreme eigenvalues against depth, and rescaled densities of the deepest nets."""
     left, right = figure.subplots(1, 2)
     for kind, (depths, extremes) in _by_depth(a).items():
-        left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=f"{kind}, largest")
-        left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind], label="- most negative")
+        left.plot(depths, extremes[:, 0], "o-", color=COLORS[kind], label=kind)
+        left.plot(depths, -extremes[:, 1], "o--", color=COLORS[kind])
         key, scale = f"{kind}_{depths[-1]}", np.abs(extremes[-1]).max()
         density = a[f"{key}.density"][0] * scale
-        right.plot(a[f"{key}.grid"] / scale, density, color=COLORS[kind], label=key)
-    left.set(xlabel="depth", ylabel="eigenvalue", yscale="log", title="at initialization")
+        right.plot(a[f"{key}.grid"] / scale, density, color=COLORS[kind], label=kind)
+    left.set(xlabel="depth (layers)", ylabel="eigenvalue (loss / weight²)", yscale="log")
+    left.set_title("largest (solid), minus the most negative (dashed)", fontsize="medium")
     right.set(xlabel="eigenvalue over the largest |λ|", ylabel="density", yscale="log")
-    right.set(ylim=(1e-6, None), title="of the deepest nets")
+    right.set(ylim=(1e-6, None))
+    right.set_title("the deepest nets", fontsize="medium")
     left.legend(fontsize="small")
     right.legend(fontsize="small")
 
@@ -253,11 +255,11 @@ def draw_checkpoints(figure: Figure, a: Arrays) -> None:
         grid, (middle, error) = a[f"{key}.grid"], a[f"{key}.density"]
         ax.plot(grid, middle)
         ax.fill_between(grid, (middle - 2 * error).clip(1e-7), middle + 2 * error, alpha=0.3)
-        ax.plot(a[f"{key}.values"], np.full(len(a[f"{key}.values"]), 1e-6), "r|")
+        ax.plot(a[f"{key}.values"], np.full(len(a[f"{key}.values"]), 1e-6), "|", color="C3")
         ax.set(yscale="log", ylim=(5e-7, None))
-        ax.set_title(key, fontsize="small")
-    figure.supxlabel("eigenvalue", fontsize="small")
-    figure.supylabel("density", fontsize="small")
+        ax.set_title(key.replace("_", " "), fontsize="small")
+    figure.supxlabel("eigenvalue (loss / weight²); bars: extreme ones", fontsize="small")
+    figure.supylabel("density; band: two standard errors", fontsize="small")
 
 
 _NETS = ["simplified_plain_20", "simplified_residual_20", "plain_28_1", "diracnet_28_1"]

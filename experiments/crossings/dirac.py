@@ -154,13 +154,15 @@ def judge_flows(a: Arrays) -> list[Criterion]:
 def draw_flows(figure: Figure, a: Arrays) -> None:
     """Plot dominant shares by layer, one column per statistic."""
     states = _states(a, ".off")
-    axes = figure.subplots(len(states), len(STATISTICS), squeeze=False)
+    axes = figure.subplots(len(states), len(STATISTICS), squeeze=False, sharex=True, sharey=True)
+    figure.supxlabel("layer", fontsize="medium")
+    figure.supylabel("share of dominant flows", fontsize="medium")
     for row, state in zip(axes, states, strict=True):
         for column, statistic in enumerate(STATISTICS):
             for kind in NETS:
                 values = a[f"{state}.{kind}.mean"][:, column]
                 row[column].plot(values, ".-", color=COLORS[kind], label=f"{kind}-28")
-            row[column].set(xlabel="layer", ylabel="dominant share", title=f"{state}, {statistic}")
+            row[column].set_title(f"{state}, {statistic.replace('_', ' ')}")
     axes[0, 0].legend()
 
 

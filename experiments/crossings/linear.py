@@ -125,10 +125,13 @@ def judge_linear_dirac(a: Arrays) -> list[Criterion]:
 def draw_linear_dirac(figure: Figure, a: Arrays) -> None:
     """Plot both spectra."""
     ax = figure.subplots()
-    for name, label in (("one_shortcut", "1-shortcut net, zero"), ("eigenvalues", "Dirac, b = 0")):
+    for name, label in (
+        ("one_shortcut", "1-shortcut net at zero"),
+        ("eigenvalues", "Dirac, b = 0"),
+    ):
         values = a[name]
         ax.plot(np.linspace(0, 1, len(values)), values, ".", label=label)
-    ax.set(xlabel="share of the eigenvalues", ylabel="eigenvalue")
+    ax.set(xlabel="share of the eigenvalues", ylabel="eigenvalue (loss / weight²)")
     ax.legend()
 
 

@@ -183,15 +183,13 @@ def draw_noise(figure: Figure, a: Arrays) -> None:
             if key.startswith("trained."):
                 label = key.removeprefix("trained.").replace("_", " ")
                 ax.plot(*_pairs(a, key)[name], ".", markersize=4, label=label)
-        ax.set(xscale="log", yscale="log", xlabel=f"predicted: {name}", ylabel="error at output")
+        ax.set(xscale="log", yscale="log", xlabel=f"predicted by: {name}", ylabel="error at output")
     for state, marker in (("initial", "o"), ("trained", "^")):
         rows = [i for i, key in enumerate(keys) if key.startswith(state)]
-        axes[3].plot(bound[rows], error[rows], marker, label=state)
+        axes[3].plot(bound[rows], error[rows], marker, color="black")
     axes[3].set(xscale="log", yscale="log", xlabel="predicted: nets", ylabel="error at output")
-    for ax in axes:
-        ax.tick_params(which="minor", labelbottom=False, labelleft=False)
-    axes[0].legend(fontsize=5)
-    axes[3].legend(fontsize=5)
+    axes[3].set_title("circles: initial, triangles: trained", fontsize="medium")
+    axes[0].legend()
 
 
 _NOISE = {"level": 0.1}

@@ -303,7 +303,7 @@ def draw_figure_4(figure: Figure, a: Arrays) -> None:
     right.set_ylabel("max |λ| (loss / weight²)")
     for ax in (left, right):
         ax.set_yscale("log")
-        ax.set_xlabel("weight layers N")
+        ax.set(xlabel="weight layers N", xticks=a["xavier.depth"])
     left.legend(fontsize="small")
 
 

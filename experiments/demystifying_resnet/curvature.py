@@ -282,7 +282,7 @@ def draw_figure_5(figure: Figure, a: Arrays) -> None:
         _draw_seeds(ax, a, name, "p10", "--", mfc="none")
     less = " - optimum" if a["optimum"] else ""
     ax.set(xscale="log", yscale="log", xlabel=f"loss{less} (training goes to the right)")
-    ax.set_ylabel("max |λ| (filled), 10th percentile of |λ| (open)")
+    ax.set_ylabel("max |λ| (filled), 10th percentile of |λ| (open), loss / weight²")
     ax.invert_xaxis()
     ax.legend()
 
@@ -300,14 +300,15 @@ def draw_figure_6(figure: Figure, a: Arrays) -> None:
         color = f"C{list(PLAIN_AND_TWO).index(other)}"
         shares = 100 * _by_threshold(_pairs(a, other))
         middle.plot(shares.T, ".", color=color, alpha=0.4)
-        middle.plot(np.median(shares, 0), color=color, label=f"than {LABELS[other]}")
+        middle.plot(np.median(shares, 0), color=color)
     middle.set_xticks(
         range(len(THRESHOLDS)), [f"{t:.0e}" if t else "0" for t in THRESHOLDS], rotation=45
     )
     middle.set(
-        xlabel="threshold / max |λ|", ylabel="% of losses with smaller index", ylim=(-5, 105)
+        xlabel="threshold / max |λ|",
+        ylabel="% of losses: 2-shortcut has the smaller index",
+        ylim=(-5, 105),
     )
-    middle.legend(fontsize="small")
     rows = (a["two_shortcut.seed"] == a["two_shortcut.seed"][0]) & (a["two_shortcut.epoch"] <= 60)
     right.plot(a["two_shortcut.epoch"][rows], a["two_shortcut.index"][rows], "k.-")
     right.set(xlabel="epoch", ylabel="index, 2-shortcut (dots)")

@@ -94,7 +94,8 @@ def draw_equivalence(figure: Figure, a: Arrays) -> None:
         ax.plot(
             np.arange(0, len(values), step), others[::step], "o", mfc="none", label="1-shortcut"
         )
-        ax.set(xlabel="rank", yscale="symlog", ylabel=f"λ, {loss.replace('_', '-')}")
+        ax.set(xlabel="rank", ylabel=f"λ, {loss.replace('_', '-')} (loss / weight²)")
+        ax.set_yscale("symlog", linthresh=0.1)
         ax.set_title(f"{a['depth'][-1]} layers, difference {a[f'{loss}.nets'][-1]:.0e}")
     ax.legend()
 
@@ -185,9 +186,13 @@ def draw_depth_1000(figure: Figure, a: Arrays) -> None:
     ax.plot(depth, a["one.limit"], "k--", linewidth=1, label="limit κN")
     (line,) = ax.plot(depth, a["one.largest"], label="1-shortcut, closed form")
     ax.plot(depth, a["one.measured_largest"], "D", color=line.get_color(), mfc="none")
-    (line,) = ax.plot(depth, np.full(len(depth), a["two.predicted"]), label="2-shortcut, s")
+    (line,) = ax.plot(
+        depth, np.full(len(depth), a["two.predicted"]), label="2-shortcut, closed form"
+    )
     ax.plot(depth, a["two.measured_largest"], "^", color=line.get_color(), mfc="none")
-    ax.set(xscale="log", yscale="log", xlabel="weight layers N", ylabel="largest λ")
+    ax.set(
+        xscale="log", yscale="log", xlabel="weight layers N", ylabel="largest λ (loss / weight²)"
+    )
     ax.legend(title="markers: Lanczos")
 
 

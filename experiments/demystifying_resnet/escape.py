@@ -90,9 +90,10 @@ def draw_escape(figure: Figure, a: Arrays) -> None:
         epochs = np.arange(len(size)) / float(a[f"n{n}.predicted"])
         step = max(1, len(size) // 25)
         growth = np.log(size / start) / np.log(stop / start)
-        ax.plot(epochs[::step], growth[::step], marker, label=f"n = {n}", mfc="none")
+        ax.plot(epochs[::step], growth[::step], marker, label=f"shortcut depth {n}", mfc="none")
     ax.plot([1], [1], "k+", markersize=14, label="predicted")
-    ax.set(xlabel="steps / predicted steps", ylabel="log(size / start) / log(stop / start)")
+    ax.set(xlabel="steps / predicted steps")
+    ax.set_ylabel("growth of the weights, log(norm / first) / log(last / first)")
     ax.legend()
 
 
@@ -160,16 +161,16 @@ def draw_isometry(figure: Figure, a: Arrays) -> None:
         for name in names:
             top, bottom = (a[f"{name}.{end}"].mean(-1) for end in ("max", "min"))
             style = dict(color=f"C{JACOBIANS.index(name)}", marker=MARKERS[name])
-            ax.plot(a["depth"], top, label=LABELS[name], **style)
+            ax.plot(a["depth"], top, label=LABELS[name] if ax is left else None, **style)
             ax.plot(a["depth"], bottom, **style)
             for end in ("max", "min"):
                 ax.plot(a["depth"], a[f"{name}.{end}"], ".", color=style["color"], alpha=0.3)
-    edges = right.plot(a["depth"], a["edges"], "k--")
-    edges[0].set_label("edges at infinite width")
+    right.plot(a["depth"], a["edges"], "k--")
+    right.set_title("2-shortcut; dashed: at infinite width", fontsize="medium")
     left.set(yscale="log", ylabel="extreme singular values of the Jacobian")
     for ax in (left, right):
-        ax.set_xlabel("weight layers N")
-        ax.legend(fontsize="small")
+        ax.set(xlabel="weight layers N", xticks=a["depth"])
+    left.legend()
 
 
 OUTPUTS: dict[str, dict] = {
@@ -237,7 +238,12 @@ def draw_output_variance(figure: Figure, a: Arrays) -> None:
     """Plot the mean square against blocks, measured and predicted."""
     ax = figure.subplots()
     for name, marker in zip(OUTPUTS, "osDv", strict=True):
-        label = name.replace("kaiming", "MSRA").replace("_", " ").replace(".", ", ")
+        label = (
+            name.replace("kaiming", "MSRA")
+            .replace("_", " ")
+            .replace("relu", "ReLU")
+            .replace(".", ", ")
+        )
         (line,) = ax.plot(a["blocks"], a[f"{name}.mean"], marker, label=label, mfc="none")
         ax.plot(a["blocks"], a[f"{name}.predicted"] ** a["blocks"], color=line.get_color())
     ax.set(yscale="log", xlabel="blocks of two layers", ylabel="output variance / input variance")

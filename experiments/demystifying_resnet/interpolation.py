@@ -119,23 +119,28 @@ def _judge_rate(a: Arrays) -> Criterion:
 def draw_theorem_1(figure: Figure, a: Arrays) -> None:
     """Plot norms with their bounds, and errors with and without braces."""
     left, right = figure.subplots(1, 2)
-    for color, marker, (variant, label) in zip(
-        ("#0072B2", "#D55E00"), "os", VARIANTS.items(), strict=True
-    ):
+    for color, marker, (variant, label) in zip(("C0", "C3"), "os", VARIANTS.items(), strict=True):
         style = dict(color=color, marker=marker, linestyle="none", markersize=4)
         left.plot(a["upper"], a[f"{variant}.norm"], label=label, **style)
-        right.plot(a["separation"], a[f"{variant}.error"], label=f"{label}, braced", **style)
+        right.plot(a["separation"], a[f"{variant}.error"], **style)
         # From rounding to the diameter of the sphere, so that every error is on the axis.
         errors = np.clip(np.nan_to_num(a[f"{variant}_plain.error"], nan=2.0), 1e-17, 2.0)
-        right.plot(a["separation"], errors, label=label, mfc="none", **style)
+        right.plot(a["separation"], errors, mfc="none", **style)
     left.plot(a["upper"], a["lower"], "k_", label="lower bound")
     ends = np.array([a["upper"].min(), a["upper"].max()])
     left.plot(ends, ends, "k--", linewidth=1, label="upper bound")
-    right.axhline(EXACT, color="black", linestyle="--", linewidth=1, label="criterion")
-    left.set(xscale="log", yscale="log", xlabel="upper bound", ylabel="largest norm")
-    right.set(xscale="log", yscale="log", xlabel="smallest distance ρ", ylabel="distance from y")
-    left.legend(fontsize="small")
-    right.legend(fontsize="small")
+    right.axhline(EXACT, color="black", linestyle="--", linewidth=1)
+    left.set(
+        xscale="log",
+        yscale="log",
+        xlabel="upper bound of the norm",
+        ylabel="largest norm of a weight",
+    )
+    right.set(
+        xscale="log", yscale="log", xlabel="smallest distance ρ", ylabel="distance from the target"
+    )
+    right.set_title("open: steps uncorrected; dashed: criterion", fontsize="medium")
+    left.legend()
 
 
 # -- Theorem 1 with one-hot targets ----------------------------------------------------------------

@@ -89,7 +89,7 @@ def draw_figure_1(figure: Figure, a: Arrays) -> None:
     ax.add_patch(arrow((0, 0.3), (6, 0.3), connectionstyle="arc3,rad=-0.35", mutation_scale=12))
     ax.text(3, 1.45, "identity shortcut", ha="center")
     ax.set(xlim=(-0.6, 7.6), ylim=(-0.6, 1.8), aspect="equal")
-    ax.set_title(f"net against figure: {float(a['gap'].max()):.0e}")
+    ax.set_title(f"largest difference of our nets from this drawing: {float(a['gap'].max()):.0e}")
     ax.axis("off")
 
 

@@ -77,7 +77,9 @@ def draw_stability(figure: Figure, a: Arrays) -> None:
         style = dict(color=f"C{number}", mfc="none", label=LABELS[name])
         ax.plot(a["depth"], decades.mean(1), MARKERS[name] + "-", **style)
         ax.plot(a["depth"], decades, ".", color=style["color"], alpha=0.3)
-    ax.set(xscale="log", xlabel="weight layers N", ylabel="learning rates that train (decades)")
+    ax.set(
+        xscale="log", xlabel="weight layers N", ylabel="learning rates that train (decades), mean"
+    )
     ax.set_xticks(a["depth"], [str(depth) for depth in a["depth"]])
     ax.minorticks_off()
     ax.set_ylim(bottom=0)

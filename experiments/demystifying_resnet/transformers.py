@@ -179,13 +179,16 @@ def draw(figure: Figure, a: Arrays) -> None:
             color="black",
             label=f"ε{'²' if order == 2 else '⁴'}",
         )
-    left.set(xscale="log", yscale="log", xlabel="ε", ylabel="norm of a block at εW")
+    left.set(xscale="log", yscale="log", xlabel="ε", ylabel="norm of a block of the Hessian at εW")
     left.legend(fontsize="x-small", ncols=2)
     for row, gains in enumerate(GAINS):
         low, middle, high = np.quantile(a["condition"][row], [0.25, 0.5, 0.75], axis=0)
-        right.plot(a["depth"], middle, "o-", color=f"C{row}", label=gains)
-        right.fill_between(a["depth"], low, high, color=f"C{row}", alpha=0.1, lw=0)
-    right.set(xscale="log", yscale="log", xlabel="layers", ylabel="condition number at zero")
+        # Side by side: three bands would hide one another.
+        at, bars = a["depth"] * 1.05 ** (row - 1), (middle - low, high - middle)
+        right.errorbar(at, middle, bars, fmt="o-", color=f"C{row}", label=gains)
+    right.set(
+        xscale="log", yscale="log", xlabel="layers", ylabel="condition number at zero, quartiles"
+    )
     right.set_xticks(a["depth"], [str(depth) for depth in a["depth"]])
     right.minorticks_off()
     right.legend(title="gains of norms", fontsize="x-small")

@@ -164,13 +164,14 @@ def draw_fold(figure: Figure, a: Arrays) -> None:
     for kind in EQUAL:
         left.semilogy(a["depth"], np.maximum(a[f"gap_{kind}"], 1e-17), "o", label=kind)
         left.axhline(EQUAL[kind], color="0.7", linewidth=1)
-    left.set(xlabel="depth", ylabel="largest relative difference", xticks=a["depth"])
+    left.set_title("grey: criteria", fontsize="medium")
+    left.set(xlabel="depth (layers)", ylabel="largest relative difference", xticks=a["depth"])
     left.legend()
     for right in more:
         medians = np.median(a["seconds"], axis=2).T
         for name, times in zip(("not folded", "folded", "made anew"), medians, strict=True):
             right.plot(a["depth"], 1e3 * times, "o-", label=name)
-        right.set(xlabel="depth", ylabel="milliseconds a pass", xticks=a["depth"])
+        right.set(xlabel="depth (layers)", ylabel="milliseconds a pass", xticks=a["depth"])
         right.legend()
 
 

@@ -147,10 +147,15 @@ def draw(figure: Figure, a: Arrays) -> None:
             for ax, key in zip(row[1:], ("sharpness", "rate"), strict=True):
                 values = a[f"{n}.{key}"][number]
                 ax.errorbar(a["depth"], values.mean(1), values.std(1), marker="o", label=label)
-        for ax, words in zip(row, ("λ_max at zero", "|λ|_max after descent", "largest stable rate"),
+        for ax, words in zip(row, ("largest λ at zero", "largest |λ| later", "largest stable rate"),
                              strict=True):  # fmt: skip
-            ax.set(xscale="log", yscale="log", ylabel=words, title=f"blocks of {n}")
-        row[0].legend(fontsize="small")
+            ax.set(
+                xscale="log",
+                yscale="log",
+                ylabel=words,
+                title=f"blocks of {n} layer{'s' * (n > 1)}",
+            )
+        row[0].legend(title="scale of the branches")
     for ax in axes[1]:
         ax.set(xlabel="blocks K")
 

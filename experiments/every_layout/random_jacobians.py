@@ -96,9 +96,10 @@ def draw_density(figure: Figure, a: Arrays) -> None:
     for ax, c, values, law in zip(
         np.atleast_1d(axes), a["variance"], a["values"], a["law"], strict=True
     ):
-        ax.hist(values, bins=30, density=True, alpha=0.4)
-        ax.plot(*law)
-        ax.set(xlabel="singular value", title=f"variance {c:g}")
+        ax.hist(values, bins=30, density=True, alpha=0.4, label="singular values of one net")
+        ax.plot(*law, label="law at infinite width")
+        ax.set(xlabel="singular value", ylabel="density", title=f"variance {c:g}")
+        ax.legend()
 
 
 # -- edges -----------------------------------------------------------------------------------------
@@ -202,11 +203,14 @@ def draw_limits(figure: Figure, a: Arrays) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(a["depth"], a["relu W.outlier"], "o", color="C0")
     left.axhline(1, color="k", ls=":")
-    left.set(xlabel="layers", ylabel="log s_max / √(cL/π), relu(W u)")
+    left.set_title("dotted: limit", fontsize="medium")
+    left.set(xlabel="layers", ylabel="log of the largest singular value / √(cL/π)")
     for branch in ("relu W", "W relu"):
-        right.plot(a["depth"], a[f"{branch}.distance"].mean(1), "o-", label=branch)
+        distance = a[f"{branch}.distance"].mean(1)
+        right.plot(a["depth"], distance, "o-", label=branch.replace("relu", "ReLU"))
     right.axhline(FREE, color="k", ls=":")
-    right.set(xlabel="layers", ylabel="Kolmogorov distance")
+    right.set_title("dotted: criterion", fontsize="medium")
+    right.set(xlabel="layers", ylabel="Kolmogorov distance to the free law")
     right.legend()
 
 

@@ -201,8 +201,10 @@ def judge_constrained(a: Arrays) -> list[Criterion]:
 def draw_constrained(figure: Figure, a: Arrays) -> None:
     """Plot medians of the ratio against depth."""
     ax = figure.subplots()
-    for name in (*EQUAL, "twenty steps"):
-        ax.plot(a["depth"], np.median(a[name], 1), "o-", label=name)
+    for number, name in enumerate((*EQUAL, "twenty steps")):
+        # Markers of falling size: equal curves are seen inside one another.
+        size = dict(mfc="none", ms=14 - 2 * number)
+        ax.plot(a["depth"], np.median(a[name], 1), "o-", label=name, **size)
     ax.set(xscale="log", yscale="log", xlabel="blocks",
            ylabel="condition number over the residual net's")  # fmt: skip
     ax.legend(fontsize="small")
@@ -287,8 +289,9 @@ def judge_static(a: Arrays) -> list[Criterion]:
 def draw_static(figure: Figure, a: Arrays) -> None:
     """Plot condition numbers against depth."""
     ax = figure.subplots()
-    for name in KEEP:
-        ax.plot(a["depth"], np.median(a[f"{name}.condition"], 1), "o-", label=name)
+    for number, name in enumerate(KEEP):
+        values, size = np.median(a[f"{name}.condition"], 1), dict(mfc="none", ms=16 - 2 * number)
+        ax.plot(a["depth"], values, "o-", label=name, **size)
     ax.set(xscale="log", yscale="log", xlabel="blocks", ylabel="condition number at zero")
     ax.legend(fontsize="small")
 

@@ -109,9 +109,10 @@ def draw_figure_10(figure: Figure, a: Arrays) -> None:
     width = float(a["edges"][1] - a["edges"][0])
     for key in _keys(a, ".moments"):
         counts = a[f"{key}.counts"]
-        ax.plot(middle, counts / (counts.sum() * width), drawstyle="steps-mid", label=key)
+        ax.plot(middle, counts / (counts.sum() * width), drawstyle="steps-mid")
+        ax.lines[-1].set_label(key.replace(".", ", "))
     ax.plot(middle, np.exp(-(middle**2) / 2) / np.sqrt(2 * np.pi), "k--", label="normal")
-    ax.set(xlabel="dR/da_L, in its standard deviations", ylabel="density")
+    ax.set(xlabel="∂R/∂a of the last features, in its standard deviations", ylabel="density")
     ax.legend(fontsize="small")
 
 

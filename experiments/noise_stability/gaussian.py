@@ -301,6 +301,8 @@ def draw_figure_11(figure: Figure, a: Arrays) -> None:
         )
         panel.plot(a[f"{sweep}.x"], a[f"{sweep}.residual.approximation"], "k:", linewidth=1)
         panel.set_xscale({"a": "log", "c": "log", "d": "log"}.get(sweep, "linear"))
+        if sweep == "c":
+            panel.set_xticks([0.003, 0.01, 0.03, 0.1], ["0.003", "0.01", "0.03", "0.1"])
         if sweep not in "ad":
             panel.set_ylabel("")
     last = figure.axes[5]
