@@ -189,7 +189,7 @@ def draw_training_cost(figure: Figure, a: Arrays) -> None:
     for (depth, width), share in zip(a["net"], dirac / plain - 1, strict=True):
         ax.loglog(a["batch"], 100 * share, "o-", label=f"DiracNet-{depth}-{width}")
     ax.axhline(1, color="0.6", linestyle=":", label="1 %")
-    ax.set(xlabel="images in a batch", ylabel="operations beyond those of a plain net (%)")
+    ax.set(xlabel="images in a batch", ylabel="more operations than plain (%)")
     ax.set_xticks(a["batch"], [str(batch) for batch in a["batch"]], minor=False)
     ax.legend()
 

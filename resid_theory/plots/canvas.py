@@ -101,9 +101,9 @@ def png(drawing: Figure, *, dpi: float = 150) -> bytes:
     """
     drawn, small = io.BytesIO(), io.BytesIO()
     drawing.savefig(drawn, format="png", dpi=dpi)
-    # A palette makes a third of the bytes; this way of choosing it keeps the colours of thin lines.
+    # A palette makes a third of the bytes; chosen in this way it keeps the colours of thin lines.
     image = Image.open(drawn).convert("RGB")
-    image.quantize(128, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE).save(small, format="png", optimize=True)
     return small.getvalue()
 
 
