@@ -306,7 +306,7 @@ def draw_figure_6(figure: Figure, a: Arrays) -> None:
     )
     middle.set(
         xlabel="threshold / max |λ|",
-        ylabel="% of losses: 2-shortcut has the smaller index",
+        ylabel="% of losses, 2-shortcut lower",
         ylim=(-5, 105),
     )
     rows = (a["two_shortcut.seed"] == a["two_shortcut.seed"][0]) & (a["two_shortcut.epoch"] <= 60)
