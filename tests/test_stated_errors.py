@@ -9,6 +9,7 @@ from test_lanczos import grown
 
 import resid_theory as rt
 from resid_theory.eigen.density import Density
+from resid_theory.eigen.gauss_rules import radau_rule
 
 ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
 MASSES = [[0.1, 0.4, 0.3, 0.2], [0.2, 0.3, 0.3, 0.2], [0.15, 0.35, 0.25, 0.25]]
@@ -121,3 +122,8 @@ def test_a_power_of_two_scales_every_digit(function, rank):
     plain, tiny = (function(torch.diag(s * levels), budget=90) for s in (1.0, 2.0**-66))
     for name in ("value", "standard_error", "low", "high"):
         assert getattr(tiny, name) == 2.0**-66 * getattr(plain, name)
+
+
+def test_a_place_on_a_node_is_no_second_node():
+    nodes, weights = radau_rule(torch.tensor([2.0]), torch.tensor([0.5]), 2.0)
+    assert (nodes.tolist(), weights.tolist()) == ([2.0], [1.0])
