@@ -94,19 +94,21 @@ def solve(
         length = float(np.linalg.norm(v))
         x, left = np.zeros(size), v
         remaining, goal, far = limit // len(columns), tolerance * length, length
-        while far > goal and remaining > 1:
+        share = 0.5
+        while far > goal and remaining > 1 and share > 1e-4:
             # The solvers' own residuals drift from the true one: what is left is solved for again.
             before = spent
-            aim = max(goal / far, 1e-14) / 2
+            aim = max(share * goal / far, 1e-14)
             step, _ = solver(operator, left, rtol=aim, maxiter=remaining - 1)
             nearer = v - product(x + step)
             remaining -= spent - before
-            if not (distance := float(np.linalg.norm(nearer))) < far:
-                break  # rounding, or a singular matrix whose range v is not in
-            progress = distance / far
-            x, left, far = x + step, nearer, distance
-            if progress > 0.9:
-                break
+            distance = float(np.linalg.norm(nearer))
+            if not distance < 0.9 * far:
+                # MINRES measures by |A| |x|, so that a loose aim may move nothing; otherwise it is
+                # rounding, or a singular matrix whose range v is not in.
+                share /= 10
+            if distance < far:
+                x, left, far = x + step, nearer, distance
         solutions.append(torch.from_numpy(x))
         residuals.append(far / length if length else 0.0)
         lengths.append(far)
