@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
+from experiments.crossings.complete import complete_hessian
 from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
 from resid_theory.curvature.chain import chain_of
 from resid_theory.curvature.matvec_graphs import HessianGraph
@@ -580,3 +581,25 @@ def test_the_spectrum_is_that_of_the_hessian(data):
     spectrum = rt.hessian_spectrum(net, "square", data)
     assert spectrum.size == len(values)
     assert spectrum.distance(rt.Spectrum.of(values)) <= HESSIAN
+
+
+def convolutional(activation):
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3), activation, nn.Conv2d(3, 2, 3), activation, nn.Flatten(),
+        nn.Linear(8, 40), activation, nn.Linear(40, 3),
+    )  # fmt: skip
+    x = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return fill(net.double()), (x, torch.tensor([0, 2, 1, 0, 2]))
+
+
+def test_a_complete_spectrum_takes_no_columns_of_the_largest_weight(tmp_path):
+    net, data = convolutional(nn.ReLU())
+    truth = torch.linalg.eigvalsh(exact(net, data, F.cross_entropy))
+    for _ in range(2):  # the second call reads the recorded products
+        matrix, names = complete_hessian(net, data, tmp_path)
+        # 276 other weights twice, 5 samples, 3 classes; the largest weight has 320 entries.
+        assert len(matrix) == len(names) == 2 * 276 + 15 == len(truth) - 29
+        found = torch.cat([torch.linalg.eigvalsh(matrix), torch.zeros(29)]).sort()[0]
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-14 * float(truth.norm()))
+    with pytest.raises(ValueError, match=r"net: not piecewise linear in 5.weight"):
+        complete_hessian(*convolutional(nn.Tanh()))

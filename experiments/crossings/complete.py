@@ -4,13 +4,15 @@ None of the papers has one. All eigenvalues of the Hessian of a net at the end o
 known here, so every certificate and every interval of the estimators can be held against the truth.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.linalg import eigvalsh
+from numpy.typing import NDArray
+from scipy.linalg import eigvalsh, qr
 from torch import Tensor, nn
 
 import resid_theory as rt
@@ -18,6 +20,10 @@ from experiments.claim import Arrays, Claim
 from experiments.criteria import Criterion, below, rate
 from experiments.parts import CHECKPOINTS, Each, Execution, Part, in_turn
 from experiments.trainings import image_set
+from resid_theory.curvature import CurvatureOperator
+from resid_theory.curvature.columns import PANEL
+from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.products import unit_vectors
 from resid_theory.runtime import store
 
 STABILITY = "Yu & Tomasi, arXiv:1905.10944"
@@ -61,10 +67,9 @@ class CompleteSpectrum(Part):
         data = images.inputs(images.pixels, torch.float64), images.labels
         net = self._trained(*data).double().eval()
         kept = None if folder is None else folder / "columns"
-        # One matrix of memory: blocks are read first, then LAPACK overwrites it.
-        matrix = rt.hessian(net, "cross_entropy", data, method="columns", folder=kept)
-        arrays = _blocks(net, matrix)
-        exact = torch.from_numpy(eigvalsh(matrix.numpy().T, overwrite_a=True, check_finite=False))
+        matrix, names = complete_hessian(net, data, kept)
+        arrays = _blocks(net, matrix, names)
+        exact = torch.from_numpy(_eigenvalues(matrix, sum(p.numel() for p in net.parameters())))
         del matrix
         operator = rt.curvature_operator(net, "cross_entropy", data)
         pairs = rt.eigenpairs(operator, self.k, which="both", generator=self.seed)
@@ -119,6 +124,86 @@ class CompleteSpectrum(Part):
         return net
 
 
+def complete_hessian(
+    net: nn.Module, data: tuple[Tensor, Tensor], folder: Path | None = None
+) -> tuple[Tensor, list[str]]:
+    """The Hessian of the mean cross-entropy but for a null space, and the parameter of each row.
+
+    Between ReLU and pooling a net's outputs are piecewise linear in each single weight, so that
+    the diagonal block of the largest one is its Gauss-Newton matrix R^T R, of low rank. With B, its
+    rows in the columns of all other parameters, and a QR decomposition of (B, R^T), the rows of
+    Q^T B and Q^T R^T below the triangle are zero: what is left out has eigenvalues of zero only.
+    Products with random vectors confirm the structure. ``folder`` keeps products, as
+    ``rt.hessian`` does.
+    """
+    operator = rt.curvature_operator(net, "cross_entropy", data)
+    sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
+    *rest, largest = sorted(sizes, key=lambda name: sizes[name] == max(sizes.values()))
+    counted = torch.arange(operator.shape[0]).split([sizes[name] for name in (*rest, largest)])
+    places = dict(zip((*rest, largest), counted, strict=True))
+    columns = _columns(operator, sizes, places, folder)
+    held = columns.shape[1]
+    own, below = columns[:held].tril(), columns[held:]
+    own += own.tril(-1).mT
+    root = _gauss_newton_root(net, data, largest)
+
+    back = torch.cat([places[name] for name in sizes])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(len(back), 3, dtype=torch.float64, generator=generator)
+    first, last = drawn.tensor_split([held])
+    given = torch.cat([own @ first + below.mT @ last, below @ first + root.mT @ (root @ last)])
+    found = operator @ drawn[back]
+    if not (gap := float((found - given[back]).norm() / found.norm())) <= 1e-10:
+        raise ValueError(f"net: not piecewise linear in {largest}, products differ by {gap:.2g}")
+
+    # Only the triangle is formed.
+    triangle = qr(torch.cat([below, root.mT], 1).numpy(), mode="r", overwrite_a=True)[0]
+    left, right = torch.from_numpy(triangle[: min(triangle.shape)]).split([held, len(root)], dim=1)
+    matrix = torch.cat([torch.cat([own, left.mT], 1), torch.cat([left, right @ right.mT], 1)])
+    return matrix, [name for name in rest for _ in range(sizes[name])] + [largest] * len(left)
+
+
+def _columns(
+    operator: CurvatureOperator,
+    sizes: Mapping[str, int],
+    places: Mapping[str, Tensor],
+    folder: Path | None,
+) -> Tensor:
+    """Columns of all parameters but the last of ``places``, on and below the diagonal."""
+    *rest, largest = places
+    columns = torch.zeros(operator.shape[0], int(places[largest][0]), dtype=torch.float64)
+    number = 0
+    while rest:
+        ends = np.cumsum([sizes[name] for name in rest])
+        some = rest[: int(np.searchsorted(ends, PANEL)) + 1]  # a panel of columns or more
+        rows = torch.cat([places[name] for name in sizes if name in (*rest, largest)])
+        across = torch.cat([places[name] for name in some])
+        block = operator.block([*rest, largest], some)
+        kept = None if folder is None else folder / f"columns_{number:03d}"
+        with RecordedOperator(block, folder=kept, square=False) as record:
+            for start in range(0, len(across), PANEL):
+                stop = min(start + PANEL, len(across))
+                products = record @ unit_vectors(block, start, stop)
+                columns[rows[:, None], across[start:stop]] = products * record.unit
+        rest, number = rest[len(some) :], number + 1
+    return columns
+
+
+def _gauss_newton_root(net: nn.Module, data: tuple[Tensor, Tensor], name: str) -> Tensor:
+    """R of R^T R, the block of one weight in the Gauss-Newton matrix of the mean cross-entropy."""
+    others = {key: value.detach() for key, value in net.named_parameters()}
+    weight = others.pop(name)
+
+    def scores(weight: Tensor, x: Tensor) -> Tensor:
+        return torch.func.functional_call(net, {**others, name: weight}, x[None])[0]
+
+    x, shares = data[0], net(data[0]).detach().softmax(dim=1)
+    jacobian = torch.func.vmap(torch.func.jacrev(scores), in_dims=(None, 0), chunk_size=25)
+    slopes = jacobian(weight, x).flatten(2)  # (samples, classes, weights)
+    centred = slopes - (shares[:, None] @ slopes)
+    return (centred * (shares / len(x)).sqrt()[..., None]).flatten(0, 1)
+
+
 class _Diagonal:
     """A diagonal matrix, whose products cost nothing."""
 
@@ -130,22 +215,31 @@ class _Diagonal:
         return self.values[:, None] * vectors
 
 
-def _blocks(net: nn.Module, matrix: Tensor) -> Arrays:
+def _blocks(net: nn.Module, matrix: Tensor, names: Sequence[str]) -> Arrays:
     """Sizes of the layers, the Frobenius norms of their blocks, and the diagonal ones' spectra."""
     sizes: dict[str, int] = {}
     for name, parameter in net.named_parameters():
         layer = name.rpartition(".")[0]
         sizes[layer] = sizes.get(layer, 0) + parameter.numel()
-    rows = [part.split(list(sizes.values()), dim=1) for part in matrix.split(list(sizes.values()))]
+    layers = np.array([name.rpartition(".")[0] for name in names])
+    rows = [matrix[layers == layer] for layer in sizes]
     own = [
-        eigvalsh(np.asfortranarray(row[k].numpy()), overwrite_a=True, check_finite=False)
-        for k, row in enumerate(rows)
+        _eigenvalues(row[:, layers == layer], size)
+        for row, (layer, size) in zip(rows, sizes.items(), strict=True)
     ]
     return {
         "sizes": np.array(list(sizes.values())),
-        "block_norms": np.array([[float(block.norm()) for block in row] for row in rows]),
+        "block_norms": np.array(
+            [[float(row[:, layers == layer].norm()) for layer in sizes] for row in rows]
+        ),
         "block_eigenvalues": np.concatenate(own),
     }
+
+
+def _eigenvalues(matrix: Tensor, size: int) -> NDArray[np.float64]:
+    """All eigenvalues of a matrix whose other rows and columns, up to a size, are zero."""
+    found = eigvalsh(matrix.numpy().T, overwrite_a=True, check_finite=False)
+    return np.sort(np.concatenate([found, np.zeros(size - len(found))]))
 
 
 def compute(*, device: str = "cpu", each: Each = in_turn, **settings: object) -> Arrays:
