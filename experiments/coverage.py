@@ -86,10 +86,9 @@ def _node(paper: str, entry: Mapping[str, Any], claims: Mapping[str, Claim], fol
     told, named = given, []
     if way in ("by", "set"):
         pairs = [each.partition(": ") for each in ([given] if isinstance(given, str) else given)]
-        own = [
-            claim_id.partition("/")[2] for claim_id in claims if claim_id.startswith(f"{paper}/")
-        ]
-        named = [f"{paper}/{check_choice(f'{where}: claim', name, own)}" for name, _, _ in pairs]
+        # A claim of the paper by its name, one of another folder by its id.
+        known = {claim_id.removeprefix(f"{paper}/"): claim_id for claim_id in claims}
+        named = [known[check_choice(f"{where}: claim", name, list(known))] for name, _, _ in pairs]
         told = "; ".join(
             _judged(where, claims[claim_id], beginning, folder) if way == "by" else claim_id
             for claim_id, (_, _, beginning) in zip(named, pairs, strict=True)

@@ -43,6 +43,13 @@ def test_a_node_that_names_nothing_is_refused(entry, told):
         coverage.nodes("demystifying_resnet", {"nodes": [entry]}, CLAIMS)
 
 
+def test_a_claim_of_another_folder_is_named_by_its_id():
+    entry = {**GOOD, "by": ["noise_stability/table_1: loss", "figure_1: no two sets"]}
+    (node,) = coverage.nodes("demystifying_resnet", {"nodes": [entry]}, CLAIMS)
+    assert node.claims == ("noise_stability/table_1", "demystifying_resnet/figure_1")
+    assert node.told.startswith("noise_stability/table_1, ")
+
+
 def test_a_sentence_is_counted_once():
     with pytest.raises(ValueError, match="'One.'.* occurs twice"):
         coverage.nodes("demystifying_resnet", {"nodes": [GOOD, GOOD]}, CLAIMS)

@@ -98,8 +98,34 @@ def test_section_3_4_is_judged_by_equivalence(changes, expected):
     ],
 )
 def test_the_norm_of_v_is_judged_as_a_size_of_steps(gaps, expected):
-    arrays = {"losses": np.ones((1, 4, 2)), "gaps": np.array([[0.0, *gaps]])}
-    assert outcomes(start.judge_first_scale(arrays)) == expected.split()
+    arrays = {
+        "losses": np.ones((1, 4, 2)),
+        "gaps": np.array([[0.0, *gaps]]),
+        "first_gaps": np.array([[0.0, 0.0, 1e-16, 1e-16]]),
+    }
+    assert outcomes(start.judge_first_scale(arrays)) == ["holds", *expected.split()]
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected"),
+    [((0.0, 1e-15, 1e-15), "holds"), ((1e-16, 0, 0), "fails"), ((0, 1e-9, 0), "fails"),
+     ((0, 0, 1e-9), "fails")],
+)  # fmt: skip
+def test_first_weights_do_not_depend_on_the_scale_of_v(gaps, expected):
+    arrays = {"losses": np.ones((1, 4, 2)), "gaps": np.zeros((1, 4))}
+    arrays["first_gaps"] = np.array([[0.0, *gaps]])
+    assert outcomes(start.judge_first_scale(arrays))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("worse", "expected"), [(0.0, "holds"), (-5.0, "holds"), (1.0, "undecided"), (5.0, "fails")]
+)
+def test_a_shallow_net_without_normalization_may_be_worse_by_a_point(worse, expected):
+    noise = np.array([-1.0, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0])
+    errors = np.stack([np.full(12, 5.0), 5 + worse + noise]) / 100
+    arrays = {"depth": np.array(10), "test_error": errors, "risk": np.ones((2, 12, 8))}
+    (found,) = scales.judge_section_2_shallow(arrays)
+    assert outcomes([found]) == [expected]
 
 
 def figure_1(plain, dirac, residual, wide):

@@ -3,10 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from experiments.criteria import decided
 from experiments.crossings import curvature
-from experiments.noise_stability import cushions, dominant, equality, flows, gaussian, training
+from experiments.noise_stability import (
+    cushions,
+    dominant,
+    equality,
+    flow_speed,
+    flows,
+    gaussian,
+    training,
+)
 from experiments.noise_stability import nets as trained_nets
 from experiments.noise_stability import weights as weight_claims
 from experiments.shipped import shipped_training
@@ -127,10 +136,11 @@ def test_initial_weights_are_the_papers(factor, found):
         "depth": depths,
         "penalty": np.stack([plain, plain / 268 / factor * (1 - SEEDS)]),
         "mass": mass,
+        "beyond": (1 if factor == 1 else 30) + 10 * SEEDS,
     }
-    assert outcomes(weight_claims.judge_initial_weights, arrays) == [found] * 6
+    assert outcomes(weight_claims.judge_initial_weights, arrays) == [found] * 7
     few = {name: a[..., :4] for name, a in arrays.items()}
-    assert outcomes(weight_claims.judge_initial_weights, few) == [UNDECIDED] * 6
+    assert outcomes(weight_claims.judge_initial_weights, few) == [UNDECIDED] * 7
 
 
 def test_a_draw_counts_as_what_it_rounds_to():
@@ -254,6 +264,53 @@ def test_a_simulation_decides_beyond_its_errors(gap, found):
     made = gaussian._all_within("c", np.array([0.0, gap]), np.full(2, 0.004), 30, 0.03, source="s")
     (criterion,) = decided([made])
     assert criterion.holds is {HOLDS: True, FAILS: False, UNDECIDED: None}[found]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_permutations_test_a_rank_correlation_exactly(ties):
+    x, y = np.random.default_rng(0).normal(size=(2, 7))
+    if ties:
+        x[1] = x[0]
+
+    def rho(second):
+        return stats.spearmanr(x, second).statistic
+
+    found, *p_values = flow_speed.permuted_rank_test(x, y)
+    assert found == pytest.approx(rho(y), abs=1e-12)
+    for p, alternative in zip(p_values, ("greater", "less"), strict=True):
+        every = stats.permutation_test(
+            (y,), rho, permutation_type="pairings", n_resamples=np.inf, alternative=alternative
+        )
+        error = (every.pvalue * (1 - every.pvalue) / flow_speed.PERMUTATIONS) ** 0.5
+        assert abs(p - every.pvalue) <= 4 * error + 1 / flow_speed.PERMUTATIONS
+
+
+def test_power_of_a_rank_correlation_is_that_of_drawn_samples():
+    rho, n, drawn = flow_speed.NAMED, 30, 2000
+    pearson = 2 * np.sin(np.pi * rho / 6)  # of normal numbers with this rank correlation
+    x, noise = np.random.default_rng(0).normal(size=(2, drawn, n))
+    ranks = [
+        values.argsort(1).argsort(1) - (n - 1) / 2
+        for values in (x, pearson * x + (1 - pearson**2) ** 0.5 * noise)
+    ]
+    found = (ranks[0] * ranks[1]).sum(1) * 12 / (n**3 - n)
+    p = stats.t.sf(found * np.sqrt((n - 2) / (1 - found**2)), n - 2)
+    hit = (p <= flow_speed.LEVEL).mean()
+    # Four standard errors of the draws, and two points for the normal laws of both formulas.
+    assert flow_speed.power(n, rho, flow_speed.LEVEL) == pytest.approx(hit, abs=0.032 + 0.02)
+
+
+@pytest.mark.parametrize(("sign", "found"), [(1, HOLDS), (-1, FAILS), (0, UNDECIDED)])
+def test_nets_with_more_dominant_flows_should_learn_faster(sign, found):
+    generator = np.random.default_rng(1)
+    speed, noise = generator.normal(size=(2, 2, 30))
+    share = sign * speed + 0.3 * noise
+    risk = np.exp(-speed)[..., None] * np.ones(8)
+    arrays = {"depth": np.array(8), "risk": risk, "initial": share, "trained": -share}
+    other = {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[found]
+    assert outcomes(flow_speed.judge_flow_speed, arrays) == [found] * 3 + [other] * 3
+    few = {name: a[:, :2] if a.ndim else a for name, a in arrays.items()}
+    assert outcomes(flow_speed.judge_flow_speed, few) == [UNDECIDED] * 6
 
 
 # Table 5 -----------------------------------------------------------------------------------------

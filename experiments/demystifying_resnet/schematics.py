@@ -26,9 +26,12 @@ FUNCTIONS = {
 
 
 def compute_figure_1(*, width: int, blocks: int, samples: int, seed: int) -> dict[str, np.ndarray]:
-    """Compare 2-shortcut nets with an explicit implementation for all 8 sets of positions."""
+    """Compare 2-shortcut nets with an explicit implementation for all 8 sets of positions.
+
+    Their outputs at the zero input stand beside those of nets with the bias of equation (3).
+    """
     x = torch.randn(samples, width, generator=generator_of(seed), dtype=torch.float64)
-    gaps, outputs = [], []
+    gaps, outputs, at_zero = [], [], []
     for chosen in itertools.product((False, True), repeat=3):
         acts = {p: act for (p, act), on in zip(POSITIONS.items(), chosen, strict=True) if on}
         net = rt.ShortcutNet(width, blocks, 2, **acts, dtype=torch.float64)
@@ -38,8 +41,19 @@ def compute_figure_1(*, width: int, blocks: int, samples: int, seed: int) -> dic
         weights = net.weights.detach().numpy()
         gaps.append(np.abs(output - _written_out(x.numpy(), weights, acts)).max())
         outputs.append(output)
+        biased = rt.ShortcutNet(width, blocks, 2, **acts, bias=True, dtype=torch.float64)
+        rt.initialize(biased, "xavier", generator=generator_of(seed, 1))
+        torch.nn.init.normal_(biased.bias, generator=generator_of(seed, 2))
+        with torch.no_grad():
+            origin = torch.zeros_like(x[:1])
+            at_zero.append([float(each(origin).abs().max()) for each in (net, biased)])
     apart = [np.abs(a - b).max() for a, b in itertools.combinations(outputs, 2)]
-    return {"gap": np.array(gaps), "apart": np.array(apart), "scale": np.abs(outputs[0]).max()}
+    return {
+        "gap": np.array(gaps),
+        "apart": np.array(apart),
+        "scale": np.abs(outputs[0]).max(),
+        "at_zero": np.array(at_zero),
+    }
 
 
 def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np.ndarray:
@@ -53,6 +67,7 @@ def _written_out(z: np.ndarray, weights: np.ndarray, acts: dict[str, str]) -> np
 def judge_figure_1(a: Arrays) -> list[Criterion]:
     """Require the three positions of the figure."""
     gap, apart = float(a["gap"].max() / a["scale"]), float(a["apart"].min() / a["scale"])
+    without, biased = a["at_zero"].T
     return [
         Criterion(
             "nets with activations at any of the three positions are the figure written out",
@@ -65,6 +80,12 @@ def judge_figure_1(a: Arrays) -> list[Criterion]:
             "outputs differ by more than 1e-3 of the largest",
             f"{apart:.2g}",
             apart > 1e-3,
+        ),
+        Criterion(
+            "outputs at the zero input: n-shortcut nets, and nets with the bias of (3)",
+            "0, as activations are 0 at 0; above 0: no n-shortcut net computes this",
+            f"{without.max():g}; {biased.min():.2g} at least",
+            bool((without == 0).all() and (biased > 0).all()),
         ),
     ]
 

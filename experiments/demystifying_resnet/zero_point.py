@@ -245,7 +245,13 @@ def compute_figure_11(
         measured = rt.hessian(net, loss, data, method="layer_pairs")[order][:, order]
         arrays[f"n{n}.hessian"] = measured.numpy()
         arrays[f"n{n}.matrix_a"] = point.matrix_a.numpy()
-    return arrays
+    biased = rt.ShortcutNet(WIDTH, blocks, 2, **activations, bias=True)
+    point = rt.theory.zero_point(data, blocks=blocks, shortcut_depth=2, bias=True, **given)
+    measured = rt.hessian_spectrum(biased, loss, data)
+    return arrays | {
+        "bias.eigenvalues": measured.eigenvalues.numpy(),
+        "bias.predicted": point.spectrum.eigenvalues.numpy(),
+    }
 
 
 def judge_figure_11(a: Arrays) -> list[Criterion]:
@@ -278,6 +284,19 @@ def judge_figure_11(a: Arrays) -> list[Criterion]:
             criteria.append(
                 Criterion("n = 2: outside the pattern", "exactly 0", f"{outside:g}", outside == 0.0)
             )
+    found, largest = a["bias.eigenvalues"], np.abs(a["bias.eigenvalues"]).max()
+    gap = np.abs(found - a["bias.predicted"]).max() / largest
+    zeros = int((np.abs(found) <= EXACT * largest).sum())
+    criteria.append(
+        Criterion(
+            "n = 2 with the bias of (3): eigenvalues are those of (8) with the bias as a column of "
+            "the first matrix",
+            f"equal to 1e-12 of the largest; {blocks * WIDTH} zeros or more, one for each bias",
+            f"{gap:.1e}, {zeros} zeros; magnitudes of the others "
+            f"{np.sort(np.abs(found))[zeros:].min():.3g} to {largest:.3g}",
+            bool(gap <= EXACT and zeros >= blocks * WIDTH),
+        )
+    )
     return criteria
 
 

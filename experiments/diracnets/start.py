@@ -150,6 +150,7 @@ WAYS = {
     "N(0, 1)": "cV, c² = fan_in / 2, step times c², decay over c²",
     "N(0, 1), same step": "cV, c² = fan_in / 2, step and decay of V",
 }
+EXACT = 1e-13  # relative; twice the bound of round-off of a norm of 576 numbers, and of products
 HALF = 1.5e-8  # root of the machine epsilon: half the digits of float64
 
 
@@ -158,15 +159,17 @@ def compute_first_scale(
 ) -> dict[str, np.ndarray]:
     """Compute losses and final weights of nets that start from V and from multiples of it."""
     runs = [[_descent(way, depth, steps, batch, seed) for way in WAYS] for seed in seeds]
-    losses = np.array([[loss for loss, _ in run] for run in runs])
-    gaps = [[max(map(_gap, weights, run[0][1])) for _, weights in run] for run in runs]
-    return {"losses": losses, "gaps": np.array(gaps)}
+    losses = np.array([[loss for loss, *_ in run] for run in runs])
+    first, last = (
+        [[max(map(_gap, way[at], run[0][at])) for way in run] for run in runs] for at in (1, 2)
+    )
+    return {"losses": losses, "first_gaps": np.array(first), "gaps": np.array(last)}
 
 
 def _descent(
     way: str, depth: int, steps: int, batch: int, seed: int
-) -> tuple[list[float], list[Tensor]]:
-    """Losses of steps of the paper's recipe in float64, and the weights that they end at."""
+) -> tuple[list[float], list[Tensor], list[Tensor]]:
+    """Losses of steps of the paper's recipe in float64, and the weights before and after them."""
     net = rt.diracnet(depth, generator=seed).double().train()
     layers = [layer for layer in net.modules() if layer_identity(layer) is not None]
     recipe, groups = DIRACNETS, []
@@ -184,6 +187,7 @@ def _descent(
         if id(parameter) not in known:
             decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
             groups.append({"params": [parameter], "weight_decay": decay})
+    start = [layer.weight.detach().clone() for layer in layers]
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
     data, losses = image_set("digits", "train", steps * batch, 8), []
     inputs = data.inputs(data.pixels, torch.float64).split(batch)
@@ -193,7 +197,7 @@ def _descent(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses, [layer.weight.detach() for layer in layers]
+    return losses, start, [layer.weight.detach() for layer in layers]
 
 
 def _gap(weight: Tensor, wanted: Tensor) -> float:
@@ -210,16 +214,26 @@ def judge_first_scale(a: Arrays) -> list[Criterion]:
         f"> {HALF:g}, every seed: the norm of V is a size of steps",
     )
     holds = (worst[:, 1] == 0, worst[:, 2] <= HALF, worst[:, 3] > HALF)
+    _, exact, scaled, same = a["first_gaps"].T
     return [
         Criterion(
-            f"start from {way}: losses and final weights against those from V, relative",
-            wanted,
-            f"{gap.min():.2g} to {gap.max():.2g} (n = {len(gap)}, {a['losses'].shape[2]} steps)",
-            bool(held.all()),
-        )
-        for way, wanted, gap, held in zip(
-            list(WAYS.values())[1:], expected, worst[:, 1:].T, holds, strict=True
-        )
+            "weights of (5) before the first step, from cV against those from V, relative",
+            f"0 for c a power of two, ≤ {EXACT:g} for c² = fan_in / 2 (equation 5: c cancels)",
+            f"{exact.max():g}; {max(scaled.max(), same.max()):.1e}",
+            bool((exact == 0).all() and max(scaled.max(), same.max()) <= EXACT),
+        ),
+        *(
+            Criterion(
+                f"start from {way}: losses and final weights against those from V, relative",
+                wanted,
+                f"{gap.min():.2g} to {gap.max():.2g} (n = {len(gap)}, "
+                f"{a['losses'].shape[2]} steps)",
+                bool(held.all()),
+            )
+            for way, wanted, gap, held in zip(
+                list(WAYS.values())[1:], expected, worst[:, 1:].T, holds, strict=True
+            )
+        ),
     ]
 
 

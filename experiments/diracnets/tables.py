@@ -220,6 +220,7 @@ def judge_by_parameters(a: Arrays) -> list[Criterion]:
         for data in ("CIFAR-10", "CIFAR-100"):
             compared(data, "Dirac-28-10", "ResNet-1001", 0, "abstract: matches it")
             compared(data, "Dirac-28-10", "Dirac-28-5", 0, "Table 2")
+            compared(data, "WRN-28-10", "ResNet-1001", 0, "abstract: capacity, and not depth")
             apart = PRINTED_ERRORS[data]["Dirac-28-10"] - PRINTED_ERRORS[data]["WRN-28-10"]
             found.append(
                 Criterion(

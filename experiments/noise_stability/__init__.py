@@ -7,6 +7,7 @@ from experiments.noise_stability import (
     cushions,
     dominant,
     equality,
+    flow_speed,
     flows,
     gaussian,
     training,
@@ -20,6 +21,7 @@ CLAIMS = [
     *weights.CLAIMS,
     *cushions.CLAIMS,
     *flows.CLAIMS,
+    *flow_speed.CLAIMS,
     *gaussian.CLAIMS,
     *dominant.CLAIMS,
 ]

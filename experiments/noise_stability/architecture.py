@@ -45,6 +45,7 @@ def compute_architecture(*, depths: Sequence[int], seed: int) -> dict[str, np.nd
     blocks = [block for block in full.children() if hasattr(block, "branch")]
     inside = [sum(isinstance(layer, nn.Conv2d) for layer in block.branch) for block in blocks]
     arrays["full"] = np.array([len(blocks), min(inside), max(inside), len(_layers(full))])
+    arrays["led_to"] = _led_to(start_net("residual", depths[0], seed))
     return arrays
 
 
@@ -95,6 +96,29 @@ def _block(x: Tensor, kernel: Tensor, bias: Tensor, residual: bool) -> Tensor:
     repeats = len(kernel) // x.shape[1]
     y = F.conv2d(x, kernel, bias, stride=repeats, padding=1)
     return F.relu(y + torch.cat([x[:, :, ::repeats, ::repeats]] * repeats, 1) if residual else y)
+
+
+@torch.no_grad()
+def _led_to(net: nn.Sequential) -> np.ndarray:
+    """Final features that the identities lead to from a channel of each group, (groups, 2).
+
+    Fewest and most of the channels: the paths of Appendix D that share it.
+    """
+    layers = dict(net.named_children())
+    for name, parameter in net.named_parameters():
+        if name.startswith("conv"):
+            parameter.zero_()  # of a residual net the weight is V
+    starts, rows = [name for name in layers if name.startswith("conv")], []
+    for group, channels in enumerate(GROUPS):
+        x = torch.eye(channels)[:, :, None, None].repeat(1, 1, 32 >> group, 32 >> group)
+        # Behind the first convolution of the group, which doubles channels in all but the first.
+        first = 1 + group * (len(starts) - 1) // 3
+        for name in list(layers)[list(layers).index(starts[first]) + 1 :]:
+            if not isinstance(layers[name], nn.Linear):
+                x = layers[name](x)
+        led = (x.flatten(1) > 0).sum(1)
+        rows.append([int(led.min()), int(led.max())])
+    return np.array(rows)
 
 
 def judge_architecture(a: Arrays) -> list[Criterion]:
@@ -156,6 +180,13 @@ def judge_architecture(a: Arrays) -> list[Criterion]:
             "9 of 2 (section 5)",
             f"{blocks} of {fewest} to {most}",
             (blocks, fewest, most, layers) == (9, 2, 2, 20),
+        ),
+        Criterion(
+            "paths of the identities that share a channel, by group",
+            "1 in the last group (Appendix D: disjoint); 4 and 2 before it, as 64 paths have 16 "
+            "and 32 channels",
+            "; ".join(f"{few} to {many}" for few, many in a["led_to"].tolist()),
+            a["led_to"].tolist() == [[64 // c, 64 // c] for c in GROUPS],
         ),
     ]
 

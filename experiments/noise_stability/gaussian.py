@@ -5,6 +5,7 @@ panels (a) and (c), and the exponent of eq. (15).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,6 +128,32 @@ def compute_figure_11(
     return arrays | _flow_map(map_channels, map_draws, generator)
 
 
+SCALES = [2.0**power for power in range(-3, 4)]  # of σ, whose products are exact
+
+
+def compute_scale_of_weights(*, draws: int, seed: int) -> dict[str, np.ndarray]:
+    """Compute f of equal draws whose σ is scaled, means of all layers, (scales, L)."""
+    scaled = [{**BASE, "deviation": BASE["deviation"] * scale} for scale in SCALES]
+    return {
+        f"scaled.{net}": np.stack(
+            [
+                TrivialFlow(**given, identity=identity)
+                .simulate(draws=draws, generator=seed)[:, 1:]
+                .mean(0)
+                .numpy()
+                for given in scaled
+            ]
+        )
+        for net, identity in (("residual", True), ("plain", False))
+    }
+
+
+def compute_figure_11_and_scale(*, draws: int, seed: int, **settings: Any) -> dict[str, np.ndarray]:
+    """Compute Figure 11, and what equation (12) says of σ."""
+    found = compute_figure_11(draws=draws, seed=seed, **settings)
+    return found | compute_scale_of_weights(draws=draws, seed=seed)
+
+
 def _flow_table(case: TrivialFlow, draws: int, generator: torch.Generator) -> np.ndarray:
     """Table of ``COLUMNS`` by the number of layers above, (L + 1, 5).
 
@@ -175,6 +202,7 @@ def judge_figure_11(a: Arrays) -> list[Criterion]:
     flat = {net: a[f"d.{net}.mean"] for net in ("residual", "plain")}
     shut = {net: a[f"e.{net}.mean"] for net in ("residual", "plain")}
     n = int(a["draws"])
+    scaled = {net: float(np.ptp(a[f"scaled.{net}"], axis=0).max()) for net in flat}
 
     def joined(tables: Mapping[str, np.ndarray], chosen: str) -> np.ndarray:
         return np.concatenate([tables[s] for s in chosen])
@@ -233,6 +261,13 @@ def judge_figure_11(a: Arrays) -> list[Criterion]:
             n,
             source="Figure 11 e; the number is ours",
             shown=_listed({net: f[1] for net, f in shut.items()}, "{:.4f} at p = 0.1"),
+        ),
+        Criterion(
+            "plain: f at σ from an eighth to eight times the base, equal draws, all layers: "
+            "largest difference",
+            f"exactly 0 (equation 12: σ cancels); of residual nets above {CLOSE:g}",
+            f"{scaled['plain']:g}; residual {scaled['residual']:.3f}",
+            scaled["plain"] == 0 and scaled["residual"] > CLOSE,
         ),
     ]
 
@@ -330,7 +365,7 @@ CLAIMS = [
                           scaled="20 draws a point instead of 150"),
             "paper": dict(draws=150, map_channels=[4, 8, 16, 64], map_draws=150, seed=0),
         },
-        compute=compute_figure_11,
+        compute=compute_figure_11_and_scale,
         judge=judge_figure_11,
         draw=draw_figure_11,
     ),

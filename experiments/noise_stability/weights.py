@@ -39,6 +39,7 @@ from resid_theory.identity import id_mask
 
 TABLE_4 = {20: 5.393e-4, 32: 8.878e-4, 44: 1.238e-3}
 TABLE_3 = 32  # depth of its nets
+BEYOND = 0.7  # of the weights counted in Appendix C
 FEWEST_DRAWS = 5  # with fewer, a prediction interval takes nearly any number
 
 
@@ -66,15 +67,27 @@ def _by_layer(net: nn.Module) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def compute_initial_weights(*, depths: Sequence[int], seeds: Sequence[int]) -> Arrays:
-    """Compute penalties, (kinds, depths, seeds), and L1 masses of ID entries, (kinds, seeds)."""
+    """Compute penalties, (kinds, depths, seeds), and L1 masses of ID entries, (kinds, seeds).
+
+    Of the plain nets of Table 3, also the number of weights above 0.7, (seeds,).
+    """
 
     def mass(kind: str, seed: int) -> float:
         layers = _by_layer(start_net(kind, TABLE_3, seed))
         return float(sum(np.abs(entries).sum() for _, entries in layers))
 
+    def beyond(seed: int) -> int:
+        parameters = start_net("plain", TABLE_3, seed).parameters()
+        return sum(int((parameter > BEYOND).sum()) for parameter in parameters)
+
     penalties = [[[penalty(start_net(k, d, s)) for s in seeds] for d in depths] for k in KINDS]
     masses = [[mass(kind, seed) for seed in seeds] for kind in KINDS]
-    return {"depth": np.array(depths), "penalty": np.array(penalties), "mass": np.array(masses)}
+    return {
+        "depth": np.array(depths),
+        "penalty": np.array(penalties),
+        "mass": np.array(masses),
+        "beyond": np.array([beyond(seed) for seed in seeds]),
+    }
 
 
 def one_draw(name: str, draws: np.ndarray, printed: float, digit: float, table: str) -> Criterion:
@@ -133,6 +146,13 @@ def judge_initial_weights(a: Arrays) -> list[Criterion]:
             1120,
             1,
             "Table 3",
+        ),
+        one_draw(
+            f"number of weights above {BEYOND} of plain nets, depth 32",
+            a["beyond"],
+            1,
+            1,
+            "Appendix C",
         ),
     ]
 
