@@ -130,8 +130,7 @@ def pack(
     for name, parameter in group.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                for part, view in group.split(name, value).items():
-                    packed[f"optimizer.{key}.{part}"] = view
+                packed[f"optimizer.{key}.{name}"] = value
     packed.update({f"sum.{name}": tensor for name, tensor in sums.items()})
     packed["rng.cpu"] = torch.get_rng_state()
     device = _device(group)
@@ -162,11 +161,10 @@ def unpack(
     for key in {name.split(".")[1] for name in packed if name.startswith("optimizer.")}:
         saved = _under(packed, f"optimizer.{key}.")
         for name, parameter in group.parameters.items():
-            if not saved.keys() >= group.split(name, parameter).keys():
-                continue  # had no gradient so far
-            # Made like the parameter: strides decide which kernels run, and so the last bits.
-            state = optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
-            _copy(saved, "", group.split(name, state))
+            if name in saved:  # had a gradient so far
+                # Made like the parameter: strides decide which kernels run, and so the last bits.
+                state = optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
+                state.copy_(saved[name])
     torch.set_rng_state(packed["rng.cpu"])
     device = _device(group)
     if "rng.cuda" in packed and device.type == "cuda":
@@ -199,7 +197,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
 _WORDS = {
     "seeds": "seed",
     "correction": "correction",
-    "stacked": "whether nets are stacked",
     "ranks": "the number of processes",
     "data": "data (by their sha256)",
     "test": "test data (by their sha256)",

@@ -89,15 +89,13 @@ class Watch:
         if bad:
             at, net = bad[0]
             raise DivergenceError(self._seen + at + 1, net, self._cause(net, batches))
-        kind, name, tensor = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
-        parts = self._group.split(name, tensor)
-        net, _, part = next(n for n, one in parts.items() if not _finite(one)).partition(".")
-        raise DivergenceError(step, int(net), f"the {kind} {part!r}")
+        kind, name, _ = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
+        number, _, name = name.partition(".")
+        raise DivergenceError(step, int(number), f"the {kind} {name!r}")
 
     def _cause(self, net: int, batches: Sequence[StepBatch]) -> str:
         if not batches:  # the weights have moved since
             return "the loss"
-        self._group.write_back()
         return _first_bad(self._group.nets[net], batches[net if len(batches) > 1 else 0][0])
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -24,16 +23,7 @@ from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import GRAPH, Recipe
 from resid_theory.training.run import Run, RunSettings
 from resid_theory.training.saved_nets import architecture_of, save_checkpoint
-from resid_theory.training.step import (
-    STACKED_POOL,
-    NetGroup,
-    Separate,
-    Stacked,
-    StepBatch,
-    optimizer_of,
-    set_rate,
-    stack,
-)
+from resid_theory.training.step import NetGroup, StepBatch, optimizer_of, set_rate
 from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
 __all__ = ["Session"]
@@ -65,7 +55,7 @@ class Session:
         self.architectures = [architecture_of(net) for net in nets] if settings.folder else []
         for net in nets:
             net.train()
-        self.group, self.unstacked = _group(nets, data, recipe, settings)
+        self.group = NetGroup(nets, recipe, settings.device)
         self.optimizer = optimizer_of(self.group, recipe)
         correction, name = settings.correction, None
         if correction is not None:
@@ -81,7 +71,6 @@ class Session:
             "test": test.digest if test else None,
             "initial": initial,
             "correction": name,
-            "stacked": isinstance(self.group, Stacked),
             "ranks": settings.process_group.count,
         }
         # The first process writes for all.
@@ -128,7 +117,6 @@ class Session:
             notes=self._notes(),
             finished=self.step == total,
             seconds=self._elapsed(),
-            unstacked=self.unstacked,
             out=self.settings.folder.path if self.settings.folder else None,
         )
 
@@ -297,7 +285,6 @@ class Session:
     def _end(self, finished: bool) -> None:
         """Save the last state and, of a finished training, each net by itself."""
         self.watch.settle(self.step)
-        self.group.write_back()
         if self.folder is None:
             return
         if self.saved_step != self.step:
@@ -312,18 +299,6 @@ class Session:
             save_checkpoint(path, net, about=about)
 
 
-def _group(
-    nets: Sequence[nn.Module], data: DeviceDataset, recipe: Recipe, settings: RunSettings
-) -> tuple[NetGroup, str | None]:
-    """The nets as they will be trained, and why several are not stacked."""
-    if len(nets) == 1 or not settings.stacked:
-        return Separate(nets, recipe, settings.device), None
-    if settings.correction is not None:
-        reason = "a correction of the decay works on the tensors of each net"
-        return Separate(nets, recipe, settings.device), reason
-    return stack(nets, data.batch(slice(2)), recipe, settings.device)
-
-
 @contextmanager
 def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[None]:
     """Seeded, with gradients, with kernels that repeat; everything is put back afterwards."""
@@ -334,9 +309,7 @@ def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[N
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(tf32=tf32, fastest=rounds and recipe.compile == GRAPH),
-        warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", STACKED_POOL)
         # Not torch.manual_seed, which also seeds GPUs that have no part in this.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
