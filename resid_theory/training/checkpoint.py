@@ -147,24 +147,23 @@ def unpack(
     sums: Mapping[str, Tensor],
 ) -> None:
     """Put back in place what :func:`pack` took; a ValueError if the nets have other tensors."""
-    tensors, found = group.tensors(), _under(packed, "net.")
     # Checkpoints of the first versions hold constant buffers, too.
-    for i, net in enumerate(group.nets):
-        for name, _ in net.named_buffers():
-            if f"{i}.{name}" not in tensors:
-                found.pop(f"{i}.{name}", None)
-    fault = first_difference(tensors, found)
+    tensors = group.tensors()
+    names = (f"{i}.{name}" for i, net in enumerate(group.nets) for name, _ in net.named_buffers())
+    constant = {name for name in names if name not in tensors}
+    saved = {k.removeprefix("net."): t for k, t in packed.items() if k.startswith("net.")}
+    fault = first_difference(tensors, {k: t for k, t in saved.items() if k not in constant})
     if fault:
         raise ValueError(f"net: the checkpoint is that of another net: {fault}")
-    _copy(packed, "net.", tensors)
-    _copy(packed, "sum.", sums)
     for key in {name.split(".")[1] for name in packed if name.startswith("optimizer.")}:
-        saved = _under(packed, f"optimizer.{key}.")
         for name, parameter in group.parameters.items():
-            if name in saved:  # had a gradient so far
+            if f"optimizer.{key}.{name}" in packed:  # had a gradient so far
                 # Made like the parameter: strides decide which kernels run, and so the last bits.
-                state = optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
-                state.copy_(saved[name])
+                optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
+    here = pack(group, optimizer, sums)
+    for name in here.keys() & packed.keys():
+        if not name.startswith("rng."):
+            here[name].copy_(packed[name])
     torch.set_rng_state(packed["rng.cpu"])
     device = _device(group)
     if "rng.cuda" in packed and device.type == "cuda":
@@ -173,15 +172,6 @@ def unpack(
 
 def _device(group: NetGroup) -> torch.device:
     return next(iter(group.parameters.values())).device
-
-
-def _under(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in packed.items() if k.startswith(prefix)}
-
-
-def _copy(packed: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(packed[prefix + name])
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

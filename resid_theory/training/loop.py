@@ -16,7 +16,7 @@ from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.checkpoint import Writer, check_same, digest, pack, unpack
 from resid_theory.training.device_dataset import DeviceDataset
-from resid_theory.training.divergence import Watch, fitting_batch
+from resid_theory.training.divergence import Watch
 from resid_theory.training.epochs import Epoch, Epochs
 from resid_theory.training.measurements import Measurements
 from resid_theory.training.parallel import Parallel
@@ -236,23 +236,26 @@ class Session:
         return self.epochs.data.notes + told
 
     def _gradients(self, batches: list[StepBatch]) -> tuple[Tensor, Tensor]:
-        try:
-            return self.group.gradients(batches)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            lack = str(error).splitlines()[0]
-        # Out here the traceback, which holds the step's tensors, is gone.
-        given = len(next(tensors_of(batches[0])))
-
-        def step(size: int) -> object:
+        """Loss and gradient; where memory is short, halve the batch until it fits, and say so."""
+        given = fits = len(next(tensors_of(batches[0])))
+        lack = ""
+        while fits:
+            some = [rows_of(b, slice(fits), given) for b in batches] if lack else batches
+            try:
+                found = self.group.gradients(some)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lack = lack or str(error).splitlines()[0]
+            else:
+                if not lack:
+                    return found
+                break
+            # Out here the traceback, which holds the step's tensors, is gone.
             self.optimizer.zero_grad(set_to_none=True)
             if self.settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            fewer = [rows_of(batch, slice(size), given) for batch in batches]
-            return self.group.gradients(fewer)
-
-        fits = fitting_batch(step, given)
+            fits //= 2
         advice = f"a batch of {fits} fits" if fits else "not even a batch of 1 fits"
         raise MemoryError(
             f"batch: a step with {given} samples ran out of memory ({lack}); {advice}"

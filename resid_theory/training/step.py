@@ -88,10 +88,7 @@ class NetGroup:
         return (own * weights.to(own)).sum() / weights.sum()
 
     def gradients(self, batches: Sequence[StepBatch]) -> tuple[Tensor, Tensor]:
-        """Write all gradients, from a batch for each net or one for all; losses, errors (nets,).
-
-        The nets run one after the other; in a CUDA graph beside each other.
-        """
+        """Write all gradients, from a batch for each net or one for all; losses, errors (nets,)."""
         losses, wrong, streams = [], [], self._branches()
         for i, net in enumerate(self.nets):
             x, target, labels, weights = batches[i if len(batches) > 1 else 0]
