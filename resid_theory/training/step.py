@@ -98,8 +98,8 @@ class NetGroup:
                 loss = self.value(output, target, weights)
                 loss.backward()
                 losses.append(loss.detach())
-                none = torch.zeros_like(losses[-1])
-                wrong.append(none if labels is None else errors_of(output, labels))
+                none = labels is None
+                wrong.append(torch.zeros_like(losses[-1]) if none else errors_of(output, labels))
         for stream in streams:
             torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses), torch.stack(wrong)
