@@ -98,8 +98,10 @@ class NetGroup:
                 loss = self.value(output, target, weights)
                 loss.backward()
                 losses.append(loss.detach())
-                none = labels is None
-                wrong.append(torch.zeros_like(losses[-1]) if none else errors_of(output, labels))
+                if labels is None:
+                    wrong.append(torch.zeros_like(losses[-1]))
+                else:
+                    wrong.append(errors_of(output, labels))
         for stream in streams:
             torch.cuda.current_stream().wait_stream(stream)
         return torch.stack(losses), torch.stack(wrong)
