@@ -34,7 +34,7 @@ def images(samples: int = 8 * BATCH) -> rt.Images:
 
 def session(nets: list[nn.Module], recipe: rt.Recipe, device: torch.device) -> Session:
     """A training that is stepped by hand."""
-    settings = RunSettings(device=device, stacked=True, save_seconds=1e9, progress=False)
+    settings = RunSettings(device=device, save_seconds=1e9, progress=False)
     for net in nets:
         net.to(device)
     samples = DeviceDataset("data", images(), nets[0], recipe)
@@ -146,23 +146,6 @@ def overhead(device: torch.device, rounds: int) -> None:
         line(f"    trainer's step / bare step, padding {name}", f"{ratio:.3f}", "<= 1.05 on a CPU")
 
 
-def stacking(device: torch.device, rounds: int, count: int = 8) -> None:
-    """Eight nets in one stacked step over eight nets one after the other."""
-    recipe = rt.Recipe(batch=BATCH, lr=1e-3)
-    nets = [rt.simplified_net(20, generator=seed).float() for seed in range(count)]
-    alone = [trainer_step(session([copy.deepcopy(net)], recipe, device)) for net in nets]
-    together = session(nets, recipe, device)
-    assert together.unstacked is None, together.unstacked
-
-    def in_turn() -> None:
-        for step in alone:
-            step()
-
-    times = medians({"turns": in_turn, "stack": trainer_step(together)}, rounds)
-    ratio = times["turns"] / times["stack"]
-    line(f"{count} nets one after the other / stacked", f"{ratio:.2f}", ">= 3 on a GPU")
-
-
 def parametrization(device: torch.device, rounds: int, depth: int = 28) -> None:
     """A step of a residual or Dirac net over one of the plain net of its shape."""
     recipe = rt.training.DIRACNETS
@@ -191,4 +174,3 @@ if __name__ == "__main__":
     checkpoint(chosen, max(3, arguments.rounds // 3))
     overhead(chosen, arguments.rounds)
     parametrization(chosen, max(3, arguments.rounds // 3))
-    stacking(chosen, max(1, arguments.rounds // 5))

@@ -52,7 +52,6 @@ def training(folder, nets=1):
         test=data(50),
         callbacks=[lambda module, moment: {"norm": float(module[0].weight.detach().norm())}],
         every=7,
-        stacked=nets > 1,
         save_seconds=0.0,
         progress=False,
     )

@@ -337,16 +337,18 @@ def test_leading_jet(n, generator):
 # -- two nets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
 @pytest.mark.parametrize("depth", [1, 2, 5, 9])
-def test_orthogonal_plain_nets_are_one_shortcut_nets_at_zero(depth, generator):
-    data = rt.Regression(
-        torch.randn(20, 4, generator=generator), torch.randn(20, 4, generator=generator)
-    )
+def test_orthogonal_plain_nets_are_one_shortcut_nets_at_zero(depth, loss, generator):
+    y = torch.softmax(torch.randn(20, 4, generator=generator), 1)
+    data = rt.Regression(torch.randn(20, 4, generator=generator), y)
     net = rt.ShortcutNet(4, depth, 1, shortcut=False)
     rt.initialize(net, "orthogonal", generator=generator)
-    rotated = rt.theory.rotated_moments(net.layers(), data)
-    predicted = rt.theory.zero_point(rotated, blocks=depth, shortcut_depth=1)
-    assert predicted.spectrum.distance(rt.hessian_spectrum(net, "square", data)) <= HESSIAN
+    product = net(torch.eye(4)).detach().mT
+    predicted = rt.theory.zero_point(
+        data, loss=loss, blocks=depth, shortcut_depth=1, output_map=product
+    )
+    assert predicted.spectrum.distance(rt.hessian_spectrum(net, loss, data)) <= HESSIAN
 
 
 def test_vmap_over_leading_axes(generator):

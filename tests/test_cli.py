@@ -118,6 +118,7 @@ def test_spectrum_averages_over_seeds(capsys):
         ("--init zero --shortcut-depth 1", 1e-12),
         ("--init zero --loss cross_entropy --hidden 4 --bias --mid tanh", 1e-12),
         ("--init orthogonal --plain", 1e-12),
+        ("--init orthogonal --plain --loss cross_entropy", 1e-12),
         ("--scale 1e-7 --pre relu --mid relu --post relu", 1e-5),  # in proportion to the scale
     ],
     ids=str,

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from experiments.criteria import decided
-from experiments.crossings import noise
+from experiments.crossings import noise, precision
 from experiments.diracnets import depth, nets, scales, start, tables
+from experiments.parts import requests_of
+from experiments.registry import CLAIMS
 from resid_theory.identity import layer_identity, trained_weight
 
 SEEDS = np.linspace(-0.2, 0.2, 6)  # points that seeds differ by
@@ -243,3 +245,34 @@ def test_noise_is_judged_over_nets(sign, outcome):
     assert outcomes(noise.judge_noise(arrays))[:3] == [outcome] * 3
     before = {key.replace("trained", "initial"): a for key, a in arrays.items()}
     assert noise.judge_noise(before | arrays) == noise.judge_noise(arrays)
+
+
+# Precision of trainings --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "same", "expected"),
+    [(0.2, 0, ["holds", "holds"]), (3.0, 0, ["fails", "holds"]), (-3.0, 0, ["fails", "holds"]),
+     (0.0, 1, ["holds", "undecided"])],
+)  # fmt: skip
+def test_precisions_are_compared_where_they_differ(gap, same, expected):
+    found = errors(90.0 - gap, 90.0, spread=0.5)[:, :, None]
+    arrays = {"dirac.test_error": found, "dirac.same": np.arange(len(SEEDS)) < same}
+    assert outcomes(precision.judge_precision(arrays)) == expected
+
+
+@pytest.mark.parametrize("scale", ["single", "paper"])
+def test_controls_of_the_precision_differ_from_trainings_of_other_claims_in_it_alone(scale):
+    asked = [request.part for request in requests_of(CLAIMS["crossings/precision"], scale)]
+    coarse = [part for part in asked if part.recipe.precision != "float32"]
+    controls = [part for part in asked if part.recipe.precision == "float32"]
+    assert {part.recipe.precision for part in coarse} == {"tf32", "bf16"}
+    assert [part.recipe.change(precision="float32") for part in coarse] == [
+        part.recipe for part in controls
+    ]
+    assert [part.architecture for part in coarse] == [part.architecture for part in controls]
+    others = [
+        claim for claim in CLAIMS.values() if claim.compute is not precision.compute_precision
+    ]
+    known = {r.part.key for o in others if "paper" in o.settings for r in requests_of(o, "paper")}
+    assert {part.key for part in coarse if part.seed == 0} <= known

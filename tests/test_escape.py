@@ -82,43 +82,6 @@ def test_a_negative_slope_turns_the_start(generator):
     ) == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("hidden", [2, 4, 6], ids=lambda h: f"hidden {h}")
-def test_linear_escape_solves_its_equation(hidden, generator, device):
-    """Against the matrix exponential of the whole linear system."""
-    point = theory.zero_point(
-        problem(4, device, generator), blocks=1, shortcut_depth=2, hidden=hidden
-    )
-    matrix = point.slope * point.correlation
-    first = torch.randn(hidden, 4, generator=generator).to(device)
-    second = torch.randn(4, hidden, generator=generator).to(device)
-    size = first.numel()
-
-    def field(state):
-        w1, w2 = state[:size].view(hidden, 4), state[size:].view(4, hidden)
-        return torch.cat([(-w2.mT @ matrix).flatten(), (-matrix @ w1.mT).flatten()])
-
-    system = torch.stack([field(e) for e in torch.eye(2 * size, device=device)], 1)
-    start = torch.cat([first.flatten(), second.flatten()])
-    flow = torch.matrix_exp(0.7 * system) @ start
-    ours = torch.cat([w.flatten() for w in theory.linear_escape(point, first, second, time=0.7)])
-    assert relative_error(ours, flow) <= round_off(1000)
-    stepped = torch.linalg.matrix_power(torch.eye(2 * size, device=device) + 0.1 * system, 7)
-    ours = torch.cat(
-        [w.flatten() for w in theory.linear_escape(point, first, second, time=0.7, step=0.1)]
-    )
-    assert relative_error(ours, stepped @ start) <= round_off(1000)
-
-
-def test_linear_escape_is_what_small_weights_do(generator, device):
-    moments, size = problem(4, device, generator), 1e-5
-    point = theory.zero_point(moments, blocks=1, shortcut_depth=2)
-    start = size * torch.randn(1, 2, 4, 4, generator=generator).to(device)
-    path = path_from(rt.ShortcutNet(4, 1, 2), moments, start, 0.05, 60)
-    predicted = theory.linear_escape(point, *start[0], time=3.0, step=0.05)
-    error = relative_error(path.weights[0], torch.stack(predicted))
-    assert error <= 100 * path.weights.norm().item() ** 2  # third order in the weights
-
-
 def test_the_learning_rate_scale_follows_depth(generator):
     moments = problem(4, "cpu", generator)
     at = {
@@ -144,15 +107,11 @@ def test_a_flat_zero_point_is_never_left():
 
 def test_wrong_input_is_named(generator):
     moments = problem(3, "cpu", generator)
-    one, two, three = (theory.zero_point(moments, blocks=1, shortcut_depth=n) for n in (1, 2, 3))
+    one, two = (theory.zero_point(moments, blocks=1, shortcut_depth=n) for n in (1, 2))
     with pytest.raises(ValueError, match="not stationary"):
         theory.escape_time(one, start=0.1, stop=1.0)
     with pytest.raises(ValueError, match="stop: got 0.1, needs at least start = 1.0"):
         theory.escape_time(two, start=1.0, stop=0.1)
-    with pytest.raises(ValueError, match="linear for n = 2"):
-        theory.linear_escape(three, torch.eye(3), torch.eye(3), time=1.0)
-    with pytest.raises(ValueError, match="first, second: got shapes"):
-        theory.linear_escape(two, torch.eye(2), torch.eye(3), time=1.0)
     with pytest.raises(ValueError, match="init: unknown name 'msra'"):
         theory.output_growth("msra", 2)
     with pytest.raises(ValueError, match="blocks: got 0"):

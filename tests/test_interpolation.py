@@ -8,8 +8,8 @@ from tolerances import EPS
 
 import resid_theory as rt
 from resid_theory.theory.interpolation import interpolation
-from resid_theory.theory.interpolation.construction import Plan, SpherePoints
-from resid_theory.theory.interpolation.norm_bounds import nearest_of_paths, nearest_of_points
+from resid_theory.theory.interpolation.construction import merging_schedule
+from resid_theory.theory.interpolation.norm_bounds import nearest
 from resid_theory.theory.interpolation.single_move import widest_margin
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths, great_arc, path_around
 
@@ -134,7 +134,7 @@ def test_detours_of_the_whole_separation_can_meet_another_obstacle():
     assert (p - q).norm() == pytest.approx(rho)
     x, y = unit(math.cos(0.6), -math.sin(0.6), 0.02), unit(math.cos(0.6), math.sin(0.6), 0.02)
     everything = torch.stack([p, q, x, y])
-    assert nearest_of_points(everything[:2], everything[2:])[0] == pytest.approx(rho)
+    assert nearest(everything[:2], everything[2:], merging=True)[0] == pytest.approx(rho)
     wide = SpherePaths.of([path_around(x, y, p.unsqueeze(0), rho)]).trace(0, 4001)
     half = SpherePaths.of([path_around(x, y, torch.stack([p, q]), rho / 2)]).trace(0, 4001)
     assert (wide - q).norm(dim=1).min() < 1e-3
@@ -169,7 +169,7 @@ def test_inputs_reach_their_targets_within_both_bounds(device, options, width, c
     assert found.net(x).device == x.device and found.units == each * count
     assert (found.net(x) - y).norm(dim=1).max() <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
-    rho, _ = nearest_of_paths(x.cpu(), y.cpu())
+    rho, _ = nearest(x.cpu(), y.cpu())
     assert found.separation == rho
     spare = (each * count - count) * (1 - 1e-3)
     assert found.upper_bound == pytest.approx(2 * math.pi / rho * math.sqrt(count / spare))
@@ -241,12 +241,11 @@ def test_a_single_sample_and_its_antipode():
     assert found.largest_norm <= found.upper_bound
 
 
-def test_samples_that_stay_and_samples_that_repeat(generator):
+def test_samples_that_stay_need_no_unit(generator):
     x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
     y[2] = x[2]
-    twice = rt.theory.interpolate(torch.cat([x, x[:2]]), torch.cat([y, y[:2]]), units=30)
-    assert twice.columns == 5 and twice.error <= ROUNDED
-    assert torch.equal(twice.path(6), twice.path(0)) and len(twice.path(2)) == 1
+    found = rt.theory.interpolate(x, y, units=5)
+    assert len(found.schedule.moving) == 5 and found.error <= ROUNDED and len(found.path(2)) == 1
     nothing = rt.theory.interpolate(x, x, units=3)
     assert nothing.largest_norm == 0.0 and torch.equal(nothing.output, x)
 
@@ -339,11 +338,11 @@ def test_a_column_arrives_from_the_side_of_another_target():
     """The first column rests short of its target, beyond the target of the second one."""
     angle = torch.tensor([[-0.8, 1.4], [0.4, 0.0]], dtype=torch.float64)
     x, y = torch.stack([angle.cos(), angle.sin(), 0 * angle], 2)
-    plan = Plan.merging(SpherePoints.of(x, y), tolerance=0.04)
-    row, s, schedule = torch.tensor([1]), plan.schedule.approaches[1:], plan.schedule
+    schedule = merging_schedule(x, y, tolerance=0.04)
+    row, s = torch.tensor([1]), schedule.approaches[1:]
     point = schedule.paths.at(row, s)
     # Where it leaves the sphere the other columns are at three quarters of the separation.
-    assert (point - y[1]).norm().item() == pytest.approx(plan.separation / 4)
+    assert (point - y[1]).norm().item() == pytest.approx(schedule.separation / 4)
     direction = schedule.look(row, s, point)
     assert (direction * point).sum() > schedule.highest(row, direction)
 
@@ -354,6 +353,7 @@ def test_a_column_arrives_from_the_side_of_another_target():
 def test_the_net_is_a_shortcut_net(generator):
     x, y = sphere(generator, 5, 4), sphere(generator, 5, 4)
     found = rt.theory.interpolate(x, y, units=30)
+    assert isinstance(found.net, rt.ShortcutNet) and found.net.shortcut_depth == 2
     same = rt.ShortcutNet(4, 30, 2, mid="relu", bias=True, dtype=torch.float64)
     same.load_state_dict(found.net.state_dict())
     assert (same(x) - found.net(x)).abs().max() <= ROUNDED
@@ -399,7 +399,7 @@ Z = torch.stack([unit(1, 1, 1, 1), unit(1, -1, 1, 1), unit(1, 1, -1, 1)])
         (X[:, :2], X[:, :2], {}, r"x: got shape \(3, 2\), needs \(m, d\).*d >= 3"),
         (X, Z[:2], {}, r"y: got shape \(2, 4\), needs that of x, \(3, 4\)"),
         (X * math.nan, Z, {}, "x: entry.*finite"),
-        (X[[0, 1, 0]], Z, {}, "x: samples 0 and 2 are equal and have different targets"),
+        (X[[0, 1, 0]], Z, {}, "x: samples 0 and 2 are equal, needs distinct inputs"),
         (X, Z[[0, 1, 1]], {}, "y: samples 1 and 2 have one target.*'merge'"),
         (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 2e-05"),
         (X, Z, {"units": 2}, "units: got 2, needs at least 3"),

@@ -65,6 +65,22 @@ def lease(folder, requests, seconds, folders=0, **changes):
     return Lease(**{**given, **changes})
 
 
+def test_a_control_in_float32_is_not_computed_in_what_its_kind_of_net_takes(tmp_path):
+    how = {"precision": "tf32", "channels_last": True, "compile": "graph"}
+    coarse, fine = request(), request(seed=1)
+    coarse = replace(
+        coarse, part=replace(coarse.part, recipe=coarse.part.recipe.change(precision="tf32"))
+    )
+    queue = lease(tmp_path, [coarse, fine], 60)
+    queue.choices = {"simplified_net": fast_paths.Choice(how=how, milliseconds=1.0, words=())}
+    assert [time_table.label(each.part) for each in (coarse, fine)] == [
+        "simplified_net 5 seed 0 digits", "simplified_net 5 float32 seed 1 digits",
+    ]  # fmt: skip
+    assert queue._how(coarse) == how
+    assert queue._how(fine) == {"precision": "float32", "channels_last": False, "compile": "graph"}
+    assert fine.part.means(Execution(device="cuda", **queue._how(fine))) == queue._how(fine)
+
+
 # Files -------------------------------------------------------------------------------------------
 
 

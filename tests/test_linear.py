@@ -11,13 +11,11 @@ from torch import nn
 import resid_theory as rt
 from resid_theory.theory import (
     Unit,
-    definition5_order,
     linear_gradient,
     linear_hessian,
     linear_hvp,
     linear_loss,
     linear_optimum,
-    rotated_moments,
 )
 
 NETS = {
@@ -95,25 +93,6 @@ def test_no_net_beats_the_optimum(generator, data):
     assert linear_loss([best], data).item() == pytest.approx(linear_optimum(data), rel=1e-12)
 
 
-def test_rotated_moments_are_those_of_rotated_targets(generator, data):
-    layers = rt.networks.draw_weights("orthogonal", (3, 3, 3), generator=generator)
-    total = layers[2] @ layers[1] @ layers[0]
-    given = rotated_moments(list(layers), data)
-    exact = rt.Moments.of((data[0], data[1] @ total))
-    assert relative_error(given.sxx, exact.sxx) <= round_off(9)
-    assert relative_error(given.syx, exact.syx) <= round_off(30)
-    assert relative_error(given.syy, exact.syy) <= round_off(30)
-    assert given.count == 9
-
-
-@pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (4, 2), (1, 4)]], ids=str)
-def test_definition5_order_lists_columns(shapes, generator):
-    matrices = [torch.randn(*shape, generator=generator) for shape in shapes]
-    rows = torch.cat([m.reshape(-1) for m in matrices])
-    columns = torch.cat([m.T.reshape(-1) for m in matrices])
-    assert torch.equal(rows[definition5_order(shapes)], columns)
-
-
 E = torch.eye(3, dtype=torch.float64)
 W = torch.ones(2, 3, dtype=torch.float64)
 REFUSED = {
@@ -122,14 +101,6 @@ REFUSED = {
     "axis": (lambda x, y: Unit((E[0],)), r"^weights: got shapes \[\(3,\)\]"),
     "shortcut": (lambda x, y: Unit((W,), E), r"^shortcut: got shape \(3, 3\), needs \(2, 3\)"),
     "vector": (lambda x, y: linear_hvp([E], (x, y), E[0, :2]), r"^vector: .*needs \(..., 9\)"),
-    "turn": (lambda x, y: rotated_moments([E, 2 * E], (x, y)), "^layers: number 1 is 3 from orth"),
-    "shape": (
-        lambda x, y: rotated_moments([W], (x, y)),
-        r"^layers: number 0 has shape \(2, 3\), needs \(3, 3\)",
-    ),
-    "targets": (
-        lambda x, y: rotated_moments([E], (x, y[:, :2])), "^data: has 2 targets for 3 inputs"
-    ),
 }  # fmt: skip
 NO_NETS = {
     "activation": (rt.ShortcutNet(3, 1, 2, mid="relu"), "^net: .* has activations or a bias"),

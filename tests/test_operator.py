@@ -8,11 +8,13 @@ import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from fake_cuda import host_waits, pretended
 from tolerances import HESSIAN, relative_error
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resid_theory as rt
+from resid_theory.curvature import accumulation, matvec_graphs
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
 from resid_theory.identity import with_identity
 
@@ -687,3 +689,27 @@ def test_vectors_of_another_length_are_refused():
     measured = rt.curvature_operator(net, "square", (x, y))
     with pytest.raises(ValueError, match=r"^V: got shape \(31,\) for an operator of shape"):
         measured @ torch.ones(31)
+
+
+# -- on a GPU --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "size"), [("cpu", 1 << 28), ("cuda", 1 << 30)])
+def test_a_graph_holds_what_fits_a_processors_caches_or_an_eighth_of_a_gpu(
+    device, size, monkeypatch
+):
+    monkeypatch.setattr(accumulation, "available_bytes", lambda _: 1 << 33)
+    with pretended():
+        net = nn.Linear(4, 3).to(device)
+        data = torch.ones(8, 4, device=device), torch.zeros(8, 3, device=device)
+        operator = rt.curvature_operator(net, "square", data)
+    assert operator.chunk == size // operator._sums.sample_bytes > 1
+
+
+def test_vectors_are_looked_at_in_one_transfer():
+    with pretended():
+        vectors = torch.tensor([[1.0, -3.0], [0.5, 0.0], [0.0, 0.0]], device="cuda")
+        with host_waits() as found:
+            given, scales = matvec_graphs._near_one(vectors)
+    assert given is vectors and scales == [1.0, 1.0, 1.0]
+    assert found == ["tolist"]

@@ -33,8 +33,7 @@ def fit(net, recipe=RECIPE, *, samples=67, seed=0, **settings):
 ONE_STEP = RECIPE.change(epochs=1, batch=64, milestones=())
 TRAININGS = {
     "one": lambda **k: fit(conv_net(norm=False), **k),
-    "turns": lambda **k: fit(several(), seed=[3, 4], stacked=False, **k),
-    "stacked": lambda **k: fit(several(), seed=[3, 4], stacked=True, **k),
+    "two": lambda **k: fit(several(), seed=[3, 4], **k),
     "norm": lambda **k: fit(conv_net(), ONE_STEP, samples=64, **k),
     "noise": lambda **k: fit(conv_net(noise=0.5), **k),
 }
@@ -112,7 +111,7 @@ def found(folder):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["one", "turns", "stacked"])
+@pytest.mark.parametrize("name", ["one", "two"])
 def test_weights_and_metrics_are_those_of_one_process(found, name):
     one = TRAININGS[name]()
     for net, state in zip(one.nets, found[0][name]["nets"], strict=True):

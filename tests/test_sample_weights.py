@@ -106,7 +106,6 @@ CALLS = {
     "linear_hvp": (REGRESSION, lambda d: rt.theory.linear_hvp(linear_net(), d, torch.ones(18))),
     "linear_loss": (REGRESSION, lambda d: rt.theory.linear_loss(linear_net(), d)),
     "linear_optimum": (REGRESSION, rt.theory.linear_optimum),
-    "rotated_moments": (REGRESSION, lambda d: rt.theory.rotated_moments([torch.eye(3)], d)),
     "zero_point_of_net": (CLASSES, lambda d: rt.curvature.zero_point_of_net(
         branching(), "cross_entropy", d).spectrum.eigenvalues),
     "zero_point": (REGRESSION, lambda d: rt.theory.zero_point(d, blocks=2, shortcut_depth=2)),

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,7 +74,7 @@ def test_training_is_the_descent_of_its_formula(settings):
 def test_dirac_weights_cost_as_much_in_any_depth():
     def passes(depth, identity):
         net = rt.diracnet(depth, identity=identity)
-        group = training.step.Separate([net], RECIPE, torch.device("cpu"))
+        group = training.step.NetGroup([net], RECIPE, torch.device("cpu"))
         with Operations() as found:
             group.gradients([(torch.ones(2, 3, 8, 8), torch.tensor([0, 1]), None, None)])
         return found.count
@@ -252,88 +251,20 @@ SEEDS = {"shared": (3, 3, 3), "own": (3, 4, 5), "two": (3, 4, 3)}
 
 @pytest.mark.parametrize("seeds", SEEDS.values(), ids=SEEDS)
 @pytest.mark.parametrize("norm", [True, False], ids=["batchnorm", "bare"])
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
-def test_several_nets_train_as_each_alone(device, seeds, norm, stacked):
+def test_several_nets_train_as_each_alone(device, seeds, norm):
     recipe = RECIPE.change(weight_decay=0.01, decay="multi_axis")
     together = [conv_net(i, norm) for i in range(3)]
-    run = fit(together, recipe=recipe, seed=seeds, stacked=stacked, test=images(30), device=device)
-    assert run.unstacked is None
+    run = fit(together, recipe=recipe, seed=seeds, test=images(30), device=device)
     for i, seed in enumerate(seeds):
         alone = conv_net(i, norm)
         single = fit(alone, recipe=recipe, seed=seed, test=images(30), device=device)
-        assert difference(alone, together[i]) < 1e-13
+        assert difference(alone, together[i]) == 0
         for name in ("loss", "error", "penalty", "test_loss", "test_error"):
-            assert run.column(name, i) == pytest.approx(single.column(name), rel=1e-12)
-
-
-@pytest.mark.parametrize("channels_last", [False, True], ids=["plain", "channels_last"])
-def test_residual_nets_stack_too(channels_last):
-    data = rt.load_images("digits", samples=48, size=8)
-    recipe = RECIPE.change(epochs=1, batch=16, milestones=(), channels_last=channels_last)
-    together, alone = (
-        [rt.simplified_net(8, identity="residual", generator=seed) for seed in (0, 1)] for _ in "ab"
-    )
-    assert fit(together, data, recipe, stacked=True).unstacked is None
-    for net in alone:
-        fit(net, data, recipe)
-    assert max(map(difference, alone, together)) < 1e-13
+            assert run.column(name, i) == single.column(name)
 
 
 def linear_net(*behind):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), *behind)
-
-
-class Renormed(nn.Linear):
-    """An operation that vmap does not know."""
-
-    def forward(self, x):
-        return torch.renorm(super().forward(x.flatten(1)), 2, 0, 100.0)
-
-
-class Branching(nn.Module):
-    """Data decide what is computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(64, 10)
-
-    def forward(self, x):
-        y = self.layer(x.flatten(1))
-        return y if float(y.detach().sum()) > -1e9 else -y
-
-
-class Scaled(nn.Module):
-    """What it computes shows neither in its tensors nor in its repr."""
-
-    def __init__(self, scale):
-        super().__init__()
-        self.layer, self.scale = nn.Linear(64, 10), scale
-
-    def forward(self, x):
-        return self.scale * self.layer(x.flatten(1))
-
-
-UNSTACKABLE = {
-    "tensors": (lambda: [conv_net(0), conv_net(1, norm=False)], "net 1 .* '1.weight' .* missing"),
-    "layers": (lambda: [linear_net(nn.ReLU()), linear_net(nn.Tanh())], "in its layers"),
-    "attributes": (lambda: [Scaled(1.0), Scaled(2.0)], "computes something else"),
-    "branches": (lambda: [Branching(), Branching()], "RuntimeError in a stacked step"),
-    "operation": (lambda: [Renormed(64, 10) for _ in range(2)], "drop because .* aten::renorm"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", UNSTACKABLE)
-def test_nets_that_do_not_stack_take_turns_and_say_why(name):
-    make, reason = UNSTACKABLE[name]
-    torch.manual_seed(0)
-    nets = make()
-    torch.manual_seed(0)
-    alone = make()
-    run = fit(nets, stacked=True)
-    assert re.search(reason, run.unstacked), run.unstacked
-    for net in alone:
-        fit(net)
-    assert max(map(difference, alone, nets)) == 0
 
 
 def test_of_several_nets_none_is_the_only_one():
@@ -401,21 +332,20 @@ def test_a_correction_of_the_decay_acts_on_every_net(several):
 
     plain, residual = [rt.to_plain(net) for net in nets("residual")], nets("residual")
     fit(plain, data, recipe)
-    run = fit(residual, data, recipe, correction=rt.IdDecay, stacked=True)
-    assert (run.unstacked is None) == (several == 1)
+    fit(residual, data, recipe, correction=rt.IdDecay)
     for one, other in zip(plain, residual, strict=True):
         assert difference(one, rt.to_plain(other)) < 1e-12
 
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (5, 6), (3, 4, 8, 11)], ids=str)
 @pytest.mark.parametrize("save_seconds", [0.0, 1e9], ids=["every_step", "never"])
-@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "two"])
 def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
     # The interrupted ones have one callback more: it must not show in what is left.
     def go(name, *callbacks):
         nets = [conv_net(i, noise=0.2) for i in range(count)]
         return fit(
-            nets, recipe=RECIPE.change(nesterov=True), out=tmp_path / name, every=1, stacked=True,
+            nets, recipe=RECIPE.change(nesterov=True), out=tmp_path / name, every=1,
             callbacks=callbacks, save_seconds=save_seconds, test=images(20), seed=range(count),
         )  # fmt: skip
 
@@ -429,7 +359,7 @@ def test_resumed_is_bit_identical(tmp_path, stops, save_seconds, count):
     assert max(map(difference, stopped.nets, straight.nets)) == 0
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "two"])
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
     asked = []
 
@@ -440,7 +370,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
 
         nets = [conv_net(i, noise=0.2) for i in range(count)]
         return fit(
-            nets, out=name and tmp_path / name, every=3, stacked=True, save_seconds=1e9,
+            nets, out=name and tmp_path / name, every=3, save_seconds=1e9,
             test=images(20), seed=range(count), stop=stop,
         )  # fmt: skip
 
@@ -481,10 +411,9 @@ def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, save_se
     assert steps == saved
 
 
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
-def test_the_first_losses_are_those_of_the_first_50_steps(stacked):
+def test_the_first_losses_are_those_of_the_first_50_steps():
     recipe = RECIPE.change(epochs=15, precision="float32")
-    run = fit([conv_net(0), conv_net(1)], recipe=recipe, seed=[3, 4], stacked=stacked)
+    run = fit([conv_net(0), conv_net(1)], recipe=recipe, seed=[3, 4])
     assert run.first_losses.dtype == torch.float64 and run.first_losses.shape == (2, 50)
     sizes = torch.tensor([32.0, 32, 32, 4]) / 100
     for net, losses in enumerate(run.first_losses[:, :48]):
@@ -492,13 +421,13 @@ def test_the_first_losses_are_those_of_the_first_50_steps(stacked):
         assert run.column("loss", net)[:12] == pytest.approx(means.tolist(), rel=1e-13)
 
 
-@pytest.mark.parametrize("count", [1, 2], ids=["one", "stacked"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one", "two"])
 def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, count):
     data, recipe = rt.load_images("digits", samples=64, size=8), RECIPE.change(epochs=1, batch=16)
 
     def go(name, **settings):
         nets = [rt.diracnet(10, generator=seed) for seed in range(count)]
-        return fit(nets, data, recipe, stacked=True, out=tmp_path / name, **settings)
+        return fit(nets, data, recipe, out=tmp_path / name, **settings)
 
     straight, stopped = go("straight"), go("stopped", stop=lambda step: step == 2)
     tensors, about = store.read_checkpoint(tmp_path / "stopped" / "checkpoint.json")
@@ -517,10 +446,9 @@ def test_a_checkpoint_of_an_earlier_version_resumes(tmp_path, count):
     assert run.first_losses.shape == (count, 0)
 
 
-@pytest.mark.parametrize("kind", [training.step.Separate, training.step.Stacked])
-def test_identity_kernels_are_no_state_of_a_training(kind):
+def test_identity_kernels_are_no_state_of_a_training():
     nets = [rt.diracnet(10, generator=seed) for seed in range(2)]
-    group = kind(nets, RECIPE, torch.device("cpu"))
+    group = training.step.NetGroup(nets, RECIPE, torch.device("cpu"))
     running = [b for net in nets for name, b in net.named_buffers() if "identity" not in name]
     assert sum(b.numel() for b in group.buffers()) == sum(b.numel() for b in running)
     assert not any("identity" in name for name in group.tensors())
@@ -632,11 +560,11 @@ def test_resume_needs_the_folder_alone(tmp_path):
     assert difference(straight, rt.load_checkpoint(tmp_path)) == 0
 
 
-def test_resume_takes_stacking_from_the_folder_and_refuses_corrections(tmp_path):
+def test_resume_takes_several_nets_and_refuses_corrections(tmp_path):
     nets = [conv_net(0), conv_net(1)]
-    fit(nets, out=tmp_path / "stacked", stacked=True)
+    fit(nets, out=tmp_path / "two")
     again = [conv_net(2), conv_net(3)]
-    rt.resume(tmp_path / "stacked", images(), net=again, device="cpu", progress=False)
+    rt.resume(tmp_path / "two", images(), net=again, device="cpu", progress=False)
     assert max(map(difference, nets, again)) == 0
     fit(conv_net(), out=tmp_path / "corrected", correction=lambda optimizer, net: None)
     with pytest.raises(ValueError, match="with the correction .*lambda.*; call train with it"):
@@ -732,13 +660,12 @@ def test_builders_are_public_names_that_build_nets(record, message):
         rt.training.build_net(record)
 
 
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
-def test_nan_names_the_net(stacked):
+def test_nan_names_the_net():
     nets = [conv_net(i, norm=False) for i in range(3)]
     with torch.no_grad():
         nets[1][0].bias[2] = torch.nan
     with pytest.raises(DivergenceError) as caught:
-        fit(nets, stacked=stacked)
+        fit(nets)
     found = caught.value.step, caught.value.net, caught.value.tensor
     assert found == (1, 1, "the parameter '0.bias'")
 

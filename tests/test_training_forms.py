@@ -174,21 +174,16 @@ def weighted(weights):
     return rt.data.Data.of((X, LABELS), sample_weight=weights)
 
 
-@pytest.mark.parametrize("stacked", [None, True, False], ids=["one", "stacked", "in turns"])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("kind", ["cross_entropy", "classes", "new row", "function"])
-def test_a_training_weighs_samples(kind, stacked):
+def test_a_training_weighs_samples(kind, count):
     """By the gradients of single samples, added by hand."""
     given, targets, loss, by_loss, own = KINDS[kind]
     weights = torch.arange(22).double() % 4
     data = rt.data.Data.of((X, targets), sample_weight=weights)
-    if stacked is None:
-        run, rows, net = trained(data, recipe={"loss": given}, test=data)
-        nets = run.nets
-    else:  # several nets by one order: that of the single one
-        _, rows, net = trained(data, recipe={"loss": given})
-        run = fit([Net(), Net()], data, RECIPE.change(loss=given), stacked=stacked, test=data)
-        nets = run.nets
-        assert run.unstacked is None
+    run, rows, net = trained(data, recipe={"loss": given}, test=data)
+    if count > 1:  # several nets by one order: that of the single one
+        run = fit([Net(), Net()], data, RECIPE.change(loss=given), test=data)
 
     def mean(output, index):
         each = [loss(output[i : i + 1], by_loss[k : k + 1]) for i, k in enumerate(index)]
@@ -196,13 +191,13 @@ def test_a_training_weighs_samples(kind, stacked):
         return (torch.stack(each) * share).sum() / share.sum()
 
     expected = by_hand(net, rows, mean, torch.arange(22), weights * own)
-    for trained_net in nets:
+    for trained_net in run.nets:
         for found, other in zip(trained_net.parameters(), net.parameters(), strict=True):
             assert relative_error(found, other) < SAME
     assert run.metrics[-1]["loss"] == pytest.approx(float(expected), rel=1e-12)
     whole = mean(net(X).detach(), torch.arange(22))
     assert run.metrics[-1]["test_loss"] == pytest.approx(float(whole), rel=1e-12)
-    assert rt.evaluate(nets[0], data, loss=given).loss == pytest.approx(float(whole), rel=1e-12)
+    assert rt.evaluate(run.nets[0], data, loss=given).loss == pytest.approx(float(whole), rel=1e-12)
 
 
 # -- tokens ----------------------------------------------------------------------------------------
@@ -312,13 +307,11 @@ def test_data_of_any_form_train_the_same_net(form):
     )
 
 
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "in turns"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "square"])
-def test_nets_of_two_inputs_and_several_orders_train_together(stacked, loss):
+def test_nets_of_two_inputs_and_several_orders_train_together(loss):
     nets, y = [OfTwo(), OfTwo()], LABELS if loss == "cross_entropy" else VALUES
     recipe = RECIPE.change(loss=loss)
-    run = fit(nets, ((X[:, :2], X[:, 2:]), y), recipe, seed=[0, 1], stacked=stacked)
-    assert run.unstacked is None
+    fit(nets, ((X[:, :2], X[:, 2:]), y), recipe, seed=[0, 1])
     for net, seed in zip(nets, (0, 1), strict=True):
         other = Net()
         fit(other, (X, y), recipe, seed=seed)

@@ -41,13 +41,9 @@ def dirac():
 
 TRAININGS = {
     "half": lambda **how: on_images(1, 0.2, HALF, **how),
-    "stacked": lambda **how: on_images(2, 0.2, TF32, stacked=True, **how),
-    "turns": lambda **how: on_images(2, 0.2, SINGLE, **how),
+    "turns": lambda **how: on_images(2, 0.2, TF32, **how),
     "decay": lambda **how: on_digits(residual, SINGLE, correction=rt.IdDecay, **how),
     "graph": lambda **how: on_images(2, 0.2, GRAPH, **how),
-    "graph of a stack": lambda **how: on_images(
-        2, 0.0, TF32.change(compile="graph"), stacked=True, **how
-    ),
     "graph of dirac": lambda **how: fit(
         dirac(), images(), GRAPH.change(padding="reflect"), test=images(20), **how
     ),
@@ -66,7 +62,7 @@ def test_resumed_is_bit_identical(tmp_path, cuda, name):
             raise Interrupted
 
     straight = go("straight")
-    assert straight.unstacked is None and straight.column("test_error")[-1] < 1
+    assert straight.column("test_error")[-1] < 1
     assert all(tensor.is_cuda for net in straight.nets for tensor in net.state_dict().values())
     assert not go("stopped", lambda step: step >= 5).finished
     with pytest.raises(Interrupted):
@@ -92,16 +88,13 @@ def test_the_training_is_that_of_the_cpu(cuda, recipe, bound):
 
 
 @pytest.mark.parametrize("compile", ["none", "graph"])
-@pytest.mark.parametrize("stacked", [True, False], ids=["stacked", "turns"])
-def test_a_number_that_is_not_finite_is_found_with_its_step_and_net(
-    cuda, tmp_path, stacked, compile
-):
+def test_a_number_that_is_not_finite_is_found_with_its_step_and_net(cuda, tmp_path, compile):
     nets = [conv_net(seed, norm=False) for seed in range(3)]
     with torch.no_grad():
         nets[1][0].bias[2] = torch.nan
     recipe = SINGLE.change(compile=compile)
     with pytest.raises(DivergenceError) as caught:
-        fit(nets, recipe=recipe, device=cuda, stacked=stacked, out=tmp_path)
+        fit(nets, recipe=recipe, device=cuda, out=tmp_path)
     found = caught.value.step, caught.value.net, caught.value.tensor
     assert found == (1, 1, "the loss")  # the GPU has gone on since
     assert store.read_checkpoint(tmp_path / "checkpoint.json")[1]["step"] == 0

@@ -333,7 +333,7 @@ def draw(figure: Figure, a: Arrays) -> None:
     bulk.legend(fontsize="small")
     for sign, color in ((1, "tab:blue"), (-1, "tab:orange")):
         own = np.sort(sign * values[sign * values > rounding])[::-1]
-        label = "positive" if sign > 0 else "negative, times -1"
+        label = "positive" if sign > 0 else "negative, sign changed"
         ranked.plot(np.arange(1, len(own) + 1), own, ".", ms=3, color=color, label=label)
     ranked.axhline(rounding, color="gray", ls=":", label="rounding")
     ranked.set(xscale="log", yscale="log", xlabel="rank", ylabel="|eigenvalue|")
@@ -342,7 +342,7 @@ def draw(figure: Figure, a: Arrays) -> None:
     numbers = np.arange(1, len(a["sizes"]) + 1)
     image = norms.imshow(np.log10(np.maximum(a["block_norms"] / scale, 1e-6)), cmap="viridis")
     norms.set(xticks=numbers - 1, xticklabels=numbers, yticks=numbers - 1, yticklabels=numbers)
-    norms.set(xlabel="layer", ylabel="layer", title="log10 of the norms of blocks, over max |λ|")
+    norms.set(xlabel="layer", ylabel="layer", title="log10 of norm / max |λ|, blocks")
     figure.colorbar(image, ax=norms)
     ends = np.cumsum(a["sizes"])[:-1]
     for number, own in zip(numbers, np.split(a["block_eigenvalues"], ends), strict=True):

@@ -92,16 +92,13 @@ def equivalent_at_zero(model: rt.ShortcutNet, loss: str, data: Regression) -> rt
     """The 1-shortcut net at zero weights with the same spectrum as a plain orthogonal net.
 
     With P_k the product of the layers up to k, changing layer k by P_k V P_{k-1}^T has the same
-    effect on the plain net as V in block k has on the 1-shortcut net followed by Q = P_N. For the
-    square loss Q^T can be applied to the targets instead.
+    effect on the plain net as V in block k has on the 1-shortcut net followed by Q = P_N.
     """
-    given = dict(blocks=model.depth, shortcut_depth=1)
-    if Loss.of(loss).identity:
-        moments = rt.theory.rotated_moments(model.layers(), data)
-        return rt.theory.zero_point(moments, **given)
     with torch.no_grad():
         product = model(torch.eye(WIDTH, dtype=torch.float64)).mT
-    return rt.theory.zero_point(data, loss=loss, output_map=product, **given)
+    return rt.theory.zero_point(
+        data, loss=loss, output_map=product, blocks=model.depth, shortcut_depth=1
+    )
 
 
 def least_loss(data: Regression, loss: str, *, linear: bool) -> float:

@@ -25,6 +25,7 @@ from experiments.lease.part_processes import Machine, PartQueue, as_json, prepar
 from experiments.lease.volumes import Limits, read_volumes, write_volumes
 from experiments.parts import Request, Store
 from experiments.provenance import ROOT
+from experiments.trainings import PRECISIONS
 from resid_theory.runtime import store
 
 CHECK, TESTS, GAIN, SAVE, PACK = 45.0, 45.0, 25.0, 8.0, 12.0  # seconds at most
@@ -200,8 +201,13 @@ class Lease:
         return [r for r in self.requests if done.find(r.part, weights=r.weights) is None]
 
     def _how(self, request: Request) -> Mapping[str, Any]:
+        """The chosen path of the kind of net; in float32, layout included, where a recipe asks."""
         choice = self.choices.get(time_table.kind_of(request.part))
-        return choice.how if choice else fast_paths.PLAIN
+        how = choice.how if choice else fast_paths.PLAIN
+        finest = request.part.recipe.precision
+        if PRECISIONS.index(how["precision"]) < PRECISIONS.index(finest):
+            how = {**fast_paths.PLAIN, "precision": finest, "compile": how["compile"]}
+        return how
 
     def _milliseconds(self, request: Request) -> float:
         """Duration of a step alone: by the model, and by the net of its kind that was tried."""

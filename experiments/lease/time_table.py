@@ -55,6 +55,8 @@ def label(training: Part) -> str:
     words = [training.architecture["builder"], str(given.get("depth", "")), *others]
     if training.initial is not None:
         words.append("{law} {scale:g}".format(**training.initial))
+    if training.recipe.precision == "float32":  # a control: all others allow less
+        words.append("float32")
     return " ".join([*filter(None, words), f"seed {training.seed}", training.data])
 
 

@@ -89,9 +89,10 @@ def _predict(
     setup: "Setup", net: "ShortcutNet", data: "Regression"
 ) -> "tuple[ZeroPoint | None, str]":
     """The closed form at hand for a net's initial weights, and what it rests on."""
+    import torch
+
     import resid_theory as rt
     from resid_theory.activations import activation, at_zero
-    from resid_theory.losses import Loss
 
     if not setup.plain and setup.init in ("zero", "near_zero"):
         inside = (activation(name, getattr(setup, name)) for name in ("mid", "post"))
@@ -102,11 +103,14 @@ def _predict(
         return point, f"Predicted: the Hessian {where}; {point.verdict}: {point.reason}."
     square = setup.hidden in (None, setup.components)
     if setup.plain and setup.init == "orthogonal" and net.is_linear and square:
-        if Loss.of(setup.loss).identity:
-            moments = rt.theory.rotated_moments(net.layers(), data)
-            point = rt.theory.zero_point(moments, blocks=net.depth, shortcut_depth=1)
-            return point, "Predicted: the 1-shortcut net at zero on rotated targets; exact."
+        with torch.no_grad():
+            product = net(torch.eye(net.width, dtype=torch.float64)).mT
+        point = rt.theory.zero_point(
+            data, loss=setup.loss, blocks=net.depth, shortcut_depth=1, output_map=product
+        )
+        words = "the 1-shortcut net at zero, followed by the product of the layers; exact."
+        return point, f"Predicted: {words}"
     return None, (
         "No prediction: theory covers zero and near_zero with shortcuts, and orthogonal plain "
-        "linear nets with the square loss."
+        "linear nets."
     )

@@ -236,10 +236,11 @@ class GaussNewtonGraph(MatvecGraph):
 
 def _near_one(vectors: Tensor) -> tuple[Tensor, list[float]]:
     """Vectors over powers of two that keep them in float32's range without rounding, and these."""
+    if not vectors.shape[1]:
+        return vectors, [1.0] * len(vectors)
+    low, high = torch.aminmax(vectors, dim=1)
     scales = []
-    for vector in vectors:
-        low, high = torch.aminmax(vector) if len(vector) else (vector.new_zeros(()),) * 2
-        largest = max(-low.item(), high.item())
+    for largest in torch.maximum(-low, high).tolist():  # one transfer: each waits for a GPU
         power = math.frexp(largest)[1] - 1
         scales.append(2.0**power if largest > 0 and abs(power) > _NEAR else 1.0)
     if set(scales) <= {1.0}:

@@ -45,6 +45,7 @@ MEASURED, PREDICTED = SERIES[9], SERIES[3]
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 UNIT = "loss / weight²"
 _TITLE = 18  # points
+_LABELS = 0.7  # inches that an axis and its numbers take on the left
 _DIGITS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 
@@ -141,7 +142,7 @@ def legend_above(ax: Axes, **given: Any) -> None:
     above = ax.transAxes + ScaledTranslation(0, _TITLE / 72, ax.figure.dpi_scale_trans)
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "bbox_transform": above}
     ax.legend(
-        ncols=_columns(labels, width),
+        ncols=_columns(labels, width - _LABELS),
         frameon=False,
         alignment="left",
         borderaxespad=0,

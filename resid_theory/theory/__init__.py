@@ -13,19 +13,12 @@ from resid_theory.theory.interpolation.sphere_paths import PathChart, great_arc,
 from resid_theory.theory.linear.hessian_assembly import linear_hessian
 from resid_theory.theory.linear.linear_nets import (
     Unit,
-    definition5_order,
     linear_gradient,
     linear_hvp,
     linear_loss,
     linear_optimum,
-    rotated_moments,
 )
-from resid_theory.theory.zero_weights.escape import (
-    escape_start,
-    escape_steps,
-    escape_time,
-    linear_escape,
-)
+from resid_theory.theory.zero_weights.escape import escape_start, escape_steps, escape_time
 from resid_theory.theory.zero_weights.isometry import (
     Isometry,
     effective_variance,
@@ -60,7 +53,6 @@ __all__ = [
     "TrivialFlow",
     "Unit",
     "ZeroPoint",
-    "definition5_order",
     "effective_variance",
     "escape_start",
     "escape_steps",
@@ -72,7 +64,6 @@ __all__ = [
     "isometry",
     "isometry_edges",
     "least_norm",
-    "linear_escape",
     "linear_gradient",
     "linear_hessian",
     "linear_hvp",
@@ -83,7 +74,6 @@ __all__ = [
     "move_column",
     "output_growth",
     "path_around",
-    "rotated_moments",
     "transformer_zero_point",
     "widest_margin",
     "zero_point",

@@ -39,7 +39,6 @@ def train(
     callbacks: Sequence[Callback] = (),
     every: int | None = None,
     correction: Correction | None = None,
-    stacked: bool = False,
     save_seconds: float = 60.0,
     stop: Stop | None = None,
     progress: bool = True,
@@ -58,9 +57,9 @@ def train(
     from torch's generator, which is seeded with the first seed and restored afterwards.
 
     Args:
-        net: A module, or a list of modules, which go through the epochs together. What
-            ``torch.compile`` or ``DataParallel`` wraps is trained itself; ``recipe.compile`` and
-            ``process_group`` take their places.
+        net: A module, or a list of modules, which take turns in every step, beside each other in a
+            CUDA graph. What ``torch.compile`` or ``DataParallel`` wraps is trained itself;
+            ``recipe.compile`` and ``process_group`` take their places.
         data: :class:`Images`; pairs (x, y) of inputs, of a net of several a tuple or a mapping of
             them, and class labels or other targets; a ``Dataset``, a loader or an iterator, which
             is read once. All samples are kept on the device. Floating-point numbers are cast to the
@@ -77,11 +76,7 @@ def train(
         every: Number of steps after which they are called as well; these lines of metrics hold
             nothing else.
         correction: Called once for each net as ``correction(optimizer, net)``, such as
-            ``IdDecay``; it may hook the optimizer. Several nets then take turns.
-        stacked: Whether each step of several nets of one architecture is one operation per layer;
-            the same training to round-off. Convolutions are then grouped, which only a GPU may
-            compute faster than turns. Nets that cannot be stacked take turns, and the result says
-            why.
+            ``IdDecay``; it may hook the optimizer.
         save_seconds: Least time between two checkpoints, which is 20 times the duration of the last
             one if that is longer; 0 saves after every step.
         stop: Asked before each step with the number of steps done; True ends the call with a
@@ -126,7 +121,6 @@ def train(
         callbacks=tuple(callbacks),
         every=None if every is None else check_int("every", every),
         correction=correction,
-        stacked=stacked,
         save_seconds=save_seconds,
         stop=stop,
         progress=progress,
@@ -173,7 +167,7 @@ def resume(
     if found is None:
         raise FileNotFoundError(f"out: {out} has no checkpoint.json; start with train(..., out=)")
     about = found[1]
-    for name in ("architectures", "correction", "recipe", "seeds", "stacked"):
+    for name in ("architectures", "correction", "recipe", "seeds"):
         if name not in about:
             raise ValueError(f"out: {folder.checkpoint} is not of a training: has no {name}")
     if about["correction"] is not None:
@@ -189,7 +183,6 @@ def resume(
     settings = RunSettings(
         device=chosen,
         folder=folder,
-        stacked=about["stacked"],
         stop=stop,
         progress=progress,
         process_group=group,

@@ -130,8 +130,7 @@ def pack(
     for name, parameter in group.parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                for part, view in group.split(name, value).items():
-                    packed[f"optimizer.{key}.{part}"] = view
+                packed[f"optimizer.{key}.{name}"] = value
     packed.update({f"sum.{name}": tensor for name, tensor in sums.items()})
     packed["rng.cpu"] = torch.get_rng_state()
     device = _device(group)
@@ -148,25 +147,23 @@ def unpack(
     sums: Mapping[str, Tensor],
 ) -> None:
     """Put back in place what :func:`pack` took; a ValueError if the nets have other tensors."""
-    tensors, found = group.tensors(), _under(packed, "net.")
     # Checkpoints of the first versions hold constant buffers, too.
-    for i, net in enumerate(group.nets):
-        for name, _ in net.named_buffers():
-            if f"{i}.{name}" not in tensors:
-                found.pop(f"{i}.{name}", None)
-    fault = first_difference(tensors, found)
+    tensors = group.tensors()
+    names = (f"{i}.{name}" for i, net in enumerate(group.nets) for name, _ in net.named_buffers())
+    constant = {name for name in names if name not in tensors}
+    saved = {k.removeprefix("net."): t for k, t in packed.items() if k.startswith("net.")}
+    fault = first_difference(tensors, {k: t for k, t in saved.items() if k not in constant})
     if fault:
         raise ValueError(f"net: the checkpoint is that of another net: {fault}")
-    _copy(packed, "net.", tensors)
-    _copy(packed, "sum.", sums)
     for key in {name.split(".")[1] for name in packed if name.startswith("optimizer.")}:
-        saved = _under(packed, f"optimizer.{key}.")
         for name, parameter in group.parameters.items():
-            if not saved.keys() >= group.split(name, parameter).keys():
-                continue  # had no gradient so far
-            # Made like the parameter: strides decide which kernels run, and so the last bits.
-            state = optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
-            _copy(saved, "", group.split(name, state))
+            if f"optimizer.{key}.{name}" in packed:  # had a gradient so far
+                # Made like the parameter: strides decide which kernels run, and so the last bits.
+                optimizer.state[parameter].setdefault(key, torch.zeros_like(parameter))
+    here = pack(group, optimizer, sums)
+    for name in here.keys() & packed.keys():
+        if not name.startswith("rng."):
+            here[name].copy_(packed[name])
     torch.set_rng_state(packed["rng.cpu"])
     device = _device(group)
     if "rng.cuda" in packed and device.type == "cuda":
@@ -175,15 +172,6 @@ def unpack(
 
 def _device(group: NetGroup) -> torch.device:
     return next(iter(group.parameters.values())).device
-
-
-def _under(packed: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in packed.items() if k.startswith(prefix)}
-
-
-def _copy(packed: Mapping[str, Tensor], prefix: str, into: Mapping[str, Tensor]) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(packed[prefix + name])
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
@@ -199,7 +187,6 @@ def digest(tensors: Iterable[Tensor]) -> str:
 _WORDS = {
     "seeds": "seed",
     "correction": "correction",
-    "stacked": "whether nets are stacked",
     "ranks": "the number of processes",
     "data": "data (by their sha256)",
     "test": "test data (by their sha256)",

@@ -1,6 +1,6 @@
-"""Failures of a training: numbers that are not finite, and lack of memory."""
+"""Numbers in a training that are not finite."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from resid_theory.data.net_arguments import call_net
 from resid_theory.nested import tensors_of
-from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.step import NetGroup, StepBatch
 
-__all__ = ["DivergenceError", "Watch", "fitting_batch"]
+__all__ = ["DivergenceError", "Watch"]
 
 _FIRST = 50  # steps whose losses are kept
 
@@ -89,15 +88,13 @@ class Watch:
         if bad:
             at, net = bad[0]
             raise DivergenceError(self._seen + at + 1, net, self._cause(net, batches))
-        kind, name, tensor = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
-        parts = self._group.split(name, tensor)
-        net, _, part = next(n for n, one in parts.items() if not _finite(one)).partition(".")
-        raise DivergenceError(step, int(net), f"the {kind} {part!r}")
+        kind, name, _ = watched[int((~torch.isfinite(norms)).nonzero()[0, 0])]
+        number, _, name = name.partition(".")
+        raise DivergenceError(step, int(number), f"the {kind} {name!r}")
 
     def _cause(self, net: int, batches: Sequence[StepBatch]) -> str:
         if not batches:  # the weights have moved since
             return "the loss"
-        self._group.write_back()
         return _first_bad(self._group.nets[net], batches[net if len(batches) > 1 else 0][0])
 
 
@@ -125,17 +122,3 @@ def _first_bad(net: nn.Module, x: Any) -> str:
                 hooks.callback(module.register_forward_hook(partial(note, name)).remove)
         call_net(net, x)
     return f"the output of layer {bad[0]!r}" if bad else "the loss"
-
-
-def fitting_batch(step: Callable[[int], object], batch: int) -> int:
-    """The largest of batch/2, batch/4, ... for which a step has enough memory; 0 if none."""
-    while batch > 1:
-        batch //= 2
-        try:
-            step(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            continue
-        return batch
-    return 0

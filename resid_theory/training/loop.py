@@ -3,7 +3,6 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,23 +16,14 @@ from resid_theory.runtime.preserve import deterministic
 from resid_theory.runtime.resources import is_out_of_memory
 from resid_theory.training.checkpoint import Writer, check_same, digest, pack, unpack
 from resid_theory.training.device_dataset import DeviceDataset
-from resid_theory.training.divergence import Watch, fitting_batch
+from resid_theory.training.divergence import Watch
 from resid_theory.training.epochs import Epoch, Epochs
 from resid_theory.training.measurements import Measurements
 from resid_theory.training.parallel import Parallel
 from resid_theory.training.recipe import GRAPH, Recipe
 from resid_theory.training.run import Run, RunSettings
 from resid_theory.training.saved_nets import architecture_of, save_checkpoint
-from resid_theory.training.step import (
-    STACKED_POOL,
-    NetGroup,
-    Separate,
-    Stacked,
-    StepBatch,
-    optimizer_of,
-    set_rate,
-    stack,
-)
+from resid_theory.training.step import NetGroup, StepBatch, optimizer_of, set_rate
 from resid_theory.training.step_graphs import NOT_REPLAYED, StepGraphs
 
 __all__ = ["Session"]
@@ -65,7 +55,7 @@ class Session:
         self.architectures = [architecture_of(net) for net in nets] if settings.folder else []
         for net in nets:
             net.train()
-        self.group, self.unstacked = _group(nets, data, recipe, settings)
+        self.group = NetGroup(nets, recipe, settings.device)
         self.optimizer = optimizer_of(self.group, recipe)
         correction, name = settings.correction, None
         if correction is not None:
@@ -81,7 +71,6 @@ class Session:
             "test": test.digest if test else None,
             "initial": initial,
             "correction": name,
-            "stacked": isinstance(self.group, Stacked),
             "ranks": settings.process_group.count,
         }
         # The first process writes for all.
@@ -128,7 +117,6 @@ class Session:
             notes=self._notes(),
             finished=self.step == total,
             seconds=self._elapsed(),
-            unstacked=self.unstacked,
             out=self.settings.folder.path if self.settings.folder else None,
         )
 
@@ -248,23 +236,26 @@ class Session:
         return self.epochs.data.notes + told
 
     def _gradients(self, batches: list[StepBatch]) -> tuple[Tensor, Tensor]:
-        try:
-            return self.group.gradients(batches)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            lack = str(error).splitlines()[0]
-        # Out here the traceback, which holds the step's tensors, is gone.
-        given = len(next(tensors_of(batches[0])))
-
-        def step(size: int) -> object:
+        """Loss and gradient; where memory is short, halve the batch until it fits, and say so."""
+        given = fits = len(next(tensors_of(batches[0])))
+        lack = ""
+        while fits:
+            some = [rows_of(b, slice(fits), given) for b in batches] if lack else batches
+            try:
+                found = self.group.gradients(some)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lack = lack or str(error).splitlines()[0]
+            else:
+                if not lack:
+                    return found
+                break
+            # Out here the traceback, which holds the step's tensors, is gone.
             self.optimizer.zero_grad(set_to_none=True)
             if self.settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            fewer = [rows_of(batch, slice(size), given) for batch in batches]
-            return self.group.gradients(fewer)
-
-        fits = fitting_batch(step, given)
+            fits //= 2
         advice = f"a batch of {fits} fits" if fits else "not even a batch of 1 fits"
         raise MemoryError(
             f"batch: a step with {given} samples ran out of memory ({lack}); {advice}"
@@ -297,7 +288,6 @@ class Session:
     def _end(self, finished: bool) -> None:
         """Save the last state and, of a finished training, each net by itself."""
         self.watch.settle(self.step)
-        self.group.write_back()
         if self.folder is None:
             return
         if self.saved_step != self.step:
@@ -312,18 +302,6 @@ class Session:
             save_checkpoint(path, net, about=about)
 
 
-def _group(
-    nets: Sequence[nn.Module], data: DeviceDataset, recipe: Recipe, settings: RunSettings
-) -> tuple[NetGroup, str | None]:
-    """The nets as they will be trained, and why several are not stacked."""
-    if len(nets) == 1 or not settings.stacked:
-        return Separate(nets, recipe, settings.device), None
-    if settings.correction is not None:
-        reason = "a correction of the decay works on the tensors of each net"
-        return Separate(nets, recipe, settings.device), reason
-    return stack(nets, data.batch(slice(2)), recipe, settings.device)
-
-
 @contextmanager
 def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[None]:
     """Seeded, with gradients, with kernels that repeat; everything is put back afterwards."""
@@ -334,9 +312,7 @@ def _surroundings(device: torch.device, seed: int, recipe: Recipe) -> Iterator[N
         torch.inference_mode(False),
         torch.enable_grad(),
         deterministic(tf32=tf32, fastest=rounds and recipe.compile == GRAPH),
-        warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", STACKED_POOL)
         # Not torch.manual_seed, which also seeds GPUs that have no part in this.
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

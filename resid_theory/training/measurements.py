@@ -48,7 +48,6 @@ class Measurements:
 
     def measure(self, step: int, epoch: int | None) -> None:
         """Write a line for each net: a full one at the end of an epoch, else of callbacks only."""
-        self._group.write_back()
         penalties = [] if epoch is None else self._penalties()
         for i, net in enumerate(self._group.nets):
             line: dict[str, Any] = {"step": step, "net": i}
@@ -85,16 +84,11 @@ class Measurements:
         """½λ‖θ‖² of each net, as the optimizer decays it."""
         groups = self._optimizer.param_groups
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-        nets, factors, squares = [], [], []
-        for name, parameter in self._group.parameters.items():
-            for part, view in self._group.split(name, parameter.detach()).items():
-                real = torch.view_as_real(view) if view.is_complex() else view
-                squares.append(real.double().square().sum())
-                nets.append(int(part.partition(".")[0]))
-                factors.append(0.5 * decay[id(parameter)])
-        totals = [0.0] * len(self._group.nets)
-        for net, factor, square in zip(nets, factors, torch.stack(squares).tolist(), strict=True):
-            totals[net] += factor * square
+        parameters, totals = self._group.parameters, [0.0] * len(self._group.nets)
+        real = (torch.view_as_real(p) if p.is_complex() else p for p in parameters.values())
+        squares = torch.stack([p.detach().double().square().sum() for p in real]).tolist()
+        for (name, parameter), square in zip(parameters.items(), squares, strict=True):
+            totals[int(name.partition(".")[0])] += 0.5 * decay[id(parameter)] * square
         return totals
 
     def _evaluation(self, net: nn.Module, test: DeviceDataset) -> dict[str, float]:

@@ -16,8 +16,8 @@ class Parallel:
     Each process computes loss and gradient of its part of the batch. One sum over the processes,
     weighted by the parts' sizes, gives all of them the mean over the whole batch, ragged ones
     included. torch's DistributedDataParallel is not used: it weighs parts of unequal size alike,
-    changes the order of its sums after the first step, which a resume could not repeat, and knows
-    no stacked nets; what it gains by reducing while it computes is little for nets of this size.
+    and changes the order of its sums after the first step, which a resume could not repeat; what it
+    gains by reducing while it computes is little for nets of this size.
 
     BatchNorm normalizes each part by the part's own statistics, as in DistributedDataParallel; the
     change of the running statistics is averaged over the processes in every step.

@@ -60,7 +60,6 @@ class Run(Result):
             as a CUDA graph if the recipe asked for it.
         finished: Whether all steps were taken; False if ``stop`` said so.
         seconds: Duration over all resumed parts, measurements included.
-        unstacked: Reason why nets that were to be stacked took turns; None if they were not.
         out: The folder of the checkpoint, or None.
     """
 
@@ -74,7 +73,6 @@ class Run(Result):
     notes: tuple[str, ...]
     finished: bool
     seconds: float
-    unstacked: str | None
     out: Path | None
 
     @property
@@ -118,7 +116,6 @@ class RunSettings:
     callbacks: tuple[Callback, ...] = ()
     every: int | None = None
     correction: Correction | None = None
-    stacked: bool = False
     save_seconds: float = 60.0
     stop: Stop | None = None
     progress: bool = True

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL 
 KILLS = "kills met the call"
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one", "stacked"])
+@pytest.fixture(scope="module", params=[1, 2], ids=["one", "two"])
 def interrupted_training(request):
     return Interrupted(partial(training, nets=request.param), left_by_training)
 

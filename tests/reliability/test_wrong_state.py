@@ -221,7 +221,7 @@ def files(folder):
 
 SEEDED = {
     "a training": lambda folder: training(folder, 1),
-    "three nets stacked": lambda folder: training(folder, 3),
+    "three nets": lambda folder: training(folder, 3),
     "a spectrum by products": estimates,
     "initial weights": initial_weights,
     "a descent": descent,

@@ -32,27 +32,28 @@ _ENTRIES = 1 << 22  # of the offsets held at a time
 
 def with_braces(schedule: Schedule, steps: Steps, budget: float) -> Steps:
     """The same moves, with braces where the squared norm stays within ``budget``."""
-    size = max(1, _ENTRIES // schedule.starts.numel())
-    names = ("rows", "starts", "ends", "directions", "highest")
-    parts = []
-    for fields in zip(*(getattr(steps, name).split(size) for name in names), strict=True):
+    size, parts = max(1, _ENTRIES // schedule.starts.numel()), []
+    for fields in zip(*(part.split(size) for part in vars(steps).values()), strict=True):
         part = Steps(*fields)
         parts.append(_braces(part, schedule.offsets(part), budget))
-    braces, braced, shares = (torch.cat(part) for part in zip(*parts, strict=True))
-    return replace(steps, braces=braces, braced=braced, shares=shares)
+    names = ("directions", "highest", "shares")
+    added = zip(names, map(torch.cat, zip(*parts, strict=True)), strict=True)
+    return replace(
+        steps, **{name: torch.cat([getattr(steps, name), part], 1) for name, part in added}
+    )
 
 
 def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tensor, Tensor]:
     """Braces, their highest products and their shares, which are zero above the budget."""
-    looking, absent = steps.directions, offsets.isnan().any(2)
+    looking, absent = steps.directions[:, 0], offsets.isnan().any(2)
     offsets = offsets.nan_to_num(nan=0.0)
     heights = (offsets @ looking.unsqueeze(2)).squeeze(2).masked_fill(absent, math.inf)
     nearest = offsets.norm(dim=2).masked_fill(absent, math.inf).argmin(1)
     toward = -offsets[torch.arange(len(offsets)), nearest]
-    cost = torch.full_like(steps.gaps, math.inf)
+    cost = torch.full_like(nearest, math.inf, dtype=looking.dtype)
     braces, shares = looking.unsqueeze(1).repeat(1, 2, 1), looking.new_zeros(len(looking), 2)
     for tilt in (toward, steps.ends - steps.starts):
-        pair, back, price = _tilted(tilt, looking, offsets, heights, steps.gaps.unsqueeze(1))
+        pair, back, price = _tilted(tilt, looking, offsets, heights, steps.gaps)
         better = (price < cost) & (price * steps.ratios <= budget)
         cost = torch.where(better, price, cost)
         braces = torch.where(better[:, None, None], pair, braces)
@@ -60,7 +61,7 @@ def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tenso
     open_gaps = (offsets @ braces.mT).masked_fill(absent.unsqueeze(2), math.inf).amin(1)
     # Without another column the antipode takes the place of the nearest one.
     open_gaps = open_gaps.minimum((braces * steps.starts.unsqueeze(1)).sum(2) + braces.norm(dim=2))
-    return braces, (braces * steps.starts.unsqueeze(1)).sum(2) - open_gaps, shares
+    return braces, (braces * steps.starts.unsqueeze(1)).sum(2) - open_gaps, -shares
 
 
 def _tilted(

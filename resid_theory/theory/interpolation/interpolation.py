@@ -16,16 +16,21 @@ at least: one-hot targets can be met exactly by no net with small weights. They 
 (``mode="perturbed"``), or met up to a tolerance at logarithmic cost (``mode="merge"``).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resid_theory._check import as_generator, as_tensor, check_choice, check_int, check_positive
+from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime.result import Result
 from resid_theory.runtime.storable import Storable
-from resid_theory.theory.interpolation.construction import Plan, SpherePoints
+from resid_theory.theory.interpolation.construction import (
+    exact_schedule,
+    merging_schedule,
+    sphere_points,
+)
 from resid_theory.theory.interpolation.error_correction import BRACE_COST, with_braces
 from resid_theory.theory.interpolation.norm_bounds import CLEARANCE, least_norm, perturbed
 from resid_theory.theory.interpolation.schedule import Schedule
@@ -40,34 +45,30 @@ _ROUNDED = 1e-12  # a larger error has been amplified: a unit's own rounding is 
 _DRAWN = 1024  # points of a drawn path
 
 
-class InterpolationNet(nn.Module, Storable):
+class InterpolationNet(ShortcutNet, Storable):
     r"""The paper's equation (3): units of two matrices, a bias and a ReLU under an identity.
 
-    ``ShortcutNet(d, L, 2, mid="relu", bias=True)`` loads its ``state_dict``.
+    It is ``ShortcutNet(d, L, 2, mid="relu", bias=True)``, made from its parameters.
 
     Args:
-        weights: W1 and W2 of every unit, (L, 2, d, d); becomes the parameter ``weights``.
-        bias: b of every unit, (L, d); becomes the parameter ``bias``.
+        weights: W1 and W2 of every unit, (L, 2, d, d).
+        bias: b of every unit, (L, d).
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, equation (3).
     """
 
+    weights: nn.Parameter
+    bias: nn.Parameter
+
     def __init__(self, weights: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.weights = nn.Parameter(weights)
-        self.bias = nn.Parameter(bias)
+        super().__init__(bias.shape[1], len(bias), 2, mid="relu", bias=True)
+        self.weights, self.bias = nn.Parameter(weights), nn.Parameter(bias)
 
     @property
     def norms(self) -> Tensor:
         """Frobenius norms of W1 and W2 of every unit, (L, 2)."""
         return self.weights.detach().flatten(2).norm(dim=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs (..., d) for inputs (..., d)."""
-        for (first, second), bias in zip(self.weights.unbind(), self.bias.unbind(), strict=True):
-            x = x + (x @ first.mT + bias).relu() @ second.mT
-        return x
 
     def states(self, x: Tensor) -> Tensor:
         """Inputs (..., d) and the outputs of all units, (L + 1, ..., d), without a graph."""
@@ -76,10 +77,6 @@ class InterpolationNet(nn.Module, Storable):
             for (first, second), bias in zip(self.weights, self.bias, strict=True):
                 states.append(states[-1] + (states[-1] @ first.mT + bias).relu() @ second.mT)
         return torch.stack(states)
-
-    def extra_repr(self) -> str:
-        """Width and number of units, for ``repr``."""
-        return f"{self.bias.shape[1]}, units={len(self.bias)}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -98,10 +95,9 @@ class Interpolation(Result):
         tolerance: Distance of ``targets`` from ``y`` allowed in ``"merge"`` mode, otherwise 0.
         separation: rho, the smallest distance of two points that are kept apart; at most 2.
         upper_bound: Upper bound of ``largest_norm`` by the theorem; inf for too few units.
-        movers: The sample that each unit moves, (L,); of equal samples the first; -1 for none.
+        movers: The sample that each unit moves, (L,); -1 for none.
         positions: Position of the column that a unit moves, after the move, (L, d).
-        first: The first sample equal to each sample, (m,).
-        schedule: The paths of the distinct samples, in the order of travel.
+        schedule: The paths of the samples, in the order of travel.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1.
@@ -117,7 +113,6 @@ class Interpolation(Result):
     upper_bound: float
     movers: Tensor
     positions: Tensor
-    first: Tensor
     schedule: Schedule
 
     headline = (
@@ -126,7 +121,7 @@ class Interpolation(Result):
     )
     tabulated = {
         "sample": lambda found: range(len(found.x)),
-        "units": lambda found: (found.movers == found.first[:, None]).sum(1),
+        "units": lambda found: found.movers[found.movers >= 0].bincount(minlength=len(found.x)),
         "from_input": lambda found: (found.output - found.x).norm(dim=1),
         "from_target": lambda found: (found.output - found.targets).norm(dim=1),
     }
@@ -135,11 +130,6 @@ class Interpolation(Result):
     def units(self) -> int:
         """Number of units L."""
         return len(self.movers)
-
-    @property
-    def columns(self) -> int:
-        """Number of distinct samples that the construction moves."""
-        return len(self.schedule.moving)
 
     @property
     def output(self) -> Tensor:
@@ -170,25 +160,17 @@ class Interpolation(Result):
 
     def path(self, sample: int) -> Tensor:
         """Planned positions of a sample's column, (steps + 1, d): at first and after each move."""
-        sample = self._sample(sample)
+        if check_int("sample", sample, 0) >= len(self.x):
+            raise ValueError(f"sample: got {sample}, needs a number below {len(self.x)}")
         return torch.cat([self.x[sample : sample + 1], self.positions[self.movers == sample]])
 
     def chart(self, sample: int) -> PathChart:
         """A chart of the sphere around a moving sample's path, for the plots."""
-        row = int(torch.searchsorted(self.first.unique(), self._sample(sample)))
-        if row not in self.schedule.moving.tolist():
+        steps, schedule = self.path(sample).cpu(), self.schedule
+        if sample not in schedule.moving.tolist():
             raise ValueError(f"sample: got {sample}, needs one that moves; its target is its input")
-        return chart(
-            self.schedule.paths.trace(row, _DRAWN),
-            self.path(sample).cpu(),
-            self.schedule.others(row),
-            self.separation / 2,
-        )
-
-    def _sample(self, sample: int) -> int:
-        if check_int("sample", sample, 0) >= len(self.x):
-            raise ValueError(f"sample: got {sample}, needs a number below {len(self.x)}")
-        return int(self.first[sample])
+        path, others = schedule.paths.trace(sample, _DRAWN), schedule.others(sample)
+        return chart(path, steps, others, self.separation / 2)
 
 
 def interpolate(
@@ -205,8 +187,8 @@ def interpolate(
     Args:
         x: Inputs, unit vectors, (m, d), d at least 3.
         y: Targets, unit vectors, (m, d).
-        units: Number of units L, at least that of distinct samples that move; for a finite bound
-            more (for ``"merge"`` more than three times as many).
+        units: Number of units L, at least that of samples that move; for a finite bound more (for
+            ``"merge"`` more than three times as many).
         mode: ``"exact"``: targets must be distinct. ``"perturbed"``: they are moved apart first,
             and the loss that remains is ``result.loss``. ``"merge"``: every output is within
             ``tolerance`` of its target, equal targets allowed; costs grow with log(1/tolerance).
@@ -225,9 +207,9 @@ def interpolate(
         The net with its paths and bounds, on the device of ``x``, in float64.
 
     Raises:
-        ValueError: If points are not on the sphere, d < 3, equal inputs have different targets,
-            points are too near to be kept apart in float64, the units are too few, or an argument
-            does not belong to the mode.
+        ValueError: If points are not on the sphere, d < 3, two inputs are equal, points are too
+            near to be kept apart in float64, the units are too few, or an argument does not belong
+            to the mode.
 
     Source:
         Li, Jiao, Han & Weissman, "Demystifying ResNet", arXiv:1611.01186, Theorem 1 and Lemmas 1
@@ -254,24 +236,22 @@ def interpolate(
         raise ValueError(f"generator: got one, needs mode 'perturbed'; the mode is {mode!r}")
     tolerance = _of_mode("tolerance", tolerance, 1e-3, mode, "merge")
     noise = _of_mode("noise", noise, 0.1, mode, "perturbed")
-    samples = wanted = SpherePoints.of(x, y)
-    if mode == "perturbed":
+    device, (x, y) = as_tensor("x", x).device, sphere_points(x, y)
+    if mode == "merge":
+        schedule = merging_schedule(x, y, tolerance=tolerance)
+    elif mode == "perturbed":
         source = as_generator(generator)
-        moved = perturbed(wanted.x, wanted.y, noise=noise, draws=draws, generator=source)
-        samples = replace(wanted, y=moved)
-    merges = mode == "merge"
-    plan = Plan.merging(samples, tolerance=tolerance) if merges else Plan.exact(samples)
-    steps = _steps(plan.schedule, units, allocation)
-    net = _net(plan, steps, units, braces=braces)
-    place = torch.searchsorted(wanted.numbers, wanted.first)
-    used, device = len(steps.rows), as_tensor("x", x).device
-    movers, positions = torch.full((units,), -1), torch.zeros(units, wanted.x.shape[1]).double()
-    movers[:used], positions[:used] = wanted.numbers[steps.rows], steps.ends
+        schedule = exact_schedule(x, perturbed(x, y, noise=noise, draws=draws, generator=source))
+    else:
+        schedule = exact_schedule(x, y)
+    steps = schedule.steps(units, allocation)
+    movers, positions = torch.full((units,), -1), x.new_zeros(units, x.shape[1])
+    movers[: len(steps.rows)], positions[: len(steps.rows)] = steps.rows, steps.ends
     return Interpolation(
-        net=net.to(device), x=wanted.x[place].to(device), y=wanted.y[place].to(device),
-        targets=plan.schedule.ends[place].to(device), mode=mode, tolerance=plan.tolerance,
-        separation=plan.separation, upper_bound=plan.norm_bound(units), movers=movers,
-        positions=positions.to(device), first=wanted.first, schedule=plan.schedule,
+        net=_net(schedule, steps, units, braces=braces).to(device), x=x.to(device), y=y.to(device),
+        targets=schedule.ends.to(device), mode=mode, tolerance=schedule.tolerance,
+        separation=schedule.separation, upper_bound=schedule.norm_bound(units), movers=movers,
+        positions=positions.to(device), schedule=schedule,
     )  # fmt: skip
 
 
@@ -284,35 +264,23 @@ def _of_mode(argument: str, given: float | None, usual: float, mode: str, owner:
     return usual if given is None else check_positive(argument, given)
 
 
-def _steps(schedule: Schedule, units: int, allocation: str) -> Steps:
-    moving = len(schedule.moving)
-    if units < moving:
-        raise ValueError(
-            f"units: got {units}, needs at least {moving}, one for each distinct sample that moves"
-        )
-    if not moving:
-        nothing = schedule.starts[:0]
-        return Steps(torch.zeros(0, dtype=torch.long), nothing, nothing, nothing, nothing[:, 0])
-    return (schedule.equal_steps if allocation == "uniform" else schedule.greedy_steps)(units)
-
-
-def _net(plan: Plan, steps: Steps, units: int, *, braces: bool) -> InterpolationNet:
+def _net(schedule: Schedule, steps: Steps, units: int, *, braces: bool) -> InterpolationNet:
     """The net, with braces if rounding moves the outputs of the net without."""
     net = _net_of(steps, units)
     if not braces or not len(steps.rows):
         return net
     with torch.no_grad():
-        error = (net(plan.schedule.starts) - plan.schedule.ends).abs().max()
+        error = (net(schedule.starts) - schedule.ends).abs().max()
     if error <= _ROUNDED:  # not >, which an overflow to nan would pass
         return net
-    bound = (1 - CLEARANCE) * plan.norm_bound(units) ** 2
+    bound = (1 - CLEARANCE) * schedule.norm_bound(units) ** 2
     budget = min(BRACE_COST * float(steps.ratios.max()), bound)
-    return _net_of(with_braces(plan.schedule, steps, budget), units)
+    return _net_of(with_braces(schedule, steps, budget), units)
 
 
 def _net_of(steps: Steps, units: int) -> InterpolationNet:
-    used, width = steps.starts.shape
-    weights, bias = torch.zeros(units, 2, width, width), torch.zeros(units, width)
-    weights, bias = weights.to(steps.starts), bias.to(steps.starts)
-    weights[:used], bias[:used] = steps.units(clearance=CLEARANCE)
+    weights, bias = (  # zeros for idle units
+        nn.functional.pad(part, (0, 0) * (part.dim() - 1) + (0, units - len(part)))
+        for part in steps.units(clearance=CLEARANCE)
+    )
     return InterpolationNet(weights, bias)

@@ -7,14 +7,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int, check_positive
 
-__all__ = [
-    "CLEARANCE",
-    "Nearest",
-    "least_norm",
-    "nearest_of_paths",
-    "nearest_of_points",
-    "perturbed",
-]
+__all__ = ["CLEARANCE", "Nearest", "least_norm", "nearest", "perturbed"]
 
 CLEARANCE = 1e-3
 """Share of each gap by which resting columns stay below the threshold, so that rounding does not
@@ -29,39 +22,23 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _smallest(values: Tensor, first: str, second: str) -> Nearest:
-    """The smallest of the entries above the diagonal, [i, j] with i < j."""
-    count = len(values)
-    keep = torch.ones(count, count, dtype=torch.bool, device=values.device).triu(1)
-    flat = values.masked_fill(~keep, math.inf).flatten()
-    index = int(flat.argmin())
-    return float(flat[index]), f"{first}[{index // count}] and {second}[{index % count}]"
-
-
-def nearest_of_paths(x: Tensor, y: Tensor) -> Nearest:
+def nearest(x: Tensor, y: Tensor, *, merging: bool = False) -> Nearest:
     """The nearest two points that columns moved in order must keep apart."""
     # Inputs from inputs, targets from targets, and an input from the targets of the samples before
-    # it: only these can meet. Assumption 2 of the paper asks it of all pairs.
-    found = [
-        (2.0, "antipodes"),
-        _smallest(_distances(x, x), "x", "x"),
-        _smallest(_distances(y, y), "y", "y"),
-        _smallest(_distances(y, x), "y", "x"),
-    ]
-    return min(found, key=lambda pair: pair[0])
-
-
-def nearest_of_points(x: Tensor, y: Tensor) -> Nearest:
-    """The nearest two of all inputs and distinct targets: Assumption 2, but for equal targets."""
-    own = _distances(y, y)
-    between = _distances(y, x)
-    index = int(between.argmin())
-    found = [
-        (2.0, "antipodes"),
-        _smallest(_distances(x, x), "x", "x"),
-        _smallest(own.masked_fill(own == 0, math.inf), "y", "y"),
-        (float(between.min()), f"y[{index // len(x)}] and x[{index % len(x)}]"),
-    ]
+    # it: only these can meet. Assumption 2 of the paper asks it of all pairs, and so does merging,
+    # but for equal targets.
+    count, own = len(x), _distances(y, y)
+    later = torch.ones(count, count, dtype=torch.bool, device=x.device).triu(1)
+    found = [(2.0, "antipodes")]
+    for first, second, apart, kept in (
+        ("x", "x", _distances(x, x), later),
+        ("y", "y", own, later & (own > 0) if merging else later),
+        ("y", "x", _distances(y, x), later | merging),
+    ):
+        flat = apart.masked_fill(~kept, math.inf).flatten()
+        index = int(flat.argmin())
+        where = f"{first}[{index // count}] and {second}[{index % count}]"
+        found.append((float(flat[index]), where))
     return min(found, key=lambda pair: pair[0])
 
 
@@ -125,6 +102,6 @@ def perturbed(
         )
         moved = y + size * drawn.cpu()
         moved = moved / moved.norm(dim=1, keepdim=True)
-        apart = nearest_of_paths(x, moved)[0]
+        apart = nearest(x, moved)[0]
         best, widest = (moved, apart) if apart > widest else (best, widest)
     return best

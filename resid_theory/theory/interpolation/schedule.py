@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.runtime.storable import Storable
+from resid_theory.theory.interpolation.norm_bounds import CLEARANCE
 from resid_theory.theory.interpolation.single_move import Steps
 from resid_theory.theory.interpolation.sphere_paths import SpherePaths
 
@@ -30,6 +31,9 @@ class Schedule(Storable):
         approaches: Length of the path from which a unit looks along a column's own fixed direction,
             (n,); inf for never.
         fixed: These directions, (n, d).
+        separation: rho, the distance that columns keep from one another.
+        tolerance: Largest distance of the ends from the targets; 0 unless columns merge.
+        together: Largest number of columns with one target.
     """
 
     starts: Tensor
@@ -38,6 +42,27 @@ class Schedule(Storable):
     moving: Tensor
     approaches: Tensor
     fixed: Tensor
+    separation: float
+    tolerance: float = 0.0
+    together: int = 1
+
+    def norm_bound(self, units: int) -> float:
+        """Upper bound of all norms with so many units; inf for too few units."""
+        m, rho = len(self.moving), self.separation
+        if not self.tolerance:
+            # Equations (6) and (7) of the paper, with constants derived here: paths are at most
+            # pi²/2 long, and on them the gap is at least rho²/8.
+            spare, cost = units - m, 4 * math.pi**2 / rho**2
+        else:
+            # w² (L - 3m) <= m (8 pi² / rho² + (19 + 5.3 log(K rho / 4 epsilon)) / rho). On the
+            # sphere the gap is at least rho²/16, and rho²/64 on the last arc, of length below
+            # 0.29 rho; on the straight rest the distance shrinks geometrically, by a factor
+            # 1 - w² rho / 5.3 or better a unit.
+            shrinking = 19 + 5.3 * math.log(self.together * rho / (4 * self.tolerance))
+            spare, cost = units - 3 * m, 8 * math.pi**2 / rho**2 + shrinking / rho
+        if not m:
+            return 0.0
+        return math.sqrt(m * cost / (spare * (1 - CLEARANCE))) if spare > 0 else math.inf
 
     def others(self, row: int) -> Tensor:
         """All other columns while one travels: those before it have arrived."""
@@ -81,9 +106,21 @@ class Schedule(Storable):
             rows, s, points = rows[left], s[left], ends[left]
         joined = [torch.cat(part) for part in zip(*parts, strict=True)]
         order = joined[0].argsort(stable=True)  # by column; within one they come in order already
-        return Steps(*(part[order] for part in joined))
+        return Steps.along(*(part[order] for part in joined))
 
-    def equal_steps(self, units: int) -> Steps:
+    def steps(self, units: int, allocation: str) -> Steps:
+        """Moves of all columns to their ends, at most ``units``, ``"uniform"`` or ``"greedy"``."""
+        if units < len(self.moving):
+            raise ValueError(
+                f"units: got {units}, needs at least {len(self.moving)}, one for each sample that "
+                "moves"
+            )
+        if not len(self.moving):
+            nothing = self.starts[:0]
+            return Steps.along(self.moving, nothing, nothing, nothing, nothing[:, 0])
+        return (self._equal_steps if allocation == "uniform" else self._greedy_steps)(units)
+
+    def _equal_steps(self, units: int) -> Steps:
         """As many steps as units, none longer than all paths over (units - moving columns)."""
         lengths = self.paths.lengths[self.moving]
         spare = units - len(lengths)
@@ -99,9 +136,9 @@ class Schedule(Storable):
         ends = points.roll(-1, 0)
         ends[number == steps - 1] = self.ends[self.moving]
         looking = self.look(rows, s, points)
-        return Steps(rows, points, ends, looking, self.highest(rows, looking))
+        return Steps.along(rows, points, ends, looking, self.highest(rows, looking))
 
-    def greedy_steps(self, units: int) -> Steps:
+    def _greedy_steps(self, units: int) -> Steps:
         """At most ``units`` steps whose largest ratio of length to gap is as small as possible."""
         rows, half = self.moving, len(self.moving) / 2
         # With this share every column arrives in one step.

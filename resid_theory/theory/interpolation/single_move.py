@@ -55,13 +55,13 @@ def move_column(
     looking = widest_margin(column, others) if direction == "margin" else column / column.norm()
     highest = (others @ looking).max() if len(others) else -column.norm()
     one = (torch.tensor(0), column, target, looking, highest)
-    steps = Steps(*(part.unsqueeze(0) for part in one))
-    if not float(steps.gaps) > 0:
+    step = Steps.along(*(part.unsqueeze(0) for part in one))
+    if not float(step.gaps) > 0:
         raise ValueError(
             f"direction: along {direction!r} column {index} does not stand out (gap "
-            f"{float(steps.gaps):.3g}), needs a gap above 0; 'margin' finds one where it exists"
+            f"{float(step.gaps):.3g}), needs a gap above 0; 'margin' finds one where it exists"
         )
-    weights, bias = steps.units(clearance=0.0)
+    weights, bias = step.units(clearance=0.0)
     return weights[0, 0], bias[0], weights[0, 1]
 
 
@@ -103,11 +103,10 @@ class Steps:
         rows: Number of the column that each moves, (n,).
         starts: (n, d).
         ends: (n, d).
-        directions: Unit vectors u along which the column stands out, (n, d).
-        highest: Largest product of u with another column, (n,).
-        braces: Two more directions of each unit, or none, (n, 2, d); not unit vectors.
-        braced: Largest product of these with another column, (n, 2).
-        shares: Share of the slope along u that each brace takes back, (n, 2); 0 for no brace.
+        directions: Of the rows of a unit, (n, r, d): first a unit vector u along which the column
+            stands out, then braces, which are no unit vectors.
+        highest: Largest product of each direction with another column, (n, r).
+        shares: Share of the slope along u that each row has, (n, r); braces take some back.
     """
 
     rows: Tensor
@@ -115,38 +114,37 @@ class Steps:
     ends: Tensor
     directions: Tensor
     highest: Tensor
-    braces: Tensor | None = None
-    braced: Tensor | None = None
-    shares: Tensor | None = None
+    shares: Tensor
+
+    @classmethod
+    def along(
+        cls, rows: Tensor, starts: Tensor, ends: Tensor, looking: Tensor, highest: Tensor
+    ) -> "Steps":
+        """Units of one row each, along unit vectors, (n, d)."""
+        highest = highest.unsqueeze(1)
+        return cls(rows, starts, ends, looking.unsqueeze(1), highest, torch.ones_like(highest))
 
     @property
     def gaps(self) -> Tensor:
-        """Distances by which the columns stand out, (n,)."""
-        return (self.directions * self.starts).sum(1) - self.highest
+        """Distances by which the columns stand out, (n, r)."""
+        return (self.directions * self.starts.unsqueeze(1)).sum(2) - self.highest
 
     @property
     def ratios(self) -> Tensor:
-        """Length of each step over its gap, (n,): the squared norms without braces."""
-        return (self.ends - self.starts).norm(dim=1) / self.gaps
+        """Length of each step over its gap along u, (n,): the squared norms without braces."""
+        return (self.ends - self.starts).norm(dim=1) / self.gaps[:, 0]
 
     def units(self, *, clearance: float) -> tuple[Tensor, Tensor]:
         """Matrices (n, 2, d, d) and biases (n, d); others stay below by a share of each gap."""
-        looking, highest = self.directions.unsqueeze(1), self.highest.unsqueeze(1)
-        shares = torch.ones_like(highest)
-        if self.braces is not None and self.braced is not None and self.shares is not None:
-            looking = torch.cat([looking, self.braces], 1)
-            highest = torch.cat([highest, self.braced], 1)
-            shares = torch.cat([shares, -self.shares], 1)
-        count, used, width = looking.shape
-        gaps = (looking * self.starts.unsqueeze(1)).sum(2) - highest
+        (count, used, width), gaps, sizes = self.directions.shape, self.gaps, self.shares.abs()
         moves = self.ends - self.starts
-        strength = 1 / ((1 - clearance) * (shares * gaps).sum(1, keepdim=True))
+        strength = 1 / ((1 - clearance) * (self.shares * gaps).sum(1, keepdim=True))
         # Row and column of a ReLU share its strength so that both matrices have one norm.
-        length, size = looking.norm(dim=2), moves.norm(dim=1, keepdim=True)
-        scale = (shares.abs() * strength * size / length).sqrt()
-        out = (shares.abs() * strength * length / size.clamp_min(1e-300)).sqrt() * shares.sign()
+        length, size = self.directions.norm(dim=2), moves.norm(dim=1, keepdim=True)
+        scale = (sizes * strength * size / length).sqrt()
+        out = (sizes * strength * length / size.clamp_min(1e-300)).sqrt() * self.shares.sign()
         weights, bias = moves.new_zeros(count, 2, width, width), moves.new_zeros(count, width)
-        weights[:, 0, :used] = scale.unsqueeze(2) * looking
+        weights[:, 0, :used] = scale.unsqueeze(2) * self.directions
         weights[:, 1, :, :used] = moves.unsqueeze(2) * out.unsqueeze(1)
-        bias[:, :used] = -scale * (highest + clearance * gaps)
+        bias[:, :used] = -scale * (self.highest + clearance * gaps)
         return weights, bias

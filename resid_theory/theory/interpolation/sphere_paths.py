@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from resid_theory.runtime.result import Result
 from resid_theory.runtime.storable import Storable
@@ -189,18 +190,20 @@ class SpherePaths(Storable):
     @classmethod
     def of(cls, paths: Sequence[Sequence[Arc]]) -> "SpherePaths":
         """Paths from their pieces, at least one each."""
-        like, most = paths[0][0].center, max(len(path) for path in paths)
-        rates = like.new_zeros(len(paths), most)
-        begins = like.new_full((len(paths), most), math.inf)
-        vectors, totals = like.new_zeros(3, len(paths), most, len(like)), []
-        for row, path in enumerate(paths):
-            size, lengths = len(path), like.new_tensor([0.0, *(piece.length for piece in path)])
-            rates[row, :size] = like.new_tensor([piece.rate for piece in path])
-            begins[row, :size] = lengths[:-1].cumsum(0)
-            for number, name in enumerate(("center", "cosine", "tangent")):
-                vectors[number, row, :size] = torch.stack([getattr(p, name) for p in path])
-            totals.append(sum(piece.length for piece in path))
-        return cls(vectors=vectors, rates=rates, begins=begins, lengths=like.new_tensor(totals))
+        like, names = paths[0][0].center, ("center", "cosine", "tangent")
+        lengths = [like.new_tensor([piece.length for piece in path]) for path in paths]
+        begins = [nn.functional.pad(part[:-1], (1, 0)).cumsum(0) for part in lengths]
+        rates = [like.new_tensor([piece.rate for piece in path]) for path in paths]
+        vectors = [
+            pad_sequence([torch.stack([getattr(p, name) for p in path]) for path in paths], True)
+            for name in names
+        ]
+        return cls(
+            vectors=torch.stack(vectors),
+            rates=pad_sequence(rates, True),
+            begins=pad_sequence(begins, True, math.inf),
+            lengths=like.new_tensor([sum(piece.length for piece in path) for path in paths]),
+        )
 
     def at(self, rows: Tensor, s: Tensor) -> Tensor:
         """Points (n, d) of the paths ``rows``, (n,), at the lengths ``s``, (n,)."""

@@ -7,8 +7,7 @@ to the output, and :math:`\Gamma = W \Sigma_{xx} - \Sigma_{yx}`. Everything here
 these.
 
 Vectors of parameters follow ``torch.nn.utils.parameters_to_vector``: unit by unit, layer by layer
-from input to output, each matrix row by row. :func:`definition5_order` gives the paper's order,
-column by column.
+from input to output, each matrix row by row; ``ShortcutNet.definition5_order`` gives the paper's.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,6 @@ __all__ = [
     "LayerMaps",
     "Unit",
     "backward",
-    "definition5_order",
     "forward",
     "linear_gradient",
     "linear_hvp",
@@ -32,7 +30,6 @@ __all__ = [
     "linear_optimum",
     "prepare",
     "residual",
-    "rotated_moments",
 ]
 
 
@@ -244,68 +241,3 @@ def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
         for a, b, da, db in zip(maps.after, maps.before, d_after, d_before, strict=True)
     ]
     return torch.cat([row.flatten(-2) for row in rows], -1)
-
-
-def rotated_moments(layers: Sequence[Tensor], data: Any) -> Moments:
-    r"""Moments for which a 1-shortcut net at zero has the spectrum of an orthogonal plain net.
-
-    A plain linear net of N orthogonal layers with product Q has, up to an orthogonal change of
-    parameters, the Hessian of the N-block 1-shortcut net at zero on targets :math:`Q^T y`, so the
-    spectrum of ``zero_point(rotated_moments(layers, data), blocks=N, shortcut_depth=1)``.
-
-    Args:
-        layers: N orthogonal matrices (d, d), from input to output.
-        data: Moments, or data whose moments are taken, with as many targets as inputs.
-
-    Returns:
-        The moments of (x, Q^T y).
-
-    Raises:
-        ValueError: If a matrix is not orthogonal to 1e-10, or widths do not fit.
-
-    Source:
-        Derived here; explains the orthogonal curve of arXiv:1611.01186, Figure 4.
-    """
-    moments = Moments.of(data)
-    product = torch.eye(len(moments.sxx), dtype=torch.float64, device=moments.sxx.device)
-    for position, layer in enumerate(layers):
-        weight = layer.detach().to(torch.float64)
-        if weight.shape != product.shape:
-            raise ValueError(
-                f"layers: number {position} has shape {tuple(weight.shape)}, needs "
-                f"{tuple(product.shape)} for the data's width"
-            )
-        gap = (weight.mT @ weight - torch.eye(len(weight)).to(weight)).abs().max().item()
-        if gap > 1e-10:
-            raise ValueError(
-                f"layers: number {position} is {gap:.2g} from orthogonal, needs orthogonal matrices"
-            )
-        product = weight @ product
-    if moments.syx.shape != product.shape:
-        raise ValueError(
-            f"data: has {moments.syx.shape[0]} targets for {moments.syx.shape[1]} inputs, needs "
-            "equal numbers"
-        )
-    syx, syy = product.mT @ moments.syx, product.mT @ moments.syy @ product
-    return Moments(sxx=moments.sxx, syx=syx, syy=syy, count=moments.count)
-
-
-def definition5_order(shapes: Sequence[tuple[int, int]]) -> Tensor:
-    """Permutation from torch's parameter order to the paper's: ``hessian[order][:, order]``.
-
-    Args:
-        shapes: (out, in) of every matrix, in the order of the parameter vector. For nets with a
-            bias, ``ShortcutNet.definition5_order`` gives the order.
-
-    Returns:
-        (P,), int64: entry i of the paper's order is entry ``order[i]`` of torch's.
-
-    Source:
-        Li et al., arXiv:1611.01186, Definition 5: shortcut, layer, column, row.
-    """
-    pieces, start = [], 0
-    for rows, columns in shapes:
-        grid = torch.arange(start, start + rows * columns).view(rows, columns)
-        pieces.append(grid.mT.reshape(-1))
-        start += rows * columns
-    return torch.cat(pieces)

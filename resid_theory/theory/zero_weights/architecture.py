@@ -12,6 +12,7 @@ from resid_theory._check import as_tensor, check_finite
 from resid_theory.activations import Activation, AtZero, activation, at_zero, derivatives
 from resid_theory.theory.zero_weights.layout import Layout
 from resid_theory.theory.zero_weights.row_maps import RowMaps, row_jacobian
+from resid_theory.theory.zero_weights.streams import exponential
 
 __all__ = ["Architecture"]
 
@@ -84,8 +85,8 @@ class Architecture:
             return None
         if not self.is_featured:
             return 1.0
-        same = bool((reads.log == reads.log[0]).all() and (reads.sign == reads.sign[0]).all())
-        return float(reads.value()[0]) if same else None
+        shares = exponential(reads)
+        return shares[0].item() if bool((shares == shares[0]).all()) else None
 
     def check_parts(self, has_kink_rule: bool, one_stream: bool) -> None:
         """Refuse what the formulas do not hold for."""

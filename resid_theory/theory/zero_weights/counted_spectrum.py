@@ -5,13 +5,14 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 
-__all__ = ["RESOLUTION", "CountedSpectrum"]
+__all__ = ["RESOLUTION", "CountedSpectrum", "inverse"]
 
 _EPS = torch.finfo(torch.float64).eps
 # Near an eigenvalue of a diagonal block or where the matrix is singular a pivot s is small while
@@ -19,6 +20,17 @@ _EPS = torch.finfo(torch.float64).eps
 # s = √eps |S|.
 RESOLUTION = _EPS**0.5
 _DENSE = 3000  # rows up to which one dense solve beats counting
+
+
+def inverse(pivots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Inverses of pivots, (t, b, b), and numbers of negative eigenvalues, (t,)."""
+    values = np.linalg.eigvalsh(pivots)
+    # A pivot that is zero to round-off may be moved by as much: the count is then that of a point
+    # at this distance. By twice as much, or one just below zero would become singular.
+    tiny = 4 * pivots.shape[-1] * _EPS * np.abs(values).max(-1) + 1e-300
+    moved = np.where(np.abs(values).min(-1) < tiny, 2 * tiny, 0.0)[..., None]
+    safe = pivots + moved[..., None] * np.eye(pivots.shape[-1])
+    return np.linalg.inv(safe), (values + moved < 0).sum(-1)
 
 
 class CountedSpectrum(SpectralStatistics):
@@ -71,10 +83,8 @@ class CountedSpectrum(SpectralStatistics):
 
     def magnitude(self, rank: int) -> float:
         """The |λ| of a given rank; error below 1.5e-8 of the largest (round-off while dense)."""
-        return self._small.magnitude(rank) if self._small else self.magnitude_by_counts(rank)
-
-    def magnitude_by_counts(self, rank: int) -> float:
-        """The |λ| of a given rank by inertia counts; error below 1.5e-8 of the largest."""
+        if self._small:
+            return self._small.magnitude(rank)
 
         def reached(t: Tensor) -> Tensor:
             counts = self.counts_below(torch.cat([t, -t]))

@@ -6,8 +6,8 @@ Near zero only the leading jet of the loss acts, :math:`c_n \sum_r \langle M, W^
 * a balanced rank-one start of size w on the top singular pair remains one, and
   :math:`\dot w = |c_n| s_1 w^{n-1}`: exponential for n = 2, a plateau of length
   :math:`w^{2-n} / ((n-2) |c_n| s_1)` for n >= 3;
-* for n = 2 any small start obeys a linear equation, solved by cosh and sinh in each singular pair,
-  and by powers of :math:`1 \pm \eta c s_i` for gradient descent with steps :math:`\eta`.
+* for n = 2 any small start obeys a linear equation: in each singular pair parts grow and fall by
+  powers of :math:`1 \pm \eta c s_i` for gradient descent with steps :math:`\eta`.
 
 Derived here from arXiv:1611.01186, Theorem 2. Times are those of gradient flow: learning rate times
 number of steps. Functions take a :class:`ZeroPoint <resid_theory.theory.ZeroPoint>` with n >= 2, as
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_positive
+from resid_theory._check import check_positive
 
-__all__ = ["escape_start", "escape_steps", "escape_time", "linear_escape"]
+__all__ = ["escape_start", "escape_steps", "escape_time"]
 
 
 def escape_time(point: Any, *, start: float, stop: float) -> float:
@@ -110,51 +110,6 @@ def escape_start(point: Any, size: float) -> list[Tensor]:
     first, middle = torch.outer(inside, right[0]), torch.outer(inside, inside)
     last = -math.copysign(1.0, point.slope) * torch.outer(left[:, 0], inside)
     return [w * first, *(w * middle for _ in range(point.shortcut_depth - 2)), w * last]
-
-
-def linear_escape(
-    point: Any, first: Tensor, second: Tensor, *, time: float, step: float | None = None
-) -> tuple[Tensor, Tensor]:
-    r"""Small weights of a 2-shortcut block on their way from zero.
-
-    The solution of :math:`\dot W_1 = -c W_2^T M,\; \dot W_2 = -c M W_1^T`, or of gradient descent.
-
-    Args:
-        point: The zero point, n = 2.
-        first: W_1 at the start, (..., h, q), with the bias as last column if the net has one.
-        second: W_2 at the start, (..., d, h).
-        time: Learning rate times steps.
-        step: Learning rate of gradient descent; None for gradient flow.
-
-    Returns:
-        W_1 and W_2 at that time, float64; the error is of third order in the weights.
-
-    Raises:
-        ValueError: If n is not 2, shapes do not fit, or the step is not positive.
-    """
-    if point.shortcut_depth != 2:
-        raise ValueError(f"point: has n = {point.shortcut_depth}, the equation is linear for n = 2")
-    d, q = point.correlation.shape
-    one = as_tensor("first", first).to(torch.float64)
-    two = as_tensor("second", second).to(torch.float64)
-    if one.shape[-1] != q or two.shape[-2] != d or one.shape[-2] != two.shape[-1]:
-        raise ValueError(
-            f"first, second: got shapes {tuple(one.shape)} and {tuple(two.shape)}, needs "
-            f"(..., h, {q}) and (..., {d}, h)"
-        )
-    left, values, right = torch.linalg.svd(point.correlation, full_matrices=False)
-    a, b = one @ right.mT, two.mT @ left  # (..., h, min(d, q)): one column a singular pair
-
-    def gain(speeds: Tensor) -> Tensor:
-        if step is None:
-            return (speeds * time).exp()
-        rate = check_positive("step", step)
-        return (1 + rate * speeds) ** round(time / rate)
-
-    plus = (a + b) * gain(-1.0 * point.slope * values) / 2
-    minus = (a - b) * gain(1.0 * point.slope * values) / 2
-    # The part of the weights outside the singular pairs of M stays constant.
-    return one + (plus + minus - a) @ right, two + left @ (plus - minus - b).mT
 
 
 def _speed(point: Any) -> float:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.networks.wiring import has_maps, map_table, number_table
-from resid_theory.theory.zero_weights.logarithms import Logarithms
-from resid_theory.theory.zero_weights.streams import Streams
+from resid_theory.theory.zero_weights.streams import Streams, exponential, logarithm
 
 __all__ = ["Layout"]
 
@@ -39,7 +38,7 @@ class Layout:
         name: For reports.
 
     Attributes:
-        reads: p, as logarithms of magnitudes and signs; None of matrices.
+        reads: p, (K, 2): logarithms of magnitudes, and numbers of minus signs; None of matrices.
         writes: q, likewise.
         direct: a_0, a number or a matrix.
         streams: The streams behind the coefficients, if that is how they are known.
@@ -59,8 +58,8 @@ class Layout:
         self.branch, self.name = check_int("branch", branch), name
         self.streams: Streams | None = None
         self.maps, self.widths = None, None
-        self.reads: Logarithms | None = None
-        self.writes: Logarithms | None = None
+        self.reads: Tensor | None = None
+        self.writes: Tensor | None = None
         self.direct: float | Tensor
         if has_maps(a):
             self.maps, self.widths = map_table(A, a)
@@ -70,8 +69,8 @@ class Layout:
             return
         self._table = number_table(A, a)
         self.blocks = len(self._table[0])
-        self.reads = Logarithms.of(self._table[0][:, 0])
-        self.writes, self.direct = Logarithms.of(self._table[1][1:]), self._table[1][0].item()
+        self.reads, self.writes = logarithm(self._table[0][:, 0]), logarithm(self._table[1][1:])
+        self.direct = self._table[1][0].item()
 
     @classmethod
     def _of(cls, streams: Streams, branch: int, name: str) -> "Layout":
@@ -87,35 +86,33 @@ class Layout:
         return self.blocks * self.branch
 
     @property
-    def _gains(self) -> Logarithms:
+    def _gains(self) -> Tensor:
         if self.reads is None or self.writes is None:
             raise ValueError("layout: has matrices as coefficients, p_k q_k needs numbers")
-        return self.reads * self.writes
+        return self.reads + self.writes
 
     @property
     def products(self) -> Tensor:
         """p_k q_k: the input's share in a block times the block's in the output, (K,)."""
-        return self._gains.value()
+        return exponential(self._gains)
 
     @property
     def log_gain(self) -> Tensor:
         """Natural logarithm of their magnitudes, (K,), -inf for none."""
-        return self._gains.log
+        return self._gains[:, 0]
 
     @property
     def spread(self) -> float:
         """Largest over smallest |p_k q_k|: for two layers a factor of the condition number."""
-        gains = self._gains
-        if not bool(gains.sign.all()):
-            return math.inf
-        return float((gains.log.max() - gains.log.min()).exp())
+        low, high = self.log_gain.aminmax()
+        return math.inf if low == -math.inf else float((high - low).exp())
 
     def check_range(self) -> None:
         """Raise a ValueError if eigenvalues at zero weights are out of the range of floats."""
         if self.maps is not None:
             return
-        gains = self._gains
-        known = gains.log[gains.sign != 0] if self.branch <= 2 else gains.log[:0]
+        gains = self.log_gain
+        known = gains[gains > -math.inf] if self.branch <= 2 else gains[:0]
         if not math.isfinite(self.direct) or bool((known.abs() > _RANGE).any()):
             ends = known.aminmax() if len(known) else ()
             sizes = " to ".join(f"e^{float(log):.0f}" for log in ends)
@@ -126,17 +123,16 @@ class Layout:
 
     def path(self, seeing: Tensor | None = None) -> float:
         """Count the matrices on the shortest way to the output from what sees an input."""
-        if self.maps is None:
-            assert self.reads is not None and self.writes is not None
-            reached = self.reads.sign != 0 if seeing is None else seeing
-            if bool((reached & (self.writes.sign != 0)).any()):
+        if self.reads is not None and self.writes is not None:
+            reached = self.reads[:, 0] > -math.inf if seeing is None else seeing
+            if bool((reached & (self.writes[:, 0] > -math.inf)).any()):
                 return self.branch
             links, out = (part != 0 for part in self.coefficients())
         else:
-            table = [*self.maps[0], self.maps[1]]
-            there = [[m is not None and bool(m.any()) for m in row] for row in table]
-            size = self.blocks + 1
-            every = torch.tensor([row + [False] * (size - len(row)) for row in there])
+            assert self.maps is not None
+            every = torch.zeros(self.blocks + 1, self.blocks + 1, dtype=torch.bool)
+            for row, maps in zip(every, [*self.maps[0], self.maps[1]], strict=True):
+                row[: len(maps)] = torch.tensor([m is not None and bool(m.any()) for m in maps])
             links, out = every[:-1, :-1], every[-1]
             reached = links[:, 0] if seeing is None else seeing
         edges, steps = links[:, 1:], 1
@@ -163,7 +159,7 @@ class Layout:
     def arriving(self, x: Tensor) -> list[Tensor]:
         """Parts of inputs (m, q) that blocks read."""
         if self.reads is not None:
-            return [p * x for p in self.reads.value().tolist()]
+            return [p * x for p in exponential(self.reads).tolist()]
         assert self.maps is not None and self.widths is not None
         firsts = zip((row[0] for row in self.maps[0]), self.widths[1:], strict=True)
         return [_mapped(m, x, width) for m, (width, _) in firsts]
@@ -171,7 +167,7 @@ class Layout:
     def passed_back(self, g: Tensor) -> list[Tensor]:
         """Gradients at what blocks write from those at the output; of the unit matrix, N_k."""
         if self.writes is not None:
-            return [q * g for q in self.writes.value().tolist()]
+            return [q * g for q in exponential(self.writes).tolist()]
         assert self.maps is not None and self.widths is not None
         backs = zip(self.maps[1][1:], self.widths[1:], strict=True)
         return [_mapped(None if m is None else m.mT, g, width) for m, (_, width) in backs]

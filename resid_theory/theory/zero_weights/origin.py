@@ -30,7 +30,7 @@ from resid_theory.data.regression import one_hot
 from resid_theory.losses import Loss, LossLike
 from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.layout import Layout
-from resid_theory.theory.zero_weights.layout_hessian import Branches
+from resid_theory.theory.zero_weights.layout_hessian import hessian_at_zero
 from resid_theory.theory.zero_weights.prediction import ZeroPoint
 from resid_theory.theory.zero_weights.relu_limits import check_direction, is_direction
 from resid_theory.theory.zero_weights.row_maps import RowMaps
@@ -137,16 +137,15 @@ def zero_point(
         raise ValueError(f"hidden: got {hidden} with shortcut_depth=1, needs shortcut_depth >= 2")
     if directed:
         check_direction(kink, net, h, local.width)
-    branches = Branches.of(local, net, kink if directed else None)
     shift = None
     if last_bias:
         shift = flushed(local.gradients.mean(0), float(local.gradients.abs().mean()))
     return ZeroPoint(
         wiring=layout.name, blocks=layout.blocks, shortcut_depth=layout.branch, hidden=h,
-        path=branches.path, correlation=branches.leading, gains=branches.gains, slope=net.slope,
-        statistics=branches.statistics(h, kink), blocks_of_m=branches.own, shift=shift,
+        slope=net.slope, shift=shift, exact=exact,
         a_priori_bound=local.a_priori_bound if net.n == 2 and is_one_stream else math.inf,
-        null_direction=scored.null_direction and output_map is None, exact=exact,
+        null_direction=scored.null_direction and output_map is None,
+        **hessian_at_zero(net, local, h, kink),
     )  # fmt: skip
 
 

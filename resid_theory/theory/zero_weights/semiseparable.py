@@ -20,43 +20,35 @@ from torch import Tensor
 
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum
-from resid_theory.theory.zero_weights.cyclic_reduction import inverse
+from resid_theory.theory.zero_weights.counted_spectrum import RESOLUTION, CountedSpectrum, inverse
 from resid_theory.theory.zero_weights.streams import Streams
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense
 
-__all__ = ["Semiseparable", "spectrum_of_parts"]
+__all__ = ["Semiseparable", "dense_spectrum"]
 
 _SYMMETRIC = 8  # blocks after which round-off is made symmetric
 _BASIS = 30  # vectors of a Krylov space: the ends of these spectra are far apart
 
 
-def spectrum_of_parts(
-    alpha: Tensor, beta: Tensor, own: Tensor, pairing: Tensor, idle: Tensor
-) -> Spectrum:
-    """Eigenvalues of α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ for pairs of Q and K whose last rows may idle."""
-    square, values = torch.outer(alpha, alpha), []
-    for one, two, rest in zip(own, pairing, idle.tolist(), strict=True):
-        rows = slice(len(one) - rest)
-        check_dense(len(alpha) * (len(one) - rest))
-        crossed = torch.kron(beta, two[rows, rows].contiguous())
-        whole = torch.kron(square, one[rows, rows].contiguous()) + crossed + crossed.mT
-        values.append(torch.linalg.eigvalsh(whole))
-    return Spectrum.of(torch.cat(values))
+def dense_spectrum(alpha: Tensor, beta: Tensor, own: Tensor, pairing: Tensor) -> Spectrum:
+    """Eigenvalues of α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ."""
+    check_dense(len(alpha) * len(own))
+    crossed = torch.kron(beta, pairing)
+    whole = torch.kron(torch.outer(alpha, alpha), own) + crossed + crossed.mT
+    return Spectrum.of(torch.linalg.eigvalsh(whole))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Semiseparable(CountedSpectrum, Result):
-    """Symmetric matrix of blocks that read one another through streams, in r independent parts.
+    """Symmetric matrix of blocks that read one another through streams.
 
     Attributes:
         read: What a block reads of the streams, times what the output reads of it, (K, n).
         mix: Mixing of the streams, (K, n, n).
         write: What a block writes, times its share of the input, (K, n).
         alpha: Product of both shares, (K,).
-        own: Q, (r, b, b).
-        pairing: Block of a pair of layers, (r, b, b).
-        idle: Rows of a part that are zero for all blocks, counted out, (r,).
+        own: Q, (b, b).
+        pairing: Block of a pair of layers, (b, b).
     """
 
     read: Tensor
@@ -65,7 +57,6 @@ class Semiseparable(CountedSpectrum, Result):
     alpha: Tensor
     own: Tensor
     pairing: Tensor
-    idle: Tensor
 
     headline = "Hessian of one-layer blocks on streams, P = {0.size}"
     tabulated = {
@@ -76,13 +67,13 @@ class Semiseparable(CountedSpectrum, Result):
 
     @property
     def block_size(self) -> int:
-        """Rows of a pivot, all parts together."""
-        return self.own.shape[0] * self.own.shape[1]
+        """Rows of a pivot."""
+        return len(self.own)
 
     @property
     def size(self) -> int:
-        """Number of rows, idle ones not counted."""
-        return len(self.alpha) * (self.block_size - int(self.idle.sum()))
+        """Number of rows."""
+        return len(self.alpha) * self.block_size
 
     def counts_below(self, points: Tensor) -> Tensor:
         """Numbers of eigenvalues below points (t,), in one pass over the blocks."""
@@ -92,48 +83,39 @@ class Semiseparable(CountedSpectrum, Result):
         mixing = np.zeros((count, n + 1, n + 1))
         mixing[:, :n, :n], mixing[:, n, n] = self.mix.numpy(), 1.0
         writes = np.concatenate([self.write.numpy(), alpha[:, None]], axis=1)
-        own, pairing = self.own.numpy()[None], self.pairing.numpy()[None]
-        size, parts = own.shape[-1], own.shape[1]
+        own, pairing, size = self.own.numpy(), self.pairing.numpy(), self.block_size
         states = size * (n + 1)  # ordered (row, stream): contractions over streams are one product
-        eye = np.eye(size)
-        shift = points.numpy()[:, None, None, None] * eye
-        shape = (len(points), parts)
-        p, found = np.zeros((*shape, states, states)), np.zeros(shape, dtype=np.int64)
+        shift = points.numpy()[:, None, None] * np.eye(size)
+        p, found = np.zeros((len(points), states, states)), np.zeros(len(points), dtype=np.int64)
+        c = np.empty((size, size, n + 1))
         for m in range(count - 1, -1, -1):
             t, b = mixing[m], writes[m]
             right = (p.reshape(-1, n + 1) @ t).reshape(p.shape)  # P T
             left = right.swapaxes(-1, -2).reshape(-1, n + 1)  # (P T)ᵀ
-            bpt = (left @ b).reshape(*shape, states, size).swapaxes(-1, -2)
-            bpb = b @ (p.reshape(-1, n + 1) @ b).reshape(*shape, size, n + 1, size)
-            c = np.empty((1, parts, size, size, n + 1))
-            c[..., :n] = pairing[..., None] * reads[m]
-            c[..., n] = alpha[m] * own
-            y = c.reshape(1, parts, size, states) + bpt
+            bpt = (left @ b).reshape(-1, states, size).swapaxes(-1, -2)
+            bpb = b @ (p.reshape(-1, n + 1) @ b).reshape(-1, size, n + 1, size)
+            c[..., :n], c[..., n] = pairing[..., None] * reads[m], alpha[m] * own
+            y = c.reshape(size, states) + bpt
             r = alpha[m] ** 2 * own - shift + bpb
             gone, negative = inverse(0.5 * (r + r.swapaxes(-1, -2)))
             found += negative
             p = (left @ t).reshape(p.shape) - y.swapaxes(-1, -2) @ (gone @ y)
             if m % _SYMMETRIC == 0:
                 p = 0.5 * (p + p.swapaxes(-1, -2))
-        # An idle row is -λ in every block.
-        spare = np.multiply.outer(points.numpy() > 0, self.idle.numpy()) * count
-        return torch.from_numpy((found - spare).sum(1))
+        return torch.from_numpy(found)
 
     def matvec(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with (K, r, b), by a pass in either direction."""
+        """Product with (K, b), by a pass in either direction."""
         mixing, writes, reads = self.mix.numpy(), self.write.numpy(), self.read.numpy()
-        alpha = self.alpha.numpy()
-        own, pairing = self.own.numpy(), self.pairing.numpy()
-        total = np.tensordot(alpha, vectors, 1)
-        y = alpha[:, None, None] * np.einsum("rij,rj->ri", own, total)
-        flat = vectors.reshape(len(alpha), -1)
-        state = _passed(mixing, writes[:, :, None] * flat[:, None])
-        seen = np.einsum("kn,knf->kf", reads, state).reshape(vectors.shape)
-        added = (reads[:, :, None] * flat[:, None])[::-1]
+        alpha, own, pairing = self.alpha.numpy(), self.own.numpy(), self.pairing.numpy()
+        state = _passed(mixing, writes[:, :, None] * vectors[:, None])
+        added = (reads[:, :, None] * vectors[:, None])[::-1]
         back = _passed(mixing[::-1].swapaxes(-1, -2), added)[::-1]
-        later = np.einsum("kn,knf->kf", writes, back).reshape(vectors.shape)
-        y += np.einsum("rij,krj->kri", pairing, seen) + np.einsum("rji,krj->kri", pairing, later)
-        return y
+        return (
+            np.outer(alpha, own @ (alpha @ vectors))
+            + np.einsum("kn,knf->kf", reads, state) @ pairing.T
+            + np.einsum("kn,knf->kf", writes, back) @ pairing
+        )
 
     @property
     def radius(self) -> float:
@@ -145,8 +127,7 @@ class Semiseparable(CountedSpectrum, Result):
         """Both ends of the spectrum by Lanczos, whose values are inside the ends."""
         from scipy.sparse.linalg import LinearOperator, eigsh
 
-        shape = (len(self.alpha), *self.own.shape[:2])
-        size = int(np.prod(shape))
+        size, shape = self.size, (-1, self.block_size)
         product = LinearOperator(
             (size, size), matvec=lambda v: self.matvec(v.reshape(shape)).reshape(-1), dtype=float
         )
@@ -183,7 +164,7 @@ class Semiseparable(CountedSpectrum, Result):
         streams = Streams(read=self.read, mix=self.mix, write=self.write, begin=none, end=none)
         beta = torch.zeros(len(self.alpha), len(self.alpha), dtype=torch.float64)
         beta[:, :-1] = streams.coefficients()[0][:, 1:]
-        return spectrum_of_parts(self.alpha, beta, self.own, self.pairing, self.idle)
+        return dense_spectrum(self.alpha, beta, self.own, self.pairing)
 
 
 def _passed(mixing: np.ndarray, added: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Blocks of the Hessian of blocks of one layer, and the spectra of the matrices they make."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,169 +9,138 @@ from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.theory.zero_weights.architecture import Architecture
 from resid_theory.theory.zero_weights.relu_limits import is_direction, own_derivatives
-from resid_theory.theory.zero_weights.semiseparable import Semiseparable, spectrum_of_parts
+from resid_theory.theory.zero_weights.semiseparable import Semiseparable, dense_spectrum
+from resid_theory.theory.zero_weights.streams import exponential
 from resid_theory.theory.zero_weights.toeplitz import BlockToeplitz
 from resid_theory.theory.zero_weights.zero_point_statistics import LossAtZero, check_dense
 
-__all__ = ["OneLayerBlocks"]
+__all__ = ["one_layer_spectrum"]
 
 _DENSE = 3000  # parameters whose eigenvalues take seconds
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class OneLayerBlocks:
-    """Derivatives of what single layers read and write; of one layer where all are alike.
+def one_layer_spectrum(
+    net: Architecture, local: LossAtZero, gains: Tensor, kink: Any
+) -> SpectralStatistics:
+    """Eigenvalues of the Hessian; by the derivatives of one layer where all are alike."""
+    layout, share, directed = net.layout, net.shared_share, is_direction(kink)
+    eye = torch.eye(local.width).to(local.inputs)
+    bend = 0.0 if directed else net.bend(kink)
+    alike = share is not None and not directed and (not bend or layout.is_shortcut)
+    if alike and share is not None:
+        sights = [[share * local.inputs], [local.features], [local.gradients], [eye]]
+    else:
+        sights = [*net.sights(local.inputs, local.gradients), layout.passed_back(eye)]
+    if directed:
+        slopes, seconds = own_derivatives(local, net, kink)
+    else:
+        slopes = [g.new_full((1, g.shape[1]), net.post.slope) for g in sights[2]]
+        seconds = [torch.full_like(s, bend) for s in slopes]
+    layers = []
+    for k, (reads, sees, g, acts) in enumerate(zip(*sights, strict=True)):
+        curved = seconds[k] * g
+        if kink == "mean":  # a unit's mask meets itself: its square's mean, not its mean's square
+            spread = 0.5 * (net.post.left**2 + net.post.right**2) - net.post.slope**2
+            curved = curved + spread * local.curvatures.diagonal(dim1=1, dim2=2)
+        inner, acts = net.slopes(reads, k), acts * slopes[k][:, None]
+        layers.append(_SingleLayer(sees, inner, acts, slopes[k] * g, slopes[k], curved))
+    if not alike:
+        return Spectrum.of(torch.linalg.eigvalsh(_dense(net, local, layers)))
+    one = layers[0]
+    own = _pair(local, one, one)
+    if net.is_featured:
+        crossed = _chain(one, one, torch.eye(one.inner.shape[-1]).to(own))
+    else:  # M is exactly zero where it is round-off
+        crossed = net.slope**2 * torch.einsum("ad,bc->abcd", local.correlation, eye)
+    if layout.is_shortcut:
+        diagonal, lower = _by_columns(own + _alone(local, one, own)), _by_columns(own + crossed)
+        return BlockToeplitz(blocks=net.blocks, diagonal=diagonal, lower=lower)
+    return _of_numbers(net, gains, _by_columns(own).cpu(), _by_columns(crossed).cpu())
 
-    Attributes:
-        net: The architecture.
-        local: Derivatives at the output.
-        gains: Factors of equal layers, (K,); None where they differ.
-        sees: What the matrices multiply, (m, q) each.
-        inner: Derivatives of it in what the layers read, (m, q, width) each.
-        acts: Derivatives of the output in what the matrices write, (m or 1, d, out) each.
-        passed: Gradients there, (m, out) each.
-        outer: Slopes between matrix and output, (m or 1, out) each.
-        curved: For the diagonal: first derivatives times second ones of ``post``, (m, out) each.
-        mask: Variance of the slopes of a unit, where a kink is averaged over directions.
-    """
 
-    net: Architecture
-    local: LossAtZero
-    gains: Tensor | None
-    sees: list[Tensor]
-    inner: list[Tensor]
-    acts: list[Tensor]
-    passed: list[Tensor]
-    outer: list[Tensor]
-    curved: list[Tensor] | None
-    mask: float
+class _SingleLayer(NamedTuple):
+    """Derivatives of what a layer reads and writes."""
 
-    @classmethod
-    def of(cls, net: Architecture, local: LossAtZero, gains: Tensor, kink: Any) -> "OneLayerBlocks":
-        """Gather the derivatives, of one layer where all see the same and act alike."""
-        eye, x = torch.eye(local.width).to(local.inputs), local.inputs
-        directed, share = is_direction(kink), net.shared_share
-        bend = 0.0 if directed else net.bend(kink)
-        alike = not directed and (not bend or net.layout.is_shortcut) and share is not None
-        if alike and share is not None:
-            arrived, sees, passed, acts = [share * x], [local.features], [local.gradients], [eye]
-        else:
-            arrived, sees, passed = net.sights(x, local.gradients)
-            acts = net.layout.passed_back(eye)
-        if directed:
-            slopes, seconds = own_derivatives(local, net, kink)
-        else:
-            slopes = [g.new_full((1, g.shape[1]), net.post.slope) for g in passed]
-            seconds = [torch.full_like(s, bend) for s in slopes]
-        post = net.post
-        spread = 0.5 * (post.left**2 + post.right**2) - post.slope**2
-        bent = any(bool(s.any()) for s in seconds)
-        return cls(
-            net=net, local=local, gains=gains if alike else None, sees=sees,
-            inner=[net.slopes(u, k) for k, u in enumerate(arrived)],
-            acts=[n * s[:, None] for n, s in zip(acts, slopes, strict=True)],
-            passed=[s * g for s, g in zip(slopes, passed, strict=True)], outer=slopes,
-            curved=[s * g for s, g in zip(seconds, passed, strict=True)] if bent else None,
-            mask=spread if kink == "mean" else 0.0,
+    sees: Tensor  # what the matrix multiplies, (m, q)
+    inner: Tensor  # derivatives of it in what the layer reads, (m, q, width)
+    acts: Tensor  # derivatives of the output in what the matrix writes, (m or 1, d, out)
+    passed: Tensor  # gradients there, (m, out)
+    outer: Tensor  # slopes between matrix and output, (m or 1, out)
+    curved: Tensor  # gradients times second derivatives between them, (m, out)
+
+
+# The later layer writes a and multiplies b, the earlier one writes c and multiplies d.
+
+
+def _pair(local: LossAtZero, later: _SingleLayer, earlier: _SingleLayer) -> Tensor:
+    """Curvature of the output in two layers."""
+    outputs = later.acts.mT @ local.curvatures @ earlier.acts
+    return _mean(_products(local, later, earlier), outputs).permute(2, 0, 3, 1)
+
+
+def _products(local: LossAtZero, later: _SingleLayer, earlier: _SingleLayer) -> Tensor:
+    seen = later.sees if local.weights is None else local.weights @ later.sees
+    return seen.unsqueeze(2) * earlier.sees.unsqueeze(1)
+
+
+def _chain(later: _SingleLayer, earlier: _SingleLayer, link: Tensor) -> Tensor:
+    """The way of a layer through a later one."""
+    through = later.inner @ link * earlier.outer.unsqueeze(1)
+    first = later.passed.unsqueeze(2) * earlier.sees.unsqueeze(1)
+    return _mean(first, through).permute(0, 2, 3, 1)
+
+
+def _alone(local: LossAtZero, layer: _SingleLayer, like: Tensor) -> Tensor:
+    """Terms that a matrix shares with itself alone."""
+    extra = torch.zeros_like(like)
+    extra.diagonal(dim1=0, dim2=2).add_(_mean(_products(local, layer, layer), layer.curved))
+    return extra
+
+
+def _dense(net: Architecture, local: LossAtZero, layers: list[_SingleLayer]) -> Tensor:
+    sizes = [layer.sees.shape[1] * layer.passed.shape[1] for layer in layers]
+    check_dense(sum(sizes))
+    if net.layout.maps is not None:
+        links = [row[1:] for row in net.layout.maps[0]]
+    else:
+        eye = torch.eye(layers[0].inner.shape[-1], dtype=torch.float64)  # all are as wide
+        rows, _ = net.layout.coefficients()
+        links = [[c * eye if c else None for c in row[1:]] for row in rows]
+    matrix = local.inputs.new_zeros(sum(sizes), sum(sizes))
+    places = [place.split(sizes, 1) for place in matrix.split(sizes, 0)]
+    for k, later in enumerate(layers):
+        for j, earlier in enumerate(layers[:k]):
+            block, link = _pair(local, later, earlier), links[k][j]
+            if link is not None:
+                block = block + _chain(later, earlier, link.to(block))
+            places[k][j].copy_(block.reshape(sizes[k], sizes[j]))
+            places[j][k].copy_(places[k][j].mT)
+        block = _pair(local, later, later)
+        places[k][k].copy_((block + _alone(local, later, block)).reshape(sizes[k], sizes[k]))
+    return matrix
+
+
+def _of_numbers(
+    net: Architecture, alpha: Tensor, own: Tensor, pairing: Tensor
+) -> SpectralStatistics:
+    """H = α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ, β_ml = q_m A_ml p_l."""
+    layout = net.layout
+    assert layout.reads is not None and layout.writes is not None
+    p, q = exponential(layout.reads), exponential(layout.writes)
+    p = torch.ones_like(p) if net.is_featured else p
+    if layout.streams is not None and layout.blocks * len(own) > _DENSE and bool(alpha.any()):
+        if not bool(p.isfinite().all() and q.isfinite().all()):
+            raise ValueError(
+                "layout: what blocks read of the input or what the output reads of blocks is out "
+                "of the range of floats; blocks of one layer need both in it"
+            )
+        return Semiseparable(
+            read=q[:, None] * layout.streams.read, mix=layout.streams.mix,
+            write=p[:, None] * layout.streams.write, alpha=alpha, own=own, pairing=pairing,
         )  # fmt: skip
-
-    def statistics(self) -> SpectralStatistics:
-        """Eigenvalues of the Hessian."""
-        net, layout = self.net, self.net.layout
-        if self.gains is None:
-            return Spectrum.of(torch.linalg.eigvalsh(self._dense()))
-        own = self._pair(0, 0)
-        if net.is_featured:
-            crossed = self._chain(0, 0, torch.eye(self.inner[0].shape[-1]).to(own))
-        else:  # M is exactly zero where it is round-off
-            width = torch.eye(self.local.width).to(own)
-            crossed = net.slope**2 * torch.einsum("ad,bc->abcd", self.local.correlation, width)
-        if layout.is_shortcut:
-            diagonal = by_columns(own + self._alone(0, own))
-            lower = by_columns(own + crossed)
-            return BlockToeplitz(blocks=net.blocks, diagonal=diagonal, lower=lower)
-        return self._of_numbers(by_columns(own).cpu(), by_columns(crossed).cpu())
-
-    # The later layer writes a and multiplies b, the earlier one writes c and multiplies d.
-
-    def _pair(self, k: int, j: int) -> Tensor:
-        """Curvature of the output in two layers."""
-        outputs = self.acts[k].mT @ self.local.curvatures @ self.acts[j]
-        return _mean(self._products(k, j), outputs).permute(2, 0, 3, 1)
-
-    def _products(self, k: int, j: int) -> Tensor:
-        weights, seen = self.local.weights, self.sees[k]
-        seen = seen if weights is None else weights @ seen
-        return seen.unsqueeze(2) * self.sees[j].unsqueeze(1)
-
-    def _chain(self, k: int, j: int, link: Tensor) -> Tensor:
-        """The way of a layer through a later one."""
-        through = self.inner[k] @ link * self.outer[j].unsqueeze(1)
-        first = self.passed[k].unsqueeze(2) * self.sees[j].unsqueeze(1)
-        return _mean(first, through).permute(0, 2, 3, 1)
-
-    def _alone(self, k: int, like: Tensor) -> Tensor:
-        """Terms that a matrix shares with itself alone."""
-        extra, seen = torch.zeros_like(like), self._products(k, k)
-        if self.curved is not None:
-            extra.diagonal(dim1=0, dim2=2).add_(_mean(seen, self.curved[k]))
-        if self.mask:  # a unit's mask meets itself: its square's mean, not its mean's square
-            own = self.local.curvatures.diagonal(dim1=1, dim2=2)
-            extra.diagonal(dim1=0, dim2=2).add_(self.mask * _mean(seen, own))
-        return extra
-
-    def _dense(self) -> Tensor:
-        layout, count = self.net.layout, self.net.blocks
-        sizes = [z.shape[1] * g.shape[1] for z, g in zip(self.sees, self.passed, strict=True)]
-        check_dense(sum(sizes))
-        if layout.maps is not None:
-            links = [row[1:] for row in layout.maps[0]]
-        else:
-            eye = torch.eye(self.inner[0].shape[-1], dtype=torch.float64)  # all are as wide
-            links = [[c * eye if c else None for c in row[1:]] for row in layout.coefficients()[0]]
-        matrix = self.local.inputs.new_zeros(sum(sizes), sum(sizes))
-        places = [place.split(sizes, 1) for place in matrix.split(sizes, 0)]
-        for k in range(count):
-            for j in range(k):
-                block, link = self._pair(k, j), links[k][j]
-                if link is not None:
-                    block = block + self._chain(k, j, link.to(block))
-                places[k][j].copy_(block.reshape(sizes[k], sizes[j]))
-                places[j][k].copy_(places[k][j].mT)
-            block = self._pair(k, k)
-            places[k][k].copy_((block + self._alone(k, block)).reshape(sizes[k], sizes[k]))
-        return matrix
-
-    def _of_numbers(self, own: Tensor, crossed: Tensor) -> SpectralStatistics:
-        """H = α αᵀ ⊗ Q + β ⊗ K + (β ⊗ K)ᵀ, β_ml = q_m A_ml p_l."""
-        layout, g, alpha = self.net.layout, self.local.correlation.cpu(), self.gains
-        assert alpha is not None and layout.reads is not None and layout.writes is not None
-        p, q = layout.reads.value(), layout.writes.value()
-        p = torch.ones_like(p) if self.net.is_featured else p
-        sigma = own[0, 0] * torch.eye(len(own)).to(own)
-        parts = own[None], crossed[None], torch.zeros(1).long()
-        if (
-            not self.net.is_featured
-            and (own - sigma).abs().max() <= 1e-12 * own.abs().max()
-            and (g - g.mT).abs().max() <= 1e-12 * g.abs().max()
-        ):
-            slope = self.net.slope**2
-            parts = _entries(own[0, 0], slope * torch.linalg.eigvalsh(g))
-        size = layout.blocks * len(own)
-        if layout.streams is not None and size > _DENSE and bool(alpha.any()):
-            if not bool(p.isfinite().all() and q.isfinite().all()):
-                raise ValueError(
-                    "layout: what blocks read of the input or what the output reads of blocks is "
-                    "out of the range of floats; blocks of one layer need both in it"
-                )
-            return Semiseparable(
-                read=q[:, None] * layout.streams.read, mix=layout.streams.mix,
-                write=p[:, None] * layout.streams.write, alpha=alpha,
-                own=parts[0], pairing=parts[1], idle=parts[2],
-            )  # fmt: skip
-        beta = torch.zeros(len(alpha), len(alpha), dtype=torch.float64)
-        beta[:, :-1] = q[:, None] * layout.coefficients()[0][:, 1:] * p[:-1]
-        return spectrum_of_parts(alpha, beta, *parts)
+    beta = torch.zeros(len(alpha), len(alpha), dtype=torch.float64)
+    beta[:, :-1] = q[:, None] * layout.coefficients()[0][:, 1:] * p[:-1]
+    return dense_spectrum(alpha, beta, own, pairing)
 
 
 def _mean(left: Tensor, right: Tensor) -> Tensor:
@@ -181,18 +149,7 @@ def _mean(left: Tensor, right: Tensor) -> Tensor:
     return total.view(*left.shape[1:], *right.shape[1:])
 
 
-def by_columns(entries: Tensor) -> Tensor:
+def _by_columns(entries: Tensor) -> Tensor:
     """(out, in, out, in) as a matrix in the paper's order: row (in, out), column (in, out)."""
     a, b, c, d = entries.shape
     return entries.permute(1, 0, 3, 2).reshape(b * a, d * c)
-
-
-def _entries(sigma: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Isotropic inputs and a symmetric G: entries (i, j) meet (j, i) alone, two rows at a time."""
-    d = len(g)
-    i, j = torch.tril_indices(d, d, -1)
-    own = sigma * torch.eye(2).to(g).repeat(d + len(i), 1, 1)
-    paired, idle = torch.zeros_like(own), torch.zeros(len(own), dtype=torch.int64)
-    paired[:d, 0, 0], own[:d, 1, 1], idle[:d] = g, 0.0, 1  # an entry (i, i) is one row
-    paired[d:, 0, 1], paired[d:, 1, 0] = g[i], g[j]
-    return own, paired, idle

@@ -1,16 +1,29 @@
 r"""Parallel streams :math:`C_k = H_k C_{k-1} + w_k F_k(r_k^T C_{k-1})` that blocks read and write.
 
-One stream without mixing is a residual net, one that is forgotten a plain net.
+One stream without mixing is a residual net, one that is forgotten a plain net. Products of many
+numbers are carried as logarithms of magnitudes and numbers of minus signs, (..., 2).
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory.theory.zero_weights.logarithms import Logarithms, carried
+__all__ = ["Streams", "exponential", "logarithm"]
 
-__all__ = ["Streams"]
+_STEPS = 8  # mixings between two divisions by the length
+
+
+def logarithm(numbers: Tensor) -> Tensor:
+    """Logarithms of magnitudes, -inf for zeros, and numbers of minus signs, (..., 2)."""
+    return torch.stack([numbers.abs().log(), (numbers < 0).to(numbers)], -1)
+
+
+def exponential(logs: Tensor) -> Tensor:
+    """The numbers of logarithms and signs."""
+    return logs[..., 0].exp() * (1 - 2 * (logs[..., 1] % 2))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,22 +59,13 @@ class Streams:
         every = (self.read, self.mix, self.write, self.begin, self.end)
         return self.read.shape[1] == 1 and all(bool((part == 1).all()) for part in every)
 
-    def shares(self) -> tuple[Logarithms, Logarithms, float]:
-        """Shares p of the input in blocks, q of blocks in the output, and a_0 of both."""
-        if self.read.shape[1] == 1:
-            mix = Logarithms.of(self.mix[:, 0, 0])
-            first, last = Logarithms.of(self.begin), Logarithms.of(self.end)
-            p = Logarithms.of(self.read[:, 0]) * mix.before() * first
-            q = Logarithms.of(self.write[:, 0]) * mix.after() * last
-            whole = mix.before() * mix * first * last
-            return p, q, whole.value()[-1].item()
-        mixings = self.mix.numpy()
-        forward, last = carried(mixings, self.begin.numpy())
-        backward, _ = carried(mixings[::-1].transpose(0, 2, 1), self.end.numpy())
-        p = Logarithms.of((self.read * forward.sign).sum(1)).times(forward.log)
-        q = Logarithms.of((self.write * backward.sign.flip(0)).sum(1)).times(backward.log.flip(0))
-        direct = Logarithms.of(self.end @ last.sign).times(last.log).value()
-        return p, q, float(direct)
+    def shares(self) -> tuple[Tensor, Tensor, float]:
+        """Logarithms of the input's shares p in blocks, and of theirs q in the output; and a_0."""
+        forth, passed = _carried(self.mix, self.begin)
+        back, left = (part.flip(0) for part in _carried(self.mix.flip(0).mT, self.end))
+        p = logarithm((self.read * forth[:-1]).sum(1)) + passed[:-1]
+        q = logarithm((self.write * back[1:]).sum(1)) + left[1:]
+        return p, q, exponential(logarithm(self.end @ forth[-1]) + passed[-1]).item()
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """A, (K, K), and a, (K + 1,)."""
@@ -74,3 +78,19 @@ class Streams:
             streams = self.mix[k] @ streams
             streams[:, k + 1] += self.write[k]
         return rows, self.end @ streams
+
+
+def _carried(mix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector in front of each mixing and behind the last: directions, and logarithms of sizes."""
+    count, n = mix.shape[:2]
+    if n == 1:
+        factors = logarithm(mix[:, 0, 0])
+        return start.expand(count + 1, 1), torch.cat([factors.new_zeros(1, 2), factors.cumsum(0)])
+    directions, logs = np.empty((count + 1, n)), np.empty(count + 1)
+    vector, log = start.numpy(), 0.0
+    for k, mixing in enumerate([*mix.numpy(), np.eye(n)]):
+        if k % _STEPS == 0 and (size := float(np.abs(vector).max())):
+            vector, log = vector / size, log + math.log(size)
+        directions[k], logs[k] = vector, log
+        vector = mixing @ vector
+    return torch.from_numpy(directions), torch.from_numpy(np.stack([logs, 0 * logs], 1))

@@ -4,12 +4,11 @@ r"""Symmetric block Toeplitz matrices with one diagonal and one lower block, at 
 
 This is the Hessian of a 1-shortcut net at zero weights. Its symbol is not summable (a pole at angle
 zero), so Toeplitz theory for summable symbols does not apply, and that pole is exactly why the
-largest eigenvalue grows in proportion to depth. Four facts replace it, each checked against dense
+largest eigenvalue grows in proportion to depth. Three facts replace it, each checked against dense
 matrices:
 
-* first differences :math:`\Delta H \Delta^T` are block tridiagonal, so Sylvester's law of inertia
-  counts the eigenvalues below any number at the cost of one pass over the blocks;
-* a matrix-vector product needs prefix sums only;
+* first differences :math:`\Delta H \Delta^T` are block tridiagonal with equal blocks inside, so
+  Sylvester's law of inertia counts the eigenvalues below any number in O(log R) eliminations;
 * :math:`\lambda_{max} / R \to \kappa`, where with :math:`A_s, A_a` the symmetric and antisymmetric
   parts of A and :math:`P = 2 |A_a|`, :math:`\kappa` solves
   :math:`\lambda_{min}[\tfrac P2 \cot \tfrac{P}{2\kappa} - A_s] = 0`;
@@ -28,8 +27,7 @@ from torch import Tensor
 from resid_theory._check import check_finite, check_int
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Result
-from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum
-from resid_theory.theory.zero_weights.cyclic_reduction import Tridiagonal
+from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum, inverse
 
 __all__ = ["BlockToeplitz"]
 
@@ -50,7 +48,7 @@ class BlockToeplitz(CountedSpectrum, Result):
         ValueError: If shapes or dtypes do not fit, an entry is not finite or B is not symmetric.
 
     Source:
-        Li et al., arXiv:1611.01186, equations (10), (27)-(32); the four facts are derived here.
+        Li et al., arXiv:1611.01186, equations (10), (27)-(32); the three facts are derived here.
     """
 
     diagonal: Tensor
@@ -92,22 +90,10 @@ class BlockToeplitz(CountedSpectrum, Result):
 
     def dense(self) -> Tensor:
         """The matrix itself, (R b, R b), float64."""
-        r, b = self.blocks, self.block_size
-        matrix = self.diagonal.new_empty(r, b, r, b)
-        tiles = matrix.permute(0, 2, 1, 3)
-        earlier = torch.ones(r, r, dtype=torch.bool, device=matrix.device).tril(-1)
-        tiles[earlier] = self.lower
-        tiles[earlier.mT] = self.lower.mT
-        tiles[torch.eye(r, dtype=torch.bool, device=matrix.device)] = self.diagonal
-        return matrix.view(r * b, r * b)
-
-    def matvec(self, vector: Tensor) -> Tensor:
-        """Product with vectors (..., R b), in O(R b²) by prefix sums."""
-        v = vector.unflatten(-1, (self.blocks, self.block_size))
-        earlier = v.cumsum(-2) - v
-        later = v.sum(-2, keepdim=True) - v - earlier
-        product = v @ self.diagonal.mT + earlier @ self.lower.mT + later @ self.lower
-        return product.flatten(-2)
+        place = torch.arange(self.blocks, device=self.lower.device)
+        later = (place.unsqueeze(1) - place).sign() + 1
+        tiles = torch.stack([self.lower.mT, self.diagonal, self.lower])[later]
+        return tiles.transpose(1, 2).reshape(self.size, self.size)
 
     @cached_property
     def spectrum(self) -> Spectrum:
@@ -120,17 +106,26 @@ class BlockToeplitz(CountedSpectrum, Result):
         # inner blocks are all equal. Eliminating every second block leaves such a matrix of half
         # the size, and all eliminated pivots are equal too: one of them is counted for all.
         # NumPy, because its batched solver does not start threads for matrices this small.
-        at = points.detach().cpu().numpy()[:, None, None]
-        a = self.lower.cpu().numpy()
-        shifted = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
-        inner = 2 * shifted - (a + a.T)
-        half = Tridiagonal(first=shifted, inner=inner, last=inner, side=a - shifted)
-        counts, blocks = np.zeros(len(at), dtype=np.int64), self.blocks
-        while blocks > 1:
-            half, negative = half.halved(blocks)
-            counts += negative
-            blocks = (blocks + 1) // 2
-        return torch.from_numpy(counts + (np.linalg.eigvalsh(half.first) < 0).sum(-1))
+        a, at = self.lower.cpu().numpy(), points.detach().cpu().numpy()[:, None, None]
+        first = self.diagonal.cpu().numpy() - at * np.eye(self.block_size)
+        last = inner = 2 * first - (a + a.T)
+        side, left = a - first, self.blocks
+        counts = np.zeros(len(at), dtype=np.int64)
+        while left > 1:
+            down = side.swapaxes(-1, -2)
+            if left % 2 == 0:  # the last block goes, too
+                end, negative = inverse(last)
+                counts += negative
+                last = inner - down @ end @ side
+            gone, negative = (end, 0 * negative) if left == 2 else inverse(inner)
+            counts += (left - 1) // 2 * negative
+            above, below = side @ gone @ down, down @ gone @ side
+            first, inner, last = (
+                0.5 * (part + part.swapaxes(-1, -2))
+                for part in (first - below, inner - above - below, last - above)
+            )
+            side, left = -side @ gone @ side, (left + 1) // 2
+        return torch.from_numpy(counts + (np.linalg.eigvalsh(first) < 0).sum(-1))
 
     @property
     def radius(self) -> float:

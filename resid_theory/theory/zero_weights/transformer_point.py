@@ -22,7 +22,12 @@ from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.runtime.result import Columns, Result
 from resid_theory.runtime.storable import Storable
-from resid_theory.theory.zero_weights.zero_point_statistics import pair_spectrum, resolution_of
+from resid_theory.theory.zero_weights.zero_point_statistics import (
+    merged,
+    padded,
+    pair_spectrum,
+    resolution_of,
+)
 
 __all__ = ["Branch", "TransformerPoint", "transformer_zero_point"]
 
@@ -174,13 +179,9 @@ class TransformerPoint(Result):
     @cached_property
     def spectrum(self) -> Spectrum:
         """All eigenvalues."""
-        parts = [*(part for part in self._parts if part), *filter(None, [self.shifts])]
-        zeros = sum(sum(branch.flat.values()) for branch in self.branches)
-        return Spectrum.of(
-            torch.cat([torch.zeros(1, dtype=torch.float64), *(part.levels for part in parts)]),
-            torch.cat([torch.tensor([zeros]), *(part.multiplicities for part in parts)]),
-            resolution=0.0,
-        ).distinct(0.0)
+        flat = [size for branch in self.branches for size in branch.flat.values()]
+        zeros = [Spectrum.of([0.0], [sum(flat)])] if flat else []
+        return merged([*filter(None, [*self._parts, self.shifts]), *zeros])
 
     @cached_property
     def _parts(self) -> list[Spectrum | None]:
@@ -281,15 +282,8 @@ def transformer_zero_point(
         M = check_finite("shift", as_tensor("shift", shift)).detach().double().cpu()
         if M.dim() != 2 or M.shape[0] != M.shape[1]:
             raise ValueError(f"shift: got shape {tuple(M.shape)}, needs (d, d)")
-        values = torch.linalg.eigvalsh((M + M.mT) / 2)
-        tiny = resolution_of(M) * values.abs().max()
-        values = torch.where(values.abs() <= tiny, 0.0, count * values)
-        zeros = torch.tensor([(count - 1) * len(M)])
-        shifts = Spectrum.of(
-            torch.cat([values, values.new_zeros(1)]),
-            torch.cat([torch.ones(len(M), dtype=torch.int64), zeros]),
-            resolution=0.0,
-        ).distinct(0.0)
+        values = count * torch.linalg.eigvalsh((M + M.mT) / 2)
+        shifts = merged([padded(values, count * len(M), resolution_of(M))])
     return TransformerPoint(branches=tuple(branches), shifts=shifts, gradient=float(gradient))
 
 

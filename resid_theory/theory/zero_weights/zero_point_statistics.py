@@ -18,6 +18,8 @@ __all__ = [
     "LossAtZero",
     "check_dense",
     "flushed",
+    "merged",
+    "padded",
     "pair_spectrum",
     "resolution_of",
 ]
@@ -71,6 +73,19 @@ def pair_spectrum(
         torch.cat([number, number, zeros]),
         resolution=max(resolutions) * (float(seen.min() / seen.max()) if len(seen) else 1.0),
     ).distinct(0.0)
+
+
+def padded(levels: Tensor, size: int, resolution: float) -> Spectrum:
+    """A spectrum of so many eigenvalues, of which the others are zero."""
+    counts = torch.tensor([1] * len(levels) + [size - len(levels)])
+    return Spectrum.of(torch.cat([levels, levels.new_zeros(1)]), counts, resolution=resolution)
+
+
+def merged(parts: Sequence[Spectrum]) -> Spectrum:
+    """The spectrum of diagonal blocks; what is zero in its own block is exactly zero."""
+    levels = [s.levels.masked_fill(s.levels.abs() <= s.zero_threshold, 0.0) for s in parts]
+    counts = torch.cat([s.multiplicities for s in parts])
+    return Spectrum.of(torch.cat(levels), counts, resolution=0.0).distinct(0.0)
 
 
 def flushed(correlation: Tensor, scale: float) -> Tensor:
