@@ -241,8 +241,10 @@ def draw_first_scale(figure: Figure, a: Arrays) -> None:
     """Plot the loss by step of the first seed."""
     ax = figure.subplots()
     step = np.arange(1, a["losses"].shape[2] + 1)
-    for way, losses, style in zip(WAYS, a["losses"][0], ("-", "--", ":", "-."), strict=True):
-        ax.plot(step, losses, style, label=way)
+    # Equal curves lie on each other: the lower ones are the wider ones.
+    styles = (("-", 7), ("-", 3.5), ("--", 1.5), ("-", 1.5))
+    for way, losses, (style, width) in zip(WAYS, a["losses"][0], styles, strict=True):
+        ax.plot(step, losses, style, linewidth=width, label=way)
     ax.set(xlabel="step", ylabel="loss of the batch")
     ax.legend()
 

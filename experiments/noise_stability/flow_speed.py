@@ -121,7 +121,8 @@ def draw_flow_speed(figure: Figure, a: Arrays) -> None:
         for kind, x, y in zip(KINDS, a[state], risk, strict=True):
             rho = permuted_rank_test(x, -y)[0]
             ax.plot(x, y, "o", color=COLORS[kind], label=f"{kind}, ρ = {rho:.2f}")
-        ax.set(xlabel=f"f {'before' if state == 'initial' else 'after'} training")
+        when = "before" if state == "initial" else "after"
+        ax.set(xlabel=f"share f of dominant flows {when} training")
         ax.legend(title="correlation with speed")
     panels[0].set_ylabel("training risk, mean over epochs (nats)\nfaster: lower")
 
