@@ -114,17 +114,18 @@ def judge_flow_speed(a: Arrays) -> list[Criterion]:
 
 
 def draw_flow_speed(figure: Figure, a: Arrays) -> None:
-    """Plot speed against f before and after training, a dot a net."""
+    """Plot speed against f before and after training, a dot a net, a row of panels a kind."""
     risk = np.exp(-speeds(a))
-    panels = figure.subplots(1, 2, sharey=True)
-    for ax, state in zip(panels, STATES, strict=True):
-        for kind, x, y in zip(KINDS, a[state], risk, strict=True):
-            rho = permuted_rank_test(x, -y)[0]
-            ax.plot(x, y, "o", color=COLORS[kind], label=f"{kind}, ρ = {rho:.2f}")
+    panels = figure.subplots(2, 2, sharey=True)
+    for row, kind in enumerate(KINDS):
+        for ax, state in zip(panels[row], STATES, strict=True):
+            ax.plot(a[state][row], risk[row], "o", color=COLORS[kind])
+            rho = permuted_rank_test(a[state][row], -risk[row])[0]
+            ax.set_title(f"{kind}, rank correlation with speed {rho:.2f}", fontsize="medium")
+        panels[row, 0].set_ylabel("mean training risk (nats)\nfaster: lower")
+    for ax, state in zip(panels[-1], STATES, strict=True):
         when = "before" if state == "initial" else "after"
-        ax.set(xlabel=f"share f of dominant flows {when} training")
-        ax.legend(title="correlation with speed")
-    panels[0].set_ylabel("training risk, mean over epochs (nats)\nfaster: lower")
+        ax.set_xlabel(f"share f of dominant flows {when} training")
 
 
 # -- the claim -------------------------------------------------------------------------------------
