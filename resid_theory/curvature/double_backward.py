@@ -1,12 +1,13 @@
 """Convolutions and BatchNorm whose second derivatives cost what their first ones cost.
 
 torch differentiates a convolution's gradient by a convolution with kernels as large as the images,
-and BatchNorm in eval mode by some twenty elementwise operations. Inside :class:`CheapDoubleBackward` they are replaced by functions with the same value and
-the same derivatives, whose second backward pass calls the operations that the first one calls. On
-batch statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no
-second derivative, is written as a clamp, and weight normalization, whose second derivative torch
-gets wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent
-layers run without cuDNN, which differentiates them once, and in train mode only.
+and BatchNorm in eval mode by some twenty elementwise operations. Inside
+:class:`CheapDoubleBackward` they are replaced by functions with the same value and the same
+derivatives, whose second backward pass calls the operations that the first one calls. On batch
+statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
+derivative, is written as a clamp, and weight normalization, whose second derivative torch gets
+wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent layers run
+without cuDNN, which differentiates them once, and in train mode only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
