@@ -42,6 +42,7 @@ from experiments.registry import CLAIMS, select
 from experiments.report import counts, readme_with, results_page
 from experiments.verdicts import verdict
 from resid_theory.runtime import store
+from resid_theory.runtime.allocator import keep_freed_memory
 
 RESULTS = ROOT / "experiments" / "RESULTS.md"
 HISTORY = ROOT / "experiments" / "HISTORY.md"
@@ -258,6 +259,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
+    keep_freed_memory()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

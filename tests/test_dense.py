@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import resid_theory as rt
 from experiments.crossings.complete import complete_hessian
 from resid_theory.curvature import CurvatureBlock, columns, dense, layer_pairs
-from resid_theory.curvature.chain import chain_of
 from resid_theory.curvature.matvec_graphs import HessianGraph
 
 M, D, K = 7, 3, 2
@@ -215,8 +214,8 @@ class Squared(nn.Module):
         return weight.square()
 
 
-def no_chain(kind):
-    """A net that is no chain of layers."""
+def no_sequence(kind):
+    """A net that is no sequence of layers."""
     if kind == "custom":
         return fill(Unused())
     if kind == "normed":
@@ -228,28 +227,56 @@ def no_chain(kind):
         net = nn.Sequential(nn.Linear(D, D, bias=False), nn.Tanh(), nn.Linear(D, D, bias=False))
         net[2].weight = net[0].weight
         return fill(net)
+    if kind == "branched":
+        return fill(Branched())
     net = mlp()
     if kind == "hooked":
         net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     elif kind == "frozen":
         net[0].bias.requires_grad_(False)
+    elif kind == "penalized":
+        net.register_forward_hook(lambda module, inputs, output: output * module[0].bias.norm())
     else:
         nn.utils.parametrize.register_parametrization(net[0], "weight", Squared())
     return net
 
 
+class Branched(nn.Module):
+    """Layers side by side, a part of a weight, a product of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.gate = nn.Linear(D, 2 * K), nn.Linear(D, K)
+
+    def forward(self, x):
+        upper, lower = self.wide.weight.chunk(2)
+        z = x @ upper.T + self.wide.bias[:K] * torch.sigmoid(self.gate(x))
+        return z + torch.tanh(torch.addmm(self.wide.bias[K:], x, lower.T))
+
+
 @pytest.mark.parametrize(
-    "kind", ["tied", "repeated", "hooked", "frozen", "normed", "parametrized", "custom"]
-)
-def test_no_chain_means_columns(kind, generator):
-    net = no_chain(kind)
+    ("kind", "method"),
+    [
+        ("tied", "layer_pairs"), ("repeated", "layer_pairs"), ("hooked", "layer_pairs"),
+        ("frozen", "layer_pairs"), ("branched", "columns"), ("normed", "columns"),
+        ("parametrized", "columns"), ("custom", "columns"),
+    ],
+)  # fmt: skip
+def test_nets_that_are_no_sequence(kind, method, generator):
+    net = no_sequence(kind)
     x = torch.randn(M, D, generator=generator)
     y = torch.randn(M, net(x).shape[1], generator=generator)
-    assert chain_of(net) is None
-    assert rt.curvature.hessian_cost(net, "square", (x, y)).method == "columns"
+    assert rt.curvature.hessian_cost(net, "square", (x, y)).method == method
     assert relative_error(rt.hessian(net, "square", (x, y)), exact(net, (x, y))) <= HESSIAN
-    with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .*: use 'columns'"):
-        rt.hessian(net, "square", (x, y), method="layer_pairs")
+    if method == "columns":
+        with pytest.raises(ValueError, match="^method: 'layer_pairs' needs .*: use 'columns'"):
+            rt.hessian(net, "square", (x, y), method="layer_pairs")
+
+
+def test_a_parameter_that_is_used_beside_its_layer_takes_columns(data):
+    net = no_sequence("penalized")
+    assert rt.curvature.hessian_cost(net, "square", data).method == "layer_pairs"
+    assert relative_error(rt.hessian(net, "square", data), exact(net, data)) <= HESSIAN
 
 
 CHAINS = {
@@ -282,7 +309,7 @@ def test_chains_are_recognized_and_data_are_left_alone(kind, data):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "method"),
     [
-        ((1, D), (1, K), "columns"),
+        ((1, D), (1, K), "layer_pairs"),
         ((4, D), (4, K), "columns"),
         ((1, D), (K,), "layer_pairs"),
         ((D, 1), (K,), "layer_pairs"),
@@ -290,7 +317,7 @@ def test_chains_are_recognized_and_data_are_left_alone(kind, data):
     ids=str,
 )
 def test_samples_that_are_no_vectors(inputs, outputs, method, generator):
-    net = mlp() if method == "columns" else nn.Sequential(nn.Flatten(), mlp())
+    net = mlp() if len(outputs) > 1 else nn.Sequential(nn.Flatten(), mlp())
     x = torch.randn(M, *inputs, generator=generator)
     y = torch.randn(M, *outputs, generator=generator)
     assert rt.curvature.hessian_cost(net, "square", (x, y)).method == method

@@ -9,7 +9,7 @@ from tolerances import EPS, relative_error, round_off
 import resid_theory as rt
 from resid_theory.descent import at_loss, hessian_trajectory
 from resid_theory.losses import LOSSES
-from resid_theory.theory.linear.stacked_nets import stacked_gradient
+from resid_theory.theory.linear.stacked_nets import StackedChains
 
 IDENTITY = torch.nn.Identity()
 AFTER_200_EPOCHS = 1e-11  # round-off of 200 steps, of sums over samples in another order
@@ -117,10 +117,8 @@ def test_stacked_loss_and_gradient_equal_the_one_net_formula(shape, kind, genera
     net = rt.ShortcutNet(5, shape["blocks"], shape["n"], shortcut=shape["shortcut"], device=device)
     moments = rt.Moments.of(problem(5, 50, device, generator))
     rows = drawn(kind, (4,), net, generator, device)
-    loss, gradient = stacked_gradient(
-        rows.flatten(1, 2).transpose(0, 1).contiguous(), moments, net.shortcut_depth,
-        shortcut=net.shortcut,
-    )  # fmt: skip
+    chains = StackedChains(moments, net.shortcut_depth, shortcut=net.shortcut)
+    loss, gradient = chains(rows.flatten(1, 2).transpose(0, 1).contiguous())
     for row in range(4):
         with torch.no_grad():
             net.weights.copy_(rows[row])

@@ -109,15 +109,15 @@ class CountingLoader:
         return iter(self.batches)
 
 
-# One run checks the data; without a chain, one looks for samples that know each other, two measure
-# graphs in two sizes, and one makes the graph to keep.
+# One run checks the data, one looks for samples that know each other, one for pairs of layers, and
+# one makes their graph; without them, two measure graphs in two sizes, one makes that to keep.
 @pytest.mark.parametrize(
     ("middle", "call", "runs"),
     [
-        (nn.Tanh, rt.spectrum, 1),
-        (nn.Tanh, rt.hessian_spectrum, 1),
-        (lambda: nn.LayerNorm(60), rt.spectrum, 5),
-        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 5),
+        (nn.Tanh, rt.spectrum, 4),
+        (nn.Tanh, rt.hessian_spectrum, 4),
+        (lambda: nn.LayerNorm(60), rt.spectrum, 6),
+        (lambda: nn.LayerNorm(60), rt.hessian_spectrum, 6),
     ],
     ids=["layer pairs", "layer pairs, all", "matrix-free", "columns, all"],
 )

@@ -140,4 +140,6 @@ def printed(rows: Sequence[Row], available: float) -> str:
         star = "*" if row.ends <= available else " "
         lines.append(f"{star} {row.seconds:8.0f} {row.ends:8.0f}  {label(row.training)}")
     fits = sum(row.ends <= available for row in rows)
-    return "\n".join([*lines, f"{fits} of {len(rows)} end within {available:.0f} s"])
+    told = f"{fits} of {len(rows)} end within {available:.0f} s"
+    # As a CUDA graph, simplified_net 20 took 179 s of an H200.
+    return "\n".join([*lines, f"{told}, launched kernel by kernel; CUDA graphs take less"])

@@ -22,6 +22,7 @@ from resid_theory.cli import (
     verbs,
 )
 from resid_theory.cli.output import spell_out
+from resid_theory.runtime.allocator import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     spell_out(sys.stdout, sys.stderr)
+    keep_freed_memory()
     command = typer.main.get_command(app)
     try:
         code = command.main(words, prog_name="resid-theory", standalone_mode=False)

@@ -1,7 +1,6 @@
 """Measured curvature, for any module and any loss."""
 
 from resid_theory.curvature.callback import curvature_callback
-from resid_theory.curvature.curvature_block import CurvatureBlock
 from resid_theory.curvature.dense import HessianCost, hessian, hessian_cost, hessian_spectrum
 from resid_theory.curvature.fisher_graphs import MATRICES
 from resid_theory.curvature.kronecker_factors import kfac
@@ -9,7 +8,11 @@ from resid_theory.curvature.kronecker_operator import KroneckerOperator
 from resid_theory.curvature.landscape import LossAlong, filter_directions, loss_along
 from resid_theory.curvature.layer_table import LayerTable, layer_table
 from resid_theory.curvature.mini_batches import BatchSpectra, batch_spectra
-from resid_theory.curvature.operator import CurvatureOperator, curvature_operator
+from resid_theory.curvature.operator import (
+    CurvatureBlock,
+    CurvatureOperator,
+    curvature_operator,
+)
 from resid_theory.curvature.spectrum_of_net import spectrum
 from resid_theory.curvature.zero_point_of_net import zero_point_of_net
 

@@ -12,15 +12,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from resid_theory._check import check_choice
-from resid_theory.curvature.chain import LayerChain, chain_of
 from resid_theory.curvature.columns import PANEL, columns_of
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.layer_pairs import chain_hessian, samples_together
+from resid_theory.curvature.layer_pairs import (
+    NotPaired,
+    layer_sizes,
+    pairs_hessian,
+    samples_together,
+)
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.data.moments import Moments
 from resid_theory.eigen.matrix_error import MatrixError
 from resid_theory.eigen.spectrum import Spectrum
 from resid_theory.losses import LossLike, NoWeighting
+from resid_theory.networks.shortcut import ShortcutNet
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.resources import available_bytes, clock, matmul_rate, readable_bytes
@@ -73,9 +78,10 @@ def hessian(
 ) -> Tensor:
     """Exact Hessian of the loss over a data set.
 
-    Linear nets with the square loss use the closed form from the data's moments, feed-forward and
-    shortcut nets products of layer pairs, everything else columns of Hessian-vector products on a
-    retained graph. The model is measured in eval mode and left as it was.
+    Linear nets with the square loss use the closed form from the data's moments, nets whose weights
+    are all applied to one vector of each sample products of layer pairs, everything else columns of
+    Hessian-vector products on a retained graph. The model is measured in eval mode and left as it
+    was.
 
     Args:
         net: Any module. Parameters with ``requires_grad=False`` are held fixed and have no rows.
@@ -172,7 +178,6 @@ def hessian_cost(
         ValueError: If data do not fit the net, a name is unknown, or the method does not apply.
     """
     with _planned(net, loss, data, method, batchnorm) as plan:
-        plan.risk.check(plan.risk.first_pass())
         return plan.cost()
 
 
@@ -193,7 +198,8 @@ class HessianPlan:
     """A route to the Hessian of a risk with respect to all parameters; its data have been read."""
 
     risk: EmpiricalRisk  # its data are held in memory
-    chain: LayerChain | None  # None unless the net is one
+    linear: Any  # what `linear_hessian` takes of the net; None unless its Hessian is that
+    layers: list[tuple[int, int]]  # outputs and inputs; empty unless they give the Hessian
     method: str
 
     @classmethod
@@ -202,42 +208,30 @@ class HessianPlan:
         check_choice("method", method, METHODS)
         risk = copy.copy(risk)
         risk.data = risk.data.held()
-        net, loss = risk.net, risk.loss
-        parts = [] if loss.takes_batches else [batch.part(0, 1).pair for batch in risk.data]
-        flattens = any(isinstance(module, nn.Flatten) for module in net.modules())
-        vectors = bool(parts) and all(
-            isinstance(x, Tensor) and (x.dim() == 2 or (x.dim() > 2 and flattens)) for x, _ in parts
-        )
-        chain = chain_of(net) if vectors else None
-        if chain is not None:  # its layers treat every sample alone
-            risk.look(list(risk.data)[:2], alone=True)
-        weighted = any(batch.sample_weight is not None for batch in risk.data)
-        mixed = risk.reads_parameters or bool(risk.found.whole)
-        if mixed or chain and any(y.dim() > 2 for _, y in parts):
-            chain = None
-        closed = (
-            chain is not None
-            and chain.is_linear
-            and loss.identity
-            and not weighted
-            and all(x.dim() == 2 for x, _ in parts)
-        )
-        if method == "closed_form" and not closed:
+        risk.check(risk.first_pass())
+        net, loss, linear, layers = risk.net, risk.loss, None, list[tuple[int, int]]()
+        batches = list(risk.data)
+        if loss.identity and all(b.is_pair and b.sample_weight is None for b in batches):
+            inputs = [batch.part(0, 1).pair[0] for batch in batches]
+            if all(isinstance(x, Tensor) and x.dim() == 2 for x in inputs):
+                linear = _linear(net)
+        if linear is None and method == "closed_form":
             raise ValueError(
                 "method: 'closed_form' needs a linear net without biases, all parameters "
                 "trainable, and the square loss on matrices; got "
                 f"{type(net).__name__} and loss {loss.name!r}"
             )
-        if method == "layer_pairs" and chain is None:
+        if linear is None and method == "auto" or method == "layer_pairs":
+            layers = layer_sizes(risk, batches[0])
+        if not layers and method == "layer_pairs":
             raise ValueError(
-                "method: 'layer_pairs' needs a ShortcutNet or a Sequential of Linear and "
-                "elementwise activations on samples that are vectors, all parameters trainable, "
-                "none shared, and a loss that is a weighted mean or a sum over samples and sees "
-                f"outputs only; got {type(net).__name__} and {loss.name!r}: use 'columns'"
+                "method: 'layer_pairs' needs trainable weights and biases that are applied to one "
+                "vector of each sample, and a loss that is a weighted mean or a sum over samples "
+                f"and sees outputs only; got {type(net).__name__} and {loss.name!r}: use 'columns'"
             )
         if method == "auto":
-            method = "closed_form" if closed else "columns" if chain is None else "layer_pairs"
-        return cls(risk=risk, chain=chain, method=method)
+            method = "layer_pairs" if layers else "columns" if linear is None else "closed_form"
+        return cls(risk=risk, linear=linear, layers=layers, method=method)
 
     @property
     def size(self) -> int:
@@ -255,13 +249,14 @@ class HessianPlan:
         matrix = 8 * self.size**2
         if self.method == "columns":  # a panel as unit vectors, as products, in several copies
             return matrix + 8 * 8 * PANEL * self.size
-        assert self.chain is not None
         if self.method == "closed_form":
-            return matrix + 8 * sum(len(weight) for weight in self.chain.layers) ** 2
-        copies = 1 if self.chain.order is None else 3  # rows and columns are reordered at the end
-        most, responses = samples_together(self.chain)
+            net = self.linear
+            weights = net.layers() if isinstance(net, ShortcutNet) else net
+            return matrix + 8 * sum(len(weight) for weight in weights) ** 2
+        most, responses = samples_together(self.layers)
         held = responses * min(most, max(batch.size for batch in self.risk.data))
-        return max(copies * matrix, matrix + 5 * held // 4)  # a quarter for products, measured
+        largest = 8 * max(rows * columns for rows, columns in self.layers) ** 2
+        return matrix + max(matrix, held + largest)  # mirrored in the end, by a copy
 
     def cost(self) -> HessianCost:
         """Memory, and time within a factor of a few."""
@@ -304,20 +299,20 @@ class HessianPlan:
             error = (operator.error or error).at_least(gap)
             probe = result
         else:
-            assert self.chain is not None
-            risk.check(risk.first_pass())
             if self.method == "closed_form":
-                result = linear_hessian(self.chain.units, Moments.of(risk.data))
+                result = linear_hessian(self.linear, Moments.of(risk.data))
                 # Reading it back would cost as much as making it; the diagonal shows an overflow.
                 probe = result.diagonal()
             else:
                 title = {"desc": "Hessian", "unit": "sample"}
+                chunk, _ = samples_together(self.layers)
                 try:
                     with tqdm(total=self.samples, disable=not progress, **title) as bar:
-                        result = chain_hessian(self.chain, risk, report=bar.update)
-                except NoWeighting as error:  # some samples looked like a mean, others do not
-                    risk.keep_whole(str(error))
-                    columns = replace(self, chain=None, method="columns")
+                        result = pairs_hessian(self._wide(), chunk, report=bar.update)
+                except (NoWeighting, NotPaired) as reason:  # unlike samples, or a part beside pairs
+                    if isinstance(reason, NoWeighting):
+                        risk.keep_whole(str(reason))
+                    columns = replace(self, method="columns")
                     return columns.matrix(memory_limit=memory_limit, progress=progress)
                 probe = result
             result.diagonal().add_(risk.weight_decay)
@@ -337,14 +332,38 @@ class HessianPlan:
                 "prediction rt.theory.zero_point, which needs no matrix"
             )
 
+    def _wide(self) -> EmpiricalRisk:
+        """The risk in float64, if net and loss can be copied and run there."""
+        try:
+            return self.risk.widened()
+        except Exception:  # then an operator says how exact its products are
+            return self.risk
+
     def _operator(self, memory_limit: int | None = None) -> CurvatureOperator:
-        """Products in float64, if the net and its loss can be copied and run there."""
+        """Products in float64, if possible."""
         if self.risk.is_low:
             try:
-                return operator_of(self.risk.widened(), memory_limit=memory_limit)
-            except Exception:  # then the operator says how exact its products are
+                return operator_of(self._wide(), memory_limit=memory_limit)
+            except Exception:
                 pass
         return operator_of(self.risk, memory_limit=memory_limit)
+
+
+def _linear(net: nn.Module) -> Any:
+    """A linear net, or its matrices; None of one that is not linear in its inputs."""
+    modules = [m for _, m in net.named_modules(remove_duplicate=False)]
+    plain = all(p.requires_grad for p in net.parameters()) and not any(
+        m._forward_hooks or m._forward_pre_hooks for m in modules
+    )
+    if type(net) is ShortcutNet:
+        return net if net.is_linear and plain else None
+    layers = [m for m in modules if isinstance(m, nn.Linear)]
+    known = (nn.Sequential, nn.Linear, nn.Identity, nn.Dropout)
+    alone = len({id(m.weight) for m in layers}) == len(layers) > 0
+    if plain and alone and all(type(m) in known for m in modules):
+        if all(m.bias is None for m in layers):
+            return [m.weight for m in layers]
+    return None
 
 
 def _eigenvalues(matrix: Tensor, limit: int | None) -> Tensor:

@@ -1,13 +1,13 @@
-"""Convolutions, BatchNorm and ReLU whose second derivatives cost what their first ones cost.
+"""Convolutions and BatchNorm whose second derivatives cost what their first ones cost.
 
 torch differentiates a convolution's gradient by a convolution with kernels as large as the images,
-BatchNorm in eval mode by some twenty elementwise operations, and ReLU's gradient by zeros, which it
-adds up. Inside :class:`CheapDoubleBackward` they are replaced by functions with the same value and
-the same derivatives, whose second backward pass calls the operations that the first one calls. On
-batch statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no
-second derivative, is written as a clamp, and weight normalization, whose second derivative torch
-gets wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent
-layers run without cuDNN, which differentiates them once, and in train mode only.
+and BatchNorm in eval mode by some twenty elementwise operations. Inside
+:class:`CheapDoubleBackward` they are replaced by functions with the same value and the same
+derivatives, whose second backward pass calls the operations that the first one calls. On batch
+statistics, BatchNorm leaves the running ones alone. ``hardsigmoid``, of which torch knows no second
+derivative, is written as a clamp, and weight normalization, whose second derivative torch gets
+wrong, as a quotient; gradients of embeddings are dense, whatever their format. Recurrent layers run
+without cuDNN, which differentiates them once, and in train mode only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,6 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["CheapDoubleBackward"]
 
 _AXES = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-_RELU = (F.relu, torch.relu, Tensor.relu)
-_LARGE = 1 << 16  # entries from which a function of Python costs less than adding zeros
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _Plan = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
 
@@ -47,8 +45,6 @@ class CheapDoubleBackward(TorchFunctionMode):
         replacement = None
         if func in _AXES:
             replacement = _convolution(_AXES[func], *args, **kwargs)
-        elif func in _RELU:
-            replacement = _relu(*args, **kwargs)
         elif func is F.batch_norm:
             replacement = _batch_norm(*args, **kwargs)
         elif func is F.hardsigmoid:
@@ -232,25 +228,3 @@ class _AffineBack(torch.autograd.Function):
         axes = [0, *range(2, x.dim())]
         out = torch.addcmul(torch.addcmul(at_shift, at_input, scale), x, at_scale)
         return out, grad * at_scale, (at_input * grad).sum(axes, keepdim=True)
-
-
-def _relu(input: Tensor, inplace: bool = False) -> Tensor | None:
-    large = input.numel() >= _LARGE and not inplace and _plain(input)
-    return _Gate.apply(input, None) if large else None
-
-
-class _Gate(torch.autograd.Function):
-    """x where a tensor is positive, zero elsewhere; None for that tensor stands for x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, at: Tensor | None) -> Tensor:
-        out = x.relu() if at is None else torch.ops.aten.threshold_backward(x, at, 0)
-        ctx.save_for_backward(out if at is None else at)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        at = ctx.saved_tensors[0].detach()
-        if torch.is_grad_enabled():
-            return _Gate.apply(grad, at), None
-        return torch.ops.aten.threshold_backward(grad, at, 0), None

@@ -1,218 +1,191 @@
-r"""Hessians of feed-forward and shortcut nets from products of layer pairs.
+r"""Hessians of nets whose weights multiply one vector of each sample, from pairs of layers.
 
-For a sample let :math:`a_k` be the input of layer k, :math:`z_k = W_k a_k`, :math:`\delta_k` the
-gradient at z_k and :math:`Q_{k'k}` the second derivative of the loss with respect to perturbations
-of :math:`z_{k'}` and :math:`z_k`. Entry (i, j) of layer k' against (p, q) of an earlier layer k is
-the mean of
+For a sample let :math:`a_k` be what the weight of layer k multiplies, :math:`z_k = W_k a_k`,
+:math:`\delta_k` the gradient at z_k, and :math:`Q_{k'k} = \partial \delta_{k'} / \partial z_k`.
+Entry (i, j) of layer k' against entry (p, q) of an earlier layer k is the sum over samples of
 
 .. math:: a_{k'}[j]\, Q_{k'k}[i, p]\, a_k[q]
-    + \delta_{k'}[i]\, \frac{\partial a_{k'}[j]}{\partial z_k[p]}\, a_k[q]
+    + \delta_{k'}[i]\, \frac{\partial a_{k'}[j]}{\partial z_k[p]}\, a_k[q].
 
-over samples: two matrix products over the samples for each pair of layers, instead of one
-Hessian-vector product for each weight.
+So there is a backward pass for each output and input of a layer, and two matrix products over the
+samples for each pair of layers, instead of one Hessian-vector product for each weight.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resid_theory.activations import Activation, derivatives
-from resid_theory.curvature.chain import LayerChain
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.loss_graph import LossGraph, WeightUse
+from resid_theory.curvature.matvec_graphs import LossItself
+from resid_theory.curvature.zero_pass import loss_graph
 from resid_theory.data import Batch
+from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = ["chain_hessian", "samples_together"]
+__all__ = ["NotPaired", "layer_sizes", "pairs_hessian", "samples_together"]
 
-_WORKSPACE = 1 << 28  # bytes of responses held at a time
+_WORKSPACE = 1 << 29  # bytes of responses held at a time
+_EQUAL = 1e-8  # relative difference of products that are equal but for round-off
 
 
-@dataclass(kw_only=True, eq=False)
+class NotPaired(Exception):
+    """The Hessian has parts that pairs of layers do not."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Layer:
-    """A layer after the forward pass. Arrays hold the samples along the last axis.
-
-    ``move`` is the response of the layer's input, before its activation, to a perturbation of the
-    output of every earlier layer: (earlier outputs, in, m).
-    """
-
-    weight: Tensor
-    input: Tensor  # after the activation, with a row of ones for a bias
-    slope: Tensor | None  # of the activation in front, None for the identity
-    bend: Tensor | None  # its second derivative, None where zero
-    move: Tensor
-
-    @property
-    def response(self) -> Tensor:
-        """Response of the input after its activation."""
-        return self.move if self.slope is None else self.slope * self.move
-
-    @property
-    def size(self) -> int:
-        """Number of parameters, bias included."""
-        return len(self.weight) * len(self.input)
+    use: WeightUse
+    input: Tensor  # with a column of ones for a bias, (m, K)
+    places: list[Tensor]  # in the vector of all parameters, of weight and bias, (N, K)
 
 
-@dataclass(kw_only=True, eq=False)
-class _Block:
-    """The layers of one unit, and the activation behind the last of them."""
-
-    layers: list[_Layer] = field(default_factory=list)
-    slope: Tensor | None = None
-    bend: Tensor | None = None
-    move: Tensor | None = None  # response of the last layer's output, kept if the bend needs it
-    shortcut: bool = False
-
-
-def _act(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Value, slope and second derivative; None stands for a slope of one and a bend of zero."""
-    if function is None:
-        return z, None, None
-    first, second = derivatives(function, z)
-    with torch.no_grad():
-        value = function(z)
-    return value, first, second if bool(second.any()) else None
-
-
-def _forward(chain: LayerChain, x: Tensor) -> tuple[list[_Block], Tensor, Tensor]:
-    """All blocks after the forward pass, the output (d, m), its response (all outputs, d, m)."""
-    blocks = []
-    stream, move = x, x.new_zeros(0, *x.shape)
-    for unit in chain.units:
-        block = _Block(shortcut=unit.shortcut is not None)
-        z, dz = stream, move
-        for weight, bias, function in zip(unit.weights, unit.biases, unit.before, strict=True):
-            value, slope, bend = _act(function, z)
-            z = weight @ value
-            if bias is not None:
-                z = z + bias.unsqueeze(-1)
-                value = torch.cat([value, torch.ones_like(value[:1])])
-            layer = _Layer(weight=weight, input=value, slope=slope, bend=bend, move=dz)
-            block.layers.append(layer)
-            # The response of the layer's output: through its weight, and to its own perturbation.
-            passed = torch.matmul(weight, layer.response)
-            own = torch.eye(len(weight), dtype=passed.dtype, device=passed.device)
-            dz = torch.cat([passed, own.unsqueeze(-1).expand(-1, -1, x.shape[-1])])
-        value, block.slope, block.bend = _act(unit.after, z)
-        block.move = None if block.bend is None else dz
-        out = dz if block.slope is None else block.slope * dz
-        if block.shortcut:
-            value = value + stream
-            out[: len(move)] += move
-        stream, move = value, out
-        blocks.append(block)
-    return blocks, stream, move
+def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]:
+    """The products of weights in a graph; none if they leave out a parameter."""
+    sizes = [p.numel() for p in risk.parameters]
+    starts = dict(zip(risk.names, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False))
+    known, layers = dict(zip(risk.names, risk.parameters, strict=True)), []
+    for use in graph.uses:
+        if use.rows_shape[:2] != (1, samples) or use.entries is None:
+            return []
+        x, places = use.input.detach()[0], [starts[use.name] + use.entries.view_as(use.weight).mT]
+        if use.bias in known:
+            own = use.bias_entries(known[use.bias])
+            if own is None:
+                return []
+            x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+            places.append(starts[use.bias] + own[:, None])
+        layers.append(_Layer(use=use, input=x, places=places))
+    every = [place.flatten() for layer in layers for place in layer.places]
+    return layers if every and len(torch.cat(every).unique()) == sum(sizes) else []
 
 
-def _bent(
-    change: Tensor, slope: Tensor | None, bend: Tensor | None, grad: Tensor, move: Tensor | None
-) -> Tensor:
-    """Response of the gradient in front of an activation, from that behind it."""
-    change = change if slope is None else slope * change
-    return change if bend is None or move is None else change.addcmul(bend * grad, move)
+def layer_sizes(risk: EmpiricalRisk, batch: Batch) -> list[tuple[int, int]]:
+    """Outputs and inputs (K) of every layer; none where a parameter is in no pair of layers."""
+    if not (risk.splits and batch.is_pair) or risk.reads_parameters or risk.found.whole:
+        return []
+    risk, few = copy.copy(risk), batch.part(0, 3)
+    risk.take_graphs(LossItself)
+    layers = _layers(risk, loss_graph(risk, few)[2], few.size)
+    return [(layer.use.rows_shape[2], layer.input.shape[1]) for layer in layers]
 
 
-def _backward(
-    blocks: list[_Block], grad: Tensor, change: Tensor
-) -> Iterator[tuple[_Layer, Tensor, Tensor]]:
-    """Every layer from the last on, with its delta (p, m) and Q (outputs so far, p, m)."""
-    for block in reversed(blocks):
-        delta = grad if block.slope is None else block.slope * grad
-        moved = _bent(change, block.slope, block.bend, grad, block.move)
-        for layer in reversed(block.layers):
-            yield layer, delta, moved
-            earlier = len(layer.move)
-            behind = layer.weight.mT @ delta
-            moved = torch.matmul(layer.weight.mT, moved[:earlier])
-            moved = _bent(moved, layer.slope, layer.bend, behind, layer.move)
-            delta = behind if layer.slope is None else layer.slope * behind
-        if block.shortcut:
-            earlier = len(block.layers[0].move)
-            delta, moved = delta + grad, moved + change[:earlier]
-        grad, change = delta, moved
-
-
-def _accumulate(hessian: Tensor, chain: LayerChain, risk: EmpiricalRisk, part: Batch) -> float:
-    """Add a chunk's weighted sum over samples to the lower block triangle; return its weight."""
-    x, target = part.pair
-    blocks, output, response = _forward(chain, x.flatten(1).to(torch.float64).mT.contiguous())
-    loss, weight, _ = risk.weigh(part, output.mT)
-    if not weight:  # ignored labels
-        return weight
-    target = target.to(torch.float64) if target.is_floating_point() else target
-    g, curvature = loss.derivatives(output.mT, target)
-    # These are m times the derivatives of the chunk's loss; a mean has them once for each weight.
-    factor = weight / part.size
-    g, curvature = factor * g, curvature if loss.identity else factor * curvature
-    if not loss.identity:  # whose curvature is the identity
-        response = torch.einsum("mij,kjm->kim", curvature, response)
-    ends = torch.tensor(chain.augmented_sizes).cumsum(0).tolist()
-    layers = [layer for block in blocks for layer in block.layers]
-    outputs = torch.tensor([len(layer.weight) for layer in layers]).cumsum(0).tolist()
-    for later, (layer, delta, q) in zip(
-        range(len(layers) - 1, -1, -1), _backward(blocks, g.mT.contiguous(), response), strict=True
-    ):
-        rows = slice(ends[later] - layer.size, ends[later])
-        moves = layer.response
-        for earlier, other in enumerate(layers[: later + 1]):
-            columns = slice(ends[earlier] - other.size, ends[earlier])
-            span = slice(outputs[earlier] - len(other.weight), outputs[earlier])
-            # The sum over samples of a_{k'}[j] Q[i, p] a_k[q], (i, j, p, q).
-            products = q[span].flatten(0, 1) @ _outer(layer.input, other.input).mT
-            shape = (len(other.weight), len(layer.weight), len(layer.input), len(other.input))
-            block = products.view(shape).permute(1, 2, 0, 3).contiguous()
-            if earlier < later:
-                # That of delta[i] (da_{k'}[j]/dz_k[p]) a_k[q]; a bias's input does not move.
-                reach = moves[span].flatten(0, 1) @ _outer(delta, other.input).mT
-                inputs = moves.shape[1]
-                shape = (len(other.weight), inputs, len(layer.weight), len(other.input))
-                block[:, :inputs] += reach.view(shape).permute(2, 1, 0, 3)
-            hessian[rows, columns] += block.view(layer.size, other.size)
-    return weight
-
-
-def _outer(a: Tensor, b: Tensor) -> Tensor:
-    """a[i] b[j] for every sample, (i j, m)."""
-    return (a.unsqueeze(1) * b).flatten(0, 1)
-
-
-def samples_together(chain: LayerChain) -> tuple[int, int]:
+def samples_together(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return how many samples' responses fit in the workspace, and the bytes of one's."""
-    outputs = entries = 0
-    for weight in chain.layers:
-        entries += outputs * weight.shape[1]
-        outputs += len(weight)
-    entries += 4 * outputs * max(max(w.shape) for w in chain.layers)
+    outputs = sum(rows for rows, _ in sizes)
+    rows, columns = (max(side) for side in zip(*sizes, strict=True))
+    entries = 3 * outputs * (rows + columns) // 2 + max(columns * columns, rows * columns)
     return max(1, min(2048, _WORKSPACE // (8 * entries))), 8 * entries
 
 
-def chain_hessian(
-    chain: LayerChain,
-    risk: EmpiricalRisk,
-    *,
-    report: Callable[[int], Any] = lambda samples: None,
+def _slopes(made: Tensor, use: WeightUse, at: Sequence[WeightUse], is_input: bool) -> list[Tensor]:
+    """Derivatives of each entry of a tensor, all samples in one pass, (rows, m, outputs)."""
+    if not made.requires_grad or not at:
+        return [made.new_zeros(made.shape[-1], u.rows_shape[1], u.rows_shape[2]) for u in at]
+    rows = made.shape[-1] if is_input else use.rows_shape[2]
+    units = torch.eye(rows).to(made).unsqueeze(1).expand(rows, use.rows_shape[1], rows)
+    along = units[:, None] if is_input else torch.stack([use.placed(u[None]) for u in units])
+    found = torch.autograd.grad(
+        [made], [u.output for u in at], [along], retain_graph=True, allow_unused=True,
+        materialize_grads=True, is_grads_batched=True,
+    )  # fmt: skip
+    return [torch.stack([u.rows(g)[0] for g in part]) for u, part in zip(at, found, strict=True)]
+
+
+def _products(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
+    """Sum over samples of left[a, m, p] right[m, b] x[m, q], (p, a, b, q)."""
+    outer = (right[:, :, None] * x[:, None]).flatten(1)
+    found = left.movedim(2, 0).flatten(0, 1) @ outer
+    return found.view(left.shape[2], left.shape[0], right.shape[1], x.shape[1])
+
+
+def _add(hessian: Tensor, rows: _Layer, columns: _Layer, block: Tensor) -> None:
+    """Add a block, (outputs, inputs, outputs, inputs), where its parameters are."""
+    widths = [[place.shape[1] for place in layer.places] for layer in (rows, columns)]
+    # What a bias is multiplied by stands still: a block may end before it.
+    whole = block.shape[1] == sum(widths[0])
+    parts = block.split(widths[0] if whole else widths[0][:1], 1)
+    for there, some in zip(rows.places, parts, strict=False):
+        for here, part in zip(columns.places, some.split(widths[1], 3), strict=True):
+            down, across = _span(there), _span(here)
+            if down is not None and across is not None:
+                view = hessian[down, across].unflatten(1, here.shape)
+                view.unflatten(0, there.shape).add_(part)
+            else:
+                places = there.flatten()[:, None], here.flatten()
+                hessian[places] += part.reshape(there.numel(), here.numel())
+
+
+def _span(places: Tensor) -> slice | None:
+    """The same as a slice, if it is one."""
+    flat = places.flatten()
+    first, last = int(flat[0]), int(flat[0]) + len(flat)
+    return slice(first, last) if torch.equal(flat, torch.arange(first, last).to(flat)) else None
+
+
+def _accumulate(
+    hessian: Tensor, risk: EmpiricalRisk, part: Batch, tried: Tensor
+) -> tuple[float, Tensor]:
+    """Add a chunk's weighted Hessian; return its weight, and its product with a vector."""
+    loss, weight, graph = loss_graph(risk, part)
+    if not weight:  # ignored labels
+        return weight, torch.zeros_like(tried)
+    layers = _layers(risk, graph, part.size)
+    if not layers:
+        raise NotPaired
+    uses = [layer.use for layer in layers]
+    deltas = torch.autograd.grad(
+        loss, [use.output for use in uses], create_graph=True, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
+    for later, (layer, delta) in enumerate(zip(layers, deltas, strict=True)):
+        slope = layer.use.rows(delta.detach())[0]
+        moves = _slopes(layer.use.input, layer.use, uses[:later], True)
+        for earlier, q in enumerate(_slopes(delta, layer.use, uses[: later + 1], False)):
+            other = layers[earlier]
+            # Twice, for half of it is mirrored in the end.
+            factor = weight if earlier == later else 2 * weight
+            block = _products(factor * q, layer.input, other.input)
+            _add(hessian, layer, other, block.permute(1, 2, 0, 3))
+            if earlier < later:
+                block = _products(factor * moves[earlier], slope, other.input)
+                _add(hessian, layer, other, block.permute(2, 1, 0, 3))
+    first = torch.autograd.grad(loss, risk.parameters, create_graph=True, materialize_grads=True,
+                                allow_unused=True)  # fmt: skip
+    moved = torch.cat([g.flatten() for g in first]) @ tried
+    if not moved.requires_grad:
+        return weight, torch.zeros_like(tried)
+    product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True,
+                                  allow_unused=True)  # fmt: skip
+    return weight, weight * torch.cat([g.flatten() for g in product])
+
+
+def pairs_hessian(
+    risk: EmpiricalRisk, chunk: int, *, report: Callable[[int], Any] = lambda samples: None
 ) -> Tensor:
-    """Exact Hessian of the loss of a chain; ``report`` gets the samples done after each chunk."""
-    sizes = chain.augmented_sizes
-    hessian = chain.layers[0].new_zeros(sum(sizes), sum(sizes))
-    chunk, _ = samples_together(chain)
-    total = 0.0
+    """Exact Hessian of a risk in float64; ``report`` gets the samples done after each chunk."""
+    size = sum(p.numel() for p in risk.parameters)
+    risk = copy.copy(risk)
+    risk.take_graphs(LossItself)
+    hessian = torch.zeros(size, size, dtype=torch.float64, device=risk.device)
+    tried = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tried, total, expected = tried.to(risk.device), 0.0, torch.zeros_like(hessian[0])
     for batch in risk.data:
         for start in range(0, batch.size, chunk):
             part = batch.part(start, chunk)
-            total += _accumulate(hessian, chain, risk, part)
+            try:
+                weight, product = _accumulate(hessian, risk, part, tried)
+            except RuntimeError as error:  # no batching rule, or a value that was overwritten
+                if is_out_of_memory(error):
+                    raise
+                raise NotPaired from error
+            total, expected = total + weight, expected + product
             report(part.size)
-    start = 0
-    for size in sizes:  # the lower block triangle is copied to the upper one, layer by layer
-        rows = hessian[start : start + size]
-        own = rows[:, start : start + size]
-        own.copy_(0.5 * (own + own.mT))
-        hessian[:start, start : start + size] = rows[:, :start].mT
-        start += size
-    hessian /= 1.0 if risk.sums else total
-    if chain.order is None:
-        return hessian
-    place = torch.empty_like(chain.order)
-    place[chain.order] = torch.arange(len(place))
-    return hessian[place][:, place]
+    hessian.add_(hessian.mT.clone()).div_(2)
+    gap = (hessian @ tried - expected).norm()
+    if gap > _EQUAL * hessian.norm() * (tried.norm() / size**0.5):
+        raise NotPaired
+    return hessian.div_(1.0 if risk.sums else total)

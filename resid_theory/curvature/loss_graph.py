@@ -43,6 +43,7 @@ class WeightUse:
         turned: Whether the product is (N, T).
         shape: Shape of the product.
         bias: Name of the parameter that is added; empty if none is.
+        added: The node whose result is added; None if none is.
     """
 
     node: Any
@@ -53,6 +54,7 @@ class WeightUse:
     turned: bool
     shape: tuple[int, ...]
     bias: str
+    added: Any
 
     @cached_property
     def entries(self) -> Tensor | None:
@@ -65,6 +67,18 @@ class WeightUse:
         if not torch.equal(values[values != 0], numbers.flatten()):
             return None
         return places[values != 0].view(self.weight.shape)
+
+    def bias_entries(self, bias: Tensor) -> Tensor | None:
+        """Places in a parameter of what is added to each output; None if that is not one number."""
+        shapes = [made.shape for made in self.added._input_metadata]
+        numbers = torch.arange(1, self.weight.shape[-1] + 1).to(bias)
+        if len(shapes) != 1 or torch.Size(shapes[0]).numel() != len(numbers):
+            return None
+        numbers = numbers.view(shapes[0])
+        (found,) = torch.autograd.grad(
+            [GradientEdge(self.added, 0)], [bias], [numbers], retain_graph=True
+        )
+        return found.flatten().argsort()[-numbers.numel() :]
 
     @cached_property
     def part(self) -> int | None:
@@ -201,31 +215,32 @@ class LossGraph:
         if 1 in weight.shape[-2:] and (parameter.dim() == 1 or weight.numel() < parameter.numel()):
             return  # a vector, such as the shares in which a branch reads several streams
         self._maps[node] = parameter_name
+        added = self._added(node)
         yield WeightUse(
             node=node, name=parameter_name, weight=weight,
             parameter=parameter if len(known) == 1 else None,
             input=x.reshape(1, -1, x.shape[-1]) if shared else x, turned=at == 0, shape=shape,
-            bias=self._bias(node),
+            bias=self._parameters[id(_through_views(added).variable)][0] if added else "",
+            added=added,
         )  # fmt: skip
 
-    def _bias(self, node: Any) -> str:
-        """Name of the parameter that is added to a product."""
+    def _added(self, node: Any) -> Any:
+        """The node of a parameter, or of a view, that is added to a product; None without."""
         _, _, place = _PRODUCTS[node.name()]
         added = node.next_functions[0][0] if place else None
         while added is None:
             readers = self._readers[node]
             if len(readers) != 1:
-                return ""
+                return None
             last, node = node, readers[0]
             if node.name() == "AddBackward0":
                 added = next((side for side in _inputs_of(node) if side is not last), None)
                 if added is None:
-                    return ""
+                    return None
             elif node.name() not in _VIEWS:
-                return ""
+                return None
         leaf = _through_views(added)
-        found = self._parameters.get(id(leaf.variable)) if leaf is not None else None
-        return found[0] if found else ""
+        return added if leaf is not None and id(leaf.variable) in self._parameters else None
 
     def branch_names(self) -> list[str]:
         """Parameters in products that the data can go around, past fewer products."""

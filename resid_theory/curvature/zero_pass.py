@@ -12,7 +12,24 @@ from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.data import Batch
 from resid_theory.nested import map_tensors, tensors_of
 
-__all__ = ["ZeroPass"]
+__all__ = ["ZeroPass", "loss_graph"]
+
+
+def loss_graph(risk: EmpiricalRisk, batch: Batch) -> tuple[Tensor, float, LossGraph]:
+    """The loss of a batch with its graph, the weight of the batch, and what is in the graph."""
+    if batch.is_pair:
+        x, y = batch.pair
+        inputs = map_tensors(
+            x, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t
+        )
+        # The net may overwrite its input, which a leaf with a gradient does not allow.
+        given = map_tensors(inputs, lambda t: t.clone() if t.requires_grad else t)
+        batch = replace(batch, content=(given, y))
+    else:
+        inputs = batch.placed
+    recorded = risk.graph(batch, 0, batch.size)
+    assert isinstance(recorded, LossItself)
+    return recorded.loss, recorded.weight, LossGraph(recorded.loss, risk.net, tensors_of(inputs))
 
 
 class ZeroPass:
@@ -32,18 +49,7 @@ class ZeroPass:
     """
 
     def __init__(self, risk: EmpiricalRisk, batch: Batch, names: Sequence[str] | None) -> None:
-        if batch.is_pair:
-            x, y = batch.pair
-            inputs = map_tensors(
-                x, lambda t: t.clone().requires_grad_() if t.is_floating_point() else t
-            )
-            batch = replace(batch, content=(inputs, y))
-        else:
-            inputs = batch.placed
-        recorded = risk.graph(batch, 0, batch.size)
-        assert isinstance(recorded, LossItself)
-        self.loss, self.weight = recorded.loss, recorded.weight
-        self.graph = LossGraph(self.loss, risk.net, tensors_of(inputs))
+        self.loss, self.weight, self.graph = loss_graph(risk, batch)
         self.names = list(self.graph.branch_names() if names is None else names)
         self.uses = [use for use in self.graph.uses if use.name in self.names]
 

@@ -10,7 +10,7 @@ from resid_theory.data.moments import Moments
 from resid_theory.data.regression import Regression, gather
 from resid_theory.losses import Loss
 from resid_theory.networks.shortcut import ShortcutNet
-from resid_theory.theory.linear.stacked_nets import stacked_gradient
+from resid_theory.theory.linear.stacked_nets import StackedChains
 
 __all__ = ["Objective", "SampledNets", "objective_of"]
 
@@ -26,8 +26,7 @@ def objective_of(net: ShortcutNet, loss: Loss, data: Any, like: Tensor) -> Objec
     if net.is_linear and loss.identity and dtype == torch.float64:
         moments = Moments.of(data).to(device)
         _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
-        n, shortcut = net.shortcut_depth, net.shortcut
-        return lambda weights: stacked_gradient(weights, moments, n, shortcut=shortcut)
+        return StackedChains(moments, net.shortcut_depth, shortcut=net.shortcut)
     if isinstance(data, Moments):
         raise ValueError(
             f"data: got Moments, which suffice for linear nets with the square loss in float64; "

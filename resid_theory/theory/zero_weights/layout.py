@@ -81,11 +81,6 @@ class Layout:
         return made
 
     @property
-    def layers(self) -> int:
-        """Number of weight matrices, K n."""
-        return self.blocks * self.branch
-
-    @property
     def _gains(self) -> Tensor:
         if self.reads is None or self.writes is None:
             raise ValueError("layout: has matrices as coefficients, p_k q_k needs numbers")

@@ -1,0 +1,32 @@
+"""Freed memory that the next tensor takes, counted by the pages that the kernel clears."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, torch
+from resid_theory.runtime.allocator import keep_freed_memory
+keep_freed_memory()
+for turn in range(20):
+    if turn == 10:  # by then each tensor has its place
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(5_000_000).double()  # 20 and 40 MB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-c", FAULTS]
+    return int(subprocess.check_output(command, env={**kept, **environment}, text=True))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_unless_the_environment_has_a_setting_of_its_own():
+    pages = 10 * 40_000_000 / os.sysconf("SC_PAGE_SIZE")
+    assert faults() < 0.01 * pages
+    assert faults(MALLOC_MMAP_THRESHOLD_="100000", MALLOC_TRIM_THRESHOLD_="100000") > 0.5 * pages
