@@ -41,7 +41,8 @@ def command_of(name: str) -> Any:
 
 def option_names(name: str) -> list[str]:
     """All options of a verb, as the library names its arguments."""
-    return [str(parameter.name) for parameter in command_of(name).params]
+    found = command_of(name).params
+    return [str(each.name) for each in found if each.param_type_name == "option"]
 
 
 def _extended(
