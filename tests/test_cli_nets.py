@@ -256,3 +256,4 @@ def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, wor
 def test_help_says_that_code_is_run(capsys):
     said = " ".join(printed(capsys, "curvature", "--help").split())
     assert "runs the code" in said.replace("│ │ ", "")
+    assert "operator:" not in said  # of two functions with an option, the verb's own describes it

@@ -70,7 +70,8 @@ def evaluate(
     ] = None,
     size: Size = None,
     shorter: Annotated[
-        int | None, typer.Option(help="Shorter side before the crop; 8/7 of --size by default.")
+        int | None,
+        typer.Option(help="Of a folder: shorter side before the crop; 8/7 of --size by default."),
     ] = None,
     constants: Annotated[
         str, typer.Option(help="Normalization of a folder's images: own or imagenet.")

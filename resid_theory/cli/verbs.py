@@ -75,7 +75,7 @@ def options_of(
     no word can express, such as tensors, are left out.
 
     Args:
-        sources: By the word that help texts put in front where they differ.
+        sources: By the word that help texts put in front where they differ; that of "" comes alone.
         leave: Arguments that are no options.
     """
     from resid_theory.sweep.config import arguments_of
@@ -108,7 +108,7 @@ def with_defaults(options: Mapping[str, Any], *sources: Callable[..., Any]) -> d
 
 
 def _joined(texts: Mapping[str, str]) -> str:
-    if len(set(texts.values())) == 1:
+    if "" in texts or len(set(texts.values())) == 1:  # the first source is the verb's own
         return next(iter(texts.values()))
     return " ".join(f"{word}: {text}" for word, text in texts.items())
 
