@@ -32,6 +32,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"resid_theory {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["phone.css"]
 
 nb_execution_mode = "off"  # notebooks are shown as saved; the tests run them
 nb_render_markdown_format = "myst"  # CommonMark, the default, has no tables
@@ -39,6 +41,7 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # by default they come from a 
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+autodoc_default_options = {"members": True}  # of a class
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True

@@ -1,6 +1,7 @@
 """Checks of arguments: each raises ValueError with what was given and what is needed."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,9 @@ __all__ = [
     "check_choice",
     "check_finite",
     "check_int",
+    "check_names",
     "check_positive",
+    "check_within",
     "first_difference",
 ]
 
@@ -26,7 +29,8 @@ def check_choice(argument: str, given: str, choices: Sequence[str]) -> str:
     close = difflib.get_close_matches(str(given).lower(), choices, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]!r}? " if close else ""
     names = ", ".join(repr(name) for name in choices)
-    raise ValueError(f"{argument}: unknown name {given!r}; {hint}choose from {names}")
+    shown = repr(given) if isinstance(given, str) else reprlib.repr(given)  # no tensor in full
+    raise ValueError(f"{argument}: unknown name {shown}; {hint}choose from {names}")
 
 
 def check_int(argument: str, given: Any, minimum: int = 1) -> int:
@@ -38,6 +42,14 @@ def check_int(argument: str, given: Any, minimum: int = 1) -> int:
     return int(given)
 
 
+def check_names(argument: str, given: Any) -> list[str]:
+    """Return names as a list; one name is a list of it."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not names or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"{argument}: got {reprlib.repr(given)}, needs a list of names")
+    return list(names)
+
+
 def check_positive(argument: str, given: Any) -> float:
     """Return a finite float above zero."""
     try:
@@ -46,6 +58,19 @@ def check_positive(argument: str, given: Any) -> float:
         value = float("nan")
     if not (0.0 < value < float("inf")):
         raise ValueError(f"{argument}: got {given!r}, needs a finite number above 0")
+    return value
+
+
+def check_within(argument: str, given: Any, low: float, high: float, ends: str = "[]") -> float:
+    """Return a number between two ends, which belong to it where their bracket is square."""
+    try:
+        value = float(given)
+    except (TypeError, ValueError):
+        value = float("nan")
+    inside = low < value < high or (value == low and ends[0] == "[")
+    if not (inside or (value == high and ends[1] == "]")):
+        needed = f"{ends[0]}{low:g}, {high:g}{ends[1]}"
+        raise ValueError(f"{argument}: got {given!r}, needs a number in {needed}")
     return value
 
 

@@ -3,13 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import resid_theory as rt
 from resid_theory._check import (
     as_tensor,
     check_choice,
     check_finite,
     check_int,
+    check_names,
     check_positive,
+    check_within,
 )
 
 NAMES = ("xavier", "orthogonal", "near_zero")
@@ -122,3 +126,87 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
 )  # fmt: skip
 def test_finite_tensors_pass(given):
     assert check_finite("x", given) is given
+
+
+@pytest.mark.parametrize("given", [0, 2.5, 100, np.float32(7), torch.tensor(7.0)], ids=repr)
+def test_numbers_within(given):
+    assert check_within("percent", given, 0, 100) == float(given)
+
+
+@pytest.mark.parametrize("given", [-1e-9, 100.1, float("nan"), float("inf"), "a", None], ids=repr)
+def test_numbers_outside(given):
+    with pytest.raises(ValueError, match=r"^percent: got .*, needs a number in \[0, 100\]$"):
+        check_within("percent", given, 0, 100)
+
+
+def test_one_name_is_a_list_of_it():
+    assert check_names("layers", "conv1") == ["conv1"]
+    assert check_names("layers", ("a", "b")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("given", [3, [], None, [0], ["a", 1]], ids=repr)
+def test_not_names(given):
+    with pytest.raises(ValueError, match=r"^layers: got .*, needs a list of names$"):
+        check_names("layers", given)
+
+
+# -- what a slip of the hand meets -----------------------------------------------------------------
+
+PAIR = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+LINEAR, TWO = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+LEVELS, MATRIX = rt.Spectrum.of([1.0, 2.0]), torch.eye(8)
+ONCE = rt.Recipe(epochs=1, batch=2, milestones=(), augmentation="none")
+SLIPS = {
+    "data before loss": (
+        lambda: rt.spectrum(LINEAR, PAIR, "cross_entropy"),
+        r"^loss: unknown name \(tensor.{,90}; choose from",
+    ),
+    "class of a loss": (
+        lambda: rt.spectrum(LINEAR, nn.CrossEntropyLoss, PAIR),
+        r"^loss: got the class CrossEntropyLoss, needs CrossEntropyLoss\(\)$",
+    ),
+    "name of data": (lambda: rt.spectrum(LINEAR, "square", "digits"), "^data: got str, needs"),
+    "labels of a squared error": (
+        lambda: rt.curvature.kfac(LINEAR.float(), "square", PAIR), r"^data y: got shape \(4,\)",
+    ),
+    "matrix as eigenpairs": (
+        lambda: rt.spectral_density(MATRIX, deflate=MATRIX), "^deflate: got Tensor, needs",
+    ),
+    "threshold": (
+        lambda: rt.spectral_density(MATRIX, steps=2).share_below(float("nan")),
+        "^threshold: got nan, needs",
+    ),
+    "rank": (lambda: LEVELS.magnitude(2), "^rank: got 2, needs a rank below 2"),
+    "negative rank": (lambda: LEVELS.magnitude(-1), "^rank: got -1, needs at least 0"),
+    "list as spectrum": (lambda: LEVELS.distance([1.0]), "^other: got list, needs a Spectrum"),
+    "names in one word": (lambda: rt.to_residual(TWO, "01"), "^layers: unknown name '01'"),
+    "no names": (lambda: rt.layer_cushions(TWO, PAIR, layers=[]), r"^layers: got \[\], needs a"),
+    "block": (
+        lambda: rt.stability.block_cushions(TWO, PAIR, blocks="01"), "^blocks: unknown name '01'",
+    ),
+    "no net": (lambda: rt.id_mask(5), "^net: got int, needs a torch.nn.Module"),
+    "no optimizer": (lambda: rt.IdDecay("sgd", TWO), "^optimizer: got str, needs"),
+    "second net": (
+        lambda: rt.train([LINEAR, nn.Linear(2, 2)], PAIR, ONCE, seed=0, progress=False),
+        "^data x: the net does not take",
+    ),
+    "one net twice": (
+        lambda: rt.train([LINEAR, LINEAR], PAIR, ONCE, seed=0),
+        r"^net: got \[Linear, Linear\], needs a module, or a list of modules that are not",
+    ),
+    "file for a folder": (
+        lambda: rt.train(LINEAR, PAIR, ONCE, seed=0, out=__file__), "^out: .* is a file, needs",
+    ),
+    "value of an axis": (
+        lambda: rt.sweep.grid_of({"task": "hessian", "seed": [0, 1, 0]}),
+        r"^seed: got \[0, 1, 0\], needs every value once",
+    ),
+    "no result to draw": (lambda: rt.plots.spectrum(MATRIX), "^measured: got a Tensor, needs a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_slips_are_named(slip):
+    call, says = SLIPS[slip]
+    with pytest.raises(ValueError, match=says):
+        call()

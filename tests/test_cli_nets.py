@@ -221,6 +221,10 @@ def test_images_of_a_folder_are_drawn(tmp_path):
         ),
         ("cushions --checkpoint {net} {small} --plot new/a.png", "there is no folder new"),
         ("cushions --checkpoint {net} --data cifr10", "--data: unknown name 'cifr10'"),
+        ("cushions --checkpoint {net} --data pictures", "'a folder with one folder per class'"),
+        ("evaluate --checkpoint {net} --data digits --shorter 9", "--shorter: got it with --data"),
+        ("evaluate --checkpoint {net} --data digits --constants imagenet", "--constants: got it"),
+        ("sweep nowhere.toml --out a", "resid-theory: grid: there is no file nowhere.toml"),
         ("cushions --checkpoint {net} --data digits --samples 9999", "--samples: got 9999"),
         ("cushions --checkpoint {net} {small} --channels 1", "--data: the net does not take"),
         ("cushions --checkpoint {net} {small} --norm kernl", "--norm: unknown name 'kernl'"),
@@ -252,3 +256,4 @@ def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, wor
 def test_help_says_that_code_is_run(capsys):
     said = " ".join(printed(capsys, "curvature", "--help").split())
     assert "runs the code" in said.replace("│ │ ", "")
+    assert "operator:" not in said  # of two functions with an option, the verb's own describes it

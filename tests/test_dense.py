@@ -354,6 +354,20 @@ def test_float32_nets(method, tolerance, data):
     assert relative_error(measured, exact(*double)) <= tolerance
 
 
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+def test_float32_nets_and_a_loss_whose_weights_are_measured(method, data):
+    labels, weights = torch.tensor([0, 1, 1, 1, 0, 0, 1]), torch.tensor([1.0, 5.0])
+
+    def loss(output, target):
+        return F.cross_entropy(output, target, weights.to(output))
+
+    net, x = mlp().float(), data[0].float()
+    parts = [(x[:2], labels[:2]), (x[2:], labels[2:])]
+    measured = rt.hessian(net, loss, parts, method=method)
+    expected = exact(mlp().float().double(), (x.double(), labels), loss)
+    assert relative_error(measured, expected) <= HESSIAN
+
+
 @pytest.mark.parametrize("kind", ["mlp", "linear", "custom"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
 def test_nets_that_are_not_finite(kind, value, data):

@@ -365,3 +365,11 @@ REFUSED = [
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [7, 11, 40])
+def test_norm_of_a_multiple_of_the_identity(size):
+    # Images of orthonormal vectors are orthogonal but for rounding, of either sign.
+    for level in torch.rand(20, generator=torch.Generator().manual_seed(0)):
+        found = rt.frobenius_norm(level * torch.eye(size), budget=6)
+        assert found.value == pytest.approx(float(level) * size**0.5, rel=1e-12)

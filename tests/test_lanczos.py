@@ -190,7 +190,7 @@ def test_a_smaller_probability_at_stake_takes_more_products(generator):
     assert all(f.missed_probability <= f.accepted_miss for f in found)
     assert widest[0] < 4.1 and widest == sorted(widest)  # the fourth is 4
     for missed in (0, 1, -0.5):
-        with pytest.raises(ValueError, match=f"missed: got {missed}, needs a probability"):
+        with pytest.raises(ValueError, match=f"missed: got {missed}, needs a number in"):
             rt.eigenpairs(torch.diag(levels), 3, missed=missed)
 
 

@@ -13,6 +13,7 @@ from resid_theory.cli.output import (
     number,
     print_json,
     say,
+    shows_progress,
     whole_numbers,
 )
 from resid_theory.cli.sources import AUTHORS, Data, Device, Size, checkpoint_net, images
@@ -69,7 +70,8 @@ def evaluate(
     ] = None,
     size: Size = None,
     shorter: Annotated[
-        int | None, typer.Option(help="Shorter side before the crop; 8/7 of --size by default.")
+        int | None,
+        typer.Option(help="Of a folder: shorter side before the crop; 8/7 of --size by default."),
     ] = None,
     constants: Annotated[
         str, typer.Option(help="Normalization of a folder's images: own or imagenet.")
@@ -92,7 +94,8 @@ def evaluate(
         data, split=split, samples=samples, size=size, shorter=shorter, constants=constants,
         progress=not as_json,
     )  # fmt: skip
-    scores = rt.evaluate(net, found, top=orders, batch=batch)
+    shows = shows_progress(as_json)
+    scores = rt.evaluate(net, found, top=orders, batch=batch, progress=shows)
     errors = {f"top_{k}_error": scores.error(k) for k in scores.wrong}
     content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}
     words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in scores.wrong)

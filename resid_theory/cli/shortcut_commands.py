@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory.sweep.setup import Setup
-    from resid_theory.theory import ZeroPoint
 
 __all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
 
@@ -119,6 +118,8 @@ def zero_point(
     **options: Any,
 ) -> None:
     """Predict the Hessian at zero weights, at any depth, and the escape; nothing is measured."""
+    import resid_theory as rt
+
     files = Files.of("zero_point", out, None, overwrite=overwrite)
     setup = _setup({**options, "init": "zero"})
     data = setup.load(progress=shows_progress(as_json))
@@ -126,8 +127,10 @@ def zero_point(
     # Limits and counts are many small problems at any depth.
     with threads_for(point.size if point.method == "dense solver" else 0):
         content = {"setup": asdict(setup), **point.summary()}
-        content["reason"] += _unused(setup)
-        written = files.save(content, (lambda: _zero_figure(point)) if point.is_listed else None)
+        unused = _unused(setup, exact)
+        content["reason"] += f".{unused}" if unused else ""
+        draw = (lambda: rt.plots.zero_point(point)) if point.is_listed else None
+        written = files.save(content, draw)
     if as_json:
         print_json(content)
         return
@@ -142,11 +145,12 @@ def _setup(options: Mapping[str, Any]) -> "Setup":
     return Setup(**{name: value for name, value in options.items() if value is not None})
 
 
-def _unused(setup: "Setup") -> str:
+def _unused(setup: "Setup", exact: bool = False) -> str:
     """A sentence on an option that changes nothing; empty if there is none."""
-    if setup.mid is None or setup.shortcut_depth > 1:
-        return ""
-    return f" --mid {setup.mid} has no effect: a block of one layer has nothing between its layers."
+    if setup.shortcut_depth > 1:
+        return " --exact has no effect: these eigenvalues are not counted." if exact else ""
+    layer = "a block of one layer has nothing between its layers"
+    return "" if setup.mid is None else f" --mid {setup.mid} has no effect: {layer}."
 
 
 def _summary(runs: Sequence[PredictionCheck]) -> dict[str, Any]:
@@ -203,12 +207,6 @@ def _spectrum_figure(runs: Sequence[PredictionCheck]) -> "Figure":
     label = f"measured, seed {first.seed}"
     plots.spectrum(first.measured, predicted=first.predicted, label=label, ax=ax)
     return drawing
-
-
-def _zero_figure(point: "ZeroPoint") -> "Figure":
-    from resid_theory import plots
-
-    return plots.zero_point(point)
 
 
 def _zero_point_table(content: Mapping[str, Any]) -> None:

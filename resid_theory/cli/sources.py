@@ -104,7 +104,9 @@ def model_net(model: str, seed: int, weights: Path | None = None) -> "nn.Module"
         module = _module(model, name)
         make: Any = getattr(module, attribute, None)
         if not callable(make):
-            known = [k for k, value in vars(module).items() if callable(value) and k[0] != "_"]
+            inside = {k: v for k, v in vars(module).items() if callable(v) and k[0] != "_"}
+            own = [k for k, v in inside.items() if getattr(v, "__module__", "") == name]
+            known = own or list(inside)
             check_choice(f"--model: in {name}", attribute, known)
         net = make if isinstance(make, nn.Module) else _called(model, make)
     if not isinstance(net, nn.Module):
@@ -171,9 +173,19 @@ def images(
 ) -> "Images":
     """Images of a named set or a folder, whose samples are drawn, as it is sorted by class."""
     import resid_theory as rt
+    from resid_theory._check import check_choice
 
     with renamed(name="--data", path="--data"):
         if not Path(data).is_dir():
+            check_choice(
+                "--data", data, [*rt.data.IMAGE_SETS, "a folder with one folder per class"]
+            )
+            for option, default in (
+                ("shorter", shorter is None),
+                ("constants", constants == "own"),
+            ):
+                if not default:
+                    raise ValueError(f"--{option}: got it with --data {data}, needs a folder")
             side = _SIDES[0] if size is None else size
             keywords: dict[str, Any] = {"samples": samples, "size": side, "channels": channels}
             return rt.load_images(data, split, progress=progress, **keywords)

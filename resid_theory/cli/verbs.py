@@ -41,7 +41,8 @@ def command_of(name: str) -> Any:
 
 def option_names(name: str) -> list[str]:
     """All options of a verb, as the library names its arguments."""
-    return [str(parameter.name) for parameter in command_of(name).params]
+    found = command_of(name).params
+    return [str(each.name) for each in found if each.param_type_name == "option"]
 
 
 def _extended(
@@ -74,7 +75,7 @@ def options_of(
     no word can express, such as tensors, are left out.
 
     Args:
-        sources: By the word that help texts put in front where they differ.
+        sources: By the word that help texts put in front where they differ; that of "" comes alone.
         leave: Arguments that are no options.
     """
     from resid_theory.sweep.config import arguments_of
@@ -107,7 +108,7 @@ def with_defaults(options: Mapping[str, Any], *sources: Callable[..., Any]) -> d
 
 
 def _joined(texts: Mapping[str, str]) -> str:
-    if len(set(texts.values())) == 1:
+    if "" in texts or len(set(texts.values())) == 1:  # the first source is the verb's own
         return next(iter(texts.values()))
     return " ".join(f"{word}: {text}" for word, text in texts.items())
 

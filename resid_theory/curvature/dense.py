@@ -335,18 +335,15 @@ class HessianPlan:
     def _wide(self) -> EmpiricalRisk:
         """The risk in float64, if net and loss can be copied and run there."""
         try:
-            return self.risk.widened()
+            wide = self.risk.widened()
+            wide.check(wide.first_pass())
         except Exception:  # then an operator says how exact its products are
             return self.risk
+        return wide
 
     def _operator(self, memory_limit: int | None = None) -> CurvatureOperator:
         """Products in float64, if possible."""
-        if self.risk.is_low:
-            try:
-                return operator_of(self._wide(), memory_limit=memory_limit)
-            except Exception:
-                pass
-        return operator_of(self.risk, memory_limit=memory_limit)
+        return operator_of(self._wide(), memory_limit=memory_limit)
 
 
 def _linear(net: nn.Module) -> Any:

@@ -230,6 +230,8 @@ def kfac(
     try:
         risk = risk.widened()
     except Exception as error:
+        with preserved(own, batchnorm="eval", state=risk.state):
+            next(risk.first_pass())  # an error of the net's own precision, if there is one
         raise ValueError(
             f"net: K-FAC needs it in float64, to which it cannot be copied ({error})"
         ) from error

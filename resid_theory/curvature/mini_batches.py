@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_int
+from resid_theory._check import as_generator, check_int, check_within
 from resid_theory.curvature.operator import curvature_operator
 from resid_theory.data import Batch, Data
 from resid_theory.eigen.estimate import Estimate
@@ -59,9 +59,7 @@ class BatchSpectra(Result):
         Raises:
             ValueError: If q is out of range.
         """
-        if not 0 <= q <= 1:
-            raise ValueError(f"q: got {q}, needs a number in [0, 1]")
-        return float(self.values.quantile(q))
+        return float(self.values.quantile(check_within("q", q, 0, 1)))
 
     @property
     def count(self) -> int:

@@ -12,11 +12,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
-from resid_theory.curvature.hidden_units import HiddenUnits, UnitGroup, pushed
+from resid_theory.curvature.hidden_units import (
+    ROUND_OFF,
+    SIDES,
+    HiddenUnits,
+    PredictedLoss,
+    UnitGroup,
+    compare_product,
+    pushed,
+)
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.operator import CurvatureOperator, operator_of
 from resid_theory.curvature.parameter_selection import select_parameters
-from resid_theory.curvature.predicted_loss import ROUND_OFF, SIDES, PredictedLoss, compare_product
 from resid_theory.curvature.zero_pass import ZeroPass
 from resid_theory.data import Batch
 from resid_theory.losses import LossLike

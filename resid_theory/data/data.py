@@ -135,7 +135,7 @@ class Data:
             if bare or isinstance(data, Tensor):
                 kind = "a bare pair" if bare else "one Tensor"
                 raise ValueError(f"data: got {kind}, needs {wanted}: pass [batch]")
-        if not hasattr(self._source, "__iter__"):
+        if isinstance(data, str) or not hasattr(self._source, "__iter__"):
             raise ValueError(f"data: got {type(data).__name__}, needs {wanted}")
         if self._sample_weight is not None and self._sample_weight is not True:
             raise ValueError(

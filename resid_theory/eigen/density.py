@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_positive
+from resid_theory._check import as_tensor, check_positive, check_within
 from resid_theory.eigen.estimate import Estimate, mean_estimate, student
 from resid_theory.eigen.gauss_rules import RESOLVED, jacobi_matrix, nearest, radau_rule
 from resid_theory.eigen.spectrum import Spectrum
@@ -236,6 +236,7 @@ class Density(Result):
             Golub & Meurant 2010, "Matrices, Moments and Quadrature with Applications", Section 6.2,
             for the rule; the inequalities of Chebyshev, Markov and Stieltjes for the bounds.
         """
+        threshold = check_within("threshold", threshold, -math.inf, math.inf)
         # An eigenvalue as close as its error may be on either side.
         ends = threshold - self.round_off, threshold + self.round_off
         least, most = self._brackets(ends[0])[0], self._brackets(ends[1])[1]
@@ -300,8 +301,7 @@ class Density(Result):
         Raises:
             ValueError: If the share is outside [0, 1].
         """
-        if not 0 <= share <= 1:
-            raise ValueError(f"share: got {share}, needs a number in [0, 1]")
+        share = check_within("share", share, 0, 1)
         places = torch.cat([self.nodes.reshape(-1), self.known])
         places = places.abs() if magnitude else places
         value = _place(self._sorted(places), share)

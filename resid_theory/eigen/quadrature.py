@@ -76,6 +76,9 @@ def spectral_density(
         True
     """
     generator = as_generator(generator)
+    if not isinstance(deflate, Eigenpairs | None):
+        kind = type(deflate).__name__
+        raise ValueError(f"deflate: got {kind}, needs the result of eigenpairs")
     total = check_int("probes", probes) * check_int("steps", steps)
     label = "Lanczos quadrature"
     with RecordedOperator(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resid_theory._check import check_within
 from resid_theory.eigen.krylov import Ritz
 
 __all__ = ["ENDS", "Goal", "error_bounds", "lehmann"]
@@ -28,8 +29,7 @@ class Goal:
     missed: float = 1e-3  # probability of a missed one at which a search ends
 
     def __post_init__(self) -> None:
-        if not 0 < self.missed < 1:
-            raise ValueError(f"missed: got {self.missed!r}, needs a probability between 0 and 1")
+        check_within("missed", self.missed, 0, 1, "()")
 
     @property
     def total(self) -> int:

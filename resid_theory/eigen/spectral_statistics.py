@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
+from resid_theory._check import check_within
+
 __all__ = ["SpectralStatistics"]
 
 _EPS = torch.finfo(torch.float64).eps
@@ -78,9 +80,7 @@ class SpectralStatistics(ABC):
         Raises:
             ValueError: If ``percent`` is outside [0, 100].
         """
-        if not 0 <= percent <= 100:
-            raise ValueError(f"percent: got {percent}, needs a number in [0, 100]")
-        position = percent / 100 * (self.size - 1)
+        position = check_within("percent", percent, 0, 100) / 100 * (self.size - 1)
         low = int(position)
         below = self.magnitude(low)
         if position == low:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_finite
+from resid_theory._check import as_tensor, check_finite, check_int
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.runtime.result import Columns, Result
 
@@ -153,6 +153,8 @@ class Spectrum(SpectralStatistics, Result):
 
     def magnitude(self, rank: int) -> float:
         """The |λ| of a rank in [0, P), ascending; as computed, without a threshold for zero."""
+        if check_int("rank", rank, 0) >= self.size:
+            raise ValueError(f"rank: got {rank}, needs a rank below {self.size}, their number")
         magnitudes, counts = self._magnitudes
         return magnitudes[torch.searchsorted(counts, rank, right=True)].item()
 
@@ -237,6 +239,10 @@ class Spectrum(SpectralStatistics, Result):
 
     def _differences(self, other: "Spectrum") -> tuple[Tensor, Tensor]:
         """|λ_i - μ_i| on the runs of ranks where both are constant, and the runs' lengths."""
+        if not isinstance(other, Spectrum):
+            raise ValueError(
+                f"other: got {type(other).__name__}, needs a Spectrum; see Spectrum.of"
+            )
         if self.size != other.size:
             raise ValueError(
                 f"other: has {other.size} eigenvalues, this spectrum {self.size}; needs equal sizes"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from resid_theory._check import as_generator, check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_positive, check_within
 from resid_theory.eigen.certificate import Certificate
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import Eigenpairs
@@ -235,8 +235,7 @@ def spectral_estimates(
         (True, [9.0, 7.0])
     """
     generator = as_generator(generator)
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"percentile: got {percentile}, needs a number in [0, 100]")
+    percentile = check_within("percentile", percentile, 0, 100)
     steps = check_int("steps", steps) if density else 1
     with RecordedOperator(A, folder=folder, progress=progress, label="spectrum") as operator:
         k, tolerance = check_int("k", k), check_positive("tolerance", tolerance)

@@ -245,7 +245,8 @@ def _concentration(gram: Tensor) -> float:
     """Mean cos² of the angles between the images of random vectors, from their Gram matrix."""
     lengths = gram.diagonal()
     pairs = float(lengths.sum() ** 2 - lengths.square().sum())
-    return float(gram.square().sum() - lengths.square().sum()) / pairs if pairs > 0 else 1.0
+    between = (gram - torch.diag(lengths)).square().sum()  # no difference, which may be below 0
+    return float(between) / pairs if pairs > 0 else 1.0
 
 
 def _estimates(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from resid_theory._check import check_choice
+from resid_theory._check import check_choice, check_names
 from resid_theory.equivalence.absorption import torch_layer
 from resid_theory.equivalence.block_verdicts import carriers, is_nonnegative, widened
 from resid_theory.equivalence.conversion import (
@@ -257,7 +257,7 @@ def _chosen(modules: dict[str, nn.Module], layers: Sequence[str] | None) -> tupl
     inner = {f"{name}.layer" for name in maps if isinstance(modules[name], AddIdentity)}
     maps = [name for name in maps if name not in inner]
     if layers is not None:
-        names = [check_choice("layers", name, maps) for name in layers]
+        names = [check_choice("layers", name, maps) for name in check_names("layers", layers)]
         chosen = True
     else:
         marked = [m for m in maps if isinstance(modules[m], AddIdentity) or id_rule(modules[m])]

@@ -137,6 +137,9 @@ class IdDecay:
         self, optimizer: torch.optim.Optimizer, net: nn.Module, *, decoupled: bool | None = None
     ) -> None:
         masks = dict(shifted(net))
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            kind = type(optimizer).__name__
+            raise ValueError(f"optimizer: got {kind}, needs a torch.optim.Optimizer")
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if masks and held.isdisjoint(masks):
             raise ValueError("optimizer: holds none of the net's parameters, needs this net's own")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from resid_theory._check import as_generator, check_choice
+from resid_theory._check import as_generator, check_choice, check_within
 from resid_theory.identity.identity_kernel import checked_layer
 from resid_theory.identity.layer_weight import layer_identity, trained_weight
 from resid_theory.identity.parametrizations import DiracWeight
@@ -45,8 +45,7 @@ def initialize_layer(
         (``normal``, a and b).
     """
     check_choice("init", init, initializations_for("kernel"))
-    if not (isinstance(std, (int, float)) and 0 <= std < math.inf):
-        raise ValueError(f"std: got {std!r}, needs a finite number of at least 0")
+    std = check_within("std", std, 0, math.inf, "[)")
     weight, target = checked_layer(layer).weight, trained_weight(layer)
     source = as_generator(generator)
     # V may be a part of the weight, but the deviation is that of the whole.

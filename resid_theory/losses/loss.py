@@ -112,10 +112,12 @@ class Loss:
             The loss; one that is given comes back as it is.
 
         Raises:
-            ValueError: If a name is unknown.
+            ValueError: If a name is unknown, or a class is given instead of one of its objects.
         """
         if isinstance(given, Loss):
             return given
+        if isinstance(given, type):
+            raise ValueError(f"loss: got the class {given.__name__}, needs {given.__name__}()")
         if callable(given):
             formula = formula_of(given)
             made = Loss(given, **formula, likelihood=likelihood_of(given))

@@ -25,19 +25,22 @@ __all__ = [
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
-def inner_net(net: nn.Module) -> nn.Module:
+def inner_net(net: nn.Module, argument: str = "net") -> nn.Module:
     """The net inside wrappers that only call it.
 
     Args:
         net: A net, or what ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` or
             ``AveragedModel`` made of one, also one around the other.
+        argument: Name of the argument.
 
     Returns:
         The net itself, which shares its parameters with the wrapper, under its own names.
 
     Raises:
-        ValueError: If a wrapper has hooks, which the net inside does not call.
+        ValueError: If it is no module, or a wrapper has hooks, which the net inside does not call.
     """
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
     while (inner := _wrapped(net)) is not None:
         if net._forward_hooks or net._forward_pre_hooks:
             raise ValueError(
@@ -76,9 +79,7 @@ def check_net(
         ValueError: If it is no module, its parameters have no shape or no values yet or are
             distributed over processes, or they are not finite.
     """
-    if not isinstance(net, nn.Module):
-        raise ValueError(f"{argument}: got {type(net).__name__}, needs a torch.nn.Module")
-    net = inner_net(net)
+    net = inner_net(net, argument)
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             layer = name.rpartition(".")[0]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_generator, check_int
+from resid_theory._check import as_generator, check_int, check_within
 from resid_theory.runtime.result import Result
 from resid_theory.stability.sample_statistics import Summaries
 
@@ -120,8 +120,7 @@ def compare_cushions(
         >>> rt.compare_cushions(a, a).cliffs_delta.tolist()
         [0.0]
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
+    confidence = check_within("confidence", confidence, 0, 1, "()")
     check_int("resamples", resamples, minimum=2)
     sides = [_units("a", a), _units("b", b)]
     unit = "sample" if isinstance(a, Summaries) else "seed"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_choice, check_int
+from resid_theory._check import as_generator, check_choice, check_int, check_within
 from resid_theory.data import Batch, Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
@@ -85,8 +85,7 @@ class InterlayerCushions(Summaries):
 
     def intervals(self, confidence: float = 0.95) -> Tensor:
         """Intervals over the probes by Student's t, (pieces, samples, 2); no width where exact."""
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence: got {confidence}, needs a number in (0, 1)")
+        confidence = check_within("confidence", confidence, 0, 1, "()")
         from scipy import stats  # half a second of import
 
         widths = [stats.t.ppf((1 + confidence) / 2, k - 1) if k else 0.0 for k in self.probes]

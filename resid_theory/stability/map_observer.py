@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from resid_theory._check import check_names
 from resid_theory.identity import (
     AddIdentity,
     identity_removed,
@@ -134,8 +135,7 @@ class MapObserver(TorchFunctionMode):
         firsts = {module: name for name, module in self._modules.items()}
         every = dict(self._root.named_modules(remove_duplicate=False))
         return [
-            firsts[every[name]] if name in every else name
-            for name in ([layers] if isinstance(layers, str) else layers)
+            firsts[every[name]] if name in every else name for name in check_names("layers", layers)
         ]
 
     def ordered(self, names: Iterable[str]) -> list[str]:

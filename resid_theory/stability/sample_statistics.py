@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import check_positive
+from resid_theory._check import check_within
 from resid_theory.runtime.result import Columns, Result
 
 __all__ = ["Summaries"]
@@ -52,8 +52,7 @@ class Summaries(Result, ABC):
 
     def quantile(self, level: float) -> Tensor:
         """A quantile over the samples, interpolated between order statistics, (rows,)."""
-        if not 0 <= level <= 1:
-            raise ValueError(f"level: got {level}, needs a number in [0, 1]")
+        level = check_within("level", level, 0, 1)
         found = torch.full((len(self.rows),), torch.nan, dtype=torch.float64)
         for number, row in enumerate(self.values):
             known = row[~row.isnan()].sort().values
@@ -86,8 +85,7 @@ class Summaries(Result, ABC):
         from scipy import stats  # half a second of import
 
         for name, given in (("level", level), ("confidence", confidence)):
-            if check_positive(name, given) >= 1:
-                raise ValueError(f"{name}: got {given}, needs a number in (0, 1)")
+            check_within(name, given, 0, 1, "()")
         ends = torch.full((len(self.rows), 2), torch.nan, dtype=torch.float64)
         for row, end in zip(self.values, ends, strict=True):
             known = row[~row.isnan()]

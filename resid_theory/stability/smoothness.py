@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import as_generator, check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_positive, check_within
 from resid_theory.data import Data
 from resid_theory.runtime.net_entry import layered_net
 from resid_theory.runtime.preserve import preserved
@@ -146,8 +146,7 @@ class Smoothness(Result):
         Source:
             Arora et al., arXiv:1802.05296, Definition 7.
         """
-        if not 0 < delta < 1:
-            raise ValueError(f"delta: got {delta}, needs a number in (0, 1)")
+        delta = check_within("delta", delta, 0, 1, "()")
         ordered = self.ratios.flatten().sort().values
         return float(ordered[int(delta * (len(ordered) - 1))])
 

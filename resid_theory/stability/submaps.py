@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resid_theory._check import check_choice
+from resid_theory._check import check_choice, check_names
 from resid_theory.data import Batch
 from resid_theory.nested import tensors_of
 from resid_theory.runtime.net_entry import is_sequential
@@ -124,7 +124,7 @@ def block_maps(net: nn.Module, batch: Batch, blocks: Sequence[str] | None) -> li
                 f"blocks: {type(net).__name__} has no children named block1, block2, ...; needs "
                 "names of modules"
             )
-    modules = {name: _module(net, "blocks", name) for name in blocks}
+    modules = {name: _module(net, "blocks", name) for name in check_names("blocks", blocks)}
     inputs: dict[nn.Module, tuple[list[Any], dict[str, Any]]] = {}
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The driver of a sweep: it runs the missing cells by the chosen executor."""
 
+import math
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from resid_theory._check import check_choice, check_int
+from resid_theory._check import check_choice, check_int, check_within
 from resid_theory.runtime import store
 from resid_theory.runtime.resources import check_device
 from resid_theory.runtime.result import Columns, Result
@@ -124,8 +125,7 @@ def run_sweep(
     started = time.perf_counter()
     run = EXECUTORS[check_choice("executor", executor, list(EXECUTORS))]
     count = os.cpu_count() or 1 if workers is None else check_int("workers", workers)
-    if not (isinstance(gpus, (int, float)) and gpus >= 0):
-        raise ValueError(f"gpus: got {gpus!r}, needs a number of at least 0")
+    check_within("gpus", gpus, 0, math.inf, "[)")
     options = Options(
         workers=count,
         retries=check_int("retries", retries, 0),

@@ -28,7 +28,7 @@ def grid_of(grid: str | Path | Mapping[str, Any]) -> list[Cell]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a key is unknown or a value does not fit.
+        ValueError: If a key is unknown, or a value does not fit or is there twice.
 
     Example:
         >>> cells = grid_of({"task": "hessian", "blocks": [1, 2], "seed": [0, 1, 2]})
@@ -79,6 +79,8 @@ def _tables(content: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
         for key, values in axes.items():
             if not values:
                 raise ValueError(f"{key}: got [], needs at least one value")
+            if len(set(map(repr, values))) < len(values):
+                raise ValueError(f"{key}: got {values}, needs every value once")
         if "task" not in axes:
             raise ValueError(f"task: is missing, needs one of {', '.join(TASKS)} or module:Class")
         for task in axes["task"]:

@@ -1,5 +1,6 @@
 """Train and resume; every argument is checked before the first step."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resid_theory._check import check_int
+from resid_theory._check import check_int, check_within
 from resid_theory.losses import LOSSES, Loss
 from resid_theory.runtime.net_entry import check_net
 from resid_theory.runtime.process_group import ProcessGroup
@@ -113,8 +114,7 @@ def train(
     group = ProcessGroup(process_group)
     nets = _as_nets(net, group)
     seeds = _as_seeds(seed, len(nets))
-    if not save_seconds >= 0:
-        raise ValueError(f"save_seconds: got {save_seconds!r}, needs a number of at least 0")
+    check_within("save_seconds", save_seconds, 0, math.inf)
     settings = RunSettings(
         device=_as_device(device),
         folder=None if out is None else Folder(out),
@@ -216,7 +216,7 @@ def _train(
         net.to(device=settings.device, dtype=dtype if len(dtypes) == 1 else None)
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    samples = DeviceDataset("data", data, nets[0], recipe)
+    samples = DeviceDataset("data", data, nets[0], recipe, nets[1:])
     try:
         tests = None if test is None else DeviceDataset("test", test, nets[0], recipe)
     except ValueError as error:
@@ -244,8 +244,9 @@ def _as_nets(net: Nets, process_group: ProcessGroup) -> list[nn.Module]:
     given = [net] if isinstance(net, nn.Module) else list(net)
     nets = [check_net(each, finite=False) for each in given if isinstance(each, nn.Module)]
     if not nets or len(set(map(id, nets))) < len(given):
+        kinds = ", ".join(type(each).__name__ for each in given)
         raise ValueError(
-            f"net: got {net!r:.200}, needs a module, or a list of modules that are not the same"
+            f"net: got [{kinds}], needs a module, or a list of modules that are not the same"
         )
     for i, module in enumerate(nets):
         if not any(p.requires_grad for p in module.parameters()):

@@ -28,6 +28,8 @@ class Folder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
+        if self.path.is_file():
+            raise ValueError(f"out: {path} is a file, needs a folder")
         self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"
 
     def locked(self) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Training data on the device: any rows as inputs, targets and labels."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,12 +46,16 @@ class DeviceDataset:
         data: Data in any form that ``train`` takes.
         net: The net that they must fit, on the device.
         recipe: Loss, batch and augmentation.
+        others: Further nets that are to take them.
 
     Raises:
         ValueError: If the data are empty or ragged, or do not fit net, recipe or loss.
     """
 
-    def __init__(self, argument: str, data: Any, net: nn.Module, recipe: Recipe) -> None:
+    def __init__(
+        self, argument: str, data: Any, net: nn.Module, recipe: Recipe,
+        others: Sequence[nn.Module] = (),
+    ) -> None:  # fmt: skip
         device = next(net.parameters()).device
         loss = Loss.of(recipe.loss).to(device, DTYPES[recipe.precision])
         found = Data.of(data, like=net)
@@ -70,6 +75,9 @@ class DeviceDataset:
         with preserved(net):
             small, output = (loss.reads(some.try_call(net)) for some in (few, examples))
             axes = SampleAxes.between(small, output, (few.size, examples.size))
+            for other in others:
+                with preserved(other):
+                    few.try_call(other)
             self._targets, self._labels = whole.target, None
             if loss.targets != "any" or axes is None or axes.is_first:
                 self._targets, self._labels = loss.targets_of(output, whole.target)

@@ -93,6 +93,7 @@ def evaluate(
     loss: LossLike = "cross_entropy",
     top: Sequence[int] | None = None,
     batch: int = 256,
+    progress: bool = False,
 ) -> Evaluation:
     """Loss and top-k errors of a net, in eval mode, each sample taken once as it is.
 
@@ -109,6 +110,7 @@ def evaluate(
         top: Values of k, each at most the number of classes; None for 1 and, from 5 classes on, 5.
         batch: Number of samples at a time, of data in memory; the last digits of the loss may
             depend on it. A net or a loss that compares samples needs all of them in one batch.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
         The loss, and the errors where targets are classes.
@@ -128,7 +130,7 @@ def evaluate(
         raise ValueError("loss: got one of (net, batch), needs one of (output, target)")
     wanted = None if top is None else sorted({check_int("top", k) for k in top})
     with preserved(net):
-        parts = samples.chunks(size)
+        parts = samples.chunks(size, "evaluation" if progress else None)
         begun = list(islice(parts, 2))
         totals = _Totals(scored, wanted, begun, net)
         for part in chain(begun, parts):

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from resid_theory._check import check_choice, check_int, check_positive
+from resid_theory._check import check_choice, check_int, check_positive, check_within
 from resid_theory.losses import LOSSES, Loss, LossLike
 from resid_theory.runtime.storable import Storable
 from resid_theory.runtime.store import digest
@@ -111,8 +111,8 @@ class Recipe(Storable):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, needs True or False")
         object.__setattr__(self, "lr", check_positive("lr", self.lr))
-        object.__setattr__(self, "momentum", _share("momentum", self.momentum, zero=True))
-        object.__setattr__(self, "factor", _share("factor", self.factor, zero=False))
+        object.__setattr__(self, "momentum", check_within("momentum", self.momentum, 0, 1, "[)"))
+        object.__setattr__(self, "factor", check_within("factor", self.factor, 0, 1, "(]"))
         decays = not isinstance(self.weight_decay, (int, float)) or self.weight_decay != 0
         decay = check_positive("weight_decay", self.weight_decay) if decays else 0.0
         object.__setattr__(self, "weight_decay", decay)
@@ -189,18 +189,6 @@ def _description(loss: LossLike) -> str:
             if isinstance(value, (bool, float, int, str)) and key != "training"}  # fmt: skip
     tensors = "".join(digest(t.numpy(force=True).tobytes()) for t in function.state_dict().values())
     return f"{type(function).__name__}({kept}, {tensors[:8]})"
-
-
-def _share(name: str, given: Any, *, zero: bool) -> float:
-    """A number in [0, 1) if ``zero`` is allowed, else in (0, 1]."""
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not (0 <= value < 1 if zero else 0 < value <= 1):
-        interval = "[0, 1)" if zero else "(0, 1]"
-        raise ValueError(f"{name}: got {given!r}, needs a number in {interval}")
-    return value
 
 
 NOISE_STABILITY = Recipe(lr=0.02)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_tensor, check_choice
+from resid_theory._check import as_tensor, check_choice, check_positive, check_within
 
 __all__ = ["EXPONENTS", "exceedance", "exceedance_integral", "half_normal_mean", "logistic"]
 
@@ -46,8 +46,7 @@ def exceedance(ratio: Any, *, correlation: float = 0.0) -> Tensor:
         [0.0, 0.5, 1.0]
     """
     rho = _ratio(ratio)
-    if not -1 <= correlation <= 1:
-        raise ValueError(f"correlation: got {correlation!r}, needs a number in [-1, 1]")
+    correlation = check_within("correlation", correlation, -1, 1)
     # The smaller of ρ and 1/ρ: atan2 does not take infinity, and large squares overflow.
     low = torch.minimum(rho, 1 / rho)
     height = 2 * low * math.sqrt((1 - correlation) * (1 + correlation))
@@ -114,10 +113,7 @@ def logistic(ratio: Any, exponent: str | float = "minimax") -> Tensor:
         )
     if isinstance(exponent, str):
         exponent = EXPONENTS[check_choice("exponent", exponent, list(EXPONENTS))]
-    b = float(exponent)
-    if not 0 < b < math.inf:
-        raise ValueError(f"exponent: got {exponent!r}, needs a finite number above 0")
-    return torch.sigmoid(b * rho.log())
+    return torch.sigmoid(check_positive("exponent", exponent) * rho.log())
 
 
 def half_normal_mean(function: Callable[[Tensor], Tensor], *, device: Any = "cpu") -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resid_theory._check import as_generator, check_int, check_positive
+from resid_theory._check import as_generator, check_int, check_positive, check_within
 from resid_theory.theory.flow.gaussian import exceedance, half_normal_mean
 
 __all__ = ["TrivialFlow"]
@@ -63,8 +63,7 @@ class TrivialFlow:
         object.__setattr__(self, "layers", check_int("layers", self.layers))
         for name in ("deviation", "signal"):
             object.__setattr__(self, name, check_positive(name, getattr(self, name)))
-        if not 0 <= self.open_share <= 1:
-            raise ValueError(f"open_share: got {self.open_share!r}, needs a number in [0, 1]")
+        check_within("open_share", self.open_share, 0, 1)
 
     def simulate(self, *, draws: int, generator: torch.Generator | int = 0) -> Tensor:
         """Shares of dominant channels in random nets with m layers above, (draws, L + 1).
