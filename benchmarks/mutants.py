@@ -5,30 +5,49 @@
 
 A mutant differs from the library in one operator, constant, condition, argument or call. All that
 there are stand in a row by module, and one is drawn from each of ``--count`` equal stretches. Then
-the tests run that name its function, or a function that names it, and so on, the nearest ones;
-``--fast`` runs two cases of each. Survivors are to be read: some compute the same.
+the tests run that name its function, or a function that names it, and so on, the nearest ones.
+The tests are collected once; a fork of the process puts the mutant's code into the functions that
+stand there, so a mutant costs no more than its tests, of which ``--seen`` remembers which functions
+they run. Survivors are to be read: some compute the same. Of an unfinished one tests are left.
 """
 
 import argparse
 import ast
+import cProfile
 import difflib
+import gc
+import json
 import os
 import random
 import re
-import subprocess
+import resource
+import signal
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from importlib.abc import InspectLoader
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import pytest
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import fast  # noqa: E402
 
+# Tests of sources, pages and records, which start processes: no fault of the library is theirs.
+APART = {
+    "test_benchmarks", "test_bootstrap", "test_claims", "test_differential", "test_digest",
+    "test_docs", "test_fake_cuda", "test_figures", "test_history", "test_imports", "test_lease",
+    "test_notebooks", "test_parts", "test_readme", "test_rules", "test_trainings", "test_trials",
+}  # fmt: skip
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or".split(", ")
 SWAPS = {getattr(ast, a): getattr(ast, b) for p in PAIRS for a, b in (p.split(), p.split()[::-1])}
 TWINS = {"min": "max", "any": "all", "sum": "mean", "amin": "amax", "floor": "ceil"}
@@ -51,7 +70,8 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
             yield node.operand
         case ast.Constant(value=bool() | int() | float() as value):
-            others = {bool: [not value], int: [value + 1, value - 1], float: [2 * value, value / 2]}
+            around = [value + 1, value - 1], [2 * value or 1.0, value / 2 or -1.0]
+            others = {bool: [not value], int: around[0], float: around[1]}
             yield from map(ast.Constant, others[type(value)])
         case ast.If(body=[*_, ast.Raise()]):
             yield edited(node, test=ast.Constant(False))
@@ -88,8 +108,8 @@ def mutants(node: ast.AST, inside: str = "") -> Iterator[str]:
             yield from mutants(child, f"{inside}.{child.name}".strip(".") if named else inside)
 
 
-def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Module, function, text and changed lines of the mutants that are drawn."""
+def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, str, list[str]]]:
+    """Module, function, text before and after, changed lines of the mutants that are drawn."""
     draw, paths = random.Random(seed), sorted((ROOT / "resid_theory").rglob("*.py"))
     texts = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in paths}
     trees = {m: ast.parse(text) for m, text in texts.items() if only in m and "__init__" not in m}
@@ -97,12 +117,13 @@ def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, li
     chosen = {int((i + draw.random()) * total / count) for i in range(count)}
     number = 0
     for module, tree in trees.items():
-        before = ast.unparse(tree).splitlines()
+        before = ast.unparse(tree)
         for function in mutants(tree):
             if number in chosen:
                 text = ast.unparse(ast.fix_missing_locations(tree))
-                lines = difflib.unified_diff(before, text.splitlines(), n=0, lineterm="")
-                yield module, function, text, list(lines)[3:]
+                both = before.splitlines(), text.splitlines()
+                lines = difflib.unified_diff(*both, n=0, lineterm="")
+                yield module, function, before, text, list(lines)[3:]
             number += 1
 
 
@@ -135,7 +156,7 @@ class Reach:
         self.common = {name for name, count in counts.items() if count > 40}
         self.tests: dict[str, set[str]] = {}
         for path in sorted((ROOT / "tests").glob("test_*.py")):
-            if fast.is_left_out(path):
+            if path.stem in APART:
                 continue
             own = list(functions(ast.parse(path.read_text())))
             for name, names in own:
@@ -155,25 +176,204 @@ class Reach:
             wanted = front - self.common
             front = {name for name, names in self.library if wanted & names} - known
             known |= front
-        return [module, *chosen[:most]]
+        return chosen[:most]
 
 
-def verdict(folder: Path, module: str, text: str, tests: list[str], seconds: float) -> str:
-    """What becomes of a mutant in a copy of the repository."""
-    before = (folder / module).read_bytes()
-    (folder / module).write_text(text, encoding="utf-8")
-    call = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": seconds}
-    try:
-        done = subprocess.run(call, env={**os.environ, "PYTHONPATH": str(folder)}, **options)
-    except subprocess.TimeoutExpired:
-        return "out of time"
-    finally:
-        (folder / module).write_bytes(before)
-    lines = (done.stdout + done.stderr).splitlines()
-    if done.returncode not in (1, 2):  # 1: a test failed, 2: a file could not be read
-        return f"survives {lines[-1]}" if done.returncode == 0 else f"not run: {lines[-1]}"
-    return f"caught: {next((w for w in lines if w[:6] in ('FAILED', 'ERROR ')), lines[-1:])}"[:110]
+def digest(code: CodeType) -> tuple[Any, ...]:
+    """What a piece of code does, wherever it stands."""
+    consts = [digest(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return code.co_code, consts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+
+
+def inside(value: Any) -> Iterator[FunctionType]:
+    """The functions below properties, decorators and caches."""
+    parts = (getattr(value, n, None) for n in ("__func__", "fget", "func", "__wrapped__"))
+    for part in (value, *parts):
+        if isinstance(part, FunctionType):
+            yield part
+            if part is not value:
+                yield from inside(part)
+    if hasattr(value, "cache_clear"):
+        value.cache_clear()
+
+
+def namespace(module: str, text: str) -> dict[str, Any]:
+    """What a module with another text would hold, beside the one that was imported."""
+    real = sys.modules[module]
+    new = module_from_spec(real.__spec__)
+    FunctionType(InspectLoader.source_to_code(text, real.__file__), vars(new))()
+    return vars(new)
+
+
+def transplant(holder: Any, plain: Any, mutant: Any) -> int:
+    """Give a module or a class the mutant's functions and constants; the number of changes."""
+    changes, old = 0, dict(vars(holder))
+    for name in old.keys() & plain.keys() & mutant.keys():
+        now, before, after = old[name], plain[name], mutant[name]
+        if isinstance(now, type):
+            if now.__module__ == before.__module__ and "<" not in now.__qualname__:
+                if now.__qualname__.rpartition(".")[0] in ("", getattr(holder, "__qualname__", "")):
+                    changes += transplant(now, dict(vars(before)), dict(vars(after)))
+            continue
+        for one, two, three in zip(inside(now), inside(before), inside(after), strict=True):
+            if digest(two.__code__) != digest(three.__code__):
+                one.__code__, changes = three.__code__, changes + 1
+            for default in ("__defaults__", "__kwdefaults__"):
+                values = getattr(two, default), getattr(three, default)
+                if repr(values[0]) != repr(values[1]) and " at 0x" not in repr(values):
+                    setattr(one, default, values[1])
+                    changes += 1
+        plainly = (bool, int, float, str, tuple, list, dict, set, frozenset, type(None))
+        if isinstance(before, plainly) and not name.startswith("__") and before != after:
+            for user in [m for m in sys.modules.values() if isinstance(m, ModuleType)]:
+                if vars(user).get(name) is now:
+                    setattr(user, name, after)
+            setattr(holder, name, after)
+            changes += 1
+    return changes
+
+
+def places(profile: cProfile.Profile) -> list[str]:
+    """Functions of the library that ran."""
+    codes = {entry.code for entry in profile.getstats()}
+    ran = [c for c in codes if getattr(c, "co_filename", "").startswith(f"{ROOT}/resid_theory")]
+    pairs = [(Path(code.co_filename).relative_to(ROOT), code.co_qualname) for code in ran]
+    return [f"{file}:{name.replace('.<locals>', '')}" for file, name in pairs]
+
+
+class Runner:
+    """Runs mutants where pytest would run the tests that it has collected."""
+
+    def __init__(self, given: argparse.Namespace, out: Any) -> None:
+        self.given, self.out, self.failed = given, out, ""
+        self.near, self.told, self.plain = Reach(), [], {}
+        # Of each test: functions it was seen in, seconds and number of its cases that ran.
+        self.seen: dict[str, list[Any]] = {}
+        if given.seen and given.seen.exists():
+            self.seen = json.loads(given.seen.read_text())
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed = self.failed or (report.nodeid if report.failed else "")
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        session.config.pluginmanager.unregister(name="terminalreporter")
+        gc.freeze()  # forks share what stands
+        self.items: dict[str, list[Any]] = {}
+        for item in session.items:
+            self.items.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        given = self.given
+        drawn = list(sample(given.count, given.seed, given.only))
+        random.Random(given.seed).shuffle(drawn)  # so that what is there when it is killed is fair
+        for module, function, before, text, lines in drawn[given.skip :]:
+            word = self.verdict(module, function, before, text)
+            self.told.append(word)
+            print(f"{module}:{function}: {word}", file=self.out)
+            if not word.startswith("caught"):
+                print(*(f"    {line}" for line in lines), sep="\n", file=self.out)
+            self.out.flush()
+            if given.seen:
+                given.seen.write_text(json.dumps(self.seen))
+        return True
+
+    def chosen(self, module: str, function: str) -> list[Any]:
+        """Tests seen in the function, short ones first, and near ones of which that is unknown."""
+        place, fits, unknown = f"{module}:{function}", [], []
+        names = [name for name in self.items if name.startswith(module + "::")]
+        names += self.near.near(function, module, self.given.tests)
+        for name in dict.fromkeys([*names, *self.seen]):
+            functions, seconds, runs = self.seen.get(name, [[], 0, 0])
+            items = self.items.get(name, [])
+            if any(f == place or f.startswith(place + ".") for f in functions):
+                fits.append((seconds / runs, items))
+            elif runs < min(len(items), fast.CASES) and name in names:
+                file, _, test = name.rpartition("::")
+                slow = test in fast.TESTS or Path(file).stem in fast.FILES
+                unknown.append((slow, items))
+        ranked = sorted(fits, key=lambda each: each[0]) + sorted(unknown, key=lambda each: each[0])
+        first = [item for _, items in ranked for item in items[: fast.CASES]]
+        return first + [item for _, items in ranked for item in items[fast.CASES :]]
+
+    def verdict(self, module: str, function: str, before: str, text: str) -> str:
+        dotted, left = module[:-3].replace("/", "."), []
+        while True:
+            items = [item for item in self.chosen(module, function) if item.nodeid not in left]
+            change = partial(self.change, dotted, before, text)
+            word, number, node = self.fork(change, items, self.given.seconds)
+            if word not in ("failed", "hangs"):
+                return f"{word} {number} of {len(items)} tests"
+            if node.partition("[")[0] in self.seen:  # it passed with another fault
+                self.plain.setdefault(node, "survives")
+            if node not in self.plain:  # does it pass without the fault?
+                alone = [item for item in items if item.nodeid == node]
+                self.plain[node] = self.fork(lambda: 1, alone, self.given.seconds / 4)[0]
+            if self.plain[node] == "survives":
+                return f"caught: {'' if word == 'failed' else 'hangs in '}{node}"
+            left.append(node)
+
+    def change(self, dotted: str, before: str, text: str) -> int:
+        plain = namespace(dotted, before)
+        try:
+            mutant = namespace(dotted, text)
+        except Exception:
+            return -1  # cannot be imported
+        return transplant(sys.modules[dotted], plain, mutant)
+
+    def fork(self, change: Any, items: list[Any], seconds: float) -> tuple[str, int, str]:
+        """What becomes of the tests in a process of their own."""
+        with tempfile.NamedTemporaryFile() as file:
+            if not (child := os.fork()):
+                os.setsid()
+                self.tests(change, items, seconds, file.name)
+            until = time.time() + 40 * seconds  # asleep, or on a busy machine
+            while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.time() < until:
+                time.sleep(0.02)
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            if not ended[0]:
+                os.waitpid(child, 0)
+            lines = [json.loads(line) for line in Path(file.name).read_text().splitlines()]
+        for _, _, name, *ran in lines:
+            if ran:
+                functions, seconds, runs = self.seen.get(name, [[], 0, 0])
+                both = sorted({*functions, *ran[0]})
+                self.seen[name] = [both, seconds + ran[1], runs + 1]
+        return tuple(lines[-1][:3])
+
+    def tests(self, change: Any, items: list[Any], seconds: float, file: str) -> None:
+        """Run them in this process, tell after each what there is to tell, and end it."""
+        start = time.process_time()
+        resource.setrlimit(resource.RLIMIT_CPU, (int(start + 2 * seconds) + 1,) * 2)
+
+        def tell(*words: Any) -> None:
+            with open(file, "a") as out:
+                out.write(json.dumps(words) + "\n")
+
+        try:
+            tell("not run: not transplanted", 0, "")
+            changes = change()
+            if changes < 0:
+                tell("caught: cannot be imported", 0, "")
+            for number, item in enumerate(items if changes > 0 else []):
+                tell("hangs", number, item.nodeid)
+                before = time.process_time()
+                after = items[number + 1] if number + 1 < len(items) else None
+                with cProfile.Profile(subcalls=False, builtins=False) as profile:
+                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                if self.failed:
+                    tell("failed", number, self.failed)
+                    break
+                name = item.nodeid.partition("[")[0]
+                tell("", number, name, places(profile), time.process_time() - before)
+                if time.process_time() - start > seconds:
+                    tell("unfinished after", number + 1, "")
+                    break
+            else:
+                if changes > 0:
+                    tell("survives", len(items), "")
+        except BaseException as error:
+            tell(f"not run: {error!r}"[:200], 0, "")
+        finally:
+            os._exit(0)
 
 
 def main() -> None:
@@ -181,23 +381,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=40, help="test functions against a mutant")
-    parser.add_argument("--seconds", type=float, default=300, help="for the tests of a mutant")
-    parser.add_argument("--fast", action="store_true", help="two cases of each of the fast tests")
+    parser.add_argument("--seconds", type=float, default=20, help="of CPU for a mutant")
+    parser.add_argument("--skip", type=int, default=0, help="of them, because they ran before")
+    parser.add_argument("--seen", type=Path, help="file that keeps which test runs what")
     parser.add_argument("--only", default="", help="part of the path of a module")
     given = parser.parse_args()
-    reach, told = Reach(), []
-    with tempfile.TemporaryDirectory() as name:
-        packed = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, stdout=subprocess.PIPE)
-        subprocess.run(["tar", "-x", "-C", name], input=packed.stdout, check=True)
-        plain, most = "tests/test_check.py", given.seconds  # without a fault, tests pass
-        assert verdict(Path(name), plain, (ROOT / plain).read_text(), [plain], most)[0] == "s"
-        for module, function, text, lines in sample(given.count, given.seed, given.only):
-            tests = reach.near(function, module, given.tests) + ["--fast"] * given.fast
-            told.append(verdict(Path(name), module, text, tests, most))
-            print(f"{module}:{function}: {told[-1]}", flush=True)
-            if told[-1][0] != "c":
-                print(*(f"    {line}" for line in lines), sep="\n", flush=True)
-    count, caught = len(told), sum(word[0] == "c" for word in told)
+    os.chdir(ROOT)
+    runner = Runner(given, os.fdopen(os.dup(1), "w"))
+    files = [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in APART]
+    pytest.main(["-qpno:cacheprovider", "-pno:faulthandler", "resid_theory", *files], [runner])
+    told = [word for word in runner.told if not word.startswith("not run")]
+    count, caught = len(told), sum(word.startswith("caught") for word in told)
     ends = binomtest(caught, count).proportion_ci(method="wilson")
     print(f"{caught} of {count} caught, 95 % interval {ends.low:.1%} to {ends.high:.1%}")
 

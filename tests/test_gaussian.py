@@ -101,7 +101,7 @@ def test_moments_of_the_half_normal(power):
         (lambda: exceedance([math.nan]), "ratio: got nan"),
         (lambda: exceedance(1.0, correlation=1.5), "correlation: got 1.5"),
         (lambda: exceedance_integral([math.inf]), "exceedance takes infinity"),
-        (lambda: logistic([0.009]), "use exceedance, which is exact"),
+        (lambda: logistic([1.0, 0.009]), "use exceedance, which is exact"),
         (lambda: logistic([1.0], "minmax"), "did you mean 'minimax'"),
         (lambda: logistic([1.0], 0.0), "exponent: got 0.0"),
     ],

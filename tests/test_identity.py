@@ -228,7 +228,7 @@ def test_dense_outputs_beside_dominant_ones(where, dense):
         for o in range(4 - dense):
             one.weight[o, 1 - o % 2] = 0
     before = one.weight.detach().clone()
-    with_identity(one, "dominant", dense=dense)
+    with_identity(one, "dominant", **({"dense": dense} if dense else {}))
     inside, v = one.parametrizations.weight[0], trained_weight(one).detach()
     assert v.shape == ((4 - dense) + 2 * dense, 1, *before.shape[2:])
     taps = (1,) * (before.dim() - 2)
@@ -240,6 +240,7 @@ def test_dense_outputs_beside_dominant_ones(where, dense):
                 expected[o, i] += v[free, 0]
                 free += 1
     assert free == len(v)
+    assert dense or rt.identity.DominantWeight(inside.identity).dense == 0
     assert_same(one.weight.detach(), expected)
     torch.testing.assert_close(one.weight.detach(), before, rtol=0, atol=round_off(4))
     mask = inside.mask()  # the ID entries are where they act

@@ -188,6 +188,8 @@ def test_both_errors_of_the_mean_are_told_apart():
     errors = found.standard_errors[0].nan_to_num(0.0)
     assert found.probe_error.item() == pytest.approx(errors.norm().item() / 6, rel=1e-12)
     assert "probe error" in str(found) and "10 probes" in str(found)
+    for name in ("mean", "sampling_error", "probe_error"):
+        assert found.frame()[name].tolist() == getattr(found, name).tolist()
 
 
 # -- laws ------------------------------------------------------------------------------------------
@@ -279,6 +281,13 @@ def test_a_net_in_train_mode_is_measured_in_eval_mode_by_default():
 # -- refusals --------------------------------------------------------------------------------------
 
 
+class Coupled(nn.Module):
+    """Samples know a millionth of each other."""
+
+    def forward(self, x):
+        return x + 1e-6 * x.mean(0)
+
+
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
@@ -296,6 +305,7 @@ def test_a_net_in_train_mode_is_measured_in_eval_mode_by_default():
             {"start": 0},
             "net: in 0: the samples of a batch depend on one another",
         ),
+        (lambda: nn.Sequential(Coupled()), {"start": 0}, "net: in 0: the samples of a batch dep"),
         (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(50, 4), nn.BatchNorm1d(4)),
             {"start": 1, "batchnorm": "batch"},

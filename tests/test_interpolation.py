@@ -7,7 +7,7 @@ import torch
 from tolerances import EPS
 
 import resid_theory as rt
-from resid_theory.theory.interpolation import interpolation
+from resid_theory.theory.interpolation import interpolation, sphere_paths
 from resid_theory.theory.interpolation.construction import merging_schedule
 from resid_theory.theory.interpolation.norm_bounds import nearest
 from resid_theory.theory.interpolation.single_move import widest_margin
@@ -370,6 +370,16 @@ def test_training_goes_on(generator):
             for parameter, step in zip(found.net.parameters(), steps, strict=True):
                 parameter -= 1e-3 * step
     assert 0 < found.loss < before
+
+
+def test_the_section_of_an_obstacle_is_a_circle_of_its_distance():
+    obstacle, radius = torch.tensor([0.2, -0.5, 0.6]).double(), 0.7
+    circle = sphere_paths._section(obstacle, radius)
+    one = torch.ones(len(circle)).double()
+    torch.testing.assert_close(circle.norm(dim=1), one)
+    torch.testing.assert_close(circle @ obstacle, (1 - radius**2 / 2) * one)
+    assert torch.linalg.matrix_rank(circle - circle[0]) == 2
+    assert sphere_paths._section(0.1 * obstacle, radius) is None
 
 
 def test_a_path_is_drawn(generator):

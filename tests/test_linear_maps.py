@@ -139,6 +139,14 @@ def test_an_operation_is_a_map(shape, function, expected, left_alone):
             torch.testing.assert_close(value, exact, rtol=1e-12, atol=0)
 
 
+def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
+    net, x = Used(*OPERATIONS["scaled addmm"][:2]), noise(7, TOKENS, FEATURES)
+    found = rt.layer_cushions(net, x, include_bias=True).values[0]
+    w = net.w.detach()
+    above = (3 * w[0] + 2 * x @ w).flatten(1).norm(dim=1)
+    torch.testing.assert_close(found, above / w.norm() / x.flatten(1).norm(dim=1))
+
+
 @pytest.mark.parametrize("shape, function", [
     ((4,), lambda x, w: x * w),
     ((4,), lambda x, w: x + w),

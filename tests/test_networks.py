@@ -166,6 +166,11 @@ def test_resolutions_of_cifar_nets(generator, name):
     assert halves <= set(shapes)
 
 
+def test_pools_have_the_number_of_their_group():
+    parts = rt.diracnet(10).named_children()
+    assert [name for name, part in parts if isinstance(part, nn.MaxPool2d)] == ["pool1", "pool2"]
+
+
 @pytest.mark.parametrize("depth", [18, 34])
 def test_resolutions_of_imagenet_nets(depth):
     with torch.device("meta"):

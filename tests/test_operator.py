@@ -428,6 +428,15 @@ def test_a_closure_needs_no_targets_and_may_differentiate_any_layer(kind, engine
     assert relative_error(measured.dense(), exact) <= HESSIAN
 
 
+def test_lack_of_memory_in_a_closure_is_called_so():
+    def greedy(net, batch):
+        raise torch.OutOfMemoryError("out of memory")
+
+    net, x, _, _ = filled("tanh", 0)
+    with pytest.raises((MemoryError, torch.OutOfMemoryError), match="out of memory"):
+        rt.curvature_operator(net, rt.Loss(greedy, of="batch"), [{"points": x}])
+
+
 # -- nothing is touched ----------------------------------------------------------------------------
 
 

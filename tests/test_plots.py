@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 
 import resid_theory as rt
 from resid_theory import plots
@@ -49,8 +50,14 @@ def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
 
 @pytest.mark.parametrize(
     ("levels", "scale"),
-    [([-1.0, 0.5, 1.0], "linear"), ([-1e-6, 1e-7, 1e-5, 1.0], "symlog"), ([0.0, 0.0], "linear")],
-    ids=["even", "spread", "zero"],
+    [
+        ([-1.0, 0.5, 1.0], "linear"),
+        ([-1e-6, 1e-7, 1e-5, 1.0], "symlog"),
+        ([0.0, 0.0], "linear"),
+        ([1e-4, 2e-4, 3e-4, 0.8, 0.9, 1.0], "symlog"),
+        ([1e-4, 2e-4, 0.7, 0.8, 0.9, 1.0], "linear"),
+    ],
+    ids=["even", "spread", "zero", "half", "third"],
 )
 def test_axis_of_eigenvalues(ax, levels, scale):
     plots.spectrum(rt.Spectrum.of(levels), ax=ax)
@@ -134,7 +141,8 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     np.testing.assert_array_equal(drawn, expected)
 
 
-def test_curves_by_depth(ax):
+def test_curves_by_depth():
+    ax = Figure().subplots()  # of another cycle of colours
     measured = {"a": [1.0, math.inf], "b": [2.0, 3.0]}
     plots.by_depth([2, 4], measured, predicted={"b": [2.5, 3.5]}, ylabel="number", ax=ax)
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, math.nan])

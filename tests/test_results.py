@@ -7,6 +7,7 @@ import json
 import math
 import pkgutil
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from resid_theory.curvature import filter_directions, layer_table, loss_along
 from resid_theory.plots.result_plots import PICTURES
 from resid_theory.runtime import store
 from resid_theory.runtime.result import FORMAT, Result
+from resid_theory.runtime.storable import _fits
 from resid_theory.sweep import Outcome, SweepReport
 
 # What goes into a call, or is a model that is asked: data, settings and nets in closed form.
@@ -357,3 +359,7 @@ def test_a_curve_has_the_numbers_and_bars_of_its_column():
     torch.testing.assert_close(ends[:, 1] - ends[:, 0], 2 * flows.standard_error)
     with pytest.raises(ValueError, match="column: unknown name 'shares'; did you mean 'share'"):
         rt.plots.curve(flows, "shares")
+
+
+def test_values_of_a_mapping_have_its_type():
+    assert _fits({"a": 1.0}, Mapping[str, float]) and not _fits({"a": "one"}, Mapping[str, float])

@@ -1,6 +1,7 @@
 """Error bars by their definitions, on measures of three probes and runs whose numbers are known."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from test_lanczos import grown
 import resid_theory as rt
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.gauss_rules import radau_rule
+from resid_theory.eigen.krylov import _SURE, product_rounding
 
 ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
 MASSES = [[0.1, 0.4, 0.3, 0.2], [0.2, 0.3, 0.3, 0.2], [0.15, 0.35, 0.25, 0.25]]
@@ -122,6 +124,29 @@ def test_a_power_of_two_scales_every_digit(function, rank):
     plain, tiny = (function(torch.diag(s * levels), budget=90) for s in (1.0, 2.0**-66))
     for name in ("value", "standard_error", "low", "high"):
         assert getattr(tiny, name) == 2.0**-66 * getattr(plain, name)
+
+
+def test_a_power_of_two_scales_every_part_of_a_density():
+    levels = torch.cat([torch.linspace(1, 2, 60), torch.tensor([5.0, 6.0])])
+    plain, tiny = (
+        rt.spectral_density(A, probes=2, steps=8, deflate=rt.eigenpairs(A, 2, tolerance=1e-3))
+        for A in (torch.diag(levels), torch.diag(2.0**-400 * levels))
+    )
+    assert bool((plain.known_residuals > 1e-9).all())
+    for name in ("nodes", "diagonals", "links", "known", "known_residuals"):
+        assert torch.equal(getattr(tiny, name), 2.0**-400 * getattr(plain, name)), name
+    assert tiny.known_error == 2.0**-400 * plain.known_error
+    assert tiny.round_off == 2.0**-400 * plain.round_off
+
+
+def test_asymmetry_shows_the_length_of_the_errors_of_products(generator):
+    """Errors of length 0.01 in each of four products, spread over fifty directions."""
+    operator = SimpleNamespace(dtype=torch.float64, size=50)
+    errors = 0.01 / 50**0.5 * torch.randn(2000, 4, 4, generator=generator, dtype=torch.float64)
+    asymmetries = (errors - errors.mT).flatten(1).norm(dim=1) / 2
+    found = [product_rounding(operator, 0.0, a, 4) for a in asymmetries.tolist()]
+    mean = (torch.tensor(found) / _SURE).square().mean().item()
+    assert mean == pytest.approx(1e-4, rel=4 * (2 / (6 * 2000)) ** 0.5)  # of six pairs
 
 
 def test_a_place_on_a_node_is_no_second_node():

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def by_hand(net, options):
             attended=weights, bias=bias, name=name,
         ))  # fmt: skip
     return transformer_zero_point(made)
+
+
+def test_biases_that_act_alike_are_taken_once(monkeypatch):
+    module = sys.modules["resid_theory.curvature.zero_point_of_net"]
+    monkeypatch.setattr(module, "_WHOLE", 0)
+    zero_point_of_net(model(**CASES["output biases"]), loss, (IDS, WORDS))
+    with pytest.raises(ValueError, match="^net: branches add 24 biases .* in different ways"):
+        zero_point_of_net(model(**CASES["output biases, layer scale"]), loss, (IDS, WORDS))
 
 
 @pytest.mark.parametrize("case", ["causal", "groups of heads", "gated", "biases of scores"])

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import resid_theory as rt
 from resid_theory import stability
+from resid_theory.runtime.net_entry import layered_net
 
 X, Y = oracles.noise(8, 3).double(), torch.arange(8) % 3
 RECIPE = rt.Recipe(
@@ -144,6 +145,13 @@ def test_names_are_those_of_the_net_inside(wrapper, tmp_path):
     optimizer = torch.optim.SGD(residual.parameters(), lr=0.1, weight_decay=0.1)
     rt.IdDecay(optimizer, residual)
     assert list(rt.to_plain(residual).state_dict()) == ["0.weight", "0.bias"]
+
+
+def test_a_net_is_copied_only_onto_another_device():
+    net = mlp()
+    assert layered_net(net) is layered_net(nn.DataParallel(net), "cpu") is net
+    copy = layered_net(net, "meta")
+    assert [next(each.parameters()).device.type for each in (net, copy)] == ["cpu", "meta"]
 
 
 def test_dominant_flows_of_a_wrapped_net():

@@ -140,7 +140,7 @@ def compression_bound(
                 z = chain.input_of(position, part)
                 uses.clear()
                 with observer.watching(uses.append):
-                    output = chain.modules[position](z.clone())
+                    output = chain.modules[position](z)
                 if len(uses) != 1:
                     raise ValueError(f"net: {chain.names[position]} is not one linear map")
                 weight = uses[0].weight

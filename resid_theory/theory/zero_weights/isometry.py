@@ -97,14 +97,11 @@ def isometry(variance: float) -> Isometry:
     c = _checked(variance)
     top = 2 * math.log(_edges(c)[1])
     start = (math.sqrt(1 + 2 / c) - 1) / 2
-    bend = 1 / start**2 - 1 / (1 + start) ** 2
     # ln λ from the upper edge down; the density is symmetric around zero but for a factor.
     angles = torch.linspace(0, math.pi, _GRID, dtype=torch.float64)
     places = (top * torch.cos(angles)).tolist()
-    heights, m = [0.0], complex(start)
-    for number, place in enumerate(places[1:-1]):
-        if number == 0:
-            m = start - 1j * math.sqrt(2 * (top - place) / bend)
+    heights, m = [0.0], start - 1j
+    for place in places[1:-1]:
         for _ in range(_NEWTON):
             wrong = cmath.log(1 + m) - cmath.log(m) + c * (1 + 2 * m) - place
             step = wrong / (1 / (1 + m) - 1 / m + 2 * c)
