@@ -13,6 +13,7 @@ from verbs import content, error
 
 import resid_theory as rt
 from resid_theory import cli
+from resid_theory.cli import output
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -318,3 +319,9 @@ def test_a_process_of_its_own(words, code, says):
     assert done.returncode == code and "Traceback" not in done.stderr
     said, nothing = (done.stderr, done.stdout) if code else (done.stdout, done.stderr)
     assert nothing == "" and all(part in said for part in says)
+
+
+def test_integers_are_written_in_full_and_others_with_four_digits():
+    assert [output.number(value) for value in (1234567, 1234567.0, None)] == [
+        "1,234,567", "1.235e+06", "",
+    ]  # fmt: skip
