@@ -75,15 +75,16 @@ def check_within(argument: str, given: Any, low: float, high: float, ends: str =
 
 
 def as_tensor(argument: str, given: Any) -> Tensor:
-    """Return an array, nested list or tensor as a tensor of its dtype, sharing memory if it can."""
+    """Return an array, nested list or tensor as a tensor of its dtype, sharing memory by rows."""
     tensor = given
     try:
         if not isinstance(given, Tensor):
             array = np.asarray(given)
-            # torch shares writable arrays in native byte order, without reversed axes.
-            shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+            # torch shares writable arrays in native byte order. Columns, as of frames, are copied
+            # into rows: products of the same numbers round otherwise in another layout.
+            shared = array.flags.writeable and array.flags.c_contiguous
             native = array.dtype.newbyteorder("=")
-            array = array if shared and array.dtype == native else array.astype(native)
+            array = array if shared and array.dtype == native else array.astype(native, order="C")
             tensor = torch.as_tensor(array)
     except (TypeError, ValueError, RuntimeError) as error:
         kind = type(given).__name__

@@ -78,7 +78,7 @@ REFUSED = {
     "none": (None, "^data: got NoneType, needs"),
     "dataset": (SimpleNamespace(x=X), "^data: got SimpleNamespace, needs"),
     "empty-loader": ([], "^data: got no batch"),
-    "name": ("digits", "^data: got a batch that is str of 1"),
+    "name": ("digits", "^data: got str, needs"),
     "tensor": (X, "^data: got a batch that is Tensor of 2"),
     "one-array": ([X], "^data: got a batch that is Tensor of 5"),
     "triples": ([(X, Y, Y)], "^data: got .* floating-point numbers behind; .*sample_weight=True"),

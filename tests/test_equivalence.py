@@ -530,7 +530,7 @@ def tied():
         (lambda: rt.fold(normed(Scaled(2, 2))), "'0' in front of the BatchNorm '1' is a Scaled"),
         (lambda: rt.fold(normed(prune.identity(nn.Linear(2, 2), "weight"))),
          "'0' is made by hooks"),
-        (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))),
+        (lambda: rt.fold(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(30, 30)))),
          "'0' changes whenever it is read"),
         (lambda: rt.fold("net"), "got str, needs a torch.nn.Module"),
         (lambda: rt.to_plain(used_twice()), "block '1.0' .* input that may be negative"),
