@@ -79,8 +79,8 @@ def _orders(stand: Mapping[str, Verdict], folder: Path, notes: Mapping[Path, str
         for each in stand.values()
         if each.record is not None and each.word == "reproduced"
     )
-    told = "; ".join(f"{count} {when}" for when, count in found.most_common())
-    return f"Of what is reproduced: {told or 'nothing yet'}."
+    told = "; ".join(f"{when}: {count}" for when, count in found.most_common())
+    return f"Of what is reproduced, {told or 'nothing yet'}."
 
 
 def _section(claim: Claim, stands: Verdict, folder: Path, notes: Mapping[Path, str]) -> str:
