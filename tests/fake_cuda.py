@@ -77,8 +77,10 @@ CAPTURING = []
 
 
 @contextlib.contextmanager
-def recorded(graph, **_):
+def recorded(graph, *, pool, capture_error_mode="global"):
     """Record what is done inside."""
+    if capture_error_mode != "thread_local":
+        raise RuntimeError("operation not permitted: another thread may write a checkpoint")
     begun = len(WAITS)
     CAPTURING.append(graph)
     try:

@@ -187,6 +187,17 @@ def test_some_parameters_only(data):
     assert numbers["gradient_norm"] == pytest.approx(float(operator.gradient.norm()), rel=1e-12)
 
 
+def test_a_loss_of_the_weights_themselves_follows_the_choice_of_parameters(data):
+    net = tiny()
+
+    def loss(output, target):
+        return nn.functional.cross_entropy(output, target) + net[2].weight.square().sum()
+
+    numbers = rt.curvature_callback(loss, data, parameters="2.*")(net, NOW)
+    operator = rt.curvature_operator(net, loss, data, parameters="2.*")
+    assert numbers["gradient_norm"] == pytest.approx(float(operator.gradient.norm()), rel=1e-12)
+
+
 def of_batch(net, batch):
     return nn.functional.cross_entropy(net(batch["x"]), batch["y"])
 

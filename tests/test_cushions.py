@@ -1,6 +1,7 @@
 """Layer cushions against explicit matrices, on our nets and on anybody's."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -637,6 +638,23 @@ def test_data_are_not_overwritten_by_a_net_that_starts_in_place():
     kept = x.clone()
     rt.layer_cushions(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), x)
     assert torch.equal(x, kept)
+
+
+def test_a_layer_whose_input_is_overwritten_behind_it_is_seen_as_it_was():
+    class Reusing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.work, self.layer = torch.zeros(9, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            held = self.work[: len(x)].copy_(x)
+            return self.layer(held)
+
+    net, x = Reusing(), noise(4, 3).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = rt.layer_cushions(net, x).values
+    assert torch.equal(found, rt.layer_cushions(nn.Sequential(net.layer), x).values)
 
 
 def test_batch_statistics_are_recorded_and_leave_no_trace(left_alone):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
+from scipy.stats import kstat
 from test_lanczos import Wrapped, rotated
 from tolerances import relative_error, round_off
 
@@ -133,6 +134,15 @@ def test_a_single_weight_is_known_up_to_its_chi_square(count, generator):
     found = Cumulants.of_gram(3.0 * torch.outer(drawn, drawn))
     weight = 3.0 * drawn.square().mean().item()
     assert (found.first, found.second, found.third) == pytest.approx((weight, 1.0, 1.0))
+
+
+def test_samples_of_a_sum_have_its_cumulants():
+    """Unbiased k-statistics, over 2 and 8, times n / (n - 1) to the powers that make up for few."""
+    x = torch.tensor([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 12.0], dtype=torch.float64)
+    found, mean = Cumulants.of_samples(x), float(x.mean())
+    second, third = (kstat(x.numpy(), k) / mean**k for k in (2, 3))
+    assert (found.first, found.second) == pytest.approx((mean, (8 / 7) ** 2 * second / 2))
+    assert found.third == pytest.approx((8 / 7) ** 3 * third / 8)
 
 
 BULK = torch.linspace(-0.1, 0.1, 600)

@@ -58,6 +58,11 @@ def use(small, form):
     return folder, everything
 
 
+def test_pixels_of_cifar_10_have_the_mean_and_deviation_that_are_published():
+    assert [round(x, 4) for x in cifar.CIFAR10_MEAN] == [0.4914, 0.4822, 0.4465]
+    assert [round(x, 3) for x in cifar.CIFAR10_STD] == [0.247, 0.243, 0.262]
+
+
 forms = pytest.mark.parametrize("form", ["unpacked", "archive"])
 
 

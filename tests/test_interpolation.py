@@ -315,6 +315,15 @@ def test_merged_targets(generator, tolerance, width):
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
 
 
+def test_targets_are_merged_to_a_thousandth_unless_told(generator):
+    x, y = sphere(generator, 4, 3), classes(4, 3)
+    found, told = (
+        rt.theory.interpolate(x, y, units=80, mode="merge", **given)
+        for given in ({}, {"tolerance": 1e-3})
+    )
+    assert torch.equal(found.targets, told.targets)
+
+
 def test_merging_costs_the_logarithm_of_the_tolerance(generator):
     x, y = sphere(generator, 8, 6), classes(8, 6)
     options = {"units": 600, "mode": "merge", "braces": False}

@@ -376,6 +376,16 @@ def test_one_vector_says_nothing_about_copies_and_two_do():
     assert two.missed_beyond(9.2, 1) < 1e-6
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_eigenvalue_apart_is_sought_as_far_outside_as_the_last_two_are_apart(sign, monkeypatch):
+    found = grown(torch.diag(torch.linspace(-1, 1, 50)), 1, 6, 0).certificate()
+    seen, (last, before) = [], (found.values.flip(0) if sign > 0 else found.values)[:2].tolist()
+    monkeypatch.setattr(type(found), "missed_at", lambda _, x: float(seen.append(x) or len(seen)))
+    edge = before - sign * 1e-3  # two Ritz values lie beyond
+    assert found.missed_apart(edge, sign) == 3.0
+    assert seen == pytest.approx([edge, (last + before) / 2, 2 * last - before])
+
+
 def test_certificate_has_two_mirrored_ends(generator):
     matrix = torch.diag(torch.randn(200, generator=generator))
     run, mirrored = (grown(m, 2, 6, 3).certificate() for m in (matrix, -matrix))

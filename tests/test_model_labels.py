@@ -145,6 +145,13 @@ def test_refusals(own, loss, data, words):
         rt.curvature_operator(Language(True, own=own), loss, data(batch()))
 
 
+def test_a_sample_without_labels_does_not_hide_that_the_first_word_is_not_predicted():
+    net, whole = Language(True), batch()
+    whole["labels"][0] = -100
+    found = rt.curvature_operator(net, "model", FORMS["list"](whole)).dense()
+    assert relative_error(found, exact(net, whole)) < HESSIAN
+
+
 def test_a_loss_that_is_no_mean_takes_one_batch():
     net, whole = Language(True, own="balanced"), batch()
     assert relative_error(rt.hessian(net, "model", whole), exact(net, whole)) < HESSIAN

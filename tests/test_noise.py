@@ -248,6 +248,11 @@ def test_the_noise_of_smoothness_is_a_tenth_unless_told():
     assert torch.equal(*found)
 
 
+def test_noise_in_activations_is_drawn_ten_times_unless_told():
+    found = stability.activation_noise(conv_net(), noise(1, 2, 5, 5), probes=1)
+    assert found.draws == 10 and found.levels.tolist() == [0.001, 0.01, 0.1, 1.0]
+
+
 def test_bound_of_a_small_net_from_full_jacobians():
     """mu_i, mu_{i->}, c, ||f|| from their definitions; probes agree within a few percent."""
     net, x = conv_net(), noise(3, 2, 5, 5)

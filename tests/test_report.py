@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from test_estimates import LEVELS, expected
@@ -172,6 +173,16 @@ def test_densities_are_drawn_over_the_exact_eigenvalues(report, scale):
     assert ax.get_xscale() == scale
     (line,) = (one for one in ax.lines if len(one.get_xdata()) > 2)
     assert (line.get_ydata() >= 0).all()
+    both = report.density, EXACT
+    low, high = min(each.smallest for each in both), max(each.largest for each in both)
+    slack = 0.05 * (high - low)
+    assert line.get_xdata()[[0, -1]] == pytest.approx([low - slack, high + slack])
+    curve = report.density.smoothed(torch.from_numpy(line.get_xdata()), width=0.5)
+    (band,) = (area for area in ax.collections if area.get_label() != "exact")
+    ends = curve.values - 2 * curve.standard_errors, curve.values + 2 * curve.standard_errors
+    heights = np.array([y for _, y in band.get_paths()[0].vertices])
+    for end in ends:
+        assert np.isin(end.clamp(min=0).numpy(), heights).all()
     assert plots.png(ax.figure)
 
 

@@ -361,5 +361,17 @@ def test_a_curve_has_the_numbers_and_bars_of_its_column():
         rt.plots.curve(flows, "shares")
 
 
+def test_epochs_are_marked_by_whole_numbers():
+    ax = rt.plots.curve(made("Run"), ax=rt.plots.figure().axes[0])
+    ax.set_xlim(0.9, 3.1)
+    assert ax.get_xticks().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_units_of_an_interpolation_are_counted_by_the_sample_that_they_move():
+    found = interpolated()
+    counts = found.frame()["units"].tolist()
+    assert counts == [found.movers.tolist().count(k) for k in range(4)] and sum(counts) > 4
+
+
 def test_values_of_a_mapping_have_its_type():
     assert _fits({"a": 1.0}, Mapping[str, float]) and not _fits({"a": "one"}, Mapping[str, float])

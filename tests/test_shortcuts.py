@@ -1,7 +1,6 @@
 """Shortcuts of nets: listed, absorbed, refused; verdicts against brute force."""
 
 import types
-import warnings
 
 import pytest
 import torch
@@ -53,14 +52,14 @@ def test_shortcuts_enter_the_weights(name):
     assert gaps and max(gaps) < SAME
 
 
+@pytest.mark.filterwarnings("error::resid_theory.equivalence.NothingConverted")
 @pytest.mark.parametrize("seed", range(40))
 def test_random_blocks_are_judged_as_brute_force_says(seed):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NothingConverted)
-        right, gap = judged(random_block(seed))
+    right, gap = judged(random_block(seed))
     assert right and gap < SAME
 
 
+@pytest.mark.filterwarnings("error::resid_theory.equivalence.NothingConverted")
 @pytest.mark.parametrize("number", range(21))
 def test_constructed_blocks_are_judged_as_they_were_built(number):
     right, gap = judged(constructed_block(number))

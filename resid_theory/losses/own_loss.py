@@ -88,7 +88,7 @@ def _weights(net: nn.Module, batch: Any) -> Any:
         rows = (labels != IGNORED).sum(1).argsort(descending=True)[[0, min(1, len(labels) - 1)]]
     pair = rows_of(batch, rows, len(labels))
     if tokens:  # fewer labels in the second one, and the first place counted: no two counts agree
-        labels = pair["labels"].clone()
+        labels = pair["labels"][:1].repeat(2, 1)  # the second one may have none of its own
         labels[:, 0] = labels.amax(1)
         order = (labels != IGNORED).cumsum(1)
         labels[1, order[1] > (order[1, -1] + 1) // 2] = IGNORED
