@@ -567,3 +567,96 @@ def test_hidden_width_is_that_of_the_input_and_a_class_is_no_norm():
     assert point.spectrum.size == 3 * (4 + 5)
     with pytest.raises(ValueError, match="norm: got the class LayerNorm"):
         rt.theory.zero_point(data, layout=Layout(A, a, branch=2), norm=torch.nn.LayerNorm)
+
+
+EYE = torch.eye(D, dtype=torch.float64)
+CHAIN = [[EYE, None], [None, EYE]], [None, None, EYE]
+HALVES = (
+    torch.diag(torch.tensor([1.0, 0, 0]).double()),
+    torch.diag(torch.tensor([0, 1.0, 1]).double()),
+)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pre": "tanh"}, {"norm": nn.LayerNorm(D).double()}],
+    ids=["linear", "pre", "norm"],
+)
+@pytest.mark.parametrize("wires", [CHAIN, Layout.plain(2).coefficients()], ids=["maps", "numbers"])
+def test_blocks_that_reach_the_output_only_together_make_a_saddle(wires, options):
+    # The gradient of no block tells of it: W2 W1 x of a plain net has order 2, of n = 2 order 4.
+    one = rt.theory.zero_point(data(), layout=Layout(*wires), **options)
+    assert (one.verdict, one.order) == ("strict saddle", 1) and one.spectrum.smallest < -0.1
+    two = rt.theory.zero_point(data(), layout=Layout(*wires, branch=2), **options)
+    assert (two.verdict, two.order) == ("degenerate saddle", 3)
+    assert two.escape_time == math.inf  # its plateau is another than that of one block
+    if "norm" in options:  # linear at zero in a ball of sqrt(eps) only
+        return
+    (x, y), net = data(), LayoutNet(D, *wires, branch=2, **options)
+    falls = []
+    for sign in (0.01, 0.02, -0.02):
+        with torch.no_grad():
+            for k, weight in enumerate(net.weights):
+                weight.copy_((sign if k == 0 else abs(sign)) * drawn(D, D, seed=k + 5))
+            falls.append(float(oracles.square_loss(net(x), y) - oracles.square_loss(0 * x, y)))
+    assert falls[1] / falls[0] == pytest.approx(16, rel=0.05) and falls[2] * falls[1] < 0
+
+
+def test_blocks_without_slope_at_zero_pass_nothing_on():
+    layout = Layout(*CHAIN)
+    flat = rt.theory.zero_point(data(), layout=layout, pre=torch.square)
+    assert (flat.verdict, flat.order) == ("degenerate", math.inf) and not flat.spectrum.smallest
+
+
+def test_layers_without_gradients_fall_in_pairs():
+    # The gradient at the output is along the first axis, of samples along the others: each block
+    # alone sees nothing of it.
+    first, rest = HALVES
+    x = torch.cat([EYE, -EYE])
+    y = x + F.pad(x[:, 1:2], (0, D - 1))
+    wires = [[rest, None], [first, EYE]], [EYE, rest, first]
+    values = measured(LayoutNet(D, *wires, branch=1), x, y)
+    point = rt.theory.zero_point((x, y), layout=Layout(*wires))
+    assert not any(bool(b.any()) for b in point.gradient) and values[0] < -0.1
+    assert point.verdict == "strict saddle" and point.order == 1
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN
+
+
+@pytest.mark.parametrize(
+    ("out", "post"), [([1.0, 0.0], None), ([1.0, 1.0], lambda z: z**3)], ids=["unread", "flat"]
+)
+def test_last_biases_that_move_nothing_leave_zero_stationary(out, post):
+    options = {"last_bias": True, "post": post}
+    point = rt.theory.zero_point(data(), layout=Layout([[1.0]], out, branch=2), **options)
+    assert point.verdict == "degenerate" and point.order > 0
+
+
+def test_one_input_with_a_bias():
+    x, y = (part[:, :1] for part in data())
+    wires = [[1.0, 0.0], [1.0, 1.0]], [1.0, 1.0, 1.0]
+    net = LayoutNet(1, *wires, branch=1, bias=True, pre="tanh")
+    point = rt.theory.zero_point((x, y), layout=Layout(*wires), bias=True, pre="tanh")
+    values = measured(net, x, y)
+    assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * values.abs().max()
+
+
+def test_streams_of_whole_numbers_are_exact_at_any_depth():
+    # h'' = F(h) in leaps, h <- 2 h - h' + F(h): what the output reads of a block falls by one.
+    count = 100_000
+    mix = torch.tensor([[2.0, -1.0], [1.0, 0.0]]).double().expand(count, 2, 2)
+    first = torch.tensor([[1.0, 0.0]]).double().expand(count, 2)
+    layout = Layout.hyper_connections(first, mix, first, readout=[1.0, 0.0])
+    exact = torch.arange(count, 0, -1, dtype=torch.float64)
+    # Logarithms of up to e^12 are rounded to 12 EPS, and so are the numbers they stand for.
+    assert float((layout.products / exact - 1).abs().max()) <= 24 * EPS
+
+
+@pytest.mark.parametrize("table", [None, 1.0, [None], [1.0], torch.ones(())])
+def test_tables_without_rows_are_refused(table):
+    with pytest.raises(ValueError, match="^A: got .* needs a row of maps for each block"):
+        Layout(table, [EYE, EYE])
+
+
+def test_no_streams_are_refused():
+    with pytest.raises(ValueError, match="^mix: .* with K and n of at least 1"):
+        Layout.hyper_connections(torch.ones(2, 0), torch.ones(2, 0, 0), torch.ones(2, 0))

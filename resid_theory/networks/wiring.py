@@ -54,11 +54,17 @@ def map_table(A: Any, a: Any) -> tuple[Maps, list[tuple[int, int]]]:
     Raises:
         ValueError: If shapes do not fit, an entry is not finite, or a block reads a later one.
     """
-    count = len(A)
+    try:
+        table = [list(row) for row in A]
+    except TypeError:
+        raise ValueError(
+            f"A: got {type(A).__name__} of what is no rows; needs a row of maps for each block"
+        ) from None
+    count = len(table)
     if not count or len(a) != count + 1:
         raise ValueError(f"a: got {len(a)} maps, needs one for the input and each of {count} rows")
     rows: list[list[Tensor | None]] = []
-    for k, row in enumerate(A):
+    for k, row in enumerate(table):
         maps = [_map(f"A[{k}][{j}]", entry) for j, entry in enumerate(row)]
         late = [j for j, entry in enumerate(maps) if j > k and entry is not None]
         if late and any(bool(maps[j].any()) for j in late):  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ matter: what a block reads of the input, :math:`p_k = A_{k0}`, what the output r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -116,12 +116,22 @@ class Layout:
                 f"eigenvalues that floats hold need e^-{_RANGE} to e^{_RANGE}"
             )
 
-    def path(self, seeing: Tensor | None = None) -> float:
-        """Count the matrices on the shortest way to the output from what sees an input."""
+    def path(
+        self, seeing: Tensor | None = None, moved: Callable[[int], bool] = lambda block: True
+    ) -> tuple[float, list[tuple[int, int]]]:
+        """Count the matrices on the shortest way to the output from what sees an input.
+
+        Args:
+            seeing: Blocks that see an input, (K,); by default those that read it.
+            moved: Whether what a block sees depends on what arrives there.
+
+        Returns:
+            The count, inf for no way, and the first and last blocks of ways through several.
+        """
         if self.reads is not None and self.writes is not None:
             reached = self.reads[:, 0] > -math.inf if seeing is None else seeing
             if bool((reached & (self.writes[:, 0] > -math.inf)).any()):
-                return self.branch
+                return self.branch, []
             links, out = (part != 0 for part in self.coefficients())
         else:
             assert self.maps is not None
@@ -130,13 +140,17 @@ class Layout:
                 row[: len(maps)] = torch.tensor([m is not None and bool(m.any()) for m in maps])
             links, out = every[:-1, :-1], every[-1]
             reached = links[:, 0] if seeing is None else seeing
-        edges, steps = links[:, 1:], 1
-        while bool(reached.any()) and steps <= self.blocks:
-            if bool((reached & out[1:]).any()):
-                return steps * self.branch
-            reached = (edges & reached[:-1]).any(1)
+        if not bool((reached & out[1:]).any()):
+            links = links & torch.tensor([moved(k) for k in range(self.blocks)])[:, None]
+        edges, firsts, steps = links[:, 1:].float(), reached.nonzero()[:, 0], 1
+        ways = torch.eye(self.blocks, dtype=torch.bool)[firsts]
+        while bool(ways.any()) and steps <= self.blocks:
+            if bool((ways & out[1:]).any()):
+                ends = (ways & out[1:]).nonzero().tolist() if steps > 1 else []
+                return steps * self.branch, [(int(firsts[way]), last) for way, last in ends]
+            ways = ways[:, :-1].float() @ edges.mT > 0
             steps += 1
-        return math.inf  # no way through: the loss does not depend on the weights
+        return math.inf, []  # no way through: the loss does not depend on the weights
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """A, (K, K), and a, (K + 1,), as the class takes them, of up to 4096 blocks."""
@@ -284,10 +298,10 @@ class Layout:
             check_finite(name, as_tensor(name, given)).detach().double().cpu()
             for name, given in (("read", read), ("mix", mix), ("write", write))
         )
-        if r.dim() != 2 or h.shape != (*r.shape, r.shape[1]) or w.shape != r.shape or not len(r):
+        if r.dim() != 2 or h.shape != (*r.shape, r.shape[1]) or w.shape != r.shape or not r.numel():
             raise ValueError(
                 f"mix: got shapes {tuple(r.shape)}, {tuple(h.shape)} and {tuple(w.shape)} of read, "
-                "mix and write; needs (K, n), (K, n, n) and (K, n)"
+                "mix and write; needs (K, n), (K, n, n) and (K, n), with K and n of at least 1"
             )
         n = r.shape[1]
         begin = torch.ones(n).double() if start is None else _numbers("start", start, n, one=False)

@@ -18,6 +18,7 @@ vanishes and the second pairs the two: with :math:`B_k = E\, N_k^T g z_k^T` the 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from resid_theory.eigen.spectral_statistics import SpectralStatistics
 from resid_theory.eigen.spectrum import Spectrum
@@ -51,15 +52,18 @@ def hessian_at_zero(net: Architecture, local: LossAtZero, hidden: int, kink: Any
         if n == 2 and is_direction(kink):
             own = own_correlations(local, net, kink)
         every = torch.full_like(gains, bool(local.features.any())).bool()
-        path = layout.path(every if net.is_featured else None)
+        path, _ = layout.path(every if net.is_featured else None)
     else:
-        _, sees, passed = net.sights(local.inputs, local.gradients)
-        path = layout.path(torch.tensor([bool(z.any()) for z in sees]))
-        own = []
-        for z, g in zip(sees, passed, strict=True):
-            scale = (g.norm() * z.norm()).item() / len(z)
-            own.append(flushed(g.mT @ z / len(z), scale))
-        leading = max(own, key=lambda b: float(torch.linalg.matrix_norm(b, 2)))
+        arrived, sees, passed = net.sights(local.inputs, local.gradients)
+        path, ends = layout.path(
+            torch.tensor([bool(z.any()) for z in sees]),
+            lambda block: bool(net.slopes(arrived[block], block).any()),
+        )
+        own = [_correlation(g, z) for z, g in zip(sees, passed, strict=True)]
+        # What the last block of a way passes back meets what the first one sees.
+        acting = [_correlation(passed[last], sees[first]) for first, last in ends] or own
+        gains = gains * (not ends)
+        leading = max(acting, key=lambda b: float(torch.linalg.matrix_norm(b, 2)))
     shapes = [leading.shape] if shared else [b.shape for b in own]
     sizes = [d * q if n == 1 else hidden * (d + q + (n - 2) * hidden) for d, q in shapes]
     parameters = sum(sizes) * (net.blocks if shared else 1)
@@ -79,6 +83,11 @@ def hessian_at_zero(net: Architecture, local: LossAtZero, hidden: int, kink: Any
         assert isinstance(found, Spectrum)
         found = merged([found, _of_last_biases(net, local)])
     return dict(path=path, correlation=leading, gains=gains, blocks_of_m=own, statistics=found)
+
+
+def _correlation(gradients: Tensor, seen: Tensor) -> Tensor:
+    scale = (gradients.norm() * seen.norm()).item() / len(seen)
+    return flushed(gradients.mT @ seen / len(seen), scale)
 
 
 def _of_last_biases(net: Architecture, local: LossAtZero) -> Spectrum:

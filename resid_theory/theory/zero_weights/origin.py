@@ -140,6 +140,8 @@ def zero_point(
     shift = None
     if last_bias:
         shift = flushed(local.gradients.mean(0), float(local.gradients.abs().mean()))
+        moved = layout.passed_back(net.post.slope * shift[None])
+        shift = shift * any(bool(g.any()) for g in moved)
     return ZeroPoint(
         wiring=layout.name, blocks=layout.blocks, shortcut_depth=layout.branch, hidden=h,
         slope=net.slope, shift=shift, exact=exact,

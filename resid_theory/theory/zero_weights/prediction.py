@@ -42,7 +42,8 @@ class ZeroPoint(Result):
         path: Weight matrices on the shortest way from what a block sees to the output; inf without.
         hidden: Width h inside a block.
         correlation: M, (d, q), with a bias (d, q + 1): its last column is the mean of g. Exactly
-            zero where it is zero to 1e-12 of the mean |g| |s|; the largest where there are several.
+            zero where it is zero to 1e-12 of the mean |g| |s|; the largest where there are several;
+            where no block reaches from the input to the output, of the ends of the shortest ways.
         gains: Factor of M in each block, (R,): p_k q_k of the layout.
         slope: c_n, dimensionless.
         statistics: A ``Spectrum`` with multiplicities; for n = 1 with shortcuts a
@@ -54,7 +55,8 @@ class ZeroPoint(Result):
             singular for all data.
         blocks_of_m: For a limit along given weights: M of every hidden unit, (R, h, d, q); where
             blocks have no common M, a list of those of all; otherwise None.
-        shift: With last biases, the mean of g; otherwise None.
+        shift: With last biases, the mean of g, zero where none of them moves the output; otherwise
+            None.
         exact: For n = 1 at great depth: whether the summary counts eigenvalues, which is slow,
             or uses the limits of great depth.
 
@@ -107,13 +109,19 @@ class ZeroPoint(Result):
         if self.order == 0:
             return "not stationary"
         if self._is_flat or self.order == math.inf:
-            return "degenerate"
+            return "strict saddle" if self._has_crossed_pairs else "degenerate"
         return "strict saddle" if self.order == 1 else "degenerate saddle"
 
     @property
     def _is_flat(self) -> bool:
         """True where the leading derivative vanishes."""
         return self.slope == 0.0 or not bool(self.correlation.any())
+
+    @property
+    def _has_crossed_pairs(self) -> bool:
+        """True where no block has a gradient, but pairs of blocks of one layer fall together."""
+        listed = self.shortcut_depth == 1 and isinstance(self.blocks_of_m, list)
+        return listed and self.index > 0
 
     @property
     def reason(self) -> str:
@@ -123,7 +131,9 @@ class ZeroPoint(Result):
             return "the last biases have a gradient, the mean of g"
         if self.slope == 0.0:
             return "c_n = 0: an activation is flat at zero, so no block passes a first-order change"
-        if self._is_flat:
+        if self._is_flat and self._has_crossed_pairs:
+            return "no block has a gradient, but pairs of blocks have negative eigenvalues"
+        if self._is_flat and n < math.inf:
             why = "no gradient correlates with the features"
             return f"M = 0: {why}, the identity is optimal already"
         if n == math.inf:

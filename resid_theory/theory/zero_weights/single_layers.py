@@ -152,4 +152,5 @@ def _mean(left: Tensor, right: Tensor) -> Tensor:
 def _by_columns(entries: Tensor) -> Tensor:
     """(out, in, out, in) as a matrix in the paper's order: row (in, out), column (in, out)."""
     a, b, c, d = entries.shape
-    return entries.permute(1, 0, 3, 2).reshape(b * a, d * c)
+    # torch.kron refuses the strides that one input leaves.
+    return entries.permute(1, 0, 3, 2).reshape(b * a, d * c).contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 __all__ = ["Streams", "exponential", "logarithm"]
 
-_STEPS = 8  # mixings between two divisions by the length
+_STEPS = 8  # mixings between two divisions by a power of two
 
 
 def logarithm(numbers: Tensor) -> Tensor:
@@ -87,10 +87,11 @@ def _carried(mix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         factors = logarithm(mix[:, 0, 0])
         return start.expand(count + 1, 1), torch.cat([factors.new_zeros(1, 2), factors.cumsum(0)])
     directions, logs = np.empty((count + 1, n)), np.empty(count + 1)
-    vector, log = start.numpy(), 0.0
+    vector, power = start.numpy(), 0
     for k, mixing in enumerate([*mix.numpy(), np.eye(n)]):
         if k % _STEPS == 0 and (size := float(np.abs(vector).max())):
-            vector, log = vector / size, log + math.log(size)
-        directions[k], logs[k] = vector, log
+            _, twos = math.frexp(size)  # a power of two leaves no rounding
+            vector, power = np.ldexp(vector, -twos), power + twos
+        directions[k], logs[k] = vector, power * math.log(2)
         vector = mixing @ vector
     return torch.from_numpy(directions), torch.from_numpy(np.stack([logs, 0 * logs], 1))
