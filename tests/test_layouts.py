@@ -660,3 +660,9 @@ def test_tables_without_rows_are_refused(table):
 def test_no_streams_are_refused():
     with pytest.raises(ValueError, match="^mix: .* with K and n of at least 1"):
         Layout.hyper_connections(torch.ones(2, 0), torch.ones(2, 0, 0), torch.ones(2, 0))
+
+
+def test_an_output_and_shares_that_are_too_large_together_are_refused():
+    wires = [[1e100, 0.0], [1e100, 0.0]], [1e180, 1e100, 1e100]
+    with pytest.raises(ValueError, match="^layout: a_0 is 1e.180 and the p_k q_k are e.461 to"):
+        rt.theory.zero_point(data(), layout=Layout(*wires, branch=2))

@@ -108,7 +108,10 @@ class Layout:
             return
         gains = self.log_gain
         known = gains[gains > -math.inf] if self.branch <= 2 else gains[:0]
-        if not math.isfinite(self.direct) or bool((known.abs() > _RANGE).any()):
+        assert isinstance(self.direct, float)
+        output = math.log(max(1.0, abs(self.direct)))  # gradients at the output grow with it
+        beyond = (known < -_RANGE) | (known + output > _RANGE)
+        if not math.isfinite(self.direct) or bool(beyond.any()):
             ends = known.aminmax() if len(known) else ()
             sizes = " to ".join(f"e^{float(log):.0f}" for log in ends)
             raise ValueError(
