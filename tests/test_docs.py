@@ -1,5 +1,6 @@
 """The pages of docs/ print what they say, and link to pages that are there; faults are seen."""
 
+import importlib
 import importlib.util
 import re
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_every_notion_has_formula_source_and_example(page):
         return
     assert "$" in FENCE.sub("", text) and "**Source.**" in text
     assert any(output for _, output in examples(text))
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "api").glob("*.md")), ids=name)
+def test_documented_names_are_there(path):
+    module = "resid_theory"
+    for kind, of in re.findall(
+        r"^\.\. (\w+):: (\S+)$", path.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        if kind in ("currentmodule", "automodule"):
+            module = of
+            importlib.import_module(module)
+        elif kind in ("autofunction", "autoclass", "autodata", "autoexception"):
+            found = importlib.import_module(module)
+            for part in of.removeprefix(module + ".").split("."):
+                found = getattr(found, part)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
