@@ -150,7 +150,7 @@ def test_architectures_have_the_layouts_of_their_names(kind, blocks):
     assert torch.allclose(layout.products, reads[:, 0] * out[1:], rtol=1e-12, atol=0)
     assert layout.direct == pytest.approx(out[0].item(), rel=1e-12)
     # At weights away from zero the whole table counts.
-    wired = LayoutNet(D, reads, out)
+    wired = LayoutNet(D, reads, out, branch=2)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(drawn(*parameter.shape, seed=8))
@@ -515,7 +515,10 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
             "layout: has blocks",
         ),
         (lambda: rt.theory.zero_point(data(), layout="shortcut"), "layout: got str"),
-        (lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3)), "A: block 1 reads block 1"),
+        (
+            lambda: LayoutNet(2, torch.ones(2, 2), torch.ones(3), branch=2),
+            "A: block 1 reads block 1",
+        ),
         (lambda: Layout([[EYE], [EYE, None, EYE]], [EYE, EYE, None]), "A: block 2 reads block 2"),
         (lambda: Layout([[EYE], [EYE]], [EYE, EYE, None]), "maps from block 2: got widths"),
         (lambda: Layout([[EYE]], [EYE[:2], EYE]), r"a: got widths \[2, 3\]"),

@@ -72,7 +72,7 @@ def compute(
                 point = rt.theory.zero_point(data.moments, layout=layout)
                 found[row, column] = point.condition_number
                 if column == 0 and depth <= measured:
-                    net = rt.networks.LayoutNet(WIDTH, *layout.coefficients())
+                    net = rt.networks.LayoutNet(WIDTH, *layout.coefficients(), branch=layout.branch)
                     spectrum = rt.hessian_spectrum(net, "square", data)
                     real[row] = spectrum.nonzero_condition_number
         arrays |= {f"{name}.predicted": found, f"{name}.measured": real}

@@ -67,7 +67,7 @@ class LayoutNet(nn.Module):
         A: Any,
         a: Any,
         *,
-        branch: int = 2,
+        branch: int,
         pre: str | Activation | None = None,
         mid: str | Activation | None = None,
         post: str | Activation | None = None,
@@ -166,7 +166,7 @@ class LayoutNet(nn.Module):
 
 
 def layout_of(net: nn.Module) -> tuple[Any, Any, int]:
-    """The wiring of a net, as ``theory.Layout`` takes it.
+    """The wiring of a net, as ``theory.Layout`` takes it; weights are not looked at.
 
     Args:
         net: A :class:`LayoutNet` or a :class:`ShortcutNet`.
