@@ -241,6 +241,7 @@ def test_an_activation_without_effect_is_told(capsys, depth, said):
         ("spectrum --components 8", "--components: got 8, needs 10"),
         ("spectrum --seeds none", "--seeds: got 'none'"),
         ("spectrum --seeds 0", "--seeds: got 0"),
+        ("spectrum --seeds 9223372036854775808,", "needs numbers below 2^63"),
         ("spectrum --seeds 1,99999999999999999999", "--seeds: got 99999999999999999999"),
         ("spectrum --bloks 3", "No such option: --bloks"),
         ("zero-point --mid softplus", "--mid: the activation is 0.693147 at zero"),

@@ -561,6 +561,20 @@ def test_wrong_calls(make, words):
         make()
 
 
+@pytest.mark.parametrize("seed", range(6))  # zeros that rounding makes negative in some
+def test_last_biases_that_shift_the_output_alike_have_zeros_and_no_nan(seed):
+    x, y = data(seed)
+    alike = torch.outer(drawn(D, seed=seed + 7), drawn(D, seed=seed + 8))
+    layout = Layout([[torch.eye(D)]], [torch.eye(D), alike], 2)
+    values = rt.theory.zero_point((x, y), layout=layout, last_bias=True).spectrum.eigenvalues
+    weights = [torch.zeros(D, D).double().requires_grad_() for _ in range(2)]
+    bias = torch.zeros(D).double().requires_grad_()
+    output = x + (x @ weights[0].mT @ weights[1].mT + bias) @ alike.mT
+    value = oracles.square_loss(output, y)
+    exact = torch.linalg.eigvalsh(oracles.hessian_by_nested_gradients(value, [*weights, bias]))
+    assert float((values - exact).abs().max()) <= HESSIAN * float(exact.abs().max())
+
+
 def test_hidden_width_is_that_of_the_input_and_a_class_is_no_norm():
     draws = torch.Generator().manual_seed(0)
     A, a = [[torch.randn(4, 3, generator=draws)]], [None, torch.randn(2, 5, generator=draws)]

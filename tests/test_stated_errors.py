@@ -89,6 +89,18 @@ def test_a_quantile_inverts_the_interval_of_the_share(share, magnitude):
     assert (found.value, found.low, found.high) == (value, at(share - half), at(share + half))
 
 
+def test_a_single_probe_bounds_no_quantile():
+    one = Density(
+        size=SIZE, nodes=NODES[:1], weights=WEIGHTS[:1], diagonals=NODES[:1],
+        links=torch.full((1, 4), 0.1).double(), complete=torch.ones(1, dtype=torch.bool),
+        known=torch.tensor(KNOWN).double(), known_residuals=torch.zeros(2).double(),
+        known_error=0.0, round_off=0.0, products=4,
+    )  # fmt: skip
+    found, places = one.quantile(0.5), [*NODES[0].tolist(), *KNOWN]
+    assert (found.low, found.high) == (min(places), max(places))
+    assert found.standard_error == math.inf
+
+
 def test_the_resolution_is_half_the_gap_beside_the_node_at_zero():
     # Half of 1.5 around -0.5, of 1.6 around -0.2 and of 0.5 around 0.4.
     assert density(complete=False).resolution == pytest.approx(0.75)
