@@ -34,6 +34,11 @@ def test_a_level_is_as_wide_as_its_multiplicity(ax):
         assert edges.tolist() == [0.0, 0.25, 1.0]
 
 
+def test_the_line_of_zero_is_where_eigenvalues_are_zero(ax):
+    plots.spectrum(rt.Spectrum.of([-1.0, 2.0]), ax=ax)
+    assert [0, 0] in [list(line.get_ydata()) for line in ax.lines]
+
+
 def test_predicted_levels_name_their_multiplicity(ax):
     predicted = rt.Spectrum.of([-1.0, 1.0], [2, 2])
     plots.spectrum(rt.Spectrum.of([-1.1, -0.9, 1.0, 1.0]), predicted=predicted, ax=ax)
