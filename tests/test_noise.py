@@ -253,6 +253,14 @@ def test_noise_in_activations_is_drawn_ten_times_unless_told():
     assert found.draws == 10 and found.levels.tolist() == [0.001, 0.01, 0.1, 1.0]
 
 
+def test_data_of_a_bound_are_read_in_the_dtype_of_the_net():
+    net, x = conv_net().double(), noise(2, 2, 5, 5).float()
+    found, wide = (
+        stability.compression_bound(net, z, margin=1.0, probes=2) for z in (x, x.double())
+    )
+    assert torch.equal(found.layer_cushions, wide.layer_cushions)
+
+
 def test_bound_of_a_small_net_from_full_jacobians():
     """mu_i, mu_{i->}, c, ||f|| from their definitions; probes agree within a few percent."""
     net, x = conv_net(), noise(3, 2, 5, 5)

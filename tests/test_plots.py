@@ -276,6 +276,13 @@ def test_a_finished_figure_is_fit_to_print():
     assert b">curve</text>" in plots.svg(drawing)
 
 
+def test_a_finished_figure_keeps_transparent_colours():
+    drawing = plots.figure()
+    (line,) = drawing.axes[0].plot([0, 1], color=(0.0, 0.0, 1.0, 0.4))
+    plots.finish(drawing)
+    assert same_color(line.get_color(), (0.0, 0.0, 1.0, 0.4))
+
+
 def test_legends_that_differ_stay_above_their_own_panel():
     drawing = plots.figure(1, 2)
     for ax, label in zip(drawing.axes, ("left", "right"), strict=True):

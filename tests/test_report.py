@@ -186,6 +186,14 @@ def test_densities_are_drawn_over_the_exact_eigenvalues(report, scale):
     assert plots.png(ax.figure)
 
 
+@pytest.mark.parametrize("error", [0.0, 0.5])
+def test_what_counts_as_negative_is_beyond_rounding_and_the_error(error):
+    spectrum = rt.Spectrum.of([-0.1, -1e-11, 4.0], error=error)
+    report = rt.eigen.SpectrumReport.of(spectrum, k=1)
+    assert report.index_threshold == max(4e-10, spectrum.zero_threshold)
+    assert report.index.value == (0 if error else 1 / 3)
+
+
 def test_a_dense_report_is_drawn_as_its_histogram():
     ax = plots.figure().axes[0]
     plots.spectral_density(rt.eigen.SpectrumReport.of(EXACT), ax=ax)
