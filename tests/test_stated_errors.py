@@ -89,6 +89,13 @@ def test_a_quantile_inverts_the_interval_of_the_share(share, magnitude):
     assert (found.value, found.low, found.high) == (value, at(share - half), at(share + half))
 
 
+def test_residuals_are_those_of_the_ritz_vectors():
+    for diagonal, found in zip(NODES, density(complete=False)._residuals, strict=True):
+        matrix = torch.diag(diagonal.double()) + torch.diag(torch.full((3,), 0.1).double(), 1)
+        vectors = torch.linalg.eigh(matrix, UPLO="U").eigenvectors
+        assert found.tolist() == pytest.approx((0.1 * vectors[-1].abs()).tolist(), rel=1e-6)
+
+
 def test_a_single_probe_bounds_no_quantile():
     one = Density(
         size=SIZE, nodes=NODES[:1], weights=WEIGHTS[:1], diagonals=NODES[:1],
