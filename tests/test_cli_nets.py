@@ -182,6 +182,7 @@ def test_checkpoints_are_listed_with_their_errors(capsys):
     assert all(rt.training.build_net(each["architecture"]) for each in found.values())
     said = printed(capsys, "checkpoints")
     assert "23.4 %" in said and "paper_scale/simplified_plain_20" in said
+    assert said.count("%") == len(found)  # nets as `train` leaves them, too
 
 
 # -- images ----------------------------------------------------------------------------------------

@@ -117,13 +117,13 @@ def checkpoints(as_json: Json = False) -> None:
     table = Table(Column("name", no_wrap=True), "net", "data", *right, box=None, pad_edge=False)
     for name, found in nets.items():
         about, net = found["about"], found["architecture"]
-        settings = about.get("settings", {})
+        settings, last = about.get("settings", about), about.get("last", about)  # part, or net
         arguments = ", ".join(f"{k}={v}" for k, v in net["arguments"].items() if k != "generator")
         epochs = rt.Recipe(**settings["recipe"]).epochs if "recipe" in settings else None
-        error = about.get("test_error")
+        error = last.get("test_error")
         table.add_row(
             name, f"{net['builder']}({arguments})", settings.get("data"),
             number(epochs),
-            "" if error is None else f"{100 * error:.1f} %", number(about.get("test_loss")),
+            "" if error is None else f"{100 * error:.1f} %", number(last.get("test_loss")),
         )  # fmt: skip
     say(table)
