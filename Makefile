@@ -22,6 +22,8 @@ has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") i
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
 # Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
 processes = --numprocesses logical --maxprocesses 2 --dist loadfile
+# A test that hangs ends its process: pytest prints where it stood, and goes on with the others.
+bounded = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 
 .PHONY: demo test test-fast docs format set-up set-up-for-tests set-up-for-docs interpreter
 
@@ -35,7 +37,7 @@ test: set-up-for-tests
 	if $(call has,mypy); then $(run) -m mypy || status=1; else $(call skipped,mypy); fi; \
 	together=; \
 	if $(call has,xdist); then together="$(processes)"; else $(call skipped,pytest-xdist); fi; \
-	$(run) -m pytest $$together || status=$$?; \
+	$(run) -m pytest $(bounded) $$together || status=$$?; \
 	exit $$status
 
 test-fast: set-up-for-tests

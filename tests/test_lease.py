@@ -150,8 +150,13 @@ def test_a_rehearsal(tmp_path):
     while call.poll() is None and not trains() and time.time() < latest:
         time.sleep(0.02)
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
-    assert call.wait() == 0
+    try:
+        status = call.wait(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(call.pid, signal.SIGKILL)
+        status = call.wait()
     log = (tmp_path / "log").read_text()
+    assert status == 0, log
     tried = [word in log for word in ("channels_last:", "graph:")]
     assert all(tried) and "NOT USED" not in log and "simplified_net: chosen" in log, log
     found = collect(tmp_path, tmp_path / "parts")

@@ -1,6 +1,7 @@
 """Data-parallel training: two processes against one, on the same batches."""
 
 import os
+from datetime import timedelta
 
 import interrupted
 import pytest
@@ -15,6 +16,7 @@ from resid_theory.training import Recipe, checkpoint
 
 # 67 samples: batches of 33, 33 and 1; parts of 17 and 16, and one that leaves the second process
 # nothing.
+PATIENCE = timedelta(minutes=2)  # for processes that have ended
 RECIPE = Recipe(epochs=3, batch=33, lr=0.05, milestones=(2,), pad=1, precision="float64", warmup=1)
 # Round-off of sums in another order, times the growth over nine steps: far below a wrong weight of
 # a part, which shows in the third digit.
@@ -62,7 +64,9 @@ def resumed(folder):
 def work(rank, folder):
     """What each of two processes does."""
     torch.set_default_dtype(torch.float64)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=PATIENCE
+    )
     found = {name: content(call(process_group="world")) for name, call in TRAININGS.items()}
     found["resumed"] = content(resumed(os.path.join(folder, "resumed")))
     again = rt.resume(

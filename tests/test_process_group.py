@@ -1,6 +1,7 @@
 """Data-parallel products: worlds of one, two and three processes against the whole data at once."""
 
 import os
+from datetime import timedelta
 
 import interrupted
 import pytest
@@ -14,6 +15,7 @@ import resid_theory as rt
 from resid_theory.runtime.process_group import ProcessGroup, _mark
 
 M, D, K = 11, 3, 2
+PATIENCE = timedelta(minutes=2)  # for processes that have ended
 
 
 MATRICES = ("hessian", "fisher", "empirical_fisher")
@@ -62,7 +64,9 @@ def unequal(group, rank):
 
 def work(rank, folder):
     """What one of three processes does; the first so many of them are the smaller worlds."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3, timeout=PATIENCE
+    )
     groups = {count: dist.new_group(list(range(count))) for count in (1, 2)}
     groups[3] = "world"
     found = {}

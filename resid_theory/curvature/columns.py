@@ -12,6 +12,7 @@ from resid_theory.curvature.operator import CurvatureOperator
 from resid_theory.curvature.rounding import NOT_SYMMETRIC
 from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.products import unit_vectors
+from resid_theory.runtime.store import path_of
 
 __all__ = ["PANEL", "columns_of"]
 
@@ -31,7 +32,7 @@ def columns_of(
     with tqdm(total=size, disable=not progress, desc=operator.risk.title, unit="column") as bar:
         for number, (first, last, start, stop) in enumerate(groups):
             block = operator.block(names[first:], names[first:last])
-            own = None if folder is None else Path(folder) / f"columns_{number:03d}"
+            own = None if folder is None else path_of(folder, "folder") / f"columns_{number:03d}"
             with RecordedOperator(block, folder=own, square=False) as record:
                 for left in range(start, stop, PANEL):
                     right = min(left + PANEL, stop)

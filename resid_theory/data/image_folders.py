@@ -7,6 +7,7 @@ from torch import Tensor
 
 from resid_theory._check import check_int
 from resid_theory.data.image_set import Images
+from resid_theory.runtime.store import path_of
 
 __all__ = ["load_image_folder"]
 
@@ -37,7 +38,7 @@ def load_image_folder(
         ValueError: If an image cannot be read, or its size differs from the first while ``size`` is
             None; or if ``shorter`` is given without ``size`` or is less.
     """
-    path = Path(path)
+    path = path_of(path, "path")
     classes = sorted(p.name for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
     found = [
         (file, label)

@@ -36,6 +36,8 @@ def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any
 def call_net(net: nn.Module, x: Any) -> Any:
     """The output of a net for inputs, which are its arguments by :func:`arguments_of`."""
     args, kwargs = arguments_of(net, x)
+    if args and isinstance(args[0], Images):
+        raise ValueError("data x: got Images, which have targets of their own; pass them as data")
     return net(*args, **kwargs)
 
 

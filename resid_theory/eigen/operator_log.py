@@ -12,7 +12,7 @@ from tqdm import tqdm
 from resid_theory._check import check_finite
 from resid_theory.eigen.linear_operator import as_operator
 from resid_theory.eigen.matrix_error import MatrixError
-from resid_theory.runtime.store import read_checkpoint, write_checkpoint
+from resid_theory.runtime.store import path_of, read_checkpoint, write_checkpoint
 
 __all__ = ["Operator", "OutOfProducts", "RecordedOperator"]
 
@@ -88,7 +88,7 @@ class RecordedOperator:
         self.matrix, self.rows, self.size = matrix, int(shape[0]), int(shape[1])
         self.dtype, self.device = matrix.dtype, torch.device(matrix.device)
         self.count, self.limit, self.unit = 0, limit, 1.0
-        self._folder = None if folder is None else Path(folder)
+        self._folder = None if folder is None else path_of(folder, "folder")
         self._calls, self._scaled = 0, False
         total = expected or limit
         self._bar = tqdm(disable=not progress, desc=label, unit="product", total=total)

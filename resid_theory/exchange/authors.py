@@ -68,7 +68,7 @@ def load_dirac_file(path: str | Path) -> nn.Sequential:
         >>> again.architecture["arguments"]["width"], bool((again[0].weight == net[0].weight).all())
         (2, True)
     """
-    path = Path(path)
+    path = store.path_of(path, "path")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; needs one that torch.save has written")
     try:

@@ -213,7 +213,7 @@ def load_result(path: str | Path) -> Result:
         ...     rt.load_result(f"{folder}/spectrum").condition_number
         4.0
     """
-    path = Path(path)
+    path = store.path_of(path, "path")
     path = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
     tensors, content = store.read_checkpoint(path)
     kind = content.get("kind") if isinstance(content, dict) else None

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "digest",
     "locked",
+    "path_of",
     "read_arrays",
     "read_bytes",
     "read_checkpoint",
@@ -48,6 +49,13 @@ def digest(data: bytes | str | Path) -> str:
         return hashlib.sha256(data).hexdigest()
     with open(data, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def path_of(value: Any, name: str) -> Path:
+    """A path that a user gives, with ``~`` for the home folder."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"{name}: got {value!r:.80}, needs a path, a string or a pathlib.Path")
+    return Path(value).expanduser()
 
 
 def write_bytes(path: str | Path, data: bytes, *, flush: bool = True) -> str:

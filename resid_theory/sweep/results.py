@@ -67,7 +67,7 @@ class Results:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = store.path_of(folder, "folder")
 
     def place(self, key: str) -> Path:
         """The folder of a cell."""

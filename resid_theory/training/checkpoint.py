@@ -27,7 +27,7 @@ class Folder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = store.path_of(path, "out")
         if self.path.is_file():
             raise ValueError(f"out: {path} is a file, needs a folder")
         self.checkpoint, self.metrics = self.path / "checkpoint.json", self.path / "metrics.jsonl"

@@ -161,7 +161,7 @@ def find_checkpoint(name: str | Path) -> Path:
     """The manifest that :func:`load_checkpoint` reads."""
     given = os.environ.get("RESID_THEORY_CHECKPOINTS")
     folders = [Path(given).expanduser()] if given else []
-    bases = [Path(name), *(folder / name for folder in (*folders, _CHECKOUT))]
+    bases = [store.path_of(name, "name"), *(folder / name for folder in (*folders, _CHECKOUT))]
     for base in bases:
         for path in (base, base.with_name(f"{base.name}.json"), base / "net.json"):
             if path.is_file():

@@ -70,6 +70,10 @@ def hessian(net=None, loss="square", data=(X, Y)):
     return rt.hessian(net or small_net(), loss, data)
 
 
+def equivalence(data):
+    return rt.check_equivalence(rt.simplified_net(8), rt.simplified_net(8), data)
+
+
 def operator(data=(X, Y), **options):
     return rt.curvature_operator(small_net(), "square", data, **options)
 
@@ -113,6 +117,9 @@ CALLS = [
     (lambda: rt.Regression(NAN, Y), "x | (3, 1) | nan | finite"),
     (lambda: rt.Moments.of("digits"), "data | str | pair"),
     (lambda: rt.load_images("digits", samples=5000), "samples | 5000 | 1437"),
+    (lambda: rt.load_checkpoint(5), "name | 5 | path"),
+    (lambda: rt.run_sweep({"task": "hessian", "blocks": 1}, 3), "folder | 3 | path"),
+    (lambda: equivalence((rt.load_images("digits", samples=2),) * 2), "data x | Images"),
     (lambda: rt.load_images("digits", "trian"), "split | 'trian' | 'train'"),
     (lambda: rt.load_image_folder("no/such/folder"), "path | no/such/folder | folder per class"),
     (
