@@ -21,9 +21,9 @@ endif
 has = $(run) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("$(1)") is None)'
 skipped = echo "$(1) is not importable by $(PYTHON): skipped."
 # Two, or one where there is one core; a file stays in one process, which makes its fixtures once.
-processes = --numprocesses logical --maxprocesses 2 --dist loadfile
-# A test that hangs ends its process: pytest prints where it stood, and goes on with the others.
-bounded = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+processes = --numprocesses logical --maxprocesses 2 --dist loadfile --max-worker-restart 1
+# A test that hangs ends its process, which prints where it stood; others go on in a new one.
+bounded = -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 .PHONY: demo test test-fast docs format set-up set-up-for-tests set-up-for-docs interpreter
 

@@ -1,6 +1,8 @@
 """float64 by default, a device to choose, a seeded generator."""
 
+import faulthandler
 import os
+import sys
 from contextlib import contextmanager
 
 import fast
@@ -46,6 +48,14 @@ def pytest_configure(config):
             "--device cuda: torch finds no CUDA device here; leave the option out to run on the CPU"
         )
     torch.backends.cudnn.allow_tf32 = False  # what tests compute themselves is to be float32
+
+
+def pytest_sessionfinish(session):
+    """Where `make test` bounds tests, their processes have no longer to end than a test has."""
+    config = session.config
+    if config.pluginmanager.hasplugin("faulthandler"):
+        if (seconds := float(config.getini("faulthandler_timeout"))) > 0:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
 
 
 def pytest_ignore_collect(collection_path, config):

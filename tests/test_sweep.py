@@ -1,16 +1,15 @@
 """Sweeps: finished cells are kept through kills, and wrong grids are refused before any work."""
 
-import gc
 import json
 import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -515,52 +514,55 @@ def _start(cluster, head, node):
                 raise
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray cluster of two nodes of one CPU on this machine, its workers able to import tests."""
-    pytest.importorskip("ray", reason="ray is not installed")
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        # Not pytest's: the paths of sockets may not be long.
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # a third party's own
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-        patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # 127.0.0.1 stays what it is
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # other programs may fill the memory
-        from ray.cluster_utils import Cluster
+def lose_a_node(trial, folder):
+    """Cells on two nodes of one CPU, of which the second is lost: in a process without pytest."""
+    from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
-        head = {**node, "include_dashboard": False, "no_monitor": True}
-        cluster = Cluster()
-        try:
-            _start(cluster, head, node)
-            patch.setenv("RAY_ADDRESS", cluster.address)
-            yield cluster
-        finally:
-            cluster.shutdown()
-            gc.collect()  # what Ray leaves open, while warnings are ignored
-
-
-@pytest.mark.filterwarnings("ignore")  # a third party's own
-def test_ray_survives_killed_workers_and_a_lost_node(cluster, trial, monkeypatch, tmp_path):
-    monkeypatch.setitem(registry.TASKS, "outage", Outage)
-    outage = {"folder": str(tmp_path), "head": cluster.head_node.node_id}
-    cells = [
-        *sweep.grid_of({**trial, "grid": [{"seed": 0, "kills": 1}, {"seed": 1, "kills": 100}]}),
-        *sweep.grid_of({**trial, "grid": [{"seed": 2, "fails": True}, {"seed": [3, 4]}]}),
-        *sweep.grid_of({"task": "outage", **outage, "seed": [0, 1]}),
-    ]
-    options = Options(workers=2, retries=1, device="cpu", gpus=0.0)
-    reports = list(ray_executor.run_in_ray(cells, Results(tmp_path / "out"), options))
+    registry.TASKS |= {"trial": Trial, "outage": Outage}
+    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
+    cluster = Cluster()
+    try:
+        _start(cluster, {**node, "include_dashboard": False, "no_monitor": True}, node)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        outage = {"folder": folder, "head": cluster.head_node.node_id}
+        cells = [
+            *sweep.grid_of({**trial, "grid": [{"seed": 0, "kills": 1}, {"seed": 1, "kills": 100}]}),
+            *sweep.grid_of({**trial, "grid": [{"seed": 2, "fails": True}, {"seed": [3, 4]}]}),
+            *sweep.grid_of({"task": "outage", **outage, "seed": [0, 1]}),
+        ]
+        options = Options(workers=2, retries=1, device="cpu", gpus=0.0)
+        reports = list(ray_executor.run_in_ray(cells, Results(Path(folder, "out")), options))
+    finally:
+        cluster.shutdown()
     assert {report.cell.key for report in reports} == {cell.key for cell in cells}
     assert sorted(report.error.partition(":")[0] for report in reports if report.error) == [
         "ArithmeticError",
         "its worker was lost 2 times (WorkerCrashedError); the usual cause is lack of memory",
     ]
+
+
+def test_ray_survives_killed_workers_and_a_lost_node(trial, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    environment = {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),  # of Ray's workers, too
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # 127.0.0.1 stays what it is
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # other programs may fill the memory
+    }
+    words = f"import test_sweep; test_sweep.lose_a_node({trial!r}, {str(tmp_path)!r})"
+    with (
+        # Not pytest's: the paths of sockets may not be long.
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        open(tmp_path / "log", "w") as log,  # a pipe would wait for what Ray leaves running
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", words],
+            env={**os.environ, **environment, "RAY_TMPDIR": folder},
+            stdout=log,
+            stderr=log,
+            timeout=300,
+        )
+    assert done.returncode == 0, (tmp_path / "log").read_text()
     assert starts(trial) == {0: 2, 1: 2, 2: 1, 3: 1, 4: 1}
     assert (tmp_path / "down").exists()
 
