@@ -146,12 +146,12 @@ def test_a_rehearsal(tmp_path):
         begun = "finished" in words and words.count("seed 2 digits, ") == 2
         return begun and metrics.is_file() and metrics.read_bytes().count(b"\n") > 2
 
-    latest = time.time() + 400
+    latest = time.time() + 150
     while call.poll() is None and not trains() and time.time() < latest:
         time.sleep(0.02)
     os.killpg(call.pid, signal.SIGTERM)  # as `timeout` does: to all processes of the call
     try:
-        status = call.wait(timeout=200)
+        status = call.wait(timeout=100)
     except subprocess.TimeoutExpired:
         os.killpg(call.pid, signal.SIGKILL)
         status = call.wait()
