@@ -68,7 +68,8 @@ def _list(options: argparse.Namespace) -> int:
             where = f"done on {done.record.get('hardware')}, {done.age(part)}"
         cost = ""
         if isinstance(part, Training):
-            cost = f", {time_table.seconds(part):.0f} s on an H100 (counted)"
+            [row] = time_table.time_table([part])
+            cost = f", {row.seconds:.0f} s on an H100 (counted)"
         print(f"{key[:12]} {where}: {time_table.label(part)}{cost}\n    {', '.join(claims)}")
     return 0
 

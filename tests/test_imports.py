@@ -1,6 +1,7 @@
 """The floors of the house: a module imports only from lower floors. Checked without importing."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -180,3 +181,45 @@ def test_a_wrong_floor_is_seen(name, other, words):
 def test_a_ring_is_seen():
     assert set(cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
     assert cycle({"a": {"b"}, "b": {"c"}, "d": {"a", "c"}}) == []
+
+
+# Attributes of modules ---------------------------------------------------------------------------
+
+
+def modules_named(tree):
+    """Modules of the house by the names that a file gives them."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and room(node.module or ""):
+            for alias in node.names:
+                if is_module(f"{node.module}.{alias.name}"):
+                    found[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+        elif isinstance(node, ast.Import):
+            found |= {a.asname: a.name for a in node.names if a.asname and room(a.name)}
+    return found
+
+
+def missing_attributes(tree):
+    """What a file reads from modules of the house and they do not have."""
+    named = modules_named(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = named.get(node.value.id)
+            if module and not hasattr(importlib.import_module(module), node.attr):
+                yield f"line {node.lineno}: {module}.{node.attr}"
+
+
+@pytest.mark.parametrize("folder", ["resid_theory", "experiments", "benchmarks", "docs"])
+def test_modules_have_what_is_read_from_them(folder):
+    wrong = {
+        path.name: list(missing_attributes(ast.parse(path.read_text(encoding="utf-8"))))
+        for path in ROOT.joinpath(folder).rglob("*.py")
+    }
+    assert not {name: lines for name, lines in wrong.items() if lines}
+
+
+def test_an_attribute_that_a_module_lacks_is_found():
+    code = "from experiments.lease import time_table\ntime_table.seconds(1), time_table.steps(1)"
+    assert [*missing_attributes(ast.parse(code))] == [
+        "line 2: experiments.lease.time_table.seconds"
+    ]

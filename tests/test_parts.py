@@ -14,6 +14,7 @@ from experiments.archives import merge, pack
 from experiments.claim import Claim
 from experiments.criteria import Criterion
 from experiments.demystifying_resnet import preactivation
+from experiments.lease import time_table
 from experiments.noise_stability.nets import training_of
 from experiments.parts import (
     Execution,
@@ -204,6 +205,15 @@ def test_equal_parts_of_two_claims_are_one(call, tmp_path, capsys):
     assert call(both, "list", "--scale", "short") == 0
     out = capsys.readouterr().out
     assert "toy/squares (short), toy/more (short)" in out and out.count("done on") == 3
+
+
+def test_a_training_is_listed_with_its_counted_seconds(call, capsys):
+    claim = CLAIMS["noise_stability/table_1"]
+    assert call([claim], "list", "--scale", "single") == 0
+    lines = capsys.readouterr().out.splitlines()
+    [line] = [line for line in lines if " simplified_net 20 residual seed 0 cifar10, " in line]
+    row = time_table.time_table([request.part for request in requests_of(claim, "single")])[0]
+    assert line.endswith(f" {row.seconds:.0f} s on an H100 (counted)")
 
 
 def test_a_part_that_fails_does_not_stop_the_others(call, tmp_path, capsys):
