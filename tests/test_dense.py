@@ -273,6 +273,32 @@ def test_nets_that_are_no_sequence(kind, method, generator):
             rt.hessian(net, "square", (x, y), method="layer_pairs")
 
 
+class SideBySide(nn.Module):
+    """Two layers that know nothing of each other's outputs, and one behind both."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(D, 4), nn.Linear(D, 4, bias=False)
+        self.last = nn.Linear(4, K)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.left(x)) + self.right(x) ** 2)
+
+
+@pytest.mark.parametrize("loss", ["square", "linear"])
+@pytest.mark.parametrize("make", [mlp, lambda: fill(SideBySide())], ids=["mlp", "side-by-side"])
+def test_pairs_of_layers_without_a_derivative_are_left_out(make, loss, data, monkeypatch):
+    monkeypatch.setattr(dense, "columns_of", None)  # no second route
+    if loss == "linear":  # whose gradient at the outputs is constant
+
+        def loss(output, target):
+            return (output * target).sum(1).mean()
+
+    measured = rt.hessian(make(), loss, data, method="layer_pairs")
+    function = oracles.square_loss if loss == "square" else loss
+    assert relative_error(measured, exact(make(), data, function)) <= HESSIAN
+
+
 def test_a_parameter_that_is_used_beside_its_layer_takes_columns(data):
     net = no_sequence("penalized")
     assert rt.curvature.hessian_cost(net, "square", data).method == "layer_pairs"

@@ -12,7 +12,7 @@ samples for each pair of layers, instead of one Hessian-vector product for each 
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,21 @@ class NotPaired(Exception):
     """The Hessian has parts that pairs of layers do not."""
 
 
+class _Places:
+    """Places of a weight or a bias, (N, K), in the vector of all parameters."""
+
+    def __init__(self, places: Tensor) -> None:
+        self.shape, self.flat = places.shape, places.flatten()
+        first = int(self.flat[0])
+        span = torch.arange(first, first + len(self.flat)).to(self.flat)
+        self.span = slice(first, first + len(span)) if torch.equal(self.flat, span) else None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Layer:
     use: WeightUse
     input: Tensor  # with a column of ones for a bias, (m, K)
-    places: list[Tensor]  # in the vector of all parameters, of weight and bias, (N, K)
+    places: list[_Places]  # of weight and bias
 
 
 def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]:
@@ -51,15 +61,15 @@ def _layers(risk: EmpiricalRisk, graph: LossGraph, samples: int) -> list[_Layer]
     for use in graph.uses:
         if use.rows_shape[:2] != (1, samples) or use.entries is None:
             return []
-        x, places = use.input.detach()[0], [starts[use.name] + use.entries.view_as(use.weight).mT]
+        x, places = use.input.detach()[0], [_Places(starts[use.name] + use.entries.mT)]
         if use.bias in known:
             own = use.bias_entries(known[use.bias])
             if own is None:
                 return []
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-            places.append(starts[use.bias] + own[:, None])
+            places.append(_Places(starts[use.bias] + own[:, None]))
         layers.append(_Layer(use=use, input=x, places=places))
-    every = [place.flatten() for layer in layers for place in layer.places]
+    every = [place.flat for layer in layers for place in layer.places]
     return layers if every and len(torch.cat(every).unique()) == sum(sizes) else []
 
 
@@ -81,49 +91,46 @@ def samples_together(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return max(1, min(2048, _WORKSPACE // (8 * entries))), 8 * entries
 
 
-def _slopes(made: Tensor, use: WeightUse, at: Sequence[WeightUse], is_input: bool) -> list[Tensor]:
-    """Derivatives of each entry of a tensor, all samples in one pass, (rows, m, outputs)."""
-    if not made.requires_grad or not at:
-        return [made.new_zeros(made.shape[-1], u.rows_shape[1], u.rows_shape[2]) for u in at]
-    rows = made.shape[-1] if is_input else use.rows_shape[2]
-    units = torch.eye(rows).to(made).unsqueeze(1).expand(rows, use.rows_shape[1], rows)
-    along = units[:, None] if is_input else torch.stack([use.placed(u[None]) for u in units])
-    found = torch.autograd.grad(
-        [made], [u.output for u in at], [along], retain_graph=True, allow_unused=True,
-        materialize_grads=True, is_grads_batched=True,
-    )  # fmt: skip
-    return [torch.stack([u.rows(g)[0] for g in part]) for u, part in zip(at, found, strict=True)]
+def _units(rows: Tensor) -> Tensor:
+    """Unit vectors for rows (m, N), the same for all samples, (N, 1, m, N)."""
+    samples, size = rows.shape
+    return torch.eye(size).to(rows)[:, None, None].expand(size, 1, samples, size)
+
+
+def _slopes(made: Tensor, along: Tensor, at: Sequence[_Layer]) -> Iterator[tuple[_Layer, Tensor]]:
+    """Derivatives along vectors at outputs of layers, (vectors, m, outputs), where not zero."""
+    if made.requires_grad and at:
+        found = torch.autograd.grad(
+            [made], [layer.use.output for layer in at], [along], retain_graph=True,
+            allow_unused=True, is_grads_batched=True,
+        )  # fmt: skip
+        for layer, slopes in zip(at, found, strict=True):
+            if slopes is not None:
+                yield layer, layer.use.rows(slopes)[:, 0]
 
 
 def _products(left: Tensor, right: Tensor, x: Tensor) -> Tensor:
-    """Sum over samples of left[a, m, p] right[m, b] x[m, q], (p, a, b, q)."""
+    """Sum over samples of left[a, m, p] right[m, b] x[m, q], (a, p, b, q)."""
     outer = (right[:, :, None] * x[:, None]).flatten(1)
-    found = left.movedim(2, 0).flatten(0, 1) @ outer
-    return found.view(left.shape[2], left.shape[0], right.shape[1], x.shape[1])
+    found = left.movedim(1, 0).flatten(1).mT @ outer
+    return found.view(left.shape[0], left.shape[2], right.shape[1], x.shape[1])
 
 
 def _add(hessian: Tensor, rows: _Layer, columns: _Layer, block: Tensor) -> None:
     """Add a block, (outputs, inputs, outputs, inputs), where its parameters are."""
+    factor = 1 if rows is columns else 2  # half of it is mirrored in the end
     widths = [[place.shape[1] for place in layer.places] for layer in (rows, columns)]
     # What a bias is multiplied by stands still: a block may end before it.
     whole = block.shape[1] == sum(widths[0])
     parts = block.split(widths[0] if whole else widths[0][:1], 1)
     for there, some in zip(rows.places, parts, strict=False):
         for here, part in zip(columns.places, some.split(widths[1], 3), strict=True):
-            down, across = _span(there), _span(here)
-            if down is not None and across is not None:
-                view = hessian[down, across].unflatten(1, here.shape)
-                view.unflatten(0, there.shape).add_(part)
+            if there.span and here.span:
+                view = hessian[there.span, here.span].unflatten(1, here.shape)
+                view.unflatten(0, there.shape).add_(part, alpha=factor)
             else:
-                places = there.flatten()[:, None], here.flatten()
-                hessian[places] += part.reshape(there.numel(), here.numel())
-
-
-def _span(places: Tensor) -> slice | None:
-    """The same as a slice, if it is one."""
-    flat = places.flatten()
-    first, last = int(flat[0]), int(flat[0]) + len(flat)
-    return slice(first, last) if torch.equal(flat, torch.arange(first, last).to(flat)) else None
+                part = factor * part.reshape(len(there.flat), len(here.flat))
+                hessian[there.flat[:, None], here.flat] += part
 
 
 def _accumulate(
@@ -136,31 +143,28 @@ def _accumulate(
     layers = _layers(risk, graph, part.size)
     if not layers:
         raise NotPaired
-    uses = [layer.use for layer in layers]
-    deltas = torch.autograd.grad(
-        loss, [use.output for use in uses], create_graph=True, allow_unused=True,
-        materialize_grads=True,
-    )  # fmt: skip
-    for later, (layer, delta) in enumerate(zip(layers, deltas, strict=True)):
-        slope = layer.use.rows(delta.detach())[0]
-        moves = _slopes(layer.use.input, layer.use, uses[:later], True)
-        for earlier, q in enumerate(_slopes(delta, layer.use, uses[: later + 1], False)):
-            other = layers[earlier]
-            # Twice, for half of it is mirrored in the end.
-            factor = weight if earlier == later else 2 * weight
-            block = _products(factor * q, layer.input, other.input)
-            _add(hessian, layer, other, block.permute(1, 2, 0, 3))
-            if earlier < later:
-                block = _products(factor * moves[earlier], slope, other.input)
-                _add(hessian, layer, other, block.permute(2, 1, 0, 3))
-    first = torch.autograd.grad(loss, risk.parameters, create_graph=True, materialize_grads=True,
-                                allow_unused=True)  # fmt: skip
+    at: list[Any] = [*(layer.use.output for layer in layers), *risk.parameters]
+    found = torch.autograd.grad(weight * loss, at, create_graph=True, allow_unused=True)
+    for number, (layer, delta) in enumerate(zip(layers, found, strict=False)):
+        if delta is None:
+            continue
+        use, (a,) = layer.use, layer.use.input
+        (slope,) = use.rows(delta.detach())
+        # Q is symmetric: from a gradient back to later layers is half the way to earlier ones.
+        for later, q in _slopes(delta, use.placed(_units(slope)), layers[number:]):
+            block = _products(q, later.input, layer.input)
+            _add(hessian, later, layer, block.permute(1, 2, 0, 3))
+        for earlier, moves in _slopes(use.input, _units(a), layers[:number]):
+            block = _products(moves, slope, earlier.input)
+            _add(hessian, layer, earlier, block.permute(2, 0, 1, 3))
+    pairs = zip(found[len(layers) :], risk.parameters, strict=True)
+    first = [torch.zeros_like(p) if g is None else g for g, p in pairs]
     moved = torch.cat([g.flatten() for g in first]) @ tried
     if not moved.requires_grad:
         return weight, torch.zeros_like(tried)
     product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True,
                                   allow_unused=True)  # fmt: skip
-    return weight, weight * torch.cat([g.flatten() for g in product])
+    return weight, torch.cat([g.flatten() for g in product])
 
 
 def pairs_hessian(

@@ -64,9 +64,10 @@ class WeightUse:
         numbers = torch.arange(1, self.weight.numel() + 1).view(self.weight.shape).to(self.weight)
         (found,) = torch.autograd.grad(self.weight, self.parameter, numbers, retain_graph=True)
         values, places = found.flatten().sort(stable=True)
-        if not torch.equal(values[values != 0], numbers.flatten()):
+        used = values != 0
+        if not torch.equal(values[used], numbers.flatten()):
             return None
-        return places[values != 0].view(self.weight.shape)
+        return places[used].view(self.weight.shape)
 
     def bias_entries(self, bias: Tensor) -> Tensor | None:
         """Places in a parameter of what is added to each output; None if that is not one number."""
@@ -113,15 +114,16 @@ class WeightUse:
         return self.input.shape[0], self.input.shape[1], self.weight.shape[-1]
 
     def rows(self, output: Tensor) -> Tensor:
-        """A tensor of the shape of the product as (parts, T, N)."""
+        """A tensor of the shape of the product as (parts, T, N); axes in front are left."""
         flat = output.mT if self.turned else output
-        return flat.reshape(len(self.input), -1, self.weight.shape[-1])
+        return flat.reshape(*output.shape[: -len(self.shape)], *self.rows_shape)
 
     def placed(self, rows: Tensor) -> Tensor:
         """The reverse of :meth:`rows`."""
+        *front, down, across = *rows.shape[:-3], *self.shape
         if not self.turned:
-            return rows.reshape(self.shape)
-        return rows.reshape(*self.shape[:-2], self.shape[-1], self.shape[-2]).mT
+            return rows.reshape(*front, down, across)
+        return rows.reshape(*front, across, down).mT
 
 
 class LossGraph:
