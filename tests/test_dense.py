@@ -543,6 +543,19 @@ def test_columns_do_not_depend_on_panels(panel, data, monkeypatch):
     assert relative_error(measured, exact(net, data)) <= HESSIAN
 
 
+@pytest.mark.parametrize("known", ["0.weight", "0.bias", "2.bias"])
+def test_columns_of_a_known_block_are_left_out(known, data, monkeypatch):
+    monkeypatch.setattr(columns, "PANEL", 5)
+    operator, whole = rt.curvature_operator(mlp(), "square", data), exact(mlp(), data)
+    sizes = [parameter.numel() for parameter in operator.risk.parameters]
+    places = dict(zip(operator.names, torch.arange(len(whole)).split(sizes), strict=True))
+    last = places.pop(known)
+    others = torch.cat(list(places.values()))
+    found = columns.lower_columns(operator, known=known)[torch.cat([others, last])]
+    expected = whole[torch.cat([others, last])][:, others]
+    assert relative_error(found.tril(), expected.tril()) <= HESSIAN
+
+
 def test_columns_go_on_after_a_kill(data, tmp_path, monkeypatch):
     monkeypatch.setattr(columns, "PANEL", 5)
     net = mlp()

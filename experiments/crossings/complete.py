@@ -4,7 +4,7 @@ None of the papers has one. All eigenvalues of the Hessian of a net at the end o
 known here, so every certificate and every interval of the estimators can be held against the truth.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,7 @@ from experiments.claim import Arrays, Claim
 from experiments.criteria import Criterion, below, rate
 from experiments.parts import CHECKPOINTS, Each, Execution, Part, in_turn
 from experiments.trainings import image_set
-from resid_theory.curvature import CurvatureOperator
-from resid_theory.curvature.columns import PANEL
-from resid_theory.eigen.operator_log import RecordedOperator
-from resid_theory.eigen.products import unit_vectors
+from resid_theory.curvature.columns import lower_columns
 from resid_theory.runtime import store
 
 STABILITY = "Yu & Tomasi, arXiv:1905.10944"
@@ -138,15 +135,17 @@ def complete_hessian(
     """
     operator = rt.curvature_operator(net, "cross_entropy", data)
     sizes = {name: parameter.numel() for name, parameter in net.named_parameters()}
-    *rest, largest = sorted(sizes, key=lambda name: sizes[name] == max(sizes.values()))
-    counted = torch.arange(operator.shape[0]).split([sizes[name] for name in (*rest, largest)])
-    places = dict(zip((*rest, largest), counted, strict=True))
-    columns = _columns(operator, sizes, places, folder)
+    largest = max(sizes, key=lambda name: sizes[name])
+    rest = [name for name in sizes if name != largest]
+    columns = lower_columns(operator, known=largest, folder=folder)
     held = columns.shape[1]
-    own, below = columns[:held].tril(), columns[held:]
+    rows = dict(zip(sizes, columns.split(list(sizes.values())), strict=True))
+    own, below = torch.cat([rows[name] for name in rest]).tril(), rows[largest]
     own += own.tril(-1).mT
     root = _gauss_newton_root(net, data, largest)
 
+    numbers = torch.arange(operator.shape[0]).split([sizes[name] for name in (*rest, largest)])
+    places = dict(zip((*rest, largest), numbers, strict=True))
     back = torch.cat([places[name] for name in sizes])
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(len(back), 3, dtype=torch.float64, generator=generator)
@@ -161,32 +160,6 @@ def complete_hessian(
     left, right = torch.from_numpy(triangle[: min(triangle.shape)]).split([held, len(root)], dim=1)
     matrix = torch.cat([torch.cat([own, left.mT], 1), torch.cat([left, right @ right.mT], 1)])
     return matrix, [name for name in rest for _ in range(sizes[name])] + [largest] * len(left)
-
-
-def _columns(
-    operator: CurvatureOperator,
-    sizes: Mapping[str, int],
-    places: Mapping[str, Tensor],
-    folder: Path | None,
-) -> Tensor:
-    """Columns of all parameters but the last of ``places``, on and below the diagonal."""
-    *rest, largest = places
-    columns = torch.zeros(operator.shape[0], int(places[largest][0]), dtype=torch.float64)
-    number = 0
-    while rest:
-        ends = np.cumsum([sizes[name] for name in rest])
-        some = rest[: int(np.searchsorted(ends, PANEL)) + 1]  # a panel of columns or more
-        rows = torch.cat([places[name] for name in sizes if name in (*rest, largest)])
-        across = torch.cat([places[name] for name in some])
-        block = operator.block([*rest, largest], some)
-        kept = None if folder is None else folder / f"columns_{number:03d}"
-        with RecordedOperator(block, folder=kept, square=False) as record:
-            for start in range(0, len(across), PANEL):
-                stop = min(start + PANEL, len(across))
-                products = record @ unit_vectors(block, start, stop)
-                columns[rows[:, None], across[start:stop]] = products * record.unit
-        rest, number = rest[len(some) :], number + 1
-    return columns
 
 
 def _gauss_newton_root(net: nn.Module, data: tuple[Tensor, Tensor], name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """A dense symmetric matrix from products with unit vectors, at half the price of all columns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.products import unit_vectors
 from resid_theory.runtime.store import path_of
 
-__all__ = ["PANEL", "columns_of"]
+__all__ = ["PANEL", "columns_of", "lower_columns"]
 
 PANEL = 256  # columns computed together, and rows symmetrized together
 
@@ -23,34 +23,50 @@ def columns_of(
     operator: CurvatureOperator, *, folder: str | Path | None = None, progress: bool = False
 ) -> tuple[Tensor, float]:
     """The matrix of an operator, float64, and the Frobenius norm of what was not symmetric."""
-    # Columns of some parameters are computed in the rows of these and later parameters only: what
-    # is differentiated is then the part of a net behind them. The rest is their mirror image.
-    size = operator.shape[0]
+    matrix = lower_columns(operator, folder=folder, progress=progress)
+    return matrix, _symmetrize(matrix, operator, _groups(operator))
+
+
+def lower_columns(
+    operator: CurvatureOperator, *, known: str = "", folder: str | Path | None = None,
+    progress: bool = False,
+) -> Tensor:  # fmt: skip
+    """Columns of a matrix, on and below the diagonal; none of a parameter whose block is known."""
+    # Columns of some parameters are computed in the rows of these, of later ones and of the known
+    # one only: what is differentiated is then the part of a net behind them.
+    names, groups = [name for name in operator.names if name != known], _groups(operator, known)
+    size, count = operator.shape[0], sum(stop - start for *_, start, stop in groups)
     # NumPy asks for huge pages.
-    matrix = torch.from_numpy(np.zeros((size, size))).to(operator.device)
-    names, groups = operator.names, list(_groups(operator))
-    with tqdm(total=size, disable=not progress, desc=operator.risk.title, unit="column") as bar:
+    matrix = torch.from_numpy(np.zeros((size, count))).to(operator.device)
+    sizes = [parameter.numel() for parameter in operator.risk.parameters]
+    rows = dict(zip(operator.names, matrix.split(sizes), strict=True))
+    with tqdm(total=count, disable=not progress, desc=operator.risk.title, unit="column") as bar:
         for number, (first, last, start, stop) in enumerate(groups):
-            block = operator.block(names[first:], names[first:last])
+            below = [name for name in operator.names if name in (*names[first:], known)]
+            block = operator.block(below, names[first:last])
             own = None if folder is None else path_of(folder, "folder") / f"columns_{number:03d}"
             with RecordedOperator(block, folder=own, square=False) as record:
                 for left in range(start, stop, PANEL):
                     right = min(left + PANEL, stop)
                     columns = record @ unit_vectors(block, left - start, right - start)
-                    matrix[start:, left:right] = columns.mul_(record.unit)
+                    parts = columns.mul_(record.unit).split([len(rows[name]) for name in below])
+                    for name, part in zip(below, parts, strict=True):
+                        rows[name][:, left:right] = part
                     bar.update(right - left)
-    return matrix, _symmetrize(matrix, operator, groups)
+    return matrix
 
 
-def _groups(operator: CurvatureOperator) -> Iterator[tuple[int, int, int, int]]:
+def _groups(operator: CurvatureOperator, known: str = "") -> list[tuple[int, int, int, int]]:
     """Consecutive parameters with a panel of columns or more: numbers of these and of columns."""
-    sizes = [parameter.numel() for parameter in operator.risk.parameters]
-    first = start = stop = 0
+    pairs = zip(operator.names, operator.risk.parameters, strict=True)
+    sizes = [parameter.numel() for name, parameter in pairs if name != known]
+    found, first, start, stop = [], 0, 0, 0
     for last, size in enumerate(sizes, 1):
         stop += size
         if stop - start >= PANEL or last == len(sizes):
-            yield first, last, start, stop
+            found.append((first, last, start, stop))
             first, start = last, stop
+    return found
 
 
 def _symmetrize(
