@@ -142,6 +142,17 @@ def test_a_kink_has_the_mean_of_the_hessians_on_both_sides():
     assert off(point.spectrum, total) <= 100 * step
 
 
+def test_a_kink_does_not_hide_that_few_samples_make_a_coupling_singular():
+    """Of full attention B is a sum over samples: of rank two for two, whatever the MLP's kink."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=True)
+    net = nn.Sequential(nn.Embedding(7, 8), layer, nn.Linear(8, 7))
+    point = zero_point_of_net(net, loss, (IDS[:2], WORDS[:2]))
+    (attention,) = [b for b in point.branches if b.kind.endswith("self_attn.out_proj")]
+    assert attention.spectrum.rank == 2 * 2 * sum(attention.units)
+    assert attention.spectrum.nonzero_condition_number < 1e6
+
+
 class Rare(nn.Module):
     """Einsum, weights on the left, experts, several streams, and weights that two layers share."""
 

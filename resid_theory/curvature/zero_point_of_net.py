@@ -36,7 +36,10 @@ from resid_theory.theory.zero_weights.transformer_point import (
 
 __all__ = ["zero_point_of_net"]
 
-_STEP = 1e-6  # size of what hidden units receive on either side of a kink
+# Size of what hidden units receive on either side of a kink. Scores of queries and keys move by its
+# square, which must stay below round-off, or zero singular values of B are counted, also where a
+# norm of queries (eps 1e-6) makes it 1e3 times larger.
+_STEP = 1e-12
 _KINK = 1e-3  # change of slopes across zero
 _SAME = 1e-9  # relative difference of numbers that are equal but for round-off
 _WHOLE = 5000  # entries of biases whose Hessian is taken as a whole
