@@ -162,6 +162,29 @@ def test_round_off_of_a_gradient_that_cancels_is_no_difference():
     assert gap.by_parameter["0.weight"] > 0.1  # in another order
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_relu_that_round_off_switches_is_noted(dtype):
+    net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1)).to(dtype)
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
+    moved = copy.deepcopy(net)
+    with torch.no_grad():
+        moved[0].weight[0, 0] += 1e-6
+    x = torch.ones(3, 2, dtype=dtype)  # the unit is at its kink
+    gap = rt.check_equivalence(net, moved, x)
+    assert gap.input_gradient >= 1
+    noted = any("may switch ReLUs" in note for note in gap.notes)
+    assert noted == (dtype == torch.float32)
+
+
+def test_inputs_that_a_net_does_not_take_are_refused():
+    net, other = nn.Linear(WIDTH, 2), nn.Linear(WIDTH + 1, 2)
+    with pytest.raises(ValueError, match=r"^data x: net_b does not take samples of shape \(3,\)"):
+        rt.check_equivalence(net, other, torch.ones(3, WIDTH))
+    with pytest.raises(ValueError, match="^data x: net_a does not take a mapping with 'image'"):
+        rt.check_equivalence(net, net, {"image": torch.ones(3, WIDTH)})
+
+
 def test_a_gap_hides_no_nan():
     net = nn.Linear(2, 2)
     broken = copy.deepcopy(net)

@@ -271,7 +271,11 @@ def test_a_cast_changes_nothing_but_the_precision(of):
             r"data x: the net does not take samples of shape \(2,\) and dtype torch.float64",
         ),
         (OfTwo, lambda: X, "data x: the net does not take samples of shape .*missing 1 required"),
-        (OfTwo, lambda: {"a": A}, "data x: the net does not take samples .*missing 1 required"),
+        (
+            OfTwo,
+            lambda: {"a": A},
+            "data x: the net does not take a mapping with 'a', samples .*missing 1 required",
+        ),
         (OfTwo, lambda: {"a": A, "b": B * torch.nan}, r"data x: entry \(0, 0\) is nan"),
     ],
     ids=range(11),

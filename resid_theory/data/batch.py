@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from resid_theory.data.image_set import Images
-from resid_theory.data.net_arguments import call_net
+from resid_theory.data.net_arguments import call_net, naming_inputs
 from resid_theory.nested import map_tensors, rows_of, tensors_of
-from resid_theory.runtime.resources import is_out_of_memory
 
 __all__ = ["Batch", "Place", "join"]
 
@@ -214,19 +213,8 @@ class Batch:
         self, net: nn.Module, memory_format: torch.memory_format = torch.preserve_format
     ) -> Any:
         """As :meth:`call`; a ValueError with the net's own words if it does not take the inputs."""
-        try:
+        with naming_inputs(self.inputs):
             return self.call(net, memory_format)
-        except (
-            RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError
-        ) as error:  # fmt: skip
-            if is_out_of_memory(error):
-                raise
-            shapes = ", ".join(
-                f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(self.inputs)
-            )
-            raise ValueError(
-                f"data x: the net does not take samples of shape {shapes}: {error}"
-            ) from error
 
 
 def join(batches: Sequence[Batch]) -> Batch:

@@ -1,7 +1,8 @@
 """Inputs that a net takes: which entries of a batch they are, and how it is called with them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,8 +12,11 @@ from resid_theory._check import as_tensor, check_finite
 from resid_theory.data.forms import batch_size, is_labelled
 from resid_theory.data.image_set import Images
 from resid_theory.nested import tensors_of
+from resid_theory.runtime.resources import is_out_of_memory
 
-__all__ = ["arguments_of", "call_net", "inputs_of", "taken_by", "takes", "whole_inputs"]
+__all__ = [
+    "arguments_of", "call_net", "inputs_of", "naming_inputs", "taken_by", "takes", "whole_inputs",
+]  # fmt: skip
 
 
 def arguments_of(net: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -39,6 +43,23 @@ def call_net(net: nn.Module, x: Any) -> Any:
     if args and isinstance(args[0], Images):
         raise ValueError("data x: got Images, which have targets of their own; pass them as data")
     return net(*args, **kwargs)
+
+
+@contextmanager
+def naming_inputs(x: Any, argument: str = "the net") -> Iterator[None]:
+    """Make errors of a net a ValueError with its own words and the inputs that it does not take."""
+    try:
+        yield
+    except (
+        RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise
+        names = f"a mapping with {', '.join(map(repr, x))}, " if isinstance(x, Mapping) else ""
+        shapes = ", ".join(f"{tuple(t.shape[1:])} and dtype {t.dtype}" for t in tensors_of(x))
+        raise ValueError(
+            f"data x: {argument} does not take {names}samples of shape {shapes}: {error}"
+        ) from error
 
 
 def whole_inputs(data: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resid_theory._check import check_int
 from resid_theory.data import Batch, Data
 from resid_theory.data.batch import Place
-from resid_theory.data.net_arguments import call_net
+from resid_theory.data.net_arguments import call_net, naming_inputs
 from resid_theory.identity import (
     AddIdentity,
     IdDecay,
@@ -171,7 +171,8 @@ def check_equivalence(
     totals: tuple[dict[str, Tensor], ...] = {}, {}
     for batch in samples:
         parts = batch, replace(batch, place=Place.of(nets[1]))
-        a, b = (_measure(net, part, scored) for net, part in zip(nets, parts, strict=True))
+        named = zip(nets, parts, ("net_a", "net_b"), strict=True)
+        a, b = (_measure(net, part, scored, argument) for net, part, argument in named)
         for name in a[0].keys() | b[0].keys():
             kinds = [_kind(each[0][name]) if name in each[0] else "nothing" for each in (a, b)]
             if kinds[0] != kinds[1]:
@@ -194,7 +195,7 @@ def check_equivalence(
         drift = _train(nets, kept, scored, steps, optimizer, correct)
     if same:
         gradients.add(*totals)
-    return Gap(
+    found = Gap(
         outputs=max(outputs.relative().values(), default=0.0),
         input_gradient=max(inputs.relative().values(), default=0.0),
         gradients=max(gradients.relative().values()) if same else None,
@@ -203,10 +204,23 @@ def check_equivalence(
         by_parameter=gradients.relative(),
         notes=(*samples.notes, *(f"output {name!r} is not compared" for name in outputs.opaque)),
     )
+    return replace(found, notes=(*found.notes, *_notes_of_precision(found, nets)))
+
+
+def _notes_of_precision(found: Gap, nets: tuple[nn.Module, nn.Module]) -> Iterator[str]:
+    """A sentence where round-off of outputs can have made a difference of gradients."""
+    dtypes = {p.dtype for net in nets for p in net.parameters() if p.is_floating_point()}
+    lowest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+    bound = ROUNDINGS * torch.finfo(lowest).eps
+    if lowest != torch.float64 and found.outputs <= bound < found.largest:
+        yield (
+            f"outputs agree within round-off of {lowest}, which may switch ReLUs and so change "
+            "gradients; nets in float64 (.double()) tell that from a difference"
+        )
 
 
 def _measure(
-    net: nn.Module, batch: Batch, loss: Loss
+    net: nn.Module, batch: Batch, loss: Loss, argument: str
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
     """Leaves of the output on a batch, and gradients of the loss at inputs and parameters."""
     x = map_tensors(
@@ -215,7 +229,7 @@ def _measure(
     leaves = {f"{n}": t for n, t in enumerate(tensors_of(x)) if t.requires_grad}
     named = _trainable(net)
     # Cloned: a net that starts in place cannot write into a leaf.
-    with as_written(net), _same_draws(net, 0):
+    with as_written(net), _same_draws(net, 0), naming_inputs(batch.inputs, argument):
         output = call_net(net, map_tensors(x, lambda tensor: tensor.clone()))
     value, wanted = _value(loss, output, batch.target), [*leaves.values(), *named.values()]
     gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
