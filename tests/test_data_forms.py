@@ -87,6 +87,12 @@ REFUSED = {
         [{"image": X, "label": Y}],
         "^data: .* dict of 2 with 'image', 'label', .*of=\"batch\"",
     ),
+    "one-mapping": (
+        {"image": X, "label": Y},
+        "^data: got a mapping with 'image', 'label', needs the entries 'x' and 'y'",
+    ),
+    "one-sample": ((X[0], Y[0, 0]), r"is \(x\[None\], y\[None\]\), a list of them is for a DataL"),
+    "samples": ([(X[0], Y[0, 0]), (X[1], Y[1, 0])], "a list of them is for a DataLoader$"),
     "late-nan": ([(X, Y), (X * torch.nan, Y)], r"^data x: entry \(0, 0\) is nan"),
     "no-samples": ((X[:0], Y[:0]), "^data: got a batch without samples"),
     "counts": ((X, Y[:4]), r"^data: x has shape \(5, 2\) and y \(4, 1\)"),

@@ -273,6 +273,15 @@ def test_images_are_made_into_inputs_chunk_by_chunk(generator):
         assert relative_error(measured.dense(), exact) <= HESSIAN
 
 
+def test_a_pair_with_bytes_is_scaled_with_a_note(generator):
+    pixels = torch.randint(256, (M, 1, 2, 2), generator=generator, dtype=torch.uint8)
+    net, labels = nn.Sequential(nn.Flatten(), nn.Linear(4, K)), torch.arange(M) % K
+    exact = rt.curvature_operator(net, "cross_entropy", (pixels.double() / 255, labels))
+    found = rt.curvature_operator(net, "cross_entropy", (pixels, labels))
+    assert relative_error(found.dense(), exact.dense()) <= HESSIAN and not exact.notes
+    assert found.notes == ("x is of bytes, taken for pixels of images, which are divided by 255",)
+
+
 def test_tuples_of_batches_and_regressions_are_data_too():
     net, x, y, exact, _ = problem()
     for data in (tuple(zip(x.split([3, 4]), y.split([3, 4]), strict=True)), rt.Regression(x, y)):
@@ -640,6 +649,7 @@ REFUSED = {
     "batchnorm": ({"batchnorm": "train"}, "^batchnorm: unknown name 'train'"),
     "chunk": ({"chunk": 0}, "^chunk: got 0, needs at least 1"),
     "name": ({"parameters": "0.weigth"}, "^parameters: .* '0.weigth'; the nearest is '0.weight'"),
+    "module": ({"parameters": "0"}, r"^parameters: '0' is a module; .* are '0\.\*'$"),
     "tensor": ({"parameters": [torch.ones(2)]}, r"^parameters: a tensor of shape \(2,\) is no"),
     "number": ({"parameters": [3]}, "^parameters: got int, needs a name or a parameter"),
     "none": ({"parameters": []}, r"^parameters: got \[\], needs names"),

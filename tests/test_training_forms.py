@@ -329,6 +329,13 @@ def test_a_cast_is_told():
     assert torch.equal(net.first.weight, other.first.weight)
 
 
+def test_a_net_that_changes_its_dtype_is_told():
+    net = Net().float()
+    run = fit(net, (X, LABELS), RECIPE)
+    assert net.first.weight.dtype == torch.float64
+    assert run.notes == ("the net is cast from torch.float32 to the recipe's torch.float64",)
+
+
 class TwoDtypes(Net):
     """A float32 trunk with a float64 head."""
 

@@ -77,6 +77,10 @@ def _matches(
     if found:
         return found
     every = dict.fromkeys(each for name in known for each in names[name])
+    if any(each.startswith(f"{part}.") for each in every):
+        raise ValueError(
+            f"{argument}: {part!r} is a module; its trainable parameters are '{part}.*'"
+        )
     close = difflib.get_close_matches(part, every, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"{argument}: no trainable parameter is called {part!r}; the nearest is {close!r}"

@@ -117,6 +117,8 @@ class Data:
             made._whole = whole_set(data)
             if made._whole is not None and weight is None and has_weights(data):
                 made._sample_weight = True
+            if isinstance(made._whole, Images) and not isinstance(data, Images):
+                made._note("x is of bytes, taken for pixels of images, which are divided by 255")
         elif pairs:
             made._whole = whole_inputs(data)
             if isinstance(data, list) and isinstance(made._whole, tuple):
@@ -135,6 +137,12 @@ class Data:
             if bare or isinstance(data, Tensor):
                 kind = "a bare pair" if bare else "one Tensor"
                 raise ValueError(f"data: got {kind}, needs {wanted}: pass [batch]")
+        if self._pairs and isinstance(data, Mapping):
+            keys = ", ".join(repr(key) for key in data)
+            raise ValueError(
+                f"data: got a mapping with {keys}, needs the entries 'x' and 'y', or inputs by "
+                "name with their targets as the entry 'labels'"
+            )
         if isinstance(data, str) or not hasattr(self._source, "__iter__"):
             raise ValueError(f"data: got {type(data).__name__}, needs {wanted}")
         if self._sample_weight is not None and self._sample_weight is not True:

@@ -95,8 +95,6 @@ def check_triple(item: Any) -> Triple:
         found = _triple(item)
     if found is None:
         kind = f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
-        if isinstance(item, str):  # a mapping of inputs gives its keys
-            kind += f" ({item!r:.40})"
         keys = f" with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else ""
         remedy = (
             "; pass pairs (inputs, targets), inputs being a mapping where the net takes names, or "
@@ -105,16 +103,17 @@ def check_triple(item: Any) -> Triple:
         )
         raise ValueError(
             f"data: got a batch that is {kind}{keys}, needs a pair (x, y)"
-            + (remedy if keys or isinstance(item, str) else "")
+            + (remedy if keys else "")
         )
     given_x, given_y, behind = found
     y = _nest("data y", given_y)
     size = batch_size(y)
     x = _nest("data x", given_x, size)
     if size is None or batch_size(x) != size:
+        single = "; a single sample is (x[None], y[None]), a list of them is for a DataLoader"
         raise ValueError(
-            f"data: x has shape {_shape(x)} and y {_shape(y)}; "
-            "needs the same number of samples along the first axis"
+            f"data: x has shape {_shape(x)} and y {_shape(y)}; needs the same number of samples "
+            f"along the first axis{single if size is None else ''}"
         )
     if size == 0:
         raise ValueError("data: got a batch without samples, needs at least one")

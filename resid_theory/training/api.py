@@ -209,14 +209,17 @@ def _train(
 ) -> Run:
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe: got {type(recipe).__name__}, needs a Recipe")
-    dtype = DTYPES[recipe.precision]
+    dtype, casts = DTYPES[recipe.precision], dict[str, None]()
     for net in nets:
         # A net of several dtypes keeps them, also of complex ones, which real numbers cannot hold.
         dtypes = {p.dtype for p in net.parameters() if p.is_floating_point() or p.is_complex()}
         net.to(device=settings.device, dtype=dtype if len(dtypes) == 1 else None)
+        if len(dtypes) == 1 and dtypes != {dtype}:
+            casts[f"the net is cast from {dtypes.pop()} to the recipe's {dtype}"] = None
         if recipe.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     samples = DeviceDataset("data", data, nets[0], recipe, nets[1:])
+    samples.notes = (*casts, *samples.notes)
     try:
         tests = None if test is None else DeviceDataset("test", test, nets[0], recipe)
     except ValueError as error:
