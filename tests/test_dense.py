@@ -458,6 +458,16 @@ def test_low_precision_is_told_from_wrong_derivatives(data):
         rt.curvature_operator(fill(Headed(coarse)).float(), "square", given)
 
 
+def test_outputs_without_a_doubt_are_named_among_the_causes():
+    """Derivatives of a loss of 1e-30 are differences of numbers near one, and mostly round-off."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4)), torch.randn(20, 3)
+    with torch.no_grad():
+        net[2].weight.mul_(1e4)
+    with pytest.raises(ValueError, match="not symmetric .* outputs so certain, with a loss near"):
+        rt.curvature_operator(net, "cross_entropy", (x, net(x).argmax(1)))
+
+
 # -- methods, memory, chunks -----------------------------------------------------------------------
 
 REFUSED = {

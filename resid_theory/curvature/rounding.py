@@ -14,8 +14,9 @@ from resid_theory.eigen.matrix_error import MatrixError
 __all__ = ["NOT_SYMMETRIC", "asymmetry", "in_float64", "measured_error", "symmetric_in_float64"]
 
 NOT_SYMMETRIC = (
-    "so they cannot come from a twice differentiable loss; the usual causes are a gradient written "
-    "by hand and an operation that torch differentiates correctly only once"
+    "as those of a twice differentiable loss are beyond round-off; the usual causes are a gradient "
+    "written by hand, an operation that torch differentiates correctly only once, and outputs so "
+    "certain, with a loss near zero, that their derivatives are nothing but round-off"
 )
 _LEAST, _MOST = 2, 16  # samples that are compared; more where their graph is small
 _SHARE = 48  # one sample in 48 costs as much as half a product
