@@ -102,6 +102,14 @@ def test_a_net_that_is_there_already_is_taken_and_the_rng_is_left(capsys, own):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("wrt", "unit"), [("parameters", "weight"), ("inputs", "input"), ("0", "output of 0")]
+)
+def test_units_are_those_of_what_is_moved(capsys, own, wrt, unit):
+    said = printed(capsys, "curvature", *OWN, "own_net:build", "--wrt", wrt, "--samples", 2)
+    assert f"in units of loss / {unit}²." in said
+
+
 def test_curvature_prints_and_draws(capsys, own):
     said = printed(capsys, "curvature", *OWN, "own_net:build", "--plot", "a.png", "--out", "b")
     assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said

@@ -213,6 +213,14 @@ def test_what_there_is_not_is_refused(call, message):
         call()
 
 
+def test_data_are_shown_in_a_line():
+    shown = repr(rt.load_images("digits", samples=5, size=8, channels=1))
+    assert shown == "Images(5 of shape (1, 8, 8), torch.uint8, 10 classes)"
+    data = rt.Regression(torch.zeros(5, 2), torch.zeros(5, 3))
+    assert repr(data) == "Regression(x (5, 2), y (5, 3), torch.float64)"
+    assert repr(data.moments) == "Moments(syx (3, 2), of 5 samples)"
+
+
 def test_inputs_are_centred_and_scaled():
     pixels = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8).view(1, 2, 1, 2)
     images = Images(pixels=pixels, labels=torch.zeros(1).long(), mean=(0.5, 0.2), std=(0.5, 0.1))

@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import re
+from pathlib import Path
 
 import oracles
 import pytest
@@ -46,6 +48,14 @@ def test_one_parameter_for_all_square_matrices(n, bias):
     assert [name for name, _ in net.named_parameters()] == ["weights"] + ["bias"] * bias
     assert net.depth == len(net.layers()) == 5 * n
     assert net.shapes == [(3, 3)] * n
+
+
+def test_the_page_names_the_initializations_that_there_are():
+    page = (Path(__file__).parent.parent / "docs/topics/shortcut.md").read_text()
+    (sentence,) = re.findall(r"^Initializations: (.*)\.$", page, flags=re.MULTILINE)
+    assert re.findall(r'"(\w+)"', sentence) == [
+        "xavier", "orthogonal", "kaiming", "zero", "near_zero",
+    ] == initializations_for("matrix")  # fmt: skip
 
 
 def test_rectangular_matrices():

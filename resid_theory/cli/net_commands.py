@@ -134,7 +134,9 @@ def curvature(
     content |= _report_content(report)
     drawable = report.spectrum is not None or report.density is not None
     said = files.save(content, (lambda: _density_figure(report)) if drawable else None)
-    words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of loss / weight²."
+    wrt = given["wrt"]
+    unit = {"parameters": "weight", "inputs": "input"}.get(wrt, f"output of {wrt}")
+    words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of loss / {unit}²."
     _finish(content, words, said, as_json)
 
 

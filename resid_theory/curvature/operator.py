@@ -286,7 +286,7 @@ def curvature_operator(
             ``batchnorm="batch"`` statistics are those of each process's own batches.
         generator: A seed, or a generator whose seed is taken, for ``"fisher_mc"``, which draws for
             each sample by its place in the data (of each process), whatever the batches.
-        draws: Targets that it draws for each prediction.
+        draws: Targets that ``"fisher_mc"`` draws for each prediction.
         progress: Whether products show a progress bar on standard error.
 
     Returns:

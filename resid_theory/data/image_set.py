@@ -45,6 +45,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        """Their number, their shape, and what the labels are."""
+        shape, kind = tuple(self.pixels.shape[1:]), self.pixels.dtype
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"Images({len(self)} of shape {shape}, {kind}{classes})"
+
     def to(self, device: torch.device | str) -> "Images":
         """The same set on another device.
 

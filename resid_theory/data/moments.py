@@ -39,6 +39,11 @@ class Moments:
     syy: Tensor
     count: int
 
+    def __repr__(self) -> str:
+        """The shapes and the number of samples."""
+        shape = tuple(self.syx.shape)
+        return f"Moments(syx {shape}, of {self.count} samples)"
+
     def __post_init__(self) -> None:
         check_int("count", self.count)
         given = {name: as_tensor(name, getattr(self, name)) for name in ("sxx", "syx", "syy")}

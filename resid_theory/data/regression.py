@@ -48,6 +48,10 @@ class Regression:
                 f"y: got {len(self.y)} samples for {len(self.x)} in x, needs the same number"
             )
 
+    def __repr__(self) -> str:
+        """The shapes."""
+        return f"Regression(x {tuple(self.x.shape)}, y {tuple(self.y.shape)}, {self.x.dtype})"
+
     @property
     def count(self) -> int:
         """Number of samples m."""

@@ -100,7 +100,7 @@ class Spectrum(SpectralStatistics, Result):
         return made
 
     headline = (
-        "Spectrum, P = {0.size}: λ in [{0.smallest:.4g}, {0.largest:.4g}] loss / weight², rank "
+        "Spectrum, P = {0.size}: λ in [{0.smallest:.4g}, {0.largest:.4g}], rank "
         "{0.rank}, condition number {0.condition_number:.4g}, share below zero {0.index:.4g}"
     )
     tabulated = {"eigenvalue": "levels", "multiplicity": "multiplicities"}

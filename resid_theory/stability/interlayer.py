@@ -98,7 +98,8 @@ class InterlayerCushions(Summaries):
 
     def table(self) -> Columns:
         """One row for each map; last, the mean with its two standard errors, and the norm."""
-        how = [f"{k} probes ({side})" if k else f"exact ({side})"
+        names = {"in": "J v", "out": "u J"}
+        how = [f"{k} probes, {names[side]}" if k else f"exact, by {names[side]}"
                for k, side in zip(self.probes, self.sides, strict=True)]  # fmt: skip
         return {
             **super().table(),
@@ -195,7 +196,8 @@ def block_cushions(
         data: Inputs, with or without targets, in any form that :func:`layer_cushions` takes.
         blocks: Names of modules, dotted if they lie deeper; None for the modules ``block1``,
             ``block2``, ... of this library's networks.
-        kappa: ``"spatial"``, √(positions); ``"none"``, 1; or ``"total"``, √(entries) of the input.
+        kappa: Factor κ of the cushion: ``"spatial"``, √(positions); ``"none"``, 1; or ``"total"``,
+            √(entries) of the input.
         method: ``"exact"``, ``"probes"``, or ``"auto"`` for the cheaper one.
         probes: Number of sign vectors.
         generator: Source of the signs, on the CPU, or a seed.

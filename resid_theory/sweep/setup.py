@@ -27,10 +27,10 @@ class Setup:
         plain: Whether the shortcuts are left out.
         hidden: Width inside a block; d by default.
         bias: Whether each block's first layer has a bias.
-        pre: Activation before a block.
-        mid: Activation between the layers of a block.
-        post: Activation after a block's last layer.
-        init: Initialization, see ``rt.initialize``.
+        pre: Activation before a block, such as ``relu`` or ``tanh``.
+        mid: Activation between the layers of a block, such as ``relu`` or ``tanh``.
+        post: Activation after a block's last layer, such as ``relu`` or ``tanh``.
+        init: Initialization: ``xavier``, ``orthogonal``, ``kaiming``, ``zero`` or ``near_zero``.
         scale: Factor of ``near_zero``.
         loss: ``square`` or ``cross_entropy``.
     """
