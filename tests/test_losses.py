@@ -135,6 +135,8 @@ def test_values_that_are_no_losses(case, generator):
 def test_an_unknown_loss_is_met_with_the_nearest():
     with pytest.raises(ValueError, match="^loss: unknown name 'squared'; did you mean 'square'"):
         Loss.of("squared")
+    with pytest.raises(ValueError, match="^loss: unknown name 'mse'; choose from 'square'"):
+        Loss.of("mse")  # 'model' is the nearest name, and another loss
 
 
 DENSE = {  # shapes of logits and labels, and the axis of the classes
