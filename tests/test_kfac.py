@@ -233,8 +233,8 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"
     assert reasons == {
         "dirac": parametrized, "normed": parametrized, "pruned": parametrized,
-        "twice": "its layer is called 2 times in a pass of the net, needs once",
-        "never": "its layer is called never in a pass of the net, needs once",
+        "twice": "its layer is called 2 times in a pass of the net, needs one call",
+        "never": "its layer is not called in a pass of the net, needs one call",
         "beside": "it is used beside its layer",
         "grouped": "its convolution has 2 groups",
         "norm": "BatchNorm1d is no linear or convolutional layer",

@@ -126,8 +126,8 @@ def _reason(
     """Reason for which a layer has no factors; empty if it has."""
     module, weight = layer.module, layer.module.weight
     if len(layer.calls) != 1:
-        times = "never" if not layer.calls else f"{len(layer.calls)} times"
-        return f"its layer is called {times} in a pass of the net, needs once"
+        times = f"called {len(layer.calls)} times" if layer.calls else "not called"
+        return f"its layer is {times} in a pass of the net, needs one call"
     if getattr(module, "groups", 1) > 1:
         return f"its convolution has {module.groups} groups"
     if list(samples) != [2, 3]:
