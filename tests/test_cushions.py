@@ -595,9 +595,20 @@ def test_the_fused_path_of_attention_is_off_only_inside():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_samples_that_depend_on_one_another_cause_a_warning():
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False),
-                        nn.Linear(4, 2))  # fmt: skip
+class Coupled(nn.Module):
+    """Samples know little of each other, but more than round-off makes."""
+
+    def forward(self, x):
+        return x + 2e-5 * x.mean(0)
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [lambda: nn.BatchNorm1d(4, track_running_stats=False), Coupled],
+    ids=["norm", "little"],
+)
+def test_samples_that_depend_on_one_another_cause_a_warning(middle):
+    net = nn.Sequential(nn.Linear(3, 4), middle(), nn.Linear(4, 2))
     with pytest.warns(UserWarning, match="'2' and 0 more layers .* on the other samples"):
         rt.layer_cushions(net, noise(5, 3))
 

@@ -11,7 +11,14 @@ from test_lanczos import Wrapped, rotated
 from tolerances import relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.eigen.estimate import Cumulants, Estimate, mean_estimate, squares_mean, student
+from resid_theory.eigen.estimate import (
+    Cumulants,
+    Estimate,
+    mean_estimate,
+    positive_mean,
+    squares_mean,
+    student,
+)
 from resid_theory.eigen.wasserstein import Masses
 
 INF = math.inf
@@ -44,6 +51,11 @@ def test_mean_of_draws_is_the_textbook_interval():
     assert found.value == 4.0
     assert found.standard_error == pytest.approx(error)
     assert found.high - found.value == pytest.approx(student(3) * error + 0.5)
+    even, positive = mean_estimate(draws), positive_mean(draws)
+    ratio = math.exp((even.high - even.value) / even.value)
+    assert (positive.value, positive.standard_error) == (even.value, even.standard_error)
+    assert (positive.low, positive.high) == pytest.approx((even.value / ratio, even.value * ratio))
+    assert str(positive_mean(0 * draws)) == "0 (exact)"
     single = mean_estimate(draws[:1])
     assert single.value == 1.0 and single.covers(1e300) and math.isinf(single.standard_error)
 

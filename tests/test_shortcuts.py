@@ -1,6 +1,7 @@
 """Shortcuts of nets: listed, absorbed, refused; verdicts against brute force."""
 
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from resid_theory.identity import AddIdentity, with_identity
 SAME = 1e-12
 """What folds and absorptions promise in float64."""
 
+DOWN = torch.tensor([[0.0], [1.0], [0.0]])
 FAMILIES = families()
 REFUSED = refused()
 
@@ -123,6 +125,33 @@ def test_a_shortcut_is_found_wherever_its_identity_enters():
     assert found.layers == (1, 1, 1, 2, 1, 2)
     x = torch.randn(2, 4, 7, 7)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+class IdentityPlus(nn.Module):
+    """A layer by a function whose weight is another one plus V."""
+
+    def __init__(self, function, identity):
+        super().__init__()
+        self.function, self.V = function, nn.Parameter(torch.randn_like(identity))
+        self.register_buffer("identity", identity)
+
+    def forward(self, x):
+        return self.function(x, self.identity + self.V)
+
+
+@pytest.mark.parametrize(
+    ("function", "identity", "found"),
+    [
+        (F.linear, torch.eye(4), True),
+        (F.linear, torch.ones(4, 4), False),
+        (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * DOWN, True),
+        (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * (DOWN + 1), False),
+    ],
+    ids=["matrix", "no identity", "one tap", "three taps"],
+)
+def test_an_identity_that_a_function_is_given_in_its_weight(function, identity, found):
+    net = nn.Sequential(IdentityPlus(function, identity))
+    assert rt.shortcuts(net).enters == ("in the weight",) * found
 
 
 class Highway(nn.Module):
@@ -330,6 +359,17 @@ def test_strides_are_compared_at_every_rest_of_a_size():
         assert rt.shortcuts(net).answers == ("open",)
 
 
+def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions():
+    torch.manual_seed(0)
+    layers = nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv1d(4, 3, 1)
+    net, x = Residual(*layers, projection=Apply(lambda t: t[:, :, ::2])), torch.randn(2, 3, 7)
+    assert rt.shortcuts(net).enters == ("subsampled",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    # What is behind the samples may be tokens or what a matrix reads.
+    half, layers = Apply(lambda t: t[:, ::2]), (nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
+    assert rt.shortcuts(Residual(*layers, half, projection=half)).answers == ("open",)
+
+
 @pytest.mark.parametrize(
     "join",
     [torch.subtract, lambda x, y: torch.rsub(y, x), lambda x, y: torch.rsub(y, x, alpha=3),
@@ -410,6 +450,8 @@ def test_layers_that_no_convolution_is():
     net, mixed = Residual(reflected), Residual(Parallel(reflected, circular))
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
     assert "by circular and by reflect" in rt.shortcuts(mixed).how[0]
+    cropped = Residual(nn.Conv2d(3, 3, 3), projection=Apply(lambda t: F.pad(t, (-1,) * 4)))
+    assert "it crops its input" in rt.shortcuts(cropped).how[0]
     slopes = Residual(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 3))
     assert "channel to channel" in rt.shortcuts(slopes).how[0]
     twice = Residual(nn.Linear(3, 4), Apply(lambda t: F.relu(t) + 1), nn.Linear(4, 3))

@@ -225,14 +225,27 @@ def chain(*layers):
     return Branched(nn.Sequential(*layers))
 
 
+class Idle(nn.Module):
+    """Two layers beside one whose output goes nowhere and one whose input is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+        self.unread, self.unfed = (nn.Linear(3, 3, bias=False) for _ in range(2))
+
+    def forward(self, x):
+        return self.pair(x) + 0 * self.unread(x) + self.unfed(0 * x)
+
+
 @pytest.mark.parametrize(
     "layers",
     [
         lambda: (nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)),
         lambda: (nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3, bias=False), nn.LayerNorm(3, eps=0.1)),
         lambda: (nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)),
+        lambda: (Idle(),),
     ],
-    ids=["biases of middle layers", "bias of a norm behind", "train mode"],
+    ids=["biases of middle layers", "bias of a norm behind", "train mode", "idle"],
 )
 def test_branches_of_layers_of_torch(layers):
     torch.manual_seed(0)

@@ -131,4 +131,4 @@ def layer_table(
 def _norm(samples: Tensor, exact: bool) -> Estimate:
     if exact:
         return Estimate.exact(float(samples.sum()) ** 0.5)
-    return root(positive_mean(samples, scale=1.0, offset=0.0))
+    return root(positive_mean(samples))

@@ -57,23 +57,23 @@ class ZeroPass:
         """Tell uses that read the stream from those that write it, and take gradients there."""
         self.branches = self.graph.without(self.names)
         found = torch.autograd.grad(
-            self.loss, [use.output for use in self.uses], retain_graph=True, allow_unused=True
+            self.loss, [use.output for use in self.uses], retain_graph=True, materialize_grads=True
         )
         self.readers: list[int] = []
         self.writers: dict[int, Tensor] = {}  # with gradients, (parts, T, N)
         for number, (use, g) in enumerate(zip(self.uses, found, strict=True)):
             x = use.input.detach()
-            if not bool(x.isfinite().all()) or g is not None and not bool(g.isfinite().all()):
+            if not bool(x.isfinite().all()) or not bool(g.isfinite().all()):
                 raise ValueError(
                     f"net: at zero weights the input of {use.name!r} or the gradient behind it is "
                     "not finite; a norm behind a branch needs eps above zero"
                 )
-            reads, writes = bool(x.any()), g is not None and bool(g.any())
+            reads, writes = bool(x.any()), bool(g.any())
             if reads and writes:
                 raise ValueError(self._first_order(use))
             if reads or use.bias and not writes:
                 self.readers.append(number)
-            elif writes and g is not None:
+            elif writes:
                 self.writers[number] = use.rows(g)
 
         for reader in self.readers:

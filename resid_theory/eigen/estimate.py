@@ -128,21 +128,15 @@ def mean_estimate(
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
 
 
-def positive_mean(samples: Tensor, *, scale: float, offset: float) -> Estimate:
-    """The same for positive samples, with an interval that is even on a logarithmic axis."""
+def positive_mean(samples: Tensor) -> Estimate:
+    """Mean of positive samples, with an interval that is even on a logarithmic axis."""
     # Squares are skewed: where their mean is too low, their spread is too low as well, so that an
     # even interval misses the truth above it too often.
-    even = mean_estimate(samples, scale=scale, offset=offset)
-    mean = even.value - offset
-    if mean <= 0 or math.isinf(even.standard_error):
+    even = mean_estimate(samples)
+    if even.value <= 0 or math.isinf(even.standard_error):
         return even
-    ratio = math.exp(min(700.0, (even.high - even.value) / mean))
-    return Estimate(
-        value=even.value,
-        standard_error=even.standard_error,
-        low=offset + mean / ratio,
-        high=offset + mean * ratio,
-    )
+    ratio = math.exp(min(700.0, (even.high - even.value) / even.value))
+    return replace(even, low=even.value / ratio, high=even.value * ratio)
 
 
 @dataclass(frozen=True)

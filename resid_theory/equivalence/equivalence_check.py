@@ -256,7 +256,7 @@ def _value(loss: Loss, output: Any, target: Any) -> Tensor | None:
         found = [leaf for _, leaf in leaves_of(output) if isinstance(leaf, Tensor)]
         real = [torch.view_as_real(part) if part.is_complex() else part for part in found]
         parts = [part.reshape(-1) if part.dim() == 0 else part for part in real
-                 if part.is_floating_point() and part.requires_grad]  # fmt: skip
+                 if part.requires_grad]  # fmt: skip
         each = [loss(part, torch.zeros_like(part)).double() for part in parts]
         return torch.stack(each).sum() if each else None
     if loss.targets != "any" and not isinstance(output, Tensor):

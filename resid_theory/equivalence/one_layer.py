@@ -92,7 +92,7 @@ class _Piece:
     def _reads(self, node: fx.Node) -> bool:
         """True if only nodes that keep channels lie between the first node and this one."""
         while node is not self.first:
-            node = self.graph.inputs(node)[0]
+            (node,) = self.graph.inputs(node)
             if node is not self.first and (node in self.own or self.graph.kinds[node] == "sum"):
                 return False
         return True
@@ -135,7 +135,7 @@ class _Piece:
         return self._scaled(node, inner[0])
 
     def _operation(self, node: fx.Node) -> Callable[[Tensor], Tensor]:
-        before = self.graph.inputs(node)[0]
+        (before,) = self.graph.inputs(node)
         return lambda x: self.graph.run(node, {before: x})
 
     def _scaled(self, node: fx.Node, inner: AffineLayer) -> AffineLayer:

@@ -129,7 +129,7 @@ def _is_diagonal(kernel: Tensor) -> bool:
         return False
     at = kernel.nonzero()
     aligned = bool((at[:, 0] % kernel.shape[1] == at[:, 1]).all())
-    return aligned and len(at[:, 2:].unique(dim=0)) == 1
+    return aligned and bool((at[:, 2:] == at[0, 2:]).all())
 
 
 _FORMS = (
