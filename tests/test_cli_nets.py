@@ -8,7 +8,7 @@ import torch
 from verbs import content, error, printed
 
 import resid_theory as rt
-from resid_theory.cli import sources
+from resid_theory.cli import net_commands, sources
 
 SMALL = "--data digits --samples 6 --size 8".split()
 OWN = [*SMALL, "--channels", "1", "--model"]
@@ -260,6 +260,14 @@ def test_images_of_a_folder_are_drawn(tmp_path):
 def test_errors_are_one_line_that_names_the_option(capsys, checkpoints, own, words, says):
     given = words.format(net=checkpoints[0], small=" ".join(SMALL)).split()
     assert says in error(capsys, *given)
+
+
+def test_an_estimate_is_the_time_of_the_second_product(monkeypatch):
+    times = iter((0.0, 9.0, 10.0, 13.0))
+    monkeypatch.setattr("resid_theory.runtime.resources.clock", lambda device: next(times))
+    said = net_commands._estimate(torch.eye(7), k=5, probes=2, steps=15)
+    assert said.startswith("P = 7, 3 s a product, ")
+    assert said.endswith(" used; at least 40 products, 2.0 min.")
 
 
 def test_help_says_that_code_is_run(capsys):

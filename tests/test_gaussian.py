@@ -226,11 +226,13 @@ def test_the_top_layer_is_all_dominant(route, identity):
         assert bool((shares.diff() < 0).all())
 
 
-def test_the_default_dtype_does_not_matter():
-    case = replace(BASE, persistent=True)
-    expected = case.refined()
+@pytest.mark.parametrize("route", ["refined", "approximation"])
+@pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
+def test_the_default_dtype_does_not_matter(route, persistent):
+    case = replace(BASE, persistent=persistent)
+    expected = getattr(case, route)()
     torch.set_default_dtype(torch.float32)
-    assert torch.equal(case.refined(), expected)
+    assert torch.equal(getattr(case, route)(), expected)
 
 
 def test_plain_formula_for_many_channels():

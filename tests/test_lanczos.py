@@ -1,6 +1,7 @@
 """Extreme eigenpairs: against LAPACK on degenerate spectra; bounds, certificates, resumed runs."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import scipy.linalg
@@ -8,9 +9,10 @@ import torch
 from tolerances import EPS
 
 import resid_theory as rt
+from resid_theory.eigen import lanczos
 from resid_theory.eigen.krylov import Krylov, Locked
 from resid_theory.eigen.operator_log import RecordedOperator
-from resid_theory.eigen.ritz_bounds import lehmann
+from resid_theory.eigen.ritz_bounds import Goal, lehmann
 
 WHICH = ["largest", "smallest", "both", "magnitude"]
 
@@ -201,6 +203,21 @@ def test_thick_restart(which, generator):
     found = rt.eigenpairs(matrix, 2, which=which, capacity=24, tolerance=1e-7, generator=generator)
     assert found.products > 24
     assert_right(matrix, found, which, 2, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("which", "kept"),
+    [
+        ("largest", range(9, 20)),
+        ("smallest", range(11)),
+        ("both", [*range(6), *range(14, 20)]),
+        ("magnitude", [*range(5), *range(14, 20)]),
+    ],
+)
+def test_a_restart_keeps_the_wanted_vectors_and_half_of_the_others(which, kept):
+    goal = Goal(which=which, k=2, tolerance=1e-3)  # both: two at each end
+    found = lanczos._kept(SimpleNamespace(multiplied=20, waiting=1), goal)
+    assert found.tolist() == [*kept]
 
 
 @pytest.mark.parametrize("which", ["largest", "both"])

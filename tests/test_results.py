@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import resid_theory as rt
 from resid_theory import eigen, stability, theory
 from resid_theory.curvature import filter_directions, layer_table, loss_along
+from resid_theory.plots import result_plots
 from resid_theory.plots.result_plots import PICTURES
 from resid_theory.runtime import store
 from resid_theory.runtime.result import FORMAT, Result
@@ -359,6 +360,15 @@ def test_a_curve_has_the_numbers_and_bars_of_its_column():
     torch.testing.assert_close(ends[:, 1] - ends[:, 0], 2 * flows.standard_error)
     with pytest.raises(ValueError, match="column: unknown name 'shares'; did you mean 'share'"):
         rt.plots.curve(flows, "shares")
+
+
+@pytest.mark.parametrize("colors", [0, -1], ids=["enough", "too few"])
+def test_curves_have_a_legend_as_long_as_their_colors_differ(colors, monkeypatch):
+    found = made("NoiseCurves")
+    colors += found.frame()["place"].nunique()
+    monkeypatch.setattr(result_plots, "SERIES", result_plots.SERIES[:colors])
+    ax = rt.plots.curve(found, ax=rt.plots.figure().axes[0])
+    assert (ax.get_legend() is None) == (colors < found.frame()["place"].nunique())
 
 
 def test_epochs_are_marked_by_whole_numbers():

@@ -97,15 +97,17 @@ def test_the_distance_lies_between_its_bounds():
 
 
 @pytest.mark.parametrize(
-    ("function", "kappa", "keeps"),
-    [(F.relu, 1, True), (F.gelu, 1, False), (F.silu, 1, False), (F.elu, None, True),
-     (lambda t: F.leaky_relu(t, 0.3), 1.3, True), (F.softplus, 1, False), (F.mish, None, False),
-     (torch.tanh, None, False), (F.hardswish, 1, False), (F.relu6, None, False),
-     (lambda t: F.relu(t) ** 2, None, False)],
+    ("function", "kappa", "properties"),
+    [(F.relu, 1, "keeps_positive nonnegative homogeneous zero"), (F.gelu, 1, "zero"),
+     (F.silu, 1, "zero"), (F.elu, None, "keeps_positive zero"), (torch.tanh, None, "zero"),
+     (lambda t: F.leaky_relu(t, 0.3), 1.3, "keeps_positive homogeneous zero"),
+     (F.softplus, 1, "nonnegative"), (F.mish, None, "zero"), (F.hardswish, 1, "zero"),
+     (F.relu6, None, "nonnegative zero"), (torch.square, None, "nonnegative flat zero"),
+     (lambda t: F.relu(t) ** 2, None, "nonnegative squares flat zero")],
 )  # fmt: skip
-def test_units_that_carry_a_line(function, kappa, keeps):
+def test_units_that_carry_a_line(function, kappa, properties):
     unit = UnitKind.of(function)
-    assert unit.keeps_positive is keeps
+    assert {name for name, value in vars(unit).items() if value is True} == {*properties.split()}
     assert unit.kappa == (None if kappa is None else pytest.approx(kappa, rel=1e-12))
 
 

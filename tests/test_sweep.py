@@ -25,6 +25,7 @@ from resid_theory import cli, sweep
 from resid_theory.data import one_hot, whiten
 from resid_theory.runtime import store
 from resid_theory.sweep import config, processes, ray_executor, registry
+from resid_theory.sweep.image_tasks import TrainingTask
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options
 
@@ -234,6 +235,12 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
 
 
 SMALL = {"depth": 5, "size": 8, "samples": 32}
+
+
+def test_a_training_stretches_the_papers_schedule():
+    papers = rt.training.presets.KINDS["simplified"].recipe
+    assert TrainingTask(lr=0.5).recipe() == papers.change(lr=0.5)
+    assert TrainingTask(lr=0.5, epochs=40).recipe() == papers.scaled(40).change(lr=0.5)
 
 
 def test_curvature_cushions_and_trainings(tmp_path):

@@ -349,6 +349,22 @@ def test_gated_branches_alone_are_flat_and_have_no_kink():
     assert not point.notes
 
 
+class Kinked(Gate):
+    """A pair, and a gate whose response is zero but for the step across the kink."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3, bias=False))
+
+    def forward(self, x):
+        return self.pair(x) + self.down(F.relu(self.gate(x)) * self.up(x))
+
+
+def test_what_a_kink_leaves_of_a_response_of_zero_pairs_nothing():
+    point = zero_point_of_net(Branched(Kinked()), "square", torch.randn(2, 5, 3).unbind())
+    assert (point.verdict, point.spectrum.size, point.spectrum.rank) == ("strict saddle", 72, 24)
+
+
 class Routed(nn.Module):
     def __init__(self):
         super().__init__()
