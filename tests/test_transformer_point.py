@@ -430,6 +430,16 @@ def test_wrong_numbers(make, words):
         make(torch.ones(2, 5, 4))
 
 
+def test_the_default_dtype_does_not_round_a_slope():
+    g, z = torch.randn(2, 1, 4, 3)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        branch = Branch.mlp(g, z, hidden=5, slope=0.1)
+        found.append(transformer_zero_point([branch]).spectrum.eigenvalues)
+    assert torch.equal(*found)
+
+
 def test_a_flat_point_is_degenerate():
     g = torch.ones(2, 5, 4)
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])

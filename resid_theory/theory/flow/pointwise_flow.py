@@ -115,8 +115,9 @@ class TrivialFlow:
             width = torch.tensor(p * (n - 1), dtype=torch.float64).sqrt()
             return _at_zero((p * exceedance(1 / width)).expand(self.layers + 1))
         variance = self.deviation**2
-        reached = torch.tensor([sum(p**t for t in range(1, int(m) + 1)) for m in above])
-        own, others = 1 + above * variance, (n - 1) * variance * reached.to(torch.float64)
+        sums = [sum(p**t for t in range(1, m + 1)) for m in range(self.layers + 1)]
+        reached = torch.tensor(sums, dtype=torch.float64)
+        own, others = 1 + above * variance, (n - 1) * variance * reached
         return p**above * _chance(own, others)
 
     def refined(self) -> Tensor:

@@ -137,7 +137,8 @@ class Branch(Storable):
         """
         g, z = _pair(gradient, inputs)
         h = check_int("hidden", hidden)
-        B = check_finite("slope", torch.tensor(float(slope))) * _outer(g, _with_one(z, bias))
+        factor = torch.tensor(float(slope), dtype=torch.float64)
+        B = check_finite("slope", factor) * _outer(g, _with_one(z, bias))
         if gated:
             flat = {"gate, up, down": h * (2 * B.shape[1] + B.shape[0])}
             return cls(name=name, kind="gate, up, down", correlations=(), units=(), flat=flat)
