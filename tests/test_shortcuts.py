@@ -387,6 +387,14 @@ def test_sums_by_other_names(join):
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
+@pytest.mark.parametrize("cast", [lambda t: t.double(), lambda t: t.to(torch.float64)])
+def test_casts_between_layers_change_nothing(cast):
+    torch.manual_seed(0)
+    net, x = Residual(nn.Linear(3, 4), Apply(cast), nn.Linear(4, 3)), torch.randn(5, 3)
+    assert rt.shortcuts(net).answers == ("folds",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
 class Joined(nn.Module):
     def __init__(self, branch, join):
         super().__init__()
