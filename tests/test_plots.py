@@ -169,7 +169,6 @@ def test_flow_curves_have_bars_and_lines(ax):
     np.testing.assert_allclose([span[:, 1] for span in spans], [[0.09, 0.11], [0.88, 0.92]])
     assert labels(ax) == ["a", "b"]
     assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
-    assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
     assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= 1
 
 
