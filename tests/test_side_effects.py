@@ -341,6 +341,15 @@ def test_functions_without_a_second_derivative_are_named(name, loss, data):
             torch.testing.assert_close(found.block("a.*", "b.*").dense(), exact.dense()[:25, 25:])
 
 
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+@pytest.mark.parametrize("name", ONCE)
+def test_functions_behind_the_only_layer_are_named(name, method, data):
+    net = made(lambda: Between(ONCE[name][0]))
+    net.b = nn.Identity()
+    with pytest.raises(ValueError, match=f"^net: .* second derivative of {name} "):
+        rt.hessian(net, "cross_entropy", data, method=method)
+
+
 def test_losses_without_a_second_derivative_are_named(data):
     def loss(output, target):
         rows = output.log_softmax(1)[:, None].expand(-1, 4, -1).movedim(0, 1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from resid_theory.curvature.empirical_risk import EmpiricalRisk
+from resid_theory.curvature.forward_checks import check_twice
 from resid_theory.curvature.loss_graph import LossGraph, WeightUse
 from resid_theory.curvature.matvec_graphs import LossItself
 from resid_theory.curvature.zero_pass import loss_graph
@@ -145,26 +146,27 @@ def _accumulate(
         raise NotPaired
     at: list[Any] = [*(layer.use.output for layer in layers), *risk.parameters]
     found = torch.autograd.grad(weight * loss, at, create_graph=True, allow_unused=True)
-    for number, (layer, delta) in enumerate(zip(layers, found, strict=False)):
-        if delta is None:
-            continue
-        use, (a,) = layer.use, layer.use.input
-        (slope,) = use.rows(delta.detach())
-        # Q is symmetric: from a gradient back to later layers is half the way to earlier ones.
-        for later, q in _slopes(delta, use.placed(_units(slope)), layers[number:]):
-            block = _products(q, later.input, layer.input)
-            _add(hessian, later, layer, block.permute(1, 2, 0, 3))
-        for earlier, moves in _slopes(use.input, _units(a), layers[:number]):
-            block = _products(moves, slope, earlier.input)
-            _add(hessian, layer, earlier, block.permute(2, 0, 1, 3))
-    pairs = zip(found[len(layers) :], risk.parameters, strict=True)
-    first = [torch.zeros_like(p) if g is None else g for g, p in pairs]
-    moved = torch.cat([g.flatten() for g in first]) @ tried
-    if not moved.requires_grad:
-        return weight, torch.zeros_like(tried)
-    product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True,
-                                  allow_unused=True)  # fmt: skip
-    return weight, torch.cat([g.flatten() for g in product])
+    with check_twice([loss], [slope for slope in found if slope is not None]):
+        for number, (layer, delta) in enumerate(zip(layers, found, strict=False)):
+            if delta is None:
+                continue
+            use, (a,) = layer.use, layer.use.input
+            (slope,) = use.rows(delta.detach())
+            # Q is symmetric: from a gradient back to later layers is half the way to earlier ones.
+            for later, q in _slopes(delta, use.placed(_units(slope)), layers[number:]):
+                block = _products(q, later.input, layer.input)
+                _add(hessian, later, layer, block.permute(1, 2, 0, 3))
+            for earlier, moves in _slopes(use.input, _units(a), layers[:number]):
+                block = _products(moves, slope, earlier.input)
+                _add(hessian, layer, earlier, block.permute(2, 0, 1, 3))
+        pairs = zip(found[len(layers) :], risk.parameters, strict=True)
+        first = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        moved = torch.cat([g.flatten() for g in first]) @ tried
+        if not moved.requires_grad:
+            return weight, torch.zeros_like(tried)
+        product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True,
+                                      allow_unused=True)  # fmt: skip
+        return weight, torch.cat([g.flatten() for g in product])
 
 
 def pairs_hessian(
