@@ -12,11 +12,13 @@ from pathlib import Path
 import interrupted
 import pytest
 import torch
+import typer
 from verbs import content, error, printed
 
 import resid_theory as rt
 from resid_theory import cli, training
 from resid_theory.cli import train_commands
+from resid_theory.cli.output import number
 from resid_theory.training.presets import KINDS, net_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,16 @@ def test_the_verb_trains_as_the_library_does(capsys, tmp_path):
     assert (found["samples"], found["test_samples"], found["epoch"]) == (96, 360, 2)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == run.metrics
+    assert found["parameters"] == sum(p.numel() for p in net.parameters())
+    assert (found["seed"], found["device"], found["data"]) == (3, "cpu", "digits")
+    said = printed(capsys, "train", *NET, *SMALL, "--seed", 3, "--out", tmp_path)
+    assert said.startswith(f"P = {found['parameters']:,}, 2 epochs of 96 images in ")
+    for row, loss, share in (
+        ("last epoch, as trained", "loss", "error"),
+        ("test, 360 images", "test_loss", "test_error"),
+    ):
+        (line,) = [line.strip() for line in said.splitlines() if line.strip().startswith(row)]
+        assert line.removeprefix(row).split() == [number(found[loss]), number(found[share])]
 
 
 @pytest.mark.parametrize(
@@ -68,8 +80,18 @@ def test_options_of_every_kind_are_options_of_the_verb(capsys):
         assert f"--{option.replace('_', '-')}" in said
 
 
-def test_the_depth_of_a_kind_is_the_papers():
-    assert net_of("simplified").architecture == rt.simplified_net(20).architecture
+@pytest.mark.parametrize(
+    ("kind", "depth", "narrow"),
+    [("simplified", 20, {}), ("full", 20, {}), ("diracnet", 28, {"width": 1}),
+     ("preresnet", 28, {"width": 1})],
+)  # fmt: skip
+def test_the_depth_of_a_kind_is_the_papers(kind, depth, narrow):
+    expected = KINDS[kind].builder(depth, **narrow, generator=0)
+    assert str(net_of(kind, **narrow)) == str(expected)
+    assert all(map(torch.equal, net_of(kind, **narrow).parameters(), expected.parameters()))
+
+
+def test_what_a_kind_does_not_have_is_refused():
     with pytest.raises(ValueError, match="width: got 2, which 'full' does not have"):
         net_of("full", width=2)
 
@@ -127,6 +149,80 @@ def test_two_processes_train_as_one(capsys, tmp_path):
     one = content(capsys, "train", *NET, *SMALL, "--out", tmp_path / "one")
     for key in ("loss", "error", "test_loss", "test_error"):
         assert found[key] == pytest.approx(one[key], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected"),
+    [("auto", 1, "auto"), ("cpu", 1, "cpu"), ("auto", 2, "cpu"), ("cpu", 2, "cpu")],
+)
+def test_each_process_has_a_device(monkeypatch, name, count, expected):
+    monkeypatch.setattr(train_commands, "_COUNT", count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train_commands._device(name) == expected
+
+
+def test_each_of_several_processes_has_its_own_gpu(monkeypatch, cuda):
+    monkeypatch.setattr(train_commands, "_COUNT", 2)
+    assert [train_commands._device(name) for name in ("auto", "cuda", "cpu")] == [
+        "cuda:0", "cuda:0", "cpu",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="--device: got 'cuda:0' for 2 processes, needs auto"):
+        train_commands._device("cuda:0")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of torch.distributed, which stays unasked."""
+    made = []
+    for name in ("init_process_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(
+            torch.distributed, name, lambda *given, name=name: made.append((name, *given))
+        )
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: made.append(device))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "before"),
+    [(1, "cpu", None), (2, "cpu", [("init_process_group", "gloo")]),
+     (2, "cuda:1", ["cuda:1", ("init_process_group", "nccl")])],
+    ids=["one", "cpu", "gpu"],
+)  # fmt: skip
+def test_processes_meet_and_leave_together(monkeypatch, calls, count, device, before):
+    monkeypatch.setattr(train_commands, "_COUNT", count)
+    with train_commands._world(device) as group:
+        calls.append(group)
+    after = ["world", ("barrier",), ("destroy_process_group",)]
+    assert calls == ([None] if before is None else [*before, *after])
+
+
+@pytest.mark.parametrize("local", [0, 1])
+@pytest.mark.parametrize("group", [None, "world"])
+def test_one_process_of_a_machine_downloads_before_the_others(monkeypatch, calls, local, group):
+    monkeypatch.setattr(train_commands, "_LOCAL", local)
+    with train_commands._in_turn(group):
+        calls.append("work")
+    wait = [("barrier",)] if group else []
+    assert calls == (["work", *wait] if local == 0 else [*wait, "work"])
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "raised"),
+    [
+        (0, ValueError("lr: no"), ValueError),
+        (1, ValueError("lr: no"), typer.Exit),
+        (1, ValueError("process_group: no"), ValueError),
+        (0, RuntimeError("process_group: rank 0 failed"), typer.Exit),
+        (1, RuntimeError("process_group: rank 1 is lost"), ValueError),
+        (0, RuntimeError("another"), RuntimeError),
+    ],
+    ids=str,
+)
+def test_an_error_is_reported_by_whom_it_concerns(monkeypatch, rank, error, raised):
+    monkeypatch.setattr(train_commands, "_RANK", rank)
+    with pytest.raises(raised) as caught, train_commands._reported_once():
+        raise error
+    assert type(caught.value) is raised
 
 
 @pytest.mark.parametrize("rank", [0, 1])

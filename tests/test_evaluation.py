@@ -1,5 +1,8 @@
 """Errors and loss of single crops, on tensors and image folders; the verbs on trained nets."""
 
+import math
+from dataclasses import replace
+
 import oracles
 import pytest
 import torch
@@ -42,6 +45,30 @@ def test_errors_and_loss_from_their_definitions(generator, device, batch):
 def test_outputs_that_argmax_finds_hard(logits, wrong):
     found = rt.evaluate(constant(logits), (torch.zeros(3, 1), torch.arange(3)), top=(1, 2))
     assert dict(found.wrong) == wrong
+
+
+@pytest.mark.parametrize(("classes", "usual"), [(4, {1}), (5, {1, 5}), (9, {1, 5})])
+def test_top_5_errors_are_usual_from_5_classes_on(classes, usual, capsys):
+    logits, labels = torch.zeros(3, classes), torch.zeros(3, dtype=torch.int64)
+    assert set(rt.evaluate(torch.nn.Identity(), (logits, labels)).wrong) == usual
+    assert capsys.readouterr().err == ""
+    rt.evaluate(torch.nn.Identity(), (logits, labels), progress=True)
+    assert "evaluation" in capsys.readouterr().err
+
+
+def test_errors_have_the_intervals_of_wilson():
+    logits = torch.tensor([[2.0, 1.0, 0.0]] * 10)
+    found = rt.evaluate(torch.nn.Identity(), (logits, torch.tensor([0] * 3 + [1] * 5 + [2] * 2)))
+    (row,) = found.frame().to_dict("records")
+    share, n, z = 0.7, 10, 1.959963984540054  # E. B. Wilson, 1927
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    assert (row["samples"], row["labels"], row["top_1_error"]) == (10, 10, share)
+    assert row["top_1_error_low"] == pytest.approx(middle - half, rel=1e-12)
+    assert row["top_1_error_high"] == pytest.approx(middle + half, rel=1e-12)
+    tokens = torch.zeros(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64)
+    frame = rt.evaluate(torch.nn.Identity(), tokens).frame()
+    assert not any("low" in name or "high" in name for name in frame)  # they depend on each other
 
 
 def test_running_statistics_are_used(generator):
@@ -137,6 +164,8 @@ def test_fold_writes_what_evaluates_alike(capsys, tmp_path, checkpoint, name):
     found = content(capsys, "fold", "--checkpoint", checkpoint, "--out", out)
     assert (found["norms"], found["parameters"]) == (7, [75_738, 75_050])
     assert len(found["converted"]) == 7 and list(found["left"]) == ["fc"]
+    said = printed(capsys, "fold", "--checkpoint", checkpoint, "--out", out, "--overwrite")
+    assert said.startswith(f"7 BatchNorms folded, 75,738 parameters became 75,050; {out} written.")
     options = ("--data", "digits", "--samples", "20", "--top", "1,5")
     before = content(capsys, "evaluate", "--checkpoint", checkpoint, *options)
     after = content(capsys, "evaluate", "--checkpoint", out, *options)
@@ -151,13 +180,18 @@ def test_evaluate_on_a_folder(capsys, checkpoint, tree):
     images = rt.load_image_folder(tree, size=16, shorter=18)
     found = rt.evaluate(rt.load_checkpoint(checkpoint), images)
     assert own["loss"] == found.loss and own["top_5_error"] == found.error(5)
-    assert imagenet["loss"] != own["loss"]
+    # Means and deviations of ImageNet's channels, as torchvision's documentation gives them.
+    usual = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    found = rt.evaluate(rt.load_checkpoint(checkpoint), replace(images, **usual))
+    assert imagenet["loss"] == found.loss
 
 
 def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
     words = ["evaluate", "--checkpoint", checkpoint, "--data", "digits", "--samples", 5]
     said = printed(capsys, *words)
-    assert said.startswith("top-1 error ") and said.endswith("nats; 5 images, one crop each.\n")
+    found = content(capsys, *words)
+    errors = ", ".join(f"top-{k} error {100 * found[f'top_{k}_error']:.2f} %" for k in (1, 5))
+    assert said == f"{errors}, loss {found['loss']:.4f} nats; 5 images, one crop each.\n"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Data-parallel training: two processes against one, on the same batches."""
 
+import copy
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import interrupted
@@ -13,6 +16,8 @@ from trials import complaint
 
 import resid_theory as rt
 from resid_theory.training import Recipe, checkpoint
+from resid_theory.training.parallel import Parallel
+from resid_theory.training.step import NetGroup
 
 # 67 samples: batches of 33, 33 and 1; parts of 17 and 16, and one that leaves the second process
 # nothing.
@@ -196,6 +201,83 @@ COMPLAINTS = {
 def test_all_processes_stop_together(found, folder, name, rank):
     says = COMPLAINTS[name][rank].format(folder=folder)
     assert found[rank]["complaints"][name].startswith(says)
+
+
+class Member:
+    """One of several threads that sum tensors as processes do."""
+
+    def __init__(self, rank, given, barrier):
+        self.rank, self.count, self._given, self._barrier = rank, len(given), given, barrier
+
+    def add(self, tensor):
+        self._given[self.rank] = tensor.clone()
+        self._barrier.wait()
+        total = sum(self._given)
+        self._barrier.wait()
+        return tensor.copy_(total)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["bare", "batchnorm"])
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (2, 7), (5, 7)])
+def test_a_step_is_shared_by_three_threads(start, stop, norm):
+    """Parts of unequal size, and with two samples none for the third."""
+    net, every = conv_net(norm=norm), range(start, stop)
+    x, y = torch.randn(7, 1, 8, 8), torch.arange(7)
+    before = dict(net.state_dict())
+    change = {name: torch.zeros_like(t) for name, t in net.named_buffers() if "running" in name}
+    gradient, loss, wrong = [torch.zeros_like(p) for p in net.parameters()], 0.0, 0
+    for part in filter(len, (every[rank::3] for rank in range(3))):
+        one, rows, share = copy.deepcopy(net), list(part), len(part) / len(every)
+        output = one(x[rows])
+        value = torch.nn.functional.cross_entropy(output, y[rows])
+        for total, g in zip(gradient, torch.autograd.grad(value, one.parameters()), strict=True):
+            total += share * g
+        for name, total in change.items():
+            total += share * (one.state_dict()[name] - before[name])
+        loss += share * value.item()
+        wrong += int((output.argmax(1) != y[rows]).sum())
+    given, barrier = [None] * 3, threading.Barrier(3, timeout=60)
+    nets = [copy.deepcopy(net) for _ in range(3)]
+
+    def work(rank):
+        group = NetGroup([nets[rank]], RECIPE, torch.device("cpu"))
+        parallel = Parallel(Member(rank, given, barrier), group, 0)
+        assert not parallel.alone
+        rows, share = parallel.part(start, stop)
+        parallel.begin(0)
+        losses, errors = group.gradients([(x[rows], y[rows], y[rows], None)])
+        return parallel.join(losses, errors, share), share
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(work, range(3)))
+    assert sum(share for _, share in found) == pytest.approx(1)
+    for one, ((losses, errors), _) in zip(nets, found, strict=True):
+        assert losses.tolist() == [pytest.approx(loss)] and errors.tolist() == [wrong]
+        for p, total in zip(one.parameters(), gradient, strict=True):
+            assert relative_error(p.grad, total) <= ROUND_OFF
+        for name, total in change.items():
+            assert relative_error(one.state_dict()[name], before[name] + total) <= ROUND_OFF
+        if norm:
+            tracked = one.state_dict()["1.num_batches_tracked"]
+            assert tracked == before["1.num_batches_tracked"] + 1 and tracked.dtype == torch.int64
+
+
+def test_draws_of_a_net_differ_between_processes_and_steps():
+    group, draws = NetGroup([conv_net()], RECIPE, torch.device("cpu")), []
+    for rank, seed, step in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        Parallel(Member(rank, [None] * 2, None), group, seed).begin(step)
+        draws.append(torch.rand(1).item())
+    assert len(set(draws)) == 4 and draws[0] == draws[-1]
+
+
+def test_one_process_changes_nothing():
+    group = NetGroup([conv_net()], RECIPE, torch.device("cpu"))
+    parallel, state = Parallel(Member(0, [None], None), group, 0), torch.get_rng_state()
+    parallel.begin(3)
+    losses, wrong = torch.ones(1), torch.tensor([2])
+    assert parallel.alone and parallel.join(losses, wrong, 1.0) == (losses, wrong)
+    assert parallel.part(3, 9) == (slice(3, 9, 1), 1.0)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_ranks_need_a_process_group():

@@ -105,9 +105,28 @@ def test_rates_of_the_papers(recipe, step, expected):
     assert recipe.rate(step, 1) == pytest.approx(expected, rel=1e-15)
 
 
-def test_a_scaled_schedule_keeps_its_shares():
-    scaled = training.DIRACNETS.change(warmup=30).scaled(20)
-    assert (scaled.epochs, scaled.milestones, scaled.warmup) == (20, (6, 12, 16), 3)
+@pytest.mark.parametrize(
+    ("recipe", "epochs", "batch", "decay", "what"),
+    [(training.NOISE_STABILITY, 200, 128, 1e-4, "all"),
+     (training.NOISE_STABILITY_BN, 200, 128, 1e-4, "all"),
+     (training.DIRACNETS, 200, 128, 5e-4, "multi_axis"),
+     (training.DIRACNETS_IMAGENET, 100, 256, 1e-4, "multi_axis")],
+    ids=["noise", "noise_bn", "dirac", "imagenet"],
+)  # fmt: skip
+def test_settings_of_the_papers(recipe, epochs, batch, decay, what):
+    assert (recipe.epochs, recipe.batch, recipe.weight_decay) == (epochs, batch, decay)
+    assert (recipe.momentum, recipe.nesterov, recipe.warmup) == (0.9, False, 0)
+    assert (recipe.decay, recipe.augmentation, recipe.pad) == (what, "crop_flip", 4)
+    assert (recipe.precision, recipe.channels_last, recipe.compile) == ("float32", False, "none")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones", "warmup"),
+    [(20, (6, 12, 16), 3), (2, (1, 1, 2), 0), (1, (1, 1, 1), 0), (400, (120, 240, 320), 60)],
+)
+def test_a_scaled_schedule_keeps_its_shares(epochs, milestones, warmup):
+    scaled = training.DIRACNETS.change(warmup=30).scaled(epochs)
+    assert (scaled.epochs, scaled.milestones, scaled.warmup) == (epochs, milestones, warmup)
 
 
 @pytest.mark.parametrize(
