@@ -77,6 +77,13 @@ def test_the_error_of_the_products_is_in_every_bar(kind, generator):
     assert width <= (1e-3 if kind == "own" else 1e-4)
 
 
+def test_an_error_that_is_seen_widens_the_one_that_is_told():
+    error = MatrixError(spectral=1.0, frobenius=5.0, trace=2.0)
+    assert error.at_least(3.0) == MatrixError(spectral=3.0, frobenius=5.0, trace=3.0)
+    assert error.at_least(0.5) == error
+    assert error.scaled(2.0) == MatrixError(spectral=2.0, frobenius=10.0, trace=4.0)
+
+
 @pytest.mark.parametrize("scale", [1e-305, 1e-160, 1e154, 1e300])
 def test_any_scale(scale, generator):
     levels = torch.linspace(-1, 1, 60) ** 3 + 0.1

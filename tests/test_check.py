@@ -1,5 +1,7 @@
 """Checks: each message names the argument, what was given and what is needed."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +212,50 @@ def test_slips_are_named(slip):
     call, says = SLIPS[slip]
     with pytest.raises(ValueError, match=says):
         call()
+
+
+CURVATURE = [rt.curvature_operator, rt.hessian, rt.hessian_spectrum, rt.spectrum]
+ESTIMATES = [rt.spectrum, rt.eigen.spectral_estimates, rt.curvature_callback]
+SEARCHES = [rt.spectrum, rt.eigen.spectral_estimates, rt.eigenpairs]
+PASSES = [rt.stability.activation_noise, rt.stability.block_cushions, rt.interlayer_cushions,
+          rt.stability.compression_bound]  # fmt: skip
+# Functions in which an argument of one name has one default.
+ALIKE = {
+    "batch": [*PASSES, rt.stability.interlayer_smoothness],
+    "batchnorm": [*CURVATURE[:3], rt.curvature.batch_spectra, rt.curvature_callback,
+                  rt.curvature.hessian_cost, rt.layer_cushions, *PASSES[1:3]],
+    "budget": [rt.trace, rt.frobenius_norm],
+    "classes": [rt.networks.diracnet, rt.networks.full_net, rt.networks.preresnet,
+                rt.networks.simplified_net],
+    "damping": [rt.eigen.LinearOperator.solve, rt.curvature.KroneckerOperator.solve],
+    "generator": [
+        rt.curvature_operator, rt.curvature.batch_spectra, rt.curvature.filter_directions,
+        rt.curvature.kfac, rt.curvature.layer_table, rt.spectrum, rt.eigenpairs, rt.frobenius_norm,
+        rt.spectral_density, rt.eigen.spectral_estimates, rt.trace, rt.networks.diracnet,
+        rt.networks.diracnet_imagenet, rt.networks.full_net, rt.networks.preresnet,
+        rt.networks.resnet_imagenet, rt.networks.simplified_net, rt.networks.draw_weights,
+        *PASSES, rt.stability.interlayer_smoothness, rt.stability.weight_noise,
+        rt.compare_cushions, rt.theory.interpolate,
+    ],
+    "k": SEARCHES,
+    "method": [*CURVATURE[1:], rt.curvature.hessian_cost, *PASSES[1:3]],
+    "missed": SEARCHES,
+    "percentile": [*ESTIMATES[:2], rt.eigen.SpectrumReport.of],
+    "probes": [*ESTIMATES, rt.spectral_density],
+    "progress": [*CURVATURE, *SEARCHES, rt.spectral_density, rt.trace, rt.frobenius_norm, *PASSES,
+                 rt.layer_cushions, rt.stability.weight_noise, rt.dominant_flows, rt.evaluate],
+    "steps": [*ESTIMATES, rt.spectral_density],
+    "tolerance": [*SEARCHES, rt.curvature_callback, rt.curvature.batch_spectra,
+                  rt.curvature.layer_table],
+    "weight_decay": CURVATURE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", ALIKE)
+def test_an_argument_of_one_name_has_one_default(argument):
+    found = [inspect.signature(function).parameters[argument].default
+             for function in ALIKE[argument]]  # fmt: skip
+    assert inspect.Parameter.empty not in found
+    assert found == [found[0]] * len(found)
+    # What draws does it alike in every call, and what measures prints nothing unasked.
+    assert {"generator": 0, "progress": False}.get(argument, found[0]) == found[0]

@@ -723,6 +723,14 @@ def test_refusals(arguments, message):
         rt.layer_cushions(settings.pop("net"), settings.pop("data"), **settings)
 
 
+def test_a_layer_without_a_row_is_named_with_the_reason():
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), noise(2, 4)
+    (name, why), *_ = rt.layer_cushions(net, x).not_covered.items()
+    with pytest.raises(ValueError) as caught:
+        rt.layer_cushions(net, x, layers=[name])
+    assert str(caught.value) == f"layers: {name!r} has no row: {why}"
+
+
 def test_an_overflow_inside_the_net_names_the_layer():
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     net[0].weight.data.fill_(1e308)

@@ -304,6 +304,11 @@ class Coupled(nn.Module):
         (small_net, {"start": 3, "stop": 3}, "stop: got 3 for start=3, needs a later layer"),
         (small_net, {"start": "conv"}, "start: unknown name 'conv'"),
         (lambda: Wrapped(small_net()), {"start": 2}, "start: got 2 for Wrapped; needs the name"),
+        (
+            lambda: Wrapped(small_net()),
+            {"start": "net.4", "stop": "net.1"},
+            "stop: is not reached behind start in net.4:net.1",
+        ),
         (small_net, {"start": 0, "kappa": "all"}, "kappa: unknown name"),
         (small_net, {"start": 0, "method": "fast"}, "method: unknown name"),
         (small_net, {"start": 0, "probes": 1}, "probes: got 1, needs at least 2"),

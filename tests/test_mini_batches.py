@@ -1,5 +1,6 @@
 """Largest eigenvalues over mini-batches, against dense Hessians of each."""
 
+import numpy as np
 import oracles
 import pytest
 import torch
@@ -46,6 +47,9 @@ def test_every_batch_and_all_data(kind):
     assert found.sizes == (4, 2, 5) and found.count == 3
     assert found.median == pytest.approx(sorted(right.tolist())[1], rel=TIGHT)
     assert found.quantile(1.0) == pytest.approx(float(right.max()), rel=TIGHT)
+    for number, percent in ((found.low, 10), (found.median, 50), (found.high, 90)):
+        assert number == pytest.approx(np.percentile(right.numpy(), percent), rel=TIGHT)
+    assert f"median of 3 mini-batches {found.median:.4g}" in str(found)
     shares = torch.tensor([float(row[2].sum()) for row in rows])
     assert found.whole.value <= float((shares * found.values).sum() / shares.sum())
 

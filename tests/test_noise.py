@@ -159,6 +159,22 @@ def test_an_input_that_is_overwritten_counts_as_it_was_read():
     assert torch.equal(found.predicted, plain.predicted)
 
 
+class Averaging(nn.Module):
+    """Its layer reads the mean of the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + self.layer(x.mean(0, keepdim=True))
+
+
+def test_a_layer_that_no_sample_has_to_itself_is_named():
+    with pytest.raises(ValueError, match="^layers: {'layer': 'its input has the shape .1, 4. for"):
+        stability.weight_noise(Averaging(), noise(5, 4), layers=["layer"])
+
+
 @pytest.mark.parametrize("make, shape", KINDS.values(), ids=KINDS)
 def test_noise_in_weights_follows_the_law(make, shape):
     net, x = nn.Sequential(make()), noise(3, *shape)

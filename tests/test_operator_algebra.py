@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import scipy.sparse
+import scipy.stats
 import torch
 from scipy.sparse.linalg import aslinearoperator
 from tolerances import HESSIAN
@@ -112,6 +113,8 @@ def test_diagonals_are_exact_by_columns_and_have_bars_else(problem):
     H, _, hessian, _, _ = problem
     exact = H.diagonal()
     assert exact.is_exact and exact.products == 26 and close(exact.values, hessian.diagonal())
+    assert not exact.standard_errors.any() and not exact.half_widths.any()
+    assert str(exact).endswith(", exact")
     inside, far = 0, []
     for seed in range(60):
         found = H.diagonal(budget=12, generator=seed)
@@ -124,6 +127,34 @@ def test_diagonals_are_exact_by_columns_and_have_bars_else(problem):
     spread = torch.stack(far).square().mean(0)
     off = (hessian - torch.diag(hessian.diagonal())).square().sum(1) / 12
     assert torch.allclose(spread, off, rtol=0.8)
+
+
+class Recorded:
+    """A matrix that keeps the vectors it was multiplied by."""
+
+    def __init__(self, matrix):
+        self.matrix, self.shape, self.dtype, self.vectors = matrix, matrix.shape, matrix.dtype, []
+
+    def __matmul__(self, vectors):
+        self.vectors.append(vectors)
+        return self.matrix @ vectors
+
+
+def test_an_estimated_diagonal_is_the_mean_of_its_samples(generator):
+    matrix = torch.randn(150, 150, generator=generator, dtype=torch.float64)
+    matrix, budget = matrix + matrix.mT, 100
+    recorded = Recorded(matrix)
+    found = rt.eigen.as_operator(recorded).diagonal(budget=budget)
+    signs = torch.cat(recorded.vectors, 1)
+    assert signs.shape == (150, budget) and bool((signs.abs() == 1).all())
+    samples = signs * (matrix @ signs)
+    torch.testing.assert_close(found.values, samples.mean(1))
+    torch.testing.assert_close(found.standard_errors, samples.std(1) / budget**0.5)
+    ratio = found.half_widths / found.standard_errors
+    assert bool((ratio >= scipy.stats.t.ppf(0.975, budget - 1) - 1e-9).all())
+    assert bool((ratio <= 1.05 * scipy.stats.t.ppf(0.975, budget - 1)).all())
+    low, high, half = (float(v) for v in (*found.values.aminmax(), found.half_widths.median()))
+    assert str(found) == f"150 entries from {low:.4g} to {high:.4g}, ± {half:.2g} (median)"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -180,6 +211,11 @@ def test_solutions(problem, definite):
     exact = torch.linalg.solve(dense + 0.3 * EYE, v)
     gaps = (found.values - exact).norm(dim=0)
     assert found.converged and found.method == method
+    bound = f"at most {float(found.error_bounds.max()):.2g}" if definite else "unknown"
+    worst = float(found.residuals.max())
+    assert str(found) == (
+        f"{method}: residual {worst:.2g}, converged, error {bound}, {found.products} products"
+    )
     assert float(gaps.max()) <= 1e-8 * float(exact.norm())
     residuals = (dense @ found.values + 0.3 * found.values - v).norm(dim=0) / v.norm(dim=0)
     assert torch.allclose(found.residuals, residuals, atol=1e-13, rtol=1e-2)
