@@ -1,13 +1,16 @@
 """Figures show the given numbers."""
 
+import io
 import math
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from matplotlib.colors import same_color
+from matplotlib.collections import LineCollection
+from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 import resid_theory as rt
 from resid_theory import plots
@@ -24,6 +27,15 @@ def ax():
 
 def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_colours_of_series_differ_and_are_seen_on_white():
+    colours = np.array([to_rgb(colour) for colour in canvas.SERIES])
+    assert len(np.unique(colours, axis=0)) == len(canvas.MARKERS) == 10
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]  # ITU-R BT.709
+    assert (1.05 / (luminance + 0.05)).min() > 1.5  # contrast; pale yellow has 1.3
+    assert canvas.MEASURED != canvas.PREDICTED
 
 
 def test_a_level_is_as_wide_as_its_multiplicity(ax):
@@ -44,6 +56,20 @@ def test_predicted_levels_name_their_multiplicity(ax):
     plots.spectrum(rt.Spectrum.of([-1.1, -0.9, 1.0, 1.0]), predicted=predicted, ax=ax)
     assert labels(ax) == ["measured, P = 4", "predicted, 2 levels × 2"]
     assert [text.get_text() for text in ax.texts] == ["× 2", "× 2"]
+    assert [text.xy for text in ax.texts] == [(0.25, -1.0), (0.75, 1.0)]  # in the middle of each
+    assert ax.get_xlim() == (0, 1) and ax.get_xlabel() == "rank, as a share of P"
+
+
+@pytest.mark.parametrize(
+    ("counts", "said", "beside"),
+    [([3], "1 level × 3", 1), ([1, 3], "2 levels × 1 to 3", 2), ([2] * 12, "12 levels × 2", 12),
+     ([2] * 13, "13 levels × 2", 0)],
+    ids=["one", "unequal", "few", "many"],
+)  # fmt: skip
+def test_multiplicities_are_told_and_beside_few_levels(ax, counts, said, beside):
+    levels = rt.Spectrum.of(range(1, len(counts) + 1), counts)
+    plots.spectrum(levels, predicted=levels, ax=ax)
+    assert labels(ax)[1] == f"predicted, {said}" and len(ax.texts) == beside
 
 
 def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
@@ -86,8 +112,17 @@ def test_pattern_draws_the_matrix_with_blocks(ax):
     image = ax.images[0]
     np.testing.assert_array_equal(image.get_array(), matrix.numpy())
     assert (image.norm.vmin, image.norm.vmax) == (-3.0, 3.0)
+    assert image.get_extent() == [0, 4, 4, 0]  # from the upper left corner
     assert [line.get_ydata()[0] for line in ax.lines[::2]] == [0, 2, 4]
-    assert ax.get_title() == "H"
+    assert [line.get_xdata()[0] for line in ax.lines[1::2]] == [0, 2, 4]
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("H", "parameter", "parameter")
+    assert image.colorbar.ax.get_ylabel() == "second derivative (loss / weight²)"
+
+
+def test_a_pattern_of_zeros_is_white(ax):
+    plots.hessian_pattern(torch.zeros(2, 2), ax=ax)
+    (image,) = ax.images
+    assert same_color(image.cmap(image.norm(0.0)), image.cmap(0.5)) and image.norm.vmax > 0
 
 
 def test_pattern_of_a_large_matrix_keeps_single_entries(ax):
@@ -124,11 +159,21 @@ def test_filters_show_each_tap_in_its_place(ax):
         np.testing.assert_array_equal(drawn[2 * row : 2 * row + 2], weight[:, :, row, 0].numpy())
     assert ax.get_title() == "conv1"
     assert ax.images[0].norm.vmax == float(weight.abs().max())
+    assert ax.images[0].get_extent() == [0, 1, 3, 0] and ax.get_aspect() == 2 / 3
+    assert [line.get_ydata()[0] for line in ax.lines] == [1, 2]  # between the taps
+    assert ax.get_xlabel() == "column of the tap; in each, 3 inputs"
+    assert ax.get_ylabel() == "row of the tap; in each, 2 outputs"
+    for axis, count in ((ax.xaxis, 1), (ax.yaxis, 3)):
+        assert axis.get_ticklocs().tolist() == [k + 0.5 for k in range(count)]
+        assert [text.get_text() for text in axis.get_ticklabels()] == list(map(str, range(count)))
+    assert ax.images[0].colorbar.extend == "neither"
 
 
 def test_colours_of_filters_end_where_they_are_told(ax):
     plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0.1, ax=ax)
     assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-0.1, 0.1)
+    assert ax.images[0].colorbar.extend == "both"
+    assert [line.get_xdata()[0] for line in ax.lines[2:]] == [1, 2]
     with pytest.raises(ValueError, match="limit: got 0"):
         plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0, ax=ax)
 
@@ -148,13 +193,34 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
 
 def test_curves_by_depth():
     ax = Figure().subplots()  # of another cycle of colours
-    measured = {"a": [1.0, math.inf], "b": [2.0, 3.0]}
-    plots.by_depth([2, 4], measured, predicted={"b": [2.5, 3.5]}, ylabel="number", ax=ax)
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1.0, math.nan])
-    assert ax.lines[3].get_ydata().tolist() == [2.5, 3.5]
-    assert ax.lines[2].get_color() == ax.lines[3].get_color()
+    measured = {"a": [0.1, math.inf, 0.0, -0.5], "b": [2.0, 3.0, 4.0, 5.0]}
+    predicted = {"b": [2.5, 3.5, 4.5, 5.5]}
+    plots.by_depth([2, 4, 6, 8], measured, predicted=predicted, ylabel="number", ax=ax)
+    markers, absent, loose, line = ax.lines
+    np.testing.assert_array_equal(markers.get_ydata(), [0.1, math.nan, math.nan, math.nan])
+    assert np.isnan(absent.get_ydata()).all()
+    assert loose.get_ydata().tolist() == measured["b"] and loose.get_linestyle() == "None"
+    assert line.get_ydata().tolist() == predicted["b"] and line.get_color() == loose.get_color()
+    assert markers.get_color() != loose.get_color()
+    assert all(list(line.get_xdata()) == [2, 4, 6, 8] for line in ax.lines)
     assert labels(ax) == ["a", "b"]
-    assert ax.get_ylabel() == "number"
+    assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("weight layers", "number")
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "4", "6", "8"]
+    assert not ax.get_xticks(minor=True).size
+    with pytest.raises(ValueError, match="measured: got 1 values of 'a' for 2 layers"):
+        plots.by_depth([2, 4], {"a": [1.0]}, ylabel="number", ax=ax)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [lambda x, nets, ax: plots.by_depth(x, nets, ylabel="y", ax=ax), plots.flow_curve],
+    ids=["by_depth", "flow_curve"],
+)
+def test_a_legend_without_predictions_speaks_of_none(ax, draw):
+    draw([1, 2], {"a": [0.1, 0.9]}, ax=ax)
+    assert labels(ax) == ["a"] and ax.get_legend().get_title().get_text() == ""
 
 
 def test_flow_curves_have_bars_and_lines(ax):
@@ -170,6 +236,9 @@ def test_flow_curves_have_bars_and_lines(ax):
     assert labels(ax) == ["a", "b"]
     assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
     assert ax.get_ylim()[0] <= 0 and ax.get_ylim()[1] >= 1
+    assert all(curve.get_xdata().tolist() == [0, 1] for curve in ax.lines)
+    assert joined.get_color() != loose.get_color()
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer", "share of dominant flows")
 
 
 @pytest.mark.parametrize(("n", "panels"), [(1, 1), (2, 2), (3, 2)], ids=["n=1", "n=2", "n=3"])
@@ -181,6 +250,27 @@ def test_zero_point_draws_what_is_listed(n, panels):
     assert len(drawing.axes) == panels
     heights = [bar.get_height() for bar in drawing.axes[0].patches]
     np.testing.assert_allclose(heights, point.singular_values)
+    assert [bar.get_x() + bar.get_width() / 2 for bar in drawing.axes[0].patches] == [1, 2]
+    assert drawing.axes[0].get_title() == point.verdict
+    for ax in drawing.axes[1:]:
+        assert labels(ax) == [f"predicted, P = {point.size}"]
+        assert sum(int(text.get_text()[2:]) for text in ax.texts) == point.size
+
+
+@pytest.mark.parametrize("scale", ["linear", "symlog"])
+@pytest.mark.parametrize("levels", [[-1.0, 0.5, 2.0], [2.0, 2.0], [0.0, 0.0]], ids=str)
+def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, scale):
+    plots.spectral_density(rt.Spectrum.of(levels), scale=scale, ax=ax)
+    heights, edges, _ = ax.patches[-1].get_data()
+    assert (heights * np.diff(edges)).sum() == pytest.approx(1)
+    for level in levels:
+        (place,) = np.nonzero((edges[:-1] < level) & (level <= edges[1:]))[0]
+        assert heights[place] * (edges[place + 1] - edges[place]) >= 0.99 / len(levels)
+    assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
+    assert ax.get_ylim()[0] < heights[heights > 0].min()
+    assert [line.get_xdata()[0] for line in ax.lines] == [max(levels), min(levels)]
+    assert ax.get_legend().get_title().get_text() == f"P = {len(levels)}"
+    assert ax.get_xlabel() == "eigenvalue (loss / weight²)"
 
 
 def test_png_tells_only_the_drawing():
@@ -191,6 +281,104 @@ def test_png_tells_only_the_drawing():
 
     assert drawn().startswith(b"\x89PNG")
     assert drawn() == drawn()
+
+
+def test_panels_are_as_large_as_asked_for_and_a_png_has_few_bytes():
+    drawing, plain = plots.figure(2, 3, panel=(2.0, 1.0)), io.BytesIO()
+    spans = [(ax.get_subplotspec().rowspan[0], ax.get_subplotspec().colspan[0])
+             for ax in drawing.axes]  # fmt: skip
+    assert spans == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    file = plots.png(drawing, dpi=50)
+    assert Image.open(io.BytesIO(file)).size == (300, 100)
+    drawing.savefig(plain, format="png", dpi=50)
+    assert len(file) < 0.6 * len(plain.getvalue())
+    with pytest.raises(ValueError, match="^rows: got 0"):
+        plots.figure(0, 1)
+    with pytest.raises(ValueError, match="^columns: got 0"):
+        plots.figure(1, 0)
+
+
+def test_svg_tells_only_the_drawing():
+    def drawn():
+        figure = plots.figure()
+        plots.spectrum(rt.Spectrum.of([-1.0, 1.0]), ax=figure.axes[0])
+        return plots.svg(figure)
+
+    assert drawn() == drawn() and b"<dc:date>" not in drawn() and b">measured, P = 2<" in drawn()
+
+
+@pytest.mark.parametrize("panels", [1, 2])
+@pytest.mark.parametrize(
+    ("entries", "rows"),
+    [(["a"] * 3, 1), (["a net with a long name"] * 9, None)],
+    ids=["short", "long"],
+)
+def test_legends_stand_above_their_panel_and_leave_room_for_a_title(panels, entries, rows):
+    drawing = plots.figure(1, panels)
+    for ax in drawing.axes:
+        for entry in entries:
+            ax.plot([0, 1], label=entry)
+        ax.set_title("title")
+        canvas.legend_above(ax)
+    drawing.draw_without_rendering()
+    for number, ax in enumerate(drawing.axes, start=1):
+        legend, title = ax.get_legend().get_window_extent(), ax.title.get_window_extent()
+        assert title.y1 <= legend.y0 <= title.y1 + 2 * title.height
+        assert legend.x1 <= number / panels * drawing.bbox.width
+        assert legend.y1 <= drawing.bbox.height
+        assert legend.x0 == pytest.approx(ax.bbox.x0)
+        if rows:
+            tops = {round(text.get_window_extent().y1) for text in ax.get_legend().get_texts()}
+            assert len(tops) == rows
+
+
+def test_equal_legends_of_two_panels_become_one_below_which_nothing_is_hidden():
+    drawing = plots.figure(1, 2)
+    for ax in drawing.axes:
+        for entry in "aaa":
+            ax.plot([0, 1], label=entry)
+        ax.legend(title="of what")
+    plots.finish(drawing)
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a"] * 3
+    assert legend.get_title().get_text() == "of what"
+    assert not any(ax.get_legend() for ax in drawing.axes)
+    assert all(ax.bbox.y1 <= legend.get_window_extent().y0 for ax in drawing.axes)
+    assert len({round(text.get_window_extent().y1) for text in legend.get_texts()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "whole"),
+    [([0, 1, 2], [0.0, 0.4], True), ([0.0, 0.5, 2.0], [0.0, 1.1], False)],
+    ids=["counts", "numbers"],
+)
+def test_ticks_of_counts_are_whole_and_axes_have_three(ax, x, y, whole):
+    ax.plot(x, np.linspace(*y, len(x)))
+    plots.finish(ax.figure)
+    ax.figure.set_size_inches(1.6, 1.6)  # where there is hardly room for ticks
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = [tick for tick in axis.get_majorticklocs() if low <= tick <= high]
+        assert len(ticks) >= (2 if whole and axis is ax.xaxis else 3)
+        assert not (whole and axis is ax.xaxis) or all(tick == round(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize(("high", "powers"), [(100.0, True), (99.0, False)])
+def test_three_powers_of_ten_are_ticks_enough(ax, high, powers):
+    ax.plot([1.0, high])
+    ax.set(yscale="log", ylim=(1.0, high))
+    plots.finish(ax.figure)
+    ticks = [tick for tick in ax.get_yticks() if 1 <= tick <= high]
+    assert (ticks == [1, 10, 100]) == powers and len(ticks) >= 3
+
+
+def test_chosen_ticks_of_a_finished_figure_stay(ax):
+    ax.plot([1.0, 8.0], [1.0, 8.0])
+    ax.set(xscale="log")
+    ax.set_xticks([2, 4], ["two", "four"])
+    plots.finish(ax.figure)
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["two", "four"]
 
 
 def test_without_axes_a_new_figure_opens():
@@ -218,21 +406,39 @@ def test_histograms_share_their_bins_and_name_their_medians(ax):
     heights = [patch.get_height() for patch in ax.patches]
     assert len(heights) == 10 and sum(heights[:5]) == 3 and sum(heights[5:]) == 4
     assert ax.get_xscale() == "linear"
+    assert [line.get_xdata()[0] for line in ax.lines] == [2.0, 4.5]
+    assert [patch.get_x() for patch in ax.patches] == pytest.approx([1, 2, 3, 4, 5] * 2)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("cushion of x", "samples")
 
 
-@pytest.mark.parametrize("values", [[1.0, 100.0], [1.0, 1.0], [0.0, 0.0]], ids=str)
+@pytest.mark.parametrize(
+    "values", [[1.0, 100.0], [1.0, 20.0], [1.0, 20.1], [1.0, 1.0], [0.0, 0.0], [0.0, 9.0]], ids=str
+)
 def test_histograms_of_any_range(ax, values):
     plots.cushion_histogram({"a": Rows(x=values)}, "x", ax=ax)
-    assert ax.get_xscale() == ("log" if values[1] == 100 else "linear")
+    wide = values[1] > 20 * values[0] > 0
+    assert ax.get_xscale() == ("log" if wide else "linear")
     assert sum(patch.get_height() for patch in ax.patches) == 2
+    widths = [patch.get_width() for patch in ax.patches]
+    assert wide or widths == pytest.approx([widths[0]] * len(widths))
+    assert not wide or widths[1] / widths[0] == pytest.approx((values[1] / values[0]) ** (1 / 40))
 
 
 def test_violins_stand_side_by_side_for_the_layers_that_both_have(ax):
-    nets = {"a": Rows(x=[1.0, 2.0], y=[3.0, 5.0]), "b": Rows(y=[3.0, 4.0], z=[1.0, 2.0])}
+    nets = {"a": Rows(x=[1.0, 2.0, 9.0], y=[3.0, 5.0, 6.0]),
+            "b": Rows(y=[3.0, 4.0, 7.0], z=[1.0, 2.0, 3.0])}  # fmt: skip
     plots.cushion_violins(nets, ax=ax)
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["x", "y"]
-    assert labels(ax) == ["a, |S| = 2", "b, |S| = 2"]
+    assert labels(ax) == ["a, |S| = 3", "b, |S| = 3"]
     assert len(ax.collections) == 5  # three bodies, and the medians of each net
+    lines = [part for part in ax.collections if isinstance(part, LineCollection)]
+    medians = [[(ends[:, 0].mean(), *set(ends[:, 1])) for ends in part.get_segments()]
+               for part in lines]  # fmt: skip
+    expected = [[(-0.2, np.log10(2)), (0.8, np.log10(5))], [(1.2, np.log10(4))]]
+    for found, places in zip(medians, expected, strict=True):
+        np.testing.assert_allclose(found, places)
+    assert ax.get_xlabel() == "layer" and "logarithmic" in ax.get_ylabel()
+    assert not same_color(*(line.get_edgecolor()[0] for line in lines))
 
 
 @pytest.mark.parametrize(
@@ -264,6 +470,7 @@ def test_a_finished_figure_is_fit_to_print():
         drawing = plots.figure()
         (ax,) = drawing.axes
         ax.plot([1.9, 2.3], [0.02, 0.9], "C1", label="curve")
+        area = ax.fill_between([1.9, 2.3], 0.02, 0.9, color="C2")
         ax.set(xscale="log", yscale="log")
         ax.legend()
         plots.finish(drawing)
@@ -275,6 +482,17 @@ def test_a_finished_figure_is_fit_to_print():
         assert not any(label.get_text() for label in axis.get_minorticklabels())
     assert same_color(ax.lines[0].get_color(), canvas.SERIES[1])  # outside the context, too
     assert b">curve</text>" in plots.svg(drawing)
+    assert same_color(area.get_facecolor()[0], canvas.SERIES[2])  # resolved when it is drawn
+
+
+def test_a_finished_figure_keeps_the_colours_of_numbers(ax):
+    with matplotlib.rc_context(plots.style()):
+        points = ax.scatter([0, 1, 2], [0, 1, 2], c=[0.0, 1.0, 2.0])
+        plots.finish(ax.figure)
+    ax.figure.draw_without_rendering()
+    expected = points.cmap(points.norm([0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(points.get_facecolor(), expected)
+    np.testing.assert_allclose(points.get_edgecolor(), expected)
 
 
 def test_a_finished_figure_keeps_transparent_colours():

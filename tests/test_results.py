@@ -245,6 +245,100 @@ def test_intervals_and_errors_stand_beside_their_numbers():
     assert f"{found['median_effective']:.4g}" in row
 
 
+def ends(estimates):
+    """Columns of some estimates: values, and the ends of their intervals."""
+    return {part: [getattr(e, part) for e in estimates] for part in ("value", "low", "high")}
+
+
+def of_batches(found):
+    values, low, high = ends(found.largest).values()
+    yield "batch", [1, 2, 3]
+    yield "samples", [5, 5, 2]
+    yield from zip(("largest", "largest_low", "largest_high"), (values, low, high), strict=True)
+
+
+def of_paths(found):
+    yield "layer", [name for name in found.names for _ in range(64)]
+    yield "path", [*range(64)] * len(found.names)
+    yield "channel", [channel for row in found.channels for channel in row.tolist()]
+
+
+def of_density(found):
+    (probes, nodes), known = found.nodes.shape, found.known.tolist()
+    share = (62 - len(known)) / 62 / probes
+    yield "probe", [p for p in range(probes) for _ in range(nodes)] + [-1] * len(known)
+    yield "eigenvalue", [*found.nodes.flatten().tolist(), *known]
+    yield "share", [*(share * found.weights.flatten()).tolist(), *[1 / 62] * len(known)]
+
+
+def of_layers(found):
+    yield "parameter", ["0.weight", "0.bias", "2.weight", "2.bias"]
+    columns = ("trace", found.traces), ("largest", found.largest), ("norm", found.norms)
+    for name, estimates in (*columns, ("coupling", found.couplings)):
+        for part, values in ends(estimates).items():
+            yield name if part == "value" else f"{name}_{part}", values
+
+
+def of_lines(found):
+    places, lines = [-1.0, 0.0, 1.0], range(2)
+    yield "direction", [0] * 3 + [1] * 3
+    yield "distance", places * 2
+    yield "loss", [found.losses[k, i].item() for k in lines for i in range(3)]
+    slopes, bends = found.slopes.tolist(), found.curvatures.tolist()
+    yield "quadratic", [found.loss + slopes[k] * t + bends[k] * t * t / 2
+                        for k in lines for t in places]  # fmt: skip
+
+
+def of_noise(found):
+    levels, places, _ = found.measured.shape
+    yield "level", [level for level in found.levels.tolist() for _ in range(places)]
+    yield "place", [*found.places] * levels
+    for name, values, percent in (
+        ("measured", found.measured, 50), ("measured_q25", found.measured, 25),
+        ("measured_q75", found.measured, 75), ("predicted", found.predicted, 50),
+        ("at_output", found.at_output, 50),
+    ):  # fmt: skip
+        yield name, np.percentile(values.numpy(), percent, axis=2).flatten().tolist()
+
+
+def of_smoothness(found):
+    yield "draw", [draw for draw in range(3) for _ in range(12)]
+    yield "sample", [*range(12)] * 3
+    yield "ratio", found.ratios.flatten().tolist()
+
+
+TABLES = {
+    "BatchSpectra": of_batches, "ChannelPaths": of_paths, "Density": of_density,
+    "LayerTable": of_layers, "LossAlong": of_lines, "NoiseCurves": of_noise,
+    "Smoothness": of_smoothness,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_columns_of_a_table_are_what_they_are_called(kind):
+    frame, expected = made(kind).frame(), dict(TABLES[kind](made(kind)))
+    assert list(frame) == list(expected)
+    for name, values in expected.items():
+        words = any(isinstance(value, str) for value in values)
+        assert frame[name].tolist() == (values if words else pytest.approx(values, rel=1e-12)), name
+
+
+def test_shares_of_a_density_add_up_to_one():
+    assert made("Density").frame()["share"].sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_long_tables_are_shown_in_summary():
+    density, paths, smooth = made("Density"), made("ChannelPaths"), made("Smoothness")
+    rows = {line.strip().split("  ")[0]: line for line in repr(density).splitlines()}
+    for level in (0.01, 0.1, 0.5, 0.9, 0.99):
+        assert rows[f"quantile {level:g}"].endswith(str(density.quantile(level)))
+    assert rows["share of negative ones"].endswith(str(density.negative_share))
+    alive = [sum(channel >= 0 for channel in row.tolist()) for row in paths.channels]
+    shown = [line.split()[-2:] for line in repr(paths).splitlines()]
+    assert all([name, str(n)] in shown for name, n in zip(paths.names, alive, strict=True))
+    assert all(f"{smooth.rho(delta):.4g}" in repr(smooth) for delta in (0.01, 0.05, 0.5))
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 
@@ -344,6 +438,8 @@ def test_plots_take_what_they_draw_and_name_it_otherwise(kind):
         if name in PICTURES.get(kind, ()):
             drawing = draw(name, found)
             getattr(drawing, "figure", drawing).draw_without_rendering()
+            panels = [drawing] if hasattr(drawing, "figure") else drawing.axes
+            assert all(ax.get_xlabel() and ax.get_ylabel() for ax in panels)
         else:
             taken = [other for other, names in PICTURES.items() if name in names]
             with pytest.raises(ValueError, match=f"got a {kind}, needs a ") as caught:
@@ -360,6 +456,34 @@ def test_a_curve_has_the_numbers_and_bars_of_its_column():
     torch.testing.assert_close(ends[:, 1] - ends[:, 0], 2 * flows.standard_error)
     with pytest.raises(ValueError, match="column: unknown name 'shares'; did you mean 'share'"):
         rt.plots.curve(flows, "shares")
+
+
+@pytest.mark.parametrize("kind", result_plots.AXES)
+def test_curves_are_the_columns_of_the_table(kind):
+    found, axis = made(kind), result_plots.AXES[kind]
+    ax, frame = rt.plots.curve(found, ax=rt.plots.figure().axes[0]), found.frame()
+    parts = [part for _, part in frame.groupby(axis.of, sort=False)] if axis.of else [frame]
+    drawn = [bars.lines for bars in ax.containers]
+    for (line, _, bars), part in zip(drawn, parts, strict=True):
+        assert list(line.get_xdata()) == part[axis.x].tolist()
+        heights = np.asarray(line.get_ydata(), float)  # None where there is none
+        np.testing.assert_array_equal(heights, part[axis.y].to_numpy(float))
+        assert (line.get_marker() in ("", "None")) == (len(part) > 50)
+        assert (line.get_linestyle() == "None") == bool(axis.law)
+        for low, high in (("low", "high"), ("q25", "q75")):
+            if f"{axis.y}_{low}" in part:
+                ends = np.array([segment[:, 1] for segment in bars[0].get_segments()])
+                wanted = part[[f"{axis.y}_{low}", f"{axis.y}_{high}"]].to_numpy()
+                np.testing.assert_allclose(ends, wanted, rtol=1e-12, atol=1e-12)
+    laws = [line for line in ax.lines if not any(line is one for one, *_ in drawn)]
+    assert len(laws) == (len(parts) if axis.law else 0)
+    for line, part in zip(laws, parts, strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), part[axis.law].to_numpy())
+    assert ax.get_xlabel().split(" (")[0] == axis.x
+    assert ax.get_ylabel() == axis.y.replace("_", " ") and ax.get_yscale() == axis.scale
+    assert (ax.get_xscale() == "log") == (axis.x == "level")
+    if axis.law:
+        assert ax.get_legend().get_title().get_text() == "markers measured, lines predicted"
 
 
 @pytest.mark.parametrize("colors", [0, -1], ids=["enough", "too few"])

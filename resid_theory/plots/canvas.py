@@ -171,7 +171,8 @@ def finish(drawing: Figure) -> None:
     for line in drawing.findobj(Line2D):
         line.set_color(to_hex(line.get_color(), keep_alpha=True))
     for area in drawing.findobj(Collection):
-        area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
+        if area.get_array() is None:  # the edges of others follow their numbers when drawn
+            area.set(facecolor=area.get_facecolor(), edgecolor=area.get_edgecolor())
     for ax in drawing.axes:
         data = [np.asarray(line.get_xdata(), dtype=float) for line in ax.lines]
         counts = bool(data) and all(np.all(values == np.round(values)) for values in data)
