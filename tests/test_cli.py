@@ -1,7 +1,9 @@
 """The command line: every verb says what the library says, and errors are one line."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from verbs import content, error
+from verbs import content, drawn, error, labels, printed
 
 import resid_theory as rt
 from resid_theory import cli
-from resid_theory.cli import output
+from resid_theory.cli import output, shortcut_commands, verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,11 +67,35 @@ def test_demo_has_no_prediction_for_xavier_and_saves_a_figure(demo):
     assert (demo[0] / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_prints_where_its_files_are(capsys, tmp_path):
+def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
     code, out, _ = run(capsys, "demo", "--blocks", "1", "--out", str(tmp_path))
     assert code == 0
+    panels = figures[0].axes[:6]
+    nets = "2-shortcut, near zero", "orthogonal, plain"
+    for panel, quantity in ((panels[0], "10th percentile"), (panels[3], "λ| (loss / weight²)")):
+        assert labels(panel) == [*nets, "Xavier, plain"] and quantity in panel.get_ylabel()
+    for net, levels, matrix in zip(nets, panels[1:3], panels[4:], strict=True):
+        assert levels.get_title() == f"{net}, 2 layers"
+        assert labels(levels)[0] == "measured, P = 200" and len(labels(levels)) == 2
+        assert matrix.get_title() == f"Hessian: {net}, 2 layers"
+        assert matrix.images[0].get_extent() == [0, 200, 200, 0]
+        assert sorted(line.get_ydata()[0] for line in matrix.lines[::2]) == [0, 200]  # one block
     assert "demo.png" in out.replace("\n", "")
-    assert "predicted" in out and "measured" in out
+    keys = ("max_magnitude", "magnitude_percentile_10", "condition_number",
+            "condition_number_10", "index")  # fmt: skip
+    rows = [line.split() for line in out.splitlines()]
+    for net, (found,) in json.loads((tmp_path / "demo.json").read_text())["nets"].items():
+        assert net in out
+        for kind in ("measured", "predicted"):
+            if found[kind] is not None:
+                cells = [output.number(float(found[kind][key])) for key in keys]
+                before = [str(found["layers"]), "200"] if kind == "measured" else []
+                assert [*before, kind, *cells] in [row[: len(before) + 6] for row in rows]
+        if found["distance"] is not None:
+            assert f"{found['distance']:.1e}" in out
+        if found["a_priori_bound"] is not None:
+            assert f"{net}; a-priori bound on max/min: {found['a_priori_bound']:.3f}" in out
 
 
 def test_small_problems_use_one_thread_and_leave_the_number_as_it_was():
@@ -143,14 +169,46 @@ def test_spectrum_goes_on_without_a_prediction(capsys):
     assert "shifted_softplus" in found["note"]
 
 
-def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path):
-    words = ["spectrum", "--blocks", "1", "--seeds", "2", "--out", str(tmp_path / "new")]
+def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path, monkeypatch):
+    words = ["spectrum", "--blocks", "1", "--seeds", "5,3,4", "--out", str(tmp_path / "new")]
+    figures = drawn(monkeypatch)
     code, out, _ = run(capsys, *words)
+    (ax,) = figures[0].axes
+    said = labels(ax)
+    assert said[:2] == ["other seeds, P = 200", "measured, seed 5, P = 200"] and len(said) == 3
+    assert len(ax.patches) == 4  # three measured and a predicted one
     assert code == 0
     assert out.startswith("P = 200, method closed_form")
     written = json.loads((tmp_path / "new" / "spectrum.json").read_text())
     assert written["setup"]["blocks"] == 1
     assert (tmp_path / "new" / "spectrum.png").read_bytes().startswith(b"\x89PNG")
+
+
+def cells(values):
+    """Numbers of JSON as a table shows them, which leaves out what is not there."""
+    return [output.number(v if isinstance(v, int) else float(v)) for v in values if v is not None]
+
+
+@pytest.mark.parametrize("verb", ["spectrum --blocks 1 --seeds 2", "zero-point --blocks 3"])
+def test_what_is_printed_is_what_json_says(capsys, verb):
+    found, said = content(capsys, *verb.split()), printed(capsys, *verb.split())
+    shown = 0
+    for key, words in shortcut_commands.WORDS.items():
+        parts = ("mean", "standard_deviation", "predicted_mean") if "mean" in found else ()
+        values = [found[part].get(key) for part in parts] or [found.get(key)]
+        if key == "a_priori_bound" and parts:
+            values = [found["runs"][0][key]]
+        rows = [line for line in said.splitlines() if line.startswith(f"{words}  ")]
+        assert [row.removeprefix(words).split() for row in rows] == [cells(values)] * len(rows)
+        assert len(rows) == bool(cells(values))
+        shown += len(rows)
+    assert shown > 8
+    text = " ".join(said.split())
+    assert found.get("note", found.get("reason")) in text
+    named = re.search(r"\bM\b", found.get("note", found.get("reason")))
+    assert ("M: gradient of the loss by the output" in text) == bool(named)
+    size = found["cost"]["bytes"] / 2**20 if "cost" in found else 0
+    assert said.startswith(f"P = 200, method closed_form, {size:.1f} MiB\n" if size else "strict")
 
 
 # -- zero-point ------------------------------------------------------------------------------------
@@ -326,3 +384,82 @@ def test_integers_are_written_in_full_and_others_with_four_digits():
     assert [output.number(value) for value in (1234567, 1234567.0, None)] == [
         "1,234,567", "1.235e+06", "",
     ]  # fmt: skip
+
+
+def test_streams_that_lack_a_character_spell_it():
+    ascii_only, unicode = (io.TextIOWrapper(io.BytesIO(), encoding=e) for e in ("ascii", "utf-8"))
+    output.spell_out(ascii_only, unicode)
+    for stream in (ascii_only, unicode):
+        stream.write("λ Ω ≤ é 中 ok")
+        stream.flush()
+    assert ascii_only.buffer.getvalue() == b"lambda omega <= e ? ok"
+    assert unicode.buffer.getvalue().decode() == "λ Ω ≤ é 中 ok"
+    with pytest.raises(UnicodeDecodeError):  # only for what is written
+        b"\xff".decode("ascii", "spelled")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("40", 3)])
+def test_a_file_has_room_for_the_row_of_a_table(capsys, monkeypatch, columns, lines):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    output.say("word " * 19)
+    assert capsys.readouterr().out.count("\n") == lines
+
+
+@pytest.mark.parametrize(
+    ("count", "as_json", "terminal", "shown"),
+    [(2, False, True, True), (1, False, True, False), (2, True, True, False),
+     (2, False, False, False)],
+    ids=["several", "one", "json", "file"],
+)  # fmt: skip
+def test_progress_shows_on_a_terminal(capsys, monkeypatch, count, as_json, terminal, shown):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert list(output.bar(range(count), as_json, "cells")) == list(range(count))
+    assert ("cells" in capsys.readouterr().err) == shown
+
+
+def test_a_folder_without_permission_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="--out: nothing can be written in .*needs permission"):
+        output.check_new("--out", tmp_path / "new", overwrite=True)
+
+
+def counted(data, count: int = 3, *, share: float | None = None, word: str = "a"):
+    """Count.
+
+    Args:
+        data: No word expresses them.
+        count: Number of `things`,
+            see :func:`~rt.all`.
+        share: In [0, 1].
+        word: A word.
+
+    Returns:
+        Nothing.
+    """
+
+
+def other(count: int = 4, *, word: str = "a"):
+    """Count otherwise.
+
+    Args:
+        count: Another number.
+        word: A word.
+    """
+
+
+def helps(sources, **settings):
+    found = verbs.options_of(sources, **settings)
+    assert all(option.default is None for option in found)
+    return {option.name: option.annotation.__metadata__[0].help for option in found}
+
+
+def test_options_have_the_words_and_the_defaults_of_the_library():
+    count, word = "Number of things, see rt.all. Default: 3.", "A word. Default: a."
+    assert helps({"": counted}) == {"count": count, "share": "In [0, 1].", "word": word}
+    both = f"one: {count} two: Another number. Default: 4."
+    assert helps({"one": counted, "two": other}, leave=["share"]) == {"count": both, "word": word}
+    assert helps({"": counted, "two": other})["count"] == count  # the verb's own comes alone
+    given = {"count": None, "word": "b", "share": 0.5}
+    assert verbs.with_defaults(given, counted) == {"count": 3, "word": "b", "share": 0.5}

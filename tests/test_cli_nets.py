@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from verbs import content, error, printed
+from verbs import content, drawn, error, labels, printed
 
 import resid_theory as rt
 from resid_theory.cli import net_commands, sources
@@ -110,11 +110,25 @@ def test_units_are_those_of_what_is_moved(capsys, own, wrt, unit):
     assert f"in units of loss / {unit}²." in said
 
 
-def test_curvature_prints_and_draws(capsys, own):
+def test_curvature_prints_and_draws(capsys, own, monkeypatch):
+    figures = drawn(monkeypatch)
     said = printed(capsys, "curvature", *OWN, "own_net:build", "--plot", "a.png", "--out", "b")
     assert "own_net:build on digits" in said and "largest 1" in said and "condition number" in said
+    assert [ax.get_xscale() for ax in figures[0].axes] == ["linear", "symlog"]
+    assert "a.png" in said and "curvature.png" in said and "curvature.json" in said
     assert (own / "a.png").read_bytes() == (own / "b" / "curvature.png").read_bytes()
     assert json.loads((own / "b" / "curvature.json").read_text())["net"] == "own_net:build"
+
+
+@pytest.mark.parametrize(("more", "products"), [([], 4), (["--density"], 8)], ids=["", "density"])
+def test_products_are_counted_before_a_matrix_free_run(capsys, own, more, products):
+    words = ["curvature", *OWN, "own_net:build", "--k", 1, "--probes", 2, "--steps", 3, *more]
+    free = [*words, "--method", "matrix-free"]
+    said = printed(capsys, *free)
+    assert said.startswith("P = 210, ") and f" at least {products} products, " in said
+    assert printed(capsys, *words).startswith("own_net:build on digits\n")  # a small dense one
+    found = content(capsys, *free)
+    assert found["method"] == "matrix-free" and bool(found["density"]) == bool(more)
 
 
 def test_a_plot_asks_for_the_density(capsys, checkpoints, tmp_path, monkeypatch):
@@ -160,10 +174,12 @@ def test_interlayer_cushions_of_blocks(capsys, checkpoints):
     assert [found[name]["median"] for name in measured.rows] == measured.median.tolist()
 
 
-def test_cushions_of_ones_own_model_print_and_draw(capsys, own):
+def test_cushions_of_ones_own_model_print_and_draw(capsys, own, monkeypatch):
+    figures = drawn(monkeypatch)
     words = [*OWN, "own_net:build", "--norm", "operator", "--plot", "a.png", "--out", "b"]
     said = printed(capsys, "cushions", *words)
     assert "own_net:build on digits: layer cushions of 6 samples: operator norm" in said
+    assert labels(figures[0].axes[0]) == ["own_net:build, |S| = 6"]
     assert (own / "a.png").read_bytes() == (own / "b" / "cushions.png").read_bytes()
     assert list(json.loads((own / "b" / "cushions.json").read_text())["nets"]["own_net:build"][
         "layers"]) == ["0", "3"]  # fmt: skip
@@ -193,6 +209,11 @@ def test_checkpoints_are_listed_with_their_errors(capsys):
     assert said.count("%") == len(found)  # nets as `train` leaves them, too
 
 
+def test_images_of_a_set_are_those_to_test_on_of_side_32():
+    found, expected = sources.images("digits", samples=3), rt.load_images("digits", "test", size=32)
+    assert torch.equal(found.pixels, expected.pixels[:3]) and found.pixels.shape[1:] == (3, 32, 32)
+
+
 # -- images ----------------------------------------------------------------------------------------
 
 
@@ -207,6 +228,11 @@ def test_images_of_a_folder_are_drawn(tmp_path):
         sources.images(str(tmp_path), samples=12, size=4, seed=seed) for seed in (0, 1)
     )
     assert len(some) == 12 and set(some.labels.tolist()) == {0, 1}
+    places = list(zip(some.labels.tolist(), some.pixels[:, 0, 0, 0].tolist(), strict=True))
+    assert places == sorted(places)  # as the files are named
+    assert sources.images(str(tmp_path)).pixels.shape == (40, 3, 224, 224)
+    with pytest.raises(ValueError, match="samples: got 41"):
+        sources.images(str(tmp_path), samples=41, size=4)
     assert torch.equal(some.pixels, again.pixels) and not torch.equal(some.pixels, others.pixels)
 
 

@@ -4,13 +4,25 @@ import json
 
 import pytest
 
-from resid_theory import cli
+from resid_theory import cli, plots
 
 
 def printed(capsys, *words):
     """What a verb that succeeds prints."""
     assert cli.main([str(word) for word in words]) == 0
     return capsys.readouterr().out
+
+
+def drawn(monkeypatch):
+    """A list of the figures that verbs write from now on, which are drawn but not encoded."""
+    figures = []
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or b"\x89PNG")
+    return figures
+
+
+def labels(ax):
+    """Entries of the legend of some axes."""
+    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def content(capsys, *words):

@@ -160,24 +160,20 @@ class Files:
         beside = None if self.out is None else self.out / f"{self.name}.png"
         return [path for path in (beside, self.plot) if path is not None]
 
-    def __bool__(self) -> bool:
-        return self.out is not None or self.plot is not None
-
     def save(self, content: Any, draw: "Callable[[], Figure] | None") -> str:
         """Write numbers and figure, where asked for; returns the files' names in a sentence."""
-        if not self:
-            return ""
-        from resid_theory import plots
         from resid_theory.runtime import store
 
-        for path in self._numbers():
+        written, figures = self._numbers(), self._figures()
+        for path in written:
             store.write_json(path, strict(content))
-        written = self._numbers()
-        if draw is not None:
+        if draw is not None and figures:
+            from resid_theory import plots
+
             picture = plots.png(draw())  # once: drawing settles the layout, which moves a little
-            for path in self._figures():
+            for path in figures:
                 store.write_bytes(path, picture)
-            written += self._figures()
+            written += figures
         return f"{' and '.join(map(str, written))} written." if written else ""
 
 
