@@ -355,6 +355,23 @@ def test_the_version_is_the_librarys(capsys):
     assert run(capsys, "--version") == (0, f"resid_theory {rt.__version__}\n", "")
 
 
+@pytest.mark.parametrize("words", ["--version", "zero-point --json"], ids=["at once", "at the end"])
+def test_a_reader_who_has_left_ends_it_quietly(capsys, monkeypatch, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # typer wraps both
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert cli.main(words.split()) == 0  # and what is flushed from now on goes nowhere
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_verb_the_help_is_printed(capsys):
+    said = printed(capsys)
+    assert "Usage" in said and "checkpoints" in said and "completion" not in said
+    assert "completion" not in printed(capsys, "zero-point", "--help")
+
+
 def test_what_stood_behind_an_option_is_told(capsys):
     for words in ("spectrum --blocks two", "spectrum --blocks=two"):
         assert error(capsys, *words.split()).endswith(" (got 'two')\n")

@@ -91,7 +91,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     command = typer.main.get_command(app)
     try:
-        code = command.main(words, prog_name="resid-theory", standalone_mode=False)
+        try:
+            code = command.main(words, prog_name="resid-theory", standalone_mode=False)
+        except SystemExit as error:  # so typer ends when nobody reads on
+            if isinstance(error.__context__, BrokenPipeError):
+                raise error.__context__ from error
+            raise
+        sys.stdout.flush()  # not at exit, where its error cannot be caught
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:  # `| head`: nobody reads on, and flushing at exit would fail again
