@@ -11,6 +11,7 @@ from small_trainings import (
     RECIPE,
     Greedy,
     Interrupted,
+    Poison,
     conv_net,
     difference,
     fit,
@@ -687,6 +688,21 @@ def test_nan_names_the_net():
         fit(nets)
     found = caught.value.step, caught.value.net, caught.value.tensor
     assert found == (1, 1, "the parameter '0.bias'")
+
+
+@pytest.mark.parametrize(
+    ("value", "at", "backward", "tensor"),
+    [(torch.nan, 6, False, "the output of layer '2'"),
+     (torch.inf, 2, False, "the output of layer '2'"),
+     (torch.nan, 3, True, "the gradient of '1.weight'")],
+    ids=["nan", "inf", "gradient"],
+)  # fmt: skip
+def test_a_number_that_is_not_finite_is_named_where_it_arises(value, at, backward, tensor):
+    poison = Poison(value, at, backward=backward)
+    poisoned = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), poison)
+    with pytest.raises(DivergenceError) as caught:
+        fit([linear_net(), poisoned], seed=[0, 1])
+    assert (caught.value.step, caught.value.net, caught.value.tensor) == (at, 1, tensor)
 
 
 LACKS = {
