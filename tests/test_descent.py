@@ -1,5 +1,8 @@
 """Stacked gradient descent: against autograd one net at a time, against its laws, row by row."""
 
+import contextlib
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +72,9 @@ def test_closed_form_descent_equals_autograd_on_the_data(shape, kind, generator,
         assert path.gradient_norm[-1, i, i].item() == pytest.approx(gradient.norm().item(), 1e-9)
 
 
-def test_nonlinear_rows_equal_autograd_one_net_at_a_time(generator, device):
+@pytest.mark.parametrize("chunk", [1 << 26, 1], ids=["together", "row by row"])
+def test_nonlinear_rows_equal_autograd_one_net_at_a_time(chunk, generator, device, monkeypatch):
+    monkeypatch.setattr("resid_theory.descent.objective._CHUNK", chunk)
     net = rt.ShortcutNet(4, 3, 2, mid="tanh")
     x, y = problem(4, 20, device, generator)
     starts = drawn("near_zero", (2, 1), net, generator, device, scale=0.5)
@@ -95,6 +100,21 @@ def test_both_routes_agree_on_a_linear_net(generator, device):
     closed = rt.gradient_descent(net, "square", data, **given)
     sampled = rt.gradient_descent(net, lambda out, y: LOSSES["square"](out, y), data, **given)
     assert relative_error(sampled.weights, closed.weights) <= AFTER_200_EPOCHS
+
+
+@pytest.mark.parametrize("mid", [None, "tanh"])
+def test_float32_weights_are_computed_with_in_float32(mid, generator):
+    net, data = rt.ShortcutNet(3, 2, 2, mid=mid), problem(3, 40, "cpu", generator)
+    starts = drawn("near_zero", (4,), net, generator, "cpu")
+    given = dict(learning_rate=0.05, epochs=9)
+    path = rt.gradient_descent(net, "square", data, weights=starts.float(), **given)
+    exact = rt.gradient_descent(net, "square", data, weights=starts, **given)
+    assert path.weights.dtype == torch.float32
+    rounding = 1000 * torch.finfo(torch.float32).eps
+    for name in ("weights", "loss", "gradient_norm", "weight_norms"):
+        measured = getattr(path, name)
+        assert name == "weights" or measured.dtype == torch.float64
+        assert relative_error(measured.double(), getattr(exact, name)) <= rounding
 
 
 def test_cross_entropy_descends_to_a_smaller_loss(generator, device):
@@ -145,6 +165,10 @@ def test_a_diverging_row_is_frozen_and_the_others_are_as_without_it(generator, d
         passed = next(e for e, value in enumerate(losses) if not value <= 1e3 * start.item())
         assert mixed.diverged_at[row, seed] == passed
         assert bool(own[passed:].isinf().all()) and bool(own[:passed].isfinite().all())
+    assert bool((mixed.diverged_at[[0, 2]] == -1).all())
+    shown = mixed.shown()
+    assert shown["diverged_at"][:2] + shown["diverged_at"][4:6] == [None] * 4
+    assert torch.equal(shown["first_loss"], mixed.loss[0].flatten())
     assert bool(mixed.kept_weights[1, 1].isnan().all())
     assert not bool(mixed.kept_weights[:, [0, 2]].isnan().any())
 
@@ -156,8 +180,29 @@ def test_a_limit_is_absolute(generator, device):
     path = rt.gradient_descent(
         net, "square", data, weights=starts, learning_rate=0.01, epochs=3, limit=1e-3
     )
-    assert path.diverged_at.tolist() == 0
-    assert path.loss.isinf().all()
+    assert path.diverged_at.tolist() == 0 and path.shown()["diverged_at"] == [0]
+    assert path.diverged and path.loss.isinf().all()
+
+
+def test_a_row_has_diverged_above_a_thousand_times_its_first_loss():
+    # w ← (1 - 2.1) w, so that the loss w² / 2 grows by 1.21 an epoch.
+    net, zero = rt.ShortcutNet(1, 1, 1, shortcut=False), torch.zeros(1, 1)
+    data = rt.Moments(sxx=torch.eye(1), syx=zero, syy=zero, count=1)
+    given = dict(weights=torch.ones(1, 1, 1, 1), learning_rate=2.1, epochs=60)
+    path = rt.gradient_descent(net, "square", data, **given)
+    assert path.diverged_at == math.ceil(math.log(1000) / math.log(1.21))
+    at_limit = rt.gradient_descent(net, "square", data, limit=path.loss[5].item(), **given)
+    assert at_limit.diverged_at == 6
+
+
+def test_a_loss_below_zero_has_not_diverged(generator):
+    net, data = rt.ShortcutNet(3, 2, 2, mid="tanh"), problem(3, 30, "cpu", generator)
+    starts = drawn("near_zero", (2,), net, generator, "cpu")
+    given = dict(weights=starts, learning_rate=0.05, epochs=5)
+    lower = rt.gradient_descent(net, lambda out, y: LOSSES["square"](out, y) - 50, data, **given)
+    path = rt.gradient_descent(net, "square", data, **given)
+    assert not bool(lower.diverged.any())
+    assert relative_error(lower.loss + 50, path.loss) <= round_off(1000)
 
 
 def test_balance_inside_a_block_changes_only_to_second_order(generator, device):
@@ -185,27 +230,37 @@ def test_records_and_kept_weights_are_of_the_epochs_asked_for(generator, device)
         net, "square", data, epochs=25, record_every=10, keep=[7, 0, 25], **given
     )
     every = rt.gradient_descent(net, "square", data, epochs=25, keep=range(26), **given)
-    assert path.epochs.tolist() == [0, 10, 20, 25]
+    none = rt.gradient_descent(net, "square", data, epochs=0, **given)
+    assert none.epochs.tolist() == [0] and torch.equal(none.weights, start)
+    assert none.kept.dtype == torch.int64 and none.kept_weights.shape == (0, 2, 2, 3, 3)
+    assert path.epochs.tolist() == [0, 10, 20, 25] and every.epochs.tolist() == [*range(26)]
     assert path.kept.tolist() == [0, 7, 25]
     assert torch.equal(path.loss, every.loss[path.epochs])
     assert torch.equal(path.kept_weights, every.kept_weights[path.kept])
     assert torch.equal(path.kept_weights[-1], path.weights)
     norms = torch.linalg.matrix_norm(every.kept_weights).flatten(-2)
     assert torch.equal(every.weight_norms, norms)
-    assert every.mean_weight_norm.shape == (26,)
+    assert relative_error(every.mean_weight_norm, norms.sum(1) / 4) <= round_off(4)
     level = every.loss[13].item()
     assert every.reached(level) == 13 and path.reached(level) == 20
     assert every.reached(-1.0) == -1
 
 
-def test_nothing_of_the_caller_is_changed(generator, device):
+MODES = {"plain": contextlib.nullcontext, "no-grad": torch.no_grad, "infer": torch.inference_mode}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_of_the_caller_is_changed(mode, generator, device):
     net = rt.initialize(rt.ShortcutNet(3, 2, 2, mid="relu"), "xavier", generator=generator)
     before = net.weights.detach().clone()
     data = problem(3, 30, device, generator)
-    start = drawn("near_zero", (2,), net, generator, device)
+    start = drawn("near_zero", (2,), net, generator, device).requires_grad_()
     copy, state = start.clone(), torch.get_rng_state()
-    with torch.no_grad():
-        rt.gradient_descent(net, "square", data, weights=start, learning_rate=0.05, epochs=5)
+    with MODES[mode]():
+        path = rt.gradient_descent(
+            net, "square", data, weights=start, learning_rate=0.05, epochs=5
+        )  # fmt: skip
+    assert not path.loss.requires_grad and not path.weights.requires_grad
     assert torch.equal(start, copy) and torch.equal(net.weights, before)
     assert net.weights.grad is None and torch.equal(torch.get_rng_state(), state)
 
@@ -213,24 +268,23 @@ def test_nothing_of_the_caller_is_changed(generator, device):
 # -- curvature along the way -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def kept(generator, device):
-    """A net, its data and a descent of two rows that kept weights."""
-    net = rt.ShortcutNet(3, 2, 2, device=device)
-    data = problem(3, 30, device, generator)
+@pytest.mark.parametrize(
+    ("mid", "loss"), [(None, "square"), ("tanh", "square"), (None, "cross_entropy")]
+)
+def test_spectra_are_those_of_the_weights(mid, loss, generator, device):
+    net = rt.ShortcutNet(3, 2, 2, mid=mid, device=device)
+    x, y = problem(3, 30, device, generator)
+    data = x, y.softmax(1)
     starts = drawn("near_zero", (2,), net, generator, device)
     given = dict(weights=starts, learning_rate=0.1, epochs=30, keep=[0, 3, 10, 30])
-    return net, data, rt.gradient_descent(net, "square", data, **given)
-
-
-def test_spectra_are_those_of_the_weights(kept):
-    net, data, path = kept
-    found = hessian_trajectory(net, "square", data, path, row=(1,))
+    path = rt.gradient_descent(net, loss, data, **given)
+    torch.set_default_dtype(torch.float32)
+    found = hessian_trajectory(net, loss, data, path, row=(1,))
     assert found.epochs.tolist() == [0, 3, 10, 30]
     for i, epoch in enumerate(path.kept.tolist()):
         with torch.no_grad():
             net.weights.copy_(path.kept_weights[i, 1])
-        own = rt.hessian_spectrum(net, "square", data)
+        own = rt.hessian_spectrum(net, loss, data)
         assert found.spectra[i].distance(own) <= round_off(1000)
         assert found.each(lambda s: s.max_magnitude)[i] == found.spectra[i].max_magnitude
         assert found.loss[i] == path.loss[epoch, 1]
@@ -288,7 +342,8 @@ WRONG = [
     (NET, dict(learning_rate=[0.1, -1.0]), "learning_rate: got -1"),
     (NET, APART, "does not broadcast"),
     (NET, dict(epochs=-1), "epochs: got -1"),
-    (NET, dict(keep=[2]), "keep: got epoch 2"),
+    (NET, dict(keep=[0, 2]), "keep: got epoch 2"),
+    (NET, dict(keep=[-1]), "keep: got -1"),
     (NET, dict(limit=0.0), "limit: got 0.0"),
     (NET, dict(record_every=0), "record_every: got 0"),
     (rt.ShortcutNet(3, 2, 2, bias=True), {}, "has a bias"),

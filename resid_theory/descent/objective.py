@@ -25,7 +25,7 @@ def objective_of(net: ShortcutNet, loss: Loss, data: Any, like: Tensor) -> Objec
     dtype, device = like.dtype, like.device
     if net.is_linear and loss.identity and dtype == torch.float64:
         moments = Moments.of(data).to(device)
-        _check_widths(net, moments.sxx.shape[0], moments.syy.shape[0])
+        _check_widths(net, len(moments.sxx), len(moments.syy))
         return StackedChains(moments, net.shortcut_depth, shortcut=net.shortcut)
     if isinstance(data, Moments):
         raise ValueError(
@@ -70,7 +70,7 @@ class SampledNets:
 
     def _evaluate(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
-            point = weights.detach().clone().requires_grad_()
+            point = weights.clone().requires_grad_()
             blocks = point.unflatten(0, (self._net.blocks, self._net.shortcut_depth))
             stacked = blocks.permute(2, 0, 1, 3, 4)  # rows first: what the net broadcasts over
             output = torch.func.functional_call(self._net, {"weights": stacked}, (self._data.x,))

@@ -87,7 +87,7 @@ def gradient_descent(
         rates.reshape(-1),
         None if limit is None else check_positive("limit", limit),
     )
-    records = {*range(0, count + 1, check_int("record_every", record_every)), count}
+    records = {*range(0, count, check_int("record_every", record_every)), count}
     kept = sorted({check_int("keep", epoch, 0) for epoch in keep})
     if kept and kept[-1] > count:
         raise ValueError(f"keep: got epoch {kept[-1]}, needs epochs up to {count}")
@@ -138,7 +138,7 @@ class _DescentRun:
         rows = weights.shape[1]
         self.active = torch.arange(rows, device=weights.device)
         self.diverged_at = torch.full((rows,), -1, device=weights.device)
-        self.limits = torch.empty(0)
+        self.limits: Tensor  # known from the first losses on
         self.loss: list[Tensor] = []
         self.gradient_norm: list[Tensor] = []
         self.weight_norms: list[Tensor] = []
