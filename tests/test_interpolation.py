@@ -237,7 +237,7 @@ def test_as_many_units_as_samples_are_enough_and_float32_is_read(generator, unit
 def test_a_single_sample_and_its_antipode():
     x = unit(1, 2, 2).unsqueeze(0)
     found = rt.theory.interpolate(x, -x, units=20)
-    assert found.error <= ROUNDED and found.lower_bound == 0.0
+    assert found.error <= ROUNDED and found.lower_bound == 0.0 and found.separation == 2.0
     assert found.largest_norm <= found.upper_bound
 
 
@@ -278,6 +278,14 @@ def test_equal_targets_need_a_unit_of_norm_one(generator):
     assert 0 < near < 1
 
 
+def test_equal_inputs_need_equal_targets(generator):
+    x, y = sphere(generator, 2, 4), sphere(generator, 2, 4)
+    twice = torch.tensor([0, 0, 1])
+    bound = rt.theory.least_norm(x, y, units=30)
+    assert rt.theory.least_norm(x[twice], y[twice], units=30) == bound
+    assert rt.theory.least_norm(x[twice], sphere(generator, 3, 4), units=30) == math.inf
+
+
 def test_units_change_distances_within_the_lower_bounds_factors(generator):
     """The inequality behind the bound, for random units."""
     x, w = sphere(generator, 2, 5), 0.6
@@ -313,15 +321,26 @@ def test_merged_targets(generator, tolerance, width):
     assert (found.output - y).norm(dim=1).max() <= tolerance + ROUNDED
     assert found.error <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    bounds = [found.schedule.norm_bound(units) for units in (36, 37)]  # three each, and one more
+    assert math.isinf(bounds[0]) and math.isfinite(bounds[1])
 
 
-def test_targets_are_merged_to_a_thousandth_unless_told(generator):
+@pytest.mark.parametrize(
+    ("mode", "usual"), [("merge", {"tolerance": 1e-3}), ("perturbed", {"noise": 0.1})]
+)
+def test_targets_are_moved_by_the_documented_lengths_unless_told(generator, mode, usual):
     x, y = sphere(generator, 4, 3), classes(4, 3)
     found, told = (
-        rt.theory.interpolate(x, y, units=80, mode="merge", **given)
-        for given in ({}, {"tolerance": 1e-3})
+        rt.theory.interpolate(x, y, units=80, mode=mode, **given) for given in ({}, usual)
     )
     assert torch.equal(found.targets, told.targets)
+
+
+def test_the_tolerance_is_at_most_an_eighth_of_the_separation(generator):
+    x, y = sphere(generator, 4, 3), classes(4, 3)
+    found = rt.theory.interpolate(x, y, units=80, mode="merge", tolerance=2.0)
+    assert found.tolerance == pytest.approx(found.separation / 8)
+    assert (found.output - y).norm(dim=1).max() <= found.tolerance + ROUNDED
 
 
 def test_merging_costs_the_logarithm_of_the_tolerance(generator):
@@ -391,6 +410,13 @@ def test_the_section_of_an_obstacle_is_a_circle_of_its_distance():
     assert sphere_paths._section(0.1 * obstacle, radius) is None
 
 
+def globe(chart):
+    """Points of the sphere from their longitudes and latitudes."""
+    longitude, latitude = chart.unbind(1)
+    level = latitude.cos()
+    return torch.stack([level * longitude.cos(), level * longitude.sin(), latitude.sin()], 1)
+
+
 def test_a_path_is_drawn(generator):
     x, y, obstacles = separated(generator, 3, 30)
     found = rt.theory.interpolate(
@@ -398,7 +424,17 @@ def test_a_path_is_drawn(generator):
     )
     chart = found.chart(0)
     assert (chart.arc[:, 1]).abs().max() <= 1e-12 and chart.arc[0].norm() <= 1e-12
-    assert chart.steps.shape == (31, 2) and chart.circles.shape[2] == 2
+    assert chart.arc[-1, 0].item() == pytest.approx(great_arc(x, y).length)
+    # Longitudes and latitudes: angles between points are those on the sphere.
+    trace = found.schedule.paths.trace(0, len(chart.path))
+    for charted, points in ((chart.path, trace), (chart.steps, found.path(0))):
+        on_sphere = globe(charted)
+        assert (on_sphere @ on_sphere.T - points @ points.T).abs().max() <= 1e-12
+    assert len(chart.circles) > 0
+    for circle in map(globe, chart.circles):  # of a chordal radius of half the separation
+        middle = circle[:-1].mean(0)  # the last point is the first one
+        cosines = circle @ middle / middle.norm()
+        assert (cosines - (1 - (found.separation / 2) ** 2 / 2)).abs().max() <= 1e-12
     ax = rt.plots.interpolation_path(chart, ax=rt.plots.figure().axes[0], title="column 0")
     assert ax.get_title() == "column 0"
     assert ax.lines[-1].get_xydata().tolist() == chart.steps.tolist()
