@@ -76,14 +76,14 @@ def draw_initial(
     shape: Shape,
     generator: torch.Generator,
     *,
-    factor: float = 1.0,
-    weight_shape: Shape | None = None,
+    factor: float,
+    weight_shape: Shape,
 ) -> Tensor:
-    """Draw a tensor in float64; the deviation is that of ``weight_shape``, by default its own."""
+    """Draw a tensor in float64; the deviation is that of ``weight_shape``."""
     row = INITIALIZATIONS[init]
     if row.function is not None:
         return row.function(shape, generator)
     assert row.deviation is not None
-    deviation = row.deviation(shape if weight_shape is None else weight_shape)
+    deviation = row.deviation(weight_shape)
     normal = torch.randn(*shape, generator=generator, dtype=torch.float64, device=generator.device)
     return (factor * deviation if row.scaled else deviation) * normal

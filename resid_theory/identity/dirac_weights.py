@@ -58,7 +58,7 @@ def _weights(group: Sequence[tuple[DiracWeight, Tensor]]) -> Sequence[Tensor]:
     )
     rest = torch.stack([v.flatten(1) for v in originals])
     if scales:
-        rest = torch.stack(scales)[..., None] * F.normalize(rest, dim=2, eps=1e-12)
+        rest = torch.stack(scales)[..., None] * F.normalize(rest, dim=2)
     a = torch.stack(tuple(inside.a for inside, _ in group))[..., None]
     weights = (a * identity.flatten(1) + rest).view(-1, *identity.shape)
     return (weights.movedim(-1, 2) if last else weights).unbind()

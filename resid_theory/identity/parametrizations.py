@@ -170,7 +170,7 @@ class DiracWeight(ResidualWeight):
         """The weight with the identity removed, diag(b) V / ‖V‖, or V without normalization."""
         if self.b is None:
             return original
-        direction = F.normalize(original.flatten(1), dim=1, eps=1e-12).view_as(original)
+        direction = F.normalize(original.flatten(1), dim=1).view_as(original)
         return _rows(self.b, original) * direction
 
     def forward(self, original: Tensor) -> Tensor:

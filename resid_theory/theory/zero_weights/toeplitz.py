@@ -154,7 +154,7 @@ class BlockToeplitz(CountedSpectrum, Result):
         values = np.linalg.eigvalsh((self.diagonal - symmetric).cpu().numpy() + at)
         return np.sort(np.abs(values).reshape(-1))
 
-    def bulk_percentile(self, percent: float = 10.0) -> float:
+    def bulk_percentile(self, percent: float) -> float:
         """Percentile of |λ| in the limit of infinite depth."""
         return float(np.percentile(self._bulk, percent))
 
