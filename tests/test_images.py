@@ -191,6 +191,18 @@ def test_large_images_are_shrunk_then_padded(generator, old, new, border):
     assert int((fitted != 0).sum()) == inner.numel()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "inner"), [((3, 5), 11, (6, 10)), ((5, 3), 11, (10, 6)), ((6, 12), 5, (2, 4))]
+)
+def test_oblong_images_keep_their_form(generator, old, new, inner):
+    pixels = torch.randint(1, 256, (2, 1, *old), generator=generator, dtype=torch.uint8)
+    fitted = _fit(pixels, new, None)
+    top, left = ((new - side) // 2 for side in inner)
+    kept = fitted[:, :, top : top + inner[0], left : left + inner[1]]
+    assert fitted.shape == (2, 1, new, new)
+    assert int((kept != 0).sum()) == int((fitted != 0).sum()) == 2 * inner[0] * inner[1]
+
+
 def test_halves_are_rounded_up_when_images_shrink():
     pixels = torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8).view(1, 1, 2, 2)
     assert _fit(pixels, 1, 1).item() == 1

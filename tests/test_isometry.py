@@ -65,6 +65,19 @@ def test_activations_change_the_variance(seed):
     assert he == pytest.approx(1.0)  # half of the slopes are one
 
 
+@pytest.mark.parametrize("signal", [0.3, 2.0])
+def test_weights_and_signal_scale_what_an_activation_sees(signal):
+    z = torch.linspace(-10, 10, 4001, dtype=torch.float64)  # a sum over this is a normal mean
+    mass = (-z.square() / 2).exp() / (-z.square() / 2).exp().sum()
+    c, scale, q, expected = 0.8, 1.5, signal, 0.0
+    for _ in range(2):
+        value = ((scale * q) ** 0.5 * z).tanh()
+        expected += c * scale * float((mass * (1 - value.square()).square()).sum()) / 2
+        q += c / 2 * float((mass * value.square()).sum())
+    given = dict(variance=c, layers=2, weight_variance=scale, signal=signal)
+    assert theory.effective_variance("tanh", **given) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("variance", [351.0, 1e3])
 def test_variances_beyond_the_range_of_floats_are_refused(variance):
     with pytest.raises(ValueError, match="^variance: got .* beyond the squares"):

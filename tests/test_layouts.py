@@ -17,6 +17,12 @@ from resid_theory.theory import Layout
 D, SAMPLES = 3, 9
 
 
+@pytest.fixture(autouse=True)
+def single_precision(float64):
+    """torch's own default, which no coefficient may take."""
+    torch.set_default_dtype(torch.float32)
+
+
 def drawn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -359,16 +365,8 @@ def test_nets_of_all_parts_agree_with_their_definition(name):
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
 
 
-@pytest.fixture
-def single_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)  # torch's own default, not that of these tests
-    yield
-    torch.set_default_dtype(before)
-
-
 @pytest.mark.parametrize("kind", [*KINDS, "plain", "shortcut"])
-def test_coefficients_are_in_double_precision(kind, single_precision):
+def test_coefficients_are_in_double_precision(kind):
     named = {"plain": Layout.plain, "shortcut": Layout.shortcut}
     layout = named[kind](4) if kind in named else Wired(kind, 4).layout()
     layout = pickle.loads(pickle.dumps(layout))

@@ -67,6 +67,17 @@ def test_float32_nets_are_taken_exactly_under_any_default(generator, data):
     assert torch.equal(linear_hessian(net, data), expected)
 
 
+def test_a_gpu_finds_the_same(cuda, generator, data):
+    net = make("two", generator)
+    there = copy.deepcopy(net).to(cuda)
+    torch.set_default_dtype(torch.float32)
+    assert abs(linear_loss(there, data).cpu() - linear_loss(net, data)) <= round_off(100)
+    for found in (linear_gradient, linear_hessian):
+        measured = found(there, data)
+        assert measured.device.type == "cuda"
+        assert relative_error(measured.cpu(), found(net, data)) <= HESSIAN
+
+
 @pytest.mark.parametrize("slab", [1, 7, 1 << 17])
 def test_the_hessian_does_not_depend_on_the_slab(slab, generator, data, monkeypatch):
     net = make("three", generator)

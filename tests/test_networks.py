@@ -88,6 +88,15 @@ def test_dirac_counts(settings, parameters):
     [
         pytest.param(lambda: rt.diracnet_imagenet(18), 11523368, id="dirac-18"),
         pytest.param(lambda: rt.diracnet_imagenet(34), 21638952, id="dirac-34"),
+        # no a and b, or no b, of four layers each of 64, 128, 256 and 512 channels
+        pytest.param(
+            lambda: rt.diracnet_imagenet(18, identity="plain"),
+            11523368 - 2 * 4 * 960,
+            id="plain-18",
+        ),
+        pytest.param(
+            lambda: rt.diracnet_imagenet(18, normalize=False), 11523368 - 4 * 960, id="eq4-18"
+        ),
         # He et al.'s nets as torchvision builds them; WRN-28-10 as its authors print it, 36.5M
         pytest.param(lambda: resnet_imagenet(18), 11689512, id="resnet-18"),
         pytest.param(lambda: resnet_imagenet(34), 21797672, id="resnet-34"),
@@ -244,13 +253,18 @@ def test_penalties_before_training(depth, penalty):
     assert depth > 20 or 240 < plain / residual < 290  # Table 4: 268
 
 
-def test_batchnorm_weights():
-    ones, uniform = rt.diracnet(10), rt.diracnet(10, bn_init="uniform")
-    assert set(ones.bn1.weight.tolist()) == {1.0}
-    drawn = torch.cat([m.weight for m in uniform if isinstance(m, nn.BatchNorm2d)]).detach()
+@pytest.mark.parametrize(
+    ("make", "depth"), [(rt.diracnet, 10), (rt.diracnet_imagenet, 18)], ids=["CIFAR", "ImageNet"]
+)
+def test_draws_of_the_paper_and_of_its_code(make, depth):
+    assert set(rt.diracnet(10).bn1.weight.tolist()) == {1.0}
+    net = make(depth, init="normal", bn_init="uniform")
+    drawn = torch.cat([m.weight for m in net if isinstance(m, nn.BatchNorm2d)]).detach()
     assert 0 <= drawn.min() and drawn.max() <= 1
-    # 240 draws of variance 1/12: four standard errors of the mean
+    # at least 240 draws of variance 1/12: four standard errors of the mean
     assert abs(float(drawn.mean()) - 0.5) < 4 / math.sqrt(12 * len(drawn))
+    v = net.conv1.parametrizations.weight.original.detach()
+    assert abs(float(v.std()) - 1) <= 4 / math.sqrt(2 * v.numel())
 
 
 def test_classifier_follows_torch_s_law():

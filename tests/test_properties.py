@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import EPS, round_off
+from tolerances import EPS, assert_same, round_off
 from torch import nn
 from torch.nn import functional as F
 
@@ -148,3 +148,102 @@ def test_plain_and_residual_layers_map_onto_each_other(drawn):
     assert_near(v, layer.weight - kernel, v)
     assert_near(residual(x), layer(x), v)
     assert_near(rt.to_plain(residual)[0].weight, layer.weight, v)
+
+
+# -- whatever the default dtype is -----------------------------------------------------------------
+
+POINTS = F.normalize(torch.arange(1.0, 13, dtype=torch.float64).view(3, 4).cos())
+PAIR = POINTS, F.normalize(POINTS.roll(1, 0) + 0.3 * POINTS.square())
+
+
+def counted():
+    """Eigenvalues of too many rows for a dense solver."""
+    lower = POINTS[:, :3].contiguous()
+    matrix = rt.theory.BlockToeplitz(diagonal=lower @ lower.mT, lower=lower, blocks=1001)
+    found = [matrix.eigenvalue(5), matrix.magnitude(9), matrix.count_within(0.3)]
+    return torch.tensor([*found, matrix.count_below(0.3)], dtype=torch.float64)
+
+
+IN_FLOAT64 = {
+    "counted": counted,
+    "flat": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=3).hessian(),
+    "isometry": lambda: rt.theory.isometry(0.5).density,
+    "isometry, values": lambda: rt.theory.isometry(0.5).singular_values,
+    "lyapunov": lambda: rt.theory.lyapunov_exponents(5),
+    "lyapunov, orthogonal": lambda: rt.theory.lyapunov_exponents(5, init="orthogonal"),
+    "interpolation": lambda: rt.theory.interpolate(*PAIR, units=20).net.weights.detach(),
+    "interpolation, equal steps": lambda: rt.theory.interpolate(
+        *PAIR, units=20, allocation="uniform").positions,
+    "interpolation, perturbed": lambda: rt.theory.interpolate(
+        *PAIR, units=20, mode="perturbed").targets,
+    "interpolation, chart": lambda: rt.theory.interpolate(*PAIR, units=20).chart(0).path,
+    "wiring, shortcuts": lambda: rt.networks.layout_of(rt.ShortcutNet(3, 2, 2))[0],
+    "wiring, plain": lambda: rt.networks.layout_of(rt.ShortcutNet(3, 2, 2, shortcut=False))[1],
+    "draws, normal": lambda: rt.networks.draw_weights("xavier", (3, 3)),
+    "draws, orthogonal": lambda: rt.networks.draw_weights("orthogonal", (3, 3)),
+    "draws, zero": lambda: rt.networks.draw_weights("zero", (3, 3)),
+    "draws, uniform": lambda: rt.diracnet(10, bn_init="uniform").fc.weight.detach().float(),
+    "moments": lambda: rt.Moments.of(tuple(part.float() for part in PAIR)).sxx,
+    "whitened": lambda: rt.data.whiten(POINTS.float(), 2)[0],
+    "one-hot": lambda: rt.data.one_hot([2, 0], 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_FLOAT64)
+def test_the_default_dtype_changes_no_number(name):
+    expected = IN_FLOAT64[name]()
+    torch.set_default_dtype(torch.float32)
+    assert_same(IN_FLOAT64[name](), expected)
+
+
+# -- wherever the numbers are ----------------------------------------------------------------------
+
+
+def huber(output, target):
+    return F.huber_loss(output, target, reduction="none").sum(1).mean()
+
+
+def descended(there):
+    """Losses of a row that goes down and of one that diverges, by samples."""
+    net, start = rt.ShortcutNet(4, 2, 2, mid="tanh"), torch.linspace(-1, 1, 64).view(2, 2, 4, 4)
+    rates = torch.tensor([0.1, 1e6])
+    return rt.gradient_descent(
+        net, "square", tuple(map(there, PAIR)), weights=there(0.1 * start), learning_rate=rates,
+        epochs=3,
+    ).loss.nan_to_num()  # fmt: skip
+
+
+def from_zero(there, **options):
+    """Eigenvalues at zero weights, from samples or moments where they are."""
+    return rt.theory.zero_point(tuple(map(there, PAIR)), blocks=3, **options)
+
+
+ON_A_GPU = {
+    "one-hot": lambda there: rt.data.one_hot(there(torch.tensor([2, 0])), 3),
+    "moments": lambda there: rt.Moments.of(tuple(map(there, PAIR))).syx,
+    "whitened": lambda there: rt.data.whiten(there(POINTS), 2)[0],
+    "is whitened": lambda there: torch.tensor(
+        rt.Moments.of((there(torch.eye(3)), there(torch.eye(3)))).is_whitened),
+    "exceedance": lambda there: rt.theory.exceedance_integral(there(POINTS.abs())),
+    "square": lambda there: rt.Loss.of("square").derivatives(*map(there, PAIR))[1],
+    "huber": lambda there: rt.Loss.of(huber).derivatives(*map(there, PAIR))[1],
+    "descent": descended,
+    "zero": lambda there: from_zero(there, shortcut_depth=2).spectrum.levels,
+    "zero, one layer": lambda there: from_zero(there, shortcut_depth=1).hessian(),
+    "zero, bent": lambda there: from_zero(
+        there, shortcut_depth=1, pre="tanh", bias=True).spectrum.levels,
+    "zero, biases": lambda there: from_zero(
+        there, shortcut_depth=2, last_bias=True, norm=F.normalize).spectrum.levels,
+    "zero, matrix": lambda there: from_zero(there, shortcut_depth=2, pre="tanh").matrix_a,
+    "zero, jet": lambda there: from_zero(there, shortcut_depth=2, loss=huber).leading_jet(
+        there(torch.ones(3, 2, 4, 4, dtype=torch.float64))),
+    "zero, escape": lambda there: rt.theory.escape_start(
+        from_zero(there, shortcut_depth=2), 0.1)[0].abs(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_a_gpu_finds_the_same(name, cuda):
+    exact = ON_A_GPU[name](lambda tensor: tensor)
+    found = ON_A_GPU[name](lambda tensor: tensor.to(cuda))
+    torch.testing.assert_close(found.cpu(), exact, rtol=1e-10, atol=1e-12)

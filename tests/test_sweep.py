@@ -94,6 +94,12 @@ def test_tables_are_several_grids_and_equal_cells_are_one(tmp_path):
         (2, "xavier", 0), (2, "xavier", 1)]  # fmt: skip
 
 
+def test_too_many_cells_are_refused_before_any_is_made():
+    grid = {"task": "hessian", "seed": list(range(1001)), "blocks": list(range(1, 1001))}
+    with pytest.raises(ValueError, match="^grid: got 1,001,000 cells, needs at most 1,000,000$"):
+        sweep.grid_of(grid)
+
+
 def key(**changes):
     return Cell.of({"task": "hessian", **changes}).key
 

@@ -127,6 +127,21 @@ def test_numbers_give_the_spectrum_of_the_net(case):
     assert all(set(kinds) <= {"query, key", "gate, up, down"} for kinds in flat)
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_heads_may_have_any_width(kv_heads):
+    g, z = torch.randn(2, 5, 4), torch.randn(2, 5, 3)
+    values = [torch.zeros(6, 3, requires_grad=True) for _ in range(kv_heads)]
+    outputs = [torch.zeros(4, 6, requires_grad=True) for _ in range(2)]
+    seen = torch.ones(5, 5).tril() / torch.arange(1.0, 6)[:, None] @ z
+    total = sum(
+        (g * (seen @ values[head * kv_heads // 2].mT @ outputs[head].mT)).sum() for head in (0, 1)
+    )
+    matrix = hessian_by_nested_gradients(total, [*values, *outputs])
+    branch = Branch.attention(g, z, heads=2, kv_heads=kv_heads, head_width=6, causal=True)
+    assert off(branch.spectrum, matrix) <= HESSIAN
+    assert branch.flat == {"query, key": (2 + kv_heads) * 6 * 3}
+
+
 def test_a_kink_has_the_mean_of_the_hessians_on_both_sides():
     net = model(mlp="relu", layers=1)
     point = zero_point_of_net(net, loss, (IDS, WORDS))
@@ -430,13 +445,14 @@ def test_wrong_numbers(make, words):
         make(torch.ones(2, 5, 4))
 
 
-def test_the_default_dtype_does_not_round_a_slope():
+def test_the_default_dtype_does_not_round_slopes_and_means():
     g, z = torch.randn(2, 1, 4, 3)
     found = []
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(dtype)
-        branch = Branch.mlp(g, z, hidden=5, slope=0.1)
-        found.append(transformer_zero_point([branch]).spectrum.eigenvalues)
+        branches = [Branch.mlp(g, z, hidden=5, slope=0.1)]
+        branches.append(Branch.attention(g, z, heads=1, causal=True))
+        found.append(transformer_zero_point(branches).spectrum.eigenvalues)
     assert torch.equal(*found)
 
 
