@@ -206,6 +206,42 @@ def test_without_masks_the_approximation_is_eq_14():
     assert_close(replace(case, persistent=True).refined(), case.refined(), rtol=1e-13, atol=0)
 
 
+def test_open_channels_are_a_net_of_their_own():
+    n, p = 5, 0.6
+    case = TrivialFlow(channels=n, layers=4, deviation=0.3, open_share=p, persistent=True)
+    expected = torch.zeros(5)
+    for others in range(n):  # open beside a channel
+        open_net = replace(case, channels=max(2, others + 1), open_share=1.0, persistent=False)
+        chance = math.comb(n - 1, others) * p**others * (1 - p) ** (n - 1 - others)
+        expected += p * chance * (open_net.refined() if others else torch.ones(5))
+    expected[0] = 1
+    assert_close(case.refined(), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_refined_formula_by_scalars(m):
+    n, p, variance = 5, 0.6, 0.3**2
+
+    def moments(q):
+        a, b = 1.0, 0.0
+        for _ in range(m):
+            total = a + (n - 1) * b
+            a, b = q * (a + variance * total), p * (b + variance * total)
+        return a, b
+
+    def chance(a, b):
+        return 2 / math.pi * math.atan(math.sqrt(a / ((n - 1) * b)))
+
+    given, mean, always = moments(1.0), moments(p), p**m
+    expected = always * chance(*given)
+    # Of a channel that is shut in some layer the own flow is not zero if it is open in the last.
+    if share := p - always:
+        a, b = (whole - always * part for whole, part in zip(mean, given, strict=True))
+        expected += share * chance(a / share, b / (1 - always))
+    case = TrivialFlow(channels=n, layers=4, deviation=0.3, open_share=p)
+    assert case.refined()[m].item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_formulas_agree_to_first_order():
     case = replace(BASE, deviation=1e-5)  # of which the first order is 4e-5
     assert_close(case.approximation(), case.refined(), rtol=0, atol=1e-12)

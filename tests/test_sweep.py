@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from resid_theory import cli, sweep
 from resid_theory.data import one_hot, whiten
 from resid_theory.runtime import store
 from resid_theory.sweep import config, processes, ray_executor, registry
-from resid_theory.sweep.image_tasks import TrainingTask
+from resid_theory.sweep.image_tasks import CurvatureTask, TrainingTask
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.worker import Options
 
@@ -272,6 +272,27 @@ def test_curvature_cushions_and_trainings(tmp_path):
     measured = table[(table.task == "cushions") & (table.identity == "plain")]
     # The images are cast to the net's type; the drawn weights have the default one.
     assert measured.mean_median.iloc[0] == pytest.approx(float(found.median.mean()))
+
+
+def test_a_cell_of_curvature_holds_the_librarys_report(tmp_path):
+    task = CurvatureTask(**SMALL, seed=3, loss="square", matrix="empirical_fisher", k=2,
+                         density=True, tolerance=0.1)  # fmt: skip
+    found = task.run(tmp_path, "cpu")
+    images = rt.load_images("digits", samples=32, size=8)
+    report = rt.spectrum(
+        rt.simplified_net(5, generator=3), "square",
+        replace(images, labels=one_hot(images.labels, 10)),
+        matrix="empirical_fisher", k=2, density=True, tolerance=0.1, generator=3,
+    )  # fmt: skip
+    for end in ("largest", "smallest"):
+        values = [estimate.value for estimate in getattr(report, end)]
+        assert found.arrays[f"{end}_values"].tolist() == pytest.approx(values, rel=1e-6, abs=1e-12)
+        assert len(values) == 2 and found.numbers[end] == found.arrays[f"{end}_values"][0]
+    for name in ("trace", "frobenius_norm", "index"):
+        estimate = getattr(report, name)
+        for word, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+            assert found.numbers[f"{name}{word}"] == pytest.approx(value, rel=1e-6)
+    assert found.numbers["parameters"] == report.parameters and not list(tmp_path.iterdir())
 
 
 # -- running ---------------------------------------------------------------------------------------
