@@ -255,6 +255,17 @@ def test_print_shows_the_verdict_and_the_bound(generator):
     assert "singular because" in str(softmax)
 
 
+@pytest.mark.parametrize(
+    ("d", "words"),
+    [(12, "12 11 10 9 8 7 6 5 4 3 2 1"), (14, "14 13 12 11 10 9 ... 6 5 4 3 2 1")],
+    ids=["all", "ends"],
+)
+def test_of_many_singular_values_both_ends_are_shown(d, words):
+    sxx = torch.diag(torch.arange(1.0, d + 1))
+    data = rt.Moments(sxx=sxx, syx=0 * sxx, syy=sxx, count=9)  # M is Sxx
+    assert zero_point(data, blocks=2, shortcut_depth=2).shown()["singular_values"] == [words]
+
+
 @pytest.mark.parametrize("n", [1, 2])
 @pytest.mark.parametrize("kink", ["line", "mean", "net"])
 def test_the_default_dtype_does_not_matter(n, kink, generator):
