@@ -160,13 +160,24 @@ def counted():
     """Eigenvalues of too many rows for a dense solver."""
     lower = POINTS[:, :3].contiguous()
     matrix = rt.theory.BlockToeplitz(diagonal=lower @ lower.mT, lower=lower, blocks=1001)
-    found = [matrix.eigenvalue(5), matrix.magnitude(9), matrix.count_within(0.3)]
-    return torch.tensor([*found, matrix.count_below(0.3)], dtype=torch.float64)
+    # 3004 times a tenth of the matrix of ones; the nearest single-precision number is below it.
+    tenth = torch.full((1, 1), 0.1, dtype=torch.float64)
+    ones, top = rt.theory.BlockToeplitz(diagonal=tenth, lower=tenth, blocks=3004), 300.4 + 6e-6
+    found = [matrix.eigenvalue(5), matrix.magnitude(9)]
+    found += [ones.count_below(top), ones.count_within(top)]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def charted():
+    """The great arc and the path of a chart."""
+    chart = rt.theory.interpolate(*PAIR, units=20).chart(0)
+    return torch.cat([chart.arc, chart.path])
 
 
 IN_FLOAT64 = {
     "counted": counted,
     "flat": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=3).hessian(),
+    "matrix": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=2).matrix_a,
     "isometry": lambda: rt.theory.isometry(0.5).density,
     "isometry, values": lambda: rt.theory.isometry(0.5).singular_values,
     "lyapunov": lambda: rt.theory.lyapunov_exponents(5),
@@ -176,7 +187,7 @@ IN_FLOAT64 = {
         *PAIR, units=20, allocation="uniform").positions,
     "interpolation, perturbed": lambda: rt.theory.interpolate(
         *PAIR, units=20, mode="perturbed").targets,
-    "interpolation, chart": lambda: rt.theory.interpolate(*PAIR, units=20).chart(0).path,
+    "interpolation, chart": charted,
     "wiring, shortcuts": lambda: rt.networks.layout_of(rt.ShortcutNet(3, 2, 2))[0],
     "wiring, plain": lambda: rt.networks.layout_of(rt.ShortcutNet(3, 2, 2, shortcut=False))[1],
     "draws, normal": lambda: rt.networks.draw_weights("xavier", (3, 3)),

@@ -90,7 +90,7 @@ class Schedule(Storable):
     def march(self, share: float, most: int) -> Steps | None:
         """Steps of at most ``share`` times the gap; None if they are more than ``most``."""
         rows, points = self.moving, self.starts[self.moving]
-        s, count = torch.zeros(len(rows), dtype=torch.float64), 0
+        s, count = points.new_zeros(len(rows)), 0
         parts = []
         while len(rows):
             count += len(rows)
@@ -142,12 +142,12 @@ class Schedule(Storable):
         """At most ``units`` steps whose largest ratio of length to gap is as small as possible."""
         rows, half = self.moving, len(self.moving) / 2
         # With this share every column arrives in one step.
-        gaps = self._gaps(rows, torch.zeros(len(rows), dtype=torch.float64), self.starts[rows])
+        gaps = self._gaps(rows, self.starts.new_zeros(len(rows)), self.starts[rows])
         high, low = float((self.paths.lengths[rows] / gaps).max()) * (1 + 1e-12), 0.0
         best = self.march(high, units)
         assert best is not None
         # The integral of 1 / gap over all paths, by the midpoint rule.
-        number = (torch.arange(_STATIONS, dtype=torch.float64) + 0.5) / _STATIONS
+        number = (torch.arange(_STATIONS) + 0.5) / _STATIONS  # exact in any dtype
         stations = rows.repeat_interleave(_STATIONS)
         s = number.repeat(len(rows)) * self.paths.lengths[stations]
         gaps = self._gaps(stations, s, self.paths.at(stations, s))
