@@ -364,6 +364,20 @@ def test_the_error_is_measured_on_samples_that_count():
     assert operator.error.spectral > 0
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["all", "few"])
+def test_the_error_of_a_sum_is_that_of_all_samples(few, monkeypatch):
+    if few:  # no more samples are compared than has to be
+        monkeypatch.setattr(accumulation, "_SMALL", 0)
+    net, data, _ = confident(torch.float32, 1)
+    mean, total = (
+        rt.curvature_operator(net, loss, data).error
+        for loss in ("cross_entropy", nn.CrossEntropyLoss(reduction="sum"))
+    )
+    for name in ("spectral", "frobenius", "trace"):
+        # Of 40 samples; what is rounded differs.
+        assert 20 < getattr(total, name) / getattr(mean, name) < 80
+
+
 def test_a_net_in_float64_has_no_error_and_one_that_stays_in_float32_the_usual_one():
     class Stubborn(nn.Linear):
         def forward(self, x):

@@ -211,6 +211,9 @@ def test_curves_by_depth():
     assert not ax.get_xticks(minor=True).size
     with pytest.raises(ValueError, match="measured: got 1 values of 'a' for 2 layers"):
         plots.by_depth([2, 4], {"a": [1.0]}, ylabel="number", ax=ax)
+    with pytest.raises(ValueError, match="predicted: got 3 values of 'b' for 4 layers"):
+        short = {"b": [1.0, 2.0, 3.0]}
+        plots.by_depth([2, 4, 6, 8], measured, predicted=short, ylabel="number", ax=ax)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,9 @@ def test_zero_point_draws_what_is_listed(n, panels):
 
 
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
-@pytest.mark.parametrize("levels", [[-1.0, 0.5, 2.0], [2.0, 2.0], [0.0, 0.0]], ids=str)
+@pytest.mark.parametrize(
+    "levels", [[-1.0, 0.5, 2.0], [2.0, 2.0], [0.0, 0.0], [3.0, 3 + 2**-50]], ids=str
+)
 def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, scale):
     plots.spectral_density(rt.Spectrum.of(levels), scale=scale, ax=ax)
     heights, edges, _ = ax.patches[-1].get_data()

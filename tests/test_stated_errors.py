@@ -39,11 +39,23 @@ def test_the_kernel_is_as_wide_as_the_range_over_the_nodes():
     width = (6.0 + 3.0) / 4
     curve = density().smoothed()
     assert curve.width == pytest.approx(width)
+    ends = torch.tensor([-3 - 3 * width, 6 + 3 * width], dtype=torch.float64)
+    torch.testing.assert_close(curve.grid[[0, -1]], ends)
+    assert len(curve.grid) == 1001
     kernel = torch.from_numpy(stats.norm.pdf((curve.grid[:, None, None] - NODES) / width) / width)
     by_probe = SHARE * (kernel * WEIGHTS).sum(2)
     known = stats.norm.pdf(curve.grid[:, None], list(KNOWN), width).sum(1) / SIZE
     torch.testing.assert_close(curve.values, by_probe.mean(1) + torch.from_numpy(known))
     torch.testing.assert_close(curve.standard_errors, by_probe.std(1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize(("level", "width"), [(2.0, 2.0), (-2.0, 2.0), (0.0, 1.0)])
+def test_the_kernel_of_a_single_level_is_as_wide_as_its_magnitude(level, width, generator):
+    basis = torch.linalg.qr(torch.randn(20, 20, generator=generator, dtype=torch.float64)).Q
+    found = rt.spectral_density(level * basis @ basis.mT, probes=5)  # equal but for round-off
+    curve = found.smoothed()
+    assert curve.width == pytest.approx(width) and found.nodes.shape[1] == 1
+    assert torch.trapezoid(curve.values, curve.grid).item() == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_wasserstein_error_has_three_parts():

@@ -191,15 +191,17 @@ class Density(Result):
         """The density of eigenvalues, convolved with a normal kernel.
 
         Args:
-            grid: (n,), in units of the eigenvalues; by default 1,001 places from the smallest to
-                the largest eigenvalue found.
+            grid: (n,), in units of the eigenvalues; by default 1,001 places, from three widths
+                below the smallest eigenvalue found to three above the largest.
             width: Standard deviation of the kernel; by default this range over the number of nodes,
                 which is the resolution of the quadrature.
 
         Returns:
             Share of eigenvalues per unit of eigenvalue, with its standard error.
         """
-        spread = (self.largest - self.smallest) or abs(self.largest) or 1.0
+        spread = self.largest - self.smallest
+        if spread <= 2 * self.round_off:  # a single level
+            spread = abs(self.largest) or 1.0
         width = spread / self.nodes.shape[1] if width is None else check_positive("width", width)
         if grid is None:
             low, high = self.smallest - 3 * width, self.largest + 3 * width

@@ -33,13 +33,15 @@ def by_depth(
     Raises:
         ValueError: If a curve has another number of values than there are layers.
     """
-    for net, values in measured.items():
-        if len(values) != len(layers):
-            raise ValueError(
-                f"measured: got {len(values)} values of {net!r} for {len(layers)} layers, needs "
-                "one for each"
-            )
-    ax, lines = open_axes(ax), predicted or {}
+    lines = predicted or {}
+    for argument, curves in (("measured", measured), ("predicted", lines)):
+        for net, values in curves.items():
+            if len(values) != len(layers):
+                raise ValueError(
+                    f"{argument}: got {len(values)} values of {net!r} for {len(layers)} layers, "
+                    "needs one for each"
+                )
+    ax = open_axes(ax)
     for number, (net, values) in enumerate(measured.items()):
         color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
         ax.plot(layers, _drawable(values), marker, color=color, markersize=7, label=net)

@@ -91,6 +91,8 @@ def _extent(density: Density | None, exact: Spectrum | None) -> tuple[float, flo
     ends = [e for e in (density, exact) if e is not None]
     low, high = min(e.smallest for e in ends), max(e.largest for e in ends)
     top = max(abs(low), abs(high)) or 1.0
+    if high - low <= 1e-9 * top:  # equal but for round-off
+        low = high
     near = density.resolution if density is not None else 0.0
     return low, high, 10 ** math.floor(math.log10(max(near, 1e-4 * top)))
 
