@@ -46,11 +46,12 @@ def test_student(degrees, half):
 
 def test_mean_of_draws_is_the_textbook_interval():
     draws = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    found = mean_estimate(draws, scale=-2.0, offset=10.0, bound=0.5)
+    found = mean_estimate(draws, scale=-2.0, offset=10.0)
     error = 2 * draws.std().item() / 2
     assert found.value == 4.0
     assert found.standard_error == pytest.approx(error)
-    assert found.high - found.value == pytest.approx(student(3) * error + 0.5)
+    assert found.high - found.value == pytest.approx(student(3) * error)
+    assert found.value - found.low == pytest.approx(student(3) * error)
     even, positive = mean_estimate(draws), positive_mean(draws)
     ratio = math.exp((even.high - even.value) / even.value)
     assert (positive.value, positive.standard_error) == (even.value, even.standard_error)

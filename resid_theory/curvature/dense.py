@@ -280,9 +280,9 @@ class HessianPlan:
     def matrix(
         self,
         *,
-        memory_limit: int | None = None,
+        memory_limit: int | None,
         folder: str | Path | None = None,
-        progress: bool = False,
+        progress: bool,
     ) -> tuple[Tensor, MatrixError]:
         """The Hessian, (P, P), float64, and its error beyond the rounding of float64."""
         risk, error = self.risk, MatrixError()

@@ -186,7 +186,7 @@ class EmpiricalRisk:
         yield from chain(begun, stream)
         self._checks = False
 
-    def look(self, batches: Sequence[Batch], *, alone: bool = False) -> None:
+    def look(self, batches: Sequence[Batch]) -> None:
         """Run the net on a few samples of one batch, or of two whose first has one."""
         self._looked = True
 
@@ -198,9 +198,8 @@ class EmpiricalRisk:
             self.check_read_only()
             return output
 
-        couples = True if self._mixes else False if alone else None
         self.found = first_look(
-            self.net, self.loss, batches, run=run, note=self.note, couples=couples, watch=watch
+            self.net, self.loss, batches, run=run, note=self.note, mixes=self._mixes, watch=watch
         )
         if watch.seen:
             few = batches[0].spread(EXAMPLES)

@@ -68,7 +68,7 @@ def first_look(
     *,
     run: Callable[[Batch], Any],
     note: Callable[[str], None],
-    couples: bool | None,  # whether samples know each other; None where that is to be found
+    mixes: bool,  # whether samples are known to know each other
     watch: WatchCuts,
 ) -> Findings:
     """Run a net on a few samples of one batch, or of two whose first has one sample."""
@@ -87,14 +87,11 @@ def first_look(
         kinds=input_kinds(few),
         output=fixed,
     )
-    if couples is False and loss.is_known:
-        found.axes = SampleAxes.first(output, few.size)
-        return found
 
     def settled(large: Any) -> bool:
         # Equal outputs of two calls that have samples in common repeat themselves.
         axes = SampleAxes.between(output, large, (few.size, more.size))
-        return couples is None and not coupling(axes, output, large)
+        return not mixes and not coupling(axes, output, large)
 
     def run_more() -> Any:
         return check_repeatable("net", net, partial(run, more), note, settled=settled)
@@ -109,7 +106,7 @@ def first_look(
         output = run(few)
         large = run_more()
     found.axes = SampleAxes.between(output, large, (few.size, more.size))
-    if couples is None:
+    if not mixes:
         found.whole = coupling(found.axes, output, large)
     if not loss.is_known:
         check_repeatable("loss", net, lambda: loss_value(loss, large, more.target), note)

@@ -169,9 +169,7 @@ def _accumulate(
         return weight, torch.cat([g.flatten() for g in product])
 
 
-def pairs_hessian(
-    risk: EmpiricalRisk, chunk: int, *, report: Callable[[int], Any] = lambda samples: None
-) -> Tensor:
+def pairs_hessian(risk: EmpiricalRisk, chunk: int, *, report: Callable[[int], Any]) -> Tensor:
     """Exact Hessian of a risk in float64; ``report`` gets the samples done after each chunk."""
     size = sum(p.numel() for p in risk.parameters)
     risk = copy.copy(risk)

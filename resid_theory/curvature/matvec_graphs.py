@@ -296,7 +296,7 @@ def twice_differentiable() -> Iterator[None]:
         yield
 
 
-def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool = False) -> MatvecGraph:
+def record_graph(build: Callable[[], MatvecGraph], *, weigh: bool) -> MatvecGraph:
     """Build a graph that is cheap to differentiate twice; count its bytes if asked to."""
     held: dict[int, int] = {}
 

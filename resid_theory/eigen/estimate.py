@@ -115,16 +115,14 @@ def _magnitude(value: float) -> int:
     return math.floor(math.log10(abs(value))) if value else -400
 
 
-def mean_estimate(
-    samples: Tensor, *, scale: float = 1.0, offset: float = 0.0, bound: float = 0.0
-) -> Estimate:
-    """``offset`` plus ``scale`` times a mean, with Student's interval widened by a ``bound``."""
+def mean_estimate(samples: Tensor, *, scale: float = 1.0, offset: float = 0.0) -> Estimate:
+    """``offset`` plus ``scale`` times a mean, with Student's interval."""
     count = len(samples)
     value = offset + scale * samples.mean().item()
     if count < 2:
         return Estimate(value=value, standard_error=math.inf, low=-math.inf, high=math.inf)
     error = abs(scale) * samples.std().item() / math.sqrt(count)
-    half = student(count - 1) * error + bound
+    half = student(count - 1) * error
     return Estimate(value=value, standard_error=error, low=value - half, high=value + half)
 
 

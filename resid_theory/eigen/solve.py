@@ -62,9 +62,9 @@ def solve(
     A: MatrixProducts,
     vectors: Any,
     *,
-    damping: float = 0.0,
-    tolerance: float = 1e-6,
-    max_products: int = 1000,
+    damping: float,
+    tolerance: float,
+    max_products: int,
 ) -> Solution:
     """Solve (A + damping I) x = v, as :meth:`LinearOperator.solve` says."""
     from scipy.sparse import linalg  # a third of a second of import
