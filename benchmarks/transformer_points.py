@@ -37,9 +37,7 @@ SMALL = {
 def columns(gradient: Tensor, parameters: list[Tensor]) -> Iterator[Tensor]:
     """Rows of the Hessian, one backward pass each."""
     for entry in gradient:
-        parts = torch.autograd.grad(
-            entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        parts = torch.autograd.grad(entry, parameters, retain_graph=True, materialize_grads=True)
         yield torch.cat([part.flatten() for part in parts])
 
 
@@ -65,7 +63,7 @@ def compared(name: str) -> list[object]:
             own[part].zero_()
     inside = [own[part] for part in point.parameters]
     slopes = torch.autograd.grad(
-        net(**batch).loss, inside, create_graph=True, allow_unused=True, materialize_grads=True
+        net(**batch).loss, inside, create_graph=True, materialize_grads=True
     )
     matrix = torch.stack(list(columns(torch.cat([s.flatten() for s in slopes]), inside)))
     exact = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)

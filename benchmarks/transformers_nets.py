@@ -133,9 +133,7 @@ def known_curvature(value: Tensor, net: nn.Module, vector: Tensor) -> tuple[Tens
     parts = vector.split([p.numel() for p in parameters])
     along = sum((g.reshape(-1) * v).sum() for g, v in zip(gradient, parts, strict=True)
                 if g is not None and g.requires_grad)  # fmt: skip
-    product = torch.autograd.grad(
-        along, parameters, allow_unused=True, materialize_grads=True, retain_graph=True
-    )
+    product = torch.autograd.grad(along, parameters, materialize_grads=True, retain_graph=True)
     small = [k for k, g in enumerate(gradient)
              if g is not None and g.numel() <= TRACED and g.requires_grad]  # fmt: skip
     whole = torch.cat([h.reshape(-1) for h in product])

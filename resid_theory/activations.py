@@ -163,6 +163,6 @@ def _derivative(value: Tensor, point: Tensor, *, create_graph: bool) -> Tensor:
     if not value.requires_grad:  # a constant slope
         return torch.zeros_like(point)
     (grad,) = torch.autograd.grad(
-        value.sum(), point, create_graph=create_graph, allow_unused=True, materialize_grads=True
+        value.sum(), point, create_graph=create_graph, materialize_grads=True
     )
     return grad

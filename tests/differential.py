@@ -290,9 +290,7 @@ class Case:
             if matrix in ("loss", "evaluation"):
                 exact = value.detach()
             elif matrix == "gradient":
-                grads = torch.autograd.grad(
-                    value, self.parameters, allow_unused=True, materialize_grads=True
-                )
+                grads = torch.autograd.grad(value, self.parameters, materialize_grads=True)
                 exact = torch.cat([g.reshape(-1) for g in grads])
             elif matrix == "hessian":
                 exact = hessian_by_nested_gradients(value, self.parameters)

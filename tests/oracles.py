@@ -16,7 +16,7 @@ def jacobian(values, parameters):
         return units.new_zeros(len(values), sum(p.numel() for p in parameters))
     rows = torch.autograd.grad(
         values, parameters, units, is_grads_batched=True,
-        retain_graph=True, allow_unused=True, materialize_grads=True,
+        retain_graph=True, materialize_grads=True,
     )  # fmt: skip
     # What does not depend on a parameter at all has no batch.
     rows = [row.expand(len(values), *p.shape) for row, p in zip(rows, parameters, strict=True)]
@@ -25,9 +25,7 @@ def jacobian(values, parameters):
 
 def hessian_by_nested_gradients(loss, parameters):
     """Hessian of a scalar, one gradient of a gradient for every parameter."""
-    grads = torch.autograd.grad(
-        loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True
-    )
+    grads = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     return jacobian(torch.cat([g.reshape(-1) for g in grads]), parameters)
 
 
@@ -166,9 +164,7 @@ def fisher_by_samples(losses, parameters):
     size = sum(p.numel() for p in parameters)
     total = torch.zeros(size, size, dtype=parameters[0].dtype)
     for loss in losses:
-        parts = torch.autograd.grad(
-            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        parts = torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True)
         gradient = torch.cat([part.reshape(-1) for part in parts])
         total += torch.outer(gradient, gradient)
     return total / len(losses)

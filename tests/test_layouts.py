@@ -318,7 +318,7 @@ def test_matrices_normalizations_and_biases(name, branch, loss, seed):
     scale = max(1.0, float(values.abs().max()))
     assert point.spectrum.size == len(values)
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN * scale
-    gradients = torch.autograd.grad(value, every, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(value, every, materialize_grads=True)
     firsts = gradients[: count * branch : branch]
     if biases:
         firsts = [torch.cat([w, b[:, None]], 1) for w, b in

@@ -23,9 +23,7 @@ def derivatives(x, y, n, blocks, orders):
     found = [loss_of(point, x, y, n)]
     for _ in range(orders):
         rows = [
-            torch.autograd.grad(
-                entry, point, create_graph=True, allow_unused=True, materialize_grads=True
-            )[0]
+            torch.autograd.grad(entry, point, create_graph=True, materialize_grads=True)[0]
             if entry.requires_grad
             else torch.zeros(size)
             for entry in found[-1].flatten()

@@ -141,7 +141,7 @@ def _reason(
              for t in graph.outputs]  # fmt: skip
     at = [layer.calls[0][1], *own]
     z, *found = torch.autograd.grad(
-        graph.outputs, at, probe, retain_graph=True, allow_unused=True, materialize_grads=True
+        graph.outputs, at, probe, retain_graph=True, materialize_grads=True
     )
     joined = torch.einsum("mro,mri->oi", layer.at_places(z), layer.inputs())
     for part, right in zip(joined.split(layer.columns, dim=1), found, strict=True):
@@ -272,7 +272,7 @@ def _add(layers: Sequence[_FactoredLayer], graph: Any, reduce: bool) -> float:
     at = [layer.calls[0][1] for layer in layers]
     for root in graph.roots():
         gradients = torch.autograd.grad(
-            graph.outputs, at, root, retain_graph=True, allow_unused=True, materialize_grads=True
+            graph.outputs, at, root, retain_graph=True, materialize_grads=True
         )
         for layer, gradient in zip(layers, gradients, strict=True):
             g = layer.at_places(gradient)

@@ -164,8 +164,7 @@ def _accumulate(
         moved = torch.cat([g.flatten() for g in first]) @ tried
         if not moved.requires_grad:
             return weight, torch.zeros_like(tried)
-        product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True,
-                                      allow_unused=True)  # fmt: skip
+        product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True)
         return weight, torch.cat([g.flatten() for g in product])
 
 

@@ -282,7 +282,6 @@ def _pull_back(
         at,
         grad_outputs=along,
         retain_graph=True,
-        allow_unused=True,
         materialize_grads=True,
         is_grads_batched=batched,
     )

@@ -76,5 +76,5 @@ def _slope(value: Tensor, at: Tensor) -> Tensor:
     """Gradient of a loss; the loss itself, a number, where nothing in the net is trainable."""
     if not (value.requires_grad and at.requires_grad):
         return value.detach()
-    (slope,) = torch.autograd.grad(value, at, allow_unused=True, materialize_grads=True)
+    (slope,) = torch.autograd.grad(value, at, materialize_grads=True)
     return slope.detach()

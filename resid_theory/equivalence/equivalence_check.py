@@ -234,7 +234,7 @@ def _measure(
     value, wanted = _value(loss, output, batch.target), [*leaves.values(), *named.values()]
     gradients: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
     if value is not None and value.requires_grad:
-        gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(value, wanted, materialize_grads=True)
     outputs = {name: leaf.detach() if isinstance(leaf, Tensor) else leaf
                for name, leaf in leaves_of(output)}  # fmt: skip
     inputs = dict(zip(leaves, gradients, strict=False))

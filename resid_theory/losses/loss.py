@@ -289,7 +289,7 @@ class Loss:
             for j in range(k if grad.requires_grad else 0):  # a linear loss has a constant gradient
                 (hessians[:, j],) = torch.autograd.grad(
                     grad[:, j].sum(), point,
-                    retain_graph=True, allow_unused=True, materialize_grads=True,
+                    retain_graph=True, materialize_grads=True,
                 )  # fmt: skip
         return grad.detach(), hessians
 

@@ -231,9 +231,7 @@ class Part:
             at = [leaf for leaf in moving if leaf.requires_grad]
             if not value.requires_grad:
                 return float(value), torch.zeros(1, dtype=torch.float64)
-            parts = torch.autograd.grad(
-                value, at, allow_unused=True, materialize_grads=True, retain_graph=True
-            )
+            parts = torch.autograd.grad(value, at, materialize_grads=True, retain_graph=True)
         return float(value.detach()), _flat(parts)
 
 

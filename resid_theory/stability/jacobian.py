@@ -89,11 +89,9 @@ def _by_two_gradients(function: Function, z: Tensor, tangent: Tensor) -> tuple[T
         value, leaf = _recorded(function, z)
         cotangent = torch.zeros_like(value, requires_grad=True)
         (grad,) = torch.autograd.grad(
-            value, leaf, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
+            value, leaf, cotangent, create_graph=True, materialize_grads=True
         )
-        (product,) = torch.autograd.grad(
-            grad, cotangent, tangent, allow_unused=True, materialize_grads=True
-        )
+        (product,) = torch.autograd.grad(grad, cotangent, tangent, materialize_grads=True)
     return value.detach(), product
 
 
@@ -162,6 +160,6 @@ def products(
         else:
             (product,) = torch.autograd.grad(
                 value, leaf, vectors.view_as(value), retain_graph=True,
-                allow_unused=True, materialize_grads=True,
+                materialize_grads=True,
             )  # fmt: skip
         yield product.reshape(at_once, len(z), -1)[:copies]
