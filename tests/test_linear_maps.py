@@ -224,19 +224,48 @@ class Tied(nn.Module):
 def test_a_tied_decoder(layer):
     net, ids = Tied(layer=layer), torch.arange(15).view(5, 3) % 9
     found = rt.layer_cushions(net, ids)
-    assert set(found.layers) == {"inner", "head" if layer else "words.weight"}
+    assert found.layers == ("inner", "head" if layer else "words.weight")
     assert not found.not_covered
     z = net.inner(net.words(ids)).detach()
     weight = net.words.weight.detach()
     exact = (z @ weight.T).flatten(1).norm(dim=1) / weight.norm() / z.flatten(1).norm(dim=1)
-    row = found.values[found.layers.index("head" if layer else "words.weight")]
-    torch.testing.assert_close(row, exact, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.values[1], exact, rtol=1e-12, atol=0)
 
 
-def test_two_layers_that_share_a_weight_keep_their_names():
-    net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+def test_layers_that_share_a_weight_keep_their_names_and_places():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
     net[2].weight = net[0].weight
-    assert rt.layer_cushions(net, noise(3, 4)).layers == ("0", "2")
+    net.append(net[1])
+    assert rt.layer_cushions(net, noise(3, 4)).layers == ("0", "1#1", "2", "1#2")
+
+
+def test_rows_of_absorbed_nets_follow_the_forward_pass():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.up, self.down, self.stem = (nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.down(F.relu(self.up(x))))
+
+    layers = "stem", "up", "down", "head"
+    for net in (Net(), rt.absorb(Net())):
+        assert rt.layer_cushions(net, noise(3, 4)).layers == layers
+        assert rt.stability.weight_noise(net, noise(3, 4), levels=[0.1], draws=1).places == layers
+
+
+def test_an_order_that_depends_on_the_samples():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = (nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.b(x) + self.a(x) if len(x) > 2 else self.a(x) + self.b(x)
+
+    assert rt.layer_cushions(Net(), noise(5, 4), batch=3).layers == ("stem", "a", "b")
 
 
 @pytest.mark.parametrize("normed", [
@@ -285,9 +314,9 @@ def test_routed_rows_belong_to_their_samples(seed, by_list):
     torch.manual_seed(seed)
     net, x = Routed(by_list=by_list), noise(9, 3, 6, seed=seed)
     found = rt.layer_cushions(net, x, batch=5)
-    assert found.layers == ("up[0]", "up[1]", "up[2]", "gate") and not found.not_covered
+    assert found.layers == ("gate", "up[0]", "up[1]", "up[2]") and not found.not_covered
     for e in range(3):
-        for value, sample in zip(found.values[e], x, strict=True):
+        for value, sample in zip(found.values[1 + e], x, strict=True):
             z = sample[net.gate(sample).argmax(-1) == e]
             exact = (z @ net.up[e].T).norm() / net.up[e].norm() / z.norm()
             torch.testing.assert_close(value, exact.detach(), equal_nan=True, rtol=1e-12, atol=0)

@@ -16,14 +16,13 @@ from resid_theory.runtime.preserve import preserved
 from resid_theory.runtime.result import Columns
 from resid_theory.stability.layer_inputs import ROUTED, LayerLook, RowOrder, looks_at, same
 from resid_theory.stability.linear_uses import LinearUse
-from resid_theory.stability.map_observer import MapObserver
+from resid_theory.stability.map_observer import Key, MapObserver
 from resid_theory.stability.norms import NORMS, row_norms
 from resid_theory.stability.sample_statistics import Summaries
 
 __all__ = ["NORMS", "WEIGHTS", "Cushions", "layer_cushions"]
 
 WEIGHTS = ("identity_removed", "effective")
-Key = tuple[str, int]
 _CALLS = "the number of its calls depends on the samples"
 _CANCELLATION = 100.0  # squares that large, nearly equal, cost two digits of their difference
 
@@ -342,8 +341,7 @@ class _Meter:
         """Names of the rows; gains and norms, (rows, 3, samples); reasons for all without a row."""
         missing = self.observer.missing() | self.irregular
         known = {name for name, _ in self.rows} - self.irregular.keys()
-        keys = [key for name in self.observer.ordered(known)
-                for key in sorted(self.rows) if key[0] == name]  # fmt: skip
+        keys = [key for key in self.observer.in_order() if key in self.rows and key[0] in known]
         if not keys:
             reasons = "; ".join(f"{k}: {v}" for k, v in missing.items())
             raise ValueError(

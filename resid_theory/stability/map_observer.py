@@ -4,8 +4,9 @@ import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
 from types import FunctionType
 from typing import Any
 
@@ -26,7 +27,10 @@ from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
 from resid_theory.stability.weight_tracker import NUMBERS, Label, WeightTracker, has_no_values
 
-__all__ = ["MapObserver", "UseReport"]
+__all__ = ["Key", "MapObserver", "UseReport"]
+
+Key = tuple[str, int]
+"""The name of a map and the number of a use."""
 
 UseReport = Callable[[LinearUse], None]
 """Takes a use of a weight as soon as it has happened."""
@@ -95,6 +99,7 @@ class MapObserver(TorchFunctionMode):
             if isinstance(self._modules.get(label.module), nn.Linear):
                 self._turned[label] = False
         self._places: dict[str, tuple[int, int, bool]] = {}
+        self._before: dict[Key, set[Key]] = {}  # the uses that came directly before
         self._covers: dict[str, frozenset[Label]] = {}
         self._biases: set[Label] = set()
 
@@ -104,6 +109,7 @@ class MapObserver(TorchFunctionMode):
         self._attributes.put_back()  # what an earlier pass kept shows nothing of its making
         self._report = report
         self._counts: dict[str, int] = defaultdict(int)
+        self._latest: set[Key] = set()
         self._padded: tuple[Any, ...] = ()
         self._callers: dict[Label, Label] = {}
         self._tracker.start()
@@ -138,9 +144,26 @@ class MapObserver(TorchFunctionMode):
             firsts[every[name]] if name in every else name for name in check_names("layers", layers)
         ]
 
+    def in_order(self) -> list[Key]:
+        """Uses in the order of the forward pass; of two that no pass had both, that of the net."""
+        sorter, found, ready = TopologicalSorter(self._before), list[Key](), list[Key]()
+        with suppress(CycleError):  # an order that depends on the samples; what is in it comes last
+            sorter.prepare()
+        while sorter.is_active():
+            ready = sorted([*ready, *sorter.get_ready()], key=self._place, reverse=True)
+            if not ready:
+                break
+            found.append(ready.pop())
+            sorter.done(found[-1])
+        return found + sorted(self._before.keys() - found, key=self._place)
+
+    def _place(self, key: Key) -> tuple[Any, ...]:
+        return self._places[key[0]], key
+
     def ordered(self, names: Iterable[str]) -> list[str]:
-        """Names of maps in the order of the net."""
-        return sorted(set(names), key=lambda name: (self._places[name], name))
+        """Names of maps in the order of their first uses."""
+        wanted = set(names)
+        return [name for name in dict.fromkeys(n for n, _ in self.in_order()) if name in wanted]
 
     def missing(self) -> dict[str, str]:
         """Reasons, by module or parameter, for all that no map seen so far uses."""
@@ -243,6 +266,9 @@ class MapObserver(TorchFunctionMode):
         self._places.setdefault(
             name, (self._order[caller], int(piece.part.storage_offset()), name.endswith(".mT"))
         )
+        key = name, self._counts[name]
+        self._before.setdefault(key, set()).update(self._latest)
+        self._latest = {key}
         self._report(LinearUse(
             name=name, number=self._counts[name], input=x, kernel=piece.weight.detach(),
             place=piece.place, bias=bias, owner=owner, geometry=geometry,
