@@ -24,6 +24,7 @@ from benchmarks.shortcut_nets import (
 from resid_theory.equivalence import NothingConverted
 from resid_theory.equivalence.units import TwoLayers, UnitKind, nearest_set
 from resid_theory.identity import AddIdentity, with_identity
+from resid_theory.networks import Block
 
 SAME = 1e-12
 """What folds and absorptions promise in float64."""
@@ -447,6 +448,47 @@ def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
     noisy = Joined(nn.Sequential(*branch), lambda x, y: x + y + F.dropout(x, 0.5, noisy.training))
     with pytest.raises(ValueError, match="dropout would stay in train mode"):
         rt.absorb(noisy)
+
+
+def without_norms(net):
+    return not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.modules())
+
+
+def test_an_absorbed_chain_is_sequential_so_it_folds_and_is_measured():
+    torch.manual_seed(0)
+    relu, branch = nn.ReLU(), (nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4))
+    net = scattered(nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), relu, Block(nn.Sequential(*branch)), relu,
+        nn.Linear(4, 2),
+    ))  # fmt: skip
+    new, x = rt.absorb(net), torch.randn(5, 3)
+    folded, layers = rt.fold(new), ("0", "3.branch.0", "3.branch.3", "5")
+    assert without_norms(folded) and relative_error(folded(x), net(x)) < SAME
+    J = [torch.autograd.functional.jacobian(net, row[None])[0, :, 0] for row in x]
+    exact = [(j @ row).norm() / j.norm() / row.norm() for j, row in zip(J, x, strict=True)]
+    for chain in (new, folded):
+        found = rt.interlayer_cushions(chain, x, start=0, kappa="none", method="exact")
+        assert relative_error(found.values[0], torch.stack(exact)) < SAME
+        noise = rt.stability.activation_noise(chain, x, levels=[0.1], draws=1, probes=2)
+        assert noise.places == rt.layer_cushions(chain, x).layers == layers
+
+
+def test_what_to_do_for_a_norm_that_does_not_fold():
+    torch.manual_seed(0)
+    kept = Block(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)))
+    gone = Block(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)))
+    net = scattered(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), kept, gone))
+    with pytest.raises(ValueError, match=r"fold first: rt.absorb\(rt.fold\(net\)\)"):
+        rt.fold(rt.absorb(net))
+    new, x = rt.absorb(rt.fold(net)), torch.randn(5, 4)
+    assert without_norms(new) and relative_error(new(x), net(x)) < SAME
+    with pytest.raises(ValueError, match="net: got GraphModule, .* blocks call modules only"):
+        rt.stability.activation_noise(new, x)
+    net = scattered(nn.Sequential(DiracLayer(4), nn.BatchNorm2d(4)))
+    with pytest.raises(ValueError, match=r"rt.absorb\(net\) makes one of a layer of your own"):
+        rt.fold(net)
+    new, x = rt.fold(rt.absorb(net)), torch.randn(2, 4, 7, 7)
+    assert without_norms(new) and relative_error(new(x), net(x)) < SAME
 
 
 def test_layers_that_no_convolution_is():

@@ -15,7 +15,8 @@ from resid_theory.equivalence.conversion import Converter, check_no_hooks, check
 from resid_theory.equivalence.net_graph import NetGraph
 from resid_theory.equivalence.shortcut_paths import paths_in
 from resid_theory.equivalence.tracing import parts_of
-from resid_theory.runtime.net_entry import check_net
+from resid_theory.networks import Block
+from resid_theory.runtime.net_entry import check_net, is_sequential
 from resid_theory.runtime.net_state import copied
 from resid_theory.runtime.result import Columns, Result
 
@@ -144,9 +145,10 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
         blocks: Names of modules to convert, instead of the whole net.
 
     Returns:
-        A new net, of ``torch.fx.GraphModule`` where shortcuts were removed; the given one is not
-        changed. Layers that are not converted keep their names. What a forward decides by
-        ``training`` stays as it is now, so that functions for dropout stay off.
+        A new net; the given one is not changed. Where shortcuts were removed, an ``nn.Sequential``
+        that is now a chain of modules remains one, nested as before; any other module becomes a
+        ``torch.fx.GraphModule``. Layers that are not converted keep their names. What a forward
+        decides by ``training`` stays as it is now, so that functions for dropout stay off.
 
     Raises:
         ValueError: As :func:`shortcuts`, and if a module with shortcuts has hooks, or a function
@@ -176,11 +178,11 @@ def absorb(net: nn.Module, sample: Any = None, *, blocks: Iterable[str] | None =
         for key in sorted(old.state_dict().keys() - kept):
             where = f"{name}.{key}" if name else key
             converter.left[where] = "not in the new net: the forward does not read it by this name"
-        graph.module.train(old.training)
+        made = _in_turn(graph.module, old).train(old.training)
         if name:
-            new.set_submodule(name, graph.module)
+            new.set_submodule(name, made)
         else:
-            new = graph.module
+            new = made
     return converter.finished(new, "rt.shortcuts(net) lists the reasons")
 
 
@@ -242,6 +244,28 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
     net.delete_all_unused_submodules()
     net.recompile()
     graph.refresh()
+
+
+def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
+    """A chain of modules in the place of an ``nn.Sequential`` or a block as ``nn.Sequential``."""
+    new, ours = nn.Sequential(), set[nn.Module]()
+    for before, node in itertools.pairwise(module.graph.nodes):
+        if node.args != (before,) or node.kwargs or node.op not in ("call_module", "output"):
+            return module
+        if node.op == "output":
+            break
+        *names, key = str(node.target).split(".")
+        place = new
+        for name in names:
+            if name not in place._modules:
+                place.add_module(name, nn.Sequential())
+                ours.add(place[-1])
+            if name != [*place._modules][-1] or place[-1] not in ours:
+                return module
+            place = place[-1]
+        key = next(name for name in _numbered(key) if name not in place._modules)
+        place.add_module(key, module.get_submodule(str(node.target)))
+    return new if is_sequential(old) or isinstance(old, Block) else module
 
 
 def torch_layer(graph: NetGraph, layer: AffineLayer, first: fx.Node, last: fx.Node) -> nn.Module:

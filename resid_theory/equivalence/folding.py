@@ -1,6 +1,6 @@
 """BatchNorm, identities and other parametrizations, folded into the weights of linear layers."""
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from resid_theory.equivalence.conversion import (
@@ -16,6 +16,10 @@ from resid_theory.networks import Block
 
 __all__ = ["fold"]
 
+_OWN = (
+    "rt.absorb(net) makes one of a layer of your own that adds an identity; of others, make the "
+    "weight by torch.nn.utils.parametrize"
+)
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -71,16 +75,17 @@ class _Folding(Converter):
         if isinstance(module, BatchNorm):
             raise ValueError(
                 f"net: {name!r} is a BatchNorm without a convolution or nn.Linear directly in "
-                "front; only one behind them folds"
+                f"front; only one behind them folds ({_OWN})"
             )
         if isinstance(module, LINEAR_MAPS):
             return self._layer(module, name)
         in_order = type(module) is nn.Sequential
         inside = [key for key, part in module.named_modules() if isinstance(part, BatchNorm)]
         if inside and not in_order and not isinstance(module, Block):
+            graph = "; fold first: rt.absorb(rt.fold(net))" * isinstance(module, fx.GraphModule)
             raise ValueError(
                 f"net: {name or 'it'!r} is a {type(module).__name__} with {inside[0]!r} inside; "
-                "the order of its layers is unknown, needs nn.Sequential or networks.Block"
+                f"the order of its layers is unknown, needs nn.Sequential or networks.Block{graph}"
             )
         # Not named_children(), which omits the second use of a module.
         parts = [(key, part) for key, part in module._modules.items() if part is not None]
@@ -130,7 +135,8 @@ def _with_norm(
     if own or "forward" in layer.__dict__:
         raise ValueError(
             f"net: layer {name!r} in front of the BatchNorm {norm_name!r} is a {kind.__name__}, "
-            f"which has a forward of its own, needs that of nn.{base.__name__}"
+            f"which has a forward of its own, needs that of nn.{base.__name__} "
+            f"({_OWN})"
         )
     weight = effective(layer, name)
     scale = (norm.running_var.double() + norm.eps).rsqrt()

@@ -141,7 +141,7 @@ class _Piece:
     def _scaled(self, node: fx.Node, inner: AffineLayer) -> AffineLayer:
         """A layer behind which every channel is scaled and shifted."""
         operation, rows = self._operation(node), (-1, *[1] * (inner.weight.dim() - 1))
-        at = [operation(inner.bias.new_full((1, len(inner.bias), *rows[2:]), value))
+        at = [operation(inner.bias.new_full((1, len(inner.bias), *rows[2:]), value)).detach()
               for value in (0.0, 1.0)]  # fmt: skip
         if at[0].numel() != len(inner.bias):
             raise NotOneLayer(f"{self.graph.word(node)} is not one map for all positions")

@@ -58,7 +58,10 @@ class ModuleChain:
 def chain_of_layers(net: nn.Module) -> ModuleChain:
     """A sequential net as a chain; a ValueError if a linear layer lies inside another module."""
     if not is_sequential(net):
-        raise ValueError(f"net: got {type(net).__name__}, needs an nn.Sequential of layers")
+        raise ValueError(
+            f"net: got {type(net).__name__}, needs an nn.Sequential of layers; rt.absorb keeps one "
+            "whose blocks call modules only (nn.ReLU(), not F.relu)"
+        )
     modules = _flat(net, "")
     layers = []
     for position, (name, module) in enumerate(modules):
@@ -67,7 +70,8 @@ def chain_of_layers(net: nn.Module) -> ModuleChain:
         if inside and inside != [whole]:
             raise ValueError(
                 f"net: {name} is a {type(module).__name__} with layers of its own, which may have "
-                "a path around them; needs a chain of layers, such as simplified_net"
+                "a path around them; needs a chain of layers, such as simplified_net or what "
+                "rt.absorb(net) makes"
             )
         if inside:
             layers.append(position)

@@ -153,7 +153,7 @@ def _below(module: nn.Module, at: Tensor, rule: str | None) -> Tensor:
         if own is None:
             raise _Ends(
                 "a convolution whose design has no identity; rule='repeat' or 'truncate' follows "
-                "the identity that it could have"
+                "the identity that it could have; of rt.absorb(net), measure the net before it"
             )
         return _through(module, at, own)
     if isinstance(module, Block):
