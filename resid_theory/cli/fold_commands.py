@@ -45,7 +45,8 @@ def fold(
     net = checkpoint_net(checkpoint)
     folded = rt.fold(net)
     if out.suffix == ".json":
-        rt.save_checkpoint(out, folded, about={"folded_from": checkpoint})
+        about = {"folded_from": checkpoint, "data": _trained_on(checkpoint)}
+        rt.save_checkpoint(out, folded, about=about)
     else:
         rt.save_dirac_file(out, folded)
     before, after = (sum(p.numel() for p in n.parameters()) for n in (net, folded))
@@ -97,10 +98,27 @@ def evaluate(
     shows = shows_progress(as_json)
     scores = rt.evaluate(net, found, top=orders, batch=batch, progress=shows)
     errors = {f"top_{k}_error": scores.error(k) for k in scores.wrong}
-    content = {"checkpoint": checkpoint, "data": data, "samples": scores.samples}
+    known = _trained_on(checkpoint)
+    content = {"checkpoint": checkpoint, "trained_on": known, "data": data,
+               "samples": scores.samples}  # fmt: skip
     words = ", ".join(f"top-{k} error {100 * scores.error(k):.2f} %" for k in scores.wrong)
     said = f"{words}, loss {scores.loss:.4f} nats; {scores.samples:,} images, one crop each."
+    if known not in (None, data):
+        said += f"\n{checkpoint} was trained on {known}, not on {data}."
     emit({**content, "loss": scores.loss, **errors}, said, as_json)
+
+
+def _trained_on(checkpoint: str) -> str | None:
+    """Name of the data that a checkpoint's net was trained on; None if its file does not say."""
+    from resid_theory.runtime import store
+    from resid_theory.training.saved_nets import find_checkpoint
+
+    if Path(checkpoint).suffix in AUTHORS:
+        return None
+    about = store.read_checkpoint(find_checkpoint(checkpoint))[1].get("about", {})
+    settings = about.get("settings", about)
+    name = settings.get("data") if isinstance(settings, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def checkpoints(as_json: Json = False) -> None:
