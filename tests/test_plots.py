@@ -76,7 +76,13 @@ def test_predicted_levels_that_occur_once_have_no_multiplicity(ax):
     simple = rt.Spectrum.of([-1.0, 1.0])
     plots.spectrum(simple, predicted=simple, ax=ax)
     assert labels(ax)[1] == "predicted" and not ax.texts
-    assert "loss / weight²" in ax.get_ylabel()
+
+
+@pytest.mark.parametrize(("given", "unit"), [({}, "loss / weight²"), ({"unit": "a"}, "a")], ids=str)
+def test_axes_of_eigenvalues_have_the_unit(given, unit):
+    found, label = rt.Spectrum.of([-1.0, 1.0]), f"eigenvalue ({unit})"
+    assert plots.spectrum(found, **given).get_ylabel() == label
+    assert plots.spectral_density(found, **given).get_xlabel() == label
 
 
 @pytest.mark.parametrize(

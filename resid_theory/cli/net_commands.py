@@ -132,11 +132,11 @@ def curvature(
         )
     content = {"net": checkpoint or model, **asdict(source), "loss": loss, **given}
     content |= _report_content(report)
-    drawable = report.spectrum is not None or report.density is not None
-    said = files.save(content, (lambda: _density_figure(report)) if drawable else None)
-    wrt = given["wrt"]
-    unit = {"parameters": "weight", "inputs": "input"}.get(wrt, f"output of {wrt}")
-    words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of loss / {unit}²."
+    drawable, wrt = report.spectrum is not None or report.density is not None, given["wrt"]
+    moved = {"parameters": "weight", "inputs": "input"}.get(wrt, f"output of {wrt}")
+    unit = f"loss / {moved}²"
+    said = files.save(content, (lambda: _density_figure(report, unit)) if drawable else None)
+    words = f"{checkpoint or model} on {data}\n{report}\nEigenvalues in units of {unit}."
     _finish(content, words, said, as_json)
 
 
@@ -194,12 +194,12 @@ def _report_content(report: "SpectrumReport") -> dict[str, Any]:
     }
 
 
-def _density_figure(report: "SpectrumReport") -> "Figure":
+def _density_figure(report: "SpectrumReport", unit: str) -> "Figure":
     from resid_theory import plots
 
     drawing = plots.figure(1, 2, panel=(6.4, 3.9))
     for ax, scale in zip(drawing.axes, ("linear", "symlog"), strict=True):
-        plots.spectral_density(report, scale=scale, ax=ax)
+        plots.spectral_density(report, scale=scale, unit=unit, ax=ax)
     return drawing
 
 

@@ -23,6 +23,7 @@ def spectral_density(
     exact: Spectrum | None = None,
     scale: str = "linear",
     width: float | None = None,
+    unit: str = UNIT,
     ax: Axes | None = None,
 ) -> Axes:
     """Density of the eigenvalues, with two standard errors around it and the extremes marked.
@@ -35,6 +36,7 @@ def spectral_density(
             on both.
         width: Standard deviation of the kernel, in units of the eigenvalues; what the quadrature
             resolves by default.
+        unit: Unit of the eigenvalues; with ``wrt="inputs"`` it is ``"loss / input²"``.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -64,7 +66,7 @@ def spectral_density(
         ax.axvline(mark, ymax=0.06, color=PREDICTED, linewidth=1.5)
     if scale == "symlog":
         ax.set_xscale("symlog", linthresh=near)
-    ax.set(yscale="log", xlabel=f"eigenvalue ({UNIT})", ylabel="density (1 / eigenvalue)")
+    ax.set(yscale="log", xlabel=f"eigenvalue ({unit})", ylabel="density (1 / eigenvalue)")
     size = density.size if density is not None else exact.size if exact is not None else 0
     bottom = 0.1 / (size * (high - low or abs(high) or 1.0))
     ax.set_ylim(bottom=bottom)

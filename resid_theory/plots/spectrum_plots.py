@@ -24,6 +24,7 @@ def spectrum(
     predicted: Spectrum | ZeroPoint | None = None,
     label: str = "measured",
     color: str = MEASURED,
+    unit: str = UNIT,
     ax: Axes | None = None,
 ) -> Axes:
     """Eigenvalues in ascending order over their rank, a level of multiplicity k being k ranks wide.
@@ -37,6 +38,7 @@ def spectrum(
             levels where these are few.
         label: Name of ``measured`` in the legend.
         color: Colour of ``measured``.
+        unit: Unit of the eigenvalues; with ``wrt="inputs"`` it is ``"loss / input²"``.
         ax: Axes to draw into; new ones by default.
 
     Returns:
@@ -53,7 +55,7 @@ def spectrum(
         _stairs(ax, predicted, color=PREDICTED, linewidth=1.2, label=_counted(predicted))
         _label_levels(ax, predicted)
     ax.axhline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlim=(0, 1), xlabel="rank, as a share of P", ylabel=f"eigenvalue ({UNIT})")
+    ax.set(xlim=(0, 1), xlabel="rank, as a share of P", ylabel=f"eigenvalue ({unit})")
     _scale(ax, measured)
     legend_above(ax)
     return ax
