@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from resid_theory.sweep.setup import Setup
+    from resid_theory.theory import ZeroPoint
 
 __all__ = ["WORDS", "setup_options", "spectrum", "threads_for", "zero_point", "zero_point_options"]
 
@@ -55,6 +56,8 @@ _SYMBOLS = (
     "M: gradient of the loss by the output times the input of a block, mean over samples; c: "
     "product of the activations' slopes at zero; s_1: largest singular value."
 )
+# Both ends and four magnitudes, a count or two at each of the 50 halvings to round-off.
+_COUNTS = 500
 _ONE_THREAD = 2000  # parameters; above, threads make eigenvalues faster
 
 
@@ -126,6 +129,8 @@ def zero_point(
     point = setup.zero_point(data, exact=exact)
     # Limits and counts are many small problems at any depth.
     with threads_for(point.size if point.method == "dense solver" else 0):
+        if point.method == "inertia counts" and not as_json:
+            say(_estimate(point))
         content = {"setup": asdict(setup), **point.summary()}
         unused = _unused(setup, exact)
         content["reason"] += f".{unused}" if unused else ""
@@ -137,6 +142,24 @@ def zero_point(
     _zero_point_table(content)
     if written:
         say(written)
+
+
+def _estimate(point: "ZeroPoint") -> str:
+    """Words on the counts of eigenvalues that a summary takes, and their time."""
+    import torch
+
+    from resid_theory.runtime.resources import clock
+    from resid_theory.theory.zero_weights.counted_spectrum import CountedSpectrum
+
+    assert isinstance(point.statistics, CountedSpectrum)
+    zero, device = torch.zeros(1, dtype=torch.float64), torch.device("cpu")
+    start = clock(device)
+    point.statistics.counts_below(zero)
+    seconds = clock(device) - start
+    return (
+        f"P = {point.size:,}, {seconds:.2g} s a count of eigenvalues; about {_COUNTS} counts, "
+        f"{_COUNTS * seconds / 60:,.1f} min."
+    )
 
 
 def _setup(options: Mapping[str, Any]) -> "Setup":

@@ -85,12 +85,19 @@ class CountedSpectrum(SpectralStatistics):
         """The |λ| of a given rank; error below 1.5e-8 of the largest (round-off while dense)."""
         if self._small:
             return self._small.magnitude(rank)
+        if rank in self._found:
+            return self._found[rank]
 
         def reached(t: Tensor) -> Tensor:
             counts = self.counts_below(torch.cat([t, -t]))
             return counts[: len(t)] - counts[len(t) :] > rank
 
-        return self._search(reached, signed=False)
+        return self._found.setdefault(rank, self._search(reached, signed=False))
+
+    @cached_property
+    def _found(self) -> dict[int, float]:
+        """The |λ| that were searched for, by rank; several statistics ask for the same ones."""
+        return {}
 
     @property
     def _extremes(self) -> tuple[float, float]:
