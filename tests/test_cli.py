@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from verbs import content, drawn, error, labels, printed
 
 import resid_theory as rt
@@ -177,6 +178,8 @@ def test_spectrum_writes_numbers_and_a_figure(capsys, tmp_path, monkeypatch):
     said = labels(ax)
     assert said[:2] == ["other seeds, P = 200", "measured, seed 5, P = 200"] and len(said) == 3
     assert len(ax.patches) == 4  # three measured and a predicted one
+    colors = [to_rgb(patch.get_edgecolor()) for patch in ax.patches]
+    assert [r == g == b > 0.5 for r, g, b in colors] == [True, True, False, False]  # grey
     assert code == 0
     assert out.startswith("P = 200, method closed_form")
     written = json.loads((tmp_path / "new" / "spectrum.json").read_text())
@@ -238,6 +241,19 @@ def test_zero_point_counts_when_asked(capsys, monkeypatch):
     monkeypatch.setattr(rt.theory.BlockToeplitz, "max_magnitude", 7.0)
     found = content(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
     assert (found["method"], found["max_magnitude"]) == ("inertia counts", 7.0)
+    said = printed(capsys, "zero-point", "--shortcut-depth", "1", "--exact")
+    assert said.startswith("P = 400, ") and " s a count of eigenvalues; about 500 counts, " in said
+
+
+def test_a_summary_takes_about_as_many_counts_as_are_told(monkeypatch, generator):
+    monkeypatch.setattr("resid_theory.theory.zero_weights.counted_spectrum._DENSE", 0)
+    count, made = rt.theory.BlockToeplitz.counts_below, []
+    monkeypatch.setattr(
+        rt.theory.BlockToeplitz, "counts_below", lambda H, t: made.append(len(t)) or count(H, t)
+    )
+    diagonal, lower = torch.randn(2, 50, 50, generator=generator)
+    rt.theory.BlockToeplitz(diagonal=diagonal + diagonal.T, lower=lower, blocks=2).summary()
+    assert sum(made) == pytest.approx(shortcut_commands._COUNTS, rel=0.2)
 
 
 def test_zero_point_of_a_file_of_ones_own(capsys, tmp_path, generator):

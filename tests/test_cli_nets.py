@@ -105,9 +105,12 @@ def test_a_net_that_is_there_already_is_taken_and_the_rng_is_left(capsys, own):
 @pytest.mark.parametrize(
     ("wrt", "unit"), [("parameters", "weight"), ("inputs", "input"), ("0", "output of 0")]
 )
-def test_units_are_those_of_what_is_moved(capsys, own, wrt, unit):
-    said = printed(capsys, "curvature", *OWN, "own_net:build", "--wrt", wrt, "--samples", 2)
+def test_units_are_those_of_what_is_moved(capsys, own, monkeypatch, wrt, unit):
+    figures = drawn(monkeypatch)
+    words = "own_net:build", "--wrt", wrt, "--samples", 2, "--plot", "a.png"
+    said = printed(capsys, "curvature", *OWN, *words)
     assert f"in units of loss / {unit}²." in said
+    assert [ax.get_xlabel() for ax in figures[0].axes] == [f"eigenvalue (loss / {unit}²)"] * 2
 
 
 def test_curvature_prints_and_draws(capsys, own, monkeypatch):
@@ -234,6 +237,21 @@ def test_images_of_a_folder_are_drawn(tmp_path):
     with pytest.raises(ValueError, match="samples: got 41"):
         sources.images(str(tmp_path), samples=41, size=4)
     assert torch.equal(some.pixels, again.pixels) and not torch.equal(some.pixels, others.pixels)
+
+
+@pytest.mark.parametrize(
+    ("about", "other"),
+    [({}, None), ({"data": "digits"}, None), ({"settings": {"data": "mnist"}}, "mnist")],
+)
+def test_evaluate_tells_what_else_a_net_was_trained_on(capsys, tmp_path, about, other):
+    net = rt.simplified_net(5, identity="residual", generator=0)
+    path, again = tmp_path / "a.json", tmp_path / "b.json"
+    rt.save_checkpoint(path, net, about=about)
+    printed(capsys, "fold", "--checkpoint", path, "--out", again)
+    for name in (path, again):
+        said = printed(capsys, "evaluate", "--checkpoint", name, *SMALL)
+        told = f"\n{name} was trained on {other}, not on digits.\n"
+        assert told in said if other else "trained" not in said
 
 
 # -- errors ----------------------------------------------------------------------------------------

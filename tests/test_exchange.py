@@ -178,7 +178,11 @@ REFUSED = [
     ("eye's name", lambda m: cifar10("eye9_9", lambda t: torch.eye(3)), "has shape (3, 3)"),
     ("odd depth", lambda m: {"params": oracles.dirac_params((3,) * 3)}, "groups of (3, 3, 3)"),
     ("groups", lambda m: cifar10("group9.block0.conv", lambda t: torch.zeros(1)), "groups of"),
-    ("version 1", lambda m: cifar10("group0.block0.conv", lambda t: torch.cat([t, t], 1)), "first"),
+    (
+        "version 1",
+        lambda m: cifar10("group0.block0.conv", lambda t: torch.cat([t, t], 1)),
+        "has kernels of twice the inputs, (16, 32, 3, 3), as the paper's first version",
+    ),
     ("stem", lambda m: cifar10("conv", lambda t: torch.zeros(16, 3, 5, 5)), "a stem of (5, 5)"),
     ("width", lambda m: cifar10("conv", lambda t: torch.zeros(17, 3, 3, 3)), "stem of 17 channels"),
     ("folded", lambda m: folded(cifar10("x", one)["params"]) | {"features.x": one(0)}, "no place"),

@@ -378,6 +378,32 @@ def test_the_error_of_a_sum_is_that_of_all_samples(few, monkeypatch):
         assert 20 < getattr(total, name) / getattr(mean, name) < 80
 
 
+def test_the_error_of_samples_one_by_one_is_that_of_their_mean():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, slope):
+            return 2 * slope * ctx.saved_tensors[0]
+
+    class Squared(nn.Linear):
+        def forward(self, x):
+            return Once.apply(super().forward(x))
+
+    torch.manual_seed(0)
+    net, x, y = Squared(3, 2).float(), torch.randn(1, 3).float(), torch.tensor([1])
+    errors = []
+    for count in (2, 16):  # equal samples: the matrix of their mean is that of one
+        data = x.expand(count, 3), y.expand(count)
+        operator = rt.curvature_operator(net, "cross_entropy", data, matrix="empirical_fisher")
+        errors.append(operator.error.frobenius)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-6) and errors[0] > 0
+
+
 def test_a_net_in_float64_has_no_error_and_one_that_stays_in_float32_the_usual_one():
     class Stubborn(nn.Linear):
         def forward(self, x):

@@ -415,9 +415,11 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path, count):
 
 
 @pytest.mark.parametrize(
-    ("save_seconds", "saved"), [(0, list(range(13))), (3, [0, 10, 12]), (11, [0, 11, 12])], ids=str
-)
-def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, save_seconds, saved):
+    ("given", "duration", "saved"),
+    [({"save_seconds": 0}, 1, list(range(13))), ({"save_seconds": 3}, 1, [0, 10, 12]),
+     ({"save_seconds": 11}, 1, [0, 11, 12]), ({}, 20, [0, 3, 6, 9, 12])], ids=str,
+)  # fmt: skip
+def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, given, duration, saved):
     clock, steps, save = [0.0], [], training.checkpoint.Folder.save
 
     def slow(folder, tensors, about):
@@ -426,11 +428,11 @@ def test_checkpoints_cost_a_twentieth_of_the_time(tmp_path, monkeypatch, save_se
         clock[0] += 0.5
 
     def stop(_):
-        clock[0] += 1.0
+        clock[0] += duration
 
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(training.checkpoint.Folder, "save", slow)
-    fit(conv_net(), out=tmp_path, save_seconds=save_seconds, stop=stop)
+    fit(conv_net(), out=tmp_path, stop=stop, **given)
     assert steps == saved
 
 

@@ -141,11 +141,7 @@ class TwoLayers:
             for beside in (_independent(self.up), list[int]()):
                 old = self.up[beside]
                 basis, triangle = torch.linalg.qr(old.T)
-                V, left_over = R.new_zeros(len(R), len(beside)), R @ basis
-                for _ in range(2):  # the second time for what rounding left
-                    step = torch.linalg.solve_triangular(triangle, left_over.T, upper=True).T
-                    V += step / kappa
-                    left_over = (R - kappa * V @ old) @ basis
+                V = torch.linalg.solve_triangular(triangle, (R @ basis).T, upper=True).T / kappa
                 grown = self.down.clone()
                 grown[:, beside] += V
                 offset = self.offset - kappa * V @ self.bias[beside]
