@@ -32,9 +32,10 @@ class Cushions(Summaries):
     r"""Layer cushions of samples, with either weight in the denominator.
 
     Attributes:
-        layers: Names of the maps: the module whose weight it is, or a parameter and the part of it
-            that is used, ``experts.up[0]``, or ``a.weight[pick 1]`` if entries are picked by index;
-            with ``.mT`` if it is used the other way round, too.
+        layers: Names of the maps, in the order of the forward pass: the module whose weight it is,
+            or a parameter and the part of it that is used, ``experts.up[0]``, or
+            ``a.weight[pick 1]`` if entries are picked by index; with ``.mT`` if it is used the
+            other way round, too.
             What is used several times has a row for each use, ``name#1``, ``name#2``.
         identity_removed: :math:`\|\hat A \phi\| / (\|R\| \|\phi\|)` with R the weight less its
             identity, (layers, samples), float64, on the CPU; nan where the input is zero, or where
