@@ -248,7 +248,7 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
 
 def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
     """A chain of modules in the place of an ``nn.Sequential`` or a block as ``nn.Sequential``."""
-    new, ours = nn.Sequential(), set[nn.Module]()
+    new = nn.Sequential()
     for before, node in itertools.pairwise(module.graph.nodes):
         if node.args != (before,) or node.kwargs or node.op not in ("call_module", "output"):
             return module
@@ -259,10 +259,10 @@ def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
         for name in names:
             if name not in place._modules:
                 place.add_module(name, nn.Sequential())
-                ours.add(place[-1])
-            if name != [*place._modules][-1] or place[-1] not in ours:
+            inner = place[-1]
+            if name != [*place._modules][-1] or not isinstance(inner, nn.Sequential):
                 return module
-            place = place[-1]
+            place = inner
         key = next(name for name in _numbered(key) if name not in place._modules)
         place.add_module(key, module.get_submodule(str(node.target)))
     return new if is_sequential(old) or isinstance(old, Block) else module
