@@ -1,5 +1,6 @@
 """Finished parts carried as files: packed into a folder or a tar archive, merged elsewhere."""
 
+import os
 import shutil
 import tarfile
 import tempfile
@@ -110,10 +111,21 @@ def _opened(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with tarfile.open(source) as archive:
-                archive.extractall(scratch, filter="data")
+                _extract(archive, Path(scratch))
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{source}: is no archive that can be read ({error})") from error
         yield Path(scratch)
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Write the regular files; tarfile's own filters are younger than Python 3.11."""
+    for member in archive.getmembers():
+        path = Path(os.path.normpath(folder / member.name))
+        if not path.is_relative_to(folder):
+            raise tarfile.TarError(f"{member.name} lies outside")
+        if (file := archive.extractfile(member) if member.isfile() else None) is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(file.read())
 
 
 def _verified(path: Path) -> tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]:

@@ -419,7 +419,7 @@ def test_no_layer_of_a_foreign_module_is_skipped(net, shape, left_alone):
 
 def test_reasons_of_what_is_not_covered():
     found = rt.layer_cushions(Functional(), noise(4, 4))
-    assert found.layers == ("own", "by_hand", "called")
+    assert found.layers == ("by_hand", "own", "called")
     missing = found.not_covered
     assert set(missing) == {"by_hand.bias", "idle", "table", "up", "recurrent"}
     assert "no function of torch was seen" in missing["by_hand.bias"] == missing["idle"]

@@ -1,7 +1,9 @@
 """Parts of claims: computed once, shared, carried as files, and judged wherever they are."""
 
+import io
 import os
 import shutil
+import tarfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -267,6 +269,28 @@ def test_what_is_packed_is_merged(tmp_path, name):
     assert set(found.new) == {Square(number=1).key, Square(number=2).key} and not found.known
     assert here.find(Square(number=2)).record == ELSEWHERE
     assert merge(target, here).known == found.new
+
+
+@pytest.mark.parametrize("name", ["../outside/net.json", "/outside.json", "cells/../../x"])
+def test_an_archive_writes_nothing_outside(tmp_path, name):
+    with tarfile.open(tmp_path / "parts.tar", "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = 2
+        archive.addfile(member, io.BytesIO(b"{}"))
+    with pytest.raises(ValueError, match="no archive that can be read .* outside"):
+        merge(tmp_path / "parts.tar", Store(tmp_path / "here"))
+
+
+def test_an_archive_brings_no_links(tmp_path):
+    (tmp_path / "away").mkdir()
+    there, target = Store(tmp_path / "there"), tmp_path / "parts.tar"
+    there.write(*made(1))
+    with tarfile.open(target, "w") as archive:
+        link = tarfile.TarInfo("cells")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path / "away")
+        archive.addfile(link)
+        archive.add(there.own.folder / "cells", "cells")
+    assert merge(target, Store(tmp_path / "here")).new and not list((tmp_path / "away").iterdir())
 
 
 def test_another_result_of_one_part_is_refused(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import resid_theory as rt
@@ -437,8 +438,8 @@ def test_plots_take_what_they_draw_and_name_it_otherwise(kind):
     for name in DRAWN:
         if name in PICTURES.get(kind, ()):
             drawing = draw(name, found)
-            getattr(drawing, "figure", drawing).draw_without_rendering()
-            panels = [drawing] if hasattr(drawing, "figure") else drawing.axes
+            drawing.figure.draw_without_rendering()
+            panels = drawing.axes if isinstance(drawing, Figure) else [drawing]
             assert all(ax.get_xlabel() and ax.get_ylabel() for ax in panels)
         else:
             taken = [other for other, names in PICTURES.items() if name in names]

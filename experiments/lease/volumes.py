@@ -93,7 +93,6 @@ def read_volumes(folder: str | Path) -> list[dict[str, bytes]]:
 
 def _members(whole: bytes) -> dict[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-        archive.extraction_filter = tarfile.data_filter
         files = {member.name: archive.extractfile(member) for member in archive.getmembers()}
         return {name: file.read() for name, file in files.items() if file is not None}
 
