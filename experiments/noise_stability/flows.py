@@ -238,7 +238,7 @@ def draw_figure_12(figure: Figure, a: Arrays) -> None:
     """Plot f_l by layer: by the paper's statistic, and as a ratio of means; bars over seeds."""
     states = _states(a)
     panels = figure.subplots(len(states), 2, squeeze=False)
-    labels = {"identity": "with identities", "plain": "plain"}
+    labels = {"plain": "plain", "identity": "with identities"}
     for row, state in zip(panels, states, strict=True):
         tables = {label: a[f"{net}.{state}"] for net, label in labels.items()}
         for column, (panel, title) in enumerate(
