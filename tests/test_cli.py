@@ -277,10 +277,11 @@ def test_zero_point_without_curvature_is_valid_json(capsys):
 
 
 def test_zero_point_writes_and_prints(capsys, tmp_path):
-    code, out, _ = run(capsys, "zero-point", "--out", str(tmp_path))
+    folder = tmp_path / "new" / "folder"
+    code, out, _ = run(capsys, "zero-point", "--out", str(folder))
     assert code == 0
     assert out.startswith("strict saddle")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["zero_point.json", "zero_point.png"]
+    assert sorted(path.name for path in folder.iterdir()) == ["zero_point.json", "zero_point.png"]
 
 
 def test_files_are_replaced_when_asked_for(capsys, tmp_path):

@@ -186,6 +186,14 @@ def test_evaluate_on_a_folder(capsys, checkpoint, tree):
     assert imagenet["loss"] == found.loss
 
 
+def test_evaluate_takes_the_split(capsys, checkpoint):
+    words = ("evaluate", "--checkpoint", checkpoint, "--data", "digits", "--samples", "40")
+    for split, more in {"test": (), "train": ("--split", "train")}.items():
+        images = rt.load_images("digits", split, samples=40)
+        found = rt.evaluate(rt.load_checkpoint(checkpoint), images)
+        assert content(capsys, *words, *more)["loss"] == pytest.approx(found.loss, rel=1e-6)
+
+
 def test_evaluate_says_it_in_a_sentence(capsys, checkpoint):
     words = ["evaluate", "--checkpoint", checkpoint, "--data", "digits", "--samples", 5]
     said = printed(capsys, *words)

@@ -203,6 +203,21 @@ def test_norms_fall_like_the_root_of_the_units(generator, allocation):
     assert scaled[1] == pytest.approx(scaled[0], rel=0.05)
 
 
+@pytest.mark.parametrize("units", [6, 7, 10])
+def test_uniform_steps_are_as_short_as_their_number_allows(generator, units):
+    x, y = sphere(generator, 3, 5), sphere(generator, 3, 5)
+    found = rt.theory.interpolate(x, y, units=units, allocation="uniform", braces=False)
+    arcs = ((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1))).arccos()
+    counts = torch.bincount(found.movers[found.movers >= 0], minlength=3)
+    best = min(
+        max(float(arc) / n for arc, n in zip(arcs, (i, j, units - i - j), strict=True))
+        for i in range(1, units - 1)
+        for j in range(1, units - i)
+    )
+    assert int(counts.sum()) == units
+    assert float((arcs / counts).max()) == pytest.approx(best, rel=1e-12)
+
+
 def test_greedy_steps_use_the_units_and_make_smaller_norms(generator):
     x, y = sphere(generator, 10, 4), sphere(generator, 10, 4)
     found, equal = (
