@@ -4,43 +4,40 @@
     python -m benchmarks.mutants --only eigen/         # of these modules
 
 A mutant differs from the library in one operator, constant, condition, argument or call. All that
-there are stand in a row by module, and one is drawn from each of ``--count`` equal stretches. Then
-the tests run that name its function, or a function that names it, and so on, the nearest ones.
-The tests are collected once; a fork of the process puts the mutant's code into the functions that
-stand there, so a mutant costs no more than its tests, of which ``--seen`` remembers which functions
-they run. Survivors are to be read: some compute the same. Of an unfinished one tests are left.
+there are stand in a row by module, and one is drawn from each of ``--count`` equal stretches. The
+tests are collected once; a fork of the process puts the mutant's code into the functions that stand
+there and runs each test that runs its lines, short and narrow ones first. Which lines a test runs
+is measured once, in a quarter of an hour, and kept in ``--lines``. Survivors are to be read: some
+compute the same. Of an unfinished one tests are left. Needs ``coverage``.
 """
 
 import argparse
 import ast
-import cProfile
 import difflib
 import gc
 import json
 import os
 import random
-import re
 import resource
 import signal
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
 from importlib.abc import InspectLoader
 from importlib.util import module_from_spec
+from multiprocessing import get_context
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-import fast  # noqa: E402
 
 # Tests of sources, pages and records, which start processes: no fault of the library is theirs.
 APART = {
@@ -88,28 +85,50 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
             if len(node.args) > 1 and not isinstance(node.args[0], ast.Starred):
                 yield edited(node, args=[node.args[1], node.args[0], *node.args[2:]])
             for keyword in node.keywords:
+                if keyword.arg == "strict":  # of zip: it checks the code, and says so to nobody
+                    continue
                 yield edited(node, keywords=[k for k in node.keywords if k is not keyword])
 
 
-def mutants(node: ast.AST, inside: str = "") -> Iterator[str]:
-    """Change a syntax tree into each of its mutants and back; give the function of the change."""
+def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[list[list[int]]]:
+    """Change a syntax tree into each of its mutants and back; give the lines of the change."""
     for field, value in ast.iter_fields(node):
         several = value if isinstance(value, list) else [value]
         for index, child in enumerate(several if field not in SKIPPED else []):
             if not isinstance(child, ast.AST) or getattr(child, "name", "") in SKIPPED:
                 continue
+            inside = (child, *around) if isinstance(child, ast.stmt) else around
             for variant in variants(child):
                 several[index] = variant
                 setattr(node, field, value if several is value else variant)
-                yield inside
+                yield stretches(child, inside)
                 several[index] = child
                 setattr(node, field, value)
-            named = isinstance(child, ast.FunctionDef | ast.ClassDef)
-            yield from mutants(child, f"{inside}.{child.name}".strip(".") if named else inside)
+            yield from mutants(child, inside)
 
 
-def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, str, list[str]]]:
-    """Module, function, text before and after, changed lines of the mutants that are drawn."""
+def stretches(node: Any, around: tuple[ast.stmt, ...]) -> list[list[int]]:
+    """First and last line of what a node is part of: statement, function, class, module."""
+    compound = hasattr(around[0], "body") or hasattr(around[0], "cases")
+    parts: list[Any] = [getattr(node, "test", node) if compound else around[0]]
+    parts += [part for part in around if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+    return [[part.lineno, part.end_lineno] for part in parts] + [[1, 10**6]]
+
+
+class Mutant(NamedTuple):
+    module: str
+    lines: list[list[int]]
+    before: str
+    text: str
+
+    def __str__(self) -> str:
+        """The lines that it changes."""
+        both = self.before.splitlines(), self.text.splitlines()
+        changes = list(difflib.unified_diff(*both, n=0, lineterm=""))[3:]
+        return "\n".join(f"    {line}" for line in changes)
+
+
+def sample(count: int, seed: int, only: str) -> Iterator[Mutant]:
     draw, paths = random.Random(seed), sorted((ROOT / "resid_theory").rglob("*.py"))
     texts = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in paths}
     trees = {m: ast.parse(text) for m, text in texts.items() if only in m and "__init__" not in m}
@@ -118,65 +137,11 @@ def sample(count: int, seed: int, only: str) -> Iterator[tuple[str, str, str, st
     number = 0
     for module, tree in trees.items():
         before = ast.unparse(tree)
-        for function in mutants(tree):
+        for lines in mutants(tree):
             if number in chosen:
                 text = ast.unparse(ast.fix_missing_locations(tree))
-                both = before.splitlines(), text.splitlines()
-                lines = difflib.unified_diff(*both, n=0, lineterm="")
-                yield module, function, before, text, list(lines)[3:]
+                yield Mutant(module, lines, before, text)
             number += 1
-
-
-def mentioned(node: ast.AST) -> set[str]:
-    """Names in a piece of code, of functions, attributes and arguments, and its texts."""
-    parts = list(ast.walk(node))
-    found = {getattr(part, f, None) for part in parts for f in ("id", "attr", "arg", "name")}
-    return found | {part.value for part in parts if isinstance(part, ast.Constant)}
-
-
-def functions(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """Functions, classes, methods and constants of a module with what they mention."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            for name, names in functions(node):
-                yield node.name if name.startswith("__") else name, names
-        targets = getattr(node, "targets", [node])
-        for name in {getattr(t, "name", getattr(t, "id", None)) for t in targets} - {None}:
-            yield name, mentioned(node)
-
-
-class Reach:
-    """Which tests to run against a fault in a function."""
-
-    def __init__(self) -> None:
-        trees = [ast.parse(p.read_text()) for p in sorted((ROOT / "resid_theory").rglob("*.py"))]
-        self.library = [each for tree in trees for each in functions(tree)]
-        # A name that many functions mention says nothing.
-        counts = Counter(name for _, names in self.library for name in names)
-        self.common = {name for name, count in counts.items() if count > 40}
-        self.tests: dict[str, set[str]] = {}
-        for path in sorted((ROOT / "tests").glob("test_*.py")):
-            if path.stem in APART:
-                continue
-            own = list(functions(ast.parse(path.read_text())))
-            for name, names in own:
-                for _ in range(3):  # fixtures, tables and helpers of the file
-                    names = names.union(*(more for other, more in own if other in names))
-                if name.startswith("test_"):
-                    self.tests[f"{path.relative_to(ROOT)}::{name}"] = names
-
-    def near(self, function: str, module: str, most: int) -> list[str]:
-        """Tests by the number of steps from what they name to the function."""
-        at = [part for part in function.split(".")[:2] if part and not part.startswith("__")]
-        at, words = at or [Path(module).stem], set(re.split("[/_.]", module)) - {"py"}
-        front, known, chosen = {at[-1]} - self.common or {at[0]}, set(at), []
-        for _ in range(5):
-            level = [t for t, names in self.tests.items() if front & names and t not in chosen]
-            chosen += sorted(level, key=lambda t: -len(words & {*re.split("::|_|/", t)}))
-            wanted = front - self.common
-            front = {name for name, names in self.library if wanted & names} - known
-            known |= front
-        return chosen[:most]
 
 
 def digest(code: CodeType) -> tuple[Any, ...]:
@@ -233,12 +198,8 @@ def transplant(holder: Any, plain: Any, mutant: Any) -> int:
     return changes
 
 
-def places(profile: cProfile.Profile) -> list[str]:
-    """Functions of the library that ran."""
-    codes = {entry.code for entry in profile.getstats()}
-    ran = [c for c in codes if getattr(c, "co_filename", "").startswith(f"{ROOT}/resid_theory")]
-    pairs = [(Path(code.co_filename).relative_to(ROOT), code.co_qualname) for code in ran]
-    return [f"{file}:{name.replace('.<locals>', '')}" for file, name in pairs]
+def bits(lines: Any) -> int:
+    return sum(1 << line for line in set(lines))
 
 
 class Runner:
@@ -246,84 +207,121 @@ class Runner:
 
     def __init__(self, given: argparse.Namespace, out: Any) -> None:
         self.given, self.out, self.failed = given, out, ""
-        self.near, self.told, self.plain = Reach(), [], {}
-        # Of each test: functions it was seen in, seconds and number of its cases that ran.
-        self.seen: dict[str, list[Any]] = {}
-        if given.seen and given.seen.exists():
-            self.seen = json.loads(given.seen.read_text())
+        self.told: list[str] = []
+        self.cover: Any = None  # what measures lines now
+        # Of each test its seconds, and its lines in each module as bits.
+        self.ran: dict[str, tuple[float, dict[str, int]]] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed = self.failed or (report.nodeid if report.failed else "")
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if self.cover:  # fixtures stay for the cases that follow
+            self.cover.switch_context("set up")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: Any) -> None:
+        if self.cover:
+            self.cover.switch_context(item.nodeid)
+
     def pytest_runtestloop(self, session: Any) -> bool:
         session.config.pluginmanager.unregister(name="terminalreporter")
         gc.freeze()  # forks share what stands
-        self.items: dict[str, list[Any]] = {}
-        for item in session.items:
-            self.items.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        self.items = {item.nodeid: item for item in session.items}
         given = self.given
         drawn = list(sample(given.count, given.seed, given.only))
         random.Random(given.seed).shuffle(drawn)  # so that what is there when it is killed is fair
-        for module, function, before, text, lines in drawn[given.skip :]:
-            word = self.verdict(module, function, before, text)
-            self.told.append(word)
-            print(f"{module}:{function}: {word}", file=self.out)
-            if not word.startswith("caught"):
-                print(*(f"    {line}" for line in lines), sep="\n", file=self.out)
-            self.out.flush()
-            if given.seen:
-                given.seen.write_text(json.dumps(self.seen))
+        with ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
+            self.measure(pool)
+        rank = {
+            name: seconds * sum(lines.bit_count() for lines in ran.values())
+            for name, (seconds, ran) in self.ran.items()
+        }
+        self.ranked = sorted(self.items.keys() & rank.keys(), key=lambda name: rank[name])
+        with ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
+            drawn = drawn[given.skip :]
+            for mutant, word in zip(drawn, pool.map(verdict, drawn), strict=True):
+                self.told.append(word)
+                print(f"{mutant.module}:{mutant.lines[0][0]}: {word}", file=self.out)
+                if not word.startswith("caught"):
+                    print(mutant, file=self.out)
+                self.out.flush()
         return True
 
-    def chosen(self, module: str, function: str) -> list[Any]:
-        """Tests seen in the function, short ones first, and near ones of which that is unknown."""
-        place, fits, unknown = f"{module}:{function}", [], []
-        names = [name for name in self.items if name.startswith(module + "::")]
-        names += self.near.near(function, module, self.given.tests)
-        for name in dict.fromkeys([*names, *self.seen]):
-            functions, seconds, runs = self.seen.get(name, [[], 0, 0])
-            items = self.items.get(name, [])
-            if any(f == place or f.startswith(place + ".") for f in functions):
-                fits.append((seconds / runs, items))
-            elif runs < min(len(items), fast.CASES) and name in names:
-                file, _, test = name.rpartition("::")
-                slow = test in fast.TESTS or Path(file).stem in fast.FILES
-                unknown.append((slow, items))
-        ranked = sorted(fits, key=lambda each: each[0]) + sorted(unknown, key=lambda each: each[0])
-        first = [item for _, items in ranked for item in items[: fast.CASES]]
-        return first + [item for _, items in ranked for item in items[fast.CASES :]]
+    def measure(self, pool: Any) -> None:
+        """Read which lines each test runs, or run those of which it is unknown."""
+        if self.given.lines.exists():
+            known = json.loads(self.given.lines.read_text())
+            self.ran = {
+                name: (seconds, {module: int(lines, 16) for module, lines in ran.items()})
+                for name, (seconds, ran) in known.items()
+            }
+        groups: dict[str, list[str]] = {}
+        for name in self.items.keys() - self.ran.keys():
+            groups.setdefault(name.partition("[")[0], []).append(name)
+        for ran in pool.map(lines_of, groups.values()):
+            self.ran |= ran
+        texts = {
+            name: (seconds, {module: hex(lines) for module, lines in ran.items()})
+            for name, (seconds, ran) in self.ran.items()
+        }
+        self.given.lines.write_text(json.dumps(texts))
 
-    def verdict(self, module: str, function: str, before: str, text: str) -> str:
-        dotted, left = module[:-3].replace("/", "."), []
-        while True:
-            items = [item for item in self.chosen(module, function) if item.nodeid not in left]
-            change = partial(self.change, dotted, before, text)
-            word, number, node = self.fork(change, items, self.given.seconds)
-            if word not in ("failed", "hangs"):
-                return f"{word} {number} of {len(items)} tests"
-            if node.partition("[")[0] in self.seen:  # it passed with another fault
-                self.plain.setdefault(node, "survives")
-            if node not in self.plain:  # does it pass without the fault?
-                alone = [item for item in items if item.nodeid == node]
-                self.plain[node] = self.fork(lambda: 1, alone, self.given.seconds / 4)[0]
-            if self.plain[node] == "survives":
-                return f"caught: {'' if word == 'failed' else 'hangs in '}{node}"
-            left.append(node)
+    def lines_of(self, names: list[str]) -> dict[str, tuple[float, dict[str, int]]]:
+        """What each case of a test runs, together in a process where nothing ran before."""
+        import coverage
 
-    def change(self, dotted: str, before: str, text: str) -> int:
-        plain = namespace(dotted, before)
+        def start() -> int:
+            self.cover = coverage.Coverage(
+                data_file=None, source=[str(ROOT / "resid_theory")], config_file=False
+            )
+            self.cover.start()
+            return 1
+
+        told = self.fork(start, sorted(names, key=list(self.items).index), 300)
+        seconds = {name: spent for word, _, name, spent in told if word == "passed"}
+        ran: dict[str, dict[str, int]] = {name: {} for name in seconds}
+        for word, _, module, contexts in told:
+            if word == "lines":
+                before = bits(contexts.get("set up", []))
+                for name in ran:
+                    ran[name][module] = before | bits(contexts.get(name, []))
+        return {name: (seconds[name], ran[name]) for name in ran}
+
+    def chosen(self, mutant: Mutant) -> list[str]:
+        """Tests that run a mutant's lines; if none does, its function, its class or its module."""
+        for first, last in mutant.lines:
+            mask = bits(range(first, min(last, 10_000) + 1))
+            fits = [n for n in self.ranked if self.ran[n][1].get(mutant.module, 0) & mask]
+            if fits:
+                return fits
+        return []
+
+    def verdict(self, mutant: Mutant) -> str:
+        names = self.chosen(mutant)
+        word, number, node, _ = self.fork(partial(self.change, mutant), names, self.given.seconds)[
+            -1
+        ]
+        if word in ("failed", "hangs"):
+            return f"caught: {'' if word == 'failed' else 'hangs in '}{node}"
+        return f"{word} {number} of {len(names)} tests"
+
+    def change(self, mutant: Mutant) -> int:
+        dotted = mutant.module[:-3].replace("/", ".")
+        plain = namespace(dotted, mutant.before)
         try:
-            mutant = namespace(dotted, text)
+            changed = namespace(dotted, mutant.text)
         except Exception:
             return -1  # cannot be imported
-        return transplant(sys.modules[dotted], plain, mutant)
+        return transplant(sys.modules[dotted], plain, changed)
 
-    def fork(self, change: Any, items: list[Any], seconds: float) -> tuple[str, int, str]:
+    def fork(self, change: Any, names: list[str], seconds: float) -> list[tuple[Any, ...]]:
         """What becomes of the tests in a process of their own."""
         with tempfile.NamedTemporaryFile() as file:
             if not (child := os.fork()):
                 os.setsid()
-                self.tests(change, items, seconds, file.name)
+                self.tests(change, [self.items[name] for name in names], seconds, file.name)
             until = time.time() + 40 * seconds  # asleep, or on a busy machine
             while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.time() < until:
                 time.sleep(0.02)
@@ -331,66 +329,81 @@ class Runner:
                 os.killpg(child, signal.SIGKILL)
             if not ended[0]:
                 os.waitpid(child, 0)
-            lines = [json.loads(line) for line in Path(file.name).read_text().splitlines()]
-        for _, _, name, *ran in lines:
-            if ran:
-                functions, seconds, runs = self.seen.get(name, [[], 0, 0])
-                both = sorted({*functions, *ran[0]})
-                self.seen[name] = [both, seconds + ran[1], runs + 1]
-        return tuple(lines[-1][:3])
+            return [json.loads(line) for line in Path(file.name).read_text().splitlines()]
 
     def tests(self, change: Any, items: list[Any], seconds: float, file: str) -> None:
         """Run them in this process, tell after each what there is to tell, and end it."""
         start = time.process_time()
-        resource.setrlimit(resource.RLIMIT_CPU, (int(start + 2 * seconds) + 1,) * 2)
 
         def tell(*words: Any) -> None:
             with open(file, "a") as out:
                 out.write(json.dumps(words) + "\n")
 
         try:
-            tell("not run: not transplanted", 0, "")
+            tell("not run: not transplanted", 0, "", 0)
             changes = change()
             if changes < 0:
-                tell("caught: cannot be imported", 0, "")
+                tell("caught: cannot be imported", 0, "", 0)
             for number, item in enumerate(items if changes > 0 else []):
-                tell("hangs", number, item.nodeid)
-                before = time.process_time()
+                tell("hangs", number, item.nodeid, 0)
+                before, self.failed = time.process_time(), ""
+                longest = before + (
+                    10 + 10 * self.ran[item.nodeid][0] if item.nodeid in self.ran else seconds
+                )
+                resource.setrlimit(resource.RLIMIT_CPU, (int(longest) + 1, -1))
                 after = items[number + 1] if number + 1 < len(items) else None
-                with cProfile.Profile(subcalls=False, builtins=False) as profile:
-                    item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
-                if self.failed:
-                    tell("failed", number, self.failed)
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                if self.failed and not self.cover:
+                    tell("failed", number, self.failed, 0)
                     break
-                name = item.nodeid.partition("[")[0]
-                tell("", number, name, places(profile), time.process_time() - before)
+                spent = time.process_time() - before
+                tell("failed" if self.failed else "passed", number, item.nodeid, spent)
                 if time.process_time() - start > seconds:
-                    tell("unfinished after", number + 1, "")
+                    tell("unfinished after", number + 1, "", 0)
                     break
             else:
                 if changes > 0:
-                    tell("survives", len(items), "")
+                    tell("survives", len(items), "", 0)
+            if self.cover:
+                self.cover.stop()
+                data = self.cover.get_data()
+                for path in data.measured_files():
+                    contexts: dict[str, list[int]] = {}
+                    for line, several in data.contexts_by_lineno(path).items():
+                        for context in several:
+                            contexts.setdefault(context, []).append(line)
+                    tell("lines", 0, str(Path(path).relative_to(ROOT)), contexts)
         except BaseException as error:
-            tell(f"not run: {error!r}"[:200], 0, "")
+            tell(f"not run: {error!r}"[:200], 0, "", 0)
         finally:
             os._exit(0)
 
 
+def verdict(mutant: Mutant) -> str:
+    return RUNNER.verdict(mutant)
+
+
+def lines_of(names: list[str]) -> dict[str, tuple[float, dict[str, int]]]:
+    return RUNNER.lines_of(names)
+
+
 def main() -> None:
+    global RUNNER
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tests", type=int, default=40, help="test functions against a mutant")
-    parser.add_argument("--seconds", type=float, default=20, help="of CPU for a mutant")
+    parser.add_argument("--seconds", type=float, default=60, help="of CPU for a mutant")
     parser.add_argument("--skip", type=int, default=0, help="of them, because they ran before")
-    parser.add_argument("--seen", type=Path, help="file that keeps which test runs what")
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--lines", type=Path, default=Path("out/lines.json"), help="of each test")
     parser.add_argument("--only", default="", help="part of the path of a module")
     given = parser.parse_args()
     os.chdir(ROOT)
-    runner = Runner(given, os.fdopen(os.dup(1), "w"))
+    given.lines.parent.mkdir(parents=True, exist_ok=True)
+    RUNNER = Runner(given, os.fdopen(os.dup(1), "w"))
     files = [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in APART]
-    pytest.main(["-qpno:cacheprovider", "-pno:faulthandler", "resid_theory", *files], [runner])
-    told = [word for word in runner.told if not word.startswith("not run")]
+    pytest.main(["-qpno:cacheprovider", "-pno:faulthandler", "resid_theory", *files], [RUNNER])
+    told = [word for word in RUNNER.told if not word.startswith("not run")]
     count, caught = len(told), sum(word.startswith("caught") for word in told)
     ends = binomtest(caught, count).proportion_ci(method="wilson")
     print(f"{caught} of {count} caught, 95 % interval {ends.low:.1%} to {ends.high:.1%}")
