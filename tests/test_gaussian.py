@@ -192,7 +192,7 @@ def test_recursion_is_exact_in_its_second_moments(generator):
         weights = torch.eye(n) + case.deviation * torch.randn(draws, n, n, generator=generator)
         product = weights @ (opened * product)
     squares = product.square()
-    own, others = case._moments(torch.tensor([3.0]), 0.6, 0.6)[:, 0, -1]
+    own, others = case._moments(torch.tensor(3.0), 0.6, 0.6)[:, -1]
     for entries, exact in ((squares[:, 0, 0], own), (squares[:, 0, 1], others)):
         error = float(entries.std()) / draws**0.5
         assert abs(float(entries.mean() - exact)) <= 4 * error

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import replace
 
 import oracles
 import pytest
@@ -407,6 +408,12 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     assert found.counts_below(points).tolist() == [int((dense < t).sum()) for t in points]
     assert point.index == int((dense < -found.zero_threshold).sum()) / len(dense)
     assert point.summary()["largest"] == found.largest and point.method == "inertia counts"
+    for wrong in ((0.9, 1.0), (1.0, 0.9)):  # ends that Lanczos missed are found by counting
+        again = replace(found)
+        ends = (wrong[0] * dense[0].item(), wrong[1] * dense[-1].item())
+        vars(again)["_ritz_values"] = ends
+        counted = (again.smallest, again.largest)
+        assert counted == pytest.approx((dense[0].item(), dense[-1].item()), abs=1.5e-8 * scale)
 
 
 @pytest.mark.parametrize("wiring", ["streams", "shortcuts"])

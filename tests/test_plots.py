@@ -268,9 +268,11 @@ def test_zero_point_draws_what_is_listed(n, panels):
 
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
 @pytest.mark.parametrize(
-    "levels", [[-1.0, 0.5, 2.0], [2.0, 2.0], [0.0, 0.0], [3.0, 3 + 2**-50]], ids=str
+    ("levels", "width"),
+    [([-1.0, 0.5, 2.0], 3), ([-2.0, -2.0], 2), ([0.0, 0.0], 1), ([3.0, 3 + 2**-50], 3)],
+    ids=str,
 )
-def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, scale):
+def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, width, scale):
     plots.spectral_density(rt.Spectrum.of(levels), scale=scale, ax=ax)
     heights, edges, _ = ax.patches[-1].get_data()
     assert (heights * np.diff(edges)).sum() == pytest.approx(1)
@@ -279,6 +281,7 @@ def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, scale):
         assert heights[place] * (edges[place + 1] - edges[place]) >= 0.99 / len(levels)
     assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
     assert ax.get_ylim()[0] < heights[heights > 0].min()
+    assert ax.get_ylim()[0] == pytest.approx(0.1 / (len(levels) * width))
     assert [line.get_xdata()[0] for line in ax.lines] == [max(levels), min(levels)]
     assert ax.get_legend().get_title().get_text() == f"P = {len(levels)}"
     assert ax.get_xlabel() == "eigenvalue (loss / weight²)"
@@ -382,6 +385,22 @@ def test_three_powers_of_ten_are_ticks_enough(ax, high, powers):
     plots.finish(ax.figure)
     ticks = [tick for tick in ax.get_yticks() if 1 <= tick <= high]
     assert (ticks == [1, 10, 100]) == powers and len(ticks) >= 3
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ((1, 100), [1, 10, 100]),
+        ((0.5, 10), [0.5, 1, 2, 5, 10]),
+        ((1.2, 8), [1.5, 2, 3, 5, 7]),
+        ((19.9, 31), [20, 22, 24, 26, 28, 30]),
+        ((19.9, 32.6), [20, 25, 30]),
+        ((2.05, 3.3), [2.2, 2.4, 2.6, 2.8, 3, 3.2]),
+    ],
+    ids=str,
+)
+def test_ticks_are_the_coarsest_round_numbers_of_which_there_are_three(ends, expected):
+    assert canvas.round_numbers(*map(math.log10, ends)) == pytest.approx(expected)
 
 
 def test_chosen_ticks_of_a_finished_figure_stay(ax):

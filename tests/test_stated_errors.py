@@ -9,6 +9,7 @@ from scipy import stats
 from test_lanczos import grown
 
 import resid_theory as rt
+from resid_theory.curvature.rounding import asymmetry
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.gauss_rules import radau_rule
 from resid_theory.eigen.krylov import _SURE, product_rounding
@@ -178,6 +179,22 @@ def test_asymmetry_shows_the_length_of_the_errors_of_products(generator):
     found = [product_rounding(operator, 0.0, a, 4) for a in asymmetries.tolist()]
     mean = (torch.tensor(found) / _SURE).square().mean().item()
     assert mean == pytest.approx(1e-4, rel=4 * (2 / (6 * 2000)) ** 0.5)  # of six pairs
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_are_symmetric_up_to_a_share_of_their_lengths(share, dtype, generator):
+    lengths = torch.tensor([[2.0], [3.0], [2.5]])
+    vectors = lengths * torch.randn(3, 40, generator=generator)
+    drawn = torch.randn(40, 40, generator=generator)
+    even, odd = vectors @ (drawn + drawn.T), vectors @ (drawn - drawn.T)
+    pairs = [(i, j) for i in range(3) for j in range(3)]
+    gap = max(abs(float(vectors[i] @ odd[j] - vectors[j] @ odd[i])) for i, j in pairs)
+    longest = max(float(vectors[i].norm() * even[i].norm()) for i in range(3))
+    limit = torch.finfo(dtype).eps ** 0.25 * 2 * longest / 40**0.5
+    graph = SimpleNamespace(parameters=[torch.zeros(1, dtype=dtype)])
+    found = asymmetry(graph, vectors, even + share * limit / gap * odd)
+    assert found == pytest.approx(share * limit if share > 1 else 0.0)
 
 
 def test_a_place_on_a_node_is_no_second_node():

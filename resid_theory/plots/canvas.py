@@ -220,9 +220,9 @@ def log_ticks(axis: Axis) -> None:
 
 def round_numbers(low: float, high: float) -> list[float]:
     """Round numbers with logarithms in an interval: the coarsest set with at least three."""
-    powers = range(math.floor(low), math.ceil(high))
+    powers = range(math.floor(low), math.floor(high) + 1)
     sets = [[digit * 10.0**k for k in powers for digit in digits] for digits in _DIGITS]
-    even = MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(10**low, 10**high)
+    even = MaxNLocator(6, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(10**low, 10**high)
     sets.append([tick for tick in even if tick > 0])
     inside = [[tick for tick in ticks if low <= math.log10(tick) <= high] for ticks in sets]
     return next((ticks for ticks in inside if len(ticks) >= 3), inside[-1])

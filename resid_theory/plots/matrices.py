@@ -132,8 +132,6 @@ def _heat_map(
 
 def _largest(values: np.ndarray, step: int) -> np.ndarray:
     """A matrix in tiles of ``step`` rows and columns: of each the entry largest in magnitude."""
-    if step == 1:
-        return values
     padded = np.pad(values, [(0, -side % step) for side in values.shape])
     rows, columns = (side // step for side in padded.shape)
     tiles = padded.reshape(rows, step, columns, step).swapaxes(1, 2).reshape(rows, columns, -1)

@@ -150,29 +150,30 @@ class TrivialFlow:
             chances = torch.tensor([p, 1 - p], dtype=torch.float64)
             logs = torch.xlogy(count, chances[0]) + torch.xlogy(n - 1 - count, chances[1])
             return _at_zero(p * ((ways + logs).exp() @ chance))
-        own_open, others_open = self._moments(torch.tensor([float(n)]), 1.0, p)
-        own, others = self._moments(torch.tensor([float(n)]), p, p)
+        whole = torch.tensor(n, dtype=torch.float64)
+        own_open, others_open = self._moments(whole, 1.0, p)
+        own, others = self._moments(whole, p, p)
         always = p**above
         share = _quotient(p - always, 1 - always).clamp(min=0)
         rest = [
-            _quotient(mean - always * given, 1 - always)[0]
+            _quotient(mean - always * given, 1 - always)
             for mean, given in ((own, own_open), (others, others_open))
         ]
-        open_flow = always * _chance(own_open[0], (n - 1) * others_open[0])
+        open_flow = always * _chance(own_open, (n - 1) * others_open)
         # Among nets whose channel j is shut somewhere, only this share has an own flow.
         shut = _chance(_quotient(rest[0], share), (n - 1) * rest[1])
         return _at_zero(open_flow + (1 - always) * share * shut)
 
     def _moments(self, channels: Tensor, own_open: float, others_open: float) -> Tensor:
-        """Mean squares on and off the diagonal for m = 0..L: (2, channels, L + 1)."""
-        own = torch.ones(len(channels), dtype=torch.float64)
+        """Mean squares on and off the diagonal for m = 0..L: (2, *channels, L + 1)."""
+        own = torch.ones_like(channels)
         others = torch.zeros_like(own)
         rows = [torch.stack([own, others])]
         for _ in range(self.layers):
             spread = self.deviation**2 * (own + (channels - 1) * others)
             own, others = own_open * (own + spread), others_open * (others + spread)
             rows.append(torch.stack([own, others]))
-        return torch.stack(rows, dim=2)
+        return torch.stack(rows, dim=-1)
 
 
 def _dominant_share(flow: Tensor) -> Tensor:
