@@ -1,18 +1,22 @@
 """Data-parallel products: worlds of one, two and three processes against the whole data at once."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 
 import interrupted
 import pytest
 import torch
 import torch.distributed as dist
-from tolerances import HESSIAN, relative_error
+from tolerances import HESSIAN, assert_same, relative_error
 from torch import nn
 from trials import complaint
 
 import resid_theory as rt
-from resid_theory.runtime.process_group import ProcessGroup, _mark
+from resid_theory.runtime import process_group
+from resid_theory.runtime.process_group import ProcessGroup
 
 M, D, K = 11, 3, 2
 PATIENCE = timedelta(minutes=2)  # for processes that have ended
@@ -127,14 +131,144 @@ def test_all_ranks_stop_together(found, name, rank):
     assert found[rank][name].startswith(COMPLAINTS[name][rank])
 
 
-def test_marks_of_different_tensors_differ():
-    drawn = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
-    marks = [_mark(row).item() for row in drawn]
-    # Of 300 numbers below 2^20, 0.04 pairs agree on average.
-    assert len(set(marks)) == 300 and 0 <= min(marks) and max(marks) < 1 << 20
-
-
 def test_without_a_group_nothing_is_exchanged():
     alone = ProcessGroup()
     tensor = torch.ones(2)
-    assert alone.count == 1 and alone.add(tensor) is tensor
+    assert (alone.count, alone.rank) == (1, 0) and alone.add(tensor) is tensor
+
+
+class Threads:
+    """As much of torch.distributed as a process group asks for, among threads of this process."""
+
+    group = SimpleNamespace(WORLD="all of them")
+    is_available = is_initialized = staticmethod(lambda: True)
+
+    def __init__(self, count, device="cpu"):
+        self.count, self.parts, self.own, self.device = count, {}, threading.local(), device
+        self.barrier = threading.Barrier(count, timeout=10)
+
+    def run(self, call):
+        """What a call gives each rank, or its complaint."""
+
+        def rank(number):
+            self.own.rank, found = number, []
+            said = complaint(lambda: found.append(call(ProcessGroup("world"))))
+            return found[0] if found else said
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(rank, range(self.count)))
+
+    def exchange(self, part, group):
+        assert group == self.group.WORLD
+        self.parts[self.own.rank] = part
+        self.barrier.wait()
+        parts = [self.parts[rank] for rank in range(self.count)]
+        self.barrier.wait()
+        return parts
+
+    def get_world_size(self, group):
+        return self.count
+
+    def get_rank(self, group):
+        return self.own.rank
+
+    def get_global_rank(self, group, rank):
+        return 10 + rank
+
+    def all_reduce(self, tensor, group):
+        assert tensor.device.type == self.device
+        tensor.copy_(sum(self.exchange(tensor.clone(), group)))
+
+    def broadcast_object_list(self, objects, source, group, device):
+        assert source == 10
+        objects[:] = self.exchange(list(objects), group)[0]
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Three ranks that make a call; with torch's own default dtype, which nothing may take."""
+    torch.set_default_dtype(torch.float32)
+    world = Threads(3)
+    monkeypatch.setattr(process_group, "dist", world)
+    return world.run
+
+
+CPU = torch.device("cpu")
+
+
+def test_products_of_all_ranks_are_added(three):
+    vectors = -torch.rand(4, 2)
+    total = (100 * vectors).round()
+    for found in three(lambda g: g.add_product((g.rank + 1) * total, vectors)):
+        assert_same(found, 6 * total.double())
+    assert three(lambda g: g.add_product(0 * total, 0 * vectors).sum().item()) == [0.0] * 3
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+@pytest.mark.parametrize(("row", "apart"), [(0, 1e-3), (3, 1e-3), (0, 1e-9)])
+def test_vectors_of_all_ranks_are_compared(three, row, apart, size):
+    vectors = torch.zeros(4, 100).double()
+    vectors[row] = size
+    says = "ValueError: V: the vectors differ between ranks"
+    for found in three(lambda g: g.add_product(vectors, vectors * (1 + apart * (g.rank == 1)))):
+        assert str(found).startswith(says) == (apart > 1e-6)
+
+
+def test_a_failure_of_some_ranks_reaches_all(three):
+    assert three(lambda g: g.together(None, CPU)) == [None] * 3
+    failure = OSError("mine")
+    others = "RuntimeError: process_group: 2 other ranks failed, each with its own error"
+    found = three(lambda g: g.together(failure if g.rank else None, CPU))
+    assert found == [others, "OSError: mine", "OSError: mine"]
+
+
+def test_rank_0_alone_makes_a_call_and_all_have_its_answer(three):
+    calls = []
+    found = three(lambda g: g.from_first(lambda: calls.append(g.rank) or "done", CPU))
+    assert (found, calls) == (["done"] * 3, [0])
+    failed = "RuntimeError: process_group: rank 0 failed with KeyError: 0"
+    found = three(lambda g: g.from_first(lambda: {1: 1}[g.rank], CPU))
+    assert found == ["KeyError: 0", failed, failed]
+
+
+def test_the_first_value_that_differs_is_named(three):
+    assert three(lambda g: g.check_equal({"a": 1, "b": 2}, CPU)) == [None] * 3
+    found = three(lambda g: g.check_equal({"a": 1, "b": g.rank, "c": g.rank}, CPU))
+    assert found[0].startswith("RuntimeError: process_group: 2 other ranks failed")
+    assert found[2] == (
+        "ValueError: process_group: b is 2 on rank 2 and 0 on rank 0, needs the same everywhere"
+    )
+
+
+@pytest.mark.parametrize(
+    ("differing", "what"),
+    [(set(), None), ({0, 2}, "parameter 0"), ({2}, "parameter 2"), ({1, 3}, "parameter 1"),
+     ({3}, "the arguments")],
+)  # fmt: skip
+def test_the_first_parameter_that_differs_is_named(three, differing, what):
+    def check(group):
+        kinds = torch.float64, torch.bfloat16, torch.complex128
+        tensors = [nn.Parameter(torch.ones(3, 2, dtype=kind).mT) for kind in kinds]
+        with torch.no_grad():
+            for number in differing & {0, 1, 2} if group.rank == 1 else ():
+                tensors[number][1, 2] = 1.0625
+        return group.check_same(tensors, "21" if 3 in differing and group.rank == 2 else "12")
+
+    for found in three(check):
+        assert found is None if what is None else found.startswith(f"ValueError: net: {what} diff")
+
+
+def test_one_rank_on_a_gpu(cuda, monkeypatch):
+    world = Threads(1, cuda.type)
+    monkeypatch.setattr(process_group, "dist", world)
+    world.own.rank = 0
+    group, vectors = ProcessGroup("world"), torch.ones(3, 2, device=cuda)
+    assert_same(group.add_product(vectors, vectors), vectors)
+    group.check_same([vectors, vectors], "")
+    group.together(None, cuda)
+
+
+@pytest.mark.parametrize("group", ["worlds", "all"])
+def test_other_names_of_groups_are_refused(three, group):
+    says = f"ValueError: process_group: got {group!r}, needs None, 'world' or a process group"
+    assert three(lambda _: ProcessGroup(group)) == [says] * 3

@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from resid_theory.runtime.store import digest
+
 __all__ = ["ProcessGroup"]
 
 
@@ -58,7 +60,7 @@ class ProcessGroup:
         places = torch.arange(len(vectors), device=vectors.device, dtype=torch.float64)
         sketch = torch.cos(places) @ vectors.sum(1)
         extra = torch.stack([sketch, sketch.square(), vectors.square().sum()])
-        everything = self.add(torch.cat([total.double().reshape(-1), extra]))
+        everything = self.add(torch.cat([total.reshape(-1), extra]))
         one, squares, norms = everything[-3:].tolist()
         # The spread of equal numbers is round-off; that of unrelated vectors is of order |V|^2.
         if not self.count * squares - one**2 <= 1e-8 * self.count * norms:
@@ -70,7 +72,7 @@ class ProcessGroup:
 
     def together(self, failure: BaseException | None, device: torch.device) -> None:
         """Raise ``failure``, or a RuntimeError if another process failed, so that none waits."""
-        failed = torch.tensor([float(failure is not None)], dtype=torch.float64, device=device)
+        failed = torch.tensor([int(failure is not None)], device=device)
         count = int(self.add(failed).item())
         if failure is not None:
             raise failure
@@ -112,14 +114,14 @@ class ProcessGroup:
         """Refuse weights or settings that differ between processes, by their checksums."""
         if self._group is None:
             return
-        marks = [_mark(tensor) for tensor in tensors]
-        text = torch.tensor(list(settings.encode()), dtype=torch.float64).sum()
-        own = torch.stack([*marks, text.to(marks[0].device)])
+        contents = [*map(_content, tensors), settings.encode()]
+        # 20 bits of each: sums of squares fit, and equal numbers have no spread at all.
+        marks = [int(digest(content)[:5], 16) for content in contents]
+        own = torch.tensor(marks, device=tensors[0].device)
         sums = self.add(torch.stack([own, own.square()]))
-        # Whole numbers below 2^20: the sums are exact, and equal ones have no spread at all.
-        apart = self.count * sums[1] != sums[0].square()
-        if bool(apart.any()):
-            first = int(apart.nonzero()[0, 0])
+        apart = (self.count * sums[1] != sums[0].square()).tolist()
+        if any(apart):
+            first = apart.index(True)
             what = f"parameter {first}" if first < len(tensors) else "the arguments"
             raise ValueError(
                 f"net: {what} differs between ranks, needs the same net and arguments everywhere: "
@@ -127,10 +129,5 @@ class ProcessGroup:
             )
 
 
-def _mark(tensor: Tensor) -> Tensor:
-    """A checksum below 2^20, exact in float64 even when squared and summed."""
-    flat = tensor.detach().reshape(-1).double().view(torch.int64)
-    odd = 2 * torch.arange(len(flat), device=flat.device) + 1
-    mixed = (flat ^ (flat >> 29)) * odd
-    total = mixed.sum()
-    return ((total ^ (total >> 20) ^ (total >> 40)) & ((1 << 20) - 1)).double()
+def _content(tensor: Tensor) -> bytes:
+    return bytes(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
