@@ -7,14 +7,31 @@ import torch
 from tolerances import EPS
 
 import resid_theory as rt
-from resid_theory.theory.interpolation import interpolation, sphere_paths
-from resid_theory.theory.interpolation.construction import merging_schedule
+from resid_theory.theory.interpolation import (
+    error_correction,
+    interpolation,
+    schedule,
+    sphere_paths,
+)
+from resid_theory.theory.interpolation.construction import exact_schedule, merging_schedule
+from resid_theory.theory.interpolation.error_correction import with_braces
 from resid_theory.theory.interpolation.norm_bounds import nearest
 from resid_theory.theory.interpolation.single_move import widest_margin
-from resid_theory.theory.interpolation.sphere_paths import SpherePaths, great_arc, path_around
+from resid_theory.theory.interpolation.sphere_paths import (
+    SpherePaths,
+    great_arc,
+    path_around,
+    segment,
+)
 
 INTERPOLATION = 1e-9  # the documented distance of an output from its target
 ROUNDED = 1e-12  # rounding of a thousand units that do not amplify one another's
+
+
+@pytest.fixture(autouse=True)
+def single_precision(float64):
+    """torch's own default, which no number of a construction may take."""
+    torch.set_default_dtype(torch.float32)
 
 
 def sphere(generator, count, width):
@@ -72,6 +89,14 @@ def test_the_widest_margin_is_the_distance_from_the_hull(generator, width):
     )
 
 
+def test_a_single_column_is_seen_from_its_antipode():
+    column, target = torch.tensor([[0.0, 3.0, 4.0]]), torch.tensor([0.0, 3.0, 5.0])
+    w1, b, w2 = rt.theory.move_column(column, 0, target)
+    assert w1.norm() ** 2 == pytest.approx(1 / 10, rel=1e-12)  # a step of 1, a gap of 2 * 5
+    moved = column.double()[0] + w2 @ (w1 @ column.double()[0] + b).relu()
+    assert (moved - target).abs().max() <= ROUNDED
+
+
 def test_a_column_inside_the_hull_cannot_be_moved():
     a = torch.tensor([[0.0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
     with pytest.raises(ValueError, match="direction: along 'margin' column 0 does not stand out"):
@@ -115,6 +140,14 @@ def test_through_the_middle_of_an_obstacle():
     angle = 2 * math.asin(0.1)
     assert pieces[1].length == pytest.approx(math.pi * math.sin(angle), rel=1e-12)
     assert (SpherePaths.of([pieces]).trace(0, 999) - p).norm(dim=1).min() >= 0.2 - 1e-12
+
+
+def test_a_straight_line_is_as_long_as_its_ends_are_apart():
+    start, end = torch.tensor([[1.0, 2.0, 3.0], [3.0, 3.0, 1.0]]).double()
+    line = segment(start, end)
+    assert line.length == pytest.approx(3.0) and line.tangent.norm() == pytest.approx(1.0)
+    assert (line.at(0.0) - start).norm() <= 4 * EPS and (line.at(3.0) - end).norm() <= 4 * EPS
+    assert segment(end, end).length == 0.0 and torch.equal(segment(end, end).at(0.0), end)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +225,31 @@ def test_norms_are_balanced_states_follow_the_paths_and_others_rest(generator, o
         assert still.all()
 
 
+def test_norms_are_roots_of_steps_over_gaps(generator):
+    x, y = sphere(generator, 3, 5), sphere(generator, 3, 5)
+    x[1] = -x[0] + 0.1 * x[1]  # all others are behind the first one
+    x[1], x[2] = x[1] / x[1].norm(), x[1] + 0.1 * x[2]
+    x[2] /= x[2].norm()
+    found, now, squares = rt.theory.interpolate(x, y, units=3, braces=False), x.clone(), []
+    for k in range(3):
+        gap = min(float((now[k] - now[j]) @ now[k]) for j in range(3) if j != k)
+        squares.append(float((y[k] - x[k]).norm()) / gap / (1 - 1e-3))
+        now[k] = y[k]
+    for norms in found.net.norms.square().mT.tolist():
+        assert norms == pytest.approx(squares, rel=1e-12)
+    table = found.table()
+    assert table["units"].tolist() == [1, 1, 1] and list(table["sample"]) == [0, 1, 2]
+    assert torch.equal(table["from_input"], (found.output - x).norm(dim=1))
+    assert table["from_target"].shape == (3,) and table["from_target"].max() == found.error
+
+
+@pytest.mark.parametrize("allocation", ["greedy", "uniform"])
+def test_columns_that_change_their_length_alone_are_moved(generator, allocation):
+    x = sphere(generator, 3, 4)
+    found = rt.theory.interpolate(x, (1 + 5e-7) * x, units=5, allocation=allocation)
+    assert len(found.schedule.moving) == 3 and found.error <= ROUNDED
+
+
 @pytest.mark.parametrize("allocation", ["greedy", "uniform"])
 def test_norms_fall_like_the_root_of_the_units(generator, allocation):
     x, y = sphere(generator, 8, 5), sphere(generator, 8, 5)
@@ -218,13 +276,23 @@ def test_uniform_steps_are_as_short_as_their_number_allows(generator, units):
     assert float((arcs / counts).max()) == pytest.approx(best, rel=1e-12)
 
 
-def test_greedy_steps_use_the_units_and_make_smaller_norms(generator):
+@pytest.mark.parametrize(("seed", "units"), [(0, 1000), (1, 60), (2, 200)])
+def test_greedy_steps_are_as_small_as_their_number_allows(seed, units, monkeypatch):
+    generator, marches = torch.Generator().manual_seed(seed), []
+    march = schedule.Schedule.march
+    monkeypatch.setattr(
+        schedule.Schedule, "march", lambda *given: marches.append(given) or march(*given)
+    )
     x, y = sphere(generator, 10, 4), sphere(generator, 10, 4)
     found, equal = (
-        rt.theory.interpolate(x, y, units=1000, allocation=a) for a in ("greedy", "uniform")
+        rt.theory.interpolate(x, y, units=units, allocation=a, braces=False)
+        for a in ("greedy", "uniform")
     )
     assert found.largest_norm < equal.largest_norm
-    assert (found.movers >= 0).sum() >= 990
+    share = found.largest_norm**2 * (1 - 1e-3)
+    assert len(marches) <= 8  # each takes as long as the steps themselves
+    used = int((found.movers >= 0).sum())
+    assert used >= 0.999 * units or found.schedule.march(share * (1 - 3e-3), units) is None
 
 
 def test_rounding_grows_in_a_crowd_and_braces_stop_it():
@@ -242,7 +310,7 @@ def test_rounding_grows_in_a_crowd_and_braces_stop_it():
 @pytest.mark.parametrize("units", [5, 7])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_as_many_units_as_samples_are_enough_and_float32_is_read(generator, units, dtype):
-    x, y = sphere(generator, 5, 6).to(dtype), sphere(generator, 5, 6).to(dtype)
+    x, y = (sphere(generator, 5, 6).to(dtype).requires_grad_() for _ in range(2))
     found = rt.theory.interpolate(x, y, units=units)
     assert found.x.dtype == torch.float64
     assert (found.output - y.double()).norm(dim=1).max() <= ROUNDED
@@ -263,6 +331,63 @@ def test_samples_that_stay_need_no_unit(generator):
     assert len(found.schedule.moving) == 5 and found.error <= ROUNDED and len(found.path(2)) == 1
     nothing = rt.theory.interpolate(x, x, units=3)
     assert nothing.largest_norm == 0.0 and torch.equal(nothing.output, x)
+
+
+def brace_cost(looking, tilt, start, others):
+    """Squared norm of a braced unit over that of one without, by the module's description."""
+    away = [start - other for other in others]
+    gap = min(float(a @ looking) for a in away)
+    v = tilt - (tilt @ looking) * looking
+    v = v / v.norm()
+    far = []
+    for side in (v, -v):  # as far as a tenth of the gap is left, at most by 1
+        limits = [(float(a @ looking) - 0.1 * gap) / -float(a @ side) for a in away if a @ side < 0]
+        far.append(min([1.0, *limits]))
+    rows = [looking + far[0] * v, looking - far[1] * v]
+    gaps = [min(float(a @ row) for a in away) for row in rows]
+    back = [far[1] / sum(far), far[0] / sum(far)]  # the three slopes add up to zero
+    left = gap - sum(b * g for b, g in zip(back, gaps, strict=True))
+    sizes = 1 + sum(b * float(row.norm()) for b, row in zip(back, rows, strict=True))
+    return gap / left * sizes if left > 0 else math.inf
+
+
+@pytest.mark.parametrize("entries", [1 << 22, 100], ids=["together", "in parts"])
+def test_braces_by_their_description(entries, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    x, y = sphere(generator, 8, 3), sphere(generator, 8, 3)
+    monkeypatch.setattr(error_correction, "_ENTRIES", entries)
+    paths = exact_schedule(x, y)
+    steps = paths.steps(40, "greedy")
+    costs = [
+        float(ratio) * min(
+            brace_cost(looking[0], tilt, start, others)
+            for tilt in (others[(others - start).norm(dim=1).argmin()] - start, end - start)
+        )
+        for ratio, looking, start, end, others in zip(
+            steps.ratios, steps.directions, steps.starts, steps.ends,
+            (paths.others(int(row)) for row in steps.rows), strict=True,
+        )
+    ]  # fmt: skip
+    budget = sum(sorted(costs)[30:32]) / 2
+    found = with_braces(paths, steps, budget)
+    braced = found.shares[:, 1:].any(1)
+    assert braced.tolist() == [cost <= budget for cost in costs] and braced.sum() == 31
+    squares = found.units(clearance=0.0)[0].square().sum((2, 3))
+    expected = torch.where(braced, torch.tensor(costs).double(), steps.ratios)
+    torch.testing.assert_close(squares, expected[:, None].expand(-1, 2), rtol=1e-6, atol=0)
+    slopes = found.shares[:, :, None] * found.directions
+    assert slopes[braced].sum(1).abs().max() <= ROUNDED  # a translation, whatever its error
+    assert (found.directions[braced] @ steps.directions[braced].mT - 1).abs().max() <= ROUNDED
+    for number, row in enumerate(steps.rows.tolist()):
+        scores = found.directions[number] @ paths.others(row).mT
+        assert (found.highest[number] - scores.amax(1)).abs().max() <= ROUNDED
+
+
+def test_products_are_compared_in_parts(generator, monkeypatch):
+    x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
+    whole = rt.theory.interpolate(x, y, units=60)
+    monkeypatch.setattr(schedule, "_SCORES", 20)
+    assert torch.equal(rt.theory.interpolate(x, y, units=60).net.weights, whole.net.weights)
 
 
 # Lower bound -------------------------------------------------------------------------------------
@@ -293,10 +418,17 @@ def test_equal_targets_need_a_unit_of_norm_one(generator):
     assert 0 < near < 1
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3), (4,)])
+def test_points_of_other_shapes_have_no_lower_bound(shape):
+    x = torch.ones(4) if len(shape) == 1 else torch.ones(2, 4)
+    with pytest.raises(ValueError, match=r"^x, y: got shapes .*, needs \(m, d\)"):
+        rt.theory.least_norm(x, torch.ones(shape), units=3)
+
+
 def test_equal_inputs_need_equal_targets(generator):
     x, y = sphere(generator, 2, 4), sphere(generator, 2, 4)
     twice = torch.tensor([0, 0, 1])
-    bound = rt.theory.least_norm(x, y, units=30)
+    bound = rt.theory.least_norm(x.clone().requires_grad_(), y, units=30)
     assert rt.theory.least_norm(x[twice], y[twice], units=30) == bound
     assert rt.theory.least_norm(x[twice], sphere(generator, 3, 4), units=30) == math.inf
 
@@ -304,9 +436,9 @@ def test_equal_inputs_need_equal_targets(generator):
 def test_units_change_distances_within_the_lower_bounds_factors(generator):
     """The inequality behind the bound, for random units."""
     x, w = sphere(generator, 2, 5), 0.6
-    weights = torch.randn(40, 2, 5, 5, generator=generator)
+    weights = torch.randn(40, 2, 5, 5, generator=generator, dtype=x.dtype)
     weights *= w / weights.flatten(2).norm(dim=2)[..., None, None]
-    states = rt.theory.InterpolationNet(weights, torch.zeros(40, 5)).states(x)
+    states = rt.theory.InterpolationNet(weights, 0 * weights[:, 0, 0]).states(x)
     apart = (states[:, 0] - states[:, 1]).norm(dim=1)
     ratios = apart[1:] / apart[:-1]
     assert ratios.min() >= 1 - w * w and ratios.max() <= 1 + w * w
@@ -336,6 +468,10 @@ def test_merged_targets(generator, tolerance, width):
     assert (found.output - y).norm(dim=1).max() <= tolerance + ROUNDED
     assert found.error <= INTERPOLATION
     assert found.lower_bound <= found.largest_norm <= found.upper_bound
+    rho, together = found.separation, 12 / min(width, 12)
+    shrinking = 19 + 5.3 * math.log(together * rho / (4 * tolerance))
+    cost = 12 * (8 * math.pi**2 / rho**2 + shrinking / rho) / (240 - 36) / (1 - 1e-3)
+    assert found.upper_bound == pytest.approx(math.sqrt(cost))
     bounds = [found.schedule.norm_bound(units) for units in (36, 37)]  # three each, and one more
     assert math.isinf(bounds[0]) and math.isfinite(bounds[1])
 
@@ -388,6 +524,10 @@ def test_a_column_arrives_from_the_side_of_another_target():
     assert (point - y[1]).norm().item() == pytest.approx(schedule.separation / 4)
     direction = schedule.look(row, s, point)
     assert (direction * point).sum() > schedule.highest(row, direction)
+    # A point at a chord c is not beyond it if its slope is at least 2 / c.
+    sine = (direction * y[1]).sum()
+    slope = sine / (1 - sine.square()).sqrt()
+    assert slope.item() == pytest.approx(2 / (0.75 * schedule.separation))
 
 
 # The module --------------------------------------------------------------------------------------
@@ -432,6 +572,27 @@ def globe(chart):
     return torch.stack([level * longitude.cos(), level * longitude.sin(), latitude.sin()], 1)
 
 
+def on_globe(*places):
+    return globe(torch.tensor(places, dtype=torch.float64))
+
+
+def test_a_chart_shows_longitudes_from_the_start_and_the_obstacles_beside_the_arc():
+    s = torch.linspace(0, 1.2, 41, dtype=torch.float64)
+    path = torch.stack([s, 0.1 * (math.pi * s / 1.2).sin()], 1)
+    shown = [(0.1, 0.0), (-0.6, 0.0), (1.8, 0.1), (0.5, 0.6), (0.7, -0.6)]
+    hidden = [(-0.8, 0.0), (2.0, 0.0), (0.5, 0.8), (0.6, -0.8), (0.6 + math.pi, 0.0)]
+    mixed = [place for pair in zip(shown, hidden, strict=True) for place in pair]
+    chart = sphere_paths.chart(globe(path), globe(path[::4]), on_globe(*mixed), 2 * math.sin(0.1))
+    for found, exact in ((chart.path, path), (chart.steps, path[::4]), (chart.arc[:, 0], s)):
+        assert (found - exact).abs().max() <= ROUNDED
+    assert chart.arc[:, 1].abs().max() <= ROUNDED
+    middles = torch.stack([globe(circle[:-1]).mean(0) for circle in chart.circles])
+    middles = middles / middles.norm(dim=1, keepdim=True)
+    assert (middles - on_globe(*shown)).abs().max() <= ROUNDED
+    polar = sphere_paths.chart(globe(path), globe(path), on_globe((0.5, 1.5)), 2 * math.sin(0.55))
+    assert polar.circles.shape == (0, chart.circles.shape[1], 2)  # around the pole, in no piece
+
+
 def test_a_path_is_drawn(generator):
     x, y, obstacles = separated(generator, 3, 30)
     found = rt.theory.interpolate(
@@ -446,6 +607,7 @@ def test_a_path_is_drawn(generator):
         on_sphere = globe(charted)
         assert (on_sphere @ on_sphere.T - points @ points.T).abs().max() <= 1e-12
     assert len(chart.circles) > 0
+    assert torch.equal(found.schedule.others(1), torch.cat([y[None], obstacles[1:]]))
     for circle in map(globe, chart.circles):  # of a chordal radius of half the separation
         middle = circle[:-1].mean(0)  # the last point is the first one
         cosines = circle @ middle / middle.norm()
@@ -460,18 +622,22 @@ def test_a_path_is_drawn(generator):
 X = torch.eye(4, dtype=torch.float64)[:3]
 Y = torch.eye(4, dtype=torch.float64)[[1, 2, 3]]
 Z = torch.stack([unit(1, 1, 1, 1), unit(1, -1, 1, 1), unit(1, 1, -1, 1)])
+NEAR = torch.stack([unit(1, 1, 1, 1), unit(1.008, 1, 1, 1), unit(1, 1, -1, 1)])
 
 
 @pytest.mark.parametrize(
     ("x", "y", "keywords", "message"),
     [
-        (X, 2 * Z, {}, "y: sample 0 has norm 2, needs 1"),
+        (X, torch.tensor([[1], [2], [1]]) * Z, {}, "y: sample 1 has norm 2, needs 1 to 1e-06"),
+        (X, (1 + 1.5e-6) * Z, {}, "y: sample 0 has norm 1, needs 1"),
         (X[:, :2], X[:, :2], {}, r"x: got shape \(3, 2\), needs \(m, d\).*d >= 3"),
         (X, Z[:2], {}, r"y: got shape \(2, 4\), needs that of x, \(3, 4\)"),
         (X * math.nan, Z, {}, "x: entry.*finite"),
         (X[[0, 1, 0]], Z, {}, "x: samples 0 and 2 are equal, needs distinct inputs"),
         (X, Z[[0, 1, 1]], {}, "y: samples 1 and 2 have one target.*'merge'"),
         (X, Y, {}, r"x, y: y\[0\] and x\[1\] are 0 apart, needs more than 2e-05"),
+        ((1 + 8e-7) * X, NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
+        (X, (1 + 8e-7) * NEAR, {}, r"y\[0\] and y\[1\] are 0.00346 apart, needs more than 0.005"),
         (X, Z, {"units": 2}, "units: got 2, needs at least 3"),
         (X, Z, {"units": 2.5}, "units: got 2.5, needs a whole number"),
         (X, Z, {"mode": "merged"}, "mode: unknown name 'merged'; did you mean 'merge'"),
@@ -492,6 +658,7 @@ def test_bad_input_is_named(x, y, keywords, message):
     ("call", "sample", "message"),
     [
         ("path", 3, "sample: got 3, needs a number below 3"),
+        ("path", -1, "sample: got -1, needs at least 0"),
         ("chart", 3, "sample: got 3, needs a number below 3"),
         ("chart", 0, "sample: got 0, needs one that moves"),
     ],

@@ -97,7 +97,7 @@ def merging_schedule(x: Tensor, y: Tensor, *, tolerance: float) -> Schedule:
     mates = label.unsqueeze(1) == label
     # Of K columns with one target the k-th stops at k/K of the tolerance: stopping all alike
     # would leave ever smaller gaps to columns that come the same way.
-    stops = tolerance * mates.tril().sum(1) / mates.sum(1)
+    stops = tolerance * mates.double().tril().sum(1) / mates.sum(1)
     paths, fixed = [], []
     for row in range(len(x)):
         foreign = y[:row][label[:row] != label[row]].unique(dim=0)

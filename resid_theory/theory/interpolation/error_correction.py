@@ -51,7 +51,7 @@ def _braces(steps: Steps, offsets: Tensor, budget: float) -> tuple[Tensor, Tenso
     nearest = offsets.norm(dim=2).masked_fill(absent, math.inf).argmin(1)
     toward = -offsets[torch.arange(len(offsets)), nearest]
     cost = torch.full_like(nearest, math.inf, dtype=looking.dtype)
-    braces, shares = looking.unsqueeze(1).repeat(1, 2, 1), looking.new_zeros(len(looking), 2)
+    braces, shares = looking.unsqueeze(1), looking.new_zeros(())
     for tilt in (toward, steps.ends - steps.starts):
         pair, back, price = _tilted(tilt, looking, offsets, heights, steps.gaps)
         better = (price < cost) & (price * steps.ratios <= budget)

@@ -166,8 +166,8 @@ def path_around(
 def _part(arc: Arc, begin: float, end: float) -> Arc:
     """The part of a great arc between two lengths."""
     tangent = math.cos(begin) * arc.tangent - math.sin(begin) * arc.cosine
-    length = max(0.0, end - begin)
-    return Arc(center=arc.center, cosine=arc.at(begin), tangent=tangent, rate=1.0, length=length)
+    start = arc.at(begin)
+    return Arc(center=arc.center, cosine=start, tangent=tangent, rate=1.0, length=end - begin)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
