@@ -406,6 +406,71 @@ def test_a_router_stays_as_it_is_or_is_refused():
     assert set(point.table()["weights"]) >= {"up.0, down.0", "up.1, down.1"}
 
 
+def test_batches_of_a_sum_may_miss_some_experts():
+    torch.manual_seed(0)
+    net, x, y = Routed(), torch.randn(9, 3), torch.randn(9, 3)
+    order = net.router(x).argmax(-1).argsort()
+    batches = [(x[rows], y[rows]) for rows in order.split([7, 2])][::-1]
+    assert not net.router(batches[0][0]).argmax(-1).unique().numel() > 1
+    loss, names = nn.MSELoss(reduction="sum"), ["up.*.weight", "down.*.weight"]
+    with pytest.raises(ValueError, match="^branches: 'up.0.weight' is in no product"):
+        zero_point_of_net(net, loss, batches, branches=names)
+    point = zero_point_of_net(net, loss, batches[::-1], branches=names)
+    with torch.no_grad():
+        for name in point.zeroed:
+            net.get_parameter(name).zero_()
+    inside = [p for name, p in net.named_parameters() if name in point.parameters]
+    assert off(point.spectrum, hessian_by_nested_gradients(loss(net(x), y), inside)) <= HESSIAN
+
+
+class Mixed(nn.Module):
+    """Units with slopes of their own, by sample, or of which one has a small part in another."""
+
+    def __init__(self, activation, slopes, vary=0.0, part=0.0):
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 5, bias=False), nn.Linear(5, 3, bias=False)
+        self.activation, self.mix = activation, torch.eye(5)
+        self.slopes, self.vary = torch.tensor(slopes), vary * torch.arange(5.0)
+        self.mix[2, 0] = part
+
+    def forward(self, x):
+        slopes = self.slopes + self.vary * x[:, :1].square()
+        return self.down(self.activation(self.up(x)) * slopes @ self.mix)
+
+
+@pytest.mark.parametrize(("part", "vary"), [(1.0, 0.0), (1.0, 1.0), (1e-4, 1.0)])
+@pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
+def test_a_column_that_reads_several_units_is_refused(activation, part, vary):
+    torch.manual_seed(0)
+    net, data = Branched(Mixed(activation, [1.0] * 5, vary, part)), torch.randn(2, 7, 3)
+    with pytest.raises(ValueError, match="^net: a column of 'branch.down.weight' reads several"):
+        zero_point_of_net(net, "square", tuple(data))
+
+
+def test_a_small_part_of_another_unit_is_refused():
+    torch.manual_seed(0)
+    net, data = Branched(Mixed(torch.tanh, [1.0] * 5, part=1e-4)), torch.randn(2, 7, 3)
+    with pytest.raises(ValueError, match="^net: a column of 'branch.down.weight' reads several"):
+        zero_point_of_net(net, "square", tuple(data))
+
+
+@pytest.mark.parametrize("power", [-40, 40])
+@pytest.mark.parametrize("activation", [torch.tanh, torch.relu])
+def test_scaled_data_scale_the_prediction(activation, power):
+    torch.manual_seed(0)
+    net = Branched(Mixed(activation, [0.1, 0.3 / 3, 0.2, 0.2, 0.1]))
+    net.head.bias.data.zero_()
+    x, y = torch.randn(2, 7, 3)
+    one, other = (
+        zero_point_of_net(net, "square", (scale * x, scale * y)) for scale in (1.0, 2.0**power)
+    )
+    scaled = one.spectrum.eigenvalues * 4.0**power
+    torch.testing.assert_close(other.spectrum.eigenvalues, scaled, rtol=1e-12, atol=0)
+    for point in (one, other):
+        (branch,) = point.branches
+        assert sorted(branch.units) == [2, 3]
+
+
 def test_a_norm_behind_a_branch_is_told():
     net = chain(nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False), nn.LayerNorm(3))
     point = zero_point_of_net(net, "square", (torch.randn(5, 3), torch.randn(5, 3)))
@@ -447,13 +512,14 @@ def test_wrong_numbers(make, words):
 
 def test_the_default_dtype_does_not_round_slopes_and_means():
     g, z = torch.randn(2, 1, 4, 3)
-    found = []
+    net, data, found = chain(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), (z[0], g[0]), []
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(dtype)
         branches = [Branch.mlp(g, z, hidden=5, slope=0.1)]
         branches.append(Branch.attention(g, z, heads=1, causal=True))
         found.append(transformer_zero_point(branches).spectrum.eigenvalues)
-    assert torch.equal(*found)
+        found.append(zero_point_of_net(net, "square", data).spectrum.eigenvalues)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
 
 def test_a_flat_point_is_degenerate():

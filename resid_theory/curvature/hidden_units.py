@@ -16,10 +16,8 @@ __all__ = [
 ]  # fmt: skip
 
 ROUND_OFF = 1e-8  # relative difference of products that are equal but for round-off
-SIDES = 1e-3  # that of means over both sides of a kink
+SIDES = 1e-3  # that of means over both sides of a kink, and what these leave of a response of zero
 _PROBES = 4
-_SAME = 1e-8  # relative difference of responses that are equal but for round-off
-_NONE = 1e-3  # of the largest response: what a step across a kink leaves of a response of zero
 _CHECKED = 1e-6  # relative difference of pushed and assembled responses
 
 Key = tuple[Any, ...]
@@ -61,8 +59,8 @@ class HiddenUnits:
         self._batches, self._exact = batches, exact
         self._draws = torch.Generator().manual_seed(0)
         self._scales: dict[Key, Tensor] = {}
-        self._partners: dict[Key, Tensor] = {}  # of a writer's columns: units of all readers
         self._columns: dict[Key, int] = {}
+        self._outputs: dict[Key, int] = {}
         self.groups: list[UnitGroup] = []
         self._pair(self._responses())
         self._couple()
@@ -75,6 +73,7 @@ class HiddenUnits:
         found: dict[Key, list[Tensor]] = defaultdict(list)
         for sides in self._batches():
             first = sides[0]
+            self._outputs |= {use.key: use.weight.shape[-1] for use in first.uses}
             for number in first.readers:
                 use = first.uses[number]
                 self._columns[use.key] = inputs_of(use).shape[-1]
@@ -83,7 +82,7 @@ class HiddenUnits:
                     # The integer tells the reader, the rest the unit.
                     order = torch.randperm(use.units, generator=self._draws)
                     start = 1 + len(self._scales)
-                    self._scales[use.key] = start + (order.double() + 0.5) / use.units
+                    self._scales[use.key] = start + order.double() / use.units
             equal, scaled = {}, {}
             for number in first.readers:
                 use = first.uses[number]
@@ -104,11 +103,11 @@ class HiddenUnits:
     def _pair(self, responses: dict[Key, Tensor]) -> None:
         """Find the unit that each column of a writer reads, and units that are alike."""
         slots: dict[Key, dict[int, list[tuple[Key, int]]]] = defaultdict(lambda: defaultdict(list))
-        top = max((float(r.abs().max()) for r in responses.values()), default=0.0)
+        top = max((float(r.norm(dim=-1).max()) for r in responses.values()), default=0.0)
         for writer, (one, other) in responses.items():
-            seen = one.abs().amax(1) > (0.0 if self._exact else _NONE * top)
+            seen = one.norm(dim=1) > (0.0 if self._exact else SIDES * top)
             ratios = (one * other).sum(1) / one.square().sum(1)
-            gaps = (other - ratios[:, None] * one).abs().amax(1) / other.abs().amax(1)
+            gaps = (other - ratios[:, None] * one).norm(dim=1) / other.norm(dim=1)
             for column in seen.nonzero().flatten().tolist():
                 reader, unit = self._of_scale(float(ratios[column]))
                 if reader is None or float(gaps[column]) > _CHECKED:
@@ -116,34 +115,32 @@ class HiddenUnits:
                 slots[reader][unit].append((writer, column))
         for key, units in slots.items():
             kinds: dict[tuple[Key, ...], list[int]] = defaultdict(list)
-            for unit, places in sorted(units.items()):
+            for unit, places in units.items():
                 kinds[tuple(writer for writer, _ in places)].append(unit)
             for writers, members in kinds.items():
                 columns = torch.tensor([[c for _, c in units[unit]] for unit in members])
                 each = [responses[w][0][columns[:, n]] for n, w in enumerate(writers)]
                 for alike in _clusters(torch.cat(each, dim=-1)):
                     self.groups.append(UnitGroup(
-                        reader=key, units=torch.tensor(members)[alike], blocks=[],
+                        reader=key, units=torch.tensor(members)[alike],
                         slots=[(w, columns[alike, n]) for n, w in enumerate(writers)],
+                        blocks=[torch.zeros(self._outputs[w], self._columns[key]).double()
+                                for w in writers],
                     ))  # fmt: skip
 
     def _of_scale(self, ratio: float) -> tuple[Key | None, int]:
         """Reader and number of the unit that has a scale."""
-        keys = list(self._scales)
-        if not 1 <= ratio < 1 + len(keys):
-            return None, 0
-        scales = self._scales[keys[int(ratio) - 1]]
-        distance = (scales - ratio).abs()
-        unit = int(distance.argmin())
-        return (keys[int(ratio) - 1], unit) if distance[unit] * len(scales) < 0.1 else (None, 0)
+        for key, scales in self._scales.items():
+            distance = (scales - ratio).abs()
+            if distance.min() * len(scales) < 0.1:
+                return key, int(distance.argmin())
+        return None, 0
 
     # -- couplings ---------------------------------------------------------------------------------
 
     def _couple(self) -> None:
         """Send the columns of the inputs through units of a group, as many as it has at a time."""
-        places: dict[Key, Tensor] = {
-            key: torch.full((len(scale),), -1) for key, scale in self._scales.items()
-        }
+        places = {key: torch.zeros_like(scale).long() for key, scale in self._scales.items()}
         counts = {key: torch.zeros_like(place) for key, place in places.items()}
         for group in self.groups:
             places[group.reader][group.units] = torch.arange(len(group.units))
@@ -158,15 +155,11 @@ class HiddenUnits:
             first = sides[0]
             self.total += first.weight
             for turn in range(rounds):
-                columns = {}
-                for key, place in places.items():
-                    at = turn * counts[key] + place
-                    columns[key] = torch.where((place < 0) | (at >= self._columns[key]), -1, at)
-                moves = {n: _column(first.uses[n], columns[first.uses[n].key])
-                         for n in first.readers}  # fmt: skip
+                at = {key: turn * counts[key] + place for key, place in places.items()}
+                moves = {n: _column(first.uses[n], at[first.uses[n].key]) for n in first.readers}
                 found = self._at_writers(sides, moves)
                 for group in self.groups:
-                    self._take(group, columns[group.reader][group.units], found)
+                    self._take(group, at[group.reader][group.units], found)
             moves = {}
             for number in first.readers:
                 use = first.uses[number]
@@ -187,15 +180,10 @@ class HiddenUnits:
         return found
 
     def _take(self, group: UnitGroup, columns: Tensor, found: dict[Key, Tensor]) -> None:
-        some = columns >= 0
-        for slot, (writer, places) in enumerate(group.slots):
-            if writer not in found:
-                continue
-            if len(group.blocks) <= slot:
-                group.blocks.append(torch.zeros(
-                    len(found[writer]), self._columns[group.reader], dtype=torch.float64
-                ))  # fmt: skip
-            group.blocks[slot][:, columns[some]] += found[writer][:, places[some]]
+        some = columns < self._columns[group.reader]  # the others had their turn
+        for (writer, places), block in zip(group.slots, group.blocks, strict=True):
+            if writer in found:
+                block[:, columns[some]] += found[writer][:, places[some]]
 
     def _check(self, tries: dict[Key, Tensor], pushed_tries: dict[Key, Tensor]) -> None:
         """Compare what was assembled with a change in all entries of all readers at once."""
@@ -203,10 +191,10 @@ class HiddenUnits:
         for group in self.groups:
             for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
                 expected[writer][:, columns] += block @ tries[group.reader][group.units].mT
-        bound = _CHECKED if self._exact else _NONE
-        top = max((float(value.abs().max()) for value in pushed_tries.values()), default=0.0)
+        bound = _CHECKED if self._exact else SIDES
+        top = max((float(value.norm()) for value in pushed_tries.values()), default=0.0)
         for writer, value in pushed_tries.items():
-            if float((value - expected[writer]).abs().max()) > bound * top:
+            if float((value - expected[writer]).norm()) > bound * top:
                 raise _mixed(writer)
 
 
@@ -227,19 +215,17 @@ def pushed(sides: Sides, moves: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 def _column(use: WeightUse, columns: Tensor) -> Tensor:
-    """For each unit one column of its input; zeros where the column is -1."""
+    """For each unit one column of its input, counted round and round."""
     x, width = inputs_of(use), use.weight.shape[-1]
-    at = columns.view(len(x), 1, width).to(x.device)
-    found = x.gather(-1, at.clamp(min=0).expand(-1, x.shape[1], -1))
-    return torch.where(at < 0, 0.0, found)
+    at = columns.view(len(x), 1, width).to(x.device) % x.shape[-1]
+    return x.gather(-1, at.expand(-1, x.shape[1], -1))
 
 
 def _clusters(rows: Tensor) -> Iterator[Tensor]:
     """Numbers of rows that are equal but for round-off."""
     rest = torch.arange(len(rows))
-    scale = float(rows.abs().max())
     while len(rest):
-        near = (rows[rest] - rows[rest[0]]).abs().amax(1) <= _SAME * scale
+        near = (rows[rest] - rows[rest[0]]).norm(dim=1) <= ROUND_OFF * rows.norm()
         yield rest[near]
         rest = rest[~near]
 
@@ -277,9 +263,9 @@ class PredictedLoss:
             use = self.uses[key]
             assert use.entries is not None
             found = moves[use.name].flatten()[use.entries.cpu()]
-            return found if found.dim() == 3 else found[None]
+            return found.view(-1, *found.shape[-2:])
 
-        value = sum((move.sum() for move in moves.values()), torch.zeros(())) * 0.0
+        value = torch.zeros((), requires_grad=True)
         for group in self._units.groups:
             rows = weight(group.reader).mT.flatten(0, 1)[group.units]
             for (writer, columns), block in zip(group.slots, group.blocks, strict=True):
@@ -321,13 +307,13 @@ def compare_product(
             for into, product in zip(found.values(), products, strict=True):
                 into.add_(product.cpu(), alpha=share)
     moves = {name: v.requires_grad_() for name, v in vector.items()}
-    expected = torch.autograd.grad(predicted(moves), list(moves.values()))
+    expected = torch.autograd.grad(predicted(moves), list(moves.values()), materialize_grads=True)
     gaps = {
-        name: float((found[name] - value).abs().max())
+        name: float((found[name] - value).norm())
         for name, value in zip(moves, expected, strict=True)
         if name not in predicted.biases
     }
-    top = max(float(product.abs().max()) for product in found.values())
+    top = max(float(product.norm()) for product in found.values())
     worst = max(gaps, key=lambda name: gaps[name])
     if not gaps[worst] <= bound * top:
         raise ValueError(

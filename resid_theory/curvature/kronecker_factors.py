@@ -158,8 +158,8 @@ def _is_shift(made: Tensor, parameter: Tensor) -> bool:
     if not made.requires_grad:
         return False
     v = torch.randn(made.shape, generator=torch.Generator().manual_seed(0)).to(made)
-    (found,) = torch.autograd.grad(made, parameter, v, allow_unused=True)
-    return found is not None and torch.equal(found, v)
+    (found,) = torch.autograd.grad(made, parameter, v, materialize_grads=True)
+    return torch.equal(found, v)
 
 
 def kfac(

@@ -145,11 +145,9 @@ def _accumulate(
     if not layers:
         raise NotPaired
     at: list[Any] = [*(layer.use.output for layer in layers), *risk.parameters]
-    found = torch.autograd.grad(weight * loss, at, create_graph=True, allow_unused=True)
-    with check_twice([loss], [slope for slope in found if slope is not None]):
+    found = torch.autograd.grad(weight * loss, at, create_graph=True, materialize_grads=True)
+    with check_twice([loss], found):
         for number, (layer, delta) in enumerate(zip(layers, found, strict=False)):
-            if delta is None:
-                continue
             use, (a,) = layer.use, layer.use.input
             (slope,) = use.rows(delta.detach())
             # Q is symmetric: from a gradient back to later layers is half the way to earlier ones.
@@ -159,9 +157,7 @@ def _accumulate(
             for earlier, moves in _slopes(use.input, _units(a), layers[:number]):
                 block = _products(moves, slope, earlier.input)
                 _add(hessian, layer, earlier, block.permute(2, 0, 1, 3))
-        pairs = zip(found[len(layers) :], risk.parameters, strict=True)
-        first = [torch.zeros_like(p) if g is None else g for g, p in pairs]
-        moved = torch.cat([g.flatten() for g in first]) @ tried
+        moved = torch.cat([g.flatten() for g in found[len(layers) :]]) @ tried
         if not moved.requires_grad:
             return weight, torch.zeros_like(tried)
         product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True)

@@ -22,12 +22,11 @@ _PRODUCTS = {
 _CONVOLUTIONS = {"ConvolutionBackward0": 0, "_ConvolutionBackward": 0}
 _LOOKUPS = ("EmbeddingBackward0", "IndexBackward0", "IndexSelectBackward0", "GatherBackward0")
 _LEAF = "torch::autograd::AccumulateGrad"
-_VIEWS = {
-    f"{name}Backward{number}" for number in range(3)
-    for name in ("Alias", "AsStrided", "Clone", "Expand", "Permute", "ReshapeAlias", "Select",
-                 "Slice", "Split", "SplitWithSizes", "Squeeze", "T", "ToCopy", "Transpose",
-                 "Unbind", "UnsafeSplit", "UnsafeView", "Unsqueeze", "View")
-}  # fmt: skip
+_VIEWS = (
+    "Alias", "AsStrided", "Clone", "Expand", "Permute", "ReshapeAlias", "Select", "Slice", "Split",
+    "SplitWithSizes", "Squeeze", "T", "ToCopy", "Transpose", "Unbind", "UnsafeSplit", "UnsafeView",
+    "Unsqueeze", "View",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +62,7 @@ class WeightUse:
             return None
         numbers = torch.arange(1, self.weight.numel() + 1).view(self.weight.shape).to(self.weight)
         (found,) = torch.autograd.grad(self.weight, self.parameter, numbers, retain_graph=True)
-        values, places = found.flatten().sort(stable=True)
+        values, places = found.flatten().sort()
         used = values != 0
         if not torch.equal(values[used], numbers.flatten()):
             return None
@@ -89,8 +88,7 @@ class WeightUse:
 
     def meets(self, other: "WeightUse") -> bool:
         """True if both use some entries of one parameter."""
-        if self.entries is None or other.entries is None:
-            return self.name == other.name
+        assert self.entries is not None and other.entries is not None
         return self.name == other.name and bool(torch.isin(self.entries, other.entries).any())
 
     @property
@@ -239,7 +237,7 @@ class LossGraph:
                 added = next((side for side in _inputs_of(node) if side is not last), None)
                 if added is None:
                     return None
-            elif node.name() not in _VIEWS:
+            elif not _is_view(node):
                 return None
         leaf = _through_views(added)
         return added if leaf is not None and id(leaf.variable) in self._parameters else None
@@ -345,6 +343,10 @@ def _is_leaf(node: Any) -> bool:
     return bool(node.name() == _LEAF)
 
 
+def _is_view(node: Any) -> bool:
+    return node.name().partition("Backward")[0] in _VIEWS
+
+
 def _number(node: Any) -> int:
     return int(node._sequence_nr())
 
@@ -363,7 +365,7 @@ def _through_views(node: Any) -> Any:
     """The leaf that a node only shows another way; None if it computes something."""
     while not _is_leaf(node):
         own = list(_inputs_of(node))
-        if node.name() not in _VIEWS or len(own) != 1:
+        if not _is_view(node) or len(own) != 1:
             return None
         node = own[0]
     return node

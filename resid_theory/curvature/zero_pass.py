@@ -56,9 +56,8 @@ class ZeroPass:
     def sort(self) -> None:
         """Tell uses that read the stream from those that write it, and take gradients there."""
         self.branches = self.graph.without(self.names)
-        found = torch.autograd.grad(
-            self.loss, [use.output for use in self.uses], retain_graph=True, materialize_grads=True
-        )
+        outputs = [use.output for use in self.uses]
+        found = torch.autograd.grad(self.loss, outputs, retain_graph=True)
         self.readers: list[int] = []
         self.writers: dict[int, Tensor] = {}  # with gradients, (parts, T, N)
         for number, (use, g) in enumerate(zip(self.uses, found, strict=True)):
@@ -119,6 +118,6 @@ class ZeroPass:
         found = torch.autograd.grad(
             [t for _, t in self._back], self._probes,
             [self.uses[r].placed(moves[r]) for r, _ in self._back],
-            retain_graph=True, allow_unused=True,
+            retain_graph=True, materialize_grads=True,
         )  # fmt: skip
-        return {w: v for w, v in zip(self._moving, found, strict=True) if v is not None}
+        return dict(zip(self._moving, found, strict=True))

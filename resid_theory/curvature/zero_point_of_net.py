@@ -197,11 +197,11 @@ class _Measurement:
     def _both_sides(self, batch: Batch) -> list[ZeroPass]:
         """Graphs on either side of zero, along random weights of those that read."""
         zero, sides = self._at_zero(batch), []
-        reading: dict[str, float] = {}  # with the size of what they multiply; of biases with one
+        reading: dict[str, float] = {}  # with the size of what they multiply, at least one
         for use in (zero.uses[number] for number in zero.readers):
             size = float(use.input.detach().abs().max())
             name = use.name if size else use.bias
-            reading[name] = max(reading.get(name, 0.0), size or 1.0)
+            reading[name] = max(reading.get(name, 1.0), size)
         try:
             for sign in (1.0, -1.0):
                 draws = torch.Generator().manual_seed(0)
@@ -280,12 +280,10 @@ class _Measurement:
         """Tell of branches that end in a norm, whose slope at zero is that of its eps."""
         ends = [(number, GradientEdge(node, 0))
                 for number, nodes in zero.branches.ends.items() for node in nodes]  # fmt: skip
-        found = torch.autograd.grad(
-            zero.loss, [edge for _, edge in ends], retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(zero.loss, [edge for _, edge in ends], retain_graph=True)
         joined: dict[int, float] = defaultdict(float)
         for (number, _), g in zip(ends, found, strict=True):
-            joined[number] += float(g.norm()) if g is not None else 0.0
+            joined[number] += float(g.norm())
         gains = [
             float(g.norm()) / joined[zero.branches.numbers[zero.uses[n].node]]
             for n, g in zero.writers.items()
@@ -309,9 +307,9 @@ class _Measurement:
         if not biases:  # a norm behind a branch may add some
             found = torch.autograd.grad(
                 zero.loss, [self._own[name] for name in others], retain_graph=True,
-                allow_unused=True,
+                materialize_grads=True,
             ) if others else ()  # fmt: skip
-            if not any(g is not None and bool(g.any()) for g in found):
+            if not any(bool(g.any()) for g in found):
                 return []
         moved = {*biases, *others}
         return [name for name in self._own if name in moved]
