@@ -103,6 +103,7 @@ def test_the_blocks_of_one_sample_are_exact(matrix):
     x, y = noise(1, 3), torch.tensor([2])
     found = rt.curvature.kfac(net, "cross_entropy", (x, y), matrix=matrix)
     whole = rt.curvature_operator(net, "cross_entropy", (x, y), matrix=matrix)
+    assert found.eigenvalues.smallest >= 0.0  # of factors of rank one
     for pattern in ("0.*", "2.*", "4.*"):
         exact = whole.block(pattern).dense()
         assert relative_error(found.block(pattern).dense(), exact) <= HESSIAN
@@ -186,7 +187,13 @@ def test_its_algebra_is_that_of_the_matrix(device):
     solved = found.solve(v, damping=0.1)
     right = torch.linalg.solve(matrix + 0.1 * torch.eye(len(matrix)), v)
     assert solved.converged and relative_error(solved.values, right) <= 1e-10  # condition 1e3
-    assert ((solved.values - right).norm(dim=0) <= solved.error_bounds + 1e-12).all()
+    left = (v - found @ solved.values - 0.1 * solved.values).norm(dim=0)
+    assert torch.equal(solved.residuals, left / v.norm(dim=0)) and solved.products == 2
+    lowest = torch.linalg.eigvalsh(matrix)[0] + 0.1
+    torch.testing.assert_close(solved.error_bounds, left / lowest, rtol=1e-9, atol=0)
+    assert not found.solve(v, damping=0.1, tolerance=1e-30).converged
+    zero = found.solve(0 * v[:, 0], damping=0.1)
+    assert zero.converged and zero.residuals == 0 and zero.values.shape == (len(v),)
     places = torch.arange(len(matrix)).split([12, 4, 12, 3])
     for rows, columns in ((1, 0), (0, 2)):
         names = list(found.row_shapes)
@@ -196,8 +203,49 @@ def test_its_algebra_is_that_of_the_matrix(device):
     weights = torch.cat([places[0], places[2]])
     assert relative_error(alone.dense(), matrix[weights][:, weights]) <= HESSIAN
     assert relative_error(found.block("*.weight").dense(), alone.dense()) <= HESSIAN
-    with pytest.raises(ValueError, match=r"^damping: got 0.0 for eigenvalues from "):
-        rt.curvature.kfac(net, nn.MSELoss(), (x[:2], y[:2])).solve(v)
+    flat = rt.curvature.kfac(net, nn.MSELoss(), (x[:2], y[:2]))
+    assert flat.eigenvalues.smallest >= 0.0
+    for damping in (0.0, -0.1):
+        with pytest.raises(ValueError, match=rf"^damping: got {damping} for eigenvalues from "):
+            flat.solve(v, damping=damping)
+    with pytest.raises(ValueError, match=r"^damping: got -1e-09 "):
+        found.solve(v, damping=-1e-9)
+    for wrong in (v[:-1], v[..., None]):
+        with pytest.raises(ValueError, match=r"^V: got shape .*, needs \(31,\) or \(31, b\)"):
+            found.solve(wrong)
+
+
+def masked(output, target):
+    """Not a number, and without a gradient, where no label counts."""
+    counts = (target >= 0).double()
+    return counts @ F.cross_entropy(output, target.clamp(0), reduction="none") / counts.sum()
+
+
+def test_chunks_without_a_label_add_nothing():
+    loss = rt.Loss(masked, weights=lambda target: target >= 0)
+    net, data = seeded(nn.Linear(3, 3)), (noise(M, 3), torch.tensor([0, -100, 2, 1, -100]))
+    one, every = (
+        rt.curvature.kfac(net, loss, data, matrix="empirical_fisher", chunk=n) for n in (1, 64)
+    )
+    assert relative_error(one.dense(), every.dense()) <= HESSIAN
+
+
+class Beside(nn.Linear):
+    def forward(self, x):
+        return F.linear(super().forward(x), self.weight)
+
+
+@pytest.mark.parametrize("power", [-30, 0, 30])
+def test_the_size_of_the_data_does_not_say_what_has_factors(power):
+    layer = nn.Conv1d(4, 4, 3, padding=1, bias=False)
+    net, x = seeded(layer, Beside(4, 4, bias=False)), 2.0**power * noise(M, 4, 4)
+    found = rt.curvature.kfac(net, "square", (x, x))
+    assert list(found.row_shapes) == ["0.weight"]
+
+
+class Fixed(nn.Module):
+    def forward(self, weight):
+        return weight.detach()
 
 
 class Odd(nn.Module):
@@ -212,13 +260,14 @@ class Odd(nn.Module):
         self.pruned = prune.random_unstructured(nn.Linear(4, 4), "weight", 0.5)
         self.twice, self.never, self.beside = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
         self.grouped, self.norm = nn.Conv1d(4, 4, 1, groups=2), nn.BatchNorm1d(4)
-        self.turned = nn.Linear(1, 1)
+        self.turned, self.fixed = nn.Linear(1, 1), nn.Linear(4, 4, bias=False)
+        nn.utils.parametrize.register_parametrization(self.fixed, "weight", Fixed())
 
     def forward(self, x):
         z = torch.relu_(self.plain(x))
         z = self.norm(self.pruned(self.normed(self.dirac(self.residual(z)))))
         z = self.grouped(self.twice(torch.tanh(self.twice(z)))[..., None])[..., 0]
-        z = F.linear(self.beside(z), self.beside.weight)
+        z = F.linear(self.beside(self.fixed(z)), self.beside.weight)
         return z + 0 * self.never.weight.sum() + self.turned(z.mT[..., None]).squeeze(-1).mT
 
 
@@ -233,6 +282,7 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"
     assert reasons == {
         "dirac": parametrized, "normed": parametrized, "pruned": parametrized,
+        "fixed": parametrized,
         "twice": "its layer is called 2 times in a pass of the net, needs one call",
         "never": "its layer is not called in a pass of the net, needs one call",
         "beside": "it is used beside its layer",
@@ -252,3 +302,16 @@ def test_nets_in_single_precision_are_computed_in_double():
     double = rt.curvature.kfac(copy.deepcopy(net).double(), "cross_entropy", (x.double(), y))
     assert next(net.parameters()).dtype == torch.float32
     assert relative_error(single.dense(), double.dense()) <= HESSIAN
+
+
+class Single(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.float())
+
+
+def test_nets_that_take_single_precision_only_are_refused():
+    x, y = noise(M, 3), torch.arange(M) % 2
+    with pytest.raises(ValueError, match="^net: K-FAC needs it in float64, to which it cannot"):
+        rt.curvature.kfac(Single(3, 2).float(), "cross_entropy", (x, y))
+    with pytest.raises(ValueError, match="^data x: the net does not take samples of shape"):
+        rt.curvature.kfac(Single(3, 2).float(), "cross_entropy", (x[:, 1:], y))

@@ -26,6 +26,7 @@ __all__ = ["kfac"]
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SHARING = ("expand", "reduce")
+_EQUAL = 1e-8  # relative difference of gradients that are equal but for round-off
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,7 +50,7 @@ class _FactoredLayer:
             unit = torch.eye(size, dtype=given.dtype, device=given.device)
             kernels = unit.view(size, *module.weight.shape[1:])
             places = module._conv_forward(given, kernels, None).flatten(2).mT
-        flat = places.reshape(len(given), -1, places.shape[-1]).double()
+        flat = places.reshape(len(given), -1, places.shape[-1])
         ones = torch.ones_like(flat[..., :1])
         parts = [ones if _is_bias(name) else flat for name in self.names]
         return torch.cat(parts, dim=2)
@@ -58,7 +59,7 @@ class _FactoredLayer:
         """Gradients at the outputs, (samples, places, out)."""
         if not isinstance(self.module, nn.Linear):
             gradient = gradient.flatten(2).mT
-        return gradient.reshape(len(gradient), -1, gradient.shape[-1]).double()
+        return gradient.reshape(len(gradient), -1, gradient.shape[-1])
 
 
 def _is_bias(name: str) -> bool:
@@ -73,7 +74,7 @@ def _watched(modules: dict[str, nn.Module]) -> Iterator[dict[str, list[tuple[Ten
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             given = next(iter((*args, *kwargs.values())))
-            calls[name].append((given.detach().clone(), output))
+            calls[name].append((given.detach(), output))
             return output.clone()  # what follows may overwrite its input
 
         return hook
@@ -145,8 +146,8 @@ def _reason(
     )
     joined = torch.einsum("mro,mri->oi", layer.at_places(z), layer.inputs())
     for part, right in zip(joined.split(layer.columns, dim=1), found, strict=True):
-        gap = (part.reshape(right.shape) - right.double()).norm()
-        if gap > torch.finfo(right.dtype).eps ** 0.5 * right.double().norm():
+        gap = (part.reshape(right.shape) - right).norm()
+        if gap > _EQUAL * right.norm():
             return "it is used beside its layer"
     return ""
 
