@@ -1,5 +1,9 @@
 """Shortcuts of nets: listed, absorbed, refused; verdicts against brute force."""
 
+import contextlib
+import itertools
+import math
+import random
 import types
 from functools import partial
 
@@ -341,6 +345,146 @@ def test_bounded_streams_and_poles_are_under_no_theorem():
     whole = Residual(nn.Linear(3, 4), Apply(lambda t: t.to(torch.int64).to(t.dtype)), nn.ReLU(),
                      nn.Linear(4, 3))  # fmt: skip
     assert rt.shortcuts(whole).answers == ("open",)
+
+
+ONE, EACH = torch.tensor([1.702]).double(), torch.arange(1.0, 5.0).double()
+OPEN, NEVER = ("open", "is no elementwise function"), ("never", "is bounded")
+WIDER, ODD = ("wider", "hidden units carry"), ("open", "no φ(t) - φ(-t) = κ t")
+INNER = {
+    "pole behind a bound": (lambda t: 1 / t.tanh(), OPEN),
+    "tan behind a bound": (lambda t: t.tanh().tan(), OPEN),
+    "scaled bound": (lambda t: t.tanh() / 2, NEVER),
+    "power -0.5": (lambda t: t.sigmoid() ** -0.5, ODD),
+    "power 0": (lambda t: t.sigmoid() ** 0, NEVER),
+    "power 0.5": (lambda t: t.sigmoid() ** 0.5, NEVER),
+    "power by name": (lambda t: torch.pow(t.sigmoid(), exponent=-1), ODD),
+    "power from a tensor": (lambda t: t.sigmoid() ** torch.tensor(-1.0), ODD),
+    "root mean square": (lambda t: t * (t.pow(2).mean(-1, keepdim=True) + 0.1).rsqrt(), NEVER),
+    "its inverse": (lambda t: t / (t.pow(2).mean(-1, keepdim=True) + 0.1).rsqrt(), OPEN),
+    "norm by its vector": (lambda t: t.norm(dim=-1, keepdim=True) / t, OPEN),
+    "times its norm": (lambda t: t * t.norm(dim=-1, keepdim=True), OPEN),
+    "bound of a norm": (lambda t: (t / t.norm(dim=-1, keepdim=True)).exp(), NEVER),
+    "pole of a norm": (lambda t: (t / t.norm(dim=-1, keepdim=True)).log(), OPEN),
+    "swish with a number": (lambda t: t * torch.sigmoid(ONE * t), WIDER),
+    "swish by channel": (lambda t: t * torch.sigmoid(EACH * t), ("wider", "a constant gate")),
+    "GELU by channel": (lambda t: EACH * F.gelu(t), WIDER),
+    "statistics": (lambda t: F.gelu(F.batch_norm(t, EACH, EACH)), WIDER),
+    "own statistics": (lambda t: F.gelu(F.batch_norm(t, EACH, EACH, training=True)), OPEN),
+    "training by place": (lambda t: F.gelu(F.batch_norm(t, EACH, EACH, None, None, True)), OPEN),
+    "dropout": (lambda t: F.gelu(F.dropout(t)), OPEN),
+    "dropout off": (lambda t: F.gelu(F.dropout(t, 0.5, False)), WIDER),
+    "integers by name": (lambda t: t.to(dtype=torch.int64).to(t.dtype).relu(), OPEN),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_what_a_function_between_two_layers_decides(name):
+    torch.manual_seed(0)
+    (function, (answer, words)), x = INNER[name], torch.randn(5, 3)
+    net = Residual(nn.Linear(3, 4), Apply(function), nn.Linear(4, 3))
+    found = rt.shortcuts(net)
+    assert found.answers == (answer,) and words in found.how[0]
+    if answer == "wider":
+        assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+def test_a_product_with_itself_is_a_square():
+    free = [Residual(nn.Linear(3, 4, False), Apply(function), nn.Linear(4, 3, False))
+            for function in (lambda t: t * t, torch.square)]  # fmt: skip
+    assert [rt.shortcuts(net).how[0].count("slope 0") for net in free] == [1, 1]
+    squared = Residual(nn.Linear(3, 3), projection=Apply(lambda t: t * t))
+    assert not rt.shortcuts(squared).modules  # no shortcut reads its stream by a square
+
+
+def squared_relu(t):
+    return F.relu(t) ** 2
+
+
+C, RELU, SQUARED = nn.Conv2d, nn.ReLU(), Apply(squared_relu)
+DEPTHWISE = C(3, 4, 1), RELU, C(4, 4, 3, padding=1, groups=4), RELU, C(4, 3, 1)
+TWO = C(3, 4, 3, padding=1), C(4, 3, 3, padding=1)
+EVEN = C(3, 4, 4, padding=1), RELU, C(4, 3, 2, padding=1)
+STRIDED = C(3, 4, 3, 2, 1), RELU, C(4, 3, 3, padding=1)
+GROWN = C(3, 4, 2, padding=1), RELU, C(4, 3, 2)
+POOL = nn.AvgPool2d(3, 1, 1)
+CONVOLUTIONS = {
+    "depthwise": (nn.Sequential(RELU, Residual(*DEPTHWISE)), 3, ">= 0, through 2 functions"),
+    "signed": (Residual(*DEPTHWISE), 6, "both signs, through 2 functions"),
+    "ELU behind ReLU": (nn.Sequential(RELU, Residual(TWO[0], nn.ELU(), TWO[1])), 3, ">= 0"),
+    "pooled": (Residual(TWO[0], nn.GELU(), TWO[1], projection=POOL), 6, "1 function"),
+    "one tap": (Residual(C(3, 4, 1), nn.GELU(), C(4, 3, 1)), 3, "3 hidden units"),
+    "one tap of one axis": (Residual(nn.Conv1d(3, 4, 1), RELU, nn.Conv1d(4, 3, 1)), 3, "units"),
+    "one unit": (Residual(nn.Conv1d(3, 5, 1), RELU, nn.Conv1d(5, 3, 1)), 1 + 2, "hidden units"),
+    "growing": (Residual(*GROWN), 6, "both signs"),
+    "offsets": (Residual(TWO[0], SQUARED, TWO[1]), None, "offsets that borders would change"),
+    "ELU": (Residual(TWO[0], nn.ELU(), TWO[1]), None, "no φ(t) - φ(-t)"),
+    "stride": (Residual(*STRIDED), None, "has stride (1, 1), its branch (2, 2)"),
+    "taps": (Residual(*STRIDED, projection=C(3, 3, 3, 2, 1)), None, "of several taps"),
+    "cut border": (Residual(*EVEN), None, "moves borders"),
+    "moved border": (Residual(*GROWN, projection=POOL), None, "moves borders"),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_channels_beside_convolutions(name):
+    net, extra, words = CONVOLUTIONS[name]
+    net = net.double()
+    found = rt.shortcuts(net)
+    assert words in found.how[0] and found.extra == (extra,)
+    if extra is None:
+        assert found.answers == ("open",)
+        return
+    layers = [(key, old) for key, old in net.named_modules() if hasattr(old, "groups")]
+    new, x = rt.absorb(net), torch.randn(2, 3, *(8, 7)[: len(layers[0][1].stride)])
+    assert relative_error(new(x), net(x)) < SAME and found.gap[0] < SAME
+    for key, old in layers:
+        layer, more = new.get_submodule(key), extra * (key != layers[-1][0])
+        assert layer.out_channels == old.out_channels + more
+        assert layer.groups == (old.groups + more if name == "depthwise" and old.groups > 1 else 1)
+
+
+def random_convolutions(seed):
+    """A branch and a shortcut of any geometry, with inputs of the sizes at which they fit."""
+    source = random.Random(seed)
+
+    def convolution(inputs, outputs, axes):
+        sides, dilation = ([source.choice(c) for _ in range(axes)] for c in ((1, 2, 3, 4), (1, 2)))
+        half = [(side - 1) * step // 2 for side, step in zip(sides, dilation, strict=True)]
+        padding = [source.choice((pad, pad, pad, 0, 1)) for pad in half]
+        stride = [source.choice((1, 1, 1, 2)) for _ in range(axes)]
+        groups = source.choice((1, 1, 2)) if inputs % 2 == outputs % 2 == 0 else 1
+        mode = source.choice(("zeros", "zeros", "zeros", "circular", "reflect"))
+        kind = getattr(nn, f"Conv{axes}d")
+        return kind(inputs, outputs, sides, stride, padding, dilation, groups, padding_mode=mode)
+
+    torch.manual_seed(seed)
+    while True:
+        axes, depth = source.choice((1, 1, 2)), source.choice((1, 2, 2, 3))
+        widths = [4, *[source.choice((4, 5)) for _ in range(depth - 1)], 4]
+        layers = [convolution(*pair, axes) for pair in itertools.pairwise(widths)]
+        stride = [math.prod(steps) for steps in zip(*(e.stride for e in layers), strict=True)]
+        kinds = nn.ReLU, nn.GELU, nn.ELU, nn.Softplus, lambda: Apply(squared_relu)
+        branch = [part for layer in layers for part in (source.choice(kinds)(), layer)][1:]
+        one_tap = getattr(nn, f"Conv{axes}d")(4, 4, 1, stride)
+        pool = getattr(nn, f"AvgPool{axes}d")(3, 1, 1)
+        shortcut = source.choice((nn.Identity(), convolution(4, 4, axes), one_tap, pool))
+        block = Parallel(shortcut, nn.Sequential(*branch))
+        fitting = []
+        for size in range(4, 10):
+            x = torch.randn(2, 4, *[size + 1, size][:axes])
+            with contextlib.suppress(RuntimeError):  # of a padding by reflection, too
+                fitting += [x] if block.first(x).shape == block.second(x).shape else []
+        if fitting:
+            return nn.Sequential(source.choice((nn.Identity, nn.ReLU))(), block), fitting
+
+
+@pytest.mark.filterwarnings("ignore::resid_theory.equivalence.NothingConverted")
+@pytest.mark.parametrize("seed", range(60))
+def test_random_convolutions_are_the_same_wherever_they_fit(seed):
+    net, fitting = random_convolutions(seed)
+    new, gap = rt.absorb(net), rt.shortcuts(net).gap
+    assert all(relative_error(new(x), net(x)) < 10 * SAME for x in fitting)
+    assert gap == (None,) or gap[0] < 10 * SAME
 
 
 class Parallel(nn.Module):

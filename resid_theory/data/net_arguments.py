@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from resid_theory._check import as_tensor, check_finite
@@ -197,7 +197,7 @@ def _is_array(value: Any) -> bool:
 
 def _is_nest(value: Any) -> bool:
     """True for what holds tensors or arrays and is none itself."""
-    if isinstance(value, Tensor) or _is_array(value):
+    if _is_array(value):
         return False
     parts = value.values() if isinstance(value, Mapping) else value
     if isinstance(value, (Mapping, tuple, list)):

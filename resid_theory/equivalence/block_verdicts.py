@@ -1,6 +1,9 @@
 """Verdicts on shortcuts: whether one can enter the weights, at what width, or what forbids it."""
 
+import itertools
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,11 +50,18 @@ class Verdict:
         for layer in reversed(self.layers):
             steps = zip(sides, layer.stride, layer.weight.shape[2:], layer.dilation, strict=True)
             sides = [side * s + (k - 1) * d for side, s, k, d in steps]
+        whole = map(math.prod, zip(*(layer.stride for layer in self.layers), strict=True))
         source = torch.Generator().manual_seed(0)
-        x = torch.randn(3, first.inputs, *sides, generator=source, dtype=torch.float64)
-        x = (x.abs() if self.positive else x).to(first.weight.device)
         terms = path.terms if self.term is None else (*path.terms, self.term)
-        exact = torch.stack([graph.run(term, {path.source: x}) for term in terms]).sum(0)
+        for more in itertools.product(*map(range, whole)):
+            shape = [side + rest for side, rest in zip(sides, more, strict=True)]
+            x = torch.randn(3, first.inputs, *shape, generator=source, dtype=torch.float64)
+            x = (x.abs() if self.positive else x).to(first.weight.device)
+            with suppress(RuntimeError):  # with strides the terms have one size for some rests only
+                exact = torch.stack([graph.run(term, {path.source: x}) for term in terms]).sum(0)
+                break
+        else:
+            return None
         values = {path.source: x}
         for layer, (start, end) in zip(self.layers, self.pieces, strict=True):
             values[end] = layer(graph.run(start, values))
@@ -230,6 +240,12 @@ def widened(
     one_tap = join.weight[0, 0].numel() == 1 and not any(join.padding)
     if not one_tap and max(inner, default=1) > 1:
         raise NotOneLayer("the shortcut has a kernel of several taps, its branch an inner stride")
+
+    # By how many positions each layer makes its input smaller, at stride 1.
+    less = [[a + b for a, b in zip(w.low, w.high, strict=True)] for w in (e.window for e in layers)]
+    inside = [*itertools.chain(*less[:-1])]
+    if not one_tap and any(inside) or max(inside, default=0) > 0 > min(itertools.chain(*less)):
+        raise NotOneLayer("its branch moves borders that the shortcut reads")
 
     eye = torch.eye(join.inputs, dtype=torch.float64, device=join.weight.device)
     coded = eye if keeps else torch.cat([eye, -eye])

@@ -76,7 +76,6 @@ class NetGraph:
         self.kinds: dict[fx.Node, str] = {}
         self.above: dict[fx.Node, int] = {}
         self.fork: dict[fx.Node, fx.Node | None] = {}
-        depth: dict[fx.Node | None, int] = {None: 0}
         self.bit = {node: 1 << n for n, node in enumerate(self.module.graph.nodes)}
         for node in self.bit:
             self.kinds[node] = kind = self._kind(node)
@@ -86,17 +85,11 @@ class NetGraph:
             self.above[node] = 0 if kind == "constant" else self.bit[node]
             for part in parts:
                 self.above[node] |= self.above[part]
-            meet = parts[0] if parts else None
-            for part in parts[1:]:
-                pair: list[fx.Node | None] = [meet, part]
-                while pair[0] is not pair[1]:
-                    pair.sort(key=depth.__getitem__)
-                    deeper = pair[1]
-                    assert deeper is not None
-                    pair[1] = self.fork[deeper]
-                meet = pair[0]
-            self.fork[node] = meet
-            depth[node] = depth[meet] + 1
+            meet: set[fx.Node | None] = {*parts} or {None}
+            while len(meet) > 1:
+                latest = max(filter(None, meet), key=self.bit.__getitem__)  # no fork of the others
+                meet = meet - {latest} | {self.fork[latest]}
+            (self.fork[node],) = meet
 
     @property
     def eps(self) -> float:
@@ -165,19 +158,14 @@ class NetGraph:
             return "constant"
         if node.op == "output":
             return "other"
+        called = self.layer(node) if node.op == "call_module" else None
+        means = getattr(called, "running_mean", 0)  # None: of each batch
         place, default = {"batch_norm": (5, False)}.get(word, (2, True))
         in_training = self.option(node, place, "training", default)
-        if node.op == "call_module":
-            layer = self.layer(node)
-            in_training = layer.training or getattr(layer, "running_mean", 0) is None
-        called = self.layer(node) if node.op == "call_module" else None
-        fixed = getattr(called, "running_mean", None)
-        if (
-            small in _NORMS
-            and fixed is None
-            or word in ("mul", "div", "truediv")
-            and self._is_rms(node, parts)
-        ):
+        if called is not None:
+            in_training = called.training or means is None
+        divides = word in ("mul", "div", "truediv") and self._is_rms(node, parts)
+        if divides or small in _NORMS and not isinstance(means, Tensor):
             return "norm"
         if word in ("add", "mul") and len(parts) == 2:
             return "sum" if word == "add" else "product"
@@ -190,10 +178,12 @@ class NetGraph:
             return "other"
         if word in SAME:
             return "other" if in_training and "ropout" in word else "same"
+        if word in ("mul", "div", "truediv") and node.args[:2] == (parts[0], parts[0]):
+            return "elementwise"
         if word in _AFFINE:
             if in_training and word.startswith(("Batch", "batch")):
                 return "other"
-            first = node.args and node.args[0] is parts[0]
+            first = parts[0] in node.args[:1]
             turned = word in ("matmul", "mm", "div", "truediv", "linear") and not first
             return "other" if turned else "affine"
         if word == "getitem":  # every axis is kept, from its first entry on
@@ -239,7 +229,7 @@ class NetGraph:
         """True for a linear map with weights, and for a layer of attention or recurrence."""
         word = self.word(node)
         fixed = word in ("einsum", "bmm") and not self._fixed.isdisjoint(node.all_input_nodes)
-        return self.kinds[node] != "constant" and (fixed or word in LAYERS)
+        return fixed or word in LAYERS
 
     # Pieces ------------------------------------------------------------------------------------
 
@@ -312,8 +302,6 @@ class NetGraph:
     def _computed(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         args = fx.map_arg(node.args, values.__getitem__)
         options = fx.map_arg(node.kwargs, values.__getitem__)
-        if self.word(node) in _CASTS and node.op != "call_module":
-            return args[0]
         if node.op in ("get_attr", "call_module"):
             name = str(node.target)
             if name not in self._exact:
@@ -323,6 +311,8 @@ class NetGraph:
                 self._exact[name] = copied(own).double() if isinstance(own, nn.Module) else own
             found = self._exact[name]
             return found if node.op == "get_attr" else found(*args, **options)
+        if self.word(node) in _CASTS:
+            return args[0]
         called: Any = node.target
         if node.op == "call_method":
             called = operator.attrgetter(called)(args[0])

@@ -37,7 +37,7 @@ def layer_between(
 ) -> AffineLayer:
     """The layer that computes a node, an affine function of another, from that one."""
     piece = _Piece(graph, first, last, like)
-    more, rests = 0, 1
+    more, rests, failed = 0, 1, 0
     source = torch.Generator().manual_seed(0)
     while more < rests:  # strides leave different rests of a size
         try:
@@ -52,7 +52,8 @@ def layer_between(
             with torch.no_grad():
                 found, exact = layer(x), graph.run(last, {first: x})
         except (RuntimeError, IndexError, TypeError) as error:
-            if not more:
+            failed += 1
+            if failed == rests:
                 words = str(error).splitlines()[0]
                 raise NotOneLayer(f"its parts do not run alone: {words}") from error
         else:
