@@ -50,7 +50,9 @@ SWAPS = {getattr(ast, a): getattr(ast, b) for p in PAIRS for a, b in (p.split(),
 TWINS = {"min": "max", "any": "all", "sum": "mean", "amin": "amax", "floor": "ceil"}
 TWINS |= {other: name for name, other in TWINS.items()}
 DROPPED = "abs sqrt square clone detach double conj clamp clamp_min clamp_max sort flip".split()
-SKIPPED = "annotation returns decorator_list bases exc __repr__ __str__ headline".split()
+SYMMETRIC = {"min", "max", "minimum", "maximum", "equal", "gcd"}
+# ``strict`` of ``zip`` checks the code, which no test can see.
+SKIPPED = {*"annotation returns decorator_list bases exc __repr__ __str__ headline strict".split()}
 
 
 def edited(node: Any, **fields: Any) -> Any:
@@ -82,10 +84,11 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
                 yield edited(node, func=edited(function, **field))
             if name in DROPPED and isinstance(function, ast.Attribute):
                 yield function.value
-            if len(node.args) > 1 and not isinstance(node.args[0], ast.Starred):
-                yield edited(node, args=[node.args[1], node.args[0], *node.args[2:]])
+            first, second, *rest = [*node.args, None, None]
+            if second and not isinstance(first, ast.Starred) and name not in SYMMETRIC:
+                yield edited(node, args=[second, first, *rest[:-2]])
             for keyword in node.keywords:
-                if keyword.arg == "strict":  # of zip: it checks the code, and says so to nobody
+                if keyword.arg in SKIPPED:
                     continue
                 yield edited(node, keywords=[k for k in node.keywords if k is not keyword])
 
@@ -95,7 +98,8 @@ def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[list[l
     for field, value in ast.iter_fields(node):
         several = value if isinstance(value, list) else [value]
         for index, child in enumerate(several if field not in SKIPPED else []):
-            if not isinstance(child, ast.AST) or getattr(child, "name", "") in SKIPPED:
+            names = {getattr(child, each, "") for each in ("name", "arg")}
+            if not isinstance(child, ast.AST) or names & SKIPPED:
                 continue
             inside = (child, *around) if isinstance(child, ast.stmt) else around
             for variant in variants(child):
