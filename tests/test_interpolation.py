@@ -89,9 +89,10 @@ def test_the_widest_margin_is_the_distance_from_the_hull(generator, width):
     )
 
 
-def test_a_single_column_is_seen_from_its_antipode():
+@pytest.mark.parametrize("direction", ["column", "margin"])
+def test_a_single_column_is_seen_from_its_antipode(direction):
     column, target = torch.tensor([[0.0, 3.0, 4.0]]), torch.tensor([0.0, 3.0, 5.0])
-    w1, b, w2 = rt.theory.move_column(column, 0, target)
+    w1, b, w2 = rt.theory.move_column(column, 0, target, direction=direction)
     assert w1.norm() ** 2 == pytest.approx(1 / 10, rel=1e-12)  # a step of 1, a gap of 2 * 5
     moved = column.double()[0] + w2 @ (w1 @ column.double()[0] + b).relu()
     assert (moved - target).abs().max() <= ROUNDED
@@ -330,7 +331,8 @@ def test_samples_that_stay_need_no_unit(generator):
     found = rt.theory.interpolate(x, y, units=5)
     assert len(found.schedule.moving) == 5 and found.error <= ROUNDED and len(found.path(2)) == 1
     nothing = rt.theory.interpolate(x, x, units=3)
-    assert nothing.largest_norm == 0.0 and torch.equal(nothing.output, x)
+    assert nothing.largest_norm == nothing.upper_bound == 0.0 and torch.equal(nothing.output, x)
+    assert nothing.movers.tolist() == [-1] * 3
 
 
 def brace_cost(looking, tilt, start, others):
@@ -353,11 +355,11 @@ def brace_cost(looking, tilt, start, others):
 
 @pytest.mark.parametrize("entries", [1 << 22, 100], ids=["together", "in parts"])
 def test_braces_by_their_description(entries, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    x, y = sphere(generator, 8, 3), sphere(generator, 8, 3)
+    generator = torch.Generator().manual_seed(1)  # on a third of the moves the second tilt wins
+    x, y = sphere(generator, 12, 3), sphere(generator, 12, 3)
     monkeypatch.setattr(error_correction, "_ENTRIES", entries)
     paths = exact_schedule(x, y)
-    steps = paths.steps(40, "greedy")
+    steps = paths.steps(60, "greedy")
     costs = [
         float(ratio) * min(
             brace_cost(looking[0], tilt, start, others)
@@ -368,10 +370,10 @@ def test_braces_by_their_description(entries, monkeypatch):
             (paths.others(int(row)) for row in steps.rows), strict=True,
         )
     ]  # fmt: skip
-    budget = sum(sorted(costs)[30:32]) / 2
+    budget = sum(sorted(costs)[45:47]) / 2
     found = with_braces(paths, steps, budget)
     braced = found.shares[:, 1:].any(1)
-    assert braced.tolist() == [cost <= budget for cost in costs] and braced.sum() == 31
+    assert braced.tolist() == [cost <= budget for cost in costs] and braced.sum() == 46
     squares = found.units(clearance=0.0)[0].square().sum((2, 3))
     expected = torch.where(braced, torch.tensor(costs).double(), steps.ratios)
     torch.testing.assert_close(squares, expected[:, None].expand(-1, 2), rtol=1e-6, atol=0)

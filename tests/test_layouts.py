@@ -416,6 +416,18 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
         assert counted == pytest.approx((dense[0].item(), dense[-1].item()), abs=1.5e-8 * scale)
 
 
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_ends_that_lanczos_misses_are_counted(share, monkeypatch):
+    point = rt.theory.zero_point(data(), layout=Layout.scaled(4, skip=0.9, branch=1))
+    ends = point.spectrum.eigenvalues[[0, -1]]
+    for name in ("single_layers", "counted_spectrum"):
+        monkeypatch.setattr(f"resid_theory.theory.zero_weights.{name}._DENSE", 0)
+    found = rt.theory.zero_point(data(), layout=Layout.scaled(4, skip=0.9, branch=1)).statistics
+    vars(found)["_ritz_values"] = tuple((ends * torch.tensor([1.0, share])).tolist())
+    assert found.largest == pytest.approx(ends[1].item(), rel=1e-7)
+    assert found.smallest == pytest.approx(ends[0].item(), rel=1e-7)
+
+
 @pytest.mark.parametrize("wiring", ["streams", "shortcuts"])
 def test_one_layer_blocks_behind_an_activation_are_counted(wiring, monkeypatch):
     read = drawn(5, 2) + (1 if wiring == "streams" else 0)
@@ -502,6 +514,9 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
         (lambda: Layout(torch.eye(2), torch.ones(3), branch=0), "branch: got 0"),
         (lambda: Layout.scaled(3, skip=[1.0, 2.0]), r"skip: got shape \(2,\)"),
         (lambda: Layout.dense(torch.ones(3, 3)), "weights: reads later blocks"),
+        (lambda: Layout.dense(torch.ones(2, 3)), r"weights: got shape \(2, 3\), needs \(K"),
+        (lambda: Layout.dense(torch.ones(1, 1)), r"weights: got shape \(1, 1\), needs \(K"),
+        (lambda: Layout.dense(torch.ones(2)), r"weights: got shape \(2,\), needs \(K"),
         (
             lambda: Layout.hyper_connections(
                 torch.ones(2, 3), torch.ones(2, 2, 2), torch.ones(2, 3)
@@ -530,6 +545,7 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
         (lambda: Layout([[EYE]], [EYE]), "a: got 1 maps"),
         (lambda: Layout([[EYE * math.inf]], [EYE, EYE]), r"A\[0\]\[0\]: entry"),
         (lambda: Layout([[EYE]], [EYE, EYE]).products, "layout: has matrices"),
+        (lambda: Layout([[EYE]], [EYE, EYE]).coefficients(), "layout: has .* they are in maps"),
         (
             lambda: rt.theory.zero_point(data(), layout=Layout([[EYE[:, :2]]], [EYE[:, :2], EYE])),
             "data x: has 3 inputs, the layout reads 2",
@@ -609,6 +625,7 @@ def test_blocks_that_reach_the_output_only_together_make_a_saddle(wires, options
     # The gradient of no block tells of it: W2 W1 x of a plain net has order 2, of n = 2 order 4.
     one = rt.theory.zero_point(data(), layout=Layout(*wires), **options)
     assert (one.verdict, one.order) == ("strict saddle", 1) and one.spectrum.smallest < -0.1
+    assert one.reason == "half of the nonzero eigenvalues are negative"
     two = rt.theory.zero_point(data(), layout=Layout(*wires, branch=2), **options)
     assert (two.verdict, two.order) == ("degenerate saddle", 3)
     assert two.escape_time == math.inf  # its plateau is another than that of one block
@@ -628,6 +645,9 @@ def test_blocks_without_slope_at_zero_pass_nothing_on():
     layout = Layout(*CHAIN)
     flat = rt.theory.zero_point(data(), layout=layout, pre=torch.square)
     assert (flat.verdict, flat.order) == ("degenerate", math.inf) and not flat.spectrum.smallest
+    assert flat.reason == "no way leads from the input through weights to the output"
+    nothing = point_of(norm=torch.zeros_like, norm_at="write")
+    assert nothing.verdict == "degenerate" and nothing.reason.startswith("M = 0")
 
 
 def test_layers_without_gradients_fall_in_pairs():
@@ -641,6 +661,7 @@ def test_layers_without_gradients_fall_in_pairs():
     point = rt.theory.zero_point((x, y), layout=Layout(*wires))
     assert not any(bool(b.any()) for b in point.gradient) and values[0] < -0.1
     assert point.verdict == "strict saddle" and point.order == 1
+    assert point.reason.startswith("no block has a gradient, but pairs of blocks have negative")
     assert float((point.spectrum.eigenvalues - values).abs().max()) <= HESSIAN
 
 
@@ -651,6 +672,12 @@ def test_last_biases_that_move_nothing_leave_zero_stationary(out, post):
     options = {"last_bias": True, "post": post}
     point = rt.theory.zero_point(data(), layout=Layout([[1.0]], out, branch=2), **options)
     assert point.verdict == "degenerate" and point.order > 0
+
+
+def test_last_biases_with_a_gradient_are_named():
+    point = point_of(last_bias=True)
+    assert point.verdict == "not stationary" and point.order == 0
+    assert point.reason == "the last biases have a gradient, the mean of g"
 
 
 def test_one_input_with_a_bias():

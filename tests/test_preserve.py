@@ -74,6 +74,27 @@ class Constant(nn.Module):
         self.register_buffer("cache", torch.zeros(2), persistent=False)
 
 
+def test_tensors_of_another_shape_or_type_come_back(left_alone):
+    net = model()
+    kinds = [(p.shape, p.dtype) for p in net.parameters()]
+    with left_alone(net), preserved(net):
+        net[0].weight.data = torch.ones(2, 2)
+        net[0].bias.data = net[0].bias.data.float()
+    assert [(p.shape, p.dtype) for p in net.parameters()] == kinds
+
+
+def test_settings_that_cannot_be_read_are_left(monkeypatch):
+    def contradicted():
+        raise RuntimeError("names contradict each other")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", contradicted)
+    written = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", written.append)
+    with deterministic():
+        pass
+    assert not written
+
+
 def test_constant_buffers_are_not_copied():
     net = nn.Sequential(Constant())
     with preserved(net):

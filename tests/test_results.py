@@ -410,6 +410,17 @@ def test_a_flipped_byte_is_noticed(tmp_path):
         rt.load_result(tmp_path / "found")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "^text: not valid JSON"), ("[1]", "^text: holds no result of resid_theory$"),
+     ('{"format": 1}', "^text: holds no result of"), ('{"result": 3}', "^text: holds no result of"),
+     ('{"format": "1", "result": 3}', "^text: holds no result of resid_theory$")],
+)  # fmt: skip
+def test_other_texts_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        eigen.Spectrum.from_json(text)
+
+
 def test_json_of_another_result_is_refused():
     with pytest.raises(ValueError, match="text: holds a Estimate, needs a Spectrum"):
         eigen.Spectrum.from_json(made("Estimate").to_json())

@@ -75,8 +75,11 @@ def test_a_net_has_the_predicted_hessian(case):
         assert not matrix[inside][:, ~inside].any()
         assert point.verdict == "strict saddle"
         assert point.spectrum.count_below(0.0) * 2 == point.spectrum.rank
+        assert point.condition_number == point.spectrum.nonzero_condition_number
+        assert point.reason == "paired weights have eigenvalues of both signs"
     else:
         assert point.verdict == "not stationary"
+        assert point.reason == "biases that branches add to the stream have a gradient"
 
 
 def by_hand(net, options):

@@ -109,6 +109,7 @@ REFUSED = {
     "missing": ({"0.weight": torch.ones(4, 3)}, "missing: '0.bias', '1.weight', '1.bias', '1.run"),
     "more": (prefixed("") | {"3.weight": torch.ones(1)}, "net: unexpected: '3.weight'"),
     "many more": (prefixed("") | {f"x{n}": torch.ones(1) for n in range(7)}, "'x4' and 2 more"),
+    "kinds": (prefixed("") | {"0.bias": 3}, "of another shape: '0.bias' int for (4,)"),
     "shapes": (
         prefixed("") | {"0.weight": torch.ones(3, 4), "0.bias": torch.ones(4) * 1j, "x": 2},
         r"unexpected: 'x'; of another shape: '0.weight' (3, 4) for (4, 3), '0.bias' (4,) complex "

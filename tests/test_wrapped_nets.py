@@ -111,6 +111,34 @@ COMPILED = [("compiled in place", "train"), ("compiled inside", "train")]
 MEASURED = [pair for pair in itertools.product(WRAPPERS, CALLS) if pair not in COMPILED]
 
 
+class Sharded(nn.Module):
+    """Named as what torch's older FSDP makes of a net."""
+
+    def __init__(self):
+        super().__init__()
+        self._fsdp_wrapped_module = nn.Linear(2, 2)
+
+
+def distributed():
+    net = nn.Linear(2, 2)
+    net.bias.placements = ()  # as a DTensor has
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (lambda: nn.Linear(2, 2, device="meta"), "^net: 'weight' is on the meta device, needs val"),
+        (lambda: nn.Sequential(nn.LazyLinear(2)), "^net: layer '0' has no shape yet; call the net"),
+        (Sharded, "^net: its parameters are distributed over processes .fully sharded.; needs"),
+        (distributed, "^net: its parameters are distributed over processes"),
+    ],
+)
+def test_nets_without_their_values_here_are_refused(net, message):
+    with pytest.raises(ValueError, match=message):
+        rt.layer_cushions(net(), X)
+
+
 @pytest.mark.parametrize(("wrapper", "call"), MEASURED)
 def test_a_wrapped_net_is_measured_as_the_net_inside(wrapper, call, left_alone):
     net = WRAPPERS[wrapper](mlp())

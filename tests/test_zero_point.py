@@ -114,6 +114,11 @@ def test_null_directions_are_counted_exactly(case, hidden, blocks, generator):
     h = hidden or D
     assert point.spectrum.nullity == blocks * null(h)
     assert point.size == blocks * h * (2 * D + bias)
+    for name in ("condition_number", "nonzero_condition_number"):
+        assert getattr(point, name) == getattr(point.spectrum, name)
+    for percent in ((), (70.0,)):
+        found = point.percentile_condition_number(*percent)
+        assert found == point.spectrum.percentile_condition_number(*(percent or (10.0,)))
     assert int((point.spectrum.levels == 0).sum()) == (null(h) > 0)
     assert point.index == pytest.approx((1 - blocks * null(h) / point.size) / 2)
 

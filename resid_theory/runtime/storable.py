@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from inspect import signature
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
@@ -137,8 +137,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(every) == len(value) and all(map(_fits, value, every))
     if isinstance(value, Mapping) and len(parts) == 2:
         return all(_fits(part, parts[1]) for part in value.values())
-    if origin is Literal:
-        return value in parts
     kind = origin or hint
     if kind is float:
         kind = (int, float)

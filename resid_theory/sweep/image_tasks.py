@@ -85,8 +85,6 @@ class _Measured(_OnImages):
         """Refuse settings that cannot be run."""
         super().check()
         check_choice("batchnorm", self.batchnorm, ("eval", "batch"))
-        if self.checkpoint is not None:
-            self.content()
 
     def content(self) -> dict[str, Any]:
         """With the sha256 of the checkpoint: other weights of the same name are another cell."""

@@ -118,9 +118,8 @@ class Results:
 
 
 def _is_result(about: Any, key: str) -> bool:
-    if not isinstance(about, Mapping):
-        return False
-    return (about.get("kind"), about.get("schema"), about.get("key")) == ("cell", SCHEMA, key)
+    wanted = {"kind": "cell", "schema": SCHEMA, "key": key}
+    return isinstance(about, Mapping) and wanted.items() <= about.items()
 
 
 def load_results(folder: str | Path, *, arrays: bool = False) -> "pandas.DataFrame":

@@ -81,7 +81,7 @@ def least_norm(x: Tensor, y: Tensor, *, units: int, tolerance: float = 0.0) -> f
     if not len(before):
         return 0.0
     # A quotient of 0 over 0 imposes nothing.
-    stretched = (after - 2 * tolerance).clamp_min(0.0) / before
+    stretched = (after - 2 * tolerance) / before
     longest = stretched.nan_to_num(nan=1.0, posinf=math.inf).max()
     shortest = ((after + 2 * tolerance) / before).nan_to_num(nan=1.0).min()
     # expm1 and log: the quotients' L-th roots are near 1.

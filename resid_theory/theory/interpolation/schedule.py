@@ -60,8 +60,6 @@ class Schedule(Storable):
             # 1 - w² rho / 5.3 or better a unit.
             shrinking = 19 + 5.3 * math.log(self.together * rho / (4 * self.tolerance))
             spare, cost = units - 3 * m, 8 * math.pi**2 / rho**2 + shrinking / rho
-        if not m:
-            return 0.0
         return math.sqrt(m * cost / (spare * (1 - CLEARANCE))) if spare > 0 else math.inf
 
     def others(self, row: int) -> Tensor:
@@ -80,7 +78,7 @@ class Schedule(Storable):
             scores = torch.where(arrived, look @ self.ends.mT, look @ self.starts.mT)
             scores[torch.arange(len(row)), row] = -1.0
             found.append(scores.amax(1))
-        return torch.cat(found).clamp_min(-1.0)
+        return torch.cat(found)
 
     def look(self, rows: Tensor, s: Tensor, points: Tensor) -> Tensor:
         """Directions of the units for columns at lengths s of their paths."""

@@ -63,18 +63,13 @@ class CountedSpectrum(SpectralStatistics):
     def _search(self, reached: Callable[[Tensor], Tensor], *, signed: bool) -> float:
         """Smallest point at which a monotone condition on eigenvalues or magnitudes turns true."""
         high = self.radius
-        low, scale = -high if signed else 0.0, high
+        low, least = -high if signed else 0.0, 4 * _EPS * high
         # Points counted together: many while calls dominate the cost, few for large blocks.
         sections = max(1, min(32, 4096 // self.block_size**2))
-        while high - low > 4 * _EPS * max(scale, 1e-300):
-            points = torch.linspace(low, high, sections + 2, dtype=torch.float64)[1:-1]
-            flags = reached(points)
-            first = int(flags.to(torch.int64).argmax()) if bool(flags.any()) else sections
-            new_low = low if first == 0 else points[first - 1].item()
-            new_high = high if first == sections else points[first].item()
-            if (new_low, new_high) == (low, high):
-                break
-            low, high = new_low, new_high
+        while high - low > least:
+            points = torch.linspace(low, high, sections + 2, dtype=torch.float64)
+            first = [*reached(points[1:-1]).tolist(), True].index(True)
+            low, high = points[first : first + 2].tolist()
         return 0.5 * (low + high)
 
     def eigenvalue(self, rank: int) -> float:

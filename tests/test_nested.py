@@ -1,0 +1,107 @@
+"""Nests of tensors: what is in them, by which names, and what a function makes of them."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resid_theory.nested import leaves_of, map_tensors, moved, rows_of, tensors_of
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Held:
+    x: Tensor
+    note: str = "as it was"
+
+
+class Encoding(dict):
+    """A mapping with an attribute, as those of transformers."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.kind = "words"
+
+
+def t(number):
+    return torch.full((2,), float(number))
+
+
+NESTS = {
+    "tensor": (t(1), [1]),
+    "tuple": ((t(1), "a", (t(2),)), [1, 2]),
+    "named tuple": (Pair(t(1), [t(2), None]), [1, 2]),
+    "list": ([t(1), 3.0, t(2)], [1, 2]),
+    "mapping": (Encoding({"b": t(1), "a": t(2), "n": 5}), [1, 2]),
+    "ordered": (OrderedDict(b=t(1), a={"deep": t(2)}), [1, 2]),
+    "immutable": (MappingProxyType({"b": t(1), "a": t(2)}), [1, 2]),
+    "dataclass": (Held(t(1)), [1]),
+    "object": (SimpleNamespace(inner={"a": t(1)}, x=t(2), name="n"), [1, 2]),
+    "object without tensors": (SimpleNamespace(x=1), []),
+    "module": (nn.Linear(1, 1), []),
+    "class": (Held, []),
+}
+
+
+def numbers(content):
+    return [float(tensor[0]) for tensor in tensors_of(content)]
+
+
+@pytest.mark.parametrize("kind", NESTS)
+def test_a_function_of_every_tensor_leaves_types_attributes_and_the_given_nest(kind):
+    content, held = NESTS[kind]
+    assert numbers(content) == held
+    made = map_tensors(content, lambda tensor: 10 * tensor)
+    assert numbers(made) == [10 * number for number in held] and numbers(content) == held
+    assert type(made) is (dict if kind == "immutable" else type(content))
+    assert (made is content) == (not held)
+    if kind == "mapping":
+        assert (made.kind, made["n"], list(made)) == ("words", 5, ["b", "a", "n"])
+    if kind in ("dataclass", "object"):
+        assert getattr(made, "note", "as it was") == "as it was"
+        assert getattr(made, "name", "n") == "n"
+
+
+class Node:
+    def __init__(self, value: Any):
+        self.value, self.itself = value, self
+
+
+def test_leaves_have_the_names_by_which_they_are_reached():
+    twice, function = [t(1)], t
+    content = {
+        "logits": t(0), 3: "c", "past": (Held(t(2)), [4]), "node": Node(twice), "again": twice,
+        "net": nn.Identity(), "kind": Held, "call": function,
+    }  # fmt: skip
+    found = dict(leaves_of(content))
+    assert list(found) == [
+        "logits", "[3]", "past[0].x", "past[0].note", "past[1][0]", "node.value[0]", "again[0]",
+        "net", "kind", "call",
+    ]  # fmt: skip
+    assert found["past[1][0]"] == 4 and found["call"] is function and found["kind"] is Held
+    assert list(leaves_of(5.0)) == [("", 5.0)]
+
+
+def test_rows_of_the_samples_alone_are_taken():
+    content = {"x": torch.arange(6).view(3, 2), "scale": torch.ones(2), "one": torch.tensor(7)}
+    found = rows_of(content, slice(1, 3), 3)
+    assert found["x"].tolist() == [[2, 3], [4, 5]]
+    assert (found["scale"].tolist(), found["one"].item()) == ([1, 1], 7)
+    assert rows_of(content, torch.tensor([2, 0]), 3)["x"].tolist() == [[4, 5], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "step"),
+    [(torch.float64, 2e-6), (torch.float32, torch.finfo(torch.float32).eps ** 0.5)],
+)
+def test_a_change_is_counted_in_steps_of_the_largest_number(dtype, step):
+    before, after = torch.tensor([[2.0, -1.0], [2.0, -8.0]], dtype=dtype)
+    assert moved(before, after) == moved(after, before) == pytest.approx(7 / 8 / step)
+    assert moved(before, before) == moved(before[:0], before[:0]) == 0.0
+    assert moved(before, after * torch.inf) == moved(before.long(), after.long()) == 0.0
+    assert moved(before, before * torch.nan) == 0.0
