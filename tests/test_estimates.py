@@ -1,5 +1,6 @@
 """Estimates with error bars: exact where they must be, with the stated coverage elsewhere."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -185,6 +186,112 @@ def test_uncorrelated_estimates_are_weighted_by_their_variances():
     assert Estimate.exact(2.0).joined(5.0, 1.0) == Estimate.exact(2.0).joined(5.0, 0.0)
 
 
+def few(gram):
+    """Mean squared cosine of the angles between the columns that a Gram matrix is of."""
+    lengths, many = gram.diagonal(), range(len(gram))
+    pairs = [(i, j) for i in many for j in many if i != j]
+    between = sum(float(gram[i, j]) ** 2 for i, j in pairs)
+    return between / sum(float(lengths[i] * lengths[j]) for i, j in pairs)
+
+
+def beside(vectors, basis):
+    """Vectors without their part in the span of a basis."""
+    return vectors - basis @ torch.linalg.lstsq(basis, vectors).solution
+
+
+def vectors_by_the_method(A, budget, seed, power):
+    """What ``eigen.traces`` says: V, random vectors behind it, and how many came first."""
+    P, g = A.shape[1], torch.Generator().manual_seed(seed)
+    V = Z = torch.zeros(P, 0)
+    pilots = 0
+
+    def drawn(count):
+        new = torch.randn(P, count, generator=g)
+        return torch.linalg.qr(beside(new, torch.cat([V, Z], 1))).Q
+
+    while Z.shape[1] < budget and not V.numel():
+        Z = torch.cat([Z, drawn(min(int(2.5 + budget / 12), budget - Z.shape[1]))], 1)
+        share, left = few((A @ Z).T @ (A @ Z)), budget - Z.shape[1]
+        if len(A) != P or share ** (1 / power) * left <= 0.7 * power:
+            continue
+        V, Z, pilots = Z, Z[:, :0], Z.shape[1]
+        rest, vector, removed = beside(A @ V, V), None, []
+        while (left := budget - V.shape[1]) > max(4, budget // 4):
+            many = rest.shape[1]
+            remaining = P * float(rest.square().sum()) / max(1, many)
+            share = few(rest.T @ rest) if many > 1 else 0.0
+            anew, gain = share * remaining, sum(removed[-2:]) / 2
+            if len(removed) > 1:
+                if left * max(anew, gain) ** power < remaining**power * share ** (power - 1):
+                    break
+                vector = None if gain < anew and many > 1 else vector
+            if vector is None:
+                strongest = torch.linalg.svd(rest, full_matrices=False).Vh[:1].T
+                # The others by the reflection that takes it to an axis: all of them mix.
+                mirror = strongest + torch.eye(many)[:, :1] * strongest[0].sign()
+                mirror /= mirror.norm()
+                vector, removed = rest @ strongest, []
+                rest = (rest - 2 * rest @ mirror @ mirror.T)[:, 1:]
+            vector = beside(vector, V)
+            vector = vector / vector.norm()
+            rest, V = beside(rest, vector), torch.cat([V, vector], 1)
+            own, vector = float(vector.T @ A @ vector), beside(A @ vector, V)
+            removed.append(own**2 + 2 * float(vector.square().sum()))
+    return V, torch.cat([Z, drawn(budget - V.shape[1] - Z.shape[1])], 1), pilots
+
+
+def joined(value, error, other, its_error):
+    """Mean weighted by inverse variances, and its standard error."""
+    weights = 1 / error**2, 1 / its_error**2
+    return (weights[0] * value + weights[1] * other) / sum(weights), sum(weights) ** -0.5
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("budget", [11, 24, 60])
+@pytest.mark.parametrize(
+    ("levels", "rows", "power"),
+    [
+        (kind, rows, power)
+        for kind, rows in ((LEVELS, 120), (LEVELS[:56], 112), (LEVELS**5, 120), (LEVELS, 40))
+        for power in ((1, 2) if rows > 40 else (2,))
+    ],
+    ids=[f"{kind}-{of}" for kind in ("outliers", "flat", "few") for of in ("trace", "norm")]
+    + ["rows"],
+)
+def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, generator):
+    A = rotated(torch.cat([levels, levels / 50]), generator)[:rows]
+    function, P = (rt.trace, rt.frobenius_norm)[power - 1], A.shape[1]
+    V, Z, pilots = vectors_by_the_method(A, budget, seed, power)
+    N, n = P - V.shape[1], Z.shape[1]
+    several = n * (N - 1) / (N - n)  # independent vectors that n orthonormal ones are worth
+    sums = torch.linalg.eigvalsh((A @ Z).T @ (A @ Z))
+    mean = float(sums.mean())
+    second = (n / (n - 1)) ** 0.5 * float(sums.var()) / mean**2 / n
+    inside = float((A @ V).square().sum())
+    square, square_error = inside + N * mean, N * mean * math.sqrt(2 * min(second, 1.0) / several)
+    if power == 1:
+        form, lengths = float((Z * (A @ Z)).sum()) / n, beside(A @ Z, V).square().sum(0)
+        value = float((V * (A @ V)).sum()) + N * form
+        error = N * math.sqrt(2 / (N + 2) * (float(lengths.mean()) - form**2) / several)
+    else:
+        value, error = square, square_error
+    if pilots:
+        first = V[:, :pilots]
+        if power == 1:
+            spread = square / P - (value / P) ** 2
+            mine = P * float((first * (A @ first)).sum()) / pilots
+            its = P * math.sqrt(2 / (P + 2) * spread / pilots)
+        else:
+            fourth = float(((A @ V).T @ (A @ V)).square().sum())
+            mine = P * float((A @ first).square().sum()) / pilots
+            its = math.sqrt((2 * fourth + n * error**2) / pilots)
+        value, error = joined(value, error, mine, its)
+    if power == 2:
+        value, error = math.sqrt(value), error / (2 * math.sqrt(value))
+    found = function(A, budget=budget, generator=seed)
+    assert (found.value, found.standard_error) == pytest.approx((value, error), rel=1e-8)
+
+
 # -- density ---------------------------------------------------------------------------------------
 
 
@@ -352,6 +459,15 @@ def test_nodes_of_batches_do_not_depend_on_their_size(generator, monkeypatch):
     monkeypatch.setattr("resid_theory.eigen.quadrature._MEMORY", 1)
     alone = rt.spectral_density(matrix, probes=5, steps=10)
     assert relative_error(alone.nodes, together.nodes) < 1e-11
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_vectors_that_do_not_fit_into_memory_are_refused(short, monkeypatch):
+    free, pairs = 60 * (2 + 10 + 1) * 8 - short, rt.eigenpairs(torch.diag(LEVELS), 2)
+    monkeypatch.setattr("resid_theory.eigen.quadrature.available_bytes", lambda: free)
+    message = "^steps: 10 vectors of 60 entries need"
+    with pytest.raises(MemoryError, match=message) if short else contextlib.nullcontext():
+        rt.spectral_density(torch.diag(LEVELS), steps=10, deflate=pairs)
 
 
 def test_a_killed_density_continues_bit_for_bit(generator, tmp_path):

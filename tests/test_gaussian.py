@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.integrate import quad
 from tolerances import round_off
 from torch.testing import assert_close
 
@@ -25,8 +26,8 @@ def arcsine(ratio, r):
 # exceedance --------------------------------------------------------------------------------------
 
 
-def test_exceedance_is_an_arctangent_and_the_papers_integral(device):
-    ratio = RATIOS.to(device)
+def test_exceedance_is_an_arctangent_and_the_papers_integral(cuda):
+    ratio = RATIOS.to(cuda)
     # To relative accuracy even where the probability is 1e-8.
     assert_close(exceedance(ratio), 2 / math.pi * ratio.atan(), rtol=round_off(4), atol=0)
     assert_close(exceedance_integral(ratio), exceedance(ratio), rtol=round_off(16), atol=0)
@@ -97,15 +98,16 @@ def test_moments_of_the_half_normal(power):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: exceedance([-1.0]), "ratio: got -1.0"),
+        (lambda: exceedance([2.0, -1.0]), "ratio: got -1.0"),
         (lambda: exceedance([math.nan]), "ratio: got nan"),
         (lambda: exceedance(1.0, correlation=1.5), "correlation: got 1.5"),
+        (lambda: exceedance(1.0, correlation=-1.1), "correlation: got -1.1"),
         (lambda: exceedance_integral([math.inf]), "exceedance takes infinity"),
         (lambda: logistic([1.0, 0.009]), "use exceedance, which is exact"),
         (lambda: logistic([1.0], "minmax"), "did you mean 'minimax'"),
         (lambda: logistic([1.0], 0.0), "exponent: got 0.0"),
     ],
-    ids=["negative", "nan", "correlation", "infinity", "tail", "name", "exponent"],
+    ids=["negative", "nan", "above", "below", "infinity", "tail", "name", "exponent"],
 )
 def test_what_has_no_probability_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
@@ -263,12 +265,28 @@ def test_the_top_layer_is_all_dominant(route, identity):
 
 
 @pytest.mark.parametrize("route", ["refined", "approximation"])
-@pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
-def test_the_default_dtype_does_not_matter(route, persistent):
-    case = replace(BASE, persistent=persistent)
+@pytest.mark.parametrize("kind", ["base", "persistent", "plain"])
+def test_the_default_dtype_does_not_matter(route, kind):
+    case = replace(BASE, **CASES[kind])
     expected = getattr(case, route)()
     torch.set_default_dtype(torch.float32)
     assert torch.equal(getattr(case, route)(), expected)
+
+
+def test_plain_formulas_are_the_same_at_any_depth():
+    n, p = 5, 0.7
+    case = TrivialFlow(channels=n, layers=3, deviation=0.5, open_share=p, identity=False)
+    width = math.sqrt(p * (n - 1))
+
+    def weighted(z):
+        return (
+            p * 2 / math.pi * math.atan(z / width) * math.sqrt(2 / math.pi) * math.exp(-z * z / 2)
+        )
+
+    exact = [1.0] + 3 * [p * 2 / math.pi * math.atan(1 / width)]
+    assert case.approximation().tolist() == pytest.approx(exact, rel=1e-14)
+    exact = [1.0] + 3 * [quad(weighted, 0, math.inf, epsabs=0, epsrel=1e-12)[0]]
+    assert case.refined().tolist() == pytest.approx(exact, rel=1e-11)
 
 
 def test_plain_formula_for_many_channels():
@@ -287,6 +305,8 @@ def test_normal_flow_in_plain_nets_misses_the_simulation(generator):
 
 
 def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
+    given = torch.Generator().manual_seed(0)
+    assert torch.equal(BASE.simulate(draws=2), BASE.simulate(draws=2, generator=given))
     monkeypatch.setattr("resid_theory.theory.flow.pointwise_flow._WORKSPACE", 8 * 32**2 * 7)
     assert BASE.simulate(draws=16, generator=generator).shape == (16, 13)
 
@@ -299,8 +319,9 @@ def test_simulation_in_parts_is_of_the_same_size(generator, monkeypatch):
         ({"deviation": 0.0}, "deviation: got 0.0"),
         ({"signal": -1.0}, "signal: got -1.0"),
         ({"open_share": 1.1}, "open_share: got 1.1"),
+        ({"open_share": -0.1}, "open_share: got -0.1"),
     ],
-    ids=["channels", "layers", "deviation", "signal", "open_share"],
+    ids=["channels", "layers", "deviation", "signal", "more than all", "less than none"],
 )
 def test_impossible_cases_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):

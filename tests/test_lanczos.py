@@ -306,6 +306,21 @@ def test_a_budget_may_end_at_a_restart(budget):
     assert_residuals_hold(matrix, found)
 
 
+def test_a_budget_may_end_between_two_runs(monkeypatch):  # of four copies a run sees three
+    matrix = torch.diag(torch.cat([torch.tensor([5.0] * 4 + [4.0]), torch.linspace(-1, 1, 95)]))
+    run, spent = lanczos._run, []
+    monkeypatch.setattr(
+        lanczos, "_run", lambda k, *rest: (run(k, *rest), spent.append(k.operator.count))[0]
+    )
+    rt.eigenpairs(matrix, 2)
+    found = rt.eigenpairs(matrix, 2, max_products=spent[0])
+    assert spent[0] < spent[1] and spent[2:] == [spent[0]] * 2 and found.products == spent[0]
+    assert found.missed_probability == 1.0 and found.limits == (-math.inf, math.inf)
+    assert found.multiplicities.tolist() == [2, 2] and found.at_least.all()
+    assert bool(((found.values - 5.0).abs() <= found.bounds).all()) and found.converged.all()
+    assert_residuals_hold(matrix, found)
+
+
 def test_without_verification_nothing_is_promised(generator):
     matrix = torch.diag(torch.tensor([9.0, 9.0, 5.0] + [0.1] * 97))
     found = rt.eigenpairs(matrix, 2, verify=False, generator=generator)

@@ -110,6 +110,7 @@ REFUSED = {
     "empty": (lambda x, y: Unit(()), r"^weights: got shapes \[\]"),
     "unchained": (lambda x, y: Unit((W, W)), r"^weights: got shapes \[\(2, 3\), \(2, 3\)\]"),
     "axis": (lambda x, y: Unit((E[0],)), r"^weights: got shapes \[\(3,\)\]"),
+    "batch": (lambda x, y: Unit((E[None],)), r"^weights: got shapes \[\(1, 3, 3\)\]"),
     "shortcut": (lambda x, y: Unit((W,), E), r"^shortcut: got shape \(3, 3\), needs \(2, 3\)"),
     "vector": (lambda x, y: linear_hvp([E], (x, y), E[0, :2]), r"^vector: .*needs \(..., 9\)"),
 }  # fmt: skip

@@ -62,6 +62,7 @@ def test_sums_are_those_of_the_matrices(problem, calculate, densely):
     H, G, hessian, newton, generator = problem
     made, expected = calculate(H, G), densely(hessian, newton)
     vectors = torch.randn(26, 3, generator=generator, dtype=torch.float64)
+    assert repr(made) == "OperatorSum(shape=(26, 26), dtype=torch.float64)"
     assert close(made.dense(), expected)
     assert close(made @ vectors[:, 0], expected @ vectors[:, 0])
     assert close(vectors.mT @ made, vectors.mT @ expected)
@@ -236,6 +237,17 @@ def test_known_lower_bounds(problem):
     assert G.block("0.*").lowest == 0 and G.block("0.*", "2.*").lowest == -np.inf
 
 
+def test_a_multiple_is_as_exact_as_its_matrix():
+    assert (2 * rt.eigen.as_operator(torch.eye(3))).error is None
+
+
+def renamed(H):
+    """The same with other names."""
+    other = copy.copy(H)
+    other.row_shapes = {f"a.{name}": shape for name, shape in H.row_shapes.items()}
+    return other
+
+
 @pytest.mark.parametrize(
     ("calculate", "words"),
     [
@@ -253,7 +265,15 @@ def test_known_lower_bounds(problem):
         (lambda H: H.solve(torch.ones(26), damping=None), "damping: got None"),
         (lambda H: H.solve(torch.ones(26, 0)), r"V: got shape \(26, 0\)"),
         (lambda H: H.join({"0.weight": torch.ones(4, 3)}), "parts: 0.bias"),
+        (
+            lambda H: H.join({**H.split(torch.ones(26)), "2.bias": torch.ones(3)}),
+            "parts: 2.bias has",
+        ),
+        (lambda H: H.join({**H.split(torch.ones(26)), "2.bias": torch.ones(2, 2)}), "parts: some"),
+        (lambda H: H + renamed(H), r"B: stands for \['a.0.weight', .*, needs \['0.weight', "),
         (lambda H: rt.eigen.as_operator(torch.eye(2)).split(torch.ones(2)), "A: its columns"),
+        (lambda H: rt.eigen.as_operator(torch.eye(2)).block("a"), "A: its rows have no names"),
+        (lambda H: rt.eigen.as_operator(torch.eye(2)).shift(1).block("a"), "A: .* in the sum$"),
         (lambda H: rt.eigenpairs("A"), "A: got str"),
         (lambda H: rt.eigenpairs(np.eye(2) * 1j), "A: got dtype complex128"),
     ],
@@ -269,10 +289,11 @@ def test_wrong_calls(problem, calculate, words):
         np.diag(np.arange(40.0)), np.diag(np.arange(40)), scipy.sparse.diags_array(np.arange(40.0)),
         aslinearoperator(np.diag(np.arange(40.0))),
         np.diag(np.arange(40.0, dtype=np.float32)),
-        rt.eigen.as_operator(torch.arange(40, dtype=torch.bfloat16).diag()),
+        torch.arange(40, dtype=torch.bfloat16).diag(),
     ],
 )  # fmt: skip
 def test_matrices_of_other_libraries(given):
+    given = rt.eigen.as_operator(given) if isinstance(given, torch.Tensor) else given
     assert rt.eigenpairs(given, 2, tolerance=1e-6).values.tolist() == pytest.approx([39, 38])
     assert rt.trace(given, budget=40).covers(780)
     A = rt.eigen.as_operator(given)

@@ -131,6 +131,8 @@ def test_a_known_spectrum_makes_an_exact_report():
         assert getattr(report, name).value == truth
         assert getattr(report, name).standard_error == 0.0
     assert "7 samples" in str(report) and "dense" in str(report)
+    pairs = rt.eigenpairs(torch.diag(LEVELS), 2, which="both", tolerance=1e-12)
+    assert (pairs.largest.value, pairs.smallest.value) == pytest.approx((9.0, -6.0))
     report = rt.eigen.SpectrumReport.of(rt.Spectrum.of([-1.0, 4.0], [10**12, 2]), 3)
     assert [end.value for end in report.largest] == [4.0, 4.0, -1.0]  # levels are repeated
 
@@ -204,6 +206,8 @@ def test_refusals(generator):
     report = rt.eigen.spectral_estimates(rotated(LEVELS, generator), 2, density=False)
     with pytest.raises(ValueError, match="ask for it by density=True"):
         plots.spectral_density(report)
+    with pytest.raises(ValueError, match="^measured: this report lists no eigenvalues"):
+        plots.spectrum(report)
     with pytest.raises(ValueError, match="estimate: got a Estimate"):
         plots.spectral_density(report.trace)
     with pytest.raises(ValueError, match="scale: unknown name"):

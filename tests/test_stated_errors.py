@@ -1,6 +1,7 @@
 """Error bars by their definitions, on measures of three probes and runs whose numbers are known."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,9 @@ import resid_theory as rt
 from resid_theory.curvature.rounding import asymmetry
 from resid_theory.eigen.density import Density
 from resid_theory.eigen.gauss_rules import radau_rule
+from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
 from resid_theory.eigen.krylov import _SURE, product_rounding
+from resid_theory.eigen.spectrum_report import _condition_number, _verified
 
 ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
 MASSES = [[0.1, 0.4, 0.3, 0.2], [0.2, 0.3, 0.3, 0.2], [0.15, 0.35, 0.25, 0.25]]
@@ -118,13 +121,85 @@ def test_a_single_probe_bounds_no_quantile():
     )  # fmt: skip
     found, places = one.quantile(0.5), [*NODES[0].tolist(), *KNOWN]
     assert (found.low, found.high) == (min(places), max(places))
-    assert found.standard_error == math.inf
+    assert found.standard_error == one.sampling_error == one.wasserstein_error == math.inf
 
 
 def test_the_resolution_is_half_the_gap_beside_the_node_at_zero():
     # Half of 1.5 around -0.5, of 1.6 around -0.2 and of 0.5 around 0.4.
     assert density(complete=False).resolution == pytest.approx(0.75)
     assert density().resolution == 0.0
+
+
+def test_what_some_probe_has_not_resolved_is_in_no_measure_known():
+    sketch = torch.randn(10, 52, generator=torch.Generator().manual_seed(0))
+
+    def measure(outliers, seed):
+        run = grown(torch.diag(torch.cat([torch.linspace(-1, 1, 50), outliers])), 1, 20, seed)
+        links = torch.cat([run.symmetric.diagonal(1), run.links[:, -1]])
+        inside = sketch @ run.multiplied_vectors
+        return ProbeMeasure(diagonal=run.symmetric.diagonal(), links=links, sketch=inside, noise=0)
+
+    pairs = torch.tensor([5.0, 8.0]), torch.tensor([6.0, 8.0])
+    rest, values, residuals = without_resolved([measure(p, k) for k, p in enumerate(pairs)])
+    assert values == pytest.approx([8.0]) and len(residuals) == 1
+    assert [float(m.nodes[-1]) for m in rest] == pytest.approx([5.0, 6.0])
+
+
+def listed(**changes):
+    """Two eigenpairs at each end."""
+    found = rt.eigenpairs(torch.diag(torch.arange(1.0, 7.0)), 2, which="both")
+    told = {"values": [9.0, 7.0, -5.0, -6.0], "bounds": [1e-3, 2e-3, 6e-3, 1e-3]}
+    told = {name: torch.tensor(numbers).double() for name, numbers in told.items()}
+    return replace(found, **{"missed_probability": 0.5, **told, **changes})
+
+
+def test_a_search_missed_only_what_all_probes_missed_too():
+    def probe(chances):
+        return SimpleNamespace(
+            values=torch.tensor([-5.0059, 0.0, 7.0069]).double(),
+            missed_beyond=lambda edge, sign: chances[round(edge, 6), sign],
+        )
+
+    ends = (7.007, 1), (-5.006, -1)  # a thousandth, and the largest bound
+    probes = [probe(dict(zip(ends, chances, strict=True))) for chances in ((0.1, 0.3), (0.2, 0.1))]
+    found, notes = _verified(listed(), probes)
+    assert found.missed_probability == pytest.approx(0.1 * 0.2 + 0.3 * 0.1) and notes == ()
+    found, notes = _verified(listed(missed_probability=0.01), probes)
+    assert found.missed_probability == 0.01
+
+
+@pytest.mark.parametrize(
+    ("seen", "converged", "note"),
+    [
+        ([-5.0, 7.008], True, "a probe found an eigenvalue above the largest listed; call again"),
+        ([-5.007, 7.0], True, "a probe found an eigenvalue below the smallest listed; call again"),
+        ([-5.0, 7.0], False, "not every extreme eigenvalue met the tolerance; see its bound"),
+    ],
+    ids=["above", "below", "coarse"],
+)
+def test_what_a_probe_finds_beyond_the_list_is_told(seen, converged, note):
+    values = [torch.tensor(v).double() for v in ([-4.0, 6.0], seen, [-4.0, 6.0])]
+    probes = [SimpleNamespace(values=v, missed_beyond=lambda edge, sign: 0.1) for v in values]
+    every = torch.tensor([True, True, True, converged])
+    found, notes = _verified(listed(converged=every), probes)
+    assert found.missed_probability == 1.0 and len(notes) == 1 and notes[0].startswith(note)
+
+
+@pytest.mark.parametrize("percentile", [10, 60, 75])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_condition_number_is_the_largest_over_a_percentile(percentile, complete):
+    seen, pairs = density(complete), listed()
+    place = percentile / 100 * (SIZE - 1)
+    low, high = (seen.quantile((int(place) + k) / SIZE, magnitude=True) for k in (1, 2))
+    bottom = low.value + (place - int(place)) * (high.value - low.value)
+    found, floor = _condition_number(pairs, seen, percentile), seen.resolution
+    assert found.low == pytest.approx((9 - 1e-3) / max(high.high, floor))
+    if bottom <= floor:
+        assert found.value == found.standard_error == found.high == math.inf
+    else:
+        assert found.value == pytest.approx(9 / bottom)
+        assert found.standard_error == pytest.approx(9 / bottom**2 * low.standard_error)
+        assert found.high == pytest.approx((9 + 1e-3) / low.low if low.low > floor else math.inf)
 
 
 @pytest.mark.parametrize("draws", [1, 2, 3])
@@ -140,6 +215,7 @@ def test_the_probability_is_the_volume_of_the_ellipsoid(draws):
 def test_a_space_that_is_nearly_complete_excludes_nothing():
     run = grown(torch.diag(torch.linspace(-1, 1, 10)), 2, 4, 0).certificate()
     assert run.missed_at(100.0) == 1.0
+    assert [run.edge(s, 1e-3, inner=0.0) for s in (1, -1)] == [math.inf, -math.inf]
 
 
 def test_bounds_are_of_second_order_where_there_is_a_gap():

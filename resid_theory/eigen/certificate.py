@@ -98,10 +98,7 @@ class Certificate:
             # flat, but λ is not given, and those of all λ together are not.
             return 1.0
         # The probability that a random c is in the image of the unit ball.
-        halves = torch.linalg.svdvals(self.ellipsoid(position, near=near))
-        if len(halves) < self.draws or float(halves[-1]) == 0.0:
-            return 0.0
-        draws = self.draws
+        halves, draws = torch.linalg.svdvals(self.ellipsoid(position, near=near)), self.draws
         factor = draws / 2 * math.log(self.dimension / 2) - math.lgamma(draws / 2 + 1)
         factor += math.log(draws) / 2
         return math.exp(min(0.0, float(halves.log().sum()) + factor))

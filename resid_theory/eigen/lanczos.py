@@ -138,7 +138,7 @@ def search(
         else:  # not one product: nothing is known beside the locked vectors
             ritz = krylov.ritz()
             columns = goal.columns(ritz.values)
-            state = replace(state, ritz=ritz, columns=columns, found=0, certificate=None)
+            state = replace(state, ritz=ritz, columns=columns, certificate=None)
         check_symmetric(operator, krylov.asymmetry, krylov.scale)
         complete = krylov.offset + krylov.multiplied == size and krylov.restarts == 0
         enough = state.is_settled and (not goal.verify or state.missed <= goal.missed)

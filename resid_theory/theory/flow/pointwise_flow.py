@@ -154,15 +154,15 @@ class TrivialFlow:
         own_open, others_open = self._moments(whole, 1.0, p)
         own, others = self._moments(whole, p, p)
         always = p**above
-        share = _quotient(p - always, 1 - always).clamp(min=0)
-        rest = [
-            _quotient(mean - always * given, 1 - always)
-            for mean, given in ((own, own_open), (others, others_open))
-        ]
         open_flow = always * _chance(own_open, (n - 1) * others_open)
-        # Among nets whose channel j is shut somewhere, only this share has an own flow.
-        shut = _chance(_quotient(rest[0], share), (n - 1) * rest[1])
-        return _at_zero(open_flow + (1 - always) * share * shut)
+        # Of the nets whose channel j is shut somewhere only those have an own flow in which it is
+        # open in the last layer, a share of all of p - p^m.
+        share = p - always
+        shut = _chance(
+            (1 - always) * (own - always * own_open),
+            share * (n - 1) * (others - always * others_open),
+        )
+        return _at_zero(open_flow + share * shut)
 
     def _moments(self, channels: Tensor, own_open: float, others_open: float) -> Tensor:
         """Mean squares on and off the diagonal for m = 0..L: (2, *channels, L + 1)."""
@@ -187,10 +187,6 @@ def _chance(own: Tensor, others: Tensor) -> Tensor:
     """Exceedance from two mean squares; certain where the other is zero, never where both are."""
     ratio = (own / others).sqrt()
     return exceedance(torch.where(own > 0, ratio, torch.zeros_like(ratio)))
-
-
-def _quotient(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(b > 0, a / b, torch.zeros_like(a))
 
 
 def _at_zero(shares: Tensor) -> Tensor:

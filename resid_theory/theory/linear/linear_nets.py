@@ -49,7 +49,7 @@ class Unit:
     shortcut: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = [tuple(w.shape[-2:]) for w in self.weights]
+        shapes = [tuple(w.shape) for w in self.weights]
         matrices = len(shapes) > 0 and all(len(shape) == 2 for shape in shapes)
         if not matrices or any(a[0] != b[1] for a, b in zip(shapes, shapes[1:], strict=False)):
             raise ValueError(
@@ -60,10 +60,6 @@ class Unit:
             raise ValueError(
                 f"shortcut: got shape {tuple(self.shortcut.shape)}, needs {around} around the unit"
             )
-
-
-def _eye(size: int, like: Tensor) -> Tensor:
-    return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
 def forward(
@@ -115,7 +111,7 @@ def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
                 "bias (resid_theory.hessian takes any net)"
             )
         layers, n = list(net.layers()), net.shortcut_depth
-        around = _eye(net.width, layers[0]) if net.shortcut else None
+        around = torch.eye(net.width).to(layers[0]) if net.shortcut else None
         units = [Unit(tuple(layers[i : i + n]), around) for i in range(0, len(layers), n)]
     elif isinstance(net, Sequence) and len(net) and all(isinstance(part, Tensor) for part in net):
         units = [Unit(tuple(net))]
@@ -126,7 +122,7 @@ def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
             f"net: got {type(net).__name__}, needs a ShortcutNet, a sequence of Unit or of matrices"
         )
     for before, after in zip(units, units[1:], strict=False):
-        rows, columns = before.weights[-1].shape[-2], after.weights[0].shape[-1]
+        rows, columns = before.weights[-1].shape[0], after.weights[0].shape[1]
         if rows != columns:
             raise ValueError(f"net: a unit gives width {rows}, the next one takes {columns}")
     units = [  # in float64 and without gradients
@@ -137,11 +133,11 @@ def prepare(net: Any, data: Any) -> tuple[list[Unit], LayerMaps, Moments]:
         for unit in units
     ]
     layers = [weight for unit in units for weight in unit.weights]
-    reads, total = forward(units, _eye(layers[0].shape[-1], layers[0]))
-    acts = backward(units, _eye(layers[-1].shape[-2], layers[0]))
+    reads, total = forward(units, torch.eye(layers[0].shape[1]).to(layers[0]))
+    acts = backward(units, torch.eye(layers[-1].shape[0]).to(layers[0]))
     maps = LayerMaps(layers=layers, before=reads, after=acts, total=total)
-    moments = Moments.of(data).to(maps.total.device)
-    shape, needed = tuple(moments.syx.shape), tuple(maps.total.shape[-2:])
+    moments = Moments.of(data).to(total.device)
+    shape, needed = tuple(moments.syx.shape), tuple(total.shape)
     if shape != needed:
         raise ValueError(
             f"data: has {shape[0]} targets and {shape[1]} inputs, the net maps {needed[1]} inputs "
@@ -171,8 +167,8 @@ def linear_loss(net: Any, data: Any) -> Tensor:
         ValueError: If the net is not linear or the widths do not fit.
     """
     _, maps, moments = prepare(net, data)
-    quadratic = 0.5 * (maps.total @ moments.sxx * maps.total).sum((-2, -1))
-    return quadratic - (maps.total * moments.syx).sum((-2, -1)) + 0.5 * moments.syy.trace()
+    quadratic = 0.5 * (maps.total @ moments.sxx * maps.total).sum()
+    return quadratic - (maps.total * moments.syx).sum() + 0.5 * moments.syy.trace()
 
 
 def linear_optimum(data: Any) -> float:
@@ -207,7 +203,7 @@ def linear_gradient(net: Any, data: Any) -> Tensor:
     _, maps, moments = prepare(net, data)
     gamma = residual(maps, moments)
     pairs = zip(maps.after, maps.before, strict=True)
-    return torch.cat([(after.mT @ gamma @ before.mT).flatten(-2) for after, before in pairs], -1)
+    return torch.cat([(after.mT @ gamma @ before.mT).flatten() for after, before in pairs])
 
 
 def linear_hvp(net: Any, data: Any, vector: Tensor) -> Tensor:
