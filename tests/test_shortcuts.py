@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import resid_theory as rt
-from benchmarks.absorption import constructed_block, judged, random_block, refused
+from benchmarks.absorption import (
+    constructed_block,
+    judged,
+    random_block,
+    refused,
+    smallest_distance,
+)
 from benchmarks.shortcut_nets import (
     Apply,
     DiracLayer,
@@ -69,8 +75,11 @@ def test_random_blocks_are_judged_as_brute_force_says(seed):
 @pytest.mark.filterwarnings("error::resid_theory.equivalence.NothingConverted")
 @pytest.mark.parametrize("number", range(21))
 def test_constructed_blocks_are_judged_as_they_were_built(number):
-    right, gap = judged(constructed_block(number))
-    assert right and gap < SAME
+    net, answer, extra = case = constructed_block(number)
+    right, gap = judged(case)
+    room = "flipped units leave no" if number % 7 == 0 else "dead or parallel units make room"
+    how = room if answer == "same width" else f"{extra} hidden units carry the shortcut"
+    assert right and gap < SAME and rt.shortcuts(net).how[0].startswith(how)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -99,6 +108,20 @@ def test_the_distance_lies_between_its_bounds():
         )
         assert found.low <= exact * (1 + SAME) and exact <= found.high * (1 + SAME)
         assert found.low > 0 and found.high < 1.2 * exact
+
+
+@pytest.mark.parametrize(("seed", "decided"), [(0, False), (1, True), (5, True)])
+def test_what_the_bounds_leave_open_is_said(seed, decided):
+    torch.manual_seed(seed)
+    net = Residual(nn.Linear(2, 9), nn.GELU(), nn.Linear(9, 2))
+    W, V = (torch.nn.init.normal_(net.branch[n].weight).detach() for n in (0, 2))
+    found, exact = rt.shortcuts(net), smallest_distance(W, V, 1)
+    assert (
+        found.how[0].endswith("is not decided") == (found.distance_low == (0.0,)) == (not decided)
+    )
+    assert found.distance_low[0] <= exact * (1 + SAME) and exact <= found.distance_high[0] * (
+        1 + SAME
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,13 +160,14 @@ def test_a_shortcut_is_found_wherever_its_identity_enters():
 class IdentityPlus(nn.Module):
     """A layer by a function whose weight is another one plus V."""
 
-    def __init__(self, function, identity):
+    def __init__(self, function, identity, join=torch.add):
         super().__init__()
-        self.function, self.V = function, nn.Parameter(torch.randn_like(identity))
+        self.function, self.V = function, nn.Parameter(torch.randn(4, *identity.shape[1:]))
         self.register_buffer("identity", identity)
+        self.join = join
 
     def forward(self, x):
-        return self.function(x, self.identity + self.V)
+        return self.function(x, self.join(self.identity, self.V))
 
 
 @pytest.mark.parametrize(
@@ -151,24 +175,31 @@ class IdentityPlus(nn.Module):
     [
         (F.linear, torch.eye(4), True),
         (F.linear, torch.ones(4, 4), False),
+        (F.linear, 3 * torch.eye(4, 2), True),
+        (F.linear, torch.eye(1, 4), False),
+        (F.linear, torch.zeros(4, 4), False),
+        (F.linear, torch.ones(4), False),
         (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * DOWN, True),
         (partial(F.conv2d, padding=(1, 0)), torch.eye(4)[..., None, None] * (DOWN + 1), False),
     ],
-    ids=["matrix", "no identity", "one tap", "three taps"],
+    ids=["matrix", "no identity", "tall", "row", "zeros", "vector", "one tap", "three taps"],
 )
 def test_an_identity_that_a_function_is_given_in_its_weight(function, identity, found):
     net = nn.Sequential(IdentityPlus(function, identity))
     assert rt.shortcuts(net).enters == ("in the weight",) * found
+    product = IdentityPlus(function, identity, torch.mul)
+    assert not rt.shortcuts(nn.Sequential(product)).modules
 
 
 class Highway(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, function):
         super().__init__()
+        self.function = function
         self.gate, self.layer = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x):
         gate = torch.sigmoid(self.gate(x))
-        return gate * torch.relu(self.layer(x)) + (1 - gate) * x
+        return gate * self.function(self.layer(x)) + (1 - gate) * x
 
 
 class DenseFormer(nn.Module):
@@ -189,9 +220,15 @@ class DenseFormer(nn.Module):
         return states[-1]
 
 
-def test_gates_and_mixtures_are_named():
-    found = rt.shortcuts(Highway(3))
+@pytest.mark.parametrize("function", [torch.relu, torch.tanh])
+def test_the_stream_behind_a_gate_may_be_bounded_as_its_branch(function):
+    found = rt.shortcuts(Highway(3, function))
     assert "gated" in found.enters and set(found.answers) == {"open"}
+    normed = Residual(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), projection=nn.LayerNorm(3))
+    assert rt.shortcuts(normed).how == ("the shortcut itself is normalized",)
+
+
+def test_mixtures_are_named():
     net = DenseFormer(3, 2)
     found = rt.shortcuts(net)
     assert set(found.enters) == {"identity", "scaled"} and "wider" in found.answers
@@ -264,6 +301,88 @@ def test_what_cannot_be_traced_is_listed_and_its_parts_are_read():
     assert rt.shortcuts(cached, x).answers == ("wider",) and not rt.shortcuts(cached, x).untraced
     with pytest.raises(ValueError, match="blocks: unknown name 'blocks'"):
         rt.shortcuts(net, blocks=["blocks"])
+    inside = nn.ModuleList([Residual(*branch), nn.ModuleDict({"a": Residual(*branch)})])
+    found = rt.shortcuts(Picky(nn.Sequential(Picky(inside), Residual(*branch))))
+    assert found.modules == ("block.0.block.0", "block.0.block.1.a", "block.1")
+    assert [*found.untraced] == ["", "block", "block.0"]
+
+
+class Scaled(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, scale=None):
+        return self.block(x if scale is None else scale * x)
+
+
+class ScaledAndSized(Scaled):
+    def forward(self, x, scale=None):
+        if x.shape[-1] != 3:
+            raise ValueError("needs width 3")
+        return super().forward(x, scale)
+
+
+@pytest.mark.parametrize("kind", [Scaled, ScaledAndSized])
+@pytest.mark.parametrize("scale", [(), (torch.tensor(3.0),), (torch.randn(5, 3),)])
+def test_arguments_that_are_not_in_the_sample_keep_their_defaults(kind, scale):
+    torch.manual_seed(0)
+    net = kind(Residual(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 3)))
+    sample = (torch.randn(5, 3), *(each.double() for each in scale))
+    new = rt.absorb(net, sample)
+    assert rt.shortcuts(net, sample).answers == ("wider",) and isinstance(new, fx.GraphModule)
+    assert relative_error(new(*sample), net(*sample)) < SAME
+
+
+class Exported(Scaled):
+    def __init__(self, block, join):
+        super().__init__(block)
+        self.join = join
+
+    def forward(self, x):
+        if x.shape[-1] != 3:
+            raise ValueError("needs width 3")
+        return self.join(x, self.block)
+
+
+def added(x, block):
+    total = block(x)
+    total += x
+    return total
+
+
+def subtracted(x, block):
+    total = block(x)
+    total.sub_(x, alpha=2)
+    return total
+
+
+def written(x, block):
+    stream = 2 * x
+    stream.relu_()
+    return stream + block(stream)
+
+
+@pytest.mark.parametrize("join", [added, subtracted, written])
+def test_writes_in_exported_nets(join):
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 3))
+    net, x = Exported(branch, join), torch.randn(5, 3)
+    new = rt.absorb(net, x)
+    assert rt.shortcuts(net, x).answers == ("wider",)
+    assert relative_error(new(torch.cat([x, x])), net(torch.cat([x, x]))) < SAME
+    assert not any(name.startswith("block") for name in new.state_dict())  # the old layers are gone
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.Dropout(), nn.Dropout1d()])
+def test_what_train_mode_or_each_batch_decides_is_left(layer):
+    net = Residual(nn.Linear(3, 4), layer, nn.ReLU(), nn.Linear(4, 3))
+    with pytest.warns(NothingConverted):
+        left = rt.conversion(rt.absorb(net)).left
+    assert left == {"add": "branch.1 is in train mode; call net.eval() first"}
+    net.branch[1] = nn.BatchNorm1d(4, track_running_stats=False)
+    how = "branch.1 uses the statistics of each batch, and has no others"
+    assert rt.shortcuts(net).how == (how,) and rt.shortcuts(net.eval()).how == (how,)
 
 
 def test_train_mode_and_hooks():
@@ -274,6 +393,10 @@ def test_train_mode_and_hooks():
     net.eval().register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="has hooks"):
         rt.absorb(net)
+    kept = Residual(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    kept.register_forward_hook(lambda *_: None)
+    with pytest.warns(NothingConverted):  # and nothing lost
+        rt.absorb(kept)
 
 
 def test_float32_and_values_in_place():
@@ -313,8 +436,20 @@ def test_a_write_into_a_view_is_refused(write):
     found = rt.shortcuts(net)
     assert found.modules == ("block",) and "writes in place into memory" in found.untraced[""]
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
-    free = Written(lambda net, h: (h.shape[0], h.relu_()))
-    assert relative_error(rt.absorb(free)(x), free(x)) < SAME
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda _, h: (h.shape[0], h.relu_()), lambda _, h: h.mul_(3), lambda _, h: torch.relu_(h),
+     lambda _, h: F.relu(h, True), lambda _, h: F.relu(h, inplace=True), lambda _, h: F.elu_(h),
+     lambda _, h: F.leaky_relu(h, 0.3, inplace=True), lambda net, h: h.add_(net.alias(h))],
+)  # fmt: skip
+def test_a_write_is_read_by_what_comes_behind(write):
+    torch.manual_seed(0)
+    net, x = Written(write), torch.randn(5, 3)
+    found, new = rt.shortcuts(net), rt.absorb(net)
+    assert found.answers == ("wider",) and not found.untraced and isinstance(new, fx.GraphModule)
+    assert relative_error(new(x), net(x)) < SAME
 
 
 def test_a_module_that_writes_into_what_its_caller_reads():
@@ -345,6 +480,15 @@ def test_bounded_streams_and_poles_are_under_no_theorem():
     whole = Residual(nn.Linear(3, 4), Apply(lambda t: t.to(torch.int64).to(t.dtype)), nn.ReLU(),
                      nn.Linear(4, 3))  # fmt: skip
     assert rt.shortcuts(whole).answers == ("open",)
+
+
+class Parallel(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
 
 
 ONE, EACH = torch.tensor([1.702]).double(), torch.arange(1.0, 5.0).double()
@@ -414,7 +558,7 @@ CONVOLUTIONS = {
     "pooled": (Residual(TWO[0], nn.GELU(), TWO[1], projection=POOL), 6, "1 function"),
     "one tap": (Residual(C(3, 4, 1), nn.GELU(), C(4, 3, 1)), 3, "3 hidden units"),
     "one tap of one axis": (Residual(nn.Conv1d(3, 4, 1), RELU, nn.Conv1d(4, 3, 1)), 3, "units"),
-    "one unit": (Residual(nn.Conv1d(3, 5, 1), RELU, nn.Conv1d(5, 3, 1)), 1 + 2, "hidden units"),
+    "more units": (Residual(nn.Conv1d(3, 5, 1), RELU, nn.Conv1d(5, 3, 1)), 3, "3 hidden units"),
     "growing": (Residual(*GROWN), 6, "both signs"),
     "offsets": (Residual(TWO[0], SQUARED, TWO[1]), None, "offsets that borders would change"),
     "ELU": (Residual(TWO[0], nn.ELU(), TWO[1]), None, "no φ(t) - φ(-t)"),
@@ -441,6 +585,80 @@ def test_channels_beside_convolutions(name):
         layer, more = new.get_submodule(key), extra * (key != layers[-1][0])
         assert layer.out_channels == old.out_channels + more
         assert layer.groups == (old.groups + more if name == "depthwise" and old.groups > 1 else 1)
+
+
+class Pooled(nn.Module):
+    """A block whose argument has the name of an operation."""
+
+    def forward(self, pooled):
+        inner = torch.relu(F.conv2d(pooled, ONES, padding=(1, 0)))
+        return pooled + F.conv2d(inner, ONES, padding=(1, 0))
+
+
+ONES = torch.ones(3, 3, 3, 1).double()
+STEMS = {
+    "ReLU": (RELU, 3), "MaxPool": (nn.Sequential(RELU, nn.MaxPool2d(2)), 3),
+    "AvgPool, dropout": (nn.Sequential(RELU, POOL, nn.Dropout()), 3),
+    "sum": (nn.Sequential(RELU, Parallel(nn.Identity(), nn.Sigmoid())), 3),
+    "signed sum": (nn.Sequential(RELU, Parallel(nn.Identity(), nn.Tanh())), 6),
+    "shift": (nn.Sequential(RELU, Apply(lambda t: t - 1)), 6), "GELU": (nn.GELU(), 6),
+    "pool": (POOL, 6), "PReLU": (nn.PReLU(3), 6), "convolution": (C(3, 3, 1), 6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_streams_that_are_known_to_be_positive_need_half_of_the_channels(name):
+    stem, extra = STEMS[name]
+    net, x = nn.Sequential(stem, Residual(TWO[0], RELU, TWO[1])), torch.randn(2, 3, 8, 6)
+    net = net.double().eval()
+    assert rt.shortcuts(net).extra == (extra,)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+def test_the_name_of_an_argument_says_nothing_of_its_sign():
+    assert rt.shortcuts(Pooled()).extra == (6,)
+
+
+FREE = nn.Linear(3, 4, bias=False), nn.Linear(4, 3, bias=False)
+SLOPES = {
+    "two squares": ([FREE[0], SQUARED, Apply(torch.square), FREE[1]], "branch.1 (pow) has slope 0"),
+    "two bounds": ([FREE[0], nn.Sigmoid(), nn.Tanh(), FREE[1]], "behind branch.1 (Sigmoid) a"),
+    "offset behind it": ([FREE[0], SQUARED, nn.Linear(4, 3)], "no φ(t) - φ(-t)"),
+    "offset before it": ([nn.Linear(3, 4), SQUARED, FREE[1]], "12 hidden units carry"),
+    "offset of a norm": ([FREE[0], nn.BatchNorm1d(4), Apply(torch.square), FREE[1]], "no φ(t)"),
+    "offset by a sum": ([FREE[0], Apply(lambda t: (t + 1) ** 2), FREE[1]], "no φ(t) - φ(-t)"),
+    "offset in a square": ([nn.Linear(3, 4), Apply(torch.square), FREE[1]], "no φ(t) - φ(-t)"),
+    "not elementwise": ([FREE[0], Apply(lambda t: t.square().cumsum(1)), FREE[1]], "(cumsum)"),
+    "value at 0": ([FREE[0], SQUARED, Apply(torch.exp), FREE[1]], "no φ(t) - φ(-t)"),
+    "slopes by channel": ([FREE[0], SQUARED, nn.PReLU(4), FREE[1]], "channel to channel"),
+    "factors": ([FREE[0], Apply(lambda t: t.sin() * t.cos() * t.relu()), FREE[1]], "no φ(t)"),
+    "gates": ([FREE[0], Apply(lambda t: (EACH * t).sin() * (t + EACH) * t), FREE[1]], "(mul)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_slopes_at_zero(name):
+    torch.manual_seed(0)
+    branch, words = SLOPES[name]
+    net = Residual(*branch).double().eval()
+    found = rt.shortcuts(net)
+    assert words in found.how[0]
+    theorem = words.startswith(("branch", "behind"))
+    assert found.answers == ("never" if theorem else "wider" if "carry" in words else "open",)
+
+
+class Times(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x, other):
+        return self.block(x) * other
+
+
+def test_a_stream_from_one_of_two_inputs_is_free():
+    net = Times(Residual(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
+    assert rt.shortcuts(net).answers == ("never",)
 
 
 def random_convolutions(seed):
@@ -487,15 +705,6 @@ def test_random_convolutions_are_the_same_wherever_they_fit(seed):
     assert gap == (None,) or gap[0] < 10 * SAME
 
 
-class Parallel(nn.Module):
-    def __init__(self, first, second):
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, x):
-        return self.first(x) + self.second(x)
-
-
 def test_strides_are_compared_at_every_rest_of_a_size():
     torch.manual_seed(0)
     pooled = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(3, 3, 3, padding=1, bias=False))
@@ -521,6 +730,7 @@ def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions():
     "join",
     [torch.subtract, lambda x, y: torch.rsub(y, x), lambda x, y: torch.rsub(y, x, alpha=3),
      lambda x, y: torch.lerp(x, y, 0.3), lambda x, y: torch.multiply(x, 2.0) + y,
+     lambda x, y: torch.add(x, y, alpha=3),
      lambda x, y: torch.addcmul(x, y, torch.arange(1.0, 4.0), value=2),
      lambda x, y: torch.stack([x, y]).sum(0), lambda x, y: torch.stack((y, x), -1).mean(dim=-1)],
 )  # fmt: skip
@@ -555,7 +765,11 @@ def test_concatenations_and_encoders_of_torch_are_listed():
     dense = Joined(branch, lambda x, y: torch.cat([torch.cat([x, y], 1), y], 1))
     found = rt.shortcuts(dense)
     assert found.enters == ("concatenated",) and found.answers == ("open",)
-    assert not rt.shortcuts(Joined(branch, lambda x, y: torch.stack([x, y]).sum(1))).modules
+    for join in (lambda x, y: torch.stack([x, y]).sum(1), lambda x, y: torch.cat([y, branch(x)]),
+                 lambda x, _: torch.cat([x, 2 * x])):  # fmt: skip
+        assert not rt.shortcuts(Joined(branch, join)).modules
+    both = Joined(branch, lambda x, y: 2 * x + F.layer_norm(x, (3,)) + y.tanh())
+    assert rt.shortcuts(both).enters == ("normalized",)
     layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
     net, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.ones(2, 3, 4)
     assert rt.shortcuts(net).answers == ("open", "wider") * 2 and not rt.shortcuts(net).untraced
@@ -589,6 +803,25 @@ def test_the_new_net_keeps_dtypes_frozen_weights_and_names():
     assert {*rt.conversion(new).left} == {"unread.weight", "unread.bias"}
     assert {*new.state_dict()} == {*net.state_dict()} - {"unread.weight", "unread.bias"}
     assert not any(p.requires_grad for p in new.block.parameters())
+    net = Residual(
+        nn.BatchNorm1d(3), *branch, projection=Apply(lambda x: F.linear(x, EACH.diag()[:3, :3]))
+    )
+    net, x = net.double().eval(), torch.randn(5, 3)
+    assert {*rt.absorb(net)._modules["branch"]._modules} == {"1", "2", "3"}  # layers, not the norm
+    with pytest.raises(ValueError, match="got 3 axes"):
+        rt.absorb(net)(x[None])
+    again = nn.Sequential(
+        rt.fold(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double().eval()), net
+    )
+    with pytest.raises(ValueError, match="got 3 axes"):
+        rt.absorb(Residual(again[0][0]))(x[None])
+    relu = nn.ReLU()
+    shared = nn.Sequential(
+        nn.Sequential(relu, nn.Linear(3, 3)), Residual(nn.Linear(3, 4), relu, branch[2])
+    )
+    new = rt.absorb(shared.double())
+    assert isinstance(new, nn.Sequential) and relative_error(new(x), shared(x)) < SAME
+    assert [*new._modules] == ["0", "1", "0 (2)", "1 (2)"]
     noisy = Joined(nn.Sequential(*branch), lambda x, y: x + y + F.dropout(x, 0.5, noisy.training))
     with pytest.raises(ValueError, match="dropout would stay in train mode"):
         rt.absorb(noisy)
@@ -635,11 +868,106 @@ def test_what_to_do_for_a_norm_that_does_not_fold():
     assert without_norms(new) and relative_error(new(x), net(x)) < SAME
 
 
+class Stem(nn.Module):
+    """A block that reads sizes of the net's input."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = x.sin()
+        return h + self.down(torch.relu(self.up(h)) * x.shape[0])
+
+
+BIASED = C(3, 3, 1), C(3, 3, 3, padding=1)
+NO_LAYER = {
+    "a bias in front of a padding": (Residual(*BIASED), "as a bias in front of a padding"),
+    "small weights": (Parallel(C(3, 3, 1), nn.Sequential(*BIASED)), "a bias in front of a padding"),
+    "axes": (Residual(nn.Conv1d(3, 3, 1), nn.Linear(7, 7)), "a matrix and a convolution follow"),
+    "padding by ones": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, value=1.0)), C(3, 3, 3)),
+                        "its padding is not by zeros"),
+    "padding by values": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, "reflect")), C(3, 3, 3)),
+                          "its padding is not by zeros"),
+    "even side": (Residual(C(3, 3, 2, padding="same")), "its padding is not symmetric"),
+    "by position": (Residual(Apply(lambda t: t + EACH), C(3, 3, 1)), "one map for all positions"),
+    "size of the input": (Stem(), "its sizes depend on the input 'x'"),
+    "no layer": (Residual(Apply(lambda t: 2 * t), RELU, nn.Linear(3, 3)), "number of channels"),
+    "broadcast": (Parallel(C(3, 1, 1), C(3, 4, 1)), "different strides or channels"),
+    "one-sided": (Residual(Apply(lambda t: F.pad(t, (1, 0, 0, 1))), C(3, 3, 2)), "gives its size"),
+    "many matrices": (Residual(Apply(lambda t: t @ torch.ones(4, 3, 3).double())), "different"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_LAYER)
+def test_what_no_layer_is(name):
+    torch.manual_seed(0)
+    net, words = NO_LAYER[name]
+    for weight in net.double().parameters() if name == "small weights" else ():
+        weight.data.normal_().mul_(1e-8)
+    found = rt.shortcuts(net)
+    assert found.answers == ("open",) and words in found.how[0]
+
+
+def sides(conv):
+    return conv.kernel_size, conv.padding, conv.stride, conv.groups, conv.padding_mode
+
+
+ONE_LAYER = {
+    "dilated": (Residual(C(4, 4, 3, padding=2, dilation=2)), (5, 5), (2, 2)),
+    "groups": (Residual(C(4, 4, 3, padding=1, groups=2)), (3, 3), (1, 1), (1, 1), 2),
+    "groups and none": (
+        Parallel(C(4, 4, 3, padding=1, groups=2), C(4, 4, 3, padding=1)), (3, 3), (1, 1),
+    ),
+    "groups of two kinds": (
+        Parallel(C(4, 4, 3, padding=1, groups=4), C(4, 4, (1, 3), padding=(0, 1), groups=2)),
+        (3, 3), (1, 1), (1, 1), 2,
+    ),
+    "oblong": (Parallel(C(4, 5, (1, 3), padding=(0, 1)), C(4, 5, (5, 1), padding=(2, 0))), (5, 3),
+               (2, 1)),
+    "in turn": (
+        Residual(C(4, 5, (3, 1), padding=(1, 0), bias=False), C(5, 4, (1, 5), padding=(0, 2))),
+        (3, 5), (1, 2),
+    ),
+    "strides in turn": (
+        Parallel(nn.Sequential(C(4, 5, 1, 2), C(5, 4, 1, (1, 3))), C(4, 4, 1, (2, 6))),
+        (1, 1), (0, 0), (2, 6),
+    ),
+    "one size of two": (Parallel(C(4, 4, 1, 2), C(4, 4, 2, 2)), (2, 2), (0, 0), (2, 2)),
+    "the other size": (Parallel(C(4, 4, 1, 2), C(4, 4, 2, 2, 1)), (2, 2), (1, 1), (2, 2)),
+    "same": (Residual(C(4, 4, (3, 5), padding="same", dilation=(2, 1))), (5, 5), (2, 2)),
+    "valid": (Parallel(C(4, 4, 3, padding="valid"), C(4, 4, 3)), (3, 3), (0, 0)),
+    "circular": (
+        Residual(C(4, 4, 3, padding=1, padding_mode="circular")),
+        (3, 3), (1, 1), (1, 1), 1, "circular",
+    ),
+    "pad": (Residual(Apply(lambda t: F.pad(t, (1, 1, 2, 2))), C(4, 4, (5, 3))), (5, 3), (2, 1)),
+    "pool": (Parallel(nn.AvgPool2d((1, 2), (3, 2)), C(4, 4, 1, (3, 2))), (1, 2), (0, 0), (3, 2)),
+    "norm": (Residual(nn.BatchNorm2d(4), C(4, 4, 1)), (1, 1)),
+    "statistics": (Residual(Apply(lambda t: F.batch_norm(t, EACH, EACH)), C(4, 4, 1)), (1, 1)),
+    "tensors": (
+        Residual(Apply(lambda t: F.conv2d(t, FOURS, None, 1, (1, 0), 1, 2))),
+        (3, 1), (1, 0), (1, 1), 2,
+    ),
+}  # fmt: skip
+FOURS = torch.arange(24.0).view(4, 2, 3, 1).double()
+
+
+@pytest.mark.parametrize("name", ONE_LAYER)
+def test_what_one_convolution_is(name):
+    torch.manual_seed(0)
+    net, *shape = ONE_LAYER[name]
+    side = {"the other size": 13}.get(name, 12)
+    net, x = nn.Sequential(net).double().eval(), torch.randn(2, 4, side, side)
+    new = rt.absorb(net)
+    (made,) = (part for part in new.modules() if isinstance(part, C))
+    default = (made.padding, *sides(C(4, 4, 1))[2:])
+    assert sides(made) == (*shape, *default[len(shape) - 1 :])
+    assert relative_error(new(x), net(x)) < SAME and rt.shortcuts(net).gap[0] < SAME
+
+
 def test_layers_that_no_convolution_is():
     torch.manual_seed(0)
-    biased = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1))
-    found = rt.shortcuts(Residual(biased))
-    assert found.answers == ("open",) and "borders" in found.how[0]
     x = torch.randn(2, 3, 5, 5)
     reflected, circular = (nn.Conv2d(3, 3, 3, padding=1, padding_mode=mode)
                            for mode in ("reflect", "circular"))  # fmt: skip

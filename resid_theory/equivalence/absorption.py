@@ -257,12 +257,10 @@ def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
         *names, key = str(node.target).split(".")
         place = new
         for name in names:
-            if name not in place._modules:
+            if name != next(reversed(place._modules), None):  # a layer that is used again
+                name = next(n for n in _numbered(name) if n not in place._modules)
                 place.add_module(name, nn.Sequential())
-            inner = place[-1]
-            if name != [*place._modules][-1] or not isinstance(inner, nn.Sequential):
-                return module
-            place = inner
+            place = place.get_submodule(name)
         key = next(name for name in _numbered(key) if name not in place._modules)
         place.add_module(key, module.get_submodule(str(node.target)))
     return new if is_sequential(old) or isinstance(old, Block) else module

@@ -77,7 +77,7 @@ def judged(path: ShortcutPath) -> Verdict:
     positive = is_nonnegative(path.graph, path.source)
     for other in path.others or (None,):
         try:
-            return _folded(path, positive) if other is None else _carried(path, other, positive)
+            return _folded(path) if other is None else _carried(path, other, positive)
         except ValueError as reason:  # also of a weight that is made by hooks
             reasons.append(str(reason))
     theorem = _theorem(path) if path.others else None
@@ -89,13 +89,13 @@ def judged(path: ShortcutPath) -> Verdict:
     return Verdict(path=path, answer="open", how="; ".join(dict.fromkeys(reasons)))
 
 
-def _folded(path: ShortcutPath, positive: bool) -> Verdict:
+def _folded(path: ShortcutPath) -> Verdict:
     layer = layer_between(path.graph, path.source, path.total)
     how = "branches without a function between them are one layer"
     if path.form == "in the weight":
         how = "a weight that holds the identity is one layer"
-    return Verdict(path=path, answer="folds", extra=0, layers=[layer], positive=positive,
-                   pieces=[(path.source, path.total)], how=how)  # fmt: skip
+    pieces = [(path.source, path.total)]
+    return Verdict(path=path, answer="folds", extra=0, layers=[layer], pieces=pieces, how=how)
 
 
 def _carried(path: ShortcutPath, other: fx.Node, positive: bool) -> Verdict:
@@ -272,7 +272,7 @@ def _beside(layer: AffineLayer, mix: Tensor, *, first: bool) -> AffineLayer:
     """A layer with a matrix beside it, which reads the same or what comes behind it."""
     rows = len(mix)
     bias = torch.cat([layer.bias, layer.bias.new_zeros(rows)])
-    eye = torch.eye(rows, dtype=mix.dtype, device=mix.device)
+    eye = torch.eye(rows).to(mix)
     if not first and layer.groups == layer.inputs == len(layer.bias) and torch.equal(mix, eye):
         kernel = layer.tap(mix.new_ones(rows, 1))
         weight = torch.cat([layer.weight, kernel])

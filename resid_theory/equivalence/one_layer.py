@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from resid_theory.equivalence.affine_layer import (
@@ -105,8 +104,9 @@ class _Piece:
             return None
         axes = max(2 * (word == "batch_norm"), *(n * word.endswith(f"{n}d") for n in (2, 3)))
         if word == "batch_norm":
-            place = 1 if node.target is F.batch_norm else 3  # of torch.export, behind the weights
-            mean = self.graph.run(self.graph.option(node, place, "running_mean"))
+            kinds = self.graph.kinds
+            fixed = [part for part in node.all_input_nodes if kinds[part] == "constant"]
+            mean = self.graph.run(fixed[0])
         else:
             mean = self.graph.layer(node).get_buffer("running_mean").double()
         weight = torch.diag(torch.ones_like(mean)).view(*mean.shape * 2, *[1] * axes)
@@ -178,7 +178,7 @@ class _Piece:
             geometry = {name: value.get(name) for name in _GEOMETRY}
         else:
             return None
-        if weight.dim() < 2 or word in ("matmul", "mm", "linear", "Linear") and weight.dim() > 2:
+        if weight.dim() < 2:
             return None
         axes = weight.dim() - 2
         side = tuple(weight.shape[2:])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from resid_theory._check import check_choice
@@ -22,7 +23,6 @@ _VIEWS = SAME - {"clone", "_to_copy"} | RESHAPED | {
     "Flatten", "Unflatten", "view_as", "unflatten", "swapaxes", "movedim", "t", "T", "mT", "data",
     "chunk", "split", "unbind", "narrow", "select", "slice", "diagonal", "expand_as",
 }  # fmt: skip
-_IN_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
 class _TracedBlock(Block):
@@ -123,30 +123,26 @@ def _traced(net: nn.Module, sample: Any, leaves: bool) -> fx.GraphModule:
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(a, Tensor) and a.dim() else None
                  for a in args)  # fmt: skip
     with torch.no_grad():
-        for shapes in (free, None):
-            try:
-                program = torch.export.export(net, args, dynamic_shapes=shapes)
-                module = program.module()
-                assert isinstance(module, fx.GraphModule)
-                for mode in ("train", "eval"):  # these refuse
-                    vars(module).pop(mode, None)
-                return module
-            except Exception:
-                if shapes is None:
-                    raise
-    raise AssertionError
+        try:
+            program = torch.export.export(net, args, dynamic_shapes=free)
+        except Exception:
+            program = torch.export.export(net, args)
+        module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    for mode in ("train", "eval"):  # these refuse
+        vars(module).pop(mode, None)
+    return module
 
 
 def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
     """True for an operation that writes into its first argument."""
-    if not node.args or not isinstance(node.args[0], fx.Node) or node.op == "get_attr":
+    if not node.args or not isinstance(node.args[0], fx.Node):
         return False
     called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     aten = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
     method = called is None and name.endswith("_") and not name.endswith("__")
-    writes = getattr(called, "inplace", False) or node.kwargs.get("inplace") or method or aten
-    return bool(writes) or node.target in _IN_PLACE
+    return bool(getattr(called, "inplace", False) or node.kwargs.get("inplace") or method or aten)
 
 
 def _check_no_view_is_written(module: fx.GraphModule, inner: bool) -> None:
@@ -186,8 +182,14 @@ def _stacked(node: fx.Node) -> list[fx.Node]:
 
 def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
     """Let what comes behind an operation in place read its result; write a - b as a + (-b)."""
-    _check_no_view_is_written(module, inner)
     graph = module.graph
+    for node in graph.nodes:  # "inplace" by place, the last argument of functions that have it
+        words = (
+            [*inspect.signature(node.target).parameters] if inspect.isfunction(node.target) else []
+        )
+        if "inplace" in words and len(node.args) == len(words):
+            node.kwargs, node.args = {"inplace": node.args[-1]}, node.args[:-1]
+    _check_no_view_is_written(module, inner)
     order = {node: n for n, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if not _writes(module, node):
@@ -200,8 +202,11 @@ def _without_in_place(module: fx.GraphModule, *, inner: bool) -> None:
             node.kwargs = {**node.kwargs, "inplace": False}
         elif node.op == "call_method":
             node.target = name.rstrip("_")
+        elif isinstance(node.target, torch._ops.OpOverload):
+            word, _, kind = name.partition(".")
+            node.target = getattr(getattr(torch.ops.aten, word.rstrip("_")), kind)
         else:
-            node.target = _IN_PLACE.get(node.target, node.target)
+            node.target = getattr(torch, name.rstrip("_"), None) or getattr(F, name.rstrip("_"))
         for user in list(node.args[0].users):
             if order[user] > order[node]:
                 user.replace_input_with(node.args[0], node)

@@ -177,11 +177,6 @@ class TwoLayers:
         ways = [least.carried(self.tolerance), least.flipped(found.chosen).carried(self.tolerance)]
         return min(ways, key=lambda way: len(way.up)), found
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The function of x, (samples, d)."""
-        hidden = self.unit.function(x @ self.up.T + self.bias)
-        return x @ self.shortcut.T + hidden @ self.down.T + self.offset
-
 
 def _low_rank(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Columns and orthonormal rows whose product is a matrix but for small singular values."""
