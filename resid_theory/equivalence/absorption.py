@@ -248,19 +248,21 @@ def _rewrite(graph: NetGraph, verdict: Verdict) -> None:
 
 def _in_turn(module: fx.GraphModule, old: nn.Module) -> nn.Module:
     """A chain of modules in the place of an ``nn.Sequential`` or a block as ``nn.Sequential``."""
-    new = nn.Sequential()
+    new = place = nn.Sequential()
+    used = set()
     for before, node in itertools.pairwise(module.graph.nodes):
         if node.args != (before,) or node.kwargs or node.op not in ("call_module", "output"):
             return module
         if node.op == "output":
             break
         *names, key = str(node.target).split(".")
-        place = new
-        for name in names:
-            if name != next(reversed(place._modules), None):  # a layer that is used again
-                name = next(n for n in _numbered(name) if n not in place._modules)
-                place.add_module(name, nn.Sequential())
-            place = place.get_submodule(name)
+        if node.target not in used:  # else beside the layer before it
+            place = new
+            for name in names:
+                if name not in place._modules:
+                    place.add_module(name, nn.Sequential())
+                place = place.get_submodule(name)  # type: ignore[assignment]
+        used.add(node.target)
         key = next(name for name in _numbered(key) if name not in place._modules)
         place.add_module(key, module.get_submodule(str(node.target)))
     return new if is_sequential(old) or isinstance(old, Block) else module
