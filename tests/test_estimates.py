@@ -7,7 +7,7 @@ from dataclasses import replace
 import oracles
 import pytest
 import torch
-from scipy.stats import kstat
+from scipy.stats import chi2, kstat, t
 from test_lanczos import Wrapped, rotated
 from tolerances import relative_error, round_off
 
@@ -17,9 +17,15 @@ from resid_theory.eigen.estimate import (
     Estimate,
     mean_estimate,
     positive_mean,
+    root,
+    sphere_mean,
     squares_mean,
     student,
 )
+from resid_theory.eigen.krylov import Locked
+from resid_theory.eigen.matrix_error import MatrixError
+from resid_theory.eigen.operator_log import RecordedOperator
+from resid_theory.eigen.quadrature import lanczos_quadrature
 from resid_theory.eigen.wasserstein import Masses
 
 INF = math.inf
@@ -58,6 +64,8 @@ def test_mean_of_draws_is_the_textbook_interval():
     assert (positive.value, positive.standard_error) == (even.value, even.standard_error)
     assert (positive.low, positive.high) == pytest.approx((even.value / ratio, even.value * ratio))
     assert str(positive_mean(0 * draws)) == "0 (exact)"
+    far = positive_mean(torch.tensor([1.0, -0.999]))  # a difference that rounding made negative
+    assert far.high == pytest.approx(5e-4 * math.exp(700)) and far.low < 1e-300
     single = mean_estimate(draws[:1])
     assert single.value == 1.0 and single.covers(1e300) and math.isinf(single.standard_error)
 
@@ -67,10 +75,25 @@ def test_mean_of_draws_is_the_textbook_interval():
     [
         (Estimate.exact(2.5), "2.5 (exact)"),
         (Estimate.exact(2.5, 0.01), "2.5 ± 0.01"),
+        (Estimate.exact(123.456789, 0.5), "123.46 ± 0.5"),
+        (Estimate.exact(0.0012345678, 0.00012), "0.00123 ± 0.00012"),
+        (Estimate.exact(1.23456789, 1e-9), "1.23457 ± 1e-09"),
+        (Estimate.exact(0.0, 3.0), "0 ± 3"),
+        (Estimate.exact(0.7, 30.0), "0.7 ± 30"),
         (Estimate(value=3.0, standard_error=1.0, low=2.0, high=9.0), "3 in [2, 9]"),
         (Estimate(value=INF, standard_error=INF, low=20.0, high=INF), "inf in [20, inf]"),
     ],
-    ids=["exact", "bound", "lopsided", "unbounded"],
+    ids=[
+        "exact",
+        "bound",
+        "two digits",
+        "small",
+        "six digits",
+        "zero",
+        "one digit",
+        "lopsided",
+        "unbounded",
+    ],
 )
 def test_estimates_print(estimate, text):
     assert str(estimate) == text
@@ -157,6 +180,54 @@ def test_samples_of_a_sum_have_its_cumulants():
     second, third = (kstat(x.numpy(), k) / mean**k for k in (2, 3))
     assert (found.first, found.second) == pytest.approx((mean, (8 / 7) ** 2 * second / 2))
     assert found.third == pytest.approx((8 / 7) ** 3 * third / 8)
+
+
+def test_a_gram_matrix_has_the_cumulants_of_its_eigenvalues(generator):
+    values = torch.tensor([1.0, 2.0, 2.0, 3.0, 9.0], dtype=torch.float64)
+    found, mean = Cumulants.of_gram(rotated(values, generator)), 17 / 5
+    second, third = (kstat(values.numpy(), k) / mean**k for k in (2, 3))
+    more = 5 / 4
+    assert (found.first, found.second) == pytest.approx((mean, more**0.5 * second / 5))
+    assert found.third == pytest.approx(max(more**0.75 * third / 25, found.second**2))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [((1, 2, 5), (1, 1, 1)), ((3, 0.25, 0.01), (3, 0.25, 0.0625)),
+     ((1, 0.25, 0.9), (1, 0.25, 0.125)), ((1, 0.25, 0.1), (1, 0.25, 0.1)),
+     ((0, -1, 0), (0, 1e-9, 1e-18))],
+    ids=["one", "flat", "few", "inside", "none"],
+)  # fmt: skip
+def test_cumulants_are_those_of_positive_weights(given, found):
+    made = Cumulants.of(*given)
+    assert (made.first, made.second, made.third) == pytest.approx(found, rel=1e-12)
+
+
+def test_intervals_of_means_are_those_of_their_distributions():
+    squares, part, degrees = Cumulants(2.0, 0.3, 0.12), 0.75, 18.75  # of 10 samples
+    low, high = (part * degrees / chi2.ppf(p, degrees) for p in (0.975, 0.025))
+    found = squares_mean(squares, count=10, scale=3.0, offset=1.0)
+    assert (found.value, found.standard_error) == pytest.approx((7.0, 6 * math.sqrt(0.06)))
+    assert (found.low, found.high) == pytest.approx((7 + 6 * (low - part), 7 + 6 * (high - part)))
+    total = sphere_mean(0.5, squares, count=10, dimension=100, offset=7.0)
+    error = 100 * math.sqrt((2 - 0.25) * 2 / 102 / 10)
+    assert (total.value, total.standard_error) == pytest.approx((57.0, error))
+    half = t.ppf(0.975, 10 / 0.3) * error
+    assert (total.low, total.high) == pytest.approx((57 - half, 57 + half))
+    assert sphere_mean(-1.5, squares, count=10, dimension=4, offset=7.0) == Estimate.exact(1.0)
+
+
+@pytest.mark.parametrize(
+    ("square", "expected"),
+    [((9.0, 0.6, 4.0, 16.0), (3.0, 0.1, 2.0, 4.0)), ((0.0, 0.25, -0.5, 0.25), (0.0, 0.5, 0.0, 0.5)),
+     ((-0.1, 0.25, -0.5, -0.05), (0.0, 0.5, 0.0, 0.0))],
+    ids=["positive", "zero", "negative"],
+)  # fmt: skip
+def test_the_root_of_an_estimate(square, expected):
+    value, error, low, high = square
+    found = root(Estimate(value=value, standard_error=error, low=low, high=high))
+    parts = (found.value, found.standard_error, found.low, found.high)
+    assert parts == pytest.approx(expected)
 
 
 BULK = torch.linspace(-0.1, 0.1, 600)
@@ -290,6 +361,41 @@ def test_estimates_are_those_of_the_method(power, levels, rows, budget, seed, ge
         value, error = math.sqrt(value), error / (2 * math.sqrt(value))
     found = function(A, budget=budget, generator=seed)
     assert (found.value, found.standard_error) == pytest.approx((value, error), rel=1e-8)
+
+
+@pytest.mark.parametrize("error", [None, MatrixError(spectral=0.01, frobenius=0.5, trace=0.7)])
+@pytest.mark.parametrize("steps", [2, 4, 12])
+def test_totals_are_sums_over_known_values_and_means_over_probes(steps, error):
+    A, deflated = Wrapped(torch.diag(LEVELS)), torch.tensor([56, 59])
+    if error:
+        A.error = error
+    own, g = error or MatrixError(), torch.Generator().manual_seed(0)
+    with RecordedOperator(A) as operator:
+        vectors = torch.eye(60)[:, deflated]
+        locked = Locked(vectors=vectors, values=LEVELS[deflated], errors=0 * vectors, noise=0.0)
+        residuals = torch.tensor([0.3, 0.2])
+        found = lanczos_quadrature(operator, locked, residuals, probes=9, steps=steps, generator=g)
+    seen = found.density
+    known, rest = seen.known, 60 - len(seen.known)
+    forms, mean = seen.diagonals[:, 0], seen.diagonals[:, 0] ** 2 + seen.links[:, 0] ** 2
+    squares = Cumulants.of_samples(mean)
+    mean = float(mean.mean())
+    if steps >= 4:  # exact for the sixth power
+        fourth, sixth = (float((seen.weights * seen.nodes**k).sum()) / 9 for k in (4, 6))
+        squares = Cumulants.of(mean, (fourth / mean**2 - 1) / rest, sixth / mean**3 / rest**2)
+    total = sphere_mean(
+        float(forms.mean()), squares, count=9, dimension=rest, offset=float(known.sum())
+    ).widened(own.trace)
+    inside = float(known.square().sum()) + 2 * (0.3**2 + 0.2**2)
+    norm = root(squares_mean(squares, count=9, scale=rest, offset=inside)).widened(own.frobenius)
+    for made, expected in ((found.trace, total), (found.frobenius_norm, norm)):
+        for name in ("value", "standard_error", "low", "high"):
+            assert getattr(made, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+    bar = 2 * float(seen.known_residuals.sum()) / 60 + own.frobenius / 60**0.5
+    assert seen.known_error == pytest.approx(bar, rel=1e-9)
+    assert seen.round_off == pytest.approx(own.spectral, abs=1e-11)
+    assert seen.known[:2].tolist() == [9.0, -6.0]
+    assert seen.known_residuals[:2].tolist() == [0.3, 0.2]
 
 
 # -- density ---------------------------------------------------------------------------------------

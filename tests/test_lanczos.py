@@ -206,18 +206,33 @@ def test_thick_restart(which, generator):
 
 
 @pytest.mark.parametrize(
-    ("which", "kept"),
+    ("which", "waiting", "kept"),
     [
-        ("largest", range(9, 20)),
-        ("smallest", range(11)),
-        ("both", [*range(6), *range(14, 20)]),
-        ("magnitude", [*range(5), *range(14, 20)]),
+        ("largest", 1, range(9, 20)),
+        ("smallest", 1, range(11)),
+        ("both", 1, [*range(6), *range(14, 20)]),
+        ("magnitude", 1, [*range(5), *range(14, 20)]),
+        ("largest", 6, range(13, 20)),  # with room for two blocks
     ],
 )
-def test_a_restart_keeps_the_wanted_vectors_and_half_of_the_others(which, kept):
+def test_a_restart_keeps_the_wanted_vectors_and_half_of_the_others(which, waiting, kept):
     goal = Goal(which=which, k=2, tolerance=1e-3)  # both: two at each end
-    found = lanczos._kept(SimpleNamespace(multiplied=20, waiting=1), goal)
+    found = lanczos._kept(SimpleNamespace(multiplied=20, waiting=waiting), goal)
     assert found.tolist() == [*kept]
+
+
+@pytest.mark.parametrize(("capacity", "steps"), [(9, 3), (10, 4), (11, 4), (30, None)])
+def test_a_space_is_full_where_another_block_may_not_fit(capacity, steps):
+    matrix, generator = torch.diag(torch.linspace(-1, 1, 30)), torch.Generator().manual_seed(0)
+    with RecordedOperator(matrix) as products:
+        krylov = Krylov(
+            products, Locked.none(products), width=2, capacity=capacity, generator=generator
+        )
+        for step in range(8):
+            assert krylov.is_full is (steps is not None and step >= steps)
+            if krylov.is_full:
+                break
+            krylov.extend(products @ krylov.block)
 
 
 @pytest.mark.parametrize("which", ["largest", "both"])
@@ -279,6 +294,9 @@ def test_scaling_scales_every_bit(factor, generator):
     scaled = rt.eigenpairs(factor * matrix, 4, which="both")
     assert torch.equal(factor * plain.values, scaled.values)
     torch.testing.assert_close(factor * plain.bounds, scaled.bounds, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(factor * plain.residuals, scaled.residuals, rtol=1e-9, atol=0.0)
+    assert scaled.round_off == factor * plain.round_off
+    assert scaled.limits == pytest.approx([factor * end for end in plain.limits], rel=1e-12)
     assert plain.products == scaled.products
 
 
@@ -490,10 +508,21 @@ def test_a_folder_of_another_run_is_refused(generator, tmp_path):
         rt.eigenpairs(matrix, 2, folder=tmp_path)
 
 
-def test_progress_is_shown_on_standard_error(generator, capsys):
-    rt.eigenpairs(rotated(simple(20, generator), generator), 2, progress=True)
+PROGRESS = {
+    "Lanczos": lambda A: rt.eigenpairs(A, 2, progress=True, max_products=20),
+    "trace": lambda A: rt.trace(A, budget=20, progress=True),
+    "Frobenius norm": lambda A: rt.frobenius_norm(A, budget=20, progress=True),
+    "Lanczos quadrature": lambda A: rt.spectral_density(A, probes=4, steps=5, progress=True),
+    "spectrum": lambda A: rt.eigen.spectral_estimates(A, 2, progress=True),
+}
+
+
+@pytest.mark.parametrize("label", PROGRESS)
+def test_progress_is_shown_on_standard_error(label, generator, capsys):
+    PROGRESS[label](rotated(simple(30, generator), generator))
     shown = capsys.readouterr()
-    assert "product" in shown.err and shown.out == ""
+    assert f"{label}: " in shown.err and shown.out == ""
+    assert ("/20 [" in shown.err) == (label != "spectrum") and "product" in shown.err
 
 
 # -- bad input -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tolerances import HESSIAN
 from torch import nn
 
 import resid_theory as rt
+from resid_theory.eigen.matrix_error import MatrixError
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -95,6 +96,23 @@ def test_what_cancels_is_within_the_bars():
     largest = rt.eigenpairs(D, 1, which="magnitude").largest
     assert largest.low <= 0 <= largest.high
     assert 0 < D.error.spectral <= 1e-9 * float(rt.eigenpairs(H, 1).values)
+
+
+def test_a_sum_has_the_errors_of_its_terms_and_of_what_cancelled(generator):
+    matrices = torch.randn(2, 20, 20, generator=generator, dtype=torch.float64)
+    terms = [rt.eigen.as_operator(matrix) for matrix in matrices]
+    terms[0].error = MatrixError(spectral=1.0, frobenius=2.0, trace=3.0)
+    made = 2 * terms[0] - 3 * terms[1]
+    assert made.error == MatrixError(spectral=2.0, frobenius=4.0, trace=6.0)
+    vectors = torch.randn(20, 3, generator=generator, dtype=torch.float64) * torch.tensor([1, 9, 2])
+    made @ vectors
+    lengths = sum(f * (m @ vectors).norm(dim=0) for f, m in zip((2, 3), matrices, strict=True))
+    rounding = 16 * EPS * float((lengths / vectors.norm(dim=0)).max())
+    made @ torch.zeros(20, dtype=torch.float64)  # the largest so far stays
+    cancelled = [getattr(made.error, n) - e for n, e in
+                 (("spectral", 2), ("frobenius", 4), ("trace", 6))]  # fmt: skip
+    spread = rounding * 20**0.5
+    assert cancelled == pytest.approx([rounding, spread, spread], abs=4 * EPS * 6)
 
 
 def test_vectors_by_parameter(problem):

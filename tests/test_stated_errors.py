@@ -11,10 +11,13 @@ from test_lanczos import grown
 
 import resid_theory as rt
 from resid_theory.curvature.rounding import asymmetry
+from resid_theory.eigen.convergence import SearchState
 from resid_theory.eigen.density import Density
+from resid_theory.eigen.eigenpair_result import clusters
 from resid_theory.eigen.gauss_rules import radau_rule
 from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
 from resid_theory.eigen.krylov import _SURE, product_rounding
+from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum_report import _condition_number, _verified
 
 ROWS = [[-2.0, -0.5, 1.0, 4.0], [-1.8, -0.2, 1.5, 3.5], [-2.2, 0.4, 0.9, 4.2]]
@@ -271,6 +274,83 @@ def test_products_are_symmetric_up_to_a_share_of_their_lengths(share, dtype, gen
     graph = SimpleNamespace(parameters=[torch.zeros(1, dtype=dtype)])
     found = asymmetry(graph, vectors, even + share * limit / gap * odd)
     assert found == pytest.approx(share * limit if share > 1 else 0.0)
+
+
+@pytest.mark.parametrize("unit", [1.0, 2.0**-700, 2.0**700], ids=["1", "small", "large"])
+@pytest.mark.parametrize("place", [-0.4, 0.3, 5.0])
+def test_a_rule_with_a_given_node_has_twice_as_many_moments_as_steps(place, unit, generator):
+    matrix, m = torch.randn(9, 9, generator=generator, dtype=torch.float64).tril(), 4
+    matrix = torch.diag(matrix.diagonal()) + torch.diag(matrix.diagonal(-1).abs(), -1)
+    matrix = matrix + matrix.tril(-1).mT
+    links = matrix.diagonal(1)[:m]
+    nodes, weights = radau_rule(unit * matrix.diagonal()[:m], unit * links, unit * place)
+    nodes = nodes / unit
+    assert len(nodes) == m + 1 and float((nodes - place).abs().min()) < 1e-12
+    for degree in range(2 * m + 1):
+        moment = float(torch.linalg.matrix_power(matrix, degree)[0, 0])
+        assert float(weights @ nodes**degree) == pytest.approx(moment, rel=1e-9, abs=1e-12)
+
+
+def test_neighbours_within_both_their_widths_are_one_cluster():
+    values = torch.tensor([5.0, 4.5, 4.0, 1.0, -3.0])
+    widths = torch.tensor([0.25, 0.25, 0.2, 1.0, 3.0])
+    assert clusters(values, widths).tolist() == [0, 0, 1, 2, 2]
+    assert clusters(values.flip(0), widths.flip(0)).tolist() == [0, 0, 1, 2, 2]
+    assert clusters(values[:0], widths[:0]).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "crowded"),
+    [
+        ([0.0, 0.0, 5.0], False),  # two are equal, but not wanted
+        ([1.0, 4.996, 5.0], True),  # as far apart as the bounds of both
+        ([1.0, 4.9959, 5.0], False),
+        ([4.982, 4.982, 5.0], False),  # further inside than twice the edge is from the values
+        ([4.984, 4.984, 5.0], True),
+    ],
+)
+def test_a_run_is_crowded_where_as_many_are_equal_as_it_had_vectors(values, crowded):
+    found = SimpleNamespace(values=torch.tensor(values).double(), draws=2)
+    state = SearchState(
+        goal=Goal(which="largest", k=1, tolerance=1e-3), ritz=None, columns=torch.tensor([0]),
+        bounds=torch.tensor([2e-3]).double(), targets=torch.tensor([5e-3]).double(),
+        edges={1: 4.993}, certificate=found, found=1,
+    )  # fmt: skip
+    assert state.is_crowded is crowded
+    assert replace(state, certificate=None).is_crowded
+
+
+def blurred():
+    """The same where residuals, steps and rounding leave something open."""
+    return replace(
+        density(complete=False), known_residuals=torch.tensor([0.3, 0.02]).double(), round_off=0.05
+    )
+
+
+def around(place):
+    """Least and most of each probe's measure up to a place, by rules with a node there."""
+    ends = []
+    for row in NODES:
+        nodes, weights = radau_rule(row, torch.full((4,), 0.1).double(), place)
+        ends.append([float(weights[nodes < place - 1e-9].sum()),
+                     float(weights[nodes < place + 1e-9].sum())])  # fmt: skip
+    return torch.tensor(ends).double().T
+
+
+@pytest.mark.parametrize("place", [-3.04, -1.0, 0.0, 1.2, 5.7])
+def test_an_interval_of_a_share_holds_what_errors_may_move(place):
+    found, ends = blurred().share_below(place), (place - 0.05, place + 0.05)
+    least, most = around(ends[0])[0], around(ends[1])[1]
+    moved = list(zip(KNOWN, (0.3, 0.02), strict=True))
+    below, above = sum(v + r <= ends[0] for v, r in moved), sum(v - r <= ends[1] for v, r in moved)
+    value = SHARE * float((least + most).mean()) / 2 + sum(v <= place for v in KNOWN) / SIZE
+    assert found.value == pytest.approx(value)
+    low, high = (
+        SHARE * (float(x.mean()) + s * T * float(x.std()) / math.sqrt(3)) + known / SIZE
+        for x, s, known in ((least, -1, below), (most, 1, above))
+    )
+    assert found.low == pytest.approx(max(low, below / SIZE))
+    assert found.high == pytest.approx(min(high, above / SIZE + SHARE))
 
 
 def test_a_place_on_a_node_is_no_second_node():

@@ -65,7 +65,7 @@ class Certificate:
 
     def _beyond(self, edge: float, sign: int) -> tuple[list[int], list[tuple[float, int, int]]]:
         """Numbers of the Ritz values beyond an edge; the middles of neighbours, with theirs."""
-        numbers = (sign * self.values > sign * edge).nonzero()[:, 0].tolist()
+        numbers = (sign * self.values > sign * edge).nonzero().flatten().tolist()
         middles = (self.values[numbers][1:] + self.values[numbers][:-1]) / 2
         return numbers, list(zip(middles.tolist(), numbers, numbers[1:], strict=False))
 

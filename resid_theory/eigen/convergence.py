@@ -104,7 +104,7 @@ class SearchState:
         """Positions of the Ritz values that are not wanted."""
         rest = torch.ones(len(self.ritz.values), dtype=torch.bool)
         rest[self.columns] = False
-        return rest.nonzero()[:, 0]
+        return rest.nonzero().flatten()
 
     @property
     def to_lock(self) -> Tensor:

@@ -137,7 +137,7 @@ class Density(Result):
     def _residuals(self) -> Tensor:
         """Residual of the Ritz vector of each node, (probes, m)."""
         residuals = torch.zeros_like(self.nodes)
-        for number in (~self.complete).nonzero()[:, 0].tolist():
+        for number in (~self.complete).nonzero().flatten().tolist():
             links = self.links[number]
             vectors = torch.linalg.eigh(jacobi_matrix(self.diagonals[number], links)).eigenvectors
             residuals[number] = links[-1] * vectors[-1].abs()
@@ -254,7 +254,7 @@ class Density(Result):
         """Bounds on the share of each probe's measure up to and including a place, (probes,)."""
         least = (self.weights * (self.nodes <= place)).sum(1)
         most = least.clone()
-        for number in (~self.complete).nonzero()[:, 0].tolist():
+        for number in (~self.complete).nonzero().flatten().tolist():
             nodes, weights = radau_rule(self.diagonals[number], self.links[number], place)
             here = int((nodes - place).abs().argmin())
             least[number] = weights[:here].sum()

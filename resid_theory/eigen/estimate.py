@@ -112,7 +112,7 @@ class Estimate(Result):
 
 def _magnitude(value: float) -> int:
     """Power of ten of the first digit."""
-    return math.floor(math.log10(abs(value))) if value else -400
+    return math.floor(math.log10(abs(value) or 1.0))
 
 
 def mean_estimate(samples: Tensor, *, scale: float = 1.0, offset: float = 0.0) -> Estimate:

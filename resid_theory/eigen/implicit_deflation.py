@@ -97,7 +97,7 @@ def without_resolved(
     measures: list[ProbeMeasure],
 ) -> tuple[list[ProbeMeasure], list[float], list[float]]:
     """Take out what all have resolved; the rest, and value and residual of each known copy."""
-    measures = [m.without((m.weights < _GHOST).nonzero()[:, 0].tolist()) for m in measures]
+    measures = [m.without((m.weights < _GHOST).nonzero().flatten().tolist()) for m in measures]
     values, residuals = list[float](), list[float]()
     taken: list[list[int]] = [[] for _ in measures]
     least = min(len(measure.nodes) for measure in measures)
