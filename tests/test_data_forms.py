@@ -5,8 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from oracles import hessian_by_nested_gradients
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import resid_theory as rt
 from resid_theory.data import Data
 from resid_theory.data.regression import Regression
 
@@ -81,6 +85,7 @@ REFUSED = {
     "name": ("digits", "^data: got str, needs"),
     "tensor": (X, "^data: got a batch that is Tensor of 2"),
     "one-array": ([X], "^data: got a batch that is Tensor of 5"),
+    "three-arrays": ([X, Y, X], "^data: got a batch that is Tensor of 5"),
     "triples": ([(X, Y, Y)], "^data: got .* floating-point numbers behind; .*sample_weight=True"),
     "fours": ([(X, Y, Y, Y)], "^data: got a batch that is tuple of 4"),
     "names": (
@@ -105,3 +110,109 @@ def test_refused(kind):
     data, message = REFUSED[kind]
     with pytest.raises(ValueError, match=message):
         list(pairs(data))
+
+
+OF_BATCH = rt.Loss(lambda net, batch: net(batch[0]).square().mean(), of="batch")
+
+
+@pytest.mark.parametrize(("data", "kind"), [((X, Y), "a bare pair"), (X, "one Tensor")])
+def test_batches_for_a_loss_of_net_and_batch_are_a_list(data, kind):
+    with pytest.raises(ValueError, match=rf"^data: got {kind}, needs a list .*: pass \[batch\]$"):
+        rt.hessian(nn.Linear(2, 1), OF_BATCH, data)
+
+
+def test_a_batch_for_a_loss_of_net_and_batch_is_one_piece():
+    (batch,) = Data.of([(X, Y)], pairs=False)
+    assert batch.part(0, 5) is batch
+    for start, count in ((0, 4), (1, 5)):
+        with pytest.raises(ValueError, match="^data: a batch for a loss of .* cannot be split"):
+            batch.part(start, count)
+
+
+def test_bytes_are_images_with_three_axes_a_sample_only():
+    pixels = torch.arange(5 * 12, dtype=torch.uint8)
+    ((x, _),) = pairs((pixels.view(5, 12), Y))
+    assert torch.equal(x, pixels.view(5, 12))
+    ((x, _),) = pairs((pixels.view(5, 1, 3, 4), torch.arange(5)))
+    torch.testing.assert_close(x, pixels.view(5, 1, 3, 4) / 255)
+    with pytest.raises(ValueError, match=r"^data: x has shape \(5, 1, 3, 4\) and y \(4,\)"):
+        list(pairs((pixels.view(5, 1, 3, 4), torch.arange(4))))
+
+
+class Scaled(nn.Module):
+    """The mean over tokens of a linear map, times a number that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x, factor):
+        return factor * self.layer(x).mean(1)
+
+
+@pytest.mark.parametrize("sizes", [(1,), (2,), (5,), (1, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 4)], ids=str)
+def test_few_samples_beside_a_number_and_batches_of_other_lengths(generator, sizes, lengths):
+    net, factor = Scaled(), torch.tensor(3.0)
+    data = []
+    for size, length in zip(sizes, lengths, strict=False):
+        x = torch.randn(size, length, 2, generator=generator)
+        data.append(({"x": x, "factor": factor}, torch.arange(size) % 3))
+    losses = [F.cross_entropy(net(**x), y, reduction="sum") for x, y in data]
+    expected = torch.stack(losses).sum() / sum(sizes)
+    for given in (data, data[0] if len(sizes) == 1 else data):
+        assert rt.evaluate(net, given).loss == pytest.approx(expected.item(), rel=1e-12)
+        operator = rt.curvature_operator(net, "cross_entropy", given)
+        exact = hessian_by_nested_gradients(expected, list(net.parameters()))
+        torch.testing.assert_close(operator.dense(), exact)
+
+
+def test_a_bar_counts_the_batches_of_a_loader(capsys):
+    loader = DataLoader(TensorDataset(X, Y), batch_size=2)
+    for data in (loader, (X, Y)):
+        rt.layer_cushions(nn.Linear(2, 1), data, batch=2, progress=True)
+        assert "3/3" in capsys.readouterr().err
+    rt.layer_cushions(nn.Linear(2, 1), iter(loader), progress=True)
+    assert "3it" in capsys.readouterr().err
+
+
+class Gram(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) @ super().forward(x).T
+
+
+def test_outputs_with_samples_on_two_axes_take_one_batch():
+    net = Gram(2, 2)
+    with pytest.raises(ValueError, match="^net: no axis of its outputs grows with the samples al"):
+        rt.evaluate(net, [(X, X @ X.T)] * 2, loss="square")
+    expected = 0.5 * (net(X) - X @ X.T).square().sum().item() / 5
+    assert rt.evaluate(net, (X, X @ X.T), loss="square").loss == pytest.approx(expected, rel=1e-12)
+
+
+class Failing(nn.Linear):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_inputs():
+    with pytest.raises(torch.OutOfMemoryError, match="^CUDA out of memory$"):
+        rt.layer_cushions(Failing(2, 1), X)
+
+
+def test_images_are_data_of_their_own():
+    images = rt.Images(pixels=X, labels=Y[:, 0].long())
+    with pytest.raises(ValueError, match="got Images, .*; pass them as data"):
+        rt.evaluate(nn.Linear(2, 3), (images, Y))
+    assert torch.equal(images.inputs(X, torch.float64), X)  # not normalized
+    assert images.inputs(X, torch.float32).dtype == torch.float32
+
+
+class Builtin(nn.Module):
+    """Its forward shows no signature."""
+
+    forward = staticmethod(torch.tanh)
+
+
+def test_a_net_without_a_signature_is_called():
+    found = rt.evaluate(Builtin(), (X, X), loss="square").loss
+    assert found == pytest.approx(0.5 * (X.tanh() - X).square().sum().item() / 5, rel=1e-12)

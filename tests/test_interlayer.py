@@ -223,7 +223,21 @@ def test_the_identity_has_the_cushion_of_one_channel():
         assert found.values[0].tolist() == pytest.approx([value] * 3, rel=EXACT)
 
 
-@pytest.mark.parametrize("module", [nn.Softplus(), nn.Sequential(nn.Linear(4, 3), nn.Tanh())])
+class Constant(nn.Module):
+    """Ignores its input; its output may depend on a parameter."""
+
+    def __init__(self, *, parameter):
+        super().__init__()
+        self.value = nn.Parameter(torch.arange(3.0), requires_grad=parameter)
+
+    def forward(self, x):
+        return self.value.expand(len(x), 3)
+
+
+@pytest.mark.parametrize("module", [
+    nn.Softplus(), nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Linear(4, 3),
+    Constant(parameter=True), Constant(parameter=False),
+])  # fmt: skip
 def test_two_gradients_replace_a_missing_forward_rule(module):
     module.double()
     z, v = noise(3, 4), noise(3, 4, seed=1)
@@ -231,6 +245,14 @@ def test_two_gradients_replace_a_missing_forward_rule(module):
         jacobian_product(module, z, v), _by_two_gradients(module, z, v), strict=True
     ):
         assert relative_error(other.detach(), one.detach()) < EXACT
+
+
+@pytest.mark.parametrize("parameter", [True, False])
+@pytest.mark.parametrize("method", ["exact", "probes"])
+def test_a_map_that_ignores_its_input_has_no_cushion(method, parameter):
+    net = nn.Sequential(Constant(parameter=parameter))
+    found = rt.interlayer_cushions(net, noise(3, 4), start=0, method=method)
+    assert found.sides == ("out",) and found.values.isnan().all()
 
 
 def test_attention_has_a_jacobian():

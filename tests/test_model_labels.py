@@ -38,8 +38,10 @@ class Language(nn.Module):
         self.words, self.head = nn.Embedding(WORDS, 3), nn.Linear(3, WORDS)
         self.double()
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None):
+    def forward(self, input_ids=None, attention_mask=None, labels=None, shared=None):
         h = self.words(input_ids)
+        if shared is not None:
+            shared.add_(1)
         if self.config.is_encoder_decoder:
             h = h + self.words(labels.clamp(min=0).roll(1, 1))
         seen = attention_mask[:, None, :].bool().expand(-1, TOKENS, -1)
@@ -55,7 +57,7 @@ class Language(nn.Module):
             own = F.cross_entropy(*flat, label_smoothing=smoothing)
             if self.own == "balanced":  # as a term that spreads tokens over experts
                 own = own + scores.softmax(-1).mean((0, 1)).square().sum()
-            output = Output(loss=own, logits=logits)
+            output = Output(loss=own, logits=logits + 0 if self.own == "beside" else logits)
         return output
 
 
@@ -135,6 +137,7 @@ def test_a_decoder_reads_the_labels():
     ("own", "loss", "data", "words"),
     [
         ("smoothed", "cross_entropy", lambda b: b, "unknown which belong together"),
+        ("beside", "cross_entropy", lambda b: b, "unknown which belong together"),
         ("balanced", "model", FORMS["list"], "no mean over samples or labels"),
         ("mean", "model", lambda b: [(b["input_ids"], b["labels"])], "a mapping with 'labels'"),
         ("mean", "square", lambda b: b, "data y"),
@@ -163,3 +166,64 @@ def test_evaluation_and_cushions_of_labelled_batches():
     assert found.loss == pytest.approx(net(**whole).loss.item(), rel=1e-12)
     plain = {name: part for name, part in whole.items() if name != "labels"}
     assert_same(*(rt.layer_cushions(net, data).values for data in (whole, plain)))
+
+
+class Classifier(nn.Module):
+    """Takes labels and computes no loss from them, as a net of the caller's may."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, x, labels=None):
+        return {"logits": self.layer(x), "loss": None}
+
+
+@pytest.mark.parametrize("labels", [
+    torch.arange(5) % 3, torch.arange(20).view(5, 4) % 3, torch.arange(15.0).view(5, 3),
+], ids=["of samples", "of tokens", "values"])  # fmt: skip
+@pytest.mark.parametrize("net", [Classifier(), nn.Linear(4, 3).double()], ids=["takes", "not"])
+def test_labels_of_a_net_without_a_loss_stay_where_they_are(net, labels):
+    x = torch.randn(5, *labels.shape[1 : -1 if labels.is_floating_point() else None], 4).double()
+    layer, square = getattr(net, "layer", net), labels.is_floating_point()
+    logits = layer(x).detach()
+    expected = (
+        0.5 * (logits - labels).square().sum() / 5
+        if square
+        else F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+    )
+    name = "input" if layer is net else "x"
+    data = {name: x, "labels": labels}
+    found = rt.evaluate(net, data, loss="square" if square else "cross_entropy")
+    assert found.loss == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "masked"])
+def test_labels_are_found_by_the_loss_of_a_model_in_any_precision(causal, dtype, frozen):
+    net, whole = Language(causal).to(dtype).requires_grad_(not frozen), batch()
+    rel = 1e-12 if dtype == torch.float64 else 0.02
+    assert rt.evaluate(net, whole).loss == pytest.approx(net(**whole).loss.item(), rel=rel)
+
+
+def test_a_model_that_overwrites_an_input_overwrites_a_copy():
+    whole = batch() | {"shared": torch.zeros(1)}
+    rt.evaluate(Language(True), whole)
+    assert not whole["shared"].any()
+
+
+class Regression(nn.Linear):
+    """Compares a value for each token with its label."""
+
+    def forward(self, x, labels=None):
+        logits = super().forward(x)
+        loss = None if labels is None else (logits[..., 0] - labels).square().mean()
+        return {"logits": logits, "loss": loss}
+
+
+def test_values_of_tokens_are_no_words():
+    net, x, labels = Regression(4, 1).double(), torch.randn(5, 3, 4), torch.randn(5, 3)
+    found = rt.evaluate(net, {"x": x, "labels": labels}, loss=rt.Loss(
+        lambda output, target: (output["logits"][..., 0] - target).square().mean()))  # fmt: skip
+    assert found.loss == pytest.approx(net(x, labels)["loss"].item(), rel=1e-12)

@@ -153,3 +153,17 @@ def test_weights_of_a_loss_of_net_and_batch_are_its_own():
 def test_weights_given_later_count():
     (batch,) = rt.Data.of(rt.Data.of((X, LABELS)), sample_weight=COPIES)
     assert batch.sample_weight.tolist() == COPIES.tolist()
+
+
+@pytest.mark.parametrize(("data", "weight", "message"), [
+    ((X, LABELS, COPIES.double()), COPIES, "the data have weights of their own, too"),
+    ((X, LABELS), True, r"got True for a pair \(x, y\), needs \(x, y, weights\)"),
+    ([(X, LABELS)], True, r"got True for a pair \(x, y\), needs \(x, y, weights\)"),
+    ([(X, LABELS)], COPIES, "got numbers together with batches; needs True"),
+    ((X, LABELS), COPIES[:4], r"got shape \(4,\) for 5 samples"),
+    ((X, LABELS), -COPIES, r"got shape \(5,\) for 5 samples, needs one finite number of at leas"),
+    ((X, LABELS), COPIES.double().log().abs(), r"got shape \(5,\) for 5 samples"),
+])  # fmt: skip
+def test_weights_that_do_not_belong_to_the_samples_are_refused(data, weight, message):
+    with pytest.raises(ValueError, match=f"^sample_weight: {message}"):
+        list(rt.Data.of(data, sample_weight=weight))

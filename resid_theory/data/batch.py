@@ -44,8 +44,7 @@ class Place:
 
     def put(self, content: Any, dtype: torch.dtype | None) -> Any:
         """The tensors of a nest on the device, floating-point ones in a dtype."""
-        floating = {tensor.dtype for tensor in tensors_of(content) if tensor.is_floating_point()}
-        if self.device is None and (dtype is None or floating <= {dtype}):
+        if self.device is None:
             return content
 
         def moved(tensor: Tensor) -> Tensor:
@@ -116,18 +115,10 @@ class Batch:
         Returns:
             A batch; None if their samples have different shapes or structures.
         """
-        mine, theirs = (list(tensors_of(list(batch.pair))) for batch in (self, other))
-        shapes = [[tensor.shape[1:] for tensor in side] for side in (mine, theirs)]
-        if shapes[0] != shapes[1]:
+        try:
+            return replace(join([self, other]), sample_weight=None)
+        except ValueError:
             return None
-        more = iter(theirs)
-
-        def both(tensor: Tensor) -> Tensor:
-            after = next(more)
-            return torch.cat([tensor, after]) if len(tensor) == self.size else tensor
-
-        content = tuple(map_tensors(side, both) for side in self.pair)
-        return replace(self, content=content, size=self.size + other.size, sample_weight=None)
 
     def ends(self) -> "Batch":
         """The last sample and the first one, in this order; of one sample that one."""

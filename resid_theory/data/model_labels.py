@@ -58,13 +58,14 @@ def labels_are_next(net: nn.Module, x: Mapping[str, Any], labels: Tensor) -> boo
         own, logits = named.get("loss"), named.get("logits")
         if own is None or logits is None or logits.shape[:-1] != labels.shape:
             return False
-        found = _slope(own, logits)
-        for moved, is_next in ((labels, False), (next_labels(labels), True)):
+        found, step = _slope(own, logits), max(_ALIKE, 4 * torch.finfo(logits.dtype).eps)
+        gaps = []
+        for moved in (labels, next_labels(labels)):
             point = logits.detach().requires_grad_(found.dim() > 0)
             known = _slope(Loss.of("cross_entropy")(point, moved), point)
-            step = max(_ALIKE, torch.finfo(logits.dtype).eps)
-            if float((found - known).norm()) <= step * float(known.norm()):
-                return is_next
+            gaps.append(float((found - known).norm()) - step * float(known.norm()))
+        if min(gaps) <= 0:
+            return gaps[1] < gaps[0]
     raise ValueError(
         "data: the model's own loss is the cross-entropy of its logits neither with the labels nor "
         "with those of the next token, so it is unknown which belong together; pass pairs (inputs, "

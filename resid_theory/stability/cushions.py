@@ -229,7 +229,8 @@ class _Meter:
         for name in self.layers:
             if name in missing:
                 raise ValueError(f"layers: {name!r} has no row: {missing[name]}")
-            check_choice("layers", name, self.observer.ordered(names))
+            if name not in names:
+                check_choice("layers", name, self.observer.ordered(names))
         return names & set(self.layers)
 
     def _set_apart(self, name: str, why: str) -> None:
@@ -323,18 +324,15 @@ class _Meter:
         if not self.include_bias and not use.exact:
             output = use.apply(use.input, use.weight)
         elif bias is not None and not self.include_bias:
-            # ‖y - b‖² from y·b = x·Wᵀb + b·b: no copy of y, no second convolution.
-            if use.geometry is None and use.input.shape[-1] <= len(bias):
-                seen = use.input @ (bias @ use.weight) + bias @ bias
-            else:
-                seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
+            # ‖y - b‖² from y·b: no copy of y, no second convolution.
+            seen = output.flatten(2).sum(2) @ bias if use.geometry else output @ bias
             full = layout.norms(output, self.samples).square()
             entries = output.numel() // (1 if layout.axis is None else self.samples)
             offset = entries / len(bias) * bias.double().square().sum()
             square = full + offset - 2 * layout.rows(seen, self.samples).double().sum(1)
             # Where the bias is most of the output, the difference has lost the digits that count.
-            if not bool((~(square * _CANCELLATION > full + offset) & (below > 0)).any()):
-                return square.clamp(min=0).sqrt()
+            if bool(((square * _CANCELLATION > full + offset) | (below == 0)).all()):
+                return square.sqrt()
             output = use.apply(use.input, use.weight)
         return layout.norms(output, self.samples)
 

@@ -88,18 +88,14 @@ def _by_two_gradients(function: Function, z: Tensor, tangent: Tensor) -> tuple[T
     with torch.enable_grad():
         value, leaf = _recorded(function, z)
         cotangent = torch.zeros_like(value, requires_grad=True)
-        (grad,) = torch.autograd.grad(
-            value, leaf, cotangent, create_graph=True, materialize_grads=True
-        )
-        (product,) = torch.autograd.grad(grad, cotangent, tangent, materialize_grads=True)
+        (grad,) = torch.autograd.grad(value, leaf, cotangent, create_graph=True)
+        (product,) = torch.autograd.grad(grad, cotangent, tangent)
     return value.detach(), product
 
 
 def _recorded(function: Function, z: Tensor) -> tuple[Tensor, Tensor]:
     leaf = z.detach().clone().requires_grad_()
-    value = function(leaf.clone())
-    # A map that ignores z, such as a constant, has no graph: give it one.
-    return (value if value.requires_grad else value + 0 * leaf.sum()), leaf
+    return function(leaf.clone()) + leaf[:0].sum(), leaf  # also of a map that ignores z
 
 
 def squared_norm(
@@ -158,8 +154,5 @@ def products(
         if side == "in":
             product = jacobian_product(function, many, vectors.view_as(many))[1]
         else:
-            (product,) = torch.autograd.grad(
-                value, leaf, vectors.view_as(value), retain_graph=True,
-                materialize_grads=True,
-            )  # fmt: skip
+            (product,) = torch.autograd.grad(value, leaf, vectors.view_as(value), retain_graph=True)
         yield product.reshape(at_once, len(z), -1)[:copies]

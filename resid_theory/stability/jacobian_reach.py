@@ -145,7 +145,7 @@ class OnwardMap:
         """Norms of the Jacobians, those of Frobenius by random signs."""
         z, shapes = self.z, self._shapes
         value, product = jacobian_product(self, z, z)
-        squares = [torch.zeros(len(z), shape[1:].numel() or 1, dtype=torch.float64)
+        squares = [torch.zeros(len(z), shape[1:].numel(), dtype=torch.float64)
                    for shape in shapes]  # fmt: skip
         for pushed in products(self, z, "in", probes, generator, _ROWS):
             for total, part, shape in zip(

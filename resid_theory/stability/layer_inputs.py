@@ -47,9 +47,8 @@ class RowOrder:
         """All entries of each sample, or of some, of an input or output, (samples, entries)."""
         if self.axis is None:
             return x.reshape(1, -1).expand(samples if places is None else len(places), -1)
-        if self.axis:
-            x = x.movedim(self.axis, 0)
-        x = x.unflatten(0, (samples, -1) if self.sample_major else (-1, samples))
+        sizes = (samples, -1) if self.sample_major else (-1, samples)
+        x = x.movedim(self.axis, 0).unflatten(0, sizes)
         if not self.sample_major:
             x = x.transpose(0, 1)
         if places is not None:

@@ -222,7 +222,7 @@ def _einsum(equation: Any, *operands: Any) -> Operation | None:
         named = left.replace("...", "").replace(",", "")
         result = "..." + "".join(sorted(a for a in set(named) if named.count(a) == 1))
     hidden = [x.dim() - len(s.replace("...", "")) for s, x in zip(sides, operands, strict=True)]
-    stars = "".join(chr(0x3B1 + n) for n in range(max(*hidden, 0)))
+    stars = "".join(chr(0x3B1 + n) for n in range(max(hidden)))
     one, other = (
         side.replace("...", stars[len(stars) - n :]) for side, n in zip(sides, hidden, strict=True)
     )

@@ -4,13 +4,11 @@ import itertools
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from graphlib import CycleError, TopologicalSorter
 from types import FunctionType
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
@@ -25,7 +23,7 @@ from resid_theory.identity import (
 )
 from resid_theory.runtime.net_state import NetAttributes
 from resid_theory.stability.linear_uses import READERS, Geometry, LinearUse, Operation, Piece
-from resid_theory.stability.weight_tracker import NUMBERS, Label, WeightTracker, has_no_values
+from resid_theory.stability.weight_tracker import Label, WeightTracker, has_no_values
 
 __all__ = ["Key", "MapObserver", "UseReport"]
 
@@ -114,8 +112,6 @@ class MapObserver(TorchFunctionMode):
         self._callers: dict[Label, Label] = {}
         self._tracker.start()
         with ExitStack() as hooks:
-            hooks.callback(self._tracker.forget)
-            hooks.callback(setattr, self, "_padded", ())  # which holds an input
             for labels in self._tracker.owners.values():
                 for label in labels if len(labels) > 1 else ():  # which of them calls
                     hooks.enter_context(self._modules[label.module].register_forward_pre_hook(
@@ -146,16 +142,12 @@ class MapObserver(TorchFunctionMode):
 
     def in_order(self) -> list[Key]:
         """Uses in the order of the forward pass; of two that no pass had both, that of the net."""
-        sorter, found, ready = TopologicalSorter(self._before), list[Key](), list[Key]()
-        with suppress(CycleError):  # an order that depends on the samples; what is in it comes last
-            sorter.prepare()
-        while sorter.is_active():
-            ready = sorted([*ready, *sorter.get_ready()], key=self._place, reverse=True)
-            if not ready:
-                break
-            found.append(ready.pop())
-            sorter.done(found[-1])
-        return found + sorted(self._before.keys() - found, key=self._place)
+        found, rest = dict[Key, None](), sorted(self._before, key=self._place)
+        while rest:  # of an order that depends on the samples, the net's first comes first
+            ready = (key for key in rest if self._before[key] <= found.keys())
+            key = next(ready, rest[0])
+            found[key] = rest.remove(key)
+        return list(found)
 
     def _place(self, key: Key) -> tuple[Any, ...]:
         return self._places[key[0]], key
@@ -195,8 +187,6 @@ class MapObserver(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
-        if isinstance(result, (int, torch.Size)) and name not in NUMBERS:  # x.shape, x.dim()
-            return result
         self._tracker.follow_rows(name, args, result)
         if name in READERS and self._is_map(name, args, kwargs, result):
             return result

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from resid_theory.runtime.net_state import OF_TORCH
 from resid_theory.stability.linear_uses import READERS
 
-__all__ = ["NUMBERS", "Label", "WeightTracker", "has_no_values"]
+__all__ = ["Label", "WeightTracker", "has_no_values"]
 
-NUMBERS = ("tolist", "item", "numpy", "__int__", "__index__")
+_NUMBERS = ("tolist", "item", "numpy", "__int__", "__index__")
 """Functions that hand numbers to Python."""
 _PICKS = ("__getitem__", "index_select", "gather", "take", "take_along_dim", "masked_select")
 _SCATTERS = ("__setitem__", "index_add", "index_add_", "index_put", "index_put_", "index_copy",
@@ -76,19 +76,14 @@ class WeightTracker:
                     self.owners[parameter].append(label)
         for labels in self.owners.values():
             labels.sort(key=lambda own: isinstance(modules.get(own.module), nn.Embedding))
-        self.forget()
 
-    def forget(self) -> None:
-        """Forget what was made from parameters, and hold no tensor of a pass that is over."""
+    def start(self) -> None:
+        """Take the parameters and other tensors of the modules as they are before a pass."""
         self._known: dict[int, _Constant] = {}
         self._routed: dict[int, weakref.ref[Tensor]] = {}
         self._storages: dict[int, list[Tensor]] = defaultdict(list)
         self._picks: dict[Label, int] = defaultdict(int)
         self._read: set[str] = set()  # how Python got numbers of samples, with which it may index
-
-    def start(self) -> None:
-        """Take the parameters and other tensors of the modules as they are before a pass."""
-        self.forget()
         for module in self._modules.values():
             own = [value for key, value in vars(module).items() if key not in OF_TORCH]
             for tensor in _tensors([*module._buffers.values(), *own]):
@@ -99,8 +94,6 @@ class WeightTracker:
 
     def follow(self, name: str, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         """Find out whether a function's result is made from parameters alone, or meets a sample."""
-        if name == "__get__" and not self.constant(args[0]):
-            return
         given = [*_tensors(args), *_tensors(kwargs.values())]
         known = [self.constant(tensor) for tensor in given]
         if all(known):
@@ -126,7 +119,7 @@ class WeightTracker:
             and name not in _SCATTERS
             and any(map(self.is_routed, _tensors(args)))
         )
-        if name in NUMBERS and not self.constant(args[0]):
+        if name in _NUMBERS and not self.constant(args[0]):
             self._read.add(name)
         if name in ("__getitem__", "index_select", "masked_select") and not self.label(args[0]):
             index = args[1] if name == "__getitem__" else args[-1]
