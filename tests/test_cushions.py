@@ -492,6 +492,17 @@ class Experts(nn.Module):
         return out.view_as(x)
 
 
+def test_an_expert_that_no_sample_reaches_is_listed():
+    torch.manual_seed(0)
+    net, x = Experts(), noise(12, 3, 6)
+    with torch.no_grad():
+        net.gate.weight[1] = 0.0
+        net.gate.weight[2] = -net.gate.weight[0]  # one of them is above 0
+    found = rt.layer_cushions(net, x)
+    assert found.layers == ("gate", "experts.0", "experts.2")
+    assert found.not_covered["experts.1"] == "no sample has a row in its input"
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_rows_that_are_routed_are_right(seed):
     torch.manual_seed(seed)
@@ -519,6 +530,13 @@ def test_a_step_in_float32_is_no_coupling(seed):
     """Any warning is an error here; float32 rounds otherwise at another batch size."""
     torch.manual_seed(seed)
     assert rt.layer_cushions(Half(), noise(5, 7, 5, seed=seed)).layers == ("a", "b")
+
+
+@pytest.mark.parametrize("norm", ["kernel", "operator"])
+@pytest.mark.parametrize("layer, shape", [(nn.Linear(4, 3), (4,)), (nn.Conv1d(4, 3, 2), (4, 5))])
+def test_a_weight_of_zeros_has_no_cushion(layer, shape, norm):
+    nn.init.zeros_(layer.weight)
+    assert rt.layer_cushions(nn.Sequential(layer), noise(3, *shape), norm=norm).values.isnan().all()
 
 
 @pytest.mark.parametrize("norm", ["kernel", "operator"])

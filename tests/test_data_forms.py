@@ -167,12 +167,23 @@ def test_few_samples_beside_a_number_and_batches_of_other_lengths(generator, siz
         torch.testing.assert_close(operator.dense(), exact)
 
 
+@pytest.mark.parametrize(
+    ("data", "sizes"), [((X, Y), [2, 2, 1]), ([(X, Y), (X[:3], Y[:3])], [5, 3])]
+)
+def test_batches_that_are_given_stay_as_they_are(data, sizes):
+    held = Data.of(data).held() if isinstance(data, list) else Data.of(data)
+    for some in (Data.of(data), held):
+        parts = list(some.chunks(2))
+        assert [part.size for part in parts] == sizes
+        assert torch.equal(torch.cat([part.pair[0] for part in parts])[:5], X)
+
+
 def test_a_bar_counts_the_batches_of_a_loader(capsys):
     loader = DataLoader(TensorDataset(X, Y), batch_size=2)
     for data in (loader, (X, Y)):
         rt.layer_cushions(nn.Linear(2, 1), data, batch=2, progress=True)
         assert "3/3" in capsys.readouterr().err
-    rt.layer_cushions(nn.Linear(2, 1), iter(loader), progress=True)
+    rt.layer_cushions(nn.Linear(2, 1), (pair for pair in loader), progress=True)
     assert "3it" in capsys.readouterr().err
 
 

@@ -435,6 +435,22 @@ def end(side):
     return nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(4, 2)
 
 
+class Reversed(nn.Module):
+    def forward(self, weight):
+        return weight.flip(0)
+
+
+def test_an_identity_that_is_mixed_ends_the_paths():
+    net = rt.simplified_net(5, identity="residual")
+    nn.utils.parametrize.register_parametrization(net.conv2, "weight", Reversed(), unsafe=True)
+    paths = subactivation_paths(net)
+    assert paths.names == ("relu2",) and set(paths.unmeasured) == {"relu0", "relu1"}
+    assert (
+        "at conv2: layer: its weight is made by ResidualWeight, then Reversed"
+        in (paths.unmeasured["relu0"])
+    )
+
+
 def test_an_unknown_module_ends_the_paths():
     net = rt.simplified_net(5)
     paths = subactivation_paths(nn.Sequential(*net[:3], nn.Softshrink(), *net[3:]))

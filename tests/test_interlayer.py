@@ -255,6 +255,55 @@ def test_a_map_that_ignores_its_input_has_no_cushion(method, parameter):
     assert found.sides == ("out",) and found.values.isnan().all()
 
 
+class Cube(torch.autograd.Function):
+    """Has no derivative in forward mode."""
+
+    @staticmethod
+    def forward(context, x):
+        context.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(context, cotangent):
+        return 3 * cotangent * context.saved_tensors[0] ** 2
+
+
+class Cubes(nn.Module):
+    def forward(self, x):
+        return Cube.apply(x)
+
+
+def test_operations_without_a_forward_derivative_have_a_jacobian():
+    net, x = nn.Sequential(nn.Linear(4, 6), Cubes(), nn.Linear(6, 3)), noise(3, 4)
+    found = rt.interlayer_cushions(net, x, start=0, method="exact", kappa="none")
+    jacobians = (net[2].weight * 3 * net[0](x)[:, None] ** 2) @ net[0].weight
+    ratio = (jacobians @ x[..., None]).flatten(1).norm(dim=1) / jacobians.flatten(1).norm(dim=1)
+    assert relative_error(found.values[0], (ratio / x.norm(dim=1)).detach()) < EXACT
+
+
+class Twice(nn.Module):
+    """Calls one layer by a keyword, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.layer = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.tanh(self.layer(input=torch.tanh(self.layer(input=self.before(x)))))
+
+
+def test_a_module_called_again_by_a_keyword_starts_at_its_first_call():
+    net, x = Twice(), noise(3, 4)
+    found = rt.interlayer_cushions(net, x, start="layer", method="exact")
+
+    def behind(z):
+        return torch.tanh(net.layer(torch.tanh(net.layer(z))))
+
+    assert relative_error(found.values[0], oracle(behind, net.before(x), "spatial")) < EXACT
+    stopped = rt.interlayer_cushions(net, x, start="before", stop="layer", method="exact")
+    assert relative_error(stopped.values[0], oracle(net.before, x, "spatial")) < EXACT
+
+
 def test_attention_has_a_jacobian():
     net = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
     z = noise(2, 3, 4)
@@ -319,9 +368,59 @@ class Coupled(nn.Module):
         return x + 1e-6 * x.mean(0)
 
 
+class Ending(nn.Module):
+    """A layer that is called, one that is not, and a function of the output."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.idle, self.sum = nn.Linear(5, 5), nn.Linear(5, 5), Sum()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.sum(self.layer(x), x))
+
+
+class Sum(nn.Module):
+    def forward(self, one, other):
+        return one + other
+
+
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
+        (
+            lambda: Ending(torch.sum),
+            {"start": "layer"},
+            r"net: gives Tensor of shapes \(\) for 3 sa",
+        ),
+        (
+            lambda: Ending(torch.argmax),
+            {"start": "layer"},
+            "net: gives Tensor of shapes none for 3",
+        ),
+        (
+            lambda: Ending(lambda y: [y, y[0]]),
+            {"start": "layer"},
+            r"net: gives list of shapes \(3, 2, 5, 5\), \(2, 5, 5\) for 3 samples",
+        ),
+        (lambda: Ending(torch.relu), {"start": "idle"}, "start: 'idle' was not called on these da"),
+        (
+            lambda: Ending(torch.relu),
+            {"start": "layer", "stop": "idle"},
+            "stop: is not reached behind start in layer:idle",
+        ),
+        (lambda: Ending(torch.relu), {"blocks": ["idle"]}, "blocks: 'idle' was not called on thes"),
+        (lambda: Ending(torch.relu), {"blocks": ["sum"]}, "blocks: 'sum' takes more than one tens"),
+        (
+            lambda: nn.Sequential(nn.Flatten(0), nn.Identity()),
+            {"start": 1},
+            r"start: the input of 1: is \(150,\) of torch.float64; needs real vectors",
+        ),
+        (
+            lambda: nn.Sequential(nn.Flatten(0, 1)),
+            {"start": 0},
+            r"net: 0: gives \(6, 5, 5\) for 3 samples; needs the samples along the first axis",
+        ),
         (small_net, {"start": 9}, "start: got 9, the net has 7 layers"),
         (small_net, {"start": 3, "stop": 3}, "stop: got 3 for start=3, needs a later layer"),
         (small_net, {"start": "conv"}, "start: unknown name 'conv'"),
@@ -352,8 +451,15 @@ class Coupled(nn.Module):
 )
 def test_refusals(net, arguments, message):
     x = noise(3, 2, 5, 5)
+    call = rt.stability.block_cushions if "blocks" in arguments else rt.interlayer_cushions
     if message is None:
-        rt.interlayer_cushions(net(), x, **arguments)
+        call(net(), x, **arguments)
         return
     with pytest.raises(ValueError, match=f"^{message}"):
-        rt.interlayer_cushions(net(), x, **arguments)
+        call(net(), x, **arguments)
+
+
+def test_words_are_no_input_of_a_jacobian():
+    net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"^start: the input of 0: is \(6, 2\) of torch.int64"):
+        rt.interlayer_cushions(net, torch.arange(12).view(6, 2) % 5, start=0)

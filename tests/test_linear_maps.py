@@ -1,5 +1,7 @@
 """Maps found by operation: names, and values against one sample at a time in plain torch."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -47,7 +49,10 @@ def whole(matrix):
 # Shape of w, what is done with a batch, and by name: weight, input and output for one sample.
 OPERATIONS = {
     "linear": ((3, 4), F.linear, whole(lambda w: w)),
+    "linear by a vector": ((4,), F.linear, {"w": lambda x, w: (w, x, x @ w)}),
     "matmul": ((4, 3), lambda x, w: x @ w, whole(lambda w: w.T)),
+    "matmul by keywords": ((4, 3), lambda x, w: torch.matmul(other=w, input=x),
+                           whole(lambda w: w.T)),
     "from the left": ((3, 5), lambda x, w: w @ x, {"w": lambda x, w: (w, x, w @ x)}),
     "vector": ((4,), lambda x, w: x @ w, {"w": lambda x, w: (w, x, x @ w)}),
     "mm": ((4, 3), lambda x, w: torch.mm(rows(x), w).view(len(x), -1), whole(lambda w: w.T)),
@@ -79,6 +84,10 @@ OPERATIONS = {
         {f"w[{e}]": lambda x, w, e=e: (w[e], x, x @ w[e].T) for e in range(2)},
     ),
     "implicit einsum": ((4, 3), lambda x, w: torch.einsum("btd,dk", x, w), whole(lambda w: w.T)),
+    "einsum of a list": ((3, 4), lambda x, w: torch.einsum("btd, kd -> btk", [x, w]),
+                         whole(lambda w: w)),
+    "einsum by numbers": ((3, 4), lambda x, w: torch.einsum(x, [0, 1, 2], w, [3, 2], [0, 1, 3]),
+                          whole(lambda w: w)),
     "tokens and features": ((5, 4, 3), lambda x, w: torch.tensordot(x, w, 2),
                             {"w": lambda x, w: (w, x, torch.einsum("td,tdk->k", x, w))}),
     "inner": ((3, 4), torch.inner, whole(lambda w: w)),
@@ -86,6 +95,8 @@ OPERATIONS = {
                {"w": lambda x, w: (w, x, F.conv1d(x[None], w, padding=1)[0])}),
     "conv1d, same": ((3, 5, 2), lambda x, w: F.conv1d(x, w, padding="same"),
                      {"w": lambda x, w: (w, x, F.conv1d(F.pad(x[None], (0, 1)), w)[0])}),
+    "conv1d, one by one": ((3, 5, 3), lambda x, w: torch.stack([F.conv1d(one, w) for one in x]),
+                           {"w": lambda x, w: (w, x, F.conv1d(x[None], w)[0])}),
     "padded by hand": ((3, 5, 3), circular, {"w": lambda x, w: (w, x, circular(x[None], w)[0])}),
     "index": ((2, 3, 4), lambda x, w: F.linear(x, w[1]),
               {"w[1]": lambda x, w: (w[1], x, x @ w[1].T)}),
@@ -154,6 +165,15 @@ def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
     ((2, 4, 3), lambda x, w: torch.einsum("btd,btdk->btk", x, w[x[..., 0].long().abs() % 2])),
     ((4, 4), lambda x, w: F.linear(x, w[[int(x[0].abs().argmax()) % 4, 1, 2, 3]])),
     ((1, 5, 4), lambda x, w: torch.cat([w.expand(len(x), -1, -1), x], 1)),
+    ((4, 4), lambda x, w: torch.einsum("bti,ii->bti", x, w)),
+    ((4, 4), lambda x, w: torch.einsum("bti,jj->bti", x, w)),
+    ((3, 4), lambda x, w: x + torch.einsum("bti,ji->bt", x, w)[..., None]),
+    ((4, 3), lambda x, w: x + 0 * torch.einsum("bti,ij->jb", x, w).sum()),
+    ((4, 4), lambda x, w: x + torch.einsum("bti,ij,btj->bt", x, w, x)[..., None]),
+    ((4,), lambda x, w: torch.einsum("bti,j->btj", x, w)),
+    ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4))),
+    ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x)),
+    ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum()),
 ])  # fmt: skip
 def test_other_uses_are_no_maps(shape, function):
     class Net(Used):
@@ -167,6 +187,81 @@ def test_other_uses_are_no_maps(shape, function):
     x = noise(6, TOKENS, FEATURES)
     found = rt.layer_cushions(Net(), x)
     assert found.layers == ("head",) and set(found.not_covered) == {"w"}
+
+
+def gram(x, w):
+    return F.linear((x[:, 0] @ x[:, 0].T)[..., None].expand(-1, -1, 4), w)
+
+
+def tangled(x, w):
+    """Rows a0 b0 c0 c1 b1 a1 of samples a, b, c."""
+    return F.linear(torch.cat([x[:, 0], x[:, 1].flip(0)]), w)
+
+
+@pytest.mark.parametrize("shape, function, reason", [
+    ((3, 4), gram, r"no axis of samples: \(2, 2, 4\) for two samples and \(3, 3, 4\) for three"),
+    ((3, 4), lambda x, w: F.linear(torch.cat([x[:, 0], x[:1, 0]]), w), r"no axis of .*\(3, 4\)"),
+    ((3, 4), lambda x, w: F.linear(torch.cat([x[:, 0], x[2:, 0]]), w), "depend on the other sam"),
+    ((4, 1), lambda x, w: F.linear(x[:, 0].T, w.expand(-1, len(x))), "along axis 1, which the la"),
+    ((3, 4, 1), lambda x, w: F.conv1d(x[:, 0].T[None], w), "along axis 2, which the layer mixes"),
+], ids=["two axes", "one row more", "rows of a third", "features", "places"])  # fmt: skip
+def test_inputs_without_an_axis_of_samples_are_listed(shape, function, reason):
+    net = Used(shape, lambda x, w: x + 0 * function(x, w).sum())
+    net.head, forward = nn.Linear(4, 2), net.forward
+    net.forward = lambda x: net.head(forward(x))
+    found = rt.layer_cushions(net, noise(6, TOKENS, 4))
+    assert found.layers == ("head",) and list(found.not_covered) == ["w"]
+    assert re.search(reason, found.not_covered["w"])
+
+
+def test_rows_in_an_order_of_their_own_are_taken_sample_by_sample():
+    net, x = Used((3, 4), tangled), noise(5, 2, 4)
+    found, w = rt.layer_cushions(net, x, batch=2), net.w.detach()
+    exact = (x @ w.T).flatten(1).norm(dim=1) / w.norm() / x.flatten(1).norm(dim=1)
+    torch.testing.assert_close(found.values[0], exact, rtol=1e-12, atol=0)
+
+
+class Turning(nn.Module):
+    """Uses its layer twice, then on other rows, or more often, in some batches."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.first, self.second, self.change = nn.Linear(4, 4), nn.Linear(4, 4), change
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(self.change(torch.tanh(self.second(x))))
+
+
+def test_samples_in_another_order_in_a_second_use_are_seen():
+    net, x = Turning(lambda z: z.flip(0) if len(z) > 3 else z), noise(6, 4)
+    found = rt.layer_cushions(net, x)
+    net.change = lambda z: z
+    torch.testing.assert_close(found.values, rt.layer_cushions(net, x).values)
+    assert found.layers == ("first", "second#1", "second#2")
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    (lambda net, z: torch.cat([z, z[:1]]), "the rows of its input are not those of the samples"),
+    (lambda net, z: net.second(z), "the number of its calls depends on the samples"),
+])  # fmt: skip
+def test_what_a_later_batch_shows_is_heard(change, reason):
+    net = Turning(lambda z: change(net, z) if len(z) == 1 else z)
+    found = rt.layer_cushions(net, noise(5, 4), batch=4)
+    assert found.layers == ("first",) and reason in found.not_covered["second"]
+
+
+def test_a_net_that_takes_no_single_sample_is_told_apart():
+    def routed(x, w):
+        if len(x) < 2:
+            raise RuntimeError("needs two samples")
+        return F.linear(x[x[:, 0].argsort()], w)
+
+    net = nn.Sequential(nn.Linear(4, 4), Used((3, 4), routed))
+    found = rt.layer_cushions(net, noise(5, 4))
+    assert found.layers == ("0",)
+    assert re.search("those routed to experts; one sample alone: .* two samples$",
+                     found.not_covered["1.w"])  # fmt: skip
 
 
 def test_picked_rows_of_a_weight_with_an_identity_have_no_identity():

@@ -336,6 +336,28 @@ def test_extremes_of_the_bound_are_those_of_all_batches(batch, turned):
     assert found.effective_parameters == pytest.approx(plain_bound(net, x, 0.7), rel=1e-10)
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + super().forward(2 * x)
+
+
+class Late(nn.Module):
+    """Calls its second layer for few samples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) if len(x) < 5 else x
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -344,12 +366,25 @@ def test_extremes_of_the_bound_are_those_of_all_batches(batch, turned):
         (lambda x: stability.activation_noise(rt.full_net(8), noise(1, 3, 8, 8)),
          "net: block1 is a Block with layers of its own"),
         (lambda x: stability.activation_noise(nn.Linear(2, 2), x), "net: got Linear, needs"),
+        (lambda x: stability.activation_noise(nn.Sequential(nn.ReLU()), x),
+         "net: has no linear layer, needs at least one"),
+        (lambda x: stability.activation_noise(
+            nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 2)), x[:, 0, 0].long().abs()),
+         "data x: the input of module 0 of the chain is torch.int64, needs a tensor of floating"),
+        (lambda x: stability.activation_noise(nn.Sequential(Pair(), nn.Linear(5, 2)), x, start=1),
+         "data x: the input of module 1 of the chain is tuple, needs a tensor of floating"),
+        (lambda x: stability.weight_noise(nn.LayerNorm(5), x), "net: has no layer into whose weig"),
+        (lambda x: stability.weight_noise(Late(), noise(7, 5), batch=6),
+         "net: the layer 'second' cannot be measured: the rows of its input"),
+        (lambda x: stability.compression_bound(
+            nn.Sequential(Doubled(5, 4), nn.ReLU(), nn.Linear(4, 2)), noise(3, 5), margin=1.0),
+         "net: 0 is not one linear map"),
         (lambda x: stability.weight_noise(conv_net(), x, layers=["7"]), "layers: unknown name"),
         (lambda x: stability.compression_bound(conv_net(), x, margin=0), "margin: got 0"),
         (lambda x: stability.activation_contraction(nn.Linear(2, 2), x), "net: has no activation"),
         (lambda x: stability.interlayer_smoothness(conv_net(), x).rho(1.0), "delta: got 1.0"),
     ],
-    ids=range(8),
+    ids=range(14),
 )  # fmt: skip
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):

@@ -214,7 +214,8 @@ class _Meter:
             batch.call(self.net)
         self.latest = None
         for key in look.layouts:
-            if key[0] in names and self._count(key) != self.measured + batch.size:
+            count = sum(part.shape[1] for _, part in self.rows.get(key, ()))
+            if key[0] in names and count != self.measured + batch.size:
                 self._set_apart(key[0], _CALLS)
         if self.apart:
             self._measure_apart(batch)
@@ -237,14 +238,8 @@ class _Meter:
         """Measure a map one sample at a time from the first batch on, or not at all."""
         if name in self.apart or name in self.irregular:
             return
-        known = [key for key in self.rows if key[0] == name]
-        late = self.measured and any(self._count(key) for key in known)
+        late = self.measured and any(key[0] == name for key in self.rows)
         (self.irregular if late or not self.independent else self.apart)[name] = why
-        for key in known:
-            del self.rows[key]
-
-    def _count(self, key: Key) -> int:
-        return sum(part.shape[1] for _, part in self.rows.get(key, ()))
 
     def take(self, use: LinearUse) -> None:
         """Measure one use in a batch."""
@@ -338,8 +333,9 @@ class _Meter:
 
     def result(self) -> tuple[tuple[str, ...], Tensor, dict[str, str]]:
         """Names of the rows; gains and norms, (rows, 3, samples); reasons for all without a row."""
-        missing = self.observer.missing() | self.irregular
         known = {name for name, _ in self.rows} - self.irregular.keys()
+        idle = dict.fromkeys(self.apart.keys() - known, "no sample has a row in its input")
+        missing = self.observer.missing() | idle | self.irregular
         keys = [key for key in self.observer.in_order() if key in self.rows and key[0] in known]
         if not keys:
             reasons = "; ".join(f"{k}: {v}" for k, v in missing.items())

@@ -197,12 +197,12 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Operat
     return found._replace(letters=(f"{rest}K", "K"), result=rest)
 
 
-def _matmul(one: Tensor, other: Tensor) -> Operation:
-    batch = _BATCH[: max(one.dim(), other.dim(), 2) - 2]
-    first = "K" if one.dim() == 1 else batch[len(batch) - one.dim() + 2 :] + "MK"
+def _matmul(input: Tensor, other: Tensor) -> Operation:
+    batch = _BATCH[: max(input.dim(), other.dim(), 2) - 2]
+    first = "K" if input.dim() == 1 else batch[len(batch) - input.dim() + 2 :] + "MK"
     second = "K" if other.dim() == 1 else batch[len(batch) - other.dim() + 2 :] + "KN"
-    result = batch + "M" * (one.dim() > 1) + "N" * (other.dim() > 1)
-    return Operation((one, other), (first, second), result, stacked=batch)
+    result = batch + "M" * (input.dim() > 1) + "N" * (other.dim() > 1)
+    return Operation((input, other), (first, second), result, stacked=batch)
 
 
 def _added(input: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
@@ -212,12 +212,10 @@ def _added(input: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha:
 def _einsum(equation: Any, *operands: Any) -> Operation | None:
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    if not isinstance(equation, str) or len(operands) != 2:
+    if len(operands) != 2:
         return None
     left, arrow, result = equation.replace(" ", "").partition("->")
     sides = left.split(",")
-    if len(sides) != 2:
-        return None
     if not arrow:
         named = left.replace("...", "").replace(",", "")
         result = "..." + "".join(sorted(a for a in set(named) if named.count(a) == 1))

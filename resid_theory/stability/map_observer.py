@@ -61,7 +61,6 @@ _UNSEEN = (
     "no function of torch was seen to apply it to an input: the forward pass leaves it out, or "
     "runs it scripted, compiled or in an autograd.Function, or keeps its product of an earlier call"
 )
-_LAZY = "has no shape yet; call the net once before"
 # The function of nn.MultiheadAttention, which hands itself over whole, step by step.
 _ATTENTION = FunctionType(
     F.multi_head_attention_forward.__code__,
@@ -145,8 +144,8 @@ class MapObserver(TorchFunctionMode):
         found, rest = dict[Key, None](), sorted(self._before, key=self._place)
         while rest:  # of an order that depends on the samples, the net's first comes first
             ready = (key for key in rest if self._before[key] <= found.keys())
-            key = next(ready, rest[0])
-            found[key] = rest.remove(key)
+            found[next(ready, rest[0])] = None
+            rest = [key for key in rest if key not in found]
         return list(found)
 
     def _place(self, key: Key) -> tuple[Any, ...]:
@@ -161,12 +160,11 @@ class MapObserver(TorchFunctionMode):
         """Reasons, by module or parameter, for all that no map seen so far uses."""
         covered, tracker = self._biases.union(*self._covers.values()), self._tracker
         reasons: dict[str, dict[str, str]] = defaultdict(dict)
-        for label in [*(labels[0] for labels in tracker.owners.values()), *tracker.lazy]:
+        for label in (labels[0] for labels in tracker.owners.values()):
             if label not in covered:
                 known = {_REASONS.get(f, f"meets the samples in {f!r}, which is no linear map")
                          for f in tracker.met[label]}  # fmt: skip
-                why = _LAZY if label in tracker.lazy else "; ".join(sorted(known)) or _UNSEEN
-                reasons[label.module][label.name] = why
+                reasons[label.module][label.name] = "; ".join(sorted(known)) or _UNSEEN
         found: dict[str, str] = {}
         for module, each in reasons.items():
             kind = type(self._modules.get(module)).__module__

@@ -58,22 +58,16 @@ class WeightTracker:
 
     Attributes:
         owners: Labels of every parameter; of a tied one a layer's before an embedding's.
-        lazy: Labels of parameters without a shape.
         met: Names of the functions in which a parameter, or what is made from it, meets samples.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
         self.owners: dict[Tensor, list[Label]] = defaultdict(list)
-        self.lazy: list[Label] = []
         self.met: dict[Label, set[str]] = defaultdict(set)
         for name, module in modules.items():
             for tensor, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                label = Label.of(f"{name}.{tensor}".lstrip("."))
-                if nn.parameter.is_lazy(parameter):
-                    self.lazy.append(label)
-                else:
-                    self.owners[parameter].append(label)
+                self.owners[parameter].append(Label.of(f"{name}.{tensor}".lstrip(".")))
         for labels in self.owners.values():
             labels.sort(key=lambda own: isinstance(modules.get(own.module), nn.Embedding))
 
