@@ -97,9 +97,10 @@ def test_not_a_loss(kind, method, data):
         rt.hessian(mlp(), loss, data, method=method)
 
 
-def test_a_loss_linear_in_every_parameter_has_no_curvature(data):
+@pytest.mark.parametrize("method", ["layer_pairs", "columns"])
+def test_a_loss_linear_in_every_parameter_has_no_curvature(method, data):
     net = fill(nn.Linear(D, K))
-    measured = rt.hessian(net, lambda o, t: (o * t).sum(1).mean(), data, method="columns")
+    measured = rt.hessian(net, lambda o, t: (o * t).sum(1).mean(), data, method=method)
     assert torch.equal(measured, torch.zeros(8, 8))
 
 
@@ -209,6 +210,19 @@ def test_outputs_of_any_structure_with_a_loss_that_knows_them(data):
         rt.hessian(net, "square", data)
 
 
+class Matrices(nn.Module):
+    """Matrices on the right and on the left of what they multiply."""
+
+    def __init__(self, scalar=False):
+        super().__init__()
+        self.right, self.left = (nn.Parameter(torch.empty(n, 4)) for n in (D, K))
+        self.shift = nn.Parameter(torch.empty(1) if scalar else torch.empty(K, 1))
+
+    def forward(self, x):
+        hidden = torch.tanh(x @ self.right + 0.5)
+        return torch.addmm(self.shift, self.left[torch.tensor([1, 0])], hidden.T).T
+
+
 class Squared(nn.Module):
     def forward(self, weight):
         return weight.square()
@@ -229,11 +243,16 @@ def no_sequence(kind):
         return fill(net)
     if kind == "branched":
         return fill(Branched())
+    if kind in ("matrices", "one shift"):
+        return fill(Matrices(scalar=kind == "one shift"))
     net = mlp()
     if kind == "hooked":
         net[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     elif kind == "frozen":
         net[0].bias.requires_grad_(False)
+    elif kind == "weight outside":
+        outside = torch.ones(K, K).triu().requires_grad_()
+        net.register_forward_hook(lambda module, inputs, output: output @ outside)
     elif kind == "penalized":
         net.register_forward_hook(lambda module, inputs, output: output * module[0].bias.norm())
     else:
@@ -259,7 +278,8 @@ class Branched(nn.Module):
     [
         ("tied", "layer_pairs"), ("repeated", "layer_pairs"), ("hooked", "layer_pairs"),
         ("frozen", "layer_pairs"), ("branched", "columns"), ("normed", "columns"),
-        ("parametrized", "columns"), ("custom", "columns"),
+        ("parametrized", "columns"), ("custom", "columns"), ("one shift", "columns"),
+        ("matrices", "layer_pairs"), ("weight outside", "layer_pairs"),
     ],
 )  # fmt: skip
 def test_nets_that_are_no_sequence(kind, method, generator):
@@ -297,6 +317,15 @@ def test_pairs_of_layers_without_a_derivative_are_left_out(make, loss, data, mon
     measured = rt.hessian(make(), loss, data, method="layer_pairs")
     function = oracles.square_loss if loss == "square" else loss
     assert relative_error(measured, exact(make(), data, function)) <= HESSIAN
+
+
+def test_pairs_of_layers_that_do_not_fit_do_not_try_columns(data, monkeypatch):
+    def greedy(*_given):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(layer_pairs, "_accumulate", greedy)
+    with pytest.raises(torch.OutOfMemoryError):
+        rt.hessian(mlp(), "square", data)
 
 
 def test_a_parameter_that_is_used_beside_its_layer_takes_columns(data):

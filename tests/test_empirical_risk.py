@@ -253,6 +253,45 @@ def test_weight_decay_in_the_loss_is_kept_by_every_route():
         rt.hessian(net, decayed, data, method="layer_pairs")
 
 
+def test_a_net_that_is_cut_off_leaves_the_part_beside_it():
+    net = mlp()
+
+    def decayed(output, target):
+        return (output - target).square().mean() + net[0].weight.pow(4).sum()
+
+    net.register_forward_hook(lambda module, inputs, output: output.detach())
+    made = rt.curvature_operator(
+        net, decayed, (VECTORS, VALUES), matrix="gauss_newton", parameters="0.weight"
+    )
+    exact = 12 * net[0].weight.detach().square().flatten()
+    assert relative_error(made.dense(), exact.diag()) <= HESSIAN
+
+
+@pytest.mark.parametrize("matrix", ["hessian", "gauss_newton"])
+def test_weight_decay_in_a_sum_counts_once(matrix):
+    net, data = mlp(), batched(VECTORS, VALUES)
+
+    def decayed(output, target):
+        return (output - target).pow(4).sum() + 0.05 * sum(
+            p.square().sum() for p in net.parameters()
+        )
+
+    value = decayed(net(VECTORS), VALUES)
+    eye, parameters = 0.1 * torch.eye(27), list(net.parameters())
+    exact = oracles.hessian_by_nested_gradients(value, parameters)
+    if matrix == "gauss_newton":
+        exact = eye + oracles.gauss_newton_by_jacobians(
+            net(VECTORS), lambda z: (z - VALUES).pow(4).sum(), parameters
+        )
+    for chunk in (None, 2):
+        made = rt.curvature_operator(net, decayed, data, matrix=matrix, chunk=chunk)
+        assert relative_error(made.dense(), exact) <= HESSIAN
+        assert made.loss == pytest.approx(value.item(), rel=1e-13)
+    weighted = rt.Data.of((VECTORS, VALUES), sample_weight=COPIES)
+    with pytest.raises(ValueError, match="^sample_weight: the loss is a sum with a part that it"):
+        rt.curvature_operator(net, decayed, weighted, matrix=matrix)
+
+
 @pytest.mark.parametrize("matrix", ["hessian", "gauss_newton", "empirical_fisher"])
 def test_weight_decay_adds_to_the_diagonal(matrix):
     net, data = mlp(), batched(VECTORS, LABELS)
@@ -354,15 +393,19 @@ def late(output, target):
     return F.cross_entropy(output, target) + both
 
 
-@pytest.mark.parametrize("kind", ["mlp", "residual"])
-def test_a_loss_that_compares_samples_later_on(kind):
-    net = mlp() if kind == "mlp" else Net(Net.logits)  # layer pairs and columns
+def test_a_loss_that_compares_samples_later_on():
+    net = mlp()
     x, y = numbers(40, 4), torch.arange(40) % 2
     y[3] = 2  # not among those that are looked at first
-    exact = oracles.hessian_by_nested_gradients(late(net(x), y), list(net.parameters()))
+    value = late(net(x), y)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
     assert relative_error(rt.hessian(net, late, (x, y)), exact) <= HESSIAN
-    with pytest.raises(ValueError, match="^loss: needs a mean"):
-        rt.hessian(net, late, [(x[:2], y[:2]), (x[2:], y[2:])])
+    made = rt.curvature_operator(net, late, (x, y))
+    assert relative_error(made.dense(), exact) <= HESSIAN and made.chunk is None
+    assert made.loss == pytest.approx(value.item(), rel=1e-13) and made.samples == 40
+    for data, options in (((x, y), {"chunk": 8}), ([(x[:2], y[:2]), (x[2:], y[2:])], {})):
+        with pytest.raises(ValueError, match="^loss: needs a mean"):
+            rt.curvature_operator(net, late, data, **options)
 
 
 class Gate(nn.Module):

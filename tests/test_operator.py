@@ -567,12 +567,12 @@ def test_data_may_change_after_the_graphs_are_kept_only():
 # -- memory ----------------------------------------------------------------------------------------
 
 
-def lacking(monkeypatch, most):
-    """Graphs of more samples than that run out of memory."""
+def lacking(monkeypatch, most, probed=float("inf")):
+    """Graphs of more samples than these run out of memory, and those that are measured."""
     build = EmpiricalRisk.graph
 
     def graph(self, batch, start, count, *, weigh=False):
-        if count > most and not weigh:
+        if count > (probed if weigh else most):
             raise torch.OutOfMemoryError("out of memory")
         return build(self, batch, start, count, weigh=weigh)
 
@@ -608,6 +608,71 @@ def test_chunks_are_halved_when_memory_runs_out(monkeypatch, generator):
     assert texts[1] == "chunk: out of memory with 7 samples; going on with 3"
     assert texts[2] == "chunk: out of memory with 3 samples; going on with 1"
     assert (measured.engine, measured.chunk) == ("rebuilt", 1)
+
+
+def test_lack_of_memory_in_net_or_loss_is_called_so():
+    net, x, y, _, _ = problem()
+
+    def greedy(*_given):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        rt.curvature_operator(net, greedy, (x, y))
+    net.register_forward_hook(greedy)
+    with pytest.raises(torch.OutOfMemoryError):
+        rt.curvature_operator(net, "square", (x, y))
+
+
+def test_a_look_at_three_samples_gives_way_to_none(monkeypatch):
+    net, x, y, _, _ = problem()
+    call = EmpiricalRisk.run
+
+    def tight(self, batch):
+        if batch.size > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return call(self, batch)
+
+    monkeypatch.setattr(EmpiricalRisk, "run", tight)
+    with pytest.raises(torch.OutOfMemoryError):
+        rt.curvature_operator(net, "square", (x, y))
+
+
+def test_memory_is_measured_on_as_many_samples_as_fit(monkeypatch):
+    net, x, y, exact, _ = problem()
+    whole = rt.curvature_operator(net, "square", (x, y))
+    lacking(monkeypatch, 1, probed=1)
+    measured = rt.curvature_operator(net, "square", (x, y), chunk=1)
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+    assert measured.graph_bytes(1) > whole.graph_bytes(1) / 2
+    lacking(monkeypatch, 1, probed=0)
+    with pytest.raises(torch.OutOfMemoryError):
+        rt.curvature_operator(net, "square", (x, y), chunk=1)
+
+
+def test_batches_that_cannot_be_split_and_do_not_fit_are_refused(monkeypatch):
+    net, x, y, _, _ = problem("batchnorm")
+    lacking(monkeypatch, 6)
+    with pytest.raises(MemoryError, match="^chunk: out of memory with a batch of 7 samples, which"):
+        rt.curvature_operator(net, "square", (x, y), batchnorm="batch", engine="rebuilt")
+
+
+@pytest.mark.parametrize("engine", ["auto", "retained", "rebuilt"])
+@pytest.mark.parametrize("step", ["add_value_and_gradient", "add_product"])
+def test_errors_of_steps_are_no_lack_of_memory(step, engine, monkeypatch):
+    net, x, y, exact, _ = problem()
+    measured = rt.curvature_operator(net, "square", (x, y), engine=engine)
+
+    def fail(*_given, **_named):
+        raise RuntimeError("something else")
+
+    if step == "add_product":
+        monkeypatch.setattr(matvec_graphs.HessianGraph, step, fail)
+        with pytest.raises(RuntimeError, match="^something else"):
+            measured @ exact[0]
+    else:
+        monkeypatch.setattr(matvec_graphs.HessianGraph, step, fail)
+        with pytest.raises(RuntimeError, match="^something else"):
+            rt.curvature_operator(net, "square", (x, y), engine=engine)
 
 
 def test_a_look_at_many_samples_gives_way_to_one_at_few(monkeypatch, generator):
@@ -681,7 +746,36 @@ class Crossed(nn.Linear):
         return z - z.mean(0)
 
 
+class Rounded(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).round().long()
+
+
+class Two(nn.Linear):
+    def forward(self, x):
+        z = super().forward(x)
+        return z, 2 * z
+
+
+PAIRED = rt.Loss(
+    lambda output, target: oracles.square_loss(output[0], target), likelihood=rt.losses.Gaussian
+)
 REFUSED = {
+    "integers": (
+        {"net": Rounded(4, K), "loss": lambda o, t: (o - t).abs().mean()},
+        "^net: gives Tensor without floating-point tensors",
+    ),
+    "two outputs": (
+        {"net": Two(4, K), "loss": PAIRED, "matrix": "fisher"},
+        "^net: gives 2 tensors, a Fisher matrix needs one",
+    ),
+    "closure-key": (
+        {
+            "loss": rt.Loss(lambda net, batch: batch["absent"], of="batch"),
+            "data": [{"points": torch.ones(2, 4)}],
+        },
+        r"^loss: of \(net, batch\), fails on a batch that is dict: KeyError",
+    ),
     "once": ({"data": "once"}, "^data: got generator, which can be read only once, but every"),
     "matrix": ({"matrix": "hesian"}, "^matrix: unknown name 'hesian'; did you mean 'hessian'"),
     "engine": ({"engine": "kept"}, "^engine: unknown name 'kept'"),

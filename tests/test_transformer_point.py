@@ -180,16 +180,18 @@ class Rare(nn.Module):
         self.words, self.head = nn.Embedding(7, 4), nn.Linear(4, 7)
         self.q, self.k, self.v, self.o = (weight(2, 4, 3) for _ in range(4))
         self.mix_up, self.mix_down, self.shift = weight(6, 5), weight(5, 6), weight(6, 1)
-        self.read, self.mix = weight(2, 3), weight(2, 3, 3)
+        self.read, self.mix, self.write = weight(2, 3), weight(2, 3, 3), weight(2, 3)
         self.experts_up, self.experts_down = weight(3, 4, 5), weight(3, 5, 4)
 
     def branch_weights(self):
         known = dict(self.named_parameters())
-        return {n: p for n, p in known.items() if n not in ("read", "mix") and "." not in n}
+        return {
+            n: p for n, p in known.items() if n not in ("read", "mix", "write") and "." not in n
+        }
 
     def forward(self, ids):
         streams = self.words(ids)[..., None, :].expand(-1, -1, 3, -1)
-        for read, mix in zip(self.read, self.mix, strict=True):
+        for read, mix, write in zip(self.read, self.mix, self.write, strict=True):
             x = torch.einsum("n,btnd->btd", read, streams)
             q, k, v = (torch.einsum("btd,hdk->bhtk", x, w) for w in (self.q, self.k, self.v))
             found = (q @ k.mT).softmax(-1) @ v
@@ -198,7 +200,8 @@ class Rare(nn.Module):
             flat = x.reshape(1, -1, 4).expand(3, -1, -1)
             hidden = torch.sin(torch.bmm(flat, self.experts_up))
             y = y + torch.bmm(hidden, self.experts_down).mean(0).view_as(x)
-            streams = torch.einsum("mn,btnd->btmd", mix, streams) + y[..., None, :]
+            streams = torch.einsum("mn,btnd->btmd", mix, streams)
+            streams = streams + torch.einsum("n,btd->btnd", write, y)
         return self.head(streams.mean(-2))
 
 
@@ -280,6 +283,67 @@ def test_branches_of_layers_of_torch(layers):
     assert off(point.spectrum, exact) <= HESSIAN
 
 
+class Sides(nn.Module):
+    """Matrices on the right and on the left of batches of vectors, with biases beside them."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = ((5, 3), (3, 5), (5, 1), (3, 4), (4, 3), (6, 3), (3, 6), (6, 1))
+        names = ("up", "down", "shift", "one", "other", "first", "last", "offset")
+        for name, size in zip(names, sizes, strict=True):
+            self.register_parameter(name, nn.Parameter(torch.randn(size)))
+
+    def forward(self, x):
+        up, down, one, other = (
+            w.expand(len(x), -1, -1) for w in (self.up, self.down, self.one, self.other)
+        )
+        y = torch.bmm(down, torch.tanh(torch.baddbmm(self.shift, up, x.mT))).mT
+        y = y + torch.bmm(torch.sin(torch.bmm(x, one) + 0.0), other)
+        hidden = torch.tanh(torch.addmm(self.offset, self.first, x.flatten(0, 1).T))
+        return y + (self.last @ hidden).T.view_as(x)
+
+
+def test_matrices_on_either_side_of_batches():
+    torch.manual_seed(0)
+    net, (x, y) = Branched(Sides()), torch.randn(2, 2, 4, 3)
+    point = zero_point_of_net(net, "square", (x, y))
+    with torch.no_grad():
+        for p in net.branch.parameters():
+            p.zero_()
+    inside = list(net.branch.parameters())
+    exact = hessian_by_nested_gradients(0.5 * (net(x) - y).square().sum() / 2, inside)
+    assert off(point.spectrum, exact) <= HESSIAN
+    assert {"up, down", "one, other", "first, last"} <= set(point.table()["weights"])
+
+
+class Entered(nn.Module):
+    """A model whose words are not those of its table, and whose outputs are in another order."""
+
+    def __init__(self, model, way):
+        super().__init__()
+        self.model, self.way = model, way
+
+    def forward(self, ids):
+        words = self.model.words
+        if self.way == "shifted":
+            x = words((ids + 1) % 7)
+        else:
+            x = F.one_hot((ids + 1) % 7, 7).double() @ words.weight
+        for block in self.model.blocks:
+            x = block(x + self.model.places.weight)
+        return self.model.head(self.model.norm(x))[:, torch.arange(4, -1, -1)]
+
+
+@pytest.mark.parametrize("way", ["shifted", "one-hot"])
+def test_words_may_enter_in_any_way(way):
+    net = Entered(model(layers=1, causal=False), way)
+    one = zero_point_of_net(net, loss, (IDS, WORDS))
+    other = zero_point_of_net(net.model, loss, ((IDS + 1) % 7, WORDS.flip(1)))
+    torch.testing.assert_close(
+        one.spectrum.eigenvalues, other.spectrum.eigenvalues, rtol=1e-10, atol=1e-14
+    )
+
+
 class Bilinear(nn.Module):
     def __init__(self):
         super().__init__()
@@ -292,6 +356,12 @@ class Bilinear(nn.Module):
 class BehindItself(nn.Linear):
     def forward(self, x):
         return torch.tanh(super().forward(x)) @ self.weight
+
+
+def shared_bias():
+    net = chain(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    net.branch[0].bias = net.head.bias
+    return net
 
 
 class Places(nn.Linear):
@@ -339,6 +409,13 @@ class Places(nn.Linear):
             {},
             "is in a convolution",
         ),
+        (
+            lambda: chain(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3, padding="same"),
+                          nn.Conv1d(2, 1, 1), nn.Flatten()),
+            {},
+            "'branch.1.weight' of a branch is in a convolution",
+        ),
+        (shared_bias, {}, "'branch.0.bias' is a weight of a branch and of the stream, too"),
     ],
 )  # fmt: skip
 def test_what_is_refused(net, options, words):
@@ -530,6 +607,22 @@ def test_a_flat_point_is_degenerate():
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])
     assert (point.verdict, point.index, point.spectrum.rank) == ("degenerate", 0.0, 0)
     assert "no gradient" in point.reason and rt.Spectrum.of([0.0] * 36).size == point.spectrum.size
+
+
+def test_a_loss_of_net_and_batch_has_the_same_point():
+    own = rt.Loss(
+        lambda net, batch: loss(net(batch["ids"]), batch["words"]), of="batch",
+        weights=lambda batch: (batch["words"] != 6).sum(),
+    )  # fmt: skip
+    batches = [
+        {"ids": ids, "words": words}
+        for ids, words in zip(IDS.split([2, 4]), WORDS.split([2, 4]), strict=True)
+    ]
+    one, other = (
+        zero_point_of_net(model(layers=1), function, data).spectrum.eigenvalues
+        for function, data in ((loss, (IDS, WORDS)), (own, batches))
+    )
+    torch.testing.assert_close(other, one, rtol=1e-10, atol=1e-14)
 
 
 def test_large_inputs_make_no_kink():

@@ -98,8 +98,8 @@ def first_look(
 
     try:
         large = run_more()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or more.size <= 4:
+    except (RuntimeError, MemoryError):  # a lack of memory; other errors have words of their own
+        if more.size <= 4:
             raise
         more = more.spread(3)
         few = more.ends()

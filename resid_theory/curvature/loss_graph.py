@@ -75,9 +75,7 @@ class WeightUse:
         if len(shapes) != 1 or torch.Size(shapes[0]).numel() != len(numbers):
             return None
         numbers = numbers.view(shapes[0])
-        (found,) = torch.autograd.grad(
-            [GradientEdge(self.added, 0)], [bias], [numbers], retain_graph=True
-        )
+        (found,) = torch.autograd.grad([GradientEdge(self.added, 0)], [bias], [numbers])
         return found.flatten().argsort()[-numbers.numel() :]
 
     @cached_property
@@ -165,12 +163,14 @@ class LossGraph:
             return found
         constant = {n for n in self._nodes if n.name() in _CONVOLUTIONS or n.name() in _PRODUCTS
                     if None in (side for side, _ in _factors(n))}  # fmt: skip
-        fixed: set[Any] = set()  # made from parameters alone
+        fixed, tables = set[Any](), []  # made from parameters alone
         for node in self._nodes:
-            own = list(_inputs_of(node))
-            if _is_leaf(node) or own and fixed.issuperset(own) and node not in constant:
-                fixed.add(node)
-        tables = [n for n in self._nodes if n.name() in _LOOKUPS and n in fixed]
+            own = set(_inputs_of(node))
+            if _is_leaf(node) or own and own <= fixed:
+                if node.name() in _LOOKUPS:
+                    tables.append(node)
+                elif node not in constant:
+                    fixed.add(node)
         words = [x.flatten() for x in inputs if not x.is_floating_point()]
 
         def is_word(node: Any) -> bool:
@@ -232,7 +232,7 @@ class LossGraph:
             readers = self._readers[node]
             if len(readers) != 1:
                 return None
-            last, node = node, readers[0]
+            last, (node,) = node, readers
             if node.name() == "AddBackward0":
                 added = next((side for side in _inputs_of(node) if side is not last), None)
                 if added is None:
@@ -367,5 +367,5 @@ def _through_views(node: Any) -> Any:
         own = list(_inputs_of(node))
         if not _is_view(node) or len(own) != 1:
             return None
-        node = own[0]
+        (node,) = own
     return node
