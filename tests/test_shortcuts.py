@@ -887,6 +887,7 @@ NO_LAYER = {
     "a bias in front of a padding": (Residual(*BIASED), "as a bias in front of a padding"),
     "small weights": (Parallel(C(3, 3, 1), nn.Sequential(*BIASED)), "a bias in front of a padding"),
     "axes": (Residual(nn.Conv1d(3, 3, 1), nn.Linear(7, 7)), "a matrix and a convolution follow"),
+    "two axes": (Residual(nn.Linear(7, 7), RELU, nn.Conv1d(3, 3, 1)), "a convolution follow"),
     "padding by ones": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, value=1.0)), C(3, 3, 3)),
                         "its padding is not by zeros"),
     "padding by values": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, "reflect")), C(3, 3, 3)),
@@ -945,6 +946,15 @@ ONE_LAYER = {
     ),
     "pad": (Residual(Apply(lambda t: F.pad(t, (1, 1, 2, 2))), C(4, 4, (5, 3))), (5, 3), (2, 1)),
     "pool": (Parallel(nn.AvgPool2d((1, 2), (3, 2)), C(4, 4, 1, (3, 2))), (1, 2), (0, 0), (3, 2)),
+    "pad an axis": (Residual(Apply(lambda t: F.pad(t, (1, 1))), C(4, 4, (1, 3))), (1, 3), (0, 1)),
+    "pool by a function": (
+        Parallel(Apply(lambda t: F.avg_pool2d(t, (3, 2), 2, (1, 0))), C(4, 4, 1, 2)),
+        (3, 2), (1, 0), (2, 2),
+    ),
+    "no options": (
+        Parallel(Apply(lambda t: F.conv2d(t, FOURS, groups=2)), C(4, 4, (3, 1), groups=2)),
+        (3, 1), (0, 0), (1, 1), 2,
+    ),
     "norm": (Residual(nn.BatchNorm2d(4), C(4, 4, 1)), (1, 1)),
     "statistics": (Residual(Apply(lambda t: F.batch_norm(t, EACH, EACH)), C(4, 4, 1)), (1, 1)),
     "tensors": (
@@ -966,6 +976,20 @@ def test_what_one_convolution_is(name):
     default = (made.padding, *sides(C(4, 4, 1))[2:])
     assert sides(made) == (*shape, *default[len(shape) - 1 :])
     assert relative_error(new(x), net(x)) < SAME and rt.shortcuts(net).gap[0] < SAME
+
+
+@pytest.mark.parametrize("axes", range(4))
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_a_norm_in_front_of_a_function(axes, kind):
+    torch.manual_seed(0)
+    norm = getattr(nn, f"BatchNorm{max(axes, 1)}d")(3)
+    if kind == "function":
+        norm = Apply(lambda t: F.batch_norm(t, EACH[:3], EACH[1:]))
+    layer = getattr(nn, f"Conv{axes}d")(3, 3, 1) if axes else nn.Linear(3, 3)
+    net = scattered(Residual(norm, nn.ReLU(), layer).double())
+    x = torch.randn(4, 3, 5, 4, 3)[(..., *[0] * (3 - axes))]
+    assert rt.shortcuts(net).extra == (3,)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
 
 
 def test_layers_that_no_convolution_is():

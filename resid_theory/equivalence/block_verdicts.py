@@ -147,6 +147,8 @@ def carriers(
             "its function has no φ(t) - φ(-t) = κ t, and no other construction is known"
         )
     layers = [layer_between(graph, *piece) for piece in pieces]
+    if len({len(layer.stride) for layer in layers}) > 1:
+        raise NotOneLayer("a matrix and a convolution follow each other")
     terms = [layer_between(graph, path.source, term, layers[0]) for term in path.terms]
     return layers, sum_of_layers(terms), units
 

@@ -98,11 +98,14 @@ class _Piece:
         return True
 
     def _channelwise(self, node: fx.Node) -> AffineLayer | None:
-        """An identity with the channels of a BatchNorm that reads the first node."""
+        """An identity with the channels and axes of a BatchNorm that reads the first node."""
         word = self.graph.word(node)
         if not word.lower().startswith("batch") or not self._reads(node):
             return None
-        axes = max(2 * (word == "batch_norm"), *(n * word.endswith(f"{n}d") for n in (2, 3)))
+        axes = max(n * word.endswith(f"{n}d") for n in (2, 3))
+        if not axes:  # as many as the first layer behind it has
+            below = (n for n in self.graph.bit if self.graph.is_above(node, n))
+            axes = next((len(own.stride) for own in map(self._own, below) if own is not None), 0)
         if word == "batch_norm":
             kinds = self.graph.kinds
             fixed = [part for part in node.all_input_nodes if kinds[part] == "constant"]
