@@ -605,6 +605,8 @@ def test_a_path_is_drawn(generator):
     assert chart.arc[-1, 0].item() == pytest.approx(great_arc(x, y).length)
     # Longitudes and latitudes: angles between points are those on the sphere.
     trace = found.schedule.paths.trace(0, len(chart.path))
+    others = torch.cdist(trace, found.schedule.others(0))
+    assert others.min().item() == pytest.approx(found.separation / 2, abs=1e-5)
     for charted, points in ((chart.path, trace), (chart.steps, found.path(0))):
         on_sphere = globe(charted)
         assert (on_sphere @ on_sphere.T - points @ points.T).abs().max() <= 1e-12

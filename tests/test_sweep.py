@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,8 @@ from resid_theory.runtime import store
 from resid_theory.sweep import config, processes, ray_executor, registry
 from resid_theory.sweep.image_tasks import CurvatureTask, TrainingTask
 from resid_theory.sweep.results import Cell, Results
-from resid_theory.sweep.worker import Options
+from resid_theory.sweep.setup import Setup
+from resid_theory.sweep.worker import Options, attempt
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
@@ -111,6 +113,29 @@ def test_the_key_depends_on_all_that_the_result_does(monkeypatch):
     assert len({usual, key(seed=1), key(init="zero"), key(plain=True)}) == 4
     monkeypatch.setattr(config, "SCHEMA", config.SCHEMA + 1)
     assert key() != usual
+
+
+def built(depth, size: int, rate: float | None = None, name: str = "x", parts: tuple = (),
+          both: int | str = 0, flag: bool = True):  # fmt: skip
+    """What builds something from settings."""
+
+
+def test_arguments_of_a_call_become_fields_that_are_none():
+    assert config.arguments_of(built) == {
+        "size": (int, None), "rate": (float, None), "name": (str, "x"), "flag": (bool, True),
+    }  # fmt: skip
+
+    @config.with_arguments_of(built, leave=("flag",))
+    class Settings(config.Config):
+        rate: float = 0.5
+
+    assert {field.name: field.default for field in fields(Settings)} == {
+        "rate": 0.5, "size": None, "name": None,
+    }  # fmt: skip
+    assert Settings(rate=1, size=2).content() == {"rate": 1.0, "size": 2}
+    with pytest.raises(ValueError, match="^size: got 2.5, needs a whole number$"):
+        Settings(size=2.5)
+    assert config.arguments_of(Settings)["size"] == (int, None)
 
 
 def test_the_key_of_a_checkpoint_is_that_of_its_weights(tmp_path):
@@ -240,6 +265,13 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     assert str(Cell.of({"task": "powers_of_mine:Power", "base": 2})).endswith("Power base=2")
 
 
+def test_a_task_without_a_run_and_data_that_are_not_there(tmp_path):
+    with pytest.raises(NotImplementedError):
+        registry.Task().run(tmp_path, "cpu")
+    with pytest.raises(ValueError, match="^data: there is no file nowhere.npz; needs one with arr"):
+        Setup(data="nowhere.npz").load(progress=False)
+
+
 SMALL = {"depth": 5, "size": 8, "samples": 32}
 
 
@@ -331,6 +363,24 @@ def test_a_damaged_result_is_run_again(trial, tmp_path, damage):
     report = run(grid, tmp_path)
     assert (report.found, report.done) == (1, 1)
     assert rt.sweep.load_results(tmp_path).seed.tolist().count(0) == 1
+
+
+def test_other_checkpoints_are_no_results(trial, tmp_path):
+    cell, results = Cell.of(trial), Results(tmp_path)
+    for about in ["a list"], {"kind": "cell", "key": cell.key}, {"kind": "net", "schema": 1}:
+        store.write_checkpoint(results.place(cell.key) / "result.json", {}, about)
+        assert not results.is_done(cell)
+        with pytest.warns(UserWarning, match="is the result of another cell"):
+            assert len(rt.sweep.load_results(tmp_path)) == 0
+
+
+def test_a_cell_that_is_done_does_not_run_again(trial, tmp_path):
+    cell, results = Cell.of({**trial, "seconds": 0.02}), Results(tmp_path)
+    first, again = (attempt(cell, results, "cpu") for _ in range(2))
+    assert (first.ran, first.error) == (True, None) and first.seconds >= 0.02
+    assert (again.ran, again.error, again.seconds) == (False, None, 0.0)
+    failed = attempt(Cell.of({**trial, "seconds": 0.02, "fails": True}), results, "cpu")
+    assert failed.ran and failed.seconds >= 0.02 and starts(trial) == {0: 2}
 
 
 def test_shards_partition_the_grid(tmp_path):
@@ -463,6 +513,99 @@ def _exit(*_):
     os._exit(3)
 
 
+class Context:
+    """Processes that are noted and not started."""
+
+    def __init__(self):
+        self.asked = []
+
+    Pipe = staticmethod(multiprocessing.Pipe)
+
+    def Process(self, target, args, daemon):  # noqa: N802
+        self.asked.append((args[2:], daemon))
+        return SimpleNamespace(start=lambda: None, join=lambda: None, exitcode=None)
+
+
+def test_workers_take_gpus_in_turn_and_share_the_threads(trial, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    context, options = Context(), Options(workers=3, retries=0, device="cuda", gpus=0.0)
+    for number in range(3):
+        worker = processes._Worker(context, number, Results(tmp_path), options)
+    processes._Worker(context, 0, Results(tmp_path), replace(options, workers=9, device="cuda:5"))
+    assert context.asked == [
+        (("cuda:0", 2), True), (("cuda:1", 2), True), (("cuda:0", 2), True), (("cuda:5", 1), True),
+    ]  # fmt: skip
+    worker.give(Cell.of(trial))  # its process is not there: the pipe tells it
+    with pytest.raises(EOFError):
+        worker.pipe.recv()
+    assert len(worker.cells) == 1 and worker.end() == "exit code 0"
+
+
+def pool_of(results, cells, retries=1, how="exit code 1"):
+    """A pool of one worker that has ended, with cells in hand."""
+    pool = object.__new__(processes._Pool)
+    pool.results, pool.options = results, Options(workers=1, retries=retries, device="", gpus=0)
+    pool.waiting, pool.losses, pool.failed_starts = deque("z"), Counter(), 0
+    worker = SimpleNamespace(number=4, ready=True, cells=deque(cells), end=lambda: how)
+    pool.workers, pool._worker = ["other", worker], lambda number: f"new {number}"
+    return pool, worker
+
+
+def test_cells_of_a_worker_that_ends_run_again_unless_they_are_done(trial, tmp_path):
+    cells, results = sweep.grid_of({**trial, "seed": [0, 1, 2]}), Results(tmp_path)
+    pool, worker = pool_of(results, cells)
+    assert pool._replace(worker) is None and pool.workers == ["other", "new 4"]
+    assert list(pool.waiting) == [cells[2], cells[1], "z", cells[0]]
+    pool, worker = pool_of(results, cells[:1], retries=0)
+    assert pool._replace(worker).error.startswith("its worker was lost 1 times (exit code 1);")
+    attempt(cells[0], results, "cpu")  # it was killed before it could report
+    pool, worker = pool_of(results, cells[:1], retries=0)
+    report = pool._replace(worker)
+    assert (report.cell, report.error, report.ran, report.seconds) == (cells[0], None, True, 0.0)
+    pool, worker = pool_of(results, [])
+    assert pool._replace(worker) is None and list(pool.waiting) == ["z"]
+
+
+@pytest.mark.parametrize(("how", "most"), [("exit code 1", 3), ("signal SIGKILL", 50)])
+def test_so_many_workers_may_end_before_their_first_cell(tmp_path, how, most):
+    pool, worker = pool_of(Results(tmp_path), [], how=how)
+    worker.ready = False
+    for _ in range(most):
+        pool.workers[1] = worker
+        assert pool._replace(worker) is None
+    pool.workers[1] = worker
+    with pytest.raises(RuntimeError, match=f"^workers end before their first cell .{how}.; a scri"):
+        pool._replace(worker)
+
+
+def test_a_worker_that_does_not_end_is_killed():
+    said = []
+    for stuck in (True, False):
+        process = SimpleNamespace(
+            join=lambda *seconds: said.append(seconds), is_alive=lambda stuck=stuck: stuck,
+            kill=lambda: said.append("kill"),
+        )  # fmt: skip
+        worker = SimpleNamespace(process=process, pipe=SimpleNamespace(close=lambda: None))
+        processes._Pool.end(SimpleNamespace(workers=[worker]))
+    assert said == [(1.0,), "kill", (), (1.0,)]
+
+
+def test_a_worker_runs_cells_as_they_come_and_ends_with_its_driver(trial, monkeypatch, tmp_path):
+    (ours, theirs), ended, asked = multiprocessing.Pipe(), threading.Event(), []
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(signal, "signal", lambda *given: asked.append(given))
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    given = theirs, Results(tmp_path), "cpu", 3
+    threading.Thread(target=processes._serve, args=given, daemon=True).start()
+    assert ours.recv() == processes._READY
+    for seed in (5, 6):
+        ours.send(Cell.of({**trial, "seed": seed}))
+    assert [ours.recv().cell.settings.seed for _ in range(2)] == [5, 6]
+    ours.close()
+    assert ended.wait(10) and asked == [(signal.SIGINT, signal.SIG_IGN), 3]
+
+
 # -- ray -------------------------------------------------------------------------------------------
 
 
@@ -474,7 +617,10 @@ def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch, capsy
 
 
 class OneByOne:
-    """As much of Ray as the executor asks for, in this process; a task with seed 30 is lost."""
+    """As much of Ray as the executor asks for, in this process.
+
+    A task with seed 30 is lost, and one with seed 31 when it is done.
+    """
 
     class Lost(Exception):
         pass
@@ -482,18 +628,29 @@ class OneByOne:
     exceptions = SimpleNamespace(RayError=Lost)
 
     def __init__(self):
-        self.sizes = []
+        self.sizes, self.running, self.asked = [], [], []
 
-    def remote(self, **_):
+    def is_initialized(self):
+        return "connected" in self.asked
+
+    def init(self, **given):
+        self.asked.append(given)
+
+    def shutdown(self):
+        self.asked.append("shutdown")
+
+    def remote(self, **given):
+        self.asked.append(given)
         return lambda call: SimpleNamespace(remote=lambda *given: partial(call, *given))
 
     def put(self, value):
         return value
 
     def cluster_resources(self):
-        return {"CPU": 1.0}
+        return {"CPU": 3.0}
 
     def wait(self, references, num_returns):
+        self.running.append(len(references))
         return references[:num_returns], references[num_returns:]
 
     def get(self, reference):
@@ -501,19 +658,46 @@ class OneByOne:
         self.sizes.append(len(cells))
         if any(cell.settings.seed == 30 for cell in cells):
             raise self.Lost
-        return reference()
+        reports = reference()
+        if any(cell.settings.seed == 31 for cell in cells):
+            raise self.Lost
+        return reports
 
 
 def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial, tmp_path):
     cells = sweep.grid_of({**trial, "seed": list(range(60))})
-    ray, options = OneByOne(), Options(workers=1, retries=2, device="cpu", gpus=0.0)
+    ray, options = OneByOne(), Options(workers=1, retries=2, device="cpu", gpus=0.5)
     reports = list(ray_executor._reports(ray, cells, Results(tmp_path), options))
     assert len({report.cell.key for report in reports}) == len(reports) == 60
     (failed,) = (report for report in reports if report.error is not None)
     assert failed.cell.settings.seed == 30
     assert failed.error.startswith("its worker was lost 3 times (Lost)")
     assert starts(trial) == {seed: 1 for seed in range(60) if seed != 30}
-    assert max(ray.sizes) > 1 and len(ray.sizes) < 60
+    assert max(ray.sizes) > 1 and len(ray.sizes) < 60 and max(ray.running) == 6
+    assert ray.asked == [{"num_cpus": 1, "num_gpus": 0.5, "max_retries": 2}]
+
+
+@pytest.mark.parametrize(
+    ("address", "connected"), [("", False), ("10.0.0.1:6379", False), ("", True)]
+)
+def test_ray_is_started_here_where_no_cluster_is_named(
+    trial, tmp_path, monkeypatch, address, connected
+):
+    ray, options = OneByOne(), Options(workers=3, retries=2, device="cpu", gpus=0.0)
+    ray.asked += ["connected"] * connected
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": address} if address else {})
+    assert not list(ray_executor.run_in_ray([], Results(tmp_path), options))
+    cells = sweep.grid_of({**trial, "seed": [0, 1]})
+    assert len(list(ray_executor.run_in_ray(cells, Results(tmp_path), options))) == 2
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    here = {"address": "local", "num_cpus": 3, "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1"}  # fmt: skip
+    begun = ["connected"] if connected else [{**quiet, **({} if address else here)}]
+    assert [ray.asked[0], *ray.asked[2:]] == begun + ["shutdown"] * (not connected)
+    told = {"RAY_USAGE_STATS_ENABLED": "0"}
+    named = {"RAY_ADDRESS": address} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    assert os.environ == {**told, **named}
 
 
 @dataclass(frozen=True, kw_only=True)
