@@ -385,6 +385,19 @@ def test_braces_by_their_description(entries, monkeypatch):
         assert (found.highest[number] - scores.amax(1)).abs().max() <= ROUNDED
 
 
+@pytest.mark.parametrize("merging", [False, True])
+def test_columns_pass_one_another_at_half_the_separation(merging):
+    generator = torch.Generator().manual_seed(1)
+    x, y = sphere(generator, 12, 3), sphere(generator, 12, 3)
+    made = merging_schedule(x, y, tolerance=1e-3) if merging else exact_schedule(x, y)
+    apart = []
+    for row in range(12):
+        s = made.approaches[row].clamp(max=float(made.paths.lengths[row]))
+        points = made.paths.at(torch.full((4000,), row), torch.linspace(0, 1, 4000).double() * s)
+        apart.append(torch.cdist(points, torch.cat([y[:row], x[row + 1 :]])).min().item())
+    assert min(apart) == pytest.approx(made.separation / 2, abs=1e-5)
+
+
 def test_products_are_compared_in_parts(generator, monkeypatch):
     x, y = sphere(generator, 6, 4), sphere(generator, 6, 4)
     whole = rt.theory.interpolate(x, y, units=60)
@@ -605,8 +618,6 @@ def test_a_path_is_drawn(generator):
     assert chart.arc[-1, 0].item() == pytest.approx(great_arc(x, y).length)
     # Longitudes and latitudes: angles between points are those on the sphere.
     trace = found.schedule.paths.trace(0, len(chart.path))
-    others = torch.cdist(trace, found.schedule.others(0))
-    assert others.min().item() == pytest.approx(found.separation / 2, abs=1e-5)
     for charted, points in ((chart.path, trace), (chart.steps, found.path(0))):
         on_sphere = globe(charted)
         assert (on_sphere @ on_sphere.T - points @ points.T).abs().max() <= 1e-12

@@ -1,5 +1,6 @@
 """Every wiring at zero weights: predicted against nested gradients of nets and of architectures."""
 
+import itertools
 import math
 import pickle
 from dataclasses import replace
@@ -106,6 +107,7 @@ class Wired(nn.Module):
         self.dense = drawn(blocks + 1, blocks + 1, seed=seed + 2).tril()
         self.read, self.write = drawn(blocks, 3, seed=seed + 3), drawn(blocks, 3, seed=seed + 4)
         self.mix = torch.eye(3).double() + 0.3 * drawn(blocks, 3, 3, seed=seed + 5)
+        self.start, self.readout = drawn(2, 3, seed=seed + 6)
 
     def block(self, k, u):
         return u @ self.first[k].mT @ self.second[k].mT
@@ -127,11 +129,14 @@ class Wired(nn.Module):
             for k in range(count):
                 sources.append(self.block(k, sum(sources) / len(sources)))
             return sum(sources) / len(sources)
-        streams = torch.stack([x] * 3)
+        given = self.kind == "streams, given"
+        streams = torch.stack([s * x for s in self.start] if given else [x] * 3)
         for k in range(count):
             out = self.block(k, torch.einsum("n,nmd->md", self.read[k], streams))
             streams = torch.einsum("an,nmd->amd", self.mix[k], streams)
             streams = streams + self.write[k][:, None, None] * out
+        if given:
+            return sum(share * stream for share, stream in zip(self.readout, streams, strict=True))
         return streams.mean(0) if self.kind == "streams, mean" else streams.sum(0)
 
     def layout(self):
@@ -142,10 +147,14 @@ class Wired(nn.Module):
         if self.kind == "averaged":
             return Layout.averaged(len(self.first))
         readout = self.kind.split(", ")[1]
+        if readout == "given":
+            return Layout.hyper_connections(
+                self.read, self.mix, self.write, start=self.start.tolist(), readout=self.readout
+            )
         return Layout.hyper_connections(self.read, self.mix, self.write, readout=readout)
 
 
-KINDS = ["scaled", "dense", "averaged", "streams, mean", "streams, sum"]
+KINDS = ["scaled", "dense", "averaged", "streams, mean", "streams, sum", "streams, given"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -428,6 +437,36 @@ def test_ends_that_lanczos_misses_are_counted(share, monkeypatch):
     assert found.smallest == pytest.approx(ends[0].item(), rel=1e-7)
 
 
+@pytest.mark.parametrize("maps", [False, True], ids=["numbers", "maps"])
+@pytest.mark.parametrize("seed", range(12))
+def test_shortest_ways_are_those_of_all_chains(seed, maps):
+    generator, count = torch.Generator().manual_seed(seed), 5
+    table = (torch.rand(count + 1, count + 1, generator=generator) < 0.35).double().tril()
+    table[:, 0] *= torch.rand(count + 1, generator=generator) < 0.5
+    table[-1, 1:] *= torch.rand(count, generator=generator) < 0.5
+    seen, goes_on = torch.rand(2, count, generator=generator) < 0.6
+    wires = table[:count, :count], table[count]
+    if maps:  # each has a map of zeros beside those that are missing, which give it its width
+        every = [[EYE * v if v or j == k or k == count else None for j, v in enumerate(row)]
+                 for k, row in enumerate(table.tolist())]  # fmt: skip
+        wires = [row[: k + 1] for k, row in enumerate(every[:count])], every[count]
+    layout = Layout(*wires, branch=2)
+    for given in ((), (seen, lambda k: bool(goes_on[k]))):
+        sees = seen if given else table[:count, 0]
+        chains = [
+            chain
+            for size in range(1, count + 1)
+            for chain in itertools.combinations(range(count), size)
+            if sees[chain[0]] and table[count, chain[-1] + 1]
+            and all(table[k, j + 1] and (not given or goes_on[k])
+                    for j, k in zip(chain, chain[1:], strict=False))
+        ]  # fmt: skip
+        least = min(map(len, chains), default=math.inf)
+        ends = {(chain[0], chain[-1]) for chain in chains if len(chain) == least > 1}
+        found, ways = layout.path(*given)
+        assert found == 2 * least and sorted(ways) == sorted(ends)
+
+
 @pytest.mark.parametrize("wiring", ["streams", "shortcuts"])
 def test_one_layer_blocks_behind_an_activation_are_counted(wiring, monkeypatch):
     read = drawn(5, 2) + (1 if wiring == "streams" else 0)
@@ -504,6 +543,54 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
         rt.theory.zero_point(data(), layout=Layout.scaled(400, skip=skip))
 
 
+@pytest.mark.parametrize("branch", [1, 2])
+@pytest.mark.parametrize(
+    ("log", "direct", "fits"),
+    [(599, 0, True), (601, 0, False), (-599, 0, True), (-601, 0, False), (300, 299, True),
+     (300, 301, False), (-300, 500, True), (-math.inf, 0, True)],
+)  # fmt: skip
+def test_the_range_of_eigenvalues(branch, log, direct, fits):
+    layout = Layout([[math.exp(log / 2)]], [-math.exp(direct), -math.exp(log / 2)], branch)
+    if fits:
+        layout.check_range()
+        return
+    says = f"^layout: a_0 is -.* are e.{log} to e.{log}; eigenvalues .* need e.-600 to e.600$"
+    with pytest.raises(ValueError, match=says):
+        layout.check_range()
+
+
+def test_three_layers_have_eigenvalues_of_zero_in_any_range():
+    Layout.scaled(400, skip=0.1, branch=3).check_range()
+    with pytest.raises(ValueError, match="^layout: a_0 is inf and the p_k q_k are of no account;"):
+        Layout.scaled(400, skip=10.0, branch=3).check_range()
+    with pytest.raises(ValueError, match="are e.-461 to e.691;"):
+        Layout([[1e300, 0.0], [1e-200, 0.0]], [1.0, 1.0, 1.0], branch=2).check_range()
+
+
+def test_tables_of_many_blocks_are_refused(monkeypatch):
+    monkeypatch.setattr("resid_theory.theory.zero_weights.layout._MOST", 3)
+    assert torch.equal(Layout.plain(3).coefficients()[0], torch.eye(3).double())
+    with pytest.raises(ValueError, match="^layout: 4 blocks have no table, needs at most 3$"):
+        Layout.plain(4).coefficients()
+
+
+def test_streams_that_are_all_one_are_no_shortcuts_unless_there_is_one():
+    ones = torch.ones(2, 2)
+    assert not Layout.hyper_connections(ones, torch.ones(2, 2, 2), ones, readout="sum").is_shortcut
+    one = Layout.hyper_connections(ones[:, :1], ones[:, :1, None], ones[:, :1])
+    assert one.is_shortcut and not Layout.scaled(2, skip=[1.0, 2.0]).is_shortcut
+    assert not Layout(torch.eye(2), torch.ones(3)).is_shortcut
+
+
+def test_streams_that_end_leave_nothing():
+    mix = torch.eye(2).repeat(20, 1, 1)
+    mix[9] = 0.0  # in the middle of many mixings
+    layout = Layout.hyper_connections(torch.ones(20, 2), mix, torch.ones(20, 2))
+    reads, out = layout.coefficients()
+    assert torch.equal(layout.products, reads[:, 0] * out[1:]) and layout.direct == 0.0
+    assert layout.spread == math.inf and layout.products.nonzero().tolist() == [[9]]
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -529,6 +616,29 @@ def test_eigenvalues_beyond_the_range_of_floats_are_refused(skip):
             ),
             "readout: got 'last'",
         ),
+        (
+            lambda: Layout.hyper_connections(torch.ones(2), torch.ones(2, 2), torch.ones(2)),
+            r"mix: got shapes \(2,\), \(2, 2\) and \(2,\) of read",
+        ),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 3, 3), torch.ones(1, 3)
+            ),
+            r"mix: got shapes .* and \(1, 3\) of read, mix and write",
+        ),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 3, 3), torch.ones(2, 3), start=torch.ones(2)
+            ),
+            r"start: got shape \(2,\), needs \(3,\)",
+        ),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 3, 3), torch.ones(2, 3), readout=torch.tensor(1.0)
+            ),
+            r"readout: got shape \(\), needs \(3,\)",
+        ),
+        (lambda: Layout.scaled(3, scale=torch.ones(3, 1)), r"scale: .* needs one or \(3,\)"),
         (lambda: Layout.shortcut(10_000).coefficients(), "layout: 10000 blocks have no table"),
         (
             lambda: rt.theory.zero_point(data(), layout=Layout.shortcut(2), blocks=2),

@@ -89,8 +89,8 @@ def _carried(mix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     directions, logs = np.empty((count + 1, n)), np.empty(count + 1)
     vector, power = start.numpy(), 0
     for k, mixing in enumerate([*mix.numpy(), np.eye(n)]):
-        if k % _STEPS == 0 and (size := float(np.abs(vector).max())):
-            _, twos = math.frexp(size)  # a power of two leaves no rounding
+        if k % _STEPS == 0:
+            _, twos = math.frexp(float(np.abs(vector).max()))  # a power of two leaves no rounding
             vector, power = np.ldexp(vector, -twos), power + twos
         directions[k], logs[k] = vector, power * math.log(2)
         vector = mixing @ vector
