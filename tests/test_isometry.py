@@ -35,6 +35,11 @@ def test_mass_moments_and_edges(c):
     assert low * high == pytest.approx(1) and 0 < low < 1
     q = math.sqrt(1 + 2 / c)
     assert high == pytest.approx(math.sqrt((q + 1) / (q - 1)) * math.exp(c * q / 2), rel=1e-9)
+    for k in (0, 1, 700, 1999):
+        masses = [torch.trapezoid(density[: n + 1], s[: n + 1]).item() for n in (k, k + 1, 2000)]
+        part = found.cdf(torch.stack([s[k], 0.75 * s[k] + 0.25 * s[k + 1]]))
+        below, above = masses[0] / masses[2], masses[1] / masses[2]
+        assert part.tolist() == pytest.approx([below, 0.75 * below + 0.25 * above], abs=1e-12)
     outside = torch.tensor([0.0, low / 2, low, high, 2 * high], dtype=torch.float64)
     assert found.cdf(outside).tolist() == pytest.approx([0, 0, 0, 1, 1])
 

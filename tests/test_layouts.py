@@ -784,6 +784,13 @@ def test_last_biases_that_move_nothing_leave_zero_stationary(out, post):
     assert point.verdict == "degenerate" and point.order > 0
 
 
+def test_blocks_behind_one_norm_have_a_common_matrix():
+    norm, layout = nn.LayerNorm(D).double(), Layout.shortcut(3)
+    one, each = (point_of(layout, norm=given) for given in (norm, [norm] * 3))
+    assert one.blocks_of_m is None and len(each.blocks_of_m) == 3
+    assert torch.equal(one.correlation, each.correlation)
+
+
 def test_last_biases_with_a_gradient_are_named():
     point = point_of(last_bias=True)
     assert point.verdict == "not stationary" and point.order == 0

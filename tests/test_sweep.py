@@ -96,8 +96,11 @@ def test_tables_are_several_grids_and_equal_cells_are_one(tmp_path):
         (2, "xavier", 0), (2, "xavier", 1)]  # fmt: skip
 
 
-def test_too_many_cells_are_refused_before_any_is_made():
+def test_too_many_cells_are_refused_before_any_is_made(monkeypatch):
     grid = {"task": "hessian", "seed": list(range(1001)), "blocks": list(range(1, 1001))}
+    with monkeypatch.context() as patch:
+        patch.setattr("resid_theory.sweep.grid._MOST", 20)
+        assert len(sweep.grid_of(GRID)) == 20
     with pytest.raises(ValueError, match="^grid: got 1,001,000 cells, needs at most 1,000,000$"):
         sweep.grid_of(grid)
 
@@ -285,7 +288,7 @@ def test_curvature_cushions_and_trainings(tmp_path):
     grids = [
         {"task": "curvature", "k": 1, "matrix": "empirical_fisher", "tolerance": 0.1},
         {"task": "cushions", "identity": ["plain", "residual"]},
-        {"task": "training", "epochs": 1, "batch": 16, "lr": [0.01, 0.02]},
+        {"task": "training", "epochs": 2, "batch": 16, "lr": [0.01, 0.02]},
     ]
     for grid in grids:
         report = run({**SMALL, **grid}, tmp_path)
@@ -293,6 +296,7 @@ def test_curvature_cushions_and_trainings(tmp_path):
     table = rt.sweep.load_results(tmp_path)
     assert table.task.value_counts().to_dict() == {"training": 2, "cushions": 2, "curvature": 1}
     trained = table[table.task == "training"]
+    assert trained.epoch.tolist() == [2, 2]
     assert trained.test_error.between(0, 1).all() and trained.test_loss.nunique() == 2
     cell = trained.index[0]
     net = rt.load_checkpoint(tmp_path / "cells" / cell / "training")
@@ -542,6 +546,37 @@ def test_workers_take_gpus_in_turn_and_share_the_threads(trial, monkeypatch, tmp
     assert len(worker.cells) == 1 and worker.end() == "exit code 0"
 
 
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [(None, "exit code 0"), (3, "exit code 3"), (-1, "signal SIGHUP"), (-9, "signal SIGKILL")],
+)
+def test_an_end_is_told_by_code_or_signal(tmp_path, code, how):
+    context, options = Context(), Options(workers=1, retries=0, device="cpu", gpus=0.0)
+    worker = processes._Worker(context, 0, Results(tmp_path), options)
+    worker.process.exitcode = code
+    assert worker.end() == how and worker.pipe.closed
+
+
+@pytest.mark.parametrize(
+    ("message", "cells", "left", "given"),
+    [
+        (processes._READY, "", "abcd", "a"),
+        (processes._READY, "", "", ""),
+        (0.05, "x", "abcd", "ab"),  # of a short cell
+        (0.05, "xy", "abcd", "ya"),
+        (0.05, "x", "ab", "a"),  # as many as there are workers
+        (0.1, "x", "abcd", "a"),
+    ],
+)
+def test_workers_of_short_cells_have_the_next_one_in_hand(message, cells, left, given):
+    pool, worker = pool_of(None, cells)
+    pool.waiting, pool.failed_starts, worker.ready = deque(left), 3, False
+    said = message if isinstance(message, str) else SimpleNamespace(seconds=message)
+    worker.pipe, worker.give = SimpleNamespace(recv=lambda: said), worker.cells.append
+    assert pool._hear(worker) is (None if said == processes._READY else said)
+    assert "".join(worker.cells) == given and (worker.ready, pool.failed_starts) == (True, 0)
+
+
 def pool_of(results, cells, retries=1, how="exit code 1"):
     """A pool of one worker that has ended, with cells in hand."""
     pool = object.__new__(processes._Pool)
@@ -695,6 +730,7 @@ def test_ray_is_started_here_where_no_cluster_is_named(
             "_node_ip_address": "127.0.0.1"}  # fmt: skip
     begun = ["connected"] if connected else [{**quiet, **({} if address else here)}]
     assert [ray.asked[0], *ray.asked[2:]] == begun + ["shutdown"] * (not connected)
+    run({**trial, "seed": 2}, tmp_path, "ray", device="cuda:7")  # of the workers' machines
     told = {"RAY_USAGE_STATS_ENABLED": "0"}
     named = {"RAY_ADDRESS": address} if address else {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     assert os.environ == {**told, **named}

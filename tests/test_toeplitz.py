@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import oracles
 import pytest
 import torch
-from tolerances import round_off
+from tolerances import EPS, round_off
 
 import resid_theory as rt
 from resid_theory.theory import zero_point
@@ -61,6 +62,22 @@ def test_counts_between_eigenvalues(size, blocks, kind):
     )
     exact = (values < points[:, None]).sum(1)
     assert torch.equal(matrix.counts_below(points), exact)
+
+
+PIVOTS = [[0.0, 1.0], [-1e-17, 1.0], [-1e-15, 1.0], [1e-15, -1.0], [-1e-3, 1.0], [0.0, 0.0],
+          [-2.0, -3.0], [-1e-3, 1e12]]  # fmt: skip
+
+
+@pytest.mark.parametrize("pivots", [PIVOTS[:1], PIVOTS[3:4], PIVOTS], ids=["zero", "tiny", "all"])
+def test_counts_of_pivots_are_those_of_their_inverses(pivots):
+    matrices = np.stack([np.diag(pivot) for pivot in pivots])
+    found, negative = counted_spectrum.inverse(matrices)
+    values = np.diagonal(found, axis1=1, axis2=2)
+    assert negative.tolist() == (values < 0).sum(1).tolist()
+    # Moved by a few roundings of the largest at most, and away from zero by as much.
+    largest = np.abs(pivots).max(1, keepdims=True)
+    off = np.abs(1 / values - pivots) / (largest + 1e-280)
+    assert off.max() <= 50 * EPS and np.abs(values * largest).max() <= 1 / EPS
 
 
 @cases

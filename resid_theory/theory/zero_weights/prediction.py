@@ -78,9 +78,9 @@ class ZeroPoint(Result):
     statistics: SpectralStatistics
     a_priori_bound: float
     null_direction: bool
-    blocks_of_m: Tensor | list[Tensor] | None = None
-    shift: Tensor | None = None
-    exact: bool = False
+    blocks_of_m: Tensor | list[Tensor] | None
+    shift: Tensor | None
+    exact: bool
 
     @property
     def gain(self) -> float:

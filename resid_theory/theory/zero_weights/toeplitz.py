@@ -124,7 +124,7 @@ class BlockToeplitz(CountedSpectrum, Result):
                 0.5 * (part + part.swapaxes(-1, -2))
                 for part in (first - below, inner - above - below, last - above)
             )
-            side, left = -side @ gone @ side, (left + 1) // 2
+            side, left = side @ gone @ side, (left + 1) // 2  # but for a sign, which is squared
         return torch.from_numpy(counts + (np.linalg.eigvalsh(first) < 0).sum(-1))
 
     @property
