@@ -24,6 +24,8 @@ LOWER = {
 COUNTED = 1.5e-8
 """Of the largest |λ|: the square root of epsilon, which small pivots leave of the precision."""
 
+TURN = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+
 
 def make(size, blocks, kind="general", seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -149,8 +151,7 @@ def test_growth_of_a_symmetric_block_is_its_largest_eigenvalue():
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_growth_of_nearly_symmetric_blocks(skew, sign):
     # A = ±I + skew J: eigenfunctions exp(J t) leave skew / 2π of growth on the other side
-    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-    matrix = BlockToeplitz(diagonal=torch.eye(2), lower=sign * torch.eye(2) + skew * turn, blocks=5)
+    matrix = BlockToeplitz(diagonal=torch.eye(2), lower=sign * torch.eye(2) + skew * TURN, blocks=5)
     rates = (matrix.growth_rate, matrix.negative_growth_rate)[:: int(sign)]
     assert rates[0] == pytest.approx(1.0, rel=skew**2 + 1e-14)
     assert 0.0 <= rates[1] <= skew
@@ -164,6 +165,17 @@ def test_bulk_percentiles_are_reached(percent, seed, blocks):
     exact = matrix.spectrum.magnitude_percentile(percent)
     # a few of the R eigenvalues of a branch leave the bulk or move to the next angle
     assert matrix.bulk_percentile(percent) == pytest.approx(exact, rel=5 / blocks)
+
+
+@pytest.mark.parametrize("percent", [10, 50, 90])
+def test_the_bulk_of_a_turn_in_closed_form(percent):
+    # B = 0 and A = 3 J leave 3 |cot(θ / 2)| with θ uniform on the circle.
+    matrix = BlockToeplitz(diagonal=torch.zeros(2, 2), lower=3 * TURN, blocks=5)
+    exact = 3 * math.tan(math.pi / 2 * percent / 100)
+    assert matrix.bulk_percentile(percent) == pytest.approx(exact, rel=1e-3)
+    rate = 3 / (math.pi / 2)  # where cot(3 / κ) is zero
+    assert (matrix.growth_rate, matrix.negative_growth_rate) == pytest.approx((rate, rate))
+    assert matrix.predicted_condition_number(percent) == pytest.approx(5 * rate / exact, rel=1e-3)
 
 
 def test_the_predicted_condition_number_grows_in_proportion():

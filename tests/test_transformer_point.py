@@ -602,6 +602,38 @@ def test_the_default_dtype_does_not_round_slopes_and_means():
     assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
 
+def test_biases_of_all_branches_shift_the_stream_alike():
+    g, z = torch.randn(2, 5, 4)
+    skew = torch.randn(3, 3)
+    M = torch.diag(torch.tensor([2.0, -1.0, 0.0])) + skew - skew.mT
+    branches = [Branch.mlp(g, z, hidden=3, name="one"), Branch.mlp(g, z, hidden=2, gated=True)]
+    branches.append(
+        Branch.attention(g[None], z[None], heads=2, head_width=3, causal=True, name="two")
+    )
+    still, moving = (
+        transformer_zero_point(branches, shift=M, biases=2, gradient=size) for size in (0, 0.5)
+    )
+    assert (still.verdict, moving.verdict) == ("strict saddle", "not stationary")
+    exact = torch.tensor([-2.0, 0, 0, 0, 0, 4])
+    assert (still.shifts.eigenvalues - exact).abs().max() <= HESSIAN and still.shifts.nullity == 4
+    parts = [branches[0].spectrum, None, branches[2].spectrum, None, still.shifts]
+    sizes = [parts[0].size, 2 * 3 * 4, parts[2].size, (2 + 2) * 3 * 4, 6]
+    table = still.table()
+    assert table["branch"] == ["one", "mlp", "two", "two", "all"]
+    assert table["weights"] == ["up, down", "gate, up, down", "value, output", "query, key",
+                                "output biases"]  # fmt: skip
+    assert (table["entries"], table["nonzero"]) == (sizes, [6 * 4, 0, 6 * 4 * 2, 0, 2])
+    for name in ("smallest", "largest"):
+        assert table[name] == [getattr(part, name) if part else 0.0 for part in parts]
+    conditions = [part.nonzero_condition_number if part else math.nan for part in parts]
+    assert table["condition_number"] == pytest.approx(conditions, nan_ok=True)
+    assert still.spectrum.size == sum(sizes) and still.count == 3
+    every = torch.cat([part.eigenvalues for part in parts if part])
+    zeros = torch.zeros(sum(sizes) - len(every))
+    assert (still.spectrum.eigenvalues - torch.cat([every, zeros]).sort()[0]).abs().max() <= HESSIAN
+    assert still.index == int((still.spectrum.eigenvalues < 0).sum()) / sum(sizes)
+
+
 def test_a_flat_point_is_degenerate():
     g = torch.ones(2, 5, 4)
     point = transformer_zero_point([Branch.mlp(g, g, hidden=3, gated=True)])

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import HESSIAN, relative_error, round_off
+from tolerances import EPS, HESSIAN, relative_error, round_off
 
 import resid_theory as rt
 from resid_theory.theory import zero_point
+from resid_theory.theory.zero_weights import prediction
+from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
 
 D = 3
 
@@ -161,6 +163,53 @@ def test_matrix_a_of_one_layer_is_the_lower_block_and_of_three_does_not_exist(ge
     assert torch.equal(point.matrix_a, point.hessian()[D * D :, : D * D])
     with pytest.raises(ValueError, match="^matrix_a: exists for n = 1 and n = 2"):
         _ = zero_point(samples(generator), blocks=2, shortcut_depth=3).matrix_a
+
+
+def test_a_dense_matrix_may_have_eight_gibibytes():
+    check_dense(1 << 15)
+    with pytest.raises(
+        ValueError, match="^hessian: 32769 parameters make a dense matrix of 8.0 Gi"
+    ):
+        check_dense((1 << 15) + 1)
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, EPS), (torch.float32, 2**-23)])
+def test_the_resolution_is_that_of_the_longer_side(dtype, eps):
+    for shape in (3, 7), (7, 3), (9, 3, 7):
+        assert resolution_of(torch.zeros(shape, dtype=dtype)) == 28 * eps
+
+
+@pytest.mark.parametrize(
+    ("blocks", "exact", "method"),
+    [(2, False, "dense solver"), (3, False, "limits of"), (2, True, "dense"), (3, True, "dense"),
+     (4, True, "inertia counts")],
+)  # fmt: skip
+def test_large_nets_of_one_layer_answer_by_limits_or_counts(
+    blocks, exact, method, generator, monkeypatch
+):
+    monkeypatch.setattr(prediction, "_DENSE", 18)
+    monkeypatch.setattr(prediction, "_DENSE_EXACT", 27)
+    point = zero_point(samples(generator), blocks=blocks, shortcut_depth=1, exact=exact)
+    found, statistics, values = point.summary(), point.statistics, point.spectrum
+    assert found["method"].startswith(method) and point.is_listed == method.startswith("dense")
+    assert found["growth_rate"] == max(statistics.growth_rate, statistics.negative_growth_rate)
+    if method == "limits of":
+        assert found["max_magnitude"] == found["growth_rate"] * blocks
+        assert found["bulk_percentile_10"] == statistics.bulk_percentile(10)
+        assert found["condition_number_10"] == statistics.predicted_condition_number(10)
+        assert found["parameters"] == 9 * blocks and "condition_number" not in found
+    else:
+        assert found["condition_number"] == pytest.approx(values.condition_number, rel=1e-6)
+        assert found["max_magnitude"] == pytest.approx(values.max_magnitude)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_gradients_of_all_blocks(n, generator):
+    x, y = samples(generator)
+    point = zero_point((x, y), blocks=2, shortcut_depth=n, mid="silu", post="gelu")
+    m = (x - y).T @ x / len(x)
+    exact = 0.5 * m.expand(2, D, D) if n == 1 else torch.zeros(2, D, D)
+    assert relative_error(point.gradient, exact) <= round_off(10)
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -329,6 +378,10 @@ REFUSED = {
     "loss": ({"loss": "squared", "pre": "relu"}, "^loss: unknown name 'squared'; .*'square'"),
     "pre": ({"pre": "rleu"}, "^pre: unknown name 'rleu'; did you mean 'relu'"),
     "not-zero": ({"mid": "sigmoid"}, "^mid: the activation is 0.5 at zero, needs 0"),
+    "nan-at-zero": (
+        {"mid": lambda z: torch.where(z == 0, torch.nan, z)}, "^mid: the activation is nan at zero",
+    ),
+    "not-quite-zero": ({"post": lambda z: z + 1e-15}, "^post: the activation is 1e-15 at zero"),
     "softplus": ({"post": "softplus"}, "^post: .* 'shifted_softplus' for 'softplus'"),
     "no-slope": ({"post": torch.sqrt}, "^post: the activation has no finite slope at zero"),
     "jump": ({"shortcut_depth": 1, "post": "elu"}, "^post: its second derivative jumps .* 1 to 0"),
@@ -361,6 +414,13 @@ def test_refused(case):
     options = {"data": (X, Y), "blocks": 1, "shortcut_depth": 2, **changes}
     with pytest.raises(ValueError, match=message):
         zero_point(options.pop("data"), **options)
+
+
+def test_values_at_zero_of_round_off_and_of_no_layer_do_not_matter(generator):
+    data = samples(generator)
+    for changes in {"post": lambda z: z + 8e-16}, {"mid": "sigmoid"}, {"mid": torch.sqrt}:
+        found = zero_point(data, blocks=2, shortcut_depth=1, **changes)
+        assert found.slope == 1.0 and found.verdict == "not stationary"
 
 
 def test_names_are_compared_before_data_are_read():

@@ -47,11 +47,10 @@ class Streams:
     @classmethod
     def single(cls, read: Tensor, mix: Tensor, write: Tensor, end: float = 1.0) -> "Streams":
         """One stream; all arguments but the last are (K,)."""
-        one = torch.ones(1, dtype=torch.float64)
+        begin, last = (torch.tensor([share], dtype=torch.float64) for share in (1.0, end))
         return cls(
-            read=read[:, None], mix=mix[:, None, None], write=write[:, None], begin=one,
-            end=end * one,
-        )  # fmt: skip
+            read=read[:, None], mix=mix[:, None, None], write=write[:, None], begin=begin, end=last
+        )
 
     @property
     def is_shortcut(self) -> bool:
