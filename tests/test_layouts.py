@@ -415,6 +415,8 @@ def test_one_layer_blocks_on_streams_are_counted(kind, make, monkeypatch):
     assert found.eigenvalue(7) == pytest.approx(dense[7].item(), abs=1.5e-8 * scale)
     points = torch.cat([torch.linspace(-1.07, 1.13, 45) * scale, dense[::9] + 1e-7 * scale])
     assert found.counts_below(points).tolist() == [int((dense < t).sum()) for t in points]
+    for place in (3, 20, 44):
+        assert found.count_below(float(points[place])) == int((dense < points[place]).sum())
     assert point.index == int((dense < -found.zero_threshold).sum()) / len(dense)
     assert point.summary()["largest"] == found.largest and point.method == "inertia counts"
     for wrong in ((0.9, 1.0), (1.0, 0.9)):  # ends that Lanczos missed are found by counting
@@ -782,6 +784,13 @@ def test_last_biases_that_move_nothing_leave_zero_stationary(out, post):
     options = {"last_bias": True, "post": post}
     point = rt.theory.zero_point(data(), layout=Layout([[1.0]], out, branch=2), **options)
     assert point.verdict == "degenerate" and point.order > 0
+
+
+@pytest.mark.parametrize("at", ["branch", "stream", "write"])
+def test_predictions_hold_no_graph_of_a_norm(at):
+    gain = drawn(D).requires_grad_()
+    point = point_of(norm=lambda u: gain * u / (1 + u.square().sum(-1, keepdim=True)), norm_at=at)
+    assert not point.correlation.requires_grad and math.isfinite(point.spectrum.largest)
 
 
 def test_blocks_behind_one_norm_have_a_common_matrix():

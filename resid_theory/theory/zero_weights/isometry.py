@@ -63,7 +63,7 @@ class Isometry(Result):
     def cdf(self, values: Tensor) -> Tensor:
         """Share of singular values up to given ones, any number of them."""
         s, given = self.singular_values, values.detach().double().cpu()
-        steps = (self.density[1:] + self.density[:-1]) / 2 * s.diff()
+        steps = (self.density[1:] + self.density[:-1]) * s.diff()
         share = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
         share = share / share[-1]
         right = torch.searchsorted(s, given.contiguous()).clamp(1, len(s) - 1)
