@@ -419,6 +419,23 @@ def test_the_probability_falls_outwards(width):
     assert bool((chances[chances < 1].diff() < 0).all())
 
 
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_beyond_the_limits_hardly_an_eigenvalue_is_missed(which, sign, monkeypatch):
+    result, runs = lanczos._result, []
+    monkeypatch.setattr(
+        lanczos,
+        "_result",
+        lambda k, state, c: (runs.append(state.certificate), result(k, state, c))[1],
+    )
+    levels = sign * torch.cat([torch.tensor([9.0]), torch.linspace(-2, -1, 300)])
+    found = rt.eigenpairs(torch.diag(levels), 1, which=which)
+    chances = [runs[0].missed_at(limit) for limit in found.limits]
+    assert max(chances) <= found.accepted_miss
+    rest = [x for x in levels.tolist() if float((found.values - x).abs().min()) > 1e-3]
+    assert found.limits[0] <= min(rest) and max(rest) <= found.limits[1]
+
+
 def test_one_vector_says_nothing_about_copies_and_two_do():
     levels = torch.cat([torch.linspace(-1, 1, 2000), torch.tensor([9.0, 9.5])])
     one, two = (grown(torch.diag(levels), w, 12, 0).certificate() for w in (1, 2))

@@ -118,6 +118,7 @@ def test_pattern_draws_the_matrix_with_blocks(ax):
     image = ax.images[0]
     np.testing.assert_array_equal(image.get_array(), matrix.numpy())
     assert (image.norm.vmin, image.norm.vmax) == (-3.0, 3.0)
+    assert image.get_interpolation() == "nearest"
     assert image.get_extent() == [0, 4, 4, 0]  # from the upper left corner
     assert [line.get_ydata()[0] for line in ax.lines[::2]] == [0, 2, 4]
     assert [line.get_xdata()[0] for line in ax.lines[1::2]] == [0, 2, 4]
@@ -184,6 +185,13 @@ def test_colours_of_filters_end_where_they_are_told(ax):
         plots.folded_filters(torch.randn(2, 2, 3, 3), limit=0, ax=ax)
 
 
+def test_the_longer_side_of_a_kernel_is_binned(ax):
+    plots.folded_filters(torch.ones(700, 2, 2, 1), ax=ax)
+    assert np.asarray(ax.images[0].get_array()).shape == (2 * 234, 1)  # 1400 rows in 600 pixels
+    plots.folded_filters(torch.ones(2, 700, 1, 2), ax=ax)
+    assert np.asarray(ax.images[1].get_array()).shape == (1, 2 * 234)
+
+
 @pytest.mark.parametrize("channels", [16, 400], ids=["entries", "binned"])
 def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -191,7 +199,7 @@ def test_the_identity_is_the_diagonal_of_the_middle_tap(ax, channels):
     plots.folded_filters(layer, ax=ax)
     drawn = np.asarray(ax.images[0].get_array())
     side = len(drawn) // 3
-    assert len(drawn) <= 2 * matrices._PIXELS
+    assert side == {16: 16, 400: 200}[channels]  # 1200 rows in 600 pixels
     expected = np.zeros((3 * side, 3 * side))
     expected[side : 2 * side, side : 2 * side] = np.eye(side)
     np.testing.assert_array_equal(drawn, expected)
@@ -280,6 +288,8 @@ def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, width, scale):
         (place,) = np.nonzero((edges[:-1] < level) & (level <= edges[1:]))[0]
         assert heights[place] * (edges[place + 1] - edges[place]) >= 0.99 / len(levels)
     assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
+    if scale == "symlog":  # linear below a tenth of a thousandth, rounded down to a power of ten
+        assert ax.xaxis.get_transform().linthresh == pytest.approx(1e-4)
     assert ax.get_ylim()[0] < heights[heights > 0].min()
     assert ax.get_ylim()[0] == pytest.approx(0.1 / (len(levels) * width))
     assert [line.get_xdata()[0] for line in ax.lines] == [max(levels), min(levels)]
@@ -437,6 +447,7 @@ def test_histograms_share_their_bins_and_name_their_medians(ax):
     assert len(heights) == 10 and sum(heights[:5]) == 3 and sum(heights[5:]) == 4
     assert ax.get_xscale() == "linear"
     assert [line.get_xdata()[0] for line in ax.lines] == [2.0, 4.5]
+    assert {line.get_linestyle() for line in ax.lines} == {"--"}
     assert [patch.get_x() for patch in ax.patches] == pytest.approx([1, 2, 3, 4, 5] * 2)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("cushion of x", "samples")
 
@@ -450,6 +461,8 @@ def test_histograms_of_any_range(ax, values):
     assert ax.get_xscale() == ("log" if wide else "linear")
     assert sum(patch.get_height() for patch in ax.patches) == 2
     widths = [patch.get_width() for patch in ax.patches]
+    if values[0] == values[1]:  # the only bin is around them
+        assert (ax.patches[0].get_x(), widths) == (values[0] / 2 or -0.5, [1.0])
     assert wide or widths == pytest.approx([widths[0]] * len(widths))
     assert not wide or widths[1] / widths[0] == pytest.approx((values[1] / values[0]) ** (1 / 40))
 
@@ -530,6 +543,51 @@ def test_a_finished_figure_keeps_transparent_colours():
     (line,) = drawing.axes[0].plot([0, 1], color=(0.0, 0.0, 1.0, 0.4))
     plots.finish(drawing)
     assert same_color(line.get_color(), (0.0, 0.0, 1.0, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("entries", "beside"),
+    [
+        (["a", "b"], True),
+        (["of a label with 21 c."] * 2, False),
+        (["of a label with 21 c."] * 20, True),
+    ],
+    ids=["short", "long", "many"],
+)
+def test_the_legend_of_one_panel_stands_beside_it_where_it_is_narrow(entries, beside):
+    drawing = plots.figure()
+    (ax,) = drawing.axes
+    for entry in entries:
+        ax.plot([0, 1], label=entry)
+    ax.legend()
+    plots.finish(drawing)
+    drawing.draw_without_rendering()
+    (legend,) = drawing.legends
+    place = legend.get_window_extent()
+    assert place.x0 >= ax.bbox.x1 if beside else place.y0 >= ax.bbox.y1
+
+
+@pytest.mark.parametrize(
+    ("panels", "title", "lines"),
+    [(1, "a " * 15, 1), (1, "a " * 16, 2), (2, "a " * 30, 1), (2, "a " * 31, 2)],
+)
+def test_titles_of_legends_are_as_wide_as_there_is_room(panels, title, lines):
+    drawing = plots.figure(1, panels)
+    for ax in drawing.axes:
+        ax.plot([0, 1], label="b")
+        ax.legend(title=title.strip())
+    plots.finish(drawing)
+    (legend,) = drawing.legends
+    assert len(legend.get_title().get_text().splitlines()) == lines
+
+
+def test_a_legend_of_chosen_curves_keeps_them(ax):
+    _, line = ax.plot([0, 1], label="a")[0], ax.plot([1, 0], color="red", label="b")[0]
+    ax.legend([line], ["chosen"])
+    plots.finish(ax.figure)
+    (legend,) = ax.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["chosen"]
+    assert same_color(legend.legend_handles[0].get_color(), "red")
 
 
 def test_legends_that_differ_stay_above_their_own_panel():
