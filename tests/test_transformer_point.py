@@ -503,6 +503,29 @@ def test_batches_of_a_sum_may_miss_some_experts():
     assert off(point.spectrum, hessian_by_nested_gradients(loss(net(x), y), inside)) <= HESSIAN
 
 
+class Some(nn.Module):
+    """A branch of some of the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        own = (x[:, 0] > 0).nonzero().flatten()
+        if len(own):
+            x = x.index_add(0, own, self.down(torch.tanh(self.up(x[own]))))
+        return self.head(x)
+
+
+def test_batches_may_miss_all_branches():
+    torch.manual_seed(0)
+    net, x, y = Some(), torch.randn(9, 3), torch.randn(9, 3)
+    x[-3:, 0] = -1.0
+    one = zero_point_of_net(net, "square", (x, y))
+    other = zero_point_of_net(net, "square", [(x[:6], y[:6]), (x[6:], y[6:])])
+    torch.testing.assert_close(other.spectrum.eigenvalues, one.spectrum.eigenvalues)
+
+
 class Mixed(nn.Module):
     """Units with slopes of their own, by sample, or of which one has a small part in another."""
 

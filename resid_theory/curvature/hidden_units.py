@@ -299,8 +299,6 @@ def compare_product(
             )
             pairs = zip(slopes, vector.values(), strict=True)
             along = torch.stack([(slope * v.to(slope)).sum() for slope, v in pairs]).sum()
-            if not along.requires_grad:
-                continue
             products = torch.autograd.grad(
                 along, list(own.values()), retain_graph=True, materialize_grads=True,
             )  # fmt: skip

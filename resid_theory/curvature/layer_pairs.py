@@ -158,8 +158,6 @@ def _accumulate(
                 block = _products(moves, slope, earlier.input)
                 _add(hessian, layer, earlier, block.permute(2, 0, 1, 3))
         moved = torch.cat([g.flatten() for g in found[len(layers) :]]) @ tried
-        if not moved.requires_grad:
-            return weight, torch.zeros_like(tried)
         product = torch.autograd.grad(moved, risk.parameters, materialize_grads=True)
         return weight, torch.cat([g.flatten() for g in product])
 

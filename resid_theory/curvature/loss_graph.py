@@ -19,7 +19,7 @@ _PRODUCTS = {
     "MmBackward0": ("_saved_self", "_saved_mat2", 0),
 }
 """Factors of products as autograd saves them, and the place of the first among the inputs."""
-_CONVOLUTIONS = {"ConvolutionBackward0": 0, "_ConvolutionBackward": 0}
+_CONVOLUTIONS = ("ConvolutionBackward0", "_ConvolutionBackward")
 _LOOKUPS = ("EmbeddingBackward0", "IndexBackward0", "IndexSelectBackward0", "GatherBackward0")
 _LEAF = "torch::autograd::AccumulateGrad"
 _VIEWS = (
@@ -235,8 +235,6 @@ class LossGraph:
             last, (node,) = node, readers
             if node.name() == "AddBackward0":
                 added = next((side for side in _inputs_of(node) if side is not last), None)
-                if added is None:
-                    return None
             elif not _is_view(node):
                 return None
         leaf = _through_views(added)
@@ -335,7 +333,7 @@ def _inputs_of(node: Any) -> Iterator[Any]:
 def _factors(node: Any) -> tuple[tuple[Any, int], ...]:
     """Nodes of both factors of a product."""
     name = node.name()
-    place = _PRODUCTS[name][2] if name in _PRODUCTS else _CONVOLUTIONS[name]
+    place = _PRODUCTS[name][2] if name in _PRODUCTS else 0
     return tuple(node.next_functions[place : place + 2])
 
 

@@ -57,7 +57,7 @@ class ZeroPass:
         """Tell uses that read the stream from those that write it, and take gradients there."""
         self.branches = self.graph.without(self.names)
         outputs = [use.output for use in self.uses]
-        found = torch.autograd.grad(self.loss, outputs, retain_graph=True)
+        found = torch.autograd.grad(self.loss, outputs, retain_graph=True) if outputs else ()
         self.readers: list[int] = []
         self.writers: dict[int, Tensor] = {}  # with gradients, (parts, T, N)
         for number, (use, g) in enumerate(zip(self.uses, found, strict=True)):
