@@ -7,12 +7,14 @@ import pytest
 import torch
 from tolerances import assert_same, relative_error, round_off
 from torch import nn
+from torch.nn.utils import parametrize
 
 import resid_theory as rt
 from resid_theory.identity import (
     AddIdentity,
     DiracWeights,
     IdDecay,
+    ResidualWeight,
     id_entries,
     id_mask,
     id_rule,
@@ -81,6 +83,17 @@ def test_the_kernel_s_convolution_is_the_shortcut(generator, stride, outputs):
     found = torch.conv2d(x, kernel, stride=stride, padding=1)
     assert_same(found, expected)
     assert_same(identity_map(x, outputs, stride=stride), expected)
+
+
+def test_channels_that_do_not_divide():
+    with pytest.raises(ValueError, match="^channels: got 3 for 2 inputs; rule='repeat' needs a"):
+        identity_map(torch.zeros(1, 2, 4), 3)
+
+
+def test_an_identity_of_no_rule_has_none():
+    given = nn.Linear(3, 3)
+    parametrize.register_parametrization(given, "weight", ResidualWeight(torch.eye(3).flip(0)))
+    assert id_rule(given) is None
 
 
 def test_option_a_pads_and_cuts_channels():

@@ -97,12 +97,16 @@ def test_the_blocks_of_linear_nets_are_exact(name):
 
 
 @pytest.mark.parametrize("matrix", ["fisher", "empirical_fisher"])
-def test_the_blocks_of_one_sample_are_exact(matrix):
+@pytest.mark.parametrize(
+    "loss", ["cross_entropy", nn.BCEWithLogitsLoss()], ids=["labels", "yes-no"]
+)
+def test_the_blocks_of_one_sample_are_exact(matrix, loss):
     residual = with_identity(nn.Linear(4, 4), "residual")  # its bias comes before its weight
     net = seeded(nn.Linear(3, 4), nn.Tanh(), residual, nn.Tanh(), nn.Linear(4, 3))
     x, y = noise(1, 3), torch.tensor([2])
-    found = rt.curvature.kfac(net, "cross_entropy", (x, y), matrix=matrix)
-    whole = rt.curvature_operator(net, "cross_entropy", (x, y), matrix=matrix)
+    y = y if loss == "cross_entropy" else torch.tensor([[1.0, 0.0, 1.0]]).double()
+    found = rt.curvature.kfac(net, loss, (x, y), matrix=matrix)
+    whole = rt.curvature_operator(net, loss, (x, y), matrix=matrix)
     assert found.eigenvalues.smallest >= 0.0  # of factors of rank one
     for pattern in ("0.*", "2.*", "4.*"):
         exact = whole.block(pattern).dense()

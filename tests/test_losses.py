@@ -10,6 +10,7 @@ from torch import nn
 from resid_theory.losses import (
     LOSSES,
     Loss,
+    NoWeighting,
     SampleAxes,
     Weighting,
     reweighted,
@@ -132,6 +133,24 @@ def test_values_that_are_no_losses(case, generator):
         Loss.of(loss).derivatives(outputs(generator), outputs(generator))
 
 
+def test_what_is_no_loss_and_no_tensor(generator):
+    with pytest.raises(ValueError, match="^function: got 3, needs a callable"):
+        Loss(3)
+    square, z = Loss.of("square"), outputs(generator)
+    with pytest.raises(ValueError, match="^data y: got list, needs a tensor"):
+        square.check_target(z, [1.0])
+    with pytest.raises(ValueError, match="^data y: got list, needs a tensor"):
+        square.targets_of(z, [1.0])
+    with pytest.raises(ValueError, match="^data y: got shape .* for outputs of shape"):
+        square.targets_of(torch.ones(()), z)
+    with pytest.raises(ValueError, match="^net: gives tuple, the loss 'square' needs a tensor"):
+        square.targets_of((z,), z)
+    own, target = Loss(huber), {"any": z}
+    for output in ((z,), z):
+        found, labels = own.targets_of(output, target)
+        assert found is target and labels is None
+
+
 def test_an_unknown_loss_is_met_with_the_nearest():
     with pytest.raises(ValueError, match="^loss: unknown name 'squared'; did you mean 'square'"):
         Loss.of("squared")
@@ -164,6 +183,8 @@ def test_dense_cross_entropy(case, soft, generator):
     loss.check_target(output, target)
     torch.testing.assert_close(loss(output, target), expected, rtol=1e-14, atol=0)
     assert loss.weights(target).tolist() == [labels[0].numel()] * 4
+    if axis == 1:  # where torch has them
+        assert Loss.of(nn.CrossEntropyLoss()).weights(target).tolist() == [labels[0].numel()] * 4
 
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -333,16 +354,75 @@ def test_samples_are_found_in_outputs_of_any_layout(case, generator):
     assert_same(some, expected)
 
 
+def fitted(output, target):
+    """A hinge, flat where outputs are large."""
+    return (1 - output * target).clamp(min=0).mean()
+
+
+def test_parts_without_a_gradient_count_by_samples(generator):
+    target, far = torch.ones(SAMPLES, CLASSES), torch.full((SAMPLES, CLASSES), 100.0)
+    weighting = weighting_of(Loss(fitted), far, target)
+    assert weighting.of_part(far[:3], target[:3], 3) == 3.0
+    with pytest.raises(NoWeighting, match="some parts have no gradient at all, others have one"):
+        weighting.of_part(outputs(generator), target, SAMPLES)
+
+
+def some(output, target):
+    """A constant where no target counts."""
+    valid = target >= 0
+    return output[valid].square().mean() if valid.any() else torch.zeros(())
+
+
+def test_values_without_a_gradient_weigh_nothing(generator):
+    output, target = outputs(generator), torch.tensor([-1, 0, -1, 0, 0])
+    weighting = weighting_of(Loss(some), output, target)
+    found = [weighting.of_part(output[rows], target[rows], 2) for rows in ([0, 2], [0, 1], [3, 4])]
+    assert found == pytest.approx([0.0, 1.0, 2.0], abs=1e-10)
+
+
+def test_outputs_that_all_samples_share(generator):
+    scale, z, target = torch.ones(CLASSES), outputs(generator), outputs(generator)
+    reads = Loss(lambda o, t: (o[0] * o[1] - t).square().mean())
+    leaves = Loss(lambda o, t: (o[0] - t).square().mean())
+    axes = SampleAxes.first((z, scale), SAMPLES)
+    Weighting(reads, axes).learn((z, scale), target, SAMPLES)  # a constant
+    scale.requires_grad_(), z.requires_grad_()
+    Weighting(leaves, axes).learn((z, scale), target, SAMPLES)
+    with torch.no_grad(), pytest.raises(NoWeighting, match="reads an output that all samples sha"):
+        Weighting(reads, axes).learn((z, scale), target, SAMPLES)
+
+
+def test_losses_that_do_not_take_one_sample(generator):
+    def pairs(output, target):
+        if len(output) % 2:
+            raise ValueError("needs pairs")
+        return (output - target).square().mean()
+
+    with pytest.raises(NoWeighting, match=r"does not take a single sample \(needs pairs\)"):
+        weighting_of(Loss(pairs), outputs(generator)[:4], outputs(generator)[:4])
+
+
 def test_outputs_without_an_axis_of_samples_have_none():
+    assert SampleAxes.between(torch.ones(2), torch.ones(5, 1), (2, 5)) is None
+    assert SampleAxes.between((torch.ones(2),), (torch.ones(5), torch.ones(5)), (2, 5)) is None
     assert SampleAxes.between(torch.ones(2, 2), torch.ones(5, 5), (2, 5)) is None
     assert SampleAxes.between(torch.ones(3), torch.ones(4), (2, 5)) is None
     with pytest.raises(ValueError, match="no axis of the outputs"):
         Weighting(Loss(lambda o, t: o), None).learn(torch.ones(()), LABELS, 5)
 
 
-@pytest.mark.parametrize("case", ["mean", "labels", "classes", "sum"])
+@pytest.mark.parametrize("case", ["mean", "labels", "classes", "sum", "by value"])
 def test_sample_weights_count_like_copies(case, generator):
-    given, target, _ = weighing(generator)[case]
+    given, target, _ = weighing(generator)["mean" if case == "by value" else case]
+    if case == "by value":  # which vmap does not take
+
+        def given(output, target):
+            return (
+                F.cross_entropy(output, target)
+                if float(output.detach().sum()) < 1e9
+                else output.sum()
+            )
+
     loss, output = Loss.of(given), outputs(generator)[torch.arange(8) % 5]
     copies = torch.tensor([1, 2, 0, 3, 1, 1, 2, 1])
     weighting = weighting_of(loss, output, target)

@@ -57,6 +57,10 @@ class Language(nn.Module):
             own = F.cross_entropy(*flat, label_smoothing=smoothing)
             if self.own == "balanced":  # as a term that spreads tokens over experts
                 own = own + scores.softmax(-1).mean((0, 1)).square().sum()
+            if self.own == "pairs" and len(labels) < 2:
+                raise RuntimeError("needs pairs")
+            if self.own == "none":
+                return output
             output = Output(loss=own, logits=logits + 0 if self.own == "beside" else logits)
         return output
 
@@ -139,6 +143,8 @@ def test_a_decoder_reads_the_labels():
         ("smoothed", "cross_entropy", lambda b: b, "unknown which belong together"),
         ("beside", "cross_entropy", lambda b: b, "unknown which belong together"),
         ("balanced", "model", FORMS["list"], "no mean over samples or labels"),
+        ("pairs", "model", FORMS["list"], r"own loss fails on single samples \(needs pairs\)"),
+        ("none", "model", FORMS["list"], "^net: gives Output without 'loss' on a batch with"),
         ("mean", "model", lambda b: [(b["input_ids"], b["labels"])], "a mapping with 'labels'"),
         ("mean", "square", lambda b: b, "data y"),
     ],
@@ -155,8 +161,9 @@ def test_a_sample_without_labels_does_not_hide_that_the_first_word_is_not_predic
     assert relative_error(found, exact(net, whole)) < HESSIAN
 
 
-def test_a_loss_that_is_no_mean_takes_one_batch():
-    net, whole = Language(True, own="balanced"), batch()
+@pytest.mark.parametrize("own", ["balanced", "pairs"])
+def test_a_loss_that_is_no_mean_takes_one_batch(own):
+    net, whole = Language(True, own=own), batch()
     assert relative_error(rt.hessian(net, "model", whole), exact(net, whole)) < HESSIAN
 
 

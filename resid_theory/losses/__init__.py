@@ -2,7 +2,7 @@
 
 from resid_theory.losses.formulas import IGNORED
 from resid_theory.losses.likelihood import Bernoulli, Categorical, Gaussian
-from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_outputs, check_scalar
+from resid_theory.losses.loss import LOSSES, Loss, LossLike, check_scalar
 from resid_theory.losses.own_loss import OwnLoss
 from resid_theory.losses.sample_axes import SampleAxes
 from resid_theory.losses.weighting import (
@@ -26,7 +26,6 @@ __all__ = [
     "OwnLoss",
     "SampleAxes",
     "Weighting",
-    "check_outputs",
     "check_scalar",
     "reweighted",
     "weighting_of",

@@ -13,7 +13,7 @@ from resid_theory._check import check_choice
 from resid_theory.losses.formulas import IGNORED, class_axis, formula_of, valid_labels
 from resid_theory.losses.likelihood import Categorical, Gaussian, Likelihood, likelihood_of
 
-__all__ = ["LOSSES", "Loss", "LossLike", "check_outputs", "check_scalar"]
+__all__ = ["LOSSES", "Loss", "LossLike", "check_scalar"]
 
 LossLike = str | Callable[[Any, Any], Tensor]
 """A name, a function, a loss of ``torch.nn`` or a ``Loss``: all that ``Loss.of`` takes."""
@@ -319,25 +319,6 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
         target = target.movedim(axis, 1) if target.is_floating_point() else target
     # torch takes int64 and uint8 labels only; NumPy often gives int32.
     return F.cross_entropy(output, target if target.is_floating_point() else target.long())
-
-
-def check_outputs(output: Any, samples: int) -> Tensor:
-    """Check that a net gives outputs (batch, classes).
-
-    Args:
-        output: What the net gave.
-        samples: Number of samples that it was given.
-
-    Returns:
-        The output.
-
-    Raises:
-        ValueError: If it is no matrix, with what it is.
-    """
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise ValueError(f"net: gives {got} for {samples} samples, needs (batch, classes)")
 
 
 def check_scalar(value: Tensor, *, gradient: bool = True) -> Tensor:

@@ -162,7 +162,7 @@ class Weighting:
             return False
         with torch.enable_grad():
             value = self._loss(output, target)
-            parts = torch.autograd.grad(value, shared, allow_unused=True, retain_graph=True)
+            parts = torch.autograd.grad(value, shared, allow_unused=True)
         return any(part is not None for part in parts)
 
     def _choose(self, part: Part) -> None:
