@@ -459,6 +459,15 @@ class Rectified(nn.Module):
         return self.block(torch.relu(x))
 
 
+def test_a_layer_in_front_of_a_block_stays_there_and_one_layer_is_a_net():
+    block, x = Block(nn.Linear(3, 3), before=nn.ReLU(), after=nn.Tanh()), torch.randn(5, 3)
+    plain = rt.to_plain(block)
+    assert [*plain._modules] == ["before", "conv1", "after"]
+    assert relative_error(plain(x), block(x)) < SAME
+    residual = rt.to_residual(block.branch, [""])
+    assert relative_error(residual(x), block.branch(x)) < SAME
+
+
 def test_conv_bn_under_a_shortcut_is_one_convolution(generator):
     branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3))
     net = scatter_statistics(nn.Sequential(Block(branch)), generator)
@@ -498,6 +507,13 @@ class Scaled(nn.Linear):
 
 def two_convs():
     return Block(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.Conv2d(1, 1, 1)))
+
+
+class Unseen(Rectified):
+    """A forward that no graph shows."""
+
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) else x
 
 
 def used_twice():
@@ -542,6 +558,8 @@ def tied():
         (lambda: rt.to_plain(rt.preresnet(10).eval()[:2]), "input that may be negative"),
         (lambda: rt.to_plain(nn.Sequential(Block(nn.Sequential(nn.ReLU(), nn.Conv2d(
             1, 1, 1))))), "no layer in front of the function"),
+        (lambda: rt.to_plain(Block(nn.ReLU())), "block '' has no plain net: it has no layer under"),
+        (lambda: rt.to_plain(Unseen(two_convs())), "input that may be negative"),
         (lambda: rt.to_plain(nn.Sequential(Block(nn.Conv2d(1, 1, 3, stride=2, padding=1)))),
          "different strides or channels"),
         (lambda: rt.to_plain(nn.Sequential(nn.ReLU(), Block(nn.Sequential(

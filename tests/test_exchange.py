@@ -129,6 +129,13 @@ def test_other_forms_of_a_file(tmp_path, generator, form):
     assert_same(rt.load_dirac_file(other).state_dict(), net.state_dict())
 
 
+def test_a_variance_may_be_zero(tmp_path):
+    net = rt.load_dirac_file(saved(tmp_path / "a.pth", cifar10("bn.running_var", torch.zeros_like)))
+    assert [n for n, b in net.named_buffers() if n.endswith("var") and not b.any()] == [
+        "bn6.running_var"
+    ]
+
+
 def test_a_folded_net_exports_from_its_own_fold(tmp_path):
     net = rt.diracnet(10, width=2, classes=4).eval()
     rt.save_dirac_file(tmp_path / "a.pth", rt.fold(net))
@@ -175,6 +182,12 @@ REFUSED = [
     ("nan", lambda m: cifar10("conv", lambda t: t / 0 * 0), "'conv': entry (0, 0, 0, 0) is nan"),
     ("variance", lambda m: cifar10("bn.running_var", lambda t: -t), "has a negative variance"),
     ("eye", lambda m: cifar10("eye16_16_3_3", lambda t: t.flip(0)), "is not the identity"),
+    (
+        "other groups",
+        lambda m: {"params": oracles.dirac_params((2,) * 4, imagenet=True)},
+        "groups of (2, 2, 2, 2) layers, needs [(4, 4, 4, 4), (6, 8, 12, 6)]",
+    ),
+    ("even eye", lambda m: cifar10("eye1_1_2_2", lambda t: torch.ones(1, 1, 2, 2)), "odd sides"),
     ("eye's name", lambda m: cifar10("eye9_9", lambda t: torch.eye(3)), "has shape (3, 3)"),
     ("odd depth", lambda m: {"params": oracles.dirac_params((3,) * 3)}, "groups of (3, 3, 3)"),
     ("groups", lambda m: cifar10("group9.block0.conv", lambda t: torch.zeros(1)), "groups of"),

@@ -100,7 +100,9 @@ def test_batches_of_dicts(batches):
         {key: value[some] for key, value in whole.items()} for some in (slice(3), slice(3, None))
     ]  # fmt: skip
     assert rt.check_equivalence(one, one, data).largest == 0
-    gap = rt.check_equivalence(one, other, data)
+    gap, at_once = (rt.check_equivalence(one, other, each) for each in (data, whole))
+    assert gap.by_parameter == pytest.approx(at_once.by_parameter)  # batches of 3 and 1
+    assert 0 < gap.gradients == max(gap.by_parameter.values())
     assert set(gap.by_output) == {"logits", "hidden"} and gap.by_output["hidden"] == 0
     logits = one(**whole)["logits"].detach()
     assert gap.by_output["logits"] == pytest.approx(1 / float(logits.abs().max()))
@@ -133,6 +135,17 @@ def test_outputs_of_which_nothing_is_compared_are_refused(form):
     one, other, x = pair(form, 1.0)
     with pytest.raises(ValueError, match="^net_a: gives .*, needs an output that can be compared"):
         rt.check_equivalence(one, other, x)
+
+
+def test_a_loss_of_tensors_does_not_take_other_outputs():
+    one, other, x = pair(FORMS["nested"][0], 1.0)
+    with pytest.raises(ValueError, match="net_a: gives dict; the loss 'square' needs a tensor"):
+        rt.check_equivalence(one, other, (x, x), loss="square")
+
+
+def test_a_part_without_entries_is_equal():
+    one, other, x = pair(lambda y: (y, y[:0]), 0.5)
+    assert rt.check_equivalence(one, other, x).by_output == {"[0]": 0.5, "[1]": 0.0}
 
 
 def test_outputs_without_gradients():

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import types
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -31,7 +32,9 @@ from benchmarks.shortcut_nets import (
     families,
     scattered,
 )
-from resid_theory.equivalence import NothingConverted
+from resid_theory.equivalence import NothingConverted, block_verdicts
+from resid_theory.equivalence.shortcut_paths import paths_in
+from resid_theory.equivalence.tracing import parts_of
 from resid_theory.equivalence.units import TwoLayers, UnitKind, nearest_set
 from resid_theory.identity import AddIdentity, with_identity
 from resid_theory.networks import Block
@@ -108,6 +111,75 @@ def test_the_distance_lies_between_its_bounds():
         )
         assert found.low <= exact * (1 + SAME) and exact <= found.high * (1 + SAME)
         assert found.low > 0 and found.high < 1.2 * exact
+
+
+def squared_relu(t):
+    return F.relu(t) ** 2
+
+
+C, RELU, SQUARED = nn.Conv2d, nn.ReLU(), Apply(squared_relu)
+
+
+class Gate(nn.Module):
+    def __init__(self, gate, up):
+        super().__init__()
+        self.gate, self.up = gate, up
+
+    def forward(self, x):
+        return F.silu(self.gate(x)) * self.up(x)
+
+
+RANKS = {
+    "rank 1": (nn.GELU(), 1, 4, 2), "rank 3": (nn.GELU(), 3, 4, 4), "rank 0": (nn.GELU(), 0, 4, 0),
+    "read along 2": (nn.GELU(), 4, 2, 2 * 4 - 2), "squares": (SQUARED, 1, 4, 4),
+    "columns": (RELU, 2, 4, 3), "gate": (None, 2, 4, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_units_for_the_rank_of_a_projection(name):
+    torch.manual_seed(1)
+    function, rank, read, extra = RANKS[name]
+    with torch.device("cpu"):
+        P = torch.randn(4, rank) @ torch.randn(rank, 4)
+        P[:, :1] *= name not in ("columns", "gate")  # a column that is not read
+        W = torch.randn(5, read) @ torch.randn(read, 4)
+    stem = RELU if name == "columns" else nn.Identity()
+    up = (nn.Linear(4, 5), function) if function else (Gate(nn.Linear(4, 5), nn.Linear(4, 5)),)
+    shortcut = nn.Linear(4, 4)
+    net = nn.Sequential(stem, Residual(*up, nn.Linear(5, 4), projection=shortcut)).double()
+    shortcut.weight.data = P.double()
+    if function:
+        up[0].weight.data = W.double()
+    found, x = rt.shortcuts(net), torch.randn(6, 4)
+    assert found.extra == (extra,) and found.answers == ("wider" if extra else "same width",)
+    assert relative_error(rt.absorb(net)(x), net(x)) < 1e2 * SAME
+
+
+@pytest.mark.parametrize(("side", "answer"), [(1, "wider"), (3, "open")])
+def test_gates_of_convolutions(side, answer):
+    torch.manual_seed(0)
+    gate, up = (nn.Conv2d(3, 4, side, padding=side // 2) for _ in range(2))
+    net, x = Residual(Gate(gate, up), nn.Conv2d(4, 3, 1)).double(), torch.randn(2, 3, 5, 4)
+    assert rt.shortcuts(net).answers == (answer,)
+    if answer == "wider":
+        assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+
+
+def test_rounding_is_that_of_the_coarsest_weights():
+    planted, _, _ = constructed_block(0)
+    net = nn.Sequential(planted.float(), Apply(lambda x: x.double()), nn.Linear(2, 2).double())
+    assert rt.shortcuts(net).answers == ("same width",)
+    assert rt.shortcuts(planted.double()).answers == ("wider",)  # single precision is none
+
+
+def test_one_unit_more():
+    net = Residual(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 2))
+    net.branch[2].weight.data[:, 0] = 0
+    found = rt.shortcuts(net)
+    assert found.extra == (1,) and found.answers == ("wider",) and "1 hidden unit" in found.how[0]
+    net = nn.Sequential(nn.ReLU(), Residual(nn.Linear(2, 4), nn.Mish(), nn.Linear(4, 2)))
+    assert "no φ(t) - φ(-t) = κ t" in rt.shortcuts(net).how[0]  # on a positive stream, too
 
 
 @pytest.mark.parametrize(("seed", "decided"), [(0, False), (1, True), (5, True)])
@@ -540,11 +612,6 @@ def test_a_product_with_itself_is_a_square():
     assert not rt.shortcuts(squared).modules  # no shortcut reads its stream by a square
 
 
-def squared_relu(t):
-    return F.relu(t) ** 2
-
-
-C, RELU, SQUARED = nn.Conv2d, nn.ReLU(), Apply(squared_relu)
 DEPTHWISE = C(3, 4, 1), RELU, C(4, 4, 3, padding=1, groups=4), RELU, C(4, 3, 1)
 TWO = C(3, 4, 3, padding=1), C(4, 3, 3, padding=1)
 EVEN = C(3, 4, 4, padding=1), RELU, C(4, 3, 2, padding=1)
@@ -565,8 +632,24 @@ CONVOLUTIONS = {
     "stride": (Residual(*STRIDED), None, "has stride (1, 1), its branch (2, 2)"),
     "taps": (Residual(*STRIDED, projection=C(3, 3, 3, 2, 1)), None, "of several taps"),
     "cut border": (Residual(*EVEN), None, "moves borders"),
+    "cut border inside": (
+        Residual(C(3, 4, 1), RELU, C(4, 4, 4, padding=1), RELU, C(4, 3, 2, padding=1)),
+        None,
+        "moves borders",
+    ),
     "moved border": (Residual(*GROWN, projection=POOL), None, "moves borders"),
 }
+
+
+@pytest.mark.parametrize("name", ["depthwise", "signed", "pooled", "one tap", "folded", "gate"])
+def test_the_gap_of_layers_twice_as_large_is_one(name):
+    folded, gate = Residual(TWO[0].double(), C(4, 3, 1)), Gate(nn.Linear(3, 4), nn.Linear(3, 4))
+    nets = {"folded": folded, "gate": Residual(gate, nn.Linear(4, 3))}
+    graphs, _ = parts_of((nets.get(name) or CONVOLUTIONS[name][0]).double())
+    verdict = block_verdicts.judged(next(paths_in(graphs[""])))
+    *others, last = verdict.layers
+    twice = replace(last, weight=2 * last.weight, bias=2 * last.bias)
+    assert replace(verdict, layers=[*others, twice]).gap() == pytest.approx(1, abs=SAME)
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
@@ -975,7 +1058,8 @@ def test_what_one_convolution_is(name):
     (made,) = (part for part in new.modules() if isinstance(part, C))
     default = (made.padding, *sides(C(4, 4, 1))[2:])
     assert sides(made) == (*shape, *default[len(shape) - 1 :])
-    assert relative_error(new(x), net(x)) < SAME and rt.shortcuts(net).gap[0] < SAME
+    found = rt.shortcuts(net)
+    assert relative_error(new(x), net(x)) < SAME and found.gap[0] < SAME and found.extra == (0,)
 
 
 @pytest.mark.parametrize("axes", range(4))

@@ -57,8 +57,6 @@ class AffineLayer:
     @property
     def undilated(self) -> "AffineLayer":
         """The same with the holes of its kernel filled with zeros."""
-        if {*self.dilation} <= {1}:
-            return self
         steps = zip(self.weight.shape[2:], self.dilation, strict=True)
         weight = self.weight.new_zeros(*self.weight.shape[:2], *((k - 1) * d + 1 for k, d in steps))
         holes = [slice(None, None, d) for d in self.dilation]

@@ -88,8 +88,8 @@ class TwoLayers:
         parts = torch.cat([self.up, self.bias[:, None]], dim=1)
         down, shortcut, offset = self.down.clone(), self.shortcut.clone(), self.offset.clone()
         factors = parts.norm(dim=1) if self.unit.homogeneous else torch.ones(len(parts)).to(parts)
-        rows = parts / torch.where(factors > 0, factors, 1)[:, None]
-        norms = rows.norm(dim=1).clamp_min(1e-300)
+        rows = parts / factors[:, None]  # NaN without weights and bias, like nothing
+        norms = rows.norm(dim=1)
         alike = (rows @ rows.T).abs() / (norms[:, None] * norms) > 1 - 1e-9
         kappa, kept = self.unit.kappa, dict[int, None]()
         for unit in range(len(parts)):
