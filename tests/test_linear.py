@@ -22,6 +22,7 @@ NETS = {
     "plain-1": (1, 1, False),
     "plain-6": (6, 1, False),
     "one": (4, 1, True),
+    "single": (1, 1, True),
     "two": (3, 2, True),
     "three": (2, 3, True),
 }

@@ -1,5 +1,6 @@
 """Figures show the given numbers."""
 
+import contextlib
 import io
 import math
 
@@ -93,12 +94,19 @@ def test_axes_of_eigenvalues_have_the_unit(given, unit):
         ([0.0, 0.0], "linear"),
         ([1e-4, 2e-4, 3e-4, 0.8, 0.9, 1.0], "symlog"),
         ([1e-4, 2e-4, 0.7, 0.8, 0.9, 1.0], "linear"),
+        ([0.0099, 0.0099, 1.0], "symlog"),
+        ([0.0101, 0.0101, 1.0], "linear"),
+        ([0.0, 0.0, 1e-4, 1e-4, 1.0], "symlog"),
     ],
-    ids=["even", "spread", "zero", "half", "third"],
+    ids=["even", "spread", "zero", "half", "third", "below a hundredth", "above", "zeros"],
 )
 def test_axis_of_eigenvalues(ax, levels, scale):
     plots.spectrum(rt.Spectrum.of(levels), ax=ax)
     assert ax.get_yscale() == scale
+    if scale == "symlog":
+        small = max(np.percentile(np.abs(levels), 10), 1e-8)
+        linear = ax.yaxis.get_transform().linthresh
+        assert linear <= small < 10 * linear and math.log10(linear) == round(math.log10(linear))
 
 
 @pytest.mark.parametrize("levels", [[-1.0, 1.0], [-1e-6, 1e-7, 1e-5, 1.0]], ids=["even", "spread"])
@@ -277,19 +285,26 @@ def test_zero_point_draws_what_is_listed(n, panels):
 @pytest.mark.parametrize("scale", ["linear", "symlog"])
 @pytest.mark.parametrize(
     ("levels", "width"),
-    [([-1.0, 0.5, 2.0], 3), ([-2.0, -2.0], 2), ([0.0, 0.0], 1), ([3.0, 3 + 2**-50], 3)],
+    [([-1.0, 0.5, 2.0], 3), ([-2.0, -2.0], 2), ([0.0, 0.0], 1), ([3.0, 3 + 2**-50], 3),
+     ([1e-20, 4e-20], 3e-20)],
     ids=str,
-)
+)  # fmt: skip
 def test_a_histogram_of_eigenvalues_has_area_one(ax, levels, width, scale):
-    plots.spectral_density(rt.Spectrum.of(levels), scale=scale, ax=ax)
+    found = rt.Spectrum.of(torch.tensor(levels))
+    torch.set_default_dtype(torch.float32)
+    plots.spectral_density(found, scale=scale, ax=ax)
     heights, edges, _ = ax.patches[-1].get_data()
     assert (heights * np.diff(edges)).sum() == pytest.approx(1)
     for level in levels:
         (place,) = np.nonzero((edges[:-1] < level) & (level <= edges[1:]))[0]
         assert heights[place] * (edges[place + 1] - edges[place]) >= 0.99 / len(levels)
     assert (ax.get_xscale(), ax.get_yscale()) == (scale, "log")
+    slack = 0.05 * width if len(set(levels)) > 1 and levels[0] != 3 else width
+    ends = min(levels) - slack, max(levels) + slack
+    assert edges[[0, -1]] == pytest.approx(ends, rel=1e-12, abs=0)
     if scale == "symlog":  # linear below a tenth of a thousandth, rounded down to a power of ten
-        assert ax.xaxis.get_transform().linthresh == pytest.approx(1e-4)
+        near = 1e-24 if width < 1 else 1e-4
+        assert ax.xaxis.get_transform().linthresh == pytest.approx(near, abs=0)
     assert ax.get_ylim()[0] < heights[heights > 0].min()
     assert ax.get_ylim()[0] == pytest.approx(0.1 / (len(levels) * width))
     assert [line.get_xdata()[0] for line in ax.lines] == [max(levels), min(levels)]
@@ -356,6 +371,16 @@ def test_legends_stand_above_their_panel_and_leave_room_for_a_title(panels, entr
             assert len(tops) == rows
 
 
+@pytest.mark.parametrize("entries", [[], ["a"], ["a name of a curve " * 20]])
+def test_any_axes_have_a_legend_above(entries):
+    ax = Figure().add_axes((0.1, 0.1, 0.8, 0.8))  # of no grid
+    for entry in entries:
+        ax.plot([0, 1], label=entry)
+    with contextlib.nullcontext() if entries else pytest.warns(UserWarning, match="No artists"):
+        canvas.legend_above(ax)
+    assert labels(ax) == entries
+
+
 def test_equal_legends_of_two_panels_become_one_below_which_nothing_is_hidden():
     drawing = plots.figure(1, 2)
     for ax in drawing.axes:
@@ -405,6 +430,7 @@ def test_three_powers_of_ten_are_ticks_enough(ax, high, powers):
         ((1.2, 8), [1.5, 2, 3, 5, 7]),
         ((19.9, 31), [20, 22, 24, 26, 28, 30]),
         ((19.9, 32.6), [20, 25, 30]),
+        ((21.1, 26.3), [22, 23, 24, 25, 26]),
         ((2.05, 3.3), [2.2, 2.4, 2.6, 2.8, 3, 3.2]),
     ],
     ids=str,
@@ -426,6 +452,8 @@ def test_without_axes_a_new_figure_opens():
 
     ax = plots.spectrum(rt.Spectrum.of([1.0]))
     assert ax.figure is pyplot.gcf()
+    assert type(ax.figure.get_layout_engine()).__name__ == "ConstrainedLayoutEngine"
+    assert not ax.spines["top"].get_visible()
     pyplot.close(ax.figure)
 
 
@@ -549,7 +577,7 @@ def test_a_finished_figure_keeps_transparent_colours():
     ("entries", "beside"),
     [
         (["a", "b"], True),
-        (["of a label with 21 c."] * 2, False),
+        (["a", "of a label with 21 c."], False),
         (["of a label with 21 c."] * 20, True),
     ],
     ids=["short", "long", "many"],

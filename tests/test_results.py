@@ -478,6 +478,7 @@ def test_curves_are_the_columns_of_the_table(kind):
     drawn = [bars.lines for bars in ax.containers]
     for (line, _, bars), part in zip(drawn, parts, strict=True):
         assert list(line.get_xdata()) == part[axis.x].tolist()
+        assert part[axis.x].dtype.kind not in "if" or part[axis.x].is_monotonic_increasing
         heights = np.asarray(line.get_ydata(), float)  # None where there is none
         np.testing.assert_array_equal(heights, part[axis.y].to_numpy(float))
         assert (line.get_marker() in ("", "None")) == (len(part) > 50)
