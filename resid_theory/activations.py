@@ -156,7 +156,7 @@ def derivatives(function: Activation | None, z: Tensor) -> tuple[Tensor, Tensor]
         point = z.detach().clone().requires_grad_()
         first = _derivative(function(point), point, create_graph=True)
         second = _derivative(first, point, create_graph=False)
-    return first.detach(), second.detach()
+    return first.detach(), second
 
 
 def _derivative(value: Tensor, point: Tensor, *, create_graph: bool) -> Tensor:

@@ -92,6 +92,7 @@ def test_derivatives_outside_gradient_mode(mode):
     with mode():
         inside = derivatives(torch.tanh, torch.ones(1))
     assert_same(inside, derivatives(torch.tanh, torch.ones(1)))
+    assert not any(part.requires_grad for part in inside)
     assert inside[0].item() != 0.0 != inside[1].item()
 
 

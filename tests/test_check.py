@@ -9,6 +9,7 @@ from torch import nn
 
 import resid_theory as rt
 from resid_theory._check import (
+    as_generator,
     as_tensor,
     check_choice,
     check_finite,
@@ -16,6 +17,7 @@ from resid_theory._check import (
     check_names,
     check_positive,
     check_within,
+    first_difference,
 )
 
 NAMES = ("xavier", "orthogonal", "near_zero")
@@ -128,6 +130,34 @@ def test_the_first_entry_that_is_not_finite_is_named(bad):
 )  # fmt: skip
 def test_finite_tensors_pass(given):
     assert check_finite("x", given) is given
+
+
+def test_a_generator_is_taken_as_it_is_and_a_seed_begins_one():
+    generator = torch.Generator()
+    assert as_generator(generator) is generator
+    drawn = [torch.rand(2, generator=as_generator(seed)) for seed in (7, 7, 8)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("given", [True, 2.5, None, "0"], ids=repr)
+def test_not_generators(given):
+    with pytest.raises(ValueError, match="^generator: got .*, needs a torch.Generator or a seed$"):
+        as_generator(given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, None),
+        ({"b": None, "c": torch.ones(1)}, "'b' (3,) is missing"),
+        ({"a": torch.ones(2, 1), "b": None}, "'a' has shape (2, 1), needs (1, 2)"),
+        ({"c": torch.ones(4)}, "'c' (4,) has no place in the net"),
+    ],
+)
+def test_the_first_difference_of_two_states_is_described(changes, says):
+    wanted = {"a": torch.ones(1, 2), "b": torch.ones(3)}
+    found = {name: value for name, value in {**wanted, **changes}.items() if value is not None}
+    assert first_difference(wanted, found) == says
 
 
 @pytest.mark.parametrize("given", [0, 2.5, 100, np.float32(7), torch.tensor(7.0)], ids=repr)

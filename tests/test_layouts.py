@@ -640,6 +640,12 @@ def test_streams_that_end_leave_nothing():
             ),
             r"readout: got shape \(\), needs \(3,\)",
         ),
+        (
+            lambda: Layout.hyper_connections(
+                torch.ones(2, 3), torch.ones(2, 3, 3), torch.ones(2, 3), start=1.0
+            ),
+            r"start: got shape \(\), needs \(3,\)",
+        ),
         (lambda: Layout.scaled(3, scale=torch.ones(3, 1)), r"scale: .* needs one or \(3,\)"),
         (lambda: Layout.shortcut(10_000).coefficients(), "layout: 10000 blocks have no table"),
         (

@@ -1,5 +1,6 @@
 """Sweeps: finished cells are kept through kills, and wrong grids are refused before any work."""
 
+import inspect
 import json
 import math
 import multiprocessing
@@ -25,8 +26,8 @@ import resid_theory as rt
 from resid_theory import cli, sweep
 from resid_theory.data import one_hot, whiten
 from resid_theory.runtime import store
-from resid_theory.sweep import config, processes, ray_executor, registry
-from resid_theory.sweep.image_tasks import CurvatureTask, TrainingTask
+from resid_theory.sweep import config, driver, image_tasks, processes, ray_executor, registry
+from resid_theory.sweep.image_tasks import CurvatureTask, CushionsTask, TrainingTask
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup
 from resid_theory.sweep.worker import Options, attempt
@@ -303,6 +304,9 @@ def test_curvature_cushions_and_trainings(tmp_path):
     assert rt.evaluate(net, rt.load_images("digits", "test", size=8)).error() == pytest.approx(
         trained.test_error[cell]
     )
+    whole = rt.sweep.load_results(tmp_path, arrays=True).loc[cell]
+    assert [len(whole[name]) for name in ("loss", "test_error")] == [2, 3]
+    assert whole.test_error[-1] == trained.test_error[cell] and whole.loss[-1] == trained.loss[cell]
     plain = rt.simplified_net(5, generator=0)
     found = rt.layer_cushions(plain, rt.load_images("digits", samples=32, size=8))
     measured = table[(table.task == "cushions") & (table.identity == "plain")]
@@ -310,7 +314,19 @@ def test_curvature_cushions_and_trainings(tmp_path):
     assert measured.mean_median.iloc[0] == pytest.approx(float(found.median.mean()))
 
 
-def test_a_cell_of_curvature_holds_the_librarys_report(tmp_path):
+def test_a_gpu_measures_the_same(tmp_path, cuda):
+    task = CushionsTask(**SMALL, seed=1)
+    there, here = (task.run(tmp_path, device) for device in (cuda.type, "cpu"))
+    assert there.numbers == pytest.approx(here.numbers, rel=1e-3)
+
+
+def test_a_cell_of_curvature_holds_the_librarys_report(tmp_path, monkeypatch):
+    folders, measure = [], image_tasks.spectrum
+    monkeypatch.setattr(
+        image_tasks, "spectrum", lambda *a, **k: folders.append(k["folder"]) or measure(*a, **k)
+    )
+    usual = inspect.signature(rt.spectrum).parameters["tolerance"].default
+    assert CurvatureTask().tolerance == usual
     asked = dict(matrix="empirical_fisher", k=2, tolerance=0.5)
     task = CurvatureTask(**{**SMALL, "samples": 4}, **asked, seed=3, loss="square")
     found = task.run(tmp_path, "cpu")
@@ -329,6 +345,7 @@ def test_a_cell_of_curvature_holds_the_librarys_report(tmp_path):
         for word, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
             assert found.numbers[f"{name}{word}"] == pytest.approx(value, rel=1e-6)
     assert found.numbers["parameters"] == report.parameters and not list(tmp_path.iterdir())
+    assert folders == [tmp_path / "products"]  # where a killed cell goes on
 
 
 # -- running ---------------------------------------------------------------------------------------
@@ -387,6 +404,18 @@ def test_a_cell_that_is_done_does_not_run_again(trial, tmp_path):
     assert failed.ran and failed.seconds >= 0.02 and starts(trial) == {0: 2}
 
 
+@pytest.mark.parametrize(("cpus", "workers"), [(7, 7), (None, 1)])
+def test_without_words_all_cpus_work(trial, tmp_path, monkeypatch, cpus, workers):
+    seen = []
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setitem(
+        driver.EXECUTORS, "process", lambda cells, results, options: seen.append(options) or ()
+    )
+    report = rt.run_sweep(trial, tmp_path, progress=False)
+    assert seen == [Options(workers=workers, retries=3, device="cpu", gpus=0.0)]
+    assert (report.cells, report.found, report.done, report.work) == (1, 0, 0, 0.0)
+
+
 def test_shards_partition_the_grid(tmp_path):
     reports = [run(GRID, tmp_path, shard=f"{i}/3") for i in range(3)]
     assert [report.done for report in reports] == [7, 7, 6]
@@ -395,7 +424,9 @@ def test_shards_partition_the_grid(tmp_path):
 
 def test_a_failing_cell_is_listed_and_stops_nothing(trial, tmp_path, capsys):
     grid = {**trial, "grid": [{"seed": [0, 1]}, {"seed": 2, "fails": True}, {"seed": 3}]}
-    report = run(grid, tmp_path / "out")
+    heard = []
+    report = run(grid, tmp_path / "out", on_report=heard.append)
+    assert report.work == sum(one.seconds for one in heard) > 0 and report.seconds >= report.work
     (key,) = report.failed
     assert report.done == 3 and report.failed[key] == "ArithmeticError: seed 2 does not converge"
     words = f"trial seed=2 folder={trial['folder']!r} fails=True"
@@ -600,6 +631,18 @@ def test_cells_of_a_worker_that_ends_run_again_unless_they_are_done(trial, tmp_p
     assert (report.cell, report.error, report.ran, report.seconds) == (cells[0], None, True, 0.0)
     pool, worker = pool_of(results, [])
     assert pool._replace(worker) is None and list(pool.waiting) == ["z"]
+
+
+def test_a_pool_ends_with_its_last_cell(trial, tmp_path):
+    cells = sweep.grid_of({**trial, "seed": [0, 1]})
+    pool, worker = pool_of(Results(tmp_path), "")
+    pool.waiting, pool.left, worker.give = deque(cells), 2, worker.cells.append
+    worker.pipe, other = multiprocessing.Pipe()
+    pool.workers = [worker]
+    for message in (processes._READY, *(attempt(cell, pool.results, "cpu") for cell in cells)):
+        other.send(message)
+    other.close()
+    assert [report.cell for report in pool.run()] == cells
 
 
 @pytest.mark.parametrize(("how", "most"), [("exit code 1", 3), ("signal SIGKILL", 50)])
