@@ -673,6 +673,26 @@ def test_streams_that_end_leave_nothing():
         (lambda: point_of(norm=nn.BatchNorm1d(D)), "norm: normalizes over samples"),
         (lambda: point_of(norm=lambda u: u - u.mean(0)), "norm: a sample's result depends"),
         (lambda: point_of(norm="layer"), "norm: got 'layer', needs a callable"),
+        (lambda: point_of(norm=3), "norm: got 3, needs a callable, or one for each block"),
+        (lambda: point_of(norm=[torch.tanh, 3]), "norm: got 2, needs one callable, or one for"),
+        (lambda: point_of(norm=nn.Sequential(nn.BatchNorm1d(D))), "norm: normalizes over samples"),
+        (lambda: point_of(norm=lambda u: (u,)), r"norm: turns shape \(9, 3\) into tuple, needs"),
+        (
+            lambda: point_of(norm=nn.LayerNorm(D), norm_at="stream", layout=one_layer()),
+            "norm_at: got 'stream', for blocks of one layer needs 'branch'",
+        ),
+        (
+            lambda: point_of(norm=torch.tanh, norm_at="write", last_bias=True),
+            "last_bias: needs norm_at='branch' and a post without curvature",
+        ),
+        (
+            lambda: point_of(norm=torch.tanh, norm_at="stream", last_bias=True),
+            "last_bias: needs norm_at='branch' and a post without curvature",
+        ),
+        (
+            lambda: point_of(Layout.shortcut(2), kink="mean", norm=torch.tanh),
+            "kink: other rules than 'line' need blocks, without layout and norm",
+        ),
         (lambda: point_of(norm=nn.LayerNorm(2)), r"norm: fails on rows of shape \(9, 3\)"),
         (lambda: point_of(norm=lambda u: u / 0), r"norm\(x\): entry"),
         (lambda: point_of(norm=lambda u: u[:, :2]), r"norm: turns shape \(9, 3\) into \(9, 2\)"),
@@ -797,6 +817,17 @@ def test_predictions_hold_no_graph_of_a_norm(at):
     gain = drawn(D).requires_grad_()
     point = point_of(norm=lambda u: gain * u / (1 + u.square().sum(-1, keepdim=True)), norm_at=at)
     assert not point.correlation.requires_grad and math.isfinite(point.spectrum.largest)
+
+
+def test_a_norm_is_read_in_double_precision_and_left_as_it_is():
+    norm, fixed = nn.LayerNorm(D), nn.BatchNorm1d(D).eval()
+    nn.init.uniform_(norm.weight)
+    wide = nn.LayerNorm(D).double()
+    wide.load_state_dict(norm.state_dict())
+    found, exact = (point_of(norm=one).correlation for one in (norm, wide))
+    assert torch.equal(found, exact)
+    assert norm.weight.dtype == torch.float32 and norm.weight.requires_grad
+    assert point_of(norm=fixed).verdict == "strict saddle"
 
 
 def test_blocks_behind_one_norm_have_a_common_matrix():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tolerances import EPS, HESSIAN, relative_error, round_off
 
 import resid_theory as rt
-from resid_theory.theory import zero_point
+from resid_theory.theory import Layout, zero_point
 from resid_theory.theory.zero_weights import prediction
 from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
 
@@ -260,6 +260,36 @@ def test_no_bound_where_it_does_not_apply(case):
     eye = torch.eye(2)
     data = rt.Moments(sxx=inputs * eye, syx=0.1 * eye, syy=targets * eye, count=5)
     assert math.isinf(zero_point(data, blocks=2, shortcut_depth=n).a_priori_bound)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"layout": Layout.scaled(2, skip=0.5)}, {"input_map": torch.eye(2)},
+     {"output_map": torch.eye(2)}],
+    ids=["scaled", "input map", "output map"],
+)  # fmt: skip
+def test_other_nets_of_two_layers_have_no_bound(options):
+    eye = torch.eye(2)
+    data = rt.Moments(sxx=eye, syx=0.1 * eye, syy=0.5 * eye, count=5)
+    counts = {} if "layout" in options else {"blocks": 2, "shortcut_depth": 2}
+    assert math.isfinite(zero_point(data, blocks=2, shortcut_depth=2).a_priori_bound)
+    assert math.isinf(zero_point(data, **counts, **options).a_priori_bound)
+
+
+def test_a_map_behind_softmax_sees_shifts(generator):
+    x, y = samples(generator, k=4)
+    options = {"blocks": 2, "shortcut_depth": 2, "loss": "cross_entropy"}
+    V = torch.randn(4, D, generator=generator)
+    mapped = zero_point((x, y), output_map=V, **options)
+    g = (x @ V.T).softmax(1) - y
+    assert not mapped.null_direction and zero_point((x, y[:, :3] / 3), **options).null_direction
+    assert relative_error(mapped.correlation, (g @ V).T @ x / len(x)) <= round_off(20)
+
+
+def test_a_block_of_one_layer_may_be_told_its_width(generator):
+    data = samples(generator)
+    one, other = (zero_point(data, blocks=2, shortcut_depth=1, hidden=h) for h in (None, D))
+    assert torch.equal(one.hessian(), other.hessian()) and other.hidden == D
 
 
 # -- the report ------------------------------------------------------------------------------------
