@@ -1,9 +1,12 @@
 """Files are whole or absent, and a flipped bit is noticed."""
 
 import errno
+import io
 import math
 import os
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,6 +75,19 @@ def test_damage_names_file_expected_found_and_remedy(tmp_path):
         assert part in str(caught.value)
 
 
+def test_paths_are_strings_or_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    assert store.path_of("~/a", "out") == store.path_of(Path("/home/of/mine/a"), "out")
+    with pytest.raises(ValueError, match="^out: got 3, needs a path, a string or a pathlib.Path$"):
+        store.path_of(3, "out")
+
+
+def test_without_locks_of_the_system_nothing_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    with store.locked(tmp_path / "new" / "lock", "held"), store.locked(tmp_path / "new" / "lock"):
+        assert (tmp_path / "new" / "lock").is_file()
+
+
 def test_json_round_trip_and_invalid_json(tmp_path):
     content = {"b": [1, 2.5, None, True], "a": "λ ± σ"}
     store.write_json(tmp_path / "a.json", content)
@@ -124,6 +140,26 @@ def test_what_is_no_archive_is_named(tmp_path, content):
         store.read_arrays(tmp_path / "a.npz")
 
 
+def with_member(path, *members):
+    """An archive of an array in another version of the format, or one whose header lies."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, (version, shape) in enumerate(members):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.arange(3.0), version=version)
+            content = buffer.getvalue().replace(b"(3,), ", shape)
+            archive.writestr(f"{number}.npy", content)
+
+
+def test_headers_of_every_version_are_read_and_their_claims_are_compared(tmp_path):
+    with_member(tmp_path / "a.npz", ((1, 0), b"(3,), "), ((2, 0), b"(3,), "))
+    found = store.read_arrays(tmp_path / "a.npz")
+    assert [array.tolist() for array in found.values()] == [[0.0, 1.0, 2.0]] * 2
+    for version in (1, 0), (2, 0):
+        with_member(tmp_path / "b.npz", (version, b"(99,),"))
+        with pytest.raises(ValueError, match=r"b\.npz: .*0\.npy claims 792 bytes, has 152"):
+            store.read_arrays(tmp_path / "b.npz")
+
+
 def tensors():
     half = torch.arange(6.0).view(2, 3)
     return {
@@ -158,11 +194,33 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 def test_a_new_checkpoint_leaves_nothing_of_the_old_one(tmp_path):
     neighbour = store.write_checkpoint(tmp_path / "ab.json", tensors(), ABOUT)
     old = store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT)
-    stale = tmp_path / f".{old.name}.0123.partial"
-    stale.write_bytes(b"half")
+    for stale in (old.name, "a.json"):
+        (tmp_path / f".{stale}.0123.partial").write_bytes(b"half")
     new = store.write_checkpoint(tmp_path / "a.json", {"x": torch.zeros(2)}, ABOUT)
     files = {p.name for p in tmp_path.iterdir()}
     assert files == {"a.json", new.name, "ab.json", neighbour.name}
+    store.write_checkpoint(tmp_path / "[ab].json", tensors(), ABOUT)
+    store.write_checkpoint(tmp_path / "[ab].json", {}, ABOUT)
+    assert len(list(tmp_path.iterdir())) == 6 and files <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(("flush", "count"), [(True, 4), (False, 0)])
+def test_a_checkpoint_waits_for_the_disk_where_it_should(tmp_path, monkeypatch, flush, count):
+    calls = []
+    monkeypatch.setattr(store.os, "fsync", calls.append)
+    store.write_checkpoint(tmp_path / "a.json", tensors(), ABOUT, flush=flush)
+    assert len(calls) == count * (1 if os.name == "posix" else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(3, "^tensors: 'x' is int, needs a tensor$"),
+     (torch.ones(1, dtype=torch.complex128), "^tensors: .* has no place in the safetensors")],
+)  # fmt: skip
+def test_what_is_no_tensor_of_the_format_is_refused(tmp_path, value, message):
+    with pytest.raises(ValueError, match=message):
+        store.write_checkpoint(tmp_path / "a.json", {"x": value}, ABOUT)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("step", range(6))
