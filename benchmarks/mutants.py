@@ -18,6 +18,7 @@ import gc
 import json
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -53,6 +54,10 @@ DROPPED = "abs sqrt square clone detach double conj clamp clamp_min clamp_max so
 SYMMETRIC = {"min", "max", "minimum", "maximum", "equal", "gcd"}
 # ``strict`` of ``zip`` checks the code, which no test can see.
 SKIPPED = {*"annotation returns decorator_list bases exc __repr__ __str__ headline strict".split()}
+
+
+LONGEST = 1000  # lines of a module
+Places = list[range | str]
 
 
 def edited(node: Any, **fields: Any) -> Any:
@@ -93,7 +98,7 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
                 yield edited(node, keywords=[k for k in node.keywords if k is not keyword])
 
 
-def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[list[list[int]]]:
+def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[Places]:
     """Change a syntax tree into each of its mutants and back; give the lines of the change."""
     for field, value in ast.iter_fields(node):
         several = value if isinstance(value, list) else [value]
@@ -111,19 +116,27 @@ def mutants(node: ast.AST, around: tuple[ast.stmt, ...] = ()) -> Iterator[list[l
             yield from mutants(child, inside)
 
 
-def stretches(node: Any, around: tuple[ast.stmt, ...]) -> list[list[int]]:
-    """First and last line of what a node is part of: statement, function, class, module."""
+def stretches(node: Any, around: tuple[ast.stmt, ...]) -> Places:
+    """Lines of what a node is part of: statement, function, class, module; those with a word."""
     compound = hasattr(around[0], "body") or hasattr(around[0], "cases")
     parts: list[Any] = [getattr(node, "test", node) if compound else around[0]]
-    parts += [part for part in around if isinstance(part, ast.FunctionDef | ast.ClassDef)]
-    return [[part.lineno, part.end_lineno] for part in parts] + [[1, 10**6]]
+    above = [part for part in around if isinstance(part, ast.FunctionDef | ast.ClassDef)]
+    lines = [range(part.lineno, part.end_lineno + 1) for part in parts + above]
+    if not any(isinstance(part, ast.FunctionDef) for part in above):  # a constant, or a default
+        target = getattr(around[0], "target", getattr(around[0], "targets", [None])[0])
+        return [getattr(target, "id", ""), *lines, range(LONGEST)]
+    return [*lines, range(LONGEST)]
 
 
 class Mutant(NamedTuple):
     module: str
-    lines: list[list[int]]
+    places: Places
     before: str
     text: str
+
+    @property
+    def line(self) -> int:
+        return next(place.start for place in self.places if isinstance(place, range))
 
     def __str__(self) -> str:
         """The lines that it changes."""
@@ -141,10 +154,10 @@ def sample(count: int, seed: int, only: str) -> Iterator[Mutant]:
     number = 0
     for module, tree in trees.items():
         before = ast.unparse(tree)
-        for lines in mutants(tree):
+        for places in mutants(tree):
             if number in chosen:
                 text = ast.unparse(ast.fix_missing_locations(tree))
-                yield Mutant(module, lines, before, text)
+                yield Mutant(module, places, before, text)
             number += 1
 
 
@@ -234,6 +247,8 @@ class Runner:
         gc.freeze()  # forks share what stands
         self.items = {item.nodeid: item for item in session.items}
         given = self.given
+        paths = (ROOT / "resid_theory").rglob("*.py")
+        self.texts = {str(p.relative_to(ROOT)): p.read_text(encoding="utf-8") for p in paths}
         drawn = list(sample(given.count, given.seed, given.only))
         random.Random(given.seed).shuffle(drawn)  # so that what is there when it is killed is fair
         with ProcessPoolExecutor(given.jobs, get_context("fork")) as pool:
@@ -247,7 +262,7 @@ class Runner:
             drawn = drawn[given.skip :]
             for mutant, word in zip(drawn, pool.map(verdict, drawn), strict=True):
                 self.told.append(word)
-                print(f"{mutant.module}:{mutant.lines[0][0]}: {word}", file=self.out)
+                print(f"{mutant.module}:{mutant.line}: {word}", file=self.out)
                 if not word.startswith("caught"):
                     print(mutant, file=self.out)
                 self.out.flush()
@@ -295,12 +310,24 @@ class Runner:
 
     def chosen(self, mutant: Mutant) -> list[str]:
         """Tests that run a mutant's lines; if none does, its function, its class or its module."""
-        for first, last in mutant.lines:
-            mask = bits(range(first, min(last, 10_000) + 1))
-            fits = [n for n in self.ranked if self.ran[n][1].get(mutant.module, 0) & mask]
+        for place in mutant.places:
+            masks = {mutant.module: place} if isinstance(place, range) else self.lines_with(place)
+            wanted = [(module, bits(lines)) for module, lines in masks.items()]
+            fits = [
+                name for name in self.ranked
+                if any(self.ran[name][1].get(module, 0) & mask for module, mask in wanted)
+            ]  # fmt: skip
             if fits:
                 return fits
         return []
+
+    def lines_with(self, word: str) -> dict[str, Any]:
+        """In all modules."""
+        found = {}
+        for module, text in self.texts.items() if word else ():
+            lines = enumerate(text.splitlines(), 1)
+            found[module] = [n for n, line in lines if re.search(rf"\b{word}\b", line)]
+        return found
 
     def verdict(self, mutant: Mutant) -> str:
         names = self.chosen(mutant)
