@@ -99,6 +99,11 @@ def test_demo_prints_where_its_files_are(capsys, tmp_path, monkeypatch):
             assert f"{net}; a-priori bound on max/min: {found['a_priori_bound']:.3f}" in out
 
 
+def test_demo_prints_its_file(capsys, tmp_path):
+    printed_json = content(capsys, "demo", "--blocks", "1", "--out", str(tmp_path))
+    assert printed_json == json.loads((tmp_path / "demo.json").read_text())
+
+
 def test_small_problems_use_one_thread_and_leave_the_number_as_it_was():
     torch.set_num_threads(2)
     with cli.shortcut_commands.threads_for(0):

@@ -593,6 +593,9 @@ def test_streams_that_end_leave_nothing():
     assert layout.spread == math.inf and layout.products.nonzero().tolist() == [[9]]
 
 
+PAIR = torch.eye(2)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -713,6 +716,22 @@ def test_streams_that_end_leave_nothing():
         (lambda: point_of(mid="sigmoid"), "mid: the activation is 0.5 at zero"),
         (lambda: point_of(kink="mean"), "kink: other rules than 'line'"),
         (lambda: layout_of(nn.Linear(2, 2)), "net: got Linear"),
+        (
+            lambda: LayoutNet(2, [[PAIR]], [PAIR] * 2, branch=2, norm=torch.tanh, norm_at="stream"),
+            "norm_at: a normalized stream needs numbers as coefficients",
+        ),
+        (
+            lambda: LayoutNet(3, [[PAIR]], [PAIR] * 2, branch=2),
+            "width: got 3, the maps read 2 inputs",
+        ),
+        (
+            lambda: LayoutNet(2, torch.eye(1), torch.ones(2), branch=1, hidden=3),
+            "hidden: got 3 with branch=1, needs branch >= 2",
+        ),
+        (
+            lambda: LayoutNet(2, [[torch.ones(2, 2, 2)]], [PAIR] * 2, branch=2),
+            r"A\[0\]\[0\]: got shape \(2, 2, 2\), needs a matrix",
+        ),
     ],
 )
 def test_wrong_calls(make, words):

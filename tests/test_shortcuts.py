@@ -300,6 +300,25 @@ def test_the_stream_behind_a_gate_may_be_bounded_as_its_branch(function):
     assert rt.shortcuts(normed).how == ("the shortcut itself is normalized",)
 
 
+def test_words_of_lists_and_records():
+    layers = nn.Linear(3, 4), nn.Linear(4, 3)
+    blocks = (Residual(layers[0], f, layers[1]) for f in (nn.Tanh(), nn.GELU(), nn.Identity()))
+    net = nn.Sequential(*blocks, Residual(nn.Linear(3, 3))).double()
+    found, shown = rt.shortcuts(net), rt.shortcuts(net).shown()
+    assert found.title == "4 shortcuts: 1 never, 1 wider, 2 folds"
+    low, high = found.distance_low[1], found.distance_high[1]
+    assert [*shown["distance"]] == ["", f"{low:.3g} to {high:.3g}", "", ""]
+    assert [*shown][-2:] == ["distance", "how"] and "distance_low" not in shown
+    folds = "folds: branches without a function between them are one layer"
+    assert rt.conversion(rt.absorb(net)).converted == {
+        "1": ("identity around 2 layers", f"wider: {found.how[1]}"),
+        "2": ("identity around 2 layers", folds), "3": ("identity around 1 layer", folds),
+    }  # fmt: skip
+    assert rt.shortcuts(layers[0]).title == "no shortcuts"
+    assert "distance" not in rt.shortcuts(net[3:]).shown()
+    assert rt.shortcuts(Picky(net), torch.ones(1, 3)).remarks()[0].startswith("the net itself: ")
+
+
 def test_mixtures_are_named():
     net = DenseFormer(3, 2)
     found = rt.shortcuts(net)
@@ -971,6 +990,7 @@ NO_LAYER = {
     "small weights": (Parallel(C(3, 3, 1), nn.Sequential(*BIASED)), "a bias in front of a padding"),
     "axes": (Residual(nn.Conv1d(3, 3, 1), nn.Linear(7, 7)), "a matrix and a convolution follow"),
     "two axes": (Residual(nn.Linear(7, 7), RELU, nn.Conv1d(3, 3, 1)), "a convolution follow"),
+    "shapes": (Residual(nn.Linear(3, 4), nn.Linear(5, 3)), "its parts do not run alone: "),
     "padding by ones": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, value=1.0)), C(3, 3, 3)),
                         "its padding is not by zeros"),
     "padding by values": (Residual(Apply(lambda t: F.pad(t, (1,) * 4, "reflect")), C(3, 3, 3)),

@@ -98,23 +98,20 @@ class _Piece:
         return True
 
     def _channelwise(self, node: fx.Node) -> AffineLayer | None:
-        """An identity with the channels and axes of a BatchNorm that reads the first node."""
+        """A layer with the channels of a BatchNorm that reads the first node."""
         word = self.graph.word(node)
         if not word.lower().startswith("batch") or not self._reads(node):
             return None
-        axes = max(n * word.endswith(f"{n}d") for n in (2, 3))
-        if not axes:  # as many as the first layer behind it has
-            below = (n for n in self.graph.bit if self.graph.is_above(node, n))
-            axes = next((len(own.stride) for own in map(self._own, below) if own is not None), 0)
+        below = (n for n in self.graph.bit if self.graph.is_above(node, n))  # which tell its axes
+        axes = next((len(own.stride) for own in map(self._own, below) if own is not None), 0)
         if word == "batch_norm":
             kinds = self.graph.kinds
             fixed = [part for part in node.all_input_nodes if kinds[part] == "constant"]
             mean = self.graph.run(fixed[0])
         else:
             mean = self.graph.layer(node).get_buffer("running_mean").double()
-        weight = torch.diag(torch.ones_like(mean)).view(*mean.shape * 2, *[1] * axes)
-        return AffineLayer(weight=weight, bias=0 * mean, stride=(1,) * axes, padding=(0,) * axes,
-                           dilation=(1,) * axes)  # fmt: skip
+        weight = mean.new_zeros(1, len(mean), *[1] * axes)
+        return AffineLayer(weight=weight, bias=weight.flatten(), stride=(1,) * axes)
 
     def layer(self, node: fx.Node) -> AffineLayer:
         """The layer from the first node to this one."""
@@ -165,7 +162,7 @@ class _Piece:
             layer = getattr(module, "layer", module)
             weight = effective(layer, str(node.target)).double()
             if isinstance(module, AddIdentity):
-                weight = weight + identity_of(layer, module.rule).double()
+                weight = weight + identity_of(layer, module.rule)
             bias = bias_of(layer)
             geometry = {name: getattr(layer, name, None) for name in _GEOMETRY}
             mode = str(getattr(layer, "padding_mode", mode))
