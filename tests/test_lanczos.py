@@ -510,6 +510,11 @@ def test_a_killed_run_on_a_net_continues_bit_for_bit(accumulate, generator, tmp_
     assert same(whole, rt.eigenpairs(operator, 3, folder=tmp_path, **given))
 
 
+def test_products_that_are_zero_are_those_of_the_same_operator(tmp_path):
+    first, second = (rt.eigenpairs(torch.zeros(9, 9), 2, folder=tmp_path) for _ in range(2))
+    assert same(first, second)
+
+
 def test_a_folder_of_another_run_is_refused(generator, tmp_path):
     matrix = rotated(simple(20, generator), generator)
     rt.eigenpairs(matrix, 2, folder=tmp_path)

@@ -248,6 +248,31 @@ def test_solutions(problem, definite):
     assert "not converged" in str(short)
 
 
+def test_a_solution_of_nothing_costs_nothing_and_has_no_error(problem):
+    found = problem[0].solve(torch.zeros(26, 2))
+    assert found.converged and not found.values.any() and found.values.shape == (26, 2)
+    assert found.residuals.tolist() == found.error_bounds.tolist() == [0, 0]
+    assert found.products == 0
+
+
+def test_a_singular_matrix_leaves_what_is_not_in_its_range():
+    A = rt.eigen.as_operator(torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)))
+    found = A.solve(torch.ones(3))
+    assert not found.converged and found.products < 100  # it ends where nothing more is gained
+    assert found.residuals.item() == pytest.approx(3**-0.5)
+    assert found.values[:2].tolist() == pytest.approx([0.5, 1.0])
+
+
+@pytest.mark.parametrize("most", [6, 10, 20])
+def test_columns_share_the_products(problem, most, generator):
+    v = torch.randn(26, 3, generator=generator, dtype=torch.float64)
+    found = problem[0].solve(v, damping=1e-6, max_products=most)
+    assert most - 3 <= found.products <= most and not found.converged
+    residuals = (problem[2] @ found.values + 1e-6 * found.values - v).norm(dim=0) / v.norm(dim=0)
+    torch.testing.assert_close(found.residuals, residuals)
+    assert bool((found.residuals <= 1).all())
+
+
 def test_known_lower_bounds(problem):
     H, G, _, newton, _ = problem
     assert H.lowest == -np.inf and (H - G).lowest == -np.inf and (-G).lowest == -np.inf

@@ -320,6 +320,57 @@ def test_a_run_is_crowded_where_as_many_are_equal_as_it_had_vectors(values, crow
     assert replace(state, certificate=None).is_crowded
 
 
+def searched(which, columns, values, k=1, **changes):
+    """A search that has found some of some Ritz values."""
+    told = {"bounds": [0.1, 0.2], "targets": [0.3, 0.1]}
+    told = {name: torch.tensor(numbers[: len(columns)]) for name, numbers in told.items()}
+    ritz = SimpleNamespace(
+        values=torch.tensor(values), noise=0.01, residuals=changes.pop("residuals", None)
+    )
+    return SearchState(
+        goal=Goal(which=which, k=k, tolerance=1e-3), columns=torch.tensor(columns), ritz=ritz,
+        **{**told, "edges": {}, "certificate": None, "found": 1, **changes},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("which", "k", "columns", "edges"),
+    [
+        ("largest", 2, [2, 1], {1: 1.2}),
+        ("smallest", 2, [0, 1], {-1: 0.8}),
+        ("both", 1, [2, 0], {1: 5.3, -1: -4.2}),
+        ("magnitude", 2, [2, 0], {1: 4.2, -1: -4.2}),
+        ("largest", 3, [2, 1], {}),
+    ],
+)
+def test_edges_are_as_far_outside_the_last_values_as_these_are_known(which, k, columns, edges):
+    assert searched(which, columns, [-4.0, 1.0, 5.0], k).new_edges() == pytest.approx(edges)
+
+
+def test_pairs_that_move_no_edge_are_locked_beside_the_wanted_ones():
+    values = [float((-1) ** k * k) for k in range(25)]  # the last is the largest
+    residuals = torch.full((25,), 0.3 / 4)
+    residuals[[20, 22]] = 0.076
+    given = dict(which="largest", columns=[24], values=values, residuals=residuals)
+    assert searched(**given).to_lock.tolist() == [24]
+    found = searched(**given, edges={1: 9.0}).to_lock.tolist()
+    assert found == [24, 23, 21, *range(19, 5, -1)]  # sixteen of them, by magnitude
+
+
+def test_bounds_hold_where_a_copy_may_be_hidden(monkeypatch):
+    monkeypatch.setattr(SearchState, "_innermost", lambda _, sign: {1: 5.5, -1: -9.0}[sign])
+    residuals = torch.tensor([0.3, 0.0, 1.7, 0.0, 0.0])
+    state = searched("largest", [4, 3], [-1.0, 0.0, 4.0, 5.0, 6.0], 2, residuals=residuals)
+    bounds, single, limits = state.certified(torch.tensor([0.3, 0.0, 1.7, 0.02, 0.002]))
+    assert bounds.tolist() == pytest.approx([0.3, 0.0, 1.7, 0.51, 0.01])
+    assert single.tolist() == [False, False, False, False, True]
+    assert limits == pytest.approx((-9.01, 5.7))
+    state = searched("both", [4, 0], [-1.0, 0.0, 4.0, 5.0, 6.0], residuals=0 * residuals)
+    bounds, single, limits = state.certified(torch.full((5,), 0.02))
+    assert bounds.tolist() == pytest.approx([8.01, 0.02, 0.02, 0.02, 0.02])
+    assert limits == pytest.approx((-9.01, 5.51))
+
+
 def blurred():
     """The same where residuals, steps and rounding leave something open."""
     return replace(

@@ -183,7 +183,7 @@ def linear_optimum(data: Any) -> float:
         The loss in the units of :func:`linear_loss`; the pseudo-inverse handles a singular Sxx.
     """
     moments = Moments.of(data)
-    explained = moments.syx @ torch.linalg.pinv(moments.sxx, hermitian=True) @ moments.syx.mT
+    explained = moments.syx @ torch.linalg.pinv(moments.sxx) @ moments.syx.mT
     return 0.5 * (moments.syy - explained).trace().item()
 
 
