@@ -9,6 +9,7 @@ from torch import nn
 
 from resid_theory.losses import (
     LOSSES,
+    KnownWeighting,
     Loss,
     NoWeighting,
     SampleAxes,
@@ -251,6 +252,19 @@ def test_weights_are_what_the_loss_divides_by(case, dtype, generator):
             found = weighting.of_part(output[rows], target[rows], len(rows))
             part = 1.0 if expected is None else float(unit * exact[rows].sum())
             assert abs(found - part) <= tolerance * max(1.0, part)
+
+
+@pytest.mark.parametrize("case", ["mean", "sum", "classes", "MSELoss", "cross_entropy", "column"])
+def test_weights_do_not_depend_on_the_default_dtype(case, generator):
+    given, target, _ = weighing(generator)[case]
+    output = torch.randn(len(PADDED), CLASSES, generator=generator).log_softmax(1)
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        weighting = weighting_of(Loss.of(given), output, target)
+        found.append(weighting.of_samples(output, target, len(output)))
+        found.append(KnownWeighting(Loss(huber)).of_samples(output, target, len(output)))
+    assert_same(found[:2], found[2:])
 
 
 def test_a_loss_that_takes_single_precision_only(generator):

@@ -564,6 +564,21 @@ def test_data_may_change_after_the_graphs_are_kept_only():
         rebuilt @ exact[0]
 
 
+class View(nn.Module):
+    def forward(self, z):
+        return z.view(len(z), -1)
+
+
+@pytest.mark.parametrize("last", [nn.Flatten(), View()], ids=["any", "contiguous"])
+def test_images_of_any_order_in_memory(last, generator):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), last, nn.Linear(12, K)).float()
+    data = torch.randn(M, 2, 4, 4, generator=generator).float(), torch.ones(M, K).float()
+    v = torch.ones(sum(p.numel() for p in net.parameters()))
+    exact = rt.curvature_operator(copy.deepcopy(net).double(), "square", data) @ v
+    assert relative_error(rt.curvature_operator(net, "square", data) @ v, exact) <= 1e-4
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 

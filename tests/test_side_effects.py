@@ -238,12 +238,16 @@ class CutOff(nn.Module):
 @pytest.mark.parametrize("route", ROUTES)
 def test_parameters_that_no_gradient_reaches_are_named(route, data, left_alone):
     net = made(CutOff)
-    with left_alone(net), pytest.raises(ValueError, match="^net: the loss depends on 'trunk.weig"):
+    words = "depends on 'trunk.weight', 'trunk.bias', 'unused.weight' and 1 more, which no gradient"
+    with left_alone(net), pytest.raises(ValueError, match=f"^net: the loss {words}"):
         ROUTES[route](net, "cross_entropy", data)
     net.trunk.requires_grad_(False)
     found = ROUTES[route](net, "cross_entropy", data)
     if hasattr(found, "notes"):  # a matrix has none, and its zeros are right
-        assert "no gradient reaches 'unused.weight', 'unused.bias'" in found.notes[0]
+        words = (
+            "'unused.weight', 'unused.bias', and the loss does not depend on them: rows of zeros"
+        )
+        assert found.notes[0] == f"no gradient reaches {words}"
 
 
 def test_stale_caches_are_named(data):
@@ -457,6 +461,39 @@ def test_a_path_that_is_cut_is_named(name, dtype, used, data):
     loss = F.cross_entropy if used else lambda o, t: F.cross_entropy(o - 0.5 * o.detach(), t)
     notes = rt.curvature_operator(made(Scaled).to(dtype), loss, data).notes
     assert any("cut from the graph" in note for note in notes) != used
+
+
+@pytest.mark.parametrize(("scale", "more"), [(1e-9, 0.0), (1e9, 0.0), (1.0, 1e8)])
+@pytest.mark.parametrize("used", [True, False])
+def test_what_is_cut_does_not_depend_on_the_size_of_the_loss(used, scale, more, data):
+    net = made(lambda: Cut(CUTS["detach"], used)).double()
+    notes = rt.curvature_operator(
+        net, lambda o, t: scale * F.cross_entropy(o, t) + more, (data[0].double(), data[1])
+    ).notes
+    assert any("cut from the graph" in note for note in notes) == used
+
+
+class Angry(torch.autograd.Function):
+    """A gradient whose derivative fails in its own words."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return AngryBack.apply(grad)
+
+
+class AngryBack(Angry):
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("on purpose")
+
+
+def test_other_errors_of_second_derivatives_are_left_as_they_are(data):
+    with pytest.raises(RuntimeError, match="^on purpose"):
+        rt.curvature_operator(made(lambda: Between(Angry.apply)), "cross_entropy", data)
 
 
 class Recomputing(nn.Module):

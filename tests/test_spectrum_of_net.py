@@ -29,6 +29,38 @@ def test_small_models_are_dense_and_exact(problem):
     assert len(pairs) == 6 and float(pairs.residuals.max()) < 1e-12
 
 
+@pytest.mark.parametrize("k", [2, 13, 30])
+def test_pairs_of_a_dense_matrix_are_known(k, problem):
+    net, data = problem
+    report = rt.spectrum(net, "square", data, k=k)
+    pairs, every = report.pairs, report.spectrum.eigenvalues.flip(0)
+    ends = every if 2 * k >= 26 else torch.cat([every[:k], every[-k:]])
+    assert torch.equal(pairs.values, ends) and pairs.limits == (float(every[-1]), float(every[0]))
+    bound = report.spectrum.zero_threshold
+    assert (pairs.bounds == bound).all() and pairs.round_off == bound
+    assert ((bound < pairs.residuals) & (pairs.residuals < 1e-12)).all()
+    assert (pairs.multiplicities == 1).all() and pairs.converged.all() and not pairs.at_least.any()
+    assert (pairs.which, pairs.products, pairs.missed_probability) == ("both", 0, 0.0)
+
+
+def test_all_options_go_to_the_estimates(problem, tmp_path):
+    (net, data), options = problem, {"density": True, "percentile": 20.0, "tolerance": 1e-2,
+                                     "missed": 1e-2, "probes": 6, "steps": 9}  # fmt: skip
+    report = rt.spectrum(
+        net, "square", data, k=2, method="matrix-free", folder=tmp_path, generator=3, **options
+    )
+    exact = rt.eigen.spectral_estimates(
+        rt.curvature_operator(net, "square", data), 2, generator=3, matrix="hessian", samples=12,
+        reason="asked for", **options,
+    )  # fmt: skip
+    assert str(report) == str(exact) and torch.equal(report.pairs.vectors, exact.pairs.vectors)
+    assert list(tmp_path.iterdir())
+    for name in options:
+        rest = {key: value for key, value in options.items() if key != name}
+        other = rt.spectrum(net, "square", data, k=2, method="matrix-free", generator=3, **rest)
+        assert str(other) != str(report)
+
+
 def test_both_methods_agree(problem):
     net, data = problem
     dense = rt.spectrum(net, "square", data, k=2, method="dense")
