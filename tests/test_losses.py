@@ -17,6 +17,7 @@ from resid_theory.losses import (
     reweighted,
     weighting_of,
 )
+from resid_theory.losses.formulas import names_class
 from resid_theory.nested import tensors_of
 
 SAMPLES, CLASSES = 5, 3
@@ -358,7 +359,7 @@ def test_samples_are_found_in_outputs_of_any_layout(case, generator):
     z = torch.randn(5, 4, CLASSES, generator=generator)
     layout = LAYOUTS[case]
     axes = SampleAxes.between(layout(z[[4, 0]]), layout(z), (2, 5))
-    assert axes is not None
+    assert axes is not None and axes.is_first == (case in ("samples first", "tuple"))
     rows = torch.tensor([3, 0])
     some = axes.gather([leaf[rows] for leaf in axes.spread(layout(z))], layout(z))
     expected = layout(z[rows])
@@ -392,6 +393,43 @@ def test_values_without_a_gradient_weigh_nothing(generator):
     weighting = weighting_of(Loss(some), output, target)
     found = [weighting.of_part(output[rows], target[rows], 2) for rows in ([0, 2], [0, 1], [3, 4])]
     assert found == pytest.approx([0.0, 1.0, 2.0], abs=1e-10)
+
+
+def test_weights_where_every_loss_is_zero():
+    output, target = torch.zeros(SAMPLES, CLASSES), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+    weighting = weighting_of(Loss(lambda o, t: t @ o.sum(1) / t.sum()), output, target)
+    found = [weighting.of_part(output[rows], target[rows], 2) for rows in ([0, 2], [0, 1], [3, 4])]
+    assert found == pytest.approx([0.0, 1.0, 2.0], abs=1e-10)
+
+
+def test_a_part_that_hides_the_sample_behind_it_is_told(generator):
+    def whole(output, target):
+        return output.square().mean() if (target >= 0).all() else torch.zeros(())
+
+    output, target = outputs(generator), torch.tensor([0, 1, 2, -1, 0])
+    weighting = weighting_of(Loss(whole), output[:3], target[:3])
+    with pytest.raises(NoWeighting, match="on 5 samples and one more"):
+        weighting.of_part(output, target, SAMPLES)
+
+
+def test_weights_of_many_samples_take_few_calls(generator):
+    calls = []
+
+    def counted(output, target):
+        calls.append(len(output))
+        return F.cross_entropy(output, target, FACTORS)
+
+    output, labels = torch.randn(64, CLASSES, generator=generator), torch.arange(64) % CLASSES
+    weighting, calls[:] = weighting_of(Loss(counted), output, labels), []
+    weights = weighting.of_samples(output, labels, 64)
+    assert relative_error(weights / weights[0] * FACTORS[0], FACTORS[labels]) <= 1e-12
+    assert len(calls) <= 2
+
+
+def test_labels_that_name_a_class_of_flat_outputs():
+    labels = torch.tensor([[0, 2, 5], [-100, 1, 3]])
+    found = names_class(torch.zeros(6, CLASSES), labels)
+    assert found.tolist() == [[True, True, False], [False, True, False]]
 
 
 def test_outputs_that_all_samples_share(generator):

@@ -192,7 +192,7 @@ def _dense(
         # The outermost pairs of all, bounded by LAPACK's backward error and the matrix's own.
         count, bound = len(values), every.zero_threshold
         order = torch.arange(count - 1, -1, -1)
-        columns = order if 2 * k >= count else torch.cat([order[:k], order[-k:]])
+        columns = torch.cat([order[:k], order[max(k, count - k) :]])
         numbers = clusters(values, torch.full_like(values, bound))
         chosen = vectors[:, columns.to(vectors.device)]
         gaps = symmetric @ chosen - chosen * values[columns].to(chosen)

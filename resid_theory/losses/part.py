@@ -198,9 +198,7 @@ class Part:
                 before = [leaf[None] for leaf in outputs], [leaf[None] for leaf in targets]
                 return self._call(_joined(before[0], moving), _joined(before[1], one.targets))
 
-            floating = [leaf.is_floating_point() for leaf in one.outputs]
-            gradient = torch.func.grad(value)(one.outputs)
-            flat = _flat([g for g, keep in zip(gradient, floating, strict=True) if keep])
+            flat = _flat(torch.func.grad(value)(one.outputs))
             alone = one.gradient / largest
             return (flat / largest * alone).sum() / alone.square().sum()
 
@@ -230,8 +228,8 @@ class Part:
                 value = self._call(moving, targets)
             at = [leaf for leaf in moving if leaf.requires_grad]
             if not value.requires_grad:
-                return float(value), torch.zeros(1, dtype=torch.float64)
-            parts = torch.autograd.grad(value, at, materialize_grads=True, retain_graph=True)
+                return float(value), torch.zeros_like(_flat(at).detach())
+            parts = torch.autograd.grad(value, at, materialize_grads=True)
         return float(value.detach()), _flat(parts)
 
 
