@@ -324,6 +324,10 @@ def test_columns_of_a_table_are_what_they_are_called(kind):
         assert frame[name].tolist() == (values if words else pytest.approx(values, rel=1e-12)), name
 
 
+def test_json_keeps_letters_as_they_are():
+    assert '"λ": 1.5' in Outcome(numbers={"λ": 1.5}, arrays={}).to_json()
+
+
 def test_shares_of_a_density_add_up_to_one():
     assert made("Density").frame()["share"].sum() == pytest.approx(1, abs=1e-12)
 

@@ -750,8 +750,8 @@ def test_lack_of_memory_in_the_libraries_of_a_gpu(monkeypatch, message):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     for free, expected in (
-        (lambda: (1 << 34, 1 << 36), ["always"]),
-        (lambda: (1 << 28, 1 << 36), ["always", "full"]),
+        (lambda: (1 << 30, 1 << 36), ["always"]),
+        (lambda: ((1 << 30) - 1, 1 << 36), ["always", "full"]),
         (lasting_error, ["always"]),
     ):
         monkeypatch.setattr(torch.cuda, "mem_get_info", free)

@@ -77,6 +77,21 @@ def test_other_files_and_names(tmp_path):
         rt.load_checkpoint(tmp_path / "net.safetensors")
 
 
+def test_extra_state_is_kept_and_is_no_tensor(tmp_path):
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": self.calls}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+
+    net, other = Counting(2, 2), Counting(2, 2)
+    net.calls, other.calls = 3, 0
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    assert rt.load_checkpoint(tmp_path / "net.pt", net=other).calls == 3
+    assert_same(dict(other.named_parameters()), dict(net.named_parameters()))
+
+
 def test_names_of_one_tensor(tmp_path):
     net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     net[1].weight = net[0].weight
@@ -133,5 +148,8 @@ def test_a_file_that_does_not_fit_is_refused_and_the_net_left_as_it_was(tmp_path
 def test_files_that_are_none(tmp_path):
     for name in ("net.pt", "net.safetensors"):
         (tmp_path / name).write_bytes(b"no file of tensors")
-        with pytest.raises(ValueError, match=rf"{name}: (is not, or not whole|holds no tensors)"):
+        with pytest.raises(
+            ValueError, match=rf"{name}: (is not, or not whole|holds no tensors)"
+        ) as no:
             rt.load_checkpoint(tmp_path / name, net=build())
+        assert "WeightsUnpickler" not in str(no.value) and "()" not in str(no.value)

@@ -148,7 +148,7 @@ def load_weights(net: nn.Module, tensors: Mapping[str, Any]) -> None:
             raise ValueError(f"does not fit the net: {faults}") from None
     for names in shared:
         values = [(name, found[name].nan_to_num()) for name in names if name in found]
-        for name, value in values[1:]:
+        for name, value in values:
             if not torch.equal(value, values[0][1].to(value.dtype)):
                 raise ValueError(
                     f"does not fit the net: {values[0][0]!r} and {name!r} are one tensor there"
