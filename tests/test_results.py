@@ -7,6 +7,7 @@ import json
 import math
 import pkgutil
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -403,6 +404,18 @@ def test_edited_json_is_refused_in_one_sentence(field, value, message):
     content["result"]["fields"][field] = value
     with pytest.raises(ValueError, match=message):
         eigen.Spectrum.from_json(json.dumps(content))
+
+
+def test_the_room_of_a_result_is_looked_up(monkeypatch):
+    text, rooms = made("Spectrum").to_json(), []
+
+    class Lazy:
+        def __getattr__(self, name):
+            rooms.append(name)
+
+    monkeypatch.setitem(sys.modules, "resid_theory", Lazy())
+    eigen.Spectrum.from_json(text)
+    assert rooms == ["eigen"]
 
 
 def test_a_flipped_byte_is_noticed(tmp_path):

@@ -80,11 +80,13 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_changes_of_the_net_are_noticed(change, engine, data):
     net = made(Scaled)
+    net.log = ["begun"]
     operator = rt.curvature_operator(net, "cross_entropy", data, engine=engine)
     vector = torch.ones(43)
     product = operator @ vector
-    net(data[0]).sum().backward()  # neither gradients nor a change of mode change the net
+    net(data[0]).sum().backward()  # neither gradients nor modes and logs change the net
     net.train()
+    net.log = ["another"]
     assert torch.equal(operator @ vector, product)
     CHANGES[change](net)
     for use in (lambda: operator @ vector, operator.dense, lambda: rt.spectrum(operator)):

@@ -93,6 +93,8 @@ def test_json_round_trip_and_invalid_json(tmp_path):
     store.write_json(tmp_path / "a.json", content)
     assert store.read_json(tmp_path / "a.json") == content
     assert list(store.read_json(tmp_path / "a.json")) == ["b", "a"]
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")  # for readers
+    assert text.startswith('{\n  "b": [\n    1,') and text.endswith('"a": "λ ± σ"\n}\n')
     (tmp_path / "a.json").write_text('{"half":')
     with pytest.raises(ValueError, match=r"a\.json: not valid JSON"):
         store.read_json(tmp_path / "a.json")
