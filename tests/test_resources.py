@@ -107,5 +107,18 @@ def test_a_clock_waits_for_its_device(monkeypatch):
 
 def test_a_device_elsewhere_is_taken_by_its_name():
     assert resources.check_device("device", "cuda:99", here=False) == torch.device("cuda:99")
-    with pytest.raises(ValueError, match="^device: got 'gpu', which torch cannot use: "):
+    with pytest.raises(
+        ValueError, match="^device: got 'gpu', which torch cannot use: .+; this mach"
+    ):
         resources.check_device("device", "gpu", here=False)
+
+
+def test_of_a_device_that_fails_the_first_line_is_told(monkeypatch):
+    def failing(*_, **__):
+        raise RuntimeError("no driver\nCompile with more words")
+
+    monkeypatch.setattr(torch, "empty", failing)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    says = "^d: got 'cpu', .* use: no driver; this machine has 'cpu' and 3 CUDA devices$"
+    with pytest.raises(ValueError, match=says):
+        resources.check_device("d", torch.device("cpu"))

@@ -238,6 +238,9 @@ def test_long_tables_show_their_ends():
     lines = repr(eigen.Spectrum.of(range(1, 10**6))).splitlines()
     assert [line.split()[0] for line in lines[2:]] == [*"12345", "…", *["1e+06"] * 5]
     assert lines[7].strip() == "… 999989 more"
+    for count, more in ((10, False), (11, False), (12, True)):
+        text = repr(eigen.Spectrum.of(range(1, count + 1)))
+        assert ("… 2 more" in text) == ("…" in text) == more
 
 
 def test_intervals_and_errors_stand_beside_their_numbers():

@@ -82,6 +82,15 @@ def test_paths_are_strings_or_paths(monkeypatch):
         store.path_of(3, "out")
 
 
+def test_a_lock_is_held_until_its_end(tmp_path):
+    pytest.importorskip("fcntl", reason="there are no locks here")
+    with store.locked(tmp_path / "lock"):
+        with pytest.raises(ValueError, match="^held$"), store.locked(tmp_path / "lock", "held"):
+            pass
+    with store.locked(tmp_path / "lock", "held"):
+        pass
+
+
 def test_without_locks_of_the_system_nothing_is_locked(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
     with store.locked(tmp_path / "new" / "lock", "held"), store.locked(tmp_path / "new" / "lock"):
