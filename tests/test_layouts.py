@@ -569,6 +569,23 @@ def test_three_layers_have_eigenvalues_of_zero_in_any_range():
         Layout([[1e300, 0.0], [1e-200, 0.0]], [1.0, 1.0, 1.0], branch=2).check_range()
 
 
+@pytest.mark.parametrize(
+    ("layout", "said"),
+    [
+        (Layout.plain(3), "Layout('plain', blocks=3, branch=1)"),
+        (Layout.shortcut(3), "Layout('shortcut', blocks=3, branch=2)"),
+        (Layout.scaled(3), "Layout('scaled', blocks=3, branch=2)"),
+        (Layout.averaged(3), "Layout('averaged', blocks=3, branch=2)"),
+        (Layout.dense(torch.eye(4)), "Layout('dense', blocks=3, branch=2)"),
+        (Layout([[1.0]], [1.0, 1.0]), "Layout('layout', blocks=1, branch=1)"),
+        (Layout([[1.0]], [1.0, 1.0], 3, "mine"), "Layout('mine', blocks=1, branch=3)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layouts_say_their_names(layout, said):
+    assert repr(layout) == said and f"'{layout.name}'" in said
+
+
 def test_tables_of_many_blocks_are_refused(monkeypatch):
     monkeypatch.setattr("resid_theory.theory.zero_weights.layout._MOST", 3)
     assert torch.equal(Layout.plain(3).coefficients()[0], torch.eye(3).double())
