@@ -16,7 +16,8 @@ from resid_theory.eigen.density import Density
 from resid_theory.eigen.eigenpair_result import clusters
 from resid_theory.eigen.gauss_rules import radau_rule
 from resid_theory.eigen.implicit_deflation import ProbeMeasure, without_resolved
-from resid_theory.eigen.krylov import _SURE, product_rounding
+from resid_theory.eigen.krylov import _SURE, Ritz, product_rounding
+from resid_theory.eigen.operator_log import RecordedOperator
 from resid_theory.eigen.ritz_bounds import Goal
 from resid_theory.eigen.spectrum_report import _condition_number, _verified
 
@@ -369,6 +370,34 @@ def test_bounds_hold_where_a_copy_may_be_hidden(monkeypatch):
     bounds, single, limits = state.certified(torch.full((5,), 0.02))
     assert bounds.tolist() == pytest.approx([8.01, 0.02, 0.02, 0.02, 0.02])
     assert limits == pytest.approx((-9.01, 5.51))
+
+
+def test_residuals_hold_where_both_their_parts_point_the_same_way():
+    weights = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double() / 2**0.5
+    one = torch.ones(1, 1).double()  # A u = v + e for the locked u, and A v = u + e
+    ritz = Ritz(values=torch.zeros(2), weights=weights, gram=one, outside=one, noise=0.25)
+    residual = 2**0.5  # (e + e) / sqrt(2)
+    assert ritz.residual_gram(torch.tensor([0])).item() == pytest.approx(residual**2)
+    assert ritz.residuals[0].item() == pytest.approx(residual + 0.25)
+
+
+@pytest.mark.parametrize(
+    ("largest", "unit"),
+    [(1.5 * 2.0**150, 2.0**150), (2.0**-150, 2.0**-150), (1.9 * 2.0**100, 1.0), (0.0, 1.0),
+     (2.0**101, 2.0**101)],
+    ids=["large", "small", "near", "zero", "far"],
+)  # fmt: skip
+def test_units_are_powers_of_two_of_what_is_far_from_one(largest, unit):
+    with RecordedOperator(torch.eye(3)) as operator:
+        operator.choose_unit(largest)
+        assert operator.unit == unit
+
+
+def test_a_report_tells_what_its_probes_found(monkeypatch):
+    told = ("a note",)
+    monkeypatch.setattr("resid_theory.eigen.spectrum_report._verified", lambda p, _: (p, told))
+    A = torch.diag(torch.linspace(-1, 1, 60, dtype=torch.float64))
+    assert rt.eigen.spectral_estimates(A, 1, probes=2, steps=3).notes == told
 
 
 def blurred():
