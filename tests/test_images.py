@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
@@ -134,6 +135,21 @@ def test_few_images_need_one_batch_only(small):
     (folder / cifar._FOLDER / "data_batch_5.bin").unlink()
     images = rt.load_images("cifar10", samples=COUNT)
     np.testing.assert_array_equal(images.pixels, everything[0][0])
+
+
+@pytest.mark.parametrize(
+    ("samples", "count"), [(1, 1), (10_000, 1), (10_001, 2), (40_001, 5), (None, 5)]
+)
+def test_as_many_batches_are_read_as_hold_the_samples(monkeypatch, samples, count):
+    asked = []
+
+    def read(folders, batches, progress):
+        asked.extend(batches)
+        return np.zeros((1, 3073), np.uint8)
+
+    monkeypatch.setattr(cifar, "_records", read)
+    cifar.load_cifar10(samples=samples)
+    assert asked == [f"data_batch_{number}.bin" for number in range(1, count + 1)]
 
 
 def test_the_real_cifar_is_checked_against_the_official_sums():
@@ -349,6 +365,12 @@ def test_a_file_that_is_no_image_is_named(tree):
     (folder / "a" / "0.png").write_bytes(b"\x89PNG cut")
     with pytest.raises(ValueError, match=r"0\.png: not an image"):
         rt.load_image_folder(folder)
+
+
+def test_without_pillow_it_is_asked_for(tree, monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="load_image_folder needs Pillow: pip install pillow"):
+        rt.load_image_folder(tree[0])
 
 
 @pytest.mark.parametrize("name", ["nothing", "."])

@@ -556,6 +556,23 @@ def test_a_full_disk_leaves_the_checkpoint_and_says_so(tmp_path, monkeypatch):
     assert difference(straight, rt.load_checkpoint(tmp_path, net=conv_net(1))) == 0
 
 
+def test_metrics_that_cannot_be_written_say_what_to_do(tmp_path):
+    folder = training.checkpoint.Folder(tmp_path / "gone")
+    with pytest.raises(
+        OSError, match="metrics.jsonl: not written .*; the previous checkpoint is i"
+    ):
+        folder.append({"step": 3})
+
+
+def test_a_checkpoint_of_something_else_is_not_resumed(finished, tmp_path):
+    rt.save_checkpoint(tmp_path / "checkpoint.json", conv_net())
+    with pytest.raises(ValueError, match="is not of a training: has no architectures"):
+        rt.resume(tmp_path, images(), progress=False)
+    for net in (linear_net(), conv_net(norm=False), nn.Sequential(*conv_net(), nn.Linear(10, 10))):
+        with pytest.raises(ValueError, match="the checkpoint is that of another net: '0."):
+            rt.resume(finished, images(), net=net, progress=False)
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
     if os.name != "posix":
         pytest.skip("nothing is locked here")
@@ -704,10 +721,17 @@ def test_nan_names_the_net():
 )  # fmt: skip
 def test_a_number_that_is_not_finite_is_named_where_it_arises(value, at, backward, tensor):
     poison = Poison(value, at, backward=backward)
-    poisoned = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), poison)
+    poisoned = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), poison, nn.Identity())
     with pytest.raises(DivergenceError) as caught:
         fit([linear_net(), poisoned], seed=[0, 1])
     assert (caught.value.step, caught.value.net, caught.value.tensor) == (at, 1, tensor)
+
+
+def test_inputs_that_the_precision_cannot_hold_are_named():
+    x, y = 1e300 * torch.randn(9, 4), torch.arange(9) % 3
+    recipe = RECIPE.change(batch=9, precision="float32", augmentation="none")
+    with pytest.raises(DivergenceError, match="^step 1, net 0: the input is not finite"):
+        fit(nn.Linear(4, 3), (x, y), recipe)
 
 
 LACKS = {

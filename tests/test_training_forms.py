@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import resid_theory as rt
 from resid_theory.losses import LOSSES, Loss
 from resid_theory.training import Recipe
+from resid_theory.training.device_dataset import DeviceDataset
 
 SAME = round_off(1000)
 X, LABELS = noise(22, 5, seed=1).double(), torch.arange(22) * 7 % 3
@@ -59,6 +60,13 @@ IGNORED = torch.where(torch.arange(22) % 5 == 0, -100, LABELS)
 AS_BYTE = torch.where(IGNORED < 0, 255, IGNORED)
 CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)
 by_classes = cross_entropy(weight=CLASS_WEIGHTS)[1]
+
+
+def looking(output, labels):
+    """Looks at its values, as torch.vmap cannot."""
+    return log_cosh(output, labels) * (2 if bool((output == output).all()) else 1)
+
+
 # Loss and targets as the caller gives them; both by hand; what the loss divides by.
 KINDS = {
     "cross_entropy": ("cross_entropy", LABELS, F.cross_entropy, LABELS, torch.ones(22)),
@@ -74,6 +82,7 @@ KINDS = {
     "sum": (*cross_entropy(reduction="sum"), LABELS, None),
     "classes by a function": (by_classes, LABELS, by_classes, LABELS, CLASS_WEIGHTS[LABELS]),
     "function": (log_cosh, LABELS, log_cosh, LABELS, torch.ones(22)),
+    "looking": (looking, LABELS, looking, LABELS, torch.ones(22)),
     "new row": ("huber", LABELS, huber, ROWS, torch.ones(22)),
 }  # fmt: skip
 KINDS = {name: kind if len(kind) == 5 else (kind[0], kind[2], kind[1], *kind[2:])
@@ -175,7 +184,7 @@ def weighted(weights):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("kind", ["cross_entropy", "classes", "new row", "function"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "classes", "new row", "function", "looking"])
 def test_a_training_weighs_samples(kind, count):
     """By the gradients of single samples, added by hand."""
     given, targets, loss, by_loss, own = KINDS[kind]
@@ -240,6 +249,60 @@ def test_labels_of_pixels():
     found = rt.evaluate(net, (x, labels), batch=2)
     assert found.loss == pytest.approx(F.cross_entropy(output, labels).item(), rel=1e-12)
     assert found.wrong == {1: int((output.argmax(1) != labels).sum())} and found.labels == 60
+
+
+class Turned(Net):
+    """Its outputs have the samples along their second axis."""
+
+    def forward(self, x):
+        return super().forward(x).T
+
+
+def turned(output, labels):
+    return F.cross_entropy(output.T, labels)
+
+
+def test_samples_on_another_axis_than_the_first():
+    net = Turned()
+    expected = F.cross_entropy(Net()(X), LABELS).item()
+    for data in ((X, LABELS), [(X[part], LABELS[part]) for part in PARTS]):
+        found = rt.evaluate(net, data, loss=turned, batch=4)
+        assert found.loss == pytest.approx(expected, rel=1e-12)
+        assert (found.labels, found.wrong) == (0, {})
+    run, other = fit(net, (X, LABELS), RECIPE.change(loss=turned)), Net()
+    fit(other, (X, LABELS), RECIPE)
+    assert relative_error(run.net.first.weight, other.first.weight) < SAME
+
+
+def test_a_loss_of_one_precision_is_evaluated_in_it():
+    def single(output, labels):
+        if output.dtype != torch.float32:
+            raise RuntimeError("expected Float")
+        return F.cross_entropy(output, labels)
+
+    net, x = Net().float(), X.float()
+    found = rt.evaluate(net, (x, LABELS), loss=single).loss
+    assert found == pytest.approx(F.cross_entropy(net(x), LABELS).item(), rel=1e-6)
+
+
+def test_a_loss_that_lacks_memory_says_so():
+    def large(output, labels):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError, match="^CUDA out of memory$"):
+        rt.evaluate(Net(), (X, LABELS), loss=large)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_a_loss_is_even_where_all_samples_count_alike(weighted):
+    for kind, even in {"cross_entropy": True, "classes": False, "sum": False, "new row": True,
+                       "ignored": False, "function": True}.items():  # fmt: skip
+        data = rt.Data.of((X, KINDS[kind][1]), sample_weight=torch.arange(22.0) + 1)
+        if kind == "sum" and weighted:
+            continue
+        given = data if weighted else (X, KINDS[kind][1])
+        samples = DeviceDataset("data", given, Net(), RECIPE.change(loss=KINDS[kind][0]))
+        assert samples.is_even == (even and not weighted), kind
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -381,6 +444,11 @@ class Learnt(nn.Module):
         return F.cross_entropy(self.scale * output, target)
 
 
+class Choosing(Net):
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
 def bad_calls():
     other, late = Net(), LABELS.clone()
     late[18] = 3  # not among the few samples on which the loss is tried
@@ -416,6 +484,14 @@ def bad_calls():
                                 "loss: needs a mean, a weighted mean or a sum"),
         "weights in a sum": (lambda: fit(other, weighted(torch.ones(22)), RECIPE.change(
             loss=nn.CrossEntropyLoss(reduction="sum"))), "data: got weights of the samples"),
+        "weights of columns": (lambda: fit(Turned(), weighted(torch.ones(22)), RECIPE.change(
+            loss=turned)), "data: got weights of the samples, .* one entry a sample along their"),
+        "evaluation of batches": (lambda: rt.evaluate(other, (X, LABELS), loss=rt.Loss(
+            huber, of="batch")), r"loss: got one of \(net, batch\), needs one of \(output, target"),
+        "evaluation of numbers": (lambda: rt.evaluate(Choosing(), (X, LABELS)),
+                                  "net: gives Tensor, needs tensors of floating point"),
+        "evaluation of a function": (lambda: rt.evaluate(other, (X, LABELS), loss=torch.mv),
+                                     "loss: mv does not take the net's outputs and these targets"),
         "no weights": (lambda: fit(other, weighted(torch.zeros(22)), RECIPE), "no sample counts"),
         "shapes": (lambda: fit(other, [(X, LABELS), (X[:, :3], LABELS)], RECIPE),
                    "data: samples of different shapes"),
