@@ -1,6 +1,5 @@
 """Layer cushions: the share of a layer's weight that acts on the input of each sample."""
 
-import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -197,7 +196,6 @@ class _Meter:
     rows: dict[Key, list[tuple[int, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     inputs: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     known: dict[Any, Tensor] = field(default_factory=dict)
-    latest: tuple[Any, ...] | None = None  # the projections of an attention share their input
     apart: dict[str, str] = field(default_factory=dict)
     irregular: dict[str, str] = field(default_factory=dict)
 
@@ -212,7 +210,6 @@ class _Meter:
         self.inputs.clear()
         with self.observer.watching(self.take):
             batch.call(self.net)
-        self.latest = None
         for key in look.layouts:
             count = sum(part.shape[1] for _, part in self.rows.get(key, ()))
             if key[0] in names and count != self.measured + batch.size:
@@ -251,11 +248,8 @@ class _Meter:
         if name not in self.apart:
             layout = look.layouts.get(use.key)
             if layout is not None and look.fits(use.key, x, self.samples):
-                if self.latest is None or self.latest[0]() is not x or self.latest[1] != layout:
-                    # Weakly: an input that is held makes the net take new memory for the next one.
-                    self.latest = weakref.ref(x), layout, layout.norms(x, self.samples)
                 if not self.compares or look.agrees(use.key, x, self.samples):
-                    whole = self.latest[-1]
+                    whole = layout.norms(x, self.samples)
                     self.rows[use.key].append((self.measured, self._measured(use, layout, whole)))
             if whole is None:
                 self._set_apart(name, _CALLS if layout is None else ROUTED)
