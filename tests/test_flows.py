@@ -272,6 +272,14 @@ def test_batches_do_not_matter(generator, data, batch):
     assert_close(whole.gradients, parts.gradients)
 
 
+def test_a_bar_counts_samples(generator, data, capsys):
+    net = build("residual", generator)
+    rt.dominant_flows(net, data)
+    assert capsys.readouterr() == ("", "")
+    rt.dominant_flows(net, data, progress=True)
+    assert "flows: 2sample" in capsys.readouterr().err
+
+
 def test_features_in_groups_give_the_same(generator, data, monkeypatch):
     net = build("full, repeated", generator)
     whole = rt.dominant_flows(net, data, batch=2)

@@ -310,18 +310,36 @@ def chain():
 
 
 PASSES = {
-    "layer_cushions": lambda data: rt.layer_cushions(chain(), data),
-    "interlayer_cushions": lambda data: rt.interlayer_cushions(chain(), data, start=0),
-    "block_cushions": lambda data: rt.stability.block_cushions(chain(), data, blocks=["0", "2"]),
-    "activation_noise": lambda data: rt.stability.activation_noise(chain(), data, draws=1),
-    "weight_noise": lambda data: rt.stability.weight_noise(chain(), data, draws=1),
+    "layer_cushions": lambda data, **more: rt.layer_cushions(chain(), data, **more),
+    "interlayer_cushions": lambda data, **more: rt.interlayer_cushions(
+        chain(), data, start=0, **more),
+    "block_cushions": lambda data, **more: rt.stability.block_cushions(
+        chain(), data, blocks=["0", "2"], **more),
+    "activation_noise": lambda data, **more: rt.stability.activation_noise(
+        chain(), data, draws=1, **more),
+    "weight_noise": lambda data, **more: rt.stability.weight_noise(chain(), data, draws=1, **more),
     "contraction": lambda data: rt.stability.activation_contraction(chain(), data),
     "smoothness": lambda data: rt.stability.interlayer_smoothness(chain(), data, draws=1),
-    "bound": lambda data: rt.stability.compression_bound(chain(), data, margin=1.0),
+    "bound": lambda data, **more: rt.stability.compression_bound(
+        chain(), data, margin=1.0, **more),
     "equivalence": lambda data: rt.check_equivalence(
-        chain(), chain(), data, steps=7, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)
-    ),
-}
+        chain(), chain(), data, steps=7, optimizer=lambda p: torch.optim.SGD(p, lr=0.1)),
+}  # fmt: skip
+BARS = {
+    "layer_cushions": "cushions", "interlayer_cushions": "interlayer cushions", "bound": "bound",
+    "block_cushions": "interlayer cushions", "activation_noise": "noise",
+    "weight_noise": "weight noise",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("function", BARS)
+def test_bars_are_shown_where_they_are_asked_for(function, capsys):
+    data = [x for (x,) in parts(X)]
+    PASSES[function](data)
+    assert capsys.readouterr() == ("", "")
+    PASSES[function](data, progress=True)
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"\r{BARS[function]}:") and "3/3" in shown
 
 
 @pytest.mark.parametrize("function", PASSES)

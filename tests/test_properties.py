@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resid_theory as rt
+from resid_theory import stability
 from resid_theory.eigen import Spectrum
 from resid_theory.identity import with_identity
 
@@ -174,7 +175,77 @@ def charted():
     return torch.cat([chart.arc, chart.path])
 
 
+def chain():
+    """A net in float64, whatever the default is."""
+    torch.manual_seed(0)
+    double = {"dtype": torch.float64}
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1, **double), nn.ReLU(), nn.Conv2d(4, 4, 3, **double), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3, **double),
+    )  # fmt: skip
+
+
+MAPS = POINTS.new_tensor(range(5 * 16)).view(5, 1, 4, 4).sin(), torch.arange(5) % 3
+
+
+def cushions(**options):
+    return rt.layer_cushions(chain(), MAPS, **options)
+
+
+def compared():
+    other = rt.layer_cushions(chain(), MAPS[0].cos())
+    found = rt.compare_cushions(cushions(), other, resamples=50)
+    return torch.stack([found.difference, *found.intervals.T, found.cliffs_delta, found.p_values])
+
+
+def trained():
+    recipe = rt.Recipe(epochs=2, batch=2, lr=0.1, precision="float64", augmentation="none")
+    run = rt.train(chain(), MAPS, recipe, seed=0, device="cpu", progress=False, test=MAPS)
+    numbers = [line[name] for line in run.metrics for name in ("penalty", "test_loss")]
+    weights = [p.detach().flatten() for p in run.net.parameters()]
+    return torch.cat([*weights, *run.first_losses, POINTS.new_tensor(numbers)])
+
+
+def noisy():
+    """The curves of both kinds of noise."""
+    found = [stability.activation_noise(chain(), MAPS, probes=3, draws=2),
+             stability.weight_noise(chain(), MAPS, relative=True, draws=2)]  # fmt: skip
+    parts = [part for curves in found for part in
+             (curves.levels, curves.measured, curves.predicted, curves.at_output)]  # fmt: skip
+    return torch.cat([part.flatten() for part in parts])
+
+
+def between(**options):
+    found = rt.interlayer_cushions(chain(), MAPS, start=1, **options)
+    return torch.cat([found.values[..., None], found.standard_errors[..., None],
+                      found.intervals(0.9)], 2)  # fmt: skip
+
+
+def bounded():
+    found = stability.compression_bound(chain(), MAPS, margin=2.0, probes=3)
+    return torch.stack([found.layer_cushions, found.interlayer, found.spread, found.overlap])
+
+
+def flowing():
+    found = rt.dominant_flows(chain(), MAPS, rule="repeat")
+    shares = [found.all_shares.flatten(1), found.off_path, found.gradients]
+    return torch.cat([*shares, stability.feature_gradients(chain(), MAPS)], 1)
+
+
 IN_FLOAT64 = {
+    "cushions": lambda: cushions().values,
+    "cushions, operator": lambda: cushions(norm="operator", include_bias=True).values,
+    "cushions, statistics": lambda: torch.stack([
+        cushions().quantile(0.3), *cushions().quantile_interval(0.3, 0.5).T]),
+    "comparison": compared,
+    "noise": noisy,
+    "interlayer, exact": lambda: between(method="exact"),
+    "interlayer, probes": lambda: between(method="probes", probes=3, batchnorm="batch"),
+    "smoothness": lambda: stability.interlayer_smoothness(chain(), MAPS, draws=2).ratios,
+    "bound": bounded,
+    "flows": flowing,
+    "evaluation": lambda: POINTS.new_tensor(rt.evaluate(chain(), MAPS, batch=2).loss),
+    "training": trained,
     "counted": counted,
     "flat": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=3).hessian(),
     "matrix": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=2).matrix_a,
