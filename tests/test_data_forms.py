@@ -88,6 +88,7 @@ REFUSED = {
     "three-arrays": ([X, Y, X], "^data: got a batch that is Tensor of 5"),
     "triples": ([(X, Y, Y)], "^data: got .* floating-point numbers behind; .*sample_weight=True"),
     "fours": ([(X, Y, Y, Y)], "^data: got a batch that is tuple of 4"),
+    "one-tensor-data-set": (TensorDataset(X), "^data: got a batch that is list of 1, needs a pair"),
     "names": (
         [{"image": X, "label": Y}],
         "^data: .* dict of 2 with 'image', 'label', .*of=\"batch\"",
@@ -137,6 +138,50 @@ def test_bytes_are_images_with_three_axes_a_sample_only():
     torch.testing.assert_close(x, pixels.view(5, 1, 3, 4) / 255)
     with pytest.raises(ValueError, match=r"^data: x has shape \(5, 1, 3, 4\) and y \(4,\)"):
         list(pairs((pixels.view(5, 1, 3, 4), torch.arange(4))))
+
+
+def test_bytes_keep_the_weights_behind_them():
+    pixels = torch.arange(5 * 12, dtype=torch.uint8).view(5, 1, 3, 4)
+    (batch,) = Data.of((pixels, torch.arange(5), Y[:, 0].abs()), sample_weight=True)
+    assert batch.sample_weight.tolist() == Y[:, 0].abs().tolist()
+
+
+class Turned(nn.Linear):
+    """Its outputs have the samples along their second axis."""
+
+    def forward(self, x):
+        return super().forward(x).T
+
+
+def test_one_sample_has_a_weight(generator):
+    x, y = torch.randn(1, 2, generator=generator), torch.tensor([1])
+    net = Turned(2, 3)
+
+    def loss(output, target):
+        return F.cross_entropy(output.T, target)
+
+    data = Data.of((x, y), sample_weight=[0.5])
+    found = rt.evaluate(net, data, loss=loss).loss
+    assert found == pytest.approx(loss(net(x), y).item(), rel=1e-12)
+    torch.testing.assert_close(rt.hessian(net, loss, data), rt.hessian(net, loss, (x, y)))
+
+
+class Creeping:
+    """Every pass has one number more by its last bit."""
+
+    def __init__(self):
+        self.x = X.clone()
+
+    def __iter__(self):
+        self.x[3, 0] = torch.nextafter(self.x[3, 0], self.x[3, 0] + 1)
+        yield self.x.clone(), Y
+
+
+def test_a_last_bit_that_changes_from_pass_to_pass_is_noticed():
+    data = Data.of(Creeping())
+    list(data)
+    with pytest.raises(ValueError, match="^data: Creeping gives other samples in every pass"):
+        list(data)
 
 
 class Scaled(nn.Module):

@@ -11,8 +11,9 @@ from torch import nn
 
 import resid_theory as rt
 from resid_theory.runtime import store
-from resid_theory.training import DivergenceError, loop
+from resid_theory.training import DivergenceError, epochs, loop
 from resid_theory.training.checkpoint import Folder
+from resid_theory.training.device_dataset import DeviceDataset
 
 SINGLE, TF32 = RECIPE.change(precision="float32"), RECIPE.change(precision="tf32")
 HALF = RECIPE.change(precision="bf16", channels_last=True)
@@ -48,6 +49,17 @@ TRAININGS = {
         dirac(), images(), GRAPH.change(padding="reflect"), test=images(20), **how
     ),
 }
+
+
+def test_an_epoch_is_cropped_at_once_where_an_eighth_of_the_memory_holds_it(cuda, monkeypatch):
+    samples = DeviceDataset("data", images(), conv_net().to(cuda), RECIPE)
+    bytes_of_all, found = 100 * 8 * 8, []
+    for free, at_once in ((8 * bytes_of_all + 8, True), (8 * bytes_of_all, False)):
+        monkeypatch.setattr(epochs, "available_bytes", lambda _, free=free: free)
+        epoch = epochs.Epochs(samples, RECIPE, cuda).draw(0, 0)
+        assert (epoch._images is not None) == at_once
+        found.append(epoch.batch(slice(90, 100)))
+    assert all(torch.equal(one, other) for one, other in zip(*(f[:3] for f in found), strict=True))
 
 
 @pytest.mark.parametrize("name", TRAININGS)

@@ -68,6 +68,6 @@ class Parallel:
             whole = change if old.is_floating_point() else change.round().to(old.dtype)
             buffer.copy_(old + whole)
         # A row taken with share 0 counts with the process whose row it is.
-        seen = torch.stack([losses.double() * share, wrong.double() * (share > 0)])
+        seen = torch.stack([losses * share, wrong.double() * (share > 0)])
         mean, errors = self._process_group.add(seen)
         return mean.to(losses.dtype), errors
