@@ -105,6 +105,8 @@ def test_what_is_not_symmetric_has_a_norm_and_a_trace(generator):
     for budget in (20, 40):
         assert rt.trace(matrix, budget=budget).covers(matrix.trace().item())
         assert rt.frobenius_norm(matrix, budget=budget).covers(matrix.norm().item())
+    whole = rt.trace(matrix, budget=40)  # what is not symmetric in a matrix is no rounding
+    assert whole.high - whole.low <= 40 * round_off(1) * float(matrix.norm())
     wide = matrix[:15]
     norm = rt.frobenius_norm(wide, budget=40)
     assert norm.covers(wide.norm().item())
