@@ -491,6 +491,18 @@ def test_low_precision_is_told_from_wrong_derivatives(data):
         rt.curvature_operator(fill(Headed(coarse)).float(), "square", given)
 
 
+def test_wrong_derivatives_of_a_net_that_has_no_copy_in_float64(data):
+    given = tuple(part.float() for part in data)
+
+    def single(z):
+        if z.dtype != torch.float32:
+            raise TypeError("takes float32 only")
+        return Backwards.apply(z)
+
+    with pytest.raises(ValueError, match="not symmetric .*, as those of a twice differentiable"):
+        rt.curvature_operator(fill(Headed(single)).float(), "square", given)
+
+
 def test_outputs_without_a_doubt_are_named_among_the_causes():
     """Derivatives of a loss of 1e-30 are differences of numbers near one, and mostly round-off."""
     torch.manual_seed(0)

@@ -182,6 +182,18 @@ def test_gauss_newton_and_fisher_of_the_whole_set(name):
     assert relative_error(made.dense(), total) <= HESSIAN
 
 
+@pytest.mark.parametrize("method", ["auto", "columns"])
+def test_batches_of_several_shapes(method):
+    net, data = Net(Net.logits), [(TIMES, HOLED), (numbers(1, 3, 4, seed=5), TOKENS[:3, :1].T)]
+    losses = [F.cross_entropy(net(x).flatten(0, 1), y.flatten(), reduction="sum") for x, y in data]
+    value = sum(losses) / sum(int((y >= 0).sum()) for _, y in data)
+    exact = oracles.hessian_by_nested_gradients(value, list(net.parameters()))
+    assert relative_error(rt.hessian(net, "cross_entropy", data, method=method), exact) <= HESSIAN
+    wrong = [data[0], (data[1][0], TOKENS[:2, :1].T)]
+    with pytest.raises(ValueError, match=r"^data y: got labels of shape \(1, 2\), needs"):
+        rt.hessian(net, "cross_entropy", wrong, method=method)
+
+
 # -- weights of the caller -------------------------------------------------------------------------
 
 COPIES = torch.tensor([1, 2, 0, 3, 1, 1, 2, 1])

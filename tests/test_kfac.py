@@ -176,6 +176,7 @@ def test_its_algebra_is_that_of_the_matrix(device):
     x, y = noise(M, 3), noise(M, 3, seed=1)
     found = rt.curvature.kfac(net, nn.MSELoss(reduction="sum"), (x, y))
     mean = rt.curvature.kfac(net, nn.MSELoss(), (x, y))
+    assert found.T is found
     matrix, v = found.dense(), noise(len(found.dense()), 2, seed=2)
     there = rt.curvature.kfac(
         copy.deepcopy(net).to(device), nn.MSELoss(reduction="sum"), (x.to(device), y.to(device))

@@ -564,6 +564,25 @@ def test_data_may_change_after_the_graphs_are_kept_only():
         rebuilt @ exact[0]
 
 
+@pytest.mark.parametrize("powers", [(40, 40, 40), (-40, 0, 40), (-60,)], ids=str)
+def test_products_of_long_and_short_vectors(powers, generator):
+    net, x, y, exact, _ = problem()
+    parts = list(zip(x.split([3, 4]), y.split([3, 4]), strict=True))
+    vectors = torch.randn(len(exact), len(powers), generator=generator)
+    scales = 2.0 ** torch.tensor(powers)
+    measured = rt.curvature_operator(net, "square", parts) @ (vectors * scales)
+    assert relative_error(measured / scales, exact @ vectors) <= HESSIAN
+
+
+def test_a_parameter_without_entries_has_a_block():
+    net, x, y, exact, _ = problem()
+    net.register_parameter("none", nn.Parameter(torch.empty(0, 3)))
+    measured = rt.curvature_operator(net, "square", (x, y))
+    assert relative_error(measured.dense(), exact) <= HESSIAN
+    block = measured.block("0.weight", "none")
+    assert torch.equal(block @ torch.ones(0, 2), torch.zeros(block.shape[0], 2))
+
+
 class View(nn.Module):
     def forward(self, z):
         return z.view(len(z), -1)

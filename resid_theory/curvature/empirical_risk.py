@@ -243,8 +243,9 @@ class EmpiricalRisk:
             if not batch.is_pair:
                 continue
             if (kinds := input_kinds(batch)) != self.found.kinds:
-                output = self.run(batch.part(0, 2))
-                check_output(self.loss, output, min(2, batch.size))
+                few = batch.part(0, 2)
+                output = self.run(few)
+                check_output(self.loss, output, few.size)
                 self.found.kinds, self.found.output = kinds, output
             check_target(self.loss, self.found.output, batch)
 

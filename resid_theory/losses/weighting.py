@@ -144,7 +144,8 @@ class Weighting:
             ratios = part.ratios(one)
         except (RuntimeError, ValueError):  # a loss that looks at values: one by one
             rows = torch.arange(samples).split(1)
-            return torch.tensor([self._weight(part.some(row)) for row in rows]).double()
+            each = [self._weight(part.some(row)) for row in rows]
+            return torch.tensor(each, dtype=torch.float64)
         return self._rounded(1 / ratios - 1, part.counts(one), part.round_off)
 
     def repeated(self) -> Tensor | None:
