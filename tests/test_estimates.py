@@ -593,6 +593,26 @@ def test_float32_density(generator, device):
     assert found.wasserstein_distance(exact) <= found.wasserstein_error
 
 
+LANCZOS = {"k": 5, "tolerance": 1e-3, "missed": 1e-3, "generator": 0}
+DEFAULTS = [
+    (rt.eigenpairs, LANCZOS | {"which": "largest", "block": 3, "verify": True}),
+    (rt.trace, {"budget": 60, "generator": 0}),
+    (rt.frobenius_norm, {"budget": 60, "generator": 0}),
+    (rt.spectral_density, {"probes": 10, "steps": 100, "generator": 0}),
+    (rt.eigen.spectral_estimates, LANCZOS | {"density": True, "percentile": 10.0, "probes": 10,
+                                             "steps": 100, "matrix": "operator"}),
+    (lambda A, **given: rt.eigen.as_operator(A).diagonal(**given), {"budget": 256, "generator": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "given"), DEFAULTS)
+def test_defaults_are_those_of_the_pages(function, given, generator):
+    size = 300 if given.get("budget") == 256 else 130
+    A = torch.randn(size, size, generator=generator)
+    A = A + A.T + torch.diag(torch.arange(float(size)))
+    assert function(A).to_json() == function(A, **given).to_json()
+
+
 EYE = torch.eye(5)
 REFUSED = [
     (lambda: rt.trace(EYE, budget=5), "budget: got 5, needs at least 6"),
