@@ -113,6 +113,11 @@ def test_a_device_elsewhere_is_taken_by_its_name():
         resources.check_device("device", "gpu", here=False)
 
 
+def test_a_device_is_to_be_here_unless_it_need_not():
+    with pytest.raises(ValueError, match="^device: got 'cuda:99', which torch cannot use: "):
+        resources.check_device("device", "cuda:99")
+
+
 def test_of_a_device_that_fails_the_first_line_is_told(monkeypatch):
     def failing(*_, **__):
         raise RuntimeError("no driver\nCompile with more words")

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,17 @@ def test_intervals_and_errors_stand_beside_their_numbers():
     found = made("Cushions").frame().set_index("layer").loc["2"]
     assert f"{found['median']:.4g} [{found['median_low']:.4g}, {found['median_high']:.4g}]" in row
     assert f"{found['median_effective']:.4g}" in row
+
+
+def test_remarks_join_the_names_of_each_reason():
+    found = SimpleNamespace(
+        not_covered={"a": "why", "b": "else", "c": "why"}, left={"": "it rests"}, notes=("a word",)
+    )
+    assert Result.remarks(found) == [
+        "Not covered: a, c: why.", "Not covered: b: else.", "Left: the net itself: it rests.",
+        "Note: a word.",
+    ]  # fmt: skip
+    assert Result.remarks(SimpleNamespace()) == []
 
 
 def ends(estimates):

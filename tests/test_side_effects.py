@@ -94,6 +94,15 @@ def test_changes_of_the_net_are_noticed(change, engine, data):
             use()
 
 
+def test_a_frozen_parameter_is_told_in_words(data):
+    net = made(Scaled)
+    operator = rt.curvature_operator(net, "cross_entropy", data)
+    net[0].requires_grad_(False)
+    kind = r"\(\(5, 4\), torch.float64, cpu, %strainable\)"
+    with pytest.raises(ValueError, match=f"'0.weight' is {kind % 'not '} and was {kind % ''}"):
+        operator @ torch.ones(43)
+
+
 # -- what forward writes and keeps -----------------------------------------------------------------
 
 
