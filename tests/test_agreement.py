@@ -263,7 +263,8 @@ def test_relu_along_a_direction_two_layers(position, hidden, loss, generator):
     assert predicted.spectrum.distance(measured) <= HESSIAN
 
 
-BENT = {"relu": "relu", "silu": "silu", "elu": "elu", "selu": F.selu, "square": torch.square}
+BENT = {"relu": "relu", "silu": "silu", "elu": "elu", "selu": F.selu, "square": torch.square,
+        "split": lambda z: torch.where(z > 0, 2 * z, -0.5 * z)}  # fmt: skip
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -287,7 +288,7 @@ def test_activations_along_a_direction_one_layer(post, bias, loss, generator):
 
 @pytest.mark.parametrize(
     ("post", "loss"),
-    [("relu", "square"), ("relu", "cross_entropy"), ("elu", "square"), ("selu", "square")],
+    [("relu", "square"), ("split", "cross_entropy"), ("elu", "square"), ("selu", "square")],
 )
 def test_mean_over_directions_is_the_mean(post, loss):
     # The mean over M draws has standard error s/sqrt(M) entry by entry; four of them, two-sided.
@@ -307,7 +308,7 @@ def test_mean_over_directions_is_the_mean(post, loss):
     error = (draws.mean(0) - predicted).abs()
     allowed = 4 * draws.std(0) / len(draws) ** 0.5 + 1e-7
     assert bool((error <= allowed).all())
-    if post == "relu":  # the others have no line: their second derivative jumps
+    if post in ("relu", "split"):  # the others have no line: their second derivative jumps
         line = rt.theory.zero_point((x, y), kink="line", **options).hessian()
         assert not bool(((draws.mean(0) - line).abs() <= allowed).all())
 
