@@ -11,6 +11,7 @@ from torch import nn
 import resid_theory as rt
 from resid_theory.stability.jacobian import (
     _by_two_gradients,
+    better_side,
     differentiable,
     jacobian_product,
     squared_norm,
@@ -139,6 +140,19 @@ def test_a_diagonal_gram_matrix_needs_one_side_and_has_no_error():
     )
     assert found.sides == ("out",)
     assert float((found.standard_errors / found.values).max()) < EXACT
+
+
+@pytest.mark.parametrize("side", ["in", "out"])
+def test_the_side_is_that_of_most_samples_whatever_their_scale(side):
+    """Orthogonal columns need no probes on the side "in", orthogonal rows none on the other."""
+    matrix = torch.linalg.qr(noise(4, 4)).Q * torch.tensor([1.0, 2, 3, 4])
+    few, most = (matrix, matrix.T) if side == "out" else (matrix.T, matrix)
+
+    def function(z):
+        return torch.where(z[:, :1] > 0, 1e3 * z @ few.T, z @ most.T)
+
+    z = torch.tensor([1.0, -1, -1, -1])[:, None] * noise(4, 4).abs()
+    assert better_side(function, z, generator=torch.Generator(), rows=100) == side
 
 
 def test_intervals_cover_the_exact_value():

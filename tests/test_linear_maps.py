@@ -37,6 +37,18 @@ def standardized(w):
     return (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True)
 
 
+def filled(x):
+    z = torch.zeros(x.shape)
+    z[:] = x
+    return z
+
+
+def met(x, w):
+    made = 2 * w
+    made.mul(x.mean())
+    return F.linear(x, made)
+
+
 def circular(x, w):
     return F.conv1d(F.pad(x, (2, 2), mode="circular"), w, stride=2)
 
@@ -131,6 +143,9 @@ OPERATIONS = {
         "w": lambda x, w: (w, x, x @ w.T),
         "w.mT": lambda x, w: (w, torch.tanh(x @ w.T), torch.tanh(x @ w.T) @ w),
     }),
+    "behind a tensor that samples fill": ((4, 3), lambda x, w: filled(x) @ w,
+                                          whole(lambda w: w.T)),
+    "made, and met by samples": ((3, 4), met, whole(lambda w: w)),
     "sample by sample": ((3, 4), lambda x, w: torch.stack([F.linear(one, w) for one in x]),
                          whole(lambda w: w)),
 }  # fmt: skip
@@ -174,6 +189,8 @@ def test_the_output_of_a_scaled_operation_counts_as_it_is_where_the_bias_does():
     ((4, 4), lambda x, w: torch.matmul(x, w, out=torch.empty(len(x), TOKENS, 4))),
     ((4, 4), lambda x, w: torch.vmap(lambda one: one @ w)(x)),
     ((3, 4), lambda x, w: x + F.linear(x[:0], w).sum()),
+    ((4, 4), lambda x, w: F.linear(x, torch.ones(4, 4).tril() @ w)),
+    ((4, 4), lambda x, w: F.linear(x, F.embedding(torch.tensor([1, 0, 3, 2]), w))),
 ])  # fmt: skip
 def test_other_uses_are_no_maps(shape, function):
     class Net(Used):

@@ -51,12 +51,6 @@ def operator_frobenius(
     if scale == 0:
         return scale
     weight = weight / scale  # squares of weights near zero would underflow
-    if all(bool((table == table.diagonal().diag()).all()) for table in tables):
-        squares = weight.square().sum((0, 1))
-        for axis, table in enumerate(tables):
-            shape = [-1 if a == axis else 1 for a in range(len(tables))]
-            squares = squares * table.diagonal().view(shape).to(squares)
-        return scale * squares.sum().sqrt()
     flat = weight.flatten(2).flatten(0, 1)
     counts = tables[0]
     for table in tables[1:]:

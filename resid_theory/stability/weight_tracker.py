@@ -66,7 +66,7 @@ class WeightTracker:
         self.owners: dict[Tensor, list[Label]] = defaultdict(list)
         self.met: dict[Label, set[str]] = defaultdict(set)
         for name, module in modules.items():
-            for tensor, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            for tensor, parameter in module.named_parameters(recurse=False):
                 self.owners[parameter].append(Label.of(f"{name}.{tensor}".lstrip(".")))
         for labels in self.owners.values():
             labels.sort(key=lambda own: isinstance(modules.get(own.module), nn.Embedding))
