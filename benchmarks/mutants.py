@@ -43,8 +43,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # Tests of sources, pages and records, which start processes: no fault of the library is theirs.
 APART = {
     "test_benchmarks", "test_bootstrap", "test_claims", "test_differential", "test_digest",
-    "test_docs", "test_fake_cuda", "test_figures", "test_history", "test_imports", "test_lease",
-    "test_notebooks", "test_parts", "test_readme", "test_rules", "test_trainings", "test_trials",
+    "test_docs", "test_fake_cuda", "test_figures", "test_history", "test_imports", "test_kills",
+    "test_lease", "test_notebooks", "test_parts", "test_readme", "test_rules", "test_trainings",
+    "test_trials",
 }  # fmt: skip
 PAIRS = "Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn, Add Sub, Mult Div, And Or".split(", ")
 SWAPS = {getattr(ast, a): getattr(ast, b) for p in PAIRS for a, b in (p.split(), p.split()[::-1])}
@@ -432,7 +433,7 @@ def main() -> None:
     os.chdir(ROOT)
     given.lines.parent.mkdir(parents=True, exist_ok=True)
     RUNNER = Runner(given, os.fdopen(os.dup(1), "w"))
-    files = [str(p) for p in sorted((ROOT / "tests").glob("test_*.py")) if p.stem not in APART]
+    files = [str(p) for p in sorted((ROOT / "tests").rglob("test_*.py")) if p.stem not in APART]
     pytest.main(["-qpno:cacheprovider", "-pno:faulthandler", "resid_theory", *files], [RUNNER])
     told = [word for word in RUNNER.told if not word.startswith("not run")]
     count, caught = len(told), sum(word.startswith("caught") for word in told)
