@@ -803,6 +803,6 @@ def test_columns_of_the_frame_are_what_they_are_called():
 
 
 def test_rows_of_tiny_and_huge_numbers_have_norms():
-    x = torch.tensor([[3e-200, 4e-200], [3e200, 4e200], [0.0, 0.0], [3.0, 4.0]])
+    x = torch.tensor([[-3e-200, -4e-200], [3e200, -4e200], [0.0, 0.0], [3.0, 4.0]])
     expected = torch.tensor([5e-200, 5e200, 0.0, 5.0])
     assert torch.allclose(row_norms(x), expected, rtol=round_off(2), atol=0)

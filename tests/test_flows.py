@@ -234,6 +234,10 @@ def test_zeros_count_as_the_paper_says():
     assert counted(flow, [0, 1])[0].tolist() == [0.5, 0.5, 0.5]
 
 
+def test_equal_flows_are_not_dominant():
+    assert not counted(torch.ones(2, 1, 1, 3), [0, -1]).any()
+
+
 def test_statistics_differ_where_one_position_stands_out():
     # Ratios 10, 0.1, 0.1: their mean is 3.4, the ratio of means 0.57, the median 0.1.
     own, others = torch.tensor([1.0, 0.1, 0.1]), torch.tensor([0.1, 1.0, 1.0])

@@ -70,6 +70,8 @@ def test_exact_cushions_are_those_of_the_jacobian(start, stop, kappa, device):
     expected = oracle(net[start:stop], net[:start](x), kappa)
     assert relative_error(found.values[0], expected) < EXACT
     assert not found.standard_errors.any() and found.probes == (0,)
+    sizes = net[:start](x)[0].numel(), net[:stop](x)[0].numel()
+    assert found.sides == ("out" if sizes[1] <= sizes[0] else "in",)
 
 
 @pytest.mark.parametrize("start, stop", [("net.1", "net.4"), ("net.2", None), ("net.5", "net.6")])

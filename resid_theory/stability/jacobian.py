@@ -48,7 +48,7 @@ def each_sample_a_batch(net: nn.Module) -> Iterator[None]:
     def own_statistics(module: nn.Module, args: tuple[Tensor, ...], _: Tensor) -> Tensor:
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         x = args[0]
-        if x.dim() < 3 or x[0, 0].numel() < 2:
+        if x[0, 0].numel() < 2:
             raise ValueError(
                 "batchnorm: 'batch' takes the statistics of one sample, which has one value per "
                 f"channel in a layer with inputs of shape {tuple(x.shape)}; use 'eval'"

@@ -210,7 +210,7 @@ def _added(input: Tensor, one: Tensor, other: Tensor, *, beta: float = 1, alpha:
 
 
 def _einsum(equation: Any, *operands: Any) -> Operation | None:
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+    if isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
     if len(operands) != 2:
         return None
