@@ -35,7 +35,7 @@ from benchmarks.shortcut_nets import (
 from resid_theory.equivalence import NothingConverted, block_verdicts
 from resid_theory.equivalence.shortcut_paths import paths_in
 from resid_theory.equivalence.tracing import parts_of
-from resid_theory.equivalence.units import TwoLayers, UnitKind, nearest_set
+from resid_theory.equivalence.units import TwoLayers, UnitKind, _descended, nearest_set
 from resid_theory.identity import AddIdentity, with_identity
 from resid_theory.networks import Block
 
@@ -118,6 +118,23 @@ def squared_relu(t):
 
 
 C, RELU, SQUARED = nn.Conv2d, nn.ReLU(), Apply(squared_relu)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_single_flips_go_down_as_far_as_any_does(seed):
+    torch.manual_seed(seed)
+    with torch.device("cpu"):
+        root, c, s = torch.randn(7, 9), 3 * torch.randn(9), torch.randint(2, (9,)).double()
+    G, best = (root.T @ root).double(), s
+
+    def value(s):
+        return float(s @ G @ s + 2 * c.double() @ s)
+
+    while best is not None:
+        end, flips = best, [torch.where(torch.arange(9) == n, 1 - best, best) for n in range(9)]
+        best = min(flips, key=value)
+        best = best if value(best) < value(end) else None
+    assert torch.equal(_descended(s, G, c.double()), end)
 
 
 class Gate(nn.Module):
@@ -203,7 +220,10 @@ def test_what_the_bounds_leave_open_is_said(seed, decided):
      (lambda t: F.leaky_relu(t, 0.3), 1.3, "keeps_positive homogeneous zero"),
      (F.softplus, 1, "nonnegative"), (F.mish, None, "zero"), (F.hardswish, 1, "zero"),
      (F.relu6, None, "nonnegative zero"), (torch.square, None, "nonnegative flat zero"),
-     (lambda t: F.relu(t) ** 2, None, "nonnegative squares flat zero")],
+     (lambda t: F.relu(t) ** 2, None, "nonnegative squares flat zero"),
+     (lambda t: F.relu(-t), -1, "nonnegative homogeneous zero"),
+     (lambda t: F.relu(-t) ** 2, None, "nonnegative squares flat zero"),
+     (lambda t: t, 2, "keeps_positive homogeneous zero"), (torch.exp, None, "nonnegative")],
 )  # fmt: skip
 def test_units_that_carry_a_line(function, kappa, properties):
     unit = UnitKind.of(function)

@@ -180,7 +180,7 @@ class TwoLayers:
 
 def _low_rank(matrix: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Columns and orthonormal rows whose product is a matrix but for small singular values."""
-    left, size, right = torch.linalg.svd(matrix, full_matrices=False)
+    left, size, right = torch.linalg.svd(matrix)
     rank = int((size > tolerance).sum())
     return left[:, :rank] * size[:rank], right[:rank]
 
