@@ -190,6 +190,25 @@ def test_rounding_is_that_of_the_coarsest_weights():
     assert rt.shortcuts(planted.double()).answers == ("wider",)  # single precision is none
 
 
+class Named(nn.Module):
+    """A layer that is given its input by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        return x + self.layer(input=x)
+
+
+def test_layers_are_linear_maps_with_weights_however_they_are_called():
+    net, x = Named(), torch.randn(4, 3)
+    assert relative_error(rt.absorb(net)(x), net(x)) < SAME
+    by_itself = Apply(lambda x: torch.einsum("ni,ni->ni", x, x))
+    assert not rt.shortcuts(Residual(by_itself)).modules
+    assert rt.shortcuts(Residual(by_itself, nn.Linear(3, 3))).layers == (1,)
+
+
 def test_one_unit_more():
     net = Residual(nn.Linear(2, 4), nn.GELU(), nn.Linear(4, 2))
     net.branch[2].weight.data[:, 0] = 0

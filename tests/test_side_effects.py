@@ -508,6 +508,18 @@ def test_other_errors_of_second_derivatives_are_left_as_they_are(data):
         rt.curvature_operator(made(lambda: Between(Angry.apply)), "cross_entropy", data)
 
 
+@pytest.mark.parametrize("beside", [lambda x, _: x.detach(), lambda _, h: torch.zeros_like(h)])
+def test_data_that_is_detached_and_new_values_cut_nothing(beside, data):
+    """A path that may be cut costs runs of the net, to measure the slope of the loss."""
+    net, calls = made(Scaled), []
+    run = net.forward
+    for extra in (lambda x, _: x, beside):
+        net.forward = lambda x, extra=extra: calls.append(extra(x, net[0](x))) or run(x)
+        rt.curvature_operator(net, "cross_entropy", data)
+        calls.append(None)
+    assert calls.index(None) == len(calls) // 2 - 1
+
+
 class Recomputing(nn.Module):
     """Gradient checkpointing of a layer."""
 
