@@ -58,6 +58,7 @@ SKIPPED = {*"annotation returns decorator_list bases exc __repr__ __str__ headli
 
 
 LONGEST = 1000  # lines of a module
+ASLEEP = 180  # seconds without a word from a test, also on a busy machine
 Places = list[range | str]
 
 
@@ -354,9 +355,10 @@ class Runner:
             if not (child := os.fork()):
                 os.setsid()
                 self.tests(change, [self.items[name] for name in names], seconds, file.name)
-            until = time.time() + 40 * seconds  # asleep, or on a busy machine
-            while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.time() < until:
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]:
                 time.sleep(0.02)
+                if time.time() - os.stat(file.name).st_mtime > ASLEEP:
+                    break
             with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
             if not ended[0]:
