@@ -141,14 +141,14 @@ def _words(claim: Claim) -> dict[str, str]:
 def _parts(folder: Path) -> dict[str, str]:
     """Digests of the finished parts and of the nets that ship, by path beside a folder.
 
-    Their JSON holds the digests of their tensors. A training that is not finished may go on.
+    Their JSON holds the digests of their tensors.
     """
     places = [folder.parent / name for name in ("finished", "checkpoints")]
     paths = sorted(path for place in places for path in place.rglob("*.json"))
     return {
         path.relative_to(folder.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
-        if "unfinished" not in path.parts and path.name != "confirmed.json"
+        if path.name != "confirmed.json"
     }
 
 
