@@ -806,3 +806,4 @@ def test_rows_of_tiny_and_huge_numbers_have_norms():
     x = torch.tensor([[-3e-200, -4e-200], [3e200, -4e200], [0.0, 0.0], [3.0, 4.0]])
     expected = torch.tensor([5e-200, 5e200, 0.0, 5.0])
     assert torch.allclose(row_norms(x), expected, rtol=round_off(2), atol=0)
+    assert torch.equal(row_norms(x[:, :0]), torch.zeros(4))

@@ -146,6 +146,10 @@ def test_zero_weights_pass_signals_unchanged():
     assert theory.output_growth("zero", 2, shortcut=False) == 0.0
 
 
+def test_small_weights_are_a_hundredth_of_xaviers():
+    assert theory.output_growth("near_zero", 1, shortcut=False) == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize("init", ["xavier", "kaiming", "near_zero", "orthogonal"])
 def test_lyapunov_exponents_are_measured_by_qr(init, generator, device):
     d, layers, chains, scale = 5, 300, 64, 0.3

@@ -179,6 +179,9 @@ def test_dirac_weight_filter_by_filter(generator, normalize, channels):
     one = layer(inputs=channels[0], outputs=channels[1])
     with_identity(one, "dirac", rule="truncate", normalize=normalize)
     inside = one.parametrizations.weight[0]
+    new = dict(type(inside)(inside.identity, normalize=normalize).named_parameters())
+    assert torch.equal(new["a"], torch.ones(channels[1]))
+    assert not normalize or torch.equal(new["b"], torch.full((channels[1],), 0.1))
     with torch.no_grad():
         for p in inside.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))

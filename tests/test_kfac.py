@@ -213,6 +213,8 @@ def test_its_algebra_is_that_of_the_matrix(device):
     for damping in (0.0, -0.1):
         with pytest.raises(ValueError, match=rf"^damping: got {damping} for eigenvalues from "):
             flat.solve(v, damping=damping)
+    with pytest.raises(ValueError, match=r"^damping: got 0.0 for eigenvalues from "):
+        flat.solve(v)
     with pytest.raises(ValueError, match=r"^damping: got -1e-09 "):
         found.solve(v, damping=-1e-9)
     for wrong in (v[:-1], v[..., None]):

@@ -454,6 +454,7 @@ def test_outputs_that_all_samples_share(generator):
     reads = Loss(lambda o, t: (o[0] * o[1] - t).square().mean())
     leaves = Loss(lambda o, t: (o[0] - t).square().mean())
     axes = SampleAxes.first((z, scale), SAMPLES)
+    assert SampleAxes.first((z[:1], scale[0]), 1).axes == ((0, 1), None)
     Weighting(reads, axes).learn((z, scale), target, SAMPLES)  # a constant
     scale.requires_grad_(), z.requires_grad_()
     Weighting(leaves, axes).learn((z, scale), target, SAMPLES)

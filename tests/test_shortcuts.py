@@ -856,10 +856,11 @@ def test_strides_are_compared_at_every_rest_of_a_size():
         assert rt.shortcuts(net).answers == ("open",)
 
 
-def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions():
+@pytest.mark.parametrize("half", [lambda t: t[:, :, ::2], lambda t: t[:, 0:, 0::2]])
+def test_a_slice_is_a_layer_where_it_is_sure_to_take_positions(half):
     torch.manual_seed(0)
     layers = nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv1d(4, 3, 1)
-    net, x = Residual(*layers, projection=Apply(lambda t: t[:, :, ::2])), torch.randn(2, 3, 7)
+    net, x = Residual(*layers, projection=Apply(half)), torch.randn(2, 3, 7)
     assert rt.shortcuts(net).enters == ("subsampled",)
     assert relative_error(rt.absorb(net)(x), net(x)) < SAME
     # What is behind the samples may be tokens or what a matrix reads.

@@ -30,7 +30,7 @@ from resid_theory.sweep import config, driver, image_tasks, processes, ray_execu
 from resid_theory.sweep.image_tasks import CurvatureTask, CushionsTask, TrainingTask
 from resid_theory.sweep.results import Cell, Results
 from resid_theory.sweep.setup import Setup
-from resid_theory.sweep.worker import Options, attempt
+from resid_theory.sweep.worker import Options, Report, attempt
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = {"task": "hessian", "blocks": [1, 2], "shortcut_depth": [1, 2], "seed": [0, 1, 2, 3, 4]}
@@ -291,6 +291,7 @@ def test_curvature_cushions_and_trainings(tmp_path):
         {"task": "cushions", "identity": ["plain", "residual"]},
         {"task": "training", "epochs": 2, "batch": 16, "lr": [0.01, 0.02]},
     ]
+    torch.set_default_dtype(torch.float32)  # a user's
     for grid in grids:
         report = run({**SMALL, **grid}, tmp_path)
         assert not report.failed and report.done == report.cells
@@ -753,6 +754,22 @@ def test_short_cells_share_a_task_of_ray_and_a_lost_one_costs_none_of_them(trial
     assert starts(trial) == {seed: 1 for seed in range(60) if seed != 30}
     assert max(ray.sizes) > 1 and len(ray.sizes) < 60 and max(ray.running) == 6
     assert ray.asked == [{"num_cpus": 1, "num_gpus": 0.5, "max_retries": 2}]
+
+
+class Timed(OneByOne):
+    """Ray whose cells all take a tenth of a second, by what it says."""
+
+    def get(self, reference):
+        cells = reference.args[0]
+        self.sizes.append(len(cells))
+        return [Report(cell=cell, error=None, ran=True, seconds=0.1) for cell in cells]
+
+
+def test_a_task_of_ray_is_half_a_second_of_work(trial, tmp_path):
+    cells, ray = sweep.grid_of({**trial, "seed": list(range(130))}), Timed()
+    options = Options(workers=1, retries=2, device="cpu", gpus=0.0)
+    assert len(list(ray_executor._reports(ray, cells, Results(tmp_path), options))) == 130
+    assert ray.sizes[:18] == [1] * 6 + [5] * 12
 
 
 @pytest.mark.parametrize(
