@@ -255,6 +255,15 @@ class Fixed(nn.Module):
         return weight.detach()
 
 
+class Foreign(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, weight):
+        return self.own
+
+
 class Odd(nn.Module):
     """Layers of which each is in some way no linear map of its own weight and input."""
 
@@ -269,12 +278,14 @@ class Odd(nn.Module):
         self.grouped, self.norm = nn.Conv1d(4, 4, 1, groups=2), nn.BatchNorm1d(4)
         self.turned, self.fixed = nn.Linear(1, 1), nn.Linear(4, 4, bias=False)
         nn.utils.parametrize.register_parametrization(self.fixed, "weight", Fixed())
+        self.lent = nn.Linear(4, 4, bias=False)
+        nn.utils.parametrize.register_parametrization(self.lent, "weight", Foreign())
 
     def forward(self, x):
         z = torch.relu_(self.plain(x))
         z = self.norm(self.pruned(self.normed(self.dirac(self.residual(z)))))
         z = self.grouped(self.twice(torch.tanh(self.twice(z)))[..., None])[..., 0]
-        z = F.linear(self.beside(self.fixed(z)), self.beside.weight)
+        z = F.linear(self.beside(self.fixed(self.lent(z))), self.beside.weight)
         return z + 0 * self.never.weight.sum() + self.turned(z.mT[..., None]).squeeze(-1).mT
 
 
@@ -289,7 +300,7 @@ def test_what_has_no_factors_is_listed_with_the_reason():
     parametrized = "its layer's weight is not a parameter plus a constant (parametrized)"
     assert reasons == {
         "dirac": parametrized, "normed": parametrized, "pruned": parametrized,
-        "fixed": parametrized,
+        "fixed": parametrized, "lent": parametrized,
         "twice": "its layer is called 2 times in a pass of the net, needs one call",
         "never": "its layer is not called in a pass of the net, needs one call",
         "beside": "it is used beside its layer",
