@@ -246,6 +246,7 @@ IN_FLOAT64 = {
     "flows": flowing,
     "evaluation": lambda: POINTS.new_tensor(rt.evaluate(chain(), MAPS, batch=2).loss),
     "training": trained,
+    "gradient": lambda: rt.curvature_operator(chain(), "cross_entropy", MAPS).gradient,
     "counted": counted,
     "flat": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=3).hessian(),
     "matrix": lambda: rt.theory.zero_point(PAIR, blocks=2, shortcut_depth=2).matrix_a,
