@@ -10,7 +10,11 @@ from tolerances import EPS, HESSIAN, relative_error, round_off
 import resid_theory as rt
 from resid_theory.theory import Layout, zero_point
 from resid_theory.theory.zero_weights import prediction
-from resid_theory.theory.zero_weights.zero_point_statistics import check_dense, resolution_of
+from resid_theory.theory.zero_weights.zero_point_statistics import (
+    check_dense,
+    pair_spectrum,
+    resolution_of,
+)
 
 D = 3
 
@@ -171,6 +175,13 @@ def test_a_dense_matrix_may_have_eight_gibibytes():
         ValueError, match="^hessian: 32769 parameters make a dense matrix of 8.0 Gi"
     ):
         check_dense((1 << 15) + 1)
+
+
+def test_small_pairs_beside_large_ones_are_no_zeros():
+    found = pair_spectrum([torch.eye(2), 1e-20 * torch.eye(2)], [1, 1], 9)
+    assert found.levels.tolist() == [-1.0, -1e-20, 0.0, 1e-20, 1.0]
+    assert found.multiplicities.tolist() == [2, 2, 1, 2, 2]
+    assert found.nonzero_condition_number == pytest.approx(1e20)
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, EPS), (torch.float32, 2**-23)])
